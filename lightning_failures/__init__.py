@@ -1,0 +1,1 @@
+"""Failure modes of vision classifiers, found while they train."""

@@ -1,0 +1,48 @@
+"""What the analysis asks of an encoder: three small protocols."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol, runtime_checkable
+
+from torch import Tensor
+
+__all__ = ["Encoder", "FeatureEncoder", "TextEncoder"]
+
+
+@runtime_checkable
+class Encoder(Protocol):
+    """A frozen image model. It owns its device and dtype and ignores autocast; everything it returns is float32 on the CPU.
+
+    Attributes:
+        name: What the user called it, e.g. ``"ViT-B-32/openai"``; for people, not for keys.
+        fingerprint: Hex digest over architecture, weights, preprocessing and tokenizer. Equal fingerprints mean equal
+            outputs, so the cache may use it as part of a key.
+        dim: Length D of an embedding.
+    """
+
+    name: str
+    fingerprint: str
+    dim: int
+
+    def encode_images(self, images: Tensor) -> Tensor:
+        """Embed images (B, C, H, W) with values in [0, 1] as (B, D) float32 on the CPU. C is 1 or 3."""
+        ...
+
+
+@runtime_checkable
+class TextEncoder(Encoder, Protocol):
+    """An image encoder that shares its space with text (CLIP). Both kinds of embedding have unit length."""
+
+    def encode_texts(self, texts: Sequence[str]) -> Tensor:
+        """Embed M texts as (M, D) float32 unit vectors on the CPU."""
+        ...
+
+
+@runtime_checkable
+class FeatureEncoder(Encoder, Protocol):
+    """An image encoder whose embedding is the spatial mean of feature maps, so that a feature has a heat map."""
+
+    def encode_maps(self, images: Tensor) -> Tensor:
+        """Return the maps before global average pooling: (B, C, H, W) in [0, 1] -> (B, D, h, w) float32 on the CPU."""
+        ...

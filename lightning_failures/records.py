@@ -1,0 +1,224 @@
+"""The frozen records that pass between stages: batches in, grades, and the report that comes out.
+
+Results that carry mathematics of their own live beside the function that makes them:
+:class:`~lightning_failures.directions.FailureDirections` and :class:`~lightning_failures.trees.FailureTree`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+__all__ = [
+    "SCHEMA",
+    "BatchRecord",
+    "ClassReport",
+    "FailureReport",
+    "Grades",
+    "GroupReport",
+    "LeafReport",
+]
+
+SCHEMA = 1
+"""Version of ``report.json``. It grows when a key changes its meaning, not when one is added."""
+
+
+@dataclass(frozen=True)
+class BatchRecord:
+    """What one validation batch tells. Any field that is None falls to the next rule of how grades are found.
+
+    Attributes:
+        logits: (B, K) float for multiclass and multilabel, (B,) or (B, 1) for binary.
+        labels: (B,) int; multilabel (B, K) of 0 and 1.
+        images: (B, C, H, W) float or uint8, as the model saw them (normalised or not).
+        ids: (B,) int, unique for each example of the loader.
+    """
+
+    logits: Tensor | None = None
+    labels: Tensor | None = None
+    images: Tensor | None = None
+    ids: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Grades:
+    """Right or wrong for every example, sorted by id: one row an example (multilabel: one row an example and condition).
+
+    Attributes:
+        ids: (N,) int64, ascending; the index in the dataset.
+        labels: (N,) int64, the class that is true, an index into ``class_names``.
+        predictions: (N,) int64, the class predicted.
+        confidence: (N,) float32 in [0, 1], the predicted probability of the true class.
+        class_names: K names. A multilabel task has two for each condition, absent and present, in this order.
+        groups: (N,) int64 source ids, or None where every example is its own source.
+        coverage: Share of the loader's examples that were graded, in [0, 1].
+    """
+
+    ids: Tensor
+    labels: Tensor
+    predictions: Tensor
+    confidence: Tensor
+    class_names: tuple[str, ...]
+    groups: Tensor | None = None
+    coverage: float = 1.0
+
+    @property
+    def correct(self) -> Tensor:
+        """(N,) bool."""
+        return self.predictions == self.labels
+
+    @property
+    def failed(self) -> Tensor:
+        """(N,) bool, failed(x) = [prediction != label]."""
+        return self.predictions != self.labels
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+class _Readable:
+    """Lets a record be read by key as ``report.json`` is: ``report["classes"][0]["cv_score"]``."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain Python values only; undefined numbers are None."""
+        return {_json_key(f.name): _plain(getattr(self, f.name)) for f in dataclasses.fields(self)}  # type: ignore[arg-type]
+
+    def __getitem__(self, key: str) -> Any:
+        return self.to_dict()[key]
+
+
+@dataclass(frozen=True)
+class LeafReport(_Readable):
+    """One rule of a failure tree. Rates are in [0, 1]; ``interval`` holds the 95 % Wilson interval of the error rate on
+    folds that did not grow the leaf."""
+
+    rule: str
+    size: int
+    error_rate: float
+    error_coverage: float
+    importance: float
+    valid: bool
+    interval: tuple[float, float] | None = None
+
+
+@dataclass(frozen=True)
+class GroupReport(_Readable):
+    """The failure tree of one label group (``grouping="label"``) or prediction group (``"prediction"``) of a class."""
+
+    grouping: str
+    class_name: str
+    size: int
+    base_error_rate: float | None = None
+    aler: float | None = None
+    heldout_aler: float | None = None
+    heldout_aler_minus_ber: float | None = None
+    heldout_stderr: float | None = None
+    pattern: bool = False
+    skipped: str | None = None
+    leaves: tuple[LeafReport, ...] = ()
+
+
+@dataclass(frozen=True)
+class ClassReport(_Readable):
+    """What is known about the failures of one class.
+
+    ``pattern`` says whether the screening p-value survives Benjamini-Hochberg over classes at level 0.05; without it the
+    captions describe noise. ``hardest_ids`` and ``easiest_ids`` are ordered from the most extreme decision value on.
+    """
+
+    name: str
+    examples: int
+    accuracy: float | None = None
+    cv_score: float | None = None
+    cv_score_stderr: float | None = None
+    p_value: float | None = None
+    pattern: bool = False
+    c: float | None = None
+    skipped: str | None = None
+    flagged: int | None = None
+    aler: float | None = None
+    base_error_rate: float | None = None
+    hardest_captions: tuple[str, ...] = ()
+    hardest_caption_scores: tuple[float, ...] = ()
+    easiest_captions: tuple[str, ...] = ()
+    easiest_caption_scores: tuple[float, ...] = ()
+    caption_p_value: float | None = None
+    hardest_ids: tuple[int, ...] = ()
+    easiest_ids: tuple[int, ...] = ()
+    truth: dict[str, str] | None = None
+
+
+@dataclass(frozen=True)
+class FailureReport(_Readable):
+    """Everything that one analysis found; ``report.json`` is its JSON form.
+
+    ``summary`` holds the aggregate scalars under the names in which they are logged, without the ``failures/`` prefix.
+    ``timings`` are seconds by stage.
+    """
+
+    examples: int
+    accuracy: float | None
+    classes: tuple[ClassReport, ...]
+    groups: tuple[GroupReport, ...] = ()
+    summary: dict[str, float] = field(default_factory=dict)
+    interventions: tuple[dict[str, Any], ...] = ()
+    timings: dict[str, float] = field(default_factory=dict)
+    epoch: int | None = None
+    global_step: int | None = None
+    dataloader: int = 0
+    coverage: float = 1.0
+    reference: str | None = None
+    encoder: str | None = None
+    robust_encoder: str | None = None
+    notes: tuple[str, ...] = ()
+    schema: int = SCHEMA
+
+    def to_json(self) -> str:
+        """The text of ``report.json``."""
+        return json.dumps(self.to_dict(), indent=2, allow_nan=False, ensure_ascii=False) + "\n"
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> FailureReport:
+        """Read what :meth:`to_dict` wrote. Keys of later versions are ignored.
+
+        >>> report = FailureReport(examples=2, accuracy=0.5, classes=(ClassReport("cat", 2, accuracy=0.5),))
+        >>> FailureReport.from_dict(report.to_dict() | {"of a later version": 1}) == report
+        True
+        """
+        groups = tuple(
+            _from_dict(GroupReport, g | {"leaves": tuple(_from_dict(LeafReport, leaf) for leaf in g.get("leaves", ()))})
+            for g in data.get("groups", ())
+        )
+        classes = tuple(_from_dict(ClassReport, c) for c in data.get("classes", ()))
+        return _from_dict(cls, data | {"classes": classes, "groups": groups})
+
+
+# "class" is a reserved word in Python, and the name people expect in the file
+_JSON_KEYS = {"class_name": "class"}
+
+
+def _json_key(name: str) -> str:
+    return _JSON_KEYS.get(name, name)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, _Readable):
+        return value.to_dict()
+    if isinstance(value, dict):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value
+
+
+def _from_dict(record: type[Any], data: dict[str, Any]) -> Any:
+    known = {_json_key(f.name): f.name for f in dataclasses.fields(record)}
+    values = {known[key]: value for key, value in data.items() if key in known}
+    return record(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
