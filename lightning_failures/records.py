@@ -47,7 +47,9 @@ class BatchRecord:
 
 @dataclass(frozen=True)
 class Grades:
-    """Right or wrong for every example, sorted by id: one row an example (multilabel: one row an example and condition).
+    """Right or wrong for every example, sorted by id.
+
+    One row an example; in a multilabel task one row an example and condition.
 
     Attributes:
         ids: (N,) int64, ascending; the index in the dataset.
@@ -74,7 +76,7 @@ class Grades:
 
     @property
     def failed(self) -> Tensor:
-        """(N,) bool, failed(x) = [prediction != label]."""
+        """(N,) bool: the prediction is not the label."""
         return self.predictions != self.labels
 
     def __len__(self) -> int:
@@ -94,8 +96,10 @@ class _Readable:
 
 @dataclass(frozen=True)
 class LeafReport(_Readable):
-    """One rule of a failure tree. Rates are in [0, 1]; ``interval`` holds the 95 % Wilson interval of the error rate on
-    folds that did not grow the leaf."""
+    """One rule of a failure tree; rates are in [0, 1].
+
+    ``interval`` is the 95 % Wilson interval of the error rate on folds that did not grow the leaf.
+    """
 
     rule: str
     size: int
@@ -127,8 +131,8 @@ class GroupReport(_Readable):
 class ClassReport(_Readable):
     """What is known about the failures of one class.
 
-    ``pattern`` says whether the screening p-value survives Benjamini-Hochberg over classes at level 0.05; without it the
-    captions describe noise. ``hardest_ids`` and ``easiest_ids`` are ordered from the most extreme decision value on.
+    ``pattern`` says whether the screening p-value survives Benjamini-Hochberg over classes at level 0.05; without
+    it the captions describe noise. ``hardest_ids`` and ``easiest_ids`` are ordered from the most extreme decision value on.
     """
 
     name: str
@@ -195,7 +199,8 @@ class FailureReport(_Readable):
             for g in data.get("groups", ())
         )
         classes = tuple(_from_dict(ClassReport, c) for c in data.get("classes", ()))
-        return _from_dict(cls, data | {"classes": classes, "groups": groups})
+        report: FailureReport = _from_dict(cls, data | {"classes": classes, "groups": groups})
+        return report
 
 
 # "class" is a reserved word in Python, and the name people expect in the file

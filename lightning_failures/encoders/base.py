@@ -12,7 +12,7 @@ __all__ = ["Encoder", "FeatureEncoder", "TextEncoder"]
 
 @runtime_checkable
 class Encoder(Protocol):
-    """A frozen image model. It owns its device and dtype and ignores autocast; everything it returns is float32 on the CPU.
+    """A frozen image model that owns its device and dtype and ignores autocast; it returns float32 on the CPU.
 
     Attributes:
         name: What the user called it, e.g. ``"ViT-B-32/openai"``; for people, not for keys.
