@@ -132,7 +132,7 @@ class ClassReport(_Readable):
     """What is known about the failures of one class.
 
     ``pattern`` says whether the screening p-value survives Benjamini-Hochberg over classes at level 0.05; without
-    it the captions describe noise. ``hardest_ids`` and ``easiest_ids`` are ordered from the most extreme decision value on.
+    it the captions describe noise. ``hardest_ids`` and ``easiest_ids`` start with the most extreme decision value.
     """
 
     name: str

@@ -1,0 +1,69 @@
+"""The keys that other callbacks and schedulers of this Trainer monitor, and what to log while they are undefined.
+
+A monitored key that is missing makes ``ModelCheckpoint`` and a strict ``EarlyStopping`` raise, and NaN stops
+training; so a monitored aggregate always has a value. Per-class keys are not promised.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from lightning.pytorch import Trainer
+
+from lightning_failures.errors import ConfigurationError, did_you_mean
+
+__all__ = ["AGGREGATES", "PREFIX", "TREE_AGGREGATES", "check_monitored", "monitored_keys"]
+
+PREFIX = "failures/"
+
+DIRECTION_AGGREGATES = ("cv_score_mean", "flagged_fraction")
+TREE_AGGREGATES = (
+    "aler_minus_ber_mean",
+    "heldout_aler_minus_ber_mean",
+    "valid_leaf_fraction",
+    "worst_slice_error_rate",
+)
+GRADE_AGGREGATES = ("accuracy", "coverage", "analysis_age")
+
+AGGREGATES: dict[str, float] = dict.fromkeys(DIRECTION_AGGREGATES + TREE_AGGREGATES, 1.0)
+"""Aggregate keys (without the prefix) that can be monitored, with their worst value: all are shares, lower is better."""
+
+
+def monitored_keys(trainer: Trainer) -> set[str]:
+    """Return the keys under ``failures/`` that a callback or scheduler of the Trainer monitors.
+
+    Schedulers are known from the start of ``fit`` on.
+    """
+    names: set[str | None] = {getattr(callback, "monitor", None) for callback in trainer.callbacks}  # type: ignore[attr-defined]
+    names |= {config.monitor for config in trainer.lr_scheduler_configs}
+    return {name for name in names if isinstance(name, str) and name.startswith(PREFIX)}
+
+
+def check_monitored(keys: Iterable[str], *, directions: bool, trees: bool) -> None:
+    """Refuse monitored keys that this callback can never log.
+
+    Raises:
+        ConfigurationError: unknown aggregate, or one of a lens that is off.
+
+    >>> check_monitored(["failures/aler_minus_ber_mean"], directions=True, trees=True)
+    >>> check_monitored(["failures/aler_minus_ber"], directions=True, trees=True)  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    ...
+    lightning_failures.errors.ConfigurationError: monitor=...
+    """
+    for key in keys:
+        name = key.removeprefix(PREFIX).split("/dataloader_")[0]
+        if name in GRADE_AGGREGATES or name.startswith("class/"):
+            continue
+        if name not in AGGREGATES:
+            raise ConfigurationError(
+                f"monitor={key!r} is none of the aggregates that FailureModes logs: {', '.join(AGGREGATES)}."
+                + did_you_mean(name, AGGREGATES)
+            )
+        if name in TREE_AGGREGATES and not trees:
+            raise ConfigurationError(
+                f"monitor={key!r} needs failure trees: give FailureModes(robust_encoder=...), a robust checkpoint or"
+                " 'embedded:digits'."
+            )
+        if name not in TREE_AGGREGATES and not directions:
+            raise ConfigurationError(f"monitor={key!r} needs failure directions: give FailureModes(encoder=...).")

@@ -1,0 +1,44 @@
+"""Where the files of a run go, the same folder on every rank and after a resume."""
+
+from __future__ import annotations
+
+import re
+import tempfile
+import uuid
+from pathlib import Path
+
+from lightning.pytorch import Trainer
+
+from lightning_failures.adapters.distributed import Ranks
+
+__all__ = ["failures_folder", "safe_name"]
+
+
+def failures_folder(trainer: Trainer, ranks: Ranks, *, run_id: str | None = None) -> tuple[Path, str]:
+    """Return the folder for reports and the id of the run, to be kept for a resume. Call it on all ranks.
+
+    A logger with a versioned folder (TensorBoard, CSV) gives ``<log_dir>/failures``. Any other run would share
+    its folder with the next one, so it gets ``<log_dir>/failures/<logger name>/<run id>``; the id is the
+    logger's own version if it has one. ``fast_dev_run`` writes to a temporary folder.
+    """
+    log_dir = trainer.log_dir  # collective: rank 0 decides
+    logger = trainer.logger
+    version = getattr(logger, "version", None)
+    run_id = ranks.broadcast(run_id or (str(version) if version is not None else uuid.uuid4().hex[:8]))
+    assert run_id is not None
+    if getattr(trainer, "fast_dev_run", False):
+        return Path(ranks.broadcast(tempfile.mkdtemp(prefix="failures-"))), run_id
+    folder = Path(log_dir or trainer.default_root_dir) / "failures"
+    if logger is not None and getattr(logger, "log_dir", None):
+        return folder, run_id
+    name = getattr(logger, "name", None) or ("no_logger" if logger is None else type(logger).__name__)
+    return folder / safe_name(str(name)) / safe_name(run_id), run_id
+
+
+def safe_name(text: str, *, limit: int = 80) -> str:
+    """Make one path component out of any text.
+
+    >>> safe_name("../a b/c"), safe_name("..")
+    ('a_b_c', '_')
+    """
+    return re.sub(r"[^\w.=-]+", "_", text).strip("._")[:limit] or "_"
