@@ -1,0 +1,235 @@
+"""Reports as text: a table for the terminal, Markdown for dashboards and files.
+
+Class names and captions are the user's words. They are shown, never interpreted: :func:`clean` takes control characters
+out (a name cannot colour a terminal or break a row), :func:`escape_markdown` escapes what Markdown or HTML would read.
+Captions describe noise where no pattern was found, so they appear only beside a pattern.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Sequence
+
+from lightning_failures.records import ClassReport, FailureReport, GroupReport
+
+__all__ = [
+    "class_table",
+    "clean",
+    "escape_markdown",
+    "markdown_table",
+    "number",
+    "rank_classes",
+    "shorten_caption",
+    "tree_markdown",
+    "verdict",
+]
+
+NOTHING = "-"
+
+
+def clean(text: str, limit: int = 200) -> str:
+    r"""Make text fit for one line of ``limit`` characters: no control characters, no lone surrogates, no runs of space.
+
+    >>> clean("two\nlines")
+    'two lines'
+    """
+    text = text[: 4 * limit].encode("utf-8", "replace").decode("utf-8")
+    text = " ".join("".join(c if c.isprintable() else " " for c in text).split())
+    return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def escape_markdown(text: str) -> str:
+    r"""Clean text and escape all that Markdown or HTML would interpret, so that it can stand in a table cell.
+
+    >>> escape_markdown("<b>|*two*\nlines")
+    '&lt;b&gt;&#124;\\*two\\* lines'
+    """
+    text = re.sub(r"([\\`*_\[\]#~$])", r"\\\1", clean(text).replace("&", "&amp;"))
+    return text.replace("<", "&lt;").replace(">", "&gt;").replace("|", "&#124;")
+
+
+def shorten_caption(caption: str) -> str:
+    """Drop the words that all captions share.
+
+    >>> shorten_caption("a photo of an orange three")
+    'orange three'
+    """
+    return re.sub(r"^an? photo of (?:an? (?=\S))?", "", clean(caption)) or clean(caption)
+
+
+def number(value: float | None, spec: str = ".2f") -> str:
+    """Format a number that may be undefined.
+
+    >>> number(0.256), number(None), number(12, "d")
+    ('0.26', '-', '12')
+    """
+    return NOTHING if value is None or value != value else format(value, spec)
+
+
+def verdict(entry: ClassReport) -> str:
+    """Return the p-value of a class with a pattern, else why there is none.
+
+    >>> verdict(ClassReport("cat", 9, p_value=0.001, pattern=True)), verdict(ClassReport("cat", 9, p_value=0.4))
+    ('0.001', 'no pattern')
+    """
+    if entry.skipped is not None:
+        return "skipped"
+    if entry.pattern:
+        return number(entry.p_value, ".2g")
+    return NOTHING if entry.p_value is None else "no pattern"
+
+
+def rank_classes(report: FailureReport) -> list[ClassReport]:
+    """Order classes from the highest error rate down; ties by support, then by position. Ungraded ones come last."""
+    return sorted(report.classes, key=lambda c: (c.accuracy is None, c.accuracy or 0.0, -c.examples))
+
+
+def class_table(report: FailureReport, *, width: int = 140) -> str:
+    """Return an aligned table for the terminal, one class a line, at most ``width`` columns wide where possible.
+
+    >>> print(class_table(FailureReport(9, 0.5, (ClassReport("cat", 9, accuracy=0.5, skipped="4 failures"),))))
+    class  accuracy  CV score  p-value  ALER - BER  hardest caption  easiest caption
+    cat        0.50         -  skipped           -  (4 failures)     -
+    """
+    head = ("class", "accuracy", "CV score", "p-value", "ALER - BER", "hardest caption", "easiest caption")
+    rows = [
+        (
+            clean(c.name),
+            number(c.accuracy),
+            number(c.cv_score),
+            verdict(c),
+            number(_gain(c)),
+            *_captions(c),
+        )
+        for c in report.classes
+    ]
+    natural = [max(_columns(cell) for cell in column) for column in zip(head, *rows, strict=True)]
+    name = min(natural[0], 24)
+    left = width - name - sum(natural[1:5]) - 6 * 2
+    hardest, easiest = _share(left, natural[5], natural[6])
+    widths = (name, *natural[1:5], hardest, easiest)
+    right = (False, True, True, True, True, False, False)
+    return "\n".join(
+        "  ".join(_pad(cell, w, r) for cell, w, r in zip(row, widths, right, strict=True)).rstrip()
+        for row in (head, *rows)
+    )
+
+
+def markdown_table(report: FailureReport, *, limit: int | None = None) -> str:
+    """Return a Markdown table of classes, the highest error rate first, with support.
+
+    Args:
+        report: What one analysis found.
+        limit: Show only so many classes, the worst, and say how many were left out.
+    """
+    ranked = rank_classes(report)
+    rows = [
+        (
+            escape_markdown(c.name),
+            str(c.examples),
+            number(None if c.accuracy is None else 1 - c.accuracy, ".3f"),
+            number(c.cv_score),
+            verdict(c),
+            number(_gain(c)),
+            *map(escape_markdown, _captions(c)),
+        )
+        for c in ranked[:limit]
+    ]
+    head = (
+        "class",
+        "examples",
+        "error rate",
+        "CV score",
+        "p-value",
+        "ALER - BER",
+        "hardest caption",
+        "easiest caption",
+    )
+    more = len(ranked) - len(rows)
+    return _markdown(head, rows, "lrrrrrll") + (
+        f"\n\n{more} classes with fewer errors are in report.json." if more else ""
+    )
+
+
+def tree_markdown(report: FailureReport, *, limit: int | None = None) -> str:
+    """Return the rules of the failure trees as Markdown, one section a group; empty without trees.
+
+    A group without a pattern gets one sentence: its leaves are in ``report.json``, but they are no finding.
+
+    Args:
+        report: What one analysis found.
+        limit: Show only so many groups, those with a pattern and the highest held-out ALER - BER first.
+    """
+    ranked = sorted(report.groups, key=lambda g: (not g.pattern, -(g.heldout_aler_minus_ber or 0.0)))
+    return "\n\n".join(_group_markdown(group) for group in ranked[:limit])
+
+
+def _group_markdown(group: GroupReport) -> str:
+    title = f"### {group.grouping.capitalize()} group of {escape_markdown(group.class_name)}"
+    if group.skipped is not None:
+        return f"{title}\n\nSkipped: {escape_markdown(group.skipped)} ({group.size} examples)."
+    facts = (
+        f"{group.size} examples, base error rate {number(group.base_error_rate, '.3f')}, "
+        f"held-out ALER - BER {number(group.heldout_aler_minus_ber, '.3f')} "
+        f"(standard error {number(group.heldout_stderr, '.3f')})."
+    )
+    if not group.pattern:
+        return f"{title}\n\nNo pattern: {facts}"
+    head = ("rule", "examples", "error rate", "95 % interval, held out", "error coverage", "importance", "valid")
+    rows = [
+        (
+            escape_markdown(leaf.rule),
+            str(leaf.size),
+            number(leaf.error_rate),
+            NOTHING if leaf.interval is None else " to ".join(map(number, leaf.interval)),
+            number(leaf.error_coverage),
+            number(leaf.importance),
+            "yes" if leaf.valid else "no",
+        )
+        for leaf in sorted(group.leaves, key=lambda leaf: -leaf.importance)
+    ]
+    return f"{title}\n\n{facts}\n\n{_markdown(head, rows, 'lrrrrrl')}"
+
+
+def _gain(entry: ClassReport) -> float | None:
+    """ALER - BER of the label group."""
+    return None if entry.aler is None or entry.base_error_rate is None else entry.aler - entry.base_error_rate
+
+
+def _captions(entry: ClassReport) -> tuple[str, str]:
+    """The best caption of either end; for a skipped class the reason."""
+    if entry.skipped is not None:
+        return f"({clean(entry.skipped)})", NOTHING
+    ends = (entry.hardest_captions, entry.easiest_captions)
+    hardest, easiest = (shorten_caption(c[0]) if entry.pattern and c else NOTHING for c in ends)
+    return hardest, easiest
+
+
+def _markdown(head: Sequence[str], rows: Sequence[Sequence[str]], align: str) -> str:
+    rule = ["---:" if a == "r" else ":---" for a in align]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, rule, *rows))
+
+
+def _share(left: int, first: int, second: int) -> tuple[int, int]:
+    """Give two columns their natural widths if they fit into ``left``, else to each at least half of it."""
+    half = max(left // 2, 8)
+    if first + second <= left:
+        return first, second
+    if first <= half:
+        return first, max(left - first, 8)
+    return (max(left - second, 8), second) if second <= half else (half, half)
+
+
+def _columns(text: str) -> int:
+    """Terminal columns: wide characters take two, combining marks none."""
+    return sum(0 if unicodedata.combining(c) else 2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text)
+
+
+def _pad(text: str, width: int, right: bool) -> str:
+    if _columns(text) > width:
+        while _columns(text) >= width:
+            text = text[:-1]
+        text += "…"
+    space = " " * (width - _columns(text))
+    return space + text if right else text + space
