@@ -11,14 +11,14 @@ __all__ = ["DigitClassifier"]
 
 
 class DigitClassifier(L.LightningModule):
-    """Three convolutions, global average pooling and a linear layer: (B, 3, 32, 32) normalised -> (B, 10) logits.
+    """Three convolutions and a linear layer: (B, 3, 32, 32) normalised -> (B, 10) logits.
 
     Args:
         width: Channels of the first convolution.
         lr: Learning rate of AdamW.
     """
 
-    def __init__(self, *, width: int = 16, lr: float = 3e-3) -> None:
+    def __init__(self, *, width: int = 16, lr: float = 5e-4) -> None:
         super().__init__()
         self.save_hyperparameters()
         self.lr = lr
