@@ -10,9 +10,13 @@ import dataclasses
 import json
 import math
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from lightning_failures.directions import FailureDirections
+    from lightning_failures.trees import FailureTree
 
 __all__ = [
     "SCHEMA",
@@ -88,7 +92,11 @@ class _Readable:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain Python values only; undefined numbers are None."""
-        return {_json_key(f.name): _plain(getattr(self, f.name)) for f in dataclasses.fields(self)}  # type: ignore[arg-type]
+        return {
+            _json_key(f.name): _plain(getattr(self, f.name))
+            for f in dataclasses.fields(self)  # type: ignore[arg-type]
+            if f.metadata.get("json", True)
+        }
 
     def __getitem__(self, key: str) -> Any:
         return self.to_dict()[key]
@@ -161,8 +169,9 @@ class ClassReport(_Readable):
 class FailureReport(_Readable):
     """Everything that one analysis found; ``report.json`` is its JSON form.
 
-    ``summary`` holds the aggregate scalars under the names in which they are logged, without the ``failures/`` prefix.
-    ``timings`` are seconds by stage.
+    ``summary`` holds the aggregate scalars under the names in which they are logged, without the ``failures/``
+    prefix. ``timings`` are seconds by stage. ``directions`` and ``trees``, by grouping and class name, are the
+    fitted results; they are not part of the JSON form.
     """
 
     examples: int
@@ -181,6 +190,10 @@ class FailureReport(_Readable):
     robust_encoder: str | None = None
     notes: tuple[str, ...] = ()
     schema: int = SCHEMA
+    directions: FailureDirections | None = field(default=None, repr=False, compare=False, metadata={"json": False})
+    trees: dict[tuple[str, str], FailureTree] = field(
+        default_factory=dict, repr=False, compare=False, metadata={"json": False}
+    )
 
     def to_json(self) -> str:
         """The text of ``report.json``."""
