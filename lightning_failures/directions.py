@@ -1,0 +1,539 @@
+"""Failure directions: for each class a linear SVM in an embedding space that separates right from wrong.
+
+Source: Jain, Lawrence, Moitra and Madry, Distilling Model Failures as Directions in Latent Space, ICLR 2023, section 3.
+
+``selection="published"`` reproduces the paper's procedure. The default, ``"scaled"``, departs from it where the
+published grid is decided by rounding: below a critical value of C every multiplier sits at its bound, the direction is
+the class-weighted difference of means, and any bias of an interval is optimal. So the grid is relative to the critical
+C of the data at hand, and below it the closed form is taken, with the bias in the middle of its interval.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import safe_open
+from safetensors.torch import save_file
+from sklearn.model_selection import PredefinedSplit, StratifiedKFold, cross_val_predict, cross_val_score
+from sklearn.svm import SVC
+from threadpoolctl import threadpool_limits
+from torch import Tensor
+
+from lightning_failures.arrays import as_mask, as_matrix, as_vector
+from lightning_failures.errors import ConfigurationError, DataError
+from lightning_failures.splits import permuted_rows, stratified_group_folds
+
+__all__ = ["FailureDirections", "balanced_signs", "fit_failure_directions", "phi"]
+
+Floats = NDArray[np.float64]
+
+MIN_EXAMPLES = 10
+"""A class with fewer failures, or fewer successes, is skipped."""
+
+_PUBLISHED_CS = tuple(10.0**e for e in range(-6, 1))
+_CRITICAL_MULTIPLES = (1.0, 3.0, 10.0, 30.0, 100.0)
+_PERMUTATIONS_AT_ONCE = 1000
+_NEXT_DIRECTION_LEVEL = 0.05
+_FORMAT = "lightning_failures.directions/1"
+
+
+@dataclass(frozen=True, eq=False)
+class FailureDirections:
+    """One linear SVM a class. A negative decision value predicts a failure (hard), a positive one a success (easy).
+
+    Attributes:
+        classes: (K,) int64, the classes that have an SVM, ascending. Row k of all that follows belongs to
+            ``classes[k]``.
+        weight: (K, D) float32, w.
+        bias: (K,) float32, b.
+        cv_score: (K,) float64 in [0, 1], mean balanced accuracy over the folds: the strength of the failure mode. It is
+            the best of a grid on the same folds, hence optimistic: read it with ``p_value``.
+        cv_score_stderr: (K,) float64, its binomial standard error in the numbers of failures and successes.
+        c: (K,) float64, the C that was chosen.
+        p_value: (K,) float64 in (0, 1], screening test of "correctness has nothing to do with the embedding"; NaN
+            without permutations.
+        mean: (D,) float32, subtracted by phi.
+        std: (D,) float32, divided by in phi; 0 for a degenerate dimension, which contributes nothing.
+        out_of_fold: (N,) float32 in the order of the caller's rows: the cross-fitted decision value, from the fold that
+            did not see the example. NaN in skipped classes.
+        skipped: Classes without an SVM, and why.
+        whiten: False if phi only scales to unit length.
+        further: Further directions (``n_directions > 1``), one result for each rank; each holds the classes that have
+            one.
+    """
+
+    classes: Tensor
+    weight: Tensor
+    bias: Tensor
+    cv_score: Tensor
+    cv_score_stderr: Tensor
+    c: Tensor
+    p_value: Tensor
+    mean: Tensor
+    std: Tensor
+    out_of_fold: Tensor
+    skipped: dict[int, str] = field(default_factory=dict)
+    whiten: bool = True
+    further: tuple[FailureDirections, ...] = ()
+
+    def row(self, class_index: int) -> int:
+        """Return the row k whose SVM belongs to the class with this label.
+
+        Raises:
+            DataError: The class has no SVM; the message says why.
+        """
+        found = (self.classes == int(class_index)).nonzero()
+        if not len(found):
+            reason = self.skipped.get(int(class_index), "no example of it was seen")
+            raise DataError(f"class {int(class_index)} has no failure direction: {reason}")
+        return int(found[0])
+
+    def decision_values(self, embeddings: Any, labels: Any) -> Tensor:
+        """Return w . phi(x) + b of the SVM of each example's class.
+
+        For the examples that the SVMs were fitted on take :attr:`out_of_fold` instead: these values have seen the
+        answer.
+
+        Args:
+            embeddings: (N, D) float tensor or array.
+            labels: (N,) int.
+
+        Returns:
+            (N,) float32, NaN where the class has no SVM.
+        """
+        x = as_matrix(embeddings, "embeddings")
+        y = as_vector(labels, "labels", len(x))
+        if x.shape[1] != self.weight.shape[1]:
+            raise DataError(f"embeddings must have {self.weight.shape[1]} dimensions, got {x.shape[1]}")
+        mean, std, weight, bias = (t.double().numpy() for t in (self.mean, self.std, self.weight, self.bias))
+        values = np.full(len(x), np.nan, dtype=np.float32)
+        for k, label in enumerate(self.classes.tolist()):
+            rows = np.flatnonzero(y == label)
+            values[rows] = phi(x[rows], mean, std) @ weight[k] + bias[k]
+        return torch.from_numpy(values)
+
+    def flag(self, embeddings: Any, labels: Any) -> Tensor:
+        """Return (N,) bool: decision value < 0. False where the class has no SVM."""
+        return self.decision_values(embeddings, labels) < 0
+
+    def save(self, path: str | Path) -> None:
+        """Write one safetensors file, atomically."""
+        path = Path(path)
+        tensors: dict[str, Tensor] = {}
+        ranks = (self, *self.further)
+        for rank, directions in enumerate(ranks):
+            tensors |= {f"{rank}.{name}": getattr(directions, name).contiguous() for name in _TENSORS}
+        metadata = {
+            "format": _FORMAT,
+            "whiten": json.dumps(self.whiten),
+            "skipped": json.dumps([directions.skipped for directions in ranks]),
+        }
+        temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+        try:
+            save_file(tensors, temporary, metadata)
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    @classmethod
+    def load(cls, path: str | Path) -> FailureDirections:
+        """Read what :meth:`save` wrote.
+
+        Raises:
+            DataError: The file is of another kind.
+        """
+        with safe_open(str(path), framework="pt") as file:
+            metadata = file.metadata() or {}
+            if metadata.get("format") != _FORMAT:
+                raise DataError(f"{path} holds no failure directions (format {metadata.get('format')!r})")
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+        skipped = [{int(k): str(v) for k, v in reasons.items()} for reasons in json.loads(metadata["skipped"])]
+        first, *further = (
+            cls(
+                **{name: tensors[f"{rank}.{name}"] for name in _TENSORS},
+                skipped=reasons,
+                whiten=json.loads(metadata["whiten"]),
+            )
+            for rank, reasons in enumerate(skipped)
+        )
+        return dataclasses.replace(first, further=tuple(further))
+
+
+_TENSORS = tuple(f.name for f in dataclasses.fields(FailureDirections) if f.type == "Tensor")
+
+
+def fit_failure_directions(
+    embeddings: Any,
+    labels: Any,
+    correct: Any,
+    *,
+    ids: Any = None,
+    groups: Any = None,
+    reference: Any = None,
+    whiten: bool = True,
+    cs: Sequence[float] | None = None,
+    folds: int = 2,
+    selection: Literal["scaled", "published"] = "scaled",
+    n_directions: int = 1,
+    permutations: int = 999,
+    seed: int = 0,
+    device: str | torch.device = "cpu",
+) -> FailureDirections:
+    """Fit one SVM for each class that separates its correct from its failed examples.
+
+    Args:
+        embeddings: (N, D) float tensor or array, any float dtype, never written to.
+        labels: (N,) int >= 0, the true class of each example.
+        correct: (N,) bool, whether the classifier was right.
+        ids: (N,) unique names of the examples. Rows are sorted by them first, so that the order in which they come has
+            no influence. Default: the row number.
+        groups: (N,) names of the sources; examples of one source are kept together in folds and permutations. Default:
+            every example is its own source.
+        reference: (M, D) embeddings that phi takes mean and standard deviation from (training embeddings where
+            available). Default: ``embeddings``.
+        whiten: Subtract the mean and divide by the standard deviation. Without it phi scales to unit length only, and w
+            is a direction of the encoder's own space (the paper's appendix A.6, for decoders).
+        cs: Absolute values of C to choose from. Default: ``selection``'s own grid.
+        folds: Number of cross-validation folds.
+        selection: ``"scaled"``: 1, 3, 10, 30 and 100 times the critical C (of each training fold; then of all data),
+            folds by stratified hash of the group. The lower limit of the grid, the difference of means with the bias in
+            the middle of its interval, gives the same decisions as 1 x critical C, so it is not tried twice.
+            ``"published"``: scikit-learn's ``SVC(kernel="linear", class_weight="balanced")``, C from 1e-6 to 1,
+            ``cross_val_score(cv=folds, scoring="balanced_accuracy")``, the first best C, refit on all; unshuffled folds
+            unless there are groups.
+        n_directions: Directions a class. A further one is sought in what is left after projecting the former ones out;
+            its p-value permutes correctness within deciles of the former cross-fitted decision values; the first one
+            with p > 0.05 ends the search.
+        permutations: Permutations of the screening test for every class. Classes with p <= 0.01 get at least 20 x the
+            number of classes in all, so that one true mode among hundreds can survive Benjamini-Hochberg. 0: no test.
+        seed: The only source of randomness; no global generator is used.
+        device: Where the permutation products are computed.
+
+    Returns:
+        The directions. A class with fewer than 10 failures or 10 successes, or whose sources cannot fill the folds, is
+        in ``skipped`` with the reason.
+
+    Raises:
+        DataError: Shapes that do not match, values that are not finite, negative labels, an id twice within a class.
+        ConfigurationError: An option outside its range.
+
+    Example:
+        >>> rng = np.random.default_rng(0)
+        >>> x = rng.normal(size=(200, 8))
+        >>> correct = x[:, 0] + 0.3 * rng.normal(size=200) > 0
+        >>> directions = fit_failure_directions(x, np.zeros(200, dtype=int), correct)
+        >>> int(directions.weight[0].abs().argmax()), bool(directions.p_value[0] <= 0.001)
+        (0, True)
+    """
+    _check_options(selection, folds, n_directions, permutations, seed, cs)
+    x = as_matrix(embeddings, "embeddings")
+    n, dim = x.shape
+    y = as_vector(labels, "labels", n)
+    if n and (y.dtype.kind != "i" or y.min() < 0):
+        raise DataError("labels must be integers >= 0")
+    right = as_mask(correct, "correct", n)
+    names = np.arange(n) if ids is None else as_vector(ids, "ids", n)
+    sources = names if groups is None else as_vector(groups, "groups", n)
+    # summed in the order of the ids too: the last bit must not depend on the order of the rows
+    base = x[np.argsort(names, kind="stable")] if reference is None else as_matrix(reference, "reference")
+    if base.shape[1] != dim:
+        raise DataError(f"reference must have {dim} dimensions like embeddings, got {base.shape[1]}")
+    mean, std = _mean_and_std(base) if whiten else (np.zeros(dim), np.ones(dim))
+
+    problems, skipped = [], {}
+    for label in np.unique(y).tolist():
+        rows = np.flatnonzero(y == label)
+        rows = rows[np.argsort(names[rows], kind="stable")]
+        if len(np.unique(names[rows])) < len(rows):
+            raise DataError(f"ids must be unique within a class; class {label} has one twice")
+        fold = stratified_group_folds(~right[rows], sources[rows], folds=folds, seed=seed)
+        if selection == "published" and groups is None:
+            fold = _unshuffled_folds(right[rows], folds)
+        reason = _why_skipped(right[rows], fold, folds)
+        if reason:
+            skipped[label] = reason
+        else:
+            problems.append(_Problem(label, rows, right[rows], sources[rows], fold))
+
+    fitted: list[list[_Fit]] = []
+    with threadpool_limits(1):  # small matrices: threads cost more than they give, and training has use for them
+        for problem in problems:
+            features = phi(x[problem.rows], mean, std)
+            if np.ptp(features, axis=0).max(initial=0.0) < 1e-12:
+                skipped[problem.label] = "all its embeddings are the same"
+                fitted.append([])
+                continue
+            modes = [_fit(features, problem, cs, selection)]
+            modes[0].p_value = _screen(features, problem, permutations, 20 * len(problems), seed, device)
+            while len(modes) < n_directions and modes[-1].p_value <= _NEXT_DIRECTION_LEVEL:
+                features = _project_out(features, modes[-1].weight)
+                if np.abs(features).max() < 1e-9:
+                    break
+                strata = _strata([mode.out_of_fold for mode in modes])
+                p = _screen(features, problem, permutations, 20 * len(problems), seed, device, strata, len(modes))
+                if not p <= _NEXT_DIRECTION_LEVEL:
+                    break
+                modes.append(_fit(features, problem, cs, selection))
+                modes[-1].p_value = p
+            fitted.append(modes)
+
+    def collect(rank: int, reasons: dict[int, str]) -> FailureDirections:
+        found = [(p, modes[rank]) for p, modes in zip(problems, fitted, strict=True) if len(modes) > rank]
+        out_of_fold = np.full(n, np.nan, dtype=np.float32)
+        for problem, fit in found:
+            out_of_fold[problem.rows] = fit.out_of_fold
+        return FailureDirections(
+            classes=torch.tensor([p.label for p, _ in found], dtype=torch.int64),
+            weight=torch.from_numpy(np.array([f.weight for _, f in found], dtype=np.float32).reshape(-1, dim)),
+            bias=torch.tensor([f.bias for _, f in found], dtype=torch.float32),
+            cv_score=torch.tensor([f.score for _, f in found], dtype=torch.float64),
+            cv_score_stderr=torch.tensor([f.stderr for _, f in found], dtype=torch.float64),
+            c=torch.tensor([f.c for _, f in found], dtype=torch.float64),
+            p_value=torch.tensor([f.p_value for _, f in found], dtype=torch.float64),
+            mean=torch.from_numpy(mean.astype(np.float32)),
+            std=torch.from_numpy(std.astype(np.float32)),
+            out_of_fold=torch.from_numpy(out_of_fold),
+            skipped=reasons,
+            whiten=whiten,
+        )
+
+    further = []
+    for rank in range(1, max(map(len, fitted), default=0)):
+        ended = {p.label: "no further pattern" for p, m in zip(problems, fitted, strict=True) if len(m) == rank}
+        further.append(collect(rank, ended))
+    return dataclasses.replace(collect(0, skipped), further=tuple(further))
+
+
+def phi(embeddings: NDArray[Any], mean: NDArray[Any], std: NDArray[Any]) -> Floats:
+    """Subtract the mean, divide by the standard deviation, scale to unit length.
+
+    Args:
+        embeddings: (N, D).
+        mean: (D,).
+        std: (D,), 0 for a degenerate dimension, which then contributes 0.
+
+    Returns:
+        (N, D) float64; rows of length 1, or 0 where nothing is left.
+
+    >>> phi(np.array([[3.0, 4.0, 7.0]]), np.zeros(3), np.array([1.0, 1.0, 0.0]))
+    array([[0.6, 0.8, 0. ]])
+    """
+    scaled = (embeddings.astype(np.float64) - mean) * np.divide(1.0, std, out=np.zeros(len(std)), where=std > 0)
+    length = np.linalg.norm(scaled, axis=1, keepdims=True)
+    return np.asarray(np.divide(scaled, length, out=np.zeros_like(scaled), where=length > 0))
+
+
+def balanced_signs(correct: NDArray[np.bool_]) -> Floats:
+    """Return y * w along the last axis: the signs times the balanced class weights.
+
+    Its product with a matrix of examples is n / 2 times (mean of the successes - mean of the failures).
+
+    >>> balanced_signs(np.array([True, True, True, False]))
+    array([ 0.66666667,  0.66666667,  0.66666667, -2.        ])
+    """
+    n = correct.shape[-1]
+    successes = correct.sum(axis=-1, keepdims=True)
+    return np.asarray(np.where(correct, n / (2 * np.maximum(successes, 1)), -n / (2 * np.maximum(n - successes, 1))))
+
+
+@dataclass(frozen=True)
+class _Problem:
+    """The examples of one class, sorted by id. Arrays have n rows."""
+
+    label: int
+    rows: NDArray[np.int64]  # their places among the caller's rows
+    correct: NDArray[np.bool_]
+    sources: NDArray[Any]
+    fold: NDArray[np.int64]
+
+
+@dataclass
+class _Fit:
+    weight: Floats
+    bias: float
+    c: float
+    score: float
+    stderr: float
+    out_of_fold: Floats
+    p_value: float = float("nan")
+
+
+def _fit(features: Floats, problem: _Problem, cs: Sequence[float] | None, selection: str) -> _Fit:
+    fit = _fit_published(features, problem, cs) if selection == "published" else _fit_scaled(features, problem, cs)
+    return dataclasses.replace(fit, stderr=_score_stderr(fit.out_of_fold, problem.correct))
+
+
+def _fit_published(features: Floats, problem: _Problem, cs: Sequence[float] | None) -> _Fit:
+    cv = PredefinedSplit(problem.fold)
+    best, best_score = 0.0, -1.0
+    for c in cs or _PUBLISHED_CS:
+        svm = SVC(kernel="linear", class_weight="balanced", C=c)
+        score = float(cross_val_score(svm, features, problem.correct, cv=cv, scoring="balanced_accuracy").mean())
+        if score > best_score:
+            best, best_score = c, score
+    svm = SVC(kernel="linear", class_weight="balanced", C=best)
+    out_of_fold = cross_val_predict(svm, features, problem.correct, cv=cv, method="decision_function")
+    svm.fit(features, problem.correct)
+    return _Fit(svm.coef_[0], float(svm.intercept_[0]), best, best_score, float("nan"), out_of_fold)
+
+
+def _fit_scaled(features: Floats, problem: _Problem, cs: Sequence[float] | None) -> _Fit:
+    """Choose among multiples of the critical C on the folds, refit the chosen one on all."""
+    gram, correct = features @ features.T, problem.correct
+    grid = tuple(cs) if cs else _CRITICAL_MULTIPLES
+    values = np.empty((len(grid), len(correct)))
+    scores = np.zeros(len(grid))
+    fold_names = np.unique(problem.fold)
+    for fold in fold_names:
+        held, kept = np.flatnonzero(problem.fold == fold), np.flatnonzero(problem.fold != fold)
+        inside, across = gram[np.ix_(kept, kept)], gram[np.ix_(held, kept)]
+        unit = 1.0 if cs else _critical_c(inside, correct[kept])
+        for i, multiple in enumerate(grid):
+            coefficients, bias = _solve(inside, correct[kept], unit * multiple)
+            values[i, held] = across @ coefficients + bias
+            scores[i] += _balanced_accuracy(values[i, held] > 0, correct[held]) / len(fold_names)
+    best = int(scores.argmax())  # the first best, like the published procedure
+    c = grid[best] * (1.0 if cs else _critical_c(gram, correct))
+    coefficients, bias = _solve(gram, correct, c)
+    return _Fit(features.T @ coefficients, bias, c, float(scores[best]), float("nan"), values[best])
+
+
+def _critical_c(gram: Floats, correct: NDArray[np.bool_]) -> float:
+    """Return the largest C at which every multiplier is at its bound: 2 / (max f over right - min f over wrong)."""
+    f = gram @ balanced_signs(correct)
+    return 2.0 / max(float(f[correct].max() - f[~correct].min()), 1e-12)
+
+
+def _solve(gram: Floats, correct: NDArray[np.bool_], c: float) -> tuple[Floats, float]:
+    """Return coefficients a (n,) and bias b, such that the decision value of x is sum_i a_i K(x_i, x) + b."""
+    if c <= _critical_c(gram, correct) * (1 + 1e-9):
+        signs = balanced_signs(correct)
+        f = gram @ signs
+        return c * signs, -c * float(f[correct].max() + f[~correct].min()) / 2
+    svm = SVC(kernel="precomputed", class_weight="balanced", C=c).fit(gram, correct)
+    coefficients = np.zeros(len(correct))
+    coefficients[svm.support_] = svm.dual_coef_[0]
+    return coefficients, float(svm.intercept_[0])
+
+
+def _balanced_accuracy(predicted: NDArray[np.bool_], correct: NDArray[np.bool_]) -> float:
+    return float(predicted[correct].mean() + (~predicted[~correct]).mean()) / 2
+
+
+def _score_stderr(values: Floats, correct: NDArray[np.bool_]) -> float:
+    """Binomial error of a balanced accuracy; rates are shrunk by one hit and one miss, so that none has error 0."""
+    variance = 0.0
+    for hits in (values[correct] > 0, values[~correct] <= 0):
+        rate = (hits.sum() + 1) / (len(hits) + 2)
+        variance += rate * (1 - rate) / len(hits)
+    return 0.5 * float(np.sqrt(variance))
+
+
+def _screen(
+    features: Floats,
+    problem: _Problem,
+    permutations: int,
+    at_least: int,
+    seed: int,
+    device: str | torch.device,
+    strata: NDArray[np.int64] | None = None,
+    rank: int = 0,
+) -> float:
+    """p-value of T = (y w)' K (y w), the squared distance of the balanced class means, under permuted correctness."""
+    if permutations == 0:
+        return float("nan")
+    rng = np.random.default_rng([seed, problem.label, rank])
+    x = torch.from_numpy(features).to(device)
+    n, dim = x.shape
+    kernel = x @ x.T if n <= dim else None
+
+    def statistic(correct: NDArray[np.bool_]) -> Floats:
+        v = torch.from_numpy(balanced_signs(correct)).to(device)  # (P, n)
+        if kernel is None:
+            return np.asarray((v @ x).square().sum(1).cpu().numpy())
+        return np.asarray(((v @ kernel) * v).sum(1).cpu().numpy())
+
+    observed = statistic(problem.correct[None])[0] * (1 - 1e-9)  # the same labels count as such despite rounding
+    extreme = done = 0
+    p, target = 1.0, permutations
+    while done < target:
+        block = min(_PERMUTATIONS_AT_ONCE, target - done)
+        rows = permuted_rows(problem.sources, block, rng, strata=strata)
+        extreme += int((statistic(problem.correct[rows]) >= observed).sum())
+        done += block
+        p = (1 + extreme) / (1 + done)
+        if done == permutations and p <= 0.01:  # promising: enough permutations to stand among all classes
+            target = max(permutations, at_least)
+    return p
+
+
+def _project_out(features: Floats, weight: Floats) -> Floats:
+    unit = weight / np.linalg.norm(weight)
+    return np.asarray(features - np.outer(features @ unit, unit))
+
+
+def _strata(former: list[Floats]) -> NDArray[np.int64]:
+    """Number cells of similar former decision values: deciles of one, about ten cells in all of several."""
+    bins = max(2, round(10 ** (1 / len(former))))
+    cell = np.zeros(len(former[0]), dtype=np.int64)
+    for values in former:
+        rank = np.argsort(np.argsort(values, kind="stable"), kind="stable")
+        cell = cell * bins + rank * bins // len(values)
+    return cell
+
+
+def _mean_and_std(reference: NDArray[Any]) -> tuple[Floats, Floats]:
+    """(M, D) -> mean (D,) and std (D,) with ddof 1; 0 where a dimension is constant up to rounding."""
+    if len(reference) < 2:
+        return reference.sum(axis=0, dtype=np.float64), np.zeros(reference.shape[1])
+    x = reference.astype(np.float64)
+    mean, std = x.mean(axis=0), x.std(axis=0, ddof=1)
+    return mean, np.where(std > 1e-10 * np.abs(mean), std, 0.0)
+
+
+def _unshuffled_folds(correct: NDArray[np.bool_], folds: int) -> NDArray[np.int64]:
+    """The folds of ``cv=folds`` in scikit-learn."""
+    fold = np.zeros(len(correct), dtype=np.int64)
+    if min(correct.sum(), (~correct).sum()) >= folds:
+        for k, (_, held) in enumerate(StratifiedKFold(folds).split(correct, correct)):
+            fold[held] = k
+    return fold
+
+
+def _why_skipped(correct: NDArray[np.bool_], fold: NDArray[np.int64], folds: int) -> str | None:
+    for kind, mask in (("failure", ~correct), ("success", correct)):
+        count = int(mask.sum())
+        if count < MIN_EXAMPLES:
+            plural = "" if count == 1 else "s" if kind == "failure" else "es"
+            return f"{count} {kind}{plural}; at least {MIN_EXAMPLES} are needed"
+        if len(np.unique(fold[mask])) < folds:
+            return f"its {'failures' if kind == 'failure' else 'successes'} come from too few sources for {folds} folds"
+    return None
+
+
+def _check_options(
+    selection: str, folds: int, n_directions: int, permutations: int, seed: int, cs: Sequence[float] | None
+) -> None:
+    if selection not in ("scaled", "published"):
+        raise ConfigurationError(
+            f"fit_failure_directions: selection must be 'scaled' or 'published', got {selection!r}"
+        )
+    for name, value, least in (
+        ("folds", folds, 2),
+        ("n_directions", n_directions, 1),
+        ("permutations", permutations, 0),
+        ("seed", seed, 0),
+    ):
+        if value < least:
+            raise ConfigurationError(f"fit_failure_directions: {name} must be at least {least}, got {value}")
+    if cs is not None and (len(cs) == 0 or min(cs) <= 0):
+        raise ConfigurationError(f"fit_failure_directions: cs must hold positive numbers, got {cs!r}")
