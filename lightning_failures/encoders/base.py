@@ -3,27 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol, runtime_checkable
+from typing import Protocol, TypeGuard, runtime_checkable
 
 from torch import Tensor
 
-__all__ = ["Encoder", "FeatureEncoder", "TextEncoder"]
+__all__ = ["Encoder", "FeatureEncoder", "TextEncoder", "gives_maps", "gives_texts"]
 
 
 @runtime_checkable
 class Encoder(Protocol):
-    """A frozen image model that owns its device and dtype and ignores autocast; it returns float32 on the CPU.
+    """A frozen image model with its own device and dtype, outside autocast. All it returns is float32 on the CPU.
 
     Attributes:
         name: What the user called it, e.g. ``"ViT-B-32/openai"``; for people, not for keys.
         fingerprint: Hex digest over architecture, weights, preprocessing and tokenizer. Equal fingerprints mean equal
-            outputs, so the cache may use it as part of a key.
+            outputs (up to rounding between devices and batch sizes), so the cache may use it as part of a key.
         dim: Length D of an embedding.
     """
 
-    name: str
-    fingerprint: str
-    dim: int
+    @property
+    def name(self) -> str: ...  # noqa: D102
+
+    @property
+    def fingerprint(self) -> str: ...  # noqa: D102
+
+    @property
+    def dim(self) -> int: ...  # noqa: D102
 
     def encode_images(self, images: Tensor) -> Tensor:
         """Embed images (B, C, H, W) with values in [0, 1] as (B, D) float32 on the CPU. C is 1 or 3."""
@@ -46,3 +51,16 @@ class FeatureEncoder(Encoder, Protocol):
     def encode_maps(self, images: Tensor) -> Tensor:
         """Return the maps before global average pooling: (B, C, H, W) in [0, 1] -> (B, D, h, w) float32 on the CPU."""
         ...
+
+
+def gives_texts(encoder: Encoder) -> TypeGuard[TextEncoder]:
+    """Whether captions can be scored in the space of this encoder."""
+    return isinstance(encoder, TextEncoder)
+
+
+def gives_maps(encoder: Encoder) -> TypeGuard[FeatureEncoder]:
+    """Whether the features of this encoder have heat maps.
+
+    An encoder that has the method but, for the layer it reads, no maps says so with an attribute ``has_maps = False``.
+    """
+    return isinstance(encoder, FeatureEncoder) and bool(getattr(encoder, "has_maps", True))

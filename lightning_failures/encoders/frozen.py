@@ -1,0 +1,132 @@
+"""What keeps a frozen model apart from the training around it: inference state, device, batches, fingerprint."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import xxhash
+from torch import Tensor, nn
+
+from lightning_failures.errors import EncoderError
+
+__all__ = [
+    "as_device",
+    "fingerprint",
+    "first_line",
+    "freeze",
+    "frozen_inference",
+    "in_chunks",
+    "isolated_build",
+    "load_tensors",
+    "state_dict_of",
+]
+
+_FINGERPRINT_VERSION = 1  # raise when code here changes embeddings while weights and options stay the same
+
+
+@contextlib.contextmanager
+def frozen_inference(device: torch.device) -> Iterator[None]:
+    """No gradients, no autocast, and ordinary tensors as results even where the caller is in ``inference_mode``."""
+    with torch.inference_mode(False), torch.no_grad(), torch.autocast(device.type, enabled=False):
+        yield
+
+
+@contextlib.contextmanager
+def isolated_build() -> Iterator[None]:
+    """Build a model without a trace: its random initialisation leaves the CPU generator where it was."""
+    with torch.random.fork_rng(devices=[]), torch.inference_mode(False), torch.enable_grad():
+        yield
+
+
+def freeze(module: nn.Module, device: torch.device) -> nn.Module:
+    """Put a model that we own into its final state: float32, on its device, eval mode, no gradients."""
+    return module.to(device=device, dtype=torch.float32).eval().requires_grad_(False)
+
+
+def as_device(device: str | torch.device) -> torch.device:
+    """Return the device, having allocated on it.
+
+    Raises:
+        EncoderError: There is no such device here.
+    """
+    try:
+        return torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise EncoderError(f"device={str(device)!r} cannot be used here: {first_line(error)}") from error
+
+
+def in_chunks(function: Callable[[Any], Tensor], rows: Any, size: int) -> Tensor:
+    """Apply a function to slices of at most ``size`` rows; the float32 results are joined on the CPU.
+
+    >>> in_chunks(lambda rows: rows * 2, torch.arange(5), 2)
+    tensor([0., 2., 4., 6., 8.])
+    """
+    starts = range(0, max(len(rows), 1), size)
+    return torch.cat([function(rows[start : start + size]).to("cpu", torch.float32) for start in starts])
+
+
+def fingerprint(module: nn.Module, **description: Any) -> str:
+    """Hash the weights of a model and a JSON-like description of all else that decides its output: 32 hex digits.
+
+    >>> model = nn.Linear(2, 1)
+    >>> [fingerprint(model, size=8) == fingerprint(model, size=size) for size in (8, 9)]
+    [True, False]
+    """
+    described = json.dumps([_FINGERPRINT_VERSION, description], sort_keys=True, default=str)
+    hasher = xxhash.xxh3_128(described.encode())
+    for name, tensor in sorted(module.state_dict().items()):
+        hasher.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        hasher.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return hasher.hexdigest()
+
+
+def load_tensors(path: Path) -> Any:
+    """Read a checkpoint of tensors and plain values; code in it is never run.
+
+    Args:
+        path: A ``.safetensors`` file, or what ``torch.save`` wrote.
+
+    Raises:
+        EncoderError: The file is damaged, or holds Python objects, which would mean running code from it.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, SafetensorError) as error:
+        raise EncoderError(f"{path} cannot be read: {first_line(error)}") from error
+    except Exception as error:
+        raise EncoderError(
+            f"{path} cannot be loaded as plain tensors ({first_line(error)}). Files that hold Python objects (dill or "
+            "pickled modules, TorchScript) are refused, because loading them runs code from the file. Remedy: if you "
+            "trust the file, load it once in the environment that wrote it, keep only the tensors, and save them: "
+            "safetensors.torch.save_file({k: v.contiguous() for k, v in checkpoint['model'].items()}, 'x.safetensors')."
+        ) from error
+
+
+def state_dict_of(checkpoint: Any, path: Path) -> dict[str, Tensor]:
+    """Find the dictionary of tensors in a checkpoint: itself, or under one of the usual keys."""
+    for _ in range(3):  # {"state_dict": {"model": {...}}} has been seen
+        if not isinstance(checkpoint, Mapping):
+            break
+        tensors = {str(key): value for key, value in checkpoint.items() if isinstance(value, Tensor)}
+        if tensors:
+            return tensors
+        nested = [checkpoint[k] for k in ("model", "state_dict", "model_state_dict", "net") if k in checkpoint]
+        checkpoint = nested[0] if nested else None
+    raise EncoderError(
+        f"{path} holds no state dict: expected tensors by name, or such a mapping under 'model' or 'state_dict'."
+    )
+
+
+def first_line(error: BaseException) -> str:
+    """The part of an error of a library that fits into a message of ours."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]

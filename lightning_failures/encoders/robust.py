@@ -1,0 +1,218 @@
+"""Adversarially robust ResNets, whose features a failure tree splits on (Barlow, Singla et al. 2021, section 3)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from lightning_failures.encoders.frozen import first_line, isolated_build, load_tensors, state_dict_of
+from lightning_failures.encoders.module import ModuleEncoder
+from lightning_failures.encoders.preprocessing import IMAGENET_MEAN, IMAGENET_STD
+from lightning_failures.errors import EncoderError, did_you_mean
+
+__all__ = ["RobustEncoder"]
+
+
+class RobustEncoder(ModuleEncoder):
+    """A robust ResNet from a file of tensors; the embedding is the spatial mean of the last feature maps (``layer4``).
+
+    Read are the layout of the ``robustness`` library (a dictionary with ``model``, keys such as
+    ``module.model.layer1.0.conv1.weight`` and ``module.normalizer.new_mean``), torchvision's, and its CIFAR variant
+    (3 x 3 stem, ``shortcut`` and ``linear``), each with any prefix, as ``.safetensors`` or as ``torch.save`` writes it.
+    No code from the file is run.
+
+    Args:
+        path: The file.
+        arch: Name of a torchvision ResNet (``"resnet50"``, ``"wide_resnet50_2"``). None: read off the shapes.
+        device: Where the model lives, whatever the Trainer uses.
+        mean: Normalisation; None is the file's own, or ImageNet's for a model with ImageNet's stem.
+        std: As ``mean``.
+        image_size: What images are resized to, shortest edge first; None is 224 for ImageNet's stem and 32 for CIFAR's.
+            The border that evaluation on ImageNet cuts off (crop 0.875) stays, so that heat maps cover the image.
+        name: For people; by default the name of the file.
+        batch_size: Images that go through the model at once.
+
+    Attributes:
+        arch: What was built, e.g. ``"ResNet(Bottleneck, [3, 4, 6, 3])"``.
+
+    Raises:
+        EncoderError: The file is missing, damaged, holds code, or is no ResNet; the tensors do not fit ``arch``; no
+            normalisation is known; or the loaded model fails its self-test.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        arch: str | None = None,
+        *,
+        device: str | torch.device = "cpu",
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        image_size: int | None = None,
+        name: str | None = None,
+        batch_size: int = 64,
+    ) -> None:
+        path = Path(path).expanduser()
+        if not path.is_file():
+            raise EncoderError(f"robust_encoder={str(path)!r} is no file. Known names: 'embedded:digits', or a path.")
+        tensors, normalisation = _plain_layout(state_dict_of(load_tensors(path), path), path)
+        shape = _infer_shape(tensors, path)
+        net = _build(shape, tensors, arch, path)
+        if mean is None or std is None:
+            if normalisation is None and shape.small_stem:
+                raise EncoderError(
+                    f"{path} holds no normalisation, and there is no usual one for small images: give mean= and std=."
+                )
+            file_mean, file_std = normalisation or (IMAGENET_MEAN, IMAGENET_STD)
+            mean, std = mean or file_mean, std or file_std
+        self.arch = arch or str(shape)
+        super().__init__(
+            net,
+            "layer4",
+            mean=mean,
+            std=std,
+            image_size=image_size or (32 if shape.small_stem else 224),
+            interpolation="bilinear",
+            name=name or path.name,
+            device=device,
+            copy=True,
+            batch_size=batch_size,
+        )
+        _self_test(self, path)
+
+
+@dataclass(frozen=True)
+class _Shape:
+    """What the shapes of a ResNet's tensors tell about its architecture."""
+
+    bottleneck: bool
+    layers: tuple[int, ...]
+    groups: int
+    width_per_group: int
+    channels: int
+    small_stem: bool
+    classes: int | None
+
+    def __str__(self) -> str:
+        extra = (
+            f", groups={self.groups}, width={self.width_per_group}"
+            if (self.groups, self.width_per_group) != (1, 64)
+            else ""
+        )
+        stem = ", 3x3 stem" if self.small_stem else ""
+        return f"ResNet({'Bottleneck' if self.bottleneck else 'BasicBlock'}, {list(self.layers)}{extra}{stem})"
+
+
+_Normalisation = tuple[tuple[float, ...], tuple[float, ...]]
+
+
+def _plain_layout(state: Mapping[str, Tensor], path: Path) -> tuple[dict[str, Tensor], _Normalisation | None]:
+    """Rename to torchvision's keys; return the tensors of the network and the normalisation, if the file has one.
+
+    The ``robustness`` library stores the network twice, the second time under ``attacker``.
+    """
+    marker = "layer1.0.conv1.weight"
+    prefixes = sorted(
+        (k.removesuffix(marker) for k in state if k.endswith(marker)), key=lambda p: ("attacker" in p, len(p))
+    )
+    if not prefixes:
+        raise EncoderError(
+            f"{path} is no ResNet: no key ends in {marker!r}; it starts with {', '.join(list(state)[:4])}. "
+            "For other networks use ModuleEncoder(module, layer)."
+        )
+    prefix = prefixes[0]
+    renamed = {
+        re.sub(r"^linear\.", "fc.", k.removeprefix(prefix).replace(".shortcut.", ".downsample.")): v
+        for k, v in state.items()
+        if k.startswith(prefix)
+    }
+    network = {k: v for k, v in renamed.items() if re.match(r"(conv1|bn1|layer[1-4]|fc)\.", k)}
+    mean, std = (
+        next((v for k, v in state.items() if re.search(rf"(^|\.)(new_{kind}|normali[sz]er?\.{kind})$", k)), None)
+        for kind in ("mean", "std")
+    )
+    found = None if mean is None or std is None else (tuple(mean.flatten().tolist()), tuple(std.flatten().tolist()))
+    return network, found
+
+
+def _infer_shape(tensors: Mapping[str, Tensor], path: Path) -> _Shape:
+    blocks = {(int(m[1]), int(m[2])) for k in tensors if (m := re.match(r"layer(\d)\.(\d+)\.", k))}
+    layers = tuple(sum(stage == s for s, _ in blocks) for stage in range(1, 5))
+    bottleneck = "layer1.0.conv3.weight" in tensors
+    middle = tensors.get("layer1.0.conv2.weight")
+    stem = tensors.get("conv1.weight")
+    if stem is None or middle is None or stem.ndim != 4 or middle.ndim != 4 or 0 in layers:
+        raise EncoderError(
+            f"{path} is no complete ResNet: stem, layer1 ... layer4 are needed, it has {list(layers)} blocks."
+        )
+    groups = middle.shape[0] // middle.shape[1] if bottleneck else 1
+    head = tensors.get("fc.weight")
+    return _Shape(
+        bottleneck=bottleneck,
+        layers=layers,
+        groups=groups,
+        width_per_group=middle.shape[0] // groups if bottleneck else 64,
+        channels=stem.shape[1],
+        small_stem=stem.shape[-1] == 3,
+        classes=None if head is None else head.shape[0],
+    )
+
+
+def _build(shape: _Shape, tensors: Mapping[str, Tensor], arch: str | None, path: Path) -> nn.Module:
+    from torchvision.models import get_model, list_models
+    from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
+
+    classes = shape.classes or 1
+    with isolated_build():
+        if arch is None:
+            net = ResNet(
+                Bottleneck if shape.bottleneck else BasicBlock,
+                list(shape.layers),
+                num_classes=classes,
+                groups=shape.groups,
+                width_per_group=shape.width_per_group,
+            )
+        else:
+            known = [m for m in list_models() if re.match(r"(wide_)?resne[x]?t\d", m)]
+            if arch not in known:
+                raise EncoderError(
+                    f"arch={arch!r} is no ResNet of torchvision.{did_you_mean(arch, known)} Leave it out to infer it."
+                )
+            net = get_model(arch, weights=None, num_classes=classes)
+        if shape.small_stem:
+            net.maxpool = nn.Identity()
+        if shape.small_stem or shape.channels != 3:
+            size, stride = (3, 1) if shape.small_stem else (7, 2)
+            net.conv1 = nn.Conv2d(shape.channels, 64, size, stride=stride, padding=size // 2, bias=False)
+        if shape.classes is None:
+            net.fc = nn.Identity()
+        try:
+            net.load_state_dict(tensors, strict=True)
+        except RuntimeError as error:
+            details = " ".join(line.strip() for line in str(error).splitlines()[1:3])[:300]
+            raise EncoderError(
+                f"the tensors of {path} do not fit {arch or shape}: {details or first_line(error)}"
+            ) from error
+    built: nn.Module = net.eval()
+    return built
+
+
+def _self_test(encoder: ModuleEncoder, path: Path) -> None:
+    """A model that loads can still be wrong: finite weights, finite features, and features that see the image."""
+    size = encoder.preprocessing.size
+    assert size is not None
+    noise = torch.rand(2, len(encoder.preprocessing.mean), *size, generator=torch.Generator().manual_seed(0))
+    features = encoder.encode_images(noise)
+    if not torch.isfinite(features).all():
+        raise EncoderError(
+            f"{path}: the self-test failed, features of a test image are not finite. The weights are damaged."
+        )
+    if torch.equal(features[0], features[1]):
+        raise EncoderError(
+            f"{path}: the self-test failed, two different images have equal features. The weights are damaged."
+        )
