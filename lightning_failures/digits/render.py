@@ -27,6 +27,7 @@ __all__ = [
     "TINTS",
     "Looks",
     "Split",
+    "draw_images",
     "draw_looks",
     "render",
     "source_digits",
@@ -126,6 +127,19 @@ def render(digits: Tensor, looks: Looks, rng: np.random.Generator) -> Tensor:
     tint = torch.tensor(list(TINTS.values()))[looks.tint].view(-1, 3, 1, 1)
     background = torch.tensor(list(BACKGROUNDS.values()))[looks.background].view(-1, 3, 1, 1)
     return torch.lerp(background, tint, opacity).mul(255).round().to(torch.uint8)
+
+
+def draw_images(split: Split, size: int, rng: np.random.Generator) -> tuple[Tensor, Tensor, Looks]:
+    """Render a random sample of one split, every attribute uniform and nothing planted.
+
+    Returns:
+        Images (N, 3, 32, 32) uint8, digits (N,) int64, and looks.
+    """
+    sources = source_split(split)
+    sources = sources[torch.from_numpy(rng.integers(len(sources), size=size))]
+    looks = draw_looks(size, rng)
+    images, labels = source_digits()
+    return render(images[sources], looks, rng), labels[sources], looks
 
 
 def _jitter(looks: Looks, rng: np.random.Generator) -> Tensor:

@@ -1,0 +1,59 @@
+"""Weights and figures on disk: float16 safetensors and JSON, written whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save
+from torch import Tensor
+
+__all__ = ["half_precision", "write_atomic", "write_json", "write_weights"]
+
+
+def half_precision(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Floating tensors as float16, the others as they are; all contiguous, detached and on the CPU."""
+    return {
+        name: (value.half() if value.is_floating_point() else value).detach().cpu().contiguous()
+        for name, value in state.items()
+    }
+
+
+def write_atomic(path: Path, content: bytes) -> None:
+    """Write beside ``path`` first, then move into place, so that nobody reads half a file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+        Path(name).chmod(0o644)
+        Path(name).replace(path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def write_json(path: Path, values: Mapping[str, Any]) -> None:
+    """Write plain values as indented JSON."""
+    write_atomic(path, (json.dumps(values, indent=2, allow_nan=False) + "\n").encode())
+
+
+def write_weights(path: Path, state: Mapping[str, Tensor]) -> None:
+    """Write a state dict as float16 safetensors."""
+    write_atomic(path, save(half_precision(state), metadata={"format": "pt"}))
+
+
+def round_figures(values: Mapping[str, float]) -> dict[str, float]:
+    """Four decimals are all that a few thousand images can tell."""
+    return {name: round(float(value), 4) for name, value in values.items()}
+
+
+def set_threads(count: int | None) -> None:
+    """Set torch's threads for a training script; None leaves them."""
+    if count is not None:
+        torch.set_num_threads(count)
