@@ -91,7 +91,7 @@ def robust_correct(
     """
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        alive = torch.eq(classify(images).argmax(dim=1), labels)
+        alive: Tensor = classify(images).argmax(dim=1) == labels
     for restart in range(restarts):
         rows = alive.nonzero().squeeze(1)  # what has fallen needs no further attack
         if len(rows) == 0:
@@ -106,7 +106,7 @@ def robust_correct(
             generator=generator if restart else None,
         )
         with torch.no_grad():
-            alive[rows] = torch.eq(classify(moved).argmax(dim=1), y)
+            alive[rows] = classify(moved).argmax(dim=1) == y
     return alive
 
 
@@ -115,4 +115,5 @@ def _norm(x: Tensor) -> Tensor:
 
 
 def _unit(x: Tensor) -> Tensor:
-    return x / _norm(x)
+    unit: Tensor = x / _norm(x)
+    return unit
