@@ -40,11 +40,11 @@ def benjamini_hochberg(p_values: Any, level: float = 0.05) -> NDArray[np.bool_]:
     return holds
 
 
-def wilson_interval(failures: int, n: int, z: float = 1.959964) -> tuple[float, float]:
+def wilson_interval(failures: float, n: float, z: float = 1.959964) -> tuple[float, float]:
     """Return the Wilson score interval of a rate, by default at 95 %.
 
     Unlike rate +- z standard errors it stays inside [0, 1] and is not empty at 0 or n failures. With ``n == 0`` nothing
-    is known: (0, 1).
+    is known: (0, 1). Counts may be fractional: effective numbers of clustered examples.
 
     >>> low, high = wilson_interval(0, 10)
     >>> low, round(high, 3)

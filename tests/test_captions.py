@@ -1,0 +1,128 @@
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+from lightning_failures.captions import caption_p_value, mean_shift_scores, score_captions
+from lightning_failures.directions import fit_failure_directions, phi
+from lightning_failures.errors import ConfigurationError, DataError
+
+DIM = 32
+
+
+def _unit(x):
+    return x / np.linalg.norm(x, axis=-1, keepdims=True)
+
+
+def _planted(seed=0, n=300, strength=3.0):
+    """Two classes; images of class 1 fail where they lie along a hidden axis. Caption 4 is that axis."""
+    rng = np.random.default_rng(seed)
+    axes = _unit(rng.normal(size=(40, DIM)))
+    x = rng.normal(size=(2 * n, DIM)) + 0.5
+    labels = np.repeat([0, 1], n)
+    along = np.where(labels == 1, (x - 0.5) @ axes[4], 0.0)
+    correct = rng.random(2 * n) > 1 / (1 + np.exp(1 - strength * along))
+    reference = _unit(rng.normal(size=DIM))
+    return x, labels, correct, _unit(reference + 0.3 * axes), reference
+
+
+def test_score_captions__the_hardest_is_the_planted_one():
+    x, labels, correct, captions, reference = _planted()
+    directions = fit_failure_directions(x, labels, correct)
+    scores = score_captions(directions, 1, captions, reference)
+    assert scores.shape == (40,)
+    assert scores.dtype == torch.float32
+    assert scores.argmin().item() == 4
+    assert mean_shift_scores(directions, x[labels == 1], correct[labels == 1], captions, reference).argmin().item() == 4
+
+
+def test_score_captions__by_definition():
+    x, labels, correct, captions, reference = _planted()
+    directions = fit_failure_directions(x, labels, correct)
+    weight, bias = directions.weight[1].numpy(), directions.bias[1].item()
+    z = (captions - reference) / x.std(0, ddof=1)
+    expected = z @ weight / np.linalg.norm(z, axis=1)
+    np.testing.assert_allclose(score_captions(directions, 1, captions, reference), expected, rtol=1e-4, atol=1e-6)
+    published = phi(captions - reference, x.mean(0), x.std(0, ddof=1)) @ weight + bias
+    scores = score_captions(directions, 1, captions, reference, method="published")
+    np.testing.assert_allclose(scores, published, rtol=1e-4, atol=1e-6)
+
+
+def test_score_captions__class_index_is_the_label():
+    x, labels, correct, captions, reference = _planted()
+    correct[labels == 0] = True
+    directions = fit_failure_directions(x, labels, correct)
+    assert directions.classes.tolist() == [1]
+    assert score_captions(directions, 1, captions, reference[None]).argmin().item() == 4
+    with pytest.raises(DataError, match="class 0 has no failure direction: 0 failures"):
+        score_captions(directions, 0, captions, reference)
+    with pytest.raises(DataError, match="no example"):
+        score_captions(directions, 7, captions, reference)
+
+
+def test_score_captions__the_reference_scores_nothing_and_constant_dimensions_do_not_matter():
+    x, labels, correct, captions, reference = _planted()
+    x[:, 0] = 1.0
+    directions = fit_failure_directions(x, labels, correct)
+    moved = captions.copy()
+    moved[:, 0] += 5
+    assert torch.equal(
+        score_captions(directions, 1, moved, reference), score_captions(directions, 1, captions, reference)
+    )
+    assert score_captions(directions, 1, torch.from_numpy(reference)[None], torch.from_numpy(reference)).tolist() == [0]
+
+
+@pytest.mark.parametrize(
+    ("captions", "reference", "method", "error"),
+    [
+        (np.ones((3, DIM + 1)), np.ones(DIM + 1), "direction", DataError),
+        (np.ones((3, DIM)), np.ones((2, DIM)), "direction", DataError),
+        (np.ones((3, DIM)), np.ones(DIM), "cosine", ConfigurationError),
+    ],
+)
+def test_score_captions__says_what_is_wrong(captions, reference, method, error):
+    x, labels, correct, _, _ = _planted()
+    directions = fit_failure_directions(x, labels, correct, permutations=0)
+    with pytest.raises(error):
+        score_captions(directions, 1, captions, reference, method=method)
+
+
+def test_caption_p_value__small_for_the_planted_class_only():
+    x, labels, correct, captions, reference = _planted()
+    directions = fit_failure_directions(x, labels, correct)
+    p = [
+        caption_p_value(directions, k, x[labels == k], correct[labels == k], captions, reference, permutations=199)
+        for k in (0, 1)
+    ]
+    assert p[0] > 0.02
+    assert p[1] == 1 / 200
+
+
+def test_caption_p_value__is_uniform_without_a_pattern():
+    p = []
+    for seed in range(80):
+        x, _, correct, captions, reference = _planted(seed, n=90, strength=0.0)
+        directions = fit_failure_directions(x, np.arange(180) // 90, correct, permutations=0, cs=[1e-3])
+        p.append(caption_p_value(directions, 1, x[90:], correct[90:], captions, reference, permutations=99))
+    assert stats.kstest(p, "uniform").pvalue > 0.01
+
+
+def test_caption_p_value__undefined_without_captions_or_permutations():
+    x, labels, correct, captions, reference = _planted()
+    directions = fit_failure_directions(x, labels, correct, permutations=0)
+    one = (x[:300], correct[:300])
+    assert np.isnan(caption_p_value(directions, 0, *one, captions, reference, permutations=0))
+    assert np.isnan(caption_p_value(directions, 0, *one, captions[:0], reference))
+
+
+def test_caption_p_value__whole_groups_and_any_order():
+    x, _, correct, captions, reference = _planted(n=100)
+    x, correct = np.repeat(x[100:], 5, 0), np.repeat(correct[100:], 5)
+    sources, ids = np.repeat(np.arange(100), 5), np.arange(500)
+    directions = fit_failure_directions(x, np.zeros(500, dtype=int), correct, groups=sources)
+    order = np.random.default_rng(0).permutation(500)
+    p = caption_p_value(directions, 0, x, correct, captions, reference, ids=ids, groups=sources)
+    q = caption_p_value(
+        directions, 0, x[order], correct[order], captions, reference, ids=ids[order], groups=sources[order]
+    )
+    assert p == q

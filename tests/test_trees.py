@@ -1,0 +1,290 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from sklearn.tree import DecisionTreeClassifier
+
+from lightning_failures.errors import ConfigurationError, DataError
+from lightning_failures.trees import (
+    average_leaf_error_rate,
+    error_coverage,
+    error_rate,
+    fit_failure_tree,
+    information_gain,
+)
+
+
+def _planted(n=600, dim=12, *, seed=0):
+    """Feature 5 above 0.7 makes failures likely, with feature 2 below 0 more so."""
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(n, dim)).astype(np.float32)
+    chance = 0.05 + 0.45 * (x[:, 5] > 0.7) + 0.4 * ((x[:, 5] > 0.7) & (x[:, 2] < 0))
+    return x, rng.random(n) < chance
+
+
+def _reference_information_gain(feature, failed):
+    weights = {0: 1.0, 1: (~failed).sum() / failed.sum()}
+    tree = (
+        DecisionTreeClassifier(criterion="entropy", max_depth=1, class_weight=weights)
+        .fit(feature[:, None], failed.astype(int))
+        .tree_
+    )
+    if tree.node_count == 1:
+        return 0.0
+    weight, impurity = tree.weighted_n_node_samples, tree.impurity
+    return impurity[0] - (weight[1] * impurity[1] + weight[2] * impurity[2]) / weight[0]
+
+
+def test_average_leaf_error_rate__by_hand():
+    # leaf 7: 3 of 4 fail; leaf 2: 1 of 4; leaf 9: 0 of 2 -> 3/4 * 3/4 + 1/4 * 1/4
+    leaf_ids = torch.tensor([7, 7, 7, 7, 2, 2, 2, 2, 9, 9])
+    failed = torch.tensor([1, 1, 1, 0, 1, 0, 0, 0, 0, 0], dtype=torch.bool)
+    assert average_leaf_error_rate(leaf_ids, failed) == pytest.approx(0.625)
+    assert error_rate(failed) == pytest.approx(0.4)
+    assert error_coverage(leaf_ids == 7, failed) == pytest.approx(0.75)
+
+
+@given(st.lists(st.tuples(st.integers(-3, 3), st.booleans()), min_size=1, max_size=60))
+def test_average_leaf_error_rate__lies_between_the_base_rate_and_the_worst_leaf(rows):
+    leaves, failed = np.array([r[0] for r in rows]), np.array([r[1] for r in rows])
+    aler = average_leaf_error_rate(leaves, failed)
+    if not failed.any():
+        assert math.isnan(aler)
+        return
+    rates = [error_rate(failed[leaves == leaf]) for leaf in np.unique(leaves)]
+    assert failed.mean() - 1e-12 <= aler <= max(rates) + 1e-12
+    by_definition = sum(
+        error_rate(failed[leaves == v]) * error_coverage(leaves == v, failed) for v in np.unique(leaves)
+    )
+    assert aler == pytest.approx(by_definition)
+
+
+def test_average_leaf_error_rate__undefined_and_wrong():
+    assert math.isnan(average_leaf_error_rate([], []))
+    assert math.isnan(error_rate([]))
+    assert math.isnan(error_coverage([True], [False]))
+    assert average_leaf_error_rate([0, 1], [True, True]) == 1.0
+    with pytest.raises(DataError, match="leaf_ids"):
+        average_leaf_error_rate([0], [True, False])
+
+
+@pytest.mark.parametrize("levels", [None, 3, 12], ids=["continuous", "3 values", "12 values"])
+@pytest.mark.parametrize("n", [30, 301])
+def test_information_gain__equals_a_depth_1_tree(levels, n):
+    rng = np.random.default_rng(n)
+    x = rng.normal(size=(n, 15)) if levels is None else rng.integers(0, levels, size=(n, 15)) / 7
+    x[:, 3] = 0.1
+    x[:, 4] = -np.abs(x[:, 4]) * 0.0  # zeros of both signs are one value
+    x[: n // 2, 4] = 0.0
+    failed = rng.random(n) < 1 / (1 + np.exp(2 - x[:, 0]))
+    expected = [_reference_information_gain(column, failed) for column in x.astype(np.float32).T]
+    np.testing.assert_allclose(information_gain(x, failed), expected, atol=1e-12)
+    assert information_gain(x, failed)[3] == 0
+
+
+def test_information_gain__min_leaf_and_degenerate_labels():
+    x = np.arange(10.0)[:, None]
+    failed = np.arange(10) == 9
+    assert information_gain(x, failed).tolist() == [1.0]
+    assert information_gain(x, failed, min_leaf=3)[0] < 0.6
+    assert information_gain(x, failed, min_leaf=6).tolist() == [0.0]
+    assert information_gain(x, np.zeros(10, dtype=bool)).tolist() == [0.0]
+    assert information_gain(x, np.ones(10, dtype=bool)).tolist() == [0.0]
+    assert information_gain(np.zeros((3, 0)), [True, False, True]).tolist() == []
+
+
+@pytest.mark.parametrize("feature_selection", ["information_gain", "mutual_information"])
+def test_fit__finds_the_planted_rule(feature_selection):
+    x, failed = _planted()
+    tree = fit_failure_tree(x, failed, feature_selection=feature_selection)
+    assert tree.split_features[0] == 5
+    assert tree.selected_features[0] == 5 or feature_selection == "mutual_information"
+    worst = tree.leaves[0]
+    assert worst.splits[0].feature == 5
+    assert worst.splits[0].above
+    assert worst.splits[0].threshold == pytest.approx(0.7, abs=0.15)
+    assert "feature 5 > " in worst.rule
+    assert tree.pattern
+    assert tree.p_value < 1e-4
+    assert tree.aler > tree.heldout_aler > tree.base_error_rate + 0.2
+    assert worst in tree.valid_leaves()
+    assert tree.valid_leaves(delta=1.0) == []
+    assert tree.worst_leaf.interval[0] == max(leaf.interval[0] for leaf in tree.leaves)
+    assert tree.worst_leaf.interval[0] > tree.base_error_rate
+
+
+def test_fit__rates_come_from_raw_counts():
+    x, failed = _planted(seed=1)
+    tree = fit_failure_tree(x, failed)
+    leaf = tree.apply(x).numpy()
+    assert tree.aler == pytest.approx(average_leaf_error_rate(leaf, failed))
+    assert tree.base_error_rate == pytest.approx(failed.mean())
+    assert sum(entry.size for entry in tree.leaves) == len(x)
+    assert [entry.importance for entry in tree.leaves] == sorted((e.importance for e in tree.leaves), reverse=True)
+    for i, entry in enumerate(tree.leaves):
+        assert entry.ids.tolist() == np.flatnonzero(leaf == i).tolist()
+        assert entry.size >= 20
+        assert entry.failures == failed[leaf == i].sum()
+        assert entry.error_rate == pytest.approx(failed[leaf == i].mean())
+        assert entry.error_coverage == pytest.approx(failed[leaf == i].sum() / failed.sum())
+        assert entry.importance == pytest.approx(entry.error_rate * entry.error_coverage)
+        inside = np.ones(len(x), dtype=bool)
+        for split in entry.splits:
+            inside &= (x[:, split.feature] > split.threshold) == split.above
+        assert np.array_equal(inside, leaf == i), entry.rule
+
+
+def test_fit__equals_scikit_learns_tree():
+    x, failed = _planted(dim=6)
+    tree = fit_failure_tree(x, failed)
+    weights = {0: 1.0, 1: (~failed).sum() / failed.sum()}
+    reference = DecisionTreeClassifier(
+        criterion="entropy", max_depth=3, min_samples_leaf=20, class_weight=weights, random_state=0
+    ).fit(x[:, tree.selected_features], failed.astype(int))
+    pairs = set(zip(tree.apply(x).tolist(), reference.apply(x[:, tree.selected_features]).tolist(), strict=True))
+    assert len(pairs) == len(tree.leaves) == reference.get_n_leaves()
+
+
+def test_fit__rule_merges_the_bounds_of_a_feature():
+    x = np.linspace(0, 1, 400)[:, None]
+    failed = (x[:, 0] > 0.4) & (x[:, 0] < 0.6)
+    tree = fit_failure_tree(x, failed, max_depth=2)
+    assert tree.leaves[0].rule == "0.4 < feature 0 <= 0.6"
+    assert tree.leaves[0].error_rate == 1.0
+    assert tree.split_features == (0,)
+
+
+def test_fit__ids_make_the_order_of_rows_irrelevant():
+    x, failed = _planted(n=300)
+    ids = np.random.default_rng(1).permutation(1000)[:300]
+    order = np.random.default_rng(2).permutation(300)
+    a = fit_failure_tree(x, failed, ids=ids)
+    b = fit_failure_tree(torch.from_numpy(x[order]), torch.from_numpy(failed[order]), ids=torch.from_numpy(ids[order]))
+    assert [leaf.rule for leaf in a.leaves] == [leaf.rule for leaf in b.leaves]
+    assert [leaf.interval for leaf in a.leaves] == [leaf.interval for leaf in b.leaves]
+    assert all(torch.equal(p.ids, q.ids) for p, q in zip(a.leaves, b.leaves, strict=True))
+    assert (a.heldout_aler, a.heldout_aler_stderr) == (b.heldout_aler, b.heldout_aler_stderr)
+
+
+@pytest.mark.parametrize(
+    ("n", "failures", "said"),
+    [
+        (0, 0, "no examples"),
+        (1, 0, "no failures"),
+        (1, 1, "every example failed"),
+        (30, 10, "at least 40"),
+        (100, 0, "no failures"),
+        (100, 100, "every example failed"),
+        (100, 1, "single source"),
+    ],
+)
+def test_fit__undefined_groups_give_a_reason_and_no_pattern(n, failures, said):
+    x = np.random.default_rng(0).normal(size=(n, 5))
+    tree = fit_failure_tree(x, np.arange(n) < failures)
+    assert said in tree.skipped
+    assert not tree.pattern
+    assert len(tree.apply(x)) == n
+    assert sum(leaf.size for leaf in tree.leaves) == n
+    assert math.isnan(tree.aler) == (failures == 0)
+    if failures in (0, n):
+        assert len(tree.leaves) == 1
+        assert tree.leaves[0].rule == "all examples"
+        assert math.isnan(tree.heldout_aler)
+        assert math.isnan(tree.p_value)
+        assert tree.worst_leaf is None
+        assert tree.valid_leaves() == []
+
+
+def test_fit__two_failures_and_constant_features():
+    x = np.random.default_rng(0).normal(size=(100, 5))
+    two = fit_failure_tree(x, np.arange(100) < 2)
+    assert math.isfinite(two.heldout_aler)
+    assert not two.pattern
+    constant = fit_failure_tree(np.ones((100, 5)), np.arange(100) < 30)
+    assert constant.skipped == "no feature splits the examples"
+    assert constant.heldout_aler_minus_ber == pytest.approx(0)
+    assert constant.p_value == 1.0
+    assert not constant.pattern
+
+
+def test_fit__noise_has_no_pattern():
+    patterns, gains, aler = 0, [], []
+    for seed in range(40):
+        rng = np.random.default_rng(seed)
+        tree = fit_failure_tree(rng.normal(size=(250, 20)), rng.random(250) < 0.3)
+        patterns += tree.pattern
+        gains.append(tree.heldout_aler_minus_ber)
+        aler.append(tree.aler - tree.base_error_rate)
+    assert patterns <= 5
+    assert abs(np.mean(gains)) < 3 * np.std(gains) / np.sqrt(40) + 1e-3
+    assert np.mean(aler) > 0.05, "without holding out, noise would look like a pattern"
+
+
+def test_fit__groups_stay_whole():
+    """Each source is copied six times: torn apart, the tree would know the answers of the held-out copies."""
+    rng = np.random.default_rng(3)
+    sources = np.repeat(np.arange(60), 6)
+    x = rng.normal(size=(60, 40))[sources]
+    failed = (rng.random(60) < 0.4)[sources]
+    torn = fit_failure_tree(x, failed)
+    whole = fit_failure_tree(x, failed, groups=sources)
+    assert torn.pattern
+    assert not whole.pattern
+    assert np.mean([b[1] - b[0] for b in (leaf.interval for leaf in whole.leaves)]) > 0.3
+
+
+def test_fit__held_out_aler_by_definition():
+    from lightning_failures.splits import stratified_group_folds
+
+    x, failed = _planted(n=300, seed=4)
+    tree = fit_failure_tree(x, failed, folds=3)
+    fold = stratified_group_folds(failed, np.arange(300), folds=3)
+    scores, base = [], []
+    for k in range(3):
+        kept, held = fold != k, fold == k
+        fitted = fit_failure_tree(x[kept], failed[kept], folds=3)
+        there = fitted.apply(x[held]).numpy()
+        scores.append(
+            sum(leaf.error_rate * error_coverage(there == i, failed[held]) for i, leaf in enumerate(fitted.leaves))
+        )
+        base.append(failed[kept].mean())
+    assert tree.heldout_aler == pytest.approx(np.mean(scores))
+    assert tree.heldout_aler_minus_ber == pytest.approx(np.mean(scores) - np.mean(base))
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float64])
+def test_fit__takes_any_layout_and_changes_nothing(dtype):
+    x, failed = _planted(n=200)
+    given = np.asfortranarray(x.astype(dtype))
+    given.setflags(write=False)
+    before = given.copy()
+    tree = fit_failure_tree(given, failed)
+    assert tree.split_features[0] == 5
+    assert np.array_equal(tree.apply(given), tree.apply(torch.from_numpy(before)))
+    assert np.array_equal(given, before)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "said"),
+    [
+        ({"features": np.zeros(50)}, DataError, r"\(N, D\)"),
+        ({"features": np.full((50, 2), np.inf)}, DataError, "not finite"),
+        ({"failed": [True]}, DataError, "failed"),
+        ({"ids": np.zeros(50, dtype=int)}, DataError, "unique"),
+        ({"feature_selection": "gini"}, ConfigurationError, "gini"),
+        ({"top_features": 0}, ConfigurationError, "top_features"),
+        ({"folds": 1}, ConfigurationError, "folds"),
+    ],
+)
+def test_fit__says_what_is_wrong(change, error, said):
+    with pytest.raises(error, match=said):
+        fit_failure_tree(**({"features": np.zeros((50, 2)), "failed": np.arange(50) < 20} | change))
+
+
+def test_apply__wrong_width():
+    x, failed = _planted(n=100)
+    with pytest.raises(DataError, match="12 dimensions"):
+        fit_failure_tree(x, failed).apply(x[:, :3])
