@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 import logging
 import urllib.error
 import urllib.request
@@ -107,8 +106,11 @@ class OpenCLIPEncoder:
         def embed(chunk: Tensor) -> Tensor:
             return F.normalize(self._model.encode_image(self.preprocessing(chunk.to(self.device))).float(), dim=-1)
 
+        images = check_unit_images(images)
+        if not len(images):
+            return torch.empty(0, self.dim)
         with frozen_inference(self.device):
-            return in_chunks(embed, check_unit_images(images), self.batch_size)
+            return in_chunks(embed, images, self.batch_size)
 
     def encode_texts(self, texts: Sequence[str]) -> Tensor:
         """Embed M texts as (M, D) float32 unit vectors on the CPU."""
@@ -290,11 +292,21 @@ def _quiet_open_clip() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _cache_only() -> Iterator[None]:
-    """Let open_clip find files in the Hugging Face cache, but never ask the network: its retries take a minute."""
+    """Let open_clip find files in the Hugging Face cache, but never ask the network: its retries take most of a minute.
+
+    ``hf_hub_download(local_files_only=True)`` is not enough, some releases of the hub's client connect all the same.
+    """
+    from huggingface_hub import try_to_load_from_cache
     from open_clip import pretrained
 
+    def from_cache(repo_id: str, filename: str, revision: str | None = None, **options: Any) -> str:
+        path = try_to_load_from_cache(repo_id, filename, revision=revision, cache_dir=options.get("cache_dir"))
+        if not isinstance(path, str):
+            raise FileNotFoundError(f"{filename} of {repo_id} is not in the cache")
+        return path
+
     download = pretrained.hf_hub_download
-    pretrained.hf_hub_download = functools.partial(download, local_files_only=True)
+    pretrained.hf_hub_download = from_cache
     try:
         yield
     finally:

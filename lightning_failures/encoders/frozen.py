@@ -117,11 +117,13 @@ def state_dict_of(checkpoint: Any, path: Path) -> dict[str, Tensor]:
     for _ in range(3):  # {"state_dict": {"model": {...}}} has been seen
         if not isinstance(checkpoint, Mapping):
             break
-        tensors = {str(key): value for key, value in checkpoint.items() if isinstance(value, Tensor)}
-        if tensors:
-            return tensors
-        nested = [checkpoint[k] for k in ("model", "state_dict", "model_state_dict", "net") if k in checkpoint]
-        checkpoint = nested[0] if nested else None
+        nested = [checkpoint.get(key) for key in ("model", "state_dict", "model_state_dict", "net")]
+        inner = next((value for value in nested if isinstance(value, Mapping)), None)
+        if inner is None:
+            tensors = {str(key): value for key, value in checkpoint.items() if isinstance(value, Tensor)}
+            if tensors:
+                return tensors
+        checkpoint = inner
     raise EncoderError(
         f"{path} holds no state dict: expected tensors by name, or such a mapping under 'model' or 'state_dict'."
     )

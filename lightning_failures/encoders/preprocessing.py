@@ -106,7 +106,7 @@ def check_unit_images(images: Tensor) -> Tensor:
         return images.float() / 255
     if not images.is_floating_point():
         raise DataError(f"images must be float in [0, 1] or uint8, got {images.dtype}.")
-    images = images.float()
+    images = images.detach().float()
     if len(images) == 0:
         return images
     low, high = (float(x) for x in images.aminmax())
