@@ -14,10 +14,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lightning_failures.arrays import as_array, as_mask, as_matrix, as_vector
-from lightning_failures.directions import FailureDirections, balanced_signs, phi
+from lightning_failures.directions import FailureDirections, phi
 from lightning_failures.errors import ConfigurationError, DataError
 from lightning_failures.grammar import CaptionGrammar, CaptionVocabulary
 from lightning_failures.splits import permuted_rows
+from lightning_failures.svm import balanced_signs
 
 __all__ = ["CaptionGrammar", "CaptionVocabulary", "caption_p_value", "mean_shift_scores", "score_captions"]
 

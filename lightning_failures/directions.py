@@ -13,8 +13,9 @@ from __future__ import annotations
 import dataclasses
 import json
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,24 +24,22 @@ import torch
 from numpy.typing import NDArray
 from safetensors import safe_open
 from safetensors.torch import save_file
-from sklearn.model_selection import PredefinedSplit, StratifiedKFold, cross_val_predict, cross_val_score
-from sklearn.svm import SVC
+from sklearn.model_selection import StratifiedKFold
 from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from lightning_failures.arrays import as_mask, as_matrix, as_vector
 from lightning_failures.errors import ConfigurationError, DataError
 from lightning_failures.splits import permuted_rows, stratified_group_folds
+from lightning_failures.svm import SVMFit, balanced_signs, fit_published, fit_scaled, score_stderr
 
-__all__ = ["FailureDirections", "balanced_signs", "fit_failure_directions", "phi"]
+__all__ = ["FailureDirections", "fit_failure_directions", "phi"]
 
 Floats = NDArray[np.float64]
 
 MIN_EXAMPLES = 10
 """A class with fewer failures, or fewer successes, is skipped."""
 
-_PUBLISHED_CS = tuple(10.0**e for e in range(-6, 1))
-_CRITICAL_MULTIPLES = (1.0, 3.0, 10.0, 30.0, 100.0)
 _PERMUTATIONS_AT_ONCE = 1000
 _NEXT_DIRECTION_LEVEL = 0.05
 _FORMAT = "lightning_failures.directions/1"
@@ -249,7 +248,8 @@ def fit_failure_directions(
         raise DataError(f"reference must have {dim} dimensions like embeddings, got {base.shape[1]}")
     mean, std = _mean_and_std(base) if whiten else (np.zeros(dim), np.ones(dim))
 
-    problems, skipped = [], {}
+    skipped: dict[int, str] = {}
+    problems: list[_Problem] = []
     for label in np.unique(y).tolist():
         rows = np.flatnonzero(y == label)
         rows = rows[np.argsort(names[rows], kind="stable")]
@@ -258,59 +258,29 @@ def fit_failure_directions(
         fold = stratified_group_folds(~right[rows], sources[rows], folds=folds, seed=seed)
         if selection == "published" and groups is None:
             fold = _unshuffled_folds(right[rows], folds)
-        reason = _why_skipped(right[rows], fold, folds)
-        if reason:
+        features = phi(x[rows], mean, std)
+        if reason := _why_skipped(features, right[rows], fold, folds):
             skipped[label] = reason
         else:
-            problems.append(_Problem(label, rows, right[rows], sources[rows], fold))
+            problems.append(_Problem(label, rows, features, right[rows], sources[rows], fold))
 
-    fitted: list[list[_Fit]] = []
+    fit = partial(fit_published if selection == "published" else fit_scaled, cs=cs)
+    test = partial(_screen, permutations=permutations, at_least=20 * len(problems), seed=seed, device=device)
     with threadpool_limits(1):  # small matrices: threads cost more than they give, and training has use for them
-        for problem in problems:
-            features = phi(x[problem.rows], mean, std)
-            if np.ptp(features, axis=0).max(initial=0.0) < 1e-12:
-                skipped[problem.label] = "all its embeddings are the same"
-                fitted.append([])
-                continue
-            modes = [_fit(features, problem, cs, selection)]
-            modes[0].p_value = _screen(features, problem, permutations, 20 * len(problems), seed, device)
-            while len(modes) < n_directions and modes[-1].p_value <= _NEXT_DIRECTION_LEVEL:
-                features = _project_out(features, modes[-1].weight)
-                if np.abs(features).max() < 1e-9:
-                    break
-                strata = _strata([mode.out_of_fold for mode in modes])
-                p = _screen(features, problem, permutations, 20 * len(problems), seed, device, strata, len(modes))
-                if not p <= _NEXT_DIRECTION_LEVEL:
-                    break
-                modes.append(_fit(features, problem, cs, selection))
-                modes[-1].p_value = p
-            fitted.append(modes)
+        modes = [_find_modes(problem, fit, test, n_directions) for problem in problems]
 
-    def collect(rank: int, reasons: dict[int, str]) -> FailureDirections:
-        found = [(p, modes[rank]) for p, modes in zip(problems, fitted, strict=True) if len(modes) > rank]
-        out_of_fold = np.full(n, np.nan, dtype=np.float32)
-        for problem, fit in found:
-            out_of_fold[problem.rows] = fit.out_of_fold
-        return FailureDirections(
-            classes=torch.tensor([p.label for p, _ in found], dtype=torch.int64),
-            weight=torch.from_numpy(np.array([f.weight for _, f in found], dtype=np.float32).reshape(-1, dim)),
-            bias=torch.tensor([f.bias for _, f in found], dtype=torch.float32),
-            cv_score=torch.tensor([f.score for _, f in found], dtype=torch.float64),
-            cv_score_stderr=torch.tensor([f.stderr for _, f in found], dtype=torch.float64),
-            c=torch.tensor([f.c for _, f in found], dtype=torch.float64),
-            p_value=torch.tensor([f.p_value for _, f in found], dtype=torch.float64),
-            mean=torch.from_numpy(mean.astype(np.float32)),
-            std=torch.from_numpy(std.astype(np.float32)),
-            out_of_fold=torch.from_numpy(out_of_fold),
-            skipped=reasons,
-            whiten=whiten,
+    shared: dict[str, Any] = {
+        "mean": torch.from_numpy(mean.astype(np.float32)),
+        "std": torch.from_numpy(std.astype(np.float32)),
+    }
+    ranks = []
+    for rank in range(max(map(len, modes), default=1)):
+        found = [(p, m[rank]) for p, m in zip(problems, modes, strict=True) if len(m) > rank]
+        ended = {p.label: "no further pattern" for p, m in zip(problems, modes, strict=True) if len(m) == rank}
+        ranks.append(
+            FailureDirections(**_stack(found, n, dim), **shared, skipped=ended if rank else skipped, whiten=whiten)
         )
-
-    further = []
-    for rank in range(1, max(map(len, fitted), default=0)):
-        ended = {p.label: "no further pattern" for p, m in zip(problems, fitted, strict=True) if len(m) == rank}
-        further.append(collect(rank, ended))
-    return dataclasses.replace(collect(0, skipped), further=tuple(further))
+    return dataclasses.replace(ranks[0], further=tuple(ranks[1:]))
 
 
 def phi(embeddings: NDArray[Any], mean: NDArray[Any], std: NDArray[Any]) -> Floats:
@@ -332,115 +302,56 @@ def phi(embeddings: NDArray[Any], mean: NDArray[Any], std: NDArray[Any]) -> Floa
     return np.asarray(np.divide(scaled, length, out=np.zeros_like(scaled), where=length > 0))
 
 
-def balanced_signs(correct: NDArray[np.bool_]) -> Floats:
-    """Return y * w along the last axis: the signs times the balanced class weights.
-
-    Its product with a matrix of examples is n / 2 times (mean of the successes - mean of the failures).
-
-    >>> balanced_signs(np.array([True, True, True, False]))
-    array([ 0.66666667,  0.66666667,  0.66666667, -2.        ])
-    """
-    n = correct.shape[-1]
-    successes = correct.sum(axis=-1, keepdims=True)
-    return np.asarray(np.where(correct, n / (2 * np.maximum(successes, 1)), -n / (2 * np.maximum(n - successes, 1))))
-
-
 @dataclass(frozen=True)
 class _Problem:
-    """The examples of one class, sorted by id. Arrays have n rows."""
+    """The n examples of one class, sorted by id."""
 
     label: int
     rows: NDArray[np.int64]  # their places among the caller's rows
+    features: Floats  # phi, less the directions found so far
     correct: NDArray[np.bool_]
     sources: NDArray[Any]
     fold: NDArray[np.int64]
 
 
-@dataclass
-class _Fit:
-    weight: Floats
-    bias: float
-    c: float
-    score: float
-    stderr: float
-    out_of_fold: Floats
-    p_value: float = float("nan")
+def _find_modes(
+    problem: _Problem, fit: Callable[..., SVMFit], test: Callable[..., float], most: int
+) -> list[tuple[SVMFit, float]]:
+    """Fit the first direction, then further ones as long as they pass their test: [(fit, p-value)]."""
+    modes = [(fit(problem.features, problem.correct, problem.fold), test(problem))]
+    while len(modes) < most and modes[-1][1] <= _NEXT_DIRECTION_LEVEL:
+        unit = modes[-1][0].weight / np.linalg.norm(modes[-1][0].weight)
+        problem = dataclasses.replace(problem, features=problem.features - np.outer(problem.features @ unit, unit))
+        p = test(problem, strata=_strata([former.out_of_fold for former, _ in modes]), rank=len(modes))
+        if not p <= _NEXT_DIRECTION_LEVEL:
+            break
+        modes.append((fit(problem.features, problem.correct, problem.fold), p))
+    return modes
 
 
-def _fit(features: Floats, problem: _Problem, cs: Sequence[float] | None, selection: str) -> _Fit:
-    fit = _fit_published(features, problem, cs) if selection == "published" else _fit_scaled(features, problem, cs)
-    return dataclasses.replace(fit, stderr=_score_stderr(fit.out_of_fold, problem.correct))
-
-
-def _fit_published(features: Floats, problem: _Problem, cs: Sequence[float] | None) -> _Fit:
-    cv = PredefinedSplit(problem.fold)
-    best, best_score = 0.0, -1.0
-    for c in cs or _PUBLISHED_CS:
-        svm = SVC(kernel="linear", class_weight="balanced", C=c)
-        score = float(cross_val_score(svm, features, problem.correct, cv=cv, scoring="balanced_accuracy").mean())
-        if score > best_score:
-            best, best_score = c, score
-    svm = SVC(kernel="linear", class_weight="balanced", C=best)
-    out_of_fold = cross_val_predict(svm, features, problem.correct, cv=cv, method="decision_function")
-    svm.fit(features, problem.correct)
-    return _Fit(svm.coef_[0], float(svm.intercept_[0]), best, best_score, float("nan"), out_of_fold)
-
-
-def _fit_scaled(features: Floats, problem: _Problem, cs: Sequence[float] | None) -> _Fit:
-    """Choose among multiples of the critical C on the folds, refit the chosen one on all."""
-    gram, correct = features @ features.T, problem.correct
-    grid = tuple(cs) if cs else _CRITICAL_MULTIPLES
-    values = np.empty((len(grid), len(correct)))
-    scores = np.zeros(len(grid))
-    fold_names = np.unique(problem.fold)
-    for fold in fold_names:
-        held, kept = np.flatnonzero(problem.fold == fold), np.flatnonzero(problem.fold != fold)
-        inside, across = gram[np.ix_(kept, kept)], gram[np.ix_(held, kept)]
-        unit = 1.0 if cs else _critical_c(inside, correct[kept])
-        for i, multiple in enumerate(grid):
-            coefficients, bias = _solve(inside, correct[kept], unit * multiple)
-            values[i, held] = across @ coefficients + bias
-            scores[i] += _balanced_accuracy(values[i, held] > 0, correct[held]) / len(fold_names)
-    best = int(scores.argmax())  # the first best, like the published procedure
-    c = grid[best] * (1.0 if cs else _critical_c(gram, correct))
-    coefficients, bias = _solve(gram, correct, c)
-    return _Fit(features.T @ coefficients, bias, c, float(scores[best]), float("nan"), values[best])
-
-
-def _critical_c(gram: Floats, correct: NDArray[np.bool_]) -> float:
-    """Return the largest C at which every multiplier is at its bound: 2 / (max f over right - min f over wrong)."""
-    f = gram @ balanced_signs(correct)
-    return 2.0 / max(float(f[correct].max() - f[~correct].min()), 1e-12)
-
-
-def _solve(gram: Floats, correct: NDArray[np.bool_], c: float) -> tuple[Floats, float]:
-    """Return coefficients a (n,) and bias b, such that the decision value of x is sum_i a_i K(x_i, x) + b."""
-    if c <= _critical_c(gram, correct) * (1 + 1e-9):
-        signs = balanced_signs(correct)
-        f = gram @ signs
-        return c * signs, -c * float(f[correct].max() + f[~correct].min()) / 2
-    svm = SVC(kernel="precomputed", class_weight="balanced", C=c).fit(gram, correct)
-    coefficients = np.zeros(len(correct))
-    coefficients[svm.support_] = svm.dual_coef_[0]
-    return coefficients, float(svm.intercept_[0])
-
-
-def _balanced_accuracy(predicted: NDArray[np.bool_], correct: NDArray[np.bool_]) -> float:
-    return float(predicted[correct].mean() + (~predicted[~correct]).mean()) / 2
-
-
-def _score_stderr(values: Floats, correct: NDArray[np.bool_]) -> float:
-    """Binomial error of a balanced accuracy; rates are shrunk by one hit and one miss, so that none has error 0."""
-    variance = 0.0
-    for hits in (values[correct] > 0, values[~correct] <= 0):
-        rate = (hits.sum() + 1) / (len(hits) + 2)
-        variance += rate * (1 - rate) / len(hits)
-    return 0.5 * float(np.sqrt(variance))
+def _stack(found: list[tuple[_Problem, tuple[SVMFit, float]]], n: int, dim: int) -> dict[str, Any]:
+    """Put the fits of K classes into tensors of K rows, and their cross-fitted values where the examples stood."""
+    fits = [fit for _, (fit, _) in found]
+    out_of_fold = np.full(n, np.nan, dtype=np.float32)
+    for problem, (fit, _) in found:
+        out_of_fold[problem.rows] = fit.out_of_fold
+    return {
+        "classes": torch.tensor([problem.label for problem, _ in found], dtype=torch.int64),
+        "weight": torch.from_numpy(np.array([fit.weight for fit in fits], dtype=np.float32).reshape(-1, dim)),
+        "bias": torch.tensor([fit.bias for fit in fits], dtype=torch.float32),
+        "cv_score": torch.tensor([fit.score for fit in fits], dtype=torch.float64),
+        "cv_score_stderr": torch.tensor(
+            [score_stderr(fit.out_of_fold, problem.correct) for problem, (fit, _) in found], dtype=torch.float64
+        ),
+        "c": torch.tensor([fit.c for fit in fits], dtype=torch.float64),
+        "p_value": torch.tensor([p for _, (_, p) in found], dtype=torch.float64),
+        "out_of_fold": torch.from_numpy(out_of_fold),
+    }
 
 
 def _screen(
-    features: Floats,
     problem: _Problem,
+    *,
     permutations: int,
     at_least: int,
     seed: int,
@@ -448,11 +359,11 @@ def _screen(
     strata: NDArray[np.int64] | None = None,
     rank: int = 0,
 ) -> float:
-    """p-value of T = (y w)' K (y w), the squared distance of the balanced class means, under permuted correctness."""
+    """Return the p-value of T = (y w)' K (y w), the squared distance of the balanced class means."""
     if permutations == 0:
         return float("nan")
     rng = np.random.default_rng([seed, problem.label, rank])
-    x = torch.from_numpy(features).to(device)
+    x = torch.from_numpy(problem.features).to(device)
     n, dim = x.shape
     kernel = x @ x.T if n <= dim else None
 
@@ -474,11 +385,6 @@ def _screen(
         if done == permutations and p <= 0.01:  # promising: enough permutations to stand among all classes
             target = max(permutations, at_least)
     return p
-
-
-def _project_out(features: Floats, weight: Floats) -> Floats:
-    unit = weight / np.linalg.norm(weight)
-    return np.asarray(features - np.outer(features @ unit, unit))
 
 
 def _strata(former: list[Floats]) -> NDArray[np.int64]:
@@ -509,14 +415,15 @@ def _unshuffled_folds(correct: NDArray[np.bool_], folds: int) -> NDArray[np.int6
     return fold
 
 
-def _why_skipped(correct: NDArray[np.bool_], fold: NDArray[np.int64], folds: int) -> str | None:
-    for kind, mask in (("failure", ~correct), ("success", correct)):
+def _why_skipped(features: Floats, correct: NDArray[np.bool_], fold: NDArray[np.int64], folds: int) -> str | None:
+    for mask, one, many in ((~correct, "failure", "failures"), (correct, "success", "successes")):
         count = int(mask.sum())
         if count < MIN_EXAMPLES:
-            plural = "" if count == 1 else "s" if kind == "failure" else "es"
-            return f"{count} {kind}{plural}; at least {MIN_EXAMPLES} are needed"
+            return f"{count} {one if count == 1 else many}; at least {MIN_EXAMPLES} are needed"
         if len(np.unique(fold[mask])) < folds:
-            return f"its {'failures' if kind == 'failure' else 'successes'} come from too few sources for {folds} folds"
+            return f"its {many} come from too few sources for {folds} folds"
+    if np.ptp(features, axis=0).max(initial=0.0) < 1e-12:
+        return "all its embeddings are the same"
     return None
 
 

@@ -18,8 +18,8 @@ from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
 from lightning_failures.errors import ConfigurationError, DataError
+from lightning_failures.rates import average_leaf_error_rate
 from lightning_failures.statistics import wilson_interval
-from lightning_failures.trees import average_leaf_error_rate
 
 __all__ = ["AverageLeafErrorRate", "FlaggedFraction", "GradesMetric", "ValidLeafFraction", "WorstSliceErrorRate"]
 

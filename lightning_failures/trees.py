@@ -18,15 +18,15 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from sklearn.feature_selection import mutual_info_classif
-from sklearn.tree import DecisionTreeClassifier
 from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from lightning_failures.arrays import as_mask, as_matrix, as_vector
 from lightning_failures.errors import ConfigurationError, DataError
-from lightning_failures.splits import stratified_group_folds
-from lightning_failures.statistics import normal_tail, wilson_interval
+from lightning_failures.growing import Nodes, Split, grow_tree, information_gain, least_leaf, rule
+from lightning_failures.heldout import fillable_folds, score_held_out
+from lightning_failures.rates import average_leaf_error_rate, error_coverage, error_rate
+from lightning_failures.statistics import normal_tail
 
 __all__ = [
     "FailureTree",
@@ -39,75 +39,7 @@ __all__ = [
     "information_gain",
 ]
 
-MIN_LEAF = 20
-MIN_LEAF_SHARE = 0.02
-
 _ONE_SIDED_5_PERCENT = 1.64
-# Folds fit on each other: in a statistic that is linear in the data each pair of folds enters twice, once either way,
-# which doubles the variance of the mean over folds. Without it 4-9 % of null groups passed the 5 % test, with it 1-5 %.
-_FOLD_INFLATION = 2.0
-# The same for one leaf, with less force: measured on null and planted groups, coverage rises from 86-94 % to 92-98 %.
-_INTERVAL_INFLATION = 1.5
-_FEATURES_AT_ONCE = 256
-_TIE = np.float32(1e-7)  # scikit-learn's trees do not split between values that are closer
-
-
-def error_rate(failed: Any) -> float:
-    """Return ER, the mean of failed over a cluster; NaN for an empty one.
-
-    >>> error_rate([True, False, False, False])
-    0.25
-    """
-    mask = as_mask(failed, "failed", len(failed))
-    return float(mask.mean()) if len(mask) else math.nan
-
-
-def error_coverage(members: Any, failed: Any) -> float:
-    """Return EC, the share of all failures that lie in the cluster; NaN if nothing failed.
-
-    Args:
-        members: (n,) bool, whether an example belongs to the cluster.
-        failed: (n,) bool.
-
-    >>> error_coverage([True, True, False], [True, False, True])
-    0.5
-    """
-    mask = as_mask(failed, "failed", len(failed))
-    inside = as_mask(members, "members", len(mask))
-    return float((mask & inside).sum() / mask.sum()) if mask.any() else math.nan
-
-
-def average_leaf_error_rate(leaf_ids: Any, failed: Any) -> float:
-    """Return ALER, the sum over leaves of ER(leaf) * EC(leaf): the error rate of the leaf that a typical failure is in.
-
-    It is never below the base error rate, and some leaf has at least this error rate.
-
-    Args:
-        leaf_ids: (n,) int, the leaf of each example; the numbers need not be consecutive.
-        failed: (n,) bool.
-
-    Returns:
-        A value in [0, 1]; NaN if nothing failed, because coverage is undefined then.
-
-    >>> average_leaf_error_rate([0, 0, 1, 1], [True, True, True, False])  # 1 * 2/3 + 1/2 * 1/3
-    0.8333333333333334
-    """
-    mask = as_mask(failed, "failed", len(failed))
-    leaves = as_vector(leaf_ids, "leaf_ids", len(mask))
-    if not mask.any():
-        return math.nan
-    _, member = np.unique(leaves, return_inverse=True)
-    failures, sizes = np.bincount(member, weights=mask), np.bincount(member)
-    return float((failures / sizes * failures).sum() / failures.sum())
-
-
-@dataclass(frozen=True)
-class Split:
-    """One condition on the way to a leaf: feature <= threshold, or feature > threshold where ``above``."""
-
-    feature: int
-    threshold: float
-    above: bool
 
 
 @dataclass(frozen=True, eq=False)
@@ -165,7 +97,7 @@ class FailureTree:
     heldout_aler_stderr: float
     selected_features: tuple[int, ...]
     skipped: str | None
-    nodes: _Nodes
+    nodes: Nodes
 
     @property
     def heldout_aler_minus_ber(self) -> float:
@@ -213,47 +145,6 @@ class FailureTree:
         if x.shape[1] != self.nodes.width:
             raise DataError(f"features must have {self.nodes.width} dimensions, got {x.shape[1]}")
         return torch.from_numpy(self.nodes.apply(x))
-
-
-@dataclass(frozen=True, eq=False)
-class _Nodes:
-    """The tree as flat arrays, one row a node. A leaf has feature -1 and its number in ``leaf``."""
-
-    feature: NDArray[np.int64]
-    threshold: NDArray[np.float64]
-    left: NDArray[np.int64]
-    right: NDArray[np.int64]
-    depth: NDArray[np.int64]
-    leaf: NDArray[np.int64]
-    width: int
-
-    def apply(self, features: NDArray[Any]) -> NDArray[np.int64]:
-        """(n, D) -> (n,) leaf number."""
-        node = np.zeros(len(features), dtype=np.int64)
-        rows = np.arange(len(features))
-        for _ in range(int(self.depth.max())):
-            feature = self.feature[node]
-            value = features[rows, feature].astype(np.float32)  # scikit-learn compares in float32
-            child = np.where(value <= self.threshold[node], self.left[node], self.right[node])
-            node = np.where(feature >= 0, child, node)
-        return self.leaf[node]
-
-    def numbered(self, order: NDArray[np.int64]) -> _Nodes:
-        """Renumber the leaves: the leaf that was ``order[i]`` becomes i."""
-        new = np.empty_like(order)
-        new[order] = np.arange(len(order))
-        leaf = np.where(self.leaf >= 0, new[self.leaf], -1)
-        return _Nodes(self.feature, self.threshold, self.left, self.right, self.depth, leaf, self.width)
-
-    def path(self, leaf: int) -> tuple[Split, ...]:
-        """The conditions from the root to a leaf."""
-        node, splits = int(np.flatnonzero(self.leaf == leaf)[0]), []
-        while node:
-            parent = int(np.flatnonzero((self.left == node) | (self.right == node))[0])
-            above = bool(self.right[parent] == node)
-            splits.append(Split(int(self.feature[parent]), float(self.threshold[parent]), above))
-            node = parent
-        return tuple(reversed(splits))
 
 
 def fit_failure_tree(
@@ -316,13 +207,13 @@ def fit_failure_tree(
     order = np.argsort(names, kind="stable")
     x, fails, names, sources = x[order].astype(np.float32), fails[order], names[order], sources[order]
 
-    def grow(rows: NDArray[np.int64]) -> tuple[_Nodes, NDArray[np.int64]]:
-        return _grow(x[rows], fails[rows], top_features, max_depth, feature_selection, min_leaf, seed)
+    def grow(rows: NDArray[np.int64]) -> tuple[Nodes, NDArray[np.int64]]:
+        return grow_tree(x[rows], fails[rows], top_features, max_depth, feature_selection, min_leaf, seed)
 
     with threadpool_limits(1):
         nodes, selected = grow(np.arange(n))
-        fold = _folds(fails, sources, folds, seed)
-        held = _score_held_out(x, fails, sources, fold, nodes, grow)
+        fold = fillable_folds(fails, sources, folds, seed)
+        held = score_held_out(x, fails, sources, fold, nodes, lambda rows: grow(rows)[0])
 
     leaf = nodes.apply(x)
     count = int(nodes.leaf.max()) + 1
@@ -330,7 +221,7 @@ def fit_failure_tree(
     total = failures.sum()
     leaves = [
         Leaf(
-            rule=_rule(nodes.path(i)),
+            rule=rule(nodes.path(i)),
             error_rate=_ratio(failures[i], sizes[i]),
             error_coverage=_ratio(failures[i], total),
             importance=_ratio(failures[i], sizes[i]) * _ratio(failures[i], total),
@@ -356,189 +247,6 @@ def fit_failure_tree(
     )
 
 
-def information_gain(features: Any, failed: Any, *, min_leaf: int = 1) -> NDArray[np.float64]:
-    """Return for every feature the information gain of its best split, in bits, with classes weighted to balance.
-
-    It is what a depth-1 ``DecisionTreeClassifier(criterion="entropy", class_weight={0: 1, 1: n_correct / n_failed})``
-    on the feature alone gains. One sort and one cumulative sum a feature, no search.
-
-    Args:
-        features: (n, D).
-        failed: (n,) bool.
-        min_leaf: Splits that leave fewer examples on a side do not count.
-
-    Returns:
-        (D,) float64 in [0, 1]; 0 for a constant feature, and everywhere if there are no failures or no successes.
-
-    >>> information_gain([[0.0, 5.0], [1.0, 5.0], [2.0, 5.0]], [False, True, True])
-    array([1., 0.])
-    """
-    x = as_matrix(features, "features").astype(np.float32, copy=False)
-    fails = as_mask(failed, "failed", len(x))
-    blocks = range(0, x.shape[1], _FEATURES_AT_ONCE)
-    gains = [
-        _information_gain(np.ascontiguousarray(x[:, b : b + _FEATURES_AT_ONCE].T), fails, min_leaf) for b in blocks
-    ]
-    return np.concatenate(gains) if gains else np.zeros(0)
-
-
-def _information_gain(x: NDArray[np.float32], failed: NDArray[np.bool_], min_leaf: int) -> NDArray[np.float64]:
-    n, n_failed = len(failed), int(failed.sum())
-    n_correct = n - n_failed
-    if n_failed == 0 or n_correct == 0:
-        return np.zeros(len(x))
-    order = np.argsort(x, axis=1)
-    value = np.take_along_axis(x, order, axis=1)
-    left_failed = np.cumsum(failed[order], axis=1)[:, :-1]  # (D, n - 1): failures at or below each cut
-    left_correct = np.arange(1, n) - left_failed
-    weight = n_correct / n_failed  # both classes weigh n_correct in all, so the parent has an entropy of one bit
-    left = _entropy_mass(left_failed * weight, left_correct)
-    right = _entropy_mass((n_failed - left_failed) * weight, n_correct - left_correct)
-    gain = 1 - (left + right) / (2 * n_correct)
-    cut = value[:, 1:] > value[:, :-1] + _TIE
-    cut[:, : min_leaf - 1] = False
-    cut[:, n - min_leaf :] = False
-    return np.asarray(np.where(cut, gain, 0.0).max(axis=1, initial=0.0))
-
-
-def _entropy_mass(a: NDArray[Any], b: NDArray[Any]) -> NDArray[np.float64]:
-    """(a + b) * H(a / (a + b)) in bits."""
-    return _x_log_x(a + b) - _x_log_x(a) - _x_log_x(b)
-
-
-def _x_log_x(x: NDArray[Any]) -> NDArray[np.float64]:
-    return np.asarray(x * np.log2(np.maximum(x, np.finfo(np.float64).tiny)))
-
-
-def _grow(
-    x: NDArray[np.float32],
-    failed: NDArray[np.bool_],
-    top_features: int,
-    max_depth: int,
-    feature_selection: str,
-    min_leaf: int | None,
-    seed: int,
-) -> tuple[_Nodes, NDArray[np.int64]]:
-    """Select features and fit scikit-learn's tree: (n, D), (n,) -> nodes, selected features."""
-    n, width = x.shape
-    least = _least_leaf(n, min_leaf)
-    n_failed = int(failed.sum())
-    if n_failed in (0, n) or n < 2 * least or width == 0:
-        alone, nowhere = np.zeros(1, dtype=np.int64), np.full(1, -1)
-        return _Nodes(nowhere, np.zeros(1), nowhere, nowhere, alone, alone, width), np.zeros(0, dtype=np.int64)
-    if feature_selection == "information_gain":
-        merit = information_gain(x, failed, min_leaf=least)
-    else:
-        merit = mutual_info_classif(x, failed, random_state=seed)
-    selected = np.argsort(-merit, kind="stable")[:top_features]
-    fitted = DecisionTreeClassifier(
-        criterion="entropy",
-        max_depth=max_depth,
-        min_samples_leaf=least,
-        class_weight={0: 1.0, 1: (n - n_failed) / n_failed},
-        random_state=seed,
-    ).fit(x[:, selected], failed.astype(np.int64))
-    tree = fitted.tree_
-    is_leaf = tree.children_left < 0
-    depth = np.zeros(tree.node_count, dtype=np.int64)
-    for node in np.flatnonzero(~is_leaf):  # parents come before their children
-        depth[[tree.children_left[node], tree.children_right[node]]] = depth[node] + 1
-    nodes = _Nodes(
-        feature=np.where(is_leaf, -1, selected[np.maximum(tree.feature, 0)]),
-        threshold=tree.threshold,
-        left=tree.children_left,
-        right=tree.children_right,
-        depth=depth,
-        leaf=np.where(is_leaf, np.cumsum(is_leaf) - 1, -1),
-        width=width,
-    )
-    return nodes, selected
-
-
-@dataclass(frozen=True)
-class _HeldOut:
-    aler: float
-    base_error_rate: float
-    stderr: float
-    intervals: list[tuple[float, float] | None]
-
-
-def _score_held_out(
-    x: NDArray[np.float32],
-    failed: NDArray[np.bool_],
-    sources: NDArray[Any],
-    fold: NDArray[np.int64] | None,
-    nodes: _Nodes,
-    grow: Any,
-) -> _HeldOut:
-    """Grow a tree without each fold and judge it there: held-out ALER, and an interval for each leaf of ``nodes``."""
-    leaf = nodes.apply(x)
-    count = int(nodes.leaf.max()) + 1
-    if fold is None:
-        return _HeldOut(math.nan, math.nan, math.nan, [None] * count)
-    expected = np.empty(len(x))  # ER of the example's leaf according to the other folds
-    base = np.empty(len(x))
-    counterpart = np.zeros((count, len(x)), dtype=np.bool_)  # held-out examples in a leaf's counterpart
-    for k in np.unique(fold):
-        kept, held = np.flatnonzero(fold != k), np.flatnonzero(fold == k)
-        fitted, _ = grow(kept)
-        there = fitted.apply(x)
-        number = int(fitted.leaf.max()) + 1
-        sizes = np.bincount(there[kept], minlength=number)
-        expected[held] = (np.bincount(there[kept], weights=failed[kept], minlength=number) / sizes)[there[held]]
-        base[held] = failed[kept].mean()
-        shared = np.zeros((count, number))
-        np.add.at(shared, (leaf[kept], there[kept]), 1)
-        union = np.bincount(leaf[kept], minlength=count)[:, None] + sizes - shared
-        counterpart[:, held] = (shared / union).argmax(axis=1)[:, None] == there[held]
-
-    aler, ber, variance = [], [], 0.0
-    for k in np.unique(fold):
-        rows = np.flatnonzero(failed & (fold == k))
-        gain = expected[rows] - base[rows]
-        aler.append(expected[rows].mean())
-        ber.append(base[rows[0]])
-        variance += _variance_of_mean(gain, sources[rows])
-    return _HeldOut(
-        float(np.mean(aler)),
-        float(np.mean(ber)),
-        math.sqrt(_FOLD_INFLATION * variance) / len(aler),
-        [_clustered_wilson(failed[mask], sources[mask]) for mask in counterpart],
-    )
-
-
-def _variance_of_mean(values: NDArray[Any], sources: NDArray[Any]) -> float:
-    """Variance of a mean whose terms are independent only between sources; generous if there is one source."""
-    _, member = np.unique(sources, return_inverse=True)
-    count = int(member.max()) + 1
-    if count == 1:
-        return float(values.var() + values.mean() ** 2)
-    totals = np.bincount(member, weights=values - values.mean())
-    return float((totals**2).sum() / len(values) ** 2 * count / (count - 1))
-
-
-def _clustered_wilson(failed: NDArray[np.bool_], sources: NDArray[Any]) -> tuple[float, float]:
-    """Wilson interval at the effective number of examples."""
-    n, distinct = len(failed), len(np.unique(sources))
-    rate = float(failed.mean()) if n else 0.0
-    effective = float(distinct)  # where all failed or none did, the sources are what counts
-    if distinct < n and 0 < rate < 1:  # n over the design effect
-        spread = _variance_of_mean(failed.astype(np.float64), sources)
-        effective = min(n, rate * (1 - rate) / spread if spread > 0 else n)
-    effective /= _INTERVAL_INFLATION
-    return wilson_interval(rate * effective, effective)
-
-
-def _folds(failed: NDArray[np.bool_], sources: NDArray[Any], folds: int, seed: int) -> NDArray[np.int64] | None:
-    """As many folds as failing and succeeding sources can fill, at most ``folds``; None below two."""
-    possible = min(folds, len(np.unique(sources[failed])), len(np.unique(sources[~failed])))
-    for count in range(possible, 1, -1):
-        fold = stratified_group_folds(failed, sources, folds=count, seed=seed)
-        if len(np.unique(fold[failed])) == count and len(np.unique(fold[~failed])) == count:
-            return fold
-    return None
-
-
 def _why_skipped(
     failed: NDArray[np.bool_],
     sources: NDArray[Any],
@@ -551,34 +259,13 @@ def _why_skipped(
         return "no failures" if n else "no examples"
     if failed.all():
         return "every example failed"
-    if n < 2 * _least_leaf(n, min_leaf):
-        return f"{n} examples; a split needs at least {2 * _least_leaf(n, min_leaf)}"
+    if n < 2 * least_leaf(n, min_leaf):
+        return f"{n} examples; a split needs at least {2 * least_leaf(n, min_leaf)}"
     if leaves == 1:
         return "no feature splits the examples"
     if fold is None:
         return "failures or successes come from a single source, so nothing can be held out"
     return None
-
-
-def _least_leaf(n: int, min_leaf: int | None) -> int:
-    return max(MIN_LEAF, math.ceil(MIN_LEAF_SHARE * n)) if min_leaf is None else min_leaf
-
-
-def _rule(splits: tuple[Split, ...]) -> str:
-    """Say a path in words, each feature once, with its tightest bounds."""
-    bounds: dict[int, tuple[float, float]] = {}
-    for split in splits:
-        low, high = bounds.get(split.feature, (-math.inf, math.inf))
-        bounds[split.feature] = (max(low, split.threshold), high) if split.above else (low, min(high, split.threshold))
-    parts = []
-    for feature, (low, high) in bounds.items():
-        if low == -math.inf:
-            parts.append(f"feature {feature} <= {high:.3g}")
-        elif high == math.inf:
-            parts.append(f"feature {feature} > {low:.3g}")
-        else:
-            parts.append(f"{low:.3g} < feature {feature} <= {high:.3g}")
-    return " and ".join(parts) or "all examples"
 
 
 def _ratio(a: float, b: float) -> float:

@@ -6,8 +6,9 @@ from sklearn.metrics import balanced_accuracy_score
 from sklearn.model_selection import cross_val_score
 from sklearn.svm import SVC
 
-from lightning_failures.directions import FailureDirections, balanced_signs, fit_failure_directions, phi
+from lightning_failures.directions import FailureDirections, fit_failure_directions, phi
 from lightning_failures.errors import ConfigurationError, DataError
+from lightning_failures.svm import balanced_signs
 
 
 def _planted(classes=2, n=200, dim=12, *, strength=2.0, seed=0):
