@@ -26,7 +26,7 @@ from lightning_failures.encoders.frozen import (
     isolated_build,
 )
 from lightning_failures.encoders.preprocessing import Preprocessing, check_unit_images
-from lightning_failures.errors import EncoderError, did_you_mean
+from lightning_failures.errors import DataError, EncoderError, did_you_mean
 
 __all__ = ["OpenCLIPEncoder"]
 
@@ -108,18 +108,24 @@ class OpenCLIPEncoder:
 
         images = check_unit_images(images)
         if not len(images):
-            return torch.empty(0, self.dim)
+            return torch.empty(0, self.dim, dtype=torch.float32)
         with frozen_inference(self.device):
             return in_chunks(embed, images, self.batch_size)
 
     def encode_texts(self, texts: Sequence[str]) -> Tensor:
-        """Embed M texts as (M, D) float32 unit vectors on the CPU."""
+        """Embed M texts as (M, D) float32 unit vectors on the CPU.
+
+        Raises:
+            DataError: One string in place of a sequence of strings.
+        """
+        if isinstance(texts, str):
+            raise DataError(f"encode_texts takes a sequence of strings; for one string give [{texts!r}].")
 
         def embed(chunk: Sequence[str]) -> Tensor:
             return F.normalize(self._model.encode_text(self._tokenizer(list(chunk)).to(self.device)).float(), dim=-1)
 
         if not texts:
-            return torch.empty(0, self.dim)
+            return torch.empty(0, self.dim, dtype=torch.float32)
         with frozen_inference(self.device):
             return in_chunks(embed, texts, self.batch_size)
 

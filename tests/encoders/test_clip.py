@@ -83,6 +83,24 @@ def test_open_clip__surroundings_do_not_matter(clip, images):
     assert not any(m.training for m in clip._model.modules())
 
 
+def test_open_clip__default_dtype_of_a_double_precision_run(clip, clip_folder, images):
+    expected = clip.encode_images(images)
+    torch.set_default_dtype(torch.float64)  # as Lightning does inside a step with precision="64-true"
+    try:
+        encoder = OpenCLIPEncoder(str(clip_folder))
+        for embedding in (clip.encode_images(images), encoder.encode_images(images.double())):
+            torch.testing.assert_close(embedding, expected, atol=1e-6, rtol=0)
+        assert encoder.encode_texts([]).dtype == encoder.encode_images(images[:0]).dtype == torch.float32
+        assert encoder.fingerprint == clip.fingerprint
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def test_open_clip__one_string_is_no_sequence(clip):
+    with pytest.raises(DataError, match=r"\['red'\]"):
+        clip.encode_texts("red")
+
+
 def test_open_clip__batch_size_does_not_matter(clip, clip_folder, images):
     one_by_one = torch.cat([clip.encode_images(image[None]) for image in images])
     small = OpenCLIPEncoder(str(clip_folder), batch_size=2)
