@@ -3,7 +3,13 @@
 loaders       which dataset indices a batch holds
 observer      which logits the model computed
 images        from the user's normalised batch back to [0, 1]
+reading       the user's form of a batch; single examples off a dataset
+lenses        an encoder with its cache
+collector     one pass over one loader: grades and embeddings
 monitors      the keys that other callbacks of the Trainer watch
 placement     where files go
+pictures      which pictures an analysis asks for
+words         the captions of each class, embedded once
+explaining    the analysis with its pictures and files, on the first process
 distributed   gathering rows and agreeing on errors between processes
 """

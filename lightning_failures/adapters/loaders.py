@@ -52,6 +52,11 @@ class IndexRecorder:
             raise AttributeError(name)
         return getattr(self.wrapped, name)
 
+    def original(self) -> Any:
+        """Return the sampler below all recorders that are done (two callbacks may have tapped one loader)."""
+        inner = self.wrapped
+        return inner.original() if isinstance(inner, IndexRecorder) and not inner.active else inner
+
     def take(self, batch_idx: int) -> list[int] | None:
         """Return and forget the dataset indices of a batch of the current pass; None if it was never drawn."""
         return self._pending.pop(batch_idx, None)
@@ -91,7 +96,7 @@ class LoaderTap:
             recorder.active = False
             if loader.__dict__.get(attribute) is recorder:
                 # DataLoader forbids to set it anew after it was built; what was there comes back as it was
-                loader.__dict__[attribute] = recorder.wrapped
+                loader.__dict__[attribute] = recorder.original()
         self._taps.clear()
         if self._strategy is not None and self._strategy.__dict__.get("process_dataloader") is self._wrapper:
             del self._strategy.process_dataloader

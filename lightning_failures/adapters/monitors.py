@@ -6,13 +6,15 @@ training; so a monitored aggregate always has a value. Per-class keys are not pr
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from lightning.pytorch import Trainer
 
+from lightning_failures.adapters.placement import safe_name
 from lightning_failures.errors import ConfigurationError, did_you_mean
+from lightning_failures.records import FailureReport
 
-__all__ = ["AGGREGATES", "PREFIX", "TREE_AGGREGATES", "check_monitored", "monitored_keys"]
+__all__ = ["AGGREGATES", "PREFIX", "check_monitored", "monitored_keys", "promised_values", "worst_class_values"]
 
 PREFIX = "failures/"
 
@@ -26,7 +28,7 @@ TREE_AGGREGATES = (
 GRADE_AGGREGATES = ("accuracy", "coverage", "analysis_age")
 
 AGGREGATES: dict[str, float] = dict.fromkeys(DIRECTION_AGGREGATES + TREE_AGGREGATES, 1.0)
-"""Aggregate keys (without the prefix) that can be monitored, with their worst value: all are shares, lower is better."""
+"""Keys (without the prefix) that can be monitored, with their worst value: all are shares, lower is better."""
 
 
 def monitored_keys(trainer: Trainer) -> set[str]:
@@ -67,3 +69,24 @@ def check_monitored(keys: Iterable[str], *, directions: bool, trees: bool) -> No
             )
         if name not in TREE_AGGREGATES and not directions:
             raise ConfigurationError(f"monitor={key!r} needs failure directions: give FailureModes(encoder=...).")
+
+
+def promised_values(monitored: Iterable[str], last: Mapping[str, float]) -> dict[str, float]:
+    """Return the aggregates that must be logged without a new analysis: the last values, else the worst of the metric.
+
+    >>> promised_values({"failures/flagged_fraction"}, {"cv_score_mean": 0.7})
+    {'cv_score_mean': 0.7, 'flagged_fraction': 1.0}
+    """
+    names = sorted(key.removeprefix(PREFIX) for key in monitored)
+    return dict(last) | {name: AGGREGATES[name] for name in names if name in AGGREGATES and name not in last}
+
+
+def worst_class_values(report: FailureReport, k: int) -> dict[str, float]:
+    """Return the scalars of the k classes with the lowest accuracy; what is undefined is absent."""
+    graded = sorted((c for c in report.classes if c.accuracy is not None), key=lambda c: c.accuracy or 0.0)
+    return {
+        f"class/{safe_name(entry.name)}/{key}": float(value)
+        for entry in graded[:k]
+        for key in ("accuracy", "cv_score", "p_value", "aler")
+        if (value := getattr(entry, key)) is not None
+    }

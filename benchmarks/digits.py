@@ -1,0 +1,107 @@
+"""What the benchmarks on coloured digits share: one training run, graded and embedded without the callback's dashboards."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import lightning as L
+import torch
+from lightning.pytorch.utilities.warnings import PossibleUserWarning
+from torch import Tensor
+
+from lightning_failures.analysis import ClassCaptions
+from lightning_failures.digits import TINTS, ColouredDigits, ColouredDigitsDataModule, DigitClassifier
+from lightning_failures.encoders import OpenCLIPEncoder, load_encoder
+from lightning_failures.grading import grade_batch
+from lightning_failures.grammar import CaptionVocabulary
+from lightning_failures.records import Grades
+
+
+@dataclass(frozen=True)
+class Split:
+    """A graded split, with its embeddings."""
+
+    data: ColouredDigits
+    grades: Grades
+    embeddings: Tensor
+
+    def unusual(self, class_index: int) -> Tensor:
+        """(N,) bool: bears the tint that is unusual for this class."""
+        planted = self.data.truth[class_index]
+        tint = None if planted is None else planted["unusual_tint"]
+        return torch.tensor([TINTS_OF[t] == tint for t in self.data.attributes.tint.tolist()])
+
+
+TINTS_OF = list(TINTS)
+
+
+def train(
+    seed: int, shortcut: float, *, epochs: int = 6, val_size: int = 4000
+) -> tuple[DigitClassifier, ColouredDigitsDataModule]:
+    """The demo's training without its callback."""
+    L.seed_everything(seed, verbose=False)
+    data = ColouredDigitsDataModule(seed=seed, shortcut=shortcut, val_size=val_size)
+    model = DigitClassifier()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=PossibleUserWarning)
+        L.Trainer(
+            accelerator="cpu",
+            max_epochs=epochs,
+            logger=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            enable_checkpointing=False,
+            limit_val_batches=0,
+        ).fit(model, datamodule=data)
+    data.setup("validate")
+    data.setup("test")
+    return model.eval(), data
+
+
+def grade(model: DigitClassifier, data: ColouredDigits, encoder: OpenCLIPEncoder) -> Split:
+    """Grade and embed a split."""
+    logits, embeddings = [], []
+    with torch.no_grad():
+        for rows in torch.arange(len(data)).split(256):
+            batch = torch.stack([data[i][0] for i in rows.tolist()])
+            logits.append(model(batch))
+            embeddings.append(encoder.encode_images(data.images[rows].float() / 255))
+    rows = grade_batch(torch.cat(logits), torch.as_tensor(data.labels))
+    grades = Grades(
+        ids=torch.arange(len(data)),
+        labels=rows.labels,
+        predictions=rows.predictions,
+        confidence=rows.confidence,
+        class_names=tuple(data.classes),
+        groups=torch.as_tensor(data.groups),
+    )
+    return Split(data, grades, torch.cat(embeddings))
+
+
+def digits_captions(encoder: OpenCLIPEncoder) -> list[ClassCaptions]:
+    """The candidates of every class, embedded."""
+    vocabulary = CaptionVocabulary.load("digits")
+    found = []
+    for name in ColouredDigits("test", size=10).classes:
+        grammar = vocabulary.grammar(name)
+        texts = tuple(grammar.captions())
+        vectors = encoder.encode_texts([str(grammar.reference), *texts])
+        found.append(ClassCaptions(texts, vectors[1:], vectors[0]))
+    return found
+
+
+def digits_encoder() -> OpenCLIPEncoder:
+    """The packaged CLIP."""
+    encoder = load_encoder("embedded:digits")
+    assert isinstance(encoder, OpenCLIPEncoder)
+    return encoder
+
+
+def progress(items: Sequence[object], what: str) -> Iterator[object]:
+    """Say where a long benchmark is."""
+    for number, item in enumerate(items, 1):
+        print(f"{what} {number}/{len(items)}: {item}", file=sys.stderr, flush=True)
+        yield item

@@ -1,0 +1,176 @@
+"""One pass over one evaluation loader: batches go in, grades and embeddings come out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_failures.adapters.distributed import Ranks
+from lightning_failures.adapters.lenses import Lens
+from lightning_failures.adapters.loaders import dataset_attribute
+from lightning_failures.errors import ConfigurationError
+from lightning_failures.grading import Task, assemble_grades, expand_class_names, grade_batch, infer_task
+from lightning_failures.metrics import GradesMetric
+from lightning_failures.records import Grades
+
+__all__ = ["Collector"]
+
+
+class Collector:
+    """Grades the batches of one pass and embeds the images that the cache does not know.
+
+    Args:
+        dataset: The dataset of the loader, for class names, groups and the number of examples; None if unknown.
+        class_names: The user's, or None to read ``dataset.classes``.
+        task: None infers it from the first batch.
+        lenses: The encoders with their caches.
+        ranks: The processes of the run.
+        groups_from: Name of the dataset's attribute with a source id for each example.
+    """
+
+    def __init__(
+        self,
+        *,
+        dataset: Any,
+        class_names: Sequence[str] | None,
+        task: Task | None,
+        lenses: Sequence[Lens],
+        ranks: Ranks,
+        groups_from: str = "groups",
+    ) -> None:
+        self.task = task
+        self.named = class_names is not None
+        self.columns: int | None = None
+        self._names = class_names if class_names is not None else dataset_attribute(dataset, "classes")
+        self._lenses, self._ranks = lenses, ranks
+        self._expected = _length(dataset)
+        groups = dataset_attribute(dataset, groups_from)
+        self._groups = None if groups is None else torch.as_tensor(groups)
+        self._metric = GradesMetric(process_group=ranks.group)
+        self._ids: list[Tensor] = []
+        self._keys: list[Tensor] = []
+
+    @property
+    def logit_columns(self) -> int | None:
+        """How many logits an example has, as far as that is known before its batch is graded."""
+        if self.columns is not None:
+            return self.columns
+        return None if self._names is None else len(self._names)
+
+    @property
+    def looks(self) -> bool:
+        """Whether any lens wants the images."""
+        return bool(self._lenses)
+
+    @property
+    def has_names(self) -> bool:
+        """Whether classes have names, and so captions."""
+        return self._names is not None
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """A name for each class; "0" ... "K-1" where nobody gave any."""
+        assert self.task is not None
+        assert self.columns is not None
+        names = self._names
+        if names is None:
+            names = [str(k) for k in range(max(self.columns, 2) if self.task != "multilabel" else self.columns)]
+        return expand_class_names([str(name) for name in names], self.task)
+
+    def grade(self, logits: Tensor, labels: Tensor, ids: Sequence[int] | Tensor) -> Tensor:
+        """Grade one batch; returns its ids (B,) int64."""
+        if self.task is None:
+            self.task = infer_task(logits, labels)
+        if self.columns is None:
+            self.columns = logits.shape[1] if logits.ndim == 2 else self._hard_columns(logits)
+            self._check_names()
+        rows = grade_batch(logits, labels, task=self.task)
+        ids = torch.as_tensor(ids).long().cpu().reshape(-1)
+        if len(ids) != len(labels):
+            raise ConfigurationError(
+                f"The batch has {len(labels)} labels, but {len(ids)} ids are known of it. Give read_batch to name them."
+            )
+        conditions = self._conditions
+        self._metric.update(
+            ids[rows.position] * conditions + rows.condition, rows.labels, rows.predictions, rows.confidence
+        )
+        return ids
+
+    def embed(self, images: Tensor, keys: Tensor, ids: Tensor) -> None:
+        """Embed images (B, C, H, W) in [0, 1] with every lens, unless it knows their keys (B, 2)."""
+        for lens in self._lenses:
+            lens.embed(images, keys)
+        self._ids.append(ids)
+        self._keys.append(keys)
+
+    def grades(self) -> Grades:
+        """All rows of all ranks, each example once. Collective."""
+        keys, labels, predictions, confidence = self._metric.compute()
+        self._agree_on_task()
+        ids = torch.unique(keys // self._conditions)
+        return assemble_grades(
+            keys,
+            labels,
+            predictions,
+            confidence,
+            class_names=self.class_names,
+            conditions=self._conditions,
+            groups=None if self._groups is None else self._groups[keys // self._conditions],
+            coverage=1.0 if not self._expected else len(ids) / self._expected,
+        )
+
+    def embeddings(self, lens: Lens) -> tuple[Tensor, Tensor] | None:
+        """Return ids (U,) ascending and embeddings (U, D) of all ranks, on the first rank; else None. Collective."""
+        ids = torch.cat([torch.empty(0, dtype=torch.int64), *self._ids])
+        rows = lens.look_up(torch.cat(self._keys)) if self._keys else torch.empty(0, lens.encoder.dim)
+        lens.store.flush()
+        all_ids, all_rows = self._ranks.gather_rows(ids), self._ranks.gather_rows(rows)
+        if all_ids is None or all_rows is None:
+            return None
+        unique, inverse = torch.unique(all_ids, return_inverse=True)
+        first = torch.empty(len(unique), dtype=torch.int64)
+        first[inverse.flip(0)] = torch.arange(len(all_ids)).flip(0)
+        return unique, all_rows[first]
+
+    @property
+    def _conditions(self) -> int:
+        return self.columns or 1 if self.task == "multilabel" else 1
+
+    def _agree_on_task(self) -> None:
+        """A rank without a batch learns the task from the others."""
+        self.task, self.columns = next(
+            (seen for seen in self._ranks.gather_objects((self.task, self.columns)) if seen[1] is not None),
+            (self.task, self.columns),
+        )
+
+    def _hard_columns(self, logits: Tensor) -> int:
+        if logits.is_floating_point():
+            return 1
+        if self._names is None:
+            raise ConfigurationError(
+                "The step returns predicted classes but no logits, so the number of classes is unknown: give"
+                " class_names."
+            )
+        return len(self._names)
+
+    def _check_names(self) -> None:
+        if self._names is None:
+            return
+        assert self.columns is not None
+        allowed = (1, 2) if self.columns == 1 else (self.columns,)
+        if len(self._names) not in allowed:
+            origin = "FailureModes(class_names=...)" if self.named else "dataset.classes"
+            raise ConfigurationError(
+                f"{origin} has {len(self._names)} names, but the model has {self.columns} logits an example, which need"
+                f" {' or '.join(map(str, allowed))}."
+            )
+
+
+def _length(dataset: Any) -> int | None:
+    try:
+        return len(dataset)
+    except TypeError:
+        return None

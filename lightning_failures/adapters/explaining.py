@@ -1,0 +1,144 @@
+"""What the first process does at the end of an evaluation: the analysis, its pictures, its files."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor
+
+from lightning_failures.adapters.lenses import Lens
+from lightning_failures.adapters.loaders import dataset_of
+from lightning_failures.adapters.pictures import draw_pictures
+from lightning_failures.adapters.reading import BatchReader, ExampleReader, training_sample
+from lightning_failures.adapters.words import caption_source
+from lightning_failures.analysis import ClassCaptions, analyse
+from lightning_failures.encoders import gives_maps, gives_texts
+from lightning_failures.grammar import CaptionVocabulary
+from lightning_failures.records import FailureReport, Grades
+from lightning_failures.sinks import sinks_for, write_all
+from lightning_failures.visuals import Picture
+
+__all__ = ["Explainer"]
+
+Embedded = tuple[Tensor, Tensor]
+"""Ids (U,) int64, ascending, and their embeddings (U, D) float32."""
+
+
+@dataclass(frozen=True)
+class Explainer:
+    """Everything that an analysis needs beside the grades; the options are those of ``FailureModes``.
+
+    Attributes:
+        directions: The lens of the failure directions, or None.
+        trees: The lens of the failure trees, or None.
+        vocabulary: Words for captions, or None.
+        reader: Reads examples for pictures and for the training reference.
+        reference: "validation" or "train".
+        say_once: Tells a person something that is not worth telling twice.
+    """
+
+    directions: Lens | None
+    trees: Lens | None
+    vocabulary: CaptionVocabulary | None
+    reader: BatchReader
+    reference: str
+    permutations: int
+    n_directions: int
+    worst_k: int
+    seed: int
+    say_once: Callable[..., None]
+    _captions: dict[str, ClassCaptions] = field(default_factory=dict)
+
+    def explain(
+        self,
+        trainer: Trainer,
+        loader: Any,
+        index: int,
+        grades: Grades,
+        embedded: Embedded | None,
+        featured: Embedded | None,
+        *,
+        has_names: bool,
+        folder: Path,
+        pictures: bool,
+    ) -> FailureReport:
+        """Analyse one loader and write the report to every sink; a sink that fails is told of and left out."""
+        start = time.perf_counter()
+        reference, told = self._reference_embeddings(trainer, len(torch.unique(grades.ids)))
+        report = analyse(
+            grades,
+            _matching(embedded, grades.ids),
+            features=_matching(featured, grades.ids),
+            reference=reference,
+            captions=self._caption_source(grades.class_names) if self._may_caption(has_names) else None,
+            permutations=self.permutations,
+            n_directions=self.n_directions,
+            seed=self.seed,
+        )
+        report = replace(
+            report,
+            epoch=trainer.current_epoch,
+            global_step=trainer.global_step,
+            dataloader=index,
+            reference=told,
+            encoder=None if self.directions is None else self.directions.encoder.name,
+            robust_encoder=None if self.trees is None else self.trees.encoder.name,
+            timings=report.timings | {"total": round(time.perf_counter() - start, 4)},
+        )
+        drawn = self._draw(loader, report, grades, featured) if pictures else []
+        for error in write_all(sinks_for(trainer.loggers, folder), report, drawn, trainer.global_step):
+            self.say_once(f"FailureModes could not write a part of the report: {type(error).__name__}: {error}")
+        return report
+
+    def _may_caption(self, has_names: bool) -> bool:
+        if self.directions is None or self.vocabulary is None:
+            return False
+        if not gives_texts(self.directions.encoder):
+            name = self.directions.encoder.name
+            self.say_once(f"The encoder {name} knows no texts: captions are off.", rank_zero_info)
+            return False
+        if not has_names:
+            self.say_once("Classes have no names (class_names=None, no dataset.classes): captions are off.")
+        return has_names
+
+    def _caption_source(self, class_names: tuple[str, ...]) -> Callable[[int], ClassCaptions | None]:
+        assert self.directions is not None
+        assert self.vocabulary is not None
+        encoder = self.directions.encoder
+        assert gives_texts(encoder)
+        return caption_source(encoder, self.vocabulary, class_names, self._captions)
+
+    def _reference_embeddings(self, trainer: Trainer, examples: int) -> tuple[Tensor | None, str]:
+        """None stands for the examples that are analysed themselves."""
+        if self.reference == "validation" or self.directions is None:
+            return None, f"validation ({examples} examples)"
+        sample = training_sample(trainer, seed=self.seed)
+        examples_of = ExampleReader(sample.dataset, sample.collate, self.reader)
+        rows = torch.cat([self.directions.embed_now(images) for images in examples_of.batches(sample.ids)])
+        self.directions.store.flush()
+        return rows, f"train ({len(rows)} of {sample.total} examples)"
+
+    def _draw(self, loader: Any, report: FailureReport, grades: Grades, featured: Embedded | None) -> list[Picture]:
+        try:
+            images = ExampleReader(dataset_of(loader), loader.collate_fn, self.reader).images
+            encoder = None if self.trees is None else self.trees.encoder
+            robust = encoder if encoder is not None and gives_maps(encoder) else None
+            return draw_pictures(report, grades, images, featured, robust, worst_k=self.worst_k)
+        except Exception as error:
+            self.say_once(f"FailureModes could not draw pictures: {type(error).__name__}: {error}")
+            return []
+
+
+def _matching(embedded: Embedded | None, ids: Tensor) -> Tensor | None:
+    """The embeddings (U, D) of exactly the graded examples; None if not every one was embedded."""
+    if embedded is None:
+        return None
+    found, rows = embedded
+    return rows if torch.equal(found, torch.unique(ids)) else None

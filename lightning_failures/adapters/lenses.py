@@ -1,0 +1,71 @@
+"""An encoder together with its cache, and how the encoder that the user named is found."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import torch
+from lightning.pytorch.utilities.seed import isolate_rng
+from torch import Tensor
+
+from lightning_failures.cache import EmbeddingCache, content_keys, embed
+from lightning_failures.encoders import Encoder, load_encoder
+from lightning_failures.errors import EncoderError
+
+__all__ = ["DEFAULT_ENCODER", "Lens", "open_lens"]
+
+
+class _DefaultEncoder(str):
+    """The default is told apart from the same name typed by the user: only the latter must be there."""
+
+    __slots__ = ()
+
+
+DEFAULT_ENCODER = _DefaultEncoder("ViT-B-32/openai")
+
+
+class Lens:
+    """A frozen encoder that looks at every image once."""
+
+    def __init__(self, encoder: Encoder, cache: EmbeddingCache) -> None:
+        self.encoder = encoder
+        self.store = cache.store(encoder.fingerprint)
+
+    def embed(self, images: Tensor, keys: Tensor) -> None:
+        """Encode those of the images (B, C, H, W) in [0, 1] whose keys (B, 2) are not known."""
+        embed(self.encoder, self.store, images, keys=keys)
+
+    def embed_now(self, images: Tensor) -> Tensor:
+        """Embed images (B, C, H, W) in [0, 1] and return their embeddings (B, D) float32."""
+        keys = content_keys(images)
+        self.embed(images, keys)
+        return self.look_up(keys)
+
+    def look_up(self, keys: Tensor) -> Tensor:
+        """Return the embeddings (N, D) float32 of keys that were embedded before."""
+        return self.store.get(keys)
+
+
+def open_lens(
+    spec: str | Path | Encoder | None, cache: EmbeddingCache, *, device: torch.device, robust: bool = False
+) -> Lens | None:
+    """Load an encoder. None stays None; so does, with one warning, the default when it cannot be had.
+
+    Raises:
+        EncoderError: an encoder that the user named cannot be had.
+    """
+    if spec is None:
+        return None
+    try:
+        with isolate_rng():
+            encoder = load_encoder(spec, device=device, robust=robust)
+    except EncoderError as error:
+        if not isinstance(spec, _DefaultEncoder):
+            raise
+        warnings.warn(
+            f"The default encoder {spec!s} cannot be had, so FailureModes only grades in this run. {error}",
+            stacklevel=2,
+        )
+        return None
+    return Lens(encoder, cache)

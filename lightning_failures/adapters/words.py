@@ -1,0 +1,37 @@
+"""The candidate captions of each class, embedded when they are first asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from lightning_failures.analysis import ClassCaptions
+from lightning_failures.encoders import TextEncoder
+from lightning_failures.grammar import CaptionVocabulary
+
+__all__ = ["caption_source"]
+
+
+def caption_source(
+    encoder: TextEncoder, vocabulary: CaptionVocabulary, class_names: tuple[str, ...], known: dict[str, ClassCaptions]
+) -> Callable[[int], ClassCaptions | None]:
+    """Return what :func:`~lightning_failures.analysis.analyse` asks for captions.
+
+    Args:
+        encoder: Embeds the texts.
+        vocabulary: Has a grammar for every class.
+        class_names: K names.
+        known: Captions by class name; filled here, so that each class is embedded once.
+    """
+
+    def captions(k: int) -> ClassCaptions | None:
+        name = class_names[k]
+        if name not in known:
+            grammar = vocabulary.grammar(name)
+            texts = tuple(grammar.captions())
+            if not texts:
+                return None
+            vectors = encoder.encode_texts([str(grammar.reference), *texts])
+            known[name] = ClassCaptions(texts, vectors[1:], vectors[0])
+        return known[name]
+
+    return captions

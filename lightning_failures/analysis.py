@@ -1,0 +1,339 @@
+"""From grades and embeddings to a report: the whole analysis, without a Trainer, a logger or a disk.
+
+It runs in a notebook as in the callback. The order is that of the questions: which classes fail by a pattern
+(directions), how it reads in words (captions), which rules on robust features hold the failures (trees).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lightning_failures.captions import caption_p_value, score_captions
+from lightning_failures.directions import FailureDirections, fit_failure_directions
+from lightning_failures.errors import DataError
+from lightning_failures.records import ClassReport, FailureReport, Grades, GroupReport, LeafReport
+from lightning_failures.statistics import benjamini_hochberg
+from lightning_failures.trees import FailureTree, fit_failure_tree
+
+__all__ = ["ClassCaptions", "analyse"]
+
+LEVEL = 0.05
+"""False discovery rate at which a pattern is called one."""
+
+Grouping = Literal["label", "prediction"]
+GROUPINGS: tuple[Grouping, ...] = ("label", "prediction")
+
+
+@dataclass(frozen=True)
+class ClassCaptions:
+    """The candidate captions of one class, embedded.
+
+    Attributes:
+        texts: M captions.
+        embeddings: (M, D) float32 unit vectors.
+        reference: (D,) unit vector of the reference caption.
+    """
+
+    texts: tuple[str, ...]
+    embeddings: Tensor
+    reference: Tensor
+
+
+def analyse(
+    grades: Grades,
+    embeddings: Tensor | None = None,
+    *,
+    features: Tensor | None = None,
+    reference: Tensor | None = None,
+    captions: Callable[[int], ClassCaptions | None] | None = None,
+    permutations: int = 999,
+    n_directions: int = 1,
+    top_captions: int = 5,
+    top_examples: int = 8,
+    captioned_classes: int = 50,
+    delta: float = 0.1,
+    tau: float = 0.2,
+    seed: int = 0,
+    device: str | torch.device = "cpu",
+) -> FailureReport:
+    """Explain the errors of one evaluation.
+
+    Args:
+        grades: Right and wrong; N rows.
+        embeddings: (N, D) float in the order of ``grades`` rows, or (U, D) one row for each of the U distinct ids,
+            ascending. None: no directions.
+        features: Likewise, of an adversarially robust model. None: no trees.
+        reference: (M, D) embeddings that phi is standardised with. None: ``embeddings``.
+        captions: Gives the embedded candidates of a class (by index), or None. Asked only for classes with a direction.
+        permutations: Of the screening test.
+        n_directions: Directions a class.
+        top_captions: How many hardest and easiest captions a class keeps.
+        top_examples: How many hardest and easiest examples a class keeps.
+        captioned_classes: Only this many classes get captions, those with a pattern and the lowest accuracy first.
+        delta: A valid leaf has an error rate above the base error rate + delta ...
+        tau: ... and an error coverage above tau.
+        seed: The only source of randomness.
+        device: Where Gram matrices are computed.
+
+    Returns:
+        The report; ``.directions`` and ``.trees`` hold the fitted results.
+
+    Raises:
+        DataError: rows that do not match.
+
+    >>> generator = torch.Generator().manual_seed(0)
+    >>> x = torch.randn(300, 8, generator=generator)
+    >>> failed = x[:, 0] + 0.5 * torch.randn(300, generator=generator) < -0.5
+    >>> grades = Grades(torch.arange(300), torch.zeros(300).long(), failed.long(), torch.ones(300), ("cat", "dog"))
+    >>> report = analyse(grades, x)
+    >>> report["classes"][0]["pattern"], report["classes"][1]["skipped"]
+    (True, 'no examples')
+    """
+    timings: dict[str, float] = {}
+    directions = None
+    if embeddings is not None:
+        with _timed(timings, "directions"):
+            directions = fit_failure_directions(
+                _per_row(embeddings, grades, "embeddings"),
+                grades.labels,
+                grades.correct,
+                ids=grades.ids,
+                groups=grades.groups,
+                reference=reference,
+                n_directions=n_directions,
+                permutations=permutations,
+                seed=seed,
+                device=device,
+            )
+    groups: tuple[GroupReport, ...] = ()
+    trees: dict[tuple[str, str], FailureTree] = {}
+    if features is not None:
+        with _timed(timings, "trees"):
+            groups, trees = _grow_trees(grades, _per_row(features, grades, "features"), delta=delta, tau=tau, seed=seed)
+    classes = _class_reports(grades, directions, groups, top_examples)
+    if directions is not None and captions is not None:
+        with _timed(timings, "captions"):
+            rows = _per_row(embeddings, grades, "embeddings")
+            wanted = _worth_words(classes, captioned_classes)
+            classes = tuple(
+                _with_captions(entry, k, captions(k), directions, grades, rows, top_captions, permutations, seed)
+                if k in wanted
+                else entry
+                for k, entry in enumerate(classes)
+            )
+    return FailureReport(
+        examples=len(torch.unique(grades.ids)),
+        accuracy=_mean(grades.correct),
+        classes=classes,
+        groups=groups,
+        summary=_summary(grades, directions, groups, tuple(trees.values())),
+        timings=timings,
+        coverage=grades.coverage,
+        directions=directions,
+        trees=trees,
+    )
+
+
+def _class_reports(
+    grades: Grades, directions: FailureDirections | None, groups: tuple[GroupReport, ...], top: int
+) -> tuple[ClassReport, ...]:
+    label_groups = {g.class_name: g for g in groups if g.grouping == "label"}
+    patterns = (
+        {}
+        if directions is None
+        else dict(zip(directions.classes.tolist(), benjamini_hochberg(directions.p_value, LEVEL).tolist(), strict=True))
+    )
+    reports = []
+    for k, name in enumerate(grades.class_names):
+        mine = grades.labels == k
+        examples = int(mine.sum())
+        group = label_groups.get(name)
+        values: dict[str, Any] = {}
+        if directions is not None and k in patterns:
+            row = directions.row(k)
+            ids, scores = grades.ids[mine], directions.out_of_fold[mine]
+            order = torch.argsort(scores, stable=True)
+            values = {
+                "cv_score": float(directions.cv_score[row]),
+                "cv_score_stderr": float(directions.cv_score_stderr[row]),
+                "p_value": float(directions.p_value[row]),
+                "pattern": patterns[k],
+                "c": float(directions.c[row]),
+                "flagged": int((scores < 0).sum()),
+                "hardest_ids": tuple(ids[order[:top]].tolist()),
+                "easiest_ids": tuple(ids[order.flip(0)[:top]].tolist()),
+            }
+        elif directions is not None:
+            values = {"skipped": directions.skipped.get(k, "no examples")}
+        reports.append(
+            ClassReport(
+                name=name,
+                examples=examples,
+                accuracy=_mean(grades.correct[mine]),
+                aler=group.aler if group else None,
+                base_error_rate=_mean(grades.failed[mine]),
+                **values,
+            )
+        )
+    return tuple(reports)
+
+
+def _worth_words(classes: tuple[ClassReport, ...], limit: int) -> set[int]:
+    fitted = [k for k, entry in enumerate(classes) if entry.cv_score is not None]
+    fitted.sort(key=lambda k: (not classes[k].pattern, classes[k].accuracy))
+    return set(fitted[:limit])
+
+
+def _with_captions(
+    entry: ClassReport,
+    k: int,
+    candidates: ClassCaptions | None,
+    directions: FailureDirections,
+    grades: Grades,
+    embeddings: Tensor,
+    top: int,
+    permutations: int,
+    seed: int,
+) -> ClassReport:
+    if candidates is None or not candidates.texts:
+        return entry
+    scores = score_captions(directions, k, candidates.embeddings, candidates.reference)
+    order = torch.argsort(scores, stable=True)
+    hardest, easiest = order[:top].tolist(), order.flip(0)[:top].tolist()
+    mine = grades.labels == k
+    p_value = caption_p_value(
+        directions,
+        k,
+        embeddings[mine],
+        grades.correct[mine],
+        candidates.embeddings,
+        candidates.reference,
+        groups=None if grades.groups is None else grades.groups[mine],
+        permutations=permutations,
+        seed=seed,
+    )
+    return replace(
+        entry,
+        hardest_captions=tuple(candidates.texts[i] for i in hardest),
+        hardest_caption_scores=tuple(float(scores[i]) for i in hardest),
+        easiest_captions=tuple(candidates.texts[i] for i in easiest),
+        easiest_caption_scores=tuple(float(scores[i]) for i in easiest),
+        caption_p_value=p_value,
+    )
+
+
+def _grow_trees(
+    grades: Grades, features: Tensor, *, delta: float, tau: float, seed: int
+) -> tuple[tuple[GroupReport, ...], dict[tuple[str, str], FailureTree]]:
+    members: list[tuple[Grouping, str, Tensor]] = [
+        (grouping, name, torch.nonzero(column == k)[:, 0])
+        for grouping, column in zip(GROUPINGS, (grades.labels, grades.predictions), strict=True)
+        for k, name in enumerate(grades.class_names)
+    ]
+    trees: dict[tuple[str, str], FailureTree] = {}
+    for grouping, name, rows in members:
+        if len(rows):
+            trees[grouping, name] = fit_failure_tree(
+                features[rows],
+                grades.failed[rows],
+                ids=grades.ids[rows],
+                groups=None if grades.groups is None else grades.groups[rows],
+                seed=seed,
+            )
+    p_values = np.array([tree.p_value for tree in trees.values()])
+    patterns = dict(zip(trees, benjamini_hochberg(p_values, LEVEL).tolist(), strict=True))
+    reports = []
+    for grouping, name, rows in members:
+        tree = trees.get((grouping, name))
+        if tree is None:
+            reports.append(GroupReport(grouping, name, size=0, skipped="no examples"))
+        else:
+            reports.append(_group_report(grouping, name, len(rows), tree, patterns[grouping, name], delta, tau))
+    return tuple(reports), trees
+
+
+def _group_report(
+    grouping: str, name: str, size: int, tree: FailureTree, pattern: bool, delta: float, tau: float
+) -> GroupReport:
+    valid = {id(leaf) for leaf in tree.valid_leaves(delta, tau)}
+    return GroupReport(
+        grouping,
+        name,
+        size=size,
+        base_error_rate=tree.base_error_rate,
+        aler=tree.aler,
+        heldout_aler=tree.heldout_aler,
+        heldout_aler_minus_ber=tree.heldout_aler_minus_ber,
+        heldout_stderr=tree.heldout_aler_stderr,
+        pattern=pattern,
+        skipped=tree.skipped,
+        leaves=tuple(
+            LeafReport(
+                rule=leaf.rule,
+                size=leaf.size,
+                error_rate=leaf.error_rate,
+                error_coverage=leaf.error_coverage,
+                importance=leaf.importance,
+                valid=id(leaf) in valid,
+                interval=leaf.interval,
+            )
+            for leaf in tree.leaves
+        ),
+    )
+
+
+def _summary(
+    grades: Grades,
+    directions: FailureDirections | None,
+    groups: tuple[GroupReport, ...],
+    trees: tuple[FailureTree, ...],
+) -> dict[str, float]:
+    """The aggregates that are defined; every one of them lies in [0, 1] or near it, and lower is better."""
+    values: dict[str, float | None] = {"accuracy": _mean(grades.correct), "coverage": grades.coverage}
+    if directions is not None:
+        judged = directions.out_of_fold[~torch.isnan(directions.out_of_fold)]
+        values["cv_score_mean"] = _mean(directions.cv_score)
+        values["flagged_fraction"] = _mean(judged < 0)
+    grown = [g for g in groups if g.leaves and g.skipped is None]
+    with_heldout = [g.heldout_aler_minus_ber for g in grown if np.isfinite(g.heldout_aler_minus_ber or 0.0)]
+    gains = [g.aler - g.base_error_rate for g in grown if g.aler is not None and g.base_error_rate is not None]
+    values["aler_minus_ber_mean"] = _mean(torch.tensor(gains))
+    values["heldout_aler_minus_ber_mean"] = _mean(torch.tensor(with_heldout))
+    values["valid_leaf_fraction"] = _mean(
+        torch.tensor([max(g.leaves, key=lambda leaf: leaf.importance).valid for g in grown])
+    )
+    slices = [leaf for tree in trees if (leaf := tree.worst_leaf) is not None and leaf.interval is not None]
+    if slices:
+        values["worst_slice_error_rate"] = max(
+            slices, key=lambda leaf: leaf.interval[0] if leaf.interval else 0.0
+        ).error_rate
+    return {key: value for key, value in values.items() if value is not None and np.isfinite(value)}
+
+
+def _per_row(rows: Tensor | None, grades: Grades, name: str) -> Tensor:
+    assert rows is not None
+    if len(rows) == len(grades):
+        return rows
+    unique, inverse = torch.unique(grades.ids, return_inverse=True)
+    if len(rows) != len(unique):
+        raise DataError(f"{name} has {len(rows)} rows; grades have {len(grades)} rows of {len(unique)} examples.")
+    return rows[inverse]
+
+
+def _mean(values: Tensor) -> float | None:
+    return float(values.double().mean()) if len(values) else None
+
+
+@contextmanager
+def _timed(timings: dict[str, float], stage: str) -> Iterator[None]:
+    start = time.perf_counter()
+    yield
+    timings[stage] = round(time.perf_counter() - start, 4)

@@ -1,0 +1,530 @@
+"""The callback: what happens when, in the life of a Trainer. Every idea that it calls on lives in another file."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities.seed import isolate_rng
+from torch import Tensor
+
+from lightning_failures.adapters.collector import Collector
+from lightning_failures.adapters.distributed import Ranks
+from lightning_failures.adapters.explaining import Explainer
+from lightning_failures.adapters.lenses import DEFAULT_ENCODER, open_lens
+from lightning_failures.adapters.loaders import IDS_REMEDY, LoaderTap, dataset_of, evaluation_loaders
+from lightning_failures.adapters.monitors import (
+    AGGREGATES,
+    PREFIX,
+    check_monitored,
+    monitored_keys,
+    promised_values,
+    worst_class_values,
+)
+from lightning_failures.adapters.observer import REMEDY, LogitsObserver
+from lightning_failures.adapters.placement import failures_folder
+from lightning_failures.adapters.reading import BatchReader
+from lightning_failures.cache import EmbeddingCache, content_keys
+from lightning_failures.encoders import Encoder
+from lightning_failures.errors import ConfigurationError
+from lightning_failures.grading import Task
+from lightning_failures.grammar import CaptionVocabulary
+from lightning_failures.records import BatchRecord, FailureReport
+
+__all__ = ["FailureModes"]
+
+STATE_VERSION = 1
+
+
+class FailureModes(Callback):
+    """Tells, after validation, on which kinds of images the model fails, in words and pictures.
+
+    It grades every example in ``on_validation_batch_end`` and embeds the images that its cache does not know;
+    it analyses and logs in ``on_validation_epoch_end``, before ``ModelCheckpoint`` and ``EarlyStopping`` read
+    their keys. It does the same in ``trainer.validate`` and ``trainer.test``. Nothing of the training changes:
+    weights, RNG streams, modes and hooks are as they would be without it. An error of the analysis is a
+    warning; training goes on.
+
+    Not supported: validation loaders combined in another mode than "sequential" (an error), pictures for iterable
+    datasets (left out), modules sharded over processes when the logits must come from a second forward.
+
+    Args:
+        encoder: Image encoder of the failure directions: an open_clip tag ``"<model>/<pretrained>"``, ``"hf-hub:..."``,
+            ``"local-dir:..."``, a path, ``"embedded:digits"``, ``"efficientnet-lite0"``, or an
+            :class:`~lightning_failures.encoders.Encoder`. None: no directions. The default is skipped with a warning
+            where it cannot be had; one that you name must be there.
+        robust_encoder: Adversarially robust encoder of the failure trees: a checkpoint of a robust ResNet,
+            ``"embedded:digits"``, or an Encoder. None: no trees.
+        class_names: One name a class. None reads ``dataset.classes``; without it classes are "0" ... "K-1" and
+        there are
+            no captions.
+        captions: Words for the candidate captions: the name of a packaged vocabulary ("general", "cifar10",
+        "digits"), the
+            path of a YAML file, a :class:`~lightning_failures.grammar.CaptionVocabulary`, or None for no captions.
+        task: "multiclass", "binary" (one logit) or "multilabel"; None infers it from the shapes.
+        read_batch: ``(outputs, batch) -> BatchRecord``, for batches of other forms. A field that is None falls to the
+            default rule. Where only images of single examples are asked for, ``outputs`` is None.
+        logits_from: Name of the submodule whose output is the logits.
+        normalization: ``(mean, std)`` of the image batches, in units of [0, 1]. None reads it off the dataset's
+            transforms; where there is none, images must be in [0, 1] or uint8.
+        reference: What embeddings are standardised with: ``"validation"``, or ``"train"`` for a fixed hash sample of at
+            most 20,000 training images.
+        groups_from: Attribute of the dataset with a source id for each example (frames of one video, images of one
+            patient), which are kept together in every split. Ignored where the dataset has none.
+        every_n_epochs: Analyse in every n-th epoch, at its last validation.
+        every_n_validations: Analyse every n-th validation instead.
+        min_coverage: Share of the examples below which a validation steers nothing: it is graded and reported, but
+            monitored keys keep their last value.
+        permutations: Permutations of the screening test.
+        n_directions: Failure directions a class.
+        pictures: Draw images and heat maps, at the last epoch and at every fifth analysis.
+        worst_k: How many classes, the worst, get scalars and pictures of their own.
+        cache_folder: Where embeddings are kept. None: the user's cache folder.
+        device: Of the encoders. None: that of the training.
+        on_error: ``"warn"``: a failing analysis is skipped; ``"raise"``: for tests.
+        seed: Of folds and permutations.
+
+    Attributes:
+        last_report: The last :class:`~lightning_failures.records.FailureReport` of the first loader, or None.
+
+    Example::
+
+        trainer = L.Trainer(callbacks=[FailureModes(encoder="ViT-B-32/openai", robust_encoder="robust.pt")])
+        trainer.fit(model, datamodule)
+    """
+
+    def __init__(
+        self,
+        *,
+        encoder: str | Path | Encoder | None = DEFAULT_ENCODER,
+        robust_encoder: str | Path | Encoder | None = None,
+        class_names: Sequence[str] | None = None,
+        captions: str | Path | CaptionVocabulary | None = "general",
+        task: Task | None = None,
+        read_batch: Callable[[Any, Any], BatchRecord] | None = None,
+        logits_from: str | None = None,
+        normalization: tuple[Sequence[float], Sequence[float]] | None = None,
+        reference: Literal["validation", "train"] = "validation",
+        groups_from: str = "groups",
+        every_n_epochs: int = 1,
+        every_n_validations: int | None = None,
+        min_coverage: float = 0.5,
+        permutations: int = 999,
+        n_directions: int = 1,
+        pictures: bool = True,
+        worst_k: int = 5,
+        cache_folder: str | Path | None = None,
+        device: str | torch.device | None = None,
+        on_error: Literal["warn", "raise"] = "warn",
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        _require(every_n_epochs >= 1, "every_n_epochs", every_n_epochs, "an integer >= 1")
+        _require(
+            every_n_validations is None or every_n_validations >= 1,
+            "every_n_validations",
+            every_n_validations,
+            "None or an integer >= 1",
+        )
+        _require(0 <= min_coverage <= 1, "min_coverage", min_coverage, "a share from 0 to 1")
+        _require(permutations >= 0, "permutations", permutations, "an integer >= 0")
+        _require(reference in ("validation", "train"), "reference", reference, "'validation' or 'train'")
+        _require(on_error in ("warn", "raise"), "on_error", on_error, "'warn' or 'raise'")
+        _require(
+            task in (None, "multiclass", "binary", "multilabel"), "task", task, "'multiclass', 'binary' or 'multilabel'"
+        )
+        self.encoder = encoder
+        self.robust_encoder = robust_encoder
+        self.class_names = None if class_names is None else tuple(class_names)
+        self.captions = captions
+        self.task: Task | None = task
+        self.read_batch = read_batch
+        self.normalization = normalization
+        self.reference = reference
+        self.groups_from = groups_from
+        self.every_n_epochs = every_n_epochs
+        self.every_n_validations = every_n_validations
+        self.min_coverage = min_coverage
+        self.permutations = permutations
+        self.n_directions = n_directions
+        self.pictures = pictures
+        self.worst_k = worst_k
+        self.cache_folder = cache_folder
+        self.device = device
+        self.on_error = on_error
+        self.seed = seed
+        self.last_report: FailureReport | None = None
+
+        self._tap = LoaderTap()
+        self._observer = LogitsObserver(logits_from)
+        self._ranks = Ranks()
+        self._reader = BatchReader(read_batch, normalization)
+        self._explainer: Explainer | None = None
+        self._folder: Path | None = None
+        self._monitored: set[str] = set()
+        self._said: set[str] = set()
+        # one validation
+        self._active = False
+        self._loaders: list[Any] = []
+        self._collectors: dict[int, Collector] = {}
+        self._error: str | None = None
+        # what a resumed run goes on with
+        self._run_id: str | None = None
+        self._validations = 0
+        self._analyses = 0
+        self._age = 0
+        self._last_epoch = -1
+        self._last_values: dict[str, float] = {}
+
+    # -- life cycle ------------------------------------------------------------------------------------------
+
+    @property
+    def state_key(self) -> str:
+        """Two instances in one Trainer are told apart by what they look through."""
+        return self._generate_state_key(encoder=_name(self.encoder), robust_encoder=_name(self.robust_encoder))
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Check the options, load the encoders, and join the loaders and the module."""
+        if stage not in ("fit", "validate", "test"):
+            return
+        self._ranks.open()
+        device = torch.device(self.device) if self.device is not None else trainer.strategy.root_device
+        cache = EmbeddingCache(self.cache_folder)
+        self._explainer = Explainer(
+            directions=open_lens(self.encoder, cache, device=device),
+            trees=open_lens(self.robust_encoder, cache, device=device, robust=True),
+            vocabulary=None if self.captions is None else CaptionVocabulary.load(self.captions),
+            reader=self._reader,
+            reference=self.reference,
+            permutations=self.permutations,
+            n_directions=self.n_directions,
+            worst_k=self.worst_k,
+            seed=self.seed,
+            say_once=self._say_once,
+        )
+        if self.robust_encoder is None:
+            self._say_once("FailureModes(robust_encoder=None): no failure trees.", rank_zero_info)
+        self._folder, self._run_id = failures_folder(trainer, self._ranks, run_id=self._run_id)
+        self._check_monitored(trainer)
+        self._observer.attach(pl_module)
+        self._tap.attach(trainer)
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Schedulers are known only now."""
+        self._check_monitored(trainer)
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Leave the loaders and the module as they were."""
+        self._detach()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Leave as in ``teardown``, which Lightning does not call after an exception."""
+        self._detach()
+
+    def _detach(self) -> None:
+        self._tap.detach()
+        self._observer.detach()
+        self._ranks.close()
+        self._collectors, self._loaders = {}, []
+        self._active = False
+        self._explainer = None
+
+    def _check_monitored(self, trainer: Trainer) -> None:
+        self._monitored = monitored_keys(trainer)
+        check_monitored(
+            self._monitored,
+            # the default encoder may be out of reach; then its keys stay at their worst value
+            directions=self.encoder is not None,
+            trees=self.robust_encoder is not None,
+        )
+
+    # -- one validation or test ------------------------------------------------------------------------------
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Decide whether this validation is analysed."""
+        self._begin(trainer, due=self._is_due(trainer))
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """A test is always analysed."""
+        self._begin(trainer, due=True)
+
+    def on_validation_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Watch what the step computes."""
+        if self._active:
+            # under DDP and its kin, fit runs the step through the module's __call__
+            self._observer.begin(redirected=trainer.strategy.model is not pl_module)
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Grade the batch, and embed the images that the cache does not know."""
+        if self._active and self._error is None:
+            with self._policy(trainer, f"batch {batch_idx} of loader {dataloader_idx}"):
+                self._collect(trainer, pl_module, outputs, batch, batch_idx, dataloader_idx)
+
+    on_test_batch_start = on_validation_batch_start
+    on_test_batch_end = on_validation_batch_end
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Analyse and log."""
+        if trainer.sanity_checking:
+            self._active = False
+            return
+        if self._active:
+            self._conclude(trainer, pl_module)
+        else:
+            self._age += 1
+        self._log_promised(trainer, pl_module)
+
+    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Analyse and log."""
+        self._conclude(trainer, pl_module)
+
+    def _is_due(self, trainer: Trainer) -> bool:
+        if trainer.sanity_checking or trainer.state.fn != "fit":
+            return True
+        self._validations += 1
+        if self.every_n_validations is not None:
+            return self._validations % self.every_n_validations == 0
+        # an epoch without any validation hands its turn on to the next
+        n, epoch = self.every_n_epochs, trainer.current_epoch
+        return (epoch + 1) // n > (self._last_epoch + 1) // n and _is_last_validation(trainer)
+
+    def _begin(self, trainer: Trainer, *, due: bool) -> None:
+        self._active, self._error = due, None
+        self._collectors, self._loaders = {}, []
+        if due:
+            with self._policy(trainer, "the loaders"):
+                self._loaders = evaluation_loaders(trainer)
+
+    def _collect(
+        self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int
+    ) -> None:
+        loader = self._loaders[dataloader_idx]
+        recorder = self._tap.recorder(loader)
+        drawn = None if recorder is None else recorder.take(batch_idx)
+        record = self._reader.read(outputs, batch)
+        if record.labels is None:
+            raise ConfigurationError(
+                f"No labels were found in a batch of type {type(batch).__name__}. Batches are (x, y, ...) or mappings"
+                " with keys such as image and label; for other forms give read_batch, (outputs, batch) -> BatchRecord."
+            )
+        ids = record.ids if record.ids is not None else drawn
+        if ids is None:
+            raise ConfigurationError(
+                f"The indices of the examples cannot be read off a {type(loader).__name__} over"
+                f" {type(dataset_of(loader)).__name__}. {IDS_REMEDY}"
+            )
+        collector = self._collectors.get(dataloader_idx)
+        if collector is None:
+            collector = self._collectors[dataloader_idx] = self._new_collector(dataset_of(loader))
+        logits = record.logits
+        if logits is None:
+            logits = self._observer.logits(batch_size=len(record.labels), classes=collector.logit_columns)
+        if logits is None:
+            logits = self._forward(trainer, module, record)
+        ids = collector.grade(logits, record.labels, ids)
+        if not collector.looks:
+            return
+        if record.images is None:
+            self._say_once("Batches hold no images that FailureModes can find, so it only grades. Give read_batch.")
+            return
+        space = self._reader.space(dataset_of(loader))
+        images = space.to_unit(record.images).cpu()
+        if not trainer.sanity_checking:
+            collector.embed(images, content_keys(record.images, salt=repr(space)), ids)
+
+    def _conclude(self, trainer: Trainer, module: LightningModule) -> None:
+        """Analyse every loader. All ranks walk the same path; the first one computes."""
+        self._active = False
+        self._age += 1
+        states = self._ranks.gather_objects((self._error, sorted(self._collectors)))
+        errors = [error for error, _ in states if error is not None]
+        loaders = sorted({index for _, indices in states for index in indices})
+        if errors:
+            if self._error is None:
+                rank_zero_warn(f"FailureModes skips this analysis on all ranks: {errors[0]}")
+            return
+        for index in loaders:
+            with self._policy(trainer, f"the analysis of loader {index}"):
+                with isolate_rng():
+                    report = self._analyse_loader(trainer, index)
+                self._accept(trainer, module, report, index)
+
+    def _analyse_loader(self, trainer: Trainer, index: int) -> FailureReport:
+        """Gather on the first rank, explain there, and hand the outcome to all ranks, be it an error."""
+        assert self._explainer is not None
+        assert self._folder is not None
+        loader = self._loaders[index]
+        collector = self._collectors.get(index) or self._new_collector(dataset_of(loader))
+        grades = collector.grades()
+        lenses = self._explainer.directions, self._explainer.trees
+        embedded, featured = (None if lens is None else collector.embeddings(lens) for lens in lenses)
+        outcome: FailureReport | Exception | None = None
+        if self._ranks.is_first:
+            try:
+                outcome = self._explainer.explain(
+                    trainer,
+                    loader,
+                    index,
+                    grades,
+                    embedded,
+                    featured,
+                    has_names=collector.has_names,
+                    folder=self._folder if index == 0 else self._folder / f"dataloader_{index}",
+                    pictures=self._wants_pictures(trainer),
+                )
+            except Exception as error:
+                outcome = error
+        outcome = self._ranks.broadcast(outcome)
+        if isinstance(outcome, Exception):
+            raise outcome
+        assert outcome is not None
+        return outcome
+
+    def _accept(self, trainer: Trainer, module: LightningModule, report: FailureReport, index: int) -> None:
+        """Keep and log what the analysis of one loader found, the same on every rank."""
+        values = dict(report.summary)
+        if report.coverage < self.min_coverage:  # it steers nothing
+            values = {key: value for key, value in values.items() if key not in AGGREGATES}
+            if self._monitored:
+                self._say_once(
+                    f"Only {report.coverage:.0%} of the validation examples were seen"
+                    f" (min_coverage={self.min_coverage:.0%}): monitored failure keys keep their last value."
+                )
+        elif index == 0:
+            self._age = 0
+            self._last_values = {key: value for key, value in values.items() if key in AGGREGATES}
+        suffix = "" if index == 0 else f"/dataloader_{index}"
+        values |= worst_class_values(report, self.worst_k)
+        self._log(trainer, module, {key + suffix: value for key, value in values.items()})
+        if index == 0:
+            self.last_report = report
+            self._analyses += 1
+            if trainer.state.fn == "fit":
+                self._last_epoch = trainer.current_epoch
+
+    # -- logging ---------------------------------------------------------------------------------------------
+
+    def _log_promised(self, trainer: Trainer, module: LightningModule) -> None:
+        """Log what a new analysis did not: monitored aggregates always have a value."""
+        values = promised_values(self._monitored, self._last_values)
+        if self._age == 0:
+            values = {key: value for key, value in values.items() if key not in self._last_values}
+        self._log(trainer, module, values | {"analysis_age": float(self._age)})
+
+    def _log(self, trainer: Trainer, module: LightningModule, values: Mapping[str, float]) -> None:
+        module.log_dict(
+            {PREFIX + key: value for key, value in values.items()},
+            on_step=False,
+            on_epoch=True,
+            batch_size=1,
+            add_dataloader_idx=False,
+            sync_dist=trainer.world_size > 1,
+        )
+
+    @contextmanager
+    def _policy(self, trainer: Trainer, where: str) -> Iterator[None]:
+        """Analysis never kills a training run; but what is configured wrongly is told before the first batch."""
+        try:
+            yield
+        except Exception as error:
+            if self.on_error == "raise" or (trainer.sanity_checking and isinstance(error, ConfigurationError)):
+                raise
+            self._error = f"{where}: {type(error).__name__}: {error}"
+            warnings.warn(f"FailureModes skips this analysis. In {self._error}", stacklevel=2)
+
+    def _say_once(self, message: str, say: Callable[[str], None] = rank_zero_warn) -> None:
+        if message not in self._said:
+            self._said.add(message)
+            say(message)
+
+    # -- one batch ----------------------------------------------------------------------------------------------
+
+    def _new_collector(self, dataset: Any) -> Collector:
+        assert self._explainer is not None
+        lenses = self._explainer.directions, self._explainer.trees
+        return Collector(
+            dataset=dataset,
+            class_names=self.class_names,
+            task=self.task,
+            lenses=[lens for lens in lenses if lens is not None],
+            ranks=self._ranks,
+            groups_from=self.groups_from,
+        )
+
+    def _forward(self, trainer: Trainer, module: LightningModule, record: BatchRecord) -> Tensor:
+        """One extra forward, where the step neither returned nor computed logits that could be seen."""
+        if record.images is None:
+            raise ConfigurationError(f"The step computed no logits that FailureModes could see. {REMEDY}")
+        try:
+            with isolate_rng(), torch.no_grad(), trainer.precision_plugin.val_step_context():
+                logits = module(record.images)
+        except NotImplementedError as error:
+            raise ConfigurationError(
+                f"The step computed no logits that FailureModes could see, and {type(module).__name__} has no forward."
+                f" {REMEDY}"
+            ) from error
+        if not isinstance(logits, Tensor):
+            raise ConfigurationError(f"forward returns a {type(logits).__name__}, not logits. {REMEDY}")
+        return logits
+
+    def _wants_pictures(self, trainer: Trainer) -> bool:
+        if not self.pictures or self._analyses % 5 == 4 or trainer.state.fn != "fit":
+            return self.pictures
+        return trainer.max_epochs is not None and trainer.current_epoch + 1 >= trainer.max_epochs
+
+    # -- checkpoints -----------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain values only, so that checkpoints load with ``weights_only=True``."""
+        return {
+            "version": STATE_VERSION,
+            "run_id": self._run_id,
+            "validations": self._validations,
+            "analyses": self._analyses,
+            "analysis_age": self._age,
+            "last_epoch": self._last_epoch,
+            "last_values": dict(self._last_values),
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on where the checkpoint was written."""
+        self._run_id = state_dict.get("run_id")
+        self._validations = state_dict.get("validations", 0)
+        self._analyses = state_dict.get("analyses", 0)
+        self._age = state_dict.get("analysis_age", 0)
+        self._last_epoch = state_dict.get("last_epoch", -1)
+        self._last_values = dict(state_dict.get("last_values", {}))
+
+
+def _is_last_validation(trainer: Trainer) -> bool:
+    """Whether no further validation comes in this epoch."""
+    total, interval = trainer.num_training_batches, trainer.val_check_batch
+    if trainer.is_last_batch or interval is None or float("inf") in (total, interval):
+        return bool(trainer.is_last_batch)
+    done = trainer.fit_loop.batch_idx + 1
+    return total - done < interval
+
+
+def _name(encoder: Any) -> str | None:
+    return None if encoder is None else str(getattr(encoder, "name", encoder))
+
+
+def _require(holds: bool, name: str, value: Any, allowed: str) -> None:
+    if not holds:
+        raise ConfigurationError(f"FailureModes({name}=...) must be {allowed}, got {value!r}.")

@@ -1,0 +1,163 @@
+"""``lightning-failures``: one command for each thing that people do with the package."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from jsonargparse import auto_cli
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.cli import LightningCLI
+from torch.utils.data import DataLoader
+
+from lightning_failures.callback import FailureModes
+from lightning_failures.errors import ConfigurationError, FailureModesError
+from lightning_failures.records import FailureReport
+from lightning_failures.text import class_table, clean, number
+
+__all__ = ["main"]
+
+Split = Literal["train", "validation", "test"]
+
+
+class FailureTrainer(Trainer):
+    """A Trainer that can analyse any split of a datamodule."""
+
+    def analyse(
+        self,
+        model: LightningModule,
+        datamodule: LightningDataModule | None = None,
+        ckpt_path: str | None = None,
+        split: Split = "validation",
+    ) -> None:
+        """Find the failure modes of a trained model on one split, the training set too.
+
+        Args:
+            model: The model.
+            datamodule: The data.
+            ckpt_path: Checkpoint with the weights. Without it the weights are those of the model as configured.
+            split: Which part of the data.
+        """
+        if not any(isinstance(callback, FailureModes) for callback in self.callbacks):  # type: ignore[attr-defined]
+            raise ConfigurationError(
+                "`analyse` needs lightning_failures.FailureModes among trainer.callbacks of the config (see"
+                " configs/digits.yaml)."
+            )
+        if split == "test":
+            self.test(model, datamodule=datamodule, ckpt_path=ckpt_path)
+        elif split == "validation":
+            self.validate(model, datamodule=datamodule, ckpt_path=ckpt_path)
+        else:
+            source = datamodule or model
+            if datamodule is not None:
+                datamodule.prepare_data()
+                datamodule.setup("fit")
+            self.validate(model, dataloaders=_in_order(source.train_dataloader()), ckpt_path=ckpt_path)
+
+
+class FailureCLI(LightningCLI):
+    """LightningCLI with ``analyse`` beside Lightning's own subcommands."""
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """Name -> arguments that the configuration cannot give."""
+        return LightningCLI.subcommands() | {"analyse": {"model", "datamodule"}}
+
+
+def report(run: Path) -> None:
+    """Show the last report of a run again, from its files alone.
+
+    Args:
+        run: A report.json, or a folder that holds one: the demo's output, the log folder of a run, or its failures/.
+    """
+    places = [run] if run.is_file() else [run / "report.json", run / "failures" / "report.json"]
+    found = next((place for place in places if place.is_file()), None)
+    if found is None:
+        raise ConfigurationError(f"No report.json in {run}. A run keeps it in <log_dir>/failures/report.json.")
+    try:
+        loaded = FailureReport.from_dict(json.loads(found.read_text(encoding="utf-8")))
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ConfigurationError(f"{found} is no report of lightning_failures: {error}") from error
+    print(f"{found}: epoch {loaded.epoch}, step {loaded.global_step}, {loaded.examples} examples, "
+          f"accuracy {number(loaded.accuracy)}\n\n{class_table(loaded)}")  # fmt: skip
+    rules = [
+        f"  {clean(group.class_name)} ({group.grouping} group): {leaf.rule}: error rate {number(leaf.error_rate)}"
+        f" (base {number(group.base_error_rate)}), error coverage {number(leaf.error_coverage)}"
+        for group in loaded.groups
+        if group.pattern
+        for leaf in group.leaves
+        if leaf.valid
+    ]
+    if rules:
+        print("\nValid leaves of the failure trees:\n" + "\n".join(rules))
+
+
+def _demo(arguments: Sequence[str]) -> None:
+    from lightning_failures.demo import demo
+
+    auto_cli(demo, args=list(arguments), prog="lightning-failures demo", as_positional=False)
+
+
+def _report(arguments: Sequence[str]) -> None:
+    auto_cli(report, args=list(arguments), prog="lightning-failures report")
+
+
+def _lightning(command: str) -> Callable[[Sequence[str]], None]:
+    def run(arguments: Sequence[str]) -> None:
+        FailureCLI(
+            trainer_class=FailureTrainer,
+            save_config_kwargs={"overwrite": True},
+            args=[command, *arguments],
+            parser_kwargs={"prog": "lightning-failures"},
+        )
+
+    return run
+
+
+COMMANDS: dict[str, tuple[str, Callable[[Sequence[str]], None]]] = {
+    "demo": ("train on coloured digits with a planted shortcut, offline, and show what was found", _demo),
+    "fit": ("train with a LightningCLI config, e.g. --config configs/digits.yaml", _lightning("fit")),
+    "validate": ("grade and analyse the validation split", _lightning("validate")),
+    "test": ("grade and analyse the test split", _lightning("test")),
+    "analyse": ("analyse a checkpoint on any split: --split train|validation|test", _lightning("analyse")),
+    "report": ("show the last report of a run", _report),
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit status."""
+    command, *rest = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
+    if command in ("-h", "--help") or command not in COMMANDS:
+        width = max(map(len, COMMANDS))
+        lines = [f"  {name:<{width}}  {text}" for name, (text, _) in COMMANDS.items()]
+        known = command in ("-h", "--help")
+        print(
+            ("" if known else f"lightning-failures: no command {command!r}\n\n")
+            + "usage: lightning-failures COMMAND [options]\n\n"
+            + "\n".join(lines)
+            + "\n\nEach command has its own --help.",
+            file=sys.stdout if known else sys.stderr,
+        )
+        return 0 if known else 2
+    try:
+        COMMANDS[command][1](rest)
+    except FailureModesError as error:
+        print(f"lightning-failures: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _in_order(loader: Any) -> DataLoader[Any]:
+    """The same data without shuffling, and without dropping the last batch."""
+    if not isinstance(loader, DataLoader):
+        raise ConfigurationError(f"analyse --split train needs one DataLoader, got {type(loader).__name__}.")
+    return DataLoader(
+        loader.dataset,
+        batch_size=loader.batch_size or 1,
+        num_workers=loader.num_workers,
+        collate_fn=loader.collate_fn,
+        pin_memory=loader.pin_memory,
+    )

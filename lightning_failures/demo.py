@@ -1,0 +1,97 @@
+"""The main job on real input without a network: coloured digits, the packaged encoders, a real Trainer."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import lightning as L
+import torch
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.utilities.warnings import PossibleUserWarning
+
+from lightning_failures.callback import FailureModes
+from lightning_failures.digits import ColouredDigitsDataModule, DigitClassifier
+from lightning_failures.records import FailureReport
+from lightning_failures.sinks import write_report
+from lightning_failures.text import class_table
+
+__all__ = ["attach_truth", "demo", "train_digits"]
+
+Truth = Mapping[str, str]
+
+
+def demo(*, seed: int = 0, output: Path = Path("failures-demo"), epochs: int = 6, shortcut: float = 0.95) -> None:
+    """Train a small classifier on coloured digits and show on which kinds of digits it fails.
+
+    Real handwritten digits are drawn in colour. Eight of the ten have a usual tint, so the classifier learns to
+    read the tint where it should read the shape, and fails where a digit bears its unusual tint. Nothing is
+    downloaded.
+
+    Args:
+        seed: Draws the tints, the images and the weights. Equal seeds give equal results.
+        output: Folder for the TensorBoard logs, the pictures and the report.
+        epochs: Epochs of training, with one analysis each.
+        shortcut: Probability of the usual tint in training, 0.5 (no shortcut) to 0.99.
+    """
+    report, log_dir = train_digits(seed=seed, output=output, epochs=epochs, shortcut=shortcut)
+    write_report(report, output)
+    print(f"\nFailure modes after {epochs} epochs, {report.examples} validation images:\n")
+    print(class_table(report))
+    print(
+        f"\nReport:       {output / 'report.json'} (pictures in {log_dir / 'failures'})"
+        f"\nTensorBoard:  tensorboard --logdir {output}"
+    )
+
+
+def train_digits(
+    *, seed: int, output: Path, epochs: int, shortcut: float, progress: bool = True
+) -> tuple[FailureReport, Path]:
+    """Train with the callback; return the last report, with the truth attached, and the folder of the logs."""
+    L.seed_everything(seed, verbose=False)
+    callback = FailureModes(
+        encoder="embedded:digits", robust_encoder="embedded:digits", captions="digits", on_error="raise", seed=seed
+    )
+    data = ColouredDigitsDataModule(seed=seed, shortcut=shortcut)
+    logger = TensorBoardLogger(output, name="coloured_digits")
+    trainer = L.Trainer(
+        accelerator="cpu",
+        max_epochs=epochs,
+        logger=[logger, CSVLogger(output, name="coloured_digits", version=logger.version)],
+        callbacks=[callback],
+        enable_progress_bar=progress,
+        enable_model_summary=False,
+        enable_checkpointing=False,
+    )
+    with _one_thread(), warnings.catch_warnings():
+        # the images are in memory already: workers would only cost time
+        warnings.filterwarnings("ignore", ".*does not have many workers.*", PossibleUserWarning)
+        trainer.fit(DigitClassifier(), datamodule=data)
+    if callback.last_report is None:
+        raise RuntimeError("the demo ended without an analysis")
+    report = attach_truth(callback.last_report, data.sets["validation"].truth)
+    write_report(report, Path(logger.log_dir) / "failures")
+    return report, Path(logger.log_dir)
+
+
+def attach_truth(report: FailureReport, truth: Sequence[Truth | None]) -> FailureReport:
+    """Add what was planted, after the fact: the analysis has never seen it."""
+    classes = (
+        replace(entry, truth=None if planted is None else dict(planted))
+        for entry, planted in zip(report.classes, truth, strict=True)
+    )
+    return replace(report, classes=tuple(classes))
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Small convolutions on a shared machine are faster on one thread than on two (``benchmarks/demo_threads.py``)."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
