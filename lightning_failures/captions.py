@@ -17,7 +17,7 @@ from lightning_failures.arrays import as_array, as_mask, as_matrix, as_vector
 from lightning_failures.directions import FailureDirections, phi
 from lightning_failures.errors import ConfigurationError, DataError
 from lightning_failures.grammar import CaptionGrammar, CaptionVocabulary
-from lightning_failures.splits import permuted_rows
+from lightning_failures.splits import permutation_blocks
 from lightning_failures.svm import balanced_signs
 
 __all__ = ["CaptionGrammar", "CaptionVocabulary", "caption_p_value", "mean_shift_scores", "score_captions"]
@@ -135,10 +135,13 @@ def caption_p_value(
         return float("nan")
     order = np.argsort(names, kind="stable")
     x, right, sources = x[order], right[order], sources[order]
-    rows = permuted_rows(sources, permutations, np.random.default_rng([seed, int(class_index), 1]))
-    labellings = np.concatenate([right[None], right[rows]])  # (1 + P, n), the first the true one
-    best = np.abs(_unit(balanced_signs(labellings) @ x) @ z.T).max(axis=1)
-    return float((1 + (best[1:] >= best[0] * (1 - 1e-9)).sum()) / (1 + permutations))
+
+    def best(labellings: NDArray[np.bool_]) -> NDArray[np.float64]:  # (P, n) -> (P,)
+        return np.asarray(np.abs(_unit(balanced_signs(labellings) @ x) @ z.T).max(axis=1))
+
+    observed = best(right[None])[0] * (1 - 1e-9)  # the same labels count as such despite rounding
+    blocks = permutation_blocks(sources, permutations, np.random.default_rng([seed, int(class_index), 1]))
+    return (1 + sum(int((best(right[rows]) >= observed).sum()) for rows in blocks)) / (1 + permutations)
 
 
 def _shifts(directions: FailureDirections, caption_embeddings: Any, reference_embedding: Any) -> NDArray[np.float64]:

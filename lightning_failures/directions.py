@@ -30,7 +30,7 @@ from torch import Tensor
 
 from lightning_failures.arrays import as_mask, as_matrix, as_vector
 from lightning_failures.errors import ConfigurationError, DataError
-from lightning_failures.splits import permuted_rows, stratified_group_folds
+from lightning_failures.splits import permutation_blocks, stratified_group_folds
 from lightning_failures.svm import SVMFit, balanced_signs, fit_published, fit_scaled, score_stderr
 
 __all__ = ["FailureDirections", "fit_failure_directions", "phi"]
@@ -40,7 +40,6 @@ Floats = NDArray[np.float64]
 MIN_EXAMPLES = 10
 """A class with fewer failures, or fewer successes, is skipped."""
 
-_PERMUTATIONS_AT_ONCE = 1000
 _NEXT_DIRECTION_LEVEL = 0.05
 _FORMAT = "lightning_failures.directions/1"
 
@@ -205,7 +204,8 @@ def fit_failure_directions(
         folds: Number of cross-validation folds.
         selection: ``"scaled"``: 1, 3, 10, 30 and 100 times the critical C (of each training fold; then of all data),
             folds by stratified hash of the group. The lower limit of the grid, the difference of means with the bias in
-            the middle of its interval, gives the same decisions as 1 x critical C, so it is not tried twice.
+            the middle of its interval, gives the same decisions as 1 x critical C, so it is not tried twice. A class of
+            more than 5,000 examples is fitted on a fixed sample of so many, and judged on all.
             ``"published"``: scikit-learn's ``SVC(kernel="linear", class_weight="balanced")``, C from 1e-6 to 1,
             ``cross_val_score(cv=folds, scoring="balanced_accuracy")``, the first best C, refit on all; unshuffled folds
             unless there are groups.
@@ -374,17 +374,15 @@ def _screen(
         return np.asarray(((v @ kernel) * v).sum(1).cpu().numpy())
 
     observed = statistic(problem.correct[None])[0] * (1 - 1e-9)  # the same labels count as such despite rounding
-    extreme = done = 0
-    p, target = 1.0, permutations
-    while done < target:
-        block = min(_PERMUTATIONS_AT_ONCE, target - done)
-        rows = permuted_rows(problem.sources, block, rng, strata=strata)
-        extreme += int((statistic(problem.correct[rows]) >= observed).sum())
-        done += block
-        p = (1 + extreme) / (1 + done)
-        if done == permutations and p <= 0.01:  # promising: enough permutations to stand among all classes
-            target = max(permutations, at_least)
-    return p
+
+    def extreme(count: int) -> int:
+        blocks = permutation_blocks(problem.sources, count, rng, strata=strata)
+        return sum(int((statistic(problem.correct[rows]) >= observed).sum()) for rows in blocks)
+
+    hits, done = extreme(permutations), permutations
+    if (1 + hits) / (1 + done) <= 0.01 and at_least > done:  # promising: enough to stand out among all classes
+        hits, done = hits + extreme(at_least - done), at_least
+    return (1 + hits) / (1 + done)
 
 
 def _strata(former: list[Floats]) -> NDArray[np.int64]:

@@ -6,12 +6,15 @@ independent, so they share a fold, and a permutation moves them together.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["permuted_rows", "stable_hash", "stratified_group_folds"]
+__all__ = ["permutation_blocks", "permuted_rows", "stable_hash", "stratified_group_folds"]
 
 _MIN_EXCHANGEABLE = 10
+_CELLS_AT_ONCE = 2_000_000
 
 
 def stable_hash(ids: NDArray[np.int64], seed: int = 0) -> NDArray[np.uint64]:
@@ -100,6 +103,19 @@ def permuted_rows(
 
     source = source[:, member]  # (P, n): the group whose outcomes each row takes
     return np.asarray(order[starts[source] + position * sizes[source] // sizes[member]])
+
+
+def permutation_blocks(
+    groups: NDArray[np.generic],
+    permutations: int,
+    rng: np.random.Generator,
+    *,
+    strata: NDArray[np.int64] | None = None,
+) -> Iterator[NDArray[np.int64]]:
+    """Yield what :func:`permuted_rows` returns in blocks (P_i, n) of bounded memory, P in all."""
+    size = max(1, _CELLS_AT_ONCE // max(len(groups), 1))
+    for start in range(0, permutations, size):
+        yield permuted_rows(groups, min(size, permutations - start), rng, strata=strata)
 
 
 def _size_pools(sizes: NDArray[np.int64]) -> NDArray[np.int64]:

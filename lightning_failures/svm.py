@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 from sklearn.model_selection import PredefinedSplit, cross_val_predict, cross_val_score
 from sklearn.svm import SVC
 
+from lightning_failures.splits import stable_hash
+
 __all__ = ["SVMFit", "balanced_signs", "critical_c", "fit_published", "fit_scaled", "score_stderr", "solve"]
 
 Floats = NDArray[np.float64]
@@ -22,6 +24,8 @@ Mask = NDArray[np.bool_]
 
 PUBLISHED_CS = tuple(10.0**e for e in range(-6, 1))
 CRITICAL_MULTIPLES = (1.0, 3.0, 10.0, 30.0, 100.0)
+MOST_EXAMPLES = 5000
+"""A larger class is fitted on this many of its examples: its Gram matrix would not fit into memory."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +71,14 @@ def fit_published(
     return SVMFit(svm.coef_[0], float(svm.intercept_[0]), best, best_score, out_of_fold)
 
 
-def fit_scaled(features: Floats, correct: Mask, fold: NDArray[np.int64], cs: Sequence[float] | None = None) -> SVMFit:
+def fit_scaled(
+    features: Floats,
+    correct: Mask,
+    fold: NDArray[np.int64],
+    cs: Sequence[float] | None = None,
+    *,
+    most: int = MOST_EXAMPLES,
+) -> SVMFit:
     """Choose among multiples of the critical C of each training fold; refit at the same multiple of that of all data.
 
     Args:
@@ -75,24 +86,27 @@ def fit_scaled(features: Floats, correct: Mask, fold: NDArray[np.int64], cs: Seq
         correct: (n,) bool.
         fold: (n,) int.
         cs: Absolute values of C in place of the multiples.
+        most: Fit on at most so many examples, of failures and successes as equal numbers as there are; scores and
+            cross-fitted values are those of all.
     """
-    gram = features @ features.T
+    used = _fixed_sample(correct, most)
+    gram = features[used] @ features[used].T
     grid = tuple(cs or CRITICAL_MULTIPLES)
     names = np.unique(fold)
     values = np.empty((len(grid), len(correct)))
     scores = np.zeros(len(grid))
     for name in names:
-        held, kept = np.flatnonzero(fold == name), np.flatnonzero(fold != name)
-        inside, across = gram[np.ix_(kept, kept)], gram[np.ix_(held, kept)]
-        unit = 1.0 if cs else critical_c(inside, correct[kept])
+        held, kept = np.flatnonzero(fold == name), np.flatnonzero(fold[used] != name)
+        inside, right = gram[np.ix_(kept, kept)], correct[used][kept]
+        unit = 1.0 if cs else critical_c(inside, right)
         for i, multiple in enumerate(grid):
-            coefficients, bias = solve(inside, correct[kept], unit * multiple)
-            values[i, held] = across @ coefficients + bias
+            coefficients, bias = solve(inside, right, unit * multiple)
+            values[i, held] = features[held] @ (coefficients @ features[used][kept]) + bias
             scores[i] += _balanced_accuracy(values[i, held] > 0, correct[held]) / len(names)
     best = int(scores.argmax())  # the first best, like the published procedure
-    c = grid[best] * (1.0 if cs else critical_c(gram, correct))
-    coefficients, bias = solve(gram, correct, c)
-    return SVMFit(features.T @ coefficients, bias, c, float(scores[best]), values[best])
+    c = grid[best] * (1.0 if cs else critical_c(gram, correct[used]))
+    coefficients, bias = solve(gram, correct[used], c)
+    return SVMFit(coefficients @ features[used], bias, c, float(scores[best]), values[best])
 
 
 def solve(gram: Floats, correct: Mask, c: float) -> tuple[Floats, float]:
@@ -144,6 +158,17 @@ def score_stderr(out_of_fold: Floats, correct: Mask) -> float:
         rate = (hits.sum() + 1) / (len(hits) + 2)
         variance += rate * (1 - rate) / len(hits)
     return 0.5 * float(np.sqrt(variance))
+
+
+def _fixed_sample(correct: Mask, most: int) -> NDArray[np.int64]:
+    """Rows to fit on, ascending: all, or ``most`` of them chosen by a hash, half of them failures where possible."""
+    if len(correct) <= most:
+        return np.arange(len(correct))
+    order = np.argsort(stable_hash(np.arange(len(correct))), kind="stable")
+    failures, successes = order[~correct[order]], order[correct[order]]
+    half = most // 2
+    failures = failures[: max(half, most - len(successes))]
+    return np.sort(np.concatenate([failures, successes[: most - len(failures)]]))
 
 
 def _balanced_accuracy(predicted: Mask, correct: Mask) -> float:

@@ -1,0 +1,76 @@
+import numpy as np
+import pytest
+from sklearn.svm import SVC
+
+from lightning_failures.svm import balanced_signs, critical_c, fit_published, fit_scaled, score_stderr, solve
+
+
+def _data(n=120, dim=30, seed=0):
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(n, dim))
+    correct = rng.random(n) < 1 / (1 + np.exp(-1 - 2 * x[:, 0]))
+    return x / np.linalg.norm(x, axis=1, keepdims=True), correct
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_critical_c__is_where_multipliers_leave_their_bounds(seed):
+    x, correct = _data(seed=seed)
+    critical = critical_c(x @ x.T, correct)
+    bound = np.abs(balanced_signs(correct))
+    for factor, all_at_bound in ((0.99, True), (1.02, False)):
+        svm = SVC(kernel="linear", class_weight="balanced", C=factor * critical, tol=1e-10).fit(x, correct)
+        alpha = np.zeros(len(x))
+        alpha[svm.support_] = np.abs(svm.dual_coef_[0])
+        assert np.allclose(alpha, factor * critical * bound, rtol=1e-6) == all_at_bound
+
+
+@pytest.mark.parametrize("factor", [0.1, 0.999, 1.001, 5, 200])
+def test_solve__equals_scikit_learn_on_both_sides_of_the_critical_c(factor):
+    x, correct = _data()
+    gram = x @ x.T
+    c = factor * critical_c(gram, correct)
+    coefficients, bias = solve(gram, correct, c)
+    svm = SVC(kernel="linear", class_weight="balanced", C=c, tol=1e-6).fit(x, correct)
+    np.testing.assert_allclose(coefficients @ x, svm.coef_[0], rtol=1e-3, atol=1e-3 * np.abs(svm.coef_).max())
+    if factor > 1.1:  # below, the bias is any value of an interval
+        assert bias == pytest.approx(svm.intercept_[0], abs=2e-3)
+    objective = [
+        w @ w / 2
+        + c * (np.abs(balanced_signs(correct)) * np.maximum(0, 1 - np.where(correct, 1, -1) * (x @ w + b))).sum()
+        for w, b in ((coefficients @ x, bias), (svm.coef_[0], svm.intercept_[0]))
+    ]
+    assert objective[0] == pytest.approx(objective[1], rel=1e-3)
+
+
+def test_fit__both_selections_agree_where_the_pattern_is_plain():
+    x, correct = _data(400)
+    fold = np.arange(400) % 2
+    scaled, published = fit_scaled(x, correct, fold), fit_published(x, correct, fold)
+    assert scaled.weight @ published.weight / np.linalg.norm(scaled.weight) / np.linalg.norm(published.weight) > 0.9
+    assert abs(scaled.score - published.score) < 0.06
+
+
+def test_fit_scaled__the_lower_limit_of_the_grid_decides_like_the_critical_c():
+    x, correct = _data()
+    gram = x @ x.T
+    critical = critical_c(gram, correct)
+    at, below = (solve(gram, correct, factor * critical) for factor in (1.0, 1e-4))
+    values = [gram @ a + b for a, b in (at, below)]
+    np.testing.assert_allclose(values[0], values[1] * 1e4, rtol=1e-6, atol=1e-9)
+
+
+def test_fit_scaled__a_large_class_is_fitted_on_a_sample_and_judged_in_full():
+    x, correct = _data(2000)
+    fold = np.arange(2000) % 2
+    whole, part = fit_scaled(x, correct, fold), fit_scaled(x, correct, fold, most=500)
+    assert part.weight @ whole.weight / np.linalg.norm(part.weight) / np.linalg.norm(whole.weight) > 0.8
+    assert np.isfinite(part.out_of_fold).all()
+    assert abs(part.score - whole.score) < 0.06
+
+
+def test_score_stderr__is_binomial_and_never_zero():
+    correct = np.arange(250) >= 83
+    rng = np.random.default_rng(0)
+    values = np.where(correct == (rng.random(250) < 0.65), 1.0, -1.0)
+    assert score_stderr(values, correct) == pytest.approx(0.033, abs=0.003)
+    assert score_stderr(np.where(correct, 1.0, -1.0), correct) > 0
