@@ -18,7 +18,7 @@ class DigitClassifier(L.LightningModule):
         lr: Learning rate of AdamW.
     """
 
-    def __init__(self, *, width: int = 16, lr: float = 5e-4) -> None:
+    def __init__(self, *, width: int = 16, lr: float = 4e-4) -> None:
         super().__init__()
         self.save_hyperparameters()
         self.lr = lr

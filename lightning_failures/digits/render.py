@@ -56,8 +56,8 @@ BACKGROUNDS = {"black": (0.0, 0.0, 0.0), "white": (1.0, 1.0, 1.0), "gray": (0.5,
 STROKES = ("thin", "thick")
 POSTURES = ("upright", "slanted")
 
-_STROKE_LEVEL = torch.tensor([0.62, 0.28])  # ink above this level of the interpolated 8 x 8 image is drawn
-_POSTURE_SHEAR = torch.tensor([0.0, 0.5])
+_STROKE_LEVEL = torch.tensor([0.56, 0.32])  # ink above this level of the interpolated 8 x 8 image is drawn
+_POSTURE_SHEAR = torch.tensor([0.0, 0.4])
 _EDGE = 12.0  # steepness of the edge between ink and background
 
 
