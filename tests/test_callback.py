@@ -204,7 +204,7 @@ def test_logits__found(tmp_path, module):
 
 
 def test_logits__two_forwards_are_an_error_that_names_the_remedy(tmp_path):
-    with pytest.raises(ConfigurationError, match="2 tensors .*logits_from"):
+    with pytest.raises(ConfigurationError, match=r"2 tensors .*logits_from"):
         trainer(tmp_path, callback()).fit(TwoForwards(), loader(), loader())
 
 
@@ -448,6 +448,7 @@ def test_cache__serves_the_next_run_until_the_transform_changes(tmp_path):
     assert (first.embedded, second.embedded, third.embedded) == (160, 0, 160)
 
 
+@pytest.mark.filterwarnings("ignore:The dirpath has changed")
 def test_state__plain_and_resumed(tmp_path):
     modes = callback()
     checkpoint = ModelCheckpoint(tmp_path, save_last=True)
@@ -455,9 +456,8 @@ def test_state__plain_and_resumed(tmp_path):
     path = tmp_path / "last.ckpt"
     assert modes.state_key in torch.load(path, weights_only=True)["callbacks"]
     resumed, metrics = callback(every_n_epochs=5), Metrics()
-    again = trainer(
-        tmp_path, resumed, metrics, ModelCheckpoint(tmp_path / "again"), max_epochs=3, enable_checkpointing=True
-    )
+    callbacks = resumed, metrics, ModelCheckpoint(tmp_path / "again")
+    again = trainer(tmp_path, *callbacks, max_epochs=3, enable_checkpointing=True)
     again.fit(OracleClassifier(), loader(), loader(), ckpt_path=path)
     assert resumed.state_dict()["run_id"] == modes.state_dict()["run_id"]
     assert [seen["failures/analysis_age"] for seen in metrics.seen] == [1, 2]

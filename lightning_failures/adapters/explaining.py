@@ -93,8 +93,8 @@ class Explainer:
             timings=report.timings | {"total": round(time.perf_counter() - start, 4)},
         )
         drawn = self._draw(loader, report, grades, featured) if pictures else []
-        for error in write_all(sinks_for(trainer.loggers, folder), report, drawn, trainer.global_step):
-            self.say_once(f"FailureModes could not write a part of the report: {type(error).__name__}: {error}")
+        for sink, error in write_all(sinks_for(trainer.loggers, folder), report, drawn, trainer.global_step):
+            self.say_once(f"FailureModes could not write to {type(sink).__name__}: {type(error).__name__}: {error}")
         return report
 
     def _may_caption(self, has_names: bool) -> bool:

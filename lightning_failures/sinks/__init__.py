@@ -1,0 +1,43 @@
+"""Where reports go: files on disk always, and what each logger of the Trainer can show."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from lightning_failures.sinks.base import Sink, write_all
+from lightning_failures.sinks.csv import CSVSink
+from lightning_failures.sinks.files import FileSink, write_report
+from lightning_failures.sinks.tensorboard import TensorBoardSink
+from lightning_failures.sinks.wandb import WandbSink
+
+__all__ = ["CSVSink", "FileSink", "Sink", "TensorBoardSink", "WandbSink", "sinks_for", "write_all", "write_report"]
+
+
+def sinks_for(loggers: Iterable[Any], folder: Path) -> list[Sink]:
+    """Return the sinks of a run.
+
+    Loggers are told apart by the names of their classes, because ``lightning.pytorch`` and ``pytorch_lightning`` have
+    their own. A logger of another kind still gets all scalars through Lightning; reports and pictures are then on disk.
+
+    Args:
+        loggers: Those of the Trainer.
+        folder: Where the files go.
+    """
+    sinks: list[Sink] = [FileSink(folder)]
+    for logger in loggers:
+        names = {base.__name__ for base in type(logger).__mro__}
+        if "TensorBoardLogger" in names:
+            sinks.append(TensorBoardSink(logger.experiment))
+        elif "WandbLogger" in names:
+            sinks.append(WandbSink(logger.experiment))
+        elif "CSVLogger" in names:
+            sinks.append(CSVSink(Path(logger.log_dir)))
+        else:
+            warnings.warn(
+                f"FailureModes knows no way to show pictures in a {type(logger).__name__}: they are in {folder}.",
+                stacklevel=2,
+            )
+    return sinks

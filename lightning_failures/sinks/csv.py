@@ -1,0 +1,54 @@
+"""CSV: all classes of all analyses in one table beside Lightning's ``metrics.csv``."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from lightning_failures.records import FailureReport
+from lightning_failures.sinks.files import write_atomically
+from lightning_failures.visuals import Picture
+
+__all__ = ["CSVSink"]
+
+COLUMNS = (
+    "epoch", "step", "dataloader", "name", "examples", "accuracy", "cv_score", "cv_score_stderr", "p_value", "pattern",
+    "c", "flagged", "aler", "base_error_rate", "hardest_caption", "easiest_caption", "skipped",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class CSVSink:
+    """``failure_classes.csv``: one row a class and analysis. Rows of a step that is analysed again are replaced."""
+
+    folder: Path
+
+    def write(self, report: FailureReport, pictures: Sequence[Picture], step: int) -> None:
+        """Add the rows of one analysis."""
+        path = self.folder / "failure_classes.csv"
+        rows = [row for row in _read(path) if (row["step"], row["dataloader"]) != (str(step), str(report.dataloader))]
+        for entry in report.classes:
+            captions = {
+                "hardest_caption": entry.hardest_captions[0] if entry.hardest_captions else None,
+                "easiest_caption": entry.easiest_captions[0] if entry.easiest_captions else None,
+            }
+            rows.append(
+                entry.to_dict() | captions | {"epoch": report.epoch, "step": step, "dataloader": report.dataloader}
+            )
+        text = io.StringIO()
+        writer = csv.DictWriter(text, COLUMNS, extrasaction="ignore", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        write_atomically(path, text.getvalue().encode())
+
+
+def _read(path: Path) -> list[dict[str, str]]:
+    if not path.is_file():
+        return []
+    with path.open(encoding="utf-8", newline="") as file:
+        reader = csv.DictReader(file)
+        # a table of another version is begun anew rather than mixed
+        return list(reader) if tuple(reader.fieldnames or ()) == COLUMNS else []

@@ -1,0 +1,35 @@
+"""TensorBoard: one ranked table, the rules of the trees, and pictures under stable tags."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from lightning_failures.records import FailureReport
+from lightning_failures.text import markdown_table, tree_markdown
+from lightning_failures.visuals import Picture
+
+__all__ = ["TensorBoardSink"]
+
+
+@dataclass(frozen=True)
+class TensorBoardSink:
+    """Writes through the ``SummaryWriter`` of a TensorBoardLogger. The callback logs scalars itself.
+
+    TensorBoard keeps about ten images for each tag, so a tag means the same at every step.
+    """
+
+    writer: Any
+    prefix: str = "failures"
+
+    def write(self, report: FailureReport, pictures: Sequence[Picture], step: int) -> None:
+        """Write one analysis."""
+        prefix = self.prefix if report.dataloader == 0 else f"{self.prefix}/dataloader_{report.dataloader}"
+        self.writer.add_text(f"{prefix}/table", markdown_table(report), step)
+        rules = tree_markdown(report)
+        if rules:
+            self.writer.add_text(f"{prefix}/rules", rules, step)
+        for picture in pictures:
+            self.writer.add_image(f"{prefix}/{picture.tag}", picture.image, step)
+        self.writer.flush()

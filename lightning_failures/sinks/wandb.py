@@ -1,0 +1,57 @@
+"""Weights & Biases: one bounded table an analysis, and pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from lightning_failures.records import FailureReport
+from lightning_failures.text import rank_classes
+from lightning_failures.visuals import Picture
+
+__all__ = ["WandbSink"]
+
+MAX_ROWS = 10_000
+MAX_IMAGES = 108
+"""W&B keeps 200,000 rows of a table and 108 images of a key."""
+
+COLUMNS = (
+    "epoch", "class", "examples", "accuracy", "cv_score", "p_value", "pattern", "aler", "base_error_rate",
+    "hardest_caption", "easiest_caption", "skipped",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class WandbSink:
+    """Writes through the run of a WandbLogger. It never names a step: W&B drops what goes back in steps."""
+
+    run: Any
+    prefix: str = "failures"
+
+    def write(self, report: FailureReport, pictures: Sequence[Picture], step: int) -> None:
+        """Write one analysis."""
+        import wandb
+
+        prefix = self.prefix if report.dataloader == 0 else f"{self.prefix}/dataloader_{report.dataloader}"
+        table = wandb.Table(columns=list(COLUMNS), data=_rows(report))
+        values: dict[str, Any] = {f"{prefix}/classes": table, "trainer/global_step": step}
+        shown: dict[str, list[Any]] = {}
+        for picture in pictures:
+            image = wandb.Image(picture.image.permute(1, 2, 0).numpy(), caption=picture.caption)
+            shown.setdefault(picture.tag.split("/")[0], []).append(image)
+        self.run.log(values | {f"{prefix}/{kind}": images[:MAX_IMAGES] for kind, images in shown.items()})
+        self.run.summary.update({f"{prefix}/last/{key}": value for key, value in report.summary.items()})
+
+
+def _rows(report: FailureReport) -> list[list[Any]]:
+    rows = []
+    for entry in rank_classes(report)[:MAX_ROWS]:
+        plain = entry.to_dict() | {
+            "epoch": report.epoch,
+            "class": entry.name,
+            "hardest_caption": entry.hardest_captions[0] if entry.pattern and entry.hardest_captions else None,
+            "easiest_caption": entry.easiest_captions[0] if entry.pattern and entry.easiest_captions else None,
+        }
+        rows.append([plain[column] for column in COLUMNS])
+    return rows
