@@ -211,7 +211,8 @@ def fit_failure_directions(
             unless there are groups.
         n_directions: Directions a class. A further one is sought in what is left after projecting the former ones out;
             its p-value permutes correctness within deciles of the former cross-fitted decision values; the first one
-            with p > 0.05 ends the search.
+            with p > 0.05 ends the search. The test errs on the side of "no": what was projected out was fitted to the
+            very labels that are tested, so a second mode is only found where the first direction left it out.
         permutations: Permutations of the screening test for every class. Classes with p <= 0.01 get at least 20 x the
             number of classes in all, so that one true mode among hundreds can survive Benjamini-Hochberg. 0: no test.
         seed: The only source of randomness; no global generator is used.

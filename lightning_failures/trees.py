@@ -18,7 +18,6 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from lightning_failures.arrays import as_mask, as_matrix, as_vector
@@ -210,10 +209,9 @@ def fit_failure_tree(
     def grow(rows: NDArray[np.int64]) -> tuple[Nodes, NDArray[np.int64]]:
         return grow_tree(x[rows], fails[rows], top_features, max_depth, feature_selection, min_leaf, seed)
 
-    with threadpool_limits(1):
-        nodes, selected = grow(np.arange(n))
-        fold = fillable_folds(fails, sources, folds, seed)
-        held = score_held_out(x, fails, sources, fold, nodes, lambda rows: grow(rows)[0])
+    nodes, selected = grow(np.arange(n))
+    fold = fillable_folds(fails, sources, folds, seed)
+    held = score_held_out(x, fails, sources, fold, nodes, lambda rows: grow(rows)[0])
 
     leaf = nodes.apply(x)
     count = int(nodes.leaf.max()) + 1

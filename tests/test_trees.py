@@ -3,17 +3,13 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from sklearn.tree import DecisionTreeClassifier
 
 from lightning_failures.errors import ConfigurationError, DataError
 from lightning_failures.trees import (
     average_leaf_error_rate,
     error_coverage,
-    error_rate,
     fit_failure_tree,
-    information_gain,
 )
 
 
@@ -23,77 +19,6 @@ def _planted(n=600, dim=12, *, seed=0):
     x = rng.normal(size=(n, dim)).astype(np.float32)
     chance = 0.05 + 0.45 * (x[:, 5] > 0.7) + 0.4 * ((x[:, 5] > 0.7) & (x[:, 2] < 0))
     return x, rng.random(n) < chance
-
-
-def _reference_information_gain(feature, failed):
-    weights = {0: 1.0, 1: (~failed).sum() / failed.sum()}
-    tree = (
-        DecisionTreeClassifier(criterion="entropy", max_depth=1, class_weight=weights)
-        .fit(feature[:, None], failed.astype(int))
-        .tree_
-    )
-    if tree.node_count == 1:
-        return 0.0
-    weight, impurity = tree.weighted_n_node_samples, tree.impurity
-    return impurity[0] - (weight[1] * impurity[1] + weight[2] * impurity[2]) / weight[0]
-
-
-def test_average_leaf_error_rate__by_hand():
-    # leaf 7: 3 of 4 fail; leaf 2: 1 of 4; leaf 9: 0 of 2 -> 3/4 * 3/4 + 1/4 * 1/4
-    leaf_ids = torch.tensor([7, 7, 7, 7, 2, 2, 2, 2, 9, 9])
-    failed = torch.tensor([1, 1, 1, 0, 1, 0, 0, 0, 0, 0], dtype=torch.bool)
-    assert average_leaf_error_rate(leaf_ids, failed) == pytest.approx(0.625)
-    assert error_rate(failed) == pytest.approx(0.4)
-    assert error_coverage(leaf_ids == 7, failed) == pytest.approx(0.75)
-
-
-@given(st.lists(st.tuples(st.integers(-3, 3), st.booleans()), min_size=1, max_size=60))
-def test_average_leaf_error_rate__lies_between_the_base_rate_and_the_worst_leaf(rows):
-    leaves, failed = np.array([r[0] for r in rows]), np.array([r[1] for r in rows])
-    aler = average_leaf_error_rate(leaves, failed)
-    if not failed.any():
-        assert math.isnan(aler)
-        return
-    rates = [error_rate(failed[leaves == leaf]) for leaf in np.unique(leaves)]
-    assert failed.mean() - 1e-12 <= aler <= max(rates) + 1e-12
-    by_definition = sum(
-        error_rate(failed[leaves == v]) * error_coverage(leaves == v, failed) for v in np.unique(leaves)
-    )
-    assert aler == pytest.approx(by_definition)
-
-
-def test_average_leaf_error_rate__undefined_and_wrong():
-    assert math.isnan(average_leaf_error_rate([], []))
-    assert math.isnan(error_rate([]))
-    assert math.isnan(error_coverage([True], [False]))
-    assert average_leaf_error_rate([0, 1], [True, True]) == 1.0
-    with pytest.raises(DataError, match="leaf_ids"):
-        average_leaf_error_rate([0], [True, False])
-
-
-@pytest.mark.parametrize("levels", [None, 3, 12], ids=["continuous", "3 values", "12 values"])
-@pytest.mark.parametrize("n", [30, 301])
-def test_information_gain__equals_a_depth_1_tree(levels, n):
-    rng = np.random.default_rng(n)
-    x = rng.normal(size=(n, 15)) if levels is None else rng.integers(0, levels, size=(n, 15)) / 7
-    x[:, 3] = 0.1
-    x[:, 4] = -np.abs(x[:, 4]) * 0.0  # zeros of both signs are one value
-    x[: n // 2, 4] = 0.0
-    failed = rng.random(n) < 1 / (1 + np.exp(2 - x[:, 0]))
-    expected = [_reference_information_gain(column, failed) for column in x.astype(np.float32).T]
-    np.testing.assert_allclose(information_gain(x, failed), expected, atol=1e-12)
-    assert information_gain(x, failed)[3] == 0
-
-
-def test_information_gain__min_leaf_and_degenerate_labels():
-    x = np.arange(10.0)[:, None]
-    failed = np.arange(10) == 9
-    assert information_gain(x, failed).tolist() == [1.0]
-    assert information_gain(x, failed, min_leaf=3)[0] < 0.6
-    assert information_gain(x, failed, min_leaf=6).tolist() == [0.0]
-    assert information_gain(x, np.zeros(10, dtype=bool)).tolist() == [0.0]
-    assert information_gain(x, np.ones(10, dtype=bool)).tolist() == [0.0]
-    assert information_gain(np.zeros((3, 0)), [True, False, True]).tolist() == []
 
 
 @pytest.mark.parametrize("feature_selection", ["information_gain", "mutual_information"])
@@ -212,14 +137,14 @@ def test_fit__two_failures_and_constant_features():
 
 def test_fit__noise_has_no_pattern():
     patterns, gains, aler = 0, [], []
-    for seed in range(40):
+    for seed in range(30):
         rng = np.random.default_rng(seed)
         tree = fit_failure_tree(rng.normal(size=(250, 20)), rng.random(250) < 0.3)
         patterns += tree.pattern
         gains.append(tree.heldout_aler_minus_ber)
         aler.append(tree.aler - tree.base_error_rate)
-    assert patterns <= 5
-    assert abs(np.mean(gains)) < 3 * np.std(gains) / np.sqrt(40) + 1e-3
+    assert patterns <= 4
+    assert abs(np.mean(gains)) < 3 * np.std(gains) / np.sqrt(30) + 1e-3
     assert np.mean(aler) > 0.05, "without holding out, noise would look like a pattern"
 
 
