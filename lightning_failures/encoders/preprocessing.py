@@ -23,8 +23,8 @@ class Preprocessing:
     """Resize, centre crop, normalise: the tensor form of what evaluation transforms do to one PIL image.
 
     The steps and the rounding of sizes follow ``open_clip.image_transform_v2`` and timm's evaluation transform. One
-    departure: PIL rounds a resized image to 256 levels, tensors keep what lies between, which moves a pixel by at most
-    half a level before normalisation.
+    departure: PIL rounds to 256 levels after each of its two passes, tensors keep what lies between, which moves a
+    pixel by about one level before normalisation.
 
     Attributes:
         size: (height, width) of the model's input, or None to leave images as large as they are.
@@ -57,7 +57,7 @@ class Preprocessing:
 
     def view(self, images: Tensor) -> Tensor:
         """The part of each image that the model sees, (B, len(mean), h, w) in [0, 1]: what a heat map is laid over."""
-        return self._resize(_match_channels(images, len(self.mean))).clamp(0, 1)
+        return self._resize(_match_channels(images, len(self.mean)))
 
     def _resize(self, images: Tensor) -> Tensor:
         if self.size is None:
@@ -78,8 +78,9 @@ class Preprocessing:
         else:
             ratio = min(height / target_height, width / target_width) * self.crop
             resized = [round(height / ratio), round(width / ratio)]
-        if resized != [height, width]:
-            images = F.resize(images, resized, InterpolationMode(self.interpolation), antialias=True)
+        mode = InterpolationMode(self.interpolation)
+        for step in ([height, resized[1]], resized):  # as PIL: first along rows, then columns, clipped after each
+            images = F.resize(images, step, mode, antialias=True).clamp(0, 1)
         if self.resize_mode == "longest":
             missing = target_height - resized[0], target_width - resized[1]
             left_top_right_bottom = [missing[1] // 2, missing[0] // 2, (missing[1] + 1) // 2, (missing[0] + 1) // 2]

@@ -114,18 +114,16 @@ _Normalisation = tuple[tuple[float, ...], tuple[float, ...]]
 def _plain_layout(state: Mapping[str, Tensor], path: Path) -> tuple[dict[str, Tensor], _Normalisation | None]:
     """Rename to torchvision's keys; return the tensors of the network and the normalisation, if the file has one.
 
-    The ``robustness`` library stores the network twice, the second time under ``attacker``.
+    The ``robustness`` library stores the network twice: the second time, under ``attacker``, with a longer prefix.
     """
     marker = "layer1.0.conv1.weight"
-    prefixes = sorted(
-        (k.removesuffix(marker) for k in state if k.endswith(marker)), key=lambda p: ("attacker" in p, len(p))
-    )
+    prefixes = [key.removesuffix(marker) for key in state if key.endswith(marker)]
     if not prefixes:
         raise EncoderError(
             f"{path} is no ResNet: no key ends in {marker!r}; it starts with {', '.join(list(state)[:4])}. "
             "For other networks use ModuleEncoder(module, layer)."
         )
-    prefix = prefixes[0]
+    prefix = min(prefixes, key=len)
     renamed = {
         re.sub(r"^linear\.", "fc.", k.removeprefix(prefix).replace(".shortcut.", ".downsample.")): v
         for k, v in state.items()

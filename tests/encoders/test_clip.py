@@ -1,5 +1,6 @@
 """OpenCLIPEncoder, on tiny models in open_clip's own file format."""
 
+import gzip
 import json
 import logging
 import os
@@ -142,6 +143,18 @@ def test_open_clip__works_when_built_in_inference_mode(clip, clip_folder, images
 )
 def test_fingerprint__covers(clip, tmp_path, changes):
     assert OpenCLIPEncoder(f"local-dir:{write_clip(tmp_path, **changes)}").fingerprint != clip.fingerprint
+
+
+def test_fingerprint__covers_the_vocabulary(tmp_path):
+    """Also where the configuration is the same word for word."""
+    folder = write_clip(tmp_path / "clip", text={"tokenizer_kwargs": {"bpe_path": str(tmp_path / "merges.gz")}})
+    lines = gzip.decompress(Path(open_clip.tokenizer.default_bpe()).read_bytes()).split(b"\n")
+    fingerprints = []
+    for _ in range(2):
+        (tmp_path / "merges.gz").write_bytes(gzip.compress(b"\n".join(lines)))
+        fingerprints.append(OpenCLIPEncoder(str(folder)).fingerprint)
+        lines[40_000], lines[40_001] = lines[40_001], lines[40_000]
+    assert fingerprints[0] != fingerprints[1]
 
 
 def test_fingerprint__does_not_cover_the_place(clip, clip_folder, tmp_path):

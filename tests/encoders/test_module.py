@@ -32,6 +32,8 @@ def test_module_encoder__leaves_the_module_alone(net, images, copy):
     before = modes(net), hooks(net), state(net), [p.requires_grad for p in net.parameters()], rng_states()
     encoder = ModuleEncoder(net, "stem", copy=copy)
     features, maps = encoder.encode_images(images), encoder.encode_maps(images)
+    assert not features.requires_grad
+    assert not maps.requires_grad
     after = modes(net), hooks(net), state(net), [p.requires_grad for p in net.parameters()], rng_states()
     assert after[2].keys() == before[2].keys()
     assert all(torch.equal(after[2][k], before[2][k]) for k in before[2])

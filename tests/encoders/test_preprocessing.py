@@ -1,7 +1,9 @@
 """Preprocessing of tensors, against the transforms for PIL images that it stands for."""
 
+import numpy as np
 import open_clip
 import pytest
+from PIL import Image
 
 from lightning_failures.encoders import Preprocessing
 from tests.encoders.tiny import as_batch, smooth_image
@@ -23,6 +25,15 @@ def test_preprocessing__within_one_level_of_pil(resize_mode, interpolation, targ
     got = ours(as_batch(image).float() / 255)[0]
     assert got.shape == expected.shape
     assert (got - expected).abs().max() < 1.5 / 255
+
+
+def test_preprocessing__overshoot_is_cut_off():
+    """Bicubic interpolation leaves [0, 1] at sharp edges; PIL clips it."""
+    image = Image.fromarray(np.kron(np.eye(2), np.ones((8, 8)))[..., None].repeat(3, 2).astype(np.uint8) * 255)
+    config = open_clip.transform.PreprocessCfg(size=40, mean=(0, 0, 0), std=(1, 1, 1))
+    got = Preprocessing(size=(40, 40))(as_batch(image).float() / 255)[0]
+    assert (got.min(), got.max()) == (0, 1)
+    assert (got - open_clip.transform.image_transform_v2(config, is_train=False)(image)).abs().max() < 1.5 / 255
 
 
 def test_preprocessing__crop_as_timm():
