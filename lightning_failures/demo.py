@@ -10,7 +10,7 @@ from pathlib import Path
 
 import lightning as L
 import torch
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.warnings import PossibleUserWarning
 
 from lightning_failures.callback import FailureModes
@@ -60,7 +60,7 @@ def train_digits(
     trainer = L.Trainer(
         accelerator="cpu",
         max_epochs=epochs,
-        logger=[logger, CSVLogger(output, name="coloured_digits", version=logger.version)],
+        logger=logger,
         callbacks=[callback],
         enable_progress_bar=progress,
         enable_model_summary=False,

@@ -67,6 +67,6 @@ def file_name(text: str, limit: int = 60) -> str:
     ('classes-cat', 'etc')
     """
     plain = re.sub(r"[^A-Za-z0-9_=]+", "-", text).strip("-")[:limit]
-    if plain.replace("-", "/") == text:
+    if plain and plain.replace("-", "/") == text:
         return plain
     return f"{plain or 'x'}-{blake2b(text.encode('utf-8', 'replace'), digest_size=4).hexdigest()}"

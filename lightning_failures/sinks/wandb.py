@@ -35,7 +35,7 @@ class WandbSink:
 
         prefix = self.prefix if report.dataloader == 0 else f"{self.prefix}/dataloader_{report.dataloader}"
         table = wandb.Table(columns=list(COLUMNS), data=_rows(report))
-        values: dict[str, Any] = {f"{prefix}/classes": table, "trainer/global_step": step}
+        values: dict[str, Any] = {f"{prefix}/table": table, "trainer/global_step": step}
         shown: dict[str, list[Any]] = {}
         for picture in pictures:
             image = wandb.Image(picture.image.permute(1, 2, 0).numpy(), caption=picture.caption)

@@ -1,0 +1,185 @@
+"""Sinks against the real loggers: what was written is read back."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger, WandbLogger
+from PIL import Image
+
+from lightning_failures.records import ClassReport, FailureReport, GroupReport, LeafReport
+from lightning_failures.sinks import CSVSink, FileSink, TensorBoardSink, WandbSink, sinks_for, write_all
+from lightning_failures.sinks.files import file_name, write_atomically
+from lightning_failures.visuals import Picture
+
+NASTY = "../../<script>|*x*\n🙂" + "y" * 10_000
+
+
+def report(epoch: int = 3, **options) -> FailureReport:
+    classes = (
+        ClassReport("cat", 40, accuracy=0.9, cv_score=0.6, p_value=0.4),
+        ClassReport(
+            "dog",
+            40,
+            accuracy=0.5,
+            cv_score=0.9,
+            p_value=0.001,
+            pattern=True,
+            hardest_captions=("a photo of a dog in the snow",),
+            easiest_captions=("a photo of a dog on grass",),
+        ),
+        ClassReport(NASTY, 3, accuracy=None, skipped="2 failures"),
+    )
+    leaf = LeafReport("feature 17 > 0.36", 20, 0.8, 0.7, 0.56, True, (0.5, 0.9))
+    group = GroupReport("label", "dog", 40, 0.5, 0.7, 0.6, 0.1, 0.02, True, None, (leaf,))
+    return FailureReport(83, 0.7, classes, (group,), summary={"cv_score_mean": 0.75}, epoch=epoch, **options)
+
+
+def pictures() -> list[Picture]:
+    image = torch.zeros(3, 20, 30, dtype=torch.uint8)
+    image[0] = 200
+    return [
+        Picture("classes/dog", image, "dog"),
+        Picture("classes/cat", image, "cat"),
+        Picture(f"rules/{NASTY}", image),
+    ]
+
+
+def test_file_sink__keeps_every_analysis_and_the_last(tmp_path):
+    sink = FileSink(tmp_path / "failures")
+    sink.write(report(3), pictures(), 250)
+    sink.write(report(4), [], 300)
+    first = tmp_path / "failures" / "epoch=0003-step=000250"
+    assert json.loads((first / "report.json").read_text())["epoch"] == 3
+    assert json.loads((tmp_path / "failures" / "report.json").read_text()) == report(4).to_dict()
+    written = sorted((first / "images").iterdir())
+    assert len(written) == 3
+    assert np.array(Image.open(first / "images" / "classes-dog.png"))[0, 0].tolist() == [200, 0, 0]
+    markdown = (first / "report.md").read_text()
+    assert "feature 17" in markdown
+    assert "<script>" not in markdown
+
+
+def test_file_sink__hostile_names_stay_inside(tmp_path):
+    FileSink(tmp_path / "a" / "failures").write(report(), pictures(), 0)
+    outside = [p for p in tmp_path.rglob("*") if p.is_file() and (tmp_path / "a" / "failures") not in p.parents]
+    assert outside == []
+
+
+@pytest.mark.parametrize("text", ["..", "/etc/passwd", "", "a" * 10_000, "con\x00", "🙂"])
+def test_file_name__is_one_plain_component(text):
+    name = file_name(text)
+    assert Path(name).name == name
+    assert name not in {"", ".", ".."}
+    assert len(name) < 100
+
+
+def test_file_name__differs_where_texts_differ():
+    texts = ["a/b", "a-b", "a b", "A/B", "a//b"]
+    assert len({file_name(text) for text in texts}) == len(texts)
+
+
+def test_write_atomically__leaves_nothing_half_written(tmp_path):
+    (tmp_path / "target").mkdir()  # a file cannot take the place of a folder
+    with pytest.raises(OSError, match="target"):
+        write_atomically(tmp_path / "target", b"x")
+    assert [p.name for p in tmp_path.iterdir()] == ["target"]
+
+
+def test_tensorboard_sink__read_back(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    logger = TensorBoardLogger(tmp_path)
+    sink = TensorBoardSink(logger.experiment)
+    sink.write(report(3), pictures()[:2], 250)
+    sink.write(report(4), pictures()[:2], 300)
+    logger.experiment.close()
+    events = EventAccumulator(logger.log_dir)
+    events.Reload()
+    assert {"failures/classes/dog", "failures/classes/cat"} == set(events.Tags()["images"])
+    assert [event.step for event in events.Images("failures/classes/dog")] == [250, 300]
+    table = events.Tensors("failures/table/text_summary")[0].tensor_proto.string_val[0].decode()
+    assert table.index("dog") < table.index("cat")  # ranked by error
+    assert "<script>" not in table
+    assert "feature 17" in events.Tensors("failures/rules/text_summary")[0].tensor_proto.string_val[0].decode()
+
+
+def test_tensorboard_sink__further_loaders_have_their_own_tags(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    logger = TensorBoardLogger(tmp_path)
+    TensorBoardSink(logger.experiment).write(report(dataloader=1), pictures()[:1], 1)
+    logger.experiment.close()
+    events = EventAccumulator(logger.log_dir)
+    events.Reload()
+    assert events.Tags()["images"] == ["failures/dataloader_1/classes/dog"]
+
+
+def test_csv_sink__one_row_a_class_and_analysis(tmp_path):
+    sink = CSVSink(tmp_path)
+    for epoch, step in ((3, 250), (4, 300), (4, 300)):
+        sink.write(report(epoch), [], step)
+    with (tmp_path / "failure_classes.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["epoch"], row["name"][:3]) for row in rows] == [
+        (epoch, name) for epoch in ("3", "4") for name in ("cat", "dog", "../")
+    ]
+    assert rows[1]["hardest_caption"] == "a photo of a dog in the snow"
+    assert rows[0]["aler"] == ""
+
+
+def test_wandb_sink__offline_run_is_read_back(tmp_path):
+    """The table and the images lie in the folder of the run; steps are never named, so none goes back."""
+    wandb = pytest.importorskip("wandb")
+    logger = WandbLogger(save_dir=tmp_path, offline=True, settings=wandb.Settings(silent=True, disable_git=True))
+    try:
+        (sink,) = [s for s in sinks_for([logger], tmp_path / "failures") if isinstance(s, WandbSink)]
+        sink.write(report(3), pictures()[:2], 250)
+        sink.write(report(4), [], 200)
+        assert logger.experiment.summary["failures/last/cv_score_mean"] == 0.75
+        folder = Path(logger.experiment.dir)
+    finally:
+        wandb.finish()
+    tables = sorted((folder / "media" / "table").rglob("*.table.json"))
+    assert len(tables) == 2
+    table = json.loads(tables[0].read_text())
+    assert [row[table["columns"].index("class")] for row in table["data"]][:2] == ["dog", "cat"]
+    assert {row[0] for path in tables for row in json.loads(path.read_text())["data"]} == {3, 4}
+    assert len(list((folder / "media" / "images").rglob("*.png"))) == 2
+
+
+def test_sinks_for__picks_by_logger_of_either_namespace(tmp_path):
+    pl = pytest.importorskip("pytorch_lightning")
+    loggers = [
+        TensorBoardLogger(tmp_path),
+        pl.loggers.TensorBoardLogger(tmp_path),
+        CSVLogger(tmp_path),
+        pl.loggers.CSVLogger(tmp_path),
+    ]
+    kinds = [type(sink) for sink in sinks_for(loggers, tmp_path)]
+    assert kinds == [FileSink, TensorBoardSink, TensorBoardSink, CSVSink, CSVSink]
+
+
+def test_sinks_for__unknown_logger_is_told(tmp_path):
+    class OtherLogger:
+        pass
+
+    with pytest.warns(UserWarning, match="OtherLogger"):
+        assert [type(sink) for sink in sinks_for([OtherLogger()], tmp_path)] == [FileSink]
+
+
+def test_write_all__one_failing_sink_stops_no_other(tmp_path):
+    class Full:
+        def write(self, report, pictures, step):
+            raise OSError("no space left")
+
+    full = Full()
+    ((sink, error),) = write_all([full, FileSink(tmp_path)], report(), [], 1)
+    assert sink is full
+    assert "no space" in str(error)
+    assert (tmp_path / "report.json").is_file()
