@@ -45,7 +45,7 @@ def pictures() -> list[Picture]:
     image[0] = 200
     return [
         Picture("classes/dog", image, "dog"),
-        Picture("classes/cat", image, "cat"),
+        Picture("classes/cat", image.flip(0), "cat"),
         Picture(f"rules/{NASTY}", image),
     ]
 

@@ -14,7 +14,7 @@ __all__ = ["WandbSink"]
 
 MAX_ROWS = 10_000
 MAX_IMAGES = 108
-"""W&B keeps 200,000 rows of a table and 108 images of a key."""
+"""Of one analysis. W&B keeps 200,000 rows of a table, and 108 images of a step."""
 
 COLUMNS = (
     "epoch", "class", "examples", "accuracy", "cv_score", "p_value", "pattern", "aler", "base_error_rate",
@@ -36,11 +36,10 @@ class WandbSink:
         prefix = self.prefix if report.dataloader == 0 else f"{self.prefix}/dataloader_{report.dataloader}"
         table = wandb.Table(columns=list(COLUMNS), data=_rows(report))
         values: dict[str, Any] = {f"{prefix}/table": table, "trainer/global_step": step}
-        shown: dict[str, list[Any]] = {}
-        for picture in pictures:
+        for picture in pictures[:MAX_IMAGES]:
             image = wandb.Image(picture.image.permute(1, 2, 0).numpy(), caption=picture.caption)
-            shown.setdefault(picture.tag.split("/")[0], []).append(image)
-        self.run.log(values | {f"{prefix}/{kind}": images[:MAX_IMAGES] for kind, images in shown.items()})
+            values[f"{prefix}/{picture.tag}"] = image  # a key each: W&B shows a list only where all sizes are equal
+        self.run.log(values)
         self.run.summary.update({f"{prefix}/last/{key}": value for key, value in report.summary.items()})
 
 
