@@ -110,7 +110,8 @@ def _lightning(command: str) -> Callable[[Sequence[str]], None]:
         FailureCLI(
             trainer_class=FailureTrainer,
             save_config_kwargs={"overwrite": True},
-            args=[command, *arguments],
+            # LightningCLI reads the command line by itself, and warns if it is handed over as well
+            args=None if [command, *arguments] == sys.argv[1:] else [command, *arguments],
             parser_kwargs={"prog": "lightning-failures"},
         )
 

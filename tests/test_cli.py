@@ -1,0 +1,103 @@
+"""Commands as a person would type them."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from lightning_failures.cli import COMMANDS, main
+from lightning_failures.demo import attach_truth
+from lightning_failures.records import ClassReport, FailureReport
+
+ROOT = Path(__file__).parents[1]
+QUIET = [
+    "--trainer.enable_progress_bar=false",
+    "--trainer.enable_model_summary=false",
+    "--data.init_args.train_size=300",
+    "--data.init_args.val_size=300",
+]
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*does not have many workers.*")
+
+
+def test_help__names_every_command(capsys):
+    assert main(["--help"]) == 0
+    shown = capsys.readouterr().out
+    assert all(command in shown for command in COMMANDS)
+
+
+def test_unknown_command__is_told(capsys):
+    assert main(["trian"]) == 2
+    assert "no command 'trian'" in capsys.readouterr().err
+
+
+@pytest.fixture(autouse=True)
+def _no_command_line(monkeypatch):
+    monkeypatch.setattr("sys.argv", ["lightning-failures"])
+
+
+@pytest.mark.parametrize("command", list(COMMANDS))
+def test_help__of_each_command(capsys, command):
+    with pytest.raises(SystemExit) as stop:
+        main([command, "--help"])
+    assert stop.value.code == 0
+    assert len(capsys.readouterr().out) > 200
+
+
+def test_report__of_a_run(tmp_path, capsys):
+    entry = ClassReport("cat", 9, accuracy=0.5, cv_score=0.9, p_value=0.001, pattern=True)
+    (tmp_path / "failures").mkdir()
+    (tmp_path / "failures" / "report.json").write_text(FailureReport(9, 0.5, (entry,)).to_json())
+    assert main(["report", str(tmp_path)]) == 0
+    assert "cat" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("content", [None, "{", "[]", '{"classes": 3}'])
+def test_report__bad_file_is_one_clear_line(tmp_path, capsys, content):
+    if content is not None:
+        (tmp_path / "report.json").write_text(content)
+    assert main(["report", str(tmp_path)]) == 1
+    assert "report" in capsys.readouterr().err
+
+
+def test_attach_truth__changes_nothing_else():
+    report = FailureReport(2, 0.5, (ClassReport("a", 1), ClassReport("b", 1)))
+    truth = [{"usual_tint": "red", "unusual_tint": "blue"}, None]
+    told = attach_truth(report, truth)
+    assert [entry["truth"] for entry in told["classes"]] == truth
+    without = [entry | {"truth": None} for entry in told["classes"]]
+    assert without == report["classes"]
+
+
+@pytest.mark.slow
+def test_fit_and_analyse__from_the_packaged_config(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = ["--config", str(ROOT / "configs" / "digits.yaml"), *QUIET]
+    assert main(["fit", *config, "--trainer.max_epochs=1"]) == 0
+    logs = tmp_path / "failures-digits" / "digits"
+    fitted = json.loads((logs / "version_0" / "failures" / "report.json").read_text())
+    assert fitted["examples"] == 300
+    checkpoint = next((logs / "version_0" / "checkpoints").glob("last.ckpt"))
+    assert main(["analyse", *config, "--ckpt_path", str(checkpoint), "--split=train"]) == 0
+    analysed = json.loads((logs / "version_1" / "failures" / "report.json").read_text())
+    assert analysed["examples"] == 300
+    assert analysed["accuracy"] != fitted["accuracy"]
+
+
+@pytest.mark.slow
+def test_demo__table_report_and_truth(tmp_path, capsys):
+    assert main(["demo", "--output", str(tmp_path / "out"), "--epochs", "4", "--seed", "3"]) == 0
+    shown = capsys.readouterr().out
+    assert "hardest caption" in shown
+    assert re.search(r"tensorboard --logdir \S*out", shown)
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert report["epoch"] == 3
+    planted = [entry for entry in report["classes"] if entry["truth"]]
+    assert len(planted) == 8
+    hits = [entry["truth"]["unusual_tint"] in " ".join(entry["hardest_captions"][:1]) for entry in planted]
+    assert sum(hits) >= 4
+    assert list((tmp_path / "out").rglob("images/classes-*.png"))
+    assert list((tmp_path / "out").rglob("events.out.tfevents.*"))
