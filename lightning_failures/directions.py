@@ -5,7 +5,8 @@ Source: Jain, Lawrence, Moitra and Madry, Distilling Model Failures as Direction
 ``selection="published"`` reproduces the paper's procedure. The default, ``"scaled"``, departs from it where the
 published grid is decided by rounding: below a critical value of C every multiplier sits at its bound, the direction is
 the class-weighted difference of means, and any bias of an interval is optimal. So the grid is relative to the critical
-C of the data at hand, and below it the closed form is taken, with the bias in the middle of its interval.
+C of the data at hand, and below it the closed form is taken, with the bias in the middle of its interval; and of scores
+that sampling error does not tell apart, the smallest C wins, not the first best.
 """
 
 from __future__ import annotations
@@ -53,8 +54,8 @@ class FailureDirections:
             ``classes[k]``.
         weight: (K, D) float32, w.
         bias: (K,) float32, b.
-        cv_score: (K,) float64 in [0, 1], mean balanced accuracy over the folds: the strength of the failure mode. It is
-            the best of a grid on the same folds, hence optimistic: read it with ``p_value``.
+        cv_score: (K,) float64 in [0, 1], mean balanced accuracy over the folds: the strength of the failure mode. C was
+            chosen on the same folds, hence it is optimistic: read it with ``p_value``.
         cv_score_stderr: (K,) float64, its binomial standard error in the numbers of failures and successes.
         c: (K,) float64, the C that was chosen.
         p_value: (K,) float64 in (0, 1], screening test of "correctness has nothing to do with the embedding"; NaN
@@ -203,9 +204,10 @@ def fit_failure_directions(
         cs: Absolute values of C to choose from. Default: ``selection``'s own grid.
         folds: Number of cross-validation folds.
         selection: ``"scaled"``: 1, 3, 10, 30 and 100 times the critical C (of each training fold; then of all data),
-            folds by stratified hash of the group. The lower limit of the grid, the difference of means with the bias in
-            the middle of its interval, gives the same decisions as 1 x critical C, so it is not tried twice. A class of
-            more than 5,000 examples is fitted on a fixed sample of so many, and judged on all.
+            folds by stratified hash of the group; the smallest C within two standard errors of the best score wins. The
+            lower limit of the grid, the difference of means with the bias in the middle of its interval, gives the same
+            decisions as 1 x critical C, so it is not tried twice. A class of more than 5,000 examples is fitted on a
+            fixed sample of so many, and judged on all.
             ``"published"``: scikit-learn's ``SVC(kernel="linear", class_weight="balanced")``, C from 1e-6 to 1,
             ``cross_val_score(cv=folds, scoring="balanced_accuracy")``, the first best C, refit on all; unshuffled folds
             unless there are groups.

@@ -24,6 +24,8 @@ Mask = NDArray[np.bool_]
 
 PUBLISHED_CS = tuple(10.0**e for e in range(-6, 1))
 CRITICAL_MULTIPLES = (1.0, 3.0, 10.0, 30.0, 100.0)
+TOLERANCE = 2.0
+"""Scores no further apart than this many standard errors are not told apart: the smallest C among them wins."""
 MOST_EXAMPLES = 5000
 """A larger class is fitted on this many of its examples: its Gram matrix would not fit into memory."""
 
@@ -81,6 +83,10 @@ def fit_scaled(
 ) -> SVMFit:
     """Choose among multiples of the critical C of each training fold; refit at the same multiple of that of all data.
 
+    Of the scores that are within two standard errors of the best, the one with the smallest C wins: the direction that
+    is nearest to the difference of means. Taking the best itself follows chance, and larger values of C learn what
+    tells failures apart *within* the failure mode before what the mode is.
+
     Args:
         features: (n, D), phi.
         correct: (n,) bool.
@@ -103,7 +109,8 @@ def fit_scaled(
             coefficients, bias = solve(inside, right, unit * multiple)
             values[i, held] = features[held] @ (coefficients @ features[used][kept]) + bias
             scores[i] += _balanced_accuracy(values[i, held] > 0, correct[held]) / len(names)
-    best = int(scores.argmax())  # the first best, like the published procedure
+    error = score_stderr(values[scores.argmax()], correct)
+    best = int(np.flatnonzero(scores >= scores.max() - TOLERANCE * error)[0])
     c = grid[best] * (1.0 if cs else critical_c(gram, correct[used]))
     coefficients, bias = solve(gram, correct[used], c)
     return SVMFit(coefficients @ features[used], bias, c, float(scores[best]), values[best])

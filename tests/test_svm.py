@@ -74,3 +74,25 @@ def test_score_stderr__is_binomial_and_never_zero():
     values = np.where(correct == (rng.random(250) < 0.65), 1.0, -1.0)
     assert score_stderr(values, correct) == pytest.approx(0.033, abs=0.003)
     assert score_stderr(np.where(correct, 1.0, -1.0), correct) > 0
+
+
+def test_fit_scaled__scores_within_sampling_error_do_not_raise_c():
+    """A mode of a few features: larger values of C score alike, so the difference of means is kept."""
+    x, correct = _data(300)
+    fold = np.arange(300) % 2
+    fit = fit_scaled(x, correct, fold)
+    assert fit.c == pytest.approx(critical_c(x @ x.T, correct))
+    best = max(fit_scaled(x, correct, fold, cs=[c * fit.c]).score for c in (1, 3, 10, 30, 100))
+    assert best - 2.5 * score_stderr(fit.out_of_fold, correct) <= fit.score <= best + 0.02
+
+
+def test_fit_scaled__a_real_gain_raises_c():
+    """The means differ along a noisy axis, but a quiet one tells the classes apart."""
+    rng = np.random.default_rng(0)
+    correct = np.arange(1000) % 2 == 0
+    signs = np.where(correct, 1.0, -1.0)
+    x = rng.normal(size=(1000, 2)) * [3.0, 0.1] + signs[:, None] * [1.0, 0.15]
+    fold, critical = np.arange(1000) // 2 % 2, critical_c(x @ x.T, correct)
+    fit = fit_scaled(x, correct, fold)
+    assert fit.c > 2 * critical
+    assert fit.score > fit_scaled(x, correct, fold, cs=[critical]).score + 0.03
