@@ -1,0 +1,147 @@
+"""Reports as text: nothing that a user names can break a table, and noise is not shown as a finding."""
+
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lightning_failures.records import ClassReport, FailureReport, GroupReport, LeafReport
+from lightning_failures.text import (
+    class_table,
+    clean,
+    escape_markdown,
+    markdown_table,
+    number,
+    rank_classes,
+    shorten_caption,
+    tree_markdown,
+)
+
+CAPTIONS = {"hardest_captions": ("a photo of a red cat",), "easiest_captions": ("a photo of an orange cat",)}
+FOUND = ClassReport("cat", 100, accuracy=0.7, cv_score=0.8, p_value=0.001, pattern=True, aler=0.5, base_error_rate=0.3, **CAPTIONS)  # fmt: skip # noqa: E501
+NOISE = ClassReport("dog", 50, accuracy=0.6, cv_score=0.52, p_value=0.3, **CAPTIONS)
+SKIPPED = ClassReport("emu", 10, accuracy=0.9, skipped="1 failure, 10 are needed")
+REPORT = FailureReport(160, 0.68, (FOUND, NOISE, SKIPPED))
+
+ANY = st.text(st.characters(), max_size=300)  # lone surrogates and control characters among them
+
+
+def cells(row):
+    return [cell.strip() for cell in row.strip("|").split("|")]
+
+
+@given(ANY)
+def test_clean__one_printable_line(text):
+    line = clean(text)
+    assert len(line) <= 200
+    assert line.isprintable()
+    line.encode("utf-8")
+
+
+@given(ANY)
+def test_escape_markdown__neither_cell_nor_tag_nor_link_can_be_opened(text):
+    escaped = escape_markdown(text)
+    assert not set("<>|\n\r") & set(escaped)
+    assert not re.search(r"(?<!\\)(?:\\\\)*[`*_\[\]~$]|(?<![\\&])#", escaped)
+
+
+@pytest.mark.parametrize(
+    ("caption", "short"),
+    [
+        ("a photo of a red cat", "red cat"),
+        ("a photo of an emu", "emu"),
+        ("a photo of cats", "cats"),
+        ("a photo of a", "a"),
+        ("an x-ray of a hand", "an x-ray of a hand"),
+    ],
+)
+def test_shorten_caption__drops_only_the_common_words(caption, short):
+    assert shorten_caption(caption) == short
+
+
+def test_number__undefined_is_a_dash():
+    assert [number(None), number(float("nan")), number(0.0)] == ["-", "-", "0.00"]
+
+
+def test_class_table__each_kind_of_class():
+    head, found, noise, skipped = class_table(REPORT).splitlines()
+    assert head.split("  ")[0] == "class"
+    assert found.split() == ["cat", "0.70", "0.80", "0.001", "0.20", "red", "cat", "orange", "cat"]
+    assert noise.split() == ["dog", "0.60", "0.52", "no", "pattern", "-", "-", "-"]
+    assert "skipped" in skipped
+    assert "(1 failure, 10 are needed)" in skipped
+
+
+def test_class_table__columns_are_aligned_and_wide_letters_count_twice():
+    lines = class_table(FailureReport(1, None, (FOUND, ClassReport("猫", 1, accuracy=0.5)))).splitlines()
+    assert lines[1].index("0.70") == lines[2].index("0.50") + 1  # one letter of two columns
+
+
+def test_class_table__fits_the_width():
+    captions = {"hardest_captions": ("a photo of a " + "x" * 500,), "easiest_captions": ("y" * 500,)}
+    long = ClassReport("n" * 10_000, 9, accuracy=0.5, p_value=0.01, pattern=True, **captions)
+    table = class_table(FailureReport(9, 0.5, (long, SKIPPED)))
+    assert max(map(len, table.splitlines())) in (139, 140)  # an odd rest is not shared out
+    assert len(table.splitlines()) == 3
+
+
+def test_class_table__control_characters_do_not_reach_the_terminal():
+    assert class_table(FailureReport(1, None, (ClassReport("a\x1b[31m\nb", 1),))).count("\n") == 1
+    assert "\x1b" not in class_table(FailureReport(1, None, (ClassReport("a\x1b[31mb", 1),)))
+
+
+def test_rank_classes__worst_first_then_support_ungraded_last():
+    names = [
+        c.name
+        for c in rank_classes(
+            FailureReport(0, None, (ClassReport("none", 0), FOUND, NOISE, ClassReport("big", 500, accuracy=0.6)))
+        )
+    ]
+    assert names == ["big", "dog", "cat", "none"]
+
+
+def test_markdown_table__ranked_by_error_with_support():
+    _, rule, *rows = markdown_table(REPORT).splitlines()
+    assert set(rule) <= set("|:- ")
+    assert cells(rows[0]) == ["dog", "50", "0.400", "0.52", "no pattern", "-", "-", "-"]
+    assert cells(rows[1]) == ["cat", "100", "0.300", "0.80", "0.001", "0.20", "red cat", "orange cat"]
+    assert cells(rows[2]) == ["emu", "10", "0.100", "-", "skipped", "-", "(1 failure, 10 are needed)", "-"]
+
+
+def test_markdown_table__limit_says_how_many_are_left_out():
+    table = markdown_table(REPORT, limit=1)
+    assert "dog" in table
+    assert "cat" not in table
+    assert table.endswith("2 classes with fewer errors are in report.json.")
+
+
+@given(ANY)
+def test_markdown_table__hostile_names_keep_the_table_whole(name):
+    rows = markdown_table(FailureReport(1, None, (ClassReport(name, 1, skipped=name),))).splitlines()
+    assert [row.count("|") for row in rows] == [9, 9, 9]
+
+
+def test_tree_markdown__rules_only_with_a_pattern():
+    leaves = (
+        LeafReport("f1 <= 0.5", 9, 0.5, 0.1, 0.05, False),
+        LeafReport("f1 > 0.5", 9, 0.6, 0.9, 0.54, True, (0.3, 0.8)),
+    )
+    known = {"base_error_rate": 0.2, "heldout_aler_minus_ber": 0.1, "heldout_stderr": 0.02, "leaves": leaves}
+    groups = (
+        GroupReport("label", "dog", 100, **known),
+        GroupReport("label", "emu", 10, skipped="1 failure"),
+        GroupReport("prediction", "cat", 100, pattern=True, **known),
+    )
+    first, *others = tree_markdown(FailureReport(1, None, (), groups)).split("### ")[1:]
+    assert first.startswith("Prediction group of cat\n")
+    rows = [cells(row) for row in first.splitlines() if row.startswith("| f1")]
+    assert rows[0] == ["f1 &gt; 0.5", "9", "0.60", "0.30 to 0.80", "0.90", "0.54", "yes"]
+    assert rows[1] == ["f1 &lt;= 0.5", "9", "0.50", "-", "0.10", "0.05", "no"]
+    assert "No pattern: 100 examples, base error rate 0.200, held-out ALER - BER 0.100" in others[0]
+    assert "Skipped: 1 failure (10 examples)." in others[1]
+    assert not any("f1" in other for other in others)
+
+
+def test_tree_markdown__empty_without_trees():
+    assert tree_markdown(REPORT) == ""
