@@ -91,7 +91,7 @@ def robust_correct(
     """
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        alive: Tensor = classify(images).argmax(dim=1) == labels
+        alive = classify(images).argmax(dim=1) == labels
     for restart in range(restarts):
         rows = alive.nonzero().squeeze(1)  # what has fallen needs no further attack
         if len(rows) == 0:
@@ -111,9 +111,9 @@ def robust_correct(
 
 
 def _norm(x: Tensor) -> Tensor:
-    return x.flatten(1).norm(dim=1).clamp(min=1e-12).view(-1, 1, 1, 1)
+    norms: Tensor = torch.linalg.vector_norm(x.flatten(1), dim=1)
+    return norms.clamp(min=1e-12).view(-1, 1, 1, 1)
 
 
 def _unit(x: Tensor) -> Tensor:
-    unit: Tensor = x / _norm(x)
-    return unit
+    return x / _norm(x)

@@ -74,7 +74,7 @@ def train(
 
 
 def measure(
-    folder: Path, variant: Variant, *, split: Split = "test", size: int = 1000, restarts: int = 3, seed: int = 0
+    folder: Path, variant: Variant, *, split: Split = "test", size: int = 500, restarts: int = 3, seed: int = 0
 ) -> dict[str, float]:
     """Clean accuracies and digit accuracy under PGD-50 of a stored model, on digits that it never saw."""
     model = load(folder, variant).requires_grad_(False)
@@ -98,8 +98,8 @@ def main() -> None:
     parser.add_argument(
         "--output", type=Path, default=ROBUST_FOLDER, help="folder to write (default: the packaged one)"
     )
-    parser.add_argument("--steps", type=int, default=1500, help="steps of the robust CNN")
-    parser.add_argument("--plain-steps", type=int, default=600, help="steps of the plain twin")
+    parser.add_argument("--steps", type=int, default=600, help="steps of the robust CNN")
+    parser.add_argument("--plain-steps", type=int, default=400, help="steps of the plain twin")
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=None, help="threads of torch (default: torch's own choice)")
