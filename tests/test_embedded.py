@@ -278,8 +278,6 @@ def test_write_json__refuses_what_json_cannot_hold(tmp_path):
 
 
 def test_embedded__imports_nothing_heavy():
-    code = (
-        f"import runpy, sys; runpy.run_path({embedded.__file__!r}); print({{'torch', 'open_clip'}} & set(sys.modules))"
-    )
+    code = f"import runpy, sys; runpy.run_path({embedded.__file__!r}); print('torch' in sys.modules)"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert result.stdout.strip() == "set()"
+    assert result.stdout.strip() == "False"

@@ -9,11 +9,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors.torch import save
 from torch import Tensor
 
-__all__ = ["half_precision", "write_atomic", "write_json", "write_weights"]
+__all__ = ["half_precision", "round_figures", "write_atomic", "write_json", "write_weights"]
 
 
 def half_precision(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -51,9 +50,3 @@ def write_weights(path: Path, state: Mapping[str, Tensor]) -> None:
 def round_figures(values: Mapping[str, float]) -> dict[str, float]:
     """Four decimals are all that a few thousand images can tell."""
     return {name: round(float(value), 4) for name, value in values.items()}
-
-
-def set_threads(count: int | None) -> None:
-    """Set torch's threads for a training script; None leaves them."""
-    if count is not None:
-        torch.set_num_threads(count)

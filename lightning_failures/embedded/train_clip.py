@@ -41,7 +41,7 @@ from lightning_failures.digits.render import (
     draw_images,
 )
 from lightning_failures.embedded import CLIP_FOLDER
-from lightning_failures.embedded.storage import round_figures, set_threads, write_json, write_weights
+from lightning_failures.embedded.storage import round_figures, write_json, write_weights
 
 __all__ = ["draw_captions", "is_true_of", "measure", "multi_positive_loss", "save_folder", "train"]
 
@@ -249,7 +249,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=None, help="threads of torch (default: torch's own choice)")
     options = parser.parse_args()
-    set_threads(options.threads)
+    torch.set_num_threads(options.threads or torch.get_num_threads())
     model = train(steps=options.steps, batch_size=options.batch_size, seed=options.seed)
     save_folder(model, options.output)
     quality: dict[str, Any] = {"steps": options.steps, "batch_size": options.batch_size, "seed": options.seed}

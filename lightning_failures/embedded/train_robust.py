@@ -23,7 +23,7 @@ from lightning_failures.digits.render import Split, draw_images
 from lightning_failures.embedded import ROBUST_FOLDER
 from lightning_failures.embedded.attack import pgd_l2, robust_correct
 from lightning_failures.embedded.robust_cnn import RobustCNN, Variant, load
-from lightning_failures.embedded.storage import round_figures, set_threads, write_json, write_weights
+from lightning_failures.embedded.storage import round_figures, write_json, write_weights
 
 __all__ = ["measure", "train"]
 
@@ -104,7 +104,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=None, help="threads of torch (default: torch's own choice)")
     options = parser.parse_args()
-    set_threads(options.threads)
+    torch.set_num_threads(options.threads or torch.get_num_threads())
     shared: dict[str, Any] = {"batch_size": options.batch_size, "seed": options.seed}
     write_json(options.output / "config.json", {"widths": WIDTHS})
     for name, radius, steps in (("plain", 0.0, options.plain_steps), ("robust", RADIUS, options.steps)):
