@@ -1,7 +1,8 @@
-"""What the benchmarks on coloured digits share: one training run, graded and embedded without the callback's dashboards."""
+"""What the benchmarks on coloured digits share: one training run, graded and embedded."""
 
 from __future__ import annotations
 
+import logging
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
@@ -42,6 +43,7 @@ def train(
     seed: int, shortcut: float, *, epochs: int = 6, val_size: int = 4000
 ) -> tuple[DigitClassifier, ColouredDigitsDataModule]:
     """The demo's training without its callback."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     L.seed_everything(seed, verbose=False)
     data = ColouredDigitsDataModule(seed=seed, shortcut=shortcut, val_size=val_size)
     model = DigitClassifier()

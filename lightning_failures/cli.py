@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -107,6 +108,8 @@ def _report(arguments: Sequence[str]) -> None:
 
 def _lightning(command: str) -> Callable[[Sequence[str]], None]:
     def run(arguments: Sequence[str]) -> None:
+        # about Lightning's own calls of jsonargparse: nothing that a user could change
+        os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
         FailureCLI(
             trainer_class=FailureTrainer,
             save_config_kwargs={"overwrite": True},

@@ -114,7 +114,7 @@ def rule_picture(
         size: Least side of a thumbnail in pixels.
     """
     leaf, name = group.leaves[index], clean(group.class_name, 80)
-    heat = [heat_map(m, image) for m, image in zip(maps, images, strict=True)]
+    heat = [heat_map(m, thumbnail(image, size)) for m, image in zip(maps, images, strict=True)]
     caption = (
         f"{name}, {group.grouping} group: {leaf.rule}; error rate {number(leaf.error_rate)}, "
         f"error coverage {number(leaf.error_coverage)}"

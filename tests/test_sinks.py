@@ -17,7 +17,7 @@ from lightning_failures.sinks import CSVSink, FileSink, TensorBoardSink, WandbSi
 from lightning_failures.sinks.files import file_name, write_atomically
 from lightning_failures.visuals import Picture
 
-NASTY = "../../<script>|*x*\n🙂" + "y" * 10_000
+NASTY = "../../<script>|*x*\n🙂\udcff" + "y" * 10_000
 
 
 def report(epoch: int = 3, **options) -> FailureReport:
@@ -95,7 +95,7 @@ def test_tensorboard_sink__read_back(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     logger = TensorBoardLogger(tmp_path)
-    sink = TensorBoardSink(logger.experiment)
+    sink = TensorBoardSink(logger)
     sink.write(report(3), pictures()[:2], 250)
     sink.write(report(4), pictures()[:2], 300)
     logger.experiment.close()
@@ -113,7 +113,7 @@ def test_tensorboard_sink__further_loaders_have_their_own_tags(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     logger = TensorBoardLogger(tmp_path)
-    TensorBoardSink(logger.experiment).write(report(dataloader=1), pictures()[:1], 1)
+    TensorBoardSink(logger).write(report(dataloader=1), pictures()[:1], 1)
     logger.experiment.close()
     events = EventAccumulator(logger.log_dir)
     events.Reload()
@@ -131,6 +131,13 @@ def test_csv_sink__one_row_a_class_and_analysis(tmp_path):
     ]
     assert rows[1]["hardest_caption"] == "a photo of a dog in the snow"
     assert rows[0]["aler"] == ""
+
+
+def test_csv_sink__keeps_a_table_of_another_version(tmp_path):
+    (tmp_path / "failure_classes.csv").write_text("a,b\n1,2\n")
+    CSVSink(tmp_path).write(report(), [], 1)
+    assert (tmp_path / "failure_classes.old.csv").read_text() == "a,b\n1,2\n"
+    assert len((tmp_path / "failure_classes.csv").read_text().splitlines()) > 3
 
 
 def test_wandb_sink__offline_run_is_read_back(tmp_path):

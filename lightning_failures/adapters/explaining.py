@@ -22,7 +22,7 @@ from lightning_failures.analysis import ClassCaptions, analyse
 from lightning_failures.encoders import gives_maps, gives_texts
 from lightning_failures.grammar import CaptionVocabulary
 from lightning_failures.records import FailureReport, Grades
-from lightning_failures.sinks import sinks_for, write_all
+from lightning_failures.sinks import Sink, sinks_for, write_all
 from lightning_failures.visuals import Picture
 
 __all__ = ["Explainer"]
@@ -55,6 +55,7 @@ class Explainer:
     seed: int
     say_once: Callable[..., None]
     _captions: dict[str, ClassCaptions] = field(default_factory=dict)
+    _sinks: dict[Path, list[Sink]] = field(default_factory=dict)
 
     def explain(
         self,
@@ -93,7 +94,9 @@ class Explainer:
             timings=report.timings | {"total": round(time.perf_counter() - start, 4)},
         )
         drawn = self._draw(loader, report, grades, featured) if pictures else []
-        for sink, error in write_all(sinks_for(trainer.loggers, folder), report, drawn, trainer.global_step):
+        if folder not in self._sinks:
+            self._sinks[folder] = sinks_for(trainer.loggers, folder)
+        for sink, error in write_all(self._sinks[folder], report, drawn, trainer.global_step):
             self.say_once(f"FailureModes could not write to {type(sink).__name__}: {type(error).__name__}: {error}")
         return report
 

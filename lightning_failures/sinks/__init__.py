@@ -30,12 +30,12 @@ def sinks_for(loggers: Iterable[Any], folder: Path) -> list[Sink]:
     for logger in loggers:
         names = {base.__name__ for base in type(logger).__mro__}
         if "TensorBoardLogger" in names:
-            sinks.append(TensorBoardSink(logger.experiment))
+            sinks.append(TensorBoardSink(logger))
         elif "WandbLogger" in names:
-            sinks.append(WandbSink(logger.experiment))
+            sinks.append(WandbSink(logger))
         elif "CSVLogger" in names:
             sinks.append(CSVSink(Path(logger.log_dir)))
-        else:
+        elif "DummyLogger" not in names:  # of fast_dev_run
             warnings.warn(
                 f"FailureModes knows no way to show pictures in a {type(logger).__name__}: they are in {folder}.",
                 stacklevel=2,

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Protocol
 
-from lightning_failures.records import FailureReport
+from lightning_failures.records import ClassReport, FailureReport
 from lightning_failures.visuals import Picture
 
-__all__ = ["Sink", "write_all"]
+__all__ = ["Sink", "found_captions", "write_all"]
 
 
 class Sink(Protocol):
@@ -17,6 +17,14 @@ class Sink(Protocol):
     def write(self, report: FailureReport, pictures: Sequence[Picture], step: int) -> None:
         """Write one analysis; ``step`` is the global step of the training."""
         ...
+
+
+def found_captions(entry: ClassReport) -> dict[str, str | None]:
+    """Return the best caption of either end for a table; None without a pattern, where it would describe noise."""
+    return {
+        "hardest_caption": entry.hardest_captions[0] if entry.pattern and entry.hardest_captions else None,
+        "easiest_caption": entry.easiest_captions[0] if entry.pattern and entry.easiest_captions else None,
+    }
 
 
 def write_all(

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lightning_failures.records import FailureReport
-from lightning_failures.sinks.files import write_atomically
+from lightning_failures.sinks.base import found_captions
+from lightning_failures.sinks.files import to_bytes, write_atomically
 from lightning_failures.visuals import Picture
 
 __all__ = ["CSVSink"]
@@ -31,18 +32,13 @@ class CSVSink:
         path = self.folder / "failure_classes.csv"
         rows = [row for row in _read(path) if (row["step"], row["dataloader"]) != (str(step), str(report.dataloader))]
         for entry in report.classes:
-            captions = {
-                "hardest_caption": entry.hardest_captions[0] if entry.hardest_captions else None,
-                "easiest_caption": entry.easiest_captions[0] if entry.easiest_captions else None,
-            }
-            rows.append(
-                entry.to_dict() | captions | {"epoch": report.epoch, "step": step, "dataloader": report.dataloader}
-            )
+            where = {"epoch": report.epoch, "step": step, "dataloader": report.dataloader}
+            rows.append(entry.to_dict() | found_captions(entry) | where)
         text = io.StringIO()
         writer = csv.DictWriter(text, COLUMNS, extrasaction="ignore", lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
-        write_atomically(path, text.getvalue().encode())
+        write_atomically(path, to_bytes(text.getvalue()))
 
 
 def _read(path: Path) -> list[dict[str, str]]:
@@ -50,5 +46,7 @@ def _read(path: Path) -> list[dict[str, str]]:
         return []
     with path.open(encoding="utf-8", newline="") as file:
         reader = csv.DictReader(file)
-        # a table of another version is begun anew rather than mixed
-        return list(reader) if tuple(reader.fieldnames or ()) == COLUMNS else []
+        if tuple(reader.fieldnames or ()) == COLUMNS:
+            return list(reader)
+    path.replace(path.with_suffix(".old.csv"))  # of another version: kept, not mixed
+    return []

@@ -14,10 +14,10 @@ from pathlib import Path
 from PIL import Image
 
 from lightning_failures.records import FailureReport
-from lightning_failures.text import markdown_table, tree_markdown
+from lightning_failures.text import escape_markdown, markdown_table, tree_markdown
 from lightning_failures.visuals import Picture
 
-__all__ = ["FileSink", "file_name", "write_atomically", "write_report"]
+__all__ = ["FileSink", "file_name", "to_bytes", "write_atomically", "write_report"]
 
 
 @dataclass(frozen=True)
@@ -32,18 +32,26 @@ class FileSink:
     def write(self, report: FailureReport, pictures: Sequence[Picture], step: int) -> None:
         """Write one analysis; each file appears whole or not at all."""
         here = self.folder / f"epoch={report.epoch or 0:04d}-step={step:06d}"
+        parts = [markdown_table(report), tree_markdown(report)]
         for picture in pictures:
             png = BytesIO()
             Image.fromarray(picture.image.permute(1, 2, 0).contiguous().numpy()).save(png, format="PNG")
-            write_atomically(here / "images" / f"{file_name(picture.tag)}.png", png.getvalue())
-        write_atomically(here / "report.md", f"{markdown_table(report)}\n\n{tree_markdown(report)}\n".encode())
+            name = f"images/{file_name(picture.tag)}.png"
+            write_atomically(here / name, png.getvalue())
+            parts.append(f"![{escape_markdown(picture.caption or picture.tag)}]({name})")
+        write_atomically(here / "report.md", to_bytes("\n\n".join(part for part in parts if part) + "\n"))
         write_report(report, here)
         write_report(report, self.folder)
 
 
 def write_report(report: FailureReport, folder: Path) -> None:
     """Write ``<folder>/report.json``."""
-    write_atomically(folder / "report.json", report.to_json().encode())
+    write_atomically(folder / "report.json", to_bytes(report.to_json()))
+
+
+def to_bytes(text: str) -> bytes:
+    """Encode text in which names may hold bytes that are no UTF-8 (as folder names on Linux may)."""
+    return text.encode("utf-8", "backslashreplace")
 
 
 def write_atomically(path: Path, content: bytes) -> None:

@@ -20,16 +20,17 @@ class TensorBoardSink:
     TensorBoard keeps about ten images for each tag, so a tag means the same at every step.
     """
 
-    writer: Any
+    logger: Any
     prefix: str = "failures"
 
     def write(self, report: FailureReport, pictures: Sequence[Picture], step: int) -> None:
         """Write one analysis."""
+        writer = self.logger.experiment
         prefix = self.prefix if report.dataloader == 0 else f"{self.prefix}/dataloader_{report.dataloader}"
-        self.writer.add_text(f"{prefix}/table", markdown_table(report), step)
+        writer.add_text(f"{prefix}/table", markdown_table(report), step)
         rules = tree_markdown(report)
         if rules:
-            self.writer.add_text(f"{prefix}/rules", rules, step)
+            writer.add_text(f"{prefix}/rules", rules, step)
         for picture in pictures:
-            self.writer.add_image(f"{prefix}/{picture.tag}", picture.image, step)
-        self.writer.flush()
+            writer.add_image(f"{prefix}/{picture.tag}", picture.image, step)
+        writer.flush()

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import html
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from lightning_failures.records import FailureReport
-from lightning_failures.text import rank_classes
+from lightning_failures.sinks.base import found_captions
+from lightning_failures.text import rank_classes, tree_markdown
 from lightning_failures.visuals import Picture
 
 __all__ = ["WandbSink"]
@@ -24,9 +26,9 @@ COLUMNS = (
 
 @dataclass(frozen=True)
 class WandbSink:
-    """Writes through the run of a WandbLogger. It never names a step: W&B drops what goes back in steps."""
+    """Writes through a WandbLogger. It never names a step: W&B drops what goes back in steps."""
 
-    run: Any
+    logger: Any
     prefix: str = "failures"
 
     def write(self, report: FailureReport, pictures: Sequence[Picture], step: int) -> None:
@@ -39,18 +41,17 @@ class WandbSink:
         for picture in pictures[:MAX_IMAGES]:
             image = wandb.Image(picture.image.permute(1, 2, 0).numpy(), caption=picture.caption)
             values[f"{prefix}/{picture.tag}"] = image  # a key each: W&B shows a list only where all sizes are equal
-        self.run.log(values)
-        self.run.summary.update({f"{prefix}/last/{key}": value for key, value in report.summary.items()})
+        rules = tree_markdown(report)
+        if rules:
+            values[f"{prefix}/rules"] = wandb.Html(f"<pre>{html.escape(rules)}</pre>")
+        run = self.logger.experiment
+        run.log(values)
+        run.summary.update({f"{prefix}/last/{key}": value for key, value in report.summary.items()})
 
 
 def _rows(report: FailureReport) -> list[list[Any]]:
     rows = []
     for entry in rank_classes(report)[:MAX_ROWS]:
-        plain = entry.to_dict() | {
-            "epoch": report.epoch,
-            "class": entry.name,
-            "hardest_caption": entry.hardest_captions[0] if entry.pattern and entry.hardest_captions else None,
-            "easiest_caption": entry.easiest_captions[0] if entry.pattern and entry.easiest_captions else None,
-        }
+        plain = entry.to_dict() | found_captions(entry) | {"epoch": report.epoch, "class": entry.name}
         rows.append([plain[column] for column in COLUMNS])
     return rows
