@@ -103,11 +103,14 @@ def caption_p_value(
     permutations: int = 999,
     seed: int = 0,
 ) -> float:
-    """Return the p-value of the best caption: how often chance aligns *some* candidate as well with a direction.
+    """Return the p-value of the best caption: how often chance scores *some* candidate as high.
 
-    A direction here is the class-weighted difference of means, for the true labels as for the permuted ones; the
-    statistic is the largest absolute score of a unit direction over all candidates, so that choosing the best of them
-    is paid for. One matrix product gives all permutations.
+    A direction here is the class-weighted difference of means, for the true labels as for the permuted ones. Its score
+    for a caption, w . z / |z|, is how far failures and successes lie apart along that caption; the statistic is the
+    largest absolute score over all candidates, so that choosing the best of them is paid for (the max-T test of
+    Westfall and Young, 1993). Directions are not scaled to unit length: where captions name all that varies within a
+    class, as in a small vocabulary, any direction is *parallel* to some caption, and only the distance tells chance
+    from a pattern. One matrix product gives all permutations.
 
     Args:
         directions: Gives mean and standard deviation of phi; the class must have an SVM.
@@ -137,7 +140,7 @@ def caption_p_value(
     x, right, sources = x[order], right[order], sources[order]
 
     def best(labellings: NDArray[np.bool_]) -> NDArray[np.float64]:  # (P, n) -> (P,)
-        return np.asarray(np.abs(_unit(balanced_signs(labellings) @ x) @ z.T).max(axis=1))
+        return np.asarray(np.abs(balanced_signs(labellings) @ x @ z.T).max(axis=1))
 
     observed = best(right[None])[0] * (1 - 1e-9)  # the same labels count as such despite rounding
     blocks = permutation_blocks(sources, permutations, np.random.default_rng([seed, int(class_index), 1]))
