@@ -2,7 +2,8 @@
 
     python benchmarks/demo_claims.py --output benchmarks/results/demo_claims.json
 
-Each seed draws its tints, images and weights anew. The table that it prints is quoted in the README.
+Each seed draws its tints, images and weights anew. The default seeds were not looked at while the methods were chosen
+(seeds 0 to 9 were). The table that it prints is quoted in the README.
 """
 
 from __future__ import annotations
@@ -117,8 +118,8 @@ def pooled(rows: list[dict[str, Any]], method: str) -> dict[str, float]:
 def main() -> None:
     """Run everything, print the table, write the raw figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, nargs="+", default=list(range(10)))
-    parser.add_argument("--strength-seeds", type=int, nargs="+", default=list(range(4)))
+    parser.add_argument("--seeds", type=int, nargs="+", default=list(range(10, 20)))
+    parser.add_argument("--strength-seeds", type=int, nargs="+", default=list(range(10, 14)))
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/demo_claims.json"))
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -191,7 +192,8 @@ def main() -> None:
     chance = float(np.mean([bool(words & set(TINTS)) for words in names]))
     summary["unplanted"] = {"report_a_tint": tint_share, "chance": chance, "classes": len(plain)}
     print(
-        f"\nDigits with nothing planted, shortcut 0.95: {tint_share:.2f} report a tint as their pattern (chance {chance:.2f})"
+        f"\nDigits with nothing planted, shortcut 0.95: {tint_share:.2f} report a tint as their pattern"
+        f" (chance {chance:.2f})"
     )
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
     arguments.output.write_text(json.dumps({"summary": summary, "runs": runs}, indent=1) + "\n")

@@ -11,7 +11,6 @@ from pathlib import Path
 import lightning as L
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.utilities.warnings import PossibleUserWarning
 
 from lightning_failures.callback import FailureModes
 from lightning_failures.digits import ColouredDigitsDataModule, DigitClassifier
@@ -68,7 +67,9 @@ def train_digits(
     )
     with _one_thread(), warnings.catch_warnings():
         # the images are in memory already: workers would only cost time
-        warnings.filterwarnings("ignore", ".*does not have many workers.*", PossibleUserWarning)
+        warnings.filterwarnings("ignore", ".*does not have many workers.*")
+        # Lightning's own use of a deprecated check of newer torch
+        warnings.filterwarnings("ignore", ".*treespec, LeafSpec.*", FutureWarning)
         trainer.fit(DigitClassifier(), datamodule=data)
     if callback.last_report is None:
         raise RuntimeError("the demo ended without an analysis")
