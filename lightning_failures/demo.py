@@ -14,6 +14,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 from lightning_failures.callback import FailureModes
 from lightning_failures.digits import ColouredDigitsDataModule, DigitClassifier
+from lightning_failures.errors import ConfigurationError
 from lightning_failures.records import FailureReport
 from lightning_failures.sinks import write_report
 from lightning_failures.text import class_table
@@ -36,6 +37,8 @@ def demo(*, seed: int = 0, output: Path = Path("failures-demo"), epochs: int = 6
         epochs: Epochs of training, with one analysis each.
         shortcut: Probability of the usual tint in training, 0.5 (no shortcut) to 0.99.
     """
+    if epochs < 1:
+        raise ConfigurationError(f"demo: epochs must be at least 1, got {epochs}.")
     report, log_dir = train_digits(seed=seed, output=output, epochs=epochs, shortcut=shortcut)
     write_report(report, output)
     print(f"\nFailure modes after {epochs} epochs, {report.examples} validation images:\n")
@@ -71,8 +74,7 @@ def train_digits(
         # Lightning's own use of a deprecated check of newer torch
         warnings.filterwarnings("ignore", ".*treespec, LeafSpec.*", FutureWarning)
         trainer.fit(DigitClassifier(), datamodule=data)
-    if callback.last_report is None:
-        raise RuntimeError("the demo ended without an analysis")
+    assert callback.last_report is not None  # on_error="raise"
     report = attach_truth(callback.last_report, data.sets["validation"].truth)
     write_report(report, Path(logger.log_dir) / "failures")
     return report, Path(logger.log_dir)
