@@ -162,9 +162,9 @@ def _class_reports(
             ids, scores = grades.ids[mine], directions.out_of_fold[mine]
             order = torch.argsort(scores, stable=True)
             values = {
-                "cv_score": float(directions.cv_score[row]),
-                "cv_score_stderr": float(directions.cv_score_stderr[row]),
-                "p_value": float(directions.p_value[row]),
+                "cv_score": _defined(directions.cv_score[row]),
+                "cv_score_stderr": _defined(directions.cv_score_stderr[row]),
+                "p_value": _defined(directions.p_value[row]),
                 "pattern": patterns[k],
                 "c": float(directions.c[row]),
                 "flagged": int((scores < 0).sum()),
@@ -216,6 +216,7 @@ def _with_captions(
         grades.correct[mine],
         candidates.embeddings,
         candidates.reference,
+        ids=grades.ids[mine],
         groups=None if grades.groups is None else grades.groups[mine],
         permutations=permutations,
         seed=seed,
@@ -226,7 +227,7 @@ def _with_captions(
         hardest_caption_scores=tuple(float(scores[i]) for i in hardest),
         easiest_captions=tuple(candidates.texts[i] for i in easiest),
         easiest_caption_scores=tuple(float(scores[i]) for i in easiest),
-        caption_p_value=p_value,
+        caption_p_value=_defined(p_value),
     )
 
 
@@ -268,11 +269,11 @@ def _group_report(
         grouping,
         name,
         size=size,
-        base_error_rate=tree.base_error_rate,
-        aler=tree.aler,
-        heldout_aler=tree.heldout_aler,
-        heldout_aler_minus_ber=tree.heldout_aler_minus_ber,
-        heldout_stderr=tree.heldout_aler_stderr,
+        base_error_rate=_defined(tree.base_error_rate),
+        aler=_defined(tree.aler),
+        heldout_aler=_defined(tree.heldout_aler),
+        heldout_aler_minus_ber=_defined(tree.heldout_aler_minus_ber),
+        heldout_stderr=_defined(tree.heldout_aler_stderr),
         pattern=pattern,
         skipped=tree.skipped,
         leaves=tuple(
@@ -303,7 +304,7 @@ def _summary(
         values["cv_score_mean"] = _mean(directions.cv_score)
         values["flagged_fraction"] = _mean(judged < 0)
     grown = [g for g in groups if g.leaves and g.skipped is None]
-    with_heldout = [g.heldout_aler_minus_ber for g in grown if np.isfinite(g.heldout_aler_minus_ber or 0.0)]
+    with_heldout = [g.heldout_aler_minus_ber for g in grown if g.heldout_aler_minus_ber is not None]
     gains = [g.aler - g.base_error_rate for g in grown if g.aler is not None and g.base_error_rate is not None]
     values["aler_minus_ber_mean"] = _mean(torch.tensor(gains))
     values["heldout_aler_minus_ber_mean"] = _mean(torch.tensor(with_heldout))
@@ -326,6 +327,10 @@ def _per_row(rows: Tensor | None, grades: Grades, name: str) -> Tensor:
     if len(rows) != len(unique):
         raise DataError(f"{name} has {len(rows)} rows; grades have {len(grades)} rows of {len(unique)} examples.")
     return rows[inverse]
+
+
+def _defined(value: Tensor | float) -> float | None:
+    return float(value) if np.isfinite(float(value)) else None
 
 
 def _mean(values: Tensor) -> float | None:
