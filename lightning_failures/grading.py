@@ -98,7 +98,8 @@ def grade_batch(logits: Tensor, labels: Tensor, *, task: Task | None = None) -> 
     >>> grades.predictions.tolist(), [round(c, 2) for c in grades.confidence.tolist()]
     ([0, 1], [0.88, 0.12])
     """
-    logits, labels = logits.detach().cpu(), labels.detach().cpu()
+    # a model that squeezes its output leaves no dimension for a batch of one
+    logits, labels = (values.detach().cpu().reshape(values.shape or (1,)) for values in (logits, labels))
     task = task or infer_task(logits, labels)
     if len(logits) != len(labels):
         raise DataError(
@@ -106,12 +107,12 @@ def grade_batch(logits: Tensor, labels: Tensor, *, task: Task | None = None) -> 
             " read_batch."
         )
     if logits.is_floating_point():
-        bad = int(torch.isnan(logits).reshape(len(logits), -1).any(1).sum())
+        bad = len(torch.unique(torch.nonzero(torch.isnan(logits))[:, 0]))
         if bad:
             raise DataError(
                 f"Logits are NaN for {bad} of {len(logits)} examples: the model diverged, or its input is not finite."
             )
-        logits = logits.float()
+        logits = logits.double().nan_to_num()  # infinite ones become finite; none may change the order
     if task == "multilabel":
         return _grade_multilabel(logits, labels)
     if labels.ndim == 2:
@@ -131,6 +132,8 @@ def grade_batch(logits: Tensor, labels: Tensor, *, task: Task | None = None) -> 
         predictions = (positive > 0.5).long()
         confidence = torch.where(labels == 1, positive, 1 - positive)
     elif not logits.is_floating_point():
+        if logits.numel() != len(labels):
+            raise DataError(f"Predicted classes have the shape {tuple(logits.shape)}; (B,) is needed, or float logits.")
         predictions = logits.reshape(-1).long()
         confidence = (predictions == labels).float()
     else:
@@ -142,7 +145,7 @@ def grade_batch(logits: Tensor, labels: Tensor, *, task: Task | None = None) -> 
         _check_labels(labels, logits.shape[1])
         predictions = logits.argmax(1)
         confidence = _probabilities(logits).gather(1, labels[:, None])[:, 0]
-    return BatchGrades(torch.arange(len(labels)), torch.zeros_like(labels), labels, predictions, confidence)
+    return BatchGrades(torch.arange(len(labels)), torch.zeros_like(labels), labels, predictions, confidence.float())
 
 
 def assemble_grades(
@@ -213,7 +216,7 @@ def _grade_multilabel(logits: Tensor, labels: Tensor) -> BatchGrades:
         )
     _check_labels(labels, 2)
     size, conditions = logits.shape
-    positive, truth = torch.sigmoid(logits).reshape(-1), labels.long().reshape(-1)
+    positive, truth = torch.sigmoid(logits).float().reshape(-1), labels.long().reshape(-1)
     condition = torch.arange(conditions).repeat(size)
     return BatchGrades(
         position=torch.arange(size).repeat_interleave(conditions),
@@ -226,7 +229,8 @@ def _grade_multilabel(logits: Tensor, labels: Tensor) -> BatchGrades:
 
 def _multilabel_predictions(condition: Tensor, labels: Tensor, confidence: Tensor, conditions: int) -> Tensor:
     truth = labels % 2
-    positive = torch.where(truth == 1, confidence, 1 - confidence)
+    # rounded alike for either truth: else equal probabilities would differ by the truth, and a threshold would see it
+    positive = 1 - torch.where(truth == 1, 1 - confidence, confidence)
     thresholds = torch.tensor(
         [best_f1_threshold(positive[condition == k], truth[condition == k]) for k in range(conditions)]
     )
@@ -234,7 +238,7 @@ def _multilabel_predictions(condition: Tensor, labels: Tensor, confidence: Tenso
 
 
 def _probabilities(scores: Tensor) -> Tensor:
-    already = bool((scores >= 0).all()) and torch.allclose(scores.sum(1), torch.ones(len(scores)), atol=1e-4)
+    already = bool((scores >= 0).all()) and torch.allclose(scores.sum(1), scores.new_ones(len(scores)), atol=1e-4)
     return scores if already else scores.softmax(1)
 
 
