@@ -6,6 +6,8 @@ or is shared out over processes. The index sampler of the loader does know, so a
 
 from __future__ import annotations
 
+import operator
+import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -33,7 +35,7 @@ class IndexRecorder:
     def __init__(self, sampler: Any) -> None:
         self.wrapped = sampler
         self.active = True
-        self._pending: dict[int, list[int]] = {}
+        self._pending: dict[int, tuple[Any, ...]] = {}
 
     def __iter__(self) -> Iterator[Any]:
         if not self.active:
@@ -41,7 +43,7 @@ class IndexRecorder:
             return
         pending = self._pending = {}
         for number, indices in enumerate(self.wrapped):
-            pending[number] = list(indices) if isinstance(indices, list | tuple) else [int(indices)]
+            pending[number] = _copy(indices)
             yield indices
 
     def __len__(self) -> int:
@@ -58,8 +60,14 @@ class IndexRecorder:
         return inner.original() if isinstance(inner, IndexRecorder) and not inner.active else inner
 
     def take(self, batch_idx: int) -> list[int] | None:
-        """Return and forget the dataset indices of a batch of the current pass; None if it was never drawn."""
-        return self._pending.pop(batch_idx, None)
+        """Return and forget the dataset indices of a batch of the current pass.
+
+        None if it was never drawn, or if what was drawn are no integers.
+        """
+        try:
+            return [operator.index(i) for i in self._pending.pop(batch_idx)]
+        except (KeyError, TypeError):
+            return None
 
 
 class LoaderTap:
@@ -70,7 +78,8 @@ class LoaderTap:
     """
 
     def __init__(self) -> None:
-        self._taps: list[tuple[DataLoader[Any], str, IndexRecorder]] = []
+        # a loader that Lightning has replaced must be free to go, and its workers with it
+        self._taps: list[tuple[weakref.ref[DataLoader[Any]], str, IndexRecorder]] = []
         self._strategy: Any = None
         self._wrapper: Callable[[object], object] | None = None
 
@@ -92,9 +101,10 @@ class LoaderTap:
 
     def detach(self) -> None:
         """Take every recorder and the wrapper out again."""
-        for loader, attribute, recorder in reversed(self._taps):
+        for reference, attribute, recorder in reversed(self._taps):
             recorder.active = False
-            if loader.__dict__.get(attribute) is recorder:
+            loader = reference()
+            if loader is not None and loader.__dict__.get(attribute) is recorder:
                 # DataLoader forbids to set it anew after it was built; what was there comes back as it was
                 loader.__dict__[attribute] = recorder.original()
         self._taps.clear()
@@ -104,7 +114,7 @@ class LoaderTap:
 
     def recorder(self, loader: object) -> IndexRecorder | None:
         """Return the recorder inside a loader, or None if its indices cannot be known."""
-        return next((recorder for tapped, _, recorder in self._taps if tapped is loader), None)
+        return next((recorder for tapped, _, recorder in self._taps if tapped() is loader), None)
 
     def _tap(self, loader: object) -> None:
         if (
@@ -119,7 +129,17 @@ class LoaderTap:
         loader.__dict__[attribute] = recorder
         # persistent workers of an earlier pass would go on with the sampler that they began with
         loader._iterator = None
-        self._taps.append((loader, attribute, recorder))
+        self._taps = [tap for tap in self._taps if tap[0]() is not None]
+        self._taps.append((weakref.ref(loader), attribute, recorder))
+
+
+def _copy(indices: Any) -> tuple[Any, ...]:
+    """One index, or the indices of a batch; an iterator, which could be read only once, is left alone."""
+    try:
+        len(indices)
+    except TypeError:
+        return (indices,)
+    return tuple(indices)
 
 
 def evaluation_loaders(trainer: Trainer) -> list[Any]:
@@ -166,6 +186,6 @@ def dataset_attribute(dataset: Any, name: str) -> Any:
         return None
     value = dataset_attribute(inner, name)
     indices = getattr(dataset, "indices", None)
-    if value is None or indices is None or len(value) != len(inner):
+    if indices is None or not hasattr(value, "__len__") or len(value) != len(inner):
         return value
     return [value[i] for i in indices]
