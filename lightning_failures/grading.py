@@ -31,7 +31,6 @@ Task = Literal["multiclass", "binary", "multilabel"]
 
 IMAGE_KEYS = ("image", "images", "x", "pixel_values")
 LABEL_KEYS = ("label", "labels", "target", "y")
-LOGIT_KEYS = ("logits", "preds")
 
 
 @dataclass(frozen=True)
@@ -52,7 +51,8 @@ def read_default_batch(outputs: Any, batch: Any) -> BatchRecord:
     """Read what the usual forms of a batch and of a step's return value tell; fields that they don't tell are None.
 
     Batches are tuples ``(x, y, ...)`` or mappings with one of the keys image, images, x, pixel_values and one of label,
-    labels, target, y. Logits come from a mapping returned by the step, under ``logits`` or ``preds``.
+    labels, target, y. Logits come from a mapping returned by the step, under ``logits`` or ``preds``; ``preds`` between
+    0 and 1 are taken as probabilities, as torchmetrics does.
 
     >>> record = read_default_batch({"logits": torch.zeros(2, 3)}, (torch.zeros(2, 1, 4, 4), torch.tensor([0, 2])))
     >>> record.logits.shape, record.labels.tolist(), record.images.shape, record.ids
@@ -63,7 +63,9 @@ def read_default_batch(outputs: Any, batch: Any) -> BatchRecord:
         images, labels = _first(batch, IMAGE_KEYS), _first(batch, LABEL_KEYS)
     elif isinstance(batch, Sequence) and not isinstance(batch, str) and len(batch) >= 2:
         images, labels = batch[0], batch[1]
-    logits = _first(outputs, LOGIT_KEYS) if isinstance(outputs, Mapping) else None
+    logits = None
+    if isinstance(outputs, Mapping):
+        logits = outputs["logits"] if "logits" in outputs else _without_sigmoid(outputs.get("preds"))
     return BatchRecord(*(value if isinstance(value, Tensor) else None for value in (logits, labels, images)))
 
 
@@ -255,6 +257,15 @@ def _check_labels(labels: Tensor, classes: int) -> None:
             f"Labels run from {int(labels.min())} to {int(labels.max())}, but the {classes} classes allow 0 to"
             f" {classes - 1}."
         )
+
+
+def _without_sigmoid(preds: Any) -> Any:
+    """Probabilities of a binary or multilabel task as raw scores; all else as it is."""
+    if not isinstance(preds, Tensor) or not preds.is_floating_point() or not ((preds >= 0) & (preds <= 1)).all():
+        return preds
+    if preds.ndim == 2 and preds.shape[1] > 1 and bool(((preds.sum(1) - 1).abs() < 0.02).all()):
+        return preds  # of a softmax
+    return torch.logit(preds.float(), eps=1e-7)
 
 
 def _first(mapping: Mapping[Any, Any], keys: Sequence[str]) -> Any:
