@@ -11,26 +11,27 @@ from typing import Any, Literal
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
-from lightning.pytorch.utilities.seed import isolate_rng
-from torch import Tensor
 
 from lightning_failures.adapters.collector import Collector
 from lightning_failures.adapters.distributed import Ranks
 from lightning_failures.adapters.explaining import Explainer
-from lightning_failures.adapters.lenses import DEFAULT_ENCODER, open_lens
+from lightning_failures.adapters.isolation import isolated_rng
+from lightning_failures.adapters.lenses import DEFAULT_ENCODER, Lens, open_lens
 from lightning_failures.adapters.loaders import IDS_REMEDY, LoaderTap, dataset_of, evaluation_loaders
 from lightning_failures.adapters.monitors import (
     AGGREGATES,
+    LOADER,
     PREFIX,
     check_monitored,
     monitored_keys,
     promised_values,
     worst_class_values,
 )
-from lightning_failures.adapters.observer import REMEDY, LogitsObserver
+from lightning_failures.adapters.observer import LogitsObserver, forward_once_more
 from lightning_failures.adapters.placement import failures_folder
 from lightning_failures.adapters.reading import BatchReader
-from lightning_failures.cache import EmbeddingCache, content_keys
+from lightning_failures.adapters.schedule import RunState, is_due, is_last_epoch
+from lightning_failures.cache import EmbeddingCache
 from lightning_failures.encoders import Encoder
 from lightning_failures.errors import ConfigurationError
 from lightning_failures.grading import Task
@@ -38,8 +39,6 @@ from lightning_failures.grammar import CaptionVocabulary
 from lightning_failures.records import BatchRecord, FailureReport
 
 __all__ = ["FailureModes"]
-
-STATE_VERSION = 1
 
 
 class FailureModes(Callback):
@@ -61,12 +60,10 @@ class FailureModes(Callback):
             where it cannot be had; one that you name must be there.
         robust_encoder: Adversarially robust encoder of the failure trees: a checkpoint of a robust ResNet,
             ``"embedded:digits"``, or an Encoder. None: no trees.
-        class_names: One name a class. None reads ``dataset.classes``; without it classes are "0" ... "K-1" and
-        there are
-            no captions.
-        captions: Words for the candidate captions: the name of a packaged vocabulary ("general", "cifar10",
-        "digits"), the
-            path of a YAML file, a :class:`~lightning_failures.grammar.CaptionVocabulary`, or None for no captions.
+        class_names: One name a class. None reads ``dataset.classes``; without it classes are "0" ... "K-1" and there
+            are no captions.
+        captions: Words for the candidate captions: the name of a packaged vocabulary ("general", "cifar10", "digits"),
+            the path of a YAML file, a :class:`~lightning_failures.grammar.CaptionVocabulary`, or None for no captions.
         task: "multiclass", "binary" (one logit) or "multilabel"; None infers it from the shapes.
         read_batch: ``(outputs, batch) -> BatchRecord``, for batches of other forms. A field that is None falls to the
             default rule. Where only images of single examples are asked for, ``outputs`` is None.
@@ -76,7 +73,7 @@ class FailureModes(Callback):
         reference: What embeddings are standardised with: ``"validation"``, or ``"train"`` for a fixed hash sample of at
             most 20,000 training images.
         groups_from: Attribute of the dataset with a source id for each example (frames of one video, images of one
-            patient), which are kept together in every split. Ignored where the dataset has none.
+            patient), which are kept together in every split. Ignored where the dataset has none; None: no groups.
         every_n_epochs: Analyse in every n-th epoch, at its last validation.
         every_n_validations: Analyse every n-th validation instead.
         min_coverage: Share of the examples below which a validation steers nothing: it is graded and reported, but
@@ -111,7 +108,7 @@ class FailureModes(Callback):
         logits_from: str | None = None,
         normalization: tuple[Sequence[float], Sequence[float]] | None = None,
         reference: Literal["validation", "train"] = "validation",
-        groups_from: str = "groups",
+        groups_from: str | None = "groups",
         every_n_epochs: int = 1,
         every_n_validations: int | None = None,
         min_coverage: float = 0.5,
@@ -174,13 +171,8 @@ class FailureModes(Callback):
         self._loaders: list[Any] = []
         self._collectors: dict[int, Collector] = {}
         self._error: str | None = None
-        # what a resumed run goes on with
-        self._run_id: str | None = None
-        self._validations = 0
-        self._analyses = 0
-        self._age = 0
-        self._last_epoch = -1
-        self._last_values: dict[str, float] = {}
+        self._logged: set[str] = set()
+        self._state = RunState()
 
     # -- life cycle ------------------------------------------------------------------------------------------
 
@@ -193,12 +185,14 @@ class FailureModes(Callback):
         """Check the options, load the encoders, and join the loaders and the module."""
         if stage not in ("fit", "validate", "test"):
             return
+        if stage == "fit" and trainer.global_step == 0:  # a checkpoint is restored later
+            self._state = RunState()
         self._ranks.open()
         device = torch.device(self.device) if self.device is not None else trainer.strategy.root_device
         cache = EmbeddingCache(self.cache_folder)
         self._explainer = Explainer(
-            directions=open_lens(self.encoder, cache, device=device),
-            trees=open_lens(self.robust_encoder, cache, device=device, robust=True),
+            directions=self._on_all_ranks(open_lens(self.encoder, cache, device=device)),
+            trees=self._on_all_ranks(open_lens(self.robust_encoder, cache, device=device, robust=True)),
             vocabulary=None if self.captions is None else CaptionVocabulary.load(self.captions),
             reader=self._reader,
             reference=self.reference,
@@ -210,14 +204,14 @@ class FailureModes(Callback):
         )
         if self.robust_encoder is None:
             self._say_once("FailureModes(robust_encoder=None): no failure trees.", rank_zero_info)
-        self._folder, self._run_id = failures_folder(trainer, self._ranks, run_id=self._run_id)
+        self._folder = None
         self._check_monitored(trainer)
-        self._observer.attach(pl_module)
         self._tap.attach(trainer)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Schedulers are known only now."""
+        """Schedulers, and submodules that the module's own ``setup`` builds, are known only now."""
         self._check_monitored(trainer)
+        self._observer.attach(pl_module)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Leave the loaders and the module as they were."""
@@ -231,9 +225,11 @@ class FailureModes(Callback):
         self._tap.detach()
         self._observer.detach()
         self._ranks.close()
-        self._collectors, self._loaders = {}, []
-        self._active = False
+        self._forget()
         self._explainer = None
+
+    def _on_all_ranks(self, lens: Lens | None) -> Lens | None:
+        return lens if all(self._ranks.gather_objects(lens is not None)) else None
 
     def _check_monitored(self, trainer: Trainer) -> None:
         self._monitored = monitored_keys(trainer)
@@ -248,10 +244,14 @@ class FailureModes(Callback):
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Decide whether this validation is analysed."""
-        self._begin(trainer, due=self._is_due(trainer))
+        self._observer.attach(pl_module)
+        if trainer.state.fn == "fit" and not trainer.sanity_checking:
+            self._state.validations += 1
+        self._begin(trainer, due=is_due(trainer, self._state, self.every_n_epochs, self.every_n_validations))
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """A test is always analysed."""
+        self._observer.attach(pl_module)
         self._begin(trainer, due=True)
 
     def on_validation_batch_start(
@@ -275,6 +275,7 @@ class FailureModes(Callback):
         if self._active and self._error is None:
             with self._policy(trainer, f"batch {batch_idx} of loader {dataloader_idx}"):
                 self._collect(trainer, pl_module, outputs, batch, batch_idx, dataloader_idx)
+        self._observer.end()
 
     on_test_batch_start = on_validation_batch_start
     on_test_batch_end = on_validation_batch_end
@@ -282,34 +283,32 @@ class FailureModes(Callback):
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Analyse and log."""
         if trainer.sanity_checking:
-            self._active = False
+            self._forget()
             return
         if self._active:
             self._conclude(trainer, pl_module)
         else:
-            self._age += 1
+            self._state.analysis_age += 1
         self._log_promised(trainer, pl_module)
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Analyse and log."""
         self._conclude(trainer, pl_module)
 
-    def _is_due(self, trainer: Trainer) -> bool:
-        if trainer.sanity_checking or trainer.state.fn != "fit":
-            return True
-        self._validations += 1
-        if self.every_n_validations is not None:
-            return self._validations % self.every_n_validations == 0
-        # an epoch without any validation hands its turn on to the next
-        n, epoch = self.every_n_epochs, trainer.current_epoch
-        return (epoch + 1) // n > (self._last_epoch + 1) // n and _is_last_validation(trainer)
-
     def _begin(self, trainer: Trainer, *, due: bool) -> None:
+        self._forget()
         self._active, self._error = due, None
-        self._collectors, self._loaders = {}, []
+        self._logged = set()
         if due:
             with self._policy(trainer, "the loaders"):
                 self._loaders = evaluation_loaders(trainer)
+                if self._folder is None:
+                    self._folder, self._state.run_id = failures_folder(trainer, self._ranks, run_id=self._state.run_id)
+
+    def _forget(self) -> None:
+        """Let the loaders and rows of one validation go."""
+        self._active = False
+        self._loaders, self._collectors = [], {}
 
     def _collect(
         self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int
@@ -336,7 +335,7 @@ class FailureModes(Callback):
         if logits is None:
             logits = self._observer.logits(batch_size=len(record.labels), classes=collector.logit_columns)
         if logits is None:
-            logits = self._forward(trainer, module, record)
+            logits = forward_once_more(trainer, module, record.images)
         ids = collector.grade(logits, record.labels, ids)
         if not collector.looks:
             return
@@ -344,26 +343,24 @@ class FailureModes(Callback):
             self._say_once("Batches hold no images that FailureModes can find, so it only grades. Give read_batch.")
             return
         space = self._reader.space(dataset_of(loader))
-        images = space.to_unit(record.images).cpu()
-        if not trainer.sanity_checking:
-            collector.embed(images, content_keys(record.images, salt=repr(space)), ids)
+        if trainer.sanity_checking:
+            space.to_unit(record.images)  # only checks that it can be undone
+        else:
+            collector.embed(record.images, space, ids)
 
     def _conclude(self, trainer: Trainer, module: LightningModule) -> None:
         """Analyse every loader. All ranks walk the same path; the first one computes."""
-        self._active = False
-        self._age += 1
+        self._state.analysis_age += 1
         states = self._ranks.gather_objects((self._error, sorted(self._collectors)))
         errors = [error for error, _ in states if error is not None]
-        loaders = sorted({index for _, indices in states for index in indices})
-        if errors:
-            if self._error is None:
-                rank_zero_warn(f"FailureModes skips this analysis on all ranks: {errors[0]}")
-            return
-        for index in loaders:
+        if errors and self._error is None:
+            rank_zero_warn(f"FailureModes skips this analysis on all ranks: {errors[0]}")
+        for index in sorted({index for _, indices in states for index in indices}) if not errors else ():
             with self._policy(trainer, f"the analysis of loader {index}"):
-                with isolate_rng():
+                with isolated_rng():
                     report = self._analyse_loader(trainer, index)
                 self._accept(trainer, module, report, index)
+        self._forget()
 
     def _analyse_loader(self, trainer: Trainer, index: int) -> FailureReport:
         """Gather on the first rank, explain there, and hand the outcome to all ranks, be it an error."""
@@ -374,10 +371,11 @@ class FailureModes(Callback):
         grades = collector.grades()
         lenses = self._explainer.directions, self._explainer.trees
         embedded, featured = (None if lens is None else collector.embeddings(lens) for lens in lenses)
-        outcome: FailureReport | Exception | None = None
+        report: FailureReport | None = None
+        error: Exception | None = None
         if self._ranks.is_first:
             try:
-                outcome = self._explainer.explain(
+                report = self._explainer.explain(
                     trainer,
                     loader,
                     index,
@@ -388,44 +386,46 @@ class FailureModes(Callback):
                     folder=self._folder if index == 0 else self._folder / f"dataloader_{index}",
                     pictures=self._wants_pictures(trainer),
                 )
-            except Exception as error:
-                outcome = error
-        outcome = self._ranks.broadcast(outcome)
-        if isinstance(outcome, Exception):
-            raise outcome
-        assert outcome is not None
-        return outcome
+            except Exception as raised:
+                error = raised
+        self._ranks.agree(error)
+        report = self._ranks.broadcast(report)
+        assert report is not None
+        return report
 
     def _accept(self, trainer: Trainer, module: LightningModule, report: FailureReport, index: int) -> None:
         """Keep and log what the analysis of one loader found, the same on every rank."""
-        values = dict(report.summary)
-        if report.coverage < self.min_coverage:  # it steers nothing
-            values = {key: value for key, value in values.items() if key not in AGGREGATES}
+        suffix = "" if index == 0 else f"{LOADER}{index}"
+        values = {key + suffix: value for key, value in report.summary.items()}
+        steering = {key + suffix for key in AGGREGATES} | {key.removeprefix(PREFIX) for key in self._monitored}
+        if report.coverage < self.min_coverage:
+            values = {key: value for key, value in values.items() if key not in steering}
             if self._monitored:
                 self._say_once(
                     f"Only {report.coverage:.0%} of the validation examples were seen"
                     f" (min_coverage={self.min_coverage:.0%}): monitored failure keys keep their last value."
                 )
-        elif index == 0:
-            self._age = 0
-            self._last_values = {key: value for key, value in values.items() if key in AGGREGATES}
-        suffix = "" if index == 0 else f"/dataloader_{index}"
-        values |= worst_class_values(report, self.worst_k)
-        self._log(trainer, module, {key + suffix: value for key, value in values.items()})
+        else:
+            # what is not defined any more, where nothing fails, keeps its last value too
+            self._state.last_values |= {key: value for key, value in values.items() if key in steering}
+        values |= {key + suffix: value for key, value in worst_class_values(report, self.worst_k).items()}
+        self._log(trainer, module, values)
+        self._logged |= set(values)
         if index == 0:
             self.last_report = report
-            self._analyses += 1
+            self._state.analyses += 1
+            if report.coverage >= self.min_coverage:
+                self._state.analysis_age = 0
             if trainer.state.fn == "fit":
-                self._last_epoch = trainer.current_epoch
+                self._state.last_epoch = trainer.current_epoch
 
     # -- logging ---------------------------------------------------------------------------------------------
 
     def _log_promised(self, trainer: Trainer, module: LightningModule) -> None:
         """Log what a new analysis did not: monitored aggregates always have a value."""
-        values = promised_values(self._monitored, self._last_values)
-        if self._age == 0:
-            values = {key: value for key, value in values.items() if key not in self._last_values}
-        self._log(trainer, module, values | {"analysis_age": float(self._age)})
+        promised = promised_values(self._monitored, self._state.last_values)
+        values = {key: value for key, value in promised.items() if key not in self._logged}
+        self._log(trainer, module, values | {"analysis_age": float(self._state.analysis_age)})
 
     def _log(self, trainer: Trainer, module: LightningModule, values: Mapping[str, float]) -> None:
         module.log_dict(
@@ -467,58 +467,19 @@ class FailureModes(Callback):
             groups_from=self.groups_from,
         )
 
-    def _forward(self, trainer: Trainer, module: LightningModule, record: BatchRecord) -> Tensor:
-        """One extra forward, where the step neither returned nor computed logits that could be seen."""
-        if record.images is None:
-            raise ConfigurationError(f"The step computed no logits that FailureModes could see. {REMEDY}")
-        try:
-            with isolate_rng(), torch.no_grad(), trainer.precision_plugin.val_step_context():
-                logits = module(record.images)
-        except NotImplementedError as error:
-            raise ConfigurationError(
-                f"The step computed no logits that FailureModes could see, and {type(module).__name__} has no forward."
-                f" {REMEDY}"
-            ) from error
-        if not isinstance(logits, Tensor):
-            raise ConfigurationError(f"forward returns a {type(logits).__name__}, not logits. {REMEDY}")
-        return logits
-
     def _wants_pictures(self, trainer: Trainer) -> bool:
-        if not self.pictures or self._analyses % 5 == 4 or trainer.state.fn != "fit":
-            return self.pictures
-        return trainer.max_epochs is not None and trainer.current_epoch + 1 >= trainer.max_epochs
+        by_turn = self._state.analyses % 5 == 4 or trainer.state.fn != "fit"
+        return self.pictures and (by_turn or is_last_epoch(trainer))
 
     # -- checkpoints -----------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
         """Plain values only, so that checkpoints load with ``weights_only=True``."""
-        return {
-            "version": STATE_VERSION,
-            "run_id": self._run_id,
-            "validations": self._validations,
-            "analyses": self._analyses,
-            "analysis_age": self._age,
-            "last_epoch": self._last_epoch,
-            "last_values": dict(self._last_values),
-        }
+        return self._state.to_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on where the checkpoint was written."""
-        self._run_id = state_dict.get("run_id")
-        self._validations = state_dict.get("validations", 0)
-        self._analyses = state_dict.get("analyses", 0)
-        self._age = state_dict.get("analysis_age", 0)
-        self._last_epoch = state_dict.get("last_epoch", -1)
-        self._last_values = dict(state_dict.get("last_values", {}))
-
-
-def _is_last_validation(trainer: Trainer) -> bool:
-    """Whether no further validation comes in this epoch."""
-    total, interval = trainer.num_training_batches, trainer.val_check_batch
-    if trainer.is_last_batch or interval is None or float("inf") in (total, interval):
-        return bool(trainer.is_last_batch)
-    done = trainer.fit_loop.batch_idx + 1
-    return total - done < interval
+        self._state = RunState.from_dict(state_dict)
 
 
 def _name(encoder: Any) -> str | None:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from lightning_failures.adapters.distributed import Ranks
+from lightning_failures.adapters.images import ImageSpace
 from lightning_failures.adapters.lenses import Lens
 from lightning_failures.adapters.loaders import dataset_attribute
+from lightning_failures.cache import content_keys
 from lightning_failures.errors import ConfigurationError
 from lightning_failures.grading import Task, assemble_grades, expand_class_names, grade_batch, infer_task
 from lightning_failures.metrics import GradesMetric
@@ -28,7 +32,7 @@ class Collector:
         task: None infers it from the first batch.
         lenses: The encoders with their caches.
         ranks: The processes of the run.
-        groups_from: Name of the dataset's attribute with a source id for each example.
+        groups_from: Name of the dataset's attribute with a source for each example, a number or a name.
     """
 
     def __init__(
@@ -39,16 +43,15 @@ class Collector:
         task: Task | None,
         lenses: Sequence[Lens],
         ranks: Ranks,
-        groups_from: str = "groups",
+        groups_from: str | None = "groups",
     ) -> None:
         self.task = task
         self.named = class_names is not None
         self.columns: int | None = None
-        self._names = class_names if class_names is not None else dataset_attribute(dataset, "classes")
+        self._names = _told_apart(class_names if self.named else dataset_attribute(dataset, "classes"))
         self._lenses, self._ranks = lenses, ranks
         self._expected = _length(dataset)
-        groups = dataset_attribute(dataset, groups_from)
-        self._groups = None if groups is None else torch.as_tensor(groups)
+        self._groups = None if groups_from is None else _sources(dataset, groups_from)
         self._metric = GradesMetric(process_group=ranks.group)
         self._ids: list[Tensor] = []
         self._keys: list[Tensor] = []
@@ -78,7 +81,7 @@ class Collector:
         names = self._names
         if names is None:
             names = [str(k) for k in range(max(self.columns, 2) if self.task != "multilabel" else self.columns)]
-        return expand_class_names([str(name) for name in names], self.task)
+        return expand_class_names(names, self.task)
 
     def grade(self, logits: Tensor, labels: Tensor, ids: Sequence[int] | Tensor) -> Tensor:
         """Grade one batch; returns its ids (B,) int64."""
@@ -88,21 +91,26 @@ class Collector:
             self.columns = logits.shape[1] if logits.ndim == 2 else self._hard_columns(logits)
             self._check_names()
         rows = grade_batch(logits, labels, task=self.task)
-        ids = torch.as_tensor(ids).long().cpu().reshape(-1)
+        # copies: a tensor that a worker sent keeps a file open for as long as it lives
+        ids = torch.as_tensor(ids).long().cpu().reshape(-1).clone()
         if len(ids) != len(labels):
             raise ConfigurationError(
                 f"The batch has {len(labels)} labels, but {len(ids)} ids are known of it. Give read_batch to name them."
             )
         conditions = self._conditions
         self._metric.update(
-            ids[rows.position] * conditions + rows.condition, rows.labels, rows.predictions, rows.confidence
+            ids[rows.position] * conditions + rows.condition, rows.labels.clone(), rows.predictions, rows.confidence
         )
         return ids
 
-    def embed(self, images: Tensor, keys: Tensor, ids: Tensor) -> None:
-        """Embed images (B, C, H, W) in [0, 1] with every lens, unless it knows their keys (B, 2)."""
-        for lens in self._lenses:
-            lens.embed(images, keys)
+    def embed(self, images: Tensor, space: ImageSpace, ids: Tensor) -> None:
+        """Embed those of the images (B, C, H, W), which are in ``space``, that some lens does not know."""
+        keys = content_keys(images, salt=repr(space))
+        lacking = torch.stack([lens.store.missing(keys) for lens in self._lenses]).any(0)
+        if lacking.any():
+            unit = space.to_unit(images[lacking.to(images.device)])
+            for lens in self._lenses:
+                lens.embed(unit, keys[lacking])
         self._ids.append(ids)
         self._keys.append(keys)
 
@@ -125,8 +133,14 @@ class Collector:
     def embeddings(self, lens: Lens) -> tuple[Tensor, Tensor] | None:
         """Return ids (U,) ascending and embeddings (U, D) of all ranks, on the first rank; else None. Collective."""
         ids = torch.cat([torch.empty(0, dtype=torch.int64), *self._ids])
-        rows = lens.look_up(torch.cat(self._keys)) if self._keys else torch.empty(0, lens.encoder.dim)
-        lens.store.flush()
+        rows, error = torch.empty(0, lens.encoder.dim), None
+        try:
+            lens.store.flush()
+            if self._keys:
+                rows = lens.look_up(torch.cat(self._keys))
+        except Exception as raised:
+            error = raised
+        self._ranks.agree(error)
         all_ids, all_rows = self._ranks.gather_rows(ids), self._ranks.gather_rows(rows)
         if all_ids is None or all_rows is None:
             return None
@@ -169,8 +183,32 @@ class Collector:
             )
 
 
+def _told_apart(names: Any) -> list[str] | None:
+    """Class names as text, all different: of synonyms the first, with its index where two classes share a name."""
+    if not isinstance(names, Sequence | np.ndarray):
+        return None
+    texts = [str(name[0] if isinstance(name, tuple | list) and name else name) for name in names]
+    count = Counter(texts)
+    return [f"{text} ({k})" if count[text] > 1 else text for k, text in enumerate(texts)]
+
+
+def _sources(dataset: Any, attribute: str) -> Tensor | None:
+    """The source of each example as (N,) int64; names are numbered."""
+    groups = dataset_attribute(dataset, attribute)
+    if groups is None:
+        return None
+    values, length = np.asarray(groups), _length(dataset)
+    if values.ndim != 1 or values.dtype == object or length not in (None, len(values)):
+        raise ConfigurationError(
+            f"FailureModes(groups_from={attribute!r}): this attribute of {type(dataset).__name__} must hold an integer"
+            f" or a string for each of its {length} examples, but is a {type(groups).__name__} of shape {values.shape}."
+            " Name another attribute, or None for no groups."
+        )
+    return torch.from_numpy(values if values.dtype.kind == "i" else np.unique(values, return_inverse=True)[1]).long()
+
+
 def _length(dataset: Any) -> int | None:
     try:
         return len(dataset)
-    except TypeError:
+    except (TypeError, NotImplementedError):
         return None

@@ -15,6 +15,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from lightning_failures.errors import FailureModesError
+
 __all__ = ["Ranks"]
 
 TIMEOUT = timedelta(hours=6)
@@ -64,6 +66,15 @@ class Ranks:
         box = [value]
         dist.broadcast_object_list(box, src=0, group=self.group)
         return box[0]
+
+    def agree(self, error: Exception | None) -> None:
+        """Raise on every rank where any has an error: its own, or one that tells of the other. Collective."""
+        told = self.gather_objects(None if error is None else f"{type(error).__name__}: {error}")
+        if error is not None:
+            raise error
+        for rank, message in enumerate(told):
+            if message is not None:
+                raise FailureModesError(f"process {rank}: {message}")
 
     def gather_rows(self, rows: Tensor) -> Tensor | None:
         """Concatenate the rows (n_r, ...) of all ranks, in rank order, on rank 0; None on the others.

@@ -6,9 +6,9 @@ import warnings
 from pathlib import Path
 
 import torch
-from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 
+from lightning_failures.adapters.isolation import isolated_rng
 from lightning_failures.cache import EmbeddingCache, content_keys, embed
 from lightning_failures.encoders import Encoder, load_encoder
 from lightning_failures.errors import EncoderError
@@ -58,7 +58,7 @@ def open_lens(
     if spec is None:
         return None
     try:
-        with isolate_rng():
+        with isolated_rng():
             encoder = load_encoder(spec, device=device, robust=robust)
     except EncoderError as error:
         if not isinstance(spec, _DefaultEncoder):

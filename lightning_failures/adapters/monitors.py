@@ -14,9 +14,18 @@ from lightning_failures.adapters.placement import safe_name
 from lightning_failures.errors import ConfigurationError, did_you_mean
 from lightning_failures.records import FailureReport
 
-__all__ = ["AGGREGATES", "PREFIX", "check_monitored", "monitored_keys", "promised_values", "worst_class_values"]
+__all__ = [
+    "AGGREGATES",
+    "LOADER",
+    "PREFIX",
+    "check_monitored",
+    "monitored_keys",
+    "promised_values",
+    "worst_class_values",
+]
 
 PREFIX = "failures/"
+LOADER = "/dataloader_"
 
 DIRECTION_AGGREGATES = ("cv_score_mean", "flagged_fraction")
 TREE_AGGREGATES = (
@@ -28,7 +37,9 @@ TREE_AGGREGATES = (
 GRADE_AGGREGATES = ("accuracy", "coverage", "analysis_age")
 
 AGGREGATES: dict[str, float] = dict.fromkeys(DIRECTION_AGGREGATES + TREE_AGGREGATES, 1.0)
-"""Keys (without the prefix) that can be monitored, with their worst value: all are shares, lower is better."""
+"""Results of an analysis (keys without the prefix) with their worst value: all are shares, lower is better."""
+
+WORST = AGGREGATES | {"accuracy": 0.0, "coverage": 0.0}
 
 
 def monitored_keys(trainer: Trainer) -> set[str]:
@@ -54,7 +65,7 @@ def check_monitored(keys: Iterable[str], *, directions: bool, trees: bool) -> No
     lightning_failures.errors.ConfigurationError: monitor=...
     """
     for key in keys:
-        name = key.removeprefix(PREFIX).split("/dataloader_")[0]
+        name = key.removeprefix(PREFIX).split(LOADER)[0]
         if name in GRADE_AGGREGATES or name.startswith("class/"):
             continue
         if name not in AGGREGATES:
@@ -74,11 +85,12 @@ def check_monitored(keys: Iterable[str], *, directions: bool, trees: bool) -> No
 def promised_values(monitored: Iterable[str], last: Mapping[str, float]) -> dict[str, float]:
     """Return the aggregates that must be logged without a new analysis: the last values, else the worst of the metric.
 
-    >>> promised_values({"failures/flagged_fraction"}, {"cv_score_mean": 0.7})
-    {'cv_score_mean': 0.7, 'flagged_fraction': 1.0}
+    >>> promised_values({"failures/flagged_fraction/dataloader_1"}, {"cv_score_mean": 0.7})
+    {'flagged_fraction/dataloader_1': 1.0, 'cv_score_mean': 0.7}
     """
     names = sorted(key.removeprefix(PREFIX) for key in monitored)
-    return dict(last) | {name: AGGREGATES[name] for name in names if name in AGGREGATES and name not in last}
+    worst = {name: WORST.get(name.split(LOADER)[0]) for name in names}
+    return {name: value for name, value in worst.items() if value is not None} | dict(last)
 
 
 def worst_class_values(report: FailureReport, k: int) -> dict[str, float]:

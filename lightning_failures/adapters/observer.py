@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from lightning.pytorch import LightningModule
+import torch
+from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from lightning_failures.adapters.isolation import isolated_rng
 from lightning_failures.errors import ConfigurationError, did_you_mean
 
-__all__ = ["LogitsObserver"]
+__all__ = ["LogitsObserver", "forward_once_more"]
 
 REMEDY = (
     "Return {'logits': ...} from the step, name the submodule that computes them (logits_from='net'), or give"
@@ -78,12 +80,17 @@ class LogitsObserver:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
-        self._forget()
+        self.end()
 
     def begin(self, *, redirected: bool) -> None:
         """Start to watch one step. ``redirected`` says that the step itself runs through the module's ``__call__``."""
-        self._forget()
+        self.end()
         self._watching, self._redirected = True, redirected
+
+    def end(self) -> None:
+        """Stop to watch and let go what was seen."""
+        self._watching, self._depth = False, 0
+        self._own, self._children = [], []
 
     def logits(self, *, batch_size: int, classes: int | None) -> Tensor | None:
         """Return what the step computed, None if it computed no candidate; stops watching.
@@ -92,7 +99,7 @@ class LogitsObserver:
             ConfigurationError: more than one candidate.
         """
         own, children = self._own, self._children
-        self._forget()
+        self.end()
         for seen in (own, children):
             candidates = _distinct([t for t in seen if _may_be_logits(t, batch_size, classes)])
             if len(candidates) > 1:
@@ -103,10 +110,6 @@ class LogitsObserver:
             if candidates:
                 return candidates[0]
         return None
-
-    def _forget(self) -> None:
-        self._watching, self._depth = False, 0
-        self._own, self._children = [], []
 
     def _before_own(self, module: nn.Module, args: Any) -> None:
         self._depth += 1
@@ -121,20 +124,35 @@ class LogitsObserver:
             self._children += _tensors(output)
 
 
+def forward_once_more(trainer: Trainer, module: LightningModule, images: Tensor | None) -> Tensor:
+    """Return the logits of an extra forward, where the step neither returned nor computed any that could be seen.
+
+    Raises:
+        ConfigurationError: nothing to give to ``forward``, no ``forward``, or no tensor comes out.
+    """
+    unseen = "The step computed no logits that FailureModes could see"
+    if images is None:
+        raise ConfigurationError(f"{unseen}. {REMEDY}")
+    try:
+        with isolated_rng(), torch.no_grad(), trainer.precision_plugin.val_step_context():
+            logits = module(images)
+    except NotImplementedError as error:
+        raise ConfigurationError(f"{unseen}, and {type(module).__name__} has no forward. {REMEDY}") from error
+    if not isinstance(logits, Tensor):
+        raise ConfigurationError(f"forward returns a {type(logits).__name__}, not logits. {REMEDY}")
+    return logits
+
+
 def _tensors(output: Any) -> list[Tensor]:
-    """The tensors at the top level of what a module returned."""
-    if isinstance(output, Tensor):
-        return [output.detach()]
-    if isinstance(output, tuple | list):
-        return [value.detach() for value in output if isinstance(value, Tensor)]
-    if isinstance(output, dict):
-        found = output.get("logits")
-        return [found.detach()] if isinstance(found, Tensor) else []
-    return []
+    """The tensors at the top level of what a module returned that may be logits; feature maps are not kept."""
+    values = (
+        output if isinstance(output, tuple | list) else [output.get("logits") if isinstance(output, dict) else output]
+    )
+    return [v.detach() for v in values if isinstance(v, Tensor) and v.is_floating_point() and v.ndim in (1, 2)]
 
 
 def _may_be_logits(tensor: Tensor, batch_size: int, classes: int | None) -> bool:
-    if not tensor.is_floating_point() or tensor.ndim not in (1, 2) or len(tensor) != batch_size:
+    if len(tensor) != batch_size:
         return False
     columns = tensor.shape[1] if tensor.ndim == 2 else 1
     # one logit an example is how a binary task with two named classes looks

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import CombinedLoader
 from lightning.pytorch.utilities.model_helpers import is_overridden
@@ -42,7 +43,13 @@ class BatchReader:
         default = read_default_batch(outputs, batch)
         if self.own is None:
             return default
-        return replace(default, **{k: v for k, v in vars(self.own(outputs, batch)).items() if v is not None})
+        record = self.own(outputs, batch)
+        if not isinstance(record, BatchRecord):
+            raise ConfigurationError(
+                f"FailureModes(read_batch=...) must return a BatchRecord, got {type(record).__name__}."
+                " Leave a field None to have it found by the default rules."
+            )
+        return replace(default, **{k: _as_tensor(k, v) for k, v in vars(record).items() if v is not None})
 
     def space(self, dataset: Any) -> ImageSpace:
         """The space of the images: what the user says, else what the dataset's transforms do, else [0, 1]."""
@@ -50,6 +57,16 @@ class BatchReader:
             mean, std = self.normalization
             return ImageSpace(tuple(mean), tuple(std))
         return find_normalization(dataset) or ImageSpace()
+
+
+def _as_tensor(field: str, value: Any) -> Tensor:
+    try:
+        return torch.as_tensor(value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ConfigurationError(
+            f"FailureModes(read_batch=...) returned a BatchRecord whose {field} are no tensor but a"
+            f" {type(value).__name__} ({error}). Ids are integers, images and logits floats."
+        ) from error
 
 
 @dataclass(frozen=True)

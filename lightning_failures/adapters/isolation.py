@@ -1,0 +1,31 @@
+"""Random numbers that are given back, whatever happens."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from lightning.pytorch.utilities.seed import isolate_rng
+
+__all__ = ["isolated_rng"]
+
+
+@contextmanager
+def isolated_rng() -> Iterator[None]:
+    """Like Lightning's ``isolate_rng``, which gives nothing back after an exception.
+
+    >>> import random
+    >>> before = random.getstate()
+    >>> with isolated_rng():
+    ...     _ = random.random()
+    >>> random.getstate() == before
+    True
+    """
+    error: BaseException | None = None
+    with isolate_rng():
+        try:
+            yield
+        except BaseException as raised:
+            error = raised
+    if error is not None:
+        raise error

@@ -1,0 +1,80 @@
+"""When to analyse and when to draw, and what a resumed run goes on with."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+from lightning.pytorch import Trainer
+
+__all__ = ["RunState", "is_due", "is_last_epoch"]
+
+VERSION = 1
+
+
+@dataclass
+class RunState:
+    """What the callback knows of its run; plain values only, so that checkpoints load with ``weights_only=True``.
+
+    Attributes:
+        run_id: Names the folder of the run.
+        validations: How many ``fit`` has begun.
+        analyses: How many of the first loader were finished.
+        analysis_age: Validations since the last analysis that may steer.
+        last_epoch: The epoch of the last analysis, -1 before the first.
+        last_values: The monitored aggregates of the last analysis that may steer, with the suffix of their loader.
+
+    >>> RunState.from_dict(RunState(run_id="a", analyses=3).to_dict() | {"of a later version": 1}).analyses
+    3
+    """
+
+    run_id: str | None = None
+    validations: int = 0
+    analyses: int = 0
+    analysis_age: int = 0
+    last_epoch: int = -1
+    last_values: dict[str, float] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The state in a checkpoint."""
+        return {"version": VERSION, **asdict(self)}
+
+    @classmethod
+    def from_dict(cls, state: Mapping[str, Any]) -> RunState:
+        """Read what :meth:`to_dict` wrote; keys of other versions are ignored."""
+        known = {f.name for f in fields(cls)}
+        return cls(**{key: value for key, value in state.items() if key in known})
+
+
+def is_due(trainer: Trainer, state: RunState, every_n_epochs: int, every_n_validations: int | None) -> bool:
+    """Whether the validation that begins is analysed.
+
+    An epoch without an analysis, for want of a validation or because of an error, hands its turn on to the next. Where
+    nobody knows which validation is the last of an epoch, all of an epoch whose turn it is are analysed.
+    """
+    if trainer.sanity_checking or trainer.state.fn != "fit":
+        return True
+    if every_n_validations is not None:
+        return state.validations % every_n_validations == 0
+    epoch = trainer.current_epoch
+    turn = (epoch + 1) // every_n_epochs > (state.last_epoch + 1) // every_n_epochs
+    last = _is_last_validation(trainer)
+    return (turn or epoch == state.last_epoch) if last is None else (turn and last)
+
+
+def is_last_epoch(trainer: Trainer) -> bool:
+    """Whether the training will end with this epoch, as far as it is known."""
+    by_steps = 0 < trainer.max_steps <= trainer.global_step
+    return by_steps or 0 < (trainer.max_epochs or -1) <= trainer.current_epoch + 1
+
+
+def _is_last_validation(trainer: Trainer) -> bool | None:
+    """Whether no further validation comes in this epoch; None if its length or the interval is not known."""
+    if trainer.is_last_batch:
+        return True
+    total, interval = trainer.num_training_batches, trainer.val_check_batch
+    if interval is None or math.isinf(total):
+        return None
+    return total - (trainer.fit_loop.batch_idx + 1) < interval
