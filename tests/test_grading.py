@@ -56,11 +56,19 @@ def test_read_default_batch__what_it_cannot_read_is_none(batch):
 
 
 @pytest.mark.parametrize("key", ["logits", "preds"])
-def test_read_default_batch__logits_of_the_step(key):
-    logits = torch.zeros(4, 3)
-    assert read_default_batch({key: logits}, (X, Y)).logits is logits
+@pytest.mark.parametrize("scores", [torch.eye(4, 3) * 9 - 4, torch.full((4, 4), 0.25), Y])
+def test_read_default_batch__scores_of_the_step(key, scores):
+    assert read_default_batch({key: scores}, (X, Y)).logits is scores
     assert read_default_batch({key: "text"}, (X, Y)).logits is None
-    assert read_default_batch(logits, (X, Y)).logits is None  # may as well be a loss for each example
+    assert read_default_batch(scores, (X, Y)).logits is None  # may as well be a loss for each example
+
+
+@pytest.mark.parametrize("preds", [torch.tensor([0.0, 0.2, 0.8, 1.0]), torch.tensor([[0.9, 0.8], [0.1, 0.6]])])
+def test_read_default_batch__probabilities_of_a_sigmoid(preds):
+    logits = read_default_batch({"preds": preds}, (X, Y)).logits
+    torch.testing.assert_close(torch.sigmoid(logits), preds, atol=1e-6, rtol=1e-5)
+    named_as_logits = read_default_batch({"preds": preds, "logits": preds}, (X, Y)).logits
+    assert named_as_logits is preds
 
 
 # -- the task ------------------------------------------------------------------------------------------------
