@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -24,12 +23,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from sklearn.model_selection import StratifiedKFold
 from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from lightning_failures.arrays import as_mask, as_matrix, as_vector
+from lightning_failures.atomic import write_atomically
 from lightning_failures.errors import ConfigurationError, DataError
 from lightning_failures.splits import permutation_blocks, stratified_group_folds
 from lightning_failures.svm import SVMFit, balanced_signs, fit_published, fit_scaled, score_stderr
@@ -126,7 +126,6 @@ class FailureDirections:
 
     def save(self, path: str | Path) -> None:
         """Write one safetensors file, atomically."""
-        path = Path(path)
         tensors: dict[str, Tensor] = {}
         ranks = (self, *self.further)
         for rank, directions in enumerate(ranks):
@@ -136,12 +135,7 @@ class FailureDirections:
             "whiten": json.dumps(self.whiten),
             "skipped": json.dumps([directions.skipped for directions in ranks]),
         }
-        temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-        try:
-            save_file(tensors, temporary, metadata)
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        write_atomically(Path(path), save(tensors, metadata))
 
     @classmethod
     def load(cls, path: str | Path) -> FailureDirections:

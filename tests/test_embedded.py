@@ -17,7 +17,7 @@ from lightning_failures.digits.captions import caption
 from lightning_failures.digits.render import CLASSES, TINTS, draw_images
 from lightning_failures.embedded import CLIP_FOLDER, ROBUST_FOLDER, load_robust_cnn, train_clip, train_robust
 from lightning_failures.embedded.attack import margin, pgd_l2, robust_correct
-from lightning_failures.embedded.storage import write_atomic, write_json
+from lightning_failures.embedded.storage import write_json
 from lightning_failures.errors import ConfigurationError
 
 UNNAMED = train_clip.UNNAMED
@@ -261,14 +261,6 @@ def test_train_robust__a_few_steps_leave_the_random_state():
 
 
 # --- storage -------------------------------------------------------------------------------------------------------
-
-
-def test_write_atomic__replaces_and_leaves_nothing_behind(tmp_path):
-    path = tmp_path / "deep" / "file"
-    write_atomic(path, b"old")
-    write_atomic(path, b"new")
-    assert path.read_bytes() == b"new"
-    assert list(path.parent.iterdir()) == [path]
 
 
 def test_write_json__refuses_what_json_cannot_hold(tmp_path):

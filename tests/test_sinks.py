@@ -14,7 +14,7 @@ from PIL import Image
 
 from lightning_failures.records import ClassReport, FailureReport, GroupReport, LeafReport
 from lightning_failures.sinks import CSVSink, FileSink, TensorBoardSink, WandbSink, sinks_for, write_all
-from lightning_failures.sinks.files import file_name, write_atomically
+from lightning_failures.sinks.files import file_name
 from lightning_failures.visuals import Picture
 
 NASTY = "../../<script>|*x*\n🙂\udcff" + "y" * 10_000
@@ -82,13 +82,6 @@ def test_file_name__is_one_plain_component(text):
 def test_file_name__differs_where_texts_differ():
     texts = ["a/b", "a-b", "a b", "A/B", "a//b"]
     assert len({file_name(text) for text in texts}) == len(texts)
-
-
-def test_write_atomically__leaves_nothing_half_written(tmp_path):
-    (tmp_path / "target").mkdir()  # a file cannot take the place of a folder
-    with pytest.raises(OSError, match="target"):
-        write_atomically(tmp_path / "target", b"x")
-    assert [p.name for p in tmp_path.iterdir()] == ["target"]
 
 
 def test_tensorboard_sink__read_back(tmp_path):

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,7 +10,9 @@ from typing import Any
 from safetensors.torch import save
 from torch import Tensor
 
-__all__ = ["half_precision", "round_figures", "write_atomic", "write_json", "write_weights"]
+from lightning_failures.atomic import write_atomically
+
+__all__ = ["half_precision", "round_figures", "write_json", "write_weights"]
 
 
 def half_precision(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -23,28 +23,14 @@ def half_precision(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     }
 
 
-def write_atomic(path: Path, content: bytes) -> None:
-    """Write beside ``path`` first, then move into place, so that nobody reads half a file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        Path(name).chmod(0o644)
-        Path(name).replace(path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
-
-
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
     """Write plain values as indented JSON."""
-    write_atomic(path, (json.dumps(values, indent=2, allow_nan=False) + "\n").encode())
+    write_atomically(path, (json.dumps(values, indent=2, allow_nan=False) + "\n").encode())
 
 
 def write_weights(path: Path, state: Mapping[str, Tensor]) -> None:
     """Write a state dict as float16 safetensors."""
-    write_atomic(path, save(half_precision(state), metadata={"format": "pt"}))
+    write_atomically(path, save(half_precision(state), metadata={"format": "pt"}))
 
 
 def round_figures(values: Mapping[str, float]) -> dict[str, float]:

@@ -8,9 +8,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from lightning_failures.atomic import write_atomically
 from lightning_failures.records import FailureReport
 from lightning_failures.sinks.base import found_captions
-from lightning_failures.sinks.files import to_bytes, write_atomically
+from lightning_failures.sinks.files import to_bytes
 from lightning_failures.visuals import Picture
 
 __all__ = ["CSVSink"]

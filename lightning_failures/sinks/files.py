@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import re
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -13,11 +11,12 @@ from pathlib import Path
 
 from PIL import Image
 
+from lightning_failures.atomic import write_atomically
 from lightning_failures.records import FailureReport
 from lightning_failures.text import escape_markdown, markdown_table, tree_markdown
 from lightning_failures.visuals import Picture
 
-__all__ = ["FileSink", "file_name", "to_bytes", "write_atomically", "write_report"]
+__all__ = ["FileSink", "file_name", "to_bytes", "write_report"]
 
 
 @dataclass(frozen=True)
@@ -52,20 +51,6 @@ def write_report(report: FailureReport, folder: Path) -> None:
 def to_bytes(text: str) -> bytes:
     """Encode text in which names may hold bytes that are no UTF-8 (as folder names on Linux may)."""
     return text.encode("utf-8", "backslashreplace")
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file beside its place and move it there, so that no reader ever sees half of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".writing-")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
 
 
 def file_name(text: str, limit: int = 60) -> str:
