@@ -322,15 +322,15 @@ class FailureModes(Callback):
                 f"No labels were found in a batch of type {type(batch).__name__}. Batches are (x, y, ...) or mappings"
                 " with keys such as image and label; for other forms give read_batch, (outputs, batch) -> BatchRecord."
             )
-        ids = record.ids if record.ids is not None else drawn
+        collector = self._collectors.get(dataloader_idx)
+        if collector is None:
+            collector = self._collectors[dataloader_idx] = self._new_collector(dataset_of(loader))
+        ids = collector.name_ids(record.ids, drawn)
         if ids is None:
             raise ConfigurationError(
                 f"The indices of the examples cannot be read off a {type(loader).__name__} over"
                 f" {type(dataset_of(loader)).__name__}. {IDS_REMEDY}"
             )
-        collector = self._collectors.get(dataloader_idx)
-        if collector is None:
-            collector = self._collectors[dataloader_idx] = self._new_collector(dataset_of(loader))
         logits = record.logits
         if logits is None:
             logits = self._observer.logits(batch_size=len(record.labels), classes=collector.logit_columns)
@@ -368,6 +368,14 @@ class FailureModes(Callback):
         assert self._folder is not None
         loader = self._loaders[index]
         collector = self._collectors.get(index) or self._new_collector(dataset_of(loader))
+        if collector.seems_probabilities:
+            self._say_once(
+                f"All scores of this {collector.task} task lie between 0 and 1, so each counts as positive. If they are"
+                " probabilities, return {'preds': ...} from the step, or give read_batch for the logits."
+            )
+        pictures = self._wants_pictures(trainer)
+        if pictures and not collector.indexed:
+            self._say_once("The ids of read_batch are not the indices of the dataset: no pictures.")
         grades = collector.grades()
         lenses = self._explainer.directions, self._explainer.trees
         embedded, featured = (None if lens is None else collector.embeddings(lens) for lens in lenses)
@@ -384,7 +392,7 @@ class FailureModes(Callback):
                     featured,
                     has_names=collector.has_names,
                     folder=self._folder if index == 0 else self._folder / f"dataloader_{index}",
-                    pictures=self._wants_pictures(trainer),
+                    pictures=pictures and collector.indexed,
                 )
             except Exception as raised:
                 error = raised

@@ -1,4 +1,4 @@
-"""Run by test_callback_edges.py in two real processes: something fails on one of them; none may hang or stop training."""
+"""Run by test_callback_edges.py in two real processes: something fails on one; none may hang or stop training."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lightning_failures.adapters import collector, explaining
 from tests.toy import ColourEncoder, OracleClassifier, callback, loader, trainer
 
 
-class UnlikePickle(Exception):
+class UnpicklableError(Exception):
     """Cannot be sent to another process."""
 
     def __init__(self, one, two):
@@ -36,7 +36,7 @@ def plant(where: str) -> dict:
         return {"encoder": FailsOnRankOne()}
 
     def fail(*args, **kwargs):
-        raise UnlikePickle(1, 2)
+        raise UnpicklableError(1, 2)
 
     if where == "analysis":
         explaining.analyse = fail

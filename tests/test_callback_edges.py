@@ -18,10 +18,11 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from torch import nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import ConcatDataset, DataLoader, Dataset
 
 from lightning_failures import BatchRecord
-from lightning_failures.errors import ConfigurationError
+from lightning_failures.adapters.loaders import dataset_attribute
+from lightning_failures.errors import ConfigurationError, DataError
 from tests.test_callback import Metrics, Stream, StreamClassifier
 from tests.toy import Classifier, ColourEncoder, Images, OracleClassifier, callback, loader, trainer
 
@@ -401,17 +402,80 @@ class Probabilities(OracleClassifier):
         return {"preds": (super().forward(batch[0])[:, 1] / 8 + 0.1)}
 
 
-def test_preds__of_a_binary_task_are_probabilities(tmp_path):
-    class Two(Images):
-        def __getitem__(self, index):
-            image, label = super().__getitem__(index)
-            return image, float(label == 1)
+class Two(Images):
+    def __init__(self):
+        super().__init__()
+        self.classes = ["other", "one"]
 
-    data = Two()
-    data.classes = ["other", "one"]
+    def __getitem__(self, index):
+        image, label = super().__getitem__(index)
+        return image, float(label == 1)
+
+
+def test_preds__of_a_binary_task_are_probabilities(tmp_path):
     modes = callback()
-    trainer(tmp_path, modes).validate(Probabilities(), DataLoader(data, batch_size=16), verbose=False)
+    trainer(tmp_path, modes).validate(Probabilities(), DataLoader(Two(), batch_size=16), verbose=False)
     assert modes.last_report.accuracy > 0.6
+
+
+class SigmoidInForward(OracleClassifier):
+    def forward(self, x):
+        return torch.sigmoid(super().forward(x)[:, 1] - 2)
+
+    def validation_step(self, batch, batch_idx):
+        self(batch[0])
+
+
+def test_scores__that_look_like_probabilities_are_told(tmp_path):
+    run = trainer(tmp_path, callback(encoder=None))
+    with pytest.warns(UserWarning, match=r"between 0 and 1.*preds"):
+        run.validate(SigmoidInForward(), DataLoader(Two(), batch_size=16), verbose=False)
+
+
+def test_hard_predictions__labels_out_of_range(tmp_path):
+    class Hard(OracleClassifier):
+        def validation_step(self, batch, batch_idx):
+            return {"preds": self(batch[0]).argmax(1)}
+
+    modes = callback(class_names=["a", "b"])
+    with pytest.raises(DataError, match="run from 0 to 3, but the 2 classes"):
+        trainer(tmp_path, modes).validate(Hard(), loader(), verbose=False)
+
+
+def test_concatenated_dataset__classes_and_groups_are_read_through(tmp_path):
+    parts = [Images(80), Images(48, seed=1)]
+    for k, part in enumerate(parts):
+        part.groups = [f"{k} {i // 2}" for i in range(len(part))]
+    joined = ConcatDataset(parts)
+    assert dataset_attribute(joined, "groups") == parts[0].groups + parts[1].groups
+    modes = callback()
+    trainer(tmp_path, modes).validate(OracleClassifier(), DataLoader(joined, batch_size=16), verbose=False)
+    assert [entry.name for entry in modes.last_report.classes] == parts[0].classes
+    parts[1].classes = ["other"]
+    assert dataset_attribute(joined, "classes") is None
+
+
+def test_class_keys__of_names_that_look_alike_are_told_apart(tmp_path):
+    data, metrics = Images(), Metrics()
+    data.classes = ["c", "c++", "d", "e"]
+    run = trainer(tmp_path, callback(pictures=False), metrics)
+    run.fit(OracleClassifier(), loader(), DataLoader(data, batch_size=16))
+    keys = {key.split("/")[2] for key in metrics.seen[0] if key.startswith("failures/class/")}
+    assert keys == {"c_0", "c_1", "d", "e"}
+
+
+def test_ids__that_are_no_indices_give_no_pictures_and_no_groups(tmp_path):
+    def read(outputs, batch):
+        return BatchRecord(ids=(batch[0].double().sum((1, 2, 3)) * 1e6).long().abs())
+
+    modes, data = callback(read_batch=read), loader(400)
+    with pytest.warns(UserWarning, match="no pictures"):
+        trainer(tmp_path, modes).validate(OracleClassifier(), data, verbose=False)
+    assert modes.last_report.examples == 400
+    assert not list(tmp_path.rglob("*.png"))
+    data.dataset.groups = torch.arange(400)
+    with pytest.raises(ConfigurationError, match="groups_from"):
+        trainer(tmp_path, callback(read_batch=read)).validate(OracleClassifier(), data, verbose=False)
 
 
 def test_dataset__whose_length_is_not_implemented(tmp_path):

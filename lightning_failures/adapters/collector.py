@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -15,7 +16,7 @@ from lightning_failures.adapters.images import ImageSpace
 from lightning_failures.adapters.lenses import Lens
 from lightning_failures.adapters.loaders import dataset_attribute
 from lightning_failures.cache import content_keys
-from lightning_failures.errors import ConfigurationError
+from lightning_failures.errors import ConfigurationError, DataError
 from lightning_failures.grading import Task, assemble_grades, expand_class_names, grade_batch, infer_task
 from lightning_failures.metrics import GradesMetric
 from lightning_failures.records import Grades
@@ -48,6 +49,8 @@ class Collector:
         self.task = task
         self.named = class_names is not None
         self.columns: int | None = None
+        self.indexed = True  # whether ids are indices of the dataset
+        self._range = (math.inf, -math.inf)
         self._names = _told_apart(class_names if self.named else dataset_attribute(dataset, "classes"))
         self._lenses, self._ranks = lenses, ranks
         self._expected = _length(dataset)
@@ -83,6 +86,27 @@ class Collector:
             names = [str(k) for k in range(max(self.columns, 2) if self.task != "multilabel" else self.columns)]
         return expand_class_names(names, self.task)
 
+    @property
+    def seems_probabilities(self) -> bool:
+        """Whether all scores of a binary or multilabel task are between 0 and 1, as no raw scores are for long."""
+        low, high = self._range
+        return 0 <= low < high <= 1
+
+    def name_ids(self, ids: Tensor | None, drawn: Sequence[int] | None) -> Tensor | Sequence[int] | None:
+        """Return the user's ids of a batch, or else the indices that were drawn for it.
+
+        Raises:
+            ConfigurationError: groups, which are found by index, are wanted for ids that are no indices.
+        """
+        if ids is not None and drawn is not None and ids.tolist() != drawn:
+            self.indexed = False
+            if self._groups is not None:
+                raise ConfigurationError(
+                    "FailureModes(read_batch=...) gives ids that are not the indices of the dataset, so its groups"
+                    " cannot be found by them. Leave ids None, or give groups_from=None."
+                )
+        return ids if ids is not None else drawn
+
     def grade(self, logits: Tensor, labels: Tensor, ids: Sequence[int] | Tensor) -> Tensor:
         """Grade one batch; returns its ids (B,) int64."""
         if self.task is None:
@@ -91,6 +115,14 @@ class Collector:
             self.columns = logits.shape[1] if logits.ndim == 2 else self._hard_columns(logits)
             self._check_names()
         rows = grade_batch(logits, labels, task=self.task)
+        if logits.is_floating_point() and self.task != "multiclass" and logits.numel():
+            low, high = logits.detach().cpu().aminmax()
+            self._range = min(self._range[0], float(low)), max(self._range[1], float(high))
+        if not logits.is_floating_point() and len(labels) and int(rows.labels.max()) >= len(self.class_names):
+            raise DataError(
+                f"Labels run from {int(labels.min())} to {int(labels.max())}, but the {len(self.class_names)} classes"
+                f" allow 0 to {len(self.class_names) - 1}."
+            )
         # copies: a tensor that a worker sent keeps a file open for as long as it lives
         ids = torch.as_tensor(ids).long().cpu().reshape(-1).clone()
         if len(ids) != len(labels):

@@ -169,7 +169,8 @@ def dataset_of(loader: object) -> Any:
 def dataset_attribute(dataset: Any, name: str) -> Any:
     """Read an attribute of a dataset through wrappers such as ``Subset``; None if nobody has it.
 
-    Per-example sequences (``groups``) are indexed by ``Subset.indices`` on the way.
+    Sequences with a value for each example (``groups``) are indexed by ``Subset.indices`` and joined by
+    ``ConcatDataset``; anything else must be the same in all the parts that are joined.
 
     >>> from torch.utils.data import Subset
     >>> class Data(list):
@@ -181,6 +182,9 @@ def dataset_attribute(dataset: Any, name: str) -> Any:
     own = getattr(dataset, name, None)
     if own is not None:
         return own
+    parts = getattr(dataset, "datasets", None)
+    if isinstance(parts, list):
+        return _joined(parts, [dataset_attribute(part, name) for part in parts])
     inner = getattr(dataset, "dataset", None)
     if inner is None:
         return None
@@ -189,3 +193,10 @@ def dataset_attribute(dataset: Any, name: str) -> Any:
     if indices is None or not hasattr(value, "__len__") or len(value) != len(inner):
         return value
     return [value[i] for i in indices]
+
+
+def _joined(parts: list[Any], values: list[Any]) -> Any:
+    if all(hasattr(value, "__len__") and len(value) == len(part) for value, part in zip(values, parts, strict=True)):
+        return [one for value in values for one in value]
+    alike = all(value is not None and list(value) == list(values[0]) for value in values)
+    return values[0] if alike else None

@@ -6,6 +6,7 @@ training; so a monitored aggregate always has a value. Per-class keys are not pr
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 
 from lightning.pytorch import Trainer
@@ -95,10 +96,14 @@ def promised_values(monitored: Iterable[str], last: Mapping[str, float]) -> dict
 
 def worst_class_values(report: FailureReport, k: int) -> dict[str, float]:
     """Return the scalars of the k classes with the lowest accuracy; what is undefined is absent."""
-    graded = sorted((c for c in report.classes if c.accuracy is not None), key=lambda c: c.accuracy or 0.0)
+    names = [safe_name(entry.name) for entry in report.classes]
+    count = Counter(names)
+    names = [f"{name}_{i}" if count[name] > 1 else name for i, name in enumerate(names)]
+    graded = [(name, entry) for name, entry in zip(names, report.classes, strict=True) if entry.accuracy is not None]
+    graded.sort(key=lambda item: item[1].accuracy or 0.0)
     return {
-        f"class/{safe_name(entry.name)}/{key}": float(value)
-        for entry in graded[:k]
+        f"class/{name}/{key}": float(value)
+        for name, entry in graded[:k]
         for key in ("accuracy", "cv_score", "p_value", "aler")
         if (value := getattr(entry, key)) is not None
     }
