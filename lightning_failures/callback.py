@@ -16,7 +16,7 @@ from lightning_failures.adapters.collector import Collector
 from lightning_failures.adapters.distributed import Ranks
 from lightning_failures.adapters.explaining import Explainer
 from lightning_failures.adapters.isolation import isolated_rng
-from lightning_failures.adapters.lenses import DEFAULT_ENCODER, Lens, open_lens
+from lightning_failures.adapters.lenses import DEFAULT_ENCODER, Lens, name_of, open_lens
 from lightning_failures.adapters.loaders import IDS_REMEDY, LoaderTap, dataset_of, evaluation_loaders
 from lightning_failures.adapters.monitors import (
     AGGREGATES,
@@ -179,7 +179,7 @@ class FailureModes(Callback):
     @property
     def state_key(self) -> str:
         """Two instances in one Trainer are told apart by what they look through."""
-        return self._generate_state_key(encoder=_name(self.encoder), robust_encoder=_name(self.robust_encoder))
+        return self._generate_state_key(encoder=name_of(self.encoder), robust_encoder=name_of(self.robust_encoder))
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Check the options, load the encoders, and join the loaders and the module."""
@@ -212,6 +212,12 @@ class FailureModes(Callback):
         """Schedulers, and submodules that the module's own ``setup`` builds, are known only now."""
         self._check_monitored(trainer)
         self._observer.attach(pl_module)
+
+    def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Before the first validation; a tuner may have changed the loaders since ``setup``."""
+        self._tap.tap_prepared(trainer)
+
+    on_train_start = on_sanity_check_start
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Leave the loaders and the module as they were."""
@@ -368,11 +374,8 @@ class FailureModes(Callback):
         assert self._folder is not None
         loader = self._loaders[index]
         collector = self._collectors.get(index) or self._new_collector(dataset_of(loader))
-        if collector.seems_probabilities:
-            self._say_once(
-                f"All scores of this {collector.task} task lie between 0 and 1, so each counts as positive. If they are"
-                " probabilities, return {'preds': ...} from the step, or give read_batch for the logits."
-            )
+        if collector.doubt:
+            self._say_once(collector.doubt)
         pictures = self._wants_pictures(trainer)
         if pictures and not collector.indexed:
             self._say_once("The ids of read_batch are not the indices of the dataset: no pictures.")
@@ -488,10 +491,6 @@ class FailureModes(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on where the checkpoint was written."""
         self._state = RunState.from_dict(state_dict)
-
-
-def _name(encoder: Any) -> str | None:
-    return None if encoder is None else str(getattr(encoder, "name", encoder))
 
 
 def _require(holds: bool, name: str, value: Any, allowed: str) -> None:

@@ -16,7 +16,7 @@ import lightning as L
 import numpy as np
 import pytest
 import torch
-from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
+from lightning.pytorch.callbacks import BatchSizeFinder, Callback, EarlyStopping, ModelCheckpoint
 from torch import nn
 from torch.utils.data import ConcatDataset, DataLoader, Dataset
 
@@ -237,6 +237,30 @@ def test_interrupted_validation__the_next_run_is_whole(tmp_path):
         trainer(tmp_path, modes, num_sanity_val_steps=0).fit(Stops(), loader(), data)
     trainer(tmp_path, modes).fit(OracleClassifier(), loader(), data)
     assert (modes.last_report.examples, modes.last_report.coverage) == (160, 1.0)
+
+
+@pytest.mark.parametrize("sanity", [0, 2])
+def test_batch_size_finder__prepares_loaders_of_its_own(tmp_path, sanity):
+    class Data(L.LightningDataModule):
+        batch_size = 4
+
+        def train_dataloader(self):
+            return DataLoader(Images(), batch_size=self.batch_size)
+
+        val_dataloader = train_dataloader
+
+    modes, finder = callback(pictures=False), BatchSizeFinder(max_trials=2, steps_per_trial=1)
+    run = trainer(tmp_path, modes, finder, enable_checkpointing=True, num_sanity_val_steps=sanity)
+    run.fit(OracleClassifier(), datamodule=Data())
+    assert modes.last_report.examples == 160
+
+
+@pytest.mark.parametrize("sanity", [0, 2])
+def test_iterable__of_unknown_length_in_fit(tmp_path, sanity):
+    modes = callback(read_batch=lambda outputs, batch: BatchRecord(ids=batch[2]), pictures=False)
+    data = DataLoader(Stream(), batch_size=16)
+    trainer(tmp_path, modes, num_sanity_val_steps=sanity).fit(StreamClassifier(), loader(), data)
+    assert modes.last_report.examples == 160
 
 
 # -- modules that are built late -----------------------------------------------------------------------------

@@ -87,10 +87,15 @@ class Collector:
         return expand_class_names(names, self.task)
 
     @property
-    def seems_probabilities(self) -> bool:
-        """Whether all scores of a binary or multilabel task are between 0 and 1, as no raw scores are for long."""
+    def doubt(self) -> str | None:
+        """A word about scores of a binary or multilabel task that are all between 0 and 1, as raw ones hardly are."""
         low, high = self._range
-        return 0 <= low < high <= 1
+        if not 0 <= low < high <= 1:
+            return None
+        return (
+            f"All scores of this {self.task} task lie between 0 and 1, so each counts as positive. If they are"
+            " probabilities, return {'preds': ...} from the step, or give read_batch for the logits."
+        )
 
     def name_ids(self, ids: Tensor | None, drawn: Sequence[int] | None) -> Tensor | Sequence[int] | None:
         """Return the user's ids of a batch, or else the indices that were drawn for it.

@@ -13,7 +13,7 @@ from lightning_failures.cache import EmbeddingCache, content_keys, embed
 from lightning_failures.encoders import Encoder, load_encoder
 from lightning_failures.errors import EncoderError
 
-__all__ = ["DEFAULT_ENCODER", "Lens", "open_lens"]
+__all__ = ["DEFAULT_ENCODER", "Lens", "name_of", "open_lens"]
 
 
 class _DefaultEncoder(str):
@@ -45,6 +45,11 @@ class Lens:
     def look_up(self, keys: Tensor) -> Tensor:
         """Return the embeddings (N, D) float32 of keys that were embedded before."""
         return self.store.get(keys)
+
+
+def name_of(spec: str | Path | Encoder | None) -> str | None:
+    """What an encoder is called, before it is loaded."""
+    return None if spec is None else str(getattr(spec, "name", spec))
 
 
 def open_lens(

@@ -99,6 +99,12 @@ class LoaderTap:
         self._wrapper = process_and_tap
         trainer.strategy.process_dataloader = process_and_tap  # type: ignore[method-assign]
 
+    def tap_prepared(self, trainer: Trainer) -> None:
+        """Tap validation loaders that a tuner had prepared in another stage; call it before they are iterated."""
+        if trainer.val_dataloaders is not None:
+            for loader in CombinedLoader(trainer.val_dataloaders, "sequential").flattened:
+                self._tap(loader)
+
     def detach(self) -> None:
         """Take every recorder and the wrapper out again."""
         for reference, attribute, recorder in reversed(self._taps):
