@@ -18,7 +18,8 @@ import torch
 from digits import Split, digits_captions, digits_encoder, grade, progress, train
 from scipy.stats import spearmanr
 
-from lightning_failures.analysis import ClassCaptions, analyse
+from lightning_failures.analysis import analyse
+from lightning_failures.candidates import ClassCaptions
 from lightning_failures.captions import mean_shift_scores, score_captions
 from lightning_failures.digits import TINTS
 from lightning_failures.directions import FailureDirections, fit_failure_directions

@@ -13,7 +13,7 @@ import torch
 from lightning.pytorch.utilities.warnings import PossibleUserWarning
 from torch import Tensor
 
-from lightning_failures.analysis import ClassCaptions
+from lightning_failures.candidates import ClassCaptions, caption_source
 from lightning_failures.digits import TINTS, ColouredDigits, ColouredDigitsDataModule, DigitClassifier
 from lightning_failures.encoders import OpenCLIPEncoder, load_encoder
 from lightning_failures.grading import grade_batch
@@ -85,14 +85,10 @@ def grade(model: DigitClassifier, data: ColouredDigits, encoder: OpenCLIPEncoder
 
 def digits_captions(encoder: OpenCLIPEncoder) -> list[ClassCaptions]:
     """The candidates of every class, embedded."""
-    vocabulary = CaptionVocabulary.load("digits")
-    found = []
-    for name in ColouredDigits("test", size=10).classes:
-        grammar = vocabulary.grammar(name)
-        texts = tuple(grammar.captions())
-        vectors = encoder.encode_texts([str(grammar.reference), *texts])
-        found.append(ClassCaptions(texts, vectors[1:], vectors[0]))
-    return found
+    names = ColouredDigits("test", size=10).classes
+    source = caption_source(encoder, CaptionVocabulary.load("digits"), names)
+    found = [source(k) for k in range(len(names))]
+    return [captions for captions in found if captions is not None]
 
 
 def digits_encoder() -> OpenCLIPEncoder:

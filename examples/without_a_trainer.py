@@ -7,8 +7,10 @@ import torch
 from sklearn.linear_model import LogisticRegression
 
 from lightning_failures import Grades, analyse
+from lightning_failures.candidates import caption_source
 from lightning_failures.digits import ColouredDigits
 from lightning_failures.encoders import load_encoder
+from lightning_failures.grammar import CaptionVocabulary
 from lightning_failures.text import class_table
 
 
@@ -33,5 +35,6 @@ report = analyse(
         groups=torch.as_tensor(validation.groups),
     ),
     encoder.encode_images(validation.images.float() / 255),
+    captions=caption_source(encoder, CaptionVocabulary.load("digits"), validation.classes),
 )
 print(class_table(report))

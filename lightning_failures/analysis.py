@@ -9,13 +9,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from lightning_failures.candidates import ClassCaptions
 from lightning_failures.captions import caption_p_value, score_captions
 from lightning_failures.directions import FailureDirections, fit_failure_directions
 from lightning_failures.errors import DataError
@@ -23,28 +24,13 @@ from lightning_failures.records import ClassReport, FailureReport, Grades, Group
 from lightning_failures.statistics import benjamini_hochberg
 from lightning_failures.trees import FailureTree, fit_failure_tree
 
-__all__ = ["ClassCaptions", "analyse"]
+__all__ = ["analyse"]
 
 LEVEL = 0.05
 """False discovery rate at which a pattern is called one."""
 
 Grouping = Literal["label", "prediction"]
 GROUPINGS: tuple[Grouping, ...] = ("label", "prediction")
-
-
-@dataclass(frozen=True)
-class ClassCaptions:
-    """The candidate captions of one class, embedded.
-
-    Attributes:
-        texts: M captions.
-        embeddings: (M, D) float32 unit vectors.
-        reference: (D,) unit vector of the reference caption.
-    """
-
-    texts: tuple[str, ...]
-    embeddings: Tensor
-    reference: Tensor
 
 
 def analyse(
@@ -72,7 +58,8 @@ def analyse(
             ascending. None: no directions.
         features: Likewise, of an adversarially robust model. None: no trees.
         reference: (M, D) embeddings that phi is standardised with. None: ``embeddings``.
-        captions: Gives the embedded candidates of a class (by index), or None. Asked only for classes with a direction.
+        captions: Gives the embedded candidates of a class (by index), or None; see
+            :func:`~lightning_failures.candidates.caption_source`. Asked only for classes with a direction.
         permutations: Of the screening test.
         n_directions: Directions a class.
         top_captions: How many hardest and easiest captions a class keeps.

@@ -327,6 +327,7 @@ class FailureModes(Callback):
             raise ConfigurationError(
                 f"No labels were found in a batch of type {type(batch).__name__}. Batches are (x, y, ...) or mappings"
                 " with keys such as image and label; for other forms give read_batch, (outputs, batch) -> BatchRecord."
+                " A CombinedLoader must run its loaders one after the other (mode='sequential')."
             )
         collector = self._collectors.get(dataloader_idx)
         if collector is None:

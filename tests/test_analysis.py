@@ -7,7 +7,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from lightning_failures.analysis import ClassCaptions, analyse
+from lightning_failures.analysis import analyse
+from lightning_failures.candidates import ClassCaptions
 from lightning_failures.errors import DataError
 from lightning_failures.records import FailureReport, Grades
 

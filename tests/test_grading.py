@@ -287,3 +287,9 @@ def test_best_f1_threshold__equals_brute_force(examples):
 def test_best_f1_threshold__one_truth_only_is_no_ground_for_another(positive):
     for truth in (0, 1):
         assert best_f1_threshold(torch.from_numpy(positive), torch.full((len(positive),), truth)) == 0.5
+
+
+def test_grade_batch__half_precision_probabilities_stay_probabilities():
+    preds = torch.tensor([[0.7, 0.2, 0.1], [0.1, 0.1, 0.8]]).half()
+    grades = grade_batch(preds, torch.tensor([0, 1]))
+    assert grades.confidence.tolist() == pytest.approx([0.7, 0.1], abs=2e-3)

@@ -10,7 +10,6 @@ monitors      the keys that other callbacks of the Trainer watch
 schedule      when to analyse, and what a resumed run goes on with
 placement     where files go
 pictures      which pictures an analysis asks for
-words         the captions of each class, embedded once
 explaining    the analysis with its pictures and files, on the first process
 isolation     random numbers that are given back
 distributed   gathering rows and agreeing on errors between processes

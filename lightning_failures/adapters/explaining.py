@@ -17,8 +17,8 @@ from lightning_failures.adapters.lenses import Lens
 from lightning_failures.adapters.loaders import dataset_of
 from lightning_failures.adapters.pictures import draw_pictures
 from lightning_failures.adapters.reading import BatchReader, ExampleReader, training_sample
-from lightning_failures.adapters.words import caption_source
-from lightning_failures.analysis import ClassCaptions, analyse
+from lightning_failures.analysis import analyse
+from lightning_failures.candidates import ClassCaptions, caption_source
 from lightning_failures.encoders import gives_maps, gives_texts
 from lightning_failures.grammar import CaptionVocabulary
 from lightning_failures.records import FailureReport, Grades

@@ -51,8 +51,10 @@ class ImageSpace:
                 f"Images have the shape {tuple(images.shape)}; the encoders need (B, 1 or 3, H, W)."
                 " Give read_batch to hand over the right tensor."
             )
-        if images.dtype == torch.uint8:
+        if images.dtype == torch.uint8 or len(images) == 0:
             return images.float() / 255
+        if len(self.mean) not in (1, images.shape[1]):
+            raise DataError(f"normalization has {len(self.mean)} means, but images have {images.shape[1]} channel.")
         shape = (1, -1, 1, 1)
         mean, std = images.new_tensor(self.mean, dtype=torch.float32), images.new_tensor(self.std, dtype=torch.float32)
         unit = images.detach().float() * std.reshape(shape) + mean.reshape(shape)

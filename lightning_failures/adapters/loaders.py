@@ -15,8 +15,6 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import CombinedLoader
 from torch.utils.data import DataLoader, IterableDataset
 
-from lightning_failures.errors import ConfigurationError
-
 __all__ = ["IndexRecorder", "LoaderTap", "dataset_attribute", "dataset_of", "evaluation_loaders"]
 
 IDS_REMEDY = (
@@ -149,22 +147,9 @@ def _copy(indices: Any) -> tuple[Any, ...]:
 
 
 def evaluation_loaders(trainer: Trainer) -> list[Any]:
-    """Return the loaders of the running validation or test, by dataloader index.
-
-    Raises:
-        ConfigurationError: a CombinedLoader that does not run its loaders one after the other.
-    """
+    """Return the loaders of the running validation or test, by dataloader index."""
     loaders = trainer.test_dataloaders if trainer.testing else trainer.val_dataloaders
-    if loaders is None:
-        return []
-    if isinstance(loaders, CombinedLoader):
-        if loaders._mode != "sequential":
-            raise ConfigurationError(
-                f"A validation CombinedLoader in mode {loaders._mode!r} mixes loaders within a batch."
-                " FailureModes grades loaders one after the other: use mode='sequential'."
-            )
-        return list(loaders.flattened)
-    return list(CombinedLoader(loaders, "sequential").flattened)
+    return [] if loaders is None else list(CombinedLoader(loaders, "sequential").flattened)
 
 
 def dataset_of(loader: object) -> Any:
@@ -175,7 +160,7 @@ def dataset_of(loader: object) -> Any:
 def dataset_attribute(dataset: Any, name: str) -> Any:
     """Read an attribute of a dataset through wrappers such as ``Subset``; None if nobody has it.
 
-    Sequences with a value for each example (``groups``) are indexed by ``Subset.indices`` and joined by
+    Sequences with a value for each example (all but ``classes``) are indexed by ``Subset.indices`` and joined by
     ``ConcatDataset``; anything else must be the same in all the parts that are joined.
 
     >>> from torch.utils.data import Subset
@@ -190,19 +175,21 @@ def dataset_attribute(dataset: Any, name: str) -> Any:
         return own
     parts = getattr(dataset, "datasets", None)
     if isinstance(parts, list):
-        return _joined(parts, [dataset_attribute(part, name) for part in parts])
+        return _joined(name, parts, [dataset_attribute(part, name) for part in parts])
     inner = getattr(dataset, "dataset", None)
     if inner is None:
         return None
     value = dataset_attribute(inner, name)
     indices = getattr(dataset, "indices", None)
-    if indices is None or not hasattr(value, "__len__") or len(value) != len(inner):
+    if name == "classes" or indices is None or not hasattr(value, "__len__") or len(value) != len(inner):
         return value
     return [value[i] for i in indices]
 
 
-def _joined(parts: list[Any], values: list[Any]) -> Any:
-    if all(hasattr(value, "__len__") and len(value) == len(part) for value, part in zip(values, parts, strict=True)):
+def _joined(name: str, parts: list[Any], values: list[Any]) -> Any:
+    if name != "classes" and all(
+        hasattr(value, "__len__") and len(value) == len(part) for value, part in zip(values, parts, strict=True)
+    ):
         return [one for value in values for one in value]
     alike = all(value is not None and list(value) == list(values[0]) for value in values)
     return values[0] if alike else None

@@ -48,8 +48,8 @@ def monitored_keys(trainer: Trainer) -> set[str]:
 
     Schedulers are known from the start of ``fit`` on.
     """
-    names: set[str | None] = {getattr(callback, "monitor", None) for callback in trainer.callbacks}  # type: ignore[attr-defined]
-    names |= {config.monitor for config in trainer.lr_scheduler_configs}
+    names = [getattr(callback, "monitor", None) for callback in trainer.callbacks]  # type: ignore[attr-defined]
+    names += [config.monitor for config in trainer.lr_scheduler_configs]
     return {name for name in names if isinstance(name, str) and name.startswith(PREFIX)}
 
 

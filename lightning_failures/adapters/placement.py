@@ -36,9 +36,10 @@ def failures_folder(trainer: Trainer, ranks: Ranks, *, run_id: str | None = None
 
 
 def safe_name(text: str, *, limit: int = 80) -> str:
-    """Make one path component out of any text.
+    """Make one path component out of any text, of at most ``limit`` characters and 200 bytes.
 
     >>> safe_name("../a b/c"), safe_name("..")
     ('a_b_c', '_')
     """
-    return re.sub(r"[^\w.=-]+", "_", text).strip("._")[:limit] or "_"
+    plain = re.sub(r"[^\w.=-]+", "_", text).strip("._")[:limit]
+    return plain.encode("utf-8", "replace")[:200].decode("utf-8", "ignore") or "_"

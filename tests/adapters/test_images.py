@@ -122,3 +122,10 @@ def test_find_normalization__in_torchvisions_datasets():
 @pytest.mark.parametrize("dataset", [None, [1, 2], Data(), Data(v2.RandomHorizontalFlip()), Data(lambda image: image)])
 def test_find_normalization__nothing_found(dataset):
     assert find_normalization(dataset) is None
+
+
+def test_to_unit__empty_batch_and_gray_images_with_three_means():
+    space = ImageSpace((0.5, 0.5, 0.5), (0.2, 0.2, 0.2))
+    assert space.to_unit(torch.zeros(0, 3, 4, 4)).shape == (0, 3, 4, 4)
+    with pytest.raises(DataError, match="3 means"):
+        space.to_unit(torch.zeros(1, 1, 4, 4))

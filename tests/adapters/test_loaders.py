@@ -196,3 +196,15 @@ def test_dataset_attribute__of_the_wrapper_itself_comes_first():
     subset = Subset(Numbers(), [3, 1])
     subset.groups = [7, 8]
     assert dataset_attribute(subset, "groups") == [7, 8]
+
+
+def test_dataset_attribute__classes_are_never_one_an_example():
+    class Three(torch.utils.data.Dataset):
+        classes = ("a", "b", "c")
+
+        def __len__(self):
+            return 3
+
+    assert dataset_attribute(torch.utils.data.Subset(Three(), [2, 0]), "classes") == ("a", "b", "c")
+    joined = torch.utils.data.ConcatDataset([Three(), Three()])
+    assert dataset_attribute(joined, "classes") == ("a", "b", "c")

@@ -129,3 +129,10 @@ def test_worst_class_values__never_nan():
     assert not any(key.startswith("class/") and value != value for key, value in values.items())
     assert "class/cat/p_value" not in values
     assert "class/dog/aler" not in values
+
+
+def test_monitored_keys__of_a_callback_that_monitors_several(tmp_path):
+    class Several(Callback):
+        monitor = ("failures/cv_score_mean", "val_loss")
+
+    assert monitored_keys(trainer(tmp_path, Several())) == set()

@@ -76,3 +76,7 @@ def test_folder__fast_dev_run_is_temporary(tmp_path):
     assert tmp_path not in folder.parents
     assert folder.is_dir()
     folder.rmdir()
+
+
+def test_safe_name__fits_a_file_name_in_bytes():
+    assert len(safe_name("\U0001d54f" * 80).encode()) <= 200

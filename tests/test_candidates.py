@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from lightning_failures.adapters.words import caption_source
+from lightning_failures.candidates import caption_source
 from lightning_failures.encoders import load_encoder
 from lightning_failures.grammar import CaptionVocabulary
 

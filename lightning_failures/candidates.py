@@ -2,17 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
-from lightning_failures.analysis import ClassCaptions
+from torch import Tensor
+
 from lightning_failures.encoders import TextEncoder
 from lightning_failures.grammar import CaptionVocabulary
 
-__all__ = ["caption_source"]
+__all__ = ["ClassCaptions", "caption_source"]
+
+
+@dataclass(frozen=True)
+class ClassCaptions:
+    """The candidate captions of one class, embedded.
+
+    Attributes:
+        texts: M captions.
+        embeddings: (M, D) float32 unit vectors.
+        reference: (D,) unit vector of the reference caption.
+    """
+
+    texts: tuple[str, ...]
+    embeddings: Tensor
+    reference: Tensor
 
 
 def caption_source(
-    encoder: TextEncoder, vocabulary: CaptionVocabulary, class_names: tuple[str, ...], known: dict[str, ClassCaptions]
+    encoder: TextEncoder,
+    vocabulary: CaptionVocabulary,
+    class_names: Sequence[str],
+    known: dict[str, ClassCaptions] | None = None,
 ) -> Callable[[int], ClassCaptions | None]:
     """Return what :func:`~lightning_failures.analysis.analyse` asks for captions.
 
@@ -22,6 +42,7 @@ def caption_source(
         class_names: K names.
         known: Captions by class name; filled here, so that each class is embedded once.
     """
+    known = {} if known is None else known
 
     def captions(k: int) -> ClassCaptions | None:
         name = class_names[k]
