@@ -91,7 +91,7 @@ def attach_truth(report: FailureReport, truth: Sequence[Truth | None]) -> Failur
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """Two threads save a third on idle cores and lose more on busy ones (``benchmarks/demo_threads.py``): one is safe."""
+    """Two threads save a third on idle cores and lose more on busy ones: see ``benchmarks/demo_threads.py``."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
