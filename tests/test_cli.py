@@ -75,6 +75,15 @@ def test_attach_truth__changes_nothing_else():
     assert without == report["classes"]
 
 
+@pytest.mark.parametrize("config", ["digits.yaml", "cifar10.yaml"])
+def test_configs__are_complete(config, capsys, monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "examples"))
+    with pytest.raises(SystemExit) as stop:
+        main(["fit", "--config", str(ROOT / "configs" / config), "--print_config"])
+    assert stop.value.code == 0
+    assert "lightning_failures.FailureModes" in capsys.readouterr().out
+
+
 @pytest.mark.slow
 def test_fit_and_analyse__from_the_packaged_config(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
