@@ -47,8 +47,11 @@ class FailureModes(Callback):
     It grades every example in ``on_validation_batch_end`` and embeds the images that its cache does not know;
     it analyses and logs in ``on_validation_epoch_end``, before ``ModelCheckpoint`` and ``EarlyStopping`` read
     their keys. It does the same in ``trainer.validate`` and ``trainer.test``. Nothing of the training changes:
-    weights, RNG streams, modes and hooks are as they would be without it. An error of the analysis is a
-    warning; training goes on.
+    weights, RNG streams, modes and hooks are as they would be without it.
+
+    A wrong option, or an encoder that you name and that cannot be had, is an error at set-up; what is configured
+    wrongly for the batches is one in the sanity check. Any later error of an analysis, in ``trainer.validate`` and
+    ``trainer.test`` too, is a warning: the analysis is skipped, training goes on. ``docs/using.md`` tells more.
 
     Not supported: validation loaders combined in another mode than "sequential" (an error), pictures for iterable
     datasets (left out), modules sharded over processes when the logits must come from a second forward.
@@ -57,34 +60,37 @@ class FailureModes(Callback):
         encoder: Image encoder of the failure directions: an open_clip tag ``"<model>/<pretrained>"``, ``"hf-hub:..."``,
             ``"local-dir:..."``, a path, ``"embedded:digits"``, ``"efficientnet-lite0"``, or an
             :class:`~lightning_failures.encoders.Encoder`. None: no directions. The default is skipped with a warning
-            where it cannot be had; one that you name must be there.
+            where it cannot be had; one that you name, be it the same, must be there.
         robust_encoder: Adversarially robust encoder of the failure trees: a checkpoint of a robust ResNet,
-            ``"embedded:digits"``, or an Encoder. None: no trees.
-        class_names: One name a class. None reads ``dataset.classes``; without it classes are "0" ... "K-1" and there
-            are no captions.
+            ``"embedded:digits"``, ``"efficientnet-lite0"`` (not robust), or an Encoder. None: no trees.
+        class_names: One name a class; multilabel: one a condition; binary: two, or that of the positive class. None
+            reads ``dataset.classes``; without it classes are "0" ... "K-1" and there are no captions.
         captions: Words for the candidate captions: the name of a packaged vocabulary ("general", "cifar10", "digits"),
             the path of a YAML file, a :class:`~lightning_failures.grammar.CaptionVocabulary`, or None for no captions.
         task: "multiclass", "binary" (one logit) or "multilabel"; None infers it from the shapes.
         read_batch: ``(outputs, batch) -> BatchRecord``, for batches of other forms. A field that is None falls to the
-            default rule. Where only images of single examples are asked for, ``outputs`` is None.
+            default rule. ``outputs`` is what the step returned; None where it returns nothing, and where only the
+            images of single examples are asked for.
         logits_from: Name of the submodule whose output is the logits.
         normalization: ``(mean, std)`` of the image batches, in units of [0, 1]. None reads it off the dataset's
             transforms; where there is none, images must be in [0, 1] or uint8.
-        reference: What embeddings are standardised with: ``"validation"``, or ``"train"`` for a fixed hash sample of at
-            most 20,000 training images.
+        reference: What embeddings are standardised with: ``"validation"`` (the examples that are analysed), or
+            ``"train"`` for a fixed hash sample of at most 20,000 training images, as the training transforms give them.
         groups_from: Attribute of the dataset with a source id for each example (frames of one video, images of one
             patient), which are kept together in every split. Ignored where the dataset has none; None: no groups.
         every_n_epochs: Analyse in every n-th epoch, at its last validation.
-        every_n_validations: Analyse every n-th validation instead.
+        every_n_validations: Analyse every n-th validation of ``fit`` instead.
         min_coverage: Share of the examples below which a validation steers nothing: it is graded and reported, but
             monitored keys keep their last value.
-        permutations: Permutations of the screening test.
-        n_directions: Failure directions a class.
-        pictures: Draw images and heat maps, at the last epoch and at every fifth analysis.
+        permutations: Permutations of the screening test and of the captions' test. 0: neither gives p-values, and
+            no class has a pattern.
+        n_directions: Failure directions a class, at most. The report tells of the first; for the others see
+            ``last_report.directions.further``.
+        pictures: Draw images and heat maps, at the last epoch, at every fifth analysis, and outside of ``fit``.
         worst_k: How many classes, the worst, get scalars and pictures of their own.
-        cache_folder: Where embeddings are kept. None: the user's cache folder.
-        device: Of the encoders. None: that of the training.
-        on_error: ``"warn"``: a failing analysis is skipped; ``"raise"``: for tests.
+        cache_folder: Where embeddings are kept. None: ``$LIGHTNING_FAILURES_CACHE``, else the user's cache folder.
+        device: Of encoders given by name. None: that of the training.
+        on_error: ``"warn"``: a failing analysis is skipped; ``"raise"``: any error stops the run (scripts, tests).
         seed: Of folds and permutations.
 
     Attributes:
