@@ -40,7 +40,7 @@ class FailureTrainer(Trainer):
             model: The model.
             datamodule: The data.
             ckpt_path: Checkpoint with the weights. Without it the weights are those of the model as configured.
-            split: Which part of the data.
+            split: Which part of the data; "train" is the training set in its order, with its own transforms.
         """
         if not any(isinstance(callback, FailureModes) for callback in self.callbacks):  # type: ignore[attr-defined]
             raise ConfigurationError(
