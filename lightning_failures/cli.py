@@ -47,6 +47,9 @@ class FailureTrainer(Trainer):
                 "`analyse` needs lightning_failures.FailureModes among trainer.callbacks of the config (see"
                 " configs/digits.yaml)."
             )
+        for callback in self.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, FailureModes):
+                callback.on_error = "raise"  # an analysis that fails is a failure of this command
         if split == "test":
             self.test(model, datamodule=datamodule, ckpt_path=ckpt_path)
         elif split == "validation":

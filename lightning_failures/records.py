@@ -170,8 +170,9 @@ class FailureReport(_Readable):
     """Everything that one analysis found; ``report.json`` is its JSON form.
 
     ``summary`` holds the aggregate scalars under the names in which they are logged, without the ``failures/``
-    prefix. ``timings`` are seconds by stage. ``directions`` and ``trees``, by grouping and class name, are the
-    fitted results; they are not part of the JSON form.
+    prefix. ``timings`` are seconds by step of the analysis; ``stage`` is "fit", "validate" or "test".
+    ``directions`` and ``trees``, by grouping and class name, are the fitted results; they are not part of the
+    JSON form.
     """
 
     examples: int
@@ -183,6 +184,7 @@ class FailureReport(_Readable):
     timings: dict[str, float] = field(default_factory=dict)
     epoch: int | None = None
     global_step: int | None = None
+    stage: str | None = None
     dataloader: int = 0
     coverage: float = 1.0
     reference: str | None = None

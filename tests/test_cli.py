@@ -102,6 +102,15 @@ def test_fit_and_analyse__from_the_packaged_config(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
+def test_analyse__fails_where_the_analysis_fails(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    config = (ROOT / "configs" / "digits.yaml").read_text()
+    (tmp_path / "wrong.yaml").write_text(config.replace("captions: digits", "class_names: [zero, one]"))
+    assert main(["analyse", "--config", "wrong.yaml", *QUIET]) == 1
+    assert "has 2 names" in capsys.readouterr().err
+
+
+@pytest.mark.slow
 def test_demo__table_report_and_truth(tmp_path, capsys):
     assert main(["demo", "--output", str(tmp_path / "out"), "--epochs", "4", "--seed", "3"]) == 0
     shown = capsys.readouterr().out

@@ -126,6 +126,18 @@ def test_csv_sink__one_row_a_class_and_analysis(tmp_path):
     assert rows[0]["aler"] == ""
 
 
+def test_stage__a_test_takes_the_place_of_no_validation(tmp_path):
+    for stage in ("fit", "test"):
+        FileSink(tmp_path).write(report(stage=stage), [], 250)
+        CSVSink(tmp_path).write(report(stage=stage), [], 250)
+    kept = [
+        json.loads((tmp_path / f"{name}epoch=0003-step=000250" / "report.json").read_text()) for name in ("", "test-")
+    ]
+    assert [one["stage"] for one in kept] == ["fit", "test"]
+    with (tmp_path / "failure_classes.csv").open(newline="") as file:
+        assert [row["stage"] for row in csv.DictReader(file)] == ["fit"] * 3 + ["test"] * 3
+
+
 def test_csv_sink__keeps_a_table_of_another_version(tmp_path):
     (tmp_path / "failure_classes.csv").write_text("a,b\n1,2\n")
     CSVSink(tmp_path).write(report(), [], 1)

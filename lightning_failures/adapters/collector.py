@@ -103,12 +103,12 @@ class Collector:
         Raises:
             ConfigurationError: groups, which are found by index, are wanted for ids that are no indices.
         """
-        if ids is not None and drawn is not None and ids.tolist() != drawn:
+        if ids is not None and (drawn is None or ids.tolist() != drawn):
             self.indexed = False
             if self._groups is not None:
                 raise ConfigurationError(
-                    "FailureModes(read_batch=...) gives ids that are not the indices of the dataset, so its groups"
-                    " cannot be found by them. Leave ids None, or give groups_from=None."
+                    "FailureModes(read_batch=...) gives ids that are not known to be indices of the dataset, so its"
+                    " groups cannot be found by them. Leave ids None, or give groups_from=None."
                 )
         return ids if ids is not None else drawn
 

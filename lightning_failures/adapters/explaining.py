@@ -87,6 +87,7 @@ class Explainer:
             report,
             epoch=trainer.current_epoch,
             global_step=trainer.global_step,
+            stage=None if trainer.state.fn is None else str(trainer.state.fn.value),
             dataloader=index,
             reference=told,
             encoder=None if self.directions is None else self.directions.encoder.name,

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from lightning_failures.encoders import FeatureEncoder
+from lightning_failures.encoders import FeatureEncoder, ModuleEncoder
 from lightning_failures.records import ClassReport, FailureReport, Grades
 from lightning_failures.visuals import Picture, class_picture, most_activating, rule_picture
 
@@ -86,5 +86,6 @@ def _rule_pictures(
         values = features[torch.searchsorted(ids, members), feature]
         images = fetch(members[most_activating(values, RULE_IMAGES)].tolist())
         maps = robust.encode_maps(images)[:, feature]
-        pictures.append(rule_picture(group, index, images, maps, feature=f"feature {feature}"))
+        seen = robust.view(images) if isinstance(robust, ModuleEncoder) else images  # maps belong on what the model saw
+        pictures.append(rule_picture(group, index, seen, maps, feature=f"feature {feature}"))
     return pictures

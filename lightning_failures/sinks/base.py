@@ -8,7 +8,7 @@ from typing import Protocol
 from lightning_failures.records import ClassReport, FailureReport
 from lightning_failures.visuals import Picture
 
-__all__ = ["Sink", "found_captions", "write_all"]
+__all__ = ["Sink", "found_captions", "tag_prefix", "write_all"]
 
 
 class Sink(Protocol):
@@ -17,6 +17,20 @@ class Sink(Protocol):
     def write(self, report: FailureReport, pictures: Sequence[Picture], step: int) -> None:
         """Write one analysis; ``step`` is the global step of the training."""
         ...
+
+
+def tag_prefix(report: FailureReport) -> str:
+    """Return what the tags of a report begin with; the bare one belongs to the first validation loader.
+
+    >>> tag_prefix(FailureReport(0, None, (), stage="test", dataloader=1))
+    'failures/test/dataloader_1'
+    """
+    parts = ["failures"]
+    if report.stage == "test":
+        parts.append("test")
+    if report.dataloader:
+        parts.append(f"dataloader_{report.dataloader}")
+    return "/".join(parts)
 
 
 def found_captions(entry: ClassReport) -> dict[str, str | None]:

@@ -17,8 +17,8 @@ from lightning_failures.visuals import Picture
 __all__ = ["CSVSink"]
 
 COLUMNS = (
-    "epoch", "step", "dataloader", "name", "examples", "accuracy", "cv_score", "cv_score_stderr", "p_value", "pattern",
-    "c", "flagged", "aler", "base_error_rate", "hardest_caption", "easiest_caption", "skipped",
+    "stage", "epoch", "step", "dataloader", "name", "examples", "accuracy", "cv_score", "cv_score_stderr", "p_value",
+    "pattern", "c", "flagged", "aler", "base_error_rate", "hardest_caption", "easiest_caption", "skipped",
 )  # fmt: skip
 
 
@@ -31,10 +31,10 @@ class CSVSink:
     def write(self, report: FailureReport, pictures: Sequence[Picture], step: int) -> None:
         """Add the rows of one analysis."""
         path = self.folder / "failure_classes.csv"
-        rows = [row for row in _read(path) if (row["step"], row["dataloader"]) != (str(step), str(report.dataloader))]
-        for entry in report.classes:
-            where = {"epoch": report.epoch, "step": step, "dataloader": report.dataloader}
-            rows.append(entry.to_dict() | found_captions(entry) | where)
+        where = {"stage": report.stage or "", "epoch": report.epoch, "step": step, "dataloader": report.dataloader}
+        same = ("stage", "step", "dataloader")
+        rows = [row for row in _read(path) if any(row[key] != str(where[key]) for key in same)]
+        rows += [entry.to_dict() | found_captions(entry) | where for entry in report.classes]
         text = io.StringIO()
         writer = csv.DictWriter(text, COLUMNS, extrasaction="ignore", lineterminator="\n")
         writer.writeheader()

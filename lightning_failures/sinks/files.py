@@ -30,14 +30,15 @@ class FileSink:
 
     def write(self, report: FailureReport, pictures: Sequence[Picture], step: int) -> None:
         """Write one analysis; each file appears whole or not at all."""
-        here = self.folder / f"epoch={report.epoch or 0:04d}-step={step:06d}"
+        name = f"epoch={report.epoch or 0:04d}-step={step:06d}"
+        here = self.folder / (f"test-{name}" if report.stage == "test" else name)
         parts = [markdown_table(report), tree_markdown(report)]
         for picture in pictures:
             png = BytesIO()
             Image.fromarray(picture.image.permute(1, 2, 0).contiguous().numpy()).save(png, format="PNG")
-            name = f"images/{file_name(picture.tag)}.png"
-            write_atomically(here / name, png.getvalue())
-            parts.append(f"![{escape_markdown(picture.caption or picture.tag)}]({name})")
+            image = f"images/{file_name(picture.tag)}.png"
+            write_atomically(here / image, png.getvalue())
+            parts.append(f"![{escape_markdown(picture.caption or picture.tag)}]({image})")
         write_atomically(here / "report.md", to_bytes("\n\n".join(part for part in parts if part) + "\n"))
         write_report(report, here)
         write_report(report, self.folder)

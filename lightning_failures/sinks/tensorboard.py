@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lightning_failures.records import FailureReport
+from lightning_failures.sinks.base import tag_prefix
 from lightning_failures.text import markdown_table, tree_markdown
 from lightning_failures.visuals import Picture
 
@@ -21,12 +22,11 @@ class TensorBoardSink:
     """
 
     logger: Any
-    prefix: str = "failures"
 
     def write(self, report: FailureReport, pictures: Sequence[Picture], step: int) -> None:
         """Write one analysis."""
         writer = self.logger.experiment
-        prefix = self.prefix if report.dataloader == 0 else f"{self.prefix}/dataloader_{report.dataloader}"
+        prefix = tag_prefix(report)
         writer.add_text(f"{prefix}/table", markdown_table(report), step)
         rules = tree_markdown(report)
         if rules:

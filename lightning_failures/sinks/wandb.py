@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lightning_failures.records import FailureReport
-from lightning_failures.sinks.base import found_captions
+from lightning_failures.sinks.base import found_captions, tag_prefix
 from lightning_failures.text import rank_classes, tree_markdown
 from lightning_failures.visuals import Picture
 
@@ -29,13 +29,12 @@ class WandbSink:
     """Writes through a WandbLogger. It never names a step: W&B drops what goes back in steps."""
 
     logger: Any
-    prefix: str = "failures"
 
     def write(self, report: FailureReport, pictures: Sequence[Picture], step: int) -> None:
         """Write one analysis."""
         import wandb
 
-        prefix = self.prefix if report.dataloader == 0 else f"{self.prefix}/dataloader_{report.dataloader}"
+        prefix = tag_prefix(report)
         table = wandb.Table(columns=list(COLUMNS), data=_rows(report))
         values: dict[str, Any] = {f"{prefix}/table": table, "trainer/global_step": step}
         for picture in pictures[:MAX_IMAGES]:
