@@ -128,20 +128,24 @@ class FailureModes(Callback):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        _require(every_n_epochs >= 1, "every_n_epochs", every_n_epochs, "an integer >= 1")
-        _require(
-            every_n_validations is None or every_n_validations >= 1,
-            "every_n_validations",
-            every_n_validations,
-            "None or an integer >= 1",
-        )
-        _require(0 <= min_coverage <= 1, "min_coverage", min_coverage, "a share from 0 to 1")
-        _require(permutations >= 0, "permutations", permutations, "an integer >= 0")
-        _require(reference in ("validation", "train"), "reference", reference, "'validation' or 'train'")
-        _require(on_error in ("warn", "raise"), "on_error", on_error, "'warn' or 'raise'")
-        _require(
-            task in (None, "multiclass", "binary", "multilabel"), "task", task, "'multiclass', 'binary' or 'multilabel'"
-        )
+        tasks, at_least_1 = (None, "multiclass", "binary", "multilabel"), "an integer >= 1"
+        for name, value, holds, allowed in (
+            ("every_n_epochs", every_n_epochs, every_n_epochs >= 1, at_least_1),
+            (
+                "every_n_validations",
+                every_n_validations,
+                every_n_validations is None or every_n_validations >= 1,
+                f"None or {at_least_1}",
+            ),
+            ("min_coverage", min_coverage, 0 <= min_coverage <= 1, "a share from 0 to 1"),
+            ("permutations", permutations, permutations >= 0, "an integer >= 0"),
+            ("n_directions", n_directions, n_directions >= 1, at_least_1),
+            ("reference", reference, reference in ("validation", "train"), "'validation' or 'train'"),
+            ("on_error", on_error, on_error in ("warn", "raise"), "'warn' or 'raise'"),
+            ("task", task, task in tasks, "None, 'multiclass', 'binary' or 'multilabel'"),
+        ):
+            if not holds:
+                raise ConfigurationError(f"FailureModes({name}=...) must be {allowed}, got {value!r}.")
         self.encoder = encoder
         self.robust_encoder = robust_encoder
         self.class_names = None if class_names is None else tuple(class_names)
@@ -498,8 +502,3 @@ class FailureModes(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on where the checkpoint was written."""
         self._state = RunState.from_dict(state_dict)
-
-
-def _require(holds: bool, name: str, value: Any, allowed: str) -> None:
-    if not holds:
-        raise ConfigurationError(f"FailureModes({name}=...) must be {allowed}, got {value!r}.")

@@ -611,7 +611,15 @@ def test_encoder__named_but_unknown_is_an_error_default_is_a_warning(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "options", [{"every_n_epochs": 0}, {"min_coverage": 2.0}, {"reference": "test"}, {"task": "x"}]
+    "options",
+    [
+        {"every_n_epochs": 0},
+        {"min_coverage": 2.0},
+        {"reference": "test"},
+        {"task": "x"},
+        {"every_n_validations": 0},
+        {"n_directions": 0},
+    ],
 )
 def test_options__refused_with_name_and_value(options):
     ((name, value),) = options.items()

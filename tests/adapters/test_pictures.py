@@ -8,7 +8,6 @@ from lightning_failures.adapters.pictures import draw_pictures
 from lightning_failures.analysis import analyse
 from lightning_failures.encoders import ModuleEncoder
 from lightning_failures.records import Grades
-from lightning_failures.visuals import SIZE
 
 N = 300
 
