@@ -50,8 +50,8 @@ class FailureModes(Callback):
     weights, RNG streams, modes and hooks are as they would be without it.
 
     A wrong option, or an encoder that you name and that cannot be had, is an error at set-up; what is configured
-    wrongly for the batches is one in the sanity check. Any later error of an analysis, in ``trainer.validate`` and
-    ``trainer.test`` too, is a warning: the analysis is skipped, training goes on. ``docs/using.md`` tells more.
+    wrongly for the batches is one in the sanity check, ``trainer.validate`` and ``trainer.test``. Any other error of
+    an analysis is a warning: the analysis is skipped, training goes on. ``docs/using.md`` tells more.
 
     Not supported: validation loaders combined in another mode than "sequential" (an error), pictures for iterable
     datasets (left out), modules sharded over processes when the logits must come from a second forward.
@@ -461,11 +461,12 @@ class FailureModes(Callback):
 
     @contextmanager
     def _policy(self, trainer: Trainer, where: str) -> Iterator[None]:
-        """Analysis never kills a training run; but what is configured wrongly is told before the first batch."""
+        """Analysis never kills a training run; but where none is under way, what is configured wrongly is an error."""
+        training = trainer.state.fn == "fit" and not trainer.sanity_checking
         try:
             yield
         except Exception as error:
-            if self.on_error == "raise" or (trainer.sanity_checking and isinstance(error, ConfigurationError)):
+            if self.on_error == "raise" or (not training and isinstance(error, ConfigurationError)):
                 raise
             self._error = f"{where}: {type(error).__name__}: {error}"
             warnings.warn(f"FailureModes skips this analysis. In {self._error}", stacklevel=2)

@@ -555,6 +555,12 @@ def test_bad_input__wrong_class_names(tmp_path):
     assert "has 3 names" in _warned(tmp_path, modes, Classifier, loader())
 
 
+def test_bad_input__outside_of_fit_a_wrong_configuration_is_an_error(tmp_path):
+    modes = callback(class_names=["a", "b", "c"], on_error="warn", logits_from="net")
+    with pytest.raises(ConfigurationError, match="has 3 names"):
+        trainer(tmp_path, modes).validate(Classifier(), loader(), verbose=False)
+
+
 def test_bad_input__labels_out_of_range(tmp_path):
     class Shifted(Images):
         def __getitem__(self, index):
