@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import math
 import warnings
+from pathlib import Path
 
 import lightning as L
 import pytest
 import torch
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger, WandbLogger
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
 
 from lightning_failures import BatchRecord, FailureModes
@@ -483,6 +484,24 @@ def test_loggers__several(tmp_path):
     assert (tmp_path / "tb" / "version_0" / "failures" / "report.json").is_file()
     rows = (tmp_path / "csv" / "version_0" / "metrics.csv").read_text()
     assert "failures/cv_score_mean" in rows
+
+
+@pytest.mark.slow
+def test_loggers__wandb_offline(tmp_path):
+    wandb = pytest.importorskip("wandb")
+    logger = WandbLogger(save_dir=tmp_path, offline=True, settings=wandb.Settings(silent=True, disable_git=True))
+    modes = callback(robust_encoder=ColourEncoder("robust"))
+    try:
+        trainer(tmp_path, modes, logger=logger, max_epochs=2).fit(OracleClassifier(), loader(), loader())
+        summary = dict(logger.experiment.summary)
+        media = Path(logger.experiment.dir) / "media"
+    finally:
+        wandb.finish()
+    assert summary["failures/cv_score_mean"] == pytest.approx(modes.last_report.summary["cv_score_mean"])
+    assert len(list((media / "table").rglob("*.table.json"))) == 2
+    assert list((media / "images").rglob("*.png"))
+    # W&B's folder is shared by runs: the report lies in one of its own
+    assert (tmp_path / "failures" / logger.name / logger.version / "report.json").is_file()
 
 
 def test_pytorch_lightning__the_other_namespace(tmp_path):
