@@ -53,23 +53,34 @@ def _information_gain(x: NDArray[np.float32], failed: NDArray[np.bool_], min_lea
     n_correct = n - n_failed
     if n_failed == 0 or n_correct == 0:
         return np.zeros(len(x))
-    order = np.argsort(x, axis=1)
-    value = np.take_along_axis(x, order, axis=1)
-    left_failed = np.cumsum(failed[order], axis=1)[:, :-1]  # (D, n - 1): failures at or below each cut
+    value, is_failed = _sorted_with_labels(x, failed)
+    left_failed = np.cumsum(is_failed, axis=1)[:, :-1]  # (D, n - 1): failures at or below each cut
     left_correct = np.arange(1, n) - left_failed
     weight = n_correct / n_failed  # both classes weigh n_correct in all, so the parent has an entropy of one bit
-    left = _entropy_mass(left_failed * weight, left_correct)
-    right = _entropy_mass((n_failed - left_failed) * weight, n_correct - left_correct)
-    gain = 1 - (left + right) / (2 * n_correct)
+    # all but the totals are functions of a count: looked up, not computed
+    of_failed, of_correct = _x_log_x(np.arange(n_failed + 1) * weight), _x_log_x(np.arange(n_correct + 1.0))
+    of_failed, of_correct = of_failed + of_failed[::-1], of_correct + of_correct[::-1]
+    left = left_failed * weight + left_correct
+    loss = _x_log_x(left) + _x_log_x(2 * n_correct - left) - of_failed[left_failed] - of_correct[left_correct]
+    gain = 1 - loss / (2 * n_correct)
     cut = value[:, 1:] > value[:, :-1] + _TIE
     cut[:, : min_leaf - 1] = False
     cut[:, n - min_leaf :] = False
     return np.asarray(np.where(cut, gain, 0.0).max(axis=1, initial=0.0))
 
 
-def _entropy_mass(a: NDArray[Any], b: NDArray[Any]) -> NDArray[np.float64]:
-    """(a + b) * H(a / (a + b)) in bits."""
-    return _x_log_x(a + b) - _x_log_x(a) - _x_log_x(b)
+def _sorted_with_labels(x: NDArray[np.float32], failed: NDArray[np.bool_]) -> tuple[NDArray[np.float32], NDArray[Any]]:
+    """Sort each row, and the labels with it: (D, n) values and (D, n) int64 of 0 and 1.
+
+    A float32 keeps its order when its bits are read as an integer (negative ones flipped); with the label as the lowest
+    bit one sort of integers does the work of an argsort and two look-ups, several times faster.
+    """
+    bits = x.view(np.int32)
+    keys = (bits ^ ((bits >> 31) & 0x7FFFFFFF)).astype(np.int64) << 1
+    keys |= failed
+    keys.sort(axis=1)
+    bits = (keys >> 1).astype(np.int32)
+    return (bits ^ ((bits >> 31) & 0x7FFFFFFF)).view(np.float32), keys & 1
 
 
 def _x_log_x(x: NDArray[Any]) -> NDArray[np.float64]:
