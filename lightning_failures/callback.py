@@ -441,8 +441,6 @@ class FailureModes(Callback):
             if trainer.state.fn == "fit":
                 self._state.last_epoch = trainer.current_epoch
 
-    # -- logging ---------------------------------------------------------------------------------------------
-
     def _log_promised(self, trainer: Trainer, module: LightningModule) -> None:
         """Log what a new analysis did not: monitored aggregates always have a value."""
         promised = promised_values(self._monitored, self._state.last_values)
@@ -476,8 +474,6 @@ class FailureModes(Callback):
             self._said.add(message)
             say(message)
 
-    # -- one batch ----------------------------------------------------------------------------------------------
-
     def _new_collector(self, dataset: Any) -> Collector:
         assert self._explainer is not None
         lenses = self._explainer.directions, self._explainer.trees
@@ -493,8 +489,6 @@ class FailureModes(Callback):
     def _wants_pictures(self, trainer: Trainer) -> bool:
         by_turn = self._state.analyses % 5 == 4 or trainer.state.fn != "fit"
         return self.pictures and (by_turn or is_last_epoch(trainer))
-
-    # -- checkpoints -----------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
         """Plain values only, so that checkpoints load with ``weights_only=True``."""
