@@ -87,9 +87,10 @@ def analyse(
     timings: dict[str, float] = {}
     directions = None
     if embeddings is not None:
+        embeddings = _per_row(embeddings, grades, "embeddings")
         with _timed(timings, "directions"):
             directions = fit_failure_directions(
-                _per_row(embeddings, grades, "embeddings"),
+                embeddings,
                 grades.labels,
                 grades.correct,
                 ids=grades.ids,
@@ -106,12 +107,11 @@ def analyse(
         with _timed(timings, "trees"):
             groups, trees = _grow_trees(grades, _per_row(features, grades, "features"), delta=delta, tau=tau, seed=seed)
     classes = _class_reports(grades, directions, groups, top_examples)
-    if directions is not None and captions is not None:
+    if embeddings is not None and directions is not None and captions is not None:
         with _timed(timings, "captions"):
-            rows = _per_row(embeddings, grades, "embeddings")
             wanted = _worth_words(classes, captioned_classes)
             classes = tuple(
-                _with_captions(entry, k, captions(k), directions, grades, rows, top_captions, permutations, seed)
+                _with_captions(entry, k, captions(k), directions, grades, embeddings, top_captions, permutations, seed)
                 if k in wanted
                 else entry
                 for k, entry in enumerate(classes)
@@ -306,8 +306,7 @@ def _summary(
     return {key: value for key, value in values.items() if value is not None and np.isfinite(value)}
 
 
-def _per_row(rows: Tensor | None, grades: Grades, name: str) -> Tensor:
-    assert rows is not None
+def _per_row(rows: Tensor, grades: Grades, name: str) -> Tensor:
     if len(rows) == len(grades):
         return rows
     unique, inverse = torch.unique(grades.ids, return_inverse=True)

@@ -78,7 +78,7 @@ class Explainer:
             _matching(embedded, grades.ids),
             features=_matching(featured, grades.ids),
             reference=reference,
-            captions=self._caption_source(grades.class_names) if self._may_caption(has_names) else None,
+            captions=self._caption_source(grades.class_names, has_names=has_names),
             permutations=self.permutations,
             n_directions=self.n_directions,
             seed=self.seed,
@@ -101,22 +101,19 @@ class Explainer:
             self.say_once(f"FailureModes could not write to {type(sink).__name__}: {type(error).__name__}: {error}")
         return report
 
-    def _may_caption(self, has_names: bool) -> bool:
+    def _caption_source(
+        self, class_names: tuple[str, ...], *, has_names: bool
+    ) -> Callable[[int], ClassCaptions | None] | None:
+        """None, said once, where there can be no captions."""
         if self.directions is None or self.vocabulary is None:
-            return False
-        if not gives_texts(self.directions.encoder):
-            name = self.directions.encoder.name
-            self.say_once(f"The encoder {name} knows no texts: captions are off.", rank_zero_info)
-            return False
+            return None
+        encoder = self.directions.encoder
+        if not gives_texts(encoder):
+            self.say_once(f"The encoder {encoder.name} knows no texts: captions are off.", rank_zero_info)
+            return None
         if not has_names:
             self.say_once("Classes have no names (class_names=None, no dataset.classes): captions are off.")
-        return has_names
-
-    def _caption_source(self, class_names: tuple[str, ...]) -> Callable[[int], ClassCaptions | None]:
-        assert self.directions is not None
-        assert self.vocabulary is not None
-        encoder = self.directions.encoder
-        assert gives_texts(encoder)
+            return None
         return caption_source(encoder, self.vocabulary, class_names, self._captions)
 
     def _reference_embeddings(self, trainer: Trainer, examples: int) -> tuple[Tensor | None, str]:
