@@ -8,14 +8,12 @@ Each seed draws its tints, images and weights anew. The default seeds were not l
 
 from __future__ import annotations
 
-import argparse
 import json
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from digits import Split, digits_captions, digits_encoder, grade, progress, train
+from digits import Split, digits_captions, digits_encoder, grade, progress, read_options, train
 from scipy.stats import spearmanr
 
 from lightning_failures.analysis import analyse
@@ -130,17 +128,14 @@ def pooled(rows: list[dict[str, Any]], method: str) -> dict[str, float]:
 
 def main() -> None:
     """Run everything, print the table, write the raw figures."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, nargs="+", default=list(range(10, 20)))
-    parser.add_argument("--output", type=Path, default=Path("benchmarks/results/demo_claims.json"))
-    arguments = parser.parse_args()
+    arguments = read_options(__doc__, seeds=range(10, 20), name="demo_claims")
     torch.set_num_threads(1)
     encoder = digits_encoder()
     captions = digits_captions(encoder)
 
     runs: dict[str, list[dict[str, Any]]] = {}
     todo = [(shortcut, seed) for shortcut in SHORTCUTS for seed in arguments.seeds]
-    for shortcut, seed in progress(todo, "run"):  # type: ignore[misc]
+    for shortcut, seed in progress(todo, "run"):
         model, data = train(seed, shortcut)
         val = grade(model, data.sets["validation"], encoder)
         report = analyse(val.grades, val.embeddings, seed=seed)

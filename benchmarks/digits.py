@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
 import logging
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
 
 import lightning as L
 import torch
@@ -19,6 +22,8 @@ from lightning_failures.encoders import OpenCLIPEncoder, load_encoder
 from lightning_failures.grading import grade_batch
 from lightning_failures.grammar import CaptionVocabulary
 from lightning_failures.records import Grades
+
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -98,8 +103,16 @@ def digits_encoder() -> OpenCLIPEncoder:
     return encoder
 
 
-def progress(items: Sequence[object], what: str) -> Iterator[object]:
+def progress(items: Sequence[Item], what: str) -> Iterator[Item]:
     """Say where a long benchmark is."""
     for number, item in enumerate(items, 1):
         print(f"{what} {number}/{len(items)}: {item}", file=sys.stderr, flush=True)
         yield item
+
+
+def read_options(description: str | None, *, seeds: Sequence[int], name: str) -> argparse.Namespace:
+    """Read ``--seeds`` and ``--output`` (by default benchmarks/results/<name>.json) off the command line."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, nargs="+", default=list(seeds))
+    parser.add_argument("--output", type=Path, default=Path(f"benchmarks/results/{name}.json"))
+    return parser.parse_args()

@@ -7,13 +7,11 @@ The same errors of the same classifier each time; only the features differ. Seed
 
 from __future__ import annotations
 
-import argparse
 import json
-from pathlib import Path
 
 import numpy as np
 import torch
-from digits import Split, digits_encoder, grade, progress, train
+from digits import Split, digits_encoder, grade, progress, read_options, train
 
 from lightning_failures.encoders import load_encoder
 from lightning_failures.trees import fit_failure_tree
@@ -37,15 +35,12 @@ def heldout_gains(split: Split, spec: str) -> list[float]:
 
 def main() -> None:
     """Run, print the table, write the raw figures."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, nargs="+", default=list(range(10, 15)))
-    parser.add_argument("--output", type=Path, default=Path("benchmarks/results/robust_twins.json"))
-    arguments = parser.parse_args()
+    arguments = read_options(__doc__, seeds=range(10, 15), name="robust_twins")
     torch.set_num_threads(1)
     encoder = digits_encoder()
     gains: dict[str, list[list[float]]] = {name: [] for name in VARIANTS}
     for seed in progress(arguments.seeds, "seed"):
-        model, data = train(int(str(seed)), 0.95)
+        model, data = train(seed, 0.95)
         split = grade(model, data.sets["validation"], encoder)
         for name, spec in VARIANTS.items():
             gains[name].append(heldout_gains(split, spec))
