@@ -14,7 +14,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "lightning_failures"
-HEAVY = ("open_clip", "wandb", "matplotlib", "timm", "diffusers", "pytorch_lightning", "tensorboard")
+HEAVY = ("open_clip", "wandb", "matplotlib", "timm", "diffusers", "pytorch_lightning", "tensorboard", "numba")
 
 
 def stated_order() -> dict[str, int]:
