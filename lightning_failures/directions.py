@@ -31,6 +31,7 @@ from torch import Tensor
 from lightning_failures.arrays import as_mask, as_matrix, as_vector
 from lightning_failures.atomic import write_atomically
 from lightning_failures.errors import ConfigurationError, DataError
+from lightning_failures.further import LEVEL, further_directions
 from lightning_failures.splits import permutation_blocks, stratified_group_folds
 from lightning_failures.svm import SVMFit, balanced_signs, fit_published, fit_scaled, score_stderr
 
@@ -41,7 +42,6 @@ Floats = NDArray[np.float64]
 MIN_EXAMPLES = 10
 """A class with fewer failures, or fewer successes, is skipped."""
 
-_NEXT_DIRECTION_LEVEL = 0.05
 _FORMAT = "lightning_failures.directions/1"
 
 
@@ -264,7 +264,7 @@ def fit_failure_directions(
     fit = partial(fit_published if selection == "published" else fit_scaled, cs=cs)
     test = partial(_screen, permutations=permutations, at_least=20 * len(problems), seed=seed, device=device)
     with threadpool_limits(1):  # small matrices: threads cost more than they give, and training has use for them
-        modes = [_find_modes(problem, fit, test, n_directions) for problem in problems]
+        modes = [_find_modes(problem, fit, test, n_directions, permutations, seed) for problem in problems]
 
     shared: dict[str, Any] = {
         "mean": torch.from_numpy(mean.astype(np.float32)),
@@ -312,18 +312,23 @@ class _Problem:
 
 
 def _find_modes(
-    problem: _Problem, fit: Callable[..., SVMFit], test: Callable[..., float], most: int
+    problem: _Problem,
+    fit: Callable[..., SVMFit],
+    test: Callable[..., float],
+    most: int,
+    permutations: int,
+    seed: int,
 ) -> list[tuple[SVMFit, float]]:
-    """Fit the first direction, then further ones as long as they pass their test: [(fit, p-value)]."""
-    modes = [(fit(problem.features, problem.correct, problem.fold), test(problem))]
-    while len(modes) < most and modes[-1][1] <= _NEXT_DIRECTION_LEVEL:
-        unit = modes[-1][0].weight / np.linalg.norm(modes[-1][0].weight)
-        problem = dataclasses.replace(problem, features=problem.features - np.outer(problem.features @ unit, unit))
-        p = test(problem, strata=_strata([former.out_of_fold for former, _ in modes]), rank=len(modes))
-        if not p <= _NEXT_DIRECTION_LEVEL:
-            break
-        modes.append((fit(problem.features, problem.correct, problem.fold), p))
-    return modes
+    """Fit the first direction; where it passes its test, seek others: [(fit, p-value)]."""
+    first, p = fit(problem.features, problem.correct, problem.fold), test(problem)
+    if not p <= LEVEL:
+        return [(first, p)]
+    data = problem.features, problem.correct, problem.sources, problem.fold
+    seeds = (seed, problem.label)
+    return [
+        (first, p),
+        *further_directions(first, *data, fit=fit, most=most - 1, permutations=permutations, seed=seeds),
+    ]
 
 
 def _stack(found: list[tuple[_Problem, tuple[SVMFit, float]]], n: int, dim: int) -> dict[str, Any]:
@@ -353,13 +358,11 @@ def _screen(
     at_least: int,
     seed: int,
     device: str | torch.device,
-    strata: NDArray[np.int64] | None = None,
-    rank: int = 0,
 ) -> float:
     """Return the p-value of T = (y w)' K (y w), the squared distance of the balanced class means."""
     if permutations == 0:
         return float("nan")
-    rng = np.random.default_rng([seed, problem.label, rank])
+    rng = np.random.default_rng([seed, problem.label, 0])
     x = torch.from_numpy(problem.features).to(device)
     n, dim = x.shape
     kernel = x @ x.T if n <= dim else None
@@ -373,23 +376,13 @@ def _screen(
     observed = statistic(problem.correct[None])[0] * (1 - 1e-9)  # the same labels count as such despite rounding
 
     def extreme(count: int) -> int:
-        blocks = permutation_blocks(problem.sources, count, rng, strata=strata)
+        blocks = permutation_blocks(problem.sources, count, rng)
         return sum(int((statistic(problem.correct[rows]) >= observed).sum()) for rows in blocks)
 
     hits, done = extreme(permutations), permutations
     if (1 + hits) / (1 + done) <= 0.01 and at_least > done:  # promising: enough to stand out among all classes
         hits, done = hits + extreme(at_least - done), at_least
     return (1 + hits) / (1 + done)
-
-
-def _strata(former: list[Floats]) -> NDArray[np.int64]:
-    """Number cells of similar former decision values: deciles of one, about ten cells in all of several."""
-    bins = max(2, round(10 ** (1 / len(former))))
-    cell = np.zeros(len(former[0]), dtype=np.int64)
-    for values in former:
-        rank = np.argsort(np.argsort(values, kind="stable"), kind="stable")
-        cell = cell * bins + rank * bins // len(values)
-    return cell
 
 
 def _mean_and_std(reference: NDArray[Any]) -> tuple[Floats, Floats]:
