@@ -9,13 +9,16 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any, Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from lightning_failures.arrays import as_array
 from lightning_failures.candidates import ClassCaptions
 from lightning_failures.captions import caption_p_value, score_captions
 from lightning_failures.directions import FailureDirections, fit_failure_directions
@@ -29,16 +32,18 @@ __all__ = ["analyse"]
 LEVEL = 0.05
 """False discovery rate at which a pattern is called one."""
 
+Rows = NDArray[np.int64]
+Values = Tensor | NDArray[Any]
 Grouping = Literal["label", "prediction"]
 GROUPINGS: tuple[Grouping, ...] = ("label", "prediction")
 
 
 def analyse(
     grades: Grades,
-    embeddings: Tensor | None = None,
+    embeddings: Values | None = None,
     *,
-    features: Tensor | None = None,
-    reference: Tensor | None = None,
+    features: Values | None = None,
+    reference: Values | None = None,
     captions: Callable[[int], ClassCaptions | None] | None = None,
     permutations: int = 999,
     n_directions: int = 1,
@@ -55,7 +60,8 @@ def analyse(
     Args:
         grades: Right and wrong; N rows.
         embeddings: (N, D) float in the order of ``grades`` rows, or (U, D) one row for each of the U distinct ids,
-            ascending. None: no directions.
+            ascending. None: no directions. Large ones may be float16 and mapped from disk: they are read a class at a
+            time, not copied as a whole, and never written to.
         features: Likewise, of an adversarially robust model. None: no trees.
         reference: (M, D) embeddings that phi is standardised with. None: ``embeddings``.
         captions: Gives the embedded candidates of a class (by index), or None; see
@@ -87,10 +93,10 @@ def analyse(
     timings: dict[str, float] = {}
     directions = None
     if embeddings is not None:
-        embeddings = _per_row(embeddings, grades, "embeddings")
+        embedded = _PerRow.of(embeddings, grades, "embeddings")
         with _timed(timings, "directions"):
             directions = fit_failure_directions(
-                embeddings,
+                embedded.all(),
                 grades.labels,
                 grades.correct,
                 ids=grades.ids,
@@ -105,13 +111,17 @@ def analyse(
     trees: dict[tuple[str, str], FailureTree] = {}
     if features is not None:
         with _timed(timings, "trees"):
-            groups, trees = _grow_trees(grades, _per_row(features, grades, "features"), delta=delta, tau=tau, seed=seed)
-    classes = _class_reports(grades, directions, groups, top_examples)
+            featured = _PerRow.of(features, grades, "features")
+            groups, trees = _grow_trees(grades, featured, delta=delta, tau=tau, seed=seed)
+    members = _members(grades, "label")
+    classes = _class_reports(members, directions, groups, top_examples)
     if embeddings is not None and directions is not None and captions is not None:
         with _timed(timings, "captions"):
             wanted = _worth_words(classes, captioned_classes)
             classes = tuple(
-                _with_captions(entry, k, captions(k), directions, grades, embeddings, top_captions, permutations, seed)
+                _with_captions(
+                    entry, k, captions(k), directions, members[k], embedded, top_captions, permutations, seed
+                )
                 if k in wanted
                 else entry
                 for k, entry in enumerate(classes)
@@ -129,8 +139,55 @@ def analyse(
     )
 
 
+@dataclass(frozen=True)
+class _Members:
+    """The n examples with one label, or one prediction."""
+
+    name: str
+    rows: Rows  # their places among the grades, ascending
+    ids: Rows
+    failed: NDArray[np.bool_]
+    sources: Rows | None
+
+
+def _members(grades: Grades, grouping: Grouping) -> list[_Members]:
+    """Sort the examples by class once: the work does not grow with the number of classes."""
+    column = as_array(grades.labels if grouping == "label" else grades.predictions)
+    ids, failed = as_array(grades.ids), as_array(grades.failed)
+    sources = None if grades.groups is None else as_array(grades.groups)
+    order = np.argsort(column, kind="stable")
+    bounds = np.searchsorted(column[order], np.arange(len(grades.class_names) + 1))
+    return [
+        _Members(name, rows, ids[rows], failed[rows], None if sources is None else sources[rows])
+        for name, rows in zip(grades.class_names, (order[a:b] for a, b in pairwise(bounds)), strict=True)
+    ]
+
+
+@dataclass(frozen=True)
+class _PerRow:
+    """Embeddings, and which of them belongs to a row of the grades; gathered only where they are read."""
+
+    values: Values
+    place: Rows | None  # None: they stand in the order of the rows
+
+    @classmethod
+    def of(cls, values: Values, grades: Grades, name: str) -> _PerRow:
+        if len(values) == len(grades):
+            return cls(values, None)
+        unique, place = np.unique(as_array(grades.ids), return_inverse=True)
+        if len(values) != len(unique):
+            raise DataError(f"{name} has {len(values)} rows; grades have {len(grades)} rows of {len(unique)} examples.")
+        return cls(values, place)
+
+    def __getitem__(self, rows: Rows) -> Values:
+        return self.values[rows if self.place is None else self.place[rows]]
+
+    def all(self) -> Values:
+        return self.values if self.place is None else self.values[self.place]
+
+
 def _class_reports(
-    grades: Grades, directions: FailureDirections | None, groups: tuple[GroupReport, ...], top: int
+    classes: list[_Members], directions: FailureDirections | None, groups: tuple[GroupReport, ...], top: int
 ) -> tuple[ClassReport, ...]:
     label_groups = {g.class_name: g for g in groups if g.grouping == "label"}
     patterns = (
@@ -139,15 +196,13 @@ def _class_reports(
         else dict(zip(directions.classes.tolist(), benjamini_hochberg(directions.p_value, LEVEL).tolist(), strict=True))
     )
     reports = []
-    for k, name in enumerate(grades.class_names):
-        mine = grades.labels == k
-        examples = int(mine.sum())
-        group = label_groups.get(name)
+    for k, members in enumerate(classes):
+        group = label_groups.get(members.name)
         values: dict[str, Any] = {}
         if directions is not None and k in patterns:
             row = directions.row(k)
-            ids, scores = grades.ids[mine], directions.out_of_fold[mine]
-            order = torch.argsort(scores, stable=True)
+            scores = as_array(directions.out_of_fold)[members.rows]
+            order = np.argsort(scores, kind="stable")
             values = {
                 "cv_score": _defined(directions.cv_score[row]),
                 "cv_score_stderr": _defined(directions.cv_score_stderr[row]),
@@ -155,18 +210,18 @@ def _class_reports(
                 "pattern": patterns[k],
                 "c": float(directions.c[row]),
                 "flagged": int((scores < 0).sum()),
-                "hardest_ids": tuple(ids[order[:top]].tolist()),
-                "easiest_ids": tuple(ids[order.flip(0)[:top]].tolist()),
+                "hardest_ids": tuple(members.ids[order[:top]].tolist()),
+                "easiest_ids": tuple(members.ids[order[::-1][:top]].tolist()),
             }
         elif directions is not None:
             values = {"skipped": directions.skipped.get(k, "no examples")}
         reports.append(
             ClassReport(
-                name=name,
-                examples=examples,
-                accuracy=_mean(grades.correct[mine]),
+                name=members.name,
+                examples=len(members.rows),
+                accuracy=_mean(~members.failed),
                 aler=group.aler if group else None,
-                base_error_rate=_mean(grades.failed[mine]),
+                base_error_rate=_mean(members.failed),
                 **values,
             )
         )
@@ -184,8 +239,8 @@ def _with_captions(
     k: int,
     candidates: ClassCaptions | None,
     directions: FailureDirections,
-    grades: Grades,
-    embeddings: Tensor,
+    members: _Members,
+    embeddings: _PerRow,
     top: int,
     permutations: int,
     seed: int,
@@ -195,16 +250,15 @@ def _with_captions(
     scores = score_captions(directions, k, candidates.embeddings, candidates.reference)
     order = torch.argsort(scores, stable=True)
     hardest, easiest = order[:top].tolist(), order.flip(0)[:top].tolist()
-    mine = grades.labels == k
     p_value = caption_p_value(
         directions,
         k,
-        embeddings[mine],
-        grades.correct[mine],
+        embeddings[members.rows],
+        ~members.failed,
         candidates.embeddings,
         candidates.reference,
-        ids=grades.ids[mine],
-        groups=None if grades.groups is None else grades.groups[mine],
+        ids=members.ids,
+        groups=members.sources,
         permutations=permutations,
         seed=seed,
     )
@@ -219,32 +273,25 @@ def _with_captions(
 
 
 def _grow_trees(
-    grades: Grades, features: Tensor, *, delta: float, tau: float, seed: int
+    grades: Grades, features: _PerRow, *, delta: float, tau: float, seed: int
 ) -> tuple[tuple[GroupReport, ...], dict[tuple[str, str], FailureTree]]:
-    members: list[tuple[Grouping, str, Tensor]] = [
-        (grouping, name, torch.nonzero(column == k)[:, 0])
-        for grouping, column in zip(GROUPINGS, (grades.labels, grades.predictions), strict=True)
-        for k, name in enumerate(grades.class_names)
-    ]
-    trees: dict[tuple[str, str], FailureTree] = {}
-    for grouping, name, rows in members:
-        if len(rows):
-            trees[grouping, name] = fit_failure_tree(
-                features[rows],
-                grades.failed[rows],
-                ids=grades.ids[rows],
-                groups=None if grades.groups is None else grades.groups[rows],
-                seed=seed,
-            )
+    groups = [(grouping, members) for grouping in GROUPINGS for members in _members(grades, grouping)]
+    trees: dict[tuple[str, str], FailureTree] = {
+        (grouping, members.name): fit_failure_tree(
+            features[members.rows], members.failed, ids=members.ids, groups=members.sources, seed=seed
+        )
+        for grouping, members in groups
+        if len(members.rows)
+    }
     p_values = np.array([tree.p_value for tree in trees.values()])
     patterns = dict(zip(trees, benjamini_hochberg(p_values, LEVEL).tolist(), strict=True))
     reports = []
-    for grouping, name, rows in members:
-        tree = trees.get((grouping, name))
-        if tree is None:
-            reports.append(GroupReport(grouping, name, size=0, skipped="no examples"))
+    for grouping, members in groups:
+        key = grouping, members.name
+        if key in trees:
+            reports.append(_group_report(*key, len(members.rows), trees[key], patterns[key], delta, tau))
         else:
-            reports.append(_group_report(grouping, name, len(rows), tree, patterns[grouping, name], delta, tau))
+            reports.append(GroupReport(*key, size=0, skipped="no examples"))
     return tuple(reports), trees
 
 
@@ -306,21 +353,12 @@ def _summary(
     return {key: value for key, value in values.items() if value is not None and np.isfinite(value)}
 
 
-def _per_row(rows: Tensor, grades: Grades, name: str) -> Tensor:
-    if len(rows) == len(grades):
-        return rows
-    unique, inverse = torch.unique(grades.ids, return_inverse=True)
-    if len(rows) != len(unique):
-        raise DataError(f"{name} has {len(rows)} rows; grades have {len(grades)} rows of {len(unique)} examples.")
-    return rows[inverse]
-
-
 def _defined(value: Tensor | float) -> float | None:
     return float(value) if np.isfinite(float(value)) else None
 
 
-def _mean(values: Tensor) -> float | None:
-    return float(values.double().mean()) if len(values) else None
+def _mean(values: Values) -> float | None:
+    return float(as_array(values).mean(dtype=np.float64)) if len(values) else None
 
 
 @contextmanager
