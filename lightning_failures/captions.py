@@ -6,6 +6,8 @@ the caption describes what fails: the hardest caption has the lowest score.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -22,10 +24,16 @@ from lightning_failures.svm import balanced_signs
 
 __all__ = ["CaptionGrammar", "CaptionVocabulary", "caption_p_value", "mean_shift_scores", "score_captions"]
 
+Floats = NDArray[Any]
+Mask = NDArray[np.bool_]
+
+_CELLS_AT_ONCE = 1 << 17
+_TINY = float(np.finfo(np.float32).tiny)
+
 
 def score_captions(
     directions: FailureDirections,
-    class_index: int,
+    class_index: int | Sequence[int] | None,
     caption_embeddings: Any,
     reference_embedding: Any,
     method: Literal["direction", "published"] = "direction",
@@ -37,17 +45,20 @@ def score_captions(
 
     Args:
         directions: Fitted on image embeddings of the same encoder.
-        class_index: The class, as it occurs in ``labels`` (not the row of ``directions.weight``).
-        caption_embeddings: (M, D) unit vectors.
-        reference_embedding: (D,) or (1, D) unit vector of the reference caption.
+        class_index: The class, as it occurs in ``labels`` (not the row of ``directions.weight``); or K of them; or None
+            for all of ``directions.classes``.
+        caption_embeddings: (M, D) unit vectors, which several classes share: one matrix product scores them for all.
+            Or (K, M, D), candidates for each class of its own.
+        reference_embedding: (D,) or (1, D) unit vector of the reference caption; (K, D) with own candidates.
         method: ``"direction"`` as above (a departure); ``"published"`` takes the decision value of the difference as
             if it were an image: the mean is subtracted, the bias added.
 
     Returns:
-        (M,) float32; 0 for a caption whose embedding equals the reference's (``"direction"``).
+        (M,) float32 for one class, else (K, M); 0 for a caption whose embedding equals the reference's
+        (``"direction"``).
 
     Raises:
-        DataError: The class has no SVM, or shapes do not match.
+        DataError: A class has no SVM, shapes do not match, or a value is not finite.
         ConfigurationError: An unknown method.
 
     >>> from lightning_failures.directions import fit_failure_directions
@@ -56,17 +67,25 @@ def score_captions(
     >>> directions = fit_failure_directions(x, np.zeros(200, dtype=int), x[:, 0] > 0)
     >>> score_captions(directions, 0, np.eye(3), np.zeros(3)).argmax()  # the first axis is what is easy
     tensor(0)
+    >>> score_captions(directions, None, np.eye(3), np.zeros(3)).shape
+    torch.Size([1, 3])
     """
     if method not in ("direction", "published"):
         raise ConfigurationError(f"score_captions: method must be 'direction' or 'published', got {method!r}")
-    row = directions.row(class_index)
-    shift = _shifts(directions, caption_embeddings, reference_embedding)
-    weight, mean, std = (t.double().numpy() for t in (directions.weight[row], directions.mean, directions.std))
+    one = class_index is not None and np.ndim(class_index) == 0
+    rows = slice(None) if class_index is None else [directions.row(k) for k in np.atleast_1d(class_index).tolist()]
+    weight, bias = directions.weight[rows].numpy(), directions.bias[rows].numpy()
+    captions, references = _candidates(directions, caption_embeddings, reference_embedding, classes=len(weight))
     if method == "published":
-        scores = phi(shift, mean, std) @ weight + float(directions.bias[row])
+        references = references + directions.mean.numpy()
+    if captions.ndim == 2:
+        scores = _scores(weight, captions, references[0], directions.std)
     else:
-        scores = phi(shift, np.zeros_like(mean), std) @ weight
-    return torch.from_numpy(scores.astype(np.float32))
+        each = zip(weight[:, None], captions, references, strict=True)
+        scores = np.concatenate([_scores(w, c, r, directions.std) for w, c, r in each])
+    if method == "published":
+        scores += bias[:, None]
+    return torch.from_numpy(scores[0] if one else scores)
 
 
 def mean_shift_scores(
@@ -85,9 +104,10 @@ def mean_shift_scores(
         (M,) float32 in [-1, 1], the cosine with (mean of successes - mean of failures); the lowest is the hardest.
     """
     x, right = _one_class(directions, embeddings, correct)
-    mean, std = directions.mean.double().numpy(), directions.std.double().numpy()
-    z = phi(_shifts(directions, caption_embeddings, reference_embedding), np.zeros_like(mean), std)
-    return torch.from_numpy((z @ _unit(balanced_signs(right)[None] @ x)[0]).astype(np.float32))
+    captions, references = _candidates(directions, caption_embeddings, reference_embedding)
+    weight = (balanced_signs(right) @ x)[None]
+    weight /= max(float(np.linalg.norm(weight)), _TINY)
+    return torch.from_numpy(_scores(weight, captions, references[0], directions.std)[0])
 
 
 def caption_p_value(
@@ -129,48 +149,83 @@ def caption_p_value(
     """
     directions.row(class_index)
     x, right = _one_class(directions, embeddings, correct)
-    n = len(x)
+    n, dim = x.shape
     names = np.arange(n) if ids is None else as_vector(ids, "ids", n)
     sources = names if groups is None else as_vector(groups, "groups", n)
-    mean, std = directions.mean.double().numpy(), directions.std.double().numpy()
-    z = phi(_shifts(directions, caption_embeddings, reference_embedding), np.zeros_like(mean), std)
-    if permutations == 0 or len(z) == 0:
+    captions, references = _candidates(directions, caption_embeddings, reference_embedding)
+    if permutations == 0 or len(captions) == 0:
         return float("nan")
     order = np.argsort(names, kind="stable")
-    x, right, sources = x[order], right[order], sources[order]
+    x, failed, sources = x[order], ~right[order], sources[order]
+    x = (x - x.mean(axis=0)).astype(np.float32)  # then the sum over the failures alone gives the difference of means
+    along = partial(_scores, captions=captions, reference=references[0], std=directions.std)  # (k, D) -> (k, M)
+    # whichever order of products is cheaper: examples x captions first, or permutations x examples
+    captions_first = n * len(captions) * (dim + permutations) < permutations * dim * (n + len(captions))
+    rows_of_x = along(x) if captions_first else x
 
-    def best(labellings: NDArray[np.bool_]) -> NDArray[np.float64]:  # (P, n) -> (P,)
-        return np.asarray(np.abs(balanced_signs(labellings) @ x @ z.T).max(axis=1))
+    def furthest(labellings: Mask) -> Floats:  # (P, n) -> (P,)
+        sums = labellings.astype(np.float32) @ rows_of_x
+        failures = np.maximum(labellings.sum(axis=1), 1)
+        rates = 1 / failures + 1 / np.maximum(n - failures, 1)
+        return np.asarray(rates * np.abs(sums if captions_first else along(sums)).max(axis=1))
 
-    observed = best(right[None])[0] * (1 - 1e-9)  # the same labels count as such despite rounding
+    observed = furthest(failed[None])[0] * (1 - 1e-5)  # the same labels count as such despite rounding
     blocks = permutation_blocks(sources, permutations, np.random.default_rng([seed, int(class_index), 1]))
-    return (1 + sum(int((best(right[rows]) >= observed).sum()) for rows in blocks)) / (1 + permutations)
+    return (1 + sum(int((furthest(failed[rows]) >= observed).sum()) for rows in blocks)) / (1 + permutations)
 
 
-def _shifts(directions: FailureDirections, caption_embeddings: Any, reference_embedding: Any) -> NDArray[np.float64]:
-    """t(caption) - t(reference): (M, D)."""
-    captions = as_matrix(caption_embeddings, "caption_embeddings").astype(np.float64)
-    reference = as_matrix(np.atleast_2d(as_array(reference_embedding)), "reference_embedding")
+def _scores(weight: Floats, captions: Floats, reference: Floats, std: Tensor) -> Floats:
+    """Return w . z / |z|, z = (caption - reference) / std, of K directions and M captions: (K, M) float32.
+
+    A block of differences at a time stays in the processor's cache, and serves all directions.
+
+    Args:
+        weight: (K, D).
+        captions: (M, D) float32.
+        reference: (D,).
+        std: (D,); a dimension where it is 0 contributes 0.
+    """
+    scale = np.divide(1, std.numpy(), out=np.zeros(len(std), dtype=np.float32), where=std.numpy() > 0)
+    scale /= max(float(scale.max(initial=0)), _TINY)  # scores do not depend on its unit; squares must fit
+    weight = weight * scale
+    scores = np.empty((len(weight), len(captions)), dtype=np.float32)
+    block = max(1, _CELLS_AT_ONCE // max(len(scale), 1))
+    difference = np.empty((min(block, len(captions)), len(scale)), dtype=np.float32)
+    length = np.empty(len(captions), dtype=np.float32)
+    with np.errstate(all="ignore"):  # what is not finite is told of below
+        for start in range(0, len(captions), block):
+            part = slice(start, start + block)
+            d = difference[: len(captions[part])]
+            np.subtract(captions[part], reference, out=d)
+            np.matmul(weight, d.T, out=scores[:, part])
+            np.matmul(np.square(d, out=d), scale * scale, out=length[part])
+    if not np.isfinite(length).all():
+        as_matrix(captions, "caption_embeddings")
+        raise DataError("reference_embedding is not finite")
+    np.sqrt(length, out=length)
+    return np.divide(scores, length, out=scores, where=length > 0)
+
+
+def _candidates(
+    directions: FailureDirections, caption_embeddings: Any, reference_embedding: Any, *, classes: int = 0
+) -> tuple[Floats, Floats]:
+    """Captions (M, D) and one reference (1, D), or (K, M, D) and (K, D) where classes may have their own; float32."""
+    captions = as_array(caption_embeddings).astype(np.float32, copy=False)
+    references = np.atleast_2d(as_array(reference_embedding)).astype(np.float32, copy=False)
     dim = directions.weight.shape[1]
-    if captions.shape[1] != dim or reference.shape != (1, dim):
+    own = captions.ndim == 3 and classes > 0
+    if captions.ndim != 2 + own or captions.shape[-1] != dim or references.shape != (len(captions) if own else 1, dim):
         raise DataError(
             f"captions must be embedded in the {dim} dimensions of the directions, one reference among them; got "
-            f"{captions.shape} and {reference.shape}"
+            f"{captions.shape} and {references.shape}"
         )
-    return np.asarray(captions - reference)
+    if own and len(captions) != classes:
+        raise DataError(f"candidates are given for {len(captions)} classes, but {classes} are to be scored")
+    return captions, references
 
 
-def _one_class(
-    directions: FailureDirections, embeddings: Any, correct: Any
-) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+def _one_class(directions: FailureDirections, embeddings: Any, correct: Any) -> tuple[Floats, Mask]:
     x = as_matrix(embeddings, "embeddings")
     if x.shape[1] != len(directions.mean):
         raise DataError(f"embeddings must have {len(directions.mean)} dimensions, got {x.shape[1]}")
-    return phi(x, directions.mean.double().numpy(), directions.std.double().numpy()), as_mask(
-        correct, "correct", len(x)
-    )
-
-
-def _unit(rows: NDArray[np.float64]) -> NDArray[np.float64]:
-    length = np.linalg.norm(rows, axis=1, keepdims=True)
-    return np.asarray(np.divide(rows, length, out=np.zeros_like(rows), where=length > 0))
+    return phi(x, directions.mean.numpy(), directions.std.numpy()), as_mask(correct, "correct", len(x))

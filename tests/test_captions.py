@@ -1,11 +1,15 @@
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scipy import stats
+from sklearn.svm import SVC
 
 from lightning_failures.captions import caption_p_value, mean_shift_scores, score_captions
 from lightning_failures.directions import fit_failure_directions, phi
 from lightning_failures.errors import ConfigurationError, DataError
+from lightning_failures.splits import permuted_rows
 
 DIM = 32
 
@@ -24,6 +28,10 @@ def _planted(seed=0, n=300, strength=3.0):
     correct = rng.random(2 * n) > 1 / (1 + np.exp(1 - strength * along))
     reference = _unit(rng.normal(size=DIM))
     return x, labels, correct, _unit(reference + 0.3 * axes), reference
+
+
+PLANTED = _planted()
+DIRECTIONS = fit_failure_directions(*PLANTED[:3], permutations=0)
 
 
 def test_score_captions__the_hardest_is_the_planted_one():
@@ -70,6 +78,83 @@ def test_score_captions__the_reference_scores_nothing_and_constant_dimensions_do
         score_captions(directions, 1, moved, reference), score_captions(directions, 1, captions, reference)
     )
     assert score_captions(directions, 1, torch.from_numpy(reference)[None], torch.from_numpy(reference)).tolist() == [0]
+
+
+def test_score_captions__shared_candidates_for_all_classes_at_once():
+    x, labels, correct, captions, reference = _planted()
+    directions = fit_failure_directions(x, labels, correct, permutations=0)
+    for method in ("direction", "published"):
+        one_by_one = torch.stack([score_captions(directions, k, captions, reference, method) for k in (0, 1)])
+        torch.testing.assert_close(score_captions(directions, None, captions, reference, method), one_by_one)
+        torch.testing.assert_close(score_captions(directions, [1, 0], captions, reference, method), one_by_one.flip(0))
+        torch.testing.assert_close(score_captions(directions, np.array([1]), captions, reference, method), one_by_one[1:])  # fmt: skip # noqa: E501
+
+
+def test_score_captions__each_class_its_own_candidates():
+    x, labels, correct, captions, reference = _planted()
+    directions = fit_failure_directions(x, labels, correct, permutations=0)
+    own, references = np.stack([captions[:20], captions[20:]]), np.stack([reference, -reference])
+    for method in ("direction", "published"):
+        expected = [score_captions(directions, k, own[k], references[k], method) for k in (0, 1)]
+        torch.testing.assert_close(score_captions(directions, None, own, references, method), torch.stack(expected))
+
+
+@pytest.mark.parametrize("dim", [7, 600])
+def test_score_captions__published_is_the_decision_function_of_the_difference(dim):
+    rng = np.random.default_rng(dim)
+    x = rng.normal(size=(120, dim)) + 1
+    correct = x[:, 0] + rng.normal(size=120) > 1
+    directions = fit_failure_directions(x, np.zeros(120, dtype=int), correct, selection="published", permutations=0)
+    mean, std = x.mean(0), x.std(0, ddof=1)
+    svc = SVC(kernel="linear", class_weight="balanced", C=directions.c[0].item()).fit(phi(x, mean, std), correct)
+    reference = _unit(rng.normal(size=dim))
+    captions = _unit(reference + 0.3 * rng.normal(size=(300, dim)))  # more than one block at 600 dimensions
+    expected = svc.decision_function(phi(captions - reference, mean, std))
+    np.testing.assert_allclose(
+        score_captions(directions, 0, captions, reference, "published"), expected, rtol=1e-3, atol=1e-4
+    )
+
+
+@settings(deadline=None, max_examples=25)
+@given(st.integers(0, 5), st.integers(1, 300), st.booleans(), st.integers(0, 99))
+def test_score_captions__any_number_of_candidates_dtype_and_layout(skip, count, half, seed):
+    rng = np.random.default_rng(seed)
+    x, _, _, _, reference = PLANTED
+    captions = rng.normal(size=(2 * count, DIM + skip))[::2, skip:]  # not contiguous
+    captions = captions.astype(np.float16) if half else captions
+    captions.setflags(write=False)
+    before = captions.copy()
+    z = (captions.astype(np.float64) - reference) / x.std(0, ddof=1)
+    expected = z @ DIRECTIONS.weight.double().numpy().T / np.linalg.norm(z, axis=1, keepdims=True)
+    scores = score_captions(DIRECTIONS, None, captions, reference)
+    np.testing.assert_allclose(scores, expected.T, rtol=1e-3, atol=1e-5)
+    assert np.array_equal(captions, before)
+
+
+def test_score_captions__no_candidates():
+    _, _, _, captions, reference = PLANTED
+    assert score_captions(DIRECTIONS, 0, captions[:0], reference).shape == (0,)
+    assert score_captions(DIRECTIONS, None, captions[:0], reference).shape == (2, 0)
+
+
+@pytest.mark.parametrize("place", [(3, 5), (39, 0)])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_score_captions__values_that_are_not_finite_are_found(place, value):
+    _, _, _, captions, reference = PLANTED
+    captions = captions.copy()
+    captions[place] = value
+    with pytest.raises(DataError, match=f"caption_embeddings has 1 rows that are not finite, first row {place[0]}"):
+        score_captions(DIRECTIONS, None, captions, reference)
+    with pytest.raises(DataError, match="reference_embedding is not finite"):
+        score_captions(DIRECTIONS, 0, captions[:3], np.full(DIM, value))
+
+
+def test_score_captions__own_candidates_need_one_set_a_class():
+    _, _, _, captions, reference = PLANTED
+    with pytest.raises(DataError, match="given for 3 classes, but 2"):
+        score_captions(DIRECTIONS, None, np.stack([captions] * 3), np.stack([reference] * 3))
+    with pytest.raises(DataError, match="one reference"):
+        score_captions(DIRECTIONS, None, np.stack([captions] * 2), reference)
 
 
 @pytest.mark.parametrize(
@@ -126,3 +211,28 @@ def test_caption_p_value__whole_groups_and_any_order():
         directions, 0, x[order], correct[order], captions, reference, ids=ids[order], groups=sources[order]
     )
     assert p == q
+
+
+@pytest.mark.parametrize(("n", "candidates"), [(100, 40), (100, 3), (400, 12), (60, 400)])  # either order of products
+@pytest.mark.parametrize("grouped", [False, True])
+def test_caption_p_value__is_that_of_an_explicit_loop(n, candidates, grouped):
+    rng = np.random.default_rng([n, candidates])
+    x = rng.normal(size=(n, DIM))
+    correct = 0.3 * x[:, 0] + rng.normal(size=n) > -0.5
+    sources = rng.integers(0, n // 2, size=n) if grouped else np.arange(n)
+    reference = _unit(rng.normal(size=DIM))
+    captions = _unit(reference + 0.3 * rng.normal(size=(candidates, DIM)))
+    directions = fit_failure_directions(x, np.full(n, 5), correct, permutations=0)
+
+    z = _unit((captions - reference) / x.std(0, ddof=1))
+    features = phi(x, x.mean(0), x.std(0, ddof=1))
+
+    def furthest(right):
+        return np.abs(z @ (features[right].mean(0) - features[~right].mean(0))).max()
+
+    rows = permuted_rows(sources, 199, np.random.default_rng([7, 5, 1]))
+    expected = (1 + sum(furthest(correct[row]) >= furthest(correct) * (1 - 1e-5) for row in rows)) / 200
+    p = caption_p_value(
+        directions, 5, x, correct, captions, reference, groups=sources if grouped else None, permutations=199, seed=7
+    )
+    assert p == pytest.approx(expected)
