@@ -7,7 +7,7 @@ say "nothing there". Here the error rate of a leaf comes from the fitting folds 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,9 +53,9 @@ def score_held_out(
     sources: NDArray[Any],
     fold: NDArray[np.int64] | None,
     nodes: Nodes,
-    grow: Callable[[NDArray[np.int64]], Nodes],
+    trees: Sequence[Nodes],
 ) -> HeldOut:
-    """Grow a tree without each fold and judge it there: held-out ALER, and an interval for each leaf of ``nodes``."""
+    """Judge the tree grown without fold k there: held-out ALER, and an interval for each leaf of ``nodes``."""
     leaf = nodes.apply(x)
     count = int(nodes.leaf.max()) + 1
     if fold is None:
@@ -63,21 +63,19 @@ def score_held_out(
     expected = np.empty(len(x))  # ER of the example's leaf according to the other folds
     base = np.empty(len(x))
     counterpart = np.zeros((count, len(x)), dtype=np.bool_)  # held-out examples in a leaf's counterpart
-    for k in np.unique(fold):
+    for k, fitted in enumerate(trees):
         kept, held = np.flatnonzero(fold != k), np.flatnonzero(fold == k)
-        fitted = grow(kept)
         there = fitted.apply(x)
         number = int(fitted.leaf.max()) + 1
         sizes = np.bincount(there[kept], minlength=number)
         expected[held] = (np.bincount(there[kept], weights=failed[kept], minlength=number) / sizes)[there[held]]
         base[held] = failed[kept].mean()
-        shared = np.zeros((count, number))
-        np.add.at(shared, (leaf[kept], there[kept]), 1)
+        shared = np.bincount(leaf[kept] * number + there[kept], minlength=count * number).reshape(count, number)
         union = np.bincount(leaf[kept], minlength=count)[:, None] + sizes - shared
         counterpart[:, held] = (shared / union).argmax(axis=1)[:, None] == there[held]
 
     aler, ber, variance = [], [], 0.0
-    for k in np.unique(fold):
+    for k in range(len(trees)):
         rows = np.flatnonzero(failed & (fold == k))
         gain = expected[rows] - base[rows]
         aler.append(expected[rows].mean())

@@ -22,7 +22,8 @@ from torch import Tensor
 
 from lightning_failures.arrays import as_mask, as_matrix, as_vector
 from lightning_failures.errors import ConfigurationError, DataError
-from lightning_failures.growing import Nodes, Split, grow_tree, information_gain, least_leaf, rule
+from lightning_failures.gains import information_gain
+from lightning_failures.growing import Nodes, Split, grow_tree, least_leaf, rule, select_features
 from lightning_failures.heldout import fillable_folds, score_held_out
 from lightning_failures.rates import average_leaf_error_rate, error_coverage, error_rate
 from lightning_failures.statistics import normal_tail
@@ -97,6 +98,7 @@ class FailureTree:
     selected_features: tuple[int, ...]
     skipped: str | None
     nodes: Nodes
+    width: int
 
     @property
     def heldout_aler_minus_ber(self) -> float:
@@ -141,8 +143,8 @@ class FailureTree:
             features: (n, D), the D of the fit.
         """
         x = as_matrix(features, "features")
-        if x.shape[1] != self.nodes.width:
-            raise DataError(f"features must have {self.nodes.width} dimensions, got {x.shape[1]}")
+        if x.shape[1] != self.width:
+            raise DataError(f"features must have {self.width} dimensions, got {x.shape[1]}")
         return torch.from_numpy(self.nodes.apply(x))
 
 
@@ -203,16 +205,27 @@ def fit_failure_tree(
     if len(np.unique(names)) < n:
         raise DataError("ids must be unique")
     sources = names if groups is None else as_vector(groups, "groups", n)
-    order = np.argsort(names, kind="stable")
-    x, fails, names, sources = x[order].astype(np.float32), fails[order], names[order], sources[order]
+    if not (names[1:] > names[:-1]).all():
+        order = np.argsort(names, kind="stable")
+        x, fails, names, sources = x[order], fails[order], names[order], sources[order]
+    x = x.astype(np.float32, copy=False)
 
-    def grow(rows: NDArray[np.int64]) -> tuple[Nodes, NDArray[np.int64]]:
-        return grow_tree(x[rows], fails[rows], top_features, max_depth, feature_selection, min_leaf, seed)
-
-    nodes, selected = grow(np.arange(n))
     fold = fillable_folds(fails, sources, folds, seed)
-    held = score_held_out(x, fails, sources, fold, nodes, lambda rows: grow(rows)[0])
-
+    selected = select_features(
+        x,
+        fails,
+        fold,
+        top_features=top_features,
+        feature_selection=feature_selection,
+        min_leaf=min_leaf,
+        seed=seed,
+    )
+    kept = [np.arange(n)] + [np.flatnonzero(fold != k) for k in range(len(selected) - 1)]
+    nodes, *without = (
+        grow_tree(x[np.ix_(rows, of)], fails[rows], of, max_depth=max_depth, min_leaf=min_leaf, seed=seed)
+        for rows, of in zip(kept, selected, strict=True)
+    )
+    held = score_held_out(x, fails, sources, fold, nodes, without)
     leaf = nodes.apply(x)
     count = int(nodes.leaf.max()) + 1
     sizes, failures = np.bincount(leaf, minlength=count), np.bincount(leaf, weights=fails, minlength=count)
@@ -239,9 +252,10 @@ def fit_failure_tree(
         heldout_aler=held.aler,
         heldout_base_error_rate=held.base_error_rate,
         heldout_aler_stderr=held.stderr,
-        selected_features=tuple(selected.tolist()),
+        selected_features=tuple(selected[0].tolist()),
         skipped=_why_skipped(fails, sources, count, min_leaf, fold),
         nodes=nodes.numbered(ranked),
+        width=x.shape[1],
     )
 
 
