@@ -1,6 +1,6 @@
 """Embeddings on disk, keyed by content: an image is embedded once, and a changed image or encoder is never a stale hit.
 
-Layout: ``<folder>/v1/<encoder fingerprint>/<checksum>.safetensors``. Each file (a shard) is written once, under a
+Layout: ``<folder>/v2/<encoder fingerprint>/<checksum>.safetensors``. Each file (a shard) is written once, under a
 temporary name, and moved into place, so processes that share a folder cannot harm each other: at worst both compute the
 same embedding. A shard that fails its checksum is removed and its images are embedded anew.
 """
@@ -14,8 +14,7 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -26,11 +25,11 @@ from torch import Tensor
 from lightning_failures.encoders.base import Encoder
 from lightning_failures.errors import CacheError, DataError
 from lightning_failures.shards import (
-    DTYPES,
     SUFFIX,
     TEMPORARY,
     Array,
     DamagedShardError,
+    Pending,
     Shard,
     read_shard,
     write_shard,
@@ -38,7 +37,8 @@ from lightning_failures.shards import (
 
 __all__ = ["EmbeddingCache", "EmbeddingStore", "content_keys", "default_cache_folder", "embed"]
 
-_LAYOUT = "v1"  # another layout is another folder, so that versions can share a cache
+_LAYOUT = "v2"  # another layout is another folder, so that versions can share a cache
+_AT_ONCE = 512  # rows rounded or copied at once: they stay in a processor's cache
 _DAY = 24 * 60 * 60
 _GIB = 2**30
 
@@ -85,8 +85,7 @@ def embed(encoder: Encoder, store: EmbeddingStore, images: Tensor, *, keys: Tens
     keys = content_keys(images) if keys is None else keys
     rows = store.missing(keys).nonzero().flatten()
     if len(rows):
-        _, first = np.unique(keys[rows].numpy(), axis=0, return_index=True)
-        rows = rows[torch.from_numpy(np.sort(first))]
+        rows = rows[_first_of_each(keys[rows].numpy())]
         store.put(keys[rows], encoder.encode_images(images[rows.to(images.device)]))
     return keys
 
@@ -176,7 +175,7 @@ class EmbeddingStore:
         self._cache = cache
         self._folder = None if cache is None else cache._shard_folder(fingerprint)
         self._shards: list[Shard] = []
-        self._pending: dict[bytes, Array] = {}
+        self._pending = Pending(), Pending()  # in float16, in float32
         self._seen: set[str] = set()
         self._dim: int | None = None
         self.refresh()
@@ -214,7 +213,7 @@ class EmbeddingStore:
     def missing(self, keys: Tensor) -> Tensor:
         """Which keys (N, 2) have no embedding here: (N,) bool."""
         missing = np.ones(len(keys), dtype=bool)
-        for rows, _ in self._find(_as_array(keys)):
+        for rows, _, _ in self._find(_as_array(keys)):
             missing[rows] = False
         return torch.from_numpy(missing)
 
@@ -224,18 +223,21 @@ class EmbeddingStore:
         Raises:
             DataError: Shapes that do not match, or values that are not finite.
         """
-        values = embeddings.detach().to("cpu", torch.float32).numpy()
-        if values.ndim != 2 or len(values) != len(keys) or self._dim not in (None, values.shape[1]):
-            expected = f"({len(keys)}, {'D' if self._dim is None else self._dim})"
-            raise DataError(f"the encoder must give {expected} for {len(keys)} images, it gave {tuple(values.shape)}.")
-        if not np.isfinite(values).all():
+        array, values = _as_array(keys), embeddings.detach().to("cpu", torch.float32)
+        if values.ndim != 2 or len(values) != len(array) or self._dim not in (None, values.shape[1]):
+            expected = f"({len(array)}, {'D' if self._dim is None else self._dim})"
+            raise DataError(f"the encoder must give {expected} for {len(array)} images, it gave {tuple(values.shape)}.")
+        if values.numel() and not all(bound.isfinite() for bound in values.aminmax()):
             raise DataError("the encoder gave embeddings that are not finite.")
         self._dim = values.shape[1]
-        new = self.missing(keys).numpy()
-        half, fits = _to_half(values)
-        for raw, row, row16, fits16, is_new in zip(_raw(_as_array(keys)), values, half, fits, new, strict=True):
-            if is_new:
-                self._pending.setdefault(raw, row16 if fits16 else row.copy())
+        new = np.flatnonzero(self.missing(keys))
+        new = new[_first_of_each(array[new])]
+        for start in range(0, len(new), _AT_ONCE):
+            rows = new[start : start + _AT_ONCE]
+            some = values[torch.from_numpy(rows)]
+            half, fits = _to_half(some)
+            for pending, rounded, mine in ((self._pending[0], half, fits), (self._pending[1], some, ~fits)):
+                pending.add(array[rows[mine.numpy()]], rounded[mine].numpy())
 
     def get(self, keys: Tensor) -> Tensor:
         """The embeddings of keys (N, 2) as (N, D) float32.
@@ -247,8 +249,12 @@ class EmbeddingStore:
         for attempt in range(2):
             out = np.empty((len(keys), self._dim or 0), dtype=np.float32)
             lacking = len(keys)
-            for rows, read in self._find(array):
-                out[rows] = read()
+            for rows, source, places in self._find(array):
+                embeddings, order = source.embeddings, np.argsort(places)  # in the order of the file
+                source.prefetch(places[order])
+                for start in range(0, len(order), _AT_ONCE):
+                    some = order[start : start + _AT_ONCE]
+                    out[rows[some]] = embeddings[places[some]]
                 lacking -= len(rows)
             if lacking == 0:
                 return torch.from_numpy(out)
@@ -256,17 +262,18 @@ class EmbeddingStore:
                 self.refresh()  # another process may have written them
         raise CacheError(f"{lacking} of {len(keys)} images have no embedding yet: put them first.")
 
-    def flush(self) -> None:
-        """Write what was put since the last flush as a shard (two if some rows need float32), then keep the limit."""
-        if not self._pending:
-            return
-        pending, self._pending = self._pending, {}
-        for dtype in DTYPES.values():
-            chosen = {raw: row for raw, row in pending.items() if row.dtype == dtype}
-            if chosen:
-                keys = np.frombuffer(b"".join(chosen), dtype=np.int64).reshape(-1, 2)
-                self._shards.append(self._written(Shard.sorted(keys, np.stack(list(chosen.values())))))
-        if self._cache is not None:
+    def flush(self, *, order: Tensor | None = None) -> None:
+        """Write what was put since the last flush as a shard (two if some rows need float32), then keep the limit.
+
+        Args:
+            order: Keys (M, 2) in the order in which their embeddings shall lie in the file, for instance by class:
+                what lies together is read fast from a disk. The others follow as they were put, by default all.
+        """
+        wanted = np.empty((0, 2), dtype=np.int64) if order is None else _as_array(order)
+        written = [pending.shard(wanted) for pending in self._pending if len(pending)]
+        self._pending = Pending(), Pending()
+        self._shards += [self._written(shard) for shard in written]
+        if self._cache is not None and written:
             self._cache.evict()
 
     def _written(self, shard: Shard) -> Shard:
@@ -288,21 +295,16 @@ class EmbeddingStore:
             self._folder = None
             return shard
 
-    def _find(self, keys: Array) -> Iterator[tuple[Array, Callable[[], Array]]]:
-        """Yield numbers of rows of ``keys`` that are here, each at most once, with what reads their embeddings."""
-        rows = np.arange(len(keys))
-        for shard in self._shards:
-            at = shard.find(keys[rows])
-            here = at >= 0
+    def _find(self, keys: Array) -> Iterator[tuple[Array, Shard | Pending, Array]]:
+        """Yield numbers of rows of ``keys`` that are here, each at most once, where they are, and at which places."""
+        rows = np.argsort(keys[:, 0])  # sorted keys are found faster
+        sources: list[Shard | Pending] = [*self._shards, *self._pending]
+        for source in sources:
+            places = source.find(keys[rows])
+            here = places >= 0
             if here.any():
-                yield rows[here], partial(shard.embeddings.__getitem__, at[here])
+                yield rows[here], source, places[here]
                 rows = rows[~here]
-        if self._pending and len(rows):
-            raw = _raw(keys[rows])
-            here = np.array([key in self._pending for key in raw])
-            found = [self._pending[key] for key in raw if key in self._pending]
-            if found:
-                yield rows[here], partial(np.stack, found, dtype=np.float32, casting="same_kind")
 
 
 def default_cache_folder() -> Path:
@@ -322,12 +324,18 @@ def default_cache_folder() -> Path:
     return base / "lightning_failures"
 
 
-def _to_half(values: Array) -> tuple[Array, Array]:
+def _to_half(values: Tensor) -> tuple[Tensor, Tensor]:
     """Rows in float16, and for each whether rounding moves it by at most 2**-10 of its length."""
-    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
-        half = values.astype(np.float16)
-        error = np.linalg.norm(half.astype(np.float32) - values, axis=1)
-        return half, error <= np.linalg.norm(values, axis=1) / 1024
+    half = values.half()
+    error, length = (torch.linalg.vector_norm(x, dim=1, dtype=torch.float64) for x in (half.float() - values, values))
+    return half, error <= length / 1024
+
+
+def _first_of_each(keys: Array) -> Array:
+    """The first row of each of the keys (N, 2), ascending."""
+    order = np.lexsort((keys[:, 1], keys[:, 0]))
+    again = (keys[order[1:]] == keys[order[:-1]]).all(axis=1)
+    return np.sort(np.delete(order, np.flatnonzero(again) + 1))
 
 
 def _as_array(keys: Tensor) -> Array:
@@ -335,11 +343,6 @@ def _as_array(keys: Tensor) -> Array:
     if array.dtype != np.int64 or array.ndim != 2 or array.shape[1] != 2:
         raise DataError(f"keys must be (N, 2) int64 from content_keys, got {array.shape} {array.dtype}.")
     return array
-
-
-def _raw(keys: Array) -> list[bytes]:
-    data = keys.tobytes()
-    return [data[i : i + 16] for i in range(0, len(data), 16)]
 
 
 def _remove(path: Path) -> bool:

@@ -1,13 +1,16 @@
-"""The file format of the embedding cache: sorted keys and embeddings, verified when opened, read through a memory map.
+"""The file format of the embedding cache: an index in memory and embeddings on disk, verified when opened.
 
-A shard is a safetensors file that is written once: ``keys`` (2, N) int64, sorted, and ``embeddings`` (N, D) float16 or
-float32, with a checksum over both and over what the header says of them.
+A shard is a safetensors file that is written once: ``keys`` (2, N) int64, sorted; ``places`` (N,) int32, the row of
+each key; ``embeddings`` (N, D) float16 or float32 in the order of the writer, so that what is put together lies
+together. One checksum covers them and what the header says of them. Opened, the index (20 bytes a row) is held in
+memory, and embeddings are read through a memory map.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
+import mmap
 import os
 import uuid
 from collections.abc import Iterable
@@ -19,13 +22,15 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
-__all__ = ["DTYPES", "SUFFIX", "TEMPORARY", "DamagedShardError", "Shard", "read_shard", "write_shard"]
+__all__ = ["DTYPES", "SUFFIX", "TEMPORARY", "DamagedShardError", "Pending", "Shard", "read_shard", "write_shard"]
 
 SUFFIX = ".safetensors"
 TEMPORARY = ".tmp"
 DTYPES: dict[str, np.dtype[Any]] = {"F16": np.dtype("<f2"), "F32": np.dtype("<f4")}
 
-_FORMAT = "lightning_failures embeddings 1"
+_FORMAT = "lightning_failures embeddings 2"
+_GAP = 2**16  # bytes that are read along rather than left out: about what a disk reads while it finds a place
+_AT_ONCE = 2**20  # bytes: enough for a fast disk, little enough for a processor's cache
 
 Array = npt.NDArray[Any]
 
@@ -36,29 +41,33 @@ class DamagedShardError(Exception):
 
 @dataclass(frozen=True)
 class Shard:
-    """Sorted keys and their embeddings, in memory or mapped from a file.
+    """Embeddings and where each key has its own, in memory or mapped from a file.
 
     Attributes:
         keys: (2, N) int64; the first row ascends.
-        embeddings: (N, D) float16 or float32.
+        places: (N,) int32: the row of ``embeddings`` of each key.
+        embeddings: (N, D) float16 or float32, in any order.
+        file: The mapped file, which ends with the embeddings; None for those in memory.
     """
 
     keys: Array
+    places: Array
     embeddings: Array
+    file: mmap.mmap | None = None
 
     @classmethod
-    def sorted(cls, keys: Array, embeddings: Array) -> Shard:
-        """Bring keys (N, 2) and embeddings (N, D) into order."""
+    def of(cls, keys: Array, embeddings: Array) -> Shard:
+        """Index keys (N, 2) of embeddings (N, D), which stay where they are."""
         order = np.lexsort((keys[:, 1], keys[:, 0]))
-        return cls(np.ascontiguousarray(keys[order].T), np.ascontiguousarray(embeddings[order]))
+        return cls(np.ascontiguousarray(keys[order].T), order.astype(np.int32), embeddings)
 
     @property
     def nbytes(self) -> int:
-        """Of keys and embeddings."""
-        return self.keys.nbytes + self.embeddings.nbytes
+        """Of all three."""
+        return self.keys.nbytes + self.places.nbytes + self.embeddings.nbytes
 
     def find(self, keys: Array) -> Array:
-        """Positions of keys (M, 2), -1 where absent: (M,) int64."""
+        """Rows of the embeddings of keys (M, 2), -1 where absent: (M,) int64. Fastest for sorted keys."""
         first, second = self.keys
         at = np.searchsorted(first, keys[:, 0])
         found = np.full(len(keys), -1)
@@ -67,33 +76,92 @@ class Shard:
             rows = rows[at[rows] < len(first)]
             rows = rows[first[at[rows]] == keys[rows, 0]]
             same = second[at[rows]] == keys[rows, 1]
-            found[rows[same]] = at[rows[same]]
+            found[rows[same]] = self.places[at[rows[same]]]
             rows = rows[~same]
             at[rows] += 1
         return found
 
+    def prefetch(self, places: Array) -> None:
+        """Ask the system for the rows (M,), ascending, that are read next: all at once, and little between them."""
+        if self.file is None or not hasattr(mmap, "MADV_WILLNEED"):
+            return
+        width = self.embeddings[0].nbytes
+        starts = len(self.file) - self.embeddings.nbytes + places * width
+        gaps = np.flatnonzero(np.diff(starts) > width + _GAP)
+        for first, last in zip(starts[np.r_[0, gaps + 1]].tolist(), starts[np.r_[gaps, -1]].tolist(), strict=True):
+            page = first - first % mmap.PAGESIZE
+            with contextlib.suppress(OSError):  # only speed is lost
+                self.file.madvise(mmap.MADV_WILLNEED, page, last + width - page)
 
-def _checksum(fingerprint: str, shape: Iterable[int], dtype: str, *data: Any) -> str:
-    hasher = xxhash.xxh3_128(json.dumps([_FORMAT, fingerprint, list(shape), dtype]).encode())
-    for part in data:
-        hasher.update(part)
-    return hasher.hexdigest()
+
+class Pending:
+    """Embeddings of one dtype that wait to be written, in the order in which they came."""
+
+    def __init__(self) -> None:
+        self._row_of: dict[bytes, int] = {}
+        self._blocks: list[Array] = []
+
+    def __len__(self) -> int:
+        return len(self._row_of)
+
+    @property
+    def embeddings(self) -> Array:
+        """(N, D)."""
+        self._blocks = [np.concatenate(self._blocks)] if len(self._blocks) > 1 else self._blocks
+        return self._blocks[0]
+
+    def prefetch(self, places: Array) -> None:
+        """Nothing: they are in memory."""
+
+    def add(self, keys: Array, embeddings: Array) -> None:
+        """Append embeddings (M, D) of keys (M, 2), all different and none of them here."""
+        if len(keys):
+            self._row_of.update(zip(_hashable(keys), range(len(self), len(self) + len(keys)), strict=True))
+            self._blocks.append(embeddings)
+
+    def find(self, keys: Array) -> Array:
+        """As :meth:`Shard.find`."""
+        if not self._row_of:
+            return np.full(len(keys), -1)
+        return np.fromiter((self._row_of.get(key, -1) for key in _hashable(keys)), np.int64, len(keys))
+
+    def shard(self, order: Array) -> Shard:
+        """All of them, those of the keys ``order`` (M, 2) in this order and before the others."""
+        keys = np.frombuffer(b"".join(self._row_of), dtype=np.int64).reshape(-1, 2)
+        moved = [row for row in dict.fromkeys(self.find(order).tolist()) if row >= 0]
+        if not moved:
+            return Shard.of(keys, self.embeddings)
+        rows = np.concatenate([moved, np.setdiff1d(np.arange(len(self)), moved)])
+        return Shard.of(keys[rows], self.embeddings[rows])
+
+
+def _hashable(keys: Array) -> list[bytes]:
+    pairs: list[bytes] = np.ascontiguousarray(keys).view("V16")[:, 0].tolist()
+    return pairs
+
+
+def _checksum(fingerprint: str, shape: Iterable[int], dtype: str) -> xxhash.xxh3_128:
+    """Of the header; the data are to follow."""
+    return xxhash.xxh3_128(json.dumps([_FORMAT, fingerprint, list(shape), dtype]).encode())
 
 
 def write_shard(shard: Shard, folder: Path, fingerprint: str) -> Path:
     """Write a file that any safetensors reader opens; it appears under its name whole or not at all."""
     dtype = next(name for name, kind in DTYPES.items() if kind == shard.embeddings.dtype)
-    keys = shard.keys.astype("<i8", copy=False)
-    checksum = _checksum(fingerprint, shard.embeddings.shape, dtype, keys, shard.embeddings)
-    header = {
-        "__metadata__": {"format": _FORMAT, "fingerprint": fingerprint, "checksum": checksum},
-        "keys": {"dtype": "I64", "shape": list(keys.shape), "data_offsets": [0, keys.nbytes]},
-        "embeddings": {
-            "dtype": dtype,
-            "shape": list(shard.embeddings.shape),
-            "data_offsets": [keys.nbytes, shard.nbytes],
-        },
+    parts = {
+        "keys": ("I64", shard.keys.astype("<i8", copy=False)),
+        "places": ("I32", shard.places.astype("<i4", copy=False)),
+        "embeddings": (dtype, np.ascontiguousarray(shard.embeddings)),
     }
+    hasher = _checksum(fingerprint, shard.embeddings.shape, dtype)
+    header: dict[str, Any] = {}
+    offset = 0
+    for name, (kind, part) in parts.items():
+        hasher.update(part.data)
+        header[name] = {"dtype": kind, "shape": part.shape, "data_offsets": [offset, offset + part.nbytes]}
+        offset += part.nbytes
+    checksum = hasher.hexdigest()
+    header["__metadata__"] = {"format": _FORMAT, "fingerprint": fingerprint, "checksum": checksum}
     text = json.dumps(header).encode()
     text += b" " * (-(8 + len(text)) % 64)  # arrays mapped from the file are aligned
     folder.mkdir(parents=True, exist_ok=True)
@@ -102,8 +170,8 @@ def write_shard(shard: Shard, folder: Path, fingerprint: str) -> Path:
     try:
         with temporary.open("wb") as file:
             file.write(len(text).to_bytes(8, "little") + text)
-            file.write(keys.data)
-            file.write(shard.embeddings.data)
+            for _, part in parts.values():
+                file.write(part.data)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(target)
@@ -113,7 +181,10 @@ def write_shard(shard: Shard, folder: Path, fingerprint: str) -> Path:
 
 
 def read_shard(path: Path, fingerprint: str) -> Shard:
-    """Map a shard into memory and verify every byte of it.
+    """Verify every byte of a shard, keep its index and map its embeddings into memory.
+
+    Embeddings are verified by reading, not through the map: a disk that fails is then an error instead of a signal that
+    ends the process, and no more than a buffer of them is in memory.
 
     Raises:
         DamagedShardError: The content is not what was written for this fingerprint.
@@ -125,21 +196,27 @@ def read_shard(path: Path, fingerprint: str) -> Shard:
             if length > 2**20:
                 raise ValueError("header too long")
             header = json.loads(file.read(length))
-            size = os.fstat(file.fileno()).st_size
-        (two, n), (rows, dim) = header["keys"]["shape"], header["embeddings"]["shape"]
-        kind = header["embeddings"]["dtype"]
-        expected = 8 + length + 16 * n + n * dim * DTYPES[kind].itemsize
-        if (two, rows) != (2, n) or n < 1 or dim < 1 or size != expected:
-            raise ValueError("sizes do not agree")
-        data = np.memmap(path, dtype=np.uint8, mode="r", offset=8 + length)
-        if _checksum(fingerprint, (rows, dim), kind, data) != header["__metadata__"]["checksum"]:
-            raise ValueError("wrong checksum")
-        keys = np.asarray(data[: 16 * n]).view("<i8").reshape(2, n)
-        embeddings = np.asarray(data[16 * n :]).view(DTYPES[kind]).reshape(n, dim)
+            (two, n), (rows, dim) = header["keys"]["shape"], header["embeddings"]["shape"]
+            kind = header["embeddings"]["dtype"]
+            expected = 8 + length + 20 * n + n * dim * DTYPES[kind].itemsize
+            if (two, rows) != (2, n) or n < 1 or dim < 1 or os.fstat(file.fileno()).st_size != expected:
+                raise ValueError("sizes do not agree")
+            hasher = _checksum(fingerprint, (rows, dim), kind)
+            index, buffer = bytearray(20 * n), memoryview(bytearray(_AT_ONCE))
+            file.readinto(index)
+            hasher.update(index)
+            while read := file.readinto(buffer):
+                hasher.update(buffer[:read])
+            if hasher.hexdigest() != header["__metadata__"]["checksum"]:
+                raise ValueError("wrong checksum")
+            keys = np.frombuffer(index, "<i8", 2 * n).reshape(2, n)
+            places = np.frombuffer(index, "<i4", offset=16 * n)
+            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            embeddings = np.frombuffer(mapped, DTYPES[kind], offset=8 + length + 20 * n).reshape(n, dim)
     except OSError:
         raise
     except Exception as error:  # whatever a flipped bit in a header leads to
         raise DamagedShardError(str(error) or type(error).__name__) from error
     with contextlib.suppress(OSError):
         os.utime(path)  # "recently used", for eviction
-    return Shard(keys, embeddings)
+    return Shard(keys, places, embeddings, mapped)

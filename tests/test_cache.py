@@ -221,11 +221,11 @@ def test_store__float32_where_half_does_not_hold_it(tmp_path):
 def test_shard__is_a_safetensors_file(tmp_path):
     store, keys = filled(tmp_path)
     with safe_open(shards(tmp_path)[0], "np") as file:
-        stored, embeddings = file.get_tensor("keys"), file.get_tensor("embeddings")
+        stored, places, embeddings = (file.get_tensor(name) for name in ("keys", "places", "embeddings"))
     assert embeddings.dtype == np.float16
     assert (np.diff(stored[0]) > 0).all()
-    assert torch.equal(store.get(torch.from_numpy(stored.T.copy())), torch.from_numpy(embeddings).float())
-    assert sorted(stored.T.tolist()) == sorted(keys.tolist())
+    assert torch.equal(store.get(torch.from_numpy(stored.T.copy())), torch.from_numpy(embeddings[places]).float())
+    assert stored.T[np.argsort(places)].tolist() == keys.tolist()  # in the order in which they were put
 
 
 # --------------------------------------------------------------------------------------------------------------- damage
@@ -291,13 +291,13 @@ def test_damage__is_repaired_by_the_next_epoch(tmp_path):
 
 def test_damage__a_shard_of_another_encoder(tmp_path):
     _, keys = filled(tmp_path)
-    (tmp_path / "v1" / "f").rename(tmp_path / "v1" / "g")
+    (tmp_path / "v2" / "f").rename(tmp_path / "v2" / "g")
     with pytest.warns(UserWarning, match="wrong checksum"):
         assert EmbeddingCache(tmp_path).store("g").missing(keys).all()
 
 
 def test_damage__something_else_under_our_name(tmp_path):
-    folder = tmp_path / "v1" / "f"
+    folder = tmp_path / "v2" / "f"
     folder.mkdir(parents=True)
     (folder / "a.safetensors").mkdir()
     (folder / "b.safetensors").write_text("not a shard")
@@ -438,7 +438,7 @@ def test_evict__an_open_store_keeps_its_embeddings(tmp_path):
 
 def test_evict__clears_what_a_killed_writer_left(tmp_path):
     filled(tmp_path)
-    left, in_use = (tmp_path / "v1" / "f" / name for name in (".old.tmp", ".new.tmp"))
+    left, in_use = (tmp_path / "v2" / "f" / name for name in (".old.tmp", ".new.tmp"))
     left.write_bytes(b"x")
     in_use.write_bytes(b"x")
     os.utime(left, (1, 1))
