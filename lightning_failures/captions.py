@@ -27,7 +27,7 @@ __all__ = ["CaptionGrammar", "CaptionVocabulary", "caption_p_value", "mean_shift
 Floats = NDArray[Any]
 Mask = NDArray[np.bool_]
 
-_CELLS_AT_ONCE = 1 << 17
+_CELLS_AT_ONCE = 1 << 18
 _TINY = float(np.finfo(np.float32).tiny)
 
 
@@ -73,8 +73,11 @@ def score_captions(
     if method not in ("direction", "published"):
         raise ConfigurationError(f"score_captions: method must be 'direction' or 'published', got {method!r}")
     one = class_index is not None and np.ndim(class_index) == 0
-    rows = slice(None) if class_index is None else [directions.row(k) for k in np.atleast_1d(class_index).tolist()]
-    weight, bias = directions.weight[rows].numpy(), directions.bias[rows].numpy()
+    rows: slice | list[int] = slice(None)
+    if class_index is not None:
+        rows = [directions.row(k) for k in np.atleast_1d(class_index).tolist()]
+        rows = slice(rows[0], rows[0] + 1) if one else rows
+    weight = directions.weight[rows].numpy()
     captions, references = _candidates(directions, caption_embeddings, reference_embedding, classes=len(weight))
     if method == "published":
         references = references + directions.mean.numpy()
@@ -84,7 +87,7 @@ def score_captions(
         each = zip(weight[:, None], captions, references, strict=True)
         scores = np.concatenate([_scores(w, c, r, directions.std) for w, c, r in each])
     if method == "published":
-        scores += bias[:, None]
+        scores += directions.bias[rows].numpy()[:, None]
     return torch.from_numpy(scores[0] if one else scores)
 
 
@@ -198,7 +201,7 @@ def _scores(weight: Floats, captions: Floats, reference: Floats, std: Tensor) ->
             d = difference[: len(captions[part])]
             np.subtract(captions[part], reference, out=d)
             np.matmul(weight, d.T, out=scores[:, part])
-            np.matmul(np.square(d, out=d), scale * scale, out=length[part])
+            np.dot(np.square(d, out=d), scale * scale, out=length[part])
     if not np.isfinite(length).all():
         as_matrix(captions, "caption_embeddings")
         raise DataError("reference_embedding is not finite")
