@@ -7,7 +7,7 @@ It runs in a notebook as in the callback. The order is that of the questions: wh
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -22,8 +22,9 @@ from lightning_failures.arrays import as_array
 from lightning_failures.candidates import ClassCaptions
 from lightning_failures.captions import caption_p_value, score_captions
 from lightning_failures.directions import FailureDirections, fit_failure_directions
+from lightning_failures.enrichment import Attribute, enrichment, read_attribute
 from lightning_failures.errors import DataError
-from lightning_failures.records import ClassReport, FailureReport, Grades, GroupReport, LeafReport
+from lightning_failures.records import ClassReport, FailureReport, Grades, GroupReport, LeafReport, ValueReport
 from lightning_failures.statistics import benjamini_hochberg
 from lightning_failures.trees import FailureTree, fit_failure_tree
 
@@ -45,6 +46,7 @@ def analyse(
     features: Values | None = None,
     reference: Values | None = None,
     captions: Callable[[int], ClassCaptions | None] | None = None,
+    metadata: Mapping[str, Any] | None = None,
     permutations: int = 999,
     n_directions: int = 1,
     top_captions: int = 5,
@@ -66,6 +68,9 @@ def analyse(
         reference: (M, D) embeddings that phi is standardised with. None: ``embeddings``.
         captions: Gives the embedded candidates of a class (by index), or None; see
             :func:`~lightning_failures.candidates.caption_source`. Asked only for classes with a direction.
+        metadata: Known attributes of the examples, by name: (N,) or (U,) integers, strings or booleans, aligned like
+            ``embeddings``; see :func:`~lightning_failures.enrichment.read_attribute`. Nothing is fitted to them: each
+            class reports how often every value occurs among all, the failures and the flagged.
         permutations: Of the screening test.
         n_directions: Directions a class.
         top_captions: How many hardest and easiest captions a class keeps.
@@ -80,7 +85,7 @@ def analyse(
         The report; ``.directions`` and ``.trees`` hold the fitted results.
 
     Raises:
-        DataError: rows that do not match.
+        DataError: rows that do not match, or metadata that cannot be counted.
 
     >>> generator = torch.Generator().manual_seed(0)
     >>> x = torch.randn(300, 8, generator=generator)
@@ -90,6 +95,7 @@ def analyse(
     >>> report["classes"][0]["pattern"], report["classes"][1]["skipped"]
     (True, 'no examples')
     """
+    attributes = _attributes(metadata, grades)
     timings: dict[str, float] = {}
     directions = None
     if embeddings is not None:
@@ -125,6 +131,12 @@ def analyse(
                 if k in wanted
                 else entry
                 for k, entry in enumerate(classes)
+            )
+    if attributes:
+        with _timed(timings, "enrichment"):
+            classes = tuple(
+                replace(entry, enrichment=_enrichment(attributes, one, grades, directions))
+                for entry, one in zip(classes, members, strict=True)
             )
     return FailureReport(
         examples=len(torch.unique(grades.ids)),
@@ -269,6 +281,28 @@ def _with_captions(
         easiest_captions=tuple(candidates.texts[i] for i in easiest),
         easiest_caption_scores=tuple(float(scores[i]) for i in easiest),
         caption_p_value=_defined(p_value),
+    )
+
+
+def _attributes(metadata: Mapping[str, Any] | None, grades: Grades) -> dict[str, Attribute]:
+    """One code a row of the grades."""
+    attributes = {str(name): read_attribute(values, str(name)) for name, values in (metadata or {}).items()}
+    return {
+        name: Attribute(as_array(_PerRow.of(attribute.codes, grades, f"metadata[{name!r}]").all()), attribute.values)
+        for name, attribute in attributes.items()
+    }
+
+
+def _enrichment(
+    attributes: dict[str, Attribute], members: _Members, grades: Grades, directions: FailureDirections | None
+) -> tuple[ValueReport, ...]:
+    scores = None if directions is None else as_array(directions.out_of_fold)[members.rows]
+    return enrichment(
+        {name: attribute[members.rows] for name, attribute in attributes.items()},
+        members.failed,
+        as_array(grades.confidence)[members.rows],
+        None if scores is None or np.isnan(scores).all() else scores < 0,
+        sources=members.sources,
     )
 
 

@@ -26,6 +26,7 @@ __all__ = [
     "Grades",
     "GroupReport",
     "LeafReport",
+    "ValueReport",
 ]
 
 SCHEMA = 1
@@ -136,6 +137,27 @@ class GroupReport(_Readable):
 
 
 @dataclass(frozen=True)
+class ValueReport(_Readable):
+    """How often the examples of a class have one value of an attribute: counts, and shares in [0, 1].
+
+    ``least_confident`` are as many examples as were flagged, those of least confidence in the true class.
+    ``share_of_flagged_interval`` is a 95 % interval; a share of nothing is None.
+    """
+
+    attribute: str
+    value: str
+    examples: int
+    failures: int
+    flagged: int | None = None
+    least_confident: int | None = None
+    share: float | None = None
+    share_of_failures: float | None = None
+    share_of_flagged: float | None = None
+    share_of_flagged_interval: tuple[float, float] | None = None
+    share_of_least_confident: float | None = None
+
+
+@dataclass(frozen=True)
 class ClassReport(_Readable):
     """What is known about the failures of one class.
 
@@ -162,6 +184,7 @@ class ClassReport(_Readable):
     caption_p_value: float | None = None
     hardest_ids: tuple[int, ...] = ()
     easiest_ids: tuple[int, ...] = ()
+    enrichment: tuple[ValueReport, ...] = ()
     truth: dict[str, str] | None = None
 
 
@@ -213,7 +236,12 @@ class FailureReport(_Readable):
             _from_dict(GroupReport, g | {"leaves": tuple(_from_dict(LeafReport, leaf) for leaf in g.get("leaves", ()))})
             for g in data.get("groups", ())
         )
-        classes = tuple(_from_dict(ClassReport, c) for c in data.get("classes", ()))
+        classes = tuple(
+            _from_dict(
+                ClassReport, c | {"enrichment": tuple(_from_dict(ValueReport, v) for v in c.get("enrichment", ()))}
+            )
+            for c in data.get("classes", ())
+        )
         report: FailureReport = _from_dict(cls, data | {"classes": classes, "groups": groups})
         return report
 

@@ -11,16 +11,19 @@ import re
 import unicodedata
 from collections.abc import Sequence
 
-from lightning_failures.records import ClassReport, FailureReport, GroupReport
+from lightning_failures.records import ClassReport, FailureReport, GroupReport, ValueReport
 
 __all__ = [
     "class_table",
     "clean",
+    "enrichment_lines",
+    "enrichment_markdown",
     "escape_markdown",
     "markdown_table",
     "number",
     "rank_classes",
     "shorten_caption",
+    "strongest_values",
     "tree_markdown",
     "verdict",
 ]
@@ -165,6 +168,60 @@ def tree_markdown(report: FailureReport, *, limit: int | None = None) -> str:
     return "\n\n".join(_group_markdown(group) for group in ranked[:limit])
 
 
+def strongest_values(entry: ClassReport, limit: int = 3) -> list[ValueReport]:
+    """Return the values of metadata that stand out among the flagged examples of a class, the strongest first.
+
+    A value stands out where the interval of its share of the flagged lies above its share of all, and the strength is
+    how many times above its lower end is. None stands out without a pattern: what is flagged is noise then.
+    """
+
+    def strength(row: ValueReport) -> float:
+        return row.share_of_flagged_interval[0] / row.share if row.share_of_flagged_interval and row.share else 0.0
+
+    rows = [row for row in entry.enrichment if entry.pattern and strength(row) > 1]
+    return sorted(rows, key=lambda row: -strength(row))[:limit]
+
+
+def enrichment_lines(report: FailureReport) -> list[str]:
+    """Return one line for each class in which a value of metadata stands out, for the terminal.
+
+    >>> red = ValueReport("tint", "red", 5, 4, share=0.1, share_of_flagged=0.8, share_of_flagged_interval=(0.5, 0.9))
+    >>> enrichment_lines(FailureReport(50, 0.9, (ClassReport("cat", 50, pattern=True, enrichment=(red,)),)))
+    ['cat: tint = red is 0.80 (0.50 to 0.90) of the flagged, 0.10 of all']
+    """
+    return [
+        f"{clean(entry.name)}: {clean(row.attribute)} = {clean(row.value)} is {number(row.share_of_flagged)}"
+        f" ({_interval(row.share_of_flagged_interval)}) of the flagged, {number(row.share)} of all"
+        for entry in report.classes
+        for row in strongest_values(entry, limit=1)
+    ]
+
+
+def enrichment_markdown(report: FailureReport, *, limit: int | None = None) -> str:
+    """Return the values of metadata that stand out as a Markdown table, worst class first; empty if there is none.
+
+    Args:
+        report: What one analysis found.
+        limit: Show only so many classes, the worst.
+    """
+    found = [entry for entry in rank_classes(report) if strongest_values(entry)]
+    rows = [
+        (
+            escape_markdown(entry.name),
+            f"{escape_markdown(row.attribute)} = {escape_markdown(row.value)}",
+            number(row.share),
+            number(row.share_of_failures),
+            number(row.share_of_flagged),
+            _interval(row.share_of_flagged_interval),
+            number(row.share_of_least_confident),
+        )
+        for entry in found[:limit]
+        for row in strongest_values(entry)
+    ]
+    head = ("class", "value", "share of all", "of failures", "of flagged", "95 % interval", "of least confident")
+    return f"### Over-represented among the flagged\n\n{_markdown(head, rows, 'llrrrrr')}" if rows else ""
+
+
 def _group_markdown(group: GroupReport) -> str:
     title = f"### {group.grouping.capitalize()} group of {escape_markdown(group.class_name)}"
     if group.skipped is not None:
@@ -182,7 +239,7 @@ def _group_markdown(group: GroupReport) -> str:
             escape_markdown(leaf.rule),
             str(leaf.size),
             number(leaf.error_rate),
-            NOTHING if leaf.interval is None else " to ".join(map(number, leaf.interval)),
+            _interval(leaf.interval),
             number(leaf.error_coverage),
             number(leaf.importance),
             "yes" if leaf.valid else "no",
@@ -190,6 +247,10 @@ def _group_markdown(group: GroupReport) -> str:
         for leaf in sorted(group.leaves, key=lambda leaf: -leaf.importance)
     ]
     return f"{title}\n\n{facts}\n\n{_markdown(head, rows, 'lrrrrrl')}"
+
+
+def _interval(interval: tuple[float, float] | None) -> str:
+    return NOTHING if interval is None else " to ".join(map(number, interval))
 
 
 def _gain(entry: ClassReport) -> float | None:

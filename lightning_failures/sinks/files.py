@@ -13,7 +13,7 @@ from PIL import Image
 
 from lightning_failures.atomic import write_atomically
 from lightning_failures.records import FailureReport
-from lightning_failures.text import escape_markdown, markdown_table, tree_markdown
+from lightning_failures.text import enrichment_markdown, escape_markdown, markdown_table, tree_markdown
 from lightning_failures.visuals import Picture
 
 __all__ = ["FileSink", "file_name", "to_bytes", "write_report"]
@@ -32,7 +32,7 @@ class FileSink:
         """Write one analysis; each file appears whole or not at all."""
         name = f"epoch={report.epoch or 0:04d}-step={step:06d}"
         here = self.folder / (f"test-{name}" if report.stage == "test" else name)
-        parts = [markdown_table(report), tree_markdown(report)]
+        parts = [markdown_table(report), enrichment_markdown(report), tree_markdown(report)]
         for picture in pictures:
             png = BytesIO()
             Image.fromarray(picture.image.permute(1, 2, 0).contiguous().numpy()).save(png, format="PNG")

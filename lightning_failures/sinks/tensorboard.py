@@ -8,7 +8,7 @@ from typing import Any
 
 from lightning_failures.records import FailureReport
 from lightning_failures.sinks.base import tag_prefix
-from lightning_failures.text import markdown_table, tree_markdown
+from lightning_failures.text import enrichment_markdown, markdown_table, tree_markdown
 from lightning_failures.visuals import Picture
 
 __all__ = ["TensorBoardSink"]
@@ -28,9 +28,9 @@ class TensorBoardSink:
         writer = self.logger.experiment
         prefix = tag_prefix(report)
         writer.add_text(f"{prefix}/table", markdown_table(report), step)
-        rules = tree_markdown(report)
-        if rules:
-            writer.add_text(f"{prefix}/rules", rules, step)
+        for tag, text in (("enrichment", enrichment_markdown(report)), ("rules", tree_markdown(report))):
+            if text:
+                writer.add_text(f"{prefix}/{tag}", text, step)
         for picture in pictures:
             writer.add_image(f"{prefix}/{picture.tag}", picture.image, step)
         writer.flush()

@@ -9,7 +9,7 @@ from typing import Any
 
 from lightning_failures.records import FailureReport
 from lightning_failures.sinks.base import found_captions, tag_prefix
-from lightning_failures.text import rank_classes, tree_markdown
+from lightning_failures.text import enrichment_markdown, rank_classes, tree_markdown
 from lightning_failures.visuals import Picture
 
 __all__ = ["WandbSink"]
@@ -40,9 +40,9 @@ class WandbSink:
         for picture in pictures[:MAX_IMAGES]:
             image = wandb.Image(picture.image.permute(1, 2, 0).numpy(), caption=picture.caption)
             values[f"{prefix}/{picture.tag}"] = image  # a key each: W&B shows a list only where all sizes are equal
-        rules = tree_markdown(report)
-        if rules:
-            values[f"{prefix}/rules"] = wandb.Html(f"<pre>{html.escape(rules)}</pre>")
+        for key, text in (("enrichment", enrichment_markdown(report)), ("rules", tree_markdown(report))):
+            if text:
+                values[f"{prefix}/{key}"] = wandb.Html(f"<pre>{html.escape(text)}</pre>")
         run = self.logger.experiment
         run.log(values)
         run.summary.update({f"{prefix}/last/{key}": value for key, value in report.summary.items()})
