@@ -78,6 +78,8 @@ class FailureModes(Callback):
             ``"train"`` for a fixed hash sample of at most 20,000 training images, as the training transforms give them.
         groups_from: Attribute of the dataset with a source id for each example (frames of one video, images of one
             patient), which are kept together in every split. Ignored where the dataset has none; None: no groups.
+        metadata: Attributes of the dataset with a value for each example ("camera", "hospital"), integers, strings or
+            booleans. Nothing is fitted to them: each class reports the values over-represented among its failures.
         every_n_epochs: Analyse in every n-th epoch, at its last validation.
         every_n_validations: Analyse every n-th validation of ``fit`` instead.
         min_coverage: Share of the examples below which a validation steers nothing: it is graded and reported, but
@@ -115,6 +117,7 @@ class FailureModes(Callback):
         normalization: tuple[Sequence[float], Sequence[float]] | None = None,
         reference: Literal["validation", "train"] = "validation",
         groups_from: str | None = "groups",
+        metadata: Sequence[str] = (),
         every_n_epochs: int = 1,
         every_n_validations: int | None = None,
         min_coverage: float = 0.5,
@@ -129,14 +132,11 @@ class FailureModes(Callback):
     ) -> None:
         super().__init__()
         tasks, at_least_1 = (None, "multiclass", "binary", "multilabel"), "an integer >= 1"
+        validations = every_n_validations
         for name, value, holds, allowed in (
+            ("metadata", metadata, not isinstance(metadata, str), "a sequence of names, like ['camera']"),
             ("every_n_epochs", every_n_epochs, every_n_epochs >= 1, at_least_1),
-            (
-                "every_n_validations",
-                every_n_validations,
-                every_n_validations is None or every_n_validations >= 1,
-                f"None or {at_least_1}",
-            ),
+            ("every_n_validations", validations, validations is None or validations >= 1, f"None or {at_least_1}"),
             ("min_coverage", min_coverage, 0 <= min_coverage <= 1, "a share from 0 to 1"),
             ("permutations", permutations, permutations >= 0, "an integer >= 0"),
             ("n_directions", n_directions, n_directions >= 1, at_least_1),
@@ -155,6 +155,7 @@ class FailureModes(Callback):
         self.normalization = normalization
         self.reference = reference
         self.groups_from = groups_from
+        self.metadata = tuple(metadata)
         self.every_n_epochs = every_n_epochs
         self.every_n_validations = every_n_validations
         self.min_coverage = min_coverage
@@ -313,8 +314,7 @@ class FailureModes(Callback):
 
     def _begin(self, trainer: Trainer, *, due: bool) -> None:
         self._forget()
-        self._active, self._error = due, None
-        self._logged = set()
+        self._active, self._error, self._logged = due, None, set()
         if due:
             with self._policy(trainer, "the loaders"):
                 self._loaders = evaluation_loaders(trainer)
@@ -323,8 +323,7 @@ class FailureModes(Callback):
 
     def _forget(self) -> None:
         """Let the loaders and rows of one validation go."""
-        self._active = False
-        self._loaders, self._collectors = [], {}
+        self._active, self._loaders, self._collectors = False, [], {}
 
     def _collect(
         self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int
@@ -404,6 +403,7 @@ class FailureModes(Callback):
                     grades,
                     embedded,
                     featured,
+                    metadata=collector.metadata(grades),
                     has_names=collector.has_names,
                     folder=self._folder if index == 0 else self._folder / f"dataloader_{index}",
                     pictures=pictures and collector.indexed,
@@ -476,14 +476,14 @@ class FailureModes(Callback):
 
     def _new_collector(self, dataset: Any) -> Collector:
         assert self._explainer is not None
-        lenses = self._explainer.directions, self._explainer.trees
         return Collector(
             dataset=dataset,
             class_names=self.class_names,
             task=self.task,
-            lenses=[lens for lens in lenses if lens is not None],
+            lenses=self._explainer.lenses,
             ranks=self._ranks,
             groups_from=self.groups_from,
+            metadata=self.metadata,
         )
 
     def _wants_pictures(self, trainer: Trainer) -> bool:

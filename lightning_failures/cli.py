@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 from lightning_failures.callback import FailureModes
 from lightning_failures.errors import ConfigurationError, FailureModesError
 from lightning_failures.records import FailureReport
-from lightning_failures.text import class_table, clean, number
+from lightning_failures.text import class_table, clean, enrichment_lines, number
 
 __all__ = ["main"]
 
@@ -87,6 +87,8 @@ def report(run: Path) -> None:
         raise ConfigurationError(f"{found} is no report of lightning_failures: {error}") from error
     print(f"{found}: epoch {loaded.epoch}, step {loaded.global_step}, {loaded.examples} examples, "
           f"accuracy {number(loaded.accuracy)}\n\n{class_table(loaded)}")  # fmt: skip
+    if told := enrichment_lines(loaded):
+        print("\nKnown attributes, over-represented among the flagged:\n  " + "\n  ".join(told))
     rules = [
         f"  {clean(group.class_name)} ({group.grouping} group): {leaf.rule}: error rate {number(leaf.error_rate)}"
         f" (base {number(group.base_error_rate)}), error coverage {number(leaf.error_coverage)}"

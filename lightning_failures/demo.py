@@ -17,7 +17,7 @@ from lightning_failures.digits import ColouredDigitsDataModule, DigitClassifier
 from lightning_failures.errors import ConfigurationError
 from lightning_failures.records import FailureReport
 from lightning_failures.sinks import write_report
-from lightning_failures.text import class_table
+from lightning_failures.text import class_table, enrichment_lines
 
 __all__ = ["attach_truth", "demo", "train_digits"]
 
@@ -43,6 +43,8 @@ def demo(*, seed: int = 0, output: Path = Path("failures-demo"), epochs: int = 6
     write_report(report, output)
     print(f"\nFailure modes after {epochs} epochs, {report.examples} validation images:\n")
     print(class_table(report))
+    if told := enrichment_lines(report):
+        print("\nKnown attributes, over-represented among what the directions flag:\n  " + "\n  ".join(told))
     print(
         f"\nReport:       {output / 'report.json'} (pictures in {log_dir / 'failures'})"
         f"\nTensorBoard:  tensorboard --logdir {output}"
@@ -55,7 +57,12 @@ def train_digits(
     """Train with the callback; return the last report, with the truth attached, and the folder of the logs."""
     L.seed_everything(seed, verbose=False)
     callback = FailureModes(
-        encoder="embedded:digits", robust_encoder="embedded:digits", captions="digits", on_error="raise", seed=seed
+        encoder="embedded:digits",
+        robust_encoder="embedded:digits",
+        captions="digits",
+        metadata=("tint", "background", "stroke", "posture"),  # only counted: neither fitted to nor the planted truth
+        on_error="raise",
+        seed=seed,
     )
     data = ColouredDigitsDataModule(seed=seed, shortcut=shortcut)
     logger = TensorBoardLogger(output, name="coloured_digits")

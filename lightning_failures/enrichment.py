@@ -8,7 +8,7 @@ that the model is least confident of. Nothing is fitted to the attributes.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Real
 from typing import Any
@@ -68,8 +68,10 @@ def read_attribute(values: Any, name: str, *, most_values: int = MOST_VALUES) ->
     """
     if isinstance(values, Attribute):
         return values
-    plain = not isinstance(values, Tensor) and not hasattr(values, "dtype")  # NumPy would turn None and NaN into words
-    array = np.asarray(values, dtype=object) if plain else as_array(values)
+    if isinstance(values, Sequence) and not isinstance(values, str):  # NumPy would turn None and NaN into words
+        listed = [value.item() if isinstance(value, Tensor) and value.ndim == 0 else value for value in values]
+        values = np.asarray(listed, dtype=object)
+    array = as_array(values)
     if array.ndim != 1:
         raise DataError(f"metadata[{name!r}] must have shape (N,), one value an example, got {array.shape}")
     present = np.array([not _is_missing(value) for value in array.tolist()], dtype=np.bool_)

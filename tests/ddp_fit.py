@@ -13,7 +13,7 @@ from tests.toy import OracleClassifier, callback, loader, trainer
 
 def main(folder: Path, devices: int, size: int) -> None:
     torch.set_num_threads(1)
-    modes = callback(permutations=99, pictures=False)
+    modes = callback(permutations=99, pictures=False, metadata=("dark",))
     options = {"strategy": "ddp", "devices": devices} if devices > 1 else {"devices": 1}
     run = trainer(folder, modes, max_epochs=2, use_distributed_sampler=True, **options)
     run.fit(OracleClassifier(), loader(), loader(size))

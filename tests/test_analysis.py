@@ -257,6 +257,33 @@ def test_analyse__rows_that_do_not_match_are_refused(wrong):
         analyse(grades, **rows)
 
 
+def test_analyse__metadata_tells_what_the_failures_share_and_changes_nothing_else():
+    grades, x = planted(900)
+    metadata = {"axis 5": (x[:, 5] > 0.6).tolist(), "noise": torch.arange(900) % 4}
+    report, without = analyse(grades, x, metadata=metadata, permutations=199), analyse(grades, x, permutations=199)
+    assert [replace(entry, enrichment=()) for entry in report.classes] == list(without.classes)
+    dogs = {(row.attribute, row.value): row for row in report.classes[1].enrichment}
+    assert len(dogs) == 6
+    high = dogs["axis 5", "True"]
+    assert high.flagged == int(((report.directions.out_of_fold < 0) & (grades.labels == 1) & (x[:, 5] > 0.6)).sum())
+    assert high.share_of_flagged_interval[0] > 1.5 * high.share
+    assert sum(row.flagged for (name, _), row in dogs.items() if name == "noise") == report.classes[1].flagged
+    order = torch.randperm(900, generator=torch.Generator().manual_seed(3))
+    moved, _ = shuffled(grades, seed=3)
+    again = analyse(moved, x[order], metadata={"axis 5": (x[:, 5] > 0.6)[order]}, permutations=199)
+    assert again.classes[1].enrichment[1].flagged == high.flagged
+
+
+def test_analyse__metadata_of_an_example_or_a_row():
+    grades, _ = multilabel(60)
+    site = torch.arange(60) % 3
+    report = analyse(grades, metadata={"site": site})
+    assert report.classes == analyse(grades, metadata={"site": site.repeat_interleave(2)}).classes
+    assert sum(row.examples for entry in report.classes for row in entry.enrichment) == 120
+    with pytest.raises(DataError, match=r"metadata\['site'\] has 59 rows; grades have 120 rows of 60 examples"):
+        analyse(grades, metadata={"site": site[1:]})
+
+
 # -- what is undefined ---------------------------------------------------------------------------------------
 
 

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lightning_failures.records import SCHEMA, ClassReport, FailureReport, Grades, GroupReport, LeafReport
+from lightning_failures.records import SCHEMA, ClassReport, FailureReport, Grades, GroupReport, LeafReport, ValueReport
 
 NUMBERS = st.floats()  # NaN and infinities too
 MAYBE = st.none() | NUMBERS
@@ -32,6 +32,15 @@ GROUPS = st.builds(
     skipped=st.none() | TEXTS,
     leaves=st.lists(LEAVES, max_size=3).map(tuple),
 )
+VALUES = st.builds(
+    ValueReport,
+    attribute=TEXTS,
+    value=TEXTS,
+    examples=st.integers(0, 99),
+    failures=st.integers(0, 99),
+    share=MAYBE,
+    share_of_flagged_interval=st.none() | st.tuples(NUMBERS, NUMBERS),
+)
 CLASSES = st.builds(
     ClassReport,
     name=TEXTS,
@@ -42,6 +51,7 @@ CLASSES = st.builds(
     hardest_captions=st.lists(TEXTS, max_size=2).map(tuple),
     hardest_caption_scores=st.lists(NUMBERS, max_size=2).map(tuple),
     hardest_ids=st.lists(st.integers(0, 2**60), max_size=3).map(tuple),
+    enrichment=st.lists(VALUES, max_size=2).map(tuple),
     truth=st.none() | st.dictionaries(TEXTS, TEXTS, max_size=2),
 )
 REPORTS = st.builds(

@@ -6,15 +6,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lightning_failures.records import ClassReport, FailureReport, GroupReport, LeafReport
+from lightning_failures.records import ClassReport, FailureReport, GroupReport, LeafReport, ValueReport
 from lightning_failures.text import (
     class_table,
     clean,
+    enrichment_lines,
+    enrichment_markdown,
     escape_markdown,
     markdown_table,
     number,
     rank_classes,
     shorten_caption,
+    strongest_values,
     tree_markdown,
 )
 
@@ -145,3 +148,41 @@ def test_tree_markdown__rules_only_with_a_pattern():
 
 def test_tree_markdown__empty_without_trees():
     assert tree_markdown(REPORT) == ""
+
+
+def value(name, share, low, *, attribute="tint"):
+    shares = {"share_of_failures": 0.5, "share_of_flagged": low + 0.1, "share_of_least_confident": 0.25}
+    return ValueReport(attribute, name, 9, 5, 4, 2, share, **shares, share_of_flagged_interval=(low, low + 0.2))
+
+
+VALUES = (value("weak", 0.5, 0.51), value("none", 0.5, 0.49), value("strong", 0.1, 0.4), ValueReport("tint", "x", 1, 0))
+
+
+def enriched(**options):
+    return ClassReport("cat", 100, accuracy=0.7, enrichment=VALUES, **options)
+
+
+def test_strongest_values__by_the_lower_end_of_the_interval_and_only_with_a_pattern():
+    assert [row.value for row in strongest_values(enriched(pattern=True))] == ["strong", "weak"]
+    assert [row.value for row in strongest_values(enriched(pattern=True), limit=1)] == ["strong"]
+    assert strongest_values(enriched()) == []
+
+
+def test_enrichment_markdown__a_row_a_value_the_worst_class_first():
+    report = FailureReport(9, None, (enriched(pattern=True), ClassReport("worse", 5, accuracy=0.1, pattern=True, enrichment=VALUES[2:])))  # fmt: skip # noqa: E501
+    *_, head, _, first, second, third = enrichment_markdown(report).splitlines()
+    assert cells(head)[-1] == "of least confident"
+    assert cells(first) == ["worse", "tint = strong", "0.10", "0.50", "0.50", "0.40 to 0.60", "0.25"]
+    assert [cells(row)[:2] for row in (second, third)] == [["cat", "tint = strong"], ["cat", "tint = weak"]]
+    assert "cat" not in enrichment_markdown(report, limit=1)
+    assert enrichment_markdown(REPORT) == ""
+
+
+@given(ANY, ANY)
+def test_enrichment__hostile_names_keep_lines_and_tables_whole(attribute, name):
+    row = value(name, 0.1, 0.4, attribute=attribute)
+    report = FailureReport(9, None, (ClassReport(name, 9, pattern=True, enrichment=(row,)),))
+    (line,) = enrichment_lines(report)
+    assert line.isprintable()
+    assert enrichment_markdown(report).count("\n") == 4
+    assert enrichment_markdown(report).splitlines()[-1].count("|") == 8

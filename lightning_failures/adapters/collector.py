@@ -16,6 +16,7 @@ from lightning_failures.adapters.images import ImageSpace
 from lightning_failures.adapters.lenses import Lens
 from lightning_failures.adapters.loaders import dataset_attribute
 from lightning_failures.cache import content_keys
+from lightning_failures.enrichment import Attribute, read_attribute
 from lightning_failures.errors import ConfigurationError, DataError
 from lightning_failures.grading import Task, assemble_grades, expand_class_names, grade_batch, infer_task
 from lightning_failures.metrics import GradesMetric
@@ -34,6 +35,7 @@ class Collector:
         lenses: The encoders with their caches.
         ranks: The processes of the run.
         groups_from: Name of the dataset's attribute with a source for each example, a number or a name.
+        metadata: Names of the dataset's attributes whose values are counted among failures.
     """
 
     def __init__(
@@ -45,6 +47,7 @@ class Collector:
         lenses: Sequence[Lens],
         ranks: Ranks,
         groups_from: str | None = "groups",
+        metadata: Sequence[str] = (),
     ) -> None:
         self.task = task
         self.named = class_names is not None
@@ -55,6 +58,7 @@ class Collector:
         self._lenses, self._ranks = lenses, ranks
         self._expected = _length(dataset)
         self._groups = None if groups_from is None else _sources(dataset, groups_from)
+        self._attributes = {name: _attribute(dataset, name) for name in metadata}
         self._metric = GradesMetric(process_group=ranks.group)
         self._ids: list[Tensor] = []
         self._keys: list[Tensor] = []
@@ -101,7 +105,7 @@ class Collector:
         """Return the user's ids of a batch, or else the indices that were drawn for it.
 
         Raises:
-            ConfigurationError: groups, which are found by index, are wanted for ids that are no indices.
+            ConfigurationError: groups or metadata, found by index, are wanted for ids that are no indices.
         """
         if ids is not None and (drawn is None or ids.tolist() != drawn):
             self.indexed = False
@@ -109,6 +113,11 @@ class Collector:
                 raise ConfigurationError(
                     "FailureModes(read_batch=...) gives ids that are not known to be indices of the dataset, so its"
                     " groups cannot be found by them. Leave ids None, or give groups_from=None."
+                )
+            if self._attributes:
+                raise ConfigurationError(
+                    "FailureModes(read_batch=...) gives ids that are not known to be indices of the dataset, so its"
+                    " metadata cannot be found by them either. Leave ids None, or give metadata=()."
                 )
         return ids if ids is not None else drawn
 
@@ -166,6 +175,10 @@ class Collector:
             groups=None if self._groups is None else self._groups[keys // self._conditions],
             coverage=1.0 if not self._expected else len(ids) / self._expected,
         )
+
+    def metadata(self, grades: Grades) -> dict[str, Attribute]:
+        """The wanted attributes of the rows of ``grades``."""
+        return {name: attribute[grades.ids.numpy()] for name, attribute in self._attributes.items()}
 
     def embeddings(self, lens: Lens) -> tuple[Tensor, Tensor] | None:
         """Return ids (U,) ascending and embeddings (U, D) of all ranks, on the first rank; else None. Collective."""
@@ -242,6 +255,24 @@ def _sources(dataset: Any, attribute: str) -> Tensor | None:
             " Name another attribute, or None for no groups."
         )
     return torch.from_numpy(values if values.dtype.kind == "i" else np.unique(values, return_inverse=True)[1]).long()
+
+
+def _attribute(dataset: Any, name: str) -> Attribute:
+    """The values of one attribute of all examples of a dataset."""
+    values, length = dataset_attribute(dataset, name), _length(dataset)
+    problem = "is not there" if values is None else ""
+    if values is not None:
+        try:
+            attribute = read_attribute(values, name)
+            if length in (None, len(attribute)):
+                return attribute
+            problem = f"has {len(attribute)} values for {length} examples"
+        except DataError as error:
+            problem = f"cannot be counted: {error}"
+    raise ConfigurationError(
+        f"FailureModes(metadata=...): the attribute {name!r} of {type(dataset).__name__} {problem}. It must hold an"
+        " integer, a string or a boolean for each example, None where it is not known."
+    )
 
 
 def _length(dataset: Any) -> int | None:

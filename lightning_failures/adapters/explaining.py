@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from lightning_failures.adapters.reading import BatchReader, ExampleReader, trai
 from lightning_failures.analysis import analyse
 from lightning_failures.candidates import ClassCaptions, caption_source
 from lightning_failures.encoders import gives_maps, gives_texts
+from lightning_failures.enrichment import Attribute
 from lightning_failures.grammar import CaptionVocabulary
 from lightning_failures.records import FailureReport, Grades
 from lightning_failures.sinks import Sink, sinks_for, write_all
@@ -57,6 +58,11 @@ class Explainer:
     _captions: dict[str, ClassCaptions] = field(default_factory=dict)
     _sinks: dict[Path, list[Sink]] = field(default_factory=dict)
 
+    @property
+    def lenses(self) -> list[Lens]:
+        """Those that there are."""
+        return [lens for lens in (self.directions, self.trees) if lens is not None]
+
     def explain(
         self,
         trainer: Trainer,
@@ -66,6 +72,7 @@ class Explainer:
         embedded: Embedded | None,
         featured: Embedded | None,
         *,
+        metadata: Mapping[str, Attribute],
         has_names: bool,
         folder: Path,
         pictures: bool,
@@ -79,6 +86,7 @@ class Explainer:
             features=_matching(featured, grades.ids),
             reference=reference,
             captions=self._caption_source(grades.class_names, has_names=has_names),
+            metadata=metadata,
             permutations=self.permutations,
             n_directions=self.n_directions,
             seed=self.seed,

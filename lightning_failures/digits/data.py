@@ -12,8 +12,12 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
 from lightning_failures.digits.render import (
+    BACKGROUNDS,
     CLASSES,
+    POSTURES,
     SPLITS,
+    STROKES,
+    TINTS,
     Looks,
     Split,
     draw_looks,
@@ -47,8 +51,8 @@ class ColouredDigits(Dataset[tuple[Tensor, int]]):
         labels: (N,) int64.
         images: (N, 3, 32, 32) uint8, before ``transform``.
         groups: (N,) int64, the source digit of each image; images of one source are not independent.
-        attributes: Tint, background, stroke and posture of each image. For tests and benchmarks: nothing is trained
-            on them.
+        attributes: Tint, background, stroke and posture of each image, as indices. Nothing is trained on them.
+        tint, background, stroke, posture: The same in words, N each: ``FailureModes(metadata=["tint", ...])``.
         truth: For each class ``{"usual_tint": ..., "unusual_tint": ...}``, or None where nothing is planted.
         transform: What turns a uint8 image into the input of a model.
 
@@ -74,6 +78,10 @@ class ColouredDigits(Dataset[tuple[Tensor, int]]):
         self.labels = source_digits()[1][self.groups]
         tint = draw_tints(self.labels, planted, shortcut if split == "train" else 0.5, rng)
         self.attributes: Looks = dataclasses.replace(draw_looks(size, rng), tint=tint)
+        self.tint = [tuple(TINTS)[k] for k in self.attributes.tint.tolist()]
+        self.background = [tuple(BACKGROUNDS)[k] for k in self.attributes.background.tolist()]
+        self.stroke = [STROKES[k] for k in self.attributes.stroke.tolist()]
+        self.posture = [POSTURES[k] for k in self.attributes.posture.tolist()]
         self.images = render(source_digits()[0][self.groups], self.attributes, rng)
         self.truth = planted.truth()
         self.transform = transforms.Compose(
