@@ -1,8 +1,8 @@
 """Which values of known attributes are over-represented among the failures, and among what the directions flag.
 
-Source: Jain et al., Distilling Model Failures as Directions in Latent Space, ICLR 2023, section 4: where attributes of
-the examples are known, compare how often a value occurs among all examples, among the flagged ones, and among as many
-that the model is least confident of. Nothing is fitted to the attributes.
+Source: Jain et al., Distilling Model Failures as Directions in Latent Space, ICLR 2023, its experiments on
+data with known attributes: how often a value occurs among all examples, among the flagged ones, and among as many that
+the model is least confident of. Nothing is fitted to the attributes.
 """
 
 from __future__ import annotations
@@ -124,6 +124,7 @@ def enrichment(
     n = len(wrong)
     judged = flagged is not None
     picked = as_mask(flagged, "flagged", n) if judged else np.zeros(n, dtype=np.bool_)
+    member = None if sources is None else np.unique(sources[picked], return_inverse=True)[1]
     doubtful = np.argsort(as_array(confidence), kind="stable")[: picked.sum()]
     rows = []
     for name, attribute in attributes.items():
@@ -132,7 +133,7 @@ def enrichment(
         code, size = attribute.codes, len(attribute.values)
         parts = [np.bincount(code[part], minlength=size) for part in (slice(None), wrong, picked, doubtful)]
         totals = [int(part.sum()) for part in parts]
-        intervals = _intervals(code[picked], size, None if sources is None else sources[picked])
+        intervals = _intervals(code[picked], size, member)
         for value in np.flatnonzero(parts[0]).tolist():
             counts = [int(part[value]) for part in parts]
             shares = [count / total if total else None for count, total in zip(counts, totals, strict=True)]
@@ -195,14 +196,13 @@ def _number(known: NDArray[Any], name: str, most_values: int) -> tuple[list[str]
     return [str(value) for value in values], code
 
 
-def _intervals(code: Ints, size: int, sources: NDArray[Any] | None) -> list[tuple[float, float]]:
-    """95 % interval of the share of each of ``size`` values: Wilson's, at the effective number of examples."""
+def _intervals(code: Ints, size: int, member: Ints | None) -> list[tuple[float, float]]:
+    """95 % interval of the share of each of ``size`` values; ``member`` numbers the sources."""
     n = len(code)
     share = np.bincount(code, minlength=size) / max(n, 1)
     effective = np.full(size, float(n))
-    if sources is not None and n:
-        names, member = np.unique(sources, return_inverse=True)
-        count = len(names)
+    if member is not None and n:
+        count = int(member.max()) + 1
         table = np.bincount(member * size + code, minlength=count * size).reshape(count, size)
         apart = table - table.sum(axis=1, keepdims=True) * share  # of a source, from what its size lets expect
         spread = (apart**2).sum(axis=0) / n**2 * count / max(count - 1, 1)
