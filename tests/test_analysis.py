@@ -2,8 +2,10 @@
 
 import json
 import math
+import tracemalloc
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
@@ -406,3 +408,81 @@ def test_json__round_trip(full):
     again = FailureReport.from_dict(json.loads(report.to_json()))
     assert again == report
     assert again.to_json() == report.to_json()
+
+
+# -- the form of the inputs ----------------------------------------------------------------------------------
+
+
+def forms(x, folder):
+    """The same numbers as tensors and arrays of every kind."""
+    array = x.numpy()
+    np.save(folder / "x.npy", array.astype(np.float16))
+    read_only = array.copy()
+    read_only.flags.writeable = False
+    return {
+        "float16": x.half(),
+        "bfloat16": x.bfloat16(),
+        "float64": x.double(),
+        "needs_grad": x.clone().requires_grad_(),
+        "transposed": x.T.contiguous().T,
+        "float16_array": array.astype(np.float16),
+        "strided": np.repeat(array, 2, axis=1)[:, ::2],
+        "read_only": read_only,
+        "memory_mapped": np.load(folder / "x.npy", mmap_mode="r"),
+    }
+
+
+def close(a, b):
+    """Equal, but for the rounding of floats."""
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(close(a[key], b[key]) for key in a)
+    if isinstance(a, list):
+        return len(a) == len(b) and all(map(close, a, b))
+    return a == pytest.approx(b, rel=1e-4, abs=1e-6) if isinstance(a, float) else a == b
+
+
+@pytest.fixture(scope="module")
+def exact():
+    """Numbers that every floating dtype holds exactly."""
+    grades, x = planted(240)
+    x = torch.where(x.abs() < 0.01, 0.0, x).bfloat16().float()
+    assert torch.equal(x.half().float(), x)
+    return grades, x, content(analyse(grades, x, features=x, captions=lambda k: words(), permutations=99))
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        *("float16", "bfloat16", "float64", "needs_grad", "transposed"),
+        *("float16_array", "strided", "read_only", "memory_mapped"),
+    ],
+)
+def test_analyse__any_form_of_the_same_numbers_gives_the_same_report(exact, form, tmp_path):
+    grades, x, expected = exact
+    values = forms(x, tmp_path)[form]
+    before = values.detach().clone() if isinstance(values, torch.Tensor) else values.copy()
+    report = analyse(grades, values, features=values, captions=lambda k: words(), permutations=99)
+    assert close(content(report), expected)
+    assert bool((values == before).all())
+
+
+def test_analyse__memory_is_that_of_a_class(monkeypatch):
+    """The inputs are neither copied nor widened as a whole: more classes take a fraction of what they bring."""
+    for module in ("arrays", "whitening"):
+        monkeypatch.setattr(f"lightning_failures.{module}._CELLS_AT_ONCE", 2**16)
+    peaks, inputs = [], []
+    for classes in (1, 8, 16):  # the first loads and compiles what is needed
+        rng = np.random.default_rng(0)
+        n = 100 * classes
+        x = rng.standard_normal((n, 1024), dtype=np.float32).astype(np.float16)
+        labels = torch.arange(n) % classes
+        predictions = torch.where(torch.from_numpy(rng.random(n) < 0.3), (labels + 1) % classes, labels)
+        grades = Grades(torch.arange(n), labels, predictions, torch.ones(n), tuple(map(str, range(classes))))
+        tracemalloc.start()
+        try:
+            analyse(grades, x, features=x, permutations=0)
+            peaks.append(tracemalloc.get_traced_memory()[1])
+        finally:
+            tracemalloc.stop()
+        inputs.append(x.nbytes)
+    assert peaks[2] - peaks[1] < 0.5 * (inputs[2] - inputs[1])
