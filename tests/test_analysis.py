@@ -124,13 +124,16 @@ def test_analyse__best_leaf_splits_the_planted_axis(full):
     assert [g.class_name for g in report.groups if g.grouping == "prediction" and g.pattern] == ["owl"]
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_analyse__no_pattern_where_none_is(seed):
-    grades, x = planted(450, strength=0.0, seed=seed)
-    report = analyse(grades, x, features=x, captions=lambda k: words())
-    assert not any(entry.pattern for entry in report.classes)
-    assert not any(group.pattern for group in report.groups)
-    assert report.summary["cv_score_mean"] == pytest.approx(0.5, abs=0.12)
+def test_analyse__no_pattern_where_none_is():
+    """Each run may err at level 0.05, for classes and for groups: more than 3 times in 16 runs has a chance of 1 %."""
+    claimed = {"classes": 0, "groups": 0}
+    for seed in range(16):
+        grades, x = planted(450, strength=0.0, seed=seed)
+        report = analyse(grades, x, features=x, captions=lambda k: words(), permutations=499)
+        claimed["classes"] += any(entry.pattern for entry in report.classes)
+        claimed["groups"] += any(group.pattern for group in report.groups)
+        assert report.summary["cv_score_mean"] == pytest.approx(0.5, abs=0.12)
+    assert max(claimed.values()) <= 3
 
 
 def test_analyse__counts(full):
