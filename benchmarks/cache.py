@@ -103,7 +103,7 @@ def warm(one: Path, many: Path, keys: torch.Tensor, values: torch.Tensor, rounds
         lambda: split.get(keys), lambda: whole.get(keys), max(rounds // 5, 1)
     )
     results["a dictionary of rows / put"] = compared(
-        lambda: put_by_rows(keys, values), lambda: EmbeddingStore("benchmark").put(keys, values), max(rounds // 5, 1)
+        lambda: put_by_rows(keys, values), lambda: EmbeddingStore("benchmark").put(keys, values), max(rounds // 3, 1)
     )
     return results
 

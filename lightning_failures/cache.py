@@ -38,7 +38,7 @@ from lightning_failures.shards import (
 __all__ = ["EmbeddingCache", "EmbeddingStore", "content_keys", "default_cache_folder", "embed"]
 
 _LAYOUT = "v2"  # another layout is another folder, so that versions can share a cache
-_AT_ONCE = 512  # rows rounded or copied at once: they stay in a processor's cache
+_AT_ONCE = 256  # rows rounded or copied at once: they stay in a processor's cache
 _DAY = 24 * 60 * 60
 _GIB = 2**30
 
