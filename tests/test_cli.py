@@ -122,5 +122,13 @@ def test_demo__table_report_and_truth(tmp_path, capsys):
     assert len(planted) == 8
     hits = [entry["truth"]["unusual_tint"] in " ".join(entry["hardest_captions"][:1]) for entry in planted]
     assert sum(hits) >= 4
+    enriched = [
+        row["value"] == entry["truth"]["unusual_tint"] and row["share_of_flagged_interval"][0] > row["share"]
+        for entry in planted
+        for row in entry["enrichment"]
+        if row["attribute"] == "tint"
+    ]
+    assert sum(enriched) >= 4
+    assert re.search(r"tint = \w+ is [01]\.\d\d", shown)
     assert list((tmp_path / "out").rglob("images/classes-*.png"))
     assert list((tmp_path / "out").rglob("events.out.tfevents.*"))
