@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from torch import Tensor
 
-from lightning_failures.encoders import TextEncoder
 from lightning_failures.grammar import CaptionVocabulary
 
 __all__ = ["ClassCaptions", "caption_source"]
@@ -28,8 +28,16 @@ class ClassCaptions:
     reference: Tensor
 
 
+class Texts(Protocol):
+    """What embeds captions: a :class:`~lightning_failures.encoders.TextEncoder`, or one with a cache before it."""
+
+    def encode_texts(self, texts: Sequence[str]) -> Tensor:
+        """Embed M texts as (M, D) float32 unit vectors on the CPU."""
+        ...
+
+
 def caption_source(
-    encoder: TextEncoder,
+    encoder: Texts,
     vocabulary: CaptionVocabulary,
     class_names: Sequence[str],
     known: dict[str, ClassCaptions] | None = None,

@@ -91,6 +91,8 @@ class Explainer:
             n_directions=self.n_directions,
             seed=self.seed,
         )
+        if self.directions is not None:
+            self.directions.store.flush()  # the captions that were new
         report = replace(
             report,
             epoch=trainer.current_epoch,
@@ -122,7 +124,7 @@ class Explainer:
         if not has_names:
             self.say_once("Classes have no names (class_names=None, no dataset.classes): captions are off.")
             return None
-        return caption_source(encoder, self.vocabulary, class_names, self._captions)
+        return caption_source(self.directions, self.vocabulary, class_names, self._captions)
 
     def _reference_embeddings(self, trainer: Trainer, examples: int) -> tuple[Tensor | None, str]:
         """None stands for the examples that are analysed themselves."""

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
+import xxhash
 from torch import Tensor
 
 from lightning_failures.adapters.isolation import isolated_rng
 from lightning_failures.cache import EmbeddingCache, content_keys, embed
-from lightning_failures.encoders import Encoder, load_encoder
+from lightning_failures.encoders import Encoder, gives_texts, load_encoder
 from lightning_failures.errors import EncoderError
 
 __all__ = ["DEFAULT_ENCODER", "Lens", "name_of", "open_lens"]
@@ -25,8 +28,11 @@ class _DefaultEncoder(str):
 DEFAULT_ENCODER = _DefaultEncoder("ViT-B-32/openai")
 
 
+_TEXT = xxhash.xxh3_64_intdigest(b"text")  # texts and images share a store, but no keys
+
+
 class Lens:
-    """A frozen encoder that looks at every image once."""
+    """A frozen encoder that looks at every image, and every caption, once."""
 
     def __init__(self, encoder: Encoder, cache: EmbeddingCache) -> None:
         self.encoder = encoder
@@ -42,9 +48,29 @@ class Lens:
         self.embed(images, keys)
         return self.look_up(keys)
 
+    def encode_texts(self, texts: Sequence[str]) -> Tensor:
+        """Embed M texts as (M, D) float32; only those that the cache does not know are encoded.
+
+        Raises:
+            EncoderError: The encoder knows no texts.
+        """
+        if not gives_texts(self.encoder):
+            raise EncoderError(f"The encoder {self.encoder.name} knows no texts.")
+        keys = _text_keys(texts)
+        lacking = self.store.missing(keys).nonzero().flatten().tolist()
+        if lacking:
+            self.store.put(keys[lacking], self.encoder.encode_texts([texts[i] for i in lacking]))
+        return self.look_up(keys)
+
     def look_up(self, keys: Tensor) -> Tensor:
         """Return the embeddings (N, D) float32 of keys that were embedded before."""
         return self.store.get(keys)
+
+
+def _text_keys(texts: Sequence[str]) -> Tensor:
+    """(M, 2) int64: 128 bits of XXH3 over each text."""
+    digests = b"".join(xxhash.xxh3_128_digest(text.encode("utf-8", "surrogatepass"), seed=_TEXT) for text in texts)
+    return torch.from_numpy(np.frombuffer(digests, dtype="<i8").astype(np.int64).reshape(-1, 2))
 
 
 def name_of(spec: str | Path | Encoder | None) -> str | None:
