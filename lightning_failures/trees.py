@@ -56,9 +56,10 @@ class Leaf:
         ids: (size,) int64, the members, ascending.
         splits: The conditions from the root down.
         interval: 95 % Wilson interval of the error rate from held-out folds; None if there are no folds. For each fold
-            the tree is grown anew without it, and the leaf's counterpart there is the one with which it shares most
-            examples (Jaccard); the interval counts the fold's examples in the counterparts. Examples count for less
-            than their number: by the variance between groups, and by a third because folds fit on each other.
+            the tree is grown anew without it. Where the leaf's examples fall into several leaves there, the fold's
+            error rates in these are averaged, by how many fall into each. The effective number of examples follows
+            from the variance of the average between groups, less a third because folds fit on each other, and is at
+            most ``size``.
     """
 
     rule: str
