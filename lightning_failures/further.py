@@ -10,14 +10,19 @@ Hence three steps, repeated:
 2. Two ends: in the plane of the former decision value and the spread, turn so that failures and successes have the same
    mean across the best single direction (the *index*) of that plane. Failures must then grow more frequent towards
    either end across it: one permutation test an end, within halves of the index, and the larger of the two p-values.
-3. The failures at the end which the former direction tells worse, against the successes, make an SVM: the new
+3. The failures at the end which the former direction tells worse, against all successes, make an SVM: the new
    direction.
 
-This departs from "project out, refit, and permute within deciles of the former decision value", the plain procedure,
-with which none of 180 planted second modes was found. Halves instead of deciles because the better the first direction
-separates *both* modes from the rest, the less can be seen among examples of equal decision value; the turn in step 2
-does what deciles were there for. What the test takes as two modes is failures in excess at two ends: one mode whose
-failures merely vary much more along some direction than the successes do can pass for two.
+This departs from "project the former direction out, refit, permute within deciles of the former decision value", the
+plain procedure, with which none of 180 planted second modes was found:
+
+* Halves of the index, not deciles of the former value: the better the first direction tells *both* modes from the rest,
+  the less is to be seen among examples of equal value. The turn in step 2 does what the deciles were there for.
+* The search is made in what is left after projecting the former directions out; the SVM of step 3 in the whole space:
+  its cosine with a planted second mode is 0.77 to 0.97 there, and 0.53 to 0.83 in what is left.
+
+What the test takes for two modes is failures in excess at two ends. One mode whose failures vary far more along some
+direction than the successes do can pass for two; so can one mode that exists in two varieties which successes lack.
 """
 
 from __future__ import annotations
@@ -79,12 +84,12 @@ def further_directions(
         seed: The source of randomness.
 
     Returns:
-        Each direction with its p-value. Its weight is orthogonal to the former ones. Its score tells the failures at
-        its end from the successes.
+        Each direction with its p-value. Its score is that of telling the failures at its end, which the data chose,
+        from the successes: with few examples in many dimensions it is optimistic. Its ``out_of_fold`` has values for
+        all.
     """
     found: list[tuple[SVMFit, float]] = []
     parts = [(first, np.arange(len(correct)))]
-    features = _without(features, first.weight)
     while len(found) < most and permutations:
         failures = [np.count_nonzero(~correct[rows]) for _, rows in parts]
         former, rows = parts.pop(int(np.argmax(failures)))
@@ -93,7 +98,8 @@ def further_directions(
         spread_fold = stratified_group_folds(~correct[rows], sources[rows], folds=_FOLDS)
         if not _in_every_fold(~correct[rows], spread_fold):
             break
-        spread = _spread(features[rows], correct[rows], spread_fold)
+        left = _without(features[rows], first.weight, *(fitted.weight for fitted, _ in found))
+        spread = _spread(left, correct[rows], spread_fold)
         index, across = _turned(former.out_of_fold[rows], spread, correct[rows])
         rng = np.random.default_rng([*seed, len(found) + 1])
         p = _p_value(index, across, correct[rows], sources[rows], permutations, rng)
@@ -107,11 +113,10 @@ def further_directions(
         new = _with_values_for_all(fit(features[kept], correct[kept], fold[kept]), features, kept)
         found.append((new, p))
         parts += [(former, rows[~end]), (new, rows[end])]
-        features = _without(features, new.weight)
     return found
 
 
-def _spread(features: NDArray[Any], correct: Mask, fold: Integers) -> Floats:
+def _spread(features: Floats, correct: Mask, fold: Integers) -> Floats:
     """Return (n,) cross-fitted positions along the direction in which failures are spread most beyond successes."""
     values = np.empty(len(correct))
     so_far = np.zeros(features.shape[1])
@@ -125,12 +130,12 @@ def _spread(features: NDArray[Any], correct: Mask, fold: Integers) -> Floats:
     return values
 
 
-def _most_spread(features: NDArray[Any], correct: Mask) -> Floats:
+def _most_spread(features: Floats, correct: Mask) -> Floats:
     """Return the unit (D,) leading eigenvector of Cov(failures) - Cov(successes), off their difference of means.
 
     With fewer examples than dimensions it is found in the space that the examples span.
     """
-    x = features.astype(np.float64)
+    x = features.copy()
     between = x[correct].mean(axis=0) - x[~correct].mean(axis=0)
     for side in (correct, ~correct):
         x[side] = (x[side] - x[side].mean(axis=0)) / np.sqrt(np.count_nonzero(side))
@@ -199,7 +204,7 @@ def _with_values_for_all(fitted: SVMFit, features: NDArray[Any], kept: Mask) -> 
     return dataclasses.replace(fitted, out_of_fold=values)
 
 
-def _without(features: NDArray[Any], direction: NDArray[Any]) -> NDArray[Any]:
-    """Project a direction out."""
-    unit = (direction / max(float(np.linalg.norm(direction)), 1e-12)).astype(features.dtype)
-    return np.asarray(features - np.outer(features @ unit, unit))
+def _without(features: NDArray[Any], *directions: NDArray[Any]) -> Floats:
+    """Project directions out."""
+    basis, _ = np.linalg.qr(np.stack(directions, axis=1).astype(np.float64))
+    return np.asarray(features - (features @ basis) @ basis.T)
