@@ -13,9 +13,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,23 +24,27 @@ from numpy.typing import NDArray
 from safetensors import safe_open
 from safetensors.torch import save
 from sklearn.model_selection import StratifiedKFold
-from threadpoolctl import threadpool_limits
 from torch import Tensor
 
-from lightning_failures.arrays import as_mask, as_matrix, as_vector
+from lightning_failures.arrays import as_array, as_mask, as_rows, as_vector, on_device
 from lightning_failures.atomic import write_atomically
 from lightning_failures.errors import ConfigurationError, DataError
 from lightning_failures.further import LEVEL, further_directions
-from lightning_failures.splits import permutation_blocks, stratified_group_folds
-from lightning_failures.svm import SVMFit, balanced_signs, fit_published, fit_scaled, score_stderr
+from lightning_failures.screening import permutation_p_value
+from lightning_failures.splits import stratified_group_folds
+from lightning_failures.svm import SVMFit, fit_published, fit_scaled, score_stderr
+from lightning_failures.threads import one_thread
+from lightning_failures.whitening import mean_and_std, phi
 
 __all__ = ["FailureDirections", "fit_failure_directions", "phi"]
 
-Floats = NDArray[np.float64]
+Mode = tuple[SVMFit, float]
+"""A direction and its p-value."""
 
 MIN_EXAMPLES = 10
 """A class with fewer failures, or fewer successes, is skipped."""
 
+_SAME = 1e-6  # of unit vectors
 _FORMAT = "lightning_failures.directions/1"
 
 
@@ -109,15 +112,16 @@ class FailureDirections:
         Returns:
             (N,) float32, NaN where the class has no SVM.
         """
-        x = as_matrix(embeddings, "embeddings")
+        x = as_rows(embeddings, "embeddings")
         y = as_vector(labels, "labels", len(x))
         if x.shape[1] != self.weight.shape[1]:
             raise DataError(f"embeddings must have {self.weight.shape[1]} dimensions, got {x.shape[1]}")
         mean, std, weight, bias = (t.double().numpy() for t in (self.mean, self.std, self.weight, self.bias))
         values = np.full(len(x), np.nan, dtype=np.float32)
-        for k, label in enumerate(self.classes.tolist()):
-            rows = np.flatnonzero(y == label)
-            values[rows] = phi(x[rows], mean, std) @ weight[k] + bias[k]
+        row_of = dict(zip(self.classes.tolist(), range(len(self.classes)), strict=True))
+        for label, rows in _by_class(y):
+            if (k := row_of.get(label)) is not None:
+                values[rows] = phi(x[rows], mean, std) @ weight[k] + bias[k]
         return torch.from_numpy(values)
 
     def flag(self, embeddings: Any, labels: Any) -> Tensor:
@@ -212,7 +216,7 @@ def fit_failure_directions(
         permutations: Permutations of the screening test for every class. Classes with p <= 0.01 get at least 20 x the
             number of classes in all, so that one true mode among hundreds can survive Benjamini-Hochberg. 0: no test.
         seed: The only source of randomness; no global generator is used.
-        device: Where the permutation products are computed.
+        device: Where Gram matrices and the products of the permutations are computed, in single precision.
 
     Returns:
         The directions. A class with fewer than 10 failures or 10 successes, or whose sources cannot fill the folds, is
@@ -231,7 +235,7 @@ def fit_failure_directions(
         (0, True)
     """
     _check_options(selection, folds, n_directions, permutations, seed, cs)
-    x = as_matrix(embeddings, "embeddings")
+    x = as_rows(embeddings, "embeddings")
     n, dim = x.shape
     y = as_vector(labels, "labels", n)
     if n and (y.dtype.kind != "i" or y.min() < 0):
@@ -239,99 +243,133 @@ def fit_failure_directions(
     right = as_mask(correct, "correct", n)
     names = np.arange(n) if ids is None else as_vector(ids, "ids", n)
     sources = names if groups is None else as_vector(groups, "groups", n)
-    # summed in the order of the ids too: the last bit must not depend on the order of the rows
-    base = x[np.argsort(names, kind="stable")] if reference is None else as_matrix(reference, "reference")
+    base = x if reference is None else as_rows(reference, "reference")
     if base.shape[1] != dim:
         raise DataError(f"reference must have {dim} dimensions like embeddings, got {base.shape[1]}")
-    mean, std = _mean_and_std(base) if whiten else (np.zeros(dim), np.ones(dim))
 
-    skipped: dict[int, str] = {}
-    problems: list[_Problem] = []
-    for label in np.unique(y).tolist():
-        rows = np.flatnonzero(y == label)
-        rows = rows[np.argsort(names[rows], kind="stable")]
-        if len(np.unique(names[rows])) < len(rows):
-            raise DataError(f"ids must be unique within a class; class {label} has one twice")
-        fold = stratified_group_folds(~right[rows], sources[rows], folds=folds, seed=seed)
-        if selection == "published" and groups is None:
-            fold = _unshuffled_folds(right[rows], folds)
-        features = phi(x[rows], mean, std)
-        if reason := _why_skipped(features, right[rows], fold, folds):
-            skipped[label] = reason
-        else:
-            problems.append(_Problem(label, rows, features, right[rows], sources[rows], fold))
-
-    fit = partial(fit_published if selection == "published" else fit_scaled, cs=cs)
-    test = partial(_screen, permutations=permutations, at_least=20 * len(problems), seed=seed, device=device)
-    with threadpool_limits(1):  # small matrices: threads cost more than they give, and training has use for them
-        modes = [_find_modes(problem, fit, test, n_directions, permutations, seed) for problem in problems]
+    published = selection == "published"
+    with one_thread():
+        mean, std = np.zeros(dim), np.ones(dim)
+        if whiten:  # summed in the order of the ids too: the last bit must not depend on the order of the rows
+            mean, std = mean_and_std(base, np.argsort(names, kind="stable") if reference is None else None)
+        problems, skipped = _problems(y, names, right, sources, folds, seed, unshuffled=published and groups is None)
+        precision = np.float64 if published else np.float32
+        modes: list[tuple[_Problem, list[Mode]]] = []
+        for problem in problems:
+            features = phi(x[problem.rows], mean.astype(precision), std.astype(precision))
+            if np.ptp(features, axis=0).max(initial=0.0) < _SAME:
+                skipped[problem.label] = "all its embeddings are the same"
+                continue
+            search = _Search(published, cs, permutations, 20 * len(problems), n_directions, seed, device)
+            modes.append((problem, search.modes(problem, features)))
 
     shared: dict[str, Any] = {
         "mean": torch.from_numpy(mean.astype(np.float32)),
         "std": torch.from_numpy(std.astype(np.float32)),
+        "whiten": whiten,
     }
     ranks = []
-    for rank in range(max(map(len, modes), default=1)):
-        found = [(p, m[rank]) for p, m in zip(problems, modes, strict=True) if len(m) > rank]
-        ended = {p.label: "no further pattern" for p, m in zip(problems, modes, strict=True) if len(m) == rank}
-        ranks.append(
-            FailureDirections(**_stack(found, n, dim), **shared, skipped=ended if rank else skipped, whiten=whiten)
-        )
+    for rank in range(max((len(m) for _, m in modes), default=1)):
+        found = [(p, m[rank]) for p, m in modes if len(m) > rank]
+        ended = {p.label: "no further pattern" for p, m in modes if len(m) == rank}
+        ranks.append(FailureDirections(**_stack(found, n, dim), **shared, skipped=ended if rank else skipped))
     return dataclasses.replace(ranks[0], further=tuple(ranks[1:]))
-
-
-def phi(embeddings: NDArray[Any], mean: NDArray[Any], std: NDArray[Any]) -> Floats:
-    """Subtract the mean, divide by the standard deviation, scale to unit length.
-
-    Args:
-        embeddings: (N, D).
-        mean: (D,).
-        std: (D,), 0 for a degenerate dimension, which then contributes 0.
-
-    Returns:
-        (N, D) float64; rows of length 1, or 0 where nothing is left.
-
-    >>> phi(np.array([[3.0, 4.0, 7.0]]), np.zeros(3), np.array([1.0, 1.0, 0.0]))
-    array([[0.6, 0.8, 0. ]])
-    """
-    scaled = (embeddings.astype(np.float64) - mean) * np.divide(1.0, std, out=np.zeros(len(std)), where=std > 0)
-    length = np.linalg.norm(scaled, axis=1, keepdims=True)
-    return np.asarray(np.divide(scaled, length, out=np.zeros_like(scaled), where=length > 0))
 
 
 @dataclass(frozen=True)
 class _Problem:
-    """The n examples of one class, sorted by id."""
+    """The n examples of one class, fold by fold and by id."""
 
     label: int
     rows: NDArray[np.int64]  # their places among the caller's rows
-    features: Floats  # phi, less the directions found so far
     correct: NDArray[np.bool_]
     sources: NDArray[Any]
     fold: NDArray[np.int64]
 
 
-def _find_modes(
-    problem: _Problem,
-    fit: Callable[..., SVMFit],
-    test: Callable[..., float],
-    most: int,
-    permutations: int,
+def _problems(
+    labels: NDArray[np.int64],
+    names: NDArray[Any],
+    correct: NDArray[np.bool_],
+    sources: NDArray[Any],
+    folds: int,
     seed: int,
-) -> list[tuple[SVMFit, float]]:
-    """Fit the first direction; where it passes its test, seek others: [(fit, p-value)]."""
-    first, p = fit(problem.features, problem.correct, problem.fold), test(problem)
-    if not p <= LEVEL:
-        return [(first, p)]
-    data = problem.features, problem.correct, problem.sources, problem.fold
-    seeds = (seed, problem.label)
-    return [
-        (first, p),
-        *further_directions(first, *data, fit=fit, most=most - 1, permutations=permutations, seed=seeds),
-    ]
+    *,
+    unshuffled: bool,
+) -> tuple[list[_Problem], dict[int, str]]:
+    """Lay out the classes that can be fitted, and say why the others cannot."""
+    problems, skipped = [], {}
+    for label, rows in _by_class(labels):
+        rows = rows[np.argsort(names[rows], kind="stable")]
+        if len(np.unique(names[rows])) < len(rows):
+            raise DataError(f"ids must be unique within a class; class {label} has one twice")
+        if unshuffled:
+            fold = _unshuffled_folds(correct[rows], folds)
+        else:
+            fold = stratified_group_folds(~correct[rows], sources[rows], folds=folds, seed=seed)
+            by_fold = np.argsort(fold, kind="stable")  # folds are blocks of the Gram matrix
+            rows, fold = rows[by_fold], fold[by_fold]
+        if reason := _why_skipped(correct[rows], fold, folds):
+            skipped[label] = reason
+        else:
+            problems.append(_Problem(label, rows, correct[rows], sources[rows], fold))
+    return problems, skipped
 
 
-def _stack(found: list[tuple[_Problem, tuple[SVMFit, float]]], n: int, dim: int) -> dict[str, Any]:
+@dataclass(frozen=True)
+class _Search:
+    """How the directions of a class are sought."""
+
+    published: bool
+    cs: Sequence[float] | None
+    permutations: int
+    at_least: int
+    most: int
+    seed: int
+    device: str | torch.device
+
+    def modes(self, problem: _Problem, features: NDArray[Any]) -> list[Mode]:
+        """Fit the first direction; where it passes its test, seek others."""
+        gram = None if self.published else _gram(features, self.device)
+        first = self._fit(features, problem.correct, problem.fold, gram)
+        p = permutation_p_value(
+            features,
+            gram,
+            problem.correct,
+            problem.sources,
+            permutations=self.permutations,
+            at_least=self.at_least,
+            rng=np.random.default_rng([self.seed, problem.label, 0]),
+            device=self.device,
+        )
+        if self.most == 1 or not p <= LEVEL:
+            return [(first, p)]
+        further = further_directions(
+            first,
+            features,
+            problem.correct,
+            problem.sources,
+            problem.fold,
+            fit=self._fit,
+            most=self.most - 1,
+            permutations=self.permutations,
+            seed=(self.seed, problem.label),
+        )
+        return [(first, p), *further]
+
+    def _fit(
+        self,
+        features: NDArray[Any],
+        correct: NDArray[np.bool_],
+        fold: NDArray[np.int64],
+        gram: NDArray[Any] | None = None,
+    ) -> SVMFit:
+        if self.published:
+            return fit_published(features, correct, fold, self.cs)
+        return fit_scaled(features, correct, fold, self.cs, gram=gram)
+
+
+def _stack(found: list[tuple[_Problem, Mode]], n: int, dim: int) -> dict[str, Any]:
     """Put the fits of K classes into tensors of K rows, and their cross-fitted values where the examples stood."""
     fits = [fit for _, (fit, _) in found]
     out_of_fold = np.full(n, np.nan, dtype=np.float32)
@@ -351,47 +389,18 @@ def _stack(found: list[tuple[_Problem, tuple[SVMFit, float]]], n: int, dim: int)
     }
 
 
-def _screen(
-    problem: _Problem,
-    *,
-    permutations: int,
-    at_least: int,
-    seed: int,
-    device: str | torch.device,
-) -> float:
-    """Return the p-value of T = (y w)' K (y w), the squared distance of the balanced class means."""
-    if permutations == 0:
-        return float("nan")
-    rng = np.random.default_rng([seed, problem.label, 0])
-    x = torch.from_numpy(problem.features).to(device)
-    n, dim = x.shape
-    kernel = x @ x.T if n <= dim else None
-
-    def statistic(correct: NDArray[np.bool_]) -> Floats:
-        v = torch.from_numpy(balanced_signs(correct)).to(device)  # (P, n)
-        if kernel is None:
-            return np.asarray((v @ x).square().sum(1).cpu().numpy())
-        return np.asarray(((v @ kernel) * v).sum(1).cpu().numpy())
-
-    observed = statistic(problem.correct[None])[0] * (1 - 1e-9)  # the same labels count as such despite rounding
-
-    def extreme(count: int) -> int:
-        blocks = permutation_blocks(problem.sources, count, rng)
-        return sum(int((statistic(problem.correct[rows]) >= observed).sum()) for rows in blocks)
-
-    hits, done = extreme(permutations), permutations
-    if (1 + hits) / (1 + done) <= 0.01 and at_least > done:  # promising: enough to stand out among all classes
-        hits, done = hits + extreme(at_least - done), at_least
-    return (1 + hits) / (1 + done)
+def _by_class(labels: NDArray[np.int64]) -> Iterator[tuple[int, NDArray[np.int64]]]:
+    """Yield each label, ascending, with its rows."""
+    order = np.argsort(labels, kind="stable")
+    names, starts = np.unique(labels[order], return_index=True)
+    for label, start, stop in zip(names.tolist(), starts, [*starts[1:], len(order)], strict=False):
+        yield label, order[start:stop]
 
 
-def _mean_and_std(reference: NDArray[Any]) -> tuple[Floats, Floats]:
-    """(M, D) -> mean (D,) and std (D,) with ddof 1; 0 where a dimension is constant up to rounding."""
-    if len(reference) < 2:
-        return reference.sum(axis=0, dtype=np.float64), np.zeros(reference.shape[1])
-    x = reference.astype(np.float64)
-    mean, std = x.mean(axis=0), x.std(axis=0, ddof=1)
-    return mean, np.where(std > 1e-10 * np.abs(mean), std, 0.0)
+def _gram(features: NDArray[Any], device: str | torch.device) -> NDArray[Any]:
+    """(n, D) -> (n, n), multiplied on the device."""
+    x = on_device(features, device)
+    return as_array(x @ x.T)
 
 
 def _unshuffled_folds(correct: NDArray[np.bool_], folds: int) -> NDArray[np.int64]:
@@ -403,15 +412,13 @@ def _unshuffled_folds(correct: NDArray[np.bool_], folds: int) -> NDArray[np.int6
     return fold
 
 
-def _why_skipped(features: Floats, correct: NDArray[np.bool_], fold: NDArray[np.int64], folds: int) -> str | None:
+def _why_skipped(correct: NDArray[np.bool_], fold: NDArray[np.int64], folds: int) -> str | None:
     for mask, one, many in ((~correct, "failure", "failures"), (correct, "success", "successes")):
         count = int(mask.sum())
         if count < MIN_EXAMPLES:
             return f"{count} {one if count == 1 else many}; at least {MIN_EXAMPLES} are needed"
         if len(np.unique(fold[mask])) < folds:
             return f"its {many} come from too few sources for {folds} folds"
-    if np.ptp(features, axis=0).max(initial=0.0) < 1e-12:
-        return "all its embeddings are the same"
     return None
 
 

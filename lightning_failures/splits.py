@@ -11,10 +11,10 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["permutation_blocks", "permuted_rows", "stable_hash", "stratified_group_folds"]
+__all__ = ["permutation_blocks", "permuted_outcomes", "permuted_rows", "stable_hash", "stratified_group_folds"]
 
 _MIN_EXCHANGEABLE = 10
-_CELLS_AT_ONCE = 2_000_000
+_CELLS_AT_ONCE = 1 << 16  # stays in the processor's cache
 
 
 def stable_hash(ids: NDArray[np.int64], seed: int = 0) -> NDArray[np.uint64]:
@@ -85,17 +85,10 @@ def permuted_rows(
     >>> all(row in ([0, 1, 2, 3], [2, 3, 0, 1]) for row in rows.tolist())
     True
     """
-    _, member = np.unique(groups, return_inverse=True)
-    order = np.argsort(member, kind="stable")
-    sizes = np.bincount(member)
-    starts = np.cumsum(sizes) - sizes
+    member, order, sizes, starts = _grouped(groups)
     position = np.empty_like(order)
     position[order] = np.arange(len(order)) - starts[member[order]]
-
-    pools = _size_pools(sizes)
-    if strata is not None:
-        of_group = np.array([int(np.median(strata[order[s : s + k]])) for s, k in zip(starts, sizes, strict=True)])
-        pools = of_group * (pools.max(initial=0) + 1) + pools
+    pools = _pools(sizes, order, starts, strata)
     source = np.empty((permutations, len(sizes)), dtype=np.int64)
     for pool in np.unique(pools):
         members = np.flatnonzero(pools == pool)
@@ -116,6 +109,58 @@ def permutation_blocks(
     size = max(1, _CELLS_AT_ONCE // max(len(groups), 1))
     for start in range(0, permutations, size):
         yield permuted_rows(groups, min(size, permutations - start), rng, strata=strata)
+
+
+def permuted_outcomes(
+    failed: NDArray[np.bool_],
+    groups: NDArray[np.generic],
+    permutations: int,
+    rng: np.random.Generator,
+    *,
+    strata: NDArray[np.int64] | None = None,
+) -> Iterator[NDArray[np.bool_]]:
+    """Yield the labellings ``failed[permuted_rows(...)]`` in blocks (P_i, n) of bounded memory, P in all.
+
+    Compiled, and only the groups that have failures are moved, which makes no difference to the result.
+    """
+    from lightning_failures.kernels.shuffle import scatter_failures
+
+    member, order, sizes, starts = _grouped(groups)
+    has_failure = np.bincount(member[failed], minlength=len(sizes)) > 0
+    pools = _pools(sizes, order, starts, strata)
+    names, pool = np.unique(pools, return_inverse=True)
+    by_pool = np.lexsort((~has_failure, pool))
+    bounds = np.searchsorted(pool[by_pool], np.arange(len(names) + 1))
+    failing = np.bincount(pool[has_failure], minlength=len(names))
+    seed = rng.integers(2**63, dtype=np.uint64)
+    size = max(1, _CELLS_AT_ONCE // max(len(failed), 1))
+    for start in range(0, permutations, size):
+        out = np.zeros((min(size, permutations - start), len(failed)), dtype=np.uint8)
+        scatter_failures(
+            failed[order].view(np.uint8), starts, sizes, order, by_pool, bounds, failing, seed + np.uint64(start), out
+        )
+        yield out.view(np.bool_)
+
+
+def _grouped(groups: NDArray[np.generic]) -> tuple[NDArray[np.int64], ...]:
+    """Each row's group number; rows group by group; size of each group; where it starts."""
+    _, member = np.unique(groups, return_inverse=True)
+    sizes = np.bincount(member)
+    return member, np.argsort(member, kind="stable"), sizes, np.cumsum(sizes) - sizes
+
+
+def _pools(
+    sizes: NDArray[np.int64],
+    order: NDArray[np.int64],
+    starts: NDArray[np.int64],
+    strata: NDArray[np.int64] | None,
+) -> NDArray[np.int64]:
+    """(G,) pool of each group: within one, groups may change places."""
+    pools = _size_pools(sizes)
+    if strata is None:
+        return pools
+    of_group = np.array([int(np.median(strata[order[s : s + k]])) for s, k in zip(starts, sizes, strict=True)])
+    return np.asarray(of_group * (pools.max(initial=0) + 1) + pools)
 
 
 def _size_pools(sizes: NDArray[np.int64]) -> NDArray[np.int64]:
