@@ -6,7 +6,8 @@ looked up in a table, and leaving a fold out is another walk along the same orde
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from lightning_failures.arrays import as_mask, as_matrix
 __all__ = ["fold_gains", "information_gain"]
 
 _KEYS_AT_ONCE = 2**17  # what is sorted at once stays in the processor's cache
-_MOST_CELLS = 2**24  # of tables, 128 MiB; beyond it (several thousand examples) gains are computed cut by cut
+_MOST_CELLS = 2**24  # of tables, 128 MiB; beyond it, or if there are fewer cuts, gains are computed cut by cut
 
 
 def information_gain(features: Any, failed: Any, *, min_leaf: int = 1) -> NDArray[np.float64]:
@@ -61,7 +62,7 @@ def fold_gains(
     Returns:
         (K + 1, D) float64.
     """
-    from lightning_failures.kernels.gain import pack
+    from lightning_failures.kernels.gain import best_gains, pack
 
     n, width = x.shape
     best = np.zeros((len(min_leaf), width))
@@ -69,63 +70,86 @@ def fold_gains(
         return best
     x = np.ascontiguousarray(x)
     code = failed.astype(np.int64) if fold is None else 2 * fold + failed
-    walk = _walk(code, min_leaf)
+    sizes = np.bincount(code)
+    subsets = [_Subset.without(k - 1, sizes, least) for k, least in enumerate(min_leaf)]
+    cells = np.array([subset.cells for subset in subsets])
+    by_table = cells.sum() <= min(_MOST_CELLS, len(subsets) * x.size)
+    if by_table:
+        tables, step = np.concatenate([s.table() for s in subsets]), np.stack([s.step for s in subsets])
+
     block = max(1, min(width, _KEYS_AT_ONCE // n))
     keys = np.empty((block, n), dtype=np.int64)
     for first in range(0, width, block):
-        rows = keys[: width - first]
+        rows, found = keys[: width - first], best[:, first : first + block]
         pack(x, code, first, rows)
         rows.sort(axis=1)
-        walk(rows, best[:, first : first + block])
+        if by_table:
+            best_gains(rows, tables, np.cumsum(cells) - cells, step, found)
+        else:
+            found[:] = _cut_by_cut(rows, subsets)
     return best
 
 
-def _walk(code: NDArray[np.int64], min_leaf: Sequence[int]) -> Callable[[NDArray[np.int64], NDArray[np.float64]], None]:
-    """Prepare what writes (S, F) best gains of sorted keys (F, n): all examples, then each fold left out."""
-    from lightning_failures.kernels.gain import TIE, best_gains
+@dataclass(frozen=True)
+class _Subset:
+    """The examples outside a fold, or all of them. Those of one fold and outcome share a code, 2 * fold + failed."""
 
-    fold_of, failed_of = np.divmod(np.arange(code.max() + 1), 2)  # what each code stands for
-    kept = np.arange(-1, len(min_leaf) - 1)[:, None] != fold_of  # (S, codes)
-    sizes = np.bincount(code, minlength=len(fold_of))
-    n_failed, n_correct = kept @ (sizes * failed_of), kept @ (sizes * (1 - failed_of))
-    subsets = list(zip(n_failed.tolist(), n_correct.tolist(), min_leaf, strict=True))
-    cells = (n_failed + 1) * (n_correct + 1)
-    if cells.sum() > _MOST_CELLS:
+    failed: NDArray[np.int64]  # (codes,) how many failures an example of each code adds: 0 or 1
+    correct: NDArray[np.int64]  # (codes,) likewise
+    n_failed: int
+    n_correct: int
+    min_leaf: int
 
-        def cut_by_cut(keys: NDArray[np.int64], best: NDArray[np.float64]) -> None:
-            codes = keys.astype(np.uint32)  # the lower half
-            bits = (keys >> 32).astype(np.int32)
-            value = (bits ^ ((bits >> 31) & 0x7FFFFFFF)).view(np.float32)
-            cut = value[:, 1:] > value[:, :-1] + TIE
-            for s, (failures, successes, least) in enumerate(subsets):
-                failed_below = np.cumsum((kept[s] * failed_of)[codes[:, :-1]], axis=1)
-                below = np.cumsum(kept[s].astype(np.int64)[codes[:, :-1]], axis=1)
-                gain = _gain(failed_below, below - failed_below, failures, successes, least)
-                best[s] = np.where(cut, gain, 0.0).max(axis=1, initial=0.0)
+    @classmethod
+    def without(cls, fold: int, sizes: NDArray[np.int64], min_leaf: int) -> _Subset:
+        """Leave out a fold, none if it is -1, of ``sizes`` (codes,) examples."""
+        fold_of, failed = np.divmod(np.arange(len(sizes)), 2)
+        kept = (fold_of != fold).astype(np.int64)
+        failed, correct = kept * failed, kept * (1 - failed)
+        return cls(failed, correct, int(failed @ sizes), int(correct @ sizes), min_leaf)
 
-        return cut_by_cut
+    def gain(self, failures: NDArray[np.int64], successes: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Gain of a cut with so many failures and successes on one side; 0 if a side has fewer than ``min_leaf``."""
+        size = failures + successes
+        if self.n_failed == 0 or self.n_correct == 0:
+            return np.zeros(size.shape)
+        weight = self.n_correct / self.n_failed  # both classes weigh n_correct: the parent has an entropy of one bit
+        of_failed = _x_log_x(np.arange(self.n_failed + 1) * weight)
+        of_correct = _x_log_x(np.arange(self.n_correct + 1.0))
+        of_failed, of_correct = of_failed + of_failed[::-1], of_correct + of_correct[::-1]
+        side = failures * weight + successes
+        loss = _x_log_x(side) + _x_log_x(2 * self.n_correct - side) - of_failed[failures] - of_correct[successes]
+        enough = (size >= self.min_leaf) & (size <= self.n_failed + self.n_correct - self.min_leaf)
+        return np.where(enough, 1 - loss / (2 * self.n_correct), 0.0)
 
-    tables = np.concatenate(
-        [_gain(np.arange(f + 1)[:, None], np.arange(c + 1), f, c, least).ravel() for f, c, least in subsets]
-    )
-    step = kept * np.where(failed_of, n_correct[:, None] + 1, 1)
-    return lambda keys, best: best_gains(keys, tables, np.cumsum(cells) - cells, step, best)
+    @property
+    def cells(self) -> int:
+        """Size of the table."""
+        return (self.n_failed + 1) * (self.n_correct + 1)
+
+    @property
+    def step(self) -> NDArray[np.int64]:
+        """(codes,) by how many cells of the table an example moves on."""
+        return self.failed * (self.n_correct + 1) + self.correct
+
+    def table(self) -> NDArray[np.float64]:
+        """Gains of all cuts: (cells,), one row for each number of failures."""
+        return self.gain(np.arange(self.n_failed + 1)[:, None], np.arange(self.n_correct + 1)).ravel()
 
 
-def _gain(
-    failures: NDArray[np.int64], successes: NDArray[np.int64], n_failed: int, n_correct: int, min_leaf: int
-) -> NDArray[np.float64]:
-    """Gain of a cut with so many failures and successes on one side; 0 where a side has fewer than ``min_leaf``."""
-    size = failures + successes
-    if n_failed == 0 or n_correct == 0:
-        return np.zeros(size.shape)
-    weight = n_correct / n_failed  # both classes weigh n_correct in all, so the parent has an entropy of one bit
-    of_failed, of_correct = _x_log_x(np.arange(n_failed + 1) * weight), _x_log_x(np.arange(n_correct + 1.0))
-    of_failed, of_correct = of_failed + of_failed[::-1], of_correct + of_correct[::-1]
-    side = failures * weight + successes
-    loss = _x_log_x(side) + _x_log_x(2 * n_correct - side) - of_failed[failures] - of_correct[successes]
-    enough = (size >= min_leaf) & (size <= n_failed + n_correct - min_leaf)
-    return np.where(enough, 1 - loss / (2 * n_correct), 0.0)
+def _cut_by_cut(keys: NDArray[np.int64], subsets: Sequence[_Subset]) -> NDArray[np.float64]:
+    """What ``best_gains`` looks up, computed: (F, n) sorted keys -> (S, F)."""
+    from lightning_failures.kernels.gain import TIE
+
+    code = keys[:, :-1].astype(np.uint32)  # the lower half
+    bits = (keys >> 32).astype(np.int32)
+    value = (bits ^ ((bits >> 31) & 0x7FFFFFFF)).view(np.float32)
+    cut = value[:, 1:] > value[:, :-1] + TIE
+    best = []
+    for subset in subsets:
+        below = (np.cumsum(of[code], axis=1) for of in (subset.failed, subset.correct))
+        best.append(np.where(cut, subset.gain(*below), 0.0).max(axis=1, initial=0.0))
+    return np.stack(best)
 
 
 def _x_log_x(x: NDArray[Any]) -> NDArray[np.float64]:

@@ -1,4 +1,5 @@
 import math
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -180,16 +181,62 @@ def test_fit__held_out_aler_by_definition():
     assert tree.heldout_aler_minus_ber == pytest.approx(np.mean(scores) - np.mean(base))
 
 
-@pytest.mark.parametrize("dtype", [np.float16, np.float64])
-def test_fit__takes_any_layout_and_changes_nothing(dtype):
+def _strided(x):
+    spread = np.zeros((2 * len(x), 3 * x.shape[1]), dtype=x.dtype)
+    spread[::2, ::3] = x
+    return spread[::2, ::3]
+
+
+@pytest.mark.parametrize("layout", [np.ascontiguousarray, np.asfortranarray, _strided])
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_fit__takes_any_layout_and_changes_nothing(dtype, layout):
     x, failed = _planted(n=200)
-    given = np.asfortranarray(x.astype(dtype))
+    given = layout(x.astype(dtype))
     given.setflags(write=False)
-    before = given.copy()
+    failed.setflags(write=False)
+    before = given.tobytes(), failed.tobytes()
     tree = fit_failure_tree(given, failed)
     assert tree.split_features[0] == 5
-    assert np.array_equal(tree.apply(given), tree.apply(torch.from_numpy(before)))
-    assert np.array_equal(given, before)
+    plain = torch.from_numpy(x.astype(dtype))
+    assert np.array_equal(tree.apply(given), tree.apply(plain))
+    assert [leaf.interval for leaf in tree.leaves] == [leaf.interval for leaf in fit_failure_tree(plain, failed).leaves]
+    assert (given.tobytes(), failed.tobytes()) == before
+
+
+def test_fit__holds_no_second_copy_of_the_features():
+    x = np.random.default_rng(0).normal(size=(100, 40_000)).astype(np.float32)
+    failed = x[:, 7] > 0.5
+    fit_failure_tree(x[:, :50], failed)  # what is loaded and compiled once does not count
+    tracemalloc.start()
+    tree = fit_failure_tree(x, failed)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert tree.split_features[0] == 7
+    assert peak < x.nbytes / 2
+
+
+@pytest.mark.parametrize(("n", "dim"), [(60, 500), (500, 3)], ids=["n < D", "n > D"])
+def test_fit__wide_and_narrow(n, dim):
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(n, dim))
+    tree = fit_failure_tree(x, x[:, 1] > 0.3)
+    assert tree.split_features[0] == 1
+    assert tree.pattern
+    assert len(tree.selected_features) == min(20, dim)
+
+
+def test_fit__duplicated_rows():
+    """Twice the same rows are twice the same evidence in the rates, and no more evidence in the test."""
+    x, failed = _planted(n=200)
+    once = fit_failure_tree(x, failed, min_leaf=20, groups=np.arange(200))
+    twice = fit_failure_tree(np.repeat(x, 2, 0), np.repeat(failed, 2), min_leaf=40, groups=np.repeat(np.arange(200), 2))
+    assert [leaf.rule for leaf in twice.leaves] == [leaf.rule for leaf in once.leaves]
+    assert [leaf.size for leaf in twice.leaves] == [2 * leaf.size for leaf in once.leaves]
+    assert twice.aler == pytest.approx(once.aler)
+    assert twice.heldout_aler_stderr > 0.6 * once.heldout_aler_stderr
+    alike = fit_failure_tree(np.repeat(x[:1], 100, 0), np.arange(100) < 40)
+    assert alike.skipped == "no feature splits the examples"
+    assert not alike.pattern
 
 
 @pytest.mark.parametrize(
