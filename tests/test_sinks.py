@@ -12,7 +12,7 @@ import torch
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger, WandbLogger
 from PIL import Image
 
-from lightning_failures.records import ClassReport, FailureReport, GroupReport, LeafReport
+from lightning_failures.records import ClassReport, FailureReport, GroupReport, LeafReport, ValueReport
 from lightning_failures.sinks import CSVSink, FileSink, TensorBoardSink, WandbSink, sinks_for, write_all
 from lightning_failures.sinks.files import file_name
 from lightning_failures.visuals import Picture
@@ -32,6 +32,7 @@ def report(epoch: int = 3, **options) -> FailureReport:
             pattern=True,
             hardest_captions=("a photo of a dog in the snow",),
             easiest_captions=("a photo of a dog on grass",),
+            enrichment=(ValueReport("weather", "snow", 9, 8, 8, 3, 0.2, 0.8, 0.8, (0.5, 0.9), 0.3),),
         ),
         ClassReport(NASTY, 3, accuracy=None, skipped="2 failures"),
     )
@@ -100,6 +101,7 @@ def test_tensorboard_sink__read_back(tmp_path):
     assert table.index("dog") < table.index("cat")  # ranked by error
     assert "<script>" not in table
     assert "feature 17" in events.Tensors("failures/rules/text_summary")[0].tensor_proto.string_val[0].decode()
+    assert "weather = snow" in events.Tensors("failures/enrichment/text_summary")[0].tensor_proto.string_val[0].decode()
 
 
 def test_tensorboard_sink__further_loaders_have_their_own_tags(tmp_path):
