@@ -28,6 +28,33 @@ def test_intervals__cover_the_true_rate_of_the_leaf(planted):
     assert np.mean(naive) < np.mean(covered) - 0.1
 
 
+def test_intervals__of_leaves_that_every_fold_finds_again():
+    """Then all held-out examples of a leaf are its own, and the interval is that of two thirds of their number."""
+    rng = np.random.default_rng(0)
+    x = np.repeat([0.0, 1.0], [300, 150])[:, None]
+    failed = rng.random(450) < np.where(x[:, 0] > 0, 0.6, 0.1)
+    for leaf in fit_failure_tree(x, failed).leaves:
+        expected = wilson_interval(leaf.failures / 1.5, leaf.size / 1.5)
+        assert leaf.interval == pytest.approx(expected, abs=0.01)
+
+
+def test_intervals__count_sources_not_examples():
+    rng = np.random.default_rng(0)
+    x = np.repeat([0.0, 1.0], [300, 300])[:, None]
+    sources = np.repeat(np.arange(60), 10)
+    failed = (rng.random(60) < np.where(np.arange(60) < 30, 0.2, 0.7))[sources]
+    low, high = fit_failure_tree(x, failed, groups=sources).leaves[0].interval
+    few_low, few_high = wilson_interval(0.7 * 30 / 1.5, 30 / 1.5)
+    assert high - low == pytest.approx(few_high - few_low, rel=0.15)
+
+
+def test_intervals__of_a_leaf_that_never_fails():
+    x = np.repeat([0.0, 1.0], [200, 100])[:, None]
+    failed = (np.arange(300) % 2 == 0) & (x[:, 0] > 0)
+    safe = fit_failure_tree(x, failed).leaves[-1]
+    assert safe.interval == pytest.approx((0.0, wilson_interval(0, 200 / 1.5)[1]), abs=1e-3)
+
+
 def test_stderr__is_the_spread_over_data_sets():
     gains, stderrs = [], []
     for seed in range(30):
