@@ -26,6 +26,7 @@ from lightning_failures.enrichment import Attribute, enrichment, read_attribute
 from lightning_failures.errors import DataError
 from lightning_failures.records import ClassReport, FailureReport, Grades, GroupReport, LeafReport, ValueReport
 from lightning_failures.statistics import benjamini_hochberg
+from lightning_failures.threads import one_thread
 from lightning_failures.trees import FailureTree, fit_failure_tree
 
 __all__ = ["analyse"]
@@ -259,21 +260,22 @@ def _with_captions(
 ) -> ClassReport:
     if candidates is None or not candidates.texts:
         return entry
-    scores = score_captions(directions, k, candidates.embeddings, candidates.reference)
+    with one_thread():
+        scores = score_captions(directions, k, candidates.embeddings, candidates.reference)
+        p_value = caption_p_value(
+            directions,
+            k,
+            embeddings[members.rows],
+            ~members.failed,
+            candidates.embeddings,
+            candidates.reference,
+            ids=members.ids,
+            groups=members.sources,
+            permutations=permutations,
+            seed=seed,
+        )
     order = torch.argsort(scores, stable=True)
     hardest, easiest = order[:top].tolist(), order.flip(0)[:top].tolist()
-    p_value = caption_p_value(
-        directions,
-        k,
-        embeddings[members.rows],
-        ~members.failed,
-        candidates.embeddings,
-        candidates.reference,
-        ids=members.ids,
-        groups=members.sources,
-        permutations=permutations,
-        seed=seed,
-    )
     return replace(
         entry,
         hardest_captions=tuple(candidates.texts[i] for i in hardest),
