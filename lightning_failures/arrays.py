@@ -97,8 +97,8 @@ def as_mask(values: Any, name: str, length: int) -> NDArray[np.bool_]:
 def on_device(array: NDArray[Any], device: str | torch.device) -> Any:
     """Return a tensor on the device; on the CPU the array itself.
 
-    Both know ``@``, ``sum(axis=...)`` and ``mean(axis=...)``, so that one line serves either. NumPy's BLAS gave products
-    of a few hundred rows in a quarter of the time that torch took on the same CPU.
+    Both know ``@``, ``sum(axis=...)`` and ``mean(axis=...)``, so that one line serves either. NumPy's BLAS gave
+    products of a few hundred rows in a quarter of the time that torch took on the same CPU.
     """
     return array if torch.device(device).type == "cpu" else torch.from_numpy(array).to(device)
 

@@ -26,13 +26,13 @@ from safetensors.torch import save
 from sklearn.model_selection import StratifiedKFold
 from torch import Tensor
 
-from lightning_failures.arrays import as_array, as_mask, as_rows, as_vector, on_device
+from lightning_failures.arrays import as_mask, as_rows, as_vector
 from lightning_failures.atomic import write_atomically
 from lightning_failures.errors import ConfigurationError, DataError
 from lightning_failures.further import LEVEL, further_directions
 from lightning_failures.screening import permutation_p_value
 from lightning_failures.splits import stratified_group_folds
-from lightning_failures.svm import SVMFit, fit_published, fit_scaled, score_stderr
+from lightning_failures.svm import SVMFit, centred_gram, fit_published, fit_scaled, score_stderr
 from lightning_failures.threads import one_thread
 from lightning_failures.whitening import mean_and_std, phi
 
@@ -330,7 +330,7 @@ class _Search:
 
     def modes(self, problem: _Problem, features: NDArray[Any]) -> list[Mode]:
         """Fit the first direction; where it passes its test, seek others."""
-        gram = None if self.published else _gram(features, self.device)
+        gram = None if self.published else centred_gram(features, self.device)
         first = self._fit(features, problem.correct, problem.fold, gram)
         p = permutation_p_value(
             features,
@@ -395,12 +395,6 @@ def _by_class(labels: NDArray[np.int64]) -> Iterator[tuple[int, NDArray[np.int64
     names, starts = np.unique(labels[order], return_index=True)
     for label, start, stop in zip(names.tolist(), starts, [*starts[1:], len(order)], strict=False):
         yield label, order[start:stop]
-
-
-def _gram(features: NDArray[Any], device: str | torch.device) -> NDArray[Any]:
-    """(n, D) -> (n, n), multiplied on the device."""
-    x = on_device(features, device)
-    return as_array(x @ x.T)
 
 
 def _unshuffled_folds(correct: NDArray[np.bool_], folds: int) -> NDArray[np.int64]:

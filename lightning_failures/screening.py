@@ -40,7 +40,7 @@ def permutation_p_value(
 
     Args:
         features: (n, D).
-        gram: (n, n) scalar products of the features, if they are at hand.
+        gram: (n, n) scalar products of the features less their mean, if they are at hand.
         correct: (n,) bool.
         sources: (n,) names of the groups that permutations move as wholes.
         permutations: P.
@@ -73,10 +73,7 @@ def _statistic(
     """What gives 4 T / n^4 for labellings (P, n)."""
     n, dim = features.shape
     by_gram = gram is not None and n <= 2 * dim
-    matrix = gram if gram is not None and by_gram else features
-    matrix = matrix - matrix.mean(axis=0)
-    if by_gram:
-        matrix -= matrix.mean(axis=1)[:, None]
+    matrix = gram if gram is not None and by_gram else features - features.mean(axis=0)
     compiled = by_gram and matrix.dtype == np.float32 and torch.device(device).type == "cpu"
     matrix = np.pad(matrix, ((0, 0), (0, -n % 16))) if compiled else on_device(matrix, device)
 

@@ -13,14 +13,17 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from sklearn.svm import SVC
 
+from lightning_failures.arrays import as_array, on_device
 from lightning_failures.splits import stable_hash
 
 __all__ = [
     "SVMFit",
     "balanced_signs",
+    "centred_gram",
     "critical_c",
     "fit_published",
     "fit_scaled",
@@ -39,7 +42,6 @@ MOST_EXAMPLES = 5000
 """A larger class is fitted on this many of its examples: its Gram matrix would not fit into memory."""
 
 _VIOLATION = 1e-5  # of the optimality conditions, where margins are 1; scikit-learn's default is 1e-3
-_MOST_STEPS = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -116,15 +118,16 @@ def fit_scaled(
         correct: (n,) bool.
         fold: (n,) int.
         cs: Absolute values of C in place of the multiples, ascending.
-        gram: (n, n) float32 scalar products of the features, if they are at hand.
+        gram: What :func:`centred_gram` gives, if it is at hand.
         most: Fit on at most so many examples, of failures and successes as equal numbers as there are; scores and
             cross-fitted values are those of all.
     """
     used = _fixed_sample(correct, most)
     everything = len(used) == len(correct)
     x, right, part = (features, correct, fold) if everything else (features[used], correct[used], fold[used])
+    centre = x.mean(axis=0)
     if gram is None or not everything:
-        gram = x @ x.T
+        gram = centred_gram(x)
     grid = np.asarray(cs or CRITICAL_MULTIPLES, dtype=np.float64)
     values = np.empty((len(grid), len(correct)))
     scores = np.zeros(len(grid))
@@ -135,14 +138,25 @@ def fit_scaled(
             values[:, held] = coefficients @ _block(gram, kept, held) + biases[:, None]
         else:
             held = np.flatnonzero(fold == part[held[0]])
-            values[:, held] = (coefficients @ x[kept]) @ features[held].T + biases[:, None]
+            values[:, held] = (coefficients @ x[kept]) @ (features[held] - centre).T + biases[:, None]
         scores += _balanced_accuracy(values[:, held] >= 0, correct[held])
     scores /= len(np.unique(part))
     error = score_stderr(values[scores.argmax()], correct)
     best = int(np.flatnonzero(scores >= scores.max() - TOLERANCE * error)[0])
     coefficients, biases, critical = _solve_path(gram, right, grid[best : best + 1], relative=not cs)
     c = float(grid[best]) * (1.0 if cs else critical)
-    return SVMFit(coefficients[0] @ x, float(biases[0]), c, float(scores[best]), values[best])
+    weight = coefficients[0] @ x
+    return SVMFit(weight, float(biases[0] - weight @ centre), c, float(scores[best]), values[best])
+
+
+def centred_gram(features: NDArray[Any], device: str | torch.device = "cpu") -> NDArray[Any]:
+    """Scalar products (n, n) of features (n, D) less their mean, multiplied on the device.
+
+    With a free bias the SVM does not depend on where the origin lies, but rounding does: taking the mean off first
+    keeps single precision exact enough where all examples of a class are alike.
+    """
+    x = on_device(features - features.mean(axis=0), device)
+    return as_array(x @ x.T)
 
 
 def solve(gram: NDArray[Any], correct: Mask, c: float) -> tuple[Floats, float]:
@@ -197,7 +211,7 @@ def _solve_path(gram: NDArray[Any], correct: Mask, cs: Floats, *, relative: bool
     coefficients, biases = np.empty((len(cs), len(correct))), np.empty(len(cs))
     gram32 = np.ascontiguousarray(gram, dtype=np.float32)
     signs = balanced_signs(correct)
-    critical, unsolved = solve_path(gram32, correct, signs, cs, relative, _VIOLATION, _MOST_STEPS, coefficients, biases)
+    critical, unsolved = solve_path(gram32, correct, signs, cs, relative, _VIOLATION, coefficients, biases)
     if unsolved:
         warnings.warn(f"{unsolved} of {len(cs)} SVMs stopped short of the tolerance of {_VIOLATION:g}", stacklevel=3)
     return coefficients, biases, critical

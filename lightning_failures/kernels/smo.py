@@ -20,8 +20,11 @@ from lightning_failures.kernels import compiled
 __all__ = ["solve_path"]
 
 _RELAXATION = 1.5
-_LEAST_CURVATURE = 2e-6  # of single precision: with more of it a step never passes twice the optimum
-_MOST_LOOKS = 100
+_LEAST_CURVATURE = 2e-6  # of the largest square length: single precision could not tell a smaller one
+_MOST_LOOKS = 20
+_MOST_STEPS_PER_EXAMPLE = 200
+_SINGLE = 2.0**-23
+_HUGE = 1e300  # compiled without a notion of infinity
 _NEVER = np.float32(-1e30)
 _LEAST = np.int32(-(2**31) + 1)
 _MAGNITUDE = np.int32(2**31 - 1)
@@ -35,32 +38,30 @@ def solve_path(
     cs: Any,
     relative: bool,
     tolerance: float,
-    most_steps: int,
     coefficients: Any,
     biases: Any,
 ) -> tuple[float, int]:
     """Solve for each C in turn, each from the solution before, the first from that at the critical C.
 
     Args:
-        gram: (n, n) float32, C-contiguous, rows of length <= 1.
+        gram: (n, n) float32, C-contiguous.
         correct: (n,) bool, y = +1.
         signs: (n,) float64, y * w.
         cs: (M,) float64, ascending.
         relative: The values of C are multiples of the critical one.
         tolerance: Largest violation of the optimality conditions; margins are 1.
-        most_steps: For each C.
         coefficients: (M, n) float64, takes b.
         biases: (M,) float64.
 
     Returns:
         The critical C, up to which every multiplier is at its bound, and how many values of C were not solved to the
-        tolerance.
+        tolerance, nor to what single precision can tell.
     """
     n = len(signs)
     f, g, b = np.zeros(n), np.zeros(n, np.float32), np.zeros(n)
     lo, hi = np.zeros(n), np.zeros(n)
     _product(gram, signs, f)
-    highest, lowest = -np.inf, np.inf
+    highest, lowest = -_HUGE, _HUGE
     for t in range(n):
         if correct[t]:
             highest = max(highest, f[t])
@@ -79,10 +80,10 @@ def solve_path(
             continue
         for t in range(n):
             lo[t], hi[t] = min(0.0, c * signs[t]), max(0.0, c * signs[t])
-        solved = False
+        gap = _HUGE
         for _ in range(_MOST_LOOKS):  # g is carried along in single precision: look again before it is believed
             _product(gram, b, f)
-            up, down, free, count = -np.inf, np.inf, 0.0, 0
+            up, down, free, count = -_HUGE, _HUGE, 0.0, 0
             for t in range(n):
                 f[t] = (1.0 if correct[t] else -1.0) - f[t]
                 g[t] = f[t]
@@ -94,13 +95,15 @@ def solve_path(
                     free += f[t]
                     count += 1
             biases[m] = free / count if count else (up + down) / 2
-            solved = up - down <= 2 * tolerance
-            if solved:
+            gap = up - down
+            if gap <= 2 * tolerance:
                 break
-            _ascend(gram, lo, hi, b, g, np.float32((up + down) / 2), tolerance, most_steps)
-        failed += not solved
+            _ascend(gram, lo, hi, b, g, np.float32((up + down) / 2), tolerance)
+        size = 0.0
         for t in range(n):
             coefficients[m, t] = b[t]
+            size += abs(b[t]) * gram[t, t]
+        failed += gap > max(2 * tolerance, _SINGLE * size)
     return critical, failed
 
 
@@ -116,7 +119,7 @@ def _product(gram: Any, b: Any, out: Any) -> None:
 
 
 @compiled
-def _ascend(gram: Any, lo: Any, hi: Any, b: Any, g: Any, centre: Any, tolerance: float, most_steps: int) -> None:
+def _ascend(gram: Any, lo: Any, hi: Any, b: Any, g: Any, centre: Any, tolerance: float) -> None:
     """Move pairs until none violates by more than the tolerance; the bias is near ``centre``."""
     n = len(g)
     bits = np.int32(1)
@@ -128,15 +131,19 @@ def _ascend(gram: Any, lo: Any, hi: Any, b: Any, g: Any, centre: Any, tolerance:
     for t in range(n):
         may_rise[t] = zero if b[t] < hi[t] else _NEVER
         may_fall[t] = zero if b[t] > lo[t] else _NEVER
+    largest = zero
+    for t in range(n):
+        largest = max(largest, gram[t, t])
+    least_curvature, scale = _LEAST_CURVATURE * largest, np.float32(1) / max(largest, np.float32(1e-30))
     i, j, step = 0, 0, zero
-    for _ in range(most_steps):
+    for _ in range(_MOST_STEPS_PER_EXAMPLE * n):
         i = _move_and_find_first(g, gram[i], gram[j], step, may_rise, centre, bits)
         row = gram[i]
-        j, gap = _find_second(g, row, may_fall, g[i], bits)
+        j, gap = _find_second(g, row, scale, may_fall, g[i], bits)
         if gap <= tolerance or may_rise[i] < zero or may_fall[j] < zero:
             break
         centre = g[i] - np.float32(0.5) * gap
-        curvature = max(float(row[i]) + gram[j, j] - 2 * row[j], _LEAST_CURVATURE)
+        curvature = max(float(row[i]) + gram[j, j] - 2 * row[j], least_curvature)
         amount = _RELAXATION * float(g[i] - g[j]) / curvature
         room_i, room_j = hi[i] - b[i], b[j] - lo[j]
         if amount < room_i and amount < room_j:
@@ -174,14 +181,15 @@ def _move_and_find_first(g: Any, up: Any, down: Any, step: Any, may_rise: Any, c
 
 
 @compiled
-def _find_second(g: Any, row: Any, may_fall: Any, largest: Any, bits: Any) -> tuple[int, Any]:
+def _find_second(g: Any, row: Any, scale: Any, may_fall: Any, largest: Any, bits: Any) -> tuple[int, Any]:
     """Which of those that may fall gains most with the first, and the largest violation of any of them."""
     best, widest, high = np.int32(0), np.int32(0), np.int32(-1) << bits
     zero, one = np.float32(0), np.float32(1)
     for t in range(len(g)):
         gap = largest - g[t] + may_fall[t]
         gap = gap if gap > zero else zero
-        gain = gap * gap * (one + row[t] + row[t] * row[t])
+        k = scale * row[t]
+        gain = gap * gap * (one + k + k * k)
         widest = max(widest, np.float32(gap).view(np.int32))
         best = max(best, (np.float32(gain).view(np.int32) & high) | np.int32(t))
     return best & ~high, np.int32(widest).view(np.float32)
