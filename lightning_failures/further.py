@@ -34,7 +34,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lightning_failures.splits import permutation_blocks, stratified_group_folds
+from lightning_failures.splits import permuted_outcomes, stratified_group_folds
 from lightning_failures.svm import SVMFit
 
 __all__ = ["further_directions"]
@@ -51,6 +51,7 @@ FEWEST = 10
 """Neither end may have fewer failures than this."""
 
 _FOLDS = 5
+_STEPS = 50  # of Lanczos' method
 _OTHER_END = 0.35  # the share of the examples, at the other end, that the test of one end leaves out
 _UNUSUAL = 0.95  # beyond this quantile distances count no more
 
@@ -100,7 +101,8 @@ def further_directions(
             break
         left = _without(features[rows], first.weight, *(fitted.weight for fitted, _ in found))
         spread = _spread(left, correct[rows], spread_fold)
-        index, across = _turned(former.out_of_fold[rows], spread, correct[rows])
+        values = [fitted.out_of_fold[rows] for fitted in (first, *(fitted for fitted, _ in found))]
+        index, across = _turned(np.stack([*values, spread]), correct[rows])
         rng = np.random.default_rng([*seed, len(found) + 1])
         p = _p_value(index, across, correct[rows], sources[rows], permutations, rng)
         if p > LEVEL:
@@ -133,30 +135,39 @@ def _spread(features: Floats, correct: Mask, fold: Integers) -> Floats:
 def _most_spread(features: Floats, correct: Mask) -> Floats:
     """Return the unit (D,) leading eigenvector of Cov(failures) - Cov(successes), off their difference of means.
 
-    With fewer examples than dimensions it is found in the space that the examples span.
+    By Lanczos' method with full orthogonalisation: the covariances themselves, (D, D), are never made.
     """
-    x = features.copy()
-    between = x[correct].mean(axis=0) - x[~correct].mean(axis=0)
-    for side in (correct, ~correct):
-        x[side] = (x[side] - x[side].mean(axis=0)) / np.sqrt(np.count_nonzero(side))
-    x = _without(x, between)
-    basis = None
-    if len(x) < x.shape[1]:
-        squares, vectors = np.linalg.eigh(x @ x.T)
-        usable = squares > 1e-9 * squares[-1]
-        vectors, scale = vectors[:, usable], np.sqrt(squares[usable])
-        basis, x = x.T @ (vectors / scale), vectors * scale
-    difference = x[~correct].T @ x[~correct] - x[correct].T @ x[correct]
-    leading = np.linalg.eigh(difference)[1][:, -1]
-    return np.asarray(leading if basis is None else basis @ leading)
+    wrong, right = features[~correct], features[correct]
+    between = right.mean(axis=0) - wrong.mean(axis=0)
+    wrong = _without(wrong - wrong.mean(axis=0), between) / np.sqrt(len(wrong))
+    right = _without(right - right.mean(axis=0), between) / np.sqrt(len(right))
+    basis = np.zeros((min(_STEPS, features.shape[1]), features.shape[1]))
+    images = np.zeros_like(basis)
+    step: Floats = np.random.default_rng(0).normal(size=features.shape[1])
+    for i in range(len(basis)):
+        for _ in range(2):  # once is not enough against rounding
+            step = step - (basis[:i] @ step) @ basis[:i]
+        if np.linalg.norm(step) < 1e-9:
+            break
+        basis[i] = step / np.linalg.norm(step)
+        images[i] = (wrong @ basis[i]) @ wrong - (right @ basis[i]) @ right
+        step = images[i]
+    vectors = np.linalg.eigh(basis @ images.T)[1]
+    return np.asarray(vectors[:, -1] @ basis)
 
 
-def _turned(former: Floats, spread: Floats, correct: Mask) -> tuple[Floats, Floats]:
-    """Turn the plane: (n,) along its best single direction (Fisher's); (n,) across, where the means are the same."""
-    plane = np.stack([former, spread])
-    gap = plane[:, correct].mean(axis=1) - plane[:, ~correct].mean(axis=1)
-    within = np.cov(plane[:, correct]) + np.cov(plane[:, ~correct])
-    return np.linalg.pinv(within) @ gap @ plane, gap[0] * spread - gap[1] * former
+def _turned(values: Floats, correct: Mask) -> tuple[Floats, Floats]:
+    """Turn the space of some values, (k, n): along its best single direction, and the last value across it.
+
+    Returns:
+        (n,) Fisher's discriminant, and (n,) the last value less what goes with it: failures and successes have the same
+        mean there.
+    """
+    gap = values[:, correct].mean(axis=1) - values[:, ~correct].mean(axis=1)
+    within = np.cov(values[:, correct]) + np.cov(values[:, ~correct])
+    along = np.linalg.pinv(within) @ gap
+    index = along @ values
+    return index, values[-1] - gap[-1] / max(float(along @ gap), 1e-12) * index
 
 
 def _p_value(
@@ -181,8 +192,8 @@ def _p_value(
         for name in np.unique(stratum):
             position[stratum == name] -= position[stratum == name].mean()
         observed = position[failed].sum() - 1e-9 * np.abs(position).sum()
-        blocks = permutation_blocks(sources[inside], permutations, rng, strata=stratum)
-        extreme = sum(int((failed[rows] @ position >= observed).sum()) for rows in blocks)
+        blocks = permuted_outcomes(failed, sources[inside], permutations, rng, strata=stratum)
+        extreme = sum(int((outcomes @ position >= observed).sum()) for outcomes in blocks)
         p_values.append((1 + extreme) / (1 + permutations))
     return max(p_values)
 
