@@ -28,6 +28,36 @@ def test_intervals__cover_the_true_rate_of_the_leaf(planted):
     assert np.mean(naive) < np.mean(covered) - 0.1
 
 
+@pytest.mark.slow
+def test_intervals__cover_19_of_20_leaves():
+    covered = []
+    for seed in range(200):
+        rng = np.random.default_rng([1, seed])
+        x, fresh = rng.normal(size=(400, 20)), rng.normal(size=(5000, 20))
+        tree = fit_failure_tree(x, rng.random(400) < _chance(x, planted=seed % 2 == 0))
+        leaf_of = tree.apply(fresh).numpy()
+        for i, leaf in enumerate(tree.leaves):
+            truth = _chance(fresh, planted=seed % 2 == 0)[leaf_of == i].mean()
+            covered.append(leaf.interval[0] <= truth <= leaf.interval[1])
+    assert len(covered) > 1000
+    assert 0.93 < np.mean(covered) < 0.98
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("per_source", [1, 5])
+def test_heldout_aler__is_centred_on_0_where_there_is_nothing(per_source):
+    gains, p_values = [], []
+    for seed in range(300):
+        rng = np.random.default_rng([2, seed])
+        luck = rng.normal(size=240 // per_source).repeat(per_source)
+        x = rng.normal(size=(240, 20)) + rng.normal(size=(240 // per_source, 20)).repeat(per_source, axis=0)
+        tree = fit_failure_tree(x, luck + rng.normal(size=240) > 0.7, groups=np.arange(240) // per_source)
+        gains.append(tree.heldout_aler_minus_ber)
+        p_values.append(tree.p_value)
+    assert abs(np.mean(gains)) < 3 * np.std(gains) / np.sqrt(300)
+    assert np.mean(np.array(p_values) <= 0.05) < 0.05 + 2 * np.sqrt(0.05 * 0.95 / 300)
+
+
 def test_intervals__of_leaves_that_every_fold_finds_again():
     """Then all held-out examples of a leaf are its own, and the interval is that of two thirds of their number."""
     rng = np.random.default_rng(0)
