@@ -19,7 +19,7 @@ from lightning_failures.arrays import as_array, as_mask, as_matrix, as_vector
 from lightning_failures.directions import FailureDirections, phi
 from lightning_failures.errors import ConfigurationError, DataError
 from lightning_failures.grammar import CaptionGrammar, CaptionVocabulary
-from lightning_failures.splits import permutation_blocks
+from lightning_failures.splits import permuted_outcomes
 from lightning_failures.svm import balanced_signs
 
 __all__ = ["CaptionGrammar", "CaptionVocabulary", "caption_p_value", "mean_shift_scores", "score_captions"]
@@ -173,8 +173,8 @@ def caption_p_value(
         return np.asarray(rates * np.abs(sums if captions_first else along(sums)).max(axis=1))
 
     observed = furthest(failed[None])[0] * (1 - 1e-5)  # the same labels count as such despite rounding
-    blocks = permutation_blocks(sources, permutations, np.random.default_rng([seed, int(class_index), 1]))
-    return (1 + sum(int((furthest(failed[rows]) >= observed).sum()) for rows in blocks)) / (1 + permutations)
+    blocks = permuted_outcomes(failed, sources, permutations, np.random.default_rng([seed, int(class_index), 1]))
+    return (1 + sum(int((furthest(labellings) >= observed).sum()) for labellings in blocks)) / (1 + permutations)
 
 
 def _scores(weight: Floats, captions: Floats, reference: Floats, std: Tensor) -> Floats:

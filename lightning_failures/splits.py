@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["permutation_blocks", "permuted_outcomes", "permuted_rows", "stable_hash", "stratified_group_folds"]
+__all__ = ["permuted_outcomes", "stable_hash", "stratified_group_folds"]
 
 _MIN_EXCHANGEABLE = 10
 _CELLS_AT_ONCE = 1 << 16  # stays in the processor's cache
@@ -59,58 +59,6 @@ def stratified_group_folds(
     return fold_of_group[member]
 
 
-def permuted_rows(
-    groups: NDArray[np.generic],
-    permutations: int,
-    rng: np.random.Generator,
-    *,
-    strata: NDArray[np.int64] | None = None,
-) -> NDArray[np.int64]:
-    """Draw permutations that move whole groups: row i of permutation p takes its outcome from row ``result[p, i]``.
-
-    Groups change places only with groups of the same size, which is exact. Sizes that occur fewer than 10 times are
-    pooled with the next sizes; there a group takes over the *sequence of outcomes* of another one, stretched or
-    shortened to its own size, so that the correlation inside groups is kept and the numbers of failures vary a little.
-
-    Args:
-        groups: (n,) names of the groups.
-        permutations: Number P of permutations.
-        rng: The source of randomness.
-        strata: (n,) int; where given, groups change places only within a stratum (that of the group's median row).
-
-    Returns:
-        (P, n) int64.
-
-    >>> rows = permuted_rows(np.array([0, 0, 1, 1]), 3, np.random.default_rng(0))
-    >>> all(row in ([0, 1, 2, 3], [2, 3, 0, 1]) for row in rows.tolist())
-    True
-    """
-    member, order, sizes, starts = _grouped(groups)
-    position = np.empty_like(order)
-    position[order] = np.arange(len(order)) - starts[member[order]]
-    pools = _pools(sizes, order, starts, strata)
-    source = np.empty((permutations, len(sizes)), dtype=np.int64)
-    for pool in np.unique(pools):
-        members = np.flatnonzero(pools == pool)
-        source[:, members] = rng.permuted(np.tile(members, (permutations, 1)), axis=1)
-
-    source = source[:, member]  # (P, n): the group whose outcomes each row takes
-    return np.asarray(order[starts[source] + position * sizes[source] // sizes[member]])
-
-
-def permutation_blocks(
-    groups: NDArray[np.generic],
-    permutations: int,
-    rng: np.random.Generator,
-    *,
-    strata: NDArray[np.int64] | None = None,
-) -> Iterator[NDArray[np.int64]]:
-    """Yield what :func:`permuted_rows` returns in blocks (P_i, n) of bounded memory, P in all."""
-    size = max(1, _CELLS_AT_ONCE // max(len(groups), 1))
-    for start in range(0, permutations, size):
-        yield permuted_rows(groups, min(size, permutations - start), rng, strata=strata)
-
-
 def permuted_outcomes(
     failed: NDArray[np.bool_],
     groups: NDArray[np.generic],
@@ -119,13 +67,33 @@ def permuted_outcomes(
     *,
     strata: NDArray[np.int64] | None = None,
 ) -> Iterator[NDArray[np.bool_]]:
-    """Yield the labellings ``failed[permuted_rows(...)]`` in blocks (P_i, n) of bounded memory, P in all.
+    """Draw labellings that permute whole groups.
 
-    Compiled, and only the groups that have failures are moved, which makes no difference to the result.
+    Groups change places only with groups of the same size, which is exact. Sizes that occur fewer than 10 times are
+    pooled with the next sizes; there a group takes over the *sequence of outcomes* of another one, stretched or
+    shortened to its own size, so that the correlation inside groups is kept and the numbers of failures vary a little.
+
+    Args:
+        failed: (n,) bool.
+        groups: (n,) names of the groups.
+        permutations: Number P of permutations.
+        rng: The source of randomness.
+        strata: (n,) int; where given, groups change places only within a stratum (that of the group's median row).
+
+    Yields:
+        (P_i, n) bool: blocks of bounded memory, P rows in all.
+
+    >>> failed = np.array([True, False, True, True])
+    >>> labellings, = permuted_outcomes(failed, np.array([0, 0, 1, 1]), 9, np.random.default_rng(0))
+    >>> all(row in ([True, False, True, True], [True, True, True, False]) for row in labellings.tolist())
+    True
     """
     from lightning_failures.kernels.shuffle import scatter_failures
 
-    member, order, sizes, starts = _grouped(groups)
+    _, member = np.unique(groups, return_inverse=True)
+    order = np.argsort(member, kind="stable")
+    sizes = np.bincount(member)
+    starts = np.cumsum(sizes) - sizes
     has_failure = np.bincount(member[failed], minlength=len(sizes)) > 0
     pools = _pools(sizes, order, starts, strata)
     names, pool = np.unique(pools, return_inverse=True)
@@ -140,13 +108,6 @@ def permuted_outcomes(
             failed[order].view(np.uint8), starts, sizes, order, by_pool, bounds, failing, seed + np.uint64(start), out
         )
         yield out.view(np.bool_)
-
-
-def _grouped(groups: NDArray[np.generic]) -> tuple[NDArray[np.int64], ...]:
-    """Each row's group number; rows group by group; size of each group; where it starts."""
-    _, member = np.unique(groups, return_inverse=True)
-    sizes = np.bincount(member)
-    return member, np.argsort(member, kind="stable"), sizes, np.cumsum(sizes) - sizes
 
 
 def _pools(

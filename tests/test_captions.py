@@ -9,7 +9,7 @@ from sklearn.svm import SVC
 from lightning_failures.captions import caption_p_value, mean_shift_scores, score_captions
 from lightning_failures.directions import fit_failure_directions, phi
 from lightning_failures.errors import ConfigurationError, DataError
-from lightning_failures.splits import permutation_blocks
+from lightning_failures.splits import permuted_outcomes
 
 DIM = 32
 
@@ -230,8 +230,8 @@ def test_caption_p_value__is_that_of_an_explicit_loop(n, candidates, grouped):
     def furthest(right):
         return np.abs(z @ (features[right].mean(0) - features[~right].mean(0))).max()
 
-    rows = np.concatenate(list(permutation_blocks(sources, 199, np.random.default_rng([7, 5, 1]))))
-    expected = (1 + sum(furthest(correct[row]) >= furthest(correct) * (1 - 1e-5) for row in rows)) / 200
+    failed = np.concatenate(list(permuted_outcomes(~correct, sources, 199, np.random.default_rng([7, 5, 1]))))
+    expected = (1 + sum(furthest(~row) >= furthest(correct) * (1 - 1e-5) for row in failed)) / 200
     p = caption_p_value(
         directions, 5, x, correct, captions, reference, groups=sources if grouped else None, permutations=199, seed=7
     )

@@ -1,8 +1,19 @@
 import numpy as np
 import pytest
+from sklearn.model_selection import PredefinedSplit, cross_val_score
 from sklearn.svm import SVC
 
-from lightning_failures.svm import balanced_signs, critical_c, fit_published, fit_scaled, score_stderr, solve
+from lightning_failures.svm import (
+    CRITICAL_MULTIPLES,
+    PUBLISHED_CS,
+    balanced_signs,
+    centred_gram,
+    critical_c,
+    fit_published,
+    fit_scaled,
+    score_stderr,
+    solve,
+)
 
 
 def _data(n=120, dim=30, seed=0):
@@ -96,3 +107,84 @@ def test_fit_scaled__a_real_gain_raises_c():
     fit = fit_scaled(x, correct, fold)
     assert fit.c > 2 * critical
     assert fit.score > fit_scaled(x, correct, fold, cs=[critical]).score + 0.03
+
+
+@pytest.mark.parametrize(("n", "dim"), [(90, 200), (120, 30), (300, 6)])
+@pytest.mark.parametrize("folds", [2, 3])
+def test_fit_scaled__predicts_as_an_exact_solver_does(n, dim, folds):
+    """At equal C, above the critical one: no held-out prediction differs from ``SVC(tol=1e-8)``."""
+    x, correct = _data(n, dim)
+    fold = np.arange(n) % folds
+    for c in critical_c(x @ x.T, correct) * np.array(CRITICAL_MULTIPLES[1:]) * 3:
+        fit = fit_scaled(x.astype(np.float32), correct, fold, (float(c),))
+        exact = SVC(kernel="linear", class_weight="balanced", C=c, tol=1e-8)
+        weight = exact.fit(x, correct).coef_[0]
+        assert weight @ fit.weight > 0.99999 * np.linalg.norm(weight) * np.linalg.norm(fit.weight)
+        assert fit.bias == pytest.approx(exact.intercept_[0], abs=1e-3 * max(1, np.linalg.norm(weight)))
+        for kept, held in PredefinedSplit(fold).split():
+            values = exact.fit(x[kept], correct[kept]).decision_function(x[held])
+            np.testing.assert_allclose(fit.out_of_fold[held], values, atol=1e-3)
+            assert np.array_equal(fit.out_of_fold[held] > 0, values > 0)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_fit_published__equals_scikit_learn_in_every_cell(seed):
+    x, correct = _data(100, 40, seed=seed)
+    fold = np.arange(100) % 2
+    cv = PredefinedSplit(fold)
+    scores = []
+    for c in PUBLISHED_CS:
+        svm = SVC(kernel="linear", class_weight="balanced", C=c)
+        scores.append(cross_val_score(svm, x, correct, cv=cv, scoring="balanced_accuracy").mean())
+        assert fit_published(x, correct, fold, (c,)).score == scores[-1]
+    best = int(np.argmax(scores))
+    fit = fit_published(x, correct, fold)
+    svm = SVC(kernel="linear", class_weight="balanced", C=PUBLISHED_CS[best]).fit(x, correct)
+    assert (fit.c, fit.score, fit.bias) == (PUBLISHED_CS[best], scores[best], svm.intercept_[0])
+    np.testing.assert_allclose(fit.weight, svm.coef_[0], rtol=1e-12)
+
+
+def _near_duplicates(rng):
+    return rng.normal(size=(50, 20))[np.repeat(np.arange(50), 4)] + 1e-3 * rng.normal(size=(200, 20))
+
+
+HARD = {
+    "near duplicates": _near_duplicates,
+    "duplicates": lambda rng: rng.normal(size=(20, 5))[rng.integers(0, 20, 200)],
+    "far from the origin": lambda rng: 30 + rng.normal(size=(200, 10)),
+    "all alike": lambda rng: rng.normal(size=20) + 1e-3 * rng.normal(size=(200, 20)),
+    "one dimension": lambda rng: rng.normal(size=(200, 1)) + 2,
+    "some rows are zero": lambda rng: rng.normal(size=(200, 4)) * (np.arange(200) % 5 > 0)[:, None],
+}
+
+
+@pytest.mark.parametrize("kind", HARD)
+def test_solve__reaches_the_optimum_of_hard_data(kind):
+    """The primal objective is no worse than that of scikit-learn's solver in double precision."""
+    rng = np.random.default_rng(0)
+    x = HARD[kind](rng)
+    x /= np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
+    correct = rng.random(200) < 0.7
+    x32 = x.astype(np.float32)
+    gram = centred_gram(x32)
+    critical = critical_c(gram, correct)
+    signs, weights = np.where(correct, 1, -1), np.abs(balanced_signs(correct))
+    for c in critical * np.array(CRITICAL_MULTIPLES):
+
+        def objective(w, b, c=c):
+            return w @ w / 2 + c * (weights * np.maximum(0, 1 - signs * ((x - x.mean(0)) @ w + b))).sum()
+
+        coefficients, bias = solve(gram, correct, c)
+        svm = SVC(kernel="linear", class_weight="balanced", C=c, max_iter=1_000_000).fit(x - x.mean(0), correct)
+        ours = objective(coefficients @ (x - x.mean(0)), bias)
+        assert ours <= objective(svm.coef_[0], svm.intercept_[0]) * (1 + 1e-3)
+        assert abs(coefficients.sum()) < 1e-6 * np.abs(coefficients).sum()
+
+
+def test_fit_scaled__does_not_depend_on_the_origin():
+    x, correct = _data(200, 10)
+    fold = np.arange(200) % 2
+    here, there = (fit_scaled((x + shift).astype(np.float32), correct, fold) for shift in (0, 5))
+    np.testing.assert_allclose(here.out_of_fold, there.out_of_fold, atol=1e-3)
+    np.testing.assert_allclose(here.weight, there.weight, atol=1e-3)
+    assert here.bias == pytest.approx(there.bias + 5 * there.weight.sum(), abs=1e-2)
