@@ -36,6 +36,7 @@ LEVEL = 0.05
 
 Rows = NDArray[np.int64]
 Values = Tensor | NDArray[Any]
+_SHARED = (torch.float16, torch.float32, torch.float64)  # dtypes that NumPy has too
 Grouping = Literal["label", "prediction"]
 GROUPINGS: tuple[Grouping, ...] = ("label", "prediction")
 
@@ -185,6 +186,8 @@ class _PerRow:
 
     @classmethod
     def of(cls, values: Values, grades: Grades, name: str) -> _PerRow:
+        if isinstance(values, Tensor) and values.device.type == "cpu" and values.dtype in _SHARED:
+            values = values.detach().numpy()  # gathering tensors left 1 MiB a class behind in the heap
         if len(values) == len(grades):
             return cls(values, None)
         unique, place = np.unique(as_array(grades.ids), return_inverse=True)
