@@ -22,6 +22,7 @@ __all__ = [
     "markdown_table",
     "number",
     "rank_classes",
+    "score",
     "shorten_caption",
     "strongest_values",
     "tree_markdown",
@@ -83,6 +84,16 @@ def verdict(entry: ClassReport) -> str:
     return NOTHING if entry.p_value is None else "no pattern"
 
 
+def score(entry: ClassReport) -> str:
+    """Return the CV score with its standard error: differences inside it tell nothing.
+
+    >>> score(ClassReport("cat", 9, cv_score=0.79, cv_score_stderr=0.033)), score(ClassReport("cat", 9))
+    ('0.79 +- 0.03', '-')
+    """
+    stderr = entry.cv_score_stderr
+    return number(entry.cv_score) + ("" if stderr is None else f" +- {number(stderr)}")
+
+
 def rank_classes(report: FailureReport) -> list[ClassReport]:
     """Order classes from the highest error rate down; ties by support, then by position. Ungraded ones come last."""
     return sorted(report.classes, key=lambda c: (c.accuracy is None, c.accuracy or 0.0, -c.examples))
@@ -100,7 +111,7 @@ def class_table(report: FailureReport, *, width: int = 140) -> str:
         (
             clean(c.name),
             number(c.accuracy),
-            number(c.cv_score),
+            score(c),
             verdict(c),
             number(_gain(c)),
             *_captions(c),
@@ -132,7 +143,7 @@ def markdown_table(report: FailureReport, *, limit: int | None = None) -> str:
             escape_markdown(c.name),
             str(c.examples),
             number(None if c.accuracy is None else 1 - c.accuracy, ".3f"),
-            number(c.cv_score),
+            score(c),
             verdict(c),
             number(_gain(c)),
             *map(escape_markdown, _captions(c)),

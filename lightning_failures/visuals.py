@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from lightning_failures.errors import DataError
 from lightning_failures.records import ClassReport, GroupReport
-from lightning_failures.text import clean, number, verdict
+from lightning_failures.text import clean, number, score, verdict
 
 __all__ = [
     "Picture",
@@ -88,7 +88,7 @@ def class_picture(
         row("hardest", hardest, hardest_texts, entry.hardest_captions),
         row("easiest", easiest, easiest_texts, entry.easiest_captions),
     ]
-    told = f"p {verdict(entry)}, CV score {number(entry.cv_score)}" if entry.pattern else verdict(entry)
+    told = f"p {verdict(entry)}, CV score {score(entry)}" if entry.pattern else verdict(entry)
     return Picture(f"classes/{name}", stack(rows), f"{name}: error rate {_error(entry.accuracy)}; {told}")
 
 

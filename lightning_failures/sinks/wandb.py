@@ -19,8 +19,8 @@ MAX_IMAGES = 108
 """Of one analysis. W&B keeps 200,000 rows of a table, and 108 images of a step."""
 
 COLUMNS = (
-    "epoch", "class", "examples", "accuracy", "cv_score", "p_value", "pattern", "aler", "base_error_rate",
-    "hardest_caption", "easiest_caption", "skipped",
+    "epoch", "class", "examples", "accuracy", "cv_score", "cv_score_stderr", "p_value", "pattern", "aler",
+    "base_error_rate", "hardest_caption", "easiest_caption", "skipped",
 )  # fmt: skip
 
 
