@@ -87,9 +87,9 @@ TWO_MODES = (
     Pattern("threshold", (0.15, 0.15), high=0.95, low=0.05),
     Pattern("logistic", (0.15, 0.15), 3.0),
 )
-SETTINGS = ((250, 64, False), (250, 512, False), (400, 128, False))
+SETTINGS = ((250, 64, False), (400, 128, False))
 """(n, D, decaying spectrum): all patterns."""
-MORE_SETTINGS = ((250, 16, False), (250, 64, True), (400, 128, True), (1000, 512, False))
+MORE_SETTINGS = ((250, 16, False), (250, 512, False), (400, 128, True), (1000, 128, False))
 """Half of the patterns."""
 
 
@@ -213,32 +213,31 @@ def false_discoveries(repeats: int) -> dict[str, Any]:
 
 def one_among_many(repeats: int) -> list[dict[str, Any]]:
     """One planted class among 200: a fifth of it is moved by 3 standard deviations and fails ever more often."""
-    rows = []
-    for n, dim in ((250, 64), (250, 512)):
-        for high in (0.3, 0.4, 0.5, 0.6, 0.7, 0.8):
-            raw, survives = [], []
-            for seed in range(repeats):
-                rng = np.random.default_rng([3, n, dim, int(10 * high), seed])
-                null = null_classes(199, n, dim, rng)
-                planted = simulate(Pattern("subpopulation", (0.2,), 3.0, high=high, low=0.2), 1, n, dim, rng)
-                p = fit_failure_directions(
-                    np.concatenate([null["embeddings"], planted.x]),
-                    np.concatenate([null["labels"], 199 + planted.labels]),
-                    np.concatenate([null["correct"], ~planted.failed]),
-                ).p_value.numpy()
-                raw.append(p[-1] <= LEVEL)
-                survives.append(benjamini_hochberg(p, LEVEL)[-1])
-            rows.append(
-                {
-                    "n": n,
-                    "dim": dim,
-                    "rate_inside": high,
-                    "rate_outside": 0.2,
-                    "raw": float(np.mean(raw)),
-                    "survives": float(np.mean(survives)),
-                    "repeats": repeats,
-                }
-            )
+    rows, (n, dim) = [], (250, 64)
+    for high in (0.3, 0.4, 0.5, 0.6, 0.8):
+        raw, survives = [], []
+        for seed in range(repeats):
+            rng = np.random.default_rng([3, n, dim, int(10 * high), seed])
+            null = null_classes(199, n, dim, rng)
+            planted = simulate(Pattern("subpopulation", (0.2,), 3.0, high=high, low=0.2), 1, n, dim, rng)
+            p = fit_failure_directions(
+                np.concatenate([null["embeddings"], planted.x]),
+                np.concatenate([null["labels"], 199 + planted.labels]),
+                np.concatenate([null["correct"], ~planted.failed]),
+            ).p_value.numpy()
+            raw.append(p[-1] <= LEVEL)
+            survives.append(benjamini_hochberg(p, LEVEL)[-1])
+        rows.append(
+            {
+                "n": n,
+                "dim": dim,
+                "rate_inside": high,
+                "rate_outside": 0.2,
+                "raw": float(np.mean(raw)),
+                "survives": float(np.mean(survives)),
+                "repeats": repeats,
+            }
+        )
     return rows
 
 
@@ -372,9 +371,9 @@ def main() -> None:
     less = 10 if arguments.quick else 1
     start = time.process_time()
     result: dict[str, Any] = {}
-    result["uniform"] = uniformity(200, max(1, 5 // less))
+    result["uniform"] = uniformity(200, max(1, 4 // less))
     result["false_discoveries"] = false_discoveries(max(2, 20 // less))
-    result["one_among_200"] = one_among_many(max(2, 12 // less))
+    result["one_among_200"] = one_among_many(max(2, 20 // less))
     for row in (*result["uniform"], result["false_discoveries"], *result["one_among_200"]):
         print(told(row), flush=True)
     result["further"] = []
