@@ -183,11 +183,12 @@ class Collector:
     def embeddings(self, lens: Lens) -> tuple[Tensor, Tensor] | None:
         """Return ids (U,) ascending and embeddings (U, D) of all ranks, on the first rank; else None. Collective."""
         ids = torch.cat([torch.empty(0, dtype=torch.int64), *self._ids])
+        keys = torch.cat([torch.empty(0, 2, dtype=torch.int64), *self._keys])
         rows, error = torch.empty(0, lens.encoder.dim), None
         try:
-            lens.store.flush()
-            if self._keys:
-                rows = lens.look_up(torch.cat(self._keys))
+            lens.store.flush(order=keys[ids.argsort()])  # as in the dataset, often by class, however they were drawn
+            if len(keys):
+                rows = lens.look_up(keys)
         except Exception as raised:
             error = raised
         self._ranks.agree(error)
