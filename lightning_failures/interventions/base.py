@@ -1,0 +1,116 @@
+"""What an intervention is: a plain value that says when it acts, and turns judged training examples into weights."""
+
+from __future__ import annotations
+
+import inspect
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lightning_failures.errors import ConfigurationError
+
+__all__ = ["Decision", "Intervention", "JudgedExamples"]
+
+
+@dataclass(frozen=True)
+class JudgedExamples:
+    """The N training examples as the failure directions of this epoch see them.
+
+    Attributes:
+        labels: (N,) int64, index into ``class_names``.
+        values: (N,) float32, decision value of the example's own class, negative = predicted failure. NaN where the
+            class has no direction.
+        class_names: K names.
+        reasons: K strings or None: why a class has no pattern ("no pattern", "skipped: ..."); None where it has one.
+    """
+
+    labels: NDArray[np.int64]
+    values: NDArray[np.float32]
+    class_names: tuple[str, ...]
+    reasons: tuple[str | None, ...]
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What an intervention wants.
+
+    Attributes:
+        weights: (N,) float64 >= 0, one a training example, 1 = as before.
+        classes: For each class what is done, plain values for the report.
+    """
+
+    weights: NDArray[np.float64]
+    classes: tuple[dict[str, Any], ...]
+
+
+class Intervention(ABC):
+    """Acts on the training set, from the epoch after a validation on. A plain value: do not change it.
+
+    Args:
+        start_epoch: First epoch (counted from 0) that it may act on. It needs a validation before, so 1 is the earliest
+            that has an effect.
+        every_n_epochs: The decision is renewed for every n-th epoch from there on, and holds until the next.
+        stop_epoch: First epoch on which it does not act any more. None: never.
+        dry_run: Decide and report, but leave the training as it is.
+        grow_epoch: Lengthen epochs, so that nothing is drawn less often than before. Else their length stays.
+
+    Raises:
+        ConfigurationError: An option outside its range.
+    """
+
+    def __init__(
+        self,
+        *,
+        start_epoch: int = 1,
+        every_n_epochs: int = 1,
+        stop_epoch: int | None = None,
+        dry_run: bool = False,
+        grow_epoch: bool = False,
+    ) -> None:
+        self.start_epoch = start_epoch
+        self.every_n_epochs = every_n_epochs
+        self.stop_epoch = stop_epoch
+        self.dry_run = dry_run
+        self.grow_epoch = grow_epoch
+        self._check("start_epoch", start_epoch >= 0, "an integer >= 0")
+        self._check("every_n_epochs", every_n_epochs >= 1, "an integer >= 1")
+        self._check("stop_epoch", stop_epoch is None or stop_epoch > start_epoch, "None or later than start_epoch")
+
+    @abstractmethod
+    def decide(self, examples: JudgedExamples) -> Decision:
+        """Weigh the training examples. The same on every process for the same examples."""
+
+    @property
+    def acts(self) -> bool:
+        """Whether it changes the training at all."""
+        return not self.dry_run
+
+    def turn(self, epoch: int) -> int | None:
+        """Number of the decision that holds in an epoch, from 0; None outside of start_epoch ... stop_epoch - 1.
+
+        >>> from lightning_failures.interventions import Upweight
+        >>> [Upweight(start_epoch=2, every_n_epochs=2, stop_epoch=6).turn(epoch) for epoch in range(1, 7)]
+        [None, 0, 0, 1, 1, None]
+        """
+        if epoch < self.start_epoch or (self.stop_epoch is not None and epoch >= self.stop_epoch):
+            return None
+        return (epoch - self.start_epoch) // self.every_n_epochs
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The arguments that it was built with, plain values."""
+        return {
+            name: getattr(self, name) for name in inspect.signature(type(self).__init__).parameters if name != "self"
+        }
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in self.options.items())})"
+
+    def _check(self, name: str, holds: bool, allowed: str) -> None:
+        if not holds:
+            raise ConfigurationError(
+                f"{type(self).__name__}({name}=...) must be {allowed}, got {getattr(self, name)!r}."
+            )

@@ -1,0 +1,122 @@
+"""Upweight: training examples that the directions flag count more.
+
+Source: Jain et al., Distilling Model Failures as Directions in Latent Space, ICLR 2023, section 5 and appendix B.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lightning_failures.interventions.base import Decision, Intervention, JudgedExamples
+
+__all__ = ["Upweight"]
+
+MAX_FACTOR = 10.0
+"""Beyond it an epoch consists of few examples, many times over."""
+
+
+class Upweight(Intervention):
+    r"""Training examples flagged by the direction of their own class weigh ``factor``.
+
+    The paper's objective is the sum of the losses l of the unflagged + u * the sum of those of the flagged, with u the
+    factor. Here it is a matter of drawing, not of the loss: with N examples, F of them flagged, and n draws an epoch,
+    an example is drawn n * w / (N - F + u * F) times in expectation, w = u if it is flagged and else 1. So the mean
+    loss of an epoch estimates
+
+        (sum of l over unflagged + u * sum of l over flagged) / (N - F + u * F)
+
+    and epochs, schedules and the size of steps stay as they are. With ``grow_epoch=True`` n is N - F + u * F instead:
+    unflagged examples are drawn once, as before, flagged ones u times in expectation.
+
+    Departures from the paper: the number of draws is normalised as told; a class whose p-value does not survive
+    Benjamini-Hochberg over classes is left alone, because its direction says nothing; and no more than ``max_flagged``
+    of a class count as flagged, the hardest first, because a direction that flags nearly all tells nothing apart.
+
+    Args:
+        factor: u, from 1 to 10. With 1 the training is left exactly as it is.
+        max_flagged: Largest share of the examples of a class that may count as flagged, in (0, 1].
+        start_epoch: First epoch (counted from 0) that it may act on; at the earliest the one after the first analysis.
+        every_n_epochs: How often training examples are judged anew.
+        stop_epoch: First epoch on which it does not act any more.
+        dry_run: Judge and report, but leave the training as it is.
+        grow_epoch: Longer epochs, see above; needs ``Trainer(reload_dataloaders_every_n_epochs=1)``.
+
+    Raises:
+        ConfigurationError: An option outside its range.
+
+    >>> examples = JudgedExamples(
+    ...     labels=np.array([0, 0, 0, 1, 1]),
+    ...     values=np.array([-1.0, 1.0, 2.0, -1.0, 1.0], dtype=np.float32),
+    ...     class_names=("cat", "dog"),
+    ...     reasons=(None, "no pattern"),
+    ... )
+    >>> Upweight(factor=2.0).decide(examples).weights.tolist()
+    [2.0, 1.0, 1.0, 1.0, 1.0]
+    """
+
+    def __init__(
+        self,
+        factor: float = 2.0,
+        *,
+        max_flagged: float = 0.5,
+        start_epoch: int = 1,
+        every_n_epochs: int = 1,
+        stop_epoch: int | None = None,
+        dry_run: bool = False,
+        grow_epoch: bool = False,
+    ) -> None:
+        super().__init__(
+            start_epoch=start_epoch,
+            every_n_epochs=every_n_epochs,
+            stop_epoch=stop_epoch,
+            dry_run=dry_run,
+            grow_epoch=grow_epoch,
+        )
+        self.factor = factor
+        self.max_flagged = max_flagged
+        self._check("factor", 1 <= factor <= MAX_FACTOR, f"from 1 to {MAX_FACTOR:g}")
+        self._check("max_flagged", 0 < max_flagged <= 1, "a share in (0, 1]")
+
+    @property
+    def acts(self) -> bool:
+        """Whether it changes the training at all."""
+        return not self.dry_run and self.factor != 1
+
+    def decide(self, examples: JudgedExamples) -> Decision:
+        """Weigh the flagged examples of classes with a pattern."""
+        weights = np.ones(len(examples.labels))
+        counts = []
+        for k, reason in enumerate(examples.reasons):
+            rows = np.flatnonzero(examples.labels == k)
+            chosen, capped = rows[:0], False
+            if reason is None:
+                chosen, capped = self._hardest(rows, examples.values[rows])
+            weights[chosen] = self.factor
+            counts.append((len(rows), len(chosen), "capped at max_flagged" if capped else reason))
+        total = weights.sum()
+        return Decision(
+            weights,
+            tuple(
+                {
+                    "class": name,
+                    "examples": size,
+                    "flagged": flagged,
+                    "weight": float(self.factor) if flagged else 1.0,
+                    "share": flagged / size if size else None,
+                    "share_of_draws": float(flagged * self.factor / (size - flagged + flagged * self.factor))
+                    if size
+                    else None,
+                    "share_of_all_draws": float(flagged * self.factor / total) if total else None,
+                    "reason": told,
+                }
+                for name, (size, flagged, told) in zip(examples.class_names, counts, strict=True)
+            ),
+        )
+
+    def _hardest(self, rows: NDArray[np.int64], values: NDArray[np.float32]) -> tuple[NDArray[np.int64], bool]:
+        """The flagged rows, the most negative first, as many as may be; and whether that was a limit."""
+        order = np.argsort(values, kind="stable")
+        flagged = rows[order][: int((values < 0).sum())]
+        limit = int(self.max_flagged * len(rows))
+        return flagged[:limit], len(flagged) > limit
