@@ -253,6 +253,7 @@ def fit_failure_directions(
         if whiten:  # summed in the order of the ids too: the last bit must not depend on the order of the rows
             mean, std = mean_and_std(base, np.argsort(names, kind="stable") if reference is None else None)
         problems, skipped = _problems(y, names, right, sources, folds, seed, unshuffled=published and groups is None)
+        search = _Search(published, cs, permutations, 20 * len(problems), n_directions, seed, device)
         precision = np.float64 if published else np.float32
         modes: list[tuple[_Problem, list[Mode]]] = []
         for problem in problems:
@@ -260,7 +261,6 @@ def fit_failure_directions(
             if np.ptp(features, axis=0).max(initial=0.0) < _SAME:
                 skipped[problem.label] = "all its embeddings are the same"
                 continue
-            search = _Search(published, cs, permutations, 20 * len(problems), n_directions, seed, device)
             modes.append((problem, search.modes(problem, features)))
 
     shared: dict[str, Any] = {

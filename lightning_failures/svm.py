@@ -119,7 +119,7 @@ def fit_scaled(
         features: (n, D), phi.
         correct: (n,) bool.
         fold: (n,) int.
-        cs: Absolute values of C in place of the multiples, ascending.
+        cs: Absolute values of C in place of the multiples.
         gram: What :func:`centred_gram` gives, if it is at hand.
         most: Fit on at most so many examples, of failures and successes as equal numbers as there are; scores and
             cross-fitted values are those of all.
@@ -130,7 +130,7 @@ def fit_scaled(
     centre = x.mean(axis=0)
     if gram is None or not everything:
         gram = centred_gram(x)
-    grid = np.asarray(cs or CRITICAL_MULTIPLES, dtype=np.float64)
+    grid = np.unique(cs or CRITICAL_MULTIPLES).astype(np.float64)  # ascending: each solution starts from the one before
     values = np.empty((len(grid), len(correct)))
     scores = np.zeros(len(grid))
     for kept, held in _splits(part):

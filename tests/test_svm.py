@@ -188,3 +188,11 @@ def test_fit_scaled__does_not_depend_on_the_origin():
     np.testing.assert_allclose(here.out_of_fold, there.out_of_fold, atol=1e-3)
     np.testing.assert_allclose(here.weight, there.weight, atol=1e-3)
     assert here.bias == pytest.approx(there.bias + 5 * there.weight.sum(), abs=1e-2)
+
+
+def test_fit_scaled__the_order_of_the_grid_is_irrelevant():
+    x, correct = _data(200, 40)
+    fold, critical = np.arange(200) % 2, critical_c(x @ x.T, correct)
+    up, down = (fit_scaled(x, correct, fold, [c * critical for c in cs]) for cs in ((1, 5, 50), (50, 1, 5)))
+    assert (up.c, up.score, up.bias) == (down.c, down.score, down.bias)
+    assert np.array_equal(up.out_of_fold, down.out_of_fold)
