@@ -6,7 +6,7 @@ import argparse
 import logging
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -45,12 +45,20 @@ TINTS_OF = list(TINTS)
 
 
 def train(
-    seed: int, shortcut: float, *, epochs: int = 6, val_size: int = 4000
+    seed: int,
+    shortcut: float,
+    *,
+    epochs: int = 6,
+    val_size: int = 4000,
+    prepare: Callable[[ColouredDigits], None] | None = None,
 ) -> tuple[DigitClassifier, ColouredDigitsDataModule]:
-    """The demo's training without its callback."""
+    """The demo's training without its callback; ``prepare`` may change the training set first."""
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     L.seed_everything(seed, verbose=False)
     data = ColouredDigitsDataModule(seed=seed, shortcut=shortcut, val_size=val_size)
+    if prepare is not None:
+        data.setup("fit")
+        prepare(data.sets["train"])
     model = DigitClassifier()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=PossibleUserWarning)
