@@ -10,7 +10,7 @@ screening test goes on to 20 permutations a class of the data set, so their cost
 classes get directions with 999 permutations and captions; all label and prediction groups get trees.
 
 Each row is measured in a process of its own, after an analysis of two classes that loads libraries and compiled code.
-``peak`` is what the analysis takes beyond them and the inputs. The full run takes a hundred times the quick one.
+``peak`` is what the analysis takes beyond them and the inputs. The full run takes some ten times the quick one.
 """
 
 from __future__ import annotations
@@ -182,6 +182,13 @@ def growth(rows: list[dict[str, Any]]) -> dict[str, float]:
     return {"exponent": float(np.polyfit(*logs.T, 1)[0]), "from": rows[0]["classes"], "to": rows[-1]["classes"]}
 
 
+def save(result: dict[str, Any], path: Path | None) -> None:
+    """Write the raw figures; after every row, because the last ones take their time."""
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(result, indent=1) + "\n")
+
+
 def main() -> None:
     """Measure, print the table, write the raw figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -203,20 +210,16 @@ def main() -> None:
     print(
         f"{'classes':>7} x n    planted  captions      wall     cpu  ms/class{stages}   inputs   peak MiB", flush=True
     )
-    found = {}
+    found: dict[Case, dict[str, Any]] = {}
     for case in cases:
         found[case] = alone(case)
         print(line(found[case]), flush=True)
-    result: dict[str, Any] = {"rows": list(found.values())}
+        save({"rows": list(found.values())}, arguments.output)
     if not arguments.train_size and len(sizes) > 1:
-        result["growth"] = {
-            f"{share:.0%} planted": growth([found[c] for c in group]) for share, group in shares.items()
-        }
-        for name, fit in result["growth"].items():
+        fits = {f"{share:.0%} planted": growth([found[c] for c in group]) for share, group in shares.items()}
+        for name, fit in fits.items():
             print(f"{name}: CPU time grows as classes ** {fit['exponent']:.2f}, {fit['from']} to {fit['to']} classes")
-    if arguments.output:
-        arguments.output.parent.mkdir(parents=True, exist_ok=True)
-        arguments.output.write_text(json.dumps(result, indent=1) + "\n")
+        save({"rows": list(found.values()), "growth": fits}, arguments.output)
 
 
 if __name__ == "__main__":
