@@ -192,7 +192,7 @@ def false_discoveries(repeats: int) -> dict[str, Any]:
     for seed in range(repeats):
         rng = np.random.default_rng([2, seed])
         null = null_classes(150, 250, 64, rng)
-        planted = simulate(Pattern("subpopulation", (0.2,), 2.0, high=0.5, low=0.2), 50, 250, 64, rng)
+        planted = simulate(Pattern("subpopulation", (0.2,), 3.0, high=0.8, low=0.2), 50, 250, 64, rng)
         holds = benjamini_hochberg(
             fit_failure_directions(
                 np.concatenate([null["embeddings"], planted.x]),
@@ -214,7 +214,7 @@ def false_discoveries(repeats: int) -> dict[str, Any]:
 def one_among_many(repeats: int) -> list[dict[str, Any]]:
     """One planted class among 200: a fifth of it is moved by 3 standard deviations and fails ever more often."""
     rows, (n, dim) = [], (250, 64)
-    for high in (0.3, 0.4, 0.5, 0.6, 0.8):
+    for high in (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9):
         raw, survives = [], []
         for seed in range(repeats):
             rng = np.random.default_rng([3, n, dim, int(10 * high), seed])
