@@ -126,10 +126,10 @@ class Picker:
             raise DataError(f"embeddings must have {len(names)} rows like ids, got {len(block)}")
         if self._training is not None and keys is None:
             raise DataError("Picker was given training_keys, so that every block needs keys")
-        self._expect((keys is not None, None if block is None else block.shape[1]))
         pairs = None if keys is None else _as_keys(keys, len(names))
         identity = identities(names if pairs is None else pairs, self.seed)
         values, eligible = self._values(identity, decision_values, confidence)
+        self._expect((keys is not None, None if block is None else block.shape[1]))
 
         wanted = np.ones(len(names), dtype=np.bool_) if self.classes is None else np.isin(y, self.classes)
         trained = np.zeros_like(wanted) if self._training is None else _among(identity, self._training)
