@@ -32,7 +32,7 @@ from lightning_failures.errors import ConfigurationError, DataError
 from lightning_failures.further import LEVEL, further_directions
 from lightning_failures.screening import permutation_p_value
 from lightning_failures.splits import stratified_group_folds
-from lightning_failures.svm import SVMFit, centred_gram, fit_published, fit_scaled, score_stderr
+from lightning_failures.svm import SVMFit, centred_gram, fit_published, fit_scaled
 from lightning_failures.threads import one_thread
 from lightning_failures.whitening import mean_and_std, phi
 
@@ -70,7 +70,8 @@ class FailureDirections:
         skipped: Classes without an SVM, and why.
         whiten: False if phi only scales to unit length.
         further: Further directions (``n_directions > 1``), one result for each rank; each holds the classes that have
-            one.
+            one. Their CV scores are those of telling the failures at one end, which the data chose, from the
+            successes: more optimistic than that of the first.
     """
 
     classes: Tensor
@@ -209,10 +210,9 @@ def fit_failure_directions(
             ``"published"``: scikit-learn's ``SVC(kernel="linear", class_weight="balanced")``, C from 1e-6 to 1,
             ``cross_val_score(cv=folds, scoring="balanced_accuracy")``, the first best C, refit on all; unshuffled folds
             unless there are groups.
-        n_directions: Directions a class. A further one is sought in what is left after projecting the former ones out;
-            its p-value permutes correctness within deciles of the former cross-fitted decision values; the first one
-            with p > 0.05 ends the search. The test errs on the side of "no": what was projected out was fitted to the
-            very labels that are tested, so a second mode is only found where the first direction left it out.
+        n_directions: Directions a class, at most. A further one is reported where failures are in excess at both ends
+            of what tells them apart from each other: see :mod:`lightning_failures.further`. Its p-value permutes
+            correctness within strata of the former ones; the first one with p > 0.05 ends the search.
         permutations: Permutations of the screening test for every class. Classes with p <= 0.01 get at least 20 x the
             number of classes in all, so that one true mode among hundreds can survive Benjamini-Hochberg. 0: no test.
         seed: The only source of randomness; no global generator is used.
@@ -380,9 +380,7 @@ def _stack(found: list[tuple[_Problem, Mode]], n: int, dim: int) -> dict[str, An
         "weight": torch.from_numpy(np.array([fit.weight for fit in fits], dtype=np.float32).reshape(-1, dim)),
         "bias": torch.tensor([fit.bias for fit in fits], dtype=torch.float32),
         "cv_score": torch.tensor([fit.score for fit in fits], dtype=torch.float64),
-        "cv_score_stderr": torch.tensor(
-            [score_stderr(fit.out_of_fold, problem.correct) for problem, (fit, _) in found], dtype=torch.float64
-        ),
+        "cv_score_stderr": torch.tensor([fit.stderr for fit in fits], dtype=torch.float64),
         "c": torch.tensor([fit.c for fit in fits], dtype=torch.float64),
         "p_value": torch.tensor([p for _, (_, p) in found], dtype=torch.float64),
         "out_of_fold": torch.from_numpy(out_of_fold),

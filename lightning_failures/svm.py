@@ -54,6 +54,7 @@ class SVMFit:
         bias: b.
         c: The C.
         score: Mean balanced accuracy over the folds.
+        stderr: Its binomial standard error.
         out_of_fold: (n,) decision values, each from the fold that did not see the example.
     """
 
@@ -61,6 +62,7 @@ class SVMFit:
     bias: float
     c: float
     score: float
+    stderr: float
     out_of_fold: Floats
 
 
@@ -97,7 +99,8 @@ def fit_published(
         best = int(scores.argmax())
         svm = SVC(kernel="precomputed", class_weight="balanced", C=grid[best]).fit(gram, correct)
     weight = (svm.dual_coef_ @ x[svm.support_])[0]
-    return SVMFit(weight, float(svm.intercept_[0]), grid[best], float(scores[best]), values[best])
+    stderr = score_stderr(values[best], correct)
+    return SVMFit(weight, float(svm.intercept_[0]), grid[best], float(scores[best]), stderr, values[best])
 
 
 def fit_scaled(
@@ -148,7 +151,8 @@ def fit_scaled(
     coefficients, biases, critical = _solve_path(gram, right, grid[best : best + 1], relative=not cs)
     c = float(grid[best]) * (1.0 if cs else critical)
     weight = coefficients[0] @ x
-    return SVMFit(weight, float(biases[0] - weight @ centre), c, float(scores[best]), values[best])
+    bias, stderr = float(biases[0] - weight @ centre), score_stderr(values[best], correct)
+    return SVMFit(weight, bias, c, float(scores[best]), stderr, values[best])
 
 
 def centred_gram(features: NDArray[Any], device: str | torch.device = "cpu") -> NDArray[Any]:

@@ -122,7 +122,7 @@ def test_further_directions__few_failures_end_the_search(failures):
     rng = np.random.default_rng(failures)
     x = rng.normal(size=(60, 8))
     correct = np.arange(60) >= failures
-    first = SVMFit(rng.normal(size=8), 0.0, 1.0, 0.5, rng.normal(size=60))
+    first = SVMFit(rng.normal(size=8), 0.0, 1.0, 0.5, 0.1, rng.normal(size=60))
     fold = np.arange(60) % 2
     found = further_directions(
         first, x, correct, np.arange(60), fold, fit=fit_scaled, most=1, permutations=49, seed=(0,)
