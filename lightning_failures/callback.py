@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -17,12 +17,13 @@ from lightning_failures.adapters.distributed import Ranks
 from lightning_failures.adapters.explaining import Explainer
 from lightning_failures.adapters.isolation import isolated_rng
 from lightning_failures.adapters.lenses import DEFAULT_ENCODER, Lens, name_of, open_lens
-from lightning_failures.adapters.loaders import IDS_REMEDY, LoaderTap, dataset_of, evaluation_loaders
+from lightning_failures.adapters.loaders import LoaderTap, dataset_of, evaluation_loaders, unnamed
 from lightning_failures.adapters.monitors import (
     AGGREGATES,
     LOADER,
     PREFIX,
     check_monitored,
+    log_values,
     monitored_keys,
     promised_values,
     worst_class_values,
@@ -31,11 +32,13 @@ from lightning_failures.adapters.observer import LogitsObserver, forward_once_mo
 from lightning_failures.adapters.placement import failures_folder
 from lightning_failures.adapters.reading import BatchReader
 from lightning_failures.adapters.schedule import RunState, is_due, is_last_epoch
+from lightning_failures.adapters.steering import Steering, check_interventions
 from lightning_failures.cache import EmbeddingCache
 from lightning_failures.encoders import Encoder
 from lightning_failures.errors import ConfigurationError
 from lightning_failures.grading import Task
 from lightning_failures.grammar import CaptionVocabulary
+from lightning_failures.interventions import Intervention
 from lightning_failures.records import BatchRecord, FailureReport
 
 __all__ = ["FailureModes"]
@@ -46,8 +49,8 @@ class FailureModes(Callback):
 
     It grades every example in ``on_validation_batch_end`` and embeds the images that its cache does not know;
     it analyses and logs in ``on_validation_epoch_end``, before ``ModelCheckpoint`` and ``EarlyStopping`` read
-    their keys. It does the same in ``trainer.validate`` and ``trainer.test``. Nothing of the training changes:
-    weights, RNG streams, modes and hooks are as they would be without it.
+    their keys. It does the same in ``trainer.validate`` and ``trainer.test``. Without ``interventions`` nothing of the
+    training changes: weights, RNG streams, modes and hooks are as they would be without it.
 
     A wrong option, or an encoder that you name and that cannot be had, is an error at set-up; what is configured
     wrongly for the batches is one in the sanity check, ``trainer.validate`` and ``trainer.test``. Any other error of
@@ -88,6 +91,9 @@ class FailureModes(Callback):
             no class has a pattern.
         n_directions: Failure directions a class, at most. The report tells of the first; for the others see
             ``last_report.directions.further``.
+        interventions: What acts on the next epoch (:mod:`lightning_failures.interventions`, ``docs/interventions.md``).
+            Validation then has two parts: one finds the failures, the other, under ``failures/report/...``, tells the
+            headline numbers.
         pictures: Draw images and heat maps, at the last epoch, at every fifth analysis, and outside of ``fit``.
         worst_k: How many classes, the worst, get scalars and pictures of their own.
         cache_folder: Where embeddings are kept. None: ``$LIGHTNING_FAILURES_CACHE``, else the user's cache folder.
@@ -123,6 +129,7 @@ class FailureModes(Callback):
         min_coverage: float = 0.5,
         permutations: int = 999,
         n_directions: int = 1,
+        interventions: Sequence[Intervention] = (),
         pictures: bool = True,
         worst_k: int = 5,
         cache_folder: str | Path | None = None,
@@ -143,6 +150,7 @@ class FailureModes(Callback):
             ("reference", reference, reference in ("validation", "train"), "'validation' or 'train'"),
             ("on_error", on_error, on_error in ("warn", "raise"), "'warn' or 'raise'"),
             ("task", task, task in tasks, "None, 'multiclass', 'binary' or 'multilabel'"),
+            *check_interventions(interventions, encoder=encoder, permutations=permutations, task=task),
         ):
             if not holds:
                 raise ConfigurationError(f"FailureModes({name}=...) must be {allowed}, got {value!r}.")
@@ -161,6 +169,7 @@ class FailureModes(Callback):
         self.min_coverage = min_coverage
         self.permutations = permutations
         self.n_directions = n_directions
+        self.interventions = tuple(interventions)
         self.pictures = pictures
         self.worst_k = worst_k
         self.cache_folder = cache_folder
@@ -173,6 +182,7 @@ class FailureModes(Callback):
         self._observer = LogitsObserver(logits_from)
         self._ranks = Ranks()
         self._reader = BatchReader(read_batch, normalization)
+        self._steering = Steering(interventions, reader=self._reader, seed=seed, say_once=self._say_once)
         self._explainer: Explainer | None = None
         self._folder: Path | None = None
         self._monitored: set[str] = set()
@@ -198,6 +208,8 @@ class FailureModes(Callback):
             return
         if stage == "fit" and trainer.global_step == 0:  # a checkpoint is restored later
             self._state = RunState()
+            self._steering.reset()
+        self._steering.check(trainer)
         self._ranks.open()
         device = torch.device(self.device) if self.device is not None else trainer.strategy.root_device
         cache = EmbeddingCache(self.cache_folder)
@@ -217,18 +229,33 @@ class FailureModes(Callback):
             self._say_once("FailureModes(robust_encoder=None): no failure trees.", rank_zero_info)
         self._folder = None
         self._check_monitored(trainer)
-        self._tap.attach(trainer)
+        self._tap.attach(trainer, self._steering.attach)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Schedulers, and submodules that the module's own ``setup`` builds, are known only now."""
         self._check_monitored(trainer)
         self._observer.attach(pl_module)
+        assert self._explainer is not None
+        self._steering.check_lens(self._explainer.directions, pl_module)
 
     def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Before the first validation; a tuner may have changed the loaders since ``setup``."""
         self._tap.tap_prepared(trainer)
 
-    on_train_start = on_sanity_check_start
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Likewise; the training loaders are known only now."""
+        self._tap.tap_prepared(trainer)
+        self._steering.check_loaders(trainer)
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """The sampler draws this epoch."""
+        self._steering.draws.epoch = trainer.current_epoch
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """After the last batch the sampler draws the next epoch, in a resumed run too."""
+        self._steering.draws.epoch = trainer.current_epoch + int(trainer.is_last_batch)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Leave the loaders and the module as they were."""
@@ -240,6 +267,7 @@ class FailureModes(Callback):
 
     def _detach(self) -> None:
         self._tap.detach()
+        self._steering.detach()
         self._observer.detach()
         self._ranks.close()
         self._forget()
@@ -331,22 +359,14 @@ class FailureModes(Callback):
         loader = self._loaders[dataloader_idx]
         recorder = self._tap.recorder(loader)
         drawn = None if recorder is None else recorder.take(batch_idx)
-        record = self._reader.read(outputs, batch)
-        if record.labels is None:
-            raise ConfigurationError(
-                f"No labels were found in a batch of type {type(batch).__name__}. Batches are (x, y, ...) or mappings"
-                " with keys such as image and label; for other forms give read_batch, (outputs, batch) -> BatchRecord."
-                " A CombinedLoader must run its loaders one after the other (mode='sequential')."
-            )
+        record = self._reader.read_graded(outputs, batch)
+        assert record.labels is not None
         collector = self._collectors.get(dataloader_idx)
         if collector is None:
             collector = self._collectors[dataloader_idx] = self._new_collector(dataset_of(loader))
         ids = collector.name_ids(record.ids, drawn)
         if ids is None:
-            raise ConfigurationError(
-                f"The indices of the examples cannot be read off a {type(loader).__name__} over"
-                f" {type(dataset_of(loader)).__name__}. {IDS_REMEDY}"
-            )
+            raise unnamed(loader)
         logits = record.logits
         if logits is None:
             logits = self._observer.logits(batch_size=len(record.labels), classes=collector.logit_columns)
@@ -384,35 +404,23 @@ class FailureModes(Callback):
         assert self._folder is not None
         loader = self._loaders[index]
         collector = self._collectors.get(index) or self._new_collector(dataset_of(loader))
-        if collector.doubt:
-            self._say_once(collector.doubt)
-        pictures = self._wants_pictures(trainer)
-        if pictures and not collector.indexed:
-            self._say_once("The ids of read_batch are not the indices of the dataset: no pictures.")
-        grades = collector.grades()
-        lenses = self._explainer.directions, self._explainer.trees
-        embedded, featured = (None if lens is None else collector.embeddings(lens) for lens in lenses)
-        report: FailureReport | None = None
-        error: Exception | None = None
-        if self._ranks.is_first:
-            try:
-                report = self._explainer.explain(
-                    trainer,
-                    loader,
-                    index,
-                    grades,
-                    embedded,
-                    featured,
-                    metadata=collector.metadata(grades),
-                    has_names=collector.has_names,
-                    folder=self._folder if index == 0 else self._folder / f"dataloader_{index}",
-                    pictures=pictures and collector.indexed,
-                )
-            except Exception as raised:
-                error = raised
-        self._ranks.agree(error)
-        report = self._ranks.broadcast(report)
-        assert report is not None
+        steered = self._steering.on and index == 0 and trainer.state.fn != "test"
+        return self._explainer.explain(
+            trainer,
+            loader,
+            index,
+            collector,
+            self._ranks,
+            act=(lambda report: self._act(trainer, report)) if steered else None,
+            folder=self._folder if index == 0 else self._folder / f"dataloader_{index}",
+            pictures=self._wants_pictures(trainer),
+        )
+
+    def _act(self, trainer: Trainer, report: FailureReport) -> FailureReport:
+        """Let the interventions decide for the next epoch; an error leaves the report, and the plans, as they are."""
+        with self._policy(trainer, "the interventions", "their decision"):
+            lens = None if self._explainer is None else self._explainer.directions
+            return self._steering.act(trainer, report, lens, self._ranks, min_coverage=self.min_coverage)
         return report
 
     def _accept(self, trainer: Trainer, module: LightningModule, report: FailureReport, index: int) -> None:
@@ -431,7 +439,7 @@ class FailureModes(Callback):
             # what is not defined any more, where nothing fails, keeps its last value too
             self._state.last_values |= {key: value for key, value in values.items() if key in steering}
         values |= {key + suffix: value for key, value in worst_class_values(report, self.worst_k).items()}
-        self._log(trainer, module, values)
+        log_values(trainer, module, values)
         self._logged |= set(values)
         if index == 0:
             self.last_report = report
@@ -445,20 +453,10 @@ class FailureModes(Callback):
         """Log what a new analysis did not: monitored aggregates always have a value."""
         promised = promised_values(self._monitored, self._state.last_values)
         values = {key: value for key, value in promised.items() if key not in self._logged}
-        self._log(trainer, module, values | {"analysis_age": float(self._state.analysis_age)})
-
-    def _log(self, trainer: Trainer, module: LightningModule, values: Mapping[str, float]) -> None:
-        module.log_dict(
-            {PREFIX + key: value for key, value in values.items()},
-            on_step=False,
-            on_epoch=True,
-            batch_size=1,
-            add_dataloader_idx=False,
-            sync_dist=trainer.world_size > 1,
-        )
+        log_values(trainer, module, values | {"analysis_age": float(self._state.analysis_age)})
 
     @contextmanager
-    def _policy(self, trainer: Trainer, where: str) -> Iterator[None]:
+    def _policy(self, trainer: Trainer, where: str, what: str = "this analysis") -> Iterator[None]:
         """Analysis never kills a training run; but where none is under way, what is configured wrongly is an error."""
         training = trainer.state.fn == "fit" and not trainer.sanity_checking
         try:
@@ -467,7 +465,7 @@ class FailureModes(Callback):
             if self.on_error == "raise" or (not training and isinstance(error, ConfigurationError)):
                 raise
             self._error = f"{where}: {type(error).__name__}: {error}"
-            warnings.warn(f"FailureModes skips this analysis. In {self._error}", stacklevel=2)
+            warnings.warn(f"FailureModes skips {what}. In {self._error}", stacklevel=2)
 
     def _say_once(self, message: str, say: Callable[[str], None] = rank_zero_warn) -> None:
         if message not in self._said:
@@ -492,8 +490,10 @@ class FailureModes(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """Plain values only, so that checkpoints load with ``weights_only=True``."""
-        return self._state.to_dict()
+        return self._state.to_dict() | ({"steering": self._steering.state_dict()} if self._steering.on else {})
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on where the checkpoint was written."""
         self._state = RunState.from_dict(state_dict)
+        if "steering" in state_dict:
+            self._steering.load_state_dict(state_dict["steering"])

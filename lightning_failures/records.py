@@ -16,6 +16,7 @@ from torch import Tensor
 
 if TYPE_CHECKING:
     from lightning_failures.directions import FailureDirections
+    from lightning_failures.interventions.parts import ReportPart
     from lightning_failures.trees import FailureTree
 
 __all__ = [
@@ -194,8 +195,8 @@ class FailureReport(_Readable):
 
     ``summary`` holds the aggregate scalars under the names in which they are logged, without the ``failures/``
     prefix. ``timings`` are seconds by step of the analysis; ``stage`` is "fit", "validate" or "test".
-    ``directions`` and ``trees``, by grouping and class name, are the fitted results; they are not part of the
-    JSON form.
+    ``directions`` and ``trees``, by grouping and class name, are the fitted results, ``report_part``, while
+    interventions are on, the examples that they were not fitted to; these three are not part of the JSON form.
     """
 
     examples: int
@@ -219,6 +220,7 @@ class FailureReport(_Readable):
     trees: dict[tuple[str, str], FailureTree] = field(
         default_factory=dict, repr=False, compare=False, metadata={"json": False}
     )
+    report_part: ReportPart | None = field(default=None, repr=False, compare=False, metadata={"json": False})
 
     def to_json(self) -> str:
         """The text of ``report.json``."""

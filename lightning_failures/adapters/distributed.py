@@ -51,6 +51,16 @@ class Ranks:
         """Whether this process does what is done once."""
         return self.group is None or dist.get_rank() == 0
 
+    @property
+    def number(self) -> int:
+        """Of this process, from 0."""
+        return 0 if self.group is None else dist.get_rank()
+
+    @property
+    def size(self) -> int:
+        """How many processes there are."""
+        return 1 if self.group is None else dist.get_world_size(self.group)
+
     def gather_objects(self, value: Any) -> list[Any]:
         """Return the value of every rank, in rank order, on every rank."""
         if self.group is None:

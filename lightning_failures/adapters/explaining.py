@@ -13,6 +13,8 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
+from lightning_failures.adapters.collector import Collector
+from lightning_failures.adapters.distributed import Ranks
 from lightning_failures.adapters.lenses import Lens
 from lightning_failures.adapters.loaders import dataset_of
 from lightning_failures.adapters.pictures import draw_pictures
@@ -22,6 +24,7 @@ from lightning_failures.candidates import ClassCaptions, caption_source
 from lightning_failures.encoders import gives_maps, gives_texts
 from lightning_failures.enrichment import Attribute
 from lightning_failures.grammar import CaptionVocabulary
+from lightning_failures.interventions.parts import ReportPart, in_report_part, take_grades
 from lightning_failures.records import FailureReport, Grades
 from lightning_failures.sinks import Sink, sinks_for, write_all
 from lightning_failures.visuals import Picture
@@ -68,22 +71,88 @@ class Explainer:
         trainer: Trainer,
         loader: Any,
         index: int,
+        collector: Collector,
+        ranks: Ranks,
+        *,
+        act: Callable[[FailureReport], FailureReport] | None,
+        folder: Path,
+        pictures: bool,
+    ) -> FailureReport:
+        """Explain one loader on the first rank, and hand the outcome to all ranks, be it an error. Collective.
+
+        Args:
+            trainer: Tells epoch, step and loggers.
+            loader: Pictures are read from its dataset.
+            index: Its number.
+            collector: What was seen of it.
+            ranks: The processes.
+            act: Interventions, which turn the report of the discovery part into that of both; None: no parts.
+            folder: Of files.
+            pictures: Whether to draw.
+        """
+        if collector.doubt:
+            self.say_once(collector.doubt)
+        if pictures and not collector.indexed:
+            self.say_once("The ids of read_batch are not the indices of the dataset: no pictures.")
+        pictures = pictures and collector.indexed
+        grades = collector.grades()
+        embedded, featured = (
+            None if lens is None else collector.embeddings(lens) for lens in (self.directions, self.trees)
+        )
+        held = None if act is None else in_report_part(grades, seed=self.seed)
+        report: FailureReport | None = None
+        error: Exception | None = None
+        if ranks.is_first:
+            try:
+                report = self._analyse(
+                    trainer,
+                    index,
+                    grades,
+                    embedded,
+                    featured,
+                    metadata=collector.metadata(grades),
+                    has_names=collector.has_names,
+                    held=held,
+                )
+            except Exception as raised:
+                error = raised
+        ranks.agree(error)
+        report = ranks.broadcast(report)
+        assert report is not None
+        if act is not None:
+            report = act(report)
+        if ranks.is_first:
+            try:
+                kept = grades if held is None else take_grades(grades, ~held)
+                self._publish(trainer, report, self._draw(loader, report, kept, featured) if pictures else [], folder)
+            except Exception as raised:
+                error = raised
+        ranks.agree(error)
+        return report
+
+    def _analyse(
+        self,
+        trainer: Trainer,
+        index: int,
         grades: Grades,
         embedded: Embedded | None,
         featured: Embedded | None,
         *,
         metadata: Mapping[str, Attribute],
         has_names: bool,
-        folder: Path,
-        pictures: bool,
+        held: Tensor | None,
     ) -> FailureReport:
-        """Analyse one loader and write the report to every sink; a sink that fails is told of and left out."""
         start = time.perf_counter()
+        whole = grades, _matching(embedded, grades.ids)
+        if held is not None:
+            rows = ~held.numpy()
+            metadata = {name: attribute[rows] for name, attribute in metadata.items()}
+            grades = take_grades(grades, ~held)
         reference, told = self._reference_embeddings(trainer, len(torch.unique(grades.ids)))
         report = analyse(
             grades,
-            _matching(embedded, grades.ids),
-            features=_matching(featured, grades.ids),
+            _some(_matching(embedded, whole[0].ids), whole[0].ids, grades.ids),
+            features=_some(_matching(featured, whole[0].ids), whole[0].ids, grades.ids),
             reference=reference,
             captions=self._caption_source(grades.class_names, has_names=has_names),
             metadata=metadata,
@@ -104,12 +173,18 @@ class Explainer:
             robust_encoder=None if self.trees is None else self.trees.encoder.name,
             timings=report.timings | {"total": round(time.perf_counter() - start, 4)},
         )
-        drawn = self._draw(loader, report, grades, featured) if pictures else []
+        if held is None:
+            return report
+        others = take_grades(whole[0], held)
+        unseen = _some(whole[1], whole[0].ids, others.ids)
+        return replace(report, report_part=ReportPart.of(others, unseen, report.directions))
+
+    def _publish(self, trainer: Trainer, report: FailureReport, drawn: list[Picture], folder: Path) -> None:
+        """Write to every sink; one that fails is told of and left out."""
         if folder not in self._sinks:
             self._sinks[folder] = sinks_for(trainer.loggers, folder)
         for sink, error in write_all(self._sinks[folder], report, drawn, trainer.global_step):
             self.say_once(f"FailureModes could not write to {type(sink).__name__}: {type(error).__name__}: {error}")
-        return report
 
     def _caption_source(
         self, class_names: tuple[str, ...], *, has_names: bool
@@ -153,3 +228,10 @@ def _matching(embedded: Embedded | None, ids: Tensor) -> Tensor | None:
         return None
     found, rows = embedded
     return rows if torch.equal(found, torch.unique(ids)) else None
+
+
+def _some(rows: Tensor | None, ids: Tensor, wanted: Tensor) -> Tensor | None:
+    """Of rows (U, D), one for each distinct id, those of the ids that are wanted; the same ones where all are."""
+    if rows is None or len(ids) == len(wanted):
+        return rows
+    return rows[torch.isin(torch.unique(ids), wanted)]

@@ -15,12 +15,9 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import CombinedLoader
 from torch.utils.data import DataLoader, IterableDataset
 
-__all__ = ["IndexRecorder", "LoaderTap", "dataset_attribute", "dataset_of", "evaluation_loaders"]
+from lightning_failures.errors import ConfigurationError
 
-IDS_REMEDY = (
-    "Give the callback read_batch=, a function (outputs, batch) -> BatchRecord whose ids are integers, unique and"
-    " stable for each example."
-)
+__all__ = ["IndexRecorder", "LoaderTap", "dataset_attribute", "dataset_of", "evaluation_loaders", "unnamed"]
 
 
 class IndexRecorder:
@@ -71,6 +68,8 @@ class IndexRecorder:
 class LoaderTap:
     """Puts an :class:`IndexRecorder` into every evaluation loader of a Trainer, and takes all of them out again.
 
+    Training loaders are handed to whom it may concern.
+
     It wraps the public ``trainer.strategy.process_dataloader``, which Lightning calls for each loader of every
     origin after it has injected its own sampler, at each reload. Both directions are idempotent.
     """
@@ -81,8 +80,8 @@ class LoaderTap:
         self._strategy: Any = None
         self._wrapper: Callable[[object], object] | None = None
 
-    def attach(self, trainer: Trainer) -> None:
-        """Begin to tap the loaders that the Trainer prepares from now on."""
+    def attach(self, trainer: Trainer, on_training: Callable[[Trainer, object], None] | None = None) -> None:
+        """Begin to tap the loaders that the Trainer prepares from now on, and to hand those of training over."""
         if self._wrapper is not None:
             return
         self._strategy = trainer.strategy
@@ -92,6 +91,8 @@ class LoaderTap:
             processed = process(dataloader)
             if self._wrapper is not None and not trainer.training:
                 self._tap(processed)
+            elif self._wrapper is not None and on_training is not None:
+                on_training(trainer, processed)
             return processed
 
         self._wrapper = process_and_tap
@@ -155,6 +156,15 @@ def evaluation_loaders(trainer: Trainer) -> list[Any]:
 def dataset_of(loader: object) -> Any:
     """Return the dataset of a loader, or None."""
     return getattr(loader, "dataset", None)
+
+
+def unnamed(loader: object) -> ConfigurationError:
+    """The error of a loader whose examples have no ids."""
+    return ConfigurationError(
+        f"The indices of the examples cannot be read off a {type(loader).__name__} over"
+        f" {type(dataset_of(loader)).__name__}. Give the callback read_batch=, a function (outputs, batch) ->"
+        " BatchRecord whose ids are integers, unique and stable for each example."
+    )
 
 
 def dataset_attribute(dataset: Any, name: str) -> Any:

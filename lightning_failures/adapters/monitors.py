@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping
 
-from lightning.pytorch import Trainer
+from lightning.pytorch import LightningModule, Trainer
 
 from lightning_failures.adapters.placement import safe_name
 from lightning_failures.errors import ConfigurationError, did_you_mean
@@ -20,6 +20,7 @@ __all__ = [
     "LOADER",
     "PREFIX",
     "check_monitored",
+    "log_values",
     "monitored_keys",
     "promised_values",
     "worst_class_values",
@@ -69,6 +70,11 @@ def check_monitored(keys: Iterable[str], *, directions: bool, trees: bool) -> No
         name = key.removeprefix(PREFIX).split(LOADER)[0]
         if name in GRADE_AGGREGATES or name.startswith("class/"):
             continue
+        if name.startswith("report/"):
+            raise ConfigurationError(
+                f"monitor={key!r}: the report part tells whether an intervention helped, so nothing may be chosen"
+                " by it. Monitor another failures/ key."
+            )
         if name not in AGGREGATES:
             raise ConfigurationError(
                 f"monitor={key!r} is none of the aggregates that FailureModes logs: {', '.join(AGGREGATES)}."
@@ -92,6 +98,18 @@ def promised_values(monitored: Iterable[str], last: Mapping[str, float]) -> dict
     names = sorted(key.removeprefix(PREFIX) for key in monitored)
     worst = {name: WORST.get(name.split(LOADER)[0]) for name in names}
     return {name: value for name, value in worst.items() if value is not None} | dict(last)
+
+
+def log_values(trainer: Trainer, module: LightningModule, values: Mapping[str, float]) -> None:
+    """Log scalars of a validation or test under ``failures/``."""
+    module.log_dict(
+        {PREFIX + key: value for key, value in values.items()},
+        on_step=False,
+        on_epoch=True,
+        batch_size=1,
+        add_dataloader_idx=False,
+        sync_dist=trainer.world_size > 1,
+    )
 
 
 def worst_class_values(report: FailureReport, k: int) -> dict[str, float]:

@@ -51,6 +51,21 @@ class BatchReader:
             )
         return replace(default, **{k: _as_tensor(k, v) for k, v in vars(record).items() if v is not None})
 
+    def read_graded(self, outputs: Any, batch: Any) -> BatchRecord:
+        """Likewise, of a batch that must have labels.
+
+        Raises:
+            ConfigurationError: No labels were found.
+        """
+        record = self.read(outputs, batch)
+        if record.labels is None:
+            raise ConfigurationError(
+                f"No labels were found in a batch of type {type(batch).__name__}. Batches are (x, y, ...) or mappings"
+                " with keys such as image and label; for other forms give read_batch, (outputs, batch) -> BatchRecord."
+                " A CombinedLoader must run its loaders one after the other (mode='sequential')."
+            )
+        return record
+
     def space(self, dataset: Any) -> ImageSpace:
         """The space of the images: what the user says, else what the dataset's transforms do, else [0, 1]."""
         if self.normalization is not None:

@@ -119,6 +119,17 @@ class ModuleEncoder:
         """32 hex digits over architecture, weights, layer and preprocessing."""
         return self._fingerprint or self._hash()
 
+    def is_part_of(self, module: nn.Module) -> bool:
+        """Whether this reads ``module`` or a part of it: the module itself, or a copy with the same weights."""
+        mine = list(self._module.parameters())
+        shapes = [p.shape for p in mine]
+        for part in module.modules():
+            theirs = list(part.parameters())
+            alike = mine and [p.shape for p in theirs] == shapes
+            if alike and all(a is b or torch.equal(a.cpu(), b.cpu()) for a, b in zip(mine, theirs, strict=True)):
+                return True
+        return False
+
     def encode_images(self, images: Tensor) -> Tensor:
         """Embed images (B, C, H, W) in [0, 1] as (B, D) float32 on the CPU: maps averaged over space, or the vectors.
 

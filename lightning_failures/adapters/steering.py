@@ -1,0 +1,276 @@
+"""From a report to the next epoch: which interventions are due, what they decide, and what became of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.utilities import CombinedLoader
+from torch import Tensor
+
+from lightning_failures.adapters.distributed import Ranks
+from lightning_failures.adapters.lenses import Lens
+from lightning_failures.adapters.reading import BatchReader
+from lightning_failures.adapters.training import VIEW, TrainingView, training_view
+from lightning_failures.adapters.weighing import weigh_draws
+from lightning_failures.encoders import ModuleEncoder
+from lightning_failures.errors import ConfigurationError
+from lightning_failures.interventions import Intervention, JudgedExamples
+from lightning_failures.interventions.parts import report_numbers
+from lightning_failures.interventions.sampler import DrawState, Plan
+from lightning_failures.records import ClassReport, FailureReport
+
+__all__ = ["Steering", "check_interventions"]
+
+
+def check_interventions(
+    interventions: Any, *, encoder: Any, permutations: int, task: str | None
+) -> Iterator[tuple[str, Any, bool, str]]:
+    """What must hold of the options: name, value, whether it does, what is allowed."""
+    known = isinstance(interventions, Sequence) and all(isinstance(one, Intervention) for one in interventions)
+    yield "interventions", interventions, known, "a sequence of interventions, like [Upweight(factor=2.0)]"
+    if known and interventions:
+        yield "encoder", encoder, encoder is not None, "an encoder: interventions need failure directions"
+        yield "permutations", permutations, permutations > 0, "positive: without p-values no class has a pattern"
+        yield "task", task, task != "multilabel", "another: interventions know one class an example"
+
+
+class Steering:
+    """The interventions of one callback, and all that they keep from epoch to epoch.
+
+    Every process walks the same path; what it decides follows from the report and the training set alone.
+
+    Args:
+        interventions: In the order in which they are listed; their weights multiply.
+        reader: Reads training examples.
+        seed: Of all draws.
+        say_once: Tells a person something that is not worth telling twice.
+    """
+
+    def __init__(
+        self,
+        interventions: Iterable[Intervention],
+        *,
+        reader: BatchReader,
+        seed: int,
+        say_once: Callable[..., None],
+    ) -> None:
+        self.interventions = {f"{k} {type(one).__name__}": one for k, one in enumerate(interventions)}
+        self.draws = DrawState(seed)
+        self._reader, self._seed, self._say_once = reader, seed, say_once
+        self._view: tuple[Any, TrainingView] | None = None
+        self._restore: list[Callable[[], None]] = []
+        self.reset()
+
+    @property
+    def on(self) -> bool:
+        """Whether there are any interventions."""
+        return bool(self.interventions)
+
+    def reset(self) -> None:
+        """Begin a new run."""
+        self.draws.load({"seed": self._seed, "epoch": 0, "plans": {}})
+        self._turns: dict[str, int] = {}
+        self._entries: dict[str, dict[str, Any]] = {}
+        self._trend: list[dict[str, float]] = []
+        self._slice: Tensor | None = None  # ids (m,) of the report part that were flagged when it began
+        self._slice_epoch: int | None = None
+        self._view = None
+
+    # -- before the first batch ------------------------------------------------------------------------------
+
+    def check(self, trainer: Trainer) -> None:
+        """Refuse what cannot work, as far as the Trainer tells it at set-up."""
+        callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+        if self.on and sum(bool(getattr(one, "interventions", ())) for one in callbacks) > 1:
+            raise ConfigurationError("Only one FailureModes of a Trainer may have interventions.")
+        growing = [one for one in self.interventions.values() if one.grow_epoch and one.acts]
+        if growing and trainer.reload_dataloaders_every_n_epochs != 1:  # type: ignore[attr-defined]
+            raise ConfigurationError(
+                f"{growing[0]}: Lightning counts the batches of an epoch when it loads the data. Give"
+                " Trainer(reload_dataloaders_every_n_epochs=1), or leave grow_epoch=False."
+            )
+
+    def check_lens(self, lens: Lens | None, module: LightningModule) -> None:
+        """Refuse embeddings in which all training examples look right."""
+        if not self.on:
+            return
+        if lens is None:
+            self._say_once("Without failure directions interventions do nothing in this run.")
+        elif isinstance(lens.encoder, ModuleEncoder) and lens.encoder.is_part_of(module):
+            raise ConfigurationError(
+                "FailureModes(interventions=...) needs an encoder that has not learned the training labels, but"
+                f" {lens.encoder.name} is the model that is trained, or a copy of it: in its own latent space nearly"
+                " all training examples look right (Jain et al. 2023, appendix B.1.6). Name another, like a CLIP."
+            )
+
+    def attach(self, trainer: Trainer, loader: object) -> None:
+        """Put the sampler into a training loader that Lightning has prepared."""
+        if not any(one.acts for one in self.interventions.values()):
+            return
+        if trainer.overfit_batches:  # type: ignore[attr-defined]
+            self._say_once("With overfit_batches interventions leave the training set as it is.")
+            return
+        self._restore.append(weigh_draws(loader, self.draws))
+
+    def check_loaders(self, trainer: Trainer) -> None:
+        """Refuse loaders that interventions cannot work through, before the first batch of training."""
+        if self.on:
+            self._current_view(trainer)
+            if trainer.val_dataloaders is not None:
+                (training,) = _flat(trainer.train_dataloader)
+                if any(loader is training for loader in _flat(trainer.val_dataloaders)):
+                    raise ConfigurationError(
+                        "FailureModes(interventions=...): training and validation share one DataLoader, whose draws"
+                        " would be changed for both. Give each its own."
+                    )
+
+    def detach(self) -> None:
+        """Leave every loader as it was."""
+        for restore in reversed(self._restore):
+            restore()
+        self._restore.clear()
+        self._view = None
+
+    # -- after a validation ----------------------------------------------------------------------------------
+
+    def act(
+        self, trainer: Trainer, report: FailureReport, lens: Lens | None, ranks: Ranks, *, min_coverage: float
+    ) -> FailureReport:
+        """Decide for the next epoch where it is due, and add to the report what was done. Collective.
+
+        The headline numbers are those of the report part, whose examples no direction was fitted to.
+        """
+        assert report.report_part is not None
+        epoch = trainer.current_epoch
+        steers = trainer.state.fn == "fit" and report.coverage >= min_coverage
+        if steers and lens is not None and report.directions is not None:
+            turns = {name: one.turn(epoch + 1) for name, one in self.interventions.items()}
+            due = {name: t for name, t in turns.items() if t is not None and t > self._turns.get(name, -1)}
+            if due:
+                examples = self._judge(trainer, report, lens, ranks)
+                self._freeze(report, epoch)
+                for name in due:
+                    self._decide(name, examples, epoch)
+                self._turns |= due
+        numbers = report_numbers(report.report_part.grades, self._slice)
+        if self._slice is not None and steers:
+            self._trend = [point for point in self._trend if point["epoch"] < epoch]
+            self._trend.append({"epoch": epoch} | numbers)
+        found, told = report.examples, len(torch.unique(report.report_part.grades.ids))
+        return replace(
+            report,
+            summary=report.summary | numbers,
+            interventions=tuple(entry | self._outcome() for entry in self._entries.values()),
+            notes=(
+                *report.notes,
+                f"Interventions are on: everything here is of {found} discovery examples; the keys report/ are of the"
+                f" {told} others, which nothing was fitted to.",
+            ),
+        )
+
+    def _judge(self, trainer: Trainer, report: FailureReport, lens: Lens, ranks: Ranks) -> JudgedExamples:
+        assert report.directions is not None
+        error: Exception | None = None
+        try:
+            view = self._current_view(trainer)
+            if self._view is None and view.looks_random():
+                self._say_once(
+                    "The transform of the training set looks random, so interventions judge one fixed draw of it."
+                    f" Better give the datamodule a {VIEW}: the same examples through the transform of validation."
+                )
+        except Exception as raised:
+            error = raised
+        ranks.agree(error)
+        self._view = view.loader.dataset, view
+        names = tuple(entry.name for entry in report.classes)
+        shown = getattr(trainer, "progress_bar_callback", None) is not None
+        labels, values = view.judge(lens, report.directions, ranks, progress=shown)
+        if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < len(names):
+            raise ConfigurationError(
+                f"Labels of the training set run from {labels.min()} to {labels.max()}, but there are"
+                f" {len(names)} classes."
+            )
+        return JudgedExamples(labels, values, names, tuple(_reason(entry) for entry in report.classes))
+
+    def _freeze(self, report: FailureReport, epoch: int) -> None:
+        """The slice is told by the first directions that find a pattern, and stays."""
+        assert report.report_part is not None
+        grades = report.report_part.grades
+        patterns = torch.tensor([entry.pattern for entry in report.classes])
+        flagged = (report.report_part.values < 0) & patterns[grades.labels]
+        if self._slice is None and bool(flagged.any()):
+            self._slice, self._slice_epoch = torch.unique(grades.ids[flagged]), epoch
+
+    def _decide(self, name: str, examples: JudgedExamples, epoch: int) -> None:
+        one = self.interventions[name]
+        decision = one.decide(examples)
+        if one.acts:
+            self.draws.add(name, Plan(epoch + 1, one.stop_epoch, decision.weights, one.grow_epoch))
+        began = self._entries.get(name, {}).get("began")
+        if began is None and bool((decision.weights != 1).any()):
+            began = epoch + 1
+        self._entries[name] = {
+            "kind": type(one).__name__,
+            "options": one.options,
+            "epoch": epoch + 1,
+            "began": began,
+            "changes_training": one.acts and bool((decision.weights != 1).any()),
+            "flagged": sum(entry["flagged"] for entry in decision.classes),
+            "classes": list(decision.classes),
+        }
+
+    def _outcome(self) -> dict[str, Any]:
+        frozen = None if self._slice is None else {"examples": len(self._slice), "epoch": self._slice_epoch}
+        return {"slice": frozen, "trend": list(self._trend), "verdict": "not measured"}
+
+    def _current_view(self, trainer: Trainer) -> TrainingView:
+        loaders = _flat(trainer.train_dataloader)
+        if len(loaders) != 1:
+            raise ConfigurationError(
+                f"FailureModes(interventions=...) needs one training DataLoader, got {len(loaders)}. Join their"
+                " datasets with torch.utils.data.ConcatDataset, or leave interventions out."
+            )
+        dataset = getattr(loaders[0], "dataset", None)
+        if self._view is not None and self._view[0] is dataset:
+            return self._view[1]
+        self._view = None
+        return training_view(trainer, loaders[0], self._reader, seed=self._seed)
+
+    # -- checkpoints -----------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain values and tensors only."""
+        return {
+            "draws": self.draws.to_dict(),
+            "turns": dict(self._turns),
+            "entries": dict(self._entries),
+            "trend": list(self._trend),
+            "slice": self._slice,
+            "slice_epoch": self._slice_epoch,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where the checkpoint was written; what belongs to interventions that are gone is dropped."""
+        draws = dict(state["draws"])
+        draws["plans"] = self._mine(draws["plans"])
+        self.draws.load(draws)
+        self._turns, self._entries = self._mine(state["turns"]), self._mine(state["entries"])
+        self._trend = list(state["trend"])
+        self._slice, self._slice_epoch = state["slice"], state["slice_epoch"]
+
+    def _mine(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        return {name: value for name, value in values.items() if name in self.interventions}
+
+
+def _reason(entry: ClassReport) -> str | None:
+    if entry.pattern:
+        return None
+    return "no pattern" if entry.skipped is None else f"skipped: {entry.skipped}"
+
+
+def _flat(loaders: Any) -> list[Any]:
+    return [] if loaders is None else list(CombinedLoader(loaders, "max_size").flattened)

@@ -1,0 +1,192 @@
+"""The training set seen as the validation set is: every example once, in order, through transforms that do not vary."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.pytorch import Trainer
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader, Subset, default_collate
+from tqdm import tqdm
+
+from lightning_failures.adapters.distributed import Ranks
+from lightning_failures.adapters.isolation import isolated_rng
+from lightning_failures.adapters.lenses import Lens
+from lightning_failures.adapters.reading import BatchReader
+from lightning_failures.adapters.weighing import checked_loader
+from lightning_failures.cache import content_keys
+from lightning_failures.directions import FailureDirections
+from lightning_failures.errors import CacheError, ConfigurationError, DataError
+
+__all__ = ["TrainingView", "training_view"]
+
+VIEW = "train_analysis_dataset"
+AT_ONCE = 256
+FLUSH_EVERY = 64  # batches: what is not yet on disk is in memory
+ROWS = 8192
+PATIENCE = 10.0  # seconds before a bar is shown
+
+
+@dataclass
+class TrainingView:
+    """Reads every training example once a run, keeps its label and the key of its embedding, and never its image.
+
+    Attributes:
+        dataset: N examples, in the order of the training set.
+        collate: Makes batches of them.
+        reader: Reads the batches.
+        loader: The training loader, whose number of workers is used.
+        seed: Of random transforms, so that they give the same image each time.
+    """
+
+    dataset: Any
+    collate: Callable[[list[Any]], Any]
+    reader: BatchReader
+    loader: DataLoader[Any]
+    seed: int
+    _read: tuple[Tensor, Tensor] | None = field(default=None, repr=False)
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def looks_random(self) -> bool:
+        """Whether some of the first examples differ when they are read twice."""
+        some = range(min(4, len(self)))
+        first, second = (self._images(some, seed) for seed in (self.seed, self.seed + 1))
+        return first.shape != second.shape or not torch.equal(first, second)
+
+    def judge(
+        self, lens: Lens, directions: FailureDirections, ranks: Ranks, *, progress: bool = False
+    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """Return labels (N,) and decision values (N,) of all training examples, on every rank. Collective.
+
+        Each rank embeds its share of the images that the cache lacks, a batch at a time.
+        """
+        labels = values = torch.empty(0)
+        ids = torch.arange(ranks.number, len(self), ranks.size)
+        error: Exception | None = None
+        try:
+            labels, values = self._judge(ids, lens, directions, progress=progress and ranks.is_first)
+        except Exception as raised:
+            error = raised
+        ranks.agree(error)
+        shares = ranks.gather_objects((ids.numpy(), labels.numpy(), values.numpy()))
+        all_labels = np.empty(len(self), dtype=np.int64)
+        all_values = np.empty(len(self), dtype=np.float32)
+        for rows, some_labels, some_values in shares:
+            all_labels[rows], all_values[rows] = some_labels, some_values
+        return all_labels, all_values
+
+    def _judge(
+        self, ids: Tensor, lens: Lens, directions: FailureDirections, *, progress: bool
+    ) -> tuple[Tensor, Tensor]:
+        for again in (False, True):
+            if self._read is None or again:
+                self._read = self._embed(ids, lens, progress=progress)
+            labels, keys = self._read
+            try:
+                values = [
+                    directions.decision_values(lens.look_up(some), names)
+                    for some, names in zip(torch.split(keys, ROWS), torch.split(labels, ROWS), strict=True)
+                ]
+                return labels, torch.cat([torch.empty(0), *values])
+            except CacheError:
+                if again:
+                    raise
+        raise AssertionError  # the second round returns or raises
+
+    def _embed(self, ids: Tensor, lens: Lens, *, progress: bool) -> tuple[Tensor, Tensor]:
+        """Embed what the cache lacks; return labels (n,) and keys (n, 2)."""
+        labels, keys = [torch.empty(0, dtype=torch.int64)], [torch.empty(0, 2, dtype=torch.int64)]
+        space = self.reader.space(self.dataset)
+        bar = tqdm(
+            desc="FailureModes embeds training images",
+            total=len(ids),
+            delay=PATIENCE,
+            leave=False,
+            disable=not progress,
+        )
+        with bar:
+            for number, batch in enumerate(self._batches(ids.tolist()), start=1):
+                record = self.reader.read(None, batch)
+                if record.images is None or record.labels is None:
+                    raise DataError("batches of the training set hold no images or no labels; give read_batch.")
+                found = content_keys(record.images, salt=repr(space))
+                lacking = lens.store.missing(found)
+                if lacking.any():
+                    lens.embed(space.to_unit(record.images[lacking]), found[lacking])
+                labels.append(_class_labels(record.labels))
+                keys.append(found)
+                if number % FLUSH_EVERY == 0:
+                    lens.store.flush()
+                bar.update(len(found))
+        lens.store.flush()
+        return torch.cat(labels), torch.cat(keys)
+
+    def _batches(self, ids: list[int]) -> Iterator[Any]:
+        with isolated_rng():
+            _seed_all(self.seed)
+            yield from DataLoader(
+                Subset(self.dataset, ids),
+                batch_size=AT_ONCE,
+                num_workers=self.loader.num_workers,
+                multiprocessing_context=self.loader.multiprocessing_context,
+                worker_init_fn=self.loader.worker_init_fn,
+                collate_fn=self.collate,
+                generator=torch.Generator().manual_seed(self.seed),
+            )
+
+    def _images(self, ids: range, seed: int) -> Tensor:
+        with isolated_rng():
+            _seed_all(seed)
+            images = self.reader.read(None, self.collate([self.dataset[i] for i in ids])).images
+        if images is None:
+            raise DataError("batches of the training set hold no images; give read_batch.")
+        return images
+
+
+def training_view(trainer: Trainer, loader: object, reader: BatchReader, *, seed: int) -> TrainingView:
+    """Find the view: ``train_analysis_dataset`` of the datamodule or the module, else the training set itself.
+
+    Raises:
+        ConfigurationError: no loader that interventions can work through, or a view of another length.
+    """
+    loader = checked_loader(loader)
+    for owner in (getattr(trainer, "datamodule", None), trainer.lightning_module):
+        view = getattr(owner, VIEW, None)
+        view = view() if callable(view) else view
+        if view is None:
+            continue
+        if len(view) != len(loader.dataset):  # type: ignore[arg-type]
+            raise ConfigurationError(
+                f"{type(owner).__name__}.{VIEW} has {len(view)} examples, the training set"
+                f" {len(loader.dataset)}: it must hold the same examples in the same order."  # type: ignore[arg-type]
+            )
+        return TrainingView(view, default_collate, reader, loader, seed)
+    return TrainingView(loader.dataset, loader.collate_fn, reader, loader, seed)
+
+
+def _class_labels(labels: Tensor) -> Tensor:
+    """Labels of a batch as classes: (B,), (B, 1) or one-hot (B, K) -> (B,) int64, a copy."""
+    labels = labels.detach().cpu()
+    if labels.ndim == 2 and labels.shape[1] > 1:
+        if not bool(((labels == 0) | (labels == 1)).all()) or not bool((labels.sum(1) == 1).all()):
+            raise ConfigurationError(
+                "Interventions need one class for each training example, but labels of the shape"
+                f" {tuple(labels.shape)} are not one-hot. Give the datamodule a {VIEW} with plain labels."
+            )
+        return labels.argmax(1)
+    return labels.reshape(-1).long().clone()
+
+
+def _seed_all(seed: int) -> None:
+    """Inside of ``isolated_rng`` only."""
+    random.seed(seed)
+    np.random.seed(seed)  # noqa: NPY002 - what transforms draw from
+    torch.manual_seed(seed)

@@ -1,0 +1,101 @@
+"""Two parts of a validation set: what finds the failures that are acted on, and what tells whether it helped.
+
+Whoever steers a training by a validation set can no longer be judged on it. So while interventions are on, directions
+and trees are fitted on the *discovery* part, and the headline numbers are read on the *report* part.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lightning_failures.arrays import as_array
+from lightning_failures.directions import FailureDirections
+from lightning_failures.records import Grades
+from lightning_failures.splits import stable_hash
+
+__all__ = ["ReportPart", "in_report_part", "report_numbers", "take_grades"]
+
+MIN_EXAMPLES = 10
+"""A class with fewer examples in the report part does not count as the worst."""
+
+_SALT = 0x5EED
+
+
+@dataclass(frozen=True)
+class ReportPart:
+    """The n graded rows of the report part.
+
+    Attributes:
+        grades: Of these examples only.
+        values: (n,) float32, decision values by the directions of the discovery part, NaN where there is none.
+    """
+
+    grades: Grades
+    values: Tensor
+
+    @classmethod
+    def of(cls, grades: Grades, embeddings: Tensor | None, directions: FailureDirections | None) -> ReportPart:
+        """Judge examples that the directions have not seen; ``embeddings`` has one row for each distinct id."""
+        if embeddings is None or directions is None:
+            return cls(grades, torch.full((len(grades),), float("nan")))
+        _, place = np.unique(as_array(grades.ids), return_inverse=True)
+        return cls(grades, directions.decision_values(embeddings[torch.from_numpy(place)], grades.labels))
+
+
+def in_report_part(grades: Grades, *, seed: int = 0) -> Tensor:
+    """Half of the examples, by a hash of their group (of their id where there are no groups): (N,) bool.
+
+    A group is in one part as a whole, and in the same one in every epoch and run.
+
+    >>> rows = torch.arange(6)
+    >>> grades = Grades(rows, rows % 2, rows % 2, torch.ones(6), ("a", "b"), groups=torch.tensor([7, 7, 7, 8, 8, 9]))
+    >>> in_report_part(grades).tolist()
+    [False, False, False, False, False, True]
+    """
+    sources = grades.ids if grades.groups is None else grades.groups
+    return torch.from_numpy((stable_hash(as_array(sources), seed + _SALT) >> np.uint64(32)) % np.uint64(2) == 1)
+
+
+def take_grades(grades: Grades, rows: Tensor) -> Grades:
+    """The rows (N,) bool of ``grades``."""
+    return Grades(
+        ids=grades.ids[rows],
+        labels=grades.labels[rows],
+        predictions=grades.predictions[rows],
+        confidence=grades.confidence[rows],
+        class_names=grades.class_names,
+        groups=None if grades.groups is None else grades.groups[rows],
+        coverage=grades.coverage,
+    )
+
+
+def report_numbers(grades: Grades, flagged: Tensor | None = None) -> dict[str, float]:
+    """The headline numbers of the report part, those that are defined.
+
+    Args:
+        grades: Of the report part.
+        flagged: Ids (m,) of the slice that was flagged when an intervention began, or None.
+
+    >>> rows = torch.arange(40)
+    >>> grades = Grades(rows, rows % 2, torch.zeros(40).long(), torch.ones(40), ("cat", "dog"))
+    >>> report_numbers(grades, torch.tensor([1, 2, 3, 4]))
+    {'report/accuracy': 0.5, 'report/worst_class_accuracy': 0.0, 'report/flagged_error_rate': 0.5}
+    """
+    labels, correct = as_array(grades.labels), as_array(grades.correct)
+    numbers = {}
+    if len(correct):
+        numbers["report/accuracy"] = float(correct.mean())
+    sizes = np.bincount(labels, minlength=len(grades.class_names))
+    counted = sizes >= MIN_EXAMPLES
+    if counted.any():
+        right = np.bincount(labels, weights=correct, minlength=len(sizes))
+        numbers["report/worst_class_accuracy"] = float((right[counted] / sizes[counted]).min())
+    if flagged is not None:
+        mine = np.isin(as_array(grades.ids), as_array(flagged))
+        if mine.any():
+            numbers["report/flagged_error_rate"] = float(1 - correct[mine].mean())
+    return numbers

@@ -1,0 +1,82 @@
+"""Which examples Upweight chooses, and how much they weigh."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from lightning_failures import Grades
+from lightning_failures.errors import ConfigurationError
+from lightning_failures.interventions import JudgedExamples, Upweight
+from lightning_failures.interventions.parts import in_report_part, report_numbers, take_grades
+
+
+def judged(values, *, labels=None, reasons=(None,)) -> JudgedExamples:
+    labels = np.zeros(len(values), dtype=np.int64) if labels is None else np.asarray(labels)
+    names = tuple(f"class {k}" for k in range(len(reasons)))
+    return JudgedExamples(labels, np.asarray(values, dtype=np.float32), names, tuple(reasons))
+
+
+def test_decide__flagged_of_classes_with_a_pattern():
+    examples = judged(
+        [-1, 1, 2, -1, 1, np.nan], labels=[0, 0, 0, 1, 1, 2], reasons=(None, "no pattern", "skipped: few")
+    )
+    decision = Upweight(factor=4.0).decide(examples)
+    assert decision.weights.tolist() == [4, 1, 1, 1, 1, 1]
+    assert [entry["flagged"] for entry in decision.classes] == [1, 0, 0]
+    assert [entry["reason"] for entry in decision.classes] == [None, "no pattern", "skipped: few"]
+    assert decision.classes[0]["share_of_draws"] == pytest.approx(4 / 6)
+    assert decision.classes[0]["share_of_all_draws"] == pytest.approx(4 / 9)
+
+
+def test_decide__every_example_flagged_is_capped_at_the_hardest():
+    decision = Upweight(factor=2.0, max_flagged=0.5).decide(judged([-4, -1, -3, -2]))
+    assert decision.weights.tolist() == [2, 1, 2, 1]
+    assert decision.classes[0]["reason"] == "capped at max_flagged"
+
+
+@pytest.mark.parametrize("values", [[], [1.0, 2.0], [np.nan, np.nan]])
+def test_decide__nothing_flagged(values):
+    assert (Upweight().decide(judged(values)).weights == 1).all()
+
+
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [
+        ({"factor": 0.5}, "factor"),
+        ({"factor": 11.0}, "factor"),
+        ({"factor": float("nan")}, "factor"),
+        ({"max_flagged": 0.0}, "max_flagged"),
+        ({"start_epoch": -1}, "start_epoch"),
+        ({"every_n_epochs": 0}, "every_n_epochs"),
+        ({"start_epoch": 3, "stop_epoch": 3}, "stop_epoch"),
+    ],
+)
+def test_options__refused_with_owner_name_and_value(options, name):
+    with pytest.raises(ConfigurationError, match=f"Upweight\\({name}=.*got {options[list(options)[-1]]}"):
+        Upweight(**options)
+
+
+def test_options__are_told_in_full():
+    one = Upweight(factor=3.0, every_n_epochs=2)
+    assert one.options["factor"] == 3.0
+    assert repr(eval(repr(one), {"Upweight": Upweight})) == repr(one)
+
+
+def test_parts__halves_that_keep_groups_whole_and_stay():
+    rows = torch.arange(4000)
+    grades = Grades(rows, rows % 3, rows % 2, torch.ones(4000), ("a", "b", "c"), groups=rows // 4)
+    held = in_report_part(grades)
+    assert 0.45 < held.float().mean() < 0.55
+    assert (held.reshape(-1, 4).float().std(1) == 0).all()
+    some = take_grades(grades, rows % 5 == 0)
+    assert torch.equal(in_report_part(some), held[::5])
+    assert not torch.equal(in_report_part(grades, seed=1), held)
+
+
+def test_report_numbers__undefined_ones_are_absent():
+    rows = torch.arange(9)
+    grades = Grades(rows, rows * 0, rows % 2, torch.ones(9), ("a", "b"))
+    assert report_numbers(grades, torch.tensor([99])) == {"report/accuracy": pytest.approx(5 / 9)}
+    assert report_numbers(take_grades(grades, rows < 0)) == {}
