@@ -93,6 +93,8 @@ def suspect_labels(
     Args:
         embeddings: (N, D) float tensor or array, any float dtype, of CLIP. Never the classifier's own latent space:
             there wrong labels that it learnt lie among the class they name.
+            They must tell the classes apart: where the shortcut outweighs the class in them, the minority lies among
+            the class that the model names, and is suspected (``benchmarks/suspects.py`` has the figures).
         labels: (N,) int, which may be wrong.
         predictions: (N,) int, the model's. Only those of the candidates are read.
         groups: (N,) names of the sources. Images of one source share a wrong label, so they are no witnesses for each
