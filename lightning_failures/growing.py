@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from sklearn import config_context
 from sklearn.feature_selection import mutual_info_classif
 from sklearn.tree import DecisionTreeClassifier
 
@@ -123,14 +124,13 @@ def grow_tree(
         alone, nowhere = np.zeros(1, dtype=np.int64), np.full(1, -1)
         return Nodes(nowhere, np.zeros(1), nowhere, nowhere, alone, alone)
     n, n_failed = len(failed), int(failed.sum())
-    fitted = DecisionTreeClassifier(
-        criterion="entropy",
-        max_depth=max_depth,
-        min_samples_leaf=least_leaf(n, min_leaf),
-        class_weight={0: 1.0, 1: (n - n_failed) / n_failed},
-        random_state=seed,
-    ).fit(np.ascontiguousarray(columns), failed.astype(np.int64), check_input=False)
-    tree = fitted.tree_
+    classifier = DecisionTreeClassifier(
+        criterion="entropy", max_depth=max_depth, min_samples_leaf=least_leaf(n, min_leaf), random_state=seed
+    )
+    weight = np.where(failed, (n - n_failed) / n_failed, 1.0)
+    with config_context(assume_finite=True, skip_parameter_validation=True):  # checks took longer than the tree
+        classifier.fit(np.ascontiguousarray(columns), failed.astype(np.int64), sample_weight=weight, check_input=False)
+    tree = classifier.tree_
     is_leaf = tree.children_left < 0
     depth = np.zeros(tree.node_count, dtype=np.int64)
     for node in np.flatnonzero(~is_leaf):  # parents come before their children
