@@ -13,10 +13,12 @@ from pathlib import Path
 import lightning as L
 import pytest
 import torch
+from jsonargparse import ArgumentParser
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.utilities import CombinedLoader
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, SequentialSampler, WeightedRandomSampler
 
+from lightning_failures import FailureModes
 from lightning_failures.encoders import ModuleEncoder
 from lightning_failures.errors import ConfigurationError
 from lightning_failures.interventions import Upweight
@@ -453,6 +455,16 @@ def test_encoder__of_the_trained_model_is_refused(tmp_path, copy):
 def test_options__refused(options, message):
     with pytest.raises(ConfigurationError, match=message):
         callback(**options)
+
+
+def test_options__from_yaml(monkeypatch):
+    monkeypatch.setenv("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
+    parser = ArgumentParser()
+    parser.add_argument("--callback", type=FailureModes)
+    upweight = {"class_path": "lightning_failures.interventions.Upweight", "init_args": {"factor": 3, "stop_epoch": 9}}
+    modes = {"class_path": "lightning_failures.FailureModes", "init_args": {"interventions": [upweight]}}
+    (built,) = parser.instantiate_classes(parser.parse_object({"callback": modes})).callback.interventions
+    assert repr(built) == repr(Upweight(factor=3.0, stop_epoch=9))
 
 
 def test_two_callbacks__only_one_may_intervene(tmp_path):

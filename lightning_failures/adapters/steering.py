@@ -12,6 +12,7 @@ from lightning.pytorch.utilities import CombinedLoader
 from torch import Tensor
 
 from lightning_failures.adapters.distributed import Ranks
+from lightning_failures.adapters.isolation import isolated_rng
 from lightning_failures.adapters.lenses import Lens
 from lightning_failures.adapters.reading import BatchReader
 from lightning_failures.adapters.training import VIEW, TrainingView, training_view
@@ -88,7 +89,8 @@ class Steering:
         if self.on and sum(bool(getattr(one, "interventions", ())) for one in callbacks) > 1:
             raise ConfigurationError("Only one FailureModes of a Trainer may have interventions.")
         growing = [one for one in self.interventions.values() if one.grow_epoch and one.acts]
-        if growing and trainer.reload_dataloaders_every_n_epochs != 1:  # type: ignore[attr-defined]
+        fits = trainer.state.fn == "fit"
+        if fits and growing and trainer.reload_dataloaders_every_n_epochs != 1:  # type: ignore[attr-defined]
             raise ConfigurationError(
                 f"{growing[0]}: Lightning counts the batches of an epoch when it loads the data. Give"
                 " Trainer(reload_dataloaders_every_n_epochs=1), or leave grow_epoch=False."
@@ -238,7 +240,8 @@ class Steering:
         if self._view is not None and self._view[0] is dataset:
             return self._view[1]
         self._view = None
-        return training_view(trainer, loaders[0], self._reader, seed=self._seed)
+        with isolated_rng():  # the user's function may draw
+            return training_view(trainer, loaders[0], self._reader, seed=self._seed)
 
     # -- checkpoints -----------------------------------------------------------------------------------------
 
