@@ -68,7 +68,7 @@ def told(values: list[float]) -> str:
 
 def speed(classes: int, rounds: int) -> dict[str, dict[str, list[float]]]:
     """Ratios of CPU time by size of the classes."""
-    fit_failure_directions(*graded(1, 250, 8, seed=0))  # the test is compiled too
+    fit_failure_directions(*graded(1, 250, 512, seed=0))  # the test is compiled too
     result = {}
     for n in SIZES:
         data = graded(classes, n, 512, seed=n)
