@@ -1,6 +1,6 @@
 """Upweight: training examples that the directions flag count more.
 
-Source: Jain et al., Distilling Model Failures as Directions in Latent Space, ICLR 2023, section 5 and appendix B.
+Source: Jain et al., Distilling Model Failures as Directions in Latent Space, ICLR 2023, Table 1.
 """
 
 from __future__ import annotations
