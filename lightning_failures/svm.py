@@ -219,7 +219,8 @@ def _solve_path(gram: NDArray[Any], correct: Mask, cs: Floats, *, relative: bool
     signs = balanced_signs(correct)
     critical, unsolved = solve_path(gram32, correct, signs, cs, relative, _VIOLATION, coefficients, biases)
     if unsolved:
-        warnings.warn(f"{unsolved} of {len(cs)} SVMs stopped short of the tolerance of {_VIOLATION:g}", stacklevel=3)
+        told = f"{unsolved} of {len(cs)} SVMs were not solved: their examples are too alike for single precision"
+        warnings.warn(told, stacklevel=3)
     return coefficients, biases, critical
 
 

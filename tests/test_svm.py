@@ -154,6 +154,7 @@ HARD = {
     "far from the origin": lambda rng: 30 + rng.normal(size=(200, 10)),
     "all alike": lambda rng: rng.normal(size=20) + 1e-3 * rng.normal(size=(200, 20)),
     "one dimension": lambda rng: rng.normal(size=(200, 1)) + 2,
+    "one axis rules": lambda rng: rng.normal(size=(200, 12)) * ([5.0] + [0.1] * 11),
     "some rows are zero": lambda rng: rng.normal(size=(200, 4)) * (np.arange(200) % 5 > 0)[:, None],
 }
 
