@@ -29,7 +29,7 @@ import numpy as np
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from lightning_failures import FailureModes, analysis
+from lightning_failures import FailureModes, analysis, callback
 from lightning_failures.adapters import explaining
 from lightning_failures.adapters.collector import Collector
 from lightning_failures.digits import ColouredDigitsDataModule, DigitClassifier
@@ -45,7 +45,7 @@ STAGES = {
     "  trees": (analysis, "_grow_trees"),
     "draw pictures": (explaining, "draw_pictures"),
     "write to sinks": (explaining, "write_all"),
-    "log scalars": (FailureModes, "_log"),
+    "log scalars": (callback, "log_values"),
 }
 HOOKS = (
     *("on_validation_start", "on_validation_batch_start", "on_validation_batch_end", "on_validation_epoch_end"),
