@@ -75,20 +75,25 @@ def _statistic(
     by_gram = gram is not None and n <= 2 * dim
     matrix = gram if gram is not None and by_gram else features - features.mean(axis=0)
     compiled = by_gram and matrix.dtype == np.float32 and torch.device(device).type == "cpu"
+    precision = matrix.dtype  # tensors of two dtypes cannot be multiplied
     matrix = np.pad(matrix, ((0, 0), (0, -n % 16))) if compiled else on_device(matrix, device)
 
     def statistic(failed: NDArray[np.bool_]) -> NDArray[Any]:
-        form, failures = _compiled_forms(matrix, failed) if compiled else _forms(matrix, failed, by_gram, device)
-        return np.asarray(form / (failures * (n - failures)) ** 2.0)
+        if compiled:
+            form, failures = _compiled_forms(matrix, failed)
+        else:
+            form, failures = _forms(matrix, failed.astype(precision), by_gram, device)
+        pairs = np.maximum(failures * (n - failures), 1)  # groups that are stretched may lose all failures
+        return np.asarray(form / pairs**2.0)
 
     return statistic
 
 
 def _forms(
-    matrix: Any, failed: NDArray[np.bool_], by_gram: bool, device: str | torch.device
+    matrix: Any, failed: NDArray[Any], by_gram: bool, device: str | torch.device
 ) -> tuple[NDArray[Any], NDArray[Any]]:
     """The forms u'Ku and the number of failures: (P,) each."""
-    u = on_device(failed.astype(np.float32), device)
+    u = on_device(failed, device)
     products = u @ matrix
     return as_array((products * (u if by_gram else products)).sum(axis=1)), failed.sum(axis=1)
 

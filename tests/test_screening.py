@@ -39,6 +39,13 @@ def test_forms__tensors_and_arrays_take_the_same_line(by_gram):
     assert np.array_equal(arrays[1], failed.sum(axis=1))
 
 
+@pytest.mark.parametrize("with_gram", [True, False])
+def test_statistic__of_labellings_without_failures_or_successes_is_zero(with_gram):
+    x, _ = _data(40, 30)
+    statistic = _statistic(x, centred_gram(x) if with_gram else None, "cpu")
+    np.testing.assert_allclose(statistic(np.stack([np.zeros(40, bool), np.ones(40, bool)])), 0, atol=1e-3)
+
+
 def test_p_value__equals_all_labellings_of_a_small_class():
     """Nine examples, three failures: the 84 labellings can be gone through."""
     x, _ = _data(9, 4)
