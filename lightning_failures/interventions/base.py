@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import inspect
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
+from lightning_failures.encoders import Encoder
 from lightning_failures.errors import ConfigurationError
+from lightning_failures.records import FailureReport
 
-__all__ = ["Decision", "Intervention", "JudgedExamples"]
+__all__ = ["Decision", "Discovery", "Intervention", "JudgedExamples", "Round"]
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -40,10 +47,63 @@ class Decision:
     Attributes:
         weights: (N,) float64 >= 0, one a training example, 1 = as before.
         classes: For each class what is done, plain values for the report.
+        added: (E,) int64, rows of the intervention's own source of examples that join the training set.
+        review: Training examples to be looked at by a person, plain values for the report.
     """
 
     weights: NDArray[np.float64]
     classes: tuple[dict[str, Any], ...]
+    added: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, dtype=np.int64))
+    review: tuple[dict[str, Any], ...] = ()
+
+
+@dataclass(frozen=True)
+class Discovery:
+    """The n examples of the discovery part that have an embedding.
+
+    Attributes:
+        embeddings: (n, D) float32.
+        labels: (n,) int64.
+        correct: (n,) bool.
+        ids: (n,) int64.
+        groups: (n,) int64, or None.
+    """
+
+    embeddings: Tensor
+    labels: Tensor
+    correct: Tensor
+    ids: Tensor
+    groups: Tensor | None = None
+
+
+class Round(Protocol):
+    """One round of decisions: what an intervention may ask for. ``decide`` runs on every process alike.
+
+    Attributes:
+        epoch: The epoch that is acted on.
+        seed: Of all that is drawn.
+        folder: Where this intervention may keep files; the same in every epoch, and in a resumed run.
+        report: What the analysis found on the discovery part: directions, captions, classes.
+        encoder: Of the directions.
+        discovery: On the first process; None on the others.
+        progress: Whether bars may be shown.
+    """
+
+    epoch: int
+    seed: int
+    folder: Path
+    report: FailureReport
+    encoder: Encoder
+    discovery: Discovery | None
+    progress: bool
+
+    def on_first(self, work: Callable[[], T]) -> T:
+        """Run ``work`` on the first process, and return what it gave, or raise its error, on all. Collective."""
+        ...
+
+    def decision_values(self, images: Tensor, labels: Tensor) -> Tensor:
+        """Judge new images (B, 3, H, W) uint8 by the directions of their labels (B,): (B,) float32."""
+        ...
 
 
 class Intervention(ABC):
