@@ -281,6 +281,7 @@ def _with_captions(
     hardest, easiest = order[:top].tolist(), order.flip(0)[:top].tolist()
     return replace(
         entry,
+        reference_caption=candidates.reference_text,
         hardest_captions=tuple(candidates.texts[i] for i in hardest),
         hardest_caption_scores=tuple(float(scores[i]) for i in hardest),
         easiest_captions=tuple(candidates.texts[i] for i in easiest),

@@ -21,11 +21,13 @@ class ClassCaptions:
         texts: M captions.
         embeddings: (M, D) float32 unit vectors.
         reference: (D,) unit vector of the reference caption.
+        reference_text: The reference caption itself.
     """
 
     texts: tuple[str, ...]
     embeddings: Tensor
     reference: Tensor
+    reference_text: str | None = None
 
 
 class Texts(Protocol):
@@ -60,7 +62,7 @@ def caption_source(
             if not texts:
                 return None
             vectors = encoder.encode_texts([str(grammar.reference), *texts])
-            known[name] = ClassCaptions(texts, vectors[1:], vectors[0])
+            known[name] = ClassCaptions(texts, vectors[1:], vectors[0], grammar.reference)
         return known[name]
 
     return captions

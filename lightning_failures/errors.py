@@ -4,7 +4,8 @@ FailureModesError
 ├── ConfigurationError (also ValueError)   a wrong option: found at set-up, before the first batch
 ├── DataError (also ValueError)            data that cannot be graded or embedded as it is
 ├── EncoderError (also RuntimeError)       weights that cannot be had, or that do not fit
-└── CacheError (also RuntimeError)         a cache folder that cannot be read or written
+├── CacheError (also RuntimeError)         a cache folder that cannot be read or written
+└── GeneratorError (also RuntimeError)     images that cannot be generated, or cannot be kept
 """
 
 from __future__ import annotations
@@ -12,7 +13,15 @@ from __future__ import annotations
 from collections.abc import Iterable
 from difflib import get_close_matches
 
-__all__ = ["CacheError", "ConfigurationError", "DataError", "EncoderError", "FailureModesError", "did_you_mean"]
+__all__ = [
+    "CacheError",
+    "ConfigurationError",
+    "DataError",
+    "EncoderError",
+    "FailureModesError",
+    "GeneratorError",
+    "did_you_mean",
+]
 
 
 class FailureModesError(Exception):
@@ -33,6 +42,10 @@ class EncoderError(FailureModesError, RuntimeError):
 
 class CacheError(FailureModesError, RuntimeError):
     """The embedding cache cannot be read or written."""
+
+
+class GeneratorError(FailureModesError, RuntimeError):
+    """Images cannot be generated, or what was generated cannot be kept."""
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -178,6 +178,7 @@ class ClassReport(_Readable):
     flagged: int | None = None
     aler: float | None = None
     base_error_rate: float | None = None
+    reference_caption: str | None = None
     hardest_captions: tuple[str, ...] = ()
     hardest_caption_scores: tuple[float, ...] = ()
     easiest_captions: tuple[str, ...] = ()

@@ -11,6 +11,7 @@ from lightning_failures.errors import did_you_mean
         ("DataError", ValueError),
         ("EncoderError", RuntimeError),
         ("CacheError", RuntimeError),
+        ("GeneratorError", RuntimeError),
     ],
 )
 def test_errors__are_caught_as_ours_and_as_pythons(name, builtin):
