@@ -18,16 +18,7 @@ from lightning_failures.adapters.explaining import Explainer
 from lightning_failures.adapters.isolation import isolated_rng
 from lightning_failures.adapters.lenses import DEFAULT_ENCODER, Lens, name_of, open_lens
 from lightning_failures.adapters.loaders import LoaderTap, dataset_of, evaluation_loaders, unnamed
-from lightning_failures.adapters.monitors import (
-    AGGREGATES,
-    LOADER,
-    PREFIX,
-    check_monitored,
-    log_values,
-    monitored_keys,
-    promised_values,
-    worst_class_values,
-)
+from lightning_failures.adapters.monitors import KeyLog
 from lightning_failures.adapters.observer import LogitsObserver, forward_once_more
 from lightning_failures.adapters.placement import failures_folder
 from lightning_failures.adapters.reading import BatchReader
@@ -38,7 +29,7 @@ from lightning_failures.encoders import Encoder
 from lightning_failures.errors import ConfigurationError
 from lightning_failures.grading import Task
 from lightning_failures.grammar import CaptionVocabulary
-from lightning_failures.interventions import Intervention
+from lightning_failures.interventions import Discovery, Intervention
 from lightning_failures.records import BatchRecord, FailureReport
 
 __all__ = ["FailureModes"]
@@ -182,17 +173,18 @@ class FailureModes(Callback):
         self._observer = LogitsObserver(logits_from)
         self._ranks = Ranks()
         self._reader = BatchReader(read_batch, normalization)
-        self._steering = Steering(interventions, reader=self._reader, seed=seed, say_once=self._say_once)
+        self._steering = Steering(
+            interventions, reader=self._reader, seed=seed, groups_from=groups_from, say_once=self._say_once
+        )
         self._explainer: Explainer | None = None
         self._folder: Path | None = None
-        self._monitored: set[str] = set()
+        self._keys = KeyLog(worst_k=worst_k, min_coverage=min_coverage, say_once=self._say_once)
         self._said: set[str] = set()
         # one validation
         self._active = False
         self._loaders: list[Any] = []
         self._collectors: dict[int, Collector] = {}
         self._error: str | None = None
-        self._logged: set[str] = set()
         self._state = RunState()
 
     # -- life cycle ------------------------------------------------------------------------------------------
@@ -229,7 +221,7 @@ class FailureModes(Callback):
             self._say_once("FailureModes(robust_encoder=None): no failure trees.", rank_zero_info)
         self._folder = None
         self._check_monitored(trainer)
-        self._tap.attach(trainer, self._steering.attach)
+        self._tap.attach(trainer, self._attach_steering if self._steering.on else None)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Schedulers, and submodules that the module's own ``setup`` builds, are known only now."""
@@ -277,13 +269,8 @@ class FailureModes(Callback):
         return lens if all(self._ranks.gather_objects(lens is not None)) else None
 
     def _check_monitored(self, trainer: Trainer) -> None:
-        self._monitored = monitored_keys(trainer)
-        check_monitored(
-            self._monitored,
-            # the default encoder may be out of reach; then its keys stay at their worst value
-            directions=self.encoder is not None,
-            trees=self.robust_encoder is not None,
-        )
+        # the default encoder may be out of reach; then its keys stay at their worst value
+        self._keys.check(trainer, directions=self.encoder is not None, trees=self.robust_encoder is not None)
 
     # -- one validation or test ------------------------------------------------------------------------------
 
@@ -334,7 +321,7 @@ class FailureModes(Callback):
             self._conclude(trainer, pl_module)
         else:
             self._state.analysis_age += 1
-        self._log_promised(trainer, pl_module)
+        self._keys.promise(trainer, pl_module, self._state.last_values, self._state.analysis_age)
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Analyse and log."""
@@ -342,12 +329,16 @@ class FailureModes(Callback):
 
     def _begin(self, trainer: Trainer, *, due: bool) -> None:
         self._forget()
-        self._active, self._error, self._logged = due, None, set()
+        self._active, self._error = due, None
+        self._keys.begin()
         if due:
             with self._policy(trainer, "the loaders"):
                 self._loaders = evaluation_loaders(trainer)
-                if self._folder is None:
-                    self._folder, self._state.run_id = failures_folder(trainer, self._ranks, run_id=self._state.run_id)
+                self._find_folder(trainer)
+
+    def _find_folder(self, trainer: Trainer) -> None:
+        if self._folder is None:
+            self._folder, self._state.run_id = failures_folder(trainer, self._ranks, run_id=self._state.run_id)
 
     def _forget(self) -> None:
         """Let the loaders and rows of one validation go."""
@@ -411,36 +402,26 @@ class FailureModes(Callback):
             index,
             collector,
             self._ranks,
-            act=(lambda report: self._act(trainer, report)) if steered else None,
+            act=(lambda report, discovery: self._act(trainer, report, discovery)) if steered else None,
             folder=self._folder if index == 0 else self._folder / f"dataloader_{index}",
             pictures=self._wants_pictures(trainer),
         )
 
-    def _act(self, trainer: Trainer, report: FailureReport) -> FailureReport:
+    def _attach_steering(self, trainer: Trainer, loader: object) -> None:
+        self._find_folder(trainer)
+        assert self._folder is not None
+        self._steering.attach(trainer, loader, self._folder)
+
+    def _act(self, trainer: Trainer, report: FailureReport, discovery: Discovery | None) -> FailureReport:
         """Let the interventions decide for the next epoch; an error leaves the report, and the plans, as they are."""
         with self._policy(trainer, "the interventions", "their decision"):
             lens = None if self._explainer is None else self._explainer.directions
-            return self._steering.act(trainer, report, lens, self._ranks, min_coverage=self.min_coverage)
+            return self._steering.act(trainer, report, discovery, lens, self._ranks, min_coverage=self.min_coverage)
         return report
 
     def _accept(self, trainer: Trainer, module: LightningModule, report: FailureReport, index: int) -> None:
         """Keep and log what the analysis of one loader found, the same on every rank."""
-        suffix = "" if index == 0 else f"{LOADER}{index}"
-        values = {key + suffix: value for key, value in report.summary.items()}
-        steering = {key + suffix for key in AGGREGATES} | {key.removeprefix(PREFIX) for key in self._monitored}
-        if report.coverage < self.min_coverage:
-            values = {key: value for key, value in values.items() if key not in steering}
-            if self._monitored:
-                self._say_once(
-                    f"Only {report.coverage:.0%} of the validation examples were seen"
-                    f" (min_coverage={self.min_coverage:.0%}): monitored failure keys keep their last value."
-                )
-        else:
-            # what is not defined any more, where nothing fails, keeps its last value too
-            self._state.last_values |= {key: value for key, value in values.items() if key in steering}
-        values |= {key + suffix: value for key, value in worst_class_values(report, self.worst_k).items()}
-        log_values(trainer, module, values)
-        self._logged |= set(values)
+        self._keys.log(trainer, module, report, index, self._state.last_values)
         if index == 0:
             self.last_report = report
             self._state.analyses += 1
@@ -448,12 +429,6 @@ class FailureModes(Callback):
                 self._state.analysis_age = 0
             if trainer.state.fn == "fit":
                 self._state.last_epoch = trainer.current_epoch
-
-    def _log_promised(self, trainer: Trainer, module: LightningModule) -> None:
-        """Log what a new analysis did not: monitored aggregates always have a value."""
-        promised = promised_values(self._monitored, self._state.last_values)
-        values = {key: value for key, value in promised.items() if key not in self._logged}
-        log_values(trainer, module, values | {"analysis_age": float(self._state.analysis_age)})
 
     @contextmanager
     def _policy(self, trainer: Trainer, where: str, what: str = "this analysis") -> Iterator[None]:

@@ -24,6 +24,7 @@ from lightning_failures.candidates import ClassCaptions, caption_source
 from lightning_failures.encoders import gives_maps, gives_texts
 from lightning_failures.enrichment import Attribute
 from lightning_failures.grammar import CaptionVocabulary
+from lightning_failures.interventions import Discovery
 from lightning_failures.interventions.parts import ReportPart, in_report_part, take_grades
 from lightning_failures.records import FailureReport, Grades
 from lightning_failures.sinks import Sink, sinks_for, write_all
@@ -74,7 +75,7 @@ class Explainer:
         collector: Collector,
         ranks: Ranks,
         *,
-        act: Callable[[FailureReport], FailureReport] | None,
+        act: Callable[[FailureReport, Discovery | None], FailureReport] | None,
         folder: Path,
         pictures: bool,
     ) -> FailureReport:
@@ -120,7 +121,7 @@ class Explainer:
         report = ranks.broadcast(report)
         assert report is not None
         if act is not None:
-            report = act(report)
+            report = act(report, _discovery(grades, embedded, held) if ranks.is_first else None)
         if ranks.is_first:
             try:
                 kept = grades if held is None else take_grades(grades, ~held)
@@ -220,6 +221,16 @@ class Explainer:
         except Exception as error:
             self.say_once(f"FailureModes could not draw pictures: {type(error).__name__}: {error}")
             return []
+
+
+def _discovery(grades: Grades, embedded: Embedded | None, held: Tensor | None) -> Discovery | None:
+    """The examples of the discovery part with their embeddings, if all have one."""
+    rows = _matching(embedded, grades.ids)
+    if rows is None or held is None:
+        return None
+    kept = take_grades(grades, ~held)
+    mine = rows[torch.isin(torch.unique(grades.ids), kept.ids)]
+    return Discovery(mine, kept.labels, kept.correct, kept.ids, kept.groups)
 
 
 def _matching(embedded: Embedded | None, ids: Tensor) -> Tensor | None:

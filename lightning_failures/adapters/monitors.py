@@ -7,7 +7,7 @@ training; so a monitored aggregate always has a value. Per-class keys are not pr
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from lightning.pytorch import LightningModule, Trainer
 
@@ -19,6 +19,7 @@ __all__ = [
     "AGGREGATES",
     "LOADER",
     "PREFIX",
+    "KeyLog",
     "check_monitored",
     "log_values",
     "monitored_keys",
@@ -125,3 +126,54 @@ def worst_class_values(report: FailureReport, k: int) -> dict[str, float]:
         for key in ("accuracy", "cv_score", "p_value", "aler")
         if (value := getattr(entry, key)) is not None
     }
+
+
+class KeyLog:
+    """The scalars of one validation after another, among them those that others monitor.
+
+    Args:
+        worst_k: So many classes have keys of their own.
+        min_coverage: Share of the examples below which monitored keys keep their last value.
+        say_once: Tells a person something that is not worth telling twice.
+    """
+
+    def __init__(self, *, worst_k: int, min_coverage: float, say_once: Callable[..., None]) -> None:
+        self.monitored: set[str] = set()
+        self._worst_k, self._min_coverage, self._say_once = worst_k, min_coverage, say_once
+        self._logged: set[str] = set()
+
+    def check(self, trainer: Trainer, *, directions: bool, trees: bool) -> None:
+        """Find what is monitored, and refuse what can never be logged."""
+        self.monitored = monitored_keys(trainer)
+        check_monitored(self.monitored, directions=directions, trees=trees)
+
+    def begin(self) -> None:
+        """A validation begins."""
+        self._logged = set()
+
+    def log(
+        self, trainer: Trainer, module: LightningModule, report: FailureReport, index: int, last: dict[str, float]
+    ) -> None:
+        """Log what the analysis of one loader found; ``last`` takes what may be asked for later."""
+        suffix = "" if index == 0 else f"{LOADER}{index}"
+        values = {key + suffix: value for key, value in report.summary.items()}
+        steering = {key + suffix for key in AGGREGATES} | {key.removeprefix(PREFIX) for key in self.monitored}
+        if report.coverage < self._min_coverage:
+            values = {key: value for key, value in values.items() if key not in steering}
+            if self.monitored:
+                self._say_once(
+                    f"Only {report.coverage:.0%} of the validation examples were seen"
+                    f" (min_coverage={self._min_coverage:.0%}): monitored failure keys keep their last value."
+                )
+        else:
+            # what is not defined any more, where nothing fails, keeps its last value too
+            last |= {key: value for key, value in values.items() if key in steering}
+        values |= {key + suffix: value for key, value in worst_class_values(report, self._worst_k).items()}
+        log_values(trainer, module, values)
+        self._logged |= set(values)
+
+    def promise(self, trainer: Trainer, module: LightningModule, last: Mapping[str, float], age: int) -> None:
+        """Log what this validation has not: monitored aggregates always have a value."""
+        promised = promised_values(self.monitored, last)
+        values = {key: value for key, value in promised.items() if key not in self._logged}
+        log_values(trainer, module, values | {"analysis_age": float(age)})

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import CombinedLoader
@@ -14,17 +16,23 @@ from torch import Tensor
 from lightning_failures.adapters.distributed import Ranks
 from lightning_failures.adapters.isolation import isolated_rng
 from lightning_failures.adapters.lenses import Lens
+from lightning_failures.adapters.loaders import dataset_attribute
 from lightning_failures.adapters.reading import BatchReader
-from lightning_failures.adapters.training import VIEW, TrainingView, training_view
-from lightning_failures.adapters.weighing import weigh_draws
+from lightning_failures.adapters.round import Memory, TrainingRound
+from lightning_failures.adapters.training import VIEW, ExamplesView, training_view
+from lightning_failures.adapters.weighing import original_dataset, weigh_draws
 from lightning_failures.encoders import ModuleEncoder
 from lightning_failures.errors import ConfigurationError
-from lightning_failures.interventions import Intervention, JudgedExamples
+from lightning_failures.interventions import Discovery, Intervention, JudgedExamples
+from lightning_failures.interventions.appended import AppendedDataset, added_index
 from lightning_failures.interventions.parts import report_numbers
 from lightning_failures.interventions.sampler import DrawState, Plan
 from lightning_failures.records import ClassReport, FailureReport
 
 __all__ = ["Steering", "check_interventions"]
+
+MAX_REVIEW = 200
+"""So many suspected label errors are listed in a report, the most doubtful of each class first."""
 
 
 def check_interventions(
@@ -48,6 +56,7 @@ class Steering:
         interventions: In the order in which they are listed; their weights multiply.
         reader: Reads training examples.
         seed: Of all draws.
+        groups_from: Attribute of the training set with the source of each example, or None.
         say_once: Tells a person something that is not worth telling twice.
     """
 
@@ -57,12 +66,14 @@ class Steering:
         *,
         reader: BatchReader,
         seed: int,
+        groups_from: str | None,
         say_once: Callable[..., None],
     ) -> None:
         self.interventions = {f"{k} {type(one).__name__}": one for k, one in enumerate(interventions)}
         self.draws = DrawState(seed)
-        self._reader, self._seed, self._say_once = reader, seed, say_once
-        self._view: tuple[Any, TrainingView] | None = None
+        self._reader, self._seed, self._groups_from, self._say_once = reader, seed, groups_from, say_once
+        self._view: tuple[Any, ExamplesView] | None = None
+        self._folder: Path | None = None
         self._restore: list[Callable[[], None]] = []
         self.reset()
 
@@ -80,6 +91,7 @@ class Steering:
         self._slice: Tensor | None = None  # ids (m,) of the report part that were flagged when it began
         self._slice_epoch: int | None = None
         self._view = None
+        self._memory = Memory()
 
     # -- before the first batch ------------------------------------------------------------------------------
 
@@ -109,14 +121,39 @@ class Steering:
                 " all training examples look right (Jain et al. 2023, appendix B.1.6). Name another, like a CLIP."
             )
 
-    def attach(self, trainer: Trainer, loader: object) -> None:
-        """Put the sampler into a training loader that Lightning has prepared."""
+    def attach(self, trainer: Trainer, loader: object, folder: Path) -> None:
+        """Put the sampler, and the dataset where examples change, into a training loader that Lightning has prepared.
+
+        ``folder`` is where interventions keep files.
+        """
+        self._folder = folder
         if not any(one.acts for one in self.interventions.values()):
             return
         if trainer.overfit_batches:  # type: ignore[attr-defined]
             self._say_once("With overfit_batches interventions leave the training set as it is.")
             return
-        self._restore.append(weigh_draws(loader, self.draws))
+        self._restore.append(weigh_draws(loader, self.draws, self._append(original_dataset(loader))))
+
+    def _append(self, training_set: Any) -> Callable[[Any], AppendedDataset] | None:
+        """What makes the dataset of the loader, or None where examples stay as they are."""
+        sources = {
+            k: source
+            for k, name in enumerate(self.interventions, start=1)
+            if (source := self.interventions[name].source(training_set, self._folder_of(name))) is not None
+        }
+        keys = {one.weight_key for one in self.interventions.values()} - {None}
+        if len(keys) > 1:
+            raise ConfigurationError(f"All interventions must have the same weight_key, got {sorted(map(str, keys))}.")
+        if not sources and not keys:
+            return None
+        for k, source in sources.items():
+            if len(source):
+                _check_form(list(self.interventions.values())[k - 1], source[0], training_set[0])
+        return lambda base: AppendedDataset(base, sources, weight_key=next(iter(keys), None))
+
+    def _folder_of(self, name: str) -> Path:
+        assert self._folder is not None
+        return self._folder / "interventions" / name.replace(" ", "_")
 
     def check_loaders(self, trainer: Trainer) -> None:
         """Refuse loaders that interventions cannot work through, before the first batch of training."""
@@ -140,11 +177,19 @@ class Steering:
     # -- after a validation ----------------------------------------------------------------------------------
 
     def act(
-        self, trainer: Trainer, report: FailureReport, lens: Lens | None, ranks: Ranks, *, min_coverage: float
+        self,
+        trainer: Trainer,
+        report: FailureReport,
+        discovery: Discovery | None,
+        lens: Lens | None,
+        ranks: Ranks,
+        *,
+        min_coverage: float,
     ) -> FailureReport:
         """Decide for the next epoch where it is due, and add to the report what was done. Collective.
 
-        The headline numbers are those of the report part, whose examples no direction was fitted to.
+        The headline numbers are those of the report part, whose examples no direction was fitted to. ``discovery`` is
+        of the first process.
         """
         assert report.report_part is not None
         epoch = trainer.current_epoch
@@ -153,10 +198,10 @@ class Steering:
             turns = {name: one.turn(epoch + 1) for name, one in self.interventions.items()}
             due = {name: t for name, t in turns.items() if t is not None and t > self._turns.get(name, -1)}
             if due:
-                examples = self._judge(trainer, report, lens, ranks)
+                round_of = self._judge(trainer, report, discovery, lens, ranks)
                 self._freeze(report, epoch)
                 for name in due:
-                    self._decide(name, examples, epoch)
+                    self._decide(name, round_of(self._folder_of(name)))
                 self._turns |= due
         numbers = report_numbers(report.report_part.grades, self._slice)
         if self._slice is not None and steers:
@@ -174,7 +219,10 @@ class Steering:
             ),
         )
 
-    def _judge(self, trainer: Trainer, report: FailureReport, lens: Lens, ranks: Ranks) -> JudgedExamples:
+    def _judge(
+        self, trainer: Trainer, report: FailureReport, discovery: Discovery | None, lens: Lens, ranks: Ranks
+    ) -> Callable[[Path], TrainingRound]:
+        """Judge the training set; the rounds of all interventions see it so, each with a folder of its own."""
         assert report.directions is not None
         error: Exception | None = None
         try:
@@ -184,19 +232,37 @@ class Steering:
                     "The transform of the training set looks random, so interventions judge one fixed draw of it."
                     f" Better give the datamodule a {VIEW}: the same examples through the transform of validation."
                 )
+            dataset = original_dataset(view.loader)
+            groups = None if self._groups_from is None else dataset_attribute(dataset, self._groups_from)
         except Exception as raised:
             error = raised
         ranks.agree(error)
-        self._view = view.loader.dataset, view
+        self._view = dataset, view
         names = tuple(entry.name for entry in report.classes)
         shown = getattr(trainer, "progress_bar_callback", None) is not None
-        labels, values = view.judge(lens, report.directions, ranks, progress=shown)
+        labels, values, keys = view.judge(lens, report.directions, ranks, progress=shown)
         if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < len(names):
             raise ConfigurationError(
                 f"Labels of the training set run from {labels.min()} to {labels.max()}, but there are"
                 f" {len(names)} classes."
             )
-        return JudgedExamples(labels, values, names, tuple(_reason(entry) for entry in report.classes))
+        return lambda folder: TrainingRound(
+            epoch=trainer.current_epoch + 1,
+            seed=self._seed,
+            folder=folder,
+            report=report,
+            discovery=discovery,
+            progress=shown,
+            trainer=trainer,
+            lens=lens,
+            ranks=ranks,
+            view=view,
+            examples=JudgedExamples(labels, values, names, tuple(_reason(entry) for entry in report.classes)),
+            keys=keys,
+            groups=None if groups is None or len(groups) != len(labels) else np.asarray(groups),
+            memory=self._memory,
+            say_once=self._say_once,
+        )
 
     def _freeze(self, report: FailureReport, epoch: int) -> None:
         """The slice is told by the first directions that find a pattern, and stays."""
@@ -207,36 +273,41 @@ class Steering:
         if self._slice is None and bool(flagged.any()):
             self._slice, self._slice_epoch = torch.unique(grades.ids[flagged]), epoch
 
-    def _decide(self, name: str, examples: JudgedExamples, epoch: int) -> None:
+    def _decide(self, name: str, round: TrainingRound) -> None:
         one = self.interventions[name]
-        decision = one.decide(examples)
+        decision = one.decide(round.examples, round)
+        added = added_index(list(self.interventions).index(name) + 1, decision.added)
         if one.acts:
-            self.draws.add(name, Plan(epoch + 1, one.stop_epoch, decision.weights, one.grow_epoch))
+            of_loss = one.weight_key is not None
+            plan = Plan(round.epoch, one.stop_epoch, decision.weights, one.grow_epoch, added, of_loss)
+            self.draws.add(name, plan)
+        changes = bool((decision.weights != 1).any()) or bool(len(added))
         began = self._entries.get(name, {}).get("began")
-        if began is None and bool((decision.weights != 1).any()):
-            began = epoch + 1
         self._entries[name] = {
             "kind": type(one).__name__,
             "options": one.options,
-            "epoch": epoch + 1,
-            "began": began,
-            "changes_training": one.acts and bool((decision.weights != 1).any()),
-            "flagged": sum(entry["flagged"] for entry in decision.classes),
+            "epoch": round.epoch,
+            "began": round.epoch if began is None and changes else began,
+            "changes_training": one.acts and changes,
+            "flagged": sum(entry.get("flagged", 0) for entry in decision.classes),
+            "added": len(added),
             "classes": list(decision.classes),
+            "review": list(decision.review[:MAX_REVIEW]),
+            "suspected": len(decision.review),
         }
 
     def _outcome(self) -> dict[str, Any]:
         frozen = None if self._slice is None else {"examples": len(self._slice), "epoch": self._slice_epoch}
         return {"slice": frozen, "trend": list(self._trend), "verdict": "not measured"}
 
-    def _current_view(self, trainer: Trainer) -> TrainingView:
+    def _current_view(self, trainer: Trainer) -> ExamplesView:
         loaders = _flat(trainer.train_dataloader)
         if len(loaders) != 1:
             raise ConfigurationError(
                 f"FailureModes(interventions=...) needs one training DataLoader, got {len(loaders)}. Join their"
                 " datasets with torch.utils.data.ConcatDataset, or leave interventions out."
             )
-        dataset = getattr(loaders[0], "dataset", None)
+        dataset = original_dataset(loaders[0])
         if self._view is not None and self._view[0] is dataset:
             return self._view[1]
         self._view = None
@@ -273,6 +344,27 @@ def _reason(entry: ClassReport) -> str | None:
     if entry.pattern:
         return None
     return "no pattern" if entry.skipped is None else f"skipped: {entry.skipped}"
+
+
+def _check_form(one: Intervention, item: Any, own: Any) -> None:
+    """Refuse examples that could not be in one batch with those of the training set."""
+    if _form(item) != _form(own):
+        raise ConfigurationError(
+            f"{type(one).__name__}: its examples look like {_form(item)}, those of the training set like {_form(own)}."
+            " They must have the same form, through the same transform."
+        )
+
+
+def _form(item: Any) -> Any:
+    """Types, keys and shapes of one example, as far as they decide how it is collated."""
+    if isinstance(item, Mapping):
+        return {key: _form(value) for key, value in sorted(item.items())}
+    if isinstance(item, tuple | list):
+        return [_form(value) for value in item]
+    if isinstance(item, Tensor):
+        # labels may be tensors here and integers there
+        return "number" if item.ndim == 0 else f"{str(item.dtype).removeprefix('torch.')} {tuple(item.shape)}"
+    return "number" if isinstance(item, int | float | np.number) else type(item).__name__
 
 
 def _flat(loaders: Any) -> list[Any]:

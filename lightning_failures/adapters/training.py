@@ -1,10 +1,14 @@
-"""The training set seen as the validation set is: every example once, in order, through transforms that do not vary."""
+"""Examples seen as the validation set is: every one once, in order, through transforms that do not vary.
+
+The training set is looked at in this way, and so is a pool of further examples.
+"""
 
 from __future__ import annotations
 
+import itertools
 import random
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -19,12 +23,13 @@ from lightning_failures.adapters.distributed import Ranks
 from lightning_failures.adapters.isolation import isolated_rng
 from lightning_failures.adapters.lenses import Lens
 from lightning_failures.adapters.reading import BatchReader
-from lightning_failures.adapters.weighing import checked_loader
+from lightning_failures.adapters.weighing import checked_loader, original_dataset
 from lightning_failures.cache import content_keys
 from lightning_failures.directions import FailureDirections
-from lightning_failures.errors import CacheError, ConfigurationError, DataError
+from lightning_failures.errors import ConfigurationError, DataError
+from lightning_failures.records import BatchRecord
 
-__all__ = ["TrainingView", "training_view"]
+__all__ = ["VIEW", "Block", "ExamplesView", "pool_view", "training_view"]
 
 VIEW = "train_analysis_dataset"
 AT_ONCE = 256
@@ -33,16 +38,34 @@ ROWS = 8192
 PATIENCE = 10.0  # seconds before a bar is shown
 
 
-@dataclass
-class TrainingView:
-    """Reads every training example once a run, keeps its label and the key of its embedding, and never its image.
+@dataclass(frozen=True)
+class Block:
+    """Some examples, b of them, of one process.
 
     Attributes:
-        dataset: N examples, in the order of the training set.
+        ids: (b,) int64, dataset indices.
+        labels: (b,) int64.
+        values: (b,) float32, decision values by the direction of their class, NaN where there is none.
+        keys: (b, 2) int64, content keys.
+    """
+
+    ids: Tensor
+    labels: Tensor
+    values: Tensor
+    keys: Tensor
+
+
+@dataclass
+class ExamplesView:
+    """Reads every example once a run, keeps its label and the key of its embedding, and never its image.
+
+    Attributes:
+        dataset: N examples; of a training set in its order.
         collate: Makes batches of them.
         reader: Reads the batches.
         loader: The training loader, whose number of workers is used.
         seed: Of random transforms, so that they give the same image each time.
+        what: What the examples are called.
     """
 
     dataset: Any
@@ -50,6 +73,7 @@ class TrainingView:
     reader: BatchReader
     loader: DataLoader[Any]
     seed: int
+    what: str = "training images"
     _read: tuple[Tensor, Tensor] | None = field(default=None, repr=False)
 
     def __len__(self) -> int:
@@ -63,50 +87,53 @@ class TrainingView:
 
     def judge(
         self, lens: Lens, directions: FailureDirections, ranks: Ranks, *, progress: bool = False
-    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        """Return labels (N,) and decision values (N,) of all training examples, on every rank. Collective.
+    ) -> tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.int64]]:
+        """Return labels (N,), decision values (N,) and keys (N, 2) of all examples, on every rank. Collective.
 
         Each rank embeds its share of the images that the cache lacks, a batch at a time.
         """
-        labels = values = torch.empty(0)
-        ids = torch.arange(ranks.number, len(self), ranks.size)
+        blocks: list[Block] = []
         error: Exception | None = None
         try:
-            labels, values = self._judge(ids, lens, directions, progress=progress and ranks.is_first)
+            blocks = list(self.blocks(lens, directions, ranks, progress=progress))
         except Exception as raised:
             error = raised
         ranks.agree(error)
-        shares = ranks.gather_objects((ids.numpy(), labels.numpy(), values.numpy()))
         all_labels = np.empty(len(self), dtype=np.int64)
         all_values = np.empty(len(self), dtype=np.float32)
-        for rows, some_labels, some_values in shares:
-            all_labels[rows], all_values[rows] = some_labels, some_values
-        return all_labels, all_values
+        all_keys = np.empty((len(self), 2), dtype=np.int64)
+        for block in itertools.chain.from_iterable(ranks.gather_objects(blocks)):
+            rows = block.ids.numpy()
+            all_labels[rows], all_values[rows], all_keys[rows] = (
+                part.numpy() for part in (block.labels, block.values, block.keys)
+            )
+        return all_labels, all_values, all_keys
 
-    def _judge(
-        self, ids: Tensor, lens: Lens, directions: FailureDirections, *, progress: bool
-    ) -> tuple[Tensor, Tensor]:
-        for again in (False, True):
-            if self._read is None or again:
-                self._read = self._embed(ids, lens, progress=progress)
-            labels, keys = self._read
-            try:
-                values = [
-                    directions.decision_values(lens.look_up(some), names)
-                    for some, names in zip(torch.split(keys, ROWS), torch.split(labels, ROWS), strict=True)
-                ]
-                return labels, torch.cat([torch.empty(0), *values])
-            except CacheError:
-                if again:
-                    raise
-        raise AssertionError  # the second round returns or raises
+    def blocks(
+        self, lens: Lens, directions: FailureDirections, ranks: Ranks, *, progress: bool = False
+    ) -> Iterator[Block]:
+        """Judge the share of this process, some thousands of examples at a time."""
+        ids = torch.arange(ranks.number, len(self), ranks.size)
+        if not len(ids):
+            return
+        if self._read is None or any(bool(lens.store.missing(some).any()) for some in torch.split(self._read[1], ROWS)):
+            self._read = self._embed(ids, lens, progress=progress and ranks.is_first)
+        labels, keys = self._read
+        for some, names, held in zip(*(torch.split(part, ROWS) for part in (ids, labels, keys)), strict=True):
+            yield Block(some, names, directions.decision_values(lens.look_up(held), names), held)
+
+    def batches(self, ids: Sequence[int]) -> Iterator[BatchRecord]:
+        """Read examples again, for a model to see: images in its own space, labels."""
+        for batch in self._batches(ids):
+            record = self.reader.read(None, batch)
+            yield replace(record, labels=None if record.labels is None else _class_labels(record.labels))
 
     def _embed(self, ids: Tensor, lens: Lens, *, progress: bool) -> tuple[Tensor, Tensor]:
         """Embed what the cache lacks; return labels (n,) and keys (n, 2)."""
         labels, keys = [torch.empty(0, dtype=torch.int64)], [torch.empty(0, 2, dtype=torch.int64)]
         space = self.reader.space(self.dataset)
         bar = tqdm(
-            desc="FailureModes embeds training images",
+            desc=f"FailureModes embeds {self.what}",
             total=len(ids),
             delay=PATIENCE,
             leave=False,
@@ -116,7 +143,7 @@ class TrainingView:
             for number, batch in enumerate(self._batches(ids.tolist()), start=1):
                 record = self.reader.read(None, batch)
                 if record.images is None or record.labels is None:
-                    raise DataError("batches of the training set hold no images or no labels; give read_batch.")
+                    raise DataError(f"batches of {self.what} hold no images or no labels; give read_batch.")
                 found = content_keys(record.images, salt=repr(space))
                 lacking = lens.store.missing(found)
                 if lacking.any():
@@ -129,7 +156,7 @@ class TrainingView:
         lens.store.flush()
         return torch.cat(labels), torch.cat(keys)
 
-    def _batches(self, ids: list[int]) -> Iterator[Any]:
+    def _batches(self, ids: Sequence[int]) -> Iterator[Any]:
         with isolated_rng():
             _seed_all(self.seed)
             yield from DataLoader(
@@ -147,29 +174,43 @@ class TrainingView:
             _seed_all(seed)
             images = self.reader.read(None, self.collate([self.dataset[i] for i in ids])).images
         if images is None:
-            raise DataError("batches of the training set hold no images; give read_batch.")
+            raise DataError(f"batches of {self.what} hold no images; give read_batch.")
         return images
 
 
-def training_view(trainer: Trainer, loader: object, reader: BatchReader, *, seed: int) -> TrainingView:
+def training_view(trainer: Trainer, loader: object, reader: BatchReader, *, seed: int) -> ExamplesView:
     """Find the view: ``train_analysis_dataset`` of the datamodule or the module, else the training set itself.
 
     Raises:
         ConfigurationError: no loader that interventions can work through, or a view of another length.
     """
     loader = checked_loader(loader)
+    dataset: Any = original_dataset(loader)
     for owner in (getattr(trainer, "datamodule", None), trainer.lightning_module):
         view = getattr(owner, VIEW, None)
         view = view() if callable(view) else view
         if view is None:
             continue
-        if len(view) != len(loader.dataset):  # type: ignore[arg-type]
+        if len(view) != len(dataset):
             raise ConfigurationError(
                 f"{type(owner).__name__}.{VIEW} has {len(view)} examples, the training set"
-                f" {len(loader.dataset)}: it must hold the same examples in the same order."  # type: ignore[arg-type]
+                f" {len(dataset)}: it must hold the same examples in the same order."
             )
-        return TrainingView(view, default_collate, reader, loader, seed)
-    return TrainingView(loader.dataset, loader.collate_fn, reader, loader, seed)
+        return ExamplesView(view, default_collate, reader, loader, seed)
+    return ExamplesView(dataset, loader.collate_fn, reader, loader, seed)
+
+
+def pool_view(pool: Any, view: Any, training: ExamplesView) -> ExamplesView:
+    """See a pool as the training set is seen; ``view`` gives the same examples through the transform of validation.
+
+    Raises:
+        ConfigurationError: A view of another length.
+    """
+    loader = training.loader
+    if view is not None and len(view) != len(pool):
+        raise ConfigurationError(f"The view of the pool has {len(view)} examples, the pool {len(pool)}.")
+    dataset, collate = (pool, loader.collate_fn) if view is None else (view, default_collate)
+    return ExamplesView(dataset, collate, training.reader, loader, training.seed, "pool images")
 
 
 def _class_labels(labels: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Which training loaders an intervention can work through, and the sampler's place in them."""
+"""Which training loaders an intervention can work through, and the place of its sampler and dataset in them."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from torch.utils.data import BatchSampler, DataLoader, IterableDataset
 
 from lightning_failures.adapters.loaders import IndexRecorder
 from lightning_failures.errors import ConfigurationError
+from lightning_failures.interventions.appended import AppendedDataset
 from lightning_failures.interventions.sampler import DrawState, WeightedEpochs
 
-__all__ = ["checked_loader", "weigh_draws"]
+__all__ = ["checked_loader", "original_dataset", "weigh_draws"]
 
 REFUSED = "FailureModes(interventions=...) cannot work through this training loader: "
 
@@ -45,29 +46,53 @@ def checked_loader(loader: object) -> DataLoader[Any]:
     return loader
 
 
-def weigh_draws(loader: object, state: DrawState) -> Callable[[], None]:
+def original_dataset(loader: object) -> Any:
+    """The user's own training set, or None."""
+    dataset = getattr(loader, "dataset", None)
+    return dataset.base if isinstance(dataset, AppendedDataset) else dataset
+
+
+def weigh_draws(
+    loader: object, state: DrawState, append: Callable[[Any], AppendedDataset] | None = None
+) -> Callable[[], None]:
     """Put the sampler of the interventions into a training loader, once; return what takes it out again.
+
+    Args:
+        loader: It is changed in place.
+        state: What the sampler draws by.
+        append: Makes the dataset that stands in for the user's; None leaves it alone.
 
     Raises:
         ConfigurationError: see :func:`checked_loader`.
     """
     loader = checked_loader(loader)
     owner, batches = _owner(loader)
-    base = owner.sampler
+    base, dataset = owner.sampler, loader.dataset
     if isinstance(base, WeightedEpochs):
         return lambda: None
-    sampler = WeightedEpochs(base, state, len(loader.dataset))  # type: ignore[arg-type]
+    if append is not None and loader.batch_sampler is None and batches is not None:
+        raise ConfigurationError(
+            f"{REFUSED}its dataset takes lists of indices, and cannot be joined with other examples or weights. Give"
+            " the DataLoader a batch_size=, or leave AddFiltered, AddSynthetic and weight_key out."
+        )
+    sampler = WeightedEpochs(base, state, len(dataset))  # type: ignore[arg-type]
     # DataLoader forbids to set it anew after it was built
-    places = [place for place in (owner, loader) if place.__dict__.get("sampler") is base]
-    for place in places:
-        place.__dict__["sampler"] = sampler
-    if batches is None:
-        loader._iterator = None  # persistent workers of an earlier pass would go on with the sampler of then
+    puts: list[tuple[Any, str, Any, Any]] = [
+        (place, "sampler", base, sampler) for place in (owner, loader) if place.__dict__.get("sampler") is base
+    ]
+    if append is not None:
+        puts.append((loader, "dataset", dataset, append(dataset)))
+    for place, name, _, new in puts:
+        place.__dict__[name] = new
+    if batches is None or append is not None:
+        loader._iterator = None  # persistent workers of an earlier pass would go on with what was there then
 
     def restore() -> None:
-        for place in places:
-            if place.__dict__.get("sampler") is sampler:
-                place.__dict__["sampler"] = base
+        for place, name, old, new in puts:
+            if place.__dict__.get(name) is new:
+                place.__dict__[name] = old
+        if append is not None:
+            loader._iterator = None
 
     return restore
 

@@ -1,6 +1,7 @@
-"""Interventions: what acts on the next epoch, and the sampler that carries it out."""
+"""Interventions: what acts on the next epoch, and the sampler and dataset that carry it out."""
 
-from lightning_failures.interventions.base import Decision, Intervention, JudgedExamples
+from lightning_failures.interventions.base import Decision, Discovery, Intervention, JudgedExamples, Round
+from lightning_failures.interventions.filtered import AddFiltered
 from lightning_failures.interventions.upweight import Upweight
 
-__all__ = ["Decision", "Intervention", "JudgedExamples", "Upweight"]
+__all__ = ["AddFiltered", "Decision", "Discovery", "Intervention", "JudgedExamples", "Round", "Upweight"]

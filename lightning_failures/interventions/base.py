@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -15,6 +15,8 @@ from torch import Tensor
 
 from lightning_failures.encoders import Encoder
 from lightning_failures.errors import ConfigurationError
+from lightning_failures.interventions.picking import By
+from lightning_failures.interventions.picks import Picks
 from lightning_failures.records import FailureReport
 
 __all__ = ["Decision", "Discovery", "Intervention", "JudgedExamples", "Round"]
@@ -93,9 +95,11 @@ class Round(Protocol):
     seed: int
     folder: Path
     report: FailureReport
-    encoder: Encoder
     discovery: Discovery | None
     progress: bool
+
+    @property
+    def encoder(self) -> Encoder: ...  # noqa: D102
 
     def on_first(self, work: Callable[[], T]) -> T:
         """Run ``work`` on the first process, and return what it gave, or raise its error, on all. Collective."""
@@ -103,6 +107,14 @@ class Round(Protocol):
 
     def decision_values(self, images: Tensor, labels: Tensor) -> Tensor:
         """Judge new images (B, 3, H, W) uint8 by the directions of their labels (B,): (B,) float32."""
+        ...
+
+    def suspects(self, rows: NDArray[np.int64]) -> tuple[dict[str, Any], ...]:
+        """Those of the training examples ``rows`` whose label is probably wrong, with the evidence. Collective."""
+        ...
+
+    def pick(self, pool: Any, view: Any, *, per_class: int, by: By, classes: Sequence[int], similarity: float) -> Picks:
+        """Let a whole pool stream by, and choose (see :class:`~.picking.Picker`). Collective."""
         ...
 
 
@@ -140,8 +152,23 @@ class Intervention(ABC):
         self._check("stop_epoch", stop_epoch is None or stop_epoch > start_epoch, "None or later than start_epoch")
 
     @abstractmethod
-    def decide(self, examples: JudgedExamples) -> Decision:
-        """Weigh the training examples. The same on every process for the same examples."""
+    def decide(self, examples: JudgedExamples, round: Round) -> Decision:
+        """Weigh the training examples, or add to them. The same on every process for the same examples."""
+
+    def prepare(self) -> None:  # noqa: B027 - most have nothing to load
+        """Check at set-up what can only be checked by loading it, so that a wrong name is no error of later."""
+
+    def source(self, training_set: Any, folder: Path) -> Any:
+        """The examples, in the form of those of the training set, of which ``Decision.added`` names rows.
+
+        None: it adds nothing.
+        """
+        return None
+
+    @property
+    def weight_key(self) -> str | None:
+        """Where the batch tells the weight of each example's loss; None: weights are a matter of drawing."""
+        return None
 
     @property
     def acts(self) -> bool:
@@ -162,9 +189,8 @@ class Intervention(ABC):
     @property
     def options(self) -> dict[str, Any]:
         """The arguments that it was built with, plain values."""
-        return {
-            name: getattr(self, name) for name in inspect.signature(type(self).__init__).parameters if name != "self"
-        }
+        names = [name for name in inspect.signature(type(self).__init__).parameters if name != "self"]
+        return {name: _plain(getattr(self, name)) for name in names}
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in self.options.items())})"
@@ -174,3 +200,11 @@ class Intervention(ABC):
             raise ConfigurationError(
                 f"{type(self).__name__}({name}=...) must be {allowed}, got {getattr(self, name)!r}."
             )
+
+
+def _plain(value: Any) -> Any:
+    """What a report can hold: numbers and strings as they are, anything else by its kind and size."""
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    size = f" of {len(value)}" if hasattr(value, "__len__") else ""
+    return f"{getattr(value, '__name__', type(value).__name__)}{size}"

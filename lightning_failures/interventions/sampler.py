@@ -1,7 +1,8 @@
 """The one sampler that carries out weights: it stands in for the user's own, and draws the same until there are any.
 
-Resampling, not loss weights, because a callback never sees the loss of a single example. Of an epoch that the user's
-sampler would have drawn, every example keeps its place but for some that give theirs to further copies of heavier ones.
+Resampling, because a callback never sees the loss of a single example; or, for steps that ask for it, a weight of the
+loss that travels with the index. Of an epoch that the user's sampler would have drawn, every example keeps its place
+but for some that give theirs to further copies of heavier ones, or to examples that were added.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DistributedSampler, RandomSampler, SubsetRandomSampler, WeightedRandomSampler
 
+from lightning_failures.interventions.appended import WeighedIndex
+
 __all__ = ["DrawState", "Plan", "WeightedEpochs", "weighted_epoch"]
 
 RANDOM = (RandomSampler, SubsetRandomSampler, WeightedRandomSampler)
@@ -26,12 +29,23 @@ _ROUNDING = 1e-9
 
 @dataclass(frozen=True)
 class Plan:
-    """Weights (N,) float64 of all training examples, in effect in the epochs ``since <= epoch < until``."""
+    """What changes in the epochs ``since <= epoch < until``.
+
+    Attributes:
+        since: First epoch.
+        until: First epoch after it, or None.
+        weights: (N,) float64 of all training examples.
+        grow: Lengthen epochs, so that nothing is drawn less often.
+        added: (E,) int64 indices of examples that join them (:class:`~.appended.AppendedDataset`), of weight 1.
+        of_loss: The weights are those of the loss, and draws stay as they are.
+    """
 
     since: int
     until: int | None
     weights: NDArray[np.float64]
     grow: bool = False
+    added: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, dtype=np.int64))
+    of_loss: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values and tensors: the examples whose weight is not 1."""
@@ -43,6 +57,8 @@ class Plan:
             "examples": len(self.weights),
             "ids": torch.from_numpy(rows),
             "weights": torch.from_numpy(self.weights[rows]),
+            "added": torch.from_numpy(self.added),
+            "of_loss": self.of_loss,
         }
 
     @classmethod
@@ -50,7 +66,8 @@ class Plan:
         """Read what :meth:`to_dict` wrote."""
         weights = np.ones(state["examples"])
         weights[_numpy(state["ids"])] = _numpy(state["weights"])
-        return cls(state["since"], state["until"], weights, state["grow"])
+        added = _numpy(state.get("added", torch.empty(0, dtype=torch.int64)))
+        return cls(state["since"], state["until"], weights, state["grow"], added, state.get("of_loss", False))
 
 
 @dataclass
@@ -84,12 +101,17 @@ class DrawState:
         begun = [old for old in plans if old.since <= self.epoch][-1:]
         self.plans[name] = begun + [old for old in plans if old.since > self.epoch] + [plan]
 
-    def weights(self) -> NDArray[np.float64] | None:
+    def weights(self, *, of_loss: bool = False) -> NDArray[np.float64] | None:
         """The product of the weights that are in effect, (N,) float64; None where all are 1."""
         product = None
         for plan in self._in_effect():
-            product = plan.weights if product is None else product * plan.weights
+            if plan.of_loss is of_loss:
+                product = plan.weights if product is None else product * plan.weights
         return None if product is None or bool((product == 1).all()) else product
+
+    def added(self) -> NDArray[np.int64]:
+        """The indices of all examples that have joined the training set, (E,)."""
+        return np.concatenate([np.empty(0, dtype=np.int64), *(plan.added for plan in self._in_effect())])
 
     @property
     def grow(self) -> bool:
@@ -112,7 +134,12 @@ class DrawState:
 
 
 def weighted_epoch(
-    base: NDArray[np.int64], weights: NDArray[np.float64], draws: int, rng: np.random.Generator
+    base: NDArray[np.int64],
+    weights: NDArray[np.float64],
+    draws: int,
+    rng: np.random.Generator,
+    *,
+    added: int = 0,
 ) -> NDArray[np.int64]:
     """Resample an epoch so that each of its draws comes up in proportion to its weight.
 
@@ -125,8 +152,9 @@ def weighted_epoch(
     Args:
         base: (n,) int64, the indices of an epoch in their order.
         weights: (n,) float64 >= 0 of these draws.
-        draws: Length of the new epoch, at least n. What exceeds n is strewn in at random.
+        draws: Length of the new epoch, at least n - ``added``. What exceeds n - ``added`` is strewn in at random.
         rng: The only source of randomness.
+        added: The last so many of ``base`` have no place of their own yet.
 
     Returns:
         (draws,) int64.
@@ -148,9 +176,11 @@ def weighted_epoch(
         reached = np.cumsum(fractions[order])
         marks = (rng.random() + np.arange(left)) * (reached[-1] / left)
         np.add.at(copies, order[np.minimum(np.searchsorted(reached, marks, side="right"), len(base) - 1)], 1)
-    kept, free = np.flatnonzero(copies > 0), np.flatnonzero(copies == 0)
-    extra = rng.permutation(np.repeat(np.arange(len(base)), np.maximum(copies - 1, 0)))
-    strewn = rng.uniform(0, len(base), size=len(extra) - len(free))
+    own = len(base) - added
+    kept, free = np.flatnonzero(copies[:own] > 0), np.flatnonzero(copies[:own] == 0)
+    copies[kept] -= 1
+    extra = rng.permutation(np.repeat(np.arange(len(base)), copies))
+    strewn = rng.uniform(0, own, size=len(extra) - len(free))
     places = np.concatenate([kept, free, strewn])
     rows = np.concatenate([kept, extra])[np.argsort(places, kind="stable")]
     return np.asarray(base[rows])
@@ -170,6 +200,9 @@ class WeightedEpochs(DistributedSampler[int]):
     ``WeightedRandomSampler``; random samplers of torch get a generator of the seed and epoch, so that a resumed run
     draws the same.
 
+    Examples that were added have weight 1 and make up for it with fewer draws of all others, or with a longer epoch.
+    Weights of the loss, scaled to the mean 1, go with the indices.
+
     Where the other one is a ``DistributedSampler``, all processes resample the same whole epoch and take turns in it.
     Any other sampler of a process is resampled by itself. Lightning would wrap it again were it no DistributedSampler.
 
@@ -181,17 +214,21 @@ class WeightedEpochs(DistributedSampler[int]):
 
     def __init__(self, base: Any, state: DrawState, size: int) -> None:
         self.base, self.state = base, state
-        self._shared = _is_shared(base)
+        self._shared, self._size = _is_shared(base), size
         replicas, rank = (base.num_replicas, base.rank) if self._shared else (1, 0)
         super().__init__(range(size), num_replicas=replicas, rank=rank, shuffle=False)  # type: ignore[arg-type]
 
     def __iter__(self) -> Iterator[int]:
-        weights = self.state.weights()
-        yield from self.base if weights is None else self._draw(weights)
+        weights, added = self.state.weights(), self.state.added()
+        drawn: Any = self.base if weights is None and not len(added) else self._draw(weights, added)
+        losses = self.state.weights(of_loss=True)
+        if losses is None:
+            yield from drawn
+        else:
+            yield from self._with_losses(drawn, losses, len(added))
 
     def __len__(self) -> int:
-        weights = self.state.weights() if self.state.grow else None
-        return len(self.base) if weights is None else self._grown(len(self.base), weights)
+        return self._grown(len(self.base)) if self.state.grow else len(self.base)
 
     def set_epoch(self, epoch: int) -> None:
         """For the other sampler; the weighted epochs are counted by the state."""
@@ -203,25 +240,43 @@ class WeightedEpochs(DistributedSampler[int]):
             raise AttributeError(name)
         return getattr(self.base, name)
 
-    def _grown(self, length: int, weights: NDArray[np.float64]) -> int:
-        return int(np.ceil(length * max(float(weights.mean()), 1.0) - _ROUNDING))
+    def _grown(self, length: int) -> int:
+        """Length of an epoch in which nothing comes up less often than before."""
+        weights, added = self.state.weights(), len(self.state.added())
+        total = (self._size if weights is None else float(weights.sum())) + added
+        return int(np.ceil(length * max(total / max(self._size, 1), 1.0) - _ROUNDING))
 
-    def _draw(self, weights: NDArray[np.float64]) -> Sequence[int]:
+    def _draw(self, weights: NDArray[np.float64] | None, added: NDArray[np.int64]) -> Sequence[int]:
         rng = np.random.default_rng([self.state.seed, self.state.epoch])
         drawn = _whole_epoch(self.base, torch.Generator().manual_seed(int(rng.integers(2**62))), self.state.epoch)
         base = np.asarray(drawn)
-        if base.ndim != 1 or base.dtype.kind not in "iu" or not len(base) or base.max() >= len(weights):
+        if base.ndim != 1 or base.dtype.kind not in "iu" or not len(base) or base.max() >= self._size:
             warnings.warn(
                 f"The sampler {type(self.base).__name__} does not draw indices of the training set: interventions"
                 " leave its epochs as they are.",
                 stacklevel=2,
             )
             return drawn[self.rank :: self.num_replicas]
+        own = np.ones(len(base)) if weights is None else weights[base]
+        # a sampler that draws a part of the training set, or all of it several times, draws as much of what was added
+        share = len(base) / self._size
         length = len(base) // self.num_replicas
-        draws = self._grown(length, weights) * self.num_replicas if self.state.grow else len(base)
-        epoch = weighted_epoch(base.astype(np.int64), weights[base], draws, rng)
-        share: list[int] = epoch[self.rank :: self.num_replicas].tolist()
-        return share
+        draws = self._grown(length) * self.num_replicas if self.state.grow else len(base)
+        epoch = weighted_epoch(
+            np.concatenate([base.astype(np.int64), added]),
+            np.concatenate([own, np.full(len(added), share)]),
+            draws,
+            rng,
+            added=len(added),
+        )
+        mine: list[int] = epoch[self.rank :: self.num_replicas].tolist()
+        return mine
+
+    def _with_losses(self, drawn: Any, losses: NDArray[np.float64], added: int) -> Iterator[int]:
+        scale = (self._size + added) / (losses.sum() + added)
+        for index in drawn:
+            weight = losses[index] if index < self._size else 1.0
+            yield WeighedIndex(index, float(weight * scale))
 
 
 def _is_shared(sampler: Any) -> bool:

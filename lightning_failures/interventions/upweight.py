@@ -5,10 +5,12 @@ Source: Jain et al., Distilling Model Failures as Directions in Latent Space, IC
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
-from lightning_failures.interventions.base import Decision, Intervention, JudgedExamples
+from lightning_failures.interventions.base import Decision, Intervention, JudgedExamples, Round
 
 __all__ = ["Upweight"]
 
@@ -33,9 +35,20 @@ class Upweight(Intervention):
     Benjamini-Hochberg over classes is left alone, because its direction says nothing; and no more than ``max_flagged``
     of a class count as flagged, the hardest first, because a direction that flags nearly all tells nothing apart.
 
+    With ``weight_key`` draws stay as they are, and the step applies the weights itself: every example of the training
+    set bears w * N / (N - F + u * F) under this key (tuples: as their last element), whose mean over the training set
+    is 1, so that ``(batch["weight"] * losses).mean()`` estimates the same objective, without the noise of drawing.
+
+    Suspected label errors are left out, and listed for review: a wrong label is a failure that more weight makes worse.
+    An example is suspected when the model is wrong on it, at least 8 of its 10 nearest neighbours in the space of the
+    encoder bear the class that the model names, and a cross-fitted probe gives its own label less than 0.1
+    (:func:`~lightning_failures.interventions.suspects.suspect_labels`).
+
     Args:
         factor: u, from 1 to 10. With 1 the training is left exactly as it is.
         max_flagged: Largest share of the examples of a class that may count as flagged, in (0, 1].
+        triage: Leave suspected label errors out. Needs a ``forward`` of the module that takes images.
+        weight_key: Name in the batch of the weights of the loss; None: weights are a matter of drawing.
         start_epoch: First epoch (counted from 0) that it may act on; at the earliest the one after the first analysis.
         every_n_epochs: How often training examples are judged anew.
         stop_epoch: First epoch on which it does not act any more.
@@ -51,7 +64,7 @@ class Upweight(Intervention):
     ...     class_names=("cat", "dog"),
     ...     reasons=(None, "no pattern"),
     ... )
-    >>> Upweight(factor=2.0).decide(examples).weights.tolist()
+    >>> Upweight(factor=2.0, triage=False).decide(examples).weights.tolist()
     [2.0, 1.0, 1.0, 1.0, 1.0]
     """
 
@@ -60,6 +73,8 @@ class Upweight(Intervention):
         factor: float = 2.0,
         *,
         max_flagged: float = 0.5,
+        triage: bool = True,
+        weight_key: str | None = None,
         start_epoch: int = 1,
         every_n_epochs: int = 1,
         stop_epoch: int | None = None,
@@ -75,44 +90,60 @@ class Upweight(Intervention):
         )
         self.factor = factor
         self.max_flagged = max_flagged
+        self.triage = triage
+        self._weight_key = weight_key
         self._check("factor", 1 <= factor <= MAX_FACTOR, f"from 1 to {MAX_FACTOR:g}")
         self._check("max_flagged", 0 < max_flagged <= 1, "a share in (0, 1]")
+        self._check("weight_key", weight_key is None or bool(weight_key), "None or the name of a key")
+
+    @property
+    def weight_key(self) -> str | None:
+        """Where the batch tells the weight of each example's loss; None: weights are a matter of drawing."""
+        return self._weight_key
 
     @property
     def acts(self) -> bool:
         """Whether it changes the training at all."""
         return not self.dry_run and self.factor != 1
 
-    def decide(self, examples: JudgedExamples) -> Decision:
-        """Weigh the flagged examples of classes with a pattern."""
-        weights = np.ones(len(examples.labels))
-        counts = []
+    def decide(self, examples: JudgedExamples, round: Round | None = None) -> Decision:
+        """Weigh the flagged examples of classes with a pattern; without a round there is no triage."""
+        flagged = np.zeros(len(examples.labels), dtype=np.bool_)
+        told: list[str | None] = list(examples.reasons)
         for k, reason in enumerate(examples.reasons):
-            rows = np.flatnonzero(examples.labels == k)
-            chosen, capped = rows[:0], False
             if reason is None:
+                rows = np.flatnonzero(examples.labels == k)
                 chosen, capped = self._hardest(rows, examples.values[rows])
-            weights[chosen] = self.factor
-            counts.append((len(rows), len(chosen), "capped at max_flagged" if capped else reason))
+                flagged[chosen] = True
+                told[k] = "capped at max_flagged" if capped else None
+        review: tuple[dict[str, Any], ...] = ()
+        if self.triage and round is not None and flagged.any():
+            review = round.suspects(np.flatnonzero(flagged))
+            flagged[[entry["id"] for entry in review]] = False
+        weights = np.where(flagged, self.factor, 1.0)
         total = weights.sum()
-        return Decision(
-            weights,
-            tuple(
+        suspected = (
+            np.bincount([entry["label"] for entry in review], minlength=len(told)) if review else [0] * len(told)
+        )
+        classes = []
+        for k, name in enumerate(examples.class_names):
+            mine = examples.labels == k
+            size, count = int(mine.sum()), int(flagged[mine].sum())
+            weight = count * self.factor
+            classes.append(
                 {
                     "class": name,
                     "examples": size,
-                    "flagged": flagged,
-                    "weight": float(self.factor) if flagged else 1.0,
-                    "share": flagged / size if size else None,
-                    "share_of_draws": float(flagged * self.factor / (size - flagged + flagged * self.factor))
-                    if size
-                    else None,
-                    "share_of_all_draws": float(flagged * self.factor / total) if total else None,
-                    "reason": told,
+                    "flagged": count,
+                    "suspected": int(suspected[k]),
+                    "weight": float(self.factor) if count else 1.0,
+                    "share": count / size if size else None,
+                    "share_of_draws": float(weight / (size - count + weight)) if size else None,
+                    "share_of_all_draws": float(weight / total) if total else None,
+                    "reason": told[k],
                 }
-                for name, (size, flagged, told) in zip(examples.class_names, counts, strict=True)
-            ),
-        )
+            )
+        return Decision(weights, tuple(classes), review=review)
 
     def _hardest(self, rows: NDArray[np.int64], values: NDArray[np.float32]) -> tuple[NDArray[np.int64], bool]:
         """The flagged rows, the most negative first, as many as may be; and whether that was a limit."""

@@ -1,0 +1,115 @@
+"""AddFiltered: the hardest examples of a labelled pool join the training set.
+
+Source: Jain et al., Distilling Model Failures as Directions in Latent Space, ICLR 2023, section 4.1, figure 6.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+
+from lightning_failures.interventions.base import Decision, Intervention, JudgedExamples, Round
+from lightning_failures.interventions.picking import By
+
+__all__ = ["AddFiltered"]
+
+
+class AddFiltered(Intervention):
+    """The hardest ``per_class`` examples of each class of a labelled pool join the training set.
+
+    The pool streams by, some thousands of examples at a time, and its images are embedded once a run. A class without
+    a pattern gets nothing. What a decision picks takes the place of what the one before had picked. An epoch keeps its
+    length, so an added example comes up as often as any other, and all come up a little less often than before.
+
+    Departures from the paper: classes whose p-value does not survive Benjamini-Hochberg are left alone; images that are
+    in the training set, or nearly, and nearly equal images of the pool, are not picked twice.
+
+    Args:
+        pool: A map-style dataset whose examples have the form, and the transform, of those of the training set.
+        per_class: How many join for each class.
+        by: ``"decision_value"``, the most negative first, as in the paper; ``"confidence"``, the least confident first,
+            the usual way to pick; ``"flagged_confidence"``, the least confident of those with a negative decision
+            value, which look less alike; ``"random"``, for comparison. Those by confidence need a ``forward`` of the
+            module that takes images, and read the pool anew each time.
+        view: The same examples in the same order through the transform of validation. Without it the pool itself is
+            judged.
+        similarity: The cosine of embeddings above which two images are nearly equal; 1 drops exact copies only.
+        start_epoch: First epoch (counted from 0) that it may act on; at the earliest the one after the first analysis.
+        every_n_epochs: How often it picks anew.
+        stop_epoch: First epoch on which it does not act any more.
+        dry_run: Pick and report, but leave the training as it is.
+        grow_epoch: Longer epochs, in which nothing comes up less often than before; needs
+            ``Trainer(reload_dataloaders_every_n_epochs=1)``.
+
+    Raises:
+        ConfigurationError: An option outside its range.
+
+    >>> AddFiltered([("image", 0)], per_class=20, by="flagged_confidence")
+    AddFiltered(pool='list of 1', per_class=20, by='flagged_confidence', view=None, similarity=0.995, start_epoch=1, \
+every_n_epochs=1, stop_epoch=None, dry_run=False, grow_epoch=False)
+    """
+
+    def __init__(
+        self,
+        pool: Any,
+        per_class: int = 100,
+        *,
+        by: By = "decision_value",
+        view: Any = None,
+        similarity: float = 0.995,
+        start_epoch: int = 1,
+        every_n_epochs: int = 1,
+        stop_epoch: int | None = None,
+        dry_run: bool = False,
+        grow_epoch: bool = False,
+    ) -> None:
+        super().__init__(
+            start_epoch=start_epoch,
+            every_n_epochs=every_n_epochs,
+            stop_epoch=stop_epoch,
+            dry_run=dry_run,
+            grow_epoch=grow_epoch,
+        )
+        self.pool = pool
+        self.per_class = per_class
+        self.by: By = by
+        self.view = view
+        self.similarity = similarity
+        both = (pool, pool if view is None else view)
+        indexed = all(hasattr(data, "__len__") and hasattr(data, "__getitem__") for data in both)
+        self._check("pool", indexed, "a map-style dataset, and so must be its view")
+        self._check("per_class", isinstance(per_class, int) and per_class >= 1, "an integer >= 1")
+        self._check("by", by in get_args(By), f"one of {', '.join(get_args(By))}")
+        self._check("similarity", 0 < similarity <= 1, "a cosine in (0, 1]")
+
+    def source(self, training_set: Any, folder: Path) -> Any:
+        """The pool."""
+        return self.pool
+
+    def decide(self, examples: JudgedExamples, round: Round) -> Decision:
+        """Pick for the classes with a pattern."""
+        open_to = [k for k, reason in enumerate(examples.reasons) if reason is None]
+        found = None
+        if open_to:
+            found = round.pick(
+                self.pool, self.view, per_class=self.per_class, by=self.by, classes=open_to, similarity=self.similarity
+            )
+        entries: list[dict[str, Any]] = []
+        for k, (name, reason) in enumerate(zip(examples.class_names, examples.reasons, strict=True)):
+            picks = None if found is None or reason is not None else found.classes[k]
+            entries.append(
+                {
+                    "class": name,
+                    "examples": int((examples.labels == k).sum()),
+                    "added": 0 if picks is None else len(picks.ids),
+                    "pool_ids": [] if picks is None else picks.ids.tolist(),
+                    "in_pool": None if picks is None else picks.seen,
+                    "in_training": None if picks is None else picks.in_training,
+                    "near_duplicates": None if picks is None else picks.near_duplicates,
+                    "reason": reason if picks is None else picks.shortfall,
+                }
+            )
+        added = np.empty(0, dtype=np.int64) if found is None else found.ids.numpy()
+        return Decision(np.ones(len(examples.labels)), tuple(entries), added=added)
