@@ -1,7 +1,8 @@
-"""Two parts of a validation set: what finds the failures that are acted on, and what tells whether it helped.
+"""Parts of a validation set: what finds the failures that are acted on, what tells whether it helped, what decides.
 
 Whoever steers a training by a validation set can no longer be judged on it. So while interventions are on, directions
-and trees are fitted on the *discovery* part, and the headline numbers are read on the *report* part.
+and trees are fitted on the *discovery* part, and the headline numbers are read on the *report* part. What a decision
+hangs on (an intervention that is undone, a checkpoint that is kept) is read on a third one, the *decision* part.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from lightning_failures.arrays import as_array
@@ -17,12 +19,25 @@ from lightning_failures.directions import FailureDirections
 from lightning_failures.records import Grades
 from lightning_failures.splits import stable_hash
 
-__all__ = ["ReportPart", "in_report_part", "report_numbers", "take_grades"]
+__all__ = [
+    "DECISION",
+    "DISCOVERY",
+    "REPORT",
+    "ReportPart",
+    "in_report_part",
+    "part_of",
+    "report_numbers",
+    "take_grades",
+]
+
+DISCOVERY, REPORT, DECISION = 0, 1, 2
+"""What :func:`part_of` numbers the parts by."""
 
 MIN_EXAMPLES = 10
 """A class with fewer examples in the report part does not count as the worst."""
 
 _SALT = 0x5EED
+_DECISION_SALT = 0xDEC1DE
 
 
 @dataclass(frozen=True)
@@ -46,10 +61,28 @@ class ReportPart:
         return cls(grades, directions.decision_values(embeddings[torch.from_numpy(place)], grades.labels))
 
 
-def in_report_part(grades: Grades, *, seed: int = 0) -> Tensor:
-    """Half of the examples, by a hash of their group (of their id where there are no groups): (N,) bool.
+def part_of(grades: Grades, *, seed: int = 0, decision: bool = False) -> Tensor:
+    """The part of each example, by a hash of its group (of its id where there are no groups): (N,) int64.
 
-    A group is in one part as a whole, and in the same one in every epoch and run.
+    Half of the examples are ``DISCOVERY``, half ``REPORT``. With ``decision`` two fifths of the report part, so a fifth
+    of all, are ``DECISION``: what finds the failures stays the same. A group is in one part as a whole, and in the same
+    one in every epoch and run.
+
+    >>> rows = torch.arange(1000)
+    >>> grades = Grades(rows, rows % 2, rows % 2, torch.ones(1000), ("a", "b"))
+    >>> two, three = part_of(grades), part_of(grades, decision=True)
+    >>> torch.bincount(two).tolist(), torch.bincount(three).tolist(), bool((two[three == 0] == 0).all())
+    ([527, 473], [527, 295, 178], True)
+    """
+    sources = as_array(grades.ids if grades.groups is None else grades.groups)
+    parts = (_hashed(sources, seed + _SALT) % np.uint64(2)).astype(np.int64)
+    if decision:
+        parts[(parts == REPORT) & (_hashed(sources, seed + _DECISION_SALT) % np.uint64(5) < 2)] = DECISION
+    return torch.from_numpy(parts)
+
+
+def in_report_part(grades: Grades, *, seed: int = 0, decision: bool = False) -> Tensor:
+    """Which examples are in the report part: (N,) bool. See :func:`part_of`.
 
     >>> rows = torch.arange(6)
     >>> grades = Grades(rows, rows % 2, rows % 2, torch.ones(6), ("a", "b"), groups=torch.tensor([7, 7, 7, 8, 8, 9]))
@@ -57,8 +90,7 @@ def in_report_part(grades: Grades, *, seed: int = 0) -> Tensor:
     >>> len(held), len(held[:3].unique()), len(held[3:5].unique())
     (6, 1, 1)
     """
-    sources = grades.ids if grades.groups is None else grades.groups
-    return torch.from_numpy((stable_hash(as_array(sources), seed + _SALT) >> np.uint64(32)) % np.uint64(2) == 1)
+    return part_of(grades, seed=seed, decision=decision) == REPORT
 
 
 def take_grades(grades: Grades, rows: Tensor) -> Grades:
@@ -74,12 +106,13 @@ def take_grades(grades: Grades, rows: Tensor) -> Grades:
     )
 
 
-def report_numbers(grades: Grades, flagged: Tensor | None = None) -> dict[str, float]:
-    """The headline numbers of the report part, those that are defined.
+def report_numbers(grades: Grades, flagged: Tensor | None = None, *, part: str = "report") -> dict[str, float]:
+    """The headline numbers of a part that nothing was fitted to, those that are defined.
 
     Args:
-        grades: Of the report part.
+        grades: Of this part.
         flagged: Ids (m,) of the slice that was flagged when an intervention began, or None.
+        part: Begins the keys: "report" or "decision".
 
     >>> rows = torch.arange(40)
     >>> grades = Grades(rows, rows % 2, torch.zeros(40).long(), torch.ones(40), ("cat", "dog"))
@@ -89,14 +122,20 @@ def report_numbers(grades: Grades, flagged: Tensor | None = None) -> dict[str, f
     labels, correct = as_array(grades.labels), as_array(grades.correct)
     numbers = {}
     if len(correct):
-        numbers["report/accuracy"] = float(correct.mean())
+        numbers[f"{part}/accuracy"] = float(correct.mean())
     sizes = np.bincount(labels, minlength=len(grades.class_names))
     counted = sizes >= MIN_EXAMPLES
     if counted.any():
         right = np.bincount(labels, weights=correct, minlength=len(sizes))
-        numbers["report/worst_class_accuracy"] = float((right[counted] / sizes[counted]).min())
+        numbers[f"{part}/worst_class_accuracy"] = float((right[counted] / sizes[counted]).min())
     if flagged is not None:
         mine = np.isin(as_array(grades.ids), as_array(flagged))
         if mine.any():
-            numbers["report/flagged_error_rate"] = float(1 - correct[mine].mean())
+            numbers[f"{part}/flagged_error_rate"] = float(1 - correct[mine].mean())
     return numbers
+
+
+def _hashed(sources: NDArray[np.int64], salt: int) -> NDArray[np.uint64]:
+    """The upper half of the hash, (N,) uint64 below 2**32."""
+    upper: NDArray[np.uint64] = stable_hash(sources, salt) >> np.uint64(32)
+    return upper
