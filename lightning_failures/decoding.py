@@ -55,7 +55,7 @@ def slerp(start: Tensor, end: Tensor, alpha: float) -> Tensor:
     """
     if not 0 <= alpha <= 1:
         raise ConfigurationError(f"slerp: alpha must be in 0 ... 1; got {alpha}.")
-    a, b = torch.broadcast_tensors(_unit(start, "start"), _unit(end, "end"))
+    a, b = _unit(start, "start"), _unit(end, "end")
     # half of the angle from chord and sum: exact where vectors nearly agree, as an arc cosine is not
     angle = 2 * torch.atan2((a - b).norm(dim=-1, keepdim=True), (a + b).norm(dim=-1, keepdim=True))
     sine = angle.sin()

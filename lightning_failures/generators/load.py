@@ -1,0 +1,77 @@
+"""From what a user names to a generator."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lightning_failures.encoders import Encoder
+from lightning_failures.errors import GeneratorError, did_you_mean
+from lightning_failures.generators.base import ImageGenerator
+from lightning_failures.generators.function import FunctionGenerator
+
+__all__ = ["load_generator"]
+
+_EMBEDDED = "embedded:digits"
+
+
+def load_generator(
+    spec: str | Path | ImageGenerator | Callable[[Sequence[str], Sequence[int]], Any],
+    *,
+    device: str | torch.device | None = None,
+    local_files_only: bool = False,
+    encoder: Encoder | None = None,
+    **options: Any,
+) -> ImageGenerator:
+    """Return the generator that a string names; a generator is returned as it is, a function is wrapped.
+
+    Weights are not loaded before the first image is wanted.
+
+    Args:
+        spec: ``"embedded:digits"`` (coloured digits, packaged); a folder that a diffusers pipeline was saved to, or the
+            id of one on the hub; a function ``(prompts, seeds) -> images``
+            (:class:`~lightning_failures.generators.FunctionGenerator`); or any
+            :class:`~lightning_failures.generators.ImageGenerator`.
+        device: Where a loaded model lives; default: an accelerator if there is one.
+        local_files_only: Never ask the hub.
+        encoder: The CLIP whose embeddings are to be decoded, for pipelines of the unCLIP type.
+        options: Of :class:`~lightning_failures.generators.DiffusersGenerator`, as ``steps``.
+
+    Raises:
+        GeneratorError: Nothing of that name, or it cannot be had; with what works without a network.
+
+    >>> load_generator(lambda prompts, seeds: torch.zeros(len(seeds), 3, 8, 8)).name
+    '<lambda>'
+    """
+    if not isinstance(spec, str | Path):
+        return _given(spec)
+    name = str(spec)
+    if name == _EMBEDDED:
+        from lightning_failures.generators.digits import DigitsGenerator
+
+        return DigitsGenerator() if device is None else DigitsGenerator(device=device)
+    if name.startswith("embedded:"):
+        raise GeneratorError(f"generator={name!r} is not packaged.{did_you_mean(name, [_EMBEDDED])}")
+    close = did_you_mean(name, [_EMBEDDED])
+    if close and not Path(name).exists():
+        raise GeneratorError(f"generator={name!r} is unknown.{close}")
+    from lightning_failures.generators.diffusers import DiffusersDecoder, DiffusersGenerator
+
+    shared: dict[str, Any] = {"device": device, "local_files_only": local_files_only, **options}
+    if encoder is None:
+        return DiffusersGenerator(name, **shared)
+    return DiffusersDecoder(name, encoder=encoder, **shared)
+
+
+def _given(spec: Any) -> ImageGenerator:
+    if isinstance(spec, ImageGenerator):
+        return spec
+    if callable(spec):
+        return FunctionGenerator(spec)
+    raise GeneratorError(
+        f"a generator is a string, a path, a function (prompts, seeds) -> images, or an object with generate, close,"
+        f" name and licence; got {type(spec).__name__}."
+    )

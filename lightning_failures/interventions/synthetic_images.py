@@ -1,0 +1,247 @@
+"""Generated images as training examples: a dataset over the ledger, in the form of the user's own examples."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from lightning_failures.errors import ConfigurationError
+from lightning_failures.grading import IMAGE_KEYS, LABEL_KEYS
+from lightning_failures.interventions.ledger import Ledger
+
+__all__ = ["ItemForm", "MakeItem", "SyntheticImages", "as_pil", "find_transform", "item_form"]
+
+MakeItem = Callable[[Image.Image, int], Any]
+"""From an RGB image and the index of its class to a training example."""
+
+_LOOKED_AT = 4  # training examples, to know the range of their values
+_FAR = 10.0  # values so many times as large as those of training images were scaled otherwise
+
+
+class SyntheticImages(Dataset[Any]):
+    """Example ``row`` is the image of that row of the ledger, with its label.
+
+    Rows that were appended after this object was made, or copied into a worker, are found when they are asked for.
+
+    Args:
+        folder: Of the ledger.
+        make_item: Must survive pickling where workers are spawned.
+
+    Raises:
+        DataError: On reading: no such row, or one that has no image.
+    """
+
+    def __init__(self, folder: str | Path, make_item: MakeItem) -> None:
+        self.ledger = Ledger(folder)
+        self.make_item = make_item
+
+    def __len__(self) -> int:
+        return len(self.ledger)
+
+    def __getitem__(self, row: int) -> Any:
+        image = as_pil(self.ledger.image(int(row)))
+        return self.make_item(image, self.ledger[int(row)].class_index)
+
+
+def as_pil(image: Tensor) -> Image.Image:
+    """(3, H, W) uint8 -> RGB."""
+    return Image.fromarray(image.permute(1, 2, 0).contiguous().numpy())
+
+
+@dataclass
+class ItemForm:
+    """Makes training examples that collate with the user's.
+
+    Attributes:
+        transform: The user's, or None.
+        training: A training example, whose types are copied.
+        reach: Largest magnitude among the values of some training images.
+
+    Example:
+        >>> training = [(torch.zeros(3, 8, 8), 1)]
+        >>> form = item_form(training, lambda image: torch.tensor(np.array(image)).permute(2, 0, 1) / 255)
+        >>> image, label = form(Image.new("RGB", (8, 8)), 4)
+        >>> image.shape, label
+        (torch.Size([3, 8, 8]), 4)
+    """
+
+    transform: Callable[[Any], Any] | None
+    training: Any
+    reach: float
+    _way: int = field(default=0, repr=False, compare=False)  # in which form the transform took the last image
+
+    def __call__(self, image: Image.Image, label: int) -> Any:
+        """Make one example.
+
+        Raises:
+            ConfigurationError: What the transform gives is no image like those of the training set.
+        """
+        example, own, _ = _image_and_label(self.training)
+        found = self._transformed(image, example)
+        name = _label_like(own, label)
+        if isinstance(self.training, Mapping):
+            return {key: name if key in LABEL_KEYS else found for key in self.training}
+        make = getattr(type(self.training), "_make", type(self.training))  # a named tuple has its own way
+        return make((found, name))
+
+    def _transformed(self, image: Image.Image, example: Any) -> Any:
+        tried = []
+        for way in sorted(range(len(_WAYS)), key=lambda way: way != self._way):
+            told, change = _WAYS[way]
+            try:
+                given = change(image)
+                found = given if self.transform is None else self.transform(given)
+            except Exception as error:  # a transform of the user, given what it may not know
+                tried.append(f"of {told}: {type(error).__name__}")
+                continue
+            if _alike(found, example, self.reach):
+                self._way = way
+                return found
+            tried.append(f"of {told}: {_describe(found)}")
+        what = "No transform was found, and a generated image" if self.transform is None else "The transform"
+        raise ConfigurationError(
+            f"AddSynthetic: training images are {_describe(example)}. {what} of {image.width} x {image.height} pixels"
+            f" gives {'; '.join(tried)}. Give transform=, which turns a PIL image into such an image (with a Resize, if"
+            " sizes differ), or make_item=, (image, label) -> a whole example."
+        )
+
+
+def item_form(training_set: Any, transform: Callable[[Any], Any] | None = None) -> ItemForm:
+    """Find out how the examples of a training set are put together.
+
+    Random transforms draw from the global generators: isolate them around this call.
+
+    Args:
+        training_set: Its examples are tuples (image, label), or mappings with one of the keys image, images, x,
+            pixel_values and one of label, labels, target, y.
+        transform: From a generated image to an input of the model. None: the ``transform`` of the training set, which
+            is looked for through wrappers such as ``Subset``.
+
+    Raises:
+        ConfigurationError: Examples of another form, or parts of the training set with different transforms.
+    """
+    examples = [training_set[k] for k in range(min(_LOOKED_AT, len(training_set)))]
+    if not examples:
+        raise ConfigurationError("AddSynthetic: the training set is empty, so that the form of its examples is unknown")
+    images = []
+    for example in examples:
+        image, label, extra = _image_and_label(example)
+        if extra:
+            raise ConfigurationError(
+                f"AddSynthetic: training examples hold more than an image and a label ({extra}), and nothing tells what"
+                " that should be for a generated image. Give make_item=, (image, label) -> a whole example."
+            )
+        _label_like(label, 0)
+        images.append(image)
+    reach = max(float(np.abs(np.asarray(image, dtype=np.float64)).max(initial=0)) for image in images)
+    return ItemForm(find_transform(training_set) if transform is None else transform, examples[0], reach)
+
+
+def find_transform(dataset: Any) -> Callable[[Any], Any] | None:
+    """The ``transform`` of a dataset, through ``Subset``, ``ConcatDataset`` and the like; None if nobody has one.
+
+    Raises:
+        ConfigurationError: Parts that are joined have different ones.
+    """
+    own = getattr(dataset, "transform", None)
+    if callable(own):
+        return own  # type: ignore[no-any-return]
+    parts = getattr(dataset, "datasets", None)
+    if isinstance(parts, list):
+        found = [find_transform(part) for part in parts]
+        if any(repr(one) != repr(found[0]) for one in found):
+            raise ConfigurationError(
+                "AddSynthetic: the datasets that are joined for training have different transforms. Say with transform="
+                " how a generated image becomes an input of the model."
+            )
+        return found[0] if found else None
+    inner = getattr(dataset, "dataset", None)
+    return None if inner is None else find_transform(inner)
+
+
+def _image_and_label(example: Any) -> tuple[Any, Any, str]:
+    """Image, label, and what else there is."""
+    if isinstance(example, Mapping):
+        image, label = (next((key for key in keys if key in example), None) for keys in (IMAGE_KEYS, LABEL_KEYS))
+        if image is not None and label is not None:
+            return example[image], example[label], ", ".join(str(key) for key in example if key not in (image, label))
+    elif isinstance(example, tuple | list) and len(example) >= 2:
+        extra = f"{len(example)} elements" if len(example) > 2 else ""
+        return example[0], example[1], extra
+    raise ConfigurationError(
+        f"AddSynthetic: a training example is a {type(example).__name__}, neither (image, label) nor a mapping with"
+        " keys such as image and label. Give make_item=, (image, label) -> a whole example."
+    )
+
+
+def _pixels(image: Image.Image) -> Tensor:
+    """(3 or 1, H, W) uint8."""
+    pixels = torch.from_numpy(np.array(image))
+    return pixels[None] if pixels.ndim == 2 else pixels.permute(2, 0, 1).contiguous()
+
+
+_WAYS: tuple[tuple[str, Callable[[Image.Image], Any]], ...] = (
+    ("a PIL image", lambda image: image),
+    ("a uint8 tensor", _pixels),
+    ("a float tensor", lambda image: _pixels(image).float() / 255),
+    ("a gray PIL image", lambda image: image.convert("L")),
+    ("a gray uint8 tensor", lambda image: _pixels(image.convert("L"))),
+    ("a gray float tensor", lambda image: _pixels(image.convert("L")).float() / 255),
+)
+"""What transforms take."""
+
+
+def _alike(found: Any, example: Any, reach: float) -> bool:
+    if isinstance(example, Image.Image):
+        return isinstance(found, Image.Image) and found.mode == example.mode
+    kind = Tensor if isinstance(example, Tensor) else np.ndarray
+    if not isinstance(example, kind) or not isinstance(found, kind):
+        return False
+    if found.dtype != example.dtype or found.shape != example.shape:
+        return False
+    largest = float(np.abs(np.asarray(found, dtype=np.float64)).max(initial=0))
+    return example.dtype in (torch.uint8, np.uint8) or largest <= _FAR * (reach + 1)
+
+
+def _describe(image: Any) -> str:
+    if isinstance(image, Tensor | np.ndarray):
+        largest = float(np.abs(np.asarray(image, dtype=np.float64)).max(initial=0))
+        return f"{image.dtype} {tuple(image.shape)} up to {largest:.3g}"
+    mode = f" {image.mode}" if isinstance(image, Image.Image) else ""
+    return f"{type(image).__name__}{mode}"
+
+
+def _label_like(example: Any, label: int) -> Any:
+    """The label in the type of a training example's, which may be one-hot."""
+    if isinstance(example, bool | int | float | np.generic):
+        return type(example)(label)
+    if isinstance(example, Tensor | np.ndarray):
+        new = (
+            partial(torch.full, dtype=example.dtype)
+            if isinstance(example, Tensor)
+            else partial(np.full, dtype=example.dtype)
+        )
+        if example.ndim == 0 or tuple(example.shape) == (1,):
+            return new(tuple(example.shape), label)
+        if (
+            example.ndim == 1
+            and label < len(example)
+            and sorted(set(example.tolist())) == [0, 1]
+            and example.sum() == 1
+        ):
+            one_hot = new(tuple(example.shape), 0)
+            one_hot[label] = 1
+            return one_hot
+    raise ConfigurationError(
+        f"AddSynthetic: the label of a training example is a {type(example).__name__}, neither a class nor one-hot."
+        " Give make_item=, (image, label) -> a whole example."
+    )
