@@ -1,8 +1,9 @@
 """Small encoders of coloured digits that the package carries, for machines that can download nothing.
 
 ``clip/`` is an open_clip model in open_clip's own ``local-dir:`` format, ``robust/`` an adversarially trained CNN
-beside a plainly trained twin of it. ``quality.json`` in either folder holds what was measured on the stored files. They
-are made by ``python -m lightning_failures.embedded.train_clip`` and ``... .train_robust``.
+beside a plainly trained twin of it, ``diffusion/`` a diffusion model that takes embeddings of that CLIP.
+``quality.json`` in each folder holds what was measured on the stored files. They are made by
+``python -m lightning_failures.embedded.train_clip``, ``... .train_robust`` and ``... .train_diffusion``.
 """
 
 from __future__ import annotations
@@ -13,11 +14,13 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from lightning_failures.embedded.robust_cnn import RobustCNN, Variant
 
-__all__ = ["CLIP_FOLDER", "ROBUST_FOLDER", "load_robust_cnn"]
+__all__ = ["CLIP_FOLDER", "DIFFUSION_FOLDER", "ROBUST_FOLDER", "load_robust_cnn"]
 
 CLIP_FOLDER: Path = Path(__file__).parent / "clip"
 """Loads as ``open_clip.create_model_and_transforms(f"local-dir:{CLIP_FOLDER}")``."""
 ROBUST_FOLDER: Path = Path(__file__).parent / "robust"
+DIFFUSION_FOLDER: Path = Path(__file__).parent / "diffusion"
+"""``unet`` and ``scheduler`` as diffusers stores them; see :mod:`~lightning_failures.embedded.digit_diffusion`."""
 
 
 def load_robust_cnn(variant: Variant = "robust") -> RobustCNN:

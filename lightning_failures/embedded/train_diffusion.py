@@ -1,0 +1,287 @@
+"""Train the diffusion model of digits: ``python -m lightning_failures.embedded.train_diffusion --output DIR``.
+
+The network learns to denoise rendered training digits, every attribute uniform, given a unit vector of the digits-CLIP.
+What that vector is, is drawn for each example, so that a prompt, an image and a direction all lead to digits:
+
+* the embedding of the very image;
+* the embedding of a true caption of it, which names some of its attributes;
+* a point on the arc between the two;
+* a *push*: from the caption that names the digit alone, along the arc towards the difference of two images of that
+  digit, this one less another. That is what decoding a failure direction asks for (Jain et al., Distilling Model
+  Failures as Directions in Latent Space, ICLR 2023, section 5.2), and no embedding of an image looks like it;
+* nothing, for classifier-free guidance.
+
+All but the last get a little noise. The folder that is written loads with ``from_pretrained`` of diffusers, and holds
+the fingerprint of the CLIP that it goes with.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import math
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import DPMSolverMultistepScheduler, UNet2DConditionModel
+from torch import Tensor
+from torch.nn import functional as F
+
+from lightning_failures.digits.render import CLASSES, TINTS, Split
+from lightning_failures.embedded import DIFFUSION_FOLDER
+from lightning_failures.embedded.digit_diffusion import as_condition, load, to_latents
+from lightning_failures.embedded.storage import round_figures, write_json, write_weights
+from lightning_failures.embedded.train_clip import UNNAMED, WORDS, draw_captions, draw_described, write_caption
+from lightning_failures.encoders import load_encoder
+from lightning_failures.encoders.base import TextEncoder
+
+__all__ = ["Pool", "draw_conditions", "draw_pool", "measure", "save_folder", "slerp", "train"]
+
+UNET: dict[str, Any] = {
+    "sample_size": 16,
+    "in_channels": 12,
+    "out_channels": 12,
+    "down_block_types": ("DownBlock2D", "DownBlock2D", "DownBlock2D"),
+    "mid_block_type": "UNetMidBlock2D",
+    "up_block_types": ("UpBlock2D", "UpBlock2D", "UpBlock2D"),
+    "block_out_channels": (64, 96, 96),
+    "layers_per_block": 1,
+    "norm_num_groups": 16,
+    "resnet_time_scale_shift": "scale_shift",
+    "class_embed_type": "projection",
+    "projection_class_embeddings_input_dim": 128,
+}
+SCHEDULER: dict[str, Any] = {
+    "beta_schedule": "squaredcos_cap_v2",
+    "prediction_type": "v_prediction",
+    "timestep_spacing": "trailing",
+}
+SAMPLING: dict[str, Any] = {"steps": 12, "guidance": 1.5}
+KINDS = {"image": 0.25, "caption": 0.3, "between": 0.15, "push": 0.2, "nothing": 0.1}
+"""How often the condition is of each kind."""
+PUSH = 0.4
+"""A push goes up to this fraction of the arc."""
+NOISE = 0.3
+"""Largest length of the noise on a unit vector."""
+EMA = 0.998
+
+
+@dataclass(frozen=True)
+class Pool:
+    """N rendered images with what the CLIP makes of them.
+
+    Attributes:
+        images: (N, 3, 32, 32) uint8.
+        digits: (N,) int64, ascending, so that the images of a digit are neighbours.
+        seen: (N, D) float32, embeddings of the images.
+        told: (N, K, D) float32, embeddings of K true captions each.
+        named: (10, D) float32, embeddings of the captions that name a digit and nothing else.
+    """
+
+    images: Tensor
+    digits: Tensor
+    seen: Tensor
+    told: Tensor
+    named: Tensor
+
+
+def draw_pool(encoder: TextEncoder, size: int, rng: np.random.Generator, *, captions: int = 2) -> Pool:
+    """Render training digits, describe them, and embed both, once: the CLIP costs more than a step of training."""
+    images, truth = draw_described("train", size, rng)
+    order = torch.argsort(truth[:, 0], stable=True)
+    images, truth = images[order], truth[order]
+    texts = draw_captions(truth.repeat_interleave(captions, dim=0), rng)[0]
+    known = sorted(set(texts))
+    place = {text: row for row, text in enumerate(known)}
+    told = encoder.encode_texts(known)[[place[text] for text in texts]].view(size, captions, -1)
+    seen = torch.cat([encoder.encode_images(part.float() / 255) for part in torch.split(images, 512)])
+    named = encoder.encode_texts([write_caption([digit, *[UNNAMED] * 4]) for digit in range(len(CLASSES))])
+    return Pool(images, truth[:, 0].contiguous(), seen, told, named)
+
+
+def slerp(start: Tensor, end: Tensor, fraction: Tensor) -> Tensor:
+    """Points on the arcs between unit vectors: start and end (N, D), fraction (N,) of the arc -> (N, D).
+
+    >>> slerp(torch.eye(2)[:1], torch.eye(2)[1:], torch.tensor([1 / 3]))
+    tensor([[0.8660, 0.5000]])
+    """
+    angle = (start * end).sum(dim=1).clamp(-0.9999, 0.9999).acos()
+    weights = torch.stack([(1 - fraction) * angle, fraction * angle]).sin() / angle.sin()
+    return F.normalize(weights[0, :, None] * start + weights[1, :, None] * end, dim=1)
+
+
+def draw_conditions(pool: Pool, rows: Tensor, rng: np.random.Generator) -> Tensor:
+    """Draw what the network is told of each image, as said at the top of this file.
+
+    Args:
+        pool: The training images.
+        rows: (B,) int64, which of them are denoised.
+        rng: Source of randomness.
+
+    Returns:
+        (B, D) float32: unit vectors, or zeros for "nothing".
+    """
+    size, dim = len(rows), pool.seen.shape[1]
+
+    def uniform() -> Tensor:
+        return torch.from_numpy(rng.random(size)).float()
+
+    digits = pool.digits[rows]
+    seen, told = pool.seen[rows], pool.told[rows, torch.from_numpy(rng.integers(pool.told.shape[1], size=size))]
+    first, count = torch.searchsorted(pool.digits, digits), torch.bincount(pool.digits, minlength=len(CLASSES))[digits]
+    other = pool.seen[first + (uniform() * count).long().clamp(max=count - 1)]
+    choices = torch.stack(
+        [
+            seen,
+            told,
+            slerp(seen, told, uniform()),
+            slerp(pool.named[digits], F.normalize(seen - other, dim=1), PUSH * uniform()),
+            torch.zeros_like(seen),
+        ]
+    )
+    kind = torch.from_numpy(rng.choice(len(KINDS), size=size, p=list(KINDS.values())))
+    noise = F.normalize(torch.from_numpy(rng.standard_normal((size, dim))).float(), dim=1)
+    chosen = choices[kind, torch.arange(size)]
+    noisy = F.normalize(chosen + NOISE * uniform()[:, None] * noise, dim=1)
+    return torch.where((kind == len(KINDS) - 1)[:, None], chosen, noisy)
+
+
+def train(
+    pool: Pool,
+    *,
+    steps: int,
+    batch_size: int,
+    lr: float = 1e-3,
+    seed: int = 0,
+    device: str = "cpu",
+    keep: Any = lambda step, unet: None,
+) -> UNet2DConditionModel:
+    """Train from scratch and print the progress. The global random state is left as it was.
+
+    Args:
+        pool: Images to learn from.
+        steps: Steps of AdamW, the rate falling along a cosine.
+        batch_size: Images a step.
+        lr: Highest rate.
+        seed: Decides initial weights, order, conditions, times and noise.
+        device: Where to train; in bfloat16 where it pays.
+        keep: Called as ``keep(step, unet)`` every 500 steps with the weights so far.
+
+    Returns:
+        The exponential moving average of the weights.
+    """
+    with torch.random.fork_rng(devices=()):
+        torch.manual_seed(seed)
+        unet = UNet2DConditionModel(**UNET).to(device)
+    average = copy.deepcopy(unet).requires_grad_(False)
+    alphas = DPMSolverMultistepScheduler(**SCHEDULER).alphas_cumprod
+    rng, generator = np.random.default_rng(seed), torch.Generator().manual_seed(seed)
+    optimizer = torch.optim.AdamW(unet.parameters(), weight_decay=1e-2)
+    start, order, losses = time.monotonic(), torch.empty(0, dtype=torch.int64), []
+    for step in range(steps):
+        for group in optimizer.param_groups:
+            group["lr"] = lr * min(1.0, (step + 1) / 100) * 0.5 * (1 + math.cos(math.pi * step / steps))
+        if len(order) < batch_size:
+            order = torch.randperm(len(pool.images), generator=generator)
+        rows, order = order[:batch_size], order[batch_size:]
+        x, condition = to_latents(pool.images[rows]), as_condition(draw_conditions(pool, rows, rng))
+        t = torch.randint(len(alphas), (len(x),), generator=generator)
+        noise = torch.randn(x.shape, generator=generator)
+        signal, spread = alphas[t].sqrt().view(-1, 1, 1, 1), (1 - alphas[t]).sqrt().view(-1, 1, 1, 1)
+        noisy, velocity = signal * x + spread * noise, signal * noise - spread * x
+        with torch.autocast(torch.device(device).type, torch.bfloat16):
+            predicted = unet(noisy.to(device), t.to(device), None, class_labels=condition.to(device)).sample
+        loss = F.mse_loss(predicted.float(), velocity.to(device))
+        optimizer.zero_grad()
+        torch.autograd.backward(loss)
+        torch.nn.utils.clip_grad_norm_(unet.parameters(), 1.0)
+        optimizer.step()
+        decay = min(EMA, (1 + step) / (10 + step))
+        with torch.no_grad():
+            torch._foreach_lerp_(list(average.parameters()), list(unet.parameters()), 1 - decay)
+        losses.append(loss.item())
+        if step % 100 == 99:
+            mean = sum(losses[-100:]) / 100
+            print(f"step {step + 1}/{steps}  loss {mean:.4f}  {time.monotonic() - start:.0f} s", flush=True)
+        if step % 500 == 499:
+            keep(step + 1, average)
+    return average.eval()
+
+
+def measure(folder: Path, *, split: Split = "test", size: int = 500, seed: int = 0) -> dict[str, float]:
+    """Judge a stored folder by the digits-CLIP itself; an independent judge is in ``benchmarks/generator.py``.
+
+    Returns:
+        ``prompt_*``: shares of images made from "a photo of a <tint> <digit>" whose nearest among the hundred such
+        captions is right in digit, in tint, in both. ``image_*``: the same for decoded embeddings of images that the
+        model never saw. ``seconds_per_image``: sampling, in batches.
+    """
+    encoder, model = load_encoder("embedded:digits"), load(folder)
+    assert isinstance(encoder, TextEncoder)
+    pairs = torch.full((len(CLASSES) * len(TINTS), len(WORDS)), UNNAMED)
+    pairs[:, :2] = torch.cartesian_prod(torch.arange(len(CLASSES)), torch.arange(len(TINTS)))
+    captions = encoder.encode_texts([write_caption(claim) for claim in pairs.tolist()])
+    images, truth = draw_described(split, size, np.random.default_rng(seed))
+    figures: dict[str, float] = {}
+    asked = pairs[torch.arange(size) % len(pairs), :2]
+    start = time.monotonic()
+    for name, embeddings, wanted in (
+        ("prompt", captions[torch.arange(size) % len(pairs)], asked),
+        ("image", encoder.encode_images(images.float() / 255), truth[:, :2]),
+    ):
+        made = model.sample(embeddings, range(seed, seed + size))
+        right = pairs[(encoder.encode_images(made.float() / 255) @ captions.T).argmax(dim=1), :2] == wanted
+        figures |= {f"{name}_{what}": right[:, i].float().mean().item() for i, what in enumerate(("digit", "tint"))}
+        figures[f"{name}_both"] = right.all(dim=1).float().mean().item()
+    figures["seconds_per_image"] = (time.monotonic() - start) / (2 * size)
+    return round_figures(figures)
+
+
+def save_folder(unet: UNet2DConditionModel, folder: Path, *, encoder_fingerprint: str) -> None:
+    """Write ``unet/`` and ``scheduler/`` as diffusers reads them (float16), and ``config.json``."""
+    for part in ("unet", "scheduler"):
+        (folder / part).mkdir(parents=True, exist_ok=True)
+    write_json(folder / "config.json", {"encoder_fingerprint": encoder_fingerprint, **SAMPLING})
+    write_json(
+        folder / "scheduler" / "scheduler_config.json", {"_class_name": "DPMSolverMultistepScheduler", **SCHEDULER}
+    )
+    write_json(folder / "unet" / "config.json", json.loads(unet.to_json_string()))
+    write_weights(folder / "unet" / "diffusion_pytorch_model.safetensors", unet.state_dict())
+
+
+def main() -> None:
+    """Train, store, and measure what was stored."""
+    parser = argparse.ArgumentParser(description="Train the diffusion model of digits that the package carries.")
+    parser.add_argument(
+        "--output", type=Path, default=DIFFUSION_FOLDER, help="folder to write (default: the packaged one)"
+    )
+    parser.add_argument("--steps", type=int, default=8000)
+    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--pool", type=int, default=30_000, help="images rendered and embedded before training")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--threads", type=int, default=None, help="threads of torch (default: torch's own choice)")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads or torch.get_num_threads())
+    encoder = load_encoder("embedded:digits", device=options.device)
+    assert isinstance(encoder, TextEncoder)
+    pool = draw_pool(encoder, options.pool, np.random.default_rng(options.seed))
+    shared: dict[str, Any] = {"steps": options.steps, "batch_size": options.batch_size, "seed": options.seed}
+
+    def keep(step: int, unet: UNet2DConditionModel) -> None:
+        save_folder(unet, options.output, encoder_fingerprint=encoder.fingerprint)
+
+    keep(options.steps, train(pool, **shared, device=options.device, keep=keep))
+    quality: dict[str, Any] = {**shared, "pool": options.pool}
+    quality |= {split: measure(options.output, split=split) for split in ("validation", "test")}
+    write_json(options.output / "quality.json", quality)
+    print(quality)
+
+
+if __name__ == "__main__":
+    main()
