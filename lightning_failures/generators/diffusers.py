@@ -12,6 +12,7 @@ import inspect
 import json
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from lightning_failures.encoders.frozen import as_device, first_line, frozen_inf
 from lightning_failures.errors import GeneratorError
 from lightning_failures.generators.function import as_uint8
 
-__all__ = ["DiffusersDecoder", "DiffusersGenerator"]
+__all__ = ["DiffusersDecoder", "DiffusersGenerator", "Pipeline", "find_pipeline"]
 
 _WAYS = (
     "A generator is 'embedded:digits', a folder that a diffusers pipeline was saved to (save_pretrained), the id of "
@@ -36,7 +37,62 @@ _WAYS = (
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _SAME_SPACE = 0.98  # cosine; rounding and resizing leave 0.999, other weights some 0
 _PROBES = 8
+_PROMPTS = ("prompt",)
 _EMBEDDINGS = ("image_embeds", "image_embeddings")
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """A pipeline on disk that has not been loaded.
+
+    Attributes:
+        name: What the user called it.
+        folder: With ``model_index.json``.
+        kind: Its class in diffusers.
+        parts: Names of its components.
+        takes: Arguments of a call.
+    """
+
+    name: str
+    folder: Path
+    kind: str
+    parts: frozenset[str]
+    takes: frozenset[str]
+
+    def argument(self, *names: str) -> str:
+        """The first of these names that a call takes.
+
+        Raises:
+            GeneratorError: None of them.
+        """
+        for name in names:
+            if name in self.takes:
+                return name
+        raise GeneratorError(
+            f"{self.name} is a {self.kind}, which takes no {' or '.join(names)}, but {', '.join(sorted(self.takes))}."
+        )
+
+
+def find_pipeline(name: str, *, local_files_only: bool = False, decodes: bool = False) -> Pipeline:
+    """Find a pipeline in a folder or on the hub, download it if need be, and check what can be told unloaded.
+
+    Args:
+        name: See :class:`DiffusersGenerator`.
+        local_files_only: Never ask the hub.
+        decodes: It must take image embeddings, and have the encoder that made them. Else it must take prompts.
+
+    Raises:
+        GeneratorError: As :class:`DiffusersGenerator`, or :class:`DiffusersDecoder` if ``decodes``.
+    """
+    folder = _folder(name, local_files_only=local_files_only)
+    index = _index(name, folder)
+    kind = index["_class_name"]
+    found = Pipeline(name, folder, kind, frozenset(index), _parameters(name, kind))
+    found.argument(*(_EMBEDDINGS if decodes else _PROMPTS))
+    for part in ("image_encoder", "feature_extractor") if decodes else ():
+        if part not in found.parts:
+            raise GeneratorError(f"{name} has no {part}, so that nobody can tell which CLIP it takes.")
+    return found
 
 
 class DiffusersGenerator:
@@ -63,6 +119,8 @@ class DiffusersGenerator:
             it takes no prompts.
     """
 
+    _decodes = False
+
     def __init__(
         self,
         name: str,
@@ -77,18 +135,10 @@ class DiffusersGenerator:
         self.device = as_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.dtype = _dtype(dtype, self.device)
         self.flagged = 0
-        self._folder = _folder(name, local_files_only=local_files_only)
-        self._index = _index(name, self._folder)
-        self.licence = _licence(self._folder)
-        self._takes = _parameters(name, self._index["_class_name"])
-        self._options = {
-            key: value
-            for key, value in (("num_inference_steps", steps), ("guidance_scale", guidance))
-            if value is not None
-        }
-        for key in self._options:
-            self._require(key)
-        self._check()
+        self._found = find_pipeline(name, local_files_only=local_files_only, decodes=self._decodes)
+        self.licence = _licence(self._found.folder)
+        asked = {"num_inference_steps": steps, "guidance_scale": guidance}
+        self._options = {self._found.argument(key): value for key, value in asked.items() if value is not None}
         self._pipeline: Any = None
 
     def generate(self, prompts: Sequence[str], seeds: Sequence[int]) -> Tensor:
@@ -106,19 +156,6 @@ class DiffusersGenerator:
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
-    def _check(self) -> None:
-        self._require("prompt")
-
-    def _require(self, *names: str) -> str:
-        """The first of these arguments that the pipeline takes."""
-        for name in names:
-            if name in self._takes:
-                return name
-        raise GeneratorError(
-            f"{self.name} is a {self._index['_class_name']}, which takes no {' or '.join(names)}, but"
-            f" {', '.join(sorted(self._takes))}."
-        )
-
     def _run(self, seeds: Sequence[int], **given: Any) -> Tensor:
         pipeline = self._open()
         generators = [torch.Generator().manual_seed(int(seed)) for seed in seeds]
@@ -135,7 +172,7 @@ class DiffusersGenerator:
             try:
                 with isolated_build(), _no_bars():
                     pipeline = kind.from_pretrained(
-                        self._folder,
+                        self._found.folder,
                         dtype=self.dtype,  # releases that do not know it load float32, and convert below
                         use_safetensors=True,
                         local_files_only=True,
@@ -169,11 +206,16 @@ class DiffusersDecoder(DiffusersGenerator):
             on the first call, one that embeds pictures otherwise.
     """
 
+    _decodes = True
+
     def __init__(self, name: str, *, encoder: Encoder, **options: Any) -> None:
-        self._encoder = encoder
-        self._length = 1.0
         super().__init__(name, **options)
         self.encoder_fingerprint = encoder.fingerprint
+        self._encoder = encoder
+        self._length = 1.0
+        config = json.loads((self._found.folder / "image_encoder" / "config.json").read_text())
+        if config.get("projection_dim", encoder.dim) != encoder.dim:
+            raise self._another(f"its embeddings have {config['projection_dim']} dimensions, not {encoder.dim}")
 
     def generate(self, prompts: Sequence[str], seeds: Sequence[int]) -> Tensor:
         """Decode the text embeddings of the prompts; a pipeline that takes prompts as well gets them.
@@ -196,19 +238,10 @@ class DiffusersDecoder(DiffusersGenerator):
     def _decode(self, prompts: list[str], embeddings: Tensor, seeds: Sequence[int]) -> Tensor:
         self._open()
         rows = F.normalize(embeddings.float(), dim=-1) * self._length
-        given: dict[str, Any] = {self._require(*_EMBEDDINGS): rows.to(self.device, self.dtype)}
-        if "prompt" in self._takes:
+        given: dict[str, Any] = {self._found.argument(*_EMBEDDINGS): rows.to(self.device, self.dtype)}
+        if "prompt" in self._found.takes:
             given["prompt"] = prompts
         return self._run(seeds, **given)
-
-    def _check(self) -> None:
-        self._require(*_EMBEDDINGS)
-        missing = [part for part in ("image_encoder", "feature_extractor") if part not in self._index]
-        if missing:
-            raise GeneratorError(f"{self.name} has no {missing[0]}, so that nobody can tell which CLIP it takes.")
-        config = json.loads((self._folder / "image_encoder" / "config.json").read_text())
-        if config.get("projection_dim", self._encoder.dim) != self._encoder.dim:
-            raise self._another(f"its embeddings have {config['projection_dim']} dimensions, not {self._encoder.dim}")
 
     def _open(self) -> Any:
         if self._pipeline is None:
@@ -277,14 +310,14 @@ def _index(name: str, folder: Path) -> dict[str, Any]:
     return index
 
 
-def _parameters(name: str, kind: str) -> set[str]:
+def _parameters(name: str, kind: str) -> frozenset[str]:
     """The arguments that pipelines of this class take."""
     import diffusers
 
     pipeline = getattr(diffusers, kind, None)
     if pipeline is None:
         raise GeneratorError(f"generator={name!r} is a {kind}, which diffusers {diffusers.__version__} does not know.")
-    return set(inspect.signature(pipeline.__call__).parameters) - {"self"}
+    return frozenset(inspect.signature(pipeline.__call__).parameters) - {"self"}
 
 
 def _licence(folder: Path) -> str:

@@ -102,6 +102,7 @@ class Ledger:
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
         self._rows: list[LedgerRow] = []
+        self._images: list[int] = []  # rows with a file
         self._read = 0  # bytes of whole lines that are known
 
     @property
@@ -109,6 +110,20 @@ class Ledger:
         """All rows that are on disk by now."""
         self.refresh()
         return list(self._rows)
+
+    @property
+    def images(self) -> list[int]:
+        """The rows that have an image, in their order."""
+        self.refresh()
+        return list(self._images)
+
+    def row_of_image(self, number: int) -> int:
+        """The row of the image with this number among the images, which never changes."""
+        if number >= len(self._images):
+            self.refresh()
+        if not 0 <= number < len(self._images):
+            raise IndexError(f"the ledger in {self.folder} has {len(self._images)} images, no image {number}")
+        return self._images[number]
 
     def __len__(self) -> int:
         self.refresh()
@@ -130,19 +145,22 @@ class Ledger:
         lines: list[bytes] = []
         with contextlib.suppress(FileNotFoundError), (self.folder / _NAME).open("rb") as file:
             if os.fstat(file.fileno()).st_size < self._read:  # purged and begun anew
-                self._rows, self._read = [], 0
+                self._rows, self._images, self._read = [], [], 0
             file.seek(self._read)
             lines = file.read().splitlines(keepends=True)
         for line in lines:
             if not line.endswith(b"\n"):
                 break
             try:
-                self._rows.append(LedgerRow.from_dict(json.loads(line)))
+                row = LedgerRow.from_dict(json.loads(line))
             except (ValueError, TypeError, AttributeError) as error:
                 raise DataError(
                     f"line {len(self._rows) + 1} of {self.folder / _NAME} is damaged ({error}). Mend it, or remove all"
                     " images with lightning_failures.interventions.ledger.purge(folder)."
                 ) from error
+            if row.file is not None:
+                self._images.append(len(self._rows))
+            self._rows.append(row)
             self._read += len(line)
 
     def append(self, row: LedgerRow, image: Tensor | None = None) -> int:

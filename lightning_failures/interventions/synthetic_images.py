@@ -28,16 +28,17 @@ _FAR = 10.0  # values so many times as large as those of training images were sc
 
 
 class SyntheticImages(Dataset[Any]):
-    """Example ``row`` is the image of that row of the ledger, with its label.
+    """Example k is the k-th image of the ledger, with its label; rows without an image do not count.
 
-    Rows that were appended after this object was made, or copied into a worker, are found when they are asked for.
+    Images that came after this object was made, or copied into a worker, are found when they are asked for.
 
     Args:
         folder: Of the ledger.
         make_item: Must survive pickling where workers are spawned.
 
     Raises:
-        DataError: On reading: no such row, or one that has no image.
+        IndexError: On reading: there is no such image.
+        DataError: On reading: its file is gone.
     """
 
     def __init__(self, folder: str | Path, make_item: MakeItem) -> None:
@@ -45,11 +46,11 @@ class SyntheticImages(Dataset[Any]):
         self.make_item = make_item
 
     def __len__(self) -> int:
-        return len(self.ledger)
+        return len(self.ledger.images)
 
-    def __getitem__(self, row: int) -> Any:
-        image = as_pil(self.ledger.image(int(row)))
-        return self.make_item(image, self.ledger[int(row)].class_index)
+    def __getitem__(self, number: int) -> Any:
+        row = self.ledger.row_of_image(int(number))
+        return self.make_item(as_pil(self.ledger.image(row)), self.ledger[row].class_index)
 
 
 def as_pil(image: Tensor) -> Image.Image:

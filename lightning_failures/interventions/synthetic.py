@@ -1,0 +1,353 @@
+"""AddSynthetic: images generated from a failure mode, from its caption or from its direction, join the training set.
+
+Source: Jain et al., Distilling Model Failures as Directions in Latent Space, ICLR 2023, section 4.2, figure 9, and
+appendix A.6 for decoded directions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+from torch import Tensor
+from tqdm import tqdm
+
+from lightning_failures.decoding import decoding_targets
+from lightning_failures.directions import fit_failure_directions
+from lightning_failures.encoders.base import Encoder, gives_texts
+from lightning_failures.errors import ConfigurationError, GeneratorError
+from lightning_failures.generators.base import EmbeddingDecoder, ImageGenerator, takes_embeddings
+from lightning_failures.generators.load import load_generator
+from lightning_failures.grammar import CaptionVocabulary
+from lightning_failures.interventions.base import Decision, Intervention, JudgedExamples, Round
+from lightning_failures.interventions.ledger import Ledger
+from lightning_failures.interventions.synthesis import Order, Outcome, synthesise
+from lightning_failures.interventions.synthetic_images import ItemForm, SyntheticImages, as_pil, item_form
+from lightning_failures.records import ClassReport
+
+__all__ = ["AddSynthetic", "Prompt"]
+
+Prompt = Literal["hard", "reference", "easy", "direction", "direction_reference", "direction_easy"]
+"""What is asked for; see :class:`AddSynthetic`."""
+
+_TOLD: dict[str, str] = {
+    "hard": "hard caption",
+    "reference": "reference caption",
+    "easy": "easy caption",
+    "direction": "decoded hard direction",
+    "direction_reference": "decoded reference caption",
+    "direction_easy": "decoded easy direction",
+}
+_HARD = ("hard", "direction")
+_PATIENCE = 10.0  # seconds before a bar is shown
+
+
+class AddSynthetic(Intervention):
+    """Generated images of the failure mode of each class join the training set.
+
+    A class without a pattern gets nothing. Images are made by the first process after a validation, before training
+    goes on, and the generator is released then. Each is looked at: those that are black, constant, of another size than
+    the first, near copies of one another or, for the hard prompts, not hard by the direction of their class, are
+    dropped, and the report counts them by reason. All are listed in a ledger (``ledger.jsonl``, with model, licence,
+    prompt, seed, class, direction and epoch; every PNG says the same of itself) in the folder of the intervention;
+    ``lightning_failures.interventions.ledger.purge`` removes them. A run that was killed goes on from the ledger.
+
+    An epoch keeps its length, so an added image comes up as often as any other example, and all come up a little less
+    often than before.
+
+    Departures from the paper: classes whose p-value does not survive Benjamini-Hochberg are left alone; images that are
+    not hard are dropped (``only_hard=False`` keeps them); their number is capped as a share of the real images, since
+    too many hurt.
+
+    Args:
+        generator: ``"embedded:digits"``, a folder or hub id of a diffusers pipeline, a generator such as
+            :class:`~lightning_failures.generators.DiffusersGenerator`, or a function ``(prompts, seeds) -> images``.
+        per_class: How many images of a class a decision wants.
+        prompt: ``"hard"``, the caption nearest to failure; ``"reference"``, that of the class alone, or ``"easy"``, the
+            one nearest to success, for comparison. ``"direction"`` decodes a point between the embedding of the
+            reference caption and -w, without a caption, ``"direction_easy"`` one towards +w, ``"direction_reference"``
+            the reference itself; they need a decoder for the encoder of the directions, which here are fitted anew
+            without whitening.
+        max_share: A class gets at most so many images for each real one, in (0, 1].
+        candidates: At most so many images are made for each one that is wanted.
+        only_hard: Drop images whose decision value is not negative; of ``"hard"`` and ``"direction"`` only.
+        keep: Images of former decisions stay, the latest first, as far as ``max_share`` allows; else those of a
+            decision take the place of those before.
+        alpha: Of a decoded direction: how far to go, as a fraction of the arc.
+        head_only: Retrain the last layer only while it acts, as the paper does.
+        local_files_only: Never ask the hub.
+        device: Of a generator that is named; default: an accelerator if there is one (the CPU for
+            ``"embedded:digits"``).
+        batch_size: Images that are made at once.
+        transform: From a PIL image, or a uint8 or [0, 1] tensor (3, H, W), to the input of the model. Default: the
+            ``transform`` of the training set.
+        make_item: ``(PIL image, label) -> training example``, for training sets whose examples are neither
+            (image, label) nor mappings with an image and a label alone.
+        start_epoch: First epoch (counted from 0) that it may act on; at the earliest the one after the first analysis.
+        every_n_epochs: How often new images are made.
+        stop_epoch: First epoch on which it does not act any more.
+        dry_run: Make and report the images, but leave the training as it is.
+        grow_epoch: Longer epochs, in which nothing comes up less often than before; needs
+            ``Trainer(reload_dataloaders_every_n_epochs=1)``.
+
+    Raises:
+        ConfigurationError: An option outside its range.
+
+    >>> AddSynthetic("embedded:digits", per_class=50).prompt
+    'hard'
+    """
+
+    def __init__(
+        self,
+        generator: str | ImageGenerator | Callable[[Sequence[str], Sequence[int]], Any],
+        per_class: int = 100,
+        *,
+        prompt: Prompt = "hard",
+        max_share: float = 0.2,
+        candidates: int = 3,
+        only_hard: bool = True,
+        keep: bool = False,
+        alpha: float = 0.2,
+        head_only: bool = False,
+        local_files_only: bool = False,
+        device: str | None = None,
+        batch_size: int = 8,
+        transform: Callable[[Any], Any] | None = None,
+        make_item: Callable[[Any, int], Any] | None = None,
+        start_epoch: int = 1,
+        every_n_epochs: int = 1,
+        stop_epoch: int | None = None,
+        dry_run: bool = False,
+        grow_epoch: bool = False,
+    ) -> None:
+        super().__init__(
+            start_epoch=start_epoch,
+            every_n_epochs=every_n_epochs,
+            stop_epoch=stop_epoch,
+            dry_run=dry_run,
+            grow_epoch=grow_epoch,
+        )
+        self.generator = generator
+        self.per_class = per_class
+        self.prompt: Prompt = prompt
+        self.max_share = max_share
+        self.candidates = candidates
+        self.only_hard = only_hard
+        self.keep = keep
+        self.alpha = alpha
+        self.head_only = head_only
+        self.local_files_only = local_files_only
+        self.device = device
+        self.batch_size = batch_size
+        self.transform = transform
+        self.make_item = make_item
+        self._form: ItemForm | None = None
+        known = isinstance(generator, str | ImageGenerator) or callable(generator)
+        self._check("generator", known, "a name, a generator, or a function (prompts, seeds) -> images")
+        self._check("prompt", prompt in get_args(Prompt), f"one of {', '.join(get_args(Prompt))}")
+        for name in ("per_class", "candidates", "batch_size"):
+            value = getattr(self, name)
+            self._check(name, isinstance(value, int) and value >= 1, "an integer >= 1")
+        for name in ("max_share", "alpha"):
+            self._check(name, 0 < getattr(self, name) <= 1, "a share in (0, 1]")
+        for name in ("transform", "make_item"):
+            value = getattr(self, name)
+            self._check(name, value is None or callable(value), "a function, or None")
+        self._check("make_item", make_item is None or transform is None, "None where there is a transform")
+        if self._decodes and not isinstance(generator, str):
+            able = isinstance(generator, EmbeddingDecoder)
+            self._check("generator", able, f"one that decodes embeddings, for prompt={prompt!r}")
+
+    @property
+    def _decodes(self) -> bool:
+        return self.prompt.startswith("direction")
+
+    def prepare(self) -> None:
+        """Find the generator, and download it if need be, without loading it.
+
+        Raises:
+            GeneratorError: It cannot be had.
+        """
+        if self._decodes and isinstance(self.generator, str) and not self.generator.startswith("embedded:"):
+            from lightning_failures.generators.diffusers import find_pipeline
+
+            find_pipeline(self.generator, local_files_only=self.local_files_only, decodes=True)
+        else:
+            self._load(None)
+
+    def source(self, training_set: Any, folder: Path) -> SyntheticImages:
+        """The generated images, in the form of the examples of the training set.
+
+        A few of those are read to learn it; random transforms draw from the global generators.
+
+        Raises:
+            ConfigurationError: Their form is unknown, or images that are there already do not fit.
+        """
+        if self.make_item is not None:
+            return SyntheticImages(folder, self.make_item)
+        self._form = item_form(training_set, self.transform)
+        images = SyntheticImages(folder, self._form)
+        if len(images):
+            images[len(images) - 1]
+        return images
+
+    def decide(self, examples: JudgedExamples, round: Round) -> Decision:
+        """Have images made for the classes with a pattern; see the class for what is kept.
+
+        Raises:
+            GeneratorError: Images cannot be generated or kept; the ledger keeps what was made before.
+            ConfigurationError: They do not fit the training set, or directions cannot be decoded.
+        """
+        sizes = np.bincount(examples.labels, minlength=len(examples.class_names))
+        room = [int(self.max_share * size) for size in sizes]
+        reasons = [
+            reason or self._why_nothing(entry, room[k])
+            for k, (entry, reason) in enumerate(zip(round.report.classes, examples.reasons, strict=True))
+        ]
+        orders = [
+            self._order(k, examples.class_names[k], self._caption(round.report.classes[k]) or "", room[k])
+            for k, reason in enumerate(reasons)
+            if reason is None
+        ]
+        outcomes, images = round.on_first(lambda: self._make(orders, round, room))
+        entries = []
+        for k, name in enumerate(examples.class_names):
+            entry: dict[str, Any] = {"class": name, "examples": int(sizes[k]), "added": len(images[k])}
+            outcome = outcomes.get(k)
+            if outcome is not None:
+                entry |= {
+                    "prompt": self._caption(round.report.classes[k]),
+                    "made": outcome.made,
+                    "reused": outcome.reused,
+                    "dropped": dict(outcome.dropped),
+                }
+            entries.append(entry | {"reason": reasons[k] if outcome is None else self._shortfall(outcome, room[k])})
+        added = np.array([image for k in sorted(images) for image in images[k]], dtype=np.int64)
+        return Decision(np.ones(len(examples.labels)), tuple(entries), added=added)
+
+    # -- what to ask for -------------------------------------------------------------------------------------
+
+    def _caption(self, entry: ClassReport) -> str | None:
+        """What stands for the class: the hardest, the easiest or the reference caption."""
+        if self.prompt in ("hard", "easy"):
+            captions = entry.hardest_captions if self.prompt == "hard" else entry.easiest_captions
+            return captions[0] if captions else None
+        return entry.reference_caption or CaptionVocabulary().grammar(entry.name).reference
+
+    def _why_nothing(self, entry: ClassReport, room: int) -> str | None:
+        if self._caption(entry) is None:
+            return "no captions"
+        return None if room else f"too few training examples for max_share={self.max_share:g}"
+
+    def _order(self, k: int, name: str, caption: str, room: int) -> Order:
+        count = min(self.per_class, room)
+        return Order(
+            class_index=k,
+            class_name=name,
+            count=count,
+            limit=count * self.candidates,
+            prompt=caption,
+            direction=_TOLD[self.prompt],
+            only_hard=self.only_hard and self.prompt in _HARD,
+        )
+
+    def _shortfall(self, outcome: Outcome, room: int) -> str | None:
+        wanted, kept = min(self.per_class, room), len(outcome.rows)
+        if kept < wanted:
+            told = ", ".join(f"{count} {reason}" for reason, count in outcome.dropped.most_common())
+            return f"{kept} of {wanted}: the others were dropped ({told})"
+        return "capped at max_share" if wanted < self.per_class else None
+
+    # -- on the first process --------------------------------------------------------------------------------
+
+    def _make(
+        self, orders: list[Order], round: Round, room: list[int]
+    ) -> tuple[dict[int, Outcome], dict[int, list[int]]]:
+        """Fill the orders; return what became of each, and for every class the numbers of the images to train on."""
+        ledger = Ledger(round.folder)
+        outcomes: dict[int, Outcome] = {}
+        if orders:
+            generator = self._load(round.encoder if self._decodes else None)
+            bar = tqdm(
+                desc="FailureModes generates images",
+                total=sum(order.count for order in orders),
+                delay=_PATIENCE,
+                leave=False,
+                disable=not round.progress,
+            )
+            try:
+                with bar:
+                    for order in self._aimed(orders, generator, round):
+                        outcomes[order.class_index] = synthesise(
+                            order,
+                            generator,
+                            ledger,
+                            epoch=round.epoch,
+                            direction_epoch=round.report.epoch,
+                            seed=round.seed,
+                            batch_size=self.batch_size,
+                            judge=round.decision_values,
+                            check=self._check_form,
+                            advance=bar.update,
+                        )
+            finally:
+                generator.close()
+        number = {row: k for k, row in enumerate(ledger.images)}
+        images = {}
+        for k, most in enumerate(room):
+            rows = list(outcomes[k].rows) if k in outcomes else []
+            if self.keep:
+                former = [
+                    row for row in reversed(number) if ledger[row].class_index == k and ledger[row].epoch < round.epoch
+                ]
+                rows += former[: max(most - len(rows), 0)]
+            images[k] = [number[row] for row in rows]
+        return outcomes, images
+
+    def _load(self, encoder: Encoder | None) -> ImageGenerator:
+        return load_generator(
+            self.generator, device=self.device, local_files_only=self.local_files_only, encoder=encoder
+        )
+
+    def _check_form(self, image: Tensor) -> None:
+        """Raise the error with its remedy now, rather than in a worker amid an epoch."""
+        if self._form is not None:
+            self._form(as_pil(image), 0)
+
+    def _aimed(self, orders: list[Order], generator: ImageGenerator, round: Round) -> list[Order]:
+        """With the embeddings that are to be decoded, where that is asked for."""
+        if not self._decodes:
+            return orders
+        if not takes_embeddings(generator):
+            raise ConfigurationError(f"{self!r}: {generator.name} takes no embeddings.")
+        encoder = round.encoder
+        if generator.encoder_fingerprint != encoder.fingerprint:
+            raise GeneratorError(
+                f"{generator.name} decodes the embeddings of another encoder than {encoder.name}, which the directions"
+                " are fitted in. Name its own as encoder of FailureModes, or use captions (prompt='hard')."
+            )
+        if not gives_texts(encoder):
+            raise ConfigurationError(f"{self!r}: {encoder.name} cannot embed the reference caption.")
+        assert round.discovery is not None  # this is the first process
+        found = round.discovery
+        rows = np.isin(found.labels.numpy(), [order.class_index for order in orders])
+        directions = fit_failure_directions(
+            found.embeddings[rows],
+            found.labels[rows],
+            found.correct[rows],
+            ids=found.ids[rows],
+            groups=None if found.groups is None else found.groups[rows],
+            whiten=False,
+            permutations=0,
+            seed=round.seed,
+        )
+        aimed = []
+        for order, reference in zip(orders, encoder.encode_texts([order.prompt for order in orders]), strict=True):
+            weight = directions.weight[directions.row(order.class_index)]
+            targets = decoding_targets(reference, weight, alpha=self.alpha)
+            aim = {"direction": targets.hard, "direction_easy": targets.easy}.get(self.prompt, targets.reference)
+            aimed.append(replace(order, embedding=aim))
+        return aimed
