@@ -8,17 +8,12 @@ from __future__ import annotations
 import contextlib
 import gc
 import importlib.util
-import inspect
 import json
-import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-import yaml
 from torch import Tensor
 
 from lightning_failures.encoders import Encoder
@@ -26,73 +21,12 @@ from lightning_failures.encoders.base import gives_texts
 from lightning_failures.encoders.frozen import as_device, first_line, frozen_inference, isolated_build
 from lightning_failures.errors import GeneratorError
 from lightning_failures.generators.function import as_uint8
+from lightning_failures.generators.pipelines import EMBEDDINGS, find_pipeline, licence_of
 
-__all__ = ["DiffusersDecoder", "DiffusersGenerator", "Pipeline", "find_pipeline"]
+__all__ = ["DiffusersDecoder", "DiffusersGenerator"]
 
-_WAYS = (
-    "A generator is 'embedded:digits', a folder that a diffusers pipeline was saved to (save_pretrained), the id of "
-    "one on the hub ('org/name'; without a network, one that is in the cache of huggingface_hub), or a function "
-    "(prompts, seeds) -> images."
-)
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _SAME_SPACE = 0.98  # cosine; rounding and resizing leave 0.999, other weights some 0
 _PROBES = 8
-_PROMPTS = ("prompt",)
-_EMBEDDINGS = ("image_embeds", "image_embeddings")
-
-
-@dataclass(frozen=True)
-class Pipeline:
-    """A pipeline on disk that has not been loaded.
-
-    Attributes:
-        name: What the user called it.
-        folder: With ``model_index.json``.
-        kind: Its class in diffusers.
-        parts: Names of its components.
-        takes: Arguments of a call.
-    """
-
-    name: str
-    folder: Path
-    kind: str
-    parts: frozenset[str]
-    takes: frozenset[str]
-
-    def argument(self, *names: str) -> str:
-        """The first of these names that a call takes.
-
-        Raises:
-            GeneratorError: None of them.
-        """
-        for name in names:
-            if name in self.takes:
-                return name
-        raise GeneratorError(
-            f"{self.name} is a {self.kind}, which takes no {' or '.join(names)}, but {', '.join(sorted(self.takes))}."
-        )
-
-
-def find_pipeline(name: str, *, local_files_only: bool = False, decodes: bool = False) -> Pipeline:
-    """Find a pipeline in a folder or on the hub, download it if need be, and check what can be told unloaded.
-
-    Args:
-        name: See :class:`DiffusersGenerator`.
-        local_files_only: Never ask the hub.
-        decodes: It must take image embeddings, and have the encoder that made them. Else it must take prompts.
-
-    Raises:
-        GeneratorError: As :class:`DiffusersGenerator`, or :class:`DiffusersDecoder` if ``decodes``.
-    """
-    folder = _folder(name, local_files_only=local_files_only)
-    index = _index(name, folder)
-    kind = index["_class_name"]
-    found = Pipeline(name, folder, kind, frozenset(index), _parameters(name, kind))
-    found.argument(*(_EMBEDDINGS if decodes else _PROMPTS))
-    for part in ("image_encoder", "feature_extractor") if decodes else ():
-        if part not in found.parts:
-            raise GeneratorError(f"{name} has no {part}, so that nobody can tell which CLIP it takes.")
-    return found
 
 
 class DiffusersGenerator:
@@ -136,7 +70,7 @@ class DiffusersGenerator:
         self.dtype = _dtype(dtype, self.device)
         self.flagged = 0
         self._found = find_pipeline(name, local_files_only=local_files_only, decodes=self._decodes)
-        self.licence = _licence(self._found.folder)
+        self.licence = licence_of(self._found.folder)
         asked = {"num_inference_steps": steps, "guidance_scale": guidance}
         self._options = {self._found.argument(key): value for key, value in asked.items() if value is not None}
         self._pipeline: Any = None
@@ -238,7 +172,7 @@ class DiffusersDecoder(DiffusersGenerator):
     def _decode(self, prompts: list[str], embeddings: Tensor, seeds: Sequence[int]) -> Tensor:
         self._open()
         rows = F.normalize(embeddings.float(), dim=-1) * self._length
-        given: dict[str, Any] = {self._found.argument(*_EMBEDDINGS): rows.to(self.device, self.dtype)}
+        given: dict[str, Any] = {self._found.argument(*EMBEDDINGS): rows.to(self.device, self.dtype)}
         if "prompt" in self._found.takes:
             given["prompt"] = prompts
         return self._run(seeds, **given)
@@ -265,72 +199,6 @@ class DiffusersDecoder(DiffusersGenerator):
             f"{self.name} decodes the embeddings of another encoder than {self._encoder.name}: {why}. Name the encoder"
             " of the pipeline as encoder of FailureModes, or use captions (prompt='hard')."
         )
-
-
-def _folder(name: str, *, local_files_only: bool) -> Path:
-    """Where the files of a pipeline are."""
-    if importlib.util.find_spec("diffusers") is None or importlib.util.find_spec("transformers") is None:
-        raise GeneratorError(
-            f"generator={name!r} needs diffusers and transformers: pip install 'lightning-failures[diffusion]'."
-        )
-    folder = Path(name).expanduser()
-    if folder.exists():
-        return folder
-    if not _HUB_ID.fullmatch(name):
-        raise GeneratorError(f"generator={name!r} is neither a folder nor the id of a pipeline on the hub. {_WAYS}")
-    from diffusers import DiffusionPipeline
-    from huggingface_hub import hf_hub_download
-
-    try:
-        try:
-            found = DiffusionPipeline.download(name, use_safetensors=True, local_files_only=True)
-        except Exception:
-            if local_files_only:
-                raise
-            found = DiffusionPipeline.download(name, use_safetensors=True)
-    except Exception as error:
-        raise GeneratorError(f"generator={name!r} cannot be had: {first_line(error)} {_WAYS}") from error
-    with contextlib.suppress(Exception):  # the model card, for its licence
-        hf_hub_download(name, "README.md", local_files_only=local_files_only)
-    return Path(found)
-
-
-def _index(name: str, folder: Path) -> dict[str, Any]:
-    """What the pipeline consists of."""
-    try:
-        index: dict[str, Any] = json.loads((folder / "model_index.json").read_text())
-    except (OSError, ValueError) as error:
-        raise GeneratorError(f"generator={name!r} is no pipeline of diffusers: {first_line(error)}. {_WAYS}") from error
-    code = sorted(path.name for path in folder.rglob("*.py"))
-    if code or not isinstance(index.get("_class_name"), str):
-        raise GeneratorError(
-            f"generator={name!r} brings code of its own ({', '.join(code) or index.get('_class_name')}), which is never"
-            " run. Build the pipeline yourself and give a function (prompts, seeds) -> images."
-        )
-    return index
-
-
-def _parameters(name: str, kind: str) -> frozenset[str]:
-    """The arguments that pipelines of this class take."""
-    import diffusers
-
-    pipeline = getattr(diffusers, kind, None)
-    if pipeline is None:
-        raise GeneratorError(f"generator={name!r} is a {kind}, which diffusers {diffusers.__version__} does not know.")
-    return frozenset(inspect.signature(pipeline.__call__).parameters) - {"self"}
-
-
-def _licence(folder: Path) -> str:
-    """The ``license`` in the metadata at the top of the model card."""
-    try:
-        parts = (folder / "README.md").read_text(encoding="utf-8").split("---\n", 2)
-        data = yaml.safe_load(parts[1]) if len(parts) == 3 and not parts[0].strip() else None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError):
-        data = None
-    if not isinstance(data, dict):
-        return "unknown"
-    licence = data.get("license") or "unknown"
-    return str(data.get("license_name") or licence if licence == "other" else licence)
 
 
 def _dtype(name: str | None, device: torch.device) -> torch.dtype:

@@ -24,8 +24,13 @@ def uint8_images(images: Any, count: int, name: str) -> Tensor:
     Raises:
         GeneratorError: It gave something else.
     """
-    good = isinstance(images, Tensor) and images.dtype == torch.uint8 and images.ndim == 4
-    if not good or len(images) != count or images.shape[1] != 3 or 0 in images.shape:
+    if (
+        not isinstance(images, Tensor)
+        or images.dtype != torch.uint8
+        or images.ndim != 4
+        or tuple(images.shape[:2]) != (count, 3)
+        or 0 in images.shape
+    ):
         told = f"{images.dtype} {tuple(images.shape)}" if isinstance(images, Tensor) else type(images).__name__
         raise GeneratorError(
             f"The generator {name} must give ({count}, 3, H, W) uint8 images for {count} prompts, got {told}."

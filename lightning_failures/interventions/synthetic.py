@@ -172,7 +172,7 @@ class AddSynthetic(Intervention):
             GeneratorError: It cannot be had.
         """
         if self._decodes and isinstance(self.generator, str) and not self.generator.startswith("embedded:"):
-            from lightning_failures.generators.diffusers import find_pipeline
+            from lightning_failures.generators.pipelines import find_pipeline
 
             find_pipeline(self.generator, local_files_only=self.local_files_only, decodes=True)
         else:
