@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from torch.optim import Optimizer
 
 from lightning_failures.adapters.collector import Collector
 from lightning_failures.adapters.distributed import Ranks
@@ -85,6 +86,8 @@ class FailureModes(Callback):
         interventions: What acts on the next epoch (:mod:`lightning_failures.interventions`, ``docs/interventions.md``).
             Validation then has two parts: one finds the failures, the other, under ``failures/report/...``, tells the
             headline numbers.
+        auto_rollback: Put weights and optimizers back to before the interventions, and stop them, if accuracy on a
+            third part of the validation set, under ``failures/decision/...``, falls for certain.
         pictures: Draw images and heat maps, at the last epoch, at every fifth analysis, and outside of ``fit``.
         worst_k: How many classes, the worst, get scalars and pictures of their own.
         cache_folder: Where embeddings are kept. None: ``$LIGHTNING_FAILURES_CACHE``, else the user's cache folder.
@@ -121,6 +124,7 @@ class FailureModes(Callback):
         permutations: int = 999,
         n_directions: int = 1,
         interventions: Sequence[Intervention] = (),
+        auto_rollback: bool = False,
         pictures: bool = True,
         worst_k: int = 5,
         cache_folder: str | Path | None = None,
@@ -142,6 +146,7 @@ class FailureModes(Callback):
             ("on_error", on_error, on_error in ("warn", "raise"), "'warn' or 'raise'"),
             ("task", task, task in tasks, "None, 'multiclass', 'binary' or 'multilabel'"),
             *check_interventions(interventions, encoder=encoder, permutations=permutations, task=task),
+            ("auto_rollback", auto_rollback, not auto_rollback or bool(interventions), "False without interventions"),
         ):
             if not holds:
                 raise ConfigurationError(f"FailureModes({name}=...) must be {allowed}, got {value!r}.")
@@ -161,6 +166,7 @@ class FailureModes(Callback):
         self.permutations = permutations
         self.n_directions = n_directions
         self.interventions = tuple(interventions)
+        self.auto_rollback = auto_rollback
         self.pictures = pictures
         self.worst_k = worst_k
         self.cache_folder = cache_folder
@@ -174,7 +180,12 @@ class FailureModes(Callback):
         self._ranks = Ranks()
         self._reader = BatchReader(read_batch, normalization)
         self._steering = Steering(
-            interventions, reader=self._reader, seed=seed, groups_from=groups_from, say_once=self._say_once
+            interventions,
+            reader=self._reader,
+            seed=seed,
+            groups_from=groups_from,
+            auto_rollback=auto_rollback,
+            say_once=self._say_once,
         )
         self._explainer: Explainer | None = None
         self._folder: Path | None = None
@@ -241,7 +252,15 @@ class FailureModes(Callback):
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """The sampler draws this epoch."""
-        self._steering.draws.epoch = trainer.current_epoch
+        self._steering.begin_epoch(trainer)
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        """Where only the head is trained."""
+        self._steering.before_step(pl_module, optimizer)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """All layers are trained again."""
+        self._steering.end_epoch()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -270,7 +289,12 @@ class FailureModes(Callback):
 
     def _check_monitored(self, trainer: Trainer) -> None:
         # the default encoder may be out of reach; then its keys stay at their worst value
-        self._keys.check(trainer, directions=self.encoder is not None, trees=self.robust_encoder is not None)
+        self._keys.check(
+            trainer,
+            directions=self.encoder is not None,
+            trees=self.robust_encoder is not None,
+            interventions=self._steering.on,
+        )
 
     # -- one validation or test ------------------------------------------------------------------------------
 
@@ -403,6 +427,7 @@ class FailureModes(Callback):
             collector,
             self._ranks,
             act=(lambda report, discovery: self._act(trainer, report, discovery)) if steered else None,
+            decision=self.auto_rollback or self._keys.of_decisions,
             folder=self._folder if index == 0 else self._folder / f"dataloader_{index}",
             pictures=self._wants_pictures(trainer),
         )

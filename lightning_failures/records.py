@@ -222,6 +222,7 @@ class FailureReport(_Readable):
         default_factory=dict, repr=False, compare=False, metadata={"json": False}
     )
     report_part: ReportPart | None = field(default=None, repr=False, compare=False, metadata={"json": False})
+    decision_part: ReportPart | None = field(default=None, repr=False, compare=False, metadata={"json": False})
 
     def to_json(self) -> str:
         """The text of ``report.json``."""

@@ -25,7 +25,7 @@ from lightning_failures.encoders import gives_maps, gives_texts
 from lightning_failures.enrichment import Attribute
 from lightning_failures.grammar import CaptionVocabulary
 from lightning_failures.interventions import Discovery
-from lightning_failures.interventions.parts import ReportPart, in_report_part, take_grades
+from lightning_failures.interventions.parts import DECISION, DISCOVERY, REPORT, ReportPart, part_of, take_grades
 from lightning_failures.records import FailureReport, Grades
 from lightning_failures.sinks import Sink, sinks_for, write_all
 from lightning_failures.visuals import Picture
@@ -34,6 +34,10 @@ __all__ = ["Explainer"]
 
 Embedded = tuple[Tensor, Tensor]
 """Ids (U,) int64, ascending, and their embeddings (U, D) float32."""
+
+
+Act = Callable[[FailureReport, Discovery | None], FailureReport]
+"""Interventions: from the report of the discovery part, whose examples the first process has, to that of all parts."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +79,8 @@ class Explainer:
         collector: Collector,
         ranks: Ranks,
         *,
-        act: Callable[[FailureReport, Discovery | None], FailureReport] | None,
+        act: Act | None,
+        decision: bool = False,
         folder: Path,
         pictures: bool,
     ) -> FailureReport:
@@ -87,7 +92,8 @@ class Explainer:
             index: Its number.
             collector: What was seen of it.
             ranks: The processes.
-            act: Interventions, which turn the report of the discovery part into that of both; None: no parts.
+            act: Interventions, which turn the report of the discovery part into that of all; None: no parts.
+            decision: Whether there is a decision part.
             folder: Of files.
             pictures: Whether to draw.
         """
@@ -100,7 +106,7 @@ class Explainer:
         embedded, featured = (
             None if lens is None else collector.embeddings(lens) for lens in (self.directions, self.trees)
         )
-        held = None if act is None else in_report_part(grades, seed=self.seed)
+        parts = None if act is None else part_of(grades, seed=self.seed, decision=decision)
         report: FailureReport | None = None
         error: Exception | None = None
         if ranks.is_first:
@@ -113,7 +119,7 @@ class Explainer:
                     featured,
                     metadata=collector.metadata(grades),
                     has_names=collector.has_names,
-                    held=held,
+                    parts=parts,
                 )
             except Exception as raised:
                 error = raised
@@ -121,10 +127,10 @@ class Explainer:
         report = ranks.broadcast(report)
         assert report is not None
         if act is not None:
-            report = act(report, _discovery(grades, embedded, held) if ranks.is_first else None)
+            report = act(report, _discovery(grades, embedded, parts) if ranks.is_first else None)
         if ranks.is_first:
             try:
-                kept = grades if held is None else take_grades(grades, ~held)
+                kept = grades if parts is None else take_grades(grades, parts == DISCOVERY)
                 self._publish(trainer, report, self._draw(loader, report, kept, featured) if pictures else [], folder)
             except Exception as raised:
                 error = raised
@@ -141,15 +147,15 @@ class Explainer:
         *,
         metadata: Mapping[str, Attribute],
         has_names: bool,
-        held: Tensor | None,
+        parts: Tensor | None,
     ) -> FailureReport:
         start = time.perf_counter()
         whole = grades, _matching(embedded, grades.ids)
-        if held is not None:
-            rows = ~held.numpy()
-            metadata = {name: attribute[rows] for name, attribute in metadata.items()}
-            grades = take_grades(grades, ~held)
-        reference, told = self._reference_embeddings(trainer, len(torch.unique(grades.ids)))
+        if parts is not None:
+            rows = parts == DISCOVERY
+            metadata = {name: attribute[rows.numpy()] for name, attribute in metadata.items()}
+            grades = take_grades(grades, rows)
+        reference, source = self._reference_embeddings(trainer, len(torch.unique(grades.ids)))
         report = analyse(
             grades,
             _some(_matching(embedded, whole[0].ids), whole[0].ids, grades.ids),
@@ -169,16 +175,18 @@ class Explainer:
             global_step=trainer.global_step,
             stage=None if trainer.state.fn is None else str(trainer.state.fn.value),
             dataloader=index,
-            reference=told,
+            reference=source,
             encoder=None if self.directions is None else self.directions.encoder.name,
             robust_encoder=None if self.trees is None else self.trees.encoder.name,
             timings=report.timings | {"total": round(time.perf_counter() - start, 4)},
         )
-        if held is None:
+        if parts is None:
             return report
-        others = take_grades(whole[0], held)
-        unseen = _some(whole[1], whole[0].ids, others.ids)
-        return replace(report, report_part=ReportPart.of(others, unseen, report.directions))
+        told, decides = (
+            ReportPart.of(others, _some(whole[1], whole[0].ids, others.ids), report.directions)
+            for others in (take_grades(whole[0], parts == REPORT), take_grades(whole[0], parts == DECISION))
+        )
+        return replace(report, report_part=told, decision_part=decides)
 
     def _publish(self, trainer: Trainer, report: FailureReport, drawn: list[Picture], folder: Path) -> None:
         """Write to every sink; one that fails is told of and left out."""
@@ -223,12 +231,12 @@ class Explainer:
             return []
 
 
-def _discovery(grades: Grades, embedded: Embedded | None, held: Tensor | None) -> Discovery | None:
+def _discovery(grades: Grades, embedded: Embedded | None, parts: Tensor | None) -> Discovery | None:
     """The examples of the discovery part with their embeddings, if all have one."""
     rows = _matching(embedded, grades.ids)
-    if rows is None or held is None:
+    if rows is None or parts is None:
         return None
-    kept = take_grades(grades, ~held)
+    kept = take_grades(grades, parts == DISCOVERY)
     mine = rows[torch.isin(torch.unique(grades.ids), kept.ids)]
     return Discovery(mine, kept.labels, kept.correct, kept.ids, kept.groups)
 

@@ -39,10 +39,13 @@ TREE_AGGREGATES = (
 )
 GRADE_AGGREGATES = ("accuracy", "coverage", "analysis_age")
 
+DECISION = {"decision/accuracy": 0.0, "decision/worst_class_accuracy": 0.0, "decision/flagged_error_rate": 1.0}
+"""What may be chosen by while interventions are on, with the worst values."""
+
 AGGREGATES: dict[str, float] = dict.fromkeys(DIRECTION_AGGREGATES + TREE_AGGREGATES, 1.0)
 """Results of an analysis (keys without the prefix) with their worst value: all are shares, lower is better."""
 
-WORST = AGGREGATES | {"accuracy": 0.0, "coverage": 0.0}
+WORST = AGGREGATES | {"accuracy": 0.0, "coverage": 0.0} | DECISION
 
 
 def monitored_keys(trainer: Trainer) -> set[str]:
@@ -55,7 +58,7 @@ def monitored_keys(trainer: Trainer) -> set[str]:
     return {name for name in names if isinstance(name, str) and name.startswith(PREFIX)}
 
 
-def check_monitored(keys: Iterable[str], *, directions: bool, trees: bool) -> None:
+def check_monitored(keys: Iterable[str], *, directions: bool, trees: bool, interventions: bool = False) -> None:
     """Refuse monitored keys that this callback can never log.
 
     Raises:
@@ -74,12 +77,19 @@ def check_monitored(keys: Iterable[str], *, directions: bool, trees: bool) -> No
         if name.startswith("report/"):
             raise ConfigurationError(
                 f"monitor={key!r}: the report part tells whether an intervention helped, so nothing may be chosen"
-                " by it. Monitor another failures/ key."
+                f" by it. Monitor one of {', '.join(DECISION)} instead."
             )
+        if name in DECISION:
+            if not interventions:
+                raise ConfigurationError(
+                    f"monitor={key!r} is of the decision part, which there is only with interventions."
+                    f" Monitor 'failures/{name.removeprefix('decision/')}'."
+                )
+            continue
         if name not in AGGREGATES:
             raise ConfigurationError(
                 f"monitor={key!r} is none of the aggregates that FailureModes logs: {', '.join(AGGREGATES)}."
-                + did_you_mean(name, AGGREGATES)
+                + did_you_mean(name, [*AGGREGATES, *DECISION])
             )
         if name in TREE_AGGREGATES and not trees:
             raise ConfigurationError(
@@ -142,10 +152,15 @@ class KeyLog:
         self._worst_k, self._min_coverage, self._say_once = worst_k, min_coverage, say_once
         self._logged: set[str] = set()
 
-    def check(self, trainer: Trainer, *, directions: bool, trees: bool) -> None:
+    def check(self, trainer: Trainer, *, directions: bool, trees: bool, interventions: bool) -> None:
         """Find what is monitored, and refuse what can never be logged."""
         self.monitored = monitored_keys(trainer)
-        check_monitored(self.monitored, directions=directions, trees=trees)
+        check_monitored(self.monitored, directions=directions, trees=trees, interventions=interventions)
+
+    @property
+    def of_decisions(self) -> bool:
+        """Whether something is chosen by the decision part."""
+        return any(key.startswith(f"{PREFIX}decision/") for key in self.monitored)
 
     def begin(self) -> None:
         """A validation begins."""
@@ -157,7 +172,9 @@ class KeyLog:
         """Log what the analysis of one loader found; ``last`` takes what may be asked for later."""
         suffix = "" if index == 0 else f"{LOADER}{index}"
         values = {key + suffix: value for key, value in report.summary.items()}
-        steering = {key + suffix for key in AGGREGATES} | {key.removeprefix(PREFIX) for key in self.monitored}
+        steering = {key + suffix for key in AGGREGATES | DECISION} | {
+            key.removeprefix(PREFIX) for key in self.monitored
+        }
         if report.coverage < self._min_coverage:
             values = {key: value for key, value in values.items() if key not in steering}
             if self.monitored:

@@ -12,12 +12,15 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import CombinedLoader
 from torch import Tensor
+from torch.optim import Optimizer
 
 from lightning_failures.adapters.distributed import Ranks
+from lightning_failures.adapters.heads import HeadOnly
 from lightning_failures.adapters.isolation import isolated_rng
 from lightning_failures.adapters.lenses import Lens
 from lightning_failures.adapters.loaders import dataset_attribute
 from lightning_failures.adapters.reading import BatchReader
+from lightning_failures.adapters.rollback import Rollback
 from lightning_failures.adapters.round import Memory, TrainingRound
 from lightning_failures.adapters.training import VIEW, ExamplesView, training_view
 from lightning_failures.adapters.weighing import original_dataset, weigh_draws
@@ -27,9 +30,11 @@ from lightning_failures.interventions import Discovery, Intervention, JudgedExam
 from lightning_failures.interventions.appended import AppendedDataset, added_index
 from lightning_failures.interventions.parts import report_numbers
 from lightning_failures.interventions.sampler import DrawState, Plan
-from lightning_failures.records import ClassReport, FailureReport
+from lightning_failures.records import ClassReport, FailureReport, Grades
 
 __all__ = ["Steering", "check_interventions"]
+
+NOT_MEASURED = "not measured"
 
 MAX_REVIEW = 200
 """So many suspected label errors are listed in a report, the most doubtful of each class first."""
@@ -57,6 +62,7 @@ class Steering:
         reader: Reads training examples.
         seed: Of all draws.
         groups_from: Attribute of the training set with the source of each example, or None.
+        auto_rollback: Whether what hurts is undone.
         say_once: Tells a person something that is not worth telling twice.
     """
 
@@ -67,6 +73,7 @@ class Steering:
         reader: BatchReader,
         seed: int,
         groups_from: str | None,
+        auto_rollback: bool,
         say_once: Callable[..., None],
     ) -> None:
         self.interventions = {f"{k} {type(one).__name__}": one for k, one in enumerate(interventions)}
@@ -74,6 +81,8 @@ class Steering:
         self._reader, self._seed, self._groups_from, self._say_once = reader, seed, groups_from, say_once
         self._view: tuple[Any, ExamplesView] | None = None
         self._folder: Path | None = None
+        self._rollback = Rollback(seed) if auto_rollback else None
+        self._heads = {name: HeadOnly(one.head) for name, one in self.interventions.items() if one.head}
         self._restore: list[Callable[[], None]] = []
         self.reset()
 
@@ -90,8 +99,11 @@ class Steering:
         self._trend: list[dict[str, float]] = []
         self._slice: Tensor | None = None  # ids (m,) of the report part that were flagged when it began
         self._slice_epoch: int | None = None
+        self.verdict: dict[str, Any] | str = NOT_MEASURED
         self._view = None
         self._memory = Memory()
+        if self._rollback is not None:
+            self._rollback.reset()
 
     # -- before the first batch ------------------------------------------------------------------------------
 
@@ -100,6 +112,10 @@ class Steering:
         callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
         if self.on and sum(bool(getattr(one, "interventions", ())) for one in callbacks) > 1:
             raise ConfigurationError("Only one FailureModes of a Trainer may have interventions.")
+        for one in self.interventions.values():
+            one.prepare()
+        if self._rollback is not None:
+            self._rollback.check(trainer)
         growing = [one for one in self.interventions.values() if one.grow_epoch and one.acts]
         fits = trainer.state.fn == "fit"
         if fits and growing and trainer.reload_dataloaders_every_n_epochs != 1:  # type: ignore[attr-defined]
@@ -112,6 +128,8 @@ class Steering:
         """Refuse embeddings in which all training examples look right."""
         if not self.on:
             return
+        for head in self._heads.values():
+            head.find(module)
         if lens is None:
             self._say_once("Without failure directions interventions do nothing in this run.")
         elif isinstance(lens.encoder, ModuleEncoder) and lens.encoder.is_part_of(module):
@@ -167,8 +185,29 @@ class Steering:
                         " would be changed for both. Give each its own."
                     )
 
+    # -- while it trains -------------------------------------------------------------------------------------
+
+    def begin_epoch(self, trainer: Trainer) -> None:
+        """The sampler draws this epoch."""
+        self.draws.epoch = trainer.current_epoch
+        for name, head in self._heads.items():
+            plan = self.draws.in_effect(name)
+            if plan is not None and len(plan.added):
+                head.begin(trainer.lightning_module)
+
+    def before_step(self, module: LightningModule, optimizer: Optimizer) -> None:
+        """Before an optimizer steps."""
+        for head in self._heads.values():
+            head.drop_gradients(module, optimizer)
+
+    def end_epoch(self) -> None:
+        """An epoch is over."""
+        for head in self._heads.values():
+            head.end()
+
     def detach(self) -> None:
-        """Leave every loader as it was."""
+        """Leave every loader, and the module, as they were."""
+        self.end_epoch()
         for restore in reversed(self._restore):
             restore()
         self._restore.clear()
@@ -192,9 +231,13 @@ class Steering:
         of the first process.
         """
         assert report.report_part is not None
+        assert report.decision_part is not None
         epoch = trainer.current_epoch
         steers = trainer.state.fn == "fit" and report.coverage >= min_coverage
-        if steers and lens is not None and report.directions is not None:
+        if steers and self._rollback is not None:
+            self._undo_what_hurts(trainer, report.decision_part.grades, ranks)
+        undone = self._rollback is not None and self._rollback.undone is not None
+        if steers and not undone and lens is not None and report.directions is not None:
             turns = {name: one.turn(epoch + 1) for name, one in self.interventions.items()}
             due = {name: t for name, t in turns.items() if t is not None and t > self._turns.get(name, -1)}
             if due:
@@ -203,11 +246,20 @@ class Steering:
                 for name in due:
                     self._decide(name, round_of(self._folder_of(name)))
                 self._turns |= due
+                begins = any(entry["changes_training"] for entry in self._entries.values())
+                if begins and self._rollback is not None and not self._rollback.begun:
+                    assert self._folder is not None
+                    self._rollback.begin(trainer, report.decision_part.grades, self._folder, ranks)
         numbers = report_numbers(report.report_part.grades, self._slice)
+        numbers |= report_numbers(report.decision_part.grades, self._slice, part="decision")
         if self._slice is not None and steers:
             self._trend = [point for point in self._trend if point["epoch"] < epoch]
             self._trend.append({"epoch": epoch} | numbers)
-        found, told = report.examples, len(torch.unique(report.report_part.grades.ids))
+        found, told, decides = (
+            report.examples,
+            *(len(torch.unique(part.grades.ids)) for part in (report.report_part, report.decision_part)),
+        )
+        of_decisions = f" {decides} more are the decision part, for what is chosen or undone." if decides else ""
         return replace(
             report,
             summary=report.summary | numbers,
@@ -215,7 +267,7 @@ class Steering:
             notes=(
                 *report.notes,
                 f"Interventions are on: everything here is of {found} discovery examples; the keys report/ are of the"
-                f" {told} others, which nothing was fitted to.",
+                f" {told} others, which nothing was fitted to.{of_decisions}",
             ),
         )
 
@@ -264,14 +316,27 @@ class Steering:
             say_once=self._say_once,
         )
 
+    def _undo_what_hurts(self, trainer: Trainer, decision: Grades, ranks: Ranks) -> None:
+        assert self._rollback is not None
+        verdict = self._rollback.judge(decision)
+        if verdict is None or verdict.outcome != "hurt":
+            return
+        self._rollback.undo(trainer, verdict, ranks)
+        self.draws.plans.clear()
+        for entry in self._entries.values():
+            entry["changes_training"] = False
+        self._say_once(f"The interventions are undone, and the weights of before are back. {verdict.sentence}")
+
     def _freeze(self, report: FailureReport, epoch: int) -> None:
-        """The slice is told by the first directions that find a pattern, and stays."""
-        assert report.report_part is not None
-        grades = report.report_part.grades
+        """The slice is told by the first directions that find a pattern, and stays; in the parts it has no say in."""
         patterns = torch.tensor([entry.pattern for entry in report.classes])
-        flagged = (report.report_part.values < 0) & patterns[grades.labels]
-        if self._slice is None and bool(flagged.any()):
-            self._slice, self._slice_epoch = torch.unique(grades.ids[flagged]), epoch
+        ids = [torch.empty(0, dtype=torch.int64)]
+        for part in (report.report_part, report.decision_part):
+            assert part is not None
+            ids.append(part.grades.ids[(part.values < 0) & patterns[part.grades.labels]])
+        flagged = torch.unique(torch.cat(ids))
+        if self._slice is None and len(flagged):
+            self._slice, self._slice_epoch = flagged, epoch
 
     def _decide(self, name: str, round: TrainingRound) -> None:
         one = self.interventions[name]
@@ -298,7 +363,8 @@ class Steering:
 
     def _outcome(self) -> dict[str, Any]:
         frozen = None if self._slice is None else {"examples": len(self._slice), "epoch": self._slice_epoch}
-        return {"slice": frozen, "trend": list(self._trend), "verdict": "not measured"}
+        undone = None if self._rollback is None else self._rollback.undone
+        return {"slice": frozen, "trend": list(self._trend), "verdict": self.verdict, "rolled_back": undone}
 
     def _current_view(self, trainer: Trainer) -> ExamplesView:
         loaders = _flat(trainer.train_dataloader)
@@ -325,6 +391,8 @@ class Steering:
             "trend": list(self._trend),
             "slice": self._slice,
             "slice_epoch": self._slice_epoch,
+            "verdict": self.verdict,
+            "rollback": None if self._rollback is None else self._rollback.to_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -335,6 +403,9 @@ class Steering:
         self._turns, self._entries = self._mine(state["turns"]), self._mine(state["entries"])
         self._trend = list(state["trend"])
         self._slice, self._slice_epoch = state["slice"], state["slice_epoch"]
+        self.verdict = state.get("verdict", NOT_MEASURED)
+        if self._rollback is not None and state.get("rollback") is not None:
+            self._rollback.load(state["rollback"])
 
     def _mine(self, values: Mapping[str, Any]) -> dict[str, Any]:
         return {name: value for name, value in values.items() if name in self.interventions}

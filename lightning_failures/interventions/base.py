@@ -166,6 +166,11 @@ class Intervention(ABC):
         return None
 
     @property
+    def head(self) -> bool | str:
+        """What alone is trained while it adds examples: a submodule by name, or True for the last layer; False: all."""
+        return False
+
+    @property
     def weight_key(self) -> str | None:
         """Where the batch tells the weight of each example's loss; None: weights are a matter of drawing."""
         return None

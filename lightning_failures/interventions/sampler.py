@@ -118,9 +118,13 @@ class DrawState:
         """Whether epochs are longer than usual."""
         return any(plan.grow for plan in self._in_effect())
 
+    def in_effect(self, name: str) -> Plan | None:
+        """The plan of one intervention for the epoch that is drawn next."""
+        plans = [plan for plan in self.plans.get(name, []) if plan.since <= self.epoch][-1:]
+        return next((plan for plan in plans if plan.until is None or self.epoch < plan.until), None)
+
     def _in_effect(self) -> list[Plan]:
-        last = [[plan for plan in plans if plan.since <= self.epoch][-1:] for plans in self.plans.values()]
-        return [plan for (plan,) in filter(None, last) if plan.until is None or self.epoch < plan.until]
+        return [plan for plan in map(self.in_effect, self.plans) if plan is not None]
 
     def to_dict(self) -> dict[str, Any]:
         """The state in a checkpoint; loads with ``weights_only=True``."""

@@ -1,0 +1,109 @@
+"""Automatic rollback: a training whose accuracy fell after an intervention began goes back to where it was."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
+
+from lightning_failures.adapters.distributed import Ranks
+from lightning_failures.arrays import as_array
+from lightning_failures.errors import ConfigurationError
+from lightning_failures.interventions.verdicts import Verdict, should_roll_back
+from lightning_failures.records import Grades
+
+__all__ = ["Rollback"]
+
+FILE = "before_interventions.pt"
+
+
+class Rollback:
+    """Keeps weights and optimizers as they were before the first treated epoch, and what was right then.
+
+    The rule is :func:`~lightning_failures.interventions.verdicts.should_roll_back`, on the decision part, after every
+    treated epoch.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self._seed = seed
+        self.reset()
+
+    def reset(self) -> None:
+        """Begin a new run."""
+        self._before: dict[str, torch.Tensor] | None = None
+        self._file: str | None = None
+        self.undone: dict[str, Any] | None = None
+
+    @staticmethod
+    def check(trainer: Trainer) -> None:
+        """Refuse strategies whose weights no single process holds."""
+        if not isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy):
+            raise ConfigurationError(
+                f"FailureModes(auto_rollback=True) cannot put back the weights of {type(trainer.strategy).__name__},"
+                " whose processes share them out. Use DDP, or auto_rollback=False and checkpoints."
+            )
+
+    @property
+    def begun(self) -> bool:
+        """Whether there is something to go back to."""
+        return self._before is not None
+
+    def begin(self, trainer: Trainer, decision: Grades, folder: Path, ranks: Ranks) -> None:
+        """Keep the state of now. Collective."""
+        self._before = {"ids": decision.ids.clone(), "correct": decision.correct.clone()}
+        self._file = str(folder / FILE)
+        error: Exception | None = None
+        if ranks.is_first:
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+                state = {
+                    "module": trainer.lightning_module.state_dict(),
+                    "optimizers": [one.state_dict() for one in trainer.optimizers],
+                }
+                torch.save(state, f"{self._file}.tmp")
+                os.replace(f"{self._file}.tmp", self._file)  # noqa: PTH105 - all or nothing
+            except Exception as raised:
+                error = raised
+        ranks.agree(error)
+
+    def judge(self, decision: Grades) -> Verdict | None:
+        """Whether accuracy fell since, on the examples that both validations hold; None before there is a since."""
+        if self._before is None or self.undone is not None:
+            return None
+        ids, now = as_array(decision.ids), as_array(decision.correct)
+        before = dict(zip(self._before["ids"].tolist(), self._before["correct"].tolist(), strict=True))
+        shared = np.array([i in before for i in ids.tolist()], dtype=np.bool_)
+        groups = ids if decision.groups is None else as_array(decision.groups)
+        was = np.array([before[i] for i in ids[shared].tolist()], dtype=np.bool_)
+        return should_roll_back(was, now[shared], groups=groups[shared], seed=self._seed)
+
+    def undo(self, trainer: Trainer, verdict: Verdict, ranks: Ranks) -> None:
+        """Put weights and optimizers back; learning rates go on as scheduled. Collective."""
+        error: Exception | None = None
+        try:
+            assert self._file is not None
+            state = torch.load(self._file, map_location="cpu", weights_only=True)
+        except Exception as raised:
+            error = raised
+        ranks.agree(error)
+        trainer.lightning_module.load_state_dict(state["module"])
+        for optimizer, kept in zip(trainer.optimizers, state["optimizers"], strict=True):
+            rates = [group["lr"] for group in optimizer.param_groups]
+            optimizer.load_state_dict(kept)
+            for group, rate in zip(optimizer.param_groups, rates, strict=True):
+                group["lr"] = rate
+        self.undone = {"epoch": trainer.current_epoch, "reason": verdict.sentence}
+
+    def to_dict(self) -> dict[str, Any]:
+        """The state in a checkpoint."""
+        return {"before": self._before, "file": self._file, "undone": self.undone}
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Go on where the checkpoint was written."""
+        self._before, self._file, self.undone = state["before"], state["file"], state["undone"]
