@@ -62,7 +62,8 @@ def test_imports__this_test_can_fail():
 
 def test_scripts__are_imported_by_nobody():
     for path in SOURCES:
-        assert not re.search(r"import .*train_|from .*train_\w+ import", path.read_text()), path
+        scripts_may = path.name.startswith("train_")  # one another
+        assert scripts_may or not re.search(r"import .*train_|from .*train_\w+ import", path.read_text()), path
 
 
 def loaded_on_top(statement: str) -> set[str]:
