@@ -156,7 +156,7 @@ class Deep(Drawn):
 class HeadFiltered(AddFiltered):
     """Trains the last layer alone while it adds examples."""
 
-    head = True
+    head_only = True
 
 
 def test_head__only_the_last_layer_moves_while_examples_are_added(tmp_path):
@@ -185,9 +185,28 @@ def test_head__by_name_or_the_last_layer():
 
 def test_head__a_wrong_name_is_an_error_before_the_first_batch(tmp_path):
     class Wrong(HeadFiltered):
-        head = "classifier"
+        head_only = "classifier"
 
     module = Deep()
     with pytest.raises(ConfigurationError, match="classifier"):
         fit(tmp_path, steered(Wrong(POOL)), module=module)
     assert not module.epochs
+
+
+def test_held__a_class_that_is_cured_keeps_its_weights(tmp_path):
+    class Cured(Drawn):
+        """Errs on dark images in epoch 0 only."""
+
+        def _guess(self, pixels):
+            if self.current_epoch == 0:
+                return super()._guess(pixels)
+            return 4.0 * nn.functional.one_hot((pixels[:, 0, 0, 0] * 10).round().long() % 4, 4).float()
+
+    modes, module = steered(), Cured()
+    fit(tmp_path, modes, module=module, epochs=4)
+    assert modes.last_report.accuracy == 1.0
+    told = modes.last_report["interventions"][0]
+    assert told["flagged"] > 10
+    assert all(entry["reason"].startswith("as before: skipped") for entry in told["classes"] if entry["flagged"])
+    for epoch in (1, 2, 3):
+        assert DATA.dark[module.epochs[epoch]].float().mean() > DATA.dark.float().mean() + 0.1

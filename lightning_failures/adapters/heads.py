@@ -71,7 +71,7 @@ class HeadOnly:
                     + did_you_mean(self._head, named)
                 )
             return named[self._head]
-        layers = [
+        layers: list[nn.Module] = [
             one
             for one in named.values()
             if isinstance(one, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d)

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import CombinedLoader
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -82,7 +83,7 @@ class Steering:
         self._view: tuple[Any, ExamplesView] | None = None
         self._folder: Path | None = None
         self._rollback = Rollback(seed) if auto_rollback else None
-        self._heads = {name: HeadOnly(one.head) for name, one in self.interventions.items() if one.head}
+        self._heads = {name: HeadOnly(one.head_only) for name, one in self.interventions.items() if one.head_only}
         self._restore: list[Callable[[], None]] = []
         self.reset()
 
@@ -340,7 +341,7 @@ class Steering:
 
     def _decide(self, name: str, round: TrainingRound) -> None:
         one = self.interventions[name]
-        decision = one.decide(round.examples, round)
+        decision = one.decide(replace(round.examples, held=self._held(name, round)), round)
         added = added_index(list(self.interventions).index(name) + 1, decision.added)
         if one.acts:
             of_loss = one.weight_key is not None
@@ -360,6 +361,13 @@ class Steering:
             "review": list(decision.review[:MAX_REVIEW]),
             "suspected": len(decision.review),
         }
+
+    def _held(self, name: str, round: TrainingRound) -> NDArray[np.bool_]:
+        """The examples weighed up by the last decision whose class is skipped now."""
+        skipped = np.array([entry.skipped is not None for entry in round.report.classes], dtype=np.bool_)
+        former = self.draws.plans.get(name, [])
+        weighed = former[-1].weights != 1 if former else np.zeros(len(round.examples.labels), dtype=np.bool_)
+        return np.asarray(weighed & skipped[round.examples.labels])
 
     def _outcome(self) -> dict[str, Any]:
         frozen = None if self._slice is None else {"examples": len(self._slice), "epoch": self._slice_epoch}

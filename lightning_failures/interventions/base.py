@@ -34,12 +34,15 @@ class JudgedExamples:
             class has no direction.
         class_names: K names.
         reasons: K strings or None: why a class has no pattern ("no pattern", "skipped: ..."); None where it has one.
+        held: (N,) bool, the examples of classes that had a pattern once and now have too few failures to tell, and that
+            this intervention weighs up: taking the weight off again would bring the failures back.
     """
 
     labels: NDArray[np.int64]
     values: NDArray[np.float32]
     class_names: tuple[str, ...]
     reasons: tuple[str | None, ...]
+    held: NDArray[np.bool_] | None = None
 
 
 @dataclass(frozen=True)
@@ -151,6 +154,9 @@ class Intervention(ABC):
         self._check("every_n_epochs", every_n_epochs >= 1, "an integer >= 1")
         self._check("stop_epoch", stop_epoch is None or stop_epoch > start_epoch, "None or later than start_epoch")
 
+    head_only: bool | str = False
+    """What alone is trained while it adds examples: a submodule by name, or True for the last layer; False: all."""
+
     @abstractmethod
     def decide(self, examples: JudgedExamples, round: Round) -> Decision:
         """Weigh the training examples, or add to them. The same on every process for the same examples."""
@@ -164,11 +170,6 @@ class Intervention(ABC):
         None: it adds nothing.
         """
         return None
-
-    @property
-    def head(self) -> bool | str:
-        """What alone is trained while it adds examples: a submodule by name, or True for the last layer; False: all."""
-        return False
 
     @property
     def weight_key(self) -> str | None:

@@ -31,9 +31,11 @@ class Upweight(Intervention):
     and epochs, schedules and the size of steps stay as they are. With ``grow_epoch=True`` n is N - F + u * F instead:
     unflagged examples are drawn once, as before, flagged ones u times in expectation.
 
-    Departures from the paper: the number of draws is normalised as told; a class whose p-value does not survive
-    Benjamini-Hochberg over classes is left alone, because its direction says nothing; and no more than ``max_flagged``
-    of a class count as flagged, the hardest first, because a direction that flags nearly all tells nothing apart.
+    Departures from the paper: the number of draws is normalised as told; a class that no longer has enough failures for
+    a direction keeps its weights, because without them the failures would come back; a class whose p-value does not
+    survive Benjamini-Hochberg over classes is left alone, because its direction says nothing; and no more than
+    ``max_flagged`` of a class count as flagged, the hardest first, because a direction that flags nearly all tells
+    nothing apart.
 
     With ``weight_key`` draws stay as they are, and the step applies the weights itself: every example of the training
     set bears w * N / (N - F + u * F) under this key (tuples: as their last element), whose mean over the training set
@@ -116,6 +118,10 @@ class Upweight(Intervention):
                 chosen, capped = self._hardest(rows, examples.values[rows])
                 flagged[chosen] = True
                 told[k] = "capped at max_flagged" if capped else None
+        if examples.held is not None and examples.held.any():
+            flagged |= examples.held
+            for k in np.unique(examples.labels[examples.held]):
+                told[k] = f"as before: {told[k]}"
         review: tuple[dict[str, Any], ...] = ()
         if self.triage and round is not None and flagged.any():
             review = round.suspects(np.flatnonzero(flagged))
