@@ -1,0 +1,23 @@
+"""The claims of Jain et al. (ICLR 2023), each in small on coloured digits: one module a claim."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from claims import captions, decoding, filtering, flagged, prompts, strength, upweight
+from claims.common import World
+from claims.comparing import Comparison
+
+__all__ = ["CLAIMS"]
+
+CLAIMS: dict[str, tuple[Callable[[World], dict[str, Any]], tuple[Comparison, ...]]] = {
+    "flagged": (flagged.run, flagged.COMPARISONS),
+    "upweight": (upweight.run, upweight.COMPARISONS),
+    "filter": (filtering.run, filtering.COMPARISONS),
+    "prompts": (prompts.run, prompts.COMPARISONS),
+    "decode": (decoding.run, decoding.COMPARISONS),
+    "strength": (strength.run, strength.COMPARISONS),
+    "captions": (captions.run, captions.COMPARISONS),
+}
+"""Name on the command line -> what runs one seed of it, and what is compared."""

@@ -1,0 +1,77 @@
+"""Two arms over paired seeds: the mean difference, its interval, and whether the claim holds."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from scipy.stats import t
+
+__all__ = ["Comparison", "compare", "paired_interval"]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A claim: in one table of figures, one arm is above another.
+
+    Attributes:
+        name: Says it in words.
+        table: Where the figures {arm: figure} lie in what a seed has measured.
+        first: The arm that should win.
+        second: Its rival.
+        margin: By how much the first may be below and still count as not inferior; 0: it must be above.
+    """
+
+    name: str
+    table: tuple[str, ...]
+    first: str
+    second: str
+    margin: float = 0.0
+
+
+def paired_interval(first: Sequence[float], second: Sequence[float], level: float = 0.9) -> tuple[float, float]:
+    """Student's t interval of the mean difference over paired seeds; NaN for fewer than two.
+
+    >>> low, high = paired_interval([0.5, 0.7, 0.6], [0.4, 0.5, 0.3])
+    >>> round(low, 3), round(high, 3)
+    (0.031, 0.369)
+    """
+    differences = np.subtract(first, second)
+    n = len(differences)
+    if n < 2:
+        return math.nan, math.nan
+    half = float(t.ppf((1 + level) / 2, n - 1) * differences.std(ddof=1) / np.sqrt(n))
+    mean = float(differences.mean())
+    return mean - half, mean + half
+
+
+def compare(claim: str, comparison: Comparison, raw: Mapping[int, Mapping[str, Any]]) -> dict[str, Any]:
+    """One entry of the result; seeds in which the comparison is not defined are left out and counted."""
+    seeds: list[dict[str, Any]] = []
+    for seed, measured in sorted(raw.items()):
+        table: Any = measured
+        for key in comparison.table:
+            table = table.get(key, {})
+        first, second = table.get(comparison.first), table.get(comparison.second)
+        if first is not None and second is not None:
+            others = {k: v for k, v in table.items() if k not in (comparison.first, comparison.second)}
+            seeds.append({"seed": seed, comparison.first: first, comparison.second: second} | others)
+    low, high = paired_interval([row[comparison.first] for row in seeds], [row[comparison.second] for row in seeds])
+    mean = float(np.mean([row[comparison.first] - row[comparison.second] for row in seeds])) if seeds else None
+    entry: dict[str, Any] = {
+        "name": f"{claim}: {comparison.name}",
+        "claim": claim,
+        "holds": bool(low > -comparison.margin),  # false for NaN
+        "difference": mean,
+        "interval": None if math.isnan(low) else [low, high],
+        "first": comparison.first,
+        "second": comparison.second,
+    }
+    if comparison.margin:
+        entry["not_inferior_by_more_than"] = comparison.margin
+    if len(seeds) < len(raw):
+        entry["seeds_left_out"] = sorted(set(raw) - {row["seed"] for row in seeds})
+    return entry | {"seeds": seeds}
