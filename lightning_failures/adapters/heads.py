@@ -63,7 +63,7 @@ class HeadOnly:
         Raises:
             ConfigurationError: There is no such submodule.
         """
-        named = dict(module.named_modules())
+        named: dict[str, nn.Module] = dict(module.named_modules())
         if isinstance(self._head, str):
             if self._head not in named:
                 raise ConfigurationError(
