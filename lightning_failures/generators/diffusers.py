@@ -107,7 +107,7 @@ class DiffusersGenerator:
                 with isolated_build(), _no_bars():
                     pipeline = kind.from_pretrained(
                         self._found.folder,
-                        dtype=self.dtype,  # releases that do not know it load float32, and convert below
+                        dtype=self.dtype,
                         use_safetensors=True,
                         local_files_only=True,
                         low_cpu_mem_usage=importlib.util.find_spec("accelerate") is not None,
@@ -115,7 +115,8 @@ class DiffusersGenerator:
             except Exception as error:
                 raise GeneratorError(f"generator={self.name!r} cannot be loaded: {first_line(error)}") from error
             pipeline.set_progress_bar_config(disable=True)
-            self._pipeline = pipeline.to(self.device, self.dtype)
+            # releases of before mid-2026 do not know dtype= and load float32
+            self._pipeline = pipeline.to(self.device, *(() if pipeline.dtype == self.dtype else (self.dtype,)))
         return self._pipeline
 
 
@@ -190,7 +191,7 @@ class DiffusersDecoder(DiffusersGenerator):
             normalizer = getattr(pipeline, "image_normalizer", None)
             usual = own.norm(dim=1).mean()
             if normalizer is not None:
-                usual = (normalizer.mean.float().square().sum() + normalizer.std.float().square().sum()).sqrt()
+                usual = torch.cat([normalizer.mean.detach(), normalizer.std.detach()]).float().norm()
             self._length = float(usual)
         return self._pipeline
 

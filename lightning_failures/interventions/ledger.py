@@ -142,10 +142,11 @@ class Ledger:
         Raises:
             DataError: A line that this package has not written.
         """
-        lines: list[bytes] = []
-        with contextlib.suppress(FileNotFoundError), (self.folder / _NAME).open("rb") as file:
-            if os.fstat(file.fileno()).st_size < self._read:  # purged and begun anew
-                self._rows, self._images, self._read = [], [], 0
+        if self._size() < self._read:  # purged
+            self._rows, self._images, self._read = [], [], 0
+        if self._size() == self._read:
+            return
+        with (self.folder / _NAME).open("rb") as file:
             file.seek(self._read)
             lines = file.read().splitlines(keepends=True)
         for line in lines:
@@ -212,6 +213,11 @@ class Ledger:
         """Whether the file of a row is there."""
         return self[row].file is not None and self._path(row).is_file()
 
+    def _size(self) -> int:
+        """Bytes of the ledger."""
+        path = self.folder / _NAME
+        return path.stat().st_size if path.is_file() else 0
+
     def _path(self, row: int) -> Path:
         """Never of any text in the row."""
         return self.folder / _IMAGES / f"{row:06d}.png"
@@ -219,9 +225,8 @@ class Ledger:
     def _writable(self) -> int:
         """Cut off a torn last line; return the number of the next row."""
         self.refresh()
-        path = self.folder / _NAME
-        if path.is_file() and path.stat().st_size > self._read:
-            os.truncate(path, self._read)
+        if self._size() > self._read:
+            os.truncate(self.folder / _NAME, self._read)
         return len(self._rows)
 
     def _append_line(self, line: bytes) -> None:

@@ -1,0 +1,230 @@
+"""Real pipelines of diffusers with tiny random weights: from a folder, from the hub's cache, and as decoders."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import socket
+
+import pytest
+import torch
+
+from lightning_failures.errors import GeneratorError
+from lightning_failures.generators import DiffusersDecoder, DiffusersGenerator, load_generator, takes_embeddings
+from tests.generators.tiny import CARD, DIM, SIDE, TinyCLIP, save_stable_diffusion, save_unclip
+
+pytest.importorskip("diffusers")
+pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning:diffusers")  # of what the tests build
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return save_stable_diffusion(tmp_path_factory.mktemp("sd"))
+
+
+@pytest.fixture(scope="module")
+def clip():
+    return TinyCLIP()
+
+
+@pytest.fixture(scope="module")
+def decoder_folder(tmp_path_factory, clip):
+    return save_unclip(tmp_path_factory.mktemp("unclip"), clip)
+
+
+@pytest.fixture
+def no_network(monkeypatch):
+    from huggingface_hub import constants
+
+    def refuse(*args):
+        raise AssertionError("the network was asked")
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+
+
+def copied(folder, tmp_path):
+    return shutil.copytree(folder, tmp_path / "copy")
+
+
+def test_generate__an_image_for_each_prompt_that_its_seed_decides(folder, no_network):
+    generator = DiffusersGenerator(folder, steps=2)
+    before = torch.get_rng_state()
+    images = generator.generate(["a cat", "a dog", "a cat"], [1, 2, 2**32 - 1])
+    assert torch.equal(torch.get_rng_state(), before)
+    assert images.shape == (3, 3, SIDE, SIDE)
+    assert images.dtype == torch.uint8
+    assert not torch.equal(images[0], images[2])
+    alone = generator.generate(["a dog"], [2])[0]
+    assert (images[1].int() - alone.int()).abs().max() <= 1  # up to rounding
+    assert generator.flagged == 0
+
+
+def test_generate__says_nothing_on_a_console(folder, capfd):
+    DiffusersGenerator(folder, steps=2).generate(["a cat"], [1])
+    from diffusers.utils import logging as ours
+    from transformers.utils import logging as theirs
+
+    assert ours.is_progress_bar_enabled()
+    assert theirs.is_progress_bar_enabled()
+    told = capfd.readouterr()
+    assert "it/s" not in told.out + told.err
+
+
+def test_close__frees_the_pipeline_and_the_next_call_loads_it(folder):
+    generator = DiffusersGenerator(folder, steps=1)
+    first = generator.generate(["a"], [0])
+    generator.close()
+    assert generator._pipeline is None
+    assert torch.equal(generator.generate(["a"], [0]), first)
+
+
+def test_generate__options_reach_the_pipeline(folder):
+    images = [
+        DiffusersGenerator(folder, steps=steps, guidance=guidance).generate(["a"], [0])
+        for steps, guidance in ((1, 7.5), (2, 7.5), (2, 1.0))
+    ]
+    assert not torch.equal(images[0], images[1])
+    assert not torch.equal(images[1], images[2])
+
+
+def test_safety_checker__stays_on_and_is_counted(tmp_path):
+    generator = DiffusersGenerator(save_stable_diffusion(tmp_path, flags=True), steps=1)
+    images = generator.generate(["a", "b"], [0, 1])
+    assert generator.flagged == 2
+    assert images.max() == 0
+
+
+def test_dtype__half_precision_on_the_cpu(folder):
+    generator = DiffusersGenerator(folder, steps=1, dtype="bfloat16")
+    assert generator.generate(["a"], [0]).shape == (1, 3, SIDE, SIDE)
+    assert generator._pipeline.unet.dtype == torch.bfloat16
+    with pytest.raises(GeneratorError, match="dtype must be one of float32, float16, bfloat16; got 'half'"):
+        DiffusersGenerator(folder, dtype="half")
+
+
+@pytest.mark.parametrize(
+    ("card", "licence"),
+    [
+        (CARD, "openrail"),
+        ("---\nlicense: other\nlicense_name: stability-ai\n---\ntext", "stability-ai"),
+        ("---\nlicense: other\n---\n", "other"),
+        ("---\nlicense: [mit\n---\n", "unknown"),
+        ("---\ntags: [a]\n---\n", "unknown"),
+        ("license: mit", "unknown"),
+        (None, "unknown"),
+    ],
+)
+def test_licence__from_the_model_card(folder, tmp_path, card, licence):
+    copy = copied(folder, tmp_path)
+    (copy / "README.md").unlink()
+    if card is not None:
+        (copy / "README.md").write_text(card)
+    assert DiffusersGenerator(str(copy)).licence == licence
+
+
+def test_folder__code_beside_the_weights_is_never_run(folder, tmp_path):
+    copy = copied(folder, tmp_path)
+    (copy / "unet" / "evil.py").write_text("raise SystemExit('run')")
+    with pytest.raises(GeneratorError, match=r"code of its own \(evil.py\)"):
+        DiffusersGenerator(str(copy))
+
+
+def test_folder__custom_class_is_refused(folder, tmp_path):
+    copy = copied(folder, tmp_path)
+    index = json.loads((copy / "model_index.json").read_text())
+    (copy / "model_index.json").write_text(json.dumps(index | {"_class_name": ["evil", "Pipeline"]}))
+    with pytest.raises(GeneratorError, match="never run"):
+        DiffusersGenerator(str(copy))
+    (copy / "model_index.json").write_text(json.dumps(index | {"_class_name": "NoSuchPipeline"}))
+    with pytest.raises(GeneratorError, match=r"NoSuchPipeline, which diffusers .* does not know"):
+        DiffusersGenerator(str(copy))
+
+
+def test_folder__pickled_weights_are_refused(folder, tmp_path):
+    copy = copied(folder, tmp_path)
+    weights = copy / "unet" / "diffusion_pytorch_model.safetensors"
+    from safetensors.torch import load_file
+
+    torch.save(load_file(weights), weights.with_suffix(".bin"))
+    weights.unlink()
+    generator = DiffusersGenerator(str(copy))
+    with pytest.raises(GeneratorError, match="cannot be loaded"):
+        generator.generate(["a"], [0])
+
+
+def test_folder__no_pipeline(tmp_path):
+    with pytest.raises(GeneratorError, match=r"no pipeline of diffusers.*save_pretrained"):
+        load_generator(str(tmp_path))
+
+
+def test_folder__pipeline_that_takes_no_prompts(folder, tmp_path):
+    copy = copied(folder, tmp_path)
+    index = json.loads((copy / "model_index.json").read_text())
+    (copy / "model_index.json").write_text(json.dumps(index | {"_class_name": "DDPMPipeline"}))
+    with pytest.raises(GeneratorError, match="a DDPMPipeline, which takes no prompt, but"):
+        DiffusersGenerator(str(copy))
+
+
+def test_hub__cached_pipeline_needs_no_network(folder, tmp_path, monkeypatch, no_network):
+    from huggingface_hub import constants
+
+    commit = "0" * 40
+    repository = tmp_path / "models--org--tiny"
+    shutil.copytree(folder, repository / "snapshots" / commit)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(commit)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    generator = load_generator("org/tiny", local_files_only=True, steps=1)
+    assert (generator.name, generator.licence) == ("org/tiny", "openrail")
+    assert generator.generate(["a"], [0]).shape == (1, 3, SIDE, SIDE)
+
+
+@pytest.mark.parametrize("local_files_only", [True, False])
+def test_hub__what_cannot_be_had_names_the_ways(local_files_only):
+    with pytest.raises(GeneratorError, match=r"'org/no-such-pipeline' cannot be had: .*embedded:digits.*save_pre"):
+        load_generator("org/no-such-pipeline", local_files_only=local_files_only)
+
+
+# -- decoders --------------------------------------------------------------------------------------------------
+
+
+def test_decode__images_follow_the_embedding_and_the_seed(decoder_folder, clip, no_network):
+    generator = DiffusersDecoder(decoder_folder, encoder=clip, steps=2)
+    assert takes_embeddings(generator)
+    assert generator.encoder_fingerprint == clip.fingerprint
+    cat, dog = clip.encode_texts(["cat", "dog"])
+    images = generator.decode(torch.stack([cat, dog, cat, cat * 7]), [0, 0, 1, 0])
+    assert images.shape == (4, 3, SIDE, SIDE)
+    assert not torch.equal(images[0], images[1])
+    assert not torch.equal(images[0], images[2])
+    assert (images[0].int() - images[3].int()).abs().max() <= 1  # only the direction counts
+    assert generator._length == pytest.approx(DIM**0.5)  # of the image normaliser: mean 0, spread 1
+
+
+def test_generate__decoder_embeds_prompts(decoder_folder, clip):
+    generator = DiffusersDecoder(decoder_folder, encoder=clip, steps=1)
+    images = generator.generate(["cat", "dog"], [0, 0])
+    assert not torch.equal(images[0], images[1])
+    clip_without_texts = type("Images", (), {"name": "x", "fingerprint": "y", "dim": DIM, "encode_images": None})()
+    with pytest.raises(GeneratorError, match="x cannot embed prompts"):
+        DiffusersDecoder(decoder_folder, encoder=clip_without_texts).generate(["cat"], [0])
+
+
+def test_decode__another_encoder_is_found_out(decoder_folder):
+    generator = DiffusersDecoder(decoder_folder, encoder=TinyCLIP(seed=1), steps=1)
+    for _ in range(2):  # and not forgotten
+        with pytest.raises(GeneratorError, match="embeddings of another encoder than tiny clip 1: the same picture"):
+            generator.decode(torch.ones(1, DIM), [0])
+    assert generator._pipeline is None
+
+
+def test_decoder__another_dimension_needs_no_loading(decoder_folder, clip):
+    wide = type("Wide", (), {"name": "wide", "fingerprint": "w", "dim": 512})()
+    with pytest.raises(GeneratorError, match="24 dimensions, not 512"):
+        load_generator(decoder_folder, encoder=wide)
+
+
+def test_decoder__pipeline_of_prompts_only(folder, clip):
+    with pytest.raises(GeneratorError, match="takes no image_embeds or image_embeddings"):
+        DiffusersDecoder(folder, encoder=clip)
