@@ -14,8 +14,11 @@ from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningCLI
 from torch.utils.data import DataLoader
 
+from lightning_failures.adapters.forks import PAIRS, Run, fork_verdict
+from lightning_failures.atomic import write_atomically
 from lightning_failures.callback import FailureModes
 from lightning_failures.errors import ConfigurationError, FailureModesError
+from lightning_failures.interventions.told import intervention_lines
 from lightning_failures.records import FailureReport
 from lightning_failures.text import class_table, clean, enrichment_lines, number
 
@@ -25,7 +28,9 @@ Split = Literal["train", "validation", "test"]
 
 
 class FailureTrainer(Trainer):
-    """A Trainer that can analyse any split of a datamodule."""
+    """A Trainer that can analyse any split of a datamodule, and fork a training."""
+
+    make_run: Callable[[], Run]
 
     def analyse(
         self,
@@ -61,14 +66,55 @@ class FailureTrainer(Trainer):
                 datamodule.setup("fit")
             self.validate(model, dataloaders=_in_order(source.train_dataloader()), ckpt_path=ckpt_path)
 
+    def verdict(
+        self,
+        model: LightningModule,
+        datamodule: LightningDataModule | None = None,
+        *,
+        ckpt_path: str,
+        epochs: int = 1,
+        pairs: int = PAIRS,
+        seed: int = 0,
+        output: Path = Path("failures-verdict"),
+    ) -> None:
+        """Tell whether the interventions of the config help: train on from a checkpoint with them and without.
+
+        Both trainings of a pair resume from the checkpoint and have the same seed. They are compared on the part of
+        the validation set that nothing was fitted to, on the slice that was flagged when the interventions began.
+
+        Args:
+            model: The model.
+            datamodule: The data.
+            ckpt_path: Checkpoint written before the interventions began, as ModelCheckpoint(save_top_k=-1) keeps one
+                of each epoch. Where it holds no decision yet, the training goes on until there is one.
+            epochs: How long to train with the interventions in effect.
+            pairs: Number of pairs of trainings, each with a seed of its own. One pair says nothing.
+            seed: Of all of them.
+            output: Folder for verdict.json.
+        """
+        found = fork_verdict(self.make_run, ckpt_path, epochs=epochs, pairs=pairs, seed=seed, folder=output)
+        if self.is_global_zero:
+            known = {"schema": 1, "checkpoint": ckpt_path, "epochs": epochs, "seed": seed} | found.to_dict()
+            write_atomically(output / "verdict.json", (json.dumps(known, indent=2) + "\n").encode())
+            print(f"{found.sentence}\n\nVerdict: {output / 'verdict.json'}")
+
 
 class FailureCLI(LightningCLI):
-    """LightningCLI with ``analyse`` beside Lightning's own subcommands."""
+    """LightningCLI with ``analyse`` and ``verdict`` beside Lightning's own subcommands."""
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
         """Name -> arguments that the configuration cannot give."""
-        return LightningCLI.subcommands() | {"analyse": {"model", "datamodule"}}
+        return LightningCLI.subcommands() | {key: {"model", "datamodule"} for key in ("analyse", "verdict")}
+
+    def before_verdict(self) -> None:
+        """Every fork is made from the configuration anew."""
+        self.trainer.make_run = self._make_run  # type: ignore[attr-defined]
+
+    def _make_run(self) -> Run:
+        self._set_seed()
+        self.instantiate_classes()
+        return Run(self.trainer, self.model, {} if self.datamodule is None else {"datamodule": self.datamodule})
 
 
 def report(run: Path) -> None:
@@ -89,6 +135,8 @@ def report(run: Path) -> None:
           f"accuracy {number(loaded.accuracy)}\n\n{class_table(loaded)}")  # fmt: skip
     if told := enrichment_lines(loaded):
         print("\nKnown attributes, over-represented among the flagged:\n  " + "\n  ".join(told))
+    if acted := intervention_lines(loaded):
+        print("\nInterventions:\n  " + "\n  ".join(acted))
     rules = [
         f"  {clean(group.class_name)} ({group.grouping} group): {leaf.rule}: error rate {number(leaf.error_rate)}"
         f" (base {number(group.base_error_rate)}), error coverage {number(leaf.error_coverage)}"
@@ -132,6 +180,7 @@ COMMANDS: dict[str, tuple[str, Callable[[Sequence[str]], None]]] = {
     "validate": ("grade and analyse the validation split", _lightning("validate")),
     "test": ("grade and analyse the test split", _lightning("test")),
     "analyse": ("analyse a checkpoint on any split: --split train|validation|test", _lightning("analyse")),
+    "verdict": ("tell whether the interventions of a config help: fork a checkpoint", _lightning("verdict")),
     "report": ("show the last report of a run", _report),
 }
 

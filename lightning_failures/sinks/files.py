@@ -12,6 +12,7 @@ from pathlib import Path
 from PIL import Image
 
 from lightning_failures.atomic import write_atomically
+from lightning_failures.interventions.told import interventions_markdown
 from lightning_failures.records import FailureReport
 from lightning_failures.text import enrichment_markdown, escape_markdown, markdown_table, tree_markdown
 from lightning_failures.visuals import Picture
@@ -32,7 +33,8 @@ class FileSink:
         """Write one analysis; each file appears whole or not at all."""
         name = f"epoch={report.epoch or 0:04d}-step={step:06d}"
         here = self.folder / (f"test-{name}" if report.stage == "test" else name)
-        parts = [markdown_table(report), enrichment_markdown(report), tree_markdown(report)]
+        parts = [markdown_table(report), enrichment_markdown(report)]
+        parts += [interventions_markdown(report), tree_markdown(report)]
         for picture in pictures:
             png = BytesIO()
             Image.fromarray(picture.image.permute(1, 2, 0).contiguous().numpy()).save(png, format="PNG")
