@@ -166,6 +166,14 @@ class World:
             ("base", shortcut, noise), lambda: fit(images, self.labels("train", shortcut, noise), seed=self.seed)
         )
 
+    def continued(self) -> Trained:
+        """The plain model, after more epochs of the same."""
+        train = self.data("train")
+        return self._once(
+            "continued",
+            lambda: fit(train.images, train.labels, seed=self.seed, epochs=MORE_EPOCHS, start=self.base()),
+        )
+
     def split(self, part: Part, shortcut: float = SHORTCUT) -> Split:
         """A part with its embeddings, graded for the plain model."""
         data = self.data(part, shortcut)

@@ -101,9 +101,7 @@ class Pool:
 
 def run(world: World) -> dict[str, Any]:
     """Pick in every order from both pools, train both ways."""
-    train, base = world.data("train"), world.base()
-    more = fit(train.images, train.labels, seed=world.seed, epochs=MORE_EPOCHS, start=base)
-    plain = {"retrained": world.judge(base), "continued": world.judge(more)}
+    plain = {"retrained": world.judge(world.base()), "continued": world.judge(world.continued())}
     tables: dict[str, Any] = {way: {} for way in plain} | {"picks": {}}
     clean = clean_pool(world)
     for name, pool in (("clean", clean), ("noisy", spoiled(clean, world))):

@@ -48,12 +48,11 @@ def run(world: World) -> dict[str, Any]:
     data, base = world.data("train"), world.base()
     weights = _weights(world)
     tables: dict[str, Any] = {}
-    for way, start in (("retrained", None), ("continued", base)):
-        epochs = {} if start is None else {"epochs": MORE_EPOCHS}
-        arms = {
-            arm: world.judge(fit(data.images, data.labels, seed=world.seed, weights=w, start=start, **epochs))
-            for arm, w in weights.items()
-        }
+    for way, start, epochs in (("retrained", None, base.epochs), ("continued", base, MORE_EPOCHS)):
+        arms = {"plain": world.judge(base if start is None else world.continued())}
+        for arm, drawn in weights.items():
+            model = fit(data.images, data.labels, seed=world.seed, epochs=epochs, weights=drawn, start=start)
+            arms[arm] = world.judge(model)
         tables[way] = columns(arms)
         gain = {arm: figures["minority"] - arms["plain"]["minority"] for arm, figures in arms.items() if arm != "plain"}
         if gain["oracle"] >= LEAST_GAIN:  # else a share of it says nothing
@@ -69,7 +68,7 @@ def run(world: World) -> dict[str, Any]:
     return tables
 
 
-def _weights(world: World) -> dict[str, NDArray[np.float64] | None]:
+def _weights(world: World) -> dict[str, NDArray[np.float64]]:
     data, report = world.data("train"), world.report()
     labels = data.labels.numpy()
     values = world.directions().decision_values(world.embeddings("train"), labels).numpy()
@@ -81,4 +80,4 @@ def _weights(world: World) -> dict[str, NDArray[np.float64] | None]:
         rows = np.flatnonzero(labels == k)
         random[rows] = rng.permutation(flagged[rows])
     oracle = np.where(unusual(data)[0].numpy(), FACTOR, 1.0)
-    return {"plain": None, "flagged": flagged, "random": random, "oracle": oracle}
+    return {"flagged": flagged, "random": random, "oracle": oracle}
