@@ -65,7 +65,8 @@ class ItemForm:
     Attributes:
         transform: The user's, or None.
         training: A training example, whose types are copied.
-        reach: Largest magnitude among the values of some training images.
+        span: Lowest and highest value of some training images. Without a transform floats must lie in [0, 1], since
+            nothing would tell how they were normalised.
 
     Example:
         >>> training = [(torch.zeros(3, 8, 8), 1)]
@@ -77,7 +78,7 @@ class ItemForm:
 
     transform: Callable[[Any], Any] | None
     training: Any
-    reach: float
+    span: tuple[float, float]
     _way: int = field(default=0, repr=False, compare=False)  # in which form the transform took the last image
 
     def __call__(self, image: Image.Image, label: int) -> Any:
@@ -104,7 +105,7 @@ class ItemForm:
             except Exception as error:  # a transform of the user, given what it may not know
                 tried.append(f"of {told}: {type(error).__name__}")
                 continue
-            if _alike(found, example, self.reach):
+            if _alike(found, example, self.span, transformed=self.transform is not None):
                 self._way = way
                 return found
             tried.append(f"of {told}: {_describe(found)}")
@@ -143,8 +144,9 @@ def item_form(training_set: Any, transform: Callable[[Any], Any] | None = None) 
             )
         _label_like(label, 0)
         images.append(image)
-    reach = max(float(np.abs(np.asarray(image, dtype=np.float64)).max(initial=0)) for image in images)
-    return ItemForm(find_transform(training_set) if transform is None else transform, examples[0], reach)
+    spans = [_span(image) for image in images]
+    span = min(low for low, _ in spans), max(high for _, high in spans)
+    return ItemForm(find_transform(training_set) if transform is None else transform, examples[0], span)
 
 
 def find_transform(dataset: Any) -> Callable[[Any], Any] | None:
@@ -201,7 +203,14 @@ _WAYS: tuple[tuple[str, Callable[[Image.Image], Any]], ...] = (
 """What transforms take."""
 
 
-def _alike(found: Any, example: Any, reach: float) -> bool:
+def _span(image: Any) -> tuple[float, float]:
+    """Lowest and highest value."""
+    values = image.detach().cpu().double().numpy() if isinstance(image, Tensor) else np.asarray(image)
+    return (float(values.min()), float(values.max())) if values.size else (0.0, 0.0)
+
+
+def _alike(found: Any, example: Any, span: tuple[float, float], *, transformed: bool) -> bool:
+    """Whether a transformed image is of the kind, shape and scale of a training image."""
     if isinstance(example, Image.Image):
         return isinstance(found, Image.Image) and found.mode == example.mode
     kind = Tensor if isinstance(example, Tensor) else np.ndarray
@@ -209,14 +218,17 @@ def _alike(found: Any, example: Any, reach: float) -> bool:
         return False
     if found.dtype != example.dtype or found.shape != example.shape:
         return False
-    largest = float(np.abs(np.asarray(found, dtype=np.float64)).max(initial=0))
-    return example.dtype in (torch.uint8, np.uint8) or largest <= _FAR * (reach + 1)
+    if example.dtype in (torch.uint8, np.uint8):
+        return True
+    if not transformed:
+        return span[0] >= 0 and span[1] <= 1
+    return max(map(abs, _span(found))) <= _FAR * (max(map(abs, span)) + 1)
 
 
 def _describe(image: Any) -> str:
     if isinstance(image, Tensor | np.ndarray):
-        largest = float(np.abs(np.asarray(image, dtype=np.float64)).max(initial=0))
-        return f"{image.dtype} {tuple(image.shape)} up to {largest:.3g}"
+        low, high = _span(image)
+        return f"{image.dtype} {tuple(image.shape)} in {low:.3g} ... {high:.3g}"
     mode = f" {image.mode}" if isinstance(image, Image.Image) else ""
     return f"{type(image).__name__}{mode}"
 
