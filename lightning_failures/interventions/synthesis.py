@@ -82,7 +82,7 @@ def synthesise(
     seed: int,
     batch_size: int,
     judge: Callable[[Tensor, Tensor], Tensor],
-    check: Callable[[Tensor], None] = lambda image: None,
+    check: Callable[[Tensor], str | None] = lambda image: None,
     advance: Callable[[int], object] = lambda count: None,
 ) -> Outcome:
     """Make images until ``count`` are kept or ``limit`` were made; each is in the ledger before the next batch begins.
@@ -99,7 +99,7 @@ def synthesise(
         seed: Of all seeds.
         batch_size: Images that are made at once.
         judge: (B, 3, H, W) uint8 and labels (B,) -> decision values (B,).
-        check: Raises an error if images of this size, (3, H, W) uint8, are no use.
+        check: An image (3, H, W) uint8 that shows something -> why it must be dropped all the same, or None.
         advance: Told how many more were kept.
 
     Raises:
@@ -112,7 +112,6 @@ def synthesise(
     }
     outcome = Outcome()
     small = torch.empty(0, thumbnails(torch.zeros(1, 3, 1, 1)).shape[1])
-    size: torch.Size | None = None
     seeds = image_seeds(seed, epoch, order.class_index)
     tried = 0
     while len(outcome.rows) < order.count and tried < order.limit:
@@ -123,27 +122,24 @@ def synthesise(
         images = values = torch.empty(0)
         if new:
             images = _generate(order, generator, new)
-            shown = [image for image in images if blank(image) is None]
-            if size is None and shown:
-                check(shown[0])
             values = judge(images, torch.full((len(new),), order.class_index))
         fresh = iter(zip(images, values.tolist(), strict=True))
         for row in rows:
             if (number := known.get(_identity(row))) is not None:
                 outcome.reused += 1
                 reason = ledger[number].dropped
-                image = ledger.image(number) if reason is None else None
+                image = ledger.image(number) if reason is None else torch.empty(0)
+                if reason is None:
+                    check(image)
             else:
                 outcome.made += 1
                 image, value = next(fresh)
-                reason = _why_dropped(image, value, order, size, small)
+                reason = blank(image) or check(image) or _why_dropped(image, value, order, small)
                 row = replace(row, decision_value=value, dropped=reason)
                 number = ledger.append(row, image if reason is None else None)
             if reason is not None:
                 outcome.dropped[reason] += 1
                 continue
-            assert image is not None
-            size = image.shape
             small = torch.cat([small, thumbnails(image[None])])
             outcome.rows.append(number)
             advance(1)
@@ -159,12 +155,7 @@ def _generate(order: Order, generator: ImageGenerator, seeds: list[int]) -> Tens
     return uint8_images(images, len(seeds), generator.name)
 
 
-def _why_dropped(image: Tensor, value: float, order: Order, size: torch.Size | None, kept: Tensor) -> str | None:
-    reason = blank(image)
-    if reason is not None:
-        return reason
-    if size is not None and image.shape != size:
-        return "wrong size"
+def _why_dropped(image: Tensor, value: float, order: Order, kept: Tensor) -> str | None:
     if order.only_hard and not value < 0:  # also for NaN
         return "not hard"
     return "near copy" if near_copy(thumbnails(image[None])[0], kept) else None

@@ -271,6 +271,7 @@ class AddSynthetic(Intervention):
         outcomes: dict[int, Outcome] = {}
         if orders:
             generator = self._load(round.encoder if self._decodes else None)
+            check = _OneSize(self._form)
             bar = tqdm(
                 desc="FailureModes generates images",
                 total=sum(order.count for order in orders),
@@ -290,7 +291,7 @@ class AddSynthetic(Intervention):
                             seed=round.seed,
                             batch_size=self.batch_size,
                             judge=round.decision_values,
-                            check=self._check_form,
+                            check=check,
                             advance=bar.update,
                         )
             finally:
@@ -311,11 +312,6 @@ class AddSynthetic(Intervention):
         return load_generator(
             self.generator, device=self.device, local_files_only=self.local_files_only, encoder=encoder
         )
-
-    def _check_form(self, image: Tensor) -> None:
-        """Raise the error with its remedy now, rather than in a worker amid an epoch."""
-        if self._form is not None:
-            self._form(as_pil(image), 0)
 
     def _aimed(self, orders: list[Order], generator: ImageGenerator, round: Round) -> list[Order]:
         """With the embeddings that are to be decoded, where that is asked for."""
@@ -351,3 +347,18 @@ class AddSynthetic(Intervention):
             aim = {"direction": targets.hard, "direction_easy": targets.easy}.get(self.prompt, targets.reference)
             aimed.append(replace(order, embedding=aim))
         return aimed
+
+
+class _OneSize:
+    """All images of a decision are as large as the first; whether that fits the training set is known at once."""
+
+    def __init__(self, form: ItemForm | None) -> None:
+        self._form = form
+        self._shape: tuple[int, ...] | None = None
+
+    def __call__(self, image: Tensor) -> str | None:
+        if self._shape is None:
+            if self._form is not None:
+                self._form(as_pil(image), 0)  # its error names the remedy now, not in a worker amid an epoch
+            self._shape = tuple(image.shape)
+        return None if tuple(image.shape) == self._shape else "wrong size"
