@@ -10,7 +10,8 @@ Source: Jain, Lawrence, Moitra and Madry, Distilling Model Failures as Direction
 
 A claim holds if the lower end of the paired 90 % interval of (first arm - second arm) over seeds, by Student's t, is
 above 0; for "not below by ...", above minus that. Each seed draws its tints, images, weights and orders anew; constants
-were chosen on seeds 0 to 3, the default seeds are others. What a seed has measured is written at once, and what the
+were chosen on seeds 0 to 3, the default seeds are others. All arms train on 3,000 images, for 6 epochs from scratch or
+for 3 more from the checkpoint of the plain model, which goes on as long. What a seed has measured is written at once, and what the
 output file holds already is not run again: a run that was cut goes on. One core, about 7 minutes a seed.
 """
 
@@ -31,6 +32,7 @@ from claims.comparing import compare
 from lightning_failures.atomic import write_atomically
 
 SEEDS = range(11, 19)
+WAYS = ("retrained", "continued")
 
 
 def read_result(path: Path) -> dict[str, Any]:
@@ -50,20 +52,28 @@ def summarise(raw: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def table(entries: list[dict[str, Any]]) -> str:
-    """A Markdown table of the entries."""
-    lines = ["| claim | first | rival | difference [90 % interval] | seeds | holds |", f"| {' | '.join(['---'] * 6)} |"]
+    """A Markdown table: one row a claim, one column for each way to train where there are two."""
+    rows: dict[str, dict[str, str]] = {}
     for entry in entries:
-        seeds = entry["seeds"]
-        if not seeds:
-            lines.append(f"| {entry['name']} | | | not defined in any seed | 0 | no |")
-            continue
-        first, second = (sum(row[entry[arm]] for row in seeds) / len(seeds) for arm in ("first", "second"))
-        interval = "" if entry["interval"] is None else " [{:+.3f}, {:+.3f}]".format(*entry["interval"])
-        lines.append(
-            f"| {entry['name']} | {entry['first']} {first:.3f} | {entry['second']} {second:.3f}"
-            f" | {entry['difference']:+.3f}{interval} | {len(seeds)} | {'yes' if entry['holds'] else '**no**'} |"
-        )
+        name, _, way = entry["name"].rpartition(", ")
+        if way not in WAYS:
+            name, way = entry["name"], WAYS[0]
+        rows.setdefault(name, {})[way] = cell(entry)
+    lines = [f"| claim | {' | '.join(WAYS)} |", f"| {' | '.join(['---'] * (1 + len(WAYS)))} |"]
+    lines += [f"| {name} | {' | '.join(cells.get(way, '') for way in WAYS)} |" for name, cells in rows.items()]
     return "\n".join(lines)
+
+
+def cell(entry: dict[str, Any]) -> str:
+    """Whether it holds, the mean of both arms, the difference and its interval."""
+    seeds = entry["seeds"]
+    if not seeds:
+        return "not defined in any seed"
+    first, second = (sum(row[entry[arm]] for row in seeds) / len(seeds) for arm in ("first", "second"))
+    interval = "" if entry["interval"] is None else " [{:+.3f}, {:+.3f}]".format(*entry["interval"])
+    left_out = f" ({len(seeds)} seeds)" if "seeds_left_out" in entry else ""
+    holds = "yes" if entry["holds"] else "**no**"
+    return f"{holds}: {first:.3f} - {second:.3f} = {entry['difference']:+.3f}{interval}{left_out}"
 
 
 def write(path: Path, result: dict[str, Any]) -> None:

@@ -73,13 +73,20 @@ def test_compare__seeds_where_it_is_not_defined_are_left_out():
     assert (nowhere["holds"], nowhere["difference"], nowhere["interval"]) == (False, None, None)
 
 
-def test_table__one_line_an_entry():
-    entries = [compare("upweight", BETTER, RAW), compare("upweight", BETTER, {4: {}})]
+def test_table__one_row_a_claim_and_one_column_a_way():
+    again = Comparison("a > b, continued", ("accuracy",), "a", "b")
+    first = Comparison("a > b, retrained", ("accuracy",), "a", "b")
+    entries = [compare("upweight", one, RAW) for one in (first, again)]
+    entries += [
+        compare("flagged", BETTER, {4: {}}),
+        compare("strength", Comparison("b > a", ("accuracy",), "b", "a"), RAW),
+    ]
     lines = paper_claims.table(entries).splitlines()
-    assert len(lines) == 4
-    assert {line.count("|") for line in lines} == {7}
-    assert "+0.210" in lines[2]
-    assert lines[2].endswith("| yes |")
+    assert len(lines) == 2 + 3
+    assert {line.count("|") for line in lines} == {4}
+    assert lines[2].count("yes: 0.710 - 0.500 = +0.210") == 2
+    assert "not defined" in lines[3]
+    assert "**no**: 0.500 - 0.710 = -0.210" in lines[4]
 
 
 def test_run_claims__writes_after_every_seed_and_goes_on_where_it_was_cut(tmp_path, monkeypatch):
@@ -163,4 +170,4 @@ def test_script__one_seed_of_one_claim(tmp_path):
     assert entries[0]["seeds"][0]["seed"] == 1
     assert entries[0]["difference"] > 0.1
     told = subprocess.run([*command, "--table"], check=True, capture_output=True, text=True).stdout
-    assert len(told.splitlines()) == 2 + len(entries)
+    assert len(told.splitlines()) == 2 + len(entries), "one way each"

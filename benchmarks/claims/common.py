@@ -128,7 +128,7 @@ class World:
         size: Validation images, and test images.
     """
 
-    def __init__(self, seed: int, *, train_size: int = 4000, size: int = 4000) -> None:
+    def __init__(self, seed: int, *, train_size: int = 3000, size: int = 4000) -> None:
         self.seed, self._train_size, self._size = seed, train_size, size
         self._known: dict[Hashable, Any] = {}
 

@@ -23,7 +23,7 @@ from lightning_failures.interventions.suspects import suspect_labels
 
 __all__ = ["COMPARISONS", "run"]
 
-PER_CLASS, POOL, UNUSUAL = 20, 4000, 0.2
+PER_CLASS, POOL, UNUSUAL = 20, 3000, 0.2
 LABEL_NOISE, BLURRED, SIGMA = 0.15, 0.1, 2.0
 LOSS = 0.01
 TRIAGED: dict[By, str] = {by: f"{by}, triaged" for by in ("confidence", "flagged_confidence")}

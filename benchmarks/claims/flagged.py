@@ -1,9 +1,10 @@
 """Flagged images are the hard subpopulation more often than the least confident ones (Fig. 2).
 
 A share of the training labels is wrong. What should come first within a class is the unusual tint with a right label;
-what a model is least sure of is a wrong label, or an ambiguous digit. The validation labels are right. A second
-setting, where as many of them are wrong too, shows what the directions need: there most failures are wrong labels,
-which CLIP tells from right ones by their shape, so the direction points at those.
+what a model is least sure of is a wrong label, or an ambiguous digit. The validation labels are right. Two further
+settings show what the directions need: where as many of the validation labels are wrong, most failures are wrong
+labels, which CLIP tells from right ones by their shape, so that the direction points at those; and where the suspected
+ones among them are left out of the fit.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from claims.common import World, grade_images, unusual
 from claims.comparing import Comparison
 from lightning_failures.digits.render import Split as Part
 from lightning_failures.directions import FailureDirections, fit_failure_directions
+from lightning_failures.interventions.suspects import suspect_labels
+from lightning_failures.records import Grades
 
 __all__ = ["COMPARISONS", "run"]
 
@@ -31,31 +34,55 @@ COMPARISONS = tuple(
         ("right labels", "test", "test examples, after training with 12 % wrong labels"),
         ("wrong labels too", "train", "training examples, 12 % of validation labels wrong too"),
         ("wrong labels too", "test", "test examples, 12 % of validation labels wrong too"),
+        ("wrong labels too, triaged", "train", "training examples, the same without suspected validation labels"),
+        ("wrong labels too, triaged", "test", "test examples, the same without suspected validation labels"),
     )
 )
 
 
 def run(world: World) -> dict[str, Any]:
-    """Both settings, on training examples and on test examples."""
-    model, validation = world.base(SHORTCUT, NOISE), world.data("validation")
-    logits = model.logits(validation.images)
+    """Every setting, on training examples and on test examples."""
+    wrong = world.labels("validation", SHORTCUT, NOISE)
+    grades = _grades(world, wrong)
+    found = suspect_labels(world.embeddings("validation"), wrong, grades.predictions, groups=grades.groups)
+    everything = torch.ones(len(wrong), dtype=torch.bool)
     tables: dict[str, Any] = {}
-    for name, noise in (("right labels", 0.0), ("wrong labels too", NOISE)):
-        labels = world.labels("validation", SHORTCUT, noise)
-        grades = grade_images(validation, labels, logits)
-        directions = fit_failure_directions(
-            world.embeddings("validation"),
-            labels,
-            grades.correct,
-            groups=grades.groups,
-            permutations=0,
-            seed=world.seed,
-        )
+    for name, labels, rows in (
+        ("right labels", world.data("validation").labels, everything),
+        ("wrong labels too", wrong, everything),
+        ("wrong labels too, triaged", wrong, ~found.suspect),
+    ):
+        directions = _directions(world, labels, rows)
         tables[name] = {
             "train": _precision(world, directions, "train", world.labels("train", SHORTCUT, NOISE)),
             "test": _precision(world, directions, "test", world.data("test").labels),
         }
-    return tables | {"accuracy": world.judge(model, SHORTCUT)}
+    flipped = wrong != world.data("validation").labels
+    tables["suspected"] = {
+        "of the wrong labels": float(found.suspect[flipped].float().mean()),
+        "of the right labels": float(found.suspect[~flipped].float().mean()),
+    }
+    return tables | {"accuracy": world.judge(world.base(SHORTCUT, NOISE), SHORTCUT)}
+
+
+def _grades(world: World, labels: Tensor) -> Grades:
+    """Of the validation set, by these labels."""
+    data = world.data("validation")
+    return grade_images(data, labels, world.base(SHORTCUT, NOISE).logits(data.images))
+
+
+def _directions(world: World, labels: Tensor, rows: Tensor) -> FailureDirections:
+    """Fitted to these rows (N,) bool of the validation set."""
+    grades = _grades(world, labels)
+    groups = torch.as_tensor(world.data("validation").groups)
+    return fit_failure_directions(
+        world.embeddings("validation")[rows],
+        labels[rows],
+        grades.correct[rows],
+        groups=groups[rows],
+        permutations=0,
+        seed=world.seed,
+    )
 
 
 def _precision(world: World, directions: FailureDirections, part: Part, labels: Tensor) -> dict[str, float]:

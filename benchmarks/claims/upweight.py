@@ -1,7 +1,8 @@
 """Upweighting flagged examples lifts the minority, near the oracle (Table 1).
 
 Arms weigh by the same factor: ``flagged``, the training examples that the intervention flags; ``random``, as many of
-every class; ``oracle``, those in the unusual tint. ``plain`` weighs nothing.
+every class; ``oracle``, those in the unusual tint. ``plain`` weighs nothing. As in the callback, classes without a
+pattern are left alone, and so are flagged examples whose labels are suspected.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 from claims.common import MORE_EPOCHS, World, columns, fit, unusual
 from claims.comparing import Comparison
 from lightning_failures.interventions import JudgedExamples, Upweight
+from lightning_failures.interventions.suspects import suspect_labels
 
 __all__ = ["COMPARISONS", "run"]
 
@@ -74,6 +76,9 @@ def _weights(world: World) -> dict[str, NDArray[np.float64]]:
     values = world.directions().decision_values(world.embeddings("train"), labels).numpy()
     reasons = tuple(None if entry.pattern else "no pattern" for entry in report.classes)
     flagged = Upweight(FACTOR).decide(JudgedExamples(labels, values, tuple(data.classes), reasons)).weights
+    grades = world.split("train").grades
+    found = suspect_labels(world.embeddings("train"), labels, grades.predictions, groups=grades.groups)
+    flagged[found.suspect.numpy()] = 1.0
     random = flagged.copy()
     rng = world.rng(2)
     for k in range(len(data.classes)):
