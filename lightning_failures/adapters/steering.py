@@ -139,6 +139,9 @@ class Steering:
                 f" {lens.encoder.name} is the model that is trained, or a copy of it: in its own latent space nearly"
                 " all training examples look right (Jain et al. 2023, appendix B.1.6). Name another, like a CLIP."
             )
+        else:
+            for one in self.interventions.values():
+                one.check_encoder(lens.encoder)
 
     def attach(self, trainer: Trainer, loader: object, folder: Path) -> None:
         """Put the sampler, and the dataset where examples change, into a training loader that Lightning has prepared.
@@ -151,7 +154,9 @@ class Steering:
         if trainer.overfit_batches:  # type: ignore[attr-defined]
             self._say_once("With overfit_batches interventions leave the training set as it is.")
             return
-        self._restore.append(weigh_draws(loader, self.draws, self._append(original_dataset(loader))))
+        with isolated_rng():  # examples are read for their form, and their transforms may draw
+            append = self._append(original_dataset(loader))
+        self._restore.append(weigh_draws(loader, self.draws, append))
 
     def _append(self, training_set: Any) -> Callable[[Any], AppendedDataset] | None:
         """What makes the dataset of the loader, or None where examples stay as they are."""

@@ -19,7 +19,7 @@ from torch import Tensor
 from lightning_failures.encoders import Encoder
 from lightning_failures.encoders.base import gives_texts
 from lightning_failures.encoders.frozen import as_device, first_line, frozen_inference, isolated_build
-from lightning_failures.errors import GeneratorError
+from lightning_failures.errors import EncoderError, GeneratorError
 from lightning_failures.generators.function import as_uint8
 from lightning_failures.generators.pipelines import EMBEDDINGS, find_pipeline, licence_of
 
@@ -66,7 +66,10 @@ class DiffusersGenerator:
         local_files_only: bool = False,
     ) -> None:
         self.name = name
-        self.device = as_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        try:
+            self.device = as_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        except EncoderError as error:
+            raise GeneratorError(f"generator={name!r}: {error}") from error
         self.dtype = _dtype(dtype, self.device)
         self.flagged = 0
         self._found = find_pipeline(name, local_files_only=local_files_only, decodes=self._decodes)

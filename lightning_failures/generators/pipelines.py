@@ -97,17 +97,18 @@ def _folder(name: str, *, local_files_only: bool) -> Path:
     from diffusers import DiffusionPipeline
     from huggingface_hub import hf_hub_download
 
+    cached = True
     try:
         try:
             found = DiffusionPipeline.download(name, use_safetensors=True, local_files_only=True)
         except Exception:
             if local_files_only:
                 raise
-            found = DiffusionPipeline.download(name, use_safetensors=True)
+            found, cached = DiffusionPipeline.download(name, use_safetensors=True), False
     except Exception as error:
         raise GeneratorError(f"generator={name!r} cannot be had: {first_line(error)} {_WAYS}") from error
     with contextlib.suppress(Exception):  # the model card, for its licence
-        hf_hub_download(name, "README.md", local_files_only=local_files_only)
+        hf_hub_download(name, "README.md", local_files_only=cached)
     return Path(found)
 
 

@@ -164,6 +164,9 @@ class Intervention(ABC):
     def prepare(self) -> None:  # noqa: B027 - most have nothing to load
         """Check at set-up what can only be checked by loading it, so that a wrong name is no error of later."""
 
+    def check_encoder(self, encoder: Encoder) -> None:  # noqa: B027 - most take any
+        """Refuse, at set-up, an encoder of the directions that it cannot work with."""
+
     def source(self, training_set: Any, folder: Path) -> Any:
         """The examples, in the form of those of the training set, of which ``Decision.added`` names rows.
 

@@ -77,7 +77,8 @@ class AddSynthetic(Intervention):
         keep: Images of former decisions stay, the latest first, as far as ``max_share`` allows; else those of a
             decision take the place of those before.
         alpha: Of a decoded direction: how far to go, as a fraction of the arc.
-        head_only: Retrain the last layer only while it acts, as the paper does.
+        head_only: In epochs with added images train the last linear or convolutional layer alone, as the paper does, or
+            the submodule of this name.
         local_files_only: Never ask the hub.
         device: Of a generator that is named; default: an accelerator if there is one (the CPU for
             ``"embedded:digits"``).
@@ -111,7 +112,7 @@ class AddSynthetic(Intervention):
         only_hard: bool = True,
         keep: bool = False,
         alpha: float = 0.2,
-        head_only: bool = False,
+        head_only: bool | str = False,
         local_files_only: bool = False,
         device: str | None = None,
         batch_size: int = 8,
@@ -177,6 +178,28 @@ class AddSynthetic(Intervention):
             find_pipeline(self.generator, local_files_only=self.local_files_only, decodes=True)
         else:
             self._load(None)
+
+    def check_encoder(self, encoder: Encoder) -> None:
+        """Captions need an encoder that knows texts, and a decoder its own.
+
+        Raises:
+            ConfigurationError: This one knows no texts.
+            GeneratorError: The generator decodes the embeddings of another one, as far as that is known before it is
+                loaded.
+        """
+        if self.prompt != "reference" and not gives_texts(encoder):
+            raise ConfigurationError(
+                f"AddSynthetic(prompt={self.prompt!r}) needs an encoder that embeds captions, like a CLIP, and"
+                f" {encoder.name} does not. Name another, or use prompt='reference'."
+            )
+        if self._decodes:
+            generator = self._load(encoder)
+            if not takes_embeddings(generator) or generator.encoder_fingerprint != encoder.fingerprint:
+                raise GeneratorError(
+                    f"{generator.name} decodes the embeddings of another encoder than {encoder.name}, which the"
+                    " directions are fitted in. Name its own as encoder of FailureModes, or use captions"
+                    " (prompt='hard')."
+                )
 
     def source(self, training_set: Any, folder: Path) -> SyntheticImages:
         """The generated images, in the form of the examples of the training set.
@@ -281,7 +304,7 @@ class AddSynthetic(Intervention):
             )
             try:
                 with bar:
-                    for order in self._aimed(orders, generator, round):
+                    for order in self._aimed(orders, round):
                         outcomes[order.class_index] = synthesise(
                             order,
                             generator,
@@ -313,20 +336,13 @@ class AddSynthetic(Intervention):
             self.generator, device=self.device, local_files_only=self.local_files_only, encoder=encoder
         )
 
-    def _aimed(self, orders: list[Order], generator: ImageGenerator, round: Round) -> list[Order]:
+    def _aimed(self, orders: list[Order], round: Round) -> list[Order]:
         """With the embeddings that are to be decoded, where that is asked for."""
         if not self._decodes:
             return orders
-        if not takes_embeddings(generator):
-            raise ConfigurationError(f"{self!r}: {generator.name} takes no embeddings.")
+        self.check_encoder(round.encoder)
         encoder = round.encoder
-        if generator.encoder_fingerprint != encoder.fingerprint:
-            raise GeneratorError(
-                f"{generator.name} decodes the embeddings of another encoder than {encoder.name}, which the directions"
-                " are fitted in. Name its own as encoder of FailureModes, or use captions (prompt='hard')."
-            )
-        if not gives_texts(encoder):
-            raise ConfigurationError(f"{self!r}: {encoder.name} cannot embed the reference caption.")
+        assert gives_texts(encoder)
         assert round.discovery is not None  # this is the first process
         found = round.discovery
         rows = np.isin(found.labels.numpy(), [order.class_index for order in orders])

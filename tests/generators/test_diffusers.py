@@ -99,6 +99,8 @@ def test_dtype__half_precision_on_the_cpu(folder):
     generator = DiffusersGenerator(folder, steps=1, dtype="bfloat16")
     assert generator.generate(["a"], [0]).shape == (1, 3, SIDE, SIDE)
     assert generator._pipeline.unet.dtype == torch.bfloat16
+    with pytest.raises(GeneratorError, match="device='cuda:99' cannot be used here"):
+        DiffusersGenerator(folder, device="cuda:99")
     with pytest.raises(GeneratorError, match="dtype must be one of float32, float16, bfloat16; got 'half'"):
         DiffusersGenerator(folder, dtype="half")
 
@@ -166,7 +168,8 @@ def test_folder__pipeline_that_takes_no_prompts(folder, tmp_path):
         DiffusersGenerator(str(copy))
 
 
-def test_hub__cached_pipeline_needs_no_network(folder, tmp_path, monkeypatch, no_network):
+@pytest.mark.parametrize("local_files_only", [True, False])
+def test_hub__cached_pipeline_needs_no_network(folder, tmp_path, monkeypatch, no_network, local_files_only):
     from huggingface_hub import constants
 
     commit = "0" * 40
@@ -175,7 +178,7 @@ def test_hub__cached_pipeline_needs_no_network(folder, tmp_path, monkeypatch, no
     (repository / "refs").mkdir()
     (repository / "refs" / "main").write_text(commit)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
-    generator = load_generator("org/tiny", local_files_only=True, steps=1)
+    generator = load_generator("org/tiny", local_files_only=local_files_only, steps=1)
     assert (generator.name, generator.licence) == ("org/tiny", "openrail")
     assert generator.generate(["a"], [0]).shape == (1, 3, SIDE, SIDE)
 

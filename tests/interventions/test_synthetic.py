@@ -265,8 +265,31 @@ def test_decide__decoder_of_another_encoder_is_refused(tmp_path):
     decoder.encoder_fingerprint = "another"
     with pytest.raises(GeneratorError, match="embeddings of another encoder than embedded:digits"):
         decided(tmp_path, decoder, prompt="direction")
-    assert decoder.closed == 1
+    assert decoder.closed >= 1
     assert not on_disk(tmp_path)
+
+
+class Mute:
+    """An encoder that knows no texts."""
+
+    name = fingerprint = "mute"
+    dim = 4
+
+    def encode_images(self, images):
+        return images.flatten(1)[:, :4]
+
+
+def test_check_encoder__what_cannot_work_is_known_at_set_up():
+    for prompt in ("hard", "easy", "direction"):
+        with pytest.raises(ConfigurationError, match=r"mute does not\. Name another, or use prompt='reference'"):
+            AddSynthetic(Decoder(), prompt=prompt).check_encoder(Mute())
+    AddSynthetic(Painter(), prompt="reference").check_encoder(Mute())
+    AddSynthetic(Painter()).check_encoder(encoder())
+    decoder = Decoder()
+    AddSynthetic(decoder, prompt="direction").check_encoder(encoder())
+    decoder.encoder_fingerprint = "another"
+    with pytest.raises(GeneratorError, match="of another encoder than embedded:digits"):
+        AddSynthetic(decoder, prompt="direction").check_encoder(encoder())
 
 
 # -- faults ----------------------------------------------------------------------------------------------------------
