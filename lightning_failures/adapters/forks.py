@@ -49,6 +49,10 @@ LEFT_OUT = {"Checkpoint", "EarlyStopping"}
 """Callbacks that forks do without: they would fill the disk, or let one fork train longer than the other."""
 
 
+_EXPECTED = ("Be aware that when using `ckpt_path`", "Experiment logs directory .* is not empty")
+"""Warnings of Lightning about what is left out, and about files that were copied for a fork."""
+
+
 @dataclass(frozen=True)
 class Run:
     """A training that is ready to begin; every fork needs a new one.
@@ -112,7 +116,8 @@ def fork_verdict(
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
     with isolated_rng(), tempfile.TemporaryDirectory(prefix=".forks-", dir=folder) as place, warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Be aware that when using `ckpt_path`")  # Lightning misses what is left out
+        for message in _EXPECTED:
+            warnings.filterwarnings("ignore", message)
         forks = Forks(make_run, Path(place), seed)
         if (start := forks.begin(str(ckpt_path), files)) is None:
             return not_measured("until the end of the training the interventions found nothing to change")
@@ -146,13 +151,12 @@ class Forks:
         run = self._new_run()
         modes = steered(run.trainer)
         state = run.trainer.strategy.checkpoint_io.load_checkpoint(checkpoint)
-        try:
-            epoch = state["loops"]["fit_loop"]["epoch_progress"]["current"]["started"]
-        except KeyError as error:
+        if "optimizer_states" not in state:
             raise ConfigurationError(
-                f"{checkpoint} holds no state of a training, so it cannot be resumed. Give one that ModelCheckpoint"
+                f"{checkpoint} holds weights only, so no training can resume from it. Give one that ModelCheckpoint"
                 " wrote with save_weights_only=False."
-            ) from error
+            )
+        epoch = state["loops"]["fit_loop"]["epoch_progress"]["current"]["started"]
         steering = state.get("callbacks", {}).get(modes.state_key, {}).get("steering")
         if steering is not None and has_acted(steering, epoch):
             raise ConfigurationError(

@@ -75,8 +75,15 @@ def fork_live(
 
 
 def _copied(trainer: Any, module: LightningModule, modes: Any) -> Run:
-    memo: dict[int, Any] = {id(one): one for one in (modes.encoder, modes.robust_encoder, *modes.interventions)}
-    memo |= {id(trainer): None, id(module): None, id(modes.last_report): None}
+    module.trainer = None  # it would be copied too
+    try:
+        twin = copy.deepcopy(module)
+    finally:
+        module.trainer = trainer
+    memo: dict[int, Any] = {
+        id(one): one for one in (trainer, modes.encoder, modes.robust_encoder, *modes.interventions)
+    }
+    memo |= {id(module): twin, id(modes.last_report): None}
     left_out = {"ProgressBar", "ModelSummary", *LEFT_OUT}
     callbacks = [copy.deepcopy(one, memo) for one in trainer.callbacks if not left_out & bases(one)]
     device = trainer.strategy.root_device
@@ -91,11 +98,6 @@ def _copied(trainer: Any, module: LightningModule, modes: Any) -> Run:
         enable_checkpointing=False,
         **{name: getattr(trainer, name) for name in _SAME},
     )
-    module.trainer = None  # it would be copied too
-    try:
-        twin = copy.deepcopy(module)
-    finally:
-        module.trainer = trainer
     data: dict[str, Any] = {"datamodule": copy.copy(trainer.datamodule)}
     if trainer.datamodule is None:
         data = {"train_dataloaders": trainer.train_dataloader, "val_dataloaders": trainer.val_dataloaders}
