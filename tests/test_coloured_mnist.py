@@ -4,7 +4,20 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.coloured_mnist import CLASSES, NOISE, claim, claims, draw, grade, mnist, paint, top_share, train
+from benchmarks.coloured_mnist import (
+    CLASSES,
+    NOISE,
+    RULES,
+    believed,
+    claim,
+    claims,
+    draw,
+    grade,
+    mnist,
+    paint,
+    top_share,
+    train,
+)
 
 DIGITS = np.random.default_rng(0).permutation(np.repeat(np.arange(10), 40))
 
@@ -86,25 +99,26 @@ def test_claim__interval_of_paired_differences():
     assert claim("c", {1: {"new": 0.5, "old": 0.1}})["interval"] is None
 
 
-def result(p, worst, gap=0.1):
-    arms = {arm: {"worst": value, "gap": gap} for arm, value in worst.items()}
-    return {
-        "p": p,
-        "arms": arms,
-        "directions": {"ours": {"top_disagreeing": 1.0}},
-        "confidence_top_disagreeing": 0.9,
+@pytest.mark.parametrize(("worst", "holds"), [(0.69, True), (0.66, False)])
+def test_claims__without_a_shift_no_harm_is_enough(worst, holds):
+    arms = {"plain": {"worst": 0.7}} | {rule: {"worst": worst} for rule in RULES}
+    found = claims([{"seed": seed, "p": 0.5, "arms": arms} for seed in (1, 2)])
+    assert [one["holds"] for one in found] == [holds] * len(RULES)
+
+
+def test_believed__finds_most_flips_and_is_deaf_to_tint():
+    rng = np.random.default_rng(0)
+    true = {"train": rng.integers(0, 2, 400), "validation": rng.integers(0, 2, 400)}
+    flipped = {name: rng.random(400) < 0.25 for name in true}
+    labels = {name: torch.from_numpy(y ^ flipped[name]) for name, y in true.items()}
+    tint = {"train": labels["train"].numpy(), "validation": rng.integers(0, 2, 400)}  # a perfect shortcut in training
+    embedded = {
+        name: torch.from_numpy(np.column_stack([2.0 * y, 4.0 * tint[name], *rng.normal(size=(8, 400))]))
+        for name, y in true.items()
     }
-
-
-@pytest.mark.parametrize(("left_alone", "holds"), [(0.70, True), (0.66, False)])
-def test_claims__without_a_shift_leaving_alone_wins(left_alone, holds):
-    rows = [
-        {"seed": seed} | result(0.5, {"plain": 0.7, "ours": left_alone, "published": 0.6, "random": 0.7, "oracle": 0.4})
-        for seed in (1, 2)
-    ]
-    against_plain, against_published = claims(rows)
-    assert against_plain["holds"] is holds
-    assert against_published["holds"]
+    for name, stands in believed(embedded, labels).items():
+        assert stands[flipped[name]].mean() < 0.3
+        assert stands[~flipped[name]].mean() > 0.8
 
 
 def test_mnist__five_thousand_digits():
