@@ -42,7 +42,7 @@ class LedgerRow:
         seed: That it was given.
         class_index: The class whose label the image bears.
         class_name: The same in words.
-        direction: What was asked for: ``"hard caption"``, ``"decoded hard direction"``, ...
+        direction: What was asked for: ``"hard caption"``, ``"hard direction, decoded at 0.2 of the arc"``, ...
         direction_epoch: Epoch of the analysis that found the direction, None if unknown.
         epoch: The epoch of training that it was made for.
         decision_value: By the direction of its class, negative = hard; None where it has none.

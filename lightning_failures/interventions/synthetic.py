@@ -37,9 +37,9 @@ _TOLD: dict[str, str] = {
     "hard": "hard caption",
     "reference": "reference caption",
     "easy": "easy caption",
-    "direction": "decoded hard direction",
-    "direction_reference": "decoded reference caption",
-    "direction_easy": "decoded easy direction",
+    "direction": "hard direction, decoded at {alpha:g} of the arc",
+    "direction_reference": "reference caption, decoded",
+    "direction_easy": "easy direction, decoded at {alpha:g} of the arc",
 }
 _HARD = ("hard", "direction")
 _PATIENCE = 10.0  # seconds before a bar is shown
@@ -273,7 +273,7 @@ class AddSynthetic(Intervention):
             count=count,
             limit=count * self.candidates,
             prompt=caption,
-            direction=_TOLD[self.prompt],
+            direction=_TOLD[self.prompt].format(alpha=self.alpha),
             only_hard=self.only_hard and self.prompt in _HARD,
         )
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import string
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 import torch.nn.functional as F
@@ -25,7 +27,10 @@ def tokenizer():
     from transformers import CLIPTokenizer
 
     words = [*string.ascii_lowercase, *(f"{c}</w>" for c in string.ascii_lowercase), "<|startoftext|>", "<|endoftext|>"]
-    return CLIPTokenizer(vocab={word: k for k, word in enumerate(words)}, merges=[], model_max_length=16)
+    with TemporaryDirectory() as folder:  # the one way that all releases of transformers have in common
+        Path(folder, "vocab.json").write_text(json.dumps({word: k for k, word in enumerate(words)}))
+        Path(folder, "merges.txt").write_text("#version: 0.2\n")
+        return CLIPTokenizer.from_pretrained(folder, model_max_length=16)
 
 
 def text_config():

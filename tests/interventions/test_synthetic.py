@@ -256,8 +256,12 @@ def test_decide__directions_are_decoded_without_a_caption(tmp_path, prompt):
         near = {k: (embeddings - aim).abs().max() for k, aim in aims.items()}
         assert min(near.values()) < 1e-5
     assert entries["three"]["added"] > 0
-    told = {"direction": "decoded hard direction", "direction_easy": "decoded easy direction"}
-    assert {row.direction for row in Ledger(tmp_path).rows} == {told.get(prompt, "decoded reference caption")}
+    told = {
+        "direction": "hard direction, decoded at 0.3 of the arc",
+        "direction_reference": "reference caption, decoded",
+        "direction_easy": "easy direction, decoded at 0.3 of the arc",
+    }
+    assert {row.direction for row in Ledger(tmp_path).rows} == {told[prompt]}
 
 
 def test_decide__decoder_of_another_encoder_is_refused(tmp_path):
