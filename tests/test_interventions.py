@@ -457,14 +457,29 @@ def test_options__refused(options, message):
         callback(**options)
 
 
-def test_options__from_yaml(monkeypatch):
+POOL = {"class_path": "lightning_failures.digits.ColouredDigits", "init_args": {"split": "train", "size": 20}}
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        ("Upweight", {"factor": 3.0, "stop_epoch": 9, "weight_key": "weight"}),
+        ("AddFiltered", {"pool": POOL, "per_class": 3, "by": "flagged_confidence"}),
+        ("AddSynthetic", {"generator": "embedded:digits", "prompt": "direction", "head_only": True}),
+    ],
+)
+def test_options__from_yaml(monkeypatch, kind, options):
     monkeypatch.setenv("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
-    parser = ArgumentParser()
+    parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--callback", type=FailureModes)
-    upweight = {"class_path": "lightning_failures.interventions.Upweight", "init_args": {"factor": 3, "stop_epoch": 9}}
-    modes = {"class_path": "lightning_failures.FailureModes", "init_args": {"interventions": [upweight]}}
+    one = {"class_path": f"lightning_failures.interventions.{kind}", "init_args": options}
+    modes = {"class_path": "lightning_failures.FailureModes", "init_args": {"interventions": [one]}}
     (built,) = parser.instantiate_classes(parser.parse_object({"callback": modes})).callback.interventions
-    assert repr(built) == repr(Upweight(factor=3.0, stop_epoch=9))
+    assert type(built).__name__ == kind
+    told = {name: value for name, value in options.items() if name != "pool"}
+    assert {name: built.options[name] for name in told} == told
+    if "pool" in options:
+        assert built.options["pool"] == "ColouredDigits of 20"
 
 
 def test_two_callbacks__only_one_may_intervene(tmp_path):

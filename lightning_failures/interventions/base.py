@@ -156,6 +156,8 @@ class Intervention(ABC):
 
     head_only: bool | str = False
     """What alone is trained while it adds examples: a submodule by name, or True for the last layer; False: all."""
+    weight_key: str | None = None
+    """Where the batch tells the weight of each example's loss; None: weights are a matter of drawing."""
 
     @abstractmethod
     def decide(self, examples: JudgedExamples, round: Round) -> Decision:
@@ -172,11 +174,6 @@ class Intervention(ABC):
 
         None: it adds nothing.
         """
-        return None
-
-    @property
-    def weight_key(self) -> str | None:
-        """Where the batch tells the weight of each example's loss; None: weights are a matter of drawing."""
         return None
 
     @property

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
+from torch.utils.data import Dataset
 
 from lightning_failures.interventions.base import Decision, Intervention, JudgedExamples, Round
 from lightning_failures.interventions.picking import By
@@ -53,11 +54,11 @@ every_n_epochs=1, stop_epoch=None, dry_run=False, grow_epoch=False)
 
     def __init__(
         self,
-        pool: Any,
+        pool: Dataset,  # type: ignore[type-arg]  # bare, so that YAML can fill it
         per_class: int = 100,
         *,
         by: By = "decision_value",
-        view: Any = None,
+        view: Dataset | None = None,  # type: ignore[type-arg]
         similarity: float = 0.995,
         start_epoch: int = 1,
         every_n_epochs: int = 1,

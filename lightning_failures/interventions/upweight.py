@@ -93,15 +93,10 @@ class Upweight(Intervention):
         self.factor = factor
         self.max_flagged = max_flagged
         self.triage = triage
-        self._weight_key = weight_key
+        self.weight_key = weight_key
         self._check("factor", 1 <= factor <= MAX_FACTOR, f"from 1 to {MAX_FACTOR:g}")
         self._check("max_flagged", 0 < max_flagged <= 1, "a share in (0, 1]")
         self._check("weight_key", weight_key is None or bool(weight_key), "None or the name of a key")
-
-    @property
-    def weight_key(self) -> str | None:
-        """Where the batch tells the weight of each example's loss; None: weights are a matter of drawing."""
-        return self._weight_key
 
     @property
     def acts(self) -> bool:
