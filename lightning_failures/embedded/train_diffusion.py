@@ -269,7 +269,8 @@ def save_folder(unet: UNet2DConditionModel, sketcher: Tensor, folder: Path, *, e
         (folder / part).mkdir(parents=True, exist_ok=True)
     write_json(folder / "config.json", {"encoder_fingerprint": encoder_fingerprint, **SAMPLING})
     write_json(
-        folder / "scheduler" / "scheduler_config.json", {"_class_name": "DPMSolverMultistepScheduler", **SCHEDULER}
+        folder / "scheduler" / "scheduler_config.json",
+        {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": SHIFT},
     )
     write_json(folder / "unet" / "config.json", json.loads(unet.to_json_string()))
     write_weights(folder / "unet" / "diffusion_pytorch_model.safetensors", unet.state_dict())
