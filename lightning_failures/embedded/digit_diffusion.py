@@ -2,7 +2,7 @@
 
 It is a plain ``UNet2DConditionModel`` of diffusers with its scheduler, stored in diffusers' own folder format. The
 2 x 2 pixels of a block are channels (16 x 16 x 12), the network predicts the velocity from image to noise on a straight
-line (Lipman et al., Flow Matching for Generative Modeling, ICLR 2023), and a dozen steps of Euler lead back. An embedding
+line (Lipman et al., Flow Matching for Generative Modeling, ICLR 2023), and a dozen Euler steps lead back. An embedding
 of zeros stands for "no condition" (Ho and Salimans, Classifier-Free Diffusion Guidance, arXiv 2207.12598). As in unCLIP
 (Ramesh et al., Hierarchical Text-Conditional Image Generation with CLIP Latents, arXiv 2204.06125) captions and images
 condition it through the space that they share; there is no prior in between, training shows it both kinds.

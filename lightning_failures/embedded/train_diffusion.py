@@ -57,12 +57,8 @@ UNET: dict[str, Any] = {
     "class_embed_type": "projection",
     "projection_class_embeddings_input_dim": 128,
 }
-SCHEDULER: dict[str, Any] = {
-    "prediction_type": "flow_prediction",
-    "use_flow_sigmas": True,
-    "flow_shift": 3.0,
-}
-SHIFT = SCHEDULER["flow_shift"]
+SHIFT = 3.0
+"""Times are drawn, and steps are set, more densely towards the noise, where the shape is decided."""
 SAMPLING: dict[str, Any] = {"steps": 12, "guidance": 2.0}
 KINDS = {"image": 0.25, "caption": 0.3, "between": 0.15, "push": 0.2, "nothing": 0.1}
 """How often the condition is of each kind."""
@@ -213,7 +209,7 @@ def train(
         x, embeddings = to_latents(pool.images[rows]).to(device), draw_conditions(pool, rows, rng).to(device)
         noise = torch.randn(x.shape, generator=generator).to(device)
         u = torch.rand(batch_size, generator=generator).to(device)
-        t = SHIFT * u / (1 + (SHIFT - 1) * u)  # more often near the noise, where the shape is decided
+        t = SHIFT * u / (1 + (SHIFT - 1) * u)
         noisy = torch.lerp(x, noise, t.view(-1, 1, 1, 1))
         with torch.autocast(x.device.type, torch.bfloat16):
             velocity = predict(unet, sketcher, noisy, 1000 * t, embeddings)
