@@ -6,6 +6,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -38,6 +39,7 @@ class FailureTrainer(Trainer):
         datamodule: LightningDataModule | None = None,
         ckpt_path: str | None = None,
         split: Split = "validation",
+        weights_only: bool | None = None,
     ) -> None:
         """Find the failure modes of a trained model on one split, the training set too.
 
@@ -46,6 +48,7 @@ class FailureTrainer(Trainer):
             datamodule: The data.
             ckpt_path: Checkpoint with the weights. Without it the weights are those of the model as configured.
             split: Which part of the data; "train" is the training set in its order, with its own transforms.
+            weights_only: As in fit: whether the checkpoint may hold tensors and plain values only.
         """
         if not any(isinstance(callback, FailureModes) for callback in self.callbacks):  # type: ignore[attr-defined]
             raise ConfigurationError(
@@ -55,16 +58,17 @@ class FailureTrainer(Trainer):
         for callback in self.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, FailureModes):
                 callback.on_error = "raise"  # an analysis that fails is a failure of this command
+        loading = {"ckpt_path": ckpt_path} | _given(weights_only=weights_only)
         if split == "test":
-            self.test(model, datamodule=datamodule, ckpt_path=ckpt_path)
+            self.test(model, datamodule=datamodule, **loading)
         elif split == "validation":
-            self.validate(model, datamodule=datamodule, ckpt_path=ckpt_path)
+            self.validate(model, datamodule=datamodule, **loading)
         else:
             source = datamodule or model
             if datamodule is not None:
                 datamodule.prepare_data()
                 datamodule.setup("fit")
-            self.validate(model, dataloaders=_in_order(source.train_dataloader()), ckpt_path=ckpt_path)
+            self.validate(model, dataloaders=_in_order(source.train_dataloader()), **loading)
 
     def verdict(
         self,
@@ -76,6 +80,7 @@ class FailureTrainer(Trainer):
         pairs: int = PAIRS,
         seed: int = 0,
         output: Path = Path("failures-verdict"),
+        weights_only: bool | None = None,
     ) -> None:
         """Tell whether the interventions of the config help: train on from a checkpoint with them and without.
 
@@ -91,8 +96,14 @@ class FailureTrainer(Trainer):
             pairs: Number of pairs of trainings, each with a seed of its own. One pair says nothing.
             seed: Of all of them.
             output: Folder for verdict.json.
+            weights_only: As in fit: whether the checkpoint may hold tensors and plain values only.
         """
-        found = fork_verdict(self.make_run, ckpt_path, epochs=epochs, pairs=pairs, seed=seed, folder=output)
+
+        def make_run() -> Run:
+            run = self.make_run()
+            return replace(run, data={**run.data, **_given(weights_only=weights_only)})
+
+        found = fork_verdict(make_run, ckpt_path, epochs=epochs, pairs=pairs, seed=seed, folder=output)
         if self.is_global_zero:
             known = {"schema": 1, "checkpoint": ckpt_path, "epochs": epochs, "seed": seed} | found.to_dict()
             write_atomically(output / "verdict.json", (json.dumps(known, indent=2) + "\n").encode())
@@ -206,6 +217,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"lightning-failures: {error}", file=sys.stderr)
         return 1
     return 0
+
+
+def _given(**options: Any) -> dict[str, Any]:
+    """Without those that Lightning before 2.6 does not know."""
+    return {name: value for name, value in options.items() if value is not None}
 
 
 def _in_order(loader: Any) -> DataLoader[Any]:

@@ -111,6 +111,38 @@ def test_analyse__fails_where_the_analysis_fails(tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.slow
+def test_verdict__from_a_config_and_a_checkpoint(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    text = (ROOT / "configs" / "digits.yaml").read_text()
+    plain = text.replace("robust_encoder: embedded:digits", "pictures: false")
+    acting = plain.replace(
+        "        captions: digits\n",
+        "        captions: digits\n        interventions:\n"
+        "          - class_path: lightning_failures.interventions.Upweight\n            init_args: {factor: 4.0}\n",
+    )
+    (tmp_path / "plain.yaml").write_text(plain)
+    (tmp_path / "acting.yaml").write_text(acting)
+    sizes = [*QUIET[:2], "--data.init_args.train_size=600", "--data.init_args.val_size=900"]
+    assert main(["fit", "--config", "plain.yaml", *sizes, "--trainer.max_epochs=2"]) == 0
+    (checkpoint,) = (tmp_path / "failures-digits").rglob("last.ckpt")
+    options = [*sizes, "--ckpt_path", str(checkpoint), "--pairs=2", "--output=out"]
+    capsys.readouterr()
+
+    assert main(["verdict", "--config", "acting.yaml", *options]) == 0
+    told = json.loads((tmp_path / "out" / "verdict.json").read_text())
+    assert told["outcome"] in ("helped", "no evidence", "hurt")
+    assert told["pairs"] == 2
+    assert told["overall"]["examples"] > told["examples"] >= 10
+    assert told["sentence"] in capsys.readouterr().out
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["verdict.json"]
+    assert [path.name for path in (tmp_path / "failures-digits" / "digits").iterdir()] == ["version_0"]
+
+    (saved,) = (tmp_path / "failures-digits").rglob("config.yaml")  # as a training leaves it behind
+    assert main(["verdict", "--config", str(saved), *options]) == 1
+    assert "interventions" in capsys.readouterr().err
+
+
+@pytest.mark.slow
 def test_demo__table_report_and_truth(tmp_path, capsys):
     assert main(["demo", "--output", str(tmp_path / "out"), "--epochs", "4", "--seed", "3"]) == 0
     shown = capsys.readouterr().out

@@ -60,7 +60,8 @@ class Run:
     Attributes:
         trainer: Configured as for the training, ``FailureModes(interventions=[...])`` among its callbacks.
         module: The model.
-        data: Further arguments of ``trainer.fit``: ``datamodule``, or ``train_dataloaders`` and ``val_dataloaders``.
+        data: Further arguments of ``trainer.fit``: ``datamodule``, or ``train_dataloaders`` and ``val_dataloaders``;
+            ``weights_only``.
     """
 
     trainer: Trainer
@@ -150,7 +151,11 @@ class Forks:
         """Where to fork: at the checkpoint, or at the end of the epoch in which there is a decision; None: never."""
         run = self._new_run()
         modes = steered(run.trainer)
-        state = run.trainer.strategy.checkpoint_io.load_checkpoint(checkpoint)
+        how = {name: run.data[name] for name in ("weights_only",) if name in run.data}
+        try:
+            state = run.trainer.strategy.checkpoint_io.load_checkpoint(checkpoint, **how)
+        except FileNotFoundError as error:
+            raise ConfigurationError(f"There is no checkpoint {checkpoint}.") from error
         if "optimizer_states" not in state:
             raise ConfigurationError(
                 f"{checkpoint} holds weights only, so no training can resume from it. Give one that ModelCheckpoint"
@@ -206,8 +211,8 @@ class Forks:
             )
         report = modes.last_report
         if report is None or report.global_step != trainer.global_step:  # not validated, or not analysed, at the end
-            loaders = {"dataloaders": run.data["val_dataloaders"]} if "val_dataloaders" in run.data else run.data
-            trainer.validate(run.module, verbose=False, **loaders)
+            data = {name: run.data[name] for name in ("datamodule",) if name in run.data}
+            trainer.validate(run.module, run.data.get("val_dataloaders"), verbose=False, **data)
         shutil.rmtree(self.place / name, ignore_errors=True)
         grades: Grades = modes.last_report.report_part.grades
         return take_grades(grades, in_report_part(grades, seed=modes.seed, decision=of_decisions))

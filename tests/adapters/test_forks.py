@@ -295,6 +295,8 @@ def test_checkpoint__written_too_late_or_without_a_training(tmp_path):
         fork_verdict(make, make.checkpoint(2))
     with pytest.raises(ConfigurationError, match="save_weights_only=False"):
         fork_verdict(make, make.checkpoint(weights_only=True))
+    with pytest.raises(ConfigurationError, match="no checkpoint"):
+        fork_verdict(make, tmp_path / "nothing.ckpt")
 
 
 @pytest.mark.parametrize(
