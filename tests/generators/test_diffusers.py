@@ -189,6 +189,19 @@ def test_hub__what_cannot_be_had_names_the_ways(local_files_only):
         load_generator("org/no-such-pipeline", local_files_only=local_files_only)
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_generate__half_precision_on_an_accelerator(folder):
+    generator = DiffusersGenerator(folder, steps=2)
+    before = torch.cuda.get_rng_state()
+    images = generator.generate(["a cat", "a dog"], [1, 2])
+    assert torch.equal(torch.cuda.get_rng_state(), before)
+    assert generator._pipeline.unet.dtype == torch.float16
+    on_cpu = DiffusersGenerator(folder, steps=2, device="cpu").generate(["a cat", "a dog"], [1, 2])
+    assert (images.int() - on_cpu.int()).abs().float().mean() < 3
+    generator.close()
+
+
 # -- decoders --------------------------------------------------------------------------------------------------
 
 

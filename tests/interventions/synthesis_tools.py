@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -50,7 +50,7 @@ class Painter:
         self.seeds: list[int] = []
         self.closed = 0
 
-    def generate(self, prompts, seeds):
+    def generate(self, prompts: Sequence[str], seeds: Sequence[int]) -> Tensor:  # YAML wants the types
         images = []
         for prompt, seed in zip(prompts, seeds, strict=True):
             if len(self.seeds) == self.fails_at:

@@ -490,3 +490,17 @@ def test_options__from_yaml(monkeypatch):
     parser.add_argument("--callback", type=FailureModes)
     (built,) = parser.instantiate_classes(parser.parse_object({"callback": modes})).callback.interventions
     assert repr(built) == repr(AddSynthetic(**options))
+
+
+def test_options__generator_and_transform_from_yaml(monkeypatch):
+    monkeypatch.setenv("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
+    options = {
+        "generator": {"class_path": f"{Painter.__module__}.Painter"},
+        "transform": {"class_path": "torchvision.transforms.ToTensor"},
+    }
+    parser = ArgumentParser()
+    parser.add_argument("--one", type=AddSynthetic)
+    values = {"class_path": "lightning_failures.interventions.AddSynthetic", "init_args": options}
+    one = parser.instantiate_classes(parser.parse_object({"one": values})).one
+    assert isinstance(one.generator, Painter)
+    assert one.transform(Image.new("RGB", (2, 2))).shape == (3, 2, 2)
