@@ -11,7 +11,8 @@ from __future__ import annotations
 import shutil
 import tempfile
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -21,7 +22,7 @@ import numpy as np
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.loggers import CSVLogger
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -73,7 +74,8 @@ def fork_verdict(
     make_run: Callable[[], Run],
     ckpt_path: str | Path,
     *,
-    epochs: int | None = 1,
+    epochs: int = 1,
+    until: int | None = None,
     pairs: int = PAIRS,
     seed: int = 0,
     level: float = 0.95,
@@ -91,38 +93,39 @@ def fork_verdict(
     Args:
         make_run: Makes the same new run at each call: nothing may be left of the one before.
         ckpt_path: A checkpoint written before the interventions began, like that of the end of the first epoch.
-        epochs: How long forks train with the interventions in effect; None: until the ``max_epochs`` of the Trainer.
+        epochs: How long forks train with the interventions in effect.
+        until: Instead of it, the first epoch that they do not train any more.
         pairs: Of forks. Each has a seed of its own; one pair says nothing, two only tell of large effects.
         seed: Of all forks.
         level: Of the intervals.
         files: The folder ``failures`` of the training, in which interventions keep files; None: that beside the folder
             of the checkpoint. Only read.
-        folder: Where forks keep temporary files.
+        folder: Where forks keep their files while they train; with several processes, one that all of them see.
 
     Returns:
         The verdict on the flagged slice, with that on the whole report part as ``overall``. "Not measured" where
-        nothing is flagged until the training ends, where the slice is too small, or where a training does not depend
-        on its seed: then its noise cannot be known.
+        nothing is flagged until the training ends, or only then, where the slice is too small, or where a training
+        does not depend on its seed: then its noise cannot be known.
 
     Raises:
         ConfigurationError: An option, or a checkpoint, that cannot give a verdict, with the remedy.
     """
     for name, value, holds, allowed in (
-        ("epochs", epochs, epochs is None or epochs >= 1, "None or an integer >= 1"),
+        ("epochs", epochs, epochs >= 1, "an integer >= 1"),
         ("pairs", pairs, pairs >= 1, "an integer >= 1"),
     ):
         if not holds:
             raise ConfigurationError(f"A verdict needs {name} to be {allowed}, got {value!r}.")
     files = Path(ckpt_path).parent.parent / "failures" if files is None else files
-    if folder is not None:
-        folder.mkdir(parents=True, exist_ok=True)
-    with isolated_rng(), tempfile.TemporaryDirectory(prefix=".forks-", dir=folder) as place, warnings.catch_warnings():
+    with isolated_rng(), _place(folder) as place, warnings.catch_warnings():
         for message in _EXPECTED:
             warnings.filterwarnings("ignore", message)
-        forks = Forks(make_run, Path(place), seed)
+        forks = Forks(make_run, place, seed)
         if (start := forks.begin(str(ckpt_path), files)) is None:
             return not_measured("until the end of the training the interventions found nothing to change")
-        until = forks.last_epoch(start, epochs)
+        until = start.epoch + epochs if until is None else until
+        if until <= start.epoch:
+            return not_measured(f"the interventions begin with epoch {start.epoch}, and the training ends before")
         outcomes: dict[bool, list[Grades]] = {False: [], True: []}
         for pair in range(pairs):
             for treated in (False, True):
@@ -180,17 +183,6 @@ class Forks:
         kept = self.place / "until-decided" / "failures"
         return Start(wait.path, run.trainer.current_epoch, wait.state["slice"], kept)
 
-    def last_epoch(self, start: Start, epochs: int | None) -> int:
-        """The first epoch that forks do not train any more."""
-        if epochs is not None:
-            return start.epoch + epochs
-        until = self._new_run().trainer.max_epochs
-        if until is None or until <= start.epoch:
-            raise ConfigurationError(
-                f"Forks begin with epoch {start.epoch}, and Trainer(max_epochs={until}) leaves none. Give epochs."
-            )
-        return until
-
     def train(self, start: Start, until: int, pair: int, *, treated: bool) -> Grades:
         """Train one fork, and return the grades of the report part."""
         run, name = self._new_run(), f"{pair}-{treated:d}"
@@ -213,7 +205,8 @@ class Forks:
         if report is None or report.global_step != trainer.global_step:  # not validated, or not analysed, at the end
             data = {name: run.data[name] for name in ("datamodule",) if name in run.data}
             trainer.validate(run.module, run.data.get("val_dataloaders"), verbose=False, **data)
-        shutil.rmtree(self.place / name, ignore_errors=True)
+        if trainer.is_global_zero:
+            shutil.rmtree(self.place / name, ignore_errors=True)
         grades: Grades = modes.last_report.report_part.grades
         return take_grades(grades, in_report_part(grades, seed=modes.seed, decision=of_decisions))
 
@@ -225,10 +218,29 @@ class Forks:
     def _prepare(self, run: Run, name: str, fork: Fork | UntilDecided, files: Path) -> None:
         """Give a run a folder of its own, with a copy of what interventions had kept."""
         trainer: Any = run.trainer
-        if (files / "interventions").is_dir():
+        if trainer.is_global_zero and (files / "interventions").is_dir():
             shutil.copytree(files / "interventions", self.place / name / "failures" / "interventions")
         trainer.loggers = [CSVLogger(self.place, name="", version=name)]
         trainer.callbacks = [fork, *(one for one in trainer.callbacks if not LEFT_OUT & bases(one))]
+
+
+@contextmanager
+def _place(folder: Path | None) -> Iterator[Path]:
+    """A folder that goes when the forks are done."""
+    if folder is None:
+        with tempfile.TemporaryDirectory(prefix="forks-") as temporary:
+            yield Path(temporary)
+        return
+    place = folder / ".forks"
+    first = rank_zero_only.rank == 0
+    if first:
+        shutil.rmtree(place, ignore_errors=True)  # of forks that were killed
+    place.mkdir(parents=True, exist_ok=True)
+    try:
+        yield place
+    finally:
+        if first:
+            shutil.rmtree(place, ignore_errors=True)
 
 
 def _let_train(trainer: Trainer, until: int) -> None:

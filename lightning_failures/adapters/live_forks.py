@@ -41,7 +41,6 @@ def fork_live(
     modes: Any,
     ckpt_path: str | Path,
     *,
-    epochs: int | None = None,
     pairs: int = PAIRS,
     folder: Path | None = None,
 ) -> Verdict:
@@ -49,7 +48,7 @@ def fork_live(
 
     The new Trainer has the device, precision, limits and gradient settings of the old one, and one process. The
     datamodule is a shallow copy, which shares the data; without one, the loaders are those of the training. ``modes``
-    must have left loaders and module.
+    must have left loaders and module. Forks train as long as the training did.
 
     What a module keeps besides its ``state_dict`` is copied as it is at the end. Where no copy can be made, and with
     several processes, the verdict is "not measured", with the command that can.
@@ -59,7 +58,6 @@ def fork_live(
         module: That was trained.
         modes: The callback with the interventions.
         ckpt_path: Written before they began.
-        epochs: See :func:`fork_verdict`; by default forks train as long as the training did.
         pairs: Of forks.
         folder: The folder ``failures`` of the training.
     """
@@ -70,7 +68,12 @@ def fork_live(
     except Exception as error:
         return not_measured(f"no copy can be made ({type(error).__name__}: {error}), run `{COMMAND}`")
     return fork_verdict(
-        lambda: _copied(trainer, module, modes), ckpt_path, epochs=epochs, pairs=pairs, seed=modes.seed, files=folder
+        lambda: _copied(trainer, module, modes),
+        ckpt_path,
+        until=trainer.current_epoch,
+        pairs=pairs,
+        seed=modes.seed,
+        files=folder,
     )
 
 
