@@ -232,7 +232,7 @@ def _place(folder: Path | None) -> Iterator[Path]:
             yield Path(temporary)
         return
     place = folder / ".forks"
-    first = rank_zero_only.rank == 0
+    first = getattr(rank_zero_only, "rank", 0) == 0
     if first:
         shutil.rmtree(place, ignore_errors=True)  # of forks that were killed
     place.mkdir(parents=True, exist_ok=True)
