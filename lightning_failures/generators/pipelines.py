@@ -75,7 +75,8 @@ def find_pipeline(name: str, *, local_files_only: bool = False, decodes: bool = 
     folder = _folder(name, local_files_only=local_files_only)
     index = _index(name, folder)
     kind = index["_class_name"]
-    found = Pipeline(name, folder, kind, frozenset(index), _parameters(name, kind))
+    parts = frozenset(part for part, module in index.items() if isinstance(module, list) and module[0] is not None)
+    found = Pipeline(name, folder, kind, parts, _parameters(name, kind))
     found.argument(*(EMBEDDINGS if decodes else ("prompt",)))
     for part in ("image_encoder", "feature_extractor") if decodes else ():
         if part not in found.parts:

@@ -51,12 +51,14 @@ class Outcome:
         made: How many images were generated now.
         reused: How many were in the ledger already.
         dropped: Reason -> how many of these were dropped for it.
+        unsafe: How many of those made now the generator's safety checker has replaced by black ones.
     """
 
     rows: list[int] = field(default_factory=list)
     made: int = 0
     reused: int = 0
     dropped: Counter[str] = field(default_factory=Counter)
+    unsafe: int = 0
 
 
 def image_seeds(seed: int, epoch: int, class_index: int) -> Iterator[int]:
@@ -113,6 +115,7 @@ def synthesise(
     outcome = Outcome()
     small = torch.empty(0, thumbnails(torch.zeros(1, 3, 1, 1)).shape[1])
     seeds = image_seeds(seed, epoch, order.class_index)
+    unsafe = getattr(generator, "flagged", 0)
     tried = 0
     while len(outcome.rows) < order.count and tried < order.limit:
         at_once = min(batch_size, order.count - len(outcome.rows), order.limit - tried)
@@ -143,6 +146,7 @@ def synthesise(
             small = torch.cat([small, thumbnails(image[None])])
             outcome.rows.append(number)
             advance(1)
+    outcome.unsafe = getattr(generator, "flagged", 0) - unsafe
     return outcome
 
 

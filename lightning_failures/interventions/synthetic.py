@@ -1,7 +1,7 @@
 """AddSynthetic: images generated from a failure mode, from its caption or from its direction, join the training set.
 
-Source: Jain et al., Distilling Model Failures as Directions in Latent Space, ICLR 2023, section 4.2, figure 9, and
-appendix A.6 for decoded directions.
+Source: Jain et al., Distilling Model Failures as Directions in Latent Space, ICLR 2023, figure 9, and appendix A.6 for
+decoded directions.
 """
 
 from __future__ import annotations
@@ -246,6 +246,7 @@ class AddSynthetic(Intervention):
                     "made": outcome.made,
                     "reused": outcome.reused,
                     "dropped": dict(outcome.dropped),
+                    "unsafe": outcome.unsafe,
                 }
             entries.append(entry | {"reason": reasons[k] if outcome is None else self._shortfall(outcome, room[k])})
         added = np.array([image for k in sorted(images) for image in images[k]], dtype=np.int64)

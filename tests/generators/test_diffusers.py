@@ -241,6 +241,14 @@ def test_decoder__another_dimension_needs_no_loading(decoder_folder, clip):
         load_generator(decoder_folder, encoder=wide)
 
 
+def test_decoder__pipeline_without_its_image_encoder(decoder_folder, clip, tmp_path):
+    copy = copied(decoder_folder, tmp_path)
+    index = json.loads((copy / "model_index.json").read_text())
+    (copy / "model_index.json").write_text(json.dumps(index | {"image_encoder": [None, None]}))
+    with pytest.raises(GeneratorError, match="no image_encoder, so that nobody can tell which CLIP"):
+        DiffusersDecoder(str(copy), encoder=clip)
+
+
 def test_decoder__pipeline_of_prompts_only(folder, clip):
     with pytest.raises(GeneratorError, match="takes no image_embeds or image_embeddings"):
         DiffusersDecoder(folder, encoder=clip)

@@ -71,6 +71,7 @@ def test_decide__images_of_the_hardest_caption_for_classes_with_a_pattern(tmp_pa
         "made": 6,
         "reused": 0,
         "dropped": {},
+        "unsafe": 0,
         "reason": None,
     }
     rows = Ledger(tmp_path).rows
@@ -105,6 +106,18 @@ def test_decide__images_that_are_not_hard_are_dropped(tmp_path):
     assert on_disk(tmp_path) == ["ledger.jsonl"]
     decision, _, _ = decided(tmp_path / "other", report=wrong, per_class=4, only_hard=False)
     assert len(decision.added) == 8
+
+
+def test_decide__what_a_safety_checker_replaced_is_counted(tmp_path):
+    class Careful(Painter):
+        flagged = 5  # before
+
+        def generate(self, prompts, seeds):
+            self.flagged += len(seeds)
+            return super().generate(prompts, seeds) * 0
+
+    _, entries, _ = decided(tmp_path, Careful(), candidates=1)
+    assert (entries["three"]["unsafe"], entries["three"]["dropped"]) == (6, {"black": 6})
 
 
 def test_decide__every_image_dropped(tmp_path):
