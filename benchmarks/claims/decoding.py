@@ -20,7 +20,7 @@ from lightning_failures.directions import fit_failure_directions
 
 __all__ = ["COMPARISONS", "run"]
 
-ALPHA, PER_CLASS, KEPT = 0.2, 40, 0.8
+ALPHA, PER_CLASS, KEPT = 0.2, 10, 0.8
 NAMES = ("hard", "reference", "easy")
 
 COMPARISONS = (

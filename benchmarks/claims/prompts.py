@@ -18,7 +18,7 @@ from lightning_failures.grammar import CaptionVocabulary
 
 __all__ = ["COMPARISONS", "run"]
 
-PER_CLASS = 20
+PER_CLASS = 12
 LOSS = 0.01
 NAMES = ("hard", "reference", "easy")
 
