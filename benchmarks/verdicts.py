@@ -1,0 +1,225 @@
+"""Do verdicts tell right from wrong? Forks of checkpoints on coloured digits, with what helps and what does not.
+
+For each seed a small training goes on from its second epoch, in pairs of forks, with
+
+* factor 1: ``Upweight(factor=1)``, which changes nothing (where the first fork is the one without bit for bit, the
+  others are taken to be);
+* placebo: as many examples of each class as ``Upweight`` would flag, drawn by lot, four times as heavy;
+* upweight: ``Upweight(factor=4)``;
+* oracle: the examples that bear the unusual tint, four times as heavy.
+
+Verdicts from fewer pairs, and those that a bootstrap of the examples alone would give, come from the same forks.
+
+    python benchmarks/verdicts.py --seeds 0 1 2
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import tempfile
+import warnings
+from collections import Counter
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+from digits import TINTS_OF, digits_encoder, progress, read_options
+
+from lightning_failures import FailureModes
+from lightning_failures.adapters.forks import Forks, Run, compare_forks
+from lightning_failures.digits import ColouredDigits, ColouredDigitsDataModule, DigitClassifier
+from lightning_failures.interventions import Decision, Intervention, JudgedExamples, Round, Upweight
+from lightning_failures.interventions.verdicts import paired_verdict
+from lightning_failures.records import Grades
+
+PAIRS = 3
+EPOCHS = 2  # of the training before
+SIZES = {"train_size": 2500, "val_size": 2000, "test_size": 10}
+FACTOR = 4.0
+
+
+class Placebo(Upweight):
+    """The weights of ``Upweight``, dealt out by lot within each class."""
+
+    def decide(self, examples: JudgedExamples, round: Round | None = None) -> Decision:
+        """The same numbers, for any examples."""
+        decision = super().decide(examples, round)
+        rng = np.random.default_rng(len(examples.labels))
+        weights = decision.weights.copy()
+        for k in np.unique(examples.labels):
+            rows = np.flatnonzero(examples.labels == k)
+            weights[rows] = rng.permutation(weights[rows])
+        return Decision(weights, decision.classes)
+
+
+class Oracle(Upweight):
+    """Weighs the training examples that bear the unusual tint; ``rows`` tells which."""
+
+    rows: list[int]
+
+    def decide(self, examples: JudgedExamples, round: Round | None = None) -> Decision:
+        """From what no analysis knows."""
+        weights = np.ones(len(examples.labels))
+        weights[self.rows] = self.factor
+        return Decision(weights, ())
+
+
+encoder = cache(digits_encoder)
+
+
+@cache
+def digits(seed: int) -> ColouredDigitsDataModule:
+    """The data of one seed, rendered once."""
+    data = ColouredDigitsDataModule(seed=seed, **SIZES)
+    data.setup("fit")
+    return data
+
+
+def unusual(data: ColouredDigits) -> list[int]:
+    """Rows that bear the unusual tint of their digit."""
+    tints = [None if truth is None else truth["unusual_tint"] for truth in data.truth]
+    worn = zip(data.labels.tolist(), data.attributes.tint.tolist(), strict=True)
+    return [row for row, (label, tint) in enumerate(worn) if TINTS_OF[tint] == tints[label]]
+
+
+def run(seed: int, intervention: Intervention | None, place: Path) -> Run:
+    """A training of one seed, ready to begin."""
+    L.seed_everything(seed, verbose=False)
+    modes = FailureModes(
+        encoder=encoder(),
+        captions=None,
+        interventions=[] if intervention is None else [intervention],
+        pictures=False,
+        cache_folder=place / "cache",
+        seed=seed,
+    )
+    trainer = L.Trainer(
+        accelerator="cpu",
+        max_epochs=EPOCHS if intervention is None else 2 * EPOCHS,
+        limit_val_batches=0 if intervention is None else None,
+        callbacks=[] if intervention is None else [modes],
+        logger=False,
+        default_root_dir=place,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        enable_checkpointing=False,
+    )
+    data = ColouredDigitsDataModule(seed=seed, **SIZES)
+    data.sets = digits(seed).sets
+    return Run(trainer, DigitClassifier(), {"datamodule": data})
+
+
+def forks_of(seed: int, place: Path) -> dict[str, Any]:
+    """All verdicts of one seed, and the accuracies of all forks."""
+    first = run(seed, None, place)
+    first.trainer.fit(first.module, **first.data)
+    checkpoint = str(place / "start.ckpt")
+    first.trainer.save_checkpoint(checkpoint)
+    when = {"start_epoch": EPOCHS + 1, "every_n_epochs": 99}
+    arms: dict[str, Any] = {
+        "factor 1": Upweight(1.0, triage=False, **when),
+        "placebo": Placebo(FACTOR, triage=False, **when),
+        "upweight": Upweight(FACTOR, triage=False, **when),
+        "oracle": Oracle(FACTOR, triage=False, **when),
+    }
+    arms["oracle"].rows = unusual(digits(seed).sets["train"])
+    control: list[Grades] = []
+    found: dict[str, Any] = {"seed": seed, "arms": {}}
+    for name, intervention in arms.items():
+        forks = Forks(lambda one=intervention: run(seed, one, place), place / name, seed)
+        forks.place.mkdir()
+        start = forks.begin(checkpoint, place)
+        assert start is not None
+        until = start.epoch + 1
+        # the forks without are the same training whatever the intervention is, so they are trained once
+        control = control or [forks.train(start, until, pair, treated=False) for pair in range(PAIRS)]
+        treated = [forks.train(start, until, 0, treated=True)]
+        if name == "factor 1":
+            found["identical"] = torch.equal(treated[0].confidence, control[0].confidence)
+        if found["identical"] and name == "factor 1":
+            treated = control
+        else:
+            treated += [forks.train(start, until, pair, treated=True) for pair in range(1, PAIRS)]
+        found["arms"][name] = figures(treated, control, start.flagged)
+        told = found["arms"][name]["pairs"][str(PAIRS)]
+        print(f"  seed {seed} {name:<9} {told['sentence']}", flush=True)
+    return found
+
+
+def figures(treated: list[Grades], control: list[Grades], flagged: torch.Tensor) -> dict[str, Any]:
+    """Verdicts from all pairs and from fewer, the naive ones from the first pair, and raw accuracies."""
+    mine = torch.isin(control[0].ids, flagged)
+    assert control[0].groups is not None
+    groups = control[0].groups[mine]
+    one, other = treated[0].correct[mine], control[0].correct[mine]
+    # told that two pairs gave exactly this, the interval covers the examples alone
+    naive = paired_verdict(one.expand(2, -1), other.expand(2, -1), groups=groups)
+    return {
+        "pairs": {str(n): compare_forks(treated[:n], control[:n], flagged, 1).to_dict() for n in (2, PAIRS)},
+        "examples alone": naive.outcome,
+        "flagged": {
+            arm: [float(grades.correct[mine].float().mean()) for grades in forks]
+            for arm, forks in (("with", treated), ("without", control))
+        },
+        "all": {
+            arm: [float(grades.correct.float().mean()) for grades in forks]
+            for arm, forks in (("with", treated), ("without", control))
+        },
+    }
+
+
+def main() -> None:
+    """Run all seeds, print the counts, write the raw figures after each."""
+    arguments = read_options(__doc__, seeds=range(20), name="verdicts")
+    torch.set_num_threads(1)
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore")
+    runs: list[dict[str, Any]] = []
+    for seed in progress(arguments.seeds, "seed"):
+        with tempfile.TemporaryDirectory() as place:
+            runs.append(forks_of(seed, Path(place)))
+        summary = summarise(runs)
+        arguments.output.parent.mkdir(parents=True, exist_ok=True)
+        arguments.output.write_text(json.dumps({"summary": summary, "runs": runs}, indent=1) + "\n")
+    print(f"\nOutcomes over {len(runs)} seeds: {PAIRS} pairs; 2 pairs; one pair, bootstrap of the examples alone")
+    for name, counts in summary["outcomes"].items():
+        told = ["; ".join(f"{k} {v}" for k, v in count.items()) for count in counts.values()]
+        print(f"  {name:<9} {told[0]:<34} | {told[1]:<34} | {told[2]}")
+    print(f"Factor 1: forks bit-identical in {summary['identical']} of {len(runs)} seeds")
+    print(f"Difference on the flagged slice, mean over seeds: {summary['difference']}")
+    print(f"Standard deviation between forks: flagged {summary['noise']:.3f}, all {summary['noise_all']:.3f}")
+
+
+def summarise(runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """Counts and means over seeds."""
+    names = list(runs[0]["arms"])
+
+    def spread(of: str) -> float:
+        arms = [r["arms"][name][of][side] for r in runs for name in names for side in ("with", "without")]
+        return float(np.sqrt(np.mean([np.var(accuracies, ddof=1) for accuracies in arms])))
+
+    return {
+        "outcomes": {
+            name: {
+                f"{PAIRS} pairs": Counter(r["arms"][name]["pairs"][str(PAIRS)]["outcome"] for r in runs),
+                "2 pairs": Counter(r["arms"][name]["pairs"]["2"]["outcome"] for r in runs),
+                "examples alone": Counter(r["arms"][name]["examples alone"] for r in runs),
+            }
+            for name in names
+        },
+        "difference": {
+            name: round(float(np.mean([r["arms"][name]["pairs"][str(PAIRS)]["difference"] for r in runs])), 4)
+            for name in names
+        },
+        "identical": sum(r["identical"] for r in runs),
+        "noise": spread("flagged"),
+        "noise_all": spread("all"),
+    }
+
+
+if __name__ == "__main__":
+    main()
