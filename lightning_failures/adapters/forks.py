@@ -273,7 +273,8 @@ def compare_forks(
         found = not_measured(
             "the training does not depend on its seed, so its noise cannot be known; shuffle the training set"
         )
-    sentence = f"{found.sentence} {epochs} {'epoch' if epochs == 1 else 'epochs'} from the checkpoint on"
+    sentence = found.sentence.removesuffix(".")
+    sentence += f", {epochs} {'epoch' if epochs == 1 else 'epochs'} from the checkpoint on"
     if overall.difference is not None:
         sentence += (
             f"; of all {overall.examples} examples {overall.treated:.3f} with it, {overall.control:.3f} without"

@@ -157,8 +157,8 @@ def paired_verdict(
         return not_measured(reason, **known)
     if pairs == 1 and not np.array_equal(treated, control):
         return not_measured(
-            f"{treated.mean():.3f} of {size} {what} right with it, {control.mean():.3f} without, but with one pair of"
-            " trainings their noise cannot be told from an effect",
+            f"of {size} {what} {treated.mean():.3f} are right with it, {control.mean():.3f} without, but the noise of"
+            " one pair of trainings cannot be told from an effect",
             **known,
         )
     rng = np.random.default_rng(seed)
@@ -390,7 +390,7 @@ def _decided(found: Verdict, spread: NDArray[np.float64], what: str) -> Verdict:
         found,
         outcome=outcome,
         interval=(low, high),
-        sentence=f"{outcome.capitalize()}: {found.treated:.3f} of {found.examples} {what} right with it,"
+        sentence=f"{outcome.capitalize()}: of {found.examples} {what} {found.treated:.3f} are right with it,"
         f" {found.control:.3f} without (difference {found.difference:+.3f}, {found.level:.0%} interval {low:+.3f} to"
         f" {high:+.3f}, {found.pairs} {'pair' if found.pairs == 1 else 'pairs'} of trainings).",
     )

@@ -137,7 +137,7 @@ def test_paired__sentence_and_plain_values():
     told = json.loads(json.dumps(found.to_dict()))
     assert told["interval"] == list(found.interval)
     assert told["outcome"] == "helped"
-    assert found.sentence.startswith("Helped: 0.")
+    assert found.sentence.startswith("Helped: of 300")
     for part in ("300 flagged examples", f"{found.difference:+.3f}", f"{found.interval[0]:+.3f}", "3 pairs"):
         assert part in found.sentence
 
