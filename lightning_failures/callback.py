@@ -17,14 +17,16 @@ from lightning_failures.adapters.collector import Collector
 from lightning_failures.adapters.distributed import Ranks
 from lightning_failures.adapters.explaining import Explainer
 from lightning_failures.adapters.isolation import isolated_rng
+from lightning_failures.adapters.judging import Forked
 from lightning_failures.adapters.lenses import DEFAULT_ENCODER, Lens, name_of, open_lens
 from lightning_failures.adapters.loaders import LoaderTap, dataset_of, evaluation_loaders, unnamed
 from lightning_failures.adapters.monitors import KeyLog
 from lightning_failures.adapters.observer import LogitsObserver, forward_once_more
+from lightning_failures.adapters.options import check_options
 from lightning_failures.adapters.placement import failures_folder
 from lightning_failures.adapters.reading import BatchReader
 from lightning_failures.adapters.schedule import RunState, is_due, is_last_epoch
-from lightning_failures.adapters.steering import Steering, check_interventions
+from lightning_failures.adapters.steering import Steering
 from lightning_failures.cache import EmbeddingCache
 from lightning_failures.encoders import Encoder
 from lightning_failures.errors import ConfigurationError
@@ -88,6 +90,8 @@ class FailureModes(Callback):
             headline numbers.
         auto_rollback: Put weights and optimizers back to before the interventions, and stop them, if accuracy on a
             third part of the validation set, under ``failures/decision/...``, falls for certain.
+        verdict: Tells whether the interventions helped. ``"fork"``: when the training is over, six forks are trained
+            from where they began; ``"lottery"``: half of the flagged classes are left alone, for comparison.
         pictures: Draw images and heat maps, at the last epoch, at every fifth analysis, and outside of ``fit``.
         worst_k: How many classes, the worst, get scalars and pictures of their own.
         cache_folder: Where embeddings are kept. None: ``$LIGHTNING_FAILURES_CACHE``, else the user's cache folder.
@@ -125,6 +129,7 @@ class FailureModes(Callback):
         n_directions: int = 1,
         interventions: Sequence[Intervention] = (),
         auto_rollback: bool = False,
+        verdict: Literal["fork", "lottery"] | None = None,
         pictures: bool = True,
         worst_k: int = 5,
         cache_folder: str | Path | None = None,
@@ -133,23 +138,6 @@ class FailureModes(Callback):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        tasks, at_least_1 = (None, "multiclass", "binary", "multilabel"), "an integer >= 1"
-        validations = every_n_validations
-        for name, value, holds, allowed in (
-            ("metadata", metadata, not isinstance(metadata, str), "a sequence of names, like ['camera']"),
-            ("every_n_epochs", every_n_epochs, every_n_epochs >= 1, at_least_1),
-            ("every_n_validations", validations, validations is None or validations >= 1, f"None or {at_least_1}"),
-            ("min_coverage", min_coverage, 0 <= min_coverage <= 1, "a share from 0 to 1"),
-            ("permutations", permutations, permutations >= 0, "an integer >= 0"),
-            ("n_directions", n_directions, n_directions >= 1, at_least_1),
-            ("reference", reference, reference in ("validation", "train"), "'validation' or 'train'"),
-            ("on_error", on_error, on_error in ("warn", "raise"), "'warn' or 'raise'"),
-            ("task", task, task in tasks, "None, 'multiclass', 'binary' or 'multilabel'"),
-            *check_interventions(interventions, encoder=encoder, permutations=permutations, task=task),
-            ("auto_rollback", auto_rollback, not auto_rollback or bool(interventions), "False without interventions"),
-        ):
-            if not holds:
-                raise ConfigurationError(f"FailureModes({name}=...) must be {allowed}, got {value!r}.")
         self.encoder = encoder
         self.robust_encoder = robust_encoder
         self.class_names = None if class_names is None else tuple(class_names)
@@ -159,14 +147,15 @@ class FailureModes(Callback):
         self.normalization = normalization
         self.reference = reference
         self.groups_from = groups_from
-        self.metadata = tuple(metadata)
+        self.metadata = metadata
         self.every_n_epochs = every_n_epochs
         self.every_n_validations = every_n_validations
         self.min_coverage = min_coverage
         self.permutations = permutations
         self.n_directions = n_directions
-        self.interventions = tuple(interventions)
+        self.interventions = interventions
         self.auto_rollback = auto_rollback
+        self.verdict = verdict
         self.pictures = pictures
         self.worst_k = worst_k
         self.cache_folder = cache_folder
@@ -174,6 +163,8 @@ class FailureModes(Callback):
         self.on_error = on_error
         self.seed = seed
         self.last_report: FailureReport | None = None
+        check_options(self)
+        self.metadata, self.interventions = tuple(metadata), tuple(interventions)
 
         self._tap = LoaderTap()
         self._observer = LogitsObserver(logits_from)
@@ -185,8 +176,10 @@ class FailureModes(Callback):
             seed=seed,
             groups_from=groups_from,
             auto_rollback=auto_rollback,
+            lottery=verdict == "lottery",
             say_once=self._say_once,
         )
+        self._forked = Forked()
         self._explainer: Explainer | None = None
         self._folder: Path | None = None
         self._keys = KeyLog(worst_k=worst_k, min_coverage=min_coverage, say_once=self._say_once)
@@ -259,8 +252,18 @@ class FailureModes(Callback):
         self._steering.before_step(pl_module, optimizer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """All layers are trained again."""
+        """All layers are trained again; what is forked later is kept."""
         self._steering.end_epoch()
+        if self.verdict == "fork" and self._steering.begins_after(trainer.current_epoch):
+            self._forked.keep(trainer, self._find_folder(trainer))
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """The training is over: fork it."""
+        if self.verdict == "fork" and self._folder is not None and self.last_report is not None:
+            self._detach()
+            with self._policy(trainer, "the forks", "their verdict"):
+                verdict = self._forked.judge(trainer, pl_module, self, self._folder)
+                self.last_report = self._steering.conclude(self.last_report, verdict, self._folder)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -360,9 +363,10 @@ class FailureModes(Callback):
                 self._loaders = evaluation_loaders(trainer)
                 self._find_folder(trainer)
 
-    def _find_folder(self, trainer: Trainer) -> None:
+    def _find_folder(self, trainer: Trainer) -> Path:
         if self._folder is None:
             self._folder, self._state.run_id = failures_folder(trainer, self._ranks, run_id=self._state.run_id)
+        return self._folder
 
     def _forget(self) -> None:
         """Let the loaders and rows of one validation go."""
@@ -385,8 +389,7 @@ class FailureModes(Callback):
         logits = record.logits
         if logits is None:
             logits = self._observer.logits(batch_size=len(record.labels), classes=collector.logit_columns)
-        if logits is None:
-            logits = forward_once_more(trainer, module, record.images)
+        logits = forward_once_more(trainer, module, record.images) if logits is None else logits
         ids = collector.grade(logits, record.labels, ids)
         if not collector.looks:
             return
@@ -416,8 +419,7 @@ class FailureModes(Callback):
     def _analyse_loader(self, trainer: Trainer, index: int) -> FailureReport:
         """Gather on the first rank, explain there, and hand the outcome to all ranks, be it an error."""
         assert self._explainer is not None
-        assert self._folder is not None
-        loader = self._loaders[index]
+        folder, loader = self._find_folder(trainer), self._loaders[index]
         collector = self._collectors.get(index) or self._new_collector(dataset_of(loader))
         steered = self._steering.on and index == 0 and trainer.state.fn != "test"
         return self._explainer.explain(
@@ -428,14 +430,12 @@ class FailureModes(Callback):
             self._ranks,
             act=(lambda report, discovery: self._act(trainer, report, discovery)) if steered else None,
             decision=self.auto_rollback or self._keys.of_decisions,
-            folder=self._folder if index == 0 else self._folder / f"dataloader_{index}",
+            folder=folder if index == 0 else folder / f"dataloader_{index}",
             pictures=self._wants_pictures(trainer),
         )
 
     def _attach_steering(self, trainer: Trainer, loader: object) -> None:
-        self._find_folder(trainer)
-        assert self._folder is not None
-        self._steering.attach(trainer, loader, self._folder)
+        self._steering.attach(trainer, loader, self._find_folder(trainer))
 
     def _act(self, trainer: Trainer, report: FailureReport, discovery: Discovery | None) -> FailureReport:
         """Let the interventions decide for the next epoch; an error leaves the report, and the plans, as they are."""

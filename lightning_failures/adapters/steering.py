@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from torch.optim import Optimizer
 from lightning_failures.adapters.distributed import Ranks
 from lightning_failures.adapters.heads import HeadOnly
 from lightning_failures.adapters.isolation import isolated_rng
+from lightning_failures.adapters.judging import Lottery
 from lightning_failures.adapters.lenses import Lens
 from lightning_failures.adapters.loaders import dataset_attribute
 from lightning_failures.adapters.reading import BatchReader
@@ -31,26 +32,16 @@ from lightning_failures.interventions import Discovery, Intervention, JudgedExam
 from lightning_failures.interventions.appended import AppendedDataset, added_index
 from lightning_failures.interventions.parts import report_numbers
 from lightning_failures.interventions.sampler import DrawState, Plan
+from lightning_failures.interventions.verdicts import Verdict
 from lightning_failures.records import ClassReport, FailureReport, Grades
+from lightning_failures.sinks import write_report
 
-__all__ = ["Steering", "check_interventions"]
+__all__ = ["Steering"]
 
 NOT_MEASURED = "not measured"
 
 MAX_REVIEW = 200
 """So many suspected label errors are listed in a report, the most doubtful of each class first."""
-
-
-def check_interventions(
-    interventions: Any, *, encoder: Any, permutations: int, task: str | None
-) -> Iterator[tuple[str, Any, bool, str]]:
-    """What must hold of the options: name, value, whether it does, what is allowed."""
-    known = isinstance(interventions, Sequence) and all(isinstance(one, Intervention) for one in interventions)
-    yield "interventions", interventions, known, "a sequence of interventions, like [Upweight(factor=2.0)]"
-    if known and interventions:
-        yield "encoder", encoder, encoder is not None, "an encoder: interventions need failure directions"
-        yield "permutations", permutations, permutations > 0, "positive: without p-values no class has a pattern"
-        yield "task", task, task != "multilabel", "another: interventions know one class an example"
 
 
 class Steering:
@@ -64,6 +55,7 @@ class Steering:
         seed: Of all draws.
         groups_from: Attribute of the training set with the source of each example, or None.
         auto_rollback: Whether what hurts is undone.
+        lottery: Whether half of the classes are left alone, by lot, to tell the effect.
         say_once: Tells a person something that is not worth telling twice.
     """
 
@@ -75,6 +67,7 @@ class Steering:
         seed: int,
         groups_from: str | None,
         auto_rollback: bool,
+        lottery: bool,
         say_once: Callable[..., None],
     ) -> None:
         self.interventions = {f"{k} {type(one).__name__}": one for k, one in enumerate(interventions)}
@@ -83,6 +76,7 @@ class Steering:
         self._view: tuple[Any, ExamplesView] | None = None
         self._folder: Path | None = None
         self._rollback = Rollback(seed) if auto_rollback else None
+        self._lottery = Lottery(seed) if lottery else None
         self._heads = {name: HeadOnly(one.head_only) for name, one in self.interventions.items() if one.head_only}
         self._restore: list[Callable[[], None]] = []
         self.reset()
@@ -103,8 +97,9 @@ class Steering:
         self.verdict: dict[str, Any] | str = NOT_MEASURED
         self._view = None
         self._memory = Memory()
-        if self._rollback is not None:
-            self._rollback.reset()
+        for one in (self._rollback, self._lottery):
+            if one is not None:
+                one.reset()
 
     # -- before the first batch ------------------------------------------------------------------------------
 
@@ -211,6 +206,21 @@ class Steering:
         for head in self._heads.values():
             head.end()
 
+    def begins_after(self, epoch: int) -> bool:
+        """Whether an intervention changes the training for the first time in the epoch after this one."""
+        return any(entry["began"] == epoch + 1 and entry["changes_training"] for entry in self._entries.values())
+
+    def told(self) -> tuple[dict[str, Any], ...]:
+        """What the interventions did, for the report."""
+        return tuple(entry | self._outcome() for entry in self._entries.values())
+
+    def conclude(self, report: FailureReport, verdict: Verdict, folder: Path) -> FailureReport:
+        """Add a verdict to the last report, and to its file."""
+        self.verdict = verdict.to_dict()
+        report = replace(report, interventions=self.told())
+        write_report(report, folder)
+        return report
+
     def detach(self) -> None:
         """Leave every loader, and the module, as they were."""
         self.end_epoch()
@@ -247,8 +257,8 @@ class Steering:
             turns = {name: one.turn(epoch + 1) for name, one in self.interventions.items()}
             due = {name: t for name, t in turns.items() if t is not None and t > self._turns.get(name, -1)}
             if due:
-                round_of = self._judge(trainer, report, discovery, lens, ranks)
                 self._freeze(report, epoch)
+                round_of = self._judge(trainer, report, discovery, lens, ranks)
                 for name in due:
                     self._decide(name, round_of(self._folder_of(name)))
                 self._turns |= due
@@ -261,6 +271,8 @@ class Steering:
         if self._slice is not None and steers:
             self._trend = [point for point in self._trend if point["epoch"] < epoch]
             self._trend.append({"epoch": epoch} | numbers)
+        if self._lottery is not None and self._slice is not None and steers:
+            self.verdict = self._lottery.judge(report.report_part.grades, self._slice).to_dict()
         found, told, decides = (
             report.examples,
             *(len(torch.unique(part.grades.ids)) for part in (report.report_part, report.decision_part)),
@@ -269,7 +281,7 @@ class Steering:
         return replace(
             report,
             summary=report.summary | numbers,
-            interventions=tuple(entry | self._outcome() for entry in self._entries.values()),
+            interventions=self.told(),
             notes=(
                 *report.notes,
                 f"Interventions are on: everything here is of {found} discovery examples; the keys report/ are of the"
@@ -315,7 +327,7 @@ class Steering:
             lens=lens,
             ranks=ranks,
             view=view,
-            examples=JudgedExamples(labels, values, names, tuple(_reason(entry) for entry in report.classes)),
+            examples=JudgedExamples(labels, values, names, tuple(map(self._reason, range(len(names)), report.classes))),
             keys=keys,
             groups=None if groups is None or len(groups) != len(labels) else np.asarray(groups),
             memory=self._memory,
@@ -343,6 +355,18 @@ class Steering:
         flagged = torch.unique(torch.cat(ids))
         if self._slice is None and len(flagged):
             self._slice, self._slice_epoch = flagged, epoch
+        if self._lottery is not None:
+            assert report.report_part is not None
+            names = [entry.name for entry in report.classes]
+            self._lottery.begin(names, patterns.tolist(), report.report_part.grades, self._slice)
+
+    def _reason(self, k: int, entry: ClassReport) -> str | None:
+        """Why a class is left alone, if it is."""
+        if self._lottery is not None and self._lottery.leaves_alone(k):
+            return "left alone by lot, to tell the effect on the others"
+        if entry.pattern:
+            return None
+        return "no pattern" if entry.skipped is None else f"skipped: {entry.skipped}"
 
     def _decide(self, name: str, round: TrainingRound) -> None:
         one = self.interventions[name]
@@ -406,6 +430,7 @@ class Steering:
             "slice_epoch": self._slice_epoch,
             "verdict": self.verdict,
             "rollback": None if self._rollback is None else self._rollback.to_dict(),
+            "lottery": None if self._lottery is None else self._lottery.to_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -419,15 +444,11 @@ class Steering:
         self.verdict = state.get("verdict", NOT_MEASURED)
         if self._rollback is not None and state.get("rollback") is not None:
             self._rollback.load(state["rollback"])
+        if self._lottery is not None and state.get("lottery") is not None:
+            self._lottery.load(state["lottery"])
 
     def _mine(self, values: Mapping[str, Any]) -> dict[str, Any]:
         return {name: value for name, value in values.items() if name in self.interventions}
-
-
-def _reason(entry: ClassReport) -> str | None:
-    if entry.pattern:
-        return None
-    return "no pattern" if entry.skipped is None else f"skipped: {entry.skipped}"
 
 
 def _check_form(one: Intervention, item: Any, own: Any) -> None:
