@@ -21,6 +21,8 @@ import paper_claims  # noqa: E402
 from claims.common import World, fit, flip, unusual  # noqa: E402
 from claims.comparing import Comparison, compare, paired_interval  # noqa: E402
 
+from lightning_failures.digits import DigitClassifier  # noqa: E402
+
 BETTER = Comparison("a > b", ("accuracy",), "a", "b")
 RAW = {
     2: {"accuracy": {"b": 0.4, "a": 0.62, "c": 0.1}},
@@ -147,6 +149,23 @@ def test_fit__going_on_is_the_same_as_never_having_stopped():
     assert torch.equal(first.logits(data.images), before), "the checkpoint stays as it was"
     plain = fit(data.images, data.labels, seed=1, epochs=3)
     assert not torch.equal(plain.logits(data.images), whole.logits(data.images))
+
+
+def test_fit__trains_the_classifier_of_the_demo_step_by_step():
+    data = World(1, train_size=150, size=10).data("train")
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        model = DigitClassifier()
+    optimizer = model.configure_optimizers()
+    inputs = data.transform(data.images).contiguous(memory_format=torch.channels_last)
+    model = model.to(memory_format=torch.channels_last)
+    for rows in torch.from_numpy(np.random.default_rng([3, 0]).permutation(150)).split(64):
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(model(inputs[rows]), data.labels[rows]).backward()
+        optimizer.step()
+    with torch.no_grad():
+        expected = model.eval()(inputs)
+    assert torch.allclose(fit(data.images, data.labels, seed=3, epochs=1).logits(data.images), expected, atol=1e-6)
 
 
 def test_judge__figures_by_hand():

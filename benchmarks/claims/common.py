@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from digits import Split, digits_captions, digits_encoder
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lightning_failures.analysis import analyse
@@ -78,11 +78,11 @@ def fit(
     """Train the demo's classifier on images (N, 3, 32, 32) uint8, from scratch or on from a checkpoint.
 
     ``weights`` (N,) float64 resample every epoch as the callback's sampler does. Without a Trainer, because a claim
-    takes dozens of these runs: the same model, optimizer and batches, in half the time.
+    takes dozens of these runs: the same model, optimizer and batches, in a third of the time.
     """
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model = DigitClassifier().to(memory_format=torch.channels_last)
+        model = _faster(DigitClassifier())
     optimizer = model.configure_optimizers()
     if start is not None:
         model.load_state_dict(start.model.state_dict())
@@ -100,6 +100,14 @@ def fit(
             F.cross_entropy(model(inputs[rows]), labels[rows]).backward()
             optimizer.step()
     return Trained(model.eval(), optimizer.state_dict(), done + epochs)
+
+
+def _faster(model: DigitClassifier) -> DigitClassifier:
+    """The same function in half the time: pixels hold their channels, and blocks pool before they clip."""
+    for block in model.net[:3]:
+        assert isinstance(block, nn.Sequential)
+        block[2], block[3] = block[3], block[2]
+    return model.to(memory_format=torch.channels_last)
 
 
 @cache
