@@ -60,7 +60,7 @@ UNET: dict[str, Any] = {
 }
 SHIFT = 3.0
 """Times are drawn, and steps are set, more densely towards the noise, where the shape is decided."""
-SAMPLING: dict[str, Any] = {"steps": 12, "guidance": 2.0}
+SAMPLING: dict[str, Any] = {"steps": 12, "guidance": 3.0}
 KINDS = {"image": 0.25, "caption": 0.3, "between": 0.15, "push": 0.2, "nothing": 0.1}
 """How often the condition is of each kind."""
 PUSH = 0.4
