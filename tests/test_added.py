@@ -265,6 +265,20 @@ def test_triage__suspected_labels_are_left_out_and_listed(tmp_path):
     assert all(entry["neighbours_agreeing"] >= 8 for entry in told["review"])
 
 
+def test_triage__wrong_labels_of_a_pool_are_not_added(tmp_path):
+    pool = Mislabelled()
+    joined = {}
+    for triage in (True, False):
+        one = filtered(pool, 20, by="flagged_confidence", triage=triage)
+        modes = steered(one, encoder=Telling())
+        fit(tmp_path, modes)
+        told = modes.last_report["interventions"][0]["classes"]
+        joined[triage] = torch.tensor([row for entry in told for row in entry["pool_ids"]])
+        assert (sum(entry["suspected"] for entry in told) > 0) == triage
+    wrong = {triage: pool.flipped[rows].float().mean().item() for triage, rows in joined.items()}
+    assert wrong[True] < 0.5 * wrong[False]
+
+
 def test_triage__a_module_without_forward_is_told_and_goes_on(tmp_path):
     class NoForward(Drawn):
         forward = torch.nn.Module.forward

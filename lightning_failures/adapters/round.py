@@ -25,6 +25,7 @@ from lightning_failures.grading import grade_batch
 from lightning_failures.interventions import Discovery, JudgedExamples
 from lightning_failures.interventions.picking import By, Picker
 from lightning_failures.interventions.picks import Picks
+from lightning_failures.interventions.ranking import Candidates
 from lightning_failures.interventions.suspects import suspect_labels
 from lightning_failures.records import FailureReport
 from lightning_failures.splits import stable_hash
@@ -35,6 +36,9 @@ T = TypeVar("T")
 
 REFERENCES = 20_000
 """So many training examples, at most, tell what labels the neighbourhood of an example bears."""
+
+RESERVE, TRIAGED_RESERVE = 4, 10
+"""Candidates that are kept for each example of a pool that is wanted, without triage and with it."""
 
 
 @dataclass
@@ -110,21 +114,22 @@ class TrainingRound:
         Of the others only a fixed hash sample bears witness. What was judged before, and is predicted alike, is
         remembered.
         """
-        try:
-            predictions = self._predict(rows)
-        except ConfigurationError as error:
-            self.say_once(f"Suspected label errors are not looked for, and flagged with all others: {error}")
+        predictions = self._predict(self.view, torch.from_numpy(rows))
+        if predictions is None:
             return ()
         labels = self.examples.labels[rows]
         wrong = [(row, p) for row, y, p in zip(rows.tolist(), labels, predictions.tolist(), strict=True) if y != p]
         if new := [pair for pair in wrong if pair not in self.memory.suspects]:
-            self.memory.suspects |= self.on_first(lambda: self._suspect(new))
+            self.memory.suspects |= self.on_first(lambda: self._suspect_training(new))
         return tuple(entry for pair in wrong if (entry := self.memory.suspects[pair]) is not None)
 
-    def pick(self, pool: Any, view: Any, *, per_class: int, by: By, classes: Sequence[int], similarity: float) -> Picks:
+    def pick(
+        self, pool: Any, view: Any, *, per_class: int, by: By, classes: Sequence[int], similarity: float, triage: bool
+    ) -> Picks:
         """Let a whole pool stream by, and choose. Collective."""
         seen = self.memory.views.setdefault(id(pool), pool_view(pool, view, self.view))
-        picker = Picker(per_class, by=by, classes=classes, training_keys=self.keys, seed=self.seed)
+        reserve = TRIAGED_RESERVE if triage else RESERVE
+        picker = Picker(per_class, by=by, classes=classes, reserve=reserve, training_keys=self.keys, seed=self.seed)
         error: Exception | None = None
         try:
             for block in seen.blocks(self.lens, self._directions, self.ranks, progress=self.progress):
@@ -141,13 +146,20 @@ class TrainingRound:
         except Exception as raised:
             error = raised
         self.ranks.agree(error)
-        parts = self.ranks.gather_objects(picker)
+        whole: Picker
+        whole, *others = self.ranks.gather_objects(picker)
+        for other in others:
+            whole.merge(other)
+        held = whole.candidates()
+        predictions = self._predict(seen, torch.from_numpy(held.ids)) if triage and held is not None else None
 
         def choose() -> Picks:
-            whole: Picker = parts[0]
-            for part in parts[1:]:
-                whole.merge(part)
-            return whole.pick(training=self._training, similarity=similarity, lookup=self.lens.look_up)
+            suspected: Any = ()
+            if held is not None and predictions is not None:
+                suspected = self._suspect_candidates(held, predictions)
+            return whole.pick(
+                training=self._training, similarity=similarity, lookup=self.lens.look_up, suspected=suspected
+            )
 
         return self.on_first(choose)
 
@@ -156,20 +168,20 @@ class TrainingRound:
         keys = torch.from_numpy(self.keys[self.examples.labels == label])
         return (self.lens.look_up(some) for some in torch.split(keys, ROWS) if len(some))
 
-    def _predict(self, rows: NDArray[np.int64]) -> Tensor:
-        """What the model says of training examples, (n,) int64. Collective."""
+    def _predict(self, view: ExamplesView, ids: Tensor) -> Tensor | None:
+        """What the model says of examples, (n,) int64; None, said once, where it cannot be asked. Collective."""
         predictions = torch.empty(0, dtype=torch.int64)
         error: Exception | None = None
-        mine = torch.from_numpy(rows)[self.ranks.number :: self.ranks.size]
         try:
-            predictions = self._grade(self.view, mine)[0]
+            predictions = self._grade(view, ids[self.ranks.number :: self.ranks.size])[0]
         except Exception as raised:
             error = raised
         unable = self.ranks.gather_objects(str(error) if isinstance(error, ConfigurationError) else None)
-        for told in filter(None, unable):
-            raise ConfigurationError(told)
+        if told := next(filter(None, unable), None):
+            self.say_once(f"Suspected label errors are not looked for, and treated as all others: {told}")
+            return None
         self.ranks.agree(error)
-        found = torch.empty(len(rows), dtype=torch.int64)
+        found = torch.empty(len(ids), dtype=torch.int64)
         for number, part in enumerate(self.ranks.gather_objects(predictions)):
             found[number :: self.ranks.size] = part
         return found
@@ -187,38 +199,66 @@ class TrainingRound:
                 confidence.append(rows.confidence.cpu().float())
         return torch.cat(predictions), torch.cat(confidence)
 
-    def _suspect(self, pairs: list[tuple[int, int]]) -> dict[tuple[int, int], dict[str, Any] | None]:
-        """Judge labels among a sample of the training set."""
-        total = len(self.examples.labels)
-        asked = np.array([row for row, _ in pairs])
-        sample = np.argsort(stable_hash(np.arange(total), self.seed), kind="stable")[:REFERENCES]
-        rows = np.union1d(asked, sample)
-        labels = self.examples.labels[rows]
-        predictions, candidates = labels.copy(), np.isin(rows, asked)
-        predictions[np.searchsorted(rows, asked)] = [prediction for _, prediction in pairs]
-        keys = torch.from_numpy(self.keys[rows])
-        found = suspect_labels(
-            torch.cat([self.lens.look_up(some) for some in torch.split(keys, ROWS)]),
-            labels,
-            predictions,
+    def _suspect_training(self, pairs: list[tuple[int, int]]) -> dict[tuple[int, int], dict[str, Any] | None]:
+        """Judge labels of the training set: pairs of a row and what the model says of it."""
+        rows = np.array([row for row, _ in pairs])
+        found = self._suspect(
+            torch.from_numpy(self.keys[rows]),
+            self.examples.labels[rows],
+            np.array([prediction for _, prediction in pairs]),
             groups=None if self.groups is None else self.groups[rows],
-            candidates=candidates,
-            seed=self.seed,
+            among=np.setdiff1d(self._references(), rows),
         )
         outcome: dict[tuple[int, int], dict[str, Any] | None] = dict.fromkeys(pairs)
         names = self.examples.class_names
-        for k, row in enumerate(rows[found.rows.numpy()].tolist()):
-            if bool(found.suspect[found.rows[k]]):
-                label, prediction = int(found.labels[k]), int(found.predictions[k])
-                outcome[row, prediction] = {
-                    "id": row,
-                    "label": label,
-                    "class": names[label],
-                    "predicted": names[prediction],
-                    "probability_of_label": float(found.probability[k]),
-                    "neighbours_agreeing": int(found.agreeing[k]),
-                }
+        for place, entry in found.items():
+            row, prediction = pairs[place]
+            label = int(self.examples.labels[row])
+            told = {"id": row, "label": label, "class": names[label], "predicted": names[prediction]}
+            outcome[row, prediction] = told | entry
         return outcome
+
+    def _suspect_candidates(self, held: Candidates, predictions: Tensor) -> NDArray[np.int64]:
+        """The ids of candidates of a pool whose label is probably wrong."""
+        assert held.keys is not None  # every block comes with keys
+        found = self._suspect(
+            torch.from_numpy(held.keys), held.labels, predictions.numpy(), groups=None, among=self._references()
+        )
+        return np.asarray(held.ids[list(found)], dtype=np.int64)
+
+    def _references(self) -> NDArray[np.int64]:
+        """A fixed hash sample of the training examples, ascending."""
+        order = np.argsort(stable_hash(np.arange(len(self.examples.labels)), self.seed), kind="stable")
+        return np.sort(order[:REFERENCES])
+
+    def _suspect(
+        self,
+        keys: Tensor,
+        labels: NDArray[np.int64],
+        predictions: NDArray[np.int64],
+        *,
+        groups: NDArray[Any] | None,
+        among: NDArray[np.int64],
+    ) -> dict[int, dict[str, Any]]:
+        """Judge n labels beside those of the training examples ``among``: places of the suspects -> the evidence."""
+        everywhere = torch.cat([keys, torch.from_numpy(self.keys[among])])
+        others = self.examples.labels[among]
+        found = suspect_labels(
+            torch.cat([self.lens.look_up(some) for some in torch.split(everywhere, ROWS)]),
+            np.concatenate([labels, others]),
+            np.concatenate([predictions, others]),
+            groups=None if groups is None or self.groups is None else np.concatenate([groups, self.groups[among]]),
+            candidates=np.arange(len(everywhere)) < len(labels),
+            seed=self.seed,
+        )
+        return {
+            place: {
+                "probability_of_label": float(found.probability[k]),
+                "neighbours_agreeing": int(found.agreeing[k]),
+            }
+            for k, place in enumerate(found.rows.tolist())
+            if bool(found.suspect[place])
+        }
 
 
 @contextmanager

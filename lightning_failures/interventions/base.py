@@ -116,8 +116,13 @@ class Round(Protocol):
         """Those of the training examples ``rows`` whose label is probably wrong, with the evidence. Collective."""
         ...
 
-    def pick(self, pool: Any, view: Any, *, per_class: int, by: By, classes: Sequence[int], similarity: float) -> Picks:
-        """Let a whole pool stream by, and choose (see :class:`~.picking.Picker`). Collective."""
+    def pick(
+        self, pool: Any, view: Any, *, per_class: int, by: By, classes: Sequence[int], similarity: float, triage: bool
+    ) -> Picks:
+        """Let a whole pool stream by, and choose (see :class:`~.picking.Picker`). Collective.
+
+        With ``triage`` examples whose label is probably wrong are not chosen.
+        """
         ...
 
 

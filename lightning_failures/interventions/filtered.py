@@ -36,6 +36,8 @@ class AddFiltered(Intervention):
             module that takes images, and read the pool anew each time.
         view: The same examples in the same order through the transform of validation. Without it the pool itself is
             judged.
+        triage: Leave suspected label errors out (see :class:`Upweight`), among ten candidates for each example that is
+            wanted. Needs a ``forward`` of the module that takes images.
         similarity: The cosine of embeddings above which two images are nearly equal; 1 drops exact copies only.
         start_epoch: First epoch (counted from 0) that it may act on; at the earliest the one after the first analysis.
         every_n_epochs: How often it picks anew.
@@ -48,8 +50,8 @@ class AddFiltered(Intervention):
         ConfigurationError: An option outside its range.
 
     >>> AddFiltered([("image", 0)], per_class=20, by="flagged_confidence")
-    AddFiltered(pool='list of 1', per_class=20, by='flagged_confidence', view=None, similarity=0.995, start_epoch=1, \
-every_n_epochs=1, stop_epoch=None, dry_run=False, grow_epoch=False)
+    AddFiltered(pool='list of 1', per_class=20, by='flagged_confidence', view=None, triage=True, similarity=0.995, \
+start_epoch=1, every_n_epochs=1, stop_epoch=None, dry_run=False, grow_epoch=False)
     """
 
     def __init__(
@@ -59,6 +61,7 @@ every_n_epochs=1, stop_epoch=None, dry_run=False, grow_epoch=False)
         *,
         by: By = "decision_value",
         view: Dataset | None = None,  # type: ignore[type-arg]
+        triage: bool = True,
         similarity: float = 0.995,
         start_epoch: int = 1,
         every_n_epochs: int = 1,
@@ -77,6 +80,7 @@ every_n_epochs=1, stop_epoch=None, dry_run=False, grow_epoch=False)
         self.per_class = per_class
         self.by: By = by
         self.view = view
+        self.triage = triage
         self.similarity = similarity
         both = (pool, pool if view is None else view)
         indexed = all(hasattr(data, "__len__") and hasattr(data, "__getitem__") for data in both)
@@ -95,7 +99,13 @@ every_n_epochs=1, stop_epoch=None, dry_run=False, grow_epoch=False)
         found = None
         if open_to:
             found = round.pick(
-                self.pool, self.view, per_class=self.per_class, by=self.by, classes=open_to, similarity=self.similarity
+                self.pool,
+                self.view,
+                per_class=self.per_class,
+                by=self.by,
+                classes=open_to,
+                similarity=self.similarity,
+                triage=self.triage,
             )
         entries: list[dict[str, Any]] = []
         for k, (name, reason) in enumerate(zip(examples.class_names, examples.reasons, strict=True)):
@@ -109,6 +119,7 @@ every_n_epochs=1, stop_epoch=None, dry_run=False, grow_epoch=False)
                     "in_pool": None if picks is None else picks.seen,
                     "in_training": None if picks is None else picks.in_training,
                     "near_duplicates": None if picks is None else picks.near_duplicates,
+                    "suspected": None if picks is None else picks.suspected,
                     "reason": reason if picks is None else picks.shortfall,
                 }
             )

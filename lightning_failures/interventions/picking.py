@@ -168,12 +168,18 @@ class Picker:
         self._pending += [*other._pending, *([] if other._held is None else [other._held])]
         self._rank()
 
+    def candidates(self) -> Candidates | None:
+        """Return what is held: of every class the best ``reserve * k`` so far; None before there is any."""
+        self._rank()
+        return self._held
+
     def pick(
         self,
         *,
         training: Callable[[int], Iterable[Any]] | None = None,
         similarity: float = 0.995,
         lookup: Callable[[Tensor], Any] | None = None,
+        suspected: Any = (),
     ) -> Picks:
         """Choose the picks among the candidates; more blocks may be added afterwards.
 
@@ -188,6 +194,7 @@ class Picker:
             lookup: (n, 2) content keys -> (n, D) embeddings, for instance
                 :meth:`~lightning_failures.cache.EmbeddingStore.get`, where ``add`` was given none. Asked class by
                 class. Without either only exact copies are dropped.
+            suspected: Ids of candidates that are not picked, because their labels are probably wrong.
 
         Returns:
             The picks, with what was seen and dropped.
@@ -200,7 +207,8 @@ class Picker:
             raise ConfigurationError(f"Picker.pick: similarity must be in (-1, 1]; got {similarity}.")
         self._rank()
         labels = sorted(set(self.classes or ()) | set(self._counts))
-        found = {label: self._pick_class(label, training, similarity, lookup) for label in labels}
+        left_out = as_array(suspected).astype(np.int64)
+        found = {label: self._pick_class(label, training, similarity, lookup, left_out) for label in labels}
         return Picks(found, self._seen)
 
     def _pick_class(
@@ -209,6 +217,7 @@ class Picker:
         training: Callable[[int], Iterable[Any]] | None,
         similarity: float,
         lookup: Callable[[Tensor], Any] | None,
+        left_out: NDArray[np.int64],
     ) -> ClassPicks:
         seen, eligible, in_training = self._counts.get(label, np.zeros(3, dtype=np.int64)).tolist()
         labels = np.empty(0) if self._held is None else self._held.labels
@@ -217,7 +226,8 @@ class Picker:
             none = torch.empty(0, dtype=torch.int64)
             reason = self._nothing(seen, in_training)
             return ClassPicks(none, none.float(), seen, eligible, in_training, shortfall=reason)
-        rows = self._held.take(slice(start, stop))
+        held = self._held.take(slice(start, stop))
+        rows = held.take(~np.isin(held.ids, left_out))
         embeddings = rows.embeddings
         if embeddings is None and lookup is not None:
             if rows.keys is None:
@@ -231,8 +241,10 @@ class Picker:
             chosen, dropped = distinct_rows(embeddings, self.k, similarity=similarity, training=blocks)
         shortfall = None
         if len(chosen) < self.k:
-            full = len(rows) == self.reserve * self.k
+            full = len(held) == self.reserve * self.k
             why = "the candidates that were kept are near-duplicates; raise reserve" if full else "the pool has no more"
+            if len(rows) < len(held) and full:
+                why = "the candidates that were kept are near-duplicates or suspected label errors; raise reserve"
             shortfall = f"{len(chosen)} of {self.k}: {why}"
         return ClassPicks(
             ids=torch.from_numpy(rows.ids[chosen]),
@@ -242,6 +254,7 @@ class Picker:
             in_training=in_training,
             copies=int(rows.copies.sum()) - len(rows),
             near_duplicates=dropped,
+            suspected=len(held) - len(rows),
             shortfall=shortfall,
         )
 

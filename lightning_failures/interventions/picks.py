@@ -26,6 +26,7 @@ class ClassPicks:
         copies: Exact copies of one another among the candidates that were kept, less the one that counts.
         near_duplicates: Candidates better than the last pick that were too similar to a training image or to an
             earlier pick.
+        suspected: Candidates that were excluded because their label is probably wrong.
         shortfall: Why there are fewer than k picks, or None.
     """
 
@@ -36,6 +37,7 @@ class ClassPicks:
     in_training: int = 0
     copies: int = 0
     near_duplicates: int = 0
+    suspected: int = 0
     shortfall: str | None = None
 
 
