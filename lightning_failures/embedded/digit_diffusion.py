@@ -8,8 +8,8 @@ of zeros stands for "no condition" (Ho and Salimans, Classifier-Free Diffusion G
 condition it through the space that they share; there is no prior in between, training shows it both kinds.
 
 The embedding enters twice: added to the embedding of time, as in diffusers, and as a channel of the input, a *sketch*,
-which is what a linear regression makes of the embedding: where the ink may be. Without it so small a network learns the
-tints at once but takes thousands of steps to learn that a vector means a shape.
+which is what a linear regression makes of the embedding: where the ink may be. Tried without it, so small a network
+obeyed the tint after 1,000 steps, but not yet the digit.
 """
 
 from __future__ import annotations

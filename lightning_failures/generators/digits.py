@@ -53,12 +53,13 @@ class DigitsGenerator:
     ) -> None:
         self.folder = Path(folder)
         self.device = torch.device(device)
-        self.guidance = guidance
         packaged = self.folder == DIFFUSION_FOLDER
         self.name = "embedded:digits" if packaged else str(self.folder)
         self.licence = "Apache-2.0" if packaged else "unknown"
         try:
-            self.encoder_fingerprint: str = read_config(self.folder)["encoder_fingerprint"]
+            config = read_config(self.folder)
+            self.encoder_fingerprint: str = config["encoder_fingerprint"]
+            self.guidance: float = config["guidance"] if guidance is None else guidance
         except (OSError, ValueError, KeyError) as error:
             raise GeneratorError(f"{self.folder} holds no diffusion model of digits: {error}.") from error
         self._encoder: TextEncoder | None = None
