@@ -173,18 +173,21 @@ def figures(treated: list[Grades], control: list[Grades], flagged: torch.Tensor)
 
 
 def main() -> None:
-    """Run all seeds, print the counts, write the raw figures after each."""
+    """Run all seeds that the output does not hold yet, print the counts, write the raw figures after each."""
     arguments = read_options(__doc__, seeds=range(20), name="verdicts")
     torch.set_num_threads(1)
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore")
     runs: list[dict[str, Any]] = []
-    for seed in progress(arguments.seeds, "seed"):
+    if arguments.output.exists():
+        runs = json.loads(arguments.output.read_text())["runs"]
+    for seed in progress([seed for seed in arguments.seeds if seed not in {run["seed"] for run in runs}], "seed"):
         with tempfile.TemporaryDirectory() as place:
             runs.append(forks_of(seed, Path(place)))
-        summary = summarise(runs)
+        runs.sort(key=lambda run: run["seed"])
         arguments.output.parent.mkdir(parents=True, exist_ok=True)
-        arguments.output.write_text(json.dumps({"summary": summary, "runs": runs}, indent=1) + "\n")
+        arguments.output.write_text(json.dumps({"summary": summarise(runs), "runs": runs}, indent=1) + "\n")
+    summary = summarise(runs)
     print(f"\nOutcomes over {len(runs)} seeds: {PAIRS} pairs; 2 pairs; one pair, bootstrap of the examples alone")
     for name, counts in summary["outcomes"].items():
         told = ["; ".join(f"{k} {v}" for k, v in count.items()) for count in counts.values()]
