@@ -34,13 +34,13 @@ class DecodingTargets:
     easy: Tensor
 
 
-def slerp(start: Tensor, end: Tensor, alpha: float) -> Tensor:
+def slerp(start: Tensor, end: Tensor, alpha: float | Tensor) -> Tensor:
     """Go a fraction of the way from one point of the unit sphere to another, along the shorter great circle.
 
     Args:
         start: (..., D) floats; brought to unit length.
         end: (..., D) likewise; the two are broadcast.
-        alpha: Fraction of the angle between them, in [0, 1].
+        alpha: Fraction of the angle between them, in [0, 1]; one for all, or (...,).
 
     Returns:
         (..., D) float32 unit vectors.
@@ -53,7 +53,8 @@ def slerp(start: Tensor, end: Tensor, alpha: float) -> Tensor:
     >>> slerp(torch.tensor([1.0, 0.0]), torch.tensor([0.0, 2.0]), 1 / 3)
     tensor([0.8660, 0.5000])
     """
-    if not 0 <= alpha <= 1:
+    fraction = torch.as_tensor(alpha, dtype=torch.float64).unsqueeze(-1)
+    if not bool(((fraction >= 0) & (fraction <= 1)).all()):
         raise ConfigurationError(f"slerp: alpha must be in 0 ... 1; got {alpha}.")
     a, b = _unit(start, "start"), _unit(end, "end")
     # half of the angle from chord and sum: exact where vectors nearly agree, as an arc cosine is not
@@ -65,8 +66,8 @@ def slerp(start: Tensor, end: Tensor, alpha: float) -> Tensor:
     safe = torch.where(close, 1.0, sine)
     mixed = torch.where(
         close,
-        torch.lerp(a, b, alpha),
-        (((1 - alpha) * angle).sin() * a + (alpha * angle).sin() * b) / safe,
+        a + fraction * (b - a),
+        (((1 - fraction) * angle).sin() * a + (fraction * angle).sin() * b) / safe,
     )
     return torch.nn.functional.normalize(mixed, dim=-1).float()
 

@@ -13,7 +13,6 @@ from torch import nn
 
 diffusers = pytest.importorskip("diffusers")
 
-from lightning_failures import decoding  # noqa: E402
 from lightning_failures.digits.captions import caption  # noqa: E402
 from lightning_failures.digits.render import CLASSES, TINTS, draw_images  # noqa: E402
 from lightning_failures.embedded import DIFFUSION_FOLDER, train_diffusion  # noqa: E402
@@ -232,13 +231,6 @@ def test_draw_conditions__a_push_leads_towards_the_image_within_its_digit(pool, 
     moved = train_diffusion.draw_conditions(pool, rows, np.random.default_rng(0)) - pool.named[pool.digits]
     means = torch.stack([pool.seen[pool.digits == digit].mean(dim=0) for digit in range(10)])[pool.digits]
     assert ((moved * (pool.seen - means)).sum(dim=1) > 0).float().mean() > 0.8
-
-
-@pytest.mark.parametrize("fraction", [0.0, 0.2, 1.0])
-def test_slerp__parity_with_decoding(fraction):
-    start, end = unit(6, 1), unit(6, 2)
-    ours = train_diffusion.slerp(start, end, torch.full((6,), fraction))
-    assert torch.allclose(ours, decoding.slerp(start, end, fraction), atol=1e-5)
 
 
 def test_train__a_few_steps_write_a_folder_that_loads(pool, tmp_path):

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import copy
-import random
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch.utils.data import DistributedSampler
 
+from lightning_failures.adapters.isolation import seed_all
 from lightning_failures.errors import ConfigurationError
 
-__all__ = ["Fork", "UntilDecided", "bases", "has_acted", "is_decided", "seed_all", "steered"]
+__all__ = ["Fork", "UntilDecided", "bases", "has_acted", "is_decided", "steered"]
 
 
 class Fork(Callback):
@@ -141,13 +140,6 @@ def has_acted(steering: Mapping[str, Any], epoch: int) -> bool:
 def bases(callback: object) -> set[str]:
     """The classes of a callback by name, because lightning and pytorch_lightning have one each."""
     return {base.__name__ for base in type(callback).__mro__}
-
-
-def seed_all(seed: int) -> None:
-    """Inside of ``isolated_rng`` only."""
-    random.seed(seed)
-    np.random.seed(seed)  # noqa: NPY002 - what the user's transforms draw from
-    torch.manual_seed(seed)
 
 
 def _detach_from_training(modes: Any) -> None:

@@ -32,10 +32,9 @@ from lightning_failures.adapters.forking import (
     bases,
     has_acted,
     is_decided,
-    seed_all,
     steered,
 )
-from lightning_failures.adapters.isolation import isolated_rng
+from lightning_failures.adapters.isolation import isolated_rng, seed_all
 from lightning_failures.errors import ConfigurationError
 from lightning_failures.interventions.parts import in_report_part, take_grades
 from lightning_failures.interventions.verdicts import Verdict, not_measured, paired_verdict

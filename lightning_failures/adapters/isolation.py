@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import numpy as np
+import torch
 from lightning.pytorch.utilities.seed import isolate_rng
 
-__all__ = ["isolated_rng"]
+__all__ = ["isolated_rng", "seed_all"]
 
 
 @contextmanager
@@ -29,3 +32,10 @@ def isolated_rng() -> Iterator[None]:
             error = raised
     if error is not None:
         raise error
+
+
+def seed_all(seed: int) -> None:
+    """Seed the global generators, that the user's transforms draw from; inside of :func:`isolated_rng` only."""
+    random.seed(seed)
+    np.random.seed(seed)  # noqa: NPY002
+    torch.manual_seed(seed)

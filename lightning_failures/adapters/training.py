@@ -6,7 +6,6 @@ The training set is looked at in this way, and so is a pool of further examples.
 from __future__ import annotations
 
 import itertools
-import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -20,7 +19,7 @@ from torch.utils.data import DataLoader, Subset, default_collate
 from tqdm import tqdm
 
 from lightning_failures.adapters.distributed import Ranks
-from lightning_failures.adapters.isolation import isolated_rng
+from lightning_failures.adapters.isolation import isolated_rng, seed_all
 from lightning_failures.adapters.lenses import Lens
 from lightning_failures.adapters.reading import BatchReader
 from lightning_failures.adapters.weighing import checked_loader, original_dataset
@@ -158,7 +157,7 @@ class ExamplesView:
 
     def _batches(self, ids: Sequence[int]) -> Iterator[Any]:
         with isolated_rng():
-            _seed_all(self.seed)
+            seed_all(self.seed)
             yield from DataLoader(
                 Subset(self.dataset, ids),
                 batch_size=AT_ONCE,
@@ -171,7 +170,7 @@ class ExamplesView:
 
     def _images(self, ids: range, seed: int) -> Tensor:
         with isolated_rng():
-            _seed_all(seed)
+            seed_all(seed)
             images = self.reader.read(None, self.collate([self.dataset[i] for i in ids])).images
         if images is None:
             raise DataError(f"batches of {self.what} hold no images; give read_batch.")
@@ -224,10 +223,3 @@ def _class_labels(labels: Tensor) -> Tensor:
             )
         return labels.argmax(1)
     return labels.reshape(-1).long().clone()
-
-
-def _seed_all(seed: int) -> None:
-    """Inside of ``isolated_rng`` only."""
-    random.seed(seed)
-    np.random.seed(seed)  # noqa: NPY002 - what transforms draw from
-    torch.manual_seed(seed)

@@ -34,6 +34,7 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor
 from torch.nn import functional as F
 
+from lightning_failures.decoding import slerp
 from lightning_failures.digits.render import BACKGROUNDS, CLASSES, TINTS
 from lightning_failures.embedded import DIFFUSION_FOLDER
 from lightning_failures.embedded.digit_diffusion import load, predict, to_latents
@@ -42,7 +43,7 @@ from lightning_failures.embedded.train_clip import UNNAMED, WORDS, draw_captions
 from lightning_failures.encoders import load_encoder
 from lightning_failures.encoders.base import TextEncoder
 
-__all__ = ["Pool", "draw_conditions", "draw_pool", "fit_sketcher", "measure", "save_folder", "slerp", "train"]
+__all__ = ["Pool", "draw_conditions", "draw_pool", "fit_sketcher", "measure", "save_folder", "train"]
 
 UNET: dict[str, Any] = {
     "sample_size": 16,
@@ -114,17 +115,6 @@ def _ink(images: Tensor, truth: Tensor) -> Tensor:
     return F.avg_pool2d(ink, 2).flatten(1)
 
 
-def slerp(start: Tensor, end: Tensor, fraction: Tensor) -> Tensor:
-    """Points on the arcs between unit vectors: start and end (N, D), fraction (N,) of the arc -> (N, D).
-
-    >>> slerp(torch.eye(2)[:1], torch.eye(2)[1:], torch.tensor([1 / 3]))
-    tensor([[0.8660, 0.5000]])
-    """
-    angle = (start * end).sum(dim=1).clamp(-0.9999, 0.9999).acos()
-    weights = torch.stack([(1 - fraction) * angle, fraction * angle]).sin() / angle.sin()
-    return F.normalize(weights[0, :, None] * start + weights[1, :, None] * end, dim=1)
-
-
 def draw_conditions(pool: Pool, rows: Tensor, rng: np.random.Generator) -> Tensor:
     """Draw what the network is told of each image, as said at the top of this file.
 
@@ -145,12 +135,13 @@ def draw_conditions(pool: Pool, rows: Tensor, rng: np.random.Generator) -> Tenso
     seen, told = pool.seen[rows], pool.told[rows, torch.from_numpy(rng.integers(pool.told.shape[1], size=size))]
     first, count = torch.searchsorted(pool.digits, digits), torch.bincount(pool.digits, minlength=len(CLASSES))[digits]
     other = pool.seen[first + (uniform() * count).long().clamp(max=count - 1)]
+    away = torch.where((seen == other).all(dim=1, keepdim=True), seen, seen - other)
     choices = torch.stack(
         [
             seen,
             told,
             slerp(seen, told, uniform()),
-            slerp(pool.named[digits], F.normalize(seen - other, dim=1), PUSH * uniform()),
+            slerp(pool.named[digits], away, PUSH * uniform()),
             torch.zeros_like(seen),
         ]
     )
