@@ -17,7 +17,7 @@ from lightning_failures.adapters.collector import Collector
 from lightning_failures.adapters.distributed import Ranks
 from lightning_failures.adapters.explaining import Explainer
 from lightning_failures.adapters.isolation import isolated_rng
-from lightning_failures.adapters.judging import Forked
+from lightning_failures.adapters.judging import judge_by_forks, keep_for_forks
 from lightning_failures.adapters.lenses import DEFAULT_ENCODER, Lens, name_of, open_lens
 from lightning_failures.adapters.loaders import LoaderTap, dataset_of, evaluation_loaders, unnamed
 from lightning_failures.adapters.monitors import KeyLog
@@ -179,7 +179,6 @@ class FailureModes(Callback):
             lottery=verdict == "lottery",
             say_once=self._say_once,
         )
-        self._forked = Forked()
         self._explainer: Explainer | None = None
         self._folder: Path | None = None
         self._keys = KeyLog(worst_k=worst_k, min_coverage=min_coverage, say_once=self._say_once)
@@ -255,14 +254,14 @@ class FailureModes(Callback):
         """All layers are trained again; what is forked later is kept."""
         self._steering.end_epoch()
         if self.verdict == "fork" and self._steering.begins_after(trainer.current_epoch):
-            self._forked.keep(trainer, self._find_folder(trainer))
+            keep_for_forks(trainer, self._find_folder(trainer))
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """The training is over: fork it."""
         if self.verdict == "fork" and self._folder is not None and self.last_report is not None:
             self._detach()
             with self._policy(trainer, "the forks", "their verdict"):
-                verdict = self._forked.judge(trainer, pl_module, self, self._folder)
+                verdict = judge_by_forks(trainer, pl_module, self, self._folder, began=self._steering.began)
                 self.last_report = self._steering.conclude(self.last_report, verdict, self._folder)
 
     def on_train_batch_end(

@@ -75,7 +75,7 @@ def test_attach_truth__changes_nothing_else():
     assert without == report["classes"]
 
 
-@pytest.mark.parametrize("config", ["digits.yaml", "cifar10.yaml"])
+@pytest.mark.parametrize("config", ["digits.yaml", "digits_interventions.yaml", "cifar10.yaml"])
 def test_configs__are_complete(config, capsys, monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / "examples"))
     with pytest.raises(SystemExit) as stop:

@@ -69,6 +69,12 @@ def test_fork__nothing_flagged_is_not_measured(tmp_path):
     assert told["sentence"] == "Not measured: nothing was flagged, so no intervention began."
 
 
+def test_fork__factor_1_is_no_evidence(tmp_path):
+    modes = steered(Upweight(factor=1.0), verdict="fork")
+    fit(tmp_path, modes, module=Learns())
+    assert modes.last_report["interventions"][0]["verdict"]["outcome"] == "no evidence"
+
+
 def test_fork__a_fork_that_fails_leaves_the_training_as_it_is(tmp_path):
     class Brittle(Learns):
         def __deepcopy__(self, memo):

@@ -22,7 +22,9 @@ from lightning_failures.interventions.verdicts import (
 )
 from lightning_failures.records import Grades
 
-__all__ = ["Forked", "Lottery"]
+__all__ = ["Lottery", "judge_by_forks", "keep_for_forks"]
+
+CHECKPOINT = "before_interventions.ckpt"
 
 
 class Lottery:
@@ -75,23 +77,16 @@ class Lottery:
         self._treated, self._before = state["treated"], list(state["before"])
 
 
-class Forked:
-    """Keeps a checkpoint of the moment before an intervention begins, and forks it when the training is over."""
+def keep_for_forks(trainer: Trainer, folder: Path) -> None:
+    """Write the checkpoint of the moment before an intervention begins. Collective."""
+    trainer.save_checkpoint(folder / CHECKPOINT)
 
-    def __init__(self) -> None:
-        self._path: Path | None = None
 
-    def keep(self, trainer: Trainer, folder: Path) -> None:
-        """Write the checkpoint, unless a run before this one had. Collective."""
-        self._path = folder / "before_interventions.ckpt"
-        if not self._path.exists():
-            trainer.save_checkpoint(self._path)
-
-    def judge(self, trainer: Trainer, module: LightningModule, modes: Any, folder: Path) -> Verdict:
-        """Train the forks. ``modes``, the callback, must have left loaders and module."""
-        if self._path is None or not self._path.exists():
-            return not_measured("nothing was flagged, so no intervention began")
-        return fork_live(trainer, module, modes, self._path, folder=folder)
+def judge_by_forks(trainer: Trainer, module: LightningModule, modes: Any, folder: Path, *, began: bool) -> Verdict:
+    """Fork that checkpoint when the training is over. ``modes``, the callback, must have left loaders and module."""
+    if not began:
+        return not_measured("nothing was flagged, so no intervention began")
+    return fork_live(trainer, module, modes, folder / CHECKPOINT, folder=folder)
 
 
 def _accuracy(grades: Grades, flagged: Tensor) -> NDArray[np.float64]:

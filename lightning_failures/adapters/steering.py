@@ -207,8 +207,21 @@ class Steering:
             head.end()
 
     def begins_after(self, epoch: int) -> bool:
-        """Whether an intervention changes the training for the first time in the epoch after this one."""
-        return any(entry["began"] == epoch + 1 and entry["changes_training"] for entry in self._entries.values())
+        """Whether an intervention begins with the epoch after this one; of those that never act, their slice."""
+        return self._first_epoch == epoch + 1
+
+    @property
+    def began(self) -> bool:
+        """Whether there is anything to judge."""
+        return self._first_epoch is not None
+
+    @property
+    def _first_epoch(self) -> int | None:
+        """The first epoch that is changed, or would be by interventions that never act."""
+        if not any(one.acts for one in self.interventions.values()):
+            return None if self._slice_epoch is None else self._slice_epoch + 1
+        epochs = [entry["began"] for name, entry in self._entries.items() if self.interventions[name].acts]
+        return min((epoch for epoch in epochs if epoch is not None), default=None)
 
     def told(self) -> tuple[dict[str, Any], ...]:
         """What the interventions did, for the report."""
