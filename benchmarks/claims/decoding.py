@@ -3,6 +3,9 @@
 For every class with a pattern three embeddings are decoded: the reference caption's, and those a fifth of the arc from
 there towards failure and towards success. The SVM is fitted without whitening, so that its normal is a direction of
 the CLIP space. An image counts only if an independent classifier takes it for its class.
+
+The accuracy on real digits stands beside: in the unusual tint, which is what the hard images should show; in the usual
+one; and in any of the ten tints, which is what a caption that names no tint asks for.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ from claims.common import World, all_captions
 from claims.comparing import Comparison
 from claims.generating import judge, make, seeds_of
 from lightning_failures.decoding import decoding_targets
+from lightning_failures.digits.render import draw_images
 from lightning_failures.directions import fit_failure_directions
 
 __all__ = ["COMPARISONS", "run"]
@@ -58,5 +62,19 @@ def run(world: World) -> dict[str, Any]:
     return {
         "accuracy": {name: float(np.mean(values)) for name, values in right.items()},
         "kept": {"least": min(shares.values()), str(KEPT): KEPT} | shares,
+        "real digits": real(world),
         "classes": len(world.patterns()),
+    }
+
+
+def real(world: World) -> dict[str, float]:
+    """Accuracy of the plain model on test digits of the planted classes."""
+    figures = world.judge(world.base())
+    images, labels, _ = draw_images("test", 2000, world.rng(5))
+    planted = torch.tensor([truth is not None for truth in world.data("test").truth])[labels]
+    right = world.base().logits(images).argmax(dim=1) == labels
+    return {
+        "unusual tint": figures["minority"],
+        "any tint": float(right[planted].float().mean()),
+        "usual tint": figures["majority"],
     }

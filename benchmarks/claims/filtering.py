@@ -106,7 +106,7 @@ def run(world: World) -> dict[str, Any]:
     clean = clean_pool(world)
     for name, pool in (("clean", clean), ("noisy", spoiled(clean, world))):
         picks = pick(world, pool)
-        tables["picks"][name] = {arm: _tell(pool, rows) for arm, rows in picks.items()}
+        tables["picks"][name] = {arm: tell(world, pool, rows) for arm, rows in picks.items()}
         for way in plain:
             arms = {arm: _train_with(world, pool, rows, way) for arm, rows in picks.items()}
             judged = {arm: world.judge(model) for arm, model in arms.items()}
@@ -185,15 +185,22 @@ def _train_with(world: World, pool: Pool, rows: Tensor, way: str) -> Trained:
     return fit(images, labels, seed=world.seed, epochs=MORE_EPOCHS, start=world.base())
 
 
-def _tell(pool: Pool, rows: Tensor) -> dict[str, Any]:
-    """What was picked."""
-    wrong = pool.labels[rows] != pool.true[rows]
+def tell(world: World, pool: Pool, rows: Tensor) -> dict[str, Any]:
+    """What was picked: of which kind, how hard for the plain model, and how much alike within a class."""
+    labels = pool.labels[rows]
+    wrong = labels != pool.true[rows]
     share = lambda of: float(of.float().mean())  # noqa: E731
+    alike = []
+    for k in labels.unique():
+        mine = pool.embeddings[rows[labels == k]]
+        alike += [(mine @ mine.T)[~torch.eye(len(mine), dtype=torch.bool)].mean()] if len(mine) > 1 else []
     return {
         "picks": len(rows),
         "unusual and right": share(pool.unusual[rows] & ~wrong),
         "wrong labels": share(wrong),
         "blurred": share(pool.blurred[rows]),
+        "plain model right": share(world.base().logits(pool.images[rows]).argmax(dim=1) == labels),
+        "cosine within a class": float(torch.stack(alike).mean()),
     }
 
 
