@@ -11,8 +11,10 @@ Source: Jain, Lawrence, Moitra and Madry, Distilling Model Failures as Direction
 A claim holds if the lower end of the paired 90 % interval of (first arm - second arm) over seeds, by Student's t, is
 above 0; for "not below by ...", above minus that. Each seed draws its tints, images, weights and orders anew; constants
 were chosen on seeds 0 to 3, the default seeds are others. All arms train on 3,000 images, for 6 epochs from scratch or
-for 3 more from the checkpoint of the plain model, which goes on as long. What a seed has measured is written at once, and what the
-output file holds already is not run again: a run that was cut goes on. One core, five minutes a seed.
+for 3 more from the checkpoint of the plain model, which goes on as long.
+
+What a seed has measured is written at once, and what the output file holds already is not run again: a run that was cut
+goes on. One core, five minutes a seed.
 """
 
 from __future__ import annotations

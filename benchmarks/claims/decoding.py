@@ -5,7 +5,8 @@ there towards failure and towards success. The SVM is fitted without whitening, 
 the CLIP space. An image counts only if an independent classifier takes it for its class.
 
 The accuracy on real digits stands beside: in the unusual tint, which is what the hard images should show; in the usual
-one; and in any of the ten tints, which is what a caption that names no tint asks for.
+one; and in any of the ten tints, which is what a caption that names no tint asks for. Training shows a planted digit in
+two tints only, so any tint is harder than the unusual one: here the neutral caption is no middle between hard and easy.
 """
 
 from __future__ import annotations
