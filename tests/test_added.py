@@ -206,6 +206,18 @@ def test_weight_key__the_step_gets_the_weights_and_draws_stay(tmp_path, workers)
     assert len(heavy) > 10
 
 
+@pytest.mark.parametrize("options", [{"dry_run": True}, {"factor": 1.0}])
+def test_weight_key__is_there_where_nothing_acts(tmp_path, options):
+    module, _ = fit(tmp_path, steered(Upweight(weight_key="weight", **options)), module=Weighs())
+    assert {weight for epoch in module.epochs.values() for _, weight in epoch} == {1.0}
+
+
+def test_weight_key__overfit_batches_is_refused(tmp_path):
+    with pytest.raises(ConfigurationError, match="overfit_batches"):
+        data = train_loader(shuffle=False)
+        fit(tmp_path, steered(Upweight(weight_key="weight")), data=data, module=Weighs(), overfit_batches=2)
+
+
 def test_weight_key__mappings_get_a_key(tmp_path):
     class Mapped(Numbered):
         def __getitem__(self, index):

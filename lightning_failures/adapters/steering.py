@@ -144,9 +144,12 @@ class Steering:
         ``folder`` is where interventions keep files.
         """
         self._folder = folder
-        if not any(one.acts for one in self.interventions.values()):
+        weighs = any(one.weight_key for one in self.interventions.values())  # the step asks for the key in any case
+        if not weighs and not any(one.acts for one in self.interventions.values()):
             return
         if trainer.overfit_batches:  # type: ignore[attr-defined]
+            if weighs:
+                raise ConfigurationError("weight_key does not work with overfit_batches. Leave one of them out.")
             self._say_once("With overfit_batches interventions leave the training set as it is.")
             return
         with isolated_rng():  # examples are read for their form, and their transforms may draw
