@@ -241,10 +241,11 @@ class FailureModes(Callback):
         """Likewise; the training loaders are known only now."""
         self._tap.tap_prepared(trainer)
         self._steering.check_loaders(trainer)
+        self._steering.begin_heads(trainer)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """The sampler draws this epoch."""
-        self._steering.begin_epoch(trainer)
+        self._steering.begin_epoch(trainer, self._ranks)
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         """Where only the head is trained."""
@@ -254,14 +255,15 @@ class FailureModes(Callback):
         """All layers are trained again; what is forked later is kept."""
         self._steering.end_epoch()
         if self.verdict == "fork" and self._steering.begins_after(trainer.current_epoch):
-            keep_for_forks(trainer, self._find_folder(trainer))
+            keep_for_forks(trainer, self._steering.folder)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """The training is over: fork it."""
+        self._steering.undo(trainer, self._ranks)
         if self.verdict == "fork" and self._folder is not None and self.last_report is not None:
             self._detach()
             with self._policy(trainer, "the forks", "their verdict"):
-                verdict = judge_by_forks(trainer, pl_module, self, self._folder, began=self._steering.began)
+                verdict = judge_by_forks(trainer, pl_module, self, began=self._steering.began)
                 self.last_report = self._steering.conclude(self.last_report, verdict, self._folder)
 
     def on_train_batch_end(

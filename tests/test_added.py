@@ -213,8 +213,8 @@ def test_weight_key__is_there_where_nothing_acts(tmp_path, options):
 
 
 def test_weight_key__overfit_batches_is_refused(tmp_path):
+    data = train_loader(shuffle=False)
     with pytest.raises(ConfigurationError, match="overfit_batches"):
-        data = train_loader(shuffle=False)
         fit(tmp_path, steered(Upweight(weight_key="weight")), data=data, module=Weighs(), overfit_batches=2)
 
 

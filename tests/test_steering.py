@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
@@ -12,10 +15,10 @@ from lightning_failures import FailureModes
 from lightning_failures.adapters.heads import HeadOnly
 from lightning_failures.adapters.rollback import Rollback
 from lightning_failures.errors import ConfigurationError
-from lightning_failures.interventions import AddFiltered
-from tests.test_added import POOL
-from tests.test_interventions import DATA, Drawn, fit, steered
-from tests.toy import ColourEncoder, callback, trainer
+from lightning_failures.interventions import AddFiltered, Upweight
+from tests.test_added import POOL, filtered
+from tests.test_interventions import DATA, Drawn, fit, steered, train_loader
+from tests.toy import ColourEncoder, callback, loader, trainer
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*does not have many workers.*"),
@@ -52,7 +55,9 @@ class Spoilt(Drawn):
 def test_rollback__what_hurt_is_undone(tmp_path):
     modes = steered(auto_rollback=True)
     module = Spoilt()
-    with pytest.warns(UserWarning, match="The interventions are undone, and the weights of before are back"):
+    with pytest.warns(
+        UserWarning, match="The interventions are undone: the next epoch begins with the weights of before"
+    ):
         fit(tmp_path, modes, module=module, epochs=4)
     assert module.seen == [0.0, 0.0, 0.0, 0.0]  # epoch 2 begins where epoch 1 began
     told = modes.last_report["interventions"][0]
@@ -210,3 +215,33 @@ def test_held__a_class_that_is_cured_keeps_its_weights(tmp_path):
     assert all(entry["reason"].startswith("as before: skipped") for entry in told["classes"] if entry["flagged"])
     for epoch in (1, 2, 3):
         assert DATA.dark[module.epochs[epoch]].float().mean() > DATA.dark.float().mean() + 0.1
+
+
+class Failing(Upweight):
+    """Cannot decide."""
+
+    def decide(self, examples, round=None):
+        raise RuntimeError("no idea")
+
+
+def test_decisions__all_or_none(tmp_path):
+    modes = steered(Upweight(factor=4.0), Failing(), on_error="warn", auto_rollback=True)
+    with pytest.warns(UserWarning, match="no idea"):
+        module, _ = fit(tmp_path, modes)
+    assert sorted(module.epochs[1]) == list(range(len(DATA)))
+    assert not modes.last_report["interventions"]
+
+
+def test_loaders__that_were_replaced_are_free_to_go(tmp_path):
+    made = []
+
+    class Reloads(Drawn):
+        def train_dataloader(self):
+            made.append(weakref.ref(data := train_loader()))
+            return data
+
+    run = trainer(tmp_path, steered(filtered()), max_epochs=4, reload_dataloaders_every_n_epochs=1)
+    run.fit(Reloads(), val_dataloaders=loader(400))
+    gc.collect()
+    assert len(made) == 4
+    assert [one() for one in made[:3]] == [None] * 3

@@ -8,6 +8,7 @@ import lightning as L
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
@@ -15,6 +16,7 @@ from lightning_failures import FailureModes
 from lightning_failures.digits import ColouredDigitsDataModule, DigitClassifier
 from lightning_failures.errors import GeneratorError
 from lightning_failures.interventions import AddSynthetic
+from lightning_failures.interventions.ledger import purge
 from tests.test_interventions import steered
 from tests.toy import NORMALIZE, ColourEncoder, Images, OracleClassifier, loader, trainer
 
@@ -146,3 +148,32 @@ def test_synthetic__embedded_digits(tmp_path, prompt):
     told = modes.last_report["interventions"][0]
     assert told["began"] is not None
     assert len(list(tmp_path.glob("failures/**/*.png"))) >= told["added"] > 0
+
+
+def test_synthetic__a_resumed_run_under_a_versioned_logger_finds_the_images(tmp_path):
+    def run(epochs, ckpt_path=None):
+        L.seed_everything(1, verbose=False)
+        module, modes = Counts(), steered(adding(every_n_epochs=9), encoder=Speaks())
+        saves = ModelCheckpoint(save_top_k=-1, filename="{epoch}", every_n_epochs=1)
+        logger = CSVLogger(tmp_path, name="run")
+        data = DataLoader(Images(96, seed=5), batch_size=16, shuffle=True)
+        fitted = trainer(tmp_path, modes, saves, max_epochs=epochs, logger=logger, enable_checkpointing=True)
+        fitted.fit(module, data, loader(400), ckpt_path=ckpt_path)
+        return module
+
+    run(2)
+    resumed = run(4, tmp_path / "run" / "version_0" / "checkpoints" / "epoch=1.ckpt")
+    assert all(len(resumed.generated[epoch]) >= 10 for epoch in (2, 3))
+    assert not list((tmp_path / "run" / "version_1").rglob("*.png"))
+
+
+def test_synthetic__images_that_are_gone_are_told_and_left_out(tmp_path):
+    saves = ModelCheckpoint(tmp_path / "cut", save_top_k=-1, filename="{epoch}", every_n_epochs=1)
+    fit(tmp_path, steered(adding(every_n_epochs=9), encoder=Speaks()), callbacks=[saves])
+    for ledger in list(tmp_path.glob("failures/**/ledger.jsonl")):
+        purge(ledger.parent)
+    modes = steered(adding(every_n_epochs=9), encoder=Speaks())
+    again = ModelCheckpoint(tmp_path / "resumed", save_top_k=-1)
+    with pytest.warns(UserWarning, match="other added examples, and is dropped"):
+        module = fit(tmp_path, modes, epochs=3, ckpt_path=tmp_path / "cut" / "epoch=1.ckpt", callbacks=[again])
+    assert not module.generated[2]

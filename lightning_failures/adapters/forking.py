@@ -62,7 +62,7 @@ class Fork(Callback):
         draws = {**state["steering"]["draws"], "seed": self.seed}
         if not self.treated:
             draws["plans"] = {}
-        states[self.modes.state_key] = {**state, "steering": {**state["steering"], "draws": draws}}
+        states[self.modes.state_key] = {**state, "steering": {**state["steering"], "draws": draws, "folder": None}}
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Not by ``max_epochs``, which schedulers look at."""

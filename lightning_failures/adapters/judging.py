@@ -82,10 +82,11 @@ def keep_for_forks(trainer: Trainer, folder: Path) -> None:
     trainer.save_checkpoint(folder / CHECKPOINT)
 
 
-def judge_by_forks(trainer: Trainer, module: LightningModule, modes: Any, folder: Path, *, began: bool) -> Verdict:
+def judge_by_forks(trainer: Trainer, module: LightningModule, modes: Any, *, began: bool) -> Verdict:
     """Fork that checkpoint when the training is over. ``modes``, the callback, must have left loaders and module."""
     if not began:
         return not_measured("nothing was flagged, so no intervention began")
+    folder = modes._steering.folder
     return fork_live(trainer, module, modes, folder / CHECKPOINT, folder=folder)
 
 

@@ -80,6 +80,8 @@ def check_monitored(keys: Iterable[str], *, directions: bool, trees: bool, inter
                 f" by it. Monitor one of {', '.join(DECISION)} instead."
             )
         if name in DECISION:
+            if LOADER in key:
+                raise ConfigurationError(f"monitor={key!r}: only the first validation loader has a decision part.")
             if not interventions:
                 raise ConfigurationError(
                     f"monitor={key!r} is of the decision part, which there is only with interventions."

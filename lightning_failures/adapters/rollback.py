@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from lightning.pytorch import Trainer
-from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
+from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, SingleDeviceStrategy
 
 from lightning_failures.adapters.distributed import Ranks
 from lightning_failures.arrays import as_array
@@ -39,11 +39,13 @@ class Rollback:
         self._before: dict[str, torch.Tensor] | None = None
         self._file: str | None = None
         self.undone: dict[str, Any] | None = None
+        self._pending = False
 
     @staticmethod
     def check(trainer: Trainer) -> None:
         """Refuse strategies whose weights no single process holds."""
-        if not isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy):
+        whole = isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy)
+        if not whole or isinstance(trainer.strategy, DeepSpeedStrategy):
             raise ConfigurationError(
                 f"FailureModes(auto_rollback=True) cannot put back the weights of {type(trainer.strategy).__name__},"
                 " whose processes share them out. Use DDP, or auto_rollback=False and checkpoints."
@@ -56,8 +58,7 @@ class Rollback:
 
     def begin(self, trainer: Trainer, decision: Grades, folder: Path, ranks: Ranks) -> None:
         """Keep the state of now. Collective."""
-        self._before = {"ids": decision.ids.clone(), "correct": decision.correct.clone()}
-        self._file = str(folder / FILE)
+        file = str(folder / FILE)
         error: Exception | None = None
         if ranks.is_first:
             try:
@@ -66,11 +67,12 @@ class Rollback:
                     "module": trainer.lightning_module.state_dict(),
                     "optimizers": [one.state_dict() for one in trainer.optimizers],
                 }
-                torch.save(state, f"{self._file}.tmp")
-                os.replace(f"{self._file}.tmp", self._file)  # noqa: PTH105 - all or nothing
+                torch.save(state, f"{file}.tmp")
+                os.replace(f"{file}.tmp", file)  # noqa: PTH105 - all or nothing
             except Exception as raised:
                 error = raised
         ranks.agree(error)
+        self._file, self._before = file, {"ids": decision.ids.clone(), "correct": decision.correct.clone()}
 
     def judge(self, decision: Grades) -> Verdict | None:
         """Whether accuracy fell since, on the examples that both validations hold; None before there is a since."""
@@ -83,8 +85,15 @@ class Rollback:
         was = np.array([before[i] for i in ids[shared].tolist()], dtype=np.bool_)
         return should_roll_back(was, now[shared], groups=groups[shared], seed=self._seed)
 
-    def undo(self, trainer: Trainer, verdict: Verdict, ranks: Ranks) -> None:
-        """Put weights and optimizers back; learning rates go on as scheduled. Collective."""
+    def decide(self, epoch: int, verdict: Verdict) -> None:
+        """Undo it, before the next epoch begins: what is saved until then belongs to the weights of now."""
+        self.undone = {"epoch": epoch, "reason": verdict.sentence}
+        self._pending = True
+
+    def undo(self, trainer: Trainer, ranks: Ranks) -> None:
+        """Put weights and optimizers back, if that was decided; learning rates go on as scheduled. Collective."""
+        if not self._pending:
+            return
         error: Exception | None = None
         try:
             assert self._file is not None
@@ -98,12 +107,13 @@ class Rollback:
             optimizer.load_state_dict(kept)
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate
-        self.undone = {"epoch": trainer.current_epoch, "reason": verdict.sentence}
+        self._pending = False
 
     def to_dict(self) -> dict[str, Any]:
         """The state in a checkpoint."""
-        return {"before": self._before, "file": self._file, "undone": self.undone}
+        return {"before": self._before, "file": self._file, "undone": self.undone, "pending": self._pending}
 
     def load(self, state: Mapping[str, Any]) -> None:
         """Go on where the checkpoint was written."""
         self._before, self._file, self.undone = state["before"], state["file"], state["undone"]
+        self._pending = state["pending"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,7 +20,7 @@ from lightning_failures.adapters.observer import forward_once_more
 from lightning_failures.adapters.training import ROWS, ExamplesView, pool_view
 from lightning_failures.directions import FailureDirections
 from lightning_failures.encoders import Encoder
-from lightning_failures.errors import ConfigurationError
+from lightning_failures.errors import CacheError, ConfigurationError
 from lightning_failures.grading import grade_batch
 from lightning_failures.interventions import Discovery, JudgedExamples
 from lightning_failures.interventions.picking import By, Picker
@@ -30,7 +30,7 @@ from lightning_failures.interventions.suspects import suspect_labels
 from lightning_failures.records import FailureReport
 from lightning_failures.splits import stable_hash
 
-__all__ = ["Memory", "TrainingRound"]
+__all__ = ["TrainingRound"]
 
 T = TypeVar("T")
 
@@ -42,19 +42,6 @@ RESERVE, TRIAGED_RESERVE = 4, 10
 
 
 @dataclass
-class Memory:
-    """What one round leaves to the next ones of the same run.
-
-    Attributes:
-        suspects: Training example and prediction -> the evidence if its label is suspected, else None.
-        views: Views of the pools, with the keys of what was embedded.
-    """
-
-    suspects: dict[tuple[int, int], dict[str, Any] | None] = field(default_factory=dict)
-    views: dict[int, ExamplesView] = field(default_factory=dict)
-
-
-@dataclass
 class TrainingRound:
     """Carries out one round on a Trainer; the attributes of :class:`~lightning_failures.interventions.Round` first.
 
@@ -62,6 +49,8 @@ class TrainingRound:
         examples: The judged training examples.
         keys: (N, 2) int64, of their embeddings.
         groups: (N,) names of their sources, or None.
+        collate: Of the training loader.
+        views: Those of the pools, with the keys of what was embedded; they outlast the round.
         view: How they are read.
     """
 
@@ -78,7 +67,8 @@ class TrainingRound:
     examples: JudgedExamples
     keys: NDArray[np.int64]
     groups: NDArray[Any] | None
-    memory: Memory
+    collate: Callable[[list[Any]], Any]
+    views: dict[int, ExamplesView]
     say_once: Callable[..., None]
 
     @property
@@ -111,23 +101,22 @@ class TrainingRound:
     def suspects(self, rows: NDArray[np.int64]) -> tuple[dict[str, Any], ...]:
         """Those of the training examples ``rows`` whose label is probably wrong, with the evidence. Collective.
 
-        Of the others only a fixed hash sample bears witness. What was judged before, and is predicted alike, is
-        remembered.
+        Of the others only a fixed hash sample bears witness.
         """
         predictions = self._predict(self.view, torch.from_numpy(rows))
         if predictions is None:
             return ()
         labels = self.examples.labels[rows]
-        wrong = [(row, p) for row, y, p in zip(rows.tolist(), labels, predictions.tolist(), strict=True) if y != p]
-        if new := [pair for pair in wrong if pair not in self.memory.suspects]:
-            self.memory.suspects |= self.on_first(lambda: self._suspect_training(new))
-        return tuple(entry for pair in wrong if (entry := self.memory.suspects[pair]) is not None)
+        wrong = predictions.numpy() != labels
+        if not wrong.any():
+            return ()
+        return self.on_first(lambda: self._suspect_training(rows[wrong], predictions.numpy()[wrong]))
 
     def pick(
         self, pool: Any, view: Any, *, per_class: int, by: By, classes: Sequence[int], similarity: float, triage: bool
     ) -> Picks:
         """Let a whole pool stream by, and choose. Collective."""
-        seen = self.memory.views.setdefault(id(pool), pool_view(pool, view, self.view))
+        seen = self.views.setdefault(id(pool), pool_view(pool, view, self.view, self.collate))
         reserve = TRIAGED_RESERVE if triage else RESERVE
         picker = Picker(per_class, by=by, classes=classes, reserve=reserve, training_keys=self.keys, seed=self.seed)
         error: Exception | None = None
@@ -157,16 +146,30 @@ class TrainingRound:
             suspected: Any = ()
             if held is not None and predictions is not None:
                 suspected = self._suspect_candidates(held, predictions)
-            return whole.pick(
-                training=self._training, similarity=similarity, lookup=self.lens.look_up, suspected=suspected
-            )
+            return whole.pick(training=self._training, similarity=similarity, lookup=self._look_up, suspected=suspected)
 
         return self.on_first(choose)
+
+    def _look_up(self, keys: Tensor) -> Tensor:
+        """Embeddings (n, D), of which other processes may have computed some.
+
+        Raises:
+            CacheError: They are not to be had here, with the remedy.
+        """
+        try:
+            return self.lens.look_up(keys)
+        except CacheError as error:
+            if self.ranks.size == 1:
+                raise
+            raise CacheError(
+                f"{error} Processes must share one cache folder that they can write: set LIGHTNING_FAILURES_CACHE, or"
+                " FailureModes(cache_folder=...), to a folder that all of them see."
+            ) from error
 
     def _training(self, label: int) -> Iterable[Tensor]:
         """The embeddings of the training examples of a class, block by block."""
         keys = torch.from_numpy(self.keys[self.examples.labels == label])
-        return (self.lens.look_up(some) for some in torch.split(keys, ROWS) if len(some))
+        return (self._look_up(some) for some in torch.split(keys, ROWS) if len(some))
 
     def _predict(self, view: ExamplesView, ids: Tensor) -> Tensor | None:
         """What the model says of examples, (n,) int64; None, said once, where it cannot be asked. Collective."""
@@ -199,24 +202,22 @@ class TrainingRound:
                 confidence.append(rows.confidence.cpu().float())
         return torch.cat(predictions), torch.cat(confidence)
 
-    def _suspect_training(self, pairs: list[tuple[int, int]]) -> dict[tuple[int, int], dict[str, Any] | None]:
-        """Judge labels of the training set: pairs of a row and what the model says of it."""
-        rows = np.array([row for row, _ in pairs])
+    def _suspect_training(self, rows: NDArray[np.int64], predictions: NDArray[np.int64]) -> tuple[dict[str, Any], ...]:
+        """Judge labels of the training set; the most doubtful come first."""
         found = self._suspect(
             torch.from_numpy(self.keys[rows]),
             self.examples.labels[rows],
-            np.array([prediction for _, prediction in pairs]),
+            predictions,
             groups=None if self.groups is None else self.groups[rows],
             among=np.setdiff1d(self._references(), rows),
         )
-        outcome: dict[tuple[int, int], dict[str, Any] | None] = dict.fromkeys(pairs)
         names = self.examples.class_names
+        entries = []
         for place, entry in found.items():
-            row, prediction = pairs[place]
-            label = int(self.examples.labels[row])
-            told = {"id": row, "label": label, "class": names[label], "predicted": names[prediction]}
-            outcome[row, prediction] = told | entry
-        return outcome
+            row, label = int(rows[place]), int(self.examples.labels[rows[place]])
+            told = {"id": row, "label": label, "class": names[label], "predicted": names[predictions[place]]}
+            entries.append(told | entry)
+        return tuple(sorted(entries, key=lambda entry: float(entry["probability_of_label"])))
 
     def _suspect_candidates(self, held: Candidates, predictions: Tensor) -> NDArray[np.int64]:
         """The ids of candidates of a pool whose label is probably wrong."""
@@ -244,7 +245,7 @@ class TrainingRound:
         everywhere = torch.cat([keys, torch.from_numpy(self.keys[among])])
         others = self.examples.labels[among]
         found = suspect_labels(
-            torch.cat([self.lens.look_up(some) for some in torch.split(everywhere, ROWS)]),
+            torch.cat([self._look_up(some) for some in torch.split(everywhere, ROWS)]),
             np.concatenate([labels, others]),
             np.concatenate([predictions, others]),
             groups=None if groups is None or self.groups is None else np.concatenate([groups, self.groups[among]]),

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.optim import Optimizer
 
+from lightning_failures.adapters.appending import appending, drop_plans_of_others, sources_of
 from lightning_failures.adapters.distributed import Ranks
 from lightning_failures.adapters.heads import HeadOnly
 from lightning_failures.adapters.isolation import isolated_rng
@@ -23,13 +24,13 @@ from lightning_failures.adapters.lenses import Lens
 from lightning_failures.adapters.loaders import dataset_attribute
 from lightning_failures.adapters.reading import BatchReader
 from lightning_failures.adapters.rollback import Rollback
-from lightning_failures.adapters.round import Memory, TrainingRound
+from lightning_failures.adapters.round import TrainingRound
 from lightning_failures.adapters.training import VIEW, ExamplesView, training_view
-from lightning_failures.adapters.weighing import original_dataset, weigh_draws
+from lightning_failures.adapters.weighing import checked_loader, original_dataset, weigh_draws
 from lightning_failures.encoders import ModuleEncoder
 from lightning_failures.errors import ConfigurationError
 from lightning_failures.interventions import Discovery, Intervention, JudgedExamples
-from lightning_failures.interventions.appended import AppendedDataset, added_index
+from lightning_failures.interventions.appended import added_index
 from lightning_failures.interventions.parts import report_numbers
 from lightning_failures.interventions.sampler import DrawState, Plan
 from lightning_failures.interventions.verdicts import Verdict
@@ -41,7 +42,7 @@ __all__ = ["Steering"]
 NOT_MEASURED = "not measured"
 
 MAX_REVIEW = 200
-"""So many suspected label errors are listed in a report, the most doubtful of each class first."""
+"""So many suspected label errors are listed in a report, the most doubtful first."""
 
 
 class Steering:
@@ -89,6 +90,7 @@ class Steering:
     def reset(self) -> None:
         """Begin a new run."""
         self.draws.load({"seed": self._seed, "epoch": 0, "plans": {}})
+        self._folder = None
         self._turns: dict[str, int] = {}
         self._entries: dict[str, dict[str, Any]] = {}
         self._trend: list[dict[str, float]] = []
@@ -96,7 +98,7 @@ class Steering:
         self._slice_epoch: int | None = None
         self.verdict: dict[str, Any] | str = NOT_MEASURED
         self._view = None
-        self._memory = Memory()
+        self._views: dict[int, ExamplesView] = {}
         for one in (self._rollback, self._lottery):
             if one is not None:
                 one.reset()
@@ -143,7 +145,8 @@ class Steering:
 
         ``folder`` is where interventions keep files.
         """
-        self._folder = folder
+        checked_loader(loader)
+        self._folder = folder if self._folder is None or not self._folder.is_dir() else self._folder
         weighs = any(one.weight_key for one in self.interventions.values())  # the step asks for the key in any case
         if not weighs and not any(one.acts for one in self.interventions.values()):
             return
@@ -152,30 +155,25 @@ class Steering:
                 raise ConfigurationError("weight_key does not work with overfit_batches. Leave one of them out.")
             self._say_once("With overfit_batches interventions leave the training set as it is.")
             return
+        training_set = original_dataset(loader)
         with isolated_rng():  # examples are read for their form, and their transforms may draw
-            append = self._append(original_dataset(loader))
+            sources = sources_of(self.interventions, training_set, self._folder_of)
+            append = appending(self.interventions, training_set, sources)
         self._restore.append(weigh_draws(loader, self.draws, append))
+        for name in drop_plans_of_others(self.draws, list(self.interventions), len(training_set), sources):
+            self._say_once(
+                f"What {self.interventions[name]} had decided was for another training set or other added examples,"
+                " and is dropped."
+            )
 
-    def _append(self, training_set: Any) -> Callable[[Any], AppendedDataset] | None:
-        """What makes the dataset of the loader, or None where examples stay as they are."""
-        sources = {
-            k: source
-            for k, name in enumerate(self.interventions, start=1)
-            if (source := self.interventions[name].source(training_set, self._folder_of(name))) is not None
-        }
-        keys = {one.weight_key for one in self.interventions.values()} - {None}
-        if len(keys) > 1:
-            raise ConfigurationError(f"All interventions must have the same weight_key, got {sorted(map(str, keys))}.")
-        if not sources and not keys:
-            return None
-        for k, source in sources.items():
-            if len(source):
-                _check_form(list(self.interventions.values())[k - 1], source[0], training_set[0])
-        return lambda base: AppendedDataset(base, sources, weight_key=next(iter(keys), None))
+    @property
+    def folder(self) -> Path:
+        """Where interventions keep files; a resumed run goes on in that of the run before."""
+        assert self._folder is not None
+        return self._folder
 
     def _folder_of(self, name: str) -> Path:
-        assert self._folder is not None
-        return self._folder / "interventions" / name.replace(" ", "_")
+        return self.folder / "interventions" / name.replace(" ", "_")
 
     def check_loaders(self, trainer: Trainer) -> None:
         """Refuse loaders that interventions cannot work through, before the first batch of training."""
@@ -191,9 +189,14 @@ class Steering:
 
     # -- while it trains -------------------------------------------------------------------------------------
 
-    def begin_epoch(self, trainer: Trainer) -> None:
-        """The sampler draws this epoch."""
+    def begin_epoch(self, trainer: Trainer, ranks: Ranks) -> None:
+        """The sampler draws this epoch. Collective."""
+        self.undo(trainer, ranks)
         self.draws.epoch = trainer.current_epoch
+        self.begin_heads(trainer)
+
+    def begin_heads(self, trainer: Trainer) -> None:
+        """Train only the head where a plan wants it so; in the midst of an epoch too, when a run is resumed there."""
         for name, head in self._heads.items():
             plan = self.draws.in_effect(name)
             if plan is not None and len(plan.added):
@@ -237,9 +240,15 @@ class Steering:
         write_report(report, folder)
         return report
 
+    def undo(self, trainer: Trainer, ranks: Ranks) -> None:
+        """Put back the weights of before where that was decided. Collective."""
+        if self._rollback is not None:
+            self._rollback.undo(trainer, ranks)
+
     def detach(self) -> None:
         """Leave every loader, and the module, as they were."""
         self.end_epoch()
+        self._views.clear()
         for restore in reversed(self._restore):
             restore()
         self._restore.clear()
@@ -266,8 +275,8 @@ class Steering:
         assert report.decision_part is not None
         epoch = trainer.current_epoch
         steers = trainer.state.fn == "fit" and report.coverage >= min_coverage
-        if steers and self._rollback is not None:
-            self._undo_what_hurts(trainer, report.decision_part.grades, ranks)
+        if steers and self._rollback is not None and (self._first_epoch or 0) <= epoch:
+            self._undo_what_hurts(epoch, report.decision_part.grades)
         undone = self._rollback is not None and self._rollback.undone is not None
         if steers and not undone and lens is not None and report.directions is not None:
             turns = {name: one.turn(epoch + 1) for name, one in self.interventions.items()}
@@ -275,13 +284,15 @@ class Steering:
             if due:
                 self._freeze(report, epoch)
                 round_of = self._judge(trainer, report, discovery, lens, ranks)
-                for name in due:
-                    self._decide(name, round_of(self._folder_of(name)))
-                self._turns |= due
-                begins = any(entry["changes_training"] for entry in self._entries.values())
+                decided = {name: self._decide(name, round_of(self._folder_of(name))) for name in due}
+                begins = any(entry["changes_training"] for entry, _ in decided.values())
                 if begins and self._rollback is not None and not self._rollback.begun:
-                    assert self._folder is not None
-                    self._rollback.begin(trainer, report.decision_part.grades, self._folder, ranks)
+                    self._rollback.begin(trainer, report.decision_part.grades, self.folder, ranks)
+                for name, (entry, plan) in decided.items():  # all or, after an error, none
+                    self._entries[name] = entry
+                    if self.interventions[name].acts:
+                        self.draws.add(name, plan)
+                self._turns |= due
         numbers = report_numbers(report.report_part.grades, self._slice)
         numbers |= report_numbers(report.decision_part.grades, self._slice, part="decision")
         if self._slice is not None and steers:
@@ -318,7 +329,8 @@ class Steering:
                     "The transform of the training set looks random, so interventions judge one fixed draw of it."
                     f" Better give the datamodule a {VIEW}: the same examples through the transform of validation."
                 )
-            dataset = original_dataset(view.loader)
+            (loader,) = _flat(trainer.train_dataloader)
+            dataset = original_dataset(loader)
             groups = None if self._groups_from is None else dataset_attribute(dataset, self._groups_from)
         except Exception as raised:
             error = raised
@@ -346,20 +358,23 @@ class Steering:
             examples=JudgedExamples(labels, values, names, tuple(map(self._reason, range(len(names)), report.classes))),
             keys=keys,
             groups=None if groups is None or len(groups) != len(labels) else np.asarray(groups),
-            memory=self._memory,
+            collate=loader.collate_fn,
+            views=self._views,
             say_once=self._say_once,
         )
 
-    def _undo_what_hurts(self, trainer: Trainer, decision: Grades, ranks: Ranks) -> None:
+    def _undo_what_hurts(self, epoch: int, decision: Grades) -> None:
         assert self._rollback is not None
         verdict = self._rollback.judge(decision)
         if verdict is None or verdict.outcome != "hurt":
             return
-        self._rollback.undo(trainer, verdict, ranks)
+        self._rollback.decide(epoch, verdict)
         self.draws.plans.clear()
         for entry in self._entries.values():
             entry["changes_training"] = False
-        self._say_once(f"The interventions are undone, and the weights of before are back. {verdict.sentence}")
+        self._say_once(
+            f"The interventions are undone: the next epoch begins with the weights of before. {verdict.sentence}"
+        )
 
     def _freeze(self, report: FailureReport, epoch: int) -> None:
         """The slice is told by the first directions that find a pattern, and stays; in the parts it has no say in."""
@@ -384,17 +399,16 @@ class Steering:
             return None
         return "no pattern" if entry.skipped is None else f"skipped: {entry.skipped}"
 
-    def _decide(self, name: str, round: TrainingRound) -> None:
+    def _decide(self, name: str, round: TrainingRound) -> tuple[dict[str, Any], Plan]:
+        """What an intervention wants, for the report and for the sampler."""
         one = self.interventions[name]
         decision = one.decide(replace(round.examples, held=self._held(name, round)), round)
         added = added_index(list(self.interventions).index(name) + 1, decision.added)
-        if one.acts:
-            of_loss = one.weight_key is not None
-            plan = Plan(round.epoch, one.stop_epoch, decision.weights, one.grow_epoch, added, of_loss)
-            self.draws.add(name, plan)
+        of_loss = one.weight_key is not None
+        plan = Plan(round.epoch, one.stop_epoch, decision.weights, one.grow_epoch, added, of_loss)
         changes = bool((decision.weights != 1).any()) or bool(len(added))
         began = self._entries.get(name, {}).get("began")
-        self._entries[name] = {
+        entry = {
             "kind": type(one).__name__,
             "options": one.options,
             "epoch": round.epoch,
@@ -404,8 +418,9 @@ class Steering:
             "added": len(added),
             "classes": list(decision.classes),
             "review": list(decision.review[:MAX_REVIEW]),
-            "suspected": len(decision.review),
+            "suspected": max(len(decision.review), sum(row.get("suspected") or 0 for row in decision.classes)),
         }
+        return entry, plan
 
     def _held(self, name: str, round: TrainingRound) -> NDArray[np.bool_]:
         """The examples weighed up by the last decision whose class is skipped now."""
@@ -445,6 +460,7 @@ class Steering:
             "slice": self._slice,
             "slice_epoch": self._slice_epoch,
             "verdict": self.verdict,
+            "folder": None if self._folder is None else str(self._folder),
             "rollback": None if self._rollback is None else self._rollback.to_dict(),
             "lottery": None if self._lottery is None else self._lottery.to_dict(),
         }
@@ -458,6 +474,7 @@ class Steering:
         self._trend = list(state["trend"])
         self._slice, self._slice_epoch = state["slice"], state["slice_epoch"]
         self.verdict = state.get("verdict", NOT_MEASURED)
+        self._folder = None if state.get("folder") is None else Path(state["folder"])
         if self._rollback is not None and state.get("rollback") is not None:
             self._rollback.load(state["rollback"])
         if self._lottery is not None and state.get("lottery") is not None:
@@ -465,27 +482,6 @@ class Steering:
 
     def _mine(self, values: Mapping[str, Any]) -> dict[str, Any]:
         return {name: value for name, value in values.items() if name in self.interventions}
-
-
-def _check_form(one: Intervention, item: Any, own: Any) -> None:
-    """Refuse examples that could not be in one batch with those of the training set."""
-    if _form(item) != _form(own):
-        raise ConfigurationError(
-            f"{type(one).__name__}: its examples look like {_form(item)}, those of the training set like {_form(own)}."
-            " They must have the same form, through the same transform."
-        )
-
-
-def _form(item: Any) -> Any:
-    """Types, keys and shapes of one example, as far as they decide how it is collated."""
-    if isinstance(item, Mapping):
-        return {key: _form(value) for key, value in sorted(item.items())}
-    if isinstance(item, tuple | list):
-        return [_form(value) for value in item]
-    if isinstance(item, Tensor):
-        # labels may be tensors here and integers there
-        return "number" if item.ndim == 0 else f"{str(item.dtype).removeprefix('torch.')} {tuple(item.shape)}"
-    return "number" if isinstance(item, int | float | np.number) else type(item).__name__
 
 
 def _flat(loaders: Any) -> list[Any]:

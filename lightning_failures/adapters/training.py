@@ -6,7 +6,7 @@ The training set is looked at in this way, and so is a pool of further examples.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -31,6 +31,7 @@ from lightning_failures.records import BatchRecord
 __all__ = ["VIEW", "Block", "ExamplesView", "pool_view", "training_view"]
 
 VIEW = "train_analysis_dataset"
+_OF_WORKERS = ("num_workers", "multiprocessing_context", "worker_init_fn")
 AT_ONCE = 256
 FLUSH_EVERY = 64  # batches: what is not yet on disk is in memory
 ROWS = 8192
@@ -62,7 +63,7 @@ class ExamplesView:
         dataset: N examples; of a training set in its order.
         collate: Makes batches of them.
         reader: Reads the batches.
-        loader: The training loader, whose number of workers is used.
+        workers: Arguments of a DataLoader: those of the training loader that tell of its workers.
         seed: Of random transforms, so that they give the same image each time.
         what: What the examples are called.
     """
@@ -70,7 +71,7 @@ class ExamplesView:
     dataset: Any
     collate: Callable[[list[Any]], Any]
     reader: BatchReader
-    loader: DataLoader[Any]
+    workers: Mapping[str, Any]
     seed: int
     what: str = "training images"
     _read: tuple[Tensor, Tensor] | None = field(default=None, repr=False)
@@ -161,10 +162,8 @@ class ExamplesView:
             yield from DataLoader(
                 Subset(self.dataset, ids),
                 batch_size=AT_ONCE,
-                num_workers=self.loader.num_workers,
-                multiprocessing_context=self.loader.multiprocessing_context,
-                worker_init_fn=self.loader.worker_init_fn,
                 collate_fn=self.collate,
+                **self.workers,
                 generator=torch.Generator().manual_seed(self.seed),
             )
 
@@ -185,6 +184,7 @@ def training_view(trainer: Trainer, loader: object, reader: BatchReader, *, seed
     """
     loader = checked_loader(loader)
     dataset: Any = original_dataset(loader)
+    workers = {name: getattr(loader, name) for name in _OF_WORKERS}
     for owner in (getattr(trainer, "datamodule", None), trainer.lightning_module):
         view = getattr(owner, VIEW, None)
         view = view() if callable(view) else view
@@ -195,21 +195,14 @@ def training_view(trainer: Trainer, loader: object, reader: BatchReader, *, seed
                 f"{type(owner).__name__}.{VIEW} has {len(view)} examples, the training set"
                 f" {len(dataset)}: it must hold the same examples in the same order."
             )
-        return ExamplesView(view, default_collate, reader, loader, seed)
-    return ExamplesView(dataset, loader.collate_fn, reader, loader, seed)
+        return ExamplesView(view, default_collate, reader, workers, seed)
+    return ExamplesView(dataset, loader.collate_fn, reader, workers, seed)
 
 
-def pool_view(pool: Any, view: Any, training: ExamplesView) -> ExamplesView:
-    """See a pool as the training set is seen; ``view`` gives the same examples through the transform of validation.
-
-    Raises:
-        ConfigurationError: A view of another length.
-    """
-    loader = training.loader
-    if view is not None and len(view) != len(pool):
-        raise ConfigurationError(f"The view of the pool has {len(view)} examples, the pool {len(pool)}.")
-    dataset, collate = (pool, loader.collate_fn) if view is None else (view, default_collate)
-    return ExamplesView(dataset, collate, training.reader, loader, training.seed, "pool images")
+def pool_view(pool: Any, view: Any, training: ExamplesView, collate: Callable[[list[Any]], Any]) -> ExamplesView:
+    """See a pool as the training set is seen; ``view`` gives the same examples through the transform of validation."""
+    dataset, collate = (pool, collate) if view is None else (view, default_collate)
+    return ExamplesView(dataset, collate, training.reader, training.workers, training.seed, "pool images")
 
 
 def _class_labels(labels: Tensor) -> Tensor:

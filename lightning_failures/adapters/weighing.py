@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -87,12 +88,17 @@ def weigh_draws(
     if batches is None or append is not None:
         loader._iterator = None  # persistent workers of an earlier pass would go on with what was there then
 
+    # a loader that Lightning has replaced must be free to go, and its workers with it
+    weak = [(weakref.ref(place), name, old, new) for place, name, old, new in puts]
+    whole = weakref.ref(loader)
+
     def restore() -> None:
-        for place, name, old, new in puts:
-            if place.__dict__.get(name) is new:
+        for reference, name, old, new in weak:
+            place = reference()
+            if place is not None and place.__dict__.get(name) is new:
                 place.__dict__[name] = old
-        if append is not None:
-            loader._iterator = None
+        if append is not None and (again := whole()) is not None:
+            again._iterator = None
 
     return restore
 

@@ -85,6 +85,7 @@ start_epoch=1, every_n_epochs=1, stop_epoch=None, dry_run=False, grow_epoch=Fals
         both = (pool, pool if view is None else view)
         indexed = all(hasattr(data, "__len__") and hasattr(data, "__getitem__") for data in both)
         self._check("pool", indexed, "a map-style dataset, and so must be its view")
+        self._check("view", view is None or len(view) == len(pool), "None or as long as the pool")  # type: ignore[arg-type]
         self._check("per_class", isinstance(per_class, int) and per_class >= 1, "an integer >= 1")
         self._check("by", by in get_args(By), f"one of {', '.join(get_args(By))}")
         self._check("similarity", 0 < similarity <= 1, "a cosine in (0, 1]")

@@ -38,7 +38,7 @@ def interventions_markdown(report: FailureReport) -> str:
                 f" {number(row['probability_of_label'], '.3f')} | {row['neighbours_agreeing']} of 10 |"
                 for row in review[:_REVIEWED]
             ]
-            more = entry.get("suspected", 0) - len(rows)
+            more = len(review) - len(rows)
             parts.append(
                 "Labels to look at, left out:\n\n" + "\n".join([head, "| ---: | --- | --- | ---: | ---: |", *rows])
             )
