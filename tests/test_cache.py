@@ -444,6 +444,7 @@ def write_in_a_process(folder, rank, start):
         store.flush()
 
 
+@pytest.mark.slow
 def test_processes__write_at_the_same_time(tmp_path):
     context = multiprocessing.get_context("spawn")
     start = context.Barrier(2)

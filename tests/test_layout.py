@@ -80,6 +80,7 @@ def test_import__loads_nothing_heavy():
     assert not loaded_on_top("import lightning_failures, lightning_failures.cli") & set(HEAVY)
 
 
+@pytest.mark.slow
 def test_import__this_test_can_fail():
     assert "timm" in loaded_on_top("import timm.version") & set(HEAVY)
 

@@ -308,6 +308,7 @@ def test_open_clip__silent_hub_does_not_hang(tmp_path, monkeypatch):
     assert all(way in str(error.value) for way in ("local-dir:", "HF_HOME", "embedded:digits", "path"))
 
 
+@pytest.mark.slow
 def test_open_clip__offline_says_nothing_else(clip, clip_folder, tmp_path):
     code = (
         "import logging, sys\nfrom lightning_failures.encoders import load_encoder\n"

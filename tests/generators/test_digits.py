@@ -123,6 +123,7 @@ def test_digits_generator__without_diffusers(monkeypatch):
         DigitsGenerator().generate(PROMPTS[:1], [0])
 
 
+@pytest.mark.slow
 def test_import__loads_no_diffusers():
     code = (
         "import sys; from lightning_failures.generators.digits import DigitsGenerator; DigitsGenerator();"
