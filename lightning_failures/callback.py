@@ -245,7 +245,8 @@ class FailureModes(Callback):
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """The sampler draws this epoch."""
-        self._steering.begin_epoch(trainer, self._ranks)
+        with self._policy(trainer, "the start of an epoch", "the rollback"):
+            self._steering.begin_epoch(trainer, self._ranks)
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         """Where only the head is trained."""
@@ -255,11 +256,13 @@ class FailureModes(Callback):
         """All layers are trained again; what is forked later is kept."""
         self._steering.end_epoch()
         if self.verdict == "fork" and self._steering.begins_after(trainer.current_epoch):
-            keep_for_forks(trainer, self._steering.folder)
+            with self._policy(trainer, "the end of an epoch", "the checkpoint of the forks"):
+                keep_for_forks(trainer, self._steering.folder)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """The training is over: fork it."""
-        self._steering.undo(trainer, self._ranks)
+        with self._policy(trainer, "the end of the training", "the rollback"):
+            self._steering.undo(trainer, self._ranks)
         if self.verdict == "fork" and self._folder is not None and self.last_report is not None:
             self._detach()
             with self._policy(trainer, "the forks", "their verdict"):

@@ -245,3 +245,15 @@ def test_loaders__that_were_replaced_are_free_to_go(tmp_path):
     gc.collect()
     assert len(made) == 4
     assert [one() for one in made[:3]] == [None] * 3
+
+
+def test_rollback__a_file_that_is_gone_does_not_end_the_training(tmp_path):
+    class Loses(Spoilt):
+        def on_validation_end(self):
+            for file in tmp_path.glob("failures/**/before_interventions.pt"):
+                file.unlink()
+
+    module = Loses()
+    with pytest.warns(UserWarning, match="are undone"), pytest.warns(UserWarning, match="skips the rollback"):
+        fit(tmp_path, steered(auto_rollback=True, on_error="warn"), module=module, epochs=3)
+    assert sorted(module.epochs) == [0, 1, 2]

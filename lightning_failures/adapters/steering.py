@@ -191,9 +191,9 @@ class Steering:
 
     def begin_epoch(self, trainer: Trainer, ranks: Ranks) -> None:
         """The sampler draws this epoch. Collective."""
-        self.undo(trainer, ranks)
         self.draws.epoch = trainer.current_epoch
         self.begin_heads(trainer)
+        self.undo(trainer, ranks)
 
     def begin_heads(self, trainer: Trainer) -> None:
         """Train only the head where a plan wants it so; in the midst of an epoch too, when a run is resumed there."""
