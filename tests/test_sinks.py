@@ -12,6 +12,7 @@ import torch
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger, WandbLogger
 from PIL import Image
 
+from lightning_failures.directions import FailureDirections, fit_failure_directions
 from lightning_failures.records import ClassReport, FailureReport, GroupReport, LeafReport, ValueReport
 from lightning_failures.sinks import CSVSink, FileSink, TensorBoardSink, WandbSink, sinks_for, write_all
 from lightning_failures.sinks.files import file_name
@@ -64,6 +65,17 @@ def test_file_sink__keeps_every_analysis_and_the_last(tmp_path):
     markdown = (first / "report.md").read_text()
     assert "feature 17" in markdown
     assert "<script>" not in markdown
+
+
+def test_file_sink__directions_of_the_last_report(tmp_path):
+    x = np.random.default_rng(0).normal(size=(60, 4))
+    fitted = fit_failure_directions(x, np.zeros(60, dtype=int), x[:, 0] > 0, permutations=9)
+    sink = FileSink(tmp_path)
+    sink.write(report(3, directions=fitted), [], 250)
+    stored = FailureDirections.load(tmp_path / "directions.safetensors")
+    assert torch.equal(stored.weight, fitted.weight)
+    sink.write(report(4), [], 300)  # grading only: those of another epoch would be taken for its own
+    assert not (tmp_path / "directions.safetensors").exists()
 
 
 def test_file_sink__hostile_names_stay_inside(tmp_path):

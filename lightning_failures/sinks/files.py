@@ -17,14 +17,18 @@ from lightning_failures.records import FailureReport
 from lightning_failures.text import enrichment_markdown, escape_markdown, markdown_table, tree_markdown
 from lightning_failures.visuals import Picture
 
-__all__ = ["FileSink", "file_name", "to_bytes", "write_report"]
+__all__ = ["DIRECTIONS", "FileSink", "file_name", "to_bytes", "write_report"]
+
+DIRECTIONS = "directions.safetensors"
+"""Name of the file with the directions of the last report."""
 
 
 @dataclass(frozen=True)
 class FileSink:
     """A folder for every analysis, ``epoch=0003-step=000250/``, with report.json, report.md and images.
 
-    The last report also lies in ``<folder>/report.json``.
+    The last report also lies in ``<folder>/report.json``, and the directions it tells of beside it, for pools that are
+    scored later: ``<folder>/directions.safetensors``. Where the last report has no directions, there is no such file.
     """
 
     folder: Path
@@ -43,6 +47,11 @@ class FileSink:
             parts.append(f"![{escape_markdown(picture.caption or picture.tag)}]({image})")
         write_atomically(here / "report.md", to_bytes("\n\n".join(part for part in parts if part) + "\n"))
         write_report(report, here)
+        directions = self.folder / DIRECTIONS
+        if report.directions is None:
+            directions.unlink(missing_ok=True)
+        else:
+            report.directions.save(directions)
         write_report(report, self.folder)
 
 
