@@ -22,11 +22,11 @@ import torch
 import xxhash
 from torch import Tensor
 
+from lightning_failures.atomic import TEMPORARY
 from lightning_failures.encoders.base import Encoder
 from lightning_failures.errors import CacheError, DataError
 from lightning_failures.shards import (
     SUFFIX,
-    TEMPORARY,
     Array,
     DamagedShardError,
     Pending,
@@ -297,6 +297,13 @@ class EmbeddingStore:
 
     def _find(self, keys: Array) -> Iterator[tuple[Array, Shard | Pending, Array]]:
         """Yield numbers of rows of ``keys`` that are here, each at most once, where they are, and at which places."""
+        if any(shard.truncated for shard in self._shards):
+            warnings.warn(
+                f"Files of the embedding cache in {self._folder} were cut short while they were in use. Their images "
+                "are embedded anew at the next validation.",
+                stacklevel=4,
+            )
+            self._shards = [shard for shard in self._shards if not shard.truncated]
         rows = np.argsort(keys[:, 0])  # sorted keys are found faster
         sources: list[Shard | Pending] = [*self._shards, *self._pending]
         for source in sources:

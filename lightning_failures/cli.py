@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 from lightning_failures.adapters.forks import PAIRS, Run, fork_verdict
 from lightning_failures.atomic import write_atomically
 from lightning_failures.callback import FailureModes
-from lightning_failures.errors import ConfigurationError, FailureModesError
+from lightning_failures.errors import ConfigurationError, DataError, FailureModesError
 from lightning_failures.interventions.told import intervention_lines
 from lightning_failures.records import FailureReport
 from lightning_failures.text import class_table, clean, enrichment_lines, number
@@ -139,8 +139,8 @@ def report(run: Path) -> None:
     if found is None:
         raise ConfigurationError(f"No report.json in {run}. A run keeps it in <log_dir>/failures/report.json.")
     try:
-        loaded = FailureReport.from_dict(json.loads(found.read_text(encoding="utf-8")))
-    except (ValueError, TypeError, AttributeError) as error:
+        loaded = FailureReport.from_json(found.read_bytes())
+    except DataError as error:
         raise ConfigurationError(f"{found} is no report of lightning_failures: {error}") from error
     print(f"{found}: epoch {loaded.epoch}, step {loaded.global_step}, {loaded.examples} examples, "
           f"accuracy {number(loaded.accuracy)}\n\n{class_table(loaded)}")  # fmt: skip
@@ -149,8 +149,9 @@ def report(run: Path) -> None:
     if acted := intervention_lines(loaded):
         print("\nInterventions:\n  " + "\n  ".join(acted))
     rules = [
-        f"  {clean(group.class_name)} ({group.grouping} group): {leaf.rule}: error rate {number(leaf.error_rate)}"
-        f" (base {number(group.base_error_rate)}), error coverage {number(leaf.error_coverage)}"
+        f"  {clean(group.class_name)} ({clean(group.grouping)} group): {clean(leaf.rule)}:"
+        f" error rate {number(leaf.error_rate)} (base {number(group.base_error_rate)}),"
+        f" error coverage {number(leaf.error_coverage)}"
         for group in loaded.groups
         if group.pattern
         for leaf in group.leaves

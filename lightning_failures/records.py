@@ -14,10 +14,15 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from lightning_failures.errors import DataError
+from lightning_failures.plain import from_plain, json_key, read_json
+
 if TYPE_CHECKING:
     from lightning_failures.directions import FailureDirections
     from lightning_failures.interventions.parts import ReportPart
     from lightning_failures.trees import FailureTree
+else:  # so that hints can be read at run time
+    FailureDirections = FailureTree = ReportPart = Any
 
 __all__ = [
     "SCHEMA",
@@ -95,7 +100,7 @@ class _Readable:
     def to_dict(self) -> dict[str, Any]:
         """Plain Python values only; undefined numbers are None."""
         return {
-            _json_key(f.name): _plain(getattr(self, f.name))
+            json_key(f): _plain(getattr(self, f.name))
             for f in dataclasses.fields(self)  # type: ignore[arg-type]
             if f.metadata.get("json", True)
         }
@@ -125,7 +130,7 @@ class GroupReport(_Readable):
     """The failure tree of one label group (``grouping="label"``) or prediction group (``"prediction"``) of a class."""
 
     grouping: str
-    class_name: str
+    class_name: str = field(metadata={"key": "class"})  # the name people expect, and a reserved word in Python
     size: int
     base_error_rate: float | None = None
     aler: float | None = None
@@ -195,7 +200,8 @@ class FailureReport(_Readable):
     """Everything that one analysis found; ``report.json`` is its JSON form.
 
     ``summary`` holds the aggregate scalars under the names in which they are logged, without the ``failures/``
-    prefix. ``timings`` are seconds by step of the analysis; ``stage`` is "fit", "validate" or "test".
+    prefix. ``sampled`` is the share of the examples that directions and trees have looked at. ``timings`` are seconds
+    by step of the analysis; ``stage`` is "fit", "validate" or "test".
     ``directions`` and ``trees``, by grouping and class name, are the fitted results, ``report_part``, while
     interventions are on, the examples that they were not fitted to; these three are not part of the JSON form.
     """
@@ -212,6 +218,7 @@ class FailureReport(_Readable):
     stage: str | None = None
     dataloader: int = 0
     coverage: float = 1.0
+    sampled: float = 1.0
     reference: str | None = None
     encoder: str | None = None
     robust_encoder: str | None = None
@@ -232,30 +239,26 @@ class FailureReport(_Readable):
     def from_dict(cls, data: dict[str, Any]) -> FailureReport:
         """Read what :meth:`to_dict` wrote. Keys of later versions are ignored.
 
+        Raises:
+            DataError: Another form, or a later schema, in which a key means something else.
+
         >>> report = FailureReport(examples=2, accuracy=0.5, classes=(ClassReport("cat", 2, accuracy=0.5),))
         >>> FailureReport.from_dict(report.to_dict() | {"of a later version": 1}) == report
         True
         """
-        groups = tuple(
-            _from_dict(GroupReport, g | {"leaves": tuple(_from_dict(LeafReport, leaf) for leaf in g.get("leaves", ()))})
-            for g in data.get("groups", ())
-        )
-        classes = tuple(
-            _from_dict(
-                ClassReport, c | {"enrichment": tuple(_from_dict(ValueReport, v) for v in c.get("enrichment", ()))}
-            )
-            for c in data.get("classes", ())
-        )
-        report: FailureReport = _from_dict(cls, data | {"classes": classes, "groups": groups})
+        report = from_plain(cls, data)
+        if report.schema > SCHEMA:
+            raise DataError(f"the report has schema {report.schema}, of a later version; this one reads {SCHEMA}")
         return report
 
+    @classmethod
+    def from_json(cls, text: str | bytes) -> FailureReport:
+        """Read what :meth:`to_json` wrote.
 
-# "class" is a reserved word in Python, and the name people expect in the file
-_JSON_KEYS = {"class_name": "class"}
-
-
-def _json_key(name: str) -> str:
-    return _JSON_KEYS.get(name, name)
+        Raises:
+            DataError: No JSON, or as :meth:`from_dict`.
+        """
+        return cls.from_dict(read_json(text))
 
 
 def _plain(value: Any) -> Any:
@@ -268,9 +271,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     return value
-
-
-def _from_dict(record: type[Any], data: dict[str, Any]) -> Any:
-    known = {_json_key(f.name): f.name for f in dataclasses.fields(record)}
-    values = {known[key]: value for key, value in data.items() if key in known}
-    return record(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})

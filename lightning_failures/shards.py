@@ -12,7 +12,6 @@ import contextlib
 import json
 import mmap
 import os
-import uuid
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,10 +21,11 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
-__all__ = ["DTYPES", "SUFFIX", "TEMPORARY", "DamagedShardError", "Pending", "Shard", "read_shard", "write_shard"]
+from lightning_failures.atomic import replacing
+
+__all__ = ["DTYPES", "SUFFIX", "DamagedShardError", "Pending", "Shard", "read_shard", "write_shard"]
 
 SUFFIX = ".safetensors"
-TEMPORARY = ".tmp"
 DTYPES: dict[str, np.dtype[Any]] = {"F16": np.dtype("<f2"), "F32": np.dtype("<f4")}
 
 _FORMAT = "lightning_failures embeddings 2"
@@ -65,6 +65,11 @@ class Shard:
     def nbytes(self) -> int:
         """Of all three."""
         return self.keys.nbytes + self.places.nbytes + self.embeddings.nbytes
+
+    @property
+    def truncated(self) -> bool:
+        """Whether the file lost bytes since it was opened: to read them through the map would end the process."""
+        return self.file is not None and self.file.size() < len(self.file)
 
     def find(self, keys: Array) -> Array:
         """Rows of the embeddings of keys (M, 2), -1 where absent: (M,) int64. Fastest for sorted keys."""
@@ -164,19 +169,11 @@ def write_shard(shard: Shard, folder: Path, fingerprint: str) -> Path:
     header["__metadata__"] = {"format": _FORMAT, "fingerprint": fingerprint, "checksum": checksum}
     text = json.dumps(header).encode()
     text += b" " * (-(8 + len(text)) % 64)  # arrays mapped from the file are aligned
-    folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / f".{uuid.uuid4().hex}{TEMPORARY}"
     target = folder / f"{checksum}{SUFFIX}"
-    try:
-        with temporary.open("wb") as file:
-            file.write(len(text).to_bytes(8, "little") + text)
-            for _, part in parts.values():
-                file.write(part.data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(target)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(target) as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for _, part in parts.values():
+            file.write(part.data)
     return target
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, SingleD
 
 from lightning_failures.adapters.distributed import Ranks
 from lightning_failures.arrays import as_array
+from lightning_failures.atomic import replacing
 from lightning_failures.errors import ConfigurationError
 from lightning_failures.interventions.verdicts import Verdict, should_roll_back
 from lightning_failures.records import Grades
@@ -58,21 +58,20 @@ class Rollback:
 
     def begin(self, trainer: Trainer, decision: Grades, folder: Path, ranks: Ranks) -> None:
         """Keep the state of now. Collective."""
-        file = str(folder / FILE)
+        file = folder / FILE
         error: Exception | None = None
         if ranks.is_first:
             try:
-                folder.mkdir(parents=True, exist_ok=True)
                 state = {
                     "module": trainer.lightning_module.state_dict(),
                     "optimizers": [one.state_dict() for one in trainer.optimizers],
                 }
-                torch.save(state, f"{file}.tmp")
-                os.replace(f"{file}.tmp", file)  # noqa: PTH105 - all or nothing
+                with replacing(file) as opened:
+                    torch.save(state, opened)
             except Exception as raised:
                 error = raised
         ranks.agree(error)
-        self._file, self._before = file, {"ids": decision.ids.clone(), "correct": decision.correct.clone()}
+        self._file, self._before = str(file), {"ids": decision.ids.clone(), "correct": decision.correct.clone()}
 
     def judge(self, decision: Grades) -> Verdict | None:
         """Whether accuracy fell since, on the examples that both validations hold; None before there is a since."""

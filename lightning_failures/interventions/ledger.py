@@ -13,7 +13,7 @@ import io
 import json
 import math
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +24,7 @@ from torch import Tensor
 
 from lightning_failures.atomic import write_atomically
 from lightning_failures.errors import DataError, GeneratorError
+from lightning_failures.plain import from_plain, json_key, read_json
 
 __all__ = ["Ledger", "LedgerRow", "purge"]
 
@@ -55,7 +56,7 @@ class LedgerRow:
     licence: str
     prompt: str
     seed: int
-    class_index: int
+    class_index: int = field(metadata={"key": "class"})
     class_name: str
     direction: str
     direction_epoch: int | None
@@ -67,21 +68,20 @@ class LedgerRow:
 
     def to_dict(self) -> dict[str, str | int | float | bool | None]:
         """Plain values; ``class`` is the index of the class."""
-        return {_KEYS.get(name, name): value for name, value in dataclasses.asdict(self).items()}
+        return {json_key(one): getattr(self, one.name) for one in dataclasses.fields(self)}
 
     @classmethod
     def from_dict(cls, data: dict[str, object]) -> LedgerRow:
         """Read what :meth:`to_dict` gave. Keys of later versions are ignored.
 
+        Raises:
+            DataError: A value lacks, or is of another type.
+
         >>> row = LedgerRow("model", "mit", "a red three", 7, 3, "three", "hard caption", 1, 2)
         >>> LedgerRow.from_dict(row.to_dict() | {"of a later version": 1}) == row
         True
         """
-        names = {_KEYS.get(field.name, field.name): field.name for field in dataclasses.fields(cls)}
-        return cls(**{names[key]: value for key, value in data.items() if key in names})  # type: ignore[arg-type]
-
-
-_KEYS = {"class_index": "class"}
+        return from_plain(cls, data)
 
 
 class Ledger:
@@ -153,8 +153,8 @@ class Ledger:
             if not line.endswith(b"\n"):
                 break
             try:
-                row = LedgerRow.from_dict(json.loads(line))
-            except (ValueError, TypeError, AttributeError) as error:
+                row = LedgerRow.from_dict(read_json(line))
+            except DataError as error:
                 raise DataError(
                     f"line {len(self._rows) + 1} of {self.folder / _NAME} is damaged ({error}). Mend it, or remove all"
                     " images with lightning_failures.interventions.ledger.purge(folder)."

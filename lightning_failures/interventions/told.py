@@ -21,7 +21,7 @@ def intervention_lines(report: FailureReport) -> list[str]:
     >>> intervention_lines(FailureReport(90, 0.8, (), interventions=(entry,)))
     ['Upweight for epoch 3: 40 flagged training examples (cat); left alone: dog (no pattern). Verdict: not measured.']
     """
-    return [_line(entry) for entry in report.interventions]
+    return [_readable(entry) for entry in report.interventions]
 
 
 def interventions_markdown(report: FailureReport) -> str:
@@ -44,6 +44,14 @@ def interventions_markdown(report: FailureReport) -> str:
             )
             parts += [f"{more} more are in report.json."] if more > 0 else []
     return "\n\n".join(parts)
+
+
+def _readable(entry: Mapping[str, Any]) -> str:
+    try:
+        line = _line(entry)
+    except (LookupError, TypeError, AttributeError, ValueError):
+        return "an intervention in a form that this version does not read"
+    return clean(line, limit=max(len(line), 1))
 
 
 def _line(entry: Mapping[str, Any]) -> str:
