@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
 import logging
 import urllib.error
 import urllib.request
@@ -24,6 +25,8 @@ from lightning_failures.encoders.frozen import (
     frozen_inference,
     in_chunks,
     isolated_build,
+    load_tensors,
+    state_dict_of,
 )
 from lightning_failures.encoders.preprocessing import Preprocessing, check_unit_images
 from lightning_failures.errors import DataError, EncoderError, did_you_mean
@@ -217,6 +220,8 @@ def _load(name: str, source: _Source) -> tuple[Any, Callable[..., Tensor], dict[
             ) from error
     try:
         return _load_with_open_clip(source)
+    except EncoderError:
+        raise
     except Exception as error:
         raise EncoderError(f"encoder={name!r} cannot be loaded: {first_line(error)} {_LOCAL_WAYS}") from error
 
@@ -224,15 +229,19 @@ def _load(name: str, source: _Source) -> tuple[Any, Callable[..., Tensor], dict[
 def _load_with_open_clip(source: _Source) -> tuple[Any, Callable[..., Tensor], dict[str, Any]]:
     import open_clip
 
-    model = open_clip.create_model(
-        source.model_name,
-        pretrained=source.pretrained,
-        force_quick_gelu=source.quick_gelu,
-        force_preprocess_cfg=source.preprocess,
-        require_pretrained=True,
-        weights_only=True,
-    )
-    return model, open_clip.get_tokenizer(source.model_name), open_clip.get_model_config(source.model_name) or {}
+    config = open_clip.get_model_config(source.model_name) or {}
+    if "trust_remote_code" in json.dumps(config):  # open_clip hands the options of its tokenizer on as they are
+        raise EncoderError(f"{source.model_name}: open_clip_config.json asks to run code, trust_remote_code. Refused.")
+    with _plain_tensors():
+        model = open_clip.create_model(
+            source.model_name,
+            pretrained=source.pretrained,
+            force_quick_gelu=source.quick_gelu,
+            force_preprocess_cfg=source.preprocess,
+            require_pretrained=True,
+            weights_only=True,
+        )
+    return model, open_clip.get_tokenizer(source.model_name), config
 
 
 def _check_activation(name: str, model: nn.Module, quick_gelu: bool) -> None:
@@ -294,6 +303,28 @@ def _quiet_open_clip() -> Iterator[None]:
     finally:
         root.removeFilter(keep)
         root.removeHandler(placeholder)
+
+
+@contextlib.contextmanager
+def _plain_tensors() -> Iterator[None]:
+    """Let open_clip read checkpoints through :func:`load_tensors` alone, which never runs code.
+
+    Its own way has a back door: after a ``TypeError``, which the writer of a file can plan, it loads once more, without
+    ``weights_only``.
+    """
+    from open_clip import factory
+
+    def read(path: str, *_: Any, **__: Any) -> dict[str, Tensor]:
+        state = state_dict_of(load_tensors(Path(path)), Path(path))
+        wrapped = next(iter(state)).startswith("module.")
+        return {key.removeprefix("module."): value for key, value in state.items()} if wrapped else state
+
+    original = factory.load_state_dict
+    factory.load_state_dict = read
+    try:
+        yield
+    finally:
+        factory.load_state_dict = original
 
 
 @contextlib.contextmanager

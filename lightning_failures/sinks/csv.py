@@ -7,6 +7,7 @@ import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from lightning_failures.atomic import write_atomically
 from lightning_failures.records import FailureReport
@@ -34,12 +35,21 @@ class CSVSink:
         where = {"stage": report.stage or "", "epoch": report.epoch, "step": step, "dataloader": report.dataloader}
         same = ("stage", "step", "dataloader")
         rows = [row for row in _read(path) if any(row[key] != str(where[key]) for key in same)]
-        rows += [entry.to_dict() | found_captions(entry) | where for entry in report.classes]
+        rows += [_cells(entry.to_dict() | found_captions(entry) | where) for entry in report.classes]
         text = io.StringIO()
         writer = csv.DictWriter(text, COLUMNS, extrasaction="ignore", lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
         write_atomically(path, to_bytes(text.getvalue()))
+
+
+_UNSAFE = {0: "\ufffd", ord("\r"): " "}  # Python before 3.13 does not quote the one and does not read the other
+_LONGEST = 100_000  # Python reads fields of up to 131,072 characters
+
+
+def _cells(row: dict[str, Any]) -> dict[str, Any]:
+    """Text that any CSV reader reads back as one cell."""
+    return {k: v[:_LONGEST].translate(_UNSAFE) if isinstance(v, str) else v for k, v in row.items()}
 
 
 def _read(path: Path) -> list[dict[str, str]]:
