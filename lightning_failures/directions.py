@@ -147,8 +147,17 @@ class FailureDirections:
         """Read what :meth:`save` wrote.
 
         Raises:
-            DataError: The file is of another kind.
+            DataError: The file is of another kind, or damaged.
         """
+        try:
+            return cls._load(path)
+        except (OSError, DataError):
+            raise
+        except Exception as error:  # whatever a flipped bit leads to
+            raise DataError(f"{path} holds no failure directions ({str(error)[:200]})") from error
+
+    @classmethod
+    def _load(cls, path: str | Path) -> FailureDirections:
         with safe_open(str(path), framework="pt") as file:
             metadata = file.metadata() or {}
             if metadata.get("format") != _FORMAT:
@@ -159,11 +168,21 @@ class FailureDirections:
             cls(
                 **{name: tensors[f"{rank}.{name}"] for name in _TENSORS},
                 skipped=reasons,
-                whiten=json.loads(metadata["whiten"]),
-            )
+                whiten=bool(json.loads(metadata["whiten"])),
+            )._checked()
             for rank, reasons in enumerate(skipped)
         )
         return dataclasses.replace(first, further=tuple(further))
+
+    def _checked(self) -> FailureDirections:
+        """Itself, if its shapes and types agree."""
+        k, d = self.weight.shape
+        shapes = {"mean": (d,), "std": (d,), "weight": (k, d), "out_of_fold": (self.out_of_fold.numel(),)}
+        for name in _TENSORS:
+            tensor = getattr(self, name)
+            if tensor.shape != shapes.get(name, (k,)) or tensor.is_floating_point() == (name == "classes"):
+                raise ValueError(f"{name} has shape {tuple(tensor.shape)} and type {tensor.dtype}")
+        return self
 
 
 _TENSORS = tuple(f.name for f in dataclasses.fields(FailureDirections) if f.type == "Tensor")
