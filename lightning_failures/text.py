@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Sequence
+from hashlib import blake2b
 
 from lightning_failures.records import ClassReport, FailureReport, GroupReport, ValueReport
 
@@ -19,14 +20,17 @@ __all__ = [
     "enrichment_lines",
     "enrichment_markdown",
     "escape_markdown",
+    "looks_digested",
     "markdown_table",
     "number",
     "rank_classes",
     "score",
     "shorten_caption",
     "strongest_values",
+    "tag_part",
     "tree_markdown",
     "verdict",
+    "with_digest",
 ]
 
 NOTHING = "-"
@@ -50,7 +54,33 @@ def escape_markdown(text: str) -> str:
     '&lt;b&gt;&#124;\\*two\\* lines'
     """
     text = re.sub(r"([\\`*_\[\]#~$])", r"\\\1", clean(text).replace("&", "&amp;"))
-    return text.replace("<", "&lt;").replace(">", "&gt;").replace("|", "&#124;")
+    for character, entity in {"<": "&lt;", ">": "&gt;", "|": "&#124;", "@": "&#64;", "://": "&#58;//"}.items():
+        text = text.replace(character, entity)
+    return re.sub(r"\b(www)\.", r"\1&#46;", text, flags=re.IGNORECASE)  # GitHub makes links of bare addresses
+
+
+def tag_part(text: str, limit: int = 80) -> str:
+    """Make one part of a tag, or of the name of a file, that people can read; different texts have different parts.
+
+    >>> tag_part("fire truck"), tag_part("../fire/truck")
+    ('fire truck', '_fire_truck-cff15c2382c1ca5a')
+    """
+    plain = re.sub(r"[^\w .=+()-]", "_", clean(text, limit)).strip(" .")
+    return plain if plain == text and not looks_digested(text) else with_digest(plain, text)
+
+
+def with_digest(plain: str, text: str) -> str:
+    """Put behind a shortened text what tells it from other texts.
+
+    >>> with_digest("fire", "fire/truck")
+    'fire-3eb1accc67f5194c'
+    """
+    return f"{plain}-{blake2b(text.encode('utf-8', 'surrogatepass'), digest_size=8).hexdigest()}"
+
+
+def looks_digested(text: str) -> bool:
+    """Whether a text could be taken for one of :func:`with_digest`."""
+    return re.search(r"-[0-9a-f]{16}$", text) is not None
 
 
 def shorten_caption(caption: str) -> str:
@@ -234,7 +264,7 @@ def enrichment_markdown(report: FailureReport, *, limit: int | None = None) -> s
 
 
 def _group_markdown(group: GroupReport) -> str:
-    title = f"### {group.grouping.capitalize()} group of {escape_markdown(group.class_name)}"
+    title = f"### {escape_markdown(group.grouping.capitalize())} group of {escape_markdown(group.class_name)}"
     if group.skipped is not None:
         return f"{title}\n\nSkipped: {escape_markdown(group.skipped)} ({group.size} examples)."
     facts = (

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from lightning_failures.errors import DataError
 from lightning_failures.records import ClassReport, GroupReport
-from lightning_failures.text import clean, number, score, verdict
+from lightning_failures.text import clean, number, score, tag_part, verdict
 
 __all__ = [
     "Picture",
@@ -89,7 +89,9 @@ def class_picture(
         row("easiest", easiest, easiest_texts, entry.easiest_captions),
     ]
     told = f"p {verdict(entry)}, CV score {score(entry)}" if entry.pattern else verdict(entry)
-    return Picture(f"classes/{name}", stack(rows), f"{name}: error rate {_error(entry.accuracy)}; {told}")
+    return Picture(
+        f"classes/{tag_part(entry.name)}", stack(rows), f"{name}: error rate {_error(entry.accuracy)}; {told}"
+    )
 
 
 def rule_picture(
@@ -123,7 +125,7 @@ def rule_picture(
         image_strip(images, texts, title=caption, size=size),
         image_strip(heat, title=f"where {feature or 'the feature'} is active", size=size),
     ]
-    return Picture(f"rules/{group.grouping}/{name}/{index}", stack(rows), clean(caption))
+    return Picture(f"rules/{group.grouping}/{tag_part(group.class_name)}/{index}", stack(rows), clean(caption))
 
 
 def most_activating(features: Tensor, k: int) -> Tensor:

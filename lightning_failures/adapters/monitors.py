@@ -127,9 +127,7 @@ def log_values(trainer: Trainer, module: LightningModule, values: Mapping[str, f
 
 def worst_class_values(report: FailureReport, k: int) -> dict[str, float]:
     """Return the scalars of the k classes with the lowest accuracy; what is undefined is absent."""
-    names = [safe_name(entry.name) for entry in report.classes]
-    count = Counter(names)
-    names = [f"{name}_{i}" if count[name] > 1 else name for i, name in enumerate(names)]
+    names = _distinct([safe_name(entry.name) for entry in report.classes])
     graded = [(name, entry) for name, entry in zip(names, report.classes, strict=True) if entry.accuracy is not None]
     graded.sort(key=lambda item: item[1].accuracy or 0.0)
     return {
@@ -138,6 +136,18 @@ def worst_class_values(report: FailureReport, k: int) -> dict[str, float]:
         for key in ("accuracy", "cv_score", "p_value", "aler")
         if (value := getattr(entry, key)) is not None
     }
+
+
+def _distinct(names: list[str]) -> list[str]:
+    """Number those that are equal, until none are.
+
+    >>> _distinct(["a", "a", "a_1"])
+    ['a_0', 'a_1_1', 'a_1_2']
+    """
+    count = Counter(names)
+    if len(count) == len(names):
+        return names
+    return _distinct([f"{name}_{i}" if count[name] > 1 else name for i, name in enumerate(names)])
 
 
 class KeyLog:

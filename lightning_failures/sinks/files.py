@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from hashlib import blake2b
 from io import BytesIO
 from pathlib import Path
 
@@ -14,7 +13,14 @@ from PIL import Image
 from lightning_failures.atomic import write_atomically
 from lightning_failures.interventions.told import interventions_markdown
 from lightning_failures.records import FailureReport
-from lightning_failures.text import enrichment_markdown, escape_markdown, markdown_table, tree_markdown
+from lightning_failures.text import (
+    enrichment_markdown,
+    escape_markdown,
+    looks_digested,
+    markdown_table,
+    tree_markdown,
+    with_digest,
+)
 from lightning_failures.visuals import Picture
 
 __all__ = ["DIRECTIONS", "FileSink", "file_name", "to_bytes", "write_report"]
@@ -66,12 +72,12 @@ def to_bytes(text: str) -> bytes:
 
 
 def file_name(text: str, limit: int = 60) -> str:
-    """Turn any text into the name of one file; different texts have different names.
+    """Turn any text into the name of one file; different texts have different names, without regard to case too.
 
     >>> file_name("classes/cat"), file_name("../../etc")[:3]
     ('classes-cat', 'etc')
     """
     plain = re.sub(r"[^A-Za-z0-9_=]+", "-", text).strip("-")[:limit]
-    if plain and plain.replace("-", "/") == text:
+    if plain and plain.replace("-", "/") == text == text.lower() and not looks_digested(plain):
         return plain
-    return f"{plain or 'x'}-{blake2b(text.encode('utf-8', 'replace'), digest_size=4).hexdigest()}"
+    return with_digest(plain or "x", text)
