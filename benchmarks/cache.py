@@ -142,8 +142,10 @@ def cold_reads(
 
     def without_read_ahead(folder: Path) -> Callable[[torch.Tensor], object]:
         shard = read_shard(shards(folder)[0], "benchmark")
-        assert shard.file is not None
-        shard.file.madvise(mmap.MADV_RANDOM)
+        address = shard.embeddings.ctypes.data
+        start = address - address % mmap.PAGESIZE
+        length = ctypes.c_size_t(shard.embeddings.nbytes + address - start)
+        assert ctypes.CDLL(None).madvise(ctypes.c_void_p(start), length, mmap.MADV_RANDOM) == 0
         return lambda keys: shard.embeddings[shard.find(keys.numpy())].astype(np.float32)
 
     ways = {

@@ -177,6 +177,7 @@ class EmbeddingStore:
         self._shards: list[Shard] = []
         self._pending = Pending(), Pending()  # in float16, in float32
         self._seen: set[str] = set()
+        self._used: tuple[set[Path], set[Path]] = set(), set()  # in this pass, in the one before
         self._dim: int | None = None
         self.refresh()
 
@@ -276,6 +277,16 @@ class EmbeddingStore:
         if self._cache is not None and written:
             self._cache.evict()
 
+    def let_go(self) -> None:
+        """Close the shards that are evicted and were neither written nor looked into since the call before the last.
+
+        Call it between two passes over the data. Without it a shard stays open, and its space on disk taken, for as
+        long as the store lives, which is much where images change in each pass.
+        """
+        used = self._used[0] | self._used[1]
+        self._shards = [one for one in self._shards if one.file is None or one.file in used or one.file.exists()]
+        self._used = set(), self._used[0]
+
     def _written(self, shard: Shard) -> Shard:
         """The shard as it is on disk, or, where it cannot be written, as it is in memory."""
         if self._folder is None or self._cache is None:
@@ -285,6 +296,7 @@ class EmbeddingStore:
                 raise OSError(f"a shard of {shard.nbytes:,} bytes is larger than max_bytes={self._cache.max_bytes:,}")
             path = write_shard(shard, self._folder, self.fingerprint)
             self._seen.add(path.name)
+            self._used[0].add(path)
             return read_shard(path, self.fingerprint)
         except (OSError, DamagedShardError) as error:
             warnings.warn(
@@ -310,6 +322,8 @@ class EmbeddingStore:
             places = source.find(keys[rows])
             here = places >= 0
             if here.any():
+                if isinstance(source, Shard) and source.file is not None:
+                    self._used[0].add(source.file)
                 yield rows[here], source, places[here]
                 rows = rows[~here]
 

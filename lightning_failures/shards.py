@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import mmap
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 import xxhash
 
 from lightning_failures.atomic import replacing
@@ -48,12 +48,14 @@ class Shard:
         places: (N,) int32: the row of ``embeddings`` of each key.
         embeddings: (N, D) float16 or float32, in any order.
         file: The mapped file, which ends with the embeddings; None for those in memory.
+        file_size: Its bytes.
     """
 
     keys: Array
     places: Array
     embeddings: Array
-    file: mmap.mmap | None = None
+    file: Path | None = None
+    file_size: int = 0
 
     @classmethod
     def of(cls, keys: Array, embeddings: Array) -> Shard:
@@ -69,7 +71,10 @@ class Shard:
     @property
     def truncated(self) -> bool:
         """Whether the file lost bytes since it was opened: to read them through the map would end the process."""
-        return self.file is not None and self.file.size() < len(self.file)
+        try:
+            return self.file is not None and self.file.stat().st_size < self.file_size
+        except OSError:  # evicted: what is mapped stays
+            return False
 
     def find(self, keys: Array) -> Array:
         """Rows of the embeddings of keys (M, 2), -1 where absent: (M,) int64. Fastest for sorted keys."""
@@ -88,15 +93,14 @@ class Shard:
 
     def prefetch(self, places: Array) -> None:
         """Ask the system for the rows (M,), ascending, that are read next: all at once, and little between them."""
-        if self.file is None or not hasattr(mmap, "MADV_WILLNEED"):
+        if self.file is None or not hasattr(os, "posix_fadvise"):
             return
         width = self.embeddings[0].nbytes
-        starts = len(self.file) - self.embeddings.nbytes + places * width
-        gaps = np.flatnonzero(np.diff(starts) > width + _GAP)
-        for first, last in zip(starts[np.r_[0, gaps + 1]].tolist(), starts[np.r_[gaps, -1]].tolist(), strict=True):
-            page = first - first % mmap.PAGESIZE
-            with contextlib.suppress(OSError):  # only speed is lost
-                self.file.madvise(mmap.MADV_WILLNEED, page, last + width - page)
+        with contextlib.suppress(OSError), self.file.open("rb") as file:  # only speed is lost
+            starts = self.file_size - self.embeddings.nbytes + places * width
+            gaps = np.flatnonzero(np.diff(starts) > width + _GAP)
+            for first, last in zip(starts[np.r_[0, gaps + 1]].tolist(), starts[np.r_[gaps, -1]].tolist(), strict=True):
+                os.posix_fadvise(file.fileno(), first, last + width - first, os.POSIX_FADV_WILLNEED)
 
 
 class Pending:
@@ -181,7 +185,8 @@ def read_shard(path: Path, fingerprint: str) -> Shard:
     """Verify every byte of a shard, keep its index and map its embeddings into memory.
 
     Embeddings are verified by reading, not through the map: a disk that fails is then an error instead of a signal that
-    ends the process, and no more than a buffer of them is in memory.
+    ends the process, and no more than a buffer of them is in memory. The file is closed again, as a map of Python's
+    own is not: a cache may have more shards than a process may have files open.
 
     Raises:
         DamagedShardError: The content is not what was written for this fingerprint.
@@ -208,12 +213,15 @@ def read_shard(path: Path, fingerprint: str) -> Shard:
                 raise ValueError("wrong checksum")
             keys = np.frombuffer(index, "<i8", 2 * n).reshape(2, n)
             places = np.frombuffer(index, "<i4", offset=16 * n)
-            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-            embeddings = np.frombuffer(mapped, DTYPES[kind], offset=8 + length + 20 * n).reshape(n, dim)
+            mapped = torch.from_file(str(path), shared=False, size=expected, dtype=torch.uint8).numpy()
+            embeddings = mapped[8 + length + 20 * n :].view(DTYPES[kind]).reshape(n, dim)
+            embeddings.flags.writeable = False
     except OSError:
         raise
     except Exception as error:  # whatever a flipped bit in a header leads to
+        if not path.exists():
+            raise FileNotFoundError(f"{path} has just been removed") from error
         raise DamagedShardError(str(error) or type(error).__name__) from error
     with contextlib.suppress(OSError):
         os.utime(path)  # "recently used", for eviction
-    return Shard(keys, places, embeddings, mapped)
+    return Shard(keys, places, embeddings, path, expected)

@@ -513,6 +513,46 @@ def test_evict__an_open_store_keeps_its_embeddings(tmp_path):
     assert torch.equal(store.get(keys), expected)
 
 
+def test_let_go__what_is_evicted_and_out_of_use(tmp_path):
+    store, first = filled(tmp_path)
+    more = batch(6, seed=1)
+    store.put(content_keys(more), torch.ones(6, 4))
+    store.flush()
+    EmbeddingCache(tmp_path, max_bytes=0).evict()
+    for _ in range(3):  # each pass looks for the first
+        store.let_go()
+        assert not store.missing(first).any()
+    assert store.missing(content_keys(more)).all()
+    store.put(content_keys(more), torch.zeros(6, 4))
+    assert torch.equal(store.get(content_keys(more)), torch.zeros(6, 4))
+
+
+def test_let_go__what_is_on_disk_or_only_in_memory_stays(tmp_path):
+    on_disk, keys = filled(tmp_path)
+    in_memory = EmbeddingStore("f")
+    in_memory.put(keys, torch.ones(6, 4))
+    in_memory.flush()
+    for store in (on_disk, in_memory):
+        for _ in range(3):
+            store.let_go()
+        assert not store.missing(keys).any()
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="counts open files")
+def test_shards__keep_no_file_open(tmp_path):
+    """A cache that many runs share has more shards than a process may have files open."""
+    opened = len(list(Path("/proc/self/fd").iterdir()))
+    store, keys = EmbeddingCache(tmp_path).store("f"), []
+    for seed in range(12):
+        keys.append(content_keys(batch(seed=seed)))
+        store.put(keys[-1], torch.full((6, 4), float(seed)))
+        store.flush()
+    again = EmbeddingCache(tmp_path).store("f")
+    assert torch.equal(again.get(torch.cat(keys))[::6, 0], torch.arange(12.0))
+    assert len(shards(tmp_path)) == 12
+    assert len(list(Path("/proc/self/fd").iterdir())) <= opened
+
+
 def test_evict__clears_what_a_killed_writer_left(tmp_path):
     filled(tmp_path)
     left, in_use = (tmp_path / "v2" / "f" / name for name in (".old.tmp", ".new.tmp"))

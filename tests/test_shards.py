@@ -1,8 +1,10 @@
 """The file format of the embedding cache; what it promises as a whole is tested in ``test_cache.py``."""
 
-import mmap
+import os
+from unittest.mock import patch
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -25,43 +27,38 @@ def test_write_shard__comes_back(tmp_path):
     assert np.array_equal(read.embeddings, written.embeddings)
     assert not read.embeddings.flags.writeable
     assert read.nbytes == written.nbytes
-    assert bytes(read.file[-written.embeddings.nbytes :]) == written.embeddings.tobytes()
-    assert path == write_shard(written, tmp_path, "f")  # named by its content
+    assert path.read_bytes()[-written.embeddings.nbytes :] == written.embeddings.tobytes()
+    assert path == read.file == write_shard(written, tmp_path, "f")  # named by its content
 
 
-class Recorder:
-    """Stands for a mapped file, and notes what is asked of the system."""
-
-    def __init__(self, size):
-        self.size, self.asked = size, []
-
-    def __len__(self):
-        return self.size
-
-    def madvise(self, advice, start, length):
-        assert advice == mmap.MADV_WILLNEED
-        self.asked.append((start, start + length))
+@pytest.fixture(scope="module")
+def path(tmp_path_factory):
+    return tmp_path_factory.mktemp("shard") / "file"
 
 
+@pytest.mark.skipif(not hasattr(os, "posix_fadvise"), reason="the system takes no such advice")
 @settings(max_examples=60, deadline=None)
 @given(st.sets(st.integers(0, N - 1), min_size=1, max_size=20), st.integers(0, 9999))
-def test_prefetch__asks_for_the_rows_and_little_else(places, header):
+def test_prefetch__asks_for_the_rows_and_little_else(path, places, header):
     _, made = shard()
     places, width, gap = np.array(sorted(places)), 2 * DIM, 2**16
-    file = Recorder(header + made.embeddings.nbytes)
-    Shard(made.keys, made.places, made.embeddings, file).prefetch(places)
-    wanted = np.zeros(file.size, dtype=int)
+    size = header + made.embeddings.nbytes
+    path.touch()
+    with patch("os.posix_fadvise") as advise:
+        Shard(made.keys, made.places, made.embeddings, path, size).prefetch(places)
+    spans = [(start, start + length) for (_, start, length, _), _ in advise.call_args_list]
+    assert all(call.args[3] == os.POSIX_FADV_WILLNEED for call in advise.call_args_list)
+    wanted = np.zeros(size, dtype=int)
     for start in header + width * places:
         wanted[start : start + width] = 1
-    asked = np.zeros(file.size, dtype=int)
-    for start, end in file.asked:
-        assert start % mmap.PAGESIZE == 0
-        assert end <= file.size
+    asked = np.zeros(size, dtype=int)
+    for start, end in spans:
+        assert end <= size
         asked[start:end] += 1
     assert (asked[wanted == 1] >= 1).all()
     runs = 1 + (np.diff(width * places) > width + gap).sum()
-    assert len(file.asked) == runs
-    assert asked.sum() <= wanted.sum() + (len(places) - runs) * gap + runs * mmap.PAGESIZE
+    assert len(spans) == runs
+    assert asked.sum() <= wanted.sum() + (len(places) - runs) * gap
 
 
 def test_prefetch__whatever_the_file(tmp_path):
@@ -69,6 +66,8 @@ def test_prefetch__whatever_the_file(tmp_path):
     made.prefetch(np.arange(3))  # in memory
     read = read_shard(write_shard(made, tmp_path, "f"), "f")
     read.prefetch(np.array([0, N - 1]))
+    read.prefetch(np.arange(N))
+    read.file.unlink()  # evicted
     read.prefetch(np.arange(N))
     assert np.array_equal(read.embeddings[[0, N - 1]], made.embeddings[[0, N - 1]])
 
