@@ -224,6 +224,7 @@ class WeightedEpochs(DistributedSampler[int]):
 
     def __iter__(self) -> Iterator[int]:
         weights, added = self.state.weights(), self.state.added()
+        self.set_epoch(self.state.epoch)  # Lightning does so too, but in a resumed run after workers have drawn
         drawn: Any = self.base if weights is None and not len(added) else self._draw(weights, added)
         losses = self.state.weights(of_loss=True)
         if losses is None:

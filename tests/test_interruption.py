@@ -1,0 +1,192 @@
+"""Trainings that are killed, at each stage and in several ways, and resumed: nothing lost, nothing counted twice.
+
+Every training here is a process of its own (``interrupted_fit.py``), and every kill is a real one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import select
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+HOWS = ["SIGTERM", "SIGKILL", "SIGINT", "exception"]
+STAGES = [
+    "embedding a validation batch",
+    "fitting directions",
+    "fitting trees",
+    "decision",
+    "embedding the training set",
+    "writing the report",
+    "training step",
+]
+
+
+class Runs:
+    """Trains in processes forked by one that has imported everything."""
+
+    def __init__(self, folder: Path) -> None:
+        environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+        self.folder = folder
+        self.errors = (folder / "server.log").open("w")
+        self.process = subprocess.Popen(
+            [sys.executable, "-W", "ignore", str(ROOT / "tests" / "interrupted_fit.py")],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self.errors,
+            text=True,
+            env=environment,
+            cwd=ROOT,
+            start_new_session=True,
+        )
+        self._whole: dict[str, Path] = {}
+
+    def train(self, folder: Path, name: str, *, expect: int | None = 0, **job: Any) -> int:
+        """Train in a process; return how it ended."""
+        (status,) = self.train_all([{"folder": str(folder), "name": name, **job}])
+        if expect is not None:
+            assert status == expect, (folder / f"{name}.log").read_text()[-3000:]
+        return status
+
+    def train_all(self, jobs: list[dict[str, Any]]) -> list[int]:
+        """Train several at once."""
+        self.process.stdin.write(json.dumps(jobs) + "\n")
+        self.process.stdin.flush()
+        ready, _, _ = select.select([self.process.stdout], [], [], 200)
+        assert ready, "the server does not answer"
+        answer = self.process.stdout.readline()
+        assert answer, (self.folder / "server.log").read_text()
+        return json.loads(answer)
+
+    def whole(self, **job: Any) -> Path:
+        """The folder of the uninterrupted training."""
+        key = json.dumps(job, sort_keys=True)
+        if key not in self._whole:
+            folder = self.folder / f"whole-{len(self._whole)}"
+            self.train(folder, "whole", **job)
+            self._whole[key] = folder
+        return self._whole[key]
+
+    def close(self) -> None:
+        self.process.stdin.close()
+        try:
+            self.process.wait(10)
+        finally:
+            if self.process.poll() is None:
+                os.killpg(self.process.pid, signal.SIGKILL)
+                self.process.wait()
+            self.process.stdout.close()
+            self.errors.close()
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    made = Runs(tmp_path_factory.mktemp("interruption"))
+    yield made
+    made.close()
+
+
+def outcome(folder: Path, name: str) -> dict[str, Any]:
+    """Report without timings, and weights bit for bit."""
+    return json.loads((folder / f"{name}.json").read_text())
+
+
+def drawn(folder: Path, name: str) -> dict[int, list[Any]]:
+    """The examples of each epoch in their order, with their weights."""
+    epochs: dict[int, list[Any]] = {}
+    for line in (folder / f"{name}.jsonl").read_text().splitlines():
+        note = json.loads(line)
+        epochs.setdefault(note["epoch"], []).extend(zip(note["ids"], *note["weights"], strict=True))
+    return epochs
+
+
+def last_checkpoint(folder: Path) -> Path:
+    return max(folder.glob("checkpoints/*.ckpt"), key=lambda path: int(re.findall(r"epoch=(\d+)", path.name)[0]))
+
+
+def check_files(folder: Path, *, killed: bool) -> None:
+    """Everything is whole; only a process that was given no time leaves temporary files."""
+    for path in folder.rglob("*.json"):
+        json.loads(path.read_text())
+    left = [path.name for path in folder.rglob(".*") if path.is_file()]
+    assert all(name.startswith(".writing-") or name.endswith(".tmp") for name in left)
+    assert killed or not left
+
+
+def interrupt_and_resume(runs: Runs, folder: Path, job: dict[str, Any], stage: str, how: str, *, epoch: int = 1):
+    """Interrupt a training, and let it resume from its last checkpoint; return the epoch at which it went on."""
+    fault = {"stage": stage, "how": how, "epoch": epoch}
+    status = runs.train(folder, "cut", expect=None, fault=fault, **job)
+    ended = not (folder / "cut.json").exists()
+    log = (folder / "cut.log").read_text()
+    assert (status, ended) == {
+        "SIGTERM": (0, True),
+        "SIGKILL": (-9, True),
+        "SIGINT": (1, True),
+        # a sink that fails is told of, and training goes on
+        "exception": (0, False) if stage == "writing the report" else (1, True),
+    }[how], log[-3000:]
+    check_files(folder, killed=how == "SIGKILL")
+    if how != "SIGKILL" and ended:
+        left = json.loads((folder / "cut.left.json").read_text())
+        assert left.pop("exception") in {"SIGTERM": "SIGTERMException", "SIGINT": "KeyboardInterrupt"}.get(
+            how, "Planted"
+        )
+        assert left == {"hooks": 0, "wrapper": False, "samplers": []}
+    if not ended:
+        return None
+    checkpoint = last_checkpoint(folder)
+    runs.train(folder, "resumed", ckpt_path=str(checkpoint), **job)
+    check_files(folder, killed=how == "SIGKILL")
+    return int(re.findall(r"epoch=(\d+)", checkpoint.name)[0]) + 1
+
+
+def check_same(whole: Path, folder: Path, begins: int | None) -> None:
+    name = "cut" if begins is None else "resumed"
+    expected, seen = outcome(whole, "whole"), outcome(folder, name)
+    assert seen["report"] == expected["report"]
+    assert seen["weights"] == expected["weights"]
+    (run,) = (folder / "failures" / "no_logger").iterdir()  # a resumed run writes where the one before did
+    written = json.loads((run / "report.json").read_text())
+    assert written.pop("timings")
+    assert written == expected["report"]
+    assert len(list(run.glob("epoch=*/report.json"))) == (2 if begins is None else 3)  # one was not to be written
+    planned = drawn(whole, "whole")
+    assert drawn(folder, name) == {epoch: ids for epoch, ids in planned.items() if epoch >= (begins or 0)}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", HOWS)
+@pytest.mark.parametrize("stage", STAGES)
+def test_resume__after_each_stage_as_if_nothing_had_been(runs, tmp_path, stage, how):
+    job = {"interventions": "upweight later" if stage == "embedding the training set" else "upweight", "workers": 0}
+    job |= {"epochs": 3}
+    begins = interrupt_and_resume(runs, tmp_path, job, stage, how)
+    # at SIGTERM Lightning finishes an epoch whose batches are through, and its checkpoint
+    finished = how == "SIGTERM" and stage not in ("training step", "embedding a validation batch")
+    assert begins == (None if (stage, how) == ("writing the report", "exception") else 2 if finished else 1)
+    check_same(runs.whole(**job), tmp_path, begins)
+    if how == "exception" and begins is not None:
+        assert outcome(tmp_path / "again", "again") == outcome(runs.whole(**job), "whole")
+        assert drawn(tmp_path / "again", "again") == drawn(runs.whole(**job), "whole")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("interventions", ["none", "upweight", "upweight later", "weight_key", "filtered", "both"])
+def test_resume__workers_and_interventions(runs, tmp_path, interventions, workers):
+    job = {"interventions": interventions, "workers": workers, "epochs": 3}
+    if interventions == "none":
+        job["order"] = "as they come"
+    begins = interrupt_and_resume(runs, tmp_path, job, "training step", "SIGKILL")
+    assert begins == 1
+    check_same(runs.whole(**job), tmp_path, begins)
