@@ -1,7 +1,8 @@
 """From grades and embeddings to a report: the whole analysis, without a Trainer, a logger or a disk.
 
 It runs in a notebook as in the callback. The order is that of the questions: which classes fail by a pattern
-(directions), how it reads in words (captions), which rules on robust features hold the failures (trees).
+(directions), how it reads in words (captions), which rules on robust features hold the failures (trees). Several
+processes may do it together: each fits the classes that it owns, and all get the same report.
 """
 
 from __future__ import annotations
@@ -11,23 +12,32 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lightning_failures.arrays import as_array
+from lightning_failures.arrays import as_array, as_mask, as_rows
+from lightning_failures.budget import Deadline
 from lightning_failures.candidates import ClassCaptions
 from lightning_failures.captions import caption_p_value, score_captions
-from lightning_failures.directions import FailureDirections, fit_failure_directions
+from lightning_failures.directions import (
+    LEFT_OUT,
+    MIN_EXAMPLES,
+    FailureDirections,
+    fit_failure_directions,
+    joined_directions,
+)
 from lightning_failures.enrichment import Attribute, enrichment, read_attribute
 from lightning_failures.errors import DataError
 from lightning_failures.records import ClassReport, FailureReport, Grades, GroupReport, LeafReport, ValueReport
+from lightning_failures.sharing import ALONE, Sharing, owned_rows, owner_of_classes
 from lightning_failures.statistics import benjamini_hochberg
 from lightning_failures.threads import one_thread
 from lightning_failures.trees import FailureTree, fit_failure_tree
+from lightning_failures.whitening import Moments
 
 __all__ = ["analyse"]
 
@@ -37,6 +47,8 @@ LEVEL = 0.05
 Rows = NDArray[np.int64]
 Values = Tensor | NDArray[Any]
 _SHARED = (torch.float16, torch.float32, torch.float64)  # dtypes that NumPy has too
+Key = TypeVar("Key")
+T = TypeVar("T")
 Grouping = Literal["label", "prediction"]
 GROUPINGS: tuple[Grouping, ...] = ("label", "prediction")
 
@@ -49,6 +61,7 @@ def analyse(
     reference: Values | None = None,
     captions: Callable[[int], ClassCaptions | None] | None = None,
     metadata: Mapping[str, Any] | None = None,
+    sampled: Any = None,
     permutations: int = 999,
     n_directions: int = 1,
     top_captions: int = 5,
@@ -56,8 +69,10 @@ def analyse(
     captioned_classes: int = 50,
     delta: float = 0.1,
     tau: float = 0.2,
+    time_budget: float | None = None,
     seed: int = 0,
     device: str | torch.device = "cpu",
+    sharing: Sharing = ALONE,
 ) -> FailureReport:
     """Explain the errors of one evaluation.
 
@@ -71,8 +86,10 @@ def analyse(
         captions: Gives the embedded candidates of a class (by index), or None; see
             :func:`~lightning_failures.candidates.caption_source`. Asked only for classes with a direction.
         metadata: Known attributes of the examples, by name: (N,) or (U,) integers, strings or booleans, aligned like
-            ``embeddings``; see :func:`~lightning_failures.enrichment.read_attribute`. Nothing is fitted to them: each
+            ``grades``; see :func:`~lightning_failures.enrichment.read_attribute`. Nothing is fitted to them: each
             class reports how often every value occurs among all, the failures and the flagged.
+        sampled: (N,) bool, the rows that directions and trees look at; ``embeddings`` and ``features`` are of these
+            only. Examples and accuracy are still counted over all. None: every row.
         permutations: Of the screening test.
         n_directions: Directions a class.
         top_captions: How many hardest and easiest captions a class keeps.
@@ -80,8 +97,15 @@ def analyse(
         captioned_classes: Only this many classes get captions, those with a pattern and the lowest accuracy first.
         delta: A valid leaf has an error rate above the base error rate + delta ...
         tau: ... and an error coverage above tau.
+        time_budget: Seconds. When half of them are spent no further direction is fitted (four fifths where there are no
+            features), after four fifths no further tree is grown, and then no further captions are scored; those with
+            the most failures come first. The report's notes say what was left out. None: everything.
         seed: The only source of randomness.
         device: Where Gram matrices are computed.
+        sharing: The processes that do this together. Each calls with the same grades; its ``embeddings`` have one row
+            for each distinct id among the rows of the classes that it owns
+            (:func:`~lightning_failures.sharing.owned_rows`; for ``features`` those with ``predicted``), and its
+            ``reference`` is any part of the whole. All return the same report.
 
     Returns:
         The report; ``.directions`` and ``.trees`` hold the fitted results.
@@ -97,49 +121,49 @@ def analyse(
     >>> report["classes"][0]["pattern"], report["classes"][1]["skipped"]
     (True, 'no examples')
     """
+    share = _Share.of(grades, sampled, sharing)
+    by_label = _members(grades, "label")
     attributes = _attributes(metadata, grades)
+    budget = [None if time_budget is None else Deadline.after(part * time_budget) for part in (0.5, 0.8, 1.0)]
     timings: dict[str, float] = {}
     directions = None
     if embeddings is not None:
-        embedded = _PerRow.of(embeddings, grades, "embeddings")
         with _timed(timings, "directions"):
-            directions = fit_failure_directions(
-                embedded.all(),
-                grades.labels,
-                grades.correct,
-                ids=grades.ids,
-                groups=grades.groups,
-                reference=reference,
+            embedded = _PerRow.of(embeddings, grades, share.rows, "embeddings")
+            directions = _fit_directions(
+                grades,
+                embedded,
+                reference,
+                share,
                 n_directions=n_directions,
                 permutations=permutations,
                 seed=seed,
                 device=device,
+                deadline=budget[1] if features is None else budget[0],
             )
     groups: tuple[GroupReport, ...] = ()
     trees: dict[tuple[str, str], FailureTree] = {}
     if features is not None:
         with _timed(timings, "trees"):
-            featured = _PerRow.of(features, grades, "features")
-            groups, trees = _grow_trees(grades, featured, delta=delta, tau=tau, seed=seed)
-    members = _members(grades, "label")
-    classes = _class_reports(members, directions, groups, top_examples)
+            featured = _PerRow.of(features, grades, share.predicted_rows, "features")
+            groups, trees = _grow_trees(grades, featured, share, delta=delta, tau=tau, seed=seed, deadline=budget[1])
+    classes = _class_reports(by_label, directions, groups, top_examples)
+    unworded = 0
     if embeddings is not None and directions is not None and captions is not None:
         with _timed(timings, "captions"):
-            wanted = _worth_words(classes, captioned_classes)
-            classes = tuple(
-                _with_captions(
-                    entry, k, captions(k), directions, members[k], embedded, top_captions, permutations, seed
-                )
-                if k in wanted
-                else entry
-                for k, entry in enumerate(classes)
+            classes, unworded = _put_in_words(
+                classes,
+                captions,
+                _Wording(
+                    directions, _members(grades, "label", share.sampled), embedded, top_captions, permutations, seed
+                ),
+                _worth_words(classes, captioned_classes),
+                share,
+                deadline=budget[2],
             )
     if attributes:
         with _timed(timings, "enrichment"):
-            classes = tuple(
-                replace(entry, enrichment=_enrichment(attributes, one, grades, directions))
-                for entry, one in zip(classes, members, strict=True)
-            )
+            classes = _enrich(classes, attributes, by_label, grades, directions, share)
     return FailureReport(
         examples=len(torch.unique(grades.ids)),
         accuracy=_mean(grades.correct),
@@ -148,9 +172,46 @@ def analyse(
         summary=_summary(grades, directions, groups, tuple(trees.values())),
         timings=timings,
         coverage=grades.coverage,
+        sampled=float(share.sampled.mean()) if len(grades) else 1.0,
+        notes=_left_out(classes, groups, unworded),
         directions=directions,
         trees=trees,
     )
+
+
+@dataclass(frozen=True)
+class _Share:
+    """What this process does of the whole.
+
+    Attributes:
+        sharing: The processes.
+        owner: (K,) int64, the process of each class.
+        sampled: (N,) bool, the rows that are looked at by any of them.
+        rows: (N,) bool, those of them whose label is a class of this process.
+        predicted_rows: (N,) bool, those whose label or prediction is one.
+    """
+
+    sharing: Sharing
+    owner: Rows
+    sampled: NDArray[np.bool_]
+    rows: NDArray[np.bool_]
+    predicted_rows: NDArray[np.bool_]
+
+    @classmethod
+    def of(cls, grades: Grades, sampled: Any, sharing: Sharing) -> _Share:
+        looked_at = np.ones(len(grades), dtype=bool) if sampled is None else as_mask(sampled, "sampled", len(grades))
+        rows, predicted = (
+            owned_rows(grades, sharing.number, sharing.size, sampled=looked_at, predicted=either)
+            for either in (False, True)
+        )
+        return cls(sharing, owner_of_classes(grades, sharing.size), looked_at, rows, predicted)
+
+    def owns(self, k: int) -> bool:
+        return bool(self.owner[k] == self.sharing.number)
+
+    def each(self, work: Callable[[], dict[Key, T]]) -> dict[Key, T]:
+        """What all processes made, by key."""
+        return {key: value for part in self.sharing.each(work) for key, value in part.items()}
 
 
 @dataclass(frozen=True)
@@ -164,12 +225,13 @@ class _Members:
     sources: Rows | None
 
 
-def _members(grades: Grades, grouping: Grouping) -> list[_Members]:
-    """Sort the examples by class once: the work does not grow with the number of classes."""
+def _members(grades: Grades, grouping: Grouping, sampled: NDArray[np.bool_] | None = None) -> list[_Members]:
+    """Sort the examples, or those that are ``sampled``, by class: the work does not grow with the number of classes."""
     column = as_array(grades.labels if grouping == "label" else grades.predictions)
     ids, failed = as_array(grades.ids), as_array(grades.failed)
     sources = None if grades.groups is None else as_array(grades.groups)
     order = np.argsort(column, kind="stable")
+    order = order if sampled is None else order[sampled[order]]
     bounds = np.searchsorted(column[order], np.arange(len(grades.class_names) + 1))
     return [
         _Members(name, rows, ids[rows], failed[rows], None if sources is None else sources[rows])
@@ -179,27 +241,73 @@ def _members(grades: Grades, grouping: Grouping) -> list[_Members]:
 
 @dataclass(frozen=True)
 class _PerRow:
-    """Embeddings, and which of them belongs to a row of the grades; gathered only where they are read."""
+    """Embeddings of those rows of the grades that are held; gathered only where they are read."""
 
     values: Values
-    place: Rows | None  # None: they stand in the order of the rows
+    held: NDArray[np.bool_]  # (N,)
+    place: Rows  # (N,) of those that are held
+    in_order: bool  # one for each row that is held, as they come
 
     @classmethod
-    def of(cls, values: Values, grades: Grades, name: str) -> _PerRow:
+    def of(cls, values: Values, grades: Grades, held: NDArray[np.bool_], name: str) -> _PerRow:
         if isinstance(values, Tensor) and values.device.type == "cpu" and values.dtype in _SHARED:
             values = values.detach().numpy()  # gathering tensors left 1 MiB a class behind in the heap
-        if len(values) == len(grades):
-            return cls(values, None)
-        unique, place = np.unique(as_array(grades.ids), return_inverse=True)
-        if len(values) != len(unique):
-            raise DataError(f"{name} has {len(values)} rows; grades have {len(grades)} rows of {len(unique)} examples.")
-        return cls(values, place)
+        count = int(held.sum())
+        place = np.cumsum(held) - 1
+        if len(values) != count:
+            unique, place[held] = np.unique(as_array(grades.ids)[held], return_inverse=True)
+            if len(values) != len(unique):
+                raise DataError(f"{name} has {len(values)} rows; grades have {count} rows of {len(unique)} examples.")
+        return cls(values, held, place, len(values) == count)
 
     def __getitem__(self, rows: Rows) -> Values:
-        return self.values[rows if self.place is None else self.place[rows]]
+        return self.values[self.place[rows]]
 
     def all(self) -> Values:
-        return self.values if self.place is None else self.values[self.place]
+        """Of all rows that are held, in their order."""
+        return self.values if self.in_order else self.values[self.place[self.held]]
+
+
+def _fit_directions(
+    grades: Grades,
+    embedded: _PerRow,
+    reference: Values | None,
+    share: _Share,
+    *,
+    deadline: Deadline | None,
+    **options: Any,
+) -> FailureDirections:
+    """Every process fits the classes that it owns."""
+    mine = np.flatnonzero(share.rows)
+    ids, labels, correct = (as_array(values) for values in (grades.ids, grades.labels, grades.correct))
+    x = as_rows(embedded.all(), "embeddings")
+    base = (x, np.argsort(ids[mine], kind="stable")) if reference is None else (as_rows(reference, "reference"),)
+    with one_thread():
+        moments = Moments.joined(share.sharing.each(lambda: Moments.of(*base)))
+
+    def work() -> tuple[FailureDirections, Rows]:
+        fitted = fit_failure_directions(
+            x,
+            labels[mine],
+            correct[mine],
+            ids=ids[mine],
+            groups=None if grades.groups is None else as_array(grades.groups)[mine],
+            reference=moments,
+            classes_in_all=_fittable(labels, correct, share.sampled),
+            deadline=deadline,
+            **options,
+        )
+        return fitted, mine
+
+    parts, rows = zip(*share.sharing.each(work), strict=True)
+    return parts[0] if len(parts) == 1 and len(mine) == len(grades) else joined_directions(parts, rows, len(grades))
+
+
+def _fittable(labels: Rows, correct: NDArray[np.bool_], sampled: NDArray[np.bool_]) -> int:
+    """How many classes have enough failures and successes for a direction."""
+    failures, successes = (np.bincount(labels[sampled & outcome]) for outcome in (~correct, correct))
+    k = min(len(failures), len(successes))
+    return int(((failures[:k] >= MIN_EXAMPLES) & (successes[:k] >= MIN_EXAMPLES)).sum())
 
 
 def _class_reports(
@@ -219,6 +327,7 @@ def _class_reports(
             row = directions.row(k)
             scores = as_array(directions.out_of_fold)[members.rows]
             order = np.argsort(scores, kind="stable")
+            order = order[: int((~np.isnan(scores)).sum())]  # NaN, last, is not sampled
             values = {
                 "cv_score": _defined(directions.cv_score[row]),
                 "cv_score_stderr": _defined(directions.cv_score_stderr[row]),
@@ -244,94 +353,151 @@ def _class_reports(
     return tuple(reports)
 
 
-def _worth_words(classes: tuple[ClassReport, ...], limit: int) -> set[int]:
+def _worth_words(classes: tuple[ClassReport, ...], limit: int) -> list[int]:
     fitted = [k for k, entry in enumerate(classes) if entry.cv_score is not None]
     fitted.sort(key=lambda k: (not classes[k].pattern, classes[k].accuracy))
-    return set(fitted[:limit])
+    return fitted[:limit]
 
 
-def _with_captions(
-    entry: ClassReport,
-    k: int,
-    candidates: ClassCaptions | None,
-    directions: FailureDirections,
-    members: _Members,
-    embeddings: _PerRow,
-    top: int,
-    permutations: int,
-    seed: int,
-) -> ClassReport:
-    if candidates is None or not candidates.texts:
-        return entry
-    with one_thread():
-        scores = score_captions(directions, k, candidates.embeddings, candidates.reference)
-        p_value = caption_p_value(
-            directions,
-            k,
-            embeddings[members.rows],
-            ~members.failed,
-            candidates.embeddings,
-            candidates.reference,
-            ids=members.ids,
-            groups=members.sources,
-            permutations=permutations,
-            seed=seed,
+@dataclass(frozen=True)
+class _Wording:
+    """What the captions of a class are scored with."""
+
+    directions: FailureDirections
+    members: list[_Members]
+    embedded: _PerRow
+    top: int
+    permutations: int
+    seed: int
+
+    def caption(self, entry: ClassReport, k: int, candidates: ClassCaptions | None) -> ClassReport:
+        if candidates is None or not candidates.texts:
+            return entry
+        members = self.members[k]
+        with one_thread():
+            scores = score_captions(self.directions, k, candidates.embeddings, candidates.reference)
+            p_value = caption_p_value(
+                self.directions,
+                k,
+                self.embedded[members.rows],
+                ~members.failed,
+                candidates.embeddings,
+                candidates.reference,
+                ids=members.ids,
+                groups=members.sources,
+                permutations=self.permutations,
+                seed=self.seed,
+            )
+        order = torch.argsort(scores, stable=True)
+        hardest, easiest = order[: self.top].tolist(), order.flip(0)[: self.top].tolist()
+        return replace(
+            entry,
+            reference_caption=candidates.reference_text,
+            hardest_captions=tuple(candidates.texts[i] for i in hardest),
+            hardest_caption_scores=tuple(float(scores[i]) for i in hardest),
+            easiest_captions=tuple(candidates.texts[i] for i in easiest),
+            easiest_caption_scores=tuple(float(scores[i]) for i in easiest),
+            caption_p_value=_defined(p_value),
         )
-    order = torch.argsort(scores, stable=True)
-    hardest, easiest = order[:top].tolist(), order.flip(0)[:top].tolist()
-    return replace(
-        entry,
-        reference_caption=candidates.reference_text,
-        hardest_captions=tuple(candidates.texts[i] for i in hardest),
-        hardest_caption_scores=tuple(float(scores[i]) for i in hardest),
-        easiest_captions=tuple(candidates.texts[i] for i in easiest),
-        easiest_caption_scores=tuple(float(scores[i]) for i in easiest),
-        caption_p_value=_defined(p_value),
-    )
+
+
+def _put_in_words(
+    classes: tuple[ClassReport, ...],
+    captions: Callable[[int], ClassCaptions | None],
+    wording: _Wording,
+    wanted: list[int],
+    share: _Share,
+    *,
+    deadline: Deadline | None,
+) -> tuple[tuple[ClassReport, ...], int]:
+    """The classes with captions, and how many of those wanted went without, for want of time."""
+
+    def work() -> dict[int, ClassReport]:
+        made = {}
+        for k in filter(share.owns, wanted):
+            if deadline is not None and deadline.passed:
+                break
+            made[k] = wording.caption(classes[k], k, captions(k))
+        return made
+
+    made = share.each(work)
+    return tuple(made.get(k, entry) for k, entry in enumerate(classes)), len(wanted) - len(made)
 
 
 def _attributes(metadata: Mapping[str, Any] | None, grades: Grades) -> dict[str, Attribute]:
     """One code a row of the grades."""
     attributes = {str(name): read_attribute(values, str(name)) for name, values in (metadata or {}).items()}
     return {
-        name: Attribute(as_array(_PerRow.of(attribute.codes, grades, f"metadata[{name!r}]").all()), attribute.values)
+        name: Attribute(
+            as_array(
+                _PerRow.of(attribute.codes, grades, np.ones(len(grades), dtype=bool), f"metadata[{name!r}]").all()
+            ),
+            attribute.values,
+        )
         for name, attribute in attributes.items()
     }
 
 
-def _enrichment(
-    attributes: dict[str, Attribute], members: _Members, grades: Grades, directions: FailureDirections | None
-) -> tuple[ValueReport, ...]:
-    scores = None if directions is None else as_array(directions.out_of_fold)[members.rows]
-    return enrichment(
-        {name: attribute[members.rows] for name, attribute in attributes.items()},
-        members.failed,
-        as_array(grades.confidence)[members.rows],
-        None if scores is None or np.isnan(scores).all() else scores < 0,
-        sources=members.sources,
-    )
+def _enrich(
+    classes: tuple[ClassReport, ...],
+    attributes: dict[str, Attribute],
+    members: list[_Members],
+    grades: Grades,
+    directions: FailureDirections | None,
+    share: _Share,
+) -> tuple[ClassReport, ...]:
+    def values(k: int) -> tuple[ValueReport, ...]:
+        rows = members[k].rows
+        scores = None if directions is None else as_array(directions.out_of_fold)[rows]
+        return enrichment(
+            {name: attribute[rows] for name, attribute in attributes.items()},
+            members[k].failed,
+            as_array(grades.confidence)[rows],
+            None if scores is None or np.isnan(scores).all() else scores < 0,
+            sources=members[k].sources,
+        )
+
+    found = share.each(lambda: {k: values(k) for k in range(len(classes)) if share.owns(k)})
+    return tuple(replace(entry, enrichment=found[k]) for k, entry in enumerate(classes))
 
 
 def _grow_trees(
-    grades: Grades, features: _PerRow, *, delta: float, tau: float, seed: int
+    grades: Grades,
+    features: _PerRow,
+    share: _Share,
+    *,
+    delta: float,
+    tau: float,
+    seed: int,
+    deadline: Deadline | None,
 ) -> tuple[tuple[GroupReport, ...], dict[tuple[str, str], FailureTree]]:
-    groups = [(grouping, members) for grouping in GROUPINGS for members in _members(grades, grouping)]
-    trees: dict[tuple[str, str], FailureTree] = {
-        (grouping, members.name): fit_failure_tree(
-            features[members.rows], members.failed, ids=members.ids, groups=members.sources, seed=seed
-        )
-        for grouping, members in groups
-        if len(members.rows)
+    groups: dict[tuple[str, str], tuple[int, _Members]] = {
+        (grouping, members.name): (k, members)
+        for grouping in GROUPINGS
+        for k, members in enumerate(_members(grades, grouping, share.sampled))
     }
+
+    def work() -> dict[tuple[str, str], FailureTree]:
+        mine = [key for key, (k, members) in groups.items() if share.owns(k) and len(members.rows)]
+        grown = {}
+        for key in sorted(mine, key=lambda key: -int(groups[key][1].failed.sum())):
+            if deadline is not None and deadline.passed:
+                break
+            one = groups[key][1]
+            grown[key] = fit_failure_tree(features[one.rows], one.failed, ids=one.ids, groups=one.sources, seed=seed)
+        return grown
+
+    grown = share.each(work)
+    trees = {key: grown[key] for key in groups if key in grown}
     p_values = np.array([tree.p_value for tree in trees.values()])
     patterns = dict(zip(trees, benjamini_hochberg(p_values, LEVEL).tolist(), strict=True))
     reports = []
-    for grouping, members in groups:
-        key = grouping, members.name
+    for key, (_, members) in groups.items():
+        size = len(members.rows)
         if key in trees:
-            reports.append(_group_report(*key, len(members.rows), trees[key], patterns[key], delta, tau))
+            reports.append(_group_report(*key, size, trees[key], patterns[key], delta, tau))
         else:
-            reports.append(GroupReport(*key, size=0, skipped="no examples"))
+            reports.append(GroupReport(*key, size=size, skipped=LEFT_OUT if size else "no examples"))
     return tuple(reports), trees
 
 
@@ -363,6 +529,17 @@ def _group_report(
             for leaf in tree.leaves
         ),
     )
+
+
+def _left_out(classes: tuple[ClassReport, ...], groups: tuple[GroupReport, ...], unworded: int) -> tuple[str, ...]:
+    """What the time budget did not reach, in words."""
+    counts = {
+        "failure directions": sum(entry.skipped == LEFT_OUT for entry in classes),
+        "failure trees": sum(group.skipped == LEFT_OUT for group in groups),
+        "captions of classes": unworded,
+    }
+    told = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
+    return (f"The time budget left out {told}: those of the fewest failures.",) if told else ()
 
 
 def _summary(

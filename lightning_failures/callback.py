@@ -407,7 +407,7 @@ class FailureModes(Callback):
             collector.embed(record.images, space, ids)
 
     def _conclude(self, trainer: Trainer, module: LightningModule) -> None:
-        """Analyse every loader. All ranks walk the same path; the first one computes."""
+        """Analyse every loader. All ranks walk the same path."""
         self._state.analysis_age += 1
         states = self._ranks.gather_objects((self._error, sorted(self._collectors)))
         errors = [error for error, _ in states if error is not None]
@@ -415,13 +415,13 @@ class FailureModes(Callback):
             rank_zero_warn(f"FailureModes skips this analysis on all ranks: {errors[0]}")
         for index in sorted({index for _, indices in states for index in indices}) if not errors else ():
             with self._policy(trainer, f"the analysis of loader {index}"):
-                with isolated_rng():
+                with self._ranks.together(), isolated_rng():
                     report = self._analyse_loader(trainer, index)
                 self._accept(trainer, module, report, index)
         self._forget()
 
     def _analyse_loader(self, trainer: Trainer, index: int) -> FailureReport:
-        """Gather on the first rank, explain there, and hand the outcome to all ranks, be it an error."""
+        """Explain one loader, the same on every rank."""
         assert self._explainer is not None
         folder, loader = self._find_folder(trainer), self._loaders[index]
         collector = self._collectors.get(index) or self._new_collector(dataset_of(loader))
@@ -443,7 +443,7 @@ class FailureModes(Callback):
 
     def _act(self, trainer: Trainer, report: FailureReport, discovery: Discovery | None) -> FailureReport:
         """Let the interventions decide for the next epoch; an error leaves the report, and the plans, as they are."""
-        with self._policy(trainer, "the interventions", "their decision"):
+        with self._policy(trainer, "the interventions", "their decision"), self._ranks.together():
             lens = None if self._explainer is None else self._explainer.directions
             return self._steering.act(trainer, report, discovery, lens, self._ranks, min_coverage=self.min_coverage)
         return report

@@ -28,15 +28,16 @@ from torch import Tensor
 
 from lightning_failures.arrays import as_mask, as_rows, as_vector
 from lightning_failures.atomic import write_atomically
+from lightning_failures.budget import Deadline
 from lightning_failures.errors import ConfigurationError, DataError
 from lightning_failures.further import LEVEL, further_directions
 from lightning_failures.screening import permutation_p_value
 from lightning_failures.splits import stratified_group_folds
 from lightning_failures.svm import SVMFit, centred_gram, fit_published, fit_scaled
 from lightning_failures.threads import one_thread
-from lightning_failures.whitening import mean_and_std, phi
+from lightning_failures.whitening import Moments, phi
 
-__all__ = ["FailureDirections", "fit_failure_directions", "phi"]
+__all__ = ["LEFT_OUT", "FailureDirections", "fit_failure_directions", "joined_directions", "phi"]
 
 Mode = tuple[SVMFit, float]
 """A direction and its p-value."""
@@ -44,6 +45,10 @@ Mode = tuple[SVMFit, float]
 MIN_EXAMPLES = 10
 """A class with fewer failures, or fewer successes, is skipped."""
 
+LEFT_OUT = "left out: the time budget was spent on classes with more failures"
+"""Why a class is skipped that the deadline came before."""
+
+_ENDED = "no further pattern"
 _SAME = 1e-6  # of unit vectors
 _FORMAT = "lightning_failures.directions/1"
 
@@ -204,6 +209,8 @@ def fit_failure_directions(
     permutations: int = 999,
     seed: int = 0,
     device: str | torch.device = "cpu",
+    classes_in_all: int | None = None,
+    deadline: Deadline | None = None,
 ) -> FailureDirections:
     """Fit one SVM for each class that separates its correct from its failed examples.
 
@@ -216,7 +223,7 @@ def fit_failure_directions(
         groups: (N,) names of the sources; examples of one source are kept together in folds and permutations. Default:
             every example is its own source.
         reference: (M, D) embeddings that phi takes mean and standard deviation from (training embeddings where
-            available). Default: ``embeddings``.
+            available), or the :class:`~lightning_failures.whitening.Moments` of such. Default: ``embeddings``.
         whiten: Subtract the mean and divide by the standard deviation. Without it phi scales to unit length only, and w
             is a direction of the encoder's own space (the paper's appendix A.6, for decoders).
         cs: Absolute values of C to choose from. Default: ``selection``'s own grid.
@@ -236,6 +243,9 @@ def fit_failure_directions(
             number of classes in all, so that one true mode among hundreds can survive Benjamini-Hochberg. 0: no test.
         seed: The only source of randomness; no global generator is used.
         device: Where Gram matrices and the products of the permutations are computed, in single precision.
+        classes_in_all: How many classes are tested in all, where these are some of them. Default: those that are here.
+        deadline: The classes with the most failures are fitted first; those that are not reached in time are in
+            ``skipped``.
 
     Returns:
         The directions. A class with fewer than 10 failures or 10 successes, or whose sources cannot fill the folds, is
@@ -262,25 +272,27 @@ def fit_failure_directions(
     right = as_mask(correct, "correct", n)
     names = np.arange(n) if ids is None else as_vector(ids, "ids", n)
     sources = names if groups is None else as_vector(groups, "groups", n)
-    base = x if reference is None else as_rows(reference, "reference")
-    if base.shape[1] != dim:
-        raise DataError(f"reference must have {dim} dimensions like embeddings, got {base.shape[1]}")
-
     published = selection == "published"
     with one_thread():
         mean, std = np.zeros(dim), np.ones(dim)
-        if whiten:  # summed in the order of the ids too: the last bit must not depend on the order of the rows
-            mean, std = mean_and_std(base, np.argsort(names, kind="stable") if reference is None else None)
+        if whiten:
+            moments = _moments(reference, x, names)
+            mean, std = moments.mean, moments.std
         problems, skipped = _problems(y, names, right, sources, folds, seed, unshuffled=published and groups is None)
-        search = _Search(published, cs, permutations, 20 * len(problems), n_directions, seed, device)
+        in_all = len(problems) if classes_in_all is None else classes_in_all
+        search = _Search(published, cs, permutations, 20 * in_all, n_directions, seed, device)
         precision = np.float64 if published else np.float32
         modes: list[tuple[_Problem, list[Mode]]] = []
-        for problem in problems:
+        for problem in sorted(problems, key=lambda one: int(one.correct.sum() - len(one.correct))):
+            if deadline is not None and deadline.passed:
+                skipped[problem.label] = LEFT_OUT
+                continue
             features = phi(x[problem.rows], mean.astype(precision), std.astype(precision))
             if np.ptp(features, axis=0).max(initial=0.0) < _SAME:
                 skipped[problem.label] = "all its embeddings are the same"
                 continue
             modes.append((problem, search.modes(problem, features)))
+    modes.sort(key=lambda found: found[0].label)
 
     shared: dict[str, Any] = {
         "mean": torch.from_numpy(mean.astype(np.float32)),
@@ -290,9 +302,72 @@ def fit_failure_directions(
     ranks = []
     for rank in range(max((len(m) for _, m in modes), default=1)):
         found = [(p, m[rank]) for p, m in modes if len(m) > rank]
-        ended = {p.label: "no further pattern" for p, m in modes if len(m) == rank}
-        ranks.append(FailureDirections(**_stack(found, n, dim), **shared, skipped=ended if rank else skipped))
+        ended = {p.label: _ENDED for p, m in modes if len(m) == rank}
+        ranks.append(
+            FailureDirections(
+                **_stack(found, n, dim), **shared, skipped=ended if rank else dict(sorted(skipped.items()))
+            )
+        )
     return dataclasses.replace(ranks[0], further=tuple(ranks[1:]))
+
+
+def joined_directions(
+    parts: Sequence[FailureDirections], rows: Sequence[NDArray[np.int64]], n: int
+) -> FailureDirections:
+    """Put together what was fitted on different classes with the same mean and standard deviation.
+
+    Args:
+        parts: Fitted on some of the classes each.
+        rows: For each part the places of its examples among all n.
+        n: Number of examples in all.
+
+    >>> rng = np.random.default_rng(0)
+    >>> x, labels = rng.normal(size=(300, 4)), np.arange(300) % 3
+    >>> correct = x[:, 0] > 0
+    >>> rows = [np.flatnonzero(labels == 1), np.flatnonzero(labels != 1)]
+    >>> parts = [fit_failure_directions(x[r], labels[r], correct[r], ids=r, reference=x) for r in rows]
+    >>> joined_directions(parts, rows, 300).classes.tolist()
+    [0, 1, 2]
+    """
+    ranks = []
+    for rank in range(max(1 + len(part.further) for part in parts)):
+        found = [_of_rank(part, rank) for part in parts]
+        order = torch.argsort(torch.cat([part.classes for part in found]))
+        values: dict[str, Any] = {
+            name: torch.cat([getattr(part, name) for part in found])[order] for name in _PER_CLASS
+        }
+        out_of_fold = torch.full((n,), float("nan"))
+        for part, mine in zip(found, rows, strict=True):
+            out_of_fold[torch.from_numpy(mine)] = part.out_of_fold
+        skipped = dict(sorted(item for part in found for item in part.skipped.items()))
+        ranks.append(dataclasses.replace(parts[0], **values, out_of_fold=out_of_fold, skipped=skipped, further=()))
+    return dataclasses.replace(ranks[0], further=tuple(ranks[1:]))
+
+
+_PER_CLASS = ("classes", "weight", "bias", "cv_score", "cv_score_stderr", "c", "p_value")
+
+
+def _of_rank(directions: FailureDirections, rank: int) -> FailureDirections:
+    """The first directions (rank 0) or further ones, none where the search had ended before."""
+    ranks = (directions, *directions.further)
+    if rank < len(ranks):
+        return ranks[rank]
+    ended = ranks[-1].classes.tolist() if rank == len(ranks) else []
+    none: dict[str, Any] = {name: getattr(directions, name)[:0] for name in _PER_CLASS}
+    lacking = torch.full_like(directions.out_of_fold, float("nan"))
+    return dataclasses.replace(
+        directions, **none, out_of_fold=lacking, skipped=dict.fromkeys(ended, _ENDED), further=()
+    )
+
+
+def _moments(reference: Any, x: NDArray[Any], names: NDArray[Any]) -> Moments:
+    """What phi standardises with."""
+    if reference is None:  # summed in the order of the ids too: the last bit must not depend on that of the rows
+        return Moments.of(x, np.argsort(names, kind="stable"))
+    moments = reference if isinstance(reference, Moments) else Moments.of(as_rows(reference, "reference"))
+    if len(moments.mean) != x.shape[1]:
+        raise DataError(f"reference must have {x.shape[1]} dimensions like embeddings, got {len(moments.mean)}")
+    return moments
 
 
 @dataclass(frozen=True)

@@ -222,6 +222,7 @@ class FailureReport(_Readable):
     reference: str | None = None
     encoder: str | None = None
     robust_encoder: str | None = None
+    encoder_fingerprint: str | None = None
     notes: tuple[str, ...] = ()
     schema: int = SCHEMA
     directions: FailureDirections | None = field(default=None, repr=False, compare=False, metadata={"json": False})

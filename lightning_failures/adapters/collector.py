@@ -162,6 +162,7 @@ class Collector:
 
     def grades(self) -> Grades:
         """All rows of all ranks, each example once. Collective."""
+        self._ranks.agree(None)
         keys, labels, predictions, confidence = self._metric.compute()
         self._agree_on_task()
         ids = torch.unique(keys // self._conditions)
@@ -180,25 +181,38 @@ class Collector:
         """The wanted attributes of the rows of ``grades``."""
         return {name: attribute[grades.ids.numpy()] for name, attribute in self._attributes.items()}
 
-    def embeddings(self, lens: Lens) -> tuple[Tensor, Tensor] | None:
-        """Return ids (U,) ascending and embeddings (U, D) of all ranks, on the first rank; else None. Collective."""
+    def embeddings(self, lens: Lens, wanted: Sequence[Tensor]) -> Tensor | None:
+        """Hand out the embeddings, wherever they were computed, to the ranks that want them. Collective.
+
+        Args:
+            lens: Which.
+            wanted: For each rank the ids (u,) that it wants, ascending.
+
+        Returns:
+            (u, D) float32, those of the ids that this rank wants; None, on all ranks, if some have no embedding.
+        """
         ids = torch.cat([torch.empty(0, dtype=torch.int64), *self._ids])
         keys = torch.cat([torch.empty(0, 2, dtype=torch.int64), *self._keys])
+        # as in the dataset, often by class, however they were drawn
+        self._ranks.each(lambda: lens.store.flush(order=keys[ids.argsort()]))
+        mine: Tensor | None = None
+        for rank, asked in enumerate(wanted):
+            rows = torch.isin(ids, asked)
+            held = self._look_up(lens, keys[rows])
+            all_ids, all_rows = (self._ranks.gather_rows(part, to=rank) for part in (ids[rows], held))
+            if all_ids is not None and all_rows is not None:
+                mine = _of_each(asked, all_ids, all_rows)
+        return mine if all(self._ranks.gather_objects(mine is not None)) else None
+
+    def _look_up(self, lens: Lens, keys: Tensor) -> Tensor:
+        """The embeddings (n, D) of this rank's own images. Collective."""
         rows, error = torch.empty(0, lens.encoder.dim), None
         try:
-            lens.store.flush(order=keys[ids.argsort()])  # as in the dataset, often by class, however they were drawn
-            if len(keys):
-                rows = lens.look_up(keys)
+            rows = lens.look_up(keys) if len(keys) else rows
         except Exception as raised:
             error = raised
         self._ranks.agree(error)
-        all_ids, all_rows = self._ranks.gather_rows(ids), self._ranks.gather_rows(rows)
-        if all_ids is None or all_rows is None:
-            return None
-        unique, inverse = torch.unique(all_ids, return_inverse=True)
-        first = torch.empty(len(unique), dtype=torch.int64)
-        first[inverse.flip(0)] = torch.arange(len(all_ids)).flip(0)
-        return unique, all_rows[first]
+        return rows
 
     @property
     def _conditions(self) -> int:
@@ -232,6 +246,17 @@ class Collector:
                 f"{origin} has {len(self._names)} names, but the model has {self.columns} logits an example, which need"
                 f" {' or '.join(map(str, allowed))}."
             )
+
+
+def _of_each(wanted: Tensor, ids: Tensor, rows: Tensor) -> Tensor | None:
+    """The row of each id (u,), ascending, among those of ids (n,) that may come twice; None if one has none."""
+    order = torch.argsort(ids, stable=True)
+    if len(order) == len(wanted):  # in their place, where each comes once
+        return rows[order] if torch.equal(ids[order], wanted) else None
+    first = torch.searchsorted(ids[order], wanted).clamp(max=max(len(order) - 1, 0))
+    if len(order) < len(wanted) or not torch.equal(ids[order[first]], wanted):
+        return None
+    return rows[order[first]]
 
 
 def _told_apart(names: Any) -> list[str] | None:

@@ -3,27 +3,42 @@
 A group of our own, because analysis on rank 0 outlasts the time-out of the training's collectives, and because
 rows live on the CPU where NCCL cannot go. Every function is called by all ranks in the same order, and is the
 identity in one process.
+
+No rank waits for one that has failed: every collective begins with the same exchange of values and errors, so
+that an error is told in place of whatever the others are about to do. It is told once; then all have left the
+stretch of work (``together``) that they were in.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import pickle
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from lightning_failures.errors import FailureModesError
+from lightning_failures.errors import ConfigurationError, FailureModesError
 
-__all__ = ["Ranks"]
+__all__ = ["OtherRankError", "Ranks"]
 
+T = TypeVar("T")
 TIMEOUT = timedelta(hours=6)
 
 
+class OtherRankError(FailureModesError):
+    """Another process has failed; this one goes along."""
+
+
+class OtherRankConfigurationError(OtherRankError, ConfigurationError):
+    """It has failed for a wrong configuration."""
+
+
 class Ranks:
-    """The processes of this run. ``open`` and ``close`` are idempotent.
+    """The processes of this run; a :class:`~lightning_failures.sharing.Sharing`. ``open`` and ``close`` are idempotent.
 
     >>> ranks = Ranks()
     >>> ranks.gather_objects("ok"), ranks.broadcast("id"), ranks.is_first
@@ -32,6 +47,7 @@ class Ranks:
 
     def __init__(self) -> None:
         self.group: dist.ProcessGroup | None = None
+        self._told: Exception | None = None
 
     def open(self) -> None:
         """Build the group, if the run has more than one process."""
@@ -61,43 +77,83 @@ class Ranks:
         """How many processes there are."""
         return 1 if self.group is None else dist.get_world_size(self.group)
 
-    def gather_objects(self, value: Any) -> list[Any]:
+    def gather_objects(self, value: T) -> list[T]:
         """Return the value of every rank, in rank order, on every rank."""
-        if self.group is None:
-            return [value]
-        values: list[Any] = [None] * dist.get_world_size(self.group)
-        dist.all_gather_object(values, value, group=self.group)
-        return values
+        return self._exchange(value, None)
 
-    def broadcast(self, value: Any) -> Any:
+    def each(self, work: Callable[[], T]) -> list[T]:
+        """Run ``work`` on every rank; return what each gave, on all. An error of one is an error on all."""
+        value: Any = None
+        error: Exception | None = None
+        try:
+            value = work()
+        except Exception as raised:
+            error = raised
+        return self._exchange(value, error)
+
+    def agree(self, error: Exception | None) -> None:
+        """Raise on every rank where any has an error: its own, or one that tells of the other."""
+        self._exchange(None, error)
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """A stretch of work with collectives in it: an error of one, wherever it comes, is an error of all."""
+        try:
+            yield
+        except Exception as error:
+            # one that the others know of already, or told of themselves, is not told again
+            if self.group is not None and error is not self._told and not isinstance(error, OtherRankError):
+                with suppress(Exception):
+                    self.agree(error)
+            raise
+        self.agree(None)
+
+    def broadcast(self, value: T) -> T:
         """Return rank 0's value on every rank."""
         if self.group is None:
             return value
-        box = [value]
+        box: list[Any] = [None]
+        self.each(lambda: box.__setitem__(0, pickle.dumps(value)) if self.is_first else None)
         dist.broadcast_object_list(box, src=0, group=self.group)
-        return box[0]
+        return cast(T, pickle.loads(box[0]))  # noqa: S301 - it comes from rank 0 of this very run
 
-    def agree(self, error: Exception | None) -> None:
-        """Raise on every rank where any has an error: its own, or one that tells of the other. Collective."""
-        told = self.gather_objects(None if error is None else f"{type(error).__name__}: {error}")
-        if error is not None:
-            raise error
-        for rank, message in enumerate(told):
-            if message is not None:
-                raise FailureModesError(f"process {rank}: {message}")
-
-    def gather_rows(self, rows: Tensor) -> Tensor | None:
-        """Concatenate the rows (n_r, ...) of all ranks, in rank order, on rank 0; None on the others.
+    def gather_rows(self, rows: Tensor, *, to: int = 0) -> Tensor | None:
+        """Concatenate the rows (n_r, ...) of all ranks, in rank order, on one rank; None on the others.
 
         Ranks may have different numbers of rows, none among them; dtype and further dimensions are the same.
         """
         if self.group is None:
             return rows
-        lengths: Sequence[int] = self.gather_objects(len(rows))
-        padded = rows.new_zeros((max(lengths), *rows.shape[1:]))
-        padded[: len(rows)] = rows
-        parts = [torch.empty_like(padded) for _ in lengths] if self.is_first else None
-        dist.gather(padded, parts, dst=0, group=self.group)
-        if parts is None:
+        lengths = self.gather_objects(len(rows))
+        room: list[Tensor] = []
+
+        def pad() -> None:
+            padded = rows.new_zeros((max(lengths), *rows.shape[1:]))
+            padded[: len(rows)] = rows
+            room.extend(torch.empty_like(padded) for _ in lengths if self.number == to)
+            room.append(padded)
+
+        self.each(pad)  # memory is what may be lacking
+        *parts, padded = room
+        dist.gather(padded, parts or None, dst=to, group=self.group)
+        if not parts:
             return None
         return torch.cat([part[:length] for part, length in zip(parts, lengths, strict=True)])
+
+    def _exchange(self, value: T, error: Exception | None) -> list[T]:
+        if self.group is None:
+            if error is not None:
+                raise error
+            return [value]
+        found: list[Any] = [None] * self.size
+        kind = OtherRankConfigurationError if isinstance(error, ConfigurationError) else OtherRankError
+        told = None if error is None else (kind, f"{type(error).__name__}: {error}")
+        dist.all_gather_object(found, (value, told), group=self.group)
+        if error is not None:
+            self._told = error
+            raise error
+        for rank, (_, told) in enumerate(found):
+            if told is not None:
+                kind, message = told
+                raise kind(f"process {rank}: {message}")
+        return [value for value, _ in found]

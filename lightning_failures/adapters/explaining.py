@@ -1,9 +1,9 @@
-"""What the first process does at the end of an evaluation: the analysis, its pictures, its files."""
+"""What happens at the end of an evaluation: all processes analyse, the first one draws pictures and writes files."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -17,24 +17,20 @@ from lightning_failures.adapters.collector import Collector
 from lightning_failures.adapters.distributed import Ranks
 from lightning_failures.adapters.lenses import Lens
 from lightning_failures.adapters.loaders import dataset_of
-from lightning_failures.adapters.pictures import draw_pictures
+from lightning_failures.adapters.pictures import class_pictures, most_important_rules, rule_pictures
 from lightning_failures.adapters.reading import BatchReader, ExampleReader, training_sample
 from lightning_failures.analysis import analyse
 from lightning_failures.candidates import ClassCaptions, caption_source
 from lightning_failures.encoders import gives_maps, gives_texts
-from lightning_failures.enrichment import Attribute
 from lightning_failures.grammar import CaptionVocabulary
 from lightning_failures.interventions import Discovery
 from lightning_failures.interventions.parts import DECISION, DISCOVERY, REPORT, ReportPart, part_of, take_grades
 from lightning_failures.records import FailureReport, Grades
+from lightning_failures.sharing import owned_rows
 from lightning_failures.sinks import Sink, sinks_for, write_all
 from lightning_failures.visuals import Picture
 
 __all__ = ["Explainer"]
-
-Embedded = tuple[Tensor, Tensor]
-"""Ids (U,) int64, ascending, and their embeddings (U, D) float32."""
-
 
 Act = Callable[[FailureReport, Discovery | None], FailureReport]
 """Interventions: from the report of the discovery part, whose examples the first process has, to that of all parts."""
@@ -84,7 +80,7 @@ class Explainer:
         folder: Path,
         pictures: bool,
     ) -> FailureReport:
-        """Explain one loader on the first rank, and hand the outcome to all ranks, be it an error. Collective.
+        """Explain one loader: each rank the classes that it owns. All return the same report. Collective.
 
         Args:
             trainer: Tells epoch, step and loggers.
@@ -102,91 +98,74 @@ class Explainer:
         if pictures and not collector.indexed:
             self.say_once("The ids of read_batch are not the indices of the dataset: no pictures.")
         pictures = pictures and collector.indexed
-        grades = collector.grades()
-        embedded, featured = (
-            None if lens is None else collector.embeddings(lens) for lens in (self.directions, self.trees)
-        )
-        parts = None if act is None else part_of(grades, seed=self.seed, decision=decision)
-        report: FailureReport | None = None
-        error: Exception | None = None
-        if ranks.is_first:
-            try:
-                report = self._analyse(
-                    trainer,
-                    index,
-                    grades,
-                    embedded,
-                    featured,
-                    metadata=collector.metadata(grades),
-                    has_names=collector.has_names,
-                    parts=parts,
-                )
-            except Exception as raised:
-                error = raised
-        ranks.agree(error)
-        report = ranks.broadcast(report)
-        assert report is not None
-        if act is not None:
-            report = act(report, _discovery(grades, embedded, parts) if ranks.is_first else None)
-        if ranks.is_first:
-            try:
-                kept = grades if parts is None else take_grades(grades, parts == DISCOVERY)
-                self._publish(trainer, report, self._draw(loader, report, kept, featured) if pictures else [], folder)
-            except Exception as raised:
-                error = raised
-        ranks.agree(error)
-        return report
-
-    def _analyse(
-        self,
-        trainer: Trainer,
-        index: int,
-        grades: Grades,
-        embedded: Embedded | None,
-        featured: Embedded | None,
-        *,
-        metadata: Mapping[str, Attribute],
-        has_names: bool,
-        parts: Tensor | None,
-    ) -> FailureReport:
         start = time.perf_counter()
-        whole = grades, _matching(embedded, grades.ids)
-        if parts is not None:
-            rows = parts == DISCOVERY
-            metadata = {name: attribute[rows.numpy()] for name, attribute in metadata.items()}
-            grades = take_grades(grades, rows)
-        reference, source = self._reference_embeddings(trainer, len(torch.unique(grades.ids)))
-        report = analyse(
-            grades,
-            _some(_matching(embedded, whole[0].ids), whole[0].ids, grades.ids),
-            features=_some(_matching(featured, whole[0].ids), whole[0].ids, grades.ids),
-            reference=reference,
-            captions=self._caption_source(grades.class_names, has_names=has_names),
-            metadata=metadata,
-            permutations=self.permutations,
-            n_directions=self.n_directions,
-            seed=self.seed,
-        )
-        if self.directions is not None:
-            self.directions.store.flush()  # the captions that were new
+        grades = collector.grades()
+        parts = None if act is None else part_of(grades, seed=self.seed, decision=decision)
+        found = grades if parts is None else take_grades(grades, parts == DISCOVERY)
+        report = self._analyse(trainer, found, collector, ranks)
+        discovery: Discovery | None = None
+        if parts is not None:  # what was not fitted to is judged, and acted on, by the first process
+            whole = self._gathered(self.directions, collector, ranks, grades.ids)
+            made: list[tuple[ReportPart, ReportPart, Discovery | None]] = []
+            ranks.each(lambda: made.append(_parts(grades, parts, whole, report)) if ranks.is_first else None)
+            if made:
+                told, decides, discovery = made[0]
+                report = replace(report, report_part=told, decision_part=decides)
         report = replace(
             report,
             epoch=trainer.current_epoch,
             global_step=trainer.global_step,
             stage=None if trainer.state.fn is None else str(trainer.state.fn.value),
             dataloader=index,
-            reference=source,
             encoder=None if self.directions is None else self.directions.encoder.name,
             robust_encoder=None if self.trees is None else self.trees.encoder.name,
+            encoder_fingerprint=None if self.directions is None else self.directions.encoder.fingerprint,
             timings=report.timings | {"total": round(time.perf_counter() - start, 4)},
         )
-        if parts is None:
-            return report
-        told, decides = (
-            ReportPart.of(others, _some(whole[1], whole[0].ids, others.ids), report.directions)
-            for others in (take_grades(whole[0], parts == REPORT), take_grades(whole[0], parts == DECISION))
+        # that of the first: where machines differ in the last bit, decisions must not
+        report = ranks.broadcast(report)
+        if act is not None:
+            report = act(report, discovery)
+        drawn = self._draw(loader, report, found, collector, ranks) if pictures else []
+        ranks.each(lambda: self._publish(trainer, report, drawn, folder) if ranks.is_first else None)
+        return report
+
+    def _analyse(self, trainer: Trainer, grades: Grades, collector: Collector, ranks: Ranks) -> FailureReport:
+        """Fit, with the embeddings of the classes that this rank owns."""
+        embeddings, features = (
+            None
+            if lens is None
+            else collector.embeddings(
+                lens,
+                [
+                    torch.unique(grades.ids[torch.from_numpy(owned_rows(grades, rank, ranks.size, predicted=either))])
+                    for rank in range(ranks.size)
+                ],
+            )
+            for lens, either in ((self.directions, False), (self.trees, True))
         )
-        return replace(report, report_part=told, decision_part=decides)
+        reference, source = self._reference_embeddings(trainer, len(torch.unique(grades.ids)), ranks)
+        report = analyse(
+            grades,
+            embeddings,
+            features=features,
+            reference=reference,
+            captions=self._caption_source(grades.class_names, has_names=collector.has_names),
+            metadata=collector.metadata(grades),
+            permutations=self.permutations,
+            n_directions=self.n_directions,
+            seed=self.seed,
+            sharing=ranks,
+        )
+        if self.directions is not None:
+            self.directions.store.flush()  # the captions that were new
+        return replace(report, reference=source)
+
+    def _gathered(self, lens: Lens | None, collector: Collector, ranks: Ranks, ids: Tensor) -> Tensor | None:
+        """The embeddings (u, D) of the distinct ids, ascending, on the first process, else None. Collective."""
+        wanted = [torch.unique(ids), *[ids[:0]] * (ranks.size - 1)]
+        rows = None if lens is None else collector.embeddings(lens, wanted)
+        return rows if ranks.is_first else None
 
     def _publish(self, trainer: Trainer, report: FailureReport, drawn: list[Picture], folder: Path) -> None:
         """Write to every sink; one that fails is told of and left out."""
@@ -210,47 +189,61 @@ class Explainer:
             return None
         return caption_source(self.directions, self.vocabulary, class_names, self._captions)
 
-    def _reference_embeddings(self, trainer: Trainer, examples: int) -> tuple[Tensor | None, str]:
-        """None stands for the examples that are analysed themselves."""
+    def _reference_embeddings(self, trainer: Trainer, examples: int, ranks: Ranks) -> tuple[Tensor | None, str]:
+        """This rank's share; None stands for the examples that are analysed themselves. Collective."""
         if self.reference == "validation" or self.directions is None:
             return None, f"validation ({examples} examples)"
+        lens = self.directions
         sample = training_sample(trainer, seed=self.seed)
         examples_of = ExampleReader(sample.dataset, sample.collate, self.reader)
-        rows = torch.cat([self.directions.embed_now(images) for images in examples_of.batches(sample.ids)])
-        self.directions.store.flush()
-        return rows, f"train ({len(rows)} of {sample.total} examples)"
+        mine = sample.ids[ranks.number :: ranks.size]
+        rows = torch.cat([torch.empty(0, lens.encoder.dim), *map(lens.embed_now, examples_of.batches(mine))])
+        lens.store.flush()
+        return rows, f"train ({len(sample.ids)} of {sample.total} examples)"
 
-    def _draw(self, loader: Any, report: FailureReport, grades: Grades, featured: Embedded | None) -> list[Picture]:
+    def _draw(
+        self, loader: Any, report: FailureReport, grades: Grades, collector: Collector, ranks: Ranks
+    ) -> list[Picture]:
+        """Pictures, on the first process. Collective."""
+        encoder = None if self.trees is None else self.trees.encoder
+        robust = encoder if encoder is not None and gives_maps(encoder) else None
+        rules = [] if robust is None else most_important_rules(report, self.worst_k)
+        members = torch.unique(torch.cat([torch.empty(0, dtype=torch.int64), *(rule.members for rule in rules)]))
+        features = self._gathered(self.trees, collector, ranks, members) if rules else None
+        if not ranks.is_first:
+            return []
         try:
             images = ExampleReader(dataset_of(loader), loader.collate_fn, self.reader).images
-            encoder = None if self.trees is None else self.trees.encoder
-            robust = encoder if encoder is not None and gives_maps(encoder) else None
-            return draw_pictures(report, grades, images, featured, robust, worst_k=self.worst_k)
+            drawn = class_pictures(report, grades, images, worst_k=self.worst_k)
+            if robust is not None and features is not None:
+                drawn += rule_pictures(rules, (members, features), images, robust)
+            return drawn
         except Exception as error:
             self.say_once(f"FailureModes could not draw pictures: {type(error).__name__}: {error}")
             return []
 
 
-def _discovery(grades: Grades, embedded: Embedded | None, parts: Tensor | None) -> Discovery | None:
-    """The examples of the discovery part with their embeddings, if all have one."""
-    rows = _matching(embedded, grades.ids)
-    if rows is None or parts is None:
-        return None
-    kept = take_grades(grades, parts == DISCOVERY)
-    mine = rows[torch.isin(torch.unique(grades.ids), kept.ids)]
-    return Discovery(mine, kept.labels, kept.correct, kept.ids, kept.groups)
+def _parts(
+    grades: Grades, parts: Tensor, whole: Tensor | None, report: FailureReport
+) -> tuple[ReportPart, ReportPart, Discovery | None]:
+    """The report and the decision part, and the examples that the directions were fitted to, if all have an embedding.
 
+    Args:
+        grades: N rows.
+        parts: (N,) int64.
+        whole: (U, D), one row for each distinct id, or None.
+        report: Of the discovery part.
+    """
+    ids = torch.unique(grades.ids)
 
-def _matching(embedded: Embedded | None, ids: Tensor) -> Tensor | None:
-    """The embeddings (U, D) of exactly the graded examples; None if not every one was embedded."""
-    if embedded is None:
-        return None
-    found, rows = embedded
-    return rows if torch.equal(found, torch.unique(ids)) else None
+    def rows(some: Grades) -> Tensor | None:
+        return None if whole is None else whole[torch.isin(ids, some.ids)]
 
-
-def _some(rows: Tensor | None, ids: Tensor, wanted: Tensor) -> Tensor | None:
-    """Of rows (U, D), one for each distinct id, those of the ids that are wanted; the same ones where all are."""
-    if rows is None or len(ids) == len(wanted):
-        return rows
-    return rows[torch.isin(torch.unique(ids), wanted)]
+    kept, told, decides = (take_grades(grades, parts == part) for part in (DISCOVERY, REPORT, DECISION))
+    mine = rows(kept)
+    discovery = None if mine is None else Discovery(mine, kept.labels, kept.correct, kept.ids, kept.groups)
+    return (
+        ReportPart.of(told, rows(told), report.directions),
+        ReportPart.of(decides, rows(decides), report.directions),
+        discovery,
+    )

@@ -154,10 +154,19 @@ def test_embeddings__by_id_whatever_the_order(lens):
     found = collector(lenses=[lens])
     for rows in ([4, 1, 0], [3, 1, 5]):
         found.embed(images[rows], ImageSpace(), torch.tensor(rows))
-    ids, embeddings = found.embeddings(lens)
-    assert ids.tolist() == [0, 1, 3, 4, 5]
+    ids = torch.tensor([0, 1, 3, 4, 5])
+    embeddings = found.embeddings(lens, [ids])
     torch.testing.assert_close(embeddings, ColourEncoder().encode_images(images[ids]), atol=2e-3, rtol=2e-3)
     assert lens.encoder.embedded == 5  # nothing twice
+
+
+def test_embeddings__some_of_them_and_none_if_one_is_lacking(lens):
+    images = Images(6).images
+    found = collector(lenses=[lens])
+    found.embed(images[:4], ImageSpace(), torch.tensor([0, 1, 2, 1]))
+    assert found.embeddings(lens, [torch.tensor([1, 2])]).shape == (2, 12)
+    assert found.embeddings(lens, [torch.tensor([1, 5])]) is None
+    assert found.embeddings(lens, [torch.tensor([1, 2, 3])]) is None
 
 
 def test_embeddings__of_several_lenses_and_the_next_pass(lens, tmp_path):
@@ -166,7 +175,7 @@ def test_embeddings__of_several_lenses_and_the_next_pass(lens, tmp_path):
         found = collector(lenses=[lens, other])
         assert found.looks
         found.embed(images, ImageSpace(), torch.arange(4))
-        assert all(torch.equal(found.embeddings(each)[0], torch.arange(4)) for each in (lens, other))
+        assert all(found.embeddings(each, [torch.arange(4)]).shape == (4, 12) for each in (lens, other))
     assert lens.encoder.embedded == other.encoder.embedded == 4
 
 
@@ -174,14 +183,13 @@ def test_embeddings__of_images_in_the_users_space(lens):
     images, space = Images(4).images, ImageSpace((0.5,), (0.25,))
     found = collector(lenses=[lens])
     found.embed((images - 0.5) / 0.25, space, torch.arange(4))
-    _, embeddings = found.embeddings(lens)
+    embeddings = found.embeddings(lens, [torch.arange(4)])
     torch.testing.assert_close(embeddings, ColourEncoder().encode_images(images), atol=2e-3, rtol=2e-3)
     with pytest.raises(DataError, match="instead of 0 to 1"):
         found.embed(images * 9, space, torch.arange(4))
 
 
 def test_embeddings__none_seen(lens):
-    ids, embeddings = collector(lenses=[lens]).embeddings(lens)
-    assert ids.shape == (0,)
-    assert embeddings.shape == (0, 12)
+    assert collector(lenses=[lens]).embeddings(lens, [torch.arange(0)]).shape == (0, 12)
+    assert collector(lenses=[lens]).embeddings(lens, [torch.arange(2)]) is None
     assert not collector().looks

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_failures.adapters.pictures import draw_pictures
+from lightning_failures.adapters.pictures import class_pictures, most_important_rules, rule_pictures
 from lightning_failures.analysis import analyse
 from lightning_failures.encoders import ModuleEncoder
 from lightning_failures.records import Grades
@@ -35,9 +35,9 @@ def planted():
 def draw(planted, worst_k=5):
     images, _bar, encoder, grades, features = planted
     report = analyse(grades, features, features=features, permutations=99)
-    drawn = draw_pictures(
-        report, grades, lambda ids: images[list(ids)], (grades.ids, features), encoder, worst_k=worst_k
-    )
+    drawn = class_pictures(report, grades, lambda ids: images[list(ids)], worst_k=worst_k)
+    rules = most_important_rules(report, worst_k)
+    drawn += rule_pictures(rules, (grades.ids, features), lambda ids: images[list(ids)], encoder)
     return report, drawn
 
 

@@ -1,0 +1,113 @@
+"""Limits of time and memory: how they are said, and how an analysis shrinks to keep them.
+
+Time is kept by leaving work out: images that are not embedded yet, then the classes with the fewest failures. Memory is
+kept by looking at a sample of the examples. The sample is drawn by a hash of the example's id, so it is the same on
+every process and in every epoch, and a larger one holds the smaller.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lightning_failures.splits import stable_hash
+
+__all__ = ["Deadline", "TimeLimit", "bytes_of", "in_sample", "read_bytes", "read_time"]
+
+_SALT = 0xB4D6E7
+_UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
+
+
+@dataclass(frozen=True)
+class Deadline:
+    """A moment on the clock of this process.
+
+    >>> Deadline.after(-1).passed, Deadline.after(60).passed
+    (True, False)
+    """
+
+    at: float
+
+    @classmethod
+    def after(cls, seconds: float) -> Deadline:
+        """So many seconds from now."""
+        return cls(time.perf_counter() + seconds)
+
+    @property
+    def passed(self) -> bool:
+        """Whether it is over."""
+        return time.perf_counter() >= self.at
+
+    @property
+    def left(self) -> float:
+        """Seconds until then, 0 where it is over."""
+        return max(self.at - time.perf_counter(), 0.0)
+
+
+@dataclass(frozen=True)
+class TimeLimit:
+    """Seconds, or a share of the time that an epoch of training takes; one of the two."""
+
+    seconds: float | None = None
+    share: float | None = None
+
+    def of(self, epoch: float | None) -> float | None:
+        """In seconds, for epochs of ``epoch`` seconds; None where this is not known and matters."""
+        if self.share is None:
+            return self.seconds
+        return None if epoch is None else self.share * epoch
+
+
+def read_time(limit: float | str) -> TimeLimit:
+    """Read ``30`` (seconds) or ``"10%"`` (of an epoch).
+
+    Raises:
+        ValueError: Anything else.
+
+    >>> read_time(30), read_time("10%")
+    (TimeLimit(seconds=30.0, share=None), TimeLimit(seconds=None, share=0.1))
+    """
+    share = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*%\s*", limit) if isinstance(limit, str) else None
+    value = float(share[1]) / 100 if share else float(limit)
+    if isinstance(limit, bool) or not 0 < value < float("inf"):
+        raise ValueError(limit)
+    return TimeLimit(share=value) if share else TimeLimit(seconds=value)
+
+
+def read_bytes(limit: float | str) -> int:
+    """Read ``2_000_000_000``, ``"2 GB"`` or ``"2GiB"``.
+
+    Raises:
+        ValueError: Anything else.
+
+    >>> read_bytes("1.5 GiB") == 3 * 2**29
+    True
+    """
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(b|[kmg]i?b)?\s*", str(limit).lower())
+    if found is None or isinstance(limit, bool) or (size := int(float(found[1]) * _UNITS[found[2] or ""])) < 1:
+        raise ValueError(limit)
+    return size
+
+
+def in_sample(ids: NDArray[np.int64], share: float, seed: int = 0) -> NDArray[np.bool_]:
+    """Which examples belong to the sample that is ``share`` of all: (N,) bool.
+
+    >>> ids = np.arange(10_000)
+    >>> some, more = in_sample(ids, 0.2), in_sample(ids, 0.5)
+    >>> bool(abs(some.mean() - 0.2) < 0.02), bool(more[some].all()), bool(in_sample(ids, 1.0).all())
+    (True, True, True)
+    """
+    return np.asarray((stable_hash(ids, seed + _SALT) >> np.uint64(11)) < np.uint64(min(share, 1.0) * 2**53))
+
+
+def bytes_of(examples: float, dim: int) -> float:
+    """What an analysis of so many examples with embeddings of this length holds in memory at its height, about."""
+    return examples * dim * 4 * _COPIES
+
+
+_COPIES = 3.0
+"""Rows as they were gathered, in the order of the ids, and what is made of those of one class."""
