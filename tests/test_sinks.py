@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+import tracemalloc
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -157,6 +159,37 @@ def test_csv_sink__keeps_a_table_of_another_version(tmp_path):
     CSVSink(tmp_path).write(report(), [], 1)
     assert (tmp_path / "failure_classes.old.csv").read_text() == "a,b\n1,2\n"
     assert len((tmp_path / "failure_classes.csv").read_text().splitlines()) > 3
+
+
+def test_csv_sink__a_long_table_takes_no_memory(tmp_path):
+    """A week of analyses of a thousand classes is half a million rows."""
+    sink, path, short = (
+        CSVSink(tmp_path),
+        tmp_path / "failure_classes.csv",
+        replace(report(0), classes=report().classes[:2]),
+    )
+    sink.write(short, [], 0)
+    header, row = path.read_text().splitlines()[:2]
+    path.write_text("\n".join([header, *(row.replace(",0,0,", f",{step},{step},") for step in range(20_000)), ""]))
+    sink.write(short, [], 30_000)  # what is made once is made
+    tracemalloc.start()
+    sink.write(short, [], 40_000)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    with path.open(newline="") as file:
+        assert len(list(csv.DictReader(file))) == 20_000 + 2 * 2
+    assert peak < path.stat().st_size / 2
+
+
+def test_csv_sink__a_damaged_table_is_gone_on_with(tmp_path):
+    sink, path = CSVSink(tmp_path), tmp_path / "failure_classes.csv"
+    sink.write(report(3), [], 250)
+    path.write_bytes(path.read_bytes()[:-20_000] + b"\xff\n\n")  # half a row, and bytes that are no text
+    sink.write(report(4), [], 300)
+    with path.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["epoch"] for row in rows][-3:] == ["4"] * 3
+    assert all(None not in row.values() for row in rows)
 
 
 def test_wandb_sink__offline_run_is_read_back(tmp_path):

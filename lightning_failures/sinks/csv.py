@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
-from lightning_failures.atomic import write_atomically
+from lightning_failures.atomic import replacing
 from lightning_failures.records import FailureReport
 from lightning_failures.sinks.base import found_captions
-from lightning_failures.sinks.files import to_bytes
 from lightning_failures.visuals import Picture
 
 __all__ = ["CSVSink"]
@@ -23,9 +23,16 @@ COLUMNS = (
 )  # fmt: skip
 
 
+SAME = ("stage", "step", "dataloader")
+"""What tells that two rows are of one analysis."""
+
+
 @dataclass(frozen=True)
 class CSVSink:
-    """``failure_classes.csv``: one row a class and analysis. Rows of a step that is analysed again are replaced."""
+    """``failure_classes.csv``: one row a class and analysis. Rows of a step that is analysed again are replaced.
+
+    The table is copied row by row, so that it takes no memory, however many analyses a run has.
+    """
 
     folder: Path
 
@@ -33,14 +40,17 @@ class CSVSink:
         """Add the rows of one analysis."""
         path = self.folder / "failure_classes.csv"
         where = {"stage": report.stage or "", "epoch": report.epoch, "step": step, "dataloader": report.dataloader}
-        same = ("stage", "step", "dataloader")
-        rows = [row for row in _read(path) if any(row[key] != str(where[key]) for key in same)]
-        rows += [_cells(entry.to_dict() | found_captions(entry) | where) for entry in report.classes]
-        text = io.StringIO()
-        writer = csv.DictWriter(text, COLUMNS, extrasaction="ignore", lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-        write_atomically(path, to_bytes(text.getvalue()))
+        same, now = itemgetter(*map(COLUMNS.index, SAME)), tuple(str(where[key]) for key in SAME)
+        with replacing(path) as file:
+            # names may hold bytes that are no UTF-8, as in the other files
+            text = io.TextIOWrapper(file, "utf-8", "backslashreplace", newline="")
+            writer = csv.writer(text, lineterminator="\n")
+            writer.writerow(COLUMNS)
+            writer.writerows(row for row in _rows(path) if len(row) == len(COLUMNS) and same(row) != now)
+            for entry in report.classes:
+                cells = _cells(entry.to_dict() | found_captions(entry) | where)
+                writer.writerow([cells[column] for column in COLUMNS])
+            text.detach()
 
 
 _UNSAFE = {0: "\ufffd", ord("\r"): " "}  # Python before 3.13 does not quote the one and does not read the other
@@ -52,12 +62,13 @@ def _cells(row: dict[str, Any]) -> dict[str, Any]:
     return {k: v[:_LONGEST].translate(_UNSAFE) if isinstance(v, str) else v for k, v in row.items()}
 
 
-def _read(path: Path) -> list[dict[str, str]]:
+def _rows(path: Path) -> Iterator[list[str]]:
+    """The rows that are there already."""
     if not path.is_file():
-        return []
-    with path.open(encoding="utf-8", newline="") as file:
-        reader = csv.DictReader(file)
-        if tuple(reader.fieldnames or ()) == COLUMNS:
-            return list(reader)
+        return
+    with path.open(encoding="utf-8", errors="replace", newline="") as file:
+        reader = csv.reader(file)
+        if tuple(next(reader, ())) == COLUMNS:
+            yield from reader
+            return
     path.replace(path.with_suffix(".old.csv"))  # of another version: kept, not mixed
-    return []
