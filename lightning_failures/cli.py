@@ -16,10 +16,16 @@ from lightning.pytorch.cli import LightningCLI
 from torch.utils.data import DataLoader
 
 from lightning_failures.adapters.forks import PAIRS, Run, fork_verdict
+from lightning_failures.adapters.pool_embedding import PoolJob, run_job
+from lightning_failures.adapters.pool_source import PoolSource, PoolSplit
+from lightning_failures.adapters.reading import BatchReader
 from lightning_failures.atomic import write_atomically
 from lightning_failures.callback import FailureModes
+from lightning_failures.doctor import quiet
+from lightning_failures.doctor.command import diagnose, tell_unbuilt
 from lightning_failures.errors import ConfigurationError, DataError, FailureModesError
 from lightning_failures.interventions.told import intervention_lines
+from lightning_failures.pools.fitted import load_fitted
 from lightning_failures.records import FailureReport
 from lightning_failures.text import class_table, clean, enrichment_lines, number
 
@@ -32,6 +38,7 @@ class FailureTrainer(Trainer):
     """A Trainer that can analyse any split of a datamodule, and fork a training."""
 
     make_run: Callable[[], Run]
+    status = 0
 
     def analyse(
         self,
@@ -109,14 +116,89 @@ class FailureTrainer(Trainer):
             write_atomically(output / "verdict.json", (json.dumps(known, indent=2) + "\n").encode())
             print(f"{found.sentence}\n\nVerdict: {output / 'verdict.json'}")
 
+    def embed(
+        self,
+        model: LightningModule,
+        datamodule: LightningDataModule | None = None,
+        directions: Path | None = None,
+        k: int = 100,
+        output: Path = Path("failures-pool"),
+        split: PoolSplit = "predict",
+        shard_size: int | None = None,
+        keep_embeddings: bool = True,
+    ) -> None:
+        """Embed a pool of any size, and find its hardest examples by the failure directions of a run.
+
+        The images are read by the predict loader and seen through the encoder of the callback; the model is not run.
+        Any strategy and number of nodes will do. What was done stays: after an interruption the same command does the
+        rest, with as many processes as there are then.
+
+        Args:
+            model: The model, for its data hooks.
+            datamodule: The data.
+            directions: directions.safetensors, or the log folder of a run, which has one. Without it the pool is only
+                embedded; the command can score it later without reading an image again.
+            k: How many of the hardest examples of each class to list.
+            output: Folder for the shards, pool.json and hardest.json. On several nodes all must share it.
+            split: Whose loader gives the pool: predict, train, validation or test. Its order does not matter.
+            shard_size: Examples in a file. By default 256 to 8,192, by the size of the pool.
+            keep_embeddings: Keep them in the shards, mostly in float16. Without them, other directions later mean
+                embedding anew.
+        """
+        callback = next((c for c in self.callbacks if isinstance(c, FailureModes)), None)  # type: ignore[attr-defined]
+        if callback is None or callback.encoder is None:
+            raise ConfigurationError(
+                "`embed` needs lightning_failures.FailureModes with an encoder among trainer.callbacks of the config"
+                " (see configs/digits.yaml)."
+            )
+        for name, value in (("k", k), ("shard_size", shard_size)):
+            if value is not None and value < 1:
+                raise ConfigurationError(f"embed --{name} must be at least 1, got {value}.")
+        source = PoolSource(model, datamodule, split)
+        source.check()
+        job = PoolJob(
+            source,
+            callback.encoder,
+            BatchReader(callback.read_batch, callback.normalization),
+            output,
+            fitted=None if directions is None else load_fitted(directions),
+            k=k,
+            class_names=callback.class_names,
+            task=callback.task,
+            device=callback.device,
+            shard_size=shard_size,
+            keep_embeddings=keep_embeddings,
+        )
+        run_job(self, job)
+
+    def doctor(
+        self,
+        model: LightningModule,
+        datamodule: LightningDataModule | None = None,
+        json: bool = False,
+    ) -> None:
+        """Look a configuration over before it is trained: encoders, data, processes, loggers, time and memory.
+
+        Two batches are validated in one process, with all that is written in a temporary folder. Nothing is trained.
+        Each line is "ok", "warning", "problem", with what to do about it, or "skipped". The exit status is 1 if there
+        is a problem, else 0.
+
+        Args:
+            model: The model.
+            datamodule: The data.
+            json: For machines: all findings as JSON on standard output.
+        """
+        if self.is_global_zero:
+            self.status = diagnose(self, model, datamodule, as_json=json)
+
 
 class FailureCLI(LightningCLI):
-    """LightningCLI with ``analyse`` and ``verdict`` beside Lightning's own subcommands."""
+    """LightningCLI with ``analyse``, ``verdict`` and ``embed`` beside Lightning's own subcommands."""
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
         """Name -> arguments that the configuration cannot give."""
-        return LightningCLI.subcommands() | {key: {"model", "datamodule"} for key in ("analyse", "verdict")}
+        return LightningCLI.subcommands() | {key: {"model", "datamodule"} for key in ("analyse", "verdict", "embed", "doctor")}
 
     def before_verdict(self) -> None:
         """Every fork is made from the configuration anew."""
@@ -171,28 +253,39 @@ def _report(arguments: Sequence[str]) -> None:
     auto_cli(report, args=list(arguments), prog="lightning-failures report")
 
 
-def _lightning(command: str) -> Callable[[Sequence[str]], None]:
-    def run(arguments: Sequence[str]) -> None:
+def _lightning(command: str) -> Callable[[Sequence[str]], int]:
+    def run(arguments: Sequence[str]) -> int:
         # about Lightning's own calls of jsonargparse: nothing that a user could change
         os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
-        FailureCLI(
+        cli = FailureCLI(
             trainer_class=FailureTrainer,
             save_config_kwargs={"overwrite": True},
             # LightningCLI reads the command line by itself, and warns if it is handed over as well
             args=None if [command, *arguments] == sys.argv[1:] else [command, *arguments],
             parser_kwargs={"prog": "lightning-failures"},
         )
+        return int(cli.trainer.status)
 
     return run
 
 
-COMMANDS: dict[str, tuple[str, Callable[[Sequence[str]], None]]] = {
+def _doctor(arguments: Sequence[str]) -> int:
+    with quiet():
+        try:
+            return _lightning("doctor")(arguments)
+        except Exception as error:  # of the user's classes, or of the Trainer
+            return tell_unbuilt(error, as_json=any(one.startswith("--json") for one in arguments))
+
+
+COMMANDS: dict[str, tuple[str, Callable[[Sequence[str]], int | None]]] = {
     "demo": ("train on coloured digits with a planted shortcut, offline, and show what was found", _demo),
     "fit": ("train with a LightningCLI config, e.g. --config configs/digits.yaml", _lightning("fit")),
     "validate": ("grade and analyse the validation split", _lightning("validate")),
     "test": ("grade and analyse the test split", _lightning("test")),
     "analyse": ("analyse a checkpoint on any split: --split train|validation|test", _lightning("analyse")),
     "verdict": ("tell whether the interventions of a config help: fork a checkpoint", _lightning("verdict")),
+    "embed": ("embed a pool of any size, and find its hardest examples", _lightning("embed")),
+    "doctor": ("look a config over before it is trained: data, encoders, loggers, time, memory", _doctor),
     "report": ("show the last report of a run", _report),
 }
 
@@ -213,11 +306,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         return 0 if known else 2
     try:
-        COMMANDS[command][1](rest)
+        return COMMANDS[command][1](rest) or 0
     except FailureModesError as error:
         print(f"lightning-failures: {error}", file=sys.stderr)
         return 1
-    return 0
 
 
 def _given(**options: Any) -> dict[str, Any]:

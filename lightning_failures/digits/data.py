@@ -45,6 +45,7 @@ class ColouredDigits(Dataset[tuple[Tensor, int]]):
         size: Number of images. A source digit appears in several.
         seed: Draws the tints that are planted (the same for all splits) and the images (different in each split).
         shortcut: Probability of the usual tint in training, 0.5 (nothing to learn) to 0.99.
+        draw: Each gives other images of the same split, with the same tints planted.
 
     Attributes:
         classes: Ten names, "zero" to "nine".
@@ -65,13 +66,13 @@ class ColouredDigits(Dataset[tuple[Tensor, int]]):
     (torch.Size([3, 32, 32]), True)
     """
 
-    def __init__(self, split: Split, *, size: int = 4000, seed: int = 0, shortcut: float = 0.95) -> None:
+    def __init__(self, split: Split, *, size: int = 4000, seed: int = 0, shortcut: float = 0.95, draw: int = 0) -> None:
         if split not in SPLITS:
             raise ConfigurationError(f"ColouredDigits: split must be one of {', '.join(SPLITS)}; got {split!r}.")
         if not 0.5 <= shortcut <= 0.99:
             raise ConfigurationError(f"ColouredDigits: shortcut must be in 0.5 ... 0.99; got {shortcut}.")
         planted = plant_shortcut(np.random.default_rng([seed, len(SPLITS)]))
-        rng = np.random.default_rng([seed, SPLITS.index(split)])
+        rng = np.random.default_rng([seed, SPLITS.index(split), *([draw] if draw else [])])
 
         self.classes = list(CLASSES)
         self.groups = _balanced_sources(split, size, rng)
@@ -108,7 +109,9 @@ def _balanced_sources(split: Split, size: int, rng: np.random.Generator) -> Tens
 
 
 class ColouredDigitsDataModule(L.LightningDataModule):
-    """Train, validation and test loaders of :class:`ColouredDigits`.
+    """Train, validation, test and predict loaders of :class:`ColouredDigits`.
+
+    The predict loader is a pool: other images of the training digits, with the usual tint in half of them.
 
     Args:
         seed: See :class:`ColouredDigits`; also the order of the training images.
@@ -116,6 +119,7 @@ class ColouredDigitsDataModule(L.LightningDataModule):
         train_size: Number of training images.
         val_size: Number of validation images.
         test_size: Number of test images.
+        pool_size: Number of images of the pool.
         batch_size: Examples in a batch.
     """
 
@@ -127,6 +131,7 @@ class ColouredDigitsDataModule(L.LightningDataModule):
         train_size: int = 4000,
         val_size: int = 4000,
         test_size: int = 4000,
+        pool_size: int = 4000,
         batch_size: int = 64,
     ) -> None:
         super().__init__()
@@ -134,6 +139,8 @@ class ColouredDigitsDataModule(L.LightningDataModule):
         self.seed, self.shortcut, self.batch_size = seed, shortcut, batch_size
         self.sizes: dict[Split, int] = {"train": train_size, "validation": val_size, "test": test_size}
         self.sets: dict[Split, ColouredDigits] = {}
+        self.pool_size = pool_size
+        self.pool: ColouredDigits | None = None
 
     def setup(self, stage: str | None = None) -> None:
         """Render what the stage needs, once."""
@@ -147,6 +154,8 @@ class ColouredDigitsDataModule(L.LightningDataModule):
         for split in needed[stage]:
             if split not in self.sets:
                 self.sets[split] = ColouredDigits(split, size=self.sizes[split], seed=self.seed, shortcut=self.shortcut)
+        if stage in ("predict", None) and self.pool is None:
+            self.pool = ColouredDigits("train", size=self.pool_size, seed=self.seed, shortcut=0.5, draw=1)
 
     def train_dataloader(self) -> DataLoader[tuple[Tensor, int]]:
         """Shuffled by a generator of its own."""
@@ -160,3 +169,8 @@ class ColouredDigitsDataModule(L.LightningDataModule):
     def test_dataloader(self) -> DataLoader[tuple[Tensor, int]]:
         """In the order of the data set."""
         return DataLoader(self.sets["test"], batch_size=self.batch_size)
+
+    def predict_dataloader(self) -> DataLoader[tuple[Tensor, int]]:
+        """The pool, in its order."""
+        assert self.pool is not None
+        return DataLoader(self.pool, batch_size=self.batch_size)

@@ -1,0 +1,345 @@
+"""The module that ``Trainer.predict`` runs to embed a pool: batches in, shards on disk out."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from lightning_failures.adapters.distributed import Ranks
+from lightning_failures.adapters.images import ImageSpace
+from lightning_failures.adapters.isolation import isolated_rng
+from lightning_failures.adapters.pool_results import agreed_names, conclude
+from lightning_failures.adapters.pool_source import PoolSource, batch_size_of, blocks_loader, content_sample
+from lightning_failures.adapters.reading import BatchReader
+from lightning_failures.cache import content_keys
+from lightning_failures.directions import FailureDirections
+from lightning_failures.encoders import Encoder, load_encoder
+from lightning_failures.errors import ConfigurationError, DataError, EncoderError
+from lightning_failures.pools.fitted import FittedDirections
+from lightning_failures.pools.manifest import PoolManifest, default_shard_size
+from lightning_failures.pools.shards import (
+    UNLABELLED,
+    PoolShard,
+    digest_of,
+    in_half,
+    read_pool_shard,
+    scored,
+    write_pool_shard,
+)
+from lightning_failures.shards import DamagedShardError
+
+__all__ = ["PoolEmbedder", "PoolJob", "run_job"]
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class PoolJob:
+    """What is done with a pool.
+
+    Attributes:
+        source: The pool.
+        encoder: What the user named, or an encoder.
+        reader: Reads batches.
+        folder: Where shards and results go. All processes must see the same.
+        fitted: Score with these directions; None: only embed.
+        k: How many of the hardest examples of each class to find.
+        class_names: The user's, or None to read ``dataset.classes``.
+        task: The user's, or None.
+        device: Of the encoder; None: that of the process.
+        shard_size: None: as begun, or chosen by the size of the pool.
+        keep_embeddings: Whether shards hold them.
+    """
+
+    source: PoolSource
+    encoder: str | Path | Encoder
+    reader: BatchReader
+    folder: Path
+    fitted: FittedDirections | None = None
+    k: int = 100
+    class_names: Sequence[str] | None = None
+    task: str | None = None
+    device: str | torch.device | None = None
+    shard_size: int | None = None
+    keep_embeddings: bool = True
+
+    @property
+    def directions(self) -> FailureDirections | None:
+        """What is scored with."""
+        return None if self.fitted is None else self.fitted.directions
+
+
+def run_job(trainer: Trainer, job: PoolJob) -> None:
+    """Embed what is left of a pool, with the strategy of the Trainer, then look at the whole."""
+    with warnings.catch_warnings():
+        # where fewer shards are left than there are processes, or none
+        warnings.filterwarnings("ignore", "Total length of `DataLoader` across ranks is zero")
+        trainer.predict(PoolEmbedder(job), return_predictions=False)
+
+
+class PoolEmbedder(LightningModule):
+    """Embeds, and scores, the shards that are not there yet. It has no parameters, so any strategy can run it.
+
+    The pool is cut into fixed blocks of ids, and the blocks that are left are dealt out to the processes. A shard is
+    the same whichever process writes it, down to its bytes: batches do not cross its borders.
+
+    An error in one process ends it, and Lightning then ends the others: what is on disk stays, the next run does the
+    rest.
+    """
+
+    def __init__(self, job: PoolJob) -> None:
+        super().__init__()
+        self.allow_zero_length_dataloader_with_multiple_devices = True
+        self.prepare_data_per_node = job.source.owner.prepare_data_per_node
+        # in plain objects, so that neither the user's module nor the encoder becomes a part of this one
+        self._job, self._ranks = job, Ranks()
+        self._work: _Work | None = None
+
+    def prepare_data(self) -> None:
+        """As the user has it."""
+        self._job.source.owner.prepare_data()
+
+    def setup(self, stage: str) -> None:
+        """As the user has it, in every process."""
+        self._ranks.open()
+        self._job.source.begin(self.trainer)
+
+    def predict_dataloader(self) -> DataLoader[Any]:
+        """The blocks of this process. All processes find the same that is left to do."""
+        job, ranks = self._job, self._ranks
+        loader = self._on_all(job.source.loader)
+        names = self._on_all(lambda: agreed_names(job.class_names, loader.dataset, job.fitted))
+        encoder = self._on_all(self._load_encoder)
+        space = job.reader.space(loader.dataset)
+        claimed = self._on_all(lambda: self._claim(loader, encoder, space) if ranks.is_first else None)
+        manifest = ranks.broadcast(claimed)
+        assert manifest is not None
+        self._on_all(lambda: self._check_same(loader, manifest, encoder))
+        left = self._what_is_left(manifest)
+        blocks = blocks_loader(loader, [manifest.block(number) for number in left[ranks.number :: ranks.size]])
+        self._work = _Work(job, manifest, encoder, space, loader.dataset, names, iter(blocks.sampler))
+        return blocks
+
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """As the user has it."""
+        return self._job.source.hook("on_before_batch_transfer")(batch, dataloader_idx)
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """As the user has it."""
+        return self._job.source.hook("transfer_batch_to_device")(batch, device, dataloader_idx)
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """As the user has it."""
+        return self._job.source.hook("on_after_batch_transfer")(batch, dataloader_idx)
+
+    def predict_step(self, batch: Any, batch_idx: int) -> int:
+        """Embed a batch, and write the shard when it is complete. Returns the number of examples."""
+        assert self._work is not None
+        return self._work.take(batch)
+
+    def teardown(self, stage: str) -> None:
+        """Wait until all processes have written their shards; then the first one looks at the whole."""
+        self._ranks.agree(None)
+        work, self._work = self._work, None
+        if work is not None:
+            self._on_all(lambda: self._conclude(work) if self._ranks.is_first else None)
+        self._ranks.close()
+        self._job.source.end()
+
+    def _on_all(self, act: Callable[[], T]) -> T:
+        """Do something in every process; an error of one is an error of all, at once. Collective."""
+        found: Any = None
+        error: Exception | None = None
+        try:
+            found = act()
+        except Exception as raised:
+            error = raised
+        self._ranks.agree(error)
+        return found  # type: ignore[no-any-return]
+
+    def _load_encoder(self) -> Encoder:
+        device = self.trainer.strategy.root_device if self._job.device is None else torch.device(self._job.device)
+        with isolated_rng():
+            encoder = load_encoder(self._job.encoder, device=device)
+        fitted = self._job.fitted
+        if fitted is not None and fitted.encoder not in (None, encoder.fingerprint):
+            raise ConfigurationError(
+                f"{fitted.path} was fitted to embeddings of another encoder ({fitted.encoder}) than"
+                f" {encoder.name} ({encoder.fingerprint}). Give the encoder of that run, or other --directions."
+            )
+        if fitted is not None and fitted.directions.mean.numel() != encoder.dim:
+            raise ConfigurationError(
+                f"{fitted.path} was fitted to embeddings of {fitted.directions.mean.numel()} dimensions;"
+                f" {encoder.name} gives {encoder.dim}. Give the encoder of that run, or other --directions."
+            )
+        return encoder
+
+    def _claim(self, loader: DataLoader[Any], encoder: Encoder, space: ImageSpace) -> PoolManifest:
+        """Make the folder that of this pool; in the first process."""
+        job, examples = self._job, len(loader.dataset)  # type: ignore[arg-type]
+        sample = content_sample(loader, job.reader)
+        if not sample:
+            rank_zero_warn(
+                "Two looks at one image of the pool differ, so its transform is random: when the command is run again,"
+                " it cannot tell whether the images are still the same. A pool is better seen through a fixed"
+                " transform."
+            )
+        found = PoolManifest.load(job.folder)
+        size = job.shard_size or (found.shard_size if found else default_shard_size(examples, batch_size_of(loader)))
+        manifest = PoolManifest(
+            encoder=encoder.fingerprint,
+            encoder_name=encoder.name,
+            examples=examples,
+            shard_size=size,
+            image_space=repr(space),
+            sample=sample,
+        )
+        return manifest.claim(job.folder)
+
+    def _check_same(self, loader: DataLoader[Any], manifest: PoolManifest, encoder: Encoder) -> None:
+        """Whether this process sees the folder, the pool and the encoder of the first one."""
+        if PoolManifest.load(self._job.folder) != manifest:
+            raise ConfigurationError(
+                f"{self._job.folder} of process {self._ranks.number} is not that of the first one. On several nodes"
+                " --output must be a folder that all of them share."
+            )
+        examples = len(loader.dataset)  # type: ignore[arg-type]
+        if (examples, encoder.fingerprint) != (manifest.examples, manifest.encoder):
+            raise DataError(
+                f"The first process has a pool of {manifest.examples} examples and the encoder {manifest.encoder},"
+                f" process {self._ranks.number} {examples} and {encoder.fingerprint}. They must be the same."
+            )
+
+    def _what_is_left(self, manifest: PoolManifest) -> list[int]:
+        """Numbers of the shards to write; those that are there are verified, each by one process. Collective."""
+        folder, ranks = self._job.folder, self._ranks
+        present = ranks.broadcast([n for n in range(manifest.shards) if manifest.path(folder, n).is_file()])
+        mine = present[ranks.number :: ranks.size]
+        whole = self._on_all(lambda: [number for number in mine if self._is_done(manifest, number)])
+        done = {number for part in ranks.gather_objects(whole) for number in part}
+        if present:
+            spoilt = len(present) - len(done)
+            told = f"; {spoilt} more are damaged or lack something, and are done anew" if spoilt else ""
+            rank_zero_info(f"{len(done)} of {manifest.shards} shards are there{told}.")
+        return [number for number in range(manifest.shards) if number not in done]
+
+    def _is_done(self, manifest: PoolManifest, number: int) -> bool:
+        """Whether a shard that is there is whole and needs no image any more; it is scored anew where it has to be."""
+        job, path = self._job, manifest.path(self._job.folder, number)
+        try:
+            shard = read_pool_shard(path, manifest.block(number), pool=manifest.digest)
+        except (OSError, DamagedShardError):
+            return False
+        if job.keep_embeddings and shard.embeddings is None:
+            return False
+        if job.directions is None or shard.directions == digest_of(job.directions):
+            return True
+        if shard.embeddings is None or bool((shard.labels == UNLABELLED).any()):
+            return False
+        write_pool_shard(scored(shard, job.directions), path, pool=manifest.digest)
+        return True
+
+    def _conclude(self, work: _Work) -> None:
+        """In the first process."""
+        limit = self.trainer.limit_predict_batches
+        conclude(
+            work.manifest,
+            self._job.folder,
+            directions=self._job.directions,
+            k=self._job.k,
+            names=work.names,
+            dataset=work.dataset,
+            limited=isinstance(limit, int) or limit < 1.0,
+            patience=60.0 if self.trainer.num_nodes > 1 else 0.0,
+        )
+
+
+@dataclass
+class _Work:
+    """What one process does with its batches: at most the rows of one shard are held."""
+
+    job: PoolJob
+    manifest: PoolManifest
+    encoder: Encoder
+    space: ImageSpace
+    dataset: Any
+    names: Sequence[str]
+    batches: Iterator[range]
+
+    def __post_init__(self) -> None:
+        self._rows: list[PoolShard] = []
+
+    def take(self, batch: Any) -> int:
+        ids = next(self.batches)  # a loader yields in the order of its sampler
+        self._rows.append(self._embed(batch, ids))
+        number = ids.start // self.manifest.shard_size
+        if ids.stop == self.manifest.block(number).stop:
+            self._write(number)
+        return len(ids)
+
+    def _embed(self, batch: Any, ids: range) -> PoolShard:
+        record = self.job.reader.read(None, batch)
+        images, labels = record.images, record.labels
+        if images is None:
+            raise DataError(
+                f"No images were found in a batch of type {type(batch).__name__}. Batches are (x, y, ...) or mappings"
+                " with keys such as image and label; for other forms give the callback read_batch."
+            )
+        if labels is None and self.job.directions is not None:
+            raise DataError(
+                "Scoring needs the label of each example, and none were found in a batch of type"
+                f" {type(batch).__name__}. Give the callback read_batch, or leave --directions away to embed only."
+            )
+        for name, rows in (("images", images), ("labels", labels)):
+            if rows is not None and len(rows) != len(ids):
+                raise DataError(
+                    f"A batch of the {len(ids)} examples {ids.start} ... {ids.stop - 1} has {len(rows)} {name}."
+                    " The collate_fn must neither drop nor repeat any."
+                )
+        embeddings = self.encoder.encode_images(self.space.to_unit(images)).detach().to("cpu", torch.float32)
+        if embeddings.ndim != 2 or len(embeddings) != len(ids) or not bool(embeddings.isfinite().all()):
+            raise EncoderError(
+                f"The encoder must give {len(ids)} finite vectors for the examples {ids.start} ... {ids.stop - 1};"
+                f" it gave {tuple(embeddings.shape)}."
+            )
+        return PoolShard(
+            ids=torch.arange(ids.start, ids.stop),
+            labels=torch.full((len(ids),), UNLABELLED) if labels is None else _one_label(labels, self.job.task),
+            keys=content_keys(images, salt=repr(self.space)),
+            embeddings=embeddings,
+        )
+
+    def _write(self, number: int) -> None:
+        rows, self._rows = self._rows, []
+        ids, labels, keys = (torch.cat([getattr(r, name) for r in rows]) for name in ("ids", "labels", "keys"))
+        embeddings = torch.cat([r.embeddings for r in rows if r.embeddings is not None])
+        shard = PoolShard(ids, labels, keys, in_half(embeddings))
+        if self.job.directions is not None:
+            shard = scored(shard, self.job.directions)
+        if not self.job.keep_embeddings:
+            shard = replace(shard, embeddings=None)
+        write_pool_shard(shard, self.manifest.path(self.job.folder, number), pool=self.manifest.digest)
+
+
+def _one_label(labels: Tensor, task: str | None) -> Tensor:
+    """(B,) int64 from labels (B,), (B, 1), or one-hot (B, K)."""
+    labels = labels.detach().cpu()
+    if labels.ndim == 2 and labels.shape[1] == 1:
+        labels = labels[:, 0]
+    if labels.ndim == 2 and task == "multiclass":
+        labels = labels.argmax(1)
+    if labels.ndim != 1 or not torch.equal(labels.long().to(labels.dtype), labels) or int(labels.min()) < 0:
+        raise DataError(
+            f"A pool has one class for each example; labels of the shape {tuple(labels.shape)} came. For one-hot labels"
+            " give the callback task='multiclass'; pools of multilabel tasks are not supported."
+        )
+    return labels.long().clone()

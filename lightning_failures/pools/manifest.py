@@ -1,0 +1,116 @@
+"""What a folder of shards holds: of which pool, through which encoder, cut into which blocks."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import xxhash
+
+from lightning_failures.atomic import write_atomically
+from lightning_failures.errors import ConfigurationError, DataError
+from lightning_failures.plain import from_plain, read_json
+
+__all__ = ["PoolManifest", "default_shard_size"]
+
+_NAME = "manifest.json"
+_TOLD = {
+    "encoder": "the encoder",
+    "examples": "the number of examples",
+    "sample": "the images, or their transform",
+    "image_space": "the normalisation of the images",
+    "shard_size": "the shard size",
+}
+
+
+@dataclass(frozen=True)
+class PoolManifest:
+    """A pool, cut into blocks of ``shard_size`` consecutive ids: how many processes embed it makes no difference.
+
+    Attributes:
+        encoder: Fingerprint of the encoder.
+        encoder_name: What the user called it.
+        examples: Number of examples of the pool.
+        shard_size: Examples in a shard; the last one has what is left.
+        image_space: What is undone before an image is encoded.
+        sample: Content keys of a few images; empty where each look at an image is another one.
+
+    >>> pool = PoolManifest("f00d", "an encoder", examples=10, shard_size=4)
+    >>> pool.shards, pool.block(2), pool.path(Path("out"), 2).name
+    (3, range(8, 10), 'shard-0000002.safetensors')
+    """
+
+    encoder: str
+    encoder_name: str
+    examples: int
+    shard_size: int
+    image_space: str = ""
+    sample: tuple[str, ...] = ()
+    schema: int = 1
+
+    @property
+    def shards(self) -> int:
+        """How many files the pool has."""
+        return -(-self.examples // self.shard_size)
+
+    @property
+    def digest(self) -> str:
+        """32 hex digits over everything that a shard depends on."""
+        about = [self.schema, *(getattr(self, name) for name in _TOLD)]
+        return xxhash.xxh3_128_hexdigest(json.dumps(about).encode())
+
+    def block(self, number: int) -> range:
+        """The ids of a shard."""
+        return range(number * self.shard_size, min((number + 1) * self.shard_size, self.examples))
+
+    def path(self, folder: Path, number: int) -> Path:
+        """Where a shard lies."""
+        return folder / "shards" / f"shard-{number:07d}.safetensors"
+
+    @classmethod
+    def load(cls, folder: Path) -> PoolManifest | None:
+        """Read the manifest of a folder; None if there is none.
+
+        Raises:
+            DataError: It cannot be read as one.
+        """
+        path = folder / _NAME
+        if not path.is_file():
+            return None
+        try:
+            return from_plain(cls, read_json(path.read_bytes()))
+        except DataError as error:
+            raise DataError(f"{path} is damaged: {error}. Remove it; the shards beside it are then checked.") from error
+
+    def claim(self, folder: Path) -> PoolManifest:
+        """Make the folder that of this pool; return what it then says.
+
+        Raises:
+            ConfigurationError: It is that of another one.
+        """
+        found = PoolManifest.load(folder)
+        if found is not None and found.digest != self.digest:
+            told = [text for name, text in _TOLD.items() if getattr(found, name) != getattr(self, name)]
+            raise ConfigurationError(
+                f"{folder} holds another pool, or the same one seen through another encoder: {', '.join(told)} differ"
+                f" ({found.examples} examples, shards of {found.shard_size}, encoder {found.encoder_name};"
+                f" now {self.examples}, {self.shard_size}, {self.encoder_name})."
+                " Give another --output, or remove that folder."
+            )
+        if found is not None:
+            return found
+        text = json.dumps(dataclasses.asdict(self), indent=2) + "\n"
+        write_atomically(folder / _NAME, text.encode())
+        return self
+
+
+def default_shard_size(examples: int, batch_size: int) -> int:
+    """Choose how many examples a shard has: about 256 shards of 256 to 8,192 examples, in whole batches.
+
+    >>> default_shard_size(2_000, 64), default_shard_size(20_000_000, 100)
+    (256, 8200)
+    """
+    wanted = min(max(-(-examples // 256), 256), 8192)
+    return -(-wanted // batch_size) * batch_size

@@ -1,0 +1,161 @@
+"""The file of one block of a pool: written once, whole or not at all, and verified whenever it is read.
+
+A shard is a safetensors file with a row for each example. Each column has a checksum of its own, so that the few bytes
+an example that a merge needs are verified without reading the embeddings. Files are read, not mapped: a disk that fails
+is then an error instead of a signal that ends the process.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import xxhash
+from safetensors.torch import save
+from torch import Tensor
+
+from lightning_failures.atomic import write_atomically
+from lightning_failures.directions import FailureDirections
+from lightning_failures.shards import DamagedShardError
+
+__all__ = ["UNLABELLED", "PoolShard", "digest_of", "in_half", "read_pool_shard", "scored", "write_pool_shard"]
+
+UNLABELLED = -1
+
+_FORMAT = "lightning_failures pool shard 1"
+_DTYPES: dict[str, np.dtype[Any]] = {"I64": np.dtype("<i8"), "F16": np.dtype("<f2"), "F32": np.dtype("<f4")}
+
+
+@dataclass(frozen=True, eq=False)
+class PoolShard:
+    """The examples of one block of consecutive ids.
+
+    Attributes:
+        ids: (n,) int64, indices of the dataset, ascending by one.
+        labels: (n,) int64; ``UNLABELLED`` where the pool has none.
+        keys: (n, 2) int64, content keys: equal for exact copies.
+        embeddings: (n, D) float16 or float32, or None where they are not kept.
+        values: (n,) float32, decision values of each example's class, NaN where it has no SVM; None before scoring.
+        directions: Digest of the directions that gave the values.
+    """
+
+    ids: Tensor
+    labels: Tensor
+    keys: Tensor
+    embeddings: Tensor | None = None
+    values: Tensor | None = None
+    directions: str | None = None
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+_COLUMNS = tuple(f.name for f in dataclasses.fields(PoolShard) if f.name != "directions")
+
+
+def digest_of(directions: FailureDirections) -> str:
+    """Return 32 hex digits that tell directions apart by what they do to an embedding."""
+    hasher = xxhash.xxh3_128(str(directions.whiten).encode())
+    for tensor in (directions.classes, directions.weight, directions.bias, directions.mean, directions.std):
+        hasher.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
+        hasher.update(tensor.contiguous().numpy().data)
+    return hasher.hexdigest()
+
+
+def in_half(embeddings: Tensor) -> Tensor:
+    """Return (n, D) float32 in float16 where this moves no row by more than 2**-10 of its length, else as they are.
+
+    >>> in_half(torch.tensor([[0.6, 0.8]])).dtype, in_half(torch.tensor([[1e6, 0.0]])).dtype
+    (torch.float16, torch.float32)
+    """
+    half = embeddings.half()
+    error, length = (torch.linalg.vector_norm(x, dim=1) for x in (half.float() - embeddings, embeddings))
+    return half if bool((error <= length / 1024).all()) else embeddings
+
+
+def scored(shard: PoolShard, directions: FailureDirections) -> PoolShard:
+    """Return the shard with the decision values of its embeddings as they are stored.
+
+    An older shard that is scored again thus gets the very values that it would get anew.
+
+    Raises:
+        DataError: The directions belong to embeddings of another length.
+    """
+    assert shard.embeddings is not None
+    values = directions.decision_values(shard.embeddings.float(), shard.labels)
+    return replace(shard, values=values, directions=digest_of(directions))
+
+
+def write_pool_shard(shard: PoolShard, path: Path, *, pool: str) -> None:
+    """Write a file that any safetensors reader opens.
+
+    Args:
+        shard: What to write.
+        path: Where; a file that is there is replaced.
+        pool: Digest of the pool that it belongs to.
+    """
+    columns = {name: getattr(shard, name).contiguous() for name in _COLUMNS if getattr(shard, name) is not None}
+    metadata = {"format": _FORMAT, "pool": pool, "directions": shard.directions or ""}
+    sums = {name: _checksum(metadata, name, column.numpy()) for name, column in columns.items()}
+    write_atomically(path, save(columns, metadata | {"checksums": json.dumps(sums)}))
+
+
+def read_pool_shard(path: Path, block: range, *, pool: str, embeddings: bool = True) -> PoolShard:
+    """Read a shard and verify every byte that is read.
+
+    Args:
+        path: The file.
+        block: The ids that it must hold.
+        pool: Digest of the pool that it must belong to.
+        embeddings: Whether to read them, if they are there.
+
+    Raises:
+        DamagedShardError: The content is not what was written for this block of this pool.
+        OSError: The file cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            if length > 2**20:
+                raise ValueError("header too long")
+            header = json.loads(file.read(length))
+            metadata = header.pop("__metadata__")
+            if metadata["format"] != _FORMAT or metadata["pool"] != pool:
+                raise ValueError("it belongs to another pool")
+            if os.fstat(file.fileno()).st_size != 8 + length + max(part["data_offsets"][1] for part in header.values()):
+                raise ValueError("wrong size")
+            sums = json.loads(metadata["checksums"])
+            if set(sums) != set(header):
+                raise ValueError("wrong columns")
+            columns: dict[str, Tensor] = {}
+            for name in _COLUMNS:
+                if name not in header or (name == "embeddings" and not embeddings):
+                    continue
+                start, stop = header[name]["data_offsets"]
+                file.seek(8 + length + start)
+                raw = bytearray(file.read(stop - start))
+                column = np.frombuffer(raw, _DTYPES[header[name]["dtype"]]).reshape(header[name]["shape"])
+                if _checksum(metadata, name, column) != sums[name]:
+                    raise ValueError(f"wrong checksum of {name}")
+                columns[name] = torch.from_numpy(column)
+        if columns["ids"].tolist() != list(block) or any(len(column) != len(block) for column in columns.values()):
+            raise ValueError("it holds other examples")
+        return PoolShard(**columns, directions=metadata["directions"] or None)
+    except OSError:
+        raise
+    except Exception as error:  # whatever a flipped bit in a header leads to
+        raise DamagedShardError(str(error) or type(error).__name__) from error
+
+
+def _checksum(metadata: dict[str, str], name: str, column: np.ndarray[Any, Any]) -> str:
+    """Of a column and of what the header says about it."""
+    about = [_FORMAT, metadata["pool"], metadata["directions"], name, str(column.dtype), column.shape]
+    hasher = xxhash.xxh3_128(json.dumps(about).encode())
+    hasher.update(np.ascontiguousarray(column).data)
+    return hasher.hexdigest()
