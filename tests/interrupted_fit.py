@@ -1,7 +1,8 @@
 """Run by test_interruption.py: a process that forks one for each training, so that any of them may be killed.
 
-It reads a list of jobs a line, as JSON, runs them at once, and answers with how the process of each ended. Forks share its imports, so that a
-training costs no start of Python; before the first fork nothing is computed, so no thread is lost.
+It reads a list of jobs a line, as JSON, runs them at once, and answers with how the process of each ended. Forks share
+its imports, so that a training costs no start of Python; before the first fork nothing is computed, so no thread is
+lost.
 """
 
 from __future__ import annotations
@@ -114,7 +115,7 @@ INTERVENTIONS = {
 }
 
 
-class Planted(RuntimeError):
+class PlantedError(RuntimeError):
     """The error of a stage."""
 
 
@@ -153,7 +154,7 @@ class Fault:
         if self.left != 0:
             return
         if self.how == "exception":
-            raise Planted(self.stage)
+            raise PlantedError(self.stage)
         os.kill(os.getpid(), getattr(signal, self.how))
 
 
@@ -219,7 +220,7 @@ def train(job: dict[str, Any]) -> None:
     fault = Fault(**job["fault"]) if "fault" in job else None
     try:
         module, _ = fit(job, modes, fault)
-    except Planted:
+    except PlantedError:
         again = folder / "again"
         again.mkdir()
         module, _ = fit(job | {"folder": str(again), "name": "again"}, modes)  # the same callback in another fit

@@ -139,7 +139,7 @@ def interrupt_and_resume(runs: Runs, folder: Path, job: dict[str, Any], stage: s
     if how != "SIGKILL" and ended:
         left = json.loads((folder / "cut.left.json").read_text())
         assert left.pop("exception") in {"SIGTERM": "SIGTERMException", "SIGINT": "KeyboardInterrupt"}.get(
-            how, "Planted"
+            how, "PlantedError"
         )
         assert left == {"hooks": 0, "wrapper": False, "samplers": []}
     if not ended:

@@ -217,14 +217,15 @@ class WeightedEpochs(DistributedSampler[int]):
     """
 
     def __init__(self, base: Any, state: DrawState, size: int) -> None:
-        self.base, self.state = base, state
+        self.base, self.state, self._told = base, state, False
         self._shared, self._size = _is_shared(base), size
         replicas, rank = (base.num_replicas, base.rank) if self._shared else (1, 0)
         super().__init__(range(size), num_replicas=replicas, rank=rank, shuffle=False)  # type: ignore[arg-type]
 
     def __iter__(self) -> Iterator[int]:
         weights, added = self.state.weights(), self.state.added()
-        self.set_epoch(self.state.epoch)  # Lightning does so too, but in a resumed run after workers have drawn
+        if not self._told:  # Lightning begins to draw for workers first, and in a resumed run that is no epoch 0
+            self.set_epoch(self.state.epoch)
         drawn: Any = self.base if weights is None and not len(added) else self._draw(weights, added)
         losses = self.state.weights(of_loss=True)
         if losses is None:
@@ -237,6 +238,7 @@ class WeightedEpochs(DistributedSampler[int]):
 
     def set_epoch(self, epoch: int) -> None:
         """For the other sampler; the weighted epochs are counted by the state."""
+        self._told = True
         if callable(set_epoch := getattr(self.base, "set_epoch", None)):
             set_epoch(epoch)
 

@@ -98,6 +98,20 @@ def test_sampler__without_weights_is_the_one_inside(kind, weights):
     assert seen[0] == seen[1]
 
 
+@pytest.mark.parametrize("kind", ["distributed", "wrapped by Lightning"])
+def test_sampler__before_it_is_told_the_epoch_it_is_that_of_the_state(kind):
+    """In a resumed run workers are given their first batches before Lightning says which epoch it is."""
+    plain, wrapped = SAMPLERS[kind](), WeightedEpochs(SAMPLERS[kind](), state(None), SIZE)
+    wrapped.state.epoch = 4
+    plain.set_epoch(4)
+    seen = []
+    for sampler in (plain, wrapped):
+        torch.manual_seed(5)
+        seen.append(list(sampler))
+    assert seen[0] == seen[1]
+    assert wrapped.base.epoch == 4
+
+
 @pytest.mark.parametrize("kind", SAMPLERS)
 def test_sampler__length_stays_and_heavy_examples_come_more_often(kind):
     sampler = WeightedEpochs(SAMPLERS[kind](), state(), SIZE)
