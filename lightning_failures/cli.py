@@ -198,7 +198,8 @@ class FailureCLI(LightningCLI):
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
         """Name -> arguments that the configuration cannot give."""
-        return LightningCLI.subcommands() | {key: {"model", "datamodule"} for key in ("analyse", "verdict", "embed", "doctor")}
+        own = ("analyse", "verdict", "embed", "doctor")
+        return LightningCLI.subcommands() | {key: {"model", "datamodule"} for key in own}
 
     def before_verdict(self) -> None:
         """Every fork is made from the configuration anew."""
@@ -264,7 +265,7 @@ def _lightning(command: str) -> Callable[[Sequence[str]], int]:
             args=None if [command, *arguments] == sys.argv[1:] else [command, *arguments],
             parser_kwargs={"prog": "lightning-failures"},
         )
-        return int(cli.trainer.status)
+        return int(getattr(cli.trainer, "status", 0))
 
     return run
 

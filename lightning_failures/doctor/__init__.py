@@ -1,0 +1,75 @@
+"""A look at a configuration before it is trained: what is in order, what is not, what it will cost.
+
+:func:`examine` yields findings in the order in which they are told. It trains nothing, writes to temporary
+folders only, and asks the network for nothing but weights that are not on this machine.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+
+from lightning_failures.callback import FailureModes
+from lightning_failures.doctor.costs import check_cache, check_memory, check_time
+from lightning_failures.doctor.data import check_batches, check_examples, check_processes
+from lightning_failures.doctor.encoders import check_encoder, check_known_pictures, check_robust_encoder
+from lightning_failures.doctor.environment import check_loggers, check_monitors, check_schedule, check_versions
+from lightning_failures.doctor.findings import Finding, problem, told
+from lightning_failures.doctor.images import check_images
+from lightning_failures.doctor.interventions import check_interventions
+from lightning_failures.doctor.rehearsal import Case, check_rehearsal, quiet
+
+__all__ = ["CHECKS", "Finding", "examine", "quiet"]
+
+CHECKS: dict[str, Callable[[Case], Iterable[Finding]]] = {
+    "versions": check_versions,
+    "encoder": check_encoder,
+    "robust encoder": check_robust_encoder,
+    "batches": check_batches,
+    "images": check_images,
+    "example ids": check_examples,
+    "known pictures": check_known_pictures,
+    "processes": check_processes,
+    "interventions": check_interventions,
+    "schedule": check_schedule,
+    "monitors": check_monitors,
+    "loggers": check_loggers,
+    "cache": check_cache,
+    "rehearsal": check_rehearsal,
+    "time": check_time,
+    "memory": check_memory,
+}
+"""In this order: later checks use what earlier ones have loaded and read."""
+
+
+def examine(
+    trainer: Trainer,
+    model: LightningModule,
+    datamodule: LightningDataModule | None = None,
+    *,
+    begin: Callable[[str], None] = lambda check: None,
+) -> Iterator[Finding]:
+    """Check everything that a run with this Trainer would need.
+
+    Args:
+        trainer: As configured, with :class:`~lightning_failures.FailureModes` among its callbacks. It does not run.
+        model: Is validated on a few batches, by a Trainer of its own.
+        datamodule: The data, unless the model brings its own.
+        begin: Told the name of each check before it begins.
+    """
+    found = [one for one in trainer.callbacks if isinstance(one, FailureModes)]  # type: ignore[attr-defined]
+    if not found:
+        remedy = "callbacks: [{class_path: lightning_failures.FailureModes}] (see configs/digits.yaml)"
+        yield replace(problem("There is no FailureModes among trainer.callbacks.", remedy), check="callback")
+    for number, modes in enumerate(found, start=1):
+        with tempfile.TemporaryDirectory(prefix="failures-doctor-") as folder:
+            case = Case(trainer, model, datamodule, modes, Path(folder))
+            for name, check in CHECKS.items():
+                begin(name)
+                for finding in told(name if number == 1 else f"{name} ({number})", check, case):
+                    case.problems |= finding.status == "problem"
+                    yield finding

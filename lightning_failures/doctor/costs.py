@@ -1,0 +1,278 @@
+"""What a validation will cost: a few images are embedded, some classes fitted, and the rest is arithmetic."""
+
+from __future__ import annotations
+
+import math
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from lightning_failures.adapters.isolation import isolated_rng
+from lightning_failures.analysis import analyse
+from lightning_failures.budget import bytes_of, read_bytes, read_time
+from lightning_failures.cache import EmbeddingCache, EmbeddingStore, content_keys, embed
+from lightning_failures.candidates import ClassCaptions, caption_source
+from lightning_failures.doctor.encoders import weight_bytes
+from lightning_failures.doctor.environment import analyses
+from lightning_failures.doctor.findings import Finding, ok, problem, skipped, warning
+from lightning_failures.doctor.places import bytes_text, free_bytes, seconds_text, why_not_writable
+from lightning_failures.doctor.rehearsal import Case, LoaderNotes
+from lightning_failures.encoders import gives_texts
+from lightning_failures.grammar import CaptionVocabulary
+from lightning_failures.records import Grades
+
+__all__ = ["Cost", "check_cache", "check_memory", "check_time", "estimate"]
+
+LONG = 3600.0  # seconds that nobody should be surprised by
+CAPTIONED = 50  # classes, the default of ``analyse``
+_ENOUGH = 0.5  # seconds of measuring
+_CHEAP = 2.0
+_FAILING = 0.3
+_KEY_BYTES = 20
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Seconds, for all validation loaders together.
+
+    Attributes:
+        examples: Images.
+        embedding: To embed one image with all encoders.
+        known: For an image whose embedding is in the cache.
+        texts: To embed all captions, once.
+        fitting: One analysis.
+        processes: They share out images and classes.
+    """
+
+    examples: int
+    embedding: float
+    known: float
+    texts: float
+    fitting: float
+    processes: int
+
+    @property
+    def first(self) -> float:
+        """The first validation, when the cache knows nothing."""
+        return self.examples * self.embedding / self.processes + self.texts + self.fitting / self.processes
+
+    @property
+    def later(self) -> float:
+        """Every other one."""
+        return (self.examples * self.known + self.fitting) / self.processes
+
+
+def estimate(case: Case) -> Cost | None:
+    """Measure here what can be measured; None where nothing could be read."""
+    if case.first is None or not case.lenses:
+        return None
+    embedding = known = 0.0
+    if case.first.images is not None:
+        embedding, known = _embedding_seconds(case, case.first, case.first.images)
+    examples, texts, fitting = 0, 0.0, 0.0
+    for notes in case.notes:
+        size = len(notes.dataset) if hasattr(notes.dataset, "__len__") else 0
+        examples += size
+        if notes.collector is not None and size:
+            some_texts, some_fitting = _analysis_seconds(case, notes, size)
+            texts, fitting = max(texts, some_texts), fitting + some_fitting
+    return Cost(examples, embedding, known, texts, fitting, case.trainer.world_size)
+
+
+def _embedding_seconds(case: Case, notes: LoaderNotes, images: Tensor) -> tuple[float, float]:
+    """For one image, unknown and known."""
+    space = case.reader.space(notes.dataset)
+    encoders = [lens.encoder for lens in case.lenses.values()]
+
+    def run(stores: list[EmbeddingStore]) -> None:
+        keys = content_keys(images, salt=repr(space))
+        unit = space.to_unit(images) if bool(stores[0].missing(keys).any()) else images
+        for encoder, store in zip(encoders, stores, strict=True):
+            embed(encoder, store, unit, keys=keys)
+            store.get(keys)
+
+    def fresh() -> list[EmbeddingStore]:
+        return [EmbeddingStore(encoder.fingerprint) for encoder in encoders]
+
+    full = fresh()
+    run(full)  # the first call of a model takes longer
+    return tuple(_seconds(work) / len(images) for work in (lambda: run(fresh()), lambda: run(full)))  # type: ignore[return-value]
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    """The median of some runs."""
+    times: list[float] = []
+    while sum(times) < _ENOUGH and len(times) < 9:
+        start = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - start)
+    return sorted(times)[len(times) // 2]
+
+
+def _analysis_seconds(case: Case, notes: LoaderNotes, size: int) -> tuple[float, float]:
+    """To embed the captions, and to fit, both from some classes of the real size."""
+    assert notes.collector is not None
+    names = notes.collector.class_names
+    rows = max(size * (notes.collector.columns or 1 if notes.collector.task == "multilabel" else 1) // len(names), 1)
+    captions = _captions(case, names) if notes.collector.has_names else None
+    classes = min(len(names), 4)
+    start = time.perf_counter()
+    for k in range(classes if captions else 0):
+        assert captions is not None
+        captions(k)
+    texts = (time.perf_counter() - start) * min(len(names), CAPTIONED) / classes
+    _fit(case, names[:2], min(rows, 60), None)  # compiles the inner loops, once a machine
+    fitting = _fit(case, names[:classes], rows, captions) * len(names) / classes
+    if fitting < _CHEAP and classes < len(names):
+        fitting = _fit(case, names, rows, captions)
+    return texts, fitting
+
+
+def _captions(case: Case, names: tuple[str, ...]) -> Callable[[int], ClassCaptions | None] | None:
+    lens, words = case.lenses.get("directions"), case.modes.captions
+    if lens is None or words is None or not gives_texts(lens.encoder):
+        return None
+    return caption_source(lens, CaptionVocabulary.load(words), names)
+
+
+def _fit(
+    case: Case, names: tuple[str, ...], rows: int, captions: Callable[[int], ClassCaptions | None] | None
+) -> float:
+    """Seconds of an analysis of ``rows`` examples a class, of which some fail by a weak pattern."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(len(names) * rows) % len(names)
+    failed = torch.rand(len(labels), generator=generator) < _FAILING
+    grades = Grades(
+        ids=torch.arange(len(labels)),
+        labels=labels,
+        predictions=torch.where(failed, (labels + 1) % len(names), labels),
+        confidence=torch.rand(len(labels), generator=generator),
+        class_names=names,
+    )
+    embedded, featured = (
+        None
+        if role not in case.lenses
+        else torch.randn(len(labels), case.lenses[role].encoder.dim, generator=generator) + 0.2 * failed[:, None]
+        for role in ("directions", "trees")
+    )
+    modes = case.modes
+    start = time.perf_counter()
+    analyse(
+        grades,
+        embedded,
+        features=featured,
+        captions=captions,
+        permutations=modes.permutations,
+        n_directions=modes.n_directions,
+    )
+    return time.perf_counter() - start
+
+
+def check_time(case: Case) -> Iterator[Finding]:
+    """How long validations will take, beside what the model itself needs."""
+    with isolated_rng():
+        cost = estimate(case)
+    if cost is None:
+        yield skipped("no encoder, or no batch could be read")
+        return
+    share = f", on {cost.processes} processes" if cost.processes > 1 else ""
+    message = (
+        f"the first validation takes about {seconds_text(cost.first)} longer ({cost.examples:,} images are embedded),"
+        f" each later one {seconds_text(cost.later)}{share}. Expect half to twice that, without reading and drawing"
+        " images."
+    )
+    facts = {"first_seconds": cost.first, "later_seconds": cost.later, "images_per_second": 1 / (cost.embedding or 1)}
+    budget = getattr(case.modes, "time_budget", None)
+    limit = None if budget is None else read_time(budget)
+    if limit is not None and limit.share is not None:
+        message += f" Within time_budget if an epoch takes {seconds_text(cost.later / limit.share)} or more."
+    if limit is not None and limit.seconds is not None and limit.seconds < cost.later:
+        yield warning(
+            f"{message} time_budget={budget} is less, so some classes will be left out.", "Raise time_budget.", **facts
+        )
+    elif cost.first > LONG:
+        yield warning(message, "A GPU (device='cuda'), more processes, or a smaller encoder.", **facts)
+    else:
+        yield ok(message, **facts)
+    count = analyses(case)
+    if count:
+        yield ok(
+            f"all {count} analyses of the training together: about {seconds_text(cost.first + (count - 1) * cost.later)}"
+        )
+
+
+def check_memory(case: Case) -> Iterator[Finding]:
+    """What the first process will hold."""
+    if case.first is None or not case.lenses:
+        yield skipped("no encoder, or no batch could be read")
+        return
+    encoders = [lens.encoder for lens in case.lenses.values()]
+    sizes = [len(notes.dataset) for notes in case.notes if hasattr(notes.dataset, "__len__")]
+    world = case.trainer.world_size
+    analysis = sum(bytes_of(max(sizes, default=0), encoder.dim) for encoder in encoders) / world
+    weights = sum(map(weight_bytes, encoders))
+    message = f"about {bytes_text(analysis)} for the analysis and {bytes_text(weights)} of weights in each process"
+    facts = {"analysis_bytes": analysis, "weight_bytes": weights}
+    budget, here = getattr(case.modes, "memory_budget", None), _available()
+    if budget is not None and read_bytes(budget) < analysis:
+        yield warning(
+            f"{message}; memory_budget={budget} is less, so a sample is analysed.", "Raise memory_budget.", **facts
+        )
+    elif here is not None and analysis + weights > here / 2:
+        yield warning(f"{message}; {bytes_text(here)} are free here", "Set memory_budget.", **facts)
+    else:
+        yield ok(message + ("" if here is None else f"; {bytes_text(here)} are free here"), **facts)
+
+
+def _available() -> int | None:
+    """Free memory, where the system tells."""
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return None
+    return next((1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")), None)
+
+
+def check_cache(case: Case) -> Iterator[Finding]:
+    """Where embeddings are kept, whether there is room, and what is known already."""
+    if not case.lenses:
+        yield skipped("no encoder, nothing to keep")
+        return
+    cache = EmbeddingCache(case.modes.cache_folder)
+    if reason := why_not_writable(cache.folder):
+        yield problem(
+            f"{cache.folder} cannot be written ({reason}): embeddings would be lost with the run.",
+            "Name another folder: cache_folder=..., or LIGHTNING_FAILURES_CACHE.",
+        )
+        return
+    sizes = sum(len(notes.dataset) for notes in case.notes if hasattr(notes.dataset, "__len__"))
+    needed = sum(sizes * (2 * lens.encoder.dim + _KEY_BYTES) for lens in case.lenses.values())
+    free, known = free_bytes(cache.folder), _known(case, cache)
+    message = f"{cache.folder}: {bytes_text(needed)} for {sizes:,} images{known}"
+    if free is not None and free < 2 * needed:
+        yield problem(f"{message}, but only {bytes_text(free)} are free.", "Name another folder: cache_folder=...")
+    elif needed > cache.max_bytes:
+        yield warning(
+            f"{message}, more than the {bytes_text(cache.max_bytes)} that it keeps: every run embeds anew.",
+            "A smaller validation set, or an encoder with shorter embeddings.",
+        )
+    else:
+        yield ok(message + ("" if free is None else f"; {bytes_text(free)} free"), bytes=needed)
+
+
+def _known(case: Case, cache: EmbeddingCache) -> str:
+    notes = case.first
+    if notes is None or notes.images is None:
+        return ""
+    keys = content_keys(notes.images, salt=repr(case.reader.space(notes.dataset)))
+    with warnings.catch_warnings(record=True) as caught:  # damaged files: told here
+        warnings.simplefilter("always")
+        known = [~cache.store(lens.encoder.fingerprint).missing(keys) for lens in case.lenses.values()]
+    share = float(torch.stack(known).all(0).double().mean())
+    damaged = "; damaged files were removed" if caught else ""
+    return f", {math.floor(100 * share)}% of the first batch known{damaged}"

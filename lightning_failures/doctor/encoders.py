@@ -1,0 +1,238 @@
+"""The frozen encoders: can they be had, without a network too, are they steady, and do they know what they see?"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from lightning_failures.adapters.isolation import isolated_rng
+from lightning_failures.adapters.lenses import DEFAULT_ENCODER, Lens
+from lightning_failures.cache import EmbeddingCache
+from lightning_failures.doctor.findings import Finding, ok, problem, skipped, warning
+from lightning_failures.doctor.known_pictures import coloured_digits, plain_shapes, share_right
+from lightning_failures.doctor.places import bytes_text
+from lightning_failures.doctor.rehearsal import Case
+from lightning_failures.encoders import Encoder, gives_maps, gives_texts, load_encoder
+from lightning_failures.encoders.base import TextEncoder
+from lightning_failures.errors import EncoderError
+from lightning_failures.grammar import CaptionVocabulary
+
+__all__ = ["check_encoder", "check_known_pictures", "check_robust_encoder", "examine_encoder", "weight_bytes"]
+
+TOLERANCE = 1e-3  # of the length of an embedding
+CLOSEST = 0.999  # mean cosine above which an encoder sees the same in all images
+_SIZE = 64
+_OWN = 64
+
+
+def check_encoder(case: Case) -> Iterator[Finding]:
+    """The encoder of the failure directions."""
+    yield from _opened(case, "directions")
+
+
+def check_robust_encoder(case: Case) -> Iterator[Finding]:
+    """The encoder of the failure trees."""
+    if case.modes.robust_encoder is None:
+        yield skipped("robust_encoder=None: no failure trees")
+        return
+    yield from _opened(case, "trees")
+    if lens := case.lenses.get("trees"):
+        yield from _maps(lens.encoder)
+
+
+def _opened(case: Case, role: str) -> Iterator[Finding]:
+    """Load as the callback does; what it says when the default cannot be had is a warning here too."""
+    robust = role == "trees"
+    spec = case.modes.robust_encoder if robust else case.modes.encoder
+    if spec is None:
+        yield skipped("encoder=None: no failure directions")
+        return
+    device = case.trainer.strategy.root_device if case.modes.device is None else torch.device(case.modes.device)
+    try:
+        encoder, fetched = _load(spec, device, robust=robust)
+    except EncoderError as error:
+        if isinstance(spec, type(DEFAULT_ENCODER)):
+            yield warning(
+                f"The default encoder cannot be had, so there would be grades but no failure directions. {error}",
+                "Name one that is there, encoder='...'.",
+            )
+        else:
+            yield problem(str(error))
+        return
+    case.lenses[role] = Lens(encoder, EmbeddingCache(case.folder / "cache"))
+    yield from examine_encoder(encoder, device=device)
+    if fetched:
+        yield warning(
+            "Its weights were not on this machine; they have just been downloaded.",
+            "A machine without a network needs a copy of the Hugging Face cache (HF_HOME).",
+        )
+    else:
+        yield ok("needs no network: all of it is on this machine")
+
+
+def _load(spec: str | Path | Encoder, device: torch.device, *, robust: bool) -> tuple[Encoder, bool]:
+    """The encoder, and whether the network was needed for it."""
+    with isolated_rng():
+        try:
+            with _without_hub():
+                return load_encoder(spec, device=device, robust=robust), False
+        except EncoderError:
+            return load_encoder(spec, device=device, robust=robust), True
+
+
+@contextmanager
+def _without_hub() -> Iterator[None]:
+    from huggingface_hub import constants
+
+    before = constants.HF_HUB_OFFLINE
+    constants.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
+
+
+def examine_encoder(encoder: Encoder, *, device: torch.device | None = None) -> Iterator[Finding]:
+    """Check that equal images have equal embeddings, alone and among others, and that these are what they should be."""
+    images = torch.rand(8, 3, _SIZE, _SIZE, generator=torch.Generator().manual_seed(0))
+    images[4:] = images[4:].mean((2, 3), keepdim=True)  # plain colours beside noise
+    first, second = encoder.encode_images(images), encoder.encode_images(images)
+    alone = torch.cat([encoder.encode_images(image[None]) for image in images])
+    remedy = "Put it into eval mode (dropout, batch statistics), or give another encoder: the cache would hold chance."
+    size = float(first.norm(dim=1).mean()) or 1.0
+    if first.shape != (8, encoder.dim) or first.dtype != torch.float32 or first.device.type != "cpu":
+        yield problem(
+            f"{encoder.name}: 8 images give {tuple(first.shape)} {first.dtype} on {first.device}, not"
+            f" (8, {encoder.dim}) torch.float32 on cpu."
+        )
+    elif not torch.isfinite(first).all():
+        yield problem(
+            f"{encoder.name}: embeddings are not finite.", "The weights are damaged, or half precision overflows."
+        )
+    elif _apart(first, second, size) > TOLERANCE:
+        yield problem(f"{encoder.name}: the same images have other embeddings the second time.", remedy)
+    elif _apart(first, alone, size) > 10 * TOLERANCE:
+        yield problem(f"{encoder.name}: an image alone has another embedding than in a batch.", remedy)
+    elif _alike(first):
+        yield problem(f"{encoder.name}: all images have the same embedding.", "The weights are damaged.")
+    elif gives_texts(encoder) and float((first.norm(dim=1) - 1).abs().max()) > 10 * TOLERANCE:
+        yield problem(f"{encoder.name}: embeddings of images are no unit vectors, so captions cannot be compared.")
+    else:
+        where = getattr(encoder, "device", device)
+        yield ok(
+            f"{encoder.name}: {encoder.dim} numbers an image, on {where}, {bytes_text(weight_bytes(encoder))},"
+            f" fingerprint {encoder.fingerprint[:12]}; equal images have equal embeddings",
+            name=encoder.name,
+            fingerprint=encoder.fingerprint,
+            dim=encoder.dim,
+            device=str(where),
+            weight_bytes=weight_bytes(encoder),
+        )
+
+
+def _apart(one: Tensor, other: Tensor, size: float) -> float:
+    return float((one - other).norm(dim=1).max()) / size
+
+
+def _alike(rows: Tensor) -> bool:
+    return float((rows - rows.mean(0)).norm(dim=1).max()) <= TOLERANCE * float(rows.norm(dim=1).mean())
+
+
+def weight_bytes(encoder: Encoder) -> int:
+    """Of the modules that an encoder holds."""
+    modules = [part for part in vars(encoder).values() if isinstance(part, nn.Module)]
+    return sum(p.numel() * p.element_size() for module in modules for p in module.parameters())
+
+
+def _maps(encoder: Encoder) -> Iterator[Finding]:
+    """Features must be the means of maps, or heat maps show something else than the rules."""
+    if not gives_maps(encoder):
+        yield warning(f"{encoder.name} has no feature maps: rules have no heat maps.", "ModuleEncoder(module, layer)")
+        return
+    images = torch.rand(4, 3, _SIZE, _SIZE, generator=torch.Generator().manual_seed(1))
+    maps, features = encoder.encode_maps(images), encoder.encode_images(images)
+    if maps.ndim != 4 or maps.shape[:2] != features.shape:
+        yield problem(f"{encoder.name}: maps have the shape {tuple(maps.shape)}, features {tuple(features.shape)}.")
+    elif _apart(maps.mean((2, 3)), features, float(features.norm(dim=1).mean()) or 1.0) > 10 * TOLERANCE:
+        yield problem(f"{encoder.name}: features are not the means of the feature maps.", "encode_maps must fit.")
+    else:
+        yield ok(f"heat maps of {maps.shape[2]} x {maps.shape[3]}, whose means are the features")
+
+
+def check_known_pictures(case: Case) -> Iterator[Finding]:
+    """Pictures whose right text is known, and names of the user's classes for the user's images."""
+    lens = case.lenses.get("directions")
+    if lens is None:
+        yield skipped("no encoder")
+        return
+    if not gives_texts(lens.encoder):
+        yield skipped(f"{lens.encoder.name} knows no texts: directions, but no captions")
+        return
+    encoder = lens.encoder
+    found = [(known, share_right(encoder, known)) for known in (plain_shapes(), coloured_digits())]
+    shares = "; ".join(f"{known.name} {share:.0%}" for known, share in found)
+    knows = any(share >= known.needed for known, share in found)
+    own = _own_classes(case, encoder)
+    hits, asked, classes = own or (0, 0, 1)
+    chance = asked / classes
+    better = hits > chance + 3 * math.sqrt(chance * (1 - 1 / classes))
+    told = f"; your {classes} class names {hits / asked:.0%} of {asked} images" if asked else ""
+    facts = {known.name: share for known, share in found} | ({"own classes": hits / asked} if asked else {})
+    if knows and (better or not asked):
+        yield ok(f"right text for {shares}{told}", **facts)
+    elif knows:
+        yield warning(
+            f"The names of your classes fit your images no better than by chance{told}. Known pictures: {shares}.",
+            "Captions would say little here: use an encoder of your domain, or give classes names that people would"
+            " say. Directions do not depend on it.",
+            **facts,
+        )
+    elif better:
+        yield warning(
+            f"Known pictures fail ({shares}), yet the names of your classes fit{told}.",
+            "Expected of an encoder of a special domain; else its weights, or its preprocessing, are not what they"
+            " should be.",
+            **facts,
+        )
+    else:
+        yield problem(
+            f"{encoder.name} does not know pictures from words: {shares}{told}; 70 % of the first or second needed.",
+            "Its weights are untrained or damaged, or do not belong to this architecture, preprocessing or tokenizer.",
+            **facts,
+        )
+
+
+def _own_classes(case: Case, encoder: TextEncoder) -> tuple[int, int, int] | None:
+    """Of some of the user's images, spread over the set: how many are nearest to the name of their class; K."""
+    notes, vocabulary = case.first, case.modes.captions
+    if notes is None or notes.collector is None or not notes.collector.has_names or vocabulary is None:
+        return None
+    if notes.collector.task != "multiclass" or not hasattr(notes.dataset, "__len__"):
+        return None
+    names = notes.collector.class_names
+    known = CaptionVocabulary.load(vocabulary)
+    size = len(notes.dataset)
+    rows = sorted({int(k * size / _OWN) for k in range(min(size, _OWN))})
+    record = _read(case, rows)
+    if record is None:
+        return None
+    images, labels = record
+    texts = encoder.encode_texts([str(known.grammar(name).reference) for name in names])
+    best = (encoder.encode_images(images) @ texts.T).argmax(dim=1)
+    return int((best == labels).sum()), len(labels), len(names)
+
+
+def _read(case: Case, rows: Sequence[int]) -> tuple[Tensor, Tensor] | None:
+    notes = case.first
+    assert notes is not None
+    with isolated_rng():
+        record = case.reader.read(None, notes.loader.collate_fn([notes.dataset[row] for row in rows]))
+    if record.images is None or record.labels is None:
+        return None
+    labels = record.labels.argmax(1) if record.labels.ndim == 2 else record.labels
+    return case.reader.space(notes.dataset).to_unit(record.images).cpu(), labels.cpu()

@@ -1,0 +1,224 @@
+"""Around the callback: installed versions, what others monitor, when it acts, loggers and their limits."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from importlib import metadata
+from typing import Any
+
+from lightning.pytorch import Trainer
+from packaging.requirements import Requirement
+
+from lightning_failures.adapters.distributed import Ranks
+from lightning_failures.adapters.monitors import (
+    AGGREGATES,
+    DECISION,
+    DIRECTION_AGGREGATES,
+    GRADE_AGGREGATES,
+    LOADER,
+    PREFIX,
+    TREE_AGGREGATES,
+    check_monitored,
+    monitored_keys,
+)
+from lightning_failures.adapters.placement import failures_folder
+from lightning_failures.doctor.findings import Finding, ok, problem, warning
+from lightning_failures.doctor.places import why_not_writable
+from lightning_failures.doctor.rehearsal import Case
+from lightning_failures.errors import ConfigurationError
+from lightning_failures.sinks import CSVSink, FileSink, Sink, TensorBoardSink, WandbSink, sinks_for
+from lightning_failures.sinks.wandb import MAX_IMAGES, MAX_ROWS
+
+__all__ = ["analyses", "check_loggers", "check_monitors", "check_schedule", "check_versions", "judge_versions"]
+
+BASES = ("lightning", "pytorch-lightning")
+MALICIOUS = ("2.6.2", "2.6.3")
+WANDB_TABLE = 200_000
+TENSORBOARD_IMAGES = 10
+HIGHER_IS_BETTER = {"accuracy", "coverage", "decision/accuracy", "decision/worst_class_accuracy"}
+
+
+def check_versions(case: Case) -> Iterator[Finding]:
+    """Installed packages, and whether classes of both namespaces of Lightning meet."""
+    installed = {dist.metadata["Name"].lower().replace("_", "-"): dist.version for dist in metadata.distributions()}
+    try:
+        required = metadata.requires("lightning-failures") or []
+    except metadata.PackageNotFoundError:
+        required = []
+    yield from judge_versions(installed, required)
+    parts: list[Any] = [case.model, case.datamodule, *case.trainer.callbacks, *case.trainer.loggers]  # type: ignore[attr-defined]
+    strangers = [type(part).__name__ for part in parts if _namespaces(part) == {"pytorch_lightning"}]
+    if strangers:
+        yield problem(
+            f"The Trainer is that of lightning.pytorch, but {', '.join(strangers)} derive from pytorch_lightning:"
+            " different classes, which do not know each other.",
+            "Import from one of the two packages everywhere.",
+        )
+
+
+def judge_versions(installed: Mapping[str, str], required: Iterable[str]) -> Iterator[Finding]:
+    """Compare versions, by the name of the distribution, with requirements.
+
+    >>> [one.status for one in judge_versions({"lightning": "2.6.3"}, ["lightning>=2.4,!=2.6.3"])]
+    ['problem']
+    """
+    bad = [f"{name} {installed[name]}" for name in BASES if installed.get(name) in MALICIOUS]
+    if bad:
+        yield problem(
+            f"{' and '.join(bad)}: this release was a malicious upload (GHSA-w37p-236h-pfx3), which stole credentials.",
+            "Treat the credentials of this machine as stolen, and install another release.",
+        )
+        return
+    unmet = []
+    for requirement in map(Requirement, required):
+        if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
+            continue
+        version = installed.get(requirement.name.lower().replace("_", "-"))
+        if version is None or not requirement.specifier.contains(version, prereleases=True):
+            unmet.append(f"{requirement.name}{requirement.specifier} (here: {version or 'not installed'})")
+    if unmet:
+        yield problem(f"Not what lightning-failures needs: {', '.join(unmet)}.", "pip install -U lightning-failures")
+        return
+    shown = ("lightning", "torch", "open-clip-torch", "scikit-learn", "numpy")
+    versions = {name: installed[name] for name in shown if name in installed}
+    yield ok(", ".join(f"{name} {version}" for name, version in versions.items()), **versions)
+
+
+def _namespaces(part: Any) -> set[str]:
+    homes = {base.__module__ for base in type(part).__mro__}
+    return {name for name in ("lightning.pytorch", "pytorch_lightning") if any(h.startswith(f"{name}.") for h in homes)}
+
+
+def check_monitors(case: Case) -> Iterator[Finding]:
+    """Keys that checkpoints and early stopping wait for."""
+    keys = sorted(monitored_keys(case.trainer))
+    modes = case.modes
+    for key in keys:
+        try:
+            check_monitored(
+                [key],
+                directions=modes.encoder is not None,
+                trees=modes.robust_encoder is not None,
+                interventions=bool(modes.interventions),
+            )
+        except ConfigurationError as error:
+            yield problem(str(error))
+            return
+    for callback in case.trainer.callbacks:  # type: ignore[attr-defined]
+        monitor, mode = getattr(callback, "monitor", None), getattr(callback, "mode", None)
+        best = _best(monitor) if isinstance(monitor, str) and monitor.startswith(PREFIX) else None
+        if best is not None and mode not in (best, None):
+            yield warning(
+                f"{type(callback).__name__}(monitor={monitor!r}, mode={mode!r}) keeps the worst model: of this key the"
+                f" {best}imum is best.",
+                f"mode: {best}",
+            )
+    yield ok(f"monitored: {', '.join(keys)}" if keys else "no callback monitors a key of failures/", keys=keys)
+
+
+def _best(key: str) -> str | None:
+    name = key.removeprefix(PREFIX).split(LOADER)[0]
+    if name in HIGHER_IS_BETTER:
+        return "max"
+    return "min" if name in AGGREGATES or name in DECISION else None
+
+
+def analyses(case: Case) -> int | None:
+    """How many analyses ``fit`` will make, as far as the Trainer knows its length."""
+    trainer, modes = case.trainer, case.modes
+    if trainer.fast_dev_run or not trainer.max_epochs or trainer.max_epochs < 0:  # type: ignore[attr-defined]
+        return None
+    epochs = trainer.max_epochs // (trainer.check_val_every_n_epoch or 1)
+    if modes.every_n_validations is not None:
+        return epochs // modes.every_n_validations
+    return min(epochs, trainer.max_epochs // modes.every_n_epochs)
+
+
+def check_schedule(case: Case) -> Iterator[Finding]:
+    """How often an analysis is made, and of how much."""
+    trainer, modes, count = case.trainer, case.modes, analyses(case)
+    if count == 0:
+        yield warning(
+            f"No analysis in {trainer.max_epochs} epochs: every_n_epochs={modes.every_n_epochs},"
+            f" every_n_validations={modes.every_n_validations}, check_val_every_n_epoch="
+            f"{trainer.check_val_every_n_epoch}.",
+            "Analyse more often.",
+        )
+        return
+    share = trainer.limit_val_batches
+    part = share if isinstance(share, float) else _share_of_batches(case, share)
+    if share == 0:
+        yield problem(
+            "limit_val_batches=0: there is no validation, and so no analysis.", "Leave limit_val_batches out."
+        )
+    elif part is not None and part < modes.min_coverage:
+        yield warning(
+            f"limit_val_batches={share} shows {part:.0%} of the validation set, less than"
+            f" min_coverage={modes.min_coverage:.0%}: it is reported, but steers nothing.",
+            "Raise limit_val_batches, or lower min_coverage.",
+        )
+    else:
+        told = "as long as the training goes on" if count is None else f"{count} in {trainer.max_epochs} epochs"
+        yield ok(f"analyses: {told}", analyses=count)
+
+
+def _share_of_batches(case: Case, limit: int) -> float | None:
+    try:
+        return min(1.0, limit / len(case.notes[0].loader))
+    except (IndexError, TypeError, ZeroDivisionError):
+        return None
+
+
+def check_loggers(case: Case) -> Iterator[Finding]:
+    """Where reports and pictures go, and how much of them each place keeps."""
+    trainer, modes = case.trainer, case.modes
+    if not trainer.fast_dev_run:  # type: ignore[attr-defined]
+        folder, _ = failures_folder(trainer, Ranks(), run_id="RUN")
+        reason = why_not_writable(folder)
+        if reason:
+            yield problem(f"Reports go to {folder}, which cannot be written ({reason}).", "Name another save_dir.")
+        else:
+            yield ok(f"reports, pictures: {folder}", folder=str(folder))
+    classes = len(case.first.collector.class_names) if case.first and case.first.collector else None
+    keys = _scalars(case)
+    pictures = 2 * min(modes.worst_k, classes or modes.worst_k) if modes.pictures else 0
+    for logger in trainer.loggers:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # said here in other words
+            sinks = [sink for sink in sinks_for([logger], case.folder) if not isinstance(sink, FileSink)]
+        if sinks:
+            yield _limits(sinks[0], trainer, keys=keys, pictures=pictures, classes=classes, runs=analyses(case))
+        else:
+            yield warning(f"{type(logger).__name__} gets up to {keys} scalars; it shows no reports and no pictures.")
+    if not trainer.loggers:
+        yield ok("no logger: scalars are shown nowhere, reports are on disk")
+
+
+def _scalars(case: Case) -> int:
+    """The most keys that one analysis logs."""
+    groups = ((case.modes.encoder, DIRECTION_AGGREGATES), (case.modes.robust_encoder, TREE_AGGREGATES))
+    return len(GRADE_AGGREGATES) + sum(len(keys) for lens, keys in groups if lens is not None) + 4 * case.modes.worst_k
+
+
+def _limits(
+    sink: Sink, trainer: Trainer, *, keys: int, pictures: int, classes: int | None, runs: int | None
+) -> Finding:
+    told = f"{keys} scalars, {pictures} pictures an analysis at most"
+    if isinstance(sink, CSVSink):
+        return ok(f"CSV: {keys} scalars an analysis at most, one row a class; no pictures, which are on disk")
+    if isinstance(sink, TensorBoardSink):
+        drawn = None if runs is None else math.ceil(runs / 5) + 1
+        kept = f"; it shows about {TENSORBOARD_IMAGES} of the {drawn} drawings of a picture, the rest are on disk"
+        return ok(f"TensorBoard: {told}{kept if drawn and drawn > TENSORBOARD_IMAGES else ''}")
+    assert isinstance(sink, WandbSink)
+    offline = bool(getattr(sink.logger, "_offline", False))
+    told = f"W&B{' (offline: wandb sync uploads it)' if offline else ''}: {told}"
+    if pictures > MAX_IMAGES:
+        return warning(f"{told}, but W&B keeps {MAX_IMAGES} images of a step.", "Lower worst_k.")
+    if classes is not None and classes > MAX_ROWS:
+        return warning(
+            f"{told}; its table gets the worst {MAX_ROWS:,} of {classes:,} classes (W&B: {WANDB_TABLE:,} rows)."
+        )
+    return ok(told)

@@ -1,0 +1,117 @@
+"""What a check finds, and how that is told: to people in lines of at most 100 characters, to machines in JSON."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Literal, TypeVar
+
+from lightning_failures.errors import FailureModesError
+from lightning_failures.text import clean
+
+__all__ = ["Finding", "ok", "problem", "skipped", "table_lines", "told", "verdict_line", "warning"]
+
+Status = Literal["ok", "warning", "problem", "skipped"]
+Subject = TypeVar("Subject")
+
+WIDTH = 100
+_STATUS, _CHECK = 9, 16
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the examination.
+
+    Attributes:
+        status: "ok"; "warning": works, but not as well as it could; "problem": does not work; "skipped".
+        message: What was found.
+        remedy: What to do about it; empty if there is nothing to do.
+        facts: The same in figures, for machines.
+        check: Name of the check.
+    """
+
+    status: Status
+    message: str
+    remedy: str = ""
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    check: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, the name of the check first."""
+        values = asdict(self)
+        return {"check": values.pop("check")} | values
+
+
+def ok(message: str, **facts: Any) -> Finding:
+    """All is well."""
+    return Finding("ok", message, facts=facts)
+
+
+def warning(message: str, remedy: str = "", **facts: Any) -> Finding:
+    """It works, but not as well as it could."""
+    return Finding("warning", message, remedy, facts)
+
+
+def problem(message: str, remedy: str = "", **facts: Any) -> Finding:
+    """It does not work."""
+    return Finding("problem", message, remedy, facts)
+
+
+def skipped(message: str) -> Finding:
+    """There is nothing to check, or no way to."""
+    return Finding("skipped", message)
+
+
+def told(check: str, examine: Callable[[Subject], Iterable[Finding]], subject: Subject) -> Iterator[Finding]:
+    """Yield what one check finds; an error of the check is a problem like any other.
+
+    >>> def divide(by):
+    ...     yield ok(f"1 / {by} = {1 / by}")
+    >>> [finding.status for by in (2, 0) for finding in told("division", divide, by)]
+    ['ok', 'problem']
+    """
+    try:
+        for finding in examine(subject):
+            yield replace(finding, check=check)
+    except Exception as error:
+        own = isinstance(error, FailureModesError)
+        yield Finding("problem", str(error) if own else f"{type(error).__name__}: {error}", check=check)
+
+
+def table_lines(finding: Finding, *, after: Finding | None = None) -> list[str]:
+    r"""One finding as text; its remedy begins on a line of its own.
+
+    Args:
+        finding: What was found.
+        after: What was told before it: the name of the check is said once.
+
+    >>> print("\n".join(table_lines(replace(problem("no disk", "Buy one."), check="cache"))))
+    problem  cache           no disk
+                             -> Buy one.
+    """
+    name = "" if after is not None and after.check == finding.check else finding.check
+    head = f"{finding.status:<{_STATUS}}{name:<{_CHECK}}"
+    indent = " " * (_STATUS + _CHECK)
+    lines = _wrapped(finding.message, head, indent)
+    return lines + (_wrapped(finding.remedy, f"{indent}-> ", f"{indent}   ") if finding.remedy else [])
+
+
+def verdict_line(findings: Sequence[Finding], seconds: float | None = None) -> str:
+    """The sentence at the end.
+
+    >>> verdict_line([ok("a"), warning("b"), skipped("c")])
+    'Ready, with 1 warning. 3 findings.'
+    """
+    problems, warnings = (sum(one.status == status for one in findings) for status in ("problem", "warning"))
+    counted = [f"{n} {word}{'s' if n > 1 else ''}" for n, word in ((problems, "problem"), (warnings, "warning")) if n]
+    verdict = ", with ".join(filter(None, ["Not ready" if problems else "Ready", " and ".join(counted)]))
+    time = "" if seconds is None else f" in {seconds:.0f} s"
+    return f"{verdict}. {len(findings)} finding{'s' if len(findings) > 1 else ''}{time}."
+
+
+def _wrapped(text: str, first: str, others: str) -> list[str]:
+    lines = textwrap.wrap(
+        clean(text, 2000), WIDTH, initial_indent=first, subsequent_indent=others, break_on_hyphens=False
+    )
+    return lines or [first.rstrip()]

@@ -1,0 +1,625 @@
+"""Doctor: what is broken on purpose is found, what is in order is said to be, and nothing is left behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import lightning as L
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from lightning.pytorch.callbacks import EarlyStopping
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
+from torch.utils.data import DataLoader, IterableDataset
+from torchvision.transforms import v2 as T
+
+from lightning_failures import FailureModes
+from lightning_failures.cli import main
+from lightning_failures.doctor import CHECKS, Finding, data, examine
+from lightning_failures.doctor.costs import check_cache, check_memory, check_time
+from lightning_failures.doctor.data import check_batches, check_examples, check_processes, graded_once
+from lightning_failures.doctor.encoders import check_encoder, check_robust_encoder, examine_encoder
+from lightning_failures.doctor.environment import (
+    check_loggers,
+    check_monitors,
+    check_schedule,
+    check_versions,
+    judge_versions,
+)
+from lightning_failures.doctor.findings import WIDTH, ok, problem, table_lines, told
+from lightning_failures.doctor.images import NORMALIZATIONS, check_images, in_words, matching_normalization
+from lightning_failures.doctor.interventions import check_interventions
+from lightning_failures.doctor.known_pictures import coloured_digits, plain_shapes, share_right
+from lightning_failures.doctor.rehearsal import Case, check_rehearsal, options_of
+from lightning_failures.encoders import OpenCLIPEncoder
+from lightning_failures.encoders.preprocessing import Preprocessing
+from lightning_failures.interventions import Upweight
+from lightning_failures.metrics import GradesMetric
+from lightning_failures.records import BatchRecord
+from tests.toy import NORMALIZE, Classifier, ColourEncoder, Images, OracleClassifier, callback, loader, trainer
+
+ROOT = Path(__file__).parents[1]
+DIGITS = ROOT / "configs" / "digits.yaml"
+
+
+class Data(L.LightningDataModule):
+    def __init__(self, *loaders, train=None) -> None:
+        super().__init__()
+        self.loaders, self.train = list(loaders) or [loader()], train
+
+    def val_dataloader(self):
+        return self.loaders if len(self.loaders) > 1 else self.loaders[0]
+
+    def train_dataloader(self):
+        return loader(shuffle=True) if self.train is None else self.train
+
+
+def case(tmp_path, *loaders, model=None, train=None, callbacks=(), around=None, **options) -> Case:
+    """``options`` are those of FailureModes, ``around`` those of the Trainer."""
+    modes = callback(**options)
+    folder = tmp_path / "thrown away"
+    folder.mkdir(exist_ok=True)
+    made = trainer(tmp_path, modes, *callbacks, **(around or {}))
+    return Case(made, model or OracleClassifier(), Data(*loaders, train=train), modes, folder)
+
+
+def read(*arguments, **options) -> Case:
+    """A case whose encoder is loaded and whose batches are read, whatever was found."""
+    made = case(*arguments, **options)
+    list(check_encoder(made))
+    list(told("batches", check_batches, made))
+    return made
+
+
+def only(findings, status: str) -> Finding:
+    """The one finding of a status."""
+    (found,) = [one for one in findings if one.status == status]
+    return found
+
+
+def statuses(findings) -> list[str]:
+    return [one.status for one in findings]
+
+
+# -- findings ------------------------------------------------------------------------------------------------
+
+
+def test_told__an_error_of_a_check_is_a_problem_and_what_was_found_before_stays():
+    def check(subject):
+        yield ok("so far so good")
+        raise ZeroDivisionError(subject)
+
+    first, second = told("sums", check, "by nought")
+    assert (first.check, first.status) == ("sums", "ok")
+    assert (second.check, second.status, second.message) == ("sums", "problem", "ZeroDivisionError: by nought")
+
+
+@given(st.text(max_size=500), st.text(max_size=200))
+def test_table_lines__whatever_is_said_fits_and_is_printable(message, remedy):
+    lines = table_lines(problem(message, remedy))
+    assert all(len(line) <= WIDTH and line.isprintable() for line in lines)
+    assert lines[0].startswith("problem")
+
+
+# -- environment ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["lightning", "pytorch-lightning"])
+@pytest.mark.parametrize("version", ["2.6.2", "2.6.3"])
+def test_versions__malicious_releases_are_told(name, version):
+    found = only(judge_versions({name: version}, []), "problem")
+    assert f"{name} {version}" in found.message
+    assert statuses(judge_versions({name: "2.6.1"}, [])) == ["ok"]
+
+
+def test_versions__requirements_of_extras_do_not_count():
+    required = ['timm>=1.0; extra == "timm"', "torch>=2.4", "not-there>=1"]
+    found = only(judge_versions({"torch": "2.3.1"}, required), "problem")
+    assert "torch>=2.4 (here: 2.3.1)" in found.message
+    assert "not-there>=1 (here: not installed)" in found.message
+    assert "timm" not in found.message
+
+
+def test_versions__classes_of_the_other_namespace_are_told(tmp_path):
+    import pytorch_lightning
+
+    class Stranger(pytorch_lightning.Callback):
+        pass
+
+    made = case(tmp_path)
+    assert statuses(check_versions(made)) == ["ok"]
+    made.trainer.callbacks.append(Stranger())
+    assert "Stranger" in only(check_versions(made), "problem").message
+
+
+@pytest.mark.parametrize(
+    ("key", "mode", "status"),
+    [
+        ("failures/cv_score_mean", "min", "ok"),
+        ("failures/cv_score_mean", "max", "warning"),
+        ("failures/accuracy", "min", "warning"),
+        ("failures/class/cat/accuracy", "min", "ok"),
+        ("failures/cv_score_meen", "min", "problem"),
+        ("failures/valid_leaf_fraction", "min", "problem"),
+        ("val_loss", "max", "ok"),
+    ],
+)
+def test_monitors__wrong_keys_and_wrong_directions(tmp_path, key, mode, status):
+    stopping = EarlyStopping(monitor=key, mode=mode)
+    found = list(check_monitors(case(tmp_path, callbacks=[stopping])))
+    assert found[0].status == status
+    assert status == "ok" or key in found[0].message
+
+
+def test_schedule__never_and_too_little(tmp_path):
+    never = case(tmp_path, every_n_epochs=5, around={"max_epochs": 4})
+    assert "No analysis in 4 epochs" in only(check_schedule(never), "warning").message
+    some = read(tmp_path, around={"limit_val_batches": 2})
+    assert "20%" in only(check_schedule(some), "warning").message
+    none = case(tmp_path, around={"limit_val_batches": 0})
+    assert statuses(check_schedule(none)) == ["problem"]
+    every_second = case(tmp_path, every_n_epochs=2, around={"max_epochs": 9})
+    assert only(check_schedule(every_second), "ok").facts == {"analyses": 4}
+
+
+def test_loggers__each_says_what_it_holds(tmp_path):
+    class Unknown(Logger):
+        name, version = "unknown", 0
+
+        def log_metrics(self, metrics, step=None):
+            raise AssertionError("nothing may be logged")
+
+        log_hyperparams = log_metrics
+
+    loggers = [
+        TensorBoardLogger(tmp_path),
+        CSVLogger(tmp_path),
+        WandbLogger(offline=True, save_dir=tmp_path),
+        Unknown(),
+    ]
+    made = read(tmp_path, around={"logger": loggers, "max_epochs": 200})
+    texts = [one.message for one in check_loggers(made)]
+    assert "TensorBoard: 25 scalars, 8 pictures" in texts[1]
+    assert "about 10 of the 41 drawings" in texts[1]
+    assert texts[2].startswith("CSV")
+    assert "no pictures" in texts[2]
+    assert texts[3].startswith("W&B (offline")
+    assert only(check_loggers(made), "warning").message.startswith("Unknown gets up to 25 scalars")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["thrown away"]  # not even a folder of a logger
+
+
+def test_loggers__too_many_pictures_for_wandb(tmp_path):
+    classes = [str(k) for k in range(60)]
+    many = case(
+        tmp_path,
+        DataLoader(Images(classes=60), batch_size=80),
+        model=Classifier(classes=60),
+        class_names=classes,
+        worst_k=60,
+        around={"logger": WandbLogger(offline=True, save_dir=tmp_path)},
+    )
+    list(check_batches(many))
+    assert "120 pictures" in only(check_loggers(many), "warning").message
+
+
+def test_loggers__a_folder_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").write_text("")
+    made = case(tmp_path, around={"logger": CSVLogger(tmp_path / "file")})
+    assert "cannot be written" in only(check_loggers(made), "problem").message
+
+
+# -- encoders ------------------------------------------------------------------------------------------------
+
+
+class Moody(ColourEncoder):
+    """Never gives the same twice, as dropout in train mode does."""
+
+    def encode_images(self, images):
+        return super().encode_images(images) + torch.randn(len(images), self.dim)
+
+
+class Social(ColourEncoder):
+    """Looks at the whole batch, as batch statistics in train mode do."""
+
+    def encode_images(self, images):
+        rows = super().encode_images(images)
+        return rows - rows.mean(0)
+
+
+class Broken(ColourEncoder):
+    def __init__(self, value: float) -> None:
+        super().__init__()
+        self.value = value
+
+    def encode_images(self, images):
+        return torch.full((len(images), self.dim), self.value)
+
+
+class Narrow(ColourEncoder):
+    def encode_images(self, images):
+        return super().encode_images(images)[:, :5]
+
+
+class Long(ColourEncoder):
+    def encode_texts(self, texts):
+        return torch.ones(len(texts), self.dim)
+
+
+@pytest.mark.parametrize(
+    ("encoder", "told_of"),
+    [
+        (Moody(), "the second time"),
+        (Social(), "alone"),
+        (Broken(float("nan")), "not finite"),
+        (Broken(1.0), "the same embedding"),
+        (Narrow(), "(8, 12)"),
+        (Long(), "unit vectors"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_encoder__that_cannot_be_trusted(encoder, told_of):
+    assert told_of in only(examine_encoder(encoder), "problem").message
+
+
+def test_encoder__in_order():
+    assert only(examine_encoder(ColourEncoder()), "ok").facts["dim"] == 12
+
+
+def test_encoder__that_is_not_there_tells_what_is(tmp_path):
+    found = list(check_encoder(case(tmp_path, encoder="embedded:digit")))
+    assert "embedded:digits" in only(found, "problem").message
+
+
+def test_encoder__the_default_may_be_missing(tmp_path):
+    options = {name: value for name, value in options_of(callback()).items() if name != "encoder"}
+    made = case(tmp_path)
+    made.modes = FailureModes(**options)
+    assert "no failure directions" in only(check_encoder(made), "warning").message
+
+
+def test_robust_encoder__features_must_be_means_of_maps(tmp_path):
+    class Crooked(ColourEncoder):
+        def encode_images(self, images):
+            return 1 - super().encode_images(images)
+
+    crooked = list(check_robust_encoder(case(tmp_path, robust_encoder=Crooked())))
+    assert "not the means" in only(crooked, "problem").message
+    assert set(statuses(check_robust_encoder(case(tmp_path, robust_encoder=ColourEncoder())))) == {"ok"}
+    assert statuses(check_robust_encoder(case(tmp_path))) == ["skipped"]
+
+
+# -- images --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", NORMALIZATIONS)
+def test_matching_normalization__finds_each(name):
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randint(256, (8, 3, 16, 16), generator=generator) / 255
+    assert matching_normalization(T.Normalize(*map(list, NORMALIZATIONS[name]))(pixels)) == name
+    assert matching_normalization(torch.rand(8, 3, 16, 16, generator=generator) * 3 - 1) is None
+
+
+def test_images__normalisation_that_nobody_told_of_is_named(tmp_path):
+    mean, std = NORMALIZATIONS["ImageNet's"]
+    hidden = Images()
+    hidden.images = (hidden.images * 255).round() / 255
+    hidden.transform = lambda image: T.Normalize(mean, std)(image)  # nothing to read off
+    made = read(tmp_path, DataLoader(hidden, batch_size=16))
+    found = only(check_images(made), "problem")
+    assert "instead of 0 to 1" in found.message
+    assert "ImageNet's: normalization=([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])" in found.remedy
+    told_it = read(tmp_path, DataLoader(hidden, batch_size=16), normalization=(mean, std))
+    assert "8-bit" in only(check_images(told_it), "ok").message
+
+
+def test_images__a_wrong_normalisation_that_stays_within_0_and_1(tmp_path):
+    images = Images()
+    images.images = (images.images * 255).round() / 255
+    almost = read(tmp_path, DataLoader(images, batch_size=16), normalization=([0.5], [0.2]))
+    assert statuses(check_images(almost)) == ["ok"]  # it cannot be known
+    narrow = read(tmp_path, DataLoader(images, batch_size=16), normalization=([0.5], [0.05]))
+    assert "only from" in only(check_images(narrow), "warning").message
+
+
+def test_images__random_transforms_of_validation_are_told(tmp_path):
+    noisy = Images()
+    noisy.transform = T.Compose([T.RandomHorizontalFlip(), NORMALIZE])
+    found = only(check_images(read(tmp_path, DataLoader(noisy, batch_size=16))), "warning")
+    assert "random transforms" in found.message
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.integers(20, 90), st.integers(20, 90), st.sampled_from([(32, 32), (24, 40)]), st.sampled_from([0.875, 1.0]))
+def test_in_words__what_is_cut_off_is_what_the_encoder_does_not_see(height, width, size, crop):
+    preprocessing = Preprocessing(size=size, crop=crop, interpolation="bilinear")
+    _, lost = in_words(preprocessing, height, width)
+    ramp = torch.stack(
+        [
+            torch.linspace(0, 1, width).expand(height, width),
+            torch.linspace(0, 1, height)[:, None].expand(height, width),
+            torch.zeros(height, width),
+        ]
+    )
+    seen = preprocessing.view(ramp[None])[0, :2].flatten(1)
+    low, high = seen.aminmax(dim=1)
+    assert abs(float((high - low).prod()) - (1 - lost)) < 0.12
+
+
+@pytest.mark.parametrize("mode", ["squash", "longest"])
+def test_in_words__modes_that_cut_nothing(mode):
+    assert in_words(Preprocessing(size=(32, 32), resize_mode=mode), 40, 80)[1] == 0.0
+
+
+# -- batches, ids, processes ---------------------------------------------------------------------------------
+
+
+def test_batches__are_read_as_the_callback_reads_them(tmp_path):
+    found = only(check_batches(case(tmp_path)), "ok")
+    assert "(16, 3, 8, 8) float32" in found.message
+    assert "4 classes (dataset.classes)" in found.message
+
+
+def test_batches__labels_out_of_range_are_found_wherever_they_are(tmp_path):
+    images = Images()
+    images.labels[[3, 150]] = -100
+    seen = read(tmp_path, DataLoader(images, batch_size=16))
+    assert "-100" in str(seen.notes[0].errors["batches"])
+    images.labels[3] = 0
+    late = list(check_batches(case(tmp_path, DataLoader(images, batch_size=16))))
+    assert "1 of 160 labels are not in 0 ... 3: example 150 has -100" in only(late, "problem").message
+
+
+def test_batches__small_classes_are_counted(tmp_path):
+    found = list(check_batches(case(tmp_path, loader(60))))
+    assert "4 of 4 classes have fewer than 20" in only(found, "warning").message
+
+
+def test_batches__names_that_do_not_fit(tmp_path):
+    found = list(check_batches(case(tmp_path, class_names=["a", "b"])))
+    assert "has 2 names" in only(found, "problem").message
+
+
+def test_batches__a_step_that_fails_is_a_problem_like_any_other(tmp_path):
+    class Failing(OracleClassifier):
+        def validation_step(self, batch, batch_idx):
+            raise KeyError("pixels")
+
+    found = list(told("batches", check_batches, case(tmp_path, model=Failing())))
+    assert "KeyError" in only(found, "problem").message
+
+
+def test_examples__of_an_iterable_dataset_have_no_ids(tmp_path):
+    class Stream(IterableDataset):
+        classes = Images().classes
+
+        def __iter__(self):
+            images = Images()
+            yield from (images[i] for i in range(len(images)))
+
+    made = read(tmp_path, DataLoader(Stream(), batch_size=16))
+    assert "read_batch" in only(check_examples(made), "problem").message
+    assert "normalization" in only(check_images(made), "problem").message  # the stream tells of no transform
+
+
+def test_examples__ids_that_come_twice(tmp_path):
+    def same_ids(outputs, batch):
+        return BatchRecord(ids=torch.arange(len(batch[1])))
+
+    made = read(tmp_path, read_batch=same_ids, groups_from=None)
+    assert "only 16 ids" in only(check_examples(made), "problem").message
+
+
+def test_several_loaders__are_told_apart(tmp_path):
+    images = Images()
+    images.labels[0] = 7
+
+    class Two(OracleClassifier):
+        def validation_step(self, batch, batch_idx, dataloader_idx):
+            self(batch[0])
+
+    found = list(check_batches(case(tmp_path, loader(), DataLoader(images, batch_size=16), model=Two())))
+    assert only(found, "problem").message.startswith("loader 1: Labels run from 0 to 7")
+    assert only(found, "ok").message.startswith("loader 0:")
+
+
+@given(st.integers(0, 200), st.integers(1, 9))
+def test_graded_once__whatever_the_sampler_repeats(size, processes):
+    assert graded_once(size, processes)
+
+
+def test_graded_once__would_see_what_counts_twice(monkeypatch):
+    class Credulous(GradesMetric):
+        def compute(self):
+            return self._rows()
+
+    monkeypatch.setattr(data, "GradesMetric", Credulous)
+    assert not graded_once(10, 4)
+
+
+def test_processes__say_what_is_repeated(tmp_path):
+    made = read(tmp_path, loader(150), around={"devices": 4, "strategy": "ddp"})
+    found = only(check_processes(made), "ok")
+    assert "4 processes (1 node(s)): of 150 examples the sampler repeats 2" in found.message
+    assert only(check_processes(read(tmp_path, loader(150))), "ok").facts["world_size"] == 1
+
+
+# -- interventions -------------------------------------------------------------------------------------------
+
+
+def test_interventions__work_or_say_why_not(tmp_path):
+    class Stream(IterableDataset):
+        def __iter__(self):
+            return iter(())
+
+    acting = {"interventions": [Upweight()]}
+    assert statuses(check_interventions(read(tmp_path))) == ["skipped"]
+    assert statuses(check_interventions(read(tmp_path, **acting))) == ["ok"]
+    stream = read(tmp_path, train=DataLoader(Stream(), batch_size=4), **acting)
+    assert "iterable" in only(told("interventions", check_interventions, stream), "problem").message
+    flipped = Images()
+    flipped.transform = T.Compose([T.RandomHorizontalFlip(), NORMALIZE])
+    random_view = read(tmp_path, train=DataLoader(flipped, batch_size=4), **acting)
+    assert "train_analysis_dataset" in only(check_interventions(random_view), "warning").remedy
+
+
+# -- places and costs ----------------------------------------------------------------------------------------
+
+
+def test_cache__unwritable_known_and_damaged(tmp_path):
+    (tmp_path / "file").write_text("")
+    broken = read(tmp_path, cache_folder=tmp_path / "file" / "cache")
+    assert "cannot be written" in only(check_cache(broken), "problem").message
+
+    made = read(tmp_path, cache_folder=tmp_path / "cache")
+    assert "0% of the first batch known" in only(check_cache(made), "ok").message
+    assert not (tmp_path / "cache").exists()
+    trainer(tmp_path, callback(cache_folder=tmp_path / "cache")).validate(OracleClassifier(), loader(), verbose=False)
+    assert "100% of the first batch known" in only(check_cache(made), "ok").message
+    (shard,) = (tmp_path / "cache").rglob("*.safetensors")
+    shard.write_bytes(shard.read_bytes()[:-1])
+    assert "0% of the first batch known; damaged files" in only(check_cache(made), "ok").message
+
+
+def test_costs__budgets_that_are_too_small(tmp_path):
+    made = read(tmp_path)
+    assert statuses(check_time(made)) == ["ok", "ok"]
+    made.modes.time_budget = 1e-4
+    made.modes.memory_budget = 100
+    assert "time_budget=0.0001 is less" in only(check_time(made), "warning").message
+    assert "memory_budget=100 is less" in only(check_memory(made), "warning").message
+    made.modes.time_budget = "10%"
+    assert "within time_budget if an epoch takes" in list(check_time(made))[0].message
+
+
+def test_rehearsal__goes_all_the_way_and_waits_for_problems_to_be_solved(tmp_path):
+    made = read(tmp_path)
+    assert only(check_rehearsal(made), "ok").facts == {"examples": 32}
+    made.problems = True
+    assert statuses(check_rehearsal(made)) == ["skipped"]
+
+
+# -- the whole -----------------------------------------------------------------------------------------------
+
+
+def test_examine__leaves_no_trace(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    model, images = OracleClassifier(), loader(shuffle=True)
+    made = trainer(tmp_path, callback(), logger=CSVLogger(tmp_path / "logs"))
+    weights = {name: value.clone() for name, value in model.state_dict().items()}
+    torch.manual_seed(5)
+    before = torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate(), images.generator.get_state()
+    sampler = images.batch_sampler
+    found = list(examine(made, model, Data(images)))
+    assert "problem" not in statuses(found)
+    after = torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate(), images.generator.get_state()
+    assert torch.equal(before[0], after[0])
+    assert before[1:3] == after[1:3]
+    assert all(torch.equal(value, weights[name]) for name, value in model.state_dict().items())
+    assert model.training
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+    assert images.batch_sampler is sampler
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_examine__every_check_says_something_even_where_all_goes_wrong(tmp_path):
+    class Nothing(L.LightningModule):
+        pass
+
+    made = trainer(tmp_path, callback(encoder="no/such", robust_encoder="nowhere.pt", cache_folder="/dev/null/x"))
+    found = list(examine(made, Nothing()))
+    assert {one.check for one in found} == set(CHECKS)
+    assert {"encoder", "robust encoder", "batches"} <= {one.check for one in found if one.status == "problem"}
+
+
+def test_examine__needs_the_callback(tmp_path):
+    assert only(examine(trainer(tmp_path), OracleClassifier()), "problem").check == "callback"
+
+
+# -- the command ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def command(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["lightning-failures"])
+    small = ["--data.init_args.train_size=200", "--data.init_args.val_size=400"]
+    return lambda *arguments, config=DIGITS: main(["doctor", "--config", str(config), *small, *arguments])
+
+
+@pytest.mark.slow
+def test_doctor__of_the_packaged_config(command, capsys, tmp_path, monkeypatch):
+    def refuse(*_):
+        raise AssertionError("the network was asked")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    assert command() == 0
+    shown = capsys.readouterr().out
+    assert all(f" {check} " in shown for check in CHECKS)
+    assert max(map(len, shown.splitlines())) <= WIDTH
+    assert "Ready. " in shown
+    assert list(tmp_path.iterdir()) == []
+
+    assert command("--json=true", "--trainer.callbacks.init_args.encoder=embedded:digts") == 1
+    told_all = json.loads(capsys.readouterr().out)
+    assert not told_all["ready"]
+    assert told_all["findings"][1] | {"facts": {}, "remedy": ""} == {
+        "check": "encoder",
+        "status": "problem",
+        "message": told_all["findings"][1]["message"],
+        "remedy": "",
+        "facts": {},
+    }
+    assert "Did you mean embedded:digits" in told_all["findings"][1]["message"]
+
+
+@pytest.mark.slow
+def test_doctor__as_a_person_would_run_it(tmp_path):
+    arguments = ["--config", str(DIGITS), "--trainer.accelerator=cuda", "--trainer.devices=64"]
+    done = subprocess.run(
+        [sys.executable, "-m", "lightning_failures.cli", "doctor", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        check=False,
+    )
+    assert done.returncode == 1, done.stderr
+    assert "--trainer.accelerator=cpu" in done.stdout
+    assert "Traceback" not in done.stderr
+
+
+@pytest.fixture(scope="module")
+def clip():
+    from lightning_failures.encoders import load_encoder
+
+    return load_encoder("embedded:digits")
+
+
+@pytest.mark.slow
+def test_known_pictures__the_packaged_clip_knows_them(clip):
+    assert share_right(clip, coloured_digits()) > 0.9
+    assert share_right(clip, plain_shapes()) > 0.7
+
+
+class Swapped:
+    """Blue for red."""
+
+    def __init__(self, encoder: OpenCLIPEncoder) -> None:
+        self.encode_texts, self._inner = encoder.encode_texts, encoder
+
+    def encode_images(self, images):
+        return self._inner.encode_images(images.flip(1))
+
+
+@pytest.mark.slow
+def test_known_pictures__swapped_channels_fail(clip):
+    assert all(share_right(Swapped(clip), known) < known.needed for known in (coloured_digits(), plain_shapes()))
