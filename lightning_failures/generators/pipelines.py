@@ -119,7 +119,7 @@ def _index(name: str, folder: Path) -> dict[str, Any]:
         index: dict[str, Any] = json.loads((folder / "model_index.json").read_text())
     except (OSError, ValueError) as error:
         raise GeneratorError(f"generator={name!r} is no pipeline of diffusers: {first_line(error)}. {_WAYS}") from error
-    code = sorted(path.name for path in folder.rglob("*.py"))
+    code = sorted({path.name for pattern in ("**/*.py", "*/*.py") for path in folder.glob(pattern)})  # behind links too
     if code or not isinstance(index.get("_class_name"), str):
         raise GeneratorError(
             f"generator={name!r} brings code of its own ({', '.join(code) or index.get('_class_name')}), which is never"
