@@ -163,10 +163,12 @@ def whole_loader(loaders: Any, hook: str) -> DataLoader[Any]:
             f"`embed` shares a pool out, and takes it up again, by the indices of its examples, which a"
             f" {type(loader.dataset).__name__} does not have. Give {hook} a dataset with __getitem__ and __len__."
         )
-    if not isinstance(loader.sampler, SequentialSampler | RandomSampler | DistributedSampler):
+    sampler = loader.sampler if loader.batch_sampler is None else getattr(loader.batch_sampler, "sampler", None)
+    if not isinstance(sampler, SequentialSampler | RandomSampler | DistributedSampler):
+        given = type(loader.batch_sampler if sampler is None else sampler).__name__
         raise ConfigurationError(
-            f"`embed` reads every example of the dataset, whatever a {type(loader.sampler).__name__} draws. For a part"
-            f" of it give {hook} a torch.utils.data.Subset without the sampler."
+            f"`embed` reads every example of the dataset, whatever a {given} draws. For a part of it give {hook} a"
+            " torch.utils.data.Subset without the sampler."
         )
     if not len(loader.dataset):
         raise ConfigurationError(f"The pool from {hook} has no examples.")

@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 import torch
 import xxhash
-from safetensors.torch import save
+from numpy.typing import NDArray
 from torch import Tensor
 
-from lightning_failures.atomic import write_atomically
+from lightning_failures.atomic import replacing
 from lightning_failures.directions import FailureDirections
 from lightning_failures.shards import DamagedShardError
 
@@ -93,17 +93,33 @@ def scored(shard: PoolShard, directions: FailureDirections) -> PoolShard:
 
 
 def write_pool_shard(shard: PoolShard, path: Path, *, pool: str) -> None:
-    """Write a file that any safetensors reader opens.
+    """Write a file that any safetensors reader opens. Equal shards are equal files.
 
     Args:
         shard: What to write.
         path: Where; a file that is there is replaced.
         pool: Digest of the pool that it belongs to.
     """
-    columns = {name: getattr(shard, name).contiguous() for name in _COLUMNS if getattr(shard, name) is not None}
     metadata = {"format": _FORMAT, "pool": pool, "directions": shard.directions or ""}
-    sums = {name: _checksum(metadata, name, column.numpy()) for name, column in columns.items()}
-    write_atomically(path, save(columns, metadata | {"checksums": json.dumps(sums)}))
+    header: dict[str, Any] = {}
+    parts: list[NDArray[Any]] = []
+    offset = 0
+    for name in _COLUMNS:
+        if (column := getattr(shard, name)) is not None:
+            part = np.ascontiguousarray(column.numpy())
+            part = part.astype(part.dtype.newbyteorder("<"), copy=False)
+            kind = next(kind for kind, dtype in _DTYPES.items() if dtype == part.dtype)
+            header[name] = {"dtype": kind, "shape": part.shape, "data_offsets": [offset, offset + part.nbytes]}
+            parts.append(part)
+            offset += part.nbytes
+    sums = {name: _checksum(metadata, name, part) for name, part in zip(header, parts, strict=True)}
+    header["__metadata__"] = metadata | {"checksums": json.dumps(sums)}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    with replacing(path) as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for part in parts:
+            file.write(part.data)
 
 
 def read_pool_shard(path: Path, block: range, *, pool: str, embeddings: bool = True) -> PoolShard:
@@ -153,9 +169,9 @@ def read_pool_shard(path: Path, block: range, *, pool: str, embeddings: bool = T
         raise DamagedShardError(str(error) or type(error).__name__) from error
 
 
-def _checksum(metadata: dict[str, str], name: str, column: np.ndarray[Any, Any]) -> str:
+def _checksum(metadata: dict[str, str], name: str, column: NDArray[Any]) -> str:
     """Of a column and of what the header says about it."""
     about = [_FORMAT, metadata["pool"], metadata["directions"], name, str(column.dtype), column.shape]
     hasher = xxhash.xxh3_128(json.dumps(about).encode())
-    hasher.update(np.ascontiguousarray(column).data)
+    hasher.update(column.data)
     return hasher.hexdigest()

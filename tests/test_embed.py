@@ -1,0 +1,473 @@
+"""``embed``, as a Trainer runs it: in this process, in several, and after an interruption."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from lightning import LightningDataModule
+from torch.utils.data import (
+    BatchSampler,
+    ConcatDataset,
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    Subset,
+    WeightedRandomSampler,
+)
+from torchvision.transforms import v2 as T
+
+from lightning_failures import FailureModes
+from lightning_failures.cli import main
+from lightning_failures.digits.render import CLASSES
+from lightning_failures.directions import FailureDirections, fit_failure_directions
+from lightning_failures.errors import ConfigurationError, DataError, EncoderError
+from lightning_failures.pools import PoolManifest
+from lightning_failures.pools.shards import read_pool_shard
+from lightning_failures.records import BatchRecord, ClassReport, FailureReport
+from tests.ddp_launch import free_port, launch
+from tests.embed_pool import BATCH, SHARD, SIZE, K, Pool, trainer
+from tests.toy import NORMALIZE, ColourEncoder, Images, OracleClassifier
+
+ROOT = Path(__file__).parents[1]
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*does not have many workers.*"),
+    pytest.mark.filterwarnings("ignore:.*smaller than the logging interval.*"),
+]
+
+
+def unit(images: torch.Tensor) -> torch.Tensor:
+    return images * 0.25 + 0.5
+
+
+def everything(dataset: Dataset, encoder=None) -> tuple[torch.Tensor, torch.Tensor]:
+    """Embeddings and labels of a dataset, all at once."""
+    images, labels = next(iter(DataLoader(dataset, batch_size=len(dataset))))
+    return (encoder or ColourEncoder()).encode_images(unit(images)), labels
+
+
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory) -> Path:
+    """What a run leaves behind: directions, and a report beside them."""
+    folder = tmp_path_factory.mktemp("run")
+    data = Images(400, seed=3)
+    embeddings, labels = everything(data)
+    fitted = fit_failure_directions(embeddings, labels, ~data.dark.numpy(), permutations=99)
+    fitted.save(folder / "directions.safetensors")
+    report = FailureReport(400, 0.5, tuple(ClassReport(name, 100) for name in data.classes))
+    (folder / "report.json").write_text(report.to_json())
+    return folder
+
+
+def embed(
+    output: Path, *, data: LightningDataModule | None = None, encoder=None, options=None, **arguments
+) -> ColourEncoder:
+    encoder = encoder or ColourEncoder()
+    run = trainer(encoder, **(options or {}))
+    run.embed(OracleClassifier(), data or Pool(), output=output, **({"k": K, "shard_size": SHARD} | arguments))
+    return encoder
+
+
+def shards(output: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted((output / "shards").iterdir())}
+
+
+def hardest(output: Path) -> dict[str, list[tuple[int, float]]]:
+    told = json.loads((output / "hardest.json").read_text())
+    return {c["class"]: [(row["id"], row["decision_value"]) for row in c["hardest"]] for c in told["classes"]}
+
+
+def assert_as_in_memory(output: Path, dataset: Dataset, folder: Path) -> None:
+    directions = FailureDirections.load(folder / "directions.safetensors")
+    embeddings, labels = everything(dataset)
+    values = directions.decision_values(embeddings, labels).numpy()
+    found = hardest(output)
+    assert len(found) == len(directions.classes) == 4
+    for label in directions.classes.tolist():
+        mine = np.flatnonzero(labels.numpy() == label)
+        expected = mine[np.argsort(values[mine])][:K]
+        ids, told = zip(*found[f"class {label}"], strict=True)
+        assert list(ids) == expected.tolist()
+        np.testing.assert_allclose(told, values[expected], atol=2e-3)  # embeddings are kept in float16
+
+
+# -- in one process -------------------------------------------------------------------------------------------
+
+
+def test_embed__as_in_memory(tmp_path, run_folder, capsys):
+    encoder = embed(tmp_path, directions=run_folder)
+    assert encoder.embedded == SIZE
+    assert_as_in_memory(tmp_path, Images(SIZE, seed=7), run_folder)
+    pool = PoolManifest.load(tmp_path)
+    assert (pool.examples, pool.shards) == (SIZE, 13)
+    embeddings, labels = everything(Images(SIZE, seed=7))
+    for number in range(pool.shards):
+        shard = read_pool_shard(pool.path(tmp_path, number), pool.block(number), pool=pool.digest)
+        assert torch.equal(shard.labels, labels[shard.ids])
+        torch.testing.assert_close(shard.embeddings.float(), embeddings[shard.ids], atol=1e-3, rtol=1e-3)
+    told = capsys.readouterr().out
+    assert f"{SIZE} examples in 13 shards" in told
+    assert "flagged" in told
+    assert str(tmp_path / "hardest.json") in told
+    summary = json.loads((tmp_path / "pool.json").read_text())
+    assert sum(entry["examples"] for entry in summary["classes"]) == SIZE
+
+
+def test_embed__the_order_and_workers_of_the_loader_do_not_matter(tmp_path):
+    embed(tmp_path / "plain")
+    embed(tmp_path / "shuffled", data=Pool(shuffle=True, drop_last=True))
+    assert shards(tmp_path / "plain") == shards(tmp_path / "shuffled")
+
+
+@pytest.mark.slow
+def test_embed__with_workers(tmp_path):
+    embed(tmp_path / "plain")
+    embed(tmp_path / "workers", data=Pool(num_workers=2, persistent_workers=True))
+    assert shards(tmp_path / "plain") == shards(tmp_path / "workers")
+
+
+def test_embed__again_does_only_what_is_lacking(tmp_path, run_folder):
+    embed(tmp_path, directions=run_folder)
+    before, results = shards(tmp_path), (tmp_path / "hardest.json").read_bytes()
+    names = list(before)
+    (tmp_path / "shards" / names[0]).unlink()
+    (tmp_path / "shards" / names[5]).write_bytes(before[names[5]][:-9])
+    middle = len(before[names[7]]) // 2
+    flipped = bytes([before[names[7]][middle] ^ 1])
+    (tmp_path / "shards" / names[7]).write_bytes(before[names[7]][:middle] + flipped + before[names[7]][middle + 1 :])
+    (tmp_path / "hardest.json").unlink()
+    assert embed(tmp_path, directions=run_folder).embedded == 3 * SHARD
+    assert shards(tmp_path) == before
+    assert (tmp_path / "hardest.json").read_bytes() == results
+    assert embed(tmp_path, directions=run_folder, shard_size=None).embedded == 0  # the size is that of before
+
+
+def test_embed__scored_later_without_an_image(tmp_path, run_folder, capsys):
+    embed(tmp_path / "later")
+    assert "Not scored" in capsys.readouterr().out
+    assert not (tmp_path / "later" / "hardest.json").exists()
+    assert embed(tmp_path / "later", directions=run_folder).embedded == 0
+    embed(tmp_path / "at once", directions=run_folder)
+    assert shards(tmp_path / "later") == shards(tmp_path / "at once")
+    assert hardest(tmp_path / "later") == hardest(tmp_path / "at once")
+
+
+def test_embed__without_keeping_embeddings(tmp_path, run_folder):
+    embed(tmp_path / "kept", directions=run_folder)
+    embed(tmp_path / "thin", directions=run_folder, keep_embeddings=False)
+    assert hardest(tmp_path / "kept") == hardest(tmp_path / "thin")
+    sizes = [sum(map(len, shards(tmp_path / name).values())) for name in ("thin", "kept")]
+    assert sizes[0] < sizes[1]
+    assert embed(tmp_path / "kept", directions=run_folder, keep_embeddings=False).embedded == 0
+    assert embed(tmp_path / "thin", directions=run_folder).embedded == SIZE
+
+
+def test_embed__limited_then_whole(tmp_path, run_folder, capsys):
+    limit = 2 * -(-SHARD // BATCH)
+    embed(tmp_path, directions=run_folder, options={"limit_predict_batches": limit})
+    assert "2 of 13 shards" in capsys.readouterr().out
+    assert not (tmp_path / "hardest.json").exists()
+    assert embed(tmp_path, directions=run_folder).embedded == SIZE - 2 * SHARD
+
+
+class FailsOnce(ColourEncoder):
+    """Breaks off in the middle."""
+
+    def encode_images(self, images):
+        if self.embedded > 100:
+            raise RuntimeError("planted")
+        return super().encode_images(images)
+
+
+def test_embed__an_error_leaves_what_is_done(tmp_path):
+    broken = FailsOnce()
+    with pytest.raises(RuntimeError, match="planted"):
+        embed(tmp_path, encoder=broken)
+    done = len(shards(tmp_path))
+    assert 0 < done < 13
+    assert embed(tmp_path).embedded == SIZE - done * SHARD
+    assert [path for path in tmp_path.rglob("*") if path.name.startswith(".")] == []
+
+
+def test_embed__other_splits_and_a_module_with_data(tmp_path):
+    class Owner(OracleClassifier):
+        def train_dataloader(self):
+            return DataLoader(Images(30), batch_size=BATCH, shuffle=True, drop_last=True)
+
+    trainer(ColourEncoder()).embed(Owner(), split="train", output=tmp_path)
+    assert PoolManifest.load(tmp_path).examples == 30
+
+
+def test_embed__batch_hooks_of_the_user_are_called(tmp_path):
+    class Raw(Images):
+        def __init__(self, size, seed):
+            super().__init__(size, seed=seed)
+            self.transform = torch.nn.Identity()
+
+    class OnDevice(Pool):
+        def on_after_batch_transfer(self, batch, dataloader_idx):
+            assert self.trainer.predicting
+            return NORMALIZE(batch[0]), batch[1]
+
+    run = trainer(None)
+    run.callbacks.append(FailureModes(encoder=ColourEncoder(), normalization=([0.5], [0.25])))
+    run.embed(OracleClassifier(), OnDevice(Raw(SIZE, seed=7)), output=tmp_path, shard_size=SHARD)
+    pool = PoolManifest.load(tmp_path)
+    shard = read_pool_shard(pool.path(tmp_path, 0), pool.block(0), pool=pool.digest)
+    embeddings, _ = everything(Images(SIZE, seed=7))
+    torch.testing.assert_close(shard.embeddings.float(), embeddings[:SHARD], atol=1e-3, rtol=1e-3)
+
+
+def test_embed__leaves_the_model_alone(tmp_path):
+    model = OracleClassifier().train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    trainer(ColourEncoder()).embed(model, Pool(), output=tmp_path)
+    assert model.training
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_embed__paths_of_the_hardest(tmp_path, run_folder):
+    data = Images(100, seed=7)
+    data.samples = [(f"img/{i}.png", 0) for i in range(100)]
+    halves = ConcatDataset([Subset(data, range(50, 100)), Subset(data, range(50))])
+    halves.classes = data.classes
+    embed(tmp_path, data=Pool(halves), directions=run_folder)
+    told = json.loads((tmp_path / "hardest.json").read_text())
+    for entry in told["classes"]:
+        for row in entry["hardest"]:
+            assert row["path"] == f"img/{(row['id'] + 50) % 100}.png"
+
+
+# -- what is refused ------------------------------------------------------------------------------------------
+
+
+def test_embed__another_encoder_is_refused(tmp_path, run_folder):
+    embed(tmp_path, directions=run_folder)
+    before = shards(tmp_path)
+    with pytest.raises(ConfigurationError, match=r"the encoder differ.*Give another --output"):
+        embed(tmp_path, directions=run_folder, encoder=ColourEncoder("others"))
+    assert shards(tmp_path) == before
+
+
+def test_embed__directions_of_another_encoder_are_refused(tmp_path, run_folder):
+    class Wider(ColourEncoder):
+        dim = property(lambda self: 13, lambda self, value: None)
+
+    with pytest.raises(ConfigurationError, match="12 dimensions"):
+        embed(tmp_path, directions=run_folder, encoder=Wider())
+
+
+def test_embed__changed_images_are_refused(tmp_path):
+    embed(tmp_path)
+    with pytest.raises(ConfigurationError, match="the images, or their transform differ"):
+        embed(tmp_path, data=Pool(Images(SIZE, seed=8)))
+
+
+def test_embed__random_transforms_are_told(tmp_path):
+    data = Images(SIZE, seed=7)
+    data.transform = T.Compose([T.RandomHorizontalFlip(), T.RandomErasing(1.0), NORMALIZE])
+    with pytest.warns(UserWarning, match="its transform is random"):
+        embed(tmp_path, data=Pool(data))
+
+
+def test_embed__other_classes_are_refused(tmp_path, run_folder):
+    data = Images(SIZE, seed=7)
+    data.classes = ["class 0", "class 2", "class 1", "class 3"]
+    with pytest.raises(ConfigurationError, match="label 1 is class 2 here and class 1 there"):
+        embed(tmp_path, data=Pool(data), directions=run_folder)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [({"k": 0}, "--k must be"), ({"shard_size": 0}, "--shard_size"), ({"split": "test"}, "--split predict")],
+)
+def test_embed__options(tmp_path, arguments, told):
+    with pytest.raises(ConfigurationError, match=told):
+        embed(tmp_path, **arguments)
+
+
+def test_embed__without_the_callback_or_an_encoder(tmp_path):
+    for run in (trainer(None), trainer("x")):
+        for callback in run.callbacks:
+            if hasattr(callback, "encoder"):
+                callback.encoder = None
+        with pytest.raises(ConfigurationError, match=r"needs lightning_failures\.FailureModes with an encoder"):
+            run.embed(OracleClassifier(), Pool(), output=tmp_path)
+
+
+class Stream(IterableDataset):
+    def __iter__(self):
+        return iter(Images(4))
+
+
+def loader_of(kind: str) -> object:
+    data = Images(SIZE, seed=7)
+    return {
+        "iterable": lambda: DataLoader(Stream(), batch_size=4),
+        "two": lambda: [DataLoader(data), DataLoader(data)],
+        "list": lambda: [[1, 2]],
+        "weighted": lambda: DataLoader(data, batch_size=4, sampler=WeightedRandomSampler([1.0] * SIZE, 10)),
+        "batches": lambda: DataLoader(data, batch_sampler=BatchSampler(range(9), BATCH, drop_last=True)),
+        "no batch": lambda: DataLoader(data, batch_size=None),
+        "empty": lambda: DataLoader(Subset(data, [])),
+    }[kind]()
+
+
+@pytest.mark.parametrize(
+    ("kind", "told"),
+    [
+        ("iterable", "__getitem__ and __len__"),
+        ("two", "ConcatDataset"),
+        ("list", "ConcatDataset"),
+        ("weighted", "Subset"),
+        ("batches", "Subset"),
+        ("no batch", "batch_size"),
+        ("empty", "no examples"),
+    ],
+)
+def test_embed__loaders_that_cannot_be_cut(tmp_path, kind, told):
+    class Other(Pool):
+        def predict_dataloader(self):
+            return loader_of(kind)
+
+    with pytest.raises(ConfigurationError, match=re.escape(told)):
+        embed(tmp_path, data=Other())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_embed__collate_that_drops_examples_is_told(tmp_path):
+    def drops(items):
+        return torch.utils.data.default_collate(items[1:])
+
+    with pytest.raises(DataError, match="neither drop nor repeat"):
+        embed(tmp_path, data=Pool(collate_fn=drops))
+
+
+@pytest.mark.parametrize(
+    ("labels", "task", "told"),
+    [
+        (lambda y: torch.nn.functional.one_hot(y, 4), None, "task='multiclass'"),
+        (lambda y: y + 0.5, None, "one class for each example"),
+        (lambda y: None, None, "Scoring needs the label"),
+        (lambda y: torch.nn.functional.one_hot(y, 4), "multiclass", None),
+        (lambda y: y[:, None], None, None),
+    ],
+)
+def test_embed__labels_of_other_forms(tmp_path, run_folder, labels, task, told):
+    def read(outputs, batch):
+        x, y = batch["data"]
+        return BatchRecord(images=x, labels=labels(y))
+
+    def collate(items):
+        return {"data": torch.utils.data.default_collate(items)}
+
+    run = trainer(None)
+    run.callbacks.append(FailureModes(encoder=ColourEncoder(), read_batch=read, task=task))
+    arguments = {"output": tmp_path, "directions": run_folder, "k": K}
+    if told is None:
+        run.embed(OracleClassifier(), Pool(collate_fn=collate), **arguments)
+        assert_as_in_memory(tmp_path, Images(SIZE, seed=7), run_folder)
+    else:
+        with pytest.raises(DataError, match=told):
+            run.embed(OracleClassifier(), Pool(collate_fn=collate), **arguments)
+
+
+def test_embed__an_encoder_that_gives_nonsense_is_told(tmp_path):
+    class Broken(ColourEncoder):
+        def encode_images(self, images):
+            return super().encode_images(images) / 0
+
+    with pytest.raises(EncoderError, match=r"finite vectors for the examples 0 \.\.\. 7"):
+        embed(tmp_path, encoder=Broken())
+
+
+# -- in several processes -------------------------------------------------------------------------------------
+
+
+def logged(folder: Path) -> int:
+    """How many images all processes have embedded."""
+    return sum(int(line) for path in folder.glob("embedded_*.txt") for line in path.read_text().split())
+
+
+@pytest.fixture(scope="module")
+def alone(run_folder) -> Path:
+    """What one process makes of the pool."""
+    embed(run_folder / "alone", directions=run_folder)
+    return run_folder / "alone"
+
+
+@pytest.mark.slow
+def test_embed__killed_and_taken_up_by_another_number_of_processes(run_folder, alone):
+    """A process of two is killed; so ends the other. Two, then one, do the rest, and nothing twice."""
+    output = run_folder / "killed"
+    (died,) = launch("embed_pool", run_folder / "first", output, 2, 1, 1, timeout=300)
+    assert died.status != 0
+    done = shards(output)
+    assert 0 < len(done) < 13
+    assert not (output / "hardest.json").exists()
+    assert done.items() <= shards(alone).items()
+
+    (went_on,) = launch("embed_pool", run_folder / "second", output, 2, 1, -1, timeout=300)
+    assert went_on.status == 0, went_on.said
+    assert f"{len(done)} of 13 shards are there" in went_on.said
+    assert logged(run_folder / "second") == sum(
+        len(PoolManifest.load(output).block(n)) for n in range(13) if f"shard-{n:07d}.safetensors" not in done
+    )
+    assert len(list((run_folder / "second").glob("embedded_*.txt"))) == 2
+    assert shards(output) == shards(alone)
+    assert (output / "hardest.json").read_bytes() == (alone / "hardest.json").read_bytes()
+    assert embed(output, directions=run_folder).embedded == 0
+
+
+@pytest.mark.slow
+def test_embed__two_nodes(run_folder, alone):
+    port = str(free_port())
+    nodes = [{"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "NODE_RANK": node} for node in "01"]
+    folder, output = run_folder / "nodes", run_folder / "by two nodes"
+    ended = launch("embed_pool", folder, output, 1, 2, -1, environments=nodes, timeout=300)
+    assert [one.status for one in ended] == [0, 0], ended[0].said + ended[1].said
+    assert logged(folder) == SIZE
+    assert shards(output) == shards(alone)
+    assert (output / "pool.json").read_bytes() == (alone / "pool.json").read_bytes()
+
+
+@pytest.mark.slow
+def test_embed__nodes_that_do_not_share_the_folder(run_folder):
+    """Said at once, before an image is embedded."""
+    port = str(free_port())
+    common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    nodes = [common | {"NODE_RANK": node, "POOL_OUTPUT": str(run_folder / f"disk {node}")} for node in "01"]
+    ended = launch("embed_pool", run_folder / "apart", "$POOL_OUTPUT", 1, 2, -1, environments=nodes, timeout=300)
+    assert all(one.status != 0 for one in ended)
+    assert "a folder that all of them share" in ended[0].said + ended[1].said
+    assert logged(run_folder / "apart") == 0
+
+
+# -- as a command ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_embed__from_the_packaged_config(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["lightning-failures"])
+    text = (ROOT / "configs" / "digits.yaml").read_text()
+    (tmp_path / "digits.yaml").write_text(text.replace("robust_encoder: embedded:digits", "pictures: false"))
+    quiet = ["--config", "digits.yaml", "--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false"]
+    sizes = [f"--data.init_args.{name}=600" for name in ("train_size", "val_size", "pool_size")]
+    assert main(["fit", *quiet, *sizes, "--trainer.max_epochs=1"]) == 0
+    run = str(tmp_path / "failures-digits" / "digits" / "version_0")
+    assert main(["embed", *quiet, *sizes, "--directions", run, "--k=3"]) == 0
+    told = json.loads((tmp_path / "failures-pool" / "hardest.json").read_text())
+    assert told["encoder"] == "embedded:digits"
+    assert {entry["class"] for entry in told["classes"]} <= set(CLASSES)
+    assert all(len(entry["hardest"]) == 3 for entry in told["classes"])
+    capsys.readouterr()
+    assert main(["embed", *quiet, *sizes, "--directions", str(tmp_path / "nowhere")]) == 1
+    assert "No directions.safetensors" in capsys.readouterr().err
+    assert main(["embed", *quiet, *sizes[:2], "--data.init_args.pool_size=500", "--directions", run]) == 1
+    assert "the number of examples" in capsys.readouterr().err
