@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import lightning as L
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -23,8 +26,9 @@ from torchvision.transforms import v2 as T
 
 from lightning_failures import FailureModes
 from lightning_failures.cli import main
+from lightning_failures.digits import ColouredDigitsDataModule, DigitClassifier
 from lightning_failures.doctor import CHECKS, Finding, data, examine
-from lightning_failures.doctor.costs import check_cache, check_memory, check_time
+from lightning_failures.doctor.costs import check_cache, check_memory, check_time, estimate
 from lightning_failures.doctor.data import check_batches, check_examples, check_processes, graded_once
 from lightning_failures.doctor.encoders import check_encoder, check_robust_encoder, examine_encoder
 from lightning_failures.doctor.environment import (
@@ -496,7 +500,7 @@ def test_costs__budgets_that_are_too_small(tmp_path):
     assert "time_budget=0.0001 is less" in only(check_time(made), "warning").message
     assert "memory_budget=100 is less" in only(check_memory(made), "warning").message
     made.modes.time_budget = "10%"
-    assert "within time_budget if an epoch takes" in list(check_time(made))[0].message
+    assert "Within time_budget if an epoch takes" in next(iter(check_time(made))).message
 
 
 def test_rehearsal__goes_all_the_way_and_waits_for_problems_to_be_solved(tmp_path):
@@ -504,6 +508,11 @@ def test_rehearsal__goes_all_the_way_and_waits_for_problems_to_be_solved(tmp_pat
     assert only(check_rehearsal(made), "ok").facts == {"examples": 32}
     made.problems = True
     assert statuses(check_rehearsal(made)) == ["skipped"]
+
+
+def random_states():
+    numpys = np.random.get_state()[1].tolist()  # noqa: NPY002
+    return torch.get_rng_state().tolist(), numpys, random.getstate()
 
 
 # -- the whole -----------------------------------------------------------------------------------------------
@@ -515,13 +524,11 @@ def test_examine__leaves_no_trace(tmp_path, monkeypatch):
     made = trainer(tmp_path, callback(), logger=CSVLogger(tmp_path / "logs"))
     weights = {name: value.clone() for name, value in model.state_dict().items()}
     torch.manual_seed(5)
-    before = torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate(), images.generator.get_state()
+    before = random_states()
     sampler = images.batch_sampler
     found = list(examine(made, model, Data(images)))
     assert "problem" not in statuses(found)
-    after = torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate(), images.generator.get_state()
-    assert torch.equal(before[0], after[0])
-    assert before[1:3] == after[1:3]
+    assert random_states() == before
     assert all(torch.equal(value, weights[name]) for name, value in model.state_dict().items())
     assert model.training
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
@@ -551,7 +558,13 @@ def command(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", ["lightning-failures"])
     small = ["--data.init_args.train_size=200", "--data.init_args.val_size=400"]
-    return lambda *arguments, config=DIGITS: main(["doctor", "--config", str(config), *small, *arguments])
+
+    def run(*arguments: str, encoder: str = "embedded:digits") -> int:
+        config = tmp_path / "config.yaml"
+        config.write_text(DIGITS.read_text().replace(" encoder: embedded:digits", f" encoder: {encoder}"))
+        return main(["doctor", "--config", str(config), *small, *arguments])
+
+    return run
 
 
 @pytest.mark.slow
@@ -565,9 +578,9 @@ def test_doctor__of_the_packaged_config(command, capsys, tmp_path, monkeypatch):
     assert all(f" {check} " in shown for check in CHECKS)
     assert max(map(len, shown.splitlines())) <= WIDTH
     assert "Ready. " in shown
-    assert list(tmp_path.iterdir()) == []
+    assert [path.name for path in tmp_path.iterdir()] == ["config.yaml"]
 
-    assert command("--json=true", "--trainer.callbacks.init_args.encoder=embedded:digts") == 1
+    assert command("--json=true", encoder="embedded:digts") == 1
     told_all = json.loads(capsys.readouterr().out)
     assert not told_all["ready"]
     assert told_all["findings"][1] | {"facts": {}, "remedy": ""} == {
@@ -584,7 +597,7 @@ def test_doctor__of_the_packaged_config(command, capsys, tmp_path, monkeypatch):
 def test_doctor__as_a_person_would_run_it(tmp_path):
     arguments = ["--config", str(DIGITS), "--trainer.accelerator=cuda", "--trainer.devices=64"]
     done = subprocess.run(
-        [sys.executable, "-m", "lightning_failures.cli", "doctor", *arguments],
+        [sys.executable, "-c", "from lightning_failures.cli import main; exit(main())", "doctor", *arguments],
         capture_output=True,
         text=True,
         timeout=300,
@@ -623,3 +636,59 @@ class Swapped:
 @pytest.mark.slow
 def test_known_pictures__swapped_channels_fail(clip):
     assert all(share_right(Swapped(clip), known) < known.needed for known in (coloured_digits(), plain_shapes()))
+
+
+@pytest.mark.slow
+def test_doctor__an_untrained_clip_is_not_ready(command, clip, capsys, tmp_path):
+    from lightning_failures.embedded import CLIP_FOLDER
+
+    twin = tmp_path / "twin"
+    shutil.copytree(CLIP_FOLDER, twin)
+    state = safetensors.torch.load_file(twin / "open_clip_model.safetensors")
+    generator = torch.Generator().manual_seed(0)
+    noise = {
+        name: 0.05 * torch.randn(value.shape, generator=generator).to(value.dtype) if value.ndim > 1 else value
+        for name, value in state.items()
+    }
+    safetensors.torch.save_file(noise, twin / "open_clip_model.safetensors")
+    assert command(encoder=f"local-dir:{twin}") == 1
+    shown = capsys.readouterr().out
+    assert "does not know pictures from words" in shown
+    assert "Not ready, with 1 problem." in shown
+    assert "not before the problems above are solved" in " ".join(shown.split())
+
+
+class Stopwatch(L.Callback):
+    """Seconds of a validation, from before the callbacks that come after it to the end of all."""
+
+    def on_validation_start(self, trainer, pl_module):
+        self.begin = time.perf_counter()
+
+    def on_validation_end(self, trainer, pl_module):
+        self.seconds = time.perf_counter() - self.begin
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*does not have many workers.*")
+def test_time__is_that_of_a_real_validation_within_a_factor_of_3(tmp_path):
+    digits = ColouredDigitsDataModule(train_size=600, val_size=600)
+    model, options = DigitClassifier(), {"encoder": "embedded:digits", "robust_encoder": "embedded:digits"}
+    trainer(tmp_path, max_epochs=3, limit_val_batches=0).fit(model, datamodule=digits)
+
+    def measured(*callbacks) -> float:
+        watch = Stopwatch()
+        trainer(tmp_path, watch, *callbacks).validate(model, datamodule=digits, verbose=False)
+        return watch.seconds
+
+    def modes() -> FailureModes:
+        return callback(**options, captions="digits", permutations=999, pictures=False, cache_folder=tmp_path / "cache")
+
+    looked_at = Case(trainer(tmp_path, modes()), model, digits, modes(), tmp_path)
+    for check in (check_encoder, check_robust_encoder, check_batches):
+        assert "problem" not in statuses(check(looked_at))
+    expected = estimate(looked_at)
+    without = measured()
+    first, later = measured(modes()) - without, measured(modes()) - without
+    assert 1 / 3 < expected.first / first < 3
+    assert 1 / 3 < expected.later / later < 3
+    assert expected.examples == 600

@@ -31,7 +31,8 @@ __all__ = ["Cost", "check_cache", "check_memory", "check_time", "estimate"]
 LONG = 3600.0  # seconds that nobody should be surprised by
 CAPTIONED = 50  # classes, the default of ``analyse``
 _ENOUGH = 0.5  # seconds of measuring
-_CHEAP = 2.0
+_CHEAP = 5.0  # seconds for which all classes are measured in place of some
+_SOME_CLASSES = 4
 _FAILING = 0.3
 _KEY_BYTES = 20
 
@@ -120,17 +121,23 @@ def _analysis_seconds(case: Case, notes: LoaderNotes, size: int) -> tuple[float,
     names = notes.collector.class_names
     rows = max(size * (notes.collector.columns or 1 if notes.collector.task == "multilabel" else 1) // len(names), 1)
     captions = _captions(case, names) if notes.collector.has_names else None
-    classes = min(len(names), 4)
-    start = time.perf_counter()
-    for k in range(classes if captions else 0):
-        assert captions is not None
-        captions(k)
-    texts = (time.perf_counter() - start) * min(len(names), CAPTIONED) / classes
     _fit(case, names[:2], min(rows, 60), None)  # compiles the inner loops, once a machine
-    fitting = _fit(case, names[:classes], rows, captions) * len(names) / classes
-    if fitting < _CHEAP and classes < len(names):
-        fitting = _fit(case, names, rows, captions)
-    return texts, fitting
+
+    def measured(classes: int) -> tuple[float, float]:
+        start = time.perf_counter()
+        if captions is not None:
+            for k in range(min(classes, CAPTIONED)):
+                captions(k)
+        texts = time.perf_counter() - start
+        return texts, _fit(case, names[:classes], rows, captions)
+
+    some = min(len(names), _SOME_CLASSES)
+    texts, fitting = measured(some)
+    share = some / len(names)
+    if share < 1 and (texts + fitting) / share < _CHEAP:
+        rest, fitting = measured(len(names))
+        return texts + rest, fitting
+    return texts * min(len(names), CAPTIONED) / some, fitting / share
 
 
 def _captions(case: Case, names: tuple[str, ...]) -> Callable[[int], ClassCaptions | None] | None:
@@ -201,9 +208,8 @@ def check_time(case: Case) -> Iterator[Finding]:
         yield ok(message, **facts)
     count = analyses(case)
     if count:
-        yield ok(
-            f"all {count} analyses of the training together: about {seconds_text(cost.first + (count - 1) * cost.later)}"
-        )
+        total = cost.first + (count - 1) * cost.later
+        yield ok(f"all {count} analyses of the training together: about {seconds_text(total)}")
 
 
 def check_memory(case: Case) -> Iterator[Finding]:
