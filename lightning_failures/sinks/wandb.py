@@ -52,5 +52,10 @@ def _rows(report: FailureReport) -> list[list[Any]]:
     rows = []
     for entry in rank_classes(report)[:MAX_ROWS]:
         plain = entry.to_dict() | found_captions(entry) | {"epoch": report.epoch, "class": entry.name}
-        rows.append([plain[column] for column in COLUMNS])
+        rows.append([_text(plain[column]) for column in COLUMNS])
     return rows
+
+
+def _text(value: Any) -> Any:
+    """W&B takes no bytes that are no UTF-8, as names of folders on Linux may hold."""
+    return value.encode("utf-8", "backslashreplace").decode() if isinstance(value, str) else value
