@@ -285,6 +285,7 @@ class Steering:
                 self._freeze(report, epoch)
                 round_of = self._judge(trainer, report, discovery, lens, ranks)
                 decided = {name: self._decide(name, round_of(self._folder_of(name))) for name in due}
+                ranks.agree(None)  # a process whose decision failed tells the others here, before any plan is kept
                 begins = any(entry["changes_training"] for entry, _ in decided.values())
                 if begins and self._rollback is not None and not self._rollback.begun:
                     self._rollback.begin(trainer, report.decision_part.grades, self.folder, ranks)
