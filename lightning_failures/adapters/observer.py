@@ -96,7 +96,7 @@ class LogitsObserver:
         """Return what the step computed, None if it computed no candidate; stops watching.
 
         Raises:
-            ConfigurationError: more than one candidate.
+            ConfigurationError: more than one candidate, or none of the submodule that ``logits_from`` names.
         """
         own, children = self._own, self._children
         self.end()
@@ -109,6 +109,13 @@ class LogitsObserver:
                 )
             if candidates:
                 return candidates[0]
+        if self.logits_from is not None:  # another forward might give something else
+            shapes = ", ".join(str(tuple(t.shape)) for t in children) or "nothing that may be logits"
+            raise ConfigurationError(
+                f"FailureModes(logits_from={self.logits_from!r}): in this step, for {batch_size} examples, the"
+                f" submodule gave {shapes}. It was called otherwise, not at all, or torch.compile has compiled the call"
+                " away: then name the compiled module itself, or return {'logits': ...} from the step."
+            )
         return None
 
     def _before_own(self, module: nn.Module, args: Any) -> None:

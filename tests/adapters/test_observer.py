@@ -173,6 +173,14 @@ def test_logits_from__any_submodule():
         LogitsObserver("body.heda").attach(model)
 
 
+def test_logits_from__of_a_submodule_that_gave_none():
+    model = Model()
+    with pytest.raises(ConfigurationError, match=r"logits_from='net'.* gave nothing.*torch\.compile"):
+        observe(model, lambda: None, logits_from="net")
+    with pytest.raises(ConfigurationError, match=r"logits_from='net'.* gave \(5, 3\)"):
+        observe(model, lambda: model(BATCH), logits_from="net", classes=7)
+
+
 def test_observer__watches_between_begin_and_logits_only():
     model, observer = Model(), LogitsObserver()
     observer.attach(model)
