@@ -106,7 +106,8 @@ def test_told__an_error_of_a_check_is_a_problem_and_what_was_found_before_stays(
     assert (second.check, second.status, second.message) == ("sums", "problem", "ZeroDivisionError: by nought")
 
 
-@given(st.text(max_size=500), st.text(max_size=200))
+@settings(max_examples=25)
+@given(st.text(max_size=300), st.text(max_size=100))
 def test_table_lines__whatever_is_said_fits_and_is_printable(message, remedy):
     lines = table_lines(problem(message, remedy))
     assert all(len(line) <= WIDTH and line.isprintable() for line in lines)
@@ -282,6 +283,7 @@ def test_encoder__that_is_not_there_tells_what_is(tmp_path):
     assert "embedded:digits" in only(found, "problem").message
 
 
+@pytest.mark.slow
 def test_encoder__the_default_may_be_missing(tmp_path):
     options = {name: value for name, value in options_of(callback()).items() if name != "encoder"}
     made = case(tmp_path)
@@ -340,7 +342,7 @@ def test_images__random_transforms_of_validation_are_told(tmp_path):
     assert "random transforms" in found.message
 
 
-@settings(deadline=None, max_examples=30)
+@settings(deadline=None, max_examples=15)
 @given(st.integers(20, 90), st.integers(20, 90), st.sampled_from([(32, 32), (24, 40)]), st.sampled_from([0.875, 1.0]))
 def test_in_words__what_is_cut_off_is_what_the_encoder_does_not_see(height, width, size, crop):
     preprocessing = Preprocessing(size=size, crop=crop, interpolation="bilinear")
@@ -434,6 +436,7 @@ def test_several_loaders__are_told_apart(tmp_path):
     assert only(found, "ok").message.startswith("loader 0:")
 
 
+@settings(max_examples=40)
 @given(st.integers(0, 200), st.integers(1, 9))
 def test_graded_once__whatever_the_sampler_repeats(size, processes):
     assert graded_once(size, processes)
@@ -536,6 +539,7 @@ def test_examine__leaves_no_trace(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_examine__every_check_says_something_even_where_all_goes_wrong(tmp_path):
     class Nothing(L.LightningModule):
         pass
