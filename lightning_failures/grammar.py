@@ -159,10 +159,11 @@ class CaptionVocabulary:
                     f"file ({error}).{did_you_mean(str(source), known)}"
                 ) from error
         try:
-            data = yaml.safe_load(text)
-        except yaml.YAMLError as error:
+            return _vocabulary(yaml.safe_load(text), str(source))
+        except ConfigurationError:
+            raise
+        except Exception as error:  # PyYAML lets more out than its own: a date of no calendar, lists nested too deep
             raise ConfigurationError(f"captions: {source} is not YAML: {error}") from error
-        return _vocabulary(data, str(source))
 
 
 def known_vocabularies() -> list[str]:

@@ -205,7 +205,7 @@ class Ledger:
         try:
             with Image.open(self._path(row)) as image:
                 pixels = np.array(image.convert("RGB"))
-        except OSError as error:
+        except Exception as error:  # whatever Pillow makes of a damaged file
             raise DataError(f"the image of row {row} cannot be read: {error}") from error
         return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
 
