@@ -66,9 +66,11 @@ class CountingLoader(DataLoader):
     given = skip = 0
 
     def __iter__(self):
-        skip, self.skip = self.skip, 0
-        self.given = 0
-        for batch in super().__iter__():
+        skip, self.skip, self.given = self.skip, 0, 0
+        return self._rest(super().__iter__(), skip)
+
+    def _rest(self, batches, skip):
+        for batch in batches:
             self.given += 1
             if self.given > skip:
                 yield batch
@@ -188,7 +190,9 @@ def train_loader(job: dict[str, Any]) -> DataLoader:
 
 def fit(job: dict[str, Any], modes: Any, fault: Fault | None = None) -> tuple[Module, Any]:
     folder = Path(job["folder"])
-    keeps = ModelCheckpoint(folder / "checkpoints", filename="{epoch}", save_top_k=-1, **job.get("keeps", {}))
+    keeps = ModelCheckpoint(
+        folder / "checkpoints", **({"filename": "{epoch}", "save_top_k": -1} | job.get("keeps", {}))
+    )
     module = Module(folder / f"{job['name']}.jsonl")
     attached = Keeps()
     callbacks = [attached, keeps] if modes is None else [modes, attached, keeps]
@@ -211,12 +215,10 @@ def train(job: dict[str, Any]) -> None:
     folder = Path(job["folder"])
     folder.mkdir(parents=True, exist_ok=True)
     os.environ["LIGHTNING_FAILURES_CACHE"] = job.get("cache") or str(folder / "cache")
-    modes = callback(
-        robust_encoder=ColourEncoder("robust"),
-        interventions=INTERVENTIONS[job["interventions"]](),
-        pictures=False,
-        **job.get("modes", {}),
-    )
+    modes = None
+    if job["interventions"] is not None:
+        interventions = INTERVENTIONS[job["interventions"]]()
+        modes = callback(robust_encoder=ColourEncoder("robust"), interventions=interventions, pictures=False)
     fault = Fault(**job["fault"]) if "fault" in job else None
     try:
         module, _ = fit(job, modes, fault)
@@ -231,7 +233,7 @@ def train(job: dict[str, Any]) -> None:
 
 def tell(modes: Any, module: Module, file: Path) -> None:
     """Write down what came out of a training."""
-    report = modes.last_report.to_dict()
+    report = {} if modes is None else modes.last_report.to_dict()
     outcome = {
         "report": {key: value for key, value in report.items() if key != "timings"},
         "weights": {name: value.numpy().tobytes().hex() for name, value in module.state_dict().items()},

@@ -152,9 +152,7 @@ def interrupt_and_resume(runs: Runs, folder: Path, job: dict[str, Any], stage: s
 
 def check_same(whole: Path, folder: Path, begins: int | None) -> None:
     name = "cut" if begins is None else "resumed"
-    expected, seen = outcome(whole, "whole"), outcome(folder, name)
-    assert seen["report"] == expected["report"]
-    assert seen["weights"] == expected["weights"]
+    assert outcome(folder, name) == (expected := outcome(whole, "whole"))
     (run,) = (folder / "failures" / "no_logger").iterdir()  # a resumed run writes where the one before did
     written = json.loads((run / "report.json").read_text())
     assert written.pop("timings")
@@ -190,3 +188,76 @@ def test_resume__workers_and_interventions(runs, tmp_path, interventions, worker
     begins = interrupt_and_resume(runs, tmp_path, job, "training step", "SIGKILL")
     assert begins == 1
     check_same(runs.whole(**job), tmp_path, begins)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("order", ["by epoch", "shuffled"])
+def test_resume__without_interventions_the_order_is_as_without_the_callback(runs, tmp_path, order):
+    """Lightning keeps no random numbers in checkpoints, and starts workers before it tells a sampler the epoch."""
+    job = {"epochs": 3, "workers": 2, "order": order}
+    runs.train(tmp_path, "whole", interventions="none", **job)
+    checkpoint = str(tmp_path / "checkpoints" / "epoch=0.ckpt")
+    for name, interventions in (("with", "none"), ("without", None)):
+        runs.train(tmp_path, name, interventions=interventions, ckpt_path=checkpoint, **job)
+    assert drawn(tmp_path, "with") == drawn(tmp_path, "without")
+    assert outcome(tmp_path, "with")["weights"] == outcome(tmp_path, "without")["weights"]
+    assert drawn(tmp_path, "with")[1] != drawn(tmp_path, "whole")[1]
+
+
+# -- in the midst of an epoch: 6 batches of 16, a checkpoint at the second batch of epoch 1 -------------------
+
+BATCH = 16
+
+
+def cut_within_an_epoch(runs: Runs, folder: Path, how: str, keeps: dict[str, Any], step: int, **job: Any) -> None:
+    fault = {"stage": "training step", "how": how, "epoch": 1}  # in the fourth batch
+    runs.train(folder, "cut", expect=None, fault=fault, keeps={"filename": "{step}"} | keeps, **job)
+    runs.train(folder, "resumed", ckpt_path=str(folder / "checkpoints" / f"step={step}.ckpt"), **job)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("interventions", "workers", "how"),
+    [("none", 2, "SIGKILL"), ("upweight", 0, "SIGKILL"), ("filtered", 2, "SIGKILL"), ("upweight", 2, "SIGTERM")],
+)
+def test_mid_epoch__a_stateful_loader_loses_and_doubles_nothing(runs, tmp_path, interventions, workers, how):
+    job = {"interventions": interventions, "workers": workers, "epochs": 3, "stateful": True}
+    if interventions == "none":
+        job["order"] = "as they come"
+    # at SIGTERM Lightning ends after the batch, and the checkpoint is of that moment
+    keeps, batches = ({"every_n_train_steps": 4}, 2) if how == "SIGKILL" else ({"save_on_exception": True}, 4)
+    cut_within_an_epoch(runs, tmp_path, how, keeps, 6 + batches, **job)
+    planned = drawn(runs.whole(**job), "whole")
+    before, after = drawn(tmp_path, "cut"), drawn(tmp_path, "resumed")
+    assert before[0] == planned[0]
+    assert before[1][: batches * BATCH] + after[1] == planned[1]
+    assert after[2] == planned[2]
+    assert outcome(tmp_path, "resumed") == outcome(runs.whole(**job), "whole")
+
+
+@pytest.mark.slow
+def test_mid_epoch__a_plain_loader_begins_the_epoch_anew_and_leaves_its_end_out(runs, tmp_path):
+    job = {"interventions": "upweight", "workers": 0, "epochs": 2}
+    cut_within_an_epoch(runs, tmp_path, "SIGKILL", {"every_n_train_steps": 4}, 8, **job)
+    planned = drawn(runs.whole(**job), "whole")[1]
+    assert drawn(tmp_path, "resumed") == {1: planned[: 4 * BATCH]}  # two batches come again, two not at all
+
+
+@pytest.mark.slow
+def test_mid_epoch__after_the_last_batch_the_validation_of_the_epoch_is_left_out(runs, tmp_path):
+    job = {"interventions": "upweight", "workers": 0, "epochs": 2}
+    cut_within_an_epoch(runs, tmp_path, "SIGKILL", {"every_n_train_steps": 6}, 6, **job)
+    planned = drawn(runs.whole(**job), "whole")[1]
+    assert sorted(planned) != sorted(set(planned))
+    resumed = drawn(tmp_path, "resumed")
+    assert len(set(resumed[1])) == len(resumed[1]) == len(planned)  # nothing was decided, so nothing is weighed up
+
+
+@pytest.mark.slow
+def test_mid_epoch__a_checkpoint_of_a_validation_within_the_epoch(runs, tmp_path):
+    job = {"interventions": "upweight", "workers": 0, "epochs": 3, "stateful": True}
+    job |= {"options": {"val_check_interval": 0.5}}
+    cut_within_an_epoch(runs, tmp_path, "SIGKILL", {"save_on_train_epoch_end": False}, 9, **job)
+    planned = drawn(runs.whole(**job), "whole")
+    assert drawn(tmp_path, "cut")[1][: 3 * BATCH] + drawn(tmp_path, "resumed")[1] == planned[1]
+    assert outcome(tmp_path, "resumed") == outcome(runs.whole(**job), "whole")

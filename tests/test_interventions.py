@@ -352,7 +352,6 @@ REFUSED = {
         lambda: DataLoader(DATA, batch_sampler=Groups(RandomSampler(DATA), 16, False)),
         "Give the DataLoader",
     ),
-    "stateful": (lambda: Stateful(DATA, batch_size=16), "Use a plain DataLoader"),
     "several": (lambda: [train_loader(), train_loader()], "ConcatDataset"),
 }
 
@@ -364,6 +363,13 @@ def test_loaders__refused_with_the_remedy(tmp_path, kind):
     with pytest.raises(ConfigurationError, match=remedy):
         fit(tmp_path, steered(), data=make(), module=module)
     assert not module.epochs
+
+
+def test_loaders__stateful_ones_are_composed_but_for_weight_key(tmp_path):
+    module, _ = fit(tmp_path, steered(), data=Stateful(DATA, batch_size=16))
+    assert dark_share(module.epochs[1]) > dark_share(module.epochs[0]) + 0.1
+    with pytest.raises(ConfigurationError, match=r"weight_key does not work with a Stateful.*Use a plain"):
+        fit(tmp_path, steered(Upweight(weight_key="weight")), data=Stateful(DATA, batch_size=16))
 
 
 def test_loaders__one_for_training_and_validation_is_refused(tmp_path):

@@ -26,7 +26,7 @@ from lightning_failures.adapters.reading import BatchReader
 from lightning_failures.adapters.rollback import Rollback
 from lightning_failures.adapters.round import TrainingRound
 from lightning_failures.adapters.training import VIEW, ExamplesView, training_view
-from lightning_failures.adapters.weighing import checked_loader, original_dataset, weigh_draws
+from lightning_failures.adapters.weighing import checked_loader, is_stateful, original_dataset, weigh_draws
 from lightning_failures.encoders import ModuleEncoder
 from lightning_failures.errors import ConfigurationError
 from lightning_failures.interventions import Discovery, Intervention, JudgedExamples
@@ -146,8 +146,13 @@ class Steering:
         ``folder`` is where interventions keep files.
         """
         checked_loader(loader)
-        self._folder = folder if self._folder is None or not self._folder.is_dir() else self._folder
         weighs = any(one.weight_key for one in self.interventions.values())  # the step asks for the key in any case
+        if weighs and is_stateful(loader):
+            raise ConfigurationError(
+                f"weight_key does not work with a {type(loader).__name__}, whose sampler would lose its place. Use a"
+                " plain DataLoader, or leave weight_key out."
+            )
+        self._folder = folder if self._folder is None or not self._folder.is_dir() else self._folder
         if not weighs and not any(one.acts for one in self.interventions.values()):
             return
         if trainer.overfit_batches:  # type: ignore[attr-defined]

@@ -13,7 +13,7 @@ from lightning_failures.errors import ConfigurationError
 from lightning_failures.interventions.appended import AppendedDataset
 from lightning_failures.interventions.sampler import DrawState, WeightedEpochs
 
-__all__ = ["checked_loader", "original_dataset", "weigh_draws"]
+__all__ = ["checked_loader", "is_stateful", "original_dataset", "weigh_draws"]
 
 REFUSED = "FailureModes(interventions=...) cannot work through this training loader: "
 
@@ -33,18 +33,18 @@ def checked_loader(loader: object) -> DataLoader[Any]:
             f"{REFUSED}{type(loader.dataset).__name__} is iterable, so its examples have no index. Give a map-style"
             " dataset, or leave interventions out."
         )
-    if hasattr(loader, "state_dict") and hasattr(loader, "load_state_dict"):
-        raise ConfigurationError(
-            f"{REFUSED}a {type(loader).__name__} keeps its own place in an order that would be changed under it. Use a"
-            " plain DataLoader: resuming at the end of an epoch needs no more."
-        )
     _, batches = _owner(loader)
-    if batches is not None and type(batches).__iter__ is not BatchSampler.__iter__:
+    if batches is not None and type(batches).__iter__ is not BatchSampler.__iter__ and not _of_torchdata(batches):
         raise ConfigurationError(
             f"{REFUSED}{type(batches).__name__} makes batches in its own way, and single examples cannot be exchanged"
             " in them. Give the DataLoader a sampler= and a batch_size= instead, or leave interventions out."
         )
     return loader
+
+
+def is_stateful(loader: object) -> bool:
+    """Whether a loader keeps its place in an epoch in checkpoints."""
+    return hasattr(loader, "state_dict") and hasattr(loader, "load_state_dict")
 
 
 def original_dataset(loader: object) -> Any:
@@ -101,6 +101,11 @@ def weigh_draws(
             again._iterator = None
 
     return restore
+
+
+def _of_torchdata(batches: Any) -> bool:
+    """Whether these are the batches of a ``StatefulDataLoader``: as torch's, but for an iterator that has a state."""
+    return type(batches).__module__.split(".")[0] == "torchdata"
 
 
 def _owner(loader: DataLoader[Any]) -> tuple[Any, Any]:

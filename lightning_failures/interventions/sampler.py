@@ -201,7 +201,7 @@ class WeightedEpochs(DistributedSampler[int]):
 
     Without weights it hands on the other's indices one by one: the same order, the same use of random numbers. With
     weights the other one decides which examples make an epoch, so weights multiply with those of a
-    ``WeightedRandomSampler``; random samplers of torch get a generator of the seed and epoch, so that a resumed run
+    ``WeightedRandomSampler``; samplers with a torch generator get one of the seed and epoch, so that a resumed run
     draws the same.
 
     Examples that were added have weight 1 and make up for it with fewer draws of all others, or with a longer epoch.
@@ -228,10 +228,8 @@ class WeightedEpochs(DistributedSampler[int]):
             self.set_epoch(self.state.epoch)
         drawn: Any = self.base if weights is None and not len(added) else self._draw(weights, added)
         losses = self.state.weights(of_loss=True)
-        if losses is None:
-            yield from drawn
-        else:
-            yield from self._with_losses(drawn, losses, len(added))
+        # the other's own iterator, which may have a state to keep
+        return iter(drawn) if losses is None else self._with_losses(drawn, losses, len(added))
 
     def __len__(self) -> int:
         return self._grown(len(self.base)) if self.state.grow else len(self.base)
@@ -309,7 +307,7 @@ def _whole_epoch(sampler: Any, generator: torch.Generator, epoch: int) -> list[A
         whole = copy.copy(sampler)
         whole.rank, whole.num_replicas, whole.num_samples, whole.epoch = 0, 1, sampler.total_size, epoch
         return list(whole)
-    if type(sampler) in RANDOM:
+    if type(sampler) in RANDOM or isinstance(getattr(sampler, "__dict__", {}).get("generator"), torch.Generator):
         sampler = copy.copy(sampler)
         sampler.generator = generator
     elif callable(set_epoch := getattr(sampler, "set_epoch", None)):
