@@ -32,6 +32,9 @@ Task = Literal["multiclass", "binary", "multilabel"]
 IMAGE_KEYS = ("image", "images", "x", "pixel_values")
 LABEL_KEYS = ("label", "labels", "target", "y")
 
+UNLABELLED = -100
+"""What PyTorch's losses leave out (``ignore_index``)."""
+
 
 @dataclass(frozen=True)
 class BatchGrades:
@@ -90,7 +93,8 @@ def grade_batch(logits: Tensor, labels: Tensor, *, task: Task | None = None) -> 
     Args:
         logits: (B, K) float: raw scores, or probabilities that sum to 1. Binary: (B,) or (B, 1), one raw score an
             example. (B,) int are taken as predicted classes; the confidence is then 1 or 0.
-        labels: (B,) int. Multiclass also takes one-hot (B, K); multilabel takes (B, K) of 0 and 1.
+        labels: (B,) int; examples with -100, PyTorch's ``ignore_index``, are left out. Multiclass also takes one-hot
+            (B, K); multilabel takes (B, K) of 0 and 1.
         task: None infers it from the shapes.
 
     Raises:
@@ -127,6 +131,8 @@ def grade_batch(logits: Tensor, labels: Tensor, *, task: Task | None = None) -> 
             f" {labels[labels != labels.long()][0].item()} came."
         )
     labels = labels.long()
+    position = torch.nonzero(labels != UNLABELLED)[:, 0]
+    logits, labels = logits[position], labels[position]
     if task == "binary" and logits.is_floating_point():
         _check_shape(logits, len(labels), 1)
         positive = torch.sigmoid(logits.reshape(-1))
@@ -147,7 +153,7 @@ def grade_batch(logits: Tensor, labels: Tensor, *, task: Task | None = None) -> 
         _check_labels(labels, logits.shape[1])
         predictions = logits.argmax(1)
         confidence = _probabilities(logits).gather(1, labels[:, None])[:, 0]
-    return BatchGrades(torch.arange(len(labels)), torch.zeros_like(labels), labels, predictions, confidence.float())
+    return BatchGrades(position, torch.zeros_like(labels), labels, predictions, confidence.float())
 
 
 def assemble_grades(

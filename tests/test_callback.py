@@ -465,13 +465,15 @@ def test_state__plain_and_resumed(tmp_path):
     assert metrics.seen[0]["failures/cv_score_mean"] == pytest.approx(modes.last_report.summary["cv_score_mean"])
 
 
-def test_two_instances__have_their_own_state(tmp_path):
+def test_two_instances__are_refused_before_the_first_batch(tmp_path):
     one, two = callback(encoder=ColourEncoder("a")), callback(encoder=ColourEncoder("b"))
     assert one.state_key != two.state_key
     data = loader()
     sampler = data.batch_sampler
-    trainer(tmp_path, one, two).fit(OracleClassifier(), loader(), data)
-    assert one.last_report.classes == two.last_report.classes
+    for door in ("fit", "validate"):
+        run = trainer(tmp_path, one, two)
+        with pytest.raises(ConfigurationError, match=r"Only one FailureModes .* trainer\.validate"):
+            getattr(run, door)(OracleClassifier(), *([loader(), data] if door == "fit" else [data]))
     assert data.batch_sampler is sampler
 
 

@@ -164,6 +164,18 @@ def test_grade_batch__empty_batch():
 
 
 @pytest.mark.parametrize(
+    "logits", [torch.eye(4), torch.tensor([0, 1, 2, 3]), torch.tensor([-1.0, 1.0, -1.0, 1.0])], ids=["K", "hard", "one"]
+)
+def test_grade_batch__unlabelled_examples_are_left_out(logits):
+    labels = torch.tensor([-100, 1, -100, 0])
+    some, whole = grade_batch(logits, labels), grade_batch(logits, labels.clamp(min=0))
+    assert some.position.tolist() == [1, 3]
+    for name in ("condition", "labels", "predictions", "confidence"):
+        assert torch.equal(getattr(some, name), getattr(whole, name)[[1, 3]])
+    assert len(grade_batch(logits, torch.full((4,), -100)).labels) == 0
+
+
+@pytest.mark.parametrize(
     ("logits", "labels", "options", "message"),
     [
         (torch.zeros(3, 2), Y, {}, "4 labels but 3 rows"),

@@ -483,6 +483,24 @@ def test_step__may_return_anything(tmp_path, returned):
     assert modes.last_report.to_dict()["classes"] == expected.last_report.to_dict()["classes"]
 
 
+class PartlyLabelled(Images):
+    def __getitem__(self, index):
+        image, label = super().__getitem__(index)
+        return image, -100 if index % 5 == 0 else label
+
+
+def test_labels__ignore_index_is_left_out(tmp_path):
+    class Guesses(OracleClassifier):
+        def validation_step(self, batch, batch_idx):
+            self(batch[0])
+
+    modes = callback(pictures=False)
+    trainer(tmp_path, modes).validate(Guesses(), DataLoader(PartlyLabelled(400), batch_size=16), verbose=False)
+    assert modes.last_report.examples == 320
+    assert modes.last_report.coverage == pytest.approx(0.8)
+    assert all(entry.cv_score > 0.8 for entry in modes.last_report.classes)
+
+
 # -- 31: nothing acts unasked ---------------------------------------------------------------------------------
 
 

@@ -165,7 +165,8 @@ class KeyLog:
         self._logged: set[str] = set()
 
     def check(self, trainer: Trainer, *, directions: bool, trees: bool, interventions: bool) -> None:
-        """Find what is monitored, and refuse what can never be logged."""
+        """Find what is monitored, and refuse what can never be logged, or would be logged twice."""
+        _check_alone(trainer)
         self.monitored = monitored_keys(trainer)
         check_monitored(self.monitored, directions=directions, trees=trees, interventions=interventions)
 
@@ -206,3 +207,15 @@ class KeyLog:
         promised = promised_values(self.monitored, last)
         values = {key: value for key, value in promised.items() if key not in self._logged}
         log_values(trainer, module, values | {"analysis_age": float(age)})
+
+
+def _check_alone(trainer: Trainer) -> None:
+    """Lightning takes the mean of what two callbacks log under one key."""
+    callbacks = trainer.callbacks  # type: ignore[attr-defined]
+    ours = sum("FailureModes" in {base.__name__ for base in type(one).__mro__} for one in callbacks)
+    if ours > 1:
+        raise ConfigurationError(
+            f"Only one FailureModes can be in a Trainer, but there are {ours}: they would log under the same keys and"
+            " write the same files. With another encoder, look at the same model in a run of its own: trainer.validate,"
+            " or `lightning-failures analyse`."
+        )
