@@ -27,7 +27,7 @@ from lightning_failures.errors import ConfigurationError, DataError, FailureMode
 from lightning_failures.interventions.told import intervention_lines
 from lightning_failures.pools.fitted import load_fitted
 from lightning_failures.records import FailureReport
-from lightning_failures.text import class_table, clean, enrichment_lines, number
+from lightning_failures.text import class_table, clean, enrichment_lines, number, printable
 
 __all__ = ["main"]
 
@@ -225,7 +225,7 @@ def report(run: Path) -> None:
         loaded = FailureReport.from_json(found.read_bytes())
     except DataError as error:
         raise ConfigurationError(f"{found} is no report of lightning_failures: {error}") from error
-    print(f"{found}: epoch {loaded.epoch}, step {loaded.global_step}, {loaded.examples} examples, "
+    print(f"{printable(str(found))}: epoch {loaded.epoch}, step {loaded.global_step}, {loaded.examples} examples, "
           f"accuracy {number(loaded.accuracy)}\n\n{class_table(loaded)}")  # fmt: skip
     if told := enrichment_lines(loaded):
         print("\nKnown attributes, over-represented among the flagged:\n  " + "\n  ".join(told))
@@ -309,7 +309,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return COMMANDS[command][1](rest) or 0
     except FailureModesError as error:
-        print(f"lightning-failures: {error}", file=sys.stderr)
+        print(printable(f"lightning-failures: {error}"), file=sys.stderr)
         return 1
 
 

@@ -23,6 +23,7 @@ __all__ = [
     "looks_digested",
     "markdown_table",
     "number",
+    "printable",
     "rank_classes",
     "score",
     "shorten_caption",
@@ -45,6 +46,15 @@ def clean(text: str, limit: int = 200) -> str:
     text = text[: 4 * limit].encode("utf-8", "replace").decode("utf-8")
     text = " ".join("".join(c if c.isprintable() else " " for c in text).split())
     return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def printable(text: str) -> str:
+    r"""Take out what a terminal would interpret, and leave lines and columns where they are.
+
+    >>> printable("a \x1b[31mred\n  word")
+    'a  [31mred\n  word'
+    """
+    return "".join(c if c.isprintable() or c == "\n" else " " for c in text)
 
 
 def escape_markdown(text: str) -> str:

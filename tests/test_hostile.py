@@ -270,6 +270,16 @@ def test_report_command__prints_no_control_characters(tmp_path, capsys):
     assert not CONTROL.search(shown)
 
 
+def test_report_command__an_error_has_none_either(tmp_path, capsys):
+    place = tmp_path / "\x1b[31m"
+    place.mkdir()
+    (place / "report.json").write_text("{")
+    assert main(["report", str(place)]) == 1
+    shown = capsys.readouterr()
+    assert "is no report" in shown.err
+    assert not CONTROL.search(shown.err + shown.out)
+
+
 def test_class_picture__any_name():
     images = torch.zeros(2, 3, 8, 8)
     for name in NAMES:
@@ -361,6 +371,7 @@ def test_run__every_logger_has_everything(run):
     root = place / "deep" / "deeper" / "root"
     assert len(said) == 1, said
     assert "skips this analysis" in said[0]
+    assert not CONTROL.search(said[0])
     report = modes.last_report
     assert [entry.name for entry in report.classes] == names
     assert any(entry.pattern for entry in report.classes)
