@@ -43,6 +43,7 @@ from lightning_failures.doctor.images import NORMALIZATIONS, check_images, in_wo
 from lightning_failures.doctor.interventions import check_interventions
 from lightning_failures.doctor.known_pictures import coloured_digits, plain_shapes, share_right
 from lightning_failures.doctor.rehearsal import Case, check_rehearsal, options_of
+from lightning_failures.doctor.words import check_captions
 from lightning_failures.encoders import OpenCLIPEncoder
 from lightning_failures.encoders.preprocessing import Preprocessing
 from lightning_failures.interventions import Upweight
@@ -64,6 +65,13 @@ class Data(L.LightningDataModule):
 
     def train_dataloader(self):
         return loader(shuffle=True) if self.train is None else self.train
+
+
+class Silent(OracleClassifier):
+    """Has no loss that would stumble over a label."""
+
+    def validation_step(self, batch, batch_idx, dataloader_idx=0):
+        self(batch[0])
 
 
 def case(tmp_path, *loaders, model=None, train=None, callbacks=(), around=None, **options) -> Case:
@@ -375,12 +383,15 @@ def test_batches__are_read_as_the_callback_reads_them(tmp_path):
 
 def test_batches__labels_out_of_range_are_found_wherever_they_are(tmp_path):
     images = Images()
-    images.labels[[3, 150]] = -100
-    seen = read(tmp_path, DataLoader(images, batch_size=16))
-    assert "-100" in str(seen.notes[0].errors["batches"])
-    images.labels[3] = 0
-    late = list(check_batches(case(tmp_path, DataLoader(images, batch_size=16))))
-    assert "1 of 160 labels are not in 0 ... 3: example 150 has -100" in only(late, "problem").message
+    images.labels[[3, 150]] = 9
+    seen = list(check_batches(case(tmp_path, DataLoader(images, batch_size=16), model=Silent())))
+    assert "Labels run from 0 to 9" in only(seen, "problem").message
+    images.labels[3] = -100
+    late = list(check_batches(case(tmp_path, DataLoader(images, batch_size=16), model=Silent())))
+    assert "1 of 160 labels are not in 0 ... 3: example 150 has 9" in only(late, "problem").message
+    assert [one.message for one in late if "left out" in one.message] == [
+        "1 of 160 examples have no label (-100) and are left out"
+    ]
 
 
 def test_batches__small_classes_are_counted(tmp_path):
@@ -427,11 +438,7 @@ def test_several_loaders__are_told_apart(tmp_path):
     images = Images()
     images.labels[0] = 7
 
-    class Two(OracleClassifier):
-        def validation_step(self, batch, batch_idx, dataloader_idx):
-            self(batch[0])
-
-    found = list(check_batches(case(tmp_path, loader(), DataLoader(images, batch_size=16), model=Two())))
+    found = list(check_batches(case(tmp_path, loader(), DataLoader(images, batch_size=16), model=Silent())))
     assert only(found, "problem").message.startswith("loader 1: Labels run from 0 to 7")
     assert only(found, "ok").message.startswith("loader 0:")
 
@@ -509,13 +516,20 @@ def test_costs__budgets_that_are_too_small(tmp_path):
 def test_rehearsal__goes_all_the_way_and_waits_for_problems_to_be_solved(tmp_path):
     made = read(tmp_path)
     assert only(check_rehearsal(made), "ok").facts == {"examples": 32}
-    made.problems = True
+    made.problems.add("batches")
     assert statuses(check_rehearsal(made)) == ["skipped"]
 
 
 def random_states():
     numpys = np.random.get_state()[1].tolist()  # noqa: NPY002
     return torch.get_rng_state().tolist(), numpys, random.getstate()
+
+
+def test_captions__of_names_that_are_no_words(tmp_path):
+    assert "general, against 'a photo of a class 0'" in only(check_captions(read(tmp_path)), "ok").message
+    nameless = read(tmp_path, class_names=["n01440764", "tench", "7", "cock"])
+    assert "2 of 4 class names are no words, like 'n01440764'" in only(check_captions(nameless), "warning").message
+    assert statuses(check_captions(read(tmp_path, captions=None))) == ["skipped"]
 
 
 # -- the whole -----------------------------------------------------------------------------------------------
@@ -548,6 +562,28 @@ def test_examine__every_check_says_something_even_where_all_goes_wrong(tmp_path)
     found = list(examine(made, Nothing()))
     assert {one.check for one in found} == set(CHECKS)
     assert {"encoder", "robust encoder", "batches"} <= {one.check for one in found if one.status == "problem"}
+
+
+@pytest.mark.parametrize("fault", ["labels", "normalisation", "step", "stage"])
+def test_examine__what_is_broken_is_told_once(tmp_path, fault):
+    images, model = Images(), Silent()
+    if fault == "labels":
+        images.labels[2] = 9
+    elif fault == "normalisation":
+        images.transform = lambda image: 5 * image
+    elif fault == "step":
+        model.validation_step = None
+    data = Data(DataLoader(images, batch_size=16))
+    if fault == "stage":  # a data module that only knows how to fit is none
+        data.setup = lambda stage: setattr(data, "loaders", data.loaders if stage == "fit" or data.ready else [])
+        data.ready = True
+    found = list(examine(trainer(tmp_path, callback()), model, data))
+    assert [one.check for one in found if one.status == "problem"] == {
+        "labels": ["batches"],
+        "normalisation": ["images"],
+        "step": ["batches"],
+        "stage": [],
+    }[fault]
 
 
 def test_examine__needs_the_callback(tmp_path):

@@ -16,12 +16,13 @@ from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning_failures.callback import FailureModes
 from lightning_failures.doctor.costs import check_cache, check_memory, check_time
 from lightning_failures.doctor.data import check_batches, check_examples, check_processes
-from lightning_failures.doctor.encoders import check_encoder, check_known_pictures, check_robust_encoder
+from lightning_failures.doctor.encoders import check_encoder, check_robust_encoder
 from lightning_failures.doctor.environment import check_loggers, check_monitors, check_schedule, check_versions
 from lightning_failures.doctor.findings import Finding, problem, told
 from lightning_failures.doctor.images import check_images
 from lightning_failures.doctor.interventions import check_interventions
 from lightning_failures.doctor.rehearsal import Case, check_rehearsal, quiet
+from lightning_failures.doctor.words import check_captions, check_known_pictures
 
 __all__ = ["CHECKS", "Finding", "examine", "quiet"]
 
@@ -32,6 +33,7 @@ CHECKS: dict[str, Callable[[Case], Iterable[Finding]]] = {
     "batches": check_batches,
     "images": check_images,
     "example ids": check_examples,
+    "captions": check_captions,
     "known pictures": check_known_pictures,
     "processes": check_processes,
     "interventions": check_interventions,
@@ -66,10 +68,11 @@ def examine(
         remedy = "callbacks: [{class_path: lightning_failures.FailureModes}] (see configs/digits.yaml)"
         yield replace(problem("There is no FailureModes among trainer.callbacks.", remedy), check="callback")
     for number, modes in enumerate(found, start=1):
-        with tempfile.TemporaryDirectory(prefix="failures-doctor-") as folder:
+        with tempfile.TemporaryDirectory(prefix="failures-doctor-", ignore_cleanup_errors=True) as folder:
             case = Case(trainer, model, datamodule, modes, Path(folder))
             for name, check in CHECKS.items():
                 begin(name)
                 for finding in told(name if number == 1 else f"{name} ({number})", check, case):
-                    case.problems |= finding.status == "problem"
+                    if finding.status == "problem":
+                        case.problems.add(name)
                     yield finding

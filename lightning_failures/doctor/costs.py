@@ -8,11 +8,13 @@ import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from lightning_failures.adapters.isolation import isolated_rng
+from lightning_failures.adapters.reading import MAX_REFERENCE
 from lightning_failures.analysis import analyse
 from lightning_failures.budget import bytes_of, read_bytes, read_time
 from lightning_failures.cache import EmbeddingCache, EmbeddingStore, content_keys, embed
@@ -20,9 +22,11 @@ from lightning_failures.candidates import ClassCaptions, caption_source
 from lightning_failures.doctor.encoders import weight_bytes
 from lightning_failures.doctor.environment import analyses
 from lightning_failures.doctor.findings import Finding, ok, problem, skipped, warning
+from lightning_failures.doctor.interventions import training_loader
 from lightning_failures.doctor.places import bytes_text, free_bytes, seconds_text, why_not_writable
-from lightning_failures.doctor.rehearsal import Case, LoaderNotes
+from lightning_failures.doctor.rehearsal import UNSOLVED, Case, LoaderNotes
 from lightning_failures.encoders import gives_texts
+from lightning_failures.errors import FailureModesError
 from lightning_failures.grammar import CaptionVocabulary
 from lightning_failures.records import Grades
 
@@ -43,6 +47,7 @@ class Cost:
 
     Attributes:
         examples: Images.
+        training: Images of the training set, or of pools, that are embedded too, once.
         embedding: To embed one image with all encoders.
         known: For an image whose embedding is in the cache.
         texts: To embed all captions, once.
@@ -51,6 +56,7 @@ class Cost:
     """
 
     examples: int
+    training: int
     embedding: float
     known: float
     texts: float
@@ -60,7 +66,8 @@ class Cost:
     @property
     def first(self) -> float:
         """The first validation, when the cache knows nothing."""
-        return self.examples * self.embedding / self.processes + self.texts + self.fitting / self.processes
+        images = (self.examples + self.training) * self.embedding
+        return images / self.processes + self.texts + self.fitting / self.processes
 
     @property
     def later(self) -> float:
@@ -82,7 +89,22 @@ def estimate(case: Case) -> Cost | None:
         if notes.collector is not None and size:
             some_texts, some_fitting = _analysis_seconds(case, notes, size)
             texts, fitting = max(texts, some_texts), fitting + some_fitting
-    return Cost(examples, embedding, known, texts, fitting, case.trainer.world_size)
+    return Cost(examples, _training_images(case), embedding, known, texts, fitting, case.trainer.world_size)
+
+
+def _training_images(case: Case) -> int:
+    """How many are embedded for interventions, or as the reference."""
+    modes = case.modes
+    if not modes.interventions and modes.reference == "validation":
+        return 0
+    try:
+        size: int = len(training_loader(case).dataset)  # type: ignore[arg-type]
+    except (TypeError, AttributeError, FailureModesError):  # told by others
+        return 0
+    if not modes.interventions:
+        return min(size, MAX_REFERENCE)
+    pools: list[Any] = [getattr(one, "pool", None) for one in modes.interventions]
+    return size + sum(len(pool) for pool in pools if hasattr(pool, "__len__"))
 
 
 def _embedding_seconds(case: Case, notes: LoaderNotes, images: Tensor) -> tuple[float, float]:
@@ -182,6 +204,9 @@ def _fit(
 
 def check_time(case: Case) -> Iterator[Finding]:
     """How long validations will take, beside what the model itself needs."""
+    if case.problems & {"encoder", "robust encoder", "batches", "images", "captions"}:
+        yield skipped(UNSOLVED)
+        return
     with isolated_rng():
         cost = estimate(case)
     if cost is None:
@@ -189,7 +214,8 @@ def check_time(case: Case) -> Iterator[Finding]:
         return
     share = f", on {cost.processes} processes" if cost.processes > 1 else ""
     message = (
-        f"the first validation takes about {seconds_text(cost.first)} longer ({cost.examples:,} images are embedded),"
+        f"the first validation takes about {seconds_text(cost.first)} longer ({cost.examples:,} images"
+        f"{f' and {cost.training:,} of training' if cost.training else ''} are embedded),"
         f" each later one {seconds_text(cost.later)}{share}. Expect half to twice that, without reading and drawing"
         " images."
     )

@@ -14,6 +14,7 @@ from torch.utils.data import DistributedSampler
 from lightning_failures.adapters.loaders import dataset_attribute
 from lightning_failures.doctor.findings import Finding, ok, problem, skipped, warning
 from lightning_failures.doctor.rehearsal import Case, LoaderNotes, read_batches
+from lightning_failures.grading import UNLABELLED
 from lightning_failures.metrics import GradesMetric
 
 __all__ = [
@@ -68,7 +69,10 @@ def _labels(notes: LoaderNotes, where: str) -> Iterator[Finding]:
     if labels is None or collector is None or collector.task != "multiclass":
         return
     classes = len(collector.class_names)
-    outside = np.flatnonzero((labels < 0) | (labels >= classes))
+    if unlabelled := int((labels == UNLABELLED).sum()):
+        yield ok(f"{where}{unlabelled:,} of {len(labels):,} examples have no label ({UNLABELLED}) and are left out")
+    labelled = labels != UNLABELLED
+    outside = np.flatnonzero(labelled & ((labels < 0) | (labels >= classes)))
     if len(outside):
         yield problem(
             f"{where}{len(outside):,} of {len(labels):,} labels are not in 0 ... {classes - 1}: example {outside[0]}"
@@ -76,7 +80,7 @@ def _labels(notes: LoaderNotes, where: str) -> Iterator[Finding]:
             "Leave these examples out of the validation set.",
         )
         return
-    small = int((np.bincount(labels, minlength=classes) < FEWEST).sum())
+    small = int((np.bincount(labels[labelled], minlength=classes) < FEWEST).sum())
     if small:
         message = (
             f"{where}{small} of {classes} classes have fewer than {FEWEST} examples. They are graded, but have no"

@@ -1,9 +1,8 @@
-"""The frozen encoders: can they be had, without a network too, are they steady, and do they know what they see?"""
+"""The frozen encoders: can they be had, without a network too, and are they steady?"""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -14,20 +13,15 @@ from lightning_failures.adapters.isolation import isolated_rng
 from lightning_failures.adapters.lenses import DEFAULT_ENCODER, Lens
 from lightning_failures.cache import EmbeddingCache
 from lightning_failures.doctor.findings import Finding, ok, problem, skipped, warning
-from lightning_failures.doctor.known_pictures import coloured_digits, plain_shapes, share_right
 from lightning_failures.doctor.places import bytes_text
 from lightning_failures.doctor.rehearsal import Case
 from lightning_failures.encoders import Encoder, gives_maps, gives_texts, load_encoder
-from lightning_failures.encoders.base import TextEncoder
 from lightning_failures.errors import EncoderError
-from lightning_failures.grammar import CaptionVocabulary
 
-__all__ = ["check_encoder", "check_known_pictures", "check_robust_encoder", "examine_encoder", "weight_bytes"]
+__all__ = ["check_encoder", "check_robust_encoder", "examine_encoder", "weight_bytes"]
 
 TOLERANCE = 1e-3  # of the length of an embedding
-CLOSEST = 0.999  # mean cosine above which an encoder sees the same in all images
 _SIZE = 64
-_OWN = 64
 
 
 def check_encoder(case: Case) -> Iterator[Finding]:
@@ -162,77 +156,3 @@ def _maps(encoder: Encoder) -> Iterator[Finding]:
         yield problem(f"{encoder.name}: features are not the means of the feature maps.", "encode_maps must fit.")
     else:
         yield ok(f"heat maps of {maps.shape[2]} x {maps.shape[3]}, whose means are the features")
-
-
-def check_known_pictures(case: Case) -> Iterator[Finding]:
-    """Pictures whose right text is known, and names of the user's classes for the user's images."""
-    lens = case.lenses.get("directions")
-    if lens is None:
-        yield skipped("no encoder")
-        return
-    if not gives_texts(lens.encoder):
-        yield skipped(f"{lens.encoder.name} knows no texts: directions, but no captions")
-        return
-    encoder = lens.encoder
-    found = [(known, share_right(encoder, known)) for known in (plain_shapes(), coloured_digits())]
-    shares = "; ".join(f"{known.name} {share:.0%}" for known, share in found)
-    knows = any(share >= known.needed for known, share in found)
-    own = _own_classes(case, encoder)
-    hits, asked, classes = own or (0, 0, 1)
-    chance = asked / classes
-    better = hits > chance + 3 * math.sqrt(chance * (1 - 1 / classes))
-    told = f"; your {classes} class names {hits / asked:.0%} of {asked} images" if asked else ""
-    facts = {known.name: share for known, share in found} | ({"own classes": hits / asked} if asked else {})
-    if knows and (better or not asked):
-        yield ok(f"right text for {shares}{told}", **facts)
-    elif knows:
-        yield warning(
-            f"The names of your classes fit your images no better than by chance{told}. Known pictures: {shares}.",
-            "Captions would say little here: use an encoder of your domain, or give classes names that people would"
-            " say. Directions do not depend on it.",
-            **facts,
-        )
-    elif better:
-        yield warning(
-            f"Known pictures fail ({shares}), yet the names of your classes fit{told}.",
-            "Expected of an encoder of a special domain; else its weights, or its preprocessing, are not what they"
-            " should be.",
-            **facts,
-        )
-    else:
-        yield problem(
-            f"{encoder.name} does not know pictures from words: {shares}{told}; 70 % of the first or second needed.",
-            "Its weights are untrained or damaged, or do not belong to this architecture, preprocessing or tokenizer.",
-            **facts,
-        )
-
-
-def _own_classes(case: Case, encoder: TextEncoder) -> tuple[int, int, int] | None:
-    """Of some of the user's images, spread over the set: how many are nearest to the name of their class; K."""
-    notes, vocabulary = case.first, case.modes.captions
-    if notes is None or notes.collector is None or not notes.collector.has_names or vocabulary is None:
-        return None
-    if notes.collector.task != "multiclass" or not hasattr(notes.dataset, "__len__"):
-        return None
-    names = notes.collector.class_names
-    known = CaptionVocabulary.load(vocabulary)
-    size = len(notes.dataset)
-    rows = sorted({int(k * size / _OWN) for k in range(min(size, _OWN))})
-    record = _read(case, rows)
-    if record is None:
-        return None
-    images, labels = record
-    texts = encoder.encode_texts([str(known.grammar(name).reference) for name in names])
-    best = (encoder.encode_images(images) @ texts.T).argmax(dim=1)
-    return int((best == labels).sum()), len(labels), len(names)
-
-
-def _read(case: Case, rows: Sequence[int]) -> tuple[Tensor, Tensor] | None:
-    notes = case.first
-    assert notes is not None
-    with isolated_rng():
-        record = case.reader.read(None, notes.loader.collate_fn([notes.dataset[row] for row in rows]))
-    if record.images is None or record.labels is None:
-        return None
-    labels = record.labels.argmax(1) if record.labels.ndim == 2 else record.labels
-    return case.reader.space(notes.dataset).to_unit(record.images).cpu(), labels.cpu()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from importlib import metadata
@@ -213,7 +214,8 @@ def _limits(
         kept = f"; it shows about {TENSORBOARD_IMAGES} of the {drawn} drawings of a picture, the rest are on disk"
         return ok(f"TensorBoard: {told}{kept if drawn and drawn > TENSORBOARD_IMAGES else ''}")
     assert isinstance(sink, WandbSink)
-    offline = bool(getattr(sink.logger, "_offline", False))
+    mode = os.environ.get("WANDB_MODE", "online")
+    offline = bool(getattr(sink.logger, "_offline", False)) or mode != "online"
     told = f"W&B{' (offline: wandb sync uploads it)' if offline else ''}: {told}"
     if pictures > MAX_IMAGES:
         return warning(f"{told}, but W&B keeps {MAX_IMAGES} images of a step.", "Lower worst_k.")

@@ -41,13 +41,14 @@ def check_images(case: Case) -> Iterator[Finding]:
             where = f"loader {index}: " if len(case.notes) > 1 else ""
             yield from _space(case, notes, notes.images, where)
             yield from _random(case, notes, where)
-    if case.first is None or case.first.images is None:
+    seen = case.notes[0].images if case.notes else None
+    if seen is None:
         yield skipped("no images were read")
         return
     for lens in case.lenses.values():
         preprocessing = getattr(lens.encoder, "preprocessing", None)
         if isinstance(preprocessing, Preprocessing):
-            words, lost = in_words(preprocessing, *case.first.images.shape[-2:])
+            words, lost = in_words(preprocessing, *seen.shape[-2:])
             message = f"{lens.encoder.name}: {words}"
             remedy = "What happens at the edges is not seen: resize to a square in the transform of validation."
             yield warning(message, remedy) if lost > CROPPED else ok(message)

@@ -29,7 +29,7 @@ COLOURS = {
     "purple": (0.5, 0.1, 0.6),
 }
 _SIZE = 224
-_DIGITS = 120
+_DIGITS = 60
 
 
 @dataclass(frozen=True)
@@ -74,11 +74,11 @@ def plain_shapes() -> Known:
     ]
     texts = tuple(f"a photo of a {colour} {shape}" for colour in COLOURS for shape in shapes)
     kind = torch.arange(len(texts)) // len(shapes)
-    return Known("the colour of plain shapes", torch.stack(images), texts, kind, kind, needed=0.7)
+    return Known("plain shapes", torch.stack(images), texts, kind, kind, needed=0.7)
 
 
 def coloured_digits() -> Known:
-    """120 handwritten digits in colour, of the sources kept for tests; asked for are digit and tint. Chance: 1 in 100.
+    """60 handwritten digits in colour, of the sources kept for tests; asked for are digit and tint. Chance: 1 in 100.
 
     >>> digits = coloured_digits()
     >>> len(digits.texts), digits.texts[0]

@@ -25,12 +25,14 @@ from lightning_failures.adapters.reading import BatchReader
 from lightning_failures.callback import FailureModes
 from lightning_failures.doctor.findings import Finding, ok, problem, skipped, warning
 from lightning_failures.errors import ConfigurationError
+from lightning_failures.grading import UNLABELLED
 from lightning_failures.records import BatchRecord
 from lightning_failures.text import number
 
-__all__ = ["Case", "LoaderNotes", "check_rehearsal", "options_of", "quiet", "read_batches"]
+__all__ = ["UNSOLVED", "Case", "LoaderNotes", "check_rehearsal", "options_of", "quiet", "read_batches"]
 
 BATCHES = 2
+UNSOLVED = "not before the problems above are solved"
 
 
 @dataclass
@@ -77,7 +79,7 @@ class Case:
         lenses: The encoders by role, "directions" and "trees", as far as they could be loaded.
         notes: One for each validation loader, as far as it was read.
         rehearsed: The Trainer that read them.
-        problems: Whether a check has found any.
+        problems: The checks that have found any.
     """
 
     trainer: Trainer
@@ -88,7 +90,7 @@ class Case:
     lenses: dict[str, Lens] = field(default_factory=dict)
     notes: list[LoaderNotes] = field(default_factory=list)
     rehearsed: Trainer | None = None
-    problems: bool = False
+    problems: set[str] = field(default_factory=set)
 
     @property
     def reader(self) -> BatchReader:
@@ -97,8 +99,9 @@ class Case:
 
     @property
     def first(self) -> LoaderNotes | None:
-        """The first validation loader, if its batches could be read."""
-        return self.notes[0] if self.notes and self.notes[0].record is not None else None
+        """The first validation loader, if its batches could be read and graded."""
+        notes = self.notes[0] if self.notes else None
+        return notes if notes is not None and notes.seen and not notes.errors else None
 
 
 def options_of(modes: FailureModes) -> dict[str, Any]:
@@ -205,7 +208,7 @@ class Probe(Callback):
         if logits is None:
             logits, notes.logits_by = forward_once_more(trainer, module, record.images), "from an extra forward"
         notes.collector.grade(logits, record.labels, ids)
-        notes.seen += len(record.labels)
+        notes.seen += int((record.labels.reshape(len(record.labels), -1) != UNLABELLED).all(1).sum())
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Leave everything as it was."""
@@ -219,7 +222,10 @@ class Probe(Callback):
 
 
 def read_batches(case: Case) -> None:
-    """Fill ``case.notes``."""
+    """Fill ``case.notes``. Data are set up as for ``fit``: some data modules know no other stage."""
+    if case.datamodule is not None:
+        case.datamodule.prepare_data()
+        case.datamodule.setup("fit")
     probe = Probe(case.modes)
     try:
         case.rehearsed, _ = rehearse(case, probe)
@@ -248,7 +254,7 @@ def _on_cpu(record: BatchRecord) -> BatchRecord:
 def check_rehearsal(case: Case) -> Iterator[Finding]:
     """The callback itself on a few batches, from the first to the report."""
     if case.problems:
-        yield skipped("not before the problems above are solved")
+        yield skipped(UNSOLVED)
         return
     loaded = {role: lens.encoder for role, lens in case.lenses.items()}
     fresh = {
