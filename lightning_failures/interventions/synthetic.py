@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
@@ -222,7 +223,8 @@ class AddSynthetic(Intervention):
 
         Raises:
             GeneratorError: Images cannot be generated or kept; the ledger keeps what was made before.
-            ConfigurationError: They do not fit the training set, or directions cannot be decoded.
+            ConfigurationError: They do not fit the training set, directions cannot be decoded, or processes have no log
+                folder in common.
         """
         sizes = np.bincount(examples.labels, minlength=len(examples.class_names))
         room = [int(self.max_share * size) for size in sizes]
@@ -250,6 +252,7 @@ class AddSynthetic(Intervention):
                 }
             entries.append(entry | {"reason": reasons[k] if outcome is None else self._shortfall(outcome, room[k])})
         added = np.array([image for k in sorted(images) for image in images[k]], dtype=np.int64)
+        _check_at_hand(added, round.folder)
         return Decision(np.ones(len(examples.labels)), tuple(entries), added=added)
 
     # -- what to ask for -------------------------------------------------------------------------------------
@@ -364,6 +367,21 @@ class AddSynthetic(Intervention):
             aim = {"direction": targets.hard, "direction_easy": targets.easy}.get(self.prompt, targets.reference)
             aimed.append(replace(order, embedding=aim))
         return aimed
+
+
+def _check_at_hand(images: NDArray[np.int64], folder: Path) -> None:
+    """Refuse images that this process would look for in vain when it trains on them.
+
+    Raises:
+        ConfigurationError: The first process has put them where this one does not see them.
+    """
+    known = len(Ledger(folder).images)
+    if len(images) and known <= images.max():
+        raise ConfigurationError(
+            f"AddSynthetic: the first process has generated {images.max() + 1} images, but for this one {folder} holds"
+            f" {known}. Processes must share one log folder: give Trainer(default_root_dir=...), or the logger, a folder"
+            " that all nodes see."
+        )
 
 
 class _OneSize:
