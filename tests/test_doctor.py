@@ -167,9 +167,14 @@ def test_versions__classes_of_the_other_namespace_are_told(tmp_path):
 )
 def test_monitors__wrong_keys_and_wrong_directions(tmp_path, key, mode, status):
     stopping = EarlyStopping(monitor=key, mode=mode)
-    found = list(check_monitors(case(tmp_path, callbacks=[stopping])))
+    found = list(told("monitors", check_monitors, case(tmp_path, callbacks=[stopping])))
     assert found[0].status == status
     assert status == "ok" or key in found[0].message
+
+
+def test_monitors__two_callbacks_would_log_the_same_keys(tmp_path):
+    found = told("monitors", check_monitors, case(tmp_path, callbacks=[callback()]))
+    assert "Only one FailureModes" in only(found, "problem").message
 
 
 def test_schedule__never_and_too_little(tmp_path):
@@ -493,13 +498,13 @@ def test_cache__unwritable_known_and_damaged(tmp_path):
     assert "cannot be written" in only(check_cache(broken), "problem").message
 
     made = read(tmp_path, cache_folder=tmp_path / "cache")
-    assert "0% of the first batch known" in only(check_cache(made), "ok").message
+    assert "of the first batch 0% are there" in only(check_cache(made), "ok").message
     assert not (tmp_path / "cache").exists()
     trainer(tmp_path, callback(cache_folder=tmp_path / "cache")).validate(OracleClassifier(), loader(), verbose=False)
-    assert "100% of the first batch known" in only(check_cache(made), "ok").message
+    assert "of the first batch 100% are there" in only(check_cache(made), "ok").message
     (shard,) = (tmp_path / "cache").rglob("*.safetensors")
     shard.write_bytes(shard.read_bytes()[:-1])
-    assert "0% of the first batch known; damaged files" in only(check_cache(made), "ok").message
+    assert "of the first batch 0% are there; damaged files" in only(check_cache(made), "ok").message
 
 
 def test_costs__budgets_that_are_too_small(tmp_path):
@@ -526,7 +531,7 @@ def random_states():
 
 
 def test_captions__of_names_that_are_no_words(tmp_path):
-    assert "general, against 'a photo of a class 0'" in only(check_captions(read(tmp_path)), "ok").message
+    assert "from general, against 'a photo of a class 0'" in only(check_captions(read(tmp_path)), "ok").message
     nameless = read(tmp_path, class_names=["n01440764", "tench", "7", "cock"])
     assert "2 of 4 class names are no words, like 'n01440764'" in only(check_captions(nameless), "warning").message
     assert statuses(check_captions(read(tmp_path, captions=None))) == ["skipped"]
@@ -691,8 +696,9 @@ def test_doctor__an_untrained_clip_is_not_ready(command, clip, capsys, tmp_path)
         for name, value in state.items()
     }
     safetensors.torch.save_file(noise, twin / "open_clip_model.safetensors")
-    assert command(encoder=f"local-dir:{twin}") == 1
+    assert command("--trainer.devices=3", "--trainer.strategy=ddp", encoder=f"local-dir:{twin}") == 1
     shown = capsys.readouterr().out
+    assert "3 processes (1 node(s)): of 400 examples the sampler repeats 2" in " ".join(shown.split())
     assert "does not know pictures from words" in shown
     assert "Not ready, with 1 problem." in shown
     assert "not before the problems above are solved" in " ".join(shown.split())

@@ -63,16 +63,16 @@ def examine(
         datamodule: The data, unless the model brings its own.
         begin: Told the name of each check before it begins.
     """
-    found = [one for one in trainer.callbacks if isinstance(one, FailureModes)]  # type: ignore[attr-defined]
-    if not found:
+    modes = next((one for one in trainer.callbacks if isinstance(one, FailureModes)), None)  # type: ignore[attr-defined]
+    if modes is None:
         remedy = "callbacks: [{class_path: lightning_failures.FailureModes}] (see configs/digits.yaml)"
         yield replace(problem("There is no FailureModes among trainer.callbacks.", remedy), check="callback")
-    for number, modes in enumerate(found, start=1):
-        with tempfile.TemporaryDirectory(prefix="failures-doctor-", ignore_cleanup_errors=True) as folder:
-            case = Case(trainer, model, datamodule, modes, Path(folder))
-            for name, check in CHECKS.items():
-                begin(name)
-                for finding in told(name if number == 1 else f"{name} ({number})", check, case):
-                    if finding.status == "problem":
-                        case.problems.add(name)
-                    yield finding
+        return
+    with tempfile.TemporaryDirectory(prefix="failures-doctor-", ignore_cleanup_errors=True) as folder:
+        case = Case(trainer, model, datamodule, modes, Path(folder))
+        for name, check in CHECKS.items():
+            begin(name)
+            for finding in told(name, check, case):
+                if finding.status == "problem":
+                    case.problems.add(name)
+                yield finding

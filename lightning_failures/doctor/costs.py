@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -48,6 +47,7 @@ class Cost:
     Attributes:
         examples: Images.
         training: Images of the training set, or of pools, that are embedded too, once.
+        in_cache: Share of the images whose embedding is in the cache, by the first batch.
         embedding: To embed one image with all encoders.
         known: For an image whose embedding is in the cache.
         texts: To embed all captions, once.
@@ -57,6 +57,7 @@ class Cost:
 
     examples: int
     training: int
+    in_cache: float
     embedding: float
     known: float
     texts: float
@@ -65,9 +66,9 @@ class Cost:
 
     @property
     def first(self) -> float:
-        """The first validation, when the cache knows nothing."""
-        images = (self.examples + self.training) * self.embedding
-        return images / self.processes + self.texts + self.fitting / self.processes
+        """The first validation."""
+        unknown = (self.examples + self.training) * (1 - self.in_cache)
+        return unknown * self.embedding / self.processes + self.texts + self.later
 
     @property
     def later(self) -> float:
@@ -89,7 +90,9 @@ def estimate(case: Case) -> Cost | None:
         if notes.collector is not None and size:
             some_texts, some_fitting = _analysis_seconds(case, notes, size)
             texts, fitting = max(texts, some_texts), fitting + some_fitting
-    return Cost(examples, _training_images(case), embedding, known, texts, fitting, case.trainer.world_size)
+    share, _ = _known_share(case, EmbeddingCache(case.modes.cache_folder))
+    world = case.trainer.world_size
+    return Cost(examples, _training_images(case), share, embedding, known, texts, fitting, world)
 
 
 def _training_images(case: Case) -> int:
@@ -215,7 +218,7 @@ def check_time(case: Case) -> Iterator[Finding]:
     share = f", on {cost.processes} processes" if cost.processes > 1 else ""
     message = (
         f"the first validation takes about {seconds_text(cost.first)} longer ({cost.examples:,} images"
-        f"{f' and {cost.training:,} of training' if cost.training else ''} are embedded),"
+        f"{f' and {cost.training:,} of training' if cost.training else ''}, {cost.in_cache:.0%} in the cache),"
         f" each later one {seconds_text(cost.later)}{share}. Expect half to twice that, without reading and drawing"
         " images."
     )
@@ -284,8 +287,10 @@ def check_cache(case: Case) -> Iterator[Finding]:
         return
     sizes = sum(len(notes.dataset) for notes in case.notes if hasattr(notes.dataset, "__len__"))
     needed = sum(sizes * (2 * lens.encoder.dim + _KEY_BYTES) for lens in case.lenses.values())
-    free, known = free_bytes(cache.folder), _known(case, cache)
-    message = f"{cache.folder}: {bytes_text(needed)} for {sizes:,} images{known}"
+    free, (share, damaged) = free_bytes(cache.folder), _known_share(case, cache)
+    message = f"{cache.folder}: {bytes_text(needed)} for {sizes:,} images; of the first batch {share:.0%} are there"
+    if damaged:
+        message += "; damaged files were removed"
     if free is not None and free < 2 * needed:
         yield problem(f"{message}, but only {bytes_text(free)} are free.", "Name another folder: cache_folder=...")
     elif needed > cache.max_bytes:
@@ -297,14 +302,13 @@ def check_cache(case: Case) -> Iterator[Finding]:
         yield ok(message + ("" if free is None else f"; {bytes_text(free)} free"), bytes=needed)
 
 
-def _known(case: Case, cache: EmbeddingCache) -> str:
+def _known_share(case: Case, cache: EmbeddingCache) -> tuple[float, bool]:
+    """Of the images of the first batch, and whether the cache had damaged files."""
     notes = case.first
     if notes is None or notes.images is None:
-        return ""
+        return 0.0, False
     keys = content_keys(notes.images, salt=repr(case.reader.space(notes.dataset)))
     with warnings.catch_warnings(record=True) as caught:  # damaged files: told here
         warnings.simplefilter("always")
         known = [~cache.store(lens.encoder.fingerprint).missing(keys) for lens in case.lenses.values()]
-    share = float(torch.stack(known).all(0).double().mean())
-    damaged = "; damaged files were removed" if caught else ""
-    return f", {math.floor(100 * share)}% of the first batch known{damaged}"
+    return float(torch.stack(known).all(0).double().mean()), bool(caught)

@@ -21,14 +21,12 @@ from lightning_failures.adapters.monitors import (
     LOADER,
     PREFIX,
     TREE_AGGREGATES,
-    check_monitored,
-    monitored_keys,
+    KeyLog,
 )
 from lightning_failures.adapters.placement import failures_folder
 from lightning_failures.doctor.findings import Finding, ok, problem, warning
 from lightning_failures.doctor.places import why_not_writable
 from lightning_failures.doctor.rehearsal import Case
-from lightning_failures.errors import ConfigurationError
 from lightning_failures.sinks import CSVSink, FileSink, Sink, TensorBoardSink, WandbSink, sinks_for
 from lightning_failures.sinks.wandb import MAX_IMAGES, MAX_ROWS
 
@@ -94,19 +92,15 @@ def _namespaces(part: Any) -> set[str]:
 
 def check_monitors(case: Case) -> Iterator[Finding]:
     """Keys that checkpoints and early stopping wait for."""
-    keys = sorted(monitored_keys(case.trainer))
     modes = case.modes
-    for key in keys:
-        try:
-            check_monitored(
-                [key],
-                directions=modes.encoder is not None,
-                trees=modes.robust_encoder is not None,
-                interventions=bool(modes.interventions),
-            )
-        except ConfigurationError as error:
-            yield problem(str(error))
-            return
+    log = KeyLog(worst_k=modes.worst_k, min_coverage=modes.min_coverage, say_once=lambda *_: None)
+    log.check(
+        case.trainer,
+        directions=modes.encoder is not None,
+        trees=modes.robust_encoder is not None,
+        interventions=bool(modes.interventions),
+    )
+    keys = sorted(log.monitored)
     for callback in case.trainer.callbacks:  # type: ignore[attr-defined]
         monitor, mode = getattr(callback, "monitor", None), getattr(callback, "mode", None)
         best = _best(monitor) if isinstance(monitor, str) and monitor.startswith(PREFIX) else None

@@ -235,13 +235,15 @@ def read_batches(case: Case) -> None:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without what Lightning tells of every Trainer: accelerators, tips."""
+    """Without what Lightning tells of every Trainer: accelerators, tips, its own use of what is deprecated."""
     loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric", "pytorch_lightning")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.WARNING)
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ".*treespec, LeafSpec.*", FutureWarning)
+            yield
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)

@@ -42,7 +42,7 @@ def check_captions(case: Case) -> Iterator[Finding]:
         return
     grammar = vocabulary.grammar(names[0])
     source = words if isinstance(words, str) else "the vocabulary"
-    yield ok(f"{len(grammar.captions())} for {names[0]!r} from {source}, against {str(grammar.reference)!r}")
+    yield ok(f"{len(grammar.captions())} for {names[0]!r}, from {source}, against {str(grammar.reference)!r}")
 
 
 def no_words(name: str) -> bool:
