@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from pathlib import Path
 
@@ -124,10 +125,21 @@ def test_embed__the_order_and_workers_of_the_loader_do_not_matter(tmp_path):
     assert shards(tmp_path / "plain") == shards(tmp_path / "shuffled")
 
 
+class OpensLate(Images):
+    """Like a dataset over one file: opened at the first look, and not to be shared with another process."""
+
+    opened_by = None
+
+    def __getitem__(self, index):
+        self.opened_by = self.opened_by or os.getpid()
+        assert self.opened_by == os.getpid()
+        return super().__getitem__(index)
+
+
 @pytest.mark.slow
 def test_embed__with_workers(tmp_path):
     embed(tmp_path / "plain")
-    embed(tmp_path / "workers", data=Pool(num_workers=2, persistent_workers=True))
+    embed(tmp_path / "workers", data=Pool(OpensLate(SIZE, seed=7), num_workers=2, persistent_workers=True))
     assert shards(tmp_path / "plain") == shards(tmp_path / "workers")
 
 
@@ -173,6 +185,30 @@ def test_embed__limited_then_whole(tmp_path, run_folder, capsys):
     assert "2 of 13 shards" in capsys.readouterr().out
     assert not (tmp_path / "hardest.json").exists()
     assert embed(tmp_path, directions=run_folder).embedded == SIZE - 2 * SHARD
+
+
+def test_embed__results_of_other_directions_do_not_stay(tmp_path, run_folder):
+    embed(tmp_path, directions=run_folder)
+    embeddings, labels = everything(Images(400, seed=4))
+    others = fit_failure_directions(embeddings, labels, embeddings[:, 0] > embeddings[:, 0].median(), permutations=9)
+    others.save(tmp_path / "others" / "directions.safetensors")
+    first = hardest(tmp_path)
+    (tmp_path / "shards" / "shard-0000003.safetensors").unlink()
+    embed(tmp_path, directions=tmp_path / "others", options={"limit_predict_batches": 1})
+    assert not (tmp_path / "hardest.json").exists()
+    assert embed(tmp_path, directions=tmp_path / "others").embedded == SHARD
+    assert hardest(tmp_path) != first
+
+
+def test_embed__half_written_files_go_after_a_day(tmp_path):
+    embed(tmp_path)
+    old, new = (tmp_path / "shards" / f".writing-{name}.tmp" for name in ("old", "new"))
+    for path in (old, new):
+        path.touch()
+    os.utime(old, (0, 0))
+    embed(tmp_path)
+    assert not old.exists()
+    assert new.exists()
 
 
 class FailsOnce(ColourEncoder):
@@ -338,6 +374,12 @@ def test_embed__loaders_that_cannot_be_cut(tmp_path, kind, told):
     with pytest.raises(ConfigurationError, match=re.escape(told)):
         embed(tmp_path, data=Other())
     assert list(tmp_path.iterdir()) == []
+
+
+def test_embed__a_folder_that_cannot_be_written_is_told(tmp_path):
+    (tmp_path / "a file").touch()
+    with pytest.raises(ConfigurationError, match="cannot be written"):
+        embed(tmp_path / "a file" / "pool")
 
 
 def test_embed__collate_that_drops_examples_is_told(tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,7 +18,7 @@ from torch.utils.data import DataLoader
 from lightning_failures.adapters.distributed import Ranks
 from lightning_failures.adapters.images import ImageSpace
 from lightning_failures.adapters.isolation import isolated_rng
-from lightning_failures.adapters.pool_results import agreed_names, conclude
+from lightning_failures.adapters.pool_results import agreed_names, clear_results, conclude
 from lightning_failures.adapters.pool_source import PoolSource, batch_size_of, blocks_loader, content_sample
 from lightning_failures.adapters.reading import BatchReader
 from lightning_failures.cache import content_keys
@@ -184,7 +185,7 @@ class PoolEmbedder(LightningModule):
         return encoder
 
     def _claim(self, loader: DataLoader[Any], encoder: Encoder, space: ImageSpace) -> PoolManifest:
-        """Make the folder that of this pool; in the first process."""
+        """Make the folder that of this pool, and clear old results away; in the first process."""
         job, examples = self._job, len(loader.dataset)  # type: ignore[arg-type]
         sample = content_sample(loader, job.reader)
         if not sample:
@@ -203,7 +204,10 @@ class PoolEmbedder(LightningModule):
             image_space=repr(space),
             sample=sample,
         )
-        return manifest.claim(job.folder)
+        with _writing(job.folder):
+            manifest = manifest.claim(job.folder)
+            clear_results(job.folder, scored=job.directions is not None)
+        return manifest
 
     def _check_same(self, loader: DataLoader[Any], manifest: PoolManifest, encoder: Encoder) -> None:
         """Whether this process sees the folder, the pool and the encoder of the first one."""
@@ -245,7 +249,8 @@ class PoolEmbedder(LightningModule):
             return True
         if shard.embeddings is None or bool((shard.labels == UNLABELLED).any()):
             return False
-        write_pool_shard(scored(shard, job.directions), path, pool=manifest.digest)
+        with _writing(job.folder):
+            write_pool_shard(scored(shard, job.directions), path, pool=manifest.digest)
         return True
 
     def _conclude(self, work: _Work) -> None:
@@ -327,7 +332,19 @@ class _Work:
             shard = scored(shard, self.job.directions)
         if not self.job.keep_embeddings:
             shard = replace(shard, embeddings=None)
-        write_pool_shard(shard, self.manifest.path(self.job.folder, number), pool=self.manifest.digest)
+        with _writing(self.job.folder):
+            write_pool_shard(shard, self.manifest.path(self.job.folder, number), pool=self.manifest.digest)
+
+
+@contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise ConfigurationError(
+            f"embed --output {folder} cannot be written ({error}). What is done stays: when there is room, the same"
+            " command does the rest."
+        ) from error
 
 
 def _one_label(labels: Tensor, task: str | None) -> Tensor:

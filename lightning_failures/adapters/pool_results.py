@@ -11,7 +11,7 @@ from typing import Any
 from lightning_failures.adapters.collector import _told_apart
 from lightning_failures.adapters.loaders import dataset_attribute
 from lightning_failures.adapters.pool_source import path_in
-from lightning_failures.atomic import write_atomically
+from lightning_failures.atomic import TEMPORARY, write_atomically
 from lightning_failures.directions import FailureDirections
 from lightning_failures.errors import ConfigurationError, DataError
 from lightning_failures.grading import expand_class_names
@@ -20,9 +20,11 @@ from lightning_failures.pools.manifest import PoolManifest
 from lightning_failures.pools.merging import PoolSummary, merge_shards
 from lightning_failures.text import clean
 
-__all__ = ["agreed_names", "conclude"]
+__all__ = ["agreed_names", "clear_results", "conclude"]
 
+_SUMMARY, _HARDEST = "pool.json", "hardest.json"
 _TOLD = 10  # classes, in words
+_DAY = 24 * 60 * 60
 
 
 def agreed_names(given: Sequence[str] | None, dataset: Any, fitted: FittedDirections | None) -> Sequence[str]:
@@ -41,6 +43,20 @@ def agreed_names(given: Sequence[str] | None, dataset: Any, fitted: FittedDirect
             f" {_difference(of_pool, of_run)}. Give a pool with the same classes in the same order."
         )
     return of_run or of_pool or ()
+
+
+def clear_results(folder: Path, *, scored: bool) -> None:
+    """Remove what an earlier run has concluded, and what a killed one has left half written.
+
+    Args:
+        folder: Of the pool.
+        scored: Whether this run finds the hardest examples.
+    """
+    for name in (_SUMMARY, _HARDEST) if scored else (_SUMMARY,):
+        (folder / name).unlink(missing_ok=True)
+    for path in (folder / "shards").glob(f".*{TEMPORARY}"):
+        if time.time() - path.stat().st_mtime > _DAY:
+            path.unlink(missing_ok=True)
 
 
 def conclude(
@@ -82,9 +98,9 @@ def conclude(
             " folder that all of them share. Run the command again: it does the rest."
         )
     summary = merge_shards(folder, manifest, directions=directions, k=k)
-    _write(folder / "pool.json", summary.to_dict(names))
+    _write(folder / _SUMMARY, summary.to_dict(names))
     if directions is not None:
-        _write(folder / "hardest.json", summary.hardest(names, lambda index: path_in(dataset, index)))
+        _write(folder / _HARDEST, summary.hardest(names, lambda index: path_in(dataset, index)))
     print("\n".join(_in_words(summary, folder, names)))
 
 
@@ -116,7 +132,7 @@ def _in_words(summary: PoolSummary, folder: Path, names: Sequence[str]) -> list[
         lines.append(f"  {clean(entry['class'])}: {entry['flagged']:,} of {entry['examples']:,} flagged ({share:.0%})")
     if len(found) > _TOLD:
         lines.append(f"  and {len(found) - _TOLD} more classes")
-    return [*lines, f"The hardest of each class: {folder / 'hardest.json'}; all classes: {folder / 'pool.json'}"]
+    return [*lines, f"The hardest of each class: {folder / _HARDEST}; all classes: {folder / _SUMMARY}"]
 
 
 def _difference(one: Sequence[str], other: Sequence[str]) -> str:

@@ -8,7 +8,7 @@ Blocks of ids can be redone one by one, whatever the number of processes, and me
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -135,12 +135,12 @@ class BlockSampler(DistributedSampler[range]):
 
 
 class _Batches(Dataset[Any]):
-    """From a range of ids to the batch that the user's loader would make of them."""
+    """From ids to the batch that the user's loader would make of them."""
 
     def __init__(self, dataset: Any, collate: Callable[[list[Any]], Any]) -> None:
         self.dataset, self.collate = dataset, collate
 
-    def __getitem__(self, ids: range) -> Any:
+    def __getitem__(self, ids: Sequence[int]) -> Any:
         at_once = getattr(self.dataset, "__getitems__", None)
         return self.collate([self.dataset[i] for i in ids] if at_once is None else at_once(list(ids)))
 
@@ -182,36 +182,42 @@ def whole_loader(loaders: Any, hook: str) -> DataLoader[Any]:
 
 def blocks_loader(loader: DataLoader[Any], blocks: Sequence[range]) -> DataLoader[Any]:
     """Return a loader of the batches of some blocks, with the workers and the ``collate_fn`` of the user's."""
-    workers: dict[str, Any] = {}
-    if loader.num_workers:
-        workers = {"prefetch_factor": loader.prefetch_factor, "multiprocessing_context": loader.multiprocessing_context}
-    return DataLoader(
-        _Batches(loader.dataset, loader.collate_fn),
-        batch_size=None,  # an item is a batch
-        sampler=BlockSampler(blocks, batch_size=batch_size_of(loader)),
-        collate_fn=_as_it_is,
-        num_workers=loader.num_workers,
-        pin_memory=loader.pin_memory,
-        timeout=loader.timeout,
-        worker_init_fn=loader.worker_init_fn,
-        **workers,
-    )
+    return _loader(loader, BlockSampler(blocks, batch_size=batch_size_of(loader)), workers=loader.num_workers)
 
 
 def content_sample(loader: DataLoader[Any], reader: BatchReader) -> tuple[str, ...]:
     """Content keys, in hex, of the first, the middle and the last image; none where two looks at them differ.
 
-    A pool whose images or transforms have changed since is told by them.
+    A pool whose images or transforms have changed since is told by them. Where the user has workers, one of them looks:
+    a dataset may open its file at the first look, and an open file must not be shared with the workers to come.
     """
-    dataset: Any = loader.dataset
-    ids = sorted({0, len(dataset) // 2, len(dataset) - 1})
+    size = len(loader.dataset)  # type: ignore[arg-type]
+    ids = sorted({0, size // 2, size - 1})
     looks: list[tuple[str, ...]] = []
     with isolated_rng():
-        for _ in range(2):
-            images = reader.read(None, loader.collate_fn([dataset[i] for i in ids])).images
+        for batch in _loader(loader, [ids, ids], workers=min(1, loader.num_workers)):
+            images = reader.read(None, batch).images
             keys = [] if images is None else content_keys(images).tolist()
             looks.append(tuple(f"{a & (2**64 - 1):016x}{b & (2**64 - 1):016x}" for a, b in keys))
     return looks[0] if looks[0] == looks[1] else ()
+
+
+def _loader(loader: DataLoader[Any], sampler: Iterable[Sequence[int]], *, workers: int) -> DataLoader[Any]:
+    """The batches of the ids that a sampler yields, made as the user's loader makes them."""
+    options: dict[str, Any] = {}
+    if workers:
+        options = {"prefetch_factor": loader.prefetch_factor, "multiprocessing_context": loader.multiprocessing_context}
+    return DataLoader(
+        _Batches(loader.dataset, loader.collate_fn),
+        batch_size=None,  # an item is a batch
+        sampler=sampler,
+        collate_fn=_as_it_is,
+        num_workers=workers,
+        pin_memory=loader.pin_memory,
+        timeout=loader.timeout,
+        worker_init_fn=loader.worker_init_fn,
+        **options,
+    )
 
 
 def path_in(dataset: Any, index: int) -> str | None:
@@ -224,8 +230,8 @@ def path_in(dataset: Any, index: int) -> str | None:
     ('dogs/1.png', None)
     """
     samples = getattr(dataset, "samples", None)  # of torchvision's folders
-    if samples is not None:
-        sample = samples[index] if hasattr(samples, "__getitem__") and index < len(samples) else None
+    if isinstance(samples, Sequence) and index < len(samples):
+        sample = samples[index]
         first = sample[0] if isinstance(sample, tuple | list) and sample else sample
         return str(first) if isinstance(first, str) or hasattr(first, "__fspath__") else None
     parts, ends = getattr(dataset, "datasets", None), getattr(dataset, "cumulative_sizes", None)
