@@ -379,8 +379,8 @@ def _check_at_hand(images: NDArray[np.int64], folder: Path) -> None:
     if len(images) and known <= images.max():
         raise ConfigurationError(
             f"AddSynthetic: the first process has generated {images.max() + 1} images, but for this one {folder} holds"
-            f" {known}. Processes must share one log folder: give Trainer(default_root_dir=...), or the logger, one that"
-            " all nodes see."
+            f" {known}. Processes must share one log folder: give Trainer(default_root_dir=...), or the logger, one"
+            " that all nodes see."
         )
 
 
