@@ -6,6 +6,7 @@ training; so a monitored aggregate always has a value. Per-class keys are not pr
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 
@@ -114,14 +115,18 @@ def promised_values(monitored: Iterable[str], last: Mapping[str, float]) -> dict
 
 
 def log_values(trainer: Trainer, module: LightningModule, values: Mapping[str, float]) -> None:
-    """Log scalars of a validation or test under ``failures/``."""
+    """Log scalars of a validation or test under ``failures/``; all processes have the same.
+
+    They are not reduced, so that a process that fails to log leaves no other waiting for it.
+    """
+    if trainer.world_size > 1:  # Lightning recommends at the end of the epoch to reduce them
+        warnings.filterwarnings("ignore", rf".*self\.log\('{PREFIX}.*sync_dist=True", UserWarning)
     module.log_dict(
         {PREFIX + key: value for key, value in values.items()},
         on_step=False,
         on_epoch=True,
         batch_size=1,
         add_dataloader_idx=False,
-        sync_dist=trainer.world_size > 1,
     )
 
 
