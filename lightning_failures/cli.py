@@ -223,7 +223,7 @@ def report(run: Path) -> None:
         raise ConfigurationError(f"No report.json in {run}. A run keeps it in <log_dir>/failures/report.json.")
     try:
         loaded = FailureReport.from_json(found.read_bytes())
-    except DataError as error:
+    except (DataError, OSError) as error:
         raise ConfigurationError(f"{found} is no report of lightning_failures: {error}") from error
     print(f"{printable(str(found))}: epoch {loaded.epoch}, step {loaded.global_step}, {loaded.examples} examples, "
           f"accuracy {number(loaded.accuracy)}\n\n{class_table(loaded)}")  # fmt: skip
