@@ -39,7 +39,9 @@ from lightning_failures.encoders.frozen import load_tensors, state_dict_of
 from lightning_failures.errors import FailureModesError
 from lightning_failures.grammar import CaptionVocabulary
 from lightning_failures.interventions.ledger import Ledger, LedgerRow
+from lightning_failures.pools.shards import PoolShard, in_half, read_pool_shard, write_pool_shard
 from lightning_failures.records import ClassReport, FailureReport, GroupReport, LeafReport, ValueReport
+from lightning_failures.shards import DamagedShardError
 
 Read = Callable[[bytes], None]
 """Reads one input and uses what it holds."""
@@ -280,6 +282,19 @@ def doors(place: Path) -> dict[str, Door]:
             raise FailureModesError(str(caught[0].message))
 
     made["cache"] = Door([shard.read_bytes()], read_cache, "safetensors")
+
+    block = PoolShard(torch.arange(3), torch.zeros(3, dtype=torch.long), keys, in_half(values), values[:, 0])
+    pooled = place / "pool.safetensors"
+    write_pool_shard(block, pooled, pool="p")
+
+    def read_pooled(data: bytes) -> None:
+        pooled.write_bytes(data)
+        read = read_pool_shard(pooled, range(3), pool="p")
+        for name in ("ids", "labels", "keys", "embeddings", "values"):
+            if (column := getattr(read, name)) is not None and not torch.equal(column, getattr(block, name)):
+                raise AssertionError(f"wrong {name}")
+
+    made["pool"] = Door([pooled.read_bytes()], read_pooled, "safetensors", (DamagedShardError,))
 
     found = place / "report.json"
 

@@ -197,8 +197,7 @@ class EmbeddingStore:
             except FileNotFoundError:  # evicted between listing and reading
                 continue
             except DamagedShardError as error:
-                _remove(path)
-                damaged.append(f"{path.name} ({error}; removed)")
+                damaged.append(f"{path.name} ({error}{'; removed' if _remove(path) else ''})")
             except OSError as error:
                 damaged.append(f"{path.name} ({error.strerror or error})")
             else:

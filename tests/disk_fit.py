@@ -20,10 +20,14 @@ from PIL import Image
 
 from lightning_failures.directions import FailureDirections
 from lightning_failures.errors import FailureModesError
+from lightning_failures.interventions import Upweight
 from lightning_failures.interventions.ledger import Ledger, LedgerRow
 from lightning_failures.records import ClassReport, FailureReport
 from lightning_failures.sinks import CSVSink, FileSink, TensorBoardSink, write_all
 from lightning_failures.visuals import Picture
+from tests.test_interventions import steered
+from tests.test_synthetic_fit import Speaks, adding
+from tests.test_synthetic_fit import fit as synthetic_fit
 from tests.toy import OracleClassifier, callback, loader, trainer
 
 EPOCHS = 2
@@ -104,6 +108,18 @@ def sinks(folder: Path) -> dict:
     return outcome | {"rows of the ledger": len(Ledger(ledger.folder).rows) == len(ledger.images) and whole}
 
 
+def steer(root: Path) -> dict:
+    """Train with generated images and a rollback, which keep files of their own."""
+    modes = steered(
+        Upweight(factor=2.0), adding(every_n_epochs=9), encoder=Speaks(), auto_rollback=True, on_error="warn"
+    )
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        module = synthetic_fit(root, modes, epochs=3)
+    told = [str(warning.message) for warning in caught if "FailureModes" in str(warning.message)]
+    return {"examples": list(module.sizes.values()), "warnings": told}
+
+
 def full(place: Path) -> dict:
     """Full and read-only file systems."""
     found = {"good": fit(place / "cache", place / "logs")}
@@ -112,6 +128,8 @@ def full(place: Path) -> dict:
     found["log folder that fills up"] = fit(place / "cache", mounted(place / "filling", free=20_000))
     found["read-only cache"] = fit(read_only(place / "ro") / "below", place / "logs 2")
     found["read-only log folder"] = fit(place / "cache", read_only(place / "ro log"))
+    found["steered"] = steer(place / "steered")
+    found["steered, full"] = steer(mounted(place / "steered full", free=60_000))
     found["sinks"] = sinks(mounted(place / "sinks", free=8192))
     found["halves"] = [half for folder in place.iterdir() for half in halves(folder) if folder.name != "cache"]
     return found

@@ -256,6 +256,11 @@ def test_trainer__full_and_read_only_disks(tmp_path):
     assert good["report"]["examples"] == 160
     assert good["warnings"] == []
     assert found.pop("halves") == []
+    assert found.pop("steered") == {"examples": [96] * 3, "warnings": []}
+    steered = found.pop("steered, full")
+    assert steered["examples"] == [96] * 3
+    assert any("GeneratorError" in text for text in steered["warnings"])
+    assert all("FileSink" in text or "skips their decision" in text for text in steered["warnings"])
     errors = dict.fromkeys(("FileSink", "CSVSink", "TensorBoardSink"), "OSError") | {"Ledger": "GeneratorError"}
     assert found.pop("sinks") == errors | {"rows of the ledger": True}
     for scenario, where in {

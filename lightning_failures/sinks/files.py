@@ -43,6 +43,7 @@ class FileSink:
         """Write one analysis; each file appears whole or not at all."""
         name = f"epoch={report.epoch or 0:04d}-step={step:06d}"
         here = self.folder / (f"test-{name}" if report.stage == "test" else name)
+        write_report(report, here)  # first, in case the disk fills up
         parts = [markdown_table(report), enrichment_markdown(report)]
         parts += [interventions_markdown(report), tree_markdown(report)]
         for picture in pictures:
@@ -52,7 +53,6 @@ class FileSink:
             write_atomically(here / image, png.getvalue())
             parts.append(f"![{escape_markdown(picture.caption or picture.tag)}]({image})")
         write_atomically(here / "report.md", to_bytes("\n\n".join(part for part in parts if part) + "\n"))
-        write_report(report, here)
         directions = self.folder / DIRECTIONS
         if report.directions is None:
             directions.unlink(missing_ok=True)
