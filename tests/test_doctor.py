@@ -173,7 +173,7 @@ def test_monitors__wrong_keys_and_wrong_directions(tmp_path, key, mode, status):
 
 
 def test_monitors__two_callbacks_would_log_the_same_keys(tmp_path):
-    found = told("monitors", check_monitors, case(tmp_path, callbacks=[callback()]))
+    found = told("monitors", check_monitors, case(tmp_path, callbacks=[callback(encoder=ColourEncoder("others"))]))
     assert "Only one FailureModes" in only(found, "problem").message
 
 
@@ -343,8 +343,11 @@ def test_images__a_wrong_normalisation_that_stays_within_0_and_1(tmp_path):
     images = Images()
     images.images = (images.images * 255).round() / 255
     almost = read(tmp_path, DataLoader(images, batch_size=16), normalization=([0.5], [0.2]))
-    assert statuses(check_images(almost)) == ["ok"]  # it cannot be known
-    narrow = read(tmp_path, DataLoader(images, batch_size=16), normalization=([0.5], [0.05]))
+    assert "dataset's transforms fits" in only(check_images(almost), "warning").remedy
+    blurred = Images()  # no steps to tell by
+    resized = read(tmp_path, DataLoader(blurred, batch_size=16), normalization=([0.5], [0.2]))
+    assert statuses(check_images(resized)) == ["ok"]  # it cannot be known
+    narrow = read(tmp_path, DataLoader(blurred, batch_size=16), normalization=([0.5], [0.05]))
     assert "only from" in only(check_images(narrow), "warning").message
 
 
@@ -699,7 +702,7 @@ def test_doctor__an_untrained_clip_is_not_ready(command, clip, capsys, tmp_path)
     assert command("--trainer.devices=3", "--trainer.strategy=ddp", encoder=f"local-dir:{twin}") == 1
     shown = capsys.readouterr().out
     assert "3 processes (1 node(s)): of 400 examples the sampler repeats 2" in " ".join(shown.split())
-    assert "does not know pictures from words" in shown
+    assert "70% of one of the first two is needed" in " ".join(shown.split())
     assert "Not ready, with 1 problem." in shown
     assert "not before the problems above are solved" in " ".join(shown.split())
 

@@ -6,12 +6,13 @@ import json
 import sys
 import time
 from collections.abc import Iterable, Sequence
+from contextlib import nullcontext, redirect_stdout
 from dataclasses import replace
 
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 
 from lightning_failures.doctor import Finding, examine
-from lightning_failures.doctor.findings import problem, table_lines, verdict_line
+from lightning_failures.doctor.findings import problem, table_lines, verdict_lines
 
 __all__ = ["diagnose", "tell_unbuilt"]
 
@@ -30,12 +31,13 @@ def diagnose(
             print(f"{_CLEAR}... {check}", end="", file=sys.stderr, flush=True)
 
     findings: list[Finding] = []
-    for finding in examine(trainer, model, datamodule, begin=begin):
-        if watched:
-            print(_CLEAR, end="", file=sys.stderr, flush=True)
-        if not as_json:
-            print("\n".join(table_lines(finding, after=findings[-1] if findings else None)), flush=True)
-        findings.append(finding)
+    with redirect_stdout(sys.stderr) if as_json else nullcontext():  # JSON alone, whatever the user's code prints
+        for finding in examine(trainer, model, datamodule, begin=begin):
+            if watched:
+                print(_CLEAR, end="", file=sys.stderr, flush=True)
+            if not as_json:
+                print(*table_lines(finding, after=findings[-1] if findings else None), sep="\n", flush=True)
+            findings.append(finding)
     return _conclude(findings, time.perf_counter() - start, as_json=as_json)
 
 
@@ -48,7 +50,7 @@ def tell_unbuilt(error: Exception, *, as_json: bool = False) -> int:
     )
     finding = replace(problem(f"It cannot be built here. {told}", remedy), check="configuration")
     if not as_json:
-        print("\n".join(table_lines(finding)))
+        print(*table_lines(finding), sep="\n")
     return _conclude([finding], None, as_json=as_json)
 
 
@@ -64,7 +66,7 @@ def _conclude(findings: Sequence[Finding], seconds: float | None, *, as_json: bo
         }
         print(json.dumps(told, indent=2))
     else:
-        print(f"\n{verdict_line(findings, seconds)}")
+        print("", *verdict_lines(findings, seconds), sep="\n")
     return 1 if failed else 0
 
 

@@ -10,7 +10,7 @@ from typing import Any, Literal, TypeVar
 from lightning_failures.errors import FailureModesError
 from lightning_failures.text import clean
 
-__all__ = ["Finding", "ok", "problem", "skipped", "table_lines", "told", "verdict_line", "warning"]
+__all__ = ["Finding", "ok", "problem", "skipped", "table_lines", "told", "verdict_lines", "warning"]
 
 Status = Literal["ok", "warning", "problem", "skipped"]
 Subject = TypeVar("Subject")
@@ -97,17 +97,22 @@ def table_lines(finding: Finding, *, after: Finding | None = None) -> list[str]:
     return lines + (_wrapped(finding.remedy, f"{indent}-> ", f"{indent}   ") if finding.remedy else [])
 
 
-def verdict_line(findings: Sequence[Finding], seconds: float | None = None) -> str:
+def verdict_lines(findings: Sequence[Finding], seconds: float | None = None) -> list[str]:
     """The sentence at the end.
 
-    >>> verdict_line([ok("a"), warning("b"), skipped("c")])
-    'Ready, with 1 warning. 3 findings.'
+    >>> disk = replace(warning("nearly full"), check="cache")
+    >>> verdict_lines([ok("a"), disk, skipped("c")], 2.4)
+    ['Ready, with 1 warning: cache. 3 findings in 2 s.']
     """
-    problems, warnings = (sum(one.status == status for one in findings) for status in ("problem", "warning"))
-    counted = [f"{n} {word}{'s' if n > 1 else ''}" for n, word in ((problems, "problem"), (warnings, "warning")) if n]
-    verdict = ", with ".join(filter(None, ["Not ready" if problems else "Ready", " and ".join(counted)]))
+    told = []
+    for status in ("problem", "warning"):
+        found = [finding.check for finding in findings if finding.status == status]
+        if found:
+            told.append(f"{len(found)} {status}{'s' if len(found) > 1 else ''}: {', '.join(dict.fromkeys(found))}")
+    ready = all(finding.status != "problem" for finding in findings)
+    verdict = ", with ".join(["Ready" if ready else "Not ready", *([" and ".join(told)] if told else [])])
     time = "" if seconds is None else f" in {seconds:.0f} s"
-    return f"{verdict}. {len(findings)} finding{'s' if len(findings) > 1 else ''}{time}."
+    return _wrapped(f"{verdict}. {len(findings)} finding{'s' if len(findings) > 1 else ''}{time}.", "", "")
 
 
 def _wrapped(text: str, first: str, others: str) -> list[str]:

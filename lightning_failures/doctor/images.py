@@ -55,22 +55,21 @@ def check_images(case: Case) -> Iterator[Finding]:
 
 
 def _space(case: Case, notes: LoaderNotes, images: Tensor, where: str) -> Iterator[Finding]:
-    space = case.reader.space(notes.dataset)
-    given = case.modes.normalization is not None
-    source = "normalization=..." if given else "the dataset's transforms" if find_normalization(notes.dataset) else ""
+    space, own = case.reader.space(notes.dataset), find_normalization(notes.dataset)
+    source = "the dataset's transforms" if own else ""
+    if case.modes.normalization is not None:
+        source = "normalization=..."
     told = f"undone: mean {_numbers(space.mean)}, std {_numbers(space.std)} from {source}" if source else "none found"
-    usual = matching_normalization(images)
+    better = _better(images, space, own)
     try:
         unit = space.to_unit(images)
     except DataError as error:
-        yield problem(where + str(error), _remedy(usual))
+        yield problem(where + str(error), better)
         return
     low, high = (float(bound) for bound in unit.aminmax())
-    levels = _on_grid(unit)
-    if not levels and usual not in (None, "none"):
+    if better:
         yield warning(
-            f"{where}normalisation {told}. Then images are no 8-bit images, as they are if it is {usual}.",
-            _remedy(usual),
+            f"{where}normalisation {told}. Then they are no 8-bit images; with another they would be.", better
         )
     elif high - low < NARROW:
         yield warning(
@@ -78,19 +77,30 @@ def _space(case: Case, notes: LoaderNotes, images: Tensor, where: str) -> Iterat
             "normalization=(mean, std) of your transform.",
         )
     else:
+        levels = ", in the 256 steps of 8-bit images" if _on_grid(unit) else ""
         yield ok(
-            f"{where}normalisation {told}; images then run from {low:.2f} to {high:.2f}"
-            f"{', in the 256 steps of 8-bit images' if levels else ''}",
-            low=low,
-            high=high,
+            f"{where}normalisation {told}; images then run from {low:.2f} to {high:.2f}{levels}", low=low, high=high
         )
 
 
-def _remedy(usual: str | None) -> str:
-    if usual is None or usual == "none":
-        return "normalization=(mean, std) of your transform."
+def _better(images: Tensor, space: ImageSpace, own: ImageSpace | None) -> str:
+    """Which normalisation gives 8-bit images, where the one that is undone does not; empty if none is known."""
+    if _gives_steps(space, images):
+        return ""
+    if own is not None and _gives_steps(own, images):
+        return "Leave normalization out: the one of the dataset's transforms fits."
+    usual = matching_normalization(images)
+    if usual is None:
+        return ""
     mean, std = NORMALIZATIONS[usual]
     return f"It looks like {usual}: normalization=({list(mean)}, {[round(s, 5) for s in std]})"
+
+
+def _gives_steps(space: ImageSpace, images: Tensor) -> bool:
+    try:
+        return _on_grid(space.to_unit(images))
+    except DataError:
+        return False
 
 
 def matching_normalization(images: Tensor) -> str | None:
@@ -100,13 +110,8 @@ def matching_normalization(images: Tensor) -> str | None:
     >>> matching_normalization((pixels - 0.1307) / 0.3081), matching_normalization(pixels * 0.777)
     ("MNIST's", None)
     """
-    for name, (mean, std) in NORMALIZATIONS.items():
-        try:
-            if _on_grid(ImageSpace(mean, std).to_unit(images)):
-                return name
-        except DataError:
-            continue
-    return None
+    fitting = (name for name, (mean, std) in NORMALIZATIONS.items() if _gives_steps(ImageSpace(mean, std), images))
+    return next(fitting, None)
 
 
 def _on_grid(unit: Tensor) -> bool:
