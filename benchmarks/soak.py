@@ -141,10 +141,13 @@ def disk_space(folder: Path) -> float:
     return sum(path.stat().st_blocks * 512 for path in (folder, *folder.rglob("*")) if path.exists()) / MIB
 
 
-def soak(variant: str, folder: Path, *, epochs: int, every: int = 5, train_size: int = 256) -> Any:
+def soak(
+    variant: str, folder: Path, *, epochs: int, every: int = 5, train_size: int = 256, val_size: int | None = None
+) -> dict[str, Any]:
     """Train one variant and return its samples: rows of the epoch and ``MEASURES``, and the seconds it took."""
     torch.set_num_threads(1)
-    val_size = 256 if variant == "new images" else 512  # these are embedded in each epoch
+    if val_size is None:
+        val_size = 256 if variant == "new images" else 512  # the former are embedded in each epoch
     L.seed_everything(0, verbose=False)
     watch = Watch(folder, every)
     acting = variant in ("interventions", "workers", "fresh workers")
