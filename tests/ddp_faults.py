@@ -145,6 +145,19 @@ class Model(OracleClassifier):
         return F.cross_entropy(self.net(x), y)
 
 
+class Analyses(Callback):
+    """Which epochs were analysed."""
+
+    def __init__(self) -> None:
+        self.epochs: list[int] = []
+
+    def on_validation_end(self, trainer, pl_module):
+        (modes,) = (one for one in trainer.callbacks if hasattr(one, "last_report"))
+        epoch = None if modes.last_report is None else modes.last_report.epoch
+        if epoch is not None and epoch not in self.epochs:
+            self.epochs.append(epoch)
+
+
 class Case:
     """One run with a fault."""
 
@@ -242,9 +255,10 @@ def run(folder: Path, stage: str, rank: int, on_error: str) -> dict[str, Any]:
     case = Case(folder, fault, on_error)
     STAGES[stage](case)
     modes = callback(**case.options)
+    analyses = Analyses()
     epochs = (3 if steers else 2) if on_error == "warn" else 1
     fitted = trainer(
-        folder, fault, modes, max_epochs=epochs, strategy="ddp", devices=2, num_sanity_val_steps=0,
+        folder, fault, modes, analyses, max_epochs=epochs, strategy="ddp", devices=2, num_sanity_val_steps=0,
         use_distributed_sampler=True,
     )  # fmt: skip
     data = DataLoader(Numbered(96, 5), batch_size=16, shuffle=True)
@@ -266,6 +280,7 @@ def run(folder: Path, stage: str, rank: int, on_error: str) -> dict[str, Any]:
         "told": [text for one in caught if "FailureModes" in (text := str(one.message))],
         "steps": fitted.global_step,
         "analysed": None if report is None else report.epoch,
+        "analyses": len(analyses.epochs),
         "report": None if report is None else {k: v for k, v in report.to_dict().items() if k != "timings"},
         "epochs": case.model.epochs,
     }
