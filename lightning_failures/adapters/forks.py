@@ -35,6 +35,7 @@ from lightning_failures.adapters.forking import (
     steered,
 )
 from lightning_failures.adapters.isolation import isolated_rng, seed_all
+from lightning_failures.adapters.resuming import read_steering
 from lightning_failures.errors import ConfigurationError
 from lightning_failures.interventions.parts import in_report_part, take_grades
 from lightning_failures.interventions.verdicts import Verdict, not_measured, paired_verdict
@@ -165,6 +166,8 @@ class Forks:
             )
         epoch = state["loops"]["fit_loop"]["epoch_progress"]["current"]["started"]
         steering = state.get("callbacks", {}).get(modes.state_key, {}).get("steering")
+        if steering is not None:
+            read_steering(steering)
         if steering is not None and has_acted(steering, epoch):
             raise ConfigurationError(
                 f"{checkpoint} was written after the interventions had begun: both forks would have their effect behind"

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lightning_failures.adapters.live_forks import fork_live
+from lightning_failures.adapters.resuming import LotteryState
 from lightning_failures.arrays import as_array
 from lightning_failures.interventions.verdicts import (
     MIN_CLASSES,
@@ -20,6 +21,7 @@ from lightning_failures.interventions.verdicts import (
     not_measured,
     randomised_verdict,
 )
+from lightning_failures.plain import from_plain
 from lightning_failures.records import Grades
 
 __all__ = ["Lottery", "judge_by_forks", "keep_for_forks"]
@@ -73,8 +75,14 @@ class Lottery:
         return {"treated": self._treated, "before": self._before}
 
     def load(self, state: Mapping[str, Any]) -> None:
-        """Go on where the checkpoint was written."""
-        self._treated, self._before = state["treated"], list(state["before"])
+        """Go on where the checkpoint was written.
+
+        Raises:
+            DataError: It is damaged.
+        """
+        saved = from_plain(LotteryState, state)
+        self._treated = None if saved.treated is None else {int(key): value for key, value in saved.treated.items()}
+        self._before = list(saved.before)
 
 
 def keep_for_forks(trainer: Trainer, folder: Path) -> None:

@@ -12,10 +12,12 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, SingleDeviceStrategy
 
 from lightning_failures.adapters.distributed import Ranks
+from lightning_failures.adapters.resuming import RollbackState
 from lightning_failures.arrays import as_array
 from lightning_failures.atomic import replacing
 from lightning_failures.errors import ConfigurationError
 from lightning_failures.interventions.verdicts import Verdict, should_roll_back
+from lightning_failures.plain import from_plain
 from lightning_failures.records import Grades
 
 __all__ = ["Rollback"]
@@ -113,6 +115,11 @@ class Rollback:
         return {"before": self._before, "file": self._file, "undone": self.undone, "pending": self._pending}
 
     def load(self, state: Mapping[str, Any]) -> None:
-        """Go on where the checkpoint was written."""
-        self._before, self._file, self.undone = state["before"], state["file"], state["undone"]
-        self._pending = state["pending"]
+        """Go on where the checkpoint was written.
+
+        Raises:
+            DataError: It is damaged.
+        """
+        saved = from_plain(RollbackState, state)
+        self._before, self._file, self.undone = saved.before, saved.file, saved.undone
+        self._pending = saved.pending

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from lightning.pytorch import Trainer
+from lightning.pytorch.utilities import rank_zero_warn
+
+from lightning_failures.errors import DataError
+from lightning_failures.plain import from_plain
 
 __all__ = ["RunState", "is_due", "is_last_epoch"]
 
@@ -43,9 +47,21 @@ class RunState:
 
     @classmethod
     def from_dict(cls, state: Mapping[str, Any]) -> RunState:
-        """Read what :meth:`to_dict` wrote; keys of other versions are ignored."""
-        known = {f.name for f in fields(cls)}
-        return cls(**{key: value for key, value in state.items() if key in known})
+        """Read what :meth:`to_dict` wrote; keys of other versions are ignored.
+
+        A state that is damaged, or of a later version, is one warning, and the run counts anew.
+        """
+        try:
+            version = state.get("version", VERSION)
+            if not isinstance(version, int) or version > VERSION:
+                raise DataError(f"it is of version {version}, and this package knows {VERSION}")
+            return from_plain(cls, state)
+        except DataError as error:
+            rank_zero_warn(
+                f"The state of FailureModes in this checkpoint cannot be read: {error}. It counts epochs and analyses"
+                " anew, and writes to a new folder."
+            )
+            return cls()
 
 
 def is_due(trainer: Trainer, state: RunState, every_n_epochs: int, every_n_validations: int | None) -> bool:

@@ -23,12 +23,13 @@ from lightning_failures.adapters.judging import Lottery
 from lightning_failures.adapters.lenses import Lens
 from lightning_failures.adapters.loaders import dataset_attribute
 from lightning_failures.adapters.reading import BatchReader
+from lightning_failures.adapters.resuming import NOT_MEASURED, VERSION, read_steering, unreadable
 from lightning_failures.adapters.rollback import Rollback
 from lightning_failures.adapters.round import TrainingRound
 from lightning_failures.adapters.training import VIEW, ExamplesView, training_view
 from lightning_failures.adapters.weighing import checked_loader, is_stateful, original_dataset, weigh_draws
 from lightning_failures.encoders import ModuleEncoder
-from lightning_failures.errors import ConfigurationError
+from lightning_failures.errors import ConfigurationError, DataError
 from lightning_failures.interventions import Discovery, Intervention, JudgedExamples
 from lightning_failures.interventions.appended import added_index
 from lightning_failures.interventions.parts import report_numbers
@@ -38,8 +39,6 @@ from lightning_failures.records import ClassReport, FailureReport, Grades
 from lightning_failures.sinks import write_report
 
 __all__ = ["Steering"]
-
-NOT_MEASURED = "not measured"
 
 MAX_REVIEW = 200
 """So many suspected label errors are listed in a report, the most doubtful first."""
@@ -166,9 +165,10 @@ class Steering:
             append = appending(self.interventions, training_set, sources)
         self._restore.append(weigh_draws(loader, self.draws, append))
         for name in drop_plans_of_others(self.draws, list(self.interventions), len(training_set), sources):
+            self._turns.pop(name, None)
             self._say_once(
                 f"What {self.interventions[name]} had decided was for another training set or other added examples,"
-                " and is dropped."
+                " and is dropped; it decides anew."
             )
 
     @property
@@ -457,8 +457,9 @@ class Steering:
     # -- checkpoints -----------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain values and tensors only."""
+        """Plain values and tensors only; see :class:`~.resuming.SteeringState`."""
         return {
+            "version": VERSION,
             "draws": self.draws.to_dict(),
             "turns": dict(self._turns),
             "entries": dict(self._entries),
@@ -472,19 +473,43 @@ class Steering:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on where the checkpoint was written; what belongs to interventions that are gone is dropped."""
-        draws = dict(state["draws"])
-        draws["plans"] = self._mine(draws["plans"])
-        self.draws.load(draws)
-        self._turns, self._entries = self._mine(state["turns"]), self._mine(state["entries"])
-        self._trend = list(state["trend"])
-        self._slice, self._slice_epoch = state["slice"], state["slice_epoch"]
-        self.verdict = state.get("verdict", NOT_MEASURED)
-        self._folder = None if state.get("folder") is None else Path(state["folder"])
-        if self._rollback is not None and state.get("rollback") is not None:
-            self._rollback.load(state["rollback"])
-        if self._lottery is not None and state.get("lottery") is not None:
-            self._lottery.load(state["lottery"])
+        """Go on where the checkpoint was written; what belongs to interventions that are gone is dropped.
+
+        Raises:
+            ConfigurationError: It is damaged or of a later version.
+        """
+        if not self.on:
+            return
+        saved = read_steering(state)
+        self.draws.load({**saved.draws, "plans": self._mine(saved.draws["plans"])})
+        self._turns, self._entries = self._mine(saved.turns), self._mine(saved.entries)
+        self._trend = list(saved.trend)
+        self._slice, self._slice_epoch = saved.slice, saved.slice_epoch
+        self.verdict = saved.verdict
+        self._folder = None if saved.folder is None else Path(saved.folder)
+        try:
+            if self._rollback is not None and saved.rollback is not None:
+                self._rollback.load(saved.rollback)
+            if self._lottery is not None and saved.lottery is not None:
+                self._lottery.load(saved.lottery)
+        except DataError as error:
+            raise unreadable(error) from error
+        self._drop_picks_from_other_pools()
+
+    def _drop_picks_from_other_pools(self) -> None:
+        """What was picked are rows of a pool."""
+        for name, entry in self._entries.items():
+            one = self.interventions[name]
+            if entry["options"].get("pool") != one.options.get("pool"):
+                self._forget(name)
+                self._say_once(f"{one} had picked from another pool: what it picked is dropped, and it picks anew.")
+
+    def _forget(self, name: str) -> None:
+        """What an intervention decided cannot be carried out any more; it is due again."""
+        self.draws.plans.pop(name, None)
+        self._turns.pop(name, None)
+        if name in self._entries:
+            self._entries[name]["changes_training"] = False
 
     def _mine(self, values: Mapping[str, Any]) -> dict[str, Any]:
         return {name: value for name, value in values.items() if name in self.interventions}

@@ -19,7 +19,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DistributedSampler, RandomSampler, SubsetRandomSampler, WeightedRandomSampler
 
+from lightning_failures.errors import DataError
 from lightning_failures.interventions.appended import WeighedIndex
+from lightning_failures.plain import from_plain
 
 __all__ = ["DrawState", "Plan", "WeightedEpochs", "weighted_epoch"]
 
@@ -63,11 +65,43 @@ class Plan:
 
     @classmethod
     def from_dict(cls, state: Mapping[str, Any]) -> Plan:
-        """Read what :meth:`to_dict` wrote."""
-        weights = np.ones(state["examples"])
-        weights[_numpy(state["ids"])] = _numpy(state["weights"])
-        added = _numpy(state.get("added", torch.empty(0, dtype=torch.int64)))
-        return cls(state["since"], state["until"], weights, state["grow"], added, state.get("of_loss", False))
+        """Read what :meth:`to_dict` wrote.
+
+        Raises:
+            DataError: It is damaged.
+        """
+        saved = from_plain(_SavedPlan, state)
+        ids, own, added = _numpy(saved.ids), _numpy(saved.weights), _numpy(saved.added)
+        if ids.dtype != np.int64 or added.dtype != np.int64 or ids.ndim != 1 or added.ndim != 1:
+            raise DataError("the indices of a plan are no rows of integers")
+        if own.shape != ids.shape or not np.isfinite(own).all() or not (own >= 0).all():
+            raise DataError("a plan has no weight for each of its examples")
+        if (ids < 0).any() or (ids >= saved.examples).any() or (added < 0).any():
+            raise DataError("a plan names examples that there are not")
+        weights = np.ones(saved.examples)
+        weights[ids] = own
+        return cls(saved.since, saved.until, weights, saved.grow, added, saved.of_loss)
+
+
+@dataclass(frozen=True)
+class _SavedPlan:
+    """A plan in a checkpoint; what was added later has a default."""
+
+    since: int
+    until: int | None
+    grow: bool
+    examples: int
+    ids: Tensor
+    weights: Tensor
+    added: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
+    of_loss: bool = False
+
+
+@dataclass(frozen=True)
+class _SavedDraws:
+    seed: int
+    epoch: int
+    plans: dict[str, tuple[Any, ...]]
 
 
 @dataclass
@@ -132,9 +166,14 @@ class DrawState:
         return {"seed": self.seed, "epoch": self.epoch, "plans": plans}
 
     def load(self, state: Mapping[str, Any]) -> None:
-        """Go on where the checkpoint was written; samplers that hold this object see it."""
-        self.seed, self.epoch = state["seed"], state["epoch"]
-        self.plans = {name: [Plan.from_dict(plan) for plan in plans] for name, plans in state["plans"].items()}
+        """Go on where the checkpoint was written; samplers that hold this object see it.
+
+        Raises:
+            DataError: It is damaged.
+        """
+        saved = from_plain(_SavedDraws, state)
+        self.plans = {name: [Plan.from_dict(plan) for plan in plans] for name, plans in saved.plans.items()}
+        self.seed, self.epoch = saved.seed, saved.epoch
 
 
 def weighted_epoch(
