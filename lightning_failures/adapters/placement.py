@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import re
+import shutil
 import tempfile
 import uuid
+import weakref
 from pathlib import Path
 
 from lightning.pytorch import Trainer
 
 from lightning_failures.adapters.distributed import Ranks
 
-__all__ = ["failures_folder", "safe_name"]
+__all__ = ["discard_temporary", "failures_folder", "safe_name"]
+
+_TEMPORARY: set[Path] = set()
 
 
 def failures_folder(trainer: Trainer, ranks: Ranks, *, run_id: str | None = None) -> tuple[Path, str]:
@@ -19,7 +23,8 @@ def failures_folder(trainer: Trainer, ranks: Ranks, *, run_id: str | None = None
 
     A logger with a versioned folder (TensorBoard, CSV) gives ``<log_dir>/failures``. Any other run would share
     its folder with the next one, so it gets ``<log_dir>/failures/<logger name>/<run id>``; the id is the
-    logger's own version if it has one. ``fast_dev_run`` writes to a temporary folder.
+    logger's own version if it has one. ``fast_dev_run`` writes to a temporary folder, which goes with
+    :func:`discard_temporary`, or else with the Trainer or the process.
     """
     log_dir = trainer.log_dir  # collective: rank 0 decides
     logger = trainer.logger
@@ -27,12 +32,27 @@ def failures_folder(trainer: Trainer, ranks: Ranks, *, run_id: str | None = None
     run_id = ranks.broadcast(run_id or (str(version) if version is not None else uuid.uuid4().hex[:8]))
     assert run_id is not None
     if getattr(trainer, "fast_dev_run", False):
-        return Path(ranks.broadcast(tempfile.mkdtemp(prefix="failures-"))), run_id
+        temporary = ranks.broadcast(_temporary_folder(trainer) if ranks.is_first else None)
+        assert temporary is not None
+        return temporary, run_id
     folder = Path(log_dir or trainer.default_root_dir) / "failures"
     if logger is not None and getattr(logger, "log_dir", None):
         return folder, run_id
     name = getattr(logger, "name", None) or ("no_logger" if logger is None else type(logger).__name__)
     return folder / safe_name(str(name)) / safe_name(run_id), run_id
+
+
+def discard_temporary(folder: Path | None) -> None:
+    """Remove a folder that was made for ``fast_dev_run`` by this process; any other one, or None, stays."""
+    if folder in _TEMPORARY:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _temporary_folder(trainer: Trainer) -> Path:
+    folder = Path(tempfile.mkdtemp(prefix="failures-"))
+    _TEMPORARY.add(folder)
+    weakref.finalize(trainer, shutil.rmtree, folder, ignore_errors=True)
+    return folder
 
 
 def safe_name(text: str, *, limit: int = 80) -> str:

@@ -1,3 +1,4 @@
+import gc
 import os
 import re
 
@@ -7,7 +8,7 @@ from hypothesis import strategies as st
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger, WandbLogger
 
 from lightning_failures.adapters.distributed import Ranks
-from lightning_failures.adapters.placement import failures_folder, safe_name
+from lightning_failures.adapters.placement import discard_temporary, failures_folder, safe_name
 from tests.toy import trainer
 
 
@@ -72,10 +73,21 @@ def test_folder__several_loggers_the_first_decides(tmp_path):
 
 
 def test_folder__fast_dev_run_is_temporary(tmp_path):
-    folder, _ = failures_folder(trainer(tmp_path, fast_dev_run=True), Ranks())
+    folder, _ = failures_folder(run := trainer(tmp_path, fast_dev_run=True), Ranks())
     assert tmp_path not in folder.parents
-    assert folder.is_dir()
-    folder.rmdir()
+    (folder / "report.json").write_text("{}")
+    discard_temporary(folder)
+    assert not folder.exists()
+    folder, _ = failures_folder(run, Ranks())
+    del run
+    gc.collect()
+    assert not folder.exists()
+
+
+def test_discard_temporary__leaves_other_folders_alone(tmp_path):
+    discard_temporary(tmp_path)
+    discard_temporary(None)
+    assert tmp_path.is_dir()
 
 
 def test_safe_name__fits_a_file_name_in_bytes():
