@@ -16,8 +16,9 @@ from lightning.pytorch.cli import LightningCLI
 from torch.utils.data import DataLoader
 
 from lightning_failures.adapters.forks import PAIRS, Run, fork_verdict
-from lightning_failures.adapters.pool_embedding import PoolJob, run_job
+from lightning_failures.adapters.pool_embedding import run_job
 from lightning_failures.adapters.pool_source import PoolSource, PoolSplit
+from lightning_failures.adapters.pool_work import PoolJob
 from lightning_failures.adapters.reading import BatchReader
 from lightning_failures.atomic import write_atomically
 from lightning_failures.callback import FailureModes

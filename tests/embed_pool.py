@@ -1,4 +1,4 @@
-"""Run by test_embed.py in real processes: embed and score a pool; on request one process kills itself on the way."""
+"""Run by test_embed.py in real processes: embed and score pools; on request one process kills itself on the way."""
 
 from __future__ import annotations
 
@@ -53,14 +53,17 @@ def trainer(encoder, **options) -> FailureTrainer:
     return FailureTrainer(callbacks=callbacks, enable_checkpointing=False, **(defaults | options))
 
 
-def main(folder: Path, output: Path, devices: int, nodes: int, dying_rank: int) -> None:
+def main(folder: Path, outputs: list[Path], devices: int, nodes: int, dying_rank: int) -> None:
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     dies_after = 60 if dying_rank == int(os.environ.get("LOCAL_RANK", "0")) else None
-    run = trainer(LoggedEncoder(folder, dies_after), strategy="ddp", devices=devices, num_nodes=nodes)
-    run.embed(OracleClassifier(), Pool(), directions=folder.parent, k=K, output=output, shard_size=SHARD)
+    for output in outputs:
+        noted = folder / output.name
+        noted.mkdir(exist_ok=True)
+        run = trainer(LoggedEncoder(noted, dies_after), strategy="ddp", devices=devices, num_nodes=nodes)
+        run.embed(OracleClassifier(), Pool(), directions=folder.parent, k=K, output=output, shard_size=SHARD)
 
 
 if __name__ == "__main__":
-    folder, output, *numbers = sys.argv[1:]
-    main(Path(folder), Path(os.path.expandvars(output)), *map(int, numbers))
+    folder, outputs, *numbers = sys.argv[1:]
+    main(Path(folder), [Path(os.path.expandvars(output)) for output in outputs.split(os.pathsep)], *map(int, numbers))

@@ -215,6 +215,20 @@ def test_coloured_digits__equal_arguments_give_equal_images():
     assert torch.equal(first[7][0], second[7][0])
 
 
+def test_coloured_digits__another_draw_has_other_images_and_the_same_shortcut():
+    first, second = (ColouredDigits("train", size=30, draw=draw) for draw in (0, 1))
+    assert not torch.equal(first.images, second.images)
+    assert first.truth == second.truth
+    assert torch.equal(first.images, ColouredDigits("train", size=30).images)
+
+
+def test_data_module__predicts_on_a_pool():
+    module = ColouredDigitsDataModule(train_size=20, pool_size=30)
+    module.setup("predict")
+    assert sum(len(y) for _, y in module.predict_dataloader()) == 30
+    assert module.sets == {}
+
+
 def test_coloured_digits__items_are_normalised():
     digits = ColouredDigits("train", size=500)
     image, label = digits[3]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -23,11 +25,16 @@ from torch.utils.data import (
 from torchvision.transforms import v2 as T
 
 from lightning_failures import FailureModes
+from lightning_failures.adapters.pool_embedding import run_job
+from lightning_failures.adapters.pool_source import PoolSource
+from lightning_failures.adapters.pool_work import PoolJob
+from lightning_failures.adapters.reading import BatchReader
 from lightning_failures.cli import main
 from lightning_failures.digits.render import CLASSES
 from lightning_failures.directions import FailureDirections, fit_failure_directions
 from lightning_failures.errors import ConfigurationError, DataError, EncoderError
 from lightning_failures.pools import PoolManifest
+from lightning_failures.pools.fitted import load_fitted
 from lightning_failures.pools.shards import read_pool_shard
 from lightning_failures.records import BatchRecord, ClassReport, FailureReport
 from tests.ddp_launch import free_port, launch
@@ -123,6 +130,12 @@ def test_embed__the_order_and_workers_of_the_loader_do_not_matter(tmp_path):
     embed(tmp_path / "plain")
     embed(tmp_path / "shuffled", data=Pool(shuffle=True, drop_last=True))
     assert shards(tmp_path / "plain") == shards(tmp_path / "shuffled")
+
+
+def test_embed__mixed_precision_of_the_trainer_is_not_that_of_the_encoder(tmp_path):
+    embed(tmp_path / "plain")
+    embed(tmp_path / "mixed", options={"precision": "bf16-mixed"})
+    assert shards(tmp_path / "plain") == shards(tmp_path / "mixed")
 
 
 class OpensLate(Images):
@@ -296,6 +309,11 @@ def test_embed__directions_of_another_encoder_are_refused(tmp_path, run_folder):
 
     with pytest.raises(ConfigurationError, match="12 dimensions"):
         embed(tmp_path, directions=run_folder, encoder=Wider())
+    others = replace(load_fitted(run_folder), encoder="another one")
+    job = PoolJob(PoolSource(OracleClassifier(), Pool()), ColourEncoder(), BatchReader(), tmp_path, fitted=others)
+    with pytest.raises(ConfigurationError, match=r"embeddings of another encoder \(another one\) than colours"):
+        run_job(trainer(None), job)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_embed__changed_images_are_refused(tmp_path):
@@ -444,50 +462,51 @@ def alone(run_folder) -> Path:
 
 
 @pytest.mark.slow
-def test_embed__killed_and_taken_up_by_another_number_of_processes(run_folder, alone):
-    """A process of two is killed; so ends the other. Two, then one, do the rest, and nothing twice."""
-    output = run_folder / "killed"
-    (died,) = launch("embed_pool", run_folder / "first", output, 2, 1, 1, timeout=300)
-    assert died.status != 0
-    done = shards(output)
-    assert 0 < len(done) < 13
-    assert not (output / "hardest.json").exists()
-    assert done.items() <= shards(alone).items()
+def test_embed__killed_and_taken_up_again(run_folder, alone):
+    """A process of two is killed; so ends the other. Started again, two do the rest, and nothing twice.
 
-    (went_on,) = launch("embed_pool", run_folder / "second", output, 2, 1, -1, timeout=300)
+    Then one shard is left of another pool: one of the two has nothing to do.
+    """
+    killed, few = run_folder / "killed", run_folder / "all but one"
+    (died,) = launch("embed_pool", run_folder / "first", killed, 2, 1, 1, timeout=300)
+    assert died.status != 0
+    done = shards(killed)
+    assert 0 < len(done) < 13
+    assert done.items() <= shards(alone).items()
+    assert not (killed / "hardest.json").exists()
+    shutil.copytree(alone, few)
+    (few / "shards" / "shard-0000004.safetensors").unlink()
+
+    folder = run_folder / "second"
+    (went_on,) = launch("embed_pool", folder, f"{killed}{os.pathsep}{few}", 2, 1, -1, timeout=300)
     assert went_on.status == 0, went_on.said
     assert f"{len(done)} of 13 shards are there" in went_on.said
-    assert logged(run_folder / "second") == sum(
-        len(PoolManifest.load(output).block(n)) for n in range(13) if f"shard-{n:07d}.safetensors" not in done
-    )
-    assert len(list((run_folder / "second").glob("embedded_*.txt"))) == 2
-    assert shards(output) == shards(alone)
-    assert (output / "hardest.json").read_bytes() == (alone / "hardest.json").read_bytes()
-    assert embed(output, directions=run_folder).embedded == 0
+    left = [number for number in range(13) if f"shard-{number:07d}.safetensors" not in done]
+    assert logged(folder / killed.name) == sum(len(PoolManifest.load(killed).block(number)) for number in left)
+    assert len(list((folder / killed.name).iterdir())) == 2
+    assert logged(folder / few.name) == SHARD
+    assert "zero length" not in went_on.said
+    for output in (killed, few):
+        assert shards(output) == shards(alone)
+        assert (output / "hardest.json").read_bytes() == (alone / "hardest.json").read_bytes()
+    assert embed(killed, directions=run_folder).embedded == 0  # whole for one process too
 
 
 @pytest.mark.slow
 def test_embed__two_nodes(run_folder, alone):
-    port = str(free_port())
-    nodes = [{"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "NODE_RANK": node} for node in "01"]
-    folder, output = run_folder / "nodes", run_folder / "by two nodes"
-    ended = launch("embed_pool", folder, output, 1, 2, -1, environments=nodes, timeout=300)
-    assert [one.status for one in ended] == [0, 0], ended[0].said + ended[1].said
-    assert logged(folder) == SIZE
-    assert shards(output) == shards(alone)
-    assert (output / "pool.json").read_bytes() == (alone / "pool.json").read_bytes()
-
-
-@pytest.mark.slow
-def test_embed__nodes_that_do_not_share_the_folder(run_folder):
-    """Said at once, before an image is embedded."""
-    port = str(free_port())
-    common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    nodes = [common | {"NODE_RANK": node, "POOL_OUTPUT": str(run_folder / f"disk {node}")} for node in "01"]
-    ended = launch("embed_pool", run_folder / "apart", "$POOL_OUTPUT", 1, 2, -1, environments=nodes, timeout=300)
+    """They share the work in a folder that both see; where each has a folder of its own, that is said at once."""
+    common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    nodes = [common | {"NODE_RANK": node, "OWN": str(run_folder / f"disk {node}" / "apart")} for node in "01"]
+    folder, together = run_folder / "nodes", run_folder / "together"
+    ended = launch("embed_pool", folder, f"{together}{os.pathsep}$OWN", 1, 2, -1, environments=nodes, timeout=300)
+    assert logged(folder / "together") == SIZE
+    assert shards(together) == shards(alone)
+    for name in ("pool.json", "hardest.json"):
+        assert (together / name).read_bytes() == (alone / name).read_bytes()
     assert all(one.status != 0 for one in ended)
-    assert "a folder that all of them share" in ended[0].said + ended[1].said
-    assert logged(run_folder / "apart") == 0
+    assert "a folder that all of them share" in ended[0].said
+    assert "a folder that all of them share" in ended[1].said
+    assert logged(folder / "apart") == 0
 
 
 # -- as a command ---------------------------------------------------------------------------------------------

@@ -3,80 +3,35 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
-from torch import Tensor
 from torch.utils.data import DataLoader
 
 from lightning_failures.adapters.distributed import Ranks
 from lightning_failures.adapters.images import ImageSpace
 from lightning_failures.adapters.isolation import isolated_rng
 from lightning_failures.adapters.pool_results import agreed_names, clear_results, conclude
-from lightning_failures.adapters.pool_source import PoolSource, batch_size_of, blocks_loader, content_sample
-from lightning_failures.adapters.reading import BatchReader
-from lightning_failures.cache import content_keys
-from lightning_failures.directions import FailureDirections
+from lightning_failures.adapters.pool_source import batch_size_of, blocks_loader, content_sample
+from lightning_failures.adapters.pool_work import PoolJob, ShardWriter, writing
 from lightning_failures.encoders import Encoder, load_encoder
-from lightning_failures.errors import ConfigurationError, DataError, EncoderError
-from lightning_failures.pools.fitted import FittedDirections
+from lightning_failures.errors import ConfigurationError, DataError
 from lightning_failures.pools.manifest import PoolManifest, default_shard_size
 from lightning_failures.pools.shards import (
     UNLABELLED,
-    PoolShard,
     digest_of,
-    in_half,
     read_pool_shard,
     scored,
     write_pool_shard,
 )
 from lightning_failures.shards import DamagedShardError
 
-__all__ = ["PoolEmbedder", "PoolJob", "run_job"]
+__all__ = ["PoolEmbedder", "run_job"]
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class PoolJob:
-    """What is done with a pool.
-
-    Attributes:
-        source: The pool.
-        encoder: What the user named, or an encoder.
-        reader: Reads batches.
-        folder: Where shards and results go. All processes must see the same.
-        fitted: Score with these directions; None: only embed.
-        k: How many of the hardest examples of each class to find.
-        class_names: The user's, or None to read ``dataset.classes``.
-        task: The user's, or None.
-        device: Of the encoder; None: that of the process.
-        shard_size: None: as begun, or chosen by the size of the pool.
-        keep_embeddings: Whether shards hold them.
-    """
-
-    source: PoolSource
-    encoder: str | Path | Encoder
-    reader: BatchReader
-    folder: Path
-    fitted: FittedDirections | None = None
-    k: int = 100
-    class_names: Sequence[str] | None = None
-    task: str | None = None
-    device: str | torch.device | None = None
-    shard_size: int | None = None
-    keep_embeddings: bool = True
-
-    @property
-    def directions(self) -> FailureDirections | None:
-        """What is scored with."""
-        return None if self.fitted is None else self.fitted.directions
 
 
 def run_job(trainer: Trainer, job: PoolJob) -> None:
@@ -103,7 +58,8 @@ class PoolEmbedder(LightningModule):
         self.prepare_data_per_node = job.source.owner.prepare_data_per_node
         # in plain objects, so that neither the user's module nor the encoder becomes a part of this one
         self._job, self._ranks = job, Ranks()
-        self._work: _Work | None = None
+        self._writer: ShardWriter | None = None
+        self._told: tuple[Sequence[str], Any] = (), None
 
     def prepare_data(self) -> None:
         """As the user has it."""
@@ -120,14 +76,15 @@ class PoolEmbedder(LightningModule):
         loader = self._on_all(job.source.loader)
         names = self._on_all(lambda: agreed_names(job.class_names, loader.dataset, job.fitted))
         encoder = self._on_all(self._load_encoder)
-        space = job.reader.space(loader.dataset)
+        space = self._on_all(lambda: job.reader.space(loader.dataset))
         claimed = self._on_all(lambda: self._claim(loader, encoder, space) if ranks.is_first else None)
         manifest = ranks.broadcast(claimed)
         assert manifest is not None
         self._on_all(lambda: self._check_same(loader, manifest, encoder))
         left = self._what_is_left(manifest)
         blocks = blocks_loader(loader, [manifest.block(number) for number in left[ranks.number :: ranks.size]])
-        self._work = _Work(job, manifest, encoder, space, loader.dataset, names, iter(blocks.sampler))
+        self._writer = ShardWriter(job, manifest, encoder, space, iter(blocks.sampler))
+        self._told = names, loader.dataset
         return blocks
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
@@ -144,15 +101,15 @@ class PoolEmbedder(LightningModule):
 
     def predict_step(self, batch: Any, batch_idx: int) -> int:
         """Embed a batch, and write the shard when it is complete. Returns the number of examples."""
-        assert self._work is not None
-        return self._work.take(batch)
+        assert self._writer is not None
+        return self._writer.take(batch)
 
     def teardown(self, stage: str) -> None:
         """Wait until all processes have written their shards; then the first one looks at the whole."""
         self._ranks.agree(None)
-        work, self._work = self._work, None
-        if work is not None:
-            self._on_all(lambda: self._conclude(work) if self._ranks.is_first else None)
+        writer, self._writer = self._writer, None
+        if writer is not None:
+            self._on_all(lambda: self._conclude(writer.manifest) if self._ranks.is_first else None)
         self._ranks.close()
         self._job.source.end()
 
@@ -204,7 +161,7 @@ class PoolEmbedder(LightningModule):
             image_space=repr(space),
             sample=sample,
         )
-        with _writing(job.folder):
+        with writing(job.folder):
             manifest = manifest.claim(job.folder)
             clear_results(job.folder, scored=job.directions is not None)
         return manifest
@@ -249,114 +206,21 @@ class PoolEmbedder(LightningModule):
             return True
         if shard.embeddings is None or bool((shard.labels == UNLABELLED).any()):
             return False
-        with _writing(job.folder):
+        with writing(job.folder):
             write_pool_shard(scored(shard, job.directions), path, pool=manifest.digest)
         return True
 
-    def _conclude(self, work: _Work) -> None:
+    def _conclude(self, manifest: PoolManifest) -> None:
         """In the first process."""
         limit = self.trainer.limit_predict_batches
+        names, dataset = self._told
         conclude(
-            work.manifest,
+            manifest,
             self._job.folder,
             directions=self._job.directions,
             k=self._job.k,
-            names=work.names,
-            dataset=work.dataset,
+            names=names,
+            dataset=dataset,
             limited=isinstance(limit, int) or limit < 1.0,
             patience=60.0 if self.trainer.num_nodes > 1 else 0.0,
         )
-
-
-@dataclass
-class _Work:
-    """What one process does with its batches: at most the rows of one shard are held."""
-
-    job: PoolJob
-    manifest: PoolManifest
-    encoder: Encoder
-    space: ImageSpace
-    dataset: Any
-    names: Sequence[str]
-    batches: Iterator[range]
-
-    def __post_init__(self) -> None:
-        self._rows: list[PoolShard] = []
-
-    def take(self, batch: Any) -> int:
-        ids = next(self.batches)  # a loader yields in the order of its sampler
-        self._rows.append(self._embed(batch, ids))
-        number = ids.start // self.manifest.shard_size
-        if ids.stop == self.manifest.block(number).stop:
-            self._write(number)
-        return len(ids)
-
-    def _embed(self, batch: Any, ids: range) -> PoolShard:
-        record = self.job.reader.read(None, batch)
-        images, labels = record.images, record.labels
-        if images is None:
-            raise DataError(
-                f"No images were found in a batch of type {type(batch).__name__}. Batches are (x, y, ...) or mappings"
-                " with keys such as image and label; for other forms give the callback read_batch."
-            )
-        if labels is None and self.job.directions is not None:
-            raise DataError(
-                "Scoring needs the label of each example, and none were found in a batch of type"
-                f" {type(batch).__name__}. Give the callback read_batch, or leave --directions away to embed only."
-            )
-        for name, rows in (("images", images), ("labels", labels)):
-            if rows is not None and len(rows) != len(ids):
-                raise DataError(
-                    f"A batch of the {len(ids)} examples {ids.start} ... {ids.stop - 1} has {len(rows)} {name}."
-                    " The collate_fn must neither drop nor repeat any."
-                )
-        embeddings = self.encoder.encode_images(self.space.to_unit(images)).detach().to("cpu", torch.float32)
-        if embeddings.ndim != 2 or len(embeddings) != len(ids) or not bool(embeddings.isfinite().all()):
-            raise EncoderError(
-                f"The encoder must give {len(ids)} finite vectors for the examples {ids.start} ... {ids.stop - 1};"
-                f" it gave {tuple(embeddings.shape)}."
-            )
-        return PoolShard(
-            ids=torch.arange(ids.start, ids.stop),
-            labels=torch.full((len(ids),), UNLABELLED) if labels is None else _one_label(labels, self.job.task),
-            keys=content_keys(images, salt=repr(self.space)),
-            embeddings=embeddings,
-        )
-
-    def _write(self, number: int) -> None:
-        rows, self._rows = self._rows, []
-        ids, labels, keys = (torch.cat([getattr(r, name) for r in rows]) for name in ("ids", "labels", "keys"))
-        embeddings = torch.cat([r.embeddings for r in rows if r.embeddings is not None])
-        shard = PoolShard(ids, labels, keys, in_half(embeddings))
-        if self.job.directions is not None:
-            shard = scored(shard, self.job.directions)
-        if not self.job.keep_embeddings:
-            shard = replace(shard, embeddings=None)
-        with _writing(self.job.folder):
-            write_pool_shard(shard, self.manifest.path(self.job.folder, number), pool=self.manifest.digest)
-
-
-@contextmanager
-def _writing(folder: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise ConfigurationError(
-            f"embed --output {folder} cannot be written ({error}). What is done stays: when there is room, the same"
-            " command does the rest."
-        ) from error
-
-
-def _one_label(labels: Tensor, task: str | None) -> Tensor:
-    """(B,) int64 from labels (B,), (B, 1), or one-hot (B, K)."""
-    labels = labels.detach().cpu()
-    if labels.ndim == 2 and labels.shape[1] == 1:
-        labels = labels[:, 0]
-    if labels.ndim == 2 and task == "multiclass":
-        labels = labels.argmax(1)
-    if labels.ndim != 1 or not torch.equal(labels.long().to(labels.dtype), labels) or int(labels.min()) < 0:
-        raise DataError(
-            f"A pool has one class for each example; labels of the shape {tuple(labels.shape)} came. For one-hot labels"
-            " give the callback task='multiclass'; pools of multilabel tasks are not supported."
-        )
-    return labels.long().clone()

@@ -57,4 +57,4 @@ def load_fitted(path: Path) -> FittedDirections:
     except (DataError, OSError):
         return FittedDirections(directions, found)
     names = tuple(entry.name for entry in report.classes)
-    return FittedDirections(directions, found, names, getattr(report, "encoder_fingerprint", None))
+    return FittedDirections(directions, found, names, report.encoder_fingerprint)
