@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import nullcontext, redirect_stdout
 from dataclasses import replace
 
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 
 from lightning_failures.doctor import Finding, examine
@@ -44,10 +45,8 @@ def diagnose(
 def tell_unbuilt(error: Exception, *, as_json: bool = False) -> int:
     """Tell that model, data or Trainer could not even be made; return the exit status."""
     told = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
-    remedy = (
-        "If only this machine lacks what the configuration asks for, say what it has:"
-        " --trainer.accelerator=cpu --trainer.devices=1"
-    )
+    lacking = "If only this machine lacks it, say what it has: --trainer.accelerator=cpu --trainer.devices=1"
+    remedy = lacking if isinstance(error, MisconfigurationException) else ""
     finding = replace(problem(f"It cannot be built here. {told}", remedy), check="configuration")
     if not as_json:
         print(*table_lines(finding), sep="\n")

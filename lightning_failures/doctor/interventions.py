@@ -55,6 +55,8 @@ def check_interventions(case: Case) -> Iterator[Finding]:
 def training_loader(case: Case) -> DataLoader[Any]:
     """The training loader, or what stands in its place."""
     source: Any = case.model if case.datamodule is None else case.datamodule
+    if case.datamodule is not None:  # the rehearsal has torn down what it had set up
+        case.datamodule.setup("fit")
     loaders = CombinedLoader(source.train_dataloader(), "min_size").flattened
     if len(loaders) != 1:
         raise DataError(f"There are {len(loaders)} training loaders; interventions work through one.")

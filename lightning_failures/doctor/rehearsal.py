@@ -278,7 +278,8 @@ def check_rehearsal(case: Case) -> Iterator[Finding]:
         return
     files = sum(path.is_file() for path in case.folder.rglob("failures/**/*"))
     yield ok(
-        f"{report.examples} images graded, embedded and analysed as in training (accuracy {number(report.accuracy)}"
+        f"{report.examples} images graded{', embedded' if loaded else ''} and analysed as in training (accuracy"
+        f" {number(report.accuracy)}"
         f" with the weights as configured); {files} files written and thrown away",
         examples=report.examples,
     )
