@@ -164,6 +164,7 @@ def analyse(
     if attributes:
         with _timed(timings, "enrichment"):
             classes = _enrich(classes, attributes, by_label, grades, directions, share)
+    sampled_share = float(share.sampled.mean()) if len(grades) else 1.0
     return FailureReport(
         examples=len(torch.unique(grades.ids)),
         accuracy=_mean(grades.correct),
@@ -172,8 +173,8 @@ def analyse(
         summary=_summary(grades, directions, groups, tuple(trees.values())),
         timings=timings,
         coverage=grades.coverage,
-        sampled=float(share.sampled.mean()) if len(grades) else 1.0,
-        notes=_left_out(classes, groups, unworded),
+        sampled=sampled_share,
+        notes=_notes(classes, groups, unworded, sampled_share),
         directions=directions,
         trees=trees,
     )
@@ -531,15 +532,20 @@ def _group_report(
     )
 
 
-def _left_out(classes: tuple[ClassReport, ...], groups: tuple[GroupReport, ...], unworded: int) -> tuple[str, ...]:
-    """What the time budget did not reach, in words."""
+def _notes(
+    classes: tuple[ClassReport, ...], groups: tuple[GroupReport, ...], unworded: int, sampled: float
+) -> tuple[str, ...]:
+    """What was not looked at, in words."""
     counts = {
         "failure directions": sum(entry.skipped == LEFT_OUT for entry in classes),
         "failure trees": sum(group.skipped == LEFT_OUT for group in groups),
         "captions of classes": unworded,
     }
     told = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
-    return (f"The time budget left out {told}: those of the fewest failures.",) if told else ()
+    return (
+        *([f"Directions and trees looked at {sampled:.1%} of the examples, a sample."] if sampled < 1 else ()),
+        *([f"The time budget left out {told}: those with the fewest failures."] if told else ()),
+    )
 
 
 def _summary(

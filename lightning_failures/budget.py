@@ -15,8 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lightning_failures.splits import stable_hash
+from lightning_failures.svm import MOST_EXAMPLES
 
-__all__ = ["Deadline", "TimeLimit", "bytes_of", "in_sample", "read_bytes", "read_time"]
+__all__ = ["Deadline", "TimeLimit", "bytes_of", "places_in_line", "read_bytes", "read_time", "share_that_fits"]
 
 _SALT = 0xB4D6E7
 _UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
@@ -93,21 +94,43 @@ def read_bytes(limit: float | str) -> int:
     return size
 
 
-def in_sample(ids: NDArray[np.int64], share: float, seed: int = 0) -> NDArray[np.bool_]:
-    """Which examples belong to the sample that is ``share`` of all: (N,) bool.
+def places_in_line(ids: NDArray[np.int64], seed: int = 0) -> NDArray[np.float64]:
+    """Where each example stands, by a hash of its id: (N,) in [0, 1). The first of the line are the sample.
 
-    >>> ids = np.arange(10_000)
-    >>> some, more = in_sample(ids, 0.2), in_sample(ids, 0.5)
-    >>> bool(abs(some.mean() - 0.2) < 0.02), bool(more[some].all()), bool(in_sample(ids, 1.0).all())
-    (True, True, True)
+    >>> places = places_in_line(np.arange(10_000))
+    >>> bool(abs((places < 0.2).mean() - 0.2) < 0.02), bool(0 <= places.min() <= places.max() < 1)
+    (True, True)
     """
-    return np.asarray((stable_hash(ids, seed + _SALT) >> np.uint64(11)) < np.uint64(min(share, 1.0) * 2**53))
+    return (stable_hash(ids, seed + _SALT) >> np.uint64(11)).astype(np.float64) / 2.0**53
 
 
-def bytes_of(examples: float, dim: int) -> float:
-    """What an analysis of so many examples with embeddings of this length holds in memory at its height, about."""
-    return examples * dim * 4 * _COPIES
+def bytes_of(examples: float, dim: int, largest_class: float = 0.0) -> float:
+    """What an analysis holds in memory at its height, about: measured, with what the allocator keeps.
+
+    Args:
+        examples: How many are looked at.
+        dim: Length of their embeddings, of all encoders together.
+        largest_class: How many of them are in the largest class, whose scalar products are held too.
+    """
+    return 4 * (_COPIES * examples * dim + _GRAMS * min(largest_class, MOST_EXAMPLES) ** 2)
 
 
-_COPIES = 3.0
-"""Rows as they were gathered, in the order of the ids, and what is made of those of one class."""
+def share_that_fits(limit: float, examples: float, dim: int, largest_class: float) -> float:
+    """The largest share of the examples whose analysis takes no more than ``limit`` bytes, to one in a thousand.
+
+    >>> share_that_fits(2**30, 10_000, 512, 1_000), 0 < share_that_fits(2**20, 10_000, 512, 1_000) < 0.1
+    (1.0, True)
+    """
+    low, high = 0, 1000
+    while low < high:
+        middle = (low + high + 1) // 2
+        share = middle / 1000
+        if bytes_of(share * examples, dim, share * largest_class) <= limit:
+            low = middle
+        else:
+            high = middle - 1
+    return low / 1000
+
+
+_COPIES = 4.2
+_GRAMS = 3.0

@@ -26,7 +26,9 @@ from lightning_failures.adapters.options import check_options
 from lightning_failures.adapters.placement import failures_folder
 from lightning_failures.adapters.reading import BatchReader
 from lightning_failures.adapters.schedule import RunState, is_due, is_last_epoch
+from lightning_failures.adapters.spending import Spending
 from lightning_failures.adapters.steering import Steering
+from lightning_failures.budget import Deadline
 from lightning_failures.cache import EmbeddingCache
 from lightning_failures.encoders import Encoder
 from lightning_failures.errors import ConfigurationError
@@ -93,6 +95,13 @@ class FailureModes(Callback):
         verdict: Tells whether the interventions helped. ``"fork"``: when the training is over, six forks are trained
             from where they began; ``"lottery"``: half of the flagged classes are left alone, for comparison.
         pictures: Draw images and heat maps, at the last epoch, at every fifth analysis, and outside of ``fit``.
+        time_budget: What an analysis may take: seconds, or a share of the time of a training epoch, like ``"10%"``.
+            Where that is too little it looks at a sample of the examples and at the classes with the most failures,
+            and says so in the report's notes. Images embedded once cost nothing later, so the sample grows from
+            validation to validation. Not limited: what interventions and ``reference="train"`` embed of the training
+            set, once. None: as long as it takes.
+        memory_budget: What the embeddings that an analysis holds at a time may take in each process: bytes, or a size
+            like ``"2 GiB"``. A sample of the examples is looked at if there are more. None: no limit.
         worst_k: How many classes, the worst, get scalars and pictures of their own.
         cache_folder: Where embeddings are kept. None: ``$LIGHTNING_FAILURES_CACHE``, else the user's cache folder.
         device: Of encoders given by name. None: that of the training.
@@ -131,6 +140,8 @@ class FailureModes(Callback):
         auto_rollback: bool = False,
         verdict: Literal["fork", "lottery"] | None = None,
         pictures: bool = True,
+        time_budget: float | str | None = None,
+        memory_budget: float | str | None = None,
         worst_k: int = 5,
         cache_folder: str | Path | None = None,
         device: str | torch.device | None = None,
@@ -157,6 +168,8 @@ class FailureModes(Callback):
         self.auto_rollback = auto_rollback
         self.verdict = verdict
         self.pictures = pictures
+        self.time_budget = time_budget
+        self.memory_budget = memory_budget
         self.worst_k = worst_k
         self.cache_folder = cache_folder
         self.device = device
@@ -179,6 +192,7 @@ class FailureModes(Callback):
             lottery=verdict == "lottery",
             say_once=self._say_once,
         )
+        self._spending = Spending(time_budget, memory_budget, self._say_once)
         self._explainer: Explainer | None = None
         self._folder: Path | None = None
         self._keys = KeyLog(worst_k=worst_k, min_coverage=min_coverage, say_once=self._say_once)
@@ -188,6 +202,7 @@ class FailureModes(Callback):
         self._loaders: list[Any] = []
         self._collectors: dict[int, Collector] = {}
         self._error: str | None = None
+        self._seconds: float | None = None  # for one loader
         self._state = RunState()
 
     # -- life cycle ------------------------------------------------------------------------------------------
@@ -245,6 +260,7 @@ class FailureModes(Callback):
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """The sampler draws this epoch."""
+        self._spending.begin_epoch()
         with self._policy(trainer, "the start of an epoch", "the rollback"):
             self._steering.begin_epoch(trainer, self._ranks)
 
@@ -292,7 +308,17 @@ class FailureModes(Callback):
         self._explainer = None
 
     def _on_all_ranks(self, lens: Lens | None) -> Lens | None:
-        return lens if all(self._ranks.gather_objects(lens is not None)) else None
+        """The lens, if every process has it, and the same."""
+        prints = self._ranks.gather_objects(None if lens is None else lens.encoder.fingerprint)
+        if None in prints:
+            return None
+        assert lens is not None
+        if len(set(prints)) > 1:
+            raise ConfigurationError(
+                f"FailureModes: the processes have different weights of {lens.encoder.name} (fingerprints"
+                f" {', '.join(sorted({str(one) for one in prints}))}). Give all of them the same file."
+            )
+        return lens
 
     def _check_monitored(self, trainer: Trainer) -> None:
         # the default encoder may be out of reach; then its keys stay at their worst value
@@ -308,6 +334,7 @@ class FailureModes(Callback):
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Decide whether this validation is analysed."""
         self._observer.attach(pl_module)
+        self._spending.pause()
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
             self._state.validations += 1
         self._begin(trainer, due=is_due(trainer, self._state, self.every_n_epochs, self.every_n_validations))
@@ -354,6 +381,10 @@ class FailureModes(Callback):
             self._state.analysis_age += 1
         self._keys.promise(trainer, pl_module, self._state.last_values, self._state.analysis_age)
 
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """The training goes on."""
+        self._spending.go_on()
+
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Analyse and log."""
         self._conclude(trainer, pl_module)
@@ -365,6 +396,9 @@ class FailureModes(Callback):
         if due:
             with self._policy(trainer, "the loaders"):
                 self._loaders = evaluation_loaders(trainer)
+                self._seconds = self._spending.seconds(trainer, loaders=len(self._loaders))
+                for lens in self._explainer.lenses if self._explainer is not None else ():
+                    lens.store.let_go()
                 self._find_folder(trainer)
 
     def _find_folder(self, trainer: Trainer) -> Path:
@@ -386,7 +420,7 @@ class FailureModes(Callback):
         assert record.labels is not None
         collector = self._collectors.get(dataloader_idx)
         if collector is None:
-            collector = self._collectors[dataloader_idx] = self._new_collector(dataset_of(loader))
+            collector = self._collectors[dataloader_idx] = self._new_collector(trainer, dataloader_idx)
         ids = collector.name_ids(record.ids, drawn)
         if ids is None:
             raise unnamed(loader)
@@ -417,14 +451,15 @@ class FailureModes(Callback):
             with self._policy(trainer, f"the analysis of loader {index}"):
                 with self._ranks.together(), isolated_rng():
                     report = self._analyse_loader(trainer, index)
-                self._accept(trainer, module, report, index)
+                    self._keys.log(trainer, module, report, index, self._state.last_values)
+                self._accept(trainer, report, index)
         self._forget()
 
     def _analyse_loader(self, trainer: Trainer, index: int) -> FailureReport:
         """Explain one loader, the same on every rank."""
         assert self._explainer is not None
         folder, loader = self._find_folder(trainer), self._loaders[index]
-        collector = self._collectors.get(index) or self._new_collector(dataset_of(loader))
+        collector = self._collectors.get(index) or self._new_collector(trainer, index)
         steered = self._steering.on and index == 0 and trainer.state.fn != "test"
         return self._explainer.explain(
             trainer,
@@ -434,6 +469,7 @@ class FailureModes(Callback):
             self._ranks,
             act=(lambda report, discovery: self._act(trainer, report, discovery)) if steered else None,
             decision=self.auto_rollback or self._keys.of_decisions,
+            deadline=None if self._seconds is None else Deadline.after(self._seconds - collector.seconds),
             folder=folder if index == 0 else folder / f"dataloader_{index}",
             pictures=self._wants_pictures(trainer),
         )
@@ -448,9 +484,8 @@ class FailureModes(Callback):
             return self._steering.act(trainer, report, discovery, lens, self._ranks, min_coverage=self.min_coverage)
         return report
 
-    def _accept(self, trainer: Trainer, module: LightningModule, report: FailureReport, index: int) -> None:
-        """Keep and log what the analysis of one loader found, the same on every rank."""
-        self._keys.log(trainer, module, report, index, self._state.last_values)
+    def _accept(self, trainer: Trainer, report: FailureReport, index: int) -> None:
+        """Keep what the analysis of one loader found, the same on every rank."""
         if index == 0:
             self.last_report = report
             self._state.analyses += 1
@@ -476,16 +511,20 @@ class FailureModes(Callback):
             self._said.add(message)
             say(message)
 
-    def _new_collector(self, dataset: Any) -> Collector:
+    def _new_collector(self, trainer: Trainer, index: int) -> Collector:
         assert self._explainer is not None
+        lenses = self._explainer.lenses
+        dims = sum(lens.encoder.dim for lens in lenses) * (self._ranks.size if self._steering.on else 1)
         return Collector(
-            dataset=dataset,
+            dataset=dataset_of(self._loaders[index]),
             class_names=self.class_names,
             task=self.task,
-            lenses=self._explainer.lenses,
+            lenses=lenses,
             ranks=self._ranks,
             groups_from=self.groups_from,
             metadata=self.metadata,
+            allowance=self._spending.allowance(trainer, index, self._seconds, dims),
+            seed=self.seed,
         )
 
     def _wants_pictures(self, trainer: Trainer) -> bool:

@@ -33,7 +33,7 @@ from lightning_failures.errors import ConfigurationError, DataError
 from lightning_failures.further import LEVEL, further_directions
 from lightning_failures.screening import permutation_p_value
 from lightning_failures.splits import stratified_group_folds
-from lightning_failures.svm import SVMFit, centred_gram, fit_published, fit_scaled
+from lightning_failures.svm import MOST_EXAMPLES, SVMFit, centred_gram, fit_published, fit_scaled
 from lightning_failures.threads import one_thread
 from lightning_failures.whitening import Moments, phi
 
@@ -424,7 +424,8 @@ class _Search:
 
     def modes(self, problem: _Problem, features: NDArray[Any]) -> list[Mode]:
         """Fit the first direction; where it passes its test, seek others."""
-        gram = None if self.published else centred_gram(features, self.device)
+        at_hand = not self.published and len(features) <= MOST_EXAMPLES  # else the fit is of a sample
+        gram = centred_gram(features, self.device) if at_hand else None
         first = self._fit(features, problem.correct, problem.fold, gram)
         p = permutation_p_value(
             features,

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import math
+import time
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from lightning_failures.adapters.distributed import Ranks
 from lightning_failures.adapters.images import ImageSpace
 from lightning_failures.adapters.lenses import Lens
 from lightning_failures.adapters.loaders import dataset_attribute
+from lightning_failures.adapters.spending import Allowance
+from lightning_failures.budget import places_in_line
 from lightning_failures.cache import content_keys
 from lightning_failures.enrichment import Attribute, read_attribute
 from lightning_failures.errors import ConfigurationError, DataError
@@ -36,6 +40,8 @@ class Collector:
         ranks: The processes of the run.
         groups_from: Name of the dataset's attribute with a source for each example, a number or a name.
         metadata: Names of the dataset's attributes whose values are counted among failures.
+        allowance: Which share of the examples is looked at; by default all.
+        seed: Of the sample that is looked at.
     """
 
     def __init__(
@@ -48,6 +54,8 @@ class Collector:
         ranks: Ranks,
         groups_from: str | None = "groups",
         metadata: Sequence[str] = (),
+        allowance: Allowance | None = None,
+        seed: int = 0,
     ) -> None:
         self.task = task
         self.named = class_names is not None
@@ -56,10 +64,12 @@ class Collector:
         self._range = (math.inf, -math.inf)
         self._names = _told_apart(class_names if self.named else dataset_attribute(dataset, "classes"))
         self._lenses, self._ranks = lenses, ranks
+        self._allowance, self._seed = allowance or Allowance(), seed
         self._expected = _length(dataset)
         self._groups = None if groups_from is None else _sources(dataset, groups_from)
         self._attributes = {name: _attribute(dataset, name) for name in metadata}
         self._metric = GradesMetric(process_group=ranks.group)
+        self._unlabelled: list[Tensor] = []
         self._ids: list[Tensor] = []
         self._keys: list[Tensor] = []
 
@@ -132,7 +142,7 @@ class Collector:
         if logits.is_floating_point() and self.task != "multiclass" and logits.numel():
             low, high = logits.detach().cpu().aminmax()
             self._range = min(self._range[0], float(low)), max(self._range[1], float(high))
-        if not logits.is_floating_point() and len(labels) and int(rows.labels.max()) >= len(self.class_names):
+        if not logits.is_floating_point() and len(rows.labels) and int(rows.labels.max()) >= len(self.class_names):
             raise DataError(
                 f"Labels run from {int(labels.min())} to {int(labels.max())}, but the {len(self.class_names)} classes"
                 f" allow 0 to {len(self.class_names) - 1}."
@@ -147,25 +157,50 @@ class Collector:
         self._metric.update(
             ids[rows.position] * conditions + rows.condition, rows.labels.clone(), rows.predictions, rows.confidence
         )
+        if len(rows.position) < len(ids):
+            unlabelled = torch.ones(len(ids), dtype=torch.bool)
+            unlabelled[rows.position] = False
+            self._unlabelled.append(ids[unlabelled])
         return ids
 
     def embed(self, images: Tensor, space: ImageSpace, ids: Tensor) -> None:
-        """Embed those of the images (B, C, H, W), which are in ``space``, that some lens does not know."""
+        """Embed those of the images (B, C, H, W), which are in ``space``, that some lens does not know.
+
+        Images that are not in the sample are passed over.
+        """
+        start, seen = time.perf_counter(), len(ids)
+        places = places_in_line(ids.numpy(), self._seed)
+        rows = torch.from_numpy(places < self._allowance.share)
+        if not rows.all():
+            images, ids, places = images[rows.to(images.device)], ids[rows], places[rows.numpy()]
         keys = content_keys(images, salt=repr(space))
         lacking = torch.stack([lens.store.missing(keys) for lens in self._lenses]).any(0)
         if lacking.any():
             unit = space.to_unit(images[lacking.to(images.device)])
             for lens in self._lenses:
                 lens.embed(unit, keys[lacking])
+        self._allowance.note(seen, places[lacking.numpy()], seconds=time.perf_counter() - start)
         self._ids.append(ids)
         self._keys.append(keys)
 
+    @property
+    def seconds(self) -> float:
+        """Spent on embedding."""
+        return self._allowance.spent
+
+    def sampled(self, grades: Grades) -> NDArray[np.bool_]:
+        """Which rows of ``grades`` are looked at, the same on all ranks: (N,) bool. Collective."""
+        sizes = np.bincount(grades.labels.numpy())
+        self._allowance.fit(len(grades) / self._ranks.size, int(sizes.max(initial=0)))
+        share = min(self._ranks.gather_objects(self._allowance.share))
+        return np.asarray(places_in_line(grades.ids.numpy(), self._seed) < share)
+
     def grades(self) -> Grades:
         """All rows of all ranks, each example once. Collective."""
-        self._ranks.agree(None)
+        unlabelled = self._ranks.gather_objects(torch.cat([torch.empty(0, dtype=torch.int64), *self._unlabelled]))
         keys, labels, predictions, confidence = self._metric.compute()
         self._agree_on_task()
-        ids = torch.unique(keys // self._conditions)
+        seen = torch.unique(torch.cat([keys // self._conditions, *unlabelled]))
         return assemble_grades(
             keys,
             labels,
@@ -174,7 +209,7 @@ class Collector:
             class_names=self.class_names,
             conditions=self._conditions,
             groups=None if self._groups is None else self._groups[keys // self._conditions],
-            coverage=1.0 if not self._expected else len(ids) / self._expected,
+            coverage=1.0 if not self._expected else len(seen) / self._expected,
         )
 
     def metadata(self, grades: Grades) -> dict[str, Attribute]:
@@ -193,8 +228,9 @@ class Collector:
         """
         ids = torch.cat([torch.empty(0, dtype=torch.int64), *self._ids])
         keys = torch.cat([torch.empty(0, 2, dtype=torch.int64), *self._keys])
-        # as in the dataset, often by class, however they were drawn
-        self._ranks.each(lambda: lens.store.flush(order=keys[ids.argsort()]))
+        order = ids.argsort(stable=True)  # as in the dataset, often by class, however they were drawn
+        ids, keys = ids[order], keys[order]
+        self._ranks.each(lambda: lens.store.flush(order=keys))
         mine: Tensor | None = None
         for rank, asked in enumerate(wanted):
             rows = torch.isin(ids, asked)
@@ -250,9 +286,9 @@ class Collector:
 
 def _of_each(wanted: Tensor, ids: Tensor, rows: Tensor) -> Tensor | None:
     """The row of each id (u,), ascending, among those of ids (n,) that may come twice; None if one has none."""
+    if torch.equal(ids, wanted):
+        return rows
     order = torch.argsort(ids, stable=True)
-    if len(order) == len(wanted):  # in their place, where each comes once
-        return rows[order] if torch.equal(ids[order], wanted) else None
     first = torch.searchsorted(ids[order], wanted).clamp(max=max(len(order) - 1, 0))
     if len(order) < len(wanted) or not torch.equal(ids[order[first]], wanted):
         return None

@@ -5,21 +5,26 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import rank_zero_info
+from numpy.typing import NDArray
 from torch import Tensor
 
 from lightning_failures.adapters.collector import Collector
 from lightning_failures.adapters.distributed import Ranks
+from lightning_failures.adapters.isolation import isolated_rng, seed_all
 from lightning_failures.adapters.lenses import Lens
 from lightning_failures.adapters.loaders import dataset_of
 from lightning_failures.adapters.pictures import class_pictures, most_important_rules, rule_pictures
 from lightning_failures.adapters.reading import BatchReader, ExampleReader, training_sample
 from lightning_failures.analysis import analyse
+from lightning_failures.budget import Deadline
 from lightning_failures.candidates import ClassCaptions, caption_source
 from lightning_failures.encoders import gives_maps, gives_texts
 from lightning_failures.grammar import CaptionVocabulary
@@ -77,6 +82,7 @@ class Explainer:
         *,
         act: Act | None,
         decision: bool = False,
+        deadline: Deadline | None = None,
         folder: Path,
         pictures: bool,
     ) -> FailureReport:
@@ -90,6 +96,7 @@ class Explainer:
             ranks: The processes.
             act: Interventions, which turn the report of the discovery part into that of all; None: no parts.
             decision: Whether there is a decision part.
+            deadline: When the analysis should be over.
             folder: Of files.
             pictures: Whether to draw.
         """
@@ -102,12 +109,13 @@ class Explainer:
         grades = collector.grades()
         parts = None if act is None else part_of(grades, seed=self.seed, decision=decision)
         found = grades if parts is None else take_grades(grades, parts == DISCOVERY)
-        report = self._analyse(trainer, found, collector, ranks)
+        sampled = collector.sampled(grades)
+        report = self._analyse(trainer, found, collector, ranks, deadline)
         discovery: Discovery | None = None
         if parts is not None:  # what was not fitted to is judged, and acted on, by the first process
-            whole = self._gathered(self.directions, collector, ranks, grades.ids)
+            whole = self._gathered(self.directions, collector, ranks, grades.ids[sampled])
             made: list[tuple[ReportPart, ReportPart, Discovery | None]] = []
-            ranks.each(lambda: made.append(_parts(grades, parts, whole, report)) if ranks.is_first else None)
+            ranks.each(lambda: made.append(_parts(grades, parts, sampled, whole, report)) if ranks.is_first else None)
             if made:
                 told, decides, discovery = made[0]
                 report = replace(report, report_part=told, decision_part=decides)
@@ -123,24 +131,25 @@ class Explainer:
             timings=report.timings | {"total": round(time.perf_counter() - start, 4)},
         )
         # that of the first: where machines differ in the last bit, decisions must not
-        report = ranks.broadcast(report)
+        report, in_time = ranks.broadcast((report, deadline is None or not deadline.passed))
         if act is not None:
             report = act(report, discovery)
-        drawn = self._draw(loader, report, found, collector, ranks) if pictures else []
+        drawn = self._draw(loader, report, found, collector, ranks) if pictures and in_time else []
         ranks.each(lambda: self._publish(trainer, report, drawn, folder) if ranks.is_first else None)
         return report
 
-    def _analyse(self, trainer: Trainer, grades: Grades, collector: Collector, ranks: Ranks) -> FailureReport:
+    def _analyse(
+        self, trainer: Trainer, grades: Grades, collector: Collector, ranks: Ranks, deadline: Deadline | None
+    ) -> FailureReport:
         """Fit, with the embeddings of the classes that this rank owns."""
+        sampled = collector.sampled(grades)
+        share = partial(owned_rows, grades, processes=ranks.size, sampled=sampled)
         embeddings, features = (
             None
             if lens is None
             else collector.embeddings(
                 lens,
-                [
-                    torch.unique(grades.ids[torch.from_numpy(owned_rows(grades, rank, ranks.size, predicted=either))])
-                    for rank in range(ranks.size)
-                ],
+                [torch.unique(grades.ids[share(rank, predicted=either)]) for rank in range(ranks.size)],
             )
             for lens, either in ((self.directions, False), (self.trees, True))
         )
@@ -152,6 +161,8 @@ class Explainer:
             reference=reference,
             captions=self._caption_source(grades.class_names, has_names=collector.has_names),
             metadata=collector.metadata(grades),
+            sampled=sampled,
+            time_budget=None if deadline is None else deadline.left,
             permutations=self.permutations,
             n_directions=self.n_directions,
             seed=self.seed,
@@ -197,7 +208,9 @@ class Explainer:
         sample = training_sample(trainer, seed=self.seed)
         examples_of = ExampleReader(sample.dataset, sample.collate, self.reader)
         mine = sample.ids[ranks.number :: ranks.size]
-        rows = torch.cat([torch.empty(0, lens.encoder.dim), *map(lens.embed_now, examples_of.batches(mine))])
+        with isolated_rng():  # random transforms give the same images in every analysis, so they are embedded once
+            seed_all(self.seed)
+            rows = torch.cat([torch.empty(0, lens.encoder.dim), *map(lens.embed_now, examples_of.batches(mine))])
         lens.store.flush()
         return rows, f"train ({len(sample.ids)} of {sample.total} examples)"
 
@@ -224,26 +237,31 @@ class Explainer:
 
 
 def _parts(
-    grades: Grades, parts: Tensor, whole: Tensor | None, report: FailureReport
+    grades: Grades, parts: Tensor, sampled: NDArray[np.bool_], whole: Tensor | None, report: FailureReport
 ) -> tuple[ReportPart, ReportPart, Discovery | None]:
     """The report and the decision part, and the examples that the directions were fitted to, if all have an embedding.
 
     Args:
         grades: N rows.
         parts: (N,) int64.
-        whole: (U, D), one row for each distinct id, or None.
+        sampled: (N,) bool, the rows that were looked at.
+        whole: (U, D), one row for each distinct id of those, or None.
         report: Of the discovery part.
     """
-    ids = torch.unique(grades.ids)
+    looked_at = torch.from_numpy(sampled)
+    ids = torch.unique(grades.ids[looked_at])
 
     def rows(some: Grades) -> Tensor | None:
         return None if whole is None else whole[torch.isin(ids, some.ids)]
 
-    kept, told, decides = (take_grades(grades, parts == part) for part in (DISCOVERY, REPORT, DECISION))
-    mine = rows(kept)
-    discovery = None if mine is None else Discovery(mine, kept.labels, kept.correct, kept.ids, kept.groups)
-    return (
-        ReportPart.of(told, rows(told), report.directions),
-        ReportPart.of(decides, rows(decides), report.directions),
-        discovery,
-    )
+    def judged(part: int) -> ReportPart:
+        mine = parts == part
+        seen = take_grades(grades, mine & looked_at)
+        values = torch.full((int(mine.sum()),), float("nan"))
+        values[looked_at[mine]] = ReportPart.of(seen, rows(seen), report.directions).values
+        return ReportPart(take_grades(grades, mine), values)
+
+    kept = take_grades(grades, (parts == DISCOVERY) & looked_at)
+    found = rows(kept)
+    discovery = None if found is None else Discovery(found, kept.labels, kept.correct, kept.ids, kept.groups)
+    return judged(REPORT), judged(DECISION), discovery

@@ -1,0 +1,172 @@
+"""What a validation may cost, and what it then looks at: through a real Trainer."""
+
+from __future__ import annotations
+
+import time
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+
+from lightning_failures.adapters.spending import Allowance
+from lightning_failures.errors import ConfigurationError
+from lightning_failures.interventions import Upweight
+from tests.toy import ColourEncoder, OracleClassifier, callback, loader, trainer
+
+
+class SlowEncoder(ColourEncoder):
+    """Takes its time for each image, and remembers which it has seen."""
+
+    def __init__(self, seconds=0.004):
+        super().__init__("slow")
+        self.seconds = seconds
+
+    def encode_images(self, images):
+        time.sleep(self.seconds * len(images))
+        return super().encode_images(images)
+
+
+# -- the share ------------------------------------------------------------------------------------------------
+
+
+def converge(cost, budget, epochs=12, n=1000, batch=50):
+    """The shares of one validation after another, where a new image costs so many seconds; and the worst time."""
+    ids = torch.rand(n, generator=torch.Generator().manual_seed(0))
+    known, shares, worst = torch.zeros(n, dtype=torch.bool), [], 0.0
+    for _ in range(epochs):
+        allowance = Allowance(seconds=budget, batches=n // batch)
+        for start in range(0, n, batch):
+            some = torch.arange(start, start + batch)
+            looked = some[ids[some] < allowance.share]
+            new = looked[~known[looked]]
+            known[new] = True
+            allowance.note(batch, ids[new].numpy(), seconds=cost * len(new) + 1e-6)
+        shares.append(allowance.share)
+        worst = max(worst, allowance.spent)
+    return shares, worst
+
+
+def test_allowance__grows_from_validation_to_validation_until_all_are_known():
+    shares, worst = converge(cost=0.1, budget=20.0)  # 140 to 300 of 1,000 images a time
+    assert 0.08 < shares[0] < 0.3
+    assert all(later >= earlier for earlier, later in pairwise(shares))
+    assert shares[-1] == 1.0
+    assert worst < 20.0 * 1.6  # 1.5 is tolerated, and a batch is not cut
+
+
+def test_allowance__everything_where_there_is_time():
+    shares, _ = converge(cost=0.001, budget=20.0, epochs=2)
+    assert shares == [1.0, 1.0]
+
+
+def test_allowance__little_where_a_batch_takes_longer_than_all():
+    shares, worst = converge(cost=10.0, budget=1.0, epochs=1)
+    assert shares[0] < 0.1
+    assert worst < 2 * 50 * 10  # no more than the first batch, and a part of the second
+
+
+def test_allowance__of_an_unknown_number_of_batches():
+    allowance = Allowance(seconds=1.0)
+    places = np.random.default_rng(0).random((10, 10))
+    for batch in places:
+        new = batch[batch < allowance.share]
+        allowance.note(10, new, seconds=0.03 * len(new))
+    assert allowance.share < 0.3
+    assert allowance.spent < 1.5
+
+
+def test_allowance__of_memory():
+    allowance = Allowance(memory=1e6, dim=100, batches=10)
+    allowance.note(100, np.empty(0), seconds=0.0)
+    assert allowance.share == pytest.approx(1e6 / (4.2 * 4 * 100 * 1000), abs=2e-3)
+    before = allowance.share
+    allowance.fit(1000, largest_class=1000)
+    assert allowance.share < before
+
+
+# -- in a Trainer ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_time_budget__a_sample_that_grows_and_is_told(tmp_path):
+    """640 images of 4 ms take 2.6 s; a validation may take 2 s, half of it for embedding."""
+    encoder, reports = SlowEncoder(), []
+    modes = callback(encoder=encoder, time_budget=2, pictures=False, cache_folder=tmp_path / "cache")
+    accept = modes._accept
+    modes._accept = lambda run, report, index: (reports.append(report), accept(run, report, index))
+    trainer(tmp_path, modes, max_epochs=8, num_sanity_val_steps=0).fit(OracleClassifier(), loader(32), loader(640))
+    sampled = [report.sampled for report in reports]
+    assert 0.05 < sampled[0] < 0.6
+    assert sampled == sorted(sampled)
+    assert sampled[-1] == 1.0
+    assert encoder.embedded == 640  # each once
+    assert "sample" in reports[0].notes[0]
+    assert reports[-1].notes == ()
+    assert {report.examples for report in reports} == {640}
+    assert len({report.accuracy for report in reports}) == 1  # of all, always
+    assert reports[0].classes[0].examples == 160
+    assert not reports[-1].directions.out_of_fold.isnan().any()
+
+
+@pytest.mark.slow
+def test_time_budget__a_share_of_the_epoch(tmp_path):
+    """Training takes about a second an epoch; the sanity check and a bare validation know no epoch."""
+
+    class Slow(OracleClassifier):
+        def training_step(self, batch, batch_idx):
+            time.sleep(0.2)
+            return super().training_step(batch, batch_idx)
+
+    encoder = SlowEncoder()
+    modes = callback(encoder=encoder, time_budget="100%", pictures=False, cache_folder=tmp_path / "cache")
+    run = trainer(tmp_path, modes)
+    run.fit(Slow(), loader(80), loader(640))
+    assert 0.0 < modes.last_report.sampled < 0.9
+    with pytest.warns(UserWarning, match="Outside of fit give seconds"):
+        run.validate(Slow(), loader(640), verbose=False)
+    assert modes.last_report.sampled == 1.0
+
+
+def test_time_budget__nothing_left_for_the_fits(tmp_path):
+    modes = callback(time_budget=1e-6, cache_folder=tmp_path / "cache")
+    trainer(tmp_path, modes).validate(OracleClassifier(), loader(), verbose=False)
+    report = modes.last_report
+    assert all(entry.cv_score is None and entry.skipped for entry in report.classes)
+    assert report.accuracy is not None
+    assert report.notes
+
+
+def test_memory_budget__a_sample_that_fits(tmp_path):
+    modes = callback(memory_budget="100 kB", pictures=False, cache_folder=tmp_path / "cache")
+    trainer(tmp_path, modes).validate(OracleClassifier(), loader(800), verbose=False)
+    assert 0.1 < modes.last_report.sampled < 0.8
+    assert modes.last_report.examples == 800
+
+
+def test_budgets__with_interventions_and_a_sample(tmp_path):
+    """Headline numbers are of all examples of the report part, decision values of those that were looked at."""
+    modes = callback(
+        memory_budget="100 kB", pictures=False, interventions=[Upweight()], cache_folder=tmp_path / "cache"
+    )
+    run = trainer(tmp_path, modes, max_epochs=2)
+    run.fit(OracleClassifier(), loader(64), loader(800))
+    part = modes.last_report.report_part
+    assert modes.last_report.sampled < 0.8
+    assert 0.1 < float(part.values.isnan().float().mean()) < 0.95
+    assert len(part.grades) + modes.last_report.examples == 800
+    assert "failures/report/accuracy" in run.callback_metrics
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "allowed"),
+    [
+        ("time_budget", "soon", "10%"),
+        ("time_budget", -1, "seconds"),
+        ("memory_budget", "much", "2 GiB"),
+        ("memory_budget", 0, "bytes"),
+    ],
+)
+def test_budgets__out_of_range(option, value, allowed):
+    with pytest.raises(ConfigurationError, match=f"{option}=.*{allowed}"):
+        callback(**{option: value})
