@@ -23,12 +23,13 @@ from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader, Sampler, Subset
 
+from lightning_failures.cache import EmbeddingCache
 from lightning_failures.interventions import AddFiltered, Upweight
 from tests.test_added import Pool
 from tests.test_interventions import Numbered
-from tests.toy import ColourEncoder, OracleClassifier, callback, loader, trainer
+from tests.toy import ColourEncoder, Images, OracleClassifier, callback, trainer
 
 PATIENCE = 120.0  # seconds that one training may take
 
@@ -82,6 +83,15 @@ class CountingLoader(DataLoader):
         self.skip = state["given"]
 
 
+class Fading(Images):
+    """Darker with each epoch, so that in each there is something to embed."""
+
+    epoch = 0
+
+    def __getitem__(self, index):
+        return self.transform(self.images[index] * (1 - 0.01 * self.epoch)), int(self.labels[index])
+
+
 class Module(OracleClassifier):
     """Errs on dark images, and elsewhere by what it has learned; notes the examples of every step in a file."""
 
@@ -113,6 +123,7 @@ INTERVENTIONS = {
     "upweight later": lambda: [Upweight(factor=4.0, start_epoch=2)],
     "weight_key": lambda: [Upweight(factor=4.0, weight_key="weight")],
     "filtered": lambda: [AddFiltered(Pool(120), 6, similarity=1.0)],
+    "another pool": lambda: [AddFiltered(Pool(90), 6, similarity=1.0)],
     "both": lambda: [Upweight(factor=4.0), AddFiltered(Pool(120), 6, similarity=1.0, every_n_epochs=9)],
 }
 
@@ -161,7 +172,10 @@ class Fault:
 
 
 class Keeps(Callback):
-    """What is still attached when an exception has gone through all callbacks."""
+    """What is still attached when an exception has gone through all callbacks; it also tells data the epoch."""
+
+    def on_validation_start(self, trainer, pl_module):
+        trainer.val_dataloaders.dataset.dataset.epoch = trainer.current_epoch
 
     def on_exception(self, trainer, pl_module, exception):
         loaders = [trainer.train_dataloader, trainer.val_dataloaders]
@@ -188,6 +202,11 @@ def train_loader(job: dict[str, Any]) -> DataLoader:
     return kind(data, **order[job.get("order", "by epoch")], **options)
 
 
+def validation_loader(job: dict[str, Any]) -> DataLoader:
+    data = (Fading if job.get("fading") else Images)(400)
+    return DataLoader(Subset(data, range(*job.get("rows", (0, 400)))), batch_size=16)
+
+
 def fit(job: dict[str, Any], modes: Any, fault: Fault | None = None) -> tuple[Module, Any]:
     folder = Path(job["folder"])
     keeps = ModelCheckpoint(
@@ -203,7 +222,7 @@ def fit(job: dict[str, Any], modes: Any, fault: Fault | None = None) -> tuple[Mo
         fault.trainer = run
     torch.manual_seed(job.get("seed", 1))
     try:
-        run.fit(module, train_loader(job), loader(400), ckpt_path=job.get("ckpt_path"))
+        run.fit(module, train_loader(job), validation_loader(job), ckpt_path=job.get("ckpt_path"))
     except BaseException:
         (folder / f"{job['name']}.left.json").write_text(json.dumps(attached.left))
         raise
@@ -215,6 +234,11 @@ def train(job: dict[str, Any]) -> None:
     folder = Path(job["folder"])
     folder.mkdir(parents=True, exist_ok=True)
     os.environ["LIGHTNING_FAILURES_CACHE"] = job.get("cache") or str(folder / "cache")
+    if "max_bytes" in job:
+        EmbeddingCache.__init__.__kwdefaults__["max_bytes"] = job["max_bytes"]
+    if "purge" in job:
+        purge(job["purge"], folder / f"{job['name']}.json")
+        return
     modes = None
     if job["interventions"] is not None:
         interventions = INTERVENTIONS[job["interventions"]]()
@@ -229,6 +253,15 @@ def train(job: dict[str, Any]) -> None:
         tell(modes, module, again / "again.json")
         raise
     tell(modes, module, folder / f"{job['name']}.json")
+
+
+def purge(until: list[str], file: Path) -> None:
+    """Empty the cache again and again, until there are these files."""
+    cache, freed = EmbeddingCache(), []
+    while not all(Path(one).exists() for one in until):
+        freed.append(cache.purge())
+        time.sleep(0.02)
+    file.write_text(json.dumps([one for one in freed if one]))
 
 
 def tell(modes: Any, module: Module, file: Path) -> None:

@@ -9,6 +9,7 @@ import json
 import os
 import re
 import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,6 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests.test_added import FROM_POOL
 
 ROOT = Path(__file__).parents[1]
 
@@ -261,3 +264,57 @@ def test_mid_epoch__a_checkpoint_of_a_validation_within_the_epoch(runs, tmp_path
     planned = drawn(runs.whole(**job), "whole")
     assert drawn(tmp_path, "cut")[1][: 3 * BATCH] + drawn(tmp_path, "resumed")[1] == planned[1]
     assert outcome(tmp_path, "resumed") == outcome(runs.whole(**job), "whole")
+
+
+# -- elsewhere, and with others ------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_resume__in_another_folder_with_an_empty_cache(runs, tmp_path):
+    job = {"interventions": "both", "workers": 0, "epochs": 3}
+    fault = {"stage": "training step", "how": "SIGKILL", "epoch": 1}
+    runs.train(tmp_path / "here", "cut", expect=-9, fault=fault, **job)
+    checkpoint = shutil.move(tmp_path / "here" / "checkpoints" / "epoch=0.ckpt", tmp_path)
+    shutil.rmtree(tmp_path / "here")
+    runs.train(tmp_path / "there", "resumed", ckpt_path=str(checkpoint), **job)
+    assert outcome(tmp_path / "there", "resumed") == outcome(runs.whole(**job), "whole")
+    assert not (tmp_path / "here").exists()
+
+
+@pytest.mark.slow
+def test_resume__with_another_pool_picks_anew(runs, tmp_path):
+    job = {"workers": 0, "epochs": 3}
+    whole = runs.whole(interventions="filtered", **job)
+    checkpoint = str(whole / "checkpoints" / "epoch=0.ckpt")
+    runs.train(tmp_path, "resumed", interventions="another pool", ckpt_path=checkpoint, **job)
+    added = {
+        epoch: [index - FROM_POOL for (index,) in ids if index >= FROM_POOL]
+        for epoch, ids in drawn(tmp_path, "resumed").items()
+    }
+    assert any(index >= FROM_POOL for (index,) in drawn(whole, "whole")[1])
+    assert not added[1]
+    assert len(added[2]) > 5
+    assert max(added[2]) < 90
+
+
+@pytest.mark.slow
+def test_cache__two_runs_and_a_purge_at_once(runs, tmp_path):
+    """New images in each epoch, most of them in both runs; the cache holds those of about one epoch of one run."""
+    common = {"workers": 0, "epochs": 3, "fading": True}
+    jobs = [
+        {"name": "one", "interventions": "upweight", "rows": [0, 300], **common},
+        {"name": "two", "interventions": "filtered", "rows": [100, 400], **common},
+    ]
+    alone, together, cache = tmp_path / "alone", tmp_path / "together", tmp_path / "cache"
+    for job in jobs:
+        job["cache"] = str(alone / "cache" / job["name"])
+    assert runs.train_all([job | {"folder": str(alone)} for job in jobs]) == [0, 0]
+    shared = {"folder": str(together), "cache": str(cache), "max_bytes": 20_000}
+    purge = {"name": "purge", "purge": [str(together / "one.json"), str(together / "two.json")]}
+    assert runs.train_all([job | shared for job in [*jobs, purge]]) == [0, 0, 0]
+    for name in ("one", "two"):
+        assert outcome(together, name) == outcome(alone, name)
+        assert drawn(together, name) == drawn(alone, name)
+        assert "cannot be" not in (together / f"{name}.log").read_text()
+    assert sum(map(bool, json.loads((together / "purge.json").read_text()))) > 3
+    assert sum(path.stat().st_size for path in cache.rglob("*.safetensors")) <= 20_000
