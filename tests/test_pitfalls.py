@@ -301,16 +301,18 @@ class Recording:
 @pytest.mark.slow
 def test_precision__of_the_training_is_not_that_of_the_encoder(tmp_path):
     given = {}
-    for precision in ("32-true", "bf16-mixed", "bf16-true"):
+    for precision in ("32-true", "autocast", "bf16-mixed", "bf16-true"):
         encoder, module = Recording(), Classifier()
         names = set(module.state_dict()), {name for name, _ in module.named_modules()}
         modes = callback(encoder=encoder, cache_folder=tmp_path / precision, pictures=False)
-        run = trainer(tmp_path, modes, precision=precision)
-        run.validate(module, loader(64), verbose=False)
+        run = trainer(tmp_path, modes, precision="32-true" if precision == "autocast" else precision)
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "autocast"):  # round the user's whole script
+            run.validate(module, loader(64), verbose=False)
         given[precision] = torch.cat(encoder.given)
         assert given[precision].dtype == torch.float32
         assert (set(module.state_dict()), {name for name, _ in module.named_modules()}) == names
     assert torch.equal(given["bf16-mixed"], given["32-true"])
+    assert torch.equal(given["autocast"], given["32-true"])
     # with "bf16-true" Lightning rounds the images themselves, to 8 bits; the encoder computes in 32 all the same
     exact = encoder.inner.encode_images(rounded(loader(64)))
     torch.testing.assert_close(given["bf16-true"], exact, atol=1e-5, rtol=0)
