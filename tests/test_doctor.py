@@ -28,7 +28,7 @@ from lightning_failures import FailureModes
 from lightning_failures.cli import main
 from lightning_failures.digits import ColouredDigitsDataModule, DigitClassifier
 from lightning_failures.doctor import CHECKS, Finding, data, examine
-from lightning_failures.doctor.costs import check_cache, check_memory, check_time, estimate
+from lightning_failures.doctor.costs import Cost, check_cache, check_memory, check_time, estimate
 from lightning_failures.doctor.data import check_batches, check_examples, check_processes, graded_once
 from lightning_failures.doctor.encoders import check_encoder, check_robust_encoder, examine_encoder
 from lightning_failures.doctor.environment import (
@@ -703,7 +703,7 @@ def test_doctor__an_untrained_clip_is_not_ready(command, clip, capsys, tmp_path)
     shown = capsys.readouterr().out
     assert "3 processes (1 node(s)): of 400 examples the sampler repeats 2" in " ".join(shown.split())
     assert "70% of one of the first two is needed" in " ".join(shown.split())
-    assert "Not ready, with 1 problem." in shown
+    assert "Not ready, with 1 problem: known pictures." in shown
     assert "not before the problems above are solved" in " ".join(shown.split())
 
 
@@ -724,20 +724,25 @@ def test_time__is_that_of_a_real_validation_within_a_factor_of_3(tmp_path):
     model, options = DigitClassifier(), {"encoder": "embedded:digits", "robust_encoder": "embedded:digits"}
     trainer(tmp_path, max_epochs=3, limit_val_batches=0).fit(model, datamodule=digits)
 
+    def modes(cache: str) -> FailureModes:
+        return callback(**options, captions="digits", permutations=999, pictures=False, cache_folder=tmp_path / cache)
+
     def measured(*callbacks) -> float:
         watch = Stopwatch()
         trainer(tmp_path, watch, *callbacks).validate(model, datamodule=digits, verbose=False)
         return watch.seconds
 
-    def modes() -> FailureModes:
-        return callback(**options, captions="digits", permutations=999, pictures=False, cache_folder=tmp_path / "cache")
+    def expected(folder: str) -> Cost:
+        (tmp_path / folder).mkdir()
+        looked_at = Case(trainer(tmp_path, modes("no cache")), model, digits, modes("no cache"), tmp_path / folder)
+        for check in (check_encoder, check_robust_encoder, check_batches):
+            assert "problem" not in statuses(check(looked_at))
+        return estimate(looked_at)
 
-    looked_at = Case(trainer(tmp_path, modes()), model, digits, modes(), tmp_path)
-    for check in (check_encoder, check_robust_encoder, check_batches):
-        assert "problem" not in statuses(check(looked_at))
-    expected = estimate(looked_at)
-    without = measured()
-    first, later = measured(modes()) - without, measured(modes()) - without
-    assert 1 / 3 < expected.first / first < 3
-    assert 1 / 3 < expected.later / later < 3
-    assert expected.examples == 600
+    costs = [expected("a"), expected("b")]  # the better of two, for the sake of busy machines
+    without = min(measured(), measured())
+    first = min(measured(modes("one")), measured(modes("two"))) - without
+    later = min(measured(modes("one")), measured(modes("two"))) - without
+    assert 1 / 3 < min(cost.first for cost in costs) / first < 3
+    assert 1 / 3 < min(cost.later for cost in costs) / later < 3
+    assert costs[0].examples == 600
