@@ -10,19 +10,16 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from itertools import pairwise
-from typing import Any, Literal, TypeVar
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
-from lightning_failures.arrays import as_array, as_mask, as_rows
+from lightning_failures.arrays import as_array, as_rows, defined
 from lightning_failures.budget import Deadline
 from lightning_failures.candidates import ClassCaptions
-from lightning_failures.captions import caption_p_value, score_captions
 from lightning_failures.directions import (
     LEFT_OUT,
     MIN_EXAMPLES,
@@ -31,26 +28,17 @@ from lightning_failures.directions import (
     joined_directions,
 )
 from lightning_failures.enrichment import Attribute, enrichment, read_attribute
-from lightning_failures.errors import DataError
-from lightning_failures.records import ClassReport, FailureReport, Grades, GroupReport, LeafReport, ValueReport
-from lightning_failures.sharing import ALONE, Sharing, owned_rows, owner_of_classes
+from lightning_failures.group_trees import grow_trees
+from lightning_failures.records import ClassReport, FailureReport, Grades, GroupReport, ValueReport
+from lightning_failures.rows import Members, PerRow, Rows, Values, members_of
+from lightning_failures.sharing import ALONE, Share, Sharing
 from lightning_failures.statistics import benjamini_hochberg
 from lightning_failures.threads import one_thread
-from lightning_failures.trees import FailureTree, fit_failure_tree
+from lightning_failures.trees import FailureTree
 from lightning_failures.whitening import Moments
+from lightning_failures.wording import Wording, put_in_words, worth_words
 
 __all__ = ["analyse"]
-
-LEVEL = 0.05
-"""False discovery rate at which a pattern is called one."""
-
-Rows = NDArray[np.int64]
-Values = Tensor | NDArray[Any]
-_SHARED = (torch.float16, torch.float32, torch.float64)  # dtypes that NumPy has too
-Key = TypeVar("Key")
-T = TypeVar("T")
-Grouping = Literal["label", "prediction"]
-GROUPINGS: tuple[Grouping, ...] = ("label", "prediction")
 
 
 def analyse(
@@ -121,15 +109,15 @@ def analyse(
     >>> report["classes"][0]["pattern"], report["classes"][1]["skipped"]
     (True, 'no examples')
     """
-    share = _Share.of(grades, sampled, sharing)
-    by_label = _members(grades, "label")
+    share = Share.of(grades, sampled, sharing)
+    by_label = members_of(grades, "label")
     attributes = _attributes(metadata, grades)
     budget = [None if time_budget is None else Deadline.after(part * time_budget) for part in (0.5, 0.8, 1.0)]
     timings: dict[str, float] = {}
     directions = None
     if embeddings is not None:
         with _timed(timings, "directions"):
-            embedded = _PerRow.of(embeddings, grades, share.rows, "embeddings")
+            embedded = PerRow.of(embeddings, grades, share.rows, "embeddings")
             directions = _fit_directions(
                 grades,
                 embedded,
@@ -145,19 +133,19 @@ def analyse(
     trees: dict[tuple[str, str], FailureTree] = {}
     if features is not None:
         with _timed(timings, "trees"):
-            featured = _PerRow.of(features, grades, share.predicted_rows, "features")
-            groups, trees = _grow_trees(grades, featured, share, delta=delta, tau=tau, seed=seed, deadline=budget[1])
+            featured = PerRow.of(features, grades, share.predicted_rows, "features")
+            groups, trees = grow_trees(grades, featured, share, delta=delta, tau=tau, seed=seed, deadline=budget[1])
     classes = _class_reports(by_label, directions, groups, top_examples)
     unworded = 0
     if embeddings is not None and directions is not None and captions is not None:
         with _timed(timings, "captions"):
-            classes, unworded = _put_in_words(
+            classes, unworded = put_in_words(
                 classes,
                 captions,
-                _Wording(
-                    directions, _members(grades, "label", share.sampled), embedded, top_captions, permutations, seed
+                Wording(
+                    directions, members_of(grades, "label", share.sampled), embedded, top_captions, permutations, seed
                 ),
-                _worth_words(classes, captioned_classes),
+                worth_words(classes, captioned_classes),
                 share,
                 deadline=budget[2],
             )
@@ -180,100 +168,11 @@ def analyse(
     )
 
 
-@dataclass(frozen=True)
-class _Share:
-    """What this process does of the whole.
-
-    Attributes:
-        sharing: The processes.
-        owner: (K,) int64, the process of each class.
-        sampled: (N,) bool, the rows that are looked at by any of them.
-        rows: (N,) bool, those of them whose label is a class of this process.
-        predicted_rows: (N,) bool, those whose label or prediction is one.
-    """
-
-    sharing: Sharing
-    owner: Rows
-    sampled: NDArray[np.bool_]
-    rows: NDArray[np.bool_]
-    predicted_rows: NDArray[np.bool_]
-
-    @classmethod
-    def of(cls, grades: Grades, sampled: Any, sharing: Sharing) -> _Share:
-        looked_at = np.ones(len(grades), dtype=bool) if sampled is None else as_mask(sampled, "sampled", len(grades))
-        rows, predicted = (
-            owned_rows(grades, sharing.number, sharing.size, sampled=looked_at, predicted=either)
-            for either in (False, True)
-        )
-        return cls(sharing, owner_of_classes(grades, sharing.size), looked_at, rows, predicted)
-
-    def owns(self, k: int) -> bool:
-        return bool(self.owner[k] == self.sharing.number)
-
-    def each(self, work: Callable[[], dict[Key, T]]) -> dict[Key, T]:
-        """What all processes made, by key."""
-        return {key: value for part in self.sharing.each(work) for key, value in part.items()}
-
-
-@dataclass(frozen=True)
-class _Members:
-    """The n examples with one label, or one prediction."""
-
-    name: str
-    rows: Rows  # their places among the grades, ascending
-    ids: Rows
-    failed: NDArray[np.bool_]
-    sources: Rows | None
-
-
-def _members(grades: Grades, grouping: Grouping, sampled: NDArray[np.bool_] | None = None) -> list[_Members]:
-    """Sort the examples, or those that are ``sampled``, by class: the work does not grow with the number of classes."""
-    column = as_array(grades.labels if grouping == "label" else grades.predictions)
-    ids, failed = as_array(grades.ids), as_array(grades.failed)
-    sources = None if grades.groups is None else as_array(grades.groups)
-    order = np.argsort(column, kind="stable")
-    order = order if sampled is None else order[sampled[order]]
-    bounds = np.searchsorted(column[order], np.arange(len(grades.class_names) + 1))
-    return [
-        _Members(name, rows, ids[rows], failed[rows], None if sources is None else sources[rows])
-        for name, rows in zip(grades.class_names, (order[a:b] for a, b in pairwise(bounds)), strict=True)
-    ]
-
-
-@dataclass(frozen=True)
-class _PerRow:
-    """Embeddings of those rows of the grades that are held; gathered only where they are read."""
-
-    values: Values
-    held: NDArray[np.bool_]  # (N,)
-    place: Rows  # (N,) of those that are held
-    in_order: bool  # one for each row that is held, as they come
-
-    @classmethod
-    def of(cls, values: Values, grades: Grades, held: NDArray[np.bool_], name: str) -> _PerRow:
-        if isinstance(values, Tensor) and values.device.type == "cpu" and values.dtype in _SHARED:
-            values = values.detach().numpy()  # gathering tensors left 1 MiB a class behind in the heap
-        count = int(held.sum())
-        place = np.cumsum(held) - 1
-        if len(values) != count:
-            unique, place[held] = np.unique(as_array(grades.ids)[held], return_inverse=True)
-            if len(values) != len(unique):
-                raise DataError(f"{name} has {len(values)} rows; grades have {count} rows of {len(unique)} examples.")
-        return cls(values, held, place, len(values) == count)
-
-    def __getitem__(self, rows: Rows) -> Values:
-        return self.values[self.place[rows]]
-
-    def all(self) -> Values:
-        """Of all rows that are held, in their order."""
-        return self.values if self.in_order else self.values[self.place[self.held]]
-
-
 def _fit_directions(
     grades: Grades,
-    embedded: _PerRow,
+    embedded: PerRow,
     reference: Values | None,
-    share: _Share,
+    share: Share,
     *,
     deadline: Deadline | None,
     **options: Any,
@@ -312,13 +211,13 @@ def _fittable(labels: Rows, correct: NDArray[np.bool_], sampled: NDArray[np.bool
 
 
 def _class_reports(
-    classes: list[_Members], directions: FailureDirections | None, groups: tuple[GroupReport, ...], top: int
+    classes: list[Members], directions: FailureDirections | None, groups: tuple[GroupReport, ...], top: int
 ) -> tuple[ClassReport, ...]:
     label_groups = {g.class_name: g for g in groups if g.grouping == "label"}
     patterns = (
         {}
         if directions is None
-        else dict(zip(directions.classes.tolist(), benjamini_hochberg(directions.p_value, LEVEL).tolist(), strict=True))
+        else dict(zip(directions.classes.tolist(), benjamini_hochberg(directions.p_value).tolist(), strict=True))
     )
     reports = []
     for k, members in enumerate(classes):
@@ -330,9 +229,9 @@ def _class_reports(
             order = np.argsort(scores, kind="stable")
             order = order[: int((~np.isnan(scores)).sum())]  # NaN, last, is not sampled
             values = {
-                "cv_score": _defined(directions.cv_score[row]),
-                "cv_score_stderr": _defined(directions.cv_score_stderr[row]),
-                "p_value": _defined(directions.p_value[row]),
+                "cv_score": defined(directions.cv_score[row]),
+                "cv_score_stderr": defined(directions.cv_score_stderr[row]),
+                "p_value": defined(directions.p_value[row]),
                 "pattern": patterns[k],
                 "c": float(directions.c[row]),
                 "flagged": int((scores < 0).sum()),
@@ -354,85 +253,12 @@ def _class_reports(
     return tuple(reports)
 
 
-def _worth_words(classes: tuple[ClassReport, ...], limit: int) -> list[int]:
-    fitted = [k for k, entry in enumerate(classes) if entry.cv_score is not None]
-    fitted.sort(key=lambda k: (not classes[k].pattern, classes[k].accuracy))
-    return fitted[:limit]
-
-
-@dataclass(frozen=True)
-class _Wording:
-    """What the captions of a class are scored with."""
-
-    directions: FailureDirections
-    members: list[_Members]
-    embedded: _PerRow
-    top: int
-    permutations: int
-    seed: int
-
-    def caption(self, entry: ClassReport, k: int, candidates: ClassCaptions | None) -> ClassReport:
-        if candidates is None or not candidates.texts:
-            return entry
-        members = self.members[k]
-        with one_thread():
-            scores = score_captions(self.directions, k, candidates.embeddings, candidates.reference)
-            p_value = caption_p_value(
-                self.directions,
-                k,
-                self.embedded[members.rows],
-                ~members.failed,
-                candidates.embeddings,
-                candidates.reference,
-                ids=members.ids,
-                groups=members.sources,
-                permutations=self.permutations,
-                seed=self.seed,
-            )
-        order = torch.argsort(scores, stable=True)
-        hardest, easiest = order[: self.top].tolist(), order.flip(0)[: self.top].tolist()
-        return replace(
-            entry,
-            reference_caption=candidates.reference_text,
-            hardest_captions=tuple(candidates.texts[i] for i in hardest),
-            hardest_caption_scores=tuple(float(scores[i]) for i in hardest),
-            easiest_captions=tuple(candidates.texts[i] for i in easiest),
-            easiest_caption_scores=tuple(float(scores[i]) for i in easiest),
-            caption_p_value=_defined(p_value),
-        )
-
-
-def _put_in_words(
-    classes: tuple[ClassReport, ...],
-    captions: Callable[[int], ClassCaptions | None],
-    wording: _Wording,
-    wanted: list[int],
-    share: _Share,
-    *,
-    deadline: Deadline | None,
-) -> tuple[tuple[ClassReport, ...], int]:
-    """The classes with captions, and how many of those wanted went without, for want of time."""
-
-    def work() -> dict[int, ClassReport]:
-        made = {}
-        for k in filter(share.owns, wanted):
-            if deadline is not None and deadline.passed:
-                break
-            made[k] = wording.caption(classes[k], k, captions(k))
-        return made
-
-    made = share.each(work)
-    return tuple(made.get(k, entry) for k, entry in enumerate(classes)), len(wanted) - len(made)
-
-
 def _attributes(metadata: Mapping[str, Any] | None, grades: Grades) -> dict[str, Attribute]:
     """One code a row of the grades."""
     attributes = {str(name): read_attribute(values, str(name)) for name, values in (metadata or {}).items()}
     return {
         name: Attribute(
-            as_array(
-                _PerRow.of(attribute.codes, grades, np.ones(len(grades), dtype=bool), f"metadata[{name!r}]").all()
-            ),
+            as_array(PerRow.of(attribute.codes, grades, np.ones(len(grades), dtype=bool), f"metadata[{name!r}]").all()),
             attribute.values,
         )
         for name, attribute in attributes.items()
@@ -442,10 +268,10 @@ def _attributes(metadata: Mapping[str, Any] | None, grades: Grades) -> dict[str,
 def _enrich(
     classes: tuple[ClassReport, ...],
     attributes: dict[str, Attribute],
-    members: list[_Members],
+    members: list[Members],
     grades: Grades,
     directions: FailureDirections | None,
-    share: _Share,
+    share: Share,
 ) -> tuple[ClassReport, ...]:
     def values(k: int) -> tuple[ValueReport, ...]:
         rows = members[k].rows
@@ -460,76 +286,6 @@ def _enrich(
 
     found = share.each(lambda: {k: values(k) for k in range(len(classes)) if share.owns(k)})
     return tuple(replace(entry, enrichment=found[k]) for k, entry in enumerate(classes))
-
-
-def _grow_trees(
-    grades: Grades,
-    features: _PerRow,
-    share: _Share,
-    *,
-    delta: float,
-    tau: float,
-    seed: int,
-    deadline: Deadline | None,
-) -> tuple[tuple[GroupReport, ...], dict[tuple[str, str], FailureTree]]:
-    groups: dict[tuple[str, str], tuple[int, _Members]] = {
-        (grouping, members.name): (k, members)
-        for grouping in GROUPINGS
-        for k, members in enumerate(_members(grades, grouping, share.sampled))
-    }
-
-    def work() -> dict[tuple[str, str], FailureTree]:
-        mine = [key for key, (k, members) in groups.items() if share.owns(k) and len(members.rows)]
-        grown = {}
-        for key in sorted(mine, key=lambda key: -int(groups[key][1].failed.sum())):
-            if deadline is not None and deadline.passed:
-                break
-            one = groups[key][1]
-            grown[key] = fit_failure_tree(features[one.rows], one.failed, ids=one.ids, groups=one.sources, seed=seed)
-        return grown
-
-    grown = share.each(work)
-    trees = {key: grown[key] for key in groups if key in grown}
-    p_values = np.array([tree.p_value for tree in trees.values()])
-    patterns = dict(zip(trees, benjamini_hochberg(p_values, LEVEL).tolist(), strict=True))
-    reports = []
-    for key, (_, members) in groups.items():
-        size = len(members.rows)
-        if key in trees:
-            reports.append(_group_report(*key, size, trees[key], patterns[key], delta, tau))
-        else:
-            reports.append(GroupReport(*key, size=size, skipped=LEFT_OUT if size else "no examples"))
-    return tuple(reports), trees
-
-
-def _group_report(
-    grouping: str, name: str, size: int, tree: FailureTree, pattern: bool, delta: float, tau: float
-) -> GroupReport:
-    valid = {id(leaf) for leaf in tree.valid_leaves(delta, tau)}
-    return GroupReport(
-        grouping,
-        name,
-        size=size,
-        base_error_rate=_defined(tree.base_error_rate),
-        aler=_defined(tree.aler),
-        heldout_aler=_defined(tree.heldout_aler),
-        heldout_aler_minus_ber=_defined(tree.heldout_aler_minus_ber),
-        heldout_stderr=_defined(tree.heldout_aler_stderr),
-        pattern=pattern,
-        skipped=tree.skipped,
-        leaves=tuple(
-            LeafReport(
-                rule=leaf.rule,
-                size=leaf.size,
-                error_rate=leaf.error_rate,
-                error_coverage=leaf.error_coverage,
-                importance=leaf.importance,
-                valid=id(leaf) in valid,
-                interval=leaf.interval,
-            )
-            for leaf in tree.leaves
-        ),
-    )
 
 
 def _notes(
@@ -574,10 +330,6 @@ def _summary(
             slices, key=lambda leaf: leaf.interval[0] if leaf.interval else 0.0
         ).error_rate
     return {key: value for key, value in values.items() if value is not None and np.isfinite(value)}
-
-
-def _defined(value: Tensor | float) -> float | None:
-    return float(value) if np.isfinite(float(value)) else None
 
 
 def _mean(values: Values) -> float | None:

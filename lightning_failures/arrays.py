@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lightning_failures.errors import DataError
 
-__all__ = ["as_array", "as_mask", "as_matrix", "as_rows", "as_vector", "on_device"]
+__all__ = ["as_array", "as_mask", "as_matrix", "as_rows", "as_vector", "defined", "on_device"]
 
 
 _CELLS_AT_ONCE = 1 << 20
@@ -117,3 +117,12 @@ def _finite_rows(block: NDArray[Any]) -> NDArray[np.bool_]:
     if block.dtype == np.float16 and block.size:  # ten times as fast as isfinite, which knows no vectors of halves
         return np.asarray((block.view(np.uint16) & 0x7FFF).max(axis=1) < 0x7C00)
     return np.asarray(np.isfinite(block).all(axis=1))
+
+
+def defined(value: Any) -> float | None:
+    """A number as a float; None where it is not finite.
+
+    >>> defined(torch.tensor(0.5)), defined(float("nan"))
+    (0.5, None)
+    """
+    return float(value) if np.isfinite(float(value)) else None

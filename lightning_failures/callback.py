@@ -155,6 +155,7 @@ class FailureModes(Callback):
         self.captions = captions
         self.task: Task | None = task
         self.read_batch = read_batch
+        self.logits_from = logits_from
         self.normalization = normalization
         self.reference = reference
         self.groups_from = groups_from

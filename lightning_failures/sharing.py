@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol, TypeVar
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lightning_failures.arrays import as_array
+from lightning_failures.arrays import as_array, as_mask
 from lightning_failures.records import Grades
 
-__all__ = ["ALONE", "Sharing", "owned_rows"]
+__all__ = ["ALONE", "Share", "Sharing", "owned_rows"]
 
+Key = TypeVar("Key")
 T = TypeVar("T")
 
 
@@ -82,3 +84,40 @@ def owned_rows(
     if predicted:
         rows = rows | mine[as_array(grades.predictions)]
     return rows if sampled is None else rows & sampled
+
+
+@dataclass(frozen=True)
+class Share:
+    """What this process does of the whole.
+
+    Attributes:
+        sharing: The processes.
+        owner: (K,) int64, the process of each class.
+        sampled: (N,) bool, the rows that are looked at by any of them.
+        rows: (N,) bool, those of them whose label is a class of this process.
+        predicted_rows: (N,) bool, those whose label or prediction is one.
+    """
+
+    sharing: Sharing
+    owner: NDArray[np.int64]
+    sampled: NDArray[np.bool_]
+    rows: NDArray[np.bool_]
+    predicted_rows: NDArray[np.bool_]
+
+    @classmethod
+    def of(cls, grades: Grades, sampled: Any, sharing: Sharing) -> Share:
+        """The share of this process; ``sampled`` (N,) bool or None for all."""
+        looked_at = np.ones(len(grades), dtype=bool) if sampled is None else as_mask(sampled, "sampled", len(grades))
+        rows, predicted = (
+            owned_rows(grades, sharing.number, sharing.size, sampled=looked_at, predicted=either)
+            for either in (False, True)
+        )
+        return cls(sharing, owner_of_classes(grades, sharing.size), looked_at, rows, predicted)
+
+    def owns(self, k: int) -> bool:
+        """Whether the class k is this process's."""
+        return bool(self.owner[k] == self.sharing.number)
+
+    def each(self, work: Callable[[], dict[Key, T]]) -> dict[Key, T]:
+        """What all processes made, by key."""
+        return {key: value for part in self.sharing.each(work) for key, value in part.items()}

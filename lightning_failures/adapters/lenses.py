@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import xxhash
+import yaml
 from torch import Tensor
 
 from lightning_failures.adapters.isolation import isolated_rng
@@ -26,6 +27,9 @@ class _DefaultEncoder(str):
 
 
 DEFAULT_ENCODER = _DefaultEncoder("ViT-B-32/openai")
+
+# LightningCLI writes the defaults of all options into config.yaml, where it is a plain name
+yaml.SafeDumper.add_representer(_DefaultEncoder, lambda dumper, value: dumper.represent_str(str(value)))
 
 
 _TEXT = xxhash.xxh3_64_intdigest(b"text")  # texts and images share a store, but no keys

@@ -1,7 +1,8 @@
 import pytest
 import torch
+import yaml
 
-from lightning_failures.adapters.lenses import Lens
+from lightning_failures.adapters.lenses import DEFAULT_ENCODER, Lens
 from lightning_failures.cache import EmbeddingCache
 from lightning_failures.errors import EncoderError
 from tests.toy import ColourEncoder
@@ -51,3 +52,8 @@ def test_encode_texts__shares_a_store_with_images(tmp_path):
 def test_encode_texts__of_an_encoder_without_texts(tmp_path):
     with pytest.raises(EncoderError, match="knows no texts"):
         Lens(ColourEncoder(), EmbeddingCache(tmp_path)).encode_texts(("a cat",))
+
+
+def test_default_encoder__is_a_plain_name_in_yaml():
+    """LightningCLI saves the defaults of a configuration too."""
+    assert yaml.safe_load(yaml.safe_dump({"encoder": DEFAULT_ENCODER})) == {"encoder": "ViT-B-32/openai"}

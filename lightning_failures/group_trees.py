@@ -1,0 +1,102 @@
+"""The failure trees of an analysis: one for each label group and each prediction group."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from lightning_failures.arrays import defined
+from lightning_failures.budget import Deadline
+from lightning_failures.directions import LEFT_OUT
+from lightning_failures.records import Grades, GroupReport, LeafReport
+from lightning_failures.rows import Grouping, Members, PerRow, members_of
+from lightning_failures.sharing import Share
+from lightning_failures.statistics import benjamini_hochberg
+from lightning_failures.trees import FailureTree, fit_failure_tree
+
+__all__ = ["grow_trees"]
+
+GROUPINGS: tuple[Grouping, ...] = ("label", "prediction")
+
+
+def grow_trees(
+    grades: Grades,
+    features: PerRow,
+    share: Share,
+    *,
+    delta: float,
+    tau: float,
+    seed: int,
+    deadline: Deadline | None,
+) -> tuple[tuple[GroupReport, ...], dict[tuple[str, str], FailureTree]]:
+    """Grow the trees that this process owns, those with the most failures first, and report on all.
+
+    Args:
+        grades: N rows.
+        features: Of the rows whose label or prediction is a class that this process owns.
+        share: What this process does.
+        delta: Of valid leaves.
+        tau: Of valid leaves.
+        seed: Of the folds.
+        deadline: Trees that it comes before are left out.
+
+    Returns:
+        A report for each group, label groups first, and the trees by grouping and class name.
+    """
+    groups: dict[tuple[str, str], tuple[int, Members]] = {
+        (grouping, members.name): (k, members)
+        for grouping in GROUPINGS
+        for k, members in enumerate(members_of(grades, grouping, share.sampled))
+    }
+
+    def work() -> dict[tuple[str, str], FailureTree]:
+        mine = [key for key, (k, members) in groups.items() if share.owns(k) and len(members.rows)]
+        grown = {}
+        for key in sorted(mine, key=lambda key: -int(groups[key][1].failed.sum())):
+            if deadline is not None and deadline.passed:
+                break
+            one = groups[key][1]
+            grown[key] = fit_failure_tree(features[one.rows], one.failed, ids=one.ids, groups=one.sources, seed=seed)
+        return grown
+
+    grown = share.each(work)
+    trees = {key: grown[key] for key in groups if key in grown}
+    p_values = np.array([tree.p_value for tree in trees.values()])
+    patterns = dict(zip(trees, benjamini_hochberg(p_values).tolist(), strict=True))
+    reports = []
+    for key, (_, members) in groups.items():
+        size = len(members.rows)
+        if key in trees:
+            reports.append(_group_report(*key, size, trees[key], patterns[key], delta, tau))
+        else:
+            reports.append(GroupReport(*key, size=size, skipped=LEFT_OUT if size else "no examples"))
+    return tuple(reports), trees
+
+
+def _group_report(
+    grouping: str, name: str, size: int, tree: FailureTree, pattern: bool, delta: float, tau: float
+) -> GroupReport:
+    valid = {id(leaf) for leaf in tree.valid_leaves(delta, tau)}
+    return GroupReport(
+        grouping,
+        name,
+        size=size,
+        base_error_rate=defined(tree.base_error_rate),
+        aler=defined(tree.aler),
+        heldout_aler=defined(tree.heldout_aler),
+        heldout_aler_minus_ber=defined(tree.heldout_aler_minus_ber),
+        heldout_stderr=defined(tree.heldout_aler_stderr),
+        pattern=pattern,
+        skipped=tree.skipped,
+        leaves=tuple(
+            LeafReport(
+                rule=leaf.rule,
+                size=leaf.size,
+                error_rate=leaf.error_rate,
+                error_coverage=leaf.error_coverage,
+                importance=leaf.importance,
+                valid=id(leaf) in valid,
+                interval=leaf.interval,
+            )
+            for leaf in tree.leaves
+        ),
+    )
