@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import gc
 import re
 import struct
@@ -22,6 +23,7 @@ from torch.utils.data import DataLoader
 
 from lightning_failures import FailureModes
 from lightning_failures.adapters import training
+from lightning_failures.cache import EmbeddingCache
 from lightning_failures.encoders import load_encoder
 from lightning_failures.errors import ConfigurationError
 from lightning_failures.interventions import Upweight
@@ -451,6 +453,32 @@ def test_memory__a_callback_that_is_kept_keeps_no_trainer_and_no_data(tmp_path):
     gc.collect()
     assert [type(ref()).__name__ for ref in left if ref() is not None] == []
     assert modes.last_report is not None
+
+
+class NeverTheSame(Images):
+    def __getitem__(self, index):
+        image, label = super().__getitem__(index)
+        return image.lerp(image.flip(2), 0.01 * float(torch.rand(()))), label
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").is_file(), reason="looks at what is mapped")
+def test_disk__images_that_always_change_take_no_more_than_the_limit(tmp_path, monkeypatch):
+    """What is evicted but still mapped takes its space all the same."""
+    from lightning_failures import callback as module
+
+    folder, held = tmp_path / "cache", []
+
+    class Count(Callback):
+        def on_train_epoch_start(self, *args):
+            held.append(Path("/proc/self/maps").read_text().count(str(folder)))
+
+    monkeypatch.setattr(module, "EmbeddingCache", functools.partial(EmbeddingCache, max_bytes=16_000))
+    modes = callback(cache_folder=folder, pictures=False)
+    data = DataLoader(NeverTheSame(), batch_size=16)  # 160 rows of 24 bytes, and an index, for each validation
+    trainer(tmp_path, modes, Count(), max_epochs=9, num_sanity_val_steps=0).fit(OracleClassifier(), loader(16), data)
+    assert modes.last_report.directions is not None
+    assert max(held) <= 4
+    assert sum(path.stat().st_size for path in folder.rglob("*.safetensors")) <= 16_000
 
 
 def test_pictures__are_drawn_without_pyplot():
