@@ -26,6 +26,7 @@ from torchvision.transforms import v2 as T
 
 from lightning_failures import FailureModes
 from lightning_failures.adapters.pool_embedding import run_job
+from lightning_failures.adapters.pool_results import agreed_names, conclude
 from lightning_failures.adapters.pool_source import PoolSource
 from lightning_failures.adapters.pool_work import PoolJob
 from lightning_failures.adapters.reading import BatchReader
@@ -33,7 +34,7 @@ from lightning_failures.cli import main
 from lightning_failures.digits.render import CLASSES
 from lightning_failures.directions import FailureDirections, fit_failure_directions
 from lightning_failures.errors import ConfigurationError, DataError, EncoderError
-from lightning_failures.pools import PoolManifest
+from lightning_failures.pools import PoolManifest, PoolShard, scored, write_pool_shard
 from lightning_failures.pools.fitted import load_fitted
 from lightning_failures.pools.shards import read_pool_shard
 from lightning_failures.records import BatchRecord, ClassReport, FailureReport
@@ -444,6 +445,58 @@ def test_embed__an_encoder_that_gives_nonsense_is_told(tmp_path):
 
     with pytest.raises(EncoderError, match=r"finite vectors for the examples 0 \.\.\. 7"):
         embed(tmp_path, encoder=Broken())
+
+
+# -- names and words ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("given", "of_dataset", "of_run", "agreed"),
+    [
+        (None, None, None, ()),
+        (["a", "b"], ["x", "y"], None, ["a", "b"]),
+        (None, ["a", "b"], ("a", "b"), ["a", "b"]),
+        (None, None, ("a", "b"), ["a", "b"]),
+        (["tumour"], None, ("no tumour", "tumour"), ["no tumour", "tumour"]),
+        (["a", "b", "c"], None, ("a", "b"), "3 against 2"),
+        (None, ["a", "c"], ("a", "b"), "label 1 is c here and b there"),
+    ],
+)
+def test_agreed_names(run_folder, given, of_dataset, of_run, agreed):
+    data = Images(4)
+    data.classes = of_dataset
+    fitted = None if of_run is None else replace(load_fitted(run_folder), class_names=of_run)
+    if isinstance(agreed, str):
+        with pytest.raises(ConfigurationError, match=agreed):
+            agreed_names(given, data, fitted)
+    else:
+        assert list(agreed_names(given, data, fitted)) == list(agreed)
+
+
+def test_conclude__a_shard_that_nobody_wrote(tmp_path):
+    embed(tmp_path)
+    pool = PoolManifest.load(tmp_path)
+    pool.path(tmp_path, 2).unlink()
+    options = {"directions": None, "k": 1, "names": (), "dataset": None, "patience": 0.0}
+    with pytest.raises(DataError, match=r"1 of 13 shards are not in .* Run the command again"):
+        conclude(pool, tmp_path, limited=False, **options)
+
+
+def test_conclude__many_classes_in_few_words(tmp_path, capsys):
+    size, classes = 600, 12
+    generator = torch.Generator().manual_seed(0)
+    x, labels = torch.randn(size, 5, generator=generator), torch.arange(size) % classes
+    keys = torch.randint(2**60, (size, 2), generator=generator)
+    pool = PoolManifest("f", "n", examples=size, shard_size=size)
+    for level, told in ((0.0, "and 2 more classes"), (None, "No class with a pattern")):
+        right = x[:, 0] > 0 if level is not None else torch.rand(size, generator=generator) > 0.5
+        directions = fit_failure_directions(x, labels, right, permutations=999)
+        shard = scored(PoolShard(torch.arange(size), labels, keys, x), directions)
+        write_pool_shard(shard, pool.path(tmp_path, 0), pool=pool.digest)
+        conclude(pool, tmp_path, directions=directions, k=1, names=["<b>\n"], dataset=None, limited=False, patience=0.0)
+        shown = capsys.readouterr().out
+        assert told in shown
+        assert len(shown.splitlines()) < 16
 
 
 # -- in several processes -------------------------------------------------------------------------------------

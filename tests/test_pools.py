@@ -169,7 +169,10 @@ def test_claim__another_pool_is_refused(tmp_path, change, told):
         dataclasses.replace(pool, **change).claim(tmp_path)
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"encoder": 3}'])
+@pytest.mark.parametrize(
+    "content",
+    ["", "{", "[]", '{"encoder": 3}', '{"encoder": "f", "encoder_name": "n", "examples": 3, "shard_size": 0}'],
+)
 def test_manifest__damaged_is_told(tmp_path, content):
     (tmp_path / "manifest.json").write_text(content)
     with pytest.raises(DataError, match=r"manifest\.json is damaged"):

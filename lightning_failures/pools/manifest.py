@@ -50,6 +50,10 @@ class PoolManifest:
     sample: tuple[str, ...] = ()
     schema: int = 1
 
+    def __post_init__(self) -> None:
+        if min(self.examples, self.shard_size) < 1 or self.schema != 1:
+            raise DataError(f"{self.examples} examples in shards of {self.shard_size}, schema {self.schema}")
+
     @property
     def shards(self) -> int:
         """How many files the pool has."""
