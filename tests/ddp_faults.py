@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import json
 import sys
@@ -272,6 +273,7 @@ def run(folder: Path, stage: str, rank: int, on_error: str) -> dict[str, Any]:
             if on_error == "warn":
                 raise
             raised = f"{type(error).__name__}: {error}"
+        gc.collect()  # the connections are gone, as with the process
     report = modes.last_report
     return {
         "seconds": time.monotonic() - begin,

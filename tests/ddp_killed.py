@@ -1,4 +1,4 @@
-"""Run by test_processes.py, once for each of two ranks: one of them is killed amid the analysis."""
+"""Run by test_processes.py, once for each of two ranks: one is killed amid the analysis, or raises amid a batch."""
 
 from __future__ import annotations
 
@@ -11,21 +11,25 @@ from pathlib import Path
 import torch
 
 from lightning_failures.directions import fit_failure_directions
+from lightning_failures.grading import grade_batch
 from tests.ddp_faults import everywhere
 from tests.toy import OracleClassifier, callback, loader, trainer
 
 
-def main(folder: Path, killed: int) -> None:
+def main(folder: Path, how: str, failing: int) -> None:
     torch.set_num_threads(1)
     rank = int(os.environ["LOCAL_RANK"])
 
-    def dies(*args, **kwargs):
-        (folder / "killed_at.txt").write_text(str(time.time()))
+    def fails(*args, **kwargs):
+        (folder / "failed_at.txt").write_text(str(time.time()))
+        if how == "raised":
+            raise RuntimeError("planted")
         os.kill(os.getpid(), signal.SIGKILL)
 
-    modes = callback(pictures=False, on_error="warn")
+    stage = grade_batch if how == "raised" else fit_failure_directions
+    modes = callback(pictures=False, on_error="raise" if how == "raised" else "warn")
     run = trainer(folder, modes, max_epochs=2, strategy="ddp", devices=2, num_sanity_val_steps=0)
-    with everywhere(fit_failure_directions, dies if rank == killed else fit_failure_directions):
+    with everywhere(stage, fails if rank == failing else stage):
         try:
             run.fit(OracleClassifier(), loader(64), loader(160))
         finally:
@@ -33,4 +37,4 @@ def main(folder: Path, killed: int) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]))
+    main(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]))

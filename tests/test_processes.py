@@ -10,7 +10,7 @@ import lightning as L
 import pytest
 
 from tests.ddp_faults import GOES_ON, ONLY_FIRST, STAGES, STEERS
-from tests.ddp_launch import free_port, launch
+from tests.ddp_launch import Ended, free_port, launch
 from tests.ddp_steering import DATA
 
 pytestmark = pytest.mark.slow
@@ -116,19 +116,34 @@ def test_fault__with_on_error_raise_stops_all_ranks(raised, stage, rank):
 # -- one process dies ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("killed", [0, 1])
-def test_kill__of_one_rank_amid_the_analysis_ends_the_others_within_seconds(tmp_path, killed):
-    """As under torchrun or SLURM. The analysis of the other is skipped, and its training then finds nobody."""
+def ends(folder: Path, how: str, failing: int) -> tuple[Ended, Ended, float]:
+    """Two ranks started one by one, as torchrun and SLURM do: the failing one, the other, the seconds between them."""
     common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "NODE_RANK": "0"}
     environments = [common | {"LOCAL_RANK": str(rank)} for rank in (0, 1)]
-    ended = launch("ddp_killed", tmp_path, killed, environments=environments, timeout=180)
-    assert ended[killed].status == -9
-    survivor = ended[1 - killed]
+    ended = launch("ddp_killed", folder, how, failing, environments=environments, timeout=180)
+    begin, end = (float((folder / f"{name}.txt").read_text()) for name in ("failed_at", f"over_{1 - failing}"))
+    return ended[failing], ended[1 - failing], end - begin
+
+
+@pytest.mark.parametrize("killed", [0, 1])
+def test_kill__of_one_rank_amid_the_analysis_ends_the_others_within_seconds(tmp_path, killed):
+    """The analysis of the other is skipped, and its training then finds nobody."""
+    dead, survivor, seconds = ends(tmp_path, "killed", killed)
+    assert dead.status == -9
     assert survivor.status not in (0, -9)
     assert "FailureModes skips this analysis" in survivor.said
     assert "peer" in survivor.said  # gloo tells that the connection was closed
-    begin, end = (float((tmp_path / f"{name}.txt").read_text()) for name in ("killed_at", f"over_{1 - killed}"))
-    assert 0 < end - begin < 30
+    assert 0 < seconds < 30
+
+
+def test_raise__amid_a_batch_of_one_rank_ends_the_others_within_seconds(tmp_path):
+    """The others wait for it at the end of the validation; its end is theirs."""
+    failed, other, seconds = ends(tmp_path, "raised", 1)
+    assert failed.status not in (0, -9)
+    assert other.status not in (0, -9)
+    assert "planted" in failed.said
+    assert "peer" in other.said
+    assert 0 < seconds < 30
 
 
 # -- ways to launch ------------------------------------------------------------------------------------------
