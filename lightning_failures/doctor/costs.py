@@ -15,12 +15,12 @@ from torch import Tensor
 from lightning_failures.adapters.isolation import isolated_rng
 from lightning_failures.adapters.reading import MAX_REFERENCE
 from lightning_failures.analysis import analyse
-from lightning_failures.budget import bytes_of, read_bytes, read_time
+from lightning_failures.budget import TimeLimit, bytes_of, read_bytes, read_time
 from lightning_failures.cache import EmbeddingCache, EmbeddingStore, content_keys, embed
 from lightning_failures.candidates import ClassCaptions, caption_source
 from lightning_failures.doctor.encoders import weight_bytes
-from lightning_failures.doctor.environment import analyses
-from lightning_failures.doctor.findings import Finding, ok, problem, skipped, warning
+from lightning_failures.doctor.environment import analyses, share_seen
+from lightning_failures.doctor.findings import Finding, ok, skipped, warning
 from lightning_failures.doctor.interventions import training_loader
 from lightning_failures.doctor.places import bytes_text, free_bytes, seconds_text, why_not_writable
 from lightning_failures.doctor.rehearsal import UNSOLVED, Case, LoaderNotes
@@ -85,7 +85,7 @@ def estimate(case: Case) -> Cost | None:
         embedding, known = _embedding_seconds(case, case.first, case.first.images)
     examples, texts, fitting = 0, 0.0, 0.0
     for notes in case.notes:
-        size = len(notes.dataset) if hasattr(notes.dataset, "__len__") else 0
+        size = round(notes.size * share_seen(case))
         examples += size
         if notes.collector is not None and size:
             some_texts, some_fitting = _analysis_seconds(case, notes, size)
@@ -127,7 +127,7 @@ def _embedding_seconds(case: Case, notes: LoaderNotes, images: Tensor) -> tuple[
 
     full = fresh()
     run(full)  # the first call of a model takes longer
-    return tuple(_seconds(work) / len(images) for work in (lambda: run(fresh()), lambda: run(full)))  # type: ignore[return-value]
+    return _seconds(lambda: run(fresh())) / len(images), _seconds(lambda: run(full)) / len(images)
 
 
 def _seconds(work: Callable[[], object]) -> float:
@@ -223,14 +223,18 @@ def check_time(case: Case) -> Iterator[Finding]:
         " images."
     )
     facts = {"first_seconds": cost.first, "later_seconds": cost.later, "images_per_second": 1 / (cost.embedding or 1)}
-    budget = getattr(case.modes, "time_budget", None)
-    limit = None if budget is None else read_time(budget)
-    if limit is not None and limit.share is not None:
-        message += f" Within time_budget if an epoch takes {seconds_text(cost.later / limit.share)} or more."
-    if limit is not None and limit.seconds is not None and limit.seconds < cost.later:
-        yield warning(
-            f"{message} time_budget={budget} is less, so some classes will be left out.", "Raise time_budget.", **facts
+    budget = case.modes.time_budget
+    limit = TimeLimit() if budget is None else read_time(budget)
+    if limit.share is not None:
+        message += (
+            f" time_budget={budget} is enough for these if an epoch takes {seconds_text(cost.later / limit.share)}."
         )
+    if limit.seconds is not None and limit.seconds < cost.later:
+        yield warning(
+            f"{message} time_budget={budget} is less: classes will be left out.", "Raise time_budget.", **facts
+        )
+    elif limit.seconds is not None and limit.seconds < cost.first:
+        yield ok(f"{message} time_budget={budget} is less than the first: it embeds a part, later ones more.", **facts)
     elif cost.first > LONG:
         yield warning(message, "A GPU (device='cuda'), more processes, or a smaller encoder.", **facts)
     else:
@@ -247,13 +251,12 @@ def check_memory(case: Case) -> Iterator[Finding]:
         yield skipped("no encoder, or no batch could be read")
         return
     encoders = [lens.encoder for lens in case.lenses.values()]
-    sizes = [len(notes.dataset) for notes in case.notes if hasattr(notes.dataset, "__len__")]
-    world = case.trainer.world_size
-    analysis = sum(bytes_of(max(sizes, default=0), encoder.dim) for encoder in encoders) / world
+    largest = max(notes.size for notes in case.notes)
+    analysis = sum(bytes_of(largest, encoder.dim) for encoder in encoders) / case.trainer.world_size
     weights = sum(map(weight_bytes, encoders))
     message = f"about {bytes_text(analysis)} for the analysis and {bytes_text(weights)} of weights in each process"
     facts = {"analysis_bytes": analysis, "weight_bytes": weights}
-    budget, here = getattr(case.modes, "memory_budget", None), _available()
+    budget, here = case.modes.memory_budget, _available()
     if budget is not None and read_bytes(budget) < analysis:
         yield warning(
             f"{message}; memory_budget={budget} is less, so a sample is analysed.", "Raise memory_budget.", **facts
@@ -280,19 +283,19 @@ def check_cache(case: Case) -> Iterator[Finding]:
         return
     cache = EmbeddingCache(case.modes.cache_folder)
     if reason := why_not_writable(cache.folder):
-        yield problem(
+        yield warning(
             f"{cache.folder} cannot be written ({reason}): embeddings would be lost with the run.",
             "Name another folder: cache_folder=..., or LIGHTNING_FAILURES_CACHE.",
         )
         return
-    sizes = sum(len(notes.dataset) for notes in case.notes if hasattr(notes.dataset, "__len__"))
+    sizes = sum(notes.size for notes in case.notes)
     needed = sum(sizes * (2 * lens.encoder.dim + _KEY_BYTES) for lens in case.lenses.values())
     free, (share, damaged) = free_bytes(cache.folder), _known_share(case, cache)
     message = f"{cache.folder}: {bytes_text(needed)} for {sizes:,} images; of the first batch {share:.0%} are there"
     if damaged:
         message += "; damaged files were removed"
     if free is not None and free < 2 * needed:
-        yield problem(f"{message}, but only {bytes_text(free)} are free.", "Name another folder: cache_folder=...")
+        yield warning(f"{message}, but only {bytes_text(free)} are free.", "Name another folder: cache_folder=...")
     elif needed > cache.max_bytes:
         yield warning(
             f"{message}, more than the {bytes_text(cache.max_bytes)} that it keeps: every run embeds anew.",

@@ -29,11 +29,18 @@ FEWEST = 20  # 10 failures and 10 successes
 
 def check_batches(case: Case) -> Iterator[Finding]:
     """Two batches of each loader, by a real validation: how they are read, logits, labels, names of classes."""
-    read_batches(case)
+    try:
+        read_batches(case)
+    except Exception as error:
+        yield problem(
+            f"A validation of the first batches, without FailureModes, ends in {type(error).__name__}: {error}",
+            "Where: lightning-failures validate, with the same options.",
+        )
+        return
     for index, notes in enumerate(case.notes):
         where = f"loader {index}: " if len(case.notes) > 1 else ""
-        if error := notes.errors.get("batches"):
-            yield problem(f"{where}{error}")
+        if "batches" in notes.errors:
+            yield problem(f"{where}{notes.errors['batches']}")
             continue
         record, collector = notes.record, notes.collector
         if record is None or "examples" in notes.errors:
@@ -133,9 +140,9 @@ def check_processes(case: Case) -> Iterator[Finding]:
     """Distributed samplers repeat examples; the grades must not."""
     world = case.trainer.world_size
     notes = case.first
-    size = _length(notes)
-    if size is None:
-        yield skipped(f"{world} process(es); the validation set has no length")
+    size = 0 if notes is None else notes.size
+    if not size:
+        yield skipped("no batches were read" if notes is None else "the validation set has no length")
         return
     counts = sorted({2, 3, 4} | ({world} if world > 1 else set()))
     repeated = {count: -size % count for count in counts}
@@ -170,10 +177,3 @@ def graded_once(size: int, processes: int) -> bool:
         ids = torch.tensor(list(sampler), dtype=torch.int64)
         metric.update(ids, ids, ids, torch.zeros(len(ids)))
     return torch.equal(metric.compute()[0], torch.arange(size))
-
-
-def _length(notes: LoaderNotes | None) -> int | None:
-    try:
-        return None if notes is None else len(notes.dataset)
-    except (TypeError, NotImplementedError):
-        return None

@@ -30,7 +30,15 @@ from lightning_failures.doctor.rehearsal import Case
 from lightning_failures.sinks import CSVSink, FileSink, Sink, TensorBoardSink, WandbSink, sinks_for
 from lightning_failures.sinks.wandb import MAX_IMAGES, MAX_ROWS
 
-__all__ = ["analyses", "check_loggers", "check_monitors", "check_schedule", "check_versions", "judge_versions"]
+__all__ = [
+    "analyses",
+    "check_loggers",
+    "check_monitors",
+    "check_schedule",
+    "check_versions",
+    "judge_versions",
+    "share_seen",
+]
 
 BASES = ("lightning", "pytorch-lightning")
 MALICIOUS = ("2.6.2", "2.6.3")
@@ -142,15 +150,14 @@ def check_schedule(case: Case) -> Iterator[Finding]:
             "Analyse more often.",
         )
         return
-    share = trainer.limit_val_batches
-    part = share if isinstance(share, float) else _share_of_batches(case, share)
-    if share == 0:
+    limit, part = trainer.limit_val_batches, share_seen(case)
+    if limit == 0:
         yield problem(
             "limit_val_batches=0: there is no validation, and so no analysis.", "Leave limit_val_batches out."
         )
-    elif part is not None and part < modes.min_coverage:
+    elif part < modes.min_coverage:
         yield warning(
-            f"limit_val_batches={share} shows {part:.0%} of the validation set, less than"
+            f"limit_val_batches={limit} shows {part:.0%} of the validation set, less than"
             f" min_coverage={modes.min_coverage:.0%}: it is reported, but steers nothing.",
             "Raise limit_val_batches, or lower min_coverage.",
         )
@@ -159,11 +166,15 @@ def check_schedule(case: Case) -> Iterator[Finding]:
         yield ok(f"analyses: {told}", analyses=count)
 
 
-def _share_of_batches(case: Case, limit: int) -> float | None:
+def share_seen(case: Case) -> float:
+    """The share of the validation set that a validation sees; 1 where nobody knows."""
+    limit = case.trainer.limit_val_batches
+    if isinstance(limit, float):
+        return limit
     try:
         return min(1.0, limit / len(case.notes[0].loader))
-    except (IndexError, TypeError, ZeroDivisionError):
-        return None
+    except (IndexError, TypeError, NotImplementedError, ZeroDivisionError):
+        return 1.0
 
 
 def check_loggers(case: Case) -> Iterator[Finding]:

@@ -61,6 +61,14 @@ class LoaderNotes:
         return dataset_of(self.loader)
 
     @property
+    def size(self) -> int:
+        """How many examples the dataset has; 0 if it does not tell."""
+        try:
+            return len(self.dataset)
+        except (TypeError, NotImplementedError):
+            return 0
+
+    @property
     def images(self) -> Tensor | None:
         """The images of the first batch, as the model saw them."""
         return None if self.record is None else self.record.images

@@ -30,7 +30,7 @@ def check_captions(case: Case) -> Iterator[Finding]:
         return
     vocabulary = CaptionVocabulary.load(words)
     if notes is None or notes.collector is None or not notes.collector.has_names:
-        yield skipped("classes have no names")
+        yield skipped("no batches were read" if notes is None else "classes have no names")
         return
     names = notes.collector.class_names
     odd = [name for name in names if no_words(name)]
@@ -102,11 +102,11 @@ def _own_images(case: Case, encoder: TextEncoder) -> tuple[int, int, int] | None
     notes, vocabulary = case.first, case.modes.captions
     if notes is None or notes.collector is None or not notes.collector.has_names or vocabulary is None:
         return None
-    if notes.collector.task != "multiclass" or not hasattr(notes.dataset, "__len__"):
+    if notes.collector.task != "multiclass" or not notes.size:
         return None
     names = notes.collector.class_names
     known = CaptionVocabulary.load(vocabulary)
-    size = len(notes.dataset)
+    size = notes.size
     rows = sorted({int(k * size / _OWN) for k in range(min(size, _OWN))})
     try:
         images, labels = _read(case, rows)
