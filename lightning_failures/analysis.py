@@ -239,7 +239,8 @@ def _class_reports(
                 "easiest_ids": tuple(members.ids[order[::-1][:top]].tolist()),
             }
         elif directions is not None:
-            values = {"skipped": directions.skipped.get(k, "no examples")}
+            unseen = "none of its examples was looked at" if len(members.rows) else "no examples"
+            values = {"skipped": directions.skipped.get(k, unseen)}
         reports.append(
             ClassReport(
                 name=members.name,

@@ -228,6 +228,8 @@ def report(run: Path) -> None:
         raise ConfigurationError(f"{found} is no report of lightning_failures: {error}") from error
     print(f"{printable(str(found))}: epoch {loaded.epoch}, step {loaded.global_step}, {loaded.examples} examples, "
           f"accuracy {number(loaded.accuracy)}\n\n{class_table(loaded)}")  # fmt: skip
+    if loaded.notes:
+        print("\nNotes:\n  " + "\n  ".join(map(clean, loaded.notes)))
     if told := enrichment_lines(loaded):
         print("\nKnown attributes, over-represented among the flagged:\n  " + "\n  ".join(told))
     if acted := intervention_lines(loaded):

@@ -22,6 +22,7 @@ __all__ = [
     "escape_markdown",
     "looks_digested",
     "markdown_table",
+    "notes_markdown",
     "number",
     "printable",
     "rank_classes",
@@ -246,6 +247,15 @@ def enrichment_lines(report: FailureReport) -> list[str]:
         for entry in report.classes
         for row in strongest_values(entry, limit=1)
     ]
+
+
+def notes_markdown(report: FailureReport) -> str:
+    """Return what a reader must know of the analysis as a Markdown list, a line a note; empty if there is nothing.
+
+    >>> notes_markdown(FailureReport(examples=1, accuracy=1.0, classes=(), notes=("Looked at 5 % of the examples.",)))
+    '* Looked at 5 % of the examples.'
+    """
+    return "\n".join(f"* {escape_markdown(note)}" for note in report.notes)
 
 
 def enrichment_markdown(report: FailureReport, *, limit: int | None = None) -> str:

@@ -11,6 +11,7 @@ import torch
 
 from lightning_failures.analysis import analyse
 from lightning_failures.candidates import ClassCaptions
+from lightning_failures.directions import LEFT_OUT
 from lightning_failures.errors import DataError
 from lightning_failures.records import FailureReport, Grades
 
@@ -489,3 +490,51 @@ def test_analyse__memory_is_that_of_a_class(monkeypatch):
             tracemalloc.stop()
         inputs.append(x.nbytes)
     assert peaks[2] - peaks[1] < 0.5 * (inputs[2] - inputs[1])
+
+
+# -- budgets -------------------------------------------------------------------------------------------------
+
+
+def test_time_budget__what_is_left_out_is_told():
+    grades, x = planted()
+    options = {"features": x, "captions": lambda k: words(), "permutations": 49}
+    report = analyse(grades, x, time_budget=1e-9, **options)
+    assert {entry.skipped for entry in report.classes} == {group.skipped for group in report.groups} == {LEFT_OUT}
+    assert report.notes == (
+        "The time budget left out 3 failure directions, 6 failure trees: those with the fewest failures.",
+    )
+    assert report.accuracy == grades.correct.double().mean().item()
+    report = analyse(grades, x, time_budget=1e9, **options)
+    assert content(report) == content(analyse(grades, x, **options))
+    assert report.notes == ()
+
+
+def test_sampled__counts_are_of_all_and_fits_of_the_sample():
+    grades, x = planted()
+    sampled = np.arange(450) % 3 != 1  # class 1 is not in it
+    report = analyse(grades, x[sampled], features=x[sampled], sampled=sampled, permutations=49)
+    assert [entry.examples for entry in report.classes] == [150, 150, 150]
+    assert [entry.skipped for entry in report.classes] == [None, "none of its examples was looked at", None]
+    assert report.directions.out_of_fold.isnan()[~sampled].all()
+    assert not report.directions.out_of_fold.isnan()[sampled].any()
+    by_hand = analyse(take(grades, sampled), x[sampled], features=x[sampled], permutations=49)
+    for one, other in zip(report.classes, by_hand.classes, strict=True):
+        assert (one.cv_score, one.hardest_ids, one.easiest_ids) == (
+            other.cv_score,
+            other.hardest_ids,
+            other.easiest_ids,
+        )
+    assert content(report)["groups"] == content(by_hand)["groups"]
+    assert "66.7% of the examples" in report.notes[0]
+
+
+def take(grades, rows):
+    rows = torch.from_numpy(rows)
+    parts = ("ids", "labels", "predictions", "confidence")
+    return replace(grades, **{name: getattr(grades, name)[rows] for name in parts})
+
+
+def test_sampled__another_number_of_embeddings_is_an_error():
+    grades, x = planted()
+    with pytest.raises(DataError, match="450 rows; grades have 300 rows"):
+        analyse(grades, x, sampled=np.arange(450) % 3 != 1)

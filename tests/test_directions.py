@@ -1,3 +1,5 @@
+import tracemalloc
+
 import numpy as np
 import pytest
 import torch
@@ -6,7 +8,7 @@ from sklearn.metrics import balanced_accuracy_score
 from sklearn.model_selection import cross_val_score
 from sklearn.svm import SVC
 
-from lightning_failures.directions import FailureDirections, fit_failure_directions, phi
+from lightning_failures.directions import LEFT_OUT, FailureDirections, fit_failure_directions, phi
 from lightning_failures.errors import ConfigurationError, DataError
 from lightning_failures.svm import balanced_signs
 
@@ -346,3 +348,45 @@ def test_n_directions__two_modes_give_two_directions():
     assert second.weight[0].abs().topk(1).indices.item() in (0, 1)
     assert 0 < second.cv_score_stderr.item() < 0.05
     assert directions.weight[0].abs().topk(2).indices.sort().values.tolist() == [0, 1]
+
+
+# -- budgets -------------------------------------------------------------------------------------------------
+
+
+class Looks:
+    """A deadline that passes after some looks at it."""
+
+    def __init__(self, most):
+        self.left = most
+
+    @property
+    def passed(self):
+        self.left -= 1
+        return self.left < 0
+
+
+def test_deadline__the_classes_with_the_most_failures_are_fitted_first():
+    rng = np.random.default_rng(0)
+    labels = np.arange(800) % 4
+    x, correct = rng.normal(size=(800, 6)), rng.random(800) > np.array([0.2, 0.6, 0.1, 0.4])[labels]
+    options = {"permutations": 19}
+    whole = fit_failure_directions(x, labels, correct, **options)
+    found = fit_failure_directions(x, labels, correct, deadline=Looks(2), **options)
+    assert found.classes.tolist() == [1, 3]
+    assert found.skipped == {0: LEFT_OUT, 2: LEFT_OUT}
+    assert torch.equal(found.weight, whole.weight[[1, 3]])
+    assert torch.equal(found.p_value, whole.p_value[[1, 3]])
+
+
+def test_fit__a_large_class_takes_no_gram_matrix_of_all_its_examples():
+    """10,000 examples have one of 400 MB; the fit is of 5,000 of them."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(10_000, 4)).astype(np.float32)
+    correct = x[:, 0] + rng.normal(size=10_000) > -1
+    tracemalloc.start()
+    try:
+        fit_failure_directions(x, np.zeros(10_000, dtype=int), correct, permutations=9)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 300e6

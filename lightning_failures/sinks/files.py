@@ -18,6 +18,7 @@ from lightning_failures.text import (
     escape_markdown,
     looks_digested,
     markdown_table,
+    notes_markdown,
     tree_markdown,
     with_digest,
 )
@@ -44,7 +45,7 @@ class FileSink:
         name = f"epoch={report.epoch or 0:04d}-step={step:06d}"
         here = self.folder / (f"test-{name}" if report.stage == "test" else name)
         write_report(report, here)  # first, in case the disk fills up
-        parts = [markdown_table(report), enrichment_markdown(report)]
+        parts = [markdown_table(report), notes_markdown(report), enrichment_markdown(report)]
         parts += [interventions_markdown(report), tree_markdown(report)]
         for picture in pictures:
             png = BytesIO()

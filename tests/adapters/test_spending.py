@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+import textwrap
 import time
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +18,8 @@ from lightning_failures.adapters.spending import Allowance
 from lightning_failures.errors import ConfigurationError
 from lightning_failures.interventions import Upweight
 from tests.toy import ColourEncoder, OracleClassifier, callback, loader, trainer
+
+ROOT = Path(__file__).parents[2]
 
 
 class SlowEncoder(ColourEncoder):
@@ -170,3 +177,44 @@ def test_budgets__with_interventions_and_a_sample(tmp_path):
 def test_budgets__out_of_range(option, value, allowed):
     with pytest.raises(ConfigurationError, match=f"{option}=.*{allowed}"):
         callback(**{option: value})
+
+
+@pytest.mark.slow
+def test_memory_budget__what_is_held_is_about_what_was_allowed(tmp_path):
+    """12,000 embeddings of 512 numbers in four classes: an analysis of all takes some 200 MB; it may take 60."""
+    script = f"""
+        import resource, sys, torch
+        from torch.utils.data import DataLoader
+        from tests.toy import Images, OracleClassifier, callback, trainer
+        torch.set_num_threads(1)
+
+        class Wide:
+            name, fingerprint, dim = "wide", "tests-wide", 512
+            matrix = torch.randn(192, 512, generator=torch.Generator().manual_seed(0))
+
+            def encode_images(self, images):
+                return torch.tanh(images.flatten(1) @ self.matrix)
+
+        def peak(size, budget, folder):
+            modes = callback(encoder=Wide(), pictures=False, permutations=9, memory_budget=budget, cache_folder=folder)
+            loader = DataLoader(Images(size), batch_size=250)
+            trainer(folder, modes).validate(OracleClassifier(), loader, verbose=False)
+            return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, modes.last_report.sampled
+
+        before, _ = peak(2000, None, {str(tmp_path / "small")!r})
+        bounded, sampled = peak(12_000, "60 MB", {str(tmp_path / "bounded")!r})
+        everything, whole = peak(12_000, None, {str(tmp_path / "everything")!r})
+        print(bounded - before, everything - before, sampled, whole)
+    """
+    run = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", textwrap.dedent(script)],
+        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert run.returncode == 0, run.stderr[-2000:]
+    bounded, everything, sampled, whole = map(float, run.stdout.split())
+    assert (whole, 0.2 < sampled < 0.6) == (1.0, True)
+    assert bounded < 1.3 * 60e6
+    assert everything > 1.5 * 60e6
