@@ -27,7 +27,7 @@ from torchvision.transforms import v2 as T
 from lightning_failures import FailureModes
 from lightning_failures.adapters.pool_embedding import run_job
 from lightning_failures.adapters.pool_results import agreed_names, conclude
-from lightning_failures.adapters.pool_source import PoolSource
+from lightning_failures.adapters.pool_source import BlockSampler, PoolSource
 from lightning_failures.adapters.pool_work import PoolJob
 from lightning_failures.adapters.reading import BatchReader
 from lightning_failures.cli import main
@@ -198,6 +198,7 @@ def test_embed__limited_then_whole(tmp_path, run_folder, capsys):
     embed(tmp_path, directions=run_folder, options={"limit_predict_batches": limit})
     assert "2 of 13 shards" in capsys.readouterr().out
     assert not (tmp_path / "hardest.json").exists()
+    assert embed(tmp_path, directions=run_folder, options={"fast_dev_run": True}).embedded == BATCH
     assert embed(tmp_path, directions=run_folder).embedded == SIZE - 2 * SHARD
 
 
@@ -291,6 +292,72 @@ def test_embed__paths_of_the_hardest(tmp_path, run_folder):
     for entry in told["classes"]:
         for row in entry["hardest"]:
             assert row["path"] == f"img/{(row['id'] + 50) % 100}.png"
+
+
+def test_embed__no_list_of_indices_is_kept(tmp_path):
+    """Lightning's own tracker of indices would grow with the pool."""
+    run = trainer(ColourEncoder())
+    run.embed(OracleClassifier(), Pool(), output=tmp_path, shard_size=SHARD)
+    assert isinstance(run.predict_dataloaders.sampler, BlockSampler)
+    assert run.predict_dataloaders.batch_sampler is None
+
+
+class MadeUp(Dataset):
+    """Images that take no memory."""
+
+    classes = ("class 0", "class 1", "class 2", "class 3")
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+
+    def __len__(self):
+        return self.size
+
+    def __getitem__(self, index):
+        return torch.full((3, 2, 2), index % 1000 / 1000), index % 4
+
+
+class WatchedEncoder:
+    """512 dimensions; notes the most memory that the process had."""
+
+    name, fingerprint, dim = "watched", "tests-watched", 512
+
+    def __init__(self) -> None:
+        self.weight = torch.rand(12, 512, generator=torch.Generator().manual_seed(0))
+        self.most = 0
+
+    def encode_images(self, images):
+        self.most = max(self.most, resident())
+        return images.flatten(1) @ self.weight
+
+
+def resident() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+class Returns(OracleClassifier):
+    """What one writes without the command."""
+
+    encoder = WatchedEncoder()
+
+    def predict_step(self, batch, batch_idx):
+        return self.encoder.encode_images(batch[0])
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads Linux's account of memory")
+def test_embed__memory_does_not_grow_with_the_pool(tmp_path):
+    """30,000 embeddings are 61 MB."""
+    embed(tmp_path / "small", data=Pool(MadeUp(3_000), batch_size=100), encoder=WatchedEncoder(), shard_size=500)
+    before = resident()
+    watched = WatchedEncoder()
+    embed(tmp_path / "large", data=Pool(MadeUp(30_000), batch_size=100), encoder=watched, shard_size=500)
+    assert watched.most - before < 12 * 2**20
+
+    before = resident()  # this test can fail
+    kept = trainer(None).predict(Returns(), Pool(MadeUp(30_000), batch_size=100))
+    assert len(kept) == 300
+    assert Returns.encoder.most - before > 40 * 2**20
 
 
 # -- what is refused ------------------------------------------------------------------------------------------
@@ -577,7 +644,9 @@ def test_embed__from_the_packaged_config(tmp_path, monkeypatch, capsys):
     run = str(tmp_path / "failures-digits" / "digits" / "version_0")
     assert main(["embed", *quiet, *sizes, "--directions", run, "--k=3"]) == 0
     told = json.loads((tmp_path / "failures-pool" / "hardest.json").read_text())
-    assert told["encoder"] == "embedded:digits"
+    report = json.loads(Path(run, "failures", "report.json").read_text())
+    assert told["encoder"] == report["encoder"] == "embedded:digits"
+    assert told["encoder_fingerprint"] == report["encoder_fingerprint"] != ""
     assert {entry["class"] for entry in told["classes"]} <= set(CLASSES)
     assert all(len(entry["hardest"]) == 3 for entry in told["classes"])
     capsys.readouterr()

@@ -86,7 +86,7 @@ def conclude(
         DataError: Shards are missing.
     """
     end = time.monotonic() + patience
-    while (lacking := _lacking(manifest, folder)) and time.monotonic() < end:
+    while (lacking := _lacking(manifest, folder)) and not limited and time.monotonic() < end:
         time.sleep(1.0)
     if lacking and limited:
         print(f"{manifest.shards - lacking} of {manifest.shards} shards of the pool are in {folder / 'shards'}. Run the"
@@ -117,10 +117,7 @@ def _in_words(summary: PoolSummary, folder: Path, names: Sequence[str]) -> list[
     told = summary.to_dict(names)
     lines = [f"{told['examples']:,} examples in {told['shards']} shards: {folder / 'shards'}"]
     if summary.directions is None:
-        return [
-            *lines,
-            "Not scored: with --directions, the folder of a run, the hardest examples are found.",
-        ]
+        return [*lines, "Not scored: with --directions, the folder of a run, the hardest examples are found."]
     found = sorted(
         (entry for entry in told["classes"] if entry["pattern"] and entry["flagged"]),
         key=lambda entry: -entry["flagged"] / entry["examples"],
