@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, DistributedSampler, RandomSampler
 
 from lightning_failures.adapters.forks import Run, fork_verdict
+from lightning_failures.errors import ConfigurationError
 from lightning_failures.interventions import AddFiltered, AddSynthetic, Upweight
 from tests.ddp_faults import Model, Numbered, Speaks
 from tests.ddp_fit import Backwards
@@ -190,12 +191,28 @@ def judge(folder: Path) -> dict[str, Any]:
     return fork_verdict(make_run, checkpoint, pairs=1, files=folder / "files", folder=folder / "forks").to_dict()
 
 
+def apart(folder: Path) -> dict[str, Any]:
+    """Two files of weights under one name."""
+    encoder = ColourEncoder()
+    encoder.fingerprint += f"-{rank()}"
+    try:
+        trainer(folder, callback(encoder=encoder, on_error="warn"), strategy="ddp", devices=2).validate(
+            Model(), loader(32), verbose=False
+        )
+    except ConfigurationError as error:
+        return {"raised": str(error)}
+    return {"raised": ""}
+
+
+OTHERS = {"verdict": judge, "encoders apart": apart}
+
+
 def main(folder: Path, *names: str) -> None:
     torch.set_num_threads(1)
-    for name in names or (*CASES, "verdict"):
+    for name in names or (*CASES, *OTHERS):
         print(name, flush=True)  # the last words if it hangs
         place = folder / name
-        seen = judge(place) if name == "verdict" else run(place, name)
+        seen = OTHERS[name](place) if name in OTHERS else run(place, name)
         place.mkdir(parents=True, exist_ok=True)
         (place / f"rank_{rank()}.json").write_text(json.dumps(seen))
 

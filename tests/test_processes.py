@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import lightning as L
 import pytest
+import torch
+from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 
+from lightning_failures.adapters.observer import forward_once_more
+from lightning_failures.errors import ConfigurationError
 from tests.ddp_faults import GOES_ON, ONLY_FIRST, STAGES, STEERS
 from tests.ddp_launch import Ended, free_port, launch
 from tests.ddp_steering import DATA
+from tests.toy import OracleClassifier
 
 pytestmark = pytest.mark.slow
 
@@ -169,6 +175,14 @@ def test_fsdp__needs_a_gpu_says_lightning(tmp_path):
         L.Trainer(accelerator="cpu", devices=2, strategy="fsdp", default_root_dir=tmp_path, logger=False)
 
 
+@pytest.mark.parametrize("strategy", [FSDPStrategy(), ModelParallelStrategy()])
+def test_forward__of_a_sharded_module_is_refused(strategy):
+    """Ranks may have batches of their own, or one has failed: then the others would wait in its forward."""
+    trainer = SimpleNamespace(strategy=strategy, world_size=2)
+    with pytest.raises(ConfigurationError, match="Strategy takes no forward of single processes"):
+        forward_once_more(trainer, OracleClassifier(), torch.zeros(1, 3, 8, 8))
+
+
 # -- two nodes -----------------------------------------------------------------------------------------------
 
 
@@ -283,6 +297,11 @@ def test_ddp__generated_images_are_made_once_and_drawn_by_all(steered):
         assert [one["sizes"][epoch] for one in seen] == [48, 48]
         assert all(one["epochs"][epoch] for one in seen)
         assert 10 <= len(union(seen, int(epoch))) <= 24
+
+
+def test_ddp__ranks_with_different_encoders_are_refused(steered):
+    for one in read(steered / "encoders apart"):
+        assert "the processes have different weights of colours" in one["raised"]
 
 
 def test_ddp__caches_apart_are_an_error_that_names_the_remedy(steered):

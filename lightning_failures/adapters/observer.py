@@ -19,6 +19,9 @@ REMEDY = (
     " read_batch."
 )
 
+SHARDED = {"FSDPStrategy", "DeepSpeedStrategy", "ModelParallelStrategy"}
+"""Strategies whose processes hold parts of the module: a forward that not all of them run waits for ever."""
+
 
 class LogitsObserver:
     """Remembers the tensors of shape (B, K) or (B,) that a module, or its direct children, returned during one step.
@@ -135,11 +138,15 @@ def forward_once_more(trainer: Trainer, module: LightningModule, images: Tensor 
     """Return the logits of an extra forward, where the step neither returned nor computed any that could be seen.
 
     Raises:
-        ConfigurationError: nothing to give to ``forward``, no ``forward``, or no tensor comes out.
+        ConfigurationError: nothing to give to ``forward``, no ``forward``, a module that is shared out over processes,
+            or no tensor comes out.
     """
     unseen = "The step computed no logits that FailureModes could see"
     if images is None:
         raise ConfigurationError(f"{unseen}. {REMEDY}")
+    strategy = type(trainer.strategy)
+    if trainer.world_size > 1 and SHARDED & {base.__name__ for base in strategy.__mro__}:
+        raise ConfigurationError(f"{unseen}, and {strategy.__name__} takes no forward of single processes. {REMEDY}")
     try:
         with isolated_rng(), torch.no_grad(), trainer.precision_plugin.val_step_context():
             logits = module(images)
