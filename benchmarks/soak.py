@@ -53,6 +53,7 @@ MEASURES = ("memory", "files", "threads", "objects", "tensors", "cache", "report
 """MiB; open file handles; threads; live Python objects; tensors among them; on disk, in MiB: embeddings, our own files
 beside the logs, and these with what the loggers write."""
 
+STEPS = [digit * 10**power for power in range(6) for digit in (1, 2, 5)]
 BLOCKS = 12
 MIB = 2**20
 
@@ -223,7 +224,8 @@ def plot(runs: dict[str, Any]) -> str:
     for number, (title, measure) in enumerate((("Memory, MiB", "memory"), ("Open files", "files"))):
         column, x0 = 1 + MEASURES.index(measure), left + number * (width + 70)
         last = max(row[0] for run in runs.values() for row in run["samples"])
-        high = 1.15 * max(row[column] for run in runs.values() for row in run["samples"])
+        most = max(row[column] for run in runs.values() for row in run["samples"])
+        high = 5 * next(step for step in STEPS if 5 * step > most)
 
         def place(x: float, y: float, x0: int = x0, last: float = last, high: float = high) -> str:
             return f"{x0 + x / last * width:.1f},{top + (1 - y / high) * height:.1f}"
