@@ -17,6 +17,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import markdown
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -34,8 +35,9 @@ from lightning_failures.embedded import CLIP_FOLDER
 from lightning_failures.encoders import OpenCLIPEncoder, RobustEncoder, load_encoder
 from lightning_failures.errors import ConfigurationError, DataError, EncoderError, GeneratorError
 from lightning_failures.grammar import CaptionVocabulary
+from lightning_failures.interventions import Upweight
 from lightning_failures.records import ClassReport, FailureReport, GroupReport, LeafReport, ValueReport
-from lightning_failures.sinks import FileSink
+from lightning_failures.sinks import CSVSink, FileSink
 from lightning_failures.sinks.files import file_name
 from lightning_failures.text import class_table, clean, escape_markdown, markdown_table, tag_part
 from lightning_failures.visuals import Picture, class_picture
@@ -251,6 +253,17 @@ def test_report_md__of_hostile_names(tmp_path):
     assert [entry.name for entry in again.classes][: len(NAMES)] == NAMES  # as they were, lone surrogates too
 
 
+def test_csv__reads_back_as_one_row_a_class(tmp_path):
+    names = [*NAMES, "\r", "a\r\nb", '"', "x" * 200_000]
+    for step in (1, 2, 2):  # what is there is read, and what is written again replaced
+        CSVSink(tmp_path).write(FailureReport(9, 0.5, tuple(ClassReport(name, 9) for name in names)), [], step)
+    with (tmp_path / "failure_classes.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 2 * len(names)
+    assert [row["examples"] for row in rows] == ["9"] * len(rows)
+    assert not any("\r" in row["name"] or "\0" in row["name"] for row in rows)
+
+
 # ------------------------------------------------------------------------------------------------------------ terminal
 
 
@@ -401,7 +414,7 @@ def test_run__files_stay_in_their_folder(run):
 
 @pytest.mark.slow
 def test_run__tables_keep_their_shape(run):
-    place, *_ = run
+    place, names, *_ = run
     root = place / "deep" / "deeper" / "root"
     with (root / "csv" / "v" / "failure_classes.csv").open(encoding="utf-8", newline="") as file:
         rows = list(csv.reader(file))
@@ -415,7 +428,7 @@ def test_run__tables_keep_their_shape(run):
     for path in tables:
         table = json.loads(path.read_text())
         shown = sorted(row[table["columns"].index("class")] for row in table["data"])
-        assert len(shown) == 4
+        assert shown == sorted(name.encode("utf-8", "backslashreplace").decode() for name in names)
     pages = list(root.glob("board/v/failures/*/report.md"))
     assert len(pages) == 2
     for path in pages:
@@ -760,3 +773,21 @@ def test_config__a_class_must_be_of_the_type_of_its_option(marker):
             parser().parse_object({"modes": {key: popen}})
     with pytest.raises(ArgumentError):
         parser().parse_object({"modes": {"interventions": [popen]}})
+
+
+@pytest.mark.usefixtures("_quiet")
+@pytest.mark.parametrize(
+    "option",
+    ["metadata", "every_n_epochs", "min_coverage", "permutations", "n_directions", "interventions", "on_error"],
+)
+def test_config__null_is_told_by_name(option):
+    """YAML lets any option be null, which is None."""
+    with pytest.raises(ConfigurationError, match=option):
+        FailureModes(**{option: None})
+
+
+@pytest.mark.parametrize("option", ["factor", "max_flagged", "start_epoch", "every_n_epochs"])
+def test_config__null_of_an_intervention(option):
+    with pytest.raises(ConfigurationError, match=option):
+        Upweight(**{option: None})
+    assert Upweight(factor=np.float32(2), every_n_epochs=np.int64(3)).every_n_epochs == 3

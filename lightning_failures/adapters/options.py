@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from numbers import Real
 from typing import Any
 
 from lightning_failures.budget import read_bytes, read_time
@@ -55,7 +56,7 @@ def _conditions(o: Any) -> Iterator[tuple[str, bool, str]]:
 
 def _at_least(least: int, value: Any) -> bool:
     """Also false for what is no number: null in a YAML file is None for any option."""
-    return isinstance(value, int | float) and value >= least
+    return isinstance(value, Real) and float(value) >= least
 
 
 def _reads(read: Callable[[Any], Any], value: Any) -> bool:

@@ -6,6 +6,7 @@ import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from numbers import Real
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -19,7 +20,7 @@ from lightning_failures.interventions.picking import By
 from lightning_failures.interventions.picks import Picks
 from lightning_failures.records import FailureReport
 
-__all__ = ["Decision", "Discovery", "Intervention", "JudgedExamples", "Round"]
+__all__ = ["Decision", "Discovery", "Intervention", "JudgedExamples", "Round", "is_number"]
 
 T = TypeVar("T")
 
@@ -155,9 +156,10 @@ class Intervention(ABC):
         self.stop_epoch = stop_epoch
         self.dry_run = dry_run
         self.grow_epoch = grow_epoch
-        self._check("start_epoch", start_epoch >= 0, "an integer >= 0")
-        self._check("every_n_epochs", every_n_epochs >= 1, "an integer >= 1")
-        self._check("stop_epoch", stop_epoch is None or stop_epoch > start_epoch, "None or later than start_epoch")
+        self._check("start_epoch", is_number(start_epoch) and start_epoch >= 0, "an integer >= 0")
+        self._check("every_n_epochs", is_number(every_n_epochs) and every_n_epochs >= 1, "an integer >= 1")
+        later = stop_epoch is None or (is_number(stop_epoch) and stop_epoch > start_epoch)
+        self._check("stop_epoch", later, "None or later than start_epoch")
 
     head_only: bool | str = False
     """What alone is trained while it adds examples: a submodule by name, or True for the last layer; False: all."""
@@ -211,6 +213,11 @@ class Intervention(ABC):
             raise ConfigurationError(
                 f"{type(self).__name__}({name}=...) must be {allowed}, got {getattr(self, name)!r}."
             )
+
+
+def is_number(value: Any) -> bool:
+    """Whether an option can be compared: ``null`` in a YAML file is None for any of them."""
+    return isinstance(value, Real)
 
 
 def _plain(value: Any) -> Any:

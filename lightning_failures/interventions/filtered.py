@@ -11,7 +11,7 @@ from typing import Any, get_args
 import numpy as np
 from torch.utils.data import Dataset
 
-from lightning_failures.interventions.base import Decision, Intervention, JudgedExamples, Round
+from lightning_failures.interventions.base import Decision, Intervention, JudgedExamples, Round, is_number
 from lightning_failures.interventions.picking import By
 
 __all__ = ["AddFiltered"]
@@ -88,7 +88,7 @@ start_epoch=1, every_n_epochs=1, stop_epoch=None, dry_run=False, grow_epoch=Fals
         self._check("view", view is None or len(view) == len(pool), "None or as long as the pool")  # type: ignore[arg-type]
         self._check("per_class", isinstance(per_class, int) and per_class >= 1, "an integer >= 1")
         self._check("by", by in get_args(By), f"one of {', '.join(get_args(By))}")
-        self._check("similarity", 0 < similarity <= 1, "a cosine in (0, 1]")
+        self._check("similarity", is_number(similarity) and 0 < similarity <= 1, "a cosine in (0, 1]")
 
     def source(self, training_set: Any, folder: Path) -> Any:
         """The pool."""

@@ -23,7 +23,7 @@ from lightning_failures.errors import ConfigurationError, GeneratorError
 from lightning_failures.generators.base import EmbeddingDecoder, ImageGenerator, takes_embeddings
 from lightning_failures.generators.load import load_generator
 from lightning_failures.grammar import CaptionVocabulary
-from lightning_failures.interventions.base import Decision, Intervention, JudgedExamples, Round
+from lightning_failures.interventions.base import Decision, Intervention, JudgedExamples, Round, is_number
 from lightning_failures.interventions.ledger import Ledger
 from lightning_failures.interventions.synthesis import Order, Outcome, synthesise
 from lightning_failures.interventions.synthetic_images import ItemForm, SyntheticImages, as_pil, item_form
@@ -154,7 +154,7 @@ class AddSynthetic(Intervention):
             value = getattr(self, name)
             self._check(name, isinstance(value, int) and value >= 1, "an integer >= 1")
         for name in ("max_share", "alpha"):
-            self._check(name, 0 < getattr(self, name) <= 1, "a share in (0, 1]")
+            self._check(name, is_number(getattr(self, name)) and 0 < getattr(self, name) <= 1, "a share in (0, 1]")
         for name in ("transform", "make_item"):
             value = getattr(self, name)
             self._check(name, value is None or callable(value), "a function, or None")

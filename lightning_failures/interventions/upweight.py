@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lightning_failures.interventions.base import Decision, Intervention, JudgedExamples, Round
+from lightning_failures.interventions.base import Decision, Intervention, JudgedExamples, Round, is_number
 
 __all__ = ["Upweight"]
 
@@ -94,8 +94,8 @@ class Upweight(Intervention):
         self.max_flagged = max_flagged
         self.triage = triage
         self.weight_key = weight_key
-        self._check("factor", 1 <= factor <= MAX_FACTOR, f"from 1 to {MAX_FACTOR:g}")
-        self._check("max_flagged", 0 < max_flagged <= 1, "a share in (0, 1]")
+        self._check("factor", is_number(factor) and 1 <= factor <= MAX_FACTOR, f"from 1 to {MAX_FACTOR:g}")
+        self._check("max_flagged", is_number(max_flagged) and 0 < max_flagged <= 1, "a share in (0, 1]")
         self._check("weight_key", weight_key is None or bool(weight_key), "None or the name of a key")
 
     @property

@@ -154,6 +154,8 @@ def read_pool_shard(path: Path, block: range, *, pool: str, embeddings: bool = T
                 if name not in header or (name == "embeddings" and not embeddings):
                     continue
                 start, stop = header[name]["data_offsets"]
+                if not 0 <= start <= stop:  # a place that no file has is an error of the header, not of the disk
+                    raise ValueError(f"wrong place of {name}")
                 file.seek(8 + length + start)
                 raw = bytearray(file.read(stop - start))
                 column = np.frombuffer(raw, _DTYPES[header[name]["dtype"]]).reshape(header[name]["shape"])
