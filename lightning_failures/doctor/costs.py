@@ -226,13 +226,11 @@ def check_time(case: Case) -> Iterator[Finding]:
     budget = case.modes.time_budget
     limit = TimeLimit() if budget is None else read_time(budget)
     if limit.share is not None:
-        message += (
-            f" time_budget={budget} is enough for these if an epoch takes {seconds_text(cost.later / limit.share)}."
-        )
+        enough = seconds_text(cost.later / limit.share)
+        message += f" time_budget={budget} is enough for these if an epoch takes {enough}."
     if limit.seconds is not None and limit.seconds < cost.later:
-        yield warning(
-            f"{message} time_budget={budget} is less: classes will be left out.", "Raise time_budget.", **facts
-        )
+        message += f" time_budget={budget} is less: a sample of images and classes is looked at."
+        yield warning(message, "Raise time_budget.", **facts)
     elif limit.seconds is not None and limit.seconds < cost.first:
         yield ok(f"{message} time_budget={budget} is less than the first: it embeds a part, later ones more.", **facts)
     elif cost.first > LONG:
@@ -251,8 +249,9 @@ def check_memory(case: Case) -> Iterator[Finding]:
         yield skipped("no encoder, or no batch could be read")
         return
     encoders = [lens.encoder for lens in case.lenses.values()]
-    largest = max(notes.size for notes in case.notes)
-    analysis = sum(bytes_of(largest, encoder.dim) for encoder in encoders) / case.trainer.world_size
+    examples = max(notes.size for notes in case.notes) / case.trainer.world_size
+    classes = len(case.first.collector.class_names) if case.first.collector else 1
+    analysis = bytes_of(examples, sum(encoder.dim for encoder in encoders), examples / classes)
     weights = sum(map(weight_bytes, encoders))
     message = f"about {bytes_text(analysis)} for the analysis and {bytes_text(weights)} of weights in each process"
     facts = {"analysis_bytes": analysis, "weight_bytes": weights}
