@@ -6,6 +6,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,7 @@ from lightning_failures.grading import Task, assemble_grades, expand_class_names
 from lightning_failures.metrics import GradesMetric
 from lightning_failures.records import Grades
 
-__all__ = ["Collector"]
+__all__ = ["Collector", "told_apart"]
 
 
 class Collector:
@@ -62,7 +63,7 @@ class Collector:
         self.columns: int | None = None
         self.indexed = True  # whether ids are indices of the dataset
         self._range = (math.inf, -math.inf)
-        self._names = _told_apart(class_names if self.named else dataset_attribute(dataset, "classes"))
+        self._names = told_apart(class_names if self.named else dataset_attribute(dataset, "classes"))
         self._lenses, self._ranks = lenses, ranks
         self._allowance, self._seed = allowance or Allowance(), seed
         self._expected = _length(dataset)
@@ -230,25 +231,15 @@ class Collector:
         keys = torch.cat([torch.empty(0, 2, dtype=torch.int64), *self._keys])
         order = ids.argsort(stable=True)  # as in the dataset, often by class, however they were drawn
         ids, keys = ids[order], keys[order]
-        self._ranks.each(lambda: lens.store.flush(order=keys))
+        self._ranks.run(lambda: lens.store.flush(order=keys))
         mine: Tensor | None = None
         for rank, asked in enumerate(wanted):
             rows = torch.isin(ids, asked)
-            held = self._look_up(lens, keys[rows])
+            held = self._ranks.run(partial(_look_up, lens, keys[rows]))
             all_ids, all_rows = (self._ranks.gather_rows(part, to=rank) for part in (ids[rows], held))
             if all_ids is not None and all_rows is not None:
                 mine = _of_each(asked, all_ids, all_rows)
         return mine if all(self._ranks.gather_objects(mine is not None)) else None
-
-    def _look_up(self, lens: Lens, keys: Tensor) -> Tensor:
-        """The embeddings (n, D) of this rank's own images. Collective."""
-        rows, error = torch.empty(0, lens.encoder.dim), None
-        try:
-            rows = lens.look_up(keys) if len(keys) else rows
-        except Exception as raised:
-            error = raised
-        self._ranks.agree(error)
-        return rows
 
     @property
     def _conditions(self) -> int:
@@ -284,6 +275,10 @@ class Collector:
             )
 
 
+def _look_up(lens: Lens, keys: Tensor) -> Tensor:
+    return lens.look_up(keys) if len(keys) else torch.empty(0, lens.encoder.dim)
+
+
 def _of_each(wanted: Tensor, ids: Tensor, rows: Tensor) -> Tensor | None:
     """The row of each id (u,), ascending, among those of ids (n,) that may come twice; None if one has none."""
     if torch.equal(ids, wanted):
@@ -295,7 +290,7 @@ def _of_each(wanted: Tensor, ids: Tensor, rows: Tensor) -> Tensor | None:
     return rows[order[first]]
 
 
-def _told_apart(names: Any) -> list[str] | None:
+def told_apart(names: Any) -> list[str] | None:
     """Class names as text, all different: of synonyms the first, with its index where two classes share a name."""
     if not isinstance(names, Sequence | np.ndarray):
         return None

@@ -83,13 +83,13 @@ class Ranks:
 
     def each(self, work: Callable[[], T]) -> list[T]:
         """Run ``work`` on every rank; return what each gave, on all. An error of one is an error on all."""
-        value: Any = None
-        error: Exception | None = None
-        try:
-            value = work()
-        except Exception as raised:
-            error = raised
-        return self._exchange(value, error)
+        return self._exchange(*_attempt(work))
+
+    def run(self, work: Callable[[], T]) -> T:
+        """Run ``work`` on every rank; return what it gave here. An error of one is an error of all."""
+        value, error = _attempt(work)
+        self._exchange(None, error)
+        return value
 
     def agree(self, error: Exception | None) -> None:
         """Raise on every rank where any has an error: its own, or one that tells of the other."""
@@ -112,8 +112,7 @@ class Ranks:
         """Return rank 0's value on every rank."""
         if self.group is None:
             return value
-        box: list[Any] = [None]
-        self.each(lambda: box.__setitem__(0, pickle.dumps(value)) if self.is_first else None)
+        box = [self.run(lambda: pickle.dumps(value) if self.is_first else b"")]
         dist.broadcast_object_list(box, src=0, group=self.group)
         return cast(T, pickle.loads(box[0]))  # noqa: S301 - it comes from rank 0 of this very run
 
@@ -125,16 +124,13 @@ class Ranks:
         if self.group is None:
             return rows
         lengths = self.gather_objects(len(rows))
-        room: list[Tensor] = []
 
-        def pad() -> None:
+        def room() -> tuple[Tensor, list[Tensor]]:
             padded = rows.new_zeros((max(lengths), *rows.shape[1:]))
             padded[: len(rows)] = rows
-            room.extend(torch.empty_like(padded) for _ in lengths if self.number == to)
-            room.append(padded)
+            return padded, [torch.empty_like(padded) for _ in lengths if self.number == to]
 
-        self.each(pad)  # memory is what may be lacking
-        *parts, padded = room
+        padded, parts = self.run(room)  # memory is what may be lacking
         dist.gather(padded, parts or None, dst=to, group=self.group)
         if not parts:
             return None
@@ -157,3 +153,11 @@ class Ranks:
                 kind, message = told
                 raise kind(f"process {rank}: {message}")
         return [value for value, _ in found]
+
+
+def _attempt(work: Callable[[], T]) -> tuple[T, Exception | None]:
+    """What it gives, which nobody may look at where there is an error."""
+    try:
+        return work(), None
+    except Exception as error:
+        return cast(T, None), error

@@ -114,10 +114,9 @@ class Explainer:
         discovery: Discovery | None = None
         if parts is not None:  # what was not fitted to is judged, and acted on, by the first process
             whole = self._gathered(self.directions, collector, ranks, grades.ids[sampled])
-            made: list[tuple[ReportPart, ReportPart, Discovery | None]] = []
-            ranks.each(lambda: made.append(_parts(grades, parts, sampled, whole, report)) if ranks.is_first else None)
-            if made:
-                told, decides, discovery = made[0]
+            made = ranks.run(lambda: _parts(grades, parts, sampled, whole, report) if ranks.is_first else None)
+            if made is not None:
+                told, decides, discovery = made
                 report = replace(report, report_part=told, decision_part=decides)
         report = replace(
             report,
@@ -135,7 +134,7 @@ class Explainer:
         if act is not None:
             report = act(report, discovery)
         drawn = self._draw(loader, report, found, collector, ranks) if pictures and in_time else []
-        ranks.each(lambda: self._publish(trainer, report, drawn, folder) if ranks.is_first else None)
+        ranks.run(lambda: self._publish(trainer, report, drawn, folder) if ranks.is_first else None)
         return report
 
     def _analyse(

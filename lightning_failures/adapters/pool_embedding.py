@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -73,14 +73,14 @@ class PoolEmbedder(LightningModule):
     def predict_dataloader(self) -> DataLoader[Any]:
         """The blocks of this process. All processes find the same that is left to do."""
         job, ranks = self._job, self._ranks
-        loader = self._on_all(job.source.loader)
-        names = self._on_all(lambda: agreed_names(job.class_names, loader.dataset, job.fitted))
-        encoder = self._on_all(self._load_encoder)
-        space = self._on_all(lambda: job.reader.space(loader.dataset))
-        claimed = self._on_all(lambda: self._claim(loader, encoder, space) if ranks.is_first else None)
+        loader = self._ranks.run(job.source.loader)
+        names = self._ranks.run(lambda: agreed_names(job.class_names, loader.dataset, job.fitted))
+        encoder = self._ranks.run(self._load_encoder)
+        space = self._ranks.run(lambda: job.reader.space(loader.dataset))
+        claimed = self._ranks.run(lambda: self._claim(loader, encoder, space) if ranks.is_first else None)
         manifest = ranks.broadcast(claimed)
         assert manifest is not None
-        self._on_all(lambda: self._check_same(loader, manifest, encoder))
+        self._ranks.run(lambda: self._check_same(loader, manifest, encoder))
         left = self._what_is_left(manifest)
         blocks = blocks_loader(loader, [manifest.block(number) for number in left[ranks.number :: ranks.size]])
         self._writer = ShardWriter(job, manifest, encoder, space, iter(blocks.sampler))
@@ -109,20 +109,9 @@ class PoolEmbedder(LightningModule):
         self._ranks.agree(None)
         writer, self._writer = self._writer, None
         if writer is not None:
-            self._on_all(lambda: self._conclude(writer.manifest) if self._ranks.is_first else None)
+            self._ranks.run(lambda: self._conclude(writer.manifest) if self._ranks.is_first else None)
         self._ranks.close()
         self._job.source.end()
-
-    def _on_all(self, act: Callable[[], T]) -> T:
-        """Do something in every process; an error of one is an error of all, at once. Collective."""
-        found: Any = None
-        error: Exception | None = None
-        try:
-            found = act()
-        except Exception as raised:
-            error = raised
-        self._ranks.agree(error)
-        return found  # type: ignore[no-any-return]
 
     def _load_encoder(self) -> Encoder:
         device = self.trainer.strategy.root_device if self._job.device is None else torch.device(self._job.device)
@@ -185,7 +174,7 @@ class PoolEmbedder(LightningModule):
         folder, ranks = self._job.folder, self._ranks
         present = ranks.broadcast([n for n in range(manifest.shards) if manifest.path(folder, n).is_file()])
         mine = present[ranks.number :: ranks.size]
-        whole = self._on_all(lambda: [number for number in mine if self._is_done(manifest, number)])
+        whole = self._ranks.run(lambda: [number for number in mine if self._is_done(manifest, number)])
         done = {number for part in ranks.gather_objects(whole) for number in part}
         if present:
             spoilt = len(present) - len(done)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lightning_failures.adapters.collector import _told_apart
+from lightning_failures.adapters.collector import told_apart
 from lightning_failures.adapters.loaders import dataset_attribute
 from lightning_failures.adapters.pool_source import path_in
 from lightning_failures.atomic import TEMPORARY, write_atomically
@@ -33,7 +33,7 @@ def agreed_names(given: Sequence[str] | None, dataset: Any, fitted: FittedDirect
     Raises:
         ConfigurationError: The labels of the pool mean other classes than those of the run that found the directions.
     """
-    of_pool = _told_apart(dataset_attribute(dataset, "classes") if given is None else given)
+    of_pool = told_apart(dataset_attribute(dataset, "classes") if given is None else given)
     of_run = None if fitted is None or fitted.class_names is None else list(fitted.class_names)
     if of_pool is not None and len(of_pool) == 1:
         of_pool = list(expand_class_names(of_pool, "binary"))

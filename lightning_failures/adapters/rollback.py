@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -61,18 +62,16 @@ class Rollback:
     def begin(self, trainer: Trainer, decision: Grades, folder: Path, ranks: Ranks) -> None:
         """Keep the state of now. Collective."""
         file = folder / FILE
-        error: Exception | None = None
-        if ranks.is_first:
-            try:
-                state = {
-                    "module": trainer.lightning_module.state_dict(),
-                    "optimizers": [one.state_dict() for one in trainer.optimizers],
-                }
-                with replacing(file) as opened:
-                    torch.save(state, opened)
-            except Exception as raised:
-                error = raised
-        ranks.agree(error)
+
+        def keep() -> None:
+            state = {
+                "module": trainer.lightning_module.state_dict(),
+                "optimizers": [one.state_dict() for one in trainer.optimizers],
+            }
+            with replacing(file) as opened:
+                torch.save(state, opened)
+
+        ranks.run(lambda: keep() if ranks.is_first else None)
         self._file, self._before = str(file), {"ids": decision.ids.clone(), "correct": decision.correct.clone()}
 
     def judge(self, decision: Grades) -> Verdict | None:
@@ -95,13 +94,8 @@ class Rollback:
         """Put weights and optimizers back, if that was decided; learning rates go on as scheduled. Collective."""
         if not self._pending:
             return
-        error: Exception | None = None
-        try:
-            assert self._file is not None
-            state = torch.load(self._file, map_location="cpu", weights_only=True)
-        except Exception as raised:
-            error = raised
-        ranks.agree(error)
+        assert self._file is not None
+        state = ranks.run(partial(torch.load, self._file, map_location="cpu", weights_only=True))
         trainer.lightning_module.load_state_dict(state["module"])
         for optimizer, kept in zip(trainer.optimizers, state["optimizers"], strict=True):
             rates = [group["lr"] for group in optimizer.param_groups]

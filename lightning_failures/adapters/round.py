@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
@@ -83,16 +83,8 @@ class TrainingRound:
 
     def on_first(self, work: Callable[[], T]) -> T:
         """Run ``work`` on the first process, and return what it gave, or raise its error, on all. Collective."""
-        result: Any = None
-        error: Exception | None = None
-        if self.ranks.is_first:
-            try:
-                result = work()
-            except Exception as raised:
-                error = raised
-        self.ranks.agree(error)
-        found: T = self.ranks.broadcast(result)
-        return found
+        result = self.ranks.run(lambda: work() if self.ranks.is_first else None)
+        return cast(T, self.ranks.broadcast(result))
 
     def decision_values(self, images: Tensor, labels: Tensor) -> Tensor:
         """Judge new images (B, 3, H, W) uint8 by the directions of their labels (B,): (B,) float32."""
@@ -119,8 +111,8 @@ class TrainingRound:
         seen = self.views.setdefault(id(pool), pool_view(pool, view, self.view, self.collate))
         reserve = TRIAGED_RESERVE if triage else RESERVE
         picker = Picker(per_class, by=by, classes=classes, reserve=reserve, training_keys=self.keys, seed=self.seed)
-        error: Exception | None = None
-        try:
+
+        def stream() -> Picker:
             for block in seen.blocks(self.lens, self._directions, self.ranks, progress=self.progress):
                 confidence = None
                 if by in ("confidence", "flagged_confidence"):
@@ -132,11 +124,9 @@ class TrainingRound:
                 picker.add(
                     block.ids, block.labels, decision_values=block.values, confidence=confidence, keys=block.keys
                 )
-        except Exception as raised:
-            error = raised
-        self.ranks.agree(error)
-        whole: Picker
-        whole, *others = self.ranks.gather_objects(picker)
+            return picker
+
+        whole, *others = self.ranks.each(stream)
         for other in others:
             whole.merge(other)
         held = whole.candidates()

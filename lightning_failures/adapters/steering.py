@@ -327,8 +327,8 @@ class Steering:
     ) -> Callable[[Path], TrainingRound]:
         """Judge the training set; the rounds of all interventions see it so, each with a folder of its own."""
         assert report.directions is not None
-        error: Exception | None = None
-        try:
+
+        def look() -> tuple[ExamplesView, Any, Any, Any]:
             view = self._current_view(trainer)
             if self._view is None and view.looks_random():
                 self._say_once(
@@ -338,9 +338,9 @@ class Steering:
             (loader,) = _flat(trainer.train_dataloader)
             dataset = original_dataset(loader)
             groups = None if self._groups_from is None else dataset_attribute(dataset, self._groups_from)
-        except Exception as raised:
-            error = raised
-        ranks.agree(error)
+            return view, dataset, groups, loader.collate_fn
+
+        view, dataset, groups, collate = ranks.run(look)
         self._view = dataset, view
         names = tuple(entry.name for entry in report.classes)
         shown = getattr(trainer, "progress_bar_callback", None) is not None
@@ -364,7 +364,7 @@ class Steering:
             examples=JudgedExamples(labels, values, names, tuple(map(self._reason, range(len(names)), report.classes))),
             keys=keys,
             groups=None if groups is None or len(groups) != len(labels) else np.asarray(groups),
-            collate=loader.collate_fn,
+            collate=collate,
             views=self._views,
             say_once=self._say_once,
         )

@@ -92,17 +92,11 @@ class ExamplesView:
 
         Each rank embeds its share of the images that the cache lacks, a batch at a time.
         """
-        blocks: list[Block] = []
-        error: Exception | None = None
-        try:
-            blocks = list(self.blocks(lens, directions, ranks, progress=progress))
-        except Exception as raised:
-            error = raised
-        ranks.agree(error)
+        blocks = ranks.each(lambda: list(self.blocks(lens, directions, ranks, progress=progress)))
         all_labels = np.empty(len(self), dtype=np.int64)
         all_values = np.empty(len(self), dtype=np.float32)
         all_keys = np.empty((len(self), 2), dtype=np.int64)
-        for block in itertools.chain.from_iterable(ranks.gather_objects(blocks)):
+        for block in itertools.chain.from_iterable(blocks):
             rows = block.ids.numpy()
             all_labels[rows], all_values[rows], all_keys[rows] = (
                 part.numpy() for part in (block.labels, block.values, block.keys)
