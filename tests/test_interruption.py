@@ -80,15 +80,13 @@ class Runs:
         return self._whole[key]
 
     def close(self) -> None:
+        """Nothing is left to do."""
+        if self.process.poll() is None:
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
         self.process.stdin.close()
-        try:
-            self.process.wait(10)
-        finally:
-            if self.process.poll() is None:
-                os.killpg(self.process.pid, signal.SIGKILL)
-                self.process.wait()
-            self.process.stdout.close()
-            self.errors.close()
+        self.process.stdout.close()
+        self.errors.close()
 
 
 @pytest.fixture(scope="module")
