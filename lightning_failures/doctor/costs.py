@@ -66,9 +66,9 @@ class Cost:
 
     @property
     def first(self) -> float:
-        """The first validation."""
-        unknown = (self.examples + self.training) * (1 - self.in_cache)
-        return unknown * self.embedding / self.processes + self.texts + self.later
+        """The first validation. Captions are taken to be in the cache as far as images are."""
+        images = (self.examples + self.training) * self.embedding / self.processes
+        return (1 - self.in_cache) * (images + self.texts) + self.later
 
     @property
     def later(self) -> float:
