@@ -7,6 +7,7 @@ import functools
 import gc
 import re
 import struct
+import time
 import weakref
 from pathlib import Path
 
@@ -203,12 +204,14 @@ def test_tensorboard__few_tags_each_with_the_same_meaning_at_every_step(tmp_path
 def records_of(path: Path) -> list[bytes]:
     """Of an offline run: LevelDB's log format after a header of 7 bytes (checksum, length, kind; blocks of 32 KiB)."""
     content, at, records = path.read_bytes(), 7, []
-    while at + 7 <= len(content):
+    while at + 7 <= len(content):  # its end may not be there yet
         if 32_768 - at % 32_768 < 7:  # no room for a header
             at += 32_768 - at % 32_768
             continue
         _, length, kind = struct.unpack_from("<IHB", content, at)
         part = content[at + 7 : at + 7 + length]
+        if len(part) < length:
+            break
         records += [part] if kind in (1, 2) else []  # whole, or the first of several parts
         records[-1] += b"" if kind in (1, 2) else part
         at += 7 + length
@@ -229,11 +232,16 @@ def test_wandb__no_point_of_an_offline_run_is_lost(tmp_path):
     finally:
         wandb.finish()
     (file,) = tmp_path.rglob("*.wandb")
-    rows = []
-    for content in records_of(file):
-        record = wandb_internal_pb2.Record.FromString(content)
-        if record.WhichOneof("record_type") == "history":
-            rows.append({item.key or "/".join(item.nested_key): item.value_json for item in record.history.item})
+    until, records = time.monotonic() + 60, []
+    while not any(one.WhichOneof("record_type") == "exit" for one in records):  # another process writes it
+        assert time.monotonic() < until
+        time.sleep(0.1)
+        records = [wandb_internal_pb2.Record.FromString(content) for content in records_of(file)]
+    rows = [
+        {item.key or "/".join(item.nested_key): item.value_json for item in one.history.item}
+        for one in records
+        if one.WhichOneof("record_type") == "history"
+    ]
     tables = [row for row in rows if any(key.startswith("failures/table") for key in row)]
     scalars = [row for row in rows if "failures/cv_score_mean" in row]
     assert [int(row["trainer/global_step"]) for row in tables] == [10, 20, 30]
@@ -527,7 +535,7 @@ def test_labels__ignore_index_is_left_out(tmp_path):
     modes = callback(pictures=False)
     trainer(tmp_path, modes).validate(Guesses(), DataLoader(PartlyLabelled(400), batch_size=16), verbose=False)
     assert modes.last_report.examples == 320
-    assert modes.last_report.coverage == pytest.approx(0.8)
+    assert modes.last_report.coverage == 1  # they were seen
     assert all(entry.cv_score > 0.8 for entry in modes.last_report.classes)
 
 
