@@ -103,6 +103,8 @@ class LogitsObserver:
         """
         own, children = self._own, self._children
         self.end()
+        if self.logits_from is not None:
+            classes = None  # it was named: if its logits are not as many as there are names, that is told
         for seen in (own, children):
             candidates = _distinct([t for t in seen if _may_be_logits(t, batch_size, classes)])
             if len(candidates) > 1:

@@ -178,7 +178,9 @@ def test_logits_from__of_a_submodule_that_gave_none():
     with pytest.raises(ConfigurationError, match=r"logits_from='net'.* gave nothing.*torch\.compile"):
         observe(model, lambda: None, logits_from="net")
     with pytest.raises(ConfigurationError, match=r"logits_from='net'.* gave \(5, 3\)"):
-        observe(model, lambda: model(BATCH), logits_from="net", classes=7)
+        observe(model, lambda: model(BATCH), logits_from="net", batch_size=4)
+    # another number of names is told where names and logits are compared
+    assert observe(model, lambda: model(BATCH), logits_from="net", classes=7).shape == (5, 3)
 
 
 def test_observer__watches_between_begin_and_logits_only():
