@@ -56,7 +56,8 @@ def _conditions(o: Any) -> Iterator[tuple[str, bool, str]]:
 
 def _at_least(least: int, value: Any) -> bool:
     """Also false for what is no number: null in a YAML file is None for any option."""
-    return isinstance(value, Real) and float(value) >= least
+    number = isinstance(value, Real)
+    return number and bool(value >= least)
 
 
 def _reads(read: Callable[[Any], Any], value: Any) -> bool:
