@@ -23,7 +23,7 @@ from lightning_failures.adapters.loaders import LoaderTap, dataset_of, evaluatio
 from lightning_failures.adapters.monitors import KeyLog
 from lightning_failures.adapters.observer import LogitsObserver, forward_once_more
 from lightning_failures.adapters.options import check_options
-from lightning_failures.adapters.placement import failures_folder
+from lightning_failures.adapters.placement import discard_temporary, failures_folder
 from lightning_failures.adapters.reading import BatchReader
 from lightning_failures.adapters.schedule import RunState, is_due, is_last_epoch
 from lightning_failures.adapters.spending import Spending
@@ -271,7 +271,7 @@ class FailureModes(Callback):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """All layers are trained again; what is forked later is kept."""
-        self._steering.end_epoch()
+        self._steering.end_epoch(trainer)
         if self.verdict == "fork" and self._steering.begins_after(trainer.current_epoch):
             with self._policy(trainer, "the end of an epoch", "the checkpoint of the forks"):
                 keep_for_forks(trainer, self._steering.folder)
@@ -295,10 +295,12 @@ class FailureModes(Callback):
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Leave the loaders and the module as they were."""
         self._detach()
+        discard_temporary(self._folder)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Leave as in ``teardown``, which Lightning does not call after an exception."""
         self._detach()
+        discard_temporary(self._folder)
 
     def _detach(self) -> None:
         self._tap.detach()

@@ -175,6 +175,12 @@ class Fault:
 class Keeps(Callback):
     """What is still attached when an exception has gone through all callbacks; it also tells data the epoch."""
 
+    def __init__(self, stop: list[int] | None) -> None:
+        self.stop = stop
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        trainer.should_stop = [trainer.current_epoch, batch_idx] == self.stop  # as Timer does, for max_time
+
     def on_validation_start(self, trainer, pl_module):
         trainer.val_dataloaders.dataset.dataset.epoch = trainer.current_epoch
 
@@ -214,7 +220,7 @@ def fit(job: dict[str, Any], modes: Any, fault: Fault | None = None) -> tuple[Mo
         folder / "checkpoints", **({"filename": "{epoch}", "save_top_k": -1} | job.get("keeps", {}))
     )
     module = Module(folder / f"{job['name']}.jsonl")
-    attached = Keeps()
+    attached = Keeps(job.get("stop"))
     callbacks = [attached, keeps] if modes is None else [modes, attached, keeps]
     run = trainer(
         folder, *callbacks, max_epochs=job["epochs"], enable_checkpointing=True, logger=False, **job.get("options", {})

@@ -255,6 +255,19 @@ def test_mid_epoch__after_the_last_batch_the_validation_of_the_epoch_is_left_out
 
 
 @pytest.mark.slow
+def test_mid_epoch__an_epoch_that_ended_early_is_followed_by_the_next(runs, tmp_path):
+    """As with ``max_time``. Workers are given their first batches before the epoch begins."""
+    job = {"interventions": "upweight", "epochs": 3}
+    runs.train(tmp_path, "cut", workers=0, stop=[1, 2], **job)
+    assert len(drawn(tmp_path, "cut")[1]) == 3 * BATCH
+    for workers in (0, 2):
+        checkpoint = str(tmp_path / "checkpoints" / "epoch=1.ckpt")
+        runs.train(tmp_path, f"resumed-{workers}", workers=workers, ckpt_path=checkpoint, **job)
+    assert drawn(tmp_path, "resumed-0").keys() == {2}
+    assert drawn(tmp_path, "resumed-2") == drawn(tmp_path, "resumed-0")
+
+
+@pytest.mark.slow
 def test_mid_epoch__a_checkpoint_of_a_validation_within_the_epoch(runs, tmp_path):
     job = {"interventions": "upweight", "workers": 0, "epochs": 3, "stateful": True}
     job |= {"options": {"val_check_interval": 0.5}}

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import tempfile
 import warnings
 from typing import Any
 
@@ -17,7 +19,7 @@ from lightning_failures.adapters.schedule import RunState
 from lightning_failures.errors import ConfigurationError
 from lightning_failures.interventions import AddFiltered, Upweight
 from tests.test_added import POOL, filtered
-from tests.test_interventions import DATA, fit, steered
+from tests.test_interventions import DATA, Drawn, fit, steered
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*does not have many workers.*"),
@@ -299,3 +301,26 @@ def test_pool__another_one_makes_a_new_choice(tmp_path):
     assert "1 AddFiltered" not in {**state["draws"]["plans"], **state["turns"]}
     assert not state["entries"]["1 AddFiltered"]["changes_training"]
     assert state["turns"]["0 Upweight"] == 1
+
+
+# -- folders -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_fast_dev_run__leaves_no_folder(tmp_path, monkeypatch, fails):
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+    seen = []
+
+    class Looks(Drawn):
+        def training_step(self, batch, batch_idx):
+            seen.extend(temporary.iterdir())
+            if fails:
+                raise RuntimeError("planted")
+            return super().training_step(batch, batch_idx)
+
+    with pytest.raises(RuntimeError, match="planted") if fails else contextlib.nullcontext():
+        fit(tmp_path, steered(), module=Looks(), fast_dev_run=True)
+    assert len(seen) == 1
+    assert not list(temporary.iterdir())

@@ -212,8 +212,10 @@ class Steering:
         for head in self._heads.values():
             head.drop_gradients(module, optimizer)
 
-    def end_epoch(self) -> None:
-        """An epoch is over."""
+    def end_epoch(self, trainer: Trainer | None = None) -> None:
+        """An epoch is over, be it before its last batch. Without ``trainer``: it is given up."""
+        if trainer is not None:
+            self.draws.epoch = trainer.current_epoch + 1
         for head in self._heads.values():
             head.end()
 
