@@ -115,6 +115,9 @@ class LogitsObserver:
             if candidates:
                 return candidates[0]
         if self.logits_from is not None:  # another forward might give something else
+            named = _distinct([t for t in children if len(t) == batch_size])
+            if len(named) == 1:  # of another width: class names that do not fit are told where they are known
+                return named[0]
             shapes = ", ".join(str(tuple(t.shape)) for t in children) or "nothing that may be logits"
             raise ConfigurationError(
                 f"FailureModes(logits_from={self.logits_from!r}): in this step, for {batch_size} examples, the"
