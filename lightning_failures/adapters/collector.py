@@ -169,20 +169,26 @@ class Collector:
 
         Images that are not in the sample are passed over.
         """
-        start, seen = time.perf_counter(), len(ids)
+        start, spent, seen = time.perf_counter(), self._allowance.spent, len(ids)
         places = places_in_line(ids.numpy(), self._seed)
-        rows = torch.from_numpy(places < self._allowance.share)
+        rows = torch.from_numpy(places < self._allowance.reach)
         if not rows.all():
             images, ids, places = images[rows.to(images.device)], ids[rows], places[rows.numpy()]
         keys = content_keys(images, salt=repr(space))
-        lacking = torch.stack([lens.store.missing(keys) for lens in self._lenses]).any(0)
-        if lacking.any():
-            unit = space.to_unit(images[lacking.to(images.device)])
+        known = ~torch.stack([lens.store.missing(keys) for lens in self._lenses]).any(0)
+        line = np.flatnonzero(~known.numpy())
+        line = line[np.argsort(places[line], kind="stable")]
+        self._allowance.plan(seen, places[line])
+        for portion in self._allowance.portions(places[line]):
+            began, some = time.perf_counter(), torch.from_numpy(np.sort(line[portion]))
+            unit = space.to_unit(images[some.to(images.device)])
             for lens in self._lenses:
-                lens.embed(unit, keys[lacking])
-        self._allowance.note(seen, places[lacking.numpy()], seconds=time.perf_counter() - start)
-        self._ids.append(ids)
-        self._keys.append(keys)
+                lens.embed(unit, keys[some])
+            self._allowance.pay(len(some), time.perf_counter() - began)
+            known[some] = True
+        self._allowance.spent = spent + time.perf_counter() - start
+        self._ids.append(ids[known])
+        self._keys.append(keys[known])
 
     @property
     def seconds(self) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 from lightning.pytorch import Trainer
@@ -22,26 +22,34 @@ PLANNED, TOLERATED = 0.7, 1.5
 """Shares of the time for embedding: what a sample is planned to take, and what it may be forecast to take before it
 shrinks once more. Times vary, a sample never grows again, and one that has shrunk to nothing was for nothing."""
 
+PROBE = 8
+"""Images that are embedded at once to learn what one costs."""
+
+MOST_COSTS = 256
+"""So many times of embedding are remembered."""
+
 
 class Allowance:
     """Which share of the examples of a loader is looked at, so that it fits the budget.
 
-    It shrinks as batches turn out to be too many for the memory, or their new images too slow for the time. What is
-    cached already is free: the sample of a later epoch holds the smaller one of an earlier epoch and as many new images
-    as there is time for, until all are known.
+    For each batch it is planned, then paid. The share shrinks as batches turn out to be too many for the memory, or
+    their new images too slow for the time. What is cached already is free: the sample of a later epoch holds the
+    smaller one of an earlier epoch and as many new images as there is time for, until all are known.
 
     Args:
         seconds: For embedding. None: no limit.
         memory: Bytes for the analysis. None: no limit.
         dim: Length of an example's embeddings, of all that one process holds.
         batches: How many are to come; where nobody knows, as many again as were seen.
+        costs: Numbers of images and what their embedding took, in seconds, as known from before; it is added to.
 
-    >>> allowance = Allowance(seconds=10.0, batches=10)
+    >>> allowance = Allowance(seconds=10.0, batches=10, costs=[(10, 1.0)])
     >>> places = np.linspace(0, 1, 10, endpoint=False)
-    >>> allowance.note(10, places, seconds=1.0)  # the other 90 will take 9 seconds: in time
+    >>> allowance.plan(10, places)  # this batch and those to come have 100 new images: they take 10 seconds
     >>> allowance.share
     1.0
-    >>> allowance.note(10, places, seconds=4.0)  # the other 80 will take 20: too long; for 8 there is time
+    >>> allowance = Allowance(seconds=2.0, batches=10, costs=[(10, 1.0)])
+    >>> allowance.plan(10, places)  # there is time for 20, and 14 are planned for
     >>> allowance.share
     0.1
     """
@@ -53,49 +61,83 @@ class Allowance:
         memory: float | None = None,
         dim: int = 0,
         batches: float = math.inf,
+        costs: list[tuple[int, float]] | None = None,
     ) -> None:
         self.share = 1.0
         self.spent = 0.0
         self._seconds, self._memory, self._dim, self._batches = seconds, memory, dim, batches
-        self._done = self._seen = 0
-        self._new = np.empty(0)
-        self._costs: list[tuple[int, float]] = []
+        self._costs = [] if costs is None else costs
+        self._done = self._seen = self._with_lacking = 0
+        self._lacking = np.empty(0)
+        self._for_later = False
+        self._warm = bool(self._costs)
 
-    def note(self, seen: int, new: NDArray[np.float64], *, seconds: float) -> None:
-        """Take account of a batch.
+    @property
+    def reach(self) -> float:
+        """How far down the line images are embedded: the share, or further, so that the next validation has them."""
+        saving_up = self._for_later and self._seconds is not None and self.spent < PLANNED * self._seconds
+        return 1.0 if saving_up else self.share
+
+    def plan(self, seen: int, lacking: NDArray[np.float64]) -> None:
+        """Take account of a batch before it is embedded.
 
         Args:
             seen: Its number of examples, looked at or not.
-            new: Places in line of those that were embedded.
-            seconds: What this took.
+            lacking: Places in line of those that have no embedding yet.
         """
         self._done += 1
         self._seen += seen
+        self._with_lacking += len(lacking) > 0
+        self.fit(self._seen + self._ahead[1] - seen)
+        self._lacking = np.concatenate([self._lacking, lacking])
+        self._shrink()
+
+    def portions(self, places: NDArray[np.float64]) -> Iterator[slice]:
+        """Yield what to embed of the images that lack it, whose places ascend; call ``pay`` for each.
+
+        As long as nobody knows what an image costs, these are a few at a time.
+        """
+        done = 0
+        while self._seconds is not None and not self._costs and done < np.searchsorted(places, self.share):
+            yield slice(done, done := min(done + PROBE, len(places)))
+        if (wanted := int(np.searchsorted(places, self.reach))) > done:
+            yield slice(done, wanted)
+
+    def pay(self, images: int, seconds: float) -> None:
+        """Take account of what was embedded; the first time is not the rule."""
         self.spent += seconds
-        batches = self._batches - self._done if math.isfinite(self._batches) else float(self._done)
-        to_come = self._seen * batches / self._done
-        self.fit(self._seen + to_come)
-        if self._seconds is None or to_come <= 0:
-            return
-        self._new = np.concatenate([self._new, new])
-        self._new = self._new[self._new < self.share]
-        if len(new):
-            self._costs.append((len(new), seconds))
-        if not len(self._new):
-            return
-        # as many of those to come are new, up to any place in line, as were of those seen
-        per_batch, per_image = _line(self._costs)
-        like_seen = per_image * to_come / self._seen
-        fixed = self.spent + batches * per_batch
-        if fixed + len(self._new) * like_seen > TOLERATED * self._seconds:
-            affordable = int(max(PLANNED * self._seconds - fixed, 0.0) / max(like_seen, 1e-9))
-            affordable = min(affordable, len(self._new) - 1)
-            self.share = float(np.partition(self._new, affordable)[affordable])
+        if self._warm:
+            self._costs.append((images, seconds))
+            del self._costs[:-MOST_COSTS]
+            self._shrink()
+        self._warm = True
 
     def fit(self, examples: float, largest_class: float = 0.0) -> None:
         """Take account of how many examples there are, and how many of the largest class."""
         if self._memory is not None:
             self.share = min(self.share, share_that_fits(self._memory, examples, self._dim, largest_class))
+
+    @property
+    def _ahead(self) -> tuple[float, float]:
+        """Batches and examples to come, with the one at hand."""
+        batches = self._batches - self._done + 1 if math.isfinite(self._batches) else float(self._done)
+        return batches, self._seen / max(self._done, 1) * max(batches, 1.0)
+
+    def _shrink(self) -> None:
+        """Leave out those at the end of the line if the forecast is too long."""
+        self._lacking = self._lacking[self._lacking < self.share]
+        if self._seconds is None or not self._costs or not len(self._lacking):
+            return
+        # as many of those to come are new, up to any place in line, as were of those seen
+        batches, examples = self._ahead
+        per_batch, per_image = _line(self._costs)
+        like_seen = per_image * examples / self._seen
+        fixed = self.spent + batches * per_batch * self._with_lacking / self._done
+        if fixed + len(self._lacking) * like_seen > TOLERATED * self._seconds:
+            affordable = int(max(PLANNED * self._seconds - fixed, 0.0) / max(like_seen, 1e-9))
+            affordable = min(affordable, len(self._lacking) - 1)
+            self.share = float(np.partition(self._lacking, affordable)[affordable])
+            self._for_later = affordable == 0  # a few images of every batch would take too long: take whole batches
 
 
 def _line(costs: list[tuple[int, float]]) -> tuple[float, float]:
@@ -130,6 +172,7 @@ class Spending:
         self._time = None if time_budget is None else read_time(time_budget)
         self._bytes = None if memory_budget is None else read_bytes(memory_budget)
         self._say_once = say_once
+        self._costs: list[tuple[int, float]] = []
         self._began: float | None = None
         self._paused = 0.0
         self._paused_at: float | None = None
@@ -177,6 +220,7 @@ class Spending:
             memory=self._bytes,
             dim=dim,
             batches=batches[index] if index < len(batches) else math.inf,
+            costs=self._costs,
         )
 
     def _epoch_seconds(self, trainer: Trainer) -> float | None:

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from lightning_failures.adapters.spending import Allowance
 from lightning_failures.errors import ConfigurationError
@@ -37,55 +36,69 @@ class SlowEncoder(ColourEncoder):
 # -- the share ------------------------------------------------------------------------------------------------
 
 
-def converge(cost, budget, epochs=12, n=1000, batch=50):
+def converge(cost, budget, epochs=12, n=1000, batch=50, per_batch=0.0):
     """The shares of one validation after another, where a new image costs so many seconds; and the worst time."""
-    ids = torch.rand(n, generator=torch.Generator().manual_seed(0))
-    known, shares, worst = torch.zeros(n, dtype=torch.bool), [], 0.0
+    places = np.random.default_rng(0).random(n)
+    known, costs, shares, worst = np.zeros(n, dtype=bool), [], [], 0.0
     for _ in range(epochs):
-        allowance = Allowance(seconds=budget, batches=n // batch)
+        allowance = Allowance(seconds=budget, batches=n // batch, costs=costs)
         for start in range(0, n, batch):
-            some = torch.arange(start, start + batch)
-            looked = some[ids[some] < allowance.share]
-            new = looked[~known[looked]]
-            known[new] = True
-            allowance.note(batch, ids[new].numpy(), seconds=cost * len(new) + 1e-6)
+            some = np.arange(start, start + batch)
+            line = some[(places[some] < allowance.reach) & ~known[some]]
+            line = line[np.argsort(places[line])]
+            allowance.plan(batch, places[line])
+            for portion in allowance.portions(places[line]):
+                known[line[portion]] = True
+                allowance.pay(len(line[portion]), per_batch + cost * len(line[portion]))
+        assert known[places < allowance.share].all()  # the sample has no hole
         shares.append(allowance.share)
         worst = max(worst, allowance.spent)
     return shares, worst
 
 
-def test_allowance__grows_from_validation_to_validation_until_all_are_known():
-    shares, worst = converge(cost=0.1, budget=20.0)  # 140 to 300 of 1,000 images a time
-    assert 0.08 < shares[0] < 0.3
+@pytest.mark.parametrize("per_batch", [0.0, 0.2])
+def test_allowance__grows_from_validation_to_validation_until_all_are_known(per_batch):
+    shares, worst = converge(cost=0.1, budget=20.0, per_batch=per_batch)  # 100 to 300 of 1,000 images a time
+    assert 0.03 < shares[0] < 0.3
     assert all(later >= earlier for earlier, later in pairwise(shares))
+    assert shares[5] > 0.3
     assert shares[-1] == 1.0
     assert worst < 20.0 * 1.6  # 1.5 is tolerated, and a batch is not cut
 
 
-def test_allowance__everything_where_there_is_time():
+def test_allowance__everything_at_once_where_there_is_time():
     shares, _ = converge(cost=0.001, budget=20.0, epochs=2)
     assert shares == [1.0, 1.0]
 
 
 def test_allowance__little_where_a_batch_takes_longer_than_all():
     shares, worst = converge(cost=10.0, budget=1.0, epochs=1)
+    assert 0.0 < shares[0] < 0.1
+    assert worst < 10 * 40  # two looks at what an image costs, and what is below the least of those
+
+
+def test_allowance__costs_by_the_batch_are_paid_for_a_few_batches_until_all_are_known():
+    """The 20 batches cost 20 seconds, whatever is embedded; there are ten."""
+    shares, worst = converge(cost=0.01, budget=10.0, per_batch=1.0, epochs=12)
     assert shares[0] < 0.1
-    assert worst < 2 * 50 * 10  # no more than the first batch, and a part of the second
+    assert shares[-1] == 1.0
+    assert worst < 20
 
 
 def test_allowance__of_an_unknown_number_of_batches():
-    allowance = Allowance(seconds=1.0)
-    places = np.random.default_rng(0).random((10, 10))
-    for batch in places:
-        new = batch[batch < allowance.share]
-        allowance.note(10, new, seconds=0.03 * len(new))
-    assert allowance.share < 0.3
-    assert allowance.spent < 1.5
+    allowance = Allowance(seconds=1.0, costs=[(10, 0.3)])
+    for places in np.random.default_rng(0).random((10, 10)):
+        line = np.sort(places[places < allowance.share])
+        allowance.plan(10, line)
+        for portion in allowance.portions(line):
+            allowance.pay(len(line[portion]), 0.03 * len(line[portion]))
+    assert 0 < allowance.share < 0.5
+    assert allowance.spent < 1.6
 
 
 def test_allowance__of_memory():
     allowance = Allowance(memory=1e6, dim=100, batches=10)
-    allowance.note(100, np.empty(0), seconds=0.0)
+    allowance.plan(100, np.empty(0))
     assert allowance.share == pytest.approx(1e6 / (4.2 * 4 * 100 * 1000), abs=2e-3)
     before = allowance.share
     allowance.fit(1000, largest_class=1000)
