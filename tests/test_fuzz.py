@@ -167,3 +167,12 @@ def test_yaml__that_lists_itself_is_refused(tmp_path):
     assert yaml.safe_load("&a [*a]")  # PyYAML reads it
     with pytest.raises(FailureModesError, match="list of strings"):
         CaptionVocabulary.load(tmp_path / "words.yaml")
+
+
+@pytest.mark.slow
+def test_generated_image__whose_header_is_cut(doors):
+    """Pillow lets a ValueError out."""
+    data = bytearray(doors["generated image"].valid[0])
+    data[8:12] = (5).to_bytes(4, "big")
+    with pytest.raises(DataError, match="cannot be read"):
+        doors["generated image"].read(bytes(data))
