@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import gc
-import json
-import os
 import random
-import subprocess
-import sys
 import warnings
 import weakref
 from pathlib import Path
@@ -544,20 +540,3 @@ def test_images__of_other_kinds(tmp_path, kind):
     modes = callback()
     trainer(tmp_path, modes).validate(Eats(), DataLoader(Other(), batch_size=16), verbose=False)
     assert modes.last_report.directions is not None
-
-
-# -- several processes ---------------------------------------------------------------------------------------
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("where", ["embedding", "analysis", "cache"])
-def test_ddp__a_failure_of_one_process_skips_the_analysis_on_all(tmp_path, where):
-    command = [sys.executable, "-W", "ignore", str(ROOT / "tests" / "ddp_edges.py"), str(tmp_path), where]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    run = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=240)
-    assert run.returncode == 0, run.stderr[-3000:]
-    for rank in range(2):
-        seen = json.loads((tmp_path / f"rank_{rank}.json").read_text())
-        assert seen["steps"] == 1
-        assert not seen["analysed"]
-        assert rank == 1 or "planted" in " ".join(seen["told"])
