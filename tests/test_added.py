@@ -72,7 +72,7 @@ def test_filtered__the_hard_ones_of_the_pool_join_the_next_epoch(tmp_path, by):
     json.dumps(told)
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_filtered__persistent_workers_and_a_resumed_run_draw_the_same(tmp_path, workers):
     def run(folder, epochs, ckpt_path=None):
         options = {"num_workers": workers, "persistent_workers": workers > 0}

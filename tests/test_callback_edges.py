@@ -53,6 +53,7 @@ def test_observer__keeps_nothing_after_the_step(tmp_path, module):
     assert set(held) == {0}
 
 
+@pytest.mark.slow
 def test_reloaded_loaders__are_let_go(tmp_path):
     made: list[weakref.ref] = []
 
@@ -235,7 +236,7 @@ def test_interrupted_validation__the_next_run_is_whole(tmp_path):
     assert (modes.last_report.examples, modes.last_report.coverage) == (160, 1.0)
 
 
-@pytest.mark.parametrize("sanity", [0, 2])
+@pytest.mark.parametrize("sanity", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_batch_size_finder__prepares_loaders_of_its_own(tmp_path, sanity):
     class Data(L.LightningDataModule):
         batch_size = 4

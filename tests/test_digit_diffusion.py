@@ -118,6 +118,7 @@ def test_predict__the_sketch_is_linear_and_lies_beside_the_image():
     assert given["condition"].square().mean(dim=1).tolist() == pytest.approx([0, 1])
 
 
+@pytest.mark.slow
 def test_sample__an_image_depends_on_its_embedding_and_seed_alone(stored):
     embeddings = unit(19)
     together = stored.sample(embeddings, range(19))

@@ -199,6 +199,7 @@ def test_stored_clip__through_open_clips_own_doors(clip):
     assert (nearest == digits).float().mean() >= 0.85
 
 
+@pytest.mark.slow
 def test_stored_robust__meets_its_bars_on_unseen_digits():
     robust = train_robust.measure(ROBUST_FOLDER, "robust", size=100, restarts=1, seed=1)
     plain = train_robust.measure(ROBUST_FOLDER, "plain", size=60, restarts=1, seed=1)

@@ -241,7 +241,7 @@ def test_failing_decision__training_goes_on_and_the_report_is_kept(tmp_path):
 # -- workers and resuming ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_resume__same_weights_and_order_as_the_uninterrupted_run(tmp_path, workers):
     options = {"num_workers": workers, "persistent_workers": workers > 0}
     keep = ModelCheckpoint(tmp_path / "kept", filename="{epoch}", save_top_k=-1)

@@ -95,6 +95,7 @@ def test_shard__is_a_safetensors_file(tmp_path):
         assert file.get_tensor("ids").tolist() == [0, 1, 2, 3, 4]
 
 
+@pytest.mark.slow
 def test_shard__every_flipped_byte_is_found(tmp_path):
     write_pool_shard(scored(rows(3), fitted()), tmp_path / "whole", pool="p")
     whole = (tmp_path / "whole").read_bytes()

@@ -178,6 +178,7 @@ def test_not_measured__nothing_to_change(tmp_path):
 # -- what forks share and differ in --------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_forks__draws_steps_and_schedulers(tmp_path):
     make = Maker(tmp_path)
     path = make.checkpoint()

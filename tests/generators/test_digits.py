@@ -31,6 +31,7 @@ def test_digits_generator__is_a_decoder_of_the_packaged_clip(generator):
     assert (generator.name, generator.licence) == ("embedded:digits", "Apache-2.0")
 
 
+@pytest.mark.slow
 def test_generate__is_decoding_of_the_captions_embedding(generator):
     state = torch.get_rng_state()
     made = generator.generate(PROMPTS, [1, 2, 3])
@@ -59,6 +60,7 @@ def test_generate__inside_a_training_loop_that_is_in_inference_mode_and_autocast
     assert not made.is_inference()
 
 
+@pytest.mark.slow
 def test_close__loads_again_when_needed(generator):
     expected = generator.generate(PROMPTS[:1], [9])
     generator.close()
@@ -66,6 +68,7 @@ def test_close__loads_again_when_needed(generator):
     assert torch.equal(generator.generate(PROMPTS[:1], [9]), expected)
 
 
+@pytest.mark.slow
 def test_guidance__changes_the_image(generator):
     assert not torch.equal(
         generator.generate(PROMPTS[:1], [0]), DigitsGenerator(guidance=3.0).generate(PROMPTS[:1], [0])
