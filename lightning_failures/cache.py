@@ -283,7 +283,7 @@ class EmbeddingStore:
         long as the store lives, which is much where images change in each pass.
         """
         used = self._used[0] | self._used[1]
-        self._shards = [one for one in self._shards if one.file is None or one.file in used or one.file.exists()]
+        self._shards = [one for one in self._shards if one.file is None or one.file in used or _is_there(one.file)]
         self._used = set(), self._used[0]
 
     def _written(self, shard: Shard) -> Shard:
@@ -371,6 +371,13 @@ def _remove(path: Path) -> bool:
     except OSError:
         return False
     return True
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # of a network disk that is out of reach
+        return True
 
 
 def _subfolders(root: Path) -> list[Path]:

@@ -220,8 +220,13 @@ class FailureModes(Callback):
         if stage == "fit" and trainer.global_step == 0:  # a checkpoint is restored later
             self._state = RunState()
             self._steering.reset()
-        self._steering.check(trainer)
+        self._spending.reset()
         self._ranks.open()
+        with self._ranks.together():
+            self._prepare(trainer)
+
+    def _prepare(self, trainer: Trainer) -> None:
+        self._steering.check(trainer)
         device = torch.device(self.device) if self.device is not None else trainer.strategy.root_device
         cache = EmbeddingCache(self.cache_folder)
         self._explainer = Explainer(
@@ -271,6 +276,7 @@ class FailureModes(Callback):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """All layers are trained again; what is forked later is kept."""
+        self._spending.end_epoch(trainer)
         self._steering.end_epoch(trainer)
         if self.verdict == "fork" and self._steering.begins_after(trainer.current_epoch):
             with self._policy(trainer, "the end of an epoch", "the checkpoint of the forks"):
@@ -398,11 +404,11 @@ class FailureModes(Callback):
         self._keys.begin()
         if due:
             with self._policy(trainer, "the loaders"):
+                self._find_folder(trainer)  # collective
                 self._loaders = evaluation_loaders(trainer)
                 self._seconds = self._spending.seconds(trainer, loaders=len(self._loaders))
                 for lens in self._explainer.lenses if self._explainer is not None else ():
                     lens.store.let_go()
-                self._find_folder(trainer)
 
     def _find_folder(self, trainer: Trainer) -> Path:
         if self._folder is None:
@@ -517,7 +523,7 @@ class FailureModes(Callback):
     def _new_collector(self, trainer: Trainer, index: int) -> Collector:
         assert self._explainer is not None
         lenses = self._explainer.lenses
-        dims = sum(lens.encoder.dim for lens in lenses) * (self._ranks.size if self._steering.on else 1)
+        dims = sum(lens.encoder.dim for lens in lenses)
         return Collector(
             dataset=dataset_of(self._loaders[index]),
             class_names=self.class_names,
@@ -527,6 +533,7 @@ class FailureModes(Callback):
             groups_from=self.groups_from,
             metadata=self.metadata,
             allowance=self._spending.allowance(trainer, index, self._seconds, dims),
+            gathers=self._steering.on,
             seed=self.seed,
         )
 

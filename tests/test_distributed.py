@@ -74,12 +74,23 @@ def flat(value: Any, path: str = "") -> dict[str, Any]:
 
 
 def assert_alike(one: Any, other: Any) -> None:
-    """Texts, integers and the keys equal, other numbers to the rounding of floats."""
+    """Texts, integers and the keys equal, other numbers to the rounding of floats.
+
+    Of the hardest and the easiest examples two may differ or change places: batches of other images round the last bit
+    of an embedding otherwise, and some decision values lie as close together.
+    """
     first, second = flat(one), flat(other)
     assert list(first) == list(second)
+    lists: dict[str, list[set[int]]] = {}
     for place, value in first.items():
+        if "est_ids" in place:
+            left, right = lists.setdefault(place.rsplit("/", 1)[0], [set(), set()])
+            left.add(value)
+            right.add(second[place])
+            continue
         expected = pytest.approx(second[place], rel=1e-5, abs=1e-6) if isinstance(value, float) else second[place]
         assert value == expected, place
+    assert all(len(left ^ right) <= 2 for left, right in lists.values()), lists
 
 
 def members(trees: dict[str, Any], grouping: str) -> list[tuple[int, int]]:

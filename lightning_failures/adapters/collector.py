@@ -26,6 +26,7 @@ from lightning_failures.errors import ConfigurationError, DataError
 from lightning_failures.grading import Task, assemble_grades, expand_class_names, grade_batch, infer_task
 from lightning_failures.metrics import GradesMetric
 from lightning_failures.records import Grades
+from lightning_failures.sharing import owned_rows
 
 __all__ = ["Collector", "told_apart"]
 
@@ -42,6 +43,7 @@ class Collector:
         groups_from: Name of the dataset's attribute with a source for each example, a number or a name.
         metadata: Names of the dataset's attributes whose values are counted among failures.
         allowance: Which share of the examples is looked at; by default all.
+        gathers: Whether the first process holds all embeddings, as interventions want it.
         seed: Of the sample that is looked at.
     """
 
@@ -56,6 +58,7 @@ class Collector:
         groups_from: str | None = "groups",
         metadata: Sequence[str] = (),
         allowance: Allowance | None = None,
+        gathers: bool = False,
         seed: int = 0,
     ) -> None:
         self.task = task
@@ -65,7 +68,7 @@ class Collector:
         self._range = (math.inf, -math.inf)
         self._names = told_apart(class_names if self.named else dataset_attribute(dataset, "classes"))
         self._lenses, self._ranks = lenses, ranks
-        self._allowance, self._seed = allowance or Allowance(), seed
+        self._allowance, self._seed, self._gathers = allowance or Allowance(), seed, gathers
         self._expected = _length(dataset)
         self._groups = None if groups_from is None else _sources(dataset, groups_from)
         self._attributes = {name: _attribute(dataset, name) for name in metadata}
@@ -178,7 +181,7 @@ class Collector:
         known = ~torch.stack([lens.store.missing(keys) for lens in self._lenses]).any(0)
         line = np.flatnonzero(~known.numpy())
         line = line[np.argsort(places[line], kind="stable")]
-        self._allowance.plan(seen, places[line])
+        self._allowance.plan(seen, places[line], rows=self._conditions)
         for portion in self._allowance.portions(places[line]):
             began, some = time.perf_counter(), torch.from_numpy(np.sort(line[portion]))
             unit = space.to_unit(images[some.to(images.device)])
@@ -198,7 +201,10 @@ class Collector:
     def sampled(self, grades: Grades) -> NDArray[np.bool_]:
         """Which rows of ``grades`` are looked at, the same on all ranks: (N,) bool. Collective."""
         sizes = np.bincount(grades.labels.numpy())
-        self._allowance.fit(len(grades) / self._ranks.size, int(sizes.max(initial=0)))
+        size = self._ranks.size
+        # what the process with the most examples holds
+        held = max(int(owned_rows(grades, rank, size, predicted=True).sum()) for rank in range(size))
+        self._allowance.fit(len(grades) if self._gathers else held, int(sizes.max(initial=0)))
         share = min(self._ranks.gather_objects(self._allowance.share))
         return np.asarray(places_in_line(grades.ids.numpy(), self._seed) < share)
 
@@ -252,11 +258,10 @@ class Collector:
         return self.columns or 1 if self.task == "multilabel" else 1
 
     def _agree_on_task(self) -> None:
-        """A rank without a batch learns the task from the others."""
-        self.task, self.columns = next(
-            (seen for seen in self._ranks.gather_objects((self.task, self.columns)) if seen[1] is not None),
-            (self.task, self.columns),
-        )
+        """A rank without a batch learns the task from the others; and what is true of one's ids is true of all."""
+        told = self._ranks.gather_objects((self.task, self.columns, self.indexed))
+        self.task, self.columns, _ = next((seen for seen in told if seen[1] is not None), told[0])
+        self.indexed = all(indexed for _, _, indexed in told)
 
     def _hard_columns(self, logits: Tensor) -> int:
         if logits.is_floating_point():

@@ -26,6 +26,7 @@ from lightning_failures.errors import ConfigurationError, FailureModesError
 __all__ = ["OtherRankError", "Ranks"]
 
 T = TypeVar("T")
+_TOLD = "_lightning_failures_told"
 TIMEOUT = timedelta(hours=6)
 
 
@@ -47,7 +48,6 @@ class Ranks:
 
     def __init__(self) -> None:
         self.group: dist.ProcessGroup | None = None
-        self._told: Exception | None = None
 
     def open(self) -> None:
         """Build the group, if the run has more than one process."""
@@ -102,7 +102,7 @@ class Ranks:
             yield
         except Exception as error:
             # one that the others know of already, or told of themselves, is not told again
-            if self.group is not None and error is not self._told and not isinstance(error, OtherRankError):
+            if self.group is not None and _TOLD not in error.__dict__ and not isinstance(error, OtherRankError):
                 with suppress(Exception):
                     self.agree(error)
             raise
@@ -146,7 +146,7 @@ class Ranks:
         told = None if error is None else (kind, f"{type(error).__name__}: {error}")
         dist.all_gather_object(found, (value, told), group=self.group)
         if error is not None:
-            self._told = error
+            error.__dict__[_TOLD] = True  # a mark, because an error that is kept keeps all that its frames hold
             raise error
         for rank, (_, told) in enumerate(found):
             if told is not None:

@@ -22,9 +22,10 @@ from lightning_failures.adapters.isolation import isolated_rng, seed_all
 from lightning_failures.adapters.lenses import Lens
 from lightning_failures.adapters.loaders import dataset_of
 from lightning_failures.adapters.pictures import class_pictures, most_important_rules, rule_pictures
-from lightning_failures.adapters.reading import BatchReader, ExampleReader, training_sample
+from lightning_failures.adapters.reading import BatchReader, ExampleReader, TrainingSample, training_sample
 from lightning_failures.analysis import analyse
 from lightning_failures.budget import Deadline
+from lightning_failures.cache import content_keys
 from lightning_failures.candidates import ClassCaptions, caption_source
 from lightning_failures.encoders import gives_maps, gives_texts
 from lightning_failures.grammar import CaptionVocabulary
@@ -36,6 +37,9 @@ from lightning_failures.sinks import Sink, sinks_for, write_all
 from lightning_failures.visuals import Picture
 
 __all__ = ["Explainer"]
+
+REFERENCE_BLOCK = 64
+"""Training examples that are read at once, by one rank."""
 
 Act = Callable[[FailureReport, Discovery | None], FailureReport]
 """Interventions: from the report of the discovery part, whose examples the first process has, to that of all parts."""
@@ -65,6 +69,7 @@ class Explainer:
     seed: int
     say_once: Callable[..., None]
     _captions: dict[str, ClassCaptions] = field(default_factory=dict)
+    _reference_keys: list[Tensor] = field(default_factory=list)  # (n, 2) of this rank's share, once it is embedded
     _sinks: dict[Path, list[Sink]] = field(default_factory=dict)
 
     @property
@@ -102,11 +107,11 @@ class Explainer:
         """
         if collector.doubt:
             self.say_once(collector.doubt)
+        start = time.perf_counter()
+        grades = collector.grades()
         if pictures and not collector.indexed:
             self.say_once("The ids of read_batch are not the indices of the dataset: no pictures.")
         pictures = pictures and collector.indexed
-        start = time.perf_counter()
-        grades = collector.grades()
         parts = None if act is None else part_of(grades, seed=self.seed, decision=decision)
         found = grades if parts is None else take_grades(grades, parts == DISCOVERY)
         sampled = collector.sampled(grades)
@@ -115,6 +120,7 @@ class Explainer:
         if parts is not None:  # what was not fitted to is judged, and acted on, by the first process
             whole = self._gathered(self.directions, collector, ranks, grades.ids[sampled])
             made = ranks.run(lambda: _parts(grades, parts, sampled, whole, report) if ranks.is_first else None)
+            del whole
             if made is not None:
                 told, decides, discovery = made
                 report = replace(report, report_part=told, decision_part=decides)
@@ -152,7 +158,10 @@ class Explainer:
             )
             for lens, either in ((self.directions, False), (self.trees, True))
         )
+        begun = time.perf_counter()
         reference, source = self._reference_embeddings(trainer, len(torch.unique(grades.ids)), ranks)
+        if deadline is not None:  # what is embedded of the training set, once, is not on the bill
+            deadline = Deadline(deadline.at + time.perf_counter() - begun)
         report = analyse(
             grades,
             embeddings,
@@ -205,13 +214,27 @@ class Explainer:
             return None, f"validation ({examples} examples)"
         lens = self.directions
         sample = training_sample(trainer, seed=self.seed)
-        examples_of = ExampleReader(sample.dataset, sample.collate, self.reader)
-        mine = sample.ids[ranks.number :: ranks.size]
-        with isolated_rng():  # random transforms give the same images in every analysis, so they are embedded once
-            seed_all(self.seed)
-            rows = torch.cat([torch.empty(0, lens.encoder.dim), *map(lens.embed_now, examples_of.batches(mine))])
-        lens.store.flush()
+        if not self._reference_keys or bool(lens.store.missing(self._reference_keys[0]).any()):
+            self._reference_keys[:] = [self._embed_reference(lens, sample, ranks)]
+        (keys,) = self._reference_keys
+        rows = lens.look_up(keys) if len(keys) else torch.empty(0, lens.encoder.dim)
         return rows, f"train ({len(sample.ids)} of {sample.total} examples)"
+
+    def _embed_reference(self, lens: Lens, sample: TrainingSample, ranks: Ranks) -> Tensor:
+        """The keys (n, 2) of this rank's share of a sample.
+
+        Random transforms give the same images in every analysis, whatever the number of processes.
+        """
+        examples_of = ExampleReader(sample.dataset, sample.collate, self.reader)
+        keys = [torch.empty(0, 2, dtype=torch.int64)]
+        with isolated_rng():
+            for number in range(ranks.number, -(-len(sample.ids) // REFERENCE_BLOCK), ranks.size):
+                seed_all(self.seed + number)
+                images = examples_of.images(sample.ids[number * REFERENCE_BLOCK :][:REFERENCE_BLOCK])
+                keys.append(content_keys(images))
+                lens.embed(images, keys[-1])
+        lens.store.flush()
+        return torch.cat(keys)
 
     def _draw(
         self, loader: Any, report: FailureReport, grades: Grades, collector: Collector, ranks: Ranks

@@ -87,7 +87,11 @@ class Lottery:
 
 def keep_for_forks(trainer: Trainer, folder: Path) -> None:
     """Write the checkpoint of the moment before an intervention begins. Collective."""
-    trainer.save_checkpoint(folder / CHECKPOINT)
+    try:
+        trainer.save_checkpoint(folder / CHECKPOINT)
+    except Exception:
+        trainer.strategy.barrier("Trainer.save_checkpoint")  # where the processes that do not write wait
+        raise
 
 
 def judge_by_forks(trainer: Trainer, module: LightningModule, modes: Any, *, began: bool) -> Verdict:

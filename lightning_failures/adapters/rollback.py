@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -94,15 +93,18 @@ class Rollback:
         """Put weights and optimizers back, if that was decided; learning rates go on as scheduled. Collective."""
         if not self._pending:
             return
+        self._pending = False
+        ranks.run(lambda: self._put_back(trainer))
+
+    def _put_back(self, trainer: Trainer) -> None:
         assert self._file is not None
-        state = ranks.run(partial(torch.load, self._file, map_location="cpu", weights_only=True))
+        state = torch.load(self._file, map_location="cpu", weights_only=True)
         trainer.lightning_module.load_state_dict(state["module"])
         for optimizer, kept in zip(trainer.optimizers, state["optimizers"], strict=True):
             rates = [group["lr"] for group in optimizer.param_groups]
             optimizer.load_state_dict(kept)
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate
-        self._pending = False
 
     def to_dict(self) -> dict[str, Any]:
         """The state in a checkpoint."""

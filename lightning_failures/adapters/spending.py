@@ -22,10 +22,13 @@ PLANNED, TOLERATED = 0.7, 1.5
 """Shares of the time for embedding: what a sample is planned to take, and what it may be forecast to take before it
 shrinks once more. Times vary, a sample never grows again, and one that has shrunk to nothing was for nothing."""
 
+SPARED = 0.1
+"""Share of the time for embedding that a sample may take on top where all of it is spent before the end."""
+
 PROBE = 8
 """Images that are embedded at once to learn what one costs."""
 
-MOST_COSTS = 256
+MOST_COSTS = 32
 """So many times of embedding are remembered."""
 
 
@@ -68,6 +71,7 @@ class Allowance:
         self._seconds, self._memory, self._dim, self._batches = seconds, memory, dim, batches
         self._costs = [] if costs is None else costs
         self._done = self._seen = self._with_lacking = 0
+        self._at_hand = self._unpaid = 0  # new images of the batch at hand, and those to be embedded yet
         self._lacking = np.empty(0)
         self._for_later = False
         self._warm = bool(self._costs)
@@ -78,19 +82,23 @@ class Allowance:
         saving_up = self._for_later and self._seconds is not None and self.spent < PLANNED * self._seconds
         return 1.0 if saving_up else self.share
 
-    def plan(self, seen: int, lacking: NDArray[np.float64]) -> None:
+    def plan(self, seen: int, lacking: NDArray[np.float64], *, rows: int = 1) -> None:
         """Take account of a batch before it is embedded.
 
         Args:
             seen: Its number of examples, looked at or not.
             lacking: Places in line of those that have no embedding yet.
+            rows: How many rows an example has among the grades.
         """
         self._done += 1
         self._seen += seen
         self._with_lacking += len(lacking) > 0
-        self.fit(self._seen + self._ahead[1] - seen)
-        self._lacking = np.concatenate([self._lacking, lacking])
-        self._shrink()
+        self._at_hand = self._unpaid = len(lacking)
+        to_come = self._batches - self._done if math.isfinite(self._batches) else self._done
+        self.fit(rows * self._seen * (1 + max(to_come, 0) / self._done))
+        if self._seconds is not None:
+            self._lacking = np.concatenate([self._lacking, lacking])
+            self._shrink()
 
     def portions(self, places: NDArray[np.float64]) -> Iterator[slice]:
         """Yield what to embed of the images that lack it, whose places ascend; call ``pay`` for each.
@@ -106,6 +114,7 @@ class Allowance:
     def pay(self, images: int, seconds: float) -> None:
         """Take account of what was embedded; the first time is not the rule."""
         self.spent += seconds
+        self._unpaid = max(self._unpaid - images, 0)
         if self._warm:
             self._costs.append((images, seconds))
             del self._costs[:-MOST_COSTS]
@@ -119,9 +128,10 @@ class Allowance:
 
     @property
     def _ahead(self) -> tuple[float, float]:
-        """Batches and examples to come, with the one at hand."""
-        batches = self._batches - self._done + 1 if math.isfinite(self._batches) else float(self._done)
-        return batches, self._seen / max(self._done, 1) * max(batches, 1.0)
+        """Batches and examples to come, with what is not paid yet of the one at hand."""
+        batches = self._batches - self._done if math.isfinite(self._batches) else float(self._done)
+        batches = max(batches, 0.0) + self._unpaid / max(self._at_hand, 1)
+        return batches, self._seen / max(self._done, 1) * batches
 
     def _shrink(self) -> None:
         """Leave out those at the end of the line if the forecast is too long."""
@@ -130,14 +140,21 @@ class Allowance:
             return
         # as many of those to come are new, up to any place in line, as were of those seen
         batches, examples = self._ahead
+        if not batches:
+            return
         per_batch, per_image = _line(self._costs)
         like_seen = per_image * examples / self._seen
-        fixed = self.spent + batches * per_batch * self._with_lacking / self._done
+        overhead = batches * per_batch * self._with_lacking / self._done
+        fixed = self.spent + overhead
         if fixed + len(self._lacking) * like_seen > TOLERATED * self._seconds:
-            affordable = int(max(PLANNED * self._seconds - fixed, 0.0) / max(like_seen, 1e-9))
-            affordable = min(affordable, len(self._lacking) - 1)
+            left = max(PLANNED * (self._seconds - fixed / TOLERATED), 0.0)
+            by_batch = overhead > 0.5 * self._seconds
+            if not by_batch and self._done > 1:  # a sample that were empty in the end would have been for nothing
+                left = max(left, SPARED * self._seconds)
+            affordable = min(int(left / max(like_seen, 1e-9)), len(self._lacking) - 1)
             self.share = float(np.partition(self._lacking, affordable)[affordable])
-            self._for_later = affordable == 0  # a few images of every batch would take too long: take whole batches
+            # a few images of every batch would take too long: take whole batches
+            self._for_later = by_batch and affordable == 0
 
 
 def _line(costs: list[tuple[int, float]]) -> tuple[float, float]:
@@ -174,12 +191,22 @@ class Spending:
         self._say_once = say_once
         self._costs: list[tuple[int, float]] = []
         self._began: float | None = None
+        self._epoch: float | None = None  # seconds of the last whole one
         self._paused = 0.0
         self._paused_at: float | None = None
 
     def begin_epoch(self) -> None:
         """An epoch of training begins."""
         self._began, self._paused = time.perf_counter(), 0.0
+
+    def end_epoch(self, trainer: Trainer) -> None:
+        """It is over: so long it took."""
+        self._epoch = None
+        self._epoch, self._began = self._epoch_seconds(trainer), None
+
+    def reset(self) -> None:
+        """Another training: its epochs are not timed yet."""
+        self._began = self._epoch = None
 
     def pause(self) -> None:
         """A validation interrupts it."""
@@ -224,8 +251,10 @@ class Spending:
         )
 
     def _epoch_seconds(self, trainer: Trainer) -> float | None:
-        if self._began is None or trainer.state.fn != "fit":
+        if trainer.state.fn != "fit":
             return None
+        if self._epoch is not None or self._began is None:
+            return self._epoch
         elapsed = (self._paused_at or time.perf_counter()) - self._began - self._paused
         total = trainer.num_training_batches
         done = trainer.fit_loop.batch_idx + 1

@@ -12,11 +12,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from torch.utils.data import DataLoader
 
 from lightning_failures.adapters.spending import Allowance
 from lightning_failures.errors import ConfigurationError
 from lightning_failures.interventions import Upweight
-from tests.toy import ColourEncoder, OracleClassifier, callback, loader, trainer
+from tests.toy import ColourEncoder, Images, OracleClassifier, callback, loader, trainer
 
 ROOT = Path(__file__).parents[2]
 
@@ -64,6 +66,25 @@ def test_allowance__grows_from_validation_to_validation_until_all_are_known(per_
     assert shares[5] > 0.3
     assert shares[-1] == 1.0
     assert worst < 20.0 * 1.6  # 1.5 is tolerated, and a batch is not cut
+
+
+@pytest.mark.parametrize("batches", [1, 10, 50])
+@pytest.mark.parametrize("slower", [1.0, 1.45, 1.6, 2.0, 3.0])
+def test_allowance__images_that_cost_more_than_was_remembered_leave_no_empty_sample(batches, slower):
+    """By what is remembered, all of them take 0.8 of the time."""
+    places = np.random.default_rng(0).random(100 * batches)
+    allowance = Allowance(seconds=1.0, batches=batches, costs=[(100, 0.8 / batches)] * 32)
+    embedded = 0
+    for batch in places.reshape(batches, 100):
+        line = np.sort(batch[batch < allowance.reach])
+        allowance.plan(100, line)
+        for portion in allowance.portions(line):
+            embedded += len(line[portion])
+            allowance.pay(len(line[portion]), slower * 0.008 / batches * len(line[portion]))
+    sample = int((places < allowance.share).sum())
+    assert sample > 0.05 * embedded
+    assert slower > 1.5 or sample == len(places)
+    assert allowance.spent < max(1.75, 0.8 * slower / batches + 1.75)
 
 
 def test_allowance__everything_at_once_where_there_is_time():
@@ -193,10 +214,12 @@ def test_budgets__out_of_range(option, value, allowed):
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads Linux's account of memory")
 def test_memory_budget__what_is_held_is_about_what_was_allowed(tmp_path):
     """12,000 embeddings of 512 numbers in four classes: an analysis of all takes some 200 MB; it may take 60."""
     script = f"""
-        import resource, sys, torch
+        import torch
+        from pathlib import Path
         from torch.utils.data import DataLoader
         from tests.toy import Images, OracleClassifier, callback, trainer
         torch.set_num_threads(1)
@@ -212,7 +235,8 @@ def test_memory_budget__what_is_held_is_about_what_was_allowed(tmp_path):
             modes = callback(encoder=Wide(), pictures=False, permutations=9, memory_budget=budget, cache_folder=folder)
             loader = DataLoader(Images(size), batch_size=250)
             trainer(folder, modes).validate(OracleClassifier(), loader, verbose=False)
-            return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, modes.last_report.sampled
+            (most,) = (line for line in Path("/proc/self/status").read_text().splitlines() if "VmHWM" in line)
+            return int(most.split()[1]) * 1024, modes.last_report.sampled
 
         before, _ = peak(2000, None, {str(tmp_path / "small")!r})
         bounded, sampled = peak(12_000, "60 MB", {str(tmp_path / "bounded")!r})
@@ -231,3 +255,30 @@ def test_memory_budget__what_is_held_is_about_what_was_allowed(tmp_path):
     assert (whole, 0.2 < sampled < 0.6) == (1.0, True)
     assert bounded < 1.3 * 60e6
     assert everything > 1.5 * 60e6
+
+
+@pytest.mark.slow
+def test_reference_of_training_images__is_embedded_once_and_not_on_the_bill(tmp_path):
+    """Random transforms give one draw; a budget that their embedding exceeds is still there for the analysis."""
+
+    class Noisy(Images):
+        def __getitem__(self, index):
+            image, label = super().__getitem__(index)
+            return image + 0.01 * torch.rand(image.shape), label
+
+    encoder = SlowEncoder(0.02)
+    modes = callback(
+        encoder=encoder,
+        reference="train",
+        time_budget=3.5,
+        pictures=False,
+        cache_folder=tmp_path / "cache",
+        permutations=9,
+    )
+    train = DataLoader(Noisy(300), batch_size=50)  # 6 seconds, longer than the budget
+    run = trainer(tmp_path, modes, max_epochs=2, num_sanity_val_steps=0)
+    run.fit(OracleClassifier(), train, loader(160))
+    assert encoder.embedded == 300 + 160
+    assert modes.last_report.sampled == 1.0
+    assert modes.last_report.notes == ()
+    assert len(modes.last_report.directions.classes)
