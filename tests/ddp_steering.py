@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, DistributedSampler, RandomSampler
 
 from lightning_failures.adapters.forks import Run, fork_verdict
-from lightning_failures.errors import ConfigurationError
+from lightning_failures.errors import ConfigurationError, FailureModesError
 from lightning_failures.interventions import AddFiltered, AddSynthetic, Upweight
 from tests.ddp_faults import Model, Numbered, Speaks
 from tests.ddp_fit import Backwards
@@ -204,7 +204,37 @@ def apart(folder: Path) -> dict[str, Any]:
     return {"raised": ""}
 
 
-OTHERS = {"verdict": judge, "encoders apart": apart}
+def missing(folder: Path) -> dict[str, Any]:
+    """The second process does not find its weights."""
+    encoder = "local-dir:nowhere" if rank() else ColourEncoder()
+    try:
+        trainer(folder, callback(encoder=encoder, on_error="warn"), strategy="ddp", devices=2).validate(
+            Model(), loader(32), verbose=False
+        )
+    except FailureModesError as error:
+        return {"raised": str(error)}
+    return {"raised": ""}
+
+
+def unsaved(folder: Path) -> dict[str, Any]:
+    """The first process cannot write the checkpoint that the forks were to begin from."""
+    modes = callback(interventions=[Upweight(factor=4.0)], pictures=False, on_error="warn", verdict="fork")
+    run = trainer(folder, modes, max_epochs=2, strategy="ddp", devices=2, num_sanity_val_steps=0)
+    save = run.strategy.save_checkpoint
+
+    def full(*args: Any, **kwargs: Any) -> None:
+        save(*args, **kwargs)
+        if rank() == 0:
+            raise OSError(28, "No space left on device")
+
+    run.strategy.save_checkpoint = full
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        run.fit(Model(), TRAIN["Lightning's sampler"](), loader(400))
+    return {"steps": run.global_step, "told": [str(one.message) for one in caught if "skips" in str(one.message)]}
+
+
+OTHERS = {"verdict": judge, "encoders apart": apart, "weights missing": missing, "checkpoint unsaved": unsaved}
 
 
 def main(folder: Path, *names: str) -> None:

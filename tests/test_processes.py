@@ -304,6 +304,18 @@ def test_ddp__ranks_with_different_encoders_are_refused(steered):
         assert "the processes have different weights of colours" in one["raised"]
 
 
+def test_ddp__weights_that_one_process_lacks_are_an_error_on_all(steered):
+    first, second = read(steered / "weights missing")
+    assert "nowhere" in second["raised"]
+    assert first["raised"].startswith("process 1: EncoderError")
+
+
+def test_ddp__a_checkpoint_that_cannot_be_written_leaves_nobody_waiting(steered):
+    first, second = read(steered / "checkpoint unsaved")
+    assert first["steps"] == second["steps"] > 0
+    assert any("No space left" in text for text in first["told"])
+
+
 def test_ddp__caches_apart_are_an_error_that_names_the_remedy(steered):
     seen = read(steered / "AddFiltered, caches apart")
     assert seen[0]["report"] == seen[1]["report"]
