@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from lightning_failures.arrays import as_array, as_mask
 from lightning_failures.records import Grades
 
-__all__ = ["ALONE", "Share", "Sharing", "owned_rows"]
+__all__ = ["ALONE", "Share", "Sharing", "owned_rows", "owner_of_classes"]
 
 Key = TypeVar("Key")
 T = TypeVar("T")
