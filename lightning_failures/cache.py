@@ -32,6 +32,7 @@ from lightning_failures.shards import (
     Pending,
     Shard,
     read_shard,
+    to_half,
     write_shard,
 )
 
@@ -235,7 +236,7 @@ class EmbeddingStore:
         for start in range(0, len(new), _AT_ONCE):
             rows = new[start : start + _AT_ONCE]
             some = values[torch.from_numpy(rows)]
-            half, fits = _to_half(some)
+            half, fits = to_half(some)
             for pending, rounded, mine in ((self._pending[0], half, fits), (self._pending[1], some, ~fits)):
                 pending.add(array[rows[mine.numpy()]], rounded[mine].numpy())
 
@@ -342,13 +343,6 @@ def default_cache_folder() -> Path:
     else:
         base = Path(os.environ.get("XDG_CACHE_HOME") or home / ".cache")
     return base / "lightning_failures"
-
-
-def _to_half(values: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows in float16, and for each whether rounding moves it by at most 2**-10 of its length."""
-    half = values.half()
-    error, length = (torch.linalg.vector_norm(x, dim=1, dtype=torch.float64) for x in (half.float() - values, values))
-    return half, error <= length / 1024
 
 
 def _first_of_each(keys: Array) -> Array:

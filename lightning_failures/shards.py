@@ -14,16 +14,27 @@ import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
 import torch
 import xxhash
+from torch import Tensor
 
 from lightning_failures.atomic import replacing
 
-__all__ = ["DTYPES", "SUFFIX", "DamagedShardError", "Pending", "Shard", "read_shard", "write_shard"]
+__all__ = [
+    "DTYPES",
+    "SUFFIX",
+    "DamagedShardError",
+    "Pending",
+    "Shard",
+    "read_header",
+    "read_shard",
+    "to_half",
+    "write_shard",
+]
 
 SUFFIX = ".safetensors"
 DTYPES: dict[str, np.dtype[Any]] = {"F16": np.dtype("<f2"), "F32": np.dtype("<f4")}
@@ -181,6 +192,25 @@ def write_shard(shard: Shard, folder: Path, fingerprint: str) -> Path:
     return target
 
 
+def read_header(file: BinaryIO) -> tuple[int, dict[str, Any]]:
+    """Return the length of the header of a safetensors file, and the header; the file stands behind it.
+
+    Raises:
+        ValueError: It is none, or claims to be longer than any of ours.
+    """
+    length = int.from_bytes(file.read(8), "little")
+    if length > 2**20:
+        raise ValueError("header too long")
+    return length, json.loads(file.read(length))
+
+
+def to_half(values: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows in float16, and for each whether rounding moves it by at most 2**-10 of its length."""
+    half = values.half()
+    error, length = (torch.linalg.vector_norm(x, dim=1, dtype=torch.float64) for x in (half.float() - values, values))
+    return half, error <= length / 1024
+
+
 def read_shard(path: Path, fingerprint: str) -> Shard:
     """Verify every byte of a shard, keep its index and map its embeddings into memory.
 
@@ -194,10 +224,7 @@ def read_shard(path: Path, fingerprint: str) -> Shard:
     """
     try:
         with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            if length > 2**20:
-                raise ValueError("header too long")
-            header = json.loads(file.read(length))
+            length, header = read_header(file)
             (two, n), (rows, dim) = header["keys"]["shape"], header["embeddings"]["shape"]
             kind = header["embeddings"]["dtype"]
             expected = 8 + length + 20 * n + n * dim * DTYPES[kind].itemsize

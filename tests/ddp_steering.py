@@ -191,29 +191,27 @@ def judge(folder: Path) -> dict[str, Any]:
     return fork_verdict(make_run, checkpoint, pairs=1, files=folder / "files", folder=folder / "forks").to_dict()
 
 
-def apart(folder: Path) -> dict[str, Any]:
-    """Two files of weights under one name."""
-    encoder = ColourEncoder()
-    encoder.fingerprint += f"-{rank()}"
-    try:
-        trainer(folder, callback(encoder=encoder, on_error="warn"), strategy="ddp", devices=2).validate(
-            Model(), loader(32), verbose=False
-        )
-    except ConfigurationError as error:
-        return {"raised": str(error)}
-    return {"raised": ""}
-
-
-def missing(folder: Path) -> dict[str, Any]:
-    """The second process does not find its weights."""
-    encoder = "local-dir:nowhere" if rank() else ColourEncoder()
+def refused(folder: Path, encoder: Any) -> dict[str, Any]:
+    """What the set-up says of an encoder."""
     try:
         trainer(folder, callback(encoder=encoder, on_error="warn"), strategy="ddp", devices=2).validate(
             Model(), loader(32), verbose=False
         )
     except FailureModesError as error:
-        return {"raised": str(error)}
-    return {"raised": ""}
+        return {"raised": str(error), "configuration": isinstance(error, ConfigurationError)}
+    return {"raised": "", "configuration": False}
+
+
+def apart(folder: Path) -> dict[str, Any]:
+    """Two files of weights under one name."""
+    encoder = ColourEncoder()
+    encoder.fingerprint += f"-{rank()}"
+    return refused(folder, encoder)
+
+
+def missing(folder: Path) -> dict[str, Any]:
+    """The second process does not find its weights."""
+    return refused(folder, "local-dir:nowhere" if rank() else ColourEncoder())
 
 
 def unsaved(folder: Path) -> dict[str, Any]:

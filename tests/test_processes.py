@@ -301,6 +301,7 @@ def test_ddp__generated_images_are_made_once_and_drawn_by_all(steered):
 
 def test_ddp__ranks_with_different_encoders_are_refused(steered):
     for one in read(steered / "encoders apart"):
+        assert one["configuration"]
         assert "the processes have different weights of colours" in one["raised"]
 
 

@@ -115,7 +115,8 @@ class Explainer:
         parts = None if act is None else part_of(grades, seed=self.seed, decision=decision)
         found = grades if parts is None else take_grades(grades, parts == DISCOVERY)
         sampled = collector.sampled(grades)
-        report = self._analyse(trainer, found, collector, ranks, deadline)
+        seen = sampled if parts is None else sampled[(parts == DISCOVERY).numpy()]
+        report = self._analyse(trainer, found, seen, collector, ranks, deadline)
         discovery: Discovery | None = None
         if parts is not None:  # what was not fitted to is judged, and acted on, by the first process
             whole = self._gathered(self.directions, collector, ranks, grades.ids[sampled])
@@ -144,10 +145,15 @@ class Explainer:
         return report
 
     def _analyse(
-        self, trainer: Trainer, grades: Grades, collector: Collector, ranks: Ranks, deadline: Deadline | None
+        self,
+        trainer: Trainer,
+        grades: Grades,
+        sampled: NDArray[np.bool_],
+        collector: Collector,
+        ranks: Ranks,
+        deadline: Deadline | None,
     ) -> FailureReport:
         """Fit, with the embeddings of the classes that this rank owns."""
-        sampled = collector.sampled(grades)
         share = partial(owned_rows, grades, processes=ranks.size, sampled=sampled)
         embeddings, features = (
             None

@@ -94,8 +94,7 @@ class Allowance:
         self._seen += seen
         self._with_lacking += len(lacking) > 0
         self._at_hand = self._unpaid = len(lacking)
-        to_come = self._batches - self._done if math.isfinite(self._batches) else self._done
-        self.fit(rows * self._seen * (1 + max(to_come, 0) / self._done))
+        self.fit(rows * self._seen * (1 + self._to_come / self._done))
         if self._seconds is not None:
             self._lacking = np.concatenate([self._lacking, lacking])
             self._shrink()
@@ -127,10 +126,14 @@ class Allowance:
             self.share = min(self.share, share_that_fits(self._memory, examples, self._dim, largest_class))
 
     @property
+    def _to_come(self) -> float:
+        """Batches after the one at hand."""
+        return max(self._batches - self._done, 0.0) if math.isfinite(self._batches) else float(self._done)
+
+    @property
     def _ahead(self) -> tuple[float, float]:
         """Batches and examples to come, with what is not paid yet of the one at hand."""
-        batches = self._batches - self._done if math.isfinite(self._batches) else float(self._done)
-        batches = max(batches, 0.0) + self._unpaid / max(self._at_hand, 1)
+        batches = self._to_come + self._unpaid / max(self._at_hand, 1)
         return batches, self._seen / max(self._done, 1) * batches
 
     def _shrink(self) -> None:
@@ -165,12 +168,9 @@ def _line(costs: list[tuple[int, float]]) -> tuple[float, float]:
     """
     images, seconds = np.array(costs, dtype=np.float64).T
     spread = images - images.mean()
-    slope = float(spread @ seconds / max(spread @ spread, 1e-9))
-    slope = (
-        min(max(slope, 0.0), float(seconds.sum() / images.sum()))
-        if spread.any()
-        else float(seconds.sum() / images.sum())
-    )
+    slope = mean = float(seconds.sum() / images.sum())
+    if spread.any():
+        slope = min(max(float(spread @ seconds / (spread @ spread)), 0.0), mean)
     return max(float(seconds.mean() - slope * images.mean()), 0.0), slope
 
 

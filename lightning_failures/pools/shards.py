@@ -22,7 +22,7 @@ from torch import Tensor
 
 from lightning_failures.atomic import replacing
 from lightning_failures.directions import FailureDirections
-from lightning_failures.shards import DamagedShardError
+from lightning_failures.shards import DamagedShardError, read_header, to_half
 
 __all__ = ["UNLABELLED", "PoolShard", "digest_of", "in_half", "read_pool_shard", "scored", "write_pool_shard"]
 
@@ -74,9 +74,8 @@ def in_half(embeddings: Tensor) -> Tensor:
     >>> in_half(torch.tensor([[0.6, 0.8]])).dtype, in_half(torch.tensor([[1e6, 0.0]])).dtype
     (torch.float16, torch.float32)
     """
-    half = embeddings.half()
-    error, length = (torch.linalg.vector_norm(x, dim=1) for x in (half.float() - embeddings, embeddings))
-    return half if bool((error <= length / 1024).all()) else embeddings
+    half, fits = to_half(embeddings)
+    return half if bool(fits.all()) else embeddings
 
 
 def scored(shard: PoolShard, directions: FailureDirections) -> PoolShard:
@@ -137,10 +136,7 @@ def read_pool_shard(path: Path, block: range, *, pool: str, embeddings: bool = T
     """
     try:
         with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            if length > 2**20:
-                raise ValueError("header too long")
-            header = json.loads(file.read(length))
+            length, header = read_header(file)
             metadata = header.pop("__metadata__")
             if metadata["format"] != _FORMAT or metadata["pool"] != pool:
                 raise ValueError("it belongs to another pool")
