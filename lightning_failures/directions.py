@@ -37,13 +37,16 @@ from lightning_failures.svm import MOST_EXAMPLES, SVMFit, centred_gram, fit_publ
 from lightning_failures.threads import one_thread
 from lightning_failures.whitening import Moments, phi
 
-__all__ = ["LEFT_OUT", "FailureDirections", "fit_failure_directions", "joined_directions", "phi"]
+__all__ = ["DIRECTIONS_FILE", "LEFT_OUT", "FailureDirections", "fit_failure_directions", "joined_directions", "phi"]
 
 Mode = tuple[SVMFit, float]
 """A direction and its p-value."""
 
 MIN_EXAMPLES = 10
 """A class with fewer failures, or fewer successes, is skipped."""
+
+DIRECTIONS_FILE = "directions.safetensors"
+"""What a run calls the file with the directions of its last report."""
 
 LEFT_OUT = "left out: the time budget was spent on classes with more failures"
 """Why a class is skipped that the deadline came before."""

@@ -5,13 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from lightning_failures.directions import FailureDirections
+from lightning_failures.directions import DIRECTIONS_FILE, FailureDirections
 from lightning_failures.errors import ConfigurationError, DataError
 from lightning_failures.records import FailureReport
 
 __all__ = ["FittedDirections", "load_fitted"]
-
-_FILE = "directions.safetensors"
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,11 +38,12 @@ def load_fitted(path: Path) -> FittedDirections:
     Raises:
         ConfigurationError: There are none, or they are damaged.
     """
-    places = [path / _FILE, path / "failures" / _FILE] if path.is_dir() else [path]
+    places = [path / DIRECTIONS_FILE, path / "failures" / DIRECTIONS_FILE] if path.is_dir() else [path]
     found = next((place for place in places if place.is_file()), None)
     if found is None:
         raise ConfigurationError(
-            f"No {_FILE} in {path}. A run keeps that of its last analysis in <log_dir>/failures/, beside report.json."
+            f"No {DIRECTIONS_FILE} in {path}. A run keeps that of its last analysis in <log_dir>/failures/, beside"
+            " report.json."
         )
     try:
         directions = FailureDirections.load(found)

@@ -11,6 +11,7 @@ from pathlib import Path
 from PIL import Image
 
 from lightning_failures.atomic import write_atomically
+from lightning_failures.directions import DIRECTIONS_FILE
 from lightning_failures.interventions.told import interventions_markdown
 from lightning_failures.records import FailureReport
 from lightning_failures.text import (
@@ -24,10 +25,7 @@ from lightning_failures.text import (
 )
 from lightning_failures.visuals import Picture
 
-__all__ = ["DIRECTIONS", "FileSink", "file_name", "to_bytes", "write_report"]
-
-DIRECTIONS = "directions.safetensors"
-"""Name of the file with the directions of the last report."""
+__all__ = ["FileSink", "file_name", "to_bytes", "write_report"]
 
 
 @dataclass(frozen=True)
@@ -54,7 +52,7 @@ class FileSink:
             write_atomically(here / image, png.getvalue())
             parts.append(f"![{escape_markdown(picture.caption or picture.tag)}]({image})")
         write_atomically(here / "report.md", to_bytes("\n\n".join(part for part in parts if part) + "\n"))
-        directions = self.folder / DIRECTIONS
+        directions = self.folder / DIRECTIONS_FILE
         if report.directions is None:
             directions.unlink(missing_ok=True)
         else:
