@@ -28,6 +28,7 @@ from lightning_failures.directions import (
     joined_directions,
 )
 from lightning_failures.enrichment import Attribute, enrichment, read_attribute
+from lightning_failures.examples import ExampleTable
 from lightning_failures.group_trees import grow_trees
 from lightning_failures.records import ClassReport, FailureReport, Grades, GroupReport, ValueReport
 from lightning_failures.rows import Members, PerRow, Rows, Values, members_of
@@ -165,6 +166,7 @@ def analyse(
         notes=_notes(classes, groups, unworded, sampled_share),
         directions=directions,
         trees=trees,
+        table=ExampleTable.of(grades, None if directions is None else directions.out_of_fold, trees),
     )
 
 

@@ -94,7 +94,8 @@ class FailureModes(Callback):
             third part of the validation set, under ``failures/decision/...``, falls for certain.
         verdict: Tells whether the interventions helped. ``"fork"``: when the training is over, six forks are trained
             from where they began; ``"lottery"``: half of the flagged classes are left alone, for comparison.
-        pictures: Draw images and heat maps, at the last epoch, at every fifth analysis, and outside of ``fit``.
+        pictures: Draw images, heat maps and feature attacks, and write the HTML report: at the last analysis of
+            ``fit``, and outside of it. False: numbers and words only.
         time_budget: What an analysis may take: seconds, or a share of the time of a training epoch, like ``"10%"``.
             Where that is too little it looks at a sample of the examples and at the classes with the most failures,
             and says so in the report's notes. Images embedded once cost nothing later, so the sample grows from
@@ -283,7 +284,12 @@ class FailureModes(Callback):
                 keep_for_forks(trainer, self._steering.folder)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """The training is over: fork it."""
+        """The training is over: draw its last analysis if it ended early, and fork it."""
+        with self._policy(trainer, "the last analysis", "its pictures"), self._ranks.together(), isolated_rng():
+            if self.pictures and self._explainer is not None:
+                for index in self._explainer.undrawn:
+                    report = self._explainer.draw(trainer, index, self._ranks)
+                    self.last_report = report if index == 0 else self.last_report
         with self._policy(trainer, "the end of the training", "the rollback"):
             self._steering.undo(trainer, self._ranks)
         if self.verdict == "fork" and self._folder is not None and self.last_report is not None:
@@ -538,8 +544,7 @@ class FailureModes(Callback):
         )
 
     def _wants_pictures(self, trainer: Trainer) -> bool:
-        by_turn = self._state.analyses % 5 == 4 or trainer.state.fn != "fit"
-        return self.pictures and (by_turn or is_last_epoch(trainer))
+        return self.pictures and (trainer.state.fn != "fit" or is_last_epoch(trainer))
 
     def state_dict(self) -> dict[str, Any]:
         """Plain values only, so that checkpoints load with ``weights_only=True``."""

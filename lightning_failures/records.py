@@ -19,19 +19,24 @@ from lightning_failures.plain import from_plain, json_key, read_json
 
 if TYPE_CHECKING:
     from lightning_failures.directions import FailureDirections
+    from lightning_failures.examples import ExampleTable
     from lightning_failures.interventions.parts import ReportPart
     from lightning_failures.trees import FailureTree
 else:  # so that hints can be read at run time
-    FailureDirections = FailureTree = ReportPart = Any
+    ExampleTable = FailureDirections = FailureTree = ReportPart = Any
 
 __all__ = [
     "SCHEMA",
     "BatchRecord",
     "ClassReport",
+    "CurvePoint",
     "FailureReport",
+    "FeatureReport",
     "Grades",
     "GroupReport",
     "LeafReport",
+    "ModeReport",
+    "NodeReport",
     "ValueReport",
 ]
 
@@ -126,6 +131,27 @@ class LeafReport(_Readable):
 
 
 @dataclass(frozen=True)
+class NodeReport(_Readable):
+    """One node of a failure tree, so that the tree can be drawn; the root comes first, parents before children.
+
+    ``parent`` is a place in ``GroupReport.nodes``, and ``above`` tells the branch: the parent's feature is above its
+    threshold. An inner node has a ``feature`` and a ``threshold``, a leaf its place in ``GroupReport.leaves``. Rates
+    are in [0, 1]; ``interval`` is found as that of a leaf.
+    """
+
+    size: int
+    failures: int
+    error_rate: float | None = None
+    error_coverage: float | None = None
+    interval: tuple[float, float] | None = None
+    parent: int | None = None
+    above: bool | None = None
+    feature: int | None = None
+    threshold: float | None = None
+    leaf: int | None = None
+
+
+@dataclass(frozen=True)
 class GroupReport(_Readable):
     """The failure tree of one label group (``grouping="label"``) or prediction group (``"prediction"``) of a class."""
 
@@ -140,6 +166,7 @@ class GroupReport(_Readable):
     pattern: bool = False
     skipped: str | None = None
     leaves: tuple[LeafReport, ...] = ()
+    nodes: tuple[NodeReport, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -164,11 +191,75 @@ class ValueReport(_Readable):
 
 
 @dataclass(frozen=True)
+class FeatureReport(_Readable):
+    """One feature of the robust encoder that rules mention.
+
+    ``groups`` are those whose trees split on it, as "label/cat". ``caption`` is what tells its most activating images
+    from the others of their group best, in CLIP space: a hypothesis. ``name``, ``tag`` ("spurious" or
+    "overemphasised") and ``action`` are what people wrote down.
+    """
+
+    feature: int
+    groups: tuple[str, ...] = ()
+    top_ids: tuple[int, ...] = ()
+    caption: str | None = None
+    caption_score: float | None = None
+    caption_margin: float | None = None
+    name: str | None = None
+    tag: str | None = None
+    action: str | None = None
+
+
+@dataclass(frozen=True)
+class ModeReport(_Readable):
+    """One failure mode in the diary: a direction that is followed from analysis to analysis.
+
+    ``name`` is stable. ``status`` is "new" (seen fewer than three times in a row), "persisting", "growing",
+    "shrinking", "missing" (not seen now, not yet three times in a row) or "cured". ``since`` is the epoch in which it
+    was first seen, ``seen`` the number of analyses in which it was, ``missed`` for how many in a row it was not.
+    ``size`` counts its flagged failures now, of ``examples`` of its class; ``gained`` and ``lost`` are those that came
+    and went among the examples that the last analysis has seen too. ``cosine`` and ``shared`` tell how alike it is to
+    what it was matched with: of the directions, and the share of the smaller set of failures that both have.
+    """
+
+    name: str
+    class_name: str = field(metadata={"key": "class"})
+    status: str
+    since: int | None = None
+    seen: int = 1
+    missed: int = 0
+    size: int = 0
+    examples: int = 0
+    gained: int | None = None
+    lost: int | None = None
+    cosine: float | None = None
+    shared: float | None = None
+    caption: str | None = None
+
+
+@dataclass(frozen=True)
+class CurvePoint(_Readable):
+    """Accuracy among the ``k`` examples of a class that are nearest to its hardest, and to its easiest caption.
+
+    Source: Jain et al. (ICLR 2023), figure 7b.
+    """
+
+    k: int
+    hardest: float | None = None
+    easiest: float | None = None
+
+
+@dataclass(frozen=True)
 class ClassReport(_Readable):
     """What is known about the failures of one class.
 
     ``pattern`` says whether the screening p-value survives Benjamini-Hochberg over classes at level 0.05; without
-    it the captions describe noise. ``hardest_ids`` and ``easiest_ids`` start with the most extreme decision value.
+    it the captions describe noise. ``hardest_ids`` and ``easiest_ids`` start with the most extreme decision value;
+    ``hardest_values`` and ``easiest_values`` are these. ``least_confident_ids`` start with the least confidence in the
+    true class, which ``least_confident_values`` tell. A margin of a caption is how far its score lies beyond the mean
+    of all candidates, in their standard deviations. ``cv_null_mean`` and ``cv_null_interval`` tell which CV scores
+    ``cv_null_permutations`` permutations of correctness give. ``agreement`` is Cohen's kappa between being flagged and
+    being in the most important leaf of the label group's tree.
     """
 
     name: str
@@ -189,8 +280,19 @@ class ClassReport(_Readable):
     easiest_captions: tuple[str, ...] = ()
     easiest_caption_scores: tuple[float, ...] = ()
     caption_p_value: float | None = None
+    hardest_caption_margins: tuple[float, ...] = ()
+    easiest_caption_margins: tuple[float, ...] = ()
+    nearest: tuple[CurvePoint, ...] = ()
+    cv_null_mean: float | None = None
+    cv_null_interval: tuple[float, float] | None = None
+    cv_null_permutations: int = 0
+    agreement: float | None = None
     hardest_ids: tuple[int, ...] = ()
     easiest_ids: tuple[int, ...] = ()
+    hardest_values: tuple[float, ...] = ()
+    easiest_values: tuple[float, ...] = ()
+    least_confident_ids: tuple[int, ...] = ()
+    least_confident_values: tuple[float, ...] = ()
     enrichment: tuple[ValueReport, ...] = ()
     truth: dict[str, str] | None = None
 
@@ -202,14 +304,18 @@ class FailureReport(_Readable):
     ``summary`` holds the aggregate scalars under the names in which they are logged, without the ``failures/``
     prefix. ``sampled`` is the share of the examples that directions and trees have looked at. ``timings`` are seconds
     by step of the analysis; ``stage`` is "fit", "validate" or "test".
-    ``directions`` and ``trees``, by grouping and class name, are the fitted results, ``report_part``, while
-    interventions are on, the examples that they were not fitted to; these three are not part of the JSON form.
+    ``features`` are those that rules mention and pictures show, ``modes`` the diary.
+    ``directions`` and ``trees``, by grouping and class name, are the fitted results, ``table`` tells of every example,
+    ``report_part``, while interventions are on, the examples that nothing was fitted to; these are not part of the
+    JSON form.
     """
 
     examples: int
     accuracy: float | None
     classes: tuple[ClassReport, ...]
     groups: tuple[GroupReport, ...] = ()
+    features: tuple[FeatureReport, ...] = ()
+    modes: tuple[ModeReport, ...] = ()
     summary: dict[str, float] = field(default_factory=dict)
     interventions: tuple[dict[str, Any], ...] = ()
     timings: dict[str, float] = field(default_factory=dict)
@@ -229,6 +335,7 @@ class FailureReport(_Readable):
     trees: dict[tuple[str, str], FailureTree] = field(
         default_factory=dict, repr=False, compare=False, metadata={"json": False}
     )
+    table: ExampleTable | None = field(default=None, repr=False, compare=False, metadata={"json": False})
     report_part: ReportPart | None = field(default=None, repr=False, compare=False, metadata={"json": False})
     decision_part: ReportPart | None = field(default=None, repr=False, compare=False, metadata={"json": False})
 

@@ -1,7 +1,6 @@
-"""Pictures for people: thumbnails with text, heat maps, the images that a feature likes best.
+"""Images for people: thumbnails with text, heat maps, the images that a feature likes best.
 
-Pure functions from small image tensors to uint8 tensors (3, H, W); no logger, no disk, no plotting library. The two
-``*_picture`` functions at the top compose the others and give each picture its stable tag.
+Pure functions from small image tensors to uint8 tensors (3, H, W); no logger, no disk, no plotting library.
 
 Images are (C, H, W) with C 1 or 3, uint8 or floats in [0, 1].
 """
@@ -10,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
@@ -20,19 +18,15 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lightning_failures.errors import DataError
-from lightning_failures.records import ClassReport, GroupReport
-from lightning_failures.text import clean, number, score, tag_part, verdict
+from lightning_failures.text import clean
 
 __all__ = [
-    "Picture",
-    "class_picture",
     "color_table",
     "heat_map",
     "image_grid",
     "image_strip",
     "most_activating",
     "normalize_maps",
-    "rule_picture",
     "stack",
     "thumbnail",
     "to_uint8",
@@ -40,92 +34,6 @@ __all__ = [
 
 TEXT, TITLE, GAP = 11, 13, 6  # px
 SIZE = 96
-
-
-@dataclass(frozen=True)
-class Picture:
-    """What a sink receives.
-
-    Attributes:
-        tag: Where it belongs, the same at every analysis: ``"classes/cat"``, ``"rules/label/cat/0"``.
-        image: (3, H, W) uint8 on the CPU.
-        caption: One line for people.
-    """
-
-    tag: str
-    image: Tensor
-    caption: str = ""
-
-
-def class_picture(
-    entry: ClassReport,
-    hardest: Sequence[Tensor] | Tensor,
-    easiest: Sequence[Tensor] | Tensor,
-    *,
-    hardest_texts: Sequence[str] = (),
-    easiest_texts: Sequence[str] = (),
-    size: int = SIZE,
-) -> Picture:
-    r"""Show the hardest images of a class above its easiest, the most extreme on the left.
-
-    The titles bear the best caption of each end where a pattern was found, and none where it would describe noise.
-
-    Args:
-        entry: The class.
-        hardest: Images (C, H, W), from the lowest decision value up.
-        easiest: Images from the highest decision value down.
-        hardest_texts: Text below each image: decision value, prediction. ``"\n"`` starts a new line.
-        easiest_texts: As above.
-        size: Least side of a thumbnail in pixels.
-    """
-    name = clean(entry.name, 80)
-
-    def row(end: str, images: Sequence[Tensor] | Tensor, texts: Sequence[str], captions: Sequence[str]) -> Tensor:
-        title = f"{name}, {end}: {captions[0]}" if entry.pattern and captions else f"{name}, {end}"
-        return image_strip(images, texts, title=title, size=size)
-
-    rows = [
-        row("hardest", hardest, hardest_texts, entry.hardest_captions),
-        row("easiest", easiest, easiest_texts, entry.easiest_captions),
-    ]
-    told = f"p {verdict(entry)}, CV score {score(entry)}" if entry.pattern else verdict(entry)
-    return Picture(
-        f"classes/{tag_part(entry.name)}", stack(rows), f"{name}: error rate {_error(entry.accuracy)}; {told}"
-    )
-
-
-def rule_picture(
-    group: GroupReport,
-    index: int,
-    images: Sequence[Tensor] | Tensor,
-    maps: Sequence[Tensor] | Tensor,
-    *,
-    feature: str = "",
-    texts: Sequence[str] = (),
-    size: int = SIZE,
-) -> Picture:
-    """Show images above the heat maps of the feature that a rule splits on.
-
-    Args:
-        group: The group of the tree.
-        index: Which of ``group.leaves``.
-        images: n images (C, H, W), as a rule the most activating ones.
-        maps: n maps (h, w) of the feature, one an image.
-        feature: Name of the feature, for the title.
-        texts: Text below each image.
-        size: Least side of a thumbnail in pixels.
-    """
-    leaf, name = group.leaves[index], clean(group.class_name, 80)
-    heat = [heat_map(m, thumbnail(image, size)) for m, image in zip(maps, images, strict=True)]
-    caption = (
-        f"{name}, {group.grouping} group: {leaf.rule}; error rate {number(leaf.error_rate)}, "
-        f"error coverage {number(leaf.error_coverage)}"
-    )
-    rows = [
-        image_strip(images, texts, title=caption, size=size),
-        image_strip(heat, title=f"where {feature or 'the feature'} is active", size=size),
-    ]
-    return Picture(f"rules/{group.grouping}/{tag_part(group.class_name)}/{index}", stack(rows), clean(caption))
 
 
 def most_activating(features: Tensor, k: int) -> Tensor:
@@ -322,7 +230,3 @@ def _fit(text: str, height: int, width: int) -> str:
 @lru_cache(maxsize=4)
 def _font(height: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     return ImageFont.load_default(height)
-
-
-def _error(accuracy: float | None) -> str:
-    return number(None if accuracy is None else 1 - accuracy)

@@ -19,7 +19,7 @@ from lightning.pytorch import Callback
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
-from lightning_failures import grading, sinks, visuals
+from lightning_failures import gallery, grading, sinks
 from lightning_failures.cache import EmbeddingStore
 from lightning_failures.captions import score_captions
 from lightning_failures.directions import fit_failure_directions
@@ -206,7 +206,7 @@ def sends(case: Case) -> None:
 
 def draws(case: Case) -> None:
     case.options["pictures"] = True
-    case.calls_of(visuals.class_picture)
+    case.calls_of(gallery.class_picture)
 
 
 def judges(case: Case) -> None:

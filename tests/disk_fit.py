@@ -20,11 +20,11 @@ from PIL import Image
 
 from lightning_failures.directions import FailureDirections
 from lightning_failures.errors import FailureModesError
+from lightning_failures.gallery import Gallery, Picture, Row, Tile
 from lightning_failures.interventions import Upweight
 from lightning_failures.interventions.ledger import Ledger, LedgerRow
 from lightning_failures.records import ClassReport, FailureReport
-from lightning_failures.sinks import CSVSink, FileSink, TensorBoardSink, write_all
-from lightning_failures.visuals import Picture
+from lightning_failures.sinks import CSVSink, FileSink, TensorBoardSink, each_sink
 from tests.test_interventions import steered
 from tests.test_synthetic_fit import Speaks, adding
 from tests.test_synthetic_fit import fit as synthetic_fit
@@ -90,18 +90,19 @@ def read_only(folder: Path) -> Path:
 def sinks(folder: Path) -> dict:
     """Every writer by itself on a full disk, and what it leaves."""
     report = FailureReport(9, 0.5, (ClassReport("cat " * 2000, 9, accuracy=0.5),), epoch=1)
-    picture = Picture("classes/cat", torch.randint(0, 255, (3, 200, 200), dtype=torch.uint8))
+    image = torch.randint(0, 255, (3, 200, 200), dtype=torch.uint8)
+    gallery = Gallery((Picture("classes/cat", (Row("", (Tile(image),)),)),))
     board = TensorBoardLogger(folder / "board", name="", version="")
     places = [FileSink(folder / "files"), CSVSink(folder / "csv"), TensorBoardSink(board)]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        failed = write_all(places, report, [picture], 1)
+        failed = each_sink(places, lambda sink: (sink.write(report, 1), sink.show(report, gallery, 1)))
     outcome = {type(sink).__name__: type(error).__name__ for sink, error in failed}
     ledger = Ledger(folder / "ledger")
     row = LedgerRow("model", "mit", "a red three", 7, 3, "three", "hard caption", 1, 2)
     try:
         for _ in range(50):
-            ledger.append(row, picture.image)
+            ledger.append(row, image)
     except FailureModesError as error:
         outcome["Ledger"] = type(error).__name__
     whole = all(ledger.image(number).shape == (3, 200, 200) for number in ledger.images)

@@ -34,13 +34,13 @@ from lightning_failures.directions import FailureDirections
 from lightning_failures.embedded import CLIP_FOLDER
 from lightning_failures.encoders import OpenCLIPEncoder, RobustEncoder, load_encoder
 from lightning_failures.errors import ConfigurationError, DataError, EncoderError, GeneratorError
+from lightning_failures.gallery import Gallery, Picture, Row, Tile, class_picture
 from lightning_failures.grammar import CaptionVocabulary
 from lightning_failures.interventions import Upweight
 from lightning_failures.records import ClassReport, FailureReport, GroupReport, LeafReport, ValueReport
 from lightning_failures.sinks import CSVSink, FileSink
 from lightning_failures.sinks.files import file_name
 from lightning_failures.text import class_table, clean, escape_markdown, markdown_table, tag_part
-from lightning_failures.visuals import Picture, class_picture
 from tests.toy import ColourEncoder, Images, OracleClassifier, callback, trainer
 
 ROOT = Path(__file__).parents[1]
@@ -238,9 +238,10 @@ def test_escape_markdown__reads_as_it_was_written(text):
 def test_report_md__of_hostile_names(tmp_path):
     report = hostile_report(NAMES, NAMES)
     image = torch.zeros(3, 8, 8, dtype=torch.uint8)
-    drawn = [Picture(f"classes/{tag_part(name)}", image, name) for name in NAMES]
+    drawn = [Picture(f"classes/{tag_part(name)}", (Row(name, (Tile(image),)),), name) for name in NAMES]
     folder = tmp_path / "in" / "failures"
-    FileSink(folder).write(report, drawn, 250)
+    FileSink(folder).write(report, 250)
+    FileSink(folder).show(report, Gallery(tuple(drawn)), 250)
     here = folder / "epoch=0003-step=000250"
     check_page((here / "report.md").read_text(encoding="utf-8"), drawn)
     files = [path.name for path in (here / "images").iterdir()]
@@ -256,7 +257,7 @@ def test_report_md__of_hostile_names(tmp_path):
 def test_csv__reads_back_as_one_row_a_class(tmp_path):
     names = [*NAMES, "\r", "a\r\nb", '"', "x" * 200_000]
     for step in (1, 2, 2):  # what is there is read, and what is written again replaced
-        CSVSink(tmp_path).write(FailureReport(9, 0.5, tuple(ClassReport(name, 9) for name in names)), [], step)
+        CSVSink(tmp_path).write(FailureReport(9, 0.5, tuple(ClassReport(name, 9) for name in names)), step)
     with (tmp_path / "failure_classes.csv").open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 2 * len(names)

@@ -15,10 +15,10 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger, WandbLogger
 from PIL import Image
 
 from lightning_failures.directions import FailureDirections, fit_failure_directions
+from lightning_failures.gallery import Gallery, Picture, Row, Tile
 from lightning_failures.records import ClassReport, FailureReport, GroupReport, LeafReport, ValueReport
-from lightning_failures.sinks import CSVSink, FileSink, TensorBoardSink, WandbSink, sinks_for, write_all
+from lightning_failures.sinks import CSVSink, FileSink, TensorBoardSink, WandbSink, each_sink, sinks_for
 from lightning_failures.sinks.files import file_name
-from lightning_failures.visuals import Picture
 
 NASTY = "../../<script>|*x*\n🙂\udcff" + "y" * 10_000
 
@@ -44,26 +44,28 @@ def report(epoch: int = 3, **options) -> FailureReport:
     return FailureReport(83, 0.7, classes, (group,), summary={"cv_score_mean": 0.75}, epoch=epoch, **options)
 
 
-def pictures() -> list[Picture]:
+def picture(tag: str, image: torch.Tensor, caption: str = "") -> Picture:
+    return Picture(tag, (Row("", (Tile(image),)),), caption)
+
+
+def pictures(count: int = 3) -> Gallery:
     image = torch.zeros(3, 20, 30, dtype=torch.uint8)
     image[0] = 200
-    return [
-        Picture("classes/dog", image, "dog"),
-        Picture("classes/cat", image.flip(0), "cat"),
-        Picture(f"rules/{NASTY}", image),
-    ]
+    drawn = picture("classes/dog", image, "dog"), picture("classes/cat", image.flip(0), "cat")
+    return Gallery((*drawn, picture(f"rules/{NASTY}", image))[:count])
 
 
 def test_file_sink__keeps_every_analysis_and_the_last(tmp_path):
     sink = FileSink(tmp_path / "failures")
-    sink.write(report(3), pictures(), 250)
-    sink.write(report(4), [], 300)
+    sink.write(report(3), 250)
+    sink.show(report(3), pictures(), 250)
+    sink.write(report(4), 300)
     first = tmp_path / "failures" / "epoch=0003-step=000250"
     assert json.loads((first / "report.json").read_text())["epoch"] == 3
     assert json.loads((tmp_path / "failures" / "report.json").read_text()) == report(4).to_dict()
     written = sorted((first / "images").iterdir())
     assert len(written) == 3
-    assert np.array(Image.open(first / "images" / "classes-dog.png"))[0, 0].tolist() == [200, 0, 0]
+    assert np.array(Image.open(first / "images" / "classes-dog.png"))[50, 50].tolist() == [200, 0, 0]
     markdown = (first / "report.md").read_text()
     assert "feature 17" in markdown
     assert "<script>" not in markdown
@@ -73,15 +75,16 @@ def test_file_sink__directions_of_the_last_report(tmp_path):
     x = np.random.default_rng(0).normal(size=(60, 4))
     fitted = fit_failure_directions(x, np.zeros(60, dtype=int), x[:, 0] > 0, permutations=9)
     sink = FileSink(tmp_path)
-    sink.write(report(3, directions=fitted), [], 250)
+    sink.write(report(3, directions=fitted), 250)
     stored = FailureDirections.load(tmp_path / "directions.safetensors")
     assert torch.equal(stored.weight, fitted.weight)
-    sink.write(report(4), [], 300)  # grading only: those of another epoch would be taken for its own
+    sink.write(report(4), 300)  # grading only: those of another epoch would be taken for its own
     assert not (tmp_path / "directions.safetensors").exists()
 
 
 def test_file_sink__hostile_names_stay_inside(tmp_path):
-    FileSink(tmp_path / "a" / "failures").write(report(), pictures(), 0)
+    FileSink(tmp_path / "a" / "failures").write(report(), 0)
+    FileSink(tmp_path / "a" / "failures").show(report(), pictures(), 0)
     outside = [p for p in tmp_path.rglob("*") if p.is_file() and (tmp_path / "a" / "failures") not in p.parents]
     assert outside == []
 
@@ -104,8 +107,10 @@ def test_tensorboard_sink__read_back(tmp_path):
 
     logger = TensorBoardLogger(tmp_path)
     sink = TensorBoardSink(logger)
-    sink.write(report(3), pictures()[:2], 250)
-    sink.write(report(4), pictures()[:2], 300)
+    sink.write(report(3), 250)
+    sink.show(report(3), pictures(2), 250)
+    sink.write(report(4), 300)
+    sink.show(report(4), pictures(2), 300)
     logger.experiment.close()
     events = EventAccumulator(logger.log_dir)
     events.Reload()
@@ -122,7 +127,8 @@ def test_tensorboard_sink__further_loaders_have_their_own_tags(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     logger = TensorBoardLogger(tmp_path)
-    TensorBoardSink(logger).write(report(dataloader=1), pictures()[:1], 1)
+    TensorBoardSink(logger).write(report(dataloader=1), 1)
+    TensorBoardSink(logger).show(report(dataloader=1), pictures(1), 1)
     logger.experiment.close()
     events = EventAccumulator(logger.log_dir)
     events.Reload()
@@ -132,7 +138,7 @@ def test_tensorboard_sink__further_loaders_have_their_own_tags(tmp_path):
 def test_csv_sink__one_row_a_class_and_analysis(tmp_path):
     sink = CSVSink(tmp_path)
     for epoch, step in ((3, 250), (4, 300), (4, 300)):
-        sink.write(report(epoch), [], step)
+        sink.write(report(epoch), step)
     with (tmp_path / "failure_classes.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [(row["epoch"], row["name"][:3]) for row in rows] == [
@@ -144,8 +150,8 @@ def test_csv_sink__one_row_a_class_and_analysis(tmp_path):
 
 def test_stage__a_test_takes_the_place_of_no_validation(tmp_path):
     for stage in ("fit", "test"):
-        FileSink(tmp_path).write(report(stage=stage), [], 250)
-        CSVSink(tmp_path).write(report(stage=stage), [], 250)
+        FileSink(tmp_path).write(report(stage=stage), 250)
+        CSVSink(tmp_path).write(report(stage=stage), 250)
     kept = [
         json.loads((tmp_path / f"{name}epoch=0003-step=000250" / "report.json").read_text()) for name in ("", "test-")
     ]
@@ -156,7 +162,7 @@ def test_stage__a_test_takes_the_place_of_no_validation(tmp_path):
 
 def test_csv_sink__keeps_a_table_of_another_version(tmp_path):
     (tmp_path / "failure_classes.csv").write_text("a,b\n1,2\n")
-    CSVSink(tmp_path).write(report(), [], 1)
+    CSVSink(tmp_path).write(report(), 1)
     assert (tmp_path / "failure_classes.old.csv").read_text() == "a,b\n1,2\n"
     assert len((tmp_path / "failure_classes.csv").read_text().splitlines()) > 3
 
@@ -168,12 +174,12 @@ def test_csv_sink__a_long_table_takes_no_memory(tmp_path):
         tmp_path / "failure_classes.csv",
         replace(report(0), classes=report().classes[:2]),
     )
-    sink.write(short, [], 0)
+    sink.write(short, 0)
     header, row = path.read_text().splitlines()[:2]
     path.write_text("\n".join([header, *(row.replace(",0,0,", f",{step},{step},") for step in range(20_000)), ""]))
-    sink.write(short, [], 30_000)  # what is made once is made
+    sink.write(short, 30_000)  # what is made once is made
     tracemalloc.start()
-    sink.write(short, [], 40_000)
+    sink.write(short, 40_000)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     with path.open(newline="") as file:
@@ -183,9 +189,9 @@ def test_csv_sink__a_long_table_takes_no_memory(tmp_path):
 
 def test_csv_sink__a_damaged_table_is_gone_on_with(tmp_path):
     sink, path = CSVSink(tmp_path), tmp_path / "failure_classes.csv"
-    sink.write(report(3), [], 250)
+    sink.write(report(3), 250)
     path.write_bytes(path.read_bytes()[:-20_000] + b"\xff\n\n")  # half a row, and bytes that are no text
-    sink.write(report(4), [], 300)
+    sink.write(report(4), 300)
     with path.open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["epoch"] for row in rows][-3:] == ["4"] * 3
@@ -198,8 +204,9 @@ def test_wandb_sink__offline_run_is_read_back(tmp_path):
     logger = WandbLogger(save_dir=tmp_path, offline=True, settings=wandb.Settings(silent=True, disable_git=True))
     try:
         (sink,) = [s for s in sinks_for([logger], tmp_path / "failures") if isinstance(s, WandbSink)]
-        sink.write(report(3), pictures()[:2], 250)
-        sink.write(report(4), [], 200)
+        sink.write(report(3), 250)
+        sink.show(report(3), pictures(2), 250)
+        sink.write(report(4), 200)
         assert logger.experiment.summary["failures/last/cv_score_mean"] == 0.75
         folder = Path(logger.experiment.dir)
     finally:
@@ -232,13 +239,13 @@ def test_sinks_for__unknown_logger_is_told(tmp_path):
         assert [type(sink) for sink in sinks_for([OtherLogger()], tmp_path)] == [FileSink]
 
 
-def test_write_all__one_failing_sink_stops_no_other(tmp_path):
+def test_each_sink__one_failing_sink_stops_no_other(tmp_path):
     class Full:
-        def write(self, report, pictures, step):
+        def write(self, report, step):
             raise OSError("no space left")
 
     full = Full()
-    ((sink, error),) = write_all([full, FileSink(tmp_path)], report(), [], 1)
+    ((sink, error),) = each_sink([full, FileSink(tmp_path)], lambda sink: sink.write(report(), 1))
     assert sink is full
     assert "no space" in str(error)
     assert (tmp_path / "report.json").is_file()

@@ -6,16 +6,13 @@ import pytest
 import torch
 
 from lightning_failures.errors import DataError
-from lightning_failures.records import ClassReport, GroupReport, LeafReport
 from lightning_failures.visuals import (
-    class_picture,
     color_table,
     heat_map,
     image_grid,
     image_strip,
     most_activating,
     normalize_maps,
-    rule_picture,
     stack,
     thumbnail,
     to_uint8,
@@ -152,28 +149,3 @@ def test_image_grid__texts_must_match():
 def test_stack__pads_with_white():
     image = stack([torch.zeros(3, 1, 2, dtype=torch.uint8), torch.zeros(3, 1, 1, dtype=torch.uint8)])
     assert image[0].tolist() == [[0, 0], [0, 255]]
-
-
-def test_class_picture__captions_only_with_a_pattern():
-    def picture(pattern):
-        captions = {"hardest_captions": ("a photo of a red cat",), "easiest_captions": ("a photo of a blue cat",)}
-        return class_picture(
-            ClassReport("cat", 9, accuracy=0.75, p_value=0.001, pattern=pattern, **captions), [BLACK], []
-        )
-
-    found, nothing = picture(True), picture(False)
-    assert found.tag == nothing.tag == "classes/cat"
-    assert found.caption.startswith("cat: error rate 0.25; p 0.001")
-    assert nothing.caption == "cat: error rate 0.25; no pattern"
-    assert found.image.shape[2] > nothing.image.shape[2]  # the title with its caption is wider
-
-
-def test_rule_picture__images_above_their_maps():
-    leaf = LeafReport("f3 > 0.5", 20, 0.6, 0.4, 0.24, True)
-    group = GroupReport("label", "cat", 100, leaves=(leaf,))
-    picture = rule_picture(group, 0, [BLACK, BLACK], torch.rand(2, 4, 4), feature="f3")
-    assert picture.tag == "rules/label/cat/0"
-    assert "f3 > 0.5; error rate 0.60, error coverage 0.40" in picture.caption
-    assert picture.image.shape[1] > 2 * 96
-    with pytest.raises(ValueError, match="zip"):
-        rule_picture(group, 0, [BLACK, BLACK], torch.rand(1, 4, 4))

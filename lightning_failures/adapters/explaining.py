@@ -21,20 +21,20 @@ from lightning_failures.adapters.distributed import Ranks
 from lightning_failures.adapters.isolation import isolated_rng, seed_all
 from lightning_failures.adapters.lenses import Lens
 from lightning_failures.adapters.loaders import dataset_of
-from lightning_failures.adapters.pictures import class_pictures, most_important_rules, rule_pictures
+from lightning_failures.adapters.pictures import Rows, Sources, browsed_ids, draw_gallery, pictured_members
 from lightning_failures.adapters.reading import BatchReader, ExampleReader, TrainingSample, training_sample
 from lightning_failures.analysis import analyse
 from lightning_failures.budget import Deadline
 from lightning_failures.cache import content_keys
 from lightning_failures.candidates import ClassCaptions, caption_source
 from lightning_failures.encoders import gives_maps, gives_texts
+from lightning_failures.examples import ExampleTable
 from lightning_failures.grammar import CaptionVocabulary
 from lightning_failures.interventions import Discovery
 from lightning_failures.interventions.parts import DECISION, DISCOVERY, REPORT, ReportPart, part_of, take_grades
 from lightning_failures.records import FailureReport, Grades
 from lightning_failures.sharing import owned_rows
-from lightning_failures.sinks import Sink, sinks_for, write_all
-from lightning_failures.visuals import Picture
+from lightning_failures.sinks import Sink, each_sink, sinks_for
 
 __all__ = ["Explainer"]
 
@@ -43,6 +43,17 @@ REFERENCE_BLOCK = 64
 
 Act = Callable[[FailureReport, Discovery | None], FailureReport]
 """Interventions: from the report of the discovery part, whose examples the first process has, to that of all parts."""
+
+
+@dataclass(frozen=True)
+class Scene:
+    """An analysis that may be drawn yet."""
+
+    report: FailureReport
+    loader: Any
+    grades: Grades
+    collector: Collector
+    folder: Path
 
 
 @dataclass(frozen=True)
@@ -71,6 +82,12 @@ class Explainer:
     _captions: dict[str, ClassCaptions] = field(default_factory=dict)
     _reference_keys: list[Tensor] = field(default_factory=list)  # (n, 2) of this rank's share, once it is embedded
     _sinks: dict[Path, list[Sink]] = field(default_factory=dict)
+    _undrawn: dict[int, Scene] = field(default_factory=dict)
+
+    @property
+    def undrawn(self) -> list[int]:
+        """The loaders whose last analysis has no pictures yet."""
+        return sorted(self._undrawn)
 
     @property
     def lenses(self) -> list[Lens]:
@@ -109,9 +126,9 @@ class Explainer:
             self.say_once(collector.doubt)
         start = time.perf_counter()
         grades = collector.grades()
-        if pictures and not collector.indexed:
+        indexed = collector.indexed
+        if pictures and not indexed:
             self.say_once("The ids of read_batch are not the indices of the dataset: no pictures.")
-        pictures = pictures and collector.indexed
         parts = None if act is None else part_of(grades, seed=self.seed, decision=decision)
         found = grades if parts is None else take_grades(grades, parts == DISCOVERY)
         sampled = collector.sampled(grades)
@@ -140,9 +157,33 @@ class Explainer:
         report, in_time = ranks.broadcast((report, deadline is None or not deadline.passed))
         if act is not None:
             report = act(report, discovery)
-        drawn = self._draw(loader, report, found, collector, ranks) if pictures and in_time else []
-        ranks.run(lambda: self._publish(trainer, report, drawn, folder) if ranks.is_first else None)
-        return report
+        if parts is not None and report.table is not None:
+            report = replace(report, table=_whole_table(grades, parts, report))
+        ranks.run(lambda: self._write(trainer, report, folder) if ranks.is_first else None)
+        self._undrawn.pop(index, None)
+        if indexed:
+            self._undrawn[index] = Scene(report, loader, found, collector, folder)
+        return (self.draw(trainer, index, ranks) or report) if pictures and in_time else report
+
+    def draw(self, trainer: Trainer, index: int, ranks: Ranks) -> FailureReport | None:
+        """Draw the last analysis of a loader if it has no pictures yet; returns its report with features. Collective."""
+        scene, start = self._undrawn.pop(index, None), time.perf_counter()
+        if scene is None:
+            return None
+        sources = self._sources(scene, ranks)
+        report = scene.report
+        if sources is not None:
+            try:
+                gallery, features = draw_gallery(report, scene.grades, sources, worst_k=self.worst_k)
+                timings = report.timings | {"pictures": round(time.perf_counter() - start, 4)}
+                report = replace(report, features=features, timings=timings)
+                self._tell_failed(
+                    each_sink(self._sinks[scene.folder], lambda sink: sink.show(report, gallery, trainer.global_step))
+                )
+            except Exception as error:
+                self.say_once(f"FailureModes could not draw pictures: {type(error).__name__}: {error}")
+        features, timings = ranks.broadcast((report.features, report.timings))
+        return replace(scene.report, features=features, timings=timings)
 
     def _analyse(
         self,
@@ -192,11 +233,14 @@ class Explainer:
         rows = None if lens is None else collector.embeddings(lens, wanted)
         return rows if ranks.is_first else None
 
-    def _publish(self, trainer: Trainer, report: FailureReport, drawn: list[Picture], folder: Path) -> None:
+    def _write(self, trainer: Trainer, report: FailureReport, folder: Path) -> None:
         """Write to every sink; one that fails is told of and left out."""
         if folder not in self._sinks:
             self._sinks[folder] = sinks_for(trainer.loggers, folder)
-        for sink, error in write_all(self._sinks[folder], report, drawn, trainer.global_step):
+        self._tell_failed(each_sink(self._sinks[folder], lambda sink: sink.write(report, trainer.global_step)))
+
+    def _tell_failed(self, failed: list[tuple[Sink, Exception]]) -> None:
+        for sink, error in failed:
             self.say_once(f"FailureModes could not write to {type(sink).__name__}: {type(error).__name__}: {error}")
 
     def _caption_source(
@@ -242,26 +286,39 @@ class Explainer:
         lens.store.flush()
         return torch.cat(keys)
 
-    def _draw(
-        self, loader: Any, report: FailureReport, grades: Grades, collector: Collector, ranks: Ranks
-    ) -> list[Picture]:
-        """Pictures, on the first process. Collective."""
+    def _sources(self, scene: Scene, ranks: Ranks) -> Sources | None:
+        """What the pictures are drawn from, on the first process. Collective."""
         encoder = None if self.trees is None else self.trees.encoder
         robust = encoder if encoder is not None and gives_maps(encoder) else None
-        rules = [] if robust is None else most_important_rules(report, self.worst_k)
-        members = torch.unique(torch.cat([torch.empty(0, dtype=torch.int64), *(rule.members for rule in rules)]))
-        features = self._gathered(self.trees, collector, ranks, members) if rules else None
+        report, collector = scene.report, scene.collector
+        members = pictured_members(report, self.worst_k) if robust is not None else torch.empty(0, dtype=torch.int64)
+        browsed = browsed_ids(report, seed=self.seed)
+        known = scene.grades.ids[collector.sampled(scene.grades)]
+        embedded = torch.unique(torch.cat([members, browsed]))
+        embedded = embedded[torch.isin(embedded, known)]
+        features = self._gathered(self.trees, collector, ranks, members) if len(members) else None
+        embeddings = self._gathered(self.directions, collector, ranks, embedded) if len(embedded) else None
         if not ranks.is_first:
-            return []
-        try:
-            images = ExampleReader(dataset_of(loader), loader.collate_fn, self.reader).images
-            drawn = class_pictures(report, grades, images, worst_k=self.worst_k)
-            if robust is not None and features is not None:
-                drawn += rule_pictures(rules, (members, features), images, robust)
-            return drawn
-        except Exception as error:
-            self.say_once(f"FailureModes could not draw pictures: {type(error).__name__}: {error}")
-            return []
+            return None
+        return Sources(
+            images=ExampleReader(dataset_of(scene.loader), scene.loader.collate_fn, self.reader).images,
+            robust=robust,
+            features=None if features is None else Rows(members, features),
+            embeddings=None if embeddings is None else Rows(embedded, embeddings),
+            captions=self._caption_source(scene.grades.class_names, has_names=collector.has_names),
+            browsed=browsed,
+        )
+
+
+def _whole_table(grades: Grades, parts: Tensor, report: FailureReport) -> ExampleTable:
+    """Of all parts: what was not fitted to has its decision values from the directions of the discovery part."""
+    assert report.table is not None
+    values = torch.full((len(grades),), float("nan"))
+    values[parts == DISCOVERY] = report.table.values
+    for part, judged in ((REPORT, report.report_part), (DECISION, report.decision_part)):
+        if judged is not None:
+            values[parts == part] = judged.values
+    return ExampleTable.of(grades, values, report.trees)
 
 
 def _parts(

@@ -7,13 +7,13 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from lightning_failures.sinks.base import Sink, write_all
+from lightning_failures.sinks.base import Sink, each_sink
 from lightning_failures.sinks.csv import CSVSink
 from lightning_failures.sinks.files import FileSink, write_report
 from lightning_failures.sinks.tensorboard import TensorBoardSink
 from lightning_failures.sinks.wandb import WandbSink
 
-__all__ = ["CSVSink", "FileSink", "Sink", "TensorBoardSink", "WandbSink", "sinks_for", "write_all", "write_report"]
+__all__ = ["CSVSink", "FileSink", "Sink", "TensorBoardSink", "WandbSink", "each_sink", "sinks_for", "write_report"]
 
 
 def sinks_for(loggers: Iterable[Any], folder: Path) -> list[Sink]:

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Protocol
 
+from lightning_failures.gallery import Gallery
 from lightning_failures.records import ClassReport, FailureReport
-from lightning_failures.visuals import Picture
 
-__all__ = ["Sink", "found_captions", "tag_prefix", "write_all"]
+__all__ = ["Sink", "each_sink", "found_captions", "tag_prefix"]
 
 
 class Sink(Protocol):
     """A place where people read reports. It is only ever called in the first process."""
 
-    def write(self, report: FailureReport, pictures: Sequence[Picture], step: int) -> None:
-        """Write one analysis; ``step`` is the global step of the training."""
+    def write(self, report: FailureReport, step: int) -> None:
+        """Write one analysis in numbers and words; ``step`` is the global step of the training."""
+        ...
+
+    def show(self, report: FailureReport, gallery: Gallery, step: int) -> None:
+        """Add its pictures. The report is that of :meth:`write`, with its features: they are known once drawn."""
         ...
 
 
@@ -41,14 +45,12 @@ def found_captions(entry: ClassReport) -> dict[str, str | None]:
     }
 
 
-def write_all(
-    sinks: Iterable[Sink], report: FailureReport, pictures: Sequence[Picture], step: int
-) -> list[tuple[Sink, Exception]]:
-    """Write to every sink; return those that failed, with their errors."""
+def each_sink(sinks: Iterable[Sink], act: Callable[[Sink], None]) -> list[tuple[Sink, Exception]]:
+    """Do something with every sink; return those that failed, with their errors."""
     failed: list[tuple[Sink, Exception]] = []
     for sink in sinks:
         try:
-            sink.write(report, pictures, step)
+            act(sink)
         except Exception as error:
             failed.append((sink, error))
     return failed

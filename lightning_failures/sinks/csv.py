@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
 from lightning_failures.atomic import replacing
+from lightning_failures.gallery import Gallery
 from lightning_failures.records import FailureReport
 from lightning_failures.sinks.base import found_captions
-from lightning_failures.visuals import Picture
 
 __all__ = ["CSVSink"]
 
@@ -36,7 +36,7 @@ class CSVSink:
 
     folder: Path
 
-    def write(self, report: FailureReport, pictures: Sequence[Picture], step: int) -> None:
+    def write(self, report: FailureReport, step: int) -> None:
         """Add the rows of one analysis."""
         path = self.folder / "failure_classes.csv"
         where = {"stage": report.stage or "", "epoch": report.epoch, "step": step, "dataloader": report.dataloader}
@@ -51,6 +51,9 @@ class CSVSink:
                 cells = _cells(entry.to_dict() | found_captions(entry) | where)
                 writer.writerow([cells[column] for column in COLUMNS])
             text.detach()
+
+    def show(self, report: FailureReport, gallery: Gallery, step: int) -> None:
+        """A table has no pictures."""
 
 
 _UNSAFE = {0: "\ufffd", ord("\r"): " "}  # Python before 3.13 does not quote the one and does not read the other

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -12,6 +11,8 @@ from PIL import Image
 
 from lightning_failures.atomic import write_atomically
 from lightning_failures.directions import DIRECTIONS_FILE
+from lightning_failures.examples import EXAMPLES_FILE
+from lightning_failures.gallery import Gallery, Picture
 from lightning_failures.interventions.told import interventions_markdown
 from lightning_failures.records import FailureReport
 from lightning_failures.text import (
@@ -23,7 +24,6 @@ from lightning_failures.text import (
     tree_markdown,
     with_digest,
 )
-from lightning_failures.visuals import Picture
 
 __all__ = ["FileSink", "file_name", "to_bytes", "write_report"]
 
@@ -32,32 +32,52 @@ __all__ = ["FileSink", "file_name", "to_bytes", "write_report"]
 class FileSink:
     """A folder for every analysis, ``epoch=0003-step=000250/``, with report.json, report.md and images.
 
-    The last report also lies in ``<folder>/report.json``, and the directions it tells of beside it, for pools that are
-    scored later: ``<folder>/directions.safetensors``. Where the last report has no directions, there is no such file.
+    The last report also lies in ``<folder>/report.json``, and beside it the directions that it tells of, for pools that
+    are scored later (``<folder>/directions.safetensors``), and its table of examples
+    (``<folder>/examples.safetensors``). Where the last report has none, there is no such file.
     """
 
     folder: Path
 
-    def write(self, report: FailureReport, pictures: Sequence[Picture], step: int) -> None:
+    def write(self, report: FailureReport, step: int) -> None:
         """Write one analysis; each file appears whole or not at all."""
-        name = f"epoch={report.epoch or 0:04d}-step={step:06d}"
-        here = self.folder / (f"test-{name}" if report.stage == "test" else name)
+        here = self._folder_of(report, step)
         write_report(report, here)  # first, in case the disk fills up
-        parts = [markdown_table(report), notes_markdown(report), enrichment_markdown(report)]
-        parts += [interventions_markdown(report), tree_markdown(report)]
-        for picture in pictures:
+        write_atomically(here / "report.md", to_bytes(_markdown(report)))
+        directions, examples = self.folder / DIRECTIONS_FILE, self.folder / EXAMPLES_FILE
+        for path, saved in ((directions, report.directions), (examples, report.table)):
+            if saved is None:
+                path.unlink(missing_ok=True)
+            else:
+                saved.save(path)
+        write_report(report, self.folder)
+
+    def show(self, report: FailureReport, gallery: Gallery, step: int) -> None:
+        """Add the pictures to the report, and its features."""
+        here = self._folder_of(report, step)
+        for picture in gallery.pictures:
             png = BytesIO()
             Image.fromarray(picture.image.permute(1, 2, 0).contiguous().numpy()).save(png, format="PNG")
-            image = f"images/{file_name(picture.tag)}.png"
-            write_atomically(here / image, png.getvalue())
-            parts.append(f"![{escape_markdown(picture.caption or picture.tag)}]({image})")
-        write_atomically(here / "report.md", to_bytes("\n\n".join(part for part in parts if part) + "\n"))
-        directions = self.folder / DIRECTIONS_FILE
-        if report.directions is None:
-            directions.unlink(missing_ok=True)
-        else:
-            report.directions.save(directions)
+            write_atomically(here / _image_file(picture), png.getvalue())
+        write_report(report, here)
+        write_atomically(here / "report.md", to_bytes(_markdown(report, gallery)))
         write_report(report, self.folder)
+
+    def _folder_of(self, report: FailureReport, step: int) -> Path:
+        name = f"epoch={report.epoch or 0:04d}-step={step:06d}"
+        return self.folder / (f"test-{name}" if report.stage == "test" else name)
+
+
+def _markdown(report: FailureReport, gallery: Gallery | None = None) -> str:
+    parts = [markdown_table(report), notes_markdown(report), enrichment_markdown(report)]
+    parts += [interventions_markdown(report), tree_markdown(report)]
+    for picture in () if gallery is None else gallery.pictures:
+        parts.append(f"![{escape_markdown(picture.caption or picture.tag)}]({_image_file(picture)})")
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _image_file(picture: Picture) -> str:
+    return f"images/{file_name(picture.tag)}.png"
 
 
 def write_report(report: FailureReport, folder: Path) -> None:

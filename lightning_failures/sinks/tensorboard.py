@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from lightning_failures.gallery import Gallery
 from lightning_failures.records import FailureReport
 from lightning_failures.sinks.base import tag_prefix
 from lightning_failures.text import enrichment_markdown, markdown_table, tree_markdown
-from lightning_failures.visuals import Picture
 
 __all__ = ["TensorBoardSink"]
 
@@ -23,7 +22,7 @@ class TensorBoardSink:
 
     logger: Any
 
-    def write(self, report: FailureReport, pictures: Sequence[Picture], step: int) -> None:
+    def write(self, report: FailureReport, step: int) -> None:
         """Write one analysis."""
         writer = self.logger.experiment
         prefix = tag_prefix(report)
@@ -31,6 +30,11 @@ class TensorBoardSink:
         for tag, text in (("enrichment", enrichment_markdown(report)), ("rules", tree_markdown(report))):
             if text:
                 writer.add_text(f"{prefix}/{tag}", text, step)
-        for picture in pictures:
-            writer.add_image(f"{prefix}/{picture.tag}", picture.image, step)
+        writer.flush()
+
+    def show(self, report: FailureReport, gallery: Gallery, step: int) -> None:
+        """Add the pictures."""
+        writer = self.logger.experiment
+        for picture in gallery.pictures:
+            writer.add_image(f"{tag_prefix(report)}/{picture.tag}", picture.image, step)
         writer.flush()

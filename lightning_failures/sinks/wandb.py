@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from lightning_failures.gallery import Gallery
 from lightning_failures.records import FailureReport
 from lightning_failures.sinks.base import found_captions, tag_prefix
 from lightning_failures.text import enrichment_markdown, rank_classes, tree_markdown
-from lightning_failures.visuals import Picture
 
 __all__ = ["WandbSink"]
 
@@ -30,22 +29,30 @@ class WandbSink:
 
     logger: Any
 
-    def write(self, report: FailureReport, pictures: Sequence[Picture], step: int) -> None:
+    def write(self, report: FailureReport, step: int) -> None:
         """Write one analysis."""
         import wandb
 
         prefix = tag_prefix(report)
         table = wandb.Table(columns=list(COLUMNS), data=_rows(report))
         values: dict[str, Any] = {f"{prefix}/table": table, "trainer/global_step": step}
-        for picture in pictures[:MAX_IMAGES]:
-            image = wandb.Image(picture.image.permute(1, 2, 0).numpy(), caption=picture.caption)
-            values[f"{prefix}/{picture.tag}"] = image  # a key each: W&B shows a list only where all sizes are equal
         for key, text in (("enrichment", enrichment_markdown(report)), ("rules", tree_markdown(report))):
             if text:
                 values[f"{prefix}/{key}"] = wandb.Html(f"<pre>{html.escape(text)}</pre>")
         run = self.logger.experiment
         run.log(values)
         run.summary.update({f"{prefix}/last/{key}": value for key, value in report.summary.items()})
+
+    def show(self, report: FailureReport, gallery: Gallery, step: int) -> None:
+        """Add the pictures."""
+        import wandb
+
+        values: dict[str, Any] = {"trainer/global_step": step}
+        for picture in gallery.pictures[:MAX_IMAGES]:
+            image = wandb.Image(picture.image.permute(1, 2, 0).numpy(), caption=picture.caption)
+            # a key each: W&B shows a list only where all sizes are equal
+            values[f"{tag_prefix(report)}/{picture.tag}"] = image
+        self.logger.experiment.log(values)
 
 
 def _rows(report: FailureReport) -> list[list[Any]]:
