@@ -166,7 +166,7 @@ class Explainer:
         return (self.draw(trainer, index, ranks) or report) if pictures and in_time else report
 
     def draw(self, trainer: Trainer, index: int, ranks: Ranks) -> FailureReport | None:
-        """Draw the last analysis of a loader if it has no pictures yet; returns its report with features. Collective."""
+        """Draw the last analysis of a loader if it has no pictures yet; returns its report with features."""
         scene, start = self._undrawn.pop(index, None), time.perf_counter()
         if scene is None:
             return None
