@@ -9,7 +9,16 @@ from lightning_failures.examples import ExampleTable
 from lightning_failures.gallery import Gallery
 from lightning_failures.records import FailureReport
 
-__all__ = ["Run"]
+__all__ = ["GALLERY_FILE", "HTML_FILE", "REPORT_FILE", "Run", "analysis_name"]
+
+REPORT_FILE = "report.json"
+"""The last report, in a run's folder; and that of each analysis, in its own."""
+
+GALLERY_FILE = "gallery.json"
+"""The pictures that were drawn last."""
+
+HTML_FILE = "report.html"
+"""The last report for people."""
 
 
 @dataclass(frozen=True)
@@ -29,3 +38,15 @@ class Run:
     history: tuple[FailureReport, ...]
     table: ExampleTable | None = None
     gallery: Gallery | None = None
+
+
+def analysis_name(report: FailureReport, step: int) -> str:
+    """The name of the folder of one analysis, inside that of its run.
+
+    >>> analysis_name(FailureReport(0, None, (), epoch=3), 250)
+    'epoch=0003-step=000250'
+    >>> analysis_name(FailureReport(0, None, (), epoch=3, stage="test"), 250)
+    'test-epoch=0003-step=000250'
+    """
+    name = f"epoch={report.epoch or 0:04d}-step={step:06d}"
+    return f"test-{name}" if report.stage == "test" else name

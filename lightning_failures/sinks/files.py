@@ -15,6 +15,7 @@ from lightning_failures.examples import EXAMPLES_FILE
 from lightning_failures.gallery import Gallery, Picture
 from lightning_failures.interventions.told import interventions_markdown
 from lightning_failures.records import FailureReport
+from lightning_failures.runs import REPORT_FILE, analysis_name
 from lightning_failures.text import (
     enrichment_markdown,
     escape_markdown,
@@ -41,7 +42,7 @@ class FileSink:
 
     def write(self, report: FailureReport, step: int) -> None:
         """Write one analysis; each file appears whole or not at all."""
-        here = self._folder_of(report, step)
+        here = self.folder / analysis_name(report, step)
         write_report(report, here)  # first, in case the disk fills up
         write_atomically(here / "report.md", to_bytes(_markdown(report)))
         directions, examples = self.folder / DIRECTIONS_FILE, self.folder / EXAMPLES_FILE
@@ -54,7 +55,7 @@ class FileSink:
 
     def show(self, report: FailureReport, gallery: Gallery, step: int) -> None:
         """Add the pictures to the report, and its features."""
-        here = self._folder_of(report, step)
+        here = self.folder / analysis_name(report, step)
         for picture in gallery.pictures:
             png = BytesIO()
             Image.fromarray(picture.image.permute(1, 2, 0).contiguous().numpy()).save(png, format="PNG")
@@ -62,10 +63,6 @@ class FileSink:
         write_report(report, here)
         write_atomically(here / "report.md", to_bytes(_markdown(report, gallery)))
         write_report(report, self.folder)
-
-    def _folder_of(self, report: FailureReport, step: int) -> Path:
-        name = f"epoch={report.epoch or 0:04d}-step={step:06d}"
-        return self.folder / (f"test-{name}" if report.stage == "test" else name)
 
 
 def _markdown(report: FailureReport, gallery: Gallery | None = None) -> str:
@@ -82,7 +79,7 @@ def _image_file(picture: Picture) -> str:
 
 def write_report(report: FailureReport, folder: Path) -> None:
     """Write ``<folder>/report.json``."""
-    write_atomically(folder / "report.json", to_bytes(report.to_json()))
+    write_atomically(folder / REPORT_FILE, to_bytes(report.to_json()))
 
 
 def to_bytes(text: str) -> bytes:
