@@ -95,7 +95,9 @@ class FailureModes(Callback):
         verdict: Tells whether the interventions helped. ``"fork"``: when the training is over, six forks are trained
             from where they began; ``"lottery"``: half of the flagged classes are left alone, for comparison.
         pictures: Draw images, heat maps and feature attacks, and write the HTML report: at the last analysis of
-            ``fit``, and outside of it. False: numbers and words only.
+            ``fit``, where it takes at most about as long as an epoch of training, and outside of it. False: numbers
+            and words only.
+        pictures_every_n: Do so at every n-th analysis too. None: at the last one only.
         time_budget: What an analysis may take: seconds, or a share of the time of a training epoch, like ``"10%"``.
             Where that is too little it looks at a sample of the examples and at the classes with the most failures,
             and says so in the report's notes. Images embedded once cost nothing later, so the sample grows from
@@ -141,6 +143,7 @@ class FailureModes(Callback):
         auto_rollback: bool = False,
         verdict: Literal["fork", "lottery"] | None = None,
         pictures: bool = True,
+        pictures_every_n: int | None = None,
         time_budget: float | str | None = None,
         memory_budget: float | str | None = None,
         worst_k: int = 5,
@@ -170,6 +173,7 @@ class FailureModes(Callback):
         self.auto_rollback = auto_rollback
         self.verdict = verdict
         self.pictures = pictures
+        self.pictures_every_n = pictures_every_n
         self.time_budget = time_budget
         self.memory_budget = memory_budget
         self.worst_k = worst_k
@@ -544,7 +548,8 @@ class FailureModes(Callback):
         )
 
     def _wants_pictures(self, trainer: Trainer) -> bool:
-        return self.pictures and (trainer.state.fn != "fit" or is_last_epoch(trainer))
+        by_turn = self.pictures_every_n is not None and (self._state.analyses + 1) % self.pictures_every_n == 0
+        return self.pictures and (trainer.state.fn != "fit" or by_turn or is_last_epoch(trainer))
 
     def state_dict(self) -> dict[str, Any]:
         """Plain values only, so that checkpoints load with ``weights_only=True``."""

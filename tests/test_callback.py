@@ -383,6 +383,40 @@ def test_monitor__impossible_keys_are_an_error_at_setup(tmp_path, monitor, messa
         trainer(tmp_path, callback(), stopping).fit(OracleClassifier(), loader(), loader())
 
 
+# -- pictures ------------------------------------------------------------------------------------------------
+
+
+def drawn(tmp_path) -> list[str]:
+    """The analyses that have pictures."""
+    return sorted({path.parts[-3] for path in tmp_path.rglob("images/*.png")})
+
+
+def test_pictures__at_the_last_analysis_only(tmp_path):
+    modes = callback()
+    trainer(tmp_path, modes, max_epochs=3).fit(OracleClassifier(), loader(), loader(400))
+    assert drawn(tmp_path) == ["epoch=0002-step=000030"]
+    assert modes.last_report.timings["pictures"] > 0
+
+
+def test_pictures__in_turn_or_never(tmp_path):
+    trainer(tmp_path / "a", callback(pictures_every_n=2), max_epochs=3).fit(OracleClassifier(), loader(), loader())
+    assert [name[:10] for name in drawn(tmp_path / "a")] == ["epoch=0001", "epoch=0002"]
+    trainer(tmp_path / "b", callback(pictures=False), max_epochs=2).fit(OracleClassifier(), loader(), loader())
+    assert drawn(tmp_path / "b") == []
+
+
+def test_pictures__training_that_ends_early_is_drawn_at_its_end(tmp_path):
+    class Stop(Callback):
+        def on_validation_end(self, trainer, pl_module):
+            trainer.should_stop = trainer.current_epoch == 1 and not trainer.sanity_checking
+
+    modes = callback()
+    trainer(tmp_path, Stop(), modes, max_epochs=9).fit(OracleClassifier(), loader(), loader(400))
+    assert drawn(tmp_path) == ["epoch=0001-step=000020"]
+    (found,) = tmp_path.glob("failures/no_logger/*/report.json")
+    assert json.loads(found.read_text()) == modes.last_report.to_dict()
+
+
 # -- nothing lost, nothing changed ---------------------------------------------------------------------------
 
 

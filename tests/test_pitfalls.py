@@ -187,7 +187,7 @@ def test_logger__an_unknown_one_costs_one_warning_and_the_files_are_there(tmp_pa
 @pytest.mark.slow
 def test_tensorboard__few_tags_each_with_the_same_meaning_at_every_step(tmp_path):
     logger = TensorBoardLogger(tmp_path)
-    modes = callback(robust_encoder=ColourEncoder("robust"), worst_k=2)
+    modes = callback(robust_encoder=ColourEncoder("robust"), worst_k=2, pictures_every_n=5)
     # drawn at the fifth analysis and the last
     trainer(tmp_path, modes, logger=logger, max_epochs=6).fit(OracleClassifier(), loader(), loader())
     events = events_of(logger)

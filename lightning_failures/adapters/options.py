@@ -34,6 +34,8 @@ def _conditions(o: Any) -> Iterator[tuple[str, bool, str]]:
     yield "metadata", listed, "a sequence of names, like ['camera']"
     yield "every_n_epochs", _at_least(1, o.every_n_epochs), _AT_LEAST_1
     yield "every_n_validations", validations is None or _at_least(1, validations), f"None or {_AT_LEAST_1}"
+    every = o.pictures_every_n
+    yield "pictures_every_n", every is None or _at_least(1, every), f"None or {_AT_LEAST_1}"
     yield "min_coverage", _at_least(0, o.min_coverage) and o.min_coverage <= 1, "a share from 0 to 1"
     yield "permutations", _at_least(0, o.permutations), "an integer >= 0"
     yield "n_directions", _at_least(1, o.n_directions), _AT_LEAST_1
