@@ -1,18 +1,27 @@
 """Reports as text: a table for the terminal, Markdown for dashboards and files.
 
-Class names and captions are the user's words. They are shown, never interpreted: :func:`clean` takes control characters
-out (a name cannot colour a terminal or break a row), :func:`escape_markdown` escapes what Markdown or HTML would read.
 Captions describe noise where no pattern was found, so they appear only beside a pattern.
 """
 
 from __future__ import annotations
 
-import re
 import unicodedata
 from collections.abc import Sequence
-from hashlib import blake2b
 
+from lightning_failures.phrases import (
+    NOTHING,
+    clean,
+    escape_markdown,
+    interval,
+    looks_digested,
+    number,
+    printable,
+    shorten_caption,
+    tag_part,
+    with_digest,
+)
 from lightning_failures.records import ClassReport, FailureReport, GroupReport, ValueReport
+from lightning_failures.trust import group_sentence, trust_sentence
 
 __all__ = [
     "class_table",
@@ -20,6 +29,7 @@ __all__ = [
     "enrichment_lines",
     "enrichment_markdown",
     "escape_markdown",
+    "group_sentence",
     "looks_digested",
     "markdown_table",
     "notes_markdown",
@@ -31,85 +41,12 @@ __all__ = [
     "strongest_values",
     "tag_part",
     "tree_markdown",
+    "trust_lines",
+    "trust_markdown",
+    "trust_sentence",
     "verdict",
     "with_digest",
 ]
-
-NOTHING = "-"
-
-
-def clean(text: str, limit: int = 200) -> str:
-    r"""Make text fit for one line of ``limit`` characters: no control characters, no lone surrogates, no runs of space.
-
-    >>> clean("two\nlines")
-    'two lines'
-    """
-    text = text[: 4 * limit].encode("utf-8", "replace").decode("utf-8")
-    text = " ".join("".join(c if c.isprintable() else " " for c in text).split())
-    return text if len(text) <= limit else text[: limit - 1] + "…"
-
-
-def printable(text: str) -> str:
-    r"""Take out what a terminal would interpret, and leave lines and columns where they are.
-
-    >>> printable("a \x1b[31mred\n  word")
-    'a  [31mred\n  word'
-    """
-    return "".join(c if c.isprintable() or c == "\n" else " " for c in text)
-
-
-def escape_markdown(text: str) -> str:
-    r"""Clean text and escape all that Markdown or HTML would interpret, so that it can stand in a table cell.
-
-    >>> escape_markdown("<b>|*two*\nlines")
-    '&lt;b&gt;&#124;\\*two\\* lines'
-    """
-    text = re.sub(r"([\\`*_\[\]#~$])", r"\\\1", clean(text).replace("&", "&amp;"))
-    for character, entity in {"<": "&lt;", ">": "&gt;", "|": "&#124;", "@": "&#64;", "://": "&#58;//"}.items():
-        text = text.replace(character, entity)
-    return re.sub(r"\b(www)\.", r"\1&#46;", text, flags=re.IGNORECASE)  # GitHub makes links of bare addresses
-
-
-def tag_part(text: str, limit: int = 80) -> str:
-    """Make one part of a tag, or of the name of a file, that people can read; different texts have different parts.
-
-    >>> tag_part("fire truck"), tag_part("../fire/truck")
-    ('fire truck', '_fire_truck-cff15c2382c1ca5a')
-    """
-    plain = re.sub(r"[^\w .=+()-]", "_", clean(text, limit)).strip(" .")
-    return plain if plain == text and not looks_digested(text) else with_digest(plain, text)
-
-
-def with_digest(plain: str, text: str) -> str:
-    """Put behind a shortened text what tells it from other texts.
-
-    >>> with_digest("fire", "fire/truck")
-    'fire-3eb1accc67f5194c'
-    """
-    return f"{plain}-{blake2b(text.encode('utf-8', 'surrogatepass'), digest_size=8).hexdigest()}"
-
-
-def looks_digested(text: str) -> bool:
-    """Whether a text could be taken for one of :func:`with_digest`."""
-    return re.search(r"-[0-9a-f]{16}$", text) is not None
-
-
-def shorten_caption(caption: str) -> str:
-    """Drop the words that all captions share.
-
-    >>> shorten_caption("a photo of an orange three")
-    'orange three'
-    """
-    return re.sub(r"^an? photo of (?:an? (?=\S))?", "", clean(caption)) or clean(caption)
-
-
-def number(value: float | None, spec: str = ".2f") -> str:
-    """Format a number that may be undefined.
-
-    >>> number(0.256), number(None), number(12, "d")
-    ('0.26', '-', '12')
-    """
-    return NOTHING if value is None or value != value else format(value, spec)
 
 
 def verdict(entry: ClassReport) -> str:
@@ -243,10 +180,34 @@ def enrichment_lines(report: FailureReport) -> list[str]:
     """
     return [
         f"{clean(entry.name)}: {clean(row.attribute)} = {clean(row.value)} is {number(row.share_of_flagged)}"
-        f" ({_interval(row.share_of_flagged_interval)}) of the flagged, {number(row.share)} of all"
+        f" ({interval(row.share_of_flagged_interval)}) of the flagged, {number(row.share)} of all"
         for entry in report.classes
         for row in strongest_values(entry, limit=1)
     ]
+
+
+def trust_lines(report: FailureReport, limit: int | None = None) -> list[str]:
+    """Return how far to trust what is said of each class, the worst first; for the terminal, a line a class.
+
+    >>> trust_lines(FailureReport(9, 0.5, (ClassReport("cat", 9, accuracy=0.5, skipped="4 failures"),)))
+    ['cat: Not judged: 4 failures.']
+    """
+    return [f"{clean(entry.name)}: {trust_sentence(entry)}" for entry in rank_classes(report)[:limit]]
+
+
+def trust_markdown(report: FailureReport, *, limit: int | None = None) -> str:
+    """Return :func:`trust_lines` as Markdown, those with a direction only; empty if there is none.
+
+    Args:
+        report: What one analysis found.
+        limit: Show only so many classes, the worst.
+    """
+    judged = [entry for entry in rank_classes(report) if entry.cv_score is not None]
+    lines = [
+        f"* **{escape_markdown(entry.name)}**: {escape_markdown(trust_sentence(entry), limit=2000)}"
+        for entry in judged[:limit]
+    ]
+    return "\n".join(["### How far to trust it", "", *lines]) if lines else ""
 
 
 def notes_markdown(report: FailureReport) -> str:
@@ -273,7 +234,7 @@ def enrichment_markdown(report: FailureReport, *, limit: int | None = None) -> s
             number(row.share),
             number(row.share_of_failures),
             number(row.share_of_flagged),
-            _interval(row.share_of_flagged_interval),
+            interval(row.share_of_flagged_interval),
             number(row.share_of_least_confident),
         )
         for entry in found[:limit]
@@ -284,34 +245,25 @@ def enrichment_markdown(report: FailureReport, *, limit: int | None = None) -> s
 
 
 def _group_markdown(group: GroupReport) -> str:
+    """The sentence on a tree, and its leaves where there is a pattern."""
     title = f"### {escape_markdown(group.grouping.capitalize())} group of {escape_markdown(group.class_name)}"
-    if group.skipped is not None:
-        return f"{title}\n\nSkipped: {escape_markdown(group.skipped)} ({group.size} examples)."
-    facts = (
-        f"{group.size} examples, base error rate {number(group.base_error_rate, '.3f')}, "
-        f"held-out ALER - BER {number(group.heldout_aler_minus_ber, '.3f')} "
-        f"(standard error {number(group.heldout_stderr, '.3f')})."
-    )
+    told = f"{title}\n\n{group.size} examples. {escape_markdown(group_sentence(group), limit=2000)}"
     if not group.pattern:
-        return f"{title}\n\nNo pattern: {facts}"
+        return told
     head = ("rule", "examples", "error rate", "95 % interval, held out", "error coverage", "importance", "valid")
     rows = [
         (
             escape_markdown(leaf.rule),
             str(leaf.size),
             number(leaf.error_rate),
-            _interval(leaf.interval),
+            interval(leaf.interval),
             number(leaf.error_coverage),
             number(leaf.importance),
             "yes" if leaf.valid else "no",
         )
         for leaf in sorted(group.leaves, key=lambda leaf: -leaf.importance)
     ]
-    return f"{title}\n\n{facts}\n\n{_markdown(head, rows, 'lrrrrrl')}"
-
-
-def _interval(interval: tuple[float, float] | None) -> str:
-    return NOTHING if interval is None else " to ".join(map(number, interval))
+    return f"{told}\n\n{_markdown(head, rows, 'lrrrrrl')}"
 
 
 def _gain(entry: ClassReport) -> float | None:

@@ -19,6 +19,8 @@ from lightning_failures.text import (
     shorten_caption,
     strongest_values,
     tree_markdown,
+    trust_lines,
+    trust_markdown,
 )
 
 CAPTIONS = {"hardest_captions": ("a photo of a red cat",), "easiest_captions": ("a photo of an orange cat",)}
@@ -141,9 +143,29 @@ def test_tree_markdown__rules_only_with_a_pattern():
     rows = [cells(row) for row in first.splitlines() if row.startswith("| f1")]
     assert rows[0] == ["f1 &gt; 0.5", "9", "0.60", "0.30 to 0.80", "0.90", "0.54", "yes"]
     assert rows[1] == ["f1 &lt;= 0.5", "9", "0.50", "-", "0.10", "0.05", "no"]
-    assert "No pattern: 100 examples, base error rate 0.200, held-out ALER - BER 0.100" in others[0]
-    assert "Skipped: 1 failure (10 examples)." in others[1]
+    assert "100 examples. No pattern: " in others[0]
+    assert "held-out ALER - BER 0.10 +- 0.02, base error rate 0.20" in others[0]
+    assert "10 examples. No tree: 1 failure." in others[1]
     assert not any("f1" in other for other in others)
+
+
+def test_trust__a_line_a_class_the_worst_first_and_in_markdown_only_what_has_a_direction():
+    assert [line.split(":")[0] for line in trust_lines(REPORT)] == ["dog", "cat", "emu"]
+    assert trust_lines(REPORT, limit=1)[0].startswith("dog: No pattern: ")
+    title, _, *lines = trust_markdown(REPORT).splitlines()
+    assert title == "### How far to trust it"
+    assert [line.split(":")[0] for line in lines] == ["* **dog**", "* **cat**"]
+    assert trust_markdown(FailureReport(9, None, (SKIPPED,))) == ""
+
+
+@given(ANY)
+def test_trust__hostile_names_and_captions_keep_their_line(name):
+    entry = ClassReport(name, 9, cv_score=0.9, p_value=0.001, pattern=True, hardest_captions=(name,))
+    report = FailureReport(9, None, (entry, ClassReport(name, 9, skipped=name)))
+    assert all(line.isprintable() for line in trust_lines(report))
+    markdown = trust_markdown(report)
+    assert len(markdown.splitlines()) == 3
+    assert not set("<>|") & set(markdown)
 
 
 def test_tree_markdown__empty_without_trees():
