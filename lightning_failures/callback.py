@@ -25,7 +25,7 @@ from lightning_failures.adapters.observer import LogitsObserver, forward_once_mo
 from lightning_failures.adapters.options import check_options
 from lightning_failures.adapters.placement import discard_temporary, failures_folder
 from lightning_failures.adapters.reading import BatchReader
-from lightning_failures.adapters.schedule import RunState, is_due, is_last_epoch
+from lightning_failures.adapters.schedule import RunState, is_due
 from lightning_failures.adapters.spending import Spending
 from lightning_failures.adapters.steering import Steering
 from lightning_failures.budget import Deadline
@@ -288,7 +288,7 @@ class FailureModes(Callback):
                 keep_for_forks(trainer, self._steering.folder)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """The training is over: draw its last analysis if it ended early, and fork it."""
+        """The training is over: draw its last analysis, and fork it."""
         with self._policy(trainer, "the last analysis", "its pictures"), self._ranks.together(), isolated_rng():
             if self.pictures and self._explainer is not None:
                 for index in self._explainer.undrawn:
@@ -548,8 +548,9 @@ class FailureModes(Callback):
         )
 
     def _wants_pictures(self, trainer: Trainer) -> bool:
+        """Now; the last analysis of a training is drawn at its end, whatever ends it."""
         by_turn = self.pictures_every_n is not None and (self._state.analyses + 1) % self.pictures_every_n == 0
-        return self.pictures and (trainer.state.fn != "fit" or by_turn or is_last_epoch(trainer))
+        return self.pictures and (trainer.state.fn != "fit" or by_turn)
 
     def state_dict(self) -> dict[str, Any]:
         """Plain values only, so that checkpoints load with ``weights_only=True``."""

@@ -220,6 +220,7 @@ class Forks:
     def _prepare(self, run: Run, name: str, fork: Fork | UntilDecided, files: Path) -> None:
         """Give a run a folder of its own, with a copy of what interventions had kept."""
         trainer: Any = run.trainer
+        steered(trainer).pictures = False  # nobody would see them
         if trainer.is_global_zero and (files / "interventions").is_dir():
             shutil.copytree(files / "interventions", self.place / name / "failures" / "interventions")
         trainer.loggers = [CSVLogger(self.place, name="", version=name)]

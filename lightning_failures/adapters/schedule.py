@@ -1,4 +1,4 @@
-"""When to analyse and when to draw, and what a resumed run goes on with."""
+"""When to analyse, and what a resumed run goes on with."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from lightning_failures.errors import DataError
 from lightning_failures.plain import from_plain
 
-__all__ = ["RunState", "is_due", "is_last_epoch"]
+__all__ = ["RunState", "is_due"]
 
 VERSION = 1
 
@@ -78,12 +78,6 @@ def is_due(trainer: Trainer, state: RunState, every_n_epochs: int, every_n_valid
     turn = (epoch + 1) // every_n_epochs > (state.last_epoch + 1) // every_n_epochs
     last = _is_last_validation(trainer)
     return (turn or epoch == state.last_epoch) if last is None else (turn and last)
-
-
-def is_last_epoch(trainer: Trainer) -> bool:
-    """Whether the training will end with this epoch, as far as it is known."""
-    by_steps = 0 < trainer.max_steps <= trainer.global_step
-    return by_steps or 0 < (trainer.max_epochs or -1) <= trainer.current_epoch + 1
 
 
 def _is_last_validation(trainer: Trainer) -> bool | None:
