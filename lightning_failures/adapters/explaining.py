@@ -178,7 +178,7 @@ class Explainer:
                 timings = report.timings | {"pictures": round(time.perf_counter() - start, 4)}
                 report = replace(report, features=features, timings=timings)
                 self._tell_failed(
-                    each_sink(self._sinks[scene.folder], lambda sink: sink.show(report, gallery, trainer.global_step))
+                    each_sink(self._sinks[scene.folder], lambda sink: sink.show(report, gallery, report.global_step or 0))
                 )
             except Exception as error:
                 self.say_once(f"FailureModes could not draw pictures: {type(error).__name__}: {error}")
@@ -237,7 +237,7 @@ class Explainer:
         """Write to every sink; one that fails is told of and left out."""
         if folder not in self._sinks:
             self._sinks[folder] = sinks_for(trainer.loggers, folder)
-        self._tell_failed(each_sink(self._sinks[folder], lambda sink: sink.write(report, trainer.global_step)))
+        self._tell_failed(each_sink(self._sinks[folder], lambda sink: sink.write(report, report.global_step or 0)))
 
     def _tell_failed(self, failed: list[tuple[Sink, Exception]]) -> None:
         for sink, error in failed:
