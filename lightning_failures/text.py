@@ -6,6 +6,7 @@ Captions describe noise where no pattern was found, so they appear only beside a
 from __future__ import annotations
 
 import unicodedata
+from collections import Counter
 from collections.abc import Sequence
 
 from lightning_failures.phrases import (
@@ -28,6 +29,7 @@ __all__ = [
     "clean",
     "enrichment_lines",
     "enrichment_markdown",
+    "error_changes",
     "escape_markdown",
     "group_sentence",
     "looks_digested",
@@ -108,19 +110,44 @@ def class_table(report: FailureReport, *, width: int = 140) -> str:
     )
 
 
-def markdown_table(report: FailureReport, *, limit: int | None = None) -> str:
+def error_changes(report: FailureReport, before: FailureReport | None) -> dict[str, float]:
+    """Return by how much the error rate of each class is above that of an earlier report, where both are defined.
+
+    Classes that share a name are left out: nothing tells which is which.
+
+    >>> then, now = (FailureReport(9, None, (ClassReport("cat", 9, accuracy=value),)) for value in (0.5, 0.75))
+    >>> error_changes(now, then), error_changes(now, None)
+    ({'cat': -0.25}, {})
+    """
+    if before is None:
+        return {}
+    now, then = (Counter(entry.name for entry in one.classes) for one in (report, before))
+    accuracy = {entry.name: entry.accuracy for entry in before.classes}
+    return {
+        entry.name: earlier - entry.accuracy
+        for entry in report.classes
+        if entry.accuracy is not None
+        and now[entry.name] == then[entry.name] == 1
+        and (earlier := accuracy[entry.name]) is not None
+    }
+
+
+def markdown_table(report: FailureReport, *, limit: int | None = None, before: FailureReport | None = None) -> str:
     """Return a Markdown table of classes, the highest error rate first, with support.
 
     Args:
         report: What one analysis found.
         limit: Show only so many classes, the worst, and say how many were left out.
+        before: An earlier report: by how much the error rates have changed since gets a column.
     """
     ranked = rank_classes(report)
+    changes = error_changes(report, before)
     rows = [
         (
             escape_markdown(c.name),
             str(c.examples),
             number(None if c.accuracy is None else 1 - c.accuracy, ".3f"),
+            *([] if before is None else [number(changes.get(c.name), "+.3f")]),
             score(c),
             verdict(c),
             number(_gain(c)),
@@ -132,6 +159,7 @@ def markdown_table(report: FailureReport, *, limit: int | None = None) -> str:
         "class",
         "examples",
         "error rate",
+        *([] if before is None else ["change"]),
         "CV score",
         "p-value",
         "ALER - BER",
@@ -139,7 +167,7 @@ def markdown_table(report: FailureReport, *, limit: int | None = None) -> str:
         "easiest caption",
     )
     more = len(ranked) - len(rows)
-    return _markdown(head, rows, "lrrrrrll") + (
+    return _markdown(head, rows, f"l{'r' * (len(head) - 3)}ll") + (
         f"\n\n{more} classes with fewer errors are in report.json." if more else ""
     )
 

@@ -1,6 +1,7 @@
 """Reports as text: nothing that a user names can break a table, and noise is not shown as a finding."""
 
 import re
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -12,6 +13,7 @@ from lightning_failures.text import (
     clean,
     enrichment_lines,
     enrichment_markdown,
+    error_changes,
     escape_markdown,
     markdown_table,
     number,
@@ -119,6 +121,16 @@ def test_markdown_table__limit_says_how_many_are_left_out():
     assert "dog" in table
     assert "cat" not in table
     assert table.endswith("2 classes with fewer errors are in report.json.")
+
+
+def test_markdown_table__change_since_an_earlier_report():
+    then = replace(REPORT, classes=tuple(replace(entry, accuracy=0.25) for entry in REPORT.classes))
+    head, _, *rows = markdown_table(REPORT, before=then).splitlines()
+    assert cells(head)[:4] == ["class", "examples", "error rate", "change"]
+    assert [cells(row)[3] for row in rows] == ["-0.350", "-0.450", "-0.650"]
+    twins = replace(REPORT, classes=(FOUND, FOUND))
+    assert error_changes(twins, twins) == {}  # nothing tells which is which
+    assert error_changes(REPORT, replace(REPORT, classes=())) == {}
 
 
 @given(ANY)
