@@ -1,6 +1,14 @@
 """Frozen models that turn images, and for some of them texts, into vectors."""
 
-from lightning_failures.encoders.base import Encoder, FeatureEncoder, TextEncoder, gives_maps, gives_texts
+from lightning_failures.encoders.base import (
+    DifferentiableEncoder,
+    Encoder,
+    FeatureEncoder,
+    TextEncoder,
+    gives_gradients,
+    gives_maps,
+    gives_texts,
+)
 from lightning_failures.encoders.clip import OpenCLIPEncoder
 from lightning_failures.encoders.efficientnet import efficientnet_lite0
 from lightning_failures.encoders.load import load_encoder
@@ -9,6 +17,7 @@ from lightning_failures.encoders.preprocessing import Preprocessing
 from lightning_failures.encoders.robust import RobustEncoder
 
 __all__ = [
+    "DifferentiableEncoder",
     "Encoder",
     "FeatureEncoder",
     "ModuleEncoder",
@@ -17,6 +26,7 @@ __all__ = [
     "RobustEncoder",
     "TextEncoder",
     "efficientnet_lite0",
+    "gives_gradients",
     "gives_maps",
     "gives_texts",
     "load_encoder",

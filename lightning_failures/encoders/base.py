@@ -1,13 +1,23 @@
-"""What the analysis asks of an encoder: three small protocols."""
+"""What the analysis asks of an encoder: small protocols, all but the first for what only some of them can do."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import Protocol, TypeGuard, runtime_checkable
 
+import torch
 from torch import Tensor
 
-__all__ = ["Encoder", "FeatureEncoder", "TextEncoder", "gives_maps", "gives_texts"]
+__all__ = [
+    "DifferentiableEncoder",
+    "Encoder",
+    "FeatureEncoder",
+    "TextEncoder",
+    "gives_gradients",
+    "gives_maps",
+    "gives_texts",
+]
 
 
 @runtime_checkable
@@ -53,6 +63,26 @@ class FeatureEncoder(Encoder, Protocol):
         ...
 
 
+@runtime_checkable
+class DifferentiableEncoder(Encoder, Protocol):
+    """An image encoder whose features can be differentiated by the image, so that a feature can be attacked."""
+
+    @property
+    def device(self) -> torch.device: ...  # noqa: D102
+
+    def view(self, images: Tensor) -> Tensor:
+        """Return what the model sees of each image, (B, C, H, W) in [0, 1] -> (B, C, h, w) float32 in [0, 1]."""
+        ...
+
+    def differentiable(self) -> AbstractContextManager[Callable[[Tensor], Tensor]]:
+        """Open the way in: a function from what the model sees, (B, C, h, w) on its device, to features (B, D).
+
+        Inside the block gradients are on, even where the caller is in ``inference_mode``; the model is in eval mode and
+        keeps no trace of them.
+        """
+        ...
+
+
 def gives_texts(encoder: Encoder) -> TypeGuard[TextEncoder]:
     """Whether captions can be scored in the space of this encoder."""
     return isinstance(encoder, TextEncoder)
@@ -64,3 +94,8 @@ def gives_maps(encoder: Encoder) -> TypeGuard[FeatureEncoder]:
     An encoder that has the method but, for the layer it reads, no maps says so with an attribute ``has_maps = False``.
     """
     return isinstance(encoder, FeatureEncoder) and bool(getattr(encoder, "has_maps", True))
+
+
+def gives_gradients(encoder: Encoder) -> TypeGuard[DifferentiableEncoder]:
+    """Whether the features of this encoder can be attacked."""
+    return isinstance(encoder, DifferentiableEncoder)

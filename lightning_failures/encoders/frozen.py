@@ -23,6 +23,7 @@ __all__ = [
     "in_chunks",
     "isolated_build",
     "load_tensors",
+    "open_to_gradients",
     "state_dict_of",
 ]
 
@@ -33,6 +34,13 @@ _FINGERPRINT_VERSION = 1  # raise when code here changes embeddings while weight
 def frozen_inference(device: torch.device) -> Iterator[None]:
     """No gradients, no autocast, and ordinary tensors as results even where the caller is in ``inference_mode``."""
     with torch.inference_mode(False), torch.no_grad(), torch.autocast(device.type, enabled=False):
+        yield
+
+
+@contextlib.contextmanager
+def open_to_gradients(device: torch.device) -> Iterator[None]:
+    """Gradients, even where the caller is in ``inference_mode`` or ``no_grad``; no autocast."""
+    with torch.inference_mode(False), torch.enable_grad(), torch.autocast(device.type, enabled=False):
         yield
 
 

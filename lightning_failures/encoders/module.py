@@ -19,6 +19,7 @@ from lightning_failures.encoders.frozen import (
     frozen_inference,
     in_chunks,
     isolated_build,
+    open_to_gradients,
 )
 from lightning_failures.encoders.preprocessing import Preprocessing, check_unit_images
 from lightning_failures.errors import EncoderError, did_you_mean
@@ -136,7 +137,7 @@ class ModuleEncoder:
         Raises:
             DataError: Images of another shape, or outside [0, 1].
         """
-        return self._encode(images, lambda output: output.float().mean((2, 3)) if self.has_maps else output)
+        return self._encode(images, self._pool)
 
     def encode_maps(self, images: Tensor) -> Tensor:
         """Return the feature maps, (B, C, H, W) in [0, 1] -> (B, D, h, w) float32 on the CPU.
@@ -156,20 +157,41 @@ class ModuleEncoder:
         with frozen_inference(self.device):
             return self.preprocessing.view(check_unit_images(images))
 
+    @contextlib.contextmanager
+    def differentiable(self) -> Iterator[Callable[[Tensor], Tensor]]:
+        """Inside the block: what the model sees, (B, C, h, w) in [0, 1] on its device, -> features (B, D) with grad.
+
+        Gradients are on even inside ``inference_mode``, autocast is off. No parameter gets a gradient as long as the
+        caller asks for that of the images alone, as ``torch.autograd.grad`` does.
+
+        >>> encoder = ModuleEncoder(nn.Sequential(nn.Conv2d(1, 2, 3)), "0", mean=[0.5], std=[0.5])
+        >>> with torch.inference_mode(), encoder.differentiable() as features:
+        ...     x = torch.rand(1, 1, 8, 8).requires_grad_()
+        ...     torch.autograd.grad(features(x)[0, 1], x)[0].shape
+        torch.Size([1, 1, 8, 8])
+        """
+        with open_to_gradients(self.device), self._eval_mode():
+            yield lambda seen: self._pool(self._run(self.preprocessing.normalize(seen))).float()
+
+    def _pool(self, output: Tensor) -> Tensor:
+        return output.float().mean((2, 3)) if self.has_maps else output
+
     def _encode(self, images: Tensor, reduce: Callable[[Tensor], Tensor]) -> Tensor:
         images = check_unit_images(images)
         with frozen_inference(self.device), self._eval_mode():
-            return in_chunks(lambda chunk: reduce(self._run(chunk)), images, self.batch_size)
+            return in_chunks(
+                lambda chunk: reduce(self._run(self.preprocessing(chunk.to(self.device)))), images, self.batch_size
+            )
 
-    def _run(self, images: Tensor) -> Tensor:
-        """Run the module on images in [0, 1] and return what the layer gave."""
+    def _run(self, prepared: Tensor) -> Tensor:
+        """Run the module on preprocessed images and return what the layer gave."""
         seen: list[Tensor] = []
         handle = self._module.get_submodule(self.layer).register_forward_hook(
             lambda _m, _i, output: seen.append(output)
         )
         try:
             dtype = next((p.dtype for p in self._module.parameters() if p.is_floating_point()), torch.float32)
-            self._module(self.preprocessing(images.to(self.device)).to(dtype))
+            self._module(prepared.to(dtype))
         finally:
             handle.remove()
         if not seen or not isinstance(seen[-1], Tensor):
@@ -185,7 +207,8 @@ class ModuleEncoder:
         for height, width in [size] if size else [(64, 64), (32, 32), (28, 28), (224, 224)]:
             try:
                 with isolated_build(), frozen_inference(self.device), self._eval_mode():
-                    return self._run(torch.full((1, channels, height, width), 0.5))
+                    gray = torch.full((1, channels, height, width), 0.5, device=self.device)
+                    return self._run(self.preprocessing(gray))
             except EncoderError:
                 raise
             except Exception as error:

@@ -50,7 +50,10 @@ class Preprocessing:
         >>> Preprocessing(size=(8, 8), mean=(0.5,) * 3, std=(0.5,) * 3)(torch.ones(2, 1, 12, 10)).shape
         torch.Size([2, 3, 8, 8])
         """
-        images = self.view(images)
+        return self.normalize(self.view(images))
+
+    def normalize(self, images: Tensor) -> Tensor:
+        """The last step alone, for what :meth:`view` returns."""
         mean = torch.tensor(self.mean, dtype=images.dtype, device=images.device).view(-1, 1, 1)
         std = torch.tensor(self.std, dtype=images.dtype, device=images.device).view(-1, 1, 1)
         return (images - mean) / std
