@@ -7,7 +7,7 @@ import numpy as np
 from lightning_failures.arrays import defined
 from lightning_failures.budget import Deadline
 from lightning_failures.directions import LEFT_OUT
-from lightning_failures.records import Grades, GroupReport, LeafReport
+from lightning_failures.records import Grades, GroupReport, LeafReport, NodeReport
 from lightning_failures.rows import Grouping, Members, PerRow, members_of
 from lightning_failures.sharing import Share
 from lightning_failures.statistics import benjamini_hochberg
@@ -99,4 +99,31 @@ def _group_report(
             )
             for leaf in tree.leaves
         ),
+        nodes=_node_reports(tree),
     )
+
+
+def _node_reports(tree: FailureTree) -> tuple[NodeReport, ...]:
+    """The whole tree: what is in a node is what is in the leaves below it."""
+    nodes, total = tree.nodes, sum(leaf.failures for leaf in tree.leaves)
+    reports = []
+    for i, below in enumerate(nodes.leaves_below()):
+        inside = [tree.leaves[number] for number in np.flatnonzero(below)]
+        size, failures = sum(leaf.size for leaf in inside), sum(leaf.failures for leaf in inside)
+        parent, above = nodes.parent(i) if i else (None, None)
+        is_leaf = bool(nodes.feature[i] < 0)
+        reports.append(
+            NodeReport(
+                size=size,
+                failures=failures,
+                error_rate=failures / size if size else None,
+                error_coverage=failures / total if total else None,
+                interval=tree.intervals[i],
+                parent=parent,
+                above=above,
+                feature=None if is_leaf else int(nodes.feature[i]),
+                threshold=None if is_leaf else float(nodes.threshold[i]),
+                leaf=int(nodes.leaf[i]) if is_leaf else None,
+            )
+        )
+    return tuple(reports)

@@ -62,11 +62,22 @@ class Nodes:
         """The conditions from the root to a leaf."""
         node, splits = int(np.flatnonzero(self.leaf == leaf)[0]), []
         while node:
-            parent = int(np.flatnonzero((self.left == node) | (self.right == node))[0])
-            above = bool(self.right[parent] == node)
+            parent, above = self.parent(node)
             splits.append(Split(int(self.feature[parent]), float(self.threshold[parent]), above))
             node = parent
         return tuple(reversed(splits))
+
+    def parent(self, node: int) -> tuple[int, bool]:
+        """The parent of a node other than the root, and whether the node is where the feature is above."""
+        parent = int(np.flatnonzero((self.left == node) | (self.right == node))[0])
+        return parent, bool(self.right[parent] == node)
+
+    def leaves_below(self) -> NDArray[np.bool_]:
+        """Which leaves hold the examples of each node: (nodes, leaves)."""
+        below: NDArray[np.bool_] = self.leaf[:, None] == np.arange(self.leaf.max() + 1)
+        for node in np.flatnonzero(self.feature >= 0)[::-1]:  # parents come before their children
+            below[node] = below[self.left[node]] | below[self.right[node]]
+        return below
 
 
 def select_features(

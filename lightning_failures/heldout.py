@@ -39,7 +39,7 @@ def fillable_folds(failed: NDArray[np.bool_], sources: NDArray[Any], folds: int,
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Held-out ALER, base error rate of the fitting folds, and an interval a leaf; NaN and None without folds."""
+    """Held-out ALER, base error rate of the fitting folds, and an interval a set; NaN and None without folds."""
 
     aler: float
     base_error_rate: float
@@ -52,29 +52,26 @@ def score_held_out(
     failed: NDArray[np.bool_],
     sources: NDArray[Any],
     fold: NDArray[np.int64] | None,
-    nodes: Nodes,
+    sets: NDArray[np.bool_],
     trees: Sequence[Nodes],
 ) -> HeldOut:
-    """Judge the trees grown without a fold on that fold: held-out ALER, and an interval for each leaf of ``nodes``.
+    """Judge the trees grown without a fold on that fold: held-out ALER, and an interval for each set of examples.
 
-    The held-out rate of a leaf weighs the held-out rates of the leaves that its examples fall into when a tree is grown
-    without the fold, by how many fall into each.
+    The held-out rate of a set, such as a leaf of the tree of all examples, weighs the held-out rates of the leaves that
+    its examples fall into when a tree is grown without the fold, by how many fall into each.
 
     Args:
         x: (n, D).
         failed: (n,) bool.
         sources: (n,) names.
         fold: (n,) int from 0 to K - 1, or None.
-        nodes: The tree of all examples.
+        sets: (S, n) bool.
         trees: The K trees grown without fold 0, 1, ...
     """
-    leaf = nodes.apply(x)
-    count = int(nodes.leaf.max()) + 1
     if fold is None:
-        return HeldOut(math.nan, math.nan, math.nan, [None] * count)
+        return HeldOut(math.nan, math.nan, math.nan, [None] * len(sets))
     source = np.unique(sources, return_inverse=True)[1]
-    sizes = np.bincount(leaf, minlength=count)
-    weight = np.zeros((count, len(x)))  # of each held-out example in the rate of each leaf
+    weight = np.zeros(sets.shape)  # of each held-out example in the rate of each set
     aler, ber, variance = [], [], 0.0
     for k, fitted in enumerate(trees):
         kept, held = np.flatnonzero(fold != k), np.flatnonzero(fold == k)
@@ -82,7 +79,7 @@ def score_held_out(
         grown_on = np.bincount(there[kept], minlength=number)
         judged_on = np.bincount(there[held], minlength=number)
         rate = np.bincount(there[kept], weights=failed[kept], minlength=number) / grown_on
-        shared = np.bincount(leaf[kept] * number + there[kept], minlength=count * number).reshape(count, number)
+        shared = np.array([np.bincount(there[kept[members[kept]]], minlength=number) for members in sets])
         weight[:, held] = (shared / np.maximum(judged_on, 1))[:, there[held]]
 
         rows = held[failed[held]]
@@ -93,7 +90,7 @@ def score_held_out(
         float(np.mean(aler)),
         float(np.mean(ber)),
         math.sqrt(_FOLD_INFLATION * variance) / len(aler),
-        [_interval(failed, weight[i], source, int(sizes[i])) for i in range(count)],
+        [_interval(failed, weight[i], source, int(sets[i].sum())) for i in range(len(sets))],
     )
 
 

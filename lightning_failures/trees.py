@@ -88,6 +88,9 @@ class FailureTree:
             twice the naive variance, because folds fit on each other.
         selected_features: The features that the tree could choose from, best first.
         skipped: Why the tree was not grown or the folds not made; None if all went well.
+        nodes: The whole tree, root first; its leaf i is ``leaves[i]``.
+        width: D.
+        intervals: Of the error rate of each node, found like those of leaves.
     """
 
     leaves: tuple[Leaf, ...]
@@ -100,6 +103,7 @@ class FailureTree:
     skipped: str | None
     nodes: Nodes
     width: int
+    intervals: tuple[tuple[float, float] | None, ...]
 
     @property
     def heldout_aler_minus_ber(self) -> float:
@@ -226,9 +230,10 @@ def fit_failure_tree(
         grow_tree(x[np.ix_(rows, of)], fails[rows], of, max_depth=max_depth, min_leaf=min_leaf, seed=seed)
         for rows, of in zip(kept, selected, strict=True)
     )
-    held = score_held_out(x, fails, sources, fold, nodes, without)
-    leaf = nodes.apply(x)
-    count = int(nodes.leaf.max()) + 1
+    leaf, below = nodes.apply(x), nodes.leaves_below()
+    held = score_held_out(x, fails, sources, fold, below[:, leaf], without)
+    count = below.shape[1]
+    place = np.argsort(nodes.leaf, kind="stable")[-count:]  # of each leaf among the nodes
     sizes, failures = np.bincount(leaf, minlength=count), np.bincount(leaf, weights=fails, minlength=count)
     total = failures.sum()
     leaves = [
@@ -241,7 +246,7 @@ def fit_failure_tree(
             failures=int(failures[i]),
             ids=torch.from_numpy(names[leaf == i]),
             splits=nodes.path(i),
-            interval=held.intervals[i],
+            interval=held.intervals[place[i]],
         )
         for i in range(count)
     ]
@@ -257,6 +262,7 @@ def fit_failure_tree(
         skipped=_why_skipped(fails, sources, count, min_leaf, fold),
         nodes=nodes.numbered(ranked),
         width=x.shape[1],
+        intervals=tuple(held.intervals),
     )
 
 
