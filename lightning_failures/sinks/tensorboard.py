@@ -1,14 +1,19 @@
-"""TensorBoard: one ranked table, the rules of the trees, and pictures under stable tags."""
+"""TensorBoard: scalars laid out in charts, a ranked table, sentences, pictures and points under stable tags."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from lightning_failures.gallery import Gallery
+from lightning_failures.interventions.told import interventions_markdown
 from lightning_failures.records import FailureReport
 from lightning_failures.sinks.base import tag_prefix
-from lightning_failures.text import enrichment_markdown, markdown_table, tree_markdown
+from lightning_failures.sinks.browsing import example_rows
+from lightning_failures.sinks.layout import chart_layout, chart_names, layout_of_others
+from lightning_failures.sinks.projector import write_projector
+from lightning_failures.text import enrichment_markdown, markdown_table, notes_markdown, tree_markdown, trust_markdown
 
 __all__ = ["TensorBoardSink"]
 
@@ -21,20 +26,45 @@ class TensorBoardSink:
     """
 
     logger: Any
+    _names: set[str] = field(default_factory=set, repr=False, compare=False)  # of scalars that are laid out
+    _before: dict[str, FailureReport] = field(default_factory=dict, repr=False, compare=False)  # by prefix
 
     def write(self, report: FailureReport, step: int) -> None:
         """Write one analysis."""
         writer = self.logger.experiment
         prefix = tag_prefix(report)
-        writer.add_text(f"{prefix}/table", markdown_table(report), step)
-        for tag, text in (("enrichment", enrichment_markdown(report)), ("rules", tree_markdown(report))):
+        texts = {
+            "table": markdown_table(report, before=self._before.get(prefix)),
+            "trust": trust_markdown(report),
+            "notes": notes_markdown(report),
+            "enrichment": enrichment_markdown(report),
+            "rules": tree_markdown(report),
+            "interventions": interventions_markdown(report),
+        }
+        for tag, text in texts.items():
             if text:
                 writer.add_text(f"{prefix}/{tag}", text, step)
+        self._before[prefix] = FailureReport(report.examples, report.accuracy, report.classes)
+        self._lay_out(chart_names(report))
         writer.flush()
 
     def show(self, report: FailureReport, gallery: Gallery, step: int) -> None:
-        """Add the pictures."""
+        """Add the pictures, and the points of the projector."""
         writer = self.logger.experiment
+        prefix = tag_prefix(report)
         for picture in gallery.pictures:
-            writer.add_image(f"{tag_prefix(report)}/{picture.tag}", picture.image, step)
+            writer.add_image(f"{prefix}/{picture.tag}", picture.image, step)
         writer.flush()
+        if gallery.thumbnails is not None and report.table is not None:
+            rows = example_rows(report, gallery.thumbnails.ids)
+            write_projector(writer, f"{prefix}/examples", step, rows, gallery.thumbnails)
+
+    def _lay_out(self, names: set[str]) -> None:
+        """Lay the scalars out in charts once, and again when there are new ones."""
+        if names <= self._names:
+            return
+        writer = self.logger.experiment
+        writer.flush()  # a layout that somebody has just written is found
+        layout = chart_layout(self._names | names)
+        writer.add_custom_scalars(layout_of_others(Path(writer.log_dir)) | layout)
+        self._names.update(names)
