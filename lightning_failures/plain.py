@@ -1,4 +1,4 @@
-"""From plain values, as JSON holds them, to frozen records: every value is checked against the type hint of its field.
+"""From frozen records to plain values, as JSON holds them, and back: every value is checked against its type hint.
 
 What a file says is checked here, once, so that nothing further on meets a value of another type than is written there.
 """
@@ -15,7 +15,7 @@ from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from lightning_failures.errors import DataError
 
-__all__ = ["from_plain", "json_key", "read_json"]
+__all__ = ["from_plain", "json_key", "read_json", "to_plain"]
 
 Record = TypeVar("Record")
 
@@ -30,6 +30,30 @@ def read_json(text: str | bytes) -> Any:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
         raise DataError(f"no JSON: {str(error)[:200]}") from error
+
+
+def to_plain(value: Any) -> Any:
+    """Turn a dataclass, and what it holds, into plain Python values; numbers that are not finite are None.
+
+    Fields with ``metadata={"json": False}`` are left out.
+
+    >>> @dataclasses.dataclass(frozen=True)
+    ... class Point:
+    ...     place: tuple[float, float]
+    ...     class_name: str = dataclasses.field(default="cat", metadata={"key": "class"})
+    >>> to_plain(Point((1.5, math.nan)))
+    {'place': [1.5, None], 'class': 'cat'}
+    """
+    if dataclasses.is_dataclass(value):
+        fields = [field for field in dataclasses.fields(value) if field.metadata.get("json", True)]
+        return {json_key(field): to_plain(getattr(value, field.name)) for field in fields}
+    if isinstance(value, Mapping):
+        return {str(key): to_plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [to_plain(inner) for inner in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value
 
 
 def json_key(field: dataclasses.Field[Any]) -> str:

@@ -6,16 +6,14 @@ Results that carry mathematics of their own live beside the function that makes 
 
 from __future__ import annotations
 
-import dataclasses
 import json
-import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
 from lightning_failures.errors import DataError
-from lightning_failures.plain import from_plain, json_key, read_json
+from lightning_failures.plain import from_plain, read_json, to_plain
 
 if TYPE_CHECKING:
     from lightning_failures.directions import FailureDirections
@@ -104,11 +102,8 @@ class _Readable:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain Python values only; undefined numbers are None."""
-        return {
-            json_key(f): _plain(getattr(self, f.name))
-            for f in dataclasses.fields(self)  # type: ignore[arg-type]
-            if f.metadata.get("json", True)
-        }
+        plain: dict[str, Any] = to_plain(self)
+        return plain
 
     def __getitem__(self, key: str) -> Any:
         return self.to_dict()[key]
@@ -329,6 +324,7 @@ class FailureReport(_Readable):
     encoder: str | None = None
     robust_encoder: str | None = None
     encoder_fingerprint: str | None = None
+    robust_encoder_fingerprint: str | None = None
     notes: tuple[str, ...] = ()
     schema: int = SCHEMA
     directions: FailureDirections | None = field(default=None, repr=False, compare=False, metadata={"json": False})
@@ -367,15 +363,3 @@ class FailureReport(_Readable):
             DataError: No JSON, or as :meth:`from_dict`.
         """
         return cls.from_dict(read_json(text))
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, _Readable):
-        return value.to_dict()
-    if isinstance(value, dict):
-        return {str(k): _plain(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(v) for v in value]
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    return value
