@@ -40,6 +40,7 @@ __all__ = ["EmbeddingCache", "EmbeddingStore", "content_keys", "default_cache_fo
 
 _LAYOUT = "v2"  # another layout is another folder, so that versions can share a cache
 _AT_ONCE = 256  # rows rounded or copied at once: they stay in a processor's cache
+_BESIDE = "(-[0-9a-f]{16})?"  # what EmbeddingStore.beside puts behind the name of a folder
 _DAY = 24 * 60 * 60
 _GIB = 2**30
 
@@ -139,9 +140,15 @@ class EmbeddingCache:
         return freed
 
     def purge(self, fingerprint: str | None = None) -> int:
-        """Remove all embeddings, or those of one encoder; return the bytes freed. Other files are left alone."""
+        """Remove all embeddings, or those of one encoder and what is kept beside them; return the bytes freed.
+
+        Other files are left alone.
+        """
         root = self.folder / _LAYOUT
-        folders = _subfolders(root) if fingerprint is None else [self._shard_folder(fingerprint)]
+        folders = _subfolders(root)
+        if fingerprint is not None:
+            own = _folder_name(fingerprint)
+            folders = [path for path in folders if re.fullmatch(re.escape(own) + _BESIDE, path.name)]
         freed = 0
         for folder in folders:
             for path, stat in _listing(folder, (SUFFIX, TEMPORARY)):
@@ -153,8 +160,7 @@ class EmbeddingCache:
         return freed
 
     def _shard_folder(self, fingerprint: str) -> Path:
-        plain = re.fullmatch(r"[0-9A-Za-z_-]{1,64}", fingerprint)
-        return self.folder / _LAYOUT / (fingerprint if plain else xxhash.xxh3_128_hexdigest(fingerprint.encode()))
+        return self.folder / _LAYOUT / _folder_name(fingerprint)
 
     def _files(self) -> list[tuple[Path, os.stat_result]]:
         return [item for folder in _subfolders(self.folder / _LAYOUT) for item in _listing(folder, (SUFFIX,))]
@@ -181,6 +187,19 @@ class EmbeddingStore:
         self._used: tuple[set[Path], set[Path]] = set(), set()  # in this pass, in the one before
         self._dim: int | None = None
         self.refresh()
+
+    def beside(self, kind: str) -> EmbeddingStore:
+        """Open a store of its own for other vectors that this encoder gives of images, such as flattened heat maps.
+
+        Args:
+            kind: What they are and what they depend on beside encoder and image, their length included.
+
+        >>> EmbeddingStore("fec0").beside("maps 8x8").fingerprint
+        'fec0-b5c79e5cbe6bd3d3'
+        """
+        return EmbeddingStore(
+            f"{_folder_name(self.fingerprint)}-{xxhash.xxh3_64_hexdigest(kind.encode())}", self._cache
+        )
 
     def refresh(self) -> None:
         """Open the shards that other processes have written since. Damaged ones are removed, with one warning."""
@@ -343,6 +362,11 @@ def default_cache_folder() -> Path:
     else:
         base = Path(os.environ.get("XDG_CACHE_HOME") or home / ".cache")
     return base / "lightning_failures"
+
+
+def _folder_name(fingerprint: str) -> str:
+    plain = re.fullmatch(r"[0-9A-Za-z_-]{1,64}", fingerprint)
+    return fingerprint if plain else xxhash.xxh3_128_hexdigest(fingerprint.encode())
 
 
 def _first_of_each(keys: Array) -> Array:

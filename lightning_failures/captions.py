@@ -7,6 +7,7 @@ the caption describes what fails: the hardest caption has the lowest score.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
@@ -22,7 +23,15 @@ from lightning_failures.grammar import CaptionGrammar, CaptionVocabulary
 from lightning_failures.splits import permuted_outcomes
 from lightning_failures.svm import balanced_signs
 
-__all__ = ["CaptionGrammar", "CaptionVocabulary", "caption_p_value", "mean_shift_scores", "score_captions"]
+__all__ = [
+    "BestCaption",
+    "CaptionGrammar",
+    "CaptionVocabulary",
+    "caption_p_value",
+    "caption_that_tells",
+    "mean_shift_scores",
+    "score_captions",
+]
 
 Floats = NDArray[Any]
 Mask = NDArray[np.bool_]
@@ -111,6 +120,53 @@ def mean_shift_scores(
     weight = (balanced_signs(right) @ x)[None]
     weight /= max(float(np.linalg.norm(weight)), _TINY)
     return torch.from_numpy(_scores(weight, captions, references[0], directions.std)[0])
+
+
+@dataclass(frozen=True)
+class BestCaption:
+    """The caption that tells some images from others best: a hypothesis.
+
+    Attributes:
+        index: Which of the candidates.
+        score: Cosine, in [-1, 1].
+        margin: How far the score lies beyond the mean of all candidates, in their standard deviations.
+    """
+
+    index: int
+    score: float
+    margin: float
+
+
+def caption_that_tells(
+    directions: FailureDirections,
+    embeddings: Any,
+    chosen: Any,
+    caption_embeddings: Any,
+    reference_embedding: Any,
+) -> BestCaption | None:
+    """Find the caption that describes what the chosen images have and the others of their group have not.
+
+    The direction is the mean of the chosen less that of the group (which is parallel to the mean of the chosen less
+    that of the others); captions are scored along it as along a failure direction, see :func:`score_captions`.
+
+    Args:
+        directions: Gives mean and standard deviation of phi.
+        embeddings: (n, D) of the group.
+        chosen: (n,) bool, for instance the images that activate a feature most.
+        caption_embeddings: (M, D) unit vectors.
+        reference_embedding: (D,) or (1, D).
+
+    Returns:
+        The best, or None where there is nothing to tell: no captions, or all or none of the images are chosen.
+    """
+    mask = as_mask(chosen, "chosen", len(embeddings))
+    if mask.all() or not mask.any() or len(caption_embeddings) == 0:
+        return None
+    scores = mean_shift_scores(directions, embeddings, mask, caption_embeddings, reference_embedding).double()
+    best = int(scores.argmax())
+    spread = float(scores.std(correction=0))
+    margin = float(scores[best] - scores.mean()) / spread if spread > 0 else 0.0
+    return BestCaption(best, float(scores[best]), margin)
 
 
 def caption_p_value(

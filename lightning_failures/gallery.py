@@ -6,17 +6,28 @@ W&B get :attr:`Picture.image`, in which texts are painted.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
 
 from lightning_failures.errors import DataError
-from lightning_failures.records import ClassReport, GroupReport
+from lightning_failures.feature_names import with_names
+from lightning_failures.records import ClassReport, FeatureReport, GroupReport
 from lightning_failures.text import clean, number, score, tag_part, verdict
 from lightning_failures.visuals import SIZE, heat_map, image_strip, stack, thumbnail
 
-__all__ = ["Gallery", "Picture", "Row", "Thumbnails", "Tile", "class_picture", "row_of", "rule_picture"]
+__all__ = [
+    "Gallery",
+    "Picture",
+    "Row",
+    "Thumbnails",
+    "Tile",
+    "class_picture",
+    "feature_picture",
+    "leaf_picture",
+    "row_of",
+]
 
 
 @dataclass(frozen=True)
@@ -47,8 +58,8 @@ class Picture:
     """One finding in images.
 
     Attributes:
-        tag: Where it belongs, the same at every analysis: ``"classes/cat"``, ``"rules/label/cat/0"``,
-            ``"features/17"``, ``"leaves/label/cat/0"``.
+        tag: Where it belongs, the same at every analysis: ``"classes/cat"``, ``"features/17"``,
+            ``"leaves/label/cat/0"``.
         rows: At least one; a row may be empty.
         caption: One line for people.
     """
@@ -79,7 +90,8 @@ class Thumbnails:
     Attributes:
         ids: (n,) int64, ascending.
         images: (n, 3, s, s) uint8, each scaled to fit and centred on mid-gray.
-        embeddings: (n, D) float32 of the failure directions' encoder, or None.
+        embeddings: (n, D) float32 of the failure directions' encoder, or None. A row of NaN belongs to an example that
+            was graded but not embedded (a sample was looked at): it can be shown, not placed.
     """
 
     ids: Tensor
@@ -141,21 +153,26 @@ def class_picture(
     entry: ClassReport,
     hardest: Sequence[Tensor] | Tensor,
     easiest: Sequence[Tensor] | Tensor,
+    least_confident: Sequence[Tensor] | Tensor = (),
     *,
     hardest_texts: Sequence[str] = (),
     easiest_texts: Sequence[str] = (),
+    least_confident_texts: Sequence[str] = (),
     size: int = SIZE,
 ) -> Picture:
-    r"""Show the hardest images of a class above its easiest, the most extreme on the left.
+    r"""Show the hardest images of a class above its easiest, and the least confident, the most extreme on the left.
 
     The titles bear the best caption of each end where a pattern was found, and none where it would describe noise.
 
     Args:
-        entry: The class; its ``hardest_ids`` and ``easiest_ids`` name the images.
+        entry: The class; its ``hardest_ids``, ``easiest_ids`` and ``least_confident_ids`` name the images.
         hardest: Images (C, H, W), from the lowest decision value up.
         easiest: Images from the highest decision value down.
+        least_confident: Images from the least confidence in the true class up: they differ from the hardest where
+            failures share a pattern (Jain et al., figure 11). None: no such row.
         hardest_texts: Text below each image: decision value, prediction. ``"\n"`` starts a new line.
         easiest_texts: As above.
+        least_confident_texts: As above.
         size: Least side of a thumbnail in pixels.
     """
     name = clean(entry.name, 80)
@@ -164,54 +181,121 @@ def class_picture(
         return f"{name}, {end}: {captions[0]}" if entry.pattern and captions else f"{name}, {end}"
 
     told = f"p {verdict(entry)}, CV score {score(entry)}" if entry.pattern else verdict(entry)
-    ends = (
-        ("hardest", entry.hardest_captions, hardest, hardest_texts, entry.hardest_ids),
-        ("easiest", entry.easiest_captions, easiest, easiest_texts, entry.easiest_ids),
-    )
+    ends = [
+        (title("hardest", entry.hardest_captions), hardest, hardest_texts, entry.hardest_ids),
+        (title("easiest", entry.easiest_captions), easiest, easiest_texts, entry.easiest_ids),
+    ]
+    if len(least_confident):
+        title_of_least = f"{name}, least confidence in the true class"
+        ends.append((title_of_least, least_confident, least_confident_texts, entry.least_confident_ids))
     return Picture(
         f"classes/{tag_part(entry.name)}",
         tuple(
-            row_of(title(end, captions), images, texts, ids if len(ids) == len(images) else (), size=size)
-            for end, captions, images, texts, ids in ends
+            row_of(title, images, texts, ids if len(ids) == len(images) else (), size=size)
+            for title, images, texts, ids in ends
         ),
         f"{name}: error rate {number(None if entry.accuracy is None else 1 - entry.accuracy)}; {told}",
     )
 
 
-def rule_picture(
-    group: GroupReport,
-    index: int,
+def feature_picture(
+    feature: FeatureReport,
     images: Sequence[Tensor] | Tensor,
     maps: Sequence[Tensor] | Tensor,
+    attacks: Sequence[Tensor] | Tensor = (),
     *,
-    feature: str = "",
     texts: Sequence[str] = (),
-    ids: Sequence[int] = (),
+    attack_texts: Sequence[str] = (),
+    attack_title: str = "",
+    note: str = "",
     size: int = SIZE,
 ) -> Picture:
-    """Show images above the heat maps of the feature that a rule splits on.
+    """Show what a feature looks for: images that activate it most, where, and what makes it stronger.
+
+    Args:
+        feature: The feature; its ``top_ids`` name the images, the first of its ``groups`` is theirs.
+        images: n images (C, H, W) as the encoder saw them, the most activating first.
+        maps: n maps (h, w) of the feature.
+        attacks: n images (C, H, W), the same after a feature attack; or none.
+        texts: Text below each image.
+        attack_texts: Text below each attacked image.
+        attack_title: What was done to them.
+        note: What else the reader must know, such as why there are no attacks.
+        size: Least side of a thumbnail in pixels.
+
+    Source: Singla et al., Barlow (CVPR 2021), section 4: the three visualisations of a feature.
+    """
+    called = f"feature {feature.feature}" + (f' "{clean(feature.name, 60)}"' if feature.name else "")
+    looks = f'looks like "{clean(feature.caption)}" (hypothesis)' if feature.caption else ""
+    groups = [_group_words(*group.split("/", 1)) for group in feature.groups]
+    heat = [heat_map(m, thumbnail(image, size)) for m, image in zip(maps, images, strict=True)]
+    most_active = ", ".join(
+        [called, *filter(None, [looks]), "most active" + (f" in the {groups[0]}" if groups else "")]
+    )
+    rows = [
+        row_of(most_active, images, texts, feature.top_ids, size=size),
+        row_of(f"where {called} is active", heat, ids=feature.top_ids, size=size),
+    ]
+    if len(attacks):
+        rows.append(row_of(attack_title, attacks, attack_texts, size=size))
+    scored = (
+        f"score {number(feature.caption_score)}, {number(feature.caption_margin, '.1f')} standard deviations above "
+        "the mean of all candidates"
+    )
+    parts = [
+        called + (f" ({clean(feature.tag)})" if feature.tag else ""),
+        f"{looks}: {scored}" if looks else "",
+        f"splits the {' and the '.join(groups)}" if groups else "",
+        f"to do: {clean(feature.action)}" if feature.action else "",
+        note,
+    ]
+    return Picture(f"features/{feature.feature}", tuple(rows), clean("; ".join(filter(None, parts)), 1000))
+
+
+def leaf_picture(
+    group: GroupReport,
+    index: int,
+    failures: Sequence[Tensor] | Tensor,
+    successes: Sequence[Tensor] | Tensor,
+    *,
+    failure_texts: Sequence[str] = (),
+    success_texts: Sequence[str] = (),
+    failure_ids: Sequence[int] = (),
+    success_ids: Sequence[int] = (),
+    names: Mapping[int, str] | None = None,
+    size: int = SIZE,
+) -> Picture:
+    """Show what follows a rule: failures, as they come, and correct ones beside them.
 
     Args:
         group: The group of the tree.
         index: Which of ``group.leaves``.
-        images: n images (C, H, W), as a rule the most activating ones.
-        maps: n maps (h, w) of the feature, one an image.
-        feature: Name of the feature, for the title.
-        texts: Text below each image.
-        ids: Of the images.
+        failures: Images (C, H, W) of the leaf that failed.
+        successes: Images of it that did not.
+        failure_texts: Text below each.
+        success_texts: Text below each.
+        failure_ids: Of the images.
+        success_ids: Of the images.
+        names: Feature -> what people call it.
         size: Least side of a thumbnail in pixels.
     """
-    leaf, name = group.leaves[index], clean(group.class_name, 80)
-    heat = [heat_map(m, thumbnail(image, size)) for m, image in zip(maps, images, strict=True)]
+    leaf, where = group.leaves[index], _group_words(group.grouping, group.class_name)
+    rule = with_names(leaf.rule, names or {})
+    interval = "" if leaf.interval is None else f" (held out: {number(leaf.interval[0])} to {number(leaf.interval[1])})"
     caption = (
-        f"{name}, {group.grouping} group: {leaf.rule}; error rate {number(leaf.error_rate)}, "
-        f"error coverage {number(leaf.error_coverage)}"
+        f"{where}: {rule}; error rate {number(leaf.error_rate)}{interval} of {leaf.size} examples, in the whole group "
+        f"{number(group.base_error_rate)}; {number(leaf.error_coverage)} of its failures"
     )
     return Picture(
-        f"rules/{group.grouping}/{tag_part(group.class_name)}/{index}",
+        f"leaves/{group.grouping}/{tag_part(group.class_name)}/{index}",
         (
-            row_of(caption, images, texts, ids, size=size),
-            row_of(f"where {feature or 'the feature'} is active", heat, ids=ids, size=size),
+            row_of(f"{where}, failures: {rule}", failures, failure_texts, failure_ids, size=size),
+            row_of("correct under the same rule", successes, success_texts, success_ids, size=size),
         ),
-        clean(caption),
+        clean(caption, 1000),
     )
+
+
+def _group_words(grouping: str, class_name: str) -> str:
+    """What a group is called in a sentence."""
+    return f"{grouping} group of {clean(class_name, 80)}"

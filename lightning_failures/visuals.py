@@ -22,6 +22,7 @@ from lightning_failures.text import clean
 
 __all__ = [
     "color_table",
+    "fit_square",
     "heat_map",
     "image_grid",
     "image_strip",
@@ -157,6 +158,26 @@ def thumbnail(image: Tensor, size: int = SIZE) -> Tensor:
     height, width = (max(1, round(side * 2 * size / longer)) for side in image.shape[1:])
     smaller = F.interpolate(image[None].float(), (height, width), mode="bilinear", antialias=True, align_corners=False)
     return smaller[0].round().clamp(0, 255).to(torch.uint8)
+
+
+def fit_square(image: Tensor, side: int) -> Tensor:
+    """Scale an image to fit a square and centre it there on mid-gray: (C, H, W) -> (3, side, side) uint8.
+
+    Pixels of small images stay square and sharp where they grow; large ones shrink with antialiasing.
+
+    >>> fit_square(torch.zeros(1, 2, 4), 4)[0, :, 0].tolist()
+    [128, 0, 0, 128]
+    """
+    image = to_uint8(image)
+    height, width = image.shape[1:]
+    scale = side / max(height, width)
+    size = max(1, round(height * scale)), max(1, round(width * scale))
+    smooth = {"mode": "bilinear", "antialias": True, "align_corners": False} if scale < 1 else {"mode": "nearest-exact"}
+    scaled = F.interpolate(image[None].float(), size, **smooth)[0].round().clamp(0, 255).to(torch.uint8)
+    square = torch.full((3, side, side), 128, dtype=torch.uint8)
+    top, left = (side - size[0]) // 2, (side - size[1]) // 2
+    square[:, top : top + size[0], left : left + size[1]] = scaled
+    return square
 
 
 def image_strip(

@@ -1,26 +1,40 @@
-"""Which pictures an analysis asks for: the extreme images of the worst classes, and what their rules look at."""
+"""Which pictures an analysis asks for: extreme images of the worst classes, and what their rules mean."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from lightning_failures.adapters.feature_pictures import FeatureViews, attack_features
+from lightning_failures.adapters.reading import AT_ONCE
+from lightning_failures.attacks import ITERATIONS
+from lightning_failures.budget import Deadline
+from lightning_failures.cache import EmbeddingStore
 from lightning_failures.candidates import ClassCaptions
-from lightning_failures.encoders import FeatureEncoder, ModuleEncoder
-from lightning_failures.gallery import Gallery, Picture, class_picture, rule_picture
+from lightning_failures.captions import caption_that_tells
+from lightning_failures.encoders import FeatureEncoder
+from lightning_failures.feature_names import FeatureNames
+from lightning_failures.gallery import Gallery, Picture, Thumbnails, class_picture, feature_picture, leaf_picture
 from lightning_failures.records import ClassReport, FailureReport, FeatureReport, Grades, GroupReport
 from lightning_failures.splits import stable_hash
-from lightning_failures.visuals import most_activating
+from lightning_failures.text import clean
+from lightning_failures.threads import one_thread
+from lightning_failures.trees import FailureTree
+from lightning_failures.visuals import fit_square, most_activating
 
 __all__ = ["Rows", "Sources", "browsed_ids", "draw_gallery", "pictured_members"]
 
-RULE_IMAGES = 6
+FEATURE_IMAGES = 6
+LEAF_IMAGES = 8
+THUMBNAIL = 48  # px
 BROWSED = 1000
 """How many examples the table of the HTML report and TensorBoard's projector show."""
+
+_LEAF_SALT = 0x1EAF
 
 
 @dataclass(frozen=True)
@@ -34,6 +48,10 @@ class Rows:
         """(n,) ids that are among them -> (n, D)."""
         return self.values[torch.searchsorted(self.ids, ids)]
 
+    def known(self, ids: Tensor) -> Tensor:
+        """Which of the ids (n,) are among them: (n,) bool."""
+        return torch.isin(ids, self.ids)
+
 
 @dataclass(frozen=True)
 class Sources:
@@ -46,6 +64,9 @@ class Sources:
         embeddings: Of the directions' encoder: those of the same members and of what is browsed, as far as there are.
         captions: Class (index) -> its candidate captions; None: no captions.
         browsed: (n,) ids of the examples to look through.
+        store: Of the features; heat maps and attacks are kept beside them. None: nothing is kept.
+        deadline: When the pictures should be over. Attacks are what is left out then, and examples to look through.
+        names: What people call the features.
     """
 
     images: Callable[[Sequence[int]], Tensor]
@@ -54,6 +75,9 @@ class Sources:
     embeddings: Rows | None
     captions: Callable[[int], ClassCaptions | None] | None
     browsed: Tensor
+    store: EmbeddingStore | None = None
+    deadline: Deadline | None = None
+    names: FeatureNames = field(default_factory=FeatureNames)
 
 
 def browsed_ids(report: FailureReport, *, seed: int, limit: int = BROWSED) -> Tensor:
@@ -68,28 +92,99 @@ def browsed_ids(report: FailureReport, *, seed: int, limit: int = BROWSED) -> Te
     return torch.from_numpy(ids[order]).sort().values
 
 
+@dataclass(frozen=True)
+class Pictured:
+    """A group whose rules are shown.
+
+    Attributes:
+        group: The group.
+        tree: Its tree.
+        members: (n,) int64, the ids of the group, ascending.
+    """
+
+    group: GroupReport
+    tree: FailureTree
+    members: Tensor
+
+    @property
+    def name(self) -> str:
+        """As in ``FeatureReport.groups``."""
+        return f"{self.group.grouping}/{self.group.class_name}"
+
+    @property
+    def best(self) -> int:
+        """The number of its most important leaf."""
+        return max(range(len(self.tree.leaves)), key=lambda i: self.tree.leaves[i].importance)
+
+    @property
+    def features(self) -> list[int]:
+        """Those that its rules mention: on the way to the most important leaf first, from the root down."""
+        path = [split.feature for split in self.tree.leaves[self.best].splits]
+        return list(dict.fromkeys([*path, *self.tree.split_features]))
+
+    @property
+    def leaves(self) -> list[int]:
+        """The numbers of those that are shown: the most important one and all valid ones."""
+        return [i for i, leaf in enumerate(self.group.leaves) if leaf.valid or i == self.best]
+
+
+def pictured_groups(report: FailureReport, worst_k: int) -> list[Pictured]:
+    """The ``worst_k`` groups with a pattern whose most important leaves are the most important ones."""
+    groups = sorted(
+        (g for g in report.groups if g.pattern and len(g.leaves) > 1),
+        key=lambda g: -max(leaf.importance for leaf in g.leaves),
+    )
+    trees = [report.trees[g.grouping, g.class_name] for g in groups[:worst_k]]
+    return [
+        Pictured(group, tree, torch.unique(torch.cat([leaf.ids for leaf in tree.leaves])))
+        for group, tree in zip(groups, trees, strict=False)
+    ]
+
+
 def pictured_members(report: FailureReport, worst_k: int) -> Tensor:
     """The ids (U,) int64, ascending, of the groups whose rules are shown."""
-    rules = most_important_rules(report, worst_k)
-    members = torch.cat([torch.empty(0, dtype=torch.int64), *(rule.members for rule in rules)])
+    members = torch.cat([torch.empty(0, dtype=torch.int64), *(one.members for one in pictured_groups(report, worst_k))])
     return torch.from_numpy(np.unique(members.numpy()))
 
 
 def draw_gallery(
     report: FailureReport, grades: Grades, sources: Sources, *, worst_k: int
 ) -> tuple[Gallery, tuple[FeatureReport, ...]]:
-    """Draw everything, and tell which features are shown."""
+    """Draw everything, and tell which features are shown. Random transforms apart, nothing random is in it.
+
+    Attacks take the time: they come last, and stop at the deadline.
+    """
     pictures = class_pictures(report, grades, sources.images, worst_k=worst_k)
-    if sources.robust is not None and sources.features is not None:
-        rules = most_important_rules(report, worst_k)
-        pictures += rule_pictures(rules, sources.features, sources.images, sources.robust)
-    return Gallery(tuple(pictures), None, report.epoch, report.global_step), ()
+    shown = [] if sources.robust is None or sources.features is None else pictured_groups(report, worst_k)
+    leaves = leaf_pictures(shown, grades, sources.images, sources.names.names)
+    thumbnails = browse(sources)
+    features, drawn = feature_pictures(shown, report, grades, sources)
+    gallery = Gallery((*pictures, *drawn, *leaves), thumbnails, report.epoch, report.global_step)
+    return gallery, features
+
+
+def browse(sources: Sources) -> Thumbnails | None:
+    """Read the examples to look through, a batch at a time, as far as time allows."""
+    squares: list[Tensor] = []
+    for some in torch.split(sources.browsed, AT_ONCE):
+        if not len(some) or (sources.deadline is not None and sources.deadline.passed):
+            break
+        squares += [fit_square(image, THUMBNAIL) for image in sources.images(some.tolist())]
+    if not squares:
+        return None
+    ids, rows = sources.browsed[: len(squares)], sources.embeddings
+    if rows is None:
+        return Thumbnails(ids, torch.stack(squares))
+    known = rows.known(ids)
+    values = torch.full((len(ids), rows.values.shape[1]), float("nan"))
+    values[known] = rows.of(ids[known]).float()
+    return Thumbnails(ids, torch.stack(squares), values if known.any() else None)
 
 
 def class_pictures(
     report: FailureReport, grades: Grades, fetch: Callable[[Sequence[int]], Tensor], *, worst_k: int
 ) -> list[Picture]:
-    """Draw the hardest and easiest images of the ``worst_k`` classes by accuracy.
+    """Draw the hardest, easiest and least confident images of the ``worst_k`` classes by accuracy.
 
     Args:
         report: What was found; holds the fitted directions.
@@ -103,60 +198,147 @@ def class_pictures(
     return [_class_picture(report, entry, grades, fetch) for entry in worst[:worst_k] if entry.hardest_ids]
 
 
-@dataclass(frozen=True)
-class Rule:
-    """The most important leaf of a group.
-
-    Attributes:
-        group: The group.
-        leaf: Number of the leaf.
-        feature: That of its last split.
-        members: (n,) int64, the ids of the group.
-    """
-
-    group: GroupReport
-    leaf: int
-    feature: int
-    members: Tensor
-
-
-def most_important_rules(report: FailureReport, worst_k: int) -> list[Rule]:
-    """Those of the ``worst_k`` groups with the most important leaves."""
-    groups = sorted(
-        (g for g in report.groups if g.pattern and len(g.leaves) > 1),
-        key=lambda g: -max(leaf.importance for leaf in g.leaves),
-    )
-    rules = []
-    for group in groups[:worst_k]:
-        tree = report.trees[group.grouping, group.class_name]
-        index = max(range(len(tree.leaves)), key=lambda i: tree.leaves[i].importance)
-        members = torch.unique(torch.cat([leaf.ids for leaf in tree.leaves]))
-        rules.append(Rule(group, index, tree.leaves[index].splits[-1].feature, members))
-    return rules
-
-
-def rule_pictures(
-    rules: Sequence[Rule],
-    features: Rows,
-    fetch: Callable[[Sequence[int]], Tensor],
-    robust: FeatureEncoder,
+def leaf_pictures(
+    shown: Sequence[Pictured], grades: Grades, fetch: Callable[[Sequence[int]], Tensor], names: dict[int, str]
 ) -> list[Picture]:
-    """Draw for each rule the images of the group that its last split's feature likes best.
-
-    Args:
-        rules: Which.
-        features: Of all members.
-        fetch: ids -> images (n, C, H, W) in [0, 1].
-        robust: What made the features, for heat maps.
-    """
+    """Draw failures that follow each rule, drawn by the hash of their ids, and correct ones beside them."""
     pictures = []
-    for rule in rules:
-        ids = rule.members[most_activating(features.of(rule.members)[:, rule.feature], RULE_IMAGES)].tolist()
-        images = fetch(ids)
-        maps = robust.encode_maps(images)[:, rule.feature]
-        seen = robust.view(images) if isinstance(robust, ModuleEncoder) else images  # maps belong on what the model saw
-        pictures.append(rule_picture(rule.group, rule.leaf, seen, maps, feature=f"feature {rule.feature}", ids=ids))
+    for one in shown:
+        outcomes = _outcomes(grades, one.group)
+        for index in one.leaves:
+            ids = one.tree.leaves[index].ids.numpy()
+            ids = ids[np.argsort(stable_hash(ids, _LEAF_SALT), kind="stable")].tolist()
+            failures = [i for i in ids if outcomes[i].failed][:LEAF_IMAGES]
+            successes = [i for i in ids if not outcomes[i].failed][:LEAF_IMAGES]
+            pictures.append(
+                leaf_picture(
+                    one.group,
+                    index,
+                    fetch(failures) if failures else (),
+                    fetch(successes) if successes else (),
+                    failure_texts=[outcomes[i].text for i in failures],
+                    failure_ids=failures,
+                    success_ids=successes,
+                    names=names,
+                )
+            )
     return pictures
+
+
+@dataclass(frozen=True)
+class _Shown:
+    """A feature with its images, before it is attacked."""
+
+    report: FeatureReport
+    seen: Tensor  # (n, C, h, w)
+    maps: Tensor  # (n, h, w)
+    strength: Tensor  # (n,)
+    texts: list[str]
+
+
+def feature_pictures(
+    shown: Sequence[Pictured], report: FailureReport, grades: Grades, sources: Sources
+) -> tuple[tuple[FeatureReport, ...], list[Picture]]:
+    """Draw each feature that the rules mention once, on the images of the first group that it splits."""
+    if sources.robust is None or sources.features is None:
+        return (), []
+    splits: dict[int, list[Pictured]] = {}
+    for group in shown:
+        for feature in group.features:
+            splits.setdefault(feature, []).append(group)
+    views = FeatureViews(sources.robust, sources.store)
+    looked = [_look(views, feature, groups, report, grades, sources) for feature, groups in splits.items()]
+    attacked = attack_features(views, [(one.report.feature, one.seen) for one in looked], sources.deadline)
+    pictures = []
+    for one, after in zip(looked, attacked, strict=True):
+        strengths = [] if after.strength is None else zip(one.strength.tolist(), after.strength.tolist(), strict=True)
+        pictures.append(
+            feature_picture(
+                one.report,
+                one.seen,
+                one.maps,
+                () if after.images is None else after.images,
+                texts=one.texts,
+                attack_texts=[f"{a:.2f} -> {b:.2f}" for a, b in strengths],
+                attack_title="feature attack: changed until it is as strong as possible"
+                + ("" if after.iterations in (0, ITERATIONS) else f" ({after.iterations} steps)"),
+                note=after.note,
+            )
+        )
+    return tuple(one.report for one in looked), pictures
+
+
+def _look(
+    views: FeatureViews,
+    feature: int,
+    groups: Sequence[Pictured],
+    report: FailureReport,
+    grades: Grades,
+    sources: Sources,
+) -> _Shown:
+    """Find the images of a group that a feature likes best, what it sees there, and words for it."""
+    assert sources.features is not None
+    first, outcomes = groups[0], _outcomes(grades, groups[0].group)
+    values = sources.features.of(first.members)[:, feature]
+    rows = most_activating(values, FEATURE_IMAGES)
+    top, strength = first.members[rows], values[rows]
+    images = sources.images(top.tolist())
+    known = sources.names.of(feature)
+    told = FeatureReport(
+        feature,
+        tuple(one.name for one in groups),
+        tuple(top.tolist()),
+        name=known.name,
+        tag=known.tag,
+        action=known.action,
+    )
+    texts = [
+        f"{value:.2f}\n{outcomes[i].text or 'correct'}"
+        for i, value in zip(top.tolist(), strength.tolist(), strict=True)
+    ]
+    told = _captioned(told, first, top, report, grades, sources)
+    return _Shown(told, views.seen(images), views.maps(images, feature), strength, texts)
+
+
+def _captioned(
+    told: FeatureReport, first: Pictured, top: Tensor, report: FailureReport, grades: Grades, sources: Sources
+) -> FeatureReport:
+    """Add the caption that tells the most activating images from the others of their group."""
+    rows, directions = sources.embeddings, report.directions
+    if rows is None or directions is None or sources.captions is None:
+        return told
+    candidates = sources.captions(grades.class_names.index(first.group.class_name))
+    members = first.members[rows.known(first.members)]
+    if candidates is None or not len(members):
+        return told
+    with one_thread():
+        best = caption_that_tells(
+            directions, rows.of(members), torch.isin(members, top), candidates.embeddings, candidates.reference
+        )
+    if best is None:
+        return told
+    return replace(told, caption=candidates.texts[best.index], caption_score=best.score, caption_margin=best.margin)
+
+
+@dataclass(frozen=True)
+class _Outcome:
+    """Whether an example of a group failed, and how: "-> dog" for what a cat was taken for, "is dog" for what it is."""
+
+    failed: bool
+    text: str
+
+
+def _outcomes(grades: Grades, group: GroupReport) -> dict[int, _Outcome]:
+    """By id, for the members of a group."""
+    k = grades.class_names.index(group.class_name)
+    of_label = group.grouping == "label"
+    mine, other = (grades.labels, grades.predictions) if of_label else (grades.predictions, grades.labels)
+    rows = mine == k
+    sign = "->" if of_label else "is"
+    return {
+        i: _Outcome(o != k, f"{sign} {clean(grades.class_names[o], 40)}" if o != k else "")
+        for i, o in zip(grades.ids[rows].tolist(), other[rows].tolist(), strict=True)
+    }
 
 
 def _class_picture(
@@ -164,16 +346,21 @@ def _class_picture(
 ) -> Picture:
     assert report.directions is not None
     mine = grades.labels == grades.class_names.index(entry.name)
-    scores = dict(zip(grades.ids[mine].tolist(), report.directions.out_of_fold[mine].tolist(), strict=True))
-    guesses = dict(zip(grades.ids[mine].tolist(), grades.predictions[mine].tolist(), strict=True))
+    ids = grades.ids[mine].tolist()
+    scores = dict(zip(ids, report.directions.out_of_fold[mine].tolist(), strict=True))
+    guesses = dict(zip(ids, grades.predictions[mine].tolist(), strict=True))
+    confidence = dict(zip(ids, grades.confidence[mine].tolist(), strict=True))
 
     def texts(ids: Sequence[int]) -> list[str]:
         return [f"{scores[i]:+.2f}\n-> {grades.class_names[guesses[i]]}" for i in ids]
 
+    least = entry.least_confident_ids
     return class_picture(
         entry,
         fetch(entry.hardest_ids),
         fetch(entry.easiest_ids),
+        fetch(least) if least else (),
         hardest_texts=texts(entry.hardest_ids),
         easiest_texts=texts(entry.easiest_ids),
+        least_confident_texts=[f"{confidence[i]:.2f}\n-> {grades.class_names[guesses[i]]}" for i in least],
     )
