@@ -32,7 +32,7 @@ def sinks_for(loggers: Iterable[Any], folder: Path) -> list[Sink]:
         if "TensorBoardLogger" in names:
             sinks.append(TensorBoardSink(logger))
         elif "WandbLogger" in names:
-            sinks.append(WandbSink(logger))
+            sinks.append(WandbSink(logger, folder))
         elif "CSVLogger" in names:
             sinks.append(CSVSink(Path(logger.log_dir)))
         elif "DummyLogger" not in names:  # of fast_dev_run
