@@ -32,6 +32,7 @@ from lightning_failures.budget import Deadline
 from lightning_failures.cache import EmbeddingCache
 from lightning_failures.encoders import Encoder
 from lightning_failures.errors import ConfigurationError
+from lightning_failures.feature_names import FeatureNames
 from lightning_failures.grading import Task
 from lightning_failures.grammar import CaptionVocabulary
 from lightning_failures.interventions import Discovery, Intervention
@@ -98,6 +99,8 @@ class FailureModes(Callback):
             ``fit``, where it takes at most about as long as an epoch of training, and outside of it. False: numbers
             and words only.
         pictures_every_n: Do so at every n-th analysis too. None: at the last one only.
+        feature_names: YAML file in which you name features of the robust encoder and tag them, for many runs. None:
+            ``features.yaml`` beside the last report.
         time_budget: What an analysis may take: seconds, or a share of the time of a training epoch, like ``"10%"``.
             Where that is too little it looks at a sample of the examples and at the classes with the most failures,
             and says so in the report's notes. Images embedded once cost nothing later, so the sample grows from
@@ -144,6 +147,7 @@ class FailureModes(Callback):
         verdict: Literal["fork", "lottery"] | None = None,
         pictures: bool = True,
         pictures_every_n: int | None = None,
+        feature_names: str | Path | None = None,
         time_budget: float | str | None = None,
         memory_budget: float | str | None = None,
         worst_k: int = 5,
@@ -174,6 +178,7 @@ class FailureModes(Callback):
         self.verdict = verdict
         self.pictures = pictures
         self.pictures_every_n = pictures_every_n
+        self.feature_names = feature_names
         self.time_budget = time_budget
         self.memory_budget = memory_budget
         self.worst_k = worst_k
@@ -234,6 +239,8 @@ class FailureModes(Callback):
         self._steering.check(trainer)
         device = torch.device(self.device) if self.device is not None else trainer.strategy.root_device
         cache = EmbeddingCache(self.cache_folder)
+        if self.feature_names is not None:
+            FeatureNames.load(self.feature_names, encoder="")  # what is wrong in it is told before the first batch
         self._explainer = Explainer(
             directions=self._on_all_ranks(open_lens(self.encoder, cache, device=device)),
             trees=self._on_all_ranks(open_lens(self.robust_encoder, cache, device=device, robust=True)),
@@ -243,6 +250,7 @@ class FailureModes(Callback):
             permutations=self.permutations,
             n_directions=self.n_directions,
             worst_k=self.worst_k,
+            feature_names=None if self.feature_names is None else Path(self.feature_names),
             seed=self.seed,
             say_once=self._say_once,
         )
@@ -292,7 +300,7 @@ class FailureModes(Callback):
         with self._policy(trainer, "the last analysis", "its pictures"), self._ranks.together(), isolated_rng():
             if self.pictures and self._explainer is not None:
                 for index in self._explainer.undrawn:
-                    report = self._explainer.draw(trainer, index, self._ranks)
+                    report = self._explainer.draw(index, self._ranks, seconds=self._spending.epoch_seconds(trainer))
                     self.last_report = report if index == 0 else self.last_report
         with self._policy(trainer, "the end of the training", "the rollback"):
             self._steering.undo(trainer, self._ranks)
@@ -491,6 +499,7 @@ class FailureModes(Callback):
             deadline=None if self._seconds is None else Deadline.after(self._seconds - collector.seconds),
             folder=folder if index == 0 else folder / f"dataloader_{index}",
             pictures=self._wants_pictures(trainer),
+            picture_seconds=self._spending.epoch_seconds(trainer),
         )
 
     def _attach_steering(self, trainer: Trainer, loader: object) -> None:

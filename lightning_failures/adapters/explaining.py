@@ -28,7 +28,9 @@ from lightning_failures.budget import Deadline
 from lightning_failures.cache import content_keys
 from lightning_failures.candidates import ClassCaptions, caption_source
 from lightning_failures.encoders import gives_maps, gives_texts
+from lightning_failures.errors import ConfigurationError
 from lightning_failures.examples import ExampleTable
+from lightning_failures.feature_names import FEATURES_FILE, FeatureNames
 from lightning_failures.grammar import CaptionVocabulary
 from lightning_failures.interventions import Discovery
 from lightning_failures.interventions.parts import DECISION, DISCOVERY, REPORT, ReportPart, part_of, take_grades
@@ -66,6 +68,7 @@ class Explainer:
         vocabulary: Words for captions, or None.
         reader: Reads examples for pictures and for the training reference.
         reference: "validation" or "train".
+        feature_names: File with names of features; None: the one in the folder of the run.
         say_once: Tells a person something that is not worth telling twice.
     """
 
@@ -77,6 +80,7 @@ class Explainer:
     permutations: int
     n_directions: int
     worst_k: int
+    feature_names: Path | None
     seed: int
     say_once: Callable[..., None]
     _captions: dict[str, ClassCaptions] = field(default_factory=dict)
@@ -107,6 +111,7 @@ class Explainer:
         deadline: Deadline | None = None,
         folder: Path,
         pictures: bool,
+        picture_seconds: float | None = None,
     ) -> FailureReport:
         """Explain one loader: each rank the classes that it owns. All return the same report. Collective.
 
@@ -120,7 +125,8 @@ class Explainer:
             decision: Whether there is a decision part.
             deadline: When the analysis should be over.
             folder: Of files.
-            pictures: Whether to draw.
+            pictures: Whether to draw at once.
+            picture_seconds: What that may take.
         """
         if collector.doubt:
             self.say_once(collector.doubt)
@@ -151,6 +157,7 @@ class Explainer:
             encoder=None if self.directions is None else self.directions.encoder.name,
             robust_encoder=None if self.trees is None else self.trees.encoder.name,
             encoder_fingerprint=None if self.directions is None else self.directions.encoder.fingerprint,
+            robust_encoder_fingerprint=None if self.trees is None else self.trees.encoder.fingerprint,
             timings=report.timings | {"total": round(time.perf_counter() - start, 4)},
         )
         # that of the first: where machines differ in the last bit, decisions must not
@@ -163,23 +170,28 @@ class Explainer:
         self._undrawn.pop(index, None)
         if indexed:
             self._undrawn[index] = Scene(report, loader, found, collector, folder)
-        return (self.draw(trainer, index, ranks) or report) if pictures and in_time else report
+        return (self.draw(index, ranks, seconds=picture_seconds) or report) if pictures and in_time else report
 
-    def draw(self, trainer: Trainer, index: int, ranks: Ranks) -> FailureReport | None:
-        """Draw the last analysis of a loader if it has no pictures yet; returns its report with features."""
+    def draw(self, index: int, ranks: Ranks, *, seconds: float | None = None) -> FailureReport | None:
+        """Draw the last analysis of a loader if it has no pictures yet; returns its report with features. Collective.
+
+        Args:
+            index: Number of the loader.
+            ranks: The processes.
+            seconds: What takes longer is left out: feature attacks first. None: everything.
+        """
         scene, start = self._undrawn.pop(index, None), time.perf_counter()
         if scene is None:
             return None
-        sources = self._sources(scene, ranks)
+        sources = self._sources(scene, ranks, None if seconds is None else Deadline.after(seconds))
         report = scene.report
         if sources is not None:
             try:
                 gallery, features = draw_gallery(report, scene.grades, sources, worst_k=self.worst_k)
                 timings = report.timings | {"pictures": round(time.perf_counter() - start, 4)}
                 report = replace(report, features=features, timings=timings)
-                self._tell_failed(
-                    each_sink(self._sinks[scene.folder], lambda sink: sink.show(report, gallery, report.global_step or 0))
-                )
+                step = report.global_step or 0
+                self._tell_failed(each_sink(self._sinks[scene.folder], lambda sink: sink.show(report, gallery, step)))
             except Exception as error:
                 self.say_once(f"FailureModes could not draw pictures: {type(error).__name__}: {error}")
         features, timings = ranks.broadcast((report.features, report.timings))
@@ -286,7 +298,7 @@ class Explainer:
         lens.store.flush()
         return torch.cat(keys)
 
-    def _sources(self, scene: Scene, ranks: Ranks) -> Sources | None:
+    def _sources(self, scene: Scene, ranks: Ranks, deadline: Deadline | None) -> Sources | None:
         """What the pictures are drawn from, on the first process. Collective."""
         encoder = None if self.trees is None else self.trees.encoder
         robust = encoder if encoder is not None and gives_maps(encoder) else None
@@ -307,7 +319,21 @@ class Explainer:
             embeddings=None if embeddings is None else Rows(embedded, embeddings),
             captions=self._caption_source(scene.grades.class_names, has_names=collector.has_names),
             browsed=browsed,
+            store=None if self.trees is None else self.trees.store,
+            deadline=deadline,
+            names=self._names(scene.folder),
         )
+
+    def _names(self, folder: Path) -> FeatureNames:
+        """What people call the features; a file that cannot be read is told of, and left alone."""
+        if self.trees is None:
+            return FeatureNames()
+        try:
+            path = self.feature_names or folder / FEATURES_FILE
+            return FeatureNames.load(path, encoder=self.trees.encoder.fingerprint)
+        except ConfigurationError as error:
+            self.say_once(f"FailureModes knows no names of features: {error}")
+            return FeatureNames()
 
 
 def _whole_table(grades: Grades, parts: Tensor, report: FailureReport) -> ExampleTable:

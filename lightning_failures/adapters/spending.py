@@ -202,7 +202,7 @@ class Spending:
     def end_epoch(self, trainer: Trainer) -> None:
         """It is over: so long it took."""
         self._epoch = None
-        self._epoch, self._began = self._epoch_seconds(trainer), None
+        self._epoch, self._began = self.epoch_seconds(trainer), None
 
     def reset(self) -> None:
         """Another training: its epochs are not timed yet."""
@@ -222,7 +222,7 @@ class Spending:
         """For each loader of the validation that begins; None: as many as it takes."""
         if self._time is None:
             return None
-        seconds = self._time.of(self._epoch_seconds(trainer))
+        seconds = self._time.of(self.epoch_seconds(trainer))
         if seconds is not None:
             return seconds / max(loaders, 1)
         if not trainer.sanity_checking:
@@ -250,7 +250,8 @@ class Spending:
             costs=self._costs,
         )
 
-    def _epoch_seconds(self, trainer: Trainer) -> float | None:
+    def epoch_seconds(self, trainer: Trainer) -> float | None:
+        """What an epoch of training takes, without validation; None outside of ``fit`` and before one was timed."""
         if trainer.state.fn != "fit":
             return None
         if self._epoch is not None or self._began is None:
