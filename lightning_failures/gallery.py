@@ -14,7 +14,7 @@ from torch import Tensor
 from lightning_failures.errors import DataError
 from lightning_failures.feature_names import with_names
 from lightning_failures.records import ClassReport, FeatureReport, GroupReport
-from lightning_failures.text import clean, number, score, tag_part, verdict
+from lightning_failures.text import clean, number, score, shorten_caption, tag_part, verdict
 from lightning_failures.visuals import SIZE, heat_map, image_strip, stack, thumbnail
 
 __all__ = [
@@ -207,6 +207,7 @@ def feature_picture(
     texts: Sequence[str] = (),
     attack_texts: Sequence[str] = (),
     attack_title: str = "",
+    role: str = "",
     note: str = "",
     size: int = SIZE,
 ) -> Picture:
@@ -220,13 +221,14 @@ def feature_picture(
         texts: Text below each image.
         attack_texts: Text below each attacked image.
         attack_title: What was done to them.
+        role: What it has to do with failures; by default which groups it splits.
         note: What else the reader must know, such as why there are no attacks.
         size: Least side of a thumbnail in pixels.
 
     Source: Singla et al., Barlow (CVPR 2021), section 4: the three visualisations of a feature.
     """
     called = f"feature {feature.feature}" + (f' "{clean(feature.name, 60)}"' if feature.name else "")
-    looks = f'looks like "{clean(feature.caption)}" (hypothesis)' if feature.caption else ""
+    looks = f'looks like "{shorten_caption(feature.caption)}" (hypothesis)' if feature.caption else ""
     groups = [_group_words(*group.split("/", 1)) for group in feature.groups]
     heat = [heat_map(m, thumbnail(image, size)) for m, image in zip(maps, images, strict=True)]
     most_active = ", ".join(
@@ -245,7 +247,7 @@ def feature_picture(
     parts = [
         called + (f" ({clean(feature.tag)})" if feature.tag else ""),
         f"{looks}: {scored}" if looks else "",
-        f"splits the {' and the '.join(groups)}" if groups else "",
+        role or (f"splits the {' and the '.join(groups)}" if groups else ""),
         f"to do: {clean(feature.action)}" if feature.action else "",
         note,
     ]
@@ -262,6 +264,7 @@ def leaf_picture(
     success_texts: Sequence[str] = (),
     failure_ids: Sequence[int] = (),
     success_ids: Sequence[int] = (),
+    elsewhere: bool = False,
     names: Mapping[int, str] | None = None,
     size: int = SIZE,
 ) -> Picture:
@@ -271,11 +274,12 @@ def leaf_picture(
         group: The group of the tree.
         index: Which of ``group.leaves``.
         failures: Images (C, H, W) of the leaf that failed.
-        successes: Images of it that did not.
+        successes: Images of it that did not, or of the rest of the group.
         failure_texts: Text below each.
         success_texts: Text below each.
         failure_ids: Of the images.
         success_ids: Of the images.
+        elsewhere: Whether the successes come from the rest of the group, because the leaf has none.
         names: Feature -> what people call it.
         size: Least side of a thumbnail in pixels.
     """
@@ -286,11 +290,14 @@ def leaf_picture(
         f"{where}: {rule}; error rate {number(leaf.error_rate)}{interval} of {leaf.size} examples, in the whole group "
         f"{number(group.base_error_rate)}; {number(leaf.error_coverage)} of its failures"
     )
+    right = (
+        "correct, in the rest of the group: the rule holds for no correct one" if elsewhere else "correct, same rule"
+    )
     return Picture(
         f"leaves/{group.grouping}/{tag_part(group.class_name)}/{index}",
         (
             row_of(f"{where}, failures: {rule}", failures, failure_texts, failure_ids, size=size),
-            row_of("correct under the same rule", successes, success_texts, success_ids, size=size),
+            row_of(right, successes, success_texts, success_ids, size=size),
         ),
         clean(caption, 1000),
     )

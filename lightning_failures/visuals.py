@@ -35,6 +35,7 @@ __all__ = [
 
 TEXT, TITLE, GAP = 11, 13, 6  # px
 SIZE = 96
+_LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
 
 
 def most_activating(features: Tensor, k: int) -> Tensor:
@@ -71,7 +72,7 @@ def normalize_maps(maps: Tensor) -> Tensor:
 
 
 def heat_map(feature_map: Tensor, image: Tensor, *, opacity: float = 0.5) -> Tensor:
-    """Lay the map of a feature over its image: normalised, resized bilinearly, coloured.
+    """Lay the map of a feature over its image in gray: normalised, resized bilinearly, coloured.
 
     Args:
         feature_map: (h, w), the channel of the feature before global average pooling.
@@ -82,7 +83,8 @@ def heat_map(feature_map: Tensor, image: Tensor, *, opacity: float = 0.5) -> Ten
         (3, H, W) uint8.
 
     Source: Singla et al., Barlow (CVPR 2021), section 4, "heat maps": a class activation map (Zhou et al., CVPR 2016)
-    of one feature. Departure: a colour map that is uniform to the eye.
+    of one feature. Departures: a colour map that is uniform to the eye, and no other colours, so that none is taken for
+    heat.
     """
     if feature_map.ndim != 2:
         raise DataError(f"heat_map: feature_map must have shape (h, w), got {tuple(feature_map.shape)}")
@@ -92,7 +94,8 @@ def heat_map(feature_map: Tensor, image: Tensor, *, opacity: float = 0.5) -> Ten
     )[0, 0]
     # (H, W) indices into the table -> (H, W, 3) -> (3, H, W)
     colors = color_table()[(heat * 255).round().long()].permute(2, 0, 1).float()
-    return (opacity * colors + (1 - opacity) * below.float()).round().clamp(0, 255).to(torch.uint8)
+    gray = torch.tensor(_LUMA) @ below.float().flatten(1)
+    return (opacity * colors + (1 - opacity) * gray.view(heat.shape)).round().clamp(0, 255).to(torch.uint8)
 
 
 @lru_cache(maxsize=1)

@@ -17,8 +17,9 @@ from lightning_failures.cache import EmbeddingStore
 from lightning_failures.candidates import ClassCaptions
 from lightning_failures.captions import caption_that_tells
 from lightning_failures.encoders import FeatureEncoder
-from lightning_failures.feature_names import FeatureNames
+from lightning_failures.feature_names import FeatureNames, with_names
 from lightning_failures.gallery import Gallery, Picture, Thumbnails, class_picture, feature_picture, leaf_picture
+from lightning_failures.growing import rule
 from lightning_failures.records import ClassReport, FailureReport, FeatureReport, Grades, GroupReport
 from lightning_failures.splits import stable_hash
 from lightning_failures.text import clean
@@ -201,15 +202,18 @@ def class_pictures(
 def leaf_pictures(
     shown: Sequence[Pictured], grades: Grades, fetch: Callable[[Sequence[int]], Tensor], names: dict[int, str]
 ) -> list[Picture]:
-    """Draw failures that follow each rule, drawn by the hash of their ids, and correct ones beside them."""
+    """Draw failures that follow each rule, chosen by the hash of their ids, and correct ones beside them.
+
+    Where all that follow it fail, the correct ones are those of the rest of the group.
+    """
     pictures = []
     for one in shown:
         outcomes = _outcomes(grades, one.group)
         for index in one.leaves:
-            ids = one.tree.leaves[index].ids.numpy()
-            ids = ids[np.argsort(stable_hash(ids, _LEAF_SALT), kind="stable")].tolist()
+            ids = _shuffled(one.tree.leaves[index].ids)
             failures = [i for i in ids if outcomes[i].failed][:LEAF_IMAGES]
-            successes = [i for i in ids if not outcomes[i].failed][:LEAF_IMAGES]
+            inside = [i for i in ids if not outcomes[i].failed]
+            successes = (inside or [i for i in _shuffled(one.members) if not outcomes[i].failed])[:LEAF_IMAGES]
             pictures.append(
                 leaf_picture(
                     one.group,
@@ -219,10 +223,17 @@ def leaf_pictures(
                     failure_texts=[outcomes[i].text for i in failures],
                     failure_ids=failures,
                     success_ids=successes,
+                    elsewhere=bool(successes) and not inside,
                     names=names,
                 )
             )
     return pictures
+
+
+def _shuffled(ids: Tensor) -> list[int]:
+    """In an order that is the same at every analysis."""
+    places = stable_hash(ids.numpy(), _LEAF_SALT)
+    return [int(i) for i in ids.numpy()[np.argsort(places, kind="stable")]]
 
 
 @dataclass(frozen=True)
@@ -230,6 +241,7 @@ class _Shown:
     """A feature with its images, before it is attacked."""
 
     report: FeatureReport
+    role: str
     seen: Tensor  # (n, C, h, w)
     maps: Tensor  # (n, h, w)
     strength: Tensor  # (n,)
@@ -262,6 +274,7 @@ def feature_pictures(
                 attack_texts=[f"{a:.2f} -> {b:.2f}" for a, b in strengths],
                 attack_title="feature attack: changed until it is as strong as possible"
                 + ("" if after.iterations in (0, ITERATIONS) else f" ({after.iterations} steps)"),
+                role=one.role,
                 note=after.note,
             )
         )
@@ -297,7 +310,19 @@ def _look(
         for i, value in zip(top.tolist(), strength.tolist(), strict=True)
     ]
     told = _captioned(told, first, top, report, grades, sources)
-    return _Shown(told, views.seen(images), views.maps(images, feature), strength, texts)
+    return _Shown(
+        told, _role(feature, groups, sources.names), views.seen(images), views.maps(images, feature), strength, texts
+    )
+
+
+def _role(feature: int, groups: Sequence[Pictured], names: FeatureNames) -> str:
+    """For each group that the feature splits, on which side the most important leaf lies, if on one."""
+    told = []
+    for one in groups:
+        path = [split for split in one.tree.leaves[one.best].splits if split.feature == feature]
+        where = f"{one.group.grouping} group of {clean(one.group.class_name, 80)}"
+        told.append(f"splits the {where}" + (f", which fails most where {rule(tuple(path))}" if path else ""))
+    return with_names("; ".join(told), names.names)
 
 
 def _captioned(
@@ -322,7 +347,7 @@ def _captioned(
 
 @dataclass(frozen=True)
 class _Outcome:
-    """Whether an example of a group failed, and how: "-> dog" for what a cat was taken for, "is dog" for what it is."""
+    """Whether an example failed, and how: "-> dog" for what a cat was taken for, "label: dog" for what it is."""
 
     failed: bool
     text: str
@@ -334,7 +359,7 @@ def _outcomes(grades: Grades, group: GroupReport) -> dict[int, _Outcome]:
     of_label = group.grouping == "label"
     mine, other = (grades.labels, grades.predictions) if of_label else (grades.predictions, grades.labels)
     rows = mine == k
-    sign = "->" if of_label else "is"
+    sign = "->" if of_label else "label:"
     return {
         i: _Outcome(o != k, f"{sign} {clean(grades.class_names[o], 40)}" if o != k else "")
         for i, o in zip(grades.ids[rows].tolist(), other[rows].tolist(), strict=True)
