@@ -1,0 +1,201 @@
+"""The diary on disk: its state lies beside each analysis, so that a resumed run goes on from where it was then."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import re
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import accumulate, pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from lightning_failures.atomic import write_atomically
+from lightning_failures.diary import Diary, Mode, advance
+from lightning_failures.errors import DataError
+from lightning_failures.matching import Look
+from lightning_failures.plain import from_plain, read_json
+from lightning_failures.records import FailureReport, ModeReport
+from lightning_failures.runs import analysis_name
+
+__all__ = ["MODES_FILE", "keep_diary", "load_diary", "save_diary"]
+
+MODES_FILE = "modes.safetensors"
+"""The state of the diary after an analysis, in its folder."""
+
+KEPT = 20
+"""So many states are kept, the latest, and the first of all."""
+
+_FORMAT = "lightning-failures diary 1"
+_ANALYSIS = re.compile(r"epoch=\d+-step=(\d+)")
+
+
+def keep_diary(
+    report: FailureReport, folder: Path, *, tell: Callable[[str], Any] = warnings.warn
+) -> tuple[ModeReport, ...]:
+    """Enter an analysis into the diary of its run.
+
+    It goes on from the last state of an earlier step. States of later steps belong to a future that was given up, when
+    the run was resumed from an earlier checkpoint: they are removed.
+
+    Args:
+        report: Of one analysis. Only those made in ``fit`` are entered: a single validation, or a test, is no history.
+        folder: Of the run, ``<log_dir>/failures``.
+        tell: Is told of a state that is damaged, or cannot be written. The one before it is taken; without one the
+            diary starts anew.
+
+    Returns:
+        What the diary tells of each mode; nothing outside of ``fit``.
+    """
+    if report.stage != "fit":
+        return ()
+    step = report.global_step or 0
+    here = folder / analysis_name(report, step) / MODES_FILE
+    states = _states(folder)
+    diary, modes = advance(_last_readable([path for at, path in states if at < step], tell), report)
+    try:
+        save_diary(diary, here)
+    except OSError as error:
+        tell(f"The failure diary could not be kept: {type(error).__name__}: {error}")
+    earlier = [path for at, path in states if at < step]
+    later = [path for at, path in states if at >= step and path != here]
+    for path in earlier[1 : max(1, len(earlier) + 1 - KEPT)] + later:
+        with contextlib.suppress(OSError):
+            path.unlink(missing_ok=True)
+    return modes
+
+
+def _states(folder: Path) -> list[tuple[int, Path]]:
+    """Step and file of every state, by step."""
+    found = ((_ANALYSIS.fullmatch(path.parent.name), path) for path in folder.glob(f"epoch=*/{MODES_FILE}"))
+    return sorted((int(name[1]), path) for name, path in found if name)
+
+
+def _last_readable(paths: list[Path], tell: Callable[[str], Any]) -> Diary:
+    for path in reversed(paths):
+        try:
+            return load_diary(path)
+        except (DataError, OSError) as error:
+            tell(f"The failure diary goes on from an earlier state: {error}")
+    return Diary()
+
+
+@dataclass(frozen=True)
+class _PlainMode:
+    """What JSON holds of a mode; ``looks`` are the places of its looks among all."""
+
+    name: str
+    class_index: int
+    class_name: str
+    since: int | None
+    last: int
+    seen: int
+    row: int
+    missed: int
+    born: bool
+    was_cured: bool
+    cured: bool
+    caption: str | None
+    looks: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class _PlainDiary:
+    """What JSON holds of a diary; ``look_ids`` tells for each look which set of ids it is of."""
+
+    modes: tuple[_PlainMode, ...]
+    analyses: int
+    numbers: dict[str, int]
+    encoder: str | None
+    look_ids: tuple[int, ...]
+    id_counts: tuple[int, ...]
+
+
+def save_diary(diary: Diary, path: Path) -> None:
+    """Write one safetensors file, atomically. Ids that several looks share are written once."""
+    looks = [look for mode in diary.modes for look in mode.looks]
+    distinct = {id(look.ids): look.ids for look in looks}
+    place = {key: number for number, key in enumerate(distinct)}
+    starts = accumulate((len(mode.looks) for mode in diary.modes), initial=0)
+    copied = [field.name for field in dataclasses.fields(_PlainMode) if field.name != "looks"]
+    plain = _PlainDiary(
+        modes=tuple(
+            _PlainMode(
+                **{name: getattr(mode, name) for name in copied}, looks=tuple(range(start, start + len(mode.looks)))
+            )
+            for mode, start in zip(diary.modes, starts, strict=False)
+        ),
+        analyses=diary.analyses,
+        numbers=diary.numbers,
+        encoder=diary.encoder,
+        look_ids=tuple(place[id(look.ids)] for look in looks),
+        id_counts=tuple(len(ids) for ids in distinct.values()),
+    )
+    tensors = {
+        "directions": _joined([mode.direction[None] for mode in diary.modes], torch.empty(0, 0, dtype=torch.float16)),
+        "ids": _joined(list(distinct.values()), torch.empty(0, dtype=torch.int64)),
+        "members": _joined([look.members for look in looks], torch.empty(0, dtype=torch.bool)),
+    }
+    write_atomically(path, save(tensors, {"format": _FORMAT, "diary": json.dumps(dataclasses.asdict(plain))}))
+
+
+def _joined(arrays: list[Any], empty: Tensor) -> Tensor:
+    return torch.from_numpy(np.concatenate(arrays)) if arrays else empty
+
+
+def load_diary(path: Path) -> Diary:
+    """Read what :func:`save_diary` wrote.
+
+    Raises:
+        DataError: The file is of another kind, or damaged.
+        OSError: It cannot be read.
+    """
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            metadata = file.metadata() or {}
+            if metadata.get("format") != _FORMAT:
+                raise ValueError(f"format {metadata.get('format')!r}")
+            directions, ids, members = (file.get_tensor(name) for name in ("directions", "ids", "members"))
+        return _put_together(from_plain(_PlainDiary, read_json(metadata["diary"])), directions, ids, members)
+    except OSError:
+        raise
+    except Exception as error:  # whatever a flipped bit leads to
+        raise DataError(f"{path} holds no failure diary ({str(error)[:200]})") from error
+
+
+def _put_together(plain: _PlainDiary, directions: Tensor, ids: Tensor, members: Tensor) -> Diary:
+    types = (directions.dtype, ids.dtype, members.dtype)
+    if types != (torch.float16, torch.int64, torch.bool) or not bool(directions.isfinite().all()):
+        raise ValueError(f"tensors of types {types}")
+    sets = _parts(ids.numpy(), plain.id_counts)
+    masks = _parts(members.numpy(), [len(sets[number]) for number in plain.look_ids])
+    looks = [Look(sets[number], mask) for number, mask in zip(plain.look_ids, masks, strict=True)]
+    modes = tuple(
+        Mode(
+            **{field.name: getattr(mode, field.name) for field in dataclasses.fields(mode) if field.name != "looks"},
+            direction=direction.numpy(),
+            looks=tuple(looks[number] for number in mode.looks),
+        )
+        for mode, direction in zip(plain.modes, directions, strict=True)
+    )
+    if not all(mode.looks for mode in modes):
+        raise ValueError("a mode was never looked at")
+    return Diary(modes, plain.analyses, plain.numbers, plain.encoder)
+
+
+def _parts(array: NDArray[Any], counts: Sequence[int]) -> list[NDArray[Any]]:
+    """Cut an array into parts of these lengths."""
+    bounds = list(accumulate(counts, initial=0))
+    if bounds[-1] != len(array) or min(counts, default=0) < 0:
+        raise ValueError("lengths do not agree")
+    return [array[start:stop] for start, stop in pairwise(bounds)]
