@@ -6,9 +6,12 @@ from collections.abc import Callable, Iterable
 from typing import Protocol
 
 from lightning_failures.gallery import Gallery
+from lightning_failures.histories import diary_markdown
+from lightning_failures.interventions.told import interventions_markdown
 from lightning_failures.records import ClassReport, FailureReport
+from lightning_failures.text import enrichment_markdown, notes_markdown, tree_markdown, trust_markdown
 
-__all__ = ["Sink", "each_sink", "found_captions", "tag_prefix"]
+__all__ = ["Sink", "each_sink", "found_captions", "report_texts", "tag_prefix"]
 
 
 class Sink(Protocol):
@@ -43,6 +46,23 @@ def found_captions(entry: ClassReport) -> dict[str, str | None]:
         "hardest_caption": entry.hardest_captions[0] if entry.pattern and entry.hardest_captions else None,
         "easiest_caption": entry.easiest_captions[0] if entry.pattern and entry.easiest_captions else None,
     }
+
+
+def report_texts(report: FailureReport) -> dict[str, str]:
+    """What a dashboard shows of a report in words, as Markdown, beside its table of classes; only what there is.
+
+    >>> report_texts(FailureReport(0, None, (), notes=("A sample.",)))
+    {'notes': '* A sample.'}
+    """
+    texts = {
+        "trust": trust_markdown(report),
+        "diary": diary_markdown(report),
+        "notes": notes_markdown(report),
+        "enrichment": enrichment_markdown(report),
+        "rules": tree_markdown(report),
+        "interventions": interventions_markdown(report),
+    }
+    return {key: text for key, text in texts.items() if text}
 
 
 def each_sink(sinks: Iterable[Sink], act: Callable[[Sink], None]) -> list[tuple[Sink, Exception]]:

@@ -9,6 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from lightning_failures.examples import ExampleTable
+from lightning_failures.feature_names import names_in, with_names
 from lightning_failures.records import FailureReport
 
 __all__ = ["ExampleRow", "example_rows"]
@@ -57,8 +58,9 @@ def example_rows(report: FailureReport, ids: Tensor) -> list[ExampleRow]:
 
 def _rules(report: FailureReport) -> dict[str, list[str]]:
     """Class name -> the rules of its label group's leaves, where there is a pattern."""
+    names = names_in(report.features)
     return {
-        group.class_name: [leaf.rule for leaf in group.leaves]
+        group.class_name: [with_names(leaf.rule, names) for leaf in group.leaves]
         for group in report.groups
         if group.grouping == "label" and group.pattern
     }

@@ -7,13 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from lightning_failures.gallery import Gallery
-from lightning_failures.interventions.told import interventions_markdown
 from lightning_failures.records import FailureReport
-from lightning_failures.sinks.base import tag_prefix
+from lightning_failures.sinks.base import report_texts, tag_prefix
 from lightning_failures.sinks.browsing import example_rows
 from lightning_failures.sinks.layout import chart_layout, chart_names, layout_of_others
 from lightning_failures.sinks.projector import write_projector
-from lightning_failures.text import enrichment_markdown, markdown_table, notes_markdown, tree_markdown, trust_markdown
+from lightning_failures.text import markdown_table
 
 __all__ = ["TensorBoardSink"]
 
@@ -33,17 +32,9 @@ class TensorBoardSink:
         """Write one analysis."""
         writer = self.logger.experiment
         prefix = tag_prefix(report)
-        texts = {
-            "table": markdown_table(report, before=self._before.get(prefix)),
-            "trust": trust_markdown(report),
-            "notes": notes_markdown(report),
-            "enrichment": enrichment_markdown(report),
-            "rules": tree_markdown(report),
-            "interventions": interventions_markdown(report),
-        }
+        texts = {"table": markdown_table(report, before=self._before.get(prefix))} | report_texts(report)
         for tag, text in texts.items():
-            if text:
-                writer.add_text(f"{prefix}/{tag}", text, step)
+            writer.add_text(f"{prefix}/{tag}", text, step)
         self._before[prefix] = FailureReport(report.examples, report.accuracy, report.classes)
         self._lay_out(chart_names(report))
         writer.flush()

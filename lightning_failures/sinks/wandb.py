@@ -11,19 +11,11 @@ from lightning_failures.directions import DIRECTIONS_FILE
 from lightning_failures.examples import EXAMPLES_FILE
 from lightning_failures.feature_names import FEATURES_FILE
 from lightning_failures.gallery import Gallery, Thumbnails
-from lightning_failures.interventions.told import interventions_markdown
 from lightning_failures.records import FailureReport
 from lightning_failures.runs import GALLERY_FILE, HTML_FILE, REPORT_FILE
-from lightning_failures.sinks.base import found_captions, tag_prefix
+from lightning_failures.sinks.base import found_captions, report_texts, tag_prefix
 from lightning_failures.sinks.browsing import ExampleRow, example_rows
-from lightning_failures.text import (
-    enrichment_markdown,
-    error_changes,
-    notes_markdown,
-    rank_classes,
-    tree_markdown,
-    trust_markdown,
-)
+from lightning_failures.text import error_changes, rank_classes
 
 __all__ = ["WandbSink"]
 
@@ -63,14 +55,7 @@ class WandbSink:
         prefix = tag_prefix(report)
         table = wandb.Table(columns=list(COLUMNS), data=_class_rows(report, self._before.get(prefix)))
         values: dict[str, Any] = {f"{prefix}/table": table, "trainer/global_step": step}
-        texts = {
-            "trust": trust_markdown(report),
-            "notes": notes_markdown(report),
-            "enrichment": enrichment_markdown(report),
-            "rules": tree_markdown(report),
-            "interventions": interventions_markdown(report),
-        }
-        values |= {f"{prefix}/{key}": _html(text) for key, text in texts.items() if text}
+        values |= {f"{prefix}/{key}": _html(text) for key, text in report_texts(report).items()}
         self._before[prefix] = FailureReport(report.examples, report.accuracy, report.classes)
         run = self.logger.experiment
         run.log(values)
