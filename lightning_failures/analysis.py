@@ -17,9 +17,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from lightning_failures.arrays import as_array, as_rows, defined
+from lightning_failures.arrays import as_array, as_rows
 from lightning_failures.budget import Deadline
 from lightning_failures.candidates import ClassCaptions
+from lightning_failures.cards import class_reports
 from lightning_failures.directions import (
     LEFT_OUT,
     MIN_EXAMPLES,
@@ -30,10 +31,10 @@ from lightning_failures.directions import (
 from lightning_failures.enrichment import Attribute, enrichment, read_attribute
 from lightning_failures.examples import ExampleTable
 from lightning_failures.group_trees import grow_trees
+from lightning_failures.nulls import CLASSES_WITH_NULLS, add_nulls
 from lightning_failures.records import ClassReport, FailureReport, Grades, GroupReport, ValueReport
 from lightning_failures.rows import Members, PerRow, Rows, Values, members_of
 from lightning_failures.sharing import ALONE, Share, Sharing
-from lightning_failures.statistics import benjamini_hochberg
 from lightning_failures.threads import one_thread
 from lightning_failures.trees import FailureTree
 from lightning_failures.whitening import Moments
@@ -58,6 +59,7 @@ def analyse(
     captioned_classes: int = 50,
     delta: float = 0.1,
     tau: float = 0.2,
+    cv_permutations: int = 0,
     time_budget: float | None = None,
     seed: int = 0,
     device: str | torch.device = "cpu",
@@ -86,9 +88,12 @@ def analyse(
         captioned_classes: Only this many classes get captions, those with a pattern and the lowest accuracy first.
         delta: A valid leaf has an error rate above the base error rate + delta ...
         tau: ... and an error coverage above tau.
+        cv_permutations: Permutations of correctness whose CV scores stand beside those of 10 classes, those with a
+            pattern and the lowest accuracy first. Each takes a fit: 20 for 10 classes take longer than the rest.
         time_budget: Seconds. When half of them are spent no further direction is fitted (four fifths where there are no
-            features), after four fifths no further tree is grown, and then no further captions are scored; those with
-            the most failures come first. The report's notes say what was left out. None: everything.
+            features), after four fifths no further tree is grown, and then no further captions are scored, nor
+            permutations fitted; those with the most failures come first. The report's notes say what was left out.
+            None: everything.
         seed: The only source of randomness.
         device: Where Gram matrices are computed.
         sharing: The processes that do this together. Each calls with the same grades; its ``embeddings`` have one row
@@ -136,8 +141,8 @@ def analyse(
         with _timed(timings, "trees"):
             featured = PerRow.of(features, grades, share.predicted_rows, "features")
             groups, trees = grow_trees(grades, featured, share, delta=delta, tau=tau, seed=seed, deadline=budget[1])
-    classes = _class_reports(by_label, directions, groups, top_examples)
-    unworded = 0
+    classes = class_reports(grades, directions, trees, share.sampled, top_examples)
+    unworded = untested = 0
     if embeddings is not None and directions is not None and captions is not None:
         with _timed(timings, "captions"):
             classes, unworded = put_in_words(
@@ -148,6 +153,20 @@ def analyse(
                 ),
                 worth_words(classes, captioned_classes),
                 share,
+                deadline=budget[2],
+            )
+    if embeddings is not None and directions is not None and cv_permutations:
+        with _timed(timings, "cv_nulls"):
+            classes, untested = add_nulls(
+                classes,
+                directions,
+                members_of(grades, "label", share.sampled),
+                embedded,
+                worth_words(classes, CLASSES_WITH_NULLS),
+                share,
+                permutations=cv_permutations,
+                seed=seed,
+                device=device,
                 deadline=budget[2],
             )
     if attributes:
@@ -163,7 +182,7 @@ def analyse(
         timings=timings,
         coverage=grades.coverage,
         sampled=sampled_share,
-        notes=_notes(classes, groups, unworded, sampled_share),
+        notes=_notes(classes, groups, unworded, untested, sampled_share),
         directions=directions,
         trees=trees,
         table=ExampleTable.of(grades, None if directions is None else directions.out_of_fold, trees),
@@ -212,50 +231,6 @@ def _fittable(labels: Rows, correct: NDArray[np.bool_], sampled: NDArray[np.bool
     return int(((failures[:k] >= MIN_EXAMPLES) & (successes[:k] >= MIN_EXAMPLES)).sum())
 
 
-def _class_reports(
-    classes: list[Members], directions: FailureDirections | None, groups: tuple[GroupReport, ...], top: int
-) -> tuple[ClassReport, ...]:
-    label_groups = {g.class_name: g for g in groups if g.grouping == "label"}
-    patterns = (
-        {}
-        if directions is None
-        else dict(zip(directions.classes.tolist(), benjamini_hochberg(directions.p_value).tolist(), strict=True))
-    )
-    reports = []
-    for k, members in enumerate(classes):
-        group = label_groups.get(members.name)
-        values: dict[str, Any] = {}
-        if directions is not None and k in patterns:
-            row = directions.row(k)
-            scores = as_array(directions.out_of_fold)[members.rows]
-            order = np.argsort(scores, kind="stable")
-            order = order[: int((~np.isnan(scores)).sum())]  # NaN, last, is not sampled
-            values = {
-                "cv_score": defined(directions.cv_score[row]),
-                "cv_score_stderr": defined(directions.cv_score_stderr[row]),
-                "p_value": defined(directions.p_value[row]),
-                "pattern": patterns[k],
-                "c": float(directions.c[row]),
-                "flagged": int((scores < 0).sum()),
-                "hardest_ids": tuple(members.ids[order[:top]].tolist()),
-                "easiest_ids": tuple(members.ids[order[::-1][:top]].tolist()),
-            }
-        elif directions is not None:
-            unseen = "none of its examples was looked at" if len(members.rows) else "no examples"
-            values = {"skipped": directions.skipped.get(k, unseen)}
-        reports.append(
-            ClassReport(
-                name=members.name,
-                examples=len(members.rows),
-                accuracy=_mean(~members.failed),
-                aler=group.aler if group else None,
-                base_error_rate=_mean(members.failed),
-                **values,
-            )
-        )
-    return tuple(reports)
-
-
 def _attributes(metadata: Mapping[str, Any] | None, grades: Grades) -> dict[str, Attribute]:
     """One code a row of the grades."""
     attributes = {str(name): read_attribute(values, str(name)) for name, values in (metadata or {}).items()}
@@ -292,13 +267,14 @@ def _enrich(
 
 
 def _notes(
-    classes: tuple[ClassReport, ...], groups: tuple[GroupReport, ...], unworded: int, sampled: float
+    classes: tuple[ClassReport, ...], groups: tuple[GroupReport, ...], unworded: int, untested: int, sampled: float
 ) -> tuple[str, ...]:
     """What was not looked at, in words."""
     counts = {
         "failure directions": sum(entry.skipped == LEFT_OUT for entry in classes),
         "failure trees": sum(group.skipped == LEFT_OUT for group in groups),
         "captions of classes": unworded,
+        "CV scores by chance": untested,
     }
     told = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
     return (

@@ -34,6 +34,12 @@ class Members:
     failed: NDArray[np.bool_]
     sources: Rows | None
 
+    def by_id(self) -> Members:
+        """The same, in the order of the ids: where rows come in any order, nothing may depend on it."""
+        order = np.argsort(self.ids, kind="stable")
+        sources = None if self.sources is None else self.sources[order]
+        return Members(self.name, self.rows[order], self.ids[order], self.failed[order], sources)
+
 
 def members_of(grades: Grades, grouping: Grouping, sampled: NDArray[np.bool_] | None = None) -> list[Members]:
     """Sort the examples, or those that are ``sampled``, by class: the work does not grow with the number of classes."""
