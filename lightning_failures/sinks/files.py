@@ -12,10 +12,13 @@ from PIL import Image
 from lightning_failures.atomic import write_atomically
 from lightning_failures.directions import DIRECTIONS_FILE
 from lightning_failures.examples import EXAMPLES_FILE
+from lightning_failures.feature_names import FEATURES_FILE, add_to_template
 from lightning_failures.gallery import Gallery, Picture
+from lightning_failures.gallery_files import save_gallery
+from lightning_failures.histories import diary_markdown
 from lightning_failures.interventions.told import interventions_markdown
 from lightning_failures.records import FailureReport
-from lightning_failures.runs import REPORT_FILE, analysis_name
+from lightning_failures.runs import GALLERY_FILE, HTML_FILE, REPORT_FILE, analysis_name, open_run, report_before
 from lightning_failures.text import (
     enrichment_markdown,
     escape_markdown,
@@ -23,10 +26,11 @@ from lightning_failures.text import (
     markdown_table,
     notes_markdown,
     tree_markdown,
+    trust_markdown,
     with_digest,
 )
 
-__all__ = ["FileSink", "file_name", "to_bytes", "write_report"]
+__all__ = ["FileSink", "file_name", "to_bytes", "write_html", "write_report"]
 
 
 @dataclass(frozen=True)
@@ -34,8 +38,9 @@ class FileSink:
     """A folder for every analysis, ``epoch=0003-step=000250/``, with report.json, report.md and images.
 
     The last report also lies in ``<folder>/report.json``, and beside it the directions that it tells of, for pools that
-    are scored later (``<folder>/directions.safetensors``), and its table of examples
-    (``<folder>/examples.safetensors``). Where the last report has none, there is no such file.
+    are scored later, and its table of examples. Where the last report has none, there is no such file. With the
+    pictures come ``gallery.json`` and ``report.html``, which are all that a reader needs, and ``features.yaml``, in
+    which people name features. See :mod:`lightning_failures.runs`.
     """
 
     folder: Path
@@ -44,7 +49,7 @@ class FileSink:
         """Write one analysis; each file appears whole or not at all."""
         here = self.folder / analysis_name(report, step)
         write_report(report, here)  # first, in case the disk fills up
-        write_atomically(here / "report.md", to_bytes(_markdown(report)))
+        write_atomically(here / "report.md", to_bytes(_markdown(report, report_before(self.folder, report, step))))
         directions, examples = self.folder / DIRECTIONS_FILE, self.folder / EXAMPLES_FILE
         for path, saved in ((directions, report.directions), (examples, report.table)):
             if saved is None:
@@ -54,20 +59,53 @@ class FileSink:
         write_report(report, self.folder)
 
     def show(self, report: FailureReport, gallery: Gallery, step: int) -> None:
-        """Add the pictures to the report, and its features."""
+        """Add the pictures to the report, and its features; what can be done again later comes last."""
         here = self.folder / analysis_name(report, step)
+        write_report(report, here)
+        write_report(report, self.folder)
         for picture in gallery.pictures:
             png = BytesIO()
             Image.fromarray(picture.image.permute(1, 2, 0).contiguous().numpy()).save(png, format="PNG")
             write_atomically(here / _image_file(picture), png.getvalue())
-        write_report(report, here)
-        write_atomically(here / "report.md", to_bytes(_markdown(report, gallery)))
-        write_report(report, self.folder)
+        save_gallery(gallery, self.folder / GALLERY_FILE)
+        before = report_before(self.folder, report, step)
+        write_atomically(here / "report.md", to_bytes(_markdown(report, before, gallery)))
+        try:
+            self._ask_for_names(report)  # in a file of the user, which may be damaged
+        finally:
+            write_html(self.folder)
+
+    def _ask_for_names(self, report: FailureReport) -> None:
+        """Add the features that nothing is known of to features.yaml."""
+        encoder = report.robust_encoder_fingerprint
+        unnamed = [one for one in report.features if one.name is None and one.tag is None and one.action is None]
+        if encoder is not None and unnamed:
+            add_to_template(self.folder / FEATURES_FILE, unnamed, encoder=encoder)
 
 
-def _markdown(report: FailureReport, gallery: Gallery | None = None) -> str:
-    parts = [markdown_table(report), notes_markdown(report), enrichment_markdown(report)]
-    parts += [interventions_markdown(report), tree_markdown(report)]
+def write_html(folder: Path, output: Path | None = None) -> Path:
+    """Make the page of a run from its files; returns where it is.
+
+    Args:
+        folder: As in :func:`~lightning_failures.runs.open_run`.
+        output: The file. Default: report.html beside the last report.
+
+    Raises:
+        ConfigurationError: There is no run.
+        OSError: The page cannot be written.
+    """
+    from lightning_failures.html import render  # which loads a plotting library
+
+    run = open_run(folder)
+    path = run.folder / HTML_FILE if output is None else output
+    write_atomically(path, to_bytes(render(run)))
+    return path
+
+
+def _markdown(report: FailureReport, before: FailureReport | None, gallery: Gallery | None = None) -> str:
+    parts = [markdown_table(report, before=before), notes_markdown(report), trust_markdown(report)]
+    parts += [diary_markdown(report), enrichment_markdown(report), interventions_markdown(report)]
+    parts.append(tree_markdown(report))
     for picture in () if gallery is None else gallery.pictures:
         parts.append(f"![{escape_markdown(picture.caption or picture.tag)}]({_image_file(picture)})")
     return "\n\n".join(part for part in parts if part) + "\n"
