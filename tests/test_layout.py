@@ -14,7 +14,10 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "lightning_failures"
-HEAVY = ("open_clip", "wandb", "matplotlib", "timm", "diffusers", "pytorch_lightning", "tensorboard", "numba")
+HEAVY = (
+    *("open_clip", "wandb", "matplotlib", "timm", "diffusers", "pytorch_lightning", "tensorboard", "numba"),
+    *("altair", "jinja2", "vl_convert"),
+)
 
 
 def stated_order() -> dict[str, int]:

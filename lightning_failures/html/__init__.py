@@ -1,0 +1,5 @@
+"""The report of a run as one HTML file that needs no network and no server."""
+
+from lightning_failures.html.render import render
+
+__all__ = ["render"]

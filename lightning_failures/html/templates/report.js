@@ -1,0 +1,202 @@
+"use strict";
+(() => {
+  const data = JSON.parse(document.getElementById("data").textContent);
+  const root = document.documentElement;
+  const all = (selector, from = document) => [...from.querySelectorAll(selector)];
+  const make = (tag, properties = {}, ...children) => {
+    const element = Object.assign(document.createElement(tag), properties);
+    element.append(...children);
+    return element;
+  };
+
+  // ---------------------------------------------------------------- theme
+  const system = matchMedia("(prefers-color-scheme: dark)");
+  const toggle = document.getElementById("theme");
+  const isDark = () => (root.dataset.theme ? root.dataset.theme === "dark" : system.matches);
+  const themed = () => {
+    toggle.textContent = isDark() ? "Light theme" : "Dark theme";
+    redraw();
+  };
+  toggle.hidden = false;
+  toggle.addEventListener("click", () => {
+    root.dataset.theme = isDark() ? "light" : "dark";
+    themed();
+  });
+  system.addEventListener("change", themed);
+
+  // ---------------------------------------------------------------- charts, drawn when they come into sight
+  const config = () => {
+    const style = getComputedStyle(root);
+    const color = (name) => style.getPropertyValue(`--${name}`).trim();
+    const font = getComputedStyle(document.body).fontFamily;
+    const series = [1, 2, 3, 4, 5, 6, 7].map((i) => color(`series-${i}`));
+    const text = { labelColor: color("soft"), titleColor: color("soft"), labelFont: font, titleFont: font };
+    return {
+      aria: false,
+      background: "transparent",
+      font,
+      view: { stroke: null },
+      axis: { ...text, gridColor: color("grid"), domainColor: color("line"), tickColor: color("line"),
+        labelFontSize: 12, titleFontSize: 12, titleFontWeight: 500, titlePadding: 8 },
+      legend: { ...text, orient: "top", labelFontSize: 12, titleFontSize: 12, titleFontWeight: 500, symbolSize: 80,
+        symbolBaseFillColor: color("soft"), symbolBaseStrokeColor: color("soft"), columns: innerWidth < 600 ? 2 : 7 },
+      line: { color: color("series-5") },
+      rule: { color: color("soft") },
+      range: { category: series },
+    };
+  };
+  const drawn = new Set();
+  const draw = (place) => {
+    const spec = data.charts[place.dataset.chart];
+    if (!spec || !window.vegaEmbed) return Promise.resolve();
+    const copy = JSON.parse(JSON.stringify(spec));
+    if (place.dataset.rows) copy.data = { values: data.charts.curves[place.dataset.rows] };
+    drawn.add(place);
+    return vegaEmbed(place, copy, { ast: true, actions: false, renderer: "svg", config: config(), tooltip: { theme: "custom" } })
+      .then(() => { place.dataset.drawn = isDark() ? "dark" : "light"; });
+  };
+  const redraw = () => Promise.all([...drawn].map(draw));
+  const sight = new IntersectionObserver((seen) => {
+    for (const { isIntersecting, target } of seen) if (isIntersecting && !drawn.has(target)) draw(target);
+  }, { rootMargin: "300px" });
+  all(".chart").forEach((place) => sight.observe(place));
+  addEventListener("beforeprint", () => {
+    all("details").forEach((details) => { details.open = true; });
+    all(".chart").forEach((place) => drawn.has(place) || draw(place));
+  });
+
+  // ---------------------------------------------------------------- tables that are there: sort, fold
+  const keyOf = (cell) => {
+    const number = cell.querySelector("data");
+    if (number) return Number(number.value);
+    return cell.querySelector(".none") ? null : cell.textContent.trim().toLowerCase();
+  };
+  const compare = (a, b) => {
+    if (a === b) return 0;
+    if (a === null || b === null) return a === null ? 1 : -1;
+    if (typeof a !== typeof b) return typeof a === "number" ? -1 : 1;
+    return typeof a === "number" ? a - b : a.localeCompare(b, undefined, { numeric: true });
+  };
+  const headed = (table, sorted) => all("thead th", table).forEach((head, column) => {
+    const button = head.querySelector(".sort");
+    if (button) button.addEventListener("click", () => {
+      const down = head.getAttribute("aria-sort") !== "descending";
+      all("thead th", table).forEach((other) => other.removeAttribute("aria-sort"));
+      head.setAttribute("aria-sort", down ? "descending" : "ascending");
+      sorted(column, down);
+    });
+  });
+  const ordered = (rows, key, down) => rows
+    .map((row) => [key(row), row])
+    .sort(([a], [b]) => (a === null || b === null ? compare(a, b) : down ? compare(b, a) : compare(a, b)))
+    .map(([, row]) => row);
+  all("table.sortable").forEach((table) => {
+    const body = table.tBodies[0];
+    const most = Number(table.dataset.fold || Infinity);
+    let folded = body.rows.length > most;
+    const fold = () => [...body.rows].forEach((row, i) => { row.hidden = folded && i >= most; });
+    headed(table, (column, down) => {
+      body.append(...ordered([...body.rows], (row) => keyOf(row.cells[column]), down));
+      fold();
+    });
+    if (folded) {
+      const button = make("button", { type: "button", className: "fold" });
+      const say = () => {
+        button.textContent = folded ? `Show all ${body.rows.length.toLocaleString("en")}` : `Show ${most} only`;
+        button.setAttribute("aria-expanded", String(!folded));
+        fold();
+      };
+      button.addEventListener("click", () => { folded = !folded; say(); });
+      table.closest(".scroll").after(button);
+      say();
+    }
+  });
+
+  // ---------------------------------------------------------------- examples: filter, sort, turn
+  const browse = document.getElementById("browse");
+  if (browse) {
+    const { rows, images, names, rules, columns } = data.examples;
+    const at = Object.fromEntries(columns.map((name, i) => [name, i]));
+    const ruleOf = (row) => (rules[row[at.label]] || [])[row[at.leaf]] || "";
+    const failed = (row) => row[at.label] !== row[at.prediction];
+    const flagged = (row) => row[at.value] !== null && row[at.value] < 0;
+    const keys = [null, (r) => r[at.id], (r) => names[r[at.label]], (r) => names[r[at.prediction]], (r) => (failed(r) ? "wrong" : "right"),
+      (r) => r[at.confidence], (r) => r[at.value], (r) => (r[at.value] === null ? null : Number(flagged(r))), (r) => ruleOf(r) || null];
+    const form = document.getElementById("filters");
+    const pager = document.getElementById("pager");
+    const size = pager.querySelector("select");
+    const [back, next] = all("[data-turn]", pager);
+    let order = rows, shown = rows, page = 0;
+
+    for (const field of ["label", "prediction"]) {
+      const used = [...new Set(rows.map((row) => row[at[field]]))].sort((a, b) => compare(names[a], names[b]));
+      form.elements[field].append(...used.map((index) => new Option(names[index], index)));
+    }
+    const minus = (text) => text.replace("-", "\u2212");
+    const cell = (label, ...children) => {
+      const element = make("td", {}, ...children);
+      element.dataset.label = label;
+      return element;
+    };
+    const number = (label, row, column, text) => {
+      const element = make("data", { value: String(row[at[column]]) }, minus(text));
+      element.dataset.of = `examples/${{ id: "ids", value: "values", confidence: "confidence" }[column]}/${row[at.row]}`;
+      return Object.assign(cell(label, element), { className: "number" });
+    };
+    const line = (row) => {
+      const [label, prediction, wrong] = [names[row[at.label]], names[row[at.prediction]], failed(row)];
+      const alt = `Example ${row[at.id]}, ${label}, predicted ${prediction}`;
+      const value = row[at.value];
+      return make("tr", {},
+        make("td", { className: "seen" }, make("img", { src: images[row[at.image]], alt })),
+        number("Id", row, "id", String(row[at.id])),
+        cell("Label", label),
+        cell("Prediction", prediction),
+        cell("Outcome", make("span", { className: `badge ${wrong ? "bad" : "found"}` }, wrong ? "wrong" : "right")),
+        number("Confidence", row, "confidence", `${(100 * row[at.confidence]).toFixed(1)}\u202f%`),
+        value === null ? cell("Decision value", "\u2013") : number("Decision value", row, "value", (value > 0 ? "+" : "") + value.toFixed(2)),
+        cell("Flagged", value === null ? "\u2013" : flagged(row) ? "flagged" : "no"),
+        Object.assign(cell("Leaf", ruleOf(row) || "\u2013"), { className: "leaf-rule" }));
+    };
+    const turn = () => {
+      const per = Number(size.value);
+      const pages = Math.max(Math.ceil(shown.length / per), 1);
+      page = Math.min(Math.max(page, 0), pages - 1);
+      browse.tBodies[0].replaceChildren(...shown.slice(page * per, (page + 1) * per).map(line));
+      document.getElementById("count").textContent = `${shown.length.toLocaleString("en")} of ${rows.length.toLocaleString("en")} rows`;
+      document.getElementById("place").textContent = `Page ${page + 1} of ${pages}`;
+      back.disabled = page === 0;
+      next.disabled = page === pages - 1;
+    };
+    const filter = () => {
+      const want = Object.fromEntries(new FormData(form));
+      const text = want.text.trim().toLowerCase();
+      shown = order.filter((row) =>
+        (want.label === "" || row[at.label] === Number(want.label)) &&
+        (want.prediction === "" || row[at.prediction] === Number(want.prediction)) &&
+        (want.failed === "" || failed(row) === (want.failed === "1")) &&
+        (want.flagged === "" || flagged(row) === (want.flagged === "1")) &&
+        (text === "" || `${row[at.id]}\n${names[row[at.label]]}\n${names[row[at.prediction]]}\n${ruleOf(row)}`.toLowerCase().includes(text)));
+      page = 0;
+      turn();
+    };
+    form.addEventListener("input", filter);
+    form.addEventListener("reset", () => setTimeout(filter));
+    form.addEventListener("submit", (event) => event.preventDefault());
+    size.addEventListener("change", () => { page = 0; turn(); });
+    for (const [button, step] of [[back, -1], [next, 1]]) button.addEventListener("click", () => { page += step; turn(); });
+    headed(browse, (column, down) => { order = ordered(rows, keys[column], down); filter(); });
+    form.hidden = pager.hidden = false;
+    filter();
+  }
+
+  // ---------------------------------------------------------------- a link to a closed card opens it
+  const open = () => {
+    const target = location.hash.length > 1 && document.getElementById(location.hash.slice(1));
+    for (let at = target; at; at = at.parentElement) if (at instanceof HTMLDetailsElement) at.open = true;
+    if (target) target.scrollIntoView();
+  };
+  addEventListener("hashchange", open);
+  open();
+  themed();
+})();
