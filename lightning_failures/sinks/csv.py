@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
 from operator import itemgetter
@@ -22,6 +23,9 @@ COLUMNS = (
     "pattern", "c", "flagged", "aler", "base_error_rate", "hardest_caption", "easiest_caption", "skipped",
 )  # fmt: skip
 
+
+USER_TEXT = ("name", "hardest_caption", "easiest_caption", "skipped")
+"""Columns with words of the user, who may be anybody: a name of a folder in a data set that was downloaded."""
 
 SAME = ("stage", "step", "dataloader")
 """What tells that two rows are of one analysis."""
@@ -61,8 +65,19 @@ _LONGEST = 100_000  # Python reads fields of up to 131,072 characters
 
 
 def _cells(row: dict[str, Any]) -> dict[str, Any]:
-    """Text that any CSV reader reads back as one cell."""
-    return {k: v[:_LONGEST].translate(_UNSAFE) if isinstance(v, str) else v for k, v in row.items()}
+    """Text that any CSV reader reads back as one cell, and that no spreadsheet takes for a formula."""
+    return {k: _plain(v, guarded=k in USER_TEXT) if isinstance(v, str) else v for k, v in row.items()}
+
+
+def _plain(text: str, *, guarded: bool) -> str:
+    r"""An apostrophe in front makes a spreadsheet show what else it would compute.
+
+    >>> _plain("=HYPERLINK(0)", guarded=True), _plain("cat-dog", guarded=True)
+    ("'=HYPERLINK(0)", 'cat-dog')
+    """
+    text = text[:_LONGEST].translate(_UNSAFE)
+    first = unicodedata.normalize("NFKC", text.lstrip()[:1])  # a wide sign counts too
+    return f"'{text}" if guarded and first in ("=", "+", "-", "@") else text
 
 
 def _rows(path: Path) -> Iterator[list[str]]:

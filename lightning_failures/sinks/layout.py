@@ -94,6 +94,8 @@ def _records(path: Path) -> Iterator[bytes]:
         start = 0
         while start + 12 <= len(data):
             end = start + 12 + struct.unpack_from("<Q", data, start)[0]
+            if end > len(data):
+                return  # half a record, or none
             if data.find(_TAG, start + 12, end) >= 0:
                 yield data[start + 12 : end]
             start = end + 4
