@@ -231,12 +231,15 @@ def feature_picture(
     looks = f'looks like "{shorten_caption(feature.caption)}" (hypothesis)' if feature.caption else ""
     groups = [_group_words(*group.split("/", 1)) for group in feature.groups]
     heat = [heat_map(m, thumbnail(image, size)) for m, image in zip(maps, images, strict=True)]
-    most_active = ", ".join(
-        [called, *filter(None, [looks]), "most active" + (f" in the {groups[0]}" if groups else "")]
-    )
     rows = [
-        row_of(most_active, images, texts, feature.top_ids, size=size),
-        row_of(f"where {called} is active", heat, ids=feature.top_ids, size=size),
+        row_of(
+            f"{called}: most active" + (f" in the {groups[0]}" if groups else ""),
+            images,
+            texts,
+            feature.top_ids,
+            size=size,
+        ),
+        row_of("where it is active" + (f": {looks}" if looks else ""), heat, ids=feature.top_ids, size=size),
     ]
     if len(attacks):
         rows.append(row_of(attack_title, attacks, attack_texts, size=size))

@@ -71,7 +71,7 @@ def normalize_maps(maps: Tensor) -> Tensor:
     return torch.where(reach > 0, (maps - low) / torch.where(reach > 0, reach, 1.0), 0.0).float()
 
 
-def heat_map(feature_map: Tensor, image: Tensor, *, opacity: float = 0.5) -> Tensor:
+def heat_map(feature_map: Tensor, image: Tensor, *, opacity: float = 0.6) -> Tensor:
     """Lay the map of a feature over its image in gray: normalised, resized bilinearly, coloured.
 
     Args:

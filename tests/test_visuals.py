@@ -8,6 +8,7 @@ import torch
 from lightning_failures.errors import DataError
 from lightning_failures.visuals import (
     color_table,
+    fit_square,
     heat_map,
     image_grid,
     image_strip,
@@ -53,9 +54,14 @@ def test_heat_map__resizes_bilinearly():
 
 def test_heat_map__blends_with_the_image():
     white = torch.full((1, 1, 1), 255, dtype=torch.uint8)
-    heat = heat_map(torch.zeros(1, 1), white)
-    assert heat.flatten().tolist() == (0.5 * color_table()[0].float() + 127.5).round().int().tolist()
+    heat = heat_map(torch.zeros(1, 1), white, opacity=0.25)
+    assert heat.flatten().tolist() == (0.25 * color_table()[0].float() + 0.75 * 255).round().int().tolist()
     assert heat_map(torch.zeros(1, 1), white, opacity=0.0).flatten().tolist() == [255, 255, 255]
+
+
+def test_heat_map__the_image_is_gray_so_that_no_colour_but_heat_is_left():
+    red = torch.tensor([1.0, 0.0, 0.0]).view(3, 1, 1)
+    assert heat_map(torch.zeros(1, 1), red, opacity=0.0).flatten().tolist() == [76, 76, 76]  # 0.299 * 255
 
 
 def test_heat_map__leaves_the_callers_tensors_alone():
@@ -116,6 +122,24 @@ def test_thumbnail__longer_side_is_bounded(height, width):
     shape = thumbnail(torch.zeros(1, height, width), 96).shape
     assert shape[0] == 3
     assert 96 <= max(shape[1:]) <= 192
+
+
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (7, 48), (48, 48), (49, 48), (300, 3), (1000, 700)])
+def test_fit_square__always_that_size_and_centred(height, width):
+    square = fit_square(torch.zeros(1, height, width), 48)
+    assert (square.dtype, square.shape) == (torch.uint8, (3, 48, 48))
+    black = (square[0] == 0).nonzero()
+    assert len(black) == max(1, round(48 * height / max(height, width))) * max(
+        1, round(48 * width / max(height, width))
+    )
+    margins = black.amin(0), 47 - black.amax(0)
+    assert int((margins[0] - margins[1]).abs().max()) <= 1
+    assert set(square.unique().tolist()) <= {0, 128}
+
+
+def test_fit_square__small_pixels_stay_sharp():
+    image = torch.tensor([[[0, 255], [255, 0]]], dtype=torch.uint8)
+    assert torch.equal(fit_square(image, 4)[0], image[0].repeat_interleave(2, 0).repeat_interleave(2, 1))
 
 
 def test_image_grid__puts_images_where_they_belong():

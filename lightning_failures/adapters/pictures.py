@@ -321,7 +321,7 @@ def _role(feature: int, groups: Sequence[Pictured], names: FeatureNames) -> str:
     for one in groups:
         path = [split for split in one.tree.leaves[one.best].splits if split.feature == feature]
         where = f"{one.group.grouping} group of {clean(one.group.class_name, 80)}"
-        told.append(f"splits the {where}" + (f", which fails most where {rule(tuple(path))}" if path else ""))
+        told.append(f"splits the {where}" + (f": its most important leaf has {rule(tuple(path))}" if path else ""))
     return with_names("; ".join(told), names.names)
 
 
