@@ -210,11 +210,13 @@ class ModeReport(_Readable):
     """One failure mode in the diary: a direction that is followed from analysis to analysis.
 
     ``name`` is stable. ``status`` is "new" (seen fewer than three times in a row), "persisting", "growing",
-    "shrinking", "missing" (not seen now, not yet three times in a row) or "cured". ``since`` is the epoch in which it
-    was first seen, ``seen`` the number of analyses in which it was, ``missed`` for how many in a row it was not.
-    ``size`` counts its flagged failures now, of ``examples`` of its class; ``gained`` and ``lost`` are those that came
-    and went among the examples that the last analysis has seen too. ``cosine`` and ``shared`` tell how alike it is to
-    what it was matched with: of the directions, and the share of the smaller set of failures that both have.
+    "shrinking", "missing" (not seen now, not yet three times in a row), "cured", or "returned" (was cured and is
+    seen again, not yet three times in a row). Where its class was not looked at it is "missing" with ``missed`` 0.
+    ``since`` is the epoch in which it was first seen, ``seen`` the number of analyses in which it was, ``missed``
+    for how many in a row it was not. ``size`` counts its flagged failures now, of ``examples`` of its class;
+    ``gained`` and ``lost`` are those that came and went among the examples that the last analysis has seen too.
+    ``cosine`` and ``shared`` tell how alike it is to what it was matched with: of the directions, and the share of
+    the smaller set of failures that both have.
     """
 
     name: str

@@ -10,6 +10,7 @@ monitors      the keys that other callbacks of the Trainer watch
 schedule      when to analyse, and what a resumed run goes on with
 placement     where files go
 pictures      which pictures an analysis asks for
+drawing       the pictures of an analysis, and what else is done for the last one only
 explaining    the analysis with its pictures and files, on the first process
 isolation     random numbers that are given back
 distributed   gathering rows and agreeing on errors between processes

@@ -253,6 +253,13 @@ class Collector:
                 mine = _of_each(asked, all_ids, all_rows)
         return mine if all(self._ranks.gather_objects(mine is not None)) else None
 
+    def on_first(self, lens: Lens | None, ids: Tensor) -> Tensor | None:
+        """The embeddings (u, D) of the distinct ids, ascending, on the first process, else None. Collective."""
+        if lens is None:
+            return None
+        rows = self.embeddings(lens, [torch.unique(ids), *[ids[:0]] * (self._ranks.size - 1)])
+        return rows if self._ranks.is_first else None
+
     @property
     def _conditions(self) -> int:
         return self.columns or 1 if self.task == "multilabel" else 1

@@ -17,20 +17,18 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lightning_failures.adapters.collector import Collector
+from lightning_failures.adapters.diary_files import keep_diary
 from lightning_failures.adapters.distributed import Ranks
+from lightning_failures.adapters.drawing import Painter, Scene
 from lightning_failures.adapters.isolation import isolated_rng, seed_all
 from lightning_failures.adapters.lenses import Lens
-from lightning_failures.adapters.loaders import dataset_of
-from lightning_failures.adapters.pictures import Rows, Sources, browsed_ids, draw_gallery, pictured_members
 from lightning_failures.adapters.reading import BatchReader, ExampleReader, TrainingSample, training_sample
 from lightning_failures.analysis import analyse
 from lightning_failures.budget import Deadline
 from lightning_failures.cache import content_keys
 from lightning_failures.candidates import ClassCaptions, caption_source
-from lightning_failures.encoders import gives_maps, gives_texts
-from lightning_failures.errors import ConfigurationError
+from lightning_failures.encoders import gives_texts
 from lightning_failures.examples import ExampleTable
-from lightning_failures.feature_names import FEATURES_FILE, FeatureNames
 from lightning_failures.grammar import CaptionVocabulary
 from lightning_failures.interventions import Discovery
 from lightning_failures.interventions.parts import DECISION, DISCOVERY, REPORT, ReportPart, part_of, take_grades
@@ -40,22 +38,14 @@ from lightning_failures.sinks import Sink, each_sink, sinks_for
 
 __all__ = ["Explainer"]
 
+NULL_PERMUTATIONS = 20
+"""Of the CV scores that chance gives, for an analysis with pictures."""
+
 REFERENCE_BLOCK = 64
 """Training examples that are read at once, by one rank."""
 
 Act = Callable[[FailureReport, Discovery | None], FailureReport]
 """Interventions: from the report of the discovery part, whose examples the first process has, to that of all parts."""
-
-
-@dataclass(frozen=True)
-class Scene:
-    """An analysis that may be drawn yet."""
-
-    report: FailureReport
-    loader: Any
-    grades: Grades
-    collector: Collector
-    folder: Path
 
 
 @dataclass(frozen=True)
@@ -142,7 +132,7 @@ class Explainer:
         report = self._analyse(trainer, found, seen, collector, ranks, deadline)
         discovery: Discovery | None = None
         if parts is not None:  # what was not fitted to is judged, and acted on, by the first process
-            whole = self._gathered(self.directions, collector, ranks, grades.ids[sampled])
+            whole = collector.on_first(self.directions, grades.ids[sampled])
             made = ranks.run(lambda: _parts(grades, parts, sampled, whole, report) if ranks.is_first else None)
             del whole
             if made is not None:
@@ -166,10 +156,12 @@ class Explainer:
             report = act(report, discovery)
         if parts is not None and report.table is not None:
             report = replace(report, table=_whole_table(grades, parts, report))
+        modes = ranks.run(lambda: keep_diary(report, folder, tell=self.say_once) if ranks.is_first else ())
+        report = replace(report, modes=ranks.broadcast(modes))
         ranks.run(lambda: self._write(trainer, report, folder) if ranks.is_first else None)
         self._undrawn.pop(index, None)
         if indexed:
-            self._undrawn[index] = Scene(report, loader, found, collector, folder)
+            self._undrawn[index] = Scene(report, loader, found, seen, collector, folder)
         return (self.draw(index, ranks, seconds=picture_seconds) or report) if pictures and in_time else report
 
     def draw(self, index: int, ranks: Ranks, *, seconds: float | None = None) -> FailureReport | None:
@@ -183,19 +175,24 @@ class Explainer:
         scene, start = self._undrawn.pop(index, None), time.perf_counter()
         if scene is None:
             return None
-        sources = self._sources(scene, ranks, None if seconds is None else Deadline.after(seconds))
-        report = scene.report
-        if sources is not None:
-            try:
-                gallery, features = draw_gallery(report, scene.grades, sources, worst_k=self.worst_k)
-                timings = report.timings | {"pictures": round(time.perf_counter() - start, 4)}
-                report = replace(report, features=features, timings=timings)
-                step = report.global_step or 0
-                self._tell_failed(each_sink(self._sinks[scene.folder], lambda sink: sink.show(report, gallery, step)))
-            except Exception as error:
-                self.say_once(f"FailureModes could not draw pictures: {type(error).__name__}: {error}")
-        features, timings = ranks.broadcast((report.features, report.timings))
-        return replace(scene.report, features=features, timings=timings)
+        painter = Painter(
+            directions=self.directions,
+            trees=self.trees,
+            reader=self.reader,
+            captions=partial(self._caption_source, has_names=scene.collector.has_names),
+            nulls=NULL_PERMUTATIONS if self.permutations else 0,
+            worst_k=self.worst_k,
+            feature_names=self.feature_names,
+            seed=self.seed,
+            say_once=self.say_once,
+        )
+        report, gallery = painter.draw(scene, ranks, None if seconds is None else Deadline.after(seconds))
+        timings = report.timings | {"pictures": round(time.perf_counter() - start, 4)}
+        report = replace(report, timings=ranks.broadcast(timings))
+        if gallery is not None:
+            step = report.global_step or 0
+            self._tell_failed(each_sink(self._sinks[scene.folder], lambda sink: sink.show(report, gallery, step)))
+        return report
 
     def _analyse(
         self,
@@ -238,12 +235,6 @@ class Explainer:
         if self.directions is not None:
             self.directions.store.flush()  # the captions that were new
         return replace(report, reference=source)
-
-    def _gathered(self, lens: Lens | None, collector: Collector, ranks: Ranks, ids: Tensor) -> Tensor | None:
-        """The embeddings (u, D) of the distinct ids, ascending, on the first process, else None. Collective."""
-        wanted = [torch.unique(ids), *[ids[:0]] * (ranks.size - 1)]
-        rows = None if lens is None else collector.embeddings(lens, wanted)
-        return rows if ranks.is_first else None
 
     def _write(self, trainer: Trainer, report: FailureReport, folder: Path) -> None:
         """Write to every sink; one that fails is told of and left out."""
@@ -297,43 +288,6 @@ class Explainer:
                 lens.embed(images, keys[-1])
         lens.store.flush()
         return torch.cat(keys)
-
-    def _sources(self, scene: Scene, ranks: Ranks, deadline: Deadline | None) -> Sources | None:
-        """What the pictures are drawn from, on the first process. Collective."""
-        encoder = None if self.trees is None else self.trees.encoder
-        robust = encoder if encoder is not None and gives_maps(encoder) else None
-        report, collector = scene.report, scene.collector
-        members = pictured_members(report, self.worst_k) if robust is not None else torch.empty(0, dtype=torch.int64)
-        browsed = browsed_ids(report, seed=self.seed)
-        known = scene.grades.ids[collector.sampled(scene.grades)]
-        embedded = torch.unique(torch.cat([members, browsed]))
-        embedded = embedded[torch.isin(embedded, known)]
-        features = self._gathered(self.trees, collector, ranks, members) if len(members) else None
-        embeddings = self._gathered(self.directions, collector, ranks, embedded) if len(embedded) else None
-        if not ranks.is_first:
-            return None
-        return Sources(
-            images=ExampleReader(dataset_of(scene.loader), scene.loader.collate_fn, self.reader).images,
-            robust=robust,
-            features=None if features is None else Rows(members, features),
-            embeddings=None if embeddings is None else Rows(embedded, embeddings),
-            captions=self._caption_source(scene.grades.class_names, has_names=collector.has_names),
-            browsed=browsed,
-            store=None if self.trees is None else self.trees.store,
-            deadline=deadline,
-            names=self._names(scene.folder),
-        )
-
-    def _names(self, folder: Path) -> FeatureNames:
-        """What people call the features; a file that cannot be read is told of, and left alone."""
-        if self.trees is None:
-            return FeatureNames()
-        try:
-            path = self.feature_names or folder / FEATURES_FILE
-            return FeatureNames.load(path, encoder=self.trees.encoder.fingerprint)
-        except ConfigurationError as error:
-            self.say_once(f"FailureModes knows no names of features: {error}")
-            return FeatureNames()
 
 
 def _whole_table(grades: Grades, parts: Tensor, report: FailureReport) -> ExampleTable:
