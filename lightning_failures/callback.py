@@ -37,6 +37,7 @@ from lightning_failures.grading import Task
 from lightning_failures.grammar import CaptionVocabulary
 from lightning_failures.interventions import Discovery, Intervention
 from lightning_failures.records import BatchRecord, FailureReport
+from lightning_failures.sinks import write_html
 
 __all__ = ["FailureModes"]
 
@@ -309,6 +310,8 @@ class FailureModes(Callback):
             with self._policy(trainer, "the forks", "their verdict"):
                 verdict = judge_by_forks(trainer, pl_module, self, began=self._steering.began)
                 self.last_report = self._steering.conclude(self.last_report, verdict, self._folder)
+                if self.pictures and trainer.is_global_zero:
+                    write_html(self._folder)  # with the verdict
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int

@@ -9,11 +9,21 @@ from typing import Any
 
 from lightning_failures.sinks.base import Sink, each_sink
 from lightning_failures.sinks.csv import CSVSink
-from lightning_failures.sinks.files import FileSink, write_report
+from lightning_failures.sinks.files import FileSink, write_html, write_report
 from lightning_failures.sinks.tensorboard import TensorBoardSink
 from lightning_failures.sinks.wandb import WandbSink
 
-__all__ = ["CSVSink", "FileSink", "Sink", "TensorBoardSink", "WandbSink", "each_sink", "sinks_for", "write_report"]
+__all__ = [
+    "CSVSink",
+    "FileSink",
+    "Sink",
+    "TensorBoardSink",
+    "WandbSink",
+    "each_sink",
+    "sinks_for",
+    "write_html",
+    "write_report",
+]
 
 
 def sinks_for(loggers: Iterable[Any], folder: Path) -> list[Sink]:
