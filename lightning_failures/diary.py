@@ -9,10 +9,10 @@ A test at every epoch finds something in some. So a mode is *born* when it was s
 when it was then not seen three times in a row. Until it is born it is told as "new"; one that goes before is forgotten.
 A cured mode that is seen again keeps its name: it is told as "returned" until it was seen three times in a row.
 
-A born mode is growing or shrinking if more members came than went, or fewer, since three analyses in which it was
-seen, by a sign test at 5 % on the examples that both have looked at. That is a test at every look, too: of modes that
-do not change some will be told as changing. It also takes examples as independent, which frames of one video, or
-examples whose logits move together, are not.
+A born mode is growing or shrinking if, of the examples that it flagged three sightings ago, more have come to fail
+since than have ceased to, or fewer, by a sign test at 5 %. That is a test at every look, too: of modes that do not
+change some will be told as changing. It also takes examples as independent, which frames of one video, or examples
+whose logits move together, are not. Size is something else: the flagged failures, whatever is flagged now.
 
 An analysis that did not look at a class (for want of time), or at less than half as many of its examples as the last
 one that saw the mode, does not count as not having seen it.
@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 
 from lightning_failures.arrays import as_array
 from lightning_failures.directions import LEFT_OUT
-from lightning_failures.matching import LEVEL, Likeness, Look, Mask, Rows, change, likeness, matches, sign_test
+from lightning_failures.matching import LEVEL, Likeness, Look, Mask, Rows, change, drift, likeness, matches, sign_test
 from lightning_failures.records import FailureReport, ModeReport
 
 __all__ = ["IN_A_ROW", "LOOKS", "MOST", "Diary", "Mode", "advance"]
@@ -151,7 +151,7 @@ def advance(diary: Diary, report: FailureReport) -> tuple[Diary, tuple[ModeRepor
     numbers = dict(diary.numbers)
     kept: list[Mode] = []
     told: list[ModeReport] = []
-    for scene in _scenes(report):
+    for scene in _scenes(report, {k: modes[0].looks[-1].ids for k, modes in known.items()}):
         if scene.sights or scene.index in known:
             modes, reports = _advance_class(known.pop(scene.index, []), scene, numbers, diary.analyses, report.epoch)
             kept += modes
@@ -218,7 +218,7 @@ def _seen_again(mode: Mode, sight: _Sight, analysis: int) -> Mode:
     return replace(
         mode,
         direction=sight.direction,
-        looks=(*(() if mode.cured else mode.looks), sight.look.told_as(mode.looks[-1]))[-LOOKS:],
+        looks=(*(() if mode.cured else mode.looks), sight.look)[-LOOKS:],
         last=analysis,
         seen=mode.seen + 1,
         row=row,
@@ -257,7 +257,7 @@ def _tell_seen(mode: Mode, before: Mode | None, scene: _Scene, alike: Likeness |
 def _status(mode: Mode, now: Look, then: Look) -> str:
     if not mode.born:
         return "returned" if mode.was_cured else "new"
-    gained, lost = change(now, then)
+    gained, lost = drift(now, then)
     if sign_test(gained, lost) > LEVEL:
         return "persisting"
     return "growing" if gained > lost else "shrinking"
@@ -276,8 +276,11 @@ def _tell_missed(mode: Mode, scene: _Scene, status: str) -> ModeReport:
     )
 
 
-def _scenes(report: FailureReport) -> Iterator[_Scene]:
-    """The classes of a report, with what it sees in those that have a pattern."""
+def _scenes(report: FailureReport, known_ids: dict[int, Rows]) -> Iterator[_Scene]:
+    """The classes of a report, with what it sees in those that have a pattern.
+
+    Ids that are the same as the known ones of the class are the same array: they are compared, kept and written once.
+    """
     directions, table = report.directions, report.table
     if directions is None or table is None:
         yield from (_Scene(k, entry.name, 0, entry.examples, []) for k, entry in enumerate(report.classes))
@@ -294,7 +297,7 @@ def _scenes(report: FailureReport) -> Iterator[_Scene]:
         rows = order[start:stop]
         captions = (entry.hardest_captions[0] if entry.hardest_captions else None, *(None for _ in directions.further))
         sights = [
-            _Sight(units[row_of[k]], _look(ids[rows], failed[rows], mine[rows]), caption)
+            _Sight(units[row_of[k]], _look(ids[rows], failed[rows], mine[rows], known_ids.get(k)), caption)
             for (units, row_of), mine, caption in zip(ranks, values, captions, strict=True)
             if entry.pattern and k in row_of
         ]
@@ -304,11 +307,11 @@ def _scenes(report: FailureReport) -> Iterator[_Scene]:
         yield _Scene(k, entry.name, looked_at, entry.examples, sights)
 
 
-def _look(ids: Rows, failed: Mask, values: NDArray[np.float32]) -> Look:
+def _look(ids: Rows, failed: Mask, values: NDArray[np.float32], known: Rows | None) -> Look:
     seen = ~np.isnan(values)
-    if seen.all():
-        return Look(ids, failed & (values < 0))
-    return Look(ids[seen], failed[seen] & (values[seen] < 0))
+    if not seen.all():
+        ids, failed, values = ids[seen], failed[seen], values[seen]
+    return Look(known if known is not None and np.array_equal(ids, known) else ids, values < 0, failed)
 
 
 def _further_values(report: FailureReport) -> list[NDArray[np.float32]]:

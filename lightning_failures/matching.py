@@ -10,14 +10,26 @@ nearly orthogonal, or opposed.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment  # type: ignore[import-untyped]
 from scipy.special import bdtr  # type: ignore[import-untyped]
 
-__all__ = ["ALIKE", "COSINE_WEIGHT", "LEVEL", "Likeness", "Look", "change", "likeness", "matches", "sign_test"]
+__all__ = [
+    "ALIKE",
+    "COSINE_WEIGHT",
+    "LEVEL",
+    "Likeness",
+    "Look",
+    "change",
+    "drift",
+    "likeness",
+    "matches",
+    "on_shared",
+    "sign_test",
+]
 
 COSINE_WEIGHT = 0.8
 """Of the cosine in the similarity; the share of common members has the rest."""
@@ -38,28 +50,40 @@ class Look:
 
     Attributes:
         ids: (n,) int64, ascending: the examples of its class that were looked at.
-        members: (n,) bool: flagged and failed.
+        flagged: (n,) bool: the decision value is negative.
+        failed: (n,) bool.
     """
 
     ids: Rows
-    members: Mask
+    flagged: Mask
+    failed: Mask
+
+    @property
+    def members(self) -> Mask:
+        """(n,) bool: flagged failures."""
+        return self.flagged & self.failed
 
     @property
     def size(self) -> int:
         """How many members."""
         return int(np.count_nonzero(self.members))
 
-    def told_as(self, other: Look) -> Look:
-        """Itself, with the other's ids if they are the same: most analyses look at the same examples."""
-        return replace(self, ids=other.ids) if np.array_equal(self.ids, other.ids) else self
 
+def on_shared(one: Look, other: Look) -> tuple[Look, Look]:
+    """Both, of the (s,) examples alone that both have looked at.
 
-def _on_shared(one: Look, other: Look) -> tuple[Mask, Mask]:
-    """Members of both among the (s,) examples that both have looked at."""
+    >>> some = np.ones(3, dtype=bool)
+    >>> one, two = on_shared(Look(np.array([1, 2, 3]), some, some), Look(np.array([2, 3, 4]), some, some))
+    >>> one.ids.tolist(), two.ids.tolist()
+    ([2, 3], [2, 3])
+    """
     if one.ids is other.ids or np.array_equal(one.ids, other.ids):
-        return one.members, other.members
-    _, mine, its = np.intersect1d(one.ids, other.ids, assume_unique=True, return_indices=True)
-    return one.members[mine], other.members[its]
+        return one, other
+    shared, *rows = np.intersect1d(one.ids, other.ids, assume_unique=True, return_indices=True)
+    mine, its = (
+        Look(shared, look.flagged[kept], look.failed[kept]) for look, kept in zip((one, other), rows, strict=True)
+    )
+    return mine, its
 
 
 @dataclass(frozen=True)
@@ -96,12 +120,13 @@ def likeness(direction: NDArray[np.floating], look: Look, other: NDArray[np.floa
         other: (D,) float, unit length.
         other_look: Likewise.
 
-    >>> ids = np.arange(4)
-    >>> one, two = Look(ids, np.array([True, True, False, False])), Look(ids, np.array([False, True, True, True]))
+    >>> ids, failed = np.arange(4), np.ones(4, dtype=bool)
+    >>> one = Look(ids, np.array([True, True, False, False]), failed)
+    >>> two = Look(ids, np.array([False, True, True, True]), failed)
     >>> likeness(np.array([1.0, 0.0]), one, np.array([0.6, 0.8]), two)
     Likeness(cosine=0.6, shared=0.5)
     """
-    members, others = _on_shared(look, other_look)
+    members, others = (one.members for one in on_shared(look, other_look))
     least = min(np.count_nonzero(members), np.count_nonzero(others))
     shared = float(np.count_nonzero(members & others) / least) if least else None
     return Likeness(float(np.clip(np.dot(direction, other), -1.0, 1.0)), shared)  # rounded: may be too long
@@ -129,11 +154,28 @@ def matches(table: Sequence[Sequence[Likeness]]) -> list[tuple[int, int]]:
 def change(now: Look, then: Look) -> tuple[int, int]:
     """Return how many members came and how many went, among the examples that both analyses have looked at.
 
-    >>> change(Look(np.array([1, 2, 3]), np.ones(3, bool)), Look(np.array([2, 3, 4]), np.array([False, True, True])))
+    >>> ids, yes = np.array([1, 2, 3]), np.ones(3, dtype=bool)
+    >>> change(Look(ids, yes, yes), Look(ids + 1, np.array([False, True, True]), yes))
     (1, 0)
     """
-    members, former = _on_shared(now, then)
+    members, former = (look.members for look in on_shared(now, then))
     return int(np.count_nonzero(members & ~former)), int(np.count_nonzero(former & ~members))
+
+
+def drift(now: Look, then: Look) -> tuple[int, int]:
+    """Return how many of those that were flagged *then* have come to fail, and how many have ceased to.
+
+    The slice is frozen, so that a bias which the next fit has moved is no change. Decision values are cross-fitted:
+    whether an example was flagged does not depend on its own failure, so that it comes as likely as it goes if nothing
+    has changed.
+
+    >>> ids, yes, no = np.array([1, 2, 3]), np.ones(3, dtype=bool), np.zeros(3, dtype=bool)
+    >>> drift(Look(ids, no, yes), Look(ids, np.array([True, True, False]), no))
+    (2, 0)
+    """
+    now, then = on_shared(now, then)
+    came, went = now.failed & ~then.failed, then.failed & ~now.failed
+    return int(np.count_nonzero(then.flagged & came)), int(np.count_nonzero(then.flagged & went))
 
 
 def sign_test(gained: int, lost: int) -> float:

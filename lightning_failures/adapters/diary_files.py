@@ -37,6 +37,7 @@ KEPT = 20
 """So many states are kept, the latest, and the first of all."""
 
 _FORMAT = "lightning-failures diary 1"
+_TYPES = {"directions": torch.float16, "ids": torch.int64, "flagged": torch.bool, "failed": torch.bool}
 _ANALYSIS = re.compile(r"epoch=\d+-step=(\d+)")
 
 
@@ -144,7 +145,8 @@ def save_diary(diary: Diary, path: Path) -> None:
     tensors = {
         "directions": _joined([mode.direction[None] for mode in diary.modes], torch.empty(0, 0, dtype=torch.float16)),
         "ids": _joined(list(distinct.values()), torch.empty(0, dtype=torch.int64)),
-        "members": _joined([look.members for look in looks], torch.empty(0, dtype=torch.bool)),
+        "flagged": _joined([look.flagged for look in looks], torch.empty(0, dtype=torch.bool)),
+        "failed": _joined([look.failed for look in looks], torch.empty(0, dtype=torch.bool)),
     }
     write_atomically(path, save(tensors, {"format": _FORMAT, "diary": json.dumps(dataclasses.asdict(plain))}))
 
@@ -165,21 +167,22 @@ def load_diary(path: Path) -> Diary:
             metadata = file.metadata() or {}
             if metadata.get("format") != _FORMAT:
                 raise ValueError(f"format {metadata.get('format')!r}")
-            directions, ids, members = (file.get_tensor(name) for name in ("directions", "ids", "members"))
-        return _put_together(from_plain(_PlainDiary, read_json(metadata["diary"])), directions, ids, members)
+            tensors = [file.get_tensor(name) for name in _TYPES]
+        return _put_together(from_plain(_PlainDiary, read_json(metadata["diary"])), *tensors)
     except OSError:
         raise
     except Exception as error:  # whatever a flipped bit leads to
         raise DataError(f"{path} holds no failure diary ({str(error)[:200]})") from error
 
 
-def _put_together(plain: _PlainDiary, directions: Tensor, ids: Tensor, members: Tensor) -> Diary:
-    types = (directions.dtype, ids.dtype, members.dtype)
-    if types != (torch.float16, torch.int64, torch.bool) or not bool(directions.isfinite().all()):
+def _put_together(plain: _PlainDiary, directions: Tensor, ids: Tensor, flagged: Tensor, failed: Tensor) -> Diary:
+    types = [tensor.dtype for tensor in (directions, ids, flagged, failed)]
+    if types != list(_TYPES.values()) or not bool(directions.isfinite().all()):
         raise ValueError(f"tensors of types {types}")
     sets = _parts(ids.numpy(), plain.id_counts)
-    masks = _parts(members.numpy(), [len(sets[number]) for number in plain.look_ids])
-    looks = [Look(sets[number], mask) for number, mask in zip(plain.look_ids, masks, strict=True)]
+    kinds = [sets[number] for number in plain.look_ids]
+    masks = (_parts(mask.numpy(), [len(kind) for kind in kinds]) for mask in (flagged, failed))
+    looks = [Look(*parts) for parts in zip(kinds, *masks, strict=True)]
     modes = tuple(
         Mode(
             **{field.name: getattr(mode, field.name) for field in dataclasses.fields(mode) if field.name != "looks"},
