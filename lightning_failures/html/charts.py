@@ -37,10 +37,10 @@ def scatter_rows(report: FailureReport) -> list[dict[str, Any]]:
 
 def curve_rows(entry: ClassReport) -> list[dict[str, Any]]:
     """Two rows for each point of the curve of a class."""
-    ends = (("hardest caption", "hardest"), ("easiest caption", "easiest"))
+    ends = ("hardest", "easiest")
     return [
-        {"k": point.k, "end": label, "accuracy": getattr(point, end)}
-        for label, end in ends
+        {"k": point.k, "end": end, "accuracy": getattr(point, end)}
+        for end in ends
         for point in entry.nearest
         if getattr(point, end) is not None
     ]
@@ -79,8 +79,10 @@ def scatter(rows: list[dict[str, Any]]) -> dict[str, Any]:
         alt.Chart({"values": rows})
         .mark_point(filled=True, opacity=0.85)
         .encode(
-            x=alt.X("base:Q", title="base error rate", axis=alt.Axis(format="%", tickCount=6)),
-            y=alt.Y("gain:Q", title="held-out ALER - BER", axis=alt.Axis(tickCount=6)),
+            x=alt.X(
+                "base:Q", title="base error rate", axis=alt.Axis(format="%", tickCount=6), scale=alt.Scale(padding=12)
+            ),
+            y=alt.Y("gain:Q", title="held-out ALER - BER", axis=alt.Axis(tickCount=6), scale=alt.Scale(padding=12)),
             shape=alt.Shape("kind:N", title=None, scale=alt.Scale(domain=["label group", "prediction group"])),
             color=alt.Color("pattern:N", title=None, scale=alt.Scale(domain=["pattern", "no pattern"])),
             size=alt.Size("size:Q", legend=None, scale=alt.Scale(range=[40, 260])),
@@ -113,10 +115,10 @@ def curve(rows: list[dict[str, Any]]) -> dict[str, Any]:
                 axis=alt.Axis(format="%", tickCount=3),
             ),
             color=alt.Color(
-                "end:N", title="nearest to the", scale=alt.Scale(domain=["hardest caption", "easiest caption"])
+                "end:N", title="nearest to the caption that is", scale=alt.Scale(domain=["hardest", "easiest"])
             ),
             tooltip=[
-                alt.Tooltip("end:N", title="nearest to the"),
+                alt.Tooltip("end:N", title="caption"),
                 alt.Tooltip("k:Q", title="K"),
                 alt.Tooltip("accuracy:Q", format=".1%"),
             ],

@@ -12,6 +12,7 @@ from typing import Any
 
 from lightning_failures.feature_names import names_in, with_names
 from lightning_failures.gallery import Gallery, Picture, Tile
+from lightning_failures.histories import histories
 from lightning_failures.html import charts
 from lightning_failures.html.browse import Lookup, browsed
 from lightning_failures.html.figures import Figures
@@ -121,10 +122,11 @@ class FeatureView:
 
 @dataclass(frozen=True)
 class ModeRow:
-    """A failure mode now, and how large it was: (analysis, place) in the history."""
+    """A failure mode when last it was told of, where that stands, and all places where it was: (analysis, place)."""
 
-    index: int
+    at: str
     mode: ModeReport
+    status: str
     past: tuple[tuple[int, int], ...]
 
 
@@ -176,6 +178,7 @@ def view(run: Run) -> Page:
     more = shelf.rest()
     without = [(i, g, group_sentence(g)) for i, g in groups if (i, g) not in drawn]
     examples = browsed(table, gallery.thumbnails, report)
+    modes = _modes(report, history)
     diary = charts.diary_rows(history)
     scatter = charts.scatter_rows(report)
     return Page(
@@ -190,7 +193,7 @@ def view(run: Run) -> Page:
         no_trees=tuple(without[:LINES]),
         groups=tuple(groups[:GROUP_ROWS]),
         features=features,
-        modes=_modes(report, history),
+        modes=modes[:MODE_ROWS],
         interventions=_interventions(report),
         more=more,
         examples=examples,
@@ -207,7 +210,7 @@ def view(run: Run) -> Page:
             "no_trees": max(len(without) - LINES, 0),
             "groups": max(len(groups) - GROUP_ROWS, 0),
             "features": max(len(report.features) - FEATURES, 0),
-            "modes": max(len(report.modes) - MODE_ROWS, 0),
+            "modes": max(len(modes) - MODE_ROWS, 0),
             "images": shelf.album.omitted,
         },
     )
@@ -339,8 +342,13 @@ def _modes(report: FailureReport, history: tuple[FailureReport, ...]) -> tuple[M
     for analysis, earlier in enumerate(history):
         for place, mode in enumerate(earlier.modes):
             past[mode.name].append((analysis, place))
-    rows = [ModeRow(index, mode, tuple(past[mode.name])) for index, mode in enumerate(report.modes)]
-    return tuple(sorted(rows, key=lambda row: -row.mode.size)[:MODE_ROWS])
+    now = {mode.name: index for index, mode in enumerate(report.modes)}
+    rows = []
+    for told in histories(history):
+        analysis, place = past[told.name][-1]
+        at = f"report/modes/{now[told.name]}" if told.name in now else f"history/{analysis}/modes/{place}"
+        rows.append(ModeRow(at, history[analysis].modes[place], told.status, tuple(past[told.name])))
+    return tuple(sorted(rows, key=lambda row: (row.mode.name not in now, -row.mode.size)))
 
 
 def _interventions(report: FailureReport) -> tuple[tuple[str, str], ...]:

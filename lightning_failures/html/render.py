@@ -71,6 +71,10 @@ def _asset(name: str) -> str:
     return (files("lightning_failures.html") / "templates" / name).read_text(encoding="utf-8")
 
 
+def _say(sentence: str) -> str:
+    return sentence.replace("+-", "\N{PLUS-MINUS SIGN}").replace(" %", "\N{NO-BREAK SPACE}%")
+
+
 @cache
 def _library() -> str:
     """Vega, Vega-Lite and vega-embed as one script; made once, it takes a second."""
@@ -94,5 +98,5 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(clean=clean, short=shorten_caption, show=show)
+    environment.filters.update(clean=clean, short=shorten_caption, show=show, say=_say)
     return environment

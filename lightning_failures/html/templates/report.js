@@ -2,6 +2,7 @@
 (() => {
   const data = JSON.parse(document.getElementById("data").textContent);
   const root = document.documentElement;
+  const narrow = innerWidth < 700;
   const all = (selector, from = document) => [...from.querySelectorAll(selector)];
   const make = (tag, properties = {}, ...children) => {
     const element = Object.assign(document.createElement(tag), properties);
@@ -39,7 +40,7 @@
       axis: { ...text, gridColor: color("grid"), domainColor: color("line"), tickColor: color("line"),
         labelFontSize: 12, titleFontSize: 12, titleFontWeight: 500, titlePadding: 8 },
       legend: { ...text, orient: "top", labelFontSize: 12, titleFontSize: 12, titleFontWeight: 500, symbolSize: 80,
-        symbolBaseFillColor: color("soft"), symbolBaseStrokeColor: color("soft"), columns: innerWidth < 600 ? 2 : 7 },
+        symbolBaseFillColor: color("soft"), symbolBaseStrokeColor: color("soft"), columns: narrow ? 2 : 7 },
       line: { color: color("series-5") },
       rule: { color: color("soft") },
       range: { category: series },
@@ -186,9 +187,13 @@
     size.addEventListener("change", () => { page = 0; turn(); });
     for (const [button, step] of [[back, -1], [next, 1]]) button.addEventListener("click", () => { page += step; turn(); });
     headed(browse, (column, down) => { order = ordered(rows, keys[column], down); filter(); });
+    if (narrow) size.value = "10";
     form.hidden = pager.hidden = false;
     filter();
   }
+
+  // ---------------------------------------------------------------- small screens begin with one card
+  if (narrow) all("details.card[open]").slice(1).forEach((card) => { card.open = false; });
 
   // ---------------------------------------------------------------- a link to a closed card opens it
   const open = () => {
