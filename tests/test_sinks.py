@@ -11,13 +11,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger, WandbLogger
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from PIL import Image
 
 from lightning_failures.directions import FailureDirections, fit_failure_directions
 from lightning_failures.gallery import Gallery, Picture, Row, Tile
 from lightning_failures.records import ClassReport, FailureReport, GroupReport, LeafReport, ValueReport
-from lightning_failures.sinks import CSVSink, FileSink, TensorBoardSink, WandbSink, each_sink, sinks_for
+from lightning_failures.sinks import CSVSink, FileSink, TensorBoardSink, each_sink, sinks_for
 from lightning_failures.sinks.files import file_name
 
 NASTY = "../../<script>|*x*\n🙂\udcff" + "y" * 10_000
@@ -160,6 +160,20 @@ def test_stage__a_test_takes_the_place_of_no_validation(tmp_path):
         assert [row["stage"] for row in csv.DictReader(file)] == ["fit"] * 3 + ["test"] * 3
 
 
+@pytest.mark.parametrize("sign", ["=", "+", "-", "@", "\t=", " =", "\uff1d"])
+def test_csv_sink__no_text_of_a_user_is_a_formula(tmp_path, sign):
+    words = f"{sign}HYPERLINK(0)"
+    captions = {"hardest_captions": (words,), "easiest_captions": (words,)}
+    entry = ClassReport(words, 40, accuracy=0.5, cv_score=0.7, pattern=True, skipped=words, **captions)
+    CSVSink(tmp_path).write(replace(report(), classes=(entry, replace(entry, name="a-b=c"))), -1)
+    with (tmp_path / "failure_classes.csv").open(newline="") as file:
+        guarded, harmless = csv.DictReader(file)
+    for column in ("name", "hardest_caption", "easiest_caption", "skipped"):
+        assert guarded[column] == f"'{words}"
+    assert harmless["name"] == "a-b=c"
+    assert guarded["step"] == "-1"  # a number stays one
+
+
 def test_csv_sink__keeps_a_table_of_another_version(tmp_path):
     (tmp_path / "failure_classes.csv").write_text("a,b\n1,2\n")
     CSVSink(tmp_path).write(report(), 1)
@@ -196,27 +210,6 @@ def test_csv_sink__a_damaged_table_is_gone_on_with(tmp_path):
         rows = list(csv.DictReader(file))
     assert [row["epoch"] for row in rows][-3:] == ["4"] * 3
     assert all(None not in row.values() for row in rows)
-
-
-def test_wandb_sink__offline_run_is_read_back(tmp_path):
-    """The table and the images lie in the folder of the run; steps are never named, so none goes back."""
-    wandb = pytest.importorskip("wandb")
-    logger = WandbLogger(save_dir=tmp_path, offline=True, settings=wandb.Settings(silent=True, disable_git=True))
-    try:
-        (sink,) = [s for s in sinks_for([logger], tmp_path / "failures") if isinstance(s, WandbSink)]
-        sink.write(report(3), 250)
-        sink.show(report(3), pictures(2), 250)
-        sink.write(report(4), 200)
-        assert logger.experiment.summary["failures/last/cv_score_mean"] == 0.75
-        folder = Path(logger.experiment.dir)
-    finally:
-        wandb.finish()
-    tables = sorted((folder / "media" / "table").rglob("*.table.json"))
-    assert len(tables) == 2
-    table = json.loads(tables[0].read_text())
-    assert [row[table["columns"].index("class")] for row in table["data"]][:2] == ["dog", "cat"]
-    assert {row[0] for path in tables for row in json.loads(path.read_text())["data"]} == {3, 4}
-    assert len(list((folder / "media" / "images").rglob("*.png"))) == 2
 
 
 def test_sinks_for__picks_by_logger_of_either_namespace(tmp_path):
