@@ -203,13 +203,15 @@ def test_loggers__each_says_what_it_holds(tmp_path):
         WandbLogger(offline=True, save_dir=tmp_path),
         Unknown(),
     ]
-    made = read(tmp_path, around={"logger": loggers, "max_epochs": 200})
+    made = read(tmp_path, around={"logger": loggers, "max_epochs": 200}, pictures_every_n=5)
     texts = [one.message for one in check_loggers(made)]
-    assert "TensorBoard: 25 scalars, 8 pictures" in texts[1]
+    assert "TensorBoard: 25 scalars, 4 pictures" in texts[1]
     assert "about 10 of the 41 drawings" in texts[1]
+    assert "up to 1,000 examples in the projector" in texts[1]
     assert texts[2].startswith("CSV")
     assert "no pictures" in texts[2]
     assert texts[3].startswith("W&B (offline")
+    assert "up to 500 examples in a table" in texts[3]
     assert only(check_loggers(made), "warning").message.startswith("Unknown gets up to 25 scalars")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["thrown away"]  # not even a folder of a logger
 
@@ -222,10 +224,12 @@ def test_loggers__too_many_pictures_for_wandb(tmp_path):
         model=Classifier(classes=60),
         class_names=classes,
         worst_k=60,
+        robust_encoder=ColourEncoder("robust"),
         around={"logger": WandbLogger(offline=True, save_dir=tmp_path)},
     )
     list(check_batches(many))
-    assert "120 pictures" in only(check_loggers(many), "warning").message
+    drawn = 60 + 60 * (5 + 7)  # of each class; of each tree the rules that count and all features
+    assert f"{drawn} pictures" in only(check_loggers(many), "warning").message
 
 
 def test_loggers__a_folder_that_cannot_be_written(tmp_path):

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import math
 import os
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from importlib import metadata
 from typing import Any
 
-from lightning.pytorch import Trainer
 from packaging.requirements import Requirement
 
 from lightning_failures.adapters.distributed import Ranks
@@ -23,12 +21,13 @@ from lightning_failures.adapters.monitors import (
     TREE_AGGREGATES,
     KeyLog,
 )
+from lightning_failures.adapters.pictures import BROWSED
 from lightning_failures.adapters.placement import failures_folder
 from lightning_failures.doctor.findings import Finding, ok, problem, warning
 from lightning_failures.doctor.places import why_not_writable
 from lightning_failures.doctor.rehearsal import Case
 from lightning_failures.sinks import CSVSink, FileSink, Sink, TensorBoardSink, WandbSink, sinks_for
-from lightning_failures.sinks.wandb import MAX_IMAGES, MAX_ROWS
+from lightning_failures.sinks.wandb import MAX_EXAMPLES, MAX_IMAGES, MAX_ROWS
 
 __all__ = [
     "analyses",
@@ -44,6 +43,10 @@ BASES = ("lightning", "pytorch-lightning")
 MALICIOUS = ("2.6.2", "2.6.3")
 WANDB_TABLE = 200_000
 TENSORBOARD_IMAGES = 10
+TREE_LEAVES = 5
+"""Pictured of a tree: valid ones hold more than a fifth of the failures each, and there is the most important one."""
+TREE_FEATURES = 7
+"""Those that a tree of depth 3 can split on."""
 HIGHER_IS_BETTER = {"accuracy", "coverage", "decision/accuracy", "decision/worst_class_accuracy"}
 
 
@@ -189,13 +192,13 @@ def check_loggers(case: Case) -> Iterator[Finding]:
             yield ok(f"reports, pictures: {folder}", folder=str(folder))
     classes = len(case.first.collector.class_names) if case.first and case.first.collector else None
     keys = _scalars(case)
-    pictures = 2 * min(modes.worst_k, classes or modes.worst_k) if modes.pictures else 0
+    pictures = _pictures(case, classes) if modes.pictures else 0
     for logger in trainer.loggers:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # said here in other words
             sinks = [sink for sink in sinks_for([logger], case.folder) if not isinstance(sink, FileSink)]
         if sinks:
-            yield _limits(sinks[0], trainer, keys=keys, pictures=pictures, classes=classes, runs=analyses(case))
+            yield _limits(sinks[0], case, keys=keys, pictures=pictures, classes=classes)
         else:
             yield warning(f"{type(logger).__name__} gets up to {keys} scalars; it shows no reports and no pictures.")
     if not trainer.loggers:
@@ -205,27 +208,38 @@ def check_loggers(case: Case) -> Iterator[Finding]:
 def _scalars(case: Case) -> int:
     """The most keys that one analysis logs."""
     groups = ((case.modes.encoder, DIRECTION_AGGREGATES), (case.modes.robust_encoder, TREE_AGGREGATES))
-    return len(GRADE_AGGREGATES) + sum(len(keys) for lens, keys in groups if lens is not None) + 4 * case.modes.worst_k
+    parts = 2 * len(DECISION) if case.modes.interventions else 0  # of the report and of the decision part
+    aggregates = len(GRADE_AGGREGATES) + sum(len(keys) for lens, keys in groups if lens is not None)
+    return aggregates + parts + 4 * case.modes.worst_k
 
 
-def _limits(
-    sink: Sink, trainer: Trainer, *, keys: int, pictures: int, classes: int | None, runs: int | None
-) -> Finding:
+def _pictures(case: Case, classes: int | None) -> int:
+    """The most that one analysis draws: of the worst classes, and of the rules and features of as many trees."""
+    modes = case.modes
+    of_classes = min(modes.worst_k, classes or modes.worst_k) if modes.encoder is not None else 0
+    trees = min(modes.worst_k, 2 * (classes or modes.worst_k)) if modes.robust_encoder is not None else 0
+    return of_classes + trees * (TREE_LEAVES + TREE_FEATURES)
+
+
+def _limits(sink: Sink, case: Case, *, keys: int, pictures: int, classes: int | None) -> Finding:
+    modes, browsed = case.modes, bool(case.modes.pictures)
     told = f"{keys} scalars, {pictures} pictures an analysis at most"
     if isinstance(sink, CSVSink):
         return ok(f"CSV: {keys} scalars an analysis at most, one row a class; no pictures, which are on disk")
     if isinstance(sink, TensorBoardSink):
-        drawn = None if runs is None else math.ceil(runs / 5) + 1
+        runs, every = analyses(case), modes.pictures_every_n
+        drawn = (0 if runs is None or every is None else runs // every) + 1
         kept = f"; it shows about {TENSORBOARD_IMAGES} of the {drawn} drawings of a picture, the rest are on disk"
-        return ok(f"TensorBoard: {told}{kept if drawn and drawn > TENSORBOARD_IMAGES else ''}")
+        points = f"; up to {BROWSED:,} examples in the projector" if browsed and modes.encoder is not None else ""
+        return ok(f"TensorBoard: {told}{kept if drawn > TENSORBOARD_IMAGES else ''}{points}")
     assert isinstance(sink, WandbSink)
     mode = os.environ.get("WANDB_MODE", "online")
     offline = bool(getattr(sink.logger, "_offline", False)) or mode != "online"
     told = f"W&B{' (offline: wandb sync uploads it)' if offline else ''}: {told}"
     if pictures > MAX_IMAGES:
-        return warning(f"{told}, but W&B keeps {MAX_IMAGES} images of a step.", "Lower worst_k.")
+        return warning(f"{told}, of which W&B gets the first {MAX_IMAGES}; the rest are on disk.", "Lower worst_k.")
     if classes is not None and classes > MAX_ROWS:
         return warning(
             f"{told}; its table gets the worst {MAX_ROWS:,} of {classes:,} classes (W&B: {WANDB_TABLE:,} rows)."
         )
-    return ok(told)
+    return ok(f"{told}; up to {MAX_EXAMPLES:,} examples in a table" if browsed else told)
