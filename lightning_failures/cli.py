@@ -24,11 +24,10 @@ from lightning_failures.atomic import write_atomically
 from lightning_failures.callback import FailureModes
 from lightning_failures.doctor import quiet
 from lightning_failures.doctor.command import diagnose, tell_unbuilt
-from lightning_failures.errors import ConfigurationError, DataError, FailureModesError
-from lightning_failures.interventions.told import intervention_lines
+from lightning_failures.errors import ConfigurationError, FailureModesError
 from lightning_failures.pools.fitted import load_fitted
-from lightning_failures.records import FailureReport
-from lightning_failures.text import class_table, clean, enrichment_lines, number, printable
+from lightning_failures.reporting import diff, report
+from lightning_failures.text import printable
 
 __all__ = ["main"]
 
@@ -212,49 +211,10 @@ class FailureCLI(LightningCLI):
         return Run(self.trainer, self.model, {} if self.datamodule is None else {"datamodule": self.datamodule})
 
 
-def report(run: Path) -> None:
-    """Show the last report of a run again, from its files alone.
-
-    Args:
-        run: A report.json, or a folder that holds one: the demo's output, the log folder of a run, or its failures/.
-    """
-    places = [run] if run.is_file() else [run / "report.json", run / "failures" / "report.json"]
-    found = next((place for place in places if place.is_file()), None)
-    if found is None:
-        raise ConfigurationError(f"No report.json in {run}. A run keeps it in <log_dir>/failures/report.json.")
-    try:
-        loaded = FailureReport.from_json(found.read_bytes())
-    except (DataError, OSError) as error:
-        raise ConfigurationError(f"{found} is no report of lightning_failures: {error}") from error
-    print(f"{printable(str(found))}: epoch {loaded.epoch}, step {loaded.global_step}, {loaded.examples} examples, "
-          f"accuracy {number(loaded.accuracy)}\n\n{class_table(loaded)}")  # fmt: skip
-    if loaded.notes:
-        print("\nNotes:\n  " + "\n  ".join(map(clean, loaded.notes)))
-    if told := enrichment_lines(loaded):
-        print("\nKnown attributes, over-represented among the flagged:\n  " + "\n  ".join(told))
-    if acted := intervention_lines(loaded):
-        print("\nInterventions:\n  " + "\n  ".join(acted))
-    rules = [
-        f"  {clean(group.class_name)} ({clean(group.grouping)} group): {clean(leaf.rule)}:"
-        f" error rate {number(leaf.error_rate)} (base {number(group.base_error_rate)}),"
-        f" error coverage {number(leaf.error_coverage)}"
-        for group in loaded.groups
-        if group.pattern
-        for leaf in group.leaves
-        if leaf.valid
-    ]
-    if rules:
-        print("\nValid leaves of the failure trees:\n" + "\n".join(rules))
-
-
 def _demo(arguments: Sequence[str]) -> None:
     from lightning_failures.demo import demo
 
     auto_cli(demo, args=list(arguments), prog="lightning-failures demo", as_positional=False)
-
-
-def _report(arguments: Sequence[str]) -> None:
-    auto_cli(report, args=list(arguments), prog="lightning-failures report")
 
 
 def _lightning(command: str) -> Callable[[Sequence[str]], int]:
@@ -290,7 +250,8 @@ COMMANDS: dict[str, tuple[str, Callable[[Sequence[str]], int | None]]] = {
     "verdict": ("tell whether the interventions of a config help: fork a checkpoint", _lightning("verdict")),
     "embed": ("embed a pool of any size, and find its hardest examples", _lightning("embed")),
     "doctor": ("look a config over before it is trained: data, encoders, loggers, time, memory", _doctor),
-    "report": ("show the last report of a run", _report),
+    "report": ("show the last report of a run, and write it as one HTML file", report),
+    "diff": ("compare two runs: failures and failure modes that are fixed, new, persistent", diff),
 }
 
 

@@ -16,17 +16,18 @@ from __future__ import annotations
 import filecmp
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 from lightning_failures.directions import DIRECTIONS_FILE, FailureDirections
 from lightning_failures.errors import ConfigurationError, DataError
 from lightning_failures.examples import EXAMPLES_FILE, ExampleTable
+from lightning_failures.feature_names import FEATURES_FILE, FeatureNames
 from lightning_failures.gallery import Gallery
 from lightning_failures.gallery_files import load_gallery
 from lightning_failures.plain import read_json
-from lightning_failures.records import FailureReport
+from lightning_failures.records import FailureReport, FeatureReport
 
 __all__ = [
     "GALLERY_FILE",
@@ -122,16 +123,17 @@ def find_report(path: str | Path) -> Path:
     )
 
 
-def open_run(path: str | Path) -> Run:
+def open_run(path: str | Path, *, feature_names: str | Path | None = None) -> Run:
     """Read a run from its files.
 
-    What is damaged beside the report itself is left out, with a note.
+    What is damaged beside the report itself is left out, with a note. Features are called what people call them now.
 
     Args:
         path: As in :func:`find_report`.
+        feature_names: YAML file with names of features. None: features.yaml of the run.
 
     Raises:
-        ConfigurationError: There is no run, or its report cannot be read.
+        ConfigurationError: There is no run, or its report or ``feature_names`` cannot be read.
     """
     found = find_report(path)
     try:
@@ -147,6 +149,7 @@ def open_run(path: str | Path) -> Run:
     gallery = _read(folder / GALLERY_FILE, load_gallery, notes)
     if gallery is not None and not last and (gallery.epoch, gallery.global_step) != (report.epoch, report.global_step):
         gallery = None
+    report = _named(report, folder, None if feature_names is None else Path(feature_names), notes)
     return Run(
         folder,
         report,
@@ -238,6 +241,28 @@ def _read(path: Path, load: Callable[[Path], Loaded], notes: list[str]) -> Loade
     except (DataError, OSError) as error:
         notes.append(f"{path.name} is left out: {error}")
         return None
+
+
+def _named(report: FailureReport, folder: Path, path: Path | None, notes: list[str]) -> FailureReport:
+    """With the names of features in a file; those that it does not list keep theirs."""
+    encoder = report.robust_encoder_fingerprint or ""
+    if path is not None and not path.expanduser().is_file():
+        raise ConfigurationError(f"There is no file {path} with names of features.")
+    try:
+        names = FeatureNames.load(path or folder / FEATURES_FILE, encoder=encoder)
+    except ConfigurationError as error:
+        if path is not None:
+            raise
+        notes.append(f"Names of features are left out: {error}")
+        return report
+
+    def told(feature: FeatureReport) -> FeatureReport:
+        known = names.of(feature.feature)
+        return replace(feature, name=known.name, tag=known.tag, action=known.action)
+
+    return replace(
+        report, features=tuple(told(one) if one.feature in names.entries else one for one in report.features)
+    )
 
 
 def _is_last(report: FailureReport, folder: Path) -> bool:

@@ -18,7 +18,7 @@ from lightning_failures.gallery_files import save_gallery
 from lightning_failures.histories import diary_markdown
 from lightning_failures.interventions.told import interventions_markdown
 from lightning_failures.records import FailureReport
-from lightning_failures.runs import GALLERY_FILE, HTML_FILE, REPORT_FILE, analysis_name, open_run, report_before
+from lightning_failures.runs import GALLERY_FILE, HTML_FILE, REPORT_FILE, Run, analysis_name, open_run, report_before
 from lightning_failures.text import (
     enrichment_markdown,
     escape_markdown,
@@ -83,12 +83,12 @@ class FileSink:
             add_to_template(self.folder / FEATURES_FILE, unnamed, encoder=encoder)
 
 
-def write_html(folder: Path, output: Path | None = None) -> Path:
+def write_html(run: Run | Path, output: Path | None = None) -> Path:
     """Make the page of a run from its files; returns where it is.
 
     Args:
-        folder: As in :func:`~lightning_failures.runs.open_run`.
-        output: The file. Default: report.html beside the last report.
+        run: The run, or where it is: see :func:`~lightning_failures.runs.open_run`.
+        output: The file. Default: report.html in the folder of the run.
 
     Raises:
         ConfigurationError: There is no run.
@@ -96,9 +96,9 @@ def write_html(folder: Path, output: Path | None = None) -> Path:
     """
     from lightning_failures.html import render  # which loads a plotting library
 
-    run = open_run(folder)
-    path = run.folder / HTML_FILE if output is None else output
-    write_atomically(path, to_bytes(render(run)))
+    opened = run if isinstance(run, Run) else open_run(run)
+    path = opened.folder / HTML_FILE if output is None else output
+    write_atomically(path, to_bytes(render(opened)))
     return path
 
 
