@@ -10,7 +10,7 @@ is read all the same is then used, as the package would use it.
 from __future__ import annotations
 
 import argparse
-import contextlib
+import dataclasses
 import io
 import json
 import os
@@ -33,14 +33,30 @@ from PIL import Image
 from safetensors.torch import save
 
 from lightning_failures.cache import EmbeddingCache
-from lightning_failures.cli import report
+from lightning_failures.comparison import compare
 from lightning_failures.directions import FailureDirections, fit_failure_directions
 from lightning_failures.encoders.frozen import load_tensors, state_dict_of
 from lightning_failures.errors import FailureModesError
+from lightning_failures.examples import ExampleTable
+from lightning_failures.feature_names import FeatureNames, with_names
+from lightning_failures.gallery import Gallery, Picture, Row, Thumbnails, Tile
+from lightning_failures.gallery_files import load_gallery, save_gallery
 from lightning_failures.grammar import CaptionVocabulary
 from lightning_failures.interventions.ledger import Ledger, LedgerRow
 from lightning_failures.pools.shards import PoolShard, in_half, read_pool_shard, write_pool_shard
-from lightning_failures.records import ClassReport, FailureReport, GroupReport, LeafReport, ValueReport
+from lightning_failures.records import (
+    ClassReport,
+    CurvePoint,
+    FailureReport,
+    FeatureReport,
+    GroupReport,
+    LeafReport,
+    ModeReport,
+    NodeReport,
+    ValueReport,
+)
+from lightning_failures.reporting import diff_text, report_text
+from lightning_failures.runs import open_run
 from lightning_failures.shards import DamagedShardError
 
 Read = Callable[[bytes], None]
@@ -229,17 +245,27 @@ def example_report() -> FailureReport:
     """A report with something in every field."""
     value = ValueReport("tint", "red", 9, 8, 8, 3, 0.2, 0.8, 0.8, (0.5, 0.9), 0.3)
     leaf = LeafReport("feature 17 > 0.36", 20, 0.8, 0.7, 0.56, True, (0.5, 0.9))
+    nodes = NodeReport(40, 20, 0.5, 1.0, (0.4, 0.6), feature=17, threshold=0.36), NodeReport(20, 16, 0.8, 0.7, parent=0)
     found = ClassReport(
-        "cat", 40, 0.9, 0.8, 0.05, 0.001, True, 0.1, None, 4, 0.3, 0.2, "a photo of a cat", ("a red cat",), (0.5,),
-        ("a blue cat",), (0.1,), 0.01, (1, 2), (3, 4), (value,), {"usual": "red"},
+        name="cat", examples=40, accuracy=0.9, cv_score=0.8, cv_score_stderr=0.05, p_value=0.001, pattern=True, c=0.1,
+        flagged=4, aler=0.3, base_error_rate=0.2, reference_caption="a photo of a cat",
+        hardest_captions=("a red cat",), hardest_caption_scores=(0.5,), hardest_caption_margins=(2.5,),
+        easiest_captions=("a blue cat",), easiest_caption_scores=(0.1,), easiest_caption_margins=(1.5,),
+        caption_p_value=0.01, nearest=(CurvePoint(10, 0.2, 0.9),), cv_null_mean=0.5, cv_null_interval=(0.4, 0.6),
+        cv_null_permutations=20, agreement=0.6, hardest_ids=(1, 2), hardest_values=(-0.9, -0.8), easiest_ids=(3, 4),
+        easiest_values=(0.9, 0.8), least_confident_ids=(1, 5), least_confident_values=(0.1, 0.2), enrichment=(value,),
+        truth={"usual": "red"},
     )  # fmt: skip
-    group = GroupReport("label", "cat", 40, 0.5, 0.7, 0.6, 0.1, 0.02, True, None, (leaf,))
+    group = GroupReport("label", "cat", 40, 0.5, 0.7, 0.6, 0.1, 0.02, True, None, (leaf,), nodes)
+    feature = FeatureReport(17, ("label/cat",), (1, 2), "a red cat", 0.4, 2.5, "red stroke", "spurious", "more tints")
+    mode = ModeReport("cat 1", "cat", "growing", 0, 3, 0, 9, 40, 2, 1, 0.9, 0.8, "a red cat")
     acted = {"kind": "Upweight", "epoch": 3, "flagged": 4, "changes_training": True, "verdict": "not measured"}
     acted["classes"] = [{"class": "cat", "flagged": 4, "reason": None}]
     acted["review"] = [{"id": 1, "class": "a", "predicted": "b", "probability_of_label": 0.1, "neighbours_agreeing": 2}]
     return FailureReport(
-        83, 0.7, (found, ClassReport("dog", 3, skipped="2 failures")), (group,), {"cv_score_mean": 0.75}, (acted,),
-        {"total": 0.5}, 3, 250, "fit", notes=("a note",),
+        83, 0.7, (found, ClassReport("dog", 3, skipped="2 failures")), (group,), (feature,), (mode,),
+        summary={"cv_score_mean": 0.75}, interventions=(acted,), timings={"total": 0.5}, epoch=3, global_step=250,
+        stage="fit", notes=("a note",),
     )  # fmt: skip
 
 
@@ -300,10 +326,49 @@ def doors(place: Path) -> dict[str, Door]:
 
     def read_report(data: bytes) -> None:
         found.write_bytes(data)
-        with contextlib.redirect_stdout(io.TextIOWrapper(io.BytesIO(), "utf-8", "strict")):
-            report(found)
+        report_text(open_run(found)).encode("utf-8", "strict")
 
     made["report"] = Door([example_report().to_json().encode()], read_report, "json")
+
+    pictures = place / "gallery.json"
+    tile = Tile(torch.randint(0, 256, (3, 6, 5), generator=generator, dtype=torch.uint8), "seven\n-> one", 7)
+    thumbnails = Thumbnails(torch.tensor([3, 7]), torch.zeros(2, 3, 4, 4, dtype=torch.uint8))
+    save_gallery(
+        Gallery((Picture("classes/cat", (Row("hardest", (tile, tile)),), "cat"),), thumbnails, 3, 250), pictures
+    )
+
+    def read_pictures(data: bytes) -> None:
+        pictures.write_bytes(data)
+        read = load_gallery(pictures)
+        if any(tile.image.dtype != torch.uint8 for one in read.pictures for row in one.rows for tile in row.tiles):
+            raise AssertionError("no image")
+
+    made["gallery"] = Door([pictures.read_bytes()], read_pictures, "json")
+
+    examples = place / "examples.safetensors"
+    column = torch.arange(4)
+    numbers = torch.linspace(-1, 1, 4)
+    ExampleTable(column, column % 2, column // 2, numbers.abs(), numbers, column, column, ("cat", "dog")).save(examples)
+    (place / "paired").mkdir()
+    (place / "paired" / "report.json").write_text(example_report().to_json())
+    (place / "paired" / "examples.safetensors").write_bytes(examples.read_bytes())
+
+    def read_examples(data: bytes) -> None:
+        examples.write_bytes(data)
+        table = ExampleTable.load(examples)
+        whole = open_run(place / "paired")
+        diff_text(compare(whole, dataclasses.replace(whole, table=table)), ids=4).encode("utf-8", "strict")
+
+    made["examples"] = Door([examples.read_bytes()], read_examples, "safetensors")
+
+    names = place / "features.yaml"
+    called = b'- encoder: "f"\n  feature: 17\n  name: red stroke\n  tag: spurious\n  action: more tints\n'
+
+    def read_names(data: bytes) -> None:
+        names.write_bytes(data)
+        with_names("feature 17 > 0.36", FeatureNames.load(names, encoder="f").names)
+
+    made["features"] = Door([called], read_names, "yaml")
 
     x = torch.randn(60, 3, generator=generator)
     fitted = fit_failure_directions(x, torch.arange(60) % 2, x[:, 0] > 0, permutations=9, n_directions=2)

@@ -22,6 +22,7 @@ from lightning_failures.plain import from_plain, read_json
 from lightning_failures.records import FailureReport
 
 ALL = ["cache", "pool", "report", "directions", "vocabulary", "ledger", "generated image", "config"]
+ALL += ["gallery", "examples", "features"]
 ALL += ["weights, safetensors", "weights, torch.save"]
 
 KEYS = st.sampled_from(["name", "examples", "classes", "groups", "summary", "dtype", "shape", "nouns", "seed", "modes"])
@@ -156,7 +157,7 @@ def test_example_report__has_something_in_every_field():
     """So that damage to any field is tried."""
     data = fuzz.example_report().to_dict()
     empty = {key for key, value in data.items() if value in (None, [], {})}
-    assert empty <= {"reference", "encoder", "robust_encoder", "encoder_fingerprint"}
+    assert empty <= {"reference", "encoder", "robust_encoder", "encoder_fingerprint", "robust_encoder_fingerprint"}
     assert all(value not in (None, [], {}) for key, value in data["classes"][0].items() if key != "skipped")
 
 
