@@ -95,7 +95,7 @@ class ExampleTable:
 
     def save(self, path: str | Path) -> None:
         """Write one safetensors file, atomically."""
-        tensors = {name: getattr(self, name).contiguous() for name in _TENSORS}
+        tensors = {name: getattr(self, name).clone(memory_format=torch.contiguous_format) for name in _TENSORS}
         metadata = {"format": _FORMAT, "class_names": json.dumps(self.class_names)}
         write_atomically(Path(path), save(tensors, metadata))
 
