@@ -1,4 +1,4 @@
-"""Every test gets a cache folder of its own, one torch thread, and offline services."""
+"""Every test gets a cache folder of its own, one torch thread, a state of the generator, and offline services."""
 
 import pytest
 import torch
@@ -12,5 +12,6 @@ def _isolated(monkeypatch, tmp_path_factory):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
+    torch.manual_seed(1)  # the weights of toy models must not depend on which tests ran before
     yield
     torch.set_num_threads(threads)

@@ -182,6 +182,19 @@ def test_solve__reaches_the_optimum_of_hard_data(kind):
         assert abs(coefficients.sum()) < 1e-6 * np.abs(coefficients).sum()
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_solve__tight_clusters_at_a_large_c_equal_scikit_learn(seed):
+    """What fails has nothing to do with the cluster, so that C is large and only small differences tell."""
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(2, 12))[np.arange(40) % 2] + 0.03 * rng.normal(size=(40, 12))
+    gram = centred_gram((x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32))
+    correct = rng.random(40) < 0.6
+    coefficients, bias = solve(gram, correct, 1e4)
+    svm = SVC(kernel="precomputed", class_weight="balanced", C=1e4, tol=1e-6).fit(gram.astype(np.float64), correct)
+    expected = svm.decision_function(gram.astype(np.float64))
+    np.testing.assert_allclose(gram.astype(np.float64) @ coefficients + bias, expected, atol=1e-3)
+
+
 def test_fit_scaled__does_not_depend_on_the_origin():
     x, correct = _data(200, 10)
     fold = np.arange(200) % 2
