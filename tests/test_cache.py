@@ -591,3 +591,39 @@ def test_default_cache_folder(monkeypatch, tmp_path):
     assert default_cache_folder().name == "lightning_failures"
     assert EmbeddingCache(tmp_path / "unused").size() == 0
     assert not (tmp_path / "unused").exists()
+
+
+def test_beside__vectors_of_another_length_under_the_same_encoder(tmp_path):
+    cache = EmbeddingCache(tmp_path)
+    store, keys = filled(tmp_path)
+    maps = store.beside("maps 8x8")
+    assert maps.missing(keys).all()
+    maps.put(keys, torch.ones(len(keys), 66))
+    maps.flush()
+    again = cache.store("f").beside("maps 8x8")
+    assert again.get(keys).shape == (len(keys), 66)
+    assert cache.store("f").get(keys).shape == (len(keys), 4)
+    assert cache.store("f").beside("maps 4x4").missing(keys).all()
+    assert cache.store("g").beside("maps 8x8").missing(keys).all()
+
+
+@pytest.mark.parametrize("fingerprint", ["f", "no/plain name" * 9])
+def test_purge__of_an_encoder_takes_what_lies_beside(tmp_path, fingerprint):
+    cache = EmbeddingCache(tmp_path)
+    keys = content_keys(batch())
+    for owner in (fingerprint, "other", fingerprint + "-other"):
+        for store in (cache.store(owner), cache.store(owner).beside("maps")):
+            store.put(keys, torch.ones(len(keys), 3))
+            store.flush()
+    assert len(shards(tmp_path)) == 6
+    assert cache.purge(fingerprint) > 0
+    assert len(shards(tmp_path)) == 4
+    assert not cache.store("other").beside("maps").missing(keys).any()
+
+
+def test_beside__in_memory():
+    store = EmbeddingStore("f")
+    keys = content_keys(batch())
+    beside = store.beside("maps")
+    beside.put(keys, torch.ones(len(keys), 3))
+    assert not beside.missing(keys).any()

@@ -6,9 +6,13 @@ from hypothesis import strategies as st
 from scipy import stats
 from sklearn.svm import SVC
 
-from lightning_failures.captions import caption_p_value, mean_shift_scores, score_captions
+from lightning_failures.candidates import caption_source
+from lightning_failures.captions import caption_p_value, caption_that_tells, mean_shift_scores, score_captions
+from lightning_failures.digits.data import ColouredDigits
 from lightning_failures.directions import fit_failure_directions, phi
+from lightning_failures.encoders import load_encoder
 from lightning_failures.errors import ConfigurationError, DataError
+from lightning_failures.grammar import CaptionVocabulary
 from lightning_failures.splits import permuted_outcomes
 
 DIM = 32
@@ -236,3 +240,56 @@ def test_caption_p_value__is_that_of_an_explicit_loop(n, candidates, grouped):
         directions, 5, x, correct, captions, reference, groups=sources if grouped else None, permutations=199, seed=7
     )
     assert p == pytest.approx(expected)
+
+
+def test_caption_that_tells__is_the_direction_from_the_group_to_the_chosen():
+    x, _labels, _correct, captions, reference = PLANTED
+    group = x[:200]
+    along = (captions - reference)[7] @ (group / DIRECTIONS.std.numpy()).T
+    chosen = along >= np.sort(along)[-6]
+    best = caption_that_tells(DIRECTIONS, group, chosen, captions, reference)
+    # by hand: mean of the chosen less mean of all, and the cosine with each caption, all in the space of phi
+    embedded = phi(group, DIRECTIONS.mean.numpy(), DIRECTIONS.std.numpy())
+    direction = embedded[chosen].mean(axis=0) - embedded.mean(axis=0)
+    scores = _unit((captions - reference) / DIRECTIONS.std.numpy()) @ _unit(direction)
+    assert best.index == scores.argmax() == 7
+    assert best.score == pytest.approx(scores.max(), abs=1e-5)
+    assert best.margin == pytest.approx((scores.max() - scores.mean()) / scores.std(), rel=1e-4)
+
+
+@pytest.mark.parametrize("chosen", [np.ones(10, bool), np.zeros(10, bool)])
+def test_caption_that_tells__nothing_to_tell(chosen):
+    x, _labels, _correct, captions, reference = PLANTED
+    assert caption_that_tells(DIRECTIONS, x[:10], chosen, captions, reference) is None
+    assert caption_that_tells(DIRECTIONS, x[:10], np.arange(10) < 3, captions[:0], reference) is None
+
+
+def test_caption_that_tells__one_candidate_stands_out_from_nothing():
+    x, _labels, _correct, captions, reference = PLANTED
+    best = caption_that_tells(DIRECTIONS, x[:10], np.arange(10) < 3, captions[:1], reference)
+    assert (best.index, best.margin) == (0, 0.0)
+
+
+@pytest.mark.slow
+def test_caption_that_tells__names_what_is_planted_in_the_packaged_digits():
+    """The most activating images of a group all have one tint: the caption names it, of more than 200."""
+    digits = ColouredDigits("validation", size=1200, seed=0, shortcut=0.95)
+    encoder = load_encoder("embedded:digits")
+    embeddings = encoder.encode_images(digits.images.float() / 255)
+    labels, tints = digits.labels.numpy(), np.array(digits.tint)
+    correct = np.random.default_rng(0).random(len(labels)) < 0.5
+    directions = fit_failure_directions(embeddings, labels, correct, permutations=0)
+    captions = caption_source(encoder, CaptionVocabulary.load("digits"), digits.classes)
+    named = []
+    for k in range(len(digits.classes)):
+        group = np.flatnonzero(labels == k)
+        for tint in np.unique(tints[group]):
+            with_it = np.flatnonzero(tints[group] == tint)
+            if 6 <= len(with_it) <= 0.6 * len(group):
+                chosen = np.isin(np.arange(len(group)), with_it[:6])
+                found = captions(k)
+                best = caption_that_tells(directions, embeddings[group], chosen, found.embeddings, found.reference)
+                assert best.margin > 1
+                named.append(tint in found.texts[best.index].split())
+    assert len(named) >= 20
+    assert np.mean(named) >= 0.9

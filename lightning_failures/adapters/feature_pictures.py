@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -22,6 +22,8 @@ __all__ = ["Attacked", "FeatureViews", "attack_features"]
 
 LEVELS = (ITERATIONS, 200, 100, 50, 25)
 """Steps of an attack, as many as time allows; fewer are longer, so that all go as far."""
+PATIENT = 600.0
+"""Seconds that all attacks of an analysis may take where nothing else limits them."""
 
 _TRIAL = 2
 
@@ -37,6 +39,7 @@ class FeatureViews:
 
     encoder: FeatureEncoder
     store: EmbeddingStore | None = None
+    _stores: dict[str, EmbeddingStore] = field(default_factory=dict)
 
     def seen(self, images: Tensor) -> Tensor:
         """What heat maps belong on: (n, C, H, W) -> (n, C, h, w) in [0, 1]."""
@@ -44,36 +47,56 @@ class FeatureViews:
 
     def maps(self, images: Tensor, feature: int) -> Tensor:
         """The maps (n, h, w) of a feature, each stretched to [0, 1]."""
-
-        def compute() -> Tensor:  # (n, h, w) -> (n, 2 + h * w): the shape goes with the values
+        kind = f"heat maps of {tuple(images.shape[1:])}"
+        flat = self._find(kind, images, feature)
+        if flat is None:
             maps = normalize_maps(self.encoder.encode_maps(images)[:, feature])
-            return torch.cat([torch.tensor(maps.shape[1:]).expand(len(maps), 2), maps.flatten(1)], dim=1)
-
-        height, width = images.shape[2:]
-        flat = self._kept(f"heat maps of {height}x{width}", images, f"feature {feature}", compute)
-        assert flat is not None
+            shape = torch.tensor(maps.shape[1:]).expand(len(maps), 2)
+            flat = self._keep(kind, images, feature, torch.cat([shape, maps.flatten(1)], dim=1))
         return flat[:, 2:].view(-1, int(flat[0, 0]), int(flat[0, 1]))
 
-    def attacked(
-        self, seen: Tensor, feature: int, iterations: int, compute: Callable[[], Tensor | None]
-    ) -> Tensor | None:
-        """Images (n, C, h, w) after an attack: as kept, or as computed; None where that gives None."""
-        kind = f"feature attack of {tuple(seen.shape[1:])}, {iterations} steps"
-        flat = self._kept(kind, seen, f"feature {feature}", lambda: None if (x := compute()) is None else x.flatten(1))
-        return None if flat is None else flat.view(-1, *seen.shape[1:])
+    def attacked(self, seen: Tensor, feature: int, iterations: int) -> Tensor | None:
+        """Images (n, C, h, w) after an attack that was made before, or None."""
+        flat = self._find(_attack(seen, iterations), seen, feature)
+        return None if flat is None else flat.view(seen.shape)
 
-    def _kept(self, kind: str, images: Tensor, salt: str, compute: Callable[[], Tensor | None]) -> Tensor | None:
-        """Vectors of images, one a row: from the store, else computed and put there."""
-        if self.store is None or not len(images):
-            return compute()
-        store, keys = self.store.beside(kind), content_keys(images, salt=salt)
-        if store.missing(keys).any():
-            values = compute()
-            if values is None:
-                return None
-            store.put(keys, values)
+    def keep_attacked(self, seen: Tensor, feature: int, iterations: int, moved: Tensor) -> Tensor:
+        """Keep an attack, and return it as it will be found."""
+        return self._keep(_attack(seen, iterations), seen, feature, moved.flatten(1)).view(seen.shape)
+
+    def flush(self) -> None:
+        """Write what is new."""
+        for store in self._stores.values():
             store.flush()
+
+    def _find(self, kind: str, images: Tensor, feature: int) -> Tensor | None:
+        """Vectors of images for one feature, a row an image, or None if one is lacking."""
+        if self.store is None:
+            return None
+        store, keys = self._beside(kind), _keys(images, feature)
+        return None if store.missing(keys).any() else store.get(keys)
+
+    def _keep(self, kind: str, images: Tensor, feature: int, vectors: Tensor) -> Tensor:
+        """Put vectors into the store, and return them as it will give them."""
+        if self.store is None:
+            return vectors
+        store, keys = self._beside(kind), _keys(images, feature)
+        store.put(keys, vectors)
         return store.get(keys)
+
+    def _beside(self, kind: str) -> EmbeddingStore:
+        assert self.store is not None
+        if kind not in self._stores:
+            self._stores[kind] = self.store.beside(kind)
+        return self._stores[kind]
+
+
+def _keys(images: Tensor, feature: int) -> Tensor:
+    return content_keys(images, salt=f"feature {feature}")
+
+
+def _attack(seen: Tensor, iterations: int) -> str:
+    return f"feature attacks on {tuple(seen.shape[1:])}, {iterations} steps"
 
 
 @dataclass(frozen=True)
@@ -94,17 +117,17 @@ class Attacked:
 
 
 def attack_features(
-    views: FeatureViews, wanted: Sequence[tuple[int, Tensor]], deadline: Deadline | None
+    views: FeatureViews, wanted: Sequence[tuple[int, Tensor]], deadline: Deadline | None = None
 ) -> list[Attacked]:
     """Attack one feature after the other, the most important first, each on all its images at once.
 
-    Without a deadline an attack has the paper's 500 steps. Else each gets an equal share of the time that is left, and
-    the most steps (of ``LEVELS``) that it allows; what does not even allow the fewest is left out.
+    Each gets an equal share of the time that is left, and the most steps (of ``LEVELS``, up to the paper's 500) that
+    this allows; what does not even allow the fewest is left out. Attacks that were made before cost nothing.
 
     Args:
         views: The encoder and what is kept of earlier attacks.
         wanted: Features, each with images (n, C, h, w) as the encoder sees them.
-        deadline: When to be over.
+        deadline: When to be over; by default ``PATIENT`` seconds from now.
 
     Returns:
         One outcome for each of ``wanted``.
@@ -112,61 +135,64 @@ def attack_features(
     encoder = views.encoder
     if not gives_gradients(encoder):
         return [Attacked(note="no feature attack: the encoder gives no gradients") for _ in wanted]
+    deadline = Deadline.after(PATIENT) if deadline is None else deadline
     done: list[Attacked] = []
     try:
-        with encoder.differentiable() as features, _bar(len(wanted)) as step:
-            for place, (feature, seen) in enumerate(wanted):
-                done.append(_attack(views, encoder, features, feature, seen, deadline, len(wanted) - place, step))
+        with encoder.differentiable() as features, _bar(len(wanted)) as on_step:
+            for feature, seen in wanted:
+                queue = len(wanted) - len(done)
+                done.append(_Attack(views, encoder, features, feature, seen, on_step).run(deadline, queue))
     except Exception as error:  # out of memory, an operation without gradient: the other pictures are worth as much
         why = f"feature attack left out: {type(error).__name__}: {str(error)[:200]}"
         done += [Attacked(note=why)] * (len(wanted) - len(done))
     return done
 
 
-def _attack(
-    views: FeatureViews,
-    encoder: DifferentiableEncoder,
-    features: Callable[[Tensor], Tensor],
-    feature: int,
-    seen: Tensor,
-    deadline: Deadline | None,
-    queue: int,
-    on_step: Callable[[int], object],
-) -> Attacked:
-    images = seen.to(encoder.device)
-    levels = LEVELS if deadline is None else _affordable(features, images, feature, deadline, queue)
-    for iterations in LEVELS:
+@dataclass(frozen=True)
+class _Attack:
+    """One feature on its images."""
 
-        def compute(iterations: int = iterations) -> Tensor | None:
-            if iterations not in levels:
-                return None
-            return feature_attack(
-                features,
-                images,
-                feature,
-                iterations=iterations,
-                deadline=deadline,
-                on_step=lambda: on_step(ITERATIONS // iterations),
-            )
+    views: FeatureViews
+    encoder: DifferentiableEncoder
+    features: Callable[[Tensor], Tensor]
+    feature: int
+    seen: Tensor
+    on_step: Callable[[int], object]
 
-        moved = views.attacked(seen, feature, iterations, compute)
-        if moved is not None:
+    def run(self, deadline: Deadline, queue: int) -> Attacked:
+        """Look for it among those that were made, and make it where time allows, the most steps first."""
+        most: int | None = None
+        for iterations in LEVELS:
+            moved = self.views.attacked(self.seen, self.feature, iterations)
+            if moved is None:
+                most = self._most(deadline, queue) if most is None else most
+                fresh = self._make(iterations, deadline) if iterations <= most else None
+                if fresh is None:
+                    continue
+                moved = self.views.keep_attacked(self.seen, self.feature, iterations, fresh.cpu())
             with torch.no_grad():
-                strength = features(moved.to(encoder.device))[:, feature].cpu()
-            return Attacked(moved.cpu(), strength, iterations)
-    return Attacked(note="feature attack left out: out of time")
+                strength = self.features(moved.to(self.encoder.device))[:, self.feature].cpu()
+            return Attacked(moved, strength, iterations)
+        return Attacked(note="feature attack left out: out of time")
 
+    def _most(self, deadline: Deadline, queue: int) -> int:
+        """The most steps that its share of the time allows; the fewest where at least these are possible; else 0."""
+        begun = time.perf_counter()
+        if self._make(_TRIAL, deadline) is None:
+            return 0
+        seconds = (time.perf_counter() - begun) / _TRIAL
+        fitting = [level for level in LEVELS if level * seconds <= deadline.left / queue]
+        return max(fitting, default=LEVELS[-1] if LEVELS[-1] * seconds <= deadline.left else 0)
 
-def _affordable(
-    features: Callable[[Tensor], Tensor], images: Tensor, feature: int, deadline: Deadline, queue: int
-) -> tuple[int, ...]:
-    """The levels that fit into this attack's share of the time, or, if none does, the least if the time is there."""
-    begun = time.perf_counter()
-    if feature_attack(features, images, feature, iterations=_TRIAL, deadline=deadline) is None:
-        return ()
-    seconds = (time.perf_counter() - begun) / _TRIAL
-    fitting = tuple(level for level in LEVELS if level * seconds <= deadline.left / queue)
-    return fitting or (LEVELS[-1:] if LEVELS[-1] * seconds <= deadline.left else ())
+    def _make(self, iterations: int, deadline: Deadline) -> Tensor | None:
+        return feature_attack(
+            self.features,
+            self.seen.to(self.encoder.device),
+            self.feature,
+            iterations=iterations,
+            deadline=deadline,
+            on_step=lambda: self.on_step(ITERATIONS // iterations if iterations != _TRIAL else 0),
+        )
 
 
 @contextlib.contextmanager

@@ -66,7 +66,8 @@ class Sources:
         captions: Class (index) -> its candidate captions; None: no captions.
         browsed: (n,) ids of the examples to look through.
         store: Of the features; heat maps and attacks are kept beside them. None: nothing is kept.
-        deadline: When the pictures should be over. Attacks are what is left out then, and examples to look through.
+        deadline: When the pictures should be over: then attacks are left out, and the rest of what is browsed. None:
+            attacks have time enough, if not for ever.
         names: What people call the features.
     """
 
@@ -261,6 +262,7 @@ def feature_pictures(
     views = FeatureViews(sources.robust, sources.store)
     looked = [_look(views, feature, groups, report, grades, sources) for feature, groups in splits.items()]
     attacked = attack_features(views, [(one.report.feature, one.seen) for one in looked], sources.deadline)
+    views.flush()
     pictures = []
     for one, after in zip(looked, attacked, strict=True):
         strengths = [] if after.strength is None else zip(one.strength.tolist(), after.strength.tolist(), strict=True)

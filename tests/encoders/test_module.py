@@ -8,6 +8,8 @@ from torch import nn
 
 from lightning_failures.encoders import (
     ModuleEncoder,
+    OpenCLIPEncoder,
+    gives_gradients,
     gives_maps,
     gives_texts,
 )
@@ -189,3 +191,43 @@ def test_module_encoder__view_is_what_the_model_sees(net):
     assert view.shape == (1, 3, 16, 16)
     plain = ModuleEncoder(net, "stem", mean=[0.5] * 3, std=[0.5] * 3)
     torch.testing.assert_close(plain.encode_maps(view), encoder.encode_maps(as_batch(smooth_image(40, 60))))
+
+
+@pytest.mark.parametrize("door", [torch.enable_grad, torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize("copy", [True, False])
+def test_differentiable__features_with_gradients_and_no_trace(net, images, copy, door):
+    encoder = ModuleEncoder(net, "stem", copy=copy, mean=[0.4] * 3, std=[0.2] * 3)
+    before = modes(net), hooks(net), [p.requires_grad for p in net.parameters()], rng_states()
+    with door(), encoder.differentiable() as features:
+        seen = encoder.view(images).requires_grad_()
+        values = features(seen)
+        (gradient,) = torch.autograd.grad(values[:, 1].sum(), seen)
+    after = modes(net), hooks(net), [p.requires_grad for p in net.parameters()], rng_states()
+    assert after == before
+    assert all(p.grad is None for p in net.parameters())
+    torch.testing.assert_close(values.detach(), encoder.encode_images(images))
+    # against finite differences, in double precision
+    twin = net.double().eval().stem
+    nudge = torch.zeros(1, 3, *images.shape[2:], dtype=torch.float64)
+    nudge[0, 2, 3, 4] = 1e-5
+
+    def strength(x):
+        return twin((x.double() - 0.4) / 0.2).mean((2, 3))[:, 1]
+
+    with torch.no_grad():
+        slope = (strength(images + nudge) - strength(images - nudge)) / 2e-5
+    torch.testing.assert_close(gradient[:, 2, 3, 4].double(), slope, rtol=1e-3, atol=1e-7)
+
+
+def test_differentiable__after_an_exception(net, images):
+    encoder = ModuleEncoder(net, "stem", copy=False)
+    before = modes(net), hooks(net)
+    net.fail = True
+    with encoder.differentiable() as features, pytest.raises(ValueError, match="out of order"):
+        features(images)
+    assert (modes(net), hooks(net)) == before
+
+
+def test_gives_gradients__where_there_is_a_way_in(net):
+    assert gives_gradients(ModuleEncoder(net, "stem"))
+    assert not gives_gradients(object.__new__(OpenCLIPEncoder))
