@@ -1,20 +1,50 @@
 """Which pictures are drawn, from a real analysis of planted failures."""
 
+import dataclasses
+import time
+
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_failures.adapters.pictures import class_pictures, most_important_rules, rule_pictures
+from lightning_failures.adapters import feature_pictures
+from lightning_failures.adapters.feature_pictures import LEVELS, FeatureViews, attack_features
+from lightning_failures.adapters.pictures import (
+    FEATURE_IMAGES,
+    LEAF_IMAGES,
+    Rows,
+    Sources,
+    browsed_ids,
+    draw_gallery,
+    pictured_groups,
+    pictured_members,
+)
 from lightning_failures.analysis import analyse
+from lightning_failures.budget import Deadline
+from lightning_failures.cache import EmbeddingCache
+from lightning_failures.candidates import ClassCaptions
 from lightning_failures.encoders import ModuleEncoder
+from lightning_failures.feature_names import FeatureName, FeatureNames
 from lightning_failures.records import Grades
+from tests.toy import ColourEncoder, OracleClassifier, callback, loader, trainer
 
 N = 300
 
 
+class Counting(ModuleEncoder):
+    """Counts the forward passes of its module."""
+
+    passes = 0
+
+    def _run(self, prepared):
+        self.passes += 1
+        return super()._run(prepared)
+
+
 @pytest.fixture(scope="module")
-def planted():
-    """Wide images, twice as wide as high; those with a bright bar in the middle fail."""
+def planted(tmp_path_factory):
+    """Wide images, twice as wide as high; nearly all with a bright bar in the middle fail, and few others."""
     generator = torch.Generator().manual_seed(0)
     images = 0.3 * torch.rand(N, 3, 16, 32, generator=generator)
     bar = torch.rand(N, generator=generator) < 0.4
@@ -24,50 +54,271 @@ def planted():
     with torch.random.fork_rng():
         torch.manual_seed(0)
         net[0].reset_parameters()
-    encoder = ModuleEncoder(net, "1", image_size=16, name="net")
-    labels = torch.zeros(N, dtype=torch.int64)
-    confidence = torch.full((N,), 0.5)
-    grades = Grades(torch.arange(N), labels, bar.long(), confidence, ("wide", "other"))
+    encoder = Counting(net, "1", image_size=8, name="net")
+    failed = bar ^ (torch.rand(N, generator=generator) < 0.1)
+    confidence = torch.rand(N, generator=generator)
+    grades = Grades(torch.arange(N), torch.zeros(N, dtype=torch.int64), failed.long(), confidence, ("wide", "other"))
     features = encoder.encode_images(images)
-    return images, bar, encoder, grades, features
-
-
-def draw(planted, worst_k=5):
-    images, _bar, encoder, grades, features = planted
     report = analyse(grades, features, features=features, permutations=99)
-    drawn = class_pictures(report, grades, lambda ids: images[list(ids)], worst_k=worst_k)
-    rules = most_important_rules(report, worst_k)
-    drawn += rule_pictures(rules, (grades.ids, features), lambda ids: images[list(ids)], encoder)
-    return report, drawn
+    store = EmbeddingCache(tmp_path_factory.mktemp("cache")).store("attacks are made once")
+    return images, bar, encoder, grades, features, store, report
 
 
-def test_draw_pictures__classes_and_rules_with_stable_tags(planted):
-    report, drawn = draw(planted)
+def sources(planted, **options):
+    images, _bar, encoder, _grades, features, store, report = planted
+    members = pictured_members(report, 5)
+    given = {
+        "images": lambda ids: images[list(ids)],
+        "robust": encoder,
+        "features": Rows(members, features[members]),
+        "embeddings": Rows(torch.arange(N), features),
+        "captions": None,
+        "browsed": browsed_ids(report, seed=0, limit=20),
+        "store": store,
+    }
+    return Sources(**(given | options))
+
+
+def draw(planted, worst_k=5, **options):
+    return draw_gallery(planted[-1], planted[3], sources(planted, **options), worst_k=worst_k)
+
+
+def of_kind(gallery, kind):
+    return [picture for picture in gallery.pictures if picture.tag.startswith(kind)]
+
+
+def test_draw_gallery__classes_features_and_leaves_with_stable_tags(planted):
+    report = planted[-1]
     assert report.classes[0].pattern
-    assert [picture.tag for picture in drawn] == ["classes/wide", "rules/label/wide/0"]
-    assert all(picture.image.dtype == torch.uint8 and picture.image.shape[0] == 3 for picture in drawn)
-    for again, picture in zip(draw(planted)[1], drawn, strict=True):
-        assert torch.equal(again.image, picture.image)
+    (shown,) = pictured_groups(report, 5)
+    gallery, features = draw(planted)
+    assert [picture.tag for picture in gallery.pictures] == [
+        "classes/wide",
+        *(f"features/{n}" for n in shown.features),
+        *(f"leaves/label/wide/{i}" for i in shown.leaves),
+    ]
+    assert set(shown.features) == set(shown.tree.split_features)
+    assert shown.best in shown.leaves
+    assert {i for i, leaf in enumerate(shown.group.leaves) if leaf.valid} <= set(shown.leaves)
+    assert [(one.feature, one.groups) for one in features] == [(n, ("label/wide",)) for n in shown.features]
+    again, _ = draw(planted)
+    for one, other in zip(gallery.pictures, again.pictures, strict=True):
+        assert torch.equal(one.image, other.image)
 
 
-def test_draw_pictures__none_without_worst_classes(planted):
-    assert draw(planted, worst_k=0)[1] == []
+def test_draw_gallery__none_without_worst_classes_and_no_features_without_trees(planted):
+    assert draw(planted, worst_k=0)[0].pictures == ()
+    gallery, features = draw(planted, robust=None, features=None)
+    assert [picture.tag for picture in gallery.pictures] == ["classes/wide"]
+    assert features == ()
 
 
-def test_draw_pictures__heat_maps_lie_on_what_the_model_saw(planted):
+def test_feature_pictures__the_most_activating_images_of_the_group(planted):
+    encoder, features = planted[2], planted[4]
+    gallery, told = draw(planted)
+    for one, picture in zip(told, of_kind(gallery, "features/"), strict=True):
+        assert list(one.top_ids) == features[:, one.feature].argsort(descending=True)[:FEATURE_IMAGES].tolist()
+        images, heat, attacks = picture.rows
+        assert [tile.id for tile in images.tiles] == [tile.id for tile in heat.tiles] == list(one.top_ids)
+        strengths = [tuple(map(float, tile.text.split(" -> "))) for tile in attacks.tiles]
+        assert all(after > before for before, after in strengths)
+        assert [f"{before:.2f}" for before, _ in strengths] == [tile.text.split("\n")[0] for tile in images.tiles]
+        # what the tiles show is as strong as they say: the thumbnail repeats whole pixels
+        small = torch.stack([tile.image[:, ::12, ::12] for tile in attacks.tiles])
+        found = encoder.encode_images(small)[:, one.feature]
+        assert torch.allclose(found, torch.tensor([after for _, after in strengths]), atol=0.02)
+
+
+def test_feature_pictures__heat_maps_lie_on_what_the_model_saw(planted):
     """The encoder crops to the middle square: its maps belong on that square, not on the wide image."""
-    _report, (classes, rule) = draw(planted)
+    gallery, _ = draw(planted)
 
     def shows_the_edge(picture):
         red, green, blue = picture.image.int()
         return bool(((green > 250) & (red < 5) & (blue < 5)).any())
 
-    assert shows_the_edge(classes)
-    assert not shows_the_edge(rule)
+    assert shows_the_edge(gallery.pictures[0])
+    pictures = of_kind(gallery, "features/")
+    assert all(tile.image.shape[1] == tile.image.shape[2] for one in pictures for row in one.rows for tile in row.tiles)
+    assert not any(shows_the_edge(dataclasses.replace(one, rows=one.rows[:1])) for one in pictures)
 
 
-def test_draw_pictures__hardest_images_are_those_with_the_bar(planted):
-    report, _drawn = draw(planted)
-    bar = planted[1]
+def test_class_pictures__hardest_images_are_those_with_the_bar(planted):
+    bar, report = planted[1], planted[-1]
     assert bar[list(report.classes[0].hardest_ids)].all()
     assert not bar[list(report.classes[0].easiest_ids)].any()
+
+
+def test_class_pictures__least_confident_images_where_the_report_names_them(planted):
+    grades, report = planted[3], planted[-1]
+    least = tuple(grades.confidence.argsort()[:3].tolist())
+    entries = (dataclasses.replace(report.classes[0], least_confident_ids=least), *report.classes[1:])
+    gallery, _ = draw_gallery(dataclasses.replace(report, classes=entries), grades, sources(planted), worst_k=1)
+    row = gallery.pictures[0].rows[2]
+    assert [tile.id for tile in row.tiles] == list(least)
+    assert row.tiles[0].text.startswith(f"{float(grades.confidence[least[0]]):.2f}\n-> ")
+
+
+def test_leaf_pictures__failures_of_the_leaf_and_correct_ones_of_it(planted):
+    grades, report = planted[3], planted[-1]
+    gallery, _ = draw(planted)
+    (shown,) = pictured_groups(report, 5)
+    for index, picture in zip(shown.leaves, of_kind(gallery, "leaves/"), strict=True):
+        leaf = shown.tree.leaves[index]
+        failures, successes = ([tile.id for tile in row.tiles] for row in picture.rows)
+        assert len(failures) == min(LEAF_IMAGES, leaf.failures)
+        assert set(failures) <= set(leaf.ids.tolist())
+        assert grades.failed[failures].all()
+        assert not grades.failed[successes].any()
+        elsewhere = leaf.size == leaf.failures
+        assert (set(successes) <= set(leaf.ids.tolist())) is not elsewhere
+        assert ("rest of the group" in picture.rows[1].title) is elsewhere
+        assert picture.rows[0].tiles[0].text == "-> other"
+        assert leaf.rule in picture.caption
+        assert failures != sorted(failures)  # a choice, not the first ones
+
+
+def test_feature_pictures__captions_and_what_people_wrote(planted):
+    features, report = planted[4], planted[-1]
+    first = pictured_groups(report, 5)[0].features[0]
+    top = features[:, first].argsort(descending=True)[:FEATURE_IMAGES]
+    along = features[top].mean(0) - features.mean(0)
+    # one candidate lies along what the most activating images have, the other against it
+    candidates = ClassCaptions(("a photo of a bar", "a photo of none"), torch.stack([along, -along]), torch.zeros(4))
+    names = FeatureNames({first: FeatureName("bright bar", "spurious", "add images without")})
+    gallery, told = draw(planted, captions=lambda _k: candidates, names=names)
+    assert (told[0].caption, told[0].name, told[0].tag) == ("a photo of a bar", "bright bar", "spurious")
+    assert told[0].caption_score > 0.9
+    assert told[0].caption_margin == pytest.approx(1.0, abs=1e-3)  # of two candidates
+    text = of_kind(gallery, "features/")[0].caption
+    assert text.startswith(f'feature {first} "bright bar" (spurious); looks like "bar" (hypothesis)')
+    _, _, rule = text.partition("its most important leaf has ")
+    assert f'feature {first} "bright bar"' in rule
+    assert f'feature {first} "bright bar"' in of_kind(gallery, "leaves/")[0].caption
+
+
+@pytest.mark.parametrize("worst", [None, lambda _k: None])
+def test_feature_pictures__no_captions(planted, worst):
+    assert {one.caption for one in draw(planted, captions=worst)[1]} == {None}
+
+
+def test_thumbnails__in_order_with_embeddings_or_nan(planted):
+    features, report = planted[4], planted[-1]
+    browsed = browsed_ids(report, seed=0, limit=20)
+    known = browsed[:12]
+    thumbnails = draw(planted, embeddings=Rows(known, features[known]))[0].thumbnails
+    assert torch.equal(thumbnails.ids, browsed)
+    assert thumbnails.images.shape == (20, 3, 48, 48)
+    assert torch.equal(thumbnails.embeddings[:12], features[known])
+    assert thumbnails.embeddings[12:].isnan().all()
+    assert draw(planted, embeddings=None)[0].thumbnails.embeddings is None
+    assert draw(planted, browsed=browsed[:0])[0].thumbnails is None
+
+
+def test_deadline__attacks_are_left_out_and_the_caption_says_so(planted):
+    gallery, told = draw(planted, deadline=Deadline.after(-1), store=None)
+    assert gallery.thumbnails is None
+    assert len(told) == len(of_kind(gallery, "features/")) > 0
+    for picture in of_kind(gallery, "features/"):
+        assert len(picture.rows) == 2
+        assert picture.caption.endswith("feature attack left out: out of time")
+
+
+def test_attack_features__without_gradients_and_after_an_error(planted):
+    seen = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    (plain,) = attack_features(FeatureViews(ColourEncoder()), [(0, seen)])
+    assert (plain.images, plain.note) == (None, "no feature attack: the encoder gives no gradients")
+
+    class Rounds(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.last = nn.Identity()
+
+        def forward(self, x):
+            return self.last(x.flatten(1).detach())
+
+    views = FeatureViews(ModuleEncoder(Rounds(), "last"))
+    found = attack_features(views, [(0, seen), (1, seen)])
+    assert [one.images for one in found] == [None, None]
+    assert all(one.note.startswith("feature attack left out: RuntimeError") for one in found)
+
+
+def test_attack_features__fewer_steps_where_time_is_short(planted, monkeypatch):
+    """On a clock on which a step takes a second."""
+    encoder, seen = planted[2], planted[2].view(planted[0][:2])
+    clock = [0.0]
+    attack = feature_pictures.feature_attack
+
+    def timed(*args, iterations, **options):
+        clock[0] += iterations
+        return attack(*args, iterations=1, **options)
+
+    monkeypatch.setattr(feature_pictures, "feature_attack", timed)
+    monkeypatch.setattr("time.perf_counter", lambda: clock[0])
+    wanted = [(n, seen) for n in range(4)]
+
+    def steps(seconds):
+        return [one.iterations for one in attack_features(FeatureViews(encoder), wanted, Deadline(clock[0] + seconds))]
+
+    assert steps(3000.0) == [500, 500, 500, 500]
+    assert steps(4 * 210.0) == [200, 200, 200, 200]
+    assert steps(70.0) == [25, 25, 0, 0]  # the most important ones
+    assert steps(20.0) == [0, 0, 0, 0]
+
+
+@pytest.mark.slow
+def test_cache__the_same_images_are_not_attacked_again(planted, tmp_path):
+    encoder = planted[2]
+    cache = EmbeddingCache(tmp_path)
+    first, _ = draw(planted, store=cache.store(encoder.fingerprint))
+    before = encoder.passes
+    again, told = draw(planted, store=EmbeddingCache(tmp_path).store(encoder.fingerprint))  # another process
+    assert encoder.passes - before == len(told)  # how strong each is after its attack
+    for one, other in zip(first.pictures, again.pictures, strict=True):
+        assert torch.equal(one.image, other.image)
+    # no deadline can take them away
+    late, _ = draw(planted, store=cache.store(encoder.fingerprint), deadline=Deadline.after(-1))
+    assert all(len(picture.rows) == 3 for picture in of_kind(late, "features/"))
+    # another encoder has none of them
+    before = encoder.passes
+    draw(planted, store=cache.store("another"))
+    assert encoder.passes - before > len(told) * LEVELS[-1]
+
+
+class Slow(TensorDataset):
+    """So that an epoch lasts long enough for attacks."""
+
+    def __getitem__(self, index):
+        time.sleep(0.01)
+        return super().__getitem__(index)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*does not have many workers.*")
+@pytest.mark.filterwarnings("ignore:.*number of training batches .* is smaller than the logging interval.*")
+@pytest.mark.parametrize("door", ["fit", "validate"])
+def test_feature_attacks__behind_both_doors_without_a_trace(tmp_path, door):
+    net = nn.Sequential(nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16), nn.ReLU())
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        net[0].reset_parameters()
+    modes = callback(robust_encoder=ModuleEncoder(net, "2", copy=False), cache_folder=tmp_path / "cache")
+    run = trainer(tmp_path, modes, num_sanity_val_steps=0)
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    module = OracleClassifier()
+    if door == "fit":
+        slow = Slow(
+            *(torch.stack(column) for column in zip(*((x, torch.tensor(y)) for x, y in loader().dataset), strict=True))
+        )
+        run.fit(module, DataLoader(slow, batch_size=16), loader(200))
+    else:
+        state = torch.random.get_rng_state()
+        run.validate(module, loader(200), verbose=False)
+        assert torch.equal(torch.random.get_rng_state(), state)
+    assert modes.last_report.features
+    assert len(list(tmp_path.rglob("*.png"))) > len(modes.last_report.features)
+    assert any((tmp_path / "cache").rglob("*-????????????????/*.safetensors"))  # maps and attacks
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+    assert all(p.grad is None for p in net.parameters())
+    assert net.training
+    assert not any(m._forward_hooks for m in net.modules())
