@@ -37,7 +37,15 @@ from lightning_failures.errors import ConfigurationError, DataError, EncoderErro
 from lightning_failures.gallery import Gallery, Picture, Row, Tile, class_picture
 from lightning_failures.grammar import CaptionVocabulary
 from lightning_failures.interventions import Upweight
-from lightning_failures.records import ClassReport, FailureReport, GroupReport, LeafReport, ValueReport
+from lightning_failures.records import (
+    ClassReport,
+    FailureReport,
+    FeatureReport,
+    GroupReport,
+    LeafReport,
+    ModeReport,
+    ValueReport,
+)
 from lightning_failures.sinks import CSVSink, FileSink
 from lightning_failures.sinks.files import file_name
 from lightning_failures.text import class_table, clean, escape_markdown, markdown_table, tag_part
@@ -136,7 +144,7 @@ def test_keys__one_for_each_class(names):
 
 # ------------------------------------------------------------------------------------------------------ Markdown, HTML
 
-PLAIN = {"table", "thead", "tbody", "tr", "th", "td", "p", "h3", "br", "em", "ul", "li", "hr"}
+PLAIN = {"table", "thead", "tbody", "tr", "th", "td", "p", "h3", "br", "em", "strong", "ul", "li", "hr"}
 
 
 class Tags(HTMLParser):
@@ -202,7 +210,11 @@ def hostile_report(names, captions=("a photo of a cat",)):
         "classes": rows,
         "verdict": names[0],
     }
-    return FailureReport(83, 0.7, classes + skipped, groups, interventions=(acted,), epoch=3)
+    features = tuple(FeatureReport(17, (name,), (1,), name, 0.4, 2.5, name, "spurious", name) for name in names)
+    modes = tuple(ModeReport(name, name, "growing", 0, 3, size=9, examples=40, caption=name) for name in names)
+    return FailureReport(
+        83, 0.7, classes + skipped, groups, features, modes, interventions=(acted,), epoch=3, notes=tuple(names)
+    )
 
 
 def check_page(text, pictures=()):
@@ -248,6 +260,7 @@ def test_report_md__of_hostile_names(tmp_path):
     assert len(set(folded(files))) == len(NAMES)
     everything = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
     texts = {"report.json", "epoch=0003-step=000250/report.json", "epoch=0003-step=000250/report.md"}
+    texts |= {"gallery.json", "report.html"}
     images = {f"epoch=0003-step=000250/images/{name}" for name in files}
     assert everything == {f"in/failures/{name}" for name in texts | images}
     again = FailureReport.from_json((folder / "report.json").read_bytes())
