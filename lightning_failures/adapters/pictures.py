@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import zip_longest
 
 import numpy as np
 import torch
@@ -131,15 +132,18 @@ class Pictured:
 
 
 def pictured_groups(report: FailureReport, worst_k: int) -> list[Pictured]:
-    """The ``worst_k`` groups with a pattern whose most important leaves are the most important ones."""
-    groups = sorted(
-        (g for g in report.groups if g.pattern and len(g.leaves) > 1),
-        key=lambda g: -max(leaf.importance for leaf in g.leaves),
-    )
-    trees = [report.trees[g.grouping, g.class_name] for g in groups[:worst_k]]
+    """``worst_k`` groups with a pattern: label and prediction groups in turn, the most important leaves first."""
+
+    def ranked(grouping: str) -> list[GroupReport]:
+        found = [g for g in report.groups if g.grouping == grouping and g.pattern and len(g.leaves) > 1]
+        return sorted(found, key=lambda g: -max(leaf.importance for leaf in g.leaves))
+
+    turns = zip_longest(ranked("label"), ranked("prediction"))
+    groups = [group for turn in turns for group in turn if group is not None][: max(worst_k, 0)]
+    trees = [report.trees[group.grouping, group.class_name] for group in groups]
     return [
         Pictured(group, tree, torch.unique(torch.cat([leaf.ids for leaf in tree.leaves])))
-        for group, tree in zip(groups, trees, strict=False)
+        for group, tree in zip(groups, trees, strict=True)
     ]
 
 
@@ -275,7 +279,11 @@ def feature_pictures(
                 texts=one.texts,
                 attack_texts=[f"{a:.2f} -> {b:.2f}" for a, b in strengths],
                 attack_title="feature attack: changed until it is as strong as possible"
-                + ("" if after.iterations in (0, ITERATIONS) else f" ({after.iterations} steps)"),
+                + (
+                    ""
+                    if after.iterations in (0, ITERATIONS)
+                    else f" ({after.iterations} of {ITERATIONS} steps: time was short)"
+                ),
                 role=one.role,
                 note=after.note,
             )

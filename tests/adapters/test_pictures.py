@@ -26,7 +26,7 @@ from lightning_failures.cache import EmbeddingCache
 from lightning_failures.candidates import ClassCaptions
 from lightning_failures.encoders import ModuleEncoder
 from lightning_failures.feature_names import FeatureName, FeatureNames
-from lightning_failures.records import Grades
+from lightning_failures.records import Grades, GroupReport, LeafReport
 from tests.toy import ColourEncoder, OracleClassifier, callback, loader, trainer
 
 N = 300
@@ -104,6 +104,29 @@ def test_draw_gallery__classes_features_and_leaves_with_stable_tags(planted):
     again, _ = draw(planted)
     for one, other in zip(gallery.pictures, again.pictures, strict=True):
         assert torch.equal(one.image, other.image)
+
+
+def test_pictured_groups__label_and_prediction_groups_in_turn(planted):
+    report = planted[-1]
+    (tree,) = {id(tree): tree for tree in report.trees.values() if len(tree.leaves) > 1}.values()
+
+    def group(grouping, name, importance, pattern=True):
+        leaves = tuple(LeafReport("", 9, 0.5, 0.5, value, True) for value in (importance, 0.0))
+        return GroupReport(grouping, name, 9, pattern=pattern, leaves=leaves)
+
+    groups = (
+        group("prediction", "a", 0.9),
+        group("prediction", "b", 0.8),
+        group("prediction", "c", 0.7),
+        group("label", "a", 0.1),
+        group("label", "b", 0.2),
+        group("label", "c", 0.9, pattern=False),
+    )
+    found = dataclasses.replace(report, groups=groups, trees={(g.grouping, g.class_name): tree for g in groups})
+    names = ["label/b", "prediction/a", "label/a", "prediction/b", "prediction/c"]
+    assert [one.name for one in pictured_groups(found, 9)] == names
+    assert [one.name for one in pictured_groups(found, 3)] == names[:3]
+    assert pictured_groups(found, 0) == []
 
 
 def test_draw_gallery__none_without_worst_classes_and_no_features_without_trees(planted):
