@@ -120,10 +120,9 @@ class Pictured:
         return max(range(len(self.tree.leaves)), key=lambda i: self.tree.leaves[i].importance)
 
     @property
-    def features(self) -> list[int]:
-        """Those that its rules mention: on the way to the most important leaf first, from the root down."""
-        path = [split.feature for split in self.tree.leaves[self.best].splits]
-        return list(dict.fromkeys([*path, *self.tree.split_features]))
+    def path(self) -> list[int]:
+        """The features on the way to the most important leaf, from the root down."""
+        return [split.feature for split in self.tree.leaves[self.best].splits]
 
     @property
     def leaves(self) -> list[int]:
@@ -256,13 +255,17 @@ class _Shown:
 def feature_pictures(
     shown: Sequence[Pictured], report: FailureReport, grades: Grades, sources: Sources
 ) -> tuple[tuple[FeatureReport, ...], list[Picture]]:
-    """Draw each feature that the rules mention once, on the images of the first group that it splits."""
+    """Draw each feature that the rules mention once, on the images of the first group that it splits.
+
+    First come those on the way to the most important leaf of a group.
+    """
     if sources.robust is None or sources.features is None:
         return (), []
     splits: dict[int, list[Pictured]] = {}
-    for group in shown:
-        for feature in group.features:
-            splits.setdefault(feature, []).append(group)
+    for feature in [f for group in shown for f in group.path] + [
+        f for group in shown for f in group.tree.split_features
+    ]:
+        splits.setdefault(feature, [group for group in shown if feature in group.tree.split_features])
     views = FeatureViews(sources.robust, sources.store)
     looked = [_look(views, feature, groups, report, grades, sources) for feature, groups in splits.items()]
     attacked = attack_features(views, [(one.report.feature, one.seen) for one in looked], sources.deadline)

@@ -94,13 +94,14 @@ def test_draw_gallery__classes_features_and_leaves_with_stable_tags(planted):
     gallery, features = draw(planted)
     assert [picture.tag for picture in gallery.pictures] == [
         "classes/wide",
-        *(f"features/{n}" for n in shown.features),
+        *(f"features/{n}" for n in dict.fromkeys([*shown.path, *shown.tree.split_features])),
         *(f"leaves/label/wide/{i}" for i in shown.leaves),
     ]
-    assert set(shown.features) == set(shown.tree.split_features)
     assert shown.best in shown.leaves
     assert {i for i, leaf in enumerate(shown.group.leaves) if leaf.valid} <= set(shown.leaves)
-    assert [(one.feature, one.groups) for one in features] == [(n, ("label/wide",)) for n in shown.features]
+    assert [(one.feature, one.groups) for one in features] == [
+        (n, ("label/wide",)) for n in dict.fromkeys([*shown.path, *shown.tree.split_features])
+    ]
     again, _ = draw(planted)
     for one, other in zip(gallery.pictures, again.pictures, strict=True):
         assert torch.equal(one.image, other.image)
@@ -203,7 +204,7 @@ def test_leaf_pictures__failures_of_the_leaf_and_correct_ones_of_it(planted):
 
 def test_feature_pictures__captions_and_what_people_wrote(planted):
     features, report = planted[4], planted[-1]
-    first = pictured_groups(report, 5)[0].features[0]
+    first = pictured_groups(report, 5)[0].path[0]
     top = features[:, first].argsort(descending=True)[:FEATURE_IMAGES]
     along = features[top].mean(0) - features.mean(0)
     # one candidate lies along what the most activating images have, the other against it
