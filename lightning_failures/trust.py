@@ -6,6 +6,8 @@ it. The user's words in it are cleaned, not escaped: that is for the page on whi
 
 from __future__ import annotations
 
+import math
+
 from lightning_failures.phrases import clean, interval, number, shorten_caption
 from lightning_failures.records import ClassReport, GroupReport, LeafReport
 
@@ -72,7 +74,7 @@ def group_sentence(group: GroupReport) -> str:
 
 
 def _strength(entry: ClassReport) -> str:
-    score, null = entry.cv_score or 0.0, entry.cv_null_interval
+    score, null = round(entry.cv_score or 0.0, 2), entry.cv_null_interval  # as it is shown
     stderr = "" if entry.cv_score_stderr is None else f" +- {_percent(entry.cv_score_stderr)}"
     beyond = null is None or score > null[1]
     grade = "Strong" if score >= STRONG and beyond else "Clear" if score >= CLEAR and beyond else "Weak"
@@ -98,19 +100,32 @@ def _words(entry: ClassReport) -> str:
     if entry.caption_p_value > LEVEL:
         return f"{words} a weak hypothesis: chance finds words that fit as well ({_p(entry.caption_p_value)})."
     margins = entry.hardest_caption_margins
-    out = (
-        f"they stand out of all candidates by {number(margins[0], '.1f')} standard deviations, and " if margins else ""
-    )
-    return f"{words} a hypothesis: {out}chance seldom finds words that fit as well ({_p(entry.caption_p_value)})."
+    margin = f", margin {number(margins[0], '.1f')}" if margins else ""
+    fit = f"{words} a hypothesis: chance seldom finds words that fit as well ({_p(entry.caption_p_value)}{margin})."
+    return f"{fit}{_nearest(entry)}"
+
+
+def _nearest(entry: ClassReport) -> str:
+    """Whether examples that match the words fail more than others: the quarter that is nearest to them."""
+    if not entry.nearest:
+        return ""
+    rate, few = entry.nearest[-1].hardest, [point for point in entry.nearest if 4 * point.k <= entry.nearest[-1].k]
+    point = few[-1] if few else entry.nearest[0]
+    if point.hardest is None or rate is None:
+        return ""
+    told = f" Of the {point.k} examples nearest to them {_percent(point.hardest)} are right, of all {_percent(rate)}"
+    if point.hardest >= rate:
+        return f"{told}: that speaks against them."
+    certain = rate - point.hardest > 2 * math.sqrt(rate * (1 - rate) / point.k)
+    return f"{told}." if certain else f"{told}: too small a difference to tell."
 
 
 def _agreement(entry: ClassReport) -> str:
     if entry.agreement is None:
         return ""
-    how = (
-        "mostly the same" if entry.agreement >= MOSTLY else "partly the same" if entry.agreement >= PARTLY else "other"
-    )
-    return f"The failure tree picks out {how} examples (agreement {number(entry.agreement)}, 1 is full)."
+    kappa = round(entry.agreement, 2)
+    how = "mostly the same" if kappa >= MOSTLY else "partly the same" if kappa >= PARTLY else "other"
+    return f"The most important leaf of the failure tree holds {how} examples (agreement {number(kappa)}, 1 is full)."
 
 
 def _worst(leaf: LeafReport, base: float | None) -> str:

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from lightning_failures.records import ClassReport, GroupReport, LeafReport
+from lightning_failures.records import ClassReport, CurvePoint, GroupReport, LeafReport
 from lightning_failures.trust import group_sentence, trust_sentence
 
 FOUND = ClassReport(
@@ -19,6 +19,7 @@ FOUND = ClassReport(
     hardest_caption_scores=(-1.0,),
     hardest_caption_margins=(2.94,),
     caption_p_value=0.002,
+    nearest=tuple(CurvePoint(k, accuracy) for k, accuracy in ((10, 0.1), (80, 0.3), (160, 0.4), (400, 0.7))),
     cv_null_mean=0.5,
     cv_null_interval=(0.44, 0.57),
     cv_null_permutations=20,
@@ -34,9 +35,9 @@ def test_trust_sentence__everything_at_hand():
     assert trust_sentence(FOUND) == (
         "Strong pattern: it tells the 120 failures from the successes with 85 % +- 2 % success, on examples that it "
         "had not seen (50 % is a coin toss, shuffled outcomes reach 44 % to 57 %; p = 0.001). "
-        'The words "red cat" are a hypothesis: they stand out of all candidates by 2.9 standard deviations, and chance '
-        "seldom finds words that fit as well (p = 0.002). "
-        "The failure tree picks out mostly the same examples (agreement 0.71, 1 is full)."
+        'The words "red cat" are a hypothesis: chance seldom finds words that fit as well (p = 0.002, margin 2.9). '
+        "Of the 80 examples nearest to them 30 % are right, of all 70 %. "
+        "The most important leaf of the failure tree holds mostly the same examples (agreement 0.71, 1 is full)."
     )
 
 
@@ -50,6 +51,7 @@ def test_trust_sentence__everything_at_hand():
         ({"p_value": 0.4, "pattern": False}, "No pattern: chance could have put the 120 failures where they are (p = 0.4)"),  # noqa: E501
         ({"p_value": 0.03, "pattern": False}, "No pattern: among so many classes chance makes some look like this (p = 0.03)"),  # noqa: E501
         ({"cv_score": 0.8}, "Strong pattern"),
+        ({"cv_score": 0.796}, "Strong pattern"),
         ({"cv_score": 0.79}, "Clear pattern"),
         ({"cv_score": 0.64}, "Weak pattern"),
         ({"cv_null_interval": (0.5, 0.9)}, "Weak pattern"),
@@ -65,9 +67,13 @@ def test_trust_sentence__what_comes_first(changes, start):
         ({"examples": 90}, "With 27 failures only, expect it to change with more data."),
         ({"caption_p_value": None}, 'The words "red cat" are an untested hypothesis.'),
         ({"caption_p_value": 0.3}, "are a weak hypothesis: chance finds words that fit as well (p = 0.3)."),
-        ({"hardest_caption_margins": ()}, "are a hypothesis: chance seldom"),
-        ({"agreement": 0.3}, "picks out partly the same examples"),
-        ({"agreement": -0.1}, "picks out other examples (agreement -0.10"),
+        ({"hardest_caption_margins": ()}, "that fit as well (p = 0.002). Of the"),
+        ({"nearest": ()}, "(p = 0.002, margin 2.9). The most important leaf"),
+        ({"nearest": (CurvePoint(30, 0.2), CurvePoint(100, 0.5))}, "Of the 30 examples nearest to them 20 % are right, of all 50 %."),  # noqa: E501
+        ({"nearest": (CurvePoint(25, 0.55), CurvePoint(100, 0.7))}, "25 examples nearest to them 55 % are right, of all 70 %: too small a difference to tell."),  # noqa: E501
+        ({"nearest": (CurvePoint(25, 0.7), CurvePoint(100, 0.7))}, "25 examples nearest to them 70 % are right, of all 70 %: that speaks against them."),  # noqa: E501
+        ({"agreement": 0.3}, "holds partly the same examples"),
+        ({"agreement": -0.1}, "holds other examples (agreement -0.10"),
         ({"cv_null_interval": None, "cv_score_stderr": None}, "with 85 % success, on examples that it had not seen (50 % is a coin toss; p"),  # noqa: E501
     ],
 )  # fmt: skip
