@@ -9,10 +9,11 @@ A test at every epoch finds something in some. So a mode is *born* when it was s
 when it was then not seen three times in a row. Until it is born it is told as "new"; one that goes before is forgotten.
 A cured mode that is seen again keeps its name: it is told as "returned" until it was seen three times in a row.
 
-A born mode is growing or shrinking if, of the examples that it flagged three sightings ago, more have come to fail
-since than have ceased to, or fewer, by a sign test at 5 %. That is a test at every look, too: of modes that do not
-change some will be told as changing. It also takes examples as independent, which frames of one video, or examples
-whose logits move together, are not. Size is something else: the flagged failures, whatever is flagged now.
+A born mode is growing or shrinking if, of the examples that it flagged at its *base*, more have come to fail since than
+have ceased to, or fewer, by a sign test at 5 %; the present becomes the base then. The first base is the first
+sighting. So slow changes add up until they are told, and are told once. That is a test at every look, too: of modes
+that do not change some will be told as changing. It also takes examples as independent, which frames of one video, or
+examples whose logits move together, are not. Size is something else: the flagged failures, whatever is flagged now.
 
 An analysis that did not look at a class (for want of time), or at less than half as many of its examples as the last
 one that saw the mode, does not count as not having seen it.
@@ -32,16 +33,16 @@ from lightning_failures.directions import LEFT_OUT
 from lightning_failures.matching import LEVEL, Likeness, Look, Mask, Rows, change, drift, likeness, matches, sign_test
 from lightning_failures.records import FailureReport, ModeReport
 
-__all__ = ["IN_A_ROW", "LOOKS", "MOST", "Diary", "Mode", "advance"]
+__all__ = ["IN_A_ROW", "MOST", "Diary", "Mode", "advance"]
 
 IN_A_ROW = 3
 """Analyses that make a mode born, or cured."""
 
-LOOKS = 3
-"""Analyses whose members are kept of each mode: the present ones are compared with the oldest."""
-
 MOST = 16
 """Modes of one class that are kept, cured ones among them; the last seen ones stay."""
+
+
+_CHANGED = ("growing", "shrinking")
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,7 +54,8 @@ class Mode:
         class_index: The label.
         class_name: Its name.
         direction: (D,) float16, unit length: w of the SVM when it was last seen; failures lie against it.
-        looks: What the last analyses that saw it, at most :data:`LOOKS`, saw; the oldest first.
+        look: What the last analysis that saw it saw.
+        base: What the analysis saw that it was last told to have changed at, or the first one.
         since: The epoch in which it was first seen.
         last: The number of the analysis that saw it last.
         seen: In how many analyses it was seen.
@@ -69,7 +71,8 @@ class Mode:
     class_index: int
     class_name: str
     direction: NDArray[np.float16]
-    looks: tuple[Look, ...]
+    look: Look
+    base: Look
     since: int | None
     last: int
     seen: int = 1
@@ -151,7 +154,7 @@ def advance(diary: Diary, report: FailureReport) -> tuple[Diary, tuple[ModeRepor
     numbers = dict(diary.numbers)
     kept: list[Mode] = []
     told: list[ModeReport] = []
-    for scene in _scenes(report, {k: modes[0].looks[-1].ids for k, modes in known.items()}):
+    for scene in _scenes(report, {k: modes[0].look.ids for k, modes in known.items()}):
         if scene.sights or scene.index in known:
             modes, reports = _advance_class(known.pop(scene.index, []), scene, numbers, diary.analyses, report.epoch)
             kept += modes
@@ -186,9 +189,10 @@ def _advance_class(
         if i in pairs:
             j, alike = pairs[i]
             new = _seen_again(mode, scene.sights[j], analysis)
-            told.append(_tell_seen(new, mode, scene, alike))
-            kept.append(new)
-        elif mode.cured or not scene.looked_at or 2 * scene.looked_at < len(mode.looks[-1].ids):
+            status = _status(new)
+            told.append(_tell_seen(new, status, scene, mode.look, alike))
+            kept.append(replace(new, base=new.look) if status in _CHANGED else new)
+        elif mode.cured or not scene.looked_at or 2 * scene.looked_at < len(mode.look.ids):
             kept.append(mode)
             told += [] if mode.cured else [_tell_missed(mode, scene, "missing")]
         else:
@@ -201,16 +205,24 @@ def _advance_class(
             numbers[scene.name] = numbers.get(scene.name, 0) + 1
             name = f"{scene.name} {numbers[scene.name]}"
             new = Mode(
-                name, scene.index, scene.name, sight.direction, (sight.look,), epoch, analysis, caption=sight.caption
+                name=name,
+                class_index=scene.index,
+                class_name=scene.name,
+                direction=sight.direction,
+                look=sight.look,
+                base=sight.look,
+                since=epoch,
+                last=analysis,
+                caption=sight.caption,
             )
-            told.append(_tell_seen(new, None, scene, None))
+            told.append(_tell_seen(new, "new", scene))
             kept.append(new)
     last_seen = sorted(range(len(kept)), key=lambda i: -kept[i].last)[:MOST]
     return [kept[i] for i in sorted(last_seen)], told
 
 
 def _likeness(mode: Mode, sight: _Sight) -> Likeness:
-    return likeness(mode.direction.astype(np.float32), mode.looks[-1], sight.direction.astype(np.float32), sight.look)
+    return likeness(mode.direction.astype(np.float32), mode.look, sight.direction.astype(np.float32), sight.look)
 
 
 def _seen_again(mode: Mode, sight: _Sight, analysis: int) -> Mode:
@@ -218,7 +230,8 @@ def _seen_again(mode: Mode, sight: _Sight, analysis: int) -> Mode:
     return replace(
         mode,
         direction=sight.direction,
-        looks=(*(() if mode.cured else mode.looks), sight.look)[-LOOKS:],
+        look=sight.look,
+        base=sight.look if mode.cured else mode.base,
         last=analysis,
         seen=mode.seen + 1,
         row=row,
@@ -235,16 +248,27 @@ def _not_seen(mode: Mode) -> Mode:
     return replace(mode, missed=missed, cured=cured, was_cured=mode.was_cured or cured)
 
 
-def _tell_seen(mode: Mode, before: Mode | None, scene: _Scene, alike: Likeness | None) -> ModeReport:
-    now = mode.looks[-1]
-    gained, lost = (None, None) if before is None else change(now, before.looks[-1])
+def _status(mode: Mode) -> str:
+    """Of a mode that is seen again."""
+    if not mode.born:
+        return "returned" if mode.was_cured else "new"
+    gained, lost = drift(mode.look, mode.base)
+    if sign_test(gained, lost) > LEVEL:
+        return "persisting"
+    return "growing" if gained > lost else "shrinking"
+
+
+def _tell_seen(
+    mode: Mode, status: str, scene: _Scene, before: Look | None = None, alike: Likeness | None = None
+) -> ModeReport:
+    gained, lost = (None, None) if before is None else change(mode.look, before)
     return ModeReport(
         name=mode.name,
         class_name=mode.class_name,
-        status=_status(mode, now, now if before is None else before.looks[0]),
+        status=status,
         since=mode.since,
         seen=mode.seen,
-        size=now.size,
+        size=mode.look.size,
         examples=scene.examples,
         gained=gained,
         lost=lost,
@@ -252,15 +276,6 @@ def _tell_seen(mode: Mode, before: Mode | None, scene: _Scene, alike: Likeness |
         shared=None if alike is None or alike.shared is None else round(alike.shared, 4),
         caption=mode.caption,
     )
-
-
-def _status(mode: Mode, now: Look, then: Look) -> str:
-    if not mode.born:
-        return "returned" if mode.was_cured else "new"
-    gained, lost = drift(now, then)
-    if sign_test(gained, lost) > LEVEL:
-        return "persisting"
-    return "growing" if gained > lost else "shrinking"
 
 
 def _tell_missed(mode: Mode, scene: _Scene, status: str) -> ModeReport:

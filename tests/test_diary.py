@@ -11,9 +11,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lightning_failures.diary import IN_A_ROW, LOOKS, MOST, Diary, advance
+from lightning_failures.diary import IN_A_ROW, MOST, Diary, advance
 from lightning_failures.directions import LEFT_OUT
 from lightning_failures.interventions.parts import ReportPart
+from lightning_failures.matching import LEVEL, sign_test
 from lightning_failures.records import FailureReport, Grades
 from tests.told import SIZE, Sight, told
 
@@ -142,7 +143,7 @@ def test_advance__modes_that_change_places_keep_their_names():
     diary, rows = follow(*(nine(epoch, *modes, fails=range(50)) for epoch, modes in enumerate(both)))
     assert rows == [[("nine 1", status), ("nine 2", status)] for status in ["new"] * 2 + ["persisting"] * 3]
     assert [int(np.argmin(mode.direction)) for mode in diary.modes] == [0, 1]
-    assert [mode.looks[-1].size for mode in diary.modes] == [30, 30]
+    assert [mode.look.size for mode in diary.modes] == [30, 30]
 
 
 def test_advance__modes_of_one_class_are_not_taken_for_those_of_another():
@@ -225,13 +226,20 @@ def test_advance__growing_and_shrinking_in_the_flagged(then, now, status):
     assert statuses(rows)[-1] == status
     _, (mode,) = advance(follow(*reports[:3])[0], reports[3])
     assert (mode.size, mode.gained, mode.lost) == (now, max(now - then, 0), max(then - now, 0))
-    later = [nine(epoch, flagged, fails=range(now)) for epoch in range(4, 8)]
-    assert statuses(follow(*later, diary=diary)[1])[LOOKS:] == ["persisting"]  # compared with three sightings ago
+    later = [nine(epoch, flagged, fails=range(now)) for epoch in range(4, 6)]
+    assert statuses(follow(*later, diary=diary)[1]) == ["persisting"] * 2  # a change is told once
 
 
-def test_advance__slow_growth_adds_up():
-    reports = [nine(epoch, Sight(0, range(60)), fails=range(20 + 2 * epoch)) for epoch in range(7)]
-    assert statuses(follow(*reports)[1]) == ["new"] * 2 + ["persisting"] + ["growing"] * 4
+def test_advance__slow_growth_adds_up_until_it_is_told():
+    reports = [nine(epoch, Sight(0, range(60)), fails=range(20 + epoch)) for epoch in range(14)]
+    assert statuses(follow(*reports)[1]) == ["new"] * 2 + (["persisting"] * 4 + ["growing"] + ["persisting"]) * 2
+    assert sign_test(6, 0) <= LEVEL < sign_test(5, 0)
+
+
+def test_advance__a_turn_is_told_at_once():
+    fails = [50, 50, 50, 30, 20, 45]
+    reports = [nine(epoch, Sight(0, range(60)), fails=range(count)) for epoch, count in enumerate(fails)]
+    assert statuses(follow(*reports)[1]) == ["new", "new", "persisting", "shrinking", "shrinking", "growing"]
 
 
 def test_advance__to_flag_more_is_not_to_grow():
@@ -264,13 +272,12 @@ def test_advance__names_are_those_of_planted_modes_whatever_is_seen_when(analyse
             assert axis_of.setdefault(name, int(np.argmin(mode.direction))) == int(np.argmin(mode.direction))
         for mode in modes:
             assert (mode.status in ("missing", "cured")) == (mode.name not in seen)
-            assert mode.size == (seen[mode.name].looks[-1].size if mode.name in seen else 0) <= mode.examples == SIZE
+            assert mode.size == (seen[mode.name].look.size if mode.name in seen else 0) <= mode.examples == SIZE
             assert mode.missed <= IN_A_ROW
             assert (mode.status == "cured") <= (mode.seen >= IN_A_ROW)
             assert (mode.status == "returned") <= (mode.name in cured)
             cured |= {mode.name} if mode.status == "cured" else set()
         assert len(diary.modes) <= MOST
-        assert all(len(mode.looks) <= LOOKS for mode in diary.modes)
         whole = replace(report, modes=modes)
         assert FailureReport.from_json(whole.to_json()).modes == modes
 

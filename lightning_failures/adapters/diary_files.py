@@ -93,7 +93,7 @@ def _last_readable(paths: list[Path], tell: Callable[[str], Any]) -> Diary:
 
 @dataclass(frozen=True)
 class _PlainMode:
-    """What JSON holds of a mode; ``looks`` are the places of its looks among all."""
+    """What JSON holds of a mode; ``look`` and ``base`` are places among the looks of the diary."""
 
     name: str
     class_index: int
@@ -107,7 +107,11 @@ class _PlainMode:
     was_cured: bool
     cured: bool
     caption: str | None
-    looks: tuple[int, ...]
+    look: int
+    base: int
+
+
+_COPIED = [field.name for field in dataclasses.fields(_PlainMode) if field.name not in ("look", "base")]
 
 
 @dataclass(frozen=True)
@@ -124,22 +128,21 @@ class _PlainDiary:
 
 def save_diary(diary: Diary, path: Path) -> None:
     """Write one safetensors file, atomically. Ids that several looks share are written once."""
-    looks = [look for mode in diary.modes for look in mode.looks]
+    looks = list({id(look): look for mode in diary.modes for look in (mode.look, mode.base)}.values())
+    place = {id(look): number for number, look in enumerate(looks)}
     distinct = {id(look.ids): look.ids for look in looks}
-    place = {key: number for number, key in enumerate(distinct)}
-    starts = accumulate((len(mode.looks) for mode in diary.modes), initial=0)
-    copied = [field.name for field in dataclasses.fields(_PlainMode) if field.name != "looks"]
+    place_of_ids = {key: number for number, key in enumerate(distinct)}
     plain = _PlainDiary(
         modes=tuple(
             _PlainMode(
-                **{name: getattr(mode, name) for name in copied}, looks=tuple(range(start, start + len(mode.looks)))
+                **{name: getattr(mode, name) for name in _COPIED}, look=place[id(mode.look)], base=place[id(mode.base)]
             )
-            for mode, start in zip(diary.modes, starts, strict=False)
+            for mode in diary.modes
         ),
         analyses=diary.analyses,
         numbers=diary.numbers,
         encoder=diary.encoder,
-        look_ids=tuple(place[id(look.ids)] for look in looks),
+        look_ids=tuple(place_of_ids[id(look.ids)] for look in looks),
         id_counts=tuple(len(ids) for ids in distinct.values()),
     )
     tensors = {
@@ -193,9 +196,10 @@ def _put_together(plain: _PlainDiary, directions: Tensor, ids: Tensor, flagged: 
     looks = [Look(*parts) for parts in zip(kinds, *masks, strict=True)]
     modes = tuple(
         Mode(
-            **{field.name: getattr(mode, field.name) for field in dataclasses.fields(mode) if field.name != "looks"},
+            **{name: getattr(mode, name) for name in _COPIED},
             direction=direction.numpy(),
-            looks=tuple(looks[number] for number in mode.looks),
+            look=looks[mode.look],
+            base=looks[mode.base],
         )
         for mode, direction in zip(plain.modes, directions, strict=True)
     )
