@@ -73,7 +73,7 @@ def visit(browser: Browser) -> Iterator[Callable[..., Visit]]:
     contexts = []
 
     def open_page(
-        address: str | Path, *, width: int = 1600, height: int = 1000, dark: bool = False, timeout: float = 120.0
+        address: str | Path, *, width: int = 1600, height: int = 1000, dark: bool = False, timeout: float = 60.0
     ) -> Visit:
         context = browser.new_context(
             viewport={"width": width, "height": height},

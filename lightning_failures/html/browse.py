@@ -59,7 +59,7 @@ def browsed(table: ExampleTable | None, thumbnails: Thumbnails | None, report: F
         return found
     rows = torch.isin(table.ids, thumbnails.ids).nonzero().flatten()
     rows = rows[torch.argsort(table.failed[rows].int(), descending=True, stable=True)][:ROWS]
-    places = torch.searchsorted(thumbnails.ids, table.ids[rows]).tolist()
+    places = torch.searchsorted(thumbnails.ids.contiguous(), table.ids[rows]).tolist()
     album, kept = Album(IMAGE_CHARACTERS), []
     images: dict[int, tuple[int, str]] = {}
     for row, place in zip(rows.tolist(), places, strict=True):
@@ -85,7 +85,7 @@ def browsed(table: ExampleTable | None, thumbnails: Thumbnails | None, report: F
     ]
     found["images"] = [uri for _, uri in images.values()]
     found["names"] = [clean(name, 80) for name in table.class_names]
-    words = names_in(report.features)
+    words = {number: clean(name, 60) for number, name in names_in(report.features).items()}
     used = {found["names"][label] for _, _, label, *_ in found["rows"]}
     place_of = {name: index for index, name in enumerate(table.class_names)}
     found["rules"] = {

@@ -162,7 +162,7 @@ def view(run: Run) -> Page:
     shelf = _Shelf(gallery, Lookup(table))
     before = len(history) - 2 if len(history) > 1 else None
 
-    named, names = {feature.feature: feature for feature in report.features}, names_in(report.features)
+    named, names = {feature.feature: feature for feature in report.features}, _short_names(report)
     groups = _ranked_groups(report)
     drawn = [(index, group) for index, group in groups if group.pattern and group.skipped is None][:TREES]
     ranked = _ranked_classes(report)
@@ -214,6 +214,10 @@ def view(run: Run) -> Page:
             "images": shelf.album.omitted,
         },
     )
+
+
+def _short_names(report: FailureReport) -> dict[int, str]:
+    return {number: clean(name, 60) for number, name in names_in(report.features).items()}
 
 
 def _title(run: Run) -> str:
@@ -347,7 +351,8 @@ def _modes(report: FailureReport, history: tuple[FailureReport, ...]) -> tuple[M
     for told in histories(history):
         analysis, place = past[told.name][-1]
         at = f"report/modes/{now[told.name]}" if told.name in now else f"history/{analysis}/modes/{place}"
-        rows.append(ModeRow(at, history[analysis].modes[place], told.status, tuple(past[told.name])))
+        status = told.status if told.name in now or told.status == "cured" else "missing"
+        rows.append(ModeRow(at, history[analysis].modes[place], status, tuple(past[told.name])))
     return tuple(sorted(rows, key=lambda row: (row.mode.name not in now, -row.mode.size)))
 
 

@@ -54,7 +54,10 @@
     if (place.dataset.rows) copy.data = { values: data.charts.curves[place.dataset.rows] };
     drawn.add(place);
     return vegaEmbed(place, copy, { ast: true, actions: false, renderer: "svg", config: config(), tooltip: { theme: "custom" } })
-      .then(() => { place.dataset.drawn = isDark() ? "dark" : "light"; });
+      .then(() => {
+        place.querySelector("svg").setAttribute("aria-hidden", "true"); // the place itself has role and name
+        place.dataset.drawn = isDark() ? "dark" : "light";
+      });
   };
   const redraw = () => Promise.all([...drawn].map(draw));
   const sight = new IntersectionObserver((seen) => {

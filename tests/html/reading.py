@@ -1,0 +1,52 @@
+"""What the numbers of a page say they are, looked up in the files of the run; independent of the package."""
+
+from __future__ import annotations
+
+import json
+import re
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+from safetensors.numpy import load_file
+
+
+def documents(folder: Path) -> dict[str, Any]:
+    """What ``data-of`` speaks of, from the files in ``failures/``."""
+    analyses = sorted(folder.glob("epoch=*"), key=lambda path: int(path.name.split("step=")[1]))
+    return {
+        "report": json.loads((folder / "report.json").read_text()),
+        "history": [json.loads((path / "report.json").read_text()) for path in analyses],
+        "examples": load_file(folder / "examples.safetensors"),
+    }
+
+
+def looked_up(of: str, known: dict[str, Any]) -> float:
+    """``report/classes/3/accuracy``, ``1 - path`` or ``path - path``."""
+    one, _, other = of.rpartition(" - ")
+    if one:
+        return (1.0 if one == "1" else looked_up(one, known)) - looked_up(other, known)
+    found: Any = known
+    for part in of.split("/"):
+        found = found[part] if isinstance(found, dict) else found[int(part)]
+    return float(found)
+
+
+def shown(text: str) -> tuple[float, float]:
+    """The number that people read, and half of its last digit."""
+    plain = text.replace("\u2212", "-").replace("\u202f", "").replace(",", "").strip()
+    percent = plain.endswith("%")
+    number = Decimal(re.sub(r"[%\s]", "", plain))
+    scale = 100 if percent else 1
+    return float(number) / scale, 0.5 * 10.0 ** int(number.as_tuple().exponent) / scale
+
+
+def wrong_numbers(found: list[list[str]], known: dict[str, Any]) -> list[str]:
+    """Those of (text, value, of) that differ from the files."""
+    wrong = []
+    for text, value, of in found:
+        truth = looked_up(of, known)
+        number, half = shown(text)
+        if abs(float(value) - truth) > 1e-6 * max(1, abs(truth)) or abs(number - truth) > half * (1 + 1e-6) + 1e-9:
+            wrong.append(f"{text} ({value}) is not {of} = {truth}")
+    return wrong
