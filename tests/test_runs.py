@@ -231,6 +231,16 @@ def test_file_sink__a_damaged_file_of_names_does_not_stop_the_page(folder, monke
     assert json.loads((folder / "report.json").read_text())["features"]
 
 
+def test_file_sink__names_in_a_file_of_the_user(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr("lightning_failures.html.render", lambda run: str([one.name for one in run.report.features]))
+    mine = tmp_path / "mine.yaml"
+    mine.write_text("- {encoder: f, feature: 17, name: red stroke}\n")
+    FileSink(folder, mine).show(report(2, features=(FeatureReport(17), FeatureReport(5))), Gallery(), 200)
+    assert (folder / "report.html").read_text() == "['red stroke', None]"
+    assert "feature: 5" in mine.read_text()
+    assert not (folder / "features.yaml").exists()
+
+
 def test_report__names_do_not_touch_other_records(folder):
     (folder / "features.yaml").write_text("- {encoder: f, feature: 17, name: x}\n")
     found = open_run(folder).report

@@ -26,7 +26,7 @@ __all__ = [
 ]
 
 
-def sinks_for(loggers: Iterable[Any], folder: Path) -> list[Sink]:
+def sinks_for(loggers: Iterable[Any], folder: Path, *, feature_names: Path | None = None) -> list[Sink]:
     """Return the sinks of a run.
 
     Loggers are told apart by the names of their classes, because ``lightning.pytorch`` and ``pytorch_lightning`` have
@@ -35,8 +35,9 @@ def sinks_for(loggers: Iterable[Any], folder: Path) -> list[Sink]:
     Args:
         loggers: Those of the Trainer.
         folder: Where the files go.
+        feature_names: Where people name features; None: features.yaml in ``folder``.
     """
-    sinks: list[Sink] = [FileSink(folder)]
+    sinks: list[Sink] = [FileSink(folder, feature_names)]
     for logger in loggers:
         names = {base.__name__ for base in type(logger).__mro__}
         if "TensorBoardLogger" in names:

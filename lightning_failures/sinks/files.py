@@ -40,10 +40,12 @@ class FileSink:
     The last report also lies in ``<folder>/report.json``, and beside it the directions that it tells of, for pools that
     are scored later, and its table of examples. Where the last report has none, there is no such file. With the
     pictures come ``gallery.json`` and ``report.html``, which are all that a reader needs, and ``features.yaml``, in
-    which people name features. See :mod:`lightning_failures.runs`.
+    which people name features, unless they do so in a file of their own, ``feature_names``. See
+    :mod:`lightning_failures.runs`.
     """
 
     folder: Path
+    feature_names: Path | None = None
 
     def write(self, report: FailureReport, step: int) -> None:
         """Write one analysis; each file appears whole or not at all."""
@@ -73,14 +75,15 @@ class FileSink:
         try:
             self._ask_for_names(report)  # in a file of the user, which may be damaged
         finally:
-            write_html(self.folder)
+            own = self.feature_names
+            write_html(open_run(self.folder, feature_names=own if own and own.is_file() else None))
 
     def _ask_for_names(self, report: FailureReport) -> None:
-        """Add the features that nothing is known of to features.yaml."""
+        """Add the features that nothing is known of to the file in which they get names."""
         encoder = report.robust_encoder_fingerprint
         unnamed = [one for one in report.features if one.name is None and one.tag is None and one.action is None]
         if encoder is not None and unnamed:
-            add_to_template(self.folder / FEATURES_FILE, unnamed, encoder=encoder)
+            add_to_template(self.feature_names or self.folder / FEATURES_FILE, unnamed, encoder=encoder)
 
 
 def write_html(run: Run | Path, output: Path | None = None) -> Path:
