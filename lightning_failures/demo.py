@@ -12,11 +12,13 @@ import lightning as L
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 
+from lightning_failures.atomic import write_atomically
 from lightning_failures.callback import FailureModes
 from lightning_failures.digits import ColouredDigitsDataModule, DigitClassifier
 from lightning_failures.errors import ConfigurationError
 from lightning_failures.records import FailureReport
-from lightning_failures.sinks import write_report
+from lightning_failures.runs import HTML_FILE
+from lightning_failures.sinks import write_html, write_report
 from lightning_failures.text import class_table, enrichment_lines
 
 __all__ = ["attach_truth", "demo", "train_digits"]
@@ -41,12 +43,13 @@ def demo(*, seed: int = 0, output: Path = Path("failures-demo"), epochs: int = 6
         raise ConfigurationError(f"demo: epochs must be at least 1, got {epochs}.")
     report, log_dir = train_digits(seed=seed, output=output, epochs=epochs, shortcut=shortcut)
     write_report(report, output)
+    write_atomically(output / HTML_FILE, (log_dir / "failures" / HTML_FILE).read_bytes())
     print(f"\nFailure modes after {epochs} epochs, {report.examples} validation images:\n")
     print(class_table(report))
     if told := enrichment_lines(report):
         print("\nKnown attributes, over-represented among what the directions flag:\n  " + "\n  ".join(told))
     print(
-        f"\nReport:       {output / 'report.json'} (pictures in {log_dir / 'failures'})"
+        f"\nReport:       {output / HTML_FILE} (one file, for any browser; all records are in {log_dir / 'failures'})"
         f"\nTensorBoard:  tensorboard --logdir {output}"
     )
 
@@ -83,7 +86,9 @@ def train_digits(
         trainer.fit(DigitClassifier(), datamodule=data)
     assert callback.last_report is not None  # on_error="raise"
     report = attach_truth(callback.last_report, data.sets["validation"].truth)
-    write_report(report, Path(logger.log_dir) / "failures")
+    folder = Path(logger.log_dir) / "failures"
+    write_report(report, folder)
+    write_html(folder)
     return report, Path(logger.log_dir)
 
 
