@@ -99,7 +99,7 @@ def diary_lines(report: FailureReport, *, limit: int | None = None) -> list[str]
 
     >>> mode = ModeReport("nine 1", "nine", "growing", 2, 4, size=41, examples=400, gained=12, lost=3)
     >>> diary_lines(FailureReport(4000, 0.8, (), modes=(mode,)))
-    ['nine 1: growing since epoch 2, 41 of 400 examples (+12 -3)']
+    ['nine 1: growing, 41 of 400 examples (+12 -3), first seen in epoch 2']
     """
     modes = _ranked(report.modes)
     lines = [_line(mode) for mode in modes[:limit]]
@@ -112,19 +112,19 @@ def diary_markdown(report: FailureReport, *, limit: int | None = None) -> str:
     >>> print(diary_markdown(FailureReport(9, 0.5, (), modes=(ModeReport("cat 1", "cat", "new", 0, size=4),))))
     ### Failure diary
     <BLANKLINE>
-    | mode | status | since epoch | failures | of | gained | lost | hardest caption |
+    | mode | status | first seen | failures | of | gained | lost | hardest caption |
     | :--- | :--- | ---: | ---: | ---: | ---: | ---: | :--- |
     | cat 1 | new | 0 | 4 | 0 | - | - | - |
     """
     modes = _ranked(report.modes)
     if not modes:
         return ""
-    head = ("mode", "status", "since epoch", "failures", "of", "gained", "lost", "hardest caption")
+    head = ("mode", "status", "first seen", "failures", "of", "gained", "lost", "hardest caption")
     rule = (":---", ":---", "---:", "---:", "---:", "---:", "---:", ":---")
     rows = [
         (
             escape_markdown(mode.name),
-            _status(mode),
+            escape_markdown(_status(mode)),
             *(number(count, "d") for count in (mode.since, mode.size, mode.examples, mode.gained, mode.lost)),
             "-" if mode.caption is None else escape_markdown(shorten_caption(mode.caption)),
         )
@@ -142,12 +142,11 @@ def _ranked(modes: Iterable[ModeReport]) -> list[ModeReport]:
 
 
 def _line(mode: ModeReport) -> str:
-    since = "" if mode.since is None else f" since epoch {mode.since}"
-    if mode.status in ("missing", "cured"):
-        text = f"{clean(mode.name)}: {_status(mode)}"
-    else:
+    text = f"{clean(mode.name)}: {_status(mode)}"
+    if mode.status not in ("missing", "cured"):
         change = "" if mode.gained is None or mode.lost is None else f" (+{mode.gained} -{mode.lost})"
-        text = f"{clean(mode.name)}: {mode.status}{since}, {mode.size} of {mode.examples} examples{change}"
+        text += f", {mode.size} of {mode.examples} examples{change}"
+    text += "" if mode.since is None else f", first seen in epoch {mode.since}"
     return text + ("" if mode.caption is None else f", {shorten_caption(mode.caption)}")
 
 
@@ -158,4 +157,4 @@ def _status(mode: ModeReport) -> str:
         return f"cured: not seen in {mode.missed} {times} in a row"
     if mode.status == "missing":
         return f"missing: not seen in {mode.missed} {times}" if mode.missed else "not looked for"
-    return escape_markdown(mode.status)
+    return clean(mode.status)
