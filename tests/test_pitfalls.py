@@ -57,7 +57,7 @@ class Seen(Callback):
 def test_inference_mode__both_doors_give_the_same_report_and_pictures(tmp_path):
     found = {}
     for door in ("fit", "validate"):
-        modes = callback(robust_encoder=ColourEncoder("robust"))
+        modes = callback(robust_encoder=ColourEncoder("robust"), pictures_every_n=1)  # drawn within the validation
         run = trainer(tmp_path / door, modes, num_sanity_val_steps=0)
         grads = []
 
@@ -73,7 +73,12 @@ def test_inference_mode__both_doors_give_the_same_report_and_pictures(tmp_path):
         assert set(grads) == {door == "validate"}
         files = sorted((tmp_path / door).rglob("*.png"))
         found[door] = modes.last_report, {path.name: path.read_bytes() for path in files}
-    assert found["fit"][0].to_dict()["classes"] == found["validate"][0].to_dict()["classes"]
+    classes = [
+        # what chance would have scored is found for as many classes as an epoch leaves time for
+        [{k: v for k, v in entry.items() if not k.startswith("cv_null")} for entry in report.to_dict()["classes"]]
+        for report, _ in found.values()
+    ]
+    assert classes[0] == classes[1]
     assert found["fit"][0].to_dict()["groups"] == found["validate"][0].to_dict()["groups"]
     assert found["fit"][1] == found["validate"][1] != {}
 
