@@ -13,8 +13,10 @@ from pathlib import Path
 @contextmanager
 def tensorboard(log_dir: Path) -> Iterator[str]:
     """Serve a folder on a free port of this machine alone; gives the address, and stops the server at the end."""
-    command = [sys.executable, "-m", "tensorboard.main", "--logdir", str(log_dir), "--host", "127.0.0.1", "--port", "0"]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as server:
+    place = log_dir.resolve()  # its pages name the folder as the command does
+    command = [sys.executable, "-m", "tensorboard.main", "--logdir", place.name, "--host", "127.0.0.1", "--port", "0"]
+    output = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, cwd=place.parent, **output) as server:
         try:
             assert server.stderr is not None
             told = []
