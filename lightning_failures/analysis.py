@@ -89,7 +89,7 @@ def analyse(
         delta: A valid leaf has an error rate above the base error rate + delta ...
         tau: ... and an error coverage above tau.
         cv_permutations: Permutations of correctness whose CV scores stand beside those of 10 classes, those with a
-            pattern and the lowest accuracy first. Each takes a fit: 20 for 10 classes take longer than the rest.
+            pattern and the lowest accuracy first. Each takes a fit: 20 of them take as long as the rest.
         time_budget: Seconds. When half of them are spent no further direction is fitted (four fifths where there are no
             features), after four fifths no further tree is grown, and then no further captions are scored, nor
             permutations fitted; those with the most failures come first. The report's notes say what was left out.
