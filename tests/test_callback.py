@@ -265,8 +265,11 @@ def test_iterable__needs_ids(tmp_path):
 
 
 def test_iterable__ids_from_read_batch(tmp_path):
-    modes = callback(read_batch=lambda outputs, batch: BatchRecord(ids=batch[2]), pictures=False)
-    trainer(tmp_path, modes).validate(StreamClassifier(), DataLoader(Stream(), batch_size=16), verbose=False)
+    modes = callback(read_batch=lambda outputs, batch: BatchRecord(ids=batch[2]))
+    with pytest.warns(UserWarning, match="not the indices of the dataset: no pictures"):
+        trainer(tmp_path, modes).validate(StreamClassifier(), DataLoader(Stream(), batch_size=16), verbose=False)
+    assert list(tmp_path.rglob("report.html"))
+    assert not list(tmp_path.rglob("*.png"))
     expected = callback()
     trainer(tmp_path, expected).validate(OracleClassifier(), loader(), verbose=False)
     assert modes.last_report.classes == expected.last_report.classes

@@ -90,11 +90,13 @@ class Painter:
         Returns:
             The report with the features that are shown, the same on all; and the pictures, None on other processes.
         """
-        sources = self._sources(scene, ranks, deadline)
+        if not scene.collector.indexed:
+            self.say_once("The ids of read_batch are not the indices of the dataset: no pictures.")
+        sources = self._sources(scene, ranks, deadline) if scene.collector.indexed else None
         report = self._with_nulls(scene, ranks, deadline)
-        gallery, features = None, report.features
+        gallery = Gallery(epoch=report.epoch, global_step=report.global_step) if ranks.is_first else None
+        features = report.features
         if sources is not None:
-            gallery = Gallery(epoch=report.epoch, global_step=report.global_step)
             try:
                 gallery, features = draw_gallery(report, scene.grades, sources, worst_k=self.worst_k)
             except Exception as error:

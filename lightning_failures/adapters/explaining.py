@@ -122,9 +122,6 @@ class Explainer:
             self.say_once(collector.doubt)
         start = time.perf_counter()
         grades = collector.grades()
-        indexed = collector.indexed
-        if pictures and not indexed:
-            self.say_once("The ids of read_batch are not the indices of the dataset: no pictures.")
         parts = None if act is None else part_of(grades, seed=self.seed, decision=decision)
         found = grades if parts is None else take_grades(grades, parts == DISCOVERY)
         sampled = collector.sampled(grades)
@@ -159,9 +156,7 @@ class Explainer:
         modes = ranks.run(lambda: keep_diary(report, folder, tell=self.say_once) if ranks.is_first else ())
         report = replace(report, modes=ranks.broadcast(modes))
         ranks.run(lambda: self._write(trainer, report, folder) if ranks.is_first else None)
-        self._undrawn.pop(index, None)
-        if indexed:
-            self._undrawn[index] = Scene(report, loader, found, seen, collector, folder)
+        self._undrawn[index] = Scene(report, loader, found, seen, collector, folder)
         return (self.draw(index, ranks, seconds=picture_seconds) or report) if pictures and in_time else report
 
     def draw(self, index: int, ranks: Ranks, *, seconds: float | None = None) -> FailureReport | None:
