@@ -30,7 +30,19 @@ from numpy.typing import NDArray
 
 from lightning_failures.arrays import as_array
 from lightning_failures.directions import LEFT_OUT
-from lightning_failures.matching import LEVEL, Likeness, Look, Mask, Rows, change, drift, likeness, matches, sign_test
+from lightning_failures.matching import (
+    LEVEL,
+    Likeness,
+    Look,
+    Mask,
+    Rows,
+    change,
+    drift,
+    likeness,
+    matches,
+    on_shared,
+    sign_test,
+)
 from lightning_failures.records import FailureReport, ModeReport
 
 __all__ = ["IN_A_ROW", "MOST", "Diary", "Mode", "advance"]
@@ -112,12 +124,24 @@ class _Sight:
 
 @dataclass(frozen=True)
 class _Scene:
-    """What this analysis tells of one class: n examples looked at, of all that were graded."""
+    """What this analysis tells of one class.
+
+    Attributes:
+        index: The label.
+        name: Of the class.
+        examples: How many were graded.
+        looked_at: How many of them directions have looked at.
+        ids: (n,) int64 of those graded; none without a table.
+        failed: (n,) bool.
+        sights: The modes that are seen.
+    """
 
     index: int
     name: str
-    looked_at: int
     examples: int
+    looked_at: int
+    ids: Rows
+    failed: Mask
     sights: list[_Sight]
 
 
@@ -279,6 +303,7 @@ def _tell_seen(
 
 
 def _tell_missed(mode: Mode, scene: _Scene, status: str) -> ModeReport:
+    now, then = on_shared(Look(scene.ids, np.zeros_like(scene.failed), scene.failed), mode.look)
     return ModeReport(
         name=mode.name,
         class_name=mode.class_name,
@@ -287,6 +312,7 @@ def _tell_missed(mode: Mode, scene: _Scene, status: str) -> ModeReport:
         seen=mode.seen,
         missed=mode.missed,
         examples=scene.examples,
+        left=int(np.count_nonzero(then.members & now.failed)) if then.size else None,
         caption=mode.caption,
     )
 
@@ -298,7 +324,8 @@ def _scenes(report: FailureReport, known_ids: dict[int, Rows]) -> Iterator[_Scen
     """
     directions, table = report.directions, report.table
     if directions is None or table is None:
-        yield from (_Scene(k, entry.name, 0, entry.examples, []) for k, entry in enumerate(report.classes))
+        nobody = np.empty(0, dtype=np.int64), np.empty(0, dtype=np.bool_)
+        yield from (_Scene(k, entry.name, entry.examples, 0, *nobody, []) for k, entry in enumerate(report.classes))
         return
     labels, ids, failed = as_array(table.labels), as_array(table.ids), as_array(table.failed)
     order = np.argsort(labels, kind="stable")
@@ -319,7 +346,7 @@ def _scenes(report: FailureReport, known_ids: dict[int, Rows]) -> Iterator[_Scen
         looked_at = int(np.count_nonzero(~np.isnan(values[0][rows])))
         if directions.skipped.get(k, LEFT_OUT) != LEFT_OUT:  # too few failures for a direction is also an answer
             looked_at = len(rows)
-        yield _Scene(k, entry.name, looked_at, entry.examples, sights)
+        yield _Scene(k, entry.name, entry.examples, looked_at, ids[rows], failed[rows], sights)
 
 
 def _look(ids: Rows, failed: Mask, values: NDArray[np.float32], known: Rows | None) -> Look:

@@ -146,6 +146,8 @@ def _line(mode: ModeReport) -> str:
     if mode.status not in ("missing", "cured"):
         change = "" if mode.gained is None or mode.lost is None else f" (+{mode.gained} -{mode.lost})"
         text += f", {mode.size} of {mode.examples} examples{change}"
+    elif mode.left is not None:
+        text += f", {mode.left} of its failures left"
     text += "" if mode.since is None else f", first seen in epoch {mode.since}"
     return text + ("" if mode.caption is None else f", {shorten_caption(mode.caption)}")
 

@@ -215,6 +215,7 @@ class ModeReport(_Readable):
     ``since`` is the epoch in which it was first seen, ``seen`` the number of analyses in which it was, ``missed``
     for how many in a row it was not. ``size`` counts its flagged failures now, of ``examples`` of its class;
     ``gained`` and ``lost`` are those that came and went among the examples that the last analysis has seen too.
+    Where it is not seen, ``left`` counts how many of the failures that it had when it was last seen still fail.
     ``cosine`` and ``shared`` tell how alike it is to what it was matched with: of the directions, and the share of
     the smaller set of failures that both have.
     """
@@ -229,6 +230,7 @@ class ModeReport(_Readable):
     examples: int = 0
     gained: int | None = None
     lost: int | None = None
+    left: int | None = None
     cosine: float | None = None
     shared: float | None = None
     caption: str | None = None

@@ -64,7 +64,17 @@ def test_advance__a_mode_is_cured_when_not_seen_three_times_in_a_row():
     assert rows[3:] == [[("nine 1", "missing")], [("nine 1", "missing")], [("nine 1", "cured")], [], []]
     assert diary.modes[0].cured
     _, modes = advance(follow(*reports[:5])[0], reports[5])
-    assert (modes[0].missed, modes[0].size, modes[0].gained, modes[0].since) == (3, 0, None, 0)
+    assert (modes[0].missed, modes[0].size, modes[0].gained, modes[0].since, modes[0].left) == (3, 0, None, 0, 3)
+
+
+def test_advance__what_is_left_is_counted_among_shared_examples():
+    diary, _ = follow(*(nine(epoch, RED) for epoch in range(3)))
+    _, (mode,) = advance(diary, nine(3, fails=range(20, 60), ids=range(25, 85)))
+    assert (mode.status, mode.left) == ("missing", 5)
+    _, (mode,) = advance(diary, nine(3, fails=(), ids=range(40, 100)))
+    assert (mode.status, mode.left) == ("missing", None)
+    _, (mode,) = advance(diary, replace(nine(3), directions=None))
+    assert (mode.status, mode.left, mode.missed) == ("missing", None, 0)
 
 
 def test_advance__a_gap_of_two_is_no_cure():

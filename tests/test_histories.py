@@ -54,7 +54,7 @@ def test_histories__of_nothing():
 def test_diary_lines__what_has_changed_comes_first():
     modes = (
         ModeReport("a 1", "a", "persisting", 0, 5, size=90, examples=100, gained=1, lost=1),
-        ModeReport("b 1", "b", "cured", 0, 5, missed=3, examples=100, caption="a photo of a red b"),
+        ModeReport("b 1", "b", "cured", 0, 5, missed=3, examples=100, left=2, caption="a photo of a red b"),
         ModeReport("c 1", "c", "growing", 2, 4, size=20, examples=100, gained=9, lost=1),
         ModeReport("d 1", "d", "missing", 2, 4, missed=1, examples=100),
         ModeReport("e 1", "e", "missing", 2, 4, examples=100),
@@ -63,7 +63,7 @@ def test_diary_lines__what_has_changed_comes_first():
     report = FailureReport(600, 0.5, (), modes=modes)
     assert diary_lines(report) == [
         "c 1: growing, 20 of 100 examples (+9 -1), first seen in epoch 2",
-        "b 1: cured: not seen in 3 analyses in a row, first seen in epoch 0, red b",
+        "b 1: cured: not seen in 3 analyses in a row, 2 of its failures left, first seen in epoch 0, red b",
         "d 1: missing: not seen in 1 analysis, first seen in epoch 2",
         "e 1: not looked for, first seen in epoch 2",
         "a 1: persisting, 90 of 100 examples (+1 -1), first seen in epoch 0",
