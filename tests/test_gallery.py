@@ -106,3 +106,19 @@ def test_leaf_picture__failures_above_correct_ones_and_the_rule_in_words():
     )
     assert picture.image.shape[1] > 2 * 96
     assert "rest of the group" in leaf_picture(group, 0, [BLACK], [BLACK], elsewhere=True).rows[1].title
+
+
+@pytest.mark.parametrize("name", ["a/b", "../../x", "", "猫 🐈", "\x1b[31m\nred", "\ud800", "x" * 5000])
+def test_pictures__any_name(name):
+    leaf = LeafReport("feature 3 > 0.5", 20, 0.6, 0.4, 0.24, True)
+    feature = FeatureReport(3, (f"label/{name}",), (1,), caption=name, name=name, tag=name, action=name)
+    drawn = (
+        feature_picture(feature, [BLACK], torch.rand(1, 4, 4), attack_title=name, role=name, note=name),
+        leaf_picture(GroupReport("label", name, 9, leaves=(leaf,)), 0, [BLACK], [], names={3: name}),
+    )
+    for picture in drawn:
+        assert picture.image.shape[2] < 1000
+        assert picture.caption.isprintable()
+        assert len(picture.caption) <= 1000
+    assert drawn[1].tag.count("/") == 3
+    assert ".." not in drawn[1].tag.split("/")
