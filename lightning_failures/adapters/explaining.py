@@ -234,7 +234,7 @@ class Explainer:
     def _write(self, trainer: Trainer, report: FailureReport, folder: Path) -> None:
         """Write to every sink; one that fails is told of and left out."""
         if folder not in self._sinks:
-            self._sinks[folder] = sinks_for(trainer.loggers, folder)
+            self._sinks[folder] = sinks_for(trainer.loggers, folder, feature_names=self.feature_names)
         self._tell_failed(each_sink(self._sinks[folder], lambda sink: sink.write(report, report.global_step or 0)))
 
     def _tell_failed(self, failed: list[tuple[Sink, Exception]]) -> None:
