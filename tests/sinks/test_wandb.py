@@ -129,7 +129,7 @@ def test_run__is_read_back(tmp_path, logger):
     assert [one.name for one in artifacts] == [f"failures-{name}"] * 2  # two versions of one
     assert json.loads(artifacts[1].metadata)["epoch"] == 4
     held = {one.path: one for one in artifacts[1].manifest.contents}
-    assert {"report.json", "examples.safetensors"} <= set(held)
+    assert set(held) == {"report.html", "report.json", "gallery.json", "examples.safetensors"}  # of what there is
     assert {path for path in held if (folder / path).read_bytes() != Path(held[path].local_path).read_bytes()} == set()
 
     classes = written(tmp_path, "table")
