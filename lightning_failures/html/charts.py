@@ -152,7 +152,10 @@ def diary(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 def _plain(chart: Any, *, height: int) -> dict[str, Any]:
     """As wide as its place; the theme, also the background, is the page's."""
-    spec: dict[str, Any] = chart.properties(width="container", height=height).to_dict(validate=False)
+    import altair as alt
+
+    with alt.data_transformers.enable(consolidate_datasets=False):  # data stay where they are used
+        spec: dict[str, Any] = chart.properties(width="container", height=height).to_dict(validate=False)
     spec.pop("config", None)
     spec["autosize"] = {"type": "fit-x", "contains": "padding"}
     return spec
