@@ -537,7 +537,7 @@ def test_loggers__wandb_offline(tmp_path):
     finally:
         wandb.finish()
     assert summary["failures/cv_score_mean"] == pytest.approx(modes.last_report.summary["cv_score_mean"])
-    assert len(list((media / "table").rglob("*.table.json"))) == 2
+    assert len(list((media / "table").rglob("table_*.table.json"))) == 2
     assert list((media / "images").rglob("*.png"))
     # W&B's folder is shared by runs: the report lies in one of its own
     assert (tmp_path / "failures" / logger.name / logger.version / "report.json").is_file()

@@ -437,7 +437,7 @@ def test_run__tables_keep_their_shape(run):
         metrics = list(csv.reader(file))
     assert len({len(row) for row in metrics}) == 1
     assert len([key for key in metrics[0] if re.fullmatch(r"failures/class/[\w.=-]+/accuracy", key)]) == 4
-    tables = list(root.glob("wandb/offline-run-*/files/media/table/**/*.table.json"))
+    tables = list(root.glob("wandb/offline-run-*/files/media/table/failures/table_*.table.json"))
     assert len(tables) == 2
     for path in tables:
         table = json.loads(path.read_text())

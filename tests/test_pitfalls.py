@@ -6,8 +6,6 @@ import ast
 import functools
 import gc
 import re
-import struct
-import time
 import weakref
 from pathlib import Path
 
@@ -28,6 +26,7 @@ from lightning_failures.cache import EmbeddingCache
 from lightning_failures.encoders import load_encoder
 from lightning_failures.errors import ConfigurationError
 from lightning_failures.interventions import Upweight
+from tests.sinks.offline import transactions
 from tests.toy import Classifier, ColourEncoder, Images, OracleClassifier, callback, loader, trainer
 
 ROOT = Path(__file__).parents[1]
@@ -206,29 +205,10 @@ def test_tensorboard__few_tags_each_with_the_same_meaning_at_every_step(tmp_path
     assert [one.step for one in events.Scalars("failures/cv_score_mean")] == [9, 19, 29, 39, 49, 59]
 
 
-def records_of(path: Path) -> list[bytes]:
-    """Of an offline run: LevelDB's log format after a header of 7 bytes (checksum, length, kind; blocks of 32 KiB)."""
-    content, at, records = path.read_bytes(), 7, []
-    while at + 7 <= len(content):  # its end may not be there yet
-        if 32_768 - at % 32_768 < 7:  # no room for a header
-            at += 32_768 - at % 32_768
-            continue
-        _, length, kind = struct.unpack_from("<IHB", content, at)
-        part = content[at + 7 : at + 7 + length]
-        if len(part) < length:
-            break
-        records += [part] if kind in (1, 2) else []  # whole, or the first of several parts
-        records[-1] += b"" if kind in (1, 2) else part
-        at += 7 + length
-    return records
-
-
 @pytest.mark.slow
 def test_wandb__no_point_of_an_offline_run_is_lost(tmp_path):
     """Its own steps go on with every call; ours never names one, and the axis is trainer/global_step."""
     wandb = pytest.importorskip("wandb")
-    from wandb.proto import wandb_internal_pb2
-
     logger = WandbLogger(save_dir=tmp_path, offline=True, settings=wandb.Settings(silent=True, disable_git=True))
     modes = callback(pictures=False)
     try:
@@ -236,15 +216,9 @@ def test_wandb__no_point_of_an_offline_run_is_lost(tmp_path):
         run.fit(OracleClassifier(), loader(), loader())
     finally:
         wandb.finish()
-    (file,) = tmp_path.rglob("*.wandb")
-    until, records = time.monotonic() + 60, []
-    while not any(one.WhichOneof("record_type") == "exit" for one in records):  # another process writes it
-        assert time.monotonic() < until
-        time.sleep(0.1)
-        records = [wandb_internal_pb2.Record.FromString(content) for content in records_of(file)]
     rows = [
         {item.key or "/".join(item.nested_key): item.value_json for item in one.history.item}
-        for one in records
+        for one in transactions(tmp_path)
         if one.WhichOneof("record_type") == "history"
     ]
     tables = [row for row in rows if any(key.startswith("failures/table") for key in row)]

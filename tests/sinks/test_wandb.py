@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import struct
-import time
 import uuid
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +16,7 @@ from lightning_failures.gallery import Gallery, Picture, Row, Tile
 from lightning_failures.records import FailureReport
 from lightning_failures.sinks import FileSink, Sink, WandbSink, each_sink, sinks_for
 from lightning_failures.sinks.wandb import EXAMPLE_COLUMNS, MAX_EXAMPLES
+from tests.sinks.offline import transactions
 from tests.sinks.test_tensorboard import ENTRY, NASTY, report, table, thumbnails
 from tests.toy import OracleClassifier, callback, loader, trainer
 
@@ -37,37 +35,6 @@ def logger(tmp_path, monkeypatch, request):
     settings = wandb.Settings(silent=True, disable_git=True)
     yield loggers.WandbLogger(save_dir=tmp_path, offline=True, id=f"run.{uuid.uuid4().hex[:8]}", settings=settings)
     wandb.finish()
-
-
-def transactions(folder: Path, *, seconds: float = 60) -> list[Any]:
-    """The records of a run that is over: its last one may reach the disk after wandb.finish() has returned."""
-    (path,) = folder.glob("wandb/offline-run-*/*.wandb")
-    end = time.monotonic() + seconds
-    while True:
-        records = list(read_records(path.read_bytes()))
-        if records and records[-1].WhichOneof("record_type") == "exit":
-            return records
-        assert time.monotonic() < end, "the run has no end"
-        time.sleep(0.05)
-
-
-def read_records(data: bytes) -> Iterator[Any]:
-    """W&B's own messages in a log in the format of LevelDB: blocks of 32 KiB, records in one part or several."""
-    from wandb.proto.wandb_internal_pb2 import Record
-
-    place, parts = 7, b""
-    while place + 7 <= len(data):
-        if (left := 32768 - place % 32768) < 7:
-            place += left
-            continue
-        _, length, kind = struct.unpack_from("<IHB", data, place)
-        if place + 7 + length > len(data):
-            return
-        parts += data[place + 7 : place + 7 + length]
-        place += 7 + length
-        if kind in (1, 4):  # a whole record, or its last part
-            yield Record.FromString(parts)
-            parts = b""
 
 
 def values(items: Any) -> dict[str, Any]:
