@@ -314,7 +314,7 @@ class Slow(TensorDataset):
     """So that an epoch lasts long enough for attacks."""
 
     def __getitem__(self, index):
-        time.sleep(0.01)
+        time.sleep(0.025)
         return super().__getitem__(index)
 
 
@@ -343,7 +343,9 @@ def test_feature_attacks__behind_both_doors_without_a_trace(tmp_path, door):
     drawn = open_run(next(tmp_path.rglob("gallery.json")).parent).gallery
     features = of_kind(drawn, "features/")
     assert len(features) == len(modes.last_report.features) > 0
-    assert all("->" in tile.text for picture in features for tile in picture.rows[2].tiles)  # the attacks
+    attacked = [picture.rows[2] for picture in features if len(picture.rows) == 3]
+    assert len(attacked) > 0  # in fit, as many as time allows
+    assert all("->" in tile.text for row in attacked for tile in row.tiles)
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
     assert all(p.grad is None for p in net.parameters())
     assert net.training
