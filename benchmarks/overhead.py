@@ -1,11 +1,12 @@
-"""What the callback adds to an epoch of the demo, with a warm cache, and where the time goes.
+"""What the callback adds to an epoch of the demo, what pictures add to an analysis, and where the time goes.
 
     python benchmarks/overhead.py --output benchmarks/results/overhead.json
 
-The demo's data, model, options and logger, trained with and without ``FailureModes`` in turn. The first run, which
-fills the cache and compiles what is compiled once a machine, is told apart. An epoch is training and validation on
-4,000 images each. Shares are of an epoch with the callback, of its wall time and of its CPU time (which a busy machine
-stretches less unevenly); stages are timed inside the same runs.
+The demo's data, model, options and logger, trained with and without ``FailureModes`` in turn, each time with an empty
+cache. An epoch is training and validation on 4,000 images each; the first one, in which the images are embedded, is
+told apart. Shares are of the median of the others with the callback, of their wall time and of their CPU time (which a
+busy machine stretches less unevenly); stages are timed inside the same runs. Pictures are drawn once, when the training
+is over, with all that belongs to them: feature attacks, CV scores of chance, dashboards, the HTML report.
 """
 
 from __future__ import annotations
@@ -29,10 +30,12 @@ import numpy as np
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from lightning_failures import FailureModes, analysis, callback
-from lightning_failures.adapters import explaining
+from lightning_failures import FailureModes, analysis
+from lightning_failures.adapters import drawing, explaining
 from lightning_failures.adapters.collector import Collector
+from lightning_failures.adapters.monitors import KeyLog
 from lightning_failures.digits import ColouredDigitsDataModule, DigitClassifier
+from lightning_failures.sinks import FileSink, TensorBoardSink, files
 
 STAGES = {
     "grade batches": (Collector, "grade"),
@@ -40,12 +43,18 @@ STAGES = {
     "gather": (Collector, "grades"),
     "read embeddings": (Collector, "embeddings"),
     "analyse": (explaining, "analyse"),
-    "  directions": (analysis, "fit_failure_directions"),
-    "  captions": (analysis, "_with_captions"),
-    "  trees": (analysis, "_grow_trees"),
-    "draw pictures": (explaining, "draw_pictures"),
-    "write to sinks": (explaining, "write_all"),
-    "log scalars": (callback, "log_values"),
+    "  directions": (analysis, "_fit_directions"),
+    "  captions": (analysis, "put_in_words"),
+    "  trees": (analysis, "grow_trees"),
+    "diary": (explaining, "keep_diary"),
+    "write to sinks": (explaining.Explainer, "_write"),
+    "log scalars": (KeyLog, "log"),
+    "pictures": (explaining.Explainer, "draw"),
+    "  drawn": (drawing, "draw_gallery"),
+    "  CV scores of chance": (drawing, "add_nulls"),
+    "  files, with HTML": (FileSink, "show"),
+    "    HTML": (files, "write_html"),
+    "  TensorBoard": (TensorBoardSink, "show"),
 }
 HOOKS = (
     *("on_validation_start", "on_validation_batch_start", "on_validation_batch_end", "on_validation_epoch_end"),
@@ -63,7 +72,7 @@ def now() -> np.ndarray:
 
 
 class Clock(L.Callback):
-    """Times each epoch, and within it each stage."""
+    """Times each epoch, and within it each stage; ``stages`` is in the end what came after the last epoch."""
 
     def __init__(self) -> None:
         self.epochs: list[Epoch] = []
@@ -73,7 +82,6 @@ class Clock(L.Callback):
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """An epoch ends where the next one starts."""
         self._close()
-        self.stages.clear()
         self._start = now()
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -83,6 +91,7 @@ class Clock(L.Callback):
     def _close(self) -> None:
         if self._start is not None:
             self.epochs.append({"epoch": now() - self._start} | self.stages)
+        self.stages.clear()
 
 
 @contextmanager
@@ -107,31 +116,41 @@ def stopwatches(clock: Clock) -> Iterator[None]:
         yield
 
 
-def train(folder: Path, *, epochs: int, analysed: bool) -> list[Epoch]:
-    """Train as the demo does; the times of each epoch."""
+def train(*, epochs: int, analysed: bool) -> tuple[list[Epoch], Epoch]:
+    """Train as the demo does; the times of each epoch, and of what came after the last."""
     L.seed_everything(0, verbose=False)
     clock = Clock()
     options: dict[str, Any] = {"encoder": "embedded:digits", "robust_encoder": "embedded:digits", "captions": "digits"}
-    failures = [FailureModes(**options, cache_folder=folder / "cache", on_error="raise")] if analysed else []
-    trainer = L.Trainer(
-        accelerator="cpu",
-        max_epochs=epochs,
-        logger=TensorBoardLogger(folder, name="coloured_digits"),
-        callbacks=[clock, *failures],
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        enable_checkpointing=False,
-    )
-    with stopwatches(clock):
-        trainer.fit(DigitClassifier(), datamodule=ColouredDigitsDataModule())
-    return clock.epochs
+    options["metadata"] = ("tint", "background", "stroke", "posture")
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        failures = [FailureModes(**options, cache_folder=folder / "cache", on_error="raise")] if analysed else []
+        trainer = L.Trainer(
+            accelerator="cpu",
+            max_epochs=epochs,
+            logger=TensorBoardLogger(folder, name="coloured_digits"),
+            callbacks=[clock, *failures],
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            enable_checkpointing=False,
+        )
+        with stopwatches(clock):
+            trainer.fit(DigitClassifier(), datamodule=ColouredDigitsDataModule())
+    return clock.epochs, dict(clock.stages)
+
+
+def medians(title: str, shares: dict[str, np.ndarray]) -> None:
+    """Print the median of each stage, (n, 2)."""
+    print(title)
+    for name, values in shares.items():
+        print("  {:<24}{:>8.2%}{:>8.2%}".format(name, *np.median(values, axis=0)))
 
 
 def main() -> None:
     """Train in turn, print the shares, write the raw figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--epochs", type=int, default=6, help="the demo's own number: pictures come with the last two")
+    parser.add_argument("--epochs", type=int, default=6, help="the demo's own number")
     parser.add_argument("--output", type=Path)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -139,35 +158,44 @@ def main() -> None:
     warnings.filterwarnings("ignore", ".*does not have many workers.*")
     warnings.filterwarnings("ignore", ".*treespec, LeafSpec.*", FutureWarning)
     epochs = arguments.epochs
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        first = train(folder, epochs=1, analysed=True)[0]
-        runs: dict[bool, list[list[Epoch]]] = {True: [], False: []}
-        for number in range(arguments.rounds):
-            for analysed in (number % 2 == 0, number % 2 == 1):
-                runs[analysed].append(train(folder, epochs=epochs, analysed=analysed))
+    train(epochs=1, analysed=True)  # what is compiled once a machine
+    runs: dict[bool, list[tuple[list[Epoch], Epoch]]] = {True: [], False: []}
+    for number in range(arguments.rounds):
+        for analysed in (number % 2 == 0, number % 2 == 1):
+            runs[analysed].append(train(epochs=epochs, analysed=analysed))
 
-    seconds = {kind: np.array([[row["epoch"] for row in run] for run in found]) for kind, found in runs.items()}
-    added = 1 - seconds[False].sum(axis=1) / seconds[True].sum(axis=1)  # (rounds, 2): wall, CPU
+    seconds = {  # (rounds, epochs - 1, 2)
+        kind: np.array([[row["epoch"] for row in rows[1:]] for rows, _ in found]) for kind, found in runs.items()
+    }
+    added = 1 - seconds[False].sum(axis=1) / seconds[True].sum(axis=1)  # (rounds, 2)
     print(f"{arguments.rounds} x {epochs} epochs with the callback and as many without, in turn; wall time, CPU time")
     for i, kind in enumerate(("wall", "CPU")):
         middle, low, high = np.median(added[:, i]), added[:, i].min(), added[:, i].max()
         print(f"  added by the callback, {kind} time: {middle:.1%} ({low:.1%} to {high:.1%})")
-    rows = [row for run in runs[True] for row in run]
-    drawn = [row for row in rows if "draw pictures" in row]
-    undrawn = [row for row in rows if "draw pictures" not in row]
-    names = list(dict.fromkeys(name for row in rows for name in row if name != "epoch"))
-    shares = {}
-    for told, some in (("without pictures", undrawn), ("with pictures", drawn)):
-        if some:
-            shares[told] = {n: np.array([row.get(n, np.zeros(2)) / row["epoch"] for row in some]) for n in names}
-            print(f"share of an epoch {told}, median (wall, CPU):")
-            for name, values in shares[told].items():
-                print("  {:<18}{:>8.2%}{:>8.2%}".format(name, *np.median(values, axis=0)))
-    once = {name: values / np.median(seconds[True], axis=(0, 1)) for name, values in first.items()}
-    print("the first epoch of all, cold cache and compilation: {:.1f} x ({:.1f} x) a usual one".format(*once["epoch"]))
+    usual = [np.median(run, axis=0) for run in seconds[True]]  # an epoch of each run, (2,)
+    names = [name for name in STAGES if not name.strip().startswith("pictures")]
+    rows = [row for found, _ in runs[True] for row in found[1:]]
+    stages = [name for name in (*names, "callback") if any(name in row for row in rows)]
+    shares = {name: np.array([row.get(name, np.zeros(2)) / row["epoch"] for row in rows]) for name in stages}
+    medians("share of an epoch, median (wall, CPU):", shares)
+    first = {
+        "the first epoch": np.array(
+            [found[0]["epoch"] / one for (found, _), one in zip(runs[True], usual, strict=True)]
+        )
+    }
+    medians("of a usual epoch, with an empty cache (wall, CPU):", first)
+    drawn = {
+        name: np.array([after.get(name, np.zeros(2)) / one for (_, after), one in zip(runs[True], usual, strict=True)])
+        for name in STAGES
+        if any(name in after for _, after in runs[True])
+    }
+    medians("pictures, once, when the training is over, in epochs (wall, CPU):", drawn)
+    bare = np.median(seconds[False], axis=(0, 1))
+    inside = np.median([after["pictures"] for _, after in runs[True]], axis=0) / bare
+    print("pictures in epochs of a training without the callback: {:.2%} {:.2%}".format(*inside))
     if arguments.output:
-        result = {"added": added, "shares": shares, "first_epoch": once, "with": runs[True], "without": runs[False]}
+        result = {"added": added, "shares": shares, "first_epoch": first, "pictures": drawn, "pictures_bare": inside}
+        result |= {"with": runs[True], "without": runs[False]}
         arguments.output.parent.mkdir(parents=True, exist_ok=True)
         arguments.output.write_text(json.dumps(result, indent=1, default=lambda x: np.round(x, 4).tolist()) + "\n")
 

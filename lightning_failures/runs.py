@@ -123,7 +123,7 @@ def find_report(path: str | Path) -> Path:
     )
 
 
-def open_run(path: str | Path, *, feature_names: str | Path | None = None) -> Run:
+def open_run(path: str | Path, *, feature_names: str | Path | None = None, gallery: Gallery | None = None) -> Run:
     """Read a run from its files.
 
     What is damaged beside the report itself is left out, with a note. Features are called what people call them now.
@@ -131,6 +131,7 @@ def open_run(path: str | Path, *, feature_names: str | Path | None = None) -> Ru
     Args:
         path: As in :func:`find_report`.
         feature_names: YAML file with names of features. None: features.yaml of the run.
+        gallery: The pictures, where they are at hand. None: gallery.json of the run.
 
     Raises:
         ConfigurationError: There is no run, or its report or ``feature_names`` cannot be read.
@@ -146,7 +147,7 @@ def open_run(path: str | Path, *, feature_names: str | Path | None = None) -> Ru
     if _NAME.fullmatch(folder.name):  # one analysis of a run
         folder = folder.parent
     last = found.parent == folder or _is_last(report, folder)
-    gallery = _read(folder / GALLERY_FILE, load_gallery, notes)
+    gallery = gallery or _read(folder / GALLERY_FILE, load_gallery, notes)
     if gallery is not None and not last and (gallery.epoch, gallery.global_step) != (report.epoch, report.global_step):
         gallery = None
     report = _named(report, folder, None if feature_names is None else Path(feature_names), notes)

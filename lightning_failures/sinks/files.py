@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from io import BytesIO
 from pathlib import Path
-
-from PIL import Image
 
 from lightning_failures.atomic import write_atomically
 from lightning_failures.directions import DIRECTIONS_FILE
 from lightning_failures.examples import EXAMPLES_FILE
 from lightning_failures.feature_names import FEATURES_FILE, add_to_template
 from lightning_failures.gallery import Gallery, Picture
-from lightning_failures.gallery_files import save_gallery
+from lightning_failures.gallery_files import save_gallery, to_png
 from lightning_failures.histories import diary_markdown
 from lightning_failures.interventions.told import interventions_markdown
 from lightning_failures.records import FailureReport
@@ -66,9 +63,7 @@ class FileSink:
         write_report(report, here)
         write_report(report, self.folder)
         for picture in gallery.pictures:
-            png = BytesIO()
-            Image.fromarray(picture.image.permute(1, 2, 0).contiguous().numpy()).save(png, format="PNG")
-            write_atomically(here / _image_file(picture), png.getvalue())
+            write_atomically(here / _image_file(picture), to_png(picture.image))
         save_gallery(gallery, self.folder / GALLERY_FILE)
         before = report_before(self.folder, report, step)
         write_atomically(here / "report.md", to_bytes(_markdown(report, before, gallery)))
@@ -76,7 +71,8 @@ class FileSink:
             self._ask_for_names(report)  # in a file of the user, which may be damaged
         finally:
             own = self.feature_names
-            write_html(open_run(self.folder, feature_names=own if own and own.is_file() else None))
+            own = own if own and own.is_file() else None
+            write_html(open_run(self.folder, feature_names=own, gallery=gallery))
 
     def _ask_for_names(self, report: FailureReport) -> None:
         """Add the features that nothing is known of to the file in which they get names."""
