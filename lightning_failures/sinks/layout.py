@@ -10,7 +10,7 @@ from typing import Any
 
 from lightning_failures.records import FailureReport
 
-__all__ = ["chart_layout", "chart_names", "layout_of_others"]
+__all__ = ["chart_layout", "chart_names", "extended", "written_layout"]
 
 Layout = dict[str, dict[str, list[Any]]]
 
@@ -54,7 +54,8 @@ def chart_names(report: FailureReport) -> set[str]:
         for key in ("accuracy", "cv_score", "p_value", "aler")
         if any(entry.accuracy is not None and getattr(entry, key) is not None for entry in report.classes)
     )
-    return {*report.summary, *of_classes, *(() if report.stage == "test" else ("analysis_age",))}
+    logged = {*report.summary, *of_classes, *(() if report.stage == "test" else ("analysis_age",))}
+    return logged & {key for _, _, keys in CHARTS for key in keys}
 
 
 def chart_layout(names: Set[str]) -> Layout:
@@ -68,22 +69,43 @@ def chart_layout(names: Set[str]) -> Layout:
     """
     layout: Layout = {}
     for category, chart, keys in CHARTS:
-        if tags := [f"(.+-)?failures/{key}(/dataloader_[0-9]+)?$" for key in keys if key in names]:
+        if tags := [_pattern(key) for key in keys if key in names]:
             layout.setdefault(category, {})[chart] = ["Multiline", tags]
     return layout
 
 
-def layout_of_others(folder: Path) -> Layout:
-    """What somebody else has laid out in a run: TensorBoard shows only the last layout that a run was given.
+def written_layout(folder: Path) -> Layout:
+    """The layout that a run has, of whoever wrote it: TensorBoard shows only the last one that a run was given.
 
     Args:
         folder: With the event files of the run.
     """
-    ours, found = {category for category, _, _ in CHARTS}, None
+    found: Layout = {}
     for path in sorted(folder.glob("*tfevents*")):
         for record in _records(path):
             found = _layout(record) or found
-    return {category: charts for category, charts in (found or {}).items() if category not in ours}
+    return found
+
+
+def extended(layout: Layout, names: Set[str]) -> Layout | None:
+    """A layout with the charts of ``names`` in it; None where it has them all. Charts of others stay.
+
+    >>> extended({"mine": {"loss": ["Multiline", ["loss"]]}}, {"accuracy"}).keys()
+    dict_keys(['mine', 'failures: grades'])
+    >>> extended(chart_layout({"accuracy"}), {"accuracy"}) is None
+    True
+    """
+    there = {tag for charts in layout.values() for _, tags in charts.values() for tag in tags}
+    known = {key for _, _, keys in CHARTS for key in keys if _pattern(key) in there}
+    if names <= known:
+        return None
+    ours = {category for category, _, _ in CHARTS}
+    others = {category: charts for category, charts in layout.items() if category not in ours}
+    return others | chart_layout(names | known)
+
+
+def _pattern(key: str) -> str:
+    return f"(.+-)?failures/{key}(/dataloader_[0-9]+)?$"
 
 
 def _records(path: Path) -> Iterator[bytes]:

@@ -10,7 +10,7 @@ from lightning_failures.gallery import Gallery
 from lightning_failures.records import FailureReport
 from lightning_failures.sinks.base import report_texts, tag_prefix
 from lightning_failures.sinks.browsing import example_rows
-from lightning_failures.sinks.layout import chart_layout, chart_names, layout_of_others
+from lightning_failures.sinks.layout import chart_names, extended, written_layout
 from lightning_failures.sinks.projector import write_projector
 from lightning_failures.text import markdown_table
 
@@ -55,7 +55,8 @@ class TensorBoardSink:
         if names <= self._names:
             return
         writer = self.logger.experiment
-        writer.flush()  # a layout that somebody has just written is found
-        layout = chart_layout(self._names | names)
-        writer.add_custom_scalars(layout_of_others(Path(writer.log_dir)) | layout)
+        writer.flush()  # what others have laid out, also the sink of another loader, is read from the disk
+        layout = extended(written_layout(Path(writer.log_dir)), names)
+        if layout is not None:
+            writer.add_custom_scalars(layout)
         self._names.update(names)

@@ -26,7 +26,7 @@ from lightning_failures.gallery import Gallery, Thumbnails
 from lightning_failures.records import ClassReport, FailureReport, FeatureReport, Grades, GroupReport, LeafReport
 from lightning_failures.sinks import TensorBoardSink
 from lightning_failures.sinks.browsing import example_rows
-from lightning_failures.sinks.layout import CHARTS, chart_layout, layout_of_others
+from lightning_failures.sinks.layout import CHARTS, chart_layout, written_layout
 
 NASTY = "dog\t=1\r\n<b>\x00\u2028\udcff"
 ENTRY = ClassReport("cat", 40, accuracy=0.5, cv_score=0.7, p_value=0.01, aler=0.4)
@@ -131,18 +131,33 @@ def test_layout__that_of_the_user_stays(tmp_path):
             logger.experiment.add_custom_scalars(mine)
         TensorBoardSink(logger).write(report(), start + 5)
         logger.experiment.close()
-    found = layouts(logger.log_dir)
-    assert len(found) == 3
-    assert found[1]["losses"] == found[2]["losses"] == ["both", "band"]
-    assert list(found[2]) == ["losses", "failures: grades", "failures: directions", "failures: worst classes"]
-    assert layout_of_others(Path(logger.log_dir)) == mine
+    assert layouts(logger.log_dir)[0].keys() == mine.keys()
+    (again,) = layouts(logger.log_dir)[1:]  # after the resume it was there
+    assert list(again) == ["losses", "failures: grades", "failures: directions", "failures: worst classes"]
+    assert written_layout(Path(logger.log_dir))["losses"] == mine["losses"]
+    logger = TensorBoardLogger(tmp_path, version=0)
+    logger.experiment.add_custom_scalars(mine)  # in the place of ours
+    TensorBoardSink(logger).write(report(), 20)
+    logger.experiment.close()
+    assert layouts(logger.log_dir)[-1] == again
+
+
+def test_layout__two_loaders_share_one(tmp_path):
+    logger = TensorBoardLogger(tmp_path)
+    TensorBoardSink(logger).write(report(summary={"accuracy": 0.5, "report/accuracy": 0.4, "new": 1.0}), 1)
+    TensorBoardSink(logger).write(report(summary={"accuracy": 0.5, "flagged_fraction": 0.4}, dataloader=1), 1)
+    TensorBoardSink(logger).write(report(summary={"new": 0.5}), 1)  # nothing new to lay out
+    logger.experiment.close()
+    _, last = layouts(logger.log_dir)
+    assert last["failures: interventions"] == ["report part"]
+    assert last["failures: directions"] == ["share flagged"]
 
 
 def test_layout__damaged_event_files_hold_nothing(tmp_path):
     (tmp_path / "events.out.tfevents.1").write_bytes(b"")
     (tmp_path / "events.out.tfevents.2").write_bytes(b"\xff" * 40)
     (tmp_path / "events.out.tfevents.3").write_bytes(b"\x1e" + bytes(11) + b"?custom_scalars__config__?????" * 2)
-    assert layout_of_others(tmp_path) == {}
+    assert written_layout(tmp_path) == {}
 
 
 # -- words ---------------------------------------------------------------------------------------------------
