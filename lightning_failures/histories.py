@@ -99,7 +99,7 @@ def diary_lines(report: FailureReport, *, limit: int | None = None) -> list[str]
 
     >>> mode = ModeReport("nine 1", "nine", "growing", 2, 4, size=41, examples=400, gained=12, lost=3)
     >>> diary_lines(FailureReport(4000, 0.8, (), modes=(mode,)))
-    ['nine 1: growing, 41 of 400 examples (+12 -3), first seen in epoch 2']
+    ['nine 1: growing, 41 of 400 examples (+12 -3 since last seen), first seen in epoch 2']
     """
     modes = _ranked(report.modes)
     lines = [_line(mode) for mode in modes[:limit]]
@@ -144,7 +144,7 @@ def _ranked(modes: Iterable[ModeReport]) -> list[ModeReport]:
 def _line(mode: ModeReport) -> str:
     text = f"{clean(mode.name)}: {_status(mode)}"
     if mode.status not in ("missing", "cured"):
-        change = "" if mode.gained is None or mode.lost is None else f" (+{mode.gained} -{mode.lost})"
+        change = "" if mode.gained is None or mode.lost is None else f" (+{mode.gained} -{mode.lost} since last seen)"
         text += f", {mode.size} of {mode.examples} examples{change}"
     elif mode.left is not None:
         text += f", {mode.left} of its failures left"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -302,3 +303,18 @@ def test_advance__keeps_no_more_than_so_many_modes_of_a_class():
     assert [mode.name for mode in diary.modes] == [f"nine {axis + 1}" for axis in axes[-MOST:]]
     assert follow(nine(200, Sight(0, SOME)), diary=diary)[1] == [[(f"nine {MOST + 5}", "new")]]
     assert follow(nine(200, Sight(4, SOME)), diary=diary)[1] == [[("nine 5", "returned")]]
+
+
+@pytest.mark.slow
+def test_benchmark__modes_keep_their_names_when_the_other_becomes_more_frequent(monkeypatch):
+    """With directions that are fitted, not told."""
+    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "benchmarks")  # scripts
+    from benchmarks.diary import change_of_order, followed
+
+    rng = np.random.default_rng(1)
+    found = change_of_order(rng, trials=2)
+    assert found["sightings"] >= 16
+    assert found["kept"] >= 0.9 * found["sightings"]
+    told_of = followed(rng, np.linspace(0.9, 0.4, 8))
+    assert {mode.name for mode in told_of} == {"cat 1"}
+    assert "shrinking" in [mode.status for mode in told_of]

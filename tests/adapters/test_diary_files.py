@@ -11,6 +11,8 @@ import lightning as L
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import TensorBoardLogger
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
@@ -231,3 +233,24 @@ def test_fit__a_shortcut_that_training_no_longer_shows_is_cured(tmp_path):
         assert 4 <= first.until <= 8
         assert first.epochs[-1] == first.until + 3
     assert json.loads((folders[-1] / "report.json").read_text())["modes"] == [m.to_dict() for m in reports[-1].modes]
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*does not have many workers.*")
+@pytest.mark.filterwarnings("ignore:.*smaller than the logging interval.*")
+@pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
+def test_fit__resumed_it_goes_on_from_the_diary_of_its_checkpoint(tmp_path):
+    def fit(epochs: int, **options) -> list[FailureReport]:
+        modes = FailureModes(encoder=ColourEncoder(), permutations=99, pictures=False, on_error="raise")
+        keep = ModelCheckpoint(tmp_path / "checkpoints", filename="{epoch}", save_top_k=-1)
+        logger = TensorBoardLogger(tmp_path, version="run")
+        made = trainer(tmp_path, modes, keep, logger=logger, max_epochs=epochs, enable_checkpointing=True)
+        made.fit(Learner(relief=9), **options)
+        folders = sorted(tmp_path.rglob("failures/epoch=*"))
+        return [FailureReport.from_json((folder / "report.json").read_bytes()) for folder in folders]
+
+    before = fit(5)
+    assert [mode.seen for mode in before[-1].modes] == [5] * 4
+    after = fit(4, ckpt_path=tmp_path / "checkpoints" / "epoch=1.ckpt", weights_only=True)
+    assert [report.modes for report in after[:4]] == [report.modes for report in before[:4]]
+    assert len(list(tmp_path.rglob(MODES_FILE))) == 4  # that of the fifth analysis is of a future that was given up
