@@ -200,13 +200,7 @@ def _advance_class(
     modes: list[Mode], scene: _Scene, numbers: dict[str, int], analysis: int, epoch: int | None
 ) -> tuple[list[Mode], list[ModeReport]]:
     """Match what is seen of one class with what is known of it; ``numbers`` are drawn from."""
-    pairs: dict[int, tuple[int, Likeness]] = {}  # of a known mode: which sight it is, and how alike
-    for cured in (False, True):
-        rows = [i for i, mode in enumerate(modes) if mode.cured is cured]
-        taken = {j for j, _ in pairs.values()}
-        columns = [j for j in range(len(scene.sights)) if j not in taken]
-        table = [[_likeness(modes[i], scene.sights[j]) for j in columns] for i in rows]
-        pairs |= {rows[i]: (columns[j], table[i][j]) for i, j in matches(table)}
+    pairs = _paired(modes, scene.sights)
     kept: list[Mode] = []
     told: list[ModeReport] = []
     for i, mode in enumerate(modes):
@@ -227,26 +221,41 @@ def _advance_class(
     for j, sight in enumerate(scene.sights):
         if j not in matched:
             numbers[scene.name] = numbers.get(scene.name, 0) + 1
-            name = f"{scene.name} {numbers[scene.name]}"
-            new = Mode(
-                name=name,
-                class_index=scene.index,
-                class_name=scene.name,
-                direction=sight.direction,
-                look=sight.look,
-                base=sight.look,
-                since=epoch,
-                last=analysis,
-                caption=sight.caption,
-            )
+            new = _first_seen(f"{scene.name} {numbers[scene.name]}", sight, scene, analysis, epoch)
             told.append(_tell_seen(new, "new", scene))
             kept.append(new)
     last_seen = sorted(range(len(kept)), key=lambda i: -kept[i].last)[:MOST]
     return [kept[i] for i in sorted(last_seen)], told
 
 
+def _paired(modes: list[Mode], sights: list[_Sight]) -> dict[int, tuple[int, Likeness]]:
+    """For the place of each mode that is seen again that of its sight, and how alike they are; open modes first."""
+    pairs: dict[int, tuple[int, Likeness]] = {}
+    for cured in (False, True):
+        rows = [i for i, mode in enumerate(modes) if mode.cured is cured]
+        taken = {j for j, _ in pairs.values()}
+        columns = [j for j in range(len(sights)) if j not in taken]
+        table = [[_likeness(modes[i], sights[j]) for j in columns] for i in rows]
+        pairs |= {rows[i]: (columns[j], table[i][j]) for i, j in matches(table)}
+    return pairs
+
+
 def _likeness(mode: Mode, sight: _Sight) -> Likeness:
     return likeness(mode.direction.astype(np.float32), mode.look, sight.direction.astype(np.float32), sight.look)
+
+
+def _first_seen(name: str, sight: _Sight, scene: _Scene, analysis: int, epoch: int | None) -> Mode:
+    return Mode(
+        name=name,
+        class_index=scene.index,
+        class_name=scene.name,
+        direction=sight.direction,
+        look=sight.look,
+        base=sight.look,
+        since=epoch,
+        last=analysis,
+        caption=sight.caption,
+    )
 
 
 def _seen_again(mode: Mode, sight: _Sight, analysis: int) -> Mode:
