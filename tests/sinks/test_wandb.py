@@ -20,8 +20,6 @@ from tests.sinks.offline import transactions
 from tests.sinks.test_tensorboard import ENTRY, NASTY, report, table, thumbnails
 from tests.toy import OracleClassifier, callback, loader, trainer
 
-wandb = pytest.importorskip("wandb")
-
 pytestmark = pytest.mark.slow  # each starts wandb's own process
 
 
@@ -31,9 +29,15 @@ def logger(tmp_path, monkeypatch, request):
     monkeypatch.setenv("WANDB_DATA_DIR", str(tmp_path / "data"))
     monkeypatch.setenv("WANDB_CACHE_DIR", str(tmp_path / "cache"))
     package = getattr(request, "param", "lightning.pytorch")
-    loggers = pytest.importorskip(f"{package}.loggers")
+    loggers, wandb = pytest.importorskip(f"{package}.loggers"), pytest.importorskip("wandb")
     settings = wandb.Settings(silent=True, disable_git=True)
     yield loggers.WandbLogger(save_dir=tmp_path, offline=True, id=f"run.{uuid.uuid4().hex[:8]}", settings=settings)
+    wandb.finish()
+
+
+def finish() -> None:
+    import wandb  # not when tests are collected
+
     wandb.finish()
 
 
@@ -76,7 +80,7 @@ def test_run__is_read_back(tmp_path, logger):
         sink.show(told, gallery(of), step)
     assert logger.experiment.summary["failures/last/cv_score_mean"] == 0.7
     name = logger.experiment.id
-    wandb.finish()
+    finish()
     records = transactions(tmp_path)
 
     history = [values(record.history.item) for record in records if record.history.item]
@@ -113,7 +117,7 @@ def shown(name: str) -> str:
 def test_examples__failures_first_and_bounded(tmp_path, logger):
     of = table(MAX_EXAMPLES + 100)
     WandbSink(logger, tmp_path).show(report(table=of), gallery(of, 0), 1)
-    wandb.finish()
+    finish()
     rows = written(tmp_path, "examples")
     assert len(rows) == MAX_EXAMPLES
     assert tuple(rows[0]) == EXAMPLE_COLUMNS
@@ -132,7 +136,7 @@ def test_show__without_examples_or_files(tmp_path, logger):
     sink = WandbSink(logger, tmp_path / "nowhere")
     sink.show(report(), Gallery(), 1)
     sink.write(FailureReport(0, None, ()), 2)
-    wandb.finish()
+    finish()
     assert written(tmp_path, "examples") == []
     history = [values(record.history.item) for record in transactions(tmp_path) if record.history.item]
     assert [row["trainer/global_step"] for row in history] == [1, 2]
