@@ -19,8 +19,8 @@ from digits import progress
 from torch import Tensor
 from torchvision.models import resnet50
 
-from lightning_failures.adapters.feature_pictures import LEVELS
-from lightning_failures.adapters.pictures import FEATURE_IMAGES
+from lightning_failures.adapters.feature_pictures import FEATURE_IMAGES
+from lightning_failures.adapters.feature_views import LEVELS
 from lightning_failures.attacks import feature_attack
 from lightning_failures.candidates import caption_source
 from lightning_failures.captions import caption_that_tells

@@ -8,16 +8,16 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_failures.adapters import feature_pictures
-from lightning_failures.adapters.feature_pictures import LEVELS, FeatureViews, attack_features
+from lightning_failures.adapters import feature_views
+from lightning_failures.adapters.feature_pictures import FEATURE_IMAGES
+from lightning_failures.adapters.feature_views import LEVELS, FeatureViews, attack_features
+from lightning_failures.adapters.pictured import pictured_groups
 from lightning_failures.adapters.pictures import (
-    FEATURE_IMAGES,
     LEAF_IMAGES,
     Rows,
     Sources,
     browsed_ids,
     draw_gallery,
-    pictured_groups,
     pictured_members,
 )
 from lightning_failures.analysis import analyse
@@ -272,13 +272,13 @@ def test_attack_features__fewer_steps_where_time_is_short(planted, monkeypatch):
     """On a clock on which a step takes a second."""
     encoder, seen = planted[2], planted[2].view(planted[0][:2])
     clock = [0.0]
-    attack = feature_pictures.feature_attack
+    attack = feature_views.feature_attack
 
     def timed(*args, iterations, **options):
         clock[0] += iterations
         return attack(*args, iterations=1, **options)
 
-    monkeypatch.setattr(feature_pictures, "feature_attack", timed)
+    monkeypatch.setattr(feature_views, "feature_attack", timed)
     monkeypatch.setattr("time.perf_counter", lambda: clock[0])
     wanted = [(n, seen) for n in range(4)]
 
