@@ -258,7 +258,10 @@ def example_report() -> FailureReport:
     )  # fmt: skip
     group = GroupReport("label", "cat", 40, 0.5, 0.7, 0.6, 0.1, 0.02, True, None, (leaf,), nodes)
     feature = FeatureReport(17, ("label/cat",), (1, 2), "a red cat", 0.4, 2.5, "red stroke", "spurious", "more tints")
-    mode = ModeReport("cat 1", "cat", "growing", 0, 3, 0, 9, 40, 2, 1, 0.9, 0.8, "a red cat")
+    mode = ModeReport(
+        "cat 1", "cat", "growing", since=0, seen=3, missed=1, size=9, examples=40, gained=2, lost=1, left=3, cosine=0.9,
+        shared=0.8, caption="a red cat",
+    )  # fmt: skip
     acted = {"kind": "Upweight", "epoch": 3, "flagged": 4, "changes_training": True, "verdict": "not measured"}
     acted["classes"] = [{"class": "cat", "flagged": 4, "reason": None}]
     acted["review"] = [{"id": 1, "class": "a", "predicted": "b", "probability_of_label": 0.1, "neighbours_agreeing": 2}]
