@@ -89,7 +89,10 @@ def browsed(table: ExampleTable | None, thumbnails: Thumbnails | None, report: F
     used = {found["names"][label] for _, _, label, *_ in found["rows"]}
     place_of = {name: index for index, name in enumerate(table.class_names)}
     found["rules"] = {
-        str(place_of[group.class_name]): [clean(with_names(leaf.rule, words), 160) for leaf in group.leaves[:100]]
+        str(place_of[group.class_name]): [
+            clean(with_names(leaf.rule, words), 160).replace("<=", "\N{LESS-THAN OR EQUAL TO}")
+            for leaf in group.leaves[:100]
+        ]
         for group in report.groups
         if group.grouping == "label" and clean(group.class_name, 80) in used and group.class_name in place_of
     }

@@ -13,7 +13,17 @@ from lightning_failures.records import ClassReport, FailureReport
 
 __all__ = ["STATUSES", "curve", "curve_rows", "diary", "diary_rows", "scatter", "scatter_rows"]
 
-STATUSES = ("new", "growing", "persisting", "shrinking", "missing", "cured", "returned")
+STATUSES = {
+    "new": "--series-3",
+    "growing": "--series-1",
+    "persisting": "--series-4",
+    "shrinking": "--series-2",
+    "missing": "--series-5",
+    "cured": "--series-6",
+    "returned": "--series-7",
+}
+"""What can be told of a mode, and its colour in the theme."""
+
 DIARY_MODES = 12
 """How many modes the chart of the diary follows: those that were largest."""
 
@@ -84,7 +94,11 @@ def scatter(rows: list[dict[str, Any]]) -> dict[str, Any]:
             ),
             y=alt.Y("gain:Q", title="held-out ALER - BER", axis=alt.Axis(tickCount=6), scale=alt.Scale(padding=12)),
             shape=alt.Shape("kind:N", title=None, scale=alt.Scale(domain=["label group", "prediction group"])),
-            color=alt.Color("pattern:N", title=None, scale=alt.Scale(domain=["pattern", "no pattern"])),
+            color=alt.Color(
+                "pattern:N",
+                title=None,
+                scale=alt.Scale(domain=["pattern", "no pattern"], range=["--series-1", "--series-5"]),
+            ),
             size=alt.Size("size:Q", legend=None, scale=alt.Scale(range=[40, 260])),
             tooltip=[
                 alt.Tooltip("name:N", title="group"),
@@ -138,7 +152,7 @@ def diary(rows: list[dict[str, Any]]) -> dict[str, Any]:
     points = base.mark_point(filled=True, size=70, opacity=1).encode(
         x=x,
         y=y,
-        color=alt.Color("status:N", title=None, scale=alt.Scale(domain=list(STATUSES))),
+        color=alt.Color("status:N", title=None, scale=alt.Scale(domain=list(STATUSES), range=list(STATUSES.values()))),
         shape=alt.Shape("status:N", title=None, scale=alt.Scale(domain=list(STATUSES))),
         tooltip=[
             alt.Tooltip("mode:N", title="mode"),

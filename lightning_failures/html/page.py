@@ -322,7 +322,7 @@ def _cards(
             sentence=trust_sentence(entry),
             pictures=shelf.take(f"classes/{tag_part(entry.name)}", entry.name),
             curve=charts.curve_rows(entry),
-            trees=tuple(by_name[entry.name]),
+            trees=tuple(sorted(by_name[entry.name], key=lambda tree: tree[1])),
             values=_values(entry),
         )
         for index, entry in ranked

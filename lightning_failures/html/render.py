@@ -72,7 +72,11 @@ def _asset(name: str) -> str:
 
 
 def _say(sentence: str) -> str:
-    return sentence.replace("+-", "\N{PLUS-MINUS SIGN}").replace(" %", "\N{NO-BREAK SPACE}%")
+    return (
+        sentence.replace("+-", "\N{PLUS-MINUS SIGN}")
+        .replace("<=", "\N{LESS-THAN OR EQUAL TO}")
+        .replace(" %", "\N{NO-BREAK SPACE}%")
+    )
 
 
 @cache

@@ -50,7 +50,9 @@
   const draw = (place) => {
     const spec = data.charts[place.dataset.chart];
     if (!spec || !window.vegaEmbed) return Promise.resolve();
-    const copy = JSON.parse(JSON.stringify(spec));
+    const style = getComputedStyle(root);
+    const copy = JSON.parse(JSON.stringify(spec), (key, value) =>
+      (key === "range" && typeof value[0] === "string" ? value.map((name) => style.getPropertyValue(name).trim()) : value));
     if (place.dataset.rows) copy.data = { values: data.charts.curves[place.dataset.rows] };
     drawn.add(place);
     return vegaEmbed(place, copy, { ast: true, actions: false, renderer: "svg", config: config(), tooltip: { theme: "custom" } })
