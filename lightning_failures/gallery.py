@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from torch import Tensor
 
@@ -68,9 +69,9 @@ class Picture:
     rows: tuple[Row, ...]
     caption: str = ""
 
-    @property
+    @cached_property  # several sinks ask for it
     def image(self) -> Tensor:
-        """All rows in one image, with their titles and texts: (3, H, W) uint8."""
+        """All rows in one image, with their titles and texts: (3, H, W) uint8. Not to be written to."""
         return stack(
             [
                 image_strip(
