@@ -43,7 +43,8 @@ def demo(*, seed: int = 0, output: Path = Path("failures-demo"), epochs: int = 6
         raise ConfigurationError(f"demo: epochs must be at least 1, got {epochs}.")
     report, log_dir = train_digits(seed=seed, output=output, epochs=epochs, shortcut=shortcut)
     write_report(report, output)
-    write_atomically(output / HTML_FILE, (log_dir / "failures" / HTML_FILE).read_bytes())
+    page = write_html(log_dir / "failures")  # anew: the report has the truth now
+    write_atomically(output / HTML_FILE, page.read_bytes())
     print(f"\nFailure modes after {epochs} epochs, {report.examples} validation images:\n")
     print(class_table(report))
     if told := enrichment_lines(report):
@@ -86,9 +87,7 @@ def train_digits(
         trainer.fit(DigitClassifier(), datamodule=data)
     assert callback.last_report is not None  # on_error="raise"
     report = attach_truth(callback.last_report, data.sets["validation"].truth)
-    folder = Path(logger.log_dir) / "failures"
-    write_report(report, folder)
-    write_html(folder)
+    write_report(report, Path(logger.log_dir) / "failures")
     return report, Path(logger.log_dir)
 
 

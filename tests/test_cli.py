@@ -150,6 +150,12 @@ def test_demo__table_report_and_truth(tmp_path, capsys):
     assert re.search(r"tensorboard --logdir \S*out", shown)
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     assert report["epoch"] == 3
+    assert f"Report:       {tmp_path / 'out' / 'report.html'}" in shown
+    (run,) = (tmp_path / "out").rglob("failures")
+    page = (tmp_path / "out" / "report.html").read_bytes()
+    assert (run / "report.html").read_bytes() == page
+    assert len(page) < 5_000_000
+    assert json.loads((run / "report.json").read_text()) == report
     planted = [entry for entry in report["classes"] if entry["truth"]]
     assert len(planted) == 8
     hits = [entry["truth"]["unusual_tint"] in " ".join(entry["hardest_captions"][:1]) for entry in planted]
@@ -164,3 +170,7 @@ def test_demo__table_report_and_truth(tmp_path, capsys):
     assert re.search(r"tint = \w+ is [01]\.\d\d", shown)
     assert list((tmp_path / "out").rglob("images/classes-*.png"))
     assert list((tmp_path / "out").rglob("events.out.tfevents.*"))
+    assert main(["report", str(tmp_path / "out"), "--output", str(tmp_path / "again.html")]) == 0
+    assert (tmp_path / "again.html").read_bytes() == page
+    assert main(["diff", str(tmp_path / "out"), str(run)]) == 0
+    assert "0 fixed, 0 new" in capsys.readouterr().out
