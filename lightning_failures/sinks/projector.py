@@ -16,11 +16,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from lightning_failures.atomic import write_atomically
 from lightning_failures.gallery import Thumbnails
+from lightning_failures.gallery_files import to_png
 from lightning_failures.phrases import clean
 from lightning_failures.sinks.browsing import ExampleRow
 
@@ -129,6 +129,7 @@ def _cells(row: ExampleRow) -> tuple[str, ...]:
 def sprite(images: Tensor) -> bytes:
     """All thumbnails in one square PNG, row by row: (n, 3, s, s) uint8.
 
+    >>> from PIL import Image
     >>> Image.open(io.BytesIO(sprite(torch.zeros(5, 3, 8, 8, dtype=torch.uint8)))).size
     (24, 24)
     """
@@ -136,8 +137,6 @@ def sprite(images: Tensor) -> bytes:
     side = math.isqrt(n - 1) + 1
     grid = torch.zeros(side * side, 3, height, width, dtype=torch.uint8)
     grid[:n] = images
-    # (side, side, 3, h, w) -> (side, h, side, w, 3) -> (H, W, 3)
-    pixels = grid.view(side, side, 3, height, width).permute(0, 3, 1, 4, 2).reshape(side * height, side * width, 3)
-    png = io.BytesIO()
-    Image.fromarray(pixels.numpy()).save(png, format="PNG")
-    return png.getvalue()
+    # (side, side, 3, h, w) -> (3, side, h, side, w) -> (3, H, W)
+    grid = grid.view(side, side, 3, height, width).permute(2, 0, 3, 1, 4)
+    return to_png(grid.reshape(3, side * height, side * width))

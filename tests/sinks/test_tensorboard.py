@@ -22,7 +22,7 @@ from tensorboard.plugins.projector.projector_config_pb2 import ProjectorConfig
 
 from lightning_failures.adapters.monitors import AGGREGATES, DECISION, GRADE_AGGREGATES
 from lightning_failures.examples import ExampleTable
-from lightning_failures.gallery import Gallery, Thumbnails
+from lightning_failures.gallery import Gallery, Picture, Row, Thumbnails, Tile
 from lightning_failures.records import ClassReport, FailureReport, FeatureReport, Grades, GroupReport, LeafReport
 from lightning_failures.sinks import TensorBoardSink
 from lightning_failures.sinks.browsing import example_rows
@@ -178,6 +178,22 @@ def test_write__change_since_the_last_analysis(tmp_path):
     assert (row["class"], row["examples"], row["error rate"], row["change"]) == ("cat", "40", "0.250", "-0.250")
     assert "A sample of 5 %." in events.Tensors("failures/notes/text_summary")[0].tensor_proto.string_val[0].decode()
     assert "No pattern" in events.Tensors("failures/trust/text_summary")[0].tensor_proto.string_val[0].decode()
+
+
+@pytest.mark.parametrize("closed", [False, True])
+def test_show__pictures_are_read_back(tmp_path, closed):
+    logger = TensorBoardLogger(tmp_path)
+    image = torch.zeros(3, 20, 30, dtype=torch.uint8) + torch.tensor([200, 100, 0], dtype=torch.uint8)[:, None, None]
+    picture = Picture("classes/cat", (Row("hardest", (Tile(image, "-1.0"),)),))
+    if closed:
+        logger.experiment.close()
+    TensorBoardSink(logger).show(report(), Gallery((picture,)), 250)
+    logger.experiment.close()
+    (event,) = read_back(logger.log_dir).Images("failures/classes/cat")
+    drawn = np.array(Image.open(io.BytesIO(event.encoded_image_string)))
+    assert event.step == 250
+    assert (event.height, event.width, 3) == drawn.shape
+    assert np.array_equal(drawn, picture.image.permute(1, 2, 0).numpy())
 
 
 # -- single examples -----------------------------------------------------------------------------------------
