@@ -45,7 +45,7 @@ def field(page, name):
 
 
 def all_drawn(page):
-    page.evaluate("document.querySelectorAll('details').forEach(d => { d.open = true; })")
+    """As for printing: all cards are opened, all charts drawn."""
     page.evaluate("dispatchEvent(new Event('beforeprint'))")
     page.wait_for_function(
         "[...document.querySelectorAll('.chart')].every(c => c.dataset.drawn && c.querySelector('svg'))"
@@ -59,7 +59,6 @@ def test_page__charts_and_pictures_load(seen):
     page = seen.page
     all_drawn(page)
     assert page.locator(".chart").count() == 2 + 4  # scatter, diary, a curve for each class that fails
-    page.evaluate("document.querySelectorAll('img').forEach(i => { i.loading = 'eager'; })")
     page.wait_for_function("[...document.images].every(i => i.complete)")
     images = page.evaluate("[...document.images].map(i => [i.naturalWidth, i.alt, i.src.slice(0, 11)])")
     assert len(images) > 100
@@ -227,6 +226,17 @@ def test_page__of_a_report_alone(visit, tmp_path):
     seen = visit(path)
     assert "No examples were drawn" in seen.page.locator("#examples").inner_text()
     assert (seen.errors, seen.refused) == ([], [])
+
+
+def test_page__prints_light_with_all_cards_open(visit, path):
+    page = visit(path, dark=True).page
+    assert page.locator("details:not([open])").count() > 0
+    all_drawn(page)
+    page.emulate_media(media="print")
+    assert page.locator("details:not([open])").count() == 0
+    assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+    assert page.evaluate("getComputedStyle(document.body).color") == "rgb(27, 33, 39)"
+    assert not page.get_by_role("navigation").is_visible()
 
 
 # ---------------------------------------------------------------------------------------------------- bounds
