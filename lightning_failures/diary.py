@@ -208,7 +208,7 @@ def _advance_class(
             j, alike = pairs[i]
             new = _seen_again(mode, scene.sights[j], analysis)
             status = _status(new)
-            told.append(_tell_seen(new, status, scene, mode.look, alike))
+            told.append(_tell_seen(new, status, mode.look, alike))
             kept.append(replace(new, base=new.look) if status in _CHANGED else new)
         elif mode.cured or not scene.looked_at or 2 * scene.looked_at < len(mode.look.ids):
             kept.append(mode)
@@ -222,7 +222,7 @@ def _advance_class(
         if j not in matched:
             numbers[scene.name] = numbers.get(scene.name, 0) + 1
             new = _first_seen(f"{scene.name} {numbers[scene.name]}", sight, scene, analysis, epoch)
-            told.append(_tell_seen(new, "new", scene))
+            told.append(_tell_seen(new, "new"))
             kept.append(new)
     last_seen = sorted(range(len(kept)), key=lambda i: -kept[i].last)[:MOST]
     return [kept[i] for i in sorted(last_seen)], told
@@ -291,9 +291,7 @@ def _status(mode: Mode) -> str:
     return "growing" if gained > lost else "shrinking"
 
 
-def _tell_seen(
-    mode: Mode, status: str, scene: _Scene, before: Look | None = None, alike: Likeness | None = None
-) -> ModeReport:
+def _tell_seen(mode: Mode, status: str, before: Look | None = None, alike: Likeness | None = None) -> ModeReport:
     gained, lost = (None, None) if before is None else change(mode.look, before)
     return ModeReport(
         name=mode.name,
@@ -302,7 +300,7 @@ def _tell_seen(
         since=mode.since,
         seen=mode.seen,
         size=mode.look.size,
-        examples=scene.examples,
+        examples=len(mode.look.ids),
         gained=gained,
         lost=lost,
         cosine=None if alike is None else round(alike.cosine, 4),
@@ -320,7 +318,7 @@ def _tell_missed(mode: Mode, scene: _Scene, status: str) -> ModeReport:
         since=mode.since,
         seen=mode.seen,
         missed=mode.missed,
-        examples=scene.examples,
+        examples=scene.looked_at or scene.examples,
         left=int(np.count_nonzero(then.members & now.failed)) if then.size else None,
         caption=mode.caption,
     )

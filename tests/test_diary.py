@@ -214,7 +214,7 @@ def test_advance__further_directions_of_a_discovery_part():
     second = replace(second, out_of_fold=second.out_of_fold[~held])
     split = replace(report, directions=replace(directions, further=(second,)), report_part=part, decision_part=none)
     _, modes = advance(Diary(), split)
-    assert [(mode.name, mode.size) for mode in modes] == [("nine 1", 30), ("nine 2", 15)]
+    assert [(mode.name, mode.size, mode.examples) for mode in modes] == [("nine 1", 30, 100), ("nine 2", 15, 50)]
 
 
 def test_advance__changes_nothing_that_it_was_given():
