@@ -25,7 +25,7 @@ def data_uri(image: Tensor) -> str:
     """
     picture = Image.fromarray(image.permute(1, 2, 0).contiguous().numpy())
     encoded = {}
-    for kind, options in (("png", {}), ("jpeg", {"quality": _QUALITY})):
+    for kind, options in (("png", {"compress_level": 2}), ("jpeg", {"quality": _QUALITY})):
         file = BytesIO()
         picture.save(file, format=kind, **options)
         encoded[kind] = file.getvalue()
