@@ -37,7 +37,6 @@ from lightning_failures.grading import Task
 from lightning_failures.grammar import CaptionVocabulary
 from lightning_failures.interventions import Discovery, Intervention
 from lightning_failures.records import BatchRecord, FailureReport
-from lightning_failures.sinks import write_html
 
 __all__ = ["FailureModes"]
 
@@ -306,12 +305,13 @@ class FailureModes(Callback):
         with self._policy(trainer, "the end of the training", "the rollback"):
             self._steering.undo(trainer, self._ranks)
         if self.verdict == "fork" and self._folder is not None and self.last_report is not None:
+            explainer = self._explainer
             self._detach()
             with self._policy(trainer, "the forks", "their verdict"):
                 verdict = judge_by_forks(trainer, pl_module, self, began=self._steering.began)
                 self.last_report = self._steering.conclude(self.last_report, verdict, self._folder)
-                if self.pictures and trainer.is_global_zero:
-                    write_html(self._folder)  # with the verdict
+                if explainer is not None and trainer.is_global_zero:
+                    explainer.conclude(self.last_report, self._folder)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int

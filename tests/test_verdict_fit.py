@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import lightning as L
 import pytest
 import torch
+from lightning.pytorch.loggers import TensorBoardLogger
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.utils.data import DataLoader
 
 from lightning_failures import FailureModes
@@ -48,12 +51,19 @@ class Learns(OracleClassifier):
 
 def test_fork__the_verdict_is_in_the_last_report(tmp_path):
     modes = steered(Upweight(factor=8.0), verdict="fork")
-    module, run = fit(tmp_path, modes, module=Learns(), epochs=3)
+    logger = TensorBoardLogger(tmp_path, name="run")
+    module, run = fit(tmp_path, modes, module=Learns(), epochs=3, logger=logger)
     told = modes.last_report["interventions"][0]["verdict"]
     assert told["outcome"] == "helped", told["sentence"]
     assert told["pairs"] == 3
-    (file,) = tmp_path.glob("failures/no_logger/*/report.json")
-    assert json.loads(file.read_text())["interventions"][0]["verdict"] == json.loads(json.dumps(told))
+    folder = Path(logger.log_dir) / "failures"
+    (last,) = folder.glob("epoch=0002-*/report.json")
+    for record in (folder / "report.json", last):
+        assert json.loads(record.read_text())["interventions"][0]["verdict"] == json.loads(json.dumps(told))
+    events = EventAccumulator(logger.log_dir)
+    events.Reload()
+    texts = [one.tensor_proto.string_val[0] for one in events.Tensors("failures/interventions/text_summary")]
+    assert [b"Helped" in text for text in texts] == [False, False, False, True]
     assert run.current_epoch == 3
     assert module.trainer is run
 

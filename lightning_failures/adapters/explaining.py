@@ -189,6 +189,11 @@ class Explainer:
             self._tell_failed(each_sink(self._sinks[scene.folder], lambda sink: sink.show(report, gallery, step)))
         return report
 
+    def conclude(self, report: FailureReport, folder: Path) -> None:
+        """Tell every sink of the verdict that a report of the first loader bears; in the first process."""
+        step = report.global_step or 0
+        self._tell_failed(each_sink(self._sinks.get(folder, ()), lambda sink: sink.conclude(report, step)))
+
     def _analyse(
         self,
         trainer: Trainer,

@@ -25,6 +25,10 @@ class Sink(Protocol):
         """Add its pictures. The report is that of :meth:`write`, with its features: they are known once drawn."""
         ...
 
+    def conclude(self, report: FailureReport, step: int) -> None:
+        """Tell what interventions have come to; the report is that of the last analysis, with their verdict."""
+        ...
+
 
 def tag_prefix(report: FailureReport) -> str:
     """Return what the tags of a report begin with; the bare one belongs to the first validation loader.

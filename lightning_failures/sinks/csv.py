@@ -59,6 +59,9 @@ class CSVSink:
     def show(self, report: FailureReport, gallery: Gallery, step: int) -> None:
         """A table has no pictures."""
 
+    def conclude(self, report: FailureReport, step: int) -> None:
+        """And no verdicts."""
+
 
 _UNSAFE = {0: "\ufffd", ord("\r"): " "}  # Python before 3.13 does not quote the one and does not read the other
 _LONGEST = 100_000  # Python reads fields of up to 131,072 characters

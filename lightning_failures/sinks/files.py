@@ -70,9 +70,19 @@ class FileSink:
         try:
             self._ask_for_names(report)  # in a file of the user, which may be damaged
         finally:
-            own = self.feature_names
-            own = own if own and own.is_file() else None
-            write_html(open_run(self.folder, feature_names=own, gallery=gallery))
+            self._make_page(gallery)
+
+    def conclude(self, report: FailureReport, step: int) -> None:
+        """Put the verdict into the records of the last analysis, and into its page, if it has one."""
+        here = self.folder / analysis_name(report, step)
+        write_report(report, here)
+        write_report(report, self.folder)
+        if (self.folder / HTML_FILE).is_file():
+            self._make_page()
+
+    def _make_page(self, gallery: Gallery | None = None) -> None:
+        own = self.feature_names
+        write_html(open_run(self.folder, feature_names=own if own and own.is_file() else None, gallery=gallery))
 
     def _ask_for_names(self, report: FailureReport) -> None:
         """Add the features that nothing is known of to the file in which they get names."""

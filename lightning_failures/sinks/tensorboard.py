@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lightning_failures.gallery import Gallery
 from lightning_failures.gallery_files import to_png
+from lightning_failures.interventions.told import interventions_markdown
 from lightning_failures.records import FailureReport
 from lightning_failures.sinks.base import report_texts, tag_prefix
 from lightning_failures.sinks.browsing import example_rows
@@ -52,6 +53,12 @@ class TensorBoardSink:
         if gallery.thumbnails is not None and report.table is not None:
             rows = example_rows(report, gallery.thumbnails.ids)
             write_projector(writer, f"{prefix}/examples", step, rows, gallery.thumbnails)
+
+    def conclude(self, report: FailureReport, step: int) -> None:
+        """Tell of the interventions again, now with their verdict."""
+        writer = self.logger.experiment
+        writer.add_text(f"{tag_prefix(report)}/interventions", interventions_markdown(report), step)
+        writer.flush()
 
     def _lay_out(self, names: set[str]) -> None:
         """Lay the scalars out in charts once, and again when there are new ones."""

@@ -11,6 +11,7 @@ from lightning_failures.directions import DIRECTIONS_FILE
 from lightning_failures.examples import EXAMPLES_FILE
 from lightning_failures.feature_names import FEATURES_FILE
 from lightning_failures.gallery import Gallery, Thumbnails
+from lightning_failures.interventions.told import interventions_markdown
 from lightning_failures.records import FailureReport
 from lightning_failures.runs import GALLERY_FILE, HTML_FILE, REPORT_FILE
 from lightning_failures.sinks.base import found_captions, report_texts, tag_prefix
@@ -75,6 +76,12 @@ class WandbSink:
             values[f"{prefix}/examples"] = wandb.Table(columns=list(EXAMPLE_COLUMNS), data=rows)
         run = self.logger.experiment
         run.log(values)
+        self._upload(run, report, prefix)
+
+    def conclude(self, report: FailureReport, step: int) -> None:
+        """Tell of the interventions again, now with their verdict, as does a new version of the files."""
+        prefix, run = tag_prefix(report), self.logger.experiment
+        run.log({f"{prefix}/interventions": _html(interventions_markdown(report)), "trainer/global_step": step})
         self._upload(run, report, prefix)
 
     def _upload(self, run: Any, report: FailureReport, prefix: str) -> None:

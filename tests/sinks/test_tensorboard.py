@@ -196,6 +196,19 @@ def test_show__pictures_are_read_back(tmp_path, closed):
     assert np.array_equal(drawn, picture.image.permute(1, 2, 0).numpy())
 
 
+def test_conclude__the_verdict_is_told(tmp_path):
+    acted = {"kind": "Upweight", "epoch": 3, "flagged": 4, "changes_training": True, "classes": []}
+    logger = TensorBoardLogger(tmp_path)
+    sink = TensorBoardSink(logger)
+    sink.write(report(interventions=(acted,)), 1)
+    sink.conclude(report(interventions=(acted | {"verdict": {"outcome": "helped", "sentence": "It helped."}},)), 1)
+    logger.experiment.close()
+    told = read_back(logger.log_dir).Tensors("failures/interventions/text_summary")
+    before, after = (event.tensor_proto.string_val[0].decode() for event in told)
+    assert "not measured" in before
+    assert "It helped." in after
+
+
 # -- single examples -----------------------------------------------------------------------------------------
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import uuid
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +113,27 @@ def test_run__is_read_back(tmp_path, logger):
 
 def shown(name: str) -> str:
     return name.encode("utf-8", "backslashreplace").decode()
+
+
+def test_conclude__a_new_version_with_the_verdict(tmp_path, logger):
+    folder, of = tmp_path / "failures", table()
+    told = report(table=of, global_step=9)
+    judged = replace(told, interventions=({"kind": "Upweight", "epoch": 3, "verdict": "helped", "classes": []},))
+    sinks = sinks_for([logger], folder)
+    for sink in sinks:
+        sink.write(told, 9)
+        sink.show(told, gallery(of), 9)
+    page = (folder / "report.html").read_bytes()
+    for sink in sinks:
+        sink.conclude(judged, 9)
+    finish()
+    assert (folder / "report.html").read_bytes() != page
+    assert json.loads((folder / "report.json").read_text())["interventions"][0]["verdict"] == "helped"
+    first, second = staged(tmp_path, "report.html")
+    assert first.read_bytes() == page
+    assert second.read_bytes() == (folder / "report.html").read_bytes()
+    history = [values(record.history.item) for record in transactions(tmp_path) if record.history.item]
+    assert "failures/interventions/path" in history[-1]
 
 
 def test_examples__failures_first_and_bounded(tmp_path, logger):
