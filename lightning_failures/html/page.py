@@ -36,7 +36,7 @@ FEATURES = 16
 VALUES = 12
 TILES = 12
 LINES = 200
-PICTURE_CHARACTERS = 2_400_000
+PICTURE_CHARACTERS = 2_200_000
 """Of all pictures but the table of examples; with it, and with what draws the charts, a page stays below 5 MB."""
 
 

@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import json
+import math
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -11,7 +12,15 @@ import pytest
 
 from lightning_failures.html import render
 from lightning_failures.html.render import data_block
-from lightning_failures.records import ClassReport, FailureReport, FeatureReport, ValueReport
+from lightning_failures.records import (
+    ClassReport,
+    FailureReport,
+    FeatureReport,
+    GroupReport,
+    LeafReport,
+    NodeReport,
+    ValueReport,
+)
 from lightning_failures.runs import Run
 
 HOSTILE = (
@@ -65,6 +74,29 @@ def test_render__words_stay_words(name):
     assert len(text) < len(page_of("cat")) + 60 * 600  # shortened wherever they stand
     if name != "\udcff":
         assert any(name[:20] in word for word in parts.words)
+
+
+def test_render__records_with_nothing_in_them():
+    nan = math.nan
+    leaf = LeafReport("feature 1 > 2", 0, nan, nan, nan, False, (nan, nan))
+    nodes = (NodeReport(0, 0, feature=1), NodeReport(0, 0, nan, nan, (nan, nan), parent=0, above=True, leaf=0))
+    groups = (
+        GroupReport("label", "cat", 0),
+        GroupReport("label", "cat", 0, pattern=True),
+        GroupReport("prediction", "cat", 0, pattern=True, leaves=(leaf,), nodes=nodes),
+        GroupReport("prediction", "cat", 0, pattern=True, leaves=(leaf,)),
+    )
+    classes = (
+        ClassReport("cat", 0),
+        ClassReport("cat", 2, base_error_rate=0.5, pattern=True, hardest_captions=("a",), cv_null_interval=(nan, nan)),
+        ClassReport(
+            "cat", 2, accuracy=nan, cv_score=nan, base_error_rate=nan, enrichment=(ValueReport("a", "b", 0, 0),)
+        ),
+    )
+    report = FailureReport(0, None, classes, groups, features=(FeatureReport(1),), coverage=nan, epoch=None)
+    text = render(Run(Path(), report, ()))
+    assert "nan</data>" not in text
+    assert 'value="nan"' not in text
 
 
 def test_render__the_policy_names_our_scripts():
