@@ -8,7 +8,7 @@
         directions.safetensors           its directions
         gallery.json                     the pictures that were drawn last
         features.yaml                    what people call the features
-        epoch=0003-step=000250/          one folder an analysis: report.json, report.md, images/
+        epoch=0003-step=000250/          one folder an analysis: report.json, report.md, images/, state of the diary
 """
 
 from __future__ import annotations
