@@ -81,14 +81,14 @@ def test_charts__data_are_those_of_the_files(visit, folder):
     known = documents(folder)
     report = known["report"]
     charts = json.loads(visit(folder / HTML_FILE).page.locator("#data").text_content())["charts"]
-    points = charts["scatter"]["layer"][1]["data"]["values"]
+    points = charts["scatter"]["layer"][-1]["data"]["values"]
     judged = [i for i, group in enumerate(report["groups"]) if group["heldout_aler_minus_ber"] is not None]
     assert [point["group"] for point in points] == judged
     for point in points:
         group = report["groups"][point["group"]]
-        assert (point["base"], point["gain"], point["size"]) == (
-            group["base_error_rate"], group["heldout_aler_minus_ber"], group["size"],
-        )  # fmt: skip
+        told = point["base"], point["gain"], point["heldout"], point["size"]
+        rate = group["base_error_rate"]
+        assert told == (rate, group["aler"] - rate, group["heldout_aler_minus_ber"], group["size"])
     for index, rows in charts["curves"].items():
         nearest = report["classes"][int(index)]["nearest"]
         assert rows == [

@@ -105,7 +105,8 @@ def test_scatter_rows__are_the_numbers_of_the_report():
     assert len(rows) == 8  # two of five groups of a kind were not judged
     for row in rows:
         group = RUN.report.groups[row["group"]]
-        assert (row["base"], row["gain"]) == (group.base_error_rate, group.heldout_aler_minus_ber)
+        assert (row["base"], row["heldout"]) == (group.base_error_rate, group.heldout_aler_minus_ber)
+        assert row["gain"] == group.aler - group.base_error_rate
         assert (row["pattern"] == "pattern") == group.pattern
 
 
