@@ -58,7 +58,7 @@ STAGES = {
     "  CV scores of chance": (drawing, "add_nulls"),
     "  files, with HTML": (FileSink, "show"),
     "    HTML": (files, "write_html"),
-    "      Vega": (rendering, "_library"),
+    "  Vega, beside all that": (rendering, "_library"),
     "  TensorBoard": (TensorBoardSink, "show"),
 }
 HOOKS = (
@@ -125,7 +125,7 @@ def train(*, epochs: int, analysed: bool) -> tuple[list[Epoch], Epoch]:
     """Train as the demo does; the times of each epoch, and of what came after the last."""
     L.seed_everything(0, verbose=False)
     clock = Clock()
-    rendering._library.cache_clear()  # which every process has to load anew
+    rendering.prepare.cache_clear()  # which every process has to load anew
     options: dict[str, Any] = {"encoder": "embedded:digits", "robust_encoder": "embedded:digits", "captions": "digits"}
     options["metadata"] = ("tint", "background", "stroke", "posture")
     with tempfile.TemporaryDirectory() as name:
@@ -196,9 +196,6 @@ def main() -> None:
         if any(name in after for _, after in runs[True])
     }
     medians("pictures, once, when the training is over, in epochs (wall, CPU):", drawn)
-    print(
-        "  {:<24}{:>8.2%}{:>8.2%}".format("without Vega", *np.median(drawn["pictures"] - drawn["      Vega"], axis=0))
-    )
     bare = np.median(seconds[False], axis=(0, 1))
     inside = np.median([after["pictures"] for _, after in runs[True]], axis=0) / bare
     print("pictures in epochs of a training without the callback: {:.2%} {:.2%}".format(*inside))

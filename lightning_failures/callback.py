@@ -96,7 +96,7 @@ class FailureModes(Callback):
         verdict: Tells whether the interventions helped. ``"fork"``: when the training is over, six forks are trained
             from where they began; ``"lottery"``: half of the flagged classes are left alone, for comparison.
         pictures: Draw images, heat maps and feature attacks, and write the HTML report: at the last analysis of
-            ``fit``, where it takes at most about as long as an epoch of training, and outside of it. False: numbers
+            ``fit``, where what can be left out takes at most half as long as an epoch, and outside of it. False: numbers
             and words only.
         pictures_every_n: Do so at every n-th analysis too. None: at the last one only.
         feature_names: YAML file in which you name features of the robust encoder and tag them, for many runs. None:
@@ -300,7 +300,7 @@ class FailureModes(Callback):
         with self._policy(trainer, "the last analysis", "its pictures"), self._ranks.together(), isolated_rng():
             if self.pictures and self._explainer is not None:
                 for index in self._explainer.undrawn:
-                    report = self._explainer.draw(index, self._ranks, seconds=self._spending.epoch_seconds(trainer))
+                    report = self._explainer.draw(index, self._ranks, seconds=self._picture_seconds(trainer))
                     self.last_report = report if index == 0 else self.last_report
         with self._policy(trainer, "the end of the training", "the rollback"):
             self._steering.undo(trainer, self._ranks)
@@ -502,7 +502,7 @@ class FailureModes(Callback):
             deadline=None if self._seconds is None else Deadline.after(self._seconds - collector.seconds),
             folder=folder if index == 0 else folder / f"dataloader_{index}",
             pictures=self._wants_pictures(trainer),
-            picture_seconds=self._spending.epoch_seconds(trainer),
+            picture_seconds=self._picture_seconds(trainer),
         )
 
     def _attach_steering(self, trainer: Trainer, loader: object) -> None:
@@ -563,6 +563,11 @@ class FailureModes(Callback):
         """Now; the last analysis of a training is drawn at its end, whatever ends it."""
         by_turn = self.pictures_every_n is not None and (self._state.analyses + 1) % self.pictures_every_n == 0
         return self.pictures and (trainer.state.fn != "fit" or by_turn)
+
+    def _picture_seconds(self, trainer: Trainer) -> float | None:
+        """Half an epoch for what can be left out; writing the rest takes its time too."""
+        epoch = self._spending.epoch_seconds(trainer)
+        return None if epoch is None else epoch / 2
 
     def state_dict(self) -> dict[str, Any]:
         """Plain values only, so that checkpoints load with ``weights_only=True``."""

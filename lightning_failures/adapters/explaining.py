@@ -30,6 +30,7 @@ from lightning_failures.candidates import ClassCaptions, caption_source
 from lightning_failures.encoders import gives_texts
 from lightning_failures.examples import ExampleTable
 from lightning_failures.grammar import CaptionVocabulary
+from lightning_failures.html import prepare
 from lightning_failures.interventions import Discovery
 from lightning_failures.interventions.parts import DECISION, DISCOVERY, REPORT, ReportPart, part_of, take_grades
 from lightning_failures.records import FailureReport, Grades
@@ -170,6 +171,8 @@ class Explainer:
         scene, start = self._undrawn.pop(index, None), time.perf_counter()
         if scene is None:
             return None
+        if ranks.is_first:
+            prepare()  # of the page, beside the drawing
         painter = Painter(
             directions=self.directions,
             trees=self.trees,

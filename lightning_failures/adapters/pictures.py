@@ -18,6 +18,7 @@ from lightning_failures.adapters.pictured import (
     pictured_members,
 )
 from lightning_failures.adapters.reading import AT_ONCE
+from lightning_failures.budget import Deadline
 from lightning_failures.gallery import Gallery, Picture, Thumbnails, class_picture, leaf_picture
 from lightning_failures.records import ClassReport, FailureReport, FeatureReport, Grades
 from lightning_failures.splits import stable_hash
@@ -29,6 +30,9 @@ LEAF_IMAGES = 8
 THUMBNAIL = 48  # px
 BROWSED = 1000
 """How many examples the table of the HTML report and TensorBoard's projector show."""
+
+BROWSING = 5.0
+"""Seconds for them, however short an epoch is."""
 
 _LEAF_SALT = 0x1EAF
 
@@ -62,10 +66,12 @@ def draw_gallery(
 
 
 def browse(sources: Sources) -> Thumbnails | None:
-    """Read the examples to look through, a batch at a time, as far as time allows."""
+    """Read the examples to look through, a batch at a time: for some seconds at least, then as far as time allows."""
     squares: list[Tensor] = []
+    patience = Deadline.after(BROWSING)
     for some in torch.split(sources.browsed, AT_ONCE):
-        if not len(some) or (sources.deadline is not None and sources.deadline.passed):
+        out_of_time = sources.deadline is not None and sources.deadline.passed and patience.passed
+        if not len(some) or out_of_time:
             break
         squares += [fit_square(image, THUMBNAIL) for image in sources.images(some.tolist())]
     if not squares:

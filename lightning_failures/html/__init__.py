@@ -1,5 +1,5 @@
 """The report of a run as one HTML file that needs no network and no server."""
 
-from lightning_failures.html.render import render
+from lightning_failures.html.render import prepare, render
 
-__all__ = ["render"]
+__all__ = ["prepare", "render"]

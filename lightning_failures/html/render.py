@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from base64 import b64encode
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cache
 from hashlib import sha256
 from importlib.resources import files
@@ -19,7 +20,7 @@ from lightning_failures.runs import Run
 if TYPE_CHECKING:
     from jinja2 import Environment
 
-__all__ = ["data_block", "render"]
+__all__ = ["data_block", "prepare", "render"]
 
 _ESCAPES = {ord(c): f"\\u{ord(c):04x}" for c in "<>&\u2028\u2029"}
 
@@ -37,7 +38,7 @@ def render(run: Run) -> str:
 
     page = view(run)
     drawn = any(page.charts.values())
-    style, script, library = _asset("report.css"), _asset("report.js"), _library() if drawn else ""
+    style, script, library = _asset("report.css"), _asset("report.js"), prepare().result() if drawn else ""
     text: str = (
         _environment()
         .get_template("report.html.j2")
@@ -80,8 +81,20 @@ def _say(sentence: str) -> str:
 
 
 @cache
+def prepare() -> Future[str]:
+    """Begin to put Vega, Vega-Lite and vega-embed together as one script, in a thread of its own.
+
+    It takes seconds, once a process, without Python's lock. Whoever has other work to do first calls this before.
+    """
+    import vl_convert  # noqa: F401 - where a thread imports it, it keeps Python's lock
+
+    pool = ThreadPoolExecutor(1, thread_name_prefix="vega")
+    future = pool.submit(_library)
+    pool.shutdown(wait=False)
+    return future
+
+
 def _library() -> str:
-    """Vega, Vega-Lite and vega-embed as one script; made once, it takes a second."""
     import vl_convert
 
     source: str = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")

@@ -242,7 +242,7 @@ def test_thumbnails__in_order_with_embeddings_or_nan(planted):
 
 def test_deadline__attacks_are_left_out_and_the_caption_says_so(planted):
     gallery, told = draw(planted, deadline=Deadline.after(-1), store=None)
-    assert gallery.thumbnails is None
+    assert gallery.thumbnails is not None  # however short an epoch is
     assert len(told) == len(of_kind(gallery, "features/")) > 0
     for picture in of_kind(gallery, "features/"):
         assert len(picture.rows) == 2
