@@ -96,8 +96,8 @@ class FailureModes(Callback):
         verdict: Tells whether the interventions helped. ``"fork"``: when the training is over, six forks are trained
             from where they began; ``"lottery"``: half of the flagged classes are left alone, for comparison.
         pictures: Draw images, heat maps and feature attacks, and write the HTML report: at the last analysis of
-            ``fit``, where what can be left out takes at most half as long as an epoch, and outside of it. False: numbers
-            and words only.
+            ``fit``, where what can be left out takes at most half as long as an epoch, and outside of it. False:
+            numbers and words only.
         pictures_every_n: Do so at every n-th analysis too. None: at the last one only.
         feature_names: YAML file in which you name features of the robust encoder and tag them, for many runs. None:
             ``features.yaml`` beside the last report.
