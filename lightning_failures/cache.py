@@ -195,7 +195,7 @@ class EmbeddingStore:
             kind: What they are and what they depend on beside encoder and image, their length included.
 
         >>> EmbeddingStore("fec0").beside("maps 8x8").fingerprint
-        'fec0-b5c79e5cbe6bd3d3'
+        'fec0-f845141ef5f21e5e'
         """
         return EmbeddingStore(
             f"{_folder_name(self.fingerprint)}-{xxhash.xxh3_64_hexdigest(kind.encode())}", self._cache

@@ -41,7 +41,7 @@ def told(report: FailureReport | None) -> dict | None:
 def fit(cache: Path, root: Path) -> dict:
     """Train with the callback, as a user has it: nothing raises."""
     torch.manual_seed(0)
-    modes = callback(cache_folder=cache, on_error="warn", permutations=9)
+    modes = callback(pictures=True, cache_folder=cache, on_error="warn", permutations=9)
     run = trainer(root, modes, max_epochs=EPOCHS)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")

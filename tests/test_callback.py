@@ -82,7 +82,7 @@ def test_test__works(tmp_path):
 
 
 def test_trees__leaves_and_pictures(tmp_path):
-    modes = callback(robust_encoder=ColourEncoder("robust"))
+    modes = callback(pictures=True, robust_encoder=ColourEncoder("robust"))
     logger = TensorBoardLogger(tmp_path, name="run")
     trainer(tmp_path, modes, logger=logger).fit(OracleClassifier(), loader(), loader(400))
     groups = [g for g in modes.last_report.groups if g.grouping == "label"]
@@ -265,12 +265,12 @@ def test_iterable__needs_ids(tmp_path):
 
 
 def test_iterable__ids_from_read_batch(tmp_path):
-    modes = callback(read_batch=lambda outputs, batch: BatchRecord(ids=batch[2]))
+    modes = callback(pictures=True, read_batch=lambda outputs, batch: BatchRecord(ids=batch[2]))
     with pytest.warns(UserWarning, match="not the indices of the dataset: no pictures"):
         trainer(tmp_path, modes).validate(StreamClassifier(), DataLoader(Stream(), batch_size=16), verbose=False)
     assert list(tmp_path.rglob("report.html"))
     assert not list(tmp_path.rglob("*.png"))
-    expected = callback()
+    expected = callback(pictures=True)
     trainer(tmp_path, expected).validate(OracleClassifier(), loader(), verbose=False)
     assert modes.last_report.classes == expected.last_report.classes
 
@@ -395,14 +395,16 @@ def drawn(tmp_path) -> list[str]:
 
 
 def test_pictures__at_the_last_analysis_only(tmp_path):
-    modes = callback()
+    modes = callback(pictures=True)
     trainer(tmp_path, modes, max_epochs=3).fit(OracleClassifier(), loader(), loader(400))
     assert drawn(tmp_path) == ["epoch=0002-step=000030"]
     assert modes.last_report.timings["pictures"] > 0
 
 
 def test_pictures__in_turn_or_never(tmp_path):
-    trainer(tmp_path / "a", callback(pictures_every_n=2), max_epochs=3).fit(OracleClassifier(), loader(), loader())
+    trainer(tmp_path / "a", callback(pictures=True, pictures_every_n=2), max_epochs=3).fit(
+        OracleClassifier(), loader(), loader()
+    )
     assert [name[:10] for name in drawn(tmp_path / "a")] == ["epoch=0001", "epoch=0002"]
     trainer(tmp_path / "b", callback(pictures=False), max_epochs=2).fit(OracleClassifier(), loader(), loader())
     assert drawn(tmp_path / "b") == []
@@ -413,7 +415,7 @@ def test_pictures__training_that_ends_early_is_drawn_at_its_end(tmp_path):
         def on_validation_end(self, trainer, pl_module):
             trainer.should_stop = trainer.current_epoch == 1 and not trainer.sanity_checking
 
-    modes = callback()
+    modes = callback(pictures=True)
     trainer(tmp_path, Stop(), modes, max_epochs=9).fit(OracleClassifier(), loader(), loader(400))
     assert drawn(tmp_path) == ["epoch=0001-step=000020"]
     (found,) = tmp_path.glob("failures/no_logger/*/report.json")
@@ -458,7 +460,7 @@ def _train(tmp_path, *callbacks):
 
 def test_weights__identical_with_and_without_the_callback(tmp_path):
     plain, plain_rng = _train(tmp_path)
-    watched, watched_rng = _train(tmp_path, callback(robust_encoder=ColourEncoder("robust")))
+    watched, watched_rng = _train(tmp_path, callback(pictures=True, robust_encoder=ColourEncoder("robust")))
     assert torch.equal(plain_rng, watched_rng)
     assert watched.training == plain.training
     for a, b in zip(plain.state_dict().values(), watched.state_dict().values(), strict=True):
@@ -488,7 +490,7 @@ def test_cache__serves_the_next_run_until_the_transform_changes(tmp_path):
 
 @pytest.mark.filterwarnings("ignore:The dirpath has changed")
 def test_state__plain_and_resumed(tmp_path):
-    modes = callback()
+    modes = callback(pictures=True)
     checkpoint = ModelCheckpoint(tmp_path, save_last=True)
     trainer(tmp_path, modes, checkpoint, enable_checkpointing=True).fit(OracleClassifier(), loader(), loader())
     path = tmp_path / "last.ckpt"
@@ -519,7 +521,7 @@ def test_two_instances__are_refused_before_the_first_batch(tmp_path):
 
 def test_loggers__several(tmp_path):
     loggers = [TensorBoardLogger(tmp_path, name="tb"), CSVLogger(tmp_path, name="csv")]
-    trainer(tmp_path, callback(), logger=loggers).fit(OracleClassifier(), loader(), loader())
+    trainer(tmp_path, callback(pictures=True), logger=loggers).fit(OracleClassifier(), loader(), loader())
     assert (tmp_path / "tb" / "version_0" / "failures" / "report.json").is_file()
     rows = (tmp_path / "csv" / "version_0" / "metrics.csv").read_text()
     assert "failures/cv_score_mean" in rows
@@ -529,7 +531,7 @@ def test_loggers__several(tmp_path):
 def test_loggers__wandb_offline(tmp_path):
     wandb = pytest.importorskip("wandb")
     logger = WandbLogger(save_dir=tmp_path, offline=True, settings=wandb.Settings(silent=True, disable_git=True))
-    modes = callback(robust_encoder=ColourEncoder("robust"))
+    modes = callback(pictures=True, robust_encoder=ColourEncoder("robust"))
     try:
         trainer(tmp_path, modes, logger=logger, max_epochs=2).fit(OracleClassifier(), loader(), loader())
         summary = dict(logger.experiment.summary)

@@ -354,7 +354,7 @@ def test_check_val_every_n_epoch__with_every_n_epochs(tmp_path):
 
 
 def test_pictures__of_a_run_by_steps_come_last(tmp_path):
-    modes = callback()
+    modes = callback(pictures=True)
     trainer(tmp_path, modes, max_steps=6, max_epochs=-1).fit(OracleClassifier(), loader(32), loader())
     drawn = {path.parts[-3][:10] for path in tmp_path.rglob("*.png")}
     assert drawn == {"epoch=0002"}
@@ -489,7 +489,7 @@ def test_ids__that_are_no_indices_give_no_pictures_and_no_groups(tmp_path):
     def read(outputs, batch):
         return BatchRecord(ids=(batch[0].double().sum((1, 2, 3)) * 1e6).long().abs())
 
-    modes, data = callback(read_batch=read), loader(400)
+    modes, data = callback(pictures=True, read_batch=read), loader(400)
     with pytest.warns(UserWarning, match="no pictures"):
         trainer(tmp_path, modes).validate(OracleClassifier(), data, verbose=False)
     assert modes.last_report.examples == 400

@@ -376,7 +376,7 @@ def run(request, tmp_path_factory):
     ]
     modes = callback(
         encoder=Speaking(), robust_encoder=ColourEncoder("robust"), captions=vocabulary, metadata=["camera"],
-        cache_folder=root / "cache", on_error="warn", worst_k=4,
+        cache_folder=root / "cache", on_error="warn", worst_k=4, pictures=True,
     )  # fmt: skip
     options = {"logger": loggers, "max_epochs": 3, "log_every_n_steps": 1}
     data = [torch.utils.data.DataLoader(Hostile(names, seed=seed), batch_size=16) for seed in (0, 1)]

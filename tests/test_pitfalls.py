@@ -56,7 +56,9 @@ class Seen(Callback):
 def test_inference_mode__both_doors_give_the_same_report_and_pictures(tmp_path):
     found = {}
     for door in ("fit", "validate"):
-        modes = callback(robust_encoder=ColourEncoder("robust"), pictures_every_n=1)  # drawn within the validation
+        modes = callback(
+            pictures=True, robust_encoder=ColourEncoder("robust"), pictures_every_n=1
+        )  # drawn within the validation
         run = trainer(tmp_path / door, modes, num_sanity_val_steps=0)
         grads = []
 
@@ -122,7 +124,7 @@ def events_of(logger):
 
 def test_undefined__nothing_fails_and_no_score_is_in_the_event_files(tmp_path):
     logger = TensorBoardLogger(tmp_path)
-    modes = callback(robust_encoder=ColourEncoder("robust"))
+    modes = callback(pictures=True, robust_encoder=ColourEncoder("robust"))
     trainer(tmp_path, modes, logger=logger).fit(Flawless(), loader(), loader())
     events = events_of(logger)
     names = {name for name in events.Tags()["scalars"] if name.startswith("failures/")}
@@ -191,7 +193,7 @@ def test_logger__an_unknown_one_costs_one_warning_and_the_files_are_there(tmp_pa
 @pytest.mark.slow
 def test_tensorboard__few_tags_each_with_the_same_meaning_at_every_step(tmp_path):
     logger = TensorBoardLogger(tmp_path)
-    modes = callback(robust_encoder=ColourEncoder("robust"), worst_k=2, pictures_every_n=5)
+    modes = callback(pictures=True, robust_encoder=ColourEncoder("robust"), worst_k=2, pictures_every_n=5)
     # drawn at the fifth analysis and the last
     trainer(tmp_path, modes, logger=logger, max_epochs=6).fit(OracleClassifier(), loader(), loader())
     events = events_of(logger)
@@ -259,7 +261,7 @@ def test_threads__one_in_the_fits_and_afterwards_as_many_as_before(tmp_path, mon
 
     monkeypatch.setattr(directions, "phi", spy)
     torch.set_num_threads(2)
-    modes = callback(robust_encoder=ColourEncoder("robust"))
+    modes = callback(pictures=True, robust_encoder=ColourEncoder("robust"))
     with threadpool_limits(2):
         before = blas_threads(), torch.get_num_threads()
         trainer(tmp_path, modes).validate(OracleClassifier(), loader(), verbose=False)

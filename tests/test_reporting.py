@@ -230,8 +230,8 @@ def test_two_trainings__compared_from_what_they_left(tmp_path, capsys):
     for name, model in (("a", OracleClassifier()), ("b", Cured())):
         logger = CSVLogger(tmp_path / name, name="", version="")
         trainer = L.Trainer(
-            accelerator="cpu", max_epochs=2, logger=logger, callbacks=[callback()], enable_progress_bar=False,
-            enable_model_summary=False, enable_checkpointing=False,
+            accelerator="cpu", max_epochs=2, logger=logger, callbacks=[callback(pictures=True)],
+            enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False,
         )  # fmt: skip
         trainer.fit(model, loader(160, shuffle=True), loader(400, seed=1))
         del model, trainer

@@ -100,7 +100,7 @@ def loader(size: int = 160, *, shuffle: bool = False, seed: int = 0, **options) 
 
 
 def callback(**options) -> FailureModes:
-    defaults = {"encoder": ColourEncoder(), "on_error": "raise", "permutations": 99}
+    defaults = {"encoder": ColourEncoder(), "on_error": "raise", "permutations": 99, "pictures": False}
     return FailureModes(**(defaults | options))
 
 

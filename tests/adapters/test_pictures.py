@@ -327,7 +327,7 @@ def test_feature_attacks__behind_both_doors_without_a_trace(tmp_path, door):
     with torch.random.fork_rng():
         torch.manual_seed(0)
         net[0].reset_parameters()
-    modes = callback(robust_encoder=ModuleEncoder(net, "2", copy=False), cache_folder=tmp_path / "cache")
+    modes = callback(pictures=True, robust_encoder=ModuleEncoder(net, "2", copy=False), cache_folder=tmp_path / "cache")
     run = trainer(tmp_path, modes, num_sanity_val_steps=0)
     before = {name: value.clone() for name, value in net.state_dict().items()}
     module = OracleClassifier()

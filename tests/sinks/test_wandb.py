@@ -182,7 +182,7 @@ def test_broken_run__others_are_served(tmp_path, logger):
 def test_broken_run__is_told_once_and_training_goes_on(tmp_path, logger):
     (Path(logger.experiment.dir) / "media").mkdir()
     (Path(logger.experiment.dir) / "media" / "table").write_text("")
-    modes = callback()
+    modes = callback(pictures=True)
     run = trainer(tmp_path, modes, logger=logger, max_epochs=2)
     with pytest.warns(UserWarning, match="could not write to WandbSink") as caught:
         run.fit(OracleClassifier(), loader(), loader())
