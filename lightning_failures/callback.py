@@ -178,7 +178,7 @@ class FailureModes(Callback):
         self.verdict = verdict
         self.pictures = pictures
         self.pictures_every_n = pictures_every_n
-        self.feature_names = feature_names
+        self.feature_names = None if feature_names is None else Path(feature_names).expanduser()
         self.time_budget = time_budget
         self.memory_budget = memory_budget
         self.worst_k = worst_k
@@ -240,7 +240,7 @@ class FailureModes(Callback):
         device = torch.device(self.device) if self.device is not None else trainer.strategy.root_device
         cache = EmbeddingCache(self.cache_folder)
         if self.feature_names is not None:
-            FeatureNames.load(self.feature_names, encoder="")  # what is wrong in it is told before the first batch
+            FeatureNames.load(self.feature_names, encoder="")  # what is wrong is told before the first batch
         self._explainer = Explainer(
             directions=self._on_all_ranks(open_lens(self.encoder, cache, device=device)),
             trees=self._on_all_ranks(open_lens(self.robust_encoder, cache, device=device, robust=True)),
@@ -250,7 +250,7 @@ class FailureModes(Callback):
             permutations=self.permutations,
             n_directions=self.n_directions,
             worst_k=self.worst_k,
-            feature_names=None if self.feature_names is None else Path(self.feature_names),
+            feature_names=self.feature_names,
             seed=self.seed,
             say_once=self._say_once,
         )
@@ -477,15 +477,16 @@ class FailureModes(Callback):
         errors = [error for error, _ in states if error is not None]
         if errors and self._error is None:
             rank_zero_warn(f"FailureModes skips this analysis on all ranks: {errors[0]}")
+        pictures = self._wants_pictures(trainer)
         for index in sorted({index for _, indices in states for index in indices}) if not errors else ():
             with self._policy(trainer, f"the analysis of loader {index}"):
                 with self._ranks.together(), isolated_rng():
-                    report = self._analyse_loader(trainer, index)
+                    report = self._analyse_loader(trainer, index, pictures=pictures)
                     self._keys.log(trainer, module, report, index, self._state.last_values)
                 self._accept(trainer, report, index)
         self._forget()
 
-    def _analyse_loader(self, trainer: Trainer, index: int) -> FailureReport:
+    def _analyse_loader(self, trainer: Trainer, index: int, *, pictures: bool) -> FailureReport:
         """Explain one loader, the same on every rank."""
         assert self._explainer is not None
         folder, loader = self._find_folder(trainer), self._loaders[index]
@@ -501,7 +502,7 @@ class FailureModes(Callback):
             decision=self.auto_rollback or self._keys.of_decisions,
             deadline=None if self._seconds is None else Deadline.after(self._seconds - collector.seconds),
             folder=folder if index == 0 else folder / f"dataloader_{index}",
-            pictures=self._wants_pictures(trainer),
+            pictures=pictures,
             picture_seconds=self._picture_seconds(trainer),
         )
 
@@ -560,7 +561,7 @@ class FailureModes(Callback):
         )
 
     def _wants_pictures(self, trainer: Trainer) -> bool:
-        """Now; the last analysis of a training is drawn at its end, whatever ends it."""
+        """Now; the last analysis of a training is drawn when it is over, unless an exception or Ctrl-C ends it."""
         by_turn = self.pictures_every_n is not None and (self._state.analyses + 1) % self.pictures_every_n == 0
         return self.pictures and (trainer.state.fn != "fit" or by_turn)
 

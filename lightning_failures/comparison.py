@@ -129,7 +129,7 @@ def compare(a: Run, b: Run) -> Comparison:
         b: The other.
 
     Raises:
-        DataError: A run has no table of examples, or they have no example in common.
+        DataError: A run has no table of examples, they have no example in common, or most have another label.
     """
     pairs = _Pairs.of(_table(a), _table(b))
     classes = _classes(pairs)
@@ -192,6 +192,12 @@ class _Pairs:
         if not len(rows_a):
             raise DataError("the runs have no example in common: no id has the same label in both")
         both = np.intersect1d(ids_a, ids_b)
+        relabelled = len(np.setdiff1d(both, ids_a[rows_a]))
+        if 2 * relabelled > len(both):
+            raise DataError(
+                f"{relabelled} of the {len(both)} ids that both runs have bear another label in the other: these are"
+                " different data, and the same id is another image"
+            )
         return cls(
             names,
             ids_a[rows_a],
@@ -204,7 +210,7 @@ class _Pairs:
             b.flagged.numpy()[rows_b],
             only_a=int((~np.isin(ids_a, both)).sum()),
             only_b=int((~np.isin(ids_b, both)).sum()),
-            relabelled=len(np.setdiff1d(both, ids_a[rows_a])),
+            relabelled=relabelled,
         )
 
     @property

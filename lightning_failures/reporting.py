@@ -16,7 +16,7 @@ from lightning_failures.histories import diary_lines
 from lightning_failures.interventions.told import intervention_lines
 from lightning_failures.mode_changes import ModeChange
 from lightning_failures.records import FailureReport
-from lightning_failures.runs import Run, open_run
+from lightning_failures.runs import HTML_FILE, Run, open_run
 from lightning_failures.sinks.files import write_html
 from lightning_failures.text import (
     class_table,
@@ -46,6 +46,9 @@ def report(arguments: Sequence[str]) -> None:
         return
     try:
         path = write_html(run, options.output)
+        beside = Path(options.run) / HTML_FILE  # the demo's copy
+        if options.output is None and beside.is_file() and not beside.samefile(path):
+            path = write_html(run, beside)
     except OSError as error:
         raise ConfigurationError(f"The page cannot be written ({error}). Name another place: --output FILE.") from error
     print(f"\nReport: {printable(str(path))}")

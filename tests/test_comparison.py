@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from scipy.stats import binomtest
 from sklearn.metrics import cohen_kappa_score
@@ -53,6 +53,10 @@ def runs(draw):
         values = [draw(st.sampled_from([-1.0, 1.0, float("nan")])) for _ in mine]
         modes = draw(st.sets(st.sampled_from(names)))
         both.append(run(mine, labels, guesses, values, names, modes=modes))
+    known = [{i: names[k] for i, k in zip(t.ids.tolist(), t.labels.tolist(), strict=True)} for t, names in
+             ((one.table, one.table.class_names) for one in both)]  # fmt: skip
+    shared = known[0].keys() & known[1].keys()
+    assume(2 * sum(known[0][i] != known[1][i] for i in shared) <= len(shared))  # else refused as other data
     return tuple(both)
 
 
@@ -175,6 +179,11 @@ def test_compare__no_table_or_nothing_in_common():
         compare(one, run([3], [0], [0]))
     with pytest.raises(DataError, match="no example in common"):
         compare(one, run([1, 2], [1, 1], [0, 1]))
+
+
+def test_compare__other_data_under_the_same_ids_is_refused():
+    with pytest.raises(DataError, match="3 of the 4 ids .* different data"):
+        compare(run([0, 1, 2, 3], [0, 1, 0, 1], [0, 0, 0, 0]), run([0, 1, 2, 3], [0, 0, 1, 0], [0, 0, 0, 0]))
 
 
 def test_compare__notes():

@@ -31,6 +31,9 @@ from lightning_failures.wording import worth_words
 
 __all__ = ["Painter", "Scene"]
 
+PATIENCE = 5.0
+"""Seconds for the CV scores that chance gives, at least."""
+
 
 @dataclass(frozen=True)
 class Scene:
@@ -93,7 +96,9 @@ class Painter:
         if not scene.collector.indexed:
             self.say_once("The ids of read_batch are not the indices of the dataset: no pictures.")
         sources = self._sources(scene, ranks, deadline) if scene.collector.indexed else None
-        report = self._with_nulls(scene, ranks, deadline)
+        # for some seconds at least, however short an epoch is
+        patience = None if deadline is None else Deadline.after(max(deadline.left, PATIENCE))
+        report = self._with_nulls(scene, ranks, patience)
         gallery = Gallery(epoch=report.epoch, global_step=report.global_step) if ranks.is_first else None
         features = report.features
         if sources is not None:
@@ -141,7 +146,7 @@ class Painter:
         embeddings = scene.collector.embeddings(self.directions, ids)
         if embeddings is None:
             return report
-        classes, _ = add_nulls(
+        classes, left_out = add_nulls(
             report.classes,
             report.directions,
             members_of(grades, "label", rows),
@@ -152,7 +157,8 @@ class Painter:
             seed=self.seed,
             deadline=deadline,
         )
-        return replace(report, classes=classes)
+        told = (f"Which CV scores chance gives was not found for {left_out} classes: time was short.",)
+        return replace(report, classes=classes, notes=(*report.notes, *(told if left_out else ())))
 
     def _names(self, folder: Path) -> FeatureNames:
         """What people call the features; a file that cannot be read is told of, and left alone."""

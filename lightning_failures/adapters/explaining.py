@@ -158,19 +158,32 @@ class Explainer:
         report = replace(report, modes=ranks.broadcast(modes))
         ranks.run(lambda: self._write(trainer, report, folder) if ranks.is_first else None)
         self._undrawn[index] = Scene(report, loader, found, seen, collector, folder)
+        if pictures and not in_time:
+            self.say_once("FailureModes draws no pictures: the time budget is spent. Give more, or draw in `validate`.")
         return (self.draw(index, ranks, seconds=picture_seconds) or report) if pictures and in_time else report
 
     def draw(self, index: int, ranks: Ranks, *, seconds: float | None = None) -> FailureReport | None:
         """Draw the last analysis of a loader if it has no pictures yet; returns its report with features. Collective.
+
+        What goes wrong is told: the analysis stands without pictures.
 
         Args:
             index: Number of the loader.
             ranks: The processes.
             seconds: What takes longer is left out: feature attacks first. None: everything.
         """
-        scene, start = self._undrawn.pop(index, None), time.perf_counter()
+        scene = self._undrawn.pop(index, None)
         if scene is None:
             return None
+        try:
+            with ranks.together():
+                return self._drawn(scene, ranks, seconds)
+        except Exception as error:
+            self.say_once(f"FailureModes could not draw pictures: {type(error).__name__}: {error}")
+            return scene.report
+
+    def _drawn(self, scene: Scene, ranks: Ranks, seconds: float | None) -> FailureReport:
+        start = time.perf_counter()
         if ranks.is_first:
             prepare()  # of the page, beside the drawing
         painter = Painter(

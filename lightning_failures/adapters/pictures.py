@@ -31,6 +31,9 @@ THUMBNAIL = 48  # px
 BROWSED = 1000
 """How many examples the table of the HTML report and TensorBoard's projector show."""
 
+FAILURES = 0.6
+"""Largest share of failures among them."""
+
 BROWSING = 5.0
 """Seconds for them, however short an epoch is."""
 
@@ -38,15 +41,20 @@ _LEAF_SALT = 0x1EAF
 
 
 def browsed_ids(report: FailureReport, *, seed: int, limit: int = BROWSED) -> Tensor:
-    """The examples to look through, (n,) int64, ascending: failures first, then others, by the hash of their ids."""
+    """The examples to look through, (n,) int64, ascending, by the hash of their ids.
+
+    Failures are preferred, but at most ``FAILURES`` of the places are theirs where there are others.
+    """
     table = report.table
     if table is None:
         return torch.empty(0, dtype=torch.int64)
     ids, place = np.unique(table.ids.numpy(), return_inverse=True)
     failed = np.zeros(len(ids), dtype=bool)
     failed[place[table.failed.numpy()]] = True
-    order = np.lexsort((stable_hash(ids, seed), ~failed))[:limit]
-    return torch.from_numpy(ids[order]).sort().values
+    order = np.argsort(stable_hash(ids, seed), kind="stable")
+    failures, others = order[failed[order]], order[~failed[order]]
+    count = min(len(failures), max(int(FAILURES * limit), limit - len(others)))
+    return torch.from_numpy(ids[np.concatenate([failures[:count], others[: limit - count]])]).sort().values
 
 
 def draw_gallery(

@@ -11,7 +11,7 @@ from lightning_failures.directions import DIRECTIONS_FILE
 from lightning_failures.examples import EXAMPLES_FILE
 from lightning_failures.feature_names import FEATURES_FILE, add_to_template
 from lightning_failures.gallery import Gallery, Picture
-from lightning_failures.gallery_files import save_gallery, to_png
+from lightning_failures.gallery_files import load_gallery, save_gallery, to_png
 from lightning_failures.histories import diary_markdown
 from lightning_failures.interventions.told import interventions_markdown
 from lightning_failures.records import FailureReport
@@ -77,6 +77,10 @@ class FileSink:
         here = self.folder / analysis_name(report, step)
         write_report(report, here)
         write_report(report, self.folder)
+        drawn = load_gallery(self.folder / GALLERY_FILE) if (self.folder / GALLERY_FILE).is_file() else None
+        gallery = drawn if drawn is not None and drawn.global_step == report.global_step else None
+        before = report_before(self.folder, report, step)
+        write_atomically(here / "report.md", to_bytes(_markdown(report, before, gallery)))
         if (self.folder / HTML_FILE).is_file():
             self._make_page()
 

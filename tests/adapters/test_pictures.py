@@ -230,6 +230,9 @@ def test_feature_pictures__no_captions(planted, worst):
 def test_thumbnails__in_order_with_embeddings_or_nan(planted):
     features, report = planted[4], planted[-1]
     browsed = browsed_ids(report, seed=0, limit=20)
+    failed = report.table.failed[torch.isin(report.table.ids, browsed)]
+    assert len(browsed) == 20
+    assert int(failed.sum()) == 12  # of the many that there are
     known = browsed[:12]
     thumbnails = draw(planted, embeddings=Rows(known, features[known]))[0].thumbnails
     assert torch.equal(thumbnails.ids, browsed)
