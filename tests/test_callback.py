@@ -422,6 +422,28 @@ def test_pictures__training_that_ends_early_is_drawn_at_its_end(tmp_path):
     assert json.loads(found.read_text()) == modes.last_report.to_dict()
 
 
+@pytest.mark.slow
+def test_pictures__in_turn_for_every_loader(tmp_path):
+    modes = callback(pictures=True, pictures_every_n=2)
+    trainer(tmp_path, modes, max_epochs=3).fit(OracleClassifier(), loader(), [loader(), loader()])
+    found = {(path.parts[-3][:10], "dataloader_1" in path.parts) for path in tmp_path.rglob("images/*.png")}
+    assert found == {(epoch, second) for epoch in ("epoch=0001", "epoch=0002") for second in (False, True)}
+
+
+@pytest.mark.slow
+def test_pictures__an_error_leaves_the_analysis(tmp_path, monkeypatch):
+    def broken(*args, **options):
+        raise RuntimeError("boom")
+
+    monkeypatch.setattr("lightning_failures.adapters.drawing.add_nulls", broken)
+    modes, metrics = callback(pictures=True, pictures_every_n=1), Metrics()
+    with pytest.warns(UserWarning, match="could not draw pictures: RuntimeError: boom"):
+        trainer(tmp_path, modes, metrics).fit(OracleClassifier(), loader(), loader())
+    assert "failures/cv_score_mean" in metrics.seen[0]
+    (found,) = tmp_path.glob("failures/no_logger/*/report.json")
+    assert json.loads(found.read_text()) == modes.last_report.to_dict()
+
+
 # -- nothing lost, nothing changed ---------------------------------------------------------------------------
 
 

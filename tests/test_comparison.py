@@ -182,7 +182,7 @@ def test_compare__no_table_or_nothing_in_common():
 
 
 def test_compare__other_data_under_the_same_ids_is_refused():
-    with pytest.raises(DataError, match="3 of the 4 ids .* different data"):
+    with pytest.raises(DataError, match=r"3 of the 4 ids .* different data"):
         compare(run([0, 1, 2, 3], [0, 1, 0, 1], [0, 0, 0, 0]), run([0, 1, 2, 3], [0, 0, 1, 0], [0, 0, 0, 0]))
 
 

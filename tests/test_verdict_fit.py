@@ -60,6 +60,7 @@ def test_fork__the_verdict_is_in_the_last_report(tmp_path):
     (last,) = folder.glob("epoch=0002-*/report.json")
     for record in (folder / "report.json", last):
         assert json.loads(record.read_text())["interventions"][0]["verdict"] == json.loads(json.dumps(told))
+    assert told["sentence"].split(":")[0] in (last.parent / "report.md").read_text()
     events = EventAccumulator(logger.log_dir)
     events.Reload()
     texts = [one.tensor_proto.string_val[0] for one in events.Tensors("failures/interventions/text_summary")]
