@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from lightning_failures.phrases import clean, escape_markdown, number, shorten_caption
 from lightning_failures.records import FailureReport, ModeReport
 
-__all__ = ["ModeHistory", "diary_lines", "diary_markdown", "histories"]
+__all__ = ["ModeHistory", "diary_lines", "diary_markdown", "histories", "last_entry"]
 
 _ORDER = ("growing", "returned", "new", "cured", "shrinking", "missing", "persisting")
 """What is told first."""
@@ -28,7 +28,7 @@ class ModeHistory:
         statuses: See :class:`~lightning_failures.records.ModeReport`.
         status: The last one. A mode that was never seen three times in a row ends as "missing".
         since: The epoch in which it was first seen.
-        until: The epoch in which it was last seen; None if the last report still sees it.
+        until: The epoch in which it was last seen; None if the last report that was entered still sees it.
         caption: The hardest caption when last there was one.
     """
 
@@ -54,7 +54,7 @@ def histories(history: Sequence[FailureReport]) -> tuple[ModeHistory, ...]:
     """Put together what reports tell of each mode, in the order in which the modes were first told of.
 
     Args:
-        history: Reports of one stage and loader, by step.
+        history: Reports of one run and loader, by step.
 
     >>> told = [("new", 12), ("new", 14), ("persisting", 15), ("missing", 0)]
     >>> reports = [
@@ -65,12 +65,23 @@ def histories(history: Sequence[FailureReport]) -> tuple[ModeHistory, ...]:
     >>> nine.sizes, nine.status, nine.since, nine.until
     ((12, 14, 15, 0), 'missing', 0, 2)
     """
+    last = last_entry(history)
     told: dict[str, list[tuple[int, FailureReport, ModeReport]]] = {}
     for place, report in enumerate(history):
         epoch = place if report.epoch is None else report.epoch
         for mode in report.modes:
             told.setdefault(mode.name, []).append((epoch, report, mode))
-    return tuple(_history(rows, seen_last=rows[-1][1] is history[-1]) for rows in told.values())
+    return tuple(_history(rows, seen_last=rows[-1][1] is last) for rows in told.values())
+
+
+def last_entry(history: Sequence[FailureReport]) -> FailureReport | None:
+    """The last report that was entered into the diary, which a single validation, or a test, is not; None without one.
+
+    >>> fit, single = FailureReport(9, 0.5, (), stage="fit"), FailureReport(9, 0.5, (), stage="validate")
+    >>> last_entry([fit, single]) is fit
+    True
+    """
+    return next((report for report in reversed(history) if report.modes or report.stage == "fit"), None)
 
 
 def _history(rows: list[tuple[int, FailureReport, ModeReport]], *, seen_last: bool) -> ModeHistory:

@@ -14,6 +14,7 @@
 from __future__ import annotations
 
 import filecmp
+import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -67,11 +68,12 @@ class Run:
     Attributes:
         folder: ``<log_dir>/failures``.
         report: The last report.
-        history: All reports of the same stage and loader, by step, the last one included. Those before it have their
-            summary, their diary and the numbers of each class, but no captions, examples, trees or features. Of very
-            many, some are left out.
+        history: All reports of the same stage and loader, by step and epoch, the last one included. Those before it
+            have their summary, their diary and the numbers of each class, but no captions, examples, trees or features.
+            Of very many, some are left out. Single validations belong to the history of their training.
         table: All examples of the last report; None where there is no file.
-        gallery: The pictures that were drawn last; None where there are none.
+        gallery: The pictures; None where there are none. Where those on disk are of another analysis, only the
+            thumbnails: they are examples.
         directions: Those of the last report; None where there are none.
         notes: What could not be read, one sentence each.
     """
@@ -147,9 +149,7 @@ def open_run(path: str | Path, *, feature_names: str | Path | None = None, galle
     if _NAME.fullmatch(folder.name):  # one analysis of a run
         folder = folder.parent
     last = found.parent == folder or _is_last(report, folder)
-    gallery = gallery or _read(folder / GALLERY_FILE, load_gallery, notes)
-    if gallery is not None and not last and (gallery.epoch, gallery.global_step) != (report.epoch, report.global_step):
-        gallery = None
+    gallery = gallery or _gallery(folder, report, last, notes)
     report = _named(report, folder, None if feature_names is None else Path(feature_names), notes)
     return Run(
         folder,
@@ -164,7 +164,7 @@ def open_run(path: str | Path, *, feature_names: str | Path | None = None, galle
 
 def report_before(folder: Path, report: FailureReport, step: int) -> FailureReport | None:
     """The report of the analysis before, in the form that a history has; None where there is none that can be read."""
-    before = [place for place in _analyses(folder, report.stage == "test") if place.step < step]
+    before = _before(folder, report, step)
     return _slim_report(before[-1].path) if before else None
 
 
@@ -179,7 +179,7 @@ class _Place:
 
 
 def _analyses(folder: Path, tested: bool) -> list[_Place]:
-    """By step."""
+    """By step and epoch."""
     named = [(_NAME.fullmatch(path.parent.name), path) for path in folder.glob(f"*epoch=*/{REPORT_FILE}")]
     return sorted(
         _Place(int(name[3]), int(name[2]), path, path.stat().st_size)
@@ -188,10 +188,21 @@ def _analyses(folder: Path, tested: bool) -> list[_Place]:
     )
 
 
+def _before(folder: Path, report: FailureReport, step: int | None) -> list[_Place]:
+    """The analyses before one; what lies beyond was left behind by a training that went another way.
+
+    Steps may stand still (manual optimisation), then epochs count. A single validation is after all of its step.
+    """
+    places = _analyses(folder, report.stage == "test")
+    if step is None:
+        return places
+    epoch = report.epoch or 0
+    end = (step, math.inf if report.stage == "validate" else epoch)
+    return [place for place in places if (step, epoch) != (place.step, place.epoch) < end]
+
+
 def _history(folder: Path, last: FailureReport, notes: list[str]) -> tuple[FailureReport, ...]:
-    places = _analyses(folder, last.stage == "test")
-    if last.global_step is not None:  # what lies beyond was left behind by a training that went another way
-        places = [place for place in places if place.step < last.global_step]
+    places = _before(folder, last, last.global_step)
     chosen = _chosen(places)
     if len(chosen) < len(places):
         notes.append(f"The history shows {len(chosen) + 1} of {len(places) + 1} analyses.")
@@ -242,6 +253,17 @@ def _read(path: Path, load: Callable[[Path], Loaded], notes: list[str]) -> Loade
     except (DataError, OSError) as error:
         notes.append(f"{path.name} is left out: {error}")
         return None
+
+
+def _gallery(folder: Path, report: FailureReport, last: bool, notes: list[str]) -> Gallery | None:
+    """The pictures of this analysis; of another one only what there is to look through."""
+    found = _read(folder / GALLERY_FILE, load_gallery, notes)
+    if found is None or (found.epoch, found.global_step) == (report.epoch, report.global_step):
+        return found
+    if last and found.pictures:
+        place = "another analysis" if found.epoch is None else f"epoch {found.epoch} (step {found.global_step})"
+        notes.append(f"The pictures on disk are of {place}, not of this report: they are left out.")
+    return replace(found, pictures=()) if last else None
 
 
 def _named(report: FailureReport, folder: Path, path: Path | None, notes: list[str]) -> FailureReport:

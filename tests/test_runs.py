@@ -13,7 +13,7 @@ from lightning_failures import runs
 from lightning_failures.directions import FailureDirections
 from lightning_failures.errors import ConfigurationError
 from lightning_failures.examples import ExampleTable
-from lightning_failures.gallery import Gallery, Picture, Row, Tile
+from lightning_failures.gallery import Gallery, Picture, Row, Thumbnails, Tile
 from lightning_failures.gallery_files import save_gallery
 from lightning_failures.records import (
     ClassReport,
@@ -65,7 +65,7 @@ def folder(tmp_path):
 
 def test_open_run__everything(folder):
     picture = Picture("classes/cat", (Row("", (Tile(torch.zeros(3, 4, 4, dtype=torch.uint8)),)),))
-    save_gallery(Gallery((picture,), epoch=1, global_step=100), folder / "gallery.json")
+    save_gallery(Gallery((picture,), epoch=2, global_step=200), folder / "gallery.json")
     run = open_run(folder)
     assert run.folder == folder
     assert run.report == report(2)
@@ -73,8 +73,21 @@ def test_open_run__everything(folder):
     assert run.history[-1] is run.report
     assert run.table.values.tolist()[:2] == [-0.5, 0.5]
     assert len(run.directions.classes) == 1
-    assert run.gallery.epoch == 1  # pictures of an analysis before are better than none; they tell their epoch
+    assert run.gallery.pictures[0].tag == "classes/cat"
     assert run.notes == ()
+
+
+@pytest.mark.parametrize(("epoch", "step"), [(1, 100), (1, 200), (2, 250), (None, None)])
+def test_open_run__pictures_of_another_analysis_are_left_out_but_not_the_examples(folder, epoch, step):
+    picture = Picture("classes/cat", (Row("", (Tile(torch.zeros(3, 4, 4, dtype=torch.uint8)),)),))
+    seen = Thumbnails(torch.tensor([1]), torch.zeros(1, 3, 4, 4, dtype=torch.uint8))
+    save_gallery(Gallery((picture,), seen, epoch, step), folder / "gallery.json")
+    run = open_run(folder)
+    assert (run.gallery.pictures, run.gallery.thumbnails.ids.tolist()) == ((), [1])
+    place = "another analysis" if epoch is None else f"epoch {epoch} (step {step})"
+    assert run.notes == (f"The pictures on disk are of {place}, not of this report: they are left out.",)
+    save_gallery(Gallery((), seen, epoch, step), folder / "gallery.json")
+    assert open_run(folder).notes == ()
 
 
 def test_open_run__a_history_has_numbers_and_the_diary(folder):
@@ -99,6 +112,29 @@ def test_open_run__one_analysis_of_a_run(folder):
     last = open_run(folder / analysis_name(report(2), 200))
     assert last.table is not None
     assert last.gallery is not None
+
+
+@pytest.mark.parametrize("epoch", [0, 3])
+def test_open_run__a_validation_after_fit_has_the_whole_training_before_it(folder, epoch):
+    """It is made at the step of the last analysis of fit."""
+    single = report(epoch, stage="validate", modes=(), global_step=200)
+    FileSink(folder).write(single, 200)
+    history = open_run(folder).history
+    assert [(one.epoch, one.stage) for one in history] == [*((e, "fit") for e in range(3)), (epoch, "validate")]
+    assert history[2].modes
+    assert report_before(folder, single, 200).epoch == 2
+    write_report(report(2), folder)
+    assert [one.epoch for one in open_run(folder).history if one.stage == "fit"] == [0, 1, 2]
+
+
+def test_open_run__epochs_count_where_steps_stand_still(tmp_path):
+    """As in manual optimisation."""
+    for epoch in range(3):
+        FileSink(tmp_path).write(report(epoch, global_step=0), 0)
+    assert [one.epoch for one in open_run(tmp_path).history] == [0, 1, 2]
+    assert report_before(tmp_path, report(2, global_step=0), 0).epoch == 1
+    write_report(report(1, global_step=0), tmp_path)
+    assert [one.epoch for one in open_run(tmp_path).history] == [0, 1]
 
 
 def test_open_run__leaves_out_a_future_that_was_abandoned(folder):
@@ -214,7 +250,7 @@ def test_file_sink__a_failing_page_loses_nothing_else(folder, monkeypatch):
     shown = report(2, features=(FeatureReport(5), FeatureReport(3, name="kept")))
     picture = Picture("classes/cat", (Row("", (Tile(torch.zeros(3, 4, 4, dtype=torch.uint8)),)),))
     with pytest.raises(RuntimeError, match="no page"):
-        FileSink(folder).show(shown, Gallery((picture,)), 200)
+        FileSink(folder).show(shown, Gallery((picture,), epoch=2, global_step=200), 200)
     assert open_run(folder).report.features == shown.features
     assert len(open_run(folder).gallery.pictures) == 1
     assert list((folder / analysis_name(report(2), 200) / "images").iterdir())

@@ -38,7 +38,7 @@ KEPT = 20
 """So many states are kept, the latest, and the first of all."""
 
 _FORMAT = "lightning-failures diary 1"
-_ANALYSIS = re.compile(r"epoch=\d+-step=(\d+)")
+_ANALYSIS = re.compile(r"epoch=(\d+)-step=(\d+)")
 
 
 def keep_diary(
@@ -46,8 +46,9 @@ def keep_diary(
 ) -> tuple[ModeReport, ...]:
     """Enter an analysis into the diary of its run.
 
-    It goes on from the last state of an earlier step. States of later steps belong to a future that was given up, when
-    the run was resumed from an earlier checkpoint: they are removed.
+    It goes on from the last state of an earlier step, or epoch, where steps stand still (manual optimisation); of
+    several analyses in one epoch and step the last one counts. States of later ones belong to a future that was given
+    up, when the run was resumed from an earlier checkpoint: they are removed.
 
     Args:
         report: Of one analysis. Only those made in ``fit`` are entered: a single validation, or a test, is no history.
@@ -62,24 +63,24 @@ def keep_diary(
         return ()
     step = report.global_step or 0
     here = folder / analysis_name(report, step) / MODES_FILE
-    states = _states(folder)
-    diary, modes = advance(_last_readable([path for at, path in states if at < step], tell), report)
+    states, now = _states(folder), (step, report.epoch or 0)
+    earlier = [path for at, path in states if at < now]
+    diary, modes = advance(_last_readable(earlier, tell), report)
     try:
         save_diary(diary, here)
     except OSError as error:
         tell(f"The failure diary could not be kept: {type(error).__name__}: {error}")
-    earlier = [path for at, path in states if at < step]
-    later = [path for at, path in states if at >= step and path != here]
+    later = [path for at, path in states if at >= now and path != here]
     for path in earlier[1 : max(1, len(earlier) + 1 - KEPT)] + later:
         with contextlib.suppress(OSError):
             path.unlink(missing_ok=True)
     return modes
 
 
-def _states(folder: Path) -> list[tuple[int, Path]]:
-    """Step and file of every state, by step."""
+def _states(folder: Path) -> list[tuple[tuple[int, int], Path]]:
+    """(step, epoch) and file of every state, in this order."""
     found = ((_ANALYSIS.fullmatch(path.parent.name), path) for path in folder.glob(f"epoch=*/{MODES_FILE}"))
-    return sorted((int(name[1]), path) for name, path in found if name)
+    return sorted(((int(name[2]), int(name[1])), path) for name, path in found if name)
 
 
 def _last_readable(paths: list[Path], tell: Callable[[str], Any]) -> Diary:

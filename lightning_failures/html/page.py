@@ -12,7 +12,7 @@ from typing import Any
 
 from lightning_failures.feature_names import names_in, with_names
 from lightning_failures.gallery import Gallery, Picture, Tile
-from lightning_failures.histories import histories
+from lightning_failures.histories import histories, last_entry
 from lightning_failures.html import charts
 from lightning_failures.html.browse import Lookup, browsed
 from lightning_failures.html.figures import Figures
@@ -122,17 +122,24 @@ class FeatureView:
 
 @dataclass(frozen=True)
 class ModeRow:
-    """A failure mode when last it was told of, where that stands, and all places where it was: (analysis, place)."""
+    """A failure mode when last it was told of, where that stands, and all places where it was: (analysis, place).
+
+    ``now``: whether the last analysis that was entered into the diary tells of it.
+    """
 
     at: str
     mode: ModeReport
     status: str
     past: tuple[tuple[int, int], ...]
+    now: bool
 
 
 @dataclass(frozen=True)
 class Page:
-    """All that the templates need; see the module."""
+    """All that the templates need; see the module.
+
+    ``told``: place in the history of the report that the diary is of, where that is not the report of the page.
+    """
 
     title: str
     report: FailureReport
@@ -146,6 +153,7 @@ class Page:
     groups: tuple[tuple[int, GroupReport], ...]
     features: tuple[FeatureView, ...]
     modes: tuple[ModeRow, ...]
+    told: int | None
     interventions: tuple[tuple[str, str], ...]
     more: tuple[Shown, ...]
     examples: dict[str, Any]
@@ -178,6 +186,7 @@ def view(run: Run) -> Page:
     more = shelf.rest()
     without = [(i, g, group_sentence(g)) for i, g in groups if (i, g) not in drawn]
     examples = browsed(table, gallery.thumbnails, report)
+    entered = next((place for place, one in enumerate(history) if one is last_entry(history)), None)
     modes = _modes(report, history)
     diary = charts.diary_rows(history)
     scatter = charts.scatter_rows(report)
@@ -194,6 +203,7 @@ def view(run: Run) -> Page:
         groups=tuple(groups[:GROUP_ROWS]),
         features=features,
         modes=modes[:MODE_ROWS],
+        told=None if entered is None or history[entered] is report else entered,
         interventions=_interventions(report),
         more=more,
         examples=examples,
@@ -346,14 +356,15 @@ def _modes(report: FailureReport, history: tuple[FailureReport, ...]) -> tuple[M
     for analysis, earlier in enumerate(history):
         for place, mode in enumerate(earlier.modes):
             past[mode.name].append((analysis, place))
-    now = {mode.name: index for index, mode in enumerate(report.modes)}
+    last = last_entry(history)
     rows = []
     for told in histories(history):
         analysis, place = past[told.name][-1]
-        at = f"report/modes/{now[told.name]}" if told.name in now else f"history/{analysis}/modes/{place}"
-        status = told.status if told.name in now or told.status == "cured" else "missing"
-        rows.append(ModeRow(at, history[analysis].modes[place], status, tuple(past[told.name])))
-    return tuple(sorted(rows, key=lambda row: (row.mode.name not in now, -row.mode.size)))
+        now = history[analysis] is last
+        at = f"report/modes/{place}" if history[analysis] is report else f"history/{analysis}/modes/{place}"
+        status = told.status if now or told.status == "cured" else "missing"
+        rows.append(ModeRow(at, history[analysis].modes[place], status, tuple(past[told.name]), now))
+    return tuple(sorted(rows, key=lambda row: (not row.now, -row.mode.size)))
 
 
 def _interventions(report: FailureReport) -> tuple[tuple[str, str], ...]:

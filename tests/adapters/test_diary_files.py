@@ -115,6 +115,14 @@ def test_keep_diary__resumed_from_an_earlier_checkpoint_it_forgets_what_came_aft
     assert [mode.name for mode in keep_diary(analysis(3, RED, THICK, global_step=35), tmp_path)] == ["nine 1", "nine 2"]
 
 
+def test_keep_diary__epochs_count_where_steps_stand_still(tmp_path):
+    """As in manual optimisation."""
+    told_of = [names(keep_diary(analysis(epoch, RED, global_step=0), tmp_path, tell=never)) for epoch in range(4)]
+    assert told_of == [[("nine 1", status)] for status in ("new", "new", "persisting", "persisting")]
+    assert names(keep_diary(analysis(1, RED, global_step=0), tmp_path, tell=never)) == told_of[1]  # resumed
+    assert sorted(path.parent.name[:10] for path in tmp_path.glob(f"*/{MODES_FILE}")) == ["epoch=0000", "epoch=0001"]
+
+
 def test_keep_diary__the_same_analysis_twice_is_one(tmp_path):
     once = [keep_diary(analysis(epoch, RED), tmp_path, tell=never) for epoch in range(3)][-1]
     assert keep_diary(analysis(2, RED), tmp_path, tell=never) == once

@@ -1,6 +1,7 @@
 """What is chosen for the page."""
 
 import dataclasses
+import re
 from pathlib import Path
 
 import torch
@@ -11,6 +12,7 @@ from lightning_failures.html import page as pages
 from lightning_failures.html.browse import COLUMNS, Lookup, browsed
 from lightning_failures.html.charts import diary_rows, scatter_rows
 from lightning_failures.html.page import view
+from lightning_failures.html.render import render
 from lightning_failures.records import ClassReport, FailureReport, ModeReport
 from lightning_failures.runs import Run
 from tests.html.a_run import a_run
@@ -98,6 +100,22 @@ def test_view__modes_that_ended_come_last():
     ]  # fmt: skip
     assert rows[0].past == ((0, 0), (1, 1))
     assert rows[2].status == "missing"
+
+
+def test_view__a_validation_after_fit_shows_the_diary_of_the_training(monkeypatch):
+    monkeypatch.setattr(pages.charts, "diary", lambda rows: None)  # Vega takes seconds
+    modes = [(ModeReport("a", "cat", "new", 0, size=size),) for size in (5, 7)]
+    history = [FailureReport(9, 0.5, (), modes=told, epoch=e, stage="fit") for e, told in enumerate(modes)]
+    single = FailureReport(9, 0.5, (), epoch=2, stage="validate")
+    run = Run(Path("x"), single, (*history, single))
+    page = view(run)
+    assert [(row.at, row.status, row.now) for row in page.modes] == [("history/1/modes/0", "new", True)]
+    assert page.told == 1
+    page_text = " ".join(re.sub("<[^>]*>", "", render(run)).split())
+    assert "The diary is that of the training up to epoch 1: validate enters nothing into it." in page_text
+    alone = dataclasses.replace(run, report=history[1], history=tuple(history))
+    assert view(alone).told is None
+    assert "enters nothing into it" not in render(alone)
 
 
 def test_scatter_rows__are_the_numbers_of_the_report():
