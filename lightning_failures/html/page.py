@@ -186,7 +186,7 @@ def view(run: Run) -> Page:
     more = shelf.rest()
     without = [(i, g, group_sentence(g)) for i, g in groups if (i, g) not in drawn]
     examples = browsed(table, gallery.thumbnails, report)
-    entered = next((place for place, one in enumerate(history) if one is last_entry(history)), None)
+    entered = last_entry(history)
     modes = _modes(report, history)
     diary = charts.diary_rows(history)
     scatter = charts.scatter_rows(report)
@@ -203,7 +203,7 @@ def view(run: Run) -> Page:
         groups=tuple(groups[:GROUP_ROWS]),
         features=features,
         modes=modes[:MODE_ROWS],
-        told=None if entered is None or history[entered] is report else entered,
+        told=next((place for place, one in enumerate(history) if one is entered and one is not report), None),
         interventions=_interventions(report),
         more=more,
         examples=examples,
