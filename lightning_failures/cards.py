@@ -63,6 +63,8 @@ def class_reports(
                 accuracy=None if rate is None else float((~members.failed).mean()),
                 aler=None if tree is None else defined(tree.aler),
                 base_error_rate=None if rate is None else float(rate),
+                looked_at=len(seen.rows),
+                failures_looked_at=int(seen.failed.sum()),
                 least_confident_ids=tuple(ids[least].tolist()),
                 least_confident_values=tuple(confidence[least].tolist()),
                 **values,

@@ -86,7 +86,7 @@ class ExampleTable:
             ids=grades.ids,
             labels=grades.labels,
             predictions=grades.predictions,
-            confidence=grades.confidence.float(),
+            confidence=grades.confidence.float().clamp(0, 1),  # probabilities of half precision may round beyond 1
             values=torch.full((len(grades),), float("nan")) if values is None else values.float(),
             label_leaf=_leaves(grades, "label", trees),
             prediction_leaf=_leaves(grades, "prediction", trees),
@@ -122,7 +122,7 @@ class ExampleTable:
             raise DataError(f"{path} holds no table of examples ({str(error)[:200]})") from error
 
     def _checked(self) -> ExampleTable:
-        """Itself, if its shapes, types and classes agree."""
+        """Itself, if its shapes, types and classes agree, and its numbers are in range."""
         for name in _TENSORS:
             tensor = getattr(self, name)
             if tensor.shape != self.ids.shape or tensor.ndim != 1:
@@ -132,6 +132,10 @@ class ExampleTable:
         for column in (self.labels, self.predictions):
             if len(column) and not 0 <= int(column.min()) <= int(column.max()) < len(self.class_names):
                 raise ValueError("a class has no name")
+        if not bool(((self.confidence >= 0) & (self.confidence <= 1)).all()):  # NaN is neither
+            raise ValueError("confidence is not in [0, 1]")
+        if bool(self.values.isinf().any()):
+            raise ValueError("a decision value is infinite")
         return self
 
 

@@ -163,7 +163,7 @@ def add_to_template(path: str | Path, features: Iterable[FeatureReport], *, enco
         ConfigurationError: As :meth:`FeatureNames.load`.
         OSError: It cannot be written.
     """
-    path = Path(path)
+    path = Path(path).expanduser()
     known = _read(path)
     lacking = [feature for feature in features if (encoder, feature.feature) not in known]
     if not lacking:
@@ -194,6 +194,15 @@ def _entry(feature: FeatureReport, encoder: str) -> str:
 _Entries = dict[tuple[str, int], FeatureName]
 
 
+class _Loader(yaml.SafeLoader):
+    """Reads no aliases: a few of them, nested, can stand for more than any memory holds."""
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("aliases (*name) are not read here, write it out")
+        return super().compose_node(parent, index)
+
+
 def _read(path: Path) -> _Entries:
     text = _text(path)
     return _parse(text, str(path)) if text else {}
@@ -215,7 +224,7 @@ def _text(path: Path) -> str:
 
 def _parse(text: str, where: str) -> _Entries:
     try:
-        data = yaml.safe_load(text)
+        data = yaml.load(text, _Loader)  # noqa: S506 - a SafeLoader
     except Exception as error:  # PyYAML lets more out than its own: a date of no calendar, lists nested too deep
         raise ConfigurationError(
             f"{where} is not YAML: {str(error)[:300]}. Quote texts that hold a colon or begin with a sign."
@@ -239,18 +248,17 @@ def _parse_entry(entry: Any, where: str) -> tuple[tuple[str, int], FeatureName]:
     for key in entry:
         if key not in _KEYS:
             raise ConfigurationError(
-                f"{where} has the unknown key {str(key)[:80]!r}; allowed are {', '.join(_KEYS)}."
-                + did_you_mean(str(key)[:80], _KEYS)
+                f"{where} has the unknown key {_told(key)!r}; allowed are {', '.join(_KEYS)}."
+                + did_you_mean(_told(key), _KEYS)
             )
     encoder, feature, tag = entry.get("encoder"), entry.get("feature"), entry.get("tag")
     if not isinstance(encoder, str) or not encoder:
         raise ConfigurationError(f"{where}: encoder must be a fingerprint in quotes, got {_kind(encoder)}.")
-    if not isinstance(feature, int) or isinstance(feature, bool) or feature < 0:
-        raise ConfigurationError(f"{where}: feature must be a number from 0, got {str(feature)[:80]!r}.")
+    if not isinstance(feature, int) or isinstance(feature, bool) or not 0 <= feature < 2**63:
+        raise ConfigurationError(f"{where}: feature must be a number from 0, got {_told(feature)!r}.")
     if tag is not None and tag not in TAGS:
         raise ConfigurationError(
-            f"{where}: tag must be {' or '.join(TAGS)}, or empty, got {str(tag)[:80]!r}."
-            + did_you_mean(str(tag)[:80], TAGS)
+            f"{where}: tag must be {' or '.join(TAGS)}, or empty, got {_told(tag)!r}." + did_you_mean(_told(tag), TAGS)
         )
     for key in ("name", "action"):
         if not isinstance(entry.get(key), str | None):
@@ -269,6 +277,13 @@ def _path(nodes: Sequence[NodeReport], index: int) -> tuple[Split, ...]:
             splits.append(Split(above.feature, above.threshold, bool(nodes[index].above)))
         index = parent
     return tuple(reversed(splits))
+
+
+def _told(value: Any) -> str:
+    """A value in a message; of what may be large only its type: Python writes no whole number of 5000 digits."""
+    if isinstance(value, int) and value.bit_length() > 64:
+        return "a very large number"
+    return str(value)[:80] if value is None or isinstance(value, str | int | float) else _kind(value)
 
 
 def _kind(value: Any) -> str:

@@ -64,11 +64,12 @@ def json_key(field: dataclasses.Field[Any]) -> str:
 def from_plain(record: type[Record], data: Any) -> Record:
     """Build a dataclass from a mapping, and the dataclasses in its fields likewise. Keys that it has not are ignored.
 
-    Lists become tuples, and whole numbers floats, where the hint says so; null is a float that is undefined. Fields
-    with ``metadata={"json": False}`` are not read.
+    Lists become tuples, and whole numbers floats, where the hint says so; null is a float that is undefined. A number
+    that is not finite is None where that is allowed. Fields with ``metadata={"json": False}`` are not read.
 
     Raises:
-        DataError: A field lacks, or has a value of another type; the message says where.
+        DataError: A field lacks, has a value of another type, is infinite, or a whole number of more than 64 bits; the
+            message says where.
 
     >>> @dataclasses.dataclass(frozen=True)
     ... class Point:
@@ -109,7 +110,8 @@ def _value(kind: Any, value: Any, where: str) -> Any:
         return value
     if origin in (Union, UnionType):  # all are "X | None"
         (some,) = (arg for arg in args if arg is not NoneType)
-        return None if value is None else _value(some, value, where)
+        undefined = value is None or (some is float and isinstance(value, float) and not math.isfinite(value))
+        return None if undefined else _value(some, value, where)
     if dataclasses.is_dataclass(kind):
         return _record(kind, value, where)
     if origin is tuple and isinstance(value, list | tuple):
@@ -120,10 +122,15 @@ def _value(kind: Any, value: Any, where: str) -> Any:
         return {str(key): _value(args[1], v, f"{where}[{str(key)[:80]!r}]") for key, v in value.items()}
     elif kind is float and (value is None or isinstance(value, int | float)) and not isinstance(value, bool):
         try:
-            return math.nan if value is None else float(value)
+            number = math.nan if value is None else float(value)
         except OverflowError as error:
             raise DataError(f"{where} is too large") from error
+        if math.isinf(number):
+            raise DataError(f"{where} must be finite, got {number}")
+        return number
     elif origin is None and isinstance(value, kind) and (kind is bool or not isinstance(value, bool)):
+        if kind is int and not -(2**63) <= value < 2**63:
+            raise DataError(f"{where} must be a number of 64 bits")
         return value
     name = getattr(kind, "__name__", str(kind)) if origin is None else str(kind)
     raise DataError(f"{where} must be {name}, got {type(value).__name__}")

@@ -258,7 +258,8 @@ class ClassReport(_Readable):
     true class, which ``least_confident_values`` tell. A margin of a caption is how far its score lies beyond the mean
     of all candidates, in their standard deviations. ``cv_null_mean`` and ``cv_null_interval`` tell which CV scores
     ``cv_null_permutations`` permutations of correctness give. ``agreement`` is Cohen's kappa between being flagged and
-    being in the most important leaf of the label group's tree.
+    being in the most important leaf of the label group's tree. Directions and trees may look at a sample only:
+    ``looked_at`` of the ``examples``, ``failures_looked_at`` of which are failures; ``flagged`` is of these.
     """
 
     name: str
@@ -294,6 +295,8 @@ class ClassReport(_Readable):
     least_confident_values: tuple[float, ...] = ()
     enrichment: tuple[ValueReport, ...] = ()
     truth: dict[str, str] | None = None
+    looked_at: int | None = None
+    failures_looked_at: int | None = None
 
 
 @dataclass(frozen=True)

@@ -40,7 +40,7 @@ def trust_sentence(entry: ClassReport) -> str:
         return f"Not tested: whether a CV score of {number(entry.cv_score)} is more than chance is not known."
     if not entry.pattern:
         why = (
-            f"chance could have put the {_failures(entry)} where they are"
+            f"chance could have put the {_failures(entry)}{_of_sample(entry)} where they are"
             if entry.p_value > LEVEL
             else "among so many classes chance makes some look like this"
         )
@@ -82,8 +82,8 @@ def _strength(entry: ClassReport) -> str:
     if null is not None:
         against += f", shuffled outcomes reach {_percent(null[0])} to {_percent(null[1])}"
     return (
-        f"{grade} pattern: it tells the {_failures(entry)} from the successes with {_percent(score)}{stderr} success, "
-        f"on examples that it had not seen ({against}; {_p(entry.p_value)})."
+        f"{grade} pattern: it tells the {_failures(entry)}{_of_sample(entry)} from the successes with "
+        f"{_percent(score)}{stderr} success, on examples that it had not seen ({against}; {_p(entry.p_value)})."
     )
 
 
@@ -143,11 +143,20 @@ def _lower_end(leaf: LeafReport) -> float:
 
 
 def _count(entry: ClassReport) -> int:
-    return round((entry.base_error_rate or 0.0) * entry.examples)
+    if entry.failures_looked_at is not None:
+        return entry.failures_looked_at
+    rate = min(max(entry.base_error_rate or 0.0, 0.0), 1.0)  # of a file, it may be anything
+    return round(rate * entry.examples)
 
 
 def _failures(entry: ClassReport) -> str:
     return f"{_count(entry)} {'failure' if _count(entry) == 1 else 'failures'}"
+
+
+def _of_sample(entry: ClassReport) -> str:
+    """Where only some of the class were looked at: of how many the failures are."""
+    sample = entry.looked_at is not None and entry.looked_at < entry.examples
+    return f" among the {entry.looked_at} looked at" if sample else ""
 
 
 def _percent(share: float) -> str:

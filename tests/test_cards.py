@@ -55,10 +55,20 @@ def test_least_confident__differ_from_the_hardest(judged):
     assert len(set(dog.least_confident_ids) & set(dog.hardest_ids)) < 4
 
 
+def test_looked_at__counts_the_sample_and_its_failures(judged):
+    grades, _, sampled, report = judged
+    for k, entry in enumerate(report.classes):
+        mine = grades.labels.numpy() == k
+        assert entry.looked_at == (mine & sampled).sum() < entry.examples == mine.sum()
+        assert entry.failures_looked_at == (mine & sampled & grades.failed.numpy()).sum()
+        assert entry.flagged <= entry.looked_at
+
+
 def test_cards__grades_alone_tell_the_least_confident_only():
     grades, _ = planted(90)
     entry = analyse(grades).classes[0]
     assert len(entry.least_confident_ids) == len(entry.least_confident_values) == 8
+    assert entry.looked_at == entry.examples
     assert (entry.hardest_values, entry.nearest, entry.agreement, entry.cv_null_interval) == ((), (), None, None)
 
 

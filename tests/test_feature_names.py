@@ -84,6 +84,9 @@ def test_load__texts_become_one_line_of_bounded_length(path):
         ("- {encoder: a, feature: 1}\n- {encoder: a, feature: 1, name: x}", "two entries for feature 1"),
         ("- {encoder: a, feature: 1}\n" + "#" * 300_000, "larger than 262144 bytes"),
         ("[" * 1200, "is not YAML"),
+        ("- &a {encoder: a, feature: 1}\n- *a", "is not YAML.*aliases"),
+        ("- {encoder: a, feature: -0x" + "f" * 6000 + "}", "from 0, got 'a very large number'"),
+        ("- {encoder: a, feature: 0x" + "f" * 6000 + "}", "feature must be a number from 0"),
     ],
 )
 def test_load__what_is_wrong_is_said(path, text, match):
@@ -92,6 +95,21 @@ def test_load__what_is_wrong_is_said(path, text, match):
     with pytest.raises(ConfigurationError):
         add_to_template(path, [FeatureReport(1)], encoder=MINE)
     assert path.read_text() == text
+
+
+def test_load__nested_aliases_are_not_written_out(path):
+    lists = ["&a0 [x, x]", *(f"&a{n} [*a{n - 1}, *a{n - 1}]" for n in range(1, 30))]  # 2^30 texts, in 500 bytes
+    with pytest.raises(ConfigurationError, match="aliases"):
+        load(path, f"- encoder: {MINE}\n  feature: 1\n  tag: [{', '.join(lists)}]\n")
+
+
+def test_add_to_template__at_home(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "home").mkdir()
+    assert add_to_template("~/features.yaml", [FeatureReport(3)], encoder=MINE)
+    assert [one.name for one in tmp_path.iterdir()] == ["home"]
+    assert 3 in FeatureNames.load("~/features.yaml", encoder=MINE).entries
 
 
 def test_load__no_text(path):

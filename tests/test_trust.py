@@ -88,6 +88,19 @@ def test_trust_sentence__says_nothing_of_what_is_not_known():
     assert "tree" not in bare
 
 
+@pytest.mark.parametrize("rate", [1e308, -1e308])
+def test_trust_sentence__a_rate_that_is_none(rate):
+    assert of(base_error_rate=rate)
+
+
+def test_trust_sentence__of_a_sample_counts_what_was_looked_at():
+    sample = {"looked_at": 40, "failures_looked_at": 11}
+    assert of(**sample).startswith("Strong pattern: it tells the 11 failures among the 40 looked at from the successes")
+    assert "With 11 failures only, expect" in of(**sample)
+    assert "put the 11 failures among the 40 looked at where" in of(**sample, pattern=False, p_value=0.4)
+    assert of(looked_at=400, failures_looked_at=120) == trust_sentence(FOUND)
+
+
 def test_trust_sentence__words_and_agreement_only_with_a_pattern():
     assert "red cat" not in of(pattern=False, p_value=0.5)
     assert "tree" not in of(pattern=False, p_value=0.5)

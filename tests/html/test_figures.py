@@ -1,12 +1,16 @@
 """Numbers are shown as they are in the records, and say where they stand."""
 
+import dataclasses
 import math
+import re
 
 import pytest
 import torch
 
 from lightning_failures.html.figures import NO_NUMBER, Figures, show
+from lightning_failures.html.render import render
 from lightning_failures.records import ClassReport, FailureReport
+from tests.html.a_run import a_run
 from tests.html.reading import looked_up, shown, wrong_numbers
 
 REPORT = FailureReport(9, 0.75, (ClassReport("cat", 4, accuracy=0.2512, cv_null_interval=(0.4, math.nan), aler=0.5),))
@@ -53,6 +57,16 @@ def test_figures__no_number(path):
 def test_interval__half_of_one():
     assert FIGURES.interval("report/classes/0/cv_null_interval").count("<data") == 1
     assert "<data" not in FIGURES.interval("report/classes/0/enrichment")
+
+
+@pytest.mark.parametrize(("looked_at", "told"), [(None, "of 40"), (40, "of 40"), (12, "of 12 looked at")])
+def test_card__flagged_of_those_that_were_looked_at(looked_at, told):
+    run = a_run(("cat",), pictured=0, thumbnails=1, analyses=1)
+    sampled = tuple(dataclasses.replace(entry, looked_at=looked_at) for entry in run.report.classes)
+    report = dataclasses.replace(run.report, classes=sampled)
+    page = render(dataclasses.replace(run, report=report, history=(report,), gallery=None))
+    flagged = re.search("<dt>Flagged</dt><dd>(.*?)</dd>", page)[1]
+    assert re.sub("<.*?>", "", flagged).endswith(told)
 
 
 def test_reading__can_find_a_wrong_number():
