@@ -254,7 +254,7 @@ def example_report() -> FailureReport:
         caption_p_value=0.01, nearest=(CurvePoint(10, 0.2, 0.9),), cv_null_mean=0.5, cv_null_interval=(0.4, 0.6),
         cv_null_permutations=20, agreement=0.6, hardest_ids=(1, 2), hardest_values=(-0.9, -0.8), easiest_ids=(3, 4),
         easiest_values=(0.9, 0.8), least_confident_ids=(1, 5), least_confident_values=(0.1, 0.2), enrichment=(value,),
-        truth={"usual": "red"},
+        truth={"usual": "red"}, looked_at=30, failures_looked_at=6,
     )  # fmt: skip
     group = GroupReport("label", "cat", 40, 0.5, 0.7, 0.6, 0.1, 0.02, True, None, (leaf,), nodes)
     feature = FeatureReport(17, ("label/cat",), (1, 2), "a red cat", 0.4, 2.5, "red stroke", "spurious", "more tints")
