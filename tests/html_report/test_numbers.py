@@ -9,7 +9,7 @@ import pytest
 
 from lightning_failures.callback import FailureModes
 from lightning_failures.runs import HTML_FILE
-from tests.html.reading import documents, wrong_numbers
+from tests.html_report.reading import documents, wrong_numbers
 from tests.toy import ColourEncoder, OracleClassifier, loader, trainer
 
 pytest_plugins = ["tests.browser"]

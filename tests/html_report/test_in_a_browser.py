@@ -9,7 +9,7 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 
 from lightning_failures.html import render
-from tests.html.a_run import a_run
+from tests.html_report.a_run import a_run
 
 pytest_plugins = ["tests.browser"]
 pytestmark = pytest.mark.slow

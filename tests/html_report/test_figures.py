@@ -10,8 +10,8 @@ import torch
 from lightning_failures.html.figures import NO_NUMBER, Figures, show
 from lightning_failures.html.render import render
 from lightning_failures.records import ClassReport, FailureReport
-from tests.html.a_run import a_run
-from tests.html.reading import looked_up, shown, wrong_numbers
+from tests.html_report.a_run import a_run
+from tests.html_report.reading import looked_up, shown, wrong_numbers
 
 REPORT = FailureReport(9, 0.75, (ClassReport("cat", 4, accuracy=0.2512, cv_null_interval=(0.4, math.nan), aler=0.5),))
 FIGURES = Figures({"report": REPORT, "history": (REPORT,), "examples": {"values": torch.tensor([0.5, -0.25])}})

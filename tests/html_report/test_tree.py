@@ -7,7 +7,7 @@ import pytest
 
 from lightning_failures.html.tree import feature_name, outline
 from lightning_failures.records import FeatureReport, GroupReport, NodeReport
-from tests.html.a_run import a_group
+from tests.html_report.a_run import a_group
 
 TREE = a_group("label", "cat", 0, np.random.default_rng(0))
 

@@ -15,7 +15,7 @@ from lightning_failures.html.page import view
 from lightning_failures.html.render import render
 from lightning_failures.records import ClassReport, FailureReport, ModeReport
 from lightning_failures.runs import Run
-from tests.html.a_run import a_run
+from tests.html_report.a_run import a_run
 
 RUN = a_run()
 
