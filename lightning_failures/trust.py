@@ -80,7 +80,7 @@ def _strength(entry: ClassReport) -> str:
     grade = "Strong" if score >= STRONG and beyond else "Clear" if score >= CLEAR and beyond else "Weak"
     against = "50 % is a coin toss"
     if null is not None:
-        against += f", shuffled outcomes reach {_percent(null[0])} to {_percent(null[1])}"
+        against += f", nine of ten shuffles {_percent(null[0])} to {_percent(null[1])}"
     return (
         f"{grade} pattern: it tells the {_failures(entry)}{_of_sample(entry)} from the successes with "
         f"{_percent(score)}{stderr} success, on examples that it had not seen ({against}; {_p(entry.p_value)})."

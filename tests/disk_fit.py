@@ -18,8 +18,10 @@ import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 from PIL import Image
 
+from lightning_failures.adapters.diary_files import load_diary
 from lightning_failures.directions import FailureDirections
 from lightning_failures.errors import FailureModesError
+from lightning_failures.examples import ExampleTable
 from lightning_failures.gallery import Gallery, Picture, Row, Tile
 from lightning_failures.interventions import Upweight
 from lightning_failures.interventions.ledger import Ledger, LedgerRow
@@ -54,6 +56,9 @@ def fit(cache: Path, root: Path) -> dict:
     }
 
 
+READERS = {"directions": FailureDirections.load, "examples": ExampleTable.load, "modes": load_diary}
+
+
 def halves(folder: Path) -> list[str]:
     """Files that are not whole, and what a writer has left behind."""
     found = []
@@ -64,7 +69,7 @@ def halves(folder: Path) -> list[str]:
             elif path.suffix == ".png":
                 Image.open(path).load()
             elif path.suffix == ".safetensors" and "v2" not in path.parts:
-                FailureDirections.load(path)
+                READERS[path.stem](path)
             elif path.suffix == ".tmp" or path.name.startswith(".writing") or not path.stat().st_size:
                 raise ValueError("left behind, or empty")
         except (ValueError, OSError, SyntaxError) as error:

@@ -34,7 +34,7 @@ def of(**changes):
 def test_trust_sentence__everything_at_hand():
     assert trust_sentence(FOUND) == (
         "Strong pattern: it tells the 120 failures from the successes with 85 % +- 2 % success, on examples that it "
-        "had not seen (50 % is a coin toss, shuffled outcomes reach 44 % to 57 %; p = 0.001). "
+        "had not seen (50 % is a coin toss, nine of ten shuffles 44 % to 57 %; p = 0.001). "
         'The words "red cat" are a hypothesis: chance seldom finds words that fit as well (p = 0.002, margin 2.9). '
         "Of the 80 examples nearest to them 30 % are right, of all 70 %. "
         "The most important leaf of the failure tree holds mostly the same examples (agreement 0.71, 1 is full)."
