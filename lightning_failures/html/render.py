@@ -7,6 +7,8 @@ script but the two whose digests it names. What users wrote is escaped by the te
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from base64 import b64encode
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cache
@@ -21,6 +23,13 @@ if TYPE_CHECKING:
     from jinja2 import Environment
 
 __all__ = ["data_block", "prepare", "render"]
+
+_BUNDLE = """
+import sys
+sys.path[:] = {path!r}
+import vl_convert
+sys.stdout.buffer.write(vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;").encode())
+"""
 
 _ESCAPES = {ord(c): f"\\u{ord(c):04x}" for c in "<>&\u2028\u2029"}
 
@@ -82,12 +91,10 @@ def _say(sentence: str) -> str:
 
 @cache
 def prepare() -> Future[str]:
-    """Begin to put Vega, Vega-Lite and vega-embed together as one script, in a thread of its own.
+    """Begin to put Vega, Vega-Lite and vega-embed together as one script, beside everything else.
 
-    It takes seconds, once a process, without Python's lock. Whoever has other work to do first calls this before.
+    It takes seconds, once a process. Whoever has other work to do first calls this before.
     """
-    import vl_convert  # noqa: F401 - where a thread imports it, it keeps Python's lock
-
     pool = ThreadPoolExecutor(1, thread_name_prefix="vega")
     future = pool.submit(_library)
     pool.shutdown(wait=False)
@@ -95,9 +102,10 @@ def prepare() -> Future[str]:
 
 
 def _library() -> str:
-    import vl_convert
-
-    source: str = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")
+    # in a process of its own, because it may keep Python's lock all the time
+    code = _BUNDLE.format(path=sys.path)  # so that it finds what is found here
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)  # noqa: S603 - our own
+    source = done.stdout.decode("utf-8")
     return source.replace("</script", "<\\/script").replace("<!--", "<\\!--")
 
 
