@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 __all__ = ["NO_NUMBER", "Figures", "show"]
 
 NO_NUMBER = "\N{EN DASH}"
-_FORMATS = {"score": ".2f", "signed": "+.2f", "rate": ".1%", "points": "+.1%", "p": ".2g", "threshold": ".3g"}
+_FORMATS = {"score": ".2f", "signed": "+.2f", "rate": ".1%", "p": ".2g", "threshold": ".3g"}
 
 
 def show(value: float | None, kind: str) -> str:
@@ -26,15 +26,18 @@ def show(value: float | None, kind: str) -> str:
 
     Args:
         value: None and NaN are an en dash.
-        kind: "count", or one of "score" (0.87), "signed" (-0.87), "rate" (12.3 %), "points" (+12.3 %), "p" (0.0012),
-            "threshold" (three digits).
+        kind: "count", or one of "score" (0.87), "signed" (-0.87), "rate" (12.3 %), "points" (+12.3 points of per cent),
+            "p" (0.0012), "threshold" (three digits).
 
     >>> show(1234, "count"), show(0.5, "score"), show(0.0123, "p")
     ('1,234', '0.50', '0.012')
     """
     if value is None or math.isnan(value):
         return NO_NUMBER
-    text = f"{value:,}" if kind == "count" else format(value, _FORMATS[kind])
+    if kind == "points":
+        text = f"{100 * value:+.1f}\N{NARROW NO-BREAK SPACE}points"
+    else:
+        text = f"{value:,}" if kind == "count" else format(value, _FORMATS[kind])
     return text.replace("-", "\N{MINUS SIGN}").replace("%", "\N{NARROW NO-BREAK SPACE}%")
 
 

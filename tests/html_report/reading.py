@@ -35,8 +35,8 @@ def looked_up(of: str, known: dict[str, Any]) -> float:
 def shown(text: str) -> tuple[float, float]:
     """The number that people read, and half of its last digit."""
     plain = text.replace("\u2212", "-").replace("\u202f", "").replace(",", "").strip()
-    percent = plain.endswith("%")
-    number = Decimal(re.sub(r"[%\s]", "", plain))
+    percent = plain.endswith(("%", "points"))
+    number = Decimal(re.sub(r"[%\s]|points", "", plain))
     scale = 100 if percent else 1
     return float(number) / scale, 0.5 * 10.0 ** int(number.as_tuple().exponent) / scale
 

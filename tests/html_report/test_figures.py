@@ -22,8 +22,8 @@ FIGURES = Figures({"report": REPORT, "history": (REPORT,), "examples": {"values"
     [
         (1234, "count", "1,234"),
         (0.005, "rate", "0.5\u202f%"),
-        (-0.125, "points", "\u221212.5\u202f%"),
-        (0.031, "points", "+3.1\u202f%"),
+        (-0.125, "points", "\u221212.5\u202fpoints"),
+        (0.031, "points", "+3.1\u202fpoints"),
         (-1.006, "signed", "\u22121.01"),
         (0.00012345, "p", "0.00012"),
         (0.36312, "threshold", "0.363"),
