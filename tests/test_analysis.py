@@ -470,6 +470,7 @@ def test_analyse__any_form_of_the_same_numbers_gives_the_same_report(exact, form
     assert bool((values == before).all())
 
 
+@pytest.mark.slow
 def test_analyse__memory_is_that_of_a_class(monkeypatch):
     """The inputs are neither copied nor widened as a whole: more classes take a fraction of what they bring."""
     for module in ("arrays", "whitening"):

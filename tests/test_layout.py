@@ -79,6 +79,7 @@ def loaded_on_top(statement: str) -> set[str]:
     return set(json.loads(run.stdout.splitlines()[-1]))
 
 
+@pytest.mark.slow
 def test_import__loads_nothing_heavy():
     assert not loaded_on_top("import lightning_failures, lightning_failures.cli") & set(HEAVY)
 

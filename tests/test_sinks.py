@@ -55,6 +55,7 @@ def pictures(count: int = 3) -> Gallery:
     return Gallery((*drawn, picture(f"rules/{NASTY}", image))[:count])
 
 
+@pytest.mark.slow
 def test_file_sink__keeps_every_analysis_and_the_last(tmp_path):
     sink = FileSink(tmp_path / "failures")
     sink.write(report(3), 250)

@@ -49,6 +49,7 @@ class Learns(OracleClassifier):
         return torch.nn.functional.cross_entropy(self(x), y)
 
 
+@pytest.mark.slow
 def test_fork__the_verdict_is_in_the_last_report(tmp_path):
     modes = steered(Upweight(factor=8.0), verdict="fork")
     logger = TensorBoardLogger(tmp_path, name="run")

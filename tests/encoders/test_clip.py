@@ -145,6 +145,7 @@ def test_fingerprint__covers(clip, tmp_path, changes):
     assert OpenCLIPEncoder(f"local-dir:{write_clip(tmp_path, **changes)}").fingerprint != clip.fingerprint
 
 
+@pytest.mark.slow
 def test_fingerprint__covers_the_vocabulary(tmp_path):
     """Also where the configuration is the same word for word."""
     folder = write_clip(tmp_path / "clip", text={"tokenizer_kwargs": {"bpe_path": str(tmp_path / "merges.gz")}})

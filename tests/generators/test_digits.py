@@ -51,6 +51,7 @@ def test_generate__shows_what_was_asked_for():
     assert on_white[:, 0].mean() > 230
 
 
+@pytest.mark.slow
 def test_generate__inside_a_training_loop_that_is_in_inference_mode_and_autocast(generator):
     expected = generator.generate(PROMPTS[:1], [4])
     generator.close()
