@@ -144,7 +144,7 @@ def test_keys__one_for_each_class(names):
 
 # ------------------------------------------------------------------------------------------------------ Markdown, HTML
 
-PLAIN = {"table", "thead", "tbody", "tr", "th", "td", "p", "h3", "br", "em", "strong", "ul", "li", "hr"}
+PLAIN = {"h1", "table", "thead", "tbody", "tr", "th", "td", "p", "h3", "br", "em", "strong", "ul", "li", "hr"}
 
 
 class Tags(HTMLParser):

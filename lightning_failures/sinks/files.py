@@ -22,6 +22,7 @@ from lightning_failures.text import (
     looks_digested,
     markdown_table,
     notes_markdown,
+    number,
     tree_markdown,
     trust_markdown,
     with_digest,
@@ -116,7 +117,9 @@ def write_html(run: Run | Path, output: Path | None = None) -> Path:
 
 
 def _markdown(report: FailureReport, before: FailureReport | None, gallery: Gallery | None = None) -> str:
-    parts = [markdown_table(report, before=before), notes_markdown(report), trust_markdown(report)]
+    accuracy = number(report.accuracy, ".3f")
+    title = f"# Epoch {report.epoch}, step {report.global_step}: {report.examples} examples, accuracy {accuracy}"
+    parts = [title, markdown_table(report, before=before), notes_markdown(report), trust_markdown(report)]
     parts += [diary_markdown(report), enrichment_markdown(report), interventions_markdown(report)]
     parts.append(tree_markdown(report))
     for picture in () if gallery is None else gallery.pictures:
