@@ -203,7 +203,7 @@ def test_loggers__each_says_what_it_holds(tmp_path):
         WandbLogger(offline=True, save_dir=tmp_path),
         Unknown(),
     ]
-    made = read(tmp_path, around={"logger": loggers, "max_epochs": 200}, pictures_every_n=5)
+    made = read(tmp_path, around={"logger": loggers, "max_epochs": 200}, pictures=True, pictures_every_n=5)
     texts = [one.message for one in check_loggers(made)]
     assert "TensorBoard: 25 scalars, 4 pictures" in texts[1]
     assert "about 10 of the 41 drawings" in texts[1]
@@ -224,6 +224,7 @@ def test_loggers__too_many_pictures_for_wandb(tmp_path):
         model=Classifier(classes=60),
         class_names=classes,
         worst_k=60,
+        pictures=True,
         robust_encoder=ColourEncoder("robust"),
         around={"logger": WandbLogger(offline=True, save_dir=tmp_path)},
     )
