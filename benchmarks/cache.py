@@ -27,8 +27,8 @@ import numpy as np
 import torch
 import xxhash
 
-from lightning_failures.cache import EmbeddingCache, EmbeddingStore
-from lightning_failures.shards import read_shard
+from lightning_failures.encoders.cache.shard_file import read_shard
+from lightning_failures.encoders.cache.store import EmbeddingCache, EmbeddingStore
 
 DIM, CLASSES = 512, 1000
 Figures = dict[str, float]

@@ -25,7 +25,8 @@ from sklearn.svm import SVC
 from threadpoolctl import threadpool_limits
 
 from lightning_failures.captions import score_captions
-from lightning_failures.directions import FailureDirections, fit_failure_directions, phi
+from lightning_failures.directions import FailureDirections, fit_failure_directions
+from lightning_failures.directions.standardize import standardize
 
 DIM, CAPTIONS, FITTED = 512, 500, 4
 
@@ -45,7 +46,7 @@ def many_directions(classes: int, examples: int, rng: np.random.Generator) -> tu
     found = fit_failure_directions(x, labels, correct, permutations=0)
     peers = []
     for k in range(FITTED):
-        z = phi(x[labels == k], found.mean.double().numpy(), found.std.double().numpy())
+        z = standardize(x[labels == k], found.mean.double().numpy(), found.std.double().numpy())
         svc = SVC(kernel="linear", class_weight="balanced", C=float(found.c[k])).fit(z, correct[labels == k])
         peers.append(svc)
     turn = torch.arange(classes) % FITTED
@@ -66,7 +67,7 @@ def measure(classes: int, examples: int, rounds: int, rng: np.random.Generator) 
     mean, std = directions.mean.double().numpy(), directions.std.double().numpy()
     reference = unit(rng.normal(size=(1, DIM)))
     sets = unit(reference + 0.3 * unit(rng.normal(size=(min(classes, 50), CAPTIONS, DIM))))
-    standardised = [phi(captions - reference, mean, std) for captions in sets]
+    standardised = [standardize(captions - reference, mean, std) for captions in sets]
 
     def own() -> list[torch.Tensor]:
         return [score_captions(directions, k, sets[k % len(sets)], reference, "published") for k in range(classes)]

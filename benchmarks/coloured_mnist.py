@@ -43,16 +43,16 @@ from sklearn.linear_model import RidgeClassifier
 from sklearn.model_selection import cross_val_predict
 from torch import Tensor, nn
 
-from lightning_failures.atomic import write_atomically
-from lightning_failures.cache import EmbeddingCache, content_keys, embed
+from lightning_failures.core.atomic import write_atomically
+from lightning_failures.data.grading import grade_batch
 from lightning_failures.directions import FailureDirections, fit_failure_directions
+from lightning_failures.directions.standardize import mean_and_std, standardize
 from lightning_failures.encoders import load_encoder
-from lightning_failures.grading import grade_batch
+from lightning_failures.encoders.cache.store import EmbeddingCache, content_keys, embed
 from lightning_failures.interventions import Upweight
 from lightning_failures.interventions.base import Decision, JudgedExamples
 from lightning_failures.interventions.sampler import weighted_epoch
-from lightning_failures.statistics import benjamini_hochberg
-from lightning_failures.whitening import mean_and_std, phi
+from lightning_failures.stats.intervals import benjamini_hochberg
 
 SEEDS = tuple(range(11, 19))
 """Not looked at while constants were chosen; 0 and 1 were."""
@@ -206,7 +206,7 @@ def grade(model: nn.Module, images: Tensor, labels: Tensor) -> tuple[NDArray[np.
 def believed(embedded: Mapping[str, Tensor], labels: Mapping[str, Tensor]) -> dict[str, NDArray[np.bool_]]:
     """Whose label a probe of validation stands by: in validation, cross-fitted, and in training: (n,) bool each."""
     mean, std = mean_and_std(embedded["train"].numpy())
-    x = {name: phi(embedded[name].numpy(), mean, std) for name in ("train", "validation")}
+    x = {name: standardize(embedded[name].numpy(), mean, std) for name in ("train", "validation")}
     sign = {name: 2 * labels[name].numpy() - 1 for name in x}
     probe, y = RidgeClassifier(alpha=PENALTY), labels["validation"].numpy()
     validation = cross_val_predict(probe, x["validation"], y, cv=5, method="decision_function")

@@ -16,12 +16,13 @@ import torch
 from digits import Split, digits_captions, digits_encoder, grade, progress, read_options, train
 from scipy.stats import spearmanr
 
-from lightning_failures.analysis import analyse
-from lightning_failures.candidates import ClassCaptions
-from lightning_failures.captions import mean_shift_scores, score_captions
-from lightning_failures.digits import TINTS
+from lightning_failures.analysis.analyse import analyse
+from lightning_failures.bundled.digits import TINTS
+from lightning_failures.captions import score_captions
+from lightning_failures.captions.candidates import ClassCaptions
+from lightning_failures.captions.scoring import mean_shift_scores
 from lightning_failures.directions import FailureDirections, fit_failure_directions
-from lightning_failures.statistics import wilson_interval
+from lightning_failures.stats.intervals import wilson_interval
 
 SHORTCUTS = (0.5, 0.7, 0.9, 0.95, 0.99)
 FAILURES, SUCCESSES, DRAWS, NULLS = 10, 60, 4, 10

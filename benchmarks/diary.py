@@ -3,7 +3,7 @@
     python benchmarks/diary.py            # --seeds 0 1 for fewer trainings
 
 1. Pairs: how alike (cosine of the directions, shared members) two analyses find the same mode, and two different modes
-   of one class. The rule and its threshold in ``lightning_failures/matching.py`` are chosen on these.
+   of one class. The rule and its threshold in ``lightning_failures/directions/matching.py`` are chosen on these.
    *training*: the demo's training, analysed at each of 10 epochs, validation fixed; a mode is the same where at least
    half of its members bear the class's unusual tint in both analyses, 1 to 3 epochs apart. *attribute*: real images and
    embeddings, failures drawn anew for each analysis, most of them where an attribute of the digit has one value
@@ -38,29 +38,29 @@ from digits import digits_encoder, progress, read_options
 from lightning.pytorch.utilities.warnings import PossibleUserWarning
 from numpy.typing import NDArray
 
-from lightning_failures import matching
-from lightning_failures.analysis import analyse
-from lightning_failures.diary import Diary, advance
-from lightning_failures.digits import TINTS, ColouredDigits, ColouredDigitsDataModule, DigitClassifier
-from lightning_failures.directions import FailureDirections, fit_failure_directions
-from lightning_failures.examples import ExampleTable
-from lightning_failures.grading import grade_batch
-from lightning_failures.matching import Likeness, Look, likeness
-from lightning_failures.records import ClassReport, FailureReport, Grades, ModeReport
+from lightning_failures.analysis.analyse import analyse
+from lightning_failures.analysis.diary import Diary, advance
+from lightning_failures.bundled.digits import TINTS, ColouredDigits, ColouredDigitsDataModule, DigitClassifier
+from lightning_failures.data.example_table import ExampleTable
+from lightning_failures.data.grades import Grades
+from lightning_failures.data.grading import grade_batch
+from lightning_failures.data.report import ClassReport, FailureReport, ModeReport
+from lightning_failures.directions import FailureDirections, fit_failure_directions, matching
+from lightning_failures.directions.matching import ModeSimilarity, ModeSnapshot, likeness
 
 EPOCHS = 10
 Floats = NDArray[np.floating[Any]]
-Pairs = dict[str, list[Likeness]]
+Pairs = dict[str, list[ModeSimilarity]]
 
 
 class Sighting(NamedTuple):
     """A mode as one analysis sees it."""
 
     direction: Floats
-    look: Look
+    look: ModeSnapshot
 
 
-def alike(one: Sighting, other: Sighting) -> Likeness:
+def alike(one: Sighting, other: Sighting) -> ModeSimilarity:
     """Compare two sightings."""
     return likeness(one.direction, one.look, other.direction, other.look)
 
@@ -119,7 +119,7 @@ def train(seed: int) -> Analyses:
     return analyses
 
 
-def unusual_share(data: ColouredDigits, k: int, look: Look) -> float:
+def unusual_share(data: ColouredDigits, k: int, look: ModeSnapshot) -> float:
     """Of the members of a mode of class k, those with its unusual tint; NaN where none is planted."""
     truth = data.truth[k]
     if truth is None or not look.size:
@@ -140,12 +140,12 @@ def sightings(reports: list[FailureReport], k: int) -> list[Sighting | None]:
             continue
         weight = directions.weight[directions.row(k)].numpy()
         rows = (table.labels == k) & ~table.values.isnan()
-        look = Look(table.ids[rows].numpy(), table.flagged[rows].numpy(), table.failed[rows].numpy())
+        look = ModeSnapshot(table.ids[rows].numpy(), table.flagged[rows].numpy(), table.failed[rows].numpy())
         found.append(Sighting(weight / np.linalg.norm(weight), look))
     return found
 
 
-def training_pairs(analyses: Analyses) -> Iterator[tuple[str, Likeness]]:
+def training_pairs(analyses: Analyses) -> Iterator[tuple[str, ModeSimilarity]]:
     """The planted mode of each class, some epochs apart."""
     for k in range(10):
         seen = [
@@ -168,11 +168,11 @@ def planted(
     if not len(fitted.classes) or fitted.p_value[0] > 0.01:
         return None
     weight = fitted.weight[0].numpy()
-    look = Look(np.arange(len(x)), fitted.out_of_fold.numpy() < 0, failed)
+    look = ModeSnapshot(np.arange(len(x)), fitted.out_of_fold.numpy() < 0, failed)
     return Sighting(weight / np.linalg.norm(weight), look)
 
 
-def attribute_pairs(analyses: Analyses, rng: np.random.Generator) -> Iterator[tuple[str, Likeness]]:
+def attribute_pairs(analyses: Analyses, rng: np.random.Generator) -> Iterator[tuple[str, ModeSimilarity]]:
     """Real images of one digit; failures where an attribute has one value."""
     x = analyses.embeddings.numpy()
     for k in range(10):
@@ -192,7 +192,7 @@ def attribute_pairs(analyses: Analyses, rng: np.random.Generator) -> Iterator[tu
                 yield f"different: {kind}", alike(one, other)
 
 
-def noise_pairs(rng: np.random.Generator, trials: int = 150, dim: int = 512) -> Iterator[tuple[str, Likeness]]:
+def noise_pairs(rng: np.random.Generator, trials: int = 150, dim: int = 512) -> Iterator[tuple[str, ModeSimilarity]]:
     """Gaussian classes with two subpopulations."""
     for _ in range(trials):
         n, cosine = int(rng.choice([200, 400, 800])), float(rng.choice([0.0, 0.3]))
@@ -209,7 +209,7 @@ def noise_pairs(rng: np.random.Generator, trials: int = 150, dim: int = 512) -> 
 def rule_errors(pairs: Pairs, weight: float, threshold: float) -> dict[str, float]:
     """For each kind the share of pairs that a rule gets wrong."""
 
-    def similarity(pair: Likeness) -> float:
+    def similarity(pair: ModeSimilarity) -> float:
         return pair.cosine if pair.shared is None else weight * pair.cosine + (1 - weight) * pair.shared
 
     return {
@@ -355,7 +355,7 @@ def seconds_of_an_advance(classes: int = 1000, dim: int = 512, n: int = 50_000) 
     return float(np.median(times[3:]))
 
 
-def summary(rows: list[Likeness]) -> dict[str, Any]:
+def summary(rows: list[ModeSimilarity]) -> dict[str, Any]:
     """Quantiles."""
     cosine, shared = (
         [value for value in column if value is not None] for column in zip(*map(_pair, rows), strict=True)
@@ -368,7 +368,7 @@ def summary(rows: list[Likeness]) -> dict[str, Any]:
     }
 
 
-def _pair(one: Likeness) -> tuple[float, float | None]:
+def _pair(one: ModeSimilarity) -> tuple[float, float | None]:
     return one.cosine, one.shared
 
 

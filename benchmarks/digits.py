@@ -16,12 +16,12 @@ import torch
 from lightning.pytorch.utilities.warnings import PossibleUserWarning
 from torch import Tensor
 
-from lightning_failures.candidates import ClassCaptions, caption_source
-from lightning_failures.digits import TINTS, ColouredDigits, ColouredDigitsDataModule, DigitClassifier
+from lightning_failures.bundled.digits import TINTS, ColouredDigits, ColouredDigitsDataModule, DigitClassifier
+from lightning_failures.captions.candidates import ClassCaptions, caption_source
+from lightning_failures.captions.grammar import CaptionVocabulary
+from lightning_failures.data.grades import Grades
+from lightning_failures.data.grading import grade_batch
 from lightning_failures.encoders import OpenCLIPEncoder, load_encoder
-from lightning_failures.grading import grade_batch
-from lightning_failures.grammar import CaptionVocabulary
-from lightning_failures.records import Grades
 
 Item = TypeVar("Item")
 

@@ -18,11 +18,11 @@ import numpy as np
 from sklearn.model_selection import PredefinedSplit, cross_val_score
 from sklearn.svm import SVC
 
+from lightning_failures.core.threads import one_thread
 from lightning_failures.directions import fit_failure_directions
-from lightning_failures.splits import stratified_group_folds
-from lightning_failures.svm import CRITICAL_MULTIPLES, PUBLISHED_CS, critical_c, fit_published, fit_scaled
-from lightning_failures.threads import one_thread
-from lightning_failures.whitening import mean_and_std, phi
+from lightning_failures.directions.standardize import mean_and_std, standardize
+from lightning_failures.directions.svm import CRITICAL_MULTIPLES, PUBLISHED_CS, critical_c, fit_published, fit_scaled
+from lightning_failures.stats.folds import stratified_group_folds
 
 Data = tuple[np.ndarray, np.ndarray, np.ndarray]
 SIZES = (250, 500, 1000)
@@ -42,7 +42,7 @@ def published(x: np.ndarray, labels: np.ndarray, correct: np.ndarray) -> None:
     """As in the published code, 21 fits a class: for 7 values of C two folds and one fit on all."""
     mean, std = mean_and_std(x)
     for label in np.unique(labels):
-        z, y = phi(x[labels == label], mean, std), correct[labels == label]
+        z, y = standardize(x[labels == label], mean, std), correct[labels == label]
         grid = [SVC(kernel="linear", class_weight="balanced", C=c) for c in PUBLISHED_CS]
         scores = [cross_val_score(svc, z, y, cv=2, scoring="balanced_accuracy").mean() for svc in grid]
         fitted = [svc.fit(z, y) for svc in grid]
@@ -99,7 +99,7 @@ def same_answers(classes: int) -> dict[str, dict[str, float]]:
         mean, std = mean_and_std(x)
         flips, flips_default, cosine, cells = 0, 0, 1.0, 0
         for label in range(classes):
-            z, y = phi(x[labels == label], mean, std), correct[labels == label]
+            z, y = standardize(x[labels == label], mean, std), correct[labels == label]
             fold = stratified_group_folds(~y, np.arange(n))
             cv = list(PredefinedSplit(fold).split())
             critical = [critical_c((z @ z.T)[np.ix_(kept, kept)], y[kept]) for kept, _ in cv]
@@ -133,7 +133,7 @@ def same_choice(classes: int) -> dict[str, int]:
         x, labels, correct = graded(classes, n, 512, seed=n + 2)
         mean, std = mean_and_std(x)
         for label in range(classes):
-            z, y = phi(x[labels == label], mean, std), correct[labels == label]
+            z, y = standardize(x[labels == label], mean, std), correct[labels == label]
             fold = np.zeros(n, dtype=np.int64)
             peers = [SVC(kernel="linear", class_weight="balanced", C=c) for c in PUBLISHED_CS]
             scores = [cross_val_score(svc, z, y, cv=2, scoring="balanced_accuracy").mean() for svc in peers]

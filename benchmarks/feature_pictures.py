@@ -19,15 +19,15 @@ from digits import progress
 from torch import Tensor
 from torchvision.models import resnet50
 
-from lightning_failures.adapters.feature_pictures import FEATURE_IMAGES
-from lightning_failures.adapters.feature_views import LEVELS
-from lightning_failures.attacks import feature_attack
-from lightning_failures.candidates import caption_source
-from lightning_failures.captions import caption_that_tells
-from lightning_failures.digits.data import ColouredDigits
+from lightning_failures.bundled.digits.data import ColouredDigits
+from lightning_failures.captions.candidates import caption_source
+from lightning_failures.captions.grammar import CaptionVocabulary
+from lightning_failures.captions.scoring import caption_that_tells
 from lightning_failures.directions import fit_failure_directions
 from lightning_failures.encoders import ModuleEncoder, OpenCLIPEncoder, load_encoder
-from lightning_failures.grammar import CaptionVocabulary
+from lightning_failures.encoders.feature_attack import feature_attack
+from lightning_failures.trainer.pictures.feature_views import LEVELS
+from lightning_failures.trainer.pictures.features import FEATURE_IMAGES
 
 
 def main() -> None:

@@ -32,19 +32,10 @@ import yaml
 from PIL import Image
 from safetensors.torch import save
 
-from lightning_failures.cache import EmbeddingCache
-from lightning_failures.comparison import compare
-from lightning_failures.directions import FailureDirections, fit_failure_directions
-from lightning_failures.encoders.frozen import load_tensors, state_dict_of
-from lightning_failures.errors import FailureModesError
-from lightning_failures.examples import ExampleTable
-from lightning_failures.feature_names import FeatureNames, with_names
-from lightning_failures.gallery import Gallery, Picture, Row, Thumbnails, Tile
-from lightning_failures.gallery_files import load_gallery, save_gallery
-from lightning_failures.grammar import CaptionVocabulary
-from lightning_failures.interventions.ledger import Ledger, LedgerRow
-from lightning_failures.pools.shards import PoolShard, in_half, read_pool_shard, write_pool_shard
-from lightning_failures.records import (
+from lightning_failures.captions.grammar import CaptionVocabulary
+from lightning_failures.cli.report import diff_text, report_text
+from lightning_failures.data.example_table import ExampleTable
+from lightning_failures.data.report import (
     ClassReport,
     CurvePoint,
     FailureReport,
@@ -55,9 +46,18 @@ from lightning_failures.records import (
     NodeReport,
     ValueReport,
 )
-from lightning_failures.reporting import diff_text, report_text
-from lightning_failures.runs import open_run
-from lightning_failures.shards import DamagedShardError
+from lightning_failures.directions import FailureDirections, fit_failure_directions
+from lightning_failures.encoders.cache.shard_file import DamagedShardError
+from lightning_failures.encoders.cache.store import EmbeddingCache
+from lightning_failures.encoders.frozen import load_tensors, state_dict_of
+from lightning_failures.errors import FailureModesError
+from lightning_failures.interventions.synthesis.ledger import Ledger, LedgerRow
+from lightning_failures.pools.shards import PoolShard, in_half, read_pool_shard, write_pool_shard
+from lightning_failures.report.comparison import compare
+from lightning_failures.report.feature_names import FeatureNames, with_names
+from lightning_failures.report.gallery import Gallery, Picture, Row, Thumbnails, Tile
+from lightning_failures.report.gallery_storage import load_gallery, save_gallery
+from lightning_failures.report.run_folder import open_run
 
 Read = Callable[[bytes], None]
 """Reads one input and uses what it holds."""

@@ -28,9 +28,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lightning_failures.decoding import decoding_targets
-from lightning_failures.digits.captions import caption
-from lightning_failures.digits.render import (
+from lightning_failures.bundled.digits.captions import caption
+from lightning_failures.bundled.digits.render import (
     BACKGROUNDS,
     CLASSES,
     POSTURES,
@@ -42,6 +41,7 @@ from lightning_failures.digits.render import (
     source_digits,
     source_split,
 )
+from lightning_failures.directions.decoding import decoding_targets
 from lightning_failures.encoders import OpenCLIPEncoder, load_encoder
 from lightning_failures.generators.digits import DigitsGenerator
 

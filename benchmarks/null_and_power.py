@@ -33,7 +33,7 @@ from scipy.stats import kstest, norm
 from sklearn.metrics import roc_auc_score
 
 from lightning_failures.directions import FailureDirections, fit_failure_directions
-from lightning_failures.statistics import benjamini_hochberg
+from lightning_failures.stats.intervals import benjamini_hochberg
 
 Floats = NDArray[np.float64]
 LEVEL = 0.05

@@ -32,14 +32,16 @@ import numpy as np
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from lightning_failures import FailureModes, analysis
-from lightning_failures.adapters import drawing, explaining
-from lightning_failures.adapters.collector import Collector
-from lightning_failures.adapters.monitors import KeyLog
-from lightning_failures.digits import ColouredDigitsDataModule, DigitClassifier
-from lightning_failures.sinks import FileSink, TensorBoardSink, files
+from lightning_failures import FailureModes
+from lightning_failures.analysis import analyse as analysis
+from lightning_failures.bundled.digits import ColouredDigitsDataModule, DigitClassifier
+from lightning_failures.trainer import epoch_end as explaining
+from lightning_failures.trainer.evaluation_pass import Collector
+from lightning_failures.trainer.metric_keys import KeyLog
+from lightning_failures.trainer.pictures import painter as drawing
+from lightning_failures.writers import FileWriter, TensorBoardWriter, files
 
-rendering = importlib.import_module("lightning_failures.html.render")  # the package has a function of this name
+rendering = importlib.import_module("lightning_failures.report.html.render")  # the package has a function of this name
 
 STAGES = {
     "grade batches": (Collector, "grade"),
@@ -48,18 +50,18 @@ STAGES = {
     "read embeddings": (Collector, "embeddings"),
     "analyse": (explaining, "analyse"),
     "  directions": (analysis, "_fit_directions"),
-    "  captions": (analysis, "put_in_words"),
+    "  captions": (analysis, "caption_classes"),
     "  trees": (analysis, "grow_trees"),
     "diary": (explaining, "keep_diary"),
-    "write to sinks": (explaining.Explainer, "_write"),
+    "write to sinks": (explaining.AnalysisRunner, "_write"),
     "log scalars": (KeyLog, "log"),
-    "pictures": (explaining.Explainer, "draw"),
+    "pictures": (explaining.AnalysisRunner, "draw"),
     "  drawn": (drawing, "draw_gallery"),
-    "  CV scores of chance": (drawing, "add_nulls"),
-    "  files, with HTML": (FileSink, "show"),
+    "  CV scores of chance": (drawing, "add_null_cv_scores"),
+    "  files, with HTML": (FileWriter, "show"),
     "    HTML": (files, "write_html"),
     "  Vega, beside all that": (rendering, "_library"),
-    "  TensorBoard": (TensorBoardSink, "show"),
+    "  TensorBoard": (TensorBoardWriter, "show"),
 }
 HOOKS = (
     *("on_validation_start", "on_validation_batch_start", "on_validation_batch_end", "on_validation_epoch_end"),

@@ -31,7 +31,7 @@ from claims import CLAIMS
 from claims.common import World
 from claims.comparing import compare
 
-from lightning_failures.atomic import write_atomically
+from lightning_failures.core.atomic import write_atomically
 
 SEEDS = range(11, 19)
 WAYS = ("retrained", "continued")

@@ -38,7 +38,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from lightning_failures import FailureModes
-from lightning_failures.digits import ColouredDigitsDataModule, DigitClassifier
+from lightning_failures.bundled.digits import ColouredDigitsDataModule, DigitClassifier
 from lightning_failures.interventions import Upweight
 
 VARIANTS = {

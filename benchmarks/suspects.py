@@ -21,8 +21,8 @@ from digits import Split, digits_encoder, grade, progress, read_options, train
 from numpy.typing import NDArray
 from scipy.stats import t
 
-from lightning_failures.digits import ColouredDigits
-from lightning_failures.interventions.suspects import suspect_labels
+from lightning_failures.bundled.digits import ColouredDigits
+from lightning_failures.interventions.label_errors import suspect_labels
 
 SETTINGS = ((0.95, 0.1), (0.8, 0.1))
 """Strength of the shortcut, share of the labels that are flipped."""

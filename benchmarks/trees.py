@@ -27,9 +27,9 @@ from sklearn.feature_selection import mutual_info_classif
 from sklearn.tree import DecisionTreeClassifier
 
 from lightning_failures.encoders import load_encoder
-from lightning_failures.growing import grow_tree
-from lightning_failures.statistics import wilson_interval
+from lightning_failures.stats.intervals import wilson_interval
 from lightning_failures.trees import fit_failure_tree, information_gain
+from lightning_failures.trees.growing import grow_tree
 
 Arrays = tuple[NDArray[Any], NDArray[Any], NDArray[Any]]
 FRESH_SEED = 20_000

@@ -30,11 +30,11 @@ import torch
 from digits import TINTS_OF, digits_encoder, progress, read_options
 
 from lightning_failures import FailureModes
-from lightning_failures.adapters.forks import Forks, Run, compare_forks
-from lightning_failures.digits import ColouredDigits, ColouredDigitsDataModule, DigitClassifier
+from lightning_failures.bundled.digits import ColouredDigits, ColouredDigitsDataModule, DigitClassifier
+from lightning_failures.data.grades import Grades
 from lightning_failures.interventions import Decision, Intervention, JudgedExamples, Round, Upweight
 from lightning_failures.interventions.verdicts import paired_verdict
-from lightning_failures.records import Grades
+from lightning_failures.steering.forks import Forks, Run, compare_forks
 
 PAIRS = 3
 EPOCHS = 2  # of the training before

@@ -16,9 +16,9 @@ from playwright.sync_api import Page, sync_playwright
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from lightning_failures.demo import demo
-from tests.browser import ARGUMENTS, chromium
-from tests.sinks.server import tensorboard
+from lightning_failures.cli.demo import demo
+from tests.helpers.browser import ARGUMENTS, chromium
+from tests.writers.server import tensorboard
 
 TARGET = Path(__file__).parent / "images" / "tensorboard.png"
 WIDTH, GAP = 1280, 8

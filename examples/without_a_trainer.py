@@ -7,11 +7,11 @@ import torch
 from sklearn.linear_model import LogisticRegression
 
 from lightning_failures import Grades, analyse
-from lightning_failures.candidates import caption_source
-from lightning_failures.digits import ColouredDigits
+from lightning_failures.bundled.digits import ColouredDigits
+from lightning_failures.captions.candidates import caption_source
+from lightning_failures.captions.grammar import CaptionVocabulary
 from lightning_failures.encoders import load_encoder
-from lightning_failures.grammar import CaptionVocabulary
-from lightning_failures.text import class_table
+from lightning_failures.report.tables import class_table
 
 
 def pixels(images):

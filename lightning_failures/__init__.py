@@ -5,9 +5,10 @@ The files in the order in which data flow: ``records``, ``grading``, ``encoders`
 ``docs/architecture.md``.
 """
 
-from lightning_failures.analysis import analyse
+from lightning_failures.analysis.analyse import analyse
 from lightning_failures.callback import FailureModes
+from lightning_failures.data.grades import BatchRecord, Grades
+from lightning_failures.data.report import FailureReport
 from lightning_failures.errors import FailureModesError
-from lightning_failures.records import BatchRecord, FailureReport, Grades
 
 __all__ = ["BatchRecord", "FailureModes", "FailureModesError", "FailureReport", "Grades", "analyse"]

@@ -13,30 +13,31 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch.optim import Optimizer
 
-from lightning_failures.adapters.collector import Collector
-from lightning_failures.adapters.distributed import Ranks
-from lightning_failures.adapters.explaining import Explainer
-from lightning_failures.adapters.isolation import isolated_rng
-from lightning_failures.adapters.judging import judge_by_forks, keep_for_forks
-from lightning_failures.adapters.lenses import DEFAULT_ENCODER, Lens, name_of, open_lens
-from lightning_failures.adapters.loaders import LoaderTap, dataset_of, evaluation_loaders, unnamed
-from lightning_failures.adapters.monitors import KeyLog
-from lightning_failures.adapters.observer import LogitsObserver, forward_once_more
-from lightning_failures.adapters.options import check_options
-from lightning_failures.adapters.placement import discard_temporary, failures_folder
-from lightning_failures.adapters.reading import BatchReader
-from lightning_failures.adapters.schedule import RunState, is_due
-from lightning_failures.adapters.spending import Spending
-from lightning_failures.adapters.steering import Steering
-from lightning_failures.budget import Deadline
-from lightning_failures.cache import EmbeddingCache
+from lightning_failures.captions.grammar import CaptionVocabulary
+from lightning_failures.core.budget import Deadline
+from lightning_failures.core.rng import isolated_rng
+from lightning_failures.data.grades import BatchRecord
+from lightning_failures.data.grading import Task
+from lightning_failures.data.report import FailureReport
 from lightning_failures.encoders import Encoder
+from lightning_failures.encoders.cache.store import EmbeddingCache
+from lightning_failures.encoders.cached import DEFAULT_ENCODER, CachedEncoder, name_of, open_cached_encoder
 from lightning_failures.errors import ConfigurationError
-from lightning_failures.feature_names import FeatureNames
-from lightning_failures.grading import Task
-from lightning_failures.grammar import CaptionVocabulary
 from lightning_failures.interventions import Discovery, Intervention
-from lightning_failures.records import BatchRecord, FailureReport
+from lightning_failures.report.feature_names import FeatureNames
+from lightning_failures.steering.controller import InterventionController
+from lightning_failures.steering.lottery import judge_by_forks, keep_for_forks
+from lightning_failures.trainer.batch_reader import BatchReader
+from lightning_failures.trainer.embedding_budget import EmbeddingBudget
+from lightning_failures.trainer.epoch_end import AnalysisRunner
+from lightning_failures.trainer.evaluation_pass import Collector
+from lightning_failures.trainer.index_recorder import IndexRecorderHook, dataset_of, evaluation_loaders, unnamed
+from lightning_failures.trainer.logits_hook import LogitsObserver, forward_once_more
+from lightning_failures.trainer.metric_keys import KeyLog
+from lightning_failures.trainer.options import check_options
+from lightning_failures.trainer.ranks import Communicator
+from lightning_failures.trainer.run_folder import discard_temporary, failures_folder
+from lightning_failures.trainer.schedule import RunState, is_due
 
 __all__ = ["FailureModes"]
 
@@ -66,7 +67,8 @@ class FailureModes(Callback):
         class_names: One name a class; multilabel: one a condition; binary: two, or that of the positive class. None
             reads ``dataset.classes``; without it classes are "0" ... "K-1" and there are no captions.
         captions: Words for the candidate captions: the name of a packaged vocabulary ("general", "cifar10", "digits"),
-            the path of a YAML file, a :class:`~lightning_failures.grammar.CaptionVocabulary`, or None for no captions.
+            the path of a YAML file, a :class:`~lightning_failures.captions.grammar.CaptionVocabulary`, or None for no
+            captions.
         task: "multiclass", "binary" (one logit) or "multilabel"; None infers it from the shapes.
         read_batch: ``(outputs, batch) -> BatchRecord``, for batches of other forms. A field that is None falls to the
             default rule. ``outputs`` is what the step returned; None where it returns nothing, and where only the
@@ -115,7 +117,7 @@ class FailureModes(Callback):
         seed: Of folds and permutations.
 
     Attributes:
-        last_report: The last :class:`~lightning_failures.records.FailureReport` of the first loader, or None.
+        last_report: The last :class:`~lightning_failures.data.report.FailureReport` of the first loader, or None.
 
     Example::
 
@@ -190,11 +192,11 @@ class FailureModes(Callback):
         check_options(self)
         self.metadata, self.interventions = tuple(metadata), tuple(interventions)
 
-        self._tap = LoaderTap()
+        self._tap = IndexRecorderHook()
         self._observer = LogitsObserver(logits_from)
-        self._ranks = Ranks()
+        self._ranks = Communicator()
         self._reader = BatchReader(read_batch, normalization)
-        self._steering = Steering(
+        self._steering = InterventionController(
             interventions,
             reader=self._reader,
             seed=seed,
@@ -203,8 +205,8 @@ class FailureModes(Callback):
             lottery=verdict == "lottery",
             say_once=self._say_once,
         )
-        self._spending = Spending(time_budget, memory_budget, self._say_once)
-        self._explainer: Explainer | None = None
+        self._spending = EmbeddingBudget(time_budget, memory_budget, self._say_once)
+        self._explainer: AnalysisRunner | None = None
         self._folder: Path | None = None
         self._keys = KeyLog(worst_k=worst_k, min_coverage=min_coverage, say_once=self._say_once)
         self._said: set[str] = set()
@@ -241,9 +243,9 @@ class FailureModes(Callback):
         cache = EmbeddingCache(self.cache_folder)
         if self.feature_names is not None:
             FeatureNames.load(self.feature_names, encoder="")  # what is wrong is told before the first batch
-        self._explainer = Explainer(
-            directions=self._on_all_ranks(open_lens(self.encoder, cache, device=device)),
-            trees=self._on_all_ranks(open_lens(self.robust_encoder, cache, device=device, robust=True)),
+        self._explainer = AnalysisRunner(
+            directions=self._on_all_ranks(open_cached_encoder(self.encoder, cache, device=device)),
+            trees=self._on_all_ranks(open_cached_encoder(self.robust_encoder, cache, device=device, robust=True)),
             vocabulary=None if self.captions is None else CaptionVocabulary.load(self.captions),
             reader=self._reader,
             reference=self.reference,
@@ -337,18 +339,18 @@ class FailureModes(Callback):
         self._forget()
         self._explainer = None
 
-    def _on_all_ranks(self, lens: Lens | None) -> Lens | None:
+    def _on_all_ranks(self, cached: CachedEncoder | None) -> CachedEncoder | None:
         """The lens, if every process has it, and the same."""
-        prints = self._ranks.gather_objects(None if lens is None else lens.encoder.fingerprint)
+        prints = self._ranks.gather_objects(None if cached is None else cached.encoder.fingerprint)
         if None in prints:
             return None
-        assert lens is not None
+        assert cached is not None
         if len(set(prints)) > 1:
             raise ConfigurationError(
-                f"FailureModes: the processes have different weights of {lens.encoder.name} (fingerprints"
+                f"FailureModes: the processes have different weights of {cached.encoder.name} (fingerprints"
                 f" {', '.join(sorted({str(one) for one in prints}))}). Give all of them the same file."
             )
-        return lens
+        return cached
 
     def _check_monitored(self, trainer: Trainer) -> None:
         # the default encoder may be out of reach; then its keys stay at their worst value
@@ -428,8 +430,8 @@ class FailureModes(Callback):
                 self._find_folder(trainer)  # collective
                 self._loaders = evaluation_loaders(trainer)
                 self._seconds = self._spending.seconds(trainer, loaders=len(self._loaders))
-                for lens in self._explainer.lenses if self._explainer is not None else ():
-                    lens.store.let_go()
+                for cached in self._explainer.cached_encoders if self._explainer is not None else ():
+                    cached.store.let_go()
 
     def _find_folder(self, trainer: Trainer) -> Path:
         if self._folder is None:
@@ -512,8 +514,8 @@ class FailureModes(Callback):
     def _act(self, trainer: Trainer, report: FailureReport, discovery: Discovery | None) -> FailureReport:
         """Let the interventions decide for the next epoch; an error leaves the report, and the plans, as they are."""
         with self._policy(trainer, "the interventions", "their decision"), self._ranks.together():
-            lens = None if self._explainer is None else self._explainer.directions
-            return self._steering.act(trainer, report, discovery, lens, self._ranks, min_coverage=self.min_coverage)
+            cached = None if self._explainer is None else self._explainer.directions
+            return self._steering.act(trainer, report, discovery, cached, self._ranks, min_coverage=self.min_coverage)
         return report
 
     def _accept(self, trainer: Trainer, report: FailureReport, index: int) -> None:
@@ -545,13 +547,13 @@ class FailureModes(Callback):
 
     def _new_collector(self, trainer: Trainer, index: int) -> Collector:
         assert self._explainer is not None
-        lenses = self._explainer.lenses
-        dims = sum(lens.encoder.dim for lens in lenses)
+        cached_encoders = self._explainer.cached_encoders
+        dims = sum(cached.encoder.dim for cached in cached_encoders)
         return Collector(
             dataset=dataset_of(self._loaders[index]),
             class_names=self.class_names,
             task=self.task,
-            lenses=lenses,
+            cached_encoders=cached_encoders,
             ranks=self._ranks,
             groups_from=self.groups_from,
             metadata=self.metadata,

@@ -16,16 +16,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
 
 from lightning_failures import BatchRecord, FailureModes
 from lightning_failures.errors import ConfigurationError, EncoderError
-from tests.toy import (
-    NORMALIZE,
-    Classifier,
-    ColourEncoder,
-    Images,
-    OracleClassifier,
-    callback,
-    loader,
-    trainer,
-)
+from tests.helpers.toy import NORMALIZE, Classifier, ColourEncoder, Images, OracleClassifier, callback, loader, trainer
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*does not have many workers.*"),
@@ -435,7 +426,7 @@ def test_pictures__an_error_leaves_the_analysis(tmp_path, monkeypatch):
     def broken(*args, **options):
         raise RuntimeError("boom")
 
-    monkeypatch.setattr("lightning_failures.adapters.drawing.add_nulls", broken)
+    monkeypatch.setattr("lightning_failures.trainer.pictures.painter.add_null_cv_scores", broken)
     modes, metrics = callback(pictures=True, pictures_every_n=1), Metrics()
     with pytest.warns(UserWarning, match="could not draw pictures: RuntimeError: boom"):
         trainer(tmp_path, modes, metrics).fit(OracleClassifier(), loader(), loader())

@@ -19,15 +19,16 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lightning_failures.analysis import analyse
-from lightning_failures.candidates import ClassCaptions
-from lightning_failures.digits import ColouredDigits, DigitClassifier
-from lightning_failures.digits.render import Split as Part
+from lightning_failures.analysis.analyse import analyse
+from lightning_failures.bundled.digits import ColouredDigits, DigitClassifier
+from lightning_failures.bundled.digits.render import Split as Part
+from lightning_failures.captions.candidates import ClassCaptions
+from lightning_failures.data.grades import Grades
+from lightning_failures.data.grading import grade_batch
+from lightning_failures.data.report import FailureReport
 from lightning_failures.directions import FailureDirections
 from lightning_failures.encoders import OpenCLIPEncoder
-from lightning_failures.grading import grade_batch
 from lightning_failures.interventions.sampler import weighted_epoch
-from lightning_failures.records import FailureReport, Grades
 
 __all__ = ["EPOCHS", "MORE_EPOCHS", "SHORTCUT", "Trained", "World", "all_captions", "encoder", "fit", "unusual"]
 

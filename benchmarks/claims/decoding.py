@@ -19,9 +19,9 @@ import torch
 from claims.common import World, all_captions
 from claims.comparing import Comparison
 from claims.generating import judge, make, seeds_of
-from lightning_failures.decoding import decoding_targets
-from lightning_failures.digits.render import draw_images
+from lightning_failures.bundled.digits.render import draw_images
 from lightning_failures.directions import fit_failure_directions
+from lightning_failures.directions.decoding import decoding_targets
 
 __all__ = ["COMPARISONS", "run"]
 

@@ -15,11 +15,11 @@ from torchvision.transforms.functional import gaussian_blur
 
 from claims.common import MORE_EPOCHS, Trained, World, columns, embed, fit, flip
 from claims.comparing import Comparison
-from lightning_failures.digits import TINTS
-from lightning_failures.digits.render import draw_looks, render, source_digits, source_split
-from lightning_failures.digits.shortcut import NOTHING, Shortcut, draw_tints
-from lightning_failures.interventions.picking import By, Picker
-from lightning_failures.interventions.suspects import suspect_labels
+from lightning_failures.bundled.digits import TINTS
+from lightning_failures.bundled.digits.render import draw_looks, render, source_digits, source_split
+from lightning_failures.bundled.digits.shortcut import NOTHING, Shortcut, draw_tints
+from lightning_failures.interventions.label_errors import suspect_labels
+from lightning_failures.interventions.selection.picker import By, PoolSelector
 
 __all__ = ["COMPARISONS", "run"]
 
@@ -149,7 +149,7 @@ def pick(world: World, pool: Pool) -> dict[str, Tensor]:
     }
 
     def picked(by: By, rows: Tensor) -> Tensor:
-        picker = Picker(PER_CLASS, by=by, classes=classes, seed=world.seed)
+        picker = PoolSelector(PER_CLASS, by=by, classes=classes, seed=world.seed)
         some = {name: column[rows] for name, column in values.items()}
         picker.add(rows, pool.labels[rows], embeddings=pool.embeddings[rows], **some)
         training = world.data("train").labels

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from claims.common import Trained, fit
-from lightning_failures.digits.render import draw_images
+from lightning_failures.bundled.digits.render import draw_images
 from lightning_failures.generators.digits import DigitsGenerator
 
 __all__ = ["generator", "judge", "make", "seeds_of"]

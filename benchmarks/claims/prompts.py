@@ -14,7 +14,7 @@ from claims.common import MORE_EPOCHS, World, all_captions, columns, embed, fit
 from claims.comparing import Comparison
 from claims.generating import judge, make, seeds_of
 from lightning_failures.captions import score_captions
-from lightning_failures.grammar import CaptionVocabulary
+from lightning_failures.captions.grammar import CaptionVocabulary
 
 __all__ = ["COMPARISONS", "run"]
 

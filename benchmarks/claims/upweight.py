@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from claims.common import MORE_EPOCHS, World, columns, fit, unusual
 from claims.comparing import Comparison
 from lightning_failures.interventions import JudgedExamples, Upweight
-from lightning_failures.interventions.suspects import suspect_labels
+from lightning_failures.interventions.label_errors import suspect_labels
 
 __all__ = ["COMPARISONS", "run"]
 

@@ -15,8 +15,6 @@ from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning_failures.doctor import Finding, examine
 from lightning_failures.doctor.findings import problem, table_lines, verdict_lines
 
-__all__ = ["diagnose", "tell_unbuilt"]
-
 _CLEAR = "\r\x1b[K"
 
 

@@ -12,24 +12,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_failures.adapters.isolation import isolated_rng
-from lightning_failures.adapters.reading import MAX_REFERENCE
-from lightning_failures.analysis import analyse
-from lightning_failures.budget import TimeLimit, bytes_of, read_bytes, read_time
-from lightning_failures.cache import EmbeddingCache, EmbeddingStore, content_keys, embed
-from lightning_failures.candidates import ClassCaptions, caption_source
+from lightning_failures.analysis.analyse import analyse
+from lightning_failures.captions.candidates import ClassCaptions, caption_source
+from lightning_failures.captions.grammar import CaptionVocabulary
+from lightning_failures.core.budget import TimeLimit, bytes_of, read_bytes, read_time
+from lightning_failures.core.rng import isolated_rng
+from lightning_failures.data.grades import Grades
+from lightning_failures.doctor.disk import bytes_text, free_bytes, seconds_text, why_not_writable
+from lightning_failures.doctor.dry_run import UNSOLVED, CheckContext, LoaderNotes
 from lightning_failures.doctor.encoders import weight_bytes
 from lightning_failures.doctor.environment import analyses, share_seen
 from lightning_failures.doctor.findings import Finding, ok, skipped, warning
 from lightning_failures.doctor.interventions import training_loader
-from lightning_failures.doctor.places import bytes_text, free_bytes, seconds_text, why_not_writable
-from lightning_failures.doctor.rehearsal import UNSOLVED, Case, LoaderNotes
 from lightning_failures.encoders import gives_texts
+from lightning_failures.encoders.cache.store import EmbeddingCache, EmbeddingStore, content_keys, embed
 from lightning_failures.errors import FailureModesError
-from lightning_failures.grammar import CaptionVocabulary
-from lightning_failures.records import Grades
-
-__all__ = ["Cost", "check_cache", "check_memory", "check_time", "estimate"]
+from lightning_failures.trainer.batch_reader import MAX_REFERENCE
 
 LONG = 3600.0  # seconds that nobody should be surprised by
 CAPTIONED = 50  # classes, the default of ``analyse``
@@ -76,9 +74,9 @@ class Cost:
         return (self.examples * self.known + self.fitting) / self.processes
 
 
-def estimate(case: Case) -> Cost | None:
+def estimate(case: CheckContext) -> Cost | None:
     """Measure here what can be measured; None where nothing could be read."""
-    if case.first is None or not case.lenses:
+    if case.first is None or not case.cached_encoders:
         return None
     embedding = known = 0.0
     if case.first.images is not None:
@@ -95,7 +93,7 @@ def estimate(case: Case) -> Cost | None:
     return Cost(examples, _training_images(case), share, embedding, known, texts, fitting, world)
 
 
-def _training_images(case: Case) -> int:
+def _training_images(case: CheckContext) -> int:
     """How many are embedded for interventions, or as the reference."""
     modes = case.modes
     if not modes.interventions and modes.reference == "validation":
@@ -110,10 +108,10 @@ def _training_images(case: Case) -> int:
     return size + sum(len(pool) for pool in pools if hasattr(pool, "__len__"))
 
 
-def _embedding_seconds(case: Case, notes: LoaderNotes, images: Tensor) -> tuple[float, float]:
+def _embedding_seconds(case: CheckContext, notes: LoaderNotes, images: Tensor) -> tuple[float, float]:
     """For one image, unknown and known."""
     space = case.reader.space(notes.dataset)
-    encoders = [lens.encoder for lens in case.lenses.values()]
+    encoders = [cached.encoder for cached in case.cached_encoders.values()]
 
     def run(stores: list[EmbeddingStore]) -> None:
         keys = content_keys(images, salt=repr(space))
@@ -140,7 +138,7 @@ def _seconds(work: Callable[[], object]) -> float:
     return sorted(times)[len(times) // 2]
 
 
-def _analysis_seconds(case: Case, notes: LoaderNotes, size: int) -> tuple[float, float]:
+def _analysis_seconds(case: CheckContext, notes: LoaderNotes, size: int) -> tuple[float, float]:
     """To embed the captions, and to fit, both from some classes of the real size."""
     assert notes.collector is not None
     names = notes.collector.class_names
@@ -165,15 +163,15 @@ def _analysis_seconds(case: Case, notes: LoaderNotes, size: int) -> tuple[float,
     return texts * min(len(names), CAPTIONED) / some, fitting / share
 
 
-def _captions(case: Case, names: tuple[str, ...]) -> Callable[[int], ClassCaptions | None] | None:
-    lens, words = case.lenses.get("directions"), case.modes.captions
-    if lens is None or words is None or not gives_texts(lens.encoder):
+def _captions(case: CheckContext, names: tuple[str, ...]) -> Callable[[int], ClassCaptions | None] | None:
+    cached, words = case.cached_encoders.get("directions"), case.modes.captions
+    if cached is None or words is None or not gives_texts(cached.encoder):
         return None
-    return caption_source(lens, CaptionVocabulary.load(words), names)
+    return caption_source(cached, CaptionVocabulary.load(words), names)
 
 
 def _fit(
-    case: Case, names: tuple[str, ...], rows: int, captions: Callable[[int], ClassCaptions | None] | None
+    case: CheckContext, names: tuple[str, ...], rows: int, captions: Callable[[int], ClassCaptions | None] | None
 ) -> float:
     """Seconds of an analysis of ``rows`` examples a class, of which some fail by a weak pattern."""
     generator = torch.Generator().manual_seed(0)
@@ -188,8 +186,9 @@ def _fit(
     )
     embedded, featured = (
         None
-        if role not in case.lenses
-        else torch.randn(len(labels), case.lenses[role].encoder.dim, generator=generator) + 0.2 * failed[:, None]
+        if role not in case.cached_encoders
+        else torch.randn(len(labels), case.cached_encoders[role].encoder.dim, generator=generator)
+        + 0.2 * failed[:, None]
         for role in ("directions", "trees")
     )
     modes = case.modes
@@ -205,7 +204,7 @@ def _fit(
     return time.perf_counter() - start
 
 
-def check_time(case: Case) -> Iterator[Finding]:
+def check_time(case: CheckContext) -> Iterator[Finding]:
     """How long validations will take, beside what the model itself needs."""
     if case.problems & {"encoder", "robust encoder", "batches", "images", "captions"}:
         yield skipped(UNSOLVED)
@@ -243,12 +242,12 @@ def check_time(case: Case) -> Iterator[Finding]:
         yield ok(f"all {count} analyses of the training together: about {seconds_text(total)}")
 
 
-def check_memory(case: Case) -> Iterator[Finding]:
+def check_memory(case: CheckContext) -> Iterator[Finding]:
     """What the first process will hold."""
-    if case.first is None or not case.lenses:
+    if case.first is None or not case.cached_encoders:
         yield skipped("no encoder, or no batch could be read")
         return
-    encoders = [lens.encoder for lens in case.lenses.values()]
+    encoders = [cached.encoder for cached in case.cached_encoders.values()]
     examples = max(notes.size for notes in case.notes) / case.trainer.world_size
     classes = len(case.first.collector.class_names) if case.first.collector else 1
     analysis = bytes_of(examples, sum(encoder.dim for encoder in encoders), examples / classes)
@@ -275,9 +274,9 @@ def _available() -> int | None:
     return next((1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")), None)
 
 
-def check_cache(case: Case) -> Iterator[Finding]:
+def check_cache(case: CheckContext) -> Iterator[Finding]:
     """Where embeddings are kept, whether there is room, and what is known already."""
-    if not case.lenses:
+    if not case.cached_encoders:
         yield skipped("no encoder, nothing to keep")
         return
     cache = EmbeddingCache(case.modes.cache_folder)
@@ -288,7 +287,7 @@ def check_cache(case: Case) -> Iterator[Finding]:
         )
         return
     sizes = sum(notes.size for notes in case.notes)
-    needed = sum(sizes * (2 * lens.encoder.dim + _KEY_BYTES) for lens in case.lenses.values())
+    needed = sum(sizes * (2 * cached.encoder.dim + _KEY_BYTES) for cached in case.cached_encoders.values())
     free, (share, damaged) = free_bytes(cache.folder), _known_share(case, cache)
     message = f"{cache.folder}: {bytes_text(needed)} for {sizes:,} images; of the first batch {share:.0%} are there"
     if damaged:
@@ -304,7 +303,7 @@ def check_cache(case: Case) -> Iterator[Finding]:
         yield ok(message + ("" if free is None else f"; {bytes_text(free)} free"), bytes=needed)
 
 
-def _known_share(case: Case, cache: EmbeddingCache) -> tuple[float, bool]:
+def _known_share(case: CheckContext, cache: EmbeddingCache) -> tuple[float, bool]:
     """Of the images of the first batch, and whether the cache had damaged files."""
     notes = case.first
     if notes is None or notes.images is None:
@@ -312,5 +311,5 @@ def _known_share(case: Case, cache: EmbeddingCache) -> tuple[float, bool]:
     keys = content_keys(notes.images, salt=repr(case.reader.space(notes.dataset)))
     with warnings.catch_warnings(record=True) as caught:  # damaged files: told here
         warnings.simplefilter("always")
-        known = [~cache.store(lens.encoder.fingerprint).missing(keys) for lens in case.lenses.values()]
+        known = [~cache.store(cached.encoder.fingerprint).missing(keys) for cached in case.cached_encoders.values()]
     return float(torch.stack(known).all(0).double().mean()), bool(caught)

@@ -11,23 +11,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DistributedSampler
 
-from lightning_failures.adapters.loaders import dataset_attribute
+from lightning_failures.analysis.metrics import GradesMetric
+from lightning_failures.data.grading import IGNORE_INDEX
+from lightning_failures.doctor.dry_run import CheckContext, LoaderNotes, read_batches
 from lightning_failures.doctor.findings import Finding, ok, problem, skipped, warning
-from lightning_failures.doctor.rehearsal import Case, LoaderNotes, read_batches
-from lightning_failures.grading import UNLABELLED
-from lightning_failures.metrics import GradesMetric
-
-__all__ = [
-    "check_batches",
-    "check_examples",
-    "check_processes",
-    "graded_once",
-]
+from lightning_failures.trainer.index_recorder import dataset_attribute
 
 FEWEST = 20  # 10 failures and 10 successes
 
 
-def check_batches(case: Case) -> Iterator[Finding]:
+def check_batches(case: CheckContext) -> Iterator[Finding]:
     """Two batches of each loader, by a real validation: how they are read, logits, labels, names of classes."""
     try:
         read_batches(case)
@@ -76,9 +69,9 @@ def _labels(notes: LoaderNotes, where: str) -> Iterator[Finding]:
     if labels is None or collector is None or collector.task != "multiclass":
         return
     classes = len(collector.class_names)
-    if unlabelled := int((labels == UNLABELLED).sum()):
-        yield ok(f"{where}{unlabelled:,} of {len(labels):,} examples have no label ({UNLABELLED}) and are left out")
-    labelled = labels != UNLABELLED
+    if unlabelled := int((labels == IGNORE_INDEX).sum()):
+        yield ok(f"{where}{unlabelled:,} of {len(labels):,} examples have no label ({IGNORE_INDEX}) and are left out")
+    labelled = labels != IGNORE_INDEX
     outside = np.flatnonzero(labelled & ((labels < 0) | (labels >= classes)))
     if len(outside):
         yield problem(
@@ -106,7 +99,7 @@ def _all_labels(dataset: Any) -> NDArray[np.int64] | None:
     return None
 
 
-def check_examples(case: Case) -> Iterator[Finding]:
+def check_examples(case: CheckContext) -> Iterator[Finding]:
     """Ids: does the callback know which example it sees, and which belong together?"""
     for index, notes in enumerate(case.notes):
         where = f"loader {index}: " if len(case.notes) > 1 else ""
@@ -136,7 +129,7 @@ def check_examples(case: Case) -> Iterator[Finding]:
         yield skipped("no batches were read")
 
 
-def check_processes(case: Case) -> Iterator[Finding]:
+def check_processes(case: CheckContext) -> Iterator[Finding]:
     """Distributed samplers repeat examples; the grades must not."""
     world = case.trainer.world_size
     notes = case.first

@@ -9,37 +9,35 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from lightning_failures.adapters.isolation import isolated_rng
-from lightning_failures.adapters.lenses import DEFAULT_ENCODER, Lens
-from lightning_failures.cache import EmbeddingCache
+from lightning_failures.core.rng import isolated_rng
+from lightning_failures.doctor.disk import bytes_text
+from lightning_failures.doctor.dry_run import CheckContext
 from lightning_failures.doctor.findings import Finding, ok, problem, skipped, warning
-from lightning_failures.doctor.places import bytes_text
-from lightning_failures.doctor.rehearsal import Case
 from lightning_failures.encoders import Encoder, gives_maps, gives_texts, load_encoder
+from lightning_failures.encoders.cache.store import EmbeddingCache
+from lightning_failures.encoders.cached import DEFAULT_ENCODER, CachedEncoder
 from lightning_failures.errors import EncoderError
-
-__all__ = ["check_encoder", "check_robust_encoder", "examine_encoder", "weight_bytes"]
 
 TOLERANCE = 1e-3  # of the length of an embedding
 _SIZE = 64
 
 
-def check_encoder(case: Case) -> Iterator[Finding]:
+def check_encoder(case: CheckContext) -> Iterator[Finding]:
     """The encoder of the failure directions."""
     yield from _opened(case, "directions")
 
 
-def check_robust_encoder(case: Case) -> Iterator[Finding]:
+def check_robust_encoder(case: CheckContext) -> Iterator[Finding]:
     """The encoder of the failure trees."""
     if case.modes.robust_encoder is None:
         yield skipped("robust_encoder=None: no failure trees")
         return
     yield from _opened(case, "trees")
-    if lens := case.lenses.get("trees"):
-        yield from _maps(lens.encoder)
+    if cached := case.cached_encoders.get("trees"):
+        yield from _maps(cached.encoder)
 
 
-def _opened(case: Case, role: str) -> Iterator[Finding]:
+def _opened(case: CheckContext, role: str) -> Iterator[Finding]:
     """Load as the callback does; what it says when the default cannot be had is a warning here too."""
     robust = role == "trees"
     spec = case.modes.robust_encoder if robust else case.modes.encoder
@@ -58,7 +56,7 @@ def _opened(case: Case, role: str) -> Iterator[Finding]:
         else:
             yield problem(str(error))
         return
-    case.lenses[role] = Lens(encoder, EmbeddingCache(case.folder / "cache"))
+    case.cached_encoders[role] = CachedEncoder(encoder, EmbeddingCache(case.folder / "cache"))
     yield from examine_encoder(encoder, device=device)
     if fetched:
         yield warning(

@@ -10,10 +10,12 @@ from typing import Any
 
 from packaging.requirements import Requirement
 
-from lightning_failures.adapters.distributed import Ranks
-from lightning_failures.adapters.monitors import (
+from lightning_failures.doctor.disk import why_not_writable
+from lightning_failures.doctor.dry_run import CheckContext
+from lightning_failures.doctor.findings import Finding, ok, problem, warning
+from lightning_failures.trainer.metric_keys import (
     AGGREGATES,
-    DECISION,
+    DECISION_KEYS,
     DIRECTION_AGGREGATES,
     GRADE_AGGREGATES,
     LOADER,
@@ -21,23 +23,11 @@ from lightning_failures.adapters.monitors import (
     TREE_AGGREGATES,
     KeyLog,
 )
-from lightning_failures.adapters.pictures import BROWSED
-from lightning_failures.adapters.placement import failures_folder
-from lightning_failures.doctor.findings import Finding, ok, problem, warning
-from lightning_failures.doctor.places import why_not_writable
-from lightning_failures.doctor.rehearsal import Case
-from lightning_failures.sinks import CSVSink, FileSink, Sink, TensorBoardSink, WandbSink, sinks_for
-from lightning_failures.sinks.wandb import MAX_EXAMPLES, MAX_IMAGES, MAX_ROWS
-
-__all__ = [
-    "analyses",
-    "check_loggers",
-    "check_monitors",
-    "check_schedule",
-    "check_versions",
-    "judge_versions",
-    "share_seen",
-]
+from lightning_failures.trainer.pictures.classes_and_leaves import BROWSED
+from lightning_failures.trainer.ranks import Communicator
+from lightning_failures.trainer.run_folder import failures_folder
+from lightning_failures.writers import CSVWriter, FileWriter, TensorBoardWriter, WandbWriter, Writer, writers_for
+from lightning_failures.writers.wandb import MAX_EXAMPLES, MAX_IMAGES, MAX_ROWS
 
 BASES = ("lightning", "pytorch-lightning")
 MALICIOUS = ("2.6.2", "2.6.3")
@@ -50,7 +40,7 @@ TREE_FEATURES = 7
 HIGHER_IS_BETTER = {"accuracy", "coverage", "decision/accuracy", "decision/worst_class_accuracy"}
 
 
-def check_versions(case: Case) -> Iterator[Finding]:
+def check_versions(case: CheckContext) -> Iterator[Finding]:
     """Installed packages, and whether classes of both namespaces of Lightning meet."""
     installed = {dist.metadata["Name"].lower().replace("_", "-"): dist.version for dist in metadata.distributions()}
     try:
@@ -101,7 +91,7 @@ def _namespaces(part: Any) -> set[str]:
     return {name for name in ("lightning.pytorch", "pytorch_lightning") if any(h.startswith(f"{name}.") for h in homes)}
 
 
-def check_monitors(case: Case) -> Iterator[Finding]:
+def check_monitors(case: CheckContext) -> Iterator[Finding]:
     """Keys that checkpoints and early stopping wait for."""
     modes = case.modes
     log = KeyLog(worst_k=modes.worst_k, min_coverage=modes.min_coverage, say_once=lambda *_: None)
@@ -128,10 +118,10 @@ def _best(key: str) -> str | None:
     name = key.removeprefix(PREFIX).split(LOADER)[0]
     if name in HIGHER_IS_BETTER:
         return "max"
-    return "min" if name in AGGREGATES or name in DECISION else None
+    return "min" if name in AGGREGATES or name in DECISION_KEYS else None
 
 
-def analyses(case: Case) -> int | None:
+def analyses(case: CheckContext) -> int | None:
     """How many analyses ``fit`` will make, as far as the Trainer knows its length."""
     trainer, modes = case.trainer, case.modes
     if trainer.fast_dev_run or not trainer.max_epochs or trainer.max_epochs < 0:  # type: ignore[attr-defined]
@@ -142,7 +132,7 @@ def analyses(case: Case) -> int | None:
     return min(epochs, trainer.max_epochs // modes.every_n_epochs)
 
 
-def check_schedule(case: Case) -> Iterator[Finding]:
+def check_schedule(case: CheckContext) -> Iterator[Finding]:
     """How often an analysis is made, and of how much."""
     trainer, modes, count = case.trainer, case.modes, analyses(case)
     if count == 0:
@@ -169,7 +159,7 @@ def check_schedule(case: Case) -> Iterator[Finding]:
         yield ok(f"analyses: {told}", analyses=count)
 
 
-def share_seen(case: Case) -> float:
+def share_seen(case: CheckContext) -> float:
     """The share of the validation set that a validation sees; 1 where nobody knows."""
     limit = case.trainer.limit_val_batches
     if isinstance(limit, float):
@@ -180,11 +170,11 @@ def share_seen(case: Case) -> float:
         return 1.0
 
 
-def check_loggers(case: Case) -> Iterator[Finding]:
+def check_loggers(case: CheckContext) -> Iterator[Finding]:
     """Where reports and pictures go, and how much of them each place keeps."""
     trainer, modes = case.trainer, case.modes
     if not trainer.fast_dev_run:  # type: ignore[attr-defined]
-        folder, _ = failures_folder(trainer, Ranks(), run_id="RUN")
+        folder, _ = failures_folder(trainer, Communicator(), run_id="RUN")
         reason = why_not_writable(folder)
         if reason:
             yield problem(f"Reports go to {folder}, which cannot be written ({reason}).", "Name another save_dir.")
@@ -196,7 +186,7 @@ def check_loggers(case: Case) -> Iterator[Finding]:
     for logger in trainer.loggers:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # said here in other words
-            sinks = [sink for sink in sinks_for([logger], case.folder) if not isinstance(sink, FileSink)]
+            sinks = [sink for sink in writers_for([logger], case.folder) if not isinstance(sink, FileWriter)]
         if sinks:
             yield _limits(sinks[0], case, keys=keys, pictures=pictures, classes=classes)
         else:
@@ -205,15 +195,15 @@ def check_loggers(case: Case) -> Iterator[Finding]:
         yield ok("no logger: scalars are shown nowhere, reports are on disk")
 
 
-def _scalars(case: Case) -> int:
+def _scalars(case: CheckContext) -> int:
     """The most keys that one analysis logs."""
     groups = ((case.modes.encoder, DIRECTION_AGGREGATES), (case.modes.robust_encoder, TREE_AGGREGATES))
-    parts = 2 * len(DECISION) if case.modes.interventions else 0  # of the report and of the decision part
-    aggregates = len(GRADE_AGGREGATES) + sum(len(keys) for lens, keys in groups if lens is not None)
+    parts = 2 * len(DECISION_KEYS) if case.modes.interventions else 0  # of the report and of the decision part
+    aggregates = len(GRADE_AGGREGATES) + sum(len(keys) for cached, keys in groups if cached is not None)
     return aggregates + parts + 4 * case.modes.worst_k
 
 
-def _pictures(case: Case, classes: int | None) -> int:
+def _pictures(case: CheckContext, classes: int | None) -> int:
     """The most that one analysis draws: of the worst classes, and of the rules and features of as many trees."""
     modes = case.modes
     of_classes = min(modes.worst_k, classes or modes.worst_k) if modes.encoder is not None else 0
@@ -221,18 +211,18 @@ def _pictures(case: Case, classes: int | None) -> int:
     return of_classes + trees * (TREE_LEAVES + TREE_FEATURES)
 
 
-def _limits(sink: Sink, case: Case, *, keys: int, pictures: int, classes: int | None) -> Finding:
+def _limits(sink: Writer, case: CheckContext, *, keys: int, pictures: int, classes: int | None) -> Finding:
     modes, browsed = case.modes, bool(case.modes.pictures)
     told = f"{keys} scalars, {pictures} pictures an analysis at most"
-    if isinstance(sink, CSVSink):
+    if isinstance(sink, CSVWriter):
         return ok(f"CSV: {keys} scalars an analysis at most, one row a class; no pictures, which are on disk")
-    if isinstance(sink, TensorBoardSink):
+    if isinstance(sink, TensorBoardWriter):
         runs, every = analyses(case), modes.pictures_every_n
         drawn = (0 if runs is None or every is None else runs // every) + 1
         kept = f"; it shows about {TENSORBOARD_IMAGES} of the {drawn} drawings of a picture, the rest are on disk"
         points = f"; up to {BROWSED:,} examples in the projector" if browsed and modes.encoder is not None else ""
         return ok(f"TensorBoard: {told}{kept if drawn > TENSORBOARD_IMAGES else ''}{points}")
-    assert isinstance(sink, WandbSink)
+    assert isinstance(sink, WandbWriter)
     mode = os.environ.get("WANDB_MODE", "online")
     offline = bool(getattr(sink.logger, "_offline", False)) or mode != "online"
     told = f"W&B{' (offline: wandb sync uploads it)' if offline else ''}: {told}"

@@ -7,10 +7,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, TypeVar
 
+from lightning_failures.core.text import clean
 from lightning_failures.errors import FailureModesError
-from lightning_failures.text import clean
-
-__all__ = ["Finding", "ok", "problem", "skipped", "table_lines", "told", "verdict_lines", "warning"]
 
 Status = Literal["ok", "warning", "problem", "skipped"]
 Subject = TypeVar("Subject")

@@ -8,14 +8,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import IterableDataset
 
-from lightning_failures.adapters.images import ImageSpace, find_normalization
-from lightning_failures.adapters.isolation import isolated_rng, seed_all
+from lightning_failures.core.rng import isolated_rng, seed_all
+from lightning_failures.doctor.dry_run import CheckContext, LoaderNotes
 from lightning_failures.doctor.findings import Finding, ok, problem, skipped, warning
-from lightning_failures.doctor.rehearsal import Case, LoaderNotes
 from lightning_failures.encoders.preprocessing import Preprocessing
 from lightning_failures.errors import DataError
-
-__all__ = ["check_images", "in_words", "matching_normalization"]
+from lightning_failures.trainer.image_space import ImageSpace, find_normalization
 
 CROPPED = 0.25
 NARROW = 0.4
@@ -34,7 +32,7 @@ NORMALIZATIONS = {
 """Usual ones by name: (mean, std)."""
 
 
-def check_images(case: Case) -> Iterator[Finding]:
+def check_images(case: CheckContext) -> Iterator[Finding]:
     """From the model's images back to [0, 1], and on to the encoders."""
     for index, notes in enumerate(case.notes):
         if notes.images is not None and not (case.modes.encoder is None and case.modes.robust_encoder is None):
@@ -45,16 +43,16 @@ def check_images(case: Case) -> Iterator[Finding]:
     if seen is None:
         yield skipped("no images were read")
         return
-    for lens in case.lenses.values():
-        preprocessing = getattr(lens.encoder, "preprocessing", None)
+    for cached in case.cached_encoders.values():
+        preprocessing = getattr(cached.encoder, "preprocessing", None)
         if isinstance(preprocessing, Preprocessing):
             words, lost = in_words(preprocessing, *seen.shape[-2:])
-            message = f"{lens.encoder.name}: {words}"
+            message = f"{cached.encoder.name}: {words}"
             remedy = "What happens at the edges is not seen: resize to a square in the transform of validation."
             yield warning(message, remedy) if lost > CROPPED else ok(message)
 
 
-def _space(case: Case, notes: LoaderNotes, images: Tensor, where: str) -> Iterator[Finding]:
+def _space(case: CheckContext, notes: LoaderNotes, images: Tensor, where: str) -> Iterator[Finding]:
     space, own = case.reader.space(notes.dataset), find_normalization(notes.dataset)
     source = "the dataset's transforms" if own else ""
     if case.modes.normalization is not None:
@@ -125,7 +123,7 @@ def _numbers(values: Sequence[float]) -> str:
     return "/".join(f"{value:.3g}" for value in shown)
 
 
-def _random(case: Case, notes: LoaderNotes, where: str) -> Iterator[Finding]:
+def _random(case: CheckContext, notes: LoaderNotes, where: str) -> Iterator[Finding]:
     if isinstance(notes.dataset, IterableDataset) or not hasattr(notes.dataset, "__getitem__"):
         return
     first, second = (_read_again(case, notes, seed) for seed in (0, 1))
@@ -137,7 +135,7 @@ def _random(case: Case, notes: LoaderNotes, where: str) -> Iterator[Finding]:
         )
 
 
-def _read_again(case: Case, notes: LoaderNotes, seed: int) -> Tensor | None:
+def _read_again(case: CheckContext, notes: LoaderNotes, seed: int) -> Tensor | None:
     with isolated_rng():
         seed_all(seed)
         examples = [notes.dataset[row] for row in range(min(4, len(notes.dataset)))]

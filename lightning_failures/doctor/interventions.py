@@ -9,23 +9,21 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import CombinedLoader
 from torch.utils.data import DataLoader
 
-from lightning_failures.adapters.steering import Steering
-from lightning_failures.adapters.training import VIEW, training_view
+from lightning_failures.doctor.dry_run import CheckContext, options_of
 from lightning_failures.doctor.findings import Finding, ok, skipped, warning
-from lightning_failures.doctor.rehearsal import Case, options_of
 from lightning_failures.errors import DataError
+from lightning_failures.steering.controller import InterventionController
+from lightning_failures.steering.training_view import VIEW, training_view
 
-__all__ = ["check_interventions", "training_loader"]
 
-
-def check_interventions(case: Case) -> Iterator[Finding]:
+def check_interventions(case: CheckContext) -> Iterator[Finding]:
     """Whether interventions can work through the training loader."""
     modes = case.modes
     if not modes.interventions:
         yield skipped("none are configured")
         return
     options = options_of(modes)
-    steering = Steering(
+    steering = InterventionController(
         modes.interventions,
         reader=case.reader,
         seed=modes.seed,
@@ -40,7 +38,7 @@ def check_interventions(case: Case) -> Iterator[Finding]:
         steering.check(case.trainer)
     finally:
         case.trainer.state.fn = state
-    steering.check_lens(case.lenses.get("directions"), case.model)
+    steering.check_lens(case.cached_encoders.get("directions"), case.model)
     loader = training_loader(case)
     names = ", ".join(type(one).__name__ for one in modes.interventions)
     view = training_view(case.rehearsed or case.trainer, loader, case.reader, seed=modes.seed)
@@ -52,7 +50,7 @@ def check_interventions(case: Case) -> Iterator[Finding]:
     yield ok(f"{names}: through {type(loader).__name__} over {type(view.dataset).__name__}, {len(view):,} examples")
 
 
-def training_loader(case: Case) -> DataLoader[Any]:
+def training_loader(case: CheckContext) -> DataLoader[Any]:
     """The training loader, or what stands in its place."""
     source: Any = case.model if case.datamodule is None else case.datamodule
     if case.datamodule is not None:  # the rehearsal has torn down what it had set up

@@ -9,16 +9,6 @@ from typing import Protocol, TypeGuard, runtime_checkable
 import torch
 from torch import Tensor
 
-__all__ = [
-    "DifferentiableEncoder",
-    "Encoder",
-    "FeatureEncoder",
-    "TextEncoder",
-    "gives_gradients",
-    "gives_maps",
-    "gives_texts",
-]
-
 
 @runtime_checkable
 class Encoder(Protocol):

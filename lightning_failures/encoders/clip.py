@@ -31,8 +31,6 @@ from lightning_failures.encoders.frozen import (
 from lightning_failures.encoders.preprocessing import Preprocessing, check_unit_images
 from lightning_failures.errors import DataError, EncoderError, did_you_mean
 
-__all__ = ["OpenCLIPEncoder"]
-
 _LOCAL_WAYS = (
     "Without a network: 'local-dir:FOLDER' (open_clip_config.json beside open_clip_model.safetensors), the path of "
     "such a folder, OpenCLIPEncoder('weights.safetensors', arch='ViT-B-32-quickgelu'), a Hugging Face cache filled "

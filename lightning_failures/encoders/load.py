@@ -16,9 +16,8 @@ from lightning_failures.encoders.robust import RobustEncoder
 from lightning_failures.errors import EncoderError, did_you_mean
 
 if TYPE_CHECKING:
-    from lightning_failures.embedded.robust_cnn import Variant
+    from lightning_failures.bundled.models.robust_cnn import Variant
 
-__all__ = ["load_encoder"]
 
 # name -> variant of the packaged robust network; the twins show what robust training adds
 _EMBEDDED_ROBUST: dict[str, Variant] = {
@@ -50,7 +49,7 @@ def load_encoder(spec: str | Path | Encoder, *, device: str | torch.device = "cp
     if robust:
         return _robust(name, device)
     if name == "embedded:digits":
-        from lightning_failures.embedded import CLIP_FOLDER
+        from lightning_failures.bundled.models import CLIP_FOLDER
 
         encoder = OpenCLIPEncoder(f"local-dir:{CLIP_FOLDER}", device=device)
         encoder.name = name
@@ -67,7 +66,7 @@ def load_encoder(spec: str | Path | Encoder, *, device: str | torch.device = "cp
 
 def _robust(name: str, device: str | torch.device) -> Encoder:
     if name in _EMBEDDED_ROBUST:
-        from lightning_failures.embedded import load_robust_cnn
+        from lightning_failures.bundled.models import load_robust_cnn
 
         return ModuleEncoder(load_robust_cnn(_EMBEDDED_ROBUST[name]), "features", name=name, device=device)
     if not Path(name).expanduser().is_file():

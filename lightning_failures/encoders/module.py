@@ -24,8 +24,6 @@ from lightning_failures.encoders.frozen import (
 from lightning_failures.encoders.preprocessing import Preprocessing, check_unit_images
 from lightning_failures.errors import EncoderError, did_you_mean
 
-__all__ = ["ModuleEncoder"]
-
 
 class ModuleEncoder:
     """The output of one layer of a module, averaged over space, as the embedding of an image.

@@ -10,8 +10,6 @@ from torch import Tensor
 
 from lightning_failures.errors import DataError
 
-__all__ = ["IMAGENET_MEAN", "IMAGENET_STD", "Preprocessing", "check_unit_images"]
-
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 

@@ -15,8 +15,6 @@ from lightning_failures.encoders.module import ModuleEncoder
 from lightning_failures.encoders.preprocessing import IMAGENET_MEAN, IMAGENET_STD
 from lightning_failures.errors import EncoderError, did_you_mean
 
-__all__ = ["RobustEncoder"]
-
 
 class RobustEncoder(ModuleEncoder):
     """A robust ResNet from a file of tensors; the embedding is the spatial mean of the last feature maps (``layer4``).

@@ -7,8 +7,6 @@ from typing import Protocol, TypeGuard, runtime_checkable
 
 from torch import Tensor
 
-__all__ = ["EmbeddingDecoder", "ImageGenerator", "takes_embeddings"]
-
 
 @runtime_checkable
 class ImageGenerator(Protocol):

@@ -23,8 +23,6 @@ from lightning_failures.errors import EncoderError, GeneratorError
 from lightning_failures.generators.function import as_uint8
 from lightning_failures.generators.pipelines import EMBEDDINGS, find_pipeline, licence_of
 
-__all__ = ["DiffusersDecoder", "DiffusersGenerator"]
-
 _SAME_SPACE = 0.98  # cosine; rounding and resizing leave 0.999, other weights some 0
 _PROBES = 8
 

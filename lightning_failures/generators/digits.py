@@ -11,17 +11,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lightning_failures.embedded import DIFFUSION_FOLDER
-from lightning_failures.embedded.digit_diffusion import load, read_config
+from lightning_failures.bundled.models import DIFFUSION_FOLDER
+from lightning_failures.bundled.models.digit_diffusion import load, read_config
 from lightning_failures.encoders import load_encoder
 from lightning_failures.encoders.base import TextEncoder
 from lightning_failures.encoders.frozen import first_line, frozen_inference
 from lightning_failures.errors import DataError, GeneratorError
 
 if TYPE_CHECKING:
-    from lightning_failures.embedded.digit_diffusion import DigitDiffusion
-
-__all__ = ["DigitsGenerator"]
+    from lightning_failures.bundled.models.digit_diffusion import DigitDiffusion
 
 
 class DigitsGenerator:
@@ -31,7 +29,7 @@ class DigitsGenerator:
     other words than those of the digits' captions mean anything to it.
 
     Args:
-        folder: What ``lightning_failures.embedded.train_diffusion`` wrote; the packaged model by default.
+        folder: What ``scripts.bundled_models.train_diffusion`` wrote; the packaged model by default.
         device: Where network and encoder live. Equal seeds give equal images on one device.
         guidance: Scale of classifier-free guidance; None for the folder's own. 1 is none and takes half the time.
 
@@ -110,7 +108,7 @@ class DigitsGenerator:
                 raise GeneratorError(
                     f"{self.name} was trained on embeddings of the encoder {self.encoder_fingerprint}, and "
                     f"'embedded:digits' is {encoder.fingerprint}: train it anew with "
-                    "python -m lightning_failures.embedded.train_diffusion."
+                    "python -m scripts.bundled_models.train_diffusion."
                 )
             try:
                 self._model = load(self.folder, device=self.device, guidance=self.guidance)

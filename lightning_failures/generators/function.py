@@ -11,8 +11,6 @@ from torch import Tensor
 
 from lightning_failures.errors import GeneratorError
 
-__all__ = ["FunctionGenerator", "as_uint8"]
-
 
 class FunctionGenerator:
     """Wraps ``(prompts, seeds) -> images``.

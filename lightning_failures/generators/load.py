@@ -13,8 +13,6 @@ from lightning_failures.errors import GeneratorError, did_you_mean
 from lightning_failures.generators.base import ImageGenerator
 from lightning_failures.generators.function import FunctionGenerator
 
-__all__ = ["load_generator"]
-
 _EMBEDDED = "embedded:digits"
 
 

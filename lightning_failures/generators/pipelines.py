@@ -16,8 +16,6 @@ import yaml
 from lightning_failures.encoders.frozen import first_line
 from lightning_failures.errors import GeneratorError
 
-__all__ = ["EMBEDDINGS", "Pipeline", "find_pipeline", "licence_of"]
-
 EMBEDDINGS = ("image_embeds", "image_embeddings")
 """What pipelines of the unCLIP type call the embeddings that they take."""
 

@@ -16,8 +16,6 @@ from torch.utils.data import Dataset
 
 from lightning_failures.errors import ConfigurationError, DataError
 
-__all__ = ["AppendedDataset", "WeighedIndex", "added_index"]
-
 _ROWS = 1 << 40
 """Rows that a source may have; index ``k * _ROWS + row`` is of source k, and the training set is source 0."""
 

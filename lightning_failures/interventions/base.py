@@ -14,13 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from lightning_failures.data.report import FailureReport
 from lightning_failures.encoders import Encoder
 from lightning_failures.errors import ConfigurationError
-from lightning_failures.interventions.picking import By
-from lightning_failures.interventions.picks import Picks
-from lightning_failures.records import FailureReport
-
-__all__ = ["Decision", "Discovery", "Intervention", "JudgedExamples", "Round", "is_number"]
+from lightning_failures.interventions.selection.picker import By
+from lightning_failures.interventions.selection.picks import Picks
 
 T = TypeVar("T")
 
@@ -120,7 +118,7 @@ class Round(Protocol):
     def pick(
         self, pool: Any, view: Any, *, per_class: int, by: By, classes: Sequence[int], similarity: float, triage: bool
     ) -> Picks:
-        """Let a whole pool stream by, and choose (see :class:`~.picking.Picker`). Collective.
+        """Let a whole pool stream by, and choose (see :class:`~.picking.PoolSelector`). Collective.
 
         With ``triage`` examples whose label is probably wrong are not chosen.
         """

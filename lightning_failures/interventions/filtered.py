@@ -12,9 +12,7 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from lightning_failures.interventions.base import Decision, Intervention, JudgedExamples, Round, is_number
-from lightning_failures.interventions.picking import By
-
-__all__ = ["AddFiltered"]
+from lightning_failures.interventions.selection.picker import By
 
 
 class AddFiltered(Intervention):

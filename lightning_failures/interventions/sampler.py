@@ -19,18 +19,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DistributedSampler, RandomSampler, SubsetRandomSampler, WeightedRandomSampler
 
+from lightning_failures.core.serialization import from_jsonable
 from lightning_failures.errors import DataError
 from lightning_failures.interventions.appended import WeighedIndex
-from lightning_failures.plain import from_plain
-
-__all__ = ["DrawState", "Plan", "WeightedEpochs", "weighted_epoch"]
 
 RANDOM = (RandomSampler, SubsetRandomSampler, WeightedRandomSampler)
 _ROUNDING = 1e-9
 
 
 @dataclass(frozen=True)
-class Plan:
+class SamplingPlan:
     """What changes in the epochs ``since <= epoch < until``.
 
     Attributes:
@@ -64,13 +62,13 @@ class Plan:
         }
 
     @classmethod
-    def from_dict(cls, state: Mapping[str, Any]) -> Plan:
+    def from_dict(cls, state: Mapping[str, Any]) -> SamplingPlan:
         """Read what :meth:`to_dict` wrote.
 
         Raises:
             DataError: It is damaged.
         """
-        saved = from_plain(_SavedPlan, state)
+        saved = from_jsonable(_SavedPlan, state)
         ids, own, added = _numpy(saved.ids), _numpy(saved.weights), _numpy(saved.added)
         if ids.dtype != np.int64 or added.dtype != np.int64 or ids.ndim != 1 or added.ndim != 1:
             raise DataError("the indices of a plan are no rows of integers")
@@ -105,7 +103,7 @@ class _SavedDraws:
 
 
 @dataclass
-class DrawState:
+class SamplingSchedule:
     """What the sampler draws by. It belongs to the callback and is in its checkpoints.
 
     Lightning calls ``iter()`` on a loader before ``set_epoch`` when it resumes, so the sampler asks here.
@@ -115,8 +113,8 @@ class DrawState:
         epoch: Of the next pass over the training set.
         plans: For each intervention its plans, in the order in which they begin.
 
-    >>> state = DrawState(seed=0)
-    >>> state.add("upweight", Plan(since=1, until=3, weights=np.array([1.0, 2.0])))
+    >>> state = SamplingSchedule(seed=0)
+    >>> state.add("upweight", SamplingPlan(since=1, until=3, weights=np.array([1.0, 2.0])))
     >>> for state.epoch in range(4):
     ...     print(state.weights())
     None
@@ -127,9 +125,9 @@ class DrawState:
 
     seed: int
     epoch: int = 0
-    plans: dict[str, list[Plan]] = field(default_factory=dict)
+    plans: dict[str, list[SamplingPlan]] = field(default_factory=dict)
 
-    def add(self, name: str, plan: Plan) -> None:
+    def add(self, name: str, plan: SamplingPlan) -> None:
         """Let a plan follow on those of its intervention; what nobody can ask for any more is dropped."""
         plans = [old for old in self.plans.get(name, []) if old.since < plan.since]
         begun = [old for old in plans if old.since <= self.epoch][-1:]
@@ -152,12 +150,12 @@ class DrawState:
         """Whether epochs are longer than usual."""
         return any(plan.grow for plan in self._in_effect())
 
-    def in_effect(self, name: str) -> Plan | None:
+    def in_effect(self, name: str) -> SamplingPlan | None:
         """The plan of one intervention for the epoch that is drawn next."""
         plans = [plan for plan in self.plans.get(name, []) if plan.since <= self.epoch][-1:]
         return next((plan for plan in plans if plan.until is None or self.epoch < plan.until), None)
 
-    def _in_effect(self) -> list[Plan]:
+    def _in_effect(self) -> list[SamplingPlan]:
         return [plan for plan in map(self.in_effect, self.plans) if plan is not None]
 
     def to_dict(self) -> dict[str, Any]:
@@ -171,8 +169,8 @@ class DrawState:
         Raises:
             DataError: It is damaged.
         """
-        saved = from_plain(_SavedDraws, state)
-        self.plans = {name: [Plan.from_dict(plan) for plan in plans] for name, plans in saved.plans.items()}
+        saved = from_jsonable(_SavedDraws, state)
+        self.plans = {name: [SamplingPlan.from_dict(plan) for plan in plans] for name, plans in saved.plans.items()}
         self.seed, self.epoch = saved.seed, saved.epoch
 
 
@@ -235,8 +233,8 @@ def _split(expected: NDArray[np.float64]) -> tuple[NDArray[np.int64], NDArray[np
     return whole.astype(np.int64), np.maximum(expected - whole, 0.0)
 
 
-class WeightedEpochs(DistributedSampler[int]):
-    """Draws what another sampler draws, resampled by the weights of a :class:`DrawState` while there are any.
+class WeightedSampler(DistributedSampler[int]):
+    """Draws what another sampler draws, resampled by the weights of a :class:`SamplingSchedule` while there are any.
 
     Without weights it hands on the other's indices one by one: the same order, the same use of random numbers. With
     weights the other one decides which examples make an epoch, so weights multiply with those of a
@@ -255,7 +253,7 @@ class WeightedEpochs(DistributedSampler[int]):
         size: Number of examples of the dataset.
     """
 
-    def __init__(self, base: Any, state: DrawState, size: int) -> None:
+    def __init__(self, base: Any, state: SamplingSchedule, size: int) -> None:
         self.base, self.state, self._told = base, state, False
         self._shared, self._size = _is_shared(base), size
         replicas, rank = (base.num_replicas, base.rank) if self._shared else (1, 0)

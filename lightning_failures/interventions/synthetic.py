@@ -16,20 +16,19 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-from lightning_failures.decoding import decoding_targets
-from lightning_failures.directions import fit_failure_directions
+from lightning_failures.captions.grammar import CaptionVocabulary
+from lightning_failures.core.budget import PROGRESS_DELAY
+from lightning_failures.data.report import ClassReport
+from lightning_failures.directions.decoding import decoding_targets
+from lightning_failures.directions.fit import fit_failure_directions
 from lightning_failures.encoders.base import Encoder, gives_texts
 from lightning_failures.errors import ConfigurationError, GeneratorError
 from lightning_failures.generators.base import EmbeddingDecoder, ImageGenerator, takes_embeddings
 from lightning_failures.generators.load import load_generator
-from lightning_failures.grammar import CaptionVocabulary
 from lightning_failures.interventions.base import Decision, Intervention, JudgedExamples, Round, is_number
-from lightning_failures.interventions.ledger import Ledger
-from lightning_failures.interventions.synthesis import Order, Outcome, synthesise
-from lightning_failures.interventions.synthetic_images import ItemForm, SyntheticImages, as_pil, item_form
-from lightning_failures.records import ClassReport
-
-__all__ = ["AddSynthetic", "Prompt"]
+from lightning_failures.interventions.synthesis.dataset import ItemForm, SyntheticImages, as_pil, item_form
+from lightning_failures.interventions.synthesis.generate import Order, Outcome, synthesise
+from lightning_failures.interventions.synthesis.ledger import Ledger
 
 Prompt = Literal["hard", "reference", "easy", "direction", "direction_reference", "direction_easy"]
 """What is asked for; see :class:`AddSynthetic`."""
@@ -43,7 +42,6 @@ _TOLD: dict[str, str] = {
     "direction_easy": "easy direction, decoded at {alpha:g} of the arc",
 }
 _HARD = ("hard", "direction")
-_PATIENCE = 10.0  # seconds before a bar is shown
 
 
 class AddSynthetic(Intervention):
@@ -54,7 +52,8 @@ class AddSynthetic(Intervention):
     the first, near copies of one another or, for the hard prompts, not hard by the direction of their class, are
     dropped, and the report counts them by reason. All are listed in a ledger (``ledger.jsonl``, with model, licence,
     prompt, seed, class, direction and epoch; every PNG says the same of itself) in the folder of the intervention;
-    ``lightning_failures.interventions.ledger.purge`` removes them. A run that was killed goes on from the ledger.
+    ``lightning_failures.interventions.synthesis.ledger.purge`` removes them. A run that was killed goes on from the
+    ledger.
 
     An epoch keeps its length, so an added image comes up as often as any other example, and all come up a little less
     often than before.
@@ -302,7 +301,7 @@ class AddSynthetic(Intervention):
             bar = tqdm(
                 desc="FailureModes generates images",
                 total=sum(order.count for order in orders),
-                delay=_PATIENCE,
+                delay=PROGRESS_DELAY,
                 leave=False,
                 disable=not round.progress,
             )

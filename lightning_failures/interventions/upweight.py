@@ -12,8 +12,6 @@ from numpy.typing import NDArray
 
 from lightning_failures.interventions.base import Decision, Intervention, JudgedExamples, Round, is_number
 
-__all__ = ["Upweight"]
-
 MAX_FACTOR = 10.0
 """Beyond it an epoch consists of few examples, many times over."""
 
@@ -44,7 +42,7 @@ class Upweight(Intervention):
     Suspected label errors are left out, and listed for review: a wrong label is a failure that more weight makes worse.
     An example is suspected when the model is wrong on it, at least 8 of its 10 nearest neighbours in the space of the
     encoder bear the class that the model names, and a cross-fitted probe gives its own label less than 0.1
-    (:func:`~lightning_failures.interventions.suspects.suspect_labels`).
+    (:func:`~lightning_failures.interventions.label_errors.suspect_labels`).
 
     Args:
         factor: u, from 1 to 10. With 1 the training is left exactly as it is.

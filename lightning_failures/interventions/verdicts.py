@@ -16,21 +16,9 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from lightning_failures.arrays import as_array, as_mask, as_vector
+from lightning_failures.core.arrays import as_array, as_mask, as_vector
+from lightning_failures.core.hashing import stable_hash
 from lightning_failures.errors import ConfigurationError, DataError
-from lightning_failures.splits import stable_hash
-
-__all__ = [
-    "MIN_CLASSES",
-    "MIN_EXAMPLES",
-    "Outcome",
-    "Verdict",
-    "assign_classes",
-    "not_measured",
-    "paired_verdict",
-    "randomised_verdict",
-    "should_roll_back",
-]
 
 Outcome = Literal["helped", "no evidence", "hurt", "not measured"]
 

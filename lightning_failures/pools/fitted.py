@@ -5,11 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from lightning_failures.directions import DIRECTIONS_FILE, FailureDirections
+from lightning_failures.data.report import FailureReport
+from lightning_failures.directions.fit import DIRECTIONS_FILE, FailureDirections
 from lightning_failures.errors import ConfigurationError, DataError
-from lightning_failures.records import FailureReport
-
-__all__ = ["FittedDirections", "load_fitted"]
 
 
 @dataclass(frozen=True, eq=False)

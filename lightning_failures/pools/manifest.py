@@ -9,11 +9,9 @@ from pathlib import Path
 
 import xxhash
 
-from lightning_failures.atomic import write_atomically
+from lightning_failures.core.atomic import write_atomically
+from lightning_failures.core.serialization import from_jsonable, read_json
 from lightning_failures.errors import ConfigurationError, DataError
-from lightning_failures.plain import from_plain, read_json
-
-__all__ = ["PoolManifest", "default_shard_size"]
 
 _NAME = "manifest.json"
 _TOLD = {
@@ -84,7 +82,7 @@ class PoolManifest:
         if not path.is_file():
             return None
         try:
-            return from_plain(cls, read_json(path.read_bytes()))
+            return from_jsonable(cls, read_json(path.read_bytes()))
         except DataError as error:
             raise DataError(f"{path} is damaged: {error}. Remove it; the shards beside it are then checked.") from error
 

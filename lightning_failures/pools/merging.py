@@ -10,16 +10,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lightning_failures.directions import FailureDirections
+from lightning_failures.directions.fit import FailureDirections
+from lightning_failures.encoders.cache.shard_file import DamagedShardError
 from lightning_failures.errors import DataError
-from lightning_failures.interventions.picking import Picker
-from lightning_failures.interventions.picks import ClassPicks
+from lightning_failures.interventions.selection.picker import PoolSelector
+from lightning_failures.interventions.selection.picks import ClassPicks
 from lightning_failures.pools.manifest import PoolManifest
-from lightning_failures.pools.shards import UNLABELLED, digest_of, read_pool_shard
-from lightning_failures.shards import DamagedShardError
-from lightning_failures.statistics import benjamini_hochberg
-
-__all__ = ["PoolClass", "PoolSummary", "merge_shards"]
+from lightning_failures.pools.shards import POOL_UNLABELLED, digest_of, read_pool_shard
+from lightning_failures.stats.intervals import benjamini_hochberg
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,7 +45,7 @@ class PoolSummary:
 
     Attributes:
         manifest: The pool.
-        classes: By label; :data:`~lightning_failures.pools.shards.UNLABELLED` for examples without one.
+        classes: By label; :data:`~lightning_failures.pools.shards.POOL_UNLABELLED` for examples without one.
         directions: Those that the pool was scored with, or None.
         k: How many of the hardest examples of each class were wanted.
     """
@@ -125,7 +123,7 @@ def merge_shards(
         DataError: A shard is missing, damaged, or scored with other directions.
     """
     wanted = None if directions is None else digest_of(directions)
-    picker = Picker(k, by="decision_value", reserve=1)
+    picker = PoolSelector(k, by="decision_value", reserve=1)
     totals: dict[int, NDArray[np.float64]] = {}
     for number in range(manifest.shards):
         path = manifest.path(folder, number)
@@ -163,6 +161,6 @@ def _add(totals: dict[int, NDArray[np.float64]], labels: NDArray[np.int64], valu
 
 
 def _name(label: int, names: Sequence[str]) -> str:
-    if label == UNLABELLED:
+    if label == POOL_UNLABELLED:
         return "unlabelled"
     return names[label] if label < len(names) else str(label)

@@ -20,13 +20,11 @@ import xxhash
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lightning_failures.atomic import replacing
-from lightning_failures.directions import FailureDirections
-from lightning_failures.shards import DamagedShardError, read_header, to_half
+from lightning_failures.core.atomic import replacing
+from lightning_failures.directions.fit import FailureDirections
+from lightning_failures.encoders.cache.shard_file import DamagedShardError, read_header, to_half
 
-__all__ = ["UNLABELLED", "PoolShard", "digest_of", "in_half", "read_pool_shard", "scored", "write_pool_shard"]
-
-UNLABELLED = -1
+POOL_UNLABELLED = -1
 
 _FORMAT = "lightning_failures pool shard 1"
 _DTYPES: dict[str, np.dtype[Any]] = {"I64": np.dtype("<i8"), "F16": np.dtype("<f2"), "F32": np.dtype("<f4")}
@@ -38,7 +36,7 @@ class PoolShard:
 
     Attributes:
         ids: (n,) int64, indices of the dataset, ascending by one.
-        labels: (n,) int64; ``UNLABELLED`` where the pool has none.
+        labels: (n,) int64; ``POOL_UNLABELLED`` where the pool has none.
         keys: (n, 2) int64, content keys: equal for exact copies.
         embeddings: (n, D) float16 or float32, or None where they are not kept.
         values: (n,) float32, decision values of each example's class, NaN where it has no SVM; None before scoring.

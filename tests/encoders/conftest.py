@@ -3,9 +3,7 @@
 import pytest
 import torch
 
-from lightning_failures.encoders import (
-    OpenCLIPEncoder,
-)
+from lightning_failures.encoders import OpenCLIPEncoder
 from tests.encoders.tiny import Net, seeded, write_clip
 
 

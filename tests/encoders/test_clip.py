@@ -19,11 +19,7 @@ import torch
 from open_clip.pretrained import _PRETRAINED
 from safetensors.torch import load_file, save_file
 
-from lightning_failures.encoders import (
-    OpenCLIPEncoder,
-    gives_maps,
-    gives_texts,
-)
+from lightning_failures.encoders import OpenCLIPEncoder, gives_maps, gives_texts
 from lightning_failures.encoders import clip as clip_module
 from lightning_failures.errors import DataError, EncoderError
 from tests.encoders.tiny import TINY, TINY_PREPROCESS, Exploit, as_batch, rng_states, smooth_image, write_clip

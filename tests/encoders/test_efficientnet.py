@@ -6,12 +6,7 @@ import sys
 import pytest
 import torch
 
-from lightning_failures.encoders import (
-    efficientnet_lite0,
-    gives_maps,
-    gives_texts,
-    load_encoder,
-)
+from lightning_failures.encoders import efficientnet_lite0, gives_maps, gives_texts, load_encoder
 from lightning_failures.errors import EncoderError
 
 

@@ -4,14 +4,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from lightning_failures.encoders import (
-    Encoder,
-    ModuleEncoder,
-    RobustEncoder,
-    TextEncoder,
-    gives_maps,
-    load_encoder,
-)
+from lightning_failures.encoders import Encoder, ModuleEncoder, RobustEncoder, TextEncoder, gives_maps, load_encoder
 from lightning_failures.errors import EncoderError
 from tests.encoders.tiny import resnet
 

@@ -6,13 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_failures.encoders import (
-    ModuleEncoder,
-    OpenCLIPEncoder,
-    gives_gradients,
-    gives_maps,
-    gives_texts,
-)
+from lightning_failures.encoders import ModuleEncoder, OpenCLIPEncoder, gives_gradients, gives_maps, gives_texts
 from lightning_failures.errors import DataError, EncoderError
 from tests.encoders.tiny import Net, as_batch, rng_states, seeded, smooth_image
 

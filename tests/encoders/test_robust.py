@@ -9,11 +9,7 @@ from safetensors.torch import save_file
 from torch import nn
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
-from lightning_failures.encoders import (
-    FeatureEncoder,
-    Preprocessing,
-    RobustEncoder,
-)
+from lightning_failures.encoders import FeatureEncoder, Preprocessing, RobustEncoder
 from lightning_failures.errors import EncoderError
 from tests.encoders.tiny import Exploit, Net, resnet, rng_states, seeded
 

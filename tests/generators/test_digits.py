@@ -11,7 +11,7 @@ import torch
 
 pytest.importorskip("diffusers")
 
-from lightning_failures.embedded import DIFFUSION_FOLDER
+from lightning_failures.bundled.models import DIFFUSION_FOLDER
 from lightning_failures.encoders import load_encoder
 from lightning_failures.errors import DataError, GeneratorError
 from lightning_failures.generators import takes_embeddings

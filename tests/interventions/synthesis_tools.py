@@ -12,13 +12,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_failures.digits import CLASSES
-from lightning_failures.digits.captions import caption
-from lightning_failures.digits.render import TINTS, Looks, draw_looks, render, source_digits, source_split
+from lightning_failures.bundled.digits import CLASSES
+from lightning_failures.bundled.digits.captions import caption
+from lightning_failures.bundled.digits.render import TINTS, Looks, draw_looks, render, source_digits, source_split
+from lightning_failures.data.report import ClassReport, FailureReport
 from lightning_failures.directions import FailureDirections, fit_failure_directions
 from lightning_failures.encoders import Encoder, load_encoder
 from lightning_failures.interventions import Discovery, JudgedExamples
-from lightning_failures.records import ClassReport, FailureReport
 
 HARD, EASY = "red", "green"
 PLANTED = (3, 7)
@@ -40,7 +40,7 @@ def digits(classes: list[int], tints: list[str], seed: int = 0) -> Tensor:
     return render(source_digits()[0][chosen], Looks(tint, looks.background, looks.stroke, looks.posture), rng)
 
 
-class Painter:
+class GalleryBuilder:
     """Renders the digit and tint that a prompt names; a prompt of no tint is green. Counts, and may fail or spoil."""
 
     name, licence = "painter", "MIT"
@@ -66,7 +66,7 @@ class Painter:
         self.closed += 1
 
 
-class Decoder(Painter):
+class Decoder(GalleryBuilder):
     """Paints the training digit whose embedding is nearest."""
 
     def __init__(self) -> None:

@@ -16,16 +16,16 @@ from torch.utils.data import (
     WeightedRandomSampler,
 )
 
-from lightning_failures.interventions.sampler import DrawState, Plan, WeightedEpochs, weighted_epoch
+from lightning_failures.interventions.sampler import SamplingPlan, SamplingSchedule, WeightedSampler, weighted_epoch
 
 SIZE = 40
 WEIGHTS = np.where(np.arange(SIZE) % 4 == 0, 3.0, 1.0)
 
 
-def state(weights=WEIGHTS, *, seed=0, epoch=1, grow=False) -> DrawState:
-    state = DrawState(seed, epoch)
+def state(weights=WEIGHTS, *, seed=0, epoch=1, grow=False) -> SamplingSchedule:
+    state = SamplingSchedule(seed, epoch)
     if weights is not None:
-        state.add("upweight", Plan(1, None, np.asarray(weights, dtype=float), grow))
+        state.add("upweight", SamplingPlan(1, None, np.asarray(weights, dtype=float), grow))
     return state
 
 
@@ -87,7 +87,7 @@ SAMPLERS = {
 @pytest.mark.parametrize("weights", [None, np.ones(SIZE)])
 @pytest.mark.parametrize("kind", SAMPLERS)
 def test_sampler__without_weights_is_the_one_inside(kind, weights):
-    plain, wrapped = SAMPLERS[kind](), WeightedEpochs(SAMPLERS[kind](), state(weights), SIZE)
+    plain, wrapped = SAMPLERS[kind](), WeightedSampler(SAMPLERS[kind](), state(weights), SIZE)
     seen = []
     for sampler in (plain, wrapped):
         torch.manual_seed(5)
@@ -101,7 +101,7 @@ def test_sampler__without_weights_is_the_one_inside(kind, weights):
 @pytest.mark.parametrize("kind", ["distributed", "wrapped by Lightning"])
 def test_sampler__before_it_is_told_the_epoch_it_is_that_of_the_state(kind):
     """In a resumed run workers are given their first batches before Lightning says which epoch it is."""
-    plain, wrapped = SAMPLERS[kind](), WeightedEpochs(SAMPLERS[kind](), state(None), SIZE)
+    plain, wrapped = SAMPLERS[kind](), WeightedSampler(SAMPLERS[kind](), state(None), SIZE)
     wrapped.state.epoch = 4
     plain.set_epoch(4)
     seen = []
@@ -114,7 +114,7 @@ def test_sampler__before_it_is_told_the_epoch_it_is_that_of_the_state(kind):
 
 @pytest.mark.parametrize("kind", SAMPLERS)
 def test_sampler__length_stays_and_heavy_examples_come_more_often(kind):
-    sampler = WeightedEpochs(SAMPLERS[kind](), state(), SIZE)
+    sampler = WeightedSampler(SAMPLERS[kind](), state(), SIZE)
     drawn = []
     for sampler.state.epoch in range(1, 60):
         epoch = list(sampler)
@@ -129,7 +129,7 @@ def test_sampler__an_epoch_follows_from_seed_and_epoch_alone(kind):
     again = []
     for noise in (1, 2):
         torch.manual_seed(noise)
-        sampler = WeightedEpochs(SAMPLERS[kind](), state(epoch=6), SIZE)
+        sampler = WeightedSampler(SAMPLERS[kind](), state(epoch=6), SIZE)
         before = torch.get_rng_state()
         again.append(list(sampler))
         assert torch.equal(before, torch.get_rng_state())
@@ -137,8 +137,8 @@ def test_sampler__an_epoch_follows_from_seed_and_epoch_alone(kind):
         assert list(sampler) == again[-1]
     assert again[0] == again[1]
     if kind != "of one's own":
-        assert list(WeightedEpochs(SAMPLERS[kind](), state(epoch=7), SIZE)) != again[0]
-    assert list(WeightedEpochs(SAMPLERS[kind](), state(epoch=6, seed=1), SIZE)) != again[0] or kind == "of one's own"
+        assert list(WeightedSampler(SAMPLERS[kind](), state(epoch=7), SIZE)) != again[0]
+    assert list(WeightedSampler(SAMPLERS[kind](), state(epoch=6, seed=1), SIZE)) != again[0] or kind == "of one's own"
 
 
 @pytest.mark.parametrize("inside", [None, lambda: RandomSampler(range(SIZE))])
@@ -153,7 +153,7 @@ def test_sampler__processes_share_one_epoch(inside, grow):
                 if inside is None
                 else DistributedSamplerWrapper(inside(), num_replicas=replicas, rank=rank)
             )
-            sampler = WeightedEpochs(base, state(grow=grow), SIZE)
+            sampler = WeightedSampler(base, state(grow=grow), SIZE)
             shares.append(list(sampler))
             assert len(shares[-1]) == len(sampler)
         return np.stack(shares, axis=1).reshape(-1)
@@ -168,7 +168,7 @@ def test_sampler__processes_share_one_epoch(inside, grow):
 
 
 def test_sampler__a_longer_epoch_leaves_nothing_out():
-    sampler = WeightedEpochs(RandomSampler(range(SIZE)), state(grow=True), SIZE)
+    sampler = WeightedSampler(RandomSampler(range(SIZE)), state(grow=True), SIZE)
     assert len(sampler) == 60
     assert np.bincount(list(sampler)).tolist() == WEIGHTS.tolist()
 
@@ -176,33 +176,33 @@ def test_sampler__a_longer_epoch_leaves_nothing_out():
 @pytest.mark.parametrize("draws", [["a", "b"], [[0, 1], [2, 3]], [SIZE]])
 def test_sampler__what_are_no_indices_of_the_training_set_stays_with_a_warning(draws):
     with pytest.warns(UserWarning, match="does not draw indices"):
-        assert list(WeightedEpochs(draws, state(), SIZE)) == draws
+        assert list(WeightedSampler(draws, state(), SIZE)) == draws
 
 
 def test_sampler__other_attributes_are_those_of_the_one_inside():
-    sampler = WeightedEpochs(WeightedRandomSampler([1.0] * SIZE, 30), state(), SIZE)
+    sampler = WeightedSampler(WeightedRandomSampler([1.0] * SIZE, 30), state(), SIZE)
     assert len(sampler.weights) == SIZE
     assert isinstance(sampler, DistributedSampler)  # or Lightning would wrap it
 
 
 def test_state__plans_of_later_epochs_do_not_act_early_and_old_ones_go():
-    draws = DrawState(0)
+    draws = SamplingSchedule(0)
     for since in (1, 2, 2, 5):
-        draws.add("a", Plan(since, None, np.array([1.0, since + 1.0])))
-    draws.add("b", Plan(2, 4, np.array([3.0, 1.0])))
+        draws.add("a", SamplingPlan(since, None, np.array([1.0, since + 1.0])))
+    draws.add("b", SamplingPlan(2, 4, np.array([3.0, 1.0])))
     seen = {}
     for draws.epoch in range(6):
         weights = draws.weights()
         seen[draws.epoch] = None if weights is None else weights.tolist()
     assert seen == {0: None, 1: [1, 2], 2: [3, 3], 3: [3, 3], 4: [1, 3], 5: [1, 6]}
-    draws.add("a", Plan(6, None, np.ones(2)))
+    draws.add("a", SamplingPlan(6, None, np.ones(2)))
     assert [plan.since for plan in draws.plans["a"]] == [5, 6]
 
 
 def test_state__goes_through_a_checkpoint(tmp_path):
     before = state(np.array([1.0, 2.5, 1.0]), epoch=3, seed=4)
     torch.save(before.to_dict(), tmp_path / "state.pt")
-    after = DrawState(0)
+    after = SamplingSchedule(0)
     after.load(torch.load(tmp_path / "state.pt", weights_only=True))
     assert (after.seed, after.epoch) == (4, 3)
     assert after.weights().tolist() == [1.0, 2.5, 1.0]

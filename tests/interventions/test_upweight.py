@@ -9,7 +9,7 @@ import torch
 from lightning_failures import Grades
 from lightning_failures.errors import ConfigurationError
 from lightning_failures.interventions import JudgedExamples, Upweight
-from lightning_failures.interventions.parts import in_report_part, report_numbers, take_grades
+from lightning_failures.interventions.validation_split import in_report_part, report_numbers, take_grades
 
 
 def judged(values, *, labels=None, reasons=(None,)) -> JudgedExamples:

@@ -13,8 +13,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
+from lightning_failures.core.hashing import stable_hash
+from lightning_failures.data.grades import Grades
 from lightning_failures.errors import ConfigurationError, DataError
-from lightning_failures.interventions.parts import DECISION, DISCOVERY, REPORT, in_report_part, part_of, report_numbers
+from lightning_failures.interventions.validation_split import (
+    DECISION,
+    DISCOVERY,
+    REPORT,
+    in_report_part,
+    part_of,
+    report_numbers,
+)
 from lightning_failures.interventions.verdicts import (
     assign_classes,
     not_measured,
@@ -22,8 +31,6 @@ from lightning_failures.interventions.verdicts import (
     randomised_verdict,
     should_roll_back,
 )
-from lightning_failures.records import Grades
-from lightning_failures.splits import stable_hash
 
 
 def trainings(rng, *, pairs=3, size=300, of_group=1, accuracy=0.5, effect=0.0, noise=0.03, group_spread=0.2):

@@ -1,0 +1,323 @@
+"""From grades and embeddings to a report: the whole analysis, without a Trainer, a logger or a disk.
+
+It runs in a notebook as in the callback. The order is that of the questions: which classes fail by a pattern
+(directions), how it reads in words (captions), which rules on robust features hold the failures (trees). Several
+processes may do it together: each fits the classes that it owns, and all get the same report.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from lightning_failures.analysis.class_reports import class_reports
+from lightning_failures.analysis.enrichment import Attribute, enrichment, read_attribute
+from lightning_failures.captions.assign import CaptionScorer, caption_classes, classes_to_caption
+from lightning_failures.captions.candidates import ClassCaptions
+from lightning_failures.core.arrays import as_array, as_rows
+from lightning_failures.core.budget import SKIPPED_FOR_TIME, Deadline
+from lightning_failures.core.threads import one_thread
+from lightning_failures.data.example_table import ExampleTable
+from lightning_failures.data.grades import Grades
+from lightning_failures.data.members import ClassSubset, Rows, RowValues, Values, members_of
+from lightning_failures.data.partition import SINGLE_PROCESS, Partition, Workers
+from lightning_failures.data.report import ClassReport, FailureReport, GroupReport, ValueReport
+from lightning_failures.directions.fit import (
+    MIN_EXAMPLES,
+    FailureDirections,
+    fit_failure_directions,
+    joined_directions,
+)
+from lightning_failures.directions.null_scores import CLASSES_WITH_NULLS, add_null_cv_scores
+from lightning_failures.directions.standardize import Moments
+from lightning_failures.trees.fit import FailureTree
+from lightning_failures.trees.groups import grow_trees
+
+
+def analyse(
+    grades: Grades,
+    embeddings: Values | None = None,
+    *,
+    features: Values | None = None,
+    reference: Values | None = None,
+    captions: Callable[[int], ClassCaptions | None] | None = None,
+    metadata: Mapping[str, Any] | None = None,
+    sampled: Any = None,
+    permutations: int = 999,
+    n_directions: int = 1,
+    top_captions: int = 5,
+    top_examples: int = 8,
+    captioned_classes: int = 50,
+    delta: float = 0.1,
+    tau: float = 0.2,
+    cv_permutations: int = 0,
+    time_budget: float | None = None,
+    seed: int = 0,
+    device: str | torch.device = "cpu",
+    sharing: Workers = SINGLE_PROCESS,
+) -> FailureReport:
+    """Explain the errors of one evaluation.
+
+    Args:
+        grades: Right and wrong; N rows.
+        embeddings: (N, D) float in the order of ``grades`` rows, or (U, D) one row for each of the U distinct ids,
+            ascending. None: no directions. Large ones may be float16 and mapped from disk: they are read a class at a
+            time, not copied as a whole, and never written to.
+        features: Likewise, of an adversarially robust model. None: no trees.
+        reference: (M, D) embeddings that phi is standardised with. None: ``embeddings``.
+        captions: Gives the embedded candidates of a class (by index), or None; see
+            :func:`~lightning_failures.captions.candidates.caption_source`. Asked only for classes with a direction.
+        metadata: Known attributes of the examples, by name: (N,) or (U,) integers, strings or booleans, aligned like
+            ``grades``; see :func:`~lightning_failures.analysis.enrichment.read_attribute`. Nothing is fitted to them:
+            each
+            class reports how often every value occurs among all, the failures and the flagged.
+        sampled: (N,) bool, the rows that directions and trees look at; ``embeddings`` and ``features`` are of these
+            only. Examples and accuracy are still counted over all. None: every row.
+        permutations: Of the screening test.
+        n_directions: Directions a class.
+        top_captions: How many hardest and easiest captions a class keeps.
+        top_examples: How many hardest and easiest examples a class keeps.
+        captioned_classes: Only this many classes get captions, those with a pattern and the lowest accuracy first.
+        delta: A valid leaf has an error rate above the base error rate + delta ...
+        tau: ... and an error coverage above tau.
+        cv_permutations: Permutations of correctness whose CV scores stand beside those of 10 classes, those with a
+            pattern and the lowest accuracy first. Each takes a fit: 20 of them take as long as the rest.
+        time_budget: Seconds. When half of them are spent no further direction is fitted (four fifths where there are no
+            features), after four fifths no further tree is grown, and then no further captions are scored, nor
+            permutations fitted; those with the most failures come first. The report's notes say what was left out.
+            None: everything.
+        seed: The only source of randomness.
+        device: Where Gram matrices are computed.
+        sharing: The processes that do this together. Each calls with the same grades; its ``embeddings`` have one row
+            for each distinct id among the rows of the classes that it owns
+            (:func:`~lightning_failures.data.partition.owned_rows`; for ``features`` those with ``predicted``), and its
+            ``reference`` is any part of the whole. All return the same report.
+
+    Returns:
+        The report; ``.directions`` and ``.trees`` hold the fitted results.
+
+    Raises:
+        DataError: rows that do not match, or metadata that cannot be counted.
+
+    >>> generator = torch.Generator().manual_seed(0)
+    >>> x = torch.randn(300, 8, generator=generator)
+    >>> failed = x[:, 0] + 0.5 * torch.randn(300, generator=generator) < -0.5
+    >>> grades = Grades(torch.arange(300), torch.zeros(300).long(), failed.long(), torch.ones(300), ("cat", "dog"))
+    >>> report = analyse(grades, x)
+    >>> report["classes"][0]["pattern"], report["classes"][1]["skipped"]
+    (True, 'no examples')
+    """
+    share = Partition.of(grades, sampled, sharing)
+    by_label = members_of(grades, "label")
+    attributes = _attributes(metadata, grades)
+    budget = [None if time_budget is None else Deadline.after(part * time_budget) for part in (0.5, 0.8, 1.0)]
+    timings: dict[str, float] = {}
+    directions = None
+    if embeddings is not None:
+        with _timed(timings, "directions"):
+            embedded = RowValues.of(embeddings, grades, share.rows, "embeddings")
+            directions = _fit_directions(
+                grades,
+                embedded,
+                reference,
+                share,
+                n_directions=n_directions,
+                permutations=permutations,
+                seed=seed,
+                device=device,
+                deadline=budget[1] if features is None else budget[0],
+            )
+    groups: tuple[GroupReport, ...] = ()
+    trees: dict[tuple[str, str], FailureTree] = {}
+    if features is not None:
+        with _timed(timings, "trees"):
+            featured = RowValues.of(features, grades, share.predicted_rows, "features")
+            groups, trees = grow_trees(grades, featured, share, delta=delta, tau=tau, seed=seed, deadline=budget[1])
+    classes = class_reports(grades, directions, trees, share.sampled, top_examples)
+    unworded = untested = 0
+    if embeddings is not None and directions is not None and captions is not None:
+        with _timed(timings, "captions"):
+            classes, unworded = caption_classes(
+                classes,
+                captions,
+                CaptionScorer(
+                    directions, members_of(grades, "label", share.sampled), embedded, top_captions, permutations, seed
+                ),
+                classes_to_caption(classes, captioned_classes),
+                share,
+                deadline=budget[2],
+            )
+    if embeddings is not None and directions is not None and cv_permutations:
+        with _timed(timings, "cv_nulls"):
+            classes, untested = add_null_cv_scores(
+                classes,
+                directions,
+                members_of(grades, "label", share.sampled),
+                embedded,
+                classes_to_caption(classes, CLASSES_WITH_NULLS),
+                share,
+                permutations=cv_permutations,
+                seed=seed,
+                device=device,
+                deadline=budget[2],
+            )
+    if attributes:
+        with _timed(timings, "enrichment"):
+            classes = _enrich(classes, attributes, by_label, grades, directions, share)
+    sampled_share = float(share.sampled.mean()) if len(grades) else 1.0
+    return FailureReport(
+        examples=len(torch.unique(grades.ids)),
+        accuracy=_mean(grades.correct),
+        classes=classes,
+        groups=groups,
+        summary=_summary(grades, directions, groups, tuple(trees.values())),
+        timings=timings,
+        coverage=grades.coverage,
+        sampled=sampled_share,
+        notes=_notes(classes, groups, unworded, untested, sampled_share),
+        directions=directions,
+        trees=trees,
+        table=ExampleTable.of(grades, None if directions is None else directions.out_of_fold, trees),
+    )
+
+
+def _fit_directions(
+    grades: Grades,
+    embedded: RowValues,
+    reference: Values | None,
+    share: Partition,
+    *,
+    deadline: Deadline | None,
+    **options: Any,
+) -> FailureDirections:
+    """Every process fits the classes that it owns."""
+    mine = np.flatnonzero(share.rows)
+    ids, labels, correct = (as_array(values) for values in (grades.ids, grades.labels, grades.correct))
+    x = as_rows(embedded.all(), "embeddings")
+    base = (x, np.argsort(ids[mine], kind="stable")) if reference is None else (as_rows(reference, "reference"),)
+    with one_thread():
+        moments = Moments.joined(share.sharing.each(lambda: Moments.of(*base)))
+
+    def work() -> tuple[FailureDirections, Rows]:
+        fitted = fit_failure_directions(
+            x,
+            labels[mine],
+            correct[mine],
+            ids=ids[mine],
+            groups=None if grades.groups is None else as_array(grades.groups)[mine],
+            reference=moments,
+            classes_in_all=_fittable(labels, correct, share.sampled),
+            deadline=deadline,
+            **options,
+        )
+        return fitted, mine
+
+    parts, rows = zip(*share.sharing.each(work), strict=True)
+    return parts[0] if len(parts) == 1 and len(mine) == len(grades) else joined_directions(parts, rows, len(grades))
+
+
+def _fittable(labels: Rows, correct: NDArray[np.bool_], sampled: NDArray[np.bool_]) -> int:
+    """How many classes have enough failures and successes for a direction."""
+    failures, successes = (np.bincount(labels[sampled & outcome]) for outcome in (~correct, correct))
+    k = min(len(failures), len(successes))
+    return int(((failures[:k] >= MIN_EXAMPLES) & (successes[:k] >= MIN_EXAMPLES)).sum())
+
+
+def _attributes(metadata: Mapping[str, Any] | None, grades: Grades) -> dict[str, Attribute]:
+    """One code a row of the grades."""
+    attributes = {str(name): read_attribute(values, str(name)) for name, values in (metadata or {}).items()}
+    return {
+        name: Attribute(
+            as_array(
+                RowValues.of(attribute.codes, grades, np.ones(len(grades), dtype=bool), f"metadata[{name!r}]").all()
+            ),
+            attribute.values,
+        )
+        for name, attribute in attributes.items()
+    }
+
+
+def _enrich(
+    classes: tuple[ClassReport, ...],
+    attributes: dict[str, Attribute],
+    members: list[ClassSubset],
+    grades: Grades,
+    directions: FailureDirections | None,
+    share: Partition,
+) -> tuple[ClassReport, ...]:
+    def values(k: int) -> tuple[ValueReport, ...]:
+        rows = members[k].rows
+        scores = None if directions is None else as_array(directions.out_of_fold)[rows]
+        return enrichment(
+            {name: attribute[rows] for name, attribute in attributes.items()},
+            members[k].failed,
+            as_array(grades.confidence)[rows],
+            None if scores is None or np.isnan(scores).all() else scores < 0,
+            sources=members[k].sources,
+        )
+
+    found = share.each(lambda: {k: values(k) for k in range(len(classes)) if share.owns(k)})
+    return tuple(replace(entry, enrichment=found[k]) for k, entry in enumerate(classes))
+
+
+def _notes(
+    classes: tuple[ClassReport, ...], groups: tuple[GroupReport, ...], unworded: int, untested: int, sampled: float
+) -> tuple[str, ...]:
+    """What was not looked at, in words."""
+    counts = {
+        "failure directions": sum(entry.skipped == SKIPPED_FOR_TIME for entry in classes),
+        "failure trees": sum(group.skipped == SKIPPED_FOR_TIME for group in groups),
+        "captions of classes": unworded,
+        "CV scores by chance": untested,
+    }
+    told = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
+    return (
+        *([f"Directions and trees looked at {sampled:.1%} of the examples, a sample."] if sampled < 1 else ()),
+        *([f"The time budget left out {told}: those with the fewest failures."] if told else ()),
+    )
+
+
+def _summary(
+    grades: Grades,
+    directions: FailureDirections | None,
+    groups: tuple[GroupReport, ...],
+    trees: tuple[FailureTree, ...],
+) -> dict[str, float]:
+    """The aggregates that are defined; every one of them lies in [0, 1] or near it, and lower is better."""
+    values: dict[str, float | None] = {"accuracy": _mean(grades.correct), "coverage": grades.coverage}
+    if directions is not None:
+        judged = directions.out_of_fold[~torch.isnan(directions.out_of_fold)]
+        values["cv_score_mean"] = _mean(directions.cv_score)
+        values["flagged_fraction"] = _mean(judged < 0)
+    grown = [g for g in groups if g.leaves and g.skipped is None]
+    with_heldout = [g.heldout_aler_minus_ber for g in grown if g.heldout_aler_minus_ber is not None]
+    gains = [g.aler - g.base_error_rate for g in grown if g.aler is not None and g.base_error_rate is not None]
+    values["aler_minus_ber_mean"] = _mean(torch.tensor(gains))
+    values["heldout_aler_minus_ber_mean"] = _mean(torch.tensor(with_heldout))
+    values["valid_leaf_fraction"] = _mean(
+        torch.tensor([max(g.leaves, key=lambda leaf: leaf.importance).valid for g in grown])
+    )
+    slices = [leaf for tree in trees if (leaf := tree.worst_leaf) is not None and leaf.interval is not None]
+    if slices:
+        values["worst_slice_error_rate"] = max(
+            slices, key=lambda leaf: leaf.interval[0] if leaf.interval else 0.0
+        ).error_rate
+    return {key: value for key, value in values.items() if value is not None and np.isfinite(value)}
+
+
+def _mean(values: Values) -> float | None:
+    return float(as_array(values).mean(dtype=np.float64)) if len(values) else None
+
+
+@contextmanager
+def _timed(timings: dict[str, float], stage: str) -> Iterator[None]:
+    start = time.perf_counter()
+    yield
+    timings[stage] = round(time.perf_counter() - start, 4)

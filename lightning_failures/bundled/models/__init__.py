@@ -1,0 +1,44 @@
+"""Small encoders of coloured digits that the package carries, for machines that can download nothing.
+
+``clip/`` is an open_clip model in open_clip's own ``local-dir:`` format, ``robust/`` an adversarially trained CNN
+beside a plainly trained twin of it, ``diffusion/`` a diffusion model that takes embeddings of that CLIP.
+``quality.json`` in each folder holds what was measured on the stored files. They are made by
+``python -m scripts.bundled_models.train_clip``, ``... .train_robust`` and ``... .train_diffusion``.
+
+Files, each importing only from those above it::
+
+    digit_diffusion  A small diffusion model of coloured digits, conditioned on one embedding of the digits-CLIP
+    robust_cnn       The architecture of the packaged CNN, and how it is loaded
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from lightning_failures.bundled.models.robust_cnn import RobustCNN, Variant
+
+__all__ = ["CLIP_FOLDER", "DIFFUSION_FOLDER", "ROBUST_FOLDER", "load_robust_cnn"]
+
+CLIP_FOLDER: Path = Path(__file__).parent / "clip"
+"""Loads as ``open_clip.create_model_and_transforms(f"local-dir:{CLIP_FOLDER}")``."""
+ROBUST_FOLDER: Path = Path(__file__).parent / "robust"
+DIFFUSION_FOLDER: Path = Path(__file__).parent / "diffusion"
+"""``unet`` and ``scheduler`` as diffusers stores them; see
+:mod:`~lightning_failures.bundled.models.digit_diffusion`."""
+
+
+def load_robust_cnn(variant: Variant = "robust") -> RobustCNN:
+    """Load the packaged CNN, in evaluation mode; see :class:`~lightning_failures.bundled.models.robust_cnn.RobustCNN`.
+
+    Args:
+        variant: ``"robust"`` (adversarially trained), ``"plain"`` (trained on clean images only) or ``"untrained"``
+            (random weights, always the same). The twins are for comparison.
+
+    >>> load_robust_cnn("untrained").dim
+    128
+    """
+    from lightning_failures.bundled.models.robust_cnn import load
+
+    return load(ROBUST_FOLDER, variant)

@@ -1,0 +1,66 @@
+"""The candidate captions of each class, embedded when they are first asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+from lightning_failures.captions.grammar import CaptionVocabulary
+
+
+@dataclass(frozen=True)
+class ClassCaptions:
+    """The candidate captions of one class, embedded.
+
+    Attributes:
+        texts: M captions.
+        embeddings: (M, D) float32 unit vectors.
+        reference: (D,) unit vector of the reference caption.
+        reference_text: The reference caption itself.
+    """
+
+    texts: tuple[str, ...]
+    embeddings: Tensor
+    reference: Tensor
+    reference_text: str | None = None
+
+
+class Texts(Protocol):
+    """What embeds captions: a :class:`~lightning_failures.encoders.TextEncoder`, or one with a cache before it."""
+
+    def encode_texts(self, texts: Sequence[str]) -> Tensor:
+        """Embed M texts as (M, D) float32 unit vectors on the CPU."""
+        ...
+
+
+def caption_source(
+    encoder: Texts,
+    vocabulary: CaptionVocabulary,
+    class_names: Sequence[str],
+    known: dict[str, ClassCaptions] | None = None,
+) -> Callable[[int], ClassCaptions | None]:
+    """Return what :func:`~lightning_failures.analysis.analyse.analyse` asks for captions.
+
+    Args:
+        encoder: Embeds the texts.
+        vocabulary: Has a grammar for every class.
+        class_names: K names.
+        known: Captions by class name; filled here, so that each class is embedded once.
+    """
+    known = {} if known is None else known
+
+    def captions(k: int) -> ClassCaptions | None:
+        name = class_names[k]
+        if name not in known:
+            grammar = vocabulary.grammar(name)
+            texts = tuple(grammar.captions())
+            if not texts:
+                return None
+            vectors = encoder.encode_texts([str(grammar.reference), *texts])
+            known[name] = ClassCaptions(texts, vectors[1:], vectors[0], grammar.reference)
+        return known[name]
+
+    return captions

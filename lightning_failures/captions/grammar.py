@@ -1,0 +1,235 @@
+"""Candidate captions: a grammar for one class, and vocabularies for many.
+
+Source: Jain et al., Distilling Model Failures as Directions in Latent Space, ICLR 2023, appendix.
+
+A vocabulary is one YAML file::
+
+    template: a photo of a {}              # optional; shared by all classes
+    adjectives: [red, blurry]              # optional
+    prepositions: [in the snow]            # optional
+    classes:                               # optional; what a class adds
+      dog:
+        nouns: [dog, puppy]                # default: the class's name
+        prepositions: [on a leash]
+
+Packaged are ``general``, for natural photographs of anything, ``cifar10``, with words for each of its classes, and
+``digits``, for the coloured digits.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lightning_failures.errors import ConfigurationError, did_you_mean
+
+_PACKAGED = Path(__file__).parent / "vocabularies"
+_SHARED = ("adjectives", "prepositions")
+_OF_A_CLASS = ("nouns", *_SHARED)
+
+# against their spelling, these are spoken with a consonant first, and those with a vowel
+_SPOKEN_CONSONANT = re.compile(r"uni(?![dmn])|us(?:e|ua|ur)|eu|ewe|ufo|one\b|once|ubiq|ut(?:e|il|op)|uk", re.IGNORECASE)
+_SPOKEN_VOWEL = re.compile(r"hour|honest|honou?r|heir|[fhlmnrsx]\b|8|1[18]\b", re.IGNORECASE)
+_ACRONYM_VOWEL = re.compile(r"[AEFHILMNORSX][A-Z]+\b")
+_ACRONYM = re.compile(r"[A-Z]{2,}\b")
+
+
+def indefinite_article(phrase: str) -> str:
+    """Return "a" or "an", by sound.
+
+    >>> [indefinite_article(word) for word in ("orange cat", "unicycle", "unusual dog", "hour", "one", "MRI")]
+    ['an', 'a', 'an', 'an', 'a', 'an']
+    """
+    if _ACRONYM.match(phrase):
+        return "an" if _ACRONYM_VOWEL.match(phrase) else "a"
+    if _SPOKEN_VOWEL.match(phrase):
+        return "an"
+    return "an" if re.match(r"[aeiou]", phrase, re.IGNORECASE) and not _SPOKEN_CONSONANT.match(phrase) else "a"
+
+
+@dataclass(frozen=True)
+class CaptionGrammar:
+    """All captions "<adjective> <noun> <preposition>" in a template; every part but the noun may stay out.
+
+    Attributes:
+        nouns: Names of the class; the first is its main name.
+        adjectives: Words before the noun.
+        prepositions: Phrases after it, such as "in the snow".
+        template: Has one ``{}``. An "a" right before it becomes "an" where the words ask for it.
+        reference: The caption against which all others are scored. Default: the template with the first noun.
+
+    >>> grammar = CaptionGrammar(["cat"], ["orange"], ["on grass"])
+    >>> grammar.captions()
+    ['a photo of a cat on grass', 'a photo of an orange cat', 'a photo of an orange cat on grass']
+    >>> grammar.reference
+    'a photo of a cat'
+    """
+
+    nouns: Sequence[str]
+    adjectives: Sequence[str] = ()
+    prepositions: Sequence[str] = ()
+    template: str = "a photo of a {}"
+    reference: str | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("nouns", "adjectives", "prepositions"):
+            object.__setattr__(self, name, _words(name, getattr(self, name)))
+        if not any(self.nouns):
+            raise ConfigurationError("CaptionGrammar: nouns must hold at least one word")
+        if not isinstance(self.template, str) or self.template.count("{}") != 1:
+            raise ConfigurationError(f"CaptionGrammar: template must hold '{{}}' exactly once, got {self.template!r}")
+        if self.reference is None:
+            object.__setattr__(self, "reference", self._caption("", next(filter(None, self.nouns)), ""))
+
+    def captions(self) -> list[str]:
+        """Return the candidates, each once, without the reference, in a fixed order."""
+        parts = product(_optional(self.adjectives), filter(None, self.nouns), _optional(self.prepositions))
+        unique = dict.fromkeys(self._caption(*words) for words in parts)
+        unique.pop(str(self.reference), None)
+        return list(unique)
+
+    def _caption(self, adjective: str, noun: str, preposition: str) -> str:
+        phrase = " ".join(" ".join((adjective, noun, preposition)).split())
+        before, after = self.template.split("{}")
+        before = re.sub(r"\b([aA])n?(\s+)$", lambda m: m[1] + indefinite_article(phrase)[1:] + m[2], before)
+        return before + phrase + after
+
+
+@dataclass(frozen=True)
+class CaptionVocabulary:
+    """Words for many classes.
+
+    Attributes:
+        template: Of every caption.
+        adjectives: For every class.
+        prepositions: For every class.
+        classes: Class name -> what it has of its own, under "nouns", "adjectives" and "prepositions".
+    """
+
+    template: str = "a photo of a {}"
+    adjectives: tuple[str, ...] = ()
+    prepositions: tuple[str, ...] = ()
+    classes: Mapping[str, Mapping[str, tuple[str, ...]]] = field(default_factory=dict)
+
+    def grammar(self, class_name: str) -> CaptionGrammar:
+        """Return the grammar of one class. A class that the vocabulary does not know has its name and the shared words.
+
+        Names are compared without regard to case, and "_" is read as a space.
+
+        >>> CaptionVocabulary.load("general").grammar("fire_truck").reference
+        'a photo of a fire truck'
+        """
+        own = {_normal(name): words for name, words in self.classes.items()}.get(_normal(class_name), {})
+        return CaptionGrammar(
+            nouns=own.get("nouns") or (class_name.replace("_", " ").strip(),),
+            adjectives=(*own.get("adjectives", ()), *self.adjectives),
+            prepositions=(*own.get("prepositions", ()), *self.prepositions),
+            template=self.template,
+        )
+
+    @classmethod
+    def load(cls, source: str | Path | CaptionVocabulary) -> CaptionVocabulary:
+        """Read a packaged vocabulary by its name, or a YAML file by its path; a vocabulary stays what it is.
+
+        Raises:
+            ConfigurationError: No such set or file, or a file of another form; the message says where.
+
+        >>> len(CaptionVocabulary.load("cifar10").grammar("cat").captions()) > 100
+        True
+        """
+        if isinstance(source, CaptionVocabulary):
+            return source
+        known = known_vocabularies()
+        if str(source) in known:
+            text = (_PACKAGED / f"{source}.yaml").read_text(encoding="utf-8")
+        else:
+            try:
+                text = Path(source).expanduser().read_text(encoding="utf-8")
+            except (OSError, UnicodeDecodeError) as error:
+                raise ConfigurationError(
+                    f"captions: {str(source)!r} is neither a packaged vocabulary ({', '.join(known)}) nor a readable "
+                    f"file ({error}).{did_you_mean(str(source), known)}"
+                ) from error
+        try:
+            return _vocabulary(yaml.safe_load(text), str(source))
+        except ConfigurationError:
+            raise
+        except Exception as error:  # PyYAML lets more out than its own: a date of no calendar, lists nested too deep
+            raise ConfigurationError(f"captions: {source} is not YAML: {error}") from error
+
+
+def known_vocabularies() -> list[str]:
+    """Return the names of the packaged vocabularies.
+
+    >>> known_vocabularies()
+    ['cifar10', 'digits', 'general']
+    """
+    return sorted(file.stem for file in _PACKAGED.glob("*.yaml"))
+
+
+def _vocabulary(data: Any, where: str) -> CaptionVocabulary:
+    data = _mapping(data, where, ("template", *_SHARED, "classes"))
+    classes = data.get("classes") or {}
+    if not isinstance(classes, dict) or not all(isinstance(name, str) for name in classes):
+        raise ConfigurationError(
+            f"captions: {where}: 'classes' must map class names to words (quote names such as 'on')"
+        )
+    vocabulary = CaptionVocabulary(
+        template=data.get("template", CaptionVocabulary.template),
+        **{key: _strings(data.get(key), f"{where}: {key!r}") for key in _SHARED},
+        classes={
+            name: {
+                key: _strings(words, f"{where}: {key!r} of class {name!r}")
+                for key, words in _mapping(own, f"{where}: class {name!r}", _OF_A_CLASS).items()
+            }
+            for name, own in classes.items()
+        },
+    )
+    for name in classes or ("class",):
+        vocabulary.grammar(name)  # raises for a wrong template
+    return vocabulary
+
+
+def _mapping(data: Any, where: str, allowed: tuple[str, ...]) -> dict[str, Any]:
+    if data is None:
+        return {}
+    if not isinstance(data, dict):
+        raise ConfigurationError(
+            f"captions: {where} must be a mapping of {', '.join(allowed)}, got {type(data).__name__}"
+        )
+    for key in data:
+        if key not in allowed:
+            raise ConfigurationError(
+                f"captions: {where} has the unknown key {key!r}; allowed are {', '.join(allowed)}."
+                + did_you_mean(str(key), allowed)
+            )
+    return data
+
+
+def _strings(values: Any, where: str) -> tuple[str, ...]:
+    if values is None:
+        return ()
+    if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
+        raise ConfigurationError(f"captions: {where} must be a list of strings (quote words such as 'on' and 'no')")
+    return tuple(values)
+
+
+def _normal(name: str) -> str:
+    return " ".join(name.replace("_", " ").lower().split())
+
+
+def _words(name: str, values: Any) -> tuple[str, ...]:
+    values = (values,) if isinstance(values, str) else tuple(values) if isinstance(values, Iterable) else (values,)
+    if not all(isinstance(value, str) for value in values):
+        raise ConfigurationError(f"CaptionGrammar: {name} must be strings, got {values!r}")
+    return tuple(" ".join(value.split()) for value in values)
+
+
+def _optional(words: Sequence[str]) -> list[str]:
+    return ["", *filter(None, words)]

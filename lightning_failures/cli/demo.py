@@ -1,0 +1,110 @@
+"""The main job on real input without a network: coloured digits, the packaged encoders, a real Trainer."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import lightning as L
+import torch
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from lightning_failures.bundled.digits import ColouredDigitsDataModule, DigitClassifier
+from lightning_failures.callback import FailureModes
+from lightning_failures.core.atomic import write_atomically
+from lightning_failures.data.report import FailureReport
+from lightning_failures.errors import ConfigurationError
+from lightning_failures.report.html.write import write_html
+from lightning_failures.report.run_folder import HTML_FILE
+from lightning_failures.report.tables import class_table, enrichment_lines
+from lightning_failures.writers import write_report
+
+Truth = Mapping[str, str]
+
+
+def demo(*, seed: int = 0, output: Path = Path("failures-demo"), epochs: int = 6, shortcut: float = 0.95) -> None:
+    """Train a small classifier on coloured digits and show on which kinds of digits it fails.
+
+    Real handwritten digits are drawn in colour. Eight of the ten have a usual tint, so the classifier learns to
+    read the tint where it should read the shape, and fails where a digit bears its unusual tint. Nothing is
+    downloaded.
+
+    Args:
+        seed: Draws the tints, the images and the weights. Equal seeds give equal results.
+        output: Folder for the TensorBoard logs, the pictures and the report.
+        epochs: Epochs of training, with one analysis each.
+        shortcut: Probability of the usual tint in training, 0.5 (no shortcut) to 0.99.
+    """
+    if epochs < 1:
+        raise ConfigurationError(f"demo: epochs must be at least 1, got {epochs}.")
+    report, log_dir = train_digits(seed=seed, output=output, epochs=epochs, shortcut=shortcut)
+    write_report(report, output)
+    page = write_html(log_dir / "failures")  # anew: the report has the truth now
+    write_atomically(output / HTML_FILE, page.read_bytes())
+    print(f"\nFailure modes after {epochs} epochs, {report.examples} validation images:\n")
+    print(class_table(report))
+    if told := enrichment_lines(report):
+        print("\nKnown attributes, over-represented among what the directions flag:\n  " + "\n  ".join(told))
+    print(
+        f"\nReport:       {output / HTML_FILE} (one file, for any browser; all records are in {log_dir / 'failures'})"
+        f"\nTensorBoard:  tensorboard --logdir {output}"
+    )
+
+
+def train_digits(
+    *, seed: int, output: Path, epochs: int, shortcut: float, progress: bool = True
+) -> tuple[FailureReport, Path]:
+    """Train with the callback; return the last report, with the truth attached, and the folder of the logs."""
+    L.seed_everything(seed, verbose=False)
+    callback = FailureModes(
+        encoder="embedded:digits",
+        robust_encoder="embedded:digits",
+        captions="digits",
+        metadata=("tint", "background", "stroke", "posture"),  # only counted: neither fitted to nor the planted truth
+        on_error="raise",
+        seed=seed,
+    )
+    data = ColouredDigitsDataModule(seed=seed, shortcut=shortcut)
+    logger = TensorBoardLogger(output, name="coloured_digits")
+    trainer = L.Trainer(
+        accelerator="cpu",
+        max_epochs=epochs,
+        logger=logger,
+        callbacks=[callback],
+        enable_progress_bar=progress,
+        enable_model_summary=False,
+        enable_checkpointing=False,
+    )
+    with _one_thread(), warnings.catch_warnings():
+        # the images are in memory already: workers would only cost time
+        warnings.filterwarnings("ignore", ".*does not have many workers.*")
+        # Lightning's own use of a deprecated check of newer torch
+        warnings.filterwarnings("ignore", ".*treespec, LeafSpec.*", FutureWarning)
+        trainer.fit(DigitClassifier(), datamodule=data)
+    assert callback.last_report is not None  # on_error="raise"
+    report = attach_truth(callback.last_report, data.sets["validation"].truth)
+    write_report(report, Path(logger.log_dir) / "failures")
+    return report, Path(logger.log_dir)
+
+
+def attach_truth(report: FailureReport, truth: Sequence[Truth | None]) -> FailureReport:
+    """Add what was planted, after the fact: the analysis has never seen it."""
+    classes = (
+        replace(entry, truth=None if planted is None else dict(planted))
+        for entry, planted in zip(report.classes, truth, strict=True)
+    )
+    return replace(report, classes=tuple(classes))
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Two threads save a third on idle cores and lose more on busy ones: see ``benchmarks/demo_threads.py``."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)

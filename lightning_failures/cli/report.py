@@ -1,0 +1,246 @@
+"""``lightning-failures report`` and ``diff``: what runs left on disk, shown in a terminal, as HTML and as JSON."""
+
+from __future__ import annotations
+
+import json
+import textwrap
+from argparse import ArgumentParser, ArgumentTypeError, Namespace, RawDescriptionHelpFormatter
+from collections.abc import Sequence
+from pathlib import Path
+
+from lightning_failures.core.atomic import write_atomically
+from lightning_failures.core.text import clean, number, printable, shorten_caption
+from lightning_failures.data.report import FailureReport
+from lightning_failures.errors import ConfigurationError
+from lightning_failures.report.comparison import ClassChange, Comparison, ExampleChange, Side, compare
+from lightning_failures.report.diary import diary_lines
+from lightning_failures.report.feature_names import names_in, with_names
+from lightning_failures.report.html.write import write_html
+from lightning_failures.report.interventions import intervention_lines
+from lightning_failures.report.mode_comparison import ModeChange
+from lightning_failures.report.run_folder import HTML_FILE, Run, open_run
+from lightning_failures.report.tables import class_table, enrichment_lines, trust_lines
+
+_TRUSTED = 5
+_MODES = 20
+_RULES = 20
+_CLASSES = 40
+_FATES = ("new", "gone", "unknown", "persistent")
+
+
+def report(arguments: Sequence[str]) -> None:
+    """Run ``lightning-failures report``."""
+    options = _report_options(arguments)
+    run = open_run(options.run, feature_names=options.feature_names)
+    print(report_text(run))
+    if options.text_only:
+        return
+    try:
+        path = write_html(run, options.output)
+        beside = Path(options.run) / HTML_FILE  # the demo's copy
+        if options.output is None and beside.is_file() and not beside.samefile(path):
+            path = write_html(run, beside)
+    except OSError as error:
+        raise ConfigurationError(f"The page cannot be written ({error}). Name another place: --output FILE.") from error
+    print(f"\nReport: {printable(str(path))}")
+
+
+def diff(arguments: Sequence[str]) -> None:
+    """Run ``lightning-failures diff``."""
+    options = _diff_options(arguments)
+    found = compare(open_run(options.run_a), open_run(options.run_b))
+    text = json.dumps(found.to_dict(), indent=2, allow_nan=False) + "\n"
+    if options.json == "-":
+        print(text, end="")
+        return
+    print(diff_text(found, ids=options.ids))
+    if options.json is not None:
+        try:
+            write_atomically(Path(options.json), text.encode())
+        except OSError as error:
+            raise ConfigurationError(f"{options.json} cannot be written: {error}") from error
+        print(f"\nJSON: {printable(options.json)}")
+
+
+def report_text(run: Run) -> str:
+    """The last report of a run for a terminal."""
+    last = run.report
+    head = (
+        f"{printable(str(run.folder))}: epoch {last.epoch}, step {last.global_step}, {last.examples} examples, "
+        f"accuracy {number(last.accuracy)}"
+    )
+    sections = [
+        ("Notes", [clean(note, 400) for note in (*last.notes, *run.notes)]),
+        ("How far to trust it, the worst classes", trust_lines(last, limit=_TRUSTED)),
+        ("Failure diary", diary_lines(last, limit=_MODES)),
+        ("Known attributes, over-represented among the flagged", enrichment_lines(last)),
+        ("Interventions", intervention_lines(last)),
+        ("Valid leaves of the failure trees", _rules(last)),
+    ]
+    return "\n\n".join([head, class_table(last), *_told(sections)])
+
+
+def diff_text(found: Comparison, *, ids: int = 0) -> str:
+    """What changed from one run to the other, for a terminal.
+
+    Args:
+        found: The comparison.
+        ids: How many of the fixed, new and persistent failures to name each.
+    """
+    lines = [_side("a", found.a), _side("b", found.b), ""]
+    lines.append(
+        f"{found.examples} examples are in both with the same label; {found.only_a} only in a, {found.only_b} only in"
+        f" b, {found.relabelled} with another label."
+    )
+    for side, names in (("a", found.classes_only_a), ("b", found.classes_only_b)):
+        if names:
+            lines.append(f"Classes only in {side}: {clean(', '.join(map(clean, names)), 400)}.")
+    lines.append(_overall(found))
+    parts = ["\n".join(lines)]
+    if table := _class_changes(found.classes):
+        parts.append(table)
+    modes = [_mode(mode) for mode in sorted(found.modes, key=lambda mode: _FATES.index(mode.fate))]
+    more = [f"{len(modes) - _CLASSES} more are in the JSON form"] if len(modes) > _CLASSES else []
+    how = "cosine of the directions, share of their members in both"
+    sections = [(f"Failure modes ({how})", [*modes[:_CLASSES], *more])]
+    for title, changes in (("Fixed", found.fixed), ("New", found.new), ("Persistent", found.persistent)):
+        sections.append((f"{title} failures", _examples(changes, ids)))
+    sections.append(("Notes", [clean(note, 400) for note in found.notes]))
+    return "\n\n".join([*parts, *_told(sections)])
+
+
+def _rules(last: FailureReport) -> list[str]:
+    """The valid leaves of trees that found a pattern, the most important first."""
+    names = names_in(last.features)
+    found = [(leaf, group) for group in last.groups if group.pattern for leaf in group.leaves if leaf.valid]
+    found.sort(key=lambda pair: -pair[0].importance)
+    lines = [
+        f"{clean(group.class_name)} ({clean(group.grouping)} group): {clean(with_names(leaf.rule, names))}:"
+        f" error rate {number(leaf.error_rate)} (base {number(group.base_error_rate)}),"
+        f" error coverage {number(leaf.error_coverage)}"
+        for leaf, group in found[:_RULES]
+    ]
+    return lines + ([f"{len(found) - _RULES} more in report.json"] if len(found) > _RULES else [])
+
+
+def _told(sections: Sequence[tuple[str, Sequence[str]]]) -> list[str]:
+    """Those that have lines, each under its title."""
+    wrapper = textwrap.TextWrapper(110, initial_indent="  ", subsequent_indent="    ", break_on_hyphens=False)
+    return ["\n".join([f"{title}:", *(wrapper.fill(line) for line in lines)]) for title, lines in sections if lines]
+
+
+def _side(name: str, side: Side) -> str:
+    return (
+        f"{name}: {printable(side.folder)}: epoch {side.epoch}, step {side.global_step}, {side.examples} examples,"
+        f" accuracy {number(side.accuracy)}"
+    )
+
+
+def _overall(found: Comparison) -> str:
+    change = found.overall
+    told = "" if change.different else ", no difference that the data can tell"
+    return (
+        f"Error rate {number(change.error_rate_a, '.3f')} -> {number(change.error_rate_b, '.3f')}"
+        f" ({number(change.change, '+.3f')}, p = {number(change.p_value, '.2g')}{told}):"
+        f" {change.fixed} fixed, {change.new} new, {change.persistent} persistent failures.\n"
+        f"Both predict the same class for {number(found.same_predictions)} of the examples;"
+        f" agreement of their failures (Cohen's kappa) {number(found.agreement)}."
+    )
+
+
+def _class_changes(classes: Sequence[ClassChange]) -> str:
+    """An aligned table, those that differ first, then by the size of the change."""
+    ranked = sorted(classes, key=lambda one: (not one.different, -abs(one.change or 0.0)))
+    head = ("class", "examples", "error a", "error b", "change", "fixed", "new", "persistent", "p-value")
+    rows = [
+        (
+            clean(one.name, 24),
+            str(one.examples),
+            number(one.error_rate_a, ".3f"),
+            number(one.error_rate_b, ".3f"),
+            number(one.change, "+.3f"),
+            str(one.fixed),
+            str(one.new),
+            str(one.persistent),
+            number(one.p_value, ".2g") if one.different else "no difference",
+        )
+        for one in ranked[:_CLASSES]
+    ]
+    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
+    lines = [
+        "  ".join([row[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True))])
+        for row in (head, *rows)
+    ]
+    more = len(ranked) - len(rows)
+    return "\n".join(lines + ([f"{more} classes with smaller changes are in the JSON form."] if more else []))
+
+
+def _mode(mode: ModeChange) -> str:
+    sizes = [size for size in (mode.size_a, mode.size_b) if size is not None]
+    caption = mode.caption_b or mode.caption_a
+    how = {
+        "directions": f"cosine {number(mode.cosine)}, shared {number(mode.shared)}",
+        "members": f"shared {number(mode.shared)}",
+        None: mode.why or "nothing tells whether they are the same",
+    }[mode.matched_by]
+    return f"{mode.fate}  {clean(mode.class_name)}: {' -> '.join(map(str, sizes))} flagged failures ({clean(how)})" + (
+        f', "{shorten_caption(caption)}"' if caption else ""
+    )
+
+
+def _examples(changes: Sequence[ExampleChange], limit: int) -> list[str]:
+    shown = [f"{one.id}: {clean(one.label)}, a says {clean(one.a)}, b says {clean(one.b)}" for one in changes[:limit]]
+    more = len(changes) - len(shown)
+    return shown + ([f"and {more} more"] if shown and more else [])
+
+
+def _report_options(arguments: Sequence[str]) -> Namespace:
+    parser = ArgumentParser(
+        "lightning-failures report",
+        description="Show the last report of a run, and write it as one HTML file that needs no network.\n"
+        "Only files are read: neither the model nor the data are needed.",
+        epilog="examples:\n  lightning-failures report failures-demo\n"
+        "  lightning-failures report lightning_logs/version_3 --output ticket.html",
+        formatter_class=RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("run", type=Path, metavar="RUN", help=_RUN)
+    parser.add_argument(
+        "--output", type=Path, metavar="FILE", help="where to write the HTML; default: report.html beside the report"
+    )
+    parser.add_argument("--text-only", action="store_true", help="write no HTML")
+    parser.add_argument(
+        "--feature-names",
+        type=Path,
+        metavar="FILE",
+        help="YAML file with names of features; default: features.yaml of the run. It is read anew each time",
+    )
+    return parser.parse_args(list(arguments))
+
+
+def _diff_options(arguments: Sequence[str]) -> Namespace:
+    parser = ArgumentParser(
+        "lightning-failures diff",
+        description="Compare two runs from their saved records: which failures were fixed, which are new, which\n"
+        "persist, for each class whether the data can tell a difference, and what became of the failure modes.\n"
+        "Examples are paired by their id and label. Only files are read; the exit status is 0 whatever is found.",
+        epilog="examples:\n  lightning-failures diff lightning_logs/version_3 lightning_logs/version_4\n"
+        "  lightning-failures diff before after --ids 20\n"
+        "  lightning-failures diff before after --json - | jq '.new[].id'",
+        formatter_class=RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("run_a", type=Path, metavar="RUN_A", help=f"the earlier run: {_RUN}")
+    parser.add_argument("run_b", type=Path, metavar="RUN_B", help="the later run, likewise")
+    parser.add_argument("--ids", type=_count, default=0, metavar="N", help="name the first N of each kind of failures")
+    parser.add_argument(
+        "--json", metavar="FILE", help='write all as JSON; "-": to standard output, instead of the text'
+    )
+    return parser.parse_args(list(arguments))
+
+
+_RUN = "its log folder, its failures/ folder, a report.json, or the folder of the demo"
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal():
+        raise ArgumentTypeError(f"must be a number from 0, got {text[:40]!r}")
+    return int(text)

@@ -1,0 +1,142 @@
+"""Limits of time and memory: how they are said, and how an analysis shrinks to keep them.
+
+Time is kept by leaving work out: images that are not embedded yet, then the classes with the fewest failures. Memory is
+kept by looking at a sample of the examples. The sample is drawn by a hash of the example's id, so it is the same on
+every process and in every epoch, and a larger one holds the smaller.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lightning_failures.core.hashing import stable_hash
+
+MAX_GRAM_EXAMPLES = 5000
+"""A class with more examples is fitted on a sample of this size: its Gram matrix would not fit into memory."""
+
+SKIPPED_FOR_TIME = "left out: the time budget was spent on classes with more failures"
+"""Why a class or group is skipped once the deadline has passed."""
+
+PROGRESS_DELAY = 10.0
+"""Seconds of work before a progress bar appears."""
+
+_SALT = 0xB4D6E7
+_UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
+
+
+@dataclass(frozen=True)
+class Deadline:
+    """A moment on the clock of this process.
+
+    >>> Deadline.after(-1).passed, Deadline.after(60).passed
+    (True, False)
+    """
+
+    at: float
+
+    @classmethod
+    def after(cls, seconds: float) -> Deadline:
+        """So many seconds from now."""
+        return cls(time.perf_counter() + seconds)
+
+    @property
+    def passed(self) -> bool:
+        """Whether it is over."""
+        return time.perf_counter() >= self.at
+
+    @property
+    def left(self) -> float:
+        """Seconds until then, 0 where it is over."""
+        return max(self.at - time.perf_counter(), 0.0)
+
+
+@dataclass(frozen=True)
+class TimeLimit:
+    """Seconds, or a share of the time that an epoch of training takes; one of the two."""
+
+    seconds: float | None = None
+    share: float | None = None
+
+    def of(self, epoch: float | None) -> float | None:
+        """In seconds, for epochs of ``epoch`` seconds; None where this is not known and matters."""
+        if self.share is None:
+            return self.seconds
+        return None if epoch is None else self.share * epoch
+
+
+def read_time(limit: float | str) -> TimeLimit:
+    """Read ``30`` (seconds) or ``"10%"`` (of an epoch).
+
+    Raises:
+        ValueError: Anything else.
+
+    >>> read_time(30), read_time("10%")
+    (TimeLimit(seconds=30.0, share=None), TimeLimit(seconds=None, share=0.1))
+    """
+    share = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*%\s*", limit) if isinstance(limit, str) else None
+    value = float(share[1]) / 100 if share else float(limit)
+    if isinstance(limit, bool) or not 0 < value < float("inf"):
+        raise ValueError(limit)
+    return TimeLimit(share=value) if share else TimeLimit(seconds=value)
+
+
+def read_bytes(limit: float | str) -> int:
+    """Read ``2_000_000_000``, ``"2 GB"`` or ``"2GiB"``.
+
+    Raises:
+        ValueError: Anything else.
+
+    >>> read_bytes("1.5 GiB") == 3 * 2**29
+    True
+    """
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(b|[kmg]i?b)?\s*", str(limit).lower())
+    if found is None or isinstance(limit, bool) or (size := int(float(found[1]) * _UNITS[found[2] or ""])) < 1:
+        raise ValueError(limit)
+    return size
+
+
+def places_in_line(ids: NDArray[np.int64], seed: int = 0) -> NDArray[np.float64]:
+    """Where each example stands, by a hash of its id: (N,) in [0, 1). The first of the line are the sample.
+
+    >>> places = places_in_line(np.arange(10_000))
+    >>> bool(abs((places < 0.2).mean() - 0.2) < 0.02), bool(0 <= places.min() <= places.max() < 1)
+    (True, True)
+    """
+    return (stable_hash(ids, seed + _SALT) >> np.uint64(11)).astype(np.float64) / 2.0**53
+
+
+def bytes_of(examples: float, dim: int, largest_class: float = 0.0) -> float:
+    """What an analysis holds in memory at its height, about: measured, with what the allocator keeps.
+
+    Args:
+        examples: How many are looked at.
+        dim: Length of their embeddings, of all encoders together.
+        largest_class: How many of them are in the largest class, whose scalar products are held too.
+    """
+    return 4 * (_COPIES * examples * dim + _GRAMS * min(largest_class, MAX_GRAM_EXAMPLES) ** 2)
+
+
+def share_that_fits(limit: float, examples: float, dim: int, largest_class: float) -> float:
+    """The largest share of the examples whose analysis takes no more than ``limit`` bytes, to one in a thousand.
+
+    >>> share_that_fits(2**30, 10_000, 512, 1_000), 0 < share_that_fits(2**20, 10_000, 512, 1_000) < 0.1
+    (1.0, True)
+    """
+    low, high = 0, 1000
+    while low < high:
+        middle = (low + high + 1) // 2
+        share = middle / 1000
+        if bytes_of(share * examples, dim, share * largest_class) <= limit:
+            low = middle
+        else:
+            high = middle - 1
+    return low / 1000
+
+
+_COPIES = 4.2
+_GRAMS = 3.0

@@ -1,0 +1,39 @@
+"""Random numbers that are given back, whatever happens."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from lightning.pytorch.utilities.seed import isolate_rng
+
+
+@contextmanager
+def isolated_rng() -> Iterator[None]:
+    """Like Lightning's ``isolate_rng``, which gives nothing back after an exception.
+
+    >>> import random
+    >>> before = random.getstate()
+    >>> with isolated_rng():
+    ...     _ = random.random()
+    >>> random.getstate() == before
+    True
+    """
+    error: BaseException | None = None
+    with isolate_rng():
+        try:
+            yield
+        except BaseException as raised:
+            error = raised
+    if error is not None:
+        raise error
+
+
+def seed_all(seed: int) -> None:
+    """Seed the global generators, that the user's transforms draw from; inside of :func:`isolated_rng` only."""
+    random.seed(seed)
+    np.random.seed(seed)  # noqa: NPY002
+    torch.manual_seed(seed)

@@ -1,0 +1,151 @@
+"""What one analysis knows of every example, as one table: the record that reports and comparisons read."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from lightning_failures.core.atomic import write_atomically
+from lightning_failures.data.grades import Grades
+from lightning_failures.data.members import Grouping, members_of
+from lightning_failures.errors import DataError
+
+if TYPE_CHECKING:
+    from lightning_failures.trees.fit import FailureTree
+
+
+EXAMPLES_FILE = "examples.safetensors"
+"""The table of the last analysis, beside its report.json."""
+
+_FORMAT = "lightning-failures examples 1"
+
+
+@dataclass(frozen=True)
+class ExampleTable:
+    """One row for each graded example, sorted by id; one for each example and condition in a multilabel task.
+
+    Attributes:
+        ids: (N,) int64, ascending.
+        labels: (N,) int64, indices into ``class_names``.
+        predictions: (N,) int64.
+        confidence: (N,) float32 in [0, 1], the predicted probability of the true class.
+        values: (N,) float32 decision values, cross-fitted where the direction was fitted on the example; NaN where
+            there is none.
+        label_leaf: (N,) int64, the leaf of the tree of the example's label group, -1 where there is none.
+        prediction_leaf: (N,) int64, likewise of its prediction group.
+        class_names: K names.
+    """
+
+    ids: Tensor
+    labels: Tensor
+    predictions: Tensor
+    confidence: Tensor
+    values: Tensor
+    label_leaf: Tensor
+    prediction_leaf: Tensor
+    class_names: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def failed(self) -> Tensor:
+        """(N,) bool: the prediction is not the label."""
+        return self.predictions != self.labels
+
+    @property
+    def flagged(self) -> Tensor:
+        """(N,) bool: the decision value is negative."""
+        return self.values < 0
+
+    @classmethod
+    def of(cls, grades: Grades, values: Tensor | None, trees: dict[tuple[str, str], FailureTree]) -> ExampleTable:
+        """Put together what is known of N graded examples.
+
+        Args:
+            grades: N rows.
+            values: (N,) decision values, or None.
+            trees: By grouping and class name; their leaves name the examples that they hold.
+
+        >>> grades = Grades(torch.tensor([3, 5]), torch.tensor([0, 0]), torch.tensor([0, 1]), torch.ones(2), ("a", "b"))
+        >>> table = ExampleTable.of(grades, torch.tensor([0.5, -0.5]), {})
+        >>> table.failed.tolist(), table.flagged.tolist(), table.label_leaf.tolist()
+        ([False, True], [False, True], [-1, -1])
+        """
+        return cls(
+            ids=grades.ids,
+            labels=grades.labels,
+            predictions=grades.predictions,
+            confidence=grades.confidence.float().clamp(0, 1),  # probabilities of half precision may round beyond 1
+            values=torch.full((len(grades),), float("nan")) if values is None else values.float(),
+            label_leaf=_leaves(grades, "label", trees),
+            prediction_leaf=_leaves(grades, "prediction", trees),
+            class_names=grades.class_names,
+        )
+
+    def save(self, path: str | Path) -> None:
+        """Write one safetensors file, atomically."""
+        tensors = {name: getattr(self, name).clone(memory_format=torch.contiguous_format) for name in _TENSORS}
+        metadata = {"format": _FORMAT, "class_names": json.dumps(self.class_names)}
+        write_atomically(Path(path), save(tensors, metadata))
+
+    @classmethod
+    def load(cls, path: str | Path) -> ExampleTable:
+        """Read what :meth:`save` wrote.
+
+        Raises:
+            DataError: The file is of another kind, or damaged.
+        """
+        try:
+            with safe_open(str(path), framework="pt") as file:
+                metadata = file.metadata() or {}
+                if metadata.get("format") != _FORMAT:
+                    raise ValueError(f"format {metadata.get('format')!r}")
+                tensors = {name: file.get_tensor(name) for name in _TENSORS}
+            names = json.loads(metadata["class_names"])
+            if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+                raise ValueError("class names are no texts")
+            return cls(**tensors, class_names=tuple(names))._checked()
+        except OSError:
+            raise
+        except Exception as error:  # whatever a flipped bit leads to
+            raise DataError(f"{path} holds no table of examples ({str(error)[:200]})") from error
+
+    def _checked(self) -> ExampleTable:
+        """Itself, if its shapes, types and classes agree, and its numbers are in range."""
+        for name in _TENSORS:
+            tensor = getattr(self, name)
+            if tensor.shape != self.ids.shape or tensor.ndim != 1:
+                raise ValueError(f"{name} has shape {tuple(tensor.shape)}")
+            if tensor.dtype != (torch.float32 if name in ("confidence", "values") else torch.int64):
+                raise ValueError(f"{name} has type {tensor.dtype}")
+        for column in (self.labels, self.predictions):
+            if len(column) and not 0 <= int(column.min()) <= int(column.max()) < len(self.class_names):
+                raise ValueError("a class has no name")
+        if not bool(((self.confidence >= 0) & (self.confidence <= 1)).all()):  # NaN is neither
+            raise ValueError("confidence is not in [0, 1]")
+        if bool(self.values.isinf().any()):
+            raise ValueError("a decision value is infinite")
+        return self
+
+
+_TENSORS = tuple(f.name for f in dataclasses.fields(ExampleTable) if f.type == "Tensor")
+
+
+def _leaves(grades: Grades, grouping: Grouping, trees: dict[tuple[str, str], FailureTree]) -> Tensor:
+    """(N,) int64: the leaf of its group's tree that holds each example, -1 where none does."""
+    numbers = np.full(len(grades), -1, dtype=np.int64)
+    for members in members_of(grades, grouping):
+        tree = trees.get((grouping, members.name))
+        for number, leaf in enumerate(tree.leaves if tree is not None and len(tree.leaves) > 1 else ()):
+            numbers[members.rows[np.isin(members.ids, leaf.ids.numpy())]] = number
+    return torch.from_numpy(numbers)

@@ -1,0 +1,245 @@
+"""Suspected label errors among the examples that an intervention is about to weigh up or to add.
+
+What a model gets wrong is hard, or its label is wrong, and more weight on wrong labels does harm. An example is
+suspected when two witnesses that know nothing of the model agree with the model against its label: its neighbours in
+CLIP space, and a probe that was fitted without it. A hard example of a minority has neighbours of its own class, and
+the probe, which reads shape as well as the shortcut, mostly believes its label.
+"""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import LogisticRegression
+from torch import Tensor
+
+from lightning_failures.core.arrays import as_mask, as_rows, as_vector
+from lightning_failures.core.hashing import stable_hash
+from lightning_failures.directions.standardize import mean_and_std
+from lightning_failures.errors import ConfigurationError, DataError
+from lightning_failures.stats.folds import stratified_group_folds
+
+_ROWS_AT_ONCE = 512  # examples that are compared with ...
+_OTHERS_AT_ONCE = 8192  # ... so many others
+_CELLS_AT_ONCE = 1 << 22
+_ITERATIONS = 100
+
+
+@dataclass(frozen=True, eq=False)
+class LabelSuspects:
+    """Which labels are suspected, and the evidence on all examples that were checked.
+
+    Attributes:
+        suspect: (N,) bool.
+        rows: (M,) int64, ascending: the examples that were checked, places among the caller's N rows. Row m of all that
+            follows is that example's.
+        labels: (M,) int64, the label that is doubted.
+        predictions: (M,) int64, the label that the model suggests.
+        probability: (M,) float32 in [0, 1], what the cross-fitted probe gives the label; NaN where the probe has no
+            opinion, because the class has no example outside the fold.
+        agreeing: (M,) int64, how many of the nearest neighbours from other groups bear the prediction as their label;
+            -1 where they were not looked up, because the probe stands by the label.
+        neighbours: (M, k) int64, the nearest first, places among the caller's rows; -1 where there is none.
+    """
+
+    suspect: Tensor
+    rows: Tensor
+    labels: Tensor
+    predictions: Tensor
+    probability: Tensor
+    agreeing: Tensor
+    neighbours: Tensor
+
+    def ranked(self) -> Tensor:
+        """Return the suspects as places in :attr:`rows`, the most doubtful first: (S,) int64."""
+        found = np.flatnonzero(self.suspect[self.rows].numpy())
+        return torch.from_numpy(found[np.lexsort((-self.agreeing.numpy()[found], self.probability.numpy()[found]))])
+
+
+def suspect_labels(
+    embeddings: Any,
+    labels: Any,
+    predictions: Any,
+    *,
+    groups: Any = None,
+    candidates: Any = None,
+    neighbours: int = 10,
+    agreeing: int = 8,
+    below: float = 0.1,
+    folds: int = 5,
+    probe_size: int = 20_000,
+    seed: int = 0,
+    device: str | torch.device = "cpu",
+) -> LabelSuspects:
+    """Suspect the labels that the model, the neighbours in CLIP space and a probe all speak against.
+
+    An example is suspected when at least ``agreeing`` of its ``neighbours`` nearest neighbours by cosine, from other
+    groups, have the model's prediction as their label, *and* a multinomial logistic regression on the standardised
+    embeddings, fitted on other groups, gives its own label less than ``below``. Only a candidate that the model got
+    wrong can be one, and neighbours are only sought for those that the probe speaks against, block by block: memory is
+    that of the embeddings and a few hundred MiB.
+
+    A label that the model has learnt by heart is not found, because its prediction is the label; but such an example
+    does not look like a failure either. Judge a pool together with the training set: join the two and give the rows of
+    the pool as ``candidates``.
+
+    Args:
+        embeddings: (N, D) float tensor or array, any float dtype, of CLIP. Never the classifier's own latent space:
+            there wrong labels that it learnt lie among the class they name.
+            They must tell the classes apart: where the shortcut outweighs the class in them, the minority lies among
+            the class that the model names, and is suspected (``benchmarks/suspects.py`` has the figures).
+        labels: (N,) int, which may be wrong.
+        predictions: (N,) int, the model's. Only those of the candidates are read.
+        groups: (N,) names of the sources. Images of one source share a wrong label, so they are no witnesses for each
+            other. Default: every example is its own source.
+        candidates: (N,) bool, the examples to judge; default: all.
+        neighbours: Number of neighbours that are asked.
+        agreeing: How many of them must bear the prediction.
+        below: Probability of the label in [0, 1] under which the probe speaks against it.
+        folds: Folds of the probe; they keep groups whole.
+        probe_size: The probe of a fold is fitted on at most so many examples, with the same limit for every class
+            (``probe_size`` / number of classes), chosen by a hash of the row number.
+        seed: Of the folds and of that choice; no global generator is used.
+        device: Where neighbours are sought, in single precision.
+
+    Returns:
+        The suspects, with the evidence.
+
+    Raises:
+        DataError: Shapes that do not match, or values that are not finite.
+        ConfigurationError: An option outside its range.
+
+    Departure: Northcutt, Jiang and Chuang (Confident Learning, 2021) compare cross-fitted probabilities with a
+    threshold of each class; here the model's prediction names the other label and neighbours must confirm it, which
+    spares examples that are merely rare.
+
+    Example:
+        >>> rng = np.random.default_rng(0)
+        >>> true = np.repeat([0, 1], 50)
+        >>> x = rng.normal(size=(100, 4)) + 6 * true[:, None]
+        >>> labels = true.copy()
+        >>> labels[3] = 1
+        >>> found = suspect_labels(x, labels, true)
+        >>> found.suspect.nonzero().flatten().tolist(), found.agreeing.tolist()
+        ([3], [10])
+    """
+    _check_options(neighbours, agreeing, below, folds, probe_size)
+    x = as_rows(embeddings, "embeddings")
+    y = as_vector(labels, "labels", len(x))
+    predicted = as_vector(predictions, "predictions", len(x))
+    if y.dtype.kind != "i" or predicted.dtype.kind != "i":
+        raise DataError("labels and predictions must be integers, not names")
+    names = np.arange(len(x)) if groups is None else as_vector(groups, "groups", len(x))
+    _, sources = np.unique(names, return_inverse=True)
+    asked = np.ones(len(x), dtype=np.bool_) if candidates is None else as_mask(candidates, "candidates", len(x))
+
+    wrong = asked & (predicted != y)
+    rows = np.flatnonzero(wrong)
+    fold = stratified_group_folds(wrong, names, folds=folds, seed=seed)
+    probability = _cross_fitted(x, y, fold, rows, probe_size, seed)
+    doubted = np.flatnonzero(probability < below)
+    nearest = np.full((len(rows), neighbours), -1, dtype=np.int64)
+    nearest[doubted] = _nearest(x, sources, rows[doubted], neighbours, device)
+    bear = (y[nearest] == predicted[rows][:, None]) & (nearest >= 0)
+    count = np.full(len(rows), -1, dtype=np.int64)
+    count[doubted] = bear[doubted].sum(axis=1)
+
+    suspect = np.zeros(len(x), dtype=np.bool_)
+    suspect[rows[count >= agreeing]] = True  # the others were not counted: -1
+    return LabelSuspects(
+        suspect=torch.from_numpy(suspect),
+        rows=torch.from_numpy(rows),
+        labels=torch.from_numpy(y[rows]),
+        predictions=torch.from_numpy(predicted[rows]),
+        probability=torch.from_numpy(probability),
+        agreeing=torch.from_numpy(count),
+        neighbours=torch.from_numpy(nearest),
+    )
+
+
+def _cross_fitted(
+    x: NDArray[Any], y: NDArray[np.int64], fold: NDArray[np.int64], rows: NDArray[np.int64], size: int, seed: int
+) -> NDArray[np.float32]:
+    """(M,) probability that the probe of the other folds gives the label of each of ``rows``; NaN for no opinion."""
+    probability = np.full(len(rows), np.nan, dtype=np.float32)
+    if not len(rows):
+        return probability
+    mean, std = mean_and_std(x)
+    scale = np.divide(1.0, std, out=np.zeros_like(std), where=std > 0)
+
+    def standardised(some: NDArray[np.int64]) -> NDArray[np.float32]:
+        return ((x[some].astype(np.float32) - mean.astype(np.float32)) * scale).astype(np.float32)
+
+    for k in np.unique(fold[rows]):
+        chosen = _capped(y, np.flatnonzero(fold != k), size, seed)
+        if not len(chosen) or np.ptp(y[chosen]) == 0:  # one class: nothing to tell apart
+            continue
+        probe = LogisticRegression(max_iter=_ITERATIONS)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)  # nearly there is as good
+            probe.fit(standardised(chosen), y[chosen])
+        held = np.flatnonzero(fold[rows] == k)
+        held = held[np.isin(y[rows[held]], probe.classes_)]
+        for some in _pieces(held, _CELLS_AT_ONCE // (x.shape[1] + len(probe.classes_))):
+            column = np.searchsorted(probe.classes_, y[rows[some]])
+            probability[some] = probe.predict_proba(standardised(rows[some]))[np.arange(len(some)), column]
+    return probability
+
+
+def _capped(y: NDArray[np.int64], rows: NDArray[np.int64], size: int, seed: int) -> NDArray[np.int64]:
+    """At most ``size`` / classes of the rows of every class, those of the smallest hashes; ascending."""
+    if len(rows) <= size:
+        return rows
+    order = rows[np.lexsort((stable_hash(rows, seed), y[rows]))]
+    _, start, member = np.unique(y[order], return_index=True, return_inverse=True)
+    rank = np.arange(len(order)) - start[member]
+    return np.sort(order[rank < max(size // len(start), 1)])
+
+
+def _nearest(
+    x: NDArray[Any], sources: NDArray[np.int64], rows: NDArray[np.int64], k: int, device: str | torch.device
+) -> NDArray[np.int64]:
+    """(M, k) nearest rows of each of ``rows``, by cosine, from other sources; -1 where there are fewer than k."""
+    found = np.full((len(rows), k), -1, dtype=np.int64)
+    for block in _pieces(np.arange(len(rows)), _ROWS_AT_ONCE):
+        mine = _unit(x[rows[block]], device)
+        source = torch.from_numpy(sources[rows[block]]).to(device)
+        best = torch.full((len(block), k), -torch.inf, device=device)
+        place = torch.full((len(block), k), -1, device=device)
+        for start in range(0, len(x), _OTHERS_AT_ONCE):
+            stop = min(start + _OTHERS_AT_ONCE, len(x))
+            similarity = mine @ _unit(x[start:stop], device).T
+            similarity[source[:, None] == torch.from_numpy(sources[start:stop]).to(device)] = -torch.inf
+            values, index = similarity.topk(min(k, stop - start), dim=1)
+            best, order = torch.cat([best, values], dim=1).topk(k, dim=1)
+            place = torch.cat([place, index + start], dim=1).gather(1, order)
+        place[best == -torch.inf] = -1
+        found[block] = place.cpu().numpy()
+    return found
+
+
+def _unit(block: NDArray[Any], device: str | torch.device) -> Tensor:
+    rows = torch.from_numpy(block.astype(np.float32)).to(device)
+    return torch.nn.functional.normalize(rows, dim=1)
+
+
+def _pieces(items: NDArray[np.int64], size: int) -> list[NDArray[np.int64]]:
+    return [items[start : start + max(size, 1)] for start in range(0, len(items), max(size, 1))]
+
+
+def _check_options(neighbours: int, agreeing: int, below: float, folds: int, probe_size: int) -> None:
+    for name, valid, allowed, value in (
+        ("neighbours", neighbours >= 1, ">= 1", neighbours),
+        ("agreeing", 1 <= agreeing <= neighbours, f"in 1 ... {neighbours} (neighbours)", agreeing),
+        ("below", 0 <= below <= 1, "in 0 ... 1", below),
+        ("folds", folds >= 2, ">= 2", folds),
+        ("probe_size", probe_size >= 1, ">= 1", probe_size),
+    ):
+        if not valid:
+            raise ConfigurationError(f"suspect_labels: {name} must be {allowed}; got {value!r}.")

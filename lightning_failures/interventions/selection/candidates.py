@@ -1,0 +1,86 @@
+"""The candidates that a stream leaves behind: columns of equal length, ranked class by class."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lightning_failures.core.hashing import stable_hash
+
+
+@dataclass(frozen=True, eq=False)
+class Candidates:
+    """Rows of a pool, n of them.
+
+    Attributes:
+        labels: (n,) int64.
+        values: (n,) float32, the smallest come first.
+        identity: (n,) uint64, equal for exact copies; it also decides between equal values.
+        ids: (n,) int64.
+        copies: (n,) int64, how many rows of this identity were met, this one included.
+        keys: (n, 2) int64 content keys, or None.
+        embeddings: (n, D) float, or None.
+    """
+
+    labels: NDArray[np.int64]
+    values: NDArray[np.float32]
+    identity: NDArray[np.uint64]
+    ids: NDArray[np.int64]
+    copies: NDArray[np.int64]
+    keys: NDArray[np.int64] | None = None
+    embeddings: NDArray[Any] | None = None
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def take(self, rows: Any) -> Candidates:
+        """Return some rows: an index array, a mask or a slice."""
+        columns = {name: column[rows] for name, column in self._columns().items() if column is not None}
+        return dataclasses.replace(self, **columns)
+
+    @staticmethod
+    def join(parts: Sequence[Candidates]) -> Candidates:
+        """Return the rows of all parts, of which there is at least one; they have the same columns."""
+        names = [name for name, column in parts[0]._columns().items() if column is not None]
+        columns: dict[str, Any] = {name: np.concatenate([getattr(part, name) for part in parts]) for name in names}
+        return Candidates(**columns)
+
+    def _columns(self) -> dict[str, Any]:
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+
+
+def identities(keys: NDArray[np.int64], seed: int) -> NDArray[np.uint64]:
+    """Hash content keys (n, 2), or ids (n,), to one number each that looks random: (n,)."""
+    if keys.ndim == 1:
+        return stable_hash(keys, seed)
+    return stable_hash(keys[:, 0] + stable_hash(keys[:, 1], seed).view(np.int64), seed)
+
+
+def best_candidates(rows: Candidates, limit: int) -> Candidates:
+    """Keep one row of each identity, the best, and of every class the best ``limit``; ordered by class, then rank.
+
+    Taking the best of some rows, joining others and taking the best again gives the best of all: what falls out had
+    ``limit`` better ones before it, and they stay or make way for better ones still.
+
+    >>> column = np.arange(4)
+    >>> rows = Candidates(column * 0, np.float32([3, 1, 2, 1]), np.uint64([7, 8, 7, 9]), column, column * 0 + 1)
+    >>> best = best_candidates(rows, 2)
+    >>> best.ids.tolist(), best_candidates(rows, 3).copies.tolist()
+    ([1, 3], [1, 1, 2])
+    """
+    order = np.lexsort((rows.ids, rows.values, rows.identity, rows.labels))
+    labels, identity = rows.labels[order], rows.identity[order]
+    first = np.ones(len(rows), dtype=np.bool_)
+    first[1:] = (labels[1:] != labels[:-1]) | (identity[1:] != identity[:-1])
+    start = np.flatnonzero(first)
+    copies = np.add.reduceat(rows.copies[order], start) if len(start) else rows.copies
+    order = order[start]
+    ranked = np.lexsort((rows.identity[order], rows.values[order], rows.labels[order]))
+    _, begin, member = np.unique(rows.labels[order[ranked]], return_index=True, return_inverse=True)
+    kept = ranked[np.arange(len(ranked)) - begin[member] < limit]
+    return dataclasses.replace(rows.take(order[kept]), copies=copies[kept])

@@ -1,0 +1,67 @@
+"""Near-duplicates: images whose embeddings point the same way."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lightning_failures.core.arrays import as_rows
+from lightning_failures.errors import DataError
+
+_PAIRS_AT_ONCE = 1 << 22
+
+
+def distinct_rows(
+    embeddings: Any, k: int, *, similarity: float, training: Iterable[Any] = ()
+) -> tuple[NDArray[np.int64], int]:
+    """Go down the rows and take the first k that are no near-duplicates of a training row or of one taken before.
+
+    Args:
+        embeddings: (n, D) float, the best candidate first.
+        k: How many to take.
+        similarity: The cosine above which two rows are near-duplicates.
+        training: Blocks (m, D); one of them is in memory at a time.
+
+    Returns:
+        The rows taken, (at most k,) int64 ascending, and how many were passed over before the last of them (or before
+        the end, if there are fewer than k).
+
+    Raises:
+        DataError: Not two-dimensional, not finite, or of different lengths.
+
+    >>> rows = np.array([[1.0, 0.0], [1.0, 0.01], [0.0, 1.0], [1.0, 1.0]])
+    >>> distinct_rows(rows, 2, similarity=0.99)
+    (array([0, 2]), 1)
+    >>> distinct_rows(rows, 2, similarity=0.99, training=[[[0.0, 2.0]]])
+    (array([0, 3]), 2)
+    """
+    unit = _unit(as_rows(embeddings, "embeddings"))
+    alike = np.zeros(len(unit), dtype=np.bool_)
+    size = max(1, _PAIRS_AT_ONCE // max(len(unit), 1))
+    for block in training:
+        others = as_rows(block, "training embeddings")
+        if others.shape[1] != unit.shape[1]:
+            raise DataError(f"training embeddings must have {unit.shape[1]} dimensions, got {others.shape[1]}")
+        for start in range(0, len(others), size):
+            alike |= (unit @ _unit(others[start : start + size]).T > similarity).any(axis=1)
+    taken: list[int] = []
+    passed = 0
+    for row in range(len(unit)):
+        if len(taken) == k:
+            break
+        if alike[row] or (unit[taken] @ unit[row] > similarity).any():
+            passed += 1
+        else:
+            taken.append(row)
+    return np.array(taken, dtype=np.int64), passed
+
+
+def _unit(rows: NDArray[Any]) -> NDArray[np.float32]:
+    """Rows of length 1, or 0 where there is none."""
+    unit = rows.astype(np.float32)
+    length = np.sqrt(np.einsum("nd,nd->n", unit, unit))
+    unit *= np.divide(1.0, length, out=np.zeros_like(length), where=length > 0)[:, None]
+    return unit

@@ -1,0 +1,240 @@
+"""The user's pool as blocks of consecutive examples: their loader, cut so that whole blocks go to one process.
+
+Lightning's own sampler for prediction gives every process every n-th example, keeps a list of all indices in each, and
+remembers each index that was drawn; it also stops with an assertion where there are fewer examples than processes.
+Blocks of ids can be redone one by one, whatever the number of processes, and memory does not grow with the pool.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.utilities import CombinedLoader
+from lightning.pytorch.utilities.model_helpers import is_overridden
+from torch.utils.data import (
+    DataLoader,
+    Dataset,
+    DistributedSampler,
+    IterableDataset,
+    RandomSampler,
+    SequentialSampler,
+)
+
+from lightning_failures.core.rng import isolated_rng
+from lightning_failures.encoders.cache.store import content_keys
+from lightning_failures.errors import ConfigurationError
+from lightning_failures.trainer.batch_reader import BatchReader
+
+PoolSplit = Literal["predict", "train", "validation", "test"]
+
+_LOADERS = {
+    "predict": "predict_dataloader",
+    "train": "train_dataloader",
+    "validation": "val_dataloader",
+    "test": "test_dataloader",
+}
+_STAGES = {"predict": "predict", "train": "fit", "validation": "validate", "test": "test"}
+
+
+@dataclass(frozen=True)
+class PoolSource:
+    """Where a pool comes from: the hooks of a datamodule, or of a module that has the data itself.
+
+    Attributes:
+        module: The user's module. Only its hooks are used; it stays where it is.
+        datamodule: The user's, or None.
+        split: Whose loader gives the pool.
+    """
+
+    module: LightningModule
+    datamodule: LightningDataModule | None = None
+    split: PoolSplit = "predict"
+
+    @property
+    def owner(self) -> LightningModule | LightningDataModule:
+        """Who has the loaders."""
+        return self.module if self.datamodule is None else self.datamodule
+
+    def check(self) -> None:
+        """Stop before anything is started if there is no such loader.
+
+        Raises:
+            ConfigurationError: There is none.
+        """
+        hook = _LOADERS[self.split]
+        if not is_overridden(hook, self.owner):
+            others = [split for split, name in _LOADERS.items() if is_overridden(name, self.owner)]
+            raise ConfigurationError(
+                f"`embed` reads the pool from {hook}, which {type(self.owner).__name__} does not have. Add it"
+                + (f", or choose another split: --split {'|'.join(others)}." if others else ".")
+            )
+
+    def begin(self, trainer: Trainer) -> None:
+        """Call ``setup``, in every process."""
+        self.module.trainer = trainer
+        if self.datamodule is not None:
+            self.datamodule.trainer = trainer
+        self.owner.setup(_STAGES[self.split])
+
+    def end(self) -> None:
+        """Call ``teardown``, in every process."""
+        self.owner.teardown(_STAGES[self.split])
+
+    def loader(self) -> DataLoader[Any]:
+        """Return the user's loader.
+
+        Raises:
+            ConfigurationError: It cannot be cut into blocks.
+        """
+        return whole_loader(getattr(self.owner, _LOADERS[self.split])(), _LOADERS[self.split])
+
+    def hook(self, name: str) -> Callable[..., Any]:
+        """Return a batch hook as Lightning would: of the datamodule, where it has its own, else of the module."""
+        owner = self.datamodule
+        found: Callable[..., Any] = getattr(
+            self.module if owner is None or not is_overridden(name, owner) else owner, name
+        )
+        return found
+
+
+class BlockSampler(DistributedSampler[range]):
+    """The batches of this process, each as the ``range`` of its ids. No batch crosses the end of a block.
+
+    It is a DistributedSampler, so that Lightning leaves it as it is.
+
+    >>> list(BlockSampler([range(0, 5), range(10, 12)], batch_size=3))
+    [range(0, 3), range(3, 5), range(10, 12)]
+    """
+
+    def __init__(self, blocks: Sequence[range], *, batch_size: int) -> None:
+        super().__init__(blocks, num_replicas=1, rank=0, shuffle=False)  # type: ignore[arg-type]
+        self.blocks, self.batch_size = blocks, batch_size
+
+    def __iter__(self) -> Iterator[range]:
+        for block in self.blocks:
+            for start in range(block.start, block.stop, self.batch_size):
+                yield range(start, min(start + self.batch_size, block.stop))
+
+    def __len__(self) -> int:
+        return sum(-(-len(block) // self.batch_size) for block in self.blocks)
+
+
+class _Batches(Dataset[Any]):
+    """From ids to the batch that the user's loader would make of them."""
+
+    def __init__(self, dataset: Any, collate: Callable[[list[Any]], Any]) -> None:
+        self.dataset, self.collate = dataset, collate
+
+    def __getitem__(self, ids: Sequence[int]) -> Any:
+        at_once = getattr(self.dataset, "__getitems__", None)
+        return self.collate([self.dataset[i] for i in ids] if at_once is None else at_once(list(ids)))
+
+
+def whole_loader(loaders: Any, hook: str) -> DataLoader[Any]:
+    """Return the one DataLoader, if every example of its dataset can be fetched by index.
+
+    Raises:
+        ConfigurationError: It cannot; the message names the remedy.
+    """
+    flat = [] if loaders is None else CombinedLoader(loaders, "sequential").flattened
+    if len(flat) != 1 or not isinstance(flat[0], DataLoader):
+        raise ConfigurationError(
+            f"`embed` needs one DataLoader from {hook}, got {len(flat)} of {type(loaders).__name__}."
+            " Join datasets with torch.utils.data.ConcatDataset."
+        )
+    loader: DataLoader[Any] = flat[0]
+    if isinstance(loader.dataset, IterableDataset) or not hasattr(loader.dataset, "__len__"):
+        raise ConfigurationError(
+            f"`embed` shares a pool out, and takes it up again, by the indices of its examples, which a"
+            f" {type(loader.dataset).__name__} does not have. Give {hook} a dataset with __getitem__ and __len__."
+        )
+    sampler = loader.sampler if loader.batch_sampler is None else getattr(loader.batch_sampler, "sampler", None)
+    if not isinstance(sampler, SequentialSampler | RandomSampler | DistributedSampler):
+        given = type(loader.batch_sampler if sampler is None else sampler).__name__
+        raise ConfigurationError(
+            f"`embed` reads every example of the dataset, whatever a {given} draws. For a part of it give {hook} a"
+            " torch.utils.data.Subset without the sampler."
+        )
+    if not len(loader.dataset):
+        raise ConfigurationError(f"The pool from {hook} has no examples.")
+    if not batch_size_of(loader):
+        raise ConfigurationError(
+            f"`embed` makes batches of the examples of {hook} itself: give the DataLoader a batch_size, and a dataset"
+            " of single examples."
+        )
+    return loader
+
+
+def blocks_loader(loader: DataLoader[Any], blocks: Sequence[range]) -> DataLoader[Any]:
+    """Return a loader of the batches of some blocks, with the workers and the ``collate_fn`` of the user's."""
+    return _loader(loader, BlockSampler(blocks, batch_size=batch_size_of(loader)), workers=loader.num_workers)
+
+
+def content_sample(loader: DataLoader[Any], reader: BatchReader) -> tuple[str, ...]:
+    """Content keys, in hex, of the first, the middle and the last image; none where two looks at them differ.
+
+    A pool whose images or transforms have changed since is told by them. Where the user has workers, one of them looks:
+    a dataset may open its file at the first look, and an open file must not be shared with the workers to come.
+    """
+    size = len(loader.dataset)  # type: ignore[arg-type]
+    ids = sorted({0, size // 2, size - 1})
+    looks: list[tuple[str, ...]] = []
+    with isolated_rng():
+        for batch in _loader(loader, [ids, ids], workers=min(1, loader.num_workers)):
+            images = reader.read(None, batch).images
+            keys = [] if images is None else content_keys(images).tolist()
+            looks.append(tuple(f"{a & (2**64 - 1):016x}{b & (2**64 - 1):016x}" for a, b in keys))
+    return looks[0] if looks[0] == looks[1] else ()
+
+
+def _loader(loader: DataLoader[Any], sampler: Iterable[Sequence[int]], *, workers: int) -> DataLoader[Any]:
+    """The batches of the ids that a sampler yields, made as the user's loader makes them."""
+    options: dict[str, Any] = {}
+    if workers:
+        options = {"prefetch_factor": loader.prefetch_factor, "multiprocessing_context": loader.multiprocessing_context}
+    return DataLoader(
+        _Batches(loader.dataset, loader.collate_fn),
+        batch_size=None,  # an item is a batch
+        sampler=sampler,
+        collate_fn=_as_it_is,
+        num_workers=workers,
+        pin_memory=loader.pin_memory,
+        timeout=loader.timeout,
+        worker_init_fn=loader.worker_init_fn,
+        **options,
+    )
+
+
+def path_in(dataset: Any, index: int) -> str | None:
+    """Return the file that an example was read from, if the dataset tells, through ``Subset`` and ``ConcatDataset``.
+
+    >>> class Folder:
+    ...     samples = [("cats/1.png", 0), ("dogs/1.png", 1)]
+    >>> from torch.utils.data import Subset
+    >>> path_in(Subset(Folder(), [1]), 0), path_in([], 0)
+    ('dogs/1.png', None)
+    """
+    samples = getattr(dataset, "samples", None)  # of torchvision's folders
+    if isinstance(samples, Sequence) and index < len(samples):
+        sample = samples[index]
+        first = sample[0] if isinstance(sample, tuple | list) and sample else sample
+        return str(first) if isinstance(first, str) or hasattr(first, "__fspath__") else None
+    parts, ends = getattr(dataset, "datasets", None), getattr(dataset, "cumulative_sizes", None)
+    if parts is not None and ends is not None:
+        part = bisect_right(ends, index)
+        return path_in(parts[part], index - (ends[part - 1] if part else 0))
+    inner, indices = getattr(dataset, "dataset", None), getattr(dataset, "indices", None)
+    return None if inner is None or indices is None else path_in(inner, int(indices[index]))
+
+
+def batch_size_of(loader: DataLoader[Any]) -> int:
+    """Examples in a batch; 0 where the loader makes none."""
+    return int(loader.batch_size or getattr(loader.batch_sampler, "batch_size", None) or 0)
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch

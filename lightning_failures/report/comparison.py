@@ -1,0 +1,310 @@
+"""Two runs compared from their saved records alone: what was fixed, what is new, what persists.
+
+Both runs must have seen examples under the same ids with the same labels; these are compared, pair by pair, and the
+others are counted. Whether a class got better is an exact McNemar test on its pairs (McNemar, 1947): of the examples
+that only one run fails on, are more on one side than a fair coin would give? The tests take examples to be independent:
+where several come from one source (frames of a video), they say "different" too easily.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lightning_failures.core.arrays import defined
+from lightning_failures.core.serialization import to_jsonable
+from lightning_failures.data.example_table import ExampleTable
+from lightning_failures.directions.matching import LEVEL
+from lightning_failures.errors import DataError
+from lightning_failures.report.mode_comparison import ModeChange, mode_changes
+from lightning_failures.report.run_folder import Run
+from lightning_failures.stats.intervals import benjamini_hochberg, sign_test
+
+
+@dataclass(frozen=True)
+class Side:
+    """One of the two runs, as its last report tells. ``accuracy`` is on all its examples, not on the compared ones."""
+
+    folder: str
+    epoch: int | None
+    global_step: int | None
+    stage: str | None
+    examples: int
+    accuracy: float | None
+    encoder: str | None
+    summary: dict[str, float]
+
+
+@dataclass(frozen=True)
+class ExampleChange:
+    """One example that at least one run fails on: its label, and what the first and the second run predict."""
+
+    id: int
+    label: str
+    a: str
+    b: str
+
+
+@dataclass(frozen=True)
+class ClassChange:
+    """The compared examples of one class.
+
+    ``fixed`` are failures of the first run alone, ``new`` of the second alone, ``persistent`` of both. ``change`` is
+    the error rate of the second less that of the first. ``different`` says whether the p-value survives
+    Benjamini-Hochberg over classes at level 0.05; without it the data cannot tell a change from chance.
+    """
+
+    name: str
+    examples: int
+    fixed: int
+    new: int
+    persistent: int
+    error_rate_a: float | None = None
+    error_rate_b: float | None = None
+    change: float | None = None
+    p_value: float | None = None
+    different: bool = False
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What changed from run a to run b.
+
+    Attributes:
+        a: The first run.
+        b: The second run.
+        examples: How many were compared: the same id and label in both. In a multilabel task an example counts once for
+            each condition.
+        only_a: Examples whose id only the first run has.
+        only_b: Examples whose id only the second run has.
+        relabelled: Ids that both have, with another label.
+        classes_only_a: Names that only the first run knows.
+        classes_only_b: Names that only the second run knows.
+        overall: All compared examples, as one class.
+        classes: In the order of the first run, those that have compared examples.
+        fixed: Failures of the first run alone, by id; so the next two.
+        new: Failures of the second run alone.
+        persistent: Failures of both.
+        same_predictions: Share of the compared examples for which both predict the same class, in [0, 1].
+        agreement: Cohen's kappa between the failures of both; None where it is not defined.
+        modes: Of all classes in which a run has one.
+        notes: What a reader must know, one sentence each.
+    """
+
+    a: Side
+    b: Side
+    examples: int
+    only_a: int
+    only_b: int
+    relabelled: int
+    classes_only_a: tuple[str, ...]
+    classes_only_b: tuple[str, ...]
+    overall: ClassChange
+    classes: tuple[ClassChange, ...]
+    fixed: tuple[ExampleChange, ...]
+    new: tuple[ExampleChange, ...]
+    persistent: tuple[ExampleChange, ...]
+    same_predictions: float | None
+    agreement: float | None
+    modes: tuple[ModeChange, ...]
+    notes: tuple[str, ...] = ()
+    schema: int = 1
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain Python values only."""
+        plain: dict[str, Any] = to_jsonable(self)
+        return plain
+
+
+def compare(a: Run, b: Run) -> Comparison:
+    """Compare two runs.
+
+    Args:
+        a: The earlier, or the one without the change; must have a table of examples.
+        b: The other.
+
+    Raises:
+        DataError: A run has no table of examples, they have no example in common, or most have another label.
+    """
+    pairs = _Pairs.of(_table(a), _table(b))
+    classes = _classes(pairs)
+    return Comparison(
+        a=_side(a),
+        b=_side(b),
+        examples=len(pairs.ids),
+        only_a=pairs.only_a,
+        only_b=pairs.only_b,
+        relabelled=pairs.relabelled,
+        classes_only_a=_lacking(_table(a), _table(b)),
+        classes_only_b=_lacking(_table(b), _table(a)),
+        overall=_overall(pairs),
+        classes=classes,
+        fixed=pairs.changes(pairs.fixed),
+        new=pairs.changes(pairs.new),
+        persistent=pairs.changes(pairs.persistent),
+        same_predictions=float((pairs.guess_a == pairs.guess_b).mean()),
+        agreement=_kappa(pairs.failed_a, pairs.failed_b),
+        modes=mode_changes(
+            a,
+            b,
+            pairs.names,
+            pairs.labels,
+            pairs.failed_a & pairs.flagged_a,
+            pairs.failed_b & pairs.flagged_b,
+        ),
+        notes=tuple(_notes(a, b, pairs)),
+    )
+
+
+@dataclass(frozen=True)
+class _Pairs:
+    """The n compared examples by id, as (n,) arrays; labels and guesses are places in ``names``."""
+
+    names: tuple[str, ...]
+    ids: NDArray[np.int64]
+    labels: NDArray[np.int64]
+    guess_a: NDArray[np.int64]
+    guess_b: NDArray[np.int64]
+    failed_a: NDArray[np.bool_]
+    failed_b: NDArray[np.bool_]
+    flagged_a: NDArray[np.bool_]
+    flagged_b: NDArray[np.bool_]
+    only_a: int
+    only_b: int
+    relabelled: int
+
+    @classmethod
+    def of(cls, a: ExampleTable, b: ExampleTable) -> _Pairs:
+        names = tuple(dict.fromkeys((*a.class_names, *b.class_names)))
+        place = {name: number for number, name in enumerate(names)}
+        first, second = (np.array([place[name] for name in table.class_names], dtype=np.int64) for table in (a, b))
+        ids_a, ids_b = a.ids.numpy(), b.ids.numpy()
+        known = np.unique(np.concatenate([ids_a, ids_b]))
+        # one number for each id and label: (n_a,) and (n_b,)
+        key_a = np.searchsorted(known, ids_a) * len(names) + first[a.labels.numpy()]
+        key_b = np.searchsorted(known, ids_b) * len(names) + second[b.labels.numpy()]
+        _, rows_a, rows_b = np.intersect1d(key_a, key_b, return_indices=True)
+        if not len(rows_a):
+            raise DataError("the runs have no example in common: no id has the same label in both")
+        both = np.intersect1d(ids_a, ids_b)
+        relabelled = len(np.setdiff1d(both, ids_a[rows_a]))
+        if 2 * relabelled > len(both):
+            raise DataError(
+                f"{relabelled} of the {len(both)} ids that both runs have bear another label in the other: these are"
+                " different data, and the same id is another image"
+            )
+        return cls(
+            names,
+            ids_a[rows_a],
+            first[a.labels.numpy()[rows_a]],
+            first[a.predictions.numpy()[rows_a]],
+            second[b.predictions.numpy()[rows_b]],
+            a.failed.numpy()[rows_a],
+            b.failed.numpy()[rows_b],
+            a.flagged.numpy()[rows_a],
+            b.flagged.numpy()[rows_b],
+            only_a=int((~np.isin(ids_a, both)).sum()),
+            only_b=int((~np.isin(ids_b, both)).sum()),
+            relabelled=relabelled,
+        )
+
+    @property
+    def fixed(self) -> NDArray[np.bool_]:
+        """Failures of the first alone."""
+        return self.failed_a & ~self.failed_b
+
+    @property
+    def new(self) -> NDArray[np.bool_]:
+        """Failures of the second alone."""
+        return ~self.failed_a & self.failed_b
+
+    @property
+    def persistent(self) -> NDArray[np.bool_]:
+        """Failures of both."""
+        return self.failed_a & self.failed_b
+
+    def changes(self, which: NDArray[np.bool_]) -> tuple[ExampleChange, ...]:
+        columns = (self.ids, self.labels, self.guess_a, self.guess_b)
+        return tuple(
+            ExampleChange(number, self.names[label], self.names[before], self.names[after])
+            for number, label, before, after in zip(*(column[which].tolist() for column in columns), strict=True)
+        )
+
+
+def _table(run: Run) -> ExampleTable:
+    if run.table is None:
+        raise DataError(
+            f"{run.folder} has no table of examples (examples.safetensors), without which nothing can be paired: "
+            "runs of this version keep one beside the last report"
+        )
+    return run.table
+
+
+def _side(run: Run) -> Side:
+    report = run.report
+    return Side(
+        str(run.folder),
+        report.epoch,
+        report.global_step,
+        report.stage,
+        len(_table(run)),
+        defined(_table(run).failed.logical_not().double().mean()),
+        report.encoder,
+        report.summary,
+    )
+
+
+def _classes(pairs: _Pairs) -> tuple[ClassChange, ...]:
+    examples, fixed, new, persistent = (
+        np.bincount(pairs.labels[which], minlength=len(pairs.names))
+        for which in (np.ones(len(pairs.ids), dtype=np.bool_), pairs.fixed, pairs.new, pairs.persistent)
+    )
+    rows = [
+        row
+        for row in zip(pairs.names, *(column.tolist() for column in (examples, fixed, new, persistent)), strict=True)
+        if row[1]
+    ]
+    p_values = [sign_test(row[3], row[2]) for row in rows]
+    holds = benjamini_hochberg(p_values, LEVEL).tolist()
+    return tuple(_change(row, p, different) for row, p, different in zip(rows, p_values, holds, strict=True))
+
+
+def _overall(pairs: _Pairs) -> ClassChange:
+    fixed, new, persistent = (int(which.sum()) for which in (pairs.fixed, pairs.new, pairs.persistent))
+    p_value = sign_test(new, fixed)
+    return _change(("all", len(pairs.ids), fixed, new, persistent), p_value, p_value <= LEVEL)
+
+
+def _change(counts: tuple[str, int, int, int, int], p_value: float, different: bool) -> ClassChange:
+    name, examples, fixed, new, persistent = counts
+    before, after = (fixed + persistent) / examples, (new + persistent) / examples
+    return ClassChange(
+        name, examples, fixed, new, persistent, before, after, (new - fixed) / examples, p_value, different
+    )
+
+
+def _kappa(a: NDArray[np.bool_], b: NDArray[np.bool_]) -> float | None:
+    """Cohen's kappa: agreement beyond that of chance, as a share of what chance leaves."""
+    chance = a.mean() * b.mean() + (1 - a.mean()) * (1 - b.mean())
+    return None if chance == 1 else float(((a == b).mean() - chance) / (1 - chance))
+
+
+def _lacking(here: ExampleTable, there: ExampleTable) -> tuple[str, ...]:
+    return tuple(name for name in dict.fromkeys(here.class_names) if name not in set(there.class_names))
+
+
+def _notes(a: Run, b: Run, pairs: _Pairs) -> list[str]:
+    one, other = a.report, b.report
+    notes = [f"Run {name}: {note}" for name, run in (("a", a), ("b", b)) for note in run.notes]
+    if (one.stage == "test") != (other.stage == "test") or one.dataloader != other.dataloader:
+        notes.append("The runs tell of different parts of the data: the same id may be another image.")
+    if pairs.relabelled > 0.1 * (pairs.relabelled + len(np.unique(pairs.ids))):
+        notes.append("Many ids have another label: the data were changed, and the same id may be another image.")
+    if one.encoder_fingerprint != other.encoder_fingerprint:
+        notes.append("The encoders of the directions differ, so modes are matched by the failures that they share.")
+    if all(entry.p_value is None for report in (one, other) for entry in report.classes):
+        notes.append("Neither run has failure directions, so there are no modes to compare.")
+    return notes

@@ -1,0 +1,209 @@
+"""The diary on disk: its state lies beside each analysis, so that a resumed run goes on from where it was then."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import re
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from itertools import accumulate, pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import xxhash
+from numpy.typing import NDArray
+from safetensors import safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from lightning_failures.analysis.diary import Diary, Mode, advance
+from lightning_failures.core.atomic import write_atomically
+from lightning_failures.core.serialization import from_jsonable, read_json
+from lightning_failures.data.report import FailureReport, ModeReport, analysis_name
+from lightning_failures.directions.matching import ModeSnapshot
+from lightning_failures.errors import DataError
+
+MODES_FILE = "modes.safetensors"
+"""The state of the diary after an analysis, in its folder."""
+
+KEPT = 20
+"""So many states are kept, the latest, and the first of all."""
+
+_FORMAT = "lightning-failures diary 1"
+_ANALYSIS = re.compile(r"epoch=(\d+)-step=(\d+)")
+
+
+def keep_diary(
+    report: FailureReport, folder: Path, *, tell: Callable[[str], Any] = warnings.warn
+) -> tuple[ModeReport, ...]:
+    """Enter an analysis into the diary of its run.
+
+    It goes on from the last state of an earlier step, or epoch, where steps stand still (manual optimisation); of
+    several analyses in one epoch and step the last one counts. States of later ones belong to a future that was given
+    up, when the run was resumed from an earlier checkpoint: they are removed.
+
+    Args:
+        report: Of one analysis. Only those made in ``fit`` are entered: a single validation, or a test, is no history.
+        folder: Of the run, ``<log_dir>/failures``.
+        tell: Is told of a state that is damaged, or cannot be written. The one before it is taken; without one the
+            diary starts anew.
+
+    Returns:
+        What the diary tells of each mode; nothing outside of ``fit``.
+    """
+    if report.stage != "fit":
+        return ()
+    step = report.global_step or 0
+    here = folder / analysis_name(report, step) / MODES_FILE
+    states, now = _states(folder), (step, report.epoch or 0)
+    earlier = [path for at, path in states if at < now]
+    diary, modes = advance(_last_readable(earlier, tell), report)
+    try:
+        save_diary(diary, here)
+    except OSError as error:
+        tell(f"The failure diary could not be kept: {type(error).__name__}: {error}")
+    later = [path for at, path in states if at >= now and path != here]
+    for path in earlier[1 : max(1, len(earlier) + 1 - KEPT)] + later:
+        with contextlib.suppress(OSError):
+            path.unlink(missing_ok=True)
+    return modes
+
+
+def _states(folder: Path) -> list[tuple[tuple[int, int], Path]]:
+    """(step, epoch) and file of every state, in this order."""
+    found = ((_ANALYSIS.fullmatch(path.parent.name), path) for path in folder.glob(f"epoch=*/{MODES_FILE}"))
+    return sorted(((int(name[2]), int(name[1])), path) for name, path in found if name)
+
+
+def _last_readable(paths: list[Path], tell: Callable[[str], Any]) -> Diary:
+    for path in reversed(paths):
+        try:
+            return load_diary(path)
+        except (DataError, OSError) as error:
+            tell(f"The failure diary goes on from an earlier state: {error}")
+    return Diary()
+
+
+@dataclass(frozen=True)
+class _PlainMode:
+    """What JSON holds of a mode; ``look`` and ``base`` are places among the looks of the diary."""
+
+    name: str
+    class_index: int
+    class_name: str
+    since: int | None
+    last: int
+    seen: int
+    row: int
+    missed: int
+    born: bool
+    was_cured: bool
+    cured: bool
+    caption: str | None
+    look: int
+    base: int
+
+
+_COPIED = [field.name for field in dataclasses.fields(_PlainMode) if field.name not in ("look", "base")]
+
+
+@dataclass(frozen=True)
+class _PlainDiary:
+    """What JSON holds of a diary; ``look_ids`` tells for each look which set of ids it is of."""
+
+    modes: tuple[_PlainMode, ...]
+    analyses: int
+    numbers: dict[str, int]
+    encoder: str | None
+    look_ids: tuple[int, ...]
+    id_counts: tuple[int, ...]
+
+
+def save_diary(diary: Diary, path: Path) -> None:
+    """Write one safetensors file, atomically. Ids that several looks share are written once."""
+    looks = list({id(look): look for mode in diary.modes for look in (mode.look, mode.base)}.values())
+    place = {id(look): number for number, look in enumerate(looks)}
+    distinct = {id(look.ids): look.ids for look in looks}
+    place_of_ids = {key: number for number, key in enumerate(distinct)}
+    plain = _PlainDiary(
+        modes=tuple(
+            _PlainMode(
+                **{name: getattr(mode, name) for name in _COPIED}, look=place[id(mode.look)], base=place[id(mode.base)]
+            )
+            for mode in diary.modes
+        ),
+        analyses=diary.analyses,
+        numbers=diary.numbers,
+        encoder=diary.encoder,
+        look_ids=tuple(place_of_ids[id(look.ids)] for look in looks),
+        id_counts=tuple(len(ids) for ids in distinct.values()),
+    )
+    tensors = {
+        "directions": _joined([mode.direction[None] for mode in diary.modes], torch.empty(0, 0, dtype=torch.float16)),
+        "ids": _joined(list(distinct.values()), torch.empty(0, dtype=torch.int64)),
+        "flagged": _joined([look.flagged for look in looks], torch.empty(0, dtype=torch.bool)),
+        "failed": _joined([look.failed for look in looks], torch.empty(0, dtype=torch.bool)),
+    }
+    text = json.dumps(dataclasses.asdict(plain))
+    metadata = {"format": _FORMAT, "diary": text, "checksum": _checksum(text, tensors.values())}
+    write_atomically(path, save(tensors, metadata))
+
+
+def _checksum(text: str, tensors: Iterable[Tensor]) -> str:
+    hasher = xxhash.xxh3_128(text.encode())
+    for tensor in tensors:
+        hasher.update(tensor.numpy().tobytes())
+    return hasher.hexdigest()
+
+
+def _joined(arrays: list[Any], empty: Tensor) -> Tensor:
+    return torch.from_numpy(np.concatenate(arrays)) if arrays else empty
+
+
+def load_diary(path: Path) -> Diary:
+    """Read what :func:`save_diary` wrote.
+
+    Raises:
+        DataError: The file is of another kind, or damaged.
+        OSError: It cannot be read.
+    """
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            metadata = file.metadata() or {}
+            if metadata.get("format") != _FORMAT:
+                raise ValueError(f"format {metadata.get('format')!r}")
+            tensors = [file.get_tensor(name) for name in ("directions", "ids", "flagged", "failed")]
+        if metadata["checksum"] != _checksum(metadata["diary"], tensors):
+            raise ValueError("wrong checksum")
+        return _put_together(from_jsonable(_PlainDiary, read_json(metadata["diary"])), *tensors)
+    except OSError:
+        raise
+    except Exception as error:  # whatever a flipped bit leads to
+        raise DataError(f"{path} holds no failure diary ({str(error)[:200]})") from error
+
+
+def _put_together(plain: _PlainDiary, directions: Tensor, ids: Tensor, flagged: Tensor, failed: Tensor) -> Diary:
+    sets = _parts(ids.numpy(), plain.id_counts)
+    kinds = [sets[number] for number in plain.look_ids]
+    masks = (_parts(mask.numpy(), [len(kind) for kind in kinds]) for mask in (flagged, failed))
+    looks = [ModeSnapshot(*parts) for parts in zip(kinds, *masks, strict=True)]
+    modes = tuple(
+        Mode(
+            **{name: getattr(mode, name) for name in _COPIED},
+            direction=direction.numpy(),
+            look=looks[mode.look],
+            base=looks[mode.base],
+        )
+        for mode, direction in zip(plain.modes, directions, strict=True)
+    )
+    return Diary(modes, plain.analyses, plain.numbers, plain.encoder)
+
+
+def _parts(array: NDArray[Any], counts: Sequence[int]) -> list[NDArray[Any]]:
+    """Cut an array into parts of these lengths."""
+    return [array[start:stop] for start, stop in pairwise(accumulate(counts, initial=0))]

@@ -1,0 +1,75 @@
+"""A failure tree as an outline: every node with what leads to it, parents around their children."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from lightning_failures.core.text import clean, shorten_caption
+from lightning_failures.data.report import FeatureReport, GroupReport
+
+MAX_DEPTH = 12
+
+
+@dataclass(frozen=True)
+class Branch:
+    """One node in the outline.
+
+    Attributes:
+        index: Its place in ``GroupReport.nodes``.
+        parent: That of its parent, or None.
+        feature: In words, what its parent splits on; None at the root.
+        above: Whether that is above the threshold here.
+        leaf: Its place in ``GroupReport.leaves``, or None.
+        children: The two below, the one with the higher error rate first.
+    """
+
+    index: int
+    parent: int | None
+    feature: str | None
+    above: bool
+    leaf: int | None
+    children: tuple[Branch, ...] = ()
+
+
+def feature_name(number: int, feature: FeatureReport | None) -> str:
+    """Name a feature: as the user named it, else with the words that CLIP finds for it.
+
+    >>> feature_name(17, FeatureReport(17, name="red stroke")), feature_name(3, FeatureReport(3, caption="red"))
+    ('feature 17 “red stroke”', 'feature 3 (perhaps “red”)')
+    """
+    if feature is not None and feature.name:
+        return f"feature {number} “{clean(feature.name, 60)}”"
+    if feature is not None and feature.caption:
+        return f"feature {number} (perhaps “{shorten_caption(feature.caption)[:60]}”)"
+    return f"feature {number}"
+
+
+def outline(group: GroupReport, features: dict[int, FeatureReport]) -> Branch | None:
+    """Nest the nodes of a group; None where there is no split, or what was read is no tree of a sane depth."""
+    nodes = group.nodes
+    children: dict[int, list[int]] = {}
+    depth = [0] * len(nodes)
+    for index, node in enumerate(nodes):
+        if index == 0 and node.parent is None:
+            continue
+        if node.parent is None or not 0 <= node.parent < index or depth[node.parent] >= MAX_DEPTH:
+            return None
+        depth[index] = depth[node.parent] + 1
+        children.setdefault(node.parent, []).append(index)
+    if not children or any(nodes[index].feature is None for index in children):
+        return None
+
+    def branch(index: int) -> Branch:
+        node, below = nodes[index], children.get(index, [])
+        below = sorted(below, key=lambda i: -(nodes[i].error_rate or 0.0))
+        split = None if node.parent is None else nodes[node.parent].feature
+        return Branch(
+            index=index,
+            parent=node.parent,
+            feature=None if split is None else feature_name(split, features.get(split)),
+            above=bool(node.above),
+            leaf=node.leaf if node.leaf is not None and 0 <= node.leaf < len(group.leaves) else None,
+            children=tuple(map(branch, below)),
+        )
+
+    return branch(0)

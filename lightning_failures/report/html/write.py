@@ -1,0 +1,28 @@
+"""Write the HTML report of a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from lightning_failures.core.atomic import write_atomically
+from lightning_failures.core.text import to_bytes
+from lightning_failures.report.run_folder import HTML_FILE, Run, open_run
+
+
+def write_html(run: Run | Path, output: Path | None = None) -> Path:
+    """Make the page of a run from its files; returns where it is.
+
+    Args:
+        run: The run, or where it is: see :func:`~lightning_failures.report.run_folder.open_run`.
+        output: The file. Default: report.html in the folder of the run.
+
+    Raises:
+        ConfigurationError: There is no run.
+        OSError: The page cannot be written.
+    """
+    from lightning_failures.report.html.render import render  # which loads a plotting library
+
+    opened = run if isinstance(run, Run) else open_run(run)
+    path = opened.folder / HTML_FILE if output is None else output
+    write_atomically(path, to_bytes(render(opened)))
+    return path

@@ -1,0 +1,243 @@
+"""Images for people: thumbnails with text, heat maps, the images that a feature likes best.
+
+Pure functions from small image tensors to uint8 tensors (3, H, W); no logger, no disk, no plotting library.
+
+Images are (C, H, W) with C 1 or 3, uint8 or floats in [0, 1].
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import lru_cache
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+from torch.nn import functional as F
+
+from lightning_failures.core.text import clean
+from lightning_failures.errors import DataError
+
+TEXT, TITLE, GAP = 11, 13, 6  # px
+SIZE = 96
+_LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
+
+
+def most_activating(features: Tensor, k: int) -> Tensor:
+    """Return the positions of the k highest values, the highest first; equal values keep their order.
+
+    Args:
+        features: (n,) values of one feature. NaN counts as the lowest.
+        k: How many; fewer come back where n < k.
+
+    Returns:
+        (min(k, n),) int64.
+
+    Source: Singla et al., Barlow (CVPR 2021), section 4, "most activating images".
+
+    >>> most_activating(torch.tensor([0.1, 0.9, 0.9, 0.5]), 3)
+    tensor([1, 2, 3])
+    """
+    if features.ndim != 1:
+        raise DataError(f"most_activating: features must have shape (n,), got {tuple(features.shape)}")
+    values = torch.nan_to_num(features.detach().double(), nan=-math.inf, posinf=math.inf, neginf=-math.inf)
+    return values.argsort(descending=True, stable=True)[: max(k, 0)].cpu()
+
+
+def normalize_maps(maps: Tensor) -> Tensor:
+    """Stretch each map (..., h, w) to [0, 1]; a constant map has nothing to show and becomes zeros. Float32.
+
+    >>> normalize_maps(torch.tensor([[2.0, 4.0, 3.0]]))
+    tensor([[0.0000, 1.0000, 0.5000]])
+    """
+    maps = torch.nan_to_num(maps.detach().float(), nan=0.0).double()
+    low = maps.amin((-2, -1), keepdim=True)
+    reach = maps.amax((-2, -1), keepdim=True) - low
+    return torch.where(reach > 0, (maps - low) / torch.where(reach > 0, reach, 1.0), 0.0).float()
+
+
+def heat_map(feature_map: Tensor, image: Tensor, *, opacity: float = 0.6) -> Tensor:
+    """Lay the map of a feature over its image in gray: normalised, resized bilinearly, coloured.
+
+    Args:
+        feature_map: (h, w), the channel of the feature before global average pooling.
+        image: (C, H, W).
+        opacity: Of the colours over the image, in [0, 1].
+
+    Returns:
+        (3, H, W) uint8.
+
+    Source: Singla et al., Barlow (CVPR 2021), section 4, "heat maps": a class activation map (Zhou et al., CVPR 2016)
+    of one feature. Departures: a colour map that is uniform to the eye, and no other colours, so that none is taken for
+    heat.
+    """
+    if feature_map.ndim != 2:
+        raise DataError(f"heat_map: feature_map must have shape (h, w), got {tuple(feature_map.shape)}")
+    below = to_uint8(image)
+    heat = F.interpolate(
+        normalize_maps(feature_map.cpu())[None, None], below.shape[1:], mode="bilinear", align_corners=False
+    )[0, 0]
+    # (H, W) indices into the table -> (H, W, 3) -> (3, H, W)
+    colors = color_table()[(heat * 255).round().long()].permute(2, 0, 1).float()
+    gray = torch.tensor(_LUMA) @ below.float().flatten(1)
+    return (opacity * colors + (1 - opacity) * gray.view(heat.shape)).round().clamp(0, 255).to(torch.uint8)
+
+
+@lru_cache(maxsize=1)
+def color_table() -> Tensor:
+    """Return 256 colours (256, 3) uint8 from dark violet over teal to light yellow, equally far apart for the eye.
+
+    In OKLab (Ottosson, 2020) lightness and hue advance in equal steps at constant chroma, so neighbours are equally far
+    apart and lightness alone, as in print or for the colour-blind, tells the value. In the spirit of viridis.
+    """
+    t = torch.linspace(0, 1, 256, dtype=torch.float64)
+    lightness, hue = 0.30 + 0.62 * t, torch.deg2rad(305 - 200 * t)
+    a, b = 0.1 * hue.cos(), 0.1 * hue.sin()
+    # OKLab -> cube roots of cone responses -> linear sRGB -> gamma
+    lms = torch.stack(
+        [
+            lightness + 0.3963377774 * a + 0.2158037573 * b,
+            lightness - 0.1055613458 * a - 0.0638541728 * b,
+            lightness - 0.0894841775 * a - 1.2914855480 * b,
+        ]
+    )
+    matrix = torch.tensor(
+        [
+            [4.0767416621, -3.3077115913, 0.2309699292],
+            [-1.2684380046, 2.6097574011, -0.3413193965],
+            [-0.0041960863, -0.7034186147, 1.7076147010],
+        ],
+        dtype=torch.float64,
+    )
+    linear = (matrix @ lms**3).clamp(0, 1).T
+    srgb = torch.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
+    return (srgb * 255).round().to(torch.uint8)
+
+
+def to_uint8(image: Tensor) -> Tensor:
+    """Bring an image (C, H, W) to (3, H, W) uint8 on the CPU. Floats outside [0, 1] are clipped, gray becomes RGB.
+
+    >>> to_uint8(torch.tensor([[[0.0, 0.5, 1.0]]]))[:, 0].tolist()
+    [[0, 128, 255], [0, 128, 255], [0, 128, 255]]
+    """
+    if image.ndim != 3 or image.shape[0] not in (1, 3) or 0 in image.shape:
+        raise DataError(f"an image must have shape (1 or 3, H, W), got {tuple(image.shape)}")
+    image = image.detach().cpu()
+    if image.dtype != torch.uint8:
+        image = (torch.nan_to_num(image.float()).clamp(0, 1) * 255).round().to(torch.uint8)
+    return image.expand(3, -1, -1).clone()
+
+
+def thumbnail(image: Tensor, size: int = SIZE) -> Tensor:
+    """Scale an image so that its longer side lies in [size, 2 size]: (C, H, W) -> (3, H', W') uint8.
+
+    Small images grow by a whole factor with their pixels kept square and sharp; large ones shrink with antialiasing.
+
+    >>> thumbnail(torch.zeros(3, 32, 20)).shape
+    torch.Size([3, 96, 60])
+    """
+    image = to_uint8(image)
+    longer = max(image.shape[1:])
+    if longer <= size:
+        factor = math.ceil(size / longer)
+        return image.repeat_interleave(factor, 1).repeat_interleave(factor, 2)
+    if longer <= 2 * size:
+        return image
+    height, width = (max(1, round(side * 2 * size / longer)) for side in image.shape[1:])
+    smaller = F.interpolate(image[None].float(), (height, width), mode="bilinear", antialias=True, align_corners=False)
+    return smaller[0].round().clamp(0, 255).to(torch.uint8)
+
+
+def fit_square(image: Tensor, side: int) -> Tensor:
+    """Scale an image to fit a square and centre it there on mid-gray: (C, H, W) -> (3, side, side) uint8.
+
+    Pixels of small images stay square and sharp where they grow; large ones shrink with antialiasing.
+
+    >>> fit_square(torch.zeros(1, 2, 4), 4)[0, :, 0].tolist()
+    [128, 0, 0, 128]
+    """
+    image = to_uint8(image)
+    height, width = image.shape[1:]
+    scale = side / max(height, width)
+    size = max(1, round(height * scale)), max(1, round(width * scale))
+    smooth = {"mode": "bilinear", "antialias": True, "align_corners": False} if scale < 1 else {"mode": "nearest-exact"}
+    scaled = F.interpolate(image[None].float(), size, **smooth)[0].round().clamp(0, 255).to(torch.uint8)
+    square = torch.full((3, side, side), 128, dtype=torch.uint8)
+    top, left = (side - size[0]) // 2, (side - size[1]) // 2
+    square[:, top : top + size[0], left : left + size[1]] = scaled
+    return square
+
+
+def image_strip(
+    images: Sequence[Tensor] | Tensor, texts: Sequence[str] = (), *, title: str = "", size: int = SIZE
+) -> Tensor:
+    """Put images side by side: an :func:`image_grid` of one row."""
+    return image_grid(images, texts, columns=max(1, len(images)), title=title, size=size)
+
+
+def image_grid(
+    images: Sequence[Tensor] | Tensor, texts: Sequence[str] = (), *, columns: int = 8, title: str = "", size: int = SIZE
+) -> Tensor:
+    r"""Put thumbnails in rows, on white, each with its text below and a title above.
+
+    Args:
+        images: n images (C, H, W), of any sizes; n may be 0.
+        texts: None, or n texts; ``"\n"`` starts a new line, what is too long is cut.
+        columns: Images a row.
+        title: One line, cut where it is too long; empty: no line.
+        size: Least longer side of a thumbnail in pixels, see :func:`thumbnail`.
+
+    Returns:
+        (3, H, W) uint8.
+
+    Raises:
+        DataError: Texts and images differ in number, or an image has another shape.
+
+    >>> image_grid(torch.zeros(3, 3, 32, 32), columns=2).shape
+    torch.Size([3, 210, 210])
+    """
+    if len(texts) not in (0, len(images)):
+        raise DataError(f"image_grid: texts must be as many as images, {len(images)}, got {len(texts)}")
+    thumbs = [thumbnail(image, size) for image in images]
+    lines = [[clean(line) for line in text.split("\n")] for text in texts]
+    side = max((max(t.shape[1:]) for t in thumbs), default=size)
+    cell = side + GAP + max(map(len, lines), default=0) * (TEXT + 4)
+    rows = math.ceil(len(thumbs) / columns)
+    top = GAP + (TITLE + GAP if title else 0)
+    width = GAP + columns * (side + GAP)
+    if title:
+        width = max(width, min(6 * size, 2 * GAP + math.ceil(_font(TITLE).getlength(clean(title)))))
+    canvas = Image.new("RGB", (width, top + rows * cell), "white")
+    draw = ImageDraw.Draw(canvas)
+    if title:
+        draw.text((GAP, GAP), _fit(clean(title), TITLE, width - 2 * GAP), fill="black", font=_font(TITLE))
+    for i, thumb in enumerate(thumbs):
+        x, y = GAP + i % columns * (side + GAP), top + i // columns * cell
+        offset = x + (side - thumb.shape[2]) // 2, y + (side - thumb.shape[1]) // 2
+        canvas.paste(Image.fromarray(thumb.permute(1, 2, 0).numpy()), offset)
+        for row, line in enumerate(lines[i] if lines else ()):
+            at = (x, y + side + 1 + row * (TEXT + 4))
+            draw.text(at, _fit(line, TEXT, side), fill="black", font=_font(TEXT))
+    return torch.from_numpy(np.array(canvas)).permute(2, 0, 1).contiguous()
+
+
+def stack(images: Sequence[Tensor]) -> Tensor:
+    """Put uint8 images (3, h, w) below one another, left-aligned on white: (3, sum of h, max of w)."""
+    width = max(image.shape[2] for image in images)
+    return torch.cat([F.pad(image, (0, width - image.shape[2]), value=255) for image in images], dim=1)
+
+
+def _fit(text: str, height: int, width: int) -> str:
+    """Cut text so that it is at most ``width`` pixels wide."""
+    if _font(height).getlength(text) <= width:
+        return text
+    while text and _font(height).getlength(text + "…") > width:
+        text = text[:-1]
+    return text + "…"
+
+
+@lru_cache(maxsize=4)
+def _font(height: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    return ImageFont.load_default(height)

@@ -1,0 +1,159 @@
+"""What became of the failure modes of one run in another.
+
+The mode of a class is its first direction, where a pattern was found, and its members are its flagged failures. Where
+both runs have their directions in the same space, modes are matched as in the diary
+(:mod:`lightning_failures.directions.matching`), else by the members that they share.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from lightning_failures.core.arrays import defined
+from lightning_failures.data.report import ClassReport
+from lightning_failures.directions.fit import MIN_EXAMPLES
+from lightning_failures.directions.matching import ALIKE, ModeSimilarity
+from lightning_failures.report.run_folder import Run
+
+SHARED = 0.5
+"""Where directions tell nothing, modes are the same that share so much of the smaller set of members."""
+
+Mask = NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class ModeChange:
+    """The failure mode of one class: its direction, where a pattern was found.
+
+    ``fate`` is "gone", "new", "persistent", or "unknown" where nothing tells. ``size`` counts flagged failures among
+    the compared examples. ``matched_by`` is "directions" or "members": the cosine of the two directions, or the share
+    of the smaller set of flagged failures that both have. ``why`` tells why a run has no mode there.
+    """
+
+    class_name: str = field(metadata={"key": "class"})
+    fate: Literal["gone", "new", "persistent", "unknown"]
+    size_a: int | None = None
+    size_b: int | None = None
+    cv_score_a: float | None = None
+    cv_score_b: float | None = None
+    caption_a: str | None = None
+    caption_b: str | None = None
+    matched_by: Literal["directions", "members"] | None = None
+    cosine: float | None = None
+    shared: float | None = None
+    why: str | None = None
+
+
+def mode_changes(
+    a: Run, b: Run, names: Sequence[str], labels: NDArray[np.int64], members_a: Mask, members_b: Mask
+) -> tuple[ModeChange, ...]:
+    """Tell what became of the mode of each class.
+
+    Args:
+        a: The first run.
+        b: The second run.
+        names: K names of classes.
+        labels: (n,) the class of each compared example, a place in ``names``.
+        members_a: (n,) bool, the flagged failures of the first run.
+        members_b: (n,) bool, those of the second.
+    """
+    entries = [{entry.name: entry for entry in run.report.classes} for run in (a, b)]
+    aligned = _aligned(a, b)
+    found = []
+    for number, name in enumerate(names):
+        members = members_a & (labels == number), members_b & (labels == number)
+        cosine = _cosine(_direction(a, name), _direction(b, name)) if aligned else None
+        found += _fates(name, entries[0].get(name), entries[1].get(name), members, cosine)
+    return tuple(found)
+
+
+def _fates(
+    name: str,
+    here: ClassReport | None,
+    there: ClassReport | None,
+    members: tuple[Mask, Mask],
+    cosine: float | None,
+) -> list[ModeChange]:
+    """What became of the mode of one class: nothing to tell, one change, or one mode gone and another new."""
+    first = _told(here, members[0], "a") if here is not None and here.pattern else {}
+    second = _told(there, members[1], "b") if there is not None and there.pattern else {}
+    if first and second:
+        shared = _shared(*members)
+        same = _same(cosine, shared)
+        told: dict[str, Any] = {"cosine": cosine, "shared": shared}
+        told["matched_by"] = None if same is None else "members" if cosine is None else "directions"
+        if same is False:
+            return [ModeChange(name, "gone", **first, **told), ModeChange(name, "new", **second, **told)]
+        return [ModeChange(name, "persistent" if same else "unknown", **first, **second, **told)]
+    if first:
+        return [ModeChange(name, "gone" if _looked(there) else "unknown", **first, why=_why_none(there))]
+    if second:
+        return [ModeChange(name, "new" if _looked(here) else "unknown", **second, why=_why_none(here))]
+    return []
+
+
+def _same(cosine: float | None, shared: float | None) -> bool | None:
+    """Whether two modes of one class are the same; None where nothing tells."""
+    if cosine is not None:
+        return ModeSimilarity(cosine, shared).similarity >= ALIKE
+    return None if shared is None else shared >= SHARED
+
+
+def _told(entry: ClassReport, members: Mask, side: str) -> dict[str, Any]:
+    caption = entry.hardest_captions[0] if entry.hardest_captions else None
+    return {f"size_{side}": int(members.sum()), f"cv_score_{side}": entry.cv_score, f"caption_{side}": caption}
+
+
+def _looked(entry: ClassReport | None) -> bool:
+    """Whether a run has looked for a mode, or had too few failures for one to be."""
+    if entry is None or entry.accuracy is None:
+        return False
+    return entry.p_value is not None or round(entry.examples * (1 - entry.accuracy)) < MIN_EXAMPLES
+
+
+def _why_none(entry: ClassReport | None) -> str:
+    if entry is None:
+        return "no such class"
+    return entry.skipped or ("no directions were fitted" if entry.p_value is None else "no pattern")
+
+
+def _aligned(a: Run, b: Run) -> bool:
+    """Whether directions of both lie in one space: the same encoder, mean and standard deviation."""
+    one, other = a.directions, b.directions
+    return (
+        one is not None
+        and other is not None
+        and a.report.encoder_fingerprint is not None
+        and a.report.encoder_fingerprint == b.report.encoder_fingerprint
+        and one.whiten == other.whiten
+        and one.mean.shape == other.mean.shape
+        and all(torch.allclose(x, y, rtol=1e-3, atol=1e-6) for x, y in ((one.mean, other.mean), (one.std, other.std)))
+    )
+
+
+def _direction(run: Run, name: str) -> NDArray[np.float64] | None:
+    """That of a class, (D,); None where it has none."""
+    names = [entry.name for entry in run.report.classes]
+    if run.directions is None or name not in names:
+        return None
+    rows = (run.directions.classes == names.index(name)).nonzero()
+    return run.directions.weight[int(rows[0])].double().numpy() if len(rows) else None
+
+
+def _cosine(a: NDArray[np.float64] | None, b: NDArray[np.float64] | None) -> float | None:
+    if a is None or b is None:
+        return None
+    sizes = float(np.linalg.norm(a)), float(np.linalg.norm(b))
+    return defined(a @ b / sizes[0] / sizes[1]) if all(sizes) else None
+
+
+def _shared(a: Mask, b: Mask) -> float | None:
+    """The share of the smaller set that both have."""
+    smaller = min(int(a.sum()), int(b.sum()))
+    return int((a & b).sum()) / smaller if smaller else None

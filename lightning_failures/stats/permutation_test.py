@@ -1,0 +1,104 @@
+"""The screening test: has correctness anything to do with where an example lies in the embedding?
+
+T = (y w)' K (y w) is the squared distance of the class-weighted means of successes and failures. Permuted labellings
+(whole groups) take one matrix product on the Gram matrix at hand, or on the features where there are more examples than
+dimensions. With u = 1 for a failure, T is up to a factor u'Ku on centred features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from lightning_failures.core.arrays import as_array, on_device
+from lightning_failures.stats.folds import permuted_outcomes
+
+PROMISING = 0.01
+"""Classes up to this p-value are permuted ``at_least`` times."""
+
+_ROUNDING = 1e-5  # the observed labelling, met again, must count as extreme in single precision
+
+
+def permutation_p_value(
+    features: NDArray[Any],
+    gram: NDArray[Any] | None,
+    correct: NDArray[np.bool_],
+    sources: NDArray[np.generic],
+    *,
+    permutations: int,
+    at_least: int = 0,
+    rng: np.random.Generator,
+    device: str | torch.device = "cpu",
+) -> float:
+    """Return p = (1 + number as extreme) / (1 + P) of the distance of the balanced class means.
+
+    Args:
+        features: (n, D).
+        gram: (n, n) scalar products of the features less their mean, if they are at hand.
+        correct: (n,) bool.
+        sources: (n,) names of the groups that permutations move as wholes.
+        permutations: P.
+        at_least: P where p is at most 0.01 after the first ``permutations``.
+        rng: The source of randomness.
+        device: Where the products are computed.
+
+    Returns:
+        A value in (0, 1]; NaN without permutations.
+    """
+    if permutations == 0:
+        return float("nan")
+    statistic = _statistic(features, gram, device)
+    observed = float(statistic(~correct[None])[0]) * (1 - _ROUNDING)
+
+    def extreme(labellings: Iterator[NDArray[np.bool_]]) -> int:
+        return sum(int((statistic(failed) >= observed).sum()) for failed in labellings)
+
+    hits = extreme(permuted_outcomes(~correct, sources, permutations, rng))
+    done = permutations
+    if (1 + hits) / (1 + done) <= PROMISING and at_least > done:  # enough to stand out among all classes
+        hits += extreme(permuted_outcomes(~correct, sources, at_least - done, rng))
+        done = at_least
+    return (1 + hits) / (1 + done)
+
+
+def _statistic(
+    features: NDArray[Any], gram: NDArray[Any] | None, device: str | torch.device
+) -> Callable[[NDArray[np.bool_]], NDArray[Any]]:
+    """What gives 4 T / n^4 for labellings (P, n)."""
+    n, dim = features.shape
+    by_gram = gram is not None and n <= 2 * dim
+    matrix = gram if gram is not None and by_gram else features - features.mean(axis=0)
+    compiled = by_gram and matrix.dtype == np.float32 and torch.device(device).type == "cpu"
+    precision = matrix.dtype  # tensors of two dtypes cannot be multiplied
+    matrix = np.pad(matrix, ((0, 0), (0, -n % 16))) if compiled else on_device(matrix, device)
+
+    def statistic(failed: NDArray[np.bool_]) -> NDArray[Any]:
+        if compiled:
+            form, failures = _compiled_forms(matrix, failed)
+        else:
+            form, failures = _forms(matrix, failed.astype(precision), by_gram, device)
+        pairs = np.maximum(failures * (n - failures), 1)  # groups that are stretched may lose all failures
+        return np.asarray(form / pairs**2.0)
+
+    return statistic
+
+
+def _forms(
+    matrix: Any, failed: NDArray[Any], by_gram: bool, device: str | torch.device
+) -> tuple[NDArray[Any], NDArray[Any]]:
+    """The forms u'Ku and the number of failures: (P,) each."""
+    u = on_device(failed, device)
+    products = u @ matrix
+    return as_array((products * (u if by_gram else products)).sum(axis=1)), failed.sum(axis=1)
+
+
+def _compiled_forms(matrix: NDArray[Any], failed: NDArray[np.bool_]) -> tuple[NDArray[Any], NDArray[Any]]:
+    from lightning_failures.stats.kernels.forms import subset_forms
+
+    forms, sizes = np.empty(len(failed), dtype=np.float32), np.empty(len(failed), dtype=np.int64)
+    subset_forms(matrix, failed.view(np.uint8), forms, sizes)
+    return forms, sizes

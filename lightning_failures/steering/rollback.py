@@ -1,0 +1,119 @@
+"""Automatic rollback: a training whose accuracy fell after an intervention began goes back to where it was."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, SingleDeviceStrategy
+
+from lightning_failures.core.arrays import as_array
+from lightning_failures.core.atomic import replacing
+from lightning_failures.core.serialization import from_jsonable
+from lightning_failures.data.grades import Grades
+from lightning_failures.errors import ConfigurationError
+from lightning_failures.interventions.verdicts import Verdict, should_roll_back
+from lightning_failures.steering.checkpoint import RollbackState
+from lightning_failures.trainer.ranks import Communicator
+
+FILE = "before_interventions.pt"
+
+
+class Rollback:
+    """Keeps weights and optimizers as they were before the first treated epoch, and what was right then.
+
+    The rule is :func:`~lightning_failures.interventions.verdicts.should_roll_back`, on the decision part, after every
+    treated epoch.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self._seed = seed
+        self.reset()
+
+    def reset(self) -> None:
+        """Begin a new run."""
+        self._before: dict[str, torch.Tensor] | None = None
+        self._file: str | None = None
+        self.undone: dict[str, Any] | None = None
+        self._pending = False
+
+    @staticmethod
+    def check(trainer: Trainer) -> None:
+        """Refuse strategies whose weights no single process holds."""
+        whole = isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy)
+        if not whole or isinstance(trainer.strategy, DeepSpeedStrategy):
+            raise ConfigurationError(
+                f"FailureModes(auto_rollback=True) cannot put back the weights of {type(trainer.strategy).__name__},"
+                " whose processes share them out. Use DDP, or auto_rollback=False and checkpoints."
+            )
+
+    @property
+    def begun(self) -> bool:
+        """Whether there is something to go back to."""
+        return self._before is not None
+
+    def begin(self, trainer: Trainer, decision: Grades, folder: Path, ranks: Communicator) -> None:
+        """Keep the state of now. Collective."""
+        file = folder / FILE
+
+        def keep() -> None:
+            state = {
+                "module": trainer.lightning_module.state_dict(),
+                "optimizers": [one.state_dict() for one in trainer.optimizers],
+            }
+            with replacing(file) as opened:
+                torch.save(state, opened)
+
+        ranks.run(lambda: keep() if ranks.is_first else None)
+        self._file, self._before = str(file), {"ids": decision.ids.clone(), "correct": decision.correct.clone()}
+
+    def judge(self, decision: Grades) -> Verdict | None:
+        """Whether accuracy fell since, on the examples that both validations hold; None before there is a since."""
+        if self._before is None or self.undone is not None:
+            return None
+        ids, now = as_array(decision.ids), as_array(decision.correct)
+        before = dict(zip(self._before["ids"].tolist(), self._before["correct"].tolist(), strict=True))
+        shared = np.array([i in before for i in ids.tolist()], dtype=np.bool_)
+        groups = ids if decision.groups is None else as_array(decision.groups)
+        was = np.array([before[i] for i in ids[shared].tolist()], dtype=np.bool_)
+        return should_roll_back(was, now[shared], groups=groups[shared], seed=self._seed)
+
+    def decide(self, epoch: int, verdict: Verdict) -> None:
+        """Undo it, before the next epoch begins: what is saved until then belongs to the weights of now."""
+        self.undone = {"epoch": epoch, "reason": verdict.sentence}
+        self._pending = True
+
+    def undo(self, trainer: Trainer, ranks: Communicator) -> None:
+        """Put weights and optimizers back, if that was decided; learning rates go on as scheduled. Collective."""
+        if not self._pending:
+            return
+        self._pending = False
+        ranks.run(lambda: self._put_back(trainer))
+
+    def _put_back(self, trainer: Trainer) -> None:
+        assert self._file is not None
+        state = torch.load(self._file, map_location="cpu", weights_only=True)
+        trainer.lightning_module.load_state_dict(state["module"])
+        for optimizer, kept in zip(trainer.optimizers, state["optimizers"], strict=True):
+            rates = [group["lr"] for group in optimizer.param_groups]
+            optimizer.load_state_dict(kept)
+            for group, rate in zip(optimizer.param_groups, rates, strict=True):
+                group["lr"] = rate
+
+    def to_dict(self) -> dict[str, Any]:
+        """The state in a checkpoint."""
+        return {"before": self._before, "file": self._file, "undone": self.undone, "pending": self._pending}
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Go on where the checkpoint was written.
+
+        Raises:
+            DataError: It is damaged.
+        """
+        saved = from_jsonable(RollbackState, state)
+        self._before, self._file, self.undone = saved.before, saved.file, saved.undone
+        self._pending = saved.pending

@@ -1,0 +1,212 @@
+"""Examples seen as the validation set is: every one once, in order, through transforms that do not vary.
+
+The training set is looked at in this way, and so is a pool of further examples.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.pytorch import Trainer
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader, Subset, default_collate
+from tqdm import tqdm
+
+from lightning_failures.core.budget import PROGRESS_DELAY
+from lightning_failures.core.rng import isolated_rng, seed_all
+from lightning_failures.data.grades import BatchRecord
+from lightning_failures.directions.fit import FailureDirections
+from lightning_failures.encoders.cache.store import content_keys
+from lightning_failures.encoders.cached import CachedEncoder
+from lightning_failures.errors import ConfigurationError, DataError
+from lightning_failures.steering.loader_patch import checked_loader, original_dataset
+from lightning_failures.trainer.batch_reader import BatchReader
+from lightning_failures.trainer.ranks import Communicator
+
+VIEW = "train_analysis_dataset"
+_OF_WORKERS = ("num_workers", "multiprocessing_context", "worker_init_fn")
+AT_ONCE = 256
+FLUSH_EVERY = 64  # batches: what is not yet on disk is in memory
+ROWS = 8192
+
+
+@dataclass(frozen=True)
+class Block:
+    """Some examples, b of them, of one process.
+
+    Attributes:
+        ids: (b,) int64, dataset indices.
+        labels: (b,) int64.
+        values: (b,) float32, decision values by the direction of their class, NaN where there is none.
+        keys: (b, 2) int64, content keys.
+    """
+
+    ids: Tensor
+    labels: Tensor
+    values: Tensor
+    keys: Tensor
+
+
+@dataclass
+class ExamplesView:
+    """Reads every example once a run, keeps its label and the key of its embedding, and never its image.
+
+    Attributes:
+        dataset: N examples; of a training set in its order.
+        collate: Makes batches of them.
+        reader: Reads the batches.
+        workers: Arguments of a DataLoader: those of the training loader that tell of its workers.
+        seed: Of random transforms, so that they give the same image each time.
+        what: What the examples are called.
+    """
+
+    dataset: Any
+    collate: Callable[[list[Any]], Any]
+    reader: BatchReader
+    workers: Mapping[str, Any]
+    seed: int
+    what: str = "training images"
+    _read: tuple[Tensor, Tensor] | None = field(default=None, repr=False)
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def looks_random(self) -> bool:
+        """Whether some of the first examples differ when they are read twice."""
+        some = range(min(4, len(self)))
+        first, second = (self._images(some, seed) for seed in (self.seed, self.seed + 1))
+        return first.shape != second.shape or not torch.equal(first, second)
+
+    def judge(
+        self, cached: CachedEncoder, directions: FailureDirections, ranks: Communicator, *, progress: bool = False
+    ) -> tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.int64]]:
+        """Return labels (N,), decision values (N,) and keys (N, 2) of all examples, on every rank. Collective.
+
+        Each rank embeds its share of the images that the cache lacks, a batch at a time.
+        """
+        blocks = ranks.each(lambda: list(self.blocks(cached, directions, ranks, progress=progress)))
+        all_labels = np.empty(len(self), dtype=np.int64)
+        all_values = np.empty(len(self), dtype=np.float32)
+        all_keys = np.empty((len(self), 2), dtype=np.int64)
+        for block in itertools.chain.from_iterable(blocks):
+            rows = block.ids.numpy()
+            all_labels[rows], all_values[rows], all_keys[rows] = (
+                part.numpy() for part in (block.labels, block.values, block.keys)
+            )
+        return all_labels, all_values, all_keys
+
+    def blocks(
+        self, cached: CachedEncoder, directions: FailureDirections, ranks: Communicator, *, progress: bool = False
+    ) -> Iterator[Block]:
+        """Judge the share of this process, some thousands of examples at a time."""
+        ids = torch.arange(ranks.number, len(self), ranks.size)
+        if not len(ids):
+            return
+        if self._read is None or any(
+            bool(cached.store.missing(some).any()) for some in torch.split(self._read[1], ROWS)
+        ):
+            self._read = self._embed(ids, cached, progress=progress and ranks.is_first)
+        labels, keys = self._read
+        for some, names, held in zip(*(torch.split(part, ROWS) for part in (ids, labels, keys)), strict=True):
+            yield Block(some, names, directions.decision_values(cached.look_up(held), names), held)
+
+    def batches(self, ids: Sequence[int]) -> Iterator[BatchRecord]:
+        """Read examples again, for a model to see: images in its own space, labels."""
+        for batch in self._batches(ids):
+            record = self.reader.read(None, batch)
+            yield replace(record, labels=None if record.labels is None else _class_labels(record.labels))
+
+    def _embed(self, ids: Tensor, cached: CachedEncoder, *, progress: bool) -> tuple[Tensor, Tensor]:
+        """Embed what the cache lacks; return labels (n,) and keys (n, 2)."""
+        labels, keys = [torch.empty(0, dtype=torch.int64)], [torch.empty(0, 2, dtype=torch.int64)]
+        space = self.reader.space(self.dataset)
+        bar = tqdm(
+            desc=f"FailureModes embeds {self.what}",
+            total=len(ids),
+            delay=PROGRESS_DELAY,
+            leave=False,
+            disable=not progress,
+        )
+        with bar:
+            for number, batch in enumerate(self._batches(ids.tolist()), start=1):
+                record = self.reader.read(None, batch)
+                if record.images is None or record.labels is None:
+                    raise DataError(f"batches of {self.what} hold no images or no labels; give read_batch.")
+                found = content_keys(record.images, salt=repr(space))
+                lacking = cached.store.missing(found)
+                if lacking.any():
+                    cached.embed(space.to_unit(record.images[lacking]), found[lacking])
+                labels.append(_class_labels(record.labels))
+                keys.append(found)
+                if number % FLUSH_EVERY == 0:
+                    cached.store.flush()
+                bar.update(len(found))
+        cached.store.flush()
+        return torch.cat(labels), torch.cat(keys)
+
+    def _batches(self, ids: Sequence[int]) -> Iterator[Any]:
+        with isolated_rng():
+            seed_all(self.seed)
+            yield from DataLoader(
+                Subset(self.dataset, ids),
+                batch_size=AT_ONCE,
+                collate_fn=self.collate,
+                **self.workers,
+                generator=torch.Generator().manual_seed(self.seed),
+            )
+
+    def _images(self, ids: range, seed: int) -> Tensor:
+        with isolated_rng():
+            seed_all(seed)
+            images = self.reader.read(None, self.collate([self.dataset[i] for i in ids])).images
+        if images is None:
+            raise DataError(f"batches of {self.what} hold no images; give read_batch.")
+        return images
+
+
+def training_view(trainer: Trainer, loader: object, reader: BatchReader, *, seed: int) -> ExamplesView:
+    """Find the view: ``train_analysis_dataset`` of the datamodule or the module, else the training set itself.
+
+    Raises:
+        ConfigurationError: no loader that interventions can work through, or a view of another length.
+    """
+    loader = checked_loader(loader)
+    dataset: Any = original_dataset(loader)
+    workers = {name: getattr(loader, name) for name in _OF_WORKERS}
+    for owner in (getattr(trainer, "datamodule", None), trainer.lightning_module):
+        view = getattr(owner, VIEW, None)
+        view = view() if callable(view) else view
+        if view is None:
+            continue
+        if len(view) != len(dataset):
+            raise ConfigurationError(
+                f"{type(owner).__name__}.{VIEW} has {len(view)} examples, the training set"
+                f" {len(dataset)}: it must hold the same examples in the same order."
+            )
+        return ExamplesView(view, default_collate, reader, workers, seed)
+    return ExamplesView(dataset, loader.collate_fn, reader, workers, seed)
+
+
+def pool_view(pool: Any, view: Any, training: ExamplesView, collate: Callable[[list[Any]], Any]) -> ExamplesView:
+    """See a pool as the training set is seen; ``view`` gives the same examples through the transform of validation."""
+    dataset, collate = (pool, collate) if view is None else (view, default_collate)
+    return ExamplesView(dataset, collate, training.reader, training.workers, training.seed, "pool images")
+
+
+def _class_labels(labels: Tensor) -> Tensor:
+    """Labels of a batch as classes: (B,), (B, 1) or one-hot (B, K) -> (B,) int64, a copy."""
+    labels = labels.detach().cpu()
+    if labels.ndim == 2 and labels.shape[1] > 1:
+        if not bool(((labels == 0) | (labels == 1)).all()) or not bool((labels.sum(1) == 1).all()):
+            raise ConfigurationError(
+                "Interventions need one class for each training example, but labels of the shape"
+                f" {tuple(labels.shape)} are not one-hot. Give the datamodule a {VIEW} with plain labels."
+            )
+        return labels.argmax(1)
+    return labels.reshape(-1).long().clone()

@@ -1,0 +1,203 @@
+"""Which dataset indices a batch holds: a recorder inside each evaluation loader.
+
+Lightning never tells a callback which examples it sees, and ``batch_idx`` means nothing once a loader shuffles
+or is shared out over processes. The index sampler of the loader does know, so a recorder is put round it.
+"""
+
+from __future__ import annotations
+
+import operator
+import weakref
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from lightning.pytorch import Trainer
+from lightning.pytorch.utilities import CombinedLoader
+from torch.utils.data import DataLoader, IterableDataset
+
+from lightning_failures.errors import ConfigurationError
+
+
+class IndexRecorder:
+    """Stands in for the index sampler of one DataLoader and remembers what it yields until the batch has been graded.
+
+    Workers may run ahead of the loop, so indices are kept by the number of the batch; each new pass starts afresh. All
+    other attributes (``set_epoch`` of a sampler, ``batch_size``, ...) are those of the wrapped sampler.
+    """
+
+    def __init__(self, sampler: Any) -> None:
+        self.wrapped = sampler
+        self.active = True
+        self._pending: dict[int, tuple[Any, ...]] = {}
+
+    def __iter__(self) -> Iterator[Any]:
+        if not self.active:
+            yield from self.wrapped
+            return
+        pending = self._pending = {}
+        for number, indices in enumerate(self.wrapped):
+            pending[number] = _copy(indices)
+            yield indices
+
+    def __len__(self) -> int:
+        return len(self.wrapped)
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "wrapped":  # not yet set while unpickling
+            raise AttributeError(name)
+        return getattr(self.wrapped, name)
+
+    def original(self) -> Any:
+        """Return the sampler below all recorders that are done (two callbacks may have tapped one loader)."""
+        inner = self.wrapped
+        return inner.original() if isinstance(inner, IndexRecorder) and not inner.active else inner
+
+    def take(self, batch_idx: int) -> list[int] | None:
+        """Return and forget the dataset indices of a batch of the current pass.
+
+        None if it was never drawn, or if what was drawn are no integers.
+        """
+        try:
+            return [operator.index(i) for i in self._pending.pop(batch_idx)]
+        except (KeyError, TypeError):
+            return None
+
+
+class IndexRecorderHook:
+    """Puts an :class:`IndexRecorder` into every evaluation loader of a Trainer, and takes all of them out again.
+
+    Training loaders are handed to whom it may concern.
+
+    It wraps the public ``trainer.strategy.process_dataloader``, which Lightning calls for each loader of every
+    origin after it has injected its own sampler, at each reload. Both directions are idempotent.
+    """
+
+    def __init__(self) -> None:
+        # a loader that Lightning has replaced must be free to go, and its workers with it
+        self._taps: list[tuple[weakref.ref[DataLoader[Any]], str, IndexRecorder]] = []
+        self._strategy: Any = None
+        self._wrapper: Callable[[object], object] | None = None
+
+    def attach(self, trainer: Trainer, on_training: Callable[[Trainer, object], None] | None = None) -> None:
+        """Begin to tap the loaders that the Trainer prepares from now on, and to hand those of training over."""
+        if self._wrapper is not None:
+            return
+        self._strategy = trainer.strategy
+        process = trainer.strategy.process_dataloader
+
+        def process_and_tap(dataloader: object) -> object:
+            processed = process(dataloader)
+            if self._wrapper is not None and not trainer.training:
+                self._tap(processed)
+            elif self._wrapper is not None and on_training is not None:
+                on_training(trainer, processed)
+            return processed
+
+        self._wrapper = process_and_tap
+        trainer.strategy.process_dataloader = process_and_tap  # type: ignore[method-assign]
+
+    def tap_prepared(self, trainer: Trainer) -> None:
+        """Tap validation loaders that a tuner had prepared in another stage; call it before they are iterated."""
+        if trainer.val_dataloaders is not None:
+            for loader in CombinedLoader(trainer.val_dataloaders, "sequential").flattened:
+                self._tap(loader)
+
+    def detach(self) -> None:
+        """Take every recorder and the wrapper out again."""
+        for reference, attribute, recorder in reversed(self._taps):
+            recorder.active = False
+            loader = reference()
+            if loader is not None and loader.__dict__.get(attribute) is recorder:
+                # DataLoader forbids to set it anew after it was built; what was there comes back as it was
+                loader.__dict__[attribute] = recorder.original()
+        self._taps.clear()
+        if self._strategy is not None and self._strategy.__dict__.get("process_dataloader") is self._wrapper:
+            del self._strategy.process_dataloader
+        self._strategy = self._wrapper = None
+
+    def recorder(self, loader: object) -> IndexRecorder | None:
+        """Return the recorder inside a loader, or None if its indices cannot be known."""
+        return next((recorder for tapped, _, recorder in self._taps if tapped() is loader), None)
+
+    def _tap(self, loader: object) -> None:
+        if (
+            not isinstance(loader, DataLoader)
+            or isinstance(loader.dataset, IterableDataset)
+            or not getattr(loader, "in_order", True)
+            or self.recorder(loader) is not None
+        ):
+            return
+        attribute = "sampler" if loader.batch_sampler is None else "batch_sampler"
+        recorder = IndexRecorder(getattr(loader, attribute))
+        loader.__dict__[attribute] = recorder
+        # persistent workers of an earlier pass would go on with the sampler that they began with
+        loader._iterator = None
+        self._taps = [tap for tap in self._taps if tap[0]() is not None]
+        self._taps.append((weakref.ref(loader), attribute, recorder))
+
+
+def _copy(indices: Any) -> tuple[Any, ...]:
+    """One index, or the indices of a batch; an iterator, which could be read only once, is left alone."""
+    try:
+        len(indices)
+    except TypeError:
+        return (indices,)
+    return tuple(indices)
+
+
+def evaluation_loaders(trainer: Trainer) -> list[Any]:
+    """Return the loaders of the running validation or test, by dataloader index."""
+    loaders = trainer.test_dataloaders if trainer.testing else trainer.val_dataloaders
+    return [] if loaders is None else list(CombinedLoader(loaders, "sequential").flattened)
+
+
+def dataset_of(loader: object) -> Any:
+    """Return the dataset of a loader, or None."""
+    return getattr(loader, "dataset", None)
+
+
+def unnamed(loader: object) -> ConfigurationError:
+    """The error of a loader whose examples have no ids."""
+    return ConfigurationError(
+        f"The indices of the examples cannot be read off a {type(loader).__name__} over"
+        f" {type(dataset_of(loader)).__name__}. Give the callback read_batch=, a function (outputs, batch) ->"
+        " BatchRecord whose ids are integers, unique and stable for each example."
+    )
+
+
+def dataset_attribute(dataset: Any, name: str) -> Any:
+    """Read an attribute of a dataset through wrappers such as ``Subset``; None if nobody has it.
+
+    Sequences with a value for each example (all but ``classes``) are indexed by ``Subset.indices`` and joined by
+    ``ConcatDataset``; anything else must be the same in all the parts that are joined.
+
+    >>> from torch.utils.data import Subset
+    >>> class Data(list):
+    ...     classes, groups = ["cat", "dog"], [7, 8, 9]
+    >>> subset = Subset(Data([0, 1, 2]), [2, 0])
+    >>> dataset_attribute(subset, "classes"), dataset_attribute(subset, "groups")
+    (['cat', 'dog'], [9, 7])
+    """
+    own = getattr(dataset, name, None)
+    if own is not None:
+        return own
+    parts = getattr(dataset, "datasets", None)
+    if isinstance(parts, list):
+        return _joined(name, parts, [dataset_attribute(part, name) for part in parts])
+    inner = getattr(dataset, "dataset", None)
+    if inner is None:
+        return None
+    value = dataset_attribute(inner, name)
+    indices = getattr(dataset, "indices", None)
+    if name == "classes" or indices is None or not hasattr(value, "__len__") or len(value) != len(inner):
+        return value
+    return [value[i] for i in indices]
+
+
+def _joined(name: str, parts: list[Any], values: list[Any]) -> Any:
+    if name != "classes" and all(
+        hasattr(value, "__len__") and len(value) == len(part) for value, part in zip(values, parts, strict=True)
+    ):
+        return [one for value in values for one in value]
+    alike = all(value is not None and list(value) == list(values[0]) for value in values)
+    return values[0] if alike else None

@@ -1,0 +1,214 @@
+"""The keys that other callbacks and schedulers of this Trainer monitor, and what to log while they are undefined.
+
+A monitored key that is missing makes ``ModelCheckpoint`` and a strict ``EarlyStopping`` raise, and NaN stops
+training; so a monitored aggregate always has a value. Per-class keys are not promised.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+
+from lightning.pytorch import LightningModule, Trainer
+
+from lightning_failures.data.report import FailureReport
+from lightning_failures.errors import ConfigurationError, did_you_mean
+from lightning_failures.trainer.run_folder import safe_name
+
+PREFIX = "failures/"
+LOADER = "/dataloader_"
+
+DIRECTION_AGGREGATES = ("cv_score_mean", "flagged_fraction")
+TREE_AGGREGATES = (
+    "aler_minus_ber_mean",
+    "heldout_aler_minus_ber_mean",
+    "valid_leaf_fraction",
+    "worst_slice_error_rate",
+)
+GRADE_AGGREGATES = ("accuracy", "coverage", "analysis_age")
+
+DECISION_KEYS = {"decision/accuracy": 0.0, "decision/worst_class_accuracy": 0.0, "decision/flagged_error_rate": 1.0}
+"""What may be chosen by while interventions are on, with the worst values."""
+
+AGGREGATES: dict[str, float] = dict.fromkeys(DIRECTION_AGGREGATES + TREE_AGGREGATES, 1.0)
+"""Results of an analysis (keys without the prefix) with their worst value: all are shares, lower is better."""
+
+WORST = AGGREGATES | {"accuracy": 0.0, "coverage": 0.0} | DECISION_KEYS
+
+
+def monitored_keys(trainer: Trainer) -> set[str]:
+    """Return the keys under ``failures/`` that a callback or scheduler of the Trainer monitors.
+
+    Schedulers are known from the start of ``fit`` on.
+    """
+    names = [getattr(callback, "monitor", None) for callback in trainer.callbacks]  # type: ignore[attr-defined]
+    names += [config.monitor for config in trainer.lr_scheduler_configs]
+    return {name for name in names if isinstance(name, str) and name.startswith(PREFIX)}
+
+
+def check_monitored(keys: Iterable[str], *, directions: bool, trees: bool, interventions: bool = False) -> None:
+    """Refuse monitored keys that this callback can never log.
+
+    Raises:
+        ConfigurationError: unknown aggregate, or one of a lens that is off.
+
+    >>> check_monitored(["failures/aler_minus_ber_mean"], directions=True, trees=True)
+    >>> check_monitored(["failures/aler_minus_ber"], directions=True, trees=True)  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    ...
+    lightning_failures.errors.ConfigurationError: monitor=...
+    """
+    for key in keys:
+        name = key.removeprefix(PREFIX).split(LOADER)[0]
+        if name in GRADE_AGGREGATES or name.startswith("class/"):
+            continue
+        if name.startswith("report/"):
+            raise ConfigurationError(
+                f"monitor={key!r}: the report part tells whether an intervention helped, so nothing may be chosen"
+                f" by it. Monitor one of {', '.join(DECISION_KEYS)} instead."
+            )
+        if name in DECISION_KEYS:
+            if LOADER in key:
+                raise ConfigurationError(f"monitor={key!r}: only the first validation loader has a decision part.")
+            if not interventions:
+                raise ConfigurationError(
+                    f"monitor={key!r} is of the decision part, which there is only with interventions."
+                    f" Monitor 'failures/{name.removeprefix('decision/')}'."
+                )
+            continue
+        if name not in AGGREGATES:
+            raise ConfigurationError(
+                f"monitor={key!r} is none of the aggregates that FailureModes logs: {', '.join(AGGREGATES)}."
+                + did_you_mean(name, [*AGGREGATES, *DECISION_KEYS])
+            )
+        if name in TREE_AGGREGATES and not trees:
+            raise ConfigurationError(
+                f"monitor={key!r} needs failure trees: give FailureModes(robust_encoder=...), a robust checkpoint or"
+                " 'embedded:digits'."
+            )
+        if name not in TREE_AGGREGATES and not directions:
+            raise ConfigurationError(f"monitor={key!r} needs failure directions: give FailureModes(encoder=...).")
+
+
+def promised_values(monitored: Iterable[str], last: Mapping[str, float]) -> dict[str, float]:
+    """Return the aggregates that must be logged without a new analysis: the last values, else the worst of the metric.
+
+    >>> promised_values({"failures/flagged_fraction/dataloader_1"}, {"cv_score_mean": 0.7})
+    {'flagged_fraction/dataloader_1': 1.0, 'cv_score_mean': 0.7}
+    """
+    names = sorted(key.removeprefix(PREFIX) for key in monitored)
+    worst = {name: WORST.get(name.split(LOADER)[0]) for name in names}
+    return {name: value for name, value in worst.items() if value is not None} | dict(last)
+
+
+def log_values(trainer: Trainer, module: LightningModule, values: Mapping[str, float]) -> None:
+    """Log scalars of a validation or test under ``failures/``; all processes have the same.
+
+    They are not reduced, so that a process that fails to log leaves no other waiting for it.
+    """
+    if trainer.world_size > 1:  # Lightning recommends at the end of the epoch to reduce them
+        warnings.filterwarnings("ignore", rf".*self\.log\('{PREFIX}.*sync_dist=True", UserWarning)
+    module.log_dict(
+        {PREFIX + key: value for key, value in values.items()},
+        on_step=False,
+        on_epoch=True,
+        batch_size=1,
+        add_dataloader_idx=False,
+    )
+
+
+def worst_class_values(report: FailureReport, k: int) -> dict[str, float]:
+    """Return the scalars of the k classes with the lowest accuracy; what is undefined is absent."""
+    names = _distinct([safe_name(entry.name) for entry in report.classes])
+    graded = [(name, entry) for name, entry in zip(names, report.classes, strict=True) if entry.accuracy is not None]
+    graded.sort(key=lambda item: item[1].accuracy or 0.0)
+    return {
+        f"class/{name}/{key}": float(value)
+        for name, entry in graded[:k]
+        for key in ("accuracy", "cv_score", "p_value", "aler")
+        if (value := getattr(entry, key)) is not None
+    }
+
+
+def _distinct(names: list[str]) -> list[str]:
+    """Number those that are equal, until none are.
+
+    >>> _distinct(["a", "a", "a_1"])
+    ['a_0', 'a_1_1', 'a_1_2']
+    """
+    count = Counter(names)
+    if len(count) == len(names):
+        return names
+    return _distinct([f"{name}_{i}" if count[name] > 1 else name for i, name in enumerate(names)])
+
+
+class KeyLog:
+    """The scalars of one validation after another, among them those that others monitor.
+
+    Args:
+        worst_k: So many classes have keys of their own.
+        min_coverage: Share of the examples below which monitored keys keep their last value.
+        say_once: Tells a person something that is not worth telling twice.
+    """
+
+    def __init__(self, *, worst_k: int, min_coverage: float, say_once: Callable[..., None]) -> None:
+        self.monitored: set[str] = set()
+        self._worst_k, self._min_coverage, self._say_once = worst_k, min_coverage, say_once
+        self._logged: set[str] = set()
+
+    def check(self, trainer: Trainer, *, directions: bool, trees: bool, interventions: bool) -> None:
+        """Find what is monitored, and refuse what can never be logged, or would be logged twice."""
+        _check_alone(trainer)
+        self.monitored = monitored_keys(trainer)
+        check_monitored(self.monitored, directions=directions, trees=trees, interventions=interventions)
+
+    @property
+    def of_decisions(self) -> bool:
+        """Whether something is chosen by the decision part."""
+        return any(key.startswith(f"{PREFIX}decision/") for key in self.monitored)
+
+    def begin(self) -> None:
+        """A validation begins."""
+        self._logged = set()
+
+    def log(
+        self, trainer: Trainer, module: LightningModule, report: FailureReport, index: int, last: dict[str, float]
+    ) -> None:
+        """Log what the analysis of one loader found; ``last`` takes what may be asked for later."""
+        suffix = "" if index == 0 else f"{LOADER}{index}"
+        values = {key + suffix: value for key, value in report.summary.items()}
+        steering = {key + suffix for key in AGGREGATES | DECISION_KEYS} | {
+            key.removeprefix(PREFIX) for key in self.monitored
+        }
+        if report.coverage < self._min_coverage:
+            values = {key: value for key, value in values.items() if key not in steering}
+            if self.monitored:
+                self._say_once(
+                    f"Only {report.coverage:.0%} of the validation examples were seen"
+                    f" (min_coverage={self._min_coverage:.0%}): monitored failure keys keep their last value."
+                )
+        else:
+            # what is not defined any more, where nothing fails, keeps its last value too
+            last |= {key: value for key, value in values.items() if key in steering}
+        values |= {key + suffix: value for key, value in worst_class_values(report, self._worst_k).items()}
+        log_values(trainer, module, values)
+        self._logged |= set(values)
+
+    def promise(self, trainer: Trainer, module: LightningModule, last: Mapping[str, float], age: int) -> None:
+        """Log what this validation has not: monitored aggregates always have a value."""
+        promised = promised_values(self.monitored, last)
+        values = {key: value for key, value in promised.items() if key not in self._logged}
+        log_values(trainer, module, values | {"analysis_age": float(age)})
+
+
+def _check_alone(trainer: Trainer) -> None:
+    """Lightning takes the mean of what two callbacks log under one key."""
+    callbacks = trainer.callbacks  # type: ignore[attr-defined]
+    ours = sum("FailureModes" in {base.__name__ for base in type(one).__mro__} for one in callbacks)
+    if ours > 1:
+        raise ConfigurationError(
+            f"Only one FailureModes can be in a Trainer, but there are {ours}: they would log under the same keys and"
+            " write the same files. With another encoder, look at the same model in a run of its own: trainer.validate,"
+            " or `lightning-failures analyse`."
+        )

@@ -1,0 +1,127 @@
+"""The failure trees of an analysis: one for each label group and each prediction group."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from lightning_failures.core.arrays import defined
+from lightning_failures.core.budget import SKIPPED_FOR_TIME, Deadline
+from lightning_failures.data.grades import Grades
+from lightning_failures.data.members import ClassSubset, Grouping, RowValues, members_of
+from lightning_failures.data.partition import Partition
+from lightning_failures.data.report import GroupReport, LeafReport, NodeReport
+from lightning_failures.stats.intervals import benjamini_hochberg
+from lightning_failures.trees.fit import FailureTree, fit_failure_tree
+
+GROUPINGS: tuple[Grouping, ...] = ("label", "prediction")
+
+
+def grow_trees(
+    grades: Grades,
+    features: RowValues,
+    share: Partition,
+    *,
+    delta: float,
+    tau: float,
+    seed: int,
+    deadline: Deadline | None,
+) -> tuple[tuple[GroupReport, ...], dict[tuple[str, str], FailureTree]]:
+    """Grow the trees that this process owns, those with the most failures first, and report on all.
+
+    Args:
+        grades: N rows.
+        features: Of the rows whose label or prediction is a class that this process owns.
+        share: What this process does.
+        delta: Of valid leaves.
+        tau: Of valid leaves.
+        seed: Of the folds.
+        deadline: Trees that it comes before are left out.
+
+    Returns:
+        A report for each group, label groups first, and the trees by grouping and class name.
+    """
+    groups: dict[tuple[str, str], tuple[int, ClassSubset]] = {
+        (grouping, members.name): (k, members)
+        for grouping in GROUPINGS
+        for k, members in enumerate(members_of(grades, grouping, share.sampled))
+    }
+
+    def work() -> dict[tuple[str, str], FailureTree]:
+        mine = [key for key, (k, members) in groups.items() if share.owns(k) and len(members.rows)]
+        grown = {}
+        for key in sorted(mine, key=lambda key: -int(groups[key][1].failed.sum())):
+            if deadline is not None and deadline.passed:
+                break
+            one = groups[key][1]
+            grown[key] = fit_failure_tree(features[one.rows], one.failed, ids=one.ids, groups=one.sources, seed=seed)
+        return grown
+
+    grown = share.each(work)
+    trees = {key: grown[key] for key in groups if key in grown}
+    p_values = np.array([tree.p_value for tree in trees.values()])
+    patterns = dict(zip(trees, benjamini_hochberg(p_values).tolist(), strict=True))
+    reports = []
+    for key, (_, members) in groups.items():
+        size = len(members.rows)
+        if key in trees:
+            reports.append(_group_report(*key, size, trees[key], patterns[key], delta, tau))
+        else:
+            reports.append(GroupReport(*key, size=size, skipped=SKIPPED_FOR_TIME if size else "no examples"))
+    return tuple(reports), trees
+
+
+def _group_report(
+    grouping: str, name: str, size: int, tree: FailureTree, pattern: bool, delta: float, tau: float
+) -> GroupReport:
+    valid = {id(leaf) for leaf in tree.valid_leaves(delta, tau)}
+    return GroupReport(
+        grouping,
+        name,
+        size=size,
+        base_error_rate=defined(tree.base_error_rate),
+        aler=defined(tree.aler),
+        heldout_aler=defined(tree.heldout_aler),
+        heldout_aler_minus_ber=defined(tree.heldout_aler_minus_ber),
+        heldout_stderr=defined(tree.heldout_aler_stderr),
+        pattern=pattern,
+        skipped=tree.skipped,
+        leaves=tuple(
+            LeafReport(
+                rule=leaf.rule,
+                size=leaf.size,
+                error_rate=leaf.error_rate,
+                error_coverage=leaf.error_coverage,
+                importance=leaf.importance,
+                valid=id(leaf) in valid,
+                interval=leaf.interval,
+            )
+            for leaf in tree.leaves
+        ),
+        nodes=_node_reports(tree),
+    )
+
+
+def _node_reports(tree: FailureTree) -> tuple[NodeReport, ...]:
+    """The whole tree: what is in a node is what is in the leaves below it."""
+    nodes, total = tree.nodes, sum(leaf.failures for leaf in tree.leaves)
+    reports = []
+    for i, below in enumerate(nodes.leaves_below()):
+        inside = [tree.leaves[number] for number in np.flatnonzero(below)]
+        size, failures = sum(leaf.size for leaf in inside), sum(leaf.failures for leaf in inside)
+        parent, above = nodes.parent(i) if i else (None, None)
+        is_leaf = bool(nodes.feature[i] < 0)
+        reports.append(
+            NodeReport(
+                size=size,
+                failures=failures,
+                error_rate=failures / size if size else None,
+                error_coverage=failures / total if total else None,
+                interval=tree.intervals[i],
+                parent=parent,
+                above=above,
+                feature=None if is_leaf else int(nodes.feature[i]),
+                threshold=None if is_leaf else float(nodes.threshold[i]),
+                leaf=int(nodes.leaf[i]) if is_leaf else None,
+            )
+        )
+    return tuple(reports)

@@ -1,0 +1,176 @@
+"""How a failure tree is grown: features chosen by information gain, scikit-learn's tree on them, rules read off it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn import config_context
+from sklearn.feature_selection import mutual_info_classif
+from sklearn.tree import DecisionTreeClassifier
+
+from lightning_failures.trees.information_gain import fold_gains
+
+MIN_LEAF = 20
+MIN_LEAF_SHARE = 0.02
+
+
+@dataclass(frozen=True)
+class Split:
+    """One condition on the way to a leaf: feature <= threshold, or feature > threshold where ``above``."""
+
+    feature: int
+    threshold: float
+    above: bool
+
+
+@dataclass(frozen=True, eq=False)
+class Nodes:
+    """The tree as flat arrays, one row a node. A leaf has feature -1 and its number in ``leaf``."""
+
+    feature: NDArray[np.int64]
+    threshold: NDArray[np.float64]
+    left: NDArray[np.int64]
+    right: NDArray[np.int64]
+    depth: NDArray[np.int64]
+    leaf: NDArray[np.int64]
+
+    def apply(self, features: NDArray[Any]) -> NDArray[np.int64]:
+        """(n, D) -> (n,) leaf number."""
+        node = np.zeros(len(features), dtype=np.int64)
+        rows = np.arange(len(features))
+        for _ in range(int(self.depth.max())):
+            feature = self.feature[node]
+            value = features[rows, feature].astype(np.float32)  # scikit-learn compares in float32
+            child = np.where(value <= self.threshold[node], self.left[node], self.right[node])
+            node = np.where(feature >= 0, child, node)
+        return self.leaf[node]
+
+    def numbered(self, order: NDArray[np.int64]) -> Nodes:
+        """Renumber the leaves: the leaf that was ``order[i]`` becomes i."""
+        new = np.empty_like(order)
+        new[order] = np.arange(len(order))
+        leaf = np.where(self.leaf >= 0, new[self.leaf], -1)
+        return Nodes(self.feature, self.threshold, self.left, self.right, self.depth, leaf)
+
+    def path(self, leaf: int) -> tuple[Split, ...]:
+        """The conditions from the root to a leaf."""
+        node, splits = int(np.flatnonzero(self.leaf == leaf)[0]), []
+        while node:
+            parent, above = self.parent(node)
+            splits.append(Split(int(self.feature[parent]), float(self.threshold[parent]), above))
+            node = parent
+        return tuple(reversed(splits))
+
+    def parent(self, node: int) -> tuple[int, bool]:
+        """The parent of a node other than the root, and whether the node is where the feature is above."""
+        parent = int(np.flatnonzero((self.left == node) | (self.right == node))[0])
+        return parent, bool(self.right[parent] == node)
+
+    def leaves_below(self) -> NDArray[np.bool_]:
+        """Which leaves hold the examples of each node: (nodes, leaves)."""
+        below: NDArray[np.bool_] = self.leaf[:, None] == np.arange(self.leaf.max() + 1)
+        for node in np.flatnonzero(self.feature >= 0)[::-1]:  # parents come before their children
+            below[node] = below[self.left[node]] | below[self.right[node]]
+        return below
+
+
+def select_features(
+    x: NDArray[np.float32],
+    failed: NDArray[np.bool_],
+    fold: NDArray[np.int64] | None,
+    *,
+    top_features: int,
+    feature_selection: str,
+    min_leaf: int | None,
+    seed: int,
+) -> list[NDArray[np.int64]]:
+    """Choose features for the tree of all examples, then of those outside fold 0, outside fold 1, ...
+
+    Args:
+        x: (n, D).
+        failed: (n,) bool.
+        fold: (n,) int from 0 to K - 1; None for K = 0.
+        top_features: How many.
+        feature_selection: "information_gain" or "mutual_information".
+        min_leaf: Least size of a leaf, see :func:`least_leaf`.
+        seed: Of the neighbour estimator.
+
+    Returns:
+        K + 1 times (at most top_features,) indices, best first; none where there is nothing to split.
+    """
+    subsets = [np.full(len(x), True)]
+    if fold is not None:
+        subsets += [fold != k for k in range(int(fold.max()) + 1)]
+    least = [least_leaf(int(kept.sum()), min_leaf) for kept in subsets]
+    gains = fold_gains(x, failed, fold, least) if feature_selection == "information_gain" else None
+    selected = []
+    for i, kept in enumerate(subsets):
+        if kept.sum() < 2 * least[i] or len(np.unique(failed[kept])) < 2:
+            merit = np.zeros(0)
+        elif gains is None:
+            merit = mutual_info_classif(x[kept], failed[kept], random_state=seed)
+        else:
+            merit = gains[i]
+        selected.append(np.argsort(-merit, kind="stable")[:top_features])
+    return selected
+
+
+def grow_tree(
+    columns: NDArray[np.float32],
+    failed: NDArray[np.bool_],
+    selected: NDArray[np.int64],
+    *,
+    max_depth: int,
+    min_leaf: int | None,
+    seed: int,
+) -> Nodes:
+    """Fit scikit-learn's tree on the selected columns: (n, F), (n,), (F,) their names -> nodes; a leaf if F is 0."""
+    if len(selected) == 0:
+        alone, nowhere = np.zeros(1, dtype=np.int64), np.full(1, -1)
+        return Nodes(nowhere, np.zeros(1), nowhere, nowhere, alone, alone)
+    n, n_failed = len(failed), int(failed.sum())
+    classifier = DecisionTreeClassifier(
+        criterion="entropy", max_depth=max_depth, min_samples_leaf=least_leaf(n, min_leaf), random_state=seed
+    )
+    weight = np.where(failed, (n - n_failed) / n_failed, 1.0)
+    with config_context(assume_finite=True, skip_parameter_validation=True):  # checks took longer than the tree
+        classifier.fit(np.ascontiguousarray(columns), failed.astype(np.int64), sample_weight=weight, check_input=False)
+    tree = classifier.tree_
+    is_leaf = tree.children_left < 0
+    depth = np.zeros(tree.node_count, dtype=np.int64)
+    for node in np.flatnonzero(~is_leaf):  # parents come before their children
+        depth[[tree.children_left[node], tree.children_right[node]]] = depth[node] + 1
+    return Nodes(
+        feature=np.where(is_leaf, -1, selected[np.maximum(tree.feature, 0)]),
+        threshold=tree.threshold,
+        left=tree.children_left,
+        right=tree.children_right,
+        depth=depth,
+        leaf=np.where(is_leaf, np.cumsum(is_leaf) - 1, -1),
+    )
+
+
+def least_leaf(n: int, min_leaf: int | None) -> int:
+    """Return the least size of a leaf: as asked, else max(20, 2 % of n)."""
+    return max(MIN_LEAF, math.ceil(MIN_LEAF_SHARE * n)) if min_leaf is None else min_leaf
+
+
+def rule(splits: tuple[Split, ...]) -> str:
+    """Say a path in words, each feature once, with its tightest bounds."""
+    bounds: dict[int, tuple[float, float]] = {}
+    for split in splits:
+        low, high = bounds.get(split.feature, (-math.inf, math.inf))
+        bounds[split.feature] = (max(low, split.threshold), high) if split.above else (low, min(high, split.threshold))
+    parts = []
+    for feature, (low, high) in bounds.items():
+        if low == -math.inf:
+            parts.append(f"feature {feature} <= {high:.3g}")
+        elif high == math.inf:
+            parts.append(f"feature {feature} > {low:.3g}")
+        else:
+            parts.append(f"{low:.3g} < feature {feature} <= {high:.3g}")
+    return " and ".join(parts) or "all examples"

@@ -1,0 +1,145 @@
+"""TensorBoard's page "Custom Scalars": the keys under ``failures/`` in charts that belong together."""
+
+from __future__ import annotations
+
+import mmap
+import struct
+from collections.abc import Iterator, Set
+from pathlib import Path
+from typing import Any
+
+from lightning_failures.data.report import FailureReport
+
+Layout = dict[str, dict[str, list[Any]]]
+
+CLASS = "class/[^/]+/"
+CHARTS = (
+    ("failures: grades", "accuracy and coverage", ("accuracy", "coverage")),
+    ("failures: grades", "validations since the last analysis", ("analysis_age",)),
+    ("failures: directions", "strength of the patterns (CV score)", ("cv_score_mean",)),
+    ("failures: directions", "share flagged", ("flagged_fraction",)),
+    ("failures: trees", "error rate of the worst slice", ("worst_slice_error_rate",)),
+    ("failures: trees", "ALER - BER, grown and held out", ("aler_minus_ber_mean", "heldout_aler_minus_ber_mean")),
+    ("failures: trees", "share of groups with a valid leaf", ("valid_leaf_fraction",)),
+    ("failures: worst classes", "accuracy", (f"{CLASS}accuracy",)),
+    ("failures: worst classes", "CV score", (f"{CLASS}cv_score",)),
+    ("failures: worst classes", "p-value", (f"{CLASS}p_value",)),
+    ("failures: worst classes", "ALER", (f"{CLASS}aler",)),
+    *(
+        (
+            "failures: interventions",
+            f"{part} part",
+            (f"{part}/accuracy", f"{part}/worst_class_accuracy", f"{part}/flagged_error_rate"),
+        )
+        for part in ("report", "decision")
+    ),
+)
+"""Category, chart and its keys, which are patterns. The names are stable: TensorBoard merges the layouts of runs."""
+
+_TAG = b"custom_scalars__config__"
+
+
+def chart_names(report: FailureReport) -> set[str]:
+    """The keys of :data:`CHARTS` that a run logs which made this report.
+
+    >>> from lightning_failures.data.report import ClassReport
+    >>> report = FailureReport(9, 0.5, (ClassReport("cat", 9, accuracy=0.5),), summary={"accuracy": 0.5}, stage="test")
+    >>> sorted(chart_names(report))
+    ['accuracy', 'class/[^/]+/accuracy']
+    """
+    of_classes = (
+        f"{CLASS}{key}"
+        for key in ("accuracy", "cv_score", "p_value", "aler")
+        if any(entry.accuracy is not None and getattr(entry, key) is not None for entry in report.classes)
+    )
+    logged = {*report.summary, *of_classes, *(() if report.stage == "test" else ("analysis_age",))}
+    return logged & {key for _, _, keys in CHARTS for key in keys}
+
+
+def chart_layout(names: Set[str]) -> Layout:
+    """The charts of what there is, as ``SummaryWriter.add_custom_scalars`` takes them.
+
+    TensorBoard reads the keys as regular expressions from the start of a tag. These let what a logger puts before each
+    key and the number of a loader behind it pass, and nothing else.
+
+    >>> chart_layout({"accuracy"})["failures: grades"]
+    {'accuracy and coverage': ['Multiline', ['(.+-)?failures/accuracy(/dataloader_[0-9]+)?$']]}
+    """
+    layout: Layout = {}
+    for category, chart, keys in CHARTS:
+        if tags := [_pattern(key) for key in keys if key in names]:
+            layout.setdefault(category, {})[chart] = ["Multiline", tags]
+    return layout
+
+
+def written_layout(folder: Path) -> Layout:
+    """The layout that a run has, of whoever wrote it: TensorBoard shows only the last one that a run was given.
+
+    Args:
+        folder: With the event files of the run.
+    """
+    found: Layout = {}
+    for path in sorted(folder.glob("*tfevents*")):
+        for record in _records(path):
+            found = _layout(record) or found
+    return found
+
+
+def extended(layout: Layout, names: Set[str]) -> Layout | None:
+    """A layout with the charts of ``names`` in it; None where it has them all. Charts of others stay.
+
+    >>> extended({"mine": {"loss": ["Multiline", ["loss"]]}}, {"accuracy"}).keys()
+    dict_keys(['mine', 'failures: grades'])
+    >>> extended(chart_layout({"accuracy"}), {"accuracy"}) is None
+    True
+    """
+    there = {tag for charts in layout.values() for _, tags in charts.values() for tag in tags}
+    known = {key for _, _, keys in CHARTS for key in keys if _pattern(key) in there}
+    if names <= known:
+        return None
+    ours = {category for category, _, _ in CHARTS}
+    others = {category: charts for category, charts in layout.items() if category not in ours}
+    return others | chart_layout(names | known)
+
+
+def _pattern(key: str) -> str:
+    return f"(.+-)?failures/{key}(/dataloader_[0-9]+)?$"
+
+
+def _records(path: Path) -> Iterator[bytes]:
+    """The events of a file that may hold a layout: 8 bytes of length, 4 of checksum, the event, 4 of checksum."""
+    if path.stat().st_size == 0:
+        return
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        start = 0
+        while start + 12 <= len(data):
+            end = start + 12 + struct.unpack_from("<Q", data, start)[0]
+            if end > len(data):
+                return  # half a record, or none
+            if data.find(_TAG, start + 12, end) >= 0:
+                yield data[start + 12 : end]
+            start = end + 4
+
+
+def _layout(record: bytes) -> Layout | None:
+    """The layout of an event; None where it has none, or none that can be read."""
+    from google.protobuf.message import DecodeError
+    from tensorboard.compat.proto.event_pb2 import Event
+    from tensorboard.plugins.custom_scalar.layout_pb2 import Layout as Message
+
+    try:
+        values = [value for value in Event.FromString(record).summary.value if value.tag == _TAG.decode()]
+        return {
+            category.title: {chart.title: _chart(chart) for chart in category.chart}
+            for value in values[-1:]
+            for category in Message.FromString(value.tensor.string_val[0]).category
+        } or None
+    except (DecodeError, IndexError, ValueError):
+        return None
+
+
+def _chart(chart: Any) -> list[Any]:
+    if chart.WhichOneof("content") == "margin":
+        (series, *_) = chart.margin.series
+        return ["Margin", [series.value, series.lower, series.upper]]
+    return ["Multiline", list(chart.multiline.tag)]

@@ -1,0 +1,322 @@
+"""The failure diary on planted truths: what it calls a mode, when one is born, grows, goes and returns."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lightning_failures.analysis.diary import IN_A_ROW, MOST, Diary, advance
+from lightning_failures.core.budget import SKIPPED_FOR_TIME
+from lightning_failures.data.grades import Grades
+from lightning_failures.data.report import FailureReport
+from lightning_failures.directions.matching import LEVEL
+from lightning_failures.interventions.validation_split import HeldOutSplit
+from lightning_failures.stats.intervals import sign_test
+from tests.helpers.sightings import SIZE, Sight, told
+
+SOME = range(30)
+
+
+def nine(epoch: int, *modes: Sight, fails=SOME, **options) -> FailureReport:
+    return told(epoch, ("nine", fails, modes), **options)
+
+
+def follow(*reports: FailureReport, diary: Diary | None = None):
+    """The diary at the end, and (name, status) of each mode at each analysis."""
+    diary, rows = diary or Diary(), []
+    for report in reports:
+        diary, modes = advance(diary, report)
+        rows.append([(mode.name, mode.status) for mode in modes])
+    return diary, rows
+
+
+def statuses(rows) -> list[str]:
+    """Of a diary with one mode at a time."""
+    return [status for row in rows for _, status in row]
+
+
+RED, THICK = Sight(0, SOME), Sight(1, range(20, 50))
+
+
+# -- born and cured --------------------------------------------------------------------------------------------
+
+
+def test_advance__a_mode_is_born_when_seen_three_times_in_a_row():
+    diary, rows = follow(*(nine(epoch, RED) for epoch in range(4, 8)))
+    assert rows == [[("nine 1", status)] for status in ("new", "new", "persisting", "persisting")]
+    (mode,) = diary.modes
+    assert (mode.since, mode.seen, mode.last) == (4, 4, 4)
+
+
+def test_advance__a_gap_starts_the_row_anew_before_birth():
+    seen = (True, True, False, True, True, True)
+    _, rows = follow(*(nine(epoch, *([RED] if see else [])) for epoch, see in enumerate(seen)))
+    assert statuses(rows) == ["new", "new", "missing", "new", "new", "persisting"]
+
+
+def test_advance__a_mode_is_cured_when_not_seen_three_times_in_a_row():
+    reports = [nine(epoch, RED) for epoch in range(3)] + [nine(epoch, fails=range(3)) for epoch in range(3, 8)]
+    diary, rows = follow(*reports)
+    assert rows[3:] == [[("nine 1", "missing")], [("nine 1", "missing")], [("nine 1", "cured")], [], []]
+    assert diary.modes[0].cured
+    _, modes = advance(follow(*reports[:5])[0], reports[5])
+    assert (modes[0].missed, modes[0].size, modes[0].gained, modes[0].since, modes[0].left) == (3, 0, None, 0, 3)
+
+
+def test_advance__what_is_left_is_counted_among_shared_examples():
+    diary, _ = follow(*(nine(epoch, RED) for epoch in range(3)))
+    _, (mode,) = advance(diary, nine(3, fails=range(20, 60), ids=range(25, 85)))
+    assert (mode.status, mode.left) == ("missing", 5)
+    _, (mode,) = advance(diary, nine(3, fails=(), ids=range(40, 100)))
+    assert (mode.status, mode.left) == ("missing", None)
+    _, (mode,) = advance(diary, replace(nine(3), directions=None))
+    assert (mode.status, mode.left, mode.missed) == ("missing", None, 0)
+
+
+def test_advance__a_gap_of_two_is_no_cure():
+    seen = (True, True, True, False, False, True, False, False, True)
+    _, rows = follow(*(nine(epoch, *([RED] if see else [])) for epoch, see in enumerate(seen)))
+    assert statuses(rows)[3:] == ["missing", "missing", "persisting", "missing", "missing", "persisting"]
+
+
+def test_advance__a_mode_that_was_never_born_is_forgotten_and_its_name_is_not_given_again():
+    diary, rows = follow(nine(0, RED), *(nine(epoch) for epoch in range(1, 4)), nine(4, RED))
+    assert rows == [[("nine 1", "new")], *[[("nine 1", "missing")]] * 3, [("nine 2", "new")]]
+    assert [mode.name for mode in diary.modes] == ["nine 2"]
+
+
+def test_advance__a_cured_mode_that_comes_back_keeps_its_name():
+    see = [RED] * 3, [None] * 4, [THICK] * 3, [RED] * 3
+    modes = list(itertools.chain(*see))
+    diary, rows = follow(*(nine(epoch, *([] if mode is None else [mode])) for epoch, mode in enumerate(modes)))
+    back = [dict(row)["nine 1"] for row in rows[10:]]
+    assert back == ["returned", "returned", "persisting"]
+    assert diary.modes[0].since == 0
+    assert {name for row in rows for name, _ in row} == {"nine 1", "nine 2"}
+
+
+def test_advance__a_mode_that_comes_back_for_a_moment_is_cured_again():
+    modes = [RED] * 3 + [None] * 3 + [RED] + [None] * 3
+    _, rows = follow(*(nine(epoch, *([] if mode is None else [mode])) for epoch, mode in enumerate(modes)))
+    assert statuses(rows)[3:] == ["missing", "missing", "cured", "returned", "missing", "missing", "cured"]
+
+
+def test_advance__what_nobody_looked_at_was_not_missed():
+    reports = [nine(epoch, RED) for epoch in range(3)]
+    reports += [nine(epoch, skipped=SKIPPED_FOR_TIME) for epoch in range(3, 8)]
+    _, rows = follow(*reports)
+    assert statuses(rows)[3:] == ["missing"] * 5
+    unseen = [nine(epoch) for epoch in range(3, 8)]
+    unseen = [replace(report, directions=replace(report.directions, skipped={})) for report in unseen]
+    assert statuses(follow(*reports[:3], *unseen)[1])[3:] == ["missing"] * 5
+    blank = [FailureReport(0, None, (), epoch=epoch) for epoch in range(3, 8)]
+    diary, rows = follow(*reports[:3], *blank, nine(8, RED))
+    assert rows[3:] == [[]] * 5 + [[("nine 1", "persisting")]]
+    assert diary.analyses == 9
+
+
+def test_advance__half_as_many_examples_are_needed_for_a_miss():
+    born = [nine(epoch, RED) for epoch in range(3)]
+    few = [nine(epoch, ids=range(49)) for epoch in range(3, 8)]
+    enough = [nine(epoch, ids=range(50)) for epoch in range(3, 6)]
+    assert statuses(follow(*born, *few)[1])[-1] == "missing"
+    assert statuses(follow(*born, *enough)[1])[-1] == "cured"
+
+
+# -- matching --------------------------------------------------------------------------------------------------
+
+
+def test_advance__another_direction_is_another_mode():
+    _, rows = follow(*(nine(epoch, RED) for epoch in range(3)), nine(3, THICK))
+    assert rows[3] == [("nine 1", "missing"), ("nine 2", "new")]
+
+
+def test_advance__the_opposite_direction_is_another_mode_though_members_are_the_same():
+    _, rows = follow(nine(0, RED), nine(1, Sight([-1], SOME)))
+    assert rows[1] == [("nine 1", "missing"), ("nine 2", "new")]
+
+
+def test_advance__a_turned_direction_with_other_members_too():
+    turned = [0.42, 0.9]
+    same = Sight(turned, SOME)
+    other = Sight(turned, range(50, 80))
+    assert follow(nine(0, RED), nine(1, same))[1][1] == [("nine 1", "new")]
+    assert follow(nine(0, RED), nine(1, other, fails=range(90)))[1][1][1] == ("nine 2", "new")
+
+
+def test_advance__modes_that_change_places_keep_their_names():
+    both = [(RED, THICK), (RED, THICK), (THICK, RED), (RED, THICK), (THICK, RED)]
+    diary, rows = follow(*(nine(epoch, *modes, fails=range(50)) for epoch, modes in enumerate(both)))
+    assert rows == [[("nine 1", status), ("nine 2", status)] for status in ["new"] * 2 + ["persisting"] * 3]
+    assert [int(np.argmin(mode.direction)) for mode in diary.modes] == [0, 1]
+    assert [mode.look.size for mode in diary.modes] == [30, 30]
+
+
+def test_advance__modes_of_one_class_are_not_taken_for_those_of_another():
+    _, rows = follow(
+        told(0, ("nine", SOME, [RED]), ("two", SOME, [])), told(1, ("nine", SOME, []), ("two", SOME, [RED]))
+    )
+    assert rows == [[("nine 1", "new")], [("nine 1", "missing"), ("two 1", "new")]]
+
+
+def test_advance__names_differ_though_those_of_classes_do_not():
+    _, rows = follow(told(0, ("cat", SOME, [RED]), ("cat", SOME, [RED]), ("cat 1", SOME, [RED])))
+    assert [name for name, _ in rows[0]] == ["cat 1", "cat 2", "cat 1 1"]
+
+
+def test_advance__the_caption_goes_with_the_first_direction_and_stays():
+    diary, modes = advance(Diary(), nine(0, RED, THICK, captions=True))
+    assert [mode.caption for mode in modes] == ["a photo of a hard nine 0", None]
+    diary, modes = advance(diary, nine(1, THICK, RED, captions=True))
+    assert [mode.caption for mode in modes] == ["a photo of a hard nine 0", "a photo of a hard nine 1"]
+    _, modes = advance(diary, nine(2))
+    assert modes[1].caption == "a photo of a hard nine 1"
+
+
+def test_advance__only_shared_examples_are_compared():
+    first = nine(0, Sight(0, range(30)), ids=range(60), fails=range(100))
+    second = nine(1, Sight(0, range(20, 100)), ids=range(20, 100), fails=range(100))
+    diary, _ = advance(Diary(), first)
+    _, (mode,) = advance(diary, second)
+    assert (mode.shared, mode.size, mode.gained, mode.lost) == (1.0, 80, 30, 0)  # of 20 ... 59
+    _, (mode,) = advance(diary, nine(1, Sight(0, range(60, 90)), ids=range(60, 100), fails=range(100)))
+    assert (mode.name, mode.shared, mode.gained, mode.lost, mode.cosine) == ("nine 1", None, 0, 0, 1.0)
+
+
+def test_advance__another_encoder_begins_anew_and_gives_new_names():
+    diary, _ = follow(*(nine(epoch, RED) for epoch in range(3)))
+    diary, rows = follow(*(nine(epoch, RED, encoder_fingerprint="other") for epoch in (3, 4)), diary=diary)
+    assert rows == [[("nine 2", "new")], [("nine 2", "new")]]
+
+
+def test_advance__further_directions_of_a_discovery_part():
+    """They have values for the examples that they were fitted on alone."""
+    report = nine(0, RED, THICK, fails=range(50))
+    held = torch.arange(SIZE) % 2 == 1
+    table, directions = report.table, report.directions
+    (second,) = directions.further
+    part = HeldOutSplit(
+        Grades(*(getattr(table, f)[held] for f in ("ids", "labels", "predictions", "confidence")), table.class_names),
+        table.values[held],
+    )
+    none = HeldOutSplit(
+        Grades(
+            *(values[:0] for values in vars(part.grades).values() if isinstance(values, torch.Tensor)),
+            table.class_names,
+        ),
+        table.values[:0],
+    )
+    second = replace(second, out_of_fold=second.out_of_fold[~held])
+    split = replace(report, directions=replace(directions, further=(second,)), report_part=part, decision_part=none)
+    _, modes = advance(Diary(), split)
+    assert [(mode.name, mode.size, mode.examples) for mode in modes] == [("nine 1", 30, 100), ("nine 2", 15, 50)]
+
+
+def test_advance__changes_nothing_that_it_was_given():
+    diary, _ = follow(*(nine(epoch, RED) for epoch in range(2)))
+    one, two = advance(diary, nine(2, RED, THICK)), advance(diary, nine(2, RED, THICK))
+    assert one[1] == two[1]
+    assert (len(diary.modes), diary.numbers, diary.analyses) == (1, {"nine": 1}, 2)
+
+
+# -- growing and shrinking -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("then", "now", "status"), [(20, 30, "growing"), (30, 20, "shrinking"), (20, 25, "persisting")]
+)
+def test_advance__growing_and_shrinking_in_the_flagged(then, now, status):
+    flagged = Sight(0, range(40))
+    reports = [nine(epoch, flagged, fails=range(then)) for epoch in range(3)] + [nine(3, flagged, fails=range(now))]
+    diary, rows = follow(*reports)
+    assert statuses(rows)[-1] == status
+    _, (mode,) = advance(follow(*reports[:3])[0], reports[3])
+    assert (mode.size, mode.gained, mode.lost) == (now, max(now - then, 0), max(then - now, 0))
+    later = [nine(epoch, flagged, fails=range(now)) for epoch in range(4, 6)]
+    assert statuses(follow(*later, diary=diary)[1]) == ["persisting"] * 2  # a change is told once
+
+
+def test_advance__slow_growth_adds_up_until_it_is_told():
+    reports = [nine(epoch, Sight(0, range(60)), fails=range(20 + epoch)) for epoch in range(14)]
+    assert statuses(follow(*reports)[1]) == ["new"] * 2 + (["persisting"] * 4 + ["growing"] + ["persisting"]) * 2
+    assert sign_test(6, 0) <= LEVEL < sign_test(5, 0)
+
+
+def test_advance__a_turn_is_told_at_once():
+    fails = [50, 50, 50, 30, 20, 45]
+    reports = [nine(epoch, Sight(0, range(60)), fails=range(count)) for epoch, count in enumerate(fails)]
+    assert statuses(follow(*reports)[1]) == ["new", "new", "persisting", "shrinking", "shrinking", "growing"]
+
+
+def test_advance__to_flag_more_is_not_to_grow():
+    wide, narrow = Sight(0, range(90)), Sight(0, range(20))
+    reports = [nine(epoch, narrow, fails=range(60)) for epoch in range(3)] + [nine(3, wide, fails=range(60))]
+    _, (mode,) = advance(follow(*reports[:3])[0], reports[3])
+    assert (mode.status, mode.size, mode.gained) == ("persisting", 60, 40)
+
+
+# -- properties ------------------------------------------------------------------------------------------------
+
+
+MODES = {axis: Sight(axis, range(15 * axis, 15 * axis + 30)) for axis in range(4)}
+ANALYSES = st.lists(st.tuples(st.permutations(range(4)), st.integers(0, 3), st.booleans()), min_size=1, max_size=15)
+
+
+@settings(max_examples=25, deadline=None)
+@given(ANALYSES)
+def test_advance__names_are_those_of_planted_modes_whatever_is_seen_when(analyses):
+    diary, axis_of, cured = Diary(), {}, set()
+    for epoch, (order, count, looked) in enumerate(analyses):
+        sights = [MODES[axis] for axis in order[:count]] if looked else []
+        report = nine(epoch, *sights, fails=range(80), skipped=None if looked else SKIPPED_FOR_TIME)
+        diary, modes = advance(diary, report)
+        names = [mode.name for mode in modes]
+        assert len(set(names)) == len(names)
+        seen = {mode.name: mode for mode in diary.modes if mode.last == diary.analyses}
+        assert len(seen) == len(sights)
+        for name, mode in seen.items():  # one mode, one name, for ever
+            assert axis_of.setdefault(name, int(np.argmin(mode.direction))) == int(np.argmin(mode.direction))
+        for mode in modes:
+            assert (mode.status in ("missing", "cured")) == (mode.name not in seen)
+            assert mode.size == (seen[mode.name].look.size if mode.name in seen else 0) <= mode.examples == SIZE
+            assert mode.missed <= IN_A_ROW
+            assert (mode.status == "cured") <= (mode.seen >= IN_A_ROW)
+            assert (mode.status == "returned") <= (mode.name in cured)
+            cured |= {mode.name} if mode.status == "cured" else set()
+        assert len(diary.modes) <= MOST
+        whole = replace(report, modes=modes)
+        assert FailureReport.from_json(whole.to_json()).modes == modes
+
+
+def test_advance__keeps_no_more_than_so_many_modes_of_a_class():
+    """The one that was cured first is forgotten first: when it comes back, it has a new name."""
+    diary, axes = Diary(), range(MOST + 4)
+    for epoch, axis in enumerate(np.repeat(axes, 2 * IN_A_ROW)):
+        sights = [Sight(int(axis), SOME)] if epoch % (2 * IN_A_ROW) < IN_A_ROW else []
+        diary, _ = advance(diary, nine(epoch, *sights))
+        assert len(diary.modes) <= MOST
+    assert [mode.name for mode in diary.modes] == [f"nine {axis + 1}" for axis in axes[-MOST:]]
+    assert follow(nine(200, Sight(0, SOME)), diary=diary)[1] == [[(f"nine {MOST + 5}", "new")]]
+    assert follow(nine(200, Sight(4, SOME)), diary=diary)[1] == [[("nine 5", "returned")]]
+
+
+@pytest.mark.slow
+def test_benchmark__modes_keep_their_names_when_the_other_becomes_more_frequent(monkeypatch):
+    """With directions that are fitted, not told."""
+    monkeypatch.syspath_prepend(Path(__file__).parents[2] / "benchmarks")  # scripts
+    from benchmarks.diary import change_of_order, followed
+
+    rng = np.random.default_rng(1)
+    found = change_of_order(rng, trials=2)
+    assert found["sightings"] >= 16
+    assert found["kept"] >= 0.9 * found["sightings"]
+    told_of = followed(rng, np.linspace(0.9, 0.4, 8))
+    assert {mode.name for mode in told_of} == {"cat 1"}
+    assert "shrinking" in [mode.status for mode in told_of]

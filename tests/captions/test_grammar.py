@@ -1,0 +1,122 @@
+import pytest
+
+from lightning_failures.bundled.digits import captions as digits
+from lightning_failures.captions.grammar import (
+    CaptionGrammar,
+    CaptionVocabulary,
+    indefinite_article,
+    known_vocabularies,
+)
+from lightning_failures.errors import ConfigurationError
+
+
+@pytest.mark.parametrize(
+    "word", ["eight", "orange", "upright three", "unusual", "hour", "MRI", "SUV", "LED", "8", "18 tonner"]
+)
+def test_indefinite_article__an(word):
+    assert indefinite_article(word) == "an"
+
+
+@pytest.mark.parametrize(
+    "word", ["cat", "one", "one-eyed cat", "used car", "unicorn", "European", "UFO", "house", "CT", "9", "1"]
+)
+def test_indefinite_article__a(word):
+    assert indefinite_article(word) == "a"
+
+
+def test_captions__all_combinations_but_the_reference():
+    grammar = CaptionGrammar(["cat", "ocelot"], ["old", "fat"], ["on ice"])
+    captions = grammar.captions()
+    assert len(captions) == len(set(captions)) == 2 * 3 * 2 - 1
+    assert "a photo of a cat" not in captions
+    assert "a photo of an ocelot" in captions
+    assert "a photo of an old ocelot on ice" in captions
+    assert grammar.reference == "a photo of a cat"
+
+
+def test_captions__no_duplicates_and_clean_spaces():
+    grammar = CaptionGrammar(["cat"], ["old", " old ", ""], ["", "on  ice"])
+    assert grammar.captions() == ["a photo of a cat on ice", "a photo of an old cat", "a photo of an old cat on ice"]
+
+
+def test_captions__template_and_reference():
+    grammar = CaptionGrammar("eel", ["red"], template="An x-ray of the {}, a drawing")
+    assert grammar.captions() == ["An x-ray of the red eel, a drawing"]
+    assert CaptionGrammar("eel", ["red"], template="A {}").captions() == ["A red eel"]
+    assert CaptionGrammar("eel", ["red"], template="A {}").reference == "An eel"
+    assert CaptionGrammar("eel", ["red"], reference="a photo of a red eel").captions() == ["a photo of an eel"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"nouns": []}, "nouns"),
+        ({"nouns": [""]}, "nouns"),
+        ({"nouns": ["cat"], "adjectives": [True]}, "adjectives must be strings"),
+        ({"nouns": ["cat"], "template": "a photo"}, "exactly once"),
+    ],
+)
+def test_grammar__says_what_is_wrong(arguments, said):
+    with pytest.raises(ConfigurationError, match=said):
+        CaptionGrammar(**arguments)
+
+
+def test_vocabulary__packaged_sets_are_sound():
+    assert known_vocabularies() == ["cifar10", "digits", "general"]
+    for name in known_vocabularies():
+        vocabulary = CaptionVocabulary.load(name)
+        for class_name in vocabulary.classes or ("thing",):
+            captions = vocabulary.grammar(class_name).captions()
+            assert len(captions) >= 200
+            assert not any("  " in c or (" a a" in c.replace("an ", "a ") and " a an" in c) for c in captions)
+    cifar10 = CaptionVocabulary.load("cifar10")
+    assert set(cifar10.classes) == {
+        "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"
+    }  # fmt: skip
+
+
+def test_vocabulary__digits_are_the_words_that_the_clip_was_taught():
+    grammar = CaptionVocabulary.load("digits").grammar("eight")
+    assert list(grammar.adjectives) == [word for word in digits.ADJECTIVES if word]
+    assert list(grammar.prepositions) == [word for word in digits.PREPOSITIONS if word]
+    assert grammar.reference == digits.caption("eight")
+    taught = digits.caption("one", stroke="thin", tint="orange", background="gray")
+    assert taught in CaptionVocabulary.load("digits").grammar("one").captions()
+
+
+def test_vocabulary__of_the_user(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("adjectives: [blurry]\nclasses:\n  Fire_Truck: {nouns: [fire engine], prepositions: [at night]}\n")
+    vocabulary = CaptionVocabulary.load(path)
+    assert vocabulary.grammar("fire truck").reference == "a photo of a fire engine"
+    assert "a photo of a blurry fire engine at night" in vocabulary.grammar("fire truck").captions()
+    assert vocabulary.grammar("owl").captions() == ["a photo of a blurry owl"]
+    assert CaptionVocabulary.load(vocabulary) is vocabulary
+    (tmp_path / "empty.yaml").touch()
+    assert CaptionVocabulary.load(str(tmp_path / "empty.yaml")).grammar("owl").captions() == []
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("- red", "must be a mapping"),
+        ("adjective: [red]", "Did you mean adjectives"),
+        ("adjectives: red", "list of strings"),
+        ("adjectives: [on]", "quote words"),
+        ("classes: {on: {}}", "quote names"),
+        ("classes: {cat: {noun: [x]}}", "class 'cat' has the unknown key 'noun'"),
+        ("classes: [cat]", "must map class names"),
+        ("template: a photo", "exactly once"),
+        ("a: [", "not YAML"),
+    ],
+)
+def test_vocabulary__says_what_is_wrong(tmp_path, text, said):
+    path = tmp_path / "bad.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigurationError, match=said):
+        CaptionVocabulary.load(path)
+
+
+def test_vocabulary__missing_file():
+    with pytest.raises(ConfigurationError, match="Did you mean general"):
+        CaptionVocabulary.load("genral")

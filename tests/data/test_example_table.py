@@ -1,0 +1,47 @@
+"""The table of examples: what is damaged is refused."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import pytest
+import torch
+
+from lightning_failures.data.example_table import ExampleTable
+from lightning_failures.data.grades import Grades
+from lightning_failures.errors import DataError
+
+COLUMN = torch.arange(2)
+TABLE = ExampleTable(COLUMN, COLUMN, COLUMN, torch.tensor([0.0, 1.0]), torch.tensor([math.nan, -0.5]), COLUMN, COLUMN, ("a", "b"))  # fmt: skip  # noqa: E501
+
+
+def test_load__what_was_saved(tmp_path):
+    TABLE.save(tmp_path / "t")
+    read = ExampleTable.load(tmp_path / "t")
+    assert read.class_names == ("a", "b")
+    assert torch.equal(read.confidence, TABLE.confidence)
+    assert torch.equal(read.values.isnan(), TABLE.values.isnan())
+
+
+@pytest.mark.parametrize(
+    ("column", "number"),
+    [
+        ("confidence", math.nan),
+        ("confidence", math.inf),
+        ("confidence", -0.1),
+        ("confidence", 1.1),
+        ("values", math.inf),
+        ("values", -math.inf),
+    ],
+)
+def test_load__a_number_out_of_range_is_refused(tmp_path, column, number):
+    dataclasses.replace(TABLE, **{column: torch.tensor([0.5, number])}).save(tmp_path / "t")
+    with pytest.raises(DataError, match="holds no table of examples"):
+        ExampleTable.load(tmp_path / "t")
+
+
+def test_of__probabilities_of_half_precision_can_be_read_back(tmp_path):
+    grades = Grades(COLUMN, COLUMN, COLUMN, torch.tensor([1.01, 0.5]), ("a", "b"))
+    ExampleTable.of(grades, None, {}).save(tmp_path / "t")
+    assert ExampleTable.load(tmp_path / "t").confidence.tolist() == [1.0, 0.5]

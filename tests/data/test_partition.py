@@ -1,0 +1,144 @@
+"""Processes that share an analysis out come to the report that one of them comes to alone."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from lightning_failures.analysis.analyse import analyse
+from lightning_failures.data.grades import Grades
+from lightning_failures.data.partition import owned_rows, owner_of_classes
+from lightning_failures.directions import fit_failure_directions
+from lightning_failures.directions.fit import joined_directions
+from tests.analysis.test_analyse import DIM, words
+from tests.directions.test_additional import _classes, _subpopulations
+
+
+class Threads:
+    """Threads that stand for processes; what they exchange is the protocol's."""
+
+    def __init__(self, number, size, barrier, box):
+        self.number, self.size = number, size
+        self._barrier, self._box = barrier, box
+
+    def each(self, work):
+        self._box[self.number] = work()
+        self._barrier.wait(timeout=60)
+        values = list(self._box)
+        self._barrier.wait(timeout=60)
+        return values
+
+
+def together(size, work):
+    """What ``work(sharing)`` gives in each of some processes."""
+    barrier, box, results = threading.Barrier(size), [None] * size, [None] * size
+
+    def run(number):
+        results[number] = work(Threads(number, size, barrier, box))
+
+    threads = [threading.Thread(target=run, args=(number,)) for number in range(size)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=120)
+    return results
+
+
+@pytest.fixture(scope="module")
+def graded():
+    """Five classes of different sizes, one without examples; what fails is planted in three."""
+    rng = np.random.default_rng(0)
+    labels = np.repeat([0, 1, 2, 4], [150, 90, 60, 60])
+    x = rng.normal(size=(len(labels), DIM)).astype(np.float32)
+    planted = (x[:, 0] + 0.3 * rng.normal(size=len(x)) < -0.3) & (labels != 4)
+    failed = planted | (rng.random(len(x)) < 0.2)
+    predictions = np.where(failed, (labels + 1) % 5, labels)
+    confidence = torch.full((len(x),), 0.5)
+    names = ("a", "b", "c", "none", "e")
+    ids = torch.from_numpy(rng.permutation(len(x)) * 3).sort().values
+    return Grades(ids, torch.from_numpy(labels), torch.from_numpy(predictions), confidence, names), torch.from_numpy(x)
+
+
+def report_of(grades, x, sharing=None, reference=None, sampled=None, **options):
+    if sharing is None:
+        kept = slice(None) if sampled is None else sampled
+        return analyse(grades, x[kept], features=x[kept], reference=reference, sampled=sampled, **options)
+    mine, predicted = (
+        owned_rows(grades, sharing.number, sharing.size, predicted=either, sampled=sampled) for either in (False, True)
+    )
+    share = None if reference is None else reference[sharing.number :: sharing.size]
+    return analyse(grades, x[mine], features=x[predicted], reference=share, sampled=sampled, sharing=sharing, **options)
+
+
+def close(one, other):
+    if isinstance(one, float) and isinstance(other, float):
+        return one == pytest.approx(other, abs=1e-5)
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(close(one[key], other[key]) for key in one)
+    if isinstance(one, list):
+        return len(one) == len(other) and all(map(close, one, other))
+    return one == other
+
+
+def same(found, alone):
+    assert close(*(replace(report, timings={}).to_dict() for report in (found, alone)))
+    for name in ("weight", "bias", "cv_score", "p_value", "mean", "std", "out_of_fold"):
+        torch.testing.assert_close(
+            getattr(found.directions, name), getattr(alone.directions, name), atol=2e-5, rtol=1e-4, equal_nan=True
+        )
+    assert found.directions.skipped == alone.directions.skipped
+    assert list(found.trees) == list(alone.trees)
+
+
+@pytest.mark.parametrize("size", [2, 7])
+def test_analyse__several_processes_come_to_the_report_of_one(graded, size):
+    """Seven are more than there are classes."""
+    grades, x = graded
+    options = {"captions": lambda k: words(), "metadata": {"odd": (grades.ids % 2).numpy()}, "permutations": 99}
+    alone = report_of(grades, x, **options)
+    assert [entry.pattern for entry in alone.classes] == [True, True, True, False, False]
+    for found in together(size, lambda sharing: report_of(grades, x, sharing, **options)):
+        same(found, alone)
+
+
+def test_analyse__several_processes_with_parts_of_a_reference_and_a_sample(graded):
+    grades, x = graded
+    reference = 3 + 2 * torch.randn(101, DIM, generator=torch.Generator().manual_seed(1))
+    sampled = np.arange(len(grades)) % 5 != 0
+    alone = report_of(grades, x, reference=reference, sampled=sampled, permutations=99)
+    assert alone.sampled == pytest.approx(0.8)
+    for found in together(3, lambda sharing: report_of(grades, x, sharing, reference, sampled, permutations=99)):
+        same(found, alone)
+
+
+def test_owners__every_class_has_one_and_sizes_are_even(graded):
+    grades, _x = graded
+    assert owner_of_classes(grades, 1).tolist() == [0] * 5
+    owner = owner_of_classes(grades, 2)
+    assert np.bincount(owner, weights=np.bincount(grades.labels, minlength=5)).tolist() == [210, 150]
+    shares = [owned_rows(grades, process, 3) for process in range(3)]
+    assert (np.sum(shares, axis=0) == 1).all()
+    assert not owned_rows(grades, 0, 1, sampled=np.zeros(len(grades), dtype=bool)).any()
+
+
+def test_joined_directions__further_ones_too():
+    """Some classes have a second mode, others have none: their searches end at different places."""
+    x, labels, correct, _ = _classes(_subpopulations, 6, shares=(0.2, 0.2))
+    correct[labels == 5] = np.random.default_rng(0).random(250) < 0.7
+    options = {"n_directions": 3, "permutations": 99, "reference": x}
+    whole = fit_failure_directions(x, labels, correct, **options)
+    assert whole.further
+    assert whole.further[0].skipped
+    rows = [np.flatnonzero(labels >= 5), np.flatnonzero(labels < 3), np.flatnonzero((labels > 2) & (labels < 5))]
+    parts = [fit_failure_directions(x[r], labels[r], correct[r], ids=r, classes_in_all=6, **options) for r in rows]
+    found = joined_directions(parts, rows, len(x))
+    assert len(found.further) == len(whole.further)
+    for one, other in zip((found, *found.further), (whole, *whole.further), strict=True):
+        assert one.classes.tolist() == other.classes.tolist()
+        assert one.skipped == other.skipped
+        assert torch.equal(one.weight, other.weight)
+        assert torch.equal(one.out_of_fold.nan_to_num(9), other.out_of_fold.nan_to_num(9))

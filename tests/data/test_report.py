@@ -1,0 +1,147 @@
+import dataclasses
+import json
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lightning_failures.data.grades import Grades
+from lightning_failures.data.report import SCHEMA, ClassReport, FailureReport, GroupReport, LeafReport, ValueReport
+
+NUMBERS = st.floats()  # NaN and infinities too
+MAYBE = st.none() | NUMBERS
+TEXTS = st.text(max_size=12)
+LEAVES = st.builds(
+    LeafReport,
+    rule=TEXTS,
+    size=st.integers(0, 99),
+    error_rate=NUMBERS,
+    error_coverage=NUMBERS,
+    importance=NUMBERS,
+    valid=st.booleans(),
+    interval=st.none() | st.tuples(NUMBERS, NUMBERS),
+)
+GROUPS = st.builds(
+    GroupReport,
+    grouping=st.sampled_from(["label", "prediction"]),
+    class_name=TEXTS,
+    size=st.integers(0, 99),
+    aler=MAYBE,
+    heldout_aler=MAYBE,
+    skipped=st.none() | TEXTS,
+    leaves=st.lists(LEAVES, max_size=3).map(tuple),
+)
+VALUES = st.builds(
+    ValueReport,
+    attribute=TEXTS,
+    value=TEXTS,
+    examples=st.integers(0, 99),
+    failures=st.integers(0, 99),
+    share=MAYBE,
+    share_of_flagged_interval=st.none() | st.tuples(NUMBERS, NUMBERS),
+)
+CLASSES = st.builds(
+    ClassReport,
+    name=TEXTS,
+    examples=st.integers(0, 99),
+    cv_score=MAYBE,
+    p_value=MAYBE,
+    pattern=st.booleans(),
+    hardest_captions=st.lists(TEXTS, max_size=2).map(tuple),
+    hardest_caption_scores=st.lists(NUMBERS, max_size=2).map(tuple),
+    hardest_ids=st.lists(st.integers(0, 2**60), max_size=3).map(tuple),
+    enrichment=st.lists(VALUES, max_size=2).map(tuple),
+    truth=st.none() | st.dictionaries(TEXTS, TEXTS, max_size=2),
+)
+REPORTS = st.builds(
+    FailureReport,
+    examples=st.integers(0, 99),
+    accuracy=MAYBE,
+    classes=st.lists(CLASSES, max_size=3).map(tuple),
+    groups=st.lists(GROUPS, max_size=3).map(tuple),
+    summary=st.dictionaries(TEXTS, NUMBERS, max_size=3),
+    interventions=st.lists(st.dictionaries(TEXTS, NUMBERS | st.lists(NUMBERS, max_size=2), max_size=2), max_size=2).map(
+        tuple
+    ),
+    timings=st.dictionaries(TEXTS, NUMBERS, max_size=2),
+    epoch=st.none() | st.integers(0, 99),
+    notes=st.lists(TEXTS, max_size=2).map(tuple),
+)
+
+
+def values(data):
+    """All numbers and texts of nested JSON."""
+    if isinstance(data, dict):
+        data = list(data.values())
+    return [leaf for item in data for leaf in values(item)] if isinstance(data, list) else [data]
+
+
+def refuse(constant):
+    raise AssertionError(f"{constant} is no JSON")
+
+
+@settings(deadline=None, max_examples=60)
+@given(REPORTS)
+def test_report__json_has_no_nan_and_reads_back(report):
+    text = report.to_json()
+    data = json.loads(text, parse_constant=refuse)
+    assert data == report.to_dict()
+    assert all(math.isfinite(value) for value in values(data) if isinstance(value, float))
+    again = FailureReport.from_dict(data)
+    assert again.to_dict() == data
+    assert again.to_json() == text
+    assert FailureReport.from_json(text).to_dict() == data
+    assert isinstance(again.classes, tuple)
+    assert all(isinstance(group.leaves, tuple) for group in again.groups)
+
+
+def test_report__unknown_keys_are_ignored_at_every_level():
+    leaf = LeafReport("all", 3, 0.5, 1.0, 0.5, valid=False, interval=(0.1, 0.9))
+    report = FailureReport(3, 0.5, (ClassReport("cat", 3),), (GroupReport("label", "cat", 3, leaves=(leaf,)),))
+    data = report.to_dict()
+    for part in (data, data["classes"][0], data["groups"][0], data["groups"][0]["leaves"][0]):
+        part["of a later version"] = {"any": ["thing"]}
+    assert FailureReport.from_dict(data) == report
+
+
+def test_report__keys_of_an_earlier_version_may_be_missing():
+    report = FailureReport.from_dict({"examples": 1, "accuracy": 1.0, "classes": [{"name": "cat", "examples": 1}]})
+    assert report.classes == (ClassReport("cat", 1),)
+    assert report.groups == ()
+
+
+def test_report__reads_by_key_as_the_file_does():
+    report = FailureReport(2, 0.5, (ClassReport("cat", 2, hardest_ids=(4, 2)),), (GroupReport("label", "cat", 2),))
+    assert report["classes"][0]["hardest_ids"] == [4, 2]
+    assert report.classes[0]["hardest_ids"] == [4, 2]
+    assert report["groups"][0]["class"] == "cat"
+    assert report["schema"] == SCHEMA
+    with pytest.raises(KeyError):
+        report["no such key"]
+
+
+def test_report__fitted_results_stay_out_of_the_file():
+    report = FailureReport(2, 0.5, (), directions=object(), trees={("label", "cat"): object()})
+    assert not {"directions", "trees"} & report.to_dict().keys()
+    assert report == FailureReport(2, 0.5, ())
+
+
+def test_report__text_is_kept_as_written():
+    text = FailureReport(1, None, (ClassReport("Zürich 猫", 1),)).to_json()
+    assert "Zürich 猫" in text
+    assert text.endswith("}\n")
+
+
+def test_records__are_frozen():
+    for record in (ClassReport("cat", 1), GroupReport("label", "cat", 1), FailureReport(1, None, ())):
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            record.examples = 7
+
+
+def test_grades__right_and_wrong():
+    grades = Grades(torch.tensor([4, 7]), torch.tensor([0, 1]), torch.tensor([0, 0]), torch.ones(2), ("a", "b"))
+    assert grades.correct.tolist() == [True, False]
+    assert grades.failed.tolist() == [False, True]
+    assert len(grades) == 2

@@ -1,0 +1,125 @@
+"""Known attributes from the dataset to the report, through a real Trainer."""
+
+import json
+
+import lightning as L
+import pytest
+import torch
+from lightning.pytorch.loggers import TensorBoardLogger
+from torch.utils.data import ConcatDataset, DataLoader, Subset
+
+from lightning_failures import FailureModes
+from lightning_failures.data.grades import BatchRecord
+from lightning_failures.data.report import FailureReport
+from lightning_failures.errors import ConfigurationError
+from tests.helpers.toy import Images, OracleClassifier, callback, loader, trainer
+
+
+def table(report):
+    """(class, attribute, value) -> record."""
+    return {(e.name, row.attribute, row.value): row for e in report.classes for row in e.enrichment}
+
+
+def test_metadata__what_fails_is_enriched_and_told(tmp_path):
+    modes = callback(metadata=["dark"], permutations=999, pictures=False)
+    logger = TensorBoardLogger(tmp_path, name="run")
+    data = Images(400)
+    run = trainer(tmp_path, modes, logger=logger)
+    run.validate(OracleClassifier(), DataLoader(data, batch_size=50), verbose=False)
+    found = table(modes.last_report)
+    assert {key[1:] for key in found} == {("dark", "False"), ("dark", "True")}
+    for k, name in enumerate(data.classes):
+        mine = data.labels == k
+        row = found[name, "dark", "True"]
+        assert row.examples == int((mine & data.dark).sum())
+        assert row.share_of_failures == 1.0
+        assert row.flagged + found[name, "dark", "False"].flagged == modes.last_report.classes[k].flagged
+        assert row.share_of_flagged_interval[0] > row.share
+    written = tmp_path / "run" / "version_0" / "failures"
+    assert FailureReport.from_dict(json.loads((written / "report.json").read_text())) == modes.last_report
+    told = next(written.glob("*/report.md")).read_text()
+    assert "Over-represented among the flagged" in told
+    assert "| class 0 | dark = True |" in told
+
+
+def test_metadata__none_by_default():
+    assert FailureModes(encoder=None).metadata == ()
+
+
+@pytest.mark.filterwarnings("ignore:Your `val_dataloader`'s sampler has shuffling")
+def test_metadata__through_subset_and_concatenation_in_any_order(tmp_path):
+    reports = []
+    whole = Images(160)
+    for data in (whole, ConcatDataset([Subset(whole, range(80)), Subset(whole, range(80, 160))])):
+        modes = callback(metadata=("dark",), pictures=False)
+        shuffled = DataLoader(data, batch_size=16, shuffle=True)
+        trainer(tmp_path, modes).validate(OracleClassifier(), shuffled, verbose=False)
+        reports.append(table(modes.last_report))
+    assert reports[0] == reports[1]
+    assert len(reports[0]) == 8
+
+
+def test_metadata__each_loader_its_own(tmp_path):
+    modes = callback(metadata=("dark",), pictures=False)
+    trainer(tmp_path, modes).validate(OracleClassifier(), [loader(160), loader(80, seed=1)], verbose=False)
+    second = json.loads(next(tmp_path.rglob("dataloader_1/report.json")).read_text())
+    for report, examples in ((modes.last_report.to_dict(), 160), (second, 80)):
+        assert sum(row["examples"] for entry in report["classes"] for row in entry["enrichment"]) == examples
+
+
+class TwoFindings(Images):
+    def __init__(self):
+        super().__init__(60)
+        self.labels = torch.stack([torch.arange(60) % 2, torch.arange(60) // 30], dim=1)
+        self.classes = ["edema", "mass"]
+        self.site = ["north", None] * 30
+
+    def __getitem__(self, index):
+        return self.transform(self.images[index]), self.labels[index]
+
+
+class TwoConditions(L.LightningModule):
+    def validation_step(self, batch, batch_idx):
+        x, y = batch
+        return {"logits": torch.where(torch.rand(y.shape) < 0.3, -4.0, 4.0) * (2 * y - 1) + x.mean() * 0}
+
+
+def test_metadata__multilabel_counts_every_example_once_a_condition(tmp_path):
+    modes = callback(encoder=None, metadata=("site",), pictures=False)
+    torch.manual_seed(0)
+    trainer(tmp_path, modes).validate(TwoConditions(), DataLoader(TwoFindings(), batch_size=20), verbose=False)
+    found = table(modes.last_report)
+    assert found["edema", "site", "missing"].examples == 30  # every other example
+    assert ("edema", "site", "north") not in found
+    assert found["mass", "site", "north"].examples == found["mass", "site", "missing"].examples == 15
+    assert found["mass", "site", "north"].flagged is None
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (None, r"attribute 'camera' of Images is not there"),
+        ([1, 2], r"has 2 values for 160 examples"),
+        (torch.rand(160), r"160 different fractions"),
+        (torch.zeros(160, 2), r"must have shape \(N,\)"),
+    ],
+)
+def test_metadata__says_what_is_wrong_before_the_first_epoch(tmp_path, value, message):
+    data = Images(160)
+    data.camera = value
+    modes = callback(metadata=("camera",), on_error="warn")
+    with pytest.raises(ConfigurationError, match=message):
+        trainer(tmp_path, modes).fit(OracleClassifier(), loader(), DataLoader(data, batch_size=16))
+
+
+def test_metadata__a_name_alone_is_no_list_of_names():
+    with pytest.raises(ConfigurationError, match=r"FailureModes\(metadata=...\) must be a sequence of names"):
+        FailureModes(metadata="camera")
+
+
+def test_metadata__ids_that_are_no_indices(tmp_path):
+    modes = callback(
+        metadata=("dark",), read_batch=lambda outputs, batch: BatchRecord(ids=batch[1] * 0 + 7 + torch.arange(16))
+    )
+    with pytest.raises(ConfigurationError, match="metadata cannot be found by them either"):
+        trainer(tmp_path, modes).validate(OracleClassifier(), loader(16), verbose=False)

@@ -1,0 +1,351 @@
+"""Many real processes: launched in each way that Lightning has, on two nodes, with one that fails, or dies."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
+
+from lightning_failures.errors import ConfigurationError
+from lightning_failures.trainer.logits_hook import forward_once_more
+from tests.helpers.toy import OracleClassifier
+from tests.processes.ddp_faults import GOES_ON, ONLY_FIRST, STAGES, STEERS
+from tests.processes.ddp_launch import Ended, free_port, launch
+from tests.processes.ddp_steering import DATA
+
+pytestmark = pytest.mark.slow
+
+SECONDS = 60  # for a run with a fault in it; a hang is killed after LIMIT, and fails all tests of its launch
+LIMIT = 420
+
+
+def read(folder: Path, world: int = 2) -> list[dict[str, Any]]:
+    return [json.loads((folder / f"rank_{rank}.json").read_text()) for rank in range(world)]
+
+
+def without(report: dict[str, Any], *keys: str) -> dict[str, Any]:
+    return {key: value for key, value in report.items() if key not in ("timings", *keys)}
+
+
+def union(seen: list[dict[str, Any]], epoch: int) -> list[int]:
+    """What all ranks have drawn in an epoch."""
+    return [index for one in seen for index in one["epochs"].get(str(epoch), [])]
+
+
+# -- one process fails ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def warned(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("warn")
+    (ended,) = launch("ddp_faults", folder, "warn", timeout=LIMIT)
+    assert ended.status == 0, ended.said[-3000:]
+    return folder
+
+
+@pytest.fixture(scope="module")
+def raised(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("raise")
+    (ended,) = launch("ddp_faults", folder, "raise", timeout=LIMIT)
+    assert ended.status == 0, ended.said[-3000:]
+    return folder
+
+
+def faults(*leave_out: str) -> list[tuple[str, int]]:
+    stages = [stage for stage in STAGES if stage not in leave_out]
+    return [(stage, rank) for stage in stages for rank in (0, 1) if rank == 0 or stage not in ONLY_FIRST]
+
+
+@pytest.mark.parametrize(("stage", "rank"), faults(*GOES_ON, *STEERS))
+def test_fault__skips_the_analysis_on_all_ranks_and_training_goes_on(warned, stage, rank):
+    """The fault is there in the first of two epochs."""
+    seen = read(warned / f"{stage} {rank}")
+    assert seen[rank]["fired"] >= 1
+    assert seen[1 - rank]["fired"] == 0
+    for number, one in enumerate(seen):
+        assert one["steps"] == 6
+        assert one["seconds"] < SECONDS
+        assert number not in (0, rank) or "planted" in " ".join(one["told"])  # the first one speaks for the others
+        assert one["analysed"] == 1
+    assert seen[0]["report"] == seen[1]["report"]
+    assert seen[0]["report"]["examples"] == 160
+    assert [one["analyses"] for one in seen] == [1, 1]  # that of the first epoch counts on neither
+
+
+@pytest.mark.parametrize(("stage", "rank"), faults(*(set(STAGES) - set(GOES_ON))))
+def test_fault__in_what_only_people_see_leaves_the_analysis(warned, stage, rank):
+    seen = read(warned / f"{stage} {rank}")
+    assert seen[rank]["fired"] >= 1
+    assert "planted" in " ".join(seen[rank]["told"])
+    for one in seen:
+        assert (one["steps"], one["analysed"], one["analyses"]) == (6, 1, 2)
+        assert one["seconds"] < SECONDS
+    assert seen[0]["report"] == seen[1]["report"]
+
+
+@pytest.mark.parametrize(("stage", "rank"), faults(*(set(STAGES) - set(STEERS))))
+def test_fault__of_an_intervention_leaves_no_plan_on_any_rank(warned, stage, rank):
+    """Plans of one rank alone would draw some examples twice and others never, in silence."""
+    seen = read(warned / f"{stage} {rank}")
+    assert seen[rank]["fired"] >= 1
+    for number, one in enumerate(seen):
+        assert one["steps"] == 9
+        assert one["seconds"] < SECONDS
+        assert any("skips their decision" in text and "planted" in text for text in one["told"]), number
+        assert one["analyses"] == 3  # the analysis itself is there
+    assert seen[0]["report"] == seen[1]["report"]
+    for epoch in (0, 1):
+        assert sorted(union(seen, epoch)) == list(range(len(DATA)))
+    later = union(seen, 2)  # the fault is gone, and the next decision takes effect
+    assert len(later) == len(DATA)
+    assert sorted(later) != list(range(len(DATA)))
+
+
+@pytest.mark.parametrize(("stage", "rank"), faults(*GOES_ON))
+def test_fault__with_on_error_raise_stops_all_ranks(raised, stage, rank):
+    seen = read(raised / f"{stage} {rank}")
+    assert seen[rank]["fired"] == 1
+    assert seen[rank]["raised"] == "PlantedError: planted"
+    assert seen[1 - rank]["raised"] is not None
+    # that of the other, or that it has closed the connection
+    assert "planted" in seen[1 - rank]["raised"] or "peer" in seen[1 - rank]["raised"]
+    assert all(one["seconds"] < SECONDS for one in seen)
+    assert not any(one["analyses"] for one in seen)
+
+
+# -- one process dies ----------------------------------------------------------------------------------------
+
+
+def ends(folder: Path, how: str, failing: int) -> tuple[Ended, Ended, float]:
+    """Two ranks started one by one, as torchrun and SLURM do: the failing one, the other, the seconds between them."""
+    common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "NODE_RANK": "0"}
+    environments = [common | {"LOCAL_RANK": str(rank)} for rank in (0, 1)]
+    ended = launch("ddp_killed", folder, how, failing, environments=environments, timeout=180)
+    begin, end = (float((folder / f"{name}.txt").read_text()) for name in ("failed_at", f"over_{1 - failing}"))
+    return ended[failing], ended[1 - failing], end - begin
+
+
+@pytest.mark.parametrize("killed", [0, 1])
+def test_kill__of_one_rank_amid_the_analysis_ends_the_others_within_seconds(tmp_path, killed):
+    """The analysis of the other is skipped, and its training then finds nobody."""
+    dead, survivor, seconds = ends(tmp_path, "killed", killed)
+    assert dead.status == -9
+    assert survivor.status not in (0, -9)
+    assert "FailureModes skips this analysis" in survivor.said
+    assert "peer" in survivor.said  # gloo tells that the connection was closed
+    assert 0 < seconds < 30
+
+
+def test_raise__amid_a_batch_of_one_rank_ends_the_others_within_seconds(tmp_path):
+    """The others wait for it at the end of the validation; its end is theirs."""
+    failed, other, seconds = ends(tmp_path, "raised", 1)
+    assert failed.status not in (0, -9)
+    assert other.status not in (0, -9)
+    assert "planted" in failed.said
+    assert "peer" in other.said
+    assert 0 < seconds < 30
+
+
+# -- ways to launch ------------------------------------------------------------------------------------------
+
+
+def test_ddp_spawn__same_report_on_both_ranks(tmp_path):
+    """Nothing but logged keys and files comes back to the process that has spawned them."""
+    (ended,) = launch("ddp_spawn", tmp_path, timeout=180)
+    assert ended.status == 0, ended.said[-3000:]
+    first, second = read(tmp_path)
+    assert (first["world"], second["world"]) == (2, 2)
+    assert without(first["report"]) == without(second["report"])
+    assert first["report"]["examples"] == 157
+    back = json.loads((tmp_path / "back.json").read_text())
+    assert back == {"report": False, "accuracy": pytest.approx(first["report"]["accuracy"])}
+    (file,) = tmp_path.glob("failures/no_logger/*/report.json")
+    assert without(json.loads(file.read_text())) == without(first["report"])
+
+
+def test_fsdp__needs_a_gpu_says_lightning(tmp_path):
+    """When this fails, FSDP runs on the CPU, and belongs among the tests above."""
+    with pytest.raises(ValueError, match="`fsdp` requires a GPU accelerator"):
+        L.Trainer(accelerator="cpu", devices=2, strategy="fsdp", default_root_dir=tmp_path, logger=False)
+
+
+@pytest.mark.parametrize("strategy", [FSDPStrategy(), ModelParallelStrategy()])
+def test_forward__of_a_sharded_module_is_refused(strategy):
+    """Ranks may have batches of their own, or one has failed: then the others would wait in its forward."""
+    trainer = SimpleNamespace(strategy=strategy, world_size=2)
+    with pytest.raises(ConfigurationError, match="Strategy takes no forward of single processes"):
+        forward_once_more(trainer, OracleClassifier(), torch.zeros(1, 3, 8, 8))
+
+
+# -- two nodes -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def nodes(tmp_path_factory):
+    """Two nodes with a process each; a cache folder and a log folder each."""
+    folder = tmp_path_factory.mktemp("nodes")
+    common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    for ended in launch(
+        "ddp_nodes", folder, 1, environments=[common | {"NODE_RANK": str(node)} for node in (0, 1)], timeout=LIMIT
+    ):
+        assert ended.status == 0, ended.said[-3000:]
+    return folder
+
+
+def test_nodes__share_nothing_and_report_the_same(nodes):
+    first, second = (one["plain"] for one in read(nodes))
+    assert (first["world"], second["world"]) == (2, 2)
+    assert without(first["report"]) == without(second["report"])
+    assert first["report"]["examples"] == 400
+    assert not first["told"]
+    assert not second["told"]
+    written = [list(nodes.glob(f"node_{node}/logs/failures/no_logger/*/report.json")) for node in (0, 1)]
+    assert written[0]
+    assert not written[1]  # the first process writes
+
+
+def test_nodes__each_embeds_its_share(nodes):
+    sizes = [sum(one.stat().st_size for one in nodes.glob(f"node_{node}/cache/**/*.safetensors")) for node in (0, 1)]
+    assert min(sizes) > 0.7 * max(sizes) > 0
+
+
+def test_nodes__upweight_without_triage_needs_no_shared_folder(nodes):
+    seen = [one["Upweight"] for one in read(nodes)]
+    assert without(seen[0]["report"]) == without(seen[1]["report"])
+    assert not seen[0]["told"]
+    assert sorted(union(seen, 0)) == list(range(len(DATA)))
+    assert len(union(seen, 1)) == len(DATA)
+    assert len(set(union(seen, 1))) < len(DATA)
+
+
+@pytest.mark.parametrize(
+    ("case", "message"),
+    [
+        ("Upweight with triage", "Processes must share one cache folder"),
+        ("AddFiltered", "Processes must share one cache folder"),
+        ("AddSynthetic", "Processes must share one log folder"),
+    ],
+)
+def test_nodes__interventions_that_need_a_shared_folder_say_so_and_change_nothing(nodes, case, message):
+    seen = [one[case] for one in read(nodes)]
+    for one in seen:
+        assert any("skips their decision" in text and message in text for text in one["told"])
+        assert one["steps"] == 6
+    for epoch in (0, 1):
+        assert sorted(union(seen, epoch)) == ([] if case == "AddSynthetic" else list(range(len(DATA))))
+
+
+# -- interventions -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def steered(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("steered")
+    (ended,) = launch("ddp_steering", folder, timeout=LIMIT)
+    assert ended.status == 0, ended.said[-3000:]
+    return folder
+
+
+@pytest.mark.parametrize("case", ["Lightning's sampler", "a sampler of one's own", "DistributedSampler"])
+def test_pitfall_9__ranks_share_one_weighted_epoch_whoever_made_the_sampler(steered, case):
+    """Ranks are seeded differently, and draw the same epoch all the same; every epoch is another one."""
+    seen = read(steered / case)
+    assert seen[0]["report"] == seen[1]["report"]
+    (told,) = seen[0]["report"]["interventions"]
+    assert told["changes_training"]
+    assert [len(one["epochs"]["1"]) for one in seen] == [len(DATA) // 2] * 2
+    assert sorted(union(seen, 0)) == list(range(len(DATA)))
+    for epoch in (1, 2):
+        copies = [union(seen, epoch).count(index) for index in range(len(DATA))]
+        dark = [count for count, is_dark in zip(copies, DATA.dark.tolist(), strict=True) if is_dark]
+        bright = [count for count, is_dark in zip(copies, DATA.dark.tolist(), strict=True) if not is_dark]
+        assert sum(dark) / len(dark) > 1.8 * sum(bright) / len(bright)
+        # of two epochs that do not know of each other some bright ones would come twice
+        assert max(bright) <= 2
+        assert sum(count > 1 for count in bright) <= 5
+    assert [seen[0]["epochs"][epoch] for epoch in ("1", "2")] != [seen[0]["epochs"]["1"]] * 2
+
+
+def test_ddp__without_lightnings_sampler_each_process_weighs_its_own_draws(steered):
+    seen = read(steered / "sampler of each process")
+    assert seen[0]["report"] == seen[1]["report"]
+    for one in seen:
+        assert one["steps"] == 18
+        assert sorted(one["epochs"]["0"]) == list(range(len(DATA)))
+        assert len(one["epochs"]["1"]) == len(DATA)
+        assert len(set(one["epochs"]["1"])) < len(DATA)
+        dark = DATA.dark[one["epochs"]["1"]].float().mean()
+        assert dark > DATA.dark.float().mean() + 0.1
+
+
+def test_ddp__generated_images_are_made_once_and_drawn_by_all(steered):
+    seen = read(steered / "AddSynthetic")
+    assert seen[0]["report"] == seen[1]["report"]
+    (told,) = seen[0]["report"]["interventions"]
+    assert told["added"] == 24
+    (ledger,) = steered.glob("AddSynthetic/failures/**/ledger.jsonl")
+    rows = [json.loads(line) for line in ledger.read_text().splitlines()]
+    assert len(rows) == sum(entry["made"] for entry in told["classes"])
+    assert len({row["seed"] for row in rows}) == len(rows)
+    for epoch in ("1", "2"):
+        assert [one["sizes"][epoch] for one in seen] == [48, 48]
+        assert all(one["epochs"][epoch] for one in seen)
+        assert 10 <= len(union(seen, int(epoch))) <= 24
+
+
+def test_ddp__ranks_with_different_encoders_are_refused(steered):
+    for one in read(steered / "encoders apart"):
+        assert one["configuration"]
+        assert "the processes have different weights of colours" in one["raised"]
+
+
+def test_ddp__weights_that_one_process_lacks_are_an_error_on_all(steered):
+    first, second = read(steered / "weights missing")
+    assert "nowhere" in second["raised"]
+    assert first["raised"].startswith("process 1: EncoderError")
+
+
+def test_ddp__a_checkpoint_that_cannot_be_written_leaves_nobody_waiting(steered):
+    first, second = read(steered / "checkpoint unsaved")
+    assert first["steps"] == second["steps"] > 0
+    assert any("No space left" in text for text in first["told"])
+
+
+def test_ddp__caches_apart_are_an_error_that_names_the_remedy(steered):
+    seen = read(steered / "AddFiltered, caches apart")
+    assert seen[0]["report"] == seen[1]["report"]
+    for one in seen:
+        assert any("Processes must share one cache folder" in text for text in one["told"])
+    for epoch in (0, 1, 2):
+        assert sorted(union(seen, epoch)) == list(range(len(DATA)))
+
+
+def test_ddp__lottery_leaves_the_same_classes_alone_and_finds_the_effect(steered):
+    seen = read(steered / "lottery")
+    assert seen[0]["report"] == seen[1]["report"]
+    (told,) = seen[0]["report"]["interventions"]
+    assert sum("by lot" in (entry["reason"] or "") for entry in told["classes"]) == 12
+    assert told["verdict"]["examples"] == 24
+    assert told["verdict"]["outcome"] == "helped"
+
+
+def test_ddp__verdict_by_forks_is_the_same_on_all_ranks(steered):
+    first, second = read(steered / "verdict")
+    assert first == second
+    assert first["pairs"] == 1
+    assert first["examples"] > 50
+    assert not [one for one in (steered / "verdict" / "forks").rglob("*") if one.is_file()]
+
+
+# -- the tests can fail --------------------------------------------------------------------------------------
+
+
+def test_launch__what_hangs_is_killed_and_fails(tmp_path):
+    with pytest.raises(AssertionError, match="is not over after 0"):
+        launch("ddp_fit", tmp_path, 1, timeout=0.5)

@@ -1,0 +1,179 @@
+"""Generated images in a real Trainer: from the first analysis to the batches of the next epoch."""
+
+from __future__ import annotations
+
+import json
+
+import lightning as L
+import pytest
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger
+from torch.nn import functional as F
+from torch.utils.data import DataLoader
+
+from lightning_failures import FailureModes
+from lightning_failures.bundled.digits import ColouredDigitsDataModule, DigitClassifier
+from lightning_failures.errors import GeneratorError
+from lightning_failures.interventions import AddSynthetic
+from lightning_failures.interventions.synthesis.ledger import purge
+from tests.end_to_end.test_interventions import steered
+from tests.helpers.toy import NORMALIZE, ColourEncoder, Images, OracleClassifier, loader, trainer
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*does not have many workers.*"),
+    pytest.mark.filterwarnings("ignore:.*number of training batches .* is smaller than the logging interval.*"),
+    pytest.mark.filterwarnings("ignore:The dirpath has changed"),
+]
+
+MARK = 1.0  # of a pixel: images of the generator have it, photographs do not
+
+
+class Speaks(ColourEncoder):
+    """Embeds texts too, if without sense."""
+
+    def encode_images(self, images):
+        return F.normalize(super().encode_images(images), dim=1)
+
+    def encode_texts(self, texts):
+        rows = [torch.randn(self.dim, generator=torch.Generator().manual_seed(sum(map(ord, text)))) for text in texts]
+        return F.normalize(torch.stack(rows), dim=1)
+
+
+def draw(prompts, seeds):
+    """Dark noise, as what fails."""
+    rows = [torch.rand(3, 8, 8, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
+    images = 0.2 + 0.3 * torch.stack(rows)
+    images[:, 2, 7, 7] = MARK
+    return images
+
+
+def from_pil(image):
+    pixels = torch.tensor(list(image.tobytes()), dtype=torch.float32).reshape(8, 8, 3).permute(2, 0, 1) / 255
+    return NORMALIZE(pixels)
+
+
+class Counts(OracleClassifier):
+    """Remembers how many generated images each epoch held, and their labels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.generated: dict[int, list[int]] = {}
+        self.sizes: dict[int, int] = {}
+
+    def training_step(self, batch, batch_idx):
+        x, y = batch
+        marked = (x[:, 2, 7, 7] * 0.25 + 0.5 - MARK).abs() < 0.005
+        self.generated.setdefault(self.current_epoch, []).extend(y[marked].tolist())
+        self.sizes[self.current_epoch] = self.sizes.get(self.current_epoch, 0) + len(x)
+        return super().training_step(batch, batch_idx)
+
+
+def fit(tmp_path, modes, *, epochs=2, workers=0, ckpt_path=None, callbacks=()):
+    L.seed_everything(1, verbose=False)
+    module = Counts()
+    data = DataLoader(
+        Images(96, seed=5), batch_size=16, shuffle=True, num_workers=workers, persistent_workers=workers > 0
+    )
+    run = trainer(tmp_path, modes, *callbacks, max_epochs=epochs, enable_checkpointing=bool(callbacks))
+    run.fit(module, data, loader(400), ckpt_path=ckpt_path)
+    return module
+
+
+def adding(**options):
+    return AddSynthetic(draw, **({"per_class": 6, "max_share": 0.25, "transform": from_pil} | options))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_synthetic__images_join_the_next_epoch_and_are_in_the_ledger(tmp_path, workers):
+    modes = steered(adding(every_n_epochs=9), encoder=Speaks())
+    module = fit(tmp_path, modes, epochs=3, workers=workers)
+    told = modes.last_report["interventions"][0]
+    assert told["added"] == 24
+    assert all(entry["added"] == 6 and entry["prompt"] for entry in told["classes"])
+    assert not module.generated[0]
+    for epoch in (1, 2):
+        assert module.sizes[epoch] == 96
+        assert 10 <= len(module.generated[epoch]) <= 24  # each with probability 96 / (96 + 24)
+        assert set(module.generated[epoch]) == {0, 1, 2, 3}
+    (ledger,) = tmp_path.glob("failures/**/interventions/0_AddSynthetic/ledger.jsonl")
+    rows = [json.loads(line) for line in ledger.read_text().splitlines()]
+    assert all(row["synthetic"] and row["epoch"] == 1 for row in rows)
+
+
+def test_synthetic__a_resumed_run_goes_on_with_the_same_images(tmp_path):
+    def run(folder, epochs, ckpt_path=None):
+        saves = ModelCheckpoint(folder, save_top_k=-1, filename="{epoch}", every_n_epochs=1)
+        modes = steered(adding(every_n_epochs=9), encoder=Speaks())
+        return fit(tmp_path, modes, epochs=epochs, ckpt_path=ckpt_path, callbacks=[saves]).generated
+
+    run(tmp_path / "cut", 2)
+    before = sorted(tmp_path.glob("failures/**/*.png"))
+    resumed = run(tmp_path / "resumed", 4, ckpt_path=tmp_path / "cut" / "epoch=1.ckpt")
+    assert sorted(tmp_path.glob("failures/**/*.png")) == before
+    assert all(len(resumed[epoch]) >= 10 for epoch in (2, 3))
+
+
+def test_synthetic__a_generator_that_raises_leaves_the_training_alone(tmp_path):
+    def broken(prompts, seeds):
+        raise RuntimeError("out of paint")
+
+    modes = steered(AddSynthetic(broken, per_class=6, transform=from_pil), encoder=Speaks(), on_error="warn")
+    with pytest.warns(UserWarning, match=r"skips their decision.*out of paint"):
+        module = fit(tmp_path, modes)
+    assert module.sizes == {0: 96, 1: 96}
+    assert not module.generated[1]
+
+
+def test_synthetic__a_generator_that_cannot_be_had_is_an_error_before_the_first_batch(tmp_path):
+    modes = steered(AddSynthetic("embeded:digits", per_class=6), encoder=Speaks(), on_error="warn")
+    with pytest.raises(GeneratorError, match="embedded:digits"):
+        fit(tmp_path, modes)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("prompt", ["hard", "direction"])
+def test_synthetic__embedded_digits(tmp_path, prompt):
+    L.seed_everything(0, verbose=False)
+    modes = FailureModes(
+        encoder="embedded:digits",
+        captions="digits",
+        interventions=[AddSynthetic("embedded:digits", per_class=8, prompt=prompt, head_only=True)],
+        pictures=False,
+        on_error="raise",
+    )
+    data = ColouredDigitsDataModule(seed=0, shortcut=0.95, train_size=2000, val_size=2000)
+    run = trainer(tmp_path, modes, max_epochs=4)
+    run.fit(DigitClassifier(), datamodule=data)
+    told = modes.last_report["interventions"][0]
+    assert told["began"] is not None
+    assert len(list(tmp_path.glob("failures/**/*.png"))) >= told["added"] > 0
+
+
+def test_synthetic__a_resumed_run_under_a_versioned_logger_finds_the_images(tmp_path):
+    def run(epochs, ckpt_path=None):
+        L.seed_everything(1, verbose=False)
+        module, modes = Counts(), steered(adding(every_n_epochs=9), encoder=Speaks())
+        saves = ModelCheckpoint(save_top_k=-1, filename="{epoch}", every_n_epochs=1)
+        logger = CSVLogger(tmp_path, name="run")
+        data = DataLoader(Images(96, seed=5), batch_size=16, shuffle=True)
+        fitted = trainer(tmp_path, modes, saves, max_epochs=epochs, logger=logger, enable_checkpointing=True)
+        fitted.fit(module, data, loader(400), ckpt_path=ckpt_path)
+        return module
+
+    run(2)
+    resumed = run(4, tmp_path / "run" / "version_0" / "checkpoints" / "epoch=1.ckpt")
+    assert all(len(resumed.generated[epoch]) >= 10 for epoch in (2, 3))
+    assert not list((tmp_path / "run" / "version_1").rglob("*.png"))
+
+
+def test_synthetic__images_that_are_gone_are_told_and_left_out(tmp_path):
+    saves = ModelCheckpoint(tmp_path / "cut", save_top_k=-1, filename="{epoch}", every_n_epochs=1)
+    fit(tmp_path, steered(adding(every_n_epochs=9), encoder=Speaks()), callbacks=[saves])
+    for ledger in list(tmp_path.glob("failures/**/ledger.jsonl")):
+        purge(ledger.parent)
+    modes = steered(adding(every_n_epochs=9), encoder=Speaks())
+    again = ModelCheckpoint(tmp_path / "resumed", save_top_k=-1)
+    with pytest.warns(UserWarning, match="other added examples, and is dropped"):
+        module = fit(tmp_path, modes, epochs=3, ckpt_path=tmp_path / "cut" / "epoch=1.ckpt", callbacks=[again])
+    assert not module.generated[2]

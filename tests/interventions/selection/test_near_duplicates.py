@@ -1,0 +1,37 @@
+import numpy as np
+import pytest
+
+from lightning_failures.errors import DataError
+from lightning_failures.interventions.selection import near_duplicates
+from lightning_failures.interventions.selection.near_duplicates import distinct_rows
+
+
+@pytest.mark.parametrize("pairs_at_once", [1, 64, 1 << 22])
+def test_distinct_rows__agrees_with_the_definition(monkeypatch, pairs_at_once):
+    monkeypatch.setattr(near_duplicates, "_PAIRS_AT_ONCE", pairs_at_once)
+    rng = np.random.default_rng(0)
+    x, training = rng.normal(size=(60, 3)), rng.normal(size=(5, 3))
+    cosine = lambda a, b: a @ b / np.linalg.norm(a) / np.linalg.norm(b)  # noqa: E731
+    expected, passed = [], 0
+    for row in range(60):
+        if len(expected) == 12:
+            break
+        others = [*training, *x[expected]]
+        if max(cosine(x[row], other) for other in others) > 0.9:
+            passed += 1
+        else:
+            expected.append(row)
+    taken, dropped = distinct_rows(x, 12, similarity=0.9, training=[training[:2], training[2:]])
+    assert taken.tolist() == expected
+    assert dropped == passed
+    assert passed > 3
+
+
+def test_distinct_rows__zero_vectors_are_like_nothing():
+    assert distinct_rows(np.zeros((3, 2)), 3, similarity=0.5)[0].tolist() == [0, 1, 2]
+    assert distinct_rows(np.zeros((0, 2)), 3, similarity=0.5, training=[np.ones((1, 2))])[0].tolist() == []
+
+
+def test_distinct_rows__other_length():
+    with pytest.raises(DataError, match="must have 2 dimensions, got 3"):
+        distinct_rows(np.ones((1, 2)), 1, similarity=0.5, training=[np.ones((1, 3))])

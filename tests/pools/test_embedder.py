@@ -1,0 +1,680 @@
+"""``embed``, as a Trainer runs it: in this process, in several, and after an interruption."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from lightning import LightningDataModule
+from torch.utils.data import (
+    BatchSampler,
+    ConcatDataset,
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    Subset,
+    WeightedRandomSampler,
+)
+from torchvision.transforms import v2 as T
+
+from lightning_failures import FailureModes
+from lightning_failures.bundled.digits.render import CLASSES
+from lightning_failures.cli import main
+from lightning_failures.data.grades import BatchRecord
+from lightning_failures.data.report import ClassReport, FailureReport
+from lightning_failures.directions import FailureDirections, fit_failure_directions
+from lightning_failures.errors import ConfigurationError, DataError, EncoderError
+from lightning_failures.pools import PoolManifest, PoolShard, scored, write_pool_shard
+from lightning_failures.pools.embedder import run_job
+from lightning_failures.pools.fitted import load_fitted
+from lightning_failures.pools.job import PoolJob
+from lightning_failures.pools.results import agreed_names, conclude
+from lightning_failures.pools.shards import read_pool_shard
+from lightning_failures.pools.source import BlockSampler, PoolSource
+from lightning_failures.trainer.batch_reader import BatchReader
+from tests.helpers.toy import NORMALIZE, ColourEncoder, Images, OracleClassifier
+from tests.processes.ddp_launch import free_port, launch
+from tests.processes.embed_pool import BATCH, SHARD, SIZE, K, Pool, trainer
+
+ROOT = Path(__file__).parents[2]
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*does not have many workers.*"),
+    pytest.mark.filterwarnings("ignore:.*smaller than the logging interval.*"),
+]
+
+
+def unit(images: torch.Tensor) -> torch.Tensor:
+    return images * 0.25 + 0.5
+
+
+def everything(dataset: Dataset, encoder=None) -> tuple[torch.Tensor, torch.Tensor]:
+    """Embeddings and labels of a dataset, all at once."""
+    images, labels = next(iter(DataLoader(dataset, batch_size=len(dataset))))
+    return (encoder or ColourEncoder()).encode_images(unit(images)), labels
+
+
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory) -> Path:
+    """What a run leaves behind: directions, and a report beside them."""
+    folder = tmp_path_factory.mktemp("run")
+    data = Images(400, seed=3)
+    embeddings, labels = everything(data)
+    fitted = fit_failure_directions(embeddings, labels, ~data.dark.numpy(), permutations=99)
+    fitted.save(folder / "directions.safetensors")
+    report = FailureReport(400, 0.5, tuple(ClassReport(name, 100) for name in data.classes))
+    (folder / "report.json").write_text(report.to_json())
+    return folder
+
+
+def embed(
+    output: Path, *, data: LightningDataModule | None = None, encoder=None, options=None, **arguments
+) -> ColourEncoder:
+    encoder = encoder or ColourEncoder()
+    run = trainer(encoder, **(options or {}))
+    run.embed(OracleClassifier(), data or Pool(), output=output, **({"k": K, "shard_size": SHARD} | arguments))
+    return encoder
+
+
+def shards(output: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted((output / "shards").iterdir())}
+
+
+def hardest(output: Path) -> dict[str, list[tuple[int, float]]]:
+    told = json.loads((output / "hardest.json").read_text())
+    return {c["class"]: [(row["id"], row["decision_value"]) for row in c["hardest"]] for c in told["classes"]}
+
+
+def assert_as_in_memory(output: Path, dataset: Dataset, folder: Path) -> None:
+    directions = FailureDirections.load(folder / "directions.safetensors")
+    embeddings, labels = everything(dataset)
+    values = directions.decision_values(embeddings, labels).numpy()
+    found = hardest(output)
+    assert len(found) == len(directions.classes) == 4
+    for label in directions.classes.tolist():
+        mine = np.flatnonzero(labels.numpy() == label)
+        expected = mine[np.argsort(values[mine])][:K]
+        ids, told = zip(*found[f"class {label}"], strict=True)
+        assert list(ids) == expected.tolist()
+        np.testing.assert_allclose(told, values[expected], atol=2e-3)  # embeddings are kept in float16
+
+
+# -- in one process -------------------------------------------------------------------------------------------
+
+
+def test_embed__as_in_memory(tmp_path, run_folder, capsys):
+    encoder = embed(tmp_path, directions=run_folder)
+    assert encoder.embedded == SIZE
+    assert_as_in_memory(tmp_path, Images(SIZE, seed=7), run_folder)
+    pool = PoolManifest.load(tmp_path)
+    assert (pool.examples, pool.shards) == (SIZE, 13)
+    embeddings, labels = everything(Images(SIZE, seed=7))
+    for number in range(pool.shards):
+        shard = read_pool_shard(pool.path(tmp_path, number), pool.block(number), pool=pool.digest)
+        assert torch.equal(shard.labels, labels[shard.ids])
+        torch.testing.assert_close(shard.embeddings.float(), embeddings[shard.ids], atol=1e-3, rtol=1e-3)
+    told = capsys.readouterr().out
+    assert f"{SIZE} examples in 13 shards" in told
+    assert "flagged" in told
+    assert str(tmp_path / "hardest.json") in told
+    summary = json.loads((tmp_path / "pool.json").read_text())
+    assert sum(entry["examples"] for entry in summary["classes"]) == SIZE
+
+
+def test_embed__the_order_and_workers_of_the_loader_do_not_matter(tmp_path):
+    embed(tmp_path / "plain")
+    embed(tmp_path / "shuffled", data=Pool(shuffle=True, drop_last=True))
+    assert shards(tmp_path / "plain") == shards(tmp_path / "shuffled")
+
+
+def test_embed__mixed_precision_of_the_trainer_is_not_that_of_the_encoder(tmp_path):
+    embed(tmp_path / "plain")
+    embed(tmp_path / "mixed", options={"precision": "bf16-mixed"})
+    assert shards(tmp_path / "plain") == shards(tmp_path / "mixed")
+
+
+class OpensLate(Images):
+    """Like a dataset over one file: opened at the first look, and not to be shared with another process."""
+
+    opened_by = None
+
+    def __getitem__(self, index):
+        self.opened_by = self.opened_by or os.getpid()
+        assert self.opened_by == os.getpid()
+        return super().__getitem__(index)
+
+
+@pytest.mark.slow
+def test_embed__with_workers(tmp_path):
+    embed(tmp_path / "plain")
+    embed(tmp_path / "workers", data=Pool(OpensLate(SIZE, seed=7), num_workers=2, persistent_workers=True))
+    assert shards(tmp_path / "plain") == shards(tmp_path / "workers")
+
+
+def test_embed__again_does_only_what_is_lacking(tmp_path, run_folder):
+    embed(tmp_path, directions=run_folder)
+    before, results = shards(tmp_path), (tmp_path / "hardest.json").read_bytes()
+    names = list(before)
+    (tmp_path / "shards" / names[0]).unlink()
+    (tmp_path / "shards" / names[5]).write_bytes(before[names[5]][:-9])
+    middle = len(before[names[7]]) // 2
+    flipped = bytes([before[names[7]][middle] ^ 1])
+    (tmp_path / "shards" / names[7]).write_bytes(before[names[7]][:middle] + flipped + before[names[7]][middle + 1 :])
+    (tmp_path / "hardest.json").unlink()
+    assert embed(tmp_path, directions=run_folder).embedded == 3 * SHARD
+    assert shards(tmp_path) == before
+    assert (tmp_path / "hardest.json").read_bytes() == results
+    assert embed(tmp_path, directions=run_folder, shard_size=None).embedded == 0  # the size is that of before
+
+
+def test_embed__scored_later_without_an_image(tmp_path, run_folder, capsys):
+    embed(tmp_path / "later")
+    assert "Not scored" in capsys.readouterr().out
+    assert not (tmp_path / "later" / "hardest.json").exists()
+    assert embed(tmp_path / "later", directions=run_folder).embedded == 0
+    embed(tmp_path / "at once", directions=run_folder)
+    assert shards(tmp_path / "later") == shards(tmp_path / "at once")
+    assert hardest(tmp_path / "later") == hardest(tmp_path / "at once")
+
+
+def test_embed__without_keeping_embeddings(tmp_path, run_folder):
+    embed(tmp_path / "kept", directions=run_folder)
+    embed(tmp_path / "thin", directions=run_folder, keep_embeddings=False)
+    assert hardest(tmp_path / "kept") == hardest(tmp_path / "thin")
+    sizes = [sum(map(len, shards(tmp_path / name).values())) for name in ("thin", "kept")]
+    assert sizes[0] < sizes[1]
+    assert embed(tmp_path / "kept", directions=run_folder, keep_embeddings=False).embedded == 0
+    assert embed(tmp_path / "thin", directions=run_folder).embedded == SIZE
+
+
+def test_embed__limited_then_whole(tmp_path, run_folder, capsys):
+    limit = 2 * -(-SHARD // BATCH)
+    embed(tmp_path, directions=run_folder, options={"limit_predict_batches": limit})
+    assert "2 of 13 shards" in capsys.readouterr().out
+    assert not (tmp_path / "hardest.json").exists()
+    assert embed(tmp_path, directions=run_folder, options={"fast_dev_run": True}).embedded == BATCH
+    assert embed(tmp_path, directions=run_folder).embedded == SIZE - 2 * SHARD
+
+
+def test_embed__results_of_other_directions_do_not_stay(tmp_path, run_folder):
+    embed(tmp_path, directions=run_folder)
+    embeddings, labels = everything(Images(400, seed=4))
+    others = fit_failure_directions(embeddings, labels, embeddings[:, 0] > embeddings[:, 0].median(), permutations=9)
+    others.save(tmp_path / "others" / "directions.safetensors")
+    first = hardest(tmp_path)
+    (tmp_path / "shards" / "shard-0000003.safetensors").unlink()
+    embed(tmp_path, directions=tmp_path / "others", options={"limit_predict_batches": 1})
+    assert not (tmp_path / "hardest.json").exists()
+    assert embed(tmp_path, directions=tmp_path / "others").embedded == SHARD
+    assert hardest(tmp_path) != first
+
+
+def test_embed__half_written_files_go_after_a_day(tmp_path):
+    embed(tmp_path)
+    old, new = (tmp_path / "shards" / f".writing-{name}.tmp" for name in ("old", "new"))
+    for path in (old, new):
+        path.touch()
+    os.utime(old, (0, 0))
+    embed(tmp_path)
+    assert not old.exists()
+    assert new.exists()
+
+
+class FailsOnce(ColourEncoder):
+    """Breaks off in the middle."""
+
+    def encode_images(self, images):
+        if self.embedded > 100:
+            raise RuntimeError("planted")
+        return super().encode_images(images)
+
+
+def test_embed__an_error_leaves_what_is_done(tmp_path):
+    broken = FailsOnce()
+    with pytest.raises(RuntimeError, match="planted"):
+        embed(tmp_path, encoder=broken)
+    done = len(shards(tmp_path))
+    assert 0 < done < 13
+    assert embed(tmp_path).embedded == SIZE - done * SHARD
+    assert [path for path in tmp_path.rglob("*") if path.name.startswith(".")] == []
+
+
+def test_embed__other_splits_and_a_module_with_data(tmp_path):
+    class Owner(OracleClassifier):
+        def train_dataloader(self):
+            return DataLoader(Images(30), batch_size=BATCH, shuffle=True, drop_last=True)
+
+    trainer(ColourEncoder()).embed(Owner(), split="train", output=tmp_path)
+    assert PoolManifest.load(tmp_path).examples == 30
+
+
+def test_embed__batch_hooks_of_the_user_are_called(tmp_path):
+    class Raw(Images):
+        def __init__(self, size, seed):
+            super().__init__(size, seed=seed)
+            self.transform = torch.nn.Identity()
+
+    class OnDevice(Pool):
+        def on_after_batch_transfer(self, batch, dataloader_idx):
+            assert self.trainer.predicting
+            return NORMALIZE(batch[0]), batch[1]
+
+    run = trainer(None)
+    run.callbacks.append(FailureModes(encoder=ColourEncoder(), normalization=([0.5], [0.25])))
+    run.embed(OracleClassifier(), OnDevice(Raw(SIZE, seed=7)), output=tmp_path, shard_size=SHARD)
+    pool = PoolManifest.load(tmp_path)
+    shard = read_pool_shard(pool.path(tmp_path, 0), pool.block(0), pool=pool.digest)
+    embeddings, _ = everything(Images(SIZE, seed=7))
+    torch.testing.assert_close(shard.embeddings.float(), embeddings[:SHARD], atol=1e-3, rtol=1e-3)
+
+
+def test_embed__leaves_the_model_alone(tmp_path):
+    model = OracleClassifier().train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    trainer(ColourEncoder()).embed(model, Pool(), output=tmp_path)
+    assert model.training
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_embed__paths_of_the_hardest(tmp_path, run_folder):
+    data = Images(100, seed=7)
+    data.samples = [(f"img/{i}.png", 0) for i in range(100)]
+    halves = ConcatDataset([Subset(data, range(50, 100)), Subset(data, range(50))])
+    halves.classes = data.classes
+    embed(tmp_path, data=Pool(halves), directions=run_folder)
+    told = json.loads((tmp_path / "hardest.json").read_text())
+    for entry in told["classes"]:
+        for row in entry["hardest"]:
+            assert row["path"] == f"img/{(row['id'] + 50) % 100}.png"
+
+
+def test_embed__no_list_of_indices_is_kept(tmp_path):
+    """Lightning's own tracker of indices would grow with the pool."""
+    run = trainer(ColourEncoder())
+    run.embed(OracleClassifier(), Pool(), output=tmp_path, shard_size=SHARD)
+    assert isinstance(run.predict_dataloaders.sampler, BlockSampler)
+    assert run.predict_dataloaders.batch_sampler is None
+
+
+class MadeUp(Dataset):
+    """Images that take no memory."""
+
+    classes = ("class 0", "class 1", "class 2", "class 3")
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+
+    def __len__(self):
+        return self.size
+
+    def __getitem__(self, index):
+        return torch.full((3, 2, 2), index % 1000 / 1000), index % 4
+
+
+class WatchedEncoder:
+    """512 dimensions; notes the most memory that the process had."""
+
+    name, fingerprint, dim = "watched", "tests-watched", 512
+
+    def __init__(self) -> None:
+        self.weight = torch.rand(12, 512, generator=torch.Generator().manual_seed(0))
+        self.most = 0
+
+    def encode_images(self, images):
+        self.most = max(self.most, resident())
+        return images.flatten(1) @ self.weight
+
+
+def resident() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+class Returns(OracleClassifier):
+    """What one writes without the command."""
+
+    encoder = WatchedEncoder()
+
+    def predict_step(self, batch, batch_idx):
+        return self.encoder.encode_images(batch[0])
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads Linux's account of memory")
+def test_embed__memory_does_not_grow_with_the_pool(tmp_path):
+    """30,000 embeddings are 61 MB. In a process of its own: one that has done much has room to spare."""
+    run = subprocess.run(
+        [
+            sys.executable,
+            "-W",
+            "ignore",
+            "-c",
+            f"from tests.pools.test_embedder import growth; growth({str(tmp_path)!r})",
+        ],
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert run.returncode == 0, run.stderr[-2000:]
+    of_embed, of_predictions = map(int, run.stdout.split()[-2:])
+    assert of_embed < 12 * 2**20
+    assert of_predictions > 40 * 2**20  # this test can fail
+
+
+def growth(folder: str) -> None:
+    """Print by how many bytes the command grows with the pool, and by how many predictions that are kept do."""
+    tmp_path = Path(folder)
+    embed(tmp_path / "small", data=Pool(MadeUp(3_000), batch_size=100), encoder=WatchedEncoder(), shard_size=500)
+    before = resident()
+    watched = WatchedEncoder()
+    embed(tmp_path / "large", data=Pool(MadeUp(30_000), batch_size=100), encoder=watched, shard_size=500)
+    grown = watched.most - before
+    before = resident()
+    kept = trainer(None).predict(Returns(), Pool(MadeUp(30_000), batch_size=100))
+    assert len(kept) == 300
+    print(grown, Returns.encoder.most - before)
+
+
+# -- what is refused ------------------------------------------------------------------------------------------
+
+
+def test_embed__another_encoder_is_refused(tmp_path, run_folder):
+    embed(tmp_path, directions=run_folder)
+    before = shards(tmp_path)
+    with pytest.raises(ConfigurationError, match=r"the encoder differ.*Give another --output"):
+        embed(tmp_path, directions=run_folder, encoder=ColourEncoder("others"))
+    assert shards(tmp_path) == before
+
+
+def test_embed__directions_of_another_encoder_are_refused(tmp_path, run_folder):
+    class Wider(ColourEncoder):
+        dim = property(lambda self: 13, lambda self, value: None)
+
+    with pytest.raises(ConfigurationError, match="12 dimensions"):
+        embed(tmp_path, directions=run_folder, encoder=Wider())
+    others = replace(load_fitted(run_folder), encoder="another one")
+    job = PoolJob(PoolSource(OracleClassifier(), Pool()), ColourEncoder(), BatchReader(), tmp_path, fitted=others)
+    with pytest.raises(ConfigurationError, match=r"embeddings of another encoder \(another one\) than colours"):
+        run_job(trainer(None), job)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_embed__changed_images_are_refused(tmp_path):
+    embed(tmp_path)
+    with pytest.raises(ConfigurationError, match="the images, or their transform differ"):
+        embed(tmp_path, data=Pool(Images(SIZE, seed=8)))
+
+
+def test_embed__random_transforms_are_told(tmp_path):
+    data = Images(SIZE, seed=7)
+    data.transform = T.Compose([T.RandomHorizontalFlip(), T.RandomErasing(1.0), NORMALIZE])
+    with pytest.warns(UserWarning, match="its transform is random"):
+        embed(tmp_path, data=Pool(data))
+
+
+def test_embed__other_classes_are_refused(tmp_path, run_folder):
+    data = Images(SIZE, seed=7)
+    data.classes = ["class 0", "class 2", "class 1", "class 3"]
+    with pytest.raises(ConfigurationError, match="label 1 is class 2 here and class 1 there"):
+        embed(tmp_path, data=Pool(data), directions=run_folder)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [({"k": 0}, "--k must be"), ({"shard_size": 0}, "--shard_size"), ({"split": "test"}, "--split predict")],
+)
+def test_embed__options(tmp_path, arguments, told):
+    with pytest.raises(ConfigurationError, match=told):
+        embed(tmp_path, **arguments)
+
+
+def test_embed__without_the_callback_or_an_encoder(tmp_path):
+    for run in (trainer(None), trainer("x")):
+        for callback in run.callbacks:
+            if hasattr(callback, "encoder"):
+                callback.encoder = None
+        with pytest.raises(ConfigurationError, match=r"needs lightning_failures\.FailureModes with an encoder"):
+            run.embed(OracleClassifier(), Pool(), output=tmp_path)
+
+
+class Stream(IterableDataset):
+    def __iter__(self):
+        return iter(Images(4))
+
+
+def loader_of(kind: str) -> object:
+    data = Images(SIZE, seed=7)
+    return {
+        "iterable": lambda: DataLoader(Stream(), batch_size=4),
+        "two": lambda: [DataLoader(data), DataLoader(data)],
+        "list": lambda: [[1, 2]],
+        "weighted": lambda: DataLoader(data, batch_size=4, sampler=WeightedRandomSampler([1.0] * SIZE, 10)),
+        "batches": lambda: DataLoader(data, batch_sampler=BatchSampler(range(9), BATCH, drop_last=True)),
+        "no batch": lambda: DataLoader(data, batch_size=None),
+        "empty": lambda: DataLoader(Subset(data, [])),
+    }[kind]()
+
+
+@pytest.mark.parametrize(
+    ("kind", "told"),
+    [
+        ("iterable", "__getitem__ and __len__"),
+        ("two", "ConcatDataset"),
+        ("list", "ConcatDataset"),
+        ("weighted", "Subset"),
+        ("batches", "Subset"),
+        ("no batch", "batch_size"),
+        ("empty", "no examples"),
+    ],
+)
+def test_embed__loaders_that_cannot_be_cut(tmp_path, kind, told):
+    class Other(Pool):
+        def predict_dataloader(self):
+            return loader_of(kind)
+
+    with pytest.raises(ConfigurationError, match=re.escape(told)):
+        embed(tmp_path, data=Other())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_embed__a_folder_that_cannot_be_written_is_told(tmp_path):
+    (tmp_path / "a file").touch()
+    with pytest.raises(ConfigurationError, match="cannot be written"):
+        embed(tmp_path / "a file" / "pool")
+
+
+def test_embed__collate_that_drops_examples_is_told(tmp_path):
+    def drops(items):
+        return torch.utils.data.default_collate(items[1:])
+
+    with pytest.raises(DataError, match="neither drop nor repeat"):
+        embed(tmp_path, data=Pool(collate_fn=drops))
+
+
+@pytest.mark.parametrize(
+    ("labels", "task", "told"),
+    [
+        (lambda y: torch.nn.functional.one_hot(y, 4), None, "task='multiclass'"),
+        (lambda y: y + 0.5, None, "one class for each example"),
+        (lambda y: None, None, "Scoring needs the label"),
+        (lambda y: torch.nn.functional.one_hot(y, 4), "multiclass", None),
+        (lambda y: y[:, None], None, None),
+    ],
+)
+def test_embed__labels_of_other_forms(tmp_path, run_folder, labels, task, told):
+    def read(outputs, batch):
+        x, y = batch["data"]
+        return BatchRecord(images=x, labels=labels(y))
+
+    def collate(items):
+        return {"data": torch.utils.data.default_collate(items)}
+
+    run = trainer(None)
+    run.callbacks.append(FailureModes(encoder=ColourEncoder(), read_batch=read, task=task))
+    arguments = {"output": tmp_path, "directions": run_folder, "k": K}
+    if told is None:
+        run.embed(OracleClassifier(), Pool(collate_fn=collate), **arguments)
+        assert_as_in_memory(tmp_path, Images(SIZE, seed=7), run_folder)
+    else:
+        with pytest.raises(DataError, match=told):
+            run.embed(OracleClassifier(), Pool(collate_fn=collate), **arguments)
+
+
+def test_embed__an_encoder_that_gives_nonsense_is_told(tmp_path):
+    class Broken(ColourEncoder):
+        def encode_images(self, images):
+            return super().encode_images(images) / 0
+
+    with pytest.raises(EncoderError, match=r"finite vectors for the examples 0 \.\.\. 7"):
+        embed(tmp_path, encoder=Broken())
+
+
+# -- names and words ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("given", "of_dataset", "of_run", "agreed"),
+    [
+        (None, None, None, ()),
+        (["a", "b"], ["x", "y"], None, ["a", "b"]),
+        (None, ["a", "b"], ("a", "b"), ["a", "b"]),
+        (None, None, ("a", "b"), ["a", "b"]),
+        (["tumour"], None, ("no tumour", "tumour"), ["no tumour", "tumour"]),
+        (["a", "b", "c"], None, ("a", "b"), "3 against 2"),
+        (None, ["a", "c"], ("a", "b"), "label 1 is c here and b there"),
+    ],
+)
+def test_agreed_names(run_folder, given, of_dataset, of_run, agreed):
+    data = Images(4)
+    data.classes = of_dataset
+    fitted = None if of_run is None else replace(load_fitted(run_folder), class_names=of_run)
+    if isinstance(agreed, str):
+        with pytest.raises(ConfigurationError, match=agreed):
+            agreed_names(given, data, fitted)
+    else:
+        assert list(agreed_names(given, data, fitted)) == list(agreed)
+
+
+def test_conclude__a_shard_that_nobody_wrote(tmp_path):
+    embed(tmp_path)
+    pool = PoolManifest.load(tmp_path)
+    pool.path(tmp_path, 2).unlink()
+    options = {"directions": None, "k": 1, "names": (), "dataset": None, "patience": 0.0}
+    with pytest.raises(DataError, match=r"1 of 13 shards are not in .* Run the command again"):
+        conclude(pool, tmp_path, limited=False, **options)
+
+
+def test_conclude__many_classes_in_few_words(tmp_path, capsys):
+    size, classes = 600, 12
+    generator = torch.Generator().manual_seed(0)
+    x, labels = torch.randn(size, 5, generator=generator), torch.arange(size) % classes
+    keys = torch.randint(2**60, (size, 2), generator=generator)
+    pool = PoolManifest("f", "n", examples=size, shard_size=size)
+    for level, told in ((0.0, "and 2 more classes"), (None, "No class with a pattern")):
+        right = x[:, 0] > 0 if level is not None else torch.rand(size, generator=generator) > 0.5
+        directions = fit_failure_directions(x, labels, right, permutations=999)
+        shard = scored(PoolShard(torch.arange(size), labels, keys, x), directions)
+        write_pool_shard(shard, pool.path(tmp_path, 0), pool=pool.digest)
+        conclude(pool, tmp_path, directions=directions, k=1, names=["<b>\n"], dataset=None, limited=False, patience=0.0)
+        shown = capsys.readouterr().out
+        assert told in shown
+        assert len(shown.splitlines()) < 16
+
+
+# -- in several processes -------------------------------------------------------------------------------------
+
+
+def logged(folder: Path) -> int:
+    """How many images all processes have embedded."""
+    return sum(int(line) for path in folder.glob("embedded_*.txt") for line in path.read_text().split())
+
+
+@pytest.fixture(scope="module")
+def alone(run_folder) -> Path:
+    """What one process makes of the pool."""
+    embed(run_folder / "alone", directions=run_folder)
+    return run_folder / "alone"
+
+
+@pytest.mark.slow
+def test_embed__killed_and_taken_up_again(run_folder, alone):
+    """A process of two is killed; so ends the other. Started again, two do the rest, and nothing twice.
+
+    Then one shard is left of another pool: one of the two has nothing to do.
+    """
+    killed, few = run_folder / "killed", run_folder / "all but one"
+    (died,) = launch("embed_pool", run_folder / "first", killed, 2, 1, 1, timeout=300)
+    assert died.status != 0
+    done = shards(killed)
+    assert 0 < len(done) < 13
+    assert done.items() <= shards(alone).items()
+    assert not (killed / "hardest.json").exists()
+    shutil.copytree(alone, few)
+    (few / "shards" / "shard-0000004.safetensors").unlink()
+
+    folder = run_folder / "second"
+    (went_on,) = launch("embed_pool", folder, f"{killed}{os.pathsep}{few}", 2, 1, -1, timeout=300)
+    assert went_on.status == 0, went_on.said
+    assert f"{len(done)} of 13 shards are there" in went_on.said
+    left = [number for number in range(13) if f"shard-{number:07d}.safetensors" not in done]
+    assert logged(folder / killed.name) == sum(len(PoolManifest.load(killed).block(number)) for number in left)
+    assert len(list((folder / killed.name).iterdir())) == 2
+    assert logged(folder / few.name) == SHARD
+    assert "zero length" not in went_on.said
+    for output in (killed, few):
+        assert shards(output) == shards(alone)
+        assert (output / "hardest.json").read_bytes() == (alone / "hardest.json").read_bytes()
+    assert embed(killed, directions=run_folder).embedded == 0  # whole for one process too
+
+
+@pytest.mark.slow
+def test_embed__two_nodes(run_folder, alone):
+    """They share the work in a folder that both see; where each has a folder of its own, that is said at once."""
+    common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    nodes = [common | {"NODE_RANK": node, "OWN": str(run_folder / f"disk {node}" / "apart")} for node in "01"]
+    folder, together = run_folder / "nodes", run_folder / "together"
+    ended = launch("embed_pool", folder, f"{together}{os.pathsep}$OWN", 1, 2, -1, environments=nodes, timeout=300)
+    assert logged(folder / "together") == SIZE
+    assert shards(together) == shards(alone)
+    for name in ("pool.json", "hardest.json"):
+        assert (together / name).read_bytes() == (alone / name).read_bytes()
+    assert all(one.status != 0 for one in ended)
+    assert "a folder that all of them share" in ended[0].said
+    assert "a folder that all of them share" in ended[1].said
+    assert logged(folder / "apart") == 0
+
+
+# -- as a command ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_embed__from_the_packaged_config(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["lightning-failures"])
+    text = (ROOT / "configs" / "digits.yaml").read_text()
+    (tmp_path / "digits.yaml").write_text(text.replace("robust_encoder: embedded:digits", "pictures: false"))
+    quiet = ["--config", "digits.yaml", "--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false"]
+    sizes = [f"--data.init_args.{name}=600" for name in ("train_size", "val_size", "pool_size")]
+    assert main(["fit", *quiet, *sizes, "--trainer.max_epochs=1"]) == 0
+    run = str(tmp_path / "failures-digits" / "digits" / "version_0")
+    assert main(["embed", *quiet, *sizes, "--directions", run, "--k=3"]) == 0
+    told = json.loads((tmp_path / "failures-pool" / "hardest.json").read_text())
+    report = json.loads(Path(run, "failures", "report.json").read_text())
+    assert told["encoder"] == report["encoder"] == "embedded:digits"
+    assert told["encoder_fingerprint"] == report["encoder_fingerprint"] != ""
+    assert {entry["class"] for entry in told["classes"]} <= set(CLASSES)
+    assert all(len(entry["hardest"]) == 3 for entry in told["classes"])
+    capsys.readouterr()
+    assert main(["embed", *quiet, *sizes, "--directions", str(tmp_path / "nowhere")]) == 1
+    assert "No directions.safetensors" in capsys.readouterr().err
+    assert main(["embed", *quiet, *sizes[:2], "--data.init_args.pool_size=500", "--directions", run]) == 1
+    assert "the number of examples" in capsys.readouterr().err

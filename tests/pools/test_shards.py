@@ -1,0 +1,265 @@
+"""Shards of a pool and the stream over them, against everything in memory at once."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors import safe_open
+
+from lightning_failures.data.report import ClassReport, FailureReport
+from lightning_failures.directions import fit_failure_directions
+from lightning_failures.encoders.cache.shard_file import DamagedShardError
+from lightning_failures.errors import ConfigurationError, DataError
+from lightning_failures.pools import PoolManifest, PoolShard, merge_shards, read_pool_shard, scored, write_pool_shard
+from lightning_failures.pools.fitted import load_fitted
+from lightning_failures.pools.manifest import default_shard_size
+from lightning_failures.pools.shards import POOL_UNLABELLED, digest_of, in_half
+
+DIM, CLASSES = 6, 4
+
+
+def fitted(seed: int = 0):
+    """Directions of three of four classes: the last one has too few failures."""
+    rng = np.random.default_rng(seed)
+    x, labels = rng.normal(size=(400, DIM)), np.arange(400) % CLASSES
+    correct = x[:, 0] + 0.3 * rng.normal(size=400) > 0
+    correct[labels == CLASSES - 1] = True
+    return fit_failure_directions(x, labels, correct, permutations=99)
+
+
+def rows(size: int, seed: int = 1) -> PoolShard:
+    generator = torch.Generator().manual_seed(seed)
+    return PoolShard(
+        ids=torch.arange(size),
+        labels=torch.randint(CLASSES, (size,), generator=generator),
+        keys=torch.randint(-(2**62), 2**62, (size, 2), generator=generator),
+        embeddings=in_half(torch.randn(size, DIM, generator=generator)),
+    )
+
+
+def part(shard: PoolShard, block: range) -> PoolShard:
+    return dataclasses.replace(
+        shard, **{k: v[block.start : block.stop] for k, v in vars(shard).items() if isinstance(v, torch.Tensor)}
+    )
+
+
+def store(folder, shard: PoolShard, size: int, directions=None) -> PoolManifest:
+    pool = PoolManifest("f00d", "an encoder", examples=len(shard), shard_size=size)
+    for number in range(pool.shards):
+        piece = part(shard, pool.block(number))
+        piece = piece if directions is None else scored(piece, directions)
+        write_pool_shard(piece, pool.path(folder, number), pool=pool.digest)
+    return pool
+
+
+def same(one: PoolShard, other: PoolShard) -> bool:
+    return one.directions == other.directions and all(
+        a is b is None or torch.equal(a.nan_to_num(7), b.nan_to_num(7))
+        for a, b in zip(list(vars(one).values())[:5], list(vars(other).values())[:5], strict=True)
+    )
+
+
+# -- shards ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("with_embeddings", [True, False])
+def test_shard__read_back(tmp_path, with_embeddings):
+    shard = scored(rows(9), fitted())
+    if not with_embeddings:
+        shard = dataclasses.replace(shard, embeddings=None)
+    write_pool_shard(shard, tmp_path / "a", pool="p")
+    assert same(read_pool_shard(tmp_path / "a", range(9), pool="p"), shard)
+    assert read_pool_shard(tmp_path / "a", range(9), pool="p", embeddings=False).embeddings is None
+    write_pool_shard(shard, tmp_path / "b", pool="p")
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+def test_shard__is_a_safetensors_file(tmp_path):
+    shard = rows(5)
+    write_pool_shard(shard, tmp_path / "a", pool="p")
+    with safe_open(str(tmp_path / "a"), framework="pt") as file:
+        assert torch.equal(file.get_tensor("embeddings"), shard.embeddings)
+        assert file.get_tensor("ids").tolist() == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.slow
+def test_shard__every_flipped_byte_is_found(tmp_path):
+    write_pool_shard(scored(rows(3), fitted()), tmp_path / "whole", pool="p")
+    whole = (tmp_path / "whole").read_bytes()
+    damaged = tmp_path / "damaged"
+    for place in range(len(whole)):
+        damaged.write_bytes(whole[:place] + bytes([whole[place] ^ 0x40]) + whole[place + 1 :])
+        try:
+            read = read_pool_shard(damaged, range(3), pool="p")
+        except DamagedShardError:
+            continue
+        # what JSON does not care about: the padding of the header
+        assert same(read, read_pool_shard(tmp_path / "whole", range(3), pool="p")), place
+
+
+@pytest.mark.parametrize("length", [0, 5, 100, -1])
+def test_shard__truncated(tmp_path, length):
+    write_pool_shard(rows(3), tmp_path / "a", pool="p")
+    (tmp_path / "a").write_bytes((tmp_path / "a").read_bytes()[:length])
+    with pytest.raises(DamagedShardError):
+        read_pool_shard(tmp_path / "a", range(3), pool="p")
+
+
+def test_shard__of_another_pool_or_block(tmp_path):
+    write_pool_shard(rows(3), tmp_path / "a", pool="p")
+    for block, pool in ((range(3), "q"), (range(1, 4), "p"), (range(4), "p")):
+        with pytest.raises(DamagedShardError, match=r"another pool|other examples"):
+            read_pool_shard(tmp_path / "a", block, pool=pool)
+
+
+def test_scored__later_or_at_once_is_the_same(tmp_path):
+    first, second = fitted(), fitted(5)
+    assert digest_of(first) != digest_of(second)
+    at_once = scored(rows(50), second)
+    assert same(scored(scored(rows(50), first), second), at_once)
+    plain = second.decision_values(rows(50).embeddings.float(), rows(50).labels)
+    assert torch.equal(at_once.values.nan_to_num(7), plain.nan_to_num(7))
+
+
+# -- manifest -------------------------------------------------------------------------------------------------
+
+
+@given(st.integers(1, 500), st.integers(1, 600))
+def test_blocks__every_id_once(examples, size):
+    pool = PoolManifest("f", "n", examples=examples, shard_size=size)
+    ids = [i for number in range(pool.shards) for i in pool.block(number)]
+    assert ids == list(range(examples))
+    assert all(len(pool.block(number)) for number in range(pool.shards))
+
+
+@given(st.integers(1, 10**9), st.integers(1, 4096))
+def test_default_shard_size__whole_batches(examples, batch):
+    size = default_shard_size(examples, batch)
+    assert size % batch == 0
+    assert 256 <= size < 8192 + batch
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"encoder": "beef"}, "the encoder differ"),
+        ({"examples": 11}, "number of examples"),
+        ({"sample": ("00",)}, "the images, or their transform"),
+        ({"shard_size": 5}, "shard size"),
+    ],
+)
+def test_claim__another_pool_is_refused(tmp_path, change, told):
+    pool = PoolManifest("f00d", "an encoder", examples=10, shard_size=4)
+    assert pool.claim(tmp_path) is pool
+    renamed = dataclasses.replace(pool, encoder_name="the same by another name")
+    assert renamed.claim(tmp_path) == pool
+    with pytest.raises(ConfigurationError, match=told):
+        dataclasses.replace(pool, **change).claim(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["", "{", "[]", '{"encoder": 3}', '{"encoder": "f", "encoder_name": "n", "examples": 3, "shard_size": 0}'],
+)
+def test_manifest__damaged_is_told(tmp_path, content):
+    (tmp_path / "manifest.json").write_text(content)
+    with pytest.raises(DataError, match=r"manifest\.json is damaged"):
+        PoolManifest.load(tmp_path)
+
+
+# -- merge ----------------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=10, deadline=None)
+@given(st.integers(1, 400), st.integers(20, 150), st.integers(1, 30), st.integers(0, 3))
+def test_merge__as_in_memory(tmp_path_factory, size, shard_size, k, seed):
+    folder, directions, pool = tmp_path_factory.mktemp("pool"), fitted(), rows(size, seed)
+    summary = merge_shards(folder, store(folder, pool, shard_size, directions), directions=directions, k=k)
+    values = directions.decision_values(pool.embeddings.float(), pool.labels).numpy()
+    assert sum(entry.examples for entry in summary.classes) == size
+    for entry in summary.classes:
+        mine = np.flatnonzero(pool.labels.numpy() == entry.label)
+        assert entry.examples == len(mine)
+        if entry.label == CLASSES - 1:
+            assert entry.picks is entry.flagged is None
+            continue
+        assert entry.flagged == (values[mine] < 0).sum()
+        assert entry.mean == pytest.approx(values[mine].mean(), abs=1e-5)
+        hardest = mine[np.argsort(values[mine], kind="stable")][:k]
+        assert entry.picks.ids.tolist() == hardest.tolist()
+        np.testing.assert_allclose(entry.picks.values, values[hardest], atol=1e-6)
+
+
+def test_merge__exact_copies_are_listed_once(tmp_path):
+    directions, pool = fitted(), rows(40)
+    copied = PoolShard(
+        torch.arange(80), *(torch.cat([column, column]) for column in (pool.labels, pool.keys, pool.embeddings))
+    )
+    once, twice = (
+        merge_shards(folder, store(folder, shard, 16, directions), directions=directions, k=5)
+        for folder, shard in ((tmp_path / "once", pool), (tmp_path / "twice", copied))
+    )
+    for one, two in zip(once.classes, twice.classes, strict=True):
+        assert two.examples == 2 * one.examples
+        if one.picks is not None:
+            assert two.picks.ids.tolist() == one.picks.ids.tolist()
+
+
+def test_merge__without_directions_or_labels(tmp_path):
+    pool = dataclasses.replace(rows(10), labels=torch.full((10,), POOL_UNLABELLED))
+    told = merge_shards(tmp_path, store(tmp_path, pool, 4)).to_dict()
+    assert [(entry["class"], entry["examples"], entry["flagged"]) for entry in told["classes"]] == [
+        ("unlabelled", 10, None)
+    ]
+
+
+def test_merge__what_is_missing_damaged_or_old_is_an_error(tmp_path):
+    directions = fitted()
+    pool = store(tmp_path, rows(10), 4, directions)
+    with pytest.raises(DataError, match="other directions"):
+        merge_shards(tmp_path, pool, directions=fitted(5))
+    path = pool.path(tmp_path, 1)
+    path.write_bytes(path.read_bytes()[:-1] + b"x")  # the values are last
+    with pytest.raises(DataError, match=f"{path.name} is missing or damaged"):
+        merge_shards(tmp_path, pool, directions=directions)
+    path.unlink()
+    with pytest.raises(DataError, match=f"{path.name} is missing or damaged"):
+        merge_shards(tmp_path, pool, directions=directions)
+
+
+def test_summary__is_json_with_names_and_paths(tmp_path):
+    directions = fitted()
+    summary = merge_shards(tmp_path, store(tmp_path, rows(60), 32, directions), directions=directions, k=2)
+    told = json.loads(json.dumps(summary.hardest(["a", "b", "c"], lambda i: f"{i}.png"), allow_nan=False))
+    first = told["classes"][0]
+    assert (first["class"], first["pattern"], len(first["hardest"])) == ("a", True, 2)
+    assert first["hardest"][0]["path"] == f"{first['hardest'][0]['id']}.png"
+    assert [entry["class"] for entry in summary.to_dict(["a", "b", "c"])["classes"]] == ["a", "b", "c", "3"]
+
+
+# -- the directions of a run ----------------------------------------------------------------------------------
+
+
+def test_load_fitted__beside_a_report(tmp_path):
+    directions = fitted()
+    directions.save(tmp_path / "run" / "failures" / "directions.safetensors")
+    bare = load_fitted(tmp_path / "run" / "failures" / "directions.safetensors")
+    assert (bare.class_names, digest_of(bare.directions)) == (None, digest_of(directions))
+    report = FailureReport(9, 0.5, (ClassReport("cat", 9),))
+    (tmp_path / "run" / "failures" / "report.json").write_text(report.to_json())
+    for place in (tmp_path / "run", tmp_path / "run" / "failures"):
+        assert load_fitted(place).class_names == ("cat",)
+
+
+@pytest.mark.parametrize("content", [None, b"", b"\x08\0\0\0\0\0\0\0{}      "])
+def test_load_fitted__nothing_there(tmp_path, content):
+    if content is not None:
+        (tmp_path / "directions.safetensors").write_bytes(content)
+    with pytest.raises(ConfigurationError, match=r"directions\.safetensors"):
+        load_fitted(tmp_path)

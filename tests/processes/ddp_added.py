@@ -1,0 +1,27 @@
+"""Run by test_added.py in two real processes: what each draws while examples of a pool have joined."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+
+from tests.end_to_end.test_added import filtered
+from tests.end_to_end.test_interventions import Drawn, steered, train_loader
+from tests.helpers.toy import loader, trainer
+
+
+def main(folder: Path) -> None:
+    torch.set_num_threads(1)
+    modes = steered(filtered(by="flagged_confidence"))
+    run = trainer(folder, modes, max_epochs=2, strategy="ddp", devices=2, use_distributed_sampler=True)
+    module = Drawn()
+    run.fit(module, train_loader(), loader(400))
+    seen = {"epoch": module.epochs[1], "told": modes.last_report["interventions"]}
+    (folder / f"rank_{run.global_rank}.json").write_text(json.dumps(seen))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,249 @@
+"""Run by test_processes.py in two real processes: interventions of every kind; each tells what it drew and was told."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, DistributedSampler, RandomSampler
+
+from lightning_failures.errors import ConfigurationError, FailureModesError
+from lightning_failures.interventions import AddFiltered, AddSynthetic, Upweight
+from lightning_failures.steering.forks import Run, fork_verdict
+from tests.helpers.toy import NORMALIZE, ColourEncoder, Images, OracleClassifier, callback, loader, trainer
+from tests.processes.ddp_faults import Model, Numbered, Speaks
+from tests.processes.ddp_fit import Backwards
+
+MARK = 1.0  # of a pixel: images of the generator have it, photographs do not
+
+
+class Generates(Speaks):
+    """Unit vectors, as captions want them; the same fingerprint in all processes and runs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.name, self.fingerprint = "generates", "tests-generates"
+
+    def encode_images(self, images):
+        return F.normalize(super().encode_images(images), dim=1)
+
+
+def draw(prompts, seeds):
+    """Dark noise, as what fails."""
+    rows = [torch.rand(3, 8, 8, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
+    images = 0.2 + 0.3 * torch.stack(rows)
+    images[:, 2, 7, 7] = MARK
+    return images
+
+
+def from_pil(image):
+    pixels = torch.tensor(list(image.tobytes()), dtype=torch.float32).reshape(8, 8, 3).permute(2, 0, 1) / 255
+    return NORMALIZE(pixels)
+
+
+def synthetic() -> AddSynthetic:
+    return AddSynthetic(draw, per_class=6, max_share=0.25, transform=from_pil, every_n_epochs=9)
+
+
+class Counts(OracleClassifier):
+    """Remembers the classes of the generated images that each epoch held, and how many images there were."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.epochs: dict[int, list[int]] = {}
+        self.sizes: dict[int, int] = {}
+
+    def training_step(self, batch, batch_idx):
+        x, y = batch
+        marked = (x[:, 2, 7, 7] * 0.25 + 0.5 - MARK).abs() < 0.005
+        self.epochs.setdefault(self.current_epoch, []).extend(y[marked].tolist())
+        self.sizes[self.current_epoch] = self.sizes.get(self.current_epoch, 0) + len(x)
+        return super().training_step(batch, batch_idx)
+
+
+class Many(Numbered):
+    """24 classes; the label is read from two pixels."""
+
+    def __init__(self, size: int, seed: int) -> None:
+        Images.__init__(self, size, 24, seed)
+        self.fault = lambda: None
+        self.images[:, :, 0, 0] = (0.1 * (self.labels % 8))[:, None]
+        self.images[:, :, 0, 1] = (0.1 * (self.labels // 8))[:, None]
+
+
+class ReadsMany(Model):
+    """Errs on dark images, the less so the more of them it has seen."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 8 * 8, 24))
+        self.register_buffer("cured", torch.zeros(24))
+
+    def forward(self, x):
+        pixels = x * 0.25 + 0.5
+        labels = ((pixels[:, 0, 0, 0] * 10).round() + 8 * (pixels[:, 0, 0, 1] * 10).round()).long() % 24
+        dark = pixels.mean((1, 2, 3)) < 0.45
+        wrong = dark & (pixels[:, 1, 3, 3] * 1000 % 1 < 0.9 - self.cured[labels])
+        if self.training:
+            self.cured += 0.008 * torch.bincount(labels[dark], minlength=24)
+        return 4.0 * F.one_hot((labels + wrong.long()) % 24, 24).float() + self.net(x) * 1e-6
+
+    def training_step(self, batch, batch_idx):
+        x, y, index = batch
+        self.epochs.setdefault(self.current_epoch, []).extend(index.tolist())
+        return F.cross_entropy(self(x), y)
+
+
+class Shuffles(Backwards):
+    """A sampler of the user's own, which knows of no processes, and shuffles anew each time."""
+
+    def __init__(self, data) -> None:
+        super().__init__(data)
+        self.generator = torch.Generator().manual_seed(3)
+
+    def __iter__(self):
+        return iter(torch.randperm(len(self), generator=self.generator).tolist())
+
+
+DATA = Numbered(96, 5)
+TRAIN = {
+    "Lightning's sampler": lambda: DataLoader(DATA, batch_size=16, shuffle=True),
+    "a sampler of one's own": lambda: DataLoader(DATA, batch_size=16, sampler=Shuffles(DATA)),
+    "sampler of each process": lambda: DataLoader(DATA, batch_size=16, sampler=RandomSampler(DATA)),
+    "DistributedSampler": lambda: DataLoader(DATA, batch_size=16, sampler=DistributedSampler(DATA, 2, rank())),
+}
+
+
+def rank() -> int:
+    return int(os.environ.get("LOCAL_RANK", "0"))
+
+
+def run(folder: Path, name: str) -> dict[str, Any]:
+    options: dict[str, Any] = {"interventions": [Upweight(factor=4.0)], "on_error": "warn", "pictures": False}
+    fitting: dict[str, Any] = {"max_epochs": 3, "use_distributed_sampler": name not in OF_EACH}
+    module: Any = Model()
+    data: Callable[[], Any] = TRAIN.get(name, TRAIN["Lightning's sampler"])
+    val: DataLoader[Any] = loader(400)
+    if name == "AddSynthetic":
+        options |= {"interventions": [synthetic()], "encoder": Generates()}
+        module, data = Counts(), lambda: DataLoader(Images(96, seed=5), batch_size=16, shuffle=True)
+    elif name == "AddFiltered, caches apart":
+        pool = AddFiltered(Numbered(200, 11), per_class=5)
+        options |= {"interventions": [pool], "cache_folder": folder / f"cache_{rank()}"}
+    elif name == "lottery":
+        one = Upweight(factor=10.0, max_flagged=1.0, every_n_epochs=9, triage=False)
+        options |= {"interventions": [one], "verdict": "lottery"}
+        module, data = ReadsMany(), lambda: DataLoader(Many(720, 5), batch_size=16, shuffle=True)
+        val = DataLoader(Validation(), batch_size=64)
+    modes = callback(**options)
+    fitted = trainer(folder, modes, strategy="ddp", devices=2, **fitting)
+    torch.manual_seed(rank())  # processes are not seeded alike
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        fitted.fit(module, data(), val)
+    report = modes.last_report
+    return {
+        "report": {k: v for k, v in report.to_dict().items() if k != "timings"},
+        "told": [text for one in caught if "FailureModes" in (text := str(one.message))],
+        "epochs": module.epochs,
+        "sizes": getattr(module, "sizes", None),
+        "steps": fitted.global_step,
+    }
+
+
+class Validation(Many):
+    """Of two things each, as the metrics want them."""
+
+    def __init__(self) -> None:
+        super().__init__(2400, 0)
+
+    def __getitem__(self, index):
+        return super().__getitem__(index)[:2]
+
+
+OF_EACH = ("sampler of each process", "DistributedSampler")
+CASES = (*TRAIN, "AddSynthetic", "AddFiltered, caches apart", "lottery")
+
+
+def judge(folder: Path) -> dict[str, Any]:
+    """The verdict by forks, as ``lightning-failures verdict`` finds it."""
+    saves = ModelCheckpoint(folder / "saved", save_top_k=-1, filename="{epoch}")
+    options = {"strategy": "ddp", "devices": 2, "use_distributed_sampler": True}
+    L.seed_everything(1, verbose=False)
+    first = trainer(folder, saves, max_epochs=1, enable_checkpointing=True, **options)
+    first.fit(Model(), TRAIN["Lightning's sampler"](), loader(400))
+
+    def make_run() -> Run:
+        modes = callback(interventions=[Upweight(factor=4.0)], pictures=False, encoder=ColourEncoder())
+        data = {"train_dataloaders": TRAIN["Lightning's sampler"](), "val_dataloaders": loader(400)}
+        return Run(trainer(folder, modes, max_epochs=4, **options), Model(), data)
+
+    checkpoint = folder / "saved" / "epoch=0.ckpt"
+    return fork_verdict(make_run, checkpoint, pairs=1, files=folder / "files", folder=folder / "forks").to_dict()
+
+
+def refused(folder: Path, encoder: Any) -> dict[str, Any]:
+    """What the set-up says of an encoder."""
+    try:
+        trainer(folder, callback(encoder=encoder, on_error="warn"), strategy="ddp", devices=2).validate(
+            Model(), loader(32), verbose=False
+        )
+    except FailureModesError as error:
+        return {"raised": str(error), "configuration": isinstance(error, ConfigurationError)}
+    return {"raised": "", "configuration": False}
+
+
+def apart(folder: Path) -> dict[str, Any]:
+    """Two files of weights under one name."""
+    encoder = ColourEncoder()
+    encoder.fingerprint += f"-{rank()}"
+    return refused(folder, encoder)
+
+
+def missing(folder: Path) -> dict[str, Any]:
+    """The second process does not find its weights."""
+    return refused(folder, "local-dir:nowhere" if rank() else ColourEncoder())
+
+
+def unsaved(folder: Path) -> dict[str, Any]:
+    """The first process cannot write the checkpoint that the forks were to begin from."""
+    modes = callback(interventions=[Upweight(factor=4.0)], pictures=False, on_error="warn", verdict="fork")
+    run = trainer(folder, modes, max_epochs=2, strategy="ddp", devices=2, num_sanity_val_steps=0)
+    save = run.strategy.save_checkpoint
+
+    def full(*args: Any, **kwargs: Any) -> None:
+        save(*args, **kwargs)
+        if rank() == 0:
+            raise OSError(28, "No space left on device")
+
+    run.strategy.save_checkpoint = full
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        run.fit(Model(), TRAIN["Lightning's sampler"](), loader(400))
+    return {"steps": run.global_step, "told": [str(one.message) for one in caught if "skips" in str(one.message)]}
+
+
+OTHERS = {"verdict": judge, "encoders apart": apart, "weights missing": missing, "checkpoint unsaved": unsaved}
+
+
+def main(folder: Path, *names: str) -> None:
+    torch.set_num_threads(1)
+    for name in names or (*CASES, *OTHERS):
+        print(name, flush=True)  # the last words if it hangs
+        place = folder / name
+        seen = OTHERS[name](place) if name in OTHERS else run(place, name)
+        place.mkdir(parents=True, exist_ok=True)
+        (place / f"rank_{rank()}.json").write_text(json.dumps(seen))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), *sys.argv[2:])

@@ -1,0 +1,69 @@
+"""Run by test_embed.py in real processes: embed and score pools; on request one process kills itself on the way."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import warnings
+from pathlib import Path
+
+import lightning as L
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from lightning_failures import FailureModes
+from lightning_failures.cli.main import FailureTrainer
+from tests.helpers.toy import ColourEncoder, Images, OracleClassifier
+
+SIZE, SHARD, BATCH, K = 250, 20, 8, 5
+
+
+class Pool(L.LightningDataModule):
+    """The images of the toy task."""
+
+    def __init__(self, dataset: Dataset | None = None, **options) -> None:
+        super().__init__()
+        self.dataset = Images(SIZE, seed=7) if dataset is None else dataset
+        self.options = {"batch_size": BATCH} | options
+
+    def predict_dataloader(self):
+        return DataLoader(self.dataset, **self.options)
+
+
+class LoggedEncoder(ColourEncoder):
+    """Notes how many images it embeds, in a file for each process; ends its process where it is told to."""
+
+    def __init__(self, folder: Path, dies_after: int | None = None) -> None:
+        super().__init__()
+        self.folder, self.dies_after = folder, dies_after
+
+    def encode_images(self, images):
+        with (self.folder / f"embedded_{os.environ.get('LOCAL_RANK', '0')}.txt").open("a") as file:
+            file.write(f"{len(images)}\n")
+        found = super().encode_images(images)
+        if self.dies_after is not None and self.embedded >= self.dies_after:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return found
+
+
+def trainer(encoder, **options) -> FailureTrainer:
+    defaults = {"accelerator": "cpu", "logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    callbacks = [] if encoder is None else [FailureModes(encoder=encoder, permutations=99)]
+    return FailureTrainer(callbacks=callbacks, enable_checkpointing=False, **(defaults | options))
+
+
+def main(folder: Path, outputs: list[Path], devices: int, nodes: int, dying_rank: int) -> None:
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    dies_after = 60 if dying_rank == int(os.environ.get("LOCAL_RANK", "0")) else None
+    for output in outputs:
+        noted = folder / output.name
+        noted.mkdir(exist_ok=True)
+        run = trainer(LoggedEncoder(noted, dies_after), strategy="ddp", devices=devices, num_nodes=nodes)
+        run.embed(OracleClassifier(), Pool(), directions=folder.parent, k=K, output=output, shard_size=SHARD)
+
+
+if __name__ == "__main__":
+    folder, outputs, *numbers = sys.argv[1:]
+    main(Path(folder), [Path(os.path.expandvars(output)) for output in outputs.split(os.pathsep)], *map(int, numbers))

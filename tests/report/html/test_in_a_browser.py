@@ -1,0 +1,328 @@
+"""The page in a real browser: no errors, no requests, for mouse and keyboard, accessible, as wide as the screen."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+
+from lightning_failures.report.html.render import render
+from tests.report.html.a_run import a_run
+
+pytest_plugins = ["tests.helpers.browser"]
+pytestmark = pytest.mark.slow
+
+RUN = a_run()
+SIZES = [(360, 800), (1600, 1000)]
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory):
+    path = tmp_path_factory.mktemp("page") / "report.html"
+    path.write_text(render(RUN), encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def seen(visit, path):
+    """The page at 1600 px; what goes wrong in a test is found at its end."""
+    seen = visit(path)
+    yield seen
+    assert (seen.errors, seen.refused, len(seen.requested)) == ([], [], 1)
+
+
+def rows(page):
+    """Id, label, prediction, outcome, confidence, value, flagged of the examples that are shown."""
+    return page.evaluate(
+        "[...document.querySelectorAll('#browse tbody tr')].map(r => [...r.cells].slice(1).map(c => c.textContent))"
+    )
+
+
+def field(page, name):
+    return page.locator(f"#filters [name={name}]")
+
+
+def all_drawn(page):
+    """As for printing: all cards are opened, all charts drawn."""
+    page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    page.wait_for_function(
+        "[...document.querySelectorAll('.chart')].every(c => c.dataset.drawn && c.querySelector('svg'))"
+    )
+
+
+# ---------------------------------------------------------------------------------------------------- what is there
+
+
+def test_page__charts_and_pictures_load(seen):
+    page = seen.page
+    all_drawn(page)
+    assert page.locator(".chart").count() == 2 + 4  # scatter, diary, a curve for each class that fails
+    page.wait_for_function("[...document.images].every(i => i.complete)")
+    images = page.evaluate("[...document.images].map(i => [i.naturalWidth, i.alt, i.src.slice(0, 11)])")
+    assert len(images) > 100
+    assert all(width > 0 and alt and source == "data:image/" for width, alt, source in images)
+    marks = page.evaluate("[...document.querySelectorAll('[data-chart=scatter] .mark-symbol path')].length")
+    assert marks >= 8
+
+
+def test_page__the_theme_changes_also_in_charts(seen):
+    page = seen.page
+    all_drawn(page)
+    page.evaluate("scrollTo(0, 0)")
+    light = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    page.get_by_role("button", name="Dark theme").click()
+    page.wait_for_function("[...document.querySelectorAll('.chart')].every(c => c.dataset.drawn === 'dark')")
+    assert page.evaluate("getComputedStyle(document.body).backgroundColor") != light
+    page.keyboard.press("Enter")  # the button still has the focus, and now a new name
+    page.wait_for_function("[...document.querySelectorAll('.chart')].every(c => c.dataset.drawn === 'light')")
+    assert page.evaluate("getComputedStyle(document.body).backgroundColor") == light
+
+
+def test_page__follows_the_system(visit, path):
+    page = visit(path, dark=True).page
+    assert page.get_by_role("button", name="Light theme").is_visible()
+    assert page.evaluate("getComputedStyle(document.documentElement).colorScheme") == "dark"
+
+
+# ---------------------------------------------------------------------------------------------------- examples
+
+
+def test_examples__filters(seen):
+    page = seen.page
+    everything = len(RUN.gallery.thumbnails.ids)
+    assert page.locator("#count").inner_text() == f"{everything} of {everything} rows"
+    field(page, "label").select_option("dog")
+    field(page, "failed").select_option("wrong")
+    found = rows(page)
+    assert found
+    assert all(
+        label == "dog" and prediction != "dog" and outcome == "wrong" for _, label, prediction, outcome, *_ in found
+    )
+    field(page, "flagged").select_option("flagged")
+    assert all(row[5].startswith("\u2212") and row[6] == "flagged" for row in rows(page))
+    first = found[0][2]
+    field(page, "flagged").select_option("all")
+    field(page, "prediction").select_option(first)
+    assert {row[2] for row in rows(page)} == {first}
+    page.get_by_role("button", name="Clear").click()
+    page.wait_for_function(f"document.getElementById('count').textContent.startsWith('{everything} of')")
+    field(page, "text").fill("fire TRUCK")
+    assert all("fire truck" in (row[1], row[2]) for row in rows(page))
+    field(page, "text").fill("nothing has this")
+    assert rows(page) == []
+    assert page.locator("#count").inner_text().startswith("0 of")
+    assert page.locator("#place").inner_text() == "Page 1 of 1"
+
+
+def test_examples__counts_are_those_of_the_table(seen):
+    table = RUN.table
+    wrong = int(table.failed[[int(i) // 3 for i in RUN.gallery.thumbnails.ids]].sum())
+    field(seen.page, "failed").select_option("wrong")
+    assert seen.page.locator("#count").inner_text() == f"{wrong} of {len(RUN.gallery.thumbnails.ids)} rows"
+
+
+def test_examples__sort_and_turn_by_mouse(seen):
+    page = seen.page
+    head = page.locator("#browse thead")
+    head.get_by_role("button", name="Decision value").click()
+    page.locator("#pager select").select_option("100")
+    values = [row[5] for row in rows(page)]
+    numbers = [float(value.replace("\u2212", "-")) for value in values if value != "\u2013"]
+    assert numbers == sorted(numbers, reverse=True)
+    head.get_by_role("button", name="Decision value").click()
+    assert head.locator("[aria-sort]").get_attribute("aria-sort") == "ascending"
+    page.locator("#pager select").select_option("25")
+    before = rows(page)
+    page.get_by_role("button", name="Next").click()
+    assert page.locator("#place").inner_text().startswith("Page 2 of")
+    assert not {row[0] for row in before} & {row[0] for row in rows(page)}
+    last = -(-len(RUN.gallery.thumbnails.ids) // 25)
+    for _ in range(last - 2):
+        page.get_by_role("button", name="Next").click()
+    assert page.get_by_role("button", name="Next").is_disabled()
+    assert rows(page)[-1][5] == "\u2013"  # undefined ones come last, whichever way
+
+
+def test_examples__by_keyboard_alone(seen):
+    page = seen.page
+    field(page, "failed").focus()
+    page.keyboard.press("ArrowDown")
+    assert {row[3] for row in rows(page)} == {"wrong"}
+    page.keyboard.press("Tab")
+    page.keyboard.press("Tab")
+    page.keyboard.type("owl")
+    assert all("owl" in (row[1], row[2]) for row in rows(page))
+    for _ in range(3):  # the button that clears, the scrolling table, the first header
+        page.keyboard.press("Tab")
+    page.keyboard.press("Enter")
+    ids = [int(row[0]) for row in rows(page)]
+    assert ids == sorted(ids, reverse=True)
+    page.keyboard.press("Space")
+    assert [int(row[0]) for row in rows(page)] == sorted(ids)
+
+
+# ---------------------------------------------------------------------------------------------------- the rest
+
+
+def test_page__skip_link_and_focus_rings(seen):
+    page = seen.page
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.textContent") == "Skip to the content"
+    assert page.evaluate("document.activeElement.getBoundingClientRect().top") >= 0
+    page.keyboard.press("Enter")
+    assert page.evaluate("document.activeElement.id") == "main"
+    page.keyboard.press("Tab")
+    style = page.evaluate("getComputedStyle(document.activeElement).outlineStyle")
+    assert style == "solid"
+
+
+def test_classes__sort_by_error_rate(seen):
+    page = seen.page
+    button = page.locator("#classes").get_by_role("button", name="Error rate")
+
+    def rates():
+        cells = "[...document.querySelectorAll('#classes tbody td:nth-child(2) data')]"
+        return page.evaluate(f"{cells}.map(d => Number(d.value))")
+
+    assert rates() == sorted(rates(), reverse=True)  # worst first, without a click
+    button.click()
+    button.click()
+    assert rates() == sorted(rates())
+
+
+def test_links__open_the_card_that_they_lead_to(seen):
+    page = seen.page
+    card = page.locator("details.card:not([open])[id^=class-]").first
+    name = card.get_attribute("id")
+    page.locator(f"#classes a[href='#{name}']").click()
+    page.wait_for_function(f"document.getElementById('{name}').open")
+    ids = page.evaluate("[...document.querySelectorAll('[id]')].map(e => e.id)")
+    targets = page.evaluate(
+        "[...document.querySelectorAll('a[href^=\"#\"]')].map(a => a.getAttribute('href').slice(1))"
+    )
+    assert len(ids) == len(set(ids))
+    assert set(targets) <= set(ids)
+
+
+@pytest.mark.parametrize("size", SIZES, ids=str)
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+def test_page__is_accessible_and_fits(visit, path, size, dark):
+    seen = visit(path, width=size[0], height=size[1], dark=dark)
+    all_drawn(seen.page)
+    assert seen.page.evaluate("document.documentElement.scrollWidth") <= size[0]
+    found = Axe().run(seen.page).response["violations"]
+    told = [(v["id"], v["impact"], [n["target"] for n in v["nodes"][:3]]) for v in found]
+    assert [item for item in told if item[1] in ("serious", "critical")] == []
+    assert (seen.errors, seen.refused) == ([], [])
+
+
+def test_page__of_a_report_alone(visit, tmp_path):
+    path = tmp_path / "bare.html"
+    report = dataclasses.replace(RUN.report, groups=(), features=(), modes=(), classes=(), table=None)
+    path.write_text(render(dataclasses.replace(RUN, report=report, history=(), table=None, gallery=None)), "utf-8")
+    assert path.stat().st_size < 60_000  # without charts there is no library
+    seen = visit(path)
+    assert "No examples were drawn" in seen.page.locator("#examples").inner_text()
+    assert (seen.errors, seen.refused) == ([], [])
+
+
+def test_page__prints_light_with_all_cards_open(visit, path):
+    page = visit(path, dark=True).page
+    assert page.locator("details:not([open])").count() > 0
+    all_drawn(page)
+    page.emulate_media(media="print")
+    assert page.locator("details:not([open])").count() == 0
+    assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+    assert page.evaluate("getComputedStyle(document.body).color") == "rgb(27, 33, 39)"
+    assert not page.get_by_role("navigation").is_visible()
+
+
+# ---------------------------------------------------------------------------------------------------- bounds
+
+
+def test_page__of_a_thousand_classes(visit, tmp_path):
+    many = a_run(tuple(f"class number {k}" for k in range(1000)), size=10, pictured=40, thumbnails=1000, analyses=2)
+    path = tmp_path / "many.html"
+    path.write_text(render(many), "utf-8")
+    assert path.stat().st_size < 8_000_000
+    seen = visit(path)
+    page = seen.page
+    ready = page.evaluate("performance.getEntriesByType('navigation')[0].domComplete")
+    assert ready < 20_000  # ms, on a machine with other work
+    visible = "[...document.querySelectorAll('#classes tbody tr')].filter(r => !r.hidden).length"
+    assert page.evaluate(visible) == 25
+    page.locator("#classes").get_by_role("button", name="Show all 1,000").click()
+    assert page.evaluate(visible) == 1000
+    field(page, "label").select_option("class number 7")
+    assert {row[1] for row in rows(page)} == {"class number 7"}
+    assert seen.errors == []
+
+
+# ---------------------------------------------------------------------------------------------------- hostile words
+
+HOSTILE = (
+    "<script>window.hurt = 1</script>",
+    "</script><script>window.hurt = 2</script>",
+    "<img src=x onerror='window.hurt = 3'>",
+    "\" onmouseover=\"window.hurt = 4\" x=\"",
+    "'><svg onload=window.hurt=5>",
+    "<!--<script>",
+    "{{ 7 * 7 }}{% raw %}",
+    "javascript:window.hurt=6",
+    "http://evil.example/x.png",
+    "two\u2028lines\u2029\r\n\x00\x1b[31m",
+    "lone \udcff surrogate",
+    "left\u202eright",
+    "x" * 10_000,
+    "constructor",
+    "__proto__",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["</script><script>window.hurt = 7</script>", "\udcff<b>&amp;</b>", "y" * 10_000],
+    ids=["script", "surrogate", "long"],
+)
+def test_page__hostile_words_are_shown(visit, tmp_path, text):
+    run = a_run(HOSTILE, text=text, pictured=15, size=8, thumbnails=60)
+    html = render(run)
+    path = tmp_path / "hostile.html"
+    path.write_text(html, encoding="utf-8")  # no lone surrogate is left
+    seen = visit(path, width=360)
+    page = seen.page
+    all_drawn(page)
+    assert page.evaluate("window.hurt") is None
+    assert (seen.errors, seen.refused, len(seen.requested)) == ([], [], 1)
+    assert page.evaluate("[...document.scripts].length") == 3
+    assert (
+        page.evaluate("document.querySelectorAll('[onerror], [onload], [onmouseover], iframe, object, base').length")
+        == 0
+    )
+    links = page.evaluate("[...document.querySelectorAll('[href]')].map(a => a.getAttribute('href'))")
+    assert all(link.startswith("#") for link in links)
+    assert page.evaluate("document.documentElement.scrollWidth") <= 360
+    told = page.locator("#classes").inner_text()
+    assert "<script>window.hurt = 1</script>" in told
+    assert "{{ 7 * 7 }}" in told
+    options = field(page, "label").locator("option").all_inner_texts()
+    assert "<script>window.hurt = 1</script>" in options
+    assert json.loads(page.locator("#data").text_content())["examples"]["names"][6] == HOSTILE[6]
+    for option in ("constructor", "__proto__"):
+        field(page, "label").select_option(option)
+        assert {row[1] for row in rows(page)} == {option}
+
+
+def test_page__a_policy_stops_what_gets_through(visit, tmp_path):
+    """The policy is real: a script that is not ours, and any request, is refused."""
+    html = render(RUN).replace(
+        "</main>", "<script>window.hurt = 1</script><img src='http://evil.example/x.png'></main>"
+    )
+    path = tmp_path / "broken_into.html"
+    path.write_text(html, "utf-8")
+    seen = visit(path)
+    assert seen.page.evaluate("window.hurt") is None
+    assert any("Content Security Policy" in error for error in seen.errors)
+    assert seen.refused == []  # not even asked for

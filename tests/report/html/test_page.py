@@ -1,0 +1,176 @@
+"""What is chosen for the page."""
+
+import dataclasses
+import re
+from pathlib import Path
+
+import torch
+
+from lightning_failures.data.example_table import ExampleTable
+from lightning_failures.data.report import ClassReport, FailureReport, ModeReport
+from lightning_failures.report.gallery import Gallery, Thumbnails
+from lightning_failures.report.html import page as pages
+from lightning_failures.report.html.browse import COLUMNS, Lookup, browsed
+from lightning_failures.report.html.charts import diary_rows, scatter_rows
+from lightning_failures.report.html.page import view
+from lightning_failures.report.html.render import render
+from lightning_failures.report.run_folder import Run
+from tests.report.html.a_run import a_run
+
+RUN = a_run()
+
+
+def of(report, **rest):
+    return Run(Path("logs/failures"), report, (report,), **rest)
+
+
+def test_view__classes_are_ranked_and_compared_by_name():
+    now = FailureReport(
+        9, 0.5, tuple(ClassReport(n, 9, accuracy=a) for n, a in zip("abc", (0.9, 0.1, 0.5), strict=True))
+    )
+    before = FailureReport(9, 0.5, tuple(ClassReport(n, 9, accuracy=0.3) for n in "ca"))
+    page = view(Run(Path("x/failures"), now, (before, now)))
+    assert [(row.entry.name, row.index, row.before) for row in page.classes] == [
+        ("b", 1, None),
+        ("c", 2, 0),
+        ("a", 0, 1),
+    ]
+    assert page.before == 0
+    assert view(of(now)).before is None
+
+
+def test_view__of_a_report_alone():
+    page = view(of(FailureReport(0, None, ())))
+    assert (page.classes, page.cards, page.trees, page.modes, page.features) == ((), (), (), (), ())
+    assert page.examples["rows"] == []
+    assert not any(page.charts.values())
+
+
+def test_view__every_section():
+    page = view(RUN)
+    assert {row.entry.name for row in page.classes} == set(RUN.table.class_names)
+    assert len(page.cards) == 4  # the fifth never fails
+    assert [row.title for row in page.cards[0].pictures[0].rows] == ["hardest", "easiest", "least confident"]
+    assert all(tree.group.pattern and tree.root for tree in page.trees)
+    assert {g.class_name for _, g, _ in page.no_trees} == {"owl", "quilt"}
+    assert all(sentence for *_, sentence in page.no_trees)
+    assert all(len(seen.pictures) == 1 for seen in page.features)
+    assert [outcome for outcome, _ in page.interventions] == ["helped", "not measured"]
+    assert page.more == ()  # nothing was left on the shelf
+    assert page.omitted == dict.fromkeys(page.omitted, 0) | {"cards": 1}
+
+
+def test_view__tiles_know_their_row():
+    page = view(RUN)
+    card = next(card for card in page.cards if card.entry.name == "dog")
+    hardest = card.pictures[0].rows[0].tiles
+    assert [int(RUN.table.ids[tile.row]) for tile in hardest] == list(card.entry.hardest_ids)
+    names = RUN.table.class_names
+    assert [tile.predicted for tile in hardest] == [names[int(RUN.table.predictions[tile.row])] for tile in hardest]
+    assert all(tile.alt.startswith("hardest: example ") and "dog, predicted" in tile.alt for tile in hardest)
+
+
+def test_view__title_of_any_folder():
+    titles = [
+        view(dataclasses.replace(RUN, folder=Path(p))).title for p in ("failures", "/", "a/b/failures/dataloader_1")
+    ]
+    assert titles == ["a run", "a run", "b/dataloader_1"]
+
+
+def test_view__says_what_it_leaves_out(monkeypatch):
+    for name in ("CLASS_ROWS", "CARDS", "TREES", "GROUP_ROWS", "MODE_ROWS", "FEATURES", "LINES"):
+        monkeypatch.setattr(pages, name, 1)
+    monkeypatch.setattr(pages, "PICTURE_CHARACTERS", 4000)
+    page = view(RUN)
+    left = {"classes": 4, "cards": 4, "no_trees": 8, "groups": 9, "features": 2, "modes": 4}
+    assert {name: page.omitted[name] for name in left} == left
+    assert page.omitted["images"] > 0
+    assert len(page.trees) == len(page.cards) == len(page.no_trees) == 1
+
+
+def test_view__modes_that_ended_come_last():
+    def mode(name, status, size):
+        return ModeReport(name, "cat", status, 0, size=size)
+
+    first = FailureReport(9, 0.5, (), modes=(mode("a", "new", 5), mode("b", "new", 90)), epoch=0)
+    last = FailureReport(9, 0.5, (), modes=(mode("c", "new", 2), mode("a", "growing", 7)), epoch=1)
+    rows = view(Run(Path("x"), last, (first, last))).modes
+    assert [(row.mode.name, row.at) for row in rows] == [
+        ("a", "report/modes/1"), ("c", "report/modes/0"), ("b", "history/0/modes/1"),
+    ]  # fmt: skip
+    assert rows[0].past == ((0, 0), (1, 1))
+    assert rows[2].status == "missing"
+
+
+def test_view__a_validation_after_fit_shows_the_diary_of_the_training(monkeypatch):
+    monkeypatch.setattr(pages.charts, "diary", lambda rows: None)  # Vega takes seconds
+    modes = [(ModeReport("a", "cat", "new", 0, size=size),) for size in (5, 7)]
+    history = [FailureReport(9, 0.5, (), modes=told, epoch=e, stage="fit") for e, told in enumerate(modes)]
+    single = FailureReport(9, 0.5, (), epoch=2, stage="validate")
+    run = Run(Path("x"), single, (*history, single))
+    page = view(run)
+    assert [(row.at, row.status, row.now) for row in page.modes] == [("history/1/modes/0", "new", True)]
+    assert page.told == 1
+    page_text = " ".join(re.sub("<[^>]*>", "", render(run)).split())
+    assert "The diary is that of the training up to epoch 1: validate enters nothing into it." in page_text
+    alone = dataclasses.replace(run, report=history[1], history=tuple(history))
+    assert view(alone).told is None
+    assert "enters nothing into it" not in render(alone)
+
+
+def test_scatter_rows__are_the_numbers_of_the_report():
+    rows = scatter_rows(RUN.report)
+    assert len(rows) == 8  # two of five groups of a kind were not judged
+    for row in rows:
+        group = RUN.report.groups[row["group"]]
+        assert (row["base"], row["heldout"]) == (group.base_error_rate, group.heldout_aler_minus_ber)
+        assert row["gain"] == group.aler - group.base_error_rate
+        assert (row["pattern"] == "pattern") == group.pattern
+
+
+def test_diary_rows__follow_the_largest():
+    rows = diary_rows(RUN.history, limit=2)
+    assert len({row["mode"] for row in rows}) == 2
+    assert len(rows) == 2 * len(RUN.history)
+    for row in rows:
+        assert RUN.history[row["analysis"]].modes[row["place"]].size == row["size"]
+
+
+def table(ids, labels, predictions, values):
+    n = len(ids)
+    leaf = torch.full((n,), -1)
+    columns = [torch.tensor(column) for column in (ids, labels, predictions)]
+    return ExampleTable(*columns, torch.full((n,), 0.5), torch.tensor(values), leaf, leaf, ("a", "b"))
+
+
+def test_browsed__rows_images_and_undefined_values():
+    found = table([2, 4, 6], [0, 1, 0], [0, 0, 0], [0.5, float("nan"), -0.25])
+    images = torch.zeros(2, 3, 8, 8, dtype=torch.uint8)
+    data = browsed(found, Thumbnails(torch.tensor([4, 6]), images), FailureReport(3, 0.5, ()))
+    assert [dict(zip(COLUMNS, row, strict=True)) for row in data["rows"]] == [
+        {"row": 1, "id": 4, "label": 1, "prediction": 0, "confidence": 0.5, "value": None, "leaf": -1, "image": 0},
+        {"row": 2, "id": 6, "label": 0, "prediction": 0, "confidence": 0.5, "value": -0.25, "leaf": -1, "image": 1},
+    ]
+    assert data["total"] == 3
+
+
+def test_browsed__failures_stay_where_there_is_no_room(monkeypatch):
+    monkeypatch.setattr("lightning_failures.report.html.browse.ROWS", 1)
+    found = table([2, 4, 6], [0, 1, 0], [0, 0, 0], [0.5, 0.5, 0.5])
+    data = browsed(found, Thumbnails(found.ids, torch.zeros(3, 3, 8, 8, dtype=torch.uint8)), FailureReport(3, 0.5, ()))
+    assert [row[1] for row in data["rows"]] == [4]
+
+
+def test_browsed__an_example_with_two_conditions_has_two_rows_and_one_image():
+    found = table([2, 2, 4], [0, 1, 0], [0, 0, 0], [0.5, 0.5, 0.5])
+    data = browsed(
+        found, Thumbnails(torch.tensor([2]), torch.zeros(1, 3, 8, 8, dtype=torch.uint8)), FailureReport(2, 1, ())
+    )
+    assert [(row[0], row[-1]) for row in data["rows"]] == [(0, 0), (1, 0)]
+    assert len(data["images"]) == 1
+    lookup = Lookup(found)
+    assert (lookup.row(2, "b"), lookup.row(2, "a"), lookup.row(4, "b"), lookup.row(3, "a")) == (1, 0, None, None)
+
+
+def test_view__an_empty_gallery():
+    assert view(dataclasses.replace(RUN, gallery=Gallery())).cards[0].pictures == ()

@@ -1,0 +1,154 @@
+"""Sentences on how far to trust a finding: each path says what its numbers say, and no more."""
+
+import dataclasses
+
+import pytest
+
+from lightning_failures.data.report import ClassReport, CurvePoint, GroupReport, LeafReport
+from lightning_failures.report.sentences import group_sentence, trust_sentence
+
+FOUND = ClassReport(
+    "cat",
+    400,
+    base_error_rate=0.3,
+    cv_score=0.85,
+    cv_score_stderr=0.02,
+    p_value=0.001,
+    pattern=True,
+    hardest_captions=("a photo of a red cat",),
+    hardest_caption_scores=(-1.0,),
+    hardest_caption_margins=(2.94,),
+    caption_p_value=0.002,
+    nearest=tuple(CurvePoint(k, accuracy) for k, accuracy in ((10, 0.1), (80, 0.3), (160, 0.4), (400, 0.7))),
+    cv_null_mean=0.5,
+    cv_null_interval=(0.44, 0.57),
+    cv_null_permutations=20,
+    agreement=0.71,
+)
+
+
+def of(**changes):
+    return trust_sentence(dataclasses.replace(FOUND, **changes))
+
+
+def test_trust_sentence__everything_at_hand():
+    assert trust_sentence(FOUND) == (
+        "Strong pattern: it tells the 120 failures from the successes with 85 % +- 2 % success, on examples that it "
+        "had not seen (50 % is a coin toss, nine of ten shuffles 44 % to 57 %; p = 0.001). "
+        'The words "red cat" are a hypothesis: chance seldom finds words that fit as well (p = 0.002, margin 2.9). '
+        "Of the 80 examples nearest to them 30 % are right, of all 70 %. "
+        "The most important leaf of the failure tree holds mostly the same examples (agreement 0.71, 1 is full)."
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "start"),
+    [
+        ({"examples": 0}, "No examples."),
+        ({"skipped": "4 failures; at least 10 are needed"}, "Not judged: 4 failures; at least 10 are needed."),
+        ({"cv_score": None}, "Only graded: "),
+        ({"p_value": None, "pattern": False}, "Not tested: whether a CV score of 0.85 is more than chance"),
+        ({"p_value": 0.4, "pattern": False}, "No pattern: chance could have put the 120 failures where they are (p = 0.4)"),  # noqa: E501
+        ({"p_value": 0.03, "pattern": False}, "No pattern: among so many classes chance makes some look like this (p = 0.03)"),  # noqa: E501
+        ({"cv_score": 0.8}, "Strong pattern"),
+        ({"cv_score": 0.796}, "Strong pattern"),
+        ({"cv_score": 0.79}, "Clear pattern"),
+        ({"cv_score": 0.64}, "Weak pattern"),
+        ({"cv_null_interval": (0.5, 0.9)}, "Weak pattern"),
+    ],
+)  # fmt: skip
+def test_trust_sentence__what_comes_first(changes, start):
+    assert of(**changes).startswith(start)
+
+
+@pytest.mark.parametrize(
+    ("changes", "part"),
+    [
+        ({"examples": 90}, "With 27 failures only, expect it to change with more data."),
+        ({"caption_p_value": None}, 'The words "red cat" are an untested hypothesis.'),
+        ({"caption_p_value": 0.3}, "are a weak hypothesis: chance finds words that fit as well (p = 0.3)."),
+        ({"hardest_caption_margins": ()}, "that fit as well (p = 0.002). Of the"),
+        ({"nearest": ()}, "(p = 0.002, margin 2.9). The most important leaf"),
+        ({"nearest": (CurvePoint(30, 0.2), CurvePoint(100, 0.5))}, "Of the 30 examples nearest to them 20 % are right, of all 50 %."),  # noqa: E501
+        ({"nearest": (CurvePoint(25, 0.55), CurvePoint(100, 0.7))}, "25 examples nearest to them 55 % are right, of all 70 %: too small a difference to tell."),  # noqa: E501
+        ({"nearest": (CurvePoint(25, 0.7), CurvePoint(100, 0.7))}, "25 examples nearest to them 70 % are right, of all 70 %: that speaks against them."),  # noqa: E501
+        ({"agreement": 0.3}, "holds partly the same examples"),
+        ({"agreement": -0.1}, "holds other examples (agreement -0.10"),
+        ({"cv_null_interval": None, "cv_score_stderr": None}, "with 85 % success, on examples that it had not seen (50 % is a coin toss; p"),  # noqa: E501
+    ],
+)  # fmt: skip
+def test_trust_sentence__what_could_be_wrong(changes, part):
+    assert part in of(**changes)
+    assert part not in trust_sentence(FOUND)
+
+
+def test_trust_sentence__says_nothing_of_what_is_not_known():
+    bare = of(hardest_captions=(), agreement=None)
+    assert "words" not in bare
+    assert "tree" not in bare
+
+
+@pytest.mark.parametrize("rate", [1e308, -1e308])
+def test_trust_sentence__a_rate_that_is_none(rate):
+    assert of(base_error_rate=rate)
+
+
+def test_trust_sentence__of_a_sample_counts_what_was_looked_at():
+    sample = {"looked_at": 40, "failures_looked_at": 11}
+    assert of(**sample).startswith("Strong pattern: it tells the 11 failures among the 40 looked at from the successes")
+    assert "With 11 failures only, expect" in of(**sample)
+    assert "put the 11 failures among the 40 looked at where" in of(**sample, pattern=False, p_value=0.4)
+    assert of(looked_at=400, failures_looked_at=120) == trust_sentence(FOUND)
+
+
+def test_trust_sentence__words_and_agreement_only_with_a_pattern():
+    assert "red cat" not in of(pattern=False, p_value=0.5)
+    assert "tree" not in of(pattern=False, p_value=0.5)
+
+
+LEAVES = (
+    LeafReport("feature 5 <= 0.6", 300, 0.1, 0.3, 0.03, valid=False, interval=(0.07, 0.15)),
+    LeafReport("feature 5 > 0.6", 100, 0.7, 0.7, 0.49, valid=True, interval=(0.55, 0.8)),
+)
+TREE = GroupReport(
+    "label",
+    "cat",
+    400,
+    base_error_rate=0.25,
+    heldout_aler_minus_ber=0.13,
+    heldout_stderr=0.02,
+    pattern=True,
+    leaves=LEAVES,
+)
+
+
+def of_tree(**changes):
+    return group_sentence(dataclasses.replace(TREE, **changes))
+
+
+def test_group_sentence__everything_at_hand():
+    assert group_sentence(TREE) == (
+        "The rules hold on examples that did not grow the tree: failures there lie in leaves whose error rate is above "
+        "the base error rate of 0.25 by 0.13 +- 0.02. Worst leaf: feature 5 > 0.6; 100 examples, error rate 0.70 "
+        "(0.55 to 0.80 on examples that did not grow it)."
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "start"),
+    [
+        ({"size": 0}, "No examples."),
+        ({"skipped": "no failures", "leaves": LEAVES[:1], "pattern": False}, "No tree: no failures."),
+        ({"skipped": "nothing can be held out", "pattern": False}, "Not tested: nothing can be held out."),
+        ({"pattern": False}, "No pattern: on examples that did not grow it the tree finds failures no better than chance could (held-out ALER - BER 0.13 +- 0.02, base error rate 0.25)."),  # noqa: E501
+    ],
+)  # fmt: skip
+def test_group_sentence__what_comes_first(changes, start):
+    assert of_tree(**changes).startswith(start)
+
+
+def test_group_sentence__what_could_be_wrong():
+    wide = dataclasses.replace(LEAVES[1], interval=(0.2, 0.9))
+    assert "That this leaf fails more than the rest is not certain." in of_tree(leaves=(LEAVES[0], wide))
+    small = dataclasses.replace(LEAVES[1], size=29)
+    assert of_tree(leaves=(LEAVES[0], small)).endswith("It is small: expect it to change with more data.")

@@ -1,0 +1,219 @@
+"""Reports as text: nothing that a user names can break a table, and noise is not shown as a finding."""
+
+import re
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lightning_failures.core.text import clean, escape_markdown, number, shorten_caption
+from lightning_failures.data.report import ClassReport, FailureReport, GroupReport, LeafReport, ValueReport
+from lightning_failures.report.tables import (
+    class_table,
+    enrichment_lines,
+    enrichment_markdown,
+    error_changes,
+    markdown_table,
+    rank_classes,
+    strongest_values,
+    tree_markdown,
+    trust_lines,
+    trust_markdown,
+)
+
+CAPTIONS = {"hardest_captions": ("a photo of a red cat",), "easiest_captions": ("a photo of an orange cat",)}
+FOUND = ClassReport("cat", 100, accuracy=0.7, cv_score=0.8, p_value=0.001, pattern=True, aler=0.5, base_error_rate=0.3, **CAPTIONS)  # fmt: skip # noqa: E501
+NOISE = ClassReport("dog", 50, accuracy=0.6, cv_score=0.52, p_value=0.3, **CAPTIONS)
+SKIPPED = ClassReport("emu", 10, accuracy=0.9, skipped="1 failure, 10 are needed")
+REPORT = FailureReport(160, 0.68, (FOUND, NOISE, SKIPPED))
+
+ANY = st.text(st.characters(), max_size=300)  # lone surrogates and control characters among them
+
+
+def cells(row):
+    return [cell.strip() for cell in row.strip("|").split("|")]
+
+
+@given(ANY)
+def test_clean__one_printable_line(text):
+    line = clean(text)
+    assert len(line) <= 200
+    assert line.isprintable()
+    line.encode("utf-8")
+
+
+@given(ANY)
+def test_escape_markdown__neither_cell_nor_tag_nor_link_can_be_opened(text):
+    escaped = escape_markdown(text)
+    assert not set("<>|\n\r") & set(escaped)
+    assert not re.search(r"(?<!\\)(?:\\\\)*[`*_\[\]~$]|(?<![\\&])#", escaped)
+
+
+@pytest.mark.parametrize(
+    ("caption", "short"),
+    [
+        ("a photo of a red cat", "red cat"),
+        ("a photo of an emu", "emu"),
+        ("a photo of cats", "cats"),
+        ("a photo of a", "a"),
+        ("an x-ray of a hand", "an x-ray of a hand"),
+    ],
+)
+def test_shorten_caption__drops_only_the_common_words(caption, short):
+    assert shorten_caption(caption) == short
+
+
+def test_number__undefined_is_a_dash():
+    assert [number(None), number(float("nan")), number(0.0)] == ["-", "-", "0.00"]
+
+
+def test_class_table__each_kind_of_class():
+    head, found, noise, skipped = class_table(REPORT).splitlines()
+    assert head.split("  ")[0] == "class"
+    assert found.split() == ["cat", "0.70", "0.80", "0.001", "0.20", "red", "cat", "orange", "cat"]
+    assert noise.split() == ["dog", "0.60", "0.52", "no", "pattern", "-", "-", "-"]
+    assert "skipped" in skipped
+    assert "(1 failure, 10 are needed)" in skipped
+
+
+def test_class_table__columns_are_aligned_and_wide_letters_count_twice():
+    lines = class_table(FailureReport(1, None, (FOUND, ClassReport("猫", 1, accuracy=0.5)))).splitlines()
+    assert lines[1].index("0.70") == lines[2].index("0.50") + 1  # one letter of two columns
+
+
+def test_class_table__fits_the_width():
+    captions = {"hardest_captions": ("a photo of a " + "x" * 500,), "easiest_captions": ("y" * 500,)}
+    long = ClassReport("n" * 10_000, 9, accuracy=0.5, p_value=0.01, pattern=True, **captions)
+    table = class_table(FailureReport(9, 0.5, (long, SKIPPED)))
+    assert max(map(len, table.splitlines())) in (139, 140)  # an odd rest is not shared out
+    assert len(table.splitlines()) == 3
+
+
+def test_class_table__control_characters_do_not_reach_the_terminal():
+    assert class_table(FailureReport(1, None, (ClassReport("a\x1b[31m\nb", 1),))).count("\n") == 1
+    assert "\x1b" not in class_table(FailureReport(1, None, (ClassReport("a\x1b[31mb", 1),)))
+
+
+def test_rank_classes__worst_first_then_support_ungraded_last():
+    names = [
+        c.name
+        for c in rank_classes(
+            FailureReport(0, None, (ClassReport("none", 0), FOUND, NOISE, ClassReport("big", 500, accuracy=0.6)))
+        )
+    ]
+    assert names == ["big", "dog", "cat", "none"]
+
+
+def test_markdown_table__ranked_by_error_with_support():
+    _, rule, *rows = markdown_table(REPORT).splitlines()
+    assert set(rule) <= set("|:- ")
+    assert cells(rows[0]) == ["dog", "50", "0.400", "0.52", "no pattern", "-", "-", "-"]
+    assert cells(rows[1]) == ["cat", "100", "0.300", "0.80", "0.001", "0.20", "red cat", "orange cat"]
+    assert cells(rows[2]) == ["emu", "10", "0.100", "-", "skipped", "-", "(1 failure, 10 are needed)", "-"]
+
+
+def test_markdown_table__limit_says_how_many_are_left_out():
+    table = markdown_table(REPORT, limit=1)
+    assert "dog" in table
+    assert "cat" not in table
+    assert table.endswith("2 classes with fewer errors are in report.json.")
+
+
+def test_markdown_table__change_since_an_earlier_report():
+    then = replace(REPORT, classes=tuple(replace(entry, accuracy=0.25) for entry in REPORT.classes))
+    head, _, *rows = markdown_table(REPORT, before=then).splitlines()
+    assert cells(head)[:4] == ["class", "examples", "error rate", "change"]
+    assert [cells(row)[3] for row in rows] == ["-0.350", "-0.450", "-0.650"]
+    twins = replace(REPORT, classes=(FOUND, FOUND))
+    assert error_changes(twins, twins) == {}  # nothing tells which is which
+    assert error_changes(REPORT, replace(REPORT, classes=())) == {}
+
+
+@given(ANY)
+def test_markdown_table__hostile_names_keep_the_table_whole(name):
+    rows = markdown_table(FailureReport(1, None, (ClassReport(name, 1, skipped=name),))).splitlines()
+    assert [row.count("|") for row in rows] == [9, 9, 9]
+
+
+def test_tree_markdown__rules_only_with_a_pattern():
+    leaves = (
+        LeafReport("f1 <= 0.5", 9, 0.5, 0.1, 0.05, False),
+        LeafReport("f1 > 0.5", 9, 0.6, 0.9, 0.54, True, (0.3, 0.8)),
+    )
+    known = {"base_error_rate": 0.2, "heldout_aler_minus_ber": 0.1, "heldout_stderr": 0.02, "leaves": leaves}
+    groups = (
+        GroupReport("label", "dog", 100, **known),
+        GroupReport("label", "emu", 10, skipped="1 failure"),
+        GroupReport("prediction", "cat", 100, pattern=True, **known),
+    )
+    first, *others = tree_markdown(FailureReport(1, None, (), groups)).split("### ")[1:]
+    assert first.startswith("Prediction group of cat\n")
+    rows = [cells(row) for row in first.splitlines() if row.startswith("| f1")]
+    assert rows[0] == ["f1 &gt; 0.5", "9", "0.60", "0.30 to 0.80", "0.90", "0.54", "yes"]
+    assert rows[1] == ["f1 &lt;= 0.5", "9", "0.50", "-", "0.10", "0.05", "no"]
+    assert "100 examples. No pattern: " in others[0]
+    assert "held-out ALER - BER 0.10 +- 0.02, base error rate 0.20" in others[0]
+    assert "10 examples. No tree: 1 failure." in others[1]
+    assert not any("f1" in other for other in others)
+
+
+def test_trust__a_line_a_class_the_worst_first_and_in_markdown_only_what_has_a_direction():
+    assert [line.split(":")[0] for line in trust_lines(REPORT)] == ["dog", "cat", "emu"]
+    assert trust_lines(REPORT, limit=1)[0].startswith("dog: No pattern: ")
+    title, _, *lines = trust_markdown(REPORT).splitlines()
+    assert title == "### How far to trust it"
+    assert [line.split(":")[0] for line in lines] == ["* **dog**", "* **cat**"]
+    assert trust_markdown(FailureReport(9, None, (SKIPPED,))) == ""
+
+
+@given(ANY)
+def test_trust__hostile_names_and_captions_keep_their_line(name):
+    entry = ClassReport(name, 9, cv_score=0.9, p_value=0.001, pattern=True, hardest_captions=(name,))
+    report = FailureReport(9, None, (entry, ClassReport(name, 9, skipped=name)))
+    assert all(line.isprintable() for line in trust_lines(report))
+    markdown = trust_markdown(report)
+    assert len(markdown.splitlines()) == 3
+    assert not set("<>|") & set(markdown)
+
+
+def test_tree_markdown__empty_without_trees():
+    assert tree_markdown(REPORT) == ""
+
+
+def value(name, share, low, *, attribute="tint"):
+    shares = {"share_of_failures": 0.5, "share_of_flagged": low + 0.1, "share_of_least_confident": 0.25}
+    return ValueReport(attribute, name, 9, 5, 4, 2, share, **shares, share_of_flagged_interval=(low, low + 0.2))
+
+
+VALUES = (value("weak", 0.5, 0.51), value("none", 0.5, 0.49), value("strong", 0.1, 0.4), ValueReport("tint", "x", 1, 0))
+
+
+def enriched(**options):
+    return ClassReport("cat", 100, accuracy=0.7, enrichment=VALUES, **options)
+
+
+def test_strongest_values__by_the_lower_end_of_the_interval_and_only_with_a_pattern():
+    assert [row.value for row in strongest_values(enriched(pattern=True))] == ["strong", "weak"]
+    assert [row.value for row in strongest_values(enriched(pattern=True), limit=1)] == ["strong"]
+    assert strongest_values(enriched()) == []
+
+
+def test_enrichment_markdown__a_row_a_value_the_worst_class_first():
+    report = FailureReport(9, None, (enriched(pattern=True), ClassReport("worse", 5, accuracy=0.1, pattern=True, enrichment=VALUES[2:])))  # fmt: skip # noqa: E501
+    *_, head, _, first, second, third = enrichment_markdown(report).splitlines()
+    assert cells(head)[-1] == "of least confident"
+    assert cells(first) == ["worse", "tint = strong", "0.10", "0.50", "0.50", "0.40 to 0.60", "0.25"]
+    assert [cells(row)[:2] for row in (second, third)] == [["cat", "tint = strong"], ["cat", "tint = weak"]]
+    assert "cat" not in enrichment_markdown(report, limit=1)
+    assert enrichment_markdown(REPORT) == ""
+
+
+@given(ANY, ANY)
+def test_enrichment__hostile_names_keep_lines_and_tables_whole(attribute, name):
+    row = value(name, 0.1, 0.4, attribute=attribute)
+    report = FailureReport(9, None, (ClassReport(name, 9, pattern=True, enrichment=(row,)),))
+    (line,) = enrichment_lines(report)
+    assert line.isprintable()
+    assert enrichment_markdown(report).count("\n") == 4
+    assert enrichment_markdown(report).splitlines()[-1].count("|") == 8

@@ -1,0 +1,34 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+
+from lightning_failures.errors import DataError
+from lightning_failures.stats.intervals import benjamini_hochberg, wilson_interval
+
+
+@given(st.lists(st.floats(0, 1), max_size=40))
+def test_benjamini_hochberg__equals_scipys_adjusted_p_values(p_values):
+    expected = stats.false_discovery_control(p_values) <= 0.05 if p_values else []
+    adjusted = stats.false_discovery_control(p_values) if p_values else np.array([])
+    if not np.isclose(adjusted, 0.05, rtol=1e-9).any():
+        assert benjamini_hochberg(p_values).tolist() == list(expected)
+
+
+def test_benjamini_hochberg__nan_is_no_test():
+    assert benjamini_hochberg([float("nan"), 0.04, float("nan")]).tolist() == [False, True, False]
+    assert benjamini_hochberg([]).tolist() == []
+
+
+@given(st.integers(1, 500), st.floats(0, 1))
+def test_wilson_interval__equals_scipys(n, share):
+    failures = round(n * share)
+    interval = stats.binomtest(failures, n).proportion_ci(method="wilson")
+    assert wilson_interval(failures, n) == pytest.approx((interval.low, interval.high), abs=1e-6)
+
+
+def test_wilson_interval__nothing_known_and_nonsense():
+    assert wilson_interval(0, 0) == (0.0, 1.0)
+    with pytest.raises(DataError, match="between 0 and n"):
+        wilson_interval(3, 2)

@@ -1,0 +1,284 @@
+"""What a validation may cost, and what it then looks at: through a real Trainer."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import textwrap
+import time
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from lightning_failures.errors import ConfigurationError
+from lightning_failures.interventions import Upweight
+from lightning_failures.trainer.embedding_budget import SampleBudget
+from tests.helpers.toy import ColourEncoder, Images, OracleClassifier, callback, loader, trainer
+
+ROOT = Path(__file__).parents[2]
+
+
+class SlowEncoder(ColourEncoder):
+    """Takes its time for each image, and remembers which it has seen."""
+
+    def __init__(self, seconds=0.004):
+        super().__init__("slow")
+        self.seconds = seconds
+
+    def encode_images(self, images):
+        time.sleep(self.seconds * len(images))
+        return super().encode_images(images)
+
+
+# -- the share ------------------------------------------------------------------------------------------------
+
+
+def converge(cost, budget, epochs=12, n=1000, batch=50, per_batch=0.0):
+    """The shares of one validation after another, where a new image costs so many seconds; and the worst time."""
+    places = np.random.default_rng(0).random(n)
+    known, costs, shares, worst = np.zeros(n, dtype=bool), [], [], 0.0
+    for _ in range(epochs):
+        allowance = SampleBudget(seconds=budget, batches=n // batch, costs=costs)
+        for start in range(0, n, batch):
+            some = np.arange(start, start + batch)
+            line = some[(places[some] < allowance.reach) & ~known[some]]
+            line = line[np.argsort(places[line])]
+            allowance.plan(batch, places[line])
+            for portion in allowance.portions(places[line]):
+                known[line[portion]] = True
+                allowance.pay(len(line[portion]), per_batch + cost * len(line[portion]))
+        assert known[places < allowance.share].all()  # the sample has no hole
+        shares.append(allowance.share)
+        worst = max(worst, allowance.spent)
+    return shares, worst
+
+
+@pytest.mark.parametrize("per_batch", [0.0, 0.2])
+def test_allowance__grows_from_validation_to_validation_until_all_are_known(per_batch):
+    shares, worst = converge(cost=0.1, budget=20.0, per_batch=per_batch)  # 100 to 300 of 1,000 images a time
+    assert 0.03 < shares[0] < 0.3
+    assert all(later >= earlier for earlier, later in pairwise(shares))
+    assert shares[5] > 0.3
+    assert shares[-1] == 1.0
+    assert worst < 20.0 * 1.6  # 1.5 is tolerated, and a batch is not cut
+
+
+@pytest.mark.parametrize("batches", [1, 10, 50])
+@pytest.mark.parametrize("slower", [1.0, 1.45, 1.6, 2.0, 3.0])
+def test_allowance__images_that_cost_more_than_was_remembered_leave_no_empty_sample(batches, slower):
+    """By what is remembered, all of them take 0.8 of the time."""
+    places = np.random.default_rng(0).random(100 * batches)
+    allowance = SampleBudget(seconds=1.0, batches=batches, costs=[(100, 0.8 / batches)] * 32)
+    embedded = 0
+    for batch in places.reshape(batches, 100):
+        line = np.sort(batch[batch < allowance.reach])
+        allowance.plan(100, line)
+        for portion in allowance.portions(line):
+            embedded += len(line[portion])
+            allowance.pay(len(line[portion]), slower * 0.008 / batches * len(line[portion]))
+    sample = int((places < allowance.share).sum())
+    assert sample > 0.05 * embedded
+    assert slower > 1.5 or sample == len(places)
+    assert allowance.spent < max(1.75, 0.8 * slower / batches + 1.75)
+
+
+def test_allowance__everything_at_once_where_there_is_time():
+    shares, _ = converge(cost=0.001, budget=20.0, epochs=2)
+    assert shares == [1.0, 1.0]
+
+
+def test_allowance__little_where_a_batch_takes_longer_than_all():
+    shares, worst = converge(cost=10.0, budget=1.0, epochs=1)
+    assert 0.0 < shares[0] < 0.1
+    assert worst < 10 * 40  # two looks at what an image costs, and what is below the least of those
+
+
+def test_allowance__costs_by_the_batch_are_paid_for_a_few_batches_until_all_are_known():
+    """The 20 batches cost 20 seconds, whatever is embedded; there are ten."""
+    shares, worst = converge(cost=0.01, budget=10.0, per_batch=1.0, epochs=12)
+    assert shares[0] < 0.1
+    assert shares[-1] == 1.0
+    assert worst < 20
+
+
+def test_allowance__of_an_unknown_number_of_batches():
+    allowance = SampleBudget(seconds=1.0, costs=[(10, 0.3)])
+    for places in np.random.default_rng(0).random((10, 10)):
+        line = np.sort(places[places < allowance.share])
+        allowance.plan(10, line)
+        for portion in allowance.portions(line):
+            allowance.pay(len(line[portion]), 0.03 * len(line[portion]))
+    assert 0 < allowance.share < 0.5
+    assert allowance.spent < 1.6
+
+
+def test_allowance__of_memory():
+    allowance = SampleBudget(memory=1e6, dim=100, batches=10)
+    allowance.plan(100, np.empty(0))
+    assert allowance.share == pytest.approx(1e6 / (4.2 * 4 * 100 * 1000), abs=2e-3)
+    before = allowance.share
+    allowance.fit(1000, largest_class=1000)
+    assert allowance.share < before
+
+
+# -- in a Trainer ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_time_budget__a_sample_that_grows_and_is_told(tmp_path):
+    """640 images of 4 ms take 2.6 s; a validation may take 2 s, half of it for embedding."""
+    encoder, reports = SlowEncoder(), []
+    modes = callback(encoder=encoder, time_budget=2, pictures=False, cache_folder=tmp_path / "cache")
+    accept = modes._accept
+    modes._accept = lambda run, report, index: (reports.append(report), accept(run, report, index))
+    trainer(tmp_path, modes, max_epochs=8, num_sanity_val_steps=0).fit(OracleClassifier(), loader(32), loader(640))
+    sampled = [report.sampled for report in reports]
+    assert 0.05 < sampled[0] < 0.6
+    assert sampled == sorted(sampled)
+    assert sampled[-1] == 1.0
+    assert encoder.embedded == 640  # each once
+    assert "sample" in reports[0].notes[0]
+    assert reports[-1].notes == ()
+    assert {report.examples for report in reports} == {640}
+    assert len({report.accuracy for report in reports}) == 1  # of all, always
+    assert reports[0].classes[0].examples == 160
+    assert not reports[-1].directions.out_of_fold.isnan().any()
+
+
+@pytest.mark.slow
+def test_time_budget__a_share_of_the_epoch(tmp_path):
+    """Training takes about a second an epoch; the sanity check and a bare validation know no epoch."""
+
+    class Slow(OracleClassifier):
+        def training_step(self, batch, batch_idx):
+            time.sleep(0.2)
+            return super().training_step(batch, batch_idx)
+
+    encoder = SlowEncoder()
+    modes = callback(encoder=encoder, time_budget="100%", pictures=False, cache_folder=tmp_path / "cache")
+    run = trainer(tmp_path, modes)
+    run.fit(Slow(), loader(80), loader(640))
+    assert 0.0 < modes.last_report.sampled < 0.9
+    with pytest.warns(UserWarning, match="Outside of fit give seconds"):
+        run.validate(Slow(), loader(640), verbose=False)
+    assert modes.last_report.sampled == 1.0
+
+
+def test_time_budget__nothing_left_for_the_fits(tmp_path):
+    modes = callback(time_budget=1e-6, cache_folder=tmp_path / "cache")
+    trainer(tmp_path, modes).validate(OracleClassifier(), loader(), verbose=False)
+    report = modes.last_report
+    assert all(entry.cv_score is None and entry.skipped for entry in report.classes)
+    assert report.accuracy is not None
+    assert report.notes
+
+
+def test_memory_budget__a_sample_that_fits(tmp_path):
+    modes = callback(memory_budget="100 kB", pictures=False, cache_folder=tmp_path / "cache")
+    trainer(tmp_path, modes).validate(OracleClassifier(), loader(800), verbose=False)
+    assert 0.1 < modes.last_report.sampled < 0.8
+    assert modes.last_report.examples == 800
+
+
+def test_budgets__with_interventions_and_a_sample(tmp_path):
+    """Headline numbers are of all examples of the report part, decision values of those that were looked at."""
+    modes = callback(
+        memory_budget="100 kB", pictures=False, interventions=[Upweight()], cache_folder=tmp_path / "cache"
+    )
+    run = trainer(tmp_path, modes, max_epochs=2)
+    run.fit(OracleClassifier(), loader(64), loader(800))
+    part = modes.last_report.report_part
+    assert modes.last_report.sampled < 0.8
+    assert 0.1 < float(part.values.isnan().float().mean()) < 0.95
+    assert len(part.grades) + modes.last_report.examples == 800
+    assert "failures/report/accuracy" in run.callback_metrics
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "allowed"),
+    [
+        ("time_budget", "soon", "10%"),
+        ("time_budget", -1, "seconds"),
+        ("memory_budget", "much", "2 GiB"),
+        ("memory_budget", 0, "bytes"),
+    ],
+)
+def test_budgets__out_of_range(option, value, allowed):
+    with pytest.raises(ConfigurationError, match=f"{option}=.*{allowed}"):
+        callback(**{option: value})
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads Linux's account of memory")
+def test_memory_budget__what_is_held_is_about_what_was_allowed(tmp_path):
+    """12,000 embeddings of 512 numbers in four classes: an analysis of all takes some 200 MB; it may take 60."""
+    script = f"""
+        import torch
+        from pathlib import Path
+        from torch.utils.data import DataLoader
+        from tests.helpers.toy import Images, OracleClassifier, callback, trainer
+        torch.set_num_threads(1)
+
+        class Wide:
+            name, fingerprint, dim = "wide", "tests-wide", 512
+            matrix = torch.randn(192, 512, generator=torch.Generator().manual_seed(0))
+
+            def encode_images(self, images):
+                return torch.tanh(images.flatten(1) @ self.matrix)
+
+        def peak(size, budget, folder):
+            modes = callback(encoder=Wide(), pictures=False, permutations=9, memory_budget=budget, cache_folder=folder)
+            loader = DataLoader(Images(size), batch_size=250)
+            trainer(folder, modes).validate(OracleClassifier(), loader, verbose=False)
+            (most,) = (line for line in Path("/proc/self/status").read_text().splitlines() if "VmHWM" in line)
+            return int(most.split()[1]) * 1024, modes.last_report.sampled
+
+        before, _ = peak(2000, None, {str(tmp_path / "small")!r})
+        bounded, sampled = peak(12_000, "60 MB", {str(tmp_path / "bounded")!r})
+        everything, whole = peak(12_000, None, {str(tmp_path / "everything")!r})
+        print(bounded - before, everything - before, sampled, whole)
+    """
+    run = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", textwrap.dedent(script)],
+        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert run.returncode == 0, run.stderr[-2000:]
+    bounded, everything, sampled, whole = map(float, run.stdout.split())
+    assert (whole, 0.2 < sampled < 0.6) == (1.0, True)
+    assert bounded < 1.3 * 60e6
+    assert everything > 1.5 * 60e6
+
+
+@pytest.mark.slow
+def test_reference_of_training_images__is_embedded_once_and_not_on_the_bill(tmp_path):
+    """Random transforms give one draw; a budget that their embedding exceeds is still there for the analysis."""
+
+    class Noisy(Images):
+        def __getitem__(self, index):
+            image, label = super().__getitem__(index)
+            return image + 0.01 * torch.rand(image.shape), label
+
+    encoder = SlowEncoder(0.02)
+    modes = callback(
+        encoder=encoder,
+        reference="train",
+        time_budget=3.5,
+        pictures=False,
+        cache_folder=tmp_path / "cache",
+        permutations=9,
+    )
+    train = DataLoader(Noisy(300), batch_size=50)  # 6 seconds, longer than the budget
+    run = trainer(tmp_path, modes, max_epochs=2, num_sanity_val_steps=0)
+    run.fit(OracleClassifier(), train, loader(160))
+    assert encoder.embedded == 300 + 160
+    assert modes.last_report.sampled == 1.0
+    assert modes.last_report.notes == ()
+    assert len(modes.last_report.directions.classes)

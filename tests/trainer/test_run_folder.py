@@ -1,0 +1,94 @@
+import gc
+import os
+import re
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger, WandbLogger
+
+from lightning_failures.trainer.ranks import Communicator
+from lightning_failures.trainer.run_folder import discard_temporary, failures_folder, safe_name
+from tests.helpers.toy import trainer
+
+
+@settings(deadline=None, max_examples=200)
+@given(st.text())
+def test_safe_name__is_one_component_for_any_text(text):
+    name = safe_name(text)
+    assert name not in ("", ".", "..")
+    assert not set(name) & set('/\\:*?"<>|\0\n')
+    assert not name.startswith(".")
+    assert os.path.split(name) == ("", name)
+    assert len(name) <= 80
+    assert safe_name(name) == safe_name(safe_name(name))
+
+
+@pytest.mark.parametrize("text", ["../../etc/passwd", "/", "", "...", "C:\\temp", "a\0b", "~", " "])
+def test_safe_name__stays_in_its_folder(tmp_path, text):
+    folder = tmp_path / safe_name(text)
+    assert folder.resolve().parent == tmp_path.resolve()
+    folder.mkdir()
+
+
+def test_safe_name__keeps_what_is_harmless():
+    assert safe_name("epoch=3-step.10_x") == "epoch=3-step.10_x"
+    assert safe_name("Zürich 猫") == "Zürich_猫"
+    assert safe_name("x" * 300, limit=10) == "x" * 10
+
+
+@pytest.mark.parametrize("logger", [TensorBoardLogger, CSVLogger])
+def test_folder__versioned_loggers_hold_it(tmp_path, logger):
+    run = trainer(tmp_path, logger=logger(tmp_path, name="run"))
+    folder, run_id = failures_folder(run, Communicator())
+    assert folder == tmp_path / "run" / "version_0" / "failures"
+    assert run_id == "0"
+
+
+def test_folder__runs_without_a_version_get_one_of_their_own(tmp_path):
+    first, first_id = failures_folder(trainer(tmp_path), Communicator())
+    second, second_id = failures_folder(trainer(tmp_path), Communicator())
+    assert first_id != second_id
+    assert first == tmp_path / "failures" / "no_logger" / first_id
+    assert re.fullmatch(r"[0-9a-f]{8}", second_id)
+    assert second.parent == first.parent
+
+
+def test_folder__a_resumed_run_comes_back_to_it(tmp_path):
+    folder, run_id = failures_folder(trainer(tmp_path), Communicator())
+    assert failures_folder(trainer(tmp_path), Communicator(), run_id=run_id) == (folder, run_id)
+
+
+def test_folder__wandb_runs_are_told_apart_by_their_id(tmp_path):
+    logger = WandbLogger(project="a/b", save_dir=tmp_path, id="run7", offline=True)
+    folder, run_id = failures_folder(trainer(tmp_path, logger=logger), Communicator())
+    assert run_id == "run7"
+    assert folder == tmp_path / "failures" / "a_b" / "run7"
+
+
+def test_folder__several_loggers_the_first_decides(tmp_path):
+    loggers = [CSVLogger(tmp_path, name="one"), TensorBoardLogger(tmp_path, name="two")]
+    folder, _ = failures_folder(trainer(tmp_path, logger=loggers), Communicator())
+    assert folder == tmp_path / "one" / "version_0" / "failures"
+
+
+def test_folder__fast_dev_run_is_temporary(tmp_path):
+    folder, _ = failures_folder(run := trainer(tmp_path, fast_dev_run=True), Communicator())
+    assert tmp_path not in folder.parents
+    (folder / "report.json").write_text("{}")
+    discard_temporary(folder)
+    assert not folder.exists()
+    folder, _ = failures_folder(run, Communicator())
+    del run
+    gc.collect()
+    assert not folder.exists()
+
+
+def test_discard_temporary__leaves_other_folders_alone(tmp_path):
+    discard_temporary(tmp_path)
+    discard_temporary(None)
+    assert tmp_path.is_dir()
+
+
+def test_safe_name__fits_a_file_name_in_bytes():
+    assert len(safe_name("\U0001d54f" * 80).encode()) <= 200
