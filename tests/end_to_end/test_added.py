@@ -318,7 +318,7 @@ def test_triage__a_module_without_forward_is_told_and_goes_on(tmp_path):
 
 @pytest.mark.slow
 def test_ddp__two_processes_share_one_epoch_with_added_examples(tmp_path):
-    script = Path(__file__).parent / "ddp_added.py"
+    script = Path(__file__).parents[1] / "processes" / "ddp_added.py"
     environment = os.environ | {"LIGHTNING_FAILURES_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
     root = Path(__file__).parents[2]
     done = subprocess.run(

@@ -42,7 +42,7 @@ class Runs:
         self.folder = folder
         self.errors = (folder / "server.log").open("w")
         self.process = subprocess.Popen(
-            [sys.executable, "-W", "ignore", str(ROOT / "tests" / "interrupted_fit.py")],
+            [sys.executable, "-W", "ignore", str(ROOT / "tests" / "processes" / "interrupted_fit.py")],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self.errors,

@@ -519,7 +519,13 @@ def test_sampler__is_in_place_during_training(tmp_path):
 def test_ddp__two_processes_draw_disjoint_shares_of_one_weighted_epoch(tmp_path):
     root = Path(__file__).parents[2]
     environment = os.environ | {"PYTHONPATH": str(root), "LIGHTNING_FAILURES_CACHE": str(tmp_path / "cache")}
-    command = [sys.executable, "-W", "ignore", str(root / "tests" / "ddp_interventions.py"), str(tmp_path)]
+    command = [
+        sys.executable,
+        "-W",
+        "ignore",
+        str(root / "tests" / "processes" / "ddp_interventions.py"),
+        str(tmp_path),
+    ]
     run = subprocess.run(command, env=environment, cwd=root, capture_output=True, text=True, timeout=240)
     assert run.returncode == 0, run.stderr[-3000:]
     first, second = (json.loads((tmp_path / f"rank_{rank}.json").read_text()) for rank in (0, 1))

@@ -28,13 +28,13 @@ class Ended:
 def launch(
     script: str, folder: Path, *arguments: object, environments: Sequence[Mapping[str, str]] = ({},), timeout: float
 ) -> list[Ended]:
-    """Run ``tests/<script>.py folder *arguments``, once for each environment at the same time, to the end.
+    """Run ``tests/processes/<script>.py folder *arguments``, once for each environment at the same time, to the end.
 
     Lightning starts the further processes of a node by itself. All of them are killed when time is up, which fails
     the test with the last words of each.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", f"tests.{script}", str(folder), *map(str, arguments)]
+    command = [sys.executable, "-m", f"tests.processes.{script}", str(folder), *map(str, arguments)]
     common = {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
     common |= {"LIGHTNING_FAILURES_CACHE": str(folder / "cache")}
     logs = [folder / f"said_{number}.txt" for number in range(len(environments))]
