@@ -157,7 +157,7 @@ def advance(diary: Diary, report: FailureReport) -> tuple[Diary, tuple[ModeRepor
 
     >>> import torch
     >>> from lightning_failures.analysis.analyse import analyse
-    >>> from lightning_failures.data.report import Grades
+    >>> from lightning_failures.data.grades import Grades
     >>> generator = torch.Generator().manual_seed(0)
     >>> x = torch.randn(300, 8, generator=generator)
     >>> failed = x[:, 0] + 0.5 * torch.randn(300, generator=generator) < -0.5

@@ -113,7 +113,7 @@ def likeness(
     >>> one = ModeSnapshot(ids, np.array([True, True, False, False]), failed)
     >>> two = ModeSnapshot(ids, np.array([False, True, True, True]), failed)
     >>> likeness(np.array([1.0, 0.0]), one, np.array([0.6, 0.8]), two)
-    Likeness(cosine=0.6, shared=0.5)
+    ModeSimilarity(cosine=0.6, shared=0.5)
     """
     members, others = (one.members for one in on_shared(look, other_look))
     least = min(np.count_nonzero(members), np.count_nonzero(others))

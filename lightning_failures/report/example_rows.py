@@ -36,7 +36,7 @@ def example_rows(report: FailureReport, ids: Tensor) -> list[ExampleRow]:
         report: Its ``table`` holds the examples; without one there are no rows.
         ids: (n,) int64, all of them in the table.
 
-    >>> from lightning_failures.data.report import Grades
+    >>> from lightning_failures.data.grades import Grades
     >>> import torch
     >>> confidence, label = torch.tensor([0.9, 0.2, 0.6]), torch.tensor([0, 1, 0])
     >>> grades = Grades(torch.tensor([4, 4, 7]), label, torch.zeros(3).long(), confidence, ("no tumour", "tumour"))

@@ -355,22 +355,22 @@ WRITERS = {
 }  # fmt: skip
 
 ALLOWED = {
-    ("atomic.py", "temporary.open"): "the one way to write a file: a temporary name, fsync, then its own name",
-    ("adapters/rollback.py", "torch.save"): "into what atomic.replacing has opened",
-    ("adapters/forking.py", "trainer.save_checkpoint"): "Lightning's, which moves a whole file into place",
-    ("adapters/judging.py", "trainer.save_checkpoint"): "Lightning's, as above",
-    ("adapters/forks.py", "shutil.copytree"): "into a folder of its own that is removed at the end",
-    ("directions.py", "save"): "safetensors.torch.save gives bytes, for write_atomically",
+    ("core/atomic.py", "temporary.open"): "the one way to write a file: a temporary name, fsync, then its own name",
+    ("steering/rollback.py", "torch.save"): "into what atomic.replacing has opened",
+    ("steering/forking.py", "trainer.save_checkpoint"): "Lightning's, which moves a whole file into place",
+    ("steering/lottery.py", "trainer.save_checkpoint"): "Lightning's, as above",
+    ("steering/forks.py", "shutil.copytree"): "into a folder of its own that is removed at the end",
+    ("directions/fit.py", "save"): "safetensors.torch.save gives bytes, for write_atomically",
     ("embedded/storage.py", "save"): "bytes, as above",
-    ("interventions/ledger.py", "path.open"): "append-only: a line is synced, and a torn one is no line",
-    ("interventions/ledger.py", "os.truncate"): "takes a torn last line away",
-    ("interventions/ledger.py", "Image.save"): "into memory",
-    ("gallery_files.py", "Image.save"): "into memory",
-    ("html/images.py", "picture.save"): "into memory",
-    ("sinks/projector.py", "np.savetxt"): "into memory",
-    ("examples.py", "save"): "bytes, as above",
-    ("adapters/diary_files.py", "save"): "bytes, as above",
-    ("sinks/files.py", "saved.save"): "of FailureDirections and ExampleTable, which write atomically",
+    ("interventions/synthesis/ledger.py", "path.open"): "append-only: a line is synced, and a torn one is no line",
+    ("interventions/synthesis/ledger.py", "os.truncate"): "takes a torn last line away",
+    ("interventions/synthesis/ledger.py", "Image.save"): "into memory",
+    ("report/gallery_storage.py", "Image.save"): "into memory",
+    ("report/html/images.py", "picture.save"): "into memory",
+    ("writers/projector.py", "np.savetxt"): "into memory",
+    ("data/example_table.py", "save"): "bytes, as above",
+    ("report/diary_storage.py", "save"): "bytes, as above",
+    ("writers/files.py", "saved.save"): "of FailureDirections and ExampleTable, which write atomically",
 }
 
 

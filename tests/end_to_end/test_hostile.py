@@ -682,11 +682,14 @@ UNSAFE_CALLS = {
 }  # fmt: skip
 UNSAFE_KEYWORDS = {"trust_remote_code", "allow_pickle", "custom_pipeline", "shell"}
 EXCUSED = {
-    ("html/render.py", "import subprocess"): "this very Python, with a line of ours, to bundle the charts' library",
-    ("feature_names.py", "yaml.load(text, _Loader)"): "a SafeLoader that refuses aliases too",
-    ("adapters/distributed.py", "import pickle"): "between the processes of one run, as torch.distributed does",
     (
-        "kernels/__init__.py",
+        "report/html/render.py",
+        "import subprocess",
+    ): "this very Python, with a line of ours, to bundle the charts' library",
+    ("report/feature_names.py", "yaml.load(text, _Loader)"): "a SafeLoader that refuses aliases too",
+    ("trainer/ranks.py", "import pickle"): "between the processes of one run, as torch.distributed does",
+    (
+        "stats/kernels/__init__.py",
         "import pickle",
     ): "the length of a pickled version; numba reads its own cache, as Python .pyc",
 }

@@ -40,7 +40,7 @@ def digits(classes: list[int], tints: list[str], seed: int = 0) -> Tensor:
     return render(source_digits()[0][chosen], Looks(tint, looks.background, looks.stroke, looks.posture), rng)
 
 
-class GalleryBuilder:
+class Painter:
     """Renders the digit and tint that a prompt names; a prompt of no tint is green. Counts, and may fail or spoil."""
 
     name, licence = "painter", "MIT"
@@ -66,7 +66,7 @@ class GalleryBuilder:
         self.closed += 1
 
 
-class Decoder(GalleryBuilder):
+class Decoder(Painter):
     """Paints the training digit whose embedding is nearest."""
 
     def __init__(self) -> None:

@@ -31,7 +31,7 @@ from tests.interventions.synthesis_tools import (
     HARD,
     PLANTED,
     Decoder,
-    GalleryBuilder,
+    Painter,
     TestRound,
     discovery,
     encoder,
@@ -42,7 +42,7 @@ from tests.interventions.synthesis_tools import (
 
 def decided(folder, painter=None, *, per_class=6, max_share=0.5, given=None, report=None, **options):
     """The decision, its entries by class, and the generator."""
-    painter = painter or GalleryBuilder()
+    painter = painter or Painter()
     round = TestRound(folder) if report is None else TestRound(folder, report=report)
     one = AddSynthetic(painter, per_class, max_share=max_share, **options)
     decision = one.decide(given or examples(), round)
@@ -109,7 +109,7 @@ def test_decide__images_that_are_not_hard_are_dropped(tmp_path):
 
 
 def test_decide__what_a_safety_checker_replaced_is_counted(tmp_path):
-    class Careful(GalleryBuilder):
+    class Careful(Painter):
         flagged = 5  # before
 
         def generate(self, prompts, seeds):
@@ -121,7 +121,7 @@ def test_decide__what_a_safety_checker_replaced_is_counted(tmp_path):
 
 
 def test_decide__every_image_dropped(tmp_path):
-    decision, entries, painter = decided(tmp_path, GalleryBuilder(lambda number, image: image * 0), candidates=3)
+    decision, entries, painter = decided(tmp_path, Painter(lambda number, image: image * 0), candidates=3)
     assert not len(decision.added)
     assert entries["seven"]["dropped"] == {"black": 18}
     assert entries["seven"]["reason"] == "0 of 6: the others were dropped (18 black)"
@@ -140,7 +140,7 @@ def test_decide__bad_images_are_replaced_and_counted(tmp_path):
         return image
 
     first: dict[int, torch.Tensor] = {}
-    _, entries, _ = decided(tmp_path, GalleryBuilder(spoil), candidates=5)
+    _, entries, _ = decided(tmp_path, Painter(spoil), candidates=5)
     entry = entries["three"]
     assert entry["added"] == 6
     assert entry["dropped"]["black"] >= 1
@@ -151,7 +151,7 @@ def test_decide__bad_images_are_replaced_and_counted(tmp_path):
 
 
 def test_decide__wrong_sizes_are_dropped(tmp_path):
-    class Growing(GalleryBuilder):
+    class Growing(Painter):
         def generate(self, prompts, seeds):
             images = super().generate(prompts, seeds)
             return images if len(self.seeds) % 4 else images.repeat_interleave(2, 2)
@@ -163,7 +163,7 @@ def test_decide__wrong_sizes_are_dropped(tmp_path):
 
 
 def test_decide__images_that_do_not_fit_the_training_set_are_an_error_at_once(tmp_path):
-    painter = GalleryBuilder(lambda number, image: image.repeat_interleave(2, 2).repeat_interleave(2, 3))
+    painter = Painter(lambda number, image: image.repeat_interleave(2, 2).repeat_interleave(2, 3))
     one = AddSynthetic(painter, 6, max_share=0.5)
     one.source(ColouredDigits("train", size=20), tmp_path)
     with pytest.raises(ConfigurationError, match=r"\(3, 32, 32\).*of 64 x 64 pixels.*transform="):
@@ -185,7 +185,7 @@ def small(image):
 
 def test_source__examples_like_those_of_the_training_set(tmp_path):
     digits = ColouredDigits("train", size=20)
-    painter = GalleryBuilder()
+    painter = Painter()
     one = AddSynthetic(painter, 6, max_share=0.5)
     images = one.source(digits, tmp_path)
     assert len(images) == 0
@@ -226,14 +226,14 @@ def test_decide__no_pattern_anywhere_opens_no_generator(tmp_path):
 
 
 def test_decide__a_later_decision_replaces_or_keeps_the_images_of_former_ones(tmp_path):
-    first = AddSynthetic(GalleryBuilder(), 6, max_share=0.5).decide(examples(), TestRound(tmp_path))
-    second = AddSynthetic(GalleryBuilder(), 6, max_share=0.5).decide(examples(), TestRound(tmp_path, epoch=2))
+    first = AddSynthetic(Painter(), 6, max_share=0.5).decide(examples(), TestRound(tmp_path))
+    second = AddSynthetic(Painter(), 6, max_share=0.5).decide(examples(), TestRound(tmp_path, epoch=2))
     assert not set(first.added) & set(second.added)
-    kept = AddSynthetic(GalleryBuilder(), 6, max_share=0.25, keep=True).decide(examples(), TestRound(tmp_path, epoch=3))
+    kept = AddSynthetic(Painter(), 6, max_share=0.25, keep=True).decide(examples(), TestRound(tmp_path, epoch=3))
     rows = Ledger(tmp_path)
     epochs = [rows[rows.row_of_image(int(k))].epoch for k in kept.added]
     assert epochs == [3] * 6 + [2] * 4 + [3] * 6 + [2] * 4  # max_share leaves room for 10 a class
-    again = AddSynthetic(GalleryBuilder(), 6, max_share=0.5, keep=True).decide(examples(), TestRound(tmp_path, epoch=1))
+    again = AddSynthetic(Painter(), 6, max_share=0.5, keep=True).decide(examples(), TestRound(tmp_path, epoch=1))
     assert again.added.tolist() == first.added.tolist()  # a run resumed earlier knows nothing of later epochs
 
 
@@ -300,8 +300,8 @@ def test_check_encoder__what_cannot_work_is_known_at_set_up():
     for prompt in ("hard", "easy", "direction"):
         with pytest.raises(ConfigurationError, match=r"mute does not\. Name another, or use prompt='reference'"):
             AddSynthetic(Decoder(), prompt=prompt).check_encoder(Mute())
-    AddSynthetic(GalleryBuilder(), prompt="reference").check_encoder(Mute())
-    AddSynthetic(GalleryBuilder()).check_encoder(encoder())
+    AddSynthetic(Painter(), prompt="reference").check_encoder(Mute())
+    AddSynthetic(Painter()).check_encoder(encoder())
     decoder = Decoder()
     AddSynthetic(decoder, prompt="direction").check_encoder(encoder())
     decoder.encoder_fingerprint = "another"
@@ -313,7 +313,7 @@ def test_check_encoder__what_cannot_work_is_known_at_set_up():
 
 
 def test_decide__generator_that_raises_leaves_what_was_made(tmp_path):
-    broken = GalleryBuilder(fails_at=5)
+    broken = Painter(fails_at=5)
     with pytest.raises(RuntimeError, match="out of paint"):
         decided(tmp_path, broken, batch_size=2)
     assert broken.closed == 1
@@ -327,7 +327,7 @@ def test_decide__generator_that_raises_leaves_what_was_made(tmp_path):
 
 def test_decide__broken_contract_is_an_error(tmp_path):
     with pytest.raises(GeneratorError, match=r"painter must give \(6, 3, H, W\) uint8"):
-        decided(tmp_path, GalleryBuilder(lambda number, image: image.float()))
+        decided(tmp_path, Painter(lambda number, image: image.float()))
 
 
 def test_decide__a_finished_decision_is_not_made_again(tmp_path):
@@ -358,7 +358,7 @@ def slowly(number, image):
 
 def decide_slowly(folder):
     torch.set_num_threads(1)
-    decided(folder, GalleryBuilder(slowly), per_class=20, batch_size=2)
+    decided(folder, Painter(slowly), per_class=20, batch_size=2)
 
 
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")  # the child does what workers of a DataLoader do
@@ -468,7 +468,7 @@ def test_decide__hostile_captions_never_reach_file_names(tmp_path, text):
         ({"transform": "resize"}, "transform"),
         ({"transform": len, "make_item": max}, "make_item"),
         ({"generator": max, "prompt": "direction"}, "generator"),
-        ({"generator": GalleryBuilder(), "prompt": "direction_easy"}, "generator"),
+        ({"generator": Painter(), "prompt": "direction_easy"}, "generator"),
         ({"start_epoch": -1}, "start_epoch"),
     ],
 )
@@ -478,8 +478,8 @@ def test_options__refused_with_owner_and_name(options, name):
 
 
 def test_options__are_told_as_plain_values():
-    told = AddSynthetic(GalleryBuilder(), transform=small, alpha=0.1).options
-    assert (told["generator"], told["transform"], told["alpha"]) == ("GalleryBuilder", "small", 0.1)
+    told = AddSynthetic(Painter(), transform=small, alpha=0.1).options
+    assert (told["generator"], told["transform"], told["alpha"]) == ("Painter", "small", 0.1)
     assert json.dumps(told)
 
 
@@ -508,12 +508,12 @@ def test_options__from_yaml(monkeypatch):
 def test_options__generator_and_transform_from_yaml(monkeypatch):
     monkeypatch.setenv("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
     options = {
-        "generator": {"class_path": f"{GalleryBuilder.__module__}.Painter"},
+        "generator": {"class_path": f"{Painter.__module__}.Painter"},
         "transform": {"class_path": "torchvision.transforms.ToTensor"},
     }
     parser = ArgumentParser()
     parser.add_argument("--one", type=AddSynthetic)
     values = {"class_path": "lightning_failures.interventions.AddSynthetic", "init_args": options}
     one = parser.instantiate_classes(parser.parse_object({"one": values})).one
-    assert isinstance(one.generator, GalleryBuilder)
+    assert isinstance(one.generator, Painter)
     assert one.transform(Image.new("RGB", (2, 2))).shape == (3, 2, 2)

@@ -263,7 +263,7 @@ def test_damage__is_an_error_of_ours_or_harms_nothing(damage):
 @pytest.mark.parametrize("key", ["draws", "turns", "entries", "trend", "slice"])
 def test_damage__what_is_needed_and_lacks_is_named(key):
     state = {name: value for name, value in TODAY.items() if name != key}
-    with pytest.raises(ConfigurationError, match=f"SteeringState lacks '{key}'. Resume from another checkpoint"):
+    with pytest.raises(ConfigurationError, match=f"ControllerState lacks '{key}'. Resume from another checkpoint"):
         modes().load_state_dict(RUN | {"steering": state})
 
 
