@@ -29,7 +29,7 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from lightning_failures.core.arrays import as_array
+from lightning_failures.core.arrays import as_array, unit_vectors
 from lightning_failures.core.budget import SKIPPED_FOR_TIME
 from lightning_failures.data.report import FailureReport, ModeReport
 from lightning_failures.directions.matching import (
@@ -383,6 +383,5 @@ def _further_values(report: FailureReport) -> list[NDArray[np.float32]]:
 
 
 def _units(weight: NDArray[np.float32]) -> NDArray[np.float16]:
-    """Rows (K, D) of unit length, rounded."""
-    length = np.sqrt(np.einsum("kd,kd->k", weight, weight, dtype=np.float64))
-    return (weight / np.where(length > 0, length, 1.0)[:, None]).astype(np.float16)
+    """Return the rows (K, D) scaled to unit length and rounded."""
+    return unit_vectors(weight.astype(np.float64)).astype(np.float16)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import torch
@@ -98,6 +98,32 @@ def on_device(array: NDArray[Any], device: str | torch.device) -> Any:
     products of a few hundred rows in a quarter of the time that torch took on the same CPU.
     """
     return array if torch.device(device).type == "cpu" else torch.from_numpy(array).to(device)
+
+
+@overload
+def unit_vectors(vectors: Tensor) -> Tensor: ...
+@overload
+def unit_vectors(vectors: NDArray[Any]) -> NDArray[Any]: ...
+def unit_vectors(vectors: Tensor | NDArray[Any]) -> Tensor | NDArray[Any]:
+    """Scale vectors to unit length; a vector of length zero stays zero.
+
+    Args:
+        vectors: (..., D) float32 or float64, a tensor or an array. Half precision is too coarse for squared lengths:
+            widen it first.
+
+    Returns:
+        (..., D) of the same kind and dtype; the input is unchanged.
+
+    >>> unit_vectors(torch.tensor([[3.0, 4.0], [0.0, 0.0]]))
+    tensor([[0.6000, 0.8000],
+            [0.0000, 0.0000]])
+    """
+    if isinstance(vectors, Tensor):
+        norms: Tensor = torch.linalg.vector_norm(vectors, dim=-1, keepdim=True)
+        return vectors / norms.clamp(min=torch.finfo(vectors.dtype).tiny)
+    lengths = np.sqrt(np.einsum("...d,...d->...", vectors, vectors))
+    scales = np.divide(1.0, lengths, out=np.zeros_like(lengths), where=lengths > 0)
+    return np.asarray(vectors * scales[..., None])
 
 
 def _as_it_is(values: Any) -> NDArray[Any]:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lightning_failures.core.arrays import unit_vectors
 from lightning_failures.errors import ConfigurationError, DataError
 
 _SMALLEST = 1e-6  # length, and sine of an angle, below which a direction is a matter of rounding
@@ -54,7 +55,7 @@ def slerp(start: Tensor, end: Tensor, alpha: float | Tensor) -> Tensor:
     fraction = torch.as_tensor(alpha, dtype=torch.float64).unsqueeze(-1)
     if not bool(((fraction >= 0) & (fraction <= 1)).all()):
         raise ConfigurationError(f"slerp: alpha must be in 0 ... 1; got {alpha}.")
-    a, b = _unit(start, "start"), _unit(end, "end")
+    a, b = _checked_units(start, "start"), _checked_units(end, "end")
     # half of the angle from chord and sum: exact where vectors nearly agree, as an arc cosine is not
     angle = 2 * torch.atan2((a - b).norm(dim=-1, keepdim=True), (a + b).norm(dim=-1, keepdim=True))
     sine = angle.sin()
@@ -93,16 +94,19 @@ def decoding_targets(reference: Tensor, weight: Tensor, *, alpha: float = 0.2) -
         )
     return DecodingTargets(
         hard=slerp(reference, -weight, alpha),
-        reference=_unit(reference, "reference").float(),
+        reference=_checked_units(reference, "reference").float(),
         easy=slerp(reference, weight, alpha),
     )
 
 
-def _unit(vectors: Tensor, name: str) -> Tensor:
-    """(..., D) float64 of unit length."""
+def _checked_units(vectors: Tensor, name: str) -> Tensor:
+    """Return (..., D) float64 unit vectors on the CPU.
+
+    Raises:
+        DataError: A vector has no direction.
+    """
     rows = vectors.detach().cpu().double()
-    length = rows.norm(dim=-1, keepdim=True)
-    if not bool((length > 0).all() and torch.isfinite(length).all()):
+    lengths = torch.linalg.vector_norm(rows, dim=-1)
+    if not bool((lengths > 0).all() and torch.isfinite(lengths).all()):
         raise DataError(f"{name} has no direction: its length is zero or not finite")
-    unit: Tensor = rows / length
-    return unit
+    return unit_vectors(rows)

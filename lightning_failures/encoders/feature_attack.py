@@ -21,6 +21,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from lightning_failures.core.arrays import unit_vectors
 from lightning_failures.core.budget import Deadline
 from lightning_failures.errors import DataError
 
@@ -89,7 +90,8 @@ def feature_attack(
             if deadline is not None and deadline.passed:
                 return None
             gradient = _gradient(features, moved, chosen, bounds)
-            moved = (start + _held(moved + step * _unit(gradient) - start, radius)).clamp(0, 1)
+            ascent = unit_vectors(gradient.flatten(1)).view_as(gradient)
+            moved = (start + _held(moved + step * ascent - start, radius)).clamp(0, 1)
             if on_step is not None:
                 on_step()
     return moved
@@ -110,13 +112,6 @@ def _gradient(features: Callable[[Tensor], Tensor], images: Tensor, chosen: Tens
 
 def _held(change: Tensor, radius: float) -> Tensor:
     """Shorten what is longer than the radius; clipping to [0, 1] afterwards shortens it further."""
-    return change * (radius / _norm(change)).clamp(max=1.0)
-
-
-def _unit(x: Tensor) -> Tensor:
-    return x / _norm(x)
-
-
-def _norm(x: Tensor) -> Tensor:
-    lengths: Tensor = torch.linalg.vector_norm(x.flatten(1), dim=1)
-    return lengths.clamp(min=torch.finfo(x.dtype).tiny).view(-1, 1, 1, 1)
+    lengths: Tensor = torch.linalg.vector_norm(change.flatten(1), dim=1)
+    lengths = lengths.clamp(min=torch.finfo(change.dtype).tiny)
+    return change * (radius / lengths).clamp(max=1.0).view(-1, 1, 1, 1)

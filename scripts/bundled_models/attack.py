@@ -10,6 +10,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from lightning_failures.core.arrays import unit_vectors
+
 __all__ = ["margin", "pgd_l2", "robust_correct"]
 
 Loss = Callable[[Tensor], Tensor]
@@ -39,12 +41,12 @@ def pgd_l2(
     if generator is not None:
         noise = torch.randn(images.shape, generator=generator)
         length = radius * torch.rand(len(images), generator=generator).view(-1, 1, 1, 1)
-        delta = (images + _unit(noise) * length).clamp(0, 1) - images
+        delta = (images + _unit_images(noise) * length).clamp(0, 1) - images
     for _ in range(steps):
         with torch.enable_grad():
             moved = (images + delta).requires_grad_()
             (gradient,) = torch.autograd.grad(loss(moved).sum(), moved)
-        delta = delta + step_size * _unit(gradient)
+        delta = delta + step_size * _unit_images(gradient)
         delta = delta * (radius / _norm(delta)).clamp(max=1.0)
         # clamping shortens the difference in every coordinate, so that it stays in the ball
         delta = (images + delta).clamp(0, 1) - images
@@ -115,5 +117,5 @@ def _norm(x: Tensor) -> Tensor:
     return norms.clamp(min=1e-12).view(-1, 1, 1, 1)
 
 
-def _unit(x: Tensor) -> Tensor:
-    return x / _norm(x)
+def _unit_images(images: Tensor) -> Tensor:
+    return unit_vectors(images.flatten(1)).view_as(images)

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from lightning_failures.core.arrays import as_array, as_mask, as_matrix, as_rows, as_vector
+from lightning_failures.core.arrays import as_array, as_mask, as_matrix, as_rows, as_vector, unit_vectors
 from lightning_failures.errors import DataError
 
 
@@ -80,3 +80,27 @@ def test_as_mask__numbers_that_are_not_boolean():
         as_mask([0, 2], "correct", 2)
     with pytest.raises(DataError, match="shape"):
         as_mask([True], "correct", 2)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_unit_vectors__arrays_and_tensors(dtype):
+    x = (np.random.default_rng(0).normal(size=(6, 4, 5)) * 100).astype(dtype)
+    x[2, 1] = 0
+    before = x.copy()
+    expected = np.linalg.norm(x, axis=-1) > 0
+    for unit in (unit_vectors(x), unit_vectors(torch.from_numpy(x)).numpy()):
+        assert unit.dtype == dtype
+        assert np.allclose(np.linalg.norm(unit, axis=-1), expected)
+        assert np.allclose(unit * np.linalg.norm(x, axis=-1, keepdims=True), x, atol=1e-4)
+    assert np.array_equal(x, before)
+
+
+def test_unit_vectors__tensors_agree_with_torch_bit_for_bit():
+    x = torch.randn(50, 130, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(unit_vectors(x), torch.nn.functional.normalize(x, dim=-1))
+
+
+def test_unit_vectors__empty_and_single():
+    assert unit_vectors(np.empty((0, 3))).shape == (0, 3)
+    assert unit_vectors(torch.empty(0, 3)).shape == (0, 3)
+    assert unit_vectors(np.array([0.0, -2.0])).tolist() == [0.0, -1.0]
