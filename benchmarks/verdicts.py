@@ -34,7 +34,7 @@ from lightning_failures.bundled.digits import ColouredDigits, ColouredDigitsData
 from lightning_failures.data.grades import Grades
 from lightning_failures.interventions import Decision, Intervention, JudgedExamples, Round, Upweight
 from lightning_failures.interventions.verdicts import paired_verdict
-from lightning_failures.steering.forks import Forks, Run, compare_forks
+from lightning_failures.steering.forks.run import Forks, Run, compare_forks
 
 PAIRS = 3
 EPOCHS = 2  # of the training before

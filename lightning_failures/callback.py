@@ -26,7 +26,7 @@ from lightning_failures.errors import ConfigurationError
 from lightning_failures.interventions import Discovery, Intervention
 from lightning_failures.report.feature_names import FeatureNames
 from lightning_failures.steering.controller import InterventionController
-from lightning_failures.steering.lottery import judge_by_forks, keep_for_forks
+from lightning_failures.steering.forks.from_trainer import fork_finished_training, save_start_of_forks
 from lightning_failures.trainer.batch_reader import BatchReader
 from lightning_failures.trainer.embedding_budget import EmbeddingBudget
 from lightning_failures.trainer.epoch_end import AnalysisRunner
@@ -295,7 +295,7 @@ class FailureModes(Callback):
         self._steering.end_epoch(trainer)
         if self.verdict == "fork" and self._steering.begins_after(trainer.current_epoch):
             with self._policy(trainer, "the end of an epoch", "the checkpoint of the forks"):
-                keep_for_forks(trainer, self._steering.folder)
+                save_start_of_forks(trainer, self._steering.folder)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """The training is over: draw its last analysis, and fork it."""
@@ -310,7 +310,9 @@ class FailureModes(Callback):
             explainer = self._explainer
             self._detach()
             with self._policy(trainer, "the forks", "their verdict"):
-                verdict = judge_by_forks(trainer, pl_module, self, began=self._steering.began)
+                verdict = fork_finished_training(
+                    trainer, pl_module, self, folder=self._steering.folder, began=self._steering.began
+                )
                 self.last_report = self._steering.conclude(self.last_report, verdict, self._folder)
                 if explainer is not None and trainer.is_global_zero:
                     explainer.conclude(self.last_report, self._folder)
@@ -571,6 +573,15 @@ class FailureModes(Callback):
         """Half an epoch for what can be left out; writing the rest takes its time too."""
         epoch = self._spending.epoch_seconds(trainer)
         return None if epoch is None else epoch / 2
+
+    def prepare_fork(self, stop_epoch: int | None = None) -> None:
+        """Configure this callback for a fork: raise errors, draw no pictures, roll nothing back, fork nothing itself.
+
+        Args:
+            stop_epoch: First epoch for which no decision is made any more. None keeps the configured one.
+        """
+        self.on_error, self.verdict, self.pictures = "raise", None, False
+        self.interventions = self._steering.prepare_fork(stop_epoch)
 
     def state_dict(self) -> dict[str, Any]:
         """Plain values only, so that checkpoints load with ``weights_only=True``."""

@@ -26,7 +26,7 @@ from lightning_failures.pools.embedder import run_job
 from lightning_failures.pools.fitted import load_fitted
 from lightning_failures.pools.job import PoolJob
 from lightning_failures.pools.source import PoolSource, PoolSplit
-from lightning_failures.steering.forks import PAIRS, Run, fork_verdict
+from lightning_failures.steering.forks.run import PAIRS, Run, fork_verdict
 from lightning_failures.trainer.batch_reader import BatchReader
 
 Split = Literal["train", "validation", "test"]

@@ -112,7 +112,7 @@ class CheckContext:
 
 def options_of(modes: FailureModes) -> dict[str, Any]:
     """The arguments that would make the same callback again."""
-    known = vars(modes) | {"logits_from": modes._observer.logits_from}
+    known = vars(modes)
     return {name: known[name] for name in inspect.signature(FailureModes).parameters if name in known}
 
 

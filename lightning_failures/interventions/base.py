@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from numbers import Real
 from pathlib import Path
@@ -197,6 +198,17 @@ class Intervention(ABC):
             return None
         return (epoch - self.start_epoch) // self.every_n_epochs
 
+    def stopped_at(self, epoch: int) -> Intervention:
+        """Return a copy that makes no decision for ``epoch`` or later ones.
+
+        >>> from lightning_failures.interventions import Upweight
+        >>> Upweight(stop_epoch=9).stopped_at(6).stop_epoch, Upweight(stop_epoch=4).stopped_at(6).stop_epoch
+        (6, 4)
+        """
+        stopped = copy.copy(self)
+        stopped.stop_epoch = epoch if self.stop_epoch is None else min(self.stop_epoch, epoch)
+        return stopped
+
     @property
     def options(self) -> dict[str, Any]:
         """The arguments that it was built with, plain values."""
@@ -211,6 +223,16 @@ class Intervention(ABC):
             raise ConfigurationError(
                 f"{type(self).__name__}({name}=...) must be {allowed}, got {getattr(self, name)!r}."
             )
+
+
+def named_interventions(interventions: Iterable[Intervention]) -> dict[str, Intervention]:
+    """Return the interventions by name; names are keys in checkpoints and names of folders.
+
+    >>> from lightning_failures.interventions import Upweight
+    >>> list(named_interventions([Upweight(), Upweight(factor=3)]))
+    ['0 Upweight', '1 Upweight']
+    """
+    return {f"{k} {type(one).__name__}": one for k, one in enumerate(interventions)}
 
 
 def is_number(value: Any) -> bool:

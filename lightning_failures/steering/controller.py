@@ -23,6 +23,7 @@ from lightning_failures.encoders.cached import CachedEncoder
 from lightning_failures.errors import ConfigurationError, DataError
 from lightning_failures.interventions import Discovery, Intervention, JudgedExamples
 from lightning_failures.interventions.appended import added_index
+from lightning_failures.interventions.base import named_interventions
 from lightning_failures.interventions.sampler import SamplingPlan, SamplingSchedule
 from lightning_failures.interventions.validation_split import report_numbers
 from lightning_failures.interventions.verdicts import Verdict
@@ -69,7 +70,7 @@ class InterventionController:
         lottery: bool,
         say_once: Callable[..., None],
     ) -> None:
-        self.interventions = {f"{k} {type(one).__name__}": one for k, one in enumerate(interventions)}
+        self.interventions = named_interventions(interventions)
         self.draws = SamplingSchedule(seed)
         self._reader, self._seed, self._groups_from, self._say_once = reader, seed, groups_from, say_once
         self._view: tuple[Any, ExamplesView] | None = None
@@ -100,6 +101,16 @@ class InterventionController:
         for one in (self._rollback, self._lottery):
             if one is not None:
                 one.reset()
+
+    def prepare_fork(self, stop_epoch: int | None = None) -> tuple[Intervention, ...]:
+        """Disable rollback, and make no decision for ``stop_epoch`` or later; return the interventions as they are now.
+
+        Loaders are still prepared for all interventions.
+        """
+        self._rollback = None
+        if stop_epoch is not None:
+            self.interventions = {name: one.stopped_at(stop_epoch) for name, one in self.interventions.items()}
+        return tuple(self.interventions.values())
 
     # -- before the first batch ------------------------------------------------------------------------------
 

@@ -1,13 +1,11 @@
-"""Verdicts while a training runs: by a lottery over classes, or by forks of it at its end."""
+"""Verdict while a training runs: half of the classes, chosen at random, are left untreated as a control."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-from lightning.pytorch import LightningModule, Trainer
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -22,9 +20,6 @@ from lightning_failures.interventions.verdicts import (
     randomised_verdict,
 )
 from lightning_failures.steering.checkpoint import RandomizedControlState
-from lightning_failures.steering.fork_at_end import fork_live
-
-CHECKPOINT = "before_interventions.ckpt"
 
 
 class RandomizedControl:
@@ -81,23 +76,6 @@ class RandomizedControl:
         saved = from_jsonable(RandomizedControlState, state)
         self._treated = None if saved.treated is None else {int(key): value for key, value in saved.treated.items()}
         self._before = list(saved.before)
-
-
-def keep_for_forks(trainer: Trainer, folder: Path) -> None:
-    """Write the checkpoint of the moment before an intervention begins. Collective."""
-    try:
-        trainer.save_checkpoint(folder / CHECKPOINT)
-    except Exception:
-        trainer.strategy.barrier("Trainer.save_checkpoint")  # where the processes that do not write wait
-        raise
-
-
-def judge_by_forks(trainer: Trainer, module: LightningModule, modes: Any, *, began: bool) -> Verdict:
-    """Fork that checkpoint when the training is over. ``modes``, the callback, must have left loaders and module."""
-    if not began:
-        return not_measured("nothing was flagged, so no intervention began")
-    folder = modes._steering.folder
-    return fork_live(trainer, module, modes, folder / CHECKPOINT, folder=folder)
 
 
 def _accuracy(grades: Grades, flagged: Tensor) -> NDArray[np.float64]:

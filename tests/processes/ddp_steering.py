@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, DistributedSampler, RandomSampler
 
 from lightning_failures.errors import ConfigurationError, FailureModesError
 from lightning_failures.interventions import AddFiltered, AddSynthetic, Upweight
-from lightning_failures.steering.forks import Run, fork_verdict
+from lightning_failures.steering.forks.run import Run, fork_verdict
 from tests.helpers.toy import NORMALIZE, ColourEncoder, Images, OracleClassifier, callback, loader, trainer
 from tests.processes.ddp_faults import Model, Numbered, Speaks
 from tests.processes.ddp_fit import Backwards

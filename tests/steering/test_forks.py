@@ -17,8 +17,8 @@ from torch.utils.data import DataLoader
 from lightning_failures.errors import ConfigurationError
 from lightning_failures.interventions import Upweight
 from lightning_failures.interventions.validation_split import REPORT, part_of
-from lightning_failures.steering.fork_at_end import fork_live
-from lightning_failures.steering.forks import Forks, Run, fork_verdict
+from lightning_failures.steering.forks.from_trainer import fork_trainer
+from lightning_failures.steering.forks.run import Forks, Run, fork_verdict
 from tests.helpers.toy import Images, OracleClassifier, callback, loader, trainer
 
 pytestmark = [
@@ -345,7 +345,7 @@ class AtTheEnd(Callback):
             self.forks = False
             (modes,) = (one for one in trainer.callbacks if hasattr(one, "interventions"))
             modes._detach()
-            self.found = fork_live(trainer, pl_module, modes, self.path, pairs=2)
+            self.found = fork_trainer(trainer, pl_module, modes, self.path, pairs=2)
 
 
 class Data(L.LightningDataModule):

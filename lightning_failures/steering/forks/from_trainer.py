@@ -1,0 +1,139 @@
+"""Forks of a live Trainer at the end of ``fit``, and the checkpoint that they start from."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import LightningModule, Trainer
+
+from lightning_failures.interventions.verdicts import Verdict, not_measured
+from lightning_failures.steering.forks.callbacks import base_names
+from lightning_failures.steering.forks.run import FORK_EXCLUDED_CALLBACKS, PAIRS, Run, fork_verdict
+from lightning_failures.steering.protocol import SteeredCallback
+
+CHECKPOINT = "before_interventions.ckpt"
+"""Name of the checkpoint in the folder of the run."""
+
+COMMAND = "lightning-failures verdict --config ... --ckpt_path ..."
+
+_SAME_OPTIONS = (
+    "precision",
+    "max_epochs",
+    "max_steps",
+    "min_epochs",
+    "min_steps",
+    "limit_train_batches",
+    "limit_val_batches",
+    "val_check_interval",
+    "check_val_every_n_epoch",
+    "log_every_n_steps",
+    "accumulate_grad_batches",
+    "gradient_clip_val",
+    "gradient_clip_algorithm",
+    "reload_dataloaders_every_n_epochs",
+)
+"""Arguments of a Trainer that it keeps as attributes of the same name."""
+
+
+def save_start_of_forks(trainer: Trainer, folder: Path) -> None:
+    """Write the checkpoint from which the forks resume, just before an intervention begins. Collective."""
+    try:
+        trainer.save_checkpoint(folder / CHECKPOINT)
+    except Exception:
+        # ranks that write nothing wait at this barrier of save_checkpoint
+        trainer.strategy.barrier("Trainer.save_checkpoint")
+        raise
+
+
+def fork_finished_training(
+    trainer: Trainer, module: LightningModule, callback: SteeredCallback, *, folder: Path, began: bool
+) -> Verdict:
+    """Fork a finished training from the checkpoint of :func:`save_start_of_forks`, and return the verdict.
+
+    Args:
+        trainer: The Trainer at the end of ``fit``.
+        module: Its module.
+        callback: The callback with the interventions, detached from loaders and module.
+        folder: Folder of the run.
+        began: Whether any intervention has begun.
+    """
+    if not began:
+        return not_measured("nothing was flagged, so no intervention began")
+    return fork_trainer(trainer, module, callback, folder / CHECKPOINT, folder=folder)
+
+
+def fork_trainer(
+    trainer: Trainer,
+    module: LightningModule,
+    callback: SteeredCallback,
+    ckpt_path: str | Path,
+    *,
+    pairs: int = PAIRS,
+    folder: Path | None = None,
+) -> Verdict:
+    """Fork a Trainer at the end of its training, with copies of its module and callbacks and a new Trainer.
+
+    The new Trainer has the device, precision, limits and gradient settings of the old one, and one process. The
+    datamodule is copied shallowly and shares the data; without a datamodule, the loaders of the training are reused.
+    Forks train as many epochs as the training did.
+
+    Attributes of a module outside its ``state_dict`` are copied in their final state. If no copy can be made, or with
+    several processes, the verdict is "not measured" and names the command to run instead.
+
+    Args:
+        trainer: The Trainer at the end of ``fit``.
+        module: Its module.
+        callback: The callback with the interventions, detached from loaders and module.
+        ckpt_path: A checkpoint from before the interventions began.
+        pairs: Number of pairs of forks.
+        folder: The folder ``failures`` of the training.
+    """
+    if trainer.world_size > 1:
+        return not_measured(f"with several processes, run `{COMMAND}`")
+    try:
+        _copy_run(trainer, module, callback)
+    except Exception as error:
+        return not_measured(f"no copy can be made ({type(error).__name__}: {error}), run `{COMMAND}`")
+    return fork_verdict(
+        lambda: _copy_run(trainer, module, callback),
+        ckpt_path,
+        until=trainer.current_epoch,
+        pairs=pairs,
+        seed=callback.seed,
+        files=folder,
+    )
+
+
+def _copy_run(trainer: Any, module: LightningModule, callback: SteeredCallback) -> Run:
+    """Copy module and callbacks, and make a Trainer with the same options."""
+    module.trainer = None  # deepcopy would copy the Trainer too
+    try:
+        twin = copy.deepcopy(module)
+    finally:
+        module.trainer = trainer
+
+    # objects in the memo are shared, not copied; the last report is dropped
+    shared = (trainer, callback.encoder, callback.robust_encoder, *callback.interventions)
+    memo: dict[int, Any] = {id(one): one for one in shared}
+    memo |= {id(module): twin, id(callback.last_report): None}
+    excluded = {"ProgressBar", "ModelSummary", *FORK_EXCLUDED_CALLBACKS}
+    callbacks = [copy.deepcopy(one, memo) for one in trainer.callbacks if not excluded & base_names(one)]
+
+    device = trainer.strategy.root_device
+    run = type(trainer)(
+        accelerator=device.type,
+        devices=1 if device.index is None else [device.index],
+        callbacks=callbacks,
+        logger=False,
+        num_sanity_val_steps=0,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        enable_checkpointing=False,
+        **{name: getattr(trainer, name) for name in _SAME_OPTIONS},
+    )
+    data: dict[str, Any] = {"datamodule": copy.copy(trainer.datamodule)}
+    if trainer.datamodule is None:
+        data = {"train_dataloaders": trainer.train_dataloader, "val_dataloaders": trainer.val_dataloaders}
+    return Run(run, twin, data)
