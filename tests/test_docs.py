@@ -1,22 +1,76 @@
-"""Documents say what is there: links lead somewhere, names can be imported, the quick start has two commands."""
+"""Documents are true: links lead somewhere, names and options exist, code compiles, the README stays short."""
 
 from __future__ import annotations
 
+import ast
 import importlib
+import inspect
 import re
+import sys
 from pathlib import Path
 
 import pytest
 import yaml
 
+from lightning_failures import FailureModes
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    tomllib = pytest.importorskip("tomli")
+
 ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "lightning_failures"
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
+README = ROOT / "README.md"
+MAX_README_LINES = 150
+
+BANNED_WORDS = ("told", "anew", "nobody", "likewise", "knows no", "cannot be had", "so many", "what is told")
+"""Words that no sentence of the project uses: the field has better ones."""
+
+BANNED = re.compile(r"\b(" + "|".join(word.replace(" ", r"\s+") for word in BANNED_WORDS) + r")\b", re.IGNORECASE)
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    """The fenced blocks of a page in one language."""
+    return re.findall(rf"```{language}\n(.*?)```", page.read_text(), re.DOTALL)
+
+
+def snippets(page: Path) -> list[str]:
+    """The inline code of a page, without its fenced blocks."""
+    text = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
+    return re.findall(r"`([^`\n]+)`", text)
+
+
+def anchors(page: Path) -> set[str]:
+    """The anchors of the headings of a page, as GitHub makes them."""
+    text = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
+    titles = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+def keywords(source: str, function: str) -> set[str]:
+    """The keyword arguments that a source passes to a function."""
+    calls = (node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call))
+    named = (call for call in calls if isinstance(call.func, ast.Name) and call.func.id == function)
+    return {keyword.arg for call in named for keyword in call.keywords if keyword.arg is not None}
+
+
+def section(page: Path, title: str) -> str:
+    """The text between a heading of the second level and the next one."""
+    return re.search(rf"^## {re.escape(title)}\n(.*?)(?=^## |\Z)", page.read_text(), re.DOTALL | re.MULTILINE).group(1)
+
+
+# -- links, names, code ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_links__lead_somewhere(page):
-    for target in re.findall(r"\]\((?!https?://|#)([^)#]+)", page.read_text()):
-        assert (page.parent / target).exists(), target
+    for target in re.findall(r"\]\((?!https?://)([^)]+)\)", page.read_text()):
+        path, _, anchor = target.partition("#")
+        linked = page.parent / path if path else page
+        assert linked.exists(), target
+        assert not anchor or anchor in anchors(linked), target
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -27,22 +81,65 @@ def test_names__can_be_imported(page):
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_python_blocks__compile(page):
-    for block in re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL):
-        compile(block, str(page), "exec")
-
-
-def test_readme__every_benchmark_exists():
-    for script in re.findall(r"benchmarks/\w+\.py", (ROOT / "README.md").read_text()):
+def test_files__exist(page):
+    for snippet in snippets(page):
+        if re.fullmatch(r"(lightning_failures|tests|benchmarks|docs|configs|examples|scripts)/[\w./-]+", snippet):
+            assert (ROOT / snippet).exists(), snippet
+    for script in re.findall(r"(?:benchmarks|docs|examples)/\w+\.py", page.read_text()):
         assert (ROOT / script).is_file(), script
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_python_blocks__compile(page):
+    for block in blocks(page, "python"):
+        compile(block, str(page), "exec")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_python_blocks__import_names_that_exist(page):
+    for block in blocks(page, "python"):
+        for node in ast.walk(ast.parse(block)):
+            if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith(PACKAGE.name):
+                module = importlib.import_module(node.module)
+                assert [alias.name for alias in node.names if not hasattr(module, alias.name)] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_python_blocks__pass_options_that_exist(page):
+    options = set(inspect.signature(FailureModes).parameters)
+    for block in blocks(page, "python"):
+        assert keywords(block, "FailureModes") <= options
+
+
+# -- the README --------------------------------------------------------------------------------------------------
+
+
+def test_readme__is_short():
+    assert len(README.read_text().splitlines()) <= MAX_README_LINES
+
+
 def test_readme__quick_start_has_two_commands():
-    section = re.search(r"## Quick start\n(.*?)\n## ", (ROOT / "README.md").read_text(), re.DOTALL).group(1)
-    commands = [line for block in re.findall(r"```bash\n(.*?)```", section, re.DOTALL) for line in block.splitlines()]
+    quick_start = section(README, "Quick start")
+    commands = [
+        line for block in re.findall(r"```\w*\n(.*?)```", quick_start, re.DOTALL) for line in block.splitlines()
+    ]
     assert len(commands) == 2
     assert "lightning-failures demo" in commands[0]
     assert "pytest" in commands[1]
+
+
+def test_readme__options_exist():
+    cells = [row.split("|")[2] for row in section(README, "Options").splitlines() if row.startswith("| ")][2:]
+    named = {name for cell in cells for name in re.findall(r"`(\w+)=", cell)}
+    assert len(named) > 10
+    assert named <= set(inspect.signature(FailureModes).parameters)
+
+
+def test_readme__shows_images_that_fail():
+    assert "(docs/images/failing-images.png)" in README.read_text()
+
+
+# -- the project -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.name)
@@ -51,7 +148,30 @@ def test_configs__are_yaml_with_the_callback(path):
     assert callbacks[0]["class_path"] == "lightning_failures.FailureModes"
 
 
-def test_repository__tells_no_paths_of_one_machine():
-    for path in [*ROOT.glob("*.*"), *(ROOT / "lightning_failures").rglob("*.py"), *(ROOT / "docs").glob("*")]:
-        if path.is_file() and path.suffix in {".py", ".md", ".toml", ".yaml"}:
+def test_citation__agrees_with_the_package():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert citation["cff-version"] == "1.2.0"
+    assert citation["authors"] == [{"name": "lightning_failures contributors"}]
+    assert [citation["version"], citation["license"]] == [project["version"], project["license"]]
+    assert citation["abstract"] == project["description"]
+    assert [reference["year"] for reference in citation["references"]] == [2023, 2021, 2021]
+
+
+def test_repository__names_no_paths_of_one_machine():
+    for path in [*ROOT.glob("*.*"), *PACKAGE.rglob("*.py"), *(ROOT / "docs").glob("*")]:
+        if path.is_file() and path.suffix in {".py", ".md", ".toml", ".yaml", ".cff"}:
             assert not re.search(r"/(home|root|work|Users)/\w", path.read_text()), path
+
+
+@pytest.mark.parametrize(
+    "page",
+    [p for p in PAGES if p.name not in ("concepts.md", "interventions.md", "seeing.md")],
+    ids=lambda page: page.name,
+)
+def test_english__banned_words(page):
+    assert BANNED.findall(page.read_text()) == []
+
+
+def test_english__this_test_can_fail():
+    assert BANNED.findall("It is told, for want of\nanew; so\nmany retold threshold") == ["told", "anew", "so\nmany"]
