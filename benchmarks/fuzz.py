@@ -34,6 +34,7 @@ from safetensors.torch import save
 
 from lightning_failures.captions.grammar import CaptionVocabulary
 from lightning_failures.cli.report import diff_text, report_text
+from lightning_failures.core.safetensors_io import DamagedShardError
 from lightning_failures.data.example_table import ExampleTable
 from lightning_failures.data.report import (
     ClassReport,
@@ -47,7 +48,6 @@ from lightning_failures.data.report import (
     ValueReport,
 )
 from lightning_failures.directions import FailureDirections, fit_failure_directions
-from lightning_failures.encoders.cache.shard_file import DamagedShardError
 from lightning_failures.encoders.cache.store import EmbeddingCache
 from lightning_failures.encoders.frozen import load_tensors, state_dict_of
 from lightning_failures.errors import FailureModesError

@@ -12,8 +12,8 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch.utils.data import DataLoader
 
 from lightning_failures.core.rng import isolated_rng
+from lightning_failures.core.safetensors_io import DamagedShardError
 from lightning_failures.encoders import Encoder, load_encoder
-from lightning_failures.encoders.cache.shard_file import DamagedShardError
 from lightning_failures.errors import ConfigurationError, DataError
 from lightning_failures.pools.job import PoolJob, ShardWriter, writing
 from lightning_failures.pools.manifest import PoolManifest, default_shard_size

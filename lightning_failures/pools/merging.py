@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lightning_failures.core.safetensors_io import DamagedShardError
 from lightning_failures.directions.fit import FailureDirections
-from lightning_failures.encoders.cache.shard_file import DamagedShardError
 from lightning_failures.errors import DataError
 from lightning_failures.interventions.selection.picker import PoolSelector
 from lightning_failures.interventions.selection.picks import ClassPicks

@@ -9,25 +9,30 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import xxhash
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lightning_failures.core.atomic import replacing
+from lightning_failures.core.safetensors_io import (
+    damage_reported,
+    little_endian,
+    read_array,
+    read_header,
+    start_checksum,
+    write_arrays,
+)
 from lightning_failures.directions.fit import FailureDirections
-from lightning_failures.encoders.cache.shard_file import DamagedShardError, read_header, to_half
+from lightning_failures.encoders.cache.shard_file import to_half
 
 POOL_UNLABELLED = -1
 
 _FORMAT = "lightning_failures pool shard 1"
-_DTYPES: dict[str, np.dtype[Any]] = {"I64": np.dtype("<i8"), "F16": np.dtype("<f2"), "F32": np.dtype("<f4")}
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,26 +102,14 @@ def write_pool_shard(shard: PoolShard, path: Path, *, pool: str) -> None:
         path: Where; a file that is there is replaced.
         pool: Digest of the pool that it belongs to.
     """
-    metadata = {"format": _FORMAT, "pool": pool, "directions": shard.directions or ""}
-    header: dict[str, Any] = {}
-    parts: list[NDArray[Any]] = []
-    offset = 0
+    columns: dict[str, NDArray[Any]] = {}
     for name in _COLUMNS:
-        if (column := getattr(shard, name)) is not None:
-            part = np.ascontiguousarray(column.numpy())
-            part = part.astype(part.dtype.newbyteorder("<"), copy=False)
-            kind = next(kind for kind, dtype in _DTYPES.items() if dtype == part.dtype)
-            header[name] = {"dtype": kind, "shape": part.shape, "data_offsets": [offset, offset + part.nbytes]}
-            parts.append(part)
-            offset += part.nbytes
-    sums = {name: _checksum(metadata, name, part) for name, part in zip(header, parts, strict=True)}
-    header["__metadata__"] = metadata | {"checksums": json.dumps(sums)}
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
-    with replacing(path) as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        for part in parts:
-            file.write(part.data)
+        column: Tensor | None = getattr(shard, name)
+        if column is not None:
+            columns[name] = little_endian(column.numpy())
+    metadata = {"format": _FORMAT, "pool": pool, "directions": shard.directions or ""}
+    checksums = {name: _checksum(metadata, name, column) for name, column in columns.items()}
+    write_arrays(path, columns, metadata | {"checksums": json.dumps(checksums)})
 
 
 def read_pool_shard(path: Path, block: range, *, pool: str, embeddings: bool = True) -> PoolShard:
@@ -132,42 +125,30 @@ def read_pool_shard(path: Path, block: range, *, pool: str, embeddings: bool = T
         DamagedShardError: The content is not what was written for this block of this pool.
         OSError: The file cannot be read.
     """
-    try:
-        with path.open("rb") as file:
-            length, header = read_header(file)
-            metadata = header.pop("__metadata__")
-            if metadata["format"] != _FORMAT or metadata["pool"] != pool:
-                raise ValueError("it belongs to another pool")
-            if os.fstat(file.fileno()).st_size != 8 + length + max(part["data_offsets"][1] for part in header.values()):
-                raise ValueError("wrong size")
-            sums = json.loads(metadata["checksums"])
-            if set(sums) != set(header):
-                raise ValueError("wrong columns")
-            columns: dict[str, Tensor] = {}
-            for name in _COLUMNS:
-                if name not in header or (name == "embeddings" and not embeddings):
-                    continue
-                start, stop = header[name]["data_offsets"]
-                if not 0 <= start <= stop:  # a place that no file has is an error of the header, not of the disk
-                    raise ValueError(f"wrong place of {name}")
-                file.seek(8 + length + start)
-                raw = bytearray(file.read(stop - start))
-                column = np.frombuffer(raw, _DTYPES[header[name]["dtype"]]).reshape(header[name]["shape"])
-                if _checksum(metadata, name, column) != sums[name]:
-                    raise ValueError(f"wrong checksum of {name}")
-                columns[name] = torch.from_numpy(column)
+    with damage_reported(), path.open("rb") as file:
+        header = read_header(file)
+        metadata = header.metadata
+        if metadata["format"] != _FORMAT or metadata["pool"] != pool:
+            raise ValueError("it belongs to another pool")
+        checksums = json.loads(metadata["checksums"])
+        if set(checksums) != set(header.entries):
+            raise ValueError("wrong columns")
+        columns: dict[str, Tensor] = {}
+        for name in _COLUMNS:
+            if name not in header.entries or (name == "embeddings" and not embeddings):
+                continue
+            column = read_array(file, header.entries[name])
+            if _checksum(metadata, name, column) != checksums[name]:
+                raise ValueError(f"wrong checksum of {name}")
+            columns[name] = torch.from_numpy(column)
         if columns["ids"].tolist() != list(block) or any(len(column) != len(block) for column in columns.values()):
             raise ValueError("it holds other examples")
         return PoolShard(**columns, directions=metadata["directions"] or None)
-    except OSError:
-        raise
-    except Exception as error:  # whatever a flipped bit in a header leads to
-        raise DamagedShardError(str(error) or type(error).__name__) from error
 
 
-def _checksum(metadata: dict[str, str], name: str, column: NDArray[Any]) -> str:
+def _checksum(metadata: Mapping[str, str], name: str, column: NDArray[Any]) -> str:
     """Of a column and of what the header says about it."""
     about = [_FORMAT, metadata["pool"], metadata["directions"], name, str(column.dtype), column.shape]
-    hasher = xxhash.xxh3_128(json.dumps(about).encode())
+    hasher = start_checksum(about)
     hasher.update(column.data)
     return hasher.hexdigest()

@@ -17,8 +17,9 @@ import pytest
 import torch
 
 from lightning_failures.core.atomic import replacing
+from lightning_failures.core.safetensors_io import DamagedShardError
 from lightning_failures.encoders.cache import shard_file as shards
-from lightning_failures.encoders.cache.shard_file import DamagedShardError, Shard, read_shard, write_shard
+from lightning_failures.encoders.cache.shard_file import Shard, read_shard, write_shard
 from lightning_failures.encoders.cache.store import EmbeddingCache, content_keys
 from tests.helpers.toy import OracleClassifier, callback, loader, trainer
 from tests.processes import disk_fit

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import dataclasses
 import json
 
@@ -12,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
 
+from lightning_failures.core.safetensors_io import DamagedShardError
 from lightning_failures.data.report import ClassReport, FailureReport
 from lightning_failures.directions import fit_failure_directions
-from lightning_failures.encoders.cache.shard_file import DamagedShardError
 from lightning_failures.errors import ConfigurationError, DataError
 from lightning_failures.pools import PoolManifest, PoolShard, merge_shards, read_pool_shard, scored, write_pool_shard
 from lightning_failures.pools.fitted import load_fitted
@@ -86,6 +87,64 @@ def test_shard__is_a_safetensors_file(tmp_path):
     with safe_open(str(tmp_path / "a"), framework="pt") as file:
         assert torch.equal(file.get_tensor("embeddings"), shard.embeddings)
         assert file.get_tensor("ids").tolist() == [0, 1, 2, 3, 4]
+
+
+# files of release 0.1.0, in base64
+WRITTEN_BEFORE = {
+    "bare": (
+        "0AEAAAAAAAB7ImlkcyI6IHsiZHR5cGUiOiAiSTY0IiwgInNoYXBlIjogWzNdLCAiZGF0YV9vZmZzZXRzIjogWzAsIDI0XX0sICJsYWJlbHMiOi"
+        "B7ImR0eXBlIjogIkk2NCIsICJzaGFwZSI6IFszXSwgImRhdGFfb2Zmc2V0cyI6IFsyNCwgNDhdfSwgImtleXMiOiB7ImR0eXBlIjogIkk2NCIs"
+        "ICJzaGFwZSI6IFszLCAyXSwgImRhdGFfb2Zmc2V0cyI6IFs0OCwgOTZdfSwgIl9fbWV0YWRhdGFfXyI6IHsiZm9ybWF0IjogImxpZ2h0bmluZ1"
+        "9mYWlsdXJlcyBwb29sIHNoYXJkIDEiLCAicG9vbCI6ICJiZWVmIiwgImRpcmVjdGlvbnMiOiAiIiwgImNoZWNrc3VtcyI6ICJ7XCJpZHNcIjog"
+        "XCJjM2VjZjZjYWRmZDgzNzk0NTY3ZjUwM2M3MTZlZWU0ZFwiLCBcImxhYmVsc1wiOiBcIjljMjE2MThjZTE3ZTlhMjVjZDhiMWIzOWE2M2FhMG"
+        "I1XCIsIFwia2V5c1wiOiBcIjk3OGQ5MzM0MjBiZTQ0MGRkM2EzMTM0NDRjZDc1NjcwXCJ9In19ICAgIAQAAAAAAAAABQAAAAAAAAAGAAAAAAAA"
+        "AAEAAAAAAAAA//////////8AAAAAAAAAAAUAAAAAAAAA//////////8DAAAAAAAAAAAAAAAAAABABQAAAAAAAAD5/////////w=="
+    ),
+    "half": (
+        "UAIAAAAAAAB7ImlkcyI6IHsiZHR5cGUiOiAiSTY0IiwgInNoYXBlIjogWzNdLCAiZGF0YV9vZmZzZXRzIjogWzAsIDI0XX0sICJsYWJlbHMiOi"
+        "B7ImR0eXBlIjogIkk2NCIsICJzaGFwZSI6IFszXSwgImRhdGFfb2Zmc2V0cyI6IFsyNCwgNDhdfSwgImtleXMiOiB7ImR0eXBlIjogIkk2NCIs"
+        "ICJzaGFwZSI6IFszLCAyXSwgImRhdGFfb2Zmc2V0cyI6IFs0OCwgOTZdfSwgImVtYmVkZGluZ3MiOiB7ImR0eXBlIjogIkYxNiIsICJzaGFwZS"
+        "I6IFszLCA0XSwgImRhdGFfb2Zmc2V0cyI6IFs5NiwgMTIwXX0sICJfX21ldGFkYXRhX18iOiB7ImZvcm1hdCI6ICJsaWdodG5pbmdfZmFpbHVy"
+        "ZXMgcG9vbCBzaGFyZCAxIiwgInBvb2wiOiAiYmVlZiIsICJkaXJlY3Rpb25zIjogIiIsICJjaGVja3N1bXMiOiAie1wiaWRzXCI6IFwiYzNlY2"
+        "Y2Y2FkZmQ4Mzc5NDU2N2Y1MDNjNzE2ZWVlNGRcIiwgXCJsYWJlbHNcIjogXCI5YzIxNjE4Y2UxN2U5YTI1Y2Q4YjFiMzlhNjNhYTBiNVwiLCBc"
+        "ImtleXNcIjogXCI5NzhkOTMzNDIwYmU0NDBkZDNhMzEzNDQ0Y2Q3NTY3MFwiLCBcImVtYmVkZGluZ3NcIjogXCI3MTE4MjNiNWJiOTQyY2YyMG"
+        "ZkNmQ3NjgzNjFhNmRlMlwifSJ9fSAgBAAAAAAAAAAFAAAAAAAAAAYAAAAAAAAAAQAAAAAAAAD//////////wAAAAAAAAAABQAAAAAAAAD/////"
+        "/////wMAAAAAAAAAAAAAAAAAAEAFAAAAAAAAAPn/////////AAAAMAA0ADYAOAA5ADoAOwA8gDwAPYA9"
+    ),
+    "scored": (
+        "yAIAAAAAAAB7ImlkcyI6IHsiZHR5cGUiOiAiSTY0IiwgInNoYXBlIjogWzNdLCAiZGF0YV9vZmZzZXRzIjogWzAsIDI0XX0sICJsYWJlbHMiOi"
+        "B7ImR0eXBlIjogIkk2NCIsICJzaGFwZSI6IFszXSwgImRhdGFfb2Zmc2V0cyI6IFsyNCwgNDhdfSwgImtleXMiOiB7ImR0eXBlIjogIkk2NCIs"
+        "ICJzaGFwZSI6IFszLCAyXSwgImRhdGFfb2Zmc2V0cyI6IFs0OCwgOTZdfSwgImVtYmVkZGluZ3MiOiB7ImR0eXBlIjogIkYzMiIsICJzaGFwZS"
+        "I6IFszLCA0XSwgImRhdGFfb2Zmc2V0cyI6IFs5NiwgMTQ0XX0sICJ2YWx1ZXMiOiB7ImR0eXBlIjogIkYzMiIsICJzaGFwZSI6IFszXSwgImRh"
+        "dGFfb2Zmc2V0cyI6IFsxNDQsIDE1Nl19LCAiX19tZXRhZGF0YV9fIjogeyJmb3JtYXQiOiAibGlnaHRuaW5nX2ZhaWx1cmVzIHBvb2wgc2hhcm"
+        "QgMSIsICJwb29sIjogImJlZWYiLCAiZGlyZWN0aW9ucyI6ICJkMSIsICJjaGVja3N1bXMiOiAie1wiaWRzXCI6IFwiMWE4ZWIzZDFjYzJiODZm"
+        "ZWM4NjliZGNmMGU5YzM3YWFcIiwgXCJsYWJlbHNcIjogXCJiNzgzOWIwZGQ5ZmMyOWJlNGM4Njc5OWUyNTQyOTZjYlwiLCBcImtleXNcIjogXC"
+        "I4ODUwZjExZGI4YjAyOTM0YzVhNmQwNDY3MTljODRjYlwiLCBcImVtYmVkZGluZ3NcIjogXCJjMGM4MzQzYzFiZTUzOTkxYmYwYjc5OTYwZWYy"
+        "OWMyNVwiLCBcInZhbHVlc1wiOiBcIjFkNzMxNmUyZDRlMWJiZDMyNzAxNzNmMTA4ZWMyMTczXCJ9In19BAAAAAAAAAAFAAAAAAAAAAYAAAAAAA"
+        "AAAQAAAAAAAAD//////////wAAAAAAAAAABQAAAAAAAAD//////////wMAAAAAAAAAAAAAAAAAAEAFAAAAAAAAAPn/////////AAAAAAAAAD4A"
+        "AIA+AADAPgAAAD8AACA/AABAPwAAYD8AAIA/AACQPwAAoD8AALA/AAAAPwAAwH8AAMC/"
+    ),
+}
+
+
+@pytest.mark.parametrize("name", WRITTEN_BEFORE)
+def test_shard__files_of_earlier_versions(tmp_path, name):
+    shard = PoolShard(
+        ids=torch.arange(4, 7),
+        labels=torch.tensor([1, POOL_UNLABELLED, 0]),
+        keys=torch.tensor([[5, -1], [3, 2**62], [5, -7]]),
+    )
+    embeddings = torch.arange(12).view(3, 4) / 8
+    if name == "half":
+        shard = dataclasses.replace(shard, embeddings=embeddings.half())
+    elif name == "scored":
+        values = torch.tensor([0.5, float("nan"), -1.5])
+        shard = dataclasses.replace(shard, embeddings=embeddings, values=values, directions="d1")
+    content = base64.b64decode(WRITTEN_BEFORE[name])
+    write_pool_shard(shard, tmp_path / "now", pool="beef")
+    assert (tmp_path / "now").read_bytes() == content
+    (tmp_path / "before").write_bytes(content)
+    assert same(read_pool_shard(tmp_path / "before", range(4, 7), pool="beef"), shard)
 
 
 @pytest.mark.slow

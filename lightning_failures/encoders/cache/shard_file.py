@@ -9,12 +9,10 @@ memory, and embeddings are read through a memory map.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -22,20 +20,25 @@ import torch
 import xxhash
 from torch import Tensor
 
-from lightning_failures.core.atomic import replacing
+from lightning_failures.core.safetensors_io import (
+    DTYPES,
+    DamagedShardError,
+    damage_reported,
+    little_endian,
+    read_array,
+    read_header,
+    start_checksum,
+    write_arrays,
+)
 
 SUFFIX = ".safetensors"
-DTYPES: dict[str, np.dtype[Any]] = {"F16": np.dtype("<f2"), "F32": np.dtype("<f4")}
 
 _FORMAT = "lightning_failures embeddings 2"
 _GAP = 2**16  # bytes that are read along rather than left out: about what a disk reads while it finds a place
-_AT_ONCE = 2**20  # bytes: enough for a fast disk, little enough for a processor's cache
+_READ_BYTES = 2**20  # bytes read at once: enough for a fast disk, few enough for a processor's cache
+_ALIGNMENT = 64  # bytes: arrays that are mapped from the file are aligned
 
 Array = npt.NDArray[Any]
-
-
-class DamagedShardError(Exception):
-    """What a file holds is not what was written."""
 
 
 @dataclass(frozen=True)
@@ -148,48 +151,33 @@ def _hashable(keys: Array) -> list[bytes]:
     return pairs
 
 
-def _checksum(fingerprint: str, shape: Iterable[int], dtype: str) -> xxhash.xxh3_128:
-    """Of the header; the data are to follow."""
-    return xxhash.xxh3_128(json.dumps([_FORMAT, fingerprint, list(shape), dtype]).encode())
-
-
 def write_shard(shard: Shard, folder: Path, fingerprint: str) -> Path:
-    """Write a file that any safetensors reader opens; it appears under its name whole or not at all."""
-    dtype = next(name for name, kind in DTYPES.items() if kind == shard.embeddings.dtype)
-    parts = {
-        "keys": ("I64", shard.keys.astype("<i8", copy=False)),
-        "places": ("I32", shard.places.astype("<i4", copy=False)),
-        "embeddings": (dtype, np.ascontiguousarray(shard.embeddings)),
+    """Write a shard to a file that is named by its checksum, and return the path.
+
+    Args:
+        shard: Keys and embeddings.
+        folder: Where the file is created.
+        fingerprint: Of the encoder that the embeddings come from.
+    """
+    arrays = {
+        "keys": little_endian(shard.keys),
+        "places": little_endian(shard.places),
+        "embeddings": little_endian(shard.embeddings),
     }
-    hasher = _checksum(fingerprint, shard.embeddings.shape, dtype)
-    header: dict[str, Any] = {}
-    offset = 0
-    for name, (kind, part) in parts.items():
-        hasher.update(part.data)
-        header[name] = {"dtype": kind, "shape": part.shape, "data_offsets": [offset, offset + part.nbytes]}
-        offset += part.nbytes
+    hasher = _start_checksum(fingerprint, arrays["embeddings"].shape, arrays["embeddings"].dtype)
+    for array in arrays.values():
+        hasher.update(array.data)
     checksum = hasher.hexdigest()
-    header["__metadata__"] = {"format": _FORMAT, "fingerprint": fingerprint, "checksum": checksum}
-    text = json.dumps(header).encode()
-    text += b" " * (-(8 + len(text)) % 64)  # arrays mapped from the file are aligned
     target = folder / f"{checksum}{SUFFIX}"
-    with replacing(target) as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        for _, part in parts.values():
-            file.write(part.data)
+    metadata = {"format": _FORMAT, "fingerprint": fingerprint, "checksum": checksum}
+    write_arrays(target, arrays, metadata, alignment=_ALIGNMENT)
     return target
 
 
-def read_header(file: BinaryIO) -> tuple[int, dict[str, Any]]:
-    """Return the length of the header of a safetensors file, and the header; the file stands behind it.
-
-    Raises:
-        ValueError: It is none, or claims to be longer than any of ours.
-    """
-    length = int.from_bytes(file.read(8), "little")
-    if length > 2**20:
-        raise ValueError("header too long")
-    return length, json.loads(file.read(length))
+def _start_checksum(fingerprint: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> xxhash.xxh3_128:
+    """Return a hasher that has seen what the header says of the data."""
+    dtype_name = next(name for name, known in DTYPES.items() if known == dtype)
+    return start_checksum([_FORMAT, fingerprint, list(shape), dtype_name])
 
 
 def to_half(values: Tensor) -> tuple[Tensor, Tensor]:
@@ -211,32 +199,31 @@ def read_shard(path: Path, fingerprint: str) -> Shard:
         OSError: The file cannot be read.
     """
     try:
-        with path.open("rb") as file:
-            length, header = read_header(file)
-            (two, n), (rows, dim) = header["keys"]["shape"], header["embeddings"]["shape"]
-            kind = header["embeddings"]["dtype"]
-            expected = 8 + length + 20 * n + n * dim * DTYPES[kind].itemsize
-            if (two, rows) != (2, n) or n < 1 or dim < 1 or os.fstat(file.fileno()).st_size != expected:
-                raise ValueError("sizes do not agree")
-            hasher = _checksum(fingerprint, (rows, dim), kind)
-            index, buffer = bytearray(20 * n), memoryview(bytearray(_AT_ONCE))
-            file.readinto(index)
-            hasher.update(index)
+        with damage_reported(), path.open("rb") as file:
+            header = read_header(file)
+            if list(header.entries) != ["keys", "places", "embeddings"]:
+                raise ValueError("wrong arrays")
+            entry = header.entries["embeddings"]
+            count, dim = entry.shape
+            if header.entries["keys"].shape != (2, count) or count < 1 or dim < 1:
+                raise ValueError("wrong shapes")
+            keys = read_array(file, header.entries["keys"])
+            places = read_array(file, header.entries["places"])
+            hasher = _start_checksum(fingerprint, entry.shape, entry.dtype)
+            hasher.update(keys.data)
+            hasher.update(places.data)
+            buffer = memoryview(bytearray(_READ_BYTES))
             while read := file.readinto(buffer):
                 hasher.update(buffer[:read])
-            if hasher.hexdigest() != header["__metadata__"]["checksum"]:
+            if hasher.hexdigest() != header.metadata["checksum"]:
                 raise ValueError("wrong checksum")
-            keys = np.frombuffer(index, "<i8", 2 * n).reshape(2, n)
-            places = np.frombuffer(index, "<i4", offset=16 * n)
-            mapped = torch.from_file(str(path), shared=False, size=expected, dtype=torch.uint8).numpy()
-            embeddings = mapped[8 + length + 20 * n :].view(DTYPES[kind]).reshape(n, dim)
+            mapped = torch.from_file(str(path), shared=False, size=header.file_size, dtype=torch.uint8).numpy()
+            embeddings = mapped[entry.start :].view(entry.dtype).reshape(entry.shape)
             embeddings.flags.writeable = False
-    except OSError:
-        raise
-    except Exception as error:  # whatever a flipped bit in a header leads to
+    except DamagedShardError as error:
         if not path.exists():
             raise FileNotFoundError(f"{path} has just been removed") from error
-        raise DamagedShardError(str(error) or type(error).__name__) from error
+        raise
     with contextlib.suppress(OSError):
         os.utime(path)  # "recently used", for eviction
-    return Shard(keys, places, embeddings, path, expected)
+    return Shard(keys, places, embeddings, path, header.file_size)

@@ -23,11 +23,11 @@ import xxhash
 from torch import Tensor
 
 from lightning_failures.core.atomic import TEMPORARY
+from lightning_failures.core.safetensors_io import DamagedShardError
 from lightning_failures.encoders.base import Encoder
 from lightning_failures.encoders.cache.shard_file import (
     SUFFIX,
     Array,
-    DamagedShardError,
     Pending,
     Shard,
     read_shard,

@@ -1,5 +1,6 @@
-"""The file format of the embedding cache; what it promises as a whole is tested in ``test_cache.py``."""
+"""The file format of the embedding cache; what it promises as a whole is tested in ``test_store.py``."""
 
+import base64
 import os
 from unittest.mock import patch
 
@@ -29,6 +30,49 @@ def test_write_shard__comes_back(tmp_path):
     assert read.nbytes == written.nbytes
     assert path.read_bytes()[-written.embeddings.nbytes :] == written.embeddings.tobytes()
     assert path == read.file == write_shard(written, tmp_path, "f")  # named by its content
+
+
+# files of release 0.1.0: (dtype, name, content in base64)
+WRITTEN_BEFORE = [
+    (
+        np.float16,
+        "011a02d67267b0d0ee144056ed3decd9.safetensors",
+        (
+            "eAEAAAAAAAB7ImtleXMiOiB7ImR0eXBlIjogIkk2NCIsICJzaGFwZSI6IFsyLCAzXSwgImRhdGFfb2Zmc2V0cyI6IFswLCA0OF19LCAicGxhY2"
+            "VzIjogeyJkdHlwZSI6ICJJMzIiLCAic2hhcGUiOiBbM10sICJkYXRhX29mZnNldHMiOiBbNDgsIDYwXX0sICJlbWJlZGRpbmdzIjogeyJkdHlw"
+            "ZSI6ICJGMTYiLCAic2hhcGUiOiBbMywgNF0sICJkYXRhX29mZnNldHMiOiBbNjAsIDg0XX0sICJfX21ldGFkYXRhX18iOiB7ImZvcm1hdCI6IC"
+            "JsaWdodG5pbmdfZmFpbHVyZXMgZW1iZWRkaW5ncyAyIiwgImZpbmdlcnByaW50IjogIjBhMWIiLCAiY2hlY2tzdW0iOiAiMDExYTAyZDY3MjY3"
+            "YjBkMGVlMTQ0MDU2ZWQzZGVjZDkifX0gICAgICAgICAgICAgICAgICAgICAgICAgICAgICAgAwAAAAAAAAAFAAAAAAAAAAUAAAAAAAAAAAAAAA"
+            "AAAED5////////////////////AQAAAAIAAAAAAAAAAAAAMAA0ADYAOAA5ADoAOwA8gDwAPYA9"
+        ),
+    ),
+    (
+        np.float32,
+        "ed69779697ba436323874a660311c586.safetensors",
+        (
+            "eAEAAAAAAAB7ImtleXMiOiB7ImR0eXBlIjogIkk2NCIsICJzaGFwZSI6IFsyLCAzXSwgImRhdGFfb2Zmc2V0cyI6IFswLCA0OF19LCAicGxhY2"
+            "VzIjogeyJkdHlwZSI6ICJJMzIiLCAic2hhcGUiOiBbM10sICJkYXRhX29mZnNldHMiOiBbNDgsIDYwXX0sICJlbWJlZGRpbmdzIjogeyJkdHlw"
+            "ZSI6ICJGMzIiLCAic2hhcGUiOiBbMywgNF0sICJkYXRhX29mZnNldHMiOiBbNjAsIDEwOF19LCAiX19tZXRhZGF0YV9fIjogeyJmb3JtYXQiOi"
+            "AibGlnaHRuaW5nX2ZhaWx1cmVzIGVtYmVkZGluZ3MgMiIsICJmaW5nZXJwcmludCI6ICIwYTFiIiwgImNoZWNrc3VtIjogImVkNjk3Nzk2OTdi"
+            "YTQzNjMyMzg3NGE2NjAzMTFjNTg2In19ICAgICAgICAgICAgICAgICAgICAgICAgICAgICAgAwAAAAAAAAAFAAAAAAAAAAUAAAAAAAAAAAAAAA"
+            "AAAED5////////////////////AQAAAAIAAAAAAAAAAAAAAAAAAD4AAIA+AADAPgAAAD8AACA/AABAPwAAYD8AAIA/AACQPwAAoD8AALA/"
+        ),
+    ),
+]
+
+
+@pytest.mark.parametrize(("dtype", "name", "content"), WRITTEN_BEFORE)
+def test_shard__files_of_earlier_versions(tmp_path, dtype, name, content):
+    content = base64.b64decode(content)
+    keys = np.array([[5, -1], [3, 2**62], [5, -7]])
+    embeddings = (np.arange(12).reshape(3, 4) / 8).astype(dtype)
+    assert write_shard(Shard.of(keys, embeddings), tmp_path, "0a1b").name == name
+    assert (tmp_path / name).read_bytes() == content
+    (tmp_path / "before").write_bytes(content)
+    read = read_shard(tmp_path / "before", "0a1b")
+    assert read.find(keys).tolist() == [0, 1, 2]
+    assert np.array_equal(read.embeddings, embeddings)
+    assert read.embeddings.dtype == dtype
 
 
 @pytest.fixture(scope="module")
