@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from importlib import metadata
@@ -26,13 +25,11 @@ from lightning_failures.trainer.metric_keys import (
 from lightning_failures.trainer.pictures.classes_and_leaves import BROWSED
 from lightning_failures.trainer.ranks import Communicator
 from lightning_failures.trainer.run_folder import failures_folder
-from lightning_failures.writers import CSVWriter, FileWriter, TensorBoardWriter, WandbWriter, Writer, writers_for
-from lightning_failures.writers.wandb import MAX_EXAMPLES, MAX_IMAGES, MAX_ROWS
+from lightning_failures.writers.base import WriterLimits
+from lightning_failures.writers.registry import writer_for
 
 BASES = ("lightning", "pytorch-lightning")
 MALICIOUS = ("2.6.2", "2.6.3")
-WANDB_TABLE = 200_000
-TENSORBOARD_IMAGES = 10
 TREE_LEAVES = 5
 """Pictured of a tree: valid ones hold more than a fifth of the failures each, and there is the most important one."""
 TREE_FEATURES = 7
@@ -185,18 +182,18 @@ def check_loggers(case: CheckContext) -> Iterator[Finding]:
     pictures = _pictures(case, classes) if modes.pictures else 0
     for logger in trainer.loggers:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # said here in other words
-            sinks = [sink for sink in writers_for([logger], case.folder) if not isinstance(sink, FileWriter)]
-        if sinks:
-            yield _limits(sinks[0], case, keys=keys, pictures=pictures, classes=classes)
-        else:
+            warnings.simplefilter("ignore")  # reported below, in other words
+            writer = writer_for(logger, case.folder)
+        if writer is not None:
+            yield judge_limits(writer.limits(), case, keys=keys, pictures=pictures, classes=classes)
+        elif type(logger).__name__ != "DummyLogger":
             yield warning(f"{type(logger).__name__} gets up to {keys} scalars; it shows no reports and no pictures.")
     if not trainer.loggers:
-        yield ok("no logger: scalars are shown nowhere, reports are on disk")
+        yield ok("no logger: scalars are not shown anywhere, reports are on disk")
 
 
 def _scalars(case: CheckContext) -> int:
-    """The most keys that one analysis logs."""
+    """Return the most keys that one analysis logs."""
     groups = ((case.modes.encoder, DIRECTION_AGGREGATES), (case.modes.robust_encoder, TREE_AGGREGATES))
     parts = 2 * len(DECISION_KEYS) if case.modes.interventions else 0  # of the report and of the decision part
     aggregates = len(GRADE_AGGREGATES) + sum(len(keys) for cached, keys in groups if cached is not None)
@@ -204,32 +201,45 @@ def _scalars(case: CheckContext) -> int:
 
 
 def _pictures(case: CheckContext, classes: int | None) -> int:
-    """The most that one analysis draws: of the worst classes, and of the rules and features of as many trees."""
+    """Return the most pictures of one analysis: of the worst classes, and of rules and features of as many trees."""
     modes = case.modes
     of_classes = min(modes.worst_k, classes or modes.worst_k) if modes.encoder is not None else 0
     trees = min(modes.worst_k, 2 * (classes or modes.worst_k)) if modes.robust_encoder is not None else 0
     return of_classes + trees * (TREE_LEAVES + TREE_FEATURES)
 
 
-def _limits(sink: Writer, case: CheckContext, *, keys: int, pictures: int, classes: int | None) -> Finding:
-    modes, browsed = case.modes, bool(case.modes.pictures)
-    told = f"{keys} scalars, {pictures} pictures an analysis at most"
-    if isinstance(sink, CSVWriter):
-        return ok(f"CSV: {keys} scalars an analysis at most, one row a class; no pictures, which are on disk")
-    if isinstance(sink, TensorBoardWriter):
-        runs, every = analyses(case), modes.pictures_every_n
-        drawn = (0 if runs is None or every is None else runs // every) + 1
-        kept = f"; it shows about {TENSORBOARD_IMAGES} of the {drawn} drawings of a picture, the rest are on disk"
-        points = f"; up to {BROWSED:,} examples in the projector" if browsed and modes.encoder is not None else ""
-        return ok(f"TensorBoard: {told}{kept if drawn > TENSORBOARD_IMAGES else ''}{points}")
-    assert isinstance(sink, WandbWriter)
-    mode = os.environ.get("WANDB_MODE", "online")
-    offline = bool(getattr(sink.logger, "_offline", False)) or mode != "online"
-    told = f"W&B{' (offline: wandb sync uploads it)' if offline else ''}: {told}"
-    if pictures > MAX_IMAGES:
-        return warning(f"{told}, of which W&B gets the first {MAX_IMAGES}; the rest are on disk.", "Lower worst_k.")
-    if classes is not None and classes > MAX_ROWS:
-        return warning(
-            f"{told}; its table gets the worst {MAX_ROWS:,} of {classes:,} classes (W&B: {WANDB_TABLE:,} rows)."
-        )
-    return ok(f"{told}; up to {MAX_EXAMPLES:,} examples in a table" if browsed else told)
+def judge_limits(limits: WriterLimits, case: CheckContext, *, keys: int, pictures: int, classes: int | None) -> Finding:
+    """Compare what an analysis produces with what a writer shows of it.
+
+    Args:
+        limits: Declared by the writer.
+        case: The configuration.
+        keys: The most scalars of an analysis.
+        pictures: The most pictures of an analysis.
+        classes: The number of classes, or None if it is unknown.
+    """
+    note = f" ({limits.note})" if limits.note else ""
+    if limits.pictures == 0:
+        return ok(f"{limits.name}{note}: at most {keys} scalars an analysis; pictures are on disk only")
+    counts = f"{limits.name}{note}: at most {keys} scalars and {pictures} pictures an analysis"
+    if limits.pictures is not None and pictures > limits.pictures:
+        return warning(f"{counts}; it shows the first {limits.pictures}, the rest are on disk.", "Lower worst_k.")
+    if limits.classes is not None and classes is not None and classes > limits.classes:
+        return warning(f"{counts}; its table holds the worst {limits.classes:,} of {classes:,} classes.")
+    return ok("; ".join([counts, *_kept_drawings(limits, case), *_shown_examples(limits, case)]))
+
+
+def _kept_drawings(limits: WriterLimits, case: CheckContext) -> list[str]:
+    """Return a note if pictures are drawn more often during the run than a writer shows."""
+    n_analyses, every = analyses(case), case.modes.pictures_every_n
+    drawings = 1 + (0 if n_analyses is None or every is None else n_analyses // every)
+    if limits.drawings is None or drawings <= limits.drawings:
+        return []
+    return [f"it shows about {limits.drawings} of the {drawings} drawings of a picture, the rest are on disk"]
+
+
+def _shown_examples(limits: WriterLimits, case: CheckContext) -> list[str]:
+    """Return a note on how many single examples a writer shows."""
+    possible = case.modes.encoder is not None or not limits.examples_need_embeddings
+    count = BROWSED if limits.examples is None else min(limits.examples, BROWSED)
+    return [f"up to {count:,} examples in {limits.examples_in}"] if case.modes.pictures and possible and count else []

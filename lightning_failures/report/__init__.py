@@ -2,20 +2,21 @@
 
 Files, each importing only from those above it::
 
-    diary            The failure diary as a reader sees it: what the reports of a run tell of each mode, put
-    diary_storage    The diary on disk: its state lies beside each analysis, so that a resumed run goes on from
-    sentences        How far to trust a finding, in plain sentences made of the report's own numbers
-    tables           Reports as text: a table for the terminal, Markdown for dashboards and files
-    feature_names    What people call the features that rules mention: a small YAML file that they edit, kept from
-    images           Images for people: thumbnails with text, heat maps, the images that a feature likes best
-    interventions    What the interventions of a report did, in words
-    example_rows     What is known of single examples, as rows that a table or a projector shows beside their
-    gallery          The pictures of an analysis: what is shown, in rows of tiles, for any sink to lay out as it
-    gallery_storage  The pictures of an analysis in one JSON file, images as PNG: written within bounds, and read
-    run_folder       What a run leaves on disk, and how it is read back: reports, the table of examples, pictures.
-    html             The report of a run as one HTML file that needs no network and no server
-    mode_comparison  What became of the failure modes of one run in another
-    comparison       Two runs compared from their saved records alone: what was fixed, what is new, what persists
+    diary            The failure diary for readers: the history of each failure mode over the reports of a run
+    diary_storage    The diary on disk: one state beside each analysis, from which a resumed run continues
+    sentences        How far to trust a finding, in sentences made of the numbers of the report
+    tables           Tables of a report, for the terminal and as Markdown
+    feature_names    User-given names of features: a small YAML file that people edit
+    images           Thumbnails, image grids and heat maps as tensors
+    interventions    What the interventions of a report did, in sentences
+    markdown         One analysis as a Markdown document, the report.md in its folder
+    example_rows     What is known of single examples, for tables and the projector
+    gallery          The pictures of an analysis: structured rows of tiles that each writer lays out
+    gallery_storage  The pictures of an analysis in one JSON file, bounded when written, validated when read
+    run_folder       The files that a run leaves on disk, and reading them back
+    html             The report of a run as one HTML file that needs neither network nor server
+    mode_comparison  The failure modes of one run, matched with those of another
+    comparison       Comparison of two runs from their files: fixed, new and persistent failures
 """
 
 from lightning_failures.report.comparison import compare

@@ -214,7 +214,7 @@ class AnalysisRunner:
     def conclude(self, report: FailureReport, folder: Path) -> None:
         """Tell every sink of the verdict that a report of the first loader bears; in the first process."""
         step = report.global_step or 0
-        self._tell_failed(each_writer(self._sinks.get(folder, ()), lambda sink: sink.conclude(report, step)))
+        self._tell_failed(each_writer(self._sinks.get(folder, ()), lambda sink: sink.write_verdict(report, step)))
 
     def _analyse(
         self,

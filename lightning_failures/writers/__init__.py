@@ -1,26 +1,27 @@
-"""Where reports go: files on disk always, and what each logger of the Trainer can show.
+"""Writers: report files, which are always written, and the pages of each logger of the Trainer.
+
+A writer for another logger derives from :class:`Writer` and is registered in one line, from anywhere::
+
+    register_writer("MLFlowLogger", lambda logger, folder: MLFlowWriter(logger, folder))
 
 Files, each importing only from those above it::
 
-    base         What a sink is, and how many of them are served without one failure stopping the rest
-    files        Files on disk: the record that is always written, whatever logger there is
-    layout       TensorBoard's page "Custom Scalars": the keys under ``failures/`` in charts that belong together
-    projector    TensorBoard's projector: the embeddings of some examples as points, with thumbnails and what is
-    csv          CSV: all classes of all analyses in one table beside Lightning's ``metrics.csv``
-    tensorboard  TensorBoard: scalars laid out in charts, a ranked table, sentences, pictures and points under
-    wandb        Weights & Biases: two bounded tables an analysis, pictures, and the files of the report as an
+    base         The protocol of a writer, the limits that it declares, and texts that several writers share
+    files        Report files on disk, written whatever loggers there are
+    layout       The charts of TensorBoard's "Custom Scalars" page for the keys under ``failures/``
+    projector    Points for TensorBoard's projector: embeddings, thumbnails and metadata of some examples
+    csv          CSV: one row a class and analysis, in a table next to Lightning's ``metrics.csv``
+    tensorboard  TensorBoard: scalar charts, ranked table, sentences, pictures and projector points
+    wandb        Weights & Biases: two bounded tables an analysis, pictures, and the report as an artifact
+    registry     The writer of each logger class, those of other packages included
 """
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Iterable
-from pathlib import Path
-from typing import Any
-
-from lightning_failures.writers.base import Writer, each_writer
+from lightning_failures.writers.base import Writer, WriterLimits, each_writer
 from lightning_failures.writers.csv import CSVWriter
 from lightning_failures.writers.files import FileWriter, write_report
+from lightning_failures.writers.registry import register_writer, writers_for
 from lightning_failures.writers.tensorboard import TensorBoardWriter
 from lightning_failures.writers.wandb import WandbWriter
 
@@ -30,35 +31,9 @@ __all__ = [
     "TensorBoardWriter",
     "WandbWriter",
     "Writer",
+    "WriterLimits",
     "each_writer",
+    "register_writer",
     "write_report",
     "writers_for",
 ]
-
-
-def writers_for(loggers: Iterable[Any], folder: Path, *, feature_names: Path | None = None) -> list[Writer]:
-    """Return the sinks of a run.
-
-    Loggers are told apart by the names of their classes, because ``lightning.pytorch`` and ``pytorch_lightning`` have
-    their own. A logger of another kind still gets all scalars through Lightning; reports and pictures are then on disk.
-
-    Args:
-        loggers: Those of the Trainer.
-        folder: Where the files go.
-        feature_names: Where people name features; None: features.yaml in ``folder``.
-    """
-    sinks: list[Writer] = [FileWriter(folder, feature_names)]
-    for logger in loggers:
-        names = {base.__name__ for base in type(logger).__mro__}
-        if "TensorBoardLogger" in names:
-            sinks.append(TensorBoardWriter(logger))
-        elif "WandbLogger" in names:
-            sinks.append(WandbWriter(logger, folder))
-        elif "CSVLogger" in names:
-            sinks.append(CSVWriter(Path(logger.log_dir)))
-        elif "DummyLogger" not in names:  # of fast_dev_run
-            warnings.warn(
-                f"FailureModes knows no way to show pictures in a {type(logger).__name__}: they are in {folder}.",
-                stacklevel=2,
-            )
-    return sinks

@@ -1,9 +1,10 @@
-"""What a sink is, and how many of them are served without one failure stopping the rest."""
+"""The protocol of a writer, the limits that it declares, and texts that several writers share."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
-from typing import Protocol
+from dataclasses import dataclass
 
 from lightning_failures.data.report import ClassReport, FailureReport
 from lightning_failures.report.diary import diary_markdown
@@ -12,24 +13,69 @@ from lightning_failures.report.interventions import interventions_markdown
 from lightning_failures.report.tables import enrichment_markdown, notes_markdown, tree_markdown, trust_markdown
 
 
-class Writer(Protocol):
-    """A place where people read reports. It is only ever called in the first process."""
+@dataclass(frozen=True)
+class WriterLimits:
+    """What a writer shows of an analysis; ``lightning-failures doctor`` compares a configuration with it.
 
+    Attributes:
+        name: Of the place, for messages, such as "TensorBoard".
+        note: Anything else that users should know before the run, such as "one row a class"; or empty.
+        pictures: The most pictures shown of one analysis; 0 for none, None for all.
+        drawings: The most drawings of one picture that are kept over a run; None for all.
+        classes: The most classes in the table of one analysis; None for all.
+        examples: The most single examples shown; 0 for none, None for all thumbnails of the gallery.
+        examples_in: Where examples are shown, such as "a table".
+        examples_need_embeddings: Whether only embedded examples are shown.
+    """
+
+    name: str
+    note: str = ""
+    pictures: int | None = None
+    drawings: int | None = None
+    classes: int | None = None
+    examples: int | None = 0
+    examples_in: str = ""
+    examples_need_embeddings: bool = False
+
+
+class Writer(ABC):
+    """A place where people read reports. Only :meth:`write` has to be implemented.
+
+    All methods are called in the first process (rank 0) only. An exception in one of them is reported once, and neither
+    stops the training nor the other writers.
+    """
+
+    @abstractmethod
     def write(self, report: FailureReport, step: int) -> None:
-        """Write one analysis in numbers and words; ``step`` is the global step of the training."""
-        ...
+        """Write the numbers and texts of one analysis; ``step`` is the global step of the training."""
 
-    def show(self, report: FailureReport, gallery: Gallery, step: int) -> None:
-        """Add its pictures. The report is that of :meth:`write`, with its features: they are known once drawn."""
-        ...
+    def show(self, report: FailureReport, gallery: Gallery, step: int) -> None:  # noqa: B027 - optional
+        """Add the pictures of an analysis, after :meth:`write`. By default nothing is shown.
 
-    def conclude(self, report: FailureReport, step: int) -> None:
-        """Tell what interventions have come to; the report is that of the last analysis, with their verdict."""
-        ...
+        The report is that of :meth:`write` with its ``features``, which are found when the pictures are drawn.
+        """
+
+    def write_verdict(self, report: FailureReport, step: int) -> None:  # noqa: B027 - optional
+        """Add the verdict on the interventions, after the training, to the last report. By default nothing is added."""
+
+    def limits(self) -> WriterLimits:
+        """Return what this writer shows at most. By default it is said to show everything but single examples."""
+        return WriterLimits(type(self).__name__)
+
+
+def each_writer(writers: Iterable[Writer], act: Callable[[Writer], None]) -> list[tuple[Writer, Exception]]:
+    """Call ``act`` on every writer; return the writers that raised, with their exceptions."""
+    failed: list[tuple[Writer, Exception]] = []
+    for writer in writers:
+        try:
+            act(writer)
+        except Exception as error:
+            failed.append((writer, error))
+    return failed
 
 
 def tag_prefix(report: FailureReport) -> str:
-    """Return what the tags of a report begin with; the bare one belongs to the first validation loader.
+    """Return the prefix of a report's tags; the first validation loader has the bare one.
 
     >>> tag_prefix(FailureReport(0, None, (), stage="test", dataloader=1))
     'failures/test/dataloader_1'
@@ -42,8 +88,8 @@ def tag_prefix(report: FailureReport) -> str:
     return "/".join(parts)
 
 
-def found_captions(entry: ClassReport) -> dict[str, str | None]:
-    """Return the best caption of either end for a table; None without a pattern, where it would describe noise."""
+def best_captions(entry: ClassReport) -> dict[str, str | None]:
+    """Return the best caption of each end as table cells; None without a pattern, where captions describe noise."""
     return {
         "hardest_caption": entry.hardest_captions[0] if entry.pattern and entry.hardest_captions else None,
         "easiest_caption": entry.easiest_captions[0] if entry.pattern and entry.easiest_captions else None,
@@ -51,7 +97,7 @@ def found_captions(entry: ClassReport) -> dict[str, str | None]:
 
 
 def report_texts(report: FailureReport) -> dict[str, str]:
-    """What a dashboard shows of a report in words, as Markdown, beside its table of classes; only what there is.
+    """Return the non-empty texts that a dashboard shows next to its table of classes, as Markdown by name.
 
     >>> report_texts(FailureReport(0, None, (), notes=("A sample.",)))
     {'notes': '* A sample.'}
@@ -65,14 +111,3 @@ def report_texts(report: FailureReport) -> dict[str, str]:
         "interventions": interventions_markdown(report),
     }
     return {key: text for key, text in texts.items() if text}
-
-
-def each_writer(sinks: Iterable[Writer], act: Callable[[Writer], None]) -> list[tuple[Writer, Exception]]:
-    """Do something with every sink; return those that failed, with their errors."""
-    failed: list[tuple[Writer, Exception]] = []
-    for sink in sinks:
-        try:
-            act(sink)
-        except Exception as error:
-            failed.append((sink, error))
-    return failed

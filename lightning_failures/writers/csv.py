@@ -1,4 +1,4 @@
-"""CSV: all classes of all analyses in one table beside Lightning's ``metrics.csv``."""
+"""CSV: one row a class and analysis, in a table next to Lightning's ``metrics.csv``."""
 
 from __future__ import annotations
 
@@ -13,27 +13,28 @@ from typing import Any
 
 from lightning_failures.core.atomic import replacing
 from lightning_failures.data.report import FailureReport
-from lightning_failures.report.gallery import Gallery
-from lightning_failures.writers.base import found_captions
+from lightning_failures.writers.base import Writer, WriterLimits, best_captions
 
 COLUMNS = (
     "stage", "epoch", "step", "dataloader", "name", "examples", "accuracy", "cv_score", "cv_score_stderr", "p_value",
     "pattern", "c", "flagged", "aler", "base_error_rate", "hardest_caption", "easiest_caption", "skipped",
 )  # fmt: skip
 
+USER_TEXT_COLUMNS = ("name", "hardest_caption", "easiest_caption", "skipped")
+"""Columns with untrusted text: a class name may be the name of a folder in a downloaded data set."""
 
-USER_TEXT = ("name", "hardest_caption", "easiest_caption", "skipped")
-"""Columns with words of the user, who may be anybody: a name of a folder in a data set that was downloaded."""
+ANALYSIS_COLUMNS = ("stage", "step", "dataloader")
+"""Columns that identify an analysis."""
 
-SAME = ("stage", "step", "dataloader")
-"""What tells that two rows are of one analysis."""
+_UNSAFE = {0: "\ufffd", ord("\r"): " "}  # before Python 3.13, csv does not quote "\r" and cannot read "\0"
+_MAX_CHARACTERS = 100_000  # csv reads fields of up to 131,072 characters
 
 
 @dataclass(frozen=True)
-class CSVWriter:
-    """``failure_classes.csv``: one row a class and analysis. Rows of a step that is analysed again are replaced.
+class CSVWriter(Writer):
+    """Writes ``failure_classes.csv``, one row a class and analysis; rows of a repeated analysis are replaced.
 
-    The table is copied row by row, so that it takes no memory, however many analyses a run has.
+    The table is copied row by row, so that memory does not grow with the number of analyses.
     """
 
     folder: Path
@@ -42,47 +43,48 @@ class CSVWriter:
         """Add the rows of one analysis."""
         path = self.folder / "failure_classes.csv"
         where = {"stage": report.stage or "", "epoch": report.epoch, "step": step, "dataloader": report.dataloader}
-        same, now = itemgetter(*map(COLUMNS.index, SAME)), tuple(str(where[key]) for key in SAME)
+        analysis_of = itemgetter(*map(COLUMNS.index, ANALYSIS_COLUMNS))
+        this_analysis = tuple(str(where[key]) for key in ANALYSIS_COLUMNS)
         with replacing(path) as file:
-            # names may hold bytes that are no UTF-8, as in the other files
+            # class names may hold bytes that are not UTF-8, as in the other files
             text = io.TextIOWrapper(file, "utf-8", "backslashreplace", newline="")
             writer = csv.writer(text, lineterminator="\n")
             writer.writerow(COLUMNS)
-            writer.writerows(row for row in _rows(path) if len(row) == len(COLUMNS) and same(row) != now)
+            complete = (row for row in _stored_rows(path) if len(row) == len(COLUMNS))
+            writer.writerows(row for row in complete if analysis_of(row) != this_analysis)
             for entry in report.classes:
-                cells = _cells(entry.to_dict() | found_captions(entry) | where)
+                cells = _cells(entry.to_dict() | best_captions(entry) | where)
                 writer.writerow([cells[column] for column in COLUMNS])
             text.detach()
 
-    def show(self, report: FailureReport, gallery: Gallery, step: int) -> None:
-        """A table has no pictures."""
-
-    def conclude(self, report: FailureReport, step: int) -> None:
-        """And no verdicts."""
-
-
-_UNSAFE = {0: "\ufffd", ord("\r"): " "}  # Python before 3.13 does not quote the one and does not read the other
-_LONGEST = 100_000  # Python reads fields of up to 131,072 characters
+    def limits(self) -> WriterLimits:
+        """Return that a table has rows and no pictures."""
+        return WriterLimits("CSV", note="one row a class", pictures=0)
 
 
 def _cells(row: dict[str, Any]) -> dict[str, Any]:
-    """Text that any CSV reader reads back as one cell, and that no spreadsheet takes for a formula."""
-    return {k: _plain(v, guarded=k in USER_TEXT) if isinstance(v, str) else v for k, v in row.items()}
+    """Return the row with its texts made safe for every CSV reader and spreadsheet."""
+    return {
+        column: safe_cell(value, guarded=column in USER_TEXT_COLUMNS) if isinstance(value, str) else value
+        for column, value in row.items()
+    }
 
 
-def _plain(text: str, *, guarded: bool) -> str:
-    r"""An apostrophe in front makes a spreadsheet show what else it would compute.
+def safe_cell(text: str, *, guarded: bool) -> str:
+    r"""Return text that every CSV reader reads back as one cell and, if ``guarded``, no spreadsheet evaluates.
 
-    >>> _plain("=HYPERLINK(0)", guarded=True), _plain("cat-dog", guarded=True)
+    An apostrophe in front makes a spreadsheet show a formula instead of computing it.
+
+    >>> safe_cell("=HYPERLINK(0)", guarded=True), safe_cell("cat-dog", guarded=True)
     ("'=HYPERLINK(0)", 'cat-dog')
     """
-    text = text[:_LONGEST].translate(_UNSAFE)
-    first = unicodedata.normalize("NFKC", text.lstrip()[:1])  # a wide sign counts too
+    text = text[:_MAX_CHARACTERS].translate(_UNSAFE)
+    first = unicodedata.normalize("NFKC", text.lstrip()[:1])  # full-width signs begin formulas too
     return f"'{text}" if guarded and first in ("=", "+", "-", "@") else text
 
 
-def _rows(path: Path) -> Iterator[list[str]]:
-    """The rows that are there already."""
+def _stored_rows(path: Path) -> Iterator[list[str]]:
+    """Yield the rows of an existing table; a table with other columns is renamed to ``.old.csv``."""
     if not path.is_file():
         return
     with path.open(encoding="utf-8", errors="replace", newline="") as file:
@@ -90,4 +92,4 @@ def _rows(path: Path) -> Iterator[list[str]]:
         if tuple(next(reader, ())) == COLUMNS:
             yield from reader
             return
-    path.replace(path.with_suffix(".old.csv"))  # of another version: kept, not mixed
+    path.replace(path.with_suffix(".old.csv"))  # of another version: kept, but not mixed with ours

@@ -1,4 +1,4 @@
-"""TensorBoard's page "Custom Scalars": the keys under ``failures/`` in charts that belong together."""
+"""The charts of TensorBoard's "Custom Scalars" page for the keys under ``failures/``."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 from lightning_failures.data.report import FailureReport
 
 Layout = dict[str, dict[str, list[Any]]]
+"""Category -> chart title -> ["Multiline", tags] or ["Margin", [value, lower, upper]]."""
 
 CLASS = "class/[^/]+/"
 CHARTS = (
@@ -34,13 +35,13 @@ CHARTS = (
         for part in ("report", "decision")
     ),
 )
-"""Category, chart and its keys, which are patterns. The names are stable: TensorBoard merges the layouts of runs."""
+"""Category, chart title and keys (regular expressions). Titles are stable: TensorBoard merges the layouts of runs."""
 
 _TAG = b"custom_scalars__config__"
 
 
 def chart_names(report: FailureReport) -> set[str]:
-    """The keys of :data:`CHARTS` that a run logs which made this report.
+    """Return the keys of :data:`CHARTS` that are logged with a report.
 
     >>> from lightning_failures.data.report import ClassReport
     >>> report = FailureReport(9, 0.5, (ClassReport("cat", 9, accuracy=0.5),), summary={"accuracy": 0.5}, stage="test")
@@ -57,10 +58,10 @@ def chart_names(report: FailureReport) -> set[str]:
 
 
 def chart_layout(names: Set[str]) -> Layout:
-    """The charts of what there is, as ``SummaryWriter.add_custom_scalars`` takes them.
+    """Return the charts of the given keys as ``SummaryWriter.add_custom_scalars`` takes them.
 
-    TensorBoard reads the keys as regular expressions from the start of a tag. These let what a logger puts before each
-    key and the number of a loader behind it pass, and nothing else.
+    TensorBoard matches regular expressions at the start of a tag. Ours accept the prefix of a logger and the suffix
+    of a loader, and nothing else.
 
     >>> chart_layout({"accuracy"})["failures: grades"]
     {'accuracy and coverage': ['Multiline', ['(.+-)?failures/accuracy(/dataloader_[0-9]+)?$']]}
@@ -73,10 +74,10 @@ def chart_layout(names: Set[str]) -> Layout:
 
 
 def written_layout(folder: Path) -> Layout:
-    """The layout that a run has, of whoever wrote it: TensorBoard shows only the last one that a run was given.
+    """Return the last layout written to a run, by anyone: the only one that TensorBoard shows.
 
     Args:
-        folder: With the event files of the run.
+        folder: Holds the event files of the run.
     """
     found: Layout = {}
     for path in sorted(folder.glob("*tfevents*")):
@@ -85,12 +86,12 @@ def written_layout(folder: Path) -> Layout:
     return found
 
 
-def extended(layout: Layout, names: Set[str]) -> Layout | None:
-    """A layout with the charts of ``names`` in it; None where it has them all. Charts of others stay.
+def extended_layout(layout: Layout, names: Set[str]) -> Layout | None:
+    """Add the charts of ``names`` to a layout, keeping all charts in it; return None if it holds them already.
 
-    >>> extended({"mine": {"loss": ["Multiline", ["loss"]]}}, {"accuracy"}).keys()
+    >>> extended_layout({"mine": {"loss": ["Multiline", ["loss"]]}}, {"accuracy"}).keys()
     dict_keys(['mine', 'failures: grades'])
-    >>> extended(chart_layout({"accuracy"}), {"accuracy"}) is None
+    >>> extended_layout(chart_layout({"accuracy"}), {"accuracy"}) is None
     True
     """
     there = {tag for charts in layout.values() for _, tags in charts.values() for tag in tags}
@@ -107,7 +108,10 @@ def _pattern(key: str) -> str:
 
 
 def _records(path: Path) -> Iterator[bytes]:
-    """The events of a file that may hold a layout: 8 bytes of length, 4 of checksum, the event, 4 of checksum."""
+    """Yield the events of a file that may hold a layout.
+
+    A record is 8 bytes of length, 4 of checksum, the event, and 4 of checksum.
+    """
     if path.stat().st_size == 0:
         return
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
@@ -115,14 +119,14 @@ def _records(path: Path) -> Iterator[bytes]:
         while start + 12 <= len(data):
             end = start + 12 + struct.unpack_from("<Q", data, start)[0]
             if end > len(data):
-                return  # half a record, or none
+                return  # truncated, or not an event file
             if data.find(_TAG, start + 12, end) >= 0:
                 yield data[start + 12 : end]
             start = end + 4
 
 
 def _layout(record: bytes) -> Layout | None:
-    """The layout of an event; None where it has none, or none that can be read."""
+    """Return the layout in an event; None if there is no readable one."""
     from google.protobuf.message import DecodeError
     from tensorboard.compat.proto.event_pb2 import Event
     from tensorboard.plugins.custom_scalar.layout_pb2 import Layout as Message

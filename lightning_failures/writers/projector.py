@@ -1,7 +1,11 @@
-"""TensorBoard's projector: the embeddings of some examples as points, with thumbnails and what is known of each.
+"""Points for TensorBoard's projector: embeddings, thumbnails and metadata of some examples.
 
-The files are written here and not by ``SummaryWriter.add_embedding``, which adds to a run at every step and never takes
-anything away, breaks where a name holds a tab or a line break, and prints where a folder is there already.
+The files are not written by ``SummaryWriter.add_embedding``, which adds points at every step and never removes any,
+breaks on names with a tab or a line break, and prints a message if the folder exists.
+
+``SummaryWriter`` keeps the projector's configuration in ``_projector_config`` and writes the whole file from it when
+the user calls ``add_embedding``. No public method adds an entry, so this file sets that attribute: without it, our
+points would vanish at the user's next call. A test of this file notices when TensorBoard's internals change.
 """
 
 from __future__ import annotations
@@ -25,67 +29,71 @@ from lightning_failures.report.gallery import Thumbnails
 from lightning_failures.report.gallery_storage import to_png
 
 FOLDER = "failures_projector"
-CONFIG = "projector_config.pbtxt"
-TENSORS, METADATA, SPRITE = "tensors.tsv", "metadata.tsv", "sprite.png"
-KEPT = 2
-"""Analyses whose points stay: a TensorBoard that is running goes on reading the files that it found when it began."""
+CONFIG_FILE = "projector_config.pbtxt"
+TENSORS_FILE, METADATA_FILE, SPRITE_FILE = "tensors.tsv", "metadata.tsv", "sprite.png"
+KEPT_ANALYSES = 2
+"""Analyses whose points are kept: a running TensorBoard goes on reading the files that it found at its start."""
 
 COLUMNS = ("label", "id", "prediction", "right", "confidence", "decision value", "flagged", "leaf")
-"""The first of text is what TensorBoard writes beside a point."""
+"""Metadata columns; TensorBoard labels a point with the first one."""
 
 
 def write_projector(writer: Any, tag: str, step: int, rows: Sequence[ExampleRow], thumbnails: Thumbnails) -> None:
-    """Put points into a run in the place of those that it has under the same tag. Those of others stay.
+    """Write the points of one analysis in place of earlier points with the same tag; other tags are kept.
+
+    Nothing is written without embeddings, or if the log folder is not on a local disk.
 
     Args:
-        writer: A ``SummaryWriter``, of a folder on this machine: elsewhere nothing is written.
-        tag: What the points are.
-        step: Of the training.
-        rows: n, one a thumbnail.
-        thumbnails: n, with embeddings (n, D). Those that have none, which are not finite, are left out.
+        writer: A ``SummaryWriter``.
+        tag: Name of the points.
+        step: The global step of the training.
+        rows: n rows, one a thumbnail.
+        thumbnails: n thumbnails with embeddings (n, D). Examples whose embedding is not finite are left out.
     """
     if thumbnails.embeddings is None or "://" in str(writer.log_dir):
         return
-    known = torch.isfinite(thumbnails.embeddings).all(1)
-    if not known.any():
+    embedded = torch.isfinite(thumbnails.embeddings).all(1)
+    if not embedded.any():
         return
-    embeddings, images = thumbnails.embeddings[known], thumbnails.images[known]
+    embeddings, images = thumbnails.embeddings[embedded], thumbnails.images[embedded]
     log_dir = Path(writer.log_dir)
     here = log_dir / FOLDER / tag.replace("/", "-") / f"{step:08d}"
-    write_atomically(here / TENSORS, _tensors(embeddings))
-    write_atomically(here / METADATA, metadata_tsv(list(compress(rows, known.tolist()))))
-    write_atomically(here / SPRITE, sprite(images))
+
+    write_atomically(here / TENSORS_FILE, _tensors_tsv(embeddings))
+    write_atomically(here / METADATA_FILE, metadata_tsv(list(compress(rows, embedded.tolist()))))
+    write_atomically(here / SPRITE_FILE, sprite(images))
     _register(writer, tag, step, here.relative_to(log_dir).as_posix(), (*embeddings.shape, *images.shape[2:]))
-    others = sorted((one for one in here.parent.iterdir() if one != here), key=lambda one: one.stat().st_mtime)
-    for old in others[: -(KEPT - 1)]:
+
+    earlier = sorted((path for path in here.parent.iterdir() if path != here), key=lambda path: path.stat().st_mtime)
+    for old in earlier[: -(KEPT_ANALYSES - 1)]:
         shutil.rmtree(old, ignore_errors=True)
 
 
 def _register(writer: Any, tag: str, step: int, folder: str, sizes: tuple[int, ...]) -> None:
-    """Name the files in the configuration of the run, which is of all its points."""
+    """Add the files to the projector configuration of the run; ``sizes`` are (n, D, height, width)."""
     from google.protobuf import text_format
     from tensorboard.plugins.projector.projector_config_pb2 import EmbeddingInfo, ProjectorConfig
 
     n, dim, height, width = sizes
     info = EmbeddingInfo(
-        tensor_name=f"{tag}:{step:05d}",  # another name for other points, or TensorBoard shows those that it remembers
-        tensor_path=f"{folder}/{TENSORS}",
+        tensor_name=f"{tag}:{step:05d}",  # a new name at every step, because TensorBoard caches points by name
+        tensor_path=f"{folder}/{TENSORS_FILE}",
         tensor_shape=[n, dim],
-        metadata_path=f"{folder}/{METADATA}",
+        metadata_path=f"{folder}/{METADATA_FILE}",
     )
-    info.sprite.image_path = f"{folder}/{SPRITE}"
+    info.sprite.image_path = f"{folder}/{SPRITE_FILE}"
     info.sprite.single_image_dim.extend([width, height])
-    path = Path(writer.log_dir) / CONFIG
-    config = _config(path, ProjectorConfig)
-    others = [one for one in config.embeddings if not one.tensor_name.startswith(f"{tag}:")]
+    path = Path(writer.log_dir) / CONFIG_FILE
+    config = _read_config(path, ProjectorConfig)
+    others = [entry for entry in config.embeddings if not entry.tensor_name.startswith(f"{tag}:")]
     del config.embeddings[:]
     config.embeddings.extend([*others, info])
     write_atomically(path, text_format.MessageToString(config).encode())
-    writer._projector_config = config  # from which add_embedding writes the file anew
+    writer._projector_config = config  # see the module's docstring
 
 
-def _config(path: Path, kind: Any) -> Any:
-    """What a run has already; nothing where the file is none that TensorBoard could read."""
+def _read_config(path: Path, kind: Any) -> Any:
+    """Return the projector configuration of a run; an empty one if there is no valid file."""
     from google.protobuf import text_format
 
     try:
@@ -94,15 +102,15 @@ def _config(path: Path, kind: Any) -> Any:
         return kind()
 
 
-def _tensors(embeddings: Tensor) -> bytes:
-    """(n, D) float32 as lines of numbers."""
+def _tensors_tsv(embeddings: Tensor) -> bytes:
+    """Return (n, D) float32 as n lines of numbers separated by tabs."""
     text = io.BytesIO()
     np.savetxt(text, embeddings.numpy(), fmt="%.6g", delimiter="\t")
     return text.getvalue()
 
 
 def metadata_tsv(rows: Sequence[ExampleRow]) -> bytes:
-    r"""A line for each point below the names of the columns; no text can break a line or a cell.
+    r"""Return a header and one line a point; tabs and line breaks in texts become spaces.
 
     >>> metadata_tsv([ExampleRow(7, "a\tb", "c\nd", False, 0.25, None, None, None)]).splitlines()[1]
     b'a b\t7\tc d\tno\t0.25\t\t\t'
@@ -111,7 +119,7 @@ def metadata_tsv(rows: Sequence[ExampleRow]) -> bytes:
 
 
 def _cells(row: ExampleRow) -> tuple[str, ...]:
-    """An undefined one is empty, which TensorBoard takes for unknown."""
+    """Return the cells of one line; TensorBoard shows empty cells as unknown."""
     return (
         clean(row.label),
         str(row.id),
@@ -125,7 +133,7 @@ def _cells(row: ExampleRow) -> tuple[str, ...]:
 
 
 def sprite(images: Tensor) -> bytes:
-    """All thumbnails in one square PNG, row by row: (n, 3, s, s) uint8.
+    """Return one square PNG with all thumbnails, (n, 3, s, s) uint8, row by row.
 
     >>> from PIL import Image
     >>> Image.open(io.BytesIO(sprite(torch.zeros(5, 3, 8, 8, dtype=torch.uint8)))).size

@@ -1,4 +1,4 @@
-"""TensorBoard: scalars laid out in charts, a ranked table, sentences, pictures and points under stable tags."""
+"""TensorBoard: scalar charts, ranked table, sentences, pictures and projector points, all under stable tags."""
 
 from __future__ import annotations
 
@@ -14,30 +14,30 @@ from lightning_failures.report.gallery import Gallery
 from lightning_failures.report.gallery_storage import to_png
 from lightning_failures.report.interventions import interventions_markdown
 from lightning_failures.report.tables import markdown_table
-from lightning_failures.writers.base import report_texts, tag_prefix
-from lightning_failures.writers.layout import chart_names, extended, written_layout
+from lightning_failures.writers.base import Writer, WriterLimits, report_texts, tag_prefix
+from lightning_failures.writers.layout import chart_names, extended_layout, written_layout
 from lightning_failures.writers.projector import write_projector
+
+IMAGES_PER_TAG = 10
+"""TensorBoard loads about ten images of each tag, so a tag means the same at every step."""
 
 
 @dataclass(frozen=True)
-class TensorBoardWriter:
-    """Writes through the ``SummaryWriter`` of a TensorBoardLogger. The callback logs scalars itself.
-
-    TensorBoard keeps about ten images for each tag, so a tag means the same at every step.
-    """
+class TensorBoardWriter(Writer):
+    """Writes through the ``SummaryWriter`` of a TensorBoardLogger. Scalars are logged by the callback itself."""
 
     logger: Any
-    _names: set[str] = field(default_factory=set, repr=False, compare=False)  # of scalars that are laid out
-    _before: dict[str, FailureReport] = field(default_factory=dict, repr=False, compare=False)  # by prefix
+    _charted: set[str] = field(default_factory=set, repr=False, compare=False)  # scalars that are in the layout
+    _previous: dict[str, FailureReport] = field(default_factory=dict, repr=False, compare=False)  # by tag prefix
 
     def write(self, report: FailureReport, step: int) -> None:
-        """Write one analysis."""
+        """Write the table and the texts of one analysis, and lay out its scalars."""
         writer = self.logger.experiment
         prefix = tag_prefix(report)
-        texts = {"table": markdown_table(report, before=self._before.get(prefix))} | report_texts(report)
+        texts = {"table": markdown_table(report, before=self._previous.get(prefix))} | report_texts(report)
         for tag, text in texts.items():
             writer.add_text(f"{prefix}/{tag}", text, step)
-        self._before[prefix] = FailureReport(report.examples, report.accuracy, report.classes)
+        self._previous[prefix] = FailureReport(report.examples, report.accuracy, report.classes)
         self._lay_out(chart_names(report))
         writer.flush()
 
@@ -52,31 +52,41 @@ class TensorBoardWriter:
             rows = example_rows(report, gallery.thumbnails.ids)
             write_projector(writer, f"{prefix}/examples", step, rows, gallery.thumbnails)
 
-    def conclude(self, report: FailureReport, step: int) -> None:
-        """Tell of the interventions again, now with their verdict."""
+    def write_verdict(self, report: FailureReport, step: int) -> None:
+        """Write the text on interventions again, with the verdict."""
         writer = self.logger.experiment
         writer.add_text(f"{tag_prefix(report)}/interventions", interventions_markdown(report), step)
         writer.flush()
 
+    def limits(self) -> WriterLimits:
+        """Return the number of drawings that TensorBoard loads of a picture, and where examples are shown."""
+        return WriterLimits(
+            "TensorBoard",
+            drawings=IMAGES_PER_TAG,
+            examples=None,
+            examples_in="the projector",
+            examples_need_embeddings=True,
+        )
+
     def _lay_out(self, names: set[str]) -> None:
-        """Lay the scalars out in charts once, and again when there are new ones."""
-        if names <= self._names:
+        """Write the layout of scalars if a name is not in it yet."""
+        if names <= self._charted:
             return
         writer = self.logger.experiment
-        writer.flush()  # what others have laid out, also the sink of another loader, is read from the disk
-        layout = extended(written_layout(Path(writer.log_dir)), names)
+        writer.flush()  # layouts of others, for instance of another loader's writer, are read from disk
+        layout = extended_layout(written_layout(Path(writer.log_dir)), names)
         if layout is not None:
             writer.add_custom_scalars(layout)
-        self._names.update(names)
+        self._charted.update(names)
 
 
 def _add_image(writer: Any, tag: str, image: Tensor, step: int) -> None:
-    """``SummaryWriter.add_image``, which takes three times as long to make the smallest PNG."""
+    """Add an image (3, H, W) as ``SummaryWriter.add_image`` does, which spends three times as long on compression."""
     from tensorboard.compat.proto.summary_pb2 import Summary
 
-    if writer.file_writer is None:  # closed: the method opens it again
+    if writer.file_writer is None:  # closed; add_image opens a new file
         writer.add_image(tag, image, step)
         return
     _, height, width = image.shape
-    shown = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=to_png(image))
-    writer.file_writer.add_summary(Summary(value=[Summary.Value(tag=tag, image=shown)]), step)
+    encoded = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=to_png(image))
+    writer.file_writer.add_summary(Summary(value=[Summary.Value(tag=tag, image=encoded)]), step)

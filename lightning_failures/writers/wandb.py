@@ -1,8 +1,9 @@
-"""Weights & Biases: two bounded tables an analysis, pictures, and the files of the report as an artifact."""
+"""Weights & Biases: two bounded tables an analysis, pictures, and the report as an artifact."""
 
 from __future__ import annotations
 
 import html
+import os
 from dataclasses import astuple, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,12 +17,12 @@ from lightning_failures.report.gallery import Gallery, Thumbnails
 from lightning_failures.report.interventions import interventions_markdown
 from lightning_failures.report.run_folder import GALLERY_FILE, HTML_FILE, REPORT_FILE
 from lightning_failures.report.tables import error_changes, rank_classes
-from lightning_failures.writers.base import found_captions, report_texts, tag_prefix
+from lightning_failures.writers.base import Writer, WriterLimits, best_captions, report_texts, tag_prefix
 
 MAX_ROWS = 10_000
 MAX_IMAGES = 108
 MAX_EXAMPLES = 500
-"""Of one analysis. W&B keeps 200,000 rows of a table, and 108 images of a step; examples are a file each."""
+"""Limits of one analysis. W&B keeps 200,000 rows of a table and 108 images of a step; each example is a file."""
 
 COLUMNS = (
     "epoch", "class", "examples", "accuracy", "error_rate", "change", "cv_score", "cv_score_stderr", "p_value",
@@ -30,45 +31,45 @@ COLUMNS = (
 EXAMPLE_COLUMNS = (
     "epoch", "image", "id", "label", "prediction", "right", "confidence", "decision_value", "flagged", "leaf",
 )  # fmt: skip
-FILES = (HTML_FILE, REPORT_FILE, EXAMPLES_FILE, GALLERY_FILE, DIRECTIONS_FILE, FEATURES_FILE)
-"""What an artifact holds, of what there is: a whole run for ``lightning-failures report`` and ``diff``."""
+ARTIFACT_FILES = (HTML_FILE, REPORT_FILE, EXAMPLES_FILE, GALLERY_FILE, DIRECTIONS_FILE, FEATURES_FILE)
+"""Files of an artifact, if they exist: a whole run for ``lightning-failures report`` and ``diff``."""
 
 
 @dataclass(frozen=True)
-class WandbWriter:
-    """Writes through a WandbLogger. It never names a step: W&B drops what goes back in steps.
+class WandbWriter(Writer):
+    """Writes through a WandbLogger. Steps are logged as a value, because W&B drops rows whose step goes back.
 
     Attributes:
         logger: A WandbLogger of either namespace.
-        folder: Of the files of the run, which are there when pictures are shown.
+        folder: The folder of the report files, which are written before pictures are shown.
     """
 
     logger: Any
     folder: Path
-    _before: dict[str, FailureReport] = field(default_factory=dict, repr=False, compare=False)  # by prefix
+    _previous: dict[str, FailureReport] = field(default_factory=dict, repr=False, compare=False)  # by tag prefix
 
     def write(self, report: FailureReport, step: int) -> None:
-        """Write one analysis."""
+        """Log the table of classes and the texts of one analysis, and update the summary of the run."""
         import wandb
 
         prefix = tag_prefix(report)
-        table = wandb.Table(columns=list(COLUMNS), data=_class_rows(report, self._before.get(prefix)))
+        table = wandb.Table(columns=list(COLUMNS), data=_class_rows(report, self._previous.get(prefix)))
         values: dict[str, Any] = {f"{prefix}/table": table, "trainer/global_step": step}
         values |= {f"{prefix}/{key}": _html(text) for key, text in report_texts(report).items()}
-        self._before[prefix] = FailureReport(report.examples, report.accuracy, report.classes)
+        self._previous[prefix] = FailureReport(report.examples, report.accuracy, report.classes)
         run = self.logger.experiment
         run.log(values)
         run.summary.update({f"{prefix}/last/{key}": value for key, value in _summary(report).items()})
 
     def show(self, report: FailureReport, gallery: Gallery, step: int) -> None:
-        """Add the pictures, the table of examples and the files."""
+        """Log the pictures and the table of examples, and upload the report files."""
         import wandb
 
         prefix = tag_prefix(report)
         values: dict[str, Any] = {"trainer/global_step": step}
         for picture in gallery.pictures[:MAX_IMAGES]:
-            # a key each: W&B shows a list only where all sizes are equal
-            values[f"{prefix}/{picture.tag}"] = wandb.Image(_pixels(picture.image), caption=_text(picture.caption))
+            # one key each: W&B shows a list of images only if all have the same size
+            values[f"{prefix}/{picture.tag}"] = wandb.Image(_pixels(picture.image), caption=_utf8(picture.caption))
         if gallery.thumbnails is not None and report.table is not None:
             rows = _example_rows(report, gallery.thumbnails)
             values[f"{prefix}/examples"] = wandb.Table(columns=list(EXAMPLE_COLUMNS), data=rows)
@@ -76,14 +77,27 @@ class WandbWriter:
         run.log(values)
         self._upload(run, report, prefix)
 
-    def conclude(self, report: FailureReport, step: int) -> None:
-        """Tell of the interventions again, now with their verdict, as does a new version of the files."""
+    def write_verdict(self, report: FailureReport, step: int) -> None:
+        """Log the text on interventions again, with the verdict, and upload a new version of the report files."""
         prefix, run = tag_prefix(report), self.logger.experiment
         run.log({f"{prefix}/interventions": _html(interventions_markdown(report)), "trainer/global_step": step})
         self._upload(run, report, prefix)
 
+    def limits(self) -> WriterLimits:
+        """Return what one analysis may log, and whether the run is offline."""
+        # a WandbLogger has no public attribute for its mode; a test notices when this one is gone
+        offline = bool(getattr(self.logger, "_offline", False)) or os.environ.get("WANDB_MODE", "online") != "online"
+        return WriterLimits(
+            "W&B",
+            note="offline: upload the run with `wandb sync`" if offline else "",
+            pictures=MAX_IMAGES,
+            classes=MAX_ROWS,
+            examples=MAX_EXAMPLES,
+            examples_in="a table",
+        )
+
     def _upload(self, run: Any, report: FailureReport, prefix: str) -> None:
-        """A version of the report: the same name in all analyses of a run."""
+        """Upload the report files as a new version of the run's artifact."""
         import wandb
 
         artifact = wandb.Artifact(
@@ -91,48 +105,47 @@ class WandbWriter:
             type="failure-report",
             metadata={"epoch": report.epoch, "global_step": report.global_step, **report.summary},
         )
-        for path in (self.folder / name for name in FILES):
+        for path in (self.folder / name for name in ARTIFACT_FILES):
             if path.is_file():
                 artifact.add_file(str(path))
         run.log_artifact(artifact)
 
 
 def _summary(report: FailureReport) -> dict[str, Any]:
-    """The aggregates, and what people look for first: the worst class, and in how many there is a pattern."""
-    found = {**report.summary, "patterns": sum(entry.pattern for entry in report.classes)}
+    """Return the aggregates, the number of classes with a pattern, and the worst class."""
+    summary = {**report.summary, "patterns": sum(entry.pattern for entry in report.classes)}
     worst = next(iter(rank_classes(report)), None)
     if worst is None or worst.accuracy is None:
-        return found
-    return {**found, "worst_class": _text(worst.name), "worst_class_error_rate": 1 - worst.accuracy}
+        return summary
+    return {**summary, "worst_class": _utf8(worst.name), "worst_class_error_rate": 1 - worst.accuracy}
 
 
 def _class_rows(report: FailureReport, before: FailureReport | None) -> list[list[Any]]:
-    """The worst class first."""
+    """Return the rows of the table of classes, the worst class first."""
     changes, rows = error_changes(report, before), []
     for entry in rank_classes(report)[:MAX_ROWS]:
-        plain = entry.to_dict() | found_captions(entry)
-        plain |= {
+        cells = entry.to_dict() | best_captions(entry)
+        cells |= {
             "epoch": report.epoch,
             "class": entry.name,
             "error_rate": None if entry.accuracy is None else 1 - entry.accuracy,
             "change": changes.get(entry.name),
         }
-        rows.append([_text(plain[column]) for column in COLUMNS])
+        rows.append([_utf8(cells[column]) for column in COLUMNS])
     return rows
 
 
 def _example_rows(report: FailureReport, thumbnails: Thumbnails) -> list[list[Any]]:
-    """Failures first, of these the hardest first."""
+    """Return the rows of the table of examples, failures first, by ascending decision value."""
     import wandb
 
     def order(item: tuple[ExampleRow, Any]) -> tuple[bool, bool, float]:
         row, _ = item
         return row.right, row.decision_value is None, row.decision_value or 0.0
 
-    shown = sorted(zip(example_rows(report, thumbnails.ids), thumbnails.images, strict=True), key=order)
-    return [
-        [report.epoch, wandb.Image(_pixels(image)), *map(_text, astuple(row))] for row, image in shown[:MAX_EXAMPLES]
-    ]
+    examples = zip(example_rows(report, thumbnails.ids), thumbnails.images, strict=True)
+    shown = sorted(examples, key=order)[:MAX_EXAMPLES]
+    return [[report.epoch, wandb.Image(_pixels(image)), *map(_utf8, astuple(row))] for row, image in shown]
 
 
 def _pixels(image: Any) -> Any:
@@ -146,6 +159,6 @@ def _html(text: str) -> Any:
     return wandb.Html(f"<pre>{html.escape(text)}</pre>")
 
 
-def _text(value: Any) -> Any:
-    """W&B takes no bytes that are no UTF-8, as names of folders on Linux may hold."""
+def _utf8(value: Any) -> Any:
+    """Escape bytes that are not UTF-8, which folder names on Linux may hold and W&B rejects."""
     return value.encode("utf-8", "backslashreplace").decode() if isinstance(value, str) else value

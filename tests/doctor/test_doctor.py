@@ -205,7 +205,7 @@ def test_loggers__each_says_what_it_holds(tmp_path):
     ]
     made = read(tmp_path, around={"logger": loggers, "max_epochs": 200}, pictures=True, pictures_every_n=5)
     texts = [one.message for one in check_loggers(made)]
-    assert "TensorBoard: 25 scalars, 4 pictures" in texts[1]
+    assert "TensorBoard: at most 25 scalars and 4 pictures" in texts[1]
     assert "about 10 of the 41 drawings" in texts[1]
     assert "up to 1,000 examples in the projector" in texts[1]
     assert texts[2].startswith("CSV")

@@ -207,7 +207,7 @@ def test_conclude__the_verdict_is_told(tmp_path):
     logger = TensorBoardLogger(tmp_path)
     sink = TensorBoardWriter(logger)
     sink.write(report(interventions=(acted,)), 1)
-    sink.conclude(report(interventions=(acted | {"verdict": {"outcome": "helped", "sentence": "It helped."}},)), 1)
+    sink.write_verdict(report(interventions=(acted | {"verdict": {"outcome": "helped", "sentence": "It helped."}},)), 1)
     logger.experiment.close()
     told = read_back(logger.log_dir).Tensors("failures/interventions/text_summary")
     before, after = (event.tensor_proto.string_val[0].decode() for event in told)
@@ -298,6 +298,23 @@ def test_projector__embeddings_of_the_user_stay(tmp_path):
         logger.experiment.close()
         names = [one.tensor_name for one in projector(logger.log_dir).embeddings]
         assert sorted(names) == ["after:00000", "before:00000", "failures/examples:00001"]
+
+
+def test_projector__summary_writer_keeps_its_configuration_where_we_set_it(tmp_path):
+    """Why :mod:`lightning_failures.writers.projector` sets a private attribute, and that this still works."""
+    writer = TensorBoardLogger(tmp_path).experiment
+    assert not hasattr(writer, "_projector_config")
+    with contextlib.redirect_stdout(io.StringIO()):
+        writer.add_embedding(torch.eye(3), tag="mine")
+    assert isinstance(writer._projector_config, ProjectorConfig)
+    assert [one.tensor_name for one in writer._projector_config.embeddings] == ["mine:00000"]
+    writer._projector_config = ProjectorConfig()
+    with contextlib.redirect_stdout(io.StringIO()):
+        writer.add_embedding(torch.eye(3), tag="other")
+    written = next(Path(writer.log_dir).rglob("projector_config.pbtxt")).read_text()
+    assert "other:00000" in written
+    assert "mine:00000" not in written  # the whole file is written from the attribute
+    writer.close()
 
 
 def test_projector__nothing_to_show(tmp_path):

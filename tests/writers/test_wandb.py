@@ -125,7 +125,7 @@ def test_conclude__a_new_version_with_the_verdict(tmp_path, logger):
         sink.show(told, gallery(of), 9)
     page = (folder / "report.html").read_bytes()
     for sink in sinks:
-        sink.conclude(judged, 9)
+        sink.write_verdict(judged, 9)
     finish()
     assert (folder / "report.html").read_bytes() != page
     assert json.loads((folder / "report.json").read_text())["interventions"][0]["verdict"] == "helped"
@@ -184,7 +184,7 @@ def test_broken_run__is_told_once_and_training_goes_on(tmp_path, logger):
     (Path(logger.experiment.dir) / "media" / "table").write_text("")
     modes = callback(pictures=True)
     run = trainer(tmp_path, modes, logger=logger, max_epochs=2)
-    with pytest.warns(UserWarning, match="could not write to WandbSink") as caught:
+    with pytest.warns(UserWarning, match="could not write to WandbWriter") as caught:
         run.fit(OracleClassifier(), loader(), loader())
     assert sum("WandbWriter" in str(one.message) for one in caught) == 1
     assert (run.current_epoch, modes.last_report.epoch) == (2, 1)
