@@ -36,7 +36,8 @@ from lightning_failures import FailureModes
 from lightning_failures.analysis import analyse as analysis
 from lightning_failures.bundled.digits import ColouredDigitsDataModule, DigitClassifier
 from lightning_failures.trainer import epoch_end as explaining
-from lightning_failures.trainer.evaluation_pass import Collector
+from lightning_failures.trainer.evaluation_pass import EmbeddingPass
+from lightning_failures.trainer.grader import Grader
 from lightning_failures.trainer.metric_keys import KeyLog
 from lightning_failures.trainer.pictures import painter as drawing
 from lightning_failures.writers import FileWriter, TensorBoardWriter, files
@@ -44,10 +45,10 @@ from lightning_failures.writers import FileWriter, TensorBoardWriter, files
 rendering = importlib.import_module("lightning_failures.report.html.render")  # the package has a function of this name
 
 STAGES = {
-    "grade batches": (Collector, "grade"),
-    "hash and look up": (Collector, "embed"),
-    "gather": (Collector, "grades"),
-    "read embeddings": (Collector, "embeddings"),
+    "grade batches": (Grader, "grade"),
+    "hash and look up": (EmbeddingPass, "embed"),
+    "gather": (Grader, "grades"),
+    "read embeddings": (EmbeddingPass, "embeddings_of"),
     "analyse": (explaining, "analyse"),
     "  directions": (analysis, "_fit_directions"),
     "  captions": (analysis, "caption_classes"),

@@ -30,7 +30,8 @@ from lightning_failures.steering.forks.from_trainer import fork_finished_trainin
 from lightning_failures.trainer.batch_reader import BatchReader
 from lightning_failures.trainer.embedding_budget import EmbeddingBudget
 from lightning_failures.trainer.epoch_end import AnalysisRunner
-from lightning_failures.trainer.evaluation_pass import Collector
+from lightning_failures.trainer.evaluation_pass import EmbeddingPass, EvaluationPass
+from lightning_failures.trainer.grader import Grader
 from lightning_failures.trainer.index_recorder import IndexRecorderHook, dataset_of, evaluation_loaders, unnamed
 from lightning_failures.trainer.logits_hook import LogitsObserver, forward_once_more
 from lightning_failures.trainer.metric_keys import KeyLog
@@ -213,7 +214,7 @@ class FailureModes(Callback):
         # one validation
         self._active = False
         self._loaders: list[Any] = []
-        self._collectors: dict[int, Collector] = {}
+        self._passes: dict[int, EvaluationPass] = {}
         self._error: str | None = None
         self._seconds: float | None = None  # for one loader
         self._state = RunState()
@@ -442,7 +443,7 @@ class FailureModes(Callback):
 
     def _forget(self) -> None:
         """Let the loaders and rows of one validation go."""
-        self._active, self._loaders, self._collectors = False, [], {}
+        self._active, self._loaders, self._passes = False, [], {}
 
     def _collect(
         self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int
@@ -452,18 +453,19 @@ class FailureModes(Callback):
         drawn = None if recorder is None else recorder.take(batch_idx)
         record = self._reader.read_graded(outputs, batch)
         assert record.labels is not None
-        collector = self._collectors.get(dataloader_idx)
-        if collector is None:
-            collector = self._collectors[dataloader_idx] = self._new_collector(trainer, dataloader_idx)
-        ids = collector.name_ids(record.ids, drawn)
+        evaluation = self._passes.get(dataloader_idx)
+        if evaluation is None:
+            evaluation = self._passes[dataloader_idx] = self._new_pass(trainer, dataloader_idx)
+        grader, embeddings = evaluation.grader, evaluation.embeddings
+        ids = grader.name_ids(record.ids, drawn)
         if ids is None:
             raise unnamed(loader)
         logits = record.logits
         if logits is None:
-            logits = self._observer.logits(batch_size=len(record.labels), classes=collector.logit_columns)
+            logits = self._observer.logits(batch_size=len(record.labels), classes=grader.logit_columns)
         logits = forward_once_more(trainer, module, record.images) if logits is None else logits
-        ids = collector.grade(logits, record.labels, ids)
-        if not collector.looks:
+        ids = grader.grade(logits, record.labels, ids)
+        if not embeddings.has_encoders:
             return
         if record.images is None:
             self._say_once("Batches hold no images that FailureModes can find, so it only grades. Give read_batch.")
@@ -472,12 +474,12 @@ class FailureModes(Callback):
         if trainer.sanity_checking:
             space.to_unit(record.images)  # only checks that it can be undone
         else:
-            collector.embed(record.images, space, ids)
+            embeddings.embed(record.images, space, ids, rows_per_example=grader.rows_per_example)
 
     def _conclude(self, trainer: Trainer, module: LightningModule) -> None:
         """Analyse every loader. All ranks walk the same path."""
         self._state.analysis_age += 1
-        states = self._ranks.gather_objects((self._error, sorted(self._collectors)))
+        states = self._ranks.gather_objects((self._error, sorted(self._passes)))
         errors = [error for error, _ in states if error is not None]
         if errors and self._error is None:
             rank_zero_warn(f"FailureModes skips this analysis on all ranks: {errors[0]}")
@@ -494,17 +496,17 @@ class FailureModes(Callback):
         """Explain one loader, the same on every rank."""
         assert self._explainer is not None
         folder, loader = self._find_folder(trainer), self._loaders[index]
-        collector = self._collectors.get(index) or self._new_collector(trainer, index)
+        evaluation = self._passes.get(index) or self._new_pass(trainer, index)
         steered = self._steering.on and index == 0 and trainer.state.fn != "test"
         return self._explainer.explain(
             trainer,
             loader,
             index,
-            collector,
+            evaluation,
             self._ranks,
             act=(lambda report, discovery: self._act(trainer, report, discovery)) if steered else None,
             decision=self.auto_rollback or self._keys.of_decisions,
-            deadline=None if self._seconds is None else Deadline.after(self._seconds - collector.seconds),
+            deadline=None if self._seconds is None else Deadline.after(self._seconds - evaluation.embeddings.seconds),
             folder=folder if index == 0 else folder / f"dataloader_{index}",
             pictures=pictures,
             picture_seconds=self._picture_seconds(trainer),
@@ -547,22 +549,26 @@ class FailureModes(Callback):
             self._said.add(message)
             say(message)
 
-    def _new_collector(self, trainer: Trainer, index: int) -> Collector:
+    def _new_pass(self, trainer: Trainer, index: int) -> EvaluationPass:
         assert self._explainer is not None
         cached_encoders = self._explainer.cached_encoders
         dims = sum(cached.encoder.dim for cached in cached_encoders)
-        return Collector(
+        grader = Grader(
             dataset=dataset_of(self._loaders[index]),
             class_names=self.class_names,
             task=self.task,
-            cached_encoders=cached_encoders,
             ranks=self._ranks,
             groups_from=self.groups_from,
             metadata=self.metadata,
-            allowance=self._spending.allowance(trainer, index, self._seconds, dims),
-            gathers=self._steering.on,
+        )
+        embeddings = EmbeddingPass(
+            cached_encoders=cached_encoders,
+            ranks=self._ranks,
+            budget=self._spending.allowance(trainer, index, self._seconds, dims),
+            gathers_all=self._steering.on,
             seed=self.seed,
         )
+        return EvaluationPass(grader, embeddings)
 
     def _wants_pictures(self, trainer: Trainer) -> bool:
         """Now; the last analysis of a training is drawn when it is over, unless an exception or Ctrl-C ends it."""

@@ -27,10 +27,10 @@ def check_captions(case: CheckContext) -> Iterator[Finding]:
         yield skipped("captions=None")
         return
     vocabulary = CaptionVocabulary.load(words)
-    if notes is None or notes.collector is None or not notes.collector.has_names:
+    if notes is None or notes.grader is None or not notes.grader.has_names:
         yield skipped("no batches were read" if notes is None else "classes have no names")
         return
-    names = notes.collector.class_names
+    names = notes.grader.class_names
     odd = [name for name in names if no_words(name)]
     if odd:
         yield warning(
@@ -98,11 +98,11 @@ def check_known_pictures(case: CheckContext) -> Iterator[Finding]:
 def _own_images(case: CheckContext, encoder: TextEncoder) -> tuple[int, int, int] | None:
     """Of some of the user's images, spread over the set: how many are nearest to the name of their class; K."""
     notes, vocabulary = case.first, case.modes.captions
-    if notes is None or notes.collector is None or not notes.collector.has_names or vocabulary is None:
+    if notes is None or notes.grader is None or not notes.grader.has_names or vocabulary is None:
         return None
-    if notes.collector.task != "multiclass" or not notes.size:
+    if notes.grader.task != "multiclass" or not notes.size:
         return None
-    names = notes.collector.class_names
+    names = notes.grader.class_names
     known = CaptionVocabulary.load(vocabulary)
     size = notes.size
     rows = sorted({int(k * size / _OWN) for k in range(min(size, _OWN))})

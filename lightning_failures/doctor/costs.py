@@ -85,7 +85,7 @@ def estimate(case: CheckContext) -> Cost | None:
     for notes in case.notes:
         size = round(notes.size * share_seen(case))
         examples += size
-        if notes.collector is not None and size:
+        if notes.grader is not None and size:
             some_texts, some_fitting = _analysis_seconds(case, notes, size)
             texts, fitting = max(texts, some_texts), fitting + some_fitting
     share, _ = _known_share(case, EmbeddingCache(case.modes.cache_folder))
@@ -140,10 +140,10 @@ def _seconds(work: Callable[[], object]) -> float:
 
 def _analysis_seconds(case: CheckContext, notes: LoaderNotes, size: int) -> tuple[float, float]:
     """To embed the captions, and to fit, both from some classes of the real size."""
-    assert notes.collector is not None
-    names = notes.collector.class_names
-    rows = max(size * (notes.collector.columns or 1 if notes.collector.task == "multilabel" else 1) // len(names), 1)
-    captions = _captions(case, names) if notes.collector.has_names else None
+    assert notes.grader is not None
+    names = notes.grader.class_names
+    rows = max(size * (notes.grader.columns or 1 if notes.grader.task == "multilabel" else 1) // len(names), 1)
+    captions = _captions(case, names) if notes.grader.has_names else None
     _fit(case, names[:2], min(rows, 60), None)  # compiles the inner loops, once a machine
 
     def measured(classes: int) -> tuple[float, float]:
@@ -249,7 +249,7 @@ def check_memory(case: CheckContext) -> Iterator[Finding]:
         return
     encoders = [cached.encoder for cached in case.cached_encoders.values()]
     examples = max(notes.size for notes in case.notes) / case.trainer.world_size
-    classes = len(case.first.collector.class_names) if case.first.collector else 1
+    classes = len(case.first.grader.class_names) if case.first.grader else 1
     analysis = bytes_of(examples, sum(encoder.dim for encoder in encoders), examples / classes)
     weights = sum(map(weight_bytes, encoders))
     message = f"about {bytes_text(analysis)} for the analysis and {bytes_text(weights)} of weights in each process"

@@ -35,27 +35,27 @@ def check_batches(case: CheckContext) -> Iterator[Finding]:
         if "batches" in notes.errors:
             yield problem(f"{where}{notes.errors['batches']}")
             continue
-        record, collector = notes.record, notes.collector
+        record, grader = notes.record, notes.grader
         if record is None or "examples" in notes.errors:
             yield skipped(f"{where}{'no batch' if record is None else 'not graded: see examples'}")
             continue
-        assert collector is not None
+        assert grader is not None
         assert record.labels is not None
-        names = collector.class_names
-        origin = "class_names" if case.modes.class_names else "dataset.classes" if collector.has_names else "no names"
+        names = grader.class_names
+        origin = "class_names" if case.modes.class_names else "dataset.classes" if grader.has_names else "no names"
         images = "no images" if record.images is None else f"images {_form(record.images)}"
         yield ok(
-            f"{where}{images}, labels {_form(record.labels)}; {collector.columns} logits an example,"
-            f" {notes.logits_by}; {collector.task}, {len(names)} classes ({origin})",
+            f"{where}{images}, labels {_form(record.labels)}; {grader.columns} logits an example,"
+            f" {notes.logits_by}; {grader.task}, {len(names)} classes ({origin})",
             classes=len(names),
-            task=collector.task,
+            task=grader.task,
         )
         if record.images is None:
             yield warning(f"{where}Without images there are grades only.", "Give read_batch.")
-        if not collector.has_names:
+        if not grader.has_names:
             yield warning(f"{where}Classes have no names, so there are no captions.", "Give class_names.")
-        if collector.doubt:
-            yield warning(where + collector.doubt)
+        if grader.doubt:
+            yield warning(where + grader.doubt)
         yield from _labels(notes, where)
 
 
@@ -65,10 +65,10 @@ def _form(tensor: Tensor) -> str:
 
 def _labels(notes: LoaderNotes, where: str) -> Iterator[Finding]:
     """All labels, where the dataset tells them without reading images; the batches have shown the first."""
-    collector, labels = notes.collector, _all_labels(notes.dataset)
-    if labels is None or collector is None or collector.task != "multiclass":
+    grader, labels = notes.grader, _all_labels(notes.dataset)
+    if labels is None or grader is None or grader.task != "multiclass":
         return
-    classes = len(collector.class_names)
+    classes = len(grader.class_names)
     if unlabelled := int((labels == IGNORE_INDEX).sum()):
         yield ok(f"{where}{unlabelled:,} of {len(labels):,} examples have no label ({IGNORE_INDEX}) and are left out")
     labelled = labels != IGNORE_INDEX
@@ -106,13 +106,13 @@ def check_examples(case: CheckContext) -> Iterator[Finding]:
         if error := notes.errors.get("examples"):
             yield problem(f"{where}{error}")
             continue
-        if notes.collector is None or notes.errors:
+        if notes.grader is None or notes.errors:
             yield skipped(f"{where}batches could not be read")
             continue
-        grades = notes.collector.grades()
-        told = "indices of the dataset" if notes.collector.indexed else "given by read_batch (no pictures)"
+        grades = notes.grader.grades()
+        told = "indices of the dataset" if notes.grader.indexed else "given by read_batch (no pictures)"
         groups = "no groups" if grades.groups is None else f"groups from {case.modes.groups_from!r}"
-        metadata = notes.collector.metadata(grades)
+        metadata = notes.grader.metadata(grades)
         more = f", metadata {', '.join(metadata)}" if metadata else ""
         ids = len(torch.unique(grades.ids))
         message = (

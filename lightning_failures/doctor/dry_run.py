@@ -24,7 +24,7 @@ from lightning_failures.doctor.findings import Finding, ok, problem, skipped, wa
 from lightning_failures.encoders.cached import CachedEncoder
 from lightning_failures.errors import ConfigurationError
 from lightning_failures.trainer.batch_reader import BatchReader
-from lightning_failures.trainer.evaluation_pass import Collector
+from lightning_failures.trainer.grader import Grader
 from lightning_failures.trainer.index_recorder import IndexRecorderHook, dataset_of, evaluation_loaders, unnamed
 from lightning_failures.trainer.logits_hook import LogitsObserver, forward_once_more
 from lightning_failures.trainer.ranks import Communicator
@@ -39,7 +39,7 @@ class LoaderNotes:
 
     Attributes:
         loader: The loader.
-        collector: Has graded the batches, as the callback's would.
+        grader: Has graded the batches as the callback would.
         record: The first batch, on the CPU.
         logits_by: How the logits were found.
         seen: How many examples.
@@ -47,7 +47,7 @@ class LoaderNotes:
     """
 
     loader: Any
-    collector: Collector | None = None
+    grader: Grader | None = None
     record: BatchRecord | None = None
     logits_by: str = ""
     seen: int = 0
@@ -196,10 +196,8 @@ class Probe(Callback):
         if notes.record is None:
             notes.record = _on_cpu(record)
         try:
-            notes.collector = notes.collector or Collector(
-                dataset=notes.dataset, cached_encoders=(), ranks=Communicator(), **self._options
-            )
-            ids = notes.collector.name_ids(record.ids, drawn)
+            notes.grader = notes.grader or Grader(dataset=notes.dataset, ranks=Communicator(), **self._options)
+            ids = notes.grader.name_ids(record.ids, drawn)
             if ids is None:
                 raise unnamed(notes.loader)
         except ConfigurationError as error:
@@ -208,12 +206,12 @@ class Probe(Callback):
         assert record.labels is not None
         logits, notes.logits_by = record.logits, "read off what the step returns"
         if logits is None:
-            columns = notes.collector.logit_columns
+            columns = notes.grader.logit_columns
             logits = self._observer.logits(batch_size=len(record.labels), classes=columns)
             notes.logits_by = "seen as the step computes them"
         if logits is None:
             logits, notes.logits_by = forward_once_more(trainer, module, record.images), "from an extra forward"
-        notes.collector.grade(logits, record.labels, ids)
+        notes.grader.grade(logits, record.labels, ids)
         notes.seen += int((record.labels.reshape(len(record.labels), -1) != IGNORE_INDEX).all(1).sum())
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:

@@ -177,7 +177,7 @@ def check_loggers(case: CheckContext) -> Iterator[Finding]:
             yield problem(f"Reports go to {folder}, which cannot be written ({reason}).", "Name another save_dir.")
         else:
             yield ok(f"reports, pictures: {folder}", folder=str(folder))
-    classes = len(case.first.collector.class_names) if case.first and case.first.collector else None
+    classes = len(case.first.grader.class_names) if case.first and case.first.grader else None
     keys = _scalars(case)
     pictures = _pictures(case, classes) if modes.pictures else 0
     for logger in trainer.loggers:

@@ -17,7 +17,7 @@ from lightning_failures.pools.fitted import FittedDirections
 from lightning_failures.pools.manifest import PoolManifest
 from lightning_failures.pools.merging import PoolSummary, merge_shards
 from lightning_failures.pools.source import path_in
-from lightning_failures.trainer.evaluation_pass import told_apart
+from lightning_failures.trainer.grader import unique_class_names
 from lightning_failures.trainer.index_recorder import dataset_attribute
 
 _SUMMARY, _HARDEST = "pool.json", "hardest.json"
@@ -31,7 +31,7 @@ def agreed_names(given: Sequence[str] | None, dataset: Any, fitted: FittedDirect
     Raises:
         ConfigurationError: The labels of the pool mean other classes than those of the run that found the directions.
     """
-    of_pool = told_apart(dataset_attribute(dataset, "classes") if given is None else given)
+    of_pool = unique_class_names(dataset_attribute(dataset, "classes") if given is None else given)
     of_run = None if fitted is None or fitted.class_names is None else list(fitted.class_names)
     if of_pool is not None and len(of_pool) == 1:
         of_pool = list(expand_class_names(of_pool, "binary"))

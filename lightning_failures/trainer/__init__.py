@@ -10,7 +10,8 @@ Files, each importing only from those above it::
     ranks             Agreement between the processes of one run, over a gloo group of our own
     schedule          When to analyse, and what a resumed run goes on with
     batch_reader      Reading batches in the user's form, and single examples off a dataset outside of the loop
-    evaluation_pass   One pass over one evaluation loader: batches go in, grades and embeddings come out
+    grader            Grades of one evaluation loader: which examples are right, under which ids and classes
+    evaluation_pass   One pass over one evaluation loader: its grades, and the embeddings of its images
     run_folder        Where the files of a run go, the same folder on every rank and after a resume
     metric_keys       The keys that other callbacks and schedulers of this Trainer monitor, and what to log while
     pictures          The pictures of an analysis

@@ -40,7 +40,7 @@ from lightning_failures.interventions.validation_split import (
 from lightning_failures.report.diary_storage import keep_diary
 from lightning_failures.report.html.render import prepare
 from lightning_failures.trainer.batch_reader import BatchReader, ExampleReader, TrainingSample, training_sample
-from lightning_failures.trainer.evaluation_pass import Collector
+from lightning_failures.trainer.evaluation_pass import EvaluationPass
 from lightning_failures.trainer.pictures.painter import AnalysisSnapshot, GalleryBuilder
 from lightning_failures.trainer.ranks import Communicator
 from lightning_failures.writers import Writer, each_writer, writers_for
@@ -100,7 +100,7 @@ class AnalysisRunner:
         trainer: Trainer,
         loader: Any,
         index: int,
-        collector: Collector,
+        evaluation: EvaluationPass,
         ranks: Communicator,
         *,
         act: Act | None,
@@ -116,7 +116,7 @@ class AnalysisRunner:
             trainer: Tells epoch, step and loggers.
             loader: Pictures are read from its dataset.
             index: Its number.
-            collector: What was seen of it.
+            evaluation: What was seen of it.
             ranks: The processes.
             act: Interventions, which turn the report of the discovery part into that of all; None: no parts.
             decision: Whether there is a decision part.
@@ -125,18 +125,19 @@ class AnalysisRunner:
             pictures: Whether to draw at once.
             picture_seconds: What that may take.
         """
-        if collector.doubt:
-            self.say_once(collector.doubt)
+        grader = evaluation.grader
+        if grader.doubt:
+            self.say_once(grader.doubt)
         start = time.perf_counter()
-        grades = collector.grades()
+        grades = grader.grades()
         parts = None if act is None else part_of(grades, seed=self.seed, decision=decision)
         found = grades if parts is None else take_grades(grades, parts == DISCOVERY)
-        sampled = collector.sampled(grades)
+        sampled = evaluation.embeddings.sampled_rows(grades)
         seen = sampled if parts is None else sampled[(parts == DISCOVERY).numpy()]
-        report = self._analyse(trainer, found, seen, collector, ranks, deadline)
+        report = self._analyse(trainer, found, seen, evaluation, ranks, deadline)
         discovery: Discovery | None = None
         if parts is not None:  # what was not fitted to is judged, and acted on, by the first process
-            whole = collector.on_first(self.directions, grades.ids[sampled])
+            whole = evaluation.embeddings.embeddings_on_first(self.directions, grades.ids[sampled])
             made = ranks.run(lambda: _parts(grades, parts, sampled, whole, report) if ranks.is_first else None)
             del whole
             if made is not None:
@@ -163,7 +164,7 @@ class AnalysisRunner:
         modes = ranks.run(lambda: keep_diary(report, folder, tell=self.say_once) if ranks.is_first else ())
         report = replace(report, modes=ranks.broadcast(modes))
         ranks.run(lambda: self._write(trainer, report, folder) if ranks.is_first else None)
-        self._undrawn[index] = AnalysisSnapshot(report, loader, found, seen, collector, folder)
+        self._undrawn[index] = AnalysisSnapshot(report, loader, found, seen, evaluation, folder)
         if pictures and not in_time:
             self.say_once("FailureModes draws no pictures: the time budget is spent. Give more, or draw in `validate`.")
         return (self.draw(index, ranks, seconds=picture_seconds) or report) if pictures and in_time else report
@@ -196,7 +197,7 @@ class AnalysisRunner:
             directions=self.directions,
             trees=self.trees,
             reader=self.reader,
-            captions=partial(self._caption_source, has_names=scene.collector.has_names),
+            captions=partial(self._caption_source, has_names=scene.evaluation.grader.has_names),
             nulls=NULL_PERMUTATIONS if self.permutations else 0,
             worst_k=self.worst_k,
             feature_names=self.feature_names,
@@ -221,7 +222,7 @@ class AnalysisRunner:
         trainer: Trainer,
         grades: Grades,
         sampled: NDArray[np.bool_],
-        collector: Collector,
+        evaluation: EvaluationPass,
         ranks: Communicator,
         deadline: Deadline | None,
     ) -> FailureReport:
@@ -230,7 +231,7 @@ class AnalysisRunner:
         embeddings, features = (
             None
             if cached is None
-            else collector.embeddings(
+            else evaluation.embeddings.embeddings_of(
                 cached,
                 [torch.unique(grades.ids[share(rank, predicted=either)]) for rank in range(ranks.size)],
             )
@@ -245,8 +246,8 @@ class AnalysisRunner:
             embeddings,
             features=features,
             reference=reference,
-            captions=self._caption_source(grades.class_names, has_names=collector.has_names),
-            metadata=collector.metadata(grades),
+            captions=self._caption_source(grades.class_names, has_names=evaluation.grader.has_names),
+            metadata=evaluation.grader.metadata(grades),
             sampled=sampled,
             time_budget=None if deadline is None else deadline.left,
             permutations=self.permutations,

@@ -121,5 +121,5 @@ def test_metadata__ids_that_are_no_indices(tmp_path):
     modes = callback(
         metadata=("dark",), read_batch=lambda outputs, batch: BatchRecord(ids=batch[1] * 0 + 7 + torch.arange(16))
     )
-    with pytest.raises(ConfigurationError, match="metadata cannot be found by them either"):
+    with pytest.raises(ConfigurationError, match="metadata cannot be found by them"):
         trainer(tmp_path, modes).validate(OracleClassifier(), loader(16), verbose=False)

@@ -35,7 +35,7 @@ from tests.helpers.toy import ColourEncoder, Images, OracleClassifier, callback,
 PATIENCE = 120.0  # seconds that one training may take
 
 STAGES = {
-    "embedding a validation batch": ("lightning_failures.trainer.evaluation_pass:Collector.embed", 3),
+    "embedding a validation batch": ("lightning_failures.trainer.evaluation_pass:EmbeddingPass.embed", 3),
     "fitting directions": ("lightning_failures.directions.svm:fit_scaled", 2),
     "fitting trees": ("lightning_failures.trees.growing:grow_tree", 2),
     "decision": ("lightning_failures.interventions.upweight:Upweight.decide", 1),

@@ -25,7 +25,7 @@ from lightning_failures.errors import ConfigurationError
 from lightning_failures.report.feature_names import FEATURES_FILE, FeatureNames
 from lightning_failures.report.gallery import Gallery
 from lightning_failures.trainer.batch_reader import BatchReader, ExampleReader
-from lightning_failures.trainer.evaluation_pass import Collector
+from lightning_failures.trainer.evaluation_pass import EvaluationPass
 from lightning_failures.trainer.index_recorder import dataset_of
 from lightning_failures.trainer.pictures.classes_and_leaves import browsed_ids, draw_gallery
 from lightning_failures.trainer.pictures.sources import PictureInputs, Rows, pictured_members
@@ -44,7 +44,7 @@ class AnalysisSnapshot:
         loader: Images are read from its dataset.
         grades: N rows.
         sampled: (N,) bool, those that directions and trees have looked at.
-        collector: Has their embeddings.
+        evaluation: Grader and embeddings of the pass over the loader.
         folder: Of files.
     """
 
@@ -52,7 +52,7 @@ class AnalysisSnapshot:
     loader: Any
     grades: Grades
     sampled: NDArray[np.bool_]
-    collector: Collector
+    evaluation: EvaluationPass
     folder: Path
 
 
@@ -95,9 +95,9 @@ class GalleryBuilder:
         Returns:
             The report with the features that are shown, the same on all; and the pictures, None on other processes.
         """
-        if not scene.collector.indexed:
+        if not scene.evaluation.grader.indexed:
             self.say_once("The ids of read_batch are not the indices of the dataset: no pictures.")
-        sources = self._sources(scene, ranks, deadline) if scene.collector.indexed else None
+        sources = self._sources(scene, ranks, deadline) if scene.evaluation.grader.indexed else None
         # for some seconds at least, however short an epoch is
         patience = None if deadline is None else Deadline.after(max(deadline.left, PATIENCE))
         report = self._with_nulls(scene, ranks, patience)
@@ -114,14 +114,14 @@ class GalleryBuilder:
         """What the pictures are drawn from, on the first process. Collective."""
         encoder = None if self.trees is None else self.trees.encoder
         robust = encoder if encoder is not None and gives_maps(encoder) else None
-        report, collector = scene.report, scene.collector
+        report, pass_embeddings = scene.report, scene.evaluation.embeddings
         members = pictured_members(report, self.worst_k) if robust is not None else torch.empty(0, dtype=torch.int64)
         browsed = browsed_ids(report, seed=self.seed)
         known = scene.grades.ids[scene.sampled]
         embedded = torch.unique(torch.cat([members, browsed]))
         embedded = embedded[torch.isin(embedded, known)]
-        features = collector.on_first(self.trees, members) if len(members) else None
-        embeddings = collector.on_first(self.directions, embedded) if len(embedded) else None
+        features = pass_embeddings.embeddings_on_first(self.trees, members) if len(members) else None
+        embeddings = pass_embeddings.embeddings_on_first(self.directions, embedded) if len(embedded) else None
         if not ranks.is_first:
             return None
         return PictureInputs(
@@ -145,7 +145,7 @@ class GalleryBuilder:
         rows = scene.sampled & np.isin(grades.labels.numpy(), wanted)
         share = Partition.of(grades, rows, ranks)
         ids = [torch.unique(grades.ids[owned_rows(grades, k, ranks.size, sampled=rows)]) for k in range(ranks.size)]
-        embeddings = scene.collector.embeddings(self.directions, ids)
+        embeddings = scene.evaluation.embeddings.embeddings_of(self.directions, ids)
         if embeddings is None:
             return report
         classes, left_out = add_null_cv_scores(
