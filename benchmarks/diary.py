@@ -46,7 +46,7 @@ from lightning_failures.data.grades import Grades
 from lightning_failures.data.grading import grade_batch
 from lightning_failures.data.report import ClassReport, FailureReport, ModeReport
 from lightning_failures.directions import FailureDirections, fit_failure_directions, matching
-from lightning_failures.directions.matching import ModeSimilarity, ModeSnapshot, likeness
+from lightning_failures.directions.matching import ModeSimilarity, ModeSnapshot, mode_similarity
 
 EPOCHS = 10
 Floats = NDArray[np.floating[Any]]
@@ -62,7 +62,7 @@ class Sighting(NamedTuple):
 
 def alike(one: Sighting, other: Sighting) -> ModeSimilarity:
     """Compare two sightings."""
-    return likeness(one.direction, one.look, other.direction, other.look)
+    return mode_similarity(one.direction, one.look, other.direction, other.look)
 
 
 class Analyses(L.Callback):
@@ -387,7 +387,7 @@ def main() -> None:
         kept, total, statuses = kept + counts[0], total + counts[1], statuses + counts[2]
     for kind, pair in noise_pairs(rng):
         pairs.setdefault(kind, []).append(pair)
-    rule = (matching.COSINE_WEIGHT, matching.ALIKE)
+    rule = (matching.COSINE_WEIGHT, matching.SAME_MODE_SIMILARITY)
     found = {
         "command": "python benchmarks/diary.py",
         "seeds": options.seeds,

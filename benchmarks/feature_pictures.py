@@ -22,7 +22,7 @@ from torchvision.models import resnet50
 from lightning_failures.bundled.digits.data import ColouredDigits
 from lightning_failures.captions.candidates import caption_source
 from lightning_failures.captions.grammar import CaptionVocabulary
-from lightning_failures.captions.scoring import caption_that_tells
+from lightning_failures.captions.scoring import most_distinctive_caption
 from lightning_failures.directions import fit_failure_directions
 from lightning_failures.encoders import ModuleEncoder, OpenCLIPEncoder, load_encoder
 from lightning_failures.encoders.feature_attack import feature_attack
@@ -80,7 +80,7 @@ def names_of_tints(
             if values[top[0]] <= 0 or counts.max() < FEATURE_IMAGES - 1 or (tints[group] == tint).mean() >= 0.6:
                 continue
             chosen = np.isin(np.arange(len(group)), top)
-            best = caption_that_tells(
+            best = most_distinctive_caption(
                 directions, embeddings[group], chosen, candidates.embeddings, candidates.reference
             )
             assert best is not None

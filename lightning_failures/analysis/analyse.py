@@ -30,12 +30,12 @@ from lightning_failures.data.members import ClassSubset, Rows, RowValues, Values
 from lightning_failures.data.partition import SINGLE_PROCESS, Partition, Workers
 from lightning_failures.data.report import ClassReport, FailureReport, GroupReport, ValueReport
 from lightning_failures.directions.fit import (
-    MIN_EXAMPLES,
+    MIN_PER_OUTCOME,
     FailureDirections,
     fit_failure_directions,
-    joined_directions,
+    join_directions,
 )
-from lightning_failures.directions.null_scores import CLASSES_WITH_NULLS, add_null_cv_scores
+from lightning_failures.directions.null_scores import CLASSES_WITH_NULL_SCORES, add_null_cv_scores
 from lightning_failures.directions.standardize import Moments
 from lightning_failures.trees.fit import FailureTree
 from lightning_failures.trees.groups import grow_trees
@@ -161,7 +161,7 @@ def analyse(
                 directions,
                 members_of(grades, "label", share.sampled),
                 embedded,
-                classes_to_caption(classes, CLASSES_WITH_NULLS),
+                classes_to_caption(classes, CLASSES_WITH_NULL_SCORES),
                 share,
                 permutations=cv_permutations,
                 seed=seed,
@@ -220,14 +220,14 @@ def _fit_directions(
         return fitted, mine
 
     parts, rows = zip(*share.sharing.each(work), strict=True)
-    return parts[0] if len(parts) == 1 and len(mine) == len(grades) else joined_directions(parts, rows, len(grades))
+    return parts[0] if len(parts) == 1 and len(mine) == len(grades) else join_directions(parts, rows, len(grades))
 
 
 def _fittable(labels: Rows, correct: NDArray[np.bool_], sampled: NDArray[np.bool_]) -> int:
     """How many classes have enough failures and successes for a direction."""
     failures, successes = (np.bincount(labels[sampled & outcome]) for outcome in (~correct, correct))
     k = min(len(failures), len(successes))
-    return int(((failures[:k] >= MIN_EXAMPLES) & (successes[:k] >= MIN_EXAMPLES)).sum())
+    return int(((failures[:k] >= MIN_PER_OUTCOME) & (successes[:k] >= MIN_PER_OUTCOME)).sum())
 
 
 def _attributes(metadata: Mapping[str, Any] | None, grades: Grades) -> dict[str, Attribute]:

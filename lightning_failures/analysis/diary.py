@@ -33,16 +33,16 @@ from lightning_failures.core.arrays import as_array, unit_vectors
 from lightning_failures.core.budget import SKIPPED_FOR_TIME
 from lightning_failures.data.report import FailureReport, ModeReport
 from lightning_failures.directions.matching import (
-    LEVEL,
+    CHANGE_LEVEL,
     Mask,
     ModeSimilarity,
     ModeSnapshot,
     Rows,
-    change,
-    drift,
-    likeness,
-    matches,
-    on_shared,
+    flagged_change,
+    match_modes,
+    membership_change,
+    mode_similarity,
+    restrict_to_shared,
 )
 from lightning_failures.stats.intervals import sign_test
 
@@ -235,12 +235,12 @@ def _paired(modes: list[Mode], sights: list[_DetectedMode]) -> dict[int, tuple[i
         taken = {j for j, _ in pairs.values()}
         columns = [j for j in range(len(sights)) if j not in taken]
         table = [[_likeness(modes[i], sights[j]) for j in columns] for i in rows]
-        pairs |= {rows[i]: (columns[j], table[i][j]) for i, j in matches(table)}
+        pairs |= {rows[i]: (columns[j], table[i][j]) for i, j in match_modes(table)}
     return pairs
 
 
 def _likeness(mode: Mode, sight: _DetectedMode) -> ModeSimilarity:
-    return likeness(mode.direction.astype(np.float32), mode.look, sight.direction.astype(np.float32), sight.look)
+    return mode_similarity(mode.direction.astype(np.float32), mode.look, sight.direction.astype(np.float32), sight.look)
 
 
 def _first_seen(name: str, sight: _DetectedMode, scene: _ClassObservation, analysis: int, epoch: int | None) -> Mode:
@@ -284,8 +284,8 @@ def _status(mode: Mode) -> str:
     """Of a mode that is seen again."""
     if not mode.born:
         return "returned" if mode.was_cured else "new"
-    gained, lost = drift(mode.look, mode.base)
-    if sign_test(gained, lost) > LEVEL:
+    gained, lost = flagged_change(mode.look, mode.base)
+    if sign_test(gained, lost) > CHANGE_LEVEL:
         return "persisting"
     return "growing" if gained > lost else "shrinking"
 
@@ -293,7 +293,7 @@ def _status(mode: Mode) -> str:
 def _tell_seen(
     mode: Mode, status: str, before: ModeSnapshot | None = None, alike: ModeSimilarity | None = None
 ) -> ModeReport:
-    gained, lost = (None, None) if before is None else change(mode.look, before)
+    gained, lost = (None, None) if before is None else membership_change(mode.look, before)
     return ModeReport(
         name=mode.name,
         class_name=mode.class_name,
@@ -311,7 +311,7 @@ def _tell_seen(
 
 
 def _tell_missed(mode: Mode, scene: _ClassObservation, status: str) -> ModeReport:
-    now, then = on_shared(ModeSnapshot(scene.ids, np.zeros_like(scene.failed), scene.failed), mode.look)
+    now, then = restrict_to_shared(ModeSnapshot(scene.ids, np.zeros_like(scene.failed), scene.failed), mode.look)
     return ModeReport(
         name=mode.name,
         class_name=mode.class_name,

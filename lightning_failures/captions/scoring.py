@@ -127,7 +127,7 @@ class BestCaption:
     margin: float
 
 
-def caption_that_tells(
+def most_distinctive_caption(
     directions: FailureDirections,
     embeddings: Any,
     chosen: Any,

@@ -45,9 +45,9 @@ Integers = NDArray[np.int64]
 Fit = Callable[[NDArray[Any], Mask, Integers], SVMFit]
 """(features, correct, fold) -> the SVM."""
 
-LEVEL = 0.05
+ADDITIONAL_LEVEL = 0.05
 """A direction with a larger p-value ends the search."""
-FEWEST = 10
+MIN_FAILURES_PER_END = 10
 """Neither end may have fewer failures than this."""
 
 _FOLDS = 5
@@ -95,7 +95,7 @@ def additional_directions(
     while len(found) < most and permutations:
         failures = [np.count_nonzero(~correct[rows]) for _, rows in parts]
         former, rows = parts.pop(int(np.argmax(failures)))
-        if min(max(failures), np.count_nonzero(correct[rows])) < 2 * FEWEST:
+        if min(max(failures), np.count_nonzero(correct[rows])) < 2 * MIN_FAILURES_PER_END:
             break
         spread_fold = stratified_group_folds(~correct[rows], sources[rows], folds=_FOLDS)
         if not _in_every_fold(~correct[rows], spread_fold):
@@ -103,12 +103,12 @@ def additional_directions(
         left = _without(features[rows], first.weight, *(fitted.weight for fitted, _ in found))
         spread = _spread(left, correct[rows], spread_fold)
         values = [fitted.out_of_fold[rows] for fitted in (first, *(fitted for fitted, _ in found))]
-        index, across = _turned(np.stack([*values, spread]), correct[rows])
+        index, across = _rotate_to_discriminant(np.stack([*values, spread]), correct[rows])
         rng = np.random.default_rng([*seed, len(found) + 1])
         p = _p_value(index, across, correct[rows], sources[rows], permutations, rng)
-        if p > LEVEL:
+        if p > ADDITIONAL_LEVEL:
             break
-        end = _worse_told_end(across, former.out_of_fold[rows], correct[rows])
+        end = _less_separated_end(across, former.out_of_fold[rows], correct[rows])
         kept = correct.copy()
         kept[rows[end]] = True
         if not _in_every_fold(~correct[kept], fold[kept]):
@@ -157,7 +157,7 @@ def _most_spread(features: Floats, correct: Mask) -> Floats:
     return np.asarray(vectors[:, -1] @ basis)
 
 
-def _turned(values: Floats, correct: Mask) -> tuple[Floats, Floats]:
+def _rotate_to_discriminant(values: Floats, correct: Mask) -> tuple[Floats, Floats]:
     """Turn the space of some values, (k, n): along its best single direction, and the last value across it.
 
     Returns:
@@ -201,7 +201,7 @@ def _p_value(
     return max(p_values)
 
 
-def _worse_told_end(across: Floats, former: Floats, correct: Mask) -> Mask:
+def _less_separated_end(across: Floats, former: Floats, correct: Mask) -> Mask:
     """Return (n,) bool: the end whose failures have the higher former decision values, so are told worse by it."""
     upper = across > np.median(across)
     return upper if former[upper & ~correct].mean() > former[~upper & ~correct].mean() else ~upper

@@ -30,7 +30,7 @@ from lightning_failures.core.arrays import as_mask, as_rows, as_vector
 from lightning_failures.core.atomic import write_atomically
 from lightning_failures.core.budget import MAX_GRAM_EXAMPLES, SKIPPED_FOR_TIME, Deadline
 from lightning_failures.core.threads import one_thread
-from lightning_failures.directions.additional import LEVEL, additional_directions
+from lightning_failures.directions.additional import ADDITIONAL_LEVEL, additional_directions
 from lightning_failures.directions.standardize import Moments, standardize
 from lightning_failures.directions.svm import SVMFit, centred_gram, fit_published, fit_scaled
 from lightning_failures.errors import ConfigurationError, DataError
@@ -40,7 +40,7 @@ from lightning_failures.stats.permutation_test import permutation_p_value
 Mode = tuple[SVMFit, float]
 """A direction and its p-value."""
 
-MIN_EXAMPLES = 10
+MIN_PER_OUTCOME = 10
 """A class with fewer failures, or fewer successes, is skipped."""
 
 DIRECTIONS_FILE = "directions.safetensors"
@@ -311,9 +311,7 @@ def fit_failure_directions(
     return dataclasses.replace(ranks[0], further=tuple(ranks[1:]))
 
 
-def joined_directions(
-    parts: Sequence[FailureDirections], rows: Sequence[NDArray[np.int64]], n: int
-) -> FailureDirections:
+def join_directions(parts: Sequence[FailureDirections], rows: Sequence[NDArray[np.int64]], n: int) -> FailureDirections:
     """Put together what was fitted on different classes with the same mean and standard deviation.
 
     Args:
@@ -326,7 +324,7 @@ def joined_directions(
     >>> correct = x[:, 0] > 0
     >>> rows = [np.flatnonzero(labels == 1), np.flatnonzero(labels != 1)]
     >>> parts = [fit_failure_directions(x[r], labels[r], correct[r], ids=r, reference=x) for r in rows]
-    >>> joined_directions(parts, rows, 300).classes.tolist()
+    >>> join_directions(parts, rows, 300).classes.tolist()
     [0, 1, 2]
     """
     ranks = []
@@ -437,7 +435,7 @@ class _Search:
             rng=np.random.default_rng([self.seed, problem.label, 0]),
             device=self.device,
         )
-        if self.most == 1 or not p <= LEVEL:
+        if self.most == 1 or not p <= ADDITIONAL_LEVEL:
             return [(first, p)]
         further = additional_directions(
             first,
@@ -502,8 +500,8 @@ def _unshuffled_folds(correct: NDArray[np.bool_], folds: int) -> NDArray[np.int6
 def _why_skipped(correct: NDArray[np.bool_], fold: NDArray[np.int64], folds: int) -> str | None:
     for mask, one, many in ((~correct, "failure", "failures"), (correct, "success", "successes")):
         count = int(mask.sum())
-        if count < MIN_EXAMPLES:
-            return f"{count} {one if count == 1 else many}; at least {MIN_EXAMPLES} are needed"
+        if count < MIN_PER_OUTCOME:
+            return f"{count} {one if count == 1 else many}; at least {MIN_PER_OUTCOME} are needed"
         if len(np.unique(fold[mask])) < folds:
             return f"its {many} come from too few sources for {folds} folds"
     return None

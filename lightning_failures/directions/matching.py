@@ -19,10 +19,10 @@ from scipy.optimize import linear_sum_assignment  # type: ignore[import-untyped]
 COSINE_WEIGHT = 0.8
 """Of the cosine in the similarity; the share of common members has the rest."""
 
-ALIKE = 0.36
+SAME_MODE_SIMILARITY = 0.36
 """Modes of at least this similarity may be the same."""
 
-LEVEL = 0.05
+CHANGE_LEVEL = 0.05
 """Of the test of whether a mode has grown or shrunk."""
 
 Mask = NDArray[np.bool_]
@@ -54,12 +54,12 @@ class ModeSnapshot:
         return int(np.count_nonzero(self.members))
 
 
-def on_shared(one: ModeSnapshot, other: ModeSnapshot) -> tuple[ModeSnapshot, ModeSnapshot]:
+def restrict_to_shared(one: ModeSnapshot, other: ModeSnapshot) -> tuple[ModeSnapshot, ModeSnapshot]:
     """Both, of the (s,) examples alone that both have looked at.
 
     >>> some = np.ones(3, dtype=bool)
     >>> mode, other = (ModeSnapshot(np.array(ids), some, some) for ids in ([1, 2, 3], [2, 3, 4]))
-    >>> one, two = on_shared(mode, other)
+    >>> one, two = restrict_to_shared(mode, other)
     >>> one.ids.tolist(), two.ids.tolist()
     ([2, 3], [2, 3])
     """
@@ -98,7 +98,7 @@ class ModeSimilarity:
         return COSINE_WEIGHT * self.cosine + (1 - COSINE_WEIGHT) * self.shared
 
 
-def likeness(
+def mode_similarity(
     direction: NDArray[np.floating], look: ModeSnapshot, other: NDArray[np.floating], other_look: ModeSnapshot
 ) -> ModeSimilarity:
     """Compare two modes.
@@ -112,17 +112,19 @@ def likeness(
     >>> ids, failed = np.arange(4), np.ones(4, dtype=bool)
     >>> one = ModeSnapshot(ids, np.array([True, True, False, False]), failed)
     >>> two = ModeSnapshot(ids, np.array([False, True, True, True]), failed)
-    >>> likeness(np.array([1.0, 0.0]), one, np.array([0.6, 0.8]), two)
+    >>> mode_similarity(np.array([1.0, 0.0]), one, np.array([0.6, 0.8]), two)
     ModeSimilarity(cosine=0.6, shared=0.5)
     """
-    members, others = (one.members for one in on_shared(look, other_look))
+    members, others = (one.members for one in restrict_to_shared(look, other_look))
     least = min(np.count_nonzero(members), np.count_nonzero(others))
     shared = float(np.count_nonzero(members & others) / least) if least else None
     return ModeSimilarity(float(np.clip(np.dot(direction, other), -1.0, 1.0)), shared)  # rounded: may be too long
 
 
-def matches(table: Sequence[Sequence[ModeSimilarity]]) -> list[tuple[int, int]]:
-    """Pair the modes of two analyses one to one, with the largest sum of similarities; none below :data:`ALIKE`.
+def match_modes(table: Sequence[Sequence[ModeSimilarity]]) -> list[tuple[int, int]]:
+    """Pair the modes of two analyses one to one, with the largest sum of similarities.
+
+    No pair has a similarity below :data:`SAME_MODE_SIMILARITY`.
 
     Args:
         table: Row i, column j: how alike mode i of the one and mode j of the other are.
@@ -131,28 +133,28 @@ def matches(table: Sequence[Sequence[ModeSimilarity]]) -> list[tuple[int, int]]:
         Pairs (i, j), by i.
 
     >>> cosines = [[0.9, 0.8], [0.8, 0.1]]
-    >>> matches([[ModeSimilarity(cosine, None) for cosine in row] for row in cosines])
+    >>> match_modes([[ModeSimilarity(cosine, None) for cosine in row] for row in cosines])
     [(0, 1), (1, 0)]
     """
     if not table or not table[0]:
         return []
     similarity = np.array([[pair.similarity for pair in row] for row in table])
-    rows, columns = linear_sum_assignment(np.where(similarity >= ALIKE, similarity, 0.0), maximize=True)
-    return [(int(i), int(j)) for i, j in zip(rows, columns, strict=True) if similarity[i, j] >= ALIKE]
+    rows, columns = linear_sum_assignment(np.where(similarity >= SAME_MODE_SIMILARITY, similarity, 0.0), maximize=True)
+    return [(int(i), int(j)) for i, j in zip(rows, columns, strict=True) if similarity[i, j] >= SAME_MODE_SIMILARITY]
 
 
-def change(now: ModeSnapshot, then: ModeSnapshot) -> tuple[int, int]:
+def membership_change(now: ModeSnapshot, then: ModeSnapshot) -> tuple[int, int]:
     """Return how many members came and how many went, among the examples that both analyses have looked at.
 
     >>> ids, yes = np.array([1, 2, 3]), np.ones(3, dtype=bool)
-    >>> change(ModeSnapshot(ids, yes, yes), ModeSnapshot(ids + 1, np.array([False, True, True]), yes))
+    >>> membership_change(ModeSnapshot(ids, yes, yes), ModeSnapshot(ids + 1, np.array([False, True, True]), yes))
     (1, 0)
     """
-    members, former = (look.members for look in on_shared(now, then))
+    members, former = (look.members for look in restrict_to_shared(now, then))
     return int(np.count_nonzero(members & ~former)), int(np.count_nonzero(former & ~members))
 
 
-def drift(now: ModeSnapshot, then: ModeSnapshot) -> tuple[int, int]:
+def flagged_change(now: ModeSnapshot, then: ModeSnapshot) -> tuple[int, int]:
     """Return how many of those that were flagged *then* have come to fail, and how many have ceased to.
 
     The slice is frozen, so that a bias which the next fit has moved is no change. Decision values are cross-fitted:
@@ -160,9 +162,9 @@ def drift(now: ModeSnapshot, then: ModeSnapshot) -> tuple[int, int]:
     has changed.
 
     >>> ids, yes, no = np.array([1, 2, 3]), np.ones(3, dtype=bool), np.zeros(3, dtype=bool)
-    >>> drift(ModeSnapshot(ids, no, yes), ModeSnapshot(ids, np.array([True, True, False]), no))
+    >>> flagged_change(ModeSnapshot(ids, no, yes), ModeSnapshot(ids, np.array([True, True, False]), no))
     (2, 0)
     """
-    now, then = on_shared(now, then)
+    now, then = restrict_to_shared(now, then)
     came, went = now.failed & ~then.failed, then.failed & ~now.failed
     return int(np.count_nonzero(then.flagged & came)), int(np.count_nonzero(then.flagged & went))

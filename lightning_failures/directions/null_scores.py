@@ -25,7 +25,7 @@ from lightning_failures.directions.standardize import standardize
 from lightning_failures.directions.svm import centred_gram, fit_scaled
 from lightning_failures.stats.folds import permuted_outcomes, stratified_group_folds
 
-CLASSES_WITH_NULLS = 10
+CLASSES_WITH_NULL_SCORES = 10
 """In an analysis."""
 
 INTERVAL = (0.05, 0.95)
@@ -73,7 +73,7 @@ def add_null_cv_scores(
             x = as_rows(embedded[one.rows], "embeddings")
             with one_thread():
                 features = standardize(x, directions.mean.numpy(), directions.std.numpy())
-                scores = null_scores(
+                scores = null_cv_scores(
                     features,
                     one,
                     permutations,
@@ -91,7 +91,7 @@ def add_null_cv_scores(
     return tuple(replace(entry, **made.get(k, {})) for k, entry in enumerate(classes)), len(wanted) - len(made)
 
 
-def null_scores(
+def null_cv_scores(
     features: NDArray[Any],
     members: ClassSubset,
     permutations: int,

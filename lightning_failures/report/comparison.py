@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from lightning_failures.core.arrays import defined
 from lightning_failures.core.serialization import to_jsonable
 from lightning_failures.data.example_table import ExampleTable
-from lightning_failures.directions.matching import LEVEL
+from lightning_failures.directions.matching import CHANGE_LEVEL
 from lightning_failures.errors import DataError
 from lightning_failures.report.mode_comparison import ModeChange, mode_changes
 from lightning_failures.report.run_folder import Run
@@ -268,14 +268,14 @@ def _classes(pairs: _Pairs) -> tuple[ClassChange, ...]:
         if row[1]
     ]
     p_values = [sign_test(row[3], row[2]) for row in rows]
-    holds = benjamini_hochberg(p_values, LEVEL).tolist()
+    holds = benjamini_hochberg(p_values, CHANGE_LEVEL).tolist()
     return tuple(_change(row, p, different) for row, p, different in zip(rows, p_values, holds, strict=True))
 
 
 def _overall(pairs: _Pairs) -> ClassChange:
     fixed, new, persistent = (int(which.sum()) for which in (pairs.fixed, pairs.new, pairs.persistent))
     p_value = sign_test(new, fixed)
-    return _change(("all", len(pairs.ids), fixed, new, persistent), p_value, p_value <= LEVEL)
+    return _change(("all", len(pairs.ids), fixed, new, persistent), p_value, p_value <= CHANGE_LEVEL)
 
 
 def _change(counts: tuple[str, int, int, int, int], p_value: float, different: bool) -> ClassChange:

@@ -25,7 +25,7 @@ from lightning_failures.core.atomic import write_atomically
 from lightning_failures.core.text import clean
 from lightning_failures.data.report import FeatureReport, NodeReport
 from lightning_failures.errors import ConfigurationError, did_you_mean
-from lightning_failures.trees.growing import Split, rule
+from lightning_failures.trees.growing import NodeSplit, rule_text
 
 FEATURES_FILE = "features.yaml"
 TAGS = ("spurious", "overemphasised")
@@ -125,12 +125,12 @@ def node_condition(nodes: Sequence[NodeReport], index: int, names: Mapping[int, 
     >>> node_condition(nodes, 1, {17: "red stroke"}), node_condition(nodes, 0)
     ('feature 17 "red stroke" <= 0.357', 'all examples')
     """
-    return with_names(rule(_path(nodes, index)[-1:]), names or {})
+    return with_names(rule_text(_path(nodes, index)[-1:]), names or {})
 
 
 def node_rule(nodes: Sequence[NodeReport], index: int, names: Mapping[int, str] | None = None) -> str:
     """Return all conditions from the root to a node in words, each feature once, as the rule of a leaf is told."""
-    return with_names(rule(_path(nodes, index)), names or {})
+    return with_names(rule_text(_path(nodes, index)), names or {})
 
 
 def add_to_template(path: str | Path, features: Iterable[FeatureReport], *, encoder: str) -> bool:
@@ -256,13 +256,13 @@ def _parse_entry(entry: Any, where: str) -> tuple[tuple[str, int], FeatureName]:
     )
 
 
-def _path(nodes: Sequence[NodeReport], index: int) -> tuple[Split, ...]:
+def _path(nodes: Sequence[NodeReport], index: int) -> tuple[NodeSplit, ...]:
     """The conditions from the root to a node."""
-    splits: list[Split] = []
+    splits: list[NodeSplit] = []
     while (parent := nodes[index].parent) is not None and len(splits) < len(nodes):
         above = nodes[parent]
         if above.feature is not None and above.threshold is not None:
-            splits.append(Split(above.feature, above.threshold, bool(nodes[index].above)))
+            splits.append(NodeSplit(above.feature, above.threshold, bool(nodes[index].above)))
         index = parent
     return tuple(reversed(splits))
 

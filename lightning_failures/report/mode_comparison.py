@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 
 from lightning_failures.core.arrays import defined
 from lightning_failures.data.report import ClassReport
-from lightning_failures.directions.fit import MIN_EXAMPLES
-from lightning_failures.directions.matching import ALIKE, ModeSimilarity
+from lightning_failures.directions.fit import MIN_PER_OUTCOME
+from lightning_failures.directions.matching import SAME_MODE_SIMILARITY, ModeSimilarity
 from lightning_failures.report.run_folder import Run
 
 SHARED = 0.5
@@ -101,7 +101,7 @@ def _fates(
 def _same(cosine: float | None, shared: float | None) -> bool | None:
     """Whether two modes of one class are the same; None where nothing tells."""
     if cosine is not None:
-        return ModeSimilarity(cosine, shared).similarity >= ALIKE
+        return ModeSimilarity(cosine, shared).similarity >= SAME_MODE_SIMILARITY
     return None if shared is None else shared >= SHARED
 
 
@@ -114,7 +114,7 @@ def _looked(entry: ClassReport | None) -> bool:
     """Whether a run has looked for a mode, or had too few failures for one to be."""
     if entry is None or entry.accuracy is None:
         return False
-    return entry.p_value is not None or round(entry.examples * (1 - entry.accuracy)) < MIN_EXAMPLES
+    return entry.p_value is not None or round(entry.examples * (1 - entry.accuracy)) < MIN_PER_OUTCOME
 
 
 def _why_none(entry: ClassReport | None) -> str:

@@ -25,7 +25,7 @@ from lightning_failures.errors import ConfigurationError, DataError
 from lightning_failures.stats.intervals import normal_tail
 from lightning_failures.trees.cross_validation import fillable_folds, score_held_out
 from lightning_failures.trees.error_rates import average_leaf_error_rate, error_rate
-from lightning_failures.trees.growing import Nodes, Split, grow_tree, least_leaf, rule, select_features
+from lightning_failures.trees.growing import Nodes, NodeSplit, grow_tree, min_leaf_size, rule_text, select_features
 
 _ONE_SIDED_5_PERCENT = 1.64
 
@@ -57,7 +57,7 @@ class Leaf:
     size: int
     failures: int
     ids: Tensor
-    splits: tuple[Split, ...] = ()
+    splits: tuple[NodeSplit, ...] = ()
     interval: tuple[float, float] | None = None
 
 
@@ -226,7 +226,7 @@ def fit_failure_tree(
     total = failures.sum()
     leaves = [
         Leaf(
-            rule=rule(nodes.path(i)),
+            rule=rule_text(nodes.path(i)),
             error_rate=_ratio(failures[i], sizes[i]),
             error_coverage=_ratio(failures[i], total),
             importance=_ratio(failures[i], sizes[i]) * _ratio(failures[i], total),
@@ -266,8 +266,8 @@ def _why_skipped(
         return "no failures" if n else "no examples"
     if failed.all():
         return "every example failed"
-    if n < 2 * least_leaf(n, min_leaf):
-        return f"{n} examples; a split needs at least {2 * least_leaf(n, min_leaf)}"
+    if n < 2 * min_leaf_size(n, min_leaf):
+        return f"{n} examples; a split needs at least {2 * min_leaf_size(n, min_leaf)}"
     if leaves == 1:
         return "no feature splits the examples"
     if fold is None:

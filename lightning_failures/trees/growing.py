@@ -19,7 +19,7 @@ MIN_LEAF_SHARE = 0.02
 
 
 @dataclass(frozen=True)
-class Split:
+class NodeSplit:
     """One condition on the way to a leaf: feature <= threshold, or feature > threshold where ``above``."""
 
     feature: int
@@ -56,12 +56,12 @@ class Nodes:
         leaf = np.where(self.leaf >= 0, new[self.leaf], -1)
         return Nodes(self.feature, self.threshold, self.left, self.right, self.depth, leaf)
 
-    def path(self, leaf: int) -> tuple[Split, ...]:
+    def path(self, leaf: int) -> tuple[NodeSplit, ...]:
         """The conditions from the root to a leaf."""
         node, splits = int(np.flatnonzero(self.leaf == leaf)[0]), []
         while node:
             parent, above = self.parent(node)
-            splits.append(Split(int(self.feature[parent]), float(self.threshold[parent]), above))
+            splits.append(NodeSplit(int(self.feature[parent]), float(self.threshold[parent]), above))
             node = parent
         return tuple(reversed(splits))
 
@@ -96,7 +96,7 @@ def select_features(
         fold: (n,) int from 0 to K - 1; None for K = 0.
         top_features: How many.
         feature_selection: "information_gain" or "mutual_information".
-        min_leaf: Least size of a leaf, see :func:`least_leaf`.
+        min_leaf: Least size of a leaf, see :func:`min_leaf_size`.
         seed: Of the neighbour estimator.
 
     Returns:
@@ -105,7 +105,7 @@ def select_features(
     subsets = [np.full(len(x), True)]
     if fold is not None:
         subsets += [fold != k for k in range(int(fold.max()) + 1)]
-    least = [least_leaf(int(kept.sum()), min_leaf) for kept in subsets]
+    least = [min_leaf_size(int(kept.sum()), min_leaf) for kept in subsets]
     gains = fold_gains(x, failed, fold, least) if feature_selection == "information_gain" else None
     selected = []
     for i, kept in enumerate(subsets):
@@ -134,7 +134,7 @@ def grow_tree(
         return Nodes(nowhere, np.zeros(1), nowhere, nowhere, alone, alone)
     n, n_failed = len(failed), int(failed.sum())
     classifier = DecisionTreeClassifier(
-        criterion="entropy", max_depth=max_depth, min_samples_leaf=least_leaf(n, min_leaf), random_state=seed
+        criterion="entropy", max_depth=max_depth, min_samples_leaf=min_leaf_size(n, min_leaf), random_state=seed
     )
     weight = np.where(failed, (n - n_failed) / n_failed, 1.0)
     with config_context(assume_finite=True, skip_parameter_validation=True):  # checks took longer than the tree
@@ -154,12 +154,12 @@ def grow_tree(
     )
 
 
-def least_leaf(n: int, min_leaf: int | None) -> int:
+def min_leaf_size(n: int, min_leaf: int | None) -> int:
     """Return the least size of a leaf: as asked, else max(20, 2 % of n)."""
     return max(MIN_LEAF, math.ceil(MIN_LEAF_SHARE * n)) if min_leaf is None else min_leaf
 
 
-def rule(splits: tuple[Split, ...]) -> str:
+def rule_text(splits: tuple[NodeSplit, ...]) -> str:
     """Say a path in words, each feature once, with its tightest bounds."""
     bounds: dict[int, tuple[float, float]] = {}
     for split in splits:

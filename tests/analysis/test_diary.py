@@ -16,7 +16,7 @@ from lightning_failures.analysis.diary import IN_A_ROW, MOST, Diary, advance
 from lightning_failures.core.budget import SKIPPED_FOR_TIME
 from lightning_failures.data.grades import Grades
 from lightning_failures.data.report import FailureReport
-from lightning_failures.directions.matching import LEVEL
+from lightning_failures.directions.matching import CHANGE_LEVEL
 from lightning_failures.interventions.validation_split import HeldOutSplit
 from lightning_failures.stats.intervals import sign_test
 from tests.helpers.sightings import SIZE, Sight, told
@@ -246,7 +246,7 @@ def test_advance__growing_and_shrinking_in_the_flagged(then, now, status):
 def test_advance__slow_growth_adds_up_until_it_is_told():
     reports = [nine(epoch, Sight(0, range(60)), fails=range(20 + epoch)) for epoch in range(14)]
     assert statuses(follow(*reports)[1]) == ["new"] * 2 + (["persisting"] * 4 + ["growing"] + ["persisting"]) * 2
-    assert sign_test(6, 0) <= LEVEL < sign_test(5, 0)
+    assert sign_test(6, 0) <= CHANGE_LEVEL < sign_test(5, 0)
 
 
 def test_advance__a_turn_is_told_at_once():

@@ -10,7 +10,7 @@ from lightning_failures.bundled.digits.data import ColouredDigits
 from lightning_failures.captions import score_captions
 from lightning_failures.captions.candidates import caption_source
 from lightning_failures.captions.grammar import CaptionVocabulary
-from lightning_failures.captions.scoring import caption_p_value, caption_that_tells, mean_shift_scores
+from lightning_failures.captions.scoring import caption_p_value, mean_shift_scores, most_distinctive_caption
 from lightning_failures.directions import fit_failure_directions
 from lightning_failures.directions.standardize import standardize
 from lightning_failures.encoders import load_encoder
@@ -251,7 +251,7 @@ def test_caption_that_tells__is_the_direction_from_the_group_to_the_chosen():
     group = x[:200]
     along = (captions - reference)[7] @ (group / DIRECTIONS.std.numpy()).T
     chosen = along >= np.sort(along)[-6]
-    best = caption_that_tells(DIRECTIONS, group, chosen, captions, reference)
+    best = most_distinctive_caption(DIRECTIONS, group, chosen, captions, reference)
     # by hand: mean of the chosen less mean of all, and the cosine with each caption, all in the space of phi
     embedded = standardize(group, DIRECTIONS.mean.numpy(), DIRECTIONS.std.numpy())
     direction = embedded[chosen].mean(axis=0) - embedded.mean(axis=0)
@@ -264,13 +264,13 @@ def test_caption_that_tells__is_the_direction_from_the_group_to_the_chosen():
 @pytest.mark.parametrize("chosen", [np.ones(10, bool), np.zeros(10, bool)])
 def test_caption_that_tells__nothing_to_tell(chosen):
     x, _labels, _correct, captions, reference = PLANTED
-    assert caption_that_tells(DIRECTIONS, x[:10], chosen, captions, reference) is None
-    assert caption_that_tells(DIRECTIONS, x[:10], np.arange(10) < 3, captions[:0], reference) is None
+    assert most_distinctive_caption(DIRECTIONS, x[:10], chosen, captions, reference) is None
+    assert most_distinctive_caption(DIRECTIONS, x[:10], np.arange(10) < 3, captions[:0], reference) is None
 
 
 def test_caption_that_tells__one_candidate_stands_out_from_nothing():
     x, _labels, _correct, captions, reference = PLANTED
-    best = caption_that_tells(DIRECTIONS, x[:10], np.arange(10) < 3, captions[:1], reference)
+    best = most_distinctive_caption(DIRECTIONS, x[:10], np.arange(10) < 3, captions[:1], reference)
     assert (best.index, best.margin) == (0, 0.0)
 
 
@@ -292,7 +292,9 @@ def test_caption_that_tells__names_what_is_planted_in_the_packaged_digits():
             if 6 <= len(with_it) <= 0.6 * len(group):
                 chosen = np.isin(np.arange(len(group)), with_it[:6])
                 found = captions(k)
-                best = caption_that_tells(directions, embeddings[group], chosen, found.embeddings, found.reference)
+                best = most_distinctive_caption(
+                    directions, embeddings[group], chosen, found.embeddings, found.reference
+                )
                 assert best.margin > 1
                 named.append(tint in found.texts[best.index].split())
     assert len(named) >= 20

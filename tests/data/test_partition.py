@@ -13,7 +13,7 @@ from lightning_failures.analysis.analyse import analyse
 from lightning_failures.data.grades import Grades
 from lightning_failures.data.partition import owned_rows, owner_of_classes
 from lightning_failures.directions import fit_failure_directions
-from lightning_failures.directions.fit import joined_directions
+from lightning_failures.directions.fit import join_directions
 from tests.analysis.test_analyse import DIM, words
 from tests.directions.test_additional import _classes, _subpopulations
 
@@ -135,7 +135,7 @@ def test_joined_directions__further_ones_too():
     assert whole.further[0].skipped
     rows = [np.flatnonzero(labels >= 5), np.flatnonzero(labels < 3), np.flatnonzero((labels > 2) & (labels < 5))]
     parts = [fit_failure_directions(x[r], labels[r], correct[r], ids=r, classes_in_all=6, **options) for r in rows]
-    found = joined_directions(parts, rows, len(x))
+    found = join_directions(parts, rows, len(x))
     assert len(found.further) == len(whole.further)
     for one, other in zip((found, *found.further), (whole, *whole.further), strict=True):
         assert one.classes.tolist() == other.classes.tolist()

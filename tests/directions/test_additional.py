@@ -7,7 +7,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lightning_failures.directions import fit_failure_directions
-from lightning_failures.directions.additional import _most_spread, _p_value, _turned, additional_directions
+from lightning_failures.directions.additional import (
+    _most_spread,
+    _p_value,
+    _rotate_to_discriminant,
+    additional_directions,
+)
 from lightning_failures.directions.svm import SVMFit, fit_scaled
 from lightning_failures.stats.folds import stratified_group_folds
 
@@ -165,7 +170,7 @@ def test_turned__means_are_the_same_across(seed, k, gap):
     rng = np.random.default_rng(seed)
     correct = np.arange(50) < 30
     values = rng.normal(size=(k, 50)) + gap * rng.normal(size=(k, 1)) * correct
-    index, across = _turned(values, correct)
+    index, across = _rotate_to_discriminant(values, correct)
     assert across[correct].mean() == pytest.approx(across[~correct].mean(), abs=1e-8)
     assert index[correct].mean() >= index[~correct].mean()
 

@@ -11,7 +11,15 @@ from hypothesis import strategies as st
 from scipy.stats import binomtest
 
 from lightning_failures.directions import fit_failure_directions
-from lightning_failures.directions.matching import ALIKE, ModeSimilarity, ModeSnapshot, change, drift, likeness, matches
+from lightning_failures.directions.matching import (
+    SAME_MODE_SIMILARITY,
+    ModeSimilarity,
+    ModeSnapshot,
+    flagged_change,
+    match_modes,
+    membership_change,
+    mode_similarity,
+)
 from lightning_failures.stats.intervals import sign_test
 
 
@@ -35,13 +43,13 @@ def test_looks__are_compared_as_sets(ids, flagged, failed, other_ids, other_flag
     now, then = look(ids, flagged, failed), look(other_ids, other_flagged, other_failed)
     both = ids & other_ids
     members, former = both & flagged & failed, both & other_flagged & other_failed
-    found = likeness(np.array([0.6, 0.8]), now, np.array([1.0, 0.0]), then)
+    found = mode_similarity(np.array([0.6, 0.8]), now, np.array([1.0, 0.0]), then)
     smaller = min(len(members), len(former))
     assert found.shared == (pytest.approx(len(members & former) / smaller) if smaller else None)
     assert found.cosine == pytest.approx(0.6)
-    assert change(now, then) == (len(members - former), len(former - members))
+    assert membership_change(now, then) == (len(members - former), len(former - members))
     frozen = both & other_flagged
-    assert drift(now, then) == (len(frozen & failed - other_failed), len(frozen & other_failed - failed))
+    assert flagged_change(now, then) == (len(frozen & failed - other_failed), len(frozen & other_failed - failed))
     assert now.size == len(ids & flagged & failed)
 
 
@@ -49,10 +57,10 @@ def test_looks__are_compared_as_sets(ids, flagged, failed, other_ids, other_flag
 @given(st.integers(0, 4), st.integers(0, 4), st.integers(0, 2**32 - 1))
 def test_matches__are_the_best_of_all_pairings(rows, columns, seed):
     similarity = np.random.default_rng(seed).uniform(-1, 1, size=(rows, columns))
-    found = matches([[ModeSimilarity(float(value), None) for value in row] for row in similarity])
-    assert all(similarity[i, j] >= ALIKE for i, j in found)
+    found = match_modes([[ModeSimilarity(float(value), None) for value in row] for row in similarity])
+    assert all(similarity[i, j] >= SAME_MODE_SIMILARITY for i, j in found)
     assert len({i for i, _ in found}) == len({j for _, j in found}) == len(found)
-    worth = np.where(similarity >= ALIKE, similarity, 0.0)
+    worth = np.where(similarity >= SAME_MODE_SIMILARITY, similarity, 0.0)
     if rows > columns:
         worth = worth.T
     best = max(
@@ -68,7 +76,7 @@ def test_matches__are_the_best_of_all_pairings(rows, columns, seed):
 def test_likeness__rounding_does_not_lead_beyond_one():
     direction = np.full(3, 0.5774)
     some = look(range(4), range(4), range(4))
-    assert likeness(direction, some, direction, some).similarity <= 1.0
+    assert mode_similarity(direction, some, direction, some).similarity <= 1.0
 
 
 @pytest.mark.slow
@@ -88,6 +96,6 @@ def test_likeness__tells_planted_modes_of_one_class_apart():
             seen.append((mode, weight, ModeSnapshot(np.arange(300), fitted.out_of_fold.numpy() < 0, failed)))
         for (mode, *one), (other_mode, *other) in itertools.combinations(seen, 2):
             same = mode == other_mode
-            right[same].append((likeness(*one, *other).similarity >= ALIKE) == same)
+            right[same].append((mode_similarity(*one, *other).similarity >= SAME_MODE_SIMILARITY) == same)
     assert np.mean(right[True]) >= 0.95
     assert np.mean(right[False]) >= 0.95

@@ -11,7 +11,7 @@ from lightning_failures.core.budget import Deadline
 from lightning_failures.data.members import ClassSubset, RowValues, members_of
 from lightning_failures.data.partition import SINGLE_PROCESS, Partition
 from lightning_failures.directions import null_scores as nulls
-from lightning_failures.directions.null_scores import add_null_cv_scores, null_scores
+from lightning_failures.directions.null_scores import add_null_cv_scores, null_cv_scores
 from tests.analysis.test_analyse import content, planted, shuffled
 from tests.data.test_partition import graded, report_of, same, together
 
@@ -83,7 +83,7 @@ def test_null_scores__sources_stay_whole():
     failed = (rng.random(20) < 0.4)[sources]
     rows = np.arange(600)
     whole, torn = (
-        null_scores(features, ClassSubset("cat", rows, rows, failed, of), 20, rng=np.random.default_rng(1))
+        null_cv_scores(features, ClassSubset("cat", rows, rows, failed, of), 20, rng=np.random.default_rng(1))
         for of in (sources, None)
     )
     assert whole.std() > 2.5 * torn.std()
@@ -96,10 +96,10 @@ def test_null_scores__a_permutation_that_empties_a_fold_is_not_scored():
     failed = np.isin(sources, [10, 11])
     members = ClassSubset("cat", rows, rows, failed, sources)
     features = np.random.default_rng(0).normal(size=(len(rows), 4))
-    scores = null_scores(features, members, 30, rng=np.random.default_rng(0))
+    scores = null_cv_scores(features, members, 30, rng=np.random.default_rng(0))
     assert np.isfinite(scores).all()
     members = replace(members, failed=np.arange(len(rows)) == 3)
-    assert len(null_scores(features, members, 30, rng=np.random.default_rng(0))) == 0
+    assert len(null_cv_scores(features, members, 30, rng=np.random.default_rng(0))) == 0
 
 
 def test_add_nulls__what_is_left_out_is_counted(tested):
@@ -116,7 +116,7 @@ def test_add_nulls__what_is_left_out_is_counted(tested):
 
 def test_analyse__nulls_for_want_of_time_are_noted(tested, monkeypatch):
     grades, x, _ = tested
-    monkeypatch.setattr(nulls, "null_scores", lambda *args, **options: None)  # what a deadline gives
+    monkeypatch.setattr(nulls, "null_cv_scores", lambda *args, **options: None)  # what a deadline gives
     notes = analyse(grades, x, permutations=99, cv_permutations=5).notes
     assert notes == ("The time budget left out 3 CV scores by chance: those with the fewest failures.",)
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from lightning_failures.captions.scoring import caption_that_tells
+from lightning_failures.captions.scoring import most_distinctive_caption
 from lightning_failures.core.text import clean
 from lightning_failures.core.threads import one_thread
 from lightning_failures.data.grades import Grades
@@ -19,7 +19,7 @@ from lightning_failures.report.gallery import Picture, feature_picture
 from lightning_failures.report.images import most_activating
 from lightning_failures.trainer.pictures.feature_views import FeatureViews, attack_features
 from lightning_failures.trainer.pictures.sources import DisplayedTree, PictureInputs, outcomes
-from lightning_failures.trees.growing import rule
+from lightning_failures.trees.growing import rule_text
 
 FEATURE_IMAGES = 6
 
@@ -114,7 +114,7 @@ def _role(feature: int, groups: Sequence[DisplayedTree], names: FeatureNames) ->
     for one in groups:
         path = [split for split in one.tree.leaves[one.best].splits if split.feature == feature]
         where = f"{one.group.grouping} group of {clean(one.group.class_name, 80)}"
-        told.append(f"splits the {where}" + (f": its most important leaf has {rule(tuple(path))}" if path else ""))
+        told.append(f"splits the {where}" + (f": its most important leaf has {rule_text(tuple(path))}" if path else ""))
     return with_names("; ".join(told), names.names)
 
 
@@ -135,7 +135,7 @@ def _captioned(
     if candidates is None or not len(members):
         return told
     with one_thread():
-        best = caption_that_tells(
+        best = most_distinctive_caption(
             directions, rows.of(members), torch.isin(members, top), candidates.embeddings, candidates.reference
         )
     if best is None:

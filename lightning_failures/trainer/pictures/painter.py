@@ -18,7 +18,7 @@ from lightning_failures.data.grades import Grades
 from lightning_failures.data.members import RowValues, members_of
 from lightning_failures.data.partition import Partition, owned_rows
 from lightning_failures.data.report import FailureReport
-from lightning_failures.directions.null_scores import CLASSES_WITH_NULLS, add_null_cv_scores
+from lightning_failures.directions.null_scores import CLASSES_WITH_NULL_SCORES, add_null_cv_scores
 from lightning_failures.encoders import gives_maps
 from lightning_failures.encoders.cached import CachedEncoder
 from lightning_failures.errors import ConfigurationError
@@ -141,7 +141,7 @@ class GalleryBuilder:
         report, grades = scene.report, scene.grades
         if self.directions is None or report.directions is None or self.nulls == 0:
             return report
-        wanted = classes_to_caption(report.classes, CLASSES_WITH_NULLS)
+        wanted = classes_to_caption(report.classes, CLASSES_WITH_NULL_SCORES)
         rows = scene.sampled & np.isin(grades.labels.numpy(), wanted)
         share = Partition.of(grades, rows, ranks)
         ids = [torch.unique(grades.ids[owned_rows(grades, k, ranks.size, sampled=rows)]) for k in range(ranks.size)]
