@@ -27,13 +27,14 @@ from lightning_failures.interventions import Discovery, Intervention
 from lightning_failures.report.feature_names import FeatureNames
 from lightning_failures.steering.controller import InterventionController
 from lightning_failures.steering.forks.from_trainer import fork_finished_training, save_start_of_forks
+from lightning_failures.trainer.batch_grader import BatchGrader
 from lightning_failures.trainer.batch_reader import BatchReader
 from lightning_failures.trainer.embedding_budget import EmbeddingBudget
 from lightning_failures.trainer.epoch_end import AnalysisRunner
 from lightning_failures.trainer.evaluation_pass import EmbeddingPass, EvaluationPass
 from lightning_failures.trainer.grader import Grader
-from lightning_failures.trainer.index_recorder import IndexRecorderHook, dataset_of, evaluation_loaders, unnamed
-from lightning_failures.trainer.logits_hook import LogitsObserver, forward_once_more
+from lightning_failures.trainer.index_recorder import IndexRecorderHook, dataset_of, evaluation_loaders
+from lightning_failures.trainer.logits_hook import LogitsObserver
 from lightning_failures.trainer.metric_keys import KeyLog
 from lightning_failures.trainer.options import check_options
 from lightning_failures.trainer.ranks import Communicator
@@ -197,6 +198,7 @@ class FailureModes(Callback):
         self._observer = LogitsObserver(logits_from)
         self._ranks = Communicator()
         self._reader = BatchReader(read_batch, normalization)
+        self._batch_grader = BatchGrader(self._reader, self._tap, self._observer)
         self._steering = InterventionController(
             interventions,
             reader=self._reader,
@@ -449,32 +451,23 @@ class FailureModes(Callback):
         self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int
     ) -> None:
         loader = self._loaders[dataloader_idx]
-        recorder = self._tap.recorder(loader)
-        drawn = None if recorder is None else recorder.take(batch_idx)
-        record = self._reader.read_graded(outputs, batch)
-        assert record.labels is not None
+        read = self._batch_grader.read(loader, outputs, batch, batch_idx)
         evaluation = self._passes.get(dataloader_idx)
         if evaluation is None:
             evaluation = self._passes[dataloader_idx] = self._new_pass(trainer, dataloader_idx)
         grader, embeddings = evaluation.grader, evaluation.embeddings
-        ids = grader.name_ids(record.ids, drawn)
-        if ids is None:
-            raise unnamed(loader)
-        logits = record.logits
-        if logits is None:
-            logits = self._observer.logits(batch_size=len(record.labels), classes=grader.logit_columns)
-        logits = forward_once_more(trainer, module, record.images) if logits is None else logits
-        ids = grader.grade(logits, record.labels, ids)
+        ids = self._batch_grader.name(read, grader)
+        graded = self._batch_grader.grade(read, ids, grader, trainer, module)
         if not embeddings.has_encoders:
             return
-        if record.images is None:
+        if graded.images is None:
             self._say_once("Batches hold no images that FailureModes can find, so it only grades. Give read_batch.")
             return
-        space = self._reader.space(dataset_of(loader))
+        space = self._batch_grader.image_space(loader)
         if trainer.sanity_checking:
-            space.to_unit(record.images)  # only checks that it can be undone
+            space.to_unit(graded.images)  # only checks that it can be undone
         else:
-            embeddings.embed(record.images, space, ids, rows_per_example=grader.rows_per_example)
+            embeddings.embed(graded.images, space, graded.ids, rows_per_example=grader.rows_per_example)
 
     def _conclude(self, trainer: Trainer, module: LightningModule) -> None:
         """Analyse every loader. All ranks walk the same path."""

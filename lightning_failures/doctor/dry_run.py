@@ -23,10 +23,11 @@ from lightning_failures.data.grading import IGNORE_INDEX
 from lightning_failures.doctor.findings import Finding, ok, problem, skipped, warning
 from lightning_failures.encoders.cached import CachedEncoder
 from lightning_failures.errors import ConfigurationError
+from lightning_failures.trainer.batch_grader import BatchGrader
 from lightning_failures.trainer.batch_reader import BatchReader
 from lightning_failures.trainer.grader import Grader
-from lightning_failures.trainer.index_recorder import IndexRecorderHook, dataset_of, evaluation_loaders, unnamed
-from lightning_failures.trainer.logits_hook import LogitsObserver, forward_once_more
+from lightning_failures.trainer.index_recorder import IndexRecorderHook, dataset_of, evaluation_loaders
+from lightning_failures.trainer.logits_hook import LogitsObserver
 from lightning_failures.trainer.ranks import Communicator
 
 BATCHES = 2
@@ -149,9 +150,9 @@ class Probe(Callback):
         options = options_of(modes)
         self.notes: list[LoaderNotes] = []
         self._options = {name: options[name] for name in ("class_names", "task", "groups_from", "metadata")}
-        self._reader = BatchReader(modes.read_batch, modes.normalization)
         self._observer = LogitsObserver(options["logits_from"])
         self._tap = IndexRecorderHook()
+        self._batch_grader = BatchGrader(BatchReader(modes.read_batch, modes.normalization), self._tap, self._observer)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Join the loaders."""
@@ -190,28 +191,19 @@ class Probe(Callback):
     def _note(
         self, trainer: Trainer, module: LightningModule, notes: LoaderNotes, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        recorder = self._tap.recorder(notes.loader)
-        drawn = None if recorder is None else recorder.take(batch_idx)
-        record = self._reader.read_graded(outputs, batch)
+        read = self._batch_grader.read(notes.loader, outputs, batch, batch_idx)
+        record = read.record
         if notes.record is None:
             notes.record = _on_cpu(record)
         try:
             notes.grader = notes.grader or Grader(dataset=notes.dataset, ranks=Communicator(), **self._options)
-            ids = notes.grader.name_ids(record.ids, drawn)
-            if ids is None:
-                raise unnamed(notes.loader)
+            ids = self._batch_grader.name(read, notes.grader)
         except ConfigurationError as error:
             notes.errors["examples"] = error
             return
+        graded = self._batch_grader.grade(read, ids, notes.grader, trainer, module)
+        notes.logits_by = graded.logits_source.value
         assert record.labels is not None
-        logits, notes.logits_by = record.logits, "read off what the step returns"
-        if logits is None:
-            columns = notes.grader.logit_columns
-            logits = self._observer.logits(batch_size=len(record.labels), classes=columns)
-            notes.logits_by = "seen as the step computes them"
-        if logits is None:
-            logits, notes.logits_by = forward_once_more(trainer, module, record.images), "from an extra forward"
-        notes.grader.grade(logits, record.labels, ids)
         notes.seen += int((record.labels.reshape(len(record.labels), -1) != IGNORE_INDEX).all(1).sum())
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:

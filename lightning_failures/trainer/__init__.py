@@ -12,6 +12,7 @@ Files, each importing only from those above it::
     batch_reader      Reading batches in the user's form, and single examples off a dataset outside of the loop
     grader            Grades of one evaluation loader: which examples are right, under which ids and classes
     evaluation_pass   One pass over one evaluation loader: its grades, and the embeddings of its images
+    batch_grader      The one place that reads, names and grades an evaluation batch, for the callback and for doctor
     run_folder        Where the files of a run go, the same folder on every rank and after a resume
     metric_keys       The keys that other callbacks and schedulers of this Trainer monitor, and what to log while
     pictures          The pictures of an analysis

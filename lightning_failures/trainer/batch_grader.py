@@ -1,0 +1,122 @@
+"""The one place that reads, names and grades an evaluation batch, for the callback and for doctor."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+from lightning.pytorch import LightningModule, Trainer
+from torch import Tensor
+
+from lightning_failures.data.grades import BatchRecord
+from lightning_failures.trainer.batch_reader import BatchReader
+from lightning_failures.trainer.grader import Grader
+from lightning_failures.trainer.image_space import ImageSpace
+from lightning_failures.trainer.index_recorder import IndexRecorderHook, dataset_of, unnamed
+from lightning_failures.trainer.logits_hook import LogitsObserver, forward_once_more
+
+
+class LogitsSource(Enum):
+    """Where the logits of a batch come from, in the order of preference."""
+
+    STEP_OUTPUT = "returned by the step"
+    OBSERVED = "observed during the step"
+    EXTRA_FORWARD = "computed by an extra forward"
+
+
+@dataclass(frozen=True)
+class ReadBatch:
+    """A batch that has been read but not graded.
+
+    Attributes:
+        loader: The loader that it comes from.
+        record: Logits, labels, images and ids, as far as the batch and the step give them; labels are always there.
+        drawn: The dataset indices drawn for the batch; None if they cannot be known.
+    """
+
+    loader: Any
+    record: BatchRecord
+    drawn: Sequence[int] | None
+
+
+@dataclass(frozen=True)
+class GradedBatch:
+    """A batch whose grades have been added to a grader.
+
+    Attributes:
+        ids: (B,) int64, on the CPU.
+        images: (B, C, H, W) as the model saw them, or None.
+        logits_source: Where the logits come from.
+    """
+
+    ids: Tensor
+    images: Tensor | None
+    logits_source: LogitsSource
+
+
+class BatchGrader:
+    """Reads the batches of evaluation loaders, names their examples and adds their grades to a :class:`Grader`.
+
+    The three steps are separate methods, so that a caller can distinguish their errors.
+
+    Args:
+        reader: Reads batches in the user's form.
+        recorders: Records the dataset indices that each loader draws.
+        observer: Observes the logits that a step computes.
+    """
+
+    def __init__(self, reader: BatchReader, recorders: IndexRecorderHook, observer: LogitsObserver) -> None:
+        self._reader, self._recorders, self._observer = reader, recorders, observer
+
+    def read(self, loader: Any, outputs: Any, batch: Any, batch_idx: int) -> ReadBatch:
+        """Read a batch and the indices drawn for it.
+
+        Raises:
+            ConfigurationError: The batch has no labels, or ``read_batch`` returns something else than a record.
+        """
+        recorder = self._recorders.recorder(loader)
+        drawn = None if recorder is None else recorder.take(batch_idx)
+        return ReadBatch(loader, self._reader.read_graded(outputs, batch), drawn)
+
+    def name(self, batch: ReadBatch, grader: Grader) -> Tensor | Sequence[int]:
+        """Return the B ids of the examples of a batch.
+
+        Raises:
+            ConfigurationError: Neither the user nor the sampler names the examples, or the ids cannot serve as indices.
+        """
+        ids = grader.name_ids(batch.record.ids, batch.drawn)
+        if ids is None:
+            raise unnamed(batch.loader)
+        return ids
+
+    def grade(
+        self,
+        batch: ReadBatch,
+        ids: Tensor | Sequence[int],
+        grader: Grader,
+        trainer: Trainer,
+        module: LightningModule,
+    ) -> GradedBatch:
+        """Find the logits of a batch and add its grades to ``grader``.
+
+        Raises:
+            ConfigurationError: No logits, or several candidates, were found; or numbers do not fit.
+            DataError: A label is out of range.
+        """
+        record = batch.record
+        assert record.labels is not None
+        logits, source = record.logits, LogitsSource.STEP_OUTPUT
+        if logits is None:
+            logits = self._observer.logits(batch_size=len(record.labels), classes=grader.logit_columns)
+            source = LogitsSource.OBSERVED
+        if logits is None:
+            logits = forward_once_more(trainer, module, record.images)
+            source = LogitsSource.EXTRA_FORWARD
+        graded_ids = grader.grade(logits, record.labels, ids)
+        return GradedBatch(graded_ids, record.images, source)
+
+    def image_space(self, loader: Any) -> ImageSpace:
+        """Return how to bring the images of a loader to [0, 1]."""
+        return self._reader.space(dataset_of(loader))
