@@ -268,7 +268,7 @@ class FailureModes(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Schedulers, and submodules that the module's own ``setup`` builds, are known only now."""
         self._check_monitored(trainer)
-        self._observer.attach(pl_module)
+        self._batch_grader.attach(pl_module)
         assert self._explainer is not None
         self._steering.check_lens(self._explainer.directions, pl_module)
 
@@ -339,7 +339,7 @@ class FailureModes(Callback):
     def _detach(self) -> None:
         self._tap.detach()
         self._steering.detach()
-        self._observer.detach()
+        self._batch_grader.detach()
         self._ranks.close()
         self._forget()
         self._explainer = None
@@ -370,7 +370,7 @@ class FailureModes(Callback):
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Decide whether this validation is analysed."""
-        self._observer.attach(pl_module)
+        self._batch_grader.attach(pl_module)
         self._spending.pause()
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
             self._state.validations += 1
@@ -378,7 +378,7 @@ class FailureModes(Callback):
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """A test is always analysed."""
-        self._observer.attach(pl_module)
+        self._batch_grader.attach(pl_module)
         self._begin(trainer, due=True)
 
     def on_validation_batch_start(
@@ -386,8 +386,7 @@ class FailureModes(Callback):
     ) -> None:
         """Watch what the step computes."""
         if self._active:
-            # under DDP and its kin, fit runs the step through the module's __call__
-            self._observer.begin(redirected=trainer.strategy.model is not pl_module)
+            self._batch_grader.begin(trainer, pl_module)
 
     def on_validation_batch_end(
         self,
@@ -402,7 +401,7 @@ class FailureModes(Callback):
         if self._active and self._error is None:
             with self._policy(trainer, f"batch {batch_idx} of loader {dataloader_idx}"):
                 self._collect(trainer, pl_module, outputs, batch, batch_idx, dataloader_idx)
-        self._observer.end()
+        self._batch_grader.end()
 
     on_test_batch_start = on_validation_batch_start
     on_test_batch_end = on_validation_batch_end
@@ -458,6 +457,8 @@ class FailureModes(Callback):
         grader, embeddings = evaluation.grader, evaluation.embeddings
         ids = self._batch_grader.name(read, grader)
         graded = self._batch_grader.grade(read, ids, grader, trainer, module)
+        if graded.features is not None:
+            evaluation.penultimate.add(graded.ids, graded.features)
         if not embeddings.has_encoders:
             return
         if graded.images is None:

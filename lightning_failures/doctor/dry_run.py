@@ -150,9 +150,9 @@ class Probe(Callback):
         options = options_of(modes)
         self.notes: list[LoaderNotes] = []
         self._options = {name: options[name] for name in ("class_names", "task", "groups_from", "metadata")}
-        self._observer = LogitsObserver(options["logits_from"])
         self._tap = IndexRecorderHook()
-        self._batch_grader = BatchGrader(BatchReader(modes.read_batch, modes.normalization), self._tap, self._observer)
+        reader, observer = BatchReader(modes.read_batch, modes.normalization), LogitsObserver(options["logits_from"])
+        self._batch_grader = BatchGrader(reader, self._tap, observer)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Join the loaders."""
@@ -160,14 +160,14 @@ class Probe(Callback):
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Join the module."""
-        self._observer.attach(pl_module)
+        self._batch_grader.attach(pl_module)
         self.notes = [LoaderNotes(loader) for loader in evaluation_loaders(trainer)]
 
     def on_validation_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         """Watch what the step computes."""
-        self._observer.begin(redirected=trainer.strategy.model is not pl_module)
+        self._batch_grader.begin(trainer, pl_module)
 
     def on_validation_batch_end(
         self,
@@ -186,7 +186,7 @@ class Probe(Callback):
             self._note(trainer, pl_module, notes, outputs, batch, batch_idx)
         except Exception as error:
             notes.errors.setdefault("batches", error)
-        self._observer.end()
+        self._batch_grader.end()
 
     def _note(
         self, trainer: Trainer, module: LightningModule, notes: LoaderNotes, outputs: Any, batch: Any, batch_idx: int
@@ -209,12 +209,12 @@ class Probe(Callback):
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Leave everything as it was."""
         self._tap.detach()
-        self._observer.detach()
+        self._batch_grader.detach()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """As in ``teardown``."""
         self._tap.detach()
-        self._observer.detach()
+        self._batch_grader.detach()
 
 
 def read_batches(case: CheckContext) -> None:

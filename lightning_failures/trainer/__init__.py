@@ -10,6 +10,7 @@ Files, each importing only from those above it::
     ranks             Agreement between the processes of one run, over a gloo group of our own
     schedule          When to analyse, and what a resumed run goes on with
     batch_reader      Reading batches in the user's form, and single examples off a dataset outside of the loop
+    penultimate       The live model's penultimate features, the input of the module that computes the logits
     grader            Grades of one evaluation loader: which examples are right, under which ids and classes
     evaluation_pass   One pass over one evaluation loader: its grades, and the embeddings of its images
     batch_grader      The one place that reads, names and grades an evaluation batch, for the callback and for doctor

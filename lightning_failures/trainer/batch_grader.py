@@ -16,6 +16,7 @@ from lightning_failures.trainer.grader import Grader
 from lightning_failures.trainer.image_space import ImageSpace
 from lightning_failures.trainer.index_recorder import IndexRecorderHook, dataset_of, unnamed
 from lightning_failures.trainer.logits_hook import LogitsObserver, forward_once_more
+from lightning_failures.trainer.penultimate import PenultimateObserver
 
 
 class LogitsSource(Enum):
@@ -48,11 +49,13 @@ class GradedBatch:
     Attributes:
         ids: (B,) int64, on the CPU.
         images: (B, C, H, W) as the model saw them, or None.
+        features: (B, D) float32, the penultimate features, if they are observed.
         logits_source: Where the logits come from.
     """
 
     ids: Tensor
     images: Tensor | None
+    features: Tensor | None
     logits_source: LogitsSource
 
 
@@ -65,10 +68,43 @@ class BatchGrader:
         reader: Reads batches in the user's form.
         recorders: Records the dataset indices that each loader draws.
         observer: Observes the logits that a step computes.
+        penultimate: Observes the penultimate features too; None: no features are kept.
     """
 
-    def __init__(self, reader: BatchReader, recorders: IndexRecorderHook, observer: LogitsObserver) -> None:
+    def __init__(
+        self,
+        reader: BatchReader,
+        recorders: IndexRecorderHook,
+        observer: LogitsObserver,
+        penultimate: PenultimateObserver | None = None,
+    ) -> None:
         self._reader, self._recorders, self._observer = reader, recorders, observer
+        self._penultimate = penultimate
+
+    def attach(self, module: LightningModule) -> None:
+        """Register the hooks of the observers; a second call does nothing."""
+        self._observer.attach(module)
+        if self._penultimate is not None:
+            self._penultimate.attach(module)
+
+    def detach(self) -> None:
+        """Remove the hooks of the observers and release what they hold."""
+        self._observer.detach()
+        if self._penultimate is not None:
+            self._penultimate.detach()
+
+    def begin(self, trainer: Trainer, module: LightningModule) -> None:
+        """Start to observe one step."""
+        # under DDP and its relatives, fit runs the step itself through the module's __call__
+        self._observer.begin(redirected=trainer.strategy.model is not module)
+        if self._penultimate is not None:
+            self._penultimate.begin()
+
+    def end(self) -> None:
+        """Stop observing and release what was observed."""
+        self._observer.end()
+        if self._penultimate is not None:
+            self._penultimate.end()
 
     def read(self, loader: Any, outputs: Any, batch: Any, batch_idx: int) -> ReadBatch:
         """Read a batch and the indices drawn for it.
@@ -115,7 +151,8 @@ class BatchGrader:
             logits = forward_once_more(trainer, module, record.images)
             source = LogitsSource.EXTRA_FORWARD
         graded_ids = grader.grade(logits, record.labels, ids)
-        return GradedBatch(graded_ids, record.images, source)
+        features = None if self._penultimate is None else self._penultimate.features(logits)
+        return GradedBatch(graded_ids, record.images, features, source)
 
     def image_space(self, loader: Any) -> ImageSpace:
         """Return how to bring the images of a loader to [0, 1]."""

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -20,7 +19,8 @@ from lightning_failures.encoders.cached import CachedEncoder
 from lightning_failures.trainer.embedding_budget import SampleBudget
 from lightning_failures.trainer.grader import Grader
 from lightning_failures.trainer.image_space import ImageSpace
-from lightning_failures.trainer.ranks import Communicator
+from lightning_failures.trainer.penultimate import PenultimatePass
+from lightning_failures.trainer.ranks import Communicator, exchange_by_id
 
 
 class EmbeddingPass:
@@ -118,15 +118,7 @@ class EmbeddingPass:
         order = ids.argsort(stable=True)  # dataset order, which often groups by class, whatever the loader's order
         ids, keys = ids[order], keys[order]
         self._ranks.run(lambda: cached.store.flush(order=keys))
-        mine: Tensor | None = None
-        for rank, asked in enumerate(wanted):
-            rows = torch.isin(ids, asked)
-            held = self._ranks.run(partial(_look_up, cached, keys[rows]))
-            all_ids = self._ranks.gather_rows(ids[rows], to=rank)
-            all_embeddings = self._ranks.gather_rows(held, to=rank)
-            if all_ids is not None and all_embeddings is not None:
-                mine = _select_by_id(asked, all_ids, all_embeddings)
-        return mine if all(self._ranks.gather_objects(mine is not None)) else None
+        return exchange_by_id(self._ranks, ids, lambda rows: _look_up(cached, keys[rows]), wanted)
 
     def embeddings_on_first(self, cached: CachedEncoder | None, ids: Tensor) -> Tensor | None:
         """Return the embeddings (u, D) of the distinct ids, ascending, on rank 0; None elsewhere. Collective."""
@@ -144,22 +136,13 @@ class EvaluationPass:
     Attributes:
         grader: Grades of the examples.
         embeddings: Embeddings of their images.
+        penultimate: Penultimate features of the model, for the examples whose features were asked for.
     """
 
     grader: Grader
     embeddings: EmbeddingPass
+    penultimate: PenultimatePass = field(default_factory=PenultimatePass)
 
 
 def _look_up(cached: CachedEncoder, keys: Tensor) -> Tensor:
     return cached.look_up(keys) if len(keys) else torch.empty(0, cached.encoder.dim)
-
-
-def _select_by_id(wanted: Tensor, ids: Tensor, rows: Tensor) -> Tensor | None:
-    """Return the row of each wanted id (u,), ascending, from ids (n,) that may repeat; None if one is missing."""
-    if torch.equal(ids, wanted):
-        return rows
-    order = torch.argsort(ids, stable=True)
-    first = torch.searchsorted(ids[order], wanted).clamp(max=max(len(order) - 1, 0))
-    if len(order) < len(wanted) or not torch.equal(ids[order[first]], wanted):
-        return None
-    return rows[order[first]]

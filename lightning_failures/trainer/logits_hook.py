@@ -147,8 +147,8 @@ def forward_once_more(trainer: Trainer, module: LightningModule, images: Tensor 
     unseen = "The step computed no logits that FailureModes could see"
     if images is None:
         raise ConfigurationError(f"{unseen}. {REMEDY}")
-    strategy = type(trainer.strategy)
-    if trainer.world_size > 1 and SHARDED & {base.__name__ for base in strategy.__mro__}:
+    if is_sharded(trainer):
+        strategy = type(trainer.strategy)
         raise ConfigurationError(f"{unseen}, and {strategy.__name__} takes no forward of single processes. {REMEDY}")
     try:
         with isolated_rng(), torch.no_grad(), trainer.precision_plugin.val_step_context():
@@ -158,6 +158,12 @@ def forward_once_more(trainer: Trainer, module: LightningModule, images: Tensor 
     if not isinstance(logits, Tensor):
         raise ConfigurationError(f"forward returns a {type(logits).__name__}, not logits. {REMEDY}")
     return logits
+
+
+def is_sharded(trainer: Trainer) -> bool:
+    """Return whether each process holds only a part of the module, so that all must take part in a forward."""
+    bases = {base.__name__ for base in type(trainer.strategy).__mro__}
+    return trainer.world_size > 1 and bool(SHARDED & bases)
 
 
 def _tensors(output: Any) -> list[Tensor]:

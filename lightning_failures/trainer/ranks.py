@@ -12,9 +12,10 @@ stretch of work (``together``) that they were in.
 from __future__ import annotations
 
 import pickle
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
+from functools import partial
 from typing import Any, TypeVar, cast
 
 import torch
@@ -153,6 +154,42 @@ class Communicator:
                 kind, message = told
                 raise kind(f"process {rank}: {message}")
         return [value for value, _ in found]
+
+
+def exchange_by_id(
+    ranks: Communicator, ids: Tensor, rows_of: Callable[[Tensor], Tensor], wanted: Sequence[Tensor]
+) -> Tensor | None:
+    """Return the rows that this rank asks for by id, from whichever ranks hold them. Collective.
+
+    Args:
+        ranks: The processes.
+        ids: (n,) int64, the ids whose rows this rank holds.
+        rows_of: Returns the rows (m, D) of a selection (n,) bool of ``ids``.
+        wanted: For each rank the ids (u,) that it asks for, ascending and distinct.
+
+    Returns:
+        (u, D); None, on all ranks, if any id has no row on any rank.
+    """
+    mine: Tensor | None = None
+    for rank, asked in enumerate(wanted):
+        selected = torch.isin(ids, asked)
+        rows = ranks.run(partial(rows_of, selected))
+        all_ids = ranks.gather_rows(ids[selected], to=rank)
+        all_rows = ranks.gather_rows(rows, to=rank)
+        if all_ids is not None and all_rows is not None:
+            mine = _select_by_id(asked, all_ids, all_rows)
+    return mine if all(ranks.gather_objects(mine is not None)) else None
+
+
+def _select_by_id(wanted: Tensor, ids: Tensor, rows: Tensor) -> Tensor | None:
+    """Return the row of each wanted id (u,), ascending, from ids (n,) that may repeat; None if one is missing."""
+    if torch.equal(ids, wanted):
+        return rows
+    order = torch.argsort(ids, stable=True)
+    first = torch.searchsorted(ids[order], wanted).clamp(max=max(len(order) - 1, 0))
+    if len(order) < len(wanted) or not torch.equal(ids[order[first]], wanted):
+        return None
+    return rows[order[first]]
 
 
 def _attempt(work: Callable[[], T]) -> tuple[T, Exception | None]:
