@@ -12,6 +12,7 @@ from lightning_failures.data.grades import Grades
 from lightning_failures.data.members import ClassSubset, members_of
 from lightning_failures.data.report import ClassReport
 from lightning_failures.directions.fit import FailureDirections
+from lightning_failures.stats.agreement import cohen_kappa
 from lightning_failures.stats.intervals import benjamini_hochberg
 from lightning_failures.trees.fit import FailureTree
 
@@ -91,21 +92,6 @@ def agreement(values: NDArray[Any], ids: NDArray[np.int64], tree: FailureTree | 
     if not leaf.error_rate > tree.base_error_rate:
         return None
     return cohen_kappa(flagged, np.isin(ids, leaf.ids.numpy()))
-
-
-def cohen_kappa(one: NDArray[np.bool_], other: NDArray[np.bool_]) -> float | None:
-    """Return how far two yes-or-no judgements agree beyond chance: (n,) and (n,) -> at most 1, 0 as by chance.
-
-    None where chance alone makes them agree fully.
-
-    Reference:
-        Cohen, A Coefficient of Agreement for Nominal Scales, 1960.
-
-    >>> cohen_kappa(np.array([True, True, False, False]), np.array([True, False, False, False]))
-    0.5
-    """
-    by_chance = one.mean() * other.mean() + (~one).mean() * (~other).mean()
-    return None if by_chance >= 1 else float(((one == other).mean() - by_chance) / (1 - by_chance))
 
 
 def _of_direction(directions: FailureDirections, k: int, members: ClassSubset, top: int) -> dict[str, Any]:

@@ -2,14 +2,16 @@
 
 Files, each importing only from those above it::
 
+    text_tables      Tables of cells as text: aligned for the terminal, or as Markdown
     diary            The failure diary for readers: the history of each failure mode over the reports of a run
     diary_storage    The diary on disk: one state beside each analysis, from which a resumed run continues
     sentences        How far to trust a finding, in sentences made of the numbers of the report
-    tables           Tables of a report, for the terminal and as Markdown
+    tables           Tables and lists of a report, for the terminal and as Markdown
     feature_names    User-given names of features: a small YAML file that people edit
     images           Thumbnails, image grids and heat maps as tensors
     interventions    What the interventions of a report did, in sentences
-    markdown         One analysis as a Markdown document, the report.md in its folder
+    markdown         One analysis as Markdown: the sections of dashboards, and the report.md in its folder
+    image_encoding   Images as PNG or JPEG, and as data URIs for HTML and JSON
     example_rows     What is known of single examples, for tables and the projector
     gallery          The pictures of an analysis: structured rows of tiles that each writer lays out
     gallery_storage  The pictures of an analysis in one JSON file, bounded when written, validated when read

@@ -1,9 +1,9 @@
-"""Two runs compared from their saved records alone: what was fixed, what is new, what persists.
+"""Comparison of two runs from their files: fixed, new and persistent failures.
 
-Both runs must have seen examples under the same ids with the same labels; these are compared, pair by pair, and the
-others are counted. Whether a class got better is an exact McNemar test on its pairs (McNemar, 1947): of the examples
-that only one run fails on, are more on one side than a fair coin would give? The tests take examples to be independent:
-where several come from one source (frames of a video), they say "different" too easily.
+Examples with the same id and the same label in both runs are compared in pairs; all others are counted. Whether a class
+changed is an exact McNemar test (McNemar, 1947): among the examples that exactly one run fails on, is the split further
+from even than chance allows? The test assumes independent examples; if several come from one source (frames of a
+video), it reports a difference too often.
 """
 
 from __future__ import annotations
@@ -21,12 +21,13 @@ from lightning_failures.directions.matching import CHANGE_LEVEL
 from lightning_failures.errors import DataError
 from lightning_failures.report.mode_comparison import ModeChange, mode_changes
 from lightning_failures.report.run_folder import Run
+from lightning_failures.stats.agreement import cohen_kappa
 from lightning_failures.stats.intervals import benjamini_hochberg, sign_test
 
 
 @dataclass(frozen=True)
 class Side:
-    """One of the two runs, as its last report tells. ``accuracy`` is on all its examples, not on the compared ones."""
+    """The last report of one of the two runs. ``accuracy`` is that of all its examples, not of the compared ones."""
 
     folder: str
     epoch: int | None
@@ -40,7 +41,7 @@ class Side:
 
 @dataclass(frozen=True)
 class ExampleChange:
-    """One example that at least one run fails on: its label, and what the first and the second run predict."""
+    """One example that at least one run fails on: its label, and the predictions of the first and the second run."""
 
     id: int
     label: str
@@ -52,9 +53,9 @@ class ExampleChange:
 class ClassChange:
     """The compared examples of one class.
 
-    ``fixed`` are failures of the first run alone, ``new`` of the second alone, ``persistent`` of both. ``change`` is
-    the error rate of the second less that of the first. ``different`` says whether the p-value survives
-    Benjamini-Hochberg over classes at level 0.05; without it the data cannot tell a change from chance.
+    ``fixed`` counts failures of the first run only, ``new`` of the second run only, ``persistent`` of both. ``change``
+    is the error rate of the second run minus that of the first. ``different`` is whether the p-value survives
+    Benjamini-Hochberg over classes at level 0.05; otherwise the change is consistent with chance.
     """
 
     name: str
@@ -71,27 +72,27 @@ class ClassChange:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What changed from run a to run b.
+    """The changes from run a to run b.
 
     Attributes:
         a: The first run.
         b: The second run.
-        examples: How many were compared: the same id and label in both. In a multilabel task an example counts once for
-            each condition.
-        only_a: Examples whose id only the first run has.
-        only_b: Examples whose id only the second run has.
-        relabelled: Ids that both have, with another label.
-        classes_only_a: Names that only the first run knows.
-        classes_only_b: Names that only the second run knows.
-        overall: All compared examples, as one class.
-        classes: In the order of the first run, those that have compared examples.
-        fixed: Failures of the first run alone, by id; so the next two.
-        new: Failures of the second run alone.
-        persistent: Failures of both.
-        same_predictions: Share of the compared examples for which both predict the same class, in [0, 1].
-        agreement: Cohen's kappa between the failures of both; None where it is not defined.
-        modes: Of all classes in which a run has one.
-        notes: What a reader must know, one sentence each.
+        examples: Number of compared examples: the same id and label in both runs. In a multilabel task an example
+            counts once for each condition.
+        only_a: Number of examples whose id only the first run has.
+        only_b: Number of examples whose id only the second run has.
+        relabelled: Number of ids with different labels in the two runs.
+        classes_only_a: Names of classes that only the first run has.
+        classes_only_b: Names of classes that only the second run has.
+        overall: All compared examples as one class.
+        classes: Classes with compared examples, in the order of the first run.
+        fixed: Failures of the first run only, by id.
+        new: Failures of the second run only, by id.
+        persistent: Failures of both runs, by id.
+        same_predictions: Share of the compared examples with the same prediction in both runs, in [0, 1].
+        agreement: Cohen's kappa of the failures of the two runs, or None if it is undefined.
+        modes: Failure modes of the classes in which at least one run has one.
+        notes: What to know before reading the numbers, one sentence each.
     """
 
     a: Side
@@ -114,20 +115,21 @@ class Comparison:
     schema: int = 1
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain Python values only."""
-        plain: dict[str, Any] = to_jsonable(self)
-        return plain
+        """Return the comparison as plain Python values."""
+        values: dict[str, Any] = to_jsonable(self)
+        return values
 
 
 def compare(a: Run, b: Run) -> Comparison:
     """Compare two runs.
 
     Args:
-        a: The earlier, or the one without the change; must have a table of examples.
-        b: The other.
+        a: The earlier run, or the one without the change.
+        b: The other run.
 
     Raises:
-        DataError: A run has no table of examples, they have no example in common, or most have another label.
+        DataError: A run has no table of examples, the runs have no example in common, or most ids have different
+            labels.
     """
     pairs = _Pairs.of(_table(a), _table(b))
     classes = _classes(pairs)
@@ -138,15 +140,15 @@ def compare(a: Run, b: Run) -> Comparison:
         only_a=pairs.only_a,
         only_b=pairs.only_b,
         relabelled=pairs.relabelled,
-        classes_only_a=_lacking(_table(a), _table(b)),
-        classes_only_b=_lacking(_table(b), _table(a)),
+        classes_only_a=_missing_classes(_table(a), _table(b)),
+        classes_only_b=_missing_classes(_table(b), _table(a)),
         overall=_overall(pairs),
         classes=classes,
         fixed=pairs.changes(pairs.fixed),
         new=pairs.changes(pairs.new),
         persistent=pairs.changes(pairs.persistent),
-        same_predictions=float((pairs.guess_a == pairs.guess_b).mean()),
-        agreement=_kappa(pairs.failed_a, pairs.failed_b),
+        same_predictions=float((pairs.prediction_a == pairs.prediction_b).mean()),
+        agreement=cohen_kappa(pairs.failed_a, pairs.failed_b),
         modes=mode_changes(
             a,
             b,
@@ -161,13 +163,13 @@ def compare(a: Run, b: Run) -> Comparison:
 
 @dataclass(frozen=True)
 class _Pairs:
-    """The n compared examples by id, as (n,) arrays; labels and guesses are places in ``names``."""
+    """The n compared examples by id, as (n,) arrays; labels and predictions are indices into ``names``."""
 
     names: tuple[str, ...]
     ids: NDArray[np.int64]
     labels: NDArray[np.int64]
-    guess_a: NDArray[np.int64]
-    guess_b: NDArray[np.int64]
+    prediction_a: NDArray[np.int64]
+    prediction_b: NDArray[np.int64]
     failed_a: NDArray[np.bool_]
     failed_b: NDArray[np.bool_]
     flagged_a: NDArray[np.bool_]
@@ -179,11 +181,11 @@ class _Pairs:
     @classmethod
     def of(cls, a: ExampleTable, b: ExampleTable) -> _Pairs:
         names = tuple(dict.fromkeys((*a.class_names, *b.class_names)))
-        place = {name: number for number, name in enumerate(names)}
-        first, second = (np.array([place[name] for name in table.class_names], dtype=np.int64) for table in (a, b))
+        index_of = {name: index for index, name in enumerate(names)}
+        first, second = (np.array([index_of[name] for name in table.class_names], dtype=np.int64) for table in (a, b))
         ids_a, ids_b = a.ids.numpy(), b.ids.numpy()
         known = np.unique(np.concatenate([ids_a, ids_b]))
-        # one number for each id and label: (n_a,) and (n_b,)
+        # one integer for each pair of id and label: (n_a,) and (n_b,)
         key_a = np.searchsorted(known, ids_a) * len(names) + first[a.labels.numpy()]
         key_b = np.searchsorted(known, ids_b) * len(names) + second[b.labels.numpy()]
         _, rows_a, rows_b = np.intersect1d(key_a, key_b, return_indices=True)
@@ -193,8 +195,8 @@ class _Pairs:
         relabelled = len(np.setdiff1d(both, ids_a[rows_a]))
         if 2 * relabelled > len(both):
             raise DataError(
-                f"{relabelled} of the {len(both)} ids that both runs have bear another label in the other: these are"
-                " different data, and the same id is another image"
+                f"{relabelled} of the {len(both)} ids that both runs have differ in their label: the runs are on"
+                " different data, so the same id is another image"
             )
         return cls(
             names,
@@ -213,21 +215,21 @@ class _Pairs:
 
     @property
     def fixed(self) -> NDArray[np.bool_]:
-        """Failures of the first alone."""
+        """(n,) bool: failures of the first run only."""
         return self.failed_a & ~self.failed_b
 
     @property
     def new(self) -> NDArray[np.bool_]:
-        """Failures of the second alone."""
+        """(n,) bool: failures of the second run only."""
         return ~self.failed_a & self.failed_b
 
     @property
     def persistent(self) -> NDArray[np.bool_]:
-        """Failures of both."""
+        """(n,) bool: failures of both runs."""
         return self.failed_a & self.failed_b
 
     def changes(self, which: NDArray[np.bool_]) -> tuple[ExampleChange, ...]:
-        columns = (self.ids, self.labels, self.guess_a, self.guess_b)
+        columns = (self.ids, self.labels, self.prediction_a, self.prediction_b)
         return tuple(
             ExampleChange(number, self.names[label], self.names[before], self.names[after])
             for number, label, before, after in zip(*(column[which].tolist() for column in columns), strict=True)
@@ -237,8 +239,8 @@ class _Pairs:
 def _table(run: Run) -> ExampleTable:
     if run.table is None:
         raise DataError(
-            f"{run.folder} has no table of examples (examples.safetensors), without which nothing can be paired: "
-            "runs of this version keep one beside the last report"
+            f"{run.folder} has no table of examples (examples.safetensors), which is needed to pair examples. Runs of "
+            "this version write one next to the last report."
         )
     return run.table
 
@@ -268,8 +270,8 @@ def _classes(pairs: _Pairs) -> tuple[ClassChange, ...]:
         if row[1]
     ]
     p_values = [sign_test(row[3], row[2]) for row in rows]
-    holds = benjamini_hochberg(p_values, CHANGE_LEVEL).tolist()
-    return tuple(_change(row, p, different) for row, p, different in zip(rows, p_values, holds, strict=True))
+    significant = benjamini_hochberg(p_values, CHANGE_LEVEL).tolist()
+    return tuple(_change(row, p, different) for row, p, different in zip(rows, p_values, significant, strict=True))
 
 
 def _overall(pairs: _Pairs) -> ClassChange:
@@ -286,13 +288,7 @@ def _change(counts: tuple[str, int, int, int, int], p_value: float, different: b
     )
 
 
-def _kappa(a: NDArray[np.bool_], b: NDArray[np.bool_]) -> float | None:
-    """Cohen's kappa: agreement beyond that of chance, as a share of what chance leaves."""
-    chance = a.mean() * b.mean() + (1 - a.mean()) * (1 - b.mean())
-    return None if chance == 1 else float(((a == b).mean() - chance) / (1 - chance))
-
-
-def _lacking(here: ExampleTable, there: ExampleTable) -> tuple[str, ...]:
+def _missing_classes(here: ExampleTable, there: ExampleTable) -> tuple[str, ...]:
     return tuple(name for name in dict.fromkeys(here.class_names) if name not in set(there.class_names))
 
 
@@ -300,11 +296,11 @@ def _notes(a: Run, b: Run, pairs: _Pairs) -> list[str]:
     one, other = a.report, b.report
     notes = [f"Run {name}: {note}" for name, run in (("a", a), ("b", b)) for note in run.notes]
     if (one.stage == "test") != (other.stage == "test") or one.dataloader != other.dataloader:
-        notes.append("The runs tell of different parts of the data: the same id may be another image.")
+        notes.append("The runs report on different parts of the data: the same id may be another image.")
     if pairs.relabelled > 0.1 * (pairs.relabelled + len(np.unique(pairs.ids))):
-        notes.append("Many ids have another label: the data were changed, and the same id may be another image.")
+        notes.append("Many ids have different labels: the data were changed, so the same id may be another image.")
     if one.encoder_fingerprint != other.encoder_fingerprint:
-        notes.append("The encoders of the directions differ, so modes are matched by the failures that they share.")
+        notes.append("The encoders of the directions differ, so failure modes are matched by their common failures.")
     if all(entry.p_value is None for report in (one, other) for entry in report.classes):
-        notes.append("Neither run has failure directions, so there are no modes to compare.")
+        notes.append("Neither run has failure directions, so there are no failure modes to compare.")
     return notes

@@ -1,4 +1,4 @@
-"""The failure diary as a reader sees it: what the reports of a run tell of each mode, put together."""
+"""The failure diary for readers: the history of each failure mode over the reports of a run."""
 
 from __future__ import annotations
 
@@ -7,27 +7,30 @@ from dataclasses import dataclass, replace
 
 from lightning_failures.core.text import clean, escape_markdown, number, shorten_caption
 from lightning_failures.data.report import FailureReport, ModeReport
+from lightning_failures.report.text_tables import pipe_table
 
 _ORDER = ("growing", "returned", "new", "cured", "shrinking", "missing", "persisting")
-"""What is told first."""
+"""Order of statuses in lists: changes first."""
 
 
 @dataclass(frozen=True)
 class ModeHistory:
-    """One failure mode over the analyses of a run; the n places of all tuples are the analyses that tell of it.
+    """One failure mode over the analyses of a run.
+
+    All tuples have one item for each analysis with a record of the mode.
 
     Attributes:
-        name: Stable, as "nine 1".
-        class_name: Its class.
-        epochs: When each analysis was made; the number of the analysis where a report knows no epoch.
-        steps: Likewise the optimiser steps; None where a report does not know.
-        sizes: Its flagged failures then; 0 where it was not seen.
-        examples: Of its class.
+        name: Stable name, such as "nine 1".
+        class_name: The class of the mode.
+        epochs: Epochs of the analyses; the index of the analysis if its report has no epoch.
+        steps: Optimiser steps of the analyses; None if a report has no step.
+        sizes: Number of flagged failures; 0 if the mode was not seen.
+        examples: Number of examples of the class.
         statuses: See :class:`~lightning_failures.data.report.ModeReport`.
-        status: The last one. A mode that was never seen three times in a row ends as "missing".
-        since: The epoch in which it was first seen.
-        until: The epoch in which it was last seen; None if the last report that was entered still sees it.
-        caption: The hardest caption when last there was one.
+        status: The last status.
+        since: The epoch in which the mode was first seen.
+        until: The epoch in which the mode was last seen; None if the last report in the diary still sees it.
+        caption: The latest hardest caption, if there was any.
     """
 
     name: str
@@ -44,52 +47,52 @@ class ModeHistory:
 
     @property
     def seen(self) -> tuple[bool, ...]:
-        """For each analysis whether the mode was seen in it."""
+        """Whether the mode was seen, for each analysis."""
         return tuple(status not in ("missing", "cured") for status in self.statuses)
 
 
 def histories(history: Sequence[FailureReport]) -> tuple[ModeHistory, ...]:
-    """Put together what reports tell of each mode, in the order in which the modes were first told of.
+    """Return the history of each failure mode, in the order in which the modes first appear.
 
     Args:
         history: Reports of one run and loader, by step.
 
-    >>> told = [("new", 12), ("new", 14), ("persisting", 15), ("missing", 0)]
+    >>> records = [("new", 12), ("new", 14), ("persisting", 15), ("missing", 0)]
     >>> reports = [
     ...     FailureReport(100, 0.8, (), modes=(ModeReport("nine 1", "nine", status, since=0, size=size),), epoch=epoch)
-    ...     for epoch, (status, size) in enumerate(told)
+    ...     for epoch, (status, size) in enumerate(records)
     ... ]
     >>> (nine,) = histories(reports)
     >>> nine.sizes, nine.status, nine.since, nine.until
     ((12, 14, 15, 0), 'missing', 0, 2)
     """
-    last = last_entry(history)
-    told: dict[str, list[tuple[int, FailureReport, ModeReport]]] = {}
-    for place, report in enumerate(history):
-        epoch = place if report.epoch is None else report.epoch
+    last = last_diary_entry(history)
+    records: dict[str, list[tuple[int, FailureReport, ModeReport]]] = {}
+    for index, report in enumerate(history):
+        epoch = index if report.epoch is None else report.epoch
         for mode in report.modes:
-            told.setdefault(mode.name, []).append((epoch, report, mode))
-    return tuple(_history(rows, seen_last=rows[-1][1] is last) for rows in told.values())
+            records.setdefault(mode.name, []).append((epoch, report, mode))
+    return tuple(_history(of_mode, in_last_entry=of_mode[-1][1] is last) for of_mode in records.values())
 
 
-def last_entry(history: Sequence[FailureReport]) -> FailureReport | None:
-    """The last report that was entered into the diary, which a single validation, or a test, is not; None without one.
+def last_diary_entry(history: Sequence[FailureReport]) -> FailureReport | None:
+    """Return the last report that was entered into the diary, or None; validations and tests outside of fit are not.
 
     >>> fit, single = FailureReport(9, 0.5, (), stage="fit"), FailureReport(9, 0.5, (), stage="validate")
-    >>> last_entry([fit, single]) is fit
+    >>> last_diary_entry([fit, single]) is fit
     True
     """
     return next((report for report in reversed(history) if report.modes or report.stage == "fit"), None)
 
 
-def _history(rows: list[tuple[int, FailureReport, ModeReport]], *, seen_last: bool) -> ModeHistory:
-    modes = [mode for _, _, mode in rows]
+def _history(records: list[tuple[int, FailureReport, ModeReport]], *, in_last_entry: bool) -> ModeHistory:
+    modes = [mode for _, _, mode in records]
     last = modes[-1]
-    made = ModeHistory(
+    history = ModeHistory(
         name=last.name,
         class_name=last.class_name,
-        epochs=tuple(epoch for epoch, _, _ in rows),
-        steps=tuple(report.global_step for _, report, _ in rows),
+        epochs=tuple(epoch for epoch, _, _ in records),
+        steps=tuple(report.global_step for _, report, _ in records),
         sizes=tuple(mode.size for mode in modes),
         examples=tuple(mode.examples for mode in modes),
         statuses=tuple(mode.status for mode in modes),
@@ -97,14 +100,13 @@ def _history(rows: list[tuple[int, FailureReport, ModeReport]], *, seen_last: bo
         since=last.since,
         caption=next((mode.caption for mode in reversed(modes) if mode.caption is not None), None),
     )
-    seen = [epoch for epoch, was in zip(made.epochs, made.seen, strict=True) if was]
-    still = seen_last and made.seen[-1]
-    until = None if still or not seen else seen[-1]
-    return replace(made, until=until)
+    seen_epochs = [epoch for epoch, seen in zip(history.epochs, history.seen, strict=True) if seen]
+    still_seen = in_last_entry and history.seen[-1]
+    return replace(history, until=None if still_seen or not seen_epochs else seen_epochs[-1])
 
 
 def diary_lines(report: FailureReport, *, limit: int | None = None) -> list[str]:
-    """Return one line a mode for the terminal, what has changed first; at most ``limit``, then how many more.
+    """Return one line a mode for the terminal, changed modes first; beyond ``limit``, a line with the number left out.
 
     >>> mode = ModeReport("nine 1", "nine", "growing", 2, 4, size=41, examples=400, gained=12, lost=3)
     >>> diary_lines(FailureReport(4000, 0.8, (), modes=(mode,)))
@@ -116,7 +118,7 @@ def diary_lines(report: FailureReport, *, limit: int | None = None) -> list[str]
 
 
 def diary_markdown(report: FailureReport, *, limit: int | None = None) -> str:
-    """Return the modes as a Markdown section, what has changed first; empty if there is none.
+    """Return the modes as a Markdown section, changed modes first; empty without modes.
 
     >>> print(diary_markdown(FailureReport(9, 0.5, (), modes=(ModeReport("cat 1", "cat", "new", 0, size=4),))))
     ### Failure diary
@@ -129,7 +131,6 @@ def diary_markdown(report: FailureReport, *, limit: int | None = None) -> str:
     if not modes:
         return ""
     head = ("mode", "status", "first seen", "failures", "of", "gained", "lost", "hardest caption")
-    rule = (":---", ":---", "---:", "---:", "---:", "---:", "---:", ":---")
     rows = [
         (
             escape_markdown(mode.name),
@@ -139,15 +140,15 @@ def diary_markdown(report: FailureReport, *, limit: int | None = None) -> str:
         )
         for mode in modes[:limit]
     ]
-    table = "\n".join(f"| {' | '.join(cells)} |" for cells in (head, rule, *rows))
+    table = pipe_table(head, rows, "llrrrrrl")
     more = len(modes) - len(rows)
     return f"### Failure diary\n\n{table}" + (f"\n\n{more} more modes are in report.json." if more else "")
 
 
 def _ranked(modes: Iterable[ModeReport]) -> list[ModeReport]:
-    """By status, then by size."""
-    place = {status: number for number, status in enumerate(_ORDER)}
-    return sorted(modes, key=lambda mode: (place.get(mode.status, len(place)), -mode.size))
+    """Return the modes by status, then by descending size."""
+    rank = {status: index for index, status in enumerate(_ORDER)}
+    return sorted(modes, key=lambda mode: (rank.get(mode.status, len(rank)), -mode.size))
 
 
 def _line(mode: ModeReport) -> str:
@@ -156,16 +157,16 @@ def _line(mode: ModeReport) -> str:
         change = "" if mode.gained is None or mode.lost is None else f" (+{mode.gained} -{mode.lost} since last seen)"
         text += f", {mode.size} of {mode.examples} examples{change}"
     elif mode.left is not None:
-        text += f", {mode.left} of its failures left"
+        text += f", {mode.left} of its failures remain"
     text += "" if mode.since is None else f", first seen in epoch {mode.since}"
     return text + ("" if mode.caption is None else f", {shorten_caption(mode.caption)}")
 
 
 def _status(mode: ModeReport) -> str:
-    """With how often it was looked for in vain."""
+    """Return the status, with the number of analyses in which the mode was not seen."""
     times = "analysis" if mode.missed == 1 else "analyses"
     if mode.status == "cured":
         return f"cured: not seen in {mode.missed} {times} in a row"
     if mode.status == "missing":
-        return f"missing: not seen in {mode.missed} {times}" if mode.missed else "not looked for"
+        return f"missing: not seen in {mode.missed} {times}" if mode.missed else "missing: its class was not analysed"
     return clean(mode.status)

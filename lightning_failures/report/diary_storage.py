@@ -1,4 +1,4 @@
-"""The diary on disk: its state lies beside each analysis, so that a resumed run goes on from where it was then."""
+"""The diary on disk: one state next to each analysis, from which a resumed run continues."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ from lightning_failures.errors import DataError
 MODES_FILE = "modes.safetensors"
 """The state of the diary after an analysis, in its folder."""
 
-KEPT = 20
-"""So many states are kept, the latest, and the first of all."""
+MAX_STATES = 20
+"""Most states that are kept: the first one and the latest."""
 
 _FORMAT = "lightning-failures diary 1"
 _ANALYSIS = re.compile(r"epoch=(\d+)-step=(\d+)")
@@ -43,18 +43,18 @@ def keep_diary(
 ) -> tuple[ModeReport, ...]:
     """Enter an analysis into the diary of its run.
 
-    It goes on from the last state of an earlier step, or epoch, where steps stand still (manual optimisation); of
-    several analyses in one epoch and step the last one counts. States of later ones belong to a future that was given
-    up, when the run was resumed from an earlier checkpoint: they are removed.
+    The diary continues from the last state of an earlier step (or epoch, if steps stand still, as with manual
+    optimisation); of several analyses in one epoch and step the last one counts. States of later steps are removed:
+    they are left over from before the run was resumed from an earlier checkpoint.
 
     Args:
-        report: Of one analysis. Only those made in ``fit`` are entered: a single validation, or a test, is no history.
-        folder: Of the run, ``<log_dir>/failures``.
-        tell: Is told of a state that is damaged, or cannot be written. The one before it is taken; without one the
-            diary starts anew.
+        report: One analysis. Only analyses made in ``fit`` are entered, not single validations and tests.
+        folder: The folder of the run, ``<log_dir>/failures``.
+        tell: Called with a message if a state is damaged or cannot be written. The diary then continues from the state
+            before, or starts from nothing.
 
     Returns:
-        What the diary tells of each mode; nothing outside of ``fit``.
+        The record of each failure mode; nothing outside of ``fit``.
     """
     if report.stage != "fit":
         return ()
@@ -66,16 +66,16 @@ def keep_diary(
     try:
         save_diary(diary, here)
     except OSError as error:
-        tell(f"The failure diary could not be kept: {type(error).__name__}: {error}")
+        tell(f"The failure diary could not be written: {type(error).__name__}: {error}")
     later = [path for at, path in states if at >= now and path != here]
-    for path in earlier[1 : max(1, len(earlier) + 1 - KEPT)] + later:
+    for path in earlier[1 : max(1, len(earlier) + 1 - MAX_STATES)] + later:
         with contextlib.suppress(OSError):
             path.unlink(missing_ok=True)
     return modes
 
 
 def _states(folder: Path) -> list[tuple[tuple[int, int], Path]]:
-    """(step, epoch) and file of every state, in this order."""
+    """Return (step, epoch) and the file of every state, in ascending order."""
     found = ((_ANALYSIS.fullmatch(path.parent.name), path) for path in folder.glob(f"epoch=*/{MODES_FILE}"))
     return sorted(((int(name[2]), int(name[1])), path) for name, path in found if name)
 
@@ -85,13 +85,13 @@ def _last_readable(paths: list[Path], tell: Callable[[str], Any]) -> Diary:
         try:
             return load_diary(path)
         except (DataError, OSError) as error:
-            tell(f"The failure diary goes on from an earlier state: {error}")
+            tell(f"The failure diary continues from an earlier state: {error}")
     return Diary()
 
 
 @dataclass(frozen=True)
-class _PlainMode:
-    """What JSON holds of a mode; ``look`` and ``base`` are places among the looks of the diary."""
+class _StoredMode:
+    """A failure mode in JSON; ``look`` and ``base`` are indices of snapshots of the diary."""
 
     name: str
     class_index: int
@@ -109,14 +109,14 @@ class _PlainMode:
     base: int
 
 
-_COPIED = [field.name for field in dataclasses.fields(_PlainMode) if field.name not in ("look", "base")]
+_COPIED = [field.name for field in dataclasses.fields(_StoredMode) if field.name not in ("look", "base")]
 
 
 @dataclass(frozen=True)
-class _PlainDiary:
-    """What JSON holds of a diary; ``look_ids`` tells for each look which set of ids it is of."""
+class _StoredDiary:
+    """A diary in JSON; ``look_ids`` holds the index of the set of ids of each snapshot."""
 
-    modes: tuple[_PlainMode, ...]
+    modes: tuple[_StoredMode, ...]
     analyses: int
     numbers: dict[str, int]
     encoder: str | None
@@ -125,14 +125,14 @@ class _PlainDiary:
 
 
 def save_diary(diary: Diary, path: Path) -> None:
-    """Write one safetensors file, atomically. Ids that several looks share are written once."""
+    """Write one safetensors file, atomically. Ids that several snapshots share are written once."""
     looks = list({id(look): look for mode in diary.modes for look in (mode.look, mode.base)}.values())
     place = {id(look): number for number, look in enumerate(looks)}
     distinct = {id(look.ids): look.ids for look in looks}
     place_of_ids = {key: number for number, key in enumerate(distinct)}
-    plain = _PlainDiary(
+    stored = _StoredDiary(
         modes=tuple(
-            _PlainMode(
+            _StoredMode(
                 **{name: getattr(mode, name) for name in _COPIED}, look=place[id(mode.look)], base=place[id(mode.base)]
             )
             for mode in diary.modes
@@ -149,7 +149,7 @@ def save_diary(diary: Diary, path: Path) -> None:
         "flagged": _joined([look.flagged for look in looks], torch.empty(0, dtype=torch.bool)),
         "failed": _joined([look.failed for look in looks], torch.empty(0, dtype=torch.bool)),
     }
-    text = json.dumps(dataclasses.asdict(plain))
+    text = json.dumps(dataclasses.asdict(stored))
     metadata = {"format": _FORMAT, "diary": text, "checksum": _checksum(text, tensors.values())}
     write_atomically(path, save(tensors, metadata))
 
@@ -169,8 +169,8 @@ def load_diary(path: Path) -> Diary:
     """Read what :func:`save_diary` wrote.
 
     Raises:
-        DataError: The file is of another kind, or damaged.
-        OSError: It cannot be read.
+        DataError: The file is not a diary, or damaged.
+        OSError: The file cannot be read.
     """
     try:
         with safe_open(str(path), framework="pt") as file:
@@ -180,17 +180,17 @@ def load_diary(path: Path) -> Diary:
             tensors = [file.get_tensor(name) for name in ("directions", "ids", "flagged", "failed")]
         if metadata["checksum"] != _checksum(metadata["diary"], tensors):
             raise ValueError("wrong checksum")
-        return _put_together(from_jsonable(_PlainDiary, read_json(metadata["diary"])), *tensors)
+        return _rebuilt(from_jsonable(_StoredDiary, read_json(metadata["diary"])), *tensors)
     except OSError:
         raise
-    except Exception as error:  # whatever a flipped bit leads to
-        raise DataError(f"{path} holds no failure diary ({str(error)[:200]})") from error
+    except Exception as error:  # damaged files raise errors of many types
+        raise DataError(f"{path} is not a valid failure diary ({str(error)[:200]})") from error
 
 
-def _put_together(plain: _PlainDiary, directions: Tensor, ids: Tensor, flagged: Tensor, failed: Tensor) -> Diary:
-    sets = _parts(ids.numpy(), plain.id_counts)
-    kinds = [sets[number] for number in plain.look_ids]
-    masks = (_parts(mask.numpy(), [len(kind) for kind in kinds]) for mask in (flagged, failed))
+def _rebuilt(stored: _StoredDiary, directions: Tensor, ids: Tensor, flagged: Tensor, failed: Tensor) -> Diary:
+    sets = _split(ids.numpy(), stored.id_counts)
+    kinds = [sets[number] for number in stored.look_ids]
+    masks = (_split(mask.numpy(), [len(kind) for kind in kinds]) for mask in (flagged, failed))
     looks = [ModeSnapshot(*parts) for parts in zip(kinds, *masks, strict=True)]
     modes = tuple(
         Mode(
@@ -199,11 +199,11 @@ def _put_together(plain: _PlainDiary, directions: Tensor, ids: Tensor, flagged: 
             look=looks[mode.look],
             base=looks[mode.base],
         )
-        for mode, direction in zip(plain.modes, directions, strict=True)
+        for mode, direction in zip(stored.modes, directions, strict=True)
     )
-    return Diary(modes, plain.analyses, plain.numbers, plain.encoder)
+    return Diary(modes, stored.analyses, stored.numbers, stored.encoder)
 
 
-def _parts(array: NDArray[Any], counts: Sequence[int]) -> list[NDArray[Any]]:
-    """Cut an array into parts of these lengths."""
+def _split(array: NDArray[Any], counts: Sequence[int]) -> list[NDArray[Any]]:
+    """Return consecutive parts of an array with the given lengths."""
     return [array[start:stop] for start, stop in pairwise(accumulate(counts, initial=0))]

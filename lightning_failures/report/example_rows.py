@@ -1,11 +1,11 @@
-"""What is known of single examples, as rows that a table or a projector shows beside their thumbnails."""
+"""What is known of single examples, for tables and the projector."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
 
-import numpy as np
+import torch
 from torch import Tensor
 
 from lightning_failures.data.example_table import ExampleTable
@@ -15,7 +15,7 @@ from lightning_failures.report.feature_names import names_in, with_names
 
 @dataclass(frozen=True)
 class ExampleRow:
-    """One example. ``leaf`` is the rule of its label group that it follows, where that tree shows a pattern."""
+    """One example. ``leaf`` is the rule that it follows in the tree of its label group, if that tree has a pattern."""
 
     id: int
     label: str
@@ -27,35 +27,76 @@ class ExampleRow:
     leaf: str | None
 
 
-def example_rows(report: FailureReport, ids: Tensor) -> list[ExampleRow]:
-    """Look examples up in the table of a report.
+class ExampleLookup:
+    """Finds the row of an example in the table of an analysis.
 
-    In a multilabel task an example has a row for each condition: the one of least confidence in what is true is taken.
-
-    Args:
-        report: Its ``table`` holds the examples; without one there are no rows.
-        ids: (n,) int64, all of them in the table.
+    In a multilabel task an example has one row a condition. An example that is shown for a class is the row of that
+    class; otherwise it is the row of the least confidence in the truth, the condition that most likely failed.
 
     >>> from lightning_failures.data.grades import Grades
-    >>> import torch
     >>> confidence, label = torch.tensor([0.9, 0.2, 0.6]), torch.tensor([0, 1, 0])
-    >>> grades = Grades(torch.tensor([4, 4, 7]), label, torch.zeros(3).long(), confidence, ("no tumour", "tumour"))
-    >>> table = ExampleTable.of(grades, None, {})
-    >>> row, _ = example_rows(FailureReport(2, None, (), table=table), torch.tensor([4, 7]))
-    >>> row.label, row.prediction, row.right, row.decision_value
-    ('tumour', 'no tumour', False, None)
+    >>> names = ("no tumour", "tumour")
+    >>> grades = Grades(torch.tensor([4, 4, 7]), label, torch.zeros(3).long(), confidence, names)
+    >>> lookup = ExampleLookup(ExampleTable.of(grades, None, {}))
+    >>> lookup.row(4), lookup.row(4, "no tumour"), lookup.row(7, "tumour"), lookup.row(5)
+    (1, 0, None, None)
+    """
+
+    def __init__(self, table: ExampleTable | None) -> None:
+        self._table = table
+        self._classes = {} if table is None else {name: index for index, name in enumerate(table.class_names)}
+
+    def row(self, example: int, class_name: str | None = None) -> int | None:
+        """Return the index of the row of an example in the table, or None if there is none.
+
+        Args:
+            example: Its id.
+            class_name: The class for which the example is shown: its label, else its prediction. None: any class.
+        """
+        if self._table is None:
+            return None
+        first = int(torch.searchsorted(self._table.ids, example))
+        last = int(torch.searchsorted(self._table.ids, example, right=True))
+        if class_name is not None:
+            return self._row_of_class(range(first, last), class_name)
+        return first + int(self._table.confidence[first:last].argmin()) if first < last else None
+
+    def _row_of_class(self, rows: range, class_name: str) -> int | None:
+        assert self._table is not None
+        wanted = self._classes.get(class_name)
+        for column in (self._table.labels, self._table.predictions):
+            for row in rows:
+                if int(column[row]) == wanted:
+                    return row
+        return None
+
+    def class_names(self, row: int) -> tuple[str, str]:
+        """Return the names of the label and of the predicted class of a row."""
+        assert self._table is not None
+        names = self._table.class_names
+        return names[int(self._table.labels[row])], names[int(self._table.predictions[row])]
+
+
+def example_rows(report: FailureReport, ids: Tensor) -> list[ExampleRow]:
+    """Return what is known of some examples, see :class:`ExampleLookup`.
+
+    Args:
+        report: Its ``table`` holds the examples; without a table there are no rows.
+        ids: (n,) int64, all of them in the table.
     """
     table = report.table
     if table is None:
         return []
-    order = np.lexsort((table.confidence.numpy(), table.ids.numpy()))
-    rows = order[np.searchsorted(table.ids.numpy()[order], ids.numpy())]
-    rules = _rules(report)
-    return [_row(table, row, rules) for row in rows.tolist()]
+    lookup, rules = ExampleLookup(table), leaf_rules(report)
+    rows = [lookup.row(example) for example in ids.tolist()]
+    return [_example_row(table, row, lookup, rules) for row in rows if row is not None]
 
 
-def _rules(report: FailureReport) -> dict[str, list[str]]:
-    """Class name -> the rules of its label group's leaves, where there is a pattern."""
+def leaf_rules(report: FailureReport) -> dict[str, list[str]]:
+    """Return the rules of the leaves of each class's label tree, by class name, for trees with a pattern.
+
+    Without a pattern the rules are noise.
+    """
     names = names_in(report.features)
     return {
         group.class_name: [with_names(leaf.rule, names) for leaf in group.leaves]
@@ -64,17 +105,17 @@ def _rules(report: FailureReport) -> dict[str, list[str]]:
     }
 
 
-def _row(table: ExampleTable, row: int, rules: dict[str, list[str]]) -> ExampleRow:
-    label, guess = (table.class_names[int(column[row])] for column in (table.labels, table.predictions))
+def _example_row(table: ExampleTable, row: int, lookup: ExampleLookup, rules: dict[str, list[str]]) -> ExampleRow:
+    label, prediction = lookup.class_names(row)
     value, leaf = float(table.values[row]), int(table.label_leaf[row])
-    judged = not math.isnan(value)
+    has_direction = not math.isnan(value)
     return ExampleRow(
         id=int(table.ids[row]),
         label=label,
-        prediction=guess,
+        prediction=prediction,
         right=not bool(table.failed[row]),
         confidence=float(table.confidence[row]),
-        decision_value=value if judged else None,
-        flagged=value < 0 if judged else None,
+        decision_value=value if has_direction else None,
+        flagged=value < 0 if has_direction else None,
         leaf=rules[label][leaf] if leaf >= 0 and label in rules else None,
     )

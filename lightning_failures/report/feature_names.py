@@ -1,6 +1,6 @@
-"""What people call the features that rules mention: a small YAML file that they edit, kept from report to report.
+"""User-given names of features: a small YAML file that people edit.
 
-The file is a list, so that an entry can be added at its end and nothing that somebody wrote is ever touched::
+The file is a list, so that entries can be appended without touching anything that users wrote::
 
     - encoder: "fec0..."      # fingerprint of the robust encoder: another encoder's feature 17 is another feature
       feature: 17
@@ -8,13 +8,13 @@ The file is a list, so that an entry can be added at its end and nothing that so
       tag: spurious           # or overemphasised
       action: collect threes in other tints
 
-In Singla et al. (Barlow, CVPR 2021) too it is people who look at the pictures of a feature and say what it means.
+In Singla et al. (Barlow, CVPR 2021) people name features as well, from their visualisations.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,9 +23,8 @@ import yaml
 
 from lightning_failures.core.atomic import write_atomically
 from lightning_failures.core.text import clean
-from lightning_failures.data.report import FeatureReport, NodeReport
+from lightning_failures.data.report import FeatureReport
 from lightning_failures.errors import ConfigurationError, did_you_mean
-from lightning_failures.trees.growing import NodeSplit, rule_text
 
 FEATURES_FILE = "features.yaml"
 TAGS = ("spurious", "overemphasised")
@@ -34,17 +33,17 @@ MAX_NAME = 60
 MAX_ACTION = 500
 _KEYS = ("encoder", "feature", "name", "tag", "action")
 _HEAD = """\
-# Names for features. Look at their pictures in the report, then fill in what you see; the next report uses it.
+# Names of features. Look at the pictures of a feature in the report and describe it here for the next report.
 #   name:   a few words, shown wherever a rule mentions the feature
-#   tag:    spurious (has nothing to do with the class) or overemphasised (has, but too much depends on it)
+#   tag:    spurious (unrelated to the class) or overemphasised (related, but the model relies on it too much)
 #   action: what to do about it
-# Entries are only ever added, at the end. Yours are never changed.
+# New entries are appended at the end. Existing entries are never changed.
 """
 
 
 @dataclass(frozen=True)
 class FeatureName:
-    """What somebody wrote down about a feature, each in one line; what is left open is None."""
+    """The annotations of one feature, each in one line; None if left empty."""
 
     name: str | None = None
     tag: str | None = None
@@ -53,7 +52,7 @@ class FeatureName:
 
 @dataclass(frozen=True)
 class FeatureNames:
-    """What is known of the features of one encoder.
+    """The annotations of the features of one encoder, by feature.
 
     >>> names = FeatureNames({17: FeatureName("red stroke")})
     >>> names.name_of(17), names.name_of(3), names.of(3)
@@ -64,34 +63,34 @@ class FeatureNames:
 
     @classmethod
     def load(cls, path: str | Path, *, encoder: str) -> FeatureNames:
-        """Read the entries of one encoder. Where there is no file nothing has a name.
+        """Read the entries of one encoder; without a file there are none.
 
         Args:
             path: The YAML file.
             encoder: Fingerprint of the robust encoder.
 
         Raises:
-            ConfigurationError: The file cannot be read, is too large, is not YAML, or has another form; the message
-                says where, what is allowed and what came.
+            ConfigurationError: The file cannot be read, is too large, is not YAML, or has another structure.
         """
-        return cls({number: name for (whose, number), name in _read(Path(path)).items() if whose == encoder})
+        entries = _read(Path(path))
+        return cls({feature: name for (owner, feature), name in entries.items() if owner == encoder})
 
     def of(self, feature: int) -> FeatureName:
-        """All that is known of a feature."""
+        """Return the annotations of a feature."""
         return self.entries.get(feature, FeatureName())
 
     def name_of(self, feature: int) -> str | None:
-        """What it is called, or None."""
+        """Return the name of a feature, or None."""
         return self.of(feature).name
 
     @property
     def names(self) -> dict[int, str]:
-        """Of those that have one."""
+        """The names by feature, without unnamed features."""
         return {number: entry.name for number, entry in self.entries.items() if entry.name is not None}
 
 
 def names_in(features: Iterable[FeatureReport]) -> dict[int, str]:
-    """Return the names that a report knows: feature -> name.
+    """Return the names in a report, by feature.
 
     >>> names_in([FeatureReport(17, name="red stroke"), FeatureReport(3)])
     {17: 'red stroke'}
@@ -100,7 +99,7 @@ def names_in(features: Iterable[FeatureReport]) -> dict[int, str]:
 
 
 def with_names(text: str, names: Mapping[int, str]) -> str:
-    """Put the name behind each feature that a rule mentions.
+    """Insert the name after each feature that a rule mentions.
 
     >>> with_names("feature 17 <= 0.36 and feature 3 > 1", {17: "red stroke"})
     'feature 17 "red stroke" <= 0.36 and feature 3 > 1'
@@ -113,64 +112,44 @@ def with_names(text: str, names: Mapping[int, str]) -> str:
     return re.sub(r"\bfeature (\d+)\b", named, text)
 
 
-def node_condition(nodes: Sequence[NodeReport], index: int, names: Mapping[int, str] | None = None) -> str:
-    """Return the condition on the way from a node's parent to it, in words; "all examples" at the root.
-
-    Args:
-        nodes: Of one tree, ``GroupReport.nodes``.
-        index: Which of them.
-        names: Feature -> name.
-
-    >>> nodes = (NodeReport(9, 3, feature=17, threshold=0.357), NodeReport(5, 3, parent=0, above=False, leaf=0))
-    >>> node_condition(nodes, 1, {17: "red stroke"}), node_condition(nodes, 0)
-    ('feature 17 "red stroke" <= 0.357', 'all examples')
-    """
-    return with_names(rule_text(_path(nodes, index)[-1:]), names or {})
-
-
-def node_rule(nodes: Sequence[NodeReport], index: int, names: Mapping[int, str] | None = None) -> str:
-    """Return all conditions from the root to a node in words, each feature once, as the rule of a leaf is told."""
-    return with_names(rule_text(_path(nodes, index)), names or {})
-
-
 def add_to_template(path: str | Path, features: Iterable[FeatureReport], *, encoder: str) -> bool:
-    """Add an empty entry, with what is known as a comment, for each feature that the file does not list.
+    """Append an empty entry, with a comment on the feature, for each feature that the file does not list.
 
-    What is there stays as it is, to the byte: entries are put behind it, and the file is replaced as a whole.
+    The existing content is kept byte for byte; the file is replaced atomically.
 
     Args:
-        path: The YAML file; it is made if there is none.
-        features: Those that are shown.
+        path: The YAML file; it is created if it does not exist.
+        features: The features of a report.
         encoder: Fingerprint of the robust encoder.
 
     Returns:
-        Whether all features are listed now; False where nothing can be added to what the file holds (it is not a list
-        in block style, or would get too large).
+        Whether all features are listed now. False if nothing can be appended: the content is not a list in block style,
+        or the file would get too large.
 
     Raises:
-        ConfigurationError: As :meth:`FeatureNames.load`.
-        OSError: It cannot be written.
+        ConfigurationError: The file cannot be read, see :meth:`FeatureNames.load`.
+        OSError: The file cannot be written.
     """
     path = Path(path).expanduser()
     known = _read(path)
-    lacking = [feature for feature in features if (encoder, feature.feature) not in known]
-    if not lacking:
+    missing = [feature for feature in features if (encoder, feature.feature) not in known]
+    if not missing:
         return True
     text = _text(path)
     text = text if not text or text.endswith("\n") else text + "\n"
-    grown = (text or _HEAD) + "".join(_entry(feature, encoder) for feature in lacking)
+    extended = (text or _HEAD) + "".join(_entry(feature, encoder) for feature in missing)
     try:
-        holds = _parse(grown, str(path)) == known | {(encoder, one.feature): FeatureName() for one in lacking}
+        complete = _parse(extended, str(path)) == known | {(encoder, one.feature): FeatureName() for one in missing}
     except ConfigurationError:
         return False
-    if not holds or len(grown.encode()) > MAX_BYTES:
+    if not complete or len(extended.encode()) > MAX_BYTES:
         return False
-    write_atomically(path, grown.encode())
+    write_atomically(path, extended.encode())
     return True
 
 
 def _entry(feature: FeatureReport, encoder: str) -> str:
-    """One empty entry; a comment holds no line break, so nothing in it can become YAML."""
+    """Return an empty entry; its comment has no line break, so nothing in it can be read as YAML."""
     looks = f'looks like "{clean(feature.caption, 120)}" (hypothesis); ' if feature.caption else ""
     where = f"splits {clean(', '.join(feature.groups), 200)}" if feature.groups else ""
     return (
@@ -183,11 +162,11 @@ _Entries = dict[tuple[str, int], FeatureName]
 
 
 class _Loader(yaml.SafeLoader):
-    """Reads no aliases: a few of them, nested, can stand for more than any memory holds."""
+    """Rejects aliases: a few nested ones can expand to more than any memory holds."""
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):
-            raise yaml.YAMLError("aliases (*name) are not read here, write it out")
+            raise yaml.YAMLError("aliases (*name) are not supported here; write the value out")
         return super().compose_node(parent, index)
 
 
@@ -197,25 +176,25 @@ def _read(path: Path) -> _Entries:
 
 
 def _text(path: Path) -> str:
-    """What the file holds; nothing where there is none."""
+    """Return the content of the file; empty if it does not exist."""
     try:
         with path.expanduser().open("rb") as file:
             content = file.read(MAX_BYTES + 1)
         if len(content) > MAX_BYTES:
-            raise ConfigurationError(f"{path} is larger than {MAX_BYTES} bytes: keep names and actions short.")
+            raise ConfigurationError(f"{path} is larger than {MAX_BYTES} bytes; shorten names and actions.")
         return content.decode("utf-8")
     except FileNotFoundError:
         return ""
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigurationError(f"{path} cannot be read as text ({error}). Move it away to begin anew.") from error
+        raise ConfigurationError(f"{path} cannot be read as text ({error}). Move it away to start over.") from error
 
 
 def _parse(text: str, where: str) -> _Entries:
     try:
         data = yaml.load(text, _Loader)  # noqa: S506 - a SafeLoader
-    except Exception as error:  # PyYAML lets more out than its own: a date of no calendar, lists nested too deep
+    except Exception as error:  # PyYAML raises other errors too: invalid dates, lists nested too deep
         raise ConfigurationError(
-            f"{where} is not YAML: {str(error)[:300]}. Quote texts that hold a colon or begin with a sign."
+            f"{where} is not YAML: {str(error)[:300]}. Quote texts with colons or special characters."
         ) from error
     if data is None:
         return {}
@@ -225,7 +204,7 @@ def _parse(text: str, where: str) -> _Entries:
     for number, entry in enumerate(data, start=1):
         key, name = _parse_entry(entry, f"{where}, entry {number}")
         if key in entries:
-            raise ConfigurationError(f"{where} has two entries for feature {key[1]} of one encoder: keep one.")
+            raise ConfigurationError(f"{where} has two entries for feature {key[1]} of the same encoder; keep one.")
         entries[key] = name
     return entries
 
@@ -236,39 +215,29 @@ def _parse_entry(entry: Any, where: str) -> tuple[tuple[str, int], FeatureName]:
     for key in entry:
         if key not in _KEYS:
             raise ConfigurationError(
-                f"{where} has the unknown key {_told(key)!r}; allowed are {', '.join(_KEYS)}."
-                + did_you_mean(_told(key), _KEYS)
+                f"{where} has the unknown key {_shown(key)!r}; allowed are {', '.join(_KEYS)}."
+                + did_you_mean(_shown(key), _KEYS)
             )
     encoder, feature, tag = entry.get("encoder"), entry.get("feature"), entry.get("tag")
     if not isinstance(encoder, str) or not encoder:
         raise ConfigurationError(f"{where}: encoder must be a fingerprint in quotes, got {_kind(encoder)}.")
     if not isinstance(feature, int) or isinstance(feature, bool) or not 0 <= feature < 2**63:
-        raise ConfigurationError(f"{where}: feature must be a number from 0, got {_told(feature)!r}.")
+        raise ConfigurationError(f"{where}: feature must be a non-negative integer, got {_shown(feature)!r}.")
     if tag is not None and tag not in TAGS:
         raise ConfigurationError(
-            f"{where}: tag must be {' or '.join(TAGS)}, or empty, got {_told(tag)!r}." + did_you_mean(_told(tag), TAGS)
+            f"{where}: tag must be {' or '.join(TAGS)}, or empty, got {_shown(tag)!r}."
+            + did_you_mean(_shown(tag), TAGS)
         )
     for key in ("name", "action"):
         if not isinstance(entry.get(key), str | None):
-            raise ConfigurationError(f"{where}: {key} must be a text, got {_kind(entry[key])}. Put it in quotes.")
+            raise ConfigurationError(f"{where}: {key} must be a string, got {_kind(entry[key])}. Put it in quotes.")
     return (encoder, feature), FeatureName(
         clean(entry.get("name") or "", MAX_NAME) or None, tag, clean(entry.get("action") or "", MAX_ACTION) or None
     )
 
 
-def _path(nodes: Sequence[NodeReport], index: int) -> tuple[NodeSplit, ...]:
-    """The conditions from the root to a node."""
-    splits: list[NodeSplit] = []
-    while (parent := nodes[index].parent) is not None and len(splits) < len(nodes):
-        above = nodes[parent]
-        if above.feature is not None and above.threshold is not None:
-            splits.append(NodeSplit(above.feature, above.threshold, bool(nodes[index].above)))
-        index = parent
-    return tuple(reversed(splits))
-
-
-def _told(value: Any) -> str:
-    """A value in a message; of what may be large only its type: Python writes no whole number of 5000 digits."""
+def _shown(value: Any) -> str:
+    """Return a value for a message, or its type if it may be large: Python prints no integer of 5000 digits."""
     if isinstance(value, int) and value.bit_length() > 64:
         return "a very large number"
     return str(value)[:80] if value is None or isinstance(value, str | int | float) else _kind(value)

@@ -1,13 +1,16 @@
-"""The pictures of an analysis: what is shown, in rows of tiles, for any sink to lay out as it likes.
+"""The pictures of an analysis: structured rows of tiles that each writer lays out in its own way.
 
-A picture is structured, not a bitmap: the HTML report shows its tiles as images with texts beside them, TensorBoard and
-W&B get :attr:`Picture.image`, in which texts are painted.
+A picture is not a bitmap: the HTML page shows its tiles as images with texts below them, whereas TensorBoard and W&B
+get :attr:`Picture.image`, in which the texts are painted.
+
+This is the only model of tiles, rows and pictures: ``gallery.json`` stores these records, and the HTML page fills them
+with encoded images.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 from torch import Tensor
@@ -26,18 +29,18 @@ class Tile:
 
     Attributes:
         image: (3, h, w) uint8 on the CPU, a thumbnail.
-        text: For people; ``"\n"`` starts a new line.
-        id: Of the example that it shows, or None (feature attacks).
+        text: Text below the image; ``"\n"`` starts a new line.
+        id: Id of the example in the image, or None (feature attacks).
     """
 
-    image: Tensor
+    image: Tensor = field(metadata={"codec": "image"})
     text: str = ""
     id: int | None = None
 
 
 @dataclass(frozen=True)
 class Row:
-    """Images that belong together, most important first."""
+    """Images that belong together, the most important one first."""
 
     title: str
     tiles: tuple[Tile, ...]
@@ -48,19 +51,19 @@ class Picture:
     """One finding in images.
 
     Attributes:
-        tag: Where it belongs, the same at every analysis: ``"classes/cat"``, ``"features/17"``,
+        tag: Stable name of the finding, the same at every analysis: ``"classes/cat"``, ``"features/17"``,
             ``"leaves/label/cat/0"``.
-        rows: At least one; a row may be empty.
-        caption: One line for people.
+        rows: At least one row; a row may be empty.
+        caption: One line that describes the picture.
     """
 
     tag: str
     rows: tuple[Row, ...]
     caption: str = ""
 
-    @cached_property  # several sinks ask for it
+    @cached_property  # several writers use it
     def image(self) -> Tensor:
-        """All rows in one image, with their titles and texts: (3, H, W) uint8. Not to be written to."""
+        """All rows as one image with titles and texts, (3, H, W) uint8. Must not be modified."""
         return stack(
             [
                 image_strip(
@@ -75,29 +78,29 @@ class Picture:
 
 @dataclass(frozen=True)
 class Thumbnails:
-    """A bounded choice of examples to look through: the table of the HTML report, TensorBoard's projector.
+    """A bounded sample of examples for browsing: the table of the HTML page and TensorBoard's projector.
 
     Attributes:
         ids: (n,) int64, ascending.
         images: (n, 3, s, s) uint8, each scaled to fit and centred on mid-gray.
-        embeddings: (n, D) float32 of the failure directions' encoder, or None. A row of NaN belongs to an example that
-            was graded but not embedded (a sample was looked at): it can be shown, not placed.
+        embeddings: (n, D) float32 of the encoder of the failure directions, or None. A row of NaN belongs to an example
+            that was graded but not embedded (outside of the sample). Not stored in ``gallery.json``.
     """
 
-    ids: Tensor
-    images: Tensor
+    ids: Tensor = field(metadata={"codec": "ids"})
+    images: Tensor = field(metadata={"codec": "images"})
     embeddings: Tensor | None = None
 
 
 @dataclass(frozen=True)
 class Gallery:
-    """Everything that an analysis shows in images. An empty one belongs to an analysis that drew none.
+    """All pictures of one analysis; an empty gallery belongs to an analysis without pictures.
 
     Attributes:
-        pictures: In the order in which people should see them.
-        thumbnails: Examples to look through, or None.
-        epoch: Of the analysis.
-        global_step: Of the analysis.
+        pictures: In the order in which they are shown.
+        thumbnails: Examples for browsing, or None.
+        epoch: Epoch of the analysis.
+        global_step: Global step of the analysis.
     """
 
     pictures: tuple[Picture, ...] = ()
@@ -106,7 +109,7 @@ class Gallery:
     global_step: int | None = None
 
 
-def row_of(
+def make_row(
     title: str,
     images: Sequence[Tensor] | Tensor,
     texts: Sequence[str] = (),
@@ -114,22 +117,22 @@ def row_of(
     *,
     size: int = SIZE,
 ) -> Row:
-    """Make a row of thumbnails.
+    """Scale images to thumbnails and put them into a row.
 
     Args:
         title: One line.
         images: n images (C, H, W).
-        texts: None, or n.
-        ids: None, or n.
+        texts: n texts, or none.
+        ids: n example ids, or none.
         size: Least longer side of a thumbnail in pixels.
 
     Raises:
-        DataError: Texts or ids differ from the images in number.
+        DataError: The number of texts or ids differs from that of the images.
     """
     n = len(images)
     for name, values in (("texts", texts), ("ids", ids)):
         if len(values) not in (0, n):
-            raise DataError(f"row_of: {name} must be as many as images, {n}, got {len(values)}")
+            raise DataError(f"make_row: {name} must have as many items as images, {n}, or none; got {len(values)}")
     return Row(
         title,
         tuple(
@@ -150,19 +153,19 @@ def class_picture(
     least_confident_texts: Sequence[str] = (),
     size: int = SIZE,
 ) -> Picture:
-    r"""Show the hardest images of a class above its easiest, and the least confident, the most extreme on the left.
+    r"""Return the hardest images of a class, its easiest and its least confident ones, the most extreme on the left.
 
-    The titles bear the best caption of each end where a pattern was found, and none where it would describe noise.
+    Titles include the best caption of each end if a pattern was found; without a pattern captions describe noise.
 
     Args:
         entry: The class; its ``hardest_ids``, ``easiest_ids`` and ``least_confident_ids`` name the images.
         hardest: Images (C, H, W), from the lowest decision value up.
         easiest: Images from the highest decision value down.
-        least_confident: Images from the least confidence in the true class up: they differ from the hardest where
-            failures share a pattern (Jain et al., figure 11). None: no such row.
-        hardest_texts: Text below each image: decision value, prediction. ``"\n"`` starts a new line.
-        easiest_texts: As above.
-        least_confident_texts: As above.
+        least_confident: Images from the least confidence in the true class up; they differ from the hardest if
+            failures share a pattern (Jain et al., figure 11). Empty: the row is left out.
+        hardest_texts: Text below each hardest image: decision value, prediction. ``"\n"`` starts a new line.
+        easiest_texts: Text below each easiest image.
+        least_confident_texts: Text below each least confident image.
         size: Least side of a thumbnail in pixels.
     """
     name = clean(entry.name, 80)
@@ -170,7 +173,7 @@ def class_picture(
     def title(end: str, captions: Sequence[str]) -> str:
         return f"{name}, {end}: {captions[0]}" if entry.pattern and captions else f"{name}, {end}"
 
-    told = f"p {verdict(entry)}, CV score {score(entry)}" if entry.pattern else verdict(entry)
+    evidence = f"p {verdict(entry)}, CV score {score(entry)}" if entry.pattern else verdict(entry)
     ends = [
         (title("hardest", entry.hardest_captions), hardest, hardest_texts, entry.hardest_ids),
         (title("easiest", entry.easiest_captions), easiest, easiest_texts, entry.easiest_ids),
@@ -181,10 +184,10 @@ def class_picture(
     return Picture(
         f"classes/{tag_part(entry.name)}",
         tuple(
-            row_of(title, images, texts, ids if len(ids) == len(images) else (), size=size)
+            make_row(title, images, texts, ids if len(ids) == len(images) else (), size=size)
             for title, images, texts, ids in ends
         ),
-        f"{name}: error rate {number(None if entry.accuracy is None else 1 - entry.accuracy)}; {told}",
+        f"{name}: error rate {number(None if entry.accuracy is None else 1 - entry.accuracy)}; {evidence}",
     )
 
 
@@ -201,44 +204,44 @@ def feature_picture(
     note: str = "",
     size: int = SIZE,
 ) -> Picture:
-    """Show what a feature looks for: images that activate it most, where, and what makes it stronger.
+    """Return what activates a feature: the most activating images, heat maps, and feature attacks.
 
     Args:
-        feature: The feature; its ``top_ids`` name the images, the first of its ``groups`` is theirs.
+        feature: The feature; ``top_ids`` are the ids of the images, which come from the first of its ``groups``.
         images: n images (C, H, W) as the encoder saw them, the most activating first.
         maps: n maps (h, w) of the feature.
-        attacks: n images (C, H, W), the same after a feature attack; or none.
+        attacks: The n images after a feature attack (C, H, W), or none.
         texts: Text below each image.
         attack_texts: Text below each attacked image.
-        attack_title: What was done to them.
-        role: What it has to do with failures; by default which groups it splits.
-        note: What else the reader must know, such as why there are no attacks.
+        attack_title: Title of the row of attacked images.
+        role: How the feature relates to failures; by default the groups that it splits.
+        note: Anything else to know, such as why there are no attacks.
         size: Least side of a thumbnail in pixels.
 
     Source: Singla et al., Barlow (CVPR 2021), section 4: the three visualisations of a feature.
     """
-    called = f"feature {feature.feature}" + (f' "{clean(feature.name, 60)}"' if feature.name else "")
+    name = f"feature {feature.feature}" + (f' "{clean(feature.name, 60)}"' if feature.name else "")
     looks = f'looks like "{shorten_caption(feature.caption)}" (hypothesis)' if feature.caption else ""
-    groups = [_group_words(*group.split("/", 1)) for group in feature.groups]
+    groups = [_group_name(*group.split("/", 1)) for group in feature.groups]
     heat = [heat_map(m, thumbnail(image, size)) for m, image in zip(maps, images, strict=True)]
     rows = [
-        row_of(
-            f"{called}: most active" + (f" in the {groups[0]}" if groups else ""),
+        make_row(
+            f"{name}: most active" + (f" in the {groups[0]}" if groups else ""),
             images,
             texts,
             feature.top_ids,
             size=size,
         ),
-        row_of("where it is active" + (f": {looks}" if looks else ""), heat, ids=feature.top_ids, size=size),
+        make_row("where it is active" + (f": {looks}" if looks else ""), heat, ids=feature.top_ids, size=size),
     ]
     if len(attacks):
-        rows.append(row_of(attack_title, attacks, attack_texts, size=size))
+        rows.append(make_row(attack_title, attacks, attack_texts, size=size))
     scored = (
         f"score {number(feature.caption_score)}, {number(feature.caption_margin, '.1f')} standard deviations above "
         "the mean of all candidates"
     )
     parts = [
-        called + (f" ({clean(feature.tag)})" if feature.tag else ""),
+        name + (f" ({clean(feature.tag)})" if feature.tag else ""),
         f"{looks}: {scored}" if looks else "",
         role or (f"splits the {' and the '.join(groups)}" if groups else ""),
         f"to do: {clean(feature.action)}" if feature.action else "",
@@ -261,22 +264,22 @@ def leaf_picture(
     names: Mapping[int, str] | None = None,
     size: int = SIZE,
 ) -> Picture:
-    """Show what follows a rule: failures, as they come, and correct ones beside them.
+    """Return examples of a leaf: failures in the order given, and correct predictions for comparison.
 
     Args:
         group: The group of the tree.
-        index: Which of ``group.leaves``.
-        failures: Images (C, H, W) of the leaf that failed.
-        successes: Images of it that did not, or of the rest of the group.
-        failure_texts: Text below each.
-        success_texts: Text below each.
-        failure_ids: Of the images.
-        success_ids: Of the images.
-        elsewhere: Whether the successes come from the rest of the group, because the leaf has none.
-        names: Feature -> what people call it.
+        index: Index of the leaf in ``group.leaves``.
+        failures: Misclassified images (C, H, W) of the leaf.
+        successes: Correctly classified images of the leaf, or of the rest of the group.
+        failure_texts: Text below each failure.
+        success_texts: Text below each success.
+        failure_ids: Ids of the failures.
+        success_ids: Ids of the successes.
+        elsewhere: Whether the successes come from the rest of the group because the leaf has none.
+        names: User-given name of each feature.
         size: Least side of a thumbnail in pixels.
     """
-    leaf, where = group.leaves[index], _group_words(group.grouping, group.class_name)
+    leaf, where = group.leaves[index], _group_name(group.grouping, group.class_name)
     rule = with_names(leaf.rule, names or {})
     interval = "" if leaf.interval is None else f" (held out: {number(leaf.interval[0])} to {number(leaf.interval[1])})"
     caption = (
@@ -284,18 +287,20 @@ def leaf_picture(
         f"{number(group.base_error_rate)}; {number(leaf.error_coverage)} of its failures"
     )
     right = (
-        "correct, in the rest of the group: the rule holds for no correct one" if elsewhere else "correct, same rule"
+        "correct, from the rest of the group: no correct example follows the rule"
+        if elsewhere
+        else "correct, same rule"
     )
     return Picture(
         f"leaves/{group.grouping}/{tag_part(group.class_name)}/{index}",
         (
-            row_of(f"{where}, failures: {rule}", failures, failure_texts, failure_ids, size=size),
-            row_of(right, successes, success_texts, success_ids, size=size),
+            make_row(f"{where}, failures: {rule}", failures, failure_texts, failure_ids, size=size),
+            make_row(right, successes, success_texts, success_ids, size=size),
         ),
         clean(caption, 1000),
     )
 
 
-def _group_words(grouping: str, class_name: str) -> str:
-    """What a group is called in a sentence."""
+def _group_name(grouping: str, class_name: str) -> str:
+    """Return the name of a group as part of a sentence."""
     return f"{grouping} group of {clean(class_name, 80)}"

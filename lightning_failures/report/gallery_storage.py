@@ -1,197 +1,138 @@
-"""The pictures of an analysis in one JSON file, images as PNG: written within bounds, and read with suspicion.
+"""The gallery of an analysis as one JSON file with images as PNG, bounded when written and validated when read.
 
-The file may have come from anywhere (reports are attached to tickets), so nothing in it is believed: sizes are checked
-before anything is decoded, and whatever is wrong with it is one error.
+The file may have come from anywhere (reports are attached to tickets), so all of it is untrusted: sizes are checked
+before anything is decoded, and every defect is one :class:`~lightning_failures.errors.DataError`.
 """
 
 from __future__ import annotations
 
-import base64
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass
-from io import BytesIO
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from lightning_failures.core.atomic import write_atomically
-from lightning_failures.core.serialization import from_jsonable, read_json
+from lightning_failures.core.serialization import Codec, from_jsonable, read_json, to_jsonable
 from lightning_failures.errors import DataError
-from lightning_failures.report.gallery import Gallery, Picture, Row, Thumbnails, Tile
+from lightning_failures.report.gallery import Gallery, Thumbnails
+from lightning_failures.report.image_encoding import data_uri, read_png_uri
 
 MAX_BYTES = 1 << 28
-"""Of the file: 256 MiB."""
-
-MAX_SIDE = 2048
-"""Pixels of one side of an image."""
+"""Most bytes of the file: 256 MiB."""
 
 MAX_PIXELS = 1 << 26
-"""Of all images together: some 7,000 tiles of 96 x 96, or 200 MB in memory."""
+"""Most pixels of all images together: some 7,000 tiles of 96 x 96, or 200 MB in memory."""
 
 _SCHEMA = 1
-_PREFIX = "data:image/png;base64,"
 
 
 @dataclass(frozen=True)
-class _Tile:
-    """Tile in the file; so the next."""
+class _Header:
+    """The part of the file that :class:`Gallery` does not hold."""
 
-    image: str
-    text: str = ""
-    id: int | None = None
-
-
-@dataclass(frozen=True)
-class _Row:
-    title: str
-    tiles: tuple[_Tile, ...]
-
-
-@dataclass(frozen=True)
-class _Picture:
-    tag: str
-    rows: tuple[_Row, ...]
-    caption: str = ""
-
-
-@dataclass(frozen=True)
-class _Thumbnails:
-    ids: tuple[int, ...]
-    images: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class _Gallery:
     schema: int
-    pictures: tuple[_Picture, ...] = ()
-    thumbnails: _Thumbnails | None = None
-    epoch: int | None = None
-    global_step: int | None = None
 
 
 def save_gallery(gallery: Gallery, path: str | Path) -> None:
-    """Write a gallery, atomically. Embeddings are left out, and the last pictures if they are more than a file holds.
+    """Write a gallery, atomically. Embeddings are left out, as are the last pictures if the file would get too large.
 
     >>> import tempfile
+    >>> from lightning_failures.report.gallery import Picture, Row, Tile
     >>> place = Path(tempfile.mkdtemp()) / "gallery.json"
     >>> tile = Tile(torch.full((3, 4, 5), 7, dtype=torch.uint8), "seven", 3)
     >>> save_gallery(Gallery((Picture("classes/cat", (Row("hardest", (tile,)),)),), epoch=2), place)
     >>> load_gallery(place).pictures[0].rows[0].tiles[0].image.shape
     torch.Size([3, 4, 5])
     """
-    thumbnails = gallery.thumbnails
-    written: dict[str, Any] = {"schema": _SCHEMA, "epoch": gallery.epoch, "global_step": gallery.global_step}
-    if thumbnails is not None:
-        images = [data_uri(image) for image in thumbnails.images]
-        written["thumbnails"] = {"ids": thumbnails.ids.tolist(), "images": images}
-    left, pixels = MAX_BYTES - len(json.dumps(written)) - 100, 0 if thumbnails is None else _pixels(thumbnails.images)
+    stored: dict[str, Any] = {"schema": _SCHEMA, "epoch": gallery.epoch, "global_step": gallery.global_step}
+    pixels = 0
+    if gallery.thumbnails is not None:
+        encoded = to_jsonable(replace(gallery.thumbnails, embeddings=None), _CODECS)
+        stored["thumbnails"] = {key: encoded[key] for key in ("ids", "images")}
+        pixels = _pixels(gallery.thumbnails.images)
+
+    bytes_left = MAX_BYTES - len(json.dumps(stored)) - 100
     pictures = []
     for picture in gallery.pictures:
-        plain = {
-            "tag": picture.tag,
-            "caption": picture.caption,
-            "rows": [
-                {
-                    "title": row.title,
-                    "tiles": [{"image": data_uri(tile.image), "text": tile.text, "id": tile.id} for tile in row.tiles],
-                }
-                for row in picture.rows
-            ],
-        }
-        left -= len(json.dumps(plain)) + 2
+        encoded = to_jsonable(picture, _CODECS)
+        bytes_left -= len(json.dumps(encoded)) + 2
         pixels += sum(_pixels(tile.image) for row in picture.rows for tile in row.tiles)
-        if left < 0 or pixels > MAX_PIXELS:
+        if bytes_left < 0 or pixels > MAX_PIXELS:
             break
-        pictures.append(plain)
-    write_atomically(Path(path), (json.dumps(written | {"pictures": pictures}) + "\n").encode())
+        pictures.append(encoded)
+    write_atomically(Path(path), (json.dumps(stored | {"pictures": pictures}) + "\n").encode())
 
 
 def load_gallery(path: str | Path) -> Gallery:
     """Read what :func:`save_gallery` wrote.
 
     Raises:
-        DataError: The file is of another kind, damaged, or too large to have been written by it.
-        OSError: It cannot be read.
+        DataError: The file is not a gallery, damaged, or larger than a gallery can be.
+        OSError: The file cannot be read.
     """
     path = Path(path)
     if (size := path.stat().st_size) > MAX_BYTES:
-        raise DataError(f"{path} holds {size} bytes, no gallery more than {MAX_BYTES}")
+        raise DataError(f"{path} has {size} bytes; a gallery has at most {MAX_BYTES}")
     text = path.read_bytes()
     try:
-        stored = from_jsonable(_Gallery, read_json(text))
-        if stored.schema != _SCHEMA:
-            raise ValueError(f"schema {stored.schema}; this version reads {_SCHEMA}")
-        return _decoded(stored)
-    except Exception as error:  # whatever Pillow makes of a damaged image
-        raise DataError(f"{path} holds no pictures ({str(error)[:200]})") from error
+        data = read_json(text)
+        schema = from_jsonable(_Header, data).schema
+        if schema != _SCHEMA:
+            raise ValueError(f"schema {schema}; this version reads {_SCHEMA}")
+        gallery = from_jsonable(Gallery, data, _decoding(MAX_PIXELS))
+        _check_thumbnails(gallery.thumbnails)
+        return gallery
+    except Exception as error:  # Pillow raises errors of many types for damaged images
+        raise DataError(f"{path} is not a valid gallery ({str(error)[:200]})") from error
 
 
-def data_uri(image: Tensor) -> str:
-    """(3, h, w) uint8 -> a PNG that can stand in HTML or JSON.
-
-    >>> data_uri(torch.zeros(3, 2, 2, dtype=torch.uint8))[:22]
-    'data:image/png;base64,'
-    """
-    return _PREFIX + base64.b64encode(to_png(image)).decode()
-
-
-def to_png(image: Tensor) -> bytes:
-    """(3, h, w) uint8 -> a PNG, a seventh larger than it could be, in a third of the time."""
-    png = BytesIO()
-    Image.fromarray(image.permute(1, 2, 0).contiguous().numpy()).save(png, format="PNG", compress_level=2)
-    return png.getvalue()
+def _check_thumbnails(thumbnails: Thumbnails | None) -> None:
+    if thumbnails is None:
+        return
+    ids = thumbnails.ids
+    if len(ids) != len(thumbnails.images) or bool((ids.diff() <= 0).any()):
+        raise ValueError("the ids of its thumbnails do not ascend, or are more or fewer than the images")
 
 
-def _decoded(stored: _Gallery) -> Gallery:
-    encoded = [tile.image for picture in stored.pictures for row in picture.rows for tile in row.tiles]
-    small = stored.thumbnails
-    images = _images([*([] if small is None else small.images), *encoded])
-    thumbnails = None
-    if small is not None:
-        ids = torch.tensor(small.ids, dtype=torch.int64)
-        if len(ids) != len(small.images) or bool((ids.diff() <= 0).any()):
-            raise ValueError("the ids of its thumbnails do not ascend, or are not as many")
-        thumbnails = Thumbnails(ids, torch.stack([next(images) for _ in small.ids]) if len(ids) else _NONE)
-    pictures = tuple(
-        Picture(
-            picture.tag,
-            tuple(
-                Row(row.title, tuple(Tile(next(images), tile.text, tile.id) for tile in row.tiles))
-                for row in picture.rows
-            ),
-            picture.caption,
-        )
-        for picture in stored.pictures
-    )
-    return Gallery(pictures, thumbnails, stored.epoch, stored.global_step)
+class _Decoder:
+    """Decodes the images of one file until they have ``pixels_left`` pixels in total."""
+
+    def __init__(self, pixels_left: int) -> None:
+        self._pixels_left = pixels_left
+
+    def image(self, uri: Any) -> Tensor:
+        if not isinstance(uri, str):
+            raise ValueError("an image is not a text")
+        image = read_png_uri(uri, max_pixels=self._pixels_left)
+        self._pixels_left -= _pixels(image)
+        return image
+
+    def images(self, uris: Any) -> Tensor:
+        if not isinstance(uris, list):
+            raise ValueError("images are not a list")
+        return torch.stack([self.image(uri) for uri in uris]) if uris else torch.empty(0, 3, 1, 1, dtype=torch.uint8)
 
 
-_NONE = torch.empty(0, 3, 1, 1, dtype=torch.uint8)
+def _decode_ids(ids: Any) -> Tensor:
+    if not isinstance(ids, list) or any(type(one) is not int for one in ids):
+        raise ValueError("ids are not a list of integers")
+    return torch.tensor(ids, dtype=torch.int64)
 
 
-def _images(encoded: list[str]) -> Iterator[Tensor]:
-    """Decode one after the other, (3, h, w) uint8 each, as long as all together are not too large."""
-    left = MAX_PIXELS
-    for uri in encoded:
-        if not uri.startswith(_PREFIX):
-            raise ValueError("an image is no PNG")
-        data = base64.b64decode(uri[len(_PREFIX) :], validate=True)
-        if data[12:16] != b"IHDR":  # the chunk that tells width and height has to be the first
-            raise ValueError("an image is no PNG")
-        width, height = int.from_bytes(data[16:20], "big"), int.from_bytes(data[20:24], "big")
-        left -= width * height
-        if not 0 < width <= MAX_SIDE or not 0 < height <= MAX_SIDE or left < 0:
-            raise ValueError(f"an image of {width} x {height} is too large, or all together are")
-        with Image.open(BytesIO(data), formats=("PNG",)) as image:
-            if image.size != (width, height):
-                raise ValueError("an image tells its size twice")
-            pixels = np.array(image.convert("RGB"))
-        yield torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
+def _decoding(max_pixels: int) -> dict[str, Codec]:
+    """Return the codecs for reading one file, in which all images together have at most ``max_pixels`` pixels."""
+    decoder = _Decoder(max_pixels)
+    return {
+        "image": Codec(data_uri, decoder.image),
+        "images": Codec(lambda images: [data_uri(image) for image in images], decoder.images),
+        "ids": Codec(Tensor.tolist, _decode_ids),
+    }
+
+
+_CODECS = _decoding(0)
 
 
 def _pixels(images: Tensor) -> int:

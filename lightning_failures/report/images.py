@@ -1,6 +1,6 @@
-"""Images for people: thumbnails with text, heat maps, the images that a feature likes best.
+"""Thumbnails, image grids and heat maps as tensors.
 
-Pure functions from small image tensors to uint8 tensors (3, H, W); no logger, no disk, no plotting library.
+Pure functions from small image tensors to uint8 tensors (3, H, W), without loggers, files or plotting libraries.
 
 Images are (C, H, W) with C 1 or 3, uint8 or floats in [0, 1].
 """
@@ -26,11 +26,11 @@ _LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
 
 
 def most_activating(features: Tensor, k: int) -> Tensor:
-    """Return the positions of the k highest values, the highest first; equal values keep their order.
+    """Return the indices of the k highest values, the highest first; ties keep their order.
 
     Args:
         features: (n,) values of one feature. NaN counts as the lowest.
-        k: How many; fewer come back where n < k.
+        k: Number of indices; fewer are returned if n < k.
 
     Returns:
         (min(k, n),) int64.
@@ -47,7 +47,7 @@ def most_activating(features: Tensor, k: int) -> Tensor:
 
 
 def normalize_maps(maps: Tensor) -> Tensor:
-    """Stretch each map (..., h, w) to [0, 1]; a constant map has nothing to show and becomes zeros. Float32.
+    """Scale each map (..., h, w) to [0, 1], float32; a constant map becomes zeros.
 
     >>> normalize_maps(torch.tensor([[2.0, 4.0, 3.0]]))
     tensor([[0.0000, 1.0000, 0.5000]])
@@ -59,19 +59,19 @@ def normalize_maps(maps: Tensor) -> Tensor:
 
 
 def heat_map(feature_map: Tensor, image: Tensor, *, opacity: float = 0.6) -> Tensor:
-    """Lay the map of a feature over its image in gray: normalised, resized bilinearly, coloured.
+    """Overlay a gray image with the map of a feature: normalised, resized bilinearly, and coloured.
 
     Args:
         feature_map: (h, w), the channel of the feature before global average pooling.
         image: (C, H, W).
-        opacity: Of the colours over the image, in [0, 1].
+        opacity: Opacity of the colours over the image, in [0, 1].
 
     Returns:
         (3, H, W) uint8.
 
     Source: Singla et al., Barlow (CVPR 2021), section 4, "heat maps": a class activation map (Zhou et al., CVPR 2016)
-    of one feature. Departures: a colour map that is uniform to the eye, and no other colours, so that none is taken for
-    heat.
+    of one feature. Departures: a perceptually uniform colour map, and a gray image, so that no colour of the image
+    looks like heat.
     """
     if feature_map.ndim != 2:
         raise DataError(f"heat_map: feature_map must have shape (h, w), got {tuple(feature_map.shape)}")
@@ -87,10 +87,10 @@ def heat_map(feature_map: Tensor, image: Tensor, *, opacity: float = 0.6) -> Ten
 
 @lru_cache(maxsize=1)
 def color_table() -> Tensor:
-    """Return 256 colours (256, 3) uint8 from dark violet over teal to light yellow, equally far apart for the eye.
+    """Return a perceptually uniform colour map, (256, 3) uint8, from dark violet over teal to light yellow.
 
-    In OKLab (Ottosson, 2020) lightness and hue advance in equal steps at constant chroma, so neighbours are equally far
-    apart and lightness alone, as in print or for the colour-blind, tells the value. In the spirit of viridis.
+    In OKLab (Ottosson, 2020) lightness and hue advance in equal steps at constant chroma. Lightness alone encodes the
+    value, which helps in print and for colour-blind readers. In the spirit of viridis.
     """
     t = torch.linspace(0, 1, 256, dtype=torch.float64)
     lightness, hue = 0.30 + 0.62 * t, torch.deg2rad(305 - 200 * t)
@@ -117,7 +117,7 @@ def color_table() -> Tensor:
 
 
 def to_uint8(image: Tensor) -> Tensor:
-    """Bring an image (C, H, W) to (3, H, W) uint8 on the CPU. Floats outside [0, 1] are clipped, gray becomes RGB.
+    """Convert an image (C, H, W) to (3, H, W) uint8 on the CPU. Floats outside [0, 1] are clipped, gray becomes RGB.
 
     >>> to_uint8(torch.tensor([[[0.0, 0.5, 1.0]]]))[:, 0].tolist()
     [[0, 128, 255], [0, 128, 255], [0, 128, 255]]
@@ -131,9 +131,9 @@ def to_uint8(image: Tensor) -> Tensor:
 
 
 def thumbnail(image: Tensor, size: int = SIZE) -> Tensor:
-    """Scale an image so that its longer side lies in [size, 2 size]: (C, H, W) -> (3, H', W') uint8.
+    """Scale an image so that its longer side is in [size, 2 size]: (C, H, W) -> (3, H', W') uint8.
 
-    Small images grow by a whole factor with their pixels kept square and sharp; large ones shrink with antialiasing.
+    Small images are enlarged by an integer factor without smoothing; large ones are reduced with antialiasing.
 
     >>> thumbnail(torch.zeros(3, 32, 20)).shape
     torch.Size([3, 96, 60])
@@ -151,9 +151,9 @@ def thumbnail(image: Tensor, size: int = SIZE) -> Tensor:
 
 
 def fit_square(image: Tensor, side: int) -> Tensor:
-    """Scale an image to fit a square and centre it there on mid-gray: (C, H, W) -> (3, side, side) uint8.
+    """Scale an image to fit a square and centre it on mid-gray: (C, H, W) -> (3, side, side) uint8.
 
-    Pixels of small images stay square and sharp where they grow; large ones shrink with antialiasing.
+    Small images are enlarged without smoothing; large ones are reduced with antialiasing.
 
     >>> fit_square(torch.zeros(1, 2, 4), 4)[0, :, 0].tolist()
     [128, 0, 0, 128]
@@ -173,33 +173,35 @@ def fit_square(image: Tensor, side: int) -> Tensor:
 def image_strip(
     images: Sequence[Tensor] | Tensor, texts: Sequence[str] = (), *, title: str = "", size: int = SIZE
 ) -> Tensor:
-    """Put images side by side: an :func:`image_grid` of one row."""
+    """Return an :func:`image_grid` of one row."""
     return image_grid(images, texts, columns=max(1, len(images)), title=title, size=size)
 
 
 def image_grid(
     images: Sequence[Tensor] | Tensor, texts: Sequence[str] = (), *, columns: int = 8, title: str = "", size: int = SIZE
 ) -> Tensor:
-    r"""Put thumbnails in rows, on white, each with its text below and a title above.
+    r"""Arrange thumbnails in rows on white, each with its text below, and a title above all.
 
     Args:
         images: n images (C, H, W), of any sizes; n may be 0.
-        texts: None, or n texts; ``"\n"`` starts a new line, what is too long is cut.
+        texts: n texts, or none; ``"\n"`` starts a new line, long lines are cut.
         columns: Images a row.
-        title: One line, cut where it is too long; empty: no line.
+        title: One line, cut if it is too long; empty: no title.
         size: Least longer side of a thumbnail in pixels, see :func:`thumbnail`.
 
     Returns:
         (3, H, W) uint8.
 
     Raises:
-        DataError: Texts and images differ in number, or an image has another shape.
+        DataError: The numbers of texts and images differ, or an image has an invalid shape.
 
     >>> image_grid(torch.zeros(3, 3, 32, 32), columns=2).shape
     torch.Size([3, 210, 210])
     """
     if len(texts) not in (0, len(images)):
-        raise DataError(f"image_grid: texts must be as many as images, {len(images)}, got {len(texts)}")
+        raise DataError(
+            f"image_grid: texts must have as many items as images, {len(images)}, or none; got {len(texts)}"
+        )
     thumbs = [thumbnail(image, size) for image in images]
     lines = [[clean(line) for line in text.split("\n")] for text in texts]
     side = max((max(t.shape[1:]) for t in thumbs), default=size)
@@ -224,13 +226,13 @@ def image_grid(
 
 
 def stack(images: Sequence[Tensor]) -> Tensor:
-    """Put uint8 images (3, h, w) below one another, left-aligned on white: (3, sum of h, max of w)."""
+    """Stack uint8 images (3, h, w) vertically, left-aligned on white: (3, sum of h, max of w)."""
     width = max(image.shape[2] for image in images)
     return torch.cat([F.pad(image, (0, width - image.shape[2]), value=255) for image in images], dim=1)
 
 
 def _fit(text: str, height: int, width: int) -> str:
-    """Cut text so that it is at most ``width`` pixels wide."""
+    """Return the text cut to at most ``width`` pixels."""
     if _font(height).getlength(text) <= width:
         return text
     while text and _font(height).getlength(text + "…") > width:

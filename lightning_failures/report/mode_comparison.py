@@ -1,8 +1,8 @@
-"""What became of the failure modes of one run in another.
+"""The failure modes of one run, matched with those of another.
 
-The mode of a class is its first direction, where a pattern was found, and its members are its flagged failures. Where
-both runs have their directions in the same space, modes are matched as in the diary
-(:mod:`lightning_failures.directions.matching`), else by the members that they share.
+The mode of a class is its first direction, if a pattern was found; its members are the flagged failures. If the
+directions of both runs are in the same space, modes are matched as in the diary
+(:mod:`lightning_failures.directions.matching`), otherwise by their common members.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ from lightning_failures.directions.matching import SAME_MODE_SIMILARITY, ModeSim
 from lightning_failures.report.run_folder import Run
 
 SHARED = 0.5
-"""Where directions tell nothing, modes are the same that share so much of the smaller set of members."""
+"""If directions cannot be compared, modes match if they share at least this part of the smaller set of members."""
 
 Mask = NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
 class ModeChange:
-    """The failure mode of one class: its direction, where a pattern was found.
+    """The failure mode of one class in both runs.
 
-    ``fate`` is "gone", "new", "persistent", or "unknown" where nothing tells. ``size`` counts flagged failures among
-    the compared examples. ``matched_by`` is "directions" or "members": the cosine of the two directions, or the share
-    of the smaller set of flagged failures that both have. ``why`` tells why a run has no mode there.
+    ``fate`` is "gone", "new", "persistent", or "unknown" if the data do not decide. ``size`` counts flagged failures
+    among the compared examples. ``matched_by`` is "directions" (the cosine of the two directions) or "members" (the
+    share of the smaller set of flagged failures that is in both). ``why`` is the reason why a run has no mode.
     """
 
     class_name: str = field(metadata={"key": "class"})
@@ -53,15 +53,15 @@ class ModeChange:
 def mode_changes(
     a: Run, b: Run, names: Sequence[str], labels: NDArray[np.int64], members_a: Mask, members_b: Mask
 ) -> tuple[ModeChange, ...]:
-    """Tell what became of the mode of each class.
+    """Match the failure mode of each class in one run with that in the other.
 
     Args:
         a: The first run.
         b: The second run.
-        names: K names of classes.
-        labels: (n,) the class of each compared example, a place in ``names``.
-        members_a: (n,) bool, the flagged failures of the first run.
-        members_b: (n,) bool, those of the second.
+        names: K class names.
+        labels: (n,) class of each compared example, an index into ``names``.
+        members_a: (n,) bool, flagged failures of the first run.
+        members_b: (n,) bool, flagged failures of the second run.
     """
     entries = [{entry.name: entry for entry in run.report.classes} for run in (a, b)]
     aligned = _aligned(a, b)
@@ -80,51 +80,51 @@ def _fates(
     members: tuple[Mask, Mask],
     cosine: float | None,
 ) -> list[ModeChange]:
-    """What became of the mode of one class: nothing to tell, one change, or one mode gone and another new."""
-    first = _told(here, members[0], "a") if here is not None and here.pattern else {}
-    second = _told(there, members[1], "b") if there is not None and there.pattern else {}
+    """Return the changes of one class: none, one change, or one mode that is gone and another that is new."""
+    first = _mode_fields(here, members[0], "a") if here is not None and here.pattern else {}
+    second = _mode_fields(there, members[1], "b") if there is not None and there.pattern else {}
     if first and second:
-        shared = _shared(*members)
+        shared = _overlap(*members)
         same = _same(cosine, shared)
-        told: dict[str, Any] = {"cosine": cosine, "shared": shared}
-        told["matched_by"] = None if same is None else "members" if cosine is None else "directions"
+        match: dict[str, Any] = {"cosine": cosine, "shared": shared}
+        match["matched_by"] = None if same is None else "members" if cosine is None else "directions"
         if same is False:
-            return [ModeChange(name, "gone", **first, **told), ModeChange(name, "new", **second, **told)]
-        return [ModeChange(name, "persistent" if same else "unknown", **first, **second, **told)]
+            return [ModeChange(name, "gone", **first, **match), ModeChange(name, "new", **second, **match)]
+        return [ModeChange(name, "persistent" if same else "unknown", **first, **second, **match)]
     if first:
-        return [ModeChange(name, "gone" if _looked(there) else "unknown", **first, why=_why_none(there))]
+        return [ModeChange(name, "gone" if _could_find_mode(there) else "unknown", **first, why=_why_no_mode(there))]
     if second:
-        return [ModeChange(name, "new" if _looked(here) else "unknown", **second, why=_why_none(here))]
+        return [ModeChange(name, "new" if _could_find_mode(here) else "unknown", **second, why=_why_no_mode(here))]
     return []
 
 
 def _same(cosine: float | None, shared: float | None) -> bool | None:
-    """Whether two modes of one class are the same; None where nothing tells."""
+    """Return whether two modes of one class are the same; None if the data do not decide."""
     if cosine is not None:
         return ModeSimilarity(cosine, shared).similarity >= SAME_MODE_SIMILARITY
     return None if shared is None else shared >= SHARED
 
 
-def _told(entry: ClassReport, members: Mask, side: str) -> dict[str, Any]:
+def _mode_fields(entry: ClassReport, members: Mask, side: str) -> dict[str, Any]:
     caption = entry.hardest_captions[0] if entry.hardest_captions else None
     return {f"size_{side}": int(members.sum()), f"cv_score_{side}": entry.cv_score, f"caption_{side}": caption}
 
 
-def _looked(entry: ClassReport | None) -> bool:
-    """Whether a run has looked for a mode, or had too few failures for one to be."""
+def _could_find_mode(entry: ClassReport | None) -> bool:
+    """Return whether a run tested for a mode, or had too few failures for one to exist."""
     if entry is None or entry.accuracy is None:
         return False
     return entry.p_value is not None or round(entry.examples * (1 - entry.accuracy)) < MIN_PER_OUTCOME
 
 
-def _why_none(entry: ClassReport | None) -> str:
+def _why_no_mode(entry: ClassReport | None) -> str:
     if entry is None:
         return "no such class"
     return entry.skipped or ("no directions were fitted" if entry.p_value is None else "no pattern")
 
 
 def _aligned(a: Run, b: Run) -> bool:
-    """Whether directions of both lie in one space: the same encoder, mean and standard deviation."""
+    """Return whether the directions of both runs are in one space: the same encoder, mean and standard deviation."""
     one, other = a.directions, b.directions
     return (
         one is not None
@@ -138,7 +138,7 @@ def _aligned(a: Run, b: Run) -> bool:
 
 
 def _direction(run: Run, name: str) -> NDArray[np.float64] | None:
-    """That of a class, (D,); None where it has none."""
+    """Return the direction of a class, (D,), or None."""
     names = [entry.name for entry in run.report.classes]
     if run.directions is None or name not in names:
         return None
@@ -153,7 +153,7 @@ def _cosine(a: NDArray[np.float64] | None, b: NDArray[np.float64] | None) -> flo
     return defined(a @ b / sizes[0] / sizes[1]) if all(sizes) else None
 
 
-def _shared(a: Mask, b: Mask) -> float | None:
-    """The share of the smaller set that both have."""
+def _overlap(a: Mask, b: Mask) -> float | None:
+    """Return the share of the smaller set that is in both sets; None if it is empty."""
     smaller = min(int(a.sum()), int(b.sum()))
     return int((a & b).sum()) / smaller if smaller else None

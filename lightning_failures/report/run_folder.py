@@ -1,13 +1,13 @@
-"""What a run leaves on disk, and how it is read back: reports, the table of examples, pictures. No model is needed.
+"""The files that a run leaves on disk, and reading them back without a model.
 
 ::
 
     <log_dir>/failures/
-        report.json, report.html         of the last analysis
+        report.json, report.html         the last analysis
         examples.safetensors             its table of examples
-        directions.safetensors           its directions
-        gallery.json                     the pictures that were drawn last
-        features.yaml                    what people call the features
+        directions.safetensors           its failure directions
+        gallery.json                     the last pictures
+        features.yaml                    user-given names of features
         epoch=0003-step=000250/          one folder an analysis: report.json, report.md, images/, state of the diary
 """
 
@@ -36,34 +36,35 @@ REPORT_FILE = "report.json"
 GALLERY_FILE = "gallery.json"
 HTML_FILE = "report.html"
 
-MOST_ANALYSES = 200
-MOST_BYTES = 1 << 28
-"""Of all reports that are read for a history. Of longer ones every n-th is read, and all of the latest quarter."""
+MAX_ANALYSES = 200
+MAX_HISTORY_BYTES = 1 << 28
+"""Limits of a history. Of a longer one, the latest quarter of the limit and every n-th analysis before are read."""
 
-MOST_BYTES_OF_ONE = 1 << 29
+MAX_REPORT_BYTES = 1 << 29
+"""Limit of one report."""
 
-_NAME = re.compile(r"(test-)?epoch=(\d{4,15})-step=(\d{6,15})")
-_KEPT = {
+_ANALYSIS_FOLDER = re.compile(r"(test-)?epoch=(\d{4,15})-step=(\d{6,15})")
+_HISTORY_CLASS_KEYS = {
     *("name", "examples", "accuracy", "cv_score", "cv_score_stderr", "p_value", "pattern", "skipped", "flagged"),
     *("aler", "base_error_rate"),
 }
-_LEFT_OUT = {"groups", "features", "interventions", "timings"}
+_NOT_IN_HISTORY = {"groups", "features", "interventions", "timings"}
 
 
 @dataclass(frozen=True)
 class Run:
-    """One run, as its files tell.
+    """One run, read from its files.
 
     Attributes:
         folder: ``<log_dir>/failures``.
         report: The last report.
-        history: All reports of the same stage and loader, by step and epoch, the last one included. Those before it
-            have their summary, their diary and the numbers of each class, but no captions, examples, trees or features.
-            Of very many, some are left out. Single validations belong to the history of their training.
-        table: All examples of the last report; None where there is no file.
-        gallery: The pictures; None where there are none. Where those on disk are of another analysis, only the
-            thumbnails: they are examples.
-        directions: Those of the last report; None where there are none.
+        history: All reports of the same stage and loader, by step and epoch, including the last one. Earlier reports
+            have their summary, diary and the numbers of each class, but no captions, examples, trees or features. Long
+            histories are thinned out. Single validations belong to the history of their training.
+        table: All examples of the last report, or None without a file.
+        gallery: The pictures, or None. If the stored pictures are of another analysis, the thumbnails only, because
+            the examples are the same.
+        directions: The failure directions of the last report, or None.
         notes: What could not be read, one sentence each.
     """
 
@@ -77,14 +78,14 @@ class Run:
 
 
 def find_report(path: str | Path) -> Path:
-    """Find the last report of a run.
+    """Return the path of the last report of a run.
 
     Args:
-        path: A report.json, or a folder that holds one: ``failures/``, the log folder of a run, or one in which a
-            single run lies.
+        path: A report.json, or a folder with one: ``failures/``, the log folder of a run, or a folder above exactly one
+            run.
 
     Raises:
-        ConfigurationError: There is none, or more than one run.
+        ConfigurationError: There is no run, or more than one.
     """
     path = Path(path)
     if path.is_file():
@@ -95,39 +96,39 @@ def find_report(path: str | Path) -> Path:
     found = _runs_below(path)
     if len(found) == 1:
         return found[0]
-    told = "".join(f"\n  {place.parent}" for place in found[:9])
+    names = "".join(f"\n  {place.parent}" for place in found[:9])
     raise ConfigurationError(
-        f"No {REPORT_FILE} in {path}. A run keeps it in <log_dir>/failures/{REPORT_FILE}."
-        + (f" There are {len(found)} runs below, name one:{told}" if found else "")
+        f"No {REPORT_FILE} in {path}. A run writes <log_dir>/failures/{REPORT_FILE}."
+        + (f" There are {len(found)} runs below this folder; name one:{names}" if found else "")
     )
 
 
 def open_run(path: str | Path, *, feature_names: str | Path | None = None, gallery: Gallery | None = None) -> Run:
     """Read a run from its files.
 
-    What is damaged beside the report itself is left out, with a note. Features are called what people call them now.
+    Damaged files other than the report are left out, with a note. Features get their current user-given names.
 
     Args:
-        path: As in :func:`find_report`.
-        feature_names: YAML file with names of features. None: features.yaml of the run.
-        gallery: The pictures, where they are at hand. None: gallery.json of the run.
+        path: See :func:`find_report`.
+        feature_names: YAML file with names of features; by default features.yaml of the run.
+        gallery: The pictures if they are in memory; by default gallery.json of the run.
 
     Raises:
         ConfigurationError: There is no run, or its report or ``feature_names`` cannot be read.
     """
     found = find_report(path)
     try:
-        if found.stat().st_size > MOST_BYTES_OF_ONE:
-            raise DataError("it is too large")
+        if found.stat().st_size > MAX_REPORT_BYTES:
+            raise DataError("the file is too large")
         report = FailureReport.from_json(found.read_bytes())
     except (DataError, OSError) as error:
-        raise ConfigurationError(f"{found} is no report of lightning_failures: {error}") from error
+        raise ConfigurationError(f"{found} is not a report of lightning_failures: {error}") from error
     folder, notes = found.parent, list[str]()
-    if _NAME.fullmatch(folder.name):  # one analysis of a run
+    if _ANALYSIS_FOLDER.fullmatch(folder.name):  # one analysis of a run
         folder = folder.parent
     last = found.parent == folder or _is_last(report, folder)
     gallery = gallery or _gallery(folder, report, last, notes)
-    report = _named(report, folder, None if feature_names is None else Path(feature_names), notes)
+    report = _with_feature_names(report, folder, None if feature_names is None else Path(feature_names), notes)
     return Run(
         folder,
         report,
@@ -140,14 +141,14 @@ def open_run(path: str | Path, *, feature_names: str | Path | None = None, galle
 
 
 def report_before(folder: Path, report: FailureReport, step: int) -> FailureReport | None:
-    """The report of the analysis before, in the form that a history has; None where there is none that can be read."""
+    """Return the report of the analysis before, as in a history; None if there is no readable one."""
     before = _before(folder, report, step)
     return _slim_report(before[-1].path) if before else None
 
 
 @dataclass(frozen=True, order=True)
-class _Place:
-    """The report of one analysis."""
+class _StoredReport:
+    """The report file of one analysis."""
 
     step: int
     epoch: int
@@ -155,20 +156,20 @@ class _Place:
     size: int
 
 
-def _analyses(folder: Path, tested: bool) -> list[_Place]:
-    """By step and epoch."""
-    named = [(_NAME.fullmatch(path.parent.name), path) for path in folder.glob(f"*epoch=*/{REPORT_FILE}")]
+def _analyses(folder: Path, tested: bool) -> list[_StoredReport]:
+    """Return the stored reports of a run, by step and epoch."""
+    named = [(_ANALYSIS_FOLDER.fullmatch(path.parent.name), path) for path in folder.glob(f"*epoch=*/{REPORT_FILE}")]
     return sorted(
-        _Place(int(name[3]), int(name[2]), path, path.stat().st_size)
+        _StoredReport(int(name[3]), int(name[2]), path, path.stat().st_size)
         for name, path in named
         if name and bool(name[1]) == tested
     )
 
 
-def _before(folder: Path, report: FailureReport, step: int | None) -> list[_Place]:
-    """The analyses before one; what lies beyond was left behind by a training that went another way.
+def _before(folder: Path, report: FailureReport, step: int | None) -> list[_StoredReport]:
+    """Return the analyses before one; later ones are left over from before the run was resumed.
 
-    Steps may stand still (manual optimisation), then epochs count. A single validation is after all of its step.
+    If steps stand still (manual optimisation), epochs decide. A single validation comes after all analyses of its step.
     """
     places = _analyses(folder, report.stage == "test")
     if step is None:
@@ -190,14 +191,14 @@ def _history(folder: Path, last: FailureReport, notes: list[str]) -> tuple[Failu
         if report is not None and report.dataloader == last.dataloader:
             found.append(report)
     if damaged:
-        notes.append(f"{damaged} of the reports of earlier analyses cannot be read: the history goes without them.")
+        notes.append(f"{damaged} of the reports of earlier analyses cannot be read and are missing in the history.")
     return (*found, last)
 
 
-def _chosen(places: list[_Place]) -> list[_Place]:
-    """The latest ones, and of those before them every n-th, so that all together are not too many."""
+def _chosen(places: list[_StoredReport]) -> list[_StoredReport]:
+    """Return the latest reports and every n-th report before, within the limits of a history."""
     size = sum(place.size for place in places)
-    most = min(MOST_ANALYSES, int(MOST_BYTES / size * len(places)) if size else MOST_ANALYSES)
+    most = min(MAX_ANALYSES, int(MAX_HISTORY_BYTES / size * len(places)) if size else MAX_ANALYSES)
     if len(places) <= most:
         return places
     latest = max(1, most // 4)
@@ -206,11 +207,11 @@ def _chosen(places: list[_Place]) -> list[_Place]:
 
 
 def _slim_report(path: Path) -> FailureReport | None:
-    """Without all that is not needed of an earlier report; None if it is damaged."""
+    """Return an earlier report with the parts that a history needs; None if it is damaged."""
     try:
-        data = read_json(path.read_bytes()) if path.stat().st_size <= MOST_BYTES_OF_ONE else None
+        data = read_json(path.read_bytes()) if path.stat().st_size <= MAX_REPORT_BYTES else None
         if isinstance(data, dict):
-            data = {key: value for key, value in data.items() if key not in _LEFT_OUT}
+            data = {key: value for key, value in data.items() if key not in _NOT_IN_HISTORY}
             if isinstance(classes := data.get("classes"), list):
                 data["classes"] = [_kept(entry) for entry in classes]
         return FailureReport.from_dict(data)  # type: ignore[arg-type]
@@ -219,7 +220,9 @@ def _slim_report(path: Path) -> FailureReport | None:
 
 
 def _kept(entry: Any) -> Any:
-    return {key: value for key, value in entry.items() if key in _KEPT} if isinstance(entry, dict) else entry
+    return (
+        {key: value for key, value in entry.items() if key in _HISTORY_CLASS_KEYS} if isinstance(entry, dict) else entry
+    )
 
 
 def _read(path: Path, load: Callable[[Path], Loaded], notes: list[str]) -> Loaded | None:
@@ -233,21 +236,21 @@ def _read(path: Path, load: Callable[[Path], Loaded], notes: list[str]) -> Loade
 
 
 def _gallery(folder: Path, report: FailureReport, last: bool, notes: list[str]) -> Gallery | None:
-    """The pictures of this analysis; of another one only what there is to look through."""
+    """Return the gallery of this analysis; of another one, the thumbnails only."""
     found = _read(folder / GALLERY_FILE, load_gallery, notes)
     if found is None or (found.epoch, found.global_step) == (report.epoch, report.global_step):
         return found
     if last and found.pictures:
         place = "another analysis" if found.epoch is None else f"epoch {found.epoch} (step {found.global_step})"
-        notes.append(f"The pictures on disk are of {place}, not of this report: they are left out.")
+        notes.append(f"The pictures on disk are of {place}, not of this report, and are left out.")
     return replace(found, pictures=()) if last else None
 
 
-def _named(report: FailureReport, folder: Path, path: Path | None, notes: list[str]) -> FailureReport:
-    """With the names of features in a file; those that it does not list keep theirs."""
+def _with_feature_names(report: FailureReport, folder: Path, path: Path | None, notes: list[str]) -> FailureReport:
+    """Return the report with the names of features in a file; features that it does not list are unchanged."""
     encoder = report.robust_encoder_fingerprint or ""
     if path is not None and not path.expanduser().is_file():
-        raise ConfigurationError(f"There is no file {path} with names of features.")
+        raise ConfigurationError(f"The file {path} with names of features does not exist.")
     try:
         names = FeatureNames.load(path or folder / FEATURES_FILE, encoder=encoder)
     except ConfigurationError as error:
@@ -256,17 +259,17 @@ def _named(report: FailureReport, folder: Path, path: Path | None, notes: list[s
         notes.append(f"Names of features are left out: {error}")
         return report
 
-    def told(feature: FeatureReport) -> FeatureReport:
+    def annotated(feature: FeatureReport) -> FeatureReport:
+        if feature.feature not in names.entries:
+            return feature
         known = names.of(feature.feature)
         return replace(feature, name=known.name, tag=known.tag, action=known.action)
 
-    return replace(
-        report, features=tuple(told(one) if one.feature in names.entries else one for one in report.features)
-    )
+    return replace(report, features=tuple(map(annotated, report.features)))
 
 
 def _is_last(report: FailureReport, folder: Path) -> bool:
-    """Whether an analysis of a run is the last one, whose files lie beside report.json."""
+    """Return whether an analysis is the last one of its run, whose files are next to report.json."""
     last = _slim_report(folder / REPORT_FILE)
     return last is not None and all(
         getattr(last, name) == getattr(report, name) for name in ("epoch", "global_step", "stage")
@@ -274,16 +277,18 @@ def _is_last(report: FailureReport, folder: Path) -> bool:
 
 
 def _original(place: Path) -> Path:
-    """The report that this one is a copy of, as the demo leaves one in its folder; else itself."""
+    """Return the report that this one is a copy of (the demo leaves a copy in its folder), else itself."""
     if any(_analyses(place.parent, tested) for tested in (False, True)):
         return place
     return next((other for other in _runs_below(place.parent) if filecmp.cmp(other, place, shallow=False)), place)
 
 
 def _runs_below(folder: Path) -> list[Path]:
-    """The last reports of runs in a folder: its log folders, and the log folders of its experiments."""
-    patterns = ("*/failures", "*/*/failures", "failures/*/*", "*/*")  # the latter of loggers without log folders
+    """Return the last reports of the runs in a folder: its log folders, and the log folders of its experiments."""
+    patterns = ("*/failures", "*/*/failures", "failures/*/*", "*/*")  # the last two: loggers without log folders
     places = dict.fromkeys(place for pattern in patterns for place in sorted(folder.glob(pattern)))
     return [
-        place / REPORT_FILE for place in places if (place / REPORT_FILE).is_file() and not _NAME.fullmatch(place.name)
+        place / REPORT_FILE
+        for place in places
+        if (place / REPORT_FILE).is_file() and not _ANALYSIS_FOLDER.fullmatch(place.name)
     ]

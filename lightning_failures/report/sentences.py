@@ -1,7 +1,7 @@
-"""How far to trust a finding, in plain sentences made of the report's own numbers.
+"""How far to trust a finding, in sentences made of the numbers of the report.
 
-A sentence says first whether there is anything, then how strong it is and against what, then what could be wrong with
-it. The user's words in it are cleaned, not escaped: that is for the page on which it appears.
+A sentence first says whether there is a pattern, then how strong it is and compared with what, then what could be wrong
+with it. Class names and captions in it are cleaned, but not escaped: escaping depends on the page that shows them.
 """
 
 from __future__ import annotations
@@ -12,42 +12,43 @@ from lightning_failures.core.text import clean, interval, number, shorten_captio
 from lightning_failures.data.report import ClassReport, GroupReport, LeafReport
 
 STRONG, CLEAR = 0.8, 0.65
-"""CV scores from which a pattern is called strong, and clear; below it is weak."""
+"""CV scores from which a pattern is called strong, and clear; below that it is weak."""
 
-FEW = 30
-"""Findings that rest on fewer failures, or leaves of fewer examples, are said to."""
+FEW_EXAMPLES = 30
+"""Sentences warn about findings with fewer failures, and about leaves with fewer examples."""
 
-LEVEL = 0.05
-MOSTLY, PARTLY = 0.6, 0.2
-"""Kappa from which two lenses are said to pick out mostly, and partly, the same examples."""
+SIGNIFICANCE_LEVEL = 0.05
+MOSTLY_SAME, PARTLY_SAME = 0.6, 0.2
+"""Cohen's kappa from which direction and tree are said to find mostly, and partly, the same examples."""
 
 
 def trust_sentence(entry: ClassReport) -> str:
-    """Say how far to trust the failure direction of a class, and the words for it.
+    """Return how far to trust the failure direction of a class, and its caption.
 
     >>> trust_sentence(ClassReport("cat", 100, base_error_rate=0.4, cv_score=0.6, p_value=0.3))
-    'No pattern: chance could have put the 40 failures where they are (p = 0.3). What is flagged, and the captions, describe noise.'
-    """  # noqa: E501 - one sentence
+    'No pattern: the 40 failures are consistent with chance (p = 0.3). Flagged examples and captions describe noise.'
+    """
     if not entry.examples:
         return "No examples."
     if entry.skipped is not None:
-        return f"Not judged: {clean(entry.skipped)}."
+        return f"Skipped: {clean(entry.skipped)}."
     if entry.cv_score is None:
-        return "Only graded: no failure direction was sought."
+        return "Graded only: no failure direction was fitted."
     if entry.p_value is None:
-        return f"Not tested: whether a CV score of {number(entry.cv_score)} is more than chance is not known."
+        return f"Not tested: it is unknown whether a CV score of {number(entry.cv_score)} is above chance."
     if not entry.pattern:
-        why = (
-            f"chance could have put the {_failures(entry)}{_of_sample(entry)} where they are"
-            if entry.p_value > LEVEL
-            else "among so many classes chance makes some look like this"
+        reason = (
+            f"the {_failures(entry)}{_in_sample(entry)} are consistent with chance"
+            if entry.p_value > SIGNIFICANCE_LEVEL
+            else "with this many classes, some look like this by chance"
         )
-        return f"No pattern: {why} ({_p(entry.p_value)}). What is flagged, and the captions, describe noise."
-    return " ".join(part for part in (_strength(entry), _support(entry), _words(entry), _agreement(entry)) if part)
+        return f"No pattern: {reason} ({_p(entry.p_value)}). Flagged examples and captions describe noise."
+    parts = (_strength(entry), _sample_size(entry), _caption(entry), _agreement(entry))
+    return " ".join(part for part in parts if part)
 
 
 def group_sentence(group: GroupReport) -> str:
-    """Say how far to trust a failure tree, and its worst leaf: the one with the largest lower end of its interval.
+    """Return how far to trust a failure tree, and its worst leaf: the one with the highest lower bound.
 
     >>> group_sentence(GroupReport("label", "cat", 9, skipped="9 examples; a split needs at least 40"))
     'No tree: 9 examples; a split needs at least 40.'
@@ -60,90 +61,97 @@ def group_sentence(group: GroupReport) -> str:
     gain = f"{number(group.heldout_aler_minus_ber)} +- {number(group.heldout_stderr)}"
     if not group.pattern:
         return (
-            f"No pattern: on examples that did not grow it the tree finds failures no better than chance could "
-            f"(held-out ALER - BER {gain}, base error rate {base}). Its rules are no finding."
+            "No pattern: on held-out examples the tree predicts failures no better than chance "
+            f"(held-out ALER - BER {gain}, base error rate {base}). Do not rely on its rules."
         )
-    found = (
-        f"The rules hold on examples that did not grow the tree: failures there lie in leaves whose error rate is "
-        f"above the base error rate of {base} by {gain}."
+    finding = (
+        "The rules hold on held-out examples: their failures are in leaves whose error rate exceeds the base error "
+        f"rate of {base} by {gain} on average."
     )
-    known = [leaf for leaf in group.leaves if leaf.interval is not None]
-    return f"{found} {_worst(max(known, key=_lower_end), group.base_error_rate)}" if known else found
+    tested = [leaf for leaf in group.leaves if leaf.interval is not None]
+    return f"{finding} {_worst_leaf(max(tested, key=_lower_bound), group.base_error_rate)}" if tested else finding
 
 
 def _strength(entry: ClassReport) -> str:
-    score, null = round(entry.cv_score or 0.0, 2), entry.cv_null_interval  # as it is shown
+    score, null = round(entry.cv_score or 0.0, 2), entry.cv_null_interval  # rounded as it is shown
     stderr = "" if entry.cv_score_stderr is None else f" +- {_percent(entry.cv_score_stderr)}"
-    beyond = null is None or score > null[1]
-    grade = "Strong" if score >= STRONG and beyond else "Clear" if score >= CLEAR and beyond else "Weak"
-    against = "50 % is a coin toss"
+    beyond_chance = null is None or score > null[1]
+    grade = "Strong" if score >= STRONG and beyond_chance else "Clear" if score >= CLEAR and beyond_chance else "Weak"
+    comparison = "50 % is a coin toss"
     if null is not None:
-        against += f", nine of ten shuffles {_percent(null[0])} to {_percent(null[1])}"
+        comparison += f", nine of ten shuffles give {_percent(null[0])} to {_percent(null[1])}"
     return (
-        f"{grade} pattern: it tells the {_failures(entry)}{_of_sample(entry)} from the successes with "
-        f"{_percent(score)}{stderr} success, on examples that it had not seen ({against}; {_p(entry.p_value)})."
+        f"{grade} pattern: the direction separates the {_failures(entry)}{_in_sample(entry)} from the successes with a "
+        f"balanced accuracy of {_percent(score)}{stderr} on held-out examples ({comparison}; {_p(entry.p_value)})."
     )
 
 
-def _support(entry: ClassReport) -> str:
-    return "" if _count(entry) >= FEW else f"With {_failures(entry)} only, expect it to change with more data."
+def _sample_size(entry: ClassReport) -> str:
+    if _count(entry) >= FEW_EXAMPLES:
+        return ""
+    return f"With only {_failures(entry)}, the pattern may change with more data."
 
 
-def _words(entry: ClassReport) -> str:
+def _caption(entry: ClassReport) -> str:
     if not entry.hardest_captions:
         return ""
-    words = f'The words "{shorten_caption(entry.hardest_captions[0])}" are'
+    caption = f'The caption "{shorten_caption(entry.hardest_captions[0])}" is'
     if entry.caption_p_value is None:
-        return f"{words} an untested hypothesis."
-    if entry.caption_p_value > LEVEL:
-        return f"{words} a weak hypothesis: chance finds words that fit as well ({_p(entry.caption_p_value)})."
+        return f"{caption} an untested hypothesis."
+    if entry.caption_p_value > SIGNIFICANCE_LEVEL:
+        return f"{caption} a weak hypothesis: some caption fits this well by chance ({_p(entry.caption_p_value)})."
     margins = entry.hardest_caption_margins
     margin = f", margin {number(margins[0], '.1f')}" if margins else ""
-    fit = f"{words} a hypothesis: chance seldom finds words that fit as well ({_p(entry.caption_p_value)}{margin})."
+    fit = f"{caption} a hypothesis: captions rarely fit this well by chance ({_p(entry.caption_p_value)}{margin})."
     return f"{fit}{_nearest(entry)}"
 
 
 def _nearest(entry: ClassReport) -> str:
-    """Whether examples that match the words fail more than others: the quarter that is nearest to them."""
+    """Return whether the quarter of the examples nearest to the caption fails more often than the class."""
     if not entry.nearest:
         return ""
-    rate, few = entry.nearest[-1].hardest, [point for point in entry.nearest if 4 * point.k <= entry.nearest[-1].k]
-    point = few[-1] if few else entry.nearest[0]
-    if point.hardest is None or rate is None:
+    everything = entry.nearest[-1]
+    quarter = [point for point in entry.nearest if 4 * point.k <= everything.k]
+    point = quarter[-1] if quarter else entry.nearest[0]
+    if point.hardest is None or everything.hardest is None:
         return ""
-    told = f" Of the {point.k} examples nearest to them {_percent(point.hardest)} are right, of all {_percent(rate)}"
-    if point.hardest >= rate:
-        return f"{told}: that speaks against them."
-    certain = rate - point.hardest > 2 * math.sqrt(rate * (1 - rate) / point.k)
-    return f"{told}." if certain else f"{told}: too small a difference to tell."
+    text = (
+        f" Of the {point.k} examples nearest to it, {_percent(point.hardest)} are classified correctly;"
+        f" of all examples, {_percent(everything.hardest)}"
+    )
+    if point.hardest >= everything.hardest:
+        return f"{text}, which contradicts it."
+    standard_error = math.sqrt(everything.hardest * (1 - everything.hardest) / point.k)
+    conclusive = everything.hardest - point.hardest > 2 * standard_error
+    return f"{text}." if conclusive else f"{text}, a difference too small to be conclusive."
 
 
 def _agreement(entry: ClassReport) -> str:
     if entry.agreement is None:
         return ""
     kappa = round(entry.agreement, 2)
-    how = "mostly the same" if kappa >= MOSTLY else "partly the same" if kappa >= PARTLY else "other"
-    return f"The most important leaf of the failure tree holds {how} examples (agreement {number(kappa)}, 1 is full)."
+    extent = "mostly the same" if kappa >= MOSTLY_SAME else "partly the same" if kappa >= PARTLY_SAME else "other"
+    return f"The most important leaf of the failure tree holds {extent} examples (Cohen's kappa {number(kappa)})."
 
 
-def _worst(leaf: LeafReport, base: float | None) -> str:
-    told = (
+def _worst_leaf(leaf: LeafReport, base: float | None) -> str:
+    text = (
         f"Worst leaf: {clean(leaf.rule)}; {leaf.size} examples, error rate {number(leaf.error_rate)} "
-        f"({interval(leaf.interval)} on examples that did not grow it)."
+        f"({interval(leaf.interval)} on held-out examples)."
     )
-    if base is not None and _lower_end(leaf) <= base:
-        told += " That this leaf fails more than the rest is not certain."
-    return told if leaf.size >= FEW else f"{told} It is small: expect it to change with more data."
+    if base is not None and _lower_bound(leaf) <= base:
+        text += " It is not certain that this leaf fails more often than the rest."
+    return text if leaf.size >= FEW_EXAMPLES else f"{text} The leaf is small and may change with more data."
 
 
-def _lower_end(leaf: LeafReport) -> float:
+def _lower_bound(leaf: LeafReport) -> float:
     return 0.0 if leaf.interval is None else leaf.interval[0]
 
 
 def _count(entry: ClassReport) -> int:
     if entry.failures_looked_at is not None:
         return entry.failures_looked_at
-    rate = min(max(entry.base_error_rate or 0.0, 0.0), 1.0)  # of a file, it may be anything
+    rate = min(max(entry.base_error_rate or 0.0, 0.0), 1.0)  # may be anything in a file
     return round(rate * entry.examples)
 
 
@@ -151,10 +159,10 @@ def _failures(entry: ClassReport) -> str:
     return f"{_count(entry)} {'failure' if _count(entry) == 1 else 'failures'}"
 
 
-def _of_sample(entry: ClassReport) -> str:
-    """Where only some of the class were looked at: of how many the failures are."""
-    sample = entry.looked_at is not None and entry.looked_at < entry.examples
-    return f" among the {entry.looked_at} looked at" if sample else ""
+def _in_sample(entry: ClassReport) -> str:
+    """Return the size of the sample if only some examples of the class were analysed."""
+    sampled = entry.looked_at is not None and entry.looked_at < entry.examples
+    return f" among the {entry.looked_at} analysed examples" if sampled else ""
 
 
 def _percent(share: float) -> str:

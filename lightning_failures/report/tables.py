@@ -1,13 +1,11 @@
-"""Reports as text: a table for the terminal, Markdown for dashboards and files.
+"""Tables and lists of a report, for the terminal and as Markdown.
 
-Captions describe noise where no pattern was found, so they appear only beside a pattern.
+Captions describe noise without a pattern, so they are shown for classes with a pattern only.
 """
 
 from __future__ import annotations
 
-import unicodedata
 from collections import Counter
-from collections.abc import Sequence
 
 from lightning_failures.core.text import (
     NOTHING,
@@ -19,10 +17,11 @@ from lightning_failures.core.text import (
 )
 from lightning_failures.data.report import ClassReport, FailureReport, GroupReport, ValueReport
 from lightning_failures.report.sentences import group_sentence, trust_sentence
+from lightning_failures.report.text_tables import aligned_table, pipe_table, terminal_width
 
 
 def verdict(entry: ClassReport) -> str:
-    """Return the p-value of a class with a pattern, else why there is none.
+    """Return the p-value of a class with a pattern, else the reason why there is no pattern.
 
     >>> verdict(ClassReport("cat", 9, p_value=0.001, pattern=True)), verdict(ClassReport("cat", 9, p_value=0.4))
     ('0.001', 'no pattern')
@@ -35,7 +34,7 @@ def verdict(entry: ClassReport) -> str:
 
 
 def score(entry: ClassReport) -> str:
-    """Return the CV score with its standard error: differences inside it tell nothing.
+    """Return the CV score with its standard error.
 
     >>> score(ClassReport("cat", 9, cv_score=0.79, cv_score_stderr=0.033)), score(ClassReport("cat", 9))
     ('0.79 +- 0.03', '-')
@@ -45,7 +44,7 @@ def score(entry: ClassReport) -> str:
 
 
 def rank_classes(report: FailureReport) -> list[ClassReport]:
-    """Order classes from the highest error rate down; ties by support, then by position. Ungraded ones come last."""
+    """Return the classes by descending error rate, then by support and position; ungraded classes come last."""
     return sorted(report.classes, key=lambda c: (c.accuracy is None, c.accuracy or 0.0, -c.examples))
 
 
@@ -68,22 +67,17 @@ def class_table(report: FailureReport, *, width: int = 140) -> str:
         )
         for c in report.classes
     ]
-    natural = [max(_columns(cell) for cell in column) for column in zip(head, *rows, strict=True)]
+    natural = [max(terminal_width(cell) for cell in column) for column in zip(head, *rows, strict=True)]
     name = min(natural[0], 24)
     left = width - name - sum(natural[1:5]) - 6 * 2
-    hardest, easiest = _share(left, natural[5], natural[6])
-    widths = (name, *natural[1:5], hardest, easiest)
-    right = (False, True, True, True, True, False, False)
-    return "\n".join(
-        "  ".join(_pad(cell, w, r) for cell, w, r in zip(row, widths, right, strict=True)).rstrip()
-        for row in (head, *rows)
-    )
+    widths = (name, *natural[1:5], *_caption_widths(left, natural[5], natural[6]))
+    return aligned_table([head, *rows], widths, "lrrrrll")
 
 
 def error_changes(report: FailureReport, before: FailureReport | None) -> dict[str, float]:
-    """Return by how much the error rate of each class is above that of an earlier report, where both are defined.
+    """Return the change of each class's error rate since an earlier report, where both are defined.
 
-    Classes that share a name are left out: nothing tells which is which.
+    Classes that share a name are left out, because they cannot be told apart.
 
     >>> then, now = (FailureReport(9, None, (ClassReport("cat", 9, accuracy=value),)) for value in (0.5, 0.75))
     >>> error_changes(now, then), error_changes(now, None)
@@ -102,13 +96,13 @@ def error_changes(report: FailureReport, before: FailureReport | None) -> dict[s
     }
 
 
-def markdown_table(report: FailureReport, *, limit: int | None = None, before: FailureReport | None = None) -> str:
-    """Return a Markdown table of classes, the highest error rate first, with support.
+def classes_markdown(report: FailureReport, *, limit: int | None = None, before: FailureReport | None = None) -> str:
+    """Return a Markdown table of the classes with their support, by descending error rate.
 
     Args:
-        report: What one analysis found.
-        limit: Show only so many classes, the worst, and say how many were left out.
-        before: An earlier report: by how much the error rates have changed since gets a column.
+        report: One analysis.
+        limit: Most classes in the table, the worst ones; a line says how many are left out.
+        before: An earlier report; the changes of the error rates since then get a column.
     """
     ranked = rank_classes(report)
     changes = error_changes(report, before)
@@ -137,7 +131,7 @@ def markdown_table(report: FailureReport, *, limit: int | None = None, before: F
         "easiest caption",
     )
     more = len(ranked) - len(rows)
-    return _markdown(head, rows, f"l{'r' * (len(head) - 3)}ll") + (
+    return pipe_table(head, rows, f"l{'r' * (len(head) - 3)}ll") + (
         f"\n\n{more} classes with fewer errors are in report.json." if more else ""
     )
 
@@ -145,21 +139,22 @@ def markdown_table(report: FailureReport, *, limit: int | None = None, before: F
 def tree_markdown(report: FailureReport, *, limit: int | None = None) -> str:
     """Return the rules of the failure trees as Markdown, one section a group; empty without trees.
 
-    A group without a pattern gets one sentence: its leaves are in ``report.json``, but they are no finding.
+    A group without a pattern gets one sentence: its leaves are in ``report.json``, but they are noise.
 
     Args:
-        report: What one analysis found.
-        limit: Show only so many groups, those with a pattern and the highest held-out ALER - BER first.
+        report: One analysis.
+        limit: Most groups; groups with a pattern come first, by descending held-out ALER - BER.
     """
     ranked = sorted(report.groups, key=lambda g: (not g.pattern, -(g.heldout_aler_minus_ber or 0.0)))
     return "\n\n".join(_group_markdown(group) for group in ranked[:limit])
 
 
 def strongest_values(entry: ClassReport, limit: int = 3) -> list[ValueReport]:
-    """Return the values of metadata that stand out among the flagged examples of a class, the strongest first.
+    """Return the metadata values that are over-represented among the flagged examples of a class, strongest first.
 
-    A value stands out where the interval of its share of the flagged lies above its share of all, and the strength is
-    how many times above its lower end is. None stands out without a pattern: what is flagged is noise then.
+    A value is over-represented if the interval of its share of the flagged examples lies above its share of all
+    examples; its strength is the ratio of the lower bound to that share. Without a pattern, nothing is returned,
+    because flagged examples are noise.
     """
 
     def strength(row: ValueReport) -> float:
@@ -170,61 +165,61 @@ def strongest_values(entry: ClassReport, limit: int = 3) -> list[ValueReport]:
 
 
 def enrichment_lines(report: FailureReport) -> list[str]:
-    """Return one line for each class in which a value of metadata stands out, for the terminal.
+    """Return one line for each class with an over-represented metadata value, for the terminal.
 
     >>> red = ValueReport("tint", "red", 5, 4, share=0.1, share_of_flagged=0.8, share_of_flagged_interval=(0.5, 0.9))
     >>> enrichment_lines(FailureReport(50, 0.9, (ClassReport("cat", 50, pattern=True, enrichment=(red,)),)))
-    ['cat: tint = red is 0.80 (0.50 to 0.90) of the flagged, 0.10 of all']
+    ['cat: tint = red: 0.80 (0.50 to 0.90) of the flagged examples, 0.10 of all']
     """
     return [
-        f"{clean(entry.name)}: {clean(row.attribute)} = {clean(row.value)} is {number(row.share_of_flagged)}"
-        f" ({interval(row.share_of_flagged_interval)}) of the flagged, {number(row.share)} of all"
+        f"{clean(entry.name)}: {clean(row.attribute)} = {clean(row.value)}: {number(row.share_of_flagged)}"
+        f" ({interval(row.share_of_flagged_interval)}) of the flagged examples, {number(row.share)} of all"
         for entry in report.classes
         for row in strongest_values(entry, limit=1)
     ]
 
 
 def trust_lines(report: FailureReport, limit: int | None = None) -> list[str]:
-    """Return how far to trust what is said of each class, the worst first; for the terminal, a line a class.
+    """Return one line a class on how far to trust its finding, the worst class first, for the terminal.
 
     >>> trust_lines(FailureReport(9, 0.5, (ClassReport("cat", 9, accuracy=0.5, skipped="4 failures"),)))
-    ['cat: Not judged: 4 failures.']
+    ['cat: Skipped: 4 failures.']
     """
     return [f"{clean(entry.name)}: {trust_sentence(entry)}" for entry in rank_classes(report)[:limit]]
 
 
 def trust_markdown(report: FailureReport, *, limit: int | None = None) -> str:
-    """Return :func:`trust_lines` as Markdown, those with a direction only; empty if there is none.
+    """Return :func:`trust_lines` as Markdown, for classes with a direction; empty if there is none.
 
     Args:
-        report: What one analysis found.
-        limit: Show only so many classes, the worst.
+        report: One analysis.
+        limit: Most classes, the worst ones.
     """
-    judged = [entry for entry in rank_classes(report) if entry.cv_score is not None]
+    with_direction = [entry for entry in rank_classes(report) if entry.cv_score is not None]
     lines = [
         f"* **{escape_markdown(entry.name)}**: {escape_markdown(trust_sentence(entry), limit=2000)}"
-        for entry in judged[:limit]
+        for entry in with_direction[:limit]
     ]
     return "\n".join(["### How far to trust it", "", *lines]) if lines else ""
 
 
 def notes_markdown(report: FailureReport) -> str:
-    """Return what a reader must know of the analysis as a Markdown list, a line a note; empty if there is nothing.
+    """Return the notes of an analysis as a Markdown list; empty without notes.
 
-    >>> notes_markdown(FailureReport(examples=1, accuracy=1.0, classes=(), notes=("Looked at 5 % of the examples.",)))
-    '* Looked at 5 % of the examples.'
+    >>> notes_markdown(FailureReport(examples=1, accuracy=1.0, classes=(), notes=("Only a sample was analysed.",)))
+    '* Only a sample was analysed.'
     """
     return "\n".join(f"* {escape_markdown(note)}" for note in report.notes)
 
 
 def enrichment_markdown(report: FailureReport, *, limit: int | None = None) -> str:
-    """Return the values of metadata that stand out as a Markdown table, worst class first; empty if there is none.
+    """Return the over-represented metadata values as a Markdown table, worst class first; empty if there are none.
 
     Args:
-        report: What one analysis found.
-        limit: Show only so many classes, the worst.
+        report: One analysis.
+        limit: Most classes, the worst ones.
     """
-    found = [entry for entry in rank_classes(report) if strongest_values(entry)]
+    with_values = [entry for entry in rank_classes(report) if strongest_values(entry)]
     rows = [
         (
             escape_markdown(entry.name),
@@ -235,19 +230,19 @@ def enrichment_markdown(report: FailureReport, *, limit: int | None = None) -> s
             interval(row.share_of_flagged_interval),
             number(row.share_of_least_confident),
         )
-        for entry in found[:limit]
+        for entry in with_values[:limit]
         for row in strongest_values(entry)
     ]
     head = ("class", "value", "share of all", "of failures", "of flagged", "95 % interval", "of least confident")
-    return f"### Over-represented among the flagged\n\n{_markdown(head, rows, 'llrrrrr')}" if rows else ""
+    return f"### Over-represented among the flagged examples\n\n{pipe_table(head, rows, 'llrrrrr')}" if rows else ""
 
 
 def _group_markdown(group: GroupReport) -> str:
-    """The sentence on a tree, and its leaves where there is a pattern."""
+    """Return the sentence on a tree, and a table of its leaves if there is a pattern."""
     title = f"### {escape_markdown(group.grouping.capitalize())} group of {escape_markdown(group.class_name)}"
-    told = f"{title}\n\n{group.size} examples. {escape_markdown(group_sentence(group), limit=2000)}"
+    text = f"{title}\n\n{group.size} examples. {escape_markdown(group_sentence(group), limit=2000)}"
     if not group.pattern:
-        return told
+        return text
     head = ("rule", "examples", "error rate", "95 % interval, held out", "error coverage", "importance", "valid")
     rows = [
         (
@@ -261,16 +256,16 @@ def _group_markdown(group: GroupReport) -> str:
         )
         for leaf in sorted(group.leaves, key=lambda leaf: -leaf.importance)
     ]
-    return f"{told}\n\n{_markdown(head, rows, 'lrrrrrl')}"
+    return f"{text}\n\n{pipe_table(head, rows, 'lrrrrrl')}"
 
 
 def _gain(entry: ClassReport) -> float | None:
-    """ALER - BER of the label group."""
+    """Return ALER - BER of the label group."""
     return None if entry.aler is None or entry.base_error_rate is None else entry.aler - entry.base_error_rate
 
 
 def _captions(entry: ClassReport) -> tuple[str, str]:
-    """The best caption of either end; for a skipped class the reason."""
+    """Return the best caption of each end; for a skipped class, the reason."""
     if entry.skipped is not None:
         return f"({clean(entry.skipped)})", NOTHING
     ends = (entry.hardest_captions, entry.easiest_captions)
@@ -278,30 +273,11 @@ def _captions(entry: ClassReport) -> tuple[str, str]:
     return hardest, easiest
 
 
-def _markdown(head: Sequence[str], rows: Sequence[Sequence[str]], align: str) -> str:
-    rule = ["---:" if a == "r" else ":---" for a in align]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, rule, *rows))
-
-
-def _share(left: int, first: int, second: int) -> tuple[int, int]:
-    """Give two columns their natural widths if they fit into ``left``, else to each at least half of it."""
+def _caption_widths(left: int, hardest: int, easiest: int) -> tuple[int, int]:
+    """Return widths of the two caption columns: the natural ones if they fit into ``left``, else at least half each."""
     half = max(left // 2, 8)
-    if first + second <= left:
-        return first, second
-    if first <= half:
-        return first, max(left - first, 8)
-    return (max(left - second, 8), second) if second <= half else (half, half)
-
-
-def _columns(text: str) -> int:
-    """Terminal columns: wide characters take two, combining marks none."""
-    return sum(0 if unicodedata.combining(c) else 2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text)
-
-
-def _pad(text: str, width: int, right: bool) -> str:
-    if _columns(text) > width:
-        while _columns(text) >= width:
-            text = text[:-1]
-        text += "…"
-    space = " " * (width - _columns(text))
-    return space + text if right else text + space
+    if hardest + easiest <= left:
+        return hardest, easiest
+    if hardest <= half:
+        return hardest, max(left - hardest, 8)
+    return (max(left - easiest, 8), easiest) if easiest <= half else (half, half)

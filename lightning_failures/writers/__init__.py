@@ -6,7 +6,7 @@ A writer for another logger derives from :class:`Writer` and is registered in on
 
 Files, each importing only from those above it::
 
-    base         The protocol of a writer, the limits that it declares, and texts that several writers share
+    base         The protocol of a writer, the limits that it declares, and what several writers share
     files        Report files on disk, written whatever loggers there are
     layout       The charts of TensorBoard's "Custom Scalars" page for the keys under ``failures/``
     projector    Points for TensorBoard's projector: embeddings, thumbnails and metadata of some examples

@@ -1,4 +1,4 @@
-"""The protocol of a writer, the limits that it declares, and texts that several writers share."""
+"""The protocol of a writer, the limits that it declares, and what several writers share."""
 
 from __future__ import annotations
 
@@ -7,10 +7,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from lightning_failures.data.report import ClassReport, FailureReport
-from lightning_failures.report.diary import diary_markdown
 from lightning_failures.report.gallery import Gallery
-from lightning_failures.report.interventions import interventions_markdown
-from lightning_failures.report.tables import enrichment_markdown, notes_markdown, tree_markdown, trust_markdown
 
 
 @dataclass(frozen=True)
@@ -94,20 +91,3 @@ def best_captions(entry: ClassReport) -> dict[str, str | None]:
         "hardest_caption": entry.hardest_captions[0] if entry.pattern and entry.hardest_captions else None,
         "easiest_caption": entry.easiest_captions[0] if entry.pattern and entry.easiest_captions else None,
     }
-
-
-def report_texts(report: FailureReport) -> dict[str, str]:
-    """Return the non-empty texts that a dashboard shows next to its table of classes, as Markdown by name.
-
-    >>> report_texts(FailureReport(0, None, (), notes=("A sample.",)))
-    {'notes': '* A sample.'}
-    """
-    texts = {
-        "trust": trust_markdown(report),
-        "diary": diary_markdown(report),
-        "notes": notes_markdown(report),
-        "enrichment": enrichment_markdown(report),
-        "rules": tree_markdown(report),
-        "interventions": interventions_markdown(report),
-    }
-    return {key: text for key, text in texts.items() if text}

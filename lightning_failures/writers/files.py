@@ -13,8 +13,9 @@ from lightning_failures.data.report import FailureReport, analysis_name
 from lightning_failures.directions.fit import DIRECTIONS_FILE
 from lightning_failures.report.feature_names import FEATURES_FILE, add_to_template
 from lightning_failures.report.gallery import Gallery, Picture
-from lightning_failures.report.gallery_storage import load_gallery, save_gallery, to_png
+from lightning_failures.report.gallery_storage import load_gallery, save_gallery
 from lightning_failures.report.html.write import write_html
+from lightning_failures.report.image_encoding import to_png
 from lightning_failures.report.markdown import report_markdown
 from lightning_failures.report.run_folder import GALLERY_FILE, HTML_FILE, REPORT_FILE, open_run, report_before
 from lightning_failures.writers.base import Writer, WriterLimits

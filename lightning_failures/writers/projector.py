@@ -26,7 +26,7 @@ from lightning_failures.core.atomic import write_atomically
 from lightning_failures.core.text import clean
 from lightning_failures.report.example_rows import ExampleRow
 from lightning_failures.report.gallery import Thumbnails
-from lightning_failures.report.gallery_storage import to_png
+from lightning_failures.report.image_encoding import to_png
 
 FOLDER = "failures_projector"
 CONFIG_FILE = "projector_config.pbtxt"

@@ -11,10 +11,11 @@ from torch import Tensor
 from lightning_failures.data.report import FailureReport
 from lightning_failures.report.example_rows import example_rows
 from lightning_failures.report.gallery import Gallery
-from lightning_failures.report.gallery_storage import to_png
+from lightning_failures.report.image_encoding import to_png
 from lightning_failures.report.interventions import interventions_markdown
-from lightning_failures.report.tables import markdown_table
-from lightning_failures.writers.base import Writer, WriterLimits, report_texts, tag_prefix
+from lightning_failures.report.markdown import report_sections
+from lightning_failures.report.tables import classes_markdown
+from lightning_failures.writers.base import Writer, WriterLimits, tag_prefix
 from lightning_failures.writers.layout import chart_names, extended_layout, written_layout
 from lightning_failures.writers.projector import write_projector
 
@@ -34,7 +35,7 @@ class TensorBoardWriter(Writer):
         """Write the table and the texts of one analysis, and lay out its scalars."""
         writer = self.logger.experiment
         prefix = tag_prefix(report)
-        texts = {"table": markdown_table(report, before=self._previous.get(prefix))} | report_texts(report)
+        texts = {"table": classes_markdown(report, before=self._previous.get(prefix))} | report_sections(report)
         for tag, text in texts.items():
             writer.add_text(f"{prefix}/{tag}", text, step)
         self._previous[prefix] = FailureReport(report.examples, report.accuracy, report.classes)

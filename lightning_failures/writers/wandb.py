@@ -15,9 +15,10 @@ from lightning_failures.report.example_rows import ExampleRow, example_rows
 from lightning_failures.report.feature_names import FEATURES_FILE
 from lightning_failures.report.gallery import Gallery, Thumbnails
 from lightning_failures.report.interventions import interventions_markdown
+from lightning_failures.report.markdown import report_sections
 from lightning_failures.report.run_folder import GALLERY_FILE, HTML_FILE, REPORT_FILE
 from lightning_failures.report.tables import error_changes, rank_classes
-from lightning_failures.writers.base import Writer, WriterLimits, best_captions, report_texts, tag_prefix
+from lightning_failures.writers.base import Writer, WriterLimits, best_captions, tag_prefix
 
 MAX_ROWS = 10_000
 MAX_IMAGES = 108
@@ -55,7 +56,7 @@ class WandbWriter(Writer):
         prefix = tag_prefix(report)
         table = wandb.Table(columns=list(COLUMNS), data=_class_rows(report, self._previous.get(prefix)))
         values: dict[str, Any] = {f"{prefix}/table": table, "trainer/global_step": step}
-        values |= {f"{prefix}/{key}": _html(text) for key, text in report_texts(report).items()}
+        values |= {f"{prefix}/{key}": _html(text) for key, text in report_sections(report).items()}
         self._previous[prefix] = FailureReport(report.examples, report.accuracy, report.classes)
         run = self.logger.experiment
         run.log(values)

@@ -5,12 +5,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from sklearn.metrics import cohen_kappa_score
 
 from lightning_failures.analysis.analyse import analyse
-from lightning_failures.analysis.class_reports import agreement, cohen_kappa
+from lightning_failures.analysis.class_reports import agreement
 from lightning_failures.trees import fit_failure_tree
 from tests.analysis.test_analyse import planted, shuffled
 
@@ -70,17 +68,6 @@ def test_cards__grades_alone_tell_the_least_confident_only():
     assert len(entry.least_confident_ids) == len(entry.least_confident_values) == 8
     assert entry.looked_at == entry.examples
     assert (entry.hardest_values, entry.nearest, entry.agreement, entry.cv_null_interval) == ((), (), None, None)
-
-
-@given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=30))
-def test_cohen_kappa__scikit_learns(pairs):
-    one, other = map(np.array, zip(*pairs, strict=True))
-    found = cohen_kappa(one, other)
-    if found is None:
-        assert (one == one[0]).all()
-        assert (other == one[0]).all()
-    else:
-        assert found == pytest.approx(cohen_kappa_score(one, other), abs=1e-12)
 
 
 def test_agreement__scikit_learns_kappa_of_flagged_and_leaf(judged):

@@ -45,7 +45,7 @@ from lightning_failures.encoders import OpenCLIPEncoder, RobustEncoder, load_enc
 from lightning_failures.errors import ConfigurationError, DataError, EncoderError, GeneratorError
 from lightning_failures.interventions import Upweight
 from lightning_failures.report.gallery import Gallery, Picture, Row, Tile, class_picture
-from lightning_failures.report.tables import class_table, markdown_table
+from lightning_failures.report.tables import class_table, classes_markdown
 from lightning_failures.trainer.metric_keys import worst_class_values
 from lightning_failures.trainer.run_folder import safe_name
 from lightning_failures.writers import CSVWriter, FileWriter
@@ -229,7 +229,7 @@ def check_page(text, pictures=()):
 @settings(deadline=None, max_examples=30)
 @given(st.lists(TEXTS, min_size=1, max_size=4))
 def test_markdown__shows_any_text_and_interprets_none(names):
-    text = markdown_table(hostile_report(names, names))
+    text = classes_markdown(hostile_report(names, names))
     assert not CONTROL.search(text)
     for tags in check_page(text):
         assert tags.cells == [8] * (len(names) + 2)  # head, classes, the skipped one
@@ -304,7 +304,7 @@ def test_report_command__an_error_has_none_either(tmp_path, capsys):
     (place / "report.json").write_text("{")
     assert main(["report", str(place)]) == 1
     shown = capsys.readouterr()
-    assert "is no report" in shown.err
+    assert "is not a report" in shown.err
     assert not CONTROL.search(shown.err + shown.out)
 
 

@@ -188,7 +188,7 @@ def test_compare__other_data_under_the_same_ids_is_refused():
 
 def test_compare__notes():
     one = run([*range(9)], [0] * 9, [1] * 9)
-    assert compare(one, one).notes == ("Neither run has failure directions, so there are no modes to compare.",)
+    assert compare(one, one).notes == ("Neither run has failure directions, so there are no failure modes to compare.",)
     told = compare(
         replace(one, notes=("x is damaged",)),
         run([*range(9)], [0] * 5 + [1] * 4, [1] * 9, stage="test", encoder_fingerprint="f"),

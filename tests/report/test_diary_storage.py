@@ -22,7 +22,7 @@ from lightning_failures.analysis.diary import Diary, advance
 from lightning_failures.data.report import FailureReport
 from lightning_failures.errors import DataError
 from lightning_failures.report.diary import histories
-from lightning_failures.report.diary_storage import KEPT, MODES_FILE, keep_diary, load_diary, save_diary
+from lightning_failures.report.diary_storage import MAX_STATES, MODES_FILE, keep_diary, load_diary, save_diary
 from tests.helpers.sightings import Sight, told
 from tests.helpers.toy import ColourEncoder, trainer
 
@@ -137,10 +137,10 @@ def test_keep_diary__only_in_fit(tmp_path, stage):
 
 
 def test_keep_diary__keeps_the_latest_states_and_the_first(tmp_path):
-    for epoch in range(KEPT + 5):
+    for epoch in range(MAX_STATES + 5):
         keep_diary(analysis(epoch, RED), tmp_path, tell=never)
-        assert len(steps(tmp_path)) <= KEPT + 1
-    assert steps(tmp_path) == [10, *range(60, 10 * KEPT + 60, 10)]
+        assert len(steps(tmp_path)) <= MAX_STATES + 1
+    assert steps(tmp_path) == [10, *range(60, 10 * MAX_STATES + 60, 10)]
     modes = keep_diary(analysis(2, RED), tmp_path, tell=never)  # a checkpoint older than all but the first
     assert names(modes) == [("nine 1", "new")]
     assert steps(tmp_path) == [10, 30]
@@ -164,7 +164,7 @@ def test_keep_diary__a_disk_that_fails_is_told(tmp_path):
     (tmp_path / "epoch=0000-step=000010").write_text("in the way")
     words: list[str] = []
     assert names(keep_diary(analysis(0, RED), tmp_path, tell=words.append)) == [("nine 1", "new")]
-    assert "could not be kept" in words[0]
+    assert "could not be written" in words[0]
 
 
 def test_keep_diary__folders_of_others_are_left_alone(tmp_path):

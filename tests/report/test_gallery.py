@@ -7,13 +7,13 @@ import torch
 
 from lightning_failures.data.report import ClassReport, FeatureReport, GroupReport, LeafReport
 from lightning_failures.errors import DataError
-from lightning_failures.report.gallery import class_picture, feature_picture, leaf_picture, row_of
+from lightning_failures.report.gallery import class_picture, feature_picture, leaf_picture, make_row
 
 BLACK = torch.zeros(3, 32, 32)
 
 
 def test_row_of__thumbnails_with_texts_and_ids():
-    row = row_of("red", [BLACK, BLACK[:1]], ["a", "b"], [7, 9])
+    row = make_row("red", [BLACK, BLACK[:1]], ["a", "b"], [7, 9])
     assert [(tile.text, tile.id, tile.image.dtype) for tile in row.tiles] == [
         ("a", 7, torch.uint8),
         ("b", 9, torch.uint8),
@@ -22,8 +22,8 @@ def test_row_of__thumbnails_with_texts_and_ids():
 
 
 def test_row_of__as_many_texts_as_images():
-    with pytest.raises(DataError, match="texts must be as many as images, 1, got 2"):
-        row_of("", [BLACK], ["a", "b"])
+    with pytest.raises(DataError, match="texts must have as many items as images, 1, or none; got 2"):
+        make_row("", [BLACK], ["a", "b"])
 
 
 def test_class_picture__captions_only_with_a_pattern():

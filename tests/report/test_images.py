@@ -166,7 +166,7 @@ def test_image_strip__no_images_and_any_title(title):
 
 
 def test_image_grid__texts_must_match():
-    with pytest.raises(DataError, match="as many as images, 2, got 1"):
+    with pytest.raises(DataError, match="as many items as images, 2, or none; got 1"):
         image_grid([BLACK, BLACK], ["one"])
 
 

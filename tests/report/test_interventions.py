@@ -29,8 +29,8 @@ def report(*entries) -> FailureReport:
 def test_lines__all_that_happened():
     (line,) = intervention_lines(report(ENTRY))
     assert line == (
-        "Upweight for epoch 2: 7 flagged training examples (<b>cat|), but the training is left as it is; left alone:"
-        " dog (nothing flagged); 23 suspected label errors left out; undone in epoch 4. Helped: yes."
+        "Upweight for epoch 2: 7 flagged training examples (<b>cat|), but the training is not changed; unchanged:"
+        " dog (nothing flagged); 23 suspected label errors left out; rolled back in epoch 4. Helped: yes."
     )
 
 

@@ -86,7 +86,7 @@ def test_open_run__pictures_of_another_analysis_are_left_out_but_not_the_example
     run = open_run(folder)
     assert (run.gallery.pictures, run.gallery.thumbnails.ids.tolist()) == ((), [1])
     place = "another analysis" if epoch is None else f"epoch {epoch} (step {step})"
-    assert run.notes == (f"The pictures on disk are of {place}, not of this report: they are left out.",)
+    assert run.notes == (f"The pictures on disk are of {place}, not of this report, and are left out.",)
     save_gallery(Gallery((), seen, epoch, step), folder / "gallery.json")
     assert open_run(folder).notes == ()
 
@@ -159,13 +159,13 @@ def test_open_run__long_histories_are_thinned(folder, monkeypatch):
     for epoch in range(3, 60):
         write_report(report(epoch), folder / analysis_name(report(epoch), 100 * epoch))
     write_report(report(60), folder)
-    monkeypatch.setattr(runs, "MOST_ANALYSES", 20)
+    monkeypatch.setattr(runs, "MAX_ANALYSES", 20)
     run = open_run(folder)
     epochs = [one.epoch for one in run.history]
     assert epochs[-6:] == [55, 56, 57, 58, 59, 60]
     assert epochs[:3] == [0, 4, 8]
     assert run.notes == (f"The history shows {len(epochs)} of 61 analyses.",)
-    monkeypatch.setattr(runs, "MOST_BYTES", 10 * (folder / "report.json").stat().st_size)
+    monkeypatch.setattr(runs, "MAX_HISTORY_BYTES", 10 * (folder / "report.json").stat().st_size)
     assert 5 <= len(open_run(folder).history) <= 11
 
 
@@ -184,7 +184,7 @@ def test_open_run__damage_is_told_and_the_rest_is_read(folder):
 
 
 def test_open_run__too_large_a_report(folder, monkeypatch):
-    monkeypatch.setattr(runs, "MOST_BYTES_OF_ONE", 100)
+    monkeypatch.setattr(runs, "MAX_REPORT_BYTES", 100)
     with pytest.raises(ConfigurationError, match="too large"):
         open_run(folder)
 
@@ -198,7 +198,7 @@ def test_open_run__features_have_the_names_of_today(folder, tmp_path):
     mine = tmp_path / "mine.yaml"
     mine.write_text("- {encoder: f, feature: 17, name:}\n- {encoder: another, feature: 3, name: x}\n")
     assert [one.name for one in open_run(folder, feature_names=mine).report.features] == [None, "kept"]
-    with pytest.raises(ConfigurationError, match=r"no file .*lacking"):
+    with pytest.raises(ConfigurationError, match=r"file .*lacking.* does not exist"):
         open_run(folder, feature_names=tmp_path / "lacking.yaml")
     mine.write_text("- 3")
     with pytest.raises(ConfigurationError, match="entry 1"):
@@ -223,10 +223,10 @@ def test_find_report__of_a_logger_without_a_folder_of_its_own(tmp_path):
 
 
 def test_find_report__none_or_several(folder, tmp_path):
-    with pytest.raises(ConfigurationError, match="A run keeps it in"):
+    with pytest.raises(ConfigurationError, match="A run writes"):
         find_report(tmp_path / "nowhere")
     shutil.copytree(folder.parent, tmp_path / "version_1")
-    with pytest.raises(ConfigurationError, match=r"(?s)2 runs below, name one:.*version_0.*version_1"):
+    with pytest.raises(ConfigurationError, match=r"(?s)2 runs below this folder; name one:.*version_0.*version_1"):
         find_report(tmp_path)
 
 

@@ -33,11 +33,11 @@ def of(**changes):
 
 def test_trust_sentence__everything_at_hand():
     assert trust_sentence(FOUND) == (
-        "Strong pattern: it tells the 120 failures from the successes with 85 % +- 2 % success, on examples that it "
-        "had not seen (50 % is a coin toss, nine of ten shuffles 44 % to 57 %; p = 0.001). "
-        'The words "red cat" are a hypothesis: chance seldom finds words that fit as well (p = 0.002, margin 2.9). '
-        "Of the 80 examples nearest to them 30 % are right, of all 70 %. "
-        "The most important leaf of the failure tree holds mostly the same examples (agreement 0.71, 1 is full)."
+        "Strong pattern: the direction separates the 120 failures from the successes with a balanced accuracy of "
+        "85 % +- 2 % on held-out examples (50 % is a coin toss, nine of ten shuffles give 44 % to 57 %; p = 0.001). "
+        'The caption "red cat" is a hypothesis: captions rarely fit this well by chance (p = 0.002, margin 2.9). '
+        "Of the 80 examples nearest to it, 30 % are classified correctly; of all examples, 70 %. "
+        "The most important leaf of the failure tree holds mostly the same examples (Cohen's kappa 0.71)."
     )
 
 
@@ -45,11 +45,11 @@ def test_trust_sentence__everything_at_hand():
     ("changes", "start"),
     [
         ({"examples": 0}, "No examples."),
-        ({"skipped": "4 failures; at least 10 are needed"}, "Not judged: 4 failures; at least 10 are needed."),
-        ({"cv_score": None}, "Only graded: "),
-        ({"p_value": None, "pattern": False}, "Not tested: whether a CV score of 0.85 is more than chance"),
-        ({"p_value": 0.4, "pattern": False}, "No pattern: chance could have put the 120 failures where they are (p = 0.4)"),  # noqa: E501
-        ({"p_value": 0.03, "pattern": False}, "No pattern: among so many classes chance makes some look like this (p = 0.03)"),  # noqa: E501
+        ({"skipped": "4 failures; at least 10 are needed"}, "Skipped: 4 failures; at least 10 are needed."),
+        ({"cv_score": None}, "Graded only: "),
+        ({"p_value": None, "pattern": False}, "Not tested: it is unknown whether a CV score of 0.85 is above chance"),
+        ({"p_value": 0.4, "pattern": False}, "No pattern: the 120 failures are consistent with chance (p = 0.4)"),
+        ({"p_value": 0.03, "pattern": False}, "No pattern: with this many classes, some look like this by chance (p = 0.03)"),  # noqa: E501
         ({"cv_score": 0.8}, "Strong pattern"),
         ({"cv_score": 0.796}, "Strong pattern"),
         ({"cv_score": 0.79}, "Clear pattern"),
@@ -64,17 +64,17 @@ def test_trust_sentence__what_comes_first(changes, start):
 @pytest.mark.parametrize(
     ("changes", "part"),
     [
-        ({"examples": 90}, "With 27 failures only, expect it to change with more data."),
-        ({"caption_p_value": None}, 'The words "red cat" are an untested hypothesis.'),
-        ({"caption_p_value": 0.3}, "are a weak hypothesis: chance finds words that fit as well (p = 0.3)."),
-        ({"hardest_caption_margins": ()}, "that fit as well (p = 0.002). Of the"),
+        ({"examples": 90}, "With only 27 failures, the pattern may change with more data."),
+        ({"caption_p_value": None}, 'The caption "red cat" is an untested hypothesis.'),
+        ({"caption_p_value": 0.3}, "is a weak hypothesis: some caption fits this well by chance (p = 0.3)."),
+        ({"hardest_caption_margins": ()}, "fit this well by chance (p = 0.002). Of the"),
         ({"nearest": ()}, "(p = 0.002, margin 2.9). The most important leaf"),
-        ({"nearest": (CurvePoint(30, 0.2), CurvePoint(100, 0.5))}, "Of the 30 examples nearest to them 20 % are right, of all 50 %."),  # noqa: E501
-        ({"nearest": (CurvePoint(25, 0.55), CurvePoint(100, 0.7))}, "25 examples nearest to them 55 % are right, of all 70 %: too small a difference to tell."),  # noqa: E501
-        ({"nearest": (CurvePoint(25, 0.7), CurvePoint(100, 0.7))}, "25 examples nearest to them 70 % are right, of all 70 %: that speaks against them."),  # noqa: E501
+        ({"nearest": (CurvePoint(30, 0.2), CurvePoint(100, 0.5))}, "Of the 30 examples nearest to it, 20 % are classified correctly; of all examples, 50 %."),  # noqa: E501
+        ({"nearest": (CurvePoint(25, 0.55), CurvePoint(100, 0.7))}, "nearest to it, 55 % are classified correctly; of all examples, 70 %, a difference too small to be conclusive."),  # noqa: E501
+        ({"nearest": (CurvePoint(25, 0.7), CurvePoint(100, 0.7))}, "nearest to it, 70 % are classified correctly; of all examples, 70 %, which contradicts it."),  # noqa: E501
         ({"agreement": 0.3}, "holds partly the same examples"),
-        ({"agreement": -0.1}, "holds other examples (agreement -0.10"),
-        ({"cv_null_interval": None, "cv_score_stderr": None}, "with 85 % success, on examples that it had not seen (50 % is a coin toss; p"),  # noqa: E501
+        ({"agreement": -0.1}, "holds other examples (Cohen's kappa -0.10"),
+        ({"cv_null_interval": None, "cv_score_stderr": None}, "of 85 % on held-out examples (50 % is a coin toss; p"),
     ],
 )  # fmt: skip
 def test_trust_sentence__what_could_be_wrong(changes, part):
@@ -84,7 +84,7 @@ def test_trust_sentence__what_could_be_wrong(changes, part):
 
 def test_trust_sentence__says_nothing_of_what_is_not_known():
     bare = of(hardest_captions=(), agreement=None)
-    assert "words" not in bare
+    assert "caption" not in bare
     assert "tree" not in bare
 
 
@@ -95,9 +95,11 @@ def test_trust_sentence__a_rate_that_is_none(rate):
 
 def test_trust_sentence__of_a_sample_counts_what_was_looked_at():
     sample = {"looked_at": 40, "failures_looked_at": 11}
-    assert of(**sample).startswith("Strong pattern: it tells the 11 failures among the 40 looked at from the successes")
-    assert "With 11 failures only, expect" in of(**sample)
-    assert "put the 11 failures among the 40 looked at where" in of(**sample, pattern=False, p_value=0.4)
+    assert of(**sample).startswith(
+        "Strong pattern: the direction separates the 11 failures among the 40 analysed examples from"
+    )
+    assert "With only 11 failures, the pattern may" in of(**sample)
+    assert "the 11 failures among the 40 analysed examples are" in of(**sample, pattern=False, p_value=0.4)
     assert of(looked_at=400, failures_looked_at=120) == trust_sentence(FOUND)
 
 
@@ -128,9 +130,9 @@ def of_tree(**changes):
 
 def test_group_sentence__everything_at_hand():
     assert group_sentence(TREE) == (
-        "The rules hold on examples that did not grow the tree: failures there lie in leaves whose error rate is above "
-        "the base error rate of 0.25 by 0.13 +- 0.02. Worst leaf: feature 5 > 0.6; 100 examples, error rate 0.70 "
-        "(0.55 to 0.80 on examples that did not grow it)."
+        "The rules hold on held-out examples: their failures are in leaves whose error rate exceeds the base error "
+        "rate of 0.25 by 0.13 +- 0.02 on average. Worst leaf: feature 5 > 0.6; 100 examples, error rate 0.70 "
+        "(0.55 to 0.80 on held-out examples)."
     )
 
 
@@ -140,7 +142,7 @@ def test_group_sentence__everything_at_hand():
         ({"size": 0}, "No examples."),
         ({"skipped": "no failures", "leaves": LEAVES[:1], "pattern": False}, "No tree: no failures."),
         ({"skipped": "nothing can be held out", "pattern": False}, "Not tested: nothing can be held out."),
-        ({"pattern": False}, "No pattern: on examples that did not grow it the tree finds failures no better than chance could (held-out ALER - BER 0.13 +- 0.02, base error rate 0.25)."),  # noqa: E501
+        ({"pattern": False}, "No pattern: on held-out examples the tree predicts failures no better than chance (held-out ALER - BER 0.13 +- 0.02, base error rate 0.25)."),  # noqa: E501
     ],
 )  # fmt: skip
 def test_group_sentence__what_comes_first(changes, start):
@@ -149,6 +151,6 @@ def test_group_sentence__what_comes_first(changes, start):
 
 def test_group_sentence__what_could_be_wrong():
     wide = dataclasses.replace(LEAVES[1], interval=(0.2, 0.9))
-    assert "That this leaf fails more than the rest is not certain." in of_tree(leaves=(LEAVES[0], wide))
+    assert "It is not certain that this leaf fails more often than the rest." in of_tree(leaves=(LEAVES[0], wide))
     small = dataclasses.replace(LEAVES[1], size=29)
-    assert of_tree(leaves=(LEAVES[0], small)).endswith("It is small: expect it to change with more data.")
+    assert of_tree(leaves=(LEAVES[0], small)).endswith("The leaf is small and may change with more data.")

@@ -11,10 +11,10 @@ from lightning_failures.core.text import clean, escape_markdown, number, shorten
 from lightning_failures.data.report import ClassReport, FailureReport, GroupReport, LeafReport, ValueReport
 from lightning_failures.report.tables import (
     class_table,
+    classes_markdown,
     enrichment_lines,
     enrichment_markdown,
     error_changes,
-    markdown_table,
     rank_classes,
     strongest_values,
     tree_markdown,
@@ -105,24 +105,24 @@ def test_rank_classes__worst_first_then_support_ungraded_last():
     assert names == ["big", "dog", "cat", "none"]
 
 
-def test_markdown_table__ranked_by_error_with_support():
-    _, rule, *rows = markdown_table(REPORT).splitlines()
+def test_classes_markdown__ranked_by_error_with_support():
+    _, rule, *rows = classes_markdown(REPORT).splitlines()
     assert set(rule) <= set("|:- ")
     assert cells(rows[0]) == ["dog", "50", "0.400", "0.52", "no pattern", "-", "-", "-"]
     assert cells(rows[1]) == ["cat", "100", "0.300", "0.80", "0.001", "0.20", "red cat", "orange cat"]
     assert cells(rows[2]) == ["emu", "10", "0.100", "-", "skipped", "-", "(1 failure, 10 are needed)", "-"]
 
 
-def test_markdown_table__limit_says_how_many_are_left_out():
-    table = markdown_table(REPORT, limit=1)
+def test_classes_markdown__limit_says_how_many_are_left_out():
+    table = classes_markdown(REPORT, limit=1)
     assert "dog" in table
     assert "cat" not in table
     assert table.endswith("2 classes with fewer errors are in report.json.")
 
 
-def test_markdown_table__change_since_an_earlier_report():
+def test_classes_markdown__change_since_an_earlier_report():
     then = replace(REPORT, classes=tuple(replace(entry, accuracy=0.25) for entry in REPORT.classes))
-    head, _, *rows = markdown_table(REPORT, before=then).splitlines()
+    head, _, *rows = classes_markdown(REPORT, before=then).splitlines()
     assert cells(head)[:4] == ["class", "examples", "error rate", "change"]
     assert [cells(row)[3] for row in rows] == ["-0.350", "-0.450", "-0.650"]
     twins = replace(REPORT, classes=(FOUND, FOUND))
@@ -131,8 +131,8 @@ def test_markdown_table__change_since_an_earlier_report():
 
 
 @given(ANY)
-def test_markdown_table__hostile_names_keep_the_table_whole(name):
-    rows = markdown_table(FailureReport(1, None, (ClassReport(name, 1, skipped=name),))).splitlines()
+def test_classes_markdown__hostile_names_keep_the_table_whole(name):
+    rows = classes_markdown(FailureReport(1, None, (ClassReport(name, 1, skipped=name),))).splitlines()
     assert [row.count("|") for row in rows] == [9, 9, 9]
 
 

@@ -22,8 +22,7 @@ from tensorboard.plugins.projector.projector_config_pb2 import ProjectorConfig
 
 from lightning_failures.data.example_table import ExampleTable
 from lightning_failures.data.grades import Grades
-from lightning_failures.data.report import ClassReport, FailureReport, FeatureReport, GroupReport, LeafReport
-from lightning_failures.report.example_rows import example_rows
+from lightning_failures.data.report import ClassReport, FailureReport
 from lightning_failures.report.gallery import Gallery, Picture, Row, Thumbnails, Tile
 from lightning_failures.trainer.metric_keys import AGGREGATES, DECISION_KEYS, GRADE_AGGREGATES
 from lightning_failures.writers import TensorBoardWriter
@@ -213,28 +212,6 @@ def test_conclude__the_verdict_is_told(tmp_path):
     before, after = (event.tensor_proto.string_val[0].decode() for event in told)
     assert "not measured" in before
     assert "It helped." in after
-
-
-# -- single examples -----------------------------------------------------------------------------------------
-
-
-def test_example_rows__what_is_known():
-    rules = tuple(LeafReport(f"feature 3 > {k}", 5, 0.5, 0.5, 0.2, True) for k in range(2))
-    found = GroupReport("label", "cat", 6, pattern=True, leaves=rules)
-    noise = replace(found, class_name=NASTY, pattern=False)
-    of = replace(table(), label_leaf=torch.arange(12) // 2 % 3 - 1)
-    rows = example_rows(
-        report(table=of, groups=(found, noise), features=(FeatureReport(3, name="red"),)), of.ids[[2, 3, 1, 6]]
-    )
-    assert [(row.id, row.label, row.right) for row in rows] == [
-        (10, "cat", True), (15, NASTY, False), (5, NASTY, True), (30, "cat", False),
-    ]  # fmt: skip
-    assert rows[0].leaf == 'feature 3 "red" > 0'
-    assert rows[1].leaf is None  # no pattern: the leaves describe noise
-    assert rows[3].leaf is None  # -1
-    assert (rows[2].decision_value, rows[2].flagged) == (None, None)
-    assert rows[0].flagged is True
-    assert rows[0].confidence == pytest.approx(float(of.confidence[2]))
 
 
 # -- the projector -------------------------------------------------------------------------------------------

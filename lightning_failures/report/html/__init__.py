@@ -1,13 +1,13 @@
-"""The report of a run as one HTML file that needs no network and no server.
+"""The report of a run as one HTML file that needs neither network nor server.
 
 Files, each importing only from those above it::
 
-    charts   The charts of the page: what altair makes of a report, as plain Vega-Lite. Colours come from the
-    figures  Every number of the page is read from a record by its path, and says so in the page
-    images   Images as text, and no more of them than a page should carry
-    tree     A failure tree as an outline: every node with what leads to it, parents around their children
-    browse   The examples to look through: the rows behind the table that the page filters, sorts and turns
-    page     What the page shows, chosen and bounded: the model behind the templates. Numbers stay where they are,
-    render   From the records of a run to one page of HTML: nothing is read from disk, asked of the network, or run
+    charts   The charts of the page as Vega-Lite specifications, by name
+    figures  Numbers of the page, each read from a record by its path and marked up with it
+    images   The images of the page, encoded until they reach the size that a page may have
+    tree     A failure tree as a nested outline of its nodes
+    browse   The data behind the table of examples that the page filters, sorts and pages through
+    page     The content of the page, selected and bounded: the model behind the templates
+    render   The page of a run rendered from its records, without reading files or using the network
     write    Write the HTML report of a run
 """

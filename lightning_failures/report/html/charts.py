@@ -1,11 +1,13 @@
-"""The charts of the page: what altair makes of a report, as plain Vega-Lite. Colours come from the page's theme.
+"""The charts of the page as Vega-Lite specifications, made with altair; colours come from the theme of the page.
 
-Each function returns a specification whose data are the numbers of ``report.json``, unrounded.
+The data of a chart are the numbers of ``report.json``, unrounded. To add a chart, add an entry to :data:`CHARTS`, or to
+:data:`CLASS_CHARTS` for one chart a class: the page and its script draw every entry in the section that it names.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from lightning_failures.core.text import clean
@@ -20,14 +22,53 @@ STATUSES = {
     "cured": "--series-6",
     "returned": "--series-7",
 }
-"""What can be told of a mode, and its colour in the theme."""
+"""The statuses of a failure mode, and the colour of each in the theme."""
 
 DIARY_MODES = 12
-"""How many modes the chart of the diary follows: those that were largest."""
+"""Most failure modes in the chart of the diary; the largest are shown."""
+
+Rows = list[dict[str, Any]]
+"""The data of a chart."""
 
 
-def scatter_rows(report: FailureReport) -> list[dict[str, Any]]:
-    """One row for each group whose tree was judged."""
+@dataclass(frozen=True)
+class Chart:
+    """One chart of the page.
+
+    Attributes:
+        section: Id of the section that shows the chart: "trees" or "diary".
+        title: Heading above the chart.
+        description: Text below the chart: what it shows and how to read it.
+        rows: Returns the data from the report and the history of the run; without rows the chart is left out.
+        draw: Returns the Vega-Lite specification of the rows.
+    """
+
+    section: str
+    title: str
+    description: str
+    rows: Callable[[FailureReport, Sequence[FailureReport]], Rows]
+    draw: Callable[[Rows], dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class ClassChart:
+    """A chart that is drawn once for each class, in the card of the class.
+
+    Attributes:
+        title: Heading above the chart.
+        description: The chart in words, for screen readers.
+        rows: Returns the data of a class; without rows the chart is left out.
+        draw: Returns the Vega-Lite specification; the script of the page fills in the rows of each class.
+    """
+
+    title: str
+    description: str
+    rows: Callable[[ClassReport], Rows]
+    draw: Callable[[Rows], dict[str, Any]]
+
+
+def scatter_rows(report: FailureReport) -> Rows:
+    """Return one row for each group whose tree was tested."""
     return [
         {
             "group": index,
@@ -44,8 +85,8 @@ def scatter_rows(report: FailureReport) -> list[dict[str, Any]]:
     ]
 
 
-def curve_rows(entry: ClassReport) -> list[dict[str, Any]]:
-    """Two rows for each point of the curve of a class."""
+def curve_rows(entry: ClassReport) -> Rows:
+    """Return two rows for each point of the curve of a class, one an end."""
     ends = ("hardest", "easiest")
     return [
         {"k": point.k, "end": end, "accuracy": getattr(point, end)}
@@ -55,8 +96,8 @@ def curve_rows(entry: ClassReport) -> list[dict[str, Any]]:
     ]
 
 
-def diary_rows(history: Sequence[FailureReport], limit: int = DIARY_MODES) -> list[dict[str, Any]]:
-    """One row for each mode and analysis, of the modes that were largest."""
+def diary_rows(history: Sequence[FailureReport], limit: int = DIARY_MODES) -> Rows:
+    """Return one row for each mode and analysis, for the ``limit`` largest modes."""
     largest: dict[str, int] = {}
     for report in history:
         for mode in report.modes:
@@ -65,23 +106,23 @@ def diary_rows(history: Sequence[FailureReport], limit: int = DIARY_MODES) -> li
     return [
         {
             "analysis": analysis,
-            "place": place,
+            "place": index,
             "mode": clean(mode.name, 60),
             "epoch": report.epoch if report.epoch is not None else analysis,
             "size": mode.size,
             "status": mode.status,
         }
         for analysis, report in enumerate(history)
-        for place, mode in enumerate(report.modes)
+        for index, mode in enumerate(report.modes)
         if mode.name in kept
     ]
 
 
-def scatter(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """Base error rate against ALER - BER. Source: Singla et al., Barlow (CVPR 2021), Figs 8 and 15 to 20.
+def scatter(rows: Rows) -> dict[str, Any]:
+    """Plot ALER - BER over the base error rate. Source: Singla et al., Barlow (CVPR 2021), Figs 8 and 15 to 20.
 
-    The mark is the paper's gain, on the examples that grew the tree. A line goes from it down to a stroke, the gain on
-    examples that did not: that is what counts.
+    The mark is the gain of the paper, on the examples that grew the tree. A line connects it with a stroke at the gain
+    on held-out examples, which is the one that counts.
     """
     import altair as alt
 
@@ -113,11 +154,11 @@ def scatter(rows: list[dict[str, Any]]) -> dict[str, Any]:
         )
     )
     zero = alt.Chart({"values": [{"zero": 0}]}).mark_rule(strokeDash=[4, 4]).encode(y="zero:Q")
-    return _plain(zero + optimism + heldout + points, height=300)
+    return _specification(zero + optimism + heldout + points, height=300)
 
 
-def curve(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """Accuracy among the K nearest images. Source: Jain et al. (ICLR 2023), Fig. 7b."""
+def curve(rows: Rows) -> dict[str, Any]:
+    """Plot the accuracy among the K nearest images over K. Source: Jain et al. (ICLR 2023), Fig. 7b."""
     import altair as alt
 
     lines = (
@@ -141,11 +182,11 @@ def curve(rows: list[dict[str, Any]]) -> dict[str, Any]:
             ],
         )
     )
-    return _plain(lines, height=170)
+    return _specification(lines, height=170)
 
 
-def diary(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """The size of each failure mode over epochs; points tell its status."""
+def diary(rows: Rows) -> dict[str, Any]:
+    """Plot the size of each failure mode over epochs; points show its status."""
     import altair as alt
 
     base = alt.Chart({"values": rows})
@@ -164,15 +205,48 @@ def diary(rows: list[dict[str, Any]]) -> dict[str, Any]:
             alt.Tooltip("status:N", title="status"),
         ],
     )
-    return _plain(lines + points, height=300)
+    return _specification(lines + points, height=300)
 
 
-def _plain(chart: Any, *, height: int) -> dict[str, Any]:
-    """As wide as its place; the theme, also the background, is the page's."""
+def _specification(chart: Any, *, height: int) -> dict[str, Any]:
+    """Return the specification of a chart as wide as its container, without a theme: the page has its own."""
     import altair as alt
 
-    with alt.data_transformers.enable(consolidate_datasets=False):  # data stay where they are used
+    with alt.data_transformers.enable(consolidate_datasets=False):  # the data stay in their layer
         spec: dict[str, Any] = chart.properties(width="container", height=height).to_dict(validate=False)
     spec.pop("config", None)
     spec["autosize"] = {"type": "fit-x", "contains": "padding"}
     return spec
+
+
+CHARTS: dict[str, Chart] = {
+    "scatter": Chart(
+        section="trees",
+        title="All groups: error rate, and how well a tree separates the failures",
+        description="Each mark is a group. Groups further to the right fail more often; in groups higher up, the tree"
+        " separates failures better. A line leads from each mark to a stroke, the result on held-out examples, which is"
+        " the one that counts. Larger marks are larger groups.",
+        rows=lambda report, history: scatter_rows(report),
+        draw=scatter,
+    ),
+    "diary": Chart(
+        section="diary",
+        title="Size of the failure modes over epochs",
+        description="Each line is a failure mode: its number of flagged failures. Marks show its status. The table has"
+        " the numbers.",
+        rows=lambda report, history: diary_rows(history),
+        draw=diary,
+    ),
+}
+"""The charts of the page by name."""
+
+CLASS_CHARTS: dict[str, ClassChart] = {
+    "curve": ClassChart(
+        title="Accuracy of the K nearest images",
+        description="Accuracy among the images nearest to the hardest and to the easiest caption; the table below has"
+        " the numbers.",
+        rows=curve_rows,
+        draw=curve,
+    ),
+}
+"""The charts in the card of each class, by name."""

@@ -1,7 +1,7 @@
-"""Every number of the page is read from a record by its path, and says so in the page.
+"""Numbers of the page, each read from a record by its path and marked up with it.
 
-``<data value="0.23076923" data-of="report/classes/3/accuracy">23.1 %</data>``: what is shown, what it was before
-rounding, and where it stands in ``report.json``. Two forms are derived: ``1 - path`` and ``path - path``.
+``<data value="0.23076923" data-of="report/classes/3/accuracy">23.1 %</data>`` holds the rounded number, the exact one,
+and its path in ``report.json``. Paths of derived numbers are ``1 - path`` and ``path - path``.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ _FORMATS = {"score": ".2f", "signed": "+.2f", "rate": ".1%", "p": ".2g", "thresh
 
 
 def show(value: float | None, kind: str) -> str:
-    """Write a number for people.
+    """Format a number for the page.
 
     Args:
-        value: None and NaN are an en dash.
-        kind: "count", or one of "score" (0.87), "signed" (-0.87), "rate" (12.3 %), "points" (+12.3 points of per cent),
-            "p" (0.0012), "threshold" (three digits).
+        value: None and NaN give an en dash.
+        kind: "count", or one of "score" (0.87), "signed" (-0.87), "rate" (12.3 %), "points" (+12.3 percentage points),
+            "p" (0.0012), "threshold" (three significant digits).
 
     >>> show(1234, "count"), show(0.5, "score"), show(0.0123, "p")
     ('1,234', '0.50', '0.012')
@@ -41,17 +41,17 @@ def show(value: float | None, kind: str) -> str:
 
 
 class Figures:
-    """Numbers of named records as elements of the page.
+    """Reads numbers from named records and formats them as elements of the page.
 
     Args:
-        documents: Name -> record; ``"report"`` is that of ``report.json``.
+        documents: Records by name; ``"report"`` is the one in ``report.json``.
     """
 
     def __init__(self, documents: Mapping[str, Any]) -> None:
         self._documents = documents
 
     def value(self, path: str) -> float | None:
-        """The number at ``"report/classes/3/accuracy"``; None where there is none."""
+        """Return the number at a path such as ``"report/classes/3/accuracy"``, or None."""
         found: Any = self._documents
         for part in path.split("/"):
             if isinstance(found, Mapping):
@@ -65,26 +65,26 @@ class Figures:
         return found if isinstance(found, int | float) and math.isfinite(found) else None
 
     def at(self, path: str, kind: str = "score") -> Markup:
-        """The number at a path."""
+        """Return the element of the number at a path."""
         return _element(self.value(path), path, kind)
 
-    def rest(self, path: str, kind: str = "rate") -> Markup:
-        """What is missing to 1: the error rate at the path of an accuracy."""
+    def complement(self, path: str, kind: str = "rate") -> Markup:
+        """Return the element of 1 minus the number at a path, such as an error rate from an accuracy."""
         value = self.value(path)
         return _element(None if value is None else 1 - value, f"1 - {path}", kind)
 
     def minus(self, path: str, other: str, kind: str = "signed") -> Markup:
-        """The difference of two numbers."""
+        """Return the element of the difference of the numbers at two paths."""
         value = self.difference(path, other)
         return _element(value, f"{path} - {other}", kind)
 
     def difference(self, path: str, other: str) -> float | None:
-        """The same as a number."""
+        """Return the difference of the numbers at two paths, or None if one is undefined."""
         one, two = self.value(path), self.value(other)
         return None if one is None or two is None else one - two
 
     def interval(self, path: str, kind: str = "rate") -> Markup:
-        """Both ends of an interval."""
+        """Return the elements of both ends of an interval."""
         from markupsafe import Markup
 
         if self.value(f"{path}/0") is None:

@@ -1,22 +1,24 @@
-"""What the page shows, chosen and bounded: the model behind the templates. Numbers stay where they are, in the records.
+"""The content of the page, selected and bounded: the model behind the templates.
 
-A page for ten classes shows everything; one for a thousand shows the worst, and says what it leaves out.
+Numbers are not copied; templates read them from the records by path (:mod:`lightning_failures.report.html.figures`).
+A page for ten classes shows everything; one for a thousand shows the worst, and says how many it leaves out.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from lightning_failures.core.text import clean, tag_part
 from lightning_failures.data.report import ClassReport, FailureReport, FeatureReport, GroupReport, ModeReport
-from lightning_failures.report.diary import histories, last_entry
+from lightning_failures.report.diary import histories, last_diary_entry
+from lightning_failures.report.example_rows import ExampleLookup
 from lightning_failures.report.feature_names import names_in, with_names
-from lightning_failures.report.gallery import Gallery, Picture, Tile
-from lightning_failures.report.html import charts
-from lightning_failures.report.html.browse import Lookup, browsed
+from lightning_failures.report.gallery import Gallery, Picture, Row, Tile
+from lightning_failures.report.html.browse import browsing_data
+from lightning_failures.report.html.charts import CHARTS, CLASS_CHARTS, Chart, ClassChart, Rows
 from lightning_failures.report.html.figures import Figures
 from lightning_failures.report.html.images import ImageBudget
 from lightning_failures.report.html.tree import Branch, feature_name, outline
@@ -25,57 +27,49 @@ from lightning_failures.report.run_folder import Run
 from lightning_failures.report.sentences import group_sentence, trust_sentence
 from lightning_failures.report.tables import rank_classes
 
-CLASS_ROWS = 1000
-CARDS = 24
-TREES = 24
-GROUP_ROWS = 400
-MODE_ROWS = 100
-FEATURES = 16
-VALUES = 12
-TILES = 12
-LINES = 200
+MAX_CLASS_ROWS = 1000
+MAX_CARDS = 24
+MAX_TREES = 24
+MAX_GROUP_ROWS = 400
+MAX_MODE_ROWS = 100
+MAX_FEATURES = 16
+MAX_VALUES = 12
+MAX_TILES = 12
+MAX_LINES = 200
 PICTURE_CHARACTERS = 2_200_000
-"""Of all pictures but the table of examples; with it, and with what draws the charts, a page stays below 5 MB."""
+"""Budget of all pictures except the table of examples; with that table and the chart library a page is below 5 MB."""
 
 
 @dataclass(frozen=True)
-class TileView:
-    """One image.
+class PageTile(Tile):
+    """A tile of the gallery as the page shows it.
 
     Attributes:
-        uri: Its data.
-        alt: What it shows, in words.
-        lines: Text below it.
-        row: Of the table of examples, or None; then the template adds what is known of it.
-        predicted: Name of the class that was predicted, where there is a row.
+        uri: The image as a data URI.
+        alt: Text in place of the image.
+        lines: Text below the image, if the example is not in the table of examples.
+        row: Index in the table of examples, or None; with it the template shows the numbers of the example.
+        predicted: Name of the predicted class, if there is a row.
     """
 
-    uri: str
-    alt: str
+    uri: str = ""
+    alt: str = ""
     lines: tuple[str, ...] = ()
     row: int | None = None
     predicted: str | None = None
 
 
 @dataclass(frozen=True)
-class RowView:
-    """Images that belong together."""
-
-    title: str
-    tiles: tuple[TileView, ...]
-
-
-@dataclass(frozen=True)
-class PictureView:
-    """One picture of the gallery."""
-
-    caption: str
-    rows: tuple[RowView, ...]
-
-
-@dataclass(frozen=True)
 class ClassRow:
-    """A class in the ranked table: its place in the report, and in that of the previous analysis."""
+    """A class in the ranked table.
+
+    Attributes:
+        index: Index of the class in the report.
+        entry: The class.
+        sentence: How far to trust the finding.
+        before: Index of the class in the previous report, or None.
+        card: Whether the page has a card for the class.
+    """
 
     index: int
     entry: ClassReport
@@ -86,43 +80,58 @@ class ClassRow:
 
 @dataclass(frozen=True)
 class Card:
-    """Everything on one class."""
+    """All details of one class.
+
+    Attributes:
+        index: Index of the class in the report.
+        entry: The class.
+        sentence: How far to trust the finding.
+        pictures: Pictures of the class.
+        charts: Rows of each chart in :data:`~lightning_failures.report.html.charts.CLASS_CHARTS` that has any.
+        trees: (index, grouping) of the trees of the class that are shown.
+        values: Indices of the values of metadata that are shown.
+    """
 
     index: int
     entry: ClassReport
     sentence: str
-    pictures: tuple[PictureView, ...]
-    curve: list[dict[str, Any]]
+    pictures: tuple[Picture, ...]
+    charts: dict[str, Rows]
     trees: tuple[tuple[int, str], ...]
     values: tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class TreeView:
-    """A tree that was found to hold, as an outline, with the pictures of its leaves."""
+    """A tree with a pattern: its index in the report, its outline, and the pictures of its leaves by leaf."""
 
     index: int
     group: GroupReport
     sentence: str
     root: Branch | None
-    pictures: dict[int, list[PictureView]]
+    pictures: dict[int, list[Picture]]
 
 
 @dataclass(frozen=True)
 class FeatureView:
-    """A feature that rules mention."""
+    """A feature that rules mention, with its index in the report."""
 
     index: int
     feature: FeatureReport
     title: str
-    pictures: tuple[PictureView, ...]
+    pictures: tuple[Picture, ...]
 
 
 @dataclass(frozen=True)
 class ModeRow:
-    """A failure mode when last it was told of, where that stands, and all places where it was: (analysis, place).
+    """A failure mode in the table of the diary.
 
-    ``now``: whether the last analysis that was entered into the diary tells of it.
+    Attributes:
+        at: Path of its latest record.
+        mode: The latest record.
+        status: The status now.
+        past: (analysis, index) of all its records in the history.
+        now: Whether the last analysis in the diary has a record of the mode.
     """
 
     at: str
@@ -134,9 +143,29 @@ class ModeRow:
 
 @dataclass(frozen=True)
 class Page:
-    """All that the templates need; see the module.
+    """The content of the templates.
 
-    ``told``: place in the history of the report that the diary is of, where that is not the report of the page.
+    Attributes:
+        title: Name of the run.
+        report: The report that the page shows.
+        figures: Reads numbers by path.
+        history: The reports of the run, oldest first.
+        before: Index in the history of the report before, for changes; or None.
+        classes: The ranked table.
+        cards: Details of the worst classes.
+        trees: Trees with a pattern.
+        no_trees: (index, group, reason) of groups without a tree that is shown.
+        groups: (index, group) of all groups.
+        features: Features that rules mention.
+        modes: The table of the diary.
+        diary_of: Index in the history of the last report in the diary, if that is not the report of the page.
+        interventions: (outcome, sentence) of each intervention.
+        more: Pictures that belong to no other section.
+        examples: The data of the table of examples.
+        charts: Vega-Lite specification of each chart that has data, by name.
+        class_rows: Rows of each chart of a class, by chart and by the index of the class.
+        caveats: What to know before reading the numbers.
+        omitted: Number of items left out of each section.
     """
 
     title: str
@@ -151,145 +180,151 @@ class Page:
     groups: tuple[tuple[int, GroupReport], ...]
     features: tuple[FeatureView, ...]
     modes: tuple[ModeRow, ...]
-    told: int | None
+    diary_of: int | None
     interventions: tuple[tuple[str, str], ...]
-    more: tuple[PictureView, ...]
+    more: tuple[Picture, ...]
     examples: dict[str, Any]
-    charts: dict[str, Any]
+    charts: dict[str, dict[str, Any]]
+    class_rows: dict[str, dict[str, Rows]]
     caveats: tuple[str, ...]
     omitted: dict[str, int] = field(default_factory=dict)
 
+    def charts_of(self, section: str) -> list[tuple[str, Chart]]:
+        """Return the charts of a section that have data, with their names."""
+        return [(name, chart) for name, chart in CHARTS.items() if chart.section == section and name in self.charts]
 
-def view(run: Run) -> Page:
-    """Choose what is shown of a run."""
+    def charts_of_card(self, card: Card) -> list[tuple[str, ClassChart]]:
+        """Return the charts of a card that have data, with their names."""
+        return [(name, chart) for name, chart in CLASS_CHARTS.items() if name in card.charts]
+
+
+def build_page(run: Run) -> Page:
+    """Select what the page of a run shows."""
     report, history = run.report, run.history or (run.report,)
     table = run.table if run.table is not None else report.table
     gallery = run.gallery or Gallery()
-    shelf = PictureIndex(gallery, Lookup(table))
+    pictures = PictureIndex(gallery, ExampleLookup(table))
     before = len(history) - 2 if len(history) > 1 else None
 
-    named, names = {feature.feature: feature for feature in report.features}, _short_names(report)
+    # sections take their pictures in the order of the page, until the budget of images is used up
     groups = _ranked_groups(report)
-    drawn = [(index, group) for index, group in groups if group.pattern and group.skipped is None][:TREES]
+    with_tree = [(index, group) for index, group in groups if group.pattern and group.skipped is None][:MAX_TREES]
     ranked = _ranked_classes(report)
-    cards = _cards(report, ranked, shelf, dict(drawn))
-    trees = tuple(
-        TreeView(index, group, with_names(group_sentence(group), names), outline(group, named), shelf.leaves(group))
-        for index, group in drawn
-    )
+    cards = _cards(report, ranked, pictures, dict(with_tree))
+    trees = _trees(report, with_tree, pictures)
     features = tuple(
-        FeatureView(index, feature, feature_name(feature.feature, feature), shelf.take(f"features/{feature.feature}"))
-        for index, feature in enumerate(report.features[:FEATURES])
+        FeatureView(
+            index, feature, feature_name(feature.feature, feature), pictures.take(f"features/{feature.feature}")
+        )
+        for index, feature in enumerate(report.features[:MAX_FEATURES])
     )
-    more = shelf.rest()
-    without = [(i, g, group_sentence(g)) for i, g in groups if (i, g) not in drawn]
-    examples = browsed(table, gallery.thumbnails, report)
-    entered = last_entry(history)
+    more = pictures.take_rest()
+    examples = browsing_data(table, gallery.thumbnails, report)
+
+    without_tree = [(i, group, group_sentence(group)) for i, group in groups if (i, group) not in with_tree]
     modes = _modes(report, history)
-    diary = charts.diary_rows(history)
-    scatter = charts.scatter_rows(report)
+    in_diary = last_diary_entry(history)
+    charts, class_rows = _charts(report, history, cards)
+    previous = None if before is None else history[before]
     return Page(
         title=_title(run),
         report=report,
         figures=Figures({"report": report, "history": history, "examples": table}),
         history=history,
         before=before,
-        classes=_class_rows(ranked, history[before] if before is not None else None, {card.index for card in cards}),
+        classes=_class_rows(ranked, previous, {card.index for card in cards}),
         cards=cards,
         trees=trees,
-        no_trees=tuple(without[:LINES]),
-        groups=tuple(groups[:GROUP_ROWS]),
+        no_trees=tuple(without_tree[:MAX_LINES]),
+        groups=tuple(groups[:MAX_GROUP_ROWS]),
         features=features,
-        modes=modes[:MODE_ROWS],
-        told=next((place for place, one in enumerate(history) if one is entered and one is not report), None),
+        modes=modes[:MAX_MODE_ROWS],
+        diary_of=next((i for i, one in enumerate(history) if one is in_diary and one is not report), None),
         interventions=_interventions(report),
         more=more,
         examples=examples,
-        charts={
-            "scatter": charts.scatter(scatter) if scatter else None,
-            "diary": charts.diary(diary) if diary else None,
-            "curve": charts.curve([]) if any(card.curve for card in cards) else None,
-            "curves": {str(card.index): card.curve for card in cards if card.curve},
-        },
-        caveats=tuple(clean(note, 500) for note in (*report.notes, *run.notes)[:LINES]),
+        charts=charts,
+        class_rows=class_rows,
+        caveats=tuple(clean(note, 500) for note in (*report.notes, *run.notes)[:MAX_LINES]),
         omitted={
-            "classes": max(len(report.classes) - CLASS_ROWS, 0),
+            "classes": max(len(report.classes) - MAX_CLASS_ROWS, 0),
             "cards": max(len(report.classes) - len(cards), 0),
-            "no_trees": max(len(without) - LINES, 0),
-            "groups": max(len(groups) - GROUP_ROWS, 0),
-            "features": max(len(report.features) - FEATURES, 0),
-            "modes": max(len(modes) - MODE_ROWS, 0),
-            "images": shelf.album.omitted,
+            "no_trees": max(len(without_tree) - MAX_LINES, 0),
+            "groups": max(len(groups) - MAX_GROUP_ROWS, 0),
+            "features": max(len(report.features) - MAX_FEATURES, 0),
+            "modes": max(len(modes) - MAX_MODE_ROWS, 0),
+            "images": pictures.budget.omitted,
         },
     )
 
 
-def _short_names(report: FailureReport) -> dict[int, str]:
-    return {number: clean(name, 60) for number, name in names_in(report.features).items()}
-
-
-def _title(run: Run) -> str:
-    """The last two parts of the log folder."""
-    parts = [part for part in map(clean, run.folder.parts) if part not in ("", "/", ".", "..", "failures")]
-    return "/".join(parts[-2:]) or "a run"
-
-
 class PictureIndex:
-    """The pictures of a gallery by tag, each taken once, encoded as long as there is room."""
+    """The pictures of a gallery by tag. Each is taken once; images are encoded until the budget is used up."""
 
-    def __init__(self, gallery: Gallery, lookup: Lookup) -> None:
+    def __init__(self, gallery: Gallery, lookup: ExampleLookup) -> None:
         self._pictures: dict[str, list[Picture]] = defaultdict(list)
         for picture in gallery.pictures:
             self._pictures[picture.tag].append(picture)
         self._lookup = lookup
-        self.album = ImageBudget(PICTURE_CHARACTERS)
+        self.budget = ImageBudget(PICTURE_CHARACTERS)
 
-    def take(self, tag: str, class_name: str | None = None) -> tuple[PictureView, ...]:
-        """Those with a tag; ``class_name`` tells whose rows of the table their examples are."""
-        return tuple(self._shown(picture, class_name) for picture in self._pictures.pop(tag, ()))
+    def take(self, tag: str, class_name: str | None = None) -> tuple[Picture, ...]:
+        """Return the pictures with a tag; ``class_name`` selects the rows of their examples in the table."""
+        return tuple(self._for_page(picture, class_name) for picture in self._pictures.pop(tag, ()))
 
-    def leaves(self, group: GroupReport) -> dict[int, list[PictureView]]:
-        """Those of the leaves of a group, by leaf."""
+    def take_leaves(self, group: GroupReport) -> dict[int, list[Picture]]:
+        """Return the pictures of the leaves of a group, by the index of the leaf."""
         part = f"{group.grouping}/{tag_part(group.class_name)}"
-        found = {
+        by_leaf = {
             leaf: [*self.take(f"leaves/{part}/{leaf}"), *self.take(f"rules/{part}/{leaf}")]
             for leaf in range(len(group.leaves))
         }
-        return {leaf: pictures for leaf, pictures in found.items() if pictures}
+        return {leaf: pictures for leaf, pictures in by_leaf.items() if pictures}
 
-    def rest(self) -> tuple[PictureView, ...]:
-        """What no section has taken, rules and leaves of trees that are not shown apart."""
-        tags = [tag for tag in self._pictures if tag.split("/")[0] not in ("classes", "rules", "leaves", "features")]
-        return tuple(shown for tag in tags for shown in self.take(tag))
+    def take_rest(self) -> tuple[Picture, ...]:
+        """Return pictures of no section; those of trees that are not shown are left out."""
+        sections = ("classes", "rules", "leaves", "features")
+        tags = [tag for tag in self._pictures if tag.split("/")[0] not in sections]
+        return tuple(picture for tag in tags for picture in self.take(tag))
 
-    def _shown(self, picture: Picture, class_name: str | None) -> PictureView:
+    def _for_page(self, picture: Picture, class_name: str | None) -> Picture:
+        """Return the picture with cleaned texts and encoded images; empty rows are left out."""
         rows = []
         for row in picture.rows:
             title = clean(row.title, 160)
-            tiles = [self._tile(tile, title, class_name) for tile in row.tiles[:TILES]]
-            rows.append(RowView(title, tuple(tile for tile in tiles if tile is not None)))
-        return PictureView(clean(picture.caption, 300), tuple(row for row in rows if row.tiles))
+            tiles = [self._tile(tile, title, class_name) for tile in row.tiles[:MAX_TILES]]
+            encoded = tuple(tile for tile in tiles if tile is not None)
+            if encoded:
+                rows.append(Row(title, encoded))
+        return replace(picture, rows=tuple(rows), caption=clean(picture.caption, 300))
 
-    def _tile(self, tile: Tile, title: str, class_name: str | None) -> TileView | None:
-        uri = self.album.add(tile.image)
+    def _tile(self, tile: Tile, title: str, class_name: str | None) -> PageTile | None:
+        uri = self.budget.add(tile.image)
         if uri is None:
             return None
-        lines = tuple(clean(line, 60) for line in tile.text.split("\n")[:4] if line.strip())
-        which = title if tile.id is None else f"{title}: example {tile.id}"
+        name = title if tile.id is None else f"{title}: example {tile.id}"
         row = None if tile.id is None or class_name is None else self._lookup.row(tile.id, class_name)
         if row is None:
-            return TileView(uri, ", ".join([which, *lines]), lines)
-        label, predicted = self._lookup.names(row)
-        return TileView(uri, f"{which}, {label}, predicted {predicted}", (), row, predicted)
+            lines = tuple(clean(line, 60) for line in tile.text.split("\n")[:4] if line.strip())
+            return PageTile(tile.image, tile.text, tile.id, uri=uri, alt=", ".join([name, *lines]), lines=lines)
+        label, predicted = (clean(one, 80) for one in self._lookup.class_names(row))
+        alt = f"{name}, {label}, predicted {predicted}"
+        return PageTile(tile.image, tile.text, tile.id, uri=uri, alt=alt, row=row, predicted=predicted)
+
+
+def _title(run: Run) -> str:
+    """Return the last two parts of the log folder."""
+    parts = [part for part in map(clean, run.folder.parts) if part not in ("", "/", ".", "..", "failures")]
+    return "/".join(parts[-2:]) or "a run"
 
 
 def _ranked_classes(report: FailureReport) -> list[tuple[int, ClassReport]]:
-    places = {id(entry): index for index, entry in enumerate(report.classes)}
-    return [(places[id(entry)], entry) for entry in rank_classes(report)]
+    index_of = {id(entry): index for index, entry in enumerate(report.classes)}
+    return [(index_of[id(entry)], entry) for entry in rank_classes(report)]
 
 
 def _ranked_groups(report: FailureReport) -> list[tuple[int, GroupReport]]:
-    """Those with a pattern first, then by the gain; those that were not judged last."""
+    """Return groups with their indices: those with a pattern first, by gain; untested groups last."""
 
     def key(item: tuple[int, GroupReport]) -> tuple[bool, bool, float]:
         group = item[1]
@@ -301,36 +336,37 @@ def _ranked_groups(report: FailureReport) -> list[tuple[int, GroupReport]]:
 def _class_rows(
     ranked: Iterable[tuple[int, ClassReport]], before: FailureReport | None, cards: set[int]
 ) -> tuple[ClassRow, ...]:
-    places = {} if before is None else {entry.name: index for index, entry in enumerate(before.classes)}
-    return tuple(
-        ClassRow(index, entry, _first(trust_sentence(entry), index in cards), places.get(entry.name), index in cards)
-        for index, entry in list(ranked)[:CLASS_ROWS]
-    )
+    index_before = {} if before is None else {entry.name: index for index, entry in enumerate(before.classes)}
+    rows = []
+    for index, entry in list(ranked)[:MAX_CLASS_ROWS]:
+        has_card = index in cards
+        sentence = _first_sentence(trust_sentence(entry)) if has_card else trust_sentence(entry)  # the card has all
+        rows.append(ClassRow(index, entry, sentence, index_before.get(entry.name), has_card))
+    return tuple(rows)
 
 
-def _first(sentences: str, more_below: bool) -> str:
-    """The first sentence where a card has all."""
-    return sentences.split(". ", 1)[0].removesuffix(".") + "." if more_below else sentences
+def _first_sentence(sentences: str) -> str:
+    return sentences.split(". ", 1)[0].removesuffix(".") + "."
 
 
 def _cards(
-    report: FailureReport, ranked: list[tuple[int, ClassReport]], shelf: PictureIndex, trees: dict[int, GroupReport]
+    report: FailureReport, ranked: list[tuple[int, ClassReport]], pictures: PictureIndex, trees: dict[int, GroupReport]
 ) -> tuple[Card, ...]:
-    """The worst classes that have something to show, those with a pattern first."""
-    worth = [(index, entry) for index, entry in ranked if entry.cv_score is not None or entry.base_error_rate]
-    worth.sort(key=lambda item: not item[1].pattern)
-    chosen = {index for index, _ in worth[:CARDS]}
-    by_name: dict[str, list[tuple[int, str]]] = defaultdict(list)
+    """Return the cards of the worst classes with details to show; classes with a pattern are preferred."""
+    candidates = [(index, entry) for index, entry in ranked if entry.cv_score is not None or entry.base_error_rate]
+    candidates.sort(key=lambda item: not item[1].pattern)
+    chosen = {index for index, _ in candidates[:MAX_CARDS]}
+    trees_of: dict[str, list[tuple[int, str]]] = defaultdict(list)
     for index, group in trees.items():
-        by_name[group.class_name].append((index, group.grouping))
+        trees_of[group.class_name].append((index, group.grouping))
     return tuple(
         Card(
             index=index,
             entry=entry,
             sentence=trust_sentence(entry),
-            pictures=shelf.take(f"classes/{tag_part(entry.name)}", entry.name),
-            curve=charts.curve_rows(entry),
-            trees=tuple(sorted(by_name[entry.name], key=lambda tree: tree[1])),
+            pictures=pictures.take(f"classes/{tag_part(entry.name)}", entry.name),
+            charts=_class_charts(entry),
+            trees=tuple(sorted(trees_of[entry.name], key=lambda tree: tree[1])),
             values=_values(entry),
         )
         for index, entry in ranked
@@ -338,38 +374,74 @@ def _cards(
     )
 
 
+def _class_charts(entry: ClassReport) -> dict[str, Rows]:
+    rows_of = {name: chart.rows(entry) for name, chart in CLASS_CHARTS.items()}
+    return {name: rows for name, rows in rows_of.items() if rows}
+
+
 def _values(entry: ClassReport) -> tuple[int, ...]:
-    """Places of the values of metadata that the flagged examples have most beyond all of the class."""
+    """Return the indices of the values of metadata that are most over-represented among flagged examples."""
 
-    def lift(place: int) -> float:
-        value = entry.enrichment[place]
+    def lift(index: int) -> float:
+        value = entry.enrichment[index]
         low = value.share_of_flagged_interval[0] if value.share_of_flagged_interval else 0.0
-        return -(low / value.share if value.share else 0.0)
+        return low / value.share if value.share else 0.0
 
-    return tuple(sorted(range(len(entry.enrichment)), key=lift)[:VALUES])
+    return tuple(sorted(range(len(entry.enrichment)), key=lambda index: -lift(index))[:MAX_VALUES])
+
+
+def _trees(
+    report: FailureReport, with_tree: list[tuple[int, GroupReport]], pictures: PictureIndex
+) -> tuple[TreeView, ...]:
+    features = {feature.feature: feature for feature in report.features}
+    names = {number: clean(name, 60) for number, name in names_in(report.features).items()}
+    return tuple(
+        TreeView(
+            index=index,
+            group=group,
+            sentence=with_names(group_sentence(group), names),
+            root=outline(group, features),
+            pictures=pictures.take_leaves(group),
+        )
+        for index, group in with_tree
+    )
+
+
+def _charts(
+    report: FailureReport, history: tuple[FailureReport, ...], cards: tuple[Card, ...]
+) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, Rows]]]:
+    """Return the specifications of all charts with data, and the rows of the charts of classes."""
+    specifications, class_rows = {}, {}
+    for name, chart in CHARTS.items():
+        if rows := chart.rows(report, history):
+            specifications[name] = chart.draw(rows)
+    for name, class_chart in CLASS_CHARTS.items():
+        if rows_of := {str(card.index): card.charts[name] for card in cards if name in card.charts}:
+            specifications[name], class_rows[name] = class_chart.draw([]), rows_of
+    return specifications, class_rows
 
 
 def _modes(report: FailureReport, history: tuple[FailureReport, ...]) -> tuple[ModeRow, ...]:
     past: dict[str, list[tuple[int, int]]] = defaultdict(list)
     for analysis, earlier in enumerate(history):
-        for place, mode in enumerate(earlier.modes):
-            past[mode.name].append((analysis, place))
-    last = last_entry(history)
+        for index, mode in enumerate(earlier.modes):
+            past[mode.name].append((analysis, index))
+    last = last_diary_entry(history)
     rows = []
-    for told in histories(history):
-        analysis, place = past[told.name][-1]
+    for mode_history in histories(history):
+        analysis, index = past[mode_history.name][-1]
         now = history[analysis] is last
-        at = f"report/modes/{place}" if history[analysis] is report else f"history/{analysis}/modes/{place}"
-        status = told.status if now or told.status == "cured" else "missing"
-        rows.append(ModeRow(at, history[analysis].modes[place], status, tuple(past[told.name]), now))
+        at = f"report/modes/{index}" if history[analysis] is report else f"history/{analysis}/modes/{index}"
+        status = mode_history.status if now or mode_history.status == "cured" else "missing"
+        rows.append(ModeRow(at, history[analysis].modes[index], status, tuple(past[mode_history.name]), now))
     return tuple(sorted(rows, key=lambda row: (not row.now, -row.mode.size)))
 
 
 def _interventions(report: FailureReport) -> tuple[tuple[str, str], ...]:
-    """The outcome in a word, and all in a sentence."""
+    """Return (outcome, sentence) of each intervention."""
     found = []
     for entry, line in zip(report.interventions, intervention_lines(report), strict=True):
         verdict = entry.get("verdict", "not measured")
         outcome = verdict.get("outcome", "") if isinstance(verdict, dict) else verdict
         found.append((clean(str(outcome), 20), clean(line, 2000)))
-    return tuple(found[-LINES:])
+    return tuple(found[-MAX_LINES:])

@@ -1,7 +1,8 @@
-"""From the records of a run to one page of HTML: nothing is read from disk, asked of the network, or run.
+"""The page of a run rendered from its records, without reading files or using the network.
 
-The page holds its pictures, its style and its scripts, and a policy that forbids anything else: no request, and no
-script but the two whose digests it names. What users wrote is escaped by the templates, and by :func:`data_block`.
+The page contains its pictures, style and scripts, and a content security policy that forbids everything else: requests,
+and scripts other than the two whose digests it lists. Texts of users are escaped by the templates and by
+:func:`data_block`.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from hashlib import sha256
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
-from lightning_failures.report.html.page import view
+from lightning_failures.report.html.page import build_page
 from lightning_failures.report.run_folder import Run
 
 if TYPE_CHECKING:
@@ -34,19 +35,20 @@ _ESCAPES = {ord(c): f"\\u{ord(c):04x}" for c in "<>&\u2028\u2029"}
 
 
 def render(run: Run) -> str:
-    """Write the report of a run as one HTML file that needs no network.
+    """Return the report of a run as one HTML page that needs no network.
 
     Args:
-        run: Its last report, those before it, its examples and its pictures; any of these may lack but the report.
+        run: The last report, and optionally the history, the table of examples and the pictures.
 
     Returns:
-        The text of the page. It can be encoded as UTF-8 whatever names it shows.
+        The text of the page, which can be encoded as UTF-8 whatever class names it shows.
     """
     from markupsafe import Markup
 
-    page = view(run)
-    drawn = any(page.charts.values())
-    style, script, library = _asset("report.css"), _asset("report.js"), prepare().result() if drawn else ""
+    page = build_page(run)
+    style, script = _asset("report.css"), _asset("report.js")
+    library = prepare().result() if page.charts else ""
+    data = {"examples": page.examples, "charts": page.charts, "class_rows": page.class_rows}
     text: str = (
         _environment()
         .get_template("report.html.j2")
@@ -56,14 +58,14 @@ def render(run: Run) -> str:
             style=Markup(style),  # noqa: S704 - ours
             scripts=[Markup(source) for source in (library, script) if source],  # noqa: S704 - ours, and Vega's
             hashes=[_digest(source) for source in (library, script) if source],
-            data=Markup(data_block({"examples": page.examples, "charts": page.charts})),  # noqa: S704 - escaped
+            data=Markup(data_block(data)),  # noqa: S704 - escaped
         )
     )
     return text
 
 
 def data_block(value: Any) -> str:
-    r"""JSON that can stand between script tags, and in a file of UTF-8: no text in it ends the element or the line.
+    r"""Return JSON that is safe inside a script element and in UTF-8: no text in it ends the element or the line.
 
     >>> data_block({"name": "</script>\u2028\udcff"})
     '{"name":"\\u003c/script\\u003e\\u2028\\udcff"}'
@@ -80,7 +82,8 @@ def _asset(name: str) -> str:
     return (files("lightning_failures.report.html") / "templates" / name).read_text(encoding="utf-8")
 
 
-def _say(sentence: str) -> str:
+def _typeset(sentence: str) -> str:
+    """Replace ASCII forms of signs with typographic ones."""
     return (
         sentence.replace("+-", "\N{PLUS-MINUS SIGN}")
         .replace("<=", "\N{LESS-THAN OR EQUAL TO}")
@@ -90,9 +93,9 @@ def _say(sentence: str) -> str:
 
 @cache
 def prepare() -> Future[str]:
-    """Begin to put Vega, Vega-Lite and vega-embed together as one script, beside everything else.
+    """Start to bundle Vega, Vega-Lite and vega-embed into one script, in the background.
 
-    It takes seconds, once a process. Whoever has other work to do first calls this before.
+    Bundling takes seconds, once a process, so callers with other work to do start it first.
     """
     pool = ThreadPoolExecutor(1, thread_name_prefix="vega")
     future = pool.submit(_library)
@@ -101,8 +104,8 @@ def prepare() -> Future[str]:
 
 
 def _library() -> str:
-    # in a process of its own, because it may keep Python's lock all the time
-    code = _BUNDLE.format(path=sys.path)  # so that it finds what is found here
+    # in a subprocess, because the bundler may hold the GIL all the time
+    code = _BUNDLE.format(path=sys.path)  # the subprocess finds the same packages
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)  # noqa: S603 - our own
     source = done.stdout.decode("utf-8")
     return source.replace("</script", "<\\/script").replace("<!--", "<\\!--")
@@ -122,5 +125,5 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(clean=clean, short=shorten_caption, show=show, say=_say)
+    environment.filters.update(clean=clean, short=shorten_caption, show=show, say=_typeset)
     return environment

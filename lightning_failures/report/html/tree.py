@@ -1,4 +1,4 @@
-"""A failure tree as an outline: every node with what leads to it, parents around their children."""
+"""A failure tree as a nested outline of its nodes."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ MAX_DEPTH = 12
 
 @dataclass(frozen=True)
 class Branch:
-    """One node in the outline.
+    """One node of the outline.
 
     Attributes:
-        index: Its place in ``GroupReport.nodes``.
-        parent: That of its parent, or None.
-        feature: In words, what its parent splits on; None at the root.
-        above: Whether that is above the threshold here.
-        leaf: Its place in ``GroupReport.leaves``, or None.
-        children: The two below, the one with the higher error rate first.
+        index: Index of the node in ``GroupReport.nodes``.
+        parent: Index of the parent, or None.
+        feature: Name of the feature that the parent splits on; None at the root.
+        above: Whether the feature is above the threshold of the parent in this node.
+        leaf: Index in ``GroupReport.leaves``, or None.
+        children: The two children, the one with the higher error rate first.
     """
 
     index: int
@@ -32,7 +32,7 @@ class Branch:
 
 
 def feature_name(number: int, feature: FeatureReport | None) -> str:
-    """Name a feature: as the user named it, else with the words that CLIP finds for it.
+    """Return the name of a feature: the user-given one, else its number with the caption that CLIP suggests.
 
     >>> feature_name(17, FeatureReport(17, name="red stroke")), feature_name(3, FeatureReport(3, caption="red"))
     ('feature 17 “red stroke”', 'feature 3 (perhaps “red”)')
@@ -45,7 +45,7 @@ def feature_name(number: int, feature: FeatureReport | None) -> str:
 
 
 def outline(group: GroupReport, features: dict[int, FeatureReport]) -> Branch | None:
-    """Nest the nodes of a group; None where there is no split, or what was read is no tree of a sane depth."""
+    """Return the root of the nested nodes; None if there is no split, or the nodes are not a tree of a sane depth."""
     nodes = group.nodes
     children: dict[int, list[int]] = {}
     depth = [0] * len(nodes)

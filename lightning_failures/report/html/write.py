@@ -10,17 +10,17 @@ from lightning_failures.report.run_folder import HTML_FILE, Run, open_run
 
 
 def write_html(run: Run | Path, output: Path | None = None) -> Path:
-    """Make the page of a run from its files; returns where it is.
+    """Write the HTML page of a run and return its path.
 
     Args:
-        run: The run, or where it is: see :func:`~lightning_failures.report.run_folder.open_run`.
-        output: The file. Default: report.html in the folder of the run.
+        run: The run, or a path that :func:`~lightning_failures.report.run_folder.open_run` takes.
+        output: The file to write; by default ``report.html`` in the folder of the run.
 
     Raises:
         ConfigurationError: There is no run.
         OSError: The page cannot be written.
     """
-    from lightning_failures.report.html.render import render  # which loads a plotting library
+    from lightning_failures.report.html.render import render  # loads a plotting library
 
     opened = run if isinstance(run, Run) else open_run(run)
     path = opened.folder / HTML_FILE if output is None else output

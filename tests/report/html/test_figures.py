@@ -38,7 +38,7 @@ def test_show(value, kind, text):
 def test_figures__say_what_they_are_of():
     at = FIGURES.at("report/classes/0/accuracy", "rate")
     assert at == '<data value="0.2512" data-of="report/classes/0/accuracy">25.1\u202f%</data>'
-    assert 'data-of="1 - report/accuracy">25.0\u202f%<' in FIGURES.rest("report/accuracy")
+    assert 'data-of="1 - report/accuracy">25.0\u202f%<' in FIGURES.complement("report/accuracy")
     change = FIGURES.minus("history/0/accuracy", "report/classes/0/accuracy")
     assert 'data-of="history/0/accuracy - report/classes/0/accuracy">+0.50<' in change
     assert 'value="-0.25"' in FIGURES.at("examples/values/1", "signed")
@@ -51,7 +51,7 @@ def test_figures__no_number(path):
     assert FIGURES.value(path) is None
     assert "<data" not in FIGURES.at(path)
     assert "<data" not in FIGURES.minus(path, "report/accuracy")
-    assert "<data" not in FIGURES.rest(path)
+    assert "<data" not in FIGURES.complement(path)
 
 
 def test_interval__half_of_one():
@@ -59,7 +59,7 @@ def test_interval__half_of_one():
     assert "<data" not in FIGURES.interval("report/classes/0/enrichment")
 
 
-@pytest.mark.parametrize(("looked_at", "told"), [(None, "of 40"), (40, "of 40"), (12, "of 12 looked at")])
+@pytest.mark.parametrize(("looked_at", "told"), [(None, "of 40"), (40, "of 40"), (12, "of 12 analysed")])
 def test_card__flagged_of_those_that_were_looked_at(looked_at, told):
     run = a_run(("cat",), pictured=0, thumbnails=1, analyses=1)
     sampled = tuple(dataclasses.replace(entry, looked_at=looked_at) for entry in run.report.classes)

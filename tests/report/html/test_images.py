@@ -1,44 +1,18 @@
-"""Images as text."""
+"""The budget of the images of a page."""
 
-import base64
-import io
-
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 
-from lightning_failures.report.html.images import ImageBudget, data_uri
-
-
-def decoded(uri):
-    head, body = uri.split(",")
-    return head, np.asarray(Image.open(io.BytesIO(base64.b64decode(body))).convert("RGB"))
-
-
-def test_data_uri__flat_images_are_exact():
-    image = torch.zeros(3, 20, 12, dtype=torch.uint8)
-    image[0, :, 5:] = 200
-    head, pixels = decoded(data_uri(image))
-    assert head == "data:image/png;base64"
-    assert np.array_equal(pixels, image.permute(1, 2, 0).numpy())
-
-
-def test_data_uri__photos_are_smaller_and_near():
-    y, x = torch.meshgrid(torch.arange(64.0), torch.arange(64.0), indexing="ij")
-    noise = torch.randn(3, 64, 64, generator=torch.Generator().manual_seed(0))
-    image = (torch.stack([2 * x + y, 3 * y, x + y]) + 3 * noise).clamp(0, 255).to(torch.uint8)
-    head, pixels = decoded(data_uri(image))
-    assert head == "data:image/jpeg;base64"
-    assert np.abs(pixels.astype(float) - image.permute(1, 2, 0).numpy()).mean() < 6
+from lightning_failures.report.html.images import ImageBudget
+from lightning_failures.report.image_encoding import data_uri
 
 
 @pytest.mark.parametrize("room", [0, 10, 500])
-def test_album__leaves_out_what_has_no_room(room):
+def test_image_budget__leaves_out_what_has_no_room(room):
     image = torch.zeros(3, 8, 8, dtype=torch.uint8)
-    size = len(data_uri(image))
-    album = ImageBudget(room)
-    texts = [album.add(image) for _ in range(9)]
+    size = len(data_uri(image, lossless=False))
+    budget = ImageBudget(room)
+    texts = [budget.add(image) for _ in range(9)]
     fit = room // size
     assert [text is not None for text in texts] == [True] * fit + [False] * (9 - fit)
-    assert album.omitted == 9 - fit
+    assert budget.omitted == 9 - fit

@@ -80,7 +80,8 @@ def test_numbers__of_each_class_are_shown(visit, folder):
 def test_charts__data_are_those_of_the_files(visit, folder):
     known = documents(folder)
     report = known["report"]
-    charts = json.loads(visit(folder / HTML_FILE).page.locator("#data").text_content())["charts"]
+    data = json.loads(visit(folder / HTML_FILE).page.locator("#data").text_content())
+    charts = data["charts"]
     points = charts["scatter"]["layer"][-1]["data"]["values"]
     judged = [i for i, group in enumerate(report["groups"]) if group["heldout_aler_minus_ber"] is not None]
     assert [point["group"] for point in points] == judged
@@ -89,7 +90,7 @@ def test_charts__data_are_those_of_the_files(visit, folder):
         told = point["base"], point["gain"], point["heldout"], point["size"]
         rate = group["base_error_rate"]
         assert told == (rate, group["aler"] - rate, group["heldout_aler_minus_ber"], group["size"])
-    for index, rows in charts["curves"].items():
+    for index, rows in data["class_rows"]["curve"].items():
         nearest = report["classes"][int(index)]["nearest"]
         assert rows == [
             {"k": point["k"], "end": end, "accuracy": point[end]}

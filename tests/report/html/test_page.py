@@ -10,9 +10,9 @@ from lightning_failures.data.example_table import ExampleTable
 from lightning_failures.data.report import ClassReport, FailureReport, ModeReport
 from lightning_failures.report.gallery import Gallery, Thumbnails
 from lightning_failures.report.html import page as pages
-from lightning_failures.report.html.browse import COLUMNS, Lookup, browsed
+from lightning_failures.report.html.browse import COLUMNS, browsing_data
 from lightning_failures.report.html.charts import diary_rows, scatter_rows
-from lightning_failures.report.html.page import view
+from lightning_failures.report.html.page import build_page
 from lightning_failures.report.html.render import render
 from lightning_failures.report.run_folder import Run
 from tests.report.html.a_run import a_run
@@ -24,30 +24,30 @@ def of(report, **rest):
     return Run(Path("logs/failures"), report, (report,), **rest)
 
 
-def test_view__classes_are_ranked_and_compared_by_name():
+def test_build_page__classes_are_ranked_and_compared_by_name():
     now = FailureReport(
         9, 0.5, tuple(ClassReport(n, 9, accuracy=a) for n, a in zip("abc", (0.9, 0.1, 0.5), strict=True))
     )
     before = FailureReport(9, 0.5, tuple(ClassReport(n, 9, accuracy=0.3) for n in "ca"))
-    page = view(Run(Path("x/failures"), now, (before, now)))
+    page = build_page(Run(Path("x/failures"), now, (before, now)))
     assert [(row.entry.name, row.index, row.before) for row in page.classes] == [
         ("b", 1, None),
         ("c", 2, 0),
         ("a", 0, 1),
     ]
     assert page.before == 0
-    assert view(of(now)).before is None
+    assert build_page(of(now)).before is None
 
 
-def test_view__of_a_report_alone():
-    page = view(of(FailureReport(0, None, ())))
+def test_build_page__of_a_report_alone():
+    page = build_page(of(FailureReport(0, None, ())))
     assert (page.classes, page.cards, page.trees, page.modes, page.features) == ((), (), (), (), ())
     assert page.examples["rows"] == []
-    assert not any(page.charts.values())
+    assert page.charts == page.class_rows == {}
 
 
-def test_view__every_section():
-    page = view(RUN)
+def test_build_page__every_section():
+    page = build_page(RUN)
     assert {row.entry.name for row in page.classes} == set(RUN.table.class_names)
     assert len(page.cards) == 4  # the fifth never fails
     assert [row.title for row in page.cards[0].pictures[0].rows] == ["hardest", "easiest", "least confident"]
@@ -56,12 +56,12 @@ def test_view__every_section():
     assert all(sentence for *_, sentence in page.no_trees)
     assert all(len(seen.pictures) == 1 for seen in page.features)
     assert [outcome for outcome, _ in page.interventions] == ["helped", "not measured"]
-    assert page.more == ()  # nothing was left on the shelf
+    assert page.more == ()  # every picture has a section
     assert page.omitted == dict.fromkeys(page.omitted, 0) | {"cards": 1}
 
 
-def test_view__tiles_know_their_row():
-    page = view(RUN)
+def test_build_page__tiles_know_their_row():
+    page = build_page(RUN)
     card = next(card for card in page.cards if card.entry.name == "dog")
     hardest = card.pictures[0].rows[0].tiles
     assert [int(RUN.table.ids[tile.row]) for tile in hardest] == list(card.entry.hardest_ids)
@@ -70,31 +70,32 @@ def test_view__tiles_know_their_row():
     assert all(tile.alt.startswith("hardest: example ") and "dog, predicted" in tile.alt for tile in hardest)
 
 
-def test_view__title_of_any_folder():
+def test_build_page__title_of_any_folder():
     titles = [
-        view(dataclasses.replace(RUN, folder=Path(p))).title for p in ("failures", "/", "a/b/failures/dataloader_1")
+        build_page(dataclasses.replace(RUN, folder=Path(p))).title
+        for p in ("failures", "/", "a/b/failures/dataloader_1")
     ]
     assert titles == ["a run", "a run", "b/dataloader_1"]
 
 
-def test_view__says_what_it_leaves_out(monkeypatch):
+def test_build_page__says_what_it_leaves_out(monkeypatch):
     for name in ("CLASS_ROWS", "CARDS", "TREES", "GROUP_ROWS", "MODE_ROWS", "FEATURES", "LINES"):
-        monkeypatch.setattr(pages, name, 1)
+        monkeypatch.setattr(pages, f"MAX_{name}", 1)
     monkeypatch.setattr(pages, "PICTURE_CHARACTERS", 4000)
-    page = view(RUN)
+    page = build_page(RUN)
     left = {"classes": 4, "cards": 4, "no_trees": 8, "groups": 9, "features": 2, "modes": 4}
     assert {name: page.omitted[name] for name in left} == left
     assert page.omitted["images"] > 0
     assert len(page.trees) == len(page.cards) == len(page.no_trees) == 1
 
 
-def test_view__modes_that_ended_come_last():
+def test_build_page__modes_that_ended_come_last():
     def mode(name, status, size):
         return ModeReport(name, "cat", status, 0, size=size)
 
     first = FailureReport(9, 0.5, (), modes=(mode("a", "new", 5), mode("b", "new", 90)), epoch=0)
     last = FailureReport(9, 0.5, (), modes=(mode("c", "new", 2), mode("a", "growing", 7)), epoch=1)
-    rows = view(Run(Path("x"), last, (first, last))).modes
+    rows = build_page(Run(Path("x"), last, (first, last))).modes
     assert [(row.mode.name, row.at) for row in rows] == [
         ("a", "report/modes/1"), ("c", "report/modes/0"), ("b", "history/0/modes/1"),
     ]  # fmt: skip
@@ -102,20 +103,20 @@ def test_view__modes_that_ended_come_last():
     assert rows[2].status == "missing"
 
 
-def test_view__a_validation_after_fit_shows_the_diary_of_the_training(monkeypatch):
-    monkeypatch.setattr(pages.charts, "diary", lambda rows: None)  # Vega takes seconds
+def test_build_page__a_validation_after_fit_shows_the_diary_of_the_training(monkeypatch):
+    monkeypatch.setattr(pages, "CHARTS", {})  # Vega takes seconds
     modes = [(ModeReport("a", "cat", "new", 0, size=size),) for size in (5, 7)]
-    history = [FailureReport(9, 0.5, (), modes=told, epoch=e, stage="fit") for e, told in enumerate(modes)]
+    history = [FailureReport(9, 0.5, (), modes=mode, epoch=e, stage="fit") for e, mode in enumerate(modes)]
     single = FailureReport(9, 0.5, (), epoch=2, stage="validate")
     run = Run(Path("x"), single, (*history, single))
-    page = view(run)
+    page = build_page(run)
     assert [(row.at, row.status, row.now) for row in page.modes] == [("history/1/modes/0", "new", True)]
-    assert page.told == 1
+    assert page.diary_of == 1
     page_text = " ".join(re.sub("<[^>]*>", "", render(run)).split())
-    assert "The diary is that of the training up to epoch 1: validate enters nothing into it." in page_text
+    assert "The diary covers the training up to epoch 1; an analysis of stage validate is not added to it." in page_text
     alone = dataclasses.replace(run, report=history[1], history=tuple(history))
-    assert view(alone).told is None
-    assert "enters nothing into it" not in render(alone)
+    assert build_page(alone).diary_of is None
+    assert "is not added to it" not in render(alone)
 
 
 def test_scatter_rows__are_the_numbers_of_the_report():
@@ -143,10 +144,10 @@ def table(ids, labels, predictions, values):
     return ExampleTable(*columns, torch.full((n,), 0.5), torch.tensor(values), leaf, leaf, ("a", "b"))
 
 
-def test_browsed__rows_images_and_undefined_values():
+def test_browsing_data__rows_images_and_undefined_values():
     found = table([2, 4, 6], [0, 1, 0], [0, 0, 0], [0.5, float("nan"), -0.25])
     images = torch.zeros(2, 3, 8, 8, dtype=torch.uint8)
-    data = browsed(found, Thumbnails(torch.tensor([4, 6]), images), FailureReport(3, 0.5, ()))
+    data = browsing_data(found, Thumbnails(torch.tensor([4, 6]), images), FailureReport(3, 0.5, ()))
     assert [dict(zip(COLUMNS, row, strict=True)) for row in data["rows"]] == [
         {"row": 1, "id": 4, "label": 1, "prediction": 0, "confidence": 0.5, "value": None, "leaf": -1, "image": 0},
         {"row": 2, "id": 6, "label": 0, "prediction": 0, "confidence": 0.5, "value": -0.25, "leaf": -1, "image": 1},
@@ -154,23 +155,23 @@ def test_browsed__rows_images_and_undefined_values():
     assert data["total"] == 3
 
 
-def test_browsed__failures_stay_where_there_is_no_room(monkeypatch):
-    monkeypatch.setattr("lightning_failures.report.html.browse.ROWS", 1)
+def test_browsing_data__failures_stay_where_there_is_no_room(monkeypatch):
+    monkeypatch.setattr("lightning_failures.report.html.browse.MAX_ROWS", 1)
     found = table([2, 4, 6], [0, 1, 0], [0, 0, 0], [0.5, 0.5, 0.5])
-    data = browsed(found, Thumbnails(found.ids, torch.zeros(3, 3, 8, 8, dtype=torch.uint8)), FailureReport(3, 0.5, ()))
+    data = browsing_data(
+        found, Thumbnails(found.ids, torch.zeros(3, 3, 8, 8, dtype=torch.uint8)), FailureReport(3, 0.5, ())
+    )
     assert [row[1] for row in data["rows"]] == [4]
 
 
-def test_browsed__an_example_with_two_conditions_has_two_rows_and_one_image():
+def test_browsing_data__an_example_with_two_conditions_has_two_rows_and_one_image():
     found = table([2, 2, 4], [0, 1, 0], [0, 0, 0], [0.5, 0.5, 0.5])
-    data = browsed(
+    data = browsing_data(
         found, Thumbnails(torch.tensor([2]), torch.zeros(1, 3, 8, 8, dtype=torch.uint8)), FailureReport(2, 1, ())
     )
     assert [(row[0], row[-1]) for row in data["rows"]] == [(0, 0), (1, 0)]
     assert len(data["images"]) == 1
-    lookup = Lookup(found)
-    assert (lookup.row(2, "b"), lookup.row(2, "a"), lookup.row(4, "b"), lookup.row(3, "a")) == (1, 0, None, None)
 
 
-def test_view__an_empty_gallery():
-    assert view(dataclasses.replace(RUN, gallery=Gallery())).cards[0].pictures == ()
+def test_build_page__an_empty_gallery():
+    assert build_page(dataclasses.replace(RUN, gallery=Gallery())).cards[0].pictures == ()

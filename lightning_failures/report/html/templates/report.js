@@ -25,7 +25,7 @@
   });
   system.addEventListener("change", themed);
 
-  // ---------------------------------------------------------------- charts, drawn when they come into sight
+  // ---------------------------------------------------------------- charts, drawn when they become visible
   const config = () => {
     const style = getComputedStyle(root);
     const color = (name) => style.getPropertyValue(`--${name}`).trim();
@@ -53,11 +53,11 @@
     const style = getComputedStyle(root);
     const copy = JSON.parse(JSON.stringify(spec), (key, value) =>
       (key === "range" && typeof value[0] === "string" ? value.map((name) => style.getPropertyValue(name).trim()) : value));
-    if (place.dataset.rows) copy.data = { values: data.charts.curves[place.dataset.rows] };
+    if (place.dataset.rows) copy.data = { values: data.class_rows[place.dataset.chart][place.dataset.rows] };
     drawn.add(place);
     return vegaEmbed(place, copy, { ast: true, actions: false, renderer: "svg", config: config(), tooltip: { theme: "custom" } })
       .then(() => {
-        place.querySelector("svg").setAttribute("aria-hidden", "true"); // the place itself has role and name
+        place.querySelector("svg").setAttribute("aria-hidden", "true"); // the container has a role and a name
         place.dataset.drawn = isDark() ? "dark" : "light";
       });
   };
@@ -71,7 +71,7 @@
     all(".chart").forEach((place) => drawn.has(place) || draw(place));
   });
 
-  // ---------------------------------------------------------------- tables that are there: sort, fold
+  // ---------------------------------------------------------------- tables in the HTML: sort, fold
   const keyOf = (cell) => {
     const number = cell.querySelector("data");
     if (number) return Number(number.value);
@@ -118,7 +118,7 @@
     }
   });
 
-  // ---------------------------------------------------------------- examples: filter, sort, turn
+  // ---------------------------------------------------------------- examples: filter, sort, page
   const browse = document.getElementById("browse");
   if (browse) {
     const { rows, images, names, rules, columns } = data.examples;
@@ -197,7 +197,7 @@
     filter();
   }
 
-  // ---------------------------------------------------------------- small screens begin with one card
+  // ---------------------------------------------------------------- small screens start with one open card
   if (narrow) all("details.card[open]").slice(1).forEach((card) => { card.open = false; });
 
   // ---------------------------------------------------------------- a link to a closed card opens it
