@@ -270,7 +270,7 @@ class FailureModes(Callback):
         self._check_monitored(trainer)
         self._batch_grader.attach(pl_module)
         assert self._explainer is not None
-        self._steering.check_lens(self._explainer.directions, pl_module)
+        self._steering.check_encoder(self._explainer.directions, pl_module)
 
     def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Before the first validation; a tuner may have changed the loaders since ``setup``."""
@@ -280,7 +280,7 @@ class FailureModes(Callback):
         """Likewise; the training loaders are known only now."""
         self._tap.tap_prepared(trainer)
         self._steering.check_loaders(trainer)
-        self._steering.begin_heads(trainer)
+        self._steering.heads.begin(pl_module)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """The sampler draws this epoch."""
@@ -290,13 +290,13 @@ class FailureModes(Callback):
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         """Where only the head is trained."""
-        self._steering.before_step(pl_module, optimizer)
+        self._steering.heads.drop_gradients(pl_module, optimizer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """All layers are trained again; what is forked later is kept."""
         self._spending.end_epoch(trainer)
         self._steering.end_epoch(trainer)
-        if self.verdict == "fork" and self._steering.begins_after(trainer.current_epoch):
+        if self.verdict == "fork" and self._steering.record.first_epoch == trainer.current_epoch + 1:
             with self._policy(trainer, "the end of an epoch", "the checkpoint of the forks"):
                 save_start_of_forks(trainer, self._steering.folder)
 
@@ -314,9 +314,9 @@ class FailureModes(Callback):
             self._detach()
             with self._policy(trainer, "the forks", "their verdict"):
                 verdict = fork_finished_training(
-                    trainer, pl_module, self, folder=self._steering.folder, began=self._steering.began
+                    trainer, pl_module, self, folder=self._steering.folder, began=self._steering.record.began
                 )
-                self.last_report = self._steering.conclude(self.last_report, verdict, self._folder)
+                self.last_report = self._steering.write_verdict(self.last_report, verdict, self._folder)
                 if explainer is not None and trainer.is_global_zero:
                     explainer.conclude(self.last_report, self._folder)
 
@@ -324,7 +324,7 @@ class FailureModes(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """After the last batch the sampler draws the next epoch, in a resumed run too."""
-        self._steering.draws.epoch = trainer.current_epoch + int(trainer.is_last_batch)
+        self._steering.schedule.epoch = trainer.current_epoch + int(trainer.is_last_batch)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Leave the loaders and the module as they were."""

@@ -38,7 +38,7 @@ def check_interventions(case: CheckContext) -> Iterator[Finding]:
         steering.check(case.trainer)
     finally:
         case.trainer.state.fn = state
-    steering.check_lens(case.cached_encoders.get("directions"), case.model)
+    steering.check_encoder(case.cached_encoders.get("directions"), case.model)
     loader = training_loader(case)
     names = ", ".join(type(one).__name__ for one in modes.interventions)
     view = training_view(case.rehearsed or case.trainer, loader, case.reader, seed=modes.seed)

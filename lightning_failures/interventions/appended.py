@@ -20,19 +20,19 @@ _ROWS = 1 << 40
 """Rows that a source may have; index ``k * _ROWS + row`` is of source k, and the training set is source 0."""
 
 
-class WeighedIndex(int):
+class WeightedIndex(int):
     """A dataset index that tells the weight of its example's loss; for all else a plain integer."""
 
     weight: float
 
-    def __new__(cls, index: int, weight: float) -> WeighedIndex:
+    def __new__(cls, index: int, weight: float) -> WeightedIndex:
         """Both travel to the workers together."""
         made = super().__new__(cls, index)
         made.weight = weight
         return made
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return WeighedIndex, (int(self), self.weight)
+        return WeightedIndex, (int(self), self.weight)
 
 
 def added_index(source: int, rows: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -55,7 +55,7 @@ class AppendedDataset(Dataset[Any]):
             are.
 
     >>> data = AppendedDataset([("a", 0)], {}, weight_key="weight")
-    >>> data[0], data[WeighedIndex(0, 2.0)]
+    >>> data[0], data[WeightedIndex(0, 2.0)]
     (('a', 0, tensor(1.)), ('a', 0, tensor(2.)))
     """
 
@@ -69,7 +69,7 @@ class AppendedDataset(Dataset[Any]):
 
     def __getitem__(self, index: Any) -> Any:
         if isinstance(index, list | tuple):
-            if any(isinstance(one, WeighedIndex) or one >= _ROWS for one in index):
+            if any(isinstance(one, WeightedIndex) or one >= _ROWS for one in index):
                 raise DataError("a training set that is read by lists of indices cannot be joined with other examples")
             return self.base[index]
         source, row = divmod(int(index), _ROWS) if index >= _ROWS else (0, int(index))

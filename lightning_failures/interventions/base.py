@@ -1,4 +1,4 @@
-"""What an intervention is: a plain value that says when it acts, and turns judged training examples into weights."""
+"""The interface of an intervention: when it acts, what it sees, what it can ask for, and what it decides."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from numbers import Real
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,42 +18,42 @@ from torch import Tensor
 from lightning_failures.data.report import FailureReport
 from lightning_failures.encoders import Encoder
 from lightning_failures.errors import ConfigurationError
+from lightning_failures.interventions.selection.candidates import Picks
 from lightning_failures.interventions.selection.picker import By
-from lightning_failures.interventions.selection.picks import Picks
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class JudgedExamples:
-    """The N training examples as the failure directions of this epoch see them.
+    """The N training examples with their decision values by the failure directions of this epoch.
 
     Attributes:
         labels: (N,) int64, index into ``class_names``.
-        values: (N,) float32, decision value of the example's own class, negative = predicted failure. NaN where the
-            class has no direction.
+        values: (N,) float32, decision value by the direction of the example's own class, negative = predicted failure.
+            NaN if the class has no direction.
         class_names: K names.
-        reasons: K strings or None: why a class has no pattern ("no pattern", "skipped: ..."); None where it has one.
-        held: (N,) bool, the examples of classes that had a pattern once and now have too few failures to tell, and that
-            this intervention weighs up: taking the weight off again would bring the failures back.
+        reasons: K strings or None: why a class has no pattern ("no pattern", "skipped: ..."); None if it has one.
+        retained: (N,) bool, examples that this intervention has upweighted and whose class, which once had a pattern,
+            now has too few failures for one. Without the weight the failures would come back.
     """
 
     labels: NDArray[np.int64]
     values: NDArray[np.float32]
     class_names: tuple[str, ...]
     reasons: tuple[str | None, ...]
-    held: NDArray[np.bool_] | None = None
+    retained: NDArray[np.bool_] | None = None
 
 
 @dataclass(frozen=True)
 class Decision:
-    """What an intervention wants.
+    """The decision of an intervention for the next epochs.
 
     Attributes:
-        weights: (N,) float64 >= 0, one a training example, 1 = as before.
-        classes: For each class what is done, plain values for the report.
+        weights: (N,) float64 >= 0, one per training example, 1 = unchanged.
+        classes: One entry per class for the report, plain values.
         added: (E,) int64, rows of the intervention's own source of examples that join the training set.
-        review: Training examples to be looked at by a person, plain values for the report.
+        review: Training examples that a person should inspect, plain values for the report.
     """
 
     weights: NDArray[np.float64]
@@ -81,17 +81,17 @@ class Discovery:
     groups: Tensor | None = None
 
 
-class Round(Protocol):
-    """One round of decisions: what an intervention may ask for. ``decide`` runs on every process alike.
+@dataclass
+class Round(ABC):
+    """One round of decisions: what an intervention can ask for. ``decide`` runs on every process alike.
 
     Attributes:
-        epoch: The epoch that is acted on.
-        seed: Of all that is drawn.
-        folder: Where this intervention may keep files; the same in every epoch, and in a resumed run.
-        report: What the analysis found on the discovery part: directions, captions, classes.
-        encoder: Of the directions.
-        discovery: On the first process; None on the others.
-        progress: Whether bars may be shown.
+        epoch: The epoch that the decision is for.
+        seed: Seed of all draws.
+        folder: Folder for files of this intervention; the same in every epoch, and in a resumed run.
+        report: Result of the analysis of the discovery part: directions, captions, classes.
+        discovery: The examples of the discovery part on the first process; None on the others.
+        progress: Whether progress bars may be shown.
     """
 
     epoch: int
@@ -102,40 +102,48 @@ class Round(Protocol):
     progress: bool
 
     @property
-    def encoder(self) -> Encoder: ...  # noqa: D102
+    @abstractmethod
+    def encoder(self) -> Encoder:
+        """Encoder of the failure directions."""
 
+    @abstractmethod
     def on_first(self, work: Callable[[], T]) -> T:
-        """Run ``work`` on the first process, and return what it gave, or raise its error, on all. Collective."""
-        ...
+        """Run ``work`` on the first process, and return its result, or raise its error, on all. Collective."""
 
+    @abstractmethod
     def decision_values(self, images: Tensor, labels: Tensor) -> Tensor:
-        """Judge new images (B, 3, H, W) uint8 by the directions of their labels (B,): (B,) float32."""
-        ...
+        """Return the decision values (B,) float32 of new images (B, 3, H, W) uint8 by the directions of their labels.
 
+        Args:
+            images: (B, 3, H, W) uint8.
+            labels: (B,) int64.
+        """
+
+    @abstractmethod
     def suspects(self, rows: NDArray[np.int64]) -> tuple[dict[str, Any], ...]:
-        """Those of the training examples ``rows`` whose label is probably wrong, with the evidence. Collective."""
-        ...
+        """Return the suspected label errors among the training examples ``rows``, with the evidence. Collective."""
 
+    @abstractmethod
     def pick(
         self, pool: Any, view: Any, *, per_class: int, by: By, classes: Sequence[int], similarity: float, triage: bool
     ) -> Picks:
-        """Let a whole pool stream by, and choose (see :class:`~.picking.PoolSelector`). Collective.
+        """Read a whole pool once and select examples of it (see :class:`~.picker.PoolSelector`). Collective.
 
-        With ``triage`` examples whose label is probably wrong are not chosen.
+        With ``triage``, suspected label errors are not selected.
         """
-        ...
 
 
 class Intervention(ABC):
-    """Acts on the training set, from the epoch after a validation on. A plain value: do not change it.
+    """A change of the training set from the epoch after a validation on. A plain value: do not modify it.
 
     Args:
-        start_epoch: First epoch (counted from 0) that it may act on. It needs a validation before, so 1 is the earliest
-            that has an effect.
-        every_n_epochs: The decision is renewed for every n-th epoch from there on, and holds until the next.
-        stop_epoch: First epoch on which it does not act any more. None: never.
-        dry_run: Decide and report, but leave the training as it is.
-        grow_epoch: Lengthen epochs, so that nothing is drawn less often than before. Else their length stays.
+        start_epoch: First epoch (counted from 0) that it may change. It needs a validation before, so 1 is the earliest
+            epoch with an effect.
+        every_n_epochs: A new decision is made for every n-th epoch from ``start_epoch`` on, and holds until the next.
+        stop_epoch: First epoch that it no longer changes. None: never.
+        dry_run: Decide and report, but leave the training unchanged.
+        grow_epoch: Lengthen epochs, so that nothing is drawn less often than before; needs
+            ``Trainer(reload_dataloaders_every_n_epochs=1)``. Otherwise the length of an epoch stays.
 
     Raises:
         ConfigurationError: An option outside its range.
@@ -161,37 +169,37 @@ class Intervention(ABC):
         self._check("stop_epoch", later, "None or later than start_epoch")
 
     head_only: bool | str = False
-    """What alone is trained while it adds examples: a submodule by name, or True for the last layer; False: all."""
+    """The part trained in epochs with added examples: a submodule by name, True for the last layer, False for all."""
     weight_key: str | None = None
-    """Where the batch tells the weight of each example's loss; None: weights are a matter of drawing."""
+    """Key of the loss weights in the batch. None: weights change how often examples are drawn."""
 
     @abstractmethod
     def decide(self, examples: JudgedExamples, round: Round) -> Decision:
-        """Weigh the training examples, or add to them. The same on every process for the same examples."""
+        """Weight the training examples, or add to them; the same examples give the same decision on every process."""
 
-    def prepare(self) -> None:  # noqa: B027 - most have nothing to load
-        """Check at set-up what can only be checked by loading it, so that a wrong name is no error of later."""
+    def prepare(self) -> None:  # noqa: B027 - most interventions have nothing to load
+        """Check at set-up what can only be checked by loading it, for instance the name of a generator."""
 
-    def check_encoder(self, encoder: Encoder) -> None:  # noqa: B027 - most take any
-        """Refuse, at set-up, an encoder of the directions that it cannot work with."""
+    def check_encoder(self, encoder: Encoder) -> None:  # noqa: B027 - most interventions work with any encoder
+        """Raise an error at set-up if this intervention cannot work with the encoder of the directions."""
 
     def source(self, training_set: Any, folder: Path) -> Any:
-        """The examples, in the form of those of the training set, of which ``Decision.added`` names rows.
+        """Return the examples whose rows ``Decision.added`` names, in the form of those of the training set.
 
-        None: it adds nothing.
+        None if the intervention adds no examples.
         """
         return None
 
     @property
-    def acts(self) -> bool:
-        """Whether it changes the training at all."""
+    def changes_training(self) -> bool:
+        """Whether the intervention can change the training at all."""
         return not self.dry_run
 
-    def turn(self, epoch: int) -> int | None:
-        """Number of the decision that holds in an epoch, from 0; None outside of start_epoch ... stop_epoch - 1.
+    def decision_index(self, epoch: int) -> int | None:
+        """Return the index of the decision that holds in an epoch; None outside start_epoch ... stop_epoch - 1.
 
         >>> from lightning_failures.interventions import Upweight
-        >>> [Upweight(start_epoch=2, every_n_epochs=2, stop_epoch=6).turn(epoch) for epoch in range(1, 7)]
+        >>> [Upweight(start_epoch=2, every_n_epochs=2, stop_epoch=6).decision_index(epoch) for epoch in range(1, 7)]
         [None, 0, 0, 1, 1, None]
         """
         if epoch < self.start_epoch or (self.stop_epoch is not None and epoch >= self.stop_epoch):
@@ -211,9 +219,8 @@ class Intervention(ABC):
 
     @property
     def options(self) -> dict[str, Any]:
-        """The arguments that it was built with, plain values."""
-        names = [name for name in inspect.signature(type(self).__init__).parameters if name != "self"]
-        return {name: _plain(getattr(self, name)) for name in names}
+        """The arguments of the constructor as plain values, those of the schedule last."""
+        return {name: _plain_value(getattr(self, name)) for name in _argument_names(type(self))}
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in self.options.items())})"
@@ -236,12 +243,25 @@ def named_interventions(interventions: Iterable[Intervention]) -> dict[str, Inte
 
 
 def is_number(value: Any) -> bool:
-    """Whether an option can be compared: ``null`` in a YAML file is None for any of them."""
+    """Return whether an option can be compared with a number: ``null`` in a YAML file gives None for any option."""
     return isinstance(value, Real)
 
 
-def _plain(value: Any) -> Any:
-    """What a report can hold: numbers and strings as they are, anything else by its kind and size."""
+def _argument_names(kind: type[Intervention]) -> list[str]:
+    """Return the names of the constructor's arguments; ``**schedule`` stands for those of the base class."""
+    names: list[str] = []
+    for base in kind.__mro__:
+        if "__init__" not in vars(base):
+            continue
+        parameters = list(inspect.signature(vars(base)["__init__"]).parameters.values())[1:]  # without self
+        names += [one.name for one in parameters if one.kind is not one.VAR_KEYWORD and one.name not in names]
+        if not any(one.kind is one.VAR_KEYWORD for one in parameters):
+            break
+    return names
+
+
+def _plain_value(value: Any) -> Any:
+    """Return numbers and strings unchanged, and anything else as its kind and size, for the report."""
     if value is None or isinstance(value, bool | int | float | str):
         return value
     size = f" of {len(value)}" if hasattr(value, "__len__") else ""

@@ -37,12 +37,8 @@ class AddFiltered(Intervention):
         triage: Leave suspected label errors out (see :class:`Upweight`), among ten candidates for each example that is
             wanted. Needs a ``forward`` of the module that takes images.
         similarity: The cosine of embeddings above which two images are nearly equal; 1 drops exact copies only.
-        start_epoch: First epoch (counted from 0) that it may act on; at the earliest the one after the first analysis.
-        every_n_epochs: How often it picks anew.
-        stop_epoch: First epoch on which it does not act any more.
-        dry_run: Pick and report, but leave the training as it is.
-        grow_epoch: Longer epochs, in which nothing comes up less often than before; needs
-            ``Trainer(reload_dataloaders_every_n_epochs=1)``.
+        **schedule: When it acts: ``start_epoch``, ``every_n_epochs``, ``stop_epoch``, ``dry_run`` and ``grow_epoch`` of
+            :class:`~lightning_failures.interventions.Intervention`.
 
     Raises:
         ConfigurationError: An option outside its range.
@@ -61,19 +57,9 @@ start_epoch=1, every_n_epochs=1, stop_epoch=None, dry_run=False, grow_epoch=Fals
         view: Dataset | None = None,  # type: ignore[type-arg]
         triage: bool = True,
         similarity: float = 0.995,
-        start_epoch: int = 1,
-        every_n_epochs: int = 1,
-        stop_epoch: int | None = None,
-        dry_run: bool = False,
-        grow_epoch: bool = False,
+        **schedule: Any,
     ) -> None:
-        super().__init__(
-            start_epoch=start_epoch,
-            every_n_epochs=every_n_epochs,
-            stop_epoch=stop_epoch,
-            dry_run=dry_run,
-            grow_epoch=grow_epoch,
-        )
+        super().__init__(**schedule)
         self.pool = pool
         self.per_class = per_class
         self.by: By = by

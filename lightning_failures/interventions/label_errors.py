@@ -19,7 +19,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
-from lightning_failures.core.arrays import as_mask, as_rows, as_vector
+from lightning_failures.core.arrays import as_mask, as_rows, as_vector, unit_vectors
 from lightning_failures.core.hashing import stable_hash
 from lightning_failures.directions.standardize import mean_and_std
 from lightning_failures.errors import ConfigurationError, DataError
@@ -208,13 +208,13 @@ def _nearest(
     """(M, k) nearest rows of each of ``rows``, by cosine, from other sources; -1 where there are fewer than k."""
     found = np.full((len(rows), k), -1, dtype=np.int64)
     for block in _pieces(np.arange(len(rows)), _ROWS_AT_ONCE):
-        mine = _unit(x[rows[block]], device)
+        mine = _on_device(x[rows[block]], device)
         source = torch.from_numpy(sources[rows[block]]).to(device)
         best = torch.full((len(block), k), -torch.inf, device=device)
         place = torch.full((len(block), k), -1, device=device)
         for start in range(0, len(x), _OTHERS_AT_ONCE):
             stop = min(start + _OTHERS_AT_ONCE, len(x))
-            similarity = mine @ _unit(x[start:stop], device).T
+            similarity = mine @ _on_device(x[start:stop], device).T
             similarity[source[:, None] == torch.from_numpy(sources[start:stop]).to(device)] = -torch.inf
             values, index = similarity.topk(min(k, stop - start), dim=1)
             best, order = torch.cat([best, values], dim=1).topk(k, dim=1)
@@ -224,9 +224,9 @@ def _nearest(
     return found
 
 
-def _unit(block: NDArray[Any], device: str | torch.device) -> Tensor:
-    rows = torch.from_numpy(block.astype(np.float32)).to(device)
-    return torch.nn.functional.normalize(rows, dim=1)
+def _on_device(block: NDArray[Any], device: str | torch.device) -> Tensor:
+    """Return the unit vectors of rows (n, D) as float32 on a device."""
+    return unit_vectors(torch.from_numpy(block.astype(np.float32)).to(device))
 
 
 def _pieces(items: NDArray[np.int64], size: int) -> list[NDArray[np.int64]]:

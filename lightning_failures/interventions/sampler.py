@@ -21,7 +21,7 @@ from torch.utils.data import DistributedSampler, RandomSampler, SubsetRandomSamp
 
 from lightning_failures.core.serialization import from_jsonable
 from lightning_failures.errors import DataError
-from lightning_failures.interventions.appended import WeighedIndex
+from lightning_failures.interventions.appended import WeightedIndex
 
 RANDOM = (RandomSampler, SubsetRandomSampler, WeightedRandomSampler)
 _ROUNDING = 1e-9
@@ -318,7 +318,7 @@ class WeightedSampler(DistributedSampler[int]):
         scale = (self._size + added) / (losses.sum() + added)
         for index in drawn:
             weight = losses[index] if index < self._size else 1.0
-            yield WeighedIndex(index, float(weight * scale))
+            yield WeightedIndex(index, float(weight * scale))
 
 
 def _is_shared(sampler: Any) -> bool:

@@ -27,7 +27,7 @@ from lightning_failures.generators.base import EmbeddingDecoder, ImageGenerator,
 from lightning_failures.generators.load import load_generator
 from lightning_failures.interventions.base import Decision, Intervention, JudgedExamples, Round, is_number
 from lightning_failures.interventions.synthesis.dataset import ItemForm, SyntheticImages, as_pil, item_form
-from lightning_failures.interventions.synthesis.generate import Order, Outcome, synthesise
+from lightning_failures.interventions.synthesis.generate import Order, SynthesisResult, synthesize
 from lightning_failures.interventions.synthesis.ledger import Ledger
 
 Prompt = Literal["hard", "reference", "easy", "direction", "direction_reference", "direction_easy"]
@@ -87,12 +87,8 @@ class AddSynthetic(Intervention):
             ``transform`` of the training set.
         make_item: ``(PIL image, label) -> training example``, for training sets whose examples are neither
             (image, label) nor mappings with an image and a label alone.
-        start_epoch: First epoch (counted from 0) that it may act on; at the earliest the one after the first analysis.
-        every_n_epochs: How often new images are made.
-        stop_epoch: First epoch on which it does not act any more.
-        dry_run: Make and report the images, but leave the training as it is.
-        grow_epoch: Longer epochs, in which nothing comes up less often than before; needs
-            ``Trainer(reload_dataloaders_every_n_epochs=1)``.
+        **schedule: When it acts: ``start_epoch``, ``every_n_epochs``, ``stop_epoch``, ``dry_run`` and ``grow_epoch`` of
+            :class:`~lightning_failures.interventions.Intervention`.
 
     Raises:
         ConfigurationError: An option outside its range.
@@ -118,19 +114,9 @@ class AddSynthetic(Intervention):
         batch_size: int = 8,
         transform: Callable[[Any], Any] | None = None,
         make_item: Callable[[Any, int], Any] | None = None,
-        start_epoch: int = 1,
-        every_n_epochs: int = 1,
-        stop_epoch: int | None = None,
-        dry_run: bool = False,
-        grow_epoch: bool = False,
+        **schedule: Any,
     ) -> None:
-        super().__init__(
-            start_epoch=start_epoch,
-            every_n_epochs=every_n_epochs,
-            stop_epoch=stop_epoch,
-            dry_run=dry_run,
-            grow_epoch=grow_epoch,
-        )
+        super().__init__(**schedule)
         self.generator = generator
         self.per_class = per_class
         self.prompt: Prompt = prompt
@@ -280,7 +266,7 @@ class AddSynthetic(Intervention):
             only_hard=self.only_hard and self.prompt in _HARD,
         )
 
-    def _shortfall(self, outcome: Outcome, room: int) -> str | None:
+    def _shortfall(self, outcome: SynthesisResult, room: int) -> str | None:
         wanted, kept = min(self.per_class, room), len(outcome.rows)
         if kept < wanted:
             told = ", ".join(f"{count} {reason}" for reason, count in outcome.dropped.most_common())
@@ -291,10 +277,10 @@ class AddSynthetic(Intervention):
 
     def _make(
         self, orders: list[Order], round: Round, room: list[int]
-    ) -> tuple[dict[int, Outcome], dict[int, list[int]]]:
+    ) -> tuple[dict[int, SynthesisResult], dict[int, list[int]]]:
         """Fill the orders; return what became of each, and for every class the numbers of the images to train on."""
         ledger = Ledger(round.folder)
-        outcomes: dict[int, Outcome] = {}
+        outcomes: dict[int, SynthesisResult] = {}
         if orders:
             generator = self._load(round.encoder if self._decodes else None)
             check = _OneSize(self._form)
@@ -308,7 +294,7 @@ class AddSynthetic(Intervention):
             try:
                 with bar:
                     for order in self._aimed(orders, round):
-                        outcomes[order.class_index] = synthesise(
+                        outcomes[order.class_index] = synthesize(
                             order,
                             generator,
                             ledger,

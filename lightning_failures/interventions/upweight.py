@@ -49,11 +49,8 @@ class Upweight(Intervention):
         max_flagged: Largest share of the examples of a class that may count as flagged, in (0, 1].
         triage: Leave suspected label errors out. Needs a ``forward`` of the module that takes images.
         weight_key: Name in the batch of the weights of the loss; None: weights are a matter of drawing.
-        start_epoch: First epoch (counted from 0) that it may act on; at the earliest the one after the first analysis.
-        every_n_epochs: How often training examples are judged anew.
-        stop_epoch: First epoch on which it does not act any more.
-        dry_run: Judge and report, but leave the training as it is.
-        grow_epoch: Longer epochs, see above; needs ``Trainer(reload_dataloaders_every_n_epochs=1)``.
+        **schedule: When it acts: ``start_epoch``, ``every_n_epochs``, ``stop_epoch``, ``dry_run`` and ``grow_epoch`` of
+            :class:`~lightning_failures.interventions.Intervention`.
 
     Raises:
         ConfigurationError: An option outside its range.
@@ -75,19 +72,9 @@ class Upweight(Intervention):
         max_flagged: float = 0.5,
         triage: bool = True,
         weight_key: str | None = None,
-        start_epoch: int = 1,
-        every_n_epochs: int = 1,
-        stop_epoch: int | None = None,
-        dry_run: bool = False,
-        grow_epoch: bool = False,
+        **schedule: Any,
     ) -> None:
-        super().__init__(
-            start_epoch=start_epoch,
-            every_n_epochs=every_n_epochs,
-            stop_epoch=stop_epoch,
-            dry_run=dry_run,
-            grow_epoch=grow_epoch,
-        )
+        super().__init__(**schedule)
         self.factor = factor
         self.max_flagged = max_flagged
         self.triage = triage
@@ -97,7 +84,7 @@ class Upweight(Intervention):
         self._check("weight_key", weight_key is None or bool(weight_key), "None or the name of a key")
 
     @property
-    def acts(self) -> bool:
+    def changes_training(self) -> bool:
         """Whether it changes the training at all."""
         return not self.dry_run and self.factor != 1
 
@@ -111,9 +98,9 @@ class Upweight(Intervention):
                 chosen, capped = self._hardest(rows, examples.values[rows])
                 flagged[chosen] = True
                 told[k] = "capped at max_flagged" if capped else None
-        if examples.held is not None and examples.held.any():
-            flagged |= examples.held
-            for k in np.unique(examples.labels[examples.held]):
+        if examples.retained is not None and examples.retained.any():
+            flagged |= examples.retained
+            for k in np.unique(examples.labels[examples.retained]):
                 told[k] = f"as before: {told[k]}"
         review: tuple[dict[str, Any], ...] = ()
         if self.triage and round is not None and flagged.any():

@@ -1,13 +1,14 @@
-"""Parts of a validation set: what finds the failures that are acted on, what tells whether it helped, what decides.
+"""Parts of a validation set: one to find failures, one to report results, one to make decisions by.
 
-Whoever steers a training by a validation set can no longer be judged on it. So while interventions are on, directions
-and trees are fitted on the *discovery* part, and the headline numbers are read on the *report* part. What a decision
-hangs on (an intervention that is undone, a checkpoint that is kept) is read on a third one, the *decision* part.
+A training that is steered by a validation set cannot be evaluated on it. So while interventions are on, directions and
+trees are fitted on the *discovery* part, and the headline numbers are read on the *report* part. Numbers that decide
+something (whether an intervention is undone, which checkpoint is kept) are read on a third part, the *decision* part.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import IntEnum
 
 import numpy as np
 import torch
@@ -19,11 +20,20 @@ from lightning_failures.core.hashing import stable_hash
 from lightning_failures.data.grades import Grades
 from lightning_failures.directions.fit import FailureDirections
 
-DISCOVERY, REPORT, DECISION = 0, 1, 2
-"""What :func:`part_of` numbers the parts by."""
+
+class Part(IntEnum):
+    """Part of the validation set that an example belongs to."""
+
+    DISCOVERY = 0
+    """Directions, captions and trees are fitted on it."""
+    REPORT = 1
+    """Headline numbers are read on it."""
+    DECISION = 2
+    """Checkpoints, schedulers and rollback decide by it."""
+
 
 MIN_EXAMPLES = 10
-"""A class with fewer examples in the report part does not count as the worst."""
+"""Minimum number of examples in a part for a class to count as the worst."""
 
 _SALT = 0x5EED
 _DECISION_SALT = 0xDEC1DE
@@ -31,11 +41,11 @@ _DECISION_SALT = 0xDEC1DE
 
 @dataclass(frozen=True)
 class HeldOutSplit:
-    """The n graded rows of the report part.
+    """The n graded examples of the report or the decision part.
 
     Attributes:
-        grades: Of these examples only.
-        values: (n,) float32, decision values by the directions of the discovery part, NaN where there is none.
+        grades: Grades of these examples only.
+        values: (n,) float32, decision values by the directions of the discovery part, NaN for a class without one.
     """
 
     grades: Grades
@@ -43,7 +53,13 @@ class HeldOutSplit:
 
     @classmethod
     def of(cls, grades: Grades, embeddings: Tensor | None, directions: FailureDirections | None) -> HeldOutSplit:
-        """Judge examples that the directions have not seen; ``embeddings`` has one row for each distinct id."""
+        """Compute the decision values of examples that the directions were not fitted to.
+
+        Args:
+            grades: Their grades.
+            embeddings: (U, D), one row for each distinct id, ascending; None gives NaN values.
+            directions: Directions of the discovery part; None gives NaN values.
+        """
         if embeddings is None or directions is None:
             return cls(grades, torch.full((len(grades),), float("nan")))
         _, place = np.unique(as_array(grades.ids), return_inverse=True)
@@ -51,11 +67,11 @@ class HeldOutSplit:
 
 
 def part_of(grades: Grades, *, seed: int = 0, decision: bool = False) -> Tensor:
-    """The part of each example, by a hash of its group (of its id where there are no groups): (N,) int64.
+    """Return the part of each example, (N,) int64 values of :class:`Part`, by a hash of its group or else of its id.
 
-    Half of the examples are ``DISCOVERY``, half ``REPORT``. With ``decision`` two fifths of the report part, so a fifth
-    of all, are ``DECISION``: what finds the failures stays the same. A group is in one part as a whole, and in the same
-    one in every epoch and run.
+    Half of the examples are in the discovery part, half in the report part. With ``decision``, two fifths of the report
+    part, a fifth of all examples, become the decision part; the discovery part stays the same. A group is never split,
+    and is in the same part in every epoch and run.
 
     >>> rows = torch.arange(1000)
     >>> grades = Grades(rows, rows % 2, rows % 2, torch.ones(1000), ("a", "b"))
@@ -66,24 +82,24 @@ def part_of(grades: Grades, *, seed: int = 0, decision: bool = False) -> Tensor:
     sources = as_array(grades.ids if grades.groups is None else grades.groups)
     parts = (_hashed(sources, seed + _SALT) % np.uint64(2)).astype(np.int64)
     if decision:
-        parts[(parts == REPORT) & (_hashed(sources, seed + _DECISION_SALT) % np.uint64(5) < 2)] = DECISION
+        parts[(parts == Part.REPORT) & (_hashed(sources, seed + _DECISION_SALT) % np.uint64(5) < 2)] = Part.DECISION
     return torch.from_numpy(parts)
 
 
 def in_report_part(grades: Grades, *, seed: int = 0, decision: bool = False) -> Tensor:
-    """Which examples are in the report part: (N,) bool. See :func:`part_of`.
+    """Return which examples are in the report part, (N,) bool; see :func:`part_of`.
 
     >>> rows = torch.arange(6)
     >>> grades = Grades(rows, rows % 2, rows % 2, torch.ones(6), ("a", "b"), groups=torch.tensor([7, 7, 7, 8, 8, 9]))
-    >>> held = in_report_part(grades)
-    >>> len(held), len(held[:3].unique()), len(held[3:5].unique())
+    >>> mask = in_report_part(grades)
+    >>> len(mask), len(mask[:3].unique()), len(mask[3:5].unique())
     (6, 1, 1)
     """
-    return part_of(grades, seed=seed, decision=decision) == REPORT
+    return part_of(grades, seed=seed, decision=decision) == Part.REPORT
 
 
 def take_grades(grades: Grades, rows: Tensor) -> Grades:
-    """The rows (N,) bool of ``grades``."""
+    """Return the rows of ``grades`` that a mask (N,) bool selects."""
     return Grades(
         ids=grades.ids[rows],
         labels=grades.labels[rows],
@@ -96,12 +112,12 @@ def take_grades(grades: Grades, rows: Tensor) -> Grades:
 
 
 def report_numbers(grades: Grades, flagged: Tensor | None = None, *, part: str = "report") -> dict[str, float]:
-    """The headline numbers of a part that nothing was fitted to, those that are defined.
+    """Return the headline numbers of a held-out part; undefined ones are left out.
 
     Args:
-        grades: Of this part.
-        flagged: Ids (m,) of the slice that was flagged when an intervention began, or None.
-        part: Begins the keys: "report" or "decision".
+        grades: Grades of this part.
+        flagged: (m,) int64, ids of the slice that was flagged when an intervention began, or None.
+        part: Prefix of the keys: "report" or "decision".
 
     >>> rows = torch.arange(40)
     >>> grades = Grades(rows, rows % 2, torch.zeros(40).long(), torch.ones(40), ("cat", "dog"))
@@ -125,6 +141,6 @@ def report_numbers(grades: Grades, flagged: Tensor | None = None, *, part: str =
 
 
 def _hashed(sources: NDArray[np.int64], salt: int) -> NDArray[np.uint64]:
-    """The upper half of the hash, (N,) uint64 below 2**32."""
+    """Return the upper half of the hash of each source, (N,) uint64 below 2**32."""
     upper: NDArray[np.uint64] = stable_hash(sources, salt) >> np.uint64(32)
     return upper

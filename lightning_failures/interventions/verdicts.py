@@ -20,7 +20,7 @@ from lightning_failures.core.arrays import as_array, as_mask, as_vector
 from lightning_failures.core.hashing import stable_hash
 from lightning_failures.errors import ConfigurationError, DataError
 
-Outcome = Literal["helped", "no evidence", "hurt", "not measured"]
+VerdictOutcome = Literal["helped", "no evidence", "hurt", "not measured"]
 
 MIN_EXAMPLES = 10
 """With fewer examples, or fewer groups of examples, nothing is said."""
@@ -54,7 +54,7 @@ class Verdict:
         overall: The same on all examples, where this one is about a slice.
     """
 
-    outcome: Outcome
+    outcome: VerdictOutcome
     sentence: str
     difference: float | None = None
     interval: tuple[float, float] | None = None
@@ -206,7 +206,7 @@ def should_roll_back(
     change = after.astype(np.float64) - before
     spread = _resampled(change, member, resamples, np.random.default_rng(seed))
     low, high = _limits(float(change.mean()), spread, level)
-    outcome: Outcome = "hurt" if high < -margin else "no evidence"
+    outcome: VerdictOutcome = "hurt" if high < -margin else "no evidence"
     told = f"surely more than {margin:.3f}" if outcome == "hurt" else f"not surely more than {margin:.3f}"
     return Verdict(
         outcome,
@@ -242,7 +242,7 @@ def assign_classes(names: Sequence[str], *, seed: int = 0) -> NDArray[np.bool_]:
     return treated
 
 
-def randomised_verdict(
+def randomized_verdict(
     before: Any,
     after: Any,
     treated: Any,
@@ -276,11 +276,11 @@ def randomised_verdict(
 
     >>> treated = assign_classes([f"class {k}" for k in range(24)])
     >>> before = np.linspace(0.2, 0.6, 24)
-    >>> found = randomised_verdict(before, before + 0.1 + 0.2 * treated, treated)
+    >>> found = randomized_verdict(before, before + 0.1 + 0.2 * treated, treated)
     >>> found.outcome, round(found.difference, 3), found.examples
     ('helped', 0.2, 24)
     """
-    _check_options("randomised_verdict", level, permutations)
+    _check_options("randomized_verdict", level, permutations)
     start, end = (np.asarray(as_array(values), dtype=np.float64) for values in (before, after))
     lot = as_mask(treated, "treated", len(start))
     if start.shape != lot.shape or end.shape != lot.shape:
@@ -305,7 +305,7 @@ def randomised_verdict(
     if beyond < 0:
         return not_measured(f"{count} assignments are too few for a level of {level:.0%}", examples=size, level=level)
     low, high = float(level_at[beyond]), float(level_at[-1 - beyond])
-    outcome: Outcome = "helped" if low > 0 else "hurt" if high < 0 else "no evidence"
+    outcome: VerdictOutcome = "helped" if low > 0 else "hurt" if high < 0 else "no evidence"
     return Verdict(
         outcome,
         f"{outcome.capitalize()}: accuracy on the slices of {chosen} classes treated by lot changed by"
@@ -373,7 +373,7 @@ def _limits(difference: float, spread: NDArray[np.float64], level: float) -> tup
 def _decided(found: Verdict, spread: NDArray[np.float64], what: str) -> Verdict:
     assert found.difference is not None
     low, high = _limits(found.difference, spread, found.level)
-    outcome: Outcome = "helped" if low > 0 else "hurt" if high < 0 else "no evidence"
+    outcome: VerdictOutcome = "helped" if low > 0 else "hurt" if high < 0 else "no evidence"
     return replace(
         found,
         outcome=outcome,

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from lightning_failures.core.safetensors_io import DamagedShardError
 from lightning_failures.directions.fit import FailureDirections
 from lightning_failures.errors import DataError
+from lightning_failures.interventions.selection.candidates import ClassPicks
 from lightning_failures.interventions.selection.picker import PoolSelector
-from lightning_failures.interventions.selection.picks import ClassPicks
 from lightning_failures.pools.manifest import PoolManifest
 from lightning_failures.pools.shards import POOL_UNLABELLED, digest_of, read_pool_shard
 from lightning_failures.stats.intervals import benjamini_hochberg

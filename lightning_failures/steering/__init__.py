@@ -2,15 +2,16 @@
 
 Files, each importing only from those above it::
 
-    checkpoint     State of the interventions in checkpoints: its fields, and how they are validated on reading
-    protocol       The interface of the callback that forks and verdicts rely on
-    appending      What joins the training set: the sources of examples, whether they fit, and which plans still hold
-    head_only      Training of the last layer alone, for as long as an intervention asks for it
-    loader_patch   Supported training loaders, and the sampler and dataset of the interventions inside them
-    forks          Forks of one checkpoint: trainings that differ in the interventions alone, and their comparison
-    lottery        Verdict while a training runs: half of the classes, chosen at random, are an untreated control
-    rollback       Automatic rollback of a training whose accuracy fell after an intervention began
-    training_view  Deterministic, ordered reading of a training set or a pool, with decision values and cache keys
-    round          What an intervention can ask for while it decides: judged images, suspected labels, pool picks
-    controller     From a report to the next epoch: which interventions are due, and what they decide
+    checkpoint      State of the interventions in checkpoints: its fields, and how they are validated on reading
+    protocol        The interface of the callback that forks and verdicts rely on
+    head_only       Training of the last layer alone, in the epochs in which an intervention asks for it
+    loader_patch    Supported training loaders, and the sampler and dataset of the interventions inside them
+    record          Decisions, frozen slice, trend and verdict of the interventions, for reports and checkpoints
+    forks           Forks of one checkpoint: trainings that differ in the interventions alone, and their comparison
+    lottery         Verdict while a training runs: half of the classes, chosen at random, are an untreated control
+    rollback        Automatic rollback of a training whose accuracy fell after an intervention began
+    training_view   Deterministic, ordered reading of a training set or a pool, with decision values and cache keys
+    round           A round of decisions on a Trainer: judged images, suspected labels and pool picks
+    training_judge  Decision values of the whole training set after an analysis, and the round that uses them
+    controller      The interventions of a training: which are due, what they decide, when it takes effect
 """

@@ -1,7 +1,8 @@
-"""What the interventions keep in checkpoints, and how it is read again: every value checked, none guessed.
+"""State of the interventions in checkpoints: its fields, and how they are validated on reading.
 
-The state is plain values and tensors, so checkpoints load with ``weights_only=True``. Keys that were added since it was
-written have a default, and keys of later versions are ignored; ``version`` grows when a key changes its meaning.
+The state consists of plain values and tensors, so checkpoints load with ``weights_only=True``. Fields added since a
+checkpoint was written have a default, and fields of later versions are ignored; ``version`` grows when the meaning of a
+field changes.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ NOT_MEASURED = "not measured"
 
 @dataclass(frozen=True)
 class _Entry:
-    """What is needed of what an intervention decided."""
+    """The fields of an intervention's entry in the report that a resumed run needs."""
 
     kind: str
     options: dict[str, Any]
@@ -36,20 +37,20 @@ class _Entry:
 
 @dataclass(frozen=True)
 class ControllerState:
-    """All that interventions keep from epoch to epoch.
+    """The state of all interventions.
 
     Attributes:
-        draws: Of :class:`~lightning_failures.interventions.sampler.SamplingSchedule`.
-        turns: For each intervention the number of its last decision.
-        entries: For each intervention what it decided, as reports tell it.
-        trend: The numbers of the report part after each epoch.
-        slice: (m,) int64, the flagged ids, or None.
-        slice_epoch: When they were flagged.
-        verdict: A sentence, or what :meth:`Verdict.to_dict` gave.
-        folder: Where interventions keep files.
-        rollback: Of :class:`RollbackState`.
-        lottery: Of :class:`RandomizedControlState`.
-        version: Of this form.
+        draws: State of :class:`~lightning_failures.interventions.sampler.SamplingSchedule`.
+        turns: Name of an intervention -> index of its last decision.
+        entries: Name of an intervention -> its entry in the report.
+        trend: Headline numbers of the report part after each epoch.
+        slice: (m,) int64, ids of the frozen slice, or None.
+        slice_epoch: Epoch in which they were flagged.
+        verdict: A sentence, or the result of :meth:`Verdict.to_dict`.
+        folder: Folder for files of the interventions.
+        rollback: :class:`RollbackState` as plain values.
+        lottery: :class:`RandomizedControlState` as plain values.
+        version: Version of this format.
     """
 
     draws: dict[str, Any]
@@ -66,7 +67,7 @@ class ControllerState:
 
     def __post_init__(self) -> None:
         if self.version > VERSION:
-            raise DataError(f"it is of version {self.version}, and this package knows {VERSION}")
+            raise DataError(f"its version is {self.version}, and this package reads versions up to {VERSION}")
         SamplingSchedule(0).load(self.draws)
         for entry in self.entries.values():
             from_jsonable(_Entry, entry)
@@ -80,7 +81,14 @@ class ControllerState:
 
 @dataclass(frozen=True)
 class RollbackState:
-    """Of :class:`~lightning_failures.steering.rollback.Rollback`: what was right before, and whether it is undone."""
+    """State of :class:`~lightning_failures.steering.rollback.Rollback`.
+
+    Attributes:
+        before: ``ids`` (n,) and ``correct`` (n,) of the decision part before the interventions, or None.
+        file: File with weights and optimizers.
+        undone: Epoch and reason of the rollback, or None.
+        pending: Whether the weights are restored before the next epoch.
+    """
 
     before: dict[str, Tensor] | None
     file: str | None
@@ -90,14 +98,19 @@ class RollbackState:
     def __post_init__(self) -> None:
         shapes = [value.shape for key, value in sorted((self.before or {}).items()) if key in ("correct", "ids")]
         if self.before is not None and (len(shapes) != 2 or shapes[0] != shapes[1] or len(shapes[0]) != 1):
-            raise DataError("what was right before the interventions is not known of each example")
+            raise DataError("the ids and grades from before the interventions do not match")
         if self.pending and self.file is None:
-            raise DataError("no file is named to go back to")
+            raise DataError("a rollback is pending, but there is no file with the weights")
 
 
 @dataclass(frozen=True)
 class RandomizedControlState:
-    """State of a randomized control: which classes are treated, and their accuracy before."""
+    """State of :class:`~lightning_failures.steering.lottery.RandomizedControl`.
+
+    Attributes:
+        treated: Class index as text -> whether the class is treated; None before the assignment.
+        before: Accuracy of these classes before the intervention began.
+    """
 
     treated: dict[str, bool] | None
     before: tuple[float, ...]
@@ -105,14 +118,14 @@ class RandomizedControlState:
     def __post_init__(self) -> None:
         classes = self.treated or {}
         if not all(key.isdecimal() for key in classes) or (self.before and len(self.before) != len(classes)):
-            raise DataError("the lots do not fit the classes")
+            raise DataError("the random assignment does not match the classes")
 
 
 def read_steering(state: Any) -> ControllerState:
-    """Read the state of interventions.
+    """Read the state of the interventions.
 
     Raises:
-        ConfigurationError: It is damaged or of a later version, so that the training would go on differently.
+        ConfigurationError: The state is damaged or of a later version, so the training would continue differently.
     """
     try:
         return from_jsonable(ControllerState, state)
@@ -121,7 +134,7 @@ def read_steering(state: Any) -> ControllerState:
 
 
 def unreadable(error: DataError) -> ConfigurationError:
-    """The error of a state that cannot be read."""
+    """Return the error for a state that cannot be read, with the remedies."""
     return ConfigurationError(
         f"The state of FailureModes(interventions=...) in this checkpoint cannot be read: {error}. Resume from another"
         " checkpoint, with the version of lightning_failures that wrote it, or without interventions."

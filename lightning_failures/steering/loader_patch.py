@@ -1,26 +1,43 @@
-"""Which training loaders an intervention can work through, and the place of its sampler and dataset in them."""
+"""Supported training loaders, and the sampler and dataset of the interventions inside them.
+
+This is the one file that edits private state of a ``torch.utils.data.DataLoader``:
+
+* ``DataLoader.__setattr__`` refuses a new ``sampler`` or ``dataset`` after construction, so the value in the loader's
+  ``__dict__`` is replaced. A rebuilt loader is no alternative: Lightning has already wrapped this one, and a subclass
+  may take other arguments.
+* ``_iterator`` holds the iterator with persistent workers, which have copies of the old dataset; None starts new ones.
+
+``tests/steering/test_loader_patch.py`` notices when these internals change.
+"""
 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset
 
 from lightning_failures.errors import ConfigurationError
-from lightning_failures.interventions.appended import AppendedDataset
+from lightning_failures.interventions import Intervention
+from lightning_failures.interventions.appended import AppendedDataset, added_index
 from lightning_failures.interventions.sampler import SamplingSchedule, WeightedSampler
 from lightning_failures.trainer.index_recorder import IndexRecorder
 
-REFUSED = "FailureModes(interventions=...) cannot work through this training loader: "
+REFUSED = "FailureModes(interventions=...) cannot work with this training loader: "
+
+
+# -- which loaders are supported ---------------------------------------------------------------------------------------
 
 
 def checked_loader(loader: object) -> DataLoader[Any]:
-    """Refuse a training loader whose examples cannot be named or weighed.
+    """Return a training loader if its examples have indices that a sampler can choose.
 
     Raises:
-        ConfigurationError: with the remedy.
+        ConfigurationError: The loader is not supported, with the remedy.
     """
     if not isinstance(loader, DataLoader):
         raise ConfigurationError(
@@ -31,83 +48,175 @@ def checked_loader(loader: object) -> DataLoader[Any]:
             f"{REFUSED}{type(loader.dataset).__name__} is iterable, so its examples have no index. Give a map-style"
             " dataset, or leave interventions out."
         )
-    _, batches = _owner(loader)
-    if batches is not None and type(batches).__iter__ is not BatchSampler.__iter__ and not _of_torchdata(batches):
+    _, batches = _sampler_owner(loader)
+    stock = batches is None or type(batches).__iter__ is BatchSampler.__iter__
+    if not stock and not _is_of_torchdata(batches):
         raise ConfigurationError(
-            f"{REFUSED}{type(batches).__name__} makes batches in its own way, and single examples cannot be exchanged"
-            " in them. Give the DataLoader a sampler= and a batch_size= instead, or leave interventions out."
+            f"{REFUSED}{type(batches).__name__} makes batches in its own way, so single examples cannot be exchanged."
+            " Give the DataLoader a sampler= and a batch_size= instead, or leave interventions out."
         )
     return loader
 
 
 def is_stateful(loader: object) -> bool:
-    """Whether a loader keeps its place in an epoch in checkpoints."""
+    """Return whether a loader saves its position within an epoch in checkpoints."""
     return hasattr(loader, "state_dict") and hasattr(loader, "load_state_dict")
 
 
 def original_dataset(loader: object) -> Any:
-    """The user's own training set, or None."""
+    """Return the user's own training set, or None."""
     dataset = getattr(loader, "dataset", None)
     return dataset.base if isinstance(dataset, AppendedDataset) else dataset
 
 
-def weigh_draws(
-    loader: object, state: SamplingSchedule, append: Callable[[Any], AppendedDataset] | None = None
-) -> Callable[[], None]:
-    """Put the sampler of the interventions into a training loader, once; return what takes it out again.
+# -- added examples ----------------------------------------------------------------------------------------------------
+
+
+def sources_of(
+    interventions: Mapping[str, Intervention], training_set: Any, folder_of: Callable[[str], Path]
+) -> dict[int, Any]:
+    """Return the examples that each intervention can add, by its number from 1.
 
     Args:
-        loader: It is changed in place.
-        state: What the sampler draws by.
-        append: Makes the dataset that stands in for the user's; None leaves it alone.
+        interventions: Name -> intervention.
+        training_set: The user's training set.
+        folder_of: Returns the folder of an intervention by name.
 
     Raises:
-        ConfigurationError: see :func:`checked_loader`.
+        ConfigurationError: The examples cannot share a batch with those of the training set.
+    """
+    sources = {}
+    for k, (name, one) in enumerate(interventions.items(), start=1):
+        source = one.source(training_set, folder_of(name))
+        if source is not None:
+            sources[k] = source
+            if len(source):
+                _check_form(one, source[0], training_set[0])
+    return sources
+
+
+def appended_dataset(
+    interventions: Mapping[str, Intervention], training_set: Any, sources: Mapping[int, Any]
+) -> Callable[[Any], AppendedDataset] | None:
+    """Return the function that wraps the dataset of a loader, or None if examples stay unchanged.
+
+    Raises:
+        ConfigurationError: The interventions have different weight keys.
+    """
+    keys = {one.weight_key for one in interventions.values()} - {None}
+    if len(keys) > 1:
+        raise ConfigurationError(f"All interventions must have the same weight_key, got {sorted(map(str, keys))}.")
+    if not sources and not keys:
+        return None
+    return lambda base: AppendedDataset(base, sources, weight_key=next(iter(keys), None))
+
+
+def drop_stale_plans(
+    schedule: SamplingSchedule, names: Sequence[str], size: int, sources: Mapping[int, Any]
+) -> list[str]:
+    """Drop plans of a checkpoint for a training set of another size, or with added examples that no longer exist.
+
+    Args:
+        schedule: The plans, changed in place.
+        names: Names of the interventions in their order.
+        size: Number of examples of the training set.
+        sources: Number of an intervention from 1 -> the examples that it can add.
+
+    Returns:
+        The names of the interventions that lost plans.
+    """
+    lost = []
+    for k, name in enumerate(names, start=1):
+        plans = schedule.plans.get(name, [])
+        available = len(sources[k]) if k in sources else 0
+        limit = added_index(k, np.array([available]))[0]
+        kept = [plan for plan in plans if len(plan.weights) == size and bool((plan.added < limit).all())]
+        if len(kept) < len(plans):
+            schedule.plans[name] = kept
+            lost.append(name)
+    return lost
+
+
+def _check_form(one: Intervention, item: Any, own: Any) -> None:
+    if _form(item) != _form(own):
+        raise ConfigurationError(
+            f"{type(one).__name__}: its examples look like {_form(item)}, those of the training set like {_form(own)}."
+            " They must have the same form, through the same transform."
+        )
+
+
+def _form(item: Any) -> Any:
+    """Return the types, keys and shapes of one example that decide how it is collated."""
+    if isinstance(item, Mapping):
+        return {key: _form(value) for key, value in sorted(item.items())}
+    if isinstance(item, tuple | list):
+        return [_form(value) for value in item]
+    if isinstance(item, Tensor):
+        # labels may be tensors in one dataset and integers in the other
+        return "number" if item.ndim == 0 else f"{str(item.dtype).removeprefix('torch.')} {tuple(item.shape)}"
+    return "number" if isinstance(item, int | float | np.number) else type(item).__name__
+
+
+# -- the edit of the loader --------------------------------------------------------------------------------------------
+
+
+def install_sampler(
+    loader: object, schedule: SamplingSchedule, append: Callable[[Any], AppendedDataset] | None = None
+) -> Callable[[], None]:
+    """Install the sampler of the interventions in a training loader, once; return the function that removes it.
+
+    Args:
+        loader: The training loader, changed in place.
+        schedule: The plans that the sampler draws by.
+        append: Wraps the user's dataset; None leaves it unchanged.
+
+    Raises:
+        ConfigurationError: The loader is not supported; see :func:`checked_loader`.
     """
     loader = checked_loader(loader)
-    owner, batches = _owner(loader)
+    owner, batches = _sampler_owner(loader)
     base, dataset = owner.sampler, loader.dataset
     if isinstance(base, WeightedSampler):
         return lambda: None
     if append is not None and loader.batch_sampler is None and batches is not None:
         raise ConfigurationError(
-            f"{REFUSED}its dataset takes lists of indices, and cannot be joined with other examples or weights. Give"
-            " the DataLoader a batch_size=, or leave AddFiltered, AddSynthetic and weight_key out."
+            f"{REFUSED}its dataset takes lists of indices, so other examples or weights cannot be joined. Give the"
+            " DataLoader a batch_size=, or leave AddFiltered, AddSynthetic and weight_key out."
         )
-    sampler = WeightedSampler(base, state, len(dataset))  # type: ignore[arg-type]
-    # DataLoader forbids to set it anew after it was built
-    puts: list[tuple[Any, str, Any, Any]] = [
-        (place, "sampler", base, sampler) for place in (owner, loader) if place.__dict__.get("sampler") is base
-    ]
+
+    # replace the attributes in __dict__, because DataLoader refuses to set them
+    sampler = WeightedSampler(base, schedule, len(dataset))  # type: ignore[arg-type]
+    holders = [place for place in (owner, loader) if place.__dict__.get("sampler") is base]
+    edits: list[tuple[Any, str, Any, Any]] = [(place, "sampler", base, sampler) for place in holders]
     if append is not None:
-        puts.append((loader, "dataset", dataset, append(dataset)))
-    for place, name, _, new in puts:
+        edits.append((loader, "dataset", dataset, append(dataset)))
+    for place, name, _, new in edits:
         place.__dict__[name] = new
     if batches is None or append is not None:
-        loader._iterator = None  # persistent workers of an earlier pass would go on with what was there then
+        loader._iterator = None  # persistent workers of an earlier epoch hold the old sampler and dataset
 
-    # a loader that Lightning has replaced must be free to go, and its workers with it
-    weak = [(weakref.ref(place), name, old, new) for place, name, old, new in puts]
-    whole = weakref.ref(loader)
+    # weak references, so that a loader that Lightning has replaced is freed together with its workers
+    weak_edits = [(weakref.ref(place), name, old, new) for place, name, old, new in edits]
+    weak_loader = weakref.ref(loader)
 
     def restore() -> None:
-        for reference, name, old, new in weak:
+        for reference, name, old, new in weak_edits:
             place = reference()
             if place is not None and place.__dict__.get(name) is new:
                 place.__dict__[name] = old
-        if append is not None and (again := whole()) is not None:
+        if append is not None and (again := weak_loader()) is not None:
             again._iterator = None
 
     return restore
 
 
-def _of_torchdata(batches: Any) -> bool:
-    """Whether these are the batches of a ``StatefulDataLoader``: as torch's, but for an iterator that has a state."""
+def _is_of_torchdata(batches: Any) -> bool:
+    """Return whether a batch sampler is that of a ``StatefulDataLoader``: torch's own, with a stateful iterator."""
     return type(batches).__module__.split(".")[0] == "torchdata"
 
 
-def _owner(loader: DataLoader[Any]) -> tuple[Any, Any]:
-    """What holds the sampler of single indices (a batch sampler, or the loader itself), and the batch sampler."""
+def _sampler_owner(loader: DataLoader[Any]) -> tuple[Any, Any]:
+    """Return the holder of the sampler of single indices (batch sampler or loader), and the batch sampler or None."""
     batches: Any = loader.batch_sampler
     if batches is None and isinstance(loader.sampler, BatchSampler):  # the dataset takes lists of indices
         batches = loader.sampler

@@ -1,4 +1,4 @@
-"""Automatic rollback: a training whose accuracy fell after an intervention began goes back to where it was."""
+"""Automatic rollback of a training whose accuracy fell after an intervention began."""
 
 from __future__ import annotations
 
@@ -24,10 +24,16 @@ FILE = "before_interventions.pt"
 
 
 class Rollback:
-    """Keeps weights and optimizers as they were before the first treated epoch, and what was right then.
+    """Keeps weights and optimizers from before the first treated epoch, and restores them if accuracy falls.
 
-    The rule is :func:`~lightning_failures.interventions.verdicts.should_roll_back`, on the decision part, after every
-    treated epoch.
+    The rule is :func:`~lightning_failures.interventions.verdicts.should_roll_back`, applied to the decision part after
+    every treated epoch.
+
+    Args:
+        seed: Seed of the bootstrap.
+
+    Attributes:
+        undone: Epoch and reason of the rollback, None without one.
     """
 
     def __init__(self, seed: int) -> None:
@@ -36,31 +42,35 @@ class Rollback:
 
     def reset(self) -> None:
         """Begin a new run."""
-        self._before: dict[str, torch.Tensor] | None = None
+        self._before: dict[str, torch.Tensor] | None = None  # ids (n,) and correct (n,) of the decision part
         self._file: str | None = None
         self.undone: dict[str, Any] | None = None
         self._pending = False
 
     @staticmethod
     def check(trainer: Trainer) -> None:
-        """Refuse strategies whose weights no single process holds."""
-        whole = isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy)
-        if not whole or isinstance(trainer.strategy, DeepSpeedStrategy):
+        """Raise an error for strategies that shard the weights over processes.
+
+        Raises:
+            ConfigurationError: No single process holds all weights.
+        """
+        is_whole = isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy)
+        if not is_whole or isinstance(trainer.strategy, DeepSpeedStrategy):
             raise ConfigurationError(
-                f"FailureModes(auto_rollback=True) cannot put back the weights of {type(trainer.strategy).__name__},"
-                " whose processes share them out. Use DDP, or auto_rollback=False and checkpoints."
+                f"FailureModes(auto_rollback=True) cannot restore the weights of {type(trainer.strategy).__name__},"
+                " which shards them over processes. Use DDP, or auto_rollback=False and checkpoints."
             )
 
     @property
     def begun(self) -> bool:
-        """Whether there is something to go back to."""
+        """Whether a state to return to has been saved."""
         return self._before is not None
 
     def begin(self, trainer: Trainer, decision: Grades, folder: Path, ranks: Communicator) -> None:
-        """Keep the state of now. Collective."""
+        """Save weights and optimizers, and remember which examples are correct. Collective."""
         file = folder / FILE
 
-        def keep() -> None:
+        def save() -> None:
             state = {
                 "module": trainer.lightning_module.state_dict(),
                 "optimizers": [one.state_dict() for one in trainer.optimizers],
@@ -68,11 +78,15 @@ class Rollback:
             with replacing(file) as opened:
                 torch.save(state, opened)
 
-        ranks.run(lambda: keep() if ranks.is_first else None)
-        self._file, self._before = str(file), {"ids": decision.ids.clone(), "correct": decision.correct.clone()}
+        ranks.run(lambda: save() if ranks.is_first else None)
+        self._file = str(file)
+        self._before = {"ids": decision.ids.clone(), "correct": decision.correct.clone()}
 
     def judge(self, decision: Grades) -> Verdict | None:
-        """Whether accuracy fell since, on the examples that both validations hold; None before there is a since."""
+        """Return a verdict on the accuracy change since the interventions began, or None if none has begun.
+
+        The change is measured on the examples that both validations graded.
+        """
         if self._before is None or self.undone is not None:
             return None
         ids, now = as_array(decision.ids), as_array(decision.correct)
@@ -82,37 +96,37 @@ class Rollback:
         was = np.array([before[i] for i in ids[shared].tolist()], dtype=np.bool_)
         return should_roll_back(was, now[shared], groups=groups[shared], seed=self._seed)
 
-    def decide(self, epoch: int, verdict: Verdict) -> None:
-        """Undo it, before the next epoch begins: what is saved until then belongs to the weights of now."""
+    def request(self, epoch: int, verdict: Verdict) -> None:
+        """Request a rollback before the next epoch begins; checkpoints until then belong to the current weights."""
         self.undone = {"epoch": epoch, "reason": verdict.sentence}
         self._pending = True
 
     def undo(self, trainer: Trainer, ranks: Communicator) -> None:
-        """Put weights and optimizers back, if that was decided; learning rates go on as scheduled. Collective."""
+        """Restore weights and optimizers, but not learning rates, if a rollback was requested. Collective."""
         if not self._pending:
             return
         self._pending = False
-        ranks.run(lambda: self._put_back(trainer))
+        ranks.run(lambda: self._restore(trainer))
 
-    def _put_back(self, trainer: Trainer) -> None:
+    def _restore(self, trainer: Trainer) -> None:
         assert self._file is not None
         state = torch.load(self._file, map_location="cpu", weights_only=True)
         trainer.lightning_module.load_state_dict(state["module"])
-        for optimizer, kept in zip(trainer.optimizers, state["optimizers"], strict=True):
+        for optimizer, saved in zip(trainer.optimizers, state["optimizers"], strict=True):
             rates = [group["lr"] for group in optimizer.param_groups]
-            optimizer.load_state_dict(kept)
+            optimizer.load_state_dict(saved)
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate
 
     def to_dict(self) -> dict[str, Any]:
-        """The state in a checkpoint."""
+        """Return the state for a checkpoint."""
         return {"before": self._before, "file": self._file, "undone": self.undone, "pending": self._pending}
 
     def load(self, state: Mapping[str, Any]) -> None:
-        """Go on where the checkpoint was written.
+        """Restore the state of a checkpoint.
 
         Raises:
-            DataError: It is damaged.
+            DataError: The state is damaged.
         """
         saved = from_jsonable(RollbackState, state)
         self._before, self._file, self.undone = saved.before, saved.file, saved.undone

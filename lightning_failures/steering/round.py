@@ -1,11 +1,10 @@
-"""What interventions may ask for while they decide: judged images, suspected labels, picks from a pool."""
+"""A round of decisions on a Trainer: judged images, suspected labels and pool picks for the interventions."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import numpy as np
@@ -16,16 +15,14 @@ from torch import Tensor
 
 from lightning_failures.core.hashing import stable_hash
 from lightning_failures.data.grading import grade_batch
-from lightning_failures.data.report import FailureReport
 from lightning_failures.directions.fit import FailureDirections
 from lightning_failures.encoders import Encoder
 from lightning_failures.encoders.cached import CachedEncoder
 from lightning_failures.errors import CacheError, ConfigurationError
-from lightning_failures.interventions import Discovery, JudgedExamples
+from lightning_failures.interventions import JudgedExamples, Round
 from lightning_failures.interventions.label_errors import suspect_labels
-from lightning_failures.interventions.selection.candidates import Candidates
+from lightning_failures.interventions.selection.candidates import Candidates, Picks
 from lightning_failures.interventions.selection.picker import By, PoolSelector
-from lightning_failures.interventions.selection.picks import Picks
 from lightning_failures.steering.training_view import ROWS, ExamplesView, pool_view
 from lightning_failures.trainer.logits_hook import forward_once_more
 from lightning_failures.trainer.ranks import Communicator
@@ -33,31 +30,29 @@ from lightning_failures.trainer.ranks import Communicator
 T = TypeVar("T")
 
 REFERENCES = 20_000
-"""So many training examples, at most, tell what labels the neighbourhood of an example bears."""
+"""Maximum number of training examples among which neighbours of an example are sought."""
 
 RESERVE, TRIAGED_RESERVE = 4, 10
-"""Candidates that are kept for each example of a pool that is wanted, without triage and with it."""
+"""Candidates kept for each wanted example of a pool, without triage and with it."""
 
 
 @dataclass
-class TrainingRound:
-    """Carries out one round on a Trainer; the attributes of :class:`~lightning_failures.interventions.Round` first.
+class TrainingRound(Round):
+    """A round of decisions on a Trainer.
 
     Attributes:
+        trainer: The Trainer.
+        cached: Encoder of the directions, with its cache.
+        ranks: The processes.
+        view: Reads the training examples.
         examples: The judged training examples.
-        keys: (N, 2) int64, of their embeddings.
+        keys: (N, 2) int64, cache keys of their embeddings.
         groups: (N,) names of their sources, or None.
-        collate: Of the training loader.
-        views: Those of the pools, with the keys of what was embedded; they outlast the round.
-        view: How they are read.
+        collate: Collate function of the training loader.
+        pool_views: ``id`` of a pool -> its view, with the cache keys of its embeddings; kept from round to round.
+        say_once: Emits each distinct message at most once.
     """
 
-    epoch: int
-    seed: int
-    folder: Path
-    report: FailureReport
-    discovery: Discovery | None
-    progress: bool
     trainer: Trainer
     cached: CachedEncoder
     ranks: Communicator
@@ -66,12 +61,12 @@ class TrainingRound:
     keys: NDArray[np.int64]
     groups: NDArray[Any] | None
     collate: Callable[[list[Any]], Any]
-    views: dict[int, ExamplesView]
+    pool_views: dict[int, ExamplesView]
     say_once: Callable[..., None]
 
     @property
     def encoder(self) -> Encoder:
-        """Of the directions."""
+        """Encoder of the failure directions."""
         return self.cached.encoder
 
     @property
@@ -80,18 +75,23 @@ class TrainingRound:
         return self.report.directions
 
     def on_first(self, work: Callable[[], T]) -> T:
-        """Run ``work`` on the first process, and return what it gave, or raise its error, on all. Collective."""
+        """Run ``work`` on the first process, and return its result, or raise its error, on all. Collective."""
         result = self.ranks.run(lambda: work() if self.ranks.is_first else None)
         return cast(T, self.ranks.broadcast(result))
 
     def decision_values(self, images: Tensor, labels: Tensor) -> Tensor:
-        """Judge new images (B, 3, H, W) uint8 by the directions of their labels (B,): (B,) float32."""
+        """Return the decision values (B,) float32 of new images by the directions of their labels.
+
+        Args:
+            images: (B, 3, H, W) uint8.
+            labels: (B,) int64.
+        """
         return self._directions.decision_values(self.cached.embed_now(images.float() / 255), labels)
 
     def suspects(self, rows: NDArray[np.int64]) -> tuple[dict[str, Any], ...]:
-        """Those of the training examples ``rows`` whose label is probably wrong, with the evidence. Collective.
+        """Return the suspected label errors among the training examples ``rows``, with the evidence. Collective.
 
-        Of the others only a fixed hash sample bears witness.
+        Neighbours are sought in a fixed hash sample of the other training examples.
         """
         predictions = self._predict(self.view, torch.from_numpy(rows))
         if predictions is None:
@@ -105,46 +105,49 @@ class TrainingRound:
     def pick(
         self, pool: Any, view: Any, *, per_class: int, by: By, classes: Sequence[int], similarity: float, triage: bool
     ) -> Picks:
-        """Let a whole pool stream by, and choose. Collective."""
-        seen = self.views.setdefault(id(pool), pool_view(pool, view, self.view, self.collate))
+        """Read a whole pool once and select examples of it. Collective."""
+        pool_images = self.pool_views.setdefault(id(pool), pool_view(pool, view, self.view, self.collate))
         reserve = TRIAGED_RESERVE if triage else RESERVE
         picker = PoolSelector(
             per_class, by=by, classes=classes, reserve=reserve, training_keys=self.keys, seed=self.seed
         )
 
         def stream() -> PoolSelector:
-            for block in seen.blocks(self.cached, self._directions, self.ranks, progress=self.progress):
+            for block in pool_images.blocks(self.cached, self._directions, self.ranks, progress=self.progress):
                 confidence = None
                 if by in ("confidence", "flagged_confidence"):
                     asked = torch.isin(block.labels, torch.tensor(classes))
                     if by == "flagged_confidence":
                         asked &= block.values < 0
                     confidence = torch.full((len(block.ids),), float("nan"))
-                    confidence[asked] = self._grade(seen, block.ids[asked])[1]
+                    confidence[asked] = self._grade(pool_images, block.ids[asked])[1]
                 picker.add(
                     block.ids, block.labels, decision_values=block.values, confidence=confidence, keys=block.keys
                 )
             return picker
 
+        # the candidates of all processes together
         whole, *others = self.ranks.each(stream)
         for other in others:
             whole.merge(other)
-        held = whole.candidates()
-        predictions = self._predict(seen, torch.from_numpy(held.ids)) if triage and held is not None else None
+        candidates = whole.candidates()
+        predictions = None
+        if triage and candidates is not None:
+            predictions = self._predict(pool_images, torch.from_numpy(candidates.ids))
 
         def choose() -> Picks:
             suspected: Any = ()
-            if held is not None and predictions is not None:
-                suspected = self._suspect_candidates(held, predictions)
+            if candidates is not None and predictions is not None:
+                suspected = self._suspect_candidates(candidates, predictions)
             return whole.pick(training=self._training, similarity=similarity, lookup=self._look_up, suspected=suspected)
 
         return self.on_first(choose)
 
     def _look_up(self, keys: Tensor) -> Tensor:
-        """Embeddings (n, D), of which other processes may have computed some.
+        """Return the embeddings (n, D) of cache keys; other processes may have computed some of them.
 
         Raises:
-            CacheError: They are not to be had here, with the remedy.
+            CacheError: This process cannot read them, with the remedy.
         """
         try:
             return self.cached.look_up(keys)
@@ -157,12 +160,12 @@ class TrainingRound:
             ) from error
 
     def _training(self, label: int) -> Iterable[Tensor]:
-        """The embeddings of the training examples of a class, block by block."""
+        """Return the embeddings of the training examples of a class, block by block."""
         keys = torch.from_numpy(self.keys[self.examples.labels == label])
         return (self._look_up(some) for some in torch.split(keys, ROWS) if len(some))
 
     def _predict(self, view: ExamplesView, ids: Tensor) -> Tensor | None:
-        """What the model says of examples, (n,) int64; None, said once, where it cannot be asked. Collective."""
+        """Return the model's predictions (n,) int64; None, with a message, if it cannot be called. Collective."""
         predictions = torch.empty(0, dtype=torch.int64)
         error: Exception | None = None
         try:
@@ -170,8 +173,9 @@ class TrainingRound:
         except Exception as raised:
             error = raised
         unable = self.ranks.gather_objects(str(error) if isinstance(error, ConfigurationError) else None)
-        if told := next(filter(None, unable), None):
-            self.say_once(f"Suspected label errors are not looked for, and treated as all others: {told}")
+        reason = next(filter(None, unable), None)
+        if reason is not None:
+            self.say_once(f"Suspected label errors are not detected, and are treated like all other examples: {reason}")
             return None
         self.ranks.agree(error)
         found = torch.empty(len(ids), dtype=torch.int64)
@@ -180,20 +184,20 @@ class TrainingRound:
         return found
 
     def _grade(self, view: ExamplesView, ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Predictions (n,) int64 and confidence in the label (n,) float32 of examples, by the model as it is now."""
+        """Return predictions (n,) int64 and confidence in the label (n,) float32 by the model in its current state."""
         module = self.trainer.lightning_module
         predictions, confidence = [torch.empty(0, dtype=torch.int64)], [torch.empty(0)]
         with _evaluating(module):
             for record in view.batches(ids.tolist()) if len(ids) else ():
                 images = None if record.images is None else record.images.to(module.device)
-                assert record.labels is not None  # the view has read them before
+                assert record.labels is not None  # the view has checked them
                 rows = grade_batch(forward_once_more(self.trainer, module, images), record.labels)
                 predictions.append(rows.predictions.cpu())
                 confidence.append(rows.confidence.cpu().float())
         return torch.cat(predictions), torch.cat(confidence)
 
     def _suspect_training(self, rows: NDArray[np.int64], predictions: NDArray[np.int64]) -> tuple[dict[str, Any], ...]:
-        """Judge labels of the training set; the most doubtful come first."""
+        """Return the suspected labels among rows of the training set, the most doubtful first."""
         found = self._suspect(
             torch.from_numpy(self.keys[rows]),
             self.examples.labels[rows],
@@ -203,22 +207,27 @@ class TrainingRound:
         )
         names = self.examples.class_names
         entries = []
-        for place, entry in found.items():
-            row, label = int(rows[place]), int(self.examples.labels[rows[place]])
-            told = {"id": row, "label": label, "class": names[label], "predicted": names[predictions[place]]}
-            entries.append(told | entry)
+        for place, evidence in found.items():
+            row = int(rows[place])
+            label = int(self.examples.labels[row])
+            example = {"id": row, "label": label, "class": names[label], "predicted": names[predictions[place]]}
+            entries.append(example | evidence)
         return tuple(sorted(entries, key=lambda entry: float(entry["probability_of_label"])))
 
-    def _suspect_candidates(self, held: Candidates, predictions: Tensor) -> NDArray[np.int64]:
-        """The ids of candidates of a pool whose label is probably wrong."""
-        assert held.keys is not None  # every block comes with keys
+    def _suspect_candidates(self, candidates: Candidates, predictions: Tensor) -> NDArray[np.int64]:
+        """Return the ids of the pool candidates whose label is probably wrong."""
+        assert candidates.keys is not None  # every block comes with keys
         found = self._suspect(
-            torch.from_numpy(held.keys), held.labels, predictions.numpy(), groups=None, among=self._references()
+            torch.from_numpy(candidates.keys),
+            candidates.labels,
+            predictions.numpy(),
+            groups=None,
+            among=self._references(),
         )
-        return np.asarray(held.ids[list(found)], dtype=np.int64)
+        return np.asarray(candidates.ids[list(found)], dtype=np.int64)
 
     def _references(self) -> NDArray[np.int64]:
-        """A fixed hash sample of the training examples, ascending."""
+        """Return a fixed hash sample of the training examples, ascending."""
         order = np.argsort(stable_hash(np.arange(len(self.examples.labels)), self.seed), kind="stable")
         return np.sort(order[:REFERENCES])
 
@@ -231,34 +240,48 @@ class TrainingRound:
         groups: NDArray[Any] | None,
         among: NDArray[np.int64],
     ) -> dict[int, dict[str, Any]]:
-        """Judge n labels beside those of the training examples ``among``: places of the suspects -> the evidence."""
-        everywhere = torch.cat([keys, torch.from_numpy(self.keys[among])])
-        others = self.examples.labels[among]
+        """Judge n labels, with the training examples ``among`` as neighbours.
+
+        Args:
+            keys: (n, 2) int64, cache keys.
+            labels: (n,) int64.
+            predictions: (n,) int64.
+            groups: (n,) names of the sources, or None.
+            among: (m,) int64, rows of the training set.
+
+        Returns:
+            Row of a suspected label among the n -> the evidence.
+        """
+        all_keys = torch.cat([keys, torch.from_numpy(self.keys[among])])
+        other_labels = self.examples.labels[among]
+        all_groups = None
+        if groups is not None and self.groups is not None:
+            all_groups = np.concatenate([groups, self.groups[among]])
         found = suspect_labels(
-            torch.cat([self._look_up(some) for some in torch.split(everywhere, ROWS)]),
-            np.concatenate([labels, others]),
-            np.concatenate([predictions, others]),
-            groups=None if groups is None or self.groups is None else np.concatenate([groups, self.groups[among]]),
-            candidates=np.arange(len(everywhere)) < len(labels),
+            torch.cat([self._look_up(some) for some in torch.split(all_keys, ROWS)]),
+            np.concatenate([labels, other_labels]),
+            np.concatenate([predictions, other_labels]),
+            groups=all_groups,
+            candidates=np.arange(len(all_keys)) < len(labels),
             seed=self.seed,
         )
-        return {
-            place: {
-                "probability_of_label": float(found.probability[k]),
-                "neighbours_agreeing": int(found.agreeing[k]),
-            }
-            for k, place in enumerate(found.rows.tolist())
-            if bool(found.suspect[place])
-        }
+        evidence = {}
+        for k, row in enumerate(found.rows.tolist()):
+            if bool(found.suspect[row]):
+                evidence[row] = {
+                    "probability_of_label": float(found.probability[k]),
+                    "neighbours_agreeing": int(found.agreeing[k]),
+                }
+        return evidence
 
 
 @contextmanager
 def _evaluating(module: LightningModule) -> Iterator[None]:
-    """Evaluation mode for a while, every submodule by itself."""
-    modes = {one: one.training for one in module.modules()}
+    """Set evaluation mode, and restore the mode of every submodule at the end."""
+    was_training = {one: one.training for one in module.modules()}
     module.eval()
     try:
         yield
     finally:
-        for one, training in modes.items():
+        for one, training in was_training.items():
             one.training = training

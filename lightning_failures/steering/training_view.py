@@ -1,6 +1,6 @@
-"""Examples seen as the validation set is: every one once, in order, through transforms that do not vary.
+"""Deterministic, ordered reading of a training set or a pool, with decision values and cache keys.
 
-The training set is looked at in this way, and so is a pool of further examples.
+Every example is read once, in the order of the dataset, through transforms that do not vary, as a validation set is.
 """
 
 from __future__ import annotations
@@ -30,20 +30,20 @@ from lightning_failures.trainer.batch_reader import BatchReader
 from lightning_failures.trainer.ranks import Communicator
 
 VIEW = "train_analysis_dataset"
-_OF_WORKERS = ("num_workers", "multiprocessing_context", "worker_init_fn")
-AT_ONCE = 256
-FLUSH_EVERY = 64  # batches: what is not yet on disk is in memory
+_WORKER_OPTIONS = ("num_workers", "multiprocessing_context", "worker_init_fn")
+BATCH_SIZE = 256
+FLUSH_EVERY = 64  # batches; embeddings are in memory until they are flushed
 ROWS = 8192
 
 
 @dataclass(frozen=True)
 class Block:
-    """Some examples, b of them, of one process.
+    """Some b examples of one process.
 
     Attributes:
         ids: (b,) int64, dataset indices.
         labels: (b,) int64.
-        values: (b,) float32, decision values by the direction of their class, NaN where there is none.
+        values: (b,) float32, decision values by the direction of their class, NaN for a class without one.
         keys: (b, 2) int64, content keys.
     """
 
@@ -55,15 +55,15 @@ class Block:
 
 @dataclass
 class ExamplesView:
-    """Reads every example once a run, keeps its label and the key of its embedding, and never its image.
+    """Reads every example once per run, and keeps its label and cache key, but not its image.
 
     Attributes:
-        dataset: N examples; of a training set in its order.
+        dataset: N examples, in the order of the training set or pool.
         collate: Makes batches of them.
         reader: Reads the batches.
-        workers: Arguments of a DataLoader: those of the training loader that tell of its workers.
-        seed: Of random transforms, so that they give the same image each time.
-        what: What the examples are called.
+        workers: Arguments of a DataLoader about workers, as in the training loader.
+        seed: Seed of random transforms, so that they give the same image each time.
+        what: Name of the examples in messages.
     """
 
     dataset: Any
@@ -78,9 +78,10 @@ class ExamplesView:
         return len(self.dataset)
 
     def looks_random(self) -> bool:
-        """Whether some of the first examples differ when they are read twice."""
+        """Return whether some of the first examples differ when they are read twice."""
         some = range(min(4, len(self)))
-        first, second = (self._images(some, seed) for seed in (self.seed, self.seed + 1))
+        first = self._images(some, self.seed)
+        second = self._images(some, self.seed + 1)
         return first.shape != second.shape or not torch.equal(first, second)
 
     def judge(
@@ -104,7 +105,7 @@ class ExamplesView:
     def blocks(
         self, cached: CachedEncoder, directions: FailureDirections, ranks: Communicator, *, progress: bool = False
     ) -> Iterator[Block]:
-        """Judge the share of this process, some thousands of examples at a time."""
+        """Yield the examples of this process with their decision values, some thousands at a time."""
         ids = torch.arange(ranks.number, len(self), ranks.size)
         if not len(ids):
             return
@@ -113,17 +114,19 @@ class ExamplesView:
         ):
             self._read = self._embed(ids, cached, progress=progress and ranks.is_first)
         labels, keys = self._read
-        for some, names, held in zip(*(torch.split(part, ROWS) for part in (ids, labels, keys)), strict=True):
-            yield Block(some, names, directions.decision_values(cached.look_up(held), names), held)
+        for start in range(0, len(ids), ROWS):
+            rows = slice(start, start + ROWS)
+            values = directions.decision_values(cached.look_up(keys[rows]), labels[rows])
+            yield Block(ids[rows], labels[rows], values, keys[rows])
 
     def batches(self, ids: Sequence[int]) -> Iterator[BatchRecord]:
-        """Read examples again, for a model to see: images in its own space, labels."""
+        """Read examples again as input of the model, with class labels."""
         for batch in self._batches(ids):
             record = self.reader.read(None, batch)
             yield replace(record, labels=None if record.labels is None else _class_labels(record.labels))
 
     def _embed(self, ids: Tensor, cached: CachedEncoder, *, progress: bool) -> tuple[Tensor, Tensor]:
-        """Embed what the cache lacks; return labels (n,) and keys (n, 2)."""
+        """Embed the images that the cache lacks; return labels (n,) and keys (n, 2) of all."""
         labels, keys = [torch.empty(0, dtype=torch.int64)], [torch.empty(0, 2, dtype=torch.int64)]
         space = self.reader.space(self.dataset)
         bar = tqdm(
@@ -137,7 +140,7 @@ class ExamplesView:
             for number, batch in enumerate(self._batches(ids.tolist()), start=1):
                 record = self.reader.read(None, batch)
                 if record.images is None or record.labels is None:
-                    raise DataError(f"batches of {self.what} hold no images or no labels; give read_batch.")
+                    raise DataError(f"Batches of {self.what} hold no images or no labels. Give read_batch.")
                 found = content_keys(record.images, salt=repr(space))
                 lacking = cached.store.missing(found)
                 if lacking.any():
@@ -155,7 +158,7 @@ class ExamplesView:
             seed_all(self.seed)
             yield from DataLoader(
                 Subset(self.dataset, ids),
-                batch_size=AT_ONCE,
+                batch_size=BATCH_SIZE,
                 collate_fn=self.collate,
                 **self.workers,
                 generator=torch.Generator().manual_seed(self.seed),
@@ -166,19 +169,19 @@ class ExamplesView:
             seed_all(seed)
             images = self.reader.read(None, self.collate([self.dataset[i] for i in ids])).images
         if images is None:
-            raise DataError(f"batches of {self.what} hold no images; give read_batch.")
+            raise DataError(f"Batches of {self.what} hold no images. Give read_batch.")
         return images
 
 
 def training_view(trainer: Trainer, loader: object, reader: BatchReader, *, seed: int) -> ExamplesView:
-    """Find the view: ``train_analysis_dataset`` of the datamodule or the module, else the training set itself.
+    """Return the view of ``train_analysis_dataset`` of the datamodule or the module, else of the training set itself.
 
     Raises:
-        ConfigurationError: no loader that interventions can work through, or a view of another length.
+        ConfigurationError: The loader is not supported, or ``train_analysis_dataset`` has another length.
     """
     loader = checked_loader(loader)
     dataset: Any = original_dataset(loader)
-    workers = {name: getattr(loader, name) for name in _OF_WORKERS}
+    workers = {name: getattr(loader, name) for name in _WORKER_OPTIONS}
     for owner in (getattr(trainer, "datamodule", None), trainer.lightning_module):
         view = getattr(owner, VIEW, None)
         view = view() if callable(view) else view
@@ -194,19 +197,26 @@ def training_view(trainer: Trainer, loader: object, reader: BatchReader, *, seed
 
 
 def pool_view(pool: Any, view: Any, training: ExamplesView, collate: Callable[[list[Any]], Any]) -> ExamplesView:
-    """See a pool as the training set is seen; ``view`` gives the same examples through the transform of validation."""
+    """Return the view of a pool.
+
+    Args:
+        pool: The examples.
+        view: The same examples through the transform of validation, or None.
+        training: View of the training set, with the same reader, workers and seed.
+        collate: Collate function of the training loader.
+    """
     dataset, collate = (pool, collate) if view is None else (view, default_collate)
     return ExamplesView(dataset, collate, training.reader, training.workers, training.seed, "pool images")
 
 
 def _class_labels(labels: Tensor) -> Tensor:
-    """Labels of a batch as classes: (B,), (B, 1) or one-hot (B, K) -> (B,) int64, a copy."""
+    """Convert the labels of a batch, (B,), (B, 1) or one-hot (B, K), to classes (B,) int64, a copy."""
     labels = labels.detach().cpu()
     if labels.ndim == 2 and labels.shape[1] > 1:
         if not bool(((labels == 0) | (labels == 1)).all()) or not bool((labels.sum(1) == 1).all()):
             raise ConfigurationError(
-                "Interventions need one class for each training example, but labels of the shape"
-                f" {tuple(labels.shape)} are not one-hot. Give the datamodule a {VIEW} with plain labels."
+                "Interventions need one class for each training example, but labels of shape"
+                f" {tuple(labels.shape)} are not one-hot. Give the datamodule a {VIEW} with integer labels."
             )
         return labels.argmax(1)
     return labels.reshape(-1).long().clone()

@@ -30,10 +30,8 @@ from lightning_failures.encoders.cache.store import content_keys
 from lightning_failures.encoders.cached import CachedEncoder
 from lightning_failures.interventions import Discovery
 from lightning_failures.interventions.validation_split import (
-    DECISION,
-    DISCOVERY,
-    REPORT,
     HeldOutSplit,
+    Part,
     part_of,
     take_grades,
 )
@@ -131,9 +129,9 @@ class AnalysisRunner:
         start = time.perf_counter()
         grades = grader.grades()
         parts = None if act is None else part_of(grades, seed=self.seed, decision=decision)
-        found = grades if parts is None else take_grades(grades, parts == DISCOVERY)
+        found = grades if parts is None else take_grades(grades, parts == Part.DISCOVERY)
         sampled = evaluation.embeddings.sampled_rows(grades)
-        seen = sampled if parts is None else sampled[(parts == DISCOVERY).numpy()]
+        seen = sampled if parts is None else sampled[(parts == Part.DISCOVERY).numpy()]
         report = self._analyse(trainer, found, seen, evaluation, ranks, deadline)
         discovery: Discovery | None = None
         if parts is not None:  # what was not fitted to is judged, and acted on, by the first process
@@ -317,8 +315,8 @@ def _whole_table(grades: Grades, parts: Tensor, report: FailureReport) -> Exampl
     """Of all parts: what was not fitted to has its decision values from the directions of the discovery part."""
     assert report.table is not None
     values = torch.full((len(grades),), float("nan"))
-    values[parts == DISCOVERY] = report.table.values
-    for part, judged in ((REPORT, report.report_part), (DECISION, report.decision_part)):
+    values[parts == Part.DISCOVERY] = report.table.values
+    for part, judged in ((Part.REPORT, report.report_part), (Part.DECISION, report.decision_part)):
         if judged is not None:
             values[parts == part] = judged.values
     return ExampleTable.of(grades, values, report.trees)
@@ -349,7 +347,7 @@ def _parts(
         values[looked_at[mine]] = HeldOutSplit.of(seen, rows(seen), report.directions).values
         return HeldOutSplit(take_grades(grades, mine), values)
 
-    kept = take_grades(grades, (parts == DISCOVERY) & looked_at)
+    kept = take_grades(grades, (parts == Part.DISCOVERY) & looked_at)
     found = rows(kept)
     discovery = None if found is None else Discovery(found, kept.labels, kept.correct, kept.ids, kept.groups)
-    return judged(REPORT), judged(DECISION), discovery
+    return judged(Part.REPORT), judged(Part.DECISION), discovery

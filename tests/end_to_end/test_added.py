@@ -308,7 +308,7 @@ def test_triage__a_module_without_forward_is_told_and_goes_on(tmp_path):
             return {"logits": self._guess(x * 0.25 + 0.5)}
 
     modes = steered()
-    with pytest.warns(UserWarning, match="Suspected label errors are not looked for"):
+    with pytest.warns(UserWarning, match="Suspected label errors are not detected"):
         fit(tmp_path, modes, module=NoForward())
     assert modes.last_report["interventions"][0]["flagged"] > 10
 

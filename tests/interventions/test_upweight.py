@@ -67,12 +67,12 @@ def test_options__are_told_in_full():
 def test_parts__halves_that_keep_groups_whole_and_stay():
     rows = torch.arange(4000)
     grades = Grades(rows, rows % 3, rows % 2, torch.ones(4000), ("a", "b", "c"), groups=rows // 4)
-    held = in_report_part(grades)
-    assert 0.45 < held.float().mean() < 0.55
-    assert (held.reshape(-1, 4).float().std(1) == 0).all()
+    retained = in_report_part(grades)
+    assert 0.45 < retained.float().mean() < 0.55
+    assert (retained.reshape(-1, 4).float().std(1) == 0).all()
     some = take_grades(grades, rows % 5 == 0)
-    assert torch.equal(in_report_part(some), held[::5])
-    assert not torch.equal(in_report_part(grades, seed=1), held)
+    assert torch.equal(in_report_part(some), retained[::5])
+    assert not torch.equal(in_report_part(grades, seed=1), retained)
 
 
 def test_report_numbers__undefined_ones_are_absent():

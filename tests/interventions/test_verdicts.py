@@ -17,9 +17,7 @@ from lightning_failures.core.hashing import stable_hash
 from lightning_failures.data.grades import Grades
 from lightning_failures.errors import ConfigurationError, DataError
 from lightning_failures.interventions.validation_split import (
-    DECISION,
-    DISCOVERY,
-    REPORT,
+    Part,
     in_report_part,
     part_of,
     report_numbers,
@@ -28,7 +26,7 @@ from lightning_failures.interventions.verdicts import (
     assign_classes,
     not_measured,
     paired_verdict,
-    randomised_verdict,
+    randomized_verdict,
     should_roll_back,
 )
 
@@ -210,9 +208,9 @@ def lottery(rng, classes=24, effect=0.0, noise=0.08):
 
 def test_randomised__right_about_nothing_and_about_an_effect():
     rng = np.random.default_rng(0)
-    nothing = [randomised_verdict(*lottery(rng), permutations=999).outcome for _ in range(150)]
+    nothing = [randomized_verdict(*lottery(rng), permutations=999).outcome for _ in range(150)]
     assert 1 - nothing.count("no evidence") / 150 <= 0.1
-    some = [randomised_verdict(*lottery(rng, effect=0.2), permutations=999) for _ in range(60)]
+    some = [randomized_verdict(*lottery(rng, effect=0.2), permutations=999) for _ in range(60)]
     assert sum(found.outcome == "helped" for found in some) >= 55
     assert sum(found.interval[0] <= 0.2 <= found.interval[1] for found in some) >= 54
 
@@ -221,8 +219,8 @@ def test_randomised__few_assignments_are_all_gone_through():
     before, after, _ = lottery(np.random.default_rng(1), classes=21)
     lot = np.arange(21) < 3  # C(21, 3) = 1330
     after += 0.1 * lot
-    found = randomised_verdict(before, after, lot)
-    assert found == randomised_verdict(before, after, lot, seed=5, permutations=100)  # nothing is drawn
+    found = randomized_verdict(before, after, lot)
+    assert found == randomized_verdict(before, after, lot, seed=5, permutations=100)  # nothing is drawn
     change = after - before
     masks = np.array([np.isin(np.arange(21), rows) for rows in itertools.combinations(range(21), 3)])
 
@@ -241,14 +239,14 @@ def test_randomised__few_assignments_are_all_gone_through():
 def test_randomised__too_few_classes():
     before, after, lot = lottery(np.random.default_rng(2), classes=25)
     before[:6] = np.nan
-    found = randomised_verdict(before, after, lot)
+    found = randomized_verdict(before, after, lot)
     assert found.outcome == "not measured"
     assert "takes 20" in found.sentence
-    assert randomised_verdict(before, after, np.zeros(25, dtype=bool)).outcome == "not measured"
+    assert randomized_verdict(before, after, np.zeros(25, dtype=bool)).outcome == "not measured"
     with pytest.raises(DataError, match="treated"):
-        randomised_verdict(before, after, lot[:4])
+        randomized_verdict(before, after, lot[:4])
     with pytest.raises(DataError, match="after"):
-        randomised_verdict(before, after[:4], lot)
+        randomized_verdict(before, after[:4], lot)
 
 
 # -- rollback ------------------------------------------------------------------------------------------------
@@ -297,12 +295,14 @@ def grades(ids, groups=None) -> Grades:
 def test_parts__disjoint_complete_stable_and_whole(ids, seed, decision):
     groups = [i // 3 for i in ids]
     parts = part_of(grades(ids, groups), seed=seed, decision=decision)
-    assert set(parts.tolist()) <= {DISCOVERY, REPORT, DECISION} - ({DECISION} if not decision else set())
+    assert set(parts.tolist()) <= {Part.DISCOVERY, Part.REPORT, Part.DECISION} - (
+        {Part.DECISION} if not decision else set()
+    )
     told = dict(zip(groups, parts.tolist(), strict=True))
     assert [told[g] for g in groups] == parts.tolist()
     half = len(ids) // 2 + 1
     assert part_of(grades(ids[:half], groups[:half]), seed=seed, decision=decision).tolist() == parts[:half].tolist()
-    assert (in_report_part(grades(ids, groups), seed=seed, decision=decision) == (parts == REPORT)).all()
+    assert (in_report_part(grades(ids, groups), seed=seed, decision=decision) == (parts == Part.REPORT)).all()
 
 
 @given(st.lists(st.integers(-(10**9), 10**12), min_size=1, max_size=50, unique=True), st.integers(0, 99))
@@ -311,7 +311,7 @@ def test_parts__halves_are_what_they_always_were(ids, seed):
     expected = (hashed >> np.uint64(32)) % np.uint64(2) == 1
     np.testing.assert_array_equal(in_report_part(grades(ids), seed=seed).numpy(), expected)
     three = part_of(grades(ids), seed=seed, decision=True).numpy()
-    np.testing.assert_array_equal(three != DISCOVERY, expected)
+    np.testing.assert_array_equal(three != Part.DISCOVERY, expected)
 
 
 def test_parts__half_three_tenths_a_fifth():

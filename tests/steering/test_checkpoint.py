@@ -16,7 +16,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lightning_failures.errors import ConfigurationError
 from lightning_failures.interventions import AddFiltered, Upweight
-from lightning_failures.steering.appending import drop_plans_of_others
+from lightning_failures.steering.loader_patch import drop_stale_plans
 from lightning_failures.trainer.schedule import RunState
 from tests.end_to_end.test_added import POOL, filtered
 from tests.end_to_end.test_interventions import DATA, Drawn, fit, steered
@@ -198,7 +198,7 @@ def test_state__keys_of_later_versions_are_ignored():
 
 
 def test_state__of_a_later_version_is_refused_where_it_steers():
-    with pytest.raises(ConfigurationError, match="it is of version 2, and this package knows 1"):
+    with pytest.raises(ConfigurationError, match="its version is 2, and this package reads versions up to 1"):
         modes().load_state_dict(RUN | {"steering": TODAY | {"version": 2}})
     with pytest.warns(UserWarning, match=r"it is of version 2.* counts epochs and analyses anew"):
         assert RunState.from_dict(RUN | {"version": 2}) == RunState()
@@ -231,7 +231,7 @@ def places(state: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
 DAMAGES = [(place, junk) for place in places(TODAY) for junk in (*range(len(JUNK)), "remove")]
 
 
-@pytest.mark.filterwarnings("ignore:.*had picked from another pool")
+@pytest.mark.filterwarnings("ignore:.*had picked came from another pool")
 @settings(max_examples=150, deadline=None)
 @given(damage=st.sampled_from(DAMAGES))
 def test_damage__is_an_error_of_ours_or_harms_nothing(damage):
@@ -250,14 +250,14 @@ def test_damage__is_an_error_of_ours_or_harms_nothing(damage):
     except ConfigurationError:
         return
     steering = one._steering
-    drop_plans_of_others(steering.draws, list(steering.interventions), len(DATA), {2: POOL})  # as at the first batch
-    for steering.draws.epoch in range(4):
-        steering.draws.weights()
-        steering.draws.added()
+    drop_stale_plans(steering.schedule, list(steering.interventions), len(DATA), {2: POOL})  # as at the first batch
+    for steering.schedule.epoch in range(4):
+        steering.schedule.weights()
+        steering.schedule.added()
     again = modes()
     again.load_state_dict(one.state_dict())
-    assert steering.told() is not None
-    assert steering.began in (True, False)
+    assert steering.record.summary(None) is not None
+    assert steering.record.began in (True, False)
 
 
 @pytest.mark.parametrize("key", ["draws", "turns", "entries", "trend", "slice"])
@@ -295,7 +295,9 @@ def test_pool__another_one_makes_a_new_choice(tmp_path):
         return AddFiltered([POOL[i] for i in range(length)], 10)
 
     one = steered(Upweight(factor=4.0), other(200))
-    with pytest.warns(UserWarning, match="had picked from another pool: what it picked is dropped, and it picks anew"):
+    with pytest.warns(
+        UserWarning, match="had picked came from another pool. They are dropped, and new ones will be picked"
+    ):
         one.load_state_dict(RUN | {"steering": TODAY})
     state = one.state_dict()["steering"]
     assert "1 AddFiltered" not in {**state["draws"]["plans"], **state["turns"]}

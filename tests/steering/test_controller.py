@@ -56,7 +56,7 @@ def test_rollback__what_hurt_is_undone(tmp_path):
     modes = steered(auto_rollback=True)
     module = Spoilt()
     with pytest.warns(
-        UserWarning, match="The interventions are undone: the next epoch begins with the weights of before"
+        UserWarning, match="The interventions are undone: the next epoch begins with the weights from before them"
     ):
         fit(tmp_path, modes, module=module, epochs=4)
     assert module.seen == [0.0, 0.0, 0.0, 0.0]  # epoch 2 begins where epoch 1 began

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 
 from lightning_failures.errors import ConfigurationError
 from lightning_failures.interventions import Upweight
-from lightning_failures.interventions.validation_split import REPORT, part_of
+from lightning_failures.interventions.validation_split import Part, part_of
 from lightning_failures.steering.forks.from_trainer import fork_trainer
 from lightning_failures.steering.forks.run import Forks, Run, fork_verdict
 from tests.helpers.toy import Images, OracleClassifier, callback, loader, trainer
@@ -239,7 +239,7 @@ def test_forks__do_without_checkpoints_early_stops_and_loggers(tmp_path):
     assert list((tmp_path / "kept").iterdir()) == []
     # what was chosen by the decision part stays out of the verdict
     whole = make.runs[-1].trainer.callbacks[1].last_report.report_part.grades
-    assert (part_of(grades, decision=True) == REPORT).all()
+    assert (part_of(grades, decision=True) == Part.REPORT).all()
     assert 0 < len(grades) < len(whole)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lightning_failures.core.arrays import as_rows
+from lightning_failures.core.arrays import as_rows, unit_vectors
 from lightning_failures.errors import DataError
 
 _PAIRS_AT_ONCE = 1 << 22
@@ -38,7 +38,7 @@ def distinct_rows(
     >>> distinct_rows(rows, 2, similarity=0.99, training=[[[0.0, 2.0]]])
     (array([0, 3]), 2)
     """
-    unit = _unit(as_rows(embeddings, "embeddings"))
+    unit = unit_vectors(as_rows(embeddings, "embeddings").astype(np.float32))
     alike = np.zeros(len(unit), dtype=np.bool_)
     size = max(1, _PAIRS_AT_ONCE // max(len(unit), 1))
     for block in training:
@@ -46,7 +46,7 @@ def distinct_rows(
         if others.shape[1] != unit.shape[1]:
             raise DataError(f"training embeddings must have {unit.shape[1]} dimensions, got {others.shape[1]}")
         for start in range(0, len(others), size):
-            alike |= (unit @ _unit(others[start : start + size]).T > similarity).any(axis=1)
+            alike |= (unit @ unit_vectors(others[start : start + size].astype(np.float32)).T > similarity).any(axis=1)
     taken: list[int] = []
     passed = 0
     for row in range(len(unit)):
@@ -57,11 +57,3 @@ def distinct_rows(
         else:
             taken.append(row)
     return np.array(taken, dtype=np.int64), passed
-
-
-def _unit(rows: NDArray[Any]) -> NDArray[np.float32]:
-    """Rows of length 1, or 0 where there is none."""
-    unit = rows.astype(np.float32)
-    length = np.sqrt(np.einsum("nd,nd->n", unit, unit))
-    unit *= np.divide(1.0, length, out=np.zeros_like(length), where=length > 0)[:, None]
-    return unit

@@ -17,9 +17,14 @@ from torch import Tensor
 
 from lightning_failures.core.arrays import as_array, as_rows, as_vector
 from lightning_failures.errors import ConfigurationError, DataError
-from lightning_failures.interventions.selection.candidates import Candidates, best_candidates, identities
+from lightning_failures.interventions.selection.candidates import (
+    Candidates,
+    ClassPicks,
+    Picks,
+    best_candidates,
+    identities,
+)
 from lightning_failures.interventions.selection.near_duplicates import distinct_rows
-from lightning_failures.interventions.selection.picks import ClassPicks, Picks
 
 By = Literal["decision_value", "confidence", "random", "flagged_confidence"]
 """The order of the picks; see :class:`PoolSelector`."""

@@ -42,7 +42,7 @@ class Order:
 
 
 @dataclass
-class Outcome:
+class SynthesisResult:
     """What became of an order.
 
     Attributes:
@@ -73,7 +73,7 @@ def image_seeds(seed: int, epoch: int, class_index: int) -> Iterator[int]:
         number += 1
 
 
-def synthesise(
+def synthesize(
     order: Order,
     generator: ImageGenerator,
     ledger: Ledger,
@@ -85,7 +85,7 @@ def synthesise(
     judge: Callable[[Tensor, Tensor], Tensor],
     check: Callable[[Tensor], str | None] = lambda image: None,
     advance: Callable[[int], object] = lambda count: None,
-) -> Outcome:
+) -> SynthesisResult:
     """Make images until ``count`` are kept or ``limit`` were made; each is in the ledger before the next batch begins.
 
     An image that the ledger holds already, with the same epoch, class, prompt, direction, model and seed, is taken from
@@ -111,7 +111,7 @@ def synthesise(
         for number, row in enumerate(ledger.rows)
         if (row.epoch, row.class_index) == (epoch, order.class_index) and _usable(ledger, number, row)
     }
-    outcome = Outcome()
+    outcome = SynthesisResult()
     small = torch.empty(0, thumbnails(torch.zeros(1, 3, 1, 1)).shape[1])
     seeds = image_seeds(seed, epoch, order.class_index)
     unsafe = getattr(generator, "flagged", 0)

@@ -132,7 +132,7 @@ def is_decided(callback: SteeredCallback, steering: Mapping[str, Any]) -> bool:
         for name, one in named_interventions(callback.interventions).items()
         if name in entries
     )
-    may_change = any(one.acts for one in callback.interventions)
+    may_change = any(one.changes_training for one in callback.interventions)
     changes = any(entry["changes_training"] for entry in entries.values())
     return same_options and steering["slice"] is not None and (changes or not may_change)
 

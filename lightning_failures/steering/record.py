@@ -1,0 +1,105 @@
+"""The record of the interventions: decisions, frozen slice, trend and verdict, for reports and checkpoints."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_failures.data.report import FailureReport
+from lightning_failures.steering.checkpoint import NOT_MEASURED, ControllerState
+
+
+class InterventionRecord:
+    """What the interventions of one run decided, and what has been measured since.
+
+    Args:
+        changing: Names of the interventions that can change the training.
+
+    Attributes:
+        entries: Name -> entry of the report about the last decision of an intervention.
+        slice: (m,) int64, ids of the frozen slice: the examples of the report and decision parts that were flagged the
+            first time a direction found a pattern. None before that.
+        slice_epoch: Epoch of the analysis that flagged them.
+        verdict: :meth:`~lightning_failures.interventions.verdicts.Verdict.to_dict`, or "not measured".
+    """
+
+    def __init__(self, changing: Collection[str]) -> None:
+        self._changing = frozenset(changing)
+        self.reset()
+
+    def reset(self) -> None:
+        """Begin a new run."""
+        self.entries: dict[str, dict[str, Any]] = {}
+        self.slice: Tensor | None = None
+        self.slice_epoch: int | None = None
+        self.verdict: dict[str, Any] | str = NOT_MEASURED
+        self._trend: list[dict[str, Any]] = []
+
+    @property
+    def first_epoch(self) -> int | None:
+        """First epoch that an intervention changes; None if none has begun.
+
+        If no intervention can change the training (``factor=1``), the first epoch that one would have changed.
+        """
+        if not self._changing:
+            return None if self.slice_epoch is None else self.slice_epoch + 1
+        epochs = [entry["began"] for name, entry in self.entries.items() if name in self._changing]
+        return min((epoch for epoch in epochs if epoch is not None), default=None)
+
+    @property
+    def began(self) -> bool:
+        """Whether an intervention has begun, so that there is an effect to measure."""
+        return self.first_epoch is not None
+
+    def freeze(self, report: FailureReport, epoch: int) -> None:
+        """Freeze the flagged slice of the report and decision parts the first time that a direction has a pattern."""
+        if self.slice is not None:
+            return
+        patterns = torch.tensor([entry.pattern for entry in report.classes])
+        ids = [torch.empty(0, dtype=torch.int64)]
+        for part in (report.report_part, report.decision_part):
+            assert part is not None
+            ids.append(part.grades.ids[(part.values < 0) & patterns[part.grades.labels]])
+        flagged = torch.unique(torch.cat(ids))
+        if len(flagged):
+            self.slice, self.slice_epoch = flagged, epoch
+
+    def add_trend(self, epoch: int, numbers: dict[str, float]) -> None:
+        """Add the headline numbers after an epoch; those of a later or the same epoch, before a resume, are dropped."""
+        self._trend = [point for point in self._trend if point["epoch"] < epoch]
+        self._trend.append({"epoch": epoch} | numbers)
+
+    def mark_inactive(self, name: str) -> None:
+        """Note in the entry of an intervention, if there is one, that it no longer changes the training."""
+        if name in self.entries:
+            self.entries[name]["changes_training"] = False
+
+    def summary(self, rolled_back: dict[str, Any] | None) -> tuple[dict[str, Any], ...]:
+        """Return one entry per intervention for the report, each with slice, trend and verdict.
+
+        Args:
+            rolled_back: Epoch and reason of the rollback, or None.
+        """
+        frozen = None if self.slice is None else {"examples": len(self.slice), "epoch": self.slice_epoch}
+        outcome = {"slice": frozen, "trend": list(self._trend), "verdict": self.verdict, "rolled_back": rolled_back}
+        return tuple(entry | outcome for entry in self.entries.values())
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the part of :class:`~.checkpoint.ControllerState` that this record holds."""
+        return {
+            "entries": dict(self.entries),
+            "trend": list(self._trend),
+            "slice": self.slice,
+            "slice_epoch": self.slice_epoch,
+            "verdict": self.verdict,
+        }
+
+    def load(self, saved: ControllerState, names: Collection[str]) -> None:
+        """Restore the state of a checkpoint; entries of interventions outside ``names`` are dropped."""
+        self.entries = {name: entry for name, entry in saved.entries.items() if name in names}
+        self._trend = list(saved.trend)
+        self.slice, self.slice_epoch = saved.slice, saved.slice_epoch
+        self.verdict = saved.verdict

@@ -1,0 +1,141 @@
+"""Decision values of the whole training set after an analysis, and the round of decisions that uses them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from lightning.pytorch import Trainer
+from lightning.pytorch.utilities import CombinedLoader
+
+from lightning_failures.core.rng import isolated_rng
+from lightning_failures.data.report import FailureReport
+from lightning_failures.encoders.cached import CachedEncoder
+from lightning_failures.errors import ConfigurationError
+from lightning_failures.interventions import Discovery, JudgedExamples
+from lightning_failures.steering.loader_patch import original_dataset
+from lightning_failures.steering.round import TrainingRound
+from lightning_failures.steering.training_view import VIEW, ExamplesView, training_view
+from lightning_failures.trainer.batch_reader import BatchReader
+from lightning_failures.trainer.index_recorder import dataset_attribute
+from lightning_failures.trainer.ranks import Communicator
+
+
+class TrainingJudge:
+    """Judges the training set by the directions of each analysis, and keeps its views of training set and pools.
+
+    Args:
+        reader: Reads training batches.
+        seed: Seed of random transforms and of all draws of a round.
+        groups_from: Attribute of the training set with the source of each example, or None.
+        say_once: Emits each distinct message at most once.
+    """
+
+    def __init__(
+        self, reader: BatchReader, *, seed: int, groups_from: str | None, say_once: Callable[..., None]
+    ) -> None:
+        self._reader, self._seed, self._groups_from, self._say_once = reader, seed, groups_from, say_once
+        self._dataset: Any = None
+        self._view: ExamplesView | None = None  # of the dataset
+        self._pool_views: dict[int, ExamplesView] = {}
+
+    def reset(self) -> None:
+        """Forget the training set and the pools."""
+        self._dataset, self._view, self._pool_views = None, None, {}
+
+    def check_view(self, trainer: Trainer) -> None:
+        """Raise an error if the training data cannot be read example by example.
+
+        Raises:
+            ConfigurationError: There are several loaders, or the view does not fit the training set.
+        """
+        self._current_view(trainer)
+
+    def judge(
+        self,
+        trainer: Trainer,
+        report: FailureReport,
+        discovery: Discovery | None,
+        cached: CachedEncoder,
+        ranks: Communicator,
+        reasons: Sequence[str | None],
+    ) -> Callable[[Path], TrainingRound]:
+        """Compute decision values of all training examples; return the round of decisions by folder. Collective.
+
+        Args:
+            trainer: The Trainer.
+            report: Result of the analysis of the discovery part.
+            discovery: The examples of the discovery part, on the first process.
+            cached: Encoder of the directions.
+            ranks: The processes.
+            reasons: K strings or None, why a class is left unchanged.
+
+        Raises:
+            ConfigurationError: Labels of the training set that are no index of a class.
+        """
+        assert report.directions is not None
+        view, dataset, groups, collate = ranks.run(lambda: self._open(trainer))
+        self._dataset, self._view = dataset, view
+
+        # decision values and cache keys, in the order of the training set
+        names = tuple(entry.name for entry in report.classes)
+        progress = getattr(trainer, "progress_bar_callback", None) is not None
+        labels, values, keys = view.judge(cached, report.directions, ranks, progress=progress)
+        if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < len(names):
+            raise ConfigurationError(
+                f"Labels of the training set range from {labels.min()} to {labels.max()}, but there are"
+                f" {len(names)} classes."
+            )
+        has_groups = groups is not None and len(groups) == len(labels)
+        return lambda folder: TrainingRound(
+            epoch=trainer.current_epoch + 1,
+            seed=self._seed,
+            folder=folder,
+            report=report,
+            discovery=discovery,
+            progress=progress,
+            trainer=trainer,
+            cached=cached,
+            ranks=ranks,
+            view=view,
+            examples=JudgedExamples(labels, values, names, tuple(reasons)),
+            keys=keys,
+            groups=np.asarray(groups) if has_groups else None,
+            collate=collate,
+            pool_views=self._pool_views,
+            say_once=self._say_once,
+        )
+
+    def _open(self, trainer: Trainer) -> tuple[ExamplesView, Any, Any, Any]:
+        """Return the view, the training set, the sources of its examples, and the collate function of its loader."""
+        view = self._current_view(trainer)
+        if self._view is None and view.looks_random():
+            self._say_once(
+                "The transform of the training set looks random, so interventions judge one fixed draw of it. Give the"
+                f" datamodule a {VIEW}: the same examples through the transform of validation."
+            )
+        (loader,) = flat_loaders(trainer.train_dataloader)
+        dataset = original_dataset(loader)
+        groups = None if self._groups_from is None else dataset_attribute(dataset, self._groups_from)
+        return view, dataset, groups, loader.collate_fn
+
+    def _current_view(self, trainer: Trainer) -> ExamplesView:
+        """Return the view of the training set, a new one if the training set is another one than before."""
+        loaders = flat_loaders(trainer.train_dataloader)
+        if len(loaders) != 1:
+            raise ConfigurationError(
+                f"FailureModes(interventions=...) needs one training DataLoader, got {len(loaders)}. Join their"
+                " datasets with torch.utils.data.ConcatDataset, or leave interventions out."
+            )
+        if self._view is not None and self._dataset is original_dataset(loaders[0]):
+            return self._view
+        self._dataset, self._view = None, None
+        with isolated_rng():  # the user's train_analysis_dataset may draw random numbers
+            return training_view(trainer, loaders[0], self._reader, seed=self._seed)
+
+
+def flat_loaders(loaders: Any) -> list[Any]:
+    """Return the single loaders of a Trainer's loaders, in whatever collection they are."""
+    return [] if loaders is None else list(CombinedLoader(loaders, "max_size").flattened)

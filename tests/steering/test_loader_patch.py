@@ -1,0 +1,70 @@
+"""The sampler and dataset of the interventions inside a training loader, and torch's internals that this relies on."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.utils.data import DataLoader, TensorDataset
+
+from lightning_failures.errors import ConfigurationError
+from lightning_failures.interventions.appended import AppendedDataset
+from lightning_failures.interventions.sampler import SamplingSchedule, WeightedSampler
+from lightning_failures.steering.loader_patch import checked_loader, install_sampler, original_dataset
+
+DATA = TensorDataset(torch.arange(12.0)[:, None], torch.arange(12) % 3)
+
+
+def appended(base):
+    return AppendedDataset(base, {}, weight_key="weight")
+
+
+@pytest.mark.parametrize("append", [None, appended])
+def test_install__puts_in_and_takes_out(append):
+    loader = DataLoader(DATA, batch_size=4)
+    before = dict(vars(loader)), dict(vars(loader.batch_sampler))
+    restore = install_sampler(loader, SamplingSchedule(0), append)
+    assert isinstance(loader.sampler, WeightedSampler)
+    assert loader.sampler is loader.batch_sampler.sampler
+    assert original_dataset(loader) is DATA
+    assert len(next(iter(loader))) == (2 if append is None else 3)
+    restore()
+    assert (dict(vars(loader)), dict(vars(loader.batch_sampler))) == before
+
+
+def test_install__once():
+    loader = DataLoader(DATA, batch_size=4)
+    install_sampler(loader, SamplingSchedule(0))
+    sampler = loader.sampler
+    install_sampler(loader, SamplingSchedule(0))()
+    assert loader.sampler is sampler
+
+
+def test_checked_loader__names_the_remedy():
+    with pytest.raises(ConfigurationError, match="Give a torch DataLoader over a map-style dataset"):
+        checked_loader([1, 2])
+
+
+def test_internals__of_torch_are_as_the_patch_expects():
+    """If this fails with a new version of torch, adapt loader_patch.py."""
+    loader = DataLoader(DATA, batch_size=4)
+    for name in ("sampler", "dataset"):
+        assert name in vars(loader)
+        with pytest.raises(ValueError, match=f"{name} attribute should not be set after"):
+            setattr(loader, name, None)
+    assert vars(loader.batch_sampler)["sampler"] is loader.sampler
+    # only persistent workers are kept in _iterator
+    assert loader._iterator is None
+    list(loader)
+    assert loader._iterator is None
+
+
+def test_internals__persistent_workers_are_in_iterator():
+    loader = DataLoader(DATA, batch_size=4, num_workers=1, persistent_workers=True)
+    list(loader)
+    assert loader._iterator is not None
+    restore = install_sampler(loader, SamplingSchedule(0), appended)
+    assert loader._iterator is None
+    assert len(next(iter(loader))) == 3
+    restore()
+    assert loader._iterator is None
+    assert len(next(iter(loader))) == 2
