@@ -42,7 +42,7 @@ MIB = 2**20
 
 
 @dataclass(frozen=True)
-class CheckContext:
+class Case:
     """One analysis to measure."""
 
     classes: int
@@ -62,7 +62,7 @@ class Data:
     captions: Callable[[int], ClassCaptions]
 
 
-def draw(case: CheckContext, seed: int = 0) -> Data:
+def draw(case: Case, seed: int = 0) -> Data:
     """Draw a validation set, in random order. Embeddings are correlated and a class clusters, as CLIP's do."""
     rng = np.random.default_rng(seed)
     n = case.classes * case.examples
@@ -120,7 +120,7 @@ def memory() -> int:
     return int(statm.read_text().split()[1]) * resource.getpagesize() if statm.exists() else peak_memory()
 
 
-def run(data: Data, case: CheckContext) -> dict[str, float]:
+def run(data: Data, case: Case) -> dict[str, float]:
     """Analyse; seconds by stage."""
     if data.features is None:
         grades = data.grades
@@ -137,10 +137,10 @@ def run(data: Data, case: CheckContext) -> dict[str, float]:
     return report.timings | {"patterns": sum(entry.pattern for entry in report.classes)}
 
 
-def measure(case: CheckContext) -> dict[str, Any]:
+def measure(case: Case) -> dict[str, Any]:
     """Measure one analysis; to be called in a process of its own."""
     start = time.perf_counter()
-    run(draw(CheckContext(2, trees=case.trees)), CheckContext(2))
+    run(draw(Case(2, trees=case.trees)), Case(2))
     first = time.perf_counter() - start
     data = draw(case)
     inputs = sum(x.nbytes for x in (data.embeddings, data.features) if x is not None)
@@ -160,7 +160,7 @@ def measure(case: CheckContext) -> dict[str, Any]:
     }
 
 
-def alone(case: CheckContext) -> dict[str, Any]:
+def alone(case: Case) -> dict[str, Any]:
     """Measure in a fresh process, so that the peak is this analysis's own."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         return pool.submit(measure, case).result()
@@ -198,10 +198,10 @@ def main() -> None:
     parser.add_argument("--output", type=Path)
     arguments = parser.parse_args()
     sizes = tuple(arguments.classes or (FULL if arguments.full else QUICK))
-    shares = {share: [CheckContext(k, share) for k in sizes] for share in (0.2, 0.0)}
+    shares = {share: [Case(k, share) for k in sizes] for share in (0.2, 0.0)}
     cases = [case for group in shares.values() for case in group]
-    cases += [CheckContext(sizes[-1], captions="per class"), CheckContext(min(100, sizes[-1]), planted=0.6)]
-    large = CheckContext(1000, examples=1300, trees=False)
+    cases += [Case(sizes[-1], captions="per class"), Case(min(100, sizes[-1]), planted=0.6)]
+    large = Case(1000, examples=1300, trees=False)
     if arguments.train_size:
         cases = [large]
     elif arguments.full:
@@ -210,7 +210,7 @@ def main() -> None:
     print(
         f"{'classes':>7} x n    planted  captions      wall     cpu  ms/class{stages}   inputs   peak MiB", flush=True
     )
-    found: dict[CheckContext, dict[str, Any]] = {}
+    found: dict[Case, dict[str, Any]] = {}
     for case in cases:
         found[case] = alone(case)
         print(line(found[case]), flush=True)

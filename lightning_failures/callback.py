@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,24 +14,24 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch.optim import Optimizer
 
+from lightning_failures.analysis.result import AnalysisResult
 from lightning_failures.captions.grammar import CaptionVocabulary
 from lightning_failures.core.budget import Deadline
 from lightning_failures.core.rng import isolated_rng
 from lightning_failures.data.grades import BatchRecord
 from lightning_failures.data.grading import Task
-from lightning_failures.data.report import FailureReport
 from lightning_failures.encoders import Encoder
 from lightning_failures.encoders.cache.store import EmbeddingCache
 from lightning_failures.encoders.cached import DEFAULT_ENCODER, CachedEncoder, name_of, open_cached_encoder
 from lightning_failures.errors import ConfigurationError
-from lightning_failures.interventions import Discovery, Intervention
+from lightning_failures.interventions import Intervention
 from lightning_failures.report.feature_names import FeatureNames
 from lightning_failures.steering.controller import InterventionController
 from lightning_failures.steering.forks.from_trainer import fork_finished_training, save_start_of_forks
 from lightning_failures.trainer.batch_grader import BatchGrader
 from lightning_failures.trainer.batch_reader import BatchReader
 from lightning_failures.trainer.embedding_budget import EmbeddingBudget
-from lightning_failures.trainer.epoch_end import AnalysisRunner
+from lightning_failures.trainer.epoch_end import AnalysisRunner, LoaderAnalysis
 from lightning_failures.trainer.evaluation_pass import EmbeddingPass, EvaluationPass
 from lightning_failures.trainer.grader import Grader
 from lightning_failures.trainer.index_recorder import IndexRecorderHook, dataset_of, evaluation_loaders
@@ -119,7 +120,7 @@ class FailureModes(Callback):
         seed: Of folds and permutations.
 
     Attributes:
-        last_report: The last :class:`~lightning_failures.data.report.FailureReport` of the first loader, or None.
+        last_report: The last :class:`~lightning_failures.analysis.AnalysisResult` of the first loader, or None.
 
     Example::
 
@@ -190,7 +191,7 @@ class FailureModes(Callback):
         self.device = device
         self.on_error = on_error
         self.seed = seed
-        self.last_report: FailureReport | None = None
+        self.last_report: AnalysisResult | None = None
         check_options(self)
         self.metadata, self.interventions = tuple(metadata), tuple(interventions)
 
@@ -305,8 +306,8 @@ class FailureModes(Callback):
         with self._policy(trainer, "the last analysis", "its pictures"), self._ranks.together(), isolated_rng():
             if self.pictures and self._explainer is not None:
                 for index in self._explainer.undrawn:
-                    report = self._explainer.draw(index, self._ranks, seconds=self._picture_seconds(trainer))
-                    self.last_report = report if index == 0 else self.last_report
+                    result = self._explainer.draw(index, self._ranks, seconds=self._picture_seconds(trainer))
+                    self.last_report = result if index == 0 else self.last_report
         with self._policy(trainer, "the end of the training", "the rollback"):
             self._steering.undo(trainer, self._ranks)
         if self.verdict == "fork" and self._folder is not None and self.last_report is not None:
@@ -318,7 +319,7 @@ class FailureModes(Callback):
                 )
                 self.last_report = self._steering.write_verdict(self.last_report, verdict, self._folder)
                 if explainer is not None and trainer.is_global_zero:
-                    explainer.conclude(self.last_report, self._folder)
+                    explainer.write_verdict(self.last_report, self._folder)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -481,47 +482,60 @@ class FailureModes(Callback):
         for index in sorted({index for _, indices in states for index in indices}) if not errors else ():
             with self._policy(trainer, f"the analysis of loader {index}"):
                 with self._ranks.together(), isolated_rng():
-                    report = self._analyse_loader(trainer, index, pictures=pictures)
-                    self._keys.log(trainer, module, report, index, self._state.last_values)
-                self._accept(trainer, report, index)
+                    result = self._analyse_loader(trainer, index, pictures=pictures)
+                    self._keys.log(trainer, module, result.report, index, self._state.last_values)
+                self._accept(trainer, result, index)
         self._forget()
 
-    def _analyse_loader(self, trainer: Trainer, index: int, *, pictures: bool) -> FailureReport:
-        """Explain one loader, the same on every rank."""
+    def _analyse_loader(self, trainer: Trainer, index: int, *, pictures: bool) -> AnalysisResult:
+        """Analyse one loader, let the interventions act, write; the same on every rank."""
         assert self._explainer is not None
+        runner, ranks = self._explainer, self._ranks
         folder, loader = self._find_folder(trainer), self._loaders[index]
         evaluation = self._passes.get(index) or self._new_pass(trainer, index)
         steered = self._steering.on and index == 0 and trainer.state.fn != "test"
-        return self._explainer.explain(
+        analysis = runner.analyse(
             trainer,
             loader,
             index,
             evaluation,
-            self._ranks,
-            act=(lambda report, discovery: self._act(trainer, report, discovery)) if steered else None,
+            ranks,
+            interventions=steered,
             decision=self.auto_rollback or self._keys.of_decisions,
             deadline=None if self._seconds is None else Deadline.after(self._seconds - evaluation.embeddings.seconds),
-            folder=folder if index == 0 else folder / f"dataloader_{index}",
-            pictures=pictures,
-            picture_seconds=self._picture_seconds(trainer),
         )
+        if steered:
+            analysis = self._act(trainer, analysis)
+        result = runner.publish(
+            trainer, analysis, ranks, folder=folder if index == 0 else folder / f"dataloader_{index}"
+        )
+        if pictures and not analysis.in_time:
+            self._say_once(
+                "FailureModes draws no pictures: the time budget is spent. Give more, or draw in `validate`."
+            )
+        elif pictures:
+            result = runner.draw(index, ranks, seconds=self._picture_seconds(trainer)) or result
+        return result
 
     def _attach_steering(self, trainer: Trainer, loader: object) -> None:
         self._steering.attach(trainer, loader, self._find_folder(trainer))
 
-    def _act(self, trainer: Trainer, report: FailureReport, discovery: Discovery | None) -> FailureReport:
+    def _act(self, trainer: Trainer, analysis: LoaderAnalysis) -> LoaderAnalysis:
         """Let the interventions decide for the next epoch; an error leaves the report, and the plans, as they are."""
         with self._policy(trainer, "the interventions", "their decision"), self._ranks.together():
             cached = None if self._explainer is None else self._explainer.directions
-            return self._steering.act(trainer, report, discovery, cached, self._ranks, min_coverage=self.min_coverage)
-        return report
+            result = self._steering.act(
+                trainer, analysis.result, analysis.discovery, cached, self._ranks, min_coverage=self.min_coverage
+            )
+            return replace(analysis, result=result)
+        return analysis
 
-    def _accept(self, trainer: Trainer, report: FailureReport, index: int) -> None:
+    def _accept(self, trainer: Trainer, result: AnalysisResult, index: int) -> None:
         """Keep what the analysis of one loader found, the same on every rank."""
         if index == 0:
-            self.last_report = report
+            self.last_report = result
             self._state.analyses += 1
-            if report.coverage >= self.min_coverage:
+            if result.report.coverage >= self.min_coverage:
                 self._state.analysis_age = 0
             if trainer.state.fn == "fit":
                 self._state.last_epoch = trainer.current_epoch

@@ -19,13 +19,13 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lightning_failures.analysis import AnalysisResult
 from lightning_failures.analysis.analyse import analyse
 from lightning_failures.bundled.digits import ColouredDigits, DigitClassifier
 from lightning_failures.bundled.digits.render import Split as Part
 from lightning_failures.captions.candidates import ClassCaptions
 from lightning_failures.data.grades import Grades
 from lightning_failures.data.grading import grade_batch
-from lightning_failures.data.report import FailureReport
 from lightning_failures.directions import FailureDirections
 from lightning_failures.encoders import OpenCLIPEncoder
 from lightning_failures.interventions.sampler import weighted_epoch
@@ -192,7 +192,7 @@ class World:
         )
         return Split(data, graded, self.embeddings(part, shortcut))
 
-    def report(self) -> FailureReport:
+    def report(self) -> AnalysisResult:
         """What the analysis finds on the validation set of the plain model, at the usual shortcut."""
         split = self.split("validation")
         return self._once("report", lambda: analyse(split.grades, split.embeddings, seed=self.seed))

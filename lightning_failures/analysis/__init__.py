@@ -1,15 +1,17 @@
-"""From grades and embeddings to a report, and from analysis to analysis in the diary.
+"""From grades and embeddings to a report, and the diary of failure modes over many analyses.
 
 Files, each importing only from those above it::
 
-    class_reports  What the report says of each class: its direction in numbers, the examples at its ends, whether
-    diary          The failure diary: modes that are followed from analysis to analysis, each with a name that stays
-    enrichment     Which values of known attributes are over-represented among the failures, and among what the
-    metrics        The definitions as ``torchmetrics`` metrics, and the one that collects grades
-    analyse        From grades and embeddings to a report: the whole analysis, without a Trainer, a logger or a disk
+    class_reports  The report of each class: the numbers of its direction, extreme examples, agreement of methods
+    enrichment     Values of known attributes that are over-represented among the failures and the flagged
+    metrics        The metric that collects the grades of all processes
+    result         A report with the live objects that it was computed from
+    analyse        The whole analysis, from grades and embeddings to a result, without a Trainer, a logger or a disk
+    diary          The failure diary: modes followed from analysis to analysis, each under a stable name
 """
 
 from lightning_failures.analysis.analyse import analyse
 from lightning_failures.analysis.diary import Diary, advance
+from lightning_failures.analysis.result import AnalysisResult
 
-__all__ = ["Diary", "advance", "analyse"]
+__all__ = ["AnalysisResult", "Diary", "advance", "analyse"]

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from lightning_failures.analysis.class_reports import class_reports
 from lightning_failures.analysis.enrichment import Attribute, enrichment, read_attribute
+from lightning_failures.analysis.result import AnalysisResult
 from lightning_failures.captions.assign import CaptionScorer, caption_classes, classes_to_caption
 from lightning_failures.captions.candidates import ClassCaptions
 from lightning_failures.core.arrays import as_array, as_rows
@@ -62,7 +63,7 @@ def analyse(
     seed: int = 0,
     device: str | torch.device = "cpu",
     sharing: Workers = SINGLE_PROCESS,
-) -> FailureReport:
+) -> AnalysisResult:
     """Explain the errors of one evaluation.
 
     Args:
@@ -101,7 +102,7 @@ def analyse(
             ``reference`` is any part of the whole. All return the same report.
 
     Returns:
-        The report; ``.directions`` and ``.trees`` hold the fitted results.
+        The report with the fitted ``.directions`` and ``.trees`` behind it.
 
     Raises:
         DataError: rows that do not match, or metadata that cannot be counted.
@@ -110,8 +111,8 @@ def analyse(
     >>> x = torch.randn(300, 8, generator=generator)
     >>> failed = x[:, 0] + 0.5 * torch.randn(300, generator=generator) < -0.5
     >>> grades = Grades(torch.arange(300), torch.zeros(300).long(), failed.long(), torch.ones(300), ("cat", "dog"))
-    >>> report = analyse(grades, x)
-    >>> report["classes"][0]["pattern"], report["classes"][1]["skipped"]
+    >>> result = analyse(grades, x)
+    >>> result["classes"][0]["pattern"], result["classes"][1]["skipped"]
     (True, 'no examples')
     """
     share = Partition.of(grades, sampled, sharing)
@@ -172,7 +173,7 @@ def analyse(
         with _timed(timings, "enrichment"):
             classes = _enrich(classes, attributes, by_label, grades, directions, share)
     sampled_share = float(share.sampled.mean()) if len(grades) else 1.0
-    return FailureReport(
+    report = FailureReport(
         examples=len(torch.unique(grades.ids)),
         accuracy=_mean(grades.correct),
         classes=classes,
@@ -182,10 +183,9 @@ def analyse(
         coverage=grades.coverage,
         sampled=sampled_share,
         notes=_notes(classes, groups, unworded, untested, sampled_share),
-        directions=directions,
-        trees=trees,
-        table=ExampleTable.of(grades, None if directions is None else directions.out_of_fold, trees),
     )
+    table = ExampleTable.of(grades, None if directions is None else directions.out_of_fold, trees)
+    return AnalysisResult(report, directions, trees, table)
 
 
 def _fit_directions(

@@ -29,9 +29,13 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
+from lightning_failures.analysis.result import AnalysisResult
 from lightning_failures.core.arrays import as_array, unit_vectors
 from lightning_failures.core.budget import SKIPPED_FOR_TIME
-from lightning_failures.data.report import FailureReport, ModeReport
+from lightning_failures.data.example_table import ExampleTable
+from lightning_failures.data.held_out import HeldOutParts
+from lightning_failures.data.report import ModeReport
+from lightning_failures.directions.fit import FailureDirections
 from lightning_failures.directions.matching import (
     CHANGE_LEVEL,
     Mask,
@@ -144,12 +148,12 @@ class _ClassObservation:
     sights: list[_DetectedMode]
 
 
-def advance(diary: Diary, report: FailureReport) -> tuple[Diary, tuple[ModeReport, ...]]:
+def advance(diary: Diary, result: AnalysisResult) -> tuple[Diary, tuple[ModeReport, ...]]:
     """Enter one analysis.
 
     Args:
         diary: After the analysis before.
-        report: With ``directions`` and ``table``; of the same validation set. One without them looks at nothing.
+        result: The analysis of the same validation set; without directions and table it adds no observation.
 
     Returns:
         The diary after this analysis, and what is to be told of each open mode, and of those that were cured just now,
@@ -162,37 +166,41 @@ def advance(diary: Diary, report: FailureReport) -> tuple[Diary, tuple[ModeRepor
     >>> x = torch.randn(300, 8, generator=generator)
     >>> failed = x[:, 0] + 0.5 * torch.randn(300, generator=generator) < -0.5
     >>> grades = Grades(torch.arange(300), torch.zeros(300).long(), failed.long(), torch.ones(300), ("cat", "dog"))
-    >>> report, diary = analyse(grades, x), Diary()
+    >>> result, diary = analyse(grades, x), Diary()
     >>> for _ in range(3):
-    ...     diary, (mode,) = advance(diary, report)
+    ...     diary, (mode,) = advance(diary, result)
     ...     print(mode.name, mode.status, mode.seen)
     cat 1 new 1
     cat 1 new 2
     cat 1 persisting 3
     """
-    diary = replace(_in_space_of(report, diary), analyses=diary.analyses + 1)
+    diary = replace(_in_space_of(result, diary), analyses=diary.analyses + 1)
     known: dict[int, list[Mode]] = {}
     for mode in diary.modes:
         known.setdefault(mode.class_index, []).append(mode)
     numbers = dict(diary.numbers)
     kept: list[Mode] = []
     told: list[ModeReport] = []
-    for scene in _scenes(report, {k: modes[0].look.ids for k, modes in known.items()}):
+    for scene in _scenes(result, {k: modes[0].look.ids for k, modes in known.items()}):
         if scene.sights or scene.index in known:
-            modes, reports = _advance_class(known.pop(scene.index, []), scene, numbers, diary.analyses, report.epoch)
+            modes, reports = _advance_class(
+                known.pop(scene.index, []), scene, numbers, diary.analyses, result.report.epoch
+            )
             kept += modes
             told += reports
     unheard = [mode for modes in known.values() for mode in modes]  # of classes that this report has not
     return replace(diary, modes=(*kept, *unheard), numbers=numbers), tuple(told)
 
 
-def _in_space_of(report: FailureReport, diary: Diary) -> Diary:
+def _in_space_of(result: AnalysisResult, diary: Diary) -> Diary:
     """The diary; without its modes where the report's directions are of another space."""
-    if report.directions is None:
+    if result.directions is None:
         return diary
-    dim = report.directions.weight.shape[1]
-    same = diary.encoder == report.encoder_fingerprint and all(len(mode.direction) == dim for mode in diary.modes)
-    return diary if same else replace(diary, modes=(), encoder=report.encoder_fingerprint)
+    dim = result.directions.weight.shape[1]
+    same = diary.encoder == result.report.encoder_fingerprint and all(
+        len(mode.direction) == dim for mode in diary.modes
+    )
+    return diary if same else replace(diary, modes=(), encoder=result.report.encoder_fingerprint)
 
 
 def _advance_class(
@@ -325,12 +333,12 @@ def _tell_missed(mode: Mode, scene: _ClassObservation, status: str) -> ModeRepor
     )
 
 
-def _scenes(report: FailureReport, known_ids: dict[int, Rows]) -> Iterator[_ClassObservation]:
+def _scenes(result: AnalysisResult, known_ids: dict[int, Rows]) -> Iterator[_ClassObservation]:
     """The classes of a report, with what it sees in those that have a pattern.
 
     Ids that are the same as the known ones of the class are the same array: they are compared, kept and written once.
     """
-    directions, table = report.directions, report.table
+    report, directions, table = result.report, result.directions, result.table
     if directions is None or table is None:
         nobody = np.empty(0, dtype=np.int64), np.empty(0, dtype=np.bool_)
         yield from (
@@ -340,7 +348,7 @@ def _scenes(report: FailureReport, known_ids: dict[int, Rows]) -> Iterator[_Clas
     labels, ids, failed = as_array(table.labels), as_array(table.ids), as_array(table.failed)
     order = np.argsort(labels, kind="stable")
     bounds = np.searchsorted(labels[order], np.arange(len(report.classes) + 1))
-    values = [as_array(table.values), *_further_values(report)]
+    values = [as_array(table.values), *_further_values(directions, table, result.parts)]
     ranks = [
         (_units(as_array(rank.weight)), {label: row for row, label in enumerate(rank.classes.tolist())})
         for rank in (directions, *directions.further)
@@ -368,16 +376,18 @@ def _look(ids: Rows, failed: Mask, values: NDArray[np.float32], known: Rows | No
     return ModeSnapshot(known if known is not None and np.array_equal(ids, known) else ids, values < 0, failed)
 
 
-def _further_values(report: FailureReport) -> list[NDArray[np.float32]]:
-    """For each further direction (N,) decision values of the rows of the table, NaN where it was not fitted."""
-    assert report.directions is not None
-    assert report.table is not None
-    parts = [part.grades.ids for part in (report.report_part, report.decision_part) if part is not None]
-    fitted = ~np.isin(as_array(report.table.ids), np.concatenate(parts)) if parts else np.ones(len(report.table), bool)
+def _further_values(
+    directions: FailureDirections, table: ExampleTable, parts: HeldOutParts | None
+) -> list[NDArray[np.float32]]:
+    """Return (N,) decision values of each additional direction for the table; NaN where it was not fitted."""
+    fitted = np.ones(len(table), dtype=bool)
+    if parts is not None:
+        held_out = np.concatenate([parts.report.grades.ids, parts.decision.grades.ids])
+        fitted = ~np.isin(as_array(table.ids), held_out)
     columns = []
-    for further in report.directions.further:
-        column = np.full(len(report.table), np.nan, dtype=np.float32)
-        column[fitted] = as_array(further.out_of_fold)
+    for additional in directions.further:
+        column = np.full(len(table), np.nan, dtype=np.float32)
+        column[fitted] = as_array(additional.out_of_fold)
         columns.append(column)
     return columns
 

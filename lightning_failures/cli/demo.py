@@ -85,7 +85,7 @@ def train_digits(
         warnings.filterwarnings("ignore", ".*treespec, LeafSpec.*", FutureWarning)
         trainer.fit(DigitClassifier(), datamodule=data)
     assert callback.last_report is not None  # on_error="raise"
-    report = attach_truth(callback.last_report, data.sets["validation"].truth)
+    report = attach_truth(callback.last_report.report, data.sets["validation"].truth)
     write_report(report, Path(logger.log_dir) / "failures")
     return report, Path(logger.log_dir)
 

@@ -49,8 +49,7 @@ def read_json(text: str | bytes) -> Any:
 def to_jsonable(value: Any, codecs: Codecs | None = None) -> Any:
     """Turn a dataclass, and what it holds, into plain Python values; numbers that are not finite are None.
 
-    Fields with ``metadata={"json": False}`` are left out; those with ``metadata={"codec": name}`` are encoded by
-    ``codecs[name]``.
+    Fields with ``metadata={"codec": name}`` are encoded by ``codecs[name]``.
 
     >>> @dataclasses.dataclass(frozen=True)
     ... class Point:
@@ -60,7 +59,7 @@ def to_jsonable(value: Any, codecs: Codecs | None = None) -> Any:
     {'place': [1.5, None], 'class': 'cat'}
     """
     if dataclasses.is_dataclass(value):
-        fields = [field for field in dataclasses.fields(value) if field.metadata.get("json", True)]
+        fields = dataclasses.fields(value)
         return {json_key(field): _encoded(getattr(value, field.name), field, codecs) for field in fields}
     if isinstance(value, Mapping):
         return {str(key): to_jsonable(inner, codecs) for key, inner in value.items()}
@@ -91,8 +90,8 @@ def from_jsonable(record: type[Record], data: Any, codecs: Codecs | None = None)
     """Build a dataclass from a mapping, and the dataclasses in its fields likewise. Keys that it has not are ignored.
 
     Lists become tuples, and whole numbers floats, where the hint says so; null is a float that is undefined. A number
-    that is not finite is None where that is allowed. Fields with ``metadata={"json": False}`` are not read;
-    those with ``metadata={"codec": name}`` are decoded by ``codecs[name]``.
+    that is not finite is None where that is allowed. Fields with
+    ``metadata={"codec": name}`` are decoded by ``codecs[name]``.
 
     Raises:
         DataError: A field lacks, has a value of another type, is infinite, or a whole number of more than 64 bits; the
@@ -116,7 +115,7 @@ def from_jsonable(record: type[Record], data: Any, codecs: Codecs | None = None)
 def _record(record: Any, data: Any, where: str, codecs: Codecs | None) -> Any:
     if not isinstance(data, Mapping):
         raise DataError(f"{where} must be a mapping, got {type(data).__name__}")
-    fields = [field for field in dataclasses.fields(record) if field.init and field.metadata.get("json", True)]
+    fields = [field for field in dataclasses.fields(record) if field.init]
     needed = {dataclasses.MISSING}
     for field in fields:
         if json_key(field) not in data and {field.default, field.default_factory} == needed:

@@ -2,12 +2,13 @@
 
 Files, each importing only from those above it::
 
-    grades         The records that enter the analysis: what a validation batch holds, and right or wrong for every
-    grading        Outputs and batch to grades: which examples are right, and how much the model believed in the
-    members        Which examples belong to a class, and which embeddings to an example
-    partition      How several processes share one analysis out: each fits the classes that it owns, and all get
-    example_table  What one analysis knows of every example, as one table: the record that reports and comparisons
-    report         The frozen records of a report: what one analysis found, in the form of ``report.json``
+    grades         One validation batch, and the grade of every example: right or wrong, with confidence
+    grading        Grade a batch: from outputs and labels to right or wrong
+    held_out       Parts of a validation set to which nothing was fitted
+    members        The examples of a class or group, and the embeddings of examples
+    partition      The classes that each process of an analysis owns
+    example_table  One row per graded example: label, prediction, confidence, decision value, leaves
+    report         The content of ``report.json`` as frozen records
 """
 
 from lightning_failures.data.example_table import ExampleTable

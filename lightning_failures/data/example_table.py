@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -19,14 +20,20 @@ from lightning_failures.data.grades import Grades
 from lightning_failures.data.members import Grouping, members_of
 from lightning_failures.errors import DataError
 
-if TYPE_CHECKING:
-    from lightning_failures.trees.fit import FailureTree
-
-
 EXAMPLES_FILE = "examples.safetensors"
 """The table of the last analysis, beside its report.json."""
 
 _FORMAT = "lightning-failures examples 1"
+
+
+class _Leaf(Protocol):
+    @property
+    def ids(self) -> Tensor: ...
+
+
+class _Tree(Protocol):
+    @property
+    def leaves(self) -> Sequence[_Leaf]: ...
 
 
 @dataclass(frozen=True)
@@ -68,7 +75,7 @@ class ExampleTable:
         return self.values < 0
 
     @classmethod
-    def of(cls, grades: Grades, values: Tensor | None, trees: dict[tuple[str, str], FailureTree]) -> ExampleTable:
+    def of(cls, grades: Grades, values: Tensor | None, trees: Mapping[tuple[str, str], _Tree]) -> ExampleTable:
         """Put together what is known of N graded examples.
 
         Args:
@@ -141,7 +148,7 @@ class ExampleTable:
 _TENSORS = tuple(f.name for f in dataclasses.fields(ExampleTable) if f.type == "Tensor")
 
 
-def _leaves(grades: Grades, grouping: Grouping, trees: dict[tuple[str, str], FailureTree]) -> Tensor:
+def _leaves(grades: Grades, grouping: Grouping, trees: Mapping[tuple[str, str], _Tree]) -> Tensor:
     """(N,) int64: the leaf of its group's tree that holds each example, -1 where none does."""
     numbers = np.full(len(grades), -1, dtype=np.int64)
     for members in members_of(grades, grouping):

@@ -1,26 +1,13 @@
-"""The frozen records of a report: what one analysis found, in the form of ``report.json``.
-
-Results that carry mathematics of their own live beside the function that makes them:
-:class:`~lightning_failures.directions.FailureDirections` and :class:`~lightning_failures.trees.FailureTree`.
-"""
+"""The frozen records of a report: what one analysis found, in the form of ``report.json``."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from lightning_failures.core.serialization import from_jsonable, read_json, to_jsonable
 from lightning_failures.errors import DataError
-
-if TYPE_CHECKING:
-    from lightning_failures.data.example_table import ExampleTable
-    from lightning_failures.directions.fit import FailureDirections
-    from lightning_failures.interventions.validation_split import HeldOutSplit
-    from lightning_failures.trees.fit import FailureTree
-else:  # so that hints can be read at run time
-    ExampleTable = FailureDirections = FailureTree = HeldOutSplit = Any
-
 
 SCHEMA = 1
 """Version of ``report.json``. It grows when a key changes its meaning, not when one is added."""
@@ -230,15 +217,12 @@ class ClassReport(_Readable):
 
 @dataclass(frozen=True)
 class FailureReport(_Readable):
-    """Everything that one analysis found; ``report.json`` is its JSON form.
+    """The findings of one analysis; ``report.json`` is its JSON form.
 
     ``summary`` holds the aggregate scalars under the names in which they are logged, without the ``failures/``
     prefix. ``sampled`` is the share of the examples that directions and trees have looked at. ``timings`` are seconds
     by step of the analysis; ``stage`` is "fit", "validate" or "test".
     ``features`` are those that rules mention and pictures show, ``modes`` the diary.
-    ``directions`` and ``trees``, by grouping and class name, are the fitted results, ``table`` tells of every example,
-    ``report_part``, while interventions are on, the examples that nothing was fitted to; these are not part of the
-    JSON form.
     """
 
     examples: int
@@ -263,13 +247,6 @@ class FailureReport(_Readable):
     robust_encoder_fingerprint: str | None = None
     notes: tuple[str, ...] = ()
     schema: int = SCHEMA
-    directions: FailureDirections | None = field(default=None, repr=False, compare=False, metadata={"json": False})
-    trees: dict[tuple[str, str], FailureTree] = field(
-        default_factory=dict, repr=False, compare=False, metadata={"json": False}
-    )
-    table: ExampleTable | None = field(default=None, repr=False, compare=False, metadata={"json": False})
-    report_part: HeldOutSplit | None = field(default=None, repr=False, compare=False, metadata={"json": False})
-    decision_part: HeldOutSplit | None = field(default=None, repr=False, compare=False, metadata={"json": False})
 
     def to_json(self) -> str:
         """The text of ``report.json``."""

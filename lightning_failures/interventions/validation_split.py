@@ -7,7 +7,6 @@ something (whether an intervention is undone, which checkpoint is kept) are read
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import IntEnum
 
 import numpy as np
@@ -18,6 +17,7 @@ from torch import Tensor
 from lightning_failures.core.arrays import as_array
 from lightning_failures.core.hashing import stable_hash
 from lightning_failures.data.grades import Grades
+from lightning_failures.data.held_out import HeldOutSplit
 from lightning_failures.directions.fit import FailureDirections
 
 
@@ -39,31 +39,18 @@ _SALT = 0x5EED
 _DECISION_SALT = 0xDEC1DE
 
 
-@dataclass(frozen=True)
-class HeldOutSplit:
-    """The n graded examples of the report or the decision part.
+def judge_split(grades: Grades, embeddings: Tensor | None, directions: FailureDirections | None) -> HeldOutSplit:
+    """Compute the decision values of examples that the directions were not fitted to.
 
-    Attributes:
-        grades: Grades of these examples only.
-        values: (n,) float32, decision values by the directions of the discovery part, NaN for a class without one.
+    Args:
+        grades: n rows.
+        embeddings: One row for each distinct id, ascending; None: all values are NaN.
+        directions: Fitted on other examples; None: all values are NaN.
     """
-
-    grades: Grades
-    values: Tensor
-
-    @classmethod
-    def of(cls, grades: Grades, embeddings: Tensor | None, directions: FailureDirections | None) -> HeldOutSplit:
-        """Compute the decision values of examples that the directions were not fitted to.
-
-        Args:
-            grades: Their grades.
-            embeddings: (U, D), one row for each distinct id, ascending; None gives NaN values.
-            directions: Directions of the discovery part; None gives NaN values.
-        """
-        if embeddings is None or directions is None:
-            return cls(grades, torch.full((len(grades),), float("nan")))
-        _, place = np.unique(as_array(grades.ids), return_inverse=True)
-        return cls(grades, directions.decision_values(embeddings[torch.from_numpy(place)], grades.labels))
+    if embeddings is None or directions is None:
+        return HeldOutSplit(grades, torch.full((len(grades),), float("nan")))
+    _, place = np.unique(as_array(grades.ids), return_inverse=True)
+    return HeldOutSplit(grades, directions.decision_values(embeddings[torch.from_numpy(place)], grades.labels))
 
 
 def part_of(grades: Grades, *, seed: int = 0, decision: bool = False) -> Tensor:

@@ -22,9 +22,10 @@ from safetensors.torch import save
 from torch import Tensor
 
 from lightning_failures.analysis.diary import Diary, Mode, advance
+from lightning_failures.analysis.result import AnalysisResult
 from lightning_failures.core.atomic import write_atomically
 from lightning_failures.core.serialization import from_jsonable, read_json
-from lightning_failures.data.report import FailureReport, ModeReport, analysis_name
+from lightning_failures.data.report import ModeReport, analysis_name
 from lightning_failures.directions.matching import ModeSnapshot
 from lightning_failures.errors import DataError
 
@@ -39,7 +40,7 @@ _ANALYSIS = re.compile(r"epoch=(\d+)-step=(\d+)")
 
 
 def keep_diary(
-    report: FailureReport, folder: Path, *, tell: Callable[[str], Any] = warnings.warn
+    result: AnalysisResult, folder: Path, *, tell: Callable[[str], Any] = warnings.warn
 ) -> tuple[ModeReport, ...]:
     """Enter an analysis into the diary of its run.
 
@@ -48,7 +49,7 @@ def keep_diary(
     they are left over from before the run was resumed from an earlier checkpoint.
 
     Args:
-        report: One analysis. Only analyses made in ``fit`` are entered, not single validations and tests.
+        result: One analysis. Only analyses made in ``fit`` are entered, not single validations and tests.
         folder: The folder of the run, ``<log_dir>/failures``.
         tell: Called with a message if a state is damaged or cannot be written. The diary then continues from the state
             before, or starts from nothing.
@@ -56,13 +57,14 @@ def keep_diary(
     Returns:
         The record of each failure mode; nothing outside of ``fit``.
     """
+    report = result.report
     if report.stage != "fit":
         return ()
     step = report.global_step or 0
     here = folder / analysis_name(report, step) / MODES_FILE
     states, now = _states(folder), (step, report.epoch or 0)
     earlier = [path for at, path in states if at < now]
-    diary, modes = advance(_last_readable(earlier, tell), report)
+    diary, modes = advance(_last_readable(earlier, tell), result)
     try:
         save_diary(diary, here)
     except OSError as error:

@@ -77,16 +77,14 @@ class ExampleLookup:
         return names[int(self._table.labels[row])], names[int(self._table.predictions[row])]
 
 
-def example_rows(report: FailureReport, ids: Tensor) -> list[ExampleRow]:
+def example_rows(report: FailureReport, table: ExampleTable, ids: Tensor) -> list[ExampleRow]:
     """Return what is known of some examples, see :class:`ExampleLookup`.
 
     Args:
-        report: Its ``table`` holds the examples; without a table there are no rows.
+        report: Names of features and rules of leaves.
+        table: The examples.
         ids: (n,) int64, all of them in the table.
     """
-    table = report.table
-    if table is None:
-        return []
     lookup, rules = ExampleLookup(table), leaf_rules(report)
     rows = [lookup.row(example) for example in ids.tolist()]
     return [_example_row(table, row, lookup, rules) for row in rows if row is not None]

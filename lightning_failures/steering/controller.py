@@ -12,8 +12,10 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from numpy.typing import NDArray
 
+from lightning_failures.analysis.result import AnalysisResult
 from lightning_failures.core.rng import isolated_rng
 from lightning_failures.data.grades import Grades
+from lightning_failures.data.held_out import HeldOutParts
 from lightning_failures.data.report import ClassReport, FailureReport
 from lightning_failures.encoders import ModuleEncoder
 from lightning_failures.encoders.cached import CachedEncoder
@@ -257,53 +259,52 @@ class InterventionController:
     def act(
         self,
         trainer: Trainer,
-        report: FailureReport,
+        result: AnalysisResult,
         discovery: Discovery | None,
         cached: CachedEncoder | None,
         ranks: Communicator,
         *,
         min_coverage: float,
-    ) -> FailureReport:
+    ) -> AnalysisResult:
         """Make the decisions that are due for the next epoch, and add all results to the report. Collective.
 
         Args:
             trainer: The Trainer.
-            report: Result of the analysis of the discovery part, with the graded report and decision parts. No
+            result: Result of the analysis of the discovery part, with the graded report and decision parts. No
                 direction was fitted to the report part, so the headline numbers are read on it.
             discovery: The examples of the discovery part, on the first process.
             cached: Encoder of the directions; None: no decision.
             ranks: The processes.
             min_coverage: Share of the validation examples that decisions need.
         """
-        assert report.report_part is not None
-        assert report.decision_part is not None
+        assert result.parts is not None
+        report, parts = result.report, result.parts
         epoch = trainer.current_epoch
         steers = trainer.state.fn == "fit" and report.coverage >= min_coverage
         if steers:
-            self._undo_harm(epoch, report.decision_part.grades)
-            if self._rolled_back is None and cached is not None and report.directions is not None:
-                self._decide_due(trainer, report, discovery, cached, ranks)
+            self._undo_harm(epoch, parts.decision.grades)
+            if self._rolled_back is None and cached is not None and result.directions is not None:
+                self._decide_due(trainer, result, discovery, cached, ranks)
 
-        numbers = report_numbers(report.report_part.grades, self.record.slice)
-        numbers |= report_numbers(report.decision_part.grades, self.record.slice, part="decision")
+        numbers = report_numbers(parts.report.grades, self.record.slice)
+        numbers |= report_numbers(parts.decision.grades, self.record.slice, part="decision")
         if steers and self.record.slice is not None:
             self.record.add_trend(epoch, numbers)
             if self._control is not None:
-                verdict = self._control.judge(report.report_part.grades, self.record.slice)
+                verdict = self._control.judge(parts.report.grades, self.record.slice)
                 self.record.verdict = verdict.to_dict()
-        return replace(
-            report,
+        return result.with_report(
             summary=report.summary | numbers,
             interventions=self.record.summary(self._rolled_back),
-            notes=(*report.notes, _split_note(report)),
+            notes=(*report.notes, _split_note(report, parts)),
         )
 
-    def write_verdict(self, report: FailureReport, verdict: Verdict, folder: Path) -> FailureReport:
-        """Add a verdict to the last report and its file, and return the report."""
+    def write_verdict(self, result: AnalysisResult, verdict: Verdict, folder: Path) -> AnalysisResult:
+        """Add a verdict to the last report and its file, and return the result."""
         self.record.verdict = verdict.to_dict()
-        report = replace(report, interventions=self.record.summary(self._rolled_back))
-        write_report(report, folder)
-        return report
+        result = result.with_report(interventions=self.record.summary(self._rolled_back))
+        write_report(result.report, folder)
+        return result
 
     @property
     def _rolled_back(self) -> dict[str, Any] | None:
@@ -331,27 +332,27 @@ class InterventionController:
     def _decide_due(
         self,
         trainer: Trainer,
-        report: FailureReport,
+        result: AnalysisResult,
         discovery: Discovery | None,
         cached: CachedEncoder,
         ranks: Communicator,
     ) -> None:
         """Let the interventions that are due decide; their plans are kept all together, or none after an error."""
-        epoch = trainer.current_epoch
+        assert result.parts is not None
+        report, epoch = result.report, trainer.current_epoch
         due = self._due(epoch + 1)
         if not due:
             return
-        self._freeze(report, epoch)
+        self._freeze(result, epoch)
         reasons = [self._reason(k, entry) for k, entry in enumerate(report.classes)]
-        round_in = self._judge.judge(trainer, report, discovery, cached, ranks, reasons)
+        round_in = self._judge.judge(trainer, result, discovery, cached, ranks, reasons)
         decided = {name: self._decide(name, round_in(self._folder_of(name))) for name in due}
         # raises here if the decision of another process failed, before any plan is kept
         ranks.agree(None)
 
         begins = any(entry["changes_training"] for entry, _ in decided.values())
         if begins and self._rollback is not None and not self._rollback.begun:
-            assert report.decision_part is not None
-            self._rollback.begin(trainer, report.decision_part.grades, self.folder, ranks)
+            self._rollback.begin(trainer, result.parts.decision.grades, self.folder, ranks)
         for name, (entry, plan) in decided.items():
             self.record.entries[name] = entry
             if self.interventions[name].changes_training:
@@ -367,14 +368,14 @@ class InterventionController:
                 due[name] = index
         return due
 
-    def _freeze(self, report: FailureReport, epoch: int) -> None:
+    def _freeze(self, result: AnalysisResult, epoch: int) -> None:
         """Freeze the flagged slice and, for a randomized control, the assignment of classes."""
-        self.record.freeze(report, epoch)
+        self.record.freeze(result, epoch)
         if self._control is not None:
-            assert report.report_part is not None
-            names = [entry.name for entry in report.classes]
-            patterns = [entry.pattern for entry in report.classes]
-            self._control.begin(names, patterns, report.report_part.grades, self.record.slice)
+            assert result.parts is not None
+            names = [entry.name for entry in result.report.classes]
+            patterns = [entry.pattern for entry in result.report.classes]
+            self._control.begin(names, patterns, result.parts.report.grades, self.record.slice)
 
     def _reason(self, k: int, entry: ClassReport) -> str | None:
         """Return why class k is left unchanged; None if it is not."""
@@ -469,12 +470,10 @@ class InterventionController:
         return {name: value for name, value in values.items() if name in self.interventions}
 
 
-def _split_note(report: FailureReport) -> str:
+def _split_note(report: FailureReport, parts: HeldOutParts) -> str:
     """Return the note about the parts of the validation set."""
-    assert report.report_part is not None
-    assert report.decision_part is not None
-    held_out = len(torch.unique(report.report_part.grades.ids))
-    deciding = len(torch.unique(report.decision_part.grades.ids))
+    held_out = len(torch.unique(parts.report.grades.ids))
+    deciding = len(torch.unique(parts.decision.grades.ids))
     note = (
         f"Interventions are on: all results here are of {report.examples} discovery examples; the keys report/ are of"
         f" {held_out} other examples, to which nothing was fitted."

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from lightning_failures.data.report import FailureReport
+from lightning_failures.analysis.result import AnalysisResult
 from lightning_failures.encoders import Encoder
 from lightning_failures.interventions import Intervention
 
@@ -45,7 +45,7 @@ class SteeredCallback(Protocol):
         ...
 
     @property
-    def last_report(self) -> FailureReport | None:
+    def last_report(self) -> AnalysisResult | None:
         """Report of the last analysis of the first validation loader."""
         ...
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_failures.data.report import FailureReport
+from lightning_failures.analysis.result import AnalysisResult
 from lightning_failures.steering.checkpoint import NOT_MEASURED, ControllerState
 
 
@@ -54,16 +54,16 @@ class InterventionRecord:
         """Whether an intervention has begun, so that there is an effect to measure."""
         return self.first_epoch is not None
 
-    def freeze(self, report: FailureReport, epoch: int) -> None:
+    def freeze(self, result: AnalysisResult, epoch: int) -> None:
         """Freeze the flagged slice of the report and decision parts the first time that a direction has a pattern."""
         if self.slice is not None:
             return
-        patterns = torch.tensor([entry.pattern for entry in report.classes])
-        ids = [torch.empty(0, dtype=torch.int64)]
-        for part in (report.report_part, report.decision_part):
-            assert part is not None
-            ids.append(part.grades.ids[(part.values < 0) & patterns[part.grades.labels]])
-        flagged = torch.unique(torch.cat(ids))
+        assert result.parts is not None
+        patterns = torch.tensor([entry.pattern for entry in result.report.classes])
+        held_out = (result.parts.report, result.parts.decision)
+        flagged = torch.unique(
+            torch.cat([part.grades.ids[(part.values < 0) & patterns[part.grades.labels]] for part in held_out])
+        )
         if len(flagged):
             self.slice, self.slice_epoch = flagged, epoch
 

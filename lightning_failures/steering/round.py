@@ -43,6 +43,7 @@ class TrainingRound(Round):
     Attributes:
         trainer: The Trainer.
         cached: Encoder of the directions, with its cache.
+        directions: The failure directions.
         ranks: The processes.
         view: Reads the training examples.
         examples: The judged training examples.
@@ -55,6 +56,7 @@ class TrainingRound(Round):
 
     trainer: Trainer
     cached: CachedEncoder
+    directions: FailureDirections
     ranks: Communicator
     view: ExamplesView
     examples: JudgedExamples
@@ -69,11 +71,6 @@ class TrainingRound(Round):
         """Encoder of the failure directions."""
         return self.cached.encoder
 
-    @property
-    def _directions(self) -> FailureDirections:
-        assert self.report.directions is not None
-        return self.report.directions
-
     def on_first(self, work: Callable[[], T]) -> T:
         """Run ``work`` on the first process, and return its result, or raise its error, on all. Collective."""
         result = self.ranks.run(lambda: work() if self.ranks.is_first else None)
@@ -86,7 +83,7 @@ class TrainingRound(Round):
             images: (B, 3, H, W) uint8.
             labels: (B,) int64.
         """
-        return self._directions.decision_values(self.cached.embed_now(images.float() / 255), labels)
+        return self.directions.decision_values(self.cached.embed_now(images.float() / 255), labels)
 
     def suspects(self, rows: NDArray[np.int64]) -> tuple[dict[str, Any], ...]:
         """Return the suspected label errors among the training examples ``rows``, with the evidence. Collective.
@@ -113,7 +110,7 @@ class TrainingRound(Round):
         )
 
         def stream() -> PoolSelector:
-            for block in pool_images.blocks(self.cached, self._directions, self.ranks, progress=self.progress):
+            for block in pool_images.blocks(self.cached, self.directions, self.ranks, progress=self.progress):
                 confidence = None
                 if by in ("confidence", "flagged_confidence"):
                     asked = torch.isin(block.labels, torch.tensor(classes))

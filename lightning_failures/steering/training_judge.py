@@ -10,8 +10,8 @@ import numpy as np
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import CombinedLoader
 
+from lightning_failures.analysis.result import AnalysisResult
 from lightning_failures.core.rng import isolated_rng
-from lightning_failures.data.report import FailureReport
 from lightning_failures.encoders.cached import CachedEncoder
 from lightning_failures.errors import ConfigurationError
 from lightning_failures.interventions import Discovery, JudgedExamples
@@ -56,7 +56,7 @@ class TrainingJudge:
     def judge(
         self,
         trainer: Trainer,
-        report: FailureReport,
+        result: AnalysisResult,
         discovery: Discovery | None,
         cached: CachedEncoder,
         ranks: Communicator,
@@ -66,7 +66,7 @@ class TrainingJudge:
 
         Args:
             trainer: The Trainer.
-            report: Result of the analysis of the discovery part.
+            result: Result of the analysis of the discovery part.
             discovery: The examples of the discovery part, on the first process.
             cached: Encoder of the directions.
             ranks: The processes.
@@ -75,14 +75,15 @@ class TrainingJudge:
         Raises:
             ConfigurationError: Labels of the training set that are no index of a class.
         """
-        assert report.directions is not None
+        assert result.directions is not None
+        report, directions = result.report, result.directions
         view, dataset, groups, collate = ranks.run(lambda: self._open(trainer))
         self._dataset, self._view = dataset, view
 
         # decision values and cache keys, in the order of the training set
         names = tuple(entry.name for entry in report.classes)
         progress = getattr(trainer, "progress_bar_callback", None) is not None
-        labels, values, keys = view.judge(cached, report.directions, ranks, progress=progress)
+        labels, values, keys = view.judge(cached, directions, ranks, progress=progress)
         if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < len(names):
             raise ConfigurationError(
                 f"Labels of the training set range from {labels.min()} to {labels.max()}, but there are"
@@ -94,6 +95,7 @@ class TrainingJudge:
             seed=self._seed,
             folder=folder,
             report=report,
+            directions=directions,
             discovery=discovery,
             progress=progress,
             trainer=trainer,

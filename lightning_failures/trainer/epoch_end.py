@@ -17,21 +17,22 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lightning_failures.analysis.analyse import analyse
+from lightning_failures.analysis.result import AnalysisResult
 from lightning_failures.captions.candidates import ClassCaptions, caption_source
 from lightning_failures.captions.grammar import CaptionVocabulary
 from lightning_failures.core.budget import Deadline
 from lightning_failures.core.rng import isolated_rng, seed_all
 from lightning_failures.data.example_table import ExampleTable
 from lightning_failures.data.grades import Grades
+from lightning_failures.data.held_out import HeldOutParts, HeldOutSplit
 from lightning_failures.data.partition import owned_rows
-from lightning_failures.data.report import FailureReport
 from lightning_failures.encoders import gives_texts
 from lightning_failures.encoders.cache.store import content_keys
 from lightning_failures.encoders.cached import CachedEncoder
 from lightning_failures.interventions import Discovery
 from lightning_failures.interventions.validation_split import (
-    HeldOutSplit,
     Part,
+    judge_split,
     part_of,
     take_grades,
 )
@@ -49,8 +50,32 @@ NULL_PERMUTATIONS = 20
 REFERENCE_BLOCK = 64
 """Training examples that are read at once, by one rank."""
 
-Act = Callable[[FailureReport, Discovery | None], FailureReport]
-"""Interventions: from the report of the discovery part, whose examples the first process has, to that of all parts."""
+
+@dataclass(frozen=True)
+class LoaderAnalysis:
+    """The analysis of one loader, the same on all ranks, and what later steps need of its evaluation pass.
+
+    Attributes:
+        result: The findings; while interventions are on, of the discovery part, beside the held-out parts.
+        loader: The evaluation loader.
+        index: Its number.
+        grades: All graded rows.
+        split: (N,) part of each row; None without interventions.
+        sampled: (N,) bool, the rows that directions and trees were fitted on.
+        evaluation: The evaluation pass over the loader.
+        discovery: The examples that the directions were fitted on; on the first process, while interventions are on.
+        in_time: Whether the analysis ended before its deadline.
+    """
+
+    result: AnalysisResult
+    loader: Any
+    index: int
+    grades: Grades
+    split: Tensor | None
+    sampled: NDArray[np.bool_]
+    evaluation: EvaluationPass
+    discovery: Discovery | None
+    in_time: bool
 
 
 @dataclass(frozen=True)
@@ -80,7 +105,7 @@ class AnalysisRunner:
     say_once: Callable[..., None]
     _captions: dict[str, ClassCaptions] = field(default_factory=dict)
     _reference_keys: list[Tensor] = field(default_factory=list)  # (n, 2) of this rank's share, once it is embedded
-    _sinks: dict[Path, list[Writer]] = field(default_factory=dict)
+    _writers: dict[Path, list[Writer]] = field(default_factory=dict)
     _undrawn: dict[int, AnalysisSnapshot] = field(default_factory=dict)
 
     @property
@@ -93,7 +118,7 @@ class AnalysisRunner:
         """Those that there are."""
         return [cached for cached in (self.directions, self.trees) if cached is not None]
 
-    def explain(
+    def analyse(
         self,
         trainer: Trainer,
         loader: Any,
@@ -101,48 +126,44 @@ class AnalysisRunner:
         evaluation: EvaluationPass,
         ranks: Communicator,
         *,
-        act: Act | None,
+        interventions: bool,
         decision: bool = False,
         deadline: Deadline | None = None,
-        folder: Path,
-        pictures: bool,
-        picture_seconds: float | None = None,
-    ) -> FailureReport:
-        """Explain one loader: each rank the classes that it owns. All return the same report. Collective.
+    ) -> LoaderAnalysis:
+        """Analyse one loader, each rank the classes that it owns; all return the same result. Collective.
 
         Args:
-            trainer: Tells epoch, step and loggers.
-            loader: Pictures are read from its dataset.
+            trainer: Gives epoch and step.
+            loader: The evaluation loader.
             index: Its number.
-            evaluation: What was seen of it.
+            evaluation: The evaluation pass over the loader.
             ranks: The processes.
-            act: Interventions, which turn the report of the discovery part into that of all; None: no parts.
+            interventions: Whether the examples are split: only the discovery part is then fitted.
             decision: Whether there is a decision part.
             deadline: When the analysis should be over.
-            folder: Of files.
-            pictures: Whether to draw at once.
-            picture_seconds: What that may take.
         """
         grader = evaluation.grader
         if grader.doubt:
             self.say_once(grader.doubt)
         start = time.perf_counter()
         grades = grader.grades()
-        parts = None if act is None else part_of(grades, seed=self.seed, decision=decision)
-        found = grades if parts is None else take_grades(grades, parts == Part.DISCOVERY)
+        split = part_of(grades, seed=self.seed, decision=decision) if interventions else None
+        fitted = grades if split is None else take_grades(grades, split == Part.DISCOVERY)
         sampled = evaluation.embeddings.sampled_rows(grades)
-        seen = sampled if parts is None else sampled[(parts == Part.DISCOVERY).numpy()]
-        report = self._analyse(trainer, found, seen, evaluation, ranks, deadline)
+        seen = sampled if split is None else sampled[(split == Part.DISCOVERY).numpy()]
+        result = self._fit(trainer, fitted, seen, evaluation, ranks, deadline)
+
+        # the held-out parts are judged by the first process, which broadcasts them with the result
         discovery: Discovery | None = None
-        if parts is not None:  # what was not fitted to is judged, and acted on, by the first process
+        if split is not None:
             whole = evaluation.embeddings.embeddings_on_first(self.directions, grades.ids[sampled])
-            made = ranks.run(lambda: _parts(grades, parts, sampled, whole, report) if ranks.is_first else None)
+            judged = ranks.run(lambda: _judge_parts(grades, split, sampled, whole, result) if ranks.is_first else None)
             del whole
-            if made is not None:
-                told, decides, discovery = made
-                report = replace(report, report_part=told, decision_part=decides)
-        report = replace(
-            report,
+            if judged is not None:
+                parts, discovery = judged
+                result = replace(result, parts=parts)
+
+        result = result.with_report(
             epoch=trainer.current_epoch,
             global_step=trainer.global_step,
             stage=None if trainer.state.fn is None else str(trainer.state.fn.value),
@@ -151,23 +172,31 @@ class AnalysisRunner:
             robust_encoder=None if self.trees is None else self.trees.encoder.name,
             encoder_fingerprint=None if self.directions is None else self.directions.encoder.fingerprint,
             robust_encoder_fingerprint=None if self.trees is None else self.trees.encoder.fingerprint,
-            timings=report.timings | {"total": round(time.perf_counter() - start, 4)},
+            timings=result.report.timings | {"total": round(time.perf_counter() - start, 4)},
         )
-        # that of the first: where machines differ in the last bit, decisions must not
-        report, in_time = ranks.broadcast((report, deadline is None or not deadline.passed))
-        if act is not None:
-            report = act(report, discovery)
-        if parts is not None and report.table is not None:
-            report = replace(report, table=_whole_table(grades, parts, report))
-        modes = ranks.run(lambda: keep_diary(report, folder, tell=self.say_once) if ranks.is_first else ())
-        report = replace(report, modes=ranks.broadcast(modes))
-        ranks.run(lambda: self._write(trainer, report, folder) if ranks.is_first else None)
-        self._undrawn[index] = AnalysisSnapshot(report, loader, found, seen, evaluation, folder)
-        if pictures and not in_time:
-            self.say_once("FailureModes draws no pictures: the time budget is spent. Give more, or draw in `validate`.")
-        return (self.draw(index, ranks, seconds=picture_seconds) or report) if pictures and in_time else report
+        # the result of the first process: decisions must not differ where machines round differently
+        result, in_time = ranks.broadcast((result, deadline is None or not deadline.passed))
+        return LoaderAnalysis(result, loader, index, grades, split, sampled, evaluation, discovery, in_time)
 
-    def draw(self, index: int, ranks: Communicator, *, seconds: float | None = None) -> FailureReport | None:
+    def publish(
+        self, trainer: Trainer, analysis: LoaderAnalysis, ranks: Communicator, *, folder: Path
+    ) -> AnalysisResult:
+        """Enter an analysis into the diary and write it with every writer; returns it with its modes. Collective."""
+        result, split = analysis.result, analysis.split
+        if split is not None and result.table is not None:
+            result = replace(result, table=_whole_table(analysis.grades, split, result))
+        modes = ranks.run(lambda: keep_diary(result, folder, tell=self.say_once) if ranks.is_first else ())
+        result = result.with_report(modes=ranks.broadcast(modes))
+        ranks.run(lambda: self._write(trainer, result, folder) if ranks.is_first else None)
+        fitted, seen = analysis.grades, analysis.sampled
+        if split is not None:
+            fitted, seen = take_grades(fitted, split == Part.DISCOVERY), seen[(split == Part.DISCOVERY).numpy()]
+        self._undrawn[analysis.index] = AnalysisSnapshot(
+            result, analysis.loader, fitted, seen, analysis.evaluation, folder
+        )
+        return result
+
+    def draw(self, index: int, ranks: Communicator, *, seconds: float | None = None) -> AnalysisResult | None:
         """Draw the last analysis of a loader if it has no pictures yet; returns its report with features. Collective.
 
         What goes wrong is told: the analysis stands without pictures.
@@ -185,9 +214,9 @@ class AnalysisRunner:
                 return self._drawn(scene, ranks, seconds)
         except Exception as error:
             self.say_once(f"FailureModes could not draw pictures: {type(error).__name__}: {error}")
-            return scene.report
+            return scene.result
 
-    def _drawn(self, scene: AnalysisSnapshot, ranks: Communicator, seconds: float | None) -> FailureReport:
+    def _drawn(self, scene: AnalysisSnapshot, ranks: Communicator, seconds: float | None) -> AnalysisResult:
         start = time.perf_counter()
         if ranks.is_first:
             prepare()  # of the page, beside the drawing
@@ -202,20 +231,22 @@ class AnalysisRunner:
             seed=self.seed,
             say_once=self.say_once,
         )
-        report, gallery = painter.draw(scene, ranks, None if seconds is None else Deadline.after(seconds))
-        timings = report.timings | {"pictures": round(time.perf_counter() - start, 4)}
-        report = replace(report, timings=ranks.broadcast(timings))
+        result, gallery = painter.draw(scene, ranks, None if seconds is None else Deadline.after(seconds))
+        timings = result.report.timings | {"pictures": round(time.perf_counter() - start, 4)}
+        result = result.with_report(timings=ranks.broadcast(timings))
         if gallery is not None:
-            step = report.global_step or 0
-            self._tell_failed(each_writer(self._sinks[scene.folder], lambda sink: sink.show(report, gallery, step)))
-        return report
+            step = result.report.global_step or 0
+            writers = self._writers[scene.folder]
+            self._report_failed(each_writer(writers, lambda writer: writer.show(result, gallery, step)))
+        return result
 
-    def conclude(self, report: FailureReport, folder: Path) -> None:
-        """Tell every sink of the verdict that a report of the first loader bears; in the first process."""
-        step = report.global_step or 0
-        self._tell_failed(each_writer(self._sinks.get(folder, ()), lambda sink: sink.write_verdict(report, step)))
+    def write_verdict(self, result: AnalysisResult, folder: Path) -> None:
+        """Write the verdict in the last report of the first loader with every writer; in the first process only."""
+        step = result.report.global_step or 0
+        writers = self._writers.get(folder, ())
+        self._report_failed(each_writer(writers, lambda writer: writer.write_verdict(result, step)))
 
-    def _analyse(
+    def _fit(
         self,
         trainer: Trainer,
         grades: Grades,
@@ -223,8 +254,8 @@ class AnalysisRunner:
         evaluation: EvaluationPass,
         ranks: Communicator,
         deadline: Deadline | None,
-    ) -> FailureReport:
-        """Fit, with the embeddings of the classes that this rank owns."""
+    ) -> AnalysisResult:
+        """Fit with the embeddings of the classes that this rank owns."""
         share = partial(owned_rows, grades, processes=ranks.size, sampled=sampled)
         embeddings, features = (
             None
@@ -239,7 +270,7 @@ class AnalysisRunner:
         reference, source = self._reference_embeddings(trainer, len(torch.unique(grades.ids)), ranks)
         if deadline is not None:  # what is embedded of the training set, once, is not on the bill
             deadline = Deadline(deadline.at + time.perf_counter() - begun)
-        report = analyse(
+        result = analyse(
             grades,
             embeddings,
             features=features,
@@ -255,17 +286,18 @@ class AnalysisRunner:
         )
         if self.directions is not None:
             self.directions.store.flush()  # the captions that were new
-        return replace(report, reference=source)
+        return result.with_report(reference=source)
 
-    def _write(self, trainer: Trainer, report: FailureReport, folder: Path) -> None:
-        """Write to every sink; one that fails is told of and left out."""
-        if folder not in self._sinks:
-            self._sinks[folder] = writers_for(trainer.loggers, folder, feature_names=self.feature_names)
-        self._tell_failed(each_writer(self._sinks[folder], lambda sink: sink.write(report, report.global_step or 0)))
+    def _write(self, trainer: Trainer, result: AnalysisResult, folder: Path) -> None:
+        """Write with every writer; one that fails is reported and the others go ahead."""
+        if folder not in self._writers:
+            self._writers[folder] = writers_for(trainer.loggers, folder, feature_names=self.feature_names)
+        step = result.report.global_step or 0
+        self._report_failed(each_writer(self._writers[folder], lambda writer: writer.write(result, step)))
 
-    def _tell_failed(self, failed: list[tuple[Writer, Exception]]) -> None:
-        for sink, error in failed:
-            self.say_once(f"FailureModes could not write to {type(sink).__name__}: {type(error).__name__}: {error}")
+    def _report_failed(self, failed: list[tuple[Writer, Exception]]) -> None:
+        for writer, error in failed:
+            self.say_once(f"FailureModes could not write to {type(writer).__name__}: {type(error).__name__}: {error}")
 
     def _caption_source(
         self, class_names: tuple[str, ...], *, has_names: bool
@@ -311,43 +343,43 @@ class AnalysisRunner:
         return torch.cat(keys)
 
 
-def _whole_table(grades: Grades, parts: Tensor, report: FailureReport) -> ExampleTable:
-    """Of all parts: what was not fitted to has its decision values from the directions of the discovery part."""
-    assert report.table is not None
+def _whole_table(grades: Grades, split: Tensor, result: AnalysisResult) -> ExampleTable:
+    """Return the table of all parts; held-out rows have decision values by the directions of the discovery part."""
+    assert result.table is not None
+    assert result.parts is not None
     values = torch.full((len(grades),), float("nan"))
-    values[parts == Part.DISCOVERY] = report.table.values
-    for part, judged in ((Part.REPORT, report.report_part), (Part.DECISION, report.decision_part)):
-        if judged is not None:
-            values[parts == part] = judged.values
-    return ExampleTable.of(grades, values, report.trees)
+    values[split == Part.DISCOVERY] = result.table.values
+    values[split == Part.REPORT] = result.parts.report.values
+    values[split == Part.DECISION] = result.parts.decision.values
+    return ExampleTable.of(grades, values, result.trees)
 
 
-def _parts(
-    grades: Grades, parts: Tensor, sampled: NDArray[np.bool_], whole: Tensor | None, report: FailureReport
-) -> tuple[HeldOutSplit, HeldOutSplit, Discovery | None]:
-    """The report and the decision part, and the examples that the directions were fitted to, if all have an embedding.
+def _judge_parts(
+    grades: Grades, split: Tensor, sampled: NDArray[np.bool_], whole: Tensor | None, result: AnalysisResult
+) -> tuple[HeldOutParts, Discovery | None]:
+    """Return the held-out parts with their decision values, and the discovery examples if all have an embedding.
 
     Args:
         grades: N rows.
-        parts: (N,) int64.
-        sampled: (N,) bool, the rows that were looked at.
-        whole: (U, D), one row for each distinct id of those, or None.
-        report: Of the discovery part.
+        split: (N,) int64, the part of each row.
+        sampled: (N,) bool, the rows that may be fitted on.
+        whole: (U, D) embeddings, one row for each distinct id of those; or None.
+        result: The analysis of the discovery part.
     """
-    looked_at = torch.from_numpy(sampled)
-    ids = torch.unique(grades.ids[looked_at])
+    has_embedding = torch.from_numpy(sampled)
+    ids = torch.unique(grades.ids[has_embedding])
 
-    def rows(some: Grades) -> Tensor | None:
+    def embeddings_of(some: Grades) -> Tensor | None:
         return None if whole is None else whole[torch.isin(ids, some.ids)]
 
     def judged(part: int) -> HeldOutSplit:
-        mine = parts == part
-        seen = take_grades(grades, mine & looked_at)
+        mine = split == part
+        seen = take_grades(grades, mine & has_embedding)
         values = torch.full((int(mine.sum()),), float("nan"))
-        values[looked_at[mine]] = HeldOutSplit.of(seen, rows(seen), report.directions).values
+        values[has_embedding[mine]] = judge_split(seen, embeddings_of(seen), result.directions).values
         return HeldOutSplit(take_grades(grades, mine), values)
 
-    kept = take_grades(grades, (parts == Part.DISCOVERY) & looked_at)
-    found = rows(kept)
+    kept = take_grades(grades, (split == Part.DISCOVERY) & has_embedding)
+    found = embeddings_of(kept)
     discovery = None if found is None else Discovery(found, kept.labels, kept.correct, kept.ids, kept.groups)
-    return judged(Part.REPORT), judged(Part.DECISION), discovery
+    return HeldOutParts(judged(Part.REPORT), judged(Part.DECISION)), discovery

@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
+from lightning_failures.analysis.result import AnalysisResult
 from lightning_failures.data.report import ClassReport, FailureReport
 from lightning_failures.report.gallery import Gallery
 
@@ -43,16 +44,16 @@ class Writer(ABC):
     """
 
     @abstractmethod
-    def write(self, report: FailureReport, step: int) -> None:
+    def write(self, result: AnalysisResult, step: int) -> None:
         """Write the numbers and texts of one analysis; ``step`` is the global step of the training."""
 
-    def show(self, report: FailureReport, gallery: Gallery, step: int) -> None:  # noqa: B027 - optional
+    def show(self, result: AnalysisResult, gallery: Gallery, step: int) -> None:  # noqa: B027 - optional
         """Add the pictures of an analysis, after :meth:`write`. By default nothing is shown.
 
-        The report is that of :meth:`write` with its ``features``, which are found when the pictures are drawn.
+        The result is that of :meth:`write`, its report with ``features``, which are found when the pictures are drawn.
         """
 
-    def write_verdict(self, report: FailureReport, step: int) -> None:  # noqa: B027 - optional
+    def write_verdict(self, result: AnalysisResult, step: int) -> None:  # noqa: B027 - optional
         """Add the verdict on the interventions, after the training, to the last report. By default nothing is added."""
 
     def limits(self) -> WriterLimits:

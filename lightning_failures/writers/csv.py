@@ -11,8 +11,8 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
+from lightning_failures.analysis.result import AnalysisResult
 from lightning_failures.core.atomic import replacing
-from lightning_failures.data.report import FailureReport
 from lightning_failures.writers.base import Writer, WriterLimits, best_captions
 
 COLUMNS = (
@@ -39,8 +39,9 @@ class CSVWriter(Writer):
 
     folder: Path
 
-    def write(self, report: FailureReport, step: int) -> None:
+    def write(self, result: AnalysisResult, step: int) -> None:
         """Add the rows of one analysis."""
+        report = result.report
         path = self.folder / "failure_classes.csv"
         where = {"stage": report.stage or "", "epoch": report.epoch, "step": step, "dataloader": report.dataloader}
         analysis_of = itemgetter(*map(COLUMNS.index, ANALYSIS_COLUMNS))

@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from lightning_failures.analysis.result import AnalysisResult
 from lightning_failures.core.atomic import write_atomically
 from lightning_failures.core.text import looks_digested, to_bytes, with_digest
 from lightning_failures.data.example_table import EXAMPLES_FILE
@@ -34,21 +35,23 @@ class FileWriter(Writer):
     folder: Path
     feature_names: Path | None = None
 
-    def write(self, report: FailureReport, step: int) -> None:
+    def write(self, result: AnalysisResult, step: int) -> None:
         """Write one analysis; each file appears whole or not at all."""
+        report = result.report
         here = self.folder / analysis_name(report, step)
         write_report(report, here)  # first, in case the disk fills up
         self._write_markdown(report, step)
         directions, examples = self.folder / DIRECTIONS_FILE, self.folder / EXAMPLES_FILE
-        for path, saved in ((directions, report.directions), (examples, report.table)):
+        for path, saved in ((directions, result.directions), (examples, result.table)):
             if saved is None:
                 path.unlink(missing_ok=True)
             else:
                 saved.save(path)
         write_report(report, self.folder)
 
-    def show(self, report: FailureReport, gallery: Gallery, step: int) -> None:
+    def show(self, result: AnalysisResult, gallery: Gallery, step: int) -> None:
         """Add the pictures and features to the report; files that can be rebuilt later are written last."""
+        report = result.report
         here = self.folder / analysis_name(report, step)
         write_report(report, here)
         write_report(report, self.folder)
@@ -61,8 +64,9 @@ class FileWriter(Writer):
         finally:
             self._write_html(gallery)
 
-    def write_verdict(self, report: FailureReport, step: int) -> None:
+    def write_verdict(self, result: AnalysisResult, step: int) -> None:
         """Add the verdict to the records of the last analysis, and to the HTML page if there is one."""
+        report = result.report
         here = self.folder / analysis_name(report, step)
         write_report(report, here)
         write_report(report, self.folder)

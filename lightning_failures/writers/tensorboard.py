@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from lightning_failures.analysis.result import AnalysisResult
 from lightning_failures.data.report import FailureReport
 from lightning_failures.report.example_rows import example_rows
 from lightning_failures.report.gallery import Gallery
@@ -31,8 +32,9 @@ class TensorBoardWriter(Writer):
     _charted: set[str] = field(default_factory=set, repr=False, compare=False)  # scalars that are in the layout
     _previous: dict[str, FailureReport] = field(default_factory=dict, repr=False, compare=False)  # by tag prefix
 
-    def write(self, report: FailureReport, step: int) -> None:
+    def write(self, result: AnalysisResult, step: int) -> None:
         """Write the table and the texts of one analysis, and lay out its scalars."""
+        report = result.report
         writer = self.logger.experiment
         prefix = tag_prefix(report)
         texts = {"table": classes_markdown(report, before=self._previous.get(prefix))} | report_sections(report)
@@ -42,19 +44,21 @@ class TensorBoardWriter(Writer):
         self._lay_out(chart_names(report))
         writer.flush()
 
-    def show(self, report: FailureReport, gallery: Gallery, step: int) -> None:
+    def show(self, result: AnalysisResult, gallery: Gallery, step: int) -> None:
         """Add the pictures, and the points of the projector."""
+        report = result.report
         writer = self.logger.experiment
         prefix = tag_prefix(report)
         for picture in gallery.pictures:
             _add_image(writer, f"{prefix}/{picture.tag}", picture.image, step)
         writer.flush()
-        if gallery.thumbnails is not None and report.table is not None:
-            rows = example_rows(report, gallery.thumbnails.ids)
+        if gallery.thumbnails is not None and result.table is not None:
+            rows = example_rows(report, result.table, gallery.thumbnails.ids)
             write_projector(writer, f"{prefix}/examples", step, rows, gallery.thumbnails)
 
-    def write_verdict(self, report: FailureReport, step: int) -> None:
+    def write_verdict(self, result: AnalysisResult, step: int) -> None:
         """Write the text on interventions again, with the verdict."""
+        report = result.report
         writer = self.logger.experiment
         writer.add_text(f"{tag_prefix(report)}/interventions", interventions_markdown(report), step)
         writer.flush()

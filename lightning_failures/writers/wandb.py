@@ -8,7 +8,8 @@ from dataclasses import astuple, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lightning_failures.data.example_table import EXAMPLES_FILE
+from lightning_failures.analysis.result import AnalysisResult
+from lightning_failures.data.example_table import EXAMPLES_FILE, ExampleTable
 from lightning_failures.data.report import FailureReport
 from lightning_failures.directions.fit import DIRECTIONS_FILE
 from lightning_failures.report.example_rows import ExampleRow, example_rows
@@ -49,10 +50,11 @@ class WandbWriter(Writer):
     folder: Path
     _previous: dict[str, FailureReport] = field(default_factory=dict, repr=False, compare=False)  # by tag prefix
 
-    def write(self, report: FailureReport, step: int) -> None:
+    def write(self, result: AnalysisResult, step: int) -> None:
         """Log the table of classes and the texts of one analysis, and update the summary of the run."""
         import wandb
 
+        report = result.report
         prefix = tag_prefix(report)
         table = wandb.Table(columns=list(COLUMNS), data=_class_rows(report, self._previous.get(prefix)))
         values: dict[str, Any] = {f"{prefix}/table": table, "trainer/global_step": step}
@@ -62,24 +64,26 @@ class WandbWriter(Writer):
         run.log(values)
         run.summary.update({f"{prefix}/last/{key}": value for key, value in _summary(report).items()})
 
-    def show(self, report: FailureReport, gallery: Gallery, step: int) -> None:
+    def show(self, result: AnalysisResult, gallery: Gallery, step: int) -> None:
         """Log the pictures and the table of examples, and upload the report files."""
         import wandb
 
+        report = result.report
         prefix = tag_prefix(report)
         values: dict[str, Any] = {"trainer/global_step": step}
         for picture in gallery.pictures[:MAX_IMAGES]:
             # one key each: W&B shows a list of images only if all have the same size
             values[f"{prefix}/{picture.tag}"] = wandb.Image(_pixels(picture.image), caption=_utf8(picture.caption))
-        if gallery.thumbnails is not None and report.table is not None:
-            rows = _example_rows(report, gallery.thumbnails)
+        if gallery.thumbnails is not None and result.table is not None:
+            rows = _example_rows(report, result.table, gallery.thumbnails)
             values[f"{prefix}/examples"] = wandb.Table(columns=list(EXAMPLE_COLUMNS), data=rows)
         run = self.logger.experiment
         run.log(values)
         self._upload(run, report, prefix)
 
-    def write_verdict(self, report: FailureReport, step: int) -> None:
+    def write_verdict(self, result: AnalysisResult, step: int) -> None:
         """Log the text on interventions again, with the verdict, and upload a new version of the report files."""
+        report = result.report
         prefix, run = tag_prefix(report), self.logger.experiment
         run.log({f"{prefix}/interventions": _html(interventions_markdown(report)), "trainer/global_step": step})
         self._upload(run, report, prefix)
@@ -136,7 +140,7 @@ def _class_rows(report: FailureReport, before: FailureReport | None) -> list[lis
     return rows
 
 
-def _example_rows(report: FailureReport, thumbnails: Thumbnails) -> list[list[Any]]:
+def _example_rows(report: FailureReport, table: ExampleTable, thumbnails: Thumbnails) -> list[list[Any]]:
     """Return the rows of the table of examples, failures first, by ascending decision value."""
     import wandb
 
@@ -144,7 +148,7 @@ def _example_rows(report: FailureReport, thumbnails: Thumbnails) -> list[list[An
         row, _ = item
         return row.right, row.decision_value is None, row.decision_value or 0.0
 
-    examples = zip(example_rows(report, thumbnails.ids), thumbnails.images, strict=True)
+    examples = zip(example_rows(report, table, thumbnails.ids), thumbnails.images, strict=True)
     shown = sorted(examples, key=order)[:MAX_EXAMPLES]
     return [[report.epoch, wandb.Image(_pixels(image)), *map(_utf8, astuple(row))] for row, image in shown]
 

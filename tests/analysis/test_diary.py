@@ -15,10 +15,11 @@ from hypothesis import strategies as st
 from lightning_failures.analysis.diary import IN_A_ROW, MOST, Diary, advance
 from lightning_failures.core.budget import SKIPPED_FOR_TIME
 from lightning_failures.data.grades import Grades
+from lightning_failures.data.held_out import HeldOutParts, HeldOutSplit
 from lightning_failures.data.report import FailureReport
 from lightning_failures.directions.matching import CHANGE_LEVEL
-from lightning_failures.interventions.validation_split import HeldOutSplit
 from lightning_failures.stats.intervals import sign_test
+from tests.helpers.results import analysed
 from tests.helpers.sightings import SIZE, Sight, told
 
 SOME = range(30)
@@ -116,7 +117,7 @@ def test_advance__what_nobody_looked_at_was_not_missed():
     unseen = [nine(epoch) for epoch in range(3, 8)]
     unseen = [replace(report, directions=replace(report.directions, skipped={})) for report in unseen]
     assert statuses(follow(*reports[:3], *unseen)[1])[3:] == ["missing"] * 5
-    blank = [FailureReport(0, None, (), epoch=epoch) for epoch in range(3, 8)]
+    blank = [analysed(0, None, (), epoch=epoch) for epoch in range(3, 8)]
     diary, rows = follow(*reports[:3], *blank, nine(8, RED))
     assert rows[3:] == [[]] * 5 + [[("nine 1", "persisting")]]
     assert diary.analyses == 9
@@ -214,7 +215,7 @@ def test_advance__further_directions_of_a_discovery_part():
         table.values[:0],
     )
     second = replace(second, out_of_fold=second.out_of_fold[~held])
-    split = replace(report, directions=replace(directions, further=(second,)), report_part=part, decision_part=none)
+    split = replace(report, directions=replace(directions, further=(second,)), parts=HeldOutParts(part, none))
     _, modes = advance(Diary(), split)
     assert [(mode.name, mode.size, mode.examples) for mode in modes] == [("nine 1", 30, 100), ("nine 2", 15, 50)]
 
@@ -291,7 +292,7 @@ def test_advance__names_are_those_of_planted_modes_whatever_is_seen_when(analyse
             assert (mode.status == "returned") <= (mode.name in cured)
             cured |= {mode.name} if mode.status == "cured" else set()
         assert len(diary.modes) <= MOST
-        whole = replace(report, modes=modes)
+        whole = report.with_report(modes=modes)
         assert FailureReport.from_json(whole.to_json()).modes == modes
 
 

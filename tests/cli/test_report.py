@@ -13,6 +13,7 @@ import pytest
 import torch
 from lightning.pytorch.loggers import CSVLogger
 
+from lightning_failures.analysis import AnalysisResult
 from lightning_failures.cli import main
 from lightning_failures.cli.report import diff_text, report_text
 from lightning_failures.data.example_table import ExampleTable
@@ -28,10 +29,11 @@ from lightning_failures.report.comparison import compare
 from lightning_failures.report.run_folder import Run, open_run
 from lightning_failures.writers import FileWriter
 from tests.end_to_end.test_hostile import CONTROL, NAMES
+from tests.helpers.results import analysed
 from tests.helpers.toy import OracleClassifier, callback, loader
 
 
-def report(wrong: int = 4, name: str = "cat", **options) -> FailureReport:
+def report(wrong: int = 4, name: str = "cat", **options) -> AnalysisResult:
     """Twenty examples of two classes, of which some fail, the first ones of the first class."""
     ids = torch.arange(20)
     labels = (ids >= 10).long()
@@ -53,7 +55,7 @@ def report(wrong: int = 4, name: str = "cat", **options) -> FailureReport:
         "global_step": 250,
         "stage": "fit",
     }
-    return FailureReport(20, 1 - wrong / 20, classes, **(filled | options))
+    return analysed(20, 1 - wrong / 20, classes, **(filled | options))
 
 
 @pytest.fixture

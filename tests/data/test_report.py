@@ -122,12 +122,6 @@ def test_report__reads_by_key_as_the_file_does():
         report["no such key"]
 
 
-def test_report__fitted_results_stay_out_of_the_file():
-    report = FailureReport(2, 0.5, (), directions=object(), trees={("label", "cat"): object()})
-    assert not {"directions", "trees"} & report.to_dict().keys()
-    assert report == FailureReport(2, 0.5, ())
-
-
 def test_report__text_is_kept_as_written():
     text = FailureReport(1, None, (ClassReport("Zürich 猫", 1),)).to_json()
     assert "Zürich 猫" in text

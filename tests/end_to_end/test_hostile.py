@@ -27,6 +27,7 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger, WandbLogger
 from PIL import Image
 
 from lightning_failures import FailureModes
+from lightning_failures.analysis import AnalysisResult
 from lightning_failures.bundled.models import CLIP_FOLDER
 from lightning_failures.captions.grammar import CaptionVocabulary
 from lightning_failures.cli import main
@@ -50,6 +51,7 @@ from lightning_failures.trainer.metric_keys import worst_class_values
 from lightning_failures.trainer.run_folder import safe_name
 from lightning_failures.writers import CSVWriter, FileWriter
 from lightning_failures.writers.files import file_name
+from tests.helpers.results import analysed
 from tests.helpers.toy import ColourEncoder, Images, OracleClassifier, callback, trainer
 
 ROOT = Path(__file__).parents[2]
@@ -253,8 +255,8 @@ def test_report_md__of_hostile_names(tmp_path):
     image = torch.zeros(3, 8, 8, dtype=torch.uint8)
     drawn = [Picture(f"classes/{tag_part(name)}", (Row(name, (Tile(image),)),), name) for name in NAMES]
     folder = tmp_path / "in" / "failures"
-    FileWriter(folder).write(report, 250)
-    FileWriter(folder).show(report, Gallery(tuple(drawn)), 250)
+    FileWriter(folder).write(AnalysisResult(report), 250)
+    FileWriter(folder).show(AnalysisResult(report), Gallery(tuple(drawn)), 250)
     here = folder / "epoch=0003-step=000250"
     check_page((here / "report.md").read_text(encoding="utf-8"), drawn)
     files = [path.name for path in (here / "images").iterdir()]
@@ -271,7 +273,7 @@ def test_report_md__of_hostile_names(tmp_path):
 def test_csv__reads_back_as_one_row_a_class(tmp_path):
     names = [*NAMES, "\r", "a\r\nb", '"', "x" * 200_000]
     for step in (1, 2, 2):  # what is there is read, and what is written again replaced
-        CSVWriter(tmp_path).write(FailureReport(9, 0.5, tuple(ClassReport(name, 9) for name in names)), step)
+        CSVWriter(tmp_path).write(analysed(9, 0.5, tuple(ClassReport(name, 9) for name in names)), step)
     with (tmp_path / "failure_classes.csv").open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 2 * len(names)

@@ -121,7 +121,7 @@ def test_report__two_parts_and_a_frozen_slice(tmp_path):
 
     fit(tmp_path, modes, callbacks=[Keeps()], num_sanity_val_steps=0)
     report = modes.last_report
-    part = report.report_part.grades
+    part = report.parts.report.grades
     assert report.examples + len(part) == 400
     assert not set(report.classes[0].hardest_ids) & set(part.ids.tolist())
     assert seen[0]["failures/report/accuracy"] == pytest.approx(part.correct.float().mean().item())

@@ -143,9 +143,9 @@ def test_namespaces__the_mathematics_knows_no_lightning():
         for node in ast.walk(ast.parse(path.read_text())):
             names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
             names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
-            if any(name.split(".")[0] in ("lightning", "pytorch_lightning") for name in names):
-                if path != PACKAGE / "core" / "rng.py":  # restores the random streams as Lightning does
-                    knows.add(path.relative_to(PACKAGE).parts[0].removesuffix(".py"))
+            knowing = any(name.split(".")[0] in ("lightning", "pytorch_lightning") for name in names)
+            if knowing and path != PACKAGE / "core" / "rng.py":  # restores the random streams as Lightning does
+                knows.add(path.relative_to(PACKAGE).parts[0].removesuffix(".py"))
     assert {"trainer", "callback"} <= knows <= may
 
 

@@ -8,10 +8,12 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from lightning_failures.analysis import AnalysisResult
 from lightning_failures.data.example_table import ExampleTable
 from lightning_failures.data.grades import Grades
-from lightning_failures.data.report import ClassReport, FailureReport
+from lightning_failures.data.report import ClassReport
 from lightning_failures.directions import FailureDirections
+from tests.helpers.results import analysed
 
 DIM = 24
 SIZE = 100  # examples of each class, unless told otherwise
@@ -31,7 +33,7 @@ def told(
     ids: Sequence[int] | None = None,
     captions: bool = False,
     **options,
-) -> FailureReport:
+) -> AnalysisResult:
     """A report whose classes are (name, places of failures, modes); the first mode is the first direction."""
     places = list(range(SIZE)) if ids is None else list(ids)
     names = tuple(name for name, *_ in classes)
@@ -56,7 +58,7 @@ def told(
         )
         for name, _, modes in classes
     ]
-    return FailureReport(
+    return analysed(
         **{
             "examples": len(grades),
             "accuracy": None,

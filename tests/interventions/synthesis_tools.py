@@ -106,7 +106,7 @@ def entry(k: int, **options: Any) -> ClassReport:
 
 def report(**options: Any) -> FailureReport:
     entries = tuple(entry(k, **options) for k in range(10))
-    return FailureReport(800, 0.9, entries, directions=discovery()[1], epoch=0)
+    return FailureReport(800, 0.9, entries, epoch=0)
 
 
 @dataclass

@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch.utils.data import DataLoader, Sampler
 
-from lightning_failures.data.report import FailureReport
+from lightning_failures.analysis import AnalysisResult
 from tests.helpers.toy import ColourEncoder, Images, OracleClassifier, callback, loader, trainer
 
 
@@ -107,7 +107,7 @@ def main(folder: Path, devices: int) -> None:
         write(folder / name, f"rank_{run.global_rank}", modes.last_report, module, run)
 
 
-def write(place: Path, name: str, report: FailureReport, module: Recording, run: L.Trainer) -> None:
+def write(place: Path, name: str, report: AnalysisResult, module: Recording, run: L.Trainer) -> None:
     place.mkdir(parents=True, exist_ok=True)
     if report.directions is not None:
         report.directions.save(place / f"{name}.safetensors")

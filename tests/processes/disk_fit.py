@@ -19,6 +19,7 @@ import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 from PIL import Image
 
+from lightning_failures.analysis import AnalysisResult
 from lightning_failures.data.example_table import ExampleTable
 from lightning_failures.data.report import ClassReport, FailureReport
 from lightning_failures.directions import FailureDirections
@@ -95,14 +96,14 @@ def read_only(folder: Path) -> Path:
 
 def sinks(folder: Path) -> dict:
     """Every writer by itself on a full disk, and what it leaves."""
-    report = FailureReport(9, 0.5, (ClassReport("cat " * 2000, 9, accuracy=0.5),), epoch=1)
+    result = AnalysisResult(FailureReport(9, 0.5, (ClassReport("cat " * 2000, 9, accuracy=0.5),), epoch=1))
     image = torch.randint(0, 255, (3, 200, 200), dtype=torch.uint8)
     gallery = Gallery((Picture("classes/cat", (Row("", (Tile(image),)),)),))
     board = TensorBoardLogger(folder / "board", name="", version="")
     places = [FileWriter(folder / "files"), CSVWriter(folder / "csv"), TensorBoardWriter(board)]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        failed = each_writer(places, lambda sink: (sink.write(report, 1), sink.show(report, gallery, 1)))
+        failed = each_writer(places, lambda sink: (sink.write(result, 1), sink.show(result, gallery, 1)))
     outcome = {type(sink).__name__: type(error).__name__ for sink, error in failed}
     ledger = Ledger(folder / "ledger")
     row = LedgerRow("model", "mit", "a red three", 7, 3, "three", "hard caption", 1, 2)

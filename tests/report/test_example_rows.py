@@ -44,20 +44,23 @@ def test_lookup__page_and_writers_agree_on_multilabel():
     rules = (LeafReport("feature 3 > 0", 5, 0.5, 0.5, 0.2, True), LeafReport("feature 3 <= 0", 5, 0.5, 0.5, 0.2, True))
     pattern = GroupReport("label", "edema", 6, pattern=True, leaves=rules)
     noise = replace(pattern, class_name="nodule", pattern=False)
-    told = FailureReport(6, 0.5, (), groups=(pattern, noise), table=replace(of, label_leaf=torch.zeros(6).long()))
+    report, shown_table = (
+        FailureReport(6, 0.5, (), groups=(pattern, noise)),
+        replace(of, label_leaf=torch.zeros(6).long()),
+    )
     ids = torch.tensor([2, 4, 6])
-    page = browsing_data(told.table, Thumbnails(ids, torch.zeros(3, 3, 8, 8, dtype=torch.uint8)), told)
+    page = browsing_data(shown_table, Thumbnails(ids, torch.zeros(3, 3, 8, 8, dtype=torch.uint8)), report)
     browsed = {(row[1], row[2]): row for row in page["rows"]}
-    for shown in example_rows(told, ids):
+    for shown in example_rows(report, shown_table, ids):
         row = browsed[shown.id, MULTILABEL.index(shown.label)]
         assert MULTILABEL[row[3]] == shown.prediction
         assert row[4] == shown.confidence
         assert row[5] == shown.decision_value
         rule = page["rules"].get(str(row[2]), [None])[row[6]]
         assert (rule or "").replace("\N{LESS-THAN OR EQUAL TO}", "<=") == (shown.leaf or "")
-    assert [row.right for row in example_rows(told, ids)] == [True, False, False]
+    assert [row.right for row in example_rows(report, shown_table, ids)] == [True, False, False]
     assert set(page["rules"]) == {"1"}  # without a pattern the leaves describe noise, on the page too
-    assert leaf_rules(told) == {"edema": ["feature 3 > 0", "feature 3 <= 0"]}
+    assert leaf_rules(report) == {"edema": ["feature 3 > 0", "feature 3 <= 0"]}
 
 
 def test_example_rows__what_is_known():
@@ -66,7 +69,7 @@ def test_example_rows__what_is_known():
     noise = replace(found, class_name=NASTY, pattern=False)
     of = replace(table(), label_leaf=torch.arange(12) // 2 % 3 - 1)
     rows = example_rows(
-        report(table=of, groups=(found, noise), features=(FeatureReport(3, name="red"),)), of.ids[[2, 3, 1, 6]]
+        report(groups=(found, noise), features=(FeatureReport(3, name="red"),)), of, of.ids[[2, 3, 1, 6]]
     )
     assert [(row.id, row.label, row.right) for row in rows] == [
         (10, "cat", True), (15, NASTY, False), (5, NASTY, True), (30, "cat", False),

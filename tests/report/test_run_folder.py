@@ -9,10 +9,10 @@ from dataclasses import replace
 import pytest
 import torch
 
+from lightning_failures.analysis import AnalysisResult
 from lightning_failures.data.example_table import ExampleTable
 from lightning_failures.data.report import (
     ClassReport,
-    FailureReport,
     FeatureReport,
     GroupReport,
     LeafReport,
@@ -26,6 +26,7 @@ from lightning_failures.report.gallery import Gallery, Picture, Row, Thumbnails,
 from lightning_failures.report.gallery_storage import save_gallery
 from lightning_failures.report.run_folder import find_report, open_run, report_before
 from lightning_failures.writers import FileWriter, write_report
+from tests.helpers.results import analysed
 
 LEAF = LeafReport("feature 17 > 0.36", 20, 0.8, 0.7, 0.56, True, (0.5, 0.9))
 
@@ -36,7 +37,7 @@ def table() -> ExampleTable:
     return ExampleTable(column, column % 2, column // 2, values.abs().nan_to_num(), values, column, column, ("a", "b"))
 
 
-def report(epoch: int = 2, **options) -> FailureReport:
+def report(epoch: int = 2, **options) -> AnalysisResult:
     entry = ClassReport(
         "cat", 40, accuracy=0.5 + epoch / 10, cv_score=0.9, pattern=True, hardest_captions=("x",), hardest_ids=(1,)
     )
@@ -50,7 +51,7 @@ def report(epoch: int = 2, **options) -> FailureReport:
         "global_step": 100 * epoch,
         "stage": "fit",
     }
-    return FailureReport(40, 0.5, (entry,), **(filled | options))
+    return analysed(40, 0.5, (entry,), **(filled | options))
 
 
 @pytest.fixture

@@ -119,11 +119,11 @@ def test_decision_part__is_there_when_it_is_monitored(tmp_path):
     modes = steered(every_n_epochs=2)
     fit(tmp_path, modes, epochs=3, callbacks=[saves], enable_checkpointing=True)
     report = modes.last_report
-    parts = [set(part.grades.ids.tolist()) for part in (report.report_part, report.decision_part)]
+    parts = [set(part.grades.ids.tolist()) for part in (report.parts.report, report.parts.decision)]
     assert not parts[0] & parts[1]
     assert sum(map(len, parts)) + report.examples == 400
     assert report.summary["decision/accuracy"] == pytest.approx(
-        report.decision_part.grades.correct.float().mean().item()
+        report.parts.decision.grades.correct.float().mean().item()
     )
     assert "decision/flagged_error_rate" in report.summary
     assert saves.best_model_score is not None

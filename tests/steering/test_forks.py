@@ -238,7 +238,7 @@ def test_forks__do_without_checkpoints_early_stops_and_loggers(tmp_path):
     assert make.runs[-1].trainer.current_epoch == 4
     assert list((tmp_path / "kept").iterdir()) == []
     # what was chosen by the decision part stays out of the verdict
-    whole = make.runs[-1].trainer.callbacks[1].last_report.report_part.grades
+    whole = make.runs[-1].trainer.callbacks[1].last_report.parts.report.grades
     assert (part_of(grades, decision=True) == Part.REPORT).all()
     assert 0 < len(grades) < len(whole)
 

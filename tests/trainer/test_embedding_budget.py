@@ -192,7 +192,7 @@ def test_budgets__with_interventions_and_a_sample(tmp_path):
     )
     run = trainer(tmp_path, modes, max_epochs=2)
     run.fit(OracleClassifier(), loader(64), loader(800))
-    part = modes.last_report.report_part
+    part = modes.last_report.parts.report
     assert modes.last_report.sampled < 0.8
     assert 0.1 < float(part.values.isnan().float().mean()) < 0.95
     assert len(part.grades) + modes.last_report.examples == 800

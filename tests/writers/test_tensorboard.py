@@ -20,22 +20,24 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
 from tensorboard.plugins.projector.projector_config_pb2 import ProjectorConfig
 
+from lightning_failures.analysis import AnalysisResult
 from lightning_failures.data.example_table import ExampleTable
 from lightning_failures.data.grades import Grades
-from lightning_failures.data.report import ClassReport, FailureReport
+from lightning_failures.data.report import ClassReport
 from lightning_failures.report.gallery import Gallery, Picture, Row, Thumbnails, Tile
 from lightning_failures.trainer.metric_keys import AGGREGATES, DECISION_KEYS, GRADE_AGGREGATES
 from lightning_failures.writers import TensorBoardWriter
 from lightning_failures.writers.layout import CHARTS, chart_layout, written_layout
+from tests.helpers.results import analysed
 
 NASTY = "dog\t=1\r\n<b>\x00\u2028\udcff"
 ENTRY = ClassReport("cat", 40, accuracy=0.5, cv_score=0.7, p_value=0.01, aler=0.4)
 SUMMARY = {"accuracy": 0.5, "coverage": 1.0, "cv_score_mean": 0.7}
 
 
-def report(**options) -> FailureReport:
+def report(**options) -> AnalysisResult:
     classes = (ENTRY, ClassReport(NASTY, 40, accuracy=0.8))
-    return FailureReport(80, 0.65, **({"classes": classes, "summary": SUMMARY, "epoch": 3, "stage": "fit"} | options))
+    return analysed(80, 0.65, **({"classes": classes, "summary": SUMMARY, "epoch": 3, "stage": "fit"} | options))
 
 
 def table(n: int = 12, names: tuple[str, ...] = ("cat", NASTY)) -> ExampleTable:

@@ -13,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
+from lightning_failures.analysis import AnalysisResult
 from lightning_failures.data.report import FailureReport
 from lightning_failures.report.gallery import Gallery, Picture, Row, Tile
 from lightning_failures.writers import FileWriter, WandbWriter, Writer, each_writer, writers_for
@@ -157,7 +158,7 @@ def test_examples__failures_first_and_bounded(tmp_path, logger):
 def test_show__without_examples_or_files(tmp_path, logger):
     sink = WandbWriter(logger, tmp_path / "nowhere")
     sink.show(report(), Gallery(), 1)
-    sink.write(FailureReport(0, None, ()), 2)
+    sink.write(AnalysisResult(FailureReport(0, None, ())), 2)
     finish()
     assert written(tmp_path, "examples") == []
     history = [values(record.history.item) for record in transactions(tmp_path) if record.history.item]

@@ -14,16 +14,18 @@ import torch
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from PIL import Image
 
-from lightning_failures.data.report import ClassReport, FailureReport, GroupReport, LeafReport, ValueReport
+from lightning_failures.analysis import AnalysisResult
+from lightning_failures.data.report import ClassReport, GroupReport, LeafReport, ValueReport
 from lightning_failures.directions import FailureDirections, fit_failure_directions
 from lightning_failures.report.gallery import Gallery, Picture, Row, Tile
 from lightning_failures.writers import CSVWriter, FileWriter, TensorBoardWriter, each_writer, writers_for
 from lightning_failures.writers.files import file_name
+from tests.helpers.results import analysed
 
 NASTY = "../../<script>|*x*\n🙂\udcff" + "y" * 10_000
 
 
-def report(epoch: int = 3, **options) -> FailureReport:
+def report(epoch: int = 3, **options) -> AnalysisResult:
     classes = (
         ClassReport("cat", 40, accuracy=0.9, cv_score=0.6, p_value=0.4),
         ClassReport(
@@ -41,7 +43,7 @@ def report(epoch: int = 3, **options) -> FailureReport:
     )
     leaf = LeafReport("feature 17 > 0.36", 20, 0.8, 0.7, 0.56, True, (0.5, 0.9))
     group = GroupReport("label", "dog", 40, 0.5, 0.7, 0.6, 0.1, 0.02, True, None, (leaf,))
-    return FailureReport(83, 0.7, classes, (group,), summary={"cv_score_mean": 0.75}, epoch=epoch, **options)
+    return analysed(83, 0.7, classes, (group,), summary={"cv_score_mean": 0.75}, epoch=epoch, **options)
 
 
 def picture(tag: str, image: torch.Tensor, caption: str = "") -> Picture:
@@ -166,7 +168,7 @@ def test_csv_sink__no_text_of_a_user_is_a_formula(tmp_path, sign):
     words = f"{sign}HYPERLINK(0)"
     captions = {"hardest_captions": (words,), "easiest_captions": (words,)}
     entry = ClassReport(words, 40, accuracy=0.5, cv_score=0.7, pattern=True, skipped=words, **captions)
-    CSVWriter(tmp_path).write(replace(report(), classes=(entry, replace(entry, name="a-b=c"))), -1)
+    CSVWriter(tmp_path).write(report().with_report(classes=(entry, replace(entry, name="a-b=c"))), -1)
     with (tmp_path / "failure_classes.csv").open(newline="") as file:
         guarded, harmless = csv.DictReader(file)
     for column in ("name", "hardest_caption", "easiest_caption", "skipped"):
@@ -187,7 +189,7 @@ def test_csv_sink__a_long_table_takes_no_memory(tmp_path):
     sink, path, short = (
         CSVWriter(tmp_path),
         tmp_path / "failure_classes.csv",
-        replace(report(0), classes=report().classes[:2]),
+        report(0).with_report(classes=report().classes[:2]),
     )
     sink.write(short, 0)
     header, row = path.read_text().splitlines()[:2]

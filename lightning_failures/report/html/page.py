@@ -201,7 +201,7 @@ class Page:
 def build_page(run: Run) -> Page:
     """Select what the page of a run shows."""
     report, history = run.report, run.history or (run.report,)
-    table = run.table if run.table is not None else report.table
+    table = run.table
     gallery = run.gallery or Gallery()
     pictures = PictureIndex(gallery, ExampleLookup(table))
     before = len(history) - 2 if len(history) > 1 else None

@@ -230,8 +230,8 @@ class Forks:
         if trainer.is_global_zero:
             shutil.rmtree(self.place / name, ignore_errors=True)
         assert report is not None
-        assert report.report_part is not None
-        grades = report.report_part.grades
+        assert report.parts is not None
+        grades = report.parts.report.grades
         return take_grades(grades, in_report_part(grades, seed=callback.seed, decision=has_decision_part))
 
     def _new_run(self) -> Run:

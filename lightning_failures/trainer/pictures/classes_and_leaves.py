@@ -8,10 +8,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lightning_failures.analysis.result import AnalysisResult
 from lightning_failures.core.budget import Deadline
 from lightning_failures.core.hashing import stable_hash
+from lightning_failures.data.example_table import ExampleTable
 from lightning_failures.data.grades import Grades
-from lightning_failures.data.report import ClassReport, FailureReport, FeatureReport
+from lightning_failures.data.report import ClassReport, FeatureReport
 from lightning_failures.report.gallery import Gallery, Picture, Thumbnails, class_picture, leaf_picture
 from lightning_failures.report.images import fit_square
 from lightning_failures.trainer.batch_reader import AT_ONCE
@@ -37,12 +39,11 @@ BROWSING = 5.0
 _LEAF_SALT = 0x1EAF
 
 
-def browsed_ids(report: FailureReport, *, seed: int, limit: int = BROWSED) -> Tensor:
+def browsed_ids(table: ExampleTable | None, *, seed: int, limit: int = BROWSED) -> Tensor:
     """The examples to look through, (n,) int64, ascending, by the hash of their ids.
 
     Failures are preferred, but at most ``FAILURES`` of the places are theirs where there are others.
     """
-    table = report.table
     if table is None:
         return torch.empty(0, dtype=torch.int64)
     ids, place = np.unique(table.ids.numpy(), return_inverse=True)
@@ -55,17 +56,18 @@ def browsed_ids(report: FailureReport, *, seed: int, limit: int = BROWSED) -> Te
 
 
 def draw_gallery(
-    report: FailureReport, grades: Grades, sources: PictureInputs, *, worst_k: int
+    result: AnalysisResult, grades: Grades, sources: PictureInputs, *, worst_k: int
 ) -> tuple[Gallery, tuple[FeatureReport, ...]]:
     """Draw everything, and tell which features are shown. Random transforms apart, nothing random is in it.
 
     Attacks take the time: they come last, and stop at the deadline.
     """
-    pictures = class_pictures(report, grades, sources.images, worst_k=worst_k)
-    shown = [] if sources.robust is None or sources.features is None else pictured_groups(report, worst_k)
+    report = result.report
+    pictures = class_pictures(result, grades, sources.images, worst_k=worst_k)
+    shown = [] if sources.robust is None or sources.features is None else pictured_groups(result, worst_k)
     leaves = leaf_pictures(shown, grades, sources.images, sources.names.names)
     thumbnails = browse(sources)
-    features, drawn = feature_pictures(shown, report, grades, sources)
+    features, drawn = feature_pictures(shown, result, grades, sources)
     gallery = Gallery((*pictures, *drawn, *leaves), thumbnails, report.epoch, report.global_step)
     return gallery, features
 
@@ -91,20 +93,21 @@ def browse(sources: PictureInputs) -> Thumbnails | None:
 
 
 def class_pictures(
-    report: FailureReport, grades: Grades, fetch: Callable[[Sequence[int]], Tensor], *, worst_k: int
+    result: AnalysisResult, grades: Grades, fetch: Callable[[Sequence[int]], Tensor], *, worst_k: int
 ) -> list[Picture]:
     """Draw the hardest, easiest and least confident images of the ``worst_k`` classes by accuracy.
 
     Args:
-        report: What was found; holds the fitted directions.
+        result: The analysis with its fitted directions.
         grades: Its grades.
         fetch: ids -> images (n, C, H, W) in [0, 1].
         worst_k: How many.
     """
     worst = sorted(
-        (entry for entry in report.classes if entry.accuracy is not None), key=lambda c: (not c.pattern, c.accuracy)
+        (entry for entry in result.report.classes if entry.accuracy is not None),
+        key=lambda c: (not c.pattern, c.accuracy),
     )
-    return [_class_picture(report, entry, grades, fetch) for entry in worst[:worst_k] if entry.hardest_ids]
+    return [_class_picture(result, entry, grades, fetch) for entry in worst[:worst_k] if entry.hardest_ids]
 
 
 def leaf_pictures(
@@ -145,12 +148,12 @@ def _shuffled(ids: Tensor) -> list[int]:
 
 
 def _class_picture(
-    report: FailureReport, entry: ClassReport, grades: Grades, fetch: Callable[[Sequence[int]], Tensor]
+    result: AnalysisResult, entry: ClassReport, grades: Grades, fetch: Callable[[Sequence[int]], Tensor]
 ) -> Picture:
-    assert report.directions is not None
+    assert result.directions is not None
     mine = grades.labels == grades.class_names.index(entry.name)
     ids = grades.ids[mine].tolist()
-    scores = dict(zip(ids, report.directions.out_of_fold[mine].tolist(), strict=True))
+    scores = dict(zip(ids, result.directions.out_of_fold[mine].tolist(), strict=True))
     guesses = dict(zip(ids, grades.predictions[mine].tolist(), strict=True))
     confidence = dict(zip(ids, grades.confidence[mine].tolist(), strict=True))
 

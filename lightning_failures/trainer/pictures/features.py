@@ -8,11 +8,12 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from lightning_failures.analysis.result import AnalysisResult
 from lightning_failures.captions.scoring import most_distinctive_caption
 from lightning_failures.core.text import clean
 from lightning_failures.core.threads import one_thread
 from lightning_failures.data.grades import Grades
-from lightning_failures.data.report import FailureReport, FeatureReport
+from lightning_failures.data.report import FeatureReport
 from lightning_failures.encoders.feature_attack import ITERATIONS
 from lightning_failures.report.feature_names import FeatureNames, with_names
 from lightning_failures.report.gallery import Picture, feature_picture
@@ -37,7 +38,7 @@ class _Shown:
 
 
 def feature_pictures(
-    shown: Sequence[DisplayedTree], report: FailureReport, grades: Grades, sources: PictureInputs
+    shown: Sequence[DisplayedTree], result: AnalysisResult, grades: Grades, sources: PictureInputs
 ) -> tuple[tuple[FeatureReport, ...], list[Picture]]:
     """Draw each feature that the rules mention once, on the images of the first group that it splits.
 
@@ -50,7 +51,7 @@ def feature_pictures(
     for feature in on_paths + [feature for group in shown for feature in group.tree.split_features]:
         splits.setdefault(feature, [group for group in shown if feature in group.tree.split_features])
     views = FeatureViews(sources.robust, sources.store)
-    looked = [_look(views, feature, groups, report, grades, sources) for feature, groups in splits.items()]
+    looked = [_look(views, feature, groups, result, grades, sources) for feature, groups in splits.items()]
     attacked = attack_features(views, [(one.report.feature, one.seen) for one in looked], sources.deadline)
     views.flush()
     pictures = []
@@ -78,7 +79,7 @@ def _look(
     views: FeatureViews,
     feature: int,
     groups: Sequence[DisplayedTree],
-    report: FailureReport,
+    result: AnalysisResult,
     grades: Grades,
     sources: PictureInputs,
 ) -> _Shown:
@@ -102,7 +103,7 @@ def _look(
         f"{value:.2f}\n{outcome_of[i].text or 'correct'}"
         for i, value in zip(top.tolist(), strength.tolist(), strict=True)
     ]
-    told = _captioned(told, first, top, report, grades, sources)
+    told = _captioned(told, first, top, result, grades, sources)
     return _Shown(
         told, _role(feature, groups, sources.names), views.seen(images), views.maps(images, feature), strength, texts
     )
@@ -122,12 +123,12 @@ def _captioned(
     told: FeatureReport,
     first: DisplayedTree,
     top: Tensor,
-    report: FailureReport,
+    result: AnalysisResult,
     grades: Grades,
     sources: PictureInputs,
 ) -> FeatureReport:
     """Add the caption that tells the most activating images from the others of their group."""
-    rows, directions = sources.embeddings, report.directions
+    rows, directions = sources.embeddings, result.directions
     if rows is None or directions is None or sources.captions is None:
         return told
     candidates = sources.captions(grades.class_names.index(first.group.class_name))

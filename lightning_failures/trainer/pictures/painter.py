@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +11,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from lightning_failures.analysis.result import AnalysisResult
 from lightning_failures.captions.assign import classes_to_caption
 from lightning_failures.captions.candidates import ClassCaptions
 from lightning_failures.core.budget import Deadline
 from lightning_failures.data.grades import Grades
 from lightning_failures.data.members import RowValues, members_of
 from lightning_failures.data.partition import Partition, owned_rows
-from lightning_failures.data.report import FailureReport
 from lightning_failures.directions.null_scores import CLASSES_WITH_NULL_SCORES, add_null_cv_scores
 from lightning_failures.encoders import gives_maps
 from lightning_failures.encoders.cached import CachedEncoder
@@ -40,7 +40,7 @@ class AnalysisSnapshot:
     """An analysis that may be drawn.
 
     Attributes:
-        report: What was found.
+        result: The analysis.
         loader: Images are read from its dataset.
         grades: N rows.
         sampled: (N,) bool, those that directions and trees have looked at.
@@ -48,7 +48,7 @@ class AnalysisSnapshot:
         folder: Of files.
     """
 
-    report: FailureReport
+    result: AnalysisResult
     loader: Any
     grades: Grades
     sampled: NDArray[np.bool_]
@@ -84,7 +84,7 @@ class GalleryBuilder:
 
     def draw(
         self, scene: AnalysisSnapshot, ranks: Communicator, deadline: Deadline | None
-    ) -> tuple[FailureReport, Gallery | None]:
+    ) -> tuple[AnalysisResult, Gallery | None]:
         """Draw, on the first process; what goes wrong there is told. Collective.
 
         Args:
@@ -100,23 +100,24 @@ class GalleryBuilder:
         sources = self._sources(scene, ranks, deadline) if scene.evaluation.grader.indexed else None
         # for some seconds at least, however short an epoch is
         patience = None if deadline is None else Deadline.after(max(deadline.left, PATIENCE))
-        report = self._with_nulls(scene, ranks, patience)
+        result = self._with_nulls(scene, ranks, patience)
+        report = result.report
         gallery = Gallery(epoch=report.epoch, global_step=report.global_step) if ranks.is_first else None
         features = report.features
         if sources is not None:
             try:
-                gallery, features = draw_gallery(report, scene.grades, sources, worst_k=self.worst_k)
+                gallery, features = draw_gallery(result, scene.grades, sources, worst_k=self.worst_k)
             except Exception as error:
                 self.say_once(f"FailureModes could not draw pictures: {type(error).__name__}: {error}")
-        return replace(report, features=ranks.broadcast(features)), gallery
+        return result.with_report(features=ranks.broadcast(features)), gallery
 
     def _sources(self, scene: AnalysisSnapshot, ranks: Communicator, deadline: Deadline | None) -> PictureInputs | None:
         """What the pictures are drawn from, on the first process. Collective."""
         encoder = None if self.trees is None else self.trees.encoder
         robust = encoder if encoder is not None and gives_maps(encoder) else None
-        report, pass_embeddings = scene.report, scene.evaluation.embeddings
-        members = pictured_members(report, self.worst_k) if robust is not None else torch.empty(0, dtype=torch.int64)
-        browsed = browsed_ids(report, seed=self.seed)
+        result, pass_embeddings = scene.result, scene.evaluation.embeddings
+        members = pictured_members(result, self.worst_k) if robust is not None else torch.empty(0, dtype=torch.int64)
+        browsed = browsed_ids(result.table, seed=self.seed)
         known = scene.grades.ids[scene.sampled]
         embedded = torch.unique(torch.cat([members, browsed]))
         embedded = embedded[torch.isin(embedded, known)]
@@ -136,21 +137,22 @@ class GalleryBuilder:
             names=self._names(scene.folder),
         )
 
-    def _with_nulls(self, scene: AnalysisSnapshot, ranks: Communicator, deadline: Deadline | None) -> FailureReport:
+    def _with_nulls(self, scene: AnalysisSnapshot, ranks: Communicator, deadline: Deadline | None) -> AnalysisResult:
         """Put the CV scores that chance gives beside those of the worst classes. Collective."""
-        report, grades = scene.report, scene.grades
-        if self.directions is None or report.directions is None or self.nulls == 0:
-            return report
+        result, grades = scene.result, scene.grades
+        report = result.report
+        if self.directions is None or result.directions is None or self.nulls == 0:
+            return result
         wanted = classes_to_caption(report.classes, CLASSES_WITH_NULL_SCORES)
         rows = scene.sampled & np.isin(grades.labels.numpy(), wanted)
         share = Partition.of(grades, rows, ranks)
         ids = [torch.unique(grades.ids[owned_rows(grades, k, ranks.size, sampled=rows)]) for k in range(ranks.size)]
         embeddings = scene.evaluation.embeddings.embeddings_of(self.directions, ids)
         if embeddings is None:
-            return report
+            return result
         classes, left_out = add_null_cv_scores(
             report.classes,
-            report.directions,
+            result.directions,
             members_of(grades, "label", rows),
             RowValues.of(embeddings, grades, share.rows, "embeddings"),
             wanted,
@@ -160,7 +162,7 @@ class GalleryBuilder:
             deadline=deadline,
         )
         told = (f"Which CV scores chance gives was not found for {left_out} classes: time was short.",)
-        return replace(report, classes=classes, notes=(*report.notes, *(told if left_out else ())))
+        return result.with_report(classes=classes, notes=(*report.notes, *(told if left_out else ())))
 
     def _names(self, folder: Path) -> FeatureNames:
         """What people call the features; a file that cannot be read is told of, and left alone."""

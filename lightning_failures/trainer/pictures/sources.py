@@ -10,11 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lightning_failures.analysis.result import AnalysisResult
 from lightning_failures.captions.candidates import ClassCaptions
 from lightning_failures.core.budget import Deadline
 from lightning_failures.core.text import clean
 from lightning_failures.data.grades import Grades
-from lightning_failures.data.report import FailureReport, GroupReport
+from lightning_failures.data.report import GroupReport
 from lightning_failures.encoders import FeatureEncoder
 from lightning_failures.encoders.cache.store import EmbeddingStore
 from lightning_failures.report.feature_names import FeatureNames
@@ -100,25 +101,25 @@ class DisplayedTree:
         return [i for i, leaf in enumerate(self.group.leaves) if leaf.valid or i == self.best]
 
 
-def pictured_groups(report: FailureReport, worst_k: int) -> list[DisplayedTree]:
+def pictured_groups(result: AnalysisResult, worst_k: int) -> list[DisplayedTree]:
     """``worst_k`` groups with a pattern: label and prediction groups in turn, the most important leaves first."""
 
     def ranked(grouping: str) -> list[GroupReport]:
-        found = [g for g in report.groups if g.grouping == grouping and g.pattern and len(g.leaves) > 1]
+        found = [g for g in result.report.groups if g.grouping == grouping and g.pattern and len(g.leaves) > 1]
         return sorted(found, key=lambda g: -max(leaf.importance for leaf in g.leaves))
 
     turns = zip_longest(ranked("label"), ranked("prediction"))
     groups = [group for turn in turns for group in turn if group is not None][: max(worst_k, 0)]
-    trees = [report.trees[group.grouping, group.class_name] for group in groups]
+    trees = [result.trees[group.grouping, group.class_name] for group in groups]
     return [
         DisplayedTree(group, tree, torch.unique(torch.cat([leaf.ids for leaf in tree.leaves])))
         for group, tree in zip(groups, trees, strict=True)
     ]
 
 
-def pictured_members(report: FailureReport, worst_k: int) -> Tensor:
+def pictured_members(result: AnalysisResult, worst_k: int) -> Tensor:
     """The ids (U,) int64, ascending, of the groups whose rules are shown."""
-    members = torch.cat([torch.empty(0, dtype=torch.int64), *(one.members for one in pictured_groups(report, worst_k))])
+    members = torch.cat([torch.empty(0, dtype=torch.int64), *(one.members for one in pictured_groups(result, worst_k))])
     return torch.from_numpy(np.unique(members.numpy()))
 
 

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -54,10 +53,8 @@ def a_run(
     rng = np.random.default_rng(0)
     table = a_table(names, size, rng)
     history = tuple(a_report(names, table, epoch, rng, text) for epoch in range(analyses))
-    report = dataclasses.replace(history[-1], table=table)
-    return Run(
-        folder, report, (*history[:-1], report), table, a_gallery(report, table, pictured, thumbnails, rng, text)
-    )
+    report = history[-1]
+    return Run(folder, report, history, table, a_gallery(report, table, pictured, thumbnails, rng, text))
 
 
 def a_table(names, size, rng) -> ExampleTable:

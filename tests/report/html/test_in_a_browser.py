@@ -220,7 +220,7 @@ def test_page__is_accessible_and_fits(visit, path, size, dark):
 
 def test_page__of_a_report_alone(visit, tmp_path):
     path = tmp_path / "bare.html"
-    report = dataclasses.replace(RUN.report, groups=(), features=(), modes=(), classes=(), table=None)
+    report = dataclasses.replace(RUN.report, groups=(), features=(), modes=(), classes=())
     path.write_text(render(dataclasses.replace(RUN, report=report, history=(), table=None, gallery=None)), "utf-8")
     assert path.stat().st_size < 60_000  # without charts there is no library
     seen = visit(path)

@@ -68,7 +68,7 @@ def sources(planted, **options):
         "features": Rows(members, features[members]),
         "embeddings": Rows(torch.arange(N), features),
         "captions": None,
-        "browsed": browsed_ids(report, seed=0, limit=20),
+        "browsed": browsed_ids(report.table, seed=0, limit=20),
         "store": store,
     }
     return PictureInputs(**(given | options))
@@ -118,7 +118,9 @@ def test_pictured_groups__label_and_prediction_groups_in_turn(planted):
         group("label", "b", 0.2),
         group("label", "c", 0.9, pattern=False),
     )
-    found = dataclasses.replace(report, groups=groups, trees={(g.grouping, g.class_name): tree for g in groups})
+    found = dataclasses.replace(
+        report.with_report(groups=groups), trees={(g.grouping, g.class_name): tree for g in groups}
+    )
     names = ["label/b", "prediction/a", "label/a", "prediction/b", "prediction/c"]
     assert [one.name for one in pictured_groups(found, 9)] == names
     assert [one.name for one in pictured_groups(found, 3)] == names[:3]
@@ -172,7 +174,7 @@ def test_class_pictures__least_confident_images_where_the_report_names_them(plan
     grades, report = planted[3], planted[-1]
     least = tuple(grades.confidence.argsort()[:3].tolist())
     entries = (dataclasses.replace(report.classes[0], least_confident_ids=least), *report.classes[1:])
-    gallery, _ = draw_gallery(dataclasses.replace(report, classes=entries), grades, sources(planted), worst_k=1)
+    gallery, _ = draw_gallery(report.with_report(classes=entries), grades, sources(planted), worst_k=1)
     row = gallery.pictures[0].rows[2]
     assert [tile.id for tile in row.tiles] == list(least)
     assert row.tiles[0].text.startswith(f"{float(grades.confidence[least[0]]):.2f}\n-> ")
@@ -223,7 +225,7 @@ def test_feature_pictures__no_captions(planted, worst):
 
 def test_thumbnails__in_order_with_embeddings_or_nan(planted):
     features, report = planted[4], planted[-1]
-    browsed = browsed_ids(report, seed=0, limit=20)
+    browsed = browsed_ids(report.table, seed=0, limit=20)
     failed = report.table.failed[torch.isin(report.table.ids, browsed)]
     assert len(browsed) == 20
     assert int(failed.sum()) == 12  # of the many that there are

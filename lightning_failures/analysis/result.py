@@ -1,0 +1,50 @@
+"""The result of one analysis: the report, and the live objects that it was computed from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from lightning_failures.data.example_table import ExampleTable
+from lightning_failures.data.held_out import HeldOutParts
+from lightning_failures.data.report import FailureReport
+from lightning_failures.directions.fit import FailureDirections
+from lightning_failures.trees.fit import FailureTree
+
+
+@dataclass(frozen=True)
+class AnalysisResult:
+    """A :class:`~lightning_failures.FailureReport` with the fitted objects behind it.
+
+    Keys and attributes of the report can be read off the result: ``result["classes"]``, ``result.accuracy``.
+
+    Attributes:
+        report: The content of ``report.json``.
+        directions: The fitted failure directions; None without embeddings.
+        trees: The fitted failure trees by grouping and class name.
+        table: One row per graded example: label, prediction, confidence, decision value, leaves.
+        parts: The held-out parts of the validation set while interventions are on, else None.
+
+    >>> result = AnalysisResult(FailureReport(examples=2, accuracy=0.5, classes=()))
+    >>> result.accuracy, result["examples"], result.with_report(epoch=3).report.epoch
+    (0.5, 2, 3)
+    """
+
+    report: FailureReport
+    directions: FailureDirections | None = None
+    trees: Mapping[tuple[str, str], FailureTree] = field(default_factory=dict)
+    table: ExampleTable | None = None
+    parts: HeldOutParts | None = None
+
+    def with_report(self, **changes: Any) -> AnalysisResult:
+        """Return the result with some fields of its report replaced."""
+        return replace(self, report=replace(self.report, **changes))
+
+    def __getitem__(self, key: str) -> Any:
+        return self.report[key]
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_") or name == "report":  # copies and unpickled results have no report yet
+            raise AttributeError(name)
+        return getattr(self.report, name)

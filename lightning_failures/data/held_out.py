@@ -1,0 +1,35 @@
+"""Parts of a validation set to which nothing was fitted."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from lightning_failures.data.grades import Grades
+
+
+@dataclass(frozen=True)
+class HeldOutSplit:
+    """The n graded rows of one held-out part.
+
+    Attributes:
+        grades: Grades of these examples only.
+        values: (n,) float32, decision values by the directions of the discovery part, NaN where there is none.
+    """
+
+    grades: Grades
+    values: Tensor
+
+
+@dataclass(frozen=True)
+class HeldOutParts:
+    """The parts of a validation set on which interventions are measured.
+
+    Attributes:
+        report: Examples that the headline numbers are computed on.
+        decision: Examples that rollbacks and monitored keys use; may be empty.
+    """
+
+    report: HeldOutSplit
+    decision: HeldOutSplit
