@@ -238,7 +238,7 @@ class FailureModes(Callback):
             self._steering.reset()
         self._spending.reset()
         self._ranks.open()
-        with self._ranks.together():
+        with self._ranks.synchronized():
             self._prepare(trainer)
 
     def _prepare(self, trainer: Trainer) -> None:
@@ -303,7 +303,7 @@ class FailureModes(Callback):
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """The training is over: draw its last analysis, and fork it."""
-        with self._policy(trainer, "the last analysis", "its pictures"), self._ranks.together(), isolated_rng():
+        with self._policy(trainer, "the last analysis", "its pictures"), self._ranks.synchronized(), isolated_rng():
             if self.pictures and self._explainer is not None:
                 for index in self._explainer.undrawn:
                     result = self._explainer.draw(index, self._ranks, seconds=self._picture_seconds(trainer))
@@ -481,7 +481,7 @@ class FailureModes(Callback):
         pictures = self._wants_pictures(trainer)
         for index in sorted({index for _, indices in states for index in indices}) if not errors else ():
             with self._policy(trainer, f"the analysis of loader {index}"):
-                with self._ranks.together(), isolated_rng():
+                with self._ranks.synchronized(), isolated_rng():
                     result = self._analyse_loader(trainer, index, pictures=pictures)
                     self._keys.log(trainer, module, result.report, index, self._state.last_values)
                 self._accept(trainer, result, index)
@@ -522,7 +522,7 @@ class FailureModes(Callback):
 
     def _act(self, trainer: Trainer, analysis: LoaderAnalysis) -> LoaderAnalysis:
         """Let the interventions decide for the next epoch; an error leaves the report, and the plans, as they are."""
-        with self._policy(trainer, "the interventions", "their decision"), self._ranks.together():
+        with self._policy(trainer, "the interventions", "their decision"), self._ranks.synchronized():
             cached = None if self._explainer is None else self._explainer.directions
             result = self._steering.act(
                 trainer, analysis.result, analysis.discovery, cached, self._ranks, min_coverage=self.min_coverage

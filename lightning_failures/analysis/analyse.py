@@ -203,7 +203,7 @@ def _fit_directions(
     x = as_rows(embedded.all(), "embeddings")
     base = (x, np.argsort(ids[mine], kind="stable")) if reference is None else (as_rows(reference, "reference"),)
     with one_thread():
-        moments = Moments.joined(share.sharing.each(lambda: Moments.of(*base)))
+        moments = Moments.joined(share.sharing.gather_results(lambda: Moments.of(*base)))
 
     def work() -> tuple[FailureDirections, Rows]:
         fitted = fit_failure_directions(
@@ -219,7 +219,7 @@ def _fit_directions(
         )
         return fitted, mine
 
-    parts, rows = zip(*share.sharing.each(work), strict=True)
+    parts, rows = zip(*share.sharing.gather_results(work), strict=True)
     return parts[0] if len(parts) == 1 and len(mine) == len(grades) else join_directions(parts, rows, len(grades))
 
 
@@ -263,7 +263,7 @@ def _enrich(
             sources=members[k].sources,
         )
 
-    found = share.each(lambda: {k: values(k) for k in range(len(classes)) if share.owns(k)})
+    found = share.merge_results(lambda: {k: values(k) for k in range(len(classes)) if share.owns(k)})
     return tuple(replace(entry, enrichment=found[k]) for k, entry in enumerate(classes))
 
 

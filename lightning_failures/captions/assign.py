@@ -132,5 +132,5 @@ def caption_classes(
             made[k] = wording.caption(classes[k], k, captions(k))
         return made
 
-    made = share.each(work)
+    made = share.merge_results(work)
     return tuple(made.get(k, entry) for k, entry in enumerate(classes)), len(wanted) - len(made)

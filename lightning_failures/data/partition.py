@@ -17,30 +17,30 @@ T = TypeVar("T")
 
 
 class Workers(Protocol):
-    """Processes that walk the same path, each with its share of the work."""
+    """The processes that share an analysis; each calls the same methods in the same order."""
 
     @property
-    def number(self) -> int:
-        """Of this process, from 0."""
+    def rank(self) -> int:
+        """Rank of this process, from 0."""
 
     @property
-    def size(self) -> int:
-        """How many processes there are."""
+    def world_size(self) -> int:
+        """Number of processes."""
 
-    def each(self, work: Callable[[], T]) -> list[T]:
-        """Run ``work`` on every process; return what each gave, on all. An error of one is an error on all."""
+    def gather_results(self, work: Callable[[], T]) -> list[T]:
+        """Run ``work`` on every process and return all results, in rank order, on each; an error is raised on all."""
 
 
-class _Alone:
-    """One process does everything."""
+class _SingleProcess:
+    """One process that does everything."""
 
-    number, size = 0, 1
+    rank, world_size = 0, 1
 
-    def each(self, work: Callable[[], T]) -> list[T]:
+    def gather_results(self, work: Callable[[], T]) -> list[T]:
         return [work()]
 
 
-SINGLE_PROCESS: Workers = _Alone()
+SINGLE_PROCESS: Workers = _SingleProcess()
 
 
 def owner_of_classes(grades: Grades, processes: int) -> NDArray[np.int64]:
@@ -107,15 +107,15 @@ class Partition:
         """The share of this process; ``sampled`` (N,) bool or None for all."""
         looked_at = np.ones(len(grades), dtype=bool) if sampled is None else as_mask(sampled, "sampled", len(grades))
         rows, predicted = (
-            owned_rows(grades, sharing.number, sharing.size, sampled=looked_at, predicted=either)
+            owned_rows(grades, sharing.rank, sharing.world_size, sampled=looked_at, predicted=either)
             for either in (False, True)
         )
-        return cls(sharing, owner_of_classes(grades, sharing.size), looked_at, rows, predicted)
+        return cls(sharing, owner_of_classes(grades, sharing.world_size), looked_at, rows, predicted)
 
     def owns(self, k: int) -> bool:
         """Whether the class k is this process's."""
-        return bool(self.owner[k] == self.sharing.number)
+        return bool(self.owner[k] == self.sharing.rank)
 
-    def each(self, work: Callable[[], dict[Key, T]]) -> dict[Key, T]:
-        """What all processes made, by key."""
-        return {key: value for part in self.sharing.each(work) for key, value in part.items()}
+    def merge_results(self, work: Callable[[], dict[Key, T]]) -> dict[Key, T]:
+        """Run ``work`` on every process and return the results of all, by key."""
+        return {key: value for part in self.sharing.gather_results(work) for key, value in part.items()}

@@ -87,7 +87,7 @@ def add_null_cv_scores(
             made[k] = _summary(scores)
         return made
 
-    made = share.each(work)
+    made = share.merge_results(work)
     return tuple(replace(entry, **made.get(k, {})) for k, entry in enumerate(classes)), len(wanted) - len(made)
 
 

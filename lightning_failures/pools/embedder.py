@@ -65,16 +65,16 @@ class PoolEmbedder(LightningModule):
     def predict_dataloader(self) -> DataLoader[Any]:
         """The blocks of this process. All processes find the same that is left to do."""
         job, ranks = self._job, self._ranks
-        loader = self._ranks.run(job.source.loader)
-        names = self._ranks.run(lambda: agreed_names(job.class_names, loader.dataset, job.fitted))
-        encoder = self._ranks.run(self._load_encoder)
-        space = self._ranks.run(lambda: job.reader.space(loader.dataset))
-        claimed = self._ranks.run(lambda: self._claim(loader, encoder, space) if ranks.is_first else None)
+        loader = self._ranks.run_all(job.source.loader)
+        names = self._ranks.run_all(lambda: agreed_names(job.class_names, loader.dataset, job.fitted))
+        encoder = self._ranks.run_all(self._load_encoder)
+        space = self._ranks.run_all(lambda: job.reader.space(loader.dataset))
+        claimed = self._ranks.run_all(lambda: self._claim(loader, encoder, space) if ranks.is_first else None)
         manifest = ranks.broadcast(claimed)
         assert manifest is not None
-        self._ranks.run(lambda: self._check_same(loader, manifest, encoder))
+        self._ranks.run_all(lambda: self._check_same(loader, manifest, encoder))
         left = self._what_is_left(manifest)
-        blocks = blocks_loader(loader, [manifest.block(number) for number in left[ranks.number :: ranks.size]])
+        blocks = blocks_loader(loader, [manifest.block(number) for number in left[ranks.rank :: ranks.world_size]])
         self._writer = ShardWriter(job, manifest, encoder, space, iter(blocks.sampler))
         self._told = names, loader.dataset
         return blocks
@@ -98,10 +98,10 @@ class PoolEmbedder(LightningModule):
 
     def teardown(self, stage: str) -> None:
         """Wait until all processes have written their shards; then the first one looks at the whole."""
-        self._ranks.agree(None)
+        self._ranks.raise_if_any(None)
         writer, self._writer = self._writer, None
         if writer is not None:
-            self._ranks.run(lambda: self._conclude(writer.manifest) if self._ranks.is_first else None)
+            self._ranks.run_all(lambda: self._conclude(writer.manifest) if self._ranks.is_first else None)
         self._ranks.close()
         self._job.source.end()
 
@@ -151,22 +151,22 @@ class PoolEmbedder(LightningModule):
         """Whether this process sees the folder, the pool and the encoder of the first one."""
         if PoolManifest.load(self._job.folder) != manifest:
             raise ConfigurationError(
-                f"{self._job.folder} of process {self._ranks.number} is not that of the first one. On several nodes"
+                f"{self._job.folder} of process {self._ranks.rank} is not that of the first one. On several nodes"
                 " --output must be a folder that all of them share."
             )
         examples = len(loader.dataset)  # type: ignore[arg-type]
         if (examples, encoder.fingerprint) != (manifest.examples, manifest.encoder):
             raise DataError(
                 f"The first process has a pool of {manifest.examples} examples and the encoder {manifest.encoder},"
-                f" process {self._ranks.number} {examples} and {encoder.fingerprint}. They must be the same."
+                f" process {self._ranks.rank} {examples} and {encoder.fingerprint}. They must be the same."
             )
 
     def _what_is_left(self, manifest: PoolManifest) -> list[int]:
         """Numbers of the shards to write; those that are there are verified, each by one process. Collective."""
         folder, ranks = self._job.folder, self._ranks
         present = ranks.broadcast([n for n in range(manifest.shards) if manifest.path(folder, n).is_file()])
-        mine = present[ranks.number :: ranks.size]
-        whole = self._ranks.run(lambda: [number for number in mine if self._is_done(manifest, number)])
+        mine = present[ranks.rank :: ranks.world_size]
+        whole = self._ranks.run_all(lambda: [number for number in mine if self._is_done(manifest, number)])
         done = {number for part in ranks.gather_objects(whole) for number in part}
         if present:
             spoilt = len(present) - len(done)

@@ -348,7 +348,7 @@ class InterventionController:
         round_in = self._judge.judge(trainer, result, discovery, cached, ranks, reasons)
         decided = {name: self._decide(name, round_in(self._folder_of(name))) for name in due}
         # raises here if the decision of another process failed, before any plan is kept
-        ranks.agree(None)
+        ranks.raise_if_any(None)
 
         begins = any(entry["changes_training"] for entry, _ in decided.values())
         if begins and self._rollback is not None and not self._rollback.begun:

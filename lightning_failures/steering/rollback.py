@@ -78,7 +78,7 @@ class Rollback:
             with replacing(file) as opened:
                 torch.save(state, opened)
 
-        ranks.run(lambda: save() if ranks.is_first else None)
+        ranks.run_all(lambda: save() if ranks.is_first else None)
         self._file = str(file)
         self._before = {"ids": decision.ids.clone(), "correct": decision.correct.clone()}
 
@@ -106,7 +106,7 @@ class Rollback:
         if not self._pending:
             return
         self._pending = False
-        ranks.run(lambda: self._restore(trainer))
+        ranks.run_all(lambda: self._restore(trainer))
 
     def _restore(self, trainer: Trainer) -> None:
         assert self._file is not None

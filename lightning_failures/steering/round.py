@@ -73,7 +73,7 @@ class TrainingRound(Round):
 
     def on_first(self, work: Callable[[], T]) -> T:
         """Run ``work`` on the first process, and return its result, or raise its error, on all. Collective."""
-        result = self.ranks.run(lambda: work() if self.ranks.is_first else None)
+        result = self.ranks.run_all(lambda: work() if self.ranks.is_first else None)
         return cast(T, self.ranks.broadcast(result))
 
     def decision_values(self, images: Tensor, labels: Tensor) -> Tensor:
@@ -124,7 +124,7 @@ class TrainingRound(Round):
             return picker
 
         # the candidates of all processes together
-        whole, *others = self.ranks.each(stream)
+        whole, *others = self.ranks.gather_results(stream)
         for other in others:
             whole.merge(other)
         candidates = whole.candidates()
@@ -149,7 +149,7 @@ class TrainingRound(Round):
         try:
             return self.cached.look_up(keys)
         except CacheError as error:
-            if self.ranks.size == 1:
+            if self.ranks.world_size == 1:
                 raise
             raise CacheError(
                 f"{error} Processes must share one cache folder that they can write: set LIGHTNING_FAILURES_CACHE, or"
@@ -166,7 +166,7 @@ class TrainingRound(Round):
         predictions = torch.empty(0, dtype=torch.int64)
         error: Exception | None = None
         try:
-            predictions = self._grade(view, ids[self.ranks.number :: self.ranks.size])[0]
+            predictions = self._grade(view, ids[self.ranks.rank :: self.ranks.world_size])[0]
         except Exception as raised:
             error = raised
         unable = self.ranks.gather_objects(str(error) if isinstance(error, ConfigurationError) else None)
@@ -174,10 +174,10 @@ class TrainingRound(Round):
         if reason is not None:
             self.say_once(f"Suspected label errors are not detected, and are treated like all other examples: {reason}")
             return None
-        self.ranks.agree(error)
+        self.ranks.raise_if_any(error)
         found = torch.empty(len(ids), dtype=torch.int64)
         for number, part in enumerate(self.ranks.gather_objects(predictions)):
-            found[number :: self.ranks.size] = part
+            found[number :: self.ranks.world_size] = part
         return found
 
     def _grade(self, view: ExamplesView, ids: Tensor) -> tuple[Tensor, Tensor]:

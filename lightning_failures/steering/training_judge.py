@@ -77,7 +77,7 @@ class TrainingJudge:
         """
         assert result.directions is not None
         report, directions = result.report, result.directions
-        view, dataset, groups, collate = ranks.run(lambda: self._open(trainer))
+        view, dataset, groups, collate = ranks.run_all(lambda: self._open(trainer))
         self._dataset, self._view = dataset, view
 
         # decision values and cache keys, in the order of the training set

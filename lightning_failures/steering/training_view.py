@@ -91,7 +91,7 @@ class ExamplesView:
 
         Each rank embeds its share of the images that the cache lacks, a batch at a time.
         """
-        blocks = ranks.each(lambda: list(self.blocks(cached, directions, ranks, progress=progress)))
+        blocks = ranks.gather_results(lambda: list(self.blocks(cached, directions, ranks, progress=progress)))
         all_labels = np.empty(len(self), dtype=np.int64)
         all_values = np.empty(len(self), dtype=np.float32)
         all_keys = np.empty((len(self), 2), dtype=np.int64)
@@ -106,7 +106,7 @@ class ExamplesView:
         self, cached: CachedEncoder, directions: FailureDirections, ranks: Communicator, *, progress: bool = False
     ) -> Iterator[Block]:
         """Yield the examples of this process with their decision values, some thousands at a time."""
-        ids = torch.arange(ranks.number, len(self), ranks.size)
+        ids = torch.arange(ranks.rank, len(self), ranks.world_size)
         if not len(ids):
             return
         if self._read is None or any(

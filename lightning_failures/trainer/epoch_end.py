@@ -157,7 +157,7 @@ class AnalysisRunner:
         discovery: Discovery | None = None
         if split is not None:
             whole = evaluation.embeddings.embeddings_on_first(self.directions, grades.ids[sampled])
-            judged = ranks.run(lambda: _judge_parts(grades, split, sampled, whole, result) if ranks.is_first else None)
+            judged = ranks.run_all(lambda: _judge_parts(grades, split, sampled, whole, result) if ranks.is_first else None)
             del whole
             if judged is not None:
                 parts, discovery = judged
@@ -185,9 +185,9 @@ class AnalysisRunner:
         result, split = analysis.result, analysis.split
         if split is not None and result.table is not None:
             result = replace(result, table=_whole_table(analysis.grades, split, result))
-        modes = ranks.run(lambda: keep_diary(result, folder, tell=self.say_once) if ranks.is_first else ())
+        modes = ranks.run_all(lambda: keep_diary(result, folder, tell=self.say_once) if ranks.is_first else ())
         result = result.with_report(modes=ranks.broadcast(modes))
-        ranks.run(lambda: self._write(trainer, result, folder) if ranks.is_first else None)
+        ranks.run_all(lambda: self._write(trainer, result, folder) if ranks.is_first else None)
         fitted, seen = analysis.grades, analysis.sampled
         if split is not None:
             fitted, seen = take_grades(fitted, split == Part.DISCOVERY), seen[(split == Part.DISCOVERY).numpy()]
@@ -210,7 +210,7 @@ class AnalysisRunner:
         if scene is None:
             return None
         try:
-            with ranks.together():
+            with ranks.synchronized():
                 return self._drawn(scene, ranks, seconds)
         except Exception as error:
             self.say_once(f"FailureModes could not draw pictures: {type(error).__name__}: {error}")
@@ -256,13 +256,13 @@ class AnalysisRunner:
         deadline: Deadline | None,
     ) -> AnalysisResult:
         """Fit with the embeddings of the classes that this rank owns."""
-        share = partial(owned_rows, grades, processes=ranks.size, sampled=sampled)
+        share = partial(owned_rows, grades, processes=ranks.world_size, sampled=sampled)
         embeddings, features = (
             None
             if cached is None
             else evaluation.embeddings.embeddings_of(
                 cached,
-                [torch.unique(grades.ids[share(rank, predicted=either)]) for rank in range(ranks.size)],
+                [torch.unique(grades.ids[share(rank, predicted=either)]) for rank in range(ranks.world_size)],
             )
             for cached, either in ((self.directions, False), (self.trees, True))
         )
@@ -334,7 +334,7 @@ class AnalysisRunner:
         examples_of = ExampleReader(sample.dataset, sample.collate, self.reader)
         keys = [torch.empty(0, 2, dtype=torch.int64)]
         with isolated_rng():
-            for number in range(ranks.number, -(-len(sample.ids) // REFERENCE_BLOCK), ranks.size):
+            for number in range(ranks.rank, -(-len(sample.ids) // REFERENCE_BLOCK), ranks.world_size):
                 seed_all(self.seed + number)
                 images = examples_of.images(sample.ids[number * REFERENCE_BLOCK :][:REFERENCE_BLOCK])
                 keys.append(content_keys(images))

@@ -96,7 +96,7 @@ class EmbeddingPass:
     def sampled_rows(self, grades: Grades) -> NDArray[np.bool_]:
         """Return which rows of ``grades`` are in the sample, the same on all ranks: (N,) bool. Collective."""
         class_sizes = np.bincount(grades.labels.numpy())
-        world_size = self._ranks.size
+        world_size = self._ranks.world_size
         owned = [int(owned_rows(grades, rank, world_size, predicted=True).sum()) for rank in range(world_size)]
         examples_in_memory = len(grades) if self._gathers_all else max(owned)
         self._budget.fit(examples_in_memory, int(class_sizes.max(initial=0)))
@@ -117,14 +117,14 @@ class EmbeddingPass:
         keys = torch.cat([torch.empty(0, 2, dtype=torch.int64), *self._keys])
         order = ids.argsort(stable=True)  # dataset order, which often groups by class, whatever the loader's order
         ids, keys = ids[order], keys[order]
-        self._ranks.run(lambda: cached.store.flush(order=keys))
+        self._ranks.run_all(lambda: cached.store.flush(order=keys))
         return exchange_by_id(self._ranks, ids, lambda rows: _look_up(cached, keys[rows]), wanted)
 
     def embeddings_on_first(self, cached: CachedEncoder | None, ids: Tensor) -> Tensor | None:
         """Return the embeddings (u, D) of the distinct ids, ascending, on rank 0; None elsewhere. Collective."""
         if cached is None:
             return None
-        nothing = [ids[:0]] * (self._ranks.size - 1)
+        nothing = [ids[:0]] * (self._ranks.world_size - 1)
         embeddings = self.embeddings_of(cached, [torch.unique(ids), *nothing])
         return embeddings if self._ranks.is_first else None
 

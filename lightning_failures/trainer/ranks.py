@@ -1,12 +1,11 @@
-"""Agreement between the processes of one run, over a gloo group of our own.
+"""Communication between the processes of one run, over a gloo group of our own.
 
-A group of our own, because analysis on rank 0 outlasts the time-out of the training's collectives, and because
-rows live on the CPU where NCCL cannot go. Every function is called by all ranks in the same order, and is the
-identity in one process.
+The group is our own because the analysis on rank 0 outlasts the time-out of the training's collectives, and because
+the rows to exchange live on the CPU, which NCCL does not serve. Every method is called by all ranks in the same order;
+in a single process each is the identity.
 
-No rank waits for one that has failed: every collective begins with the same exchange of values and errors, so
-that an error is told in place of whatever the others are about to do. It is told once; then all have left the
-stretch of work (``together``) that they were in.
+No rank waits for one that has failed: every collective begins by exchanging values and errors. An error on one rank is
+re-raised on all ranks at their next collective, once; every rank then leaves the enclosing ``synchronized()`` block.
 """
 
 from __future__ import annotations
@@ -25,16 +24,16 @@ from torch import Tensor
 from lightning_failures.errors import ConfigurationError, FailureModesError
 
 T = TypeVar("T")
-_TOLD = "_lightning_failures_told"
+_REPORTED = "_lightning_failures_reported"
 TIMEOUT = timedelta(hours=6)
 
 
 class OtherRankError(FailureModesError):
-    """Another process has failed; this one goes along."""
+    """An error that was raised on another process and is re-raised on this one."""
 
 
 class OtherRankConfigurationError(OtherRankError, ConfigurationError):
-    """It has failed for a wrong configuration."""
+    """A configuration error that was raised on another process."""
 
 
 class Communicator:
@@ -51,109 +50,111 @@ class Communicator:
         self.group: dist.ProcessGroup | None = None
 
     def open(self) -> None:
-        """Build the group, if the run has more than one process."""
+        """Create the process group if the run has more than one process."""
         if self.group is None and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
             group = dist.new_group(backend="gloo", timeout=TIMEOUT)
             assert isinstance(group, dist.ProcessGroup)  # all ranks are members
             self.group = group
 
     def close(self) -> None:
-        """Give the group up."""
+        """Destroy the process group."""
         if self.group is not None and dist.is_initialized():
             dist.destroy_process_group(self.group)
         self.group = None
 
     @property
     def is_first(self) -> bool:
-        """Whether this process does what is done once."""
-        return self.group is None or dist.get_rank() == 0
+        """Whether this process is rank 0, which does the work that must be done once."""
+        return self.rank == 0
 
     @property
-    def number(self) -> int:
-        """Of this process, from 0."""
+    def rank(self) -> int:
+        """Rank of this process, from 0."""
         return 0 if self.group is None else dist.get_rank()
 
     @property
-    def size(self) -> int:
-        """How many processes there are."""
+    def world_size(self) -> int:
+        """Number of processes."""
         return 1 if self.group is None else dist.get_world_size(self.group)
 
     def gather_objects(self, value: T) -> list[T]:
-        """Return the value of every rank, in rank order, on every rank."""
+        """Return the values of all ranks, in rank order, on every rank."""
         return self._exchange(value, None)
 
-    def each(self, work: Callable[[], T]) -> list[T]:
-        """Run ``work`` on every rank; return what each gave, on all. An error of one is an error on all."""
+    def gather_results(self, work: Callable[[], T]) -> list[T]:
+        """Run ``work`` on every rank and return all results, in rank order, on each; an error is raised on all."""
         return self._exchange(*_attempt(work))
 
-    def run(self, work: Callable[[], T]) -> T:
-        """Run ``work`` on every rank; return what it gave here. An error of one is an error of all."""
+    def run_all(self, work: Callable[[], T]) -> T:
+        """Run ``work`` on every rank and return the result of this rank; an error on one rank is raised on all."""
         value, error = _attempt(work)
         self._exchange(None, error)
         return value
 
-    def agree(self, error: Exception | None) -> None:
-        """Raise on every rank where any has an error: its own, or one that tells of the other."""
+    def raise_if_any(self, error: Exception | None) -> None:
+        """Raise on every rank if any rank has an error: its own error, else one that describes the other rank's."""
         self._exchange(None, error)
 
     @contextmanager
-    def together(self) -> Iterator[None]:
-        """A stretch of work with collectives in it: an error of one, wherever it comes, is an error of all."""
+    def synchronized(self) -> Iterator[None]:
+        """Leave the block on all ranks together: an error that one rank raises inside is raised on all."""
         try:
             yield
         except Exception as error:
-            # one that the others know of already, or told of themselves, is not told again
-            if self.group is not None and _TOLD not in error.__dict__ and not isinstance(error, OtherRankError):
+            already_reported = _REPORTED in error.__dict__ or isinstance(error, OtherRankError)
+            if self.group is not None and not already_reported:
                 with suppress(Exception):
-                    self.agree(error)
+                    self.raise_if_any(error)
             raise
-        self.agree(None)
+        self.raise_if_any(None)
 
     def broadcast(self, value: T) -> T:
-        """Return rank 0's value on every rank."""
+        """Return the value of rank 0 on every rank."""
         if self.group is None:
             return value
-        box = [self.run(lambda: pickle.dumps(value) if self.is_first else b"")]
+        box = [self.run_all(lambda: pickle.dumps(value) if self.is_first else b"")]
         dist.broadcast_object_list(box, src=0, group=self.group)
         return cast(T, pickle.loads(box[0]))  # noqa: S301 - it comes from rank 0 of this very run
 
     def gather_rows(self, rows: Tensor, *, to: int = 0) -> Tensor | None:
-        """Concatenate the rows (n_r, ...) of all ranks, in rank order, on one rank; None on the others.
+        """Concatenate the rows (n_r, ...) of all ranks, in rank order, on rank ``to``; return None on the others.
 
-        Ranks may have different numbers of rows, none among them; dtype and further dimensions are the same.
+        Ranks may have different numbers of rows, zero included; dtype and trailing dimensions are the same on all.
         """
         if self.group is None:
             return rows
         lengths = self.gather_objects(len(rows))
 
-        def room() -> tuple[Tensor, list[Tensor]]:
+        def allocate() -> tuple[Tensor, list[Tensor]]:
             padded = rows.new_zeros((max(lengths), *rows.shape[1:]))
             padded[: len(rows)] = rows
-            return padded, [torch.empty_like(padded) for _ in lengths if self.number == to]
+            return padded, [torch.empty_like(padded) for _ in lengths if self.rank == to]
 
-        padded, parts = self.run(room)  # memory is what may be lacking
+        padded, parts = self.run_all(allocate)  # running out of memory is an error on all ranks
         dist.gather(padded, parts or None, dst=to, group=self.group)
         if not parts:
             return None
         return torch.cat([part[:length] for part, length in zip(parts, lengths, strict=True)])
 
     def _exchange(self, value: T, error: Exception | None) -> list[T]:
+        """Return the values of all ranks, or raise on all of them if any has an error."""
         if self.group is None:
             if error is not None:
                 raise error
             return [value]
-        found: list[Any] = [None] * self.size
+        gathered: list[Any] = [None] * self.world_size
         kind = OtherRankConfigurationError if isinstance(error, ConfigurationError) else OtherRankError
-        told = None if error is None else (kind, f"{type(error).__name__}: {error}")
-        dist.all_gather_object(found, (value, told), group=self.group)
+        summary = None if error is None else (kind, f"{type(error).__name__}: {error}")
+        dist.all_gather_object(gathered, (value, summary), group=self.group)
         if error is not None:
-            error.__dict__[_TOLD] = True  # a mark, because an error that is kept keeps all that its frames hold
+            # a mark on the error itself: a reference to the error would keep alive all that its frames hold
+            error.__dict__[_REPORTED] = True
             raise error
-        for rank, (_, told) in enumerate(found):
-            if told is not None:
-                kind, message = told
+        for rank, (_, summary) in enumerate(gathered):
+            if summary is not None:
+                kind, message = summary
                 raise kind(f"process {rank}: {message}")
-        return [value for value, _ in found]
+        return [value for value, _ in gathered]
 
 
 def exchange_by_id(
@@ -173,7 +174,7 @@ def exchange_by_id(
     mine: Tensor | None = None
     for rank, asked in enumerate(wanted):
         selected = torch.isin(ids, asked)
-        rows = ranks.run(partial(rows_of, selected))
+        rows = ranks.run_all(partial(rows_of, selected))
         all_ids = ranks.gather_rows(ids[selected], to=rank)
         all_rows = ranks.gather_rows(rows, to=rank)
         if all_ids is not None and all_rows is not None:
@@ -193,7 +194,7 @@ def _select_by_id(wanted: Tensor, ids: Tensor, rows: Tensor) -> Tensor | None:
 
 
 def _attempt(work: Callable[[], T]) -> tuple[T, Exception | None]:
-    """What it gives, which nobody may look at where there is an error."""
+    """Return the result of ``work`` and its error; after an error the result is not to be used."""
     try:
         return work(), None
     except Exception as error:

@@ -30,7 +30,7 @@ def failures_folder(trainer: Trainer, ranks: Communicator, *, run_id: str | None
     run_id = ranks.broadcast(run_id or (str(version) if version is not None else uuid.uuid4().hex[:8]))
     assert run_id is not None
     if getattr(trainer, "fast_dev_run", False):
-        temporary = ranks.broadcast(ranks.run(lambda: _temporary_folder(trainer) if ranks.is_first else None))
+        temporary = ranks.broadcast(ranks.run_all(lambda: _temporary_folder(trainer) if ranks.is_first else None))
         assert temporary is not None
         return temporary, run_id
     folder = Path(log_dir or trainer.default_root_dir) / "failures"

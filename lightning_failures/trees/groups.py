@@ -56,7 +56,7 @@ def grow_trees(
             grown[key] = fit_failure_tree(features[one.rows], one.failed, ids=one.ids, groups=one.sources, seed=seed)
         return grown
 
-    grown = share.each(work)
+    grown = share.merge_results(work)
     trees = {key: grown[key] for key in groups if key in grown}
     p_values = np.array([tree.p_value for tree in trees.values()])
     patterns = dict(zip(trees, benjamini_hochberg(p_values).tolist(), strict=True))

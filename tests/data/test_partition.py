@@ -19,14 +19,14 @@ from tests.directions.test_additional import _classes, _subpopulations
 
 
 class Threads:
-    """Threads that stand for processes; what they exchange is the protocol's."""
+    """Workers of the protocol, as threads."""
 
-    def __init__(self, number, size, barrier, box):
-        self.number, self.size = number, size
+    def __init__(self, rank, world_size, barrier, box):
+        self.rank, self.world_size = rank, world_size
         self._barrier, self._box = barrier, box
 
-    def each(self, work):
-        self._box[self.number] = work()
+    def gather_results(self, work):
+        self._box[self.rank] = work()
         self._barrier.wait(timeout=60)
         values = list(self._box)
         self._barrier.wait(timeout=60)
@@ -68,9 +68,10 @@ def report_of(grades, x, sharing=None, reference=None, sampled=None, **options):
         kept = slice(None) if sampled is None else sampled
         return analyse(grades, x[kept], features=x[kept], reference=reference, sampled=sampled, **options)
     mine, predicted = (
-        owned_rows(grades, sharing.number, sharing.size, predicted=either, sampled=sampled) for either in (False, True)
+        owned_rows(grades, sharing.rank, sharing.world_size, predicted=either, sampled=sampled)
+        for either in (False, True)
     )
-    share = None if reference is None else reference[sharing.number :: sharing.size]
+    share = None if reference is None else reference[sharing.rank :: sharing.world_size]
     return analyse(grades, x[mine], features=x[predicted], reference=share, sampled=sampled, sharing=sharing, **options)
 
 

@@ -146,7 +146,10 @@ class GalleryBuilder:
         wanted = classes_to_caption(report.classes, CLASSES_WITH_NULL_SCORES)
         rows = scene.sampled & np.isin(grades.labels.numpy(), wanted)
         share = Partition.of(grades, rows, ranks)
-        ids = [torch.unique(grades.ids[owned_rows(grades, k, ranks.size, sampled=rows)]) for k in range(ranks.size)]
+        ids = [
+            torch.unique(grades.ids[owned_rows(grades, k, ranks.world_size, sampled=rows)])
+            for k in range(ranks.world_size)
+        ]
         embeddings = scene.evaluation.embeddings.embeddings_of(self.directions, ids)
         if embeddings is None:
             return result
