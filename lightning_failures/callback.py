@@ -209,7 +209,7 @@ class FailureModes(Callback):
             lottery=verdict == "lottery",
             say_once=self._say_once,
         )
-        self._spending = EmbeddingBudget(time_budget, memory_budget, self._say_once)
+        self._budget = EmbeddingBudget(time_budget, memory_budget, self._say_once)
         self._explainer: AnalysisRunner | None = None
         self._folder: Path | None = None
         self._keys = KeyLog(worst_k=worst_k, min_coverage=min_coverage, say_once=self._say_once)
@@ -236,7 +236,7 @@ class FailureModes(Callback):
         if stage == "fit" and trainer.global_step == 0:  # a checkpoint is restored later
             self._state = RunState()
             self._steering.reset()
-        self._spending.reset()
+        self._budget.reset()
         self._ranks.open()
         with self._ranks.synchronized():
             self._prepare(trainer)
@@ -285,7 +285,7 @@ class FailureModes(Callback):
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """The sampler draws this epoch."""
-        self._spending.begin_epoch()
+        self._budget.begin_epoch()
         with self._policy(trainer, "the start of an epoch", "the rollback"):
             self._steering.begin_epoch(trainer, self._ranks)
 
@@ -295,7 +295,7 @@ class FailureModes(Callback):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """All layers are trained again; what is forked later is kept."""
-        self._spending.end_epoch(trainer)
+        self._budget.end_epoch(trainer)
         self._steering.end_epoch(trainer)
         if self.verdict == "fork" and self._steering.record.first_epoch == trainer.current_epoch + 1:
             with self._policy(trainer, "the end of an epoch", "the checkpoint of the forks"):
@@ -372,7 +372,7 @@ class FailureModes(Callback):
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Decide whether this validation is analysed."""
         self._batch_grader.attach(pl_module)
-        self._spending.pause()
+        self._budget.pause()
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
             self._state.validations += 1
         self._begin(trainer, due=is_due(trainer, self._state, self.every_n_epochs, self.every_n_validations))
@@ -420,7 +420,7 @@ class FailureModes(Callback):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """The training goes on."""
-        self._spending.go_on()
+        self._budget.resume()
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Analyse and log."""
@@ -434,7 +434,7 @@ class FailureModes(Callback):
             with self._policy(trainer, "the loaders"):
                 self._find_folder(trainer)  # collective
                 self._loaders = evaluation_loaders(trainer)
-                self._seconds = self._spending.seconds(trainer, loaders=len(self._loaders))
+                self._seconds = self._budget.seconds_per_loader(trainer, loaders=len(self._loaders))
                 for cached in self._explainer.cached_encoders if self._explainer is not None else ():
                     cached.store.let_go()
 
@@ -572,7 +572,7 @@ class FailureModes(Callback):
         embeddings = EmbeddingPass(
             cached_encoders=cached_encoders,
             ranks=self._ranks,
-            budget=self._spending.allowance(trainer, index, self._seconds, dims),
+            budget=self._budget.sample_budget(trainer, index, self._seconds, dims),
             gathers_all=self._steering.on,
             seed=self.seed,
         )
@@ -585,7 +585,7 @@ class FailureModes(Callback):
 
     def _picture_seconds(self, trainer: Trainer) -> float | None:
         """Half an epoch for what can be left out; writing the rest takes its time too."""
-        epoch = self._spending.epoch_seconds(trainer)
+        epoch = self._budget.epoch_seconds(trainer)
         return None if epoch is None else epoch / 2
 
     def prepare_fork(self, stop_epoch: int | None = None) -> None:

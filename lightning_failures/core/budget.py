@@ -100,11 +100,13 @@ def read_bytes(limit: float | str) -> int:
     return size
 
 
-def places_in_line(ids: NDArray[np.int64], seed: int = 0) -> NDArray[np.float64]:
-    """Where each example stands, by a hash of its id: (N,) in [0, 1). The first of the line are the sample.
+def sampling_rank(ids: NDArray[np.int64], seed: int = 0) -> NDArray[np.float64]:
+    """Return a pseudo-random rank in [0, 1) for each example, (N,) float64, from a hash of its id.
 
-    >>> places = places_in_line(np.arange(10_000))
-    >>> bool(abs((places < 0.2).mean() - 0.2) < 0.02), bool(0 <= places.min() <= places.max() < 1)
+    The sample is the examples below a threshold, so a larger sample holds the smaller ones.
+
+    >>> ranks = sampling_rank(np.arange(10_000))
+    >>> bool(abs((ranks < 0.2).mean() - 0.2) < 0.02), bool(0 <= ranks.min() <= ranks.max() < 1)
     (True, True)
     """
     return (stable_hash(ids, seed + _SALT) >> np.uint64(11)).astype(np.float64) / 2.0**53

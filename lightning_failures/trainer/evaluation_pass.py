@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lightning_failures.core.budget import places_in_line
+from lightning_failures.core.budget import sampling_rank
 from lightning_failures.data.grades import Grades
 from lightning_failures.data.partition import owned_rows
 from lightning_failures.encoders.cache.store import content_keys
@@ -68,26 +68,26 @@ class EmbeddingPass:
             rows_per_example: Number of rows that one example has in the grades.
         """
         start, spent, seen = time.perf_counter(), self._budget.spent, len(ids)
-        ranks_in_sample = places_in_line(ids.numpy(), self._seed)
-        in_sample = torch.from_numpy(ranks_in_sample < self._budget.reach)
+        sampling_ranks = sampling_rank(ids.numpy(), self._seed)
+        in_sample = torch.from_numpy(sampling_ranks < self._budget.threshold)
         if not in_sample.all():
             images, ids = images[in_sample.to(images.device)], ids[in_sample]
-            ranks_in_sample = ranks_in_sample[in_sample.numpy()]
+            sampling_ranks = sampling_ranks[in_sample.numpy()]
 
         # the images without an embedding, in the order of the sample
         keys = content_keys(images, salt=repr(space))
         known = ~torch.stack([cached.store.missing(keys) for cached in self._cached_encoders]).any(0)
         missing = np.flatnonzero(~known.numpy())
-        missing = missing[np.argsort(ranks_in_sample[missing], kind="stable")]
-        self._budget.plan(seen, ranks_in_sample[missing], rows=rows_per_example)
+        missing = missing[np.argsort(sampling_ranks[missing], kind="stable")]
+        self._budget.plan_batch(seen, sampling_ranks[missing], rows_per_example=rows_per_example)
 
-        for portion in self._budget.portions(ranks_in_sample[missing]):
+        for portion in self._budget.portions(sampling_ranks[missing]):
             portion_start = time.perf_counter()
             rows = torch.from_numpy(np.sort(missing[portion]))
             unit_images = space.to_unit(images[rows.to(images.device)])
             for cached in self._cached_encoders:
                 cached.embed(unit_images, keys[rows])
-            self._budget.pay(len(rows), time.perf_counter() - portion_start)
+            self._budget.record_cost(len(rows), time.perf_counter() - portion_start)
             known[rows] = True
         self._budget.spent = spent + time.perf_counter() - start
         self._ids.append(ids[known])
@@ -99,9 +99,9 @@ class EmbeddingPass:
         world_size = self._ranks.world_size
         owned = [int(owned_rows(grades, rank, world_size, predicted=True).sum()) for rank in range(world_size)]
         examples_in_memory = len(grades) if self._gathers_all else max(owned)
-        self._budget.fit(examples_in_memory, int(class_sizes.max(initial=0)))
+        self._budget.fit_memory(examples_in_memory, int(class_sizes.max(initial=0)))
         share = min(self._ranks.gather_objects(self._budget.share))
-        return np.asarray(places_in_line(grades.ids.numpy(), self._seed) < share)
+        return np.asarray(sampling_rank(grades.ids.numpy(), self._seed) < share)
 
     def embeddings_of(self, cached: CachedEncoder, wanted: Sequence[Tensor]) -> Tensor | None:
         """Return the embeddings that this rank asks for, from whichever ranks computed them. Collective.

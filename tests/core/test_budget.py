@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from lightning_failures.core.budget import Deadline, bytes_of, places_in_line, read_bytes, read_time, share_that_fits
+from lightning_failures.core.budget import Deadline, bytes_of, read_bytes, read_time, sampling_rank, share_that_fits
 
 
 @pytest.mark.parametrize(
@@ -47,13 +47,13 @@ def test_deadline__passes():
     assert 0 < Deadline.after(5).left <= 5
 
 
-def test_places_in_line__even_and_others_for_another_seed():
+def test_sampling_rank__even_and_others_for_another_seed():
     ids = np.arange(20_000) * 13 + 5
-    places = places_in_line(ids)
+    places = sampling_rank(ids)
     assert [(places < share).mean() for share in (0.0, 0.1, 0.3, 0.9, 1.0)] == pytest.approx(
         [0.0, 0.1, 0.3, 0.9, 1.0], abs=0.02
     )
-    assert abs((places_in_line(ids, seed=1)[places < 0.5] < 0.5).mean() - 0.5) < 0.02
+    assert abs((sampling_rank(ids, seed=1)[places < 0.5] < 0.5).mean() - 0.5) < 0.02
 
 
 def test_share_that_fits__is_the_largest():

@@ -1,4 +1,4 @@
-"""What a validation may cost, and what it then looks at: through a real Trainer."""
+"""The budget of a validation and the sample that keeps to it, also through a real Trainer."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[2]
 
 
 class SlowEncoder(ColourEncoder):
-    """Takes its time for each image, and remembers which it has seen."""
+    """Takes a fixed time for each image."""
 
     def __init__(self, seconds=0.004):
         super().__init__("slow")
@@ -39,27 +39,27 @@ class SlowEncoder(ColourEncoder):
 
 
 def converge(cost, budget, epochs=12, n=1000, batch=50, per_batch=0.0):
-    """The shares of one validation after another, where a new image costs so many seconds; and the worst time."""
+    """Return the share of each validation, where a new image costs ``cost`` seconds, and the longest time."""
     places = np.random.default_rng(0).random(n)
     known, costs, shares, worst = np.zeros(n, dtype=bool), [], [], 0.0
     for _ in range(epochs):
-        allowance = SampleBudget(seconds=budget, batches=n // batch, costs=costs)
+        sample_budget = SampleBudget(seconds=budget, batches=n // batch, costs=costs)
         for start in range(0, n, batch):
             some = np.arange(start, start + batch)
-            line = some[(places[some] < allowance.reach) & ~known[some]]
+            line = some[(places[some] < sample_budget.threshold) & ~known[some]]
             line = line[np.argsort(places[line])]
-            allowance.plan(batch, places[line])
-            for portion in allowance.portions(places[line]):
+            sample_budget.plan_batch(batch, places[line])
+            for portion in sample_budget.portions(places[line]):
                 known[line[portion]] = True
-                allowance.pay(len(line[portion]), per_batch + cost * len(line[portion]))
-        assert known[places < allowance.share].all()  # the sample has no hole
-        shares.append(allowance.share)
-        worst = max(worst, allowance.spent)
+                sample_budget.record_cost(len(line[portion]), per_batch + cost * len(line[portion]))
+        assert known[places < sample_budget.share].all()  # the sample has no hole
+        shares.append(sample_budget.share)
+        worst = max(worst, sample_budget.spent)
     return shares, worst
 
 
 @pytest.mark.parametrize("per_batch", [0.0, 0.2])
-def test_allowance__grows_from_validation_to_validation_until_all_are_known(per_batch):
+def test_sample_budget__grows_from_validation_to_validation_until_all_are_known(per_batch):
     shares, worst = converge(cost=0.1, budget=20.0, per_batch=per_batch)  # 100 to 300 of 1,000 images a time
     assert 0.03 < shares[0] < 0.3
     assert all(later >= earlier for earlier, later in pairwise(shares))
@@ -70,60 +70,60 @@ def test_allowance__grows_from_validation_to_validation_until_all_are_known(per_
 
 @pytest.mark.parametrize("batches", [1, 10, 50])
 @pytest.mark.parametrize("slower", [1.0, 1.45, 1.6, 2.0, 3.0])
-def test_allowance__images_that_cost_more_than_was_remembered_leave_no_empty_sample(batches, slower):
-    """By what is remembered, all of them take 0.8 of the time."""
+def test_sample_budget__images_that_cost_more_than_was_remembered_leave_no_empty_sample(batches, slower):
+    """The remembered costs forecast 0.8 of the time for all images."""
     places = np.random.default_rng(0).random(100 * batches)
-    allowance = SampleBudget(seconds=1.0, batches=batches, costs=[(100, 0.8 / batches)] * 32)
+    sample_budget = SampleBudget(seconds=1.0, batches=batches, costs=[(100, 0.8 / batches)] * 32)
     embedded = 0
     for batch in places.reshape(batches, 100):
-        line = np.sort(batch[batch < allowance.reach])
-        allowance.plan(100, line)
-        for portion in allowance.portions(line):
+        line = np.sort(batch[batch < sample_budget.threshold])
+        sample_budget.plan_batch(100, line)
+        for portion in sample_budget.portions(line):
             embedded += len(line[portion])
-            allowance.pay(len(line[portion]), slower * 0.008 / batches * len(line[portion]))
-    sample = int((places < allowance.share).sum())
-    assert sample > 0.05 * embedded
-    assert slower > 1.5 or sample == len(places)
-    assert allowance.spent < max(1.75, 0.8 * slower / batches + 1.75)
+            sample_budget.record_cost(len(line[portion]), slower * 0.008 / batches * len(line[portion]))
+    in_sample = int((places < sample_budget.share).sum())
+    assert in_sample > 0.05 * embedded
+    assert slower > 1.5 or in_sample == len(places)
+    assert sample_budget.spent < max(1.75, 0.8 * slower / batches + 1.75)
 
 
-def test_allowance__everything_at_once_where_there_is_time():
+def test_sample_budget__everything_at_once_where_there_is_time():
     shares, _ = converge(cost=0.001, budget=20.0, epochs=2)
     assert shares == [1.0, 1.0]
 
 
-def test_allowance__little_where_a_batch_takes_longer_than_all():
+def test_sample_budget__little_where_a_batch_takes_longer_than_all():
     shares, worst = converge(cost=10.0, budget=1.0, epochs=1)
     assert 0.0 < shares[0] < 0.1
-    assert worst < 10 * 40  # two looks at what an image costs, and what is below the least of those
+    assert worst < 10 * 40  # two probes of the cost of an image, and the images below the least of their ranks
 
 
-def test_allowance__costs_by_the_batch_are_paid_for_a_few_batches_until_all_are_known():
-    """The 20 batches cost 20 seconds, whatever is embedded; there are ten."""
+def test_sample_budget__costs_by_the_batch_are_paid_for_a_few_batches_until_all_are_known():
+    """The 20 batches cost 20 seconds, however few images are embedded; the budget is ten."""
     shares, worst = converge(cost=0.01, budget=10.0, per_batch=1.0, epochs=12)
     assert shares[0] < 0.1
     assert shares[-1] == 1.0
     assert worst < 20
 
 
-def test_allowance__of_an_unknown_number_of_batches():
-    allowance = SampleBudget(seconds=1.0, costs=[(10, 0.3)])
+def test_sample_budget__of_an_unknown_number_of_batches():
+    sample_budget = SampleBudget(seconds=1.0, costs=[(10, 0.3)])
     for places in np.random.default_rng(0).random((10, 10)):
-        line = np.sort(places[places < allowance.share])
-        allowance.plan(10, line)
-        for portion in allowance.portions(line):
-            allowance.pay(len(line[portion]), 0.03 * len(line[portion]))
-    assert 0 < allowance.share < 0.5
-    assert allowance.spent < 1.6
+        line = np.sort(places[places < sample_budget.share])
+        sample_budget.plan_batch(10, line)
+        for portion in sample_budget.portions(line):
+            sample_budget.record_cost(len(line[portion]), 0.03 * len(line[portion]))
+    assert 0 < sample_budget.share < 0.5
+    assert sample_budget.spent < 1.6
 
 
-def test_allowance__of_memory():
-    allowance = SampleBudget(memory=1e6, dim=100, batches=10)
-    allowance.plan(100, np.empty(0))
-    assert allowance.share == pytest.approx(1e6 / (4.2 * 4 * 100 * 1000), abs=2e-3)
-    before = allowance.share
-    allowance.fit(1000, largest_class=1000)
-    assert allowance.share < before
+def test_sample_budget__of_memory():
+    sample_budget = SampleBudget(memory=1e6, dim=100, batches=10)
+    sample_budget.plan_batch(100, np.empty(0))
+    assert sample_budget.share == pytest.approx(1e6 / (4.2 * 4 * 100 * 1000), abs=2e-3)
+    before = sample_budget.share
+    sample_budget.fit_memory(1000, largest_class=1000)
+    assert sample_budget.share < before
 
 
 # -- in a Trainer ---------------------------------------------------------------------------------------------
