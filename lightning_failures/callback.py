@@ -275,11 +275,11 @@ class FailureModes(Callback):
 
     def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Before the first validation; a tuner may have changed the loaders since ``setup``."""
-        self._tap.tap_prepared(trainer)
+        self._tap.attach_to_prepared(trainer)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Likewise; the training loaders are known only now."""
-        self._tap.tap_prepared(trainer)
+        self._tap.attach_to_prepared(trainer)
         self._steering.check_loaders(trainer)
         self._steering.heads.begin(pl_module)
 

@@ -1,4 +1,4 @@
-"""Reading batches in the user's form, and single examples off a dataset outside of the loop."""
+"""Read batches in the user's form, and single examples of a dataset outside of the loop."""
 
 from __future__ import annotations
 
@@ -20,37 +20,40 @@ from lightning_failures.data.grading import read_default_batch
 from lightning_failures.errors import ConfigurationError, DataError
 from lightning_failures.trainer.image_space import ImageSpace, find_normalization
 
-AT_ONCE = 256
+READ_AT_ONCE = 256
+"""Number of images that are read as one batch."""
+
 MAX_REFERENCE = 20_000
+"""Largest number of training examples that serve as the reference."""
 
 
 @dataclass(frozen=True)
 class BatchReader:
-    """How this user's batches are read.
+    """Reads the batches of this user.
 
     Attributes:
-        own: The user's ``(outputs, batch) -> BatchRecord``, or None.
-        normalization: The user's ``(mean, std)``, or None to read it off the dataset's transforms.
+        read_batch: The user's ``(outputs, batch) -> BatchRecord``, or None.
+        normalization: The user's ``(mean, std)``, or None to take it from the dataset's transforms.
     """
 
-    own: Callable[[Any, Any], BatchRecord] | None = None
+    read_batch: Callable[[Any, Any], BatchRecord] | None = None
     normalization: tuple[Sequence[float], Sequence[float]] | None = None
 
     def read(self, outputs: Any, batch: Any) -> BatchRecord:
-        """The user's reading first; what it leaves open falls to the default."""
+        """Return the record of a batch: the fields of the user's ``read_batch``, the others by the default rules."""
         default = read_default_batch(outputs, batch)
-        if self.own is None:
+        if self.read_batch is None:
             return default
-        record = self.own(outputs, batch)
+        record = self.read_batch(outputs, batch)
         if not isinstance(record, BatchRecord):
             raise ConfigurationError(
                 f"FailureModes(read_batch=...) must return a BatchRecord, got {type(record).__name__}."
-                " Leave a field None to have it found by the default rules."
+                " A field that is None is found by the default rules."
             )
         return replace(default, **{k: _as_tensor(k, v) for k, v in vars(record).items() if v is not None})
 
     def read_graded(self, outputs: Any, batch: Any) -> BatchRecord:
-        """Likewise, of a batch that must have labels.
+        """Return the record of a batch that must have labels.
 
         Raises:
             ConfigurationError: No labels were found.
@@ -60,12 +63,12 @@ class BatchReader:
             raise ConfigurationError(
                 f"No labels were found in a batch of type {type(batch).__name__}. Batches are (x, y, ...) or mappings"
                 " with keys such as image and label; for other forms give read_batch, (outputs, batch) -> BatchRecord."
-                " A CombinedLoader must run its loaders one after the other (mode='sequential')."
+                " A CombinedLoader must have mode='sequential'."
             )
         return record
 
     def space(self, dataset: Any) -> ImageSpace:
-        """The space of the images: what the user says, else what the dataset's transforms do, else [0, 1]."""
+        """Return the space of the images: the user's normalisation, else that of the transforms, else [0, 1]."""
         if self.normalization is not None:
             mean, std = self.normalization
             return ImageSpace(tuple(mean), tuple(std))
@@ -77,21 +80,21 @@ def _as_tensor(field: str, value: Any) -> Tensor:
         return torch.as_tensor(value)
     except (TypeError, ValueError, RuntimeError) as error:
         raise ConfigurationError(
-            f"FailureModes(read_batch=...) returned a BatchRecord whose {field} are no tensor but a"
-            f" {type(value).__name__} ({error}). Ids are integers, images and logits floats."
+            f"FailureModes(read_batch=...) returned a BatchRecord whose {field} cannot be converted from"
+            f" {type(value).__name__} to a tensor ({error}). Ids are integers, images and logits floats."
         ) from error
 
 
 @dataclass(frozen=True)
 class ExampleReader:
-    """Fetches images by dataset index, the way the loader would, and brings them to [0, 1].
+    """Reads images by dataset index, as the loader would, and converts them to [0, 1].
 
-    Random transforms draw from the global generators: isolate them around calls.
+    Random transforms draw from the global generators, so isolate the generators around calls.
 
     Attributes:
         dataset: A map-style dataset.
         collate: The loader's ``collate_fn``.
-        reader: Reads the collated batch; ``outputs`` is None here.
+        reader: Reads the collated batch, with ``outputs=None``.
     """
 
     dataset: Any
@@ -106,14 +109,21 @@ class ExampleReader:
         return self.reader.space(self.dataset).to_unit(images).cpu()
 
     def batches(self, ids: Sequence[int]) -> Iterator[Tensor]:
-        """Likewise for many ids, a batch at a time."""
-        for start in range(0, len(ids), AT_ONCE):
-            yield self.images(ids[start : start + AT_ONCE])
+        """Yield the images of many ids, ``READ_AT_ONCE`` at a time."""
+        for start in range(0, len(ids), READ_AT_ONCE):
+            yield self.images(ids[start : start + READ_AT_ONCE])
 
 
 @dataclass(frozen=True)
 class TrainingSample:
-    """Some indices of the training set, the same in every epoch and run."""
+    """Some examples of the training set, the same in every epoch and run.
+
+    Attributes:
+        dataset: The training set.
+        collate: The loader's ``collate_fn``.
+        ids: Dataset indices of the sample, ascending.
+        total: Number of examples of the training set.
+    """
 
     dataset: Any
     collate: Callable[[list[Any]], Any]
@@ -125,12 +135,12 @@ def training_sample(trainer: Trainer, *, seed: int, limit: int = MAX_REFERENCE) 
     """Draw at most ``limit`` indices of the training set by their hash.
 
     Raises:
-        ConfigurationError: the run has no training set that can be indexed.
+        ConfigurationError: The run has no training set that can be indexed.
     """
     loader = _training_loader(trainer)
     if loader is None:
         raise ConfigurationError(
-            "FailureModes(reference='train') needs one training DataLoader over a map-style dataset. Use"
+            "FailureModes(reference='train') needs a single training DataLoader over a map-style dataset. Use"
             " reference='validation', or give the Trainer a datamodule."
         )
     total = len(loader.dataset)  # type: ignore[arg-type]

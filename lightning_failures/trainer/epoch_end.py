@@ -157,7 +157,9 @@ class AnalysisRunner:
         discovery: Discovery | None = None
         if split is not None:
             whole = evaluation.embeddings.embeddings_on_first(self.directions, grades.ids[sampled])
-            judged = ranks.run_all(lambda: _judge_parts(grades, split, sampled, whole, result) if ranks.is_first else None)
+            judged = ranks.run_all(
+                lambda: _judge_parts(grades, split, sampled, whole, result) if ranks.is_first else None
+            )
             del whole
             if judged is not None:
                 parts, discovery = judged

@@ -1,4 +1,4 @@
-"""From the images that the model saw back to [0, 1], which is what encoders and people look at."""
+"""Undo the normalisation of the images that the model saw: encoders and people need images in [0, 1]."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from lightning_failures.errors import ConfigurationError, DataError
 
 TOLERANCE = 0.02
-"""How far outside [0, 1] an image may be, for the rounding of half precision and the ringing of bicubic resizing."""
+"""How far pixel values may lie outside [0, 1]: half precision rounds, and bicubic resizing overshoots."""
 
 
 @dataclass(frozen=True)
@@ -20,8 +20,8 @@ class ImageSpace:
     """The space of the user's image batches: uint8, or floats that were normalised by ``(x - mean) / std``.
 
     Attributes:
-        mean: One value, or one for each channel; in units of [0, 1] images.
-        std: Likewise; positive.
+        mean: One value, or one for each channel, for images in [0, 1].
+        std: One positive value, or one for each channel, for images in [0, 1].
 
     >>> space = ImageSpace(mean=(0.5,), std=(0.25,))
     >>> space.to_unit(torch.tensor([[[[-2.0, 2.0]]]])).flatten().tolist()
@@ -42,17 +42,17 @@ class ImageSpace:
         """Undo the normalisation: (B, C, H, W) uint8 or float -> (B, C, H, W) float32 in [0, 1].
 
         Raises:
-            DataError: not a batch of images with 1 or 3 channels, or values that this space cannot have.
+            DataError: Not a batch of images with 1 or 3 channels, or values that do not fit the normalisation.
         """
         if images.ndim != 4 or images.shape[1] not in (1, 3):
             raise DataError(
                 f"Images have the shape {tuple(images.shape)}; the encoders need (B, 1 or 3, H, W)."
-                " Give read_batch to hand over the right tensor."
+                " Give read_batch to return the right tensor."
             )
         if images.dtype == torch.uint8 or len(images) == 0:
             return images.float() / 255
         if len(self.mean) not in (1, images.shape[1]):
-            raise DataError(f"normalization has {len(self.mean)} means, but images have {images.shape[1]} channel.")
+            raise DataError(f"normalization has {len(self.mean)} means, but the images have {images.shape[1]} channel.")
         shape = (1, -1, 1, 1)
         mean, std = images.new_tensor(self.mean, dtype=torch.float32), images.new_tensor(self.std, dtype=torch.float32)
         unit = images.detach().float() * std.reshape(shape) + mean.reshape(shape)
@@ -60,14 +60,16 @@ class ImageSpace:
         if not (low >= -TOLERANCE and high <= 1 + TOLERANCE):  # also true for NaN
             raise DataError(
                 f"With normalization=(mean={self.mean}, std={self.std}) undone, images run from {low:.3g} to {high:.3g}"
-                " instead of 0 to 1. Pass the normalization=(mean, std) of your transform (or hand over images in"
-                " [0, 1] through read_batch)."
+                " instead of 0 to 1. Give the normalization=(mean, std) of your transform, or return images in"
+                " [0, 1] from read_batch."
             )
         return unit.clamp(0, 1)
 
 
 def find_normalization(dataset: Any) -> ImageSpace | None:
-    """Read the last ``Normalize`` off a dataset's transforms, through ``Compose``, ``Subset`` and ``ConcatDataset``.
+    """Return the space of the last ``Normalize`` in a dataset's transforms; None without one.
+
+    The search goes through ``Compose``, ``Subset`` and ``ConcatDataset``.
 
     >>> from torchvision.transforms.v2 import Compose, Normalize
     >>> class Data:
@@ -94,7 +96,7 @@ def _flatten(transform: Any) -> Iterable[Any]:
     if transform is None:
         return
     inner = getattr(transform, "transforms", None)  # Compose
-    if type(transform).__name__ == "StandardTransform":  # how torchvision's datasets keep theirs
+    if type(transform).__name__ == "StandardTransform":  # the wrapper of torchvision's datasets
         inner = transform.transform
     if inner is None:
         yield transform

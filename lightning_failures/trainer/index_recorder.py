@@ -1,7 +1,15 @@
 """Which dataset indices a batch holds: a recorder inside each evaluation loader.
 
-Lightning never tells a callback which examples it sees, and ``batch_idx`` means nothing once a loader shuffles
-or is shared out over processes. The index sampler of the loader does know, so a recorder is put round it.
+Lightning does not pass the examples' indices to callbacks, and ``batch_idx`` identifies nothing once a loader shuffles
+or is distributed over processes. The index sampler of the loader draws the indices, so a recorder is wrapped around it.
+
+Internals of other packages that this file relies on, for want of a public way; ``tests/trainer/test_index_recorder.py``
+notices when they change:
+
+* ``DataLoader.__dict__["sampler"]`` and ``["batch_sampler"]``: ``DataLoader`` refuses assignments to them after it was
+  built, and building another loader would lose subclasses and the loader object that the user holds.
+* ``DataLoader._iterator``: the iterator with persistent workers, which keep the sampler that they started with.
+* ``Strategy.process_dataloader`` is public, and called for every loader; an instance attribute wraps it.
 """
 
 from __future__ import annotations
@@ -19,10 +27,10 @@ from lightning_failures.errors import ConfigurationError
 
 
 class IndexRecorder:
-    """Stands in for the index sampler of one DataLoader and remembers what it yields until the batch has been graded.
+    """Wraps the index sampler of one DataLoader and records what it yields until the batch has been graded.
 
-    Workers may run ahead of the loop, so indices are kept by the number of the batch; each new pass starts afresh. All
-    other attributes (``set_epoch`` of a sampler, ``batch_size``, ...) are those of the wrapped sampler.
+    Workers may run ahead of the loop, so indices are kept by batch number; each new pass starts with an empty record.
+    All other attributes (``set_epoch`` of a sampler, ``batch_size``, ...) are those of the wrapped sampler.
     """
 
     def __init__(self, sampler: Any) -> None:
@@ -48,14 +56,14 @@ class IndexRecorder:
         return getattr(self.wrapped, name)
 
     def original(self) -> Any:
-        """Return the sampler below all recorders that are done (two callbacks may have tapped one loader)."""
+        """Return the sampler below all inactive recorders; two callbacks may have wrapped one loader."""
         inner = self.wrapped
         return inner.original() if isinstance(inner, IndexRecorder) and not inner.active else inner
 
     def take(self, batch_idx: int) -> list[int] | None:
         """Return and forget the dataset indices of a batch of the current pass.
 
-        None if it was never drawn, or if what was drawn are no integers.
+        None if the batch was not drawn in this pass, or if the sampler does not draw integers.
         """
         try:
             return [operator.index(i) for i in self._pending.pop(batch_idx)]
@@ -64,62 +72,60 @@ class IndexRecorder:
 
 
 class IndexRecorderHook:
-    """Puts an :class:`IndexRecorder` into every evaluation loader of a Trainer, and takes all of them out again.
+    """Puts an :class:`IndexRecorder` into every evaluation loader of a Trainer and removes all of them again.
 
-    Training loaders are handed to whom it may concern.
-
-    It wraps the public ``trainer.strategy.process_dataloader``, which Lightning calls for each loader of every
-    origin after it has injected its own sampler, at each reload. Both directions are idempotent.
+    The hook wraps ``trainer.strategy.process_dataloader``, which Lightning calls at each reload for each loader, after
+    it has injected its own sampler. Training loaders are passed to ``on_training``. Attaching and detaching are
+    idempotent.
     """
 
     def __init__(self) -> None:
-        # a loader that Lightning has replaced must be free to go, and its workers with it
-        self._taps: list[tuple[weakref.ref[DataLoader[Any]], str, IndexRecorder]] = []
+        # weak references: a loader that Lightning has replaced must be released, and its workers with it
+        self._attached: list[tuple[weakref.ref[DataLoader[Any]], str, IndexRecorder]] = []
         self._strategy: Any = None
         self._wrapper: Callable[[object], object] | None = None
 
     def attach(self, trainer: Trainer, on_training: Callable[[Trainer, object], None] | None = None) -> None:
-        """Begin to tap the loaders that the Trainer prepares from now on, and to hand those of training over."""
+        """Record in all evaluation loaders that the Trainer prepares from now on; pass training loaders on."""
         if self._wrapper is not None:
             return
         self._strategy = trainer.strategy
         process = trainer.strategy.process_dataloader
 
-        def process_and_tap(dataloader: object) -> object:
+        def process_and_attach(dataloader: object) -> object:
             processed = process(dataloader)
             if self._wrapper is not None and not trainer.training:
-                self._tap(processed)
+                self._attach_to(processed)
             elif self._wrapper is not None and on_training is not None:
                 on_training(trainer, processed)
             return processed
 
-        self._wrapper = process_and_tap
-        trainer.strategy.process_dataloader = process_and_tap  # type: ignore[method-assign]
+        self._wrapper = process_and_attach
+        trainer.strategy.process_dataloader = process_and_attach  # type: ignore[method-assign]
 
-    def tap_prepared(self, trainer: Trainer) -> None:
-        """Tap validation loaders that a tuner had prepared in another stage; call it before they are iterated."""
+    def attach_to_prepared(self, trainer: Trainer) -> None:
+        """Record in validation loaders that a tuner prepared in another stage; call it before they are iterated."""
         if trainer.val_dataloaders is not None:
             for loader in CombinedLoader(trainer.val_dataloaders, "sequential").flattened:
-                self._tap(loader)
+                self._attach_to(loader)
 
     def detach(self) -> None:
-        """Take every recorder and the wrapper out again."""
-        for reference, attribute, recorder in reversed(self._taps):
+        """Restore every sampler and the strategy's ``process_dataloader``."""
+        for reference, attribute, recorder in reversed(self._attached):
             recorder.active = False
             loader = reference()
             if loader is not None and loader.__dict__.get(attribute) is recorder:
-                # DataLoader forbids to set it anew after it was built; what was there comes back as it was
                 loader.__dict__[attribute] = recorder.original()
-        self._taps.clear()
+        self._attached.clear()
         if self._strategy is not None and self._strategy.__dict__.get("process_dataloader") is self._wrapper:
             del self._strategy.process_dataloader
         self._strategy = self._wrapper = None
 
     def recorder(self, loader: object) -> IndexRecorder | None:
-        """Return the recorder inside a loader, or None if its indices cannot be known."""
-        return next((recorder for tapped, _, recorder in self._taps if tapped() is loader), None)
+        """Return the recorder inside a loader, or None if the indices of the loader cannot be known."""
+        return next((recorder for attached, _, recorder in self._attached if attached() is loader), None)
 
-    def _tap(self, loader: object) -> None:
+    def _attach_to(self, loader: object) -> None:
         if (
             not isinstance(loader, DataLoader)
             or isinstance(loader.dataset, IterableDataset)
@@ -130,14 +136,13 @@ class IndexRecorderHook:
         attribute = "sampler" if loader.batch_sampler is None else "batch_sampler"
         recorder = IndexRecorder(getattr(loader, attribute))
         loader.__dict__[attribute] = recorder
-        # persistent workers of an earlier pass would go on with the sampler that they began with
-        loader._iterator = None
-        self._taps = [tap for tap in self._taps if tap[0]() is not None]
-        self._taps.append((weakref.ref(loader), attribute, recorder))
+        loader._iterator = None  # persistent workers of an earlier pass would continue with the old sampler
+        self._attached = [entry for entry in self._attached if entry[0]() is not None]
+        self._attached.append((weakref.ref(loader), attribute, recorder))
 
 
 def _copy(indices: Any) -> tuple[Any, ...]:
-    """One index, or the indices of a batch; an iterator, which could be read only once, is left alone."""
+    """Return one index, or the indices of a batch, as a tuple; an iterator is not consumed."""
     try:
         len(indices)
     except TypeError:
@@ -157,19 +162,19 @@ def dataset_of(loader: object) -> Any:
 
 
 def unnamed(loader: object) -> ConfigurationError:
-    """The error of a loader whose examples have no ids."""
+    """Return the error for a loader whose examples have no ids."""
     return ConfigurationError(
-        f"The indices of the examples cannot be read off a {type(loader).__name__} over"
+        f"The dataset indices of the examples cannot be read from a {type(loader).__name__} over"
         f" {type(dataset_of(loader)).__name__}. Give the callback read_batch=, a function (outputs, batch) ->"
         " BatchRecord whose ids are integers, unique and stable for each example."
     )
 
 
 def dataset_attribute(dataset: Any, name: str) -> Any:
-    """Read an attribute of a dataset through wrappers such as ``Subset``; None if nobody has it.
+    """Return an attribute of a dataset, also through wrappers such as ``Subset``; None if no dataset has it.
 
     Sequences with a value for each example (all but ``classes``) are indexed by ``Subset.indices`` and joined by
-    ``ConcatDataset``; anything else must be the same in all the parts that are joined.
+    ``ConcatDataset``; any other attribute must be the same in all the parts.
 
     >>> from torch.utils.data import Subset
     >>> class Data(list):

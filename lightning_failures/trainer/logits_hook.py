@@ -1,4 +1,4 @@
-"""Which logits the model computed: a look at the calls inside ``validation_step``, without a second forward."""
+"""Find the logits that the model computes inside ``validation_step``, without a second forward."""
 
 from __future__ import annotations
 
@@ -18,16 +18,18 @@ REMEDY = (
 )
 
 SHARDED = {"FSDPStrategy", "DeepSpeedStrategy", "ModelParallelStrategy"}
-"""Strategies whose processes hold parts of the module: a forward that not all of them run waits for ever."""
+"""Strategies that shard the module over processes: a forward that not all processes run never returns."""
 
 
 class LogitsObserver:
-    """Remembers the tensors of shape (B, K) or (B,) that a module, or its direct children, returned during one step.
+    """Observes the tensors of shape (B, K) or (B,) that a module, or its direct children, return during one step.
 
-    The module's own calls come first; only where it was not called (a module without ``forward``) do its
-    children count. With ``logits_from`` only that submodule is looked at. Under DDP in ``fit``, Lightning runs
-    the step itself through the module's ``__call__``: that outer call (``redirected=True``) is not one of the
-    model's.
+    The module's own calls have precedence; the calls of its children count only if the module itself was not called
+    (a module without ``forward``). With ``logits_from`` only that submodule is observed. Under DDP in ``fit``,
+    Lightning runs the step itself through the module's ``__call__``: that outer call (``redirected=True``) is ignored.
+
+    Args:
+        logits_from: Name of the submodule whose output is the logits, or None.
 
     Example:
         >>> import torch
@@ -51,7 +53,7 @@ class LogitsObserver:
         self.logits_from = logits_from
         self._handles: list[RemovableHandle] = []
         self._depth = 0
-        self._watching = self._redirected = False
+        self._observing = self._redirected = False
         self._own: list[Tensor] = []
         self._children: list[Tensor] = []
 
@@ -59,7 +61,7 @@ class LogitsObserver:
         """Register the hooks; a second call does nothing.
 
         Raises:
-            ConfigurationError: ``logits_from`` names no submodule.
+            ConfigurationError: The module has no submodule named ``logits_from``.
         """
         if self._handles:
             return
@@ -77,32 +79,40 @@ class LogitsObserver:
         self._handles += [child.register_forward_hook(self._after_child) for child in module.children()]
 
     def detach(self) -> None:
-        """Remove the hooks and forget what was seen."""
+        """Remove the hooks and release what was observed."""
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
         self.end()
 
     def begin(self, *, redirected: bool) -> None:
-        """Start to watch one step. ``redirected`` says that the step itself runs through the module's ``__call__``."""
+        """Start to observe one step.
+
+        Args:
+            redirected: Whether the step itself runs through the module's ``__call__``.
+        """
         self.end()
-        self._watching, self._redirected = True, redirected
+        self._observing, self._redirected = True, redirected
 
     def end(self) -> None:
-        """Stop to watch and let go what was seen."""
-        self._watching, self._depth = False, 0
+        """Stop observing and release what was observed."""
+        self._observing, self._depth = False, 0
         self._own, self._children = [], []
 
     def logits(self, *, batch_size: int, classes: int | None) -> Tensor | None:
-        """Return what the step computed, None if it computed no candidate; stops watching.
+        """Return the logits that the step computed, or None without a candidate; stop observing.
+
+        Args:
+            batch_size: Number of examples B.
+            classes: Number of logits per example, or None if it is not known.
 
         Raises:
-            ConfigurationError: more than one candidate, or none of the submodule that ``logits_from`` names.
+            ConfigurationError: There are several candidates, or the submodule ``logits_from`` returned none.
         """
         own, children = self._own, self._children
         self.end()
         if self.logits_from is not None:
-            classes = None  # it was named: if its logits are not as many as there are names, that is told
+            classes = None  # any width: the grader reports a wrong number of class names
         for seen in (own, children):
             candidates = _distinct([t for t in seen if _may_be_logits(t, batch_size, classes)])
             if len(candidates) > 1:
@@ -112,15 +122,15 @@ class LogitsObserver:
                 )
             if candidates:
                 return candidates[0]
-        if self.logits_from is not None:  # another forward might give something else
+        if self.logits_from is not None:  # no extra forward: it might return something else
             named = _distinct([t for t in children if len(t) == batch_size])
-            if len(named) == 1:  # of another width: class names that do not fit are told where they are known
+            if len(named) == 1:  # of another width, which the grader compares with the class names
                 return named[0]
-            shapes = ", ".join(str(tuple(t.shape)) for t in children) or "nothing that may be logits"
+            shapes = ", ".join(str(tuple(t.shape)) for t in children) or "no tensor that may be the logits"
             raise ConfigurationError(
                 f"FailureModes(logits_from={self.logits_from!r}): in this step, for {batch_size} examples, the"
-                f" submodule gave {shapes}. It was called otherwise, not at all, or torch.compile has compiled the call"
-                " away: then name the compiled module itself, or return {'logits': ...} from the step."
+                f" submodule returned {shapes}. It was called with other inputs, or not at all, or torch.compile has"
+                " compiled the call away. Name the compiled module itself, or return {'logits': ...} from the step."
             )
         return None
 
@@ -129,27 +139,29 @@ class LogitsObserver:
 
     def _after_own(self, module: nn.Module, args: Any, output: Any) -> None:
         self._depth = max(self._depth - 1, 0)
-        if self._watching and self._depth == (1 if self._redirected else 0):
+        if self._observing and self._depth == (1 if self._redirected else 0):
             self._own += _tensors(output)
 
     def _after_child(self, module: nn.Module, args: Any, output: Any) -> None:
-        if self._watching:
+        if self._observing:
             self._children += _tensors(output)
 
 
 def forward_once_more(trainer: Trainer, module: LightningModule, images: Tensor | None) -> Tensor:
-    """Return the logits of an extra forward, where the step neither returned nor computed any that could be seen.
+    """Return the logits of an extra forward, for a step that neither returned nor computed logits that were observed.
 
     Raises:
-        ConfigurationError: nothing to give to ``forward``, no ``forward``, a module that is shared out over processes,
-            or no tensor comes out.
+        ConfigurationError: There are no images, the module has no ``forward`` or is sharded over processes, or
+            ``forward`` returns no tensor.
     """
-    unseen = "The step computed no logits that FailureModes could see"
+    unseen = "The step computed no logits that FailureModes could observe"
     if images is None:
         raise ConfigurationError(f"{unseen}. {REMEDY}")
     if is_sharded(trainer):
         strategy = type(trainer.strategy)
-        raise ConfigurationError(f"{unseen}, and {strategy.__name__} takes no forward of single processes. {REMEDY}")
+        raise ConfigurationError(
+            f"{unseen}, and {strategy.__name__} shards the model, so that one process cannot call it. {REMEDY}"
+        )
     try:
         with isolated_rng(), torch.no_grad(), trainer.precision_plugin.val_step_context():
             logits = module(images)
@@ -167,7 +179,7 @@ def is_sharded(trainer: Trainer) -> bool:
 
 
 def _tensors(output: Any) -> list[Tensor]:
-    """The tensors at the top level of what a module returned that may be logits; feature maps are not kept."""
+    """Return the tensors at the top level of a module's output that may be logits; feature maps are not kept."""
     values = (
         output if isinstance(output, tuple | list) else [output.get("logits") if isinstance(output, dict) else output]
     )
@@ -178,12 +190,12 @@ def _may_be_logits(tensor: Tensor, batch_size: int, classes: int | None) -> bool
     if len(tensor) != batch_size:
         return False
     columns = tensor.shape[1] if tensor.ndim == 2 else 1
-    # one logit an example is how a binary task with two named classes looks
+    # a binary task has one logit per example, for one or two named classes
     return classes is None or columns == classes or (columns == 1 and classes <= 2)
 
 
 def _distinct(tensors: list[Tensor]) -> list[Tensor]:
-    """A module that hands on its child's tensor is one candidate, not two."""
+    """Return the tensors without repetitions: a module that returns its child's output is one candidate."""
     unique: dict[tuple[int, tuple[int, ...]], Tensor] = {}
     for tensor in tensors:
         unique.setdefault((tensor.data_ptr(), tuple(tensor.shape)), tensor)

@@ -1,4 +1,4 @@
-"""Where the files of a run go, the same folder on every rank and after a resume."""
+"""The folder for the files of a run, the same on every rank and after a resume."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ _TEMPORARY: set[Path] = set()
 
 
 def failures_folder(trainer: Trainer, ranks: Communicator, *, run_id: str | None = None) -> tuple[Path, str]:
-    """Return the folder for reports and the id of the run, to be kept for a resume. Call it on all ranks.
+    """Return the folder for reports and the id of the run, which a resumed run passes again. Collective.
 
-    A logger with a versioned folder (TensorBoard, CSV) gives ``<log_dir>/failures``. Any other run would share
-    its folder with the next one, so it gets ``<log_dir>/failures/<logger name>/<run id>``; the id is the
-    logger's own version if it has one. ``fast_dev_run`` writes to a temporary folder, which goes with
-    :func:`discard_temporary`, or else with the Trainer or the process.
+    A logger with a versioned folder (TensorBoard, CSV) gives ``<log_dir>/failures``. Without one, successive runs would
+    share a folder, so each gets ``<log_dir>/failures/<logger name>/<run id>``; the id is the logger's own version if it
+    has one. ``fast_dev_run`` writes to a temporary folder, which :func:`discard_temporary` removes, or else the end of
+    the Trainer or of the process.
     """
     log_dir = trainer.log_dir  # collective: rank 0 decides
     logger = trainer.logger
@@ -41,7 +41,7 @@ def failures_folder(trainer: Trainer, ranks: Communicator, *, run_id: str | None
 
 
 def discard_temporary(folder: Path | None) -> None:
-    """Remove a folder that was made for ``fast_dev_run`` by this process; any other one, or None, stays."""
+    """Remove a folder that this process made for ``fast_dev_run``; keep any other folder, and accept None."""
     if folder in _TEMPORARY:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -54,10 +54,10 @@ def _temporary_folder(trainer: Trainer) -> Path:
 
 
 def safe_name(text: str, *, limit: int = 80) -> str:
-    """Make one path component out of any text, of at most ``limit`` characters and 200 bytes.
+    """Return a text as one path component of at most ``limit`` characters and 200 bytes.
 
     >>> safe_name("../a b/c"), safe_name("..")
     ('a_b_c', '_')
     """
-    plain = re.sub(r"[^\w.=-]+", "_", text).strip("._")[:limit]
-    return plain.encode("utf-8", "replace")[:200].decode("utf-8", "ignore") or "_"
+    component = re.sub(r"[^\w.=-]+", "_", text).strip("._")[:limit]
+    return component.encode("utf-8", "replace")[:200].decode("utf-8", "ignore") or "_"

@@ -179,7 +179,7 @@ def test_fsdp__needs_a_gpu_says_lightning(tmp_path):
 def test_forward__of_a_sharded_module_is_refused(strategy):
     """Ranks may have batches of their own, or one has failed: then the others would wait in its forward."""
     trainer = SimpleNamespace(strategy=strategy, world_size=2)
-    with pytest.raises(ConfigurationError, match="Strategy takes no forward of single processes"):
+    with pytest.raises(ConfigurationError, match="Strategy shards the model, so that one process cannot call it"):
         forward_once_more(trainer, OracleClassifier(), torch.zeros(1, 3, 8, 8))
 
 

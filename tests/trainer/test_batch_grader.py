@@ -95,7 +95,7 @@ def test_name__examples_without_ids(tmp_path):
             yield from zip(torch.zeros(4, 3, 8, 8), torch.arange(4), strict=True)
 
     data = torch.utils.data.DataLoader(Stream(), batch_size=2)
-    with pytest.raises(ConfigurationError, match="indices of the examples cannot be read off a DataLoader over Stream"):
+    with pytest.raises(ConfigurationError, match="indices of the examples cannot be read from a DataLoader"):
         trainer(tmp_path, GradesEachBatch()).validate(Classifier(), data, verbose=False)
 
     def read_batch(outputs, batch):

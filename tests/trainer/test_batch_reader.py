@@ -7,7 +7,7 @@ from torch.utils.data import DataLoader, IterableDataset, default_collate
 
 from lightning_failures import BatchRecord
 from lightning_failures.errors import ConfigurationError, DataError
-from lightning_failures.trainer.batch_reader import AT_ONCE, BatchReader, ExampleReader, training_sample
+from lightning_failures.trainer.batch_reader import READ_AT_ONCE, BatchReader, ExampleReader, training_sample
 from lightning_failures.trainer.image_space import ImageSpace
 from tests.helpers.toy import Images, OracleClassifier, loader, trainer
 
@@ -73,10 +73,10 @@ def test_images__none_there():
 
 
 def test_batches__all_in_order():
-    data = Images(AT_ONCE + 3)
+    data = Images(READ_AT_ONCE + 3)
     ids = list(range(len(data)))[::-1]
     parts = list(ExampleReader(data, default_collate, BatchReader()).batches(ids))
-    assert [len(part) for part in parts] == [AT_ONCE, 3]
+    assert [len(part) for part in parts] == [READ_AT_ONCE, 3]
     torch.testing.assert_close(torch.cat(parts), data.images[ids])
     assert list(ExampleReader(data, default_collate, BatchReader()).batches([])) == []
 

@@ -37,12 +37,12 @@ class Stream(IterableDataset):
 
 
 @pytest.fixture
-def tapped(tmp_path):
-    """A tap on a Trainer, and the function with which that Trainer prepares its loaders."""
-    tap, run = IndexRecorderHook(), trainer(tmp_path)
-    tap.attach(run)
-    yield tap, lambda loader: run.strategy.process_dataloader(loader)
-    tap.detach()
+def attached(tmp_path):
+    """A hook on a Trainer, and the function with which that Trainer prepares its loaders."""
+    hook, run = IndexRecorderHook(), trainer(tmp_path)
+    hook.attach(run)
+    yield hook, lambda loader: run.strategy.process_dataloader(loader)
+    hook.detach()
 
 
 LOADERS = {
@@ -60,13 +60,13 @@ LOADERS = {
 
 
 @pytest.mark.parametrize("kind", LOADERS)
-def test_recorder__says_what_each_batch_holds(tapped, kind):
-    tap, process = tapped
+def test_recorder__says_what_each_batch_holds(attached, kind):
+    hook, process = attached
     loader = process(LOADERS[kind]())
     length = len(loader)
     for _ in range(2):  # a new pass starts afresh
         pairs = [
-            (tap.recorder(loader).take(i), torch.as_tensor(batch).reshape(-1).tolist())
+            (hook.recorder(loader).take(i), torch.as_tensor(batch).reshape(-1).tolist())
             for i, batch in enumerate(loader)
         ]
         assert len(pairs) == length
@@ -74,14 +74,14 @@ def test_recorder__says_what_each_batch_holds(tapped, kind):
         assert all(type(index) is int for said, _ in pairs for index in said)
 
 
-def test_recorder__an_abandoned_pass_is_forgotten(tapped):
-    tap, process = tapped
+def test_recorder__an_abandoned_pass_is_forgotten(attached):
+    hook, process = attached
     loader = process(DataLoader(Numbers(), batch_size=4, sampler=RandomSampler(Numbers())))
     next(iter(loader))
     for number, batch in enumerate(loader):
-        assert tap.recorder(loader).take(number) == batch.tolist()
-        assert tap.recorder(loader).take(number) is None  # taken
-    assert tap.recorder(loader).take(99) is None
+        assert hook.recorder(loader).take(number) == batch.tolist()
+        assert hook.recorder(loader).take(number) is None  # taken
+    assert hook.recorder(loader).take(99) is None
 
 
 def test_recorder__looks_like_the_sampler():
@@ -102,60 +102,98 @@ def test_recorder__set_epoch_reaches_a_distributed_sampler():
     assert sampler.epoch == 5
 
 
-# -- the tap -------------------------------------------------------------------------------------------------
+# -- the hook ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("kind", "attribute"), [("shuffled", "batch_sampler"), ("no batching", "sampler")])
-def test_tap__leaves_loaders_as_they_were(tapped, kind, attribute):
-    tap, process = tapped
+def test_hook__leaves_loaders_as_they_were(attached, kind, attribute):
+    hook, process = attached
     data = LOADERS[kind]()
     before = getattr(data, attribute)
     assert process(data) is process(data) is data  # a reload of the same loader
     assert isinstance(getattr(data, attribute), IndexRecorder)
     assert getattr(data, attribute).wrapped is before
     for _ in range(2):
-        tap.detach()
+        hook.detach()
         assert getattr(data, attribute) is before
-        assert tap.recorder(data) is None
+        assert hook.recorder(data) is None
 
 
 @pytest.mark.parametrize("first", [0, 1])
-def test_tap__two_of_them_in_either_order(tmp_path, first):
-    run, taps = trainer(tmp_path), (IndexRecorderHook(), IndexRecorderHook())
-    for tap in taps:
-        tap.attach(run)
-        tap.attach(run)
+def test_hook__two_of_them_in_either_order(tmp_path, first):
+    run, hooks = trainer(tmp_path), (IndexRecorderHook(), IndexRecorderHook())
+    for hook in hooks:
+        hook.attach(run)
+        hook.attach(run)
     loader = run.strategy.process_dataloader(LOADERS["shuffled"]())
     before = loader.batch_sampler.wrapped.wrapped
     for number, batch in enumerate(loader):
-        for tap in taps:
-            assert tap.recorder(loader).take(number) == batch.tolist()
-    for tap in (taps[first], taps[1 - first]):
-        tap.detach()
+        for hook in hooks:
+            assert hook.recorder(loader).take(number) == batch.tolist()
+    for hook in (hooks[first], hooks[1 - first]):
+        hook.detach()
     assert loader.batch_sampler is before
     assert "process_dataloader" not in vars(run.strategy)
 
 
-def test_tap__a_detached_one_taps_nothing(tmp_path):
-    run, tap = trainer(tmp_path), IndexRecorderHook()
-    tap.attach(run)
+def test_hook__records_nothing_once_detached(tmp_path):
+    run, hook = trainer(tmp_path), IndexRecorderHook()
+    hook.attach(run)
     kept = run.strategy.process_dataloader  # as another wrapper would keep it
-    tap.detach()
+    hook.detach()
     loader = kept(LOADERS["shuffled"]())
     assert not isinstance(loader.batch_sampler, IndexRecorder)
 
 
 @pytest.mark.parametrize("loader", [DataLoader(Stream(), batch_size=2), [1, 2, 3], iter([1])])
-def test_tap__what_has_no_indices_passes_through(tapped, loader):
-    tap, process = tapped
+def test_hook__loaders_without_indices_pass_through(attached, loader):
+    hook, process = attached
     assert process(loader) is loader
-    assert tap.recorder(loader) is None
+    assert hook.recorder(loader) is None
 
 
-def test_tap__batches_out_of_order_cannot_be_told(tapped):
-    tap, process = tapped
+def test_hook__batches_out_of_order_are_not_recorded(attached):
+    hook, process = attached
     loader = DataLoader(Numbers(), batch_size=2, num_workers=2, in_order=False)
-    assert tap.recorder(process(loader)) is None
+    assert hook.recorder(process(loader)) is None
+
+
+# -- internals of other packages -----------------------------------------------------------------------------
+
+
+def test_internals__a_sampler_cannot_be_assigned_but_is_read_from_the_instance():
+    loader = DataLoader(Numbers(), batch_size=4)
+    with pytest.raises(ValueError, match="should not be set after"):
+        loader.batch_sampler = [[3, 1]]
+    assert loader.__dict__["batch_sampler"] is loader.batch_sampler
+    loader.__dict__["batch_sampler"] = [[3, 1], [2]]
+    assert [batch.tolist() for batch in loader] == [[3, 1], [2]]
+    single = DataLoader(Numbers(), batch_size=None)
+    single.__dict__["sampler"] = [3, 1]
+    assert [int(example) for example in single] == [3, 1]
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork.*:DeprecationWarning")
+def test_internals__persistent_workers_keep_their_sampler_until_the_iterator_is_dropped():
+    loader = DataLoader(Numbers(), batch_size=4, num_workers=1, persistent_workers=True)
+    assert loader._iterator is None
+    assert len(list(loader)) == 3
+    loader.__dict__["batch_sampler"] = [[3, 1]]
+    assert len(list(loader)) == 3  # of the old sampler
+    loader._iterator = None
+    assert [batch.tolist() for batch in loader] == [[3, 1]]
+
+
+def test_internals__lightning_processes_every_loader_through_the_strategy(tmp_path):
+    hook, run, processed = IndexRecorderHook(), trainer(tmp_path), []
+    assert "process_dataloader" not in vars(run.strategy)  # a method of the class, wrapped on the instance
+    hook.attach(run, lambda _, loader: processed.append(loader))
+    train, evaluation = loader(32), loader(16)
+    run.fit(OracleClassifier(), train, evaluation)
+    assert processed == [train]
+    assert hook.recorder(evaluation) is not None
+    hook.detach()
+    assert "process_dataloader" not in vars(run.strategy)
 
 
 # -- which loaders -------------------------------------------------------------------------------------------
@@ -174,7 +212,7 @@ def test_evaluation_loaders__by_index(tmp_path, many):
     run.test(OracleClassifier(), loader(16), verbose=False)
 
 
-# -- what datasets tell --------------------------------------------------------------------------------------
+# -- attributes of datasets -----------------------------------------------------------------------------------
 
 
 def test_dataset_of__any_loader():

@@ -16,7 +16,7 @@ from lightning_failures.data.grades import Grades
 from lightning_failures.data.report import ClassReport, FeatureReport
 from lightning_failures.report.gallery import Gallery, Picture, Thumbnails, class_picture, leaf_picture
 from lightning_failures.report.images import fit_square
-from lightning_failures.trainer.batch_reader import AT_ONCE
+from lightning_failures.trainer.batch_reader import READ_AT_ONCE
 from lightning_failures.trainer.pictures.features import feature_pictures
 from lightning_failures.trainer.pictures.sources import (
     DisplayedTree,
@@ -76,7 +76,7 @@ def browse(sources: PictureInputs) -> Thumbnails | None:
     """Read the examples to look through, a batch at a time: for some seconds at least, then as far as time allows."""
     squares: list[Tensor] = []
     patience = Deadline.after(BROWSING)
-    for some in torch.split(sources.browsed, AT_ONCE):
+    for some in torch.split(sources.browsed, READ_AT_ONCE):
         out_of_time = sources.deadline is not None and sources.deadline.passed and patience.passed
         if not len(some) or out_of_time:
             break
