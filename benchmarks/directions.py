@@ -15,13 +15,20 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 from sklearn.model_selection import PredefinedSplit, cross_val_score
 from sklearn.svm import SVC
 
 from lightning_failures.core.threads import one_thread
 from lightning_failures.directions import fit_failure_directions
 from lightning_failures.directions.standardize import mean_and_std, standardize
-from lightning_failures.directions.svm import CRITICAL_MULTIPLES, PUBLISHED_CS, critical_c, fit_published, fit_scaled
+from lightning_failures.directions.svm import (
+    CRITICAL_MULTIPLES,
+    PUBLISHED_CS,
+    balanced_signs,
+    fit_published,
+    fit_scaled,
+)
 from lightning_failures.stats.folds import stratified_group_folds
 
 Data = tuple[np.ndarray, np.ndarray, np.ndarray]
@@ -89,6 +96,12 @@ def speed(classes: int, rounds: int) -> dict[str, dict[str, list[float]]]:
         }
         print(f"{classes} classes x {n} x 512", *(f"  {k}: {told(v)}" for k, v in result[str(n)].items()), sep="\n")
     return result
+
+
+def critical_c(gram: NDArray[np.float64], correct: NDArray[np.bool_]) -> float:
+    """Return the largest C at which every multiplier is at its bound: 2 / (max f of successes - min f of failures)."""
+    f = gram @ balanced_signs(correct)
+    return 2.0 / float(f[correct].max() - f[~correct].min())
 
 
 def same_answers(classes: int) -> dict[str, dict[str, float]]:

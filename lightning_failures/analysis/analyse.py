@@ -30,13 +30,9 @@ from lightning_failures.data.grades import Grades
 from lightning_failures.data.members import ClassSubset, Rows, RowValues, Values, members_of
 from lightning_failures.data.partition import SINGLE_PROCESS, Partition, Workers
 from lightning_failures.data.report import ClassReport, FailureReport, GroupReport, ValueReport
-from lightning_failures.directions.fit import (
-    MIN_PER_OUTCOME,
-    FailureDirections,
-    fit_failure_directions,
-    join_directions,
-)
+from lightning_failures.directions.fit import MIN_PER_OUTCOME, fit_failure_directions
 from lightning_failures.directions.null_scores import CLASSES_WITH_NULL_SCORES, add_null_cv_scores
+from lightning_failures.directions.result import FailureDirections, join_directions
 from lightning_failures.directions.standardize import Moments
 from lightning_failures.trees.fit import FailureTree
 from lightning_failures.trees.groups import grow_trees

@@ -11,7 +11,7 @@ from lightning_failures.core.arrays import as_array, defined
 from lightning_failures.data.grades import Grades
 from lightning_failures.data.members import ClassSubset, members_of
 from lightning_failures.data.report import ClassReport
-from lightning_failures.directions.fit import FailureDirections
+from lightning_failures.directions.result import FailureDirections
 from lightning_failures.stats.agreement import cohen_kappa
 from lightning_failures.stats.intervals import benjamini_hochberg
 from lightning_failures.trees.fit import FailureTree

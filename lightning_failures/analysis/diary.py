@@ -32,22 +32,21 @@ from numpy.typing import NDArray
 from lightning_failures.analysis.result import AnalysisResult
 from lightning_failures.core.arrays import as_array, unit_vectors
 from lightning_failures.core.budget import SKIPPED_FOR_TIME
+from lightning_failures.core.types import BoolArray, IntArray
 from lightning_failures.data.example_table import ExampleTable
 from lightning_failures.data.held_out import HeldOutParts
 from lightning_failures.data.report import ModeReport
-from lightning_failures.directions.fit import FailureDirections
 from lightning_failures.directions.matching import (
     CHANGE_LEVEL,
-    Mask,
     ModeSimilarity,
     ModeSnapshot,
-    Rows,
     flagged_change,
     match_modes,
     membership_change,
     mode_similarity,
     restrict_to_shared,
 )
+from lightning_failures.directions.result import FailureDirections
 from lightning_failures.stats.intervals import sign_test
 
 IN_A_ROW = 3
@@ -143,8 +142,8 @@ class _ClassObservation:
     name: str
     examples: int
     looked_at: int
-    ids: Rows
-    failed: Mask
+    ids: IntArray
+    failed: BoolArray
     sights: list[_DetectedMode]
 
 
@@ -333,7 +332,7 @@ def _tell_missed(mode: Mode, scene: _ClassObservation, status: str) -> ModeRepor
     )
 
 
-def _scenes(result: AnalysisResult, known_ids: dict[int, Rows]) -> Iterator[_ClassObservation]:
+def _scenes(result: AnalysisResult, known_ids: dict[int, IntArray]) -> Iterator[_ClassObservation]:
     """The classes of a report, with what it sees in those that have a pattern.
 
     Ids that are the same as the known ones of the class are the same array: they are compared, kept and written once.
@@ -369,7 +368,7 @@ def _scenes(result: AnalysisResult, known_ids: dict[int, Rows]) -> Iterator[_Cla
         yield _ClassObservation(k, entry.name, entry.examples, looked_at, ids[rows], failed[rows], sights)
 
 
-def _look(ids: Rows, failed: Mask, values: NDArray[np.float32], known: Rows | None) -> ModeSnapshot:
+def _look(ids: IntArray, failed: BoolArray, values: NDArray[np.float32], known: IntArray | None) -> ModeSnapshot:
     seen = ~np.isnan(values)
     if not seen.all():
         ids, failed, values = ids[seen], failed[seen], values[seen]

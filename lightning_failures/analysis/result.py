@@ -9,7 +9,7 @@ from typing import Any
 from lightning_failures.data.example_table import ExampleTable
 from lightning_failures.data.held_out import HeldOutParts
 from lightning_failures.data.report import FailureReport
-from lightning_failures.directions.fit import FailureDirections
+from lightning_failures.directions.result import FailureDirections
 from lightning_failures.trees.fit import FailureTree
 
 

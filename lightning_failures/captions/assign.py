@@ -18,7 +18,7 @@ from lightning_failures.core.threads import one_thread
 from lightning_failures.data.members import ClassSubset, RowValues, Values
 from lightning_failures.data.partition import Partition
 from lightning_failures.data.report import ClassReport, CurvePoint
-from lightning_failures.directions.fit import FailureDirections
+from lightning_failures.directions.result import FailureDirections
 
 _SIZES = tuple(10 * 2**i for i in range(11))
 _TINY = float(np.finfo(np.float32).tiny)

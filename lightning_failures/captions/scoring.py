@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lightning_failures.core.arrays import as_array, as_mask, as_matrix, as_vector
-from lightning_failures.directions.fit import FailureDirections
+from lightning_failures.directions.result import FailureDirections
 from lightning_failures.directions.standardize import standardize
 from lightning_failures.directions.svm import balanced_signs
 from lightning_failures.errors import ConfigurationError, DataError

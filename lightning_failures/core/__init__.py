@@ -2,6 +2,7 @@
 
 Files, each importing only from those above it::
 
+    types          Array types that annotations share
     arrays         The border between callers' tensors and arrays and the mathematics: converted and checked once,
     atomic         Files that appear whole or not at all
     safetensors_io  Safetensors files whose every byte is verified

@@ -2,17 +2,20 @@
 
 Files, each importing only from those above it::
 
-    decoding     From a failure direction to the embedding that a decoder turns into an image, without any caption
-    matching     Whether two analyses have found the same failure mode, and whether it has grown between them
-    standardize  phi: how embeddings are standardised before a direction is sought in them
-    svm          The linear SVM of one class, and the choice of its C
-    additional   Further failure directions of a class: where its failures lie at two ends, each end gets a
-    fit          Failure directions: for each class a linear SVM in an embedding space that separates right from
-    null_scores  Which CV scores chance gives: the same folds, grid and choice of C under permuted correctness
+    decoding     Embeddings along a failure direction that a decoder turns into images, without any caption
+    matching     The same failure mode in two analyses: similarity, one-to-one matching, change of its failures
+    standardize  phi: the standardization of embeddings before a direction is fitted
+    criterion    The cross-validation criterion: its name, chance level, score and standard error
+    svm          The linear SVM of one class and the selection of its C
+    additional   Additional failure directions of a class whose failures lie at two ends of the embedding
+    result       The fitted directions: decision values, the file format, and joining the classes of several processes
+    fit          Fitting: the classes that can be fitted, their folds, and the search for the directions of each
+    null_scores  Null distribution of CV scores: the same fit under permuted correctness
 """
 
 from lightning_failures.directions.decoding import decoding_targets
-from lightning_failures.directions.fit import FailureDirections, fit_failure_directions
+from lightning_failures.directions.fit import fit_failure_directions
+from lightning_failures.directions.result import FailureDirections
 from lightning_failures.directions.standardize import standardize
 
 __all__ = ["FailureDirections", "decoding_targets", "fit_failure_directions", "standardize"]

@@ -1,8 +1,8 @@
-"""From a failure direction to the embedding that a decoder turns into an image, without any caption.
+"""Embeddings along a failure direction that a decoder turns into images, without any caption.
 
 Source: Jain, Lawrence, Moitra and Madry, Distilling Model Failures as Directions in Latent Space, ICLR 2023, appendix
-A.6. Embeddings live on the unit sphere, so the way from the reference caption towards the direction is an arc. The
-direction must be fitted with ``whiten=False``: a whitened w is no direction in the decoder's space.
+A.6. Embeddings lie on the unit sphere, so the path from the reference caption towards the direction is an arc. The
+direction must be fitted with ``whiten=False``: a whitened w is not a direction of the decoder's space.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from torch import Tensor
 from lightning_failures.core.arrays import unit_vectors
 from lightning_failures.errors import ConfigurationError, DataError
 
-_SMALLEST = 1e-6  # length, and sine of an angle, below which a direction is a matter of rounding
+_SMALLEST = 1e-6  # sine of an angle below which rounding decides on the direction between two vectors
 
 
 @dataclass(frozen=True, eq=False)
 class DecodingTargets:
-    """Three embeddings of one class, (D,) float32 unit vectors.
+    """Three embeddings of one class to decode, (D,) float32 unit vectors.
 
     Attributes:
-        hard: On the way from the reference to -w, what the class's SVM calls a failure.
-        reference: The reference caption.
-        easy: On the way from the reference to +w.
+        hard: On the arc from the reference to -w, the side that the class's SVM predicts to fail.
+        reference: Embedding of the reference caption.
+        easy: On the arc from the reference to +w.
     """
 
     hard: Tensor
@@ -34,45 +34,45 @@ class DecodingTargets:
 
 
 def slerp(start: Tensor, end: Tensor, alpha: float | Tensor) -> Tensor:
-    """Go a fraction of the way from one point of the unit sphere to another, along the shorter great circle.
+    """Interpolate between two points of the unit sphere along the shorter great circle.
 
     Args:
-        start: (..., D) floats; brought to unit length.
-        end: (..., D) likewise; the two are broadcast.
-        alpha: Fraction of the angle between them, in [0, 1]; one for all, or (...,).
+        start: (..., D) floats, scaled to unit length.
+        end: (..., D) floats, scaled to unit length; ``start`` and ``end`` are broadcast.
+        alpha: Fraction of the angle between them, in [0, 1]: one number, or (...,).
 
     Returns:
         (..., D) float32 unit vectors.
 
     Raises:
         ConfigurationError: ``alpha`` is out of range.
-        DataError: A vector without a direction (zero, or not finite), or two opposite ones, between which no great
-            circle is the shortest.
+        DataError: A vector has no direction (it is zero or not finite), or two vectors are opposite, so no great circle
+            between them is the shortest.
 
     >>> slerp(torch.tensor([1.0, 0.0]), torch.tensor([0.0, 2.0]), 1 / 3)
     tensor([0.8660, 0.5000])
     """
     fraction = torch.as_tensor(alpha, dtype=torch.float64).unsqueeze(-1)
     if not bool(((fraction >= 0) & (fraction <= 1)).all()):
-        raise ConfigurationError(f"slerp: alpha must be in 0 ... 1; got {alpha}.")
+        raise ConfigurationError(f"slerp: alpha must be in [0, 1], got {alpha}.")
     a, b = _checked_units(start, "start"), _checked_units(end, "end")
-    # half of the angle from chord and sum: exact where vectors nearly agree, as an arc cosine is not
+    # half the angle from chord and sum is accurate for nearly equal vectors, unlike the arc cosine
     angle = 2 * torch.atan2((a - b).norm(dim=-1, keepdim=True), (a + b).norm(dim=-1, keepdim=True))
     sine = angle.sin()
     if bool(((sine < _SMALLEST) & (angle > 1)).any()):
-        raise DataError("slerp: start and end are opposite, so that every great circle joins them")
-    close = sine < _SMALLEST
+        raise DataError("slerp: start and end are opposite, so every great circle joins them")
+    close = sine < _SMALLEST  # interpolate linearly, where the spherical weights would be 0 / 0
     safe = torch.where(close, 1.0, sine)
-    mixed = torch.where(
+    interpolated = torch.where(
         close,
         a + fraction * (b - a),
         (((1 - fraction) * angle).sin() * a + (fraction * angle).sin() * b) / safe,
     )
-    return torch.nn.functional.normalize(mixed, dim=-1).float()
+    return torch.nn.functional.normalize(interpolated, dim=-1).float()
 
 
 def decoding_targets(reference: Tensor, weight: Tensor, *, alpha: float = 0.2) -> DecodingTargets:
-    """Embeddings to decode for one class: hard = slerp(t(ref), -w, alpha), easy = slerp(t(ref), w, alpha).
+    """Return the embeddings to decode for one class: slerp(t(ref), -w, alpha), t(ref) and slerp(t(ref), w, alpha).
 
     Args:
         reference: (D,) embedding of the reference caption, t(ref).
@@ -81,7 +81,7 @@ def decoding_targets(reference: Tensor, weight: Tensor, *, alpha: float = 0.2) -
 
     Raises:
         ConfigurationError: ``alpha`` is out of range.
-        DataError: Shapes that do not match, or a vector without a direction.
+        DataError: Shapes do not match, or a vector has no direction.
 
     >>> targets = decoding_targets(torch.tensor([1.0, 0.0]), torch.tensor([0.0, 3.0]))
     >>> targets.hard, targets.easy
@@ -89,7 +89,7 @@ def decoding_targets(reference: Tensor, weight: Tensor, *, alpha: float = 0.2) -
     """
     if reference.ndim != 1 or reference.shape != weight.shape:
         raise DataError(
-            f"reference and weight must be two vectors of one length, got {tuple(reference.shape)} and "
+            f"reference and weight must be vectors of the same length, got shapes {tuple(reference.shape)} and "
             f"{tuple(weight.shape)}"
         )
     return DecodingTargets(

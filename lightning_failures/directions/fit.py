@@ -1,194 +1,42 @@
-"""Failure directions: for each class a linear SVM in an embedding space that separates right from wrong.
+"""Fit failure directions: one linear SVM per class that separates correct examples from failures in an embedding space.
 
 Source: Jain, Lawrence, Moitra and Madry, Distilling Model Failures as Directions in Latent Space, ICLR 2023, section 3.
 
-``selection="published"`` reproduces the paper's procedure. The default, ``"scaled"``, departs from it where the
-published grid is decided by rounding: below a critical value of C every multiplier sits at its bound, the direction is
-the class-weighted difference of means, and any bias of an interval is optimal. So the grid is relative to the critical
-C of the data at hand, and below it the closed form is taken, with the bias in the middle of its interval; and of scores
-that sampling error does not tell apart, the smallest C wins, not the first best.
+``selection="published"`` reproduces the paper's procedure. The default, ``"scaled"``, departs from the paper where
+rounding decides on the published grid: below a critical value of C every multiplier is at its bound, the direction is
+the class-weighted difference of means, and any bias of an interval is optimal. Therefore the grid is relative to the
+critical C of the data, the closed form with the bias in the middle of its interval is used below it, and among scores
+that differ by less than sampling error the smallest C wins, not the first best.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import json
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import safe_open
-from safetensors.torch import save
 from sklearn.model_selection import StratifiedKFold
-from torch import Tensor
 
 from lightning_failures.core.arrays import as_mask, as_rows, as_vector
-from lightning_failures.core.atomic import write_atomically
 from lightning_failures.core.budget import MAX_GRAM_EXAMPLES, SKIPPED_FOR_TIME, Deadline
 from lightning_failures.core.threads import one_thread
-from lightning_failures.directions.additional import ADDITIONAL_LEVEL, additional_directions
+from lightning_failures.core.types import BoolArray, IntArray
+from lightning_failures.directions.additional import ADDITIONAL_LEVEL, FoundDirection, additional_directions
+from lightning_failures.directions.result import NO_ADDITIONAL_PATTERN, FailureDirections, rows_by_class
 from lightning_failures.directions.standardize import Moments, standardize
 from lightning_failures.directions.svm import SVMFit, centred_gram, fit_published, fit_scaled
 from lightning_failures.errors import ConfigurationError, DataError
 from lightning_failures.stats.folds import stratified_group_folds
 from lightning_failures.stats.permutation_test import permutation_p_value
 
-Mode = tuple[SVMFit, float]
-"""A direction and its p-value."""
-
 MIN_PER_OUTCOME = 10
 """A class with fewer failures, or fewer successes, is skipped."""
 
-DIRECTIONS_FILE = "directions.safetensors"
-"""What a run calls the file with the directions of its last report."""
-
-_ENDED = "no further pattern"
-_SAME = 1e-6  # of unit vectors
-_FORMAT = "lightning_failures.directions/1"
-
-
-@dataclass(frozen=True, eq=False)
-class FailureDirections:
-    """One linear SVM a class. A negative decision value predicts a failure (hard), a positive one a success (easy).
-
-    Attributes:
-        classes: (K,) int64, the classes that have an SVM, ascending. Row k of all that follows belongs to
-            ``classes[k]``.
-        weight: (K, D) float32, w.
-        bias: (K,) float32, b.
-        cv_score: (K,) float64 in [0, 1], mean balanced accuracy over the folds: the strength of the failure mode. C was
-            chosen on the same folds, hence it is optimistic: read it with ``p_value``.
-        cv_score_stderr: (K,) float64, its binomial standard error in the numbers of failures and successes.
-        c: (K,) float64, the C that was chosen.
-        p_value: (K,) float64 in (0, 1], screening test of "correctness has nothing to do with the embedding"; NaN
-            without permutations.
-        mean: (D,) float32, subtracted by phi.
-        std: (D,) float32, divided by in phi; 0 for a degenerate dimension, which contributes nothing.
-        out_of_fold: (N,) float32 in the order of the caller's rows: the cross-fitted decision value, from the fold that
-            did not see the example. NaN in skipped classes.
-        skipped: Classes without an SVM, and why.
-        whiten: False if phi only scales to unit length.
-        further: Further directions (``n_directions > 1``), one result for each rank; each holds the classes that have
-            one. Their CV scores are those of telling the failures at one end, which the data chose, from the
-            successes: more optimistic than that of the first.
-    """
-
-    classes: Tensor
-    weight: Tensor
-    bias: Tensor
-    cv_score: Tensor
-    cv_score_stderr: Tensor
-    c: Tensor
-    p_value: Tensor
-    mean: Tensor
-    std: Tensor
-    out_of_fold: Tensor
-    skipped: dict[int, str] = field(default_factory=dict)
-    whiten: bool = True
-    further: tuple[FailureDirections, ...] = ()
-
-    def row(self, class_index: int) -> int:
-        """Return the row k whose SVM belongs to the class with this label.
-
-        Raises:
-            DataError: The class has no SVM; the message says why.
-        """
-        found = (self.classes == int(class_index)).nonzero()
-        if not len(found):
-            reason = self.skipped.get(int(class_index), "no example of it was seen")
-            raise DataError(f"class {int(class_index)} has no failure direction: {reason}")
-        return int(found[0])
-
-    def decision_values(self, embeddings: Any, labels: Any) -> Tensor:
-        """Return w . phi(x) + b of the SVM of each example's class.
-
-        For the examples that the SVMs were fitted on take :attr:`out_of_fold` instead: these values have seen the
-        answer.
-
-        Args:
-            embeddings: (N, D) float tensor or array.
-            labels: (N,) int.
-
-        Returns:
-            (N,) float32, NaN where the class has no SVM.
-        """
-        x = as_rows(embeddings, "embeddings")
-        y = as_vector(labels, "labels", len(x))
-        if x.shape[1] != self.weight.shape[1]:
-            raise DataError(f"embeddings must have {self.weight.shape[1]} dimensions, got {x.shape[1]}")
-        mean, std, weight, bias = (t.double().numpy() for t in (self.mean, self.std, self.weight, self.bias))
-        values = np.full(len(x), np.nan, dtype=np.float32)
-        row_of = dict(zip(self.classes.tolist(), range(len(self.classes)), strict=True))
-        for label, rows in _by_class(y):
-            if (k := row_of.get(label)) is not None:
-                values[rows] = standardize(x[rows], mean, std) @ weight[k] + bias[k]
-        return torch.from_numpy(values)
-
-    def flag(self, embeddings: Any, labels: Any) -> Tensor:
-        """Return (N,) bool: decision value < 0. False where the class has no SVM."""
-        return self.decision_values(embeddings, labels) < 0
-
-    def save(self, path: str | Path) -> None:
-        """Write one safetensors file, atomically."""
-        tensors: dict[str, Tensor] = {}
-        ranks = (self, *self.further)
-        for rank, directions in enumerate(ranks):
-            tensors |= {f"{rank}.{name}": getattr(directions, name).contiguous() for name in _TENSORS}
-        metadata = {
-            "format": _FORMAT,
-            "whiten": json.dumps(self.whiten),
-            "skipped": json.dumps([directions.skipped for directions in ranks]),
-        }
-        write_atomically(Path(path), save(tensors, metadata))
-
-    @classmethod
-    def load(cls, path: str | Path) -> FailureDirections:
-        """Read what :meth:`save` wrote.
-
-        Raises:
-            DataError: The file is of another kind, or damaged.
-        """
-        try:
-            return cls._load(path)
-        except (OSError, DataError):
-            raise
-        except Exception as error:  # whatever a flipped bit leads to
-            raise DataError(f"{path} holds no failure directions ({str(error)[:200]})") from error
-
-    @classmethod
-    def _load(cls, path: str | Path) -> FailureDirections:
-        with safe_open(str(path), framework="pt") as file:
-            metadata = file.metadata() or {}
-            if metadata.get("format") != _FORMAT:
-                raise DataError(f"{path} holds no failure directions (format {metadata.get('format')!r})")
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
-        skipped = [{int(k): str(v) for k, v in reasons.items()} for reasons in json.loads(metadata["skipped"])]
-        first, *further = (
-            cls(
-                **{name: tensors[f"{rank}.{name}"] for name in _TENSORS},
-                skipped=reasons,
-                whiten=bool(json.loads(metadata["whiten"])),
-            )._checked()
-            for rank, reasons in enumerate(skipped)
-        )
-        return dataclasses.replace(first, further=tuple(further))
-
-    def _checked(self) -> FailureDirections:
-        """Itself, if its shapes and types agree."""
-        k, d = self.weight.shape
-        shapes = {"mean": (d,), "std": (d,), "weight": (k, d), "out_of_fold": (self.out_of_fold.numel(),)}
-        for name in _TENSORS:
-            tensor = getattr(self, name)
-            if tensor.shape != shapes.get(name, (k,)) or tensor.is_floating_point() == (name == "classes"):
-                raise ValueError(f"{name} has shape {tuple(tensor.shape)} and type {tensor.dtype}")
-        return self
-
-
-_TENSORS = tuple(f.name for f in dataclasses.fields(FailureDirections) if f.type == "Tensor")
+_IDENTICAL = 1e-6  # largest range of a coordinate at which unit vectors count as identical
 
 
 def fit_failure_directions(
@@ -210,49 +58,49 @@ def fit_failure_directions(
     classes_in_all: int | None = None,
     deadline: Deadline | None = None,
 ) -> FailureDirections:
-    """Fit one SVM for each class that separates its correct from its failed examples.
+    """Fit one SVM per class that separates its correctly classified examples from its failures.
 
     Args:
         embeddings: (N, D) float tensor or array, any float dtype, never written to.
         labels: (N,) int >= 0, the true class of each example.
         correct: (N,) bool, whether the classifier was right.
-        ids: (N,) unique names of the examples. Rows are sorted by them first, so that the order in which they come has
-            no influence. Default: the row number.
-        groups: (N,) names of the sources; examples of one source are kept together in folds and permutations. Default:
+        ids: (N,) names of the examples, unique within a class. Rows are sorted by id first, so their order has no
+            influence. Default: the row number.
+        groups: (N,) names of the sources. Examples of one source stay together in folds and permutations. Default:
             every example is its own source.
-        reference: (M, D) embeddings that phi takes mean and standard deviation from (training embeddings where
-            available), or the :class:`~lightning_failures.directions.standardize.Moments` of such. Default:
-            ``embeddings``.
-        whiten: Subtract the mean and divide by the standard deviation. Without it phi scales to unit length only, and w
+        reference: (M, D) embeddings from which phi takes mean and standard deviation (training embeddings where
+            available), or their :class:`~lightning_failures.directions.standardize.Moments`. Default: ``embeddings``.
+        whiten: Subtract the mean and divide by the standard deviation. If False, phi only scales to unit length, and w
             is a direction of the encoder's own space (the paper's appendix A.6, for decoders).
-        cs: Absolute values of C to choose from. Default: ``selection``'s own grid.
+        cs: Absolute values of C to choose from. Default: the grid of ``selection``.
         folds: Number of cross-validation folds.
-        selection: ``"scaled"``: 1, 3, 10, 30 and 100 times the critical C (of each training fold; then of all data),
+        selection: ``"scaled"``: 1, 3, 10, 30 and 100 times the critical C (of each training fold, then of all data);
             folds by stratified hash of the group; the smallest C within two standard errors of the best score wins. The
-            lower limit of the grid, the difference of means with the bias in the middle of its interval, gives the same
-            decisions as 1 x critical C, so it is not tried twice. A class of more than 5,000 examples is fitted on a
-            fixed sample of so many, and judged on all.
+            lower limit of the grid, the difference of means with the bias in the middle of its interval, makes the same
+            decisions as 1 x critical C, so it is not tried separately. A class of more than 5,000 examples is fitted on
+            a fixed sample of 5,000 and scored on all.
             ``"published"``: scikit-learn's ``SVC(kernel="linear", class_weight="balanced")``, C from 1e-6 to 1,
             ``cross_val_score(cv=folds, scoring="balanced_accuracy")``, the first best C, refit on all; unshuffled folds
             unless there are groups.
-        n_directions: Directions a class, at most. A further one is reported where failures are in excess at both ends
-            of what tells them apart from each other: see :mod:`lightning_failures.directions.additional`. Its p-value
-            permutes
-            correctness within strata of the former ones; the first one with p > 0.05 ends the search.
+        n_directions: Maximum number of directions per class. An additional direction is reported where failures are in
+            excess at both ends of an axis along which they differ: see :mod:`lightning_failures.directions.additional`.
+            Its p-value permutes correctness within strata of the previous directions; the first p > 0.05 ends the
+            search.
         permutations: Permutations of the screening test for every class. Classes with p <= 0.01 get at least 20 x the
-            number of classes in all, so that one true mode among hundreds can survive Benjamini-Hochberg. 0: no test.
+            total number of classes, so that one true mode among hundreds can survive Benjamini-Hochberg. 0: no test.
         seed: The only source of randomness; no global generator is used.
-        device: Where Gram matrices and the products of the permutations are computed, in single precision.
-        classes_in_all: How many classes are tested in all, where these are some of them. Default: those that are here.
-        deadline: The classes with the most failures are fitted first; those that are not reached in time are in
-            ``skipped``.
+        device: Device on which Gram matrices and the products of the permutations are computed, in single precision.
+        classes_in_all: Total number of classes that are tested, if ``labels`` holds only some of them. Default: the
+            number of classes in ``labels`` that can be fitted.
+        deadline: Classes are fitted in the order of their number of failures, most first; those that the deadline
+            leaves out are in ``skipped``.
 
     Returns:
-        The directions. A class with fewer than 10 failures or 10 successes, or whose sources cannot fill the folds, is
-        in ``skipped`` with the reason.
+        The directions. A class with fewer than 10 failures or 10 successes, or with too few sources to fill the folds,
+        is in ``skipped`` with the reason.
 
     Raises:
-        DataError: Shapes that do not match, values that are not finite, negative labels, an id twice within a class.
+        DataError: Shapes do not match, a value is not finite, a label is negative, or a class has an id twice.
         ConfigurationError: An option outside its range.
 
     Example:
@@ -273,94 +121,53 @@ def fit_failure_directions(
     names = np.arange(n) if ids is None else as_vector(ids, "ids", n)
     sources = names if groups is None else as_vector(groups, "groups", n)
     published = selection == "published"
+
     with one_thread():
         mean, std = np.zeros(dim), np.ones(dim)
         if whiten:
             moments = _moments(reference, x, names)
             mean, std = moments.mean, moments.std
-        problems, skipped = _problems(y, names, right, sources, folds, seed, unshuffled=published and groups is None)
-        in_all = len(problems) if classes_in_all is None else classes_in_all
-        search = _Search(published, cs, permutations, 20 * in_all, n_directions, seed, device)
         precision = np.float64 if published else np.float32
-        modes: list[tuple[_Problem, list[Mode]]] = []
-        for problem in sorted(problems, key=lambda one: int(one.correct.sum() - len(one.correct))):
+        phi_mean, phi_std = mean.astype(precision), std.astype(precision)
+
+        # the classes that can be fitted, most failures first, so that a deadline costs those that matter least
+        problems, skipped = _class_problems(
+            y, names, right, sources, folds, seed, unshuffled=published and groups is None
+        )
+        in_all = len(problems) if classes_in_all is None else classes_in_all
+        problems.sort(key=lambda problem: -problem.failures)
+
+        search = _DirectionSearch(published, cs, permutations, 20 * in_all, n_directions, seed, device)
+        fitted: list[_FittedClass] = []
+        for problem in problems:
             if deadline is not None and deadline.passed:
                 skipped[problem.label] = SKIPPED_FOR_TIME
                 continue
-            features = standardize(x[problem.rows], mean.astype(precision), std.astype(precision))
-            if np.ptp(features, axis=0).max(initial=0.0) < _SAME:
+            features = standardize(x[problem.rows], phi_mean, phi_std)
+            if np.ptp(features, axis=0).max(initial=0.0) < _IDENTICAL:
                 skipped[problem.label] = "all its embeddings are the same"
                 continue
-            modes.append((problem, search.modes(problem, features)))
-    modes.sort(key=lambda found: found[0].label)
+            fitted.append(_FittedClass(problem, search.directions(problem, features)))
 
-    shared: dict[str, Any] = {
+    fitted.sort(key=lambda one: one.problem.label)
+    phi: dict[str, Any] = {
         "mean": torch.from_numpy(mean.astype(np.float32)),
         "std": torch.from_numpy(std.astype(np.float32)),
         "whiten": whiten,
     }
     ranks = []
-    for rank in range(max((len(m) for _, m in modes), default=1)):
-        found = [(p, m[rank]) for p, m in modes if len(m) > rank]
-        ended = {p.label: _ENDED for p, m in modes if len(m) == rank}
-        ranks.append(
-            FailureDirections(
-                **_stack(found, n, dim), **shared, skipped=ended if rank else dict(sorted(skipped.items()))
-            )
-        )
+    for rank in range(max((len(one.directions) for one in fitted), default=1)):
+        reasons = dict(sorted(skipped.items()))
+        if rank:
+            ended = [one.problem.label for one in fitted if len(one.directions) == rank]
+            reasons = dict.fromkeys(ended, NO_ADDITIONAL_PATTERN)
+        ranks.append(FailureDirections(**_stack(fitted, rank, n, dim), **phi, skipped=reasons))
     return dataclasses.replace(ranks[0], further=tuple(ranks[1:]))
-
-
-def join_directions(parts: Sequence[FailureDirections], rows: Sequence[NDArray[np.int64]], n: int) -> FailureDirections:
-    """Put together what was fitted on different classes with the same mean and standard deviation.
-
-    Args:
-        parts: Fitted on some of the classes each.
-        rows: For each part the places of its examples among all n.
-        n: Number of examples in all.
-
-    >>> rng = np.random.default_rng(0)
-    >>> x, labels = rng.normal(size=(300, 4)), np.arange(300) % 3
-    >>> correct = x[:, 0] > 0
-    >>> rows = [np.flatnonzero(labels == 1), np.flatnonzero(labels != 1)]
-    >>> parts = [fit_failure_directions(x[r], labels[r], correct[r], ids=r, reference=x) for r in rows]
-    >>> join_directions(parts, rows, 300).classes.tolist()
-    [0, 1, 2]
-    """
-    ranks = []
-    for rank in range(max(1 + len(part.further) for part in parts)):
-        found = [_of_rank(part, rank) for part in parts]
-        order = torch.argsort(torch.cat([part.classes for part in found]))
-        values: dict[str, Any] = {
-            name: torch.cat([getattr(part, name) for part in found])[order] for name in _PER_CLASS
-        }
-        out_of_fold = torch.full((n,), float("nan"))
-        for part, mine in zip(found, rows, strict=True):
-            out_of_fold[torch.from_numpy(mine)] = part.out_of_fold
-        skipped = dict(sorted(item for part in found for item in part.skipped.items()))
-        ranks.append(dataclasses.replace(parts[0], **values, out_of_fold=out_of_fold, skipped=skipped, further=()))
-    return dataclasses.replace(ranks[0], further=tuple(ranks[1:]))
-
-
-_PER_CLASS = ("classes", "weight", "bias", "cv_score", "cv_score_stderr", "c", "p_value")
-
-
-def _of_rank(directions: FailureDirections, rank: int) -> FailureDirections:
-    """The first directions (rank 0) or further ones, none where the search had ended before."""
-    ranks = (directions, *directions.further)
-    if rank < len(ranks):
-        return ranks[rank]
-    ended = ranks[-1].classes.tolist() if rank == len(ranks) else []
-    none: dict[str, Any] = {name: getattr(directions, name)[:0] for name in _PER_CLASS}
-    lacking = torch.full_like(directions.out_of_fold, float("nan"))
-    return dataclasses.replace(
-        directions, **none, out_of_fold=lacking, skipped=dict.fromkeys(ended, _ENDED), further=()
-    )
 
 
 def _moments(reference: Any, x: NDArray[Any], names: NDArray[Any]) -> Moments:
-    """What phi standardises with."""
-    if reference is None:  # summed in the order of the ids too: the last bit must not depend on that of the rows
+    """Return the moments that phi standardizes with."""
+    if reference is None:  # sum in the order of the ids: the last bit must not depend on the order of the rows
         return Moments.of(x, np.argsort(names, kind="stable"))
     moments = reference if isinstance(reference, Moments) else Moments.of(as_rows(reference, "reference"))
     if len(moments.mean) != x.shape[1]:
@@ -369,29 +176,34 @@ def _moments(reference: Any, x: NDArray[Any], names: NDArray[Any]) -> Moments:
 
 
 @dataclass(frozen=True)
-class _Problem:
-    """The n examples of one class, fold by fold and by id."""
+class _ClassProblem:
+    """The n examples of one class, sorted by fold and then by id."""
 
     label: int
-    rows: NDArray[np.int64]  # their places among the caller's rows
-    correct: NDArray[np.bool_]
+    rows: IntArray  # rows of the caller
+    correct: BoolArray
     sources: NDArray[Any]
-    fold: NDArray[np.int64]
+    fold: IntArray
+
+    @property
+    def failures(self) -> int:
+        """Number of failures."""
+        return int(np.count_nonzero(~self.correct))
 
 
-def _problems(
-    labels: NDArray[np.int64],
+def _class_problems(
+    labels: IntArray,
     names: NDArray[Any],
-    correct: NDArray[np.bool_],
+    correct: BoolArray,
     sources: NDArray[Any],
     folds: int,
     seed: int,
     *,
     unshuffled: bool,
-) -> tuple[list[_Problem], dict[int, str]]:
-    """Lay out the classes that can be fitted, and say why the others cannot."""
+) -> tuple[list[_ClassProblem], dict[int, str]]:
+    """Return the classes that can be fitted, by label, and the reason for each class that cannot."""
     problems, skipped = [], {}
-    for label, rows in _by_class(labels):
+    for label, rows in rows_by_class(labels):
         rows = rows[np.argsort(names[rows], kind="stable")]
         if len(np.unique(names[rows])) < len(rows):
             raise DataError(f"ids must be unique within a class; class {label} has one twice")
@@ -399,18 +211,19 @@ def _problems(
             fold = _unshuffled_folds(correct[rows], folds)
         else:
             fold = stratified_group_folds(~correct[rows], sources[rows], folds=folds, seed=seed)
-            by_fold = np.argsort(fold, kind="stable")  # folds are blocks of the Gram matrix
+            by_fold = np.argsort(fold, kind="stable")  # makes each fold one block of the Gram matrix
             rows, fold = rows[by_fold], fold[by_fold]
-        if reason := _why_skipped(correct[rows], fold, folds):
-            skipped[label] = reason
+        reason = _why_skipped(correct[rows], fold, folds)
+        if reason is None:
+            problems.append(_ClassProblem(label, rows, correct[rows], sources[rows], fold))
         else:
-            problems.append(_Problem(label, rows, correct[rows], sources[rows], fold))
+            skipped[label] = reason
     return problems, skipped
 
 
 @dataclass(frozen=True)
-class _Search:
-    """How the directions of a class are sought."""
+class _DirectionSearch:
+    """The search for the directions of one class."""
 
     published: bool
     cs: Sequence[float] | None
@@ -420,12 +233,13 @@ class _Search:
     seed: int
     device: str | torch.device
 
-    def modes(self, problem: _Problem, features: NDArray[Any]) -> list[Mode]:
-        """Fit the first direction; where it passes its test, seek others."""
-        at_hand = not self.published and len(features) <= MAX_GRAM_EXAMPLES  # else the fit is of a sample
-        gram = centred_gram(features, self.device) if at_hand else None
+    def directions(self, problem: _ClassProblem, features: NDArray[Any]) -> list[FoundDirection]:
+        """Fit the first direction and, if it passes its test, search for additional ones."""
+        # without the Gram matrix of all examples a large class is fitted on a sample
+        with_gram = not self.published and len(features) <= MAX_GRAM_EXAMPLES
+        gram = centred_gram(features, self.device) if with_gram else None
         first = self._fit(features, problem.correct, problem.fold, gram)
-        p = permutation_p_value(
+        p_value = permutation_p_value(
             features,
             gram,
             problem.correct,
@@ -435,61 +249,59 @@ class _Search:
             rng=np.random.default_rng([self.seed, problem.label, 0]),
             device=self.device,
         )
-        if self.most == 1 or not p <= ADDITIONAL_LEVEL:
-            return [(first, p)]
-        further = additional_directions(
-            first,
-            features,
-            problem.correct,
-            problem.sources,
-            problem.fold,
-            fit=self._fit,
-            most=self.most - 1,
-            permutations=self.permutations,
-            seed=(self.seed, problem.label),
-        )
-        return [(first, p), *further]
+        directions = [FoundDirection(first, p_value)]
+        if self.most > 1 and p_value <= ADDITIONAL_LEVEL:
+            directions += additional_directions(
+                first,
+                features,
+                problem.correct,
+                problem.sources,
+                problem.fold,
+                fit=self._fit,
+                most=self.most - 1,
+                permutations=self.permutations,
+                seed=(self.seed, problem.label),
+            )
+        return directions
 
     def _fit(
-        self,
-        features: NDArray[Any],
-        correct: NDArray[np.bool_],
-        fold: NDArray[np.int64],
-        gram: NDArray[Any] | None = None,
+        self, features: NDArray[Any], correct: BoolArray, fold: IntArray, gram: NDArray[Any] | None = None
     ) -> SVMFit:
         if self.published:
             return fit_published(features, correct, fold, self.cs)
         return fit_scaled(features, correct, fold, self.cs, gram=gram)
 
 
-def _stack(found: list[tuple[_Problem, Mode]], n: int, dim: int) -> dict[str, Any]:
-    """Put the fits of K classes into tensors of K rows, and their cross-fitted values where the examples stood."""
-    fits = [fit for _, (fit, _) in found]
+@dataclass(frozen=True)
+class _FittedClass:
+    """A class and its directions, the first one first."""
+
+    problem: _ClassProblem
+    directions: list[FoundDirection]
+
+
+def _stack(fitted: list[_FittedClass], rank: int, n: int, dim: int) -> dict[str, Any]:
+    """Return the directions of one rank as tensors of K rows, and their out-of-fold values as a tensor of n rows."""
+    classes = [one.problem for one in fitted if len(one.directions) > rank]
+    tested = [one.directions[rank] for one in fitted if len(one.directions) > rank]
+    svms = [direction.svm for direction in tested]
     out_of_fold = np.full(n, np.nan, dtype=np.float32)
-    for problem, (fit, _) in found:
-        out_of_fold[problem.rows] = fit.out_of_fold
+    for problem, svm in zip(classes, svms, strict=True):
+        out_of_fold[problem.rows] = svm.out_of_fold
     return {
-        "classes": torch.tensor([problem.label for problem, _ in found], dtype=torch.int64),
-        "weight": torch.from_numpy(np.array([fit.weight for fit in fits], dtype=np.float32).reshape(-1, dim)),
-        "bias": torch.tensor([fit.bias for fit in fits], dtype=torch.float32),
-        "cv_score": torch.tensor([fit.score for fit in fits], dtype=torch.float64),
-        "cv_score_stderr": torch.tensor([fit.stderr for fit in fits], dtype=torch.float64),
-        "c": torch.tensor([fit.c for fit in fits], dtype=torch.float64),
-        "p_value": torch.tensor([p for _, (_, p) in found], dtype=torch.float64),
+        "classes": torch.tensor([problem.label for problem in classes], dtype=torch.int64),
+        "weight": torch.from_numpy(np.array([svm.weight for svm in svms], dtype=np.float32).reshape(-1, dim)),
+        "bias": torch.tensor([svm.bias for svm in svms], dtype=torch.float32),
+        "cv_score": torch.tensor([svm.score for svm in svms], dtype=torch.float64),
+        "cv_score_stderr": torch.tensor([svm.stderr for svm in svms], dtype=torch.float64),
+        "c": torch.tensor([svm.c for svm in svms], dtype=torch.float64),
+        "p_value": torch.tensor([direction.p_value for direction in tested], dtype=torch.float64),
         "out_of_fold": torch.from_numpy(out_of_fold),
     }
 
 
-def _by_class(labels: NDArray[np.int64]) -> Iterator[tuple[int, NDArray[np.int64]]]:
-    """Yield each label, ascending, with its rows."""
-    order = np.argsort(labels, kind="stable")
-    names, starts = np.unique(labels[order], return_index=True)
-    for label, start, stop in zip(names.tolist(), starts, [*starts[1:], len(order)], strict=False):
-        yield label, order[start:stop]
-
-
-def _unshuffled_folds(correct: NDArray[np.bool_], folds: int) -> NDArray[np.int64]:
-    """The folds of ``cv=folds`` in scikit-learn."""
+def _unshuffled_folds(correct: BoolArray, folds: int) -> IntArray:
+    """Return the folds that scikit-learn makes of ``cv=folds``; all 0 where an outcome cannot fill the folds."""
     fold = np.zeros(len(correct), dtype=np.int64)
     if min(correct.sum(), (~correct).sum()) >= folds:
         for k, (_, held) in enumerate(StratifiedKFold(folds).split(correct, correct)):
@@ -497,19 +309,21 @@ def _unshuffled_folds(correct: NDArray[np.bool_], folds: int) -> NDArray[np.int6
     return fold
 
 
-def _why_skipped(correct: NDArray[np.bool_], fold: NDArray[np.int64], folds: int) -> str | None:
-    for mask, one, many in ((~correct, "failure", "failures"), (correct, "success", "successes")):
+def _why_skipped(correct: BoolArray, fold: IntArray, folds: int) -> str | None:
+    """Return why a class cannot be fitted, or None if it can."""
+    for mask, singular, plural in ((~correct, "failure", "failures"), (correct, "success", "successes")):
         count = int(mask.sum())
         if count < MIN_PER_OUTCOME:
-            return f"{count} {one if count == 1 else many}; at least {MIN_PER_OUTCOME} are needed"
+            return f"{count} {singular if count == 1 else plural}; at least {MIN_PER_OUTCOME} are needed"
         if len(np.unique(fold[mask])) < folds:
-            return f"its {many} come from too few sources for {folds} folds"
+            return f"its {plural} come from too few sources for {folds} folds"
     return None
 
 
 def _check_options(
     selection: str, folds: int, n_directions: int, permutations: int, seed: int, cs: Sequence[float] | None
 ) -> None:
+    """Raise a ConfigurationError for an option outside its range."""
     if selection not in ("scaled", "published"):
         raise ConfigurationError(
             f"fit_failure_directions: selection must be 'scaled' or 'published', got {selection!r}"

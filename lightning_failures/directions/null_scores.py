@@ -1,7 +1,8 @@
-"""Which CV scores chance gives: the same folds, grid and choice of C under permuted correctness.
+"""Null distribution of CV scores: the same folds, grid and selection of C under permuted correctness.
 
-The screening p-value says whether there is a pattern; this says what a CV score is to be read against, because the best
-of a grid on few failures is seldom 0.5. It takes a fit a permutation, so it is for a few classes, at the end.
+The screening p-value answers whether there is a pattern. The null scores are the reference for a CV score, since the
+best score of a grid on few failures is seldom 0.5 by chance. Each permutation takes a fit, so null scores are computed
+for a few classes at the end of an analysis.
 """
 
 from __future__ import annotations
@@ -17,22 +18,23 @@ from numpy.typing import NDArray
 from lightning_failures.core.arrays import as_rows
 from lightning_failures.core.budget import MAX_GRAM_EXAMPLES, Deadline
 from lightning_failures.core.threads import one_thread
+from lightning_failures.core.types import BoolArray, FloatArray, IntArray
 from lightning_failures.data.members import ClassSubset, RowValues
 from lightning_failures.data.partition import Partition
 from lightning_failures.data.report import ClassReport
-from lightning_failures.directions.fit import FailureDirections
+from lightning_failures.directions.result import FailureDirections
 from lightning_failures.directions.standardize import standardize
 from lightning_failures.directions.svm import centred_gram, fit_scaled
 from lightning_failures.stats.folds import permuted_outcomes, stratified_group_folds
 
 CLASSES_WITH_NULL_SCORES = 10
-"""In an analysis."""
+"""Number of classes in an analysis that get null scores."""
 
 INTERVAL = (0.05, 0.95)
-"""Nine of ten scores by chance lie inside, from 19 permutations on; for 19 of 20 it would take 39."""
+"""Quantiles that enclose nine of ten scores by chance. They take 19 permutations; 19 of 20 scores would take 39."""
 
-_FOLDS = 2  # as of the directions
-_STREAM = 1000  # apart from the permutations of the tests
+_FOLDS = 2  # the default of fit_failure_directions
+_STREAM = 1000  # a random stream other than those of the permutation tests
 
 
 def add_null_cv_scores(
@@ -40,7 +42,7 @@ def add_null_cv_scores(
     directions: FailureDirections,
     members: list[ClassSubset],
     embedded: RowValues,
-    wanted: list[int],
+    class_indices: list[int],
     share: Partition,
     *,
     permutations: int,
@@ -48,34 +50,34 @@ def add_null_cv_scores(
     device: str | torch.device = "cpu",
     deadline: Deadline | None = None,
 ) -> tuple[tuple[ClassReport, ...], int]:
-    """Put the CV scores of permuted correctness beside those of the report.
+    """Add the CV scores of permuted correctness to the reports of some classes.
 
     Args:
         classes: K reports.
-        directions: Their directions, fitted with the default selection.
-        members: The examples of each class that the directions have looked at.
-        embedded: Their embeddings, of the classes that this process owns at least.
-        wanted: Which classes, those that matter most first.
-        share: What this process does.
-        permutations: How many a class.
-        seed: That of the directions.
-        device: Where Gram matrices are computed.
-        deadline: Classes that it comes before are left out.
+        directions: Directions of the classes, fitted with the default selection.
+        members: The examples of each class on which the directions were fitted.
+        embedded: Embeddings of these examples, at least for the classes that this process owns.
+        class_indices: Indices of the classes that get null scores, the most important first.
+        share: The classes that this process owns.
+        permutations: Number of permutations per class.
+        seed: The seed of the directions.
+        device: Device on which Gram matrices are computed.
+        deadline: Classes that the deadline does not leave time for are skipped.
 
     Returns:
-        The reports, the same on all processes, and how many of the classes wanted were left out for want of time.
+        The reports, the same on all processes, and the number of classes skipped because the time ran out.
     """
 
-    def work() -> dict[int, dict[str, Any]]:
-        made: dict[int, dict[str, Any]] = {}
-        for k in filter(share.owns, wanted):
-            one = members[k].by_id()
-            x = as_rows(embedded[one.rows], "embeddings")
+    def summaries_of_own_classes() -> dict[int, dict[str, Any]]:
+        summaries: dict[int, dict[str, Any]] = {}
+        for k in filter(share.owns, class_indices):
+            subset = members[k].by_id()
+            x = as_rows(embedded[subset.rows], "embeddings")
             with one_thread():
                 features = standardize(x, directions.mean.numpy(), directions.std.numpy())
                 scores = null_cv_scores(
                     features,
-                    one,
+                    subset,
                     permutations,
                     rng=np.random.default_rng([seed, k, _STREAM]),
                     seed=seed,
@@ -84,11 +86,12 @@ def add_null_cv_scores(
                 )
             if scores is None:
                 break
-            made[k] = _summary(scores)
-        return made
+            summaries[k] = _summary(scores)
+        return summaries
 
-    made = share.merge_results(work)
-    return tuple(replace(entry, **made.get(k, {})) for k, entry in enumerate(classes)), len(wanted) - len(made)
+    summaries = share.merge_results(summaries_of_own_classes)
+    reports = tuple(replace(entry, **summaries.get(k, {})) for k, entry in enumerate(classes))
+    return reports, len(class_indices) - len(summaries)
 
 
 def null_cv_scores(
@@ -100,23 +103,24 @@ def null_cv_scores(
     seed: int = 0,
     device: str | torch.device = "cpu",
     deadline: Deadline | None = None,
-) -> NDArray[np.float64] | None:
-    """Return the CV scores of permuted correctness.
+) -> FloatArray | None:
+    """Return the CV scores of one class under permuted correctness.
 
-    Whole sources are permuted, and dealt to stratified folds anew, by the rule of the fit. All share one Gram matrix.
+    Whole sources are permuted and then assigned to new stratified folds, by the rule of the fit. All permutations share
+    one Gram matrix.
 
     Args:
         features: (n, D), phi of the examples of one class, by id.
-        members: These examples.
-        permutations: P.
+        members: The examples.
+        permutations: Number P of permutations.
         rng: The source of randomness.
-        seed: Of the folds.
-        device: Where the Gram matrix is computed.
-        deadline: When to give up.
+        seed: Seed of the folds.
+        device: Device on which the Gram matrix is computed.
+        deadline: The time at which to give up.
 
     Returns:
-        At most (P,): a permutation that leaves a fold without failures or successes has no score. None if the deadline
-        came first.
+        At most (P,) scores: a permutation that leaves a fold without failures or successes has no score. None if the
+        deadline passed first.
     """
     gram = centred_gram(features, device) if len(features) <= MAX_GRAM_EXAMPLES else None
     scores = []
@@ -129,21 +133,22 @@ def null_cv_scores(
 
 def _labellings(
     members: ClassSubset, permutations: int, rng: np.random.Generator, seed: int
-) -> Iterator[tuple[NDArray[np.bool_], NDArray[np.int64]]]:
-    """Permuted correctness (n,), and its folds (n,)."""
+) -> Iterator[tuple[BoolArray, IntArray]]:
+    """Yield permuted correctness (n,) and its folds (n,)."""
     sources = members.ids if members.sources is None else members.sources
     for block in permuted_outcomes(members.failed, sources, permutations, rng):
         for failed in block:
             fold = stratified_group_folds(failed, sources, folds=_FOLDS, seed=seed)
-            if len(np.unique(2 * fold + failed)) == 2 * _FOLDS:
+            outcomes_of_folds = np.unique(2 * fold + failed)
+            if len(outcomes_of_folds) == 2 * _FOLDS:
                 yield ~failed, fold
 
 
-def _summary(scores: NDArray[np.float64]) -> dict[str, Any]:
-    """The fields of a class."""
+def _summary(scores: FloatArray) -> dict[str, Any]:
+    """Return the fields of a class report that describe the null scores."""
     if not len(scores):
         return {}
-    low, high = np.quantile(scores, INTERVAL, method="weibull").tolist()  # of P + 1 scores, one is the class's
+    low, high = np.quantile(scores, INTERVAL, method="weibull").tolist()  # P + 1 scores with the class's own
     return {
         "cv_null_mean": float(scores.mean()),
         "cv_null_interval": (low, high),

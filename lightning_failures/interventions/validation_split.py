@@ -18,7 +18,7 @@ from lightning_failures.core.arrays import as_array
 from lightning_failures.core.hashing import stable_hash
 from lightning_failures.data.grades import Grades
 from lightning_failures.data.held_out import HeldOutSplit
-from lightning_failures.directions.fit import FailureDirections
+from lightning_failures.directions.result import FailureDirections
 
 
 class Part(IntEnum):

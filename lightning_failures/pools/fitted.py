@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lightning_failures.data.report import FailureReport
-from lightning_failures.directions.fit import DIRECTIONS_FILE, FailureDirections
+from lightning_failures.directions.result import DIRECTIONS_FILE, FailureDirections
 from lightning_failures.errors import ConfigurationError, DataError
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_failures.directions.fit import FailureDirections
+from lightning_failures.directions.result import FailureDirections
 from lightning_failures.encoders import Encoder
 from lightning_failures.encoders.cache.store import content_keys
 from lightning_failures.errors import ConfigurationError, DataError, EncoderError

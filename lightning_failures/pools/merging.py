@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lightning_failures.core.safetensors_io import DamagedShardError
-from lightning_failures.directions.fit import FailureDirections
+from lightning_failures.directions.result import FailureDirections
 from lightning_failures.errors import DataError
 from lightning_failures.interventions.selection.candidates import ClassPicks
 from lightning_failures.interventions.selection.picker import PoolSelector

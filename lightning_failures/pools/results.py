@@ -11,7 +11,7 @@ from typing import Any
 from lightning_failures.core.atomic import TEMPORARY, write_atomically
 from lightning_failures.core.text import clean
 from lightning_failures.data.grading import expand_class_names
-from lightning_failures.directions.fit import FailureDirections
+from lightning_failures.directions.result import FailureDirections
 from lightning_failures.errors import ConfigurationError, DataError
 from lightning_failures.pools.fitted import FittedDirections
 from lightning_failures.pools.manifest import PoolManifest

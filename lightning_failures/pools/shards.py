@@ -27,7 +27,7 @@ from lightning_failures.core.safetensors_io import (
     start_checksum,
     write_arrays,
 )
-from lightning_failures.directions.fit import FailureDirections
+from lightning_failures.directions.result import FailureDirections
 from lightning_failures.encoders.cache.shard_file import to_half
 
 POOL_UNLABELLED = -1

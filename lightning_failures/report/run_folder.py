@@ -24,7 +24,7 @@ from typing import Any, TypeVar
 from lightning_failures.core.serialization import read_json
 from lightning_failures.data.example_table import EXAMPLES_FILE, ExampleTable
 from lightning_failures.data.report import FailureReport, FeatureReport
-from lightning_failures.directions.fit import DIRECTIONS_FILE, FailureDirections
+from lightning_failures.directions.result import DIRECTIONS_FILE, FailureDirections
 from lightning_failures.errors import ConfigurationError, DataError
 from lightning_failures.report.feature_names import FEATURES_FILE, FeatureNames
 from lightning_failures.report.gallery import Gallery

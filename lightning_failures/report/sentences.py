@@ -10,6 +10,7 @@ import math
 
 from lightning_failures.core.text import clean, interval, number, shorten_caption
 from lightning_failures.data.report import ClassReport, GroupReport, LeafReport
+from lightning_failures.directions.criterion import CRITERION
 
 STRONG, CLEAR = 0.8, 0.65
 """CV scores from which a pattern is called strong, and clear; below that it is weak."""
@@ -77,12 +78,12 @@ def _strength(entry: ClassReport) -> str:
     stderr = "" if entry.cv_score_stderr is None else f" +- {_percent(entry.cv_score_stderr)}"
     beyond_chance = null is None or score > null[1]
     grade = "Strong" if score >= STRONG and beyond_chance else "Clear" if score >= CLEAR and beyond_chance else "Weak"
-    comparison = "50 % is a coin toss"
+    comparison = f"{_percent(CRITERION.chance_level)} is a coin toss"
     if null is not None:
         comparison += f", nine of ten shuffles give {_percent(null[0])} to {_percent(null[1])}"
     return (
         f"{grade} pattern: the direction separates the {_failures(entry)}{_in_sample(entry)} from the successes with a "
-        f"balanced accuracy of {_percent(score)}{stderr} on held-out examples ({comparison}; {_p(entry.p_value)})."
+        f"{CRITERION.name} of {_percent(score)}{stderr} on held-out examples ({comparison}; {_p(entry.p_value)})."
     )
 
 

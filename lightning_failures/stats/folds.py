@@ -1,4 +1,4 @@
-"""Folds and permutations that never tear a group apart.
+"""Folds and permutations that keep groups whole.
 
 A group is one source: the frames of a video, the images of a patient, the renderings of one digit. Its examples are not
 independent, so they share a fold, and a permutation moves them together.
@@ -12,25 +12,26 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lightning_failures.core.hashing import stable_hash
+from lightning_failures.core.types import BoolArray, IntArray
 
-_MIN_EXCHANGEABLE = 10
-_CELLS_AT_ONCE = 1 << 16  # stays in the processor's cache
+_MIN_EXCHANGEABLE = 10  # groups of a size that change places only among themselves
+_CELLS_AT_ONCE = 1 << 16  # a block of labellings that fits the processor's cache
 
 
 def stratified_group_folds(
-    failed: NDArray[np.bool_], groups: NDArray[np.generic], *, folds: int = 2, seed: int = 0
-) -> NDArray[np.int64]:
-    """Deal whole groups to folds so that failures and successes spread evenly.
+    failed: BoolArray, groups: NDArray[np.generic], *, folds: int = 2, seed: int = 0
+) -> IntArray:
+    """Assign whole groups to folds such that failures and successes are spread evenly.
 
-    Groups are ranked by their failures, then their successes, then the hash of their name, and dealt like cards.
-    Where every example is its own group the counts of two folds differ by at most one, for failures and for
-    successes. The order of the rows has no influence.
+    Groups are sorted by their failures, then their successes, then the hash of their name, and assigned in turn. Where
+    every example is its own group, the counts of two folds differ by at most one, for failures and for successes. The
+    order of the rows has no influence.
 
     Args:
         failed: (n,) bool.
         groups: (n,) names of the groups, integers or strings.
         folds: Number of folds.
-        seed: Another seed gives other folds.
+        seed: Seed of the hash; another seed gives other folds.
 
     Returns:
         (n,) int64, the fold of each example, 0 ... folds - 1.
@@ -43,7 +44,7 @@ def stratified_group_folds(
     names, member = np.unique(groups, return_inverse=True)
     failures = np.bincount(member, weights=failed, minlength=len(names))
     successes = np.bincount(member, weights=~failed, minlength=len(names))
-    codes = names if names.dtype.kind == "i" else np.arange(len(names))
+    codes = names if names.dtype.kind == "i" else np.arange(len(names))  # strings are hashed by their rank
     order = np.lexsort((stable_hash(codes, seed), -successes, -failures))
     fold_of_group = np.empty(len(names), dtype=np.int64)
     fold_of_group[order] = np.arange(len(names)) % folds
@@ -51,28 +52,29 @@ def stratified_group_folds(
 
 
 def permuted_outcomes(
-    failed: NDArray[np.bool_],
+    failed: BoolArray,
     groups: NDArray[np.generic],
     permutations: int,
     rng: np.random.Generator,
     *,
-    strata: NDArray[np.int64] | None = None,
-) -> Iterator[NDArray[np.bool_]]:
+    strata: IntArray | None = None,
+) -> Iterator[BoolArray]:
     """Draw labellings that permute whole groups.
 
     Groups change places only with groups of the same size, which is exact. Sizes that occur fewer than 10 times are
-    pooled with the next sizes; there a group takes over the *sequence of outcomes* of another one, stretched or
-    shortened to its own size, so that the correlation inside groups is kept and the numbers of failures vary a little.
+    pooled with the next larger sizes. Within such a pool a group takes over the *sequence of outcomes* of another one,
+    stretched or shortened to its own size: the correlation inside groups is kept, and the number of failures varies a
+    little.
 
     Args:
         failed: (n,) bool.
         groups: (n,) names of the groups.
         permutations: Number P of permutations.
         rng: The source of randomness.
-        strata: (n,) int; where given, groups change places only within a stratum (that of the group's median row).
+        strata: (n,) int. Groups change places only within a stratum, that of the median row of the group. Default: one.
 
     Yields:
-        (P_i, n) bool: blocks of bounded memory, P rows in all.
+        (P_i, n) bool, blocks of bounded memory with P rows in total.
 
     >>> failed = np.array([True, False, True, True])
     >>> labellings, = permuted_outcomes(failed, np.array([0, 0, 1, 1]), 9, np.random.default_rng(0))
@@ -81,16 +83,20 @@ def permuted_outcomes(
     """
     from lightning_failures.stats.kernels.shuffle import scatter_failures
 
+    # lay the rows out group by group
     _, member = np.unique(groups, return_inverse=True)
     order = np.argsort(member, kind="stable")
     sizes = np.bincount(member)
     starts = np.cumsum(sizes) - sizes
     has_failure = np.bincount(member[failed], minlength=len(sizes)) > 0
+
+    # lay the groups out pool by pool, those with failures first
     pools = _pools(sizes, order, starts, strata)
     names, pool = np.unique(pools, return_inverse=True)
     by_pool = np.lexsort((~has_failure, pool))
     bounds = np.searchsorted(pool[by_pool], np.arange(len(names) + 1))
     failing = np.bincount(pool[has_failure], minlength=len(names))
+
     seed = rng.integers(2**63, dtype=np.uint64)
     size = max(1, _CELLS_AT_ONCE // max(len(failed), 1))
     for start in range(0, permutations, size):
@@ -102,28 +108,31 @@ def permuted_outcomes(
 
 
 def _pools(
-    sizes: NDArray[np.int64],
-    order: NDArray[np.int64],
-    starts: NDArray[np.int64],
-    strata: NDArray[np.int64] | None,
-) -> NDArray[np.int64]:
-    """(G,) pool of each group: within one, groups may change places."""
+    sizes: IntArray,
+    order: IntArray,
+    starts: IntArray,
+    strata: IntArray | None,
+) -> IntArray:
+    """Return (G,) the pool of each group; groups may change places within a pool."""
     pools = _size_pools(sizes)
     if strata is None:
         return pools
-    of_group = np.array([int(np.median(strata[order[s : s + k]])) for s, k in zip(starts, sizes, strict=True)])
-    return np.asarray(of_group * (pools.max(initial=0) + 1) + pools)
+    stratum_of_group = [
+        int(np.median(strata[order[start : start + size]])) for start, size in zip(starts, sizes, strict=True)
+    ]
+    return np.asarray(np.array(stratum_of_group) * (pools.max(initial=0) + 1) + pools)
 
 
-def _size_pools(sizes: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Number the pools of groups that may change places: (G,) sizes -> (G,) pool."""
+def _size_pools(sizes: IntArray) -> IntArray:
+    """Return (G,) the pool of each group by its size; a pool has at least 10 groups where that is possible."""
     values, counts = np.unique(sizes, return_counts=True)
-    pool_of_size, pool, filled = np.empty(len(values), dtype=np.int64), 0, 0
+    pool_of_size = np.empty(len(values), dtype=np.int64)
+    pool, filled = 0, 0
     for i, count in enumerate(counts):
         if filled >= _MIN_EXCHANGEABLE:
             pool, filled = pool + 1, 0
         pool_of_size[i] = pool
         filled += count
-    if filled < _MIN_EXCHANGEABLE and pool > 0:  # too few of the largest: they join the pool before
+    if filled < _MIN_EXCHANGEABLE and pool > 0:  # too few of the largest groups: merge them into the previous pool
         pool_of_size[pool_of_size == pool] = pool - 1
     return np.asarray(pool_of_size[np.searchsorted(values, sizes)])

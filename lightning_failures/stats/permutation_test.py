@@ -1,8 +1,8 @@
-"""The screening test: has correctness anything to do with where an example lies in the embedding?
+"""The screening test: is correctness independent of the position of an example in the embedding?
 
-T = (y w)' K (y w) is the squared distance of the class-weighted means of successes and failures. Permuted labellings
-(whole groups) take one matrix product on the Gram matrix at hand, or on the features where there are more examples than
-dimensions. With u = 1 for a failure, T is up to a factor u'Ku on centred features.
+T = (y w)' K (y w) is the squared distance of the class-weighted means of successes and failures. All permuted
+labellings (of whole groups) take one matrix product, with the Gram matrix or, where there are more examples than
+dimensions, with the features. With u = 1 for a failure, T is u'Ku on centred features, up to a factor.
 """
 
 from __future__ import annotations
@@ -15,18 +15,19 @@ import torch
 from numpy.typing import NDArray
 
 from lightning_failures.core.arrays import as_array, on_device
+from lightning_failures.core.types import BoolArray
 from lightning_failures.stats.folds import permuted_outcomes
 
 PROMISING = 0.01
-"""Classes up to this p-value are permuted ``at_least`` times."""
+"""Classes with at most this p-value are permuted ``at_least`` times."""
 
-_ROUNDING = 1e-5  # the observed labelling, met again, must count as extreme in single precision
+_ROUNDING = 1e-5  # a permutation that equals the observed labels must count as extreme in single precision
 
 
 def permutation_p_value(
     features: NDArray[Any],
     gram: NDArray[Any] | None,
-    correct: NDArray[np.bool_],
+    correct: BoolArray,
     sources: NDArray[np.generic],
     *,
     permutations: int,
@@ -34,17 +35,17 @@ def permutation_p_value(
     rng: np.random.Generator,
     device: str | torch.device = "cpu",
 ) -> float:
-    """Return p = (1 + number as extreme) / (1 + P) of the distance of the balanced class means.
+    """Return p = (1 + number as extreme) / (1 + P) of the distance between the balanced class means.
 
     Args:
         features: (n, D).
-        gram: (n, n) scalar products of the features less their mean, if they are at hand.
+        gram: (n, n) scalar products of the centred features, if they are already computed.
         correct: (n,) bool.
-        sources: (n,) names of the groups that permutations move as wholes.
-        permutations: P.
-        at_least: P where p is at most 0.01 after the first ``permutations``.
+        sources: (n,) names of the groups that permutations move as a whole.
+        permutations: Number P of permutations.
+        at_least: P if p is at most 0.01 after the first ``permutations``.
         rng: The source of randomness.
-        device: Where the products are computed.
+        device: Device on which the products are computed.
 
     Returns:
         A value in (0, 1]; NaN without permutations.
@@ -54,34 +55,34 @@ def permutation_p_value(
     statistic = _statistic(features, gram, device)
     observed = float(statistic(~correct[None])[0]) * (1 - _ROUNDING)
 
-    def extreme(labellings: Iterator[NDArray[np.bool_]]) -> int:
+    def count_extreme(labellings: Iterator[BoolArray]) -> int:
         return sum(int((statistic(failed) >= observed).sum()) for failed in labellings)
 
-    hits = extreme(permuted_outcomes(~correct, sources, permutations, rng))
+    hits = count_extreme(permuted_outcomes(~correct, sources, permutations, rng))
     done = permutations
-    if (1 + hits) / (1 + done) <= PROMISING and at_least > done:  # enough to stand out among all classes
-        hits += extreme(permuted_outcomes(~correct, sources, at_least - done, rng))
+    if (1 + hits) / (1 + done) <= PROMISING and at_least > done:  # enough to be significant among all classes
+        hits += count_extreme(permuted_outcomes(~correct, sources, at_least - done, rng))
         done = at_least
     return (1 + hits) / (1 + done)
 
 
 def _statistic(
     features: NDArray[Any], gram: NDArray[Any] | None, device: str | torch.device
-) -> Callable[[NDArray[np.bool_]], NDArray[Any]]:
-    """What gives 4 T / n^4 for labellings (P, n)."""
+) -> Callable[[BoolArray], NDArray[Any]]:
+    """Return the function that computes 4 T / n^4 of labellings (P, n) of failures."""
     n, dim = features.shape
     by_gram = gram is not None and n <= 2 * dim
     matrix = gram if gram is not None and by_gram else features - features.mean(axis=0)
     compiled = by_gram and matrix.dtype == np.float32 and torch.device(device).type == "cpu"
-    precision = matrix.dtype  # tensors of two dtypes cannot be multiplied
+    precision = matrix.dtype  # torch cannot multiply tensors of two dtypes
     matrix = np.pad(matrix, ((0, 0), (0, -n % 16))) if compiled else on_device(matrix, device)
 
-    def statistic(failed: NDArray[np.bool_]) -> NDArray[Any]:
+    def statistic(failed: BoolArray) -> NDArray[Any]:
         if compiled:
             form, failures = _compiled_forms(matrix, failed)
         else:
             form, failures = _forms(matrix, failed.astype(precision), by_gram, device)
-        pairs = np.maximum(failures * (n - failures), 1)  # groups that are stretched may lose all failures
+        pairs = np.maximum(failures * (n - failures), 1)  # stretched groups may lose all failures
         return np.asarray(form / pairs**2.0)
 
     return statistic
@@ -90,13 +91,14 @@ def _statistic(
 def _forms(
     matrix: Any, failed: NDArray[Any], by_gram: bool, device: str | torch.device
 ) -> tuple[NDArray[Any], NDArray[Any]]:
-    """The forms u'Ku and the number of failures: (P,) each."""
+    """Return the forms u'Ku and the numbers of failures, (P,) each, from the Gram matrix or the features."""
     u = on_device(failed, device)
     products = u @ matrix
     return as_array((products * (u if by_gram else products)).sum(axis=1)), failed.sum(axis=1)
 
 
-def _compiled_forms(matrix: NDArray[Any], failed: NDArray[np.bool_]) -> tuple[NDArray[Any], NDArray[Any]]:
+def _compiled_forms(matrix: NDArray[Any], failed: BoolArray) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Return the forms u'Ku and the numbers of failures, (P,) each, from the padded float32 Gram matrix."""
     from lightning_failures.stats.kernels.forms import subset_forms
 
     forms, sizes = np.empty(len(failed), dtype=np.float32), np.empty(len(failed), dtype=np.int64)

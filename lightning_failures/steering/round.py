@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lightning_failures.core.hashing import stable_hash
 from lightning_failures.data.grading import grade_batch
-from lightning_failures.directions.fit import FailureDirections
+from lightning_failures.directions.result import FailureDirections
 from lightning_failures.encoders import Encoder
 from lightning_failures.encoders.cached import CachedEncoder
 from lightning_failures.errors import CacheError, ConfigurationError

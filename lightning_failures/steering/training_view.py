@@ -21,7 +21,7 @@ from tqdm import tqdm
 from lightning_failures.core.budget import PROGRESS_DELAY
 from lightning_failures.core.rng import isolated_rng, seed_all
 from lightning_failures.data.grades import BatchRecord
-from lightning_failures.directions.fit import FailureDirections
+from lightning_failures.directions.result import FailureDirections
 from lightning_failures.encoders.cache.store import content_keys
 from lightning_failures.encoders.cached import CachedEncoder
 from lightning_failures.errors import ConfigurationError, DataError

@@ -22,7 +22,6 @@ from torch import Tensor
 
 from lightning_failures.core.arrays import as_mask, as_matrix, as_vector
 from lightning_failures.errors import ConfigurationError, DataError
-from lightning_failures.stats.intervals import normal_tail
 from lightning_failures.trees.cross_validation import fillable_folds, score_held_out
 from lightning_failures.trees.error_rates import average_leaf_error_rate, error_rate
 from lightning_failures.trees.growing import Nodes, NodeSplit, grow_tree, min_leaf_size, rule_text, select_features
@@ -109,7 +108,7 @@ class FailureTree:
         gain, stderr = self.heldout_aler_minus_ber, self.heldout_aler_stderr
         if math.isnan(gain):
             return math.nan
-        return normal_tail(gain / stderr) if stderr > 0 else float(gain <= 0)
+        return 0.5 * math.erfc(gain / stderr / math.sqrt(2)) if stderr > 0 else float(gain <= 0)
 
     @property
     def split_features(self) -> tuple[int, ...]:

@@ -11,7 +11,7 @@ from lightning_failures.core.atomic import write_atomically
 from lightning_failures.core.text import looks_digested, to_bytes, with_digest
 from lightning_failures.data.example_table import EXAMPLES_FILE
 from lightning_failures.data.report import FailureReport, analysis_name
-from lightning_failures.directions.fit import DIRECTIONS_FILE
+from lightning_failures.directions.result import DIRECTIONS_FILE
 from lightning_failures.report.feature_names import FEATURES_FILE, add_to_template
 from lightning_failures.report.gallery import Gallery, Picture
 from lightning_failures.report.gallery_storage import load_gallery, save_gallery

@@ -11,7 +11,7 @@ from typing import Any
 from lightning_failures.analysis.result import AnalysisResult
 from lightning_failures.data.example_table import EXAMPLES_FILE, ExampleTable
 from lightning_failures.data.report import FailureReport
-from lightning_failures.directions.fit import DIRECTIONS_FILE
+from lightning_failures.directions.result import DIRECTIONS_FILE
 from lightning_failures.report.example_rows import ExampleRow, example_rows
 from lightning_failures.report.feature_names import FEATURES_FILE
 from lightning_failures.report.gallery import Gallery, Thumbnails

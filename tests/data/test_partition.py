@@ -13,7 +13,7 @@ from lightning_failures.analysis.analyse import analyse
 from lightning_failures.data.grades import Grades
 from lightning_failures.data.partition import owned_rows, owner_of_classes
 from lightning_failures.directions import fit_failure_directions
-from lightning_failures.directions.fit import join_directions
+from lightning_failures.directions.result import join_directions
 from tests.analysis.test_analyse import DIM, words
 from tests.directions.test_additional import _classes, _subpopulations
 

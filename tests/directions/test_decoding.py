@@ -81,7 +81,7 @@ def test_decoding_targets__hard_lies_where_the_svm_says_failure(seed, alpha):
 
 
 def test_decoding_targets__shapes():
-    with pytest.raises(DataError, match="one length"):
+    with pytest.raises(DataError, match="same length"):
         decoding_targets(torch.ones(3), torch.ones(4))
-    with pytest.raises(DataError, match="one length"):
+    with pytest.raises(DataError, match="same length"):
         decoding_targets(torch.ones(1, 3), torch.ones(1, 3))

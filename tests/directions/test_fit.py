@@ -9,7 +9,7 @@ from sklearn.model_selection import cross_val_score
 from sklearn.svm import SVC
 
 from lightning_failures.core.budget import SKIPPED_FOR_TIME
-from lightning_failures.directions import FailureDirections, fit_failure_directions
+from lightning_failures.directions import fit_failure_directions
 from lightning_failures.directions.standardize import standardize
 from lightning_failures.directions.svm import balanced_signs
 from lightning_failures.errors import ConfigurationError, DataError
@@ -273,41 +273,6 @@ def test_fit__says_what_is_wrong(change, error, said):
     arguments = {"embeddings": np.ones((60, 3)), "labels": np.zeros(60, dtype=int), "correct": np.arange(60) % 2 == 0}
     with pytest.raises(error, match=said):
         fit_failure_directions(**(arguments | change))
-
-
-def test_decision_values__unknown_class_and_wrong_width():
-    x, labels, correct = _planted(classes=1)
-    directions = fit_failure_directions(x, labels, correct, permutations=0)
-    assert directions.decision_values(x[:3], [7, 0, 7]).isnan().tolist() == [True, False, True]
-    with pytest.raises(DataError, match="12 dimensions"):
-        directions.decision_values(x[:, :5], labels)
-
-
-def test_save__round_trip(tmp_path):
-    x, labels, correct = _planted(classes=3, n=150, strength=4.0)
-    correct[labels == 1] = True
-    directions = fit_failure_directions(x, labels, correct, n_directions=3, whiten=False)
-    directions.save(tmp_path / "directions.safetensors")
-    assert [p.name for p in tmp_path.iterdir()] == ["directions.safetensors"]
-    loaded = FailureDirections.load(tmp_path / "directions.safetensors")
-    assert loaded.skipped == directions.skipped
-    assert loaded.whiten is False
-    assert len(loaded.further) == len(directions.further)
-    for a, b in zip((directions, *directions.further), (loaded, *loaded.further), strict=True):
-        for name in ("classes", "weight", "bias", "cv_score", "cv_score_stderr", "c", "p_value", "mean", "std"):
-            assert torch.equal(getattr(a, name), getattr(b, name))
-    assert (
-        torch.equal(loaded.decision_values(x, labels), directions.decision_values(x, labels)) is False
-    )  # NaN of class 1
-    assert torch.equal(loaded.flag(x, labels), directions.flag(x, labels))
-
-
-def test_load__refuses_another_file(tmp_path):
-    from safetensors.torch import save_file
-
-    save_file({"x": torch.zeros(1)}, tmp_path / "other.safetensors")
-    with pytest.raises(DataError, match="no failure directions"):
-        FailureDirections.load(tmp_path / "other.safetensors")
 
 
 def test_p_value__is_uniform_without_a_pattern():

@@ -3,15 +3,14 @@ import pytest
 from sklearn.model_selection import PredefinedSplit, cross_val_score
 from sklearn.svm import SVC
 
+from lightning_failures.directions.criterion import CRITERION
 from lightning_failures.directions.svm import (
     CRITICAL_MULTIPLES,
     PUBLISHED_CS,
     balanced_signs,
     centred_gram,
-    critical_c,
     fit_published,
     fit_scaled,
-    score_stderr,
     solve,
 )
 
@@ -21,6 +20,16 @@ def _data(n=120, dim=30, seed=0):
     x = rng.normal(size=(n, dim))
     correct = rng.random(n) < 1 / (1 + np.exp(-1 - 2 * x[:, 0]))
     return x / np.linalg.norm(x, axis=1, keepdims=True), correct
+
+
+def critical_c(gram, correct):
+    """Return the largest C at which every multiplier is at its bound.
+
+    With all multipliers at C w_i the decision values are C f + b, f = K (y w). They violate no margin if some b has
+    C f + b <= 1 for successes and >= -1 for failures: up to C = 2 / (max f of successes - min f of failures).
+    """
+    f = gram @ balanced_signs(correct)
+    return 2.0 / (f[correct].max() - f[~correct].min())
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -79,14 +88,6 @@ def test_fit_scaled__a_large_class_is_fitted_on_a_sample_and_judged_in_full():
     assert abs(part.score - whole.score) < 0.06
 
 
-def test_score_stderr__is_binomial_and_never_zero():
-    correct = np.arange(250) >= 83
-    rng = np.random.default_rng(0)
-    values = np.where(correct == (rng.random(250) < 0.65), 1.0, -1.0)
-    assert score_stderr(values, correct) == pytest.approx(0.033, abs=0.003)
-    assert score_stderr(np.where(correct, 1.0, -1.0), correct) > 0
-
-
 def test_fit_scaled__scores_within_sampling_error_do_not_raise_c():
     """A mode of a few features: larger values of C score alike, so the difference of means is kept."""
     x, correct = _data(300)
@@ -94,7 +95,7 @@ def test_fit_scaled__scores_within_sampling_error_do_not_raise_c():
     fit = fit_scaled(x, correct, fold)
     assert fit.c == pytest.approx(critical_c(x @ x.T, correct))
     best = max(fit_scaled(x, correct, fold, cs=[c * fit.c]).score for c in (1, 3, 10, 30, 100))
-    assert best - 2.5 * score_stderr(fit.out_of_fold, correct) <= fit.score <= best + 0.02
+    assert best - 2.5 * CRITERION.stderr(fit.out_of_fold, correct) <= fit.score <= best + 0.02
 
 
 def test_fit_scaled__a_real_gain_raises_c():

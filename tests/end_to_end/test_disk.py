@@ -361,7 +361,7 @@ ALLOWED = {
     ("steering/forking.py", "trainer.save_checkpoint"): "Lightning's, which moves a whole file into place",
     ("steering/lottery.py", "trainer.save_checkpoint"): "Lightning's, as above",
     ("steering/forks.py", "shutil.copytree"): "into a folder of its own that is removed at the end",
-    ("directions/fit.py", "save"): "safetensors.torch.save gives bytes, for write_atomically",
+    ("directions/result.py", "save"): "safetensors.torch.save gives bytes, for write_atomically",
     ("embedded/storage.py", "save"): "bytes, as above",
     ("interventions/synthesis/ledger.py", "path.open"): "append-only: a line is synced, and a torn one is no line",
     ("interventions/synthesis/ledger.py", "os.truncate"): "takes a torn last line away",

@@ -16,6 +16,13 @@ def test_benjamini_hochberg__equals_scipys_adjusted_p_values(p_values):
         assert benjamini_hochberg(p_values).tolist() == list(expected)
 
 
+def test_benjamini_hochberg__a_p_value_on_the_bound_is_significant():
+    """Permutation p-values are ratios; 0.003 = 0.05 * 3 / 50 is on the bound of the third of 50 tests."""
+    p_values = np.full(50, 0.9)
+    p_values[:3] = (1 + 2) / (1 + 999)
+    assert benjamini_hochberg(p_values).sum() == 3
+
+
 def test_benjamini_hochberg__nan_is_no_test():
     assert benjamini_hochberg([float("nan"), 0.04, float("nan")]).tolist() == [False, True, False]
     assert benjamini_hochberg([]).tolist() == []

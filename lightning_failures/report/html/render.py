@@ -17,6 +17,7 @@ from hashlib import sha256
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
+from lightning_failures.directions.criterion import CRITERION
 from lightning_failures.report.html.page import build_page
 from lightning_failures.report.run_folder import Run
 
@@ -126,4 +127,5 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     environment.filters.update(clean=clean, short=shorten_caption, show=show, say=_typeset)
+    environment.globals["criterion"] = CRITERION
     return environment

@@ -1,14 +1,14 @@
-"""The three inner loops that numpy cannot express: compiled by numba the first time they run, then kept on disk.
+"""Inner loops that NumPy cannot express, compiled by numba on their first run and cached on disk.
 
 Import these modules inside the function that needs them, so that ``import lightning_failures`` does not load numba.
 
 Files, each importing only from those above it::
 
     forms     Quadratic forms of many subsets: the permutation statistic on the Gram matrix
-    gain      Two passes over features, before and after they are sorted: pack value and label into one integer;
+    gain      Information gain: pack value and label into one sortable integer, then evaluate every cut
     products  Scalar products in the arithmetic of libsvm, bit for bit
-    shuffle   Random labellings for permutation tests: the failing groups land on other groups, drawn without
-    smo       Sequential minimal optimisation of the L1-hinge SVM on a Gram matrix, warm along C
+    shuffle   Random labellings for permutation tests that keep groups whole
+    smo       Sequential minimal optimization of the L1-hinge SVM on a Gram matrix, with warm starts along C
 """
 
 from __future__ import annotations
@@ -25,25 +25,28 @@ from numba.core.caching import FunctionCache, IndexDataCacheFile
 
 __all__ = ["compiled"]
 
-# without "nnan" and "ninf" a maximum is not vectorised; what comes in was checked to be finite
+# a maximum is not vectorized without "nnan" and "ninf"; the inputs have been checked to be finite
 _FAST = {"nnan", "ninf", "nsz", "arcp", "contract", "afn", "reassoc"}
-_DIGEST = 16
+_DIGEST_SIZE = 16
 
 
 def compiled(function: Callable[..., Any]) -> Any:
-    """Compile a function of arrays and numbers; it runs without the interpreter's lock.
+    """Compile a function of arrays and numbers that runs without the interpreter's lock.
 
-    The machine code is kept beside the source or in the user's cache folder, so that it is made once a machine. Where
-    neither can be written, and where what is there is damaged, it is made anew, in a few seconds.
+    The machine code is cached next to the source or in the user's cache folder, so it is compiled once per machine. If
+    neither can be written, or the cached code is damaged, the function is compiled again in a few seconds.
     """
     dispatcher: Any = numba.njit(nogil=True, fastmath=_FAST, error_model="numpy")(function)
-    with contextlib.suppress(RuntimeError, OSError):
+    # numba.njit(cache=True) uses numba's own cache, which runs damaged machine code and lets errors of the disk end the
+    # program; numba offers no public way to choose another cache. tests/stats/test_kernels.py fails if a release of
+    # numba no longer uses this attribute, or the methods that the classes below override.
+    with contextlib.suppress(RuntimeError, OSError):  # no folder can be written: compile in every process
         dispatcher._cache = _Cache(function)
     return dispatcher
 
 
 class _Cache(FunctionCache):  # type: ignore[misc]
-    """numba's own, but nothing that is wrong with its files is an error."""
+    """numba's cache of a function, for which a problem with a file is a cache miss instead of an error."""
 
     def __init__(self, function: Callable[..., Any]) -> None:
         super().__init__(function)
@@ -52,18 +55,18 @@ class _Cache(FunctionCache):  # type: ignore[misc]
     def load_overload(self, sig: Any, target_context: Any) -> Any:
         try:
             return super().load_overload(sig, target_context)
-        except Exception:  # whatever a flipped bit leads to
+        except Exception:  # a damaged file can raise anything
             with contextlib.suppress(OSError):
                 self.flush()
             return None
 
     def save_overload(self, sig: Any, data: Any) -> None:
-        with contextlib.suppress(Exception):  # a full disk, for one: the next process compiles again
+        with contextlib.suppress(Exception):  # such as a full disk: the next process compiles again
             super().save_overload(sig, data)
 
 
 class _Files(IndexDataCacheFile):  # type: ignore[misc]
-    """numba's own, with a checksum at the end of each, so that damaged machine code is never run."""
+    """numba's cache files with a checksum at the end of each, so that damaged machine code never runs."""
 
     def _dump(self, obj: Any) -> bytes:
         data: bytes = super()._dump(obj)
@@ -79,7 +82,8 @@ class _Files(IndexDataCacheFile):  # type: ignore[misc]
 
 
 def _verify(path: Path, *, after: int) -> None:
+    """Raise a ValueError if the checksum of a file, from byte ``after`` on, does not match; a missing file passes."""
     with contextlib.suppress(FileNotFoundError):
         data = path.read_bytes()[after:]
-        if xxhash.xxh3_128_digest(data[:-_DIGEST]) != data[-_DIGEST:]:
+        if xxhash.xxh3_128_digest(data[:-_DIGEST_SIZE]) != data[-_DIGEST_SIZE:]:
             raise ValueError(f"{path} is damaged")

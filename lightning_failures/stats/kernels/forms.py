@@ -15,14 +15,14 @@ _ALIGNED = np.uint64(2**64 - 16)
 def subset_forms(matrix: Any, subsets: Any, out: Any, sizes: Any) -> None:
     """Set ``out[p]`` to u'Ku for each row u of ``subsets``.
 
-    The rows of K that u chooses are summed up, each only right of its diagonal: with a third of the rows chosen, a
-    sixth of the additions of a matrix product.
+    The rows of K that u selects are summed, each only to the right of its diagonal. If u selects a third of the rows,
+    this takes a sixth of the additions of a matrix product.
 
     Args:
         matrix: (n, m) float32, symmetric in its first n columns; m is n rounded up to a multiple of 16.
         subsets: (P, n) uint8, 0 or 1.
-        out: (P,) float32.
-        sizes: (P,) int64, takes the number of ones.
+        out: (P,) float32, written.
+        sizes: (P,) int64, written: the number of ones.
     """
     n, width = matrix.shape
     total = np.zeros(width, np.float32)
@@ -40,7 +40,7 @@ def subset_forms(matrix: Any, subsets: Any, out: Any, sizes: Any) -> None:
             above += (total[a] + total[b]) + (total[c] + total[d]) + (matrix[a, b] + matrix[a, c])
             above += (matrix[a, d] + matrix[b, c]) + (matrix[b, d] + matrix[c, d])
             diagonal += (matrix[a, a] + matrix[b, b]) + (matrix[c, c] + matrix[d, d])
-            for t in range(d & _ALIGNED, np.uint64(width)):  # what lies left of d is not read again
+            for t in range(d & _ALIGNED, np.uint64(width)):  # columns left of d are not read again
                 total[t] += (matrix[a, t] + matrix[b, t]) + (matrix[c, t] + matrix[d, t])
             q += 4
         while q < count:

@@ -1,4 +1,4 @@
-"""Two passes over features, before and after they are sorted: pack value and label into one integer; try every cut."""
+"""Two passes over features for the information gain: pack value and label into one integer; evaluate every cut."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ import numpy as np
 from lightning_failures.stats.kernels import compiled
 
 _TILE = 16  # floats in a cache line
-TIE = np.float32(1e-7)  # scikit-learn's trees do not split between values that are closer
+TIE = np.float32(1e-7)  # scikit-learn's trees do not split between closer values
 _LOW = 0xFFFFFFFF
 
 
 @compiled
 def pack(x: Any, code: Any, first: int, keys: Any) -> None:
-    """Write the features ``first ...`` as rows of integers that sort like (value, code).
+    """Write the features from ``first`` on as rows of integers that sort like (value, code).
 
-    A float32 keeps its order when its bits are read as an integer, with the lower ones flipped if it is negative.
+    The bits of a float32, read as an integer, keep its order if the lower 31 bits of negative numbers are flipped.
 
     Args:
         x: (n, D) float32, C-contiguous.
         code: (n,) int64 in [0, 2^32).
-        first: The feature that the first row of ``keys`` holds.
-        keys: (F, n) int64, written: value in the upper half, code in the lower.
+        first: Index of the feature in the first row of ``keys``.
+        keys: (F, n) int64, written: the value in the upper half, the code in the lower half.
     """
     features, n = keys.shape
     for tile in range(0, features, _TILE):
@@ -35,18 +35,19 @@ def pack(x: Any, code: Any, first: int, keys: Any) -> None:
 
 @compiled
 def best_gains(keys: Any, tables: Any, start: Any, step: Any, best: Any) -> None:
-    """Walk each sorted feature once for each subset of the examples; keep the highest gain of a cut.
+    """Find the highest gain of a cut of each feature, for each subset of the examples, in one pass per subset.
 
     Args:
-        keys: (F, n) int64, as :func:`pack` made them, each row sorted.
-        tables: (T,) float64, for every subset the gain of a cut by what lies below it; cell after cell.
-        start: (S,) int64, the cell of subset s in which nothing lies below.
-        step: (S, codes) int64, by how many cells an example moves on; 0 if it is not in the subset.
+        keys: (F, n) int64 keys of :func:`pack`, each row sorted.
+        tables: (T,) float64, the tables of all subsets one after the other: the gain of a cut by the numbers of
+            failures and successes below it.
+        start: (S,) int64, the cell of subset s for a cut without examples below it.
+        step: (S, codes) int64, the number of cells by which an example of each code advances; 0 outside the subset.
         best: (S, F) float64, written.
     """
     features, n = keys.shape
     code = np.empty(n, np.int64)
-    cut = np.empty(n, np.float64)  # 1 where one may cut below the example
+    cut = np.empty(n, np.float64)  # 1 where a cut below the example is allowed
     for j in range(features):
         limit = np.float32(0)
         for i in range(n):

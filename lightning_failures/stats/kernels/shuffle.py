@@ -1,4 +1,4 @@
-"""Random labellings for permutation tests: the failing groups land on other groups, drawn without replacement."""
+"""Random labellings for permutation tests: groups with failures are mapped to groups drawn without replacement."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ def scatter_failures(
 
     Args:
         outcome: (n,) uint8, 1 for a failure, group by group.
-        starts: (G,) int64, where each group starts in ``outcome``.
-        sizes: (G,) int64.
+        starts: (G,) int64, the start of each group in ``outcome``.
+        sizes: (G,) int64, the size of each group.
         place: (n,) int64, the column of ``out`` of each entry of ``outcome``.
         groups: (G,) int64, the groups pool by pool, in each pool those with failures first.
-        pool_starts: (Q + 1,) int64.
-        failing: (Q,) int64, how many groups of each pool have failures.
-        seed: uint64.
-        out: (P, n) uint8, zeros.
+        pool_starts: (Q + 1,) int64, the start of each pool in ``groups``.
+        failing: (Q,) int64, the number of groups with failures in each pool.
+        seed: uint64, the state of the random number generator.
+        out: (P, n) uint8 zeros, written.
     """
     state = np.uint64(seed)
     target = groups.copy()

@@ -1,13 +1,13 @@
-"""Sequential minimal optimisation of the L1-hinge SVM on a Gram matrix, warm along C.
+"""Sequential minimal optimization of the L1-hinge SVM on a Gram matrix, with warm starts along C.
 
 The dual in b_i = y_i alpha_i: maximise y'b - b'Kb / 2 with sum b = 0 and lo <= b <= hi, where [lo, hi] is [0, C w_i]
 for y_i = +1 and [-C w_i, 0] for y_i = -1. With the gradient g = y - K b the solution is reached when no g of an example
-that may rise (b < hi) exceeds the g of one that may fall (b > lo); the bias lies between them.
+that can rise (b < hi) exceeds the g of an example that can fall (b > lo); the bias lies between them.
 
-Sources: Platt, 1998; the choice of the second of a pair by its gain is that of Fan, Chen and Lin, JMLR 2005, section 2,
-with 1 / (1 - k) replaced by 1 + k + k^2. Steps are 1.5 times those to the pair's optimum, as in successive
-over-relaxation: every step still ascends, and a path takes half as many. What is not solved after some rounds of them
-is solved by plain steps in double precision.
+Sources: Platt, 1998; the second example of a pair is selected by its gain as in Fan, Chen and Lin, JMLR 2005,
+section 2, with 1 / (1 - k) replaced by 1 + k + k^2. Steps are 1.5 times those to the optimum of the pair, as in
+successive over-relaxation: every step still ascends, and a path takes half as many. Problems that these steps do not
+solve in some rounds are solved by plain steps in double precision.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ import numpy as np
 from lightning_failures.stats.kernels import compiled
 
 _RELAXATION = 1.5
-_LEAST_CURVATURE = 2e-6  # of the largest square length: single precision could not tell a smaller one
-_QUICK_LOOKS = 20
-_MOST_LOOKS = 500
-_FLAT = 1e-9  # curvature of a pair of copies
-_STEPS_PER_EXAMPLE = 4  # between two looks: rounding of g adds up
+_MIN_CURVATURE = 2e-6  # share of the largest squared length that single precision can resolve
+_QUICK_ROUNDS = 20
+_MAX_ROUNDS = 500
+_MIN_PAIR_CURVATURE = 1e-9  # curvature of a pair of identical examples, in double precision
+_STEPS_PER_EXAMPLE = 4  # steps per round and example: the rounding error of g adds up
 _ACCEPTABLE = 1e-3  # where single precision cannot reach the tolerance; the default tolerance of scikit-learn
-_HUGE = 1e300  # compiled without a notion of infinity
+_HUGE = 1e300  # stands for infinity, which the fast-math flags exclude
 _NEVER = np.float32(-1e30)
 _LEAST = np.int32(-(2**31) + 1)
 _MAGNITUDE = np.int32(2**31 - 1)
@@ -42,21 +42,21 @@ def solve_path(
     coefficients: Any,
     biases: Any,
 ) -> tuple[float, int]:
-    """Solve for each C in turn, each from the solution before, the first from that at the critical C.
+    """Solve the SVM for each C, starting from the solution of the previous C, the first from that of the critical C.
 
     Args:
         gram: (n, n) float32, C-contiguous.
         correct: (n,) bool, y = +1.
         signs: (n,) float64, y * w.
         cs: (M,) float64, ascending.
-        relative: The values of C are multiples of the critical one.
+        relative: Whether the values of C are multiples of the critical C.
         tolerance: Largest violation of the optimality conditions; margins are 1.
-        coefficients: (M, n) float64, takes b.
-        biases: (M,) float64.
+        coefficients: (M, n) float64, written: b.
+        biases: (M,) float64, written.
 
     Returns:
-        The critical C, up to which every multiplier is at its bound, and how many values of C were not even solved to a
-        tolerance of 1e-3.
+        The critical C, up to which every multiplier is at its bound, and the number of values of C that were not solved
+        to a tolerance of 1e-3.
     """
     n = len(signs)
     f, g, b = np.zeros(n), np.zeros(n, np.float32), np.zeros(n)
@@ -69,6 +69,8 @@ def solve_path(
         else:
             lowest = min(lowest, f[t])
     critical = 2.0 / max(highest - lowest, 1e-12)
+
+    # each C from the solution of the previous one
     failed = 0
     for t in range(n):
         b[t] = critical * signs[t]
@@ -82,7 +84,8 @@ def solve_path(
         for t in range(n):
             lo[t], hi[t] = min(0.0, c * signs[t]), max(0.0, c * signs[t])
         gap = _HUGE
-        for look in range(_MOST_LOOKS):  # g is carried along in single precision: look again before it is believed
+        # steps update g in single precision, so each round recomputes it in double precision
+        for round_ in range(_MAX_ROUNDS):
             _product(gram, b, f)
             up, down, free, count = -_HUGE, _HUGE, 0.0, 0
             for t in range(n):
@@ -99,7 +102,7 @@ def solve_path(
             gap = up - down
             if gap <= 2 * tolerance:
                 break
-            if look < _QUICK_LOOKS:
+            if round_ < _QUICK_ROUNDS:
                 _ascend(gram, lo, hi, b, g, np.float32((up + down) / 2), tolerance)
             else:
                 _ascend_carefully(gram, lo, hi, b, f, tolerance)
@@ -111,7 +114,7 @@ def solve_path(
 
 @compiled
 def _product(gram: Any, b: Any, out: Any) -> None:
-    """Set ``out`` to gram @ b in double precision; rows with b = 0 cost nothing (gram is symmetric)."""
+    """Set ``out`` to gram @ b in double precision, without reading the rows with b = 0 (gram is symmetric)."""
     out[:] = 0.0
     for i in range(len(b)):
         if b[i] != 0.0:
@@ -122,13 +125,13 @@ def _product(gram: Any, b: Any, out: Any) -> None:
 
 @compiled
 def _ascend(gram: Any, lo: Any, hi: Any, b: Any, g: Any, centre: Any, tolerance: float) -> None:
-    """Move pairs until none violates by more than the tolerance; the bias is near ``centre``."""
+    """Optimize pairs until no pair violates the conditions by more than the tolerance; the bias is near ``centre``."""
     n = len(g)
     bits = np.int32(1)
     while (1 << bits) < n:
         bits += np.int32(1)
     zero = np.float32(0)
-    # added to g: 0 where b may go up (down), else out of the competition
+    # added to g: 0 where b can rise (fall), else a number that never wins the maximum
     may_rise, may_fall = np.zeros(n, np.float32), np.zeros(n, np.float32)
     for t in range(n):
         may_rise[t] = zero if b[t] < hi[t] else _NEVER
@@ -136,7 +139,7 @@ def _ascend(gram: Any, lo: Any, hi: Any, b: Any, g: Any, centre: Any, tolerance:
     largest = zero
     for t in range(n):
         largest = max(largest, gram[t, t])
-    least_curvature, scale = _LEAST_CURVATURE * largest, np.float32(1) / max(largest, np.float32(1e-30))
+    min_curvature, scale = _MIN_CURVATURE * largest, np.float32(1) / max(largest, np.float32(1e-30))
     i, j, step = 0, 0, zero
     for _ in range(_STEPS_PER_EXAMPLE * n):
         i = _move_and_find_first(g, gram[i], gram[j], step, may_rise, centre, bits)
@@ -145,7 +148,7 @@ def _ascend(gram: Any, lo: Any, hi: Any, b: Any, g: Any, centre: Any, tolerance:
         if gap <= tolerance or may_rise[i] < zero or may_fall[j] < zero:
             break
         centre = g[i] - np.float32(0.5) * gap
-        curvature = max(float(row[i]) + gram[j, j] - 2 * row[j], least_curvature)
+        curvature = max(float(row[i]) + gram[j, j] - 2 * row[j], min_curvature)
         amount = _RELAXATION * float(g[i] - g[j]) / curvature
         room_i, room_j = hi[i] - b[i], b[j] - lo[j]
         if amount < room_i and amount < room_j:
@@ -166,9 +169,9 @@ def _ascend(gram: Any, lo: Any, hi: Any, b: Any, g: Any, centre: Any, tolerance:
 
 @compiled
 def _ascend_carefully(gram: Any, lo: Any, hi: Any, b: Any, g: Any, tolerance: float) -> None:
-    """Move pairs likewise, in double precision, the second of a pair by its gain itself.
+    """Optimize pairs as :func:`_ascend` does, in double precision and with the exact gain of a pair.
 
-    Where examples differ little, 1 + k + k^2 is far from 1 / (1 - k), and quick steps hardly get on.
+    Where examples differ little, 1 + k + k^2 is far from 1 / (1 - k), and the quick steps make little progress.
     """
     n = len(g)
     for _ in range(_STEPS_PER_EXAMPLE * n):
@@ -183,12 +186,12 @@ def _ascend_carefully(gram: Any, lo: Any, hi: Any, b: Any, g: Any, tolerance: fl
             if b[t] > lo[t]:
                 lowest = min(lowest, g[t])
                 gap = max(highest - g[t], 0.0)
-                gain = gap * gap / max(float(row[i]) + gram[t, t] - 2 * row[t], _FLAT)
+                gain = gap * gap / max(float(row[i]) + gram[t, t] - 2 * row[t], _MIN_PAIR_CURVATURE)
                 if gain > most:
                     j, most = t, gain
         if j < 0 or highest - lowest <= tolerance:
             break
-        amount = (g[i] - g[j]) / max(float(row[i]) + gram[j, j] - 2 * row[j], _FLAT)
+        amount = (g[i] - g[j]) / max(float(row[i]) + gram[j, j] - 2 * row[j], _MIN_PAIR_CURVATURE)
         room_i, room_j = hi[i] - b[i], b[j] - lo[j]
         amount = min(amount, room_i, room_j)
         b[i] = hi[i] if amount == room_i else b[i] + amount
@@ -198,14 +201,14 @@ def _ascend_carefully(gram: Any, lo: Any, hi: Any, b: Any, g: Any, tolerance: fl
             g[t] -= amount * (float(row[t]) - other[t])
 
 
-# Compilers do not vectorise the position of a float maximum. Floats read as integers can be made to sort alike, and
-# their lowest bits can hold the position: the two functions below find a maximum to 13 bits or more in one pass. Taking
-# the centre off first makes this exact enough near the solution, where the candidates differ little.
+# Compilers do not vectorize the position of a maximum of floats. The bits of floats can be mapped to integers of the
+# same order, whose lowest bits can hold the position: the two functions below find a maximum to 13 bits or more in one
+# pass. Subtracting the centre first makes this accurate enough near the solution, where the candidates differ little.
 
 
 @compiled
 def _move_and_find_first(g: Any, up: Any, down: Any, step: Any, may_rise: Any, centre: Any, bits: Any) -> Any:
-    """Take step (up - down), and where the largest g is among those that may rise."""
+    """Subtract step * (up - down) from g, and return the position of its maximum among those that can rise."""
     best, high = _LEAST, np.int32(-1) << bits
     for t in range(len(g)):
         moved = g[t] - step * (up[t] - down[t])
@@ -218,7 +221,7 @@ def _move_and_find_first(g: Any, up: Any, down: Any, step: Any, may_rise: Any, c
 
 @compiled
 def _find_second(g: Any, row: Any, scale: Any, may_fall: Any, largest: Any, bits: Any) -> tuple[int, Any]:
-    """Which of those that may fall gains most with the first, and the largest violation of any of them."""
+    """Return the example that can fall with the largest gain, and the largest violation of any that can fall."""
     best, widest, high = np.int32(0), np.int32(0), np.int32(-1) << bits
     zero, one = np.float32(0), np.float32(1)
     for t in range(len(g)):

@@ -1,0 +1,229 @@
+"""The fitted failure directions: decision values, the file format, and joining the classes of several processes."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from lightning_failures.core.arrays import as_rows, as_vector
+from lightning_failures.core.atomic import write_atomically
+from lightning_failures.core.types import IntArray
+from lightning_failures.directions.standardize import standardize
+from lightning_failures.errors import DataError
+
+DIRECTIONS_FILE = "directions.safetensors"
+"""Name of the file in a run folder with the directions of the last report."""
+
+NO_ADDITIONAL_PATTERN = "no further pattern"
+"""Why a class has no direction of a rank above 0 although it has one of every rank below."""
+
+_FORMAT = "lightning_failures.directions/1"
+_PER_CLASS = ("classes", "weight", "bias", "cv_score", "cv_score_stderr", "c", "p_value")
+
+
+@dataclass(frozen=True, eq=False)
+class FailureDirections:
+    """One linear SVM per class: a negative decision value predicts a failure (hard), a positive one a success (easy).
+
+    Attributes:
+        classes: (K,) int64, the classes that have an SVM, ascending. Row k of every attribute of length K belongs to
+            ``classes[k]``.
+        weight: (K, D) float32, w.
+        bias: (K,) float32, b.
+        cv_score: (K,) float64 in [0, 1], mean balanced accuracy over the folds: the strength of the failure mode. It is
+            optimistic, because C was selected on the same folds: read it together with ``p_value``.
+        cv_score_stderr: (K,) float64, binomial standard error of the CV score.
+        c: (K,) float64, the selected C.
+        p_value: (K,) float64 in (0, 1] of the screening test; its null hypothesis is that correctness is independent of
+            the embedding. NaN without permutations.
+        mean: (D,) float32 that phi subtracts.
+        std: (D,) float32 that phi divides by; 0 for a degenerate dimension, which contributes 0.
+        out_of_fold: (N,) float32 in the order of the caller's rows: the cross-fitted decision value, from the fit that
+            did not see the example. NaN in skipped classes.
+        skipped: Class without an SVM -> the reason.
+        whiten: False if phi only scales to unit length.
+        further: Additional directions (``n_directions > 1``), one result per rank with the classes that have a
+            direction of this rank. Their CV scores separate the failures at one end from the successes. Since the data
+            selected this end, they are more optimistic than the score of the first direction.
+    """
+
+    classes: Tensor
+    weight: Tensor
+    bias: Tensor
+    cv_score: Tensor
+    cv_score_stderr: Tensor
+    c: Tensor
+    p_value: Tensor
+    mean: Tensor
+    std: Tensor
+    out_of_fold: Tensor
+    skipped: dict[int, str] = field(default_factory=dict)
+    whiten: bool = True
+    further: tuple[FailureDirections, ...] = ()
+
+    def row(self, class_index: int) -> int:
+        """Return the row k whose SVM belongs to the class with this label.
+
+        Raises:
+            DataError: The class has no SVM; the message says why.
+        """
+        found = (self.classes == int(class_index)).nonzero()
+        if not len(found):
+            reason = self.skipped.get(int(class_index), "no example of it was seen")
+            raise DataError(f"class {int(class_index)} has no failure direction: {reason}")
+        return int(found[0])
+
+    def decision_values(self, embeddings: Any, labels: Any) -> Tensor:
+        """Return w . phi(x) + b of the SVM of each example's class.
+
+        For the examples that the SVMs were fitted on, use :attr:`out_of_fold`: values computed here are in-sample.
+
+        Args:
+            embeddings: (N, D) float tensor or array.
+            labels: (N,) int.
+
+        Returns:
+            (N,) float32, NaN where the class has no SVM.
+        """
+        x = as_rows(embeddings, "embeddings")
+        y = as_vector(labels, "labels", len(x))
+        if x.shape[1] != self.weight.shape[1]:
+            raise DataError(f"embeddings must have {self.weight.shape[1]} dimensions, got {x.shape[1]}")
+        mean, std, weight, bias = (t.double().numpy() for t in (self.mean, self.std, self.weight, self.bias))
+        values = np.full(len(x), np.nan, dtype=np.float32)
+        row_of = dict(zip(self.classes.tolist(), range(len(self.classes)), strict=True))
+        for label, rows in rows_by_class(y):
+            if (k := row_of.get(label)) is not None:
+                values[rows] = standardize(x[rows], mean, std) @ weight[k] + bias[k]
+        return torch.from_numpy(values)
+
+    def flag(self, embeddings: Any, labels: Any) -> Tensor:
+        """Return (N,) bool: decision value < 0. False where the class has no SVM."""
+        return self.decision_values(embeddings, labels) < 0
+
+    def save(self, path: str | Path) -> None:
+        """Write the directions to one safetensors file, atomically."""
+        tensors: dict[str, Tensor] = {}
+        ranks = (self, *self.further)
+        for rank, directions in enumerate(ranks):
+            for name in _TENSORS:
+                # safetensors refuses tensors that share memory, as mean and std of all ranks do
+                tensors[f"{rank}.{name}"] = getattr(directions, name).contiguous().clone()
+        metadata = {
+            "format": _FORMAT,
+            "whiten": json.dumps(self.whiten),
+            "skipped": json.dumps([directions.skipped for directions in ranks]),
+        }
+        write_atomically(Path(path), save(tensors, metadata))
+
+    @classmethod
+    def load(cls, path: str | Path) -> FailureDirections:
+        """Read directions that :meth:`save` wrote.
+
+        Raises:
+            DataError: The file has another format or is damaged.
+        """
+        try:
+            return cls._load(path)
+        except (OSError, DataError):
+            raise
+        except Exception as error:  # a damaged file can raise anything
+            raise DataError(f"{path} holds no failure directions ({str(error)[:200]})") from error
+
+    @classmethod
+    def _load(cls, path: str | Path) -> FailureDirections:
+        with safe_open(str(path), framework="pt") as file:
+            metadata = file.metadata() or {}
+            if metadata.get("format") != _FORMAT:
+                raise DataError(f"{path} holds no failure directions (format {metadata.get('format')!r})")
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+        skipped = [{int(k): str(v) for k, v in reasons.items()} for reasons in json.loads(metadata["skipped"])]
+        first, *further = (
+            cls(
+                **{name: tensors[f"{rank}.{name}"] for name in _TENSORS},
+                skipped=reasons,
+                whiten=bool(json.loads(metadata["whiten"])),
+            )._checked()
+            for rank, reasons in enumerate(skipped)
+        )
+        return dataclasses.replace(first, further=tuple(further))
+
+    def _checked(self) -> FailureDirections:
+        """Return the directions if their shapes and types agree.
+
+        Raises:
+            ValueError: A tensor has another shape or type.
+        """
+        k, d = self.weight.shape
+        shapes = {"mean": (d,), "std": (d,), "weight": (k, d), "out_of_fold": (self.out_of_fold.numel(),)}
+        for name in _TENSORS:
+            tensor = getattr(self, name)
+            if tensor.shape != shapes.get(name, (k,)) or tensor.is_floating_point() == (name == "classes"):
+                raise ValueError(f"{name} has shape {tuple(tensor.shape)} and type {tensor.dtype}")
+        return self
+
+
+_TENSORS = tuple(f.name for f in dataclasses.fields(FailureDirections) if f.type == "Tensor")
+
+
+def join_directions(parts: Sequence[FailureDirections], rows: Sequence[IntArray], n: int) -> FailureDirections:
+    """Join directions that were fitted on disjoint sets of classes with the same mean and standard deviation.
+
+    Args:
+        parts: The directions of each set of classes.
+        rows: For each part the row of each of its examples among all n.
+        n: Total number of examples.
+
+    >>> from lightning_failures.directions import fit_failure_directions
+    >>> rng = np.random.default_rng(0)
+    >>> x, labels = rng.normal(size=(300, 4)), np.arange(300) % 3
+    >>> correct = x[:, 0] > 0
+    >>> rows = [np.flatnonzero(labels == 1), np.flatnonzero(labels != 1)]
+    >>> parts = [fit_failure_directions(x[r], labels[r], correct[r], ids=r, reference=x) for r in rows]
+    >>> join_directions(parts, rows, 300).classes.tolist()
+    [0, 1, 2]
+    """
+    ranks = []
+    for rank in range(max(1 + len(part.further) for part in parts)):
+        of_rank = [_of_rank(part, rank) for part in parts]
+        order = torch.argsort(torch.cat([part.classes for part in of_rank]))
+        values: dict[str, Any] = {}
+        for name in _PER_CLASS:
+            values[name] = torch.cat([getattr(part, name) for part in of_rank])[order]
+        out_of_fold = torch.full((n,), float("nan"))
+        for part, part_rows in zip(of_rank, rows, strict=True):
+            out_of_fold[torch.from_numpy(part_rows)] = part.out_of_fold
+        skipped = dict(sorted(item for part in of_rank for item in part.skipped.items()))
+        ranks.append(dataclasses.replace(parts[0], **values, out_of_fold=out_of_fold, skipped=skipped, further=()))
+    return dataclasses.replace(ranks[0], further=tuple(ranks[1:]))
+
+
+def _of_rank(directions: FailureDirections, rank: int) -> FailureDirections:
+    """Return the directions of a rank, 0 for the first; without classes where the search ended before this rank."""
+    ranks = (directions, *directions.further)
+    if rank < len(ranks):
+        return ranks[rank]
+    ended = ranks[-1].classes.tolist() if rank == len(ranks) else []
+    no_classes: dict[str, Any] = {name: getattr(directions, name)[:0] for name in _PER_CLASS}
+    no_values = torch.full_like(directions.out_of_fold, float("nan"))
+    skipped = dict.fromkeys(ended, NO_ADDITIONAL_PATTERN)
+    return dataclasses.replace(directions, **no_classes, out_of_fold=no_values, skipped=skipped, further=())
+
+
+def rows_by_class(labels: IntArray) -> Iterator[tuple[int, IntArray]]:
+    """Yield each label, ascending, with the rows that have it."""
+    order = np.argsort(labels, kind="stable")
+    names, starts = np.unique(labels[order], return_index=True)
+    stops = [*starts[1:], len(order)]
+    for label, start, stop in zip(names.tolist(), starts, stops, strict=False):
+        yield label, order[start:stop]
