@@ -1,4 +1,4 @@
-"""A real Trainer for every promise of the callback's life cycle."""
+"""The life cycle of the callback in a real Trainer."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ pytestmark = [
 
 
 class Metrics(Callback):
-    """Keeps what was logged at the end of each validation."""
+    """Records the logged values at the end of each validation."""
 
     def __init__(self) -> None:
         self.seen: list[dict[str, float]] = []
@@ -40,9 +40,9 @@ class Metrics(Callback):
 
 
 def test_fit__finds_the_dark_images(tmp_path):
-    modes = callback(permutations=999)
-    trainer(tmp_path, modes).fit(OracleClassifier(), loader(), loader(400))
-    report = modes.last_report
+    failures = callback(permutations=999)
+    trainer(tmp_path, failures).fit(OracleClassifier(), loader(), loader(400))
+    report = failures.last_report
     assert report.examples == 400
     assert [entry.pattern for entry in report.classes] == [True] * 4
     dark = Images(400).dark
@@ -52,31 +52,31 @@ def test_fit__finds_the_dark_images(tmp_path):
 
 
 def test_fit__report_on_disk_equals_last_report(tmp_path):
-    modes = callback()
-    trainer(tmp_path, modes).fit(OracleClassifier(), loader(), loader())
+    failures = callback()
+    trainer(tmp_path, failures).fit(OracleClassifier(), loader(), loader())
     (found,) = tmp_path.glob("failures/no_logger/*/report.json")
-    assert json.loads(found.read_text()) == modes.last_report.to_dict()
+    assert json.loads(found.read_text()) == failures.last_report.to_dict()
 
 
 def test_validate__alone_works_in_inference_mode(tmp_path):
-    modes = callback(robust_encoder=ColourEncoder("robust"))
-    metrics = trainer(tmp_path, modes).validate(OracleClassifier(), loader(400), verbose=False)
+    failures = callback(robust_encoder=ColourEncoder("robust"))
+    metrics = trainer(tmp_path, failures).validate(OracleClassifier(), loader(400), verbose=False)
     assert metrics[0]["failures/cv_score_mean"] > 0.8
     assert metrics[0]["failures/aler_minus_ber_mean"] > 0.1
-    assert modes.last_report.epoch == 0
+    assert failures.last_report.epoch == 0
 
 
 def test_test__works(tmp_path):
-    modes = callback()
-    metrics = trainer(tmp_path, modes).test(OracleClassifier(), loader(400), verbose=False)
+    failures = callback()
+    metrics = trainer(tmp_path, failures).test(OracleClassifier(), loader(400), verbose=False)
     assert metrics[0]["failures/cv_score_mean"] > 0.8
 
 
 def test_trees__leaves_and_pictures(tmp_path):
-    modes = callback(pictures=True, robust_encoder=ColourEncoder("robust"))
+    failures = callback(pictures=True, robust_encoder=ColourEncoder("robust"))
     logger = TensorBoardLogger(tmp_path, name="run")
-    trainer(tmp_path, modes, logger=logger).fit(OracleClassifier(), loader(), loader(400))
-    groups = [g for g in modes.last_report.groups if g.grouping == "label"]
+    trainer(tmp_path, failures, logger=logger).fit(OracleClassifier(), loader(), loader(400))
+    groups = [g for g in failures.last_report.groups if g.grouping == "label"]
     assert all(g.pattern and len(g.leaves) > 1 for g in groups)
     assert list((tmp_path / "run" / "version_0" / "failures").glob("**/*.png"))
 
@@ -85,60 +85,60 @@ def test_trees__leaves_and_pictures(tmp_path):
 
 
 def test_sanity_check__is_not_analysed(tmp_path):
-    modes, metrics = callback(), Metrics()
-    trainer(tmp_path, modes, metrics, num_sanity_val_steps=2).fit(OracleClassifier(), loader(), loader())
+    failures, metrics = callback(), Metrics()
+    trainer(tmp_path, failures, metrics, num_sanity_val_steps=2).fit(OracleClassifier(), loader(), loader())
     assert len(metrics.seen) == 1
-    assert modes.last_report.examples == 160
+    assert failures.last_report.examples == 160
 
 
 def test_shuffled_validation__same_report(tmp_path):
     reports = []
     for shuffle in (False, True):
-        modes = callback()
-        trainer(tmp_path, modes).validate(OracleClassifier(), loader(shuffle=shuffle), verbose=False)
-        reports.append([entry.to_dict() for entry in modes.last_report.classes])
+        failures = callback()
+        trainer(tmp_path, failures).validate(OracleClassifier(), loader(shuffle=shuffle), verbose=False)
+        reports.append([entry.to_dict() for entry in failures.last_report.classes])
     assert reports[0] == reports[1]
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_ids__each_example_once_over_epochs_and_workers(tmp_path, workers):
-    modes = callback()
+    failures = callback()
     options = {"num_workers": workers, "persistent_workers": workers > 0}
-    trainer(tmp_path, modes, max_epochs=2).fit(OracleClassifier(), loader(), loader(shuffle=True, **options))
-    assert modes.last_report.examples == 160
-    assert modes.last_report.coverage == 1.0
+    trainer(tmp_path, failures, max_epochs=2).fit(OracleClassifier(), loader(), loader(shuffle=True, **options))
+    assert failures.last_report.examples == 160
+    assert failures.last_report.coverage == 1.0
 
 
 def test_limit_val_batches__coverage(tmp_path):
-    modes, metrics = callback(), Metrics()
-    trainer(tmp_path, modes, metrics, limit_val_batches=3).fit(OracleClassifier(), loader(), loader())
-    assert modes.last_report.coverage == pytest.approx(48 / 160)
+    failures, metrics = callback(), Metrics()
+    trainer(tmp_path, failures, metrics, limit_val_batches=3).fit(OracleClassifier(), loader(), loader())
+    assert failures.last_report.coverage == pytest.approx(48 / 160)
     assert metrics.seen[0]["failures/coverage"] == pytest.approx(0.3)
     assert "failures/cv_score_mean" not in metrics.seen[0]
 
 
 def test_fast_dev_run__leaves_no_files(tmp_path):
-    modes = callback()
-    trainer(tmp_path, modes, fast_dev_run=True).fit(OracleClassifier(), loader(), loader())
-    assert modes.last_report.examples == 16
+    failures = callback()
+    trainer(tmp_path, failures, fast_dev_run=True).fit(OracleClassifier(), loader(), loader())
+    assert failures.last_report.examples == 16
     assert not list(tmp_path.rglob("report.json"))
 
 
 def test_two_loaders__own_keys(tmp_path):
-    modes, metrics = callback(), Metrics()
-    trainer(tmp_path, modes, metrics).fit(OracleClassifier(), loader(), [loader(160), loader(80, seed=1)])
-    assert modes.last_report.examples == 160
+    failures, metrics = callback(), Metrics()
+    trainer(tmp_path, failures, metrics).fit(OracleClassifier(), loader(), [loader(160), loader(80, seed=1)])
+    assert failures.last_report.examples == 160
     assert {"failures/cv_score_mean", "failures/accuracy/dataloader_1"} <= metrics.seen[0].keys()
 
 
 def test_subset__groups_and_classes_are_read_through(tmp_path):
     data = Images(160)
     data.groups = torch.arange(160) // 2
-    modes = callback()
+    failures = callback()
     subset = DataLoader(Subset(data, range(100)), batch_size=16)
-    trainer(tmp_path, modes).validate(OracleClassifier(), subset, verbose=False)
-    assert [entry.name for entry in modes.last_report.classes] == data.classes
-    assert modes.last_report.coverage == 1.0
+    trainer(tmp_path, failures).validate(OracleClassifier(), subset, verbose=False)
+    assert [entry.name for entry in failures.last_report.classes] == data.classes
+    assert failures.last_report.coverage == 1.0
 
 
 # -- where logits come from ----------------------------------------------------------------------------------
@@ -189,10 +189,10 @@ class Silent(OracleClassifier):
 
 @pytest.mark.parametrize("module", [OracleClassifier, WithoutForward, TupleForward, Returning, Silent])
 def test_logits__found(tmp_path, module):
-    expected, modes = callback(), callback()
+    expected, failures = callback(), callback()
     trainer(tmp_path, expected).validate(OracleClassifier(), loader(), verbose=False)
-    trainer(tmp_path, modes).validate(module(), loader(), verbose=False)
-    assert modes.last_report.accuracy == expected.last_report.accuracy
+    trainer(tmp_path, failures).validate(module(), loader(), verbose=False)
+    assert failures.last_report.accuracy == expected.last_report.accuracy
 
 
 def test_logits__two_forwards_are_an_error_that_names_the_remedy(tmp_path):
@@ -201,9 +201,9 @@ def test_logits__two_forwards_are_an_error_that_names_the_remedy(tmp_path):
 
 
 def test_logits_from__names_the_submodule(tmp_path):
-    modes = callback(logits_from="inner")
-    trainer(tmp_path, modes).validate(WithoutForward(), loader(), verbose=False)
-    assert modes.last_report.examples == 160
+    failures = callback(logits_from="inner")
+    trainer(tmp_path, failures).validate(WithoutForward(), loader(), verbose=False)
+    assert failures.last_report.examples == 160
     with pytest.raises(ConfigurationError, match="Did you mean inner"):
         trainer(tmp_path, callback(logits_from="iner")).validate(WithoutForward(), loader(), verbose=False)
 
@@ -230,9 +230,9 @@ class MappingClassifier(OracleClassifier):
 
 
 def test_batches__mappings(tmp_path):
-    modes = callback()
-    trainer(tmp_path, modes).validate(MappingClassifier(), DataLoader(AsMapping(), batch_size=16), verbose=False)
-    assert modes.last_report.accuracy < 1
+    failures = callback()
+    trainer(tmp_path, failures).validate(MappingClassifier(), DataLoader(AsMapping(), batch_size=16), verbose=False)
+    assert failures.last_report.accuracy < 1
 
 
 class Stream(IterableDataset):
@@ -256,14 +256,14 @@ def test_iterable__needs_ids(tmp_path):
 
 
 def test_iterable__ids_from_read_batch(tmp_path):
-    modes = callback(pictures=True, read_batch=lambda outputs, batch: BatchRecord(ids=batch[2]))
+    failures = callback(pictures=True, read_batch=lambda outputs, batch: BatchRecord(ids=batch[2]))
     with pytest.warns(UserWarning, match="not the indices of the dataset: no pictures"):
-        trainer(tmp_path, modes).validate(StreamClassifier(), DataLoader(Stream(), batch_size=16), verbose=False)
+        trainer(tmp_path, failures).validate(StreamClassifier(), DataLoader(Stream(), batch_size=16), verbose=False)
     assert list(tmp_path.rglob("report.html"))
     assert not list(tmp_path.rglob("*.png"))
     expected = callback(pictures=True)
     trainer(tmp_path, expected).validate(OracleClassifier(), loader(), verbose=False)
-    assert modes.last_report.classes == expected.last_report.classes
+    assert failures.last_report.classes == expected.last_report.classes
 
 
 # -- tasks ---------------------------------------------------------------------------------------------------
@@ -299,17 +299,17 @@ class MultilabelClassifier(BinaryClassifier):
 
 
 def test_task__binary(tmp_path):
-    modes = callback()
-    trainer(tmp_path, modes).validate(BinaryClassifier(), DataLoader(Binary(), batch_size=16), verbose=False)
-    assert [entry.name for entry in modes.last_report.classes] == ["bright", "dark"]
-    assert 0.5 < modes.last_report.accuracy < 1
+    failures = callback()
+    trainer(tmp_path, failures).validate(BinaryClassifier(), DataLoader(Binary(), batch_size=16), verbose=False)
+    assert [entry.name for entry in failures.last_report.classes] == ["bright", "dark"]
+    assert 0.5 < failures.last_report.accuracy < 1
 
 
 def test_task__multilabel(tmp_path):
-    modes = callback()
+    failures = callback()
     data = DataLoader(Binary(columns=2), batch_size=16)
-    trainer(tmp_path, modes).validate(MultilabelClassifier(), data, verbose=False)
-    report = modes.last_report
+    trainer(tmp_path, failures).validate(MultilabelClassifier(), data, verbose=False)
+    report = failures.last_report
     assert [entry.name for entry in report.classes] == ["no bright", "bright", "no dark", "dark"]
     assert report.examples == 160
     assert sum(entry.examples for entry in report.classes) == 320
@@ -319,24 +319,24 @@ def test_task__multilabel(tmp_path):
 
 
 def test_every_n_epochs__age_and_last_values(tmp_path):
-    modes, metrics = callback(every_n_epochs=2), Metrics()
-    trainer(tmp_path, modes, metrics, max_epochs=4).fit(OracleClassifier(), loader(), loader())
+    failures, metrics = callback(every_n_epochs=2), Metrics()
+    trainer(tmp_path, failures, metrics, max_epochs=4).fit(OracleClassifier(), loader(), loader())
     assert [seen["failures/analysis_age"] for seen in metrics.seen] == [1, 0, 1, 0]
-    assert modes.last_report.epoch == 3
+    assert failures.last_report.epoch == 3
     assert "failures/cv_score_mean" not in metrics.seen[0]
     assert metrics.seen[2]["failures/cv_score_mean"] == metrics.seen[1]["failures/cv_score_mean"]
 
 
 def test_every_n_epochs__last_validation_of_the_epoch(tmp_path):
-    modes, metrics = callback(), Metrics()
-    trainer(tmp_path, modes, metrics, val_check_interval=0.25).fit(OracleClassifier(), loader(), loader())
+    failures, metrics = callback(), Metrics()
+    trainer(tmp_path, failures, metrics, val_check_interval=0.25).fit(OracleClassifier(), loader(), loader())
     ages = [seen["failures/analysis_age"] for seen in metrics.seen]
     assert ages == [*range(1, len(ages)), 0]
 
 
 def test_every_n_validations(tmp_path):
-    modes, metrics = callback(every_n_validations=2), Metrics()
-    trainer(tmp_path, modes, metrics, val_check_interval=0.2).fit(OracleClassifier(), loader(), loader())
+    failures, metrics = callback(every_n_validations=2), Metrics()
+    trainer(tmp_path, failures, metrics, val_check_interval=0.2).fit(OracleClassifier(), loader(), loader())
     assert [seen["failures/analysis_age"] for seen in metrics.seen] == [1, 0, 1, 0, 1]
 
 
@@ -344,10 +344,10 @@ def test_every_n_validations(tmp_path):
 
 
 def test_monitor__checkpoint_and_early_stopping_before_the_first_analysis(tmp_path):
-    modes, metrics = callback(every_n_epochs=2, robust_encoder=ColourEncoder("robust")), Metrics()
+    failures, metrics = callback(every_n_epochs=2, robust_encoder=ColourEncoder("robust")), Metrics()
     checkpoint = ModelCheckpoint(tmp_path, monitor="failures/aler_minus_ber_mean", mode="min")
     stopping = EarlyStopping("failures/cv_score_mean", mode="min", patience=10)
-    trainer(tmp_path, modes, metrics, checkpoint, stopping, max_epochs=3, enable_checkpointing=True).fit(
+    trainer(tmp_path, failures, metrics, checkpoint, stopping, max_epochs=3, enable_checkpointing=True).fit(
         OracleClassifier(), loader(), loader()
     )
     assert metrics.seen[0]["failures/aler_minus_ber_mean"] == 1.0
@@ -360,10 +360,10 @@ def test_monitor__failing_first_analysis_logs_the_worst_value(tmp_path):
         def encode_images(self, images):
             raise RuntimeError("out of order")
 
-    modes, metrics = callback(encoder=Broken(), on_error="warn"), Metrics()
+    failures, metrics = callback(encoder=Broken(), on_error="warn"), Metrics()
     stopping = EarlyStopping("failures/cv_score_mean", mode="min", patience=10)
     with pytest.warns(UserWarning, match="out of order"):
-        trainer(tmp_path, modes, metrics, stopping, max_epochs=2).fit(OracleClassifier(), loader(), loader())
+        trainer(tmp_path, failures, metrics, stopping, max_epochs=2).fit(OracleClassifier(), loader(), loader())
     assert [seen["failures/cv_score_mean"] for seen in metrics.seen] == [1.0, 1.0]
 
 
@@ -381,15 +381,15 @@ def test_monitor__impossible_keys_are_an_error_at_setup(tmp_path, monitor, messa
 
 
 def drawn(tmp_path) -> list[str]:
-    """The analyses that have pictures."""
+    """Return the analyses that have pictures."""
     return sorted({path.parts[-3] for path in tmp_path.rglob("images/*.png")})
 
 
 def test_pictures__at_the_last_analysis_only(tmp_path):
-    modes = callback(pictures=True)
-    trainer(tmp_path, modes, max_epochs=3).fit(OracleClassifier(), loader(), loader(400))
+    failures = callback(pictures=True)
+    trainer(tmp_path, failures, max_epochs=3).fit(OracleClassifier(), loader(), loader(400))
     assert drawn(tmp_path) == ["epoch=0002-step=000030"]
-    assert modes.last_report.timings["pictures"] > 0
+    assert failures.last_report.timings["pictures"] > 0
 
 
 def test_pictures__in_turn_or_never(tmp_path):
@@ -406,17 +406,17 @@ def test_pictures__training_that_ends_early_is_drawn_at_its_end(tmp_path):
         def on_validation_end(self, trainer, pl_module):
             trainer.should_stop = trainer.current_epoch == 1 and not trainer.sanity_checking
 
-    modes = callback(pictures=True)
-    trainer(tmp_path, Stop(), modes, max_epochs=9).fit(OracleClassifier(), loader(), loader(400))
+    failures = callback(pictures=True)
+    trainer(tmp_path, Stop(), failures, max_epochs=9).fit(OracleClassifier(), loader(), loader(400))
     assert drawn(tmp_path) == ["epoch=0001-step=000020"]
     (found,) = tmp_path.glob("failures/no_logger/*/report.json")
-    assert json.loads(found.read_text()) == modes.last_report.to_dict()
+    assert json.loads(found.read_text()) == failures.last_report.to_dict()
 
 
 @pytest.mark.slow
 def test_pictures__in_turn_for_every_loader(tmp_path):
-    modes = callback(pictures=True, pictures_every_n=2)
-    trainer(tmp_path, modes, max_epochs=3).fit(OracleClassifier(), loader(), [loader(), loader()])
+    failures = callback(pictures=True, pictures_every_n=2)
+    trainer(tmp_path, failures, max_epochs=3).fit(OracleClassifier(), loader(), [loader(), loader()])
     found = {(path.parts[-3][:10], "dataloader_1" in path.parts) for path in tmp_path.rglob("images/*.png")}
     assert found == {(epoch, second) for epoch in ("epoch=0001", "epoch=0002") for second in (False, True)}
 
@@ -427,12 +427,12 @@ def test_pictures__an_error_leaves_the_analysis(tmp_path, monkeypatch):
         raise RuntimeError("boom")
 
     monkeypatch.setattr("lightning_failures.trainer.pictures.painter.add_null_cv_scores", broken)
-    modes, metrics = callback(pictures=True, pictures_every_n=1), Metrics()
+    failures, metrics = callback(pictures=True, pictures_every_n=1), Metrics()
     with pytest.warns(UserWarning, match="could not draw pictures: RuntimeError: boom"):
-        trainer(tmp_path, modes, metrics).fit(OracleClassifier(), loader(), loader())
+        trainer(tmp_path, failures, metrics).fit(OracleClassifier(), loader(), loader())
     assert "failures/cv_score_mean" in metrics.seen[0]
     (found,) = tmp_path.glob("failures/no_logger/*/report.json")
-    assert json.loads(found.read_text()) == modes.last_report.to_dict()
+    assert json.loads(found.read_text()) == failures.last_report.to_dict()
 
 
 # -- nothing lost, nothing changed ---------------------------------------------------------------------------
@@ -496,25 +496,25 @@ def test_cache__serves_the_next_run_until_the_transform_changes(tmp_path):
 
     first, second, third = ColourEncoder(), ColourEncoder(), ColourEncoder()
     for encoder, data in ((first, Images()), (second, Images()), (third, Darker())):
-        modes = callback(encoder=encoder, pictures=False)
-        trainer(tmp_path, modes).validate(Classifier(), DataLoader(data, batch_size=16), verbose=False)
+        failures = callback(encoder=encoder, pictures=False)
+        trainer(tmp_path, failures).validate(Classifier(), DataLoader(data, batch_size=16), verbose=False)
     assert (first.embedded, second.embedded, third.embedded) == (160, 0, 160)
 
 
 @pytest.mark.filterwarnings("ignore:The dirpath has changed")
 def test_state__plain_and_resumed(tmp_path):
-    modes = callback(pictures=True)
+    failures = callback(pictures=True)
     checkpoint = ModelCheckpoint(tmp_path, save_last=True)
-    trainer(tmp_path, modes, checkpoint, enable_checkpointing=True).fit(OracleClassifier(), loader(), loader())
+    trainer(tmp_path, failures, checkpoint, enable_checkpointing=True).fit(OracleClassifier(), loader(), loader())
     path = tmp_path / "last.ckpt"
-    assert modes.state_key in torch.load(path, weights_only=True)["callbacks"]
+    assert failures.state_key in torch.load(path, weights_only=True)["callbacks"]
     resumed, metrics = callback(every_n_epochs=5), Metrics()
     callbacks = resumed, metrics, ModelCheckpoint(tmp_path / "again")
     again = trainer(tmp_path, *callbacks, max_epochs=3, enable_checkpointing=True)
     again.fit(OracleClassifier(), loader(), loader(), ckpt_path=path)
-    assert resumed.state_dict()["run_id"] == modes.state_dict()["run_id"]
+    assert resumed.state_dict()["run_id"] == failures.state_dict()["run_id"]
     assert [seen["failures/analysis_age"] for seen in metrics.seen] == [1, 2]
-    assert metrics.seen[0]["failures/cv_score_mean"] == pytest.approx(modes.last_report.summary["cv_score_mean"])
+    assert metrics.seen[0]["failures/cv_score_mean"] == pytest.approx(failures.last_report.summary["cv_score_mean"])
 
 
 def test_two_instances__are_refused_before_the_first_batch(tmp_path):
@@ -544,17 +544,17 @@ def test_loggers__several(tmp_path):
 def test_loggers__wandb_offline(tmp_path):
     wandb = pytest.importorskip("wandb")
     logger = WandbLogger(save_dir=tmp_path, offline=True, settings=wandb.Settings(silent=True, disable_git=True))
-    modes = callback(pictures=True, robust_encoder=ColourEncoder("robust"))
+    failures = callback(pictures=True, robust_encoder=ColourEncoder("robust"))
     try:
-        trainer(tmp_path, modes, logger=logger, max_epochs=2).fit(OracleClassifier(), loader(), loader())
+        trainer(tmp_path, failures, logger=logger, max_epochs=2).fit(OracleClassifier(), loader(), loader())
         summary = dict(logger.experiment.summary)
         media = Path(logger.experiment.dir) / "media"
     finally:
         wandb.finish()
-    assert summary["failures/cv_score_mean"] == pytest.approx(modes.last_report.summary["cv_score_mean"])
+    assert summary["failures/cv_score_mean"] == pytest.approx(failures.last_report.summary["cv_score_mean"])
     assert len(list((media / "table").rglob("table_*.table.json"))) == 2
     assert list((media / "images").rglob("*.png"))
-    # W&B's folder is shared by runs: the report lies in one of its own
+    # runs share the folder of W&B, so each has a report folder of its own
     assert (tmp_path / "failures" / logger.name / logger.version / "report.json").is_file()
 
 
@@ -578,32 +578,32 @@ def test_pytorch_lightning__the_other_namespace(tmp_path):
 
         configure_optimizers = OracleClassifier.configure_optimizers
 
-    modes = Other(encoder=ColourEncoder(), on_error="raise", permutations=99)
-    assert isinstance(modes, pl.Callback)
-    assert isinstance(modes, FailureModes)
+    failures = Other(encoder=ColourEncoder(), on_error="raise", permutations=99)
+    assert isinstance(failures, pl.Callback)
+    assert isinstance(failures, FailureModes)
     pl.Trainer(
         accelerator="cpu",
         max_epochs=1,
-        callbacks=[modes],
+        callbacks=[failures],
         logger=pl.loggers.TensorBoardLogger(tmp_path, name="pl"),
         enable_progress_bar=False,
         enable_model_summary=False,
         enable_checkpointing=False,
     ).fit(Twin(), loader(), loader())
-    assert modes.last_report.examples == 160
+    assert failures.last_report.examples == 160
     assert (tmp_path / "pl" / "version_0" / "failures" / "report.json").is_file()
 
 
 # -- bad input -----------------------------------------------------------------------------------------------
 
 
-def _warned(tmp_path, modes, module, data) -> str:
-    """Fit one epoch, and return the warnings of the callback; training must come through."""
+def _warned(tmp_path, failures, module, data) -> str:
+    """Fit one epoch and return the warnings of the callback; the training must complete."""
     model = module()
     before = [p.clone() for p in model.parameters()]
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        trainer(tmp_path, modes, num_sanity_val_steps=0).fit(model, loader(), data)
+        trainer(tmp_path, failures, num_sanity_val_steps=0).fit(model, loader(), data)
     assert any(not torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
     return "\n".join(str(w.message) for w in caught if "FailureModes" in str(w.message))
 
@@ -614,9 +614,9 @@ class Diverged(Classifier):
 
 
 def test_bad_input__nan_logits(tmp_path):
-    modes = callback(on_error="warn")
-    assert "NaN" in _warned(tmp_path, modes, Diverged, loader())
-    assert modes.last_report is None
+    failures = callback(on_error="warn")
+    assert "NaN" in _warned(tmp_path, failures, Diverged, loader())
+    assert failures.last_report is None
 
 
 def test_bad_input__wrong_class_names(tmp_path):
@@ -624,14 +624,14 @@ def test_bad_input__wrong_class_names(tmp_path):
         trainer(tmp_path, callback(class_names=["a", "b", "c"], logits_from="net")).fit(
             Classifier(), loader(), loader()
         )
-    modes = callback(class_names=["a", "b", "c"], on_error="warn", logits_from="net")
-    assert "has 3 names" in _warned(tmp_path, modes, Classifier, loader())
+    failures = callback(class_names=["a", "b", "c"], on_error="warn", logits_from="net")
+    assert "has 3 names" in _warned(tmp_path, failures, Classifier, loader())
 
 
 def test_bad_input__outside_of_fit_a_wrong_configuration_is_an_error(tmp_path):
-    modes = callback(class_names=["a", "b", "c"], on_error="warn", logits_from="net")
+    failures = callback(class_names=["a", "b", "c"], on_error="warn", logits_from="net")
     with pytest.raises(ConfigurationError, match="has 3 names"):
-        trainer(tmp_path, modes).validate(Classifier(), loader(), verbose=False)
+        trainer(tmp_path, failures).validate(Classifier(), loader(), verbose=False)
 
 
 def test_bad_input__labels_out_of_range(tmp_path):
@@ -644,49 +644,49 @@ def test_bad_input__labels_out_of_range(tmp_path):
         def validation_step(self, batch, batch_idx):
             self(batch[0])
 
-    modes = callback(on_error="warn")
-    assert "Labels run from 2 to 5" in _warned(tmp_path, modes, Careless, DataLoader(Shifted(), batch_size=16))
+    failures = callback(on_error="warn")
+    assert "Labels run from 2 to 5" in _warned(tmp_path, failures, Careless, DataLoader(Shifted(), batch_size=16))
 
 
 def test_bad_input__images_out_of_range(tmp_path):
-    modes = callback(on_error="warn", normalization=((0.0,), (1.0,)))
-    assert "instead of 0 to 1" in _warned(tmp_path, modes, Classifier, loader())
+    failures = callback(on_error="warn", normalization=((0.0,), (1.0,)))
+    assert "instead of 0 to 1" in _warned(tmp_path, failures, Classifier, loader())
 
 
 def test_bad_input__class_without_failures_and_one_image(tmp_path):
-    modes = callback()
-    trainer(tmp_path, modes).validate(OracleClassifier(), loader(1), verbose=False)
-    assert all(entry.skipped for entry in modes.last_report.classes)
+    failures = callback()
+    trainer(tmp_path, failures).validate(OracleClassifier(), loader(1), verbose=False)
+    assert all(entry.skipped for entry in failures.last_report.classes)
 
 
 def test_bad_input__unwritable_cache_folder(tmp_path):
     (tmp_path / "file").write_text("")
-    modes = callback(cache_folder=tmp_path / "file" / "cache")
+    failures = callback(cache_folder=tmp_path / "file" / "cache")
     with pytest.warns(UserWarning, match="cannot be written"):
-        trainer(tmp_path, modes).validate(OracleClassifier(), loader(), verbose=False)
-    assert modes.last_report.examples == 160
+        trainer(tmp_path, failures).validate(OracleClassifier(), loader(), verbose=False)
+    assert failures.last_report.examples == 160
 
 
 def test_bad_input__unreadable_cache_file(tmp_path):
     for _ in range(2):
-        modes = callback(cache_folder=tmp_path / "cache")
+        failures = callback(cache_folder=tmp_path / "cache")
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            trainer(tmp_path, modes).validate(OracleClassifier(), loader(), verbose=False)
+            trainer(tmp_path, failures).validate(OracleClassifier(), loader(), verbose=False)
         for path in (tmp_path / "cache").rglob("*.safetensors"):
             path.write_bytes(path.read_bytes()[:-7] + b"garbage")
     assert any("embedded anew" in str(w.message) for w in caught)
-    assert modes.last_report.examples == 160
+    assert failures.last_report.examples == 160
 
 
 def test_encoder__named_but_unknown_is_an_error_default_is_a_warning(tmp_path):
     with pytest.raises(EncoderError, match="ViT-B-32"):
         trainer(tmp_path, callback(encoder="ViT-B-23/openai")).validate(Classifier(), loader(), verbose=False)
-    modes = FailureModes()
+    failures = FailureModes()
     with pytest.warns(UserWarning, match="only grades"):
-        trainer(tmp_path, modes).validate(OracleClassifier(), loader(), verbose=False)
-    assert modes.last_report.accuracy is not None
-    assert modes.last_report.classes[0].cv_score is None
+        trainer(tmp_path, failures).validate(OracleClassifier(), loader(), verbose=False)
+    assert failures.last_report.accuracy is not None
+    assert failures.last_report.classes[0].cv_score is None
 
 
 @pytest.mark.parametrize(
@@ -707,6 +707,6 @@ def test_options__refused_with_name_and_value(options):
 
 
 def test_reference__train(tmp_path):
-    modes = callback(reference="train")
-    trainer(tmp_path, modes).fit(OracleClassifier(), loader(128, seed=3), loader())
-    assert modes.last_report.reference == "train (128 of 128 examples)"
+    failures = callback(reference="train")
+    trainer(tmp_path, failures).fit(OracleClassifier(), loader(128, seed=3), loader())
+    assert failures.last_report.reference == "train (128 of 128 examples)"

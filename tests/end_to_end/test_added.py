@@ -1,12 +1,8 @@
-"""Examples that join the training set, weights of the loss, and labels that are suspected, in a real Trainer."""
+"""Added examples, weights of the loss and suspected label errors, in a real Trainer."""
 
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -17,6 +13,7 @@ from lightning_failures.errors import ConfigurationError
 from lightning_failures.interventions import AddFiltered, Upweight
 from tests.end_to_end.test_interventions import DATA, Drawn, Numbered, dark_share, fit, steered, train_loader
 from tests.helpers.toy import Images
+from tests.processes.launch import fork, ranks
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*does not have many workers.*"),
@@ -28,7 +25,7 @@ FROM_POOL = 10_000
 
 
 class Pool(Numbered):
-    """Further examples, numbered from 10,000 on."""
+    """Additional examples with indices from 10,000 on."""
 
     def __init__(self, size: int = 300, seed: int = 11) -> None:
         super().__init__(size, seed)
@@ -42,7 +39,7 @@ POOL = Pool()
 
 
 def filtered(pool=POOL, per_class=10, **options) -> AddFiltered:
-    """To the encoder of colours most images are nearly equal, so only exact copies count as such."""
+    """Return an AddFiltered for which only exact copies are duplicates: the encoder maps most images close together."""
     return AddFiltered(pool, per_class, **({"similarity": 1.0} | options))
 
 
@@ -55,21 +52,21 @@ def added(epoch: list[int]) -> list[int]:
 
 @pytest.mark.parametrize("by", ["decision_value", "flagged_confidence", "confidence", "random"])
 def test_filtered__the_hard_ones_of_the_pool_join_the_next_epoch(tmp_path, by):
-    modes = steered(filtered(by=by))
-    module, _ = fit(tmp_path, modes, epochs=3)
-    told = modes.last_report["interventions"][0]
+    failures = steered(filtered(by=by))
+    module, _ = fit(tmp_path, failures, epochs=3)
+    intervention = failures.last_report["interventions"][0]
     assert not added(module.epochs[0])
     assert all(len(epoch) == len(DATA) for epoch in module.epochs.values())
     joined = added(module.epochs[1])
     assert 15 < len(set(joined)) <= 40  # each with probability 96 / (96 + 40)
     dark = float(POOL.dark[joined].float().mean())
     assert dark > 0.9 if by != "random" else dark < 0.75
-    assert told["options"]["pool"] == "Pool of 300"
-    assert told["added"] == 40
-    assert all(entry["added"] == 10 and entry["in_pool"] == 75 for entry in told["classes"])
-    picked = {row for entry in told["classes"] for row in entry["pool_ids"]}
+    assert intervention["options"]["pool"] == "Pool of 300"
+    assert intervention["added"] == 40
+    assert all(entry["added"] == 10 and entry["in_pool"] == 75 for entry in intervention["classes"])
+    picked = {row for entry in intervention["classes"] for row in entry["pool_ids"]}
     assert set(added(module.epochs[2])) <= {*picked, *range(300)}
-    json.dumps(told)
+    json.dumps(intervention)
 
 
 @pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
@@ -77,10 +74,10 @@ def test_filtered__persistent_workers_and_a_resumed_run_draw_the_same(tmp_path, 
     def run(folder, epochs, ckpt_path=None):
         options = {"num_workers": workers, "persistent_workers": workers > 0}
         saves = ModelCheckpoint(folder, save_top_k=-1, filename="{epoch}", every_n_epochs=1)
-        modes = steered(filtered(POOL, per_class=10, every_n_epochs=9))
+        failures = steered(filtered(POOL, per_class=10, every_n_epochs=9))
         module, _ = fit(
             tmp_path,
-            modes,
+            failures,
             epochs=epochs,
             data=train_loader(**options),
             callbacks=[saves],
@@ -98,8 +95,8 @@ def test_filtered__persistent_workers_and_a_resumed_run_draw_the_same(tmp_path, 
 
 
 def test_filtered__longer_epochs_leave_nothing_out(tmp_path):
-    modes = steered(filtered(POOL, per_class=10, grow_epoch=True))
-    module, _ = fit(tmp_path, modes, reload_dataloaders_every_n_epochs=1)
+    failures = steered(filtered(POOL, per_class=10, grow_epoch=True))
+    module, _ = fit(tmp_path, failures, reload_dataloaders_every_n_epochs=1)
     assert len(module.epochs[1]) == len(DATA) + 40
     assert sorted(index for index in module.epochs[1] if index < FROM_POOL) == list(range(len(DATA)))
     assert len(set(added(module.epochs[1]))) == 40
@@ -110,28 +107,28 @@ def test_filtered__training_images_are_not_added_again(tmp_path):
         def __init__(self):
             super().__init__(len(DATA), seed=5)
 
-    modes = steered(filtered(Same(), per_class=5))
-    module, _ = fit(tmp_path, modes)
-    told = modes.last_report["interventions"][0]
+    failures = steered(filtered(Same(), per_class=5))
+    module, _ = fit(tmp_path, failures)
+    intervention = failures.last_report["interventions"][0]
     assert not added(module.epochs[1])
-    assert all(entry["in_training"] == entry["in_pool"] == 24 for entry in told["classes"])
-    assert all("copies of training images" in entry["reason"] for entry in told["classes"])
+    assert all(entry["in_training"] == entry["in_pool"] == 24 for entry in intervention["classes"])
+    assert all("copies of training images" in entry["reason"] for entry in intervention["classes"])
 
 
 def test_filtered__empty_pool_and_absent_class_are_told(tmp_path):
-    modes = steered(AddFiltered([], per_class=5))
-    module, _ = fit(tmp_path, modes)
+    failures = steered(AddFiltered([], per_class=5))
+    module, _ = fit(tmp_path, failures)
     assert not added(module.epochs[1])
-    assert {entry["reason"] for entry in modes.last_report["interventions"][0]["classes"]} == {"empty pool"}
+    assert {entry["reason"] for entry in failures.last_report["interventions"][0]["classes"]} == {"empty pool"}
 
     class Some(Pool):
         def __init__(self):
             super().__init__()
             self.labels = self.labels % 2
 
-    modes = steered(filtered(Some(), per_class=5))
-    fit(tmp_path, modes)
-    classes = modes.last_report["interventions"][0]["classes"]
+    failures = steered(filtered(Some(), per_class=5))
+    fit(tmp_path, failures)
+    classes = failures.last_report["interventions"][0]["classes"]
     assert [entry["added"] for entry in classes] == [5, 5, 0, 0]
     assert classes[3]["reason"] == "pool class absent"
 
@@ -142,11 +139,11 @@ def test_filtered__a_pool_of_another_form_is_refused(tmp_path):
 
 
 def test_filtered__dry_run_picks_and_changes_nothing(tmp_path):
-    modes = steered(filtered(POOL, per_class=10, dry_run=True))
-    module, _ = fit(tmp_path, modes)
+    failures = steered(filtered(POOL, per_class=10, dry_run=True))
+    module, _ = fit(tmp_path, failures)
     assert sorted(module.epochs[1]) == list(range(len(DATA)))
-    told = modes.last_report["interventions"][0]
-    assert (told["added"], told["changes_training"]) == (40, False)
+    intervention = failures.last_report["interventions"][0]
+    assert (intervention["added"], intervention["changes_training"]) == (40, False)
 
 
 def test_filtered__leaves_the_loader_as_it_was(tmp_path):
@@ -157,9 +154,9 @@ def test_filtered__leaves_the_loader_as_it_was(tmp_path):
 
 
 def test_filtered__the_pool_is_embedded_once(tmp_path):
-    modes = steered(filtered(POOL, per_class=10))
-    fit(tmp_path, modes, epochs=3)
-    assert modes.encoder.embedded == len(POOL) + len(DATA) + 400
+    failures = steered(filtered(POOL, per_class=10))
+    fit(tmp_path, failures, epochs=3)
+    assert failures.encoder.embedded == len(POOL) + len(DATA) + 400
 
 
 @pytest.mark.parametrize(
@@ -180,7 +177,7 @@ def test_filtered__wrong_options(options, message):
 
 
 class Weighs(Drawn):
-    """Remembers the weight of each example."""
+    """Records the weight of each example."""
 
     def training_step(self, batch, batch_idx):
         x, y, index, weight = batch
@@ -192,9 +189,9 @@ class Weighs(Drawn):
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_weight_key__the_step_gets_the_weights_and_draws_stay(tmp_path, workers):
-    modes = steered(Upweight(factor=4.0, weight_key="weight"))
+    failures = steered(Upweight(factor=4.0, weight_key="weight"))
     data = train_loader(num_workers=workers, persistent_workers=workers > 0)
-    module, _ = fit(tmp_path, modes, data=data, module=Weighs())
+    module, _ = fit(tmp_path, failures, data=data, module=Weighs())
     first, second = (dict(module.epochs[epoch]) for epoch in (0, 1))
     assert set(first.values()) == {1.0}
     assert sorted(second) == list(range(len(DATA)))
@@ -238,7 +235,7 @@ def test_weight_key__mappings_get_a_key(tmp_path):
 
 
 class Mislabelled(Numbered):
-    """The dark examples that the model would get right bear the label of the next class: one in ten."""
+    """Images with the label of the next class for the dark ones that the model gets right: one in ten."""
 
     def __init__(self) -> None:
         super().__init__(size=320)
@@ -248,7 +245,7 @@ class Mislabelled(Numbered):
 
 
 class Telling:
-    """Embeddings that tell class and brightness."""
+    """Embeddings that encode class and brightness."""
 
     name, fingerprint, dim = "telling", "tests-telling", 6
 
@@ -263,18 +260,18 @@ def test_triage__suspected_labels_are_left_out_and_listed(tmp_path):
     data = Mislabelled()
     reports = {}
     for triage in (True, False):
-        modes = steered(Upweight(factor=4.0, triage=triage, max_flagged=1.0), encoder=Telling())
-        module, _ = fit(tmp_path, modes, data=DataLoader(data, batch_size=16, shuffle=True))
-        reports[triage] = modes.last_report["interventions"][0]
+        failures = steered(Upweight(factor=4.0, triage=triage, max_flagged=1.0), encoder=Telling())
+        module, _ = fit(tmp_path, failures, data=DataLoader(data, batch_size=16, shuffle=True))
+        reports[triage] = failures.last_report["interventions"][0]
         assert module.epochs[1]
-    told = reports[True]
-    found = [entry["id"] for entry in told["review"]]
+    intervention = reports[True]
+    found = [entry["id"] for entry in intervention["review"]]
     assert reports[False]["review"] == []
-    assert told["suspected"] == len(found) == sum(entry["suspected"] for entry in told["classes"])
+    assert intervention["suspected"] == len(found) == sum(entry["suspected"] for entry in intervention["classes"])
     assert set(found) <= set(data.flipped.nonzero().flatten().tolist())  # none of the dark ones
-    assert told["flagged"] == reports[False]["flagged"] - len(found)
+    assert intervention["flagged"] == reports[False]["flagged"] - len(found)
     assert len(found) > 0.5 * int(data.flipped.sum())
-    assert all(entry["neighbours_agreeing"] >= 8 for entry in told["review"])
+    assert all(entry["neighbours_agreeing"] >= 8 for entry in intervention["review"])
 
 
 def test_triage__wrong_labels_of_a_pool_are_not_added(tmp_path):
@@ -282,11 +279,11 @@ def test_triage__wrong_labels_of_a_pool_are_not_added(tmp_path):
     joined = {}
     for triage in (True, False):
         one = filtered(pool, 20, by="flagged_confidence", triage=triage)
-        modes = steered(one, encoder=Telling())
-        fit(tmp_path, modes)
-        told = modes.last_report["interventions"][0]["classes"]
-        joined[triage] = torch.tensor([row for entry in told for row in entry["pool_ids"]])
-        assert (sum(entry["suspected"] for entry in told) > 0) == triage
+        failures = steered(one, encoder=Telling())
+        fit(tmp_path, failures)
+        entries = failures.last_report["interventions"][0]["classes"]
+        joined[triage] = torch.tensor([row for entry in entries for row in entry["pool_ids"]])
+        assert (sum(entry["suspected"] for entry in entries) > 0) == triage
     wrong = {triage: pool.flipped[rows].float().mean().item() for triage, rows in joined.items()}
     assert wrong[True] < 0.5 * wrong[False]
 
@@ -307,10 +304,10 @@ def test_triage__a_module_without_forward_is_told_and_goes_on(tmp_path):
             x, _ = batch
             return {"logits": self._guess(x * 0.25 + 0.5)}
 
-    modes = steered()
+    failures = steered()
     with pytest.warns(UserWarning, match="Suspected label errors are not detected"):
-        fit(tmp_path, modes, module=NoForward())
-    assert modes.last_report["interventions"][0]["flagged"] > 10
+        fit(tmp_path, failures, module=NoForward())
+    assert failures.last_report["interventions"][0]["flagged"] > 10
 
 
 # -- two processes -------------------------------------------------------------------------------------------
@@ -318,23 +315,11 @@ def test_triage__a_module_without_forward_is_told_and_goes_on(tmp_path):
 
 @pytest.mark.slow
 def test_ddp__two_processes_share_one_epoch_with_added_examples(tmp_path):
-    script = Path(__file__).parents[1] / "processes" / "ddp_added.py"
-    environment = os.environ | {"LIGHTNING_FAILURES_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
-    root = Path(__file__).parents[2]
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.processes.ddp_added", str(tmp_path)],
-        cwd=root,
-        env=environment,
-        timeout=240,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert script.is_file()
-    assert done.returncode == 0, done.stderr[-3000:]
+    for ended in fork("ddp_added", tmp_path, environments=ranks(2), timeout=240):
+        assert ended.status == 0, ended.said[-3000:]
     first, second = (json.loads((tmp_path / f"rank_{k}.json").read_text()) for k in (0, 1))
-    assert first["told"] == second["told"]
-    assert first["told"][0]["added"] == 40
+    assert first["interventions"] == second["interventions"]
+    assert first["interventions"][0]["added"] == 40
     both = first["epoch"] + second["epoch"]
     assert len(both) == len(DATA)
     assert not set(first["epoch"]) & set(second["epoch"])

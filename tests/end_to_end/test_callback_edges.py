@@ -1,4 +1,4 @@
-"""Edges of the callback with a real Trainer: what a run may do that the plain ones do not."""
+"""Edge cases of the callback in a real Trainer: what unusual runs do."""
 
 from __future__ import annotations
 
@@ -41,15 +41,15 @@ class ReturnsLogits(OracleClassifier):
 
 @pytest.mark.parametrize("module", [ReturnsLogits, OracleClassifier])
 def test_observer__keeps_nothing_after_the_step(tmp_path, module):
-    modes = callback(pictures=False)
+    failures = callback(pictures=False)
 
     held: list[int] = []
 
     class ModeSnapshot(Callback):
         def on_train_batch_end(self, *args):
-            held.append(len(modes._observer._own) + len(modes._observer._children))
+            held.append(len(failures._observer._own) + len(failures._observer._children))
 
-    trainer(tmp_path, modes, ModeSnapshot(), max_epochs=2).fit(module(), loader(), loader())
+    trainer(tmp_path, failures, ModeSnapshot(), max_epochs=2).fit(module(), loader(), loader())
     assert set(held) == {0}
 
 
@@ -72,17 +72,17 @@ def test_reloaded_loaders__are_let_go(tmp_path):
             gc.collect()
             alive.append(sum(ref() is not None for ref in made))
 
-    modes = callback(pictures=False)
-    run = trainer(tmp_path, modes, Count(), max_epochs=4, reload_dataloaders_every_n_epochs=1)
+    failures = callback(pictures=False)
+    run = trainer(tmp_path, failures, Count(), max_epochs=4, reload_dataloaders_every_n_epochs=1)
     run.fit(OracleClassifier(), datamodule=Data())
     assert len(made) >= 4
     assert max(alive) == 1
-    assert modes.last_report.examples == 160
+    assert failures.last_report.examples == 160
 
 
 @pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="counts open files")
 def test_labels_of_workers__are_copied(tmp_path):
-    """A tensor from a worker keeps a file open as long as it lives."""
+    """A tensor from a loader worker keeps a file open for its lifetime."""
     opened: list[int] = []
 
     class Count(Callback):
@@ -141,11 +141,11 @@ class Batches:
 
 @pytest.mark.parametrize("make", [list, tuple, torch.tensor, np.array, lambda r: r], ids=str)
 def test_batch_sampler__of_any_sequence(tmp_path, make):
-    expected, modes = callback(), callback()
+    expected, failures = callback(), callback()
     trainer(tmp_path, expected).validate(OracleClassifier(), loader(), verbose=False)
     data = DataLoader(Images(), batch_sampler=Batches(make))
-    trainer(tmp_path, modes).validate(OracleClassifier(), data, verbose=False)
-    assert modes.last_report.classes == expected.last_report.classes
+    trainer(tmp_path, failures).validate(OracleClassifier(), data, verbose=False)
+    assert failures.last_report.classes == expected.last_report.classes
 
 
 def test_sampler__of_keys_that_are_no_numbers_harms_no_training(tmp_path):
@@ -154,12 +154,12 @@ def test_sampler__of_keys_that_are_no_numbers_harms_no_training(tmp_path):
             return super().__getitem__(int(key[1:]))
 
     data = DataLoader(Named(), batch_size=16, sampler=[f"k{i}" for i in range(160)])
-    modes = callback(on_error="warn")
+    failures = callback(on_error="warn")
     with pytest.warns(UserWarning, match="read_batch"):
-        trainer(tmp_path, modes, num_sanity_val_steps=0).fit(OracleClassifier(), loader(), data)
+        trainer(tmp_path, failures, num_sanity_val_steps=0).fit(OracleClassifier(), loader(), data)
     whole = DataLoader(_Whole(), batch_size=None, sampler=["a", "b"])
     with pytest.warns(UserWarning, match="read_batch"):
-        trainer(tmp_path, modes, num_sanity_val_steps=0).fit(OracleClassifier(), loader(), whole)
+        trainer(tmp_path, failures, num_sanity_val_steps=0).fit(OracleClassifier(), loader(), whole)
 
 
 class _Whole(Dataset):
@@ -176,36 +176,36 @@ def test_batch_size_none__lists_of_indices(tmp_path):
             pairs = [super(Several, self).__getitem__(i) for i in indices]
             return torch.stack([x for x, _ in pairs]), torch.tensor([y for _, y in pairs])
 
-    expected, modes = callback(), callback(pictures=False)
+    expected, failures = callback(), callback(pictures=False)
     trainer(tmp_path, expected).validate(OracleClassifier(), loader(), verbose=False)
     data = DataLoader(Several(), batch_size=None, sampler=Batches(list))
-    trainer(tmp_path, modes).validate(OracleClassifier(), data, verbose=False)
-    assert modes.last_report.classes == expected.last_report.classes
+    trainer(tmp_path, failures).validate(OracleClassifier(), data, verbose=False)
+    assert failures.last_report.classes == expected.last_report.classes
 
 
 def test_one_loader__fit_twice_then_validate_and_test(tmp_path):
-    data, modes = loader(shuffle=True), callback()
+    data, failures = loader(shuffle=True), callback()
     sampler = data.batch_sampler
-    run = trainer(tmp_path, modes)
+    run = trainer(tmp_path, failures)
     for act in (
         lambda: run.fit(OracleClassifier(), loader(), data),
         lambda: run.validate(OracleClassifier(), data, verbose=False),
         lambda: run.test(OracleClassifier(), data, verbose=False),
-        lambda: trainer(tmp_path, modes).fit(OracleClassifier(), data, data),
+        lambda: trainer(tmp_path, failures).fit(OracleClassifier(), data, data),
     ):
-        modes.last_report = None
+        failures.last_report = None
         act()
-        assert modes.last_report.examples == 160
+        assert failures.last_report.examples == 160
         assert data.batch_sampler is sampler
 
 
 def test_one_callback__in_two_trainers_starts_anew(tmp_path):
-    modes = callback()
-    trainer(tmp_path, modes, max_epochs=3).fit(OracleClassifier(), loader(), loader())
+    failures = callback()
+    trainer(tmp_path, failures, max_epochs=3).fit(OracleClassifier(), loader(), loader())
     folders = set(tmp_path.glob("failures/no_logger/*"))
-    modes.last_report, metrics = None, Metrics()
-    trainer(tmp_path, modes, metrics, max_epochs=1).fit(OracleClassifier(), loader(), loader())
-    assert modes.last_report.epoch == 0
+    failures.last_report, metrics = None, Metrics()
+    trainer(tmp_path, failures, metrics, max_epochs=1).fit(OracleClassifier(), loader(), loader())
+    assert failures.last_report.epoch == 0
     assert metrics.seen[0]["failures/analysis_age"] == 0
     assert len(set(tmp_path.glob("failures/no_logger/*")) - folders) == 1
 
@@ -229,11 +229,11 @@ def test_interrupted_validation__the_next_run_is_whole(tmp_path):
                 raise RuntimeError("stop")
             self(batch[0])
 
-    data, modes = loader(shuffle=True), callback()
+    data, failures = loader(shuffle=True), callback()
     with pytest.raises(RuntimeError, match="stop"):
-        trainer(tmp_path, modes, num_sanity_val_steps=0).fit(Stops(), loader(), data)
-    trainer(tmp_path, modes).fit(OracleClassifier(), loader(), data)
-    assert (modes.last_report.examples, modes.last_report.coverage) == (160, 1.0)
+        trainer(tmp_path, failures, num_sanity_val_steps=0).fit(Stops(), loader(), data)
+    trainer(tmp_path, failures).fit(OracleClassifier(), loader(), data)
+    assert (failures.last_report.examples, failures.last_report.coverage) == (160, 1.0)
 
 
 @pytest.mark.parametrize("sanity", [0, pytest.param(2, marks=pytest.mark.slow)])
@@ -246,18 +246,18 @@ def test_batch_size_finder__prepares_loaders_of_its_own(tmp_path, sanity):
 
         val_dataloader = train_dataloader
 
-    modes, finder = callback(pictures=False), BatchSizeFinder(max_trials=2, steps_per_trial=1)
-    run = trainer(tmp_path, modes, finder, enable_checkpointing=True, num_sanity_val_steps=sanity)
+    failures, finder = callback(pictures=False), BatchSizeFinder(max_trials=2, steps_per_trial=1)
+    run = trainer(tmp_path, failures, finder, enable_checkpointing=True, num_sanity_val_steps=sanity)
     run.fit(OracleClassifier(), datamodule=Data())
-    assert modes.last_report.examples == 160
+    assert failures.last_report.examples == 160
 
 
 @pytest.mark.parametrize("sanity", [0, 2])
 def test_iterable__of_unknown_length_in_fit(tmp_path, sanity):
-    modes = callback(read_batch=lambda outputs, batch: BatchRecord(ids=batch[2]), pictures=False)
+    failures = callback(read_batch=lambda outputs, batch: BatchRecord(ids=batch[2]), pictures=False)
     data = DataLoader(Stream(), batch_size=16)
-    trainer(tmp_path, modes, num_sanity_val_steps=sanity).fit(StreamClassifier(), loader(), data)
-    assert modes.last_report.examples == 160
+    trainer(tmp_path, failures, num_sanity_val_steps=sanity).fit(StreamClassifier(), loader(), data)
+    assert failures.last_report.examples == 160
 
 
 # -- modules that are built late -----------------------------------------------------------------------------
@@ -289,13 +289,13 @@ class BuiltInConfigureModel(BuiltLate):
 @pytest.mark.parametrize("logits_from", [None, "late"])
 @pytest.mark.parametrize("act", ["fit", "validate"])
 def test_logits__of_a_submodule_that_setup_builds(tmp_path, module, logits_from, act):
-    modes = callback(logits_from=logits_from, pictures=False)
-    run = trainer(tmp_path, modes)
+    failures = callback(logits_from=logits_from, pictures=False)
+    run = trainer(tmp_path, failures)
     if act == "fit":
         run.fit(module(), loader(), loader())
     else:
         run.validate(module(), loader(), verbose=False)
-    assert modes.last_report.examples == 160
+    assert failures.last_report.examples == 160
 
 
 # -- monitored keys ------------------------------------------------------------------------------------------
@@ -306,9 +306,9 @@ def test_logits__of_a_submodule_that_setup_builds(tmp_path, module, logits_from,
     [("failures/accuracy", 0.0), ("failures/coverage", 0.0), ("failures/cv_score_mean/dataloader_1", 1.0)],
 )
 def test_monitor__every_aggregate_has_a_value_before_the_first_analysis(tmp_path, monitor, worst):
-    modes, metrics = callback(every_n_epochs=2, pictures=False), Metrics()
+    failures, metrics = callback(every_n_epochs=2, pictures=False), Metrics()
     stopping = EarlyStopping(monitor, mode="min", patience=10)
-    trainer(tmp_path, modes, metrics, stopping, max_epochs=3).fit(
+    trainer(tmp_path, failures, metrics, stopping, max_epochs=3).fit(
         OracleClassifier(), loader(), [loader(), loader(160, seed=1)]
     )
     values = [seen[monitor] for seen in metrics.seen]
@@ -340,22 +340,22 @@ def test_epochs_of_unknown_length__every_validation_is_analysed(tmp_path):
         def training_step(self, batch, batch_idx):
             return super().training_step(batch[:2], batch_idx)
 
-    modes, metrics = callback(pictures=False), Metrics()
-    run = trainer(tmp_path, modes, metrics, val_check_interval=3, max_steps=7, max_epochs=-1)
+    failures, metrics = callback(pictures=False), Metrics()
+    run = trainer(tmp_path, failures, metrics, val_check_interval=3, max_steps=7, max_epochs=-1)
     run.fit(Endless(), DataLoader(Stream(), batch_size=16), loader())
     assert [seen["failures/analysis_age"] for seen in metrics.seen] == [0, 0]
 
 
 def test_check_val_every_n_epoch__with_every_n_epochs(tmp_path):
-    modes, metrics = callback(every_n_epochs=2, pictures=False), Metrics()
-    run = trainer(tmp_path, modes, metrics, check_val_every_n_epoch=3, max_epochs=6)
+    failures, metrics = callback(every_n_epochs=2, pictures=False), Metrics()
+    run = trainer(tmp_path, failures, metrics, check_val_every_n_epoch=3, max_epochs=6)
     run.fit(OracleClassifier(), loader(32), loader())
     assert [seen["failures/analysis_age"] for seen in metrics.seen] == [0, 0]
 
 
 def test_pictures__of_a_run_by_steps_come_last(tmp_path):
-    modes = callback(pictures=True)
-    trainer(tmp_path, modes, max_steps=6, max_epochs=-1).fit(OracleClassifier(), loader(32), loader())
+    failures = callback(pictures=True)
+    trainer(tmp_path, failures, max_steps=6, max_epochs=-1).fit(OracleClassifier(), loader(32), loader())
     drawn = {path.parts[-3][:10] for path in tmp_path.rglob("*.png")}
     assert drawn == {"epoch=0002"}
 
@@ -364,9 +364,9 @@ def test_pictures__of_a_run_by_steps_come_last(tmp_path):
 
 
 def test_class_names__twice_the_same_are_told_apart(tmp_path):
-    modes = callback(class_names=["crane", "crane", "cat", "dog"], robust_encoder=ColourEncoder("robust"))
-    trainer(tmp_path, modes).validate(OracleClassifier(), loader(400), verbose=False)
-    report = modes.last_report
+    failures = callback(class_names=["crane", "crane", "cat", "dog"], robust_encoder=ColourEncoder("robust"))
+    trainer(tmp_path, failures).validate(OracleClassifier(), loader(400), verbose=False)
+    report = failures.last_report
     assert [entry.name for entry in report.classes] == ["crane (0)", "crane (1)", "cat", "dog"]
     assert len({(g.grouping, g.class_name) for g in report.groups}) == 8
 
@@ -374,9 +374,9 @@ def test_class_names__twice_the_same_are_told_apart(tmp_path):
 def test_class_names__synonyms_of_a_dataset_give_the_first(tmp_path):
     data = Images()
     data.classes = [("tench", "Tinca tinca"), ("crane",), ("crane", "bird"), ("dog",)]
-    modes = callback()
-    trainer(tmp_path, modes).validate(OracleClassifier(), DataLoader(data, batch_size=16), verbose=False)
-    assert [entry.name for entry in modes.last_report.classes] == ["tench", "crane (1)", "crane (2)", "dog"]
+    failures = callback()
+    trainer(tmp_path, failures).validate(OracleClassifier(), DataLoader(data, batch_size=16), verbose=False)
+    assert [entry.name for entry in failures.last_report.classes] == ["tench", "crane (1)", "crane (2)", "dog"]
 
 
 def test_groups__may_be_names(tmp_path):
@@ -385,9 +385,9 @@ def test_groups__may_be_names(tmp_path):
     named.groups = [f"patient {i:03d}" for i in range(80) for _ in range(2)]
     reports = []
     for data in (plain, named):
-        modes = callback()
-        trainer(tmp_path, modes).validate(OracleClassifier(), DataLoader(data, batch_size=16), verbose=False)
-        reports.append(modes.last_report.classes)
+        failures = callback()
+        trainer(tmp_path, failures).validate(OracleClassifier(), DataLoader(data, batch_size=16), verbose=False)
+        reports.append(failures.last_report.classes)
     assert reports[0] == reports[1]
 
 
@@ -401,23 +401,23 @@ def test_groups__that_do_not_fit_name_the_argument(tmp_path, groups):
 
 @pytest.mark.parametrize("answer", [None, {"logits": 1}])
 def test_read_batch__must_return_a_record(tmp_path, answer):
-    modes = callback(read_batch=lambda outputs, batch: answer)
+    failures = callback(read_batch=lambda outputs, batch: answer)
     with pytest.raises(ConfigurationError, match=r"read_batch.*BatchRecord"):
-        trainer(tmp_path, modes).validate(OracleClassifier(), loader(), verbose=False)
+        trainer(tmp_path, failures).validate(OracleClassifier(), loader(), verbose=False)
 
 
 def test_read_batch__may_give_lists_and_arrays(tmp_path):
     def read(outputs, batch):
         return BatchRecord(labels=batch[1].numpy(), ids=batch[2].tolist())
 
-    modes, expected = callback(read_batch=read, pictures=False), callback()
-    trainer(tmp_path, modes).validate(StreamClassifier(), DataLoader(Stream(), batch_size=16), verbose=False)
+    failures, expected = callback(read_batch=read, pictures=False), callback()
+    trainer(tmp_path, failures).validate(StreamClassifier(), DataLoader(Stream(), batch_size=16), verbose=False)
     trainer(tmp_path, expected).validate(OracleClassifier(), loader(), verbose=False)
-    assert modes.last_report.classes == expected.last_report.classes
+    assert failures.last_report.classes == expected.last_report.classes
 
 
 class Probabilities(OracleClassifier):
-    """Says, as many do, how probable the second class is."""
+    """A binary classifier that returns the probability of the second class, as many do."""
 
     def validation_step(self, batch, batch_idx):
         return {"preds": (super().forward(batch[0])[:, 1] / 8 + 0.1)}
@@ -434,9 +434,9 @@ class Two(Images):
 
 
 def test_preds__of_a_binary_task_are_probabilities(tmp_path):
-    modes = callback()
-    trainer(tmp_path, modes).validate(Probabilities(), DataLoader(Two(), batch_size=16), verbose=False)
-    assert modes.last_report.accuracy > 0.6
+    failures = callback()
+    trainer(tmp_path, failures).validate(Probabilities(), DataLoader(Two(), batch_size=16), verbose=False)
+    assert failures.last_report.accuracy > 0.6
 
 
 class SigmoidInForward(OracleClassifier):
@@ -458,9 +458,9 @@ def test_hard_predictions__labels_out_of_range(tmp_path):
         def validation_step(self, batch, batch_idx):
             return {"preds": self(batch[0]).argmax(1)}
 
-    modes = callback(class_names=["a", "b"])
+    failures = callback(class_names=["a", "b"])
     with pytest.raises(DataError, match="run from 0 to 3, but the 2 classes"):
-        trainer(tmp_path, modes).validate(Hard(), loader(), verbose=False)
+        trainer(tmp_path, failures).validate(Hard(), loader(), verbose=False)
 
 
 def test_concatenated_dataset__classes_and_groups_are_read_through(tmp_path):
@@ -469,9 +469,9 @@ def test_concatenated_dataset__classes_and_groups_are_read_through(tmp_path):
         part.groups = [f"{k} {i // 2}" for i in range(len(part))]
     joined = ConcatDataset(parts)
     assert dataset_attribute(joined, "groups") == parts[0].groups + parts[1].groups
-    modes = callback()
-    trainer(tmp_path, modes).validate(OracleClassifier(), DataLoader(joined, batch_size=16), verbose=False)
-    assert [entry.name for entry in modes.last_report.classes] == parts[0].classes
+    failures = callback()
+    trainer(tmp_path, failures).validate(OracleClassifier(), DataLoader(joined, batch_size=16), verbose=False)
+    assert [entry.name for entry in failures.last_report.classes] == parts[0].classes
     parts[1].classes = ["other"]
     assert dataset_attribute(joined, "classes") is None
 
@@ -489,10 +489,10 @@ def test_ids__that_are_no_indices_give_no_pictures_and_no_groups(tmp_path):
     def read(outputs, batch):
         return BatchRecord(ids=(batch[0].double().sum((1, 2, 3)) * 1e6).long().abs())
 
-    modes, data = callback(pictures=True, read_batch=read), loader(400)
+    failures, data = callback(pictures=True, read_batch=read), loader(400)
     with pytest.warns(UserWarning, match="no pictures"):
-        trainer(tmp_path, modes).validate(OracleClassifier(), data, verbose=False)
-    assert modes.last_report.examples == 400
+        trainer(tmp_path, failures).validate(OracleClassifier(), data, verbose=False)
+    assert failures.last_report.examples == 400
     assert not list(tmp_path.rglob("*.png"))
     data.dataset.groups = torch.arange(400)
     with pytest.raises(ConfigurationError, match="groups_from"):
@@ -504,9 +504,9 @@ def test_dataset__whose_length_is_not_implemented(tmp_path):
         def __len__(self):
             raise NotImplementedError
 
-    modes = callback(read_batch=lambda outputs, batch: BatchRecord(ids=batch[2]), pictures=False)
-    trainer(tmp_path, modes).validate(StreamClassifier(), DataLoader(Odd(), batch_size=16), verbose=False)
-    assert modes.last_report.examples == 160
+    failures = callback(read_batch=lambda outputs, batch: BatchRecord(ids=batch[2]), pictures=False)
+    trainer(tmp_path, failures).validate(StreamClassifier(), DataLoader(Odd(), batch_size=16), verbose=False)
+    assert failures.last_report.examples == 160
 
 
 @pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true", "64-true"])
@@ -515,10 +515,10 @@ def test_precision__of_the_training_does_not_matter(tmp_path, precision):
         def validation_step(self, batch, batch_idx):
             return {"logits": self(batch[0])}
 
-    modes = callback(robust_encoder=ColourEncoder("robust"))
-    trainer(tmp_path, modes, precision=precision).fit(Plain(), loader(), loader())
-    assert modes.last_report.examples == 160
-    assert modes.last_report.directions is not None
+    failures = callback(robust_encoder=ColourEncoder("robust"))
+    trainer(tmp_path, failures, precision=precision).fit(Plain(), loader(), loader())
+    assert failures.last_report.examples == 160
+    assert failures.last_report.directions is not None
 
 
 @pytest.mark.parametrize("kind", ["uint8", "float64", "gray"])
@@ -538,6 +538,6 @@ def test_images__of_other_kinds(tmp_path, kind):
         def validation_step(self, batch, batch_idx):
             return {"logits": self(batch[0].float().expand(-1, 3, -1, -1))}
 
-    modes = callback()
-    trainer(tmp_path, modes).validate(Eats(), DataLoader(Other(), batch_size=16), verbose=False)
-    assert modes.last_report.directions is not None
+    failures = callback()
+    trainer(tmp_path, failures).validate(Eats(), DataLoader(Other(), batch_size=16), verbose=False)
+    assert failures.last_report.directions is not None

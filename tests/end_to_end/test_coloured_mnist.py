@@ -23,7 +23,7 @@ DIGITS = np.random.default_rng(0).permutation(np.repeat(np.arange(10), 40))
 
 
 def planted(rows):
-    """The label without noise."""
+    """Return the labels without noise."""
     return (DIGITS[rows] >= 5).astype(int)
 
 

@@ -1,4 +1,4 @@
-"""Disks that damage, refuse, fill up and forget: never a wrong embedding, never a dead run, never half a file."""
+"""Disks that damage files, refuse writes, fill up or lose writes: no wrong embedding, dead run or incomplete file."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from lightning_failures.encoders.cache.shard_file import Shard, read_shard, writ
 from lightning_failures.encoders.cache.store import EmbeddingCache, content_keys
 from tests.helpers.toy import OracleClassifier, callback, loader, trainer
 from tests.processes import disk_fit
+from tests.processes.launch import fork
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "lightning_failures"
@@ -35,7 +36,7 @@ pytestmark = [
 
 
 def in_a_process(*command: object, timeout: int = 240) -> subprocess.CompletedProcess[str]:
-    """Run a command in a process group of its own, and leave nothing of it behind."""
+    """Run a command in a process group of its own, and kill the group afterwards."""
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
     process = subprocess.Popen(
         [str(part) for part in command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT,
@@ -59,7 +60,7 @@ def small_shard(folder, fingerprint="f"):
 
 
 def right_or_refused(path, expected) -> bool:
-    """Whether a file is refused; what is not is exactly what was written."""
+    """Return whether a file is refused; assert that an accepted file holds exactly what was written."""
     try:
         read = read_shard(path, "f")
     except DamagedShardError:
@@ -71,13 +72,13 @@ def right_or_refused(path, expected) -> bool:
 
 
 def readable_by_others():
-    """Whether another user may import what is tested."""
+    """Return whether other users may import this copy of the package."""
     return all(folder.stat().st_mode & 0o005 == 0o005 for folder in (ROOT, *ROOT.parents))
 
 
 @pytest.mark.slow
 def test_shard__every_bit_flipped(tmp_path):
-    """One at a time: header length, header, metadata, keys, places, embeddings."""
+    """One bit at a time: header length, header, metadata, keys, positions, embeddings."""
     shard, path = small_shard(tmp_path)
     whole = path.read_bytes()
     data = 8 + int.from_bytes(whole[:8], "little")
@@ -87,7 +88,7 @@ def test_shard__every_bit_flipped(tmp_path):
             damaged[position] ^= 1 << bit
             path.write_bytes(damaged)
             refused = right_or_refused(path, shard)
-            assert refused or 8 <= position < data  # of the header, names that nobody reads may change
+            assert refused or 8 <= position < data  # of the header, names that are not read may change
 
 
 def test_shard__every_length(tmp_path):
@@ -104,7 +105,7 @@ def test_shard__every_length(tmp_path):
 
 
 class Payload:
-    """Leaves a file behind when it is unpickled."""
+    """An object that writes a file when it is unpickled."""
 
     def __init__(self, marker):
         self.marker = marker
@@ -157,13 +158,13 @@ def test_store__a_later_layout_is_left_alone(tmp_path):
 
 
 def validate(cache, root):
-    """A validation with the callback: what it reports, how many images it embeds, and what it warns of."""
-    modes = callback(cache_folder=cache, permutations=9, pictures=False)
+    """Validate with the callback; return the findings, the number of embedded images and the warnings."""
+    failures = callback(cache_folder=cache, permutations=9, pictures=False)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        trainer(root, modes).validate(OracleClassifier(), loader(), verbose=False)
+        trainer(root, failures).validate(OracleClassifier(), loader(), verbose=False)
     warned = [str(warning.message) for warning in caught if "embedding cache" in str(warning.message)]
-    return disk_fit.told(modes.last_report), modes.encoder.embedded, warned
+    return disk_fit.findings(failures.last_report), failures.encoder.embedded, warned
 
 
 @pytest.mark.slow
@@ -181,10 +182,10 @@ def test_trainer__damaged_caches_give_the_report_of_an_empty_one(tmp_path):
         path.write_bytes(content)
         report, embedded, warned = validate(cache, tmp_path)
         assert report == expected
-        assert embedded == 160  # all anew
+        assert embedded == 160  # everything again
         assert len(warned) == 1
         assert "embedded anew" in warned[0]
-        report, embedded, warned = validate(cache, tmp_path)  # and mended
+        report, embedded, warned = validate(cache, tmp_path)  # repaired
         assert (report, embedded, warned) == (expected, 0, [])
 
 
@@ -206,7 +207,7 @@ with path.open("r+b") as file:
     file.truncate(4096)
 child = os.fork()
 if child == 0:
-    store._shards[0].embeddings.sum()  # past the end of the file: what would happen
+    store._shards[0].embeddings.sum()  # past the end of the file: show what would happen
     os._exit(0)
 print(os.WTERMSIG(os.waitpid(child, 0)[1]))
 with warnings.catch_warnings(record=True) as caught:
@@ -232,7 +233,7 @@ def test_store__a_shard_cut_short_by_another_process_is_no_end_of_this_one(tmp_p
 
 
 def can_mount() -> list[str] | None:
-    """What to put before a command that mounts; None where nobody may."""
+    """Return the words before a command that mounts file systems; None if mounting is not permitted."""
     for words in (["unshare", "-m"], ["unshare", "-rm"]):
         try:
             trial = subprocess.run([*words, "mount", "-t", "tmpfs", "tmpfs", "/mnt"], capture_output=True, timeout=20)
@@ -244,7 +245,7 @@ def can_mount() -> list[str] | None:
 
 
 def good_enough(run, good) -> None:
-    """The whole training, the same findings, and one warning."""
+    """Assert a complete training with the same findings and one warning."""
     assert run["epochs"] == disk_fit.EPOCHS
     assert run["report"] == good["report"]
     assert len(run["warnings"]) == 1, run["warnings"]
@@ -254,8 +255,8 @@ def good_enough(run, good) -> None:
 def test_trainer__full_and_read_only_disks(tmp_path):
     words = can_mount()
     if words is None:
-        pytest.skip("nobody may mount here (unshare)")
-    done = in_a_process(*words, sys.executable, "-m", "tests.processes.disk_fit", "full", tmp_path)
+        pytest.skip("mounting is not permitted here (unshare)")
+    done = in_a_process(*words, sys.executable, "-m", "tests.processes.disk_fit", tmp_path, "full")
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
     good = found.pop("good")
@@ -286,13 +287,13 @@ def test_trainer__full_and_read_only_disks(tmp_path):
 @pytest.mark.skipif(sys.platform == "win32", reason="has no such rights")
 @pytest.mark.skipif(not readable_by_others(), reason="this copy of the package is closed to other users")
 def test_trainer__folders_of_another_user(tmp_path):
-    for folder in (tmp_path, *tmp_path.parents[:2]):  # of pytest: root alone looks into them
+    for folder in (tmp_path, *tmp_path.parents[:2]):  # pytest creates them for root alone
         folder.chmod(0o755)
-    done = in_a_process(sys.executable, "-m", "tests.processes.disk_fit", "denied", tmp_path)
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout.splitlines()[-1])
+    (done,) = fork("disk_fit", tmp_path, "denied", timeout=240)
+    assert done.status == 0, done.said[-3000:]
+    found = json.loads(done.said.splitlines()[-1])
     run = found["denied"]
-    assert ["embedding cache" in text for text in run["warnings"]] == [True, False]  # one of each folder
+    assert ["embedding cache" in text for text in run["warnings"]] == [True, False]  # one for each folder
     assert all("Permission denied" in text for text in run["warnings"])
     good_enough(run | {"warnings": run["warnings"][:1]}, found["good"])
 
@@ -309,7 +310,7 @@ def test_halves__can_find_some(tmp_path):
 
 
 def damages(path):
-    """Ways in which a file of machine code may be wrong."""
+    """Return damaged versions of a file of machine code."""
     whole = path.read_bytes()
     for position in (0, 3, 30, len(whole) // 3, len(whole) // 2, len(whole) - 40, len(whole) - 1):
         yield whole[:position] + bytes([whole[position] ^ 16]) + whole[position + 1 :]
@@ -326,7 +327,7 @@ def test_compiled__damaged_machine_code_is_made_anew(tmp_path, monkeypatch):
     x = np.arange(12, dtype=np.float32).reshape(4, 3)
 
     def misses() -> int:
-        """A new process in small: compile or load, run, and tell which it was."""
+        """Act as a new process: compile or load the function, run it, and return which of the two it was."""
         function = compiled(products.scalar_products.py_func)
         out = np.zeros((4, 4), np.float32)
         function(x, out)
@@ -339,10 +340,10 @@ def test_compiled__damaged_machine_code_is_made_anew(tmp_path, monkeypatch):
         whole = path.read_bytes()
         for content in [*damages(path), pickle.dumps(Payload(tmp_path / "ran"))]:
             path.write_bytes(content)
-            assert misses() == 1 or (path == index and content[60:] == whole[60:])  # the name of a version, unharmed
-            assert misses() == 0  # mended
+            assert misses() == 1 or (path == index and content[60:] == whole[60:])  # only the version name is damaged
+            assert misses() == 0  # repaired
     path.unlink()
-    path.mkdir()  # as good as a disk that fails
+    path.mkdir()  # behaves like a disk that fails
     assert (misses(), misses()) == (1, 1)
     assert not (tmp_path / "ran").exists()
 
@@ -376,7 +377,7 @@ ALLOWED = {
 
 
 def writes(source: str) -> set[str]:
-    """Calls of a source that may write a file."""
+    """Return the calls of a source that may write a file."""
     found = set()
     for node in ast.walk(ast.parse(source)):
         if not isinstance(node, ast.Call):
@@ -412,7 +413,7 @@ def test_writes__this_test_can_fail():
 
 
 def test_replacing__reaches_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
-    """After a crash of the machine there is the old file or the new one, and never an empty one."""
+    """After a crash of the machine the old file or the new one exists, never an empty one."""
     events, sync, replace = [], os.fsync, Path.replace
 
     def synced(handle):

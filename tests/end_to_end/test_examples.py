@@ -1,4 +1,4 @@
-"""Examples run as they stand."""
+"""The example scripts run unchanged."""
 
 from __future__ import annotations
 

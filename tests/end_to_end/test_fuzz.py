@@ -1,7 +1,6 @@
 """Any bytes, any values: the readers of the package read them, or refuse them with an error of the package.
 
-``benchmarks/fuzz.py`` holds the readers and damages valid files; here hypothesis makes up files of its own, and shrinks
-what it finds.
+``benchmarks/fuzz.py`` holds the readers and damages valid files; here hypothesis generates files and shrinks failures.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ VALUES = st.recursive(
 
 @pytest.fixture(scope="module")
 def doors():
-    """The readers, and files that they read."""
+    """The readers, with valid files for each."""
     patch = pytest.MonkeyPatch()
     patch.setenv("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
     with tempfile.TemporaryDirectory() as folder:
@@ -53,7 +52,7 @@ def reads_or_refuses(door: fuzz.Door, data: bytes) -> None:
 
 
 def structured(door: fuzz.Door, value: object) -> bytes:
-    """A value in the form of a door."""
+    """Return a value in the file format of a reader."""
     text = json.dumps(value).encode("utf-8", "surrogatepass")
     if door.form == "safetensors":
         return len(text).to_bytes(8, "little") + text + bytes(200)
@@ -88,8 +87,8 @@ def test_readers__damaged_files(doors, name):
     found = fuzz.fuzz(doors[name], 300, seed=1)
     assert found.others == []
     assert found.read + found.refused + found.of_the_parser == found.inputs == 300
-    assert found.refused > 150  # inputs that break nothing show nothing
-    assert found.growth_mib < 100  # whatever sizes a file claims
+    assert found.refused > 150  # most inputs must be invalid
+    assert found.growth_mib < 100  # even if a file claims a huge size
 
 
 @pytest.mark.slow
@@ -154,7 +153,7 @@ def test_read_json__refuses(text):
 
 
 def test_example_report__has_something_in_every_field():
-    """So that damage to any field is tried."""
+    """Damage to any field is tried."""
     data = fuzz.example_report().to_dict()
     empty = {key for key, value in data.items() if value in (None, [], {})}
     assert empty <= {"reference", "encoder", "robust_encoder", "encoder_fingerprint", "robust_encoder_fingerprint"}
@@ -172,7 +171,7 @@ def test_yaml__that_lists_itself_is_refused(tmp_path):
 
 @pytest.mark.slow
 def test_generated_image__whose_header_is_cut(doors):
-    """Pillow lets a ValueError out."""
+    """Pillow raises a ValueError."""
     data = bytearray(doors["generated image"].valid[0])
     data[8:12] = (5).to_bytes(4, "big")
     with pytest.raises(DataError, match="cannot be read"):

@@ -1,4 +1,4 @@
-"""Hostile names, captions, paths and files: shown, never interpreted; kept in their folder; never run."""
+"""Hostile names, captions, paths and files are shown but not interpreted, kept in their folder, and never executed."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ pytestmark = [
 
 
 def folded(names):
-    """As a file system without case, and with one way to write an accent, sees them."""
+    """Return names as a case-insensitive file system with normalised accents compares them."""
     return [unicodedata.normalize("NFC", name).casefold() for name in names]
 
 
@@ -129,7 +129,7 @@ def test_names__differ_where_texts_differ_and_stay_in_their_folder(one, other):
 
 
 def test_names__that_look_like_made_ones():
-    """Whoever knows how a name is made unique cannot take another's."""
+    """A name made to imitate the unique form of another name does not collide with it."""
     made = tag_part("../x")
     assert tag_part(made) != made
     stolen = file_name("classes/🙂").removeprefix("classes-")
@@ -151,7 +151,7 @@ PLAIN = {"h1", "table", "thead", "tbody", "tr", "th", "td", "p", "h3", "br", "em
 
 
 class Tags(HTMLParser):
-    """The tags of a document, and where they point."""
+    """Collects the tags of a document and their targets."""
 
     def __init__(self):
         super().__init__()
@@ -168,7 +168,7 @@ class Tags(HTMLParser):
 
 
 def rendered(text):
-    """As two libraries make HTML of it: that of TensorBoard, and, where it is installed, one of CommonMark."""
+    """Return the HTML of TensorBoard's Markdown library and, where installed, of a CommonMark library."""
     yield markdown.markdown(text, extensions=["tables"])
     try:
         from markdown_it import MarkdownIt
@@ -193,7 +193,7 @@ def test_rendered__can_find_something():
 
 
 def hostile_report(names, captions=("a photo of a cat",)):
-    """Every text of a report is hostile."""
+    """Return a report in which every text is hostile."""
     leaf = LeafReport(names[0], 20, 0.8, 0.7, 0.56, True, (0.5, 0.9))
     classes = tuple(
         ClassReport(
@@ -240,7 +240,7 @@ def test_markdown__shows_any_text_and_interprets_none(names):
 @settings(deadline=None, max_examples=150)
 @given(TEXTS)
 def test_escape_markdown__reads_as_it_was_written(text):
-    assert not re.search(r"https?://|www\.|\S@\S", escape_markdown(text), re.IGNORECASE)  # GitHub makes links of these
+    assert not re.search(r"https?://|www\.|\S@\S", escape_markdown(text), re.IGNORECASE)  # GitHub would link these
     try:
         from markdown_it import MarkdownIt
     except ImportError:
@@ -272,7 +272,7 @@ def test_report_md__of_hostile_names(tmp_path):
 
 def test_csv__reads_back_as_one_row_a_class(tmp_path):
     names = [*NAMES, "\r", "a\r\nb", '"', "x" * 200_000]
-    for step in (1, 2, 2):  # what is there is read, and what is written again replaced
+    for step in (1, 2, 2):  # an existing file is read, and a repeated step replaced
         CSVWriter(tmp_path).write(analysed(9, 0.5, tuple(ClassReport(name, 9) for name in names)), step)
     with (tmp_path / "failure_classes.csv").open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
@@ -332,7 +332,7 @@ TWINS = [NAMES[17], NAMES[13], NAMES[14], NAMES[12]]  # one that differs in its 
 
 
 class Hostile(Images):
-    """Names of classes, and values of an attribute, from somebody else."""
+    """Images with hostile class names and attribute values."""
 
     def __init__(self, names, size=160, seed=0):
         super().__init__(size, classes=4, seed=seed)
@@ -341,7 +341,7 @@ class Hostile(Images):
 
 
 class Speaking(ColourEncoder):
-    """Gives texts a place too, so that there are captions."""
+    """An encoder that embeds texts too, so that reports have captions."""
 
     def encode_texts(self, texts):
         seeds = [sum(text.encode("utf-8", "replace")) for text in texts]
@@ -349,7 +349,7 @@ class Speaking(ColourEncoder):
 
 
 class Failing(OracleClassifier):
-    """Its second validation cannot be analysed."""
+    """A model whose second validation cannot be analysed."""
 
     def validation_step(self, batch, batch_idx, dataloader_idx=0):
         super().validation_step(batch, batch_idx)
@@ -358,7 +358,7 @@ class Failing(OracleClassifier):
 
 @pytest.fixture(scope="module", params=["classes", "twins"])
 def run(request, tmp_path_factory):
-    """A training with everything that writes; its folder, what it said, and its callback."""
+    """A training with all writers: its folder, class names, callback and output."""
     place = tmp_path_factory.mktemp("run")
     names = {"classes": CLASSES, "twins": TWINS}[request.param]
     root = place / "deep" / "deeper" / "root"
@@ -377,7 +377,7 @@ def run(request, tmp_path_factory):
         CSVLogger(root, name="csv", version="v"),
         WandbLogger(save_dir=root, offline=True, settings=wandb.Settings(silent=True, disable_git=True)),
     ]
-    modes = callback(
+    failures = callback(
         encoder=Speaking(), robust_encoder=ColourEncoder("robust"), captions=vocabulary, metadata=["camera"],
         cache_folder=root / "cache", on_error="warn", worst_k=4, pictures=True,
     )  # fmt: skip
@@ -386,23 +386,23 @@ def run(request, tmp_path_factory):
     try:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            trainer(root, modes, **options).fit(Failing(), *data)
+            trainer(root, failures, **options).fit(Failing(), *data)
     finally:
         wandb.finish()
         patch.undo()
     said = [str(warning.message) for warning in caught if "FailureModes" in str(warning.message)]
-    return place, names, modes, said
+    return place, names, failures, said
 
 
 @pytest.mark.slow
 def test_run__every_logger_has_everything(run):
-    """An error of the second analysis is told; nothing else is missing."""
-    place, names, modes, said = run
+    """An error of the second analysis is reported; nothing else is missing."""
+    place, names, failures, said = run
     root = place / "deep" / "deeper" / "root"
     assert len(said) == 1, said
     assert "skips this analysis" in said[0]
     assert not CONTROL.search(said[0])
-    report = modes.last_report
+    report = failures.last_report
     assert [entry.name for entry in report.classes] == names
     assert any(entry.pattern for entry in report.classes)
     assert any(entry.hardest_captions for entry in report.classes)
@@ -476,7 +476,7 @@ def test_run__tags_and_texts_of_the_event_file(run):
 
 
 def leaks(folder):
-    """Files with a secret in them."""
+    """Return the files that contain a secret."""
     return {
         (path.name, key)
         for path in folder.rglob("*")
@@ -509,7 +509,7 @@ def test_run__the_command_shows_it(run, capsys):
 
 
 class Payload:
-    """Leaves a file behind when it is unpickled."""
+    """An object that writes a file when it is unpickled."""
 
     def __init__(self, marker):
         self.marker = marker
@@ -519,7 +519,7 @@ class Payload:
 
 
 class Trick:
-    """Makes ``torch.load(weights_only=True)`` raise a TypeError, which pickle does not."""
+    """An object that makes ``torch.load(weights_only=True)`` raise a TypeError."""
 
     def __reduce__(self):
         return OrderedDict, (), (None, {"a": 1})
@@ -527,7 +527,7 @@ class Trick:
 
 @pytest.fixture
 def marker(tmp_path):
-    """The file of a payload that has run, and a proof that it runs where it may."""
+    """The file that a payload writes, after a check that the payload works."""
     path = tmp_path / "ran"
     pickle.loads(pickle.dumps(Payload(path)))
     assert path.exists()
@@ -537,7 +537,7 @@ def marker(tmp_path):
 
 
 def armed(marker):
-    """Files that run code when they are unpickled, by form."""
+    """Return files that run code when they are unpickled, by format."""
 
     class Module(torch.nn.Module):
         def __reduce__(self):
@@ -562,7 +562,7 @@ FORMS = ["pickle", "dictionary", "before zip", "module", "trick"]
 
 @pytest.fixture
 def careless(monkeypatch):
-    """A user who has made unsafe loading the default, as releases of torch before 2.6 have it."""
+    """Make unsafe loading the default, as in torch before 2.6."""
     monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
 
 
@@ -580,7 +580,7 @@ def test_robust_encoder__runs_no_code(tmp_path, marker, form, suffix):
 
 
 def clip_folder(place):
-    """A copy of the packaged model."""
+    """Copy the packaged CLIP to a folder."""
     shutil.copytree(CLIP_FOLDER, place)
     return place
 
@@ -600,18 +600,18 @@ def test_open_clip__runs_no_code_of_a_checkpoint(tmp_path, marker, form):
 @pytest.mark.usefixtures("careless")
 @pytest.mark.filterwarnings("ignore")
 def test_open_clip__its_own_door_would_have_been_open(tmp_path):
-    """So the test above can fail: what open_clip does by itself runs the payload."""
+    """The test above can fail: open_clip by itself runs the payload."""
     from open_clip.factory import load_state_dict
 
     path = tmp_path / "x.bin"
     path.write_bytes(pickle.dumps([Trick(), Payload(tmp_path / "ran")], protocol=2))
-    with pytest.raises(Exception):  # noqa: B017, PT011 - whatever comes of such a file
+    with pytest.raises(Exception):  # noqa: B017, PT011 - any error
         load_state_dict(path, weights_only=True)
     assert (tmp_path / "ran").exists()
 
 
 def test_open_clip__runs_no_code_of_a_tokenizer(tmp_path, marker, monkeypatch):
-    """A configuration that lets transformers import a Python file of the folder."""
+    """Return a configuration that makes transformers import a Python file of the folder."""
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hub"))
     folder = clip_folder(tmp_path / "clip")
     path = folder / "open_clip_config.json"
@@ -640,7 +640,7 @@ def test_generator__runs_no_code_of_a_folder(tmp_path, marker):
         if part is None:
             (folder / "evil.py").write_text(code)
         else:
-            (folder / "unet").symlink_to(elsewhere)  # which a search does not follow by itself
+            (folder / "unet").symlink_to(elsewhere)  # a recursive search does not follow links
         with pytest.raises(GeneratorError, match="code of its own"):
             load_generator(folder).generate(["x"], [0])
 
@@ -698,7 +698,7 @@ EXCUSED = {
 
 
 def unsafe(source: str) -> set[str]:
-    """What a source does that may run code from a file."""
+    """Return the calls of a source that may run code from a file."""
     found = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
@@ -787,7 +787,7 @@ def test_config__yaml_makes_no_objects(marker):
 
 @pytest.mark.usefixtures("_quiet")
 def test_config__a_class_must_be_of_the_type_of_its_option(marker):
-    """``class_path`` names a class; one that is no encoder, vocabulary or intervention is not made."""
+    """``class_path`` names a class; one that is no encoder, vocabulary or intervention is not instantiated."""
     from jsonargparse import ArgumentError
 
     popen = {"class_path": "subprocess.Popen", "init_args": {"args": ["touch", str(marker)]}}

@@ -1,26 +1,22 @@
-"""Trainings that are killed, at each stage and in several ways, and resumed: nothing lost, nothing counted twice.
+"""Trainings that are interrupted at each stage, in several ways, and resumed: nothing is lost or counted twice.
 
-Every training here is a process of its own (``interrupted_fit.py``), and every kill is a real one.
+Every training is a process of its own (``tests/processes/interrupted_fit.py``), and every signal is a real one.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import re
-import select
 import shutil
-import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.end_to_end.test_added import FROM_POOL
+from tests.processes.launch import Job, run_forked
 
-ROOT = Path(__file__).parents[2]
+LIMIT = 120.0  # seconds that one training may take
 
 HOWS = ["SIGTERM", "SIGKILL", "SIGINT", "exception"]
 STAGES = [
@@ -35,43 +31,30 @@ STAGES = [
 
 
 class Runs:
-    """Trains in processes forked by one that has imported everything."""
+    """Trainings in forked processes, each of which may be killed."""
 
     def __init__(self, folder: Path) -> None:
-        environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
         self.folder = folder
-        self.errors = (folder / "server.log").open("w")
-        self.process = subprocess.Popen(
-            [sys.executable, "-W", "ignore", str(ROOT / "tests" / "processes" / "interrupted_fit.py")],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self.errors,
-            text=True,
-            env=environment,
-            cwd=ROOT,
-            start_new_session=True,
-        )
         self._whole: dict[str, Path] = {}
 
     def train(self, folder: Path, name: str, *, expect: int | None = 0, **job: Any) -> int:
-        """Train in a process; return how it ended."""
+        """Train in a process; return its exit status."""
         (status,) = self.train_all([{"folder": str(folder), "name": name, **job}])
         if expect is not None:
             assert status == expect, (folder / f"{name}.log").read_text()[-3000:]
         return status
 
     def train_all(self, jobs: list[dict[str, Any]]) -> list[int]:
-        """Train several at once."""
-        self.process.stdin.write(json.dumps(jobs) + "\n")
-        self.process.stdin.flush()
-        ready, _, _ = select.select([self.process.stdout], [], [], 200)
-        assert ready, "the server does not answer"
-        answer = self.process.stdout.readline()
-        assert answer, (self.folder / "server.log").read_text()
-        return json.loads(answer)
+        """Train several at the same time."""
+        forks = []
+        for job in jobs:
+            folder = Path(job["folder"])
+            folder.mkdir(parents=True, exist_ok=True)
+            forks.append(Job("interrupted_fit", (json.dumps(job),), {}, str(folder / f"{job['name']}.log")))
+        return [ended.status for ended in run_forked(forks, timeout=LIMIT)]
 
     def whole(self, **job: Any) -> Path:
-        """The folder of the uninterrupted training."""
+        """Return the folder of the uninterrupted training."""
         key = json.dumps(job, sort_keys=True)
         if key not in self._whole:
             folder = self.folder / f"whole-{len(self._whole)}"
@@ -79,30 +62,19 @@ class Runs:
             self._whole[key] = folder
         return self._whole[key]
 
-    def close(self) -> None:
-        """Nothing is left to do."""
-        if self.process.poll() is None:
-            os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait()
-        self.process.stdin.close()
-        self.process.stdout.close()
-        self.errors.close()
-
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    made = Runs(tmp_path_factory.mktemp("interruption"))
-    yield made
-    made.close()
+    return Runs(tmp_path_factory.mktemp("interruption"))
 
 
 def outcome(folder: Path, name: str) -> dict[str, Any]:
-    """Report without timings, and weights bit for bit."""
+    """Return the report without timings, and the weights bit for bit."""
     return json.loads((folder / f"{name}.json").read_text())
 
 
 def drawn(folder: Path, name: str) -> dict[int, list[Any]]:
-    """The examples of each epoch in their order, with their weights."""
+    """Return the examples of each epoch in order, with their weights."""
     epochs: dict[int, list[Any]] = {}
     for line in (folder / f"{name}.jsonl").read_text().splitlines():
         note = json.loads(line)
@@ -115,7 +87,7 @@ def last_checkpoint(folder: Path) -> Path:
 
 
 def check_files(folder: Path, *, killed: bool) -> None:
-    """Everything is whole; only a process that was given no time leaves temporary files."""
+    """Assert that all files are complete; only a killed process may leave temporary files."""
     for path in folder.rglob("*.json"):
         json.loads(path.read_text())
     left = [path.name for path in folder.rglob(".*") if path.is_file()]
@@ -124,7 +96,7 @@ def check_files(folder: Path, *, killed: bool) -> None:
 
 
 def interrupt_and_resume(runs: Runs, folder: Path, job: dict[str, Any], stage: str, how: str, *, epoch: int = 1):
-    """Interrupt a training, and let it resume from its last checkpoint; return the epoch at which it went on."""
+    """Interrupt a training and resume it from its last checkpoint; return the epoch at which it resumed."""
     fault = {"stage": stage, "how": how, "epoch": epoch}
     status = runs.train(folder, "cut", expect=None, fault=fault, **job)
     ended = not (folder / "cut.json").exists()
@@ -133,7 +105,7 @@ def interrupt_and_resume(runs: Runs, folder: Path, job: dict[str, Any], stage: s
         "SIGTERM": (0, True),
         "SIGKILL": (-9, True),
         "SIGINT": (1, True),
-        # a sink that fails is told of, and training goes on
+        # an error of a writer is reported, and the training continues
         "exception": (0, False) if stage == "writing the report" else (1, True),
     }[how], log[-3000:]
     check_files(folder, killed=how == "SIGKILL")
@@ -154,11 +126,11 @@ def interrupt_and_resume(runs: Runs, folder: Path, job: dict[str, Any], stage: s
 def check_same(whole: Path, folder: Path, begins: int | None) -> None:
     name = "cut" if begins is None else "resumed"
     assert outcome(folder, name) == (expected := outcome(whole, "whole"))
-    (run,) = (folder / "failures" / "no_logger").iterdir()  # a resumed run writes where the one before did
+    (run,) = (folder / "failures" / "no_logger").iterdir()  # a resumed run writes to the folder of the interrupted one
     written = json.loads((run / "report.json").read_text())
     assert written.pop("timings")
     assert written == expected["report"]
-    assert len(list(run.glob("epoch=*/report.json"))) == (2 if begins is None else 3)  # one was not to be written
+    assert len(list(run.glob("epoch=*/report.json"))) == (2 if begins is None else 3)  # one could not be written
     planned = drawn(whole, "whole")
     assert drawn(folder, name) == {epoch: ids for epoch, ids in planned.items() if epoch >= (begins or 0)}
 
@@ -170,7 +142,7 @@ def test_resume__after_each_stage_as_if_nothing_had_been(runs, tmp_path, stage, 
     job = {"interventions": "upweight later" if stage == "embedding the training set" else "upweight", "workers": 0}
     job |= {"epochs": 3}
     begins = interrupt_and_resume(runs, tmp_path, job, stage, how)
-    # at SIGTERM Lightning finishes an epoch whose batches are through, and its checkpoint
+    # at SIGTERM Lightning finishes an epoch whose batches are done, and its checkpoint
     finished = how == "SIGTERM" and stage not in ("training step", "embedding a validation batch")
     assert begins == (None if (stage, how) == ("writing the report", "exception") else 2 if finished else 1)
     check_same(runs.whole(**job), tmp_path, begins)
@@ -194,7 +166,7 @@ def test_resume__workers_and_interventions(runs, tmp_path, interventions, worker
 @pytest.mark.slow
 @pytest.mark.parametrize("order", ["by epoch", "shuffled"])
 def test_resume__without_interventions_the_order_is_as_without_the_callback(runs, tmp_path, order):
-    """Lightning keeps no random numbers in checkpoints, and starts workers before it tells a sampler the epoch."""
+    """Lightning keeps no random numbers in checkpoints, and starts workers before it sets the epoch of a sampler."""
     job = {"epochs": 3, "workers": 2, "order": order}
     runs.train(tmp_path, "whole", interventions="none", **job)
     checkpoint = str(tmp_path / "checkpoints" / "epoch=0.ckpt")
@@ -211,7 +183,7 @@ BATCH = 16
 
 
 def cut_within_an_epoch(runs: Runs, folder: Path, how: str, keeps: dict[str, Any], step: int, **job: Any) -> None:
-    fault = {"stage": "training step", "how": how, "epoch": 1}  # in the fourth batch
+    fault = {"stage": "training step", "how": how, "epoch": 1}  # the fourth batch
     runs.train(folder, "cut", expect=None, fault=fault, keeps={"filename": "{step}"} | keeps, **job)
     runs.train(folder, "resumed", ckpt_path=str(folder / "checkpoints" / f"step={step}.ckpt"), **job)
 
@@ -225,7 +197,7 @@ def test_mid_epoch__a_stateful_loader_loses_and_doubles_nothing(runs, tmp_path, 
     job = {"interventions": interventions, "workers": workers, "epochs": 3, "stateful": True}
     if interventions == "none":
         job["order"] = "as they come"
-    # at SIGTERM Lightning ends after the batch, and the checkpoint is of that moment
+    # at SIGTERM Lightning stops after the batch and saves a checkpoint
     keeps, batches = ({"every_n_train_steps": 4}, 2) if how == "SIGKILL" else ({"save_on_exception": True}, 4)
     cut_within_an_epoch(runs, tmp_path, how, keeps, 6 + batches, **job)
     planned = drawn(runs.whole(**job), "whole")
@@ -241,7 +213,7 @@ def test_mid_epoch__a_plain_loader_begins_the_epoch_anew_and_leaves_its_end_out(
     job = {"interventions": "upweight", "workers": 0, "epochs": 2}
     cut_within_an_epoch(runs, tmp_path, "SIGKILL", {"every_n_train_steps": 4}, 8, **job)
     planned = drawn(runs.whole(**job), "whole")[1]
-    assert drawn(tmp_path, "resumed") == {1: planned[: 4 * BATCH]}  # two batches come again, two not at all
+    assert drawn(tmp_path, "resumed") == {1: planned[: 4 * BATCH]}  # two batches are repeated, and two are lost
 
 
 @pytest.mark.slow
@@ -251,12 +223,12 @@ def test_mid_epoch__after_the_last_batch_the_validation_of_the_epoch_is_left_out
     planned = drawn(runs.whole(**job), "whole")[1]
     assert sorted(planned) != sorted(set(planned))
     resumed = drawn(tmp_path, "resumed")
-    assert len(set(resumed[1])) == len(resumed[1]) == len(planned)  # nothing was decided, so nothing is weighed up
+    assert len(set(resumed[1])) == len(resumed[1]) == len(planned)  # nothing was decided, so no example is upweighted
 
 
 @pytest.mark.slow
 def test_mid_epoch__an_epoch_that_ended_early_is_followed_by_the_next(runs, tmp_path):
-    """As with ``max_time``. Workers are given their first batches before the epoch begins."""
+    """As with ``max_time``. Workers get their first batches before the epoch begins."""
     job = {"interventions": "upweight", "epochs": 3}
     runs.train(tmp_path, "cut", workers=0, stop=[1, 2], **job)
     assert len(drawn(tmp_path, "cut")[1]) == 3 * BATCH
@@ -289,7 +261,7 @@ def test_resume__in_another_folder_with_an_empty_cache(runs, tmp_path):
     shutil.rmtree(tmp_path / "here")
     runs.train(tmp_path / "there", "resumed", ckpt_path=str(checkpoint), **job)
     resumed, whole = outcome(tmp_path / "there", "resumed"), outcome(runs.whole(**job), "whole")
-    # the diary is kept in the folder of a run: elsewhere it begins anew
+    # the diary is stored in the folder of a run: a run in another folder starts a new one
     assert resumed["report"].pop("modes") != whole["report"].pop("modes")
     assert resumed == whole
     assert not (tmp_path / "here").exists()
@@ -313,7 +285,7 @@ def test_resume__with_another_pool_picks_anew(runs, tmp_path):
 
 @pytest.mark.slow
 def test_cache__two_runs_and_a_purge_at_once(runs, tmp_path):
-    """New images in each epoch, most of them in both runs; the cache holds those of about one epoch of one run."""
+    """Each epoch has new images, most of them in both runs; the cache holds about one epoch of one run."""
     common = {"workers": 0, "epochs": 3, "fading": True}
     jobs = [
         {"name": "one", "interventions": "upweight", "rows": [0, 300], **common},

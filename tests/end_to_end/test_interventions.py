@@ -1,14 +1,10 @@
-"""Interventions in a real Trainer: what is drawn, what stays as it was, what is refused."""
+"""Interventions in a real Trainer: the draws, what remains unchanged, and what is refused."""
 
 from __future__ import annotations
 
 import json
-import os
 import random
-import subprocess
-import sys
 import warnings
-from pathlib import Path
 
 import lightning as L
 import pytest
@@ -24,6 +20,7 @@ from lightning_failures.errors import ConfigurationError
 from lightning_failures.interventions import Upweight
 from lightning_failures.interventions.sampler import WeightedSampler
 from tests.helpers.toy import Classifier, ColourEncoder, Images, OracleClassifier, callback, loader, trainer
+from tests.processes.launch import fork, ranks
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*does not have many workers.*"),
@@ -33,7 +30,7 @@ pytestmark = [
 
 
 class Numbered(Images):
-    """Each example knows its index; a third of the training images are dark."""
+    """Images with their indices; a third of the training images are dark."""
 
     def __init__(self, size: int = 96, seed: int = 5) -> None:
         super().__init__(size, seed=seed)
@@ -43,7 +40,7 @@ class Numbered(Images):
 
 
 class Drawn(OracleClassifier):
-    """Remembers which examples each epoch held."""
+    """A model that records the examples of each epoch."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -66,12 +63,12 @@ def steered(*interventions, **options):
     return callback(interventions=interventions or [Upweight(factor=4.0)], pictures=False, **options)
 
 
-def fit(tmp_path, modes, *, data=None, epochs=2, module=None, seed=1, val=None, ckpt_path=None, **options):
-    """Fit, and return the module and the Trainer."""
+def fit(tmp_path, failures, *, data=None, epochs=2, module=None, seed=1, val=None, ckpt_path=None, **options):
+    """Fit; return the module and the Trainer."""
     L.seed_everything(seed, verbose=False)
     module = module or Drawn()
     extra = options.pop("callbacks", [])
-    run = trainer(tmp_path, *([] if modes is None else [modes]), *extra, max_epochs=epochs, **options)
+    run = trainer(tmp_path, *([] if failures is None else [failures]), *extra, max_epochs=epochs, **options)
     run.fit(module, train_loader() if data is None else data, val or loader(400), ckpt_path=ckpt_path)
     return module, run
 
@@ -84,43 +81,46 @@ def dark_share(indices) -> float:
 
 
 def test_upweight__the_flagged_come_more_often_from_the_next_epoch_on(tmp_path):
-    modes = steered()
-    module, _ = fit(tmp_path, modes, epochs=3)
+    failures = steered()
+    module, _ = fit(tmp_path, failures, epochs=3)
     assert all(len(epoch) == len(DATA) for epoch in module.epochs.values())
     assert sorted(module.epochs[0]) == list(range(len(DATA)))
     for epoch in (1, 2):
         assert dark_share(module.epochs[epoch]) > dark_share(module.epochs[0]) + 0.15
-    (told,) = modes.last_report["interventions"]
-    assert (told["kind"], told["options"]["factor"], told["epoch"], told["began"]) == ("Upweight", 4.0, 3, 1)
-    assert told["verdict"] == "not measured"
-    assert [point["epoch"] for point in told["trend"]] == [0, 1, 2]
-    flagged = sum(entry["flagged"] for entry in told["classes"])
-    assert told["flagged"] == flagged > 10
+    (intervention,) = failures.last_report["interventions"]
+    assert [intervention[key] for key in ("kind", "epoch", "began")] == ["Upweight", 3, 1]
+    assert intervention["options"]["factor"] == 4.0
+    assert intervention["verdict"] == "not measured"
+    assert [point["epoch"] for point in intervention["trend"]] == [0, 1, 2]
+    flagged = sum(entry["flagged"] for entry in intervention["classes"])
+    assert intervention["flagged"] == flagged > 10
 
 
 def test_upweight__what_is_drawn_is_what_is_told(tmp_path):
-    modes = steered(Upweight(factor=4.0, every_n_epochs=9))
-    module, _ = fit(tmp_path, modes, epochs=3)
-    (told,) = modes.last_report["interventions"]
-    flagged, size = told["flagged"], len(DATA)
-    expected = 4 * size / (size + 3 * flagged)  # draws of a flagged example, in the mean
+    failures = steered(Upweight(factor=4.0, every_n_epochs=9))
+    module, _ = fit(tmp_path, failures, epochs=3)
+    (intervention,) = failures.last_report["interventions"]
+    flagged, size = intervention["flagged"], len(DATA)
+    expected = 4 * size / (size + 3 * flagged)  # expected draws of a flagged example
     assert 1 < expected < 2
-    assert sum(entry["share_of_all_draws"] for entry in told["classes"]) == pytest.approx(expected * flagged / size)
-    for epoch in (1, 2):  # so each comes once, and some once more
+    assert sum(entry["share_of_all_draws"] for entry in intervention["classes"]) == pytest.approx(
+        expected * flagged / size
+    )
+    for epoch in (1, 2):  # each comes once, and some a second time
         assert size - len(set(module.epochs[epoch])) == pytest.approx(flagged * (expected - 1), abs=1)
     assert module.epochs[1] != module.epochs[2]
 
 
 def test_report__two_parts_and_a_frozen_slice(tmp_path):
-    modes = steered()
+    failures = steered()
     seen = []
 
     class Keeps(Callback):
         def on_validation_end(self, trainer, pl_module):
             seen.append({k: float(v) for k, v in trainer.callback_metrics.items()})
 
-    fit(tmp_path, modes, callbacks=[Keeps()], num_sanity_val_steps=0)
-    report = modes.last_report
+    fit(tmp_path, failures, callbacks=[Keeps()], num_sanity_val_steps=0)
+    report = failures.last_report
     part = report.parts.report.grades
     assert report.examples + len(part) == 400
     assert not set(report.classes[0].hardest_ids) & set(part.ids.tolist())
@@ -140,12 +140,12 @@ def test_schedule__from_start_to_stop(tmp_path):
 
 
 def test_schedule__decided_every_second_epoch(tmp_path):
-    modes = steered(Upweight(every_n_epochs=2))
-    fit(tmp_path, modes, epochs=3)
-    assert modes.last_report["interventions"][0]["epoch"] == 3
-    modes = steered(Upweight(every_n_epochs=3))
-    fit(tmp_path, modes, epochs=3)
-    assert modes.last_report["interventions"][0]["epoch"] == 1
+    failures = steered(Upweight(every_n_epochs=2))
+    fit(tmp_path, failures, epochs=3)
+    assert failures.last_report["interventions"][0]["epoch"] == 3
+    failures = steered(Upweight(every_n_epochs=3))
+    fit(tmp_path, failures, epochs=3)
+    assert failures.last_report["interventions"][0]["epoch"] == 1
 
 
 def test_grow_epoch__nothing_is_left_out(tmp_path):
@@ -159,8 +159,8 @@ def test_grow_epoch__nothing_is_left_out(tmp_path):
 # -- what it leaves alone ------------------------------------------------------------------------------------
 
 
-def trained(tmp_path, modes, data=None):
-    module, _ = fit(tmp_path, modes, data=data)
+def trained(tmp_path, failures, data=None):
+    module, _ = fit(tmp_path, failures, data=data)
     return module.epochs, [p.tolist() for p in module.parameters()], torch.get_rng_state().tolist(), random.random()
 
 
@@ -171,12 +171,12 @@ def trained(tmp_path, modes, data=None):
 )
 def test_no_trace__without_an_active_intervention(tmp_path, interventions):
     plain = trained(tmp_path, None)
-    modes = steered(*interventions)
-    assert trained(tmp_path, modes) == plain
+    failures = steered(*interventions)
+    assert trained(tmp_path, failures) == plain
     if interventions[0].dry_run:
-        (told,) = modes.last_report["interventions"]
-        assert told["flagged"] > 10
-        assert not told["changes_training"]
+        (intervention,) = failures.last_report["interventions"]
+        assert intervention["flagged"] > 10
+        assert not intervention["changes_training"]
 
 
 def test_nothing_flagged__no_pattern_leaves_things_alone(tmp_path):
@@ -184,23 +184,23 @@ def test_nothing_flagged__no_pattern_leaves_things_alone(tmp_path):
         def _guess(self, pixels):
             return 4.0 * torch.nn.functional.one_hot((pixels[:, 0, 0, 0] * 10).round().long() % 4, 4).float()
 
-    modes = steered()
-    module, _ = fit(tmp_path, modes, module=Right())
+    failures = steered()
+    module, _ = fit(tmp_path, failures, module=Right())
     assert sorted(module.epochs[1]) == list(range(len(DATA)))
-    (told,) = modes.last_report["interventions"]
-    assert told["began"] is None
-    assert all(entry["reason"].startswith("skipped") for entry in told["classes"])
+    (intervention,) = failures.last_report["interventions"]
+    assert intervention["began"] is None
+    assert all(entry["reason"].startswith("skipped") for entry in intervention["classes"])
 
 
 def test_every_example_flagged__is_capped(tmp_path):
     dark = Numbered()
     dark.images = dark.images * ~DATA.dark[:, None, None, None] * 0.6 + dark.images * DATA.dark[:, None, None, None]
     dark.images[:, :, 0, 0] = 0.1 * dark.labels[:, None]
-    modes = steered()
-    module, _ = fit(tmp_path, modes, data=train_loader(dark))
+    failures = steered()
+    module, _ = fit(tmp_path, failures, data=train_loader(dark))
     assert len(module.epochs[1]) == len(DATA)
     assert all(
-        entry["share"] is None or entry["share"] <= 0.5 for entry in modes.last_report["interventions"][0]["classes"]
+        entry["share"] is None or entry["share"] <= 0.5 for entry in failures.last_report["interventions"][0]["classes"]
     )
 
 
@@ -231,11 +231,11 @@ def test_failing_decision__training_goes_on_and_the_report_is_kept(tmp_path):
                 raise OSError("planted")
             return [self[i] for i in indices]
 
-    modes = steered(on_error="warn")
+    failures = steered(on_error="warn")
     with pytest.warns(UserWarning, match="skips their decision.*planted"):
-        module, _ = fit(tmp_path, modes, data=train_loader(Unreadable()))
+        module, _ = fit(tmp_path, failures, data=train_loader(Unreadable()))
     assert sorted(module.epochs[1]) == list(range(len(DATA)))
-    assert modes.last_report.examples > 0
+    assert failures.last_report.examples > 0
 
 
 # -- workers and resuming ------------------------------------------------------------------------------------
@@ -270,7 +270,7 @@ def test_resume__same_weights_and_order_as_the_uninterrupted_run(tmp_path, worke
 
 
 class Own(DataLoader):
-    """A loader of one's own."""
+    """A loader class of the user."""
 
 
 class Module(Drawn):
@@ -317,8 +317,8 @@ def test_loaders__composed(tmp_path, kind):
 
 @pytest.mark.parametrize("where", ["module", "datamodule"])
 def test_loaders__of_any_origin(tmp_path, where):
-    modes, module = steered(), Module() if where == "module" else Drawn()
-    run = trainer(tmp_path, modes, max_epochs=2)
+    failures, module = steered(), Module() if where == "module" else Drawn()
+    run = trainer(tmp_path, failures, max_epochs=2)
     L.seed_everything(1, verbose=False)
     if where == "module":
         run.fit(module, val_dataloaders=loader(400))
@@ -400,9 +400,9 @@ class Noisy(Numbered):
 
 def test_view__random_transforms_are_told_and_embedded_once(tmp_path):
     encoder = ColourEncoder("noisy")
-    modes = steered(encoder=encoder)
+    failures = steered(encoder=encoder)
     with pytest.warns(UserWarning, match="train_analysis_dataset"):
-        fit(tmp_path, modes, data=train_loader(Noisy()), epochs=3)
+        fit(tmp_path, failures, data=train_loader(Noisy()), epochs=3)
     assert encoder.embedded <= 400 + len(DATA)
 
 
@@ -479,11 +479,11 @@ def test_options__from_yaml(monkeypatch, kind, options):
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--callback", type=FailureModes)
     one = {"class_path": f"lightning_failures.interventions.{kind}", "init_args": options}
-    modes = {"class_path": "lightning_failures.FailureModes", "init_args": {"interventions": [one]}}
-    (built,) = parser.instantiate_classes(parser.parse_object({"callback": modes})).callback.interventions
+    failures = {"class_path": "lightning_failures.FailureModes", "init_args": {"interventions": [one]}}
+    (built,) = parser.instantiate_classes(parser.parse_object({"callback": failures})).callback.interventions
     assert type(built).__name__ == kind
-    told = {name: value for name, value in options.items() if name != "pool"}
-    assert {name: built.options[name] for name in told} == told
+    expected = {name: value for name, value in options.items() if name != "pool"}
+    assert {name: built.options[name] for name in expected} == expected
     if "pool" in options:
         assert built.options["pool"] == "ColouredDigits of 20"
 
@@ -517,17 +517,8 @@ def test_sampler__is_in_place_during_training(tmp_path):
 
 @pytest.mark.slow
 def test_ddp__two_processes_draw_disjoint_shares_of_one_weighted_epoch(tmp_path):
-    root = Path(__file__).parents[2]
-    environment = os.environ | {"PYTHONPATH": str(root), "LIGHTNING_FAILURES_CACHE": str(tmp_path / "cache")}
-    command = [
-        sys.executable,
-        "-W",
-        "ignore",
-        str(root / "tests" / "processes" / "ddp_interventions.py"),
-        str(tmp_path),
-    ]
-    run = subprocess.run(command, env=environment, cwd=root, capture_output=True, text=True, timeout=240)
-    assert run.returncode == 0, run.stderr[-3000:]
+    for ended in fork("ddp_interventions", tmp_path, environments=ranks(2), timeout=240):
+        assert ended.status == 0, ended.said[-3000:]
     first, second = (json.loads((tmp_path / f"rank_{rank}.json").read_text()) for rank in (0, 1))
     assert first["weights"] == second["weights"]
     assert first["report"] == second["report"]
@@ -536,6 +527,6 @@ def test_ddp__two_processes_draw_disjoint_shares_of_one_weighted_epoch(tmp_path)
     assert sorted(first["epochs"]["0"] + second["epochs"]["0"]) == list(range(len(DATA)))
     weights = torch.tensor(first["weights"])
     copies = torch.bincount(torch.tensor(first["epochs"]["1"] + second["epochs"]["1"]), minlength=len(DATA))
-    # as often as in one weighted epoch, rounded up or down; of two epochs some light ones would come twice
+    # counts of one weighted epoch, rounded; two independent epochs would repeat some bright examples
     assert ((copies - weights * len(DATA) / weights.sum()).abs() < 1).all()
     assert (weights > 1).sum() > 10

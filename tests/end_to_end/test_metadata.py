@@ -1,4 +1,4 @@
-"""Known attributes from the dataset to the report, through a real Trainer."""
+"""Known attributes of examples, from the dataset to the report, in a real Trainer."""
 
 import json
 
@@ -16,30 +16,30 @@ from tests.helpers.toy import Images, OracleClassifier, callback, loader, traine
 
 
 def table(report):
-    """(class, attribute, value) -> record."""
+    """Return the enrichment records by (class, attribute, value)."""
     return {(e.name, row.attribute, row.value): row for e in report.classes for row in e.enrichment}
 
 
 def test_metadata__what_fails_is_enriched_and_told(tmp_path):
-    modes = callback(metadata=["dark"], permutations=999, pictures=False)
+    failures = callback(metadata=["dark"], permutations=999, pictures=False)
     logger = TensorBoardLogger(tmp_path, name="run")
     data = Images(400)
-    run = trainer(tmp_path, modes, logger=logger)
+    run = trainer(tmp_path, failures, logger=logger)
     run.validate(OracleClassifier(), DataLoader(data, batch_size=50), verbose=False)
-    found = table(modes.last_report)
+    found = table(failures.last_report)
     assert {key[1:] for key in found} == {("dark", "False"), ("dark", "True")}
     for k, name in enumerate(data.classes):
         mine = data.labels == k
         row = found[name, "dark", "True"]
         assert row.examples == int((mine & data.dark).sum())
         assert row.share_of_failures == 1.0
-        assert row.flagged + found[name, "dark", "False"].flagged == modes.last_report.classes[k].flagged
+        assert row.flagged + found[name, "dark", "False"].flagged == failures.last_report.classes[k].flagged
         assert row.share_of_flagged_interval[0] > row.share
     written = tmp_path / "run" / "version_0" / "failures"
-    assert FailureReport.from_dict(json.loads((written / "report.json").read_text())) == modes.last_report
-    told = next(written.glob("*/report.md")).read_text()
-    assert "Over-represented among the flagged" in told
-    assert "| class 0 | dark = True |" in told
+    assert FailureReport.from_dict(json.loads((written / "report.json").read_text())) == failures.last_report
+    text = next(written.glob("*/report.md")).read_text()
+    assert "Over-represented among the flagged" in text
+    assert "| class 0 | dark = True |" in text
 
 
 def test_metadata__none_by_default():
@@ -51,19 +51,19 @@ def test_metadata__through_subset_and_concatenation_in_any_order(tmp_path):
     reports = []
     whole = Images(160)
     for data in (whole, ConcatDataset([Subset(whole, range(80)), Subset(whole, range(80, 160))])):
-        modes = callback(metadata=("dark",), pictures=False)
+        failures = callback(metadata=("dark",), pictures=False)
         shuffled = DataLoader(data, batch_size=16, shuffle=True)
-        trainer(tmp_path, modes).validate(OracleClassifier(), shuffled, verbose=False)
-        reports.append(table(modes.last_report))
+        trainer(tmp_path, failures).validate(OracleClassifier(), shuffled, verbose=False)
+        reports.append(table(failures.last_report))
     assert reports[0] == reports[1]
     assert len(reports[0]) == 8
 
 
 def test_metadata__each_loader_its_own(tmp_path):
-    modes = callback(metadata=("dark",), pictures=False)
-    trainer(tmp_path, modes).validate(OracleClassifier(), [loader(160), loader(80, seed=1)], verbose=False)
+    failures = callback(metadata=("dark",), pictures=False)
+    trainer(tmp_path, failures).validate(OracleClassifier(), [loader(160), loader(80, seed=1)], verbose=False)
     second = json.loads(next(tmp_path.rglob("dataloader_1/report.json")).read_text())
-    for report, examples in ((modes.last_report.to_dict(), 160), (second, 80)):
+    for report, examples in ((failures.last_report.to_dict(), 160), (second, 80)):
         assert sum(row["examples"] for entry in report["classes"] for row in entry["enrichment"]) == examples
 
 
@@ -85,10 +85,10 @@ class TwoConditions(L.LightningModule):
 
 
 def test_metadata__multilabel_counts_every_example_once_a_condition(tmp_path):
-    modes = callback(encoder=None, metadata=("site",), pictures=False)
+    failures = callback(encoder=None, metadata=("site",), pictures=False)
     torch.manual_seed(0)
-    trainer(tmp_path, modes).validate(TwoConditions(), DataLoader(TwoFindings(), batch_size=20), verbose=False)
-    found = table(modes.last_report)
+    trainer(tmp_path, failures).validate(TwoConditions(), DataLoader(TwoFindings(), batch_size=20), verbose=False)
+    found = table(failures.last_report)
     assert found["edema", "site", "missing"].examples == 30  # every other example
     assert ("edema", "site", "north") not in found
     assert found["mass", "site", "north"].examples == found["mass", "site", "missing"].examples == 15
@@ -107,9 +107,9 @@ def test_metadata__multilabel_counts_every_example_once_a_condition(tmp_path):
 def test_metadata__says_what_is_wrong_before_the_first_epoch(tmp_path, value, message):
     data = Images(160)
     data.camera = value
-    modes = callback(metadata=("camera",), on_error="warn")
+    failures = callback(metadata=("camera",), on_error="warn")
     with pytest.raises(ConfigurationError, match=message):
-        trainer(tmp_path, modes).fit(OracleClassifier(), loader(), DataLoader(data, batch_size=16))
+        trainer(tmp_path, failures).fit(OracleClassifier(), loader(), DataLoader(data, batch_size=16))
 
 
 def test_metadata__a_name_alone_is_no_list_of_names():
@@ -118,8 +118,8 @@ def test_metadata__a_name_alone_is_no_list_of_names():
 
 
 def test_metadata__ids_that_are_no_indices(tmp_path):
-    modes = callback(
+    failures = callback(
         metadata=("dark",), read_batch=lambda outputs, batch: BatchRecord(ids=batch[1] * 0 + 7 + torch.arange(16))
     )
     with pytest.raises(ConfigurationError, match="metadata cannot be found by them"):
-        trainer(tmp_path, modes).validate(OracleClassifier(), loader(16), verbose=False)
+        trainer(tmp_path, failures).validate(OracleClassifier(), loader(16), verbose=False)

@@ -1,4 +1,4 @@
-"""The benchmark of the paper's claims: what holds, what is written, and that a cut run goes on."""
+"""The benchmark of the paper's claims: the statistics, the files, and how an interrupted run resumes."""
 
 from __future__ import annotations
 
@@ -188,5 +188,5 @@ def test_script__one_seed_of_one_claim(tmp_path):
     entries = json.loads(path.read_text())["claims"]
     assert entries[0]["seeds"][0]["seed"] == 1
     assert entries[0]["difference"] > 0.1
-    told = subprocess.run([*command, "--table"], check=True, capture_output=True, text=True).stdout
-    assert len(told.splitlines()) == 2 + len(entries), "one way each"
+    output = subprocess.run([*command, "--table"], check=True, capture_output=True, text=True).stdout
+    assert len(output.splitlines()) == 2 + len(entries), "one way each"

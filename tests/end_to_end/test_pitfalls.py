@@ -1,4 +1,4 @@
-"""What has broken plug-ins like this one, in a real Trainer; docs/reliability.md tells which test shows what."""
+"""What has broken plug-ins like this one, in a real Trainer; docs/reliability.md lists the test of each pitfall."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ pytestmark = [
 
 
 class Seen(Callback):
-    """Keys and values after each validation, and what the process looks like then."""
+    """Records keys and values after each validation, and the state of the process."""
 
     def __init__(self) -> None:
         self.metrics: list[dict[str, float]] = []
@@ -56,10 +56,10 @@ class Seen(Callback):
 def test_inference_mode__both_doors_give_the_same_report_and_pictures(tmp_path):
     found = {}
     for door in ("fit", "validate"):
-        modes = callback(
+        failures = callback(
             pictures=True, robust_encoder=ColourEncoder("robust"), pictures_every_n=1
-        )  # drawn within the validation
-        run = trainer(tmp_path / door, modes, num_sanity_val_steps=0)
+        )  # pictures are made within the validation
+        run = trainer(tmp_path / door, failures, num_sanity_val_steps=0)
         grads = []
 
         class Door(OracleClassifier):
@@ -73,9 +73,9 @@ def test_inference_mode__both_doors_give_the_same_report_and_pictures(tmp_path):
             run.validate(Door(), loader(200), verbose=False)
         assert set(grads) == {door == "validate"}
         files = sorted((tmp_path / door).rglob("*.png"))
-        found[door] = modes.last_report, {path.name: path.read_bytes() for path in files}
+        found[door] = failures.last_report, {path.name: path.read_bytes() for path in files}
     classes = [
-        # what chance would have scored is found for as many classes as an epoch leaves time for
+        # null scores are computed for as many classes as the time budget allows
         [{k: v for k, v in entry.items() if not k.startswith("cv_null")} for entry in report.to_dict()["classes"]]
         for report, _ in found.values()
     ]
@@ -124,13 +124,13 @@ def events_of(logger):
 
 def test_undefined__nothing_fails_and_no_score_is_in_the_event_files(tmp_path):
     logger = TensorBoardLogger(tmp_path)
-    modes = callback(pictures=True, robust_encoder=ColourEncoder("robust"))
-    trainer(tmp_path, modes, logger=logger).fit(Flawless(), loader(), loader())
+    failures = callback(pictures=True, robust_encoder=ColourEncoder("robust"))
+    trainer(tmp_path, failures, logger=logger).fit(Flawless(), loader(), loader())
     events = events_of(logger)
     names = {name for name in events.Tags()["scalars"] if name.startswith("failures/")}
     assert events.Scalars("failures/accuracy")[0].value == 1
     assert not {name for name in names if "cv_score" in name or "p_value" in name or "aler" in name}
-    assert all(entry.skipped and entry.cv_score is None for entry in modes.last_report.classes)
+    assert all(entry.skipped and entry.cv_score is None for entry in failures.last_report.classes)
 
 
 # -- 18: two packages with classes of the same names ----------------------------------------------------------
@@ -166,7 +166,7 @@ def test_requirements__exclude_the_malicious_releases_of_either_package():
 
 
 class Elsewhere(Logger):
-    """A logger that nobody here knows; it takes scalars as any logger does."""
+    """A logger without a writer of the package; it takes scalars as any logger does."""
 
     name, version = "elsewhere", "0"
 
@@ -183,10 +183,10 @@ class Elsewhere(Logger):
 
 def test_logger__an_unknown_one_costs_one_warning_and_the_files_are_there(tmp_path):
     logger = Elsewhere()
-    modes = callback(pictures=False)
-    with pytest.warns(UserWarning, match="knows no way to show pictures in a Elsewhere") as told:
-        trainer(tmp_path, modes, logger=logger, max_epochs=3).fit(OracleClassifier(), loader(), loader())
-    assert sum("Elsewhere" in str(one.message) for one in told) == 1
+    failures = callback(pictures=False)
+    with pytest.warns(UserWarning, match="knows no way to show pictures in a Elsewhere") as caught:
+        trainer(tmp_path, failures, logger=logger, max_epochs=3).fit(OracleClassifier(), loader(), loader())
+    assert sum("Elsewhere" in str(one.message) for one in caught) == 1
     assert "failures/cv_score_mean" in logger.keys
     assert len(list(tmp_path.rglob("epoch=*/report.json"))) == 3
 
@@ -194,9 +194,9 @@ def test_logger__an_unknown_one_costs_one_warning_and_the_files_are_there(tmp_pa
 @pytest.mark.slow
 def test_tensorboard__few_tags_each_with_the_same_meaning_at_every_step(tmp_path):
     logger = TensorBoardLogger(tmp_path)
-    modes = callback(pictures=True, robust_encoder=ColourEncoder("robust"), worst_k=2, pictures_every_n=5)
-    # drawn at the fifth analysis and the last
-    trainer(tmp_path, modes, logger=logger, max_epochs=6).fit(OracleClassifier(), loader(), loader())
+    failures = callback(pictures=True, robust_encoder=ColourEncoder("robust"), worst_k=2, pictures_every_n=5)
+    # pictures are made at the fifth analysis and the last
+    trainer(tmp_path, failures, logger=logger, max_epochs=6).fit(OracleClassifier(), loader(), loader())
     events = events_of(logger)
     images = {tag: [one.step for one in events.Images(tag)] for tag in events.Tags()["images"]}
     assert images
@@ -210,12 +210,12 @@ def test_tensorboard__few_tags_each_with_the_same_meaning_at_every_step(tmp_path
 
 @pytest.mark.slow
 def test_wandb__no_point_of_an_offline_run_is_lost(tmp_path):
-    """Its own steps go on with every call; ours never names one, and the axis is trainer/global_step."""
+    """W&B counts its own steps; the writer passes none, and the axis is trainer/global_step."""
     wandb = pytest.importorskip("wandb")
     logger = WandbLogger(save_dir=tmp_path, offline=True, settings=wandb.Settings(silent=True, disable_git=True))
-    modes = callback(pictures=False)
+    failures = callback(pictures=False)
     try:
-        run = trainer(tmp_path, modes, logger=logger, max_epochs=3, log_every_n_steps=1)
+        run = trainer(tmp_path, failures, logger=logger, max_epochs=3, log_every_n_steps=1)
         run.fit(OracleClassifier(), loader(), loader())
     finally:
         wandb.finish()
@@ -262,10 +262,10 @@ def test_threads__one_in_the_fits_and_afterwards_as_many_as_before(tmp_path, mon
 
     monkeypatch.setattr(directions, "standardize", spy)
     torch.set_num_threads(2)
-    modes = callback(pictures=True, robust_encoder=ColourEncoder("robust"))
+    failures = callback(pictures=True, robust_encoder=ColourEncoder("robust"))
     with threadpool_limits(2):
         before = blas_threads(), torch.get_num_threads()
-        trainer(tmp_path, modes).validate(OracleClassifier(), loader(), verbose=False)
+        trainer(tmp_path, failures).validate(OracleClassifier(), loader(), verbose=False)
         after = blas_threads(), torch.get_num_threads()
     assert before == after
     assert before[0].count(2) > 0, "no library to limit"
@@ -278,7 +278,7 @@ def test_threads__one_in_the_fits_and_afterwards_as_many_as_before(tmp_path, mon
 
 
 class Recording:
-    """The packaged CLIP; keeps what it gave."""
+    """The packaged CLIP; records its embeddings."""
 
     def __init__(self) -> None:
         self.inner = load_encoder("embedded:digits", device="cpu")
@@ -296,23 +296,23 @@ def test_precision__of_the_training_is_not_that_of_the_encoder(tmp_path):
     for precision in ("32-true", "autocast", "bf16-mixed", "bf16-true"):
         encoder, module = Recording(), Classifier()
         names = set(module.state_dict()), {name for name, _ in module.named_modules()}
-        modes = callback(encoder=encoder, cache_folder=tmp_path / precision, pictures=False)
-        run = trainer(tmp_path, modes, precision="32-true" if precision == "autocast" else precision)
-        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "autocast"):  # round the user's whole script
+        failures = callback(encoder=encoder, cache_folder=tmp_path / precision, pictures=False)
+        run = trainer(tmp_path, failures, precision="32-true" if precision == "autocast" else precision)
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "autocast"):  # around the user's whole script
             run.validate(module, loader(64), verbose=False)
         given[precision] = torch.cat(encoder.given)
         assert given[precision].dtype == torch.float32
         assert (set(module.state_dict()), {name for name, _ in module.named_modules()}) == names
     assert torch.equal(given["bf16-mixed"], given["32-true"])
     assert torch.equal(given["autocast"], given["32-true"])
-    # with "bf16-true" Lightning rounds the images themselves, to 8 bits; the encoder computes in 32 all the same
+    # with "bf16-true" Lightning rounds the images to 8 bits; the encoder still computes in 32
     exact = encoder.inner.encode_images(rounded(loader(64)))
     torch.testing.assert_close(given["bf16-true"], exact, atol=1e-5, rtol=0)
     assert (given["bf16-true"] * given["32-true"]).sum(1).min() > 0.95
 
 
 def rounded(data) -> torch.Tensor:
-    """The images in [0, 1], had they been in bfloat16 on the way."""
+    """Return the images in [0, 1] after a conversion to bfloat16 and back."""
     images = torch.cat([x for x, _ in data]).bfloat16().float()
     return (images * 0.25 + 0.5).clamp(0, 1)
 
@@ -321,7 +321,7 @@ def rounded(data) -> torch.Tensor:
 
 
 class CompiledNet(Classifier):
-    """Its net is compiled; ``net.1``, inside of it, is called by no Python code any more."""
+    """A model with a compiled net: no Python code calls its part ``net.1`` any more."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -338,24 +338,24 @@ def test_compile__logits_are_found(tmp_path, kind):
     target.load_state_dict(plain.net.state_dict())
     reports = []
     for one in (plain, module):
-        modes = callback(pictures=False)
-        trainer(tmp_path, modes).validate(one, loader(), verbose=False)
-        reports.append([entry.to_dict() for entry in modes.last_report.classes])
+        failures = callback(pictures=False)
+        trainer(tmp_path, failures).validate(one, loader(), verbose=False)
+        reports.append([entry.to_dict() for entry in failures.last_report.classes])
     assert reports[0] == reports[1]
 
 
 @pytest.mark.slow
 def test_compile__a_submodule_that_was_compiled_away_is_told(tmp_path):
-    modes = callback(logits_from="net._orig_mod.1", pictures=False)
+    failures = callback(logits_from="net._orig_mod.1", pictures=False)
     module = CompiledNet()
     with torch.inference_mode():
-        module(torch.zeros(16, 3, 8, 8))  # compiled before the hooks come
+        module(torch.zeros(16, 3, 8, 8))  # compile before the hooks are attached
     with pytest.raises(ConfigurationError, match=r"logits_from='net\._orig_mod\.1'.*torch\.compile"):
-        trainer(tmp_path, modes).validate(module, loader(), verbose=False)
+        trainer(tmp_path, failures).validate(module, loader(), verbose=False)
 
 
 class Drifting(OracleClassifier):
-    """Its accuracy is told by its one weight, which grows by 1 a step."""
+    """A model whose accuracy depends on its single weight, which grows by 1 in every step."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -387,23 +387,23 @@ def averaging(kind):
 
 @pytest.mark.parametrize(("kind", "ours_first"), [("EMA", True), ("EMA", False), ("SWA", True)])
 def test_weight_averaging__grades_are_of_the_weights_that_validation_used(tmp_path, kind, ours_first):
-    seen, modes, module = Seen(), callback(encoder=None, pictures=False), Drifting()
-    both = [modes, averaging(kind)] if ours_first else [averaging(kind), modes]
+    seen, failures, module = Seen(), callback(encoder=None, pictures=False), Drifting()
+    both = [failures, averaging(kind)] if ours_first else [averaging(kind), failures]
     run = trainer(tmp_path, *both, seen, max_epochs=3, num_sanity_val_steps=0, gradient_clip_val=None)
     run.fit(module, loader(), loader())
     for metrics in seen.metrics:
         assert metrics["failures/accuracy"] == pytest.approx(metrics["own_accuracy"])
     assert len({metrics["failures/accuracy"] for metrics in seen.metrics}) == 3
     if kind == "EMA":
-        assert module.used[-1] < 25  # averaged; the last weight itself is 30
-        assert modes.last_report.accuracy < 25 / 40
+        assert module.used[-1] < 25  # averaged weights; the last weight itself is 30
+        assert failures.last_report.accuracy < 25 / 40
 
 
 # -- 29: nothing is kept --------------------------------------------------------------------------------------
 
 
 class Leaves(OracleClassifier):
-    """Remembers, weakly, all that its steps were given and gave."""
+    """A model that keeps weak references to the inputs and outputs of its steps."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -425,24 +425,24 @@ def test_memory__no_batch_and_no_output_outlives_its_validation(tmp_path):
             gc.collect()
             alive.append(sum(ref() is not None for ref in module.made))
 
-    modes = callback(robust_encoder=ColourEncoder("robust"), interventions=[Upweight()])
-    trainer(tmp_path, modes, Count(), max_epochs=3, num_sanity_val_steps=0).fit(module, loader(), loader())
+    failures = callback(robust_encoder=ColourEncoder("robust"), interventions=[Upweight()])
+    trainer(tmp_path, failures, Count(), max_epochs=3, num_sanity_val_steps=0).fit(module, loader(), loader())
     assert len(module.made) == 3 * 3 * 10
     assert alive == [0, 0, 0]
 
 
 def test_memory__a_callback_that_is_kept_keeps_no_trainer_and_no_data(tmp_path):
-    modes = callback(interventions=[Upweight()], pictures=False)
+    failures = callback(interventions=[Upweight()], pictures=False)
     train, val, module = loader(), loader(), OracleClassifier()
-    run = trainer(tmp_path, modes)
+    run = trainer(tmp_path, failures)
     run.fit(module, train, val)
     left = [weakref.ref(one) for one in (run, module, train.dataset, val.dataset, train, val)]
     run.callbacks.clear()
-    del modes.log, modes.log_dict  # which Lightning binds to the module, in any callback
+    del failures.log, failures.log_dict  # Lightning binds these to the module, in any callback
     del run, module, train, val
     gc.collect()
     assert [type(ref()).__name__ for ref in left if ref() is not None] == []
-    assert modes.last_report is not None
+    assert failures.last_report is not None
 
 
 class NeverTheSame(Images):
@@ -453,7 +453,7 @@ class NeverTheSame(Images):
 
 @pytest.mark.skipif(not Path("/proc/self/maps").is_file(), reason="looks at what is mapped")
 def test_disk__images_that_always_change_take_no_more_than_the_limit(tmp_path, monkeypatch):
-    """What is evicted but still mapped takes its space all the same."""
+    """A shard that is evicted but still mapped keeps its disk space."""
     from lightning_failures import callback as module
 
     folder, held = tmp_path / "cache", []
@@ -463,10 +463,10 @@ def test_disk__images_that_always_change_take_no_more_than_the_limit(tmp_path, m
             held.append(Path("/proc/self/maps").read_text().count(str(folder)))
 
     monkeypatch.setattr(module, "EmbeddingCache", functools.partial(EmbeddingCache, max_bytes=16_000))
-    modes = callback(cache_folder=folder, pictures=False)
+    failures = callback(cache_folder=folder, pictures=False)
     data = DataLoader(NeverTheSame(), batch_size=16)  # 160 rows of 24 bytes, and an index, for each validation
-    trainer(tmp_path, modes, Count(), max_epochs=9, num_sanity_val_steps=0).fit(OracleClassifier(), loader(16), data)
-    assert modes.last_report.directions is not None
+    trainer(tmp_path, failures, Count(), max_epochs=9, num_sanity_val_steps=0).fit(OracleClassifier(), loader(16), data)
+    assert failures.last_report.directions is not None
     assert max(held) <= 4
     assert sum(path.stat().st_size for path in folder.rglob("*.safetensors")) <= 16_000
 
@@ -497,10 +497,10 @@ def test_step__may_return_anything(tmp_path, returned):
             self(batch[0])
             return returned
 
-    expected, modes = callback(pictures=False), callback(pictures=False)
+    expected, failures = callback(pictures=False), callback(pictures=False)
     trainer(tmp_path, expected).validate(OracleClassifier(), loader(48), verbose=False)
-    trainer(tmp_path, modes).validate(Returns(), loader(48), verbose=False)
-    assert modes.last_report.to_dict()["classes"] == expected.last_report.to_dict()["classes"]
+    trainer(tmp_path, failures).validate(Returns(), loader(48), verbose=False)
+    assert failures.last_report.to_dict()["classes"] == expected.last_report.to_dict()["classes"]
 
 
 class PartlyLabelled(Images):
@@ -514,11 +514,11 @@ def test_labels__ignore_index_is_left_out(tmp_path):
         def validation_step(self, batch, batch_idx):
             self(batch[0])
 
-    modes = callback(pictures=False)
-    trainer(tmp_path, modes).validate(Guesses(), DataLoader(PartlyLabelled(400), batch_size=16), verbose=False)
-    assert modes.last_report.examples == 320
-    assert modes.last_report.coverage == 1  # they were seen
-    assert all(entry.cv_score > 0.8 for entry in modes.last_report.classes)
+    failures = callback(pictures=False)
+    trainer(tmp_path, failures).validate(Guesses(), DataLoader(PartlyLabelled(400), batch_size=16), verbose=False)
+    assert failures.last_report.examples == 320
+    assert failures.last_report.coverage == 1  # all examples were graded
+    assert all(entry.cv_score > 0.8 for entry in failures.last_report.classes)
 
 
 # -- 31: nothing acts unasked ---------------------------------------------------------------------------------
@@ -538,8 +538,8 @@ def test_entry_points__none_reaches_every_trainer():
 @pytest.mark.parametrize(("bar", "patience"), [(TQDMProgressBar, 0.0), (RichProgressBar, 0.0), (RichProgressBar, 10.0)])
 def test_bar__our_own_comes_only_where_embedding_takes_long(tmp_path, capfd, monkeypatch, bar, patience):
     monkeypatch.setattr(training, "PROGRESS_DELAY", patience)
-    modes = callback(interventions=[Upweight()], pictures=False)
-    run = trainer(tmp_path, modes, bar(), enable_progress_bar=True)
+    failures = callback(interventions=[Upweight()], pictures=False)
+    run = trainer(tmp_path, failures, bar(), enable_progress_bar=True)
     run.fit(OracleClassifier(), loader(64, shuffle=True), loader(400))
     out, err = capfd.readouterr()
     assert ("FailureModes embeds" in out + err) == (patience == 0)

@@ -1,4 +1,4 @@
-"""Many real processes: launched in each way that Lightning has, on two nodes, with one that fails, or dies."""
+"""Several real processes: started in each way that Lightning supports, on two nodes, with a rank that fails or dies."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from lightning_failures.errors import ConfigurationError
 from lightning_failures.trainer.logits_hook import forward_once_more
 from tests.helpers.toy import OracleClassifier
 from tests.processes.ddp_faults import GOES_ON, ONLY_FIRST, STAGES, STEERS
-from tests.processes.ddp_launch import Ended, free_port, launch
 from tests.processes.ddp_steering import DATA
+from tests.processes.launch import Ended, fork, free_port, launch, ranks
 
 pytestmark = pytest.mark.slow
 
@@ -34,7 +34,7 @@ def without(report: dict[str, Any], *keys: str) -> dict[str, Any]:
 
 
 def union(seen: list[dict[str, Any]], epoch: int) -> list[int]:
-    """What all ranks have drawn in an epoch."""
+    """Return the examples that all ranks together drew in an epoch."""
     return [index for one in seen for index in one["epochs"].get(str(epoch), [])]
 
 
@@ -44,16 +44,16 @@ def union(seen: list[dict[str, Any]], epoch: int) -> list[int]:
 @pytest.fixture(scope="module")
 def warned(tmp_path_factory):
     folder = tmp_path_factory.mktemp("warn")
-    (ended,) = launch("ddp_faults", folder, "warn", timeout=LIMIT)
-    assert ended.status == 0, ended.said[-3000:]
+    for ended in fork("ddp_faults", folder, "warn", environments=ranks(2), timeout=LIMIT):
+        assert ended.status == 0, ended.said[-3000:]
     return folder
 
 
 @pytest.fixture(scope="module")
 def raised(tmp_path_factory):
     folder = tmp_path_factory.mktemp("raise")
-    (ended,) = launch("ddp_faults", folder, "raise", timeout=LIMIT)
-    assert ended.status == 0, ended.said[-3000:]
+    for ended in fork("ddp_faults", folder, "raise", environments=ranks(2), timeout=LIMIT):
+        assert ended.status == 0, ended.said[-3000:]
     return folder
 
 
@@ -64,25 +64,25 @@ def faults(*leave_out: str) -> list[tuple[str, int]]:
 
 @pytest.mark.parametrize(("stage", "rank"), faults(*GOES_ON, *STEERS))
 def test_fault__skips_the_analysis_on_all_ranks_and_training_goes_on(warned, stage, rank):
-    """The fault is there in the first of two epochs."""
+    """The fault occurs in the first of two epochs."""
     seen = read(warned / f"{stage} {rank}")
     assert seen[rank]["fired"] >= 1
     assert seen[1 - rank]["fired"] == 0
     for number, one in enumerate(seen):
         assert one["steps"] == 6
         assert one["seconds"] < SECONDS
-        assert number not in (0, rank) or "planted" in " ".join(one["told"])  # the first one speaks for the others
+        assert number not in (0, rank) or "planted" in " ".join(one["warnings"])  # the first rank warns for the others
         assert one["analysed"] == 1
     assert seen[0]["report"] == seen[1]["report"]
     assert seen[0]["report"]["examples"] == 160
-    assert [one["analyses"] for one in seen] == [1, 1]  # that of the first epoch counts on neither
+    assert [one["analyses"] for one in seen] == [1, 1]  # the analysis of the first epoch failed on both
 
 
 @pytest.mark.parametrize(("stage", "rank"), faults(*(set(STAGES) - set(GOES_ON))))
 def test_fault__in_what_only_people_see_leaves_the_analysis(warned, stage, rank):
     seen = read(warned / f"{stage} {rank}")
     assert seen[rank]["fired"] >= 1
-    assert "planted" in " ".join(seen[rank]["told"])
+    assert "planted" in " ".join(seen[rank]["warnings"])
     for one in seen:
         assert (one["steps"], one["analysed"], one["analyses"]) == (6, 1, 2)
         assert one["seconds"] < SECONDS
@@ -91,14 +91,14 @@ def test_fault__in_what_only_people_see_leaves_the_analysis(warned, stage, rank)
 
 @pytest.mark.parametrize(("stage", "rank"), faults(*(set(STAGES) - set(STEERS))))
 def test_fault__of_an_intervention_leaves_no_plan_on_any_rank(warned, stage, rank):
-    """Plans of one rank alone would draw some examples twice and others never, in silence."""
+    """A plan on one rank alone would silently draw some examples twice and others never."""
     seen = read(warned / f"{stage} {rank}")
     assert seen[rank]["fired"] >= 1
     for number, one in enumerate(seen):
         assert one["steps"] == 9
         assert one["seconds"] < SECONDS
-        assert any("skips their decision" in text and "planted" in text for text in one["told"]), number
-        assert one["analyses"] == 3  # the analysis itself is there
+        assert any("skips their decision" in text and "planted" in text for text in one["warnings"]), number
+        assert one["analyses"] == 3  # the analysis itself succeeds
     assert seen[0]["report"] == seen[1]["report"]
     for epoch in (0, 1):
         assert sorted(union(seen, epoch)) == list(range(len(DATA)))
@@ -113,7 +113,7 @@ def test_fault__with_on_error_raise_stops_all_ranks(raised, stage, rank):
     assert seen[rank]["fired"] == 1
     assert seen[rank]["raised"] == "PlantedError: planted"
     assert seen[1 - rank]["raised"] is not None
-    # that of the other, or that it has closed the connection
+    # the error of the other rank, or that it has closed the connection
     assert "planted" in seen[1 - rank]["raised"] or "peer" in seen[1 - rank]["raised"]
     assert all(one["seconds"] < SECONDS for one in seen)
     assert not any(one["analyses"] for one in seen)
@@ -123,27 +123,25 @@ def test_fault__with_on_error_raise_stops_all_ranks(raised, stage, rank):
 
 
 def ends(folder: Path, how: str, failing: int) -> tuple[Ended, Ended, float]:
-    """Two ranks started one by one, as torchrun and SLURM do: the failing one, the other, the seconds between them."""
-    common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "NODE_RANK": "0"}
-    environments = [common | {"LOCAL_RANK": str(rank)} for rank in (0, 1)]
-    ended = launch("ddp_killed", folder, how, failing, environments=environments, timeout=180)
+    """Start two ranks; return the failing one, the other, and the seconds between their ends."""
+    ended = fork("ddp_killed", folder, how, failing, environments=ranks(2), timeout=180)
     begin, end = (float((folder / f"{name}.txt").read_text()) for name in ("failed_at", f"over_{1 - failing}"))
     return ended[failing], ended[1 - failing], end - begin
 
 
 @pytest.mark.parametrize("killed", [0, 1])
 def test_kill__of_one_rank_amid_the_analysis_ends_the_others_within_seconds(tmp_path, killed):
-    """The analysis of the other is skipped, and its training then finds nobody."""
+    """The other rank skips its analysis, and its training then fails: its peer is gone."""
     dead, survivor, seconds = ends(tmp_path, "killed", killed)
     assert dead.status == -9
     assert survivor.status not in (0, -9)
     assert "FailureModes skips this analysis" in survivor.said
-    assert "peer" in survivor.said  # gloo tells that the connection was closed
+    assert "peer" in survivor.said  # gloo reports that the connection was closed
     assert 0 < seconds < 30
 
 
 def test_raise__amid_a_batch_of_one_rank_ends_the_others_within_seconds(tmp_path):
-    """The others wait for it at the end of the validation; its end is theirs."""
+    """The others wait for this rank at the end of the validation, and end with it."""
     failed, other, seconds = ends(tmp_path, "raised", 1)
     assert failed.status not in (0, -9)
     assert other.status not in (0, -9)
@@ -156,7 +154,7 @@ def test_raise__amid_a_batch_of_one_rank_ends_the_others_within_seconds(tmp_path
 
 
 def test_ddp_spawn__same_report_on_both_ranks(tmp_path):
-    """Nothing but logged keys and files comes back to the process that has spawned them."""
+    """The process that spawns the ranks gets back logged values and files only."""
     (ended,) = launch("ddp_spawn", tmp_path, timeout=180)
     assert ended.status == 0, ended.said[-3000:]
     first, second = read(tmp_path)
@@ -170,14 +168,14 @@ def test_ddp_spawn__same_report_on_both_ranks(tmp_path):
 
 
 def test_fsdp__needs_a_gpu_says_lightning(tmp_path):
-    """When this fails, FSDP runs on the CPU, and belongs among the tests above."""
+    """If this test fails, FSDP runs on the CPU and needs tests like those above."""
     with pytest.raises(ValueError, match="`fsdp` requires a GPU accelerator"):
         L.Trainer(accelerator="cpu", devices=2, strategy="fsdp", default_root_dir=tmp_path, logger=False)
 
 
 @pytest.mark.parametrize("strategy", [FSDPStrategy(), ModelParallelStrategy()])
 def test_forward__of_a_sharded_module_is_refused(strategy):
-    """Ranks may have batches of their own, or one has failed: then the others would wait in its forward."""
+    """Ranks may have different numbers of batches, or one may have failed: the others would wait in the forward."""
     trainer = SimpleNamespace(strategy=strategy, world_size=2)
     with pytest.raises(ConfigurationError, match="Strategy shards the model, so that one process cannot call it"):
         forward_once_more(trainer, OracleClassifier(), torch.zeros(1, 3, 8, 8))
@@ -188,12 +186,11 @@ def test_forward__of_a_sharded_module_is_refused(strategy):
 
 @pytest.fixture(scope="module")
 def nodes(tmp_path_factory):
-    """Two nodes with a process each; a cache folder and a log folder each."""
+    """Two nodes of one rank, each with its own cache and log folder."""
     folder = tmp_path_factory.mktemp("nodes")
     common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-    for ended in launch(
-        "ddp_nodes", folder, 1, environments=[common | {"NODE_RANK": str(node)} for node in (0, 1)], timeout=LIMIT
-    ):
+    environments = [common | {"NODE_RANK": str(node), "LOCAL_RANK": "0"} for node in (0, 1)]
+    for ended in fork("ddp_nodes", folder, 1, environments=environments, timeout=LIMIT):
         assert ended.status == 0, ended.said[-3000:]
     return folder
 
@@ -203,11 +200,11 @@ def test_nodes__share_nothing_and_report_the_same(nodes):
     assert (first["world"], second["world"]) == (2, 2)
     assert without(first["report"]) == without(second["report"])
     assert first["report"]["examples"] == 400
-    assert not first["told"]
-    assert not second["told"]
+    assert not first["warnings"]
+    assert not second["warnings"]
     written = [list(nodes.glob(f"node_{node}/logs/failures/no_logger/*/report.json")) for node in (0, 1)]
     assert written[0]
-    assert not written[1]  # the first process writes
+    assert not written[1]  # only the first rank writes
 
 
 def test_nodes__each_embeds_its_share(nodes):
@@ -218,7 +215,7 @@ def test_nodes__each_embeds_its_share(nodes):
 def test_nodes__upweight_without_triage_needs_no_shared_folder(nodes):
     seen = [one["Upweight"] for one in read(nodes)]
     assert without(seen[0]["report"]) == without(seen[1]["report"])
-    assert not seen[0]["told"]
+    assert not seen[0]["warnings"]
     assert sorted(union(seen, 0)) == list(range(len(DATA)))
     assert len(union(seen, 1)) == len(DATA)
     assert len(set(union(seen, 1))) < len(DATA)
@@ -235,7 +232,7 @@ def test_nodes__upweight_without_triage_needs_no_shared_folder(nodes):
 def test_nodes__interventions_that_need_a_shared_folder_say_so_and_change_nothing(nodes, case, message):
     seen = [one[case] for one in read(nodes)]
     for one in seen:
-        assert any("skips their decision" in text and message in text for text in one["told"])
+        assert any("skips their decision" in text and message in text for text in one["warnings"])
         assert one["steps"] == 6
     for epoch in (0, 1):
         assert sorted(union(seen, epoch)) == ([] if case == "AddSynthetic" else list(range(len(DATA))))
@@ -247,18 +244,18 @@ def test_nodes__interventions_that_need_a_shared_folder_say_so_and_change_nothin
 @pytest.fixture(scope="module")
 def steered(tmp_path_factory):
     folder = tmp_path_factory.mktemp("steered")
-    (ended,) = launch("ddp_steering", folder, timeout=LIMIT)
-    assert ended.status == 0, ended.said[-3000:]
+    for ended in fork("ddp_steering", folder, environments=ranks(2), timeout=LIMIT):
+        assert ended.status == 0, ended.said[-3000:]
     return folder
 
 
 @pytest.mark.parametrize("case", ["Lightning's sampler", "a sampler of one's own", "DistributedSampler"])
 def test_pitfall_9__ranks_share_one_weighted_epoch_whoever_made_the_sampler(steered, case):
-    """Ranks are seeded differently, and draw the same epoch all the same; every epoch is another one."""
+    """Ranks with different seeds draw shares of the same epoch; epochs differ from each other."""
     seen = read(steered / case)
     assert seen[0]["report"] == seen[1]["report"]
-    (told,) = seen[0]["report"]["interventions"]
-    assert told["changes_training"]
+    (intervention,) = seen[0]["report"]["interventions"]
+    assert intervention["changes_training"]
     assert [len(one["epochs"]["1"]) for one in seen] == [len(DATA) // 2] * 2
     assert sorted(union(seen, 0)) == list(range(len(DATA)))
     for epoch in (1, 2):
@@ -266,7 +263,7 @@ def test_pitfall_9__ranks_share_one_weighted_epoch_whoever_made_the_sampler(stee
         dark = [count for count, is_dark in zip(copies, DATA.dark.tolist(), strict=True) if is_dark]
         bright = [count for count, is_dark in zip(copies, DATA.dark.tolist(), strict=True) if not is_dark]
         assert sum(dark) / len(dark) > 1.8 * sum(bright) / len(bright)
-        # of two epochs that do not know of each other some bright ones would come twice
+        # two independent draws would repeat some bright examples
         assert max(bright) <= 2
         assert sum(count > 1 for count in bright) <= 5
     assert [seen[0]["epochs"][epoch] for epoch in ("1", "2")] != [seen[0]["epochs"]["1"]] * 2
@@ -287,11 +284,11 @@ def test_ddp__without_lightnings_sampler_each_process_weighs_its_own_draws(steer
 def test_ddp__generated_images_are_made_once_and_drawn_by_all(steered):
     seen = read(steered / "AddSynthetic")
     assert seen[0]["report"] == seen[1]["report"]
-    (told,) = seen[0]["report"]["interventions"]
-    assert told["added"] == 24
+    (intervention,) = seen[0]["report"]["interventions"]
+    assert intervention["added"] == 24
     (ledger,) = steered.glob("AddSynthetic/failures/**/ledger.jsonl")
     rows = [json.loads(line) for line in ledger.read_text().splitlines()]
-    assert len(rows) == sum(entry["made"] for entry in told["classes"])
+    assert len(rows) == sum(entry["made"] for entry in intervention["classes"])
     assert len({row["seed"] for row in rows}) == len(rows)
     for epoch in ("1", "2"):
         assert [one["sizes"][epoch] for one in seen] == [48, 48]
@@ -314,14 +311,14 @@ def test_ddp__weights_that_one_process_lacks_are_an_error_on_all(steered):
 def test_ddp__a_checkpoint_that_cannot_be_written_leaves_nobody_waiting(steered):
     first, second = read(steered / "checkpoint unsaved")
     assert first["steps"] == second["steps"] > 0
-    assert any("No space left" in text for text in first["told"])
+    assert any("No space left" in text for text in first["warnings"])
 
 
 def test_ddp__caches_apart_are_an_error_that_names_the_remedy(steered):
     seen = read(steered / "AddFiltered, caches apart")
     assert seen[0]["report"] == seen[1]["report"]
     for one in seen:
-        assert any("Processes must share one cache folder" in text for text in one["told"])
+        assert any("Processes must share one cache folder" in text for text in one["warnings"])
     for epoch in (0, 1, 2):
         assert sorted(union(seen, epoch)) == list(range(len(DATA)))
 
@@ -329,10 +326,10 @@ def test_ddp__caches_apart_are_an_error_that_names_the_remedy(steered):
 def test_ddp__lottery_leaves_the_same_classes_alone_and_finds_the_effect(steered):
     seen = read(steered / "lottery")
     assert seen[0]["report"] == seen[1]["report"]
-    (told,) = seen[0]["report"]["interventions"]
-    assert sum("by lot" in (entry["reason"] or "") for entry in told["classes"]) == 12
-    assert told["verdict"]["examples"] == 24
-    assert told["verdict"]["outcome"] == "helped"
+    (intervention,) = seen[0]["report"]["interventions"]
+    assert sum("by lot" in (entry["reason"] or "") for entry in intervention["classes"]) == 12
+    assert intervention["verdict"]["examples"] == 24
+    assert intervention["verdict"]["outcome"] == "helped"
 
 
 def test_ddp__verdict_by_forks_is_the_same_on_all_ranks(steered):
@@ -346,6 +343,7 @@ def test_ddp__verdict_by_forks_is_the_same_on_all_ranks(steered):
 # -- the tests can fail --------------------------------------------------------------------------------------
 
 
-def test_launch__what_hangs_is_killed_and_fails(tmp_path):
-    with pytest.raises(AssertionError, match="is not over after 0"):
-        launch("ddp_fit", tmp_path, 1, timeout=0.5)
+@pytest.mark.parametrize("start", [launch, fork])
+def test_launch__what_hangs_is_killed_and_fails(tmp_path, start):
+    with pytest.raises(AssertionError, match=r"is not over after 0.1 s"):
+        start("ddp_fit", tmp_path, 1, timeout=0.1)

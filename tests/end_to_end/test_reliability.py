@@ -1,4 +1,4 @@
-"""docs/reliability.md names tests that exist, and a long run stays flat."""
+"""docs/reliability.md names tests that exist, and the memory of a long run does not grow."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def section(title: str, page: str) -> str:
 
 
 def rows(page: str) -> dict[int, str]:
-    """Number -> last cell of the table of pitfalls."""
+    """Return the last cell of each row of the table of pitfalls, by number."""
     lines = section("What breaks plug-ins like this one", page).splitlines()
     cells = [
         [cell.strip() for cell in line.strip("|").split("|")] for line in lines if re.match(r"\|\s*\d+\s*\|", line)
@@ -41,7 +41,7 @@ def names_in(path: Path) -> set[str]:
 
 
 def missing(page: str) -> list[str]:
-    """The tests that a page names as ``tests/test_x.py::test_name``, and that are not there."""
+    """Return the tests that a page names as ``tests/test_x.py::test_name`` and that do not exist."""
     named = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", page)
     return [
         f"{path}::{name}" for path, name in named if not (ROOT / path).is_file() or name not in names_in(ROOT / path)
@@ -86,11 +86,11 @@ def test_slope__of_a_line_and_of_noise():
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(("variant", "images"), [("interventions", 256), ("new images", 64)])
 def test_soak__memory_and_files_stay_flat(tmp_path, variant, images):
-    """Sixteen epochs of what ``benchmarks/soak.py`` does for five hundred."""
+    """Run ``benchmarks/soak.py`` for sixteen epochs instead of five hundred."""
     samples = soak.soak(variant, tmp_path, epochs=16, every=1, train_size=64, val_size=images)["samples"]
     held = {name: np.array([row[1 + k] for row in samples[6:]]) for k, name in enumerate(soak.MEASURES)}
     assert set(np.diff(held["files"])) == set(np.diff(held["threads"])) == {0}
     for name, allowed in (("memory", 15), ("tensors", 120), ("objects", 2000)):
-        # classes that find their captions late, and the shards of new images, of which there are two a pass
+        # allowed: classes with late captions, and two shards of new images a pass
         assert np.median(held[name][-5:]) - np.median(held[name][:5]) < allowed, name
-    assert held["reports"][-1] > held["reports"][0] > 0  # it did analyse
+    assert held["reports"][-1] > held["reports"][0] > 0  # analyses took place

@@ -26,11 +26,11 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:The dirpath has changed"),
 ]
 
-MARK = 1.0  # of a pixel: images of the generator have it, photographs do not
+MARK = 1.0  # of one pixel: only generated images have it
 
 
 class Speaks(ColourEncoder):
-    """Embeds texts too, if without sense."""
+    """An encoder that maps texts to random embeddings."""
 
     def encode_images(self, images):
         return F.normalize(super().encode_images(images), dim=1)
@@ -41,7 +41,7 @@ class Speaks(ColourEncoder):
 
 
 def draw(prompts, seeds):
-    """Dark noise, as what fails."""
+    """Return dark noise, which resembles the images that fail."""
     rows = [torch.rand(3, 8, 8, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
     images = 0.2 + 0.3 * torch.stack(rows)
     images[:, 2, 7, 7] = MARK
@@ -54,7 +54,7 @@ def from_pil(image):
 
 
 class Counts(OracleClassifier):
-    """Remembers how many generated images each epoch held, and their labels."""
+    """A model that records the labels of the generated images of each epoch, and the epoch's size."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -69,13 +69,13 @@ class Counts(OracleClassifier):
         return super().training_step(batch, batch_idx)
 
 
-def fit(tmp_path, modes, *, epochs=2, workers=0, ckpt_path=None, callbacks=()):
+def fit(tmp_path, failures, *, epochs=2, workers=0, ckpt_path=None, callbacks=()):
     L.seed_everything(1, verbose=False)
     module = Counts()
     data = DataLoader(
         Images(96, seed=5), batch_size=16, shuffle=True, num_workers=workers, persistent_workers=workers > 0
     )
-    run = trainer(tmp_path, modes, *callbacks, max_epochs=epochs, enable_checkpointing=bool(callbacks))
+    run = trainer(tmp_path, failures, *callbacks, max_epochs=epochs, enable_checkpointing=bool(callbacks))
     run.fit(module, data, loader(400), ckpt_path=ckpt_path)
     return module
 
@@ -86,11 +86,11 @@ def adding(**options):
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_synthetic__images_join_the_next_epoch_and_are_in_the_ledger(tmp_path, workers):
-    modes = steered(adding(every_n_epochs=9), encoder=Speaks())
-    module = fit(tmp_path, modes, epochs=3, workers=workers)
-    told = modes.last_report["interventions"][0]
-    assert told["added"] == 24
-    assert all(entry["added"] == 6 and entry["prompt"] for entry in told["classes"])
+    failures = steered(adding(every_n_epochs=9), encoder=Speaks())
+    module = fit(tmp_path, failures, epochs=3, workers=workers)
+    intervention = failures.last_report["interventions"][0]
+    assert intervention["added"] == 24
+    assert all(entry["added"] == 6 and entry["prompt"] for entry in intervention["classes"])
     assert not module.generated[0]
     for epoch in (1, 2):
         assert module.sizes[epoch] == 96
@@ -104,8 +104,8 @@ def test_synthetic__images_join_the_next_epoch_and_are_in_the_ledger(tmp_path, w
 def test_synthetic__a_resumed_run_goes_on_with_the_same_images(tmp_path):
     def run(folder, epochs, ckpt_path=None):
         saves = ModelCheckpoint(folder, save_top_k=-1, filename="{epoch}", every_n_epochs=1)
-        modes = steered(adding(every_n_epochs=9), encoder=Speaks())
-        return fit(tmp_path, modes, epochs=epochs, ckpt_path=ckpt_path, callbacks=[saves]).generated
+        failures = steered(adding(every_n_epochs=9), encoder=Speaks())
+        return fit(tmp_path, failures, epochs=epochs, ckpt_path=ckpt_path, callbacks=[saves]).generated
 
     run(tmp_path / "cut", 2)
     before = sorted(tmp_path.glob("failures/**/*.png"))
@@ -118,24 +118,24 @@ def test_synthetic__a_generator_that_raises_leaves_the_training_alone(tmp_path):
     def broken(prompts, seeds):
         raise RuntimeError("out of paint")
 
-    modes = steered(AddSynthetic(broken, per_class=6, transform=from_pil), encoder=Speaks(), on_error="warn")
+    failures = steered(AddSynthetic(broken, per_class=6, transform=from_pil), encoder=Speaks(), on_error="warn")
     with pytest.warns(UserWarning, match=r"skips their decision.*out of paint"):
-        module = fit(tmp_path, modes)
+        module = fit(tmp_path, failures)
     assert module.sizes == {0: 96, 1: 96}
     assert not module.generated[1]
 
 
 def test_synthetic__a_generator_that_cannot_be_had_is_an_error_before_the_first_batch(tmp_path):
-    modes = steered(AddSynthetic("embeded:digits", per_class=6), encoder=Speaks(), on_error="warn")
+    failures = steered(AddSynthetic("embeded:digits", per_class=6), encoder=Speaks(), on_error="warn")
     with pytest.raises(GeneratorError, match="embedded:digits"):
-        fit(tmp_path, modes)
+        fit(tmp_path, failures)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("prompt", ["hard", "direction"])
 def test_synthetic__embedded_digits(tmp_path, prompt):
     L.seed_everything(0, verbose=False)
-    modes = FailureModes(
+    failures = FailureModes(
         encoder="embedded:digits",
         captions="digits",
         interventions=[AddSynthetic("embedded:digits", per_class=8, prompt=prompt, head_only=True)],
@@ -143,21 +143,21 @@ def test_synthetic__embedded_digits(tmp_path, prompt):
         on_error="raise",
     )
     data = ColouredDigitsDataModule(seed=0, shortcut=0.95, train_size=2000, val_size=2000)
-    run = trainer(tmp_path, modes, max_epochs=4)
+    run = trainer(tmp_path, failures, max_epochs=4)
     run.fit(DigitClassifier(), datamodule=data)
-    told = modes.last_report["interventions"][0]
-    assert told["began"] is not None
-    assert len(list(tmp_path.glob("failures/**/*.png"))) >= told["added"] > 0
+    intervention = failures.last_report["interventions"][0]
+    assert intervention["began"] is not None
+    assert len(list(tmp_path.glob("failures/**/*.png"))) >= intervention["added"] > 0
 
 
 def test_synthetic__a_resumed_run_under_a_versioned_logger_finds_the_images(tmp_path):
     def run(epochs, ckpt_path=None):
         L.seed_everything(1, verbose=False)
-        module, modes = Counts(), steered(adding(every_n_epochs=9), encoder=Speaks())
+        module, failures = Counts(), steered(adding(every_n_epochs=9), encoder=Speaks())
         saves = ModelCheckpoint(save_top_k=-1, filename="{epoch}", every_n_epochs=1)
         logger = CSVLogger(tmp_path, name="run")
         data = DataLoader(Images(96, seed=5), batch_size=16, shuffle=True)
-        fitted = trainer(tmp_path, modes, saves, max_epochs=epochs, logger=logger, enable_checkpointing=True)
+        fitted = trainer(tmp_path, failures, saves, max_epochs=epochs, logger=logger, enable_checkpointing=True)
         fitted.fit(module, data, loader(400), ckpt_path=ckpt_path)
         return module
 
@@ -172,8 +172,8 @@ def test_synthetic__images_that_are_gone_are_told_and_left_out(tmp_path):
     fit(tmp_path, steered(adding(every_n_epochs=9), encoder=Speaks()), callbacks=[saves])
     for ledger in list(tmp_path.glob("failures/**/ledger.jsonl")):
         purge(ledger.parent)
-    modes = steered(adding(every_n_epochs=9), encoder=Speaks())
+    failures = steered(adding(every_n_epochs=9), encoder=Speaks())
     again = ModelCheckpoint(tmp_path / "resumed", save_top_k=-1)
     with pytest.warns(UserWarning, match="other added examples, and is dropped"):
-        module = fit(tmp_path, modes, epochs=3, ckpt_path=tmp_path / "cut" / "epoch=1.ckpt", callbacks=[again])
+        module = fit(tmp_path, failures, epochs=3, ckpt_path=tmp_path / "cut" / "epoch=1.ckpt", callbacks=[again])
     assert not module.generated[2]

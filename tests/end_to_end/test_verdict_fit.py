@@ -1,4 +1,4 @@
-"""Verdicts that a training finds by itself: by forks at its end, by a lottery over classes."""
+"""Verdicts that a training computes by itself: by forks at its end, or by a lottery over classes."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ pytestmark = [
 
 
 class Learns(OracleClassifier):
-    """The more dark images it has seen, the fewer of those it gets wrong."""
+    """A model that errs less on dark images the more of them it has been trained on."""
 
     def __init__(self, classes: int = 4, rate: float = 0.002) -> None:
         super().__init__(classes)
@@ -51,17 +51,17 @@ class Learns(OracleClassifier):
 
 @pytest.mark.slow
 def test_fork__the_verdict_is_in_the_last_report(tmp_path):
-    modes = steered(Upweight(factor=8.0), verdict="fork")
+    failures = steered(Upweight(factor=8.0), verdict="fork")
     logger = TensorBoardLogger(tmp_path, name="run")
-    module, run = fit(tmp_path, modes, module=Learns(), epochs=3, logger=logger)
-    told = modes.last_report["interventions"][0]["verdict"]
-    assert told["outcome"] == "helped", told["sentence"]
-    assert told["pairs"] == 3
+    module, run = fit(tmp_path, failures, module=Learns(), epochs=3, logger=logger)
+    verdict = failures.last_report["interventions"][0]["verdict"]
+    assert verdict["outcome"] == "helped", verdict["sentence"]
+    assert verdict["pairs"] == 3
     folder = Path(logger.log_dir) / "failures"
     (last,) = folder.glob("epoch=0002-*/report.json")
     for record in (folder / "report.json", last):
-        assert json.loads(record.read_text())["interventions"][0]["verdict"] == json.loads(json.dumps(told))
-    assert told["sentence"].split(":")[0] in (last.parent / "report.md").read_text()
+        assert json.loads(record.read_text())["interventions"][0]["verdict"] == json.loads(json.dumps(verdict))
+    assert verdict["sentence"].split(":")[0] in (last.parent / "report.md").read_text()
     events = EventAccumulator(logger.log_dir)
     events.Reload()
     texts = [one.tensor_proto.string_val[0] for one in events.Tensors("failures/interventions/text_summary")]
@@ -75,16 +75,16 @@ def test_fork__nothing_flagged_is_not_measured(tmp_path):
         def _guess(self, pixels):
             return 4.0 * torch.nn.functional.one_hot((pixels[:, 0, 0, 0] * 10).round().long() % 4, 4).float()
 
-    modes = steered(verdict="fork")
-    fit(tmp_path, modes, module=Right())
-    told = modes.last_report["interventions"][0]["verdict"]
-    assert told["sentence"] == "Not measured: nothing was flagged, so no intervention began."
+    failures = steered(verdict="fork")
+    fit(tmp_path, failures, module=Right())
+    verdict = failures.last_report["interventions"][0]["verdict"]
+    assert verdict["sentence"] == "Not measured: nothing was flagged, so no intervention began."
 
 
 def test_fork__factor_1_is_no_evidence(tmp_path):
-    modes = steered(Upweight(factor=1.0), verdict="fork")
-    fit(tmp_path, modes, module=Learns())
-    assert modes.last_report["interventions"][0]["verdict"]["outcome"] == "no evidence"
+    failures = steered(Upweight(factor=1.0), verdict="fork")
+    fit(tmp_path, failures, module=Learns())
+    assert failures.last_report["interventions"][0]["verdict"]["outcome"] == "no evidence"
 
 
 def test_fork__a_fork_that_fails_leaves_the_training_as_it_is(tmp_path):
@@ -92,18 +92,18 @@ def test_fork__a_fork_that_fails_leaves_the_training_as_it_is(tmp_path):
         def __deepcopy__(self, memo):
             raise TypeError("no copies")
 
-    modes = steered(verdict="fork", on_error="warn")
-    fit(tmp_path, modes, module=Brittle())
-    told = modes.last_report["interventions"][0]["verdict"]
-    assert told["outcome"] == "not measured"
-    assert "no copies" in told["sentence"]
-    assert "lightning-failures verdict" in told["sentence"]
+    failures = steered(verdict="fork", on_error="warn")
+    fit(tmp_path, failures, module=Brittle())
+    verdict = failures.last_report["interventions"][0]["verdict"]
+    assert verdict["outcome"] == "not measured"
+    assert "no copies" in verdict["sentence"]
+    assert "lightning-failures verdict" in verdict["sentence"]
 
 
 @pytest.mark.parametrize("classes", [4, 24])
 def test_lottery__classes_left_alone_tell_the_effect(tmp_path, classes):
     class Many(Images):
-        """Labels are read from two pixels."""
+        """Images whose label is encoded in two pixels."""
 
         def __init__(self, size, seed):
             super().__init__(size, classes, seed)
@@ -122,15 +122,15 @@ def test_lottery__classes_left_alone_tell_the_effect(tmp_path, classes):
             return guess + self.net(x) * 1e-6
 
     L.seed_everything(1, verbose=False)
-    modes = callback(
+    failures = callback(
         interventions=[Upweight(factor=10.0, max_flagged=1.0, every_n_epochs=9, triage=False)],
         verdict="lottery",
         pictures=False,
     )
-    run = trainer(tmp_path, modes, max_epochs=4)
+    run = trainer(tmp_path, failures, max_epochs=4)
     data = DataLoader(Many(30 * classes, 5), batch_size=16, shuffle=True)
     run.fit(Reads(classes, rate=0.004), data, DataLoader(Many(100 * classes, 0), batch_size=64))
-    entry = modes.last_report["interventions"][0]
+    entry = failures.last_report["interventions"][0]
     by_lot = [one for one in entry["classes"] if "by lot" in (one["reason"] or "")]
     if classes < 20:
         assert not by_lot

@@ -1,9 +1,9 @@
-"""A real browser for tests of pages: put ``pytest_plugins = ["tests.helpers.browser"]`` into the module and ask for
-``visit``.
+"""A real browser for tests of pages.
 
-The browser is Chromium as the machine has it; nothing is downloaded, and no page reaches any network. Playwright's loop
-runs in this thread while it is open, so it is closed at the end of each module: later tests meet no running loop.
-PYTEST_DONT_REWRITE: there are no assertions here, and a module may import from here too.
+A test module needs ``pytest_plugins = ["tests.helpers.browser"]``, and its tests the fixture ``visit``. The browser is
+the Chromium of the machine; nothing is downloaded, and no page reaches the network. Playwright runs an event loop in
+this thread while the browser is open, so the browser is closed at the end of each module: later tests must not find a
+running loop. PYTEST_DONT_REWRITE: this module holds no assertions, and test modules import it before it is a plugin.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ LOCAL_HOSTS = ("localhost", "127.0.0.1")
 
 @dataclass
 class Visit:
-    """A page that was opened, and what went wrong on it since.
+    """An open page and the errors since it was opened.
 
     Attributes:
         page: Playwright's page.
-        errors: Errors of the console, exceptions that no script caught, requests that failed or answered 400 and up.
-        refused: Addresses that the page asked for and that are neither files, data nor of this machine.
-        requested: All addresses but those of data.
+        errors: Console errors, uncaught exceptions, failed requests and responses with status 400 or higher.
+        refused: Requested addresses that are neither files, nor data, nor on this machine.
+        requested: All requested addresses except data URIs.
     """
 
     page: Page
@@ -43,20 +43,20 @@ class Visit:
 
 
 def chromium() -> str | None:
-    """Path of the browser, or None."""
+    """Return the path of the browser, or None."""
     names = ("chromium", "chromium-browser", "google-chrome")
     return next((path for name in names if (path := shutil.which(name)) is not None), None)
 
 
 def is_local(address: str) -> bool:
-    """Whether an address is a file, data, or on this machine."""
+    """Return whether an address is a file, data, or on this machine."""
     parts = urlsplit(address)
     return parts.scheme in ("file", "data", "blob", "about") or parts.hostname in LOCAL_HOSTS
 
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    """Chromium without a window, one a module."""
+    """A headless Chromium, started once a module."""
     path = chromium()
     if path is None:
         if os.environ.get("LIGHTNING_FAILURES_BROWSER") == "required":

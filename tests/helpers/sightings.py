@@ -1,4 +1,4 @@
-"""Reports that say what a test wants them to say: which modes an analysis sees, and which examples fail."""
+"""Reports made to order: the modes that an analysis detects, and the examples that fail."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from lightning_failures.directions import FailureDirections
 from tests.helpers.results import analysed
 
 DIM = 24
-SIZE = 100  # examples of each class, unless told otherwise
+SIZE = 100  # examples of each class by default
 
 
 class Sight(NamedTuple):
-    """A mode that an analysis sees: where it points, and the places of the examples of its class that it flags."""
+    """A detected mode: its direction, and the indices within its class of the examples that it flags."""
 
     axis: int | Sequence[float]
     flagged: Iterable[int]
@@ -34,7 +34,7 @@ def told(
     captions: bool = False,
     **options,
 ) -> AnalysisResult:
-    """A report whose classes are (name, places of failures, modes); the first mode is the first direction."""
+    """Return a report with the classes (name, indices of failures, modes); the first mode is the first direction."""
     places = list(range(SIZE)) if ids is None else list(ids)
     names = tuple(name for name, *_ in classes)
     labels = torch.arange(len(names)).repeat_interleave(len(places))

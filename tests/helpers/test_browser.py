@@ -1,4 +1,4 @@
-"""The browser of the tests is real, tells of errors and reaches no network."""
+"""The browser of the tests is real, records errors and reaches no network."""
 
 import pytest
 
@@ -8,7 +8,7 @@ pytest_plugins = ["tests.helpers.browser"]
 pytestmark = pytest.mark.slow
 
 PAGE = """<!doctype html><title>t</title><img src="http://example.com/x.png">
-<script>console.error("told"); setTimeout(() => nothing.there, 0)</script>"""
+<script>console.error("planted"); setTimeout(() => nothing.there, 0)</script>"""
 
 
 def test_is_local():
@@ -22,7 +22,7 @@ def test_visit__tells_errors_and_refuses_the_network(visit, tmp_path):
     seen = visit(path, width=360, dark=True)
     seen.page.wait_for_timeout(200)
     assert seen.refused == ["http://example.com/x.png"]
-    assert any("told" in error for error in seen.errors)
+    assert any("planted" in error for error in seen.errors)
     assert any("nothing is not defined" in error for error in seen.errors)
     assert seen.page.evaluate("[innerWidth, matchMedia('(prefers-color-scheme: dark)').matches]") == [360, True]
 

@@ -1,4 +1,4 @@
-"""A tiny real task for tests of the callback: 4 classes, 8 x 8 images, a linear classifier, an encoder of colours."""
+"""A tiny task for tests of the callback: 4 classes, 8 x 8 images, a linear classifier, an encoder of colours."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ NORMALIZE = T.Normalize([0.5], [0.25])
 
 
 class Images(Dataset):
-    """Half of the images of a class are dark. A model that reads brightness will confuse those."""
+    """Images of which half of each class are dark; a model that relies on brightness confuses them."""
 
     def __init__(self, size: int = 160, classes: int = 4, seed: int = 0) -> None:
         generator = torch.Generator().manual_seed(seed)
@@ -36,7 +36,7 @@ class Images(Dataset):
 
 
 class ColourEncoder:
-    """Mean, spread and quadrants of each channel; its maps are coarse copies of the image. Counts what it embeds."""
+    """An encoder of coarse colours and their products that counts the images it embeds."""
 
     def __init__(self, name: str = "colours") -> None:
         self.name = name
@@ -54,7 +54,7 @@ class ColourEncoder:
 
 
 class Classifier(L.LightningModule):
-    """Right on bright images, wrong on dark ones, whatever it has learned: bias moves with brightness."""
+    """A linear classifier with dropout that logs its validation loss."""
 
     def __init__(self, classes: int = 4) -> None:
         super().__init__()
@@ -81,7 +81,7 @@ class Classifier(L.LightningModule):
 
 
 class OracleClassifier(Classifier):
-    """Knows the label of bright images and errs on most dark ones, so that there is a pattern to find."""
+    """A classifier that is right on bright images and errs on most dark ones: a pattern to find."""
 
     def forward(self, x):
         pixels = x * 0.25 + 0.5

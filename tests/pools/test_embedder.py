@@ -42,8 +42,8 @@ from lightning_failures.pools.shards import read_pool_shard
 from lightning_failures.pools.source import BlockSampler, PoolSource
 from lightning_failures.trainer.batch_reader import BatchReader
 from tests.helpers.toy import NORMALIZE, ColourEncoder, Images, OracleClassifier
-from tests.processes.ddp_launch import free_port, launch
 from tests.processes.embed_pool import BATCH, SHARD, SIZE, K, Pool, trainer
+from tests.processes.launch import fork, free_port, ranks
 
 ROOT = Path(__file__).parents[2]
 
@@ -612,8 +612,8 @@ def test_embed__killed_and_taken_up_again(run_folder, alone):
     Then one shard is left of another pool: one of the two has nothing to do.
     """
     killed, few = run_folder / "killed", run_folder / "all but one"
-    (died,) = launch("embed_pool", run_folder / "first", killed, 2, 1, 1, timeout=300)
-    assert died.status != 0
+    ended = fork("embed_pool", run_folder / "first", killed, 2, 1, 1, environments=ranks(2), timeout=300)
+    assert all(one.status != 0 for one in ended)
     done = shards(killed)
     assert 0 < len(done) < 13
     assert done.items() <= shards(alone).items()
@@ -622,14 +622,15 @@ def test_embed__killed_and_taken_up_again(run_folder, alone):
     (few / "shards" / "shard-0000004.safetensors").unlink()
 
     folder = run_folder / "second"
-    (went_on,) = launch("embed_pool", folder, f"{killed}{os.pathsep}{few}", 2, 1, -1, timeout=300)
-    assert went_on.status == 0, went_on.said
-    assert f"{len(done)} of 13 shards are there" in went_on.said
+    outputs = f"{killed}{os.pathsep}{few}"
+    first, second = fork("embed_pool", folder, outputs, 2, 1, -1, environments=ranks(2), timeout=300)
+    assert first.status == second.status == 0, first.said + second.said
+    assert f"{len(done)} of 13 shards are there" in first.said
     left = [number for number in range(13) if f"shard-{number:07d}.safetensors" not in done]
     assert logged(folder / killed.name) == sum(len(PoolManifest.load(killed).block(number)) for number in left)
     assert len(list((folder / killed.name).iterdir())) == 2
     assert logged(folder / few.name) == SHARD
-    assert "zero length" not in went_on.said
+    assert "zero length" not in first.said + second.said
     for output in (killed, few):
         assert shards(output) == shards(alone)
         assert (output / "hardest.json").read_bytes() == (alone / "hardest.json").read_bytes()
@@ -640,9 +641,12 @@ def test_embed__killed_and_taken_up_again(run_folder, alone):
 def test_embed__two_nodes(run_folder, alone):
     """They share the work in a folder that both see; where each has a folder of its own, that is said at once."""
     common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-    nodes = [common | {"NODE_RANK": node, "OWN": str(run_folder / f"disk {node}" / "apart")} for node in "01"]
+    nodes = [
+        common | {"NODE_RANK": node, "LOCAL_RANK": "0", "OWN": str(run_folder / f"disk {node}" / "apart")}
+        for node in "01"
+    ]
     folder, together = run_folder / "nodes", run_folder / "together"
-    ended = launch("embed_pool", folder, f"{together}{os.pathsep}$OWN", 1, 2, -1, environments=nodes, timeout=300)
+    ended = fork("embed_pool", folder, f"{together}{os.pathsep}$OWN", 1, 2, -1, environments=nodes, timeout=300)
     assert logged(folder / "together") == SIZE
     assert shards(together) == shards(alone)
     for name in ("pool.json", "hardest.json"):

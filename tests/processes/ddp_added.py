@@ -1,4 +1,4 @@
-"""Run by test_added.py in two real processes: what each draws while examples of a pool have joined."""
+"""Run by test_added.py on two ranks: write the examples that each rank draws after a pool has contributed some."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from tests.helpers.toy import loader, trainer
 
 def main(folder: Path) -> None:
     torch.set_num_threads(1)
-    modes = steered(filtered(by="flagged_confidence"))
-    run = trainer(folder, modes, max_epochs=2, strategy="ddp", devices=2, use_distributed_sampler=True)
+    callback = steered(filtered(by="flagged_confidence"))
+    run = trainer(folder, callback, max_epochs=2, strategy="ddp", devices=2, use_distributed_sampler=True)
     module = Drawn()
     run.fit(module, train_loader(), loader(400))
-    seen = {"epoch": module.epochs[1], "told": modes.last_report["interventions"]}
+    seen = {"epoch": module.epochs[1], "interventions": callback.last_report["interventions"]}
     (folder / f"rank_{run.global_rank}.json").write_text(json.dumps(seen))
 
 

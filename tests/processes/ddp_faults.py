@@ -1,4 +1,4 @@
-"""Run by test_processes.py in two real processes: one of them fails, at every stage in turn; each tells what it saw."""
+"""Run by test_processes.py on two ranks: one of them fails, at every stage in turn; each writes what it observed."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ NUMBERS = itertools.count()
 
 
 class PlantedError(Exception):
-    """Cannot be sent to another process."""
+    """An exception that cannot be pickled for another process."""
 
     def __init__(self) -> None:
         super().__init__(lambda: None)
@@ -45,7 +45,7 @@ class PlantedError(Exception):
 
 
 class Fault(Callback):
-    """Raises in one process, from the first validation of an epoch below ``until`` on."""
+    """Raises on one rank, from the first validation until epoch ``until`` begins."""
 
     def __init__(self, rank: int, until: int) -> None:
         self.rank, self.until = rank, until
@@ -82,7 +82,7 @@ def put(owner: Any, name: str, value: Any) -> Iterator[None]:
 
 @contextmanager
 def everywhere(function: Any, replacement: Any) -> Iterator[None]:
-    """Stand in for a function of the package in every module of it that has imported it."""
+    """Replace a function of the package in every module that has imported it."""
     with ExitStack() as stack:
         for module in [one for name, one in sys.modules.items() if name.startswith("lightning_failures")]:
             for name in [name for name, value in vars(module).items() if value is function]:
@@ -91,10 +91,10 @@ def everywhere(function: Any, replacement: Any) -> Iterator[None]:
 
 
 class Speaks(ColourEncoder):
-    """Fails while it embeds images, if it is told to; embeds texts too, without sense."""
+    """An encoder of images and texts that can fail while it embeds images; embeddings of texts are random."""
 
     def __init__(self, fault: Callable[[], None] = lambda: None) -> None:
-        super().__init__(f"colours {next(NUMBERS)}")  # nothing of it is in the cache
+        super().__init__(f"colours {next(NUMBERS)}")  # its embeddings are not in the cache
         self.fault = fault
 
     def encode_images(self, images):
@@ -107,7 +107,7 @@ class Speaks(ColourEncoder):
 
 
 class Numbered(Images):
-    """Each example knows its index; reading one fails if it is told to."""
+    """Images with their indices; reading one can fail."""
 
     def __init__(self, size: int, seed: int, fault: Callable[[], None] = lambda: None) -> None:
         super().__init__(size, seed=seed)
@@ -119,7 +119,7 @@ class Numbered(Images):
 
 
 class Decides(Upweight):
-    """Fails after all others have decided, if it is told to."""
+    """An intervention that fails after its decision."""
 
     fault: Fault
 
@@ -130,7 +130,7 @@ class Decides(Upweight):
 
 
 class Model(OracleClassifier):
-    """Remembers which examples each epoch held; logging fails if it is told to."""
+    """A model that records the examples of each epoch; logging a key can fail."""
 
     def __init__(self, fault: Callable[[], None] = lambda: None) -> None:
         super().__init__()
@@ -149,20 +149,20 @@ class Model(OracleClassifier):
 
 
 class Analyses(Callback):
-    """Which epochs were analysed."""
+    """Records the epochs that were analysed."""
 
     def __init__(self) -> None:
         self.epochs: list[int] = []
 
     def on_validation_end(self, trainer, pl_module):
-        (modes,) = (one for one in trainer.callbacks if hasattr(one, "last_report"))
-        epoch = None if modes.last_report is None else modes.last_report.epoch
+        (failures,) = (one for one in trainer.callbacks if hasattr(one, "last_report"))
+        epoch = None if failures.last_report is None else failures.last_report.epoch
         if epoch is not None and epoch not in self.epochs:
             self.epochs.append(epoch)
 
 
 class CheckContext:
-    """One run with a fault."""
+    """Options and replaced functions of one run with a fault."""
 
     def __init__(self, folder: Path, fault: Fault, on_error: str) -> None:
         self.folder, self.fault = folder, fault
@@ -239,7 +239,7 @@ STAGES: dict[str, Callable[[CheckContext], None]] = {
     "captions": lambda case: case.calls_of(score_captions),
     "opening the sinks": lambda case: case.calls_of(sinks.writers_for),
     "logging a key": logs,
-    # what goes on without
+    # the analysis continues without these
     "pictures": draws,
     "a sink": lambda case: case.before(FileWriter, "write"),
     # interventions
@@ -248,20 +248,20 @@ STAGES: dict[str, Callable[[CheckContext], None]] = {
     "the decision": decides,
 }
 STEERS = ("judging the training set", "picking from a pool", "the decision")
-ONLY_FIRST = ("opening the sinks", "pictures", "a sink")  # nobody else does these
+ONLY_FIRST = ("opening the sinks", "pictures", "a sink")  # other ranks do not do these
 GOES_ON = ("pictures", "a sink")
 
 
 def run(folder: Path, stage: str, rank: int, on_error: str) -> dict[str, Any]:
     steers = stage in STEERS
-    fault = Fault(rank, until=2 if stage == "pictures" else 1)  # they are drawn in the last epoch
+    fault = Fault(rank, until=2 if stage == "pictures" else 1)  # pictures are drawn in the last epoch
     case = CheckContext(folder, fault, on_error)
     STAGES[stage](case)
-    modes = callback(**case.options)
+    failures = callback(**case.options)
     analyses = Analyses()
     epochs = (3 if steers else 2) if on_error == "warn" else 1
     fitted = trainer(
-        folder, fault, modes, analyses, max_epochs=epochs, strategy="ddp", devices=2, num_sanity_val_steps=0,
+        folder, fault, failures, analyses, max_epochs=epochs, strategy="ddp", devices=2, num_sanity_val_steps=0,
         use_distributed_sampler=True,
     )  # fmt: skip
     data = DataLoader(Numbered(96, 5), batch_size=16, shuffle=True)
@@ -275,13 +275,13 @@ def run(folder: Path, stage: str, rank: int, on_error: str) -> dict[str, Any]:
             if on_error == "warn":
                 raise
             raised = f"{type(error).__name__}: {error}"
-        gc.collect()  # the connections are gone, as with the process
-    report = modes.last_report
+        gc.collect()  # close the connections, as the end of a process would
+    report = failures.last_report
     return {
         "seconds": time.monotonic() - begin,
         "fired": fault.fired,
         "raised": raised,
-        "told": [text for one in caught if "FailureModes" in (text := str(one.message))],
+        "warnings": [text for one in caught if "FailureModes" in (text := str(one.message))],
         "steps": fitted.global_step,
         "analysed": None if report is None else report.epoch,
         "analyses": len(analyses.epochs),
@@ -298,7 +298,7 @@ def main(folder: Path, on_error: str, *stages: str) -> None:
                 continue
             if on_error == "raise" and stage in GOES_ON:
                 continue
-            print(f"{stage} on rank {rank}", flush=True)  # the last words if it hangs
+            print(f"{stage} on rank {rank}", flush=True)  # shows where a run hangs
             seen = run(folder / f"{stage} {rank}", stage, rank, on_error)
             own = dist.get_rank()
             (folder / f"{stage} {rank}").mkdir(parents=True, exist_ok=True)

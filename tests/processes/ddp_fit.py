@@ -1,4 +1,4 @@
-"""Run by test_distributed.py in real processes: evaluations of many lengths; every rank writes what it saw."""
+"""Run by test_distributed.py on one to four ranks: evaluations of many lengths; every rank writes its results."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.helpers.toy import ColourEncoder, Images, OracleClassifier, callback,
 
 
 class Recording(OracleClassifier):
-    """Remembers the keys that are logged, in their order."""
+    """A model that records the logged keys in order."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -31,7 +31,7 @@ class Recording(OracleClassifier):
 
 
 class Sourced(Images):
-    """Every two images have one source."""
+    """Images in pairs of one source."""
 
     def __init__(self, size: int) -> None:
         super().__init__(size)
@@ -39,7 +39,7 @@ class Sourced(Images):
 
 
 class Backwards(Sampler):
-    """A sampler of the user's own, which knows of no processes."""
+    """A sampler of the user that is not aware of ranks."""
 
     def __init__(self, data) -> None:
         self.data = data
@@ -52,7 +52,7 @@ class Backwards(Sampler):
 
 
 class OnlyFirst(Backwards):
-    """The first process sees everything, the others nothing."""
+    """A sampler that gives all examples to the first rank and none to the others."""
 
     def __iter__(self):
         return super().__iter__() if len(self) else iter(())
@@ -80,7 +80,7 @@ def tests(size: int) -> Callable[[L.Trainer, OracleClassifier], None]:
 
 EVERYTHING_EVERYWHERE = {"use_distributed_sampler": False}
 CASES: dict[str, tuple[Callable[[L.Trainer, OracleClassifier], None], dict[str, Any]]] = {
-    # what is done, options of the Trainer
+    # evaluation, options of the Trainer
     "does not divide": (fits(lambda: DataLoader(Sourced(157), batch_size=16)), {"max_epochs": 2}),
     "fewer batches than processes": (fits(lambda: loader(10)), {}),
     "fewer examples than processes": (validates(lambda: loader(3)), {}),
@@ -99,12 +99,12 @@ def main(folder: Path, devices: int) -> None:
     torch.set_num_threads(1)
     ddp = {"strategy": "ddp", "devices": devices} if devices > 1 else {"devices": 1}
     for name, (work, options) in CASES.items():
-        print(name, flush=True)  # the last words if it hangs
-        modes = callback(robust_encoder=ColourEncoder("robust"), pictures=False, metadata=("dark",))
-        run = trainer(folder / name, modes, **({"use_distributed_sampler": True} | ddp | options))
+        print(name, flush=True)  # shows where a run hangs
+        failures = callback(robust_encoder=ColourEncoder("robust"), pictures=False, metadata=("dark",))
+        run = trainer(folder / name, failures, **({"use_distributed_sampler": True} | ddp | options))
         module = Recording()
         work(run, module)
-        write(folder / name, f"rank_{run.global_rank}", modes.last_report, module, run)
+        write(folder / name, f"rank_{run.global_rank}", failures.last_report, module, run)
 
 
 def write(place: Path, name: str, report: AnalysisResult, module: Recording, run: L.Trainer) -> None:

@@ -1,4 +1,4 @@
-"""Run by test_processes.py, once for each of two ranks: one is killed amid the analysis, or raises amid a batch."""
+"""Run by test_processes.py on two ranks: one is killed during the analysis, or raises while it grades a batch."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ def main(folder: Path, how: str, failing: int) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
     stage = grade_batch if how == "raised" else fit_failure_directions
-    modes = callback(pictures=False, on_error="raise" if how == "raised" else "warn")
-    run = trainer(folder, modes, max_epochs=2, strategy="ddp", devices=2, num_sanity_val_steps=0)
+    failures = callback(pictures=False, on_error="raise" if how == "raised" else "warn")
+    run = trainer(folder, failures, max_epochs=2, strategy="ddp", devices=2, num_sanity_val_steps=0)
     with everywhere(stage, fails if rank == failing else stage):
         try:
             run.fit(OracleClassifier(), loader(64), loader(160))

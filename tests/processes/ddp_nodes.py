@@ -1,4 +1,4 @@
-"""Run by test_processes.py, once for each of two nodes: each has its own cache and its own folder, as without NFS."""
+"""Run by test_processes.py on two nodes of one rank: each has its own cache and log folder, as without NFS."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def main(folder: Path, devices: int) -> None:
     node = int(os.environ["NODE_RANK"])
     here = folder / f"node_{node}"
     (here / "logs").mkdir(parents=True, exist_ok=True)
-    os.chdir(here)  # the log folder is the same word on all nodes, and another place
+    os.chdir(here)  # the log folder has the same relative path on both nodes
     seen = {}
     cases = {
         "plain": {"robust_encoder": ColourEncoder("robust")},
@@ -33,9 +33,9 @@ def main(folder: Path, devices: int) -> None:
     }
     for name, options in cases.items():
         print(name, flush=True)
-        modes = callback(pictures=False, cache_folder="cache", on_error="warn", **options)
+        failures = callback(pictures=False, cache_folder="cache", on_error="warn", **options)
         run = trainer(
-            "logs", modes, max_epochs=2, strategy="ddp", devices=devices, num_nodes=2, use_distributed_sampler=True
+            "logs", failures, max_epochs=2, strategy="ddp", devices=devices, num_nodes=2, use_distributed_sampler=True
         )
         module = Counts() if name == "AddSynthetic" else Model()
         data = Images(96, seed=5) if name == "AddSynthetic" else Numbered(96, 5)
@@ -43,9 +43,9 @@ def main(folder: Path, devices: int) -> None:
             warnings.simplefilter("always")
             run.fit(module, DataLoader(data, batch_size=16, shuffle=True), loader(400))
         seen[name] = {
-            "report": modes.last_report.to_dict(),
+            "report": failures.last_report.to_dict(),
             "epochs": module.epochs,
-            "told": [text for one in caught if "FailureModes" in (text := str(one.message))],
+            "warnings": [text for one in caught if "FailureModes" in (text := str(one.message))],
             "world": run.world_size,
             "steps": run.global_step,
         }

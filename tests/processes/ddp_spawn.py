@@ -1,4 +1,4 @@
-"""Run by test_processes.py: Lightning spawns the processes, and they end with the fit."""
+"""Run by test_processes.py: Lightning spawns the ranks, and they end with the fit."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ from tests.helpers.toy import Images, OracleClassifier, callback, trainer
 
 
 class Writes(Callback):
-    """Only what is written or logged comes back from a spawned process."""
+    """Writes the report: only files and logged values come back from a spawned process."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     def on_fit_end(self, trainer, pl_module):
-        (modes,) = (one for one in trainer.callbacks if hasattr(one, "last_report"))
-        seen = {"report": modes.last_report.to_dict(), "world": trainer.world_size}
+        (failures,) = (one for one in trainer.callbacks if hasattr(one, "last_report"))
+        seen = {"report": failures.last_report.to_dict(), "world": trainer.world_size}
         (self.folder / f"rank_{trainer.global_rank}.json").write_text(json.dumps(seen))
 
 
 def main(folder: Path) -> None:
     torch.set_num_threads(1)
-    modes = callback(pictures=False)
+    failures = callback(pictures=False)
     run = trainer(
-        folder, modes, Writes(folder), strategy="ddp_spawn", devices=2, use_distributed_sampler=True, max_epochs=1
+        folder, failures, Writes(folder), strategy="ddp_spawn", devices=2, use_distributed_sampler=True, max_epochs=1
     )
     # a loader with a torch.Generator of its own cannot be sent to a spawned process, with the callback or without
     run.fit(OracleClassifier(), DataLoader(Images(64), batch_size=16), DataLoader(Images(157), batch_size=16))
-    back = {"report": modes.last_report is not None, "accuracy": float(run.callback_metrics["failures/accuracy"])}
+    back = {"report": failures.last_report is not None, "accuracy": float(run.callback_metrics["failures/accuracy"])}
     (folder / "back.json").write_text(json.dumps(back))
 
 

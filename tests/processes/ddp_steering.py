@@ -1,4 +1,4 @@
-"""Run by test_processes.py in two real processes: interventions of every kind; each tells what it drew and was told."""
+"""Run by test_processes.py on two ranks: interventions of every kind; each writes its draws and warnings."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from tests.helpers.toy import NORMALIZE, ColourEncoder, Images, OracleClassifier
 from tests.processes.ddp_faults import Model, Numbered, Speaks
 from tests.processes.ddp_fit import Backwards
 
-MARK = 1.0  # of a pixel: images of the generator have it, photographs do not
+MARK = 1.0  # of one pixel: only generated images have it
 
 
 class Generates(Speaks):
-    """Unit vectors, as captions want them; the same fingerprint in all processes and runs."""
+    """Unit vectors, which captions need; the fingerprint is the same in all processes and runs."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -38,7 +38,7 @@ class Generates(Speaks):
 
 
 def draw(prompts, seeds):
-    """Dark noise, as what fails."""
+    """Return dark noise, which resembles the images that fail."""
     rows = [torch.rand(3, 8, 8, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
     images = 0.2 + 0.3 * torch.stack(rows)
     images[:, 2, 7, 7] = MARK
@@ -55,7 +55,7 @@ def synthetic() -> AddSynthetic:
 
 
 class Counts(OracleClassifier):
-    """Remembers the classes of the generated images that each epoch held, and how many images there were."""
+    """A model that records the classes of generated images and the number of images of each epoch."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -71,7 +71,7 @@ class Counts(OracleClassifier):
 
 
 class Many(Numbered):
-    """24 classes; the label is read from two pixels."""
+    """Images of 24 classes; the label is encoded in two pixels."""
 
     def __init__(self, size: int, seed: int) -> None:
         Images.__init__(self, size, 24, seed)
@@ -81,7 +81,7 @@ class Many(Numbered):
 
 
 class ReadsMany(Model):
-    """Errs on dark images, the less so the more of them it has seen."""
+    """A model that errs on dark images, less so the more of them it has been trained on."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -104,7 +104,7 @@ class ReadsMany(Model):
 
 
 class Shuffles(Backwards):
-    """A sampler of the user's own, which knows of no processes, and shuffles anew each time."""
+    """A sampler of the user that is not aware of ranks and shuffles for each epoch."""
 
     def __init__(self, data) -> None:
         super().__init__(data)
@@ -144,16 +144,16 @@ def run(folder: Path, name: str) -> dict[str, Any]:
         options |= {"interventions": [one], "verdict": "lottery"}
         module, data = ReadsMany(), lambda: DataLoader(Many(720, 5), batch_size=16, shuffle=True)
         val = DataLoader(Validation(), batch_size=64)
-    modes = callback(**options)
-    fitted = trainer(folder, modes, strategy="ddp", devices=2, **fitting)
-    torch.manual_seed(rank())  # processes are not seeded alike
+    failures = callback(**options)
+    fitted = trainer(folder, failures, strategy="ddp", devices=2, **fitting)
+    torch.manual_seed(rank())  # ranks have different seeds
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         fitted.fit(module, data(), val)
-    report = modes.last_report
+    report = failures.last_report
     return {
         "report": {k: v for k, v in report.to_dict().items() if k != "timings"},
-        "told": [text for one in caught if "FailureModes" in (text := str(one.message))],
+        "warnings": [text for one in caught if "FailureModes" in (text := str(one.message))],
         "epochs": module.epochs,
         "sizes": getattr(module, "sizes", None),
         "steps": fitted.global_step,
@@ -161,7 +161,7 @@ def run(folder: Path, name: str) -> dict[str, Any]:
 
 
 class Validation(Many):
-    """Of two things each, as the metrics want them."""
+    """Examples of two items, which the metrics expect."""
 
     def __init__(self) -> None:
         super().__init__(2400, 0)
@@ -175,7 +175,7 @@ CASES = (*TRAIN, "AddSynthetic", "AddFiltered, caches apart", "lottery")
 
 
 def judge(folder: Path) -> dict[str, Any]:
-    """The verdict by forks, as ``lightning-failures verdict`` finds it."""
+    """Return the verdict by forks, as ``lightning-failures verdict`` computes it."""
     saves = ModelCheckpoint(folder / "saved", save_top_k=-1, filename="{epoch}")
     options = {"strategy": "ddp", "devices": 2, "use_distributed_sampler": True}
     L.seed_everything(1, verbose=False)
@@ -183,16 +183,16 @@ def judge(folder: Path) -> dict[str, Any]:
     first.fit(Model(), TRAIN["Lightning's sampler"](), loader(400))
 
     def make_run() -> Run:
-        modes = callback(interventions=[Upweight(factor=4.0)], pictures=False, encoder=ColourEncoder())
+        failures = callback(interventions=[Upweight(factor=4.0)], pictures=False, encoder=ColourEncoder())
         data = {"train_dataloaders": TRAIN["Lightning's sampler"](), "val_dataloaders": loader(400)}
-        return Run(trainer(folder, modes, max_epochs=4, **options), Model(), data)
+        return Run(trainer(folder, failures, max_epochs=4, **options), Model(), data)
 
     checkpoint = folder / "saved" / "epoch=0.ckpt"
     return fork_verdict(make_run, checkpoint, pairs=1, files=folder / "files", folder=folder / "forks").to_dict()
 
 
 def refused(folder: Path, encoder: Any) -> dict[str, Any]:
-    """What the set-up says of an encoder."""
+    """Return the error of the set-up with an encoder."""
     try:
         trainer(folder, callback(encoder=encoder, on_error="warn"), strategy="ddp", devices=2).validate(
             Model(), loader(32), verbose=False
@@ -203,21 +203,21 @@ def refused(folder: Path, encoder: Any) -> dict[str, Any]:
 
 
 def apart(folder: Path) -> dict[str, Any]:
-    """Two files of weights under one name."""
+    """Give each rank other weights under one name."""
     encoder = ColourEncoder()
     encoder.fingerprint += f"-{rank()}"
     return refused(folder, encoder)
 
 
 def missing(folder: Path) -> dict[str, Any]:
-    """The second process does not find its weights."""
+    """Let the second rank miss its weights."""
     return refused(folder, "local-dir:nowhere" if rank() else ColourEncoder())
 
 
 def unsaved(folder: Path) -> dict[str, Any]:
-    """The first process cannot write the checkpoint that the forks were to begin from."""
-    modes = callback(interventions=[Upweight(factor=4.0)], pictures=False, on_error="warn", verdict="fork")
-    run = trainer(folder, modes, max_epochs=2, strategy="ddp", devices=2, num_sanity_val_steps=0)
+    """Let the first rank fail to write the checkpoint from which the forks start."""
+    failures = callback(interventions=[Upweight(factor=4.0)], pictures=False, on_error="warn", verdict="fork")
+    run = trainer(folder, failures, max_epochs=2, strategy="ddp", devices=2, num_sanity_val_steps=0)
     save = run.strategy.save_checkpoint
 
     def full(*args: Any, **kwargs: Any) -> None:
@@ -229,7 +229,7 @@ def unsaved(folder: Path) -> dict[str, Any]:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         run.fit(Model(), TRAIN["Lightning's sampler"](), loader(400))
-    return {"steps": run.global_step, "told": [str(one.message) for one in caught if "skips" in str(one.message)]}
+    return {"steps": run.global_step, "warnings": [str(one.message) for one in caught if "skips" in str(one.message)]}
 
 
 OTHERS = {"verdict": judge, "encoders apart": apart, "weights missing": missing, "checkpoint unsaved": unsaved}
@@ -238,7 +238,7 @@ OTHERS = {"verdict": judge, "encoders apart": apart, "weights missing": missing,
 def main(folder: Path, *names: str) -> None:
     torch.set_num_threads(1)
     for name in names or (*CASES, *OTHERS):
-        print(name, flush=True)  # the last words if it hangs
+        print(name, flush=True)  # shows where a run hangs
         place = folder / name
         seen = OTHERS[name](place) if name in OTHERS else run(place, name)
         place.mkdir(parents=True, exist_ok=True)

@@ -1,9 +1,8 @@
-"""Trainings on disks that fail, in a process of their own, which may mount, and may give up its rights.
+"""Run by test_disk.py: trainings on disks that fail, in a process that can mount file systems or give up its rights.
 
-``python -m tests.processes.disk_fit full FOLDER`` mounts small file systems below FOLDER, so it wants a mount namespace
-(``unshare``); ``python -m tests.processes.disk_fit denied FOLDER`` goes on as a user that may not write. Each prints
-one JSON
-object, scenario -> what happened.
+``python -m tests.processes.disk_fit FOLDER full`` mounts small file systems below FOLDER, so it needs a mount namespace
+(``unshare``); ``python -m tests.processes.disk_fit FOLDER denied`` continues as a user without write permission. Each
+prints one JSON object: scenario -> what happened.
 """
 
 from __future__ import annotations
@@ -37,23 +36,23 @@ from tests.helpers.toy import OracleClassifier, callback, loader, trainer
 EPOCHS = 2
 
 
-def told(report: FailureReport | None) -> dict | None:
-    """What an analysis found, without how long it took."""
+def findings(report: FailureReport | None) -> dict | None:
+    """Return a report as a dictionary, without its timings."""
     return None if report is None else report.to_dict() | {"timings": None}
 
 
 def fit(cache: Path, root: Path) -> dict:
-    """Train with the callback, as a user has it: nothing raises."""
+    """Train with the callback as users have it (on_error="warn"); return epochs, report and warnings."""
     torch.manual_seed(0)
-    modes = callback(pictures=True, cache_folder=cache, on_error="warn", permutations=9)
-    run = trainer(root, modes, max_epochs=EPOCHS)
+    failures = callback(pictures=True, cache_folder=cache, on_error="warn", permutations=9)
+    run = trainer(root, failures, max_epochs=EPOCHS)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         run.fit(OracleClassifier(), loader(), loader(seed=1))
     messages = [str(warning.message) for warning in caught]
     return {
         "epochs": run.current_epoch,
-        "report": told(modes.last_report),
+        "report": findings(failures.last_report),
         "warnings": [text for text in messages if "embedding cache" in text or "FailureModes" in text],
     }
 
@@ -62,7 +61,7 @@ READERS = {"directions": FailureDirections.load, "examples": ExampleTable.load, 
 
 
 def halves(folder: Path) -> list[str]:
-    """Files that are not whole, and what a writer has left behind."""
+    """Return the incomplete files in a folder and the temporary files that a writer has left."""
     found = []
     for path in (path for path in folder.rglob("*") if path.is_file() and path.name != "filler"):
         try:
@@ -80,7 +79,7 @@ def halves(folder: Path) -> list[str]:
 
 
 def mounted(folder: Path, *, free: int) -> Path:
-    """A file system with so many bytes left."""
+    """Mount a file system with ``free`` bytes of space."""
     folder.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", folder], check=True)
     (folder / "filler").write_bytes(b"x" * (2**18 - free))
@@ -88,14 +87,14 @@ def mounted(folder: Path, *, free: int) -> Path:
 
 
 def read_only(folder: Path) -> Path:
-    """A file system that takes nothing."""
+    """Mount a read-only file system."""
     mounted(folder, free=2**17)
     subprocess.run(["mount", "-o", "remount,ro", folder], check=True)
     return folder
 
 
 def sinks(folder: Path) -> dict:
-    """Every writer by itself on a full disk, and what it leaves."""
+    """Use each writer on a full disk; return their errors and the state of the ledger."""
     result = AnalysisResult(FailureReport(9, 0.5, (ClassReport("cat " * 2000, 9, accuracy=0.5),), epoch=1))
     image = torch.randint(0, 255, (3, 200, 200), dtype=torch.uint8)
     gallery = Gallery((Picture("classes/cat", (Row("", (Tile(image),)),)),))
@@ -117,19 +116,19 @@ def sinks(folder: Path) -> dict:
 
 
 def steer(root: Path) -> dict:
-    """Train with generated images and a rollback, which keep files of their own."""
-    modes = steered(
+    """Train with generated images and a rollback, which write files of their own."""
+    failures = steered(
         Upweight(factor=2.0), adding(every_n_epochs=9), encoder=Speaks(), auto_rollback=True, on_error="warn"
     )
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        module = synthetic_fit(root, modes, epochs=3)
-    told = [str(warning.message) for warning in caught if "FailureModes" in str(warning.message)]
-    return {"examples": list(module.sizes.values()), "warnings": told}
+        module = synthetic_fit(root, failures, epochs=3)
+    messages = [str(warning.message) for warning in caught if "FailureModes" in str(warning.message)]
+    return {"examples": list(module.sizes.values()), "warnings": messages}
 
 
 def full(place: Path) -> dict:
-    """Full and read-only file systems."""
+    """Train on full and on read-only file systems."""
     found = {"good": fit(place / "cache", place / "logs")}
     found["full cache"] = fit(mounted(place / "full", free=4096), place / "logs 1")
     found["full log folder"] = fit(place / "cache", mounted(place / "full log", free=0))
@@ -144,19 +143,19 @@ def full(place: Path) -> dict:
 
 
 def denied(place: Path) -> dict:
-    """Folders of another user."""
+    """Train in folders of another user."""
     found = {"good": fit(place / "cache", place / "logs")}
     closed = place / "closed"
     closed.mkdir(mode=0o555)
     if os.geteuid() == 0:
-        os.setuid(65534)  # for good; all that is needed is loaded and compiled
+        os.setuid(65534)  # irreversible; everything needed is loaded and compiled
     found["denied"] = fit(closed / "cache", closed)
     return found
 
 
 def main() -> None:
     torch.set_num_threads(1)
-    kind, place = sys.argv[1:]
+    place, kind = sys.argv[1:]
     print(json.dumps({"full": full, "denied": denied}[kind](Path(place))))
 
 

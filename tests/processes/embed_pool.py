@@ -1,4 +1,4 @@
-"""Run by test_embed.py in real processes: embed and score pools; on request one process kills itself on the way."""
+"""Run by tests/pools/test_embedder.py: embed and score pools; on request one rank kills itself before the end."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SIZE, SHARD, BATCH, K = 250, 20, 8, 5
 
 
 class Pool(L.LightningDataModule):
-    """The images of the toy task."""
+    """A pool with images of the toy task."""
 
     def __init__(self, dataset: Dataset | None = None, **options) -> None:
         super().__init__()
@@ -32,7 +32,7 @@ class Pool(L.LightningDataModule):
 
 
 class LoggedEncoder(ColourEncoder):
-    """Notes how many images it embeds, in a file for each process; ends its process where it is told to."""
+    """Writes the number of images it embeds, to a file for each rank; kills its process after ``dies_after`` images."""
 
     def __init__(self, folder: Path, dies_after: int | None = None) -> None:
         super().__init__()

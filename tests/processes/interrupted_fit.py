@@ -1,21 +1,16 @@
-"""Run by test_interruption.py: a process that forks one for each training, so that any of them may be killed.
+"""Run by test_interruption.py, once for each training: it may be interrupted or killed at any stage.
 
-It reads a list of jobs a line, as JSON, runs them at once, and answers with how the process of each ended. Forks share
-its imports, and those that a first training brings, so that each costs no more than itself. It has one thread.
+The argument is a job as JSON: folder, name, interventions, epochs, workers, and perhaps a fault.
 """
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import json
 import os
 import signal
 import sys
-import tempfile
 import time
-import traceback
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +27,6 @@ from tests.end_to_end.test_added import Pool
 from tests.end_to_end.test_interventions import Numbered
 from tests.helpers.toy import ColourEncoder, Images, OracleClassifier, callback, trainer
 
-PATIENCE = 120.0  # seconds that one training may take
-
 STAGES = {
     "embedding a validation batch": ("lightning_failures.trainer.evaluation_pass:EmbeddingPass.embed", 3),
     "fitting directions": ("lightning_failures.directions.svm:fit_scaled", 2),
@@ -43,11 +36,11 @@ STAGES = {
     "writing the report": ("pathlib:Path.replace", 1),
     "training step": ("tests.processes.interrupted_fit:Module.training_step", 4),
 }
-"""Where a training can be interrupted: a function, and at which call within the epoch."""
+"""Stages at which a training can be interrupted: a function, and the number of its call within the epoch."""
 
 
 class ByEpoch(Sampler[int]):
-    """A user's own sampler whose order follows from the epoch that Lightning tells it."""
+    """A sampler of the user whose order depends on the epoch that Lightning sets."""
 
     def __init__(self, size: int) -> None:
         self.size, self.epoch = size, 0
@@ -63,7 +56,7 @@ class ByEpoch(Sampler[int]):
 
 
 class CountingLoader(DataLoader):
-    """Stateful: it remembers how many batches of an epoch it has given, and leaves as many out of the next pass."""
+    """A stateful loader: it counts the batches of an epoch, and skips those of its state in the next pass."""
 
     given = skip = 0
 
@@ -85,7 +78,7 @@ class CountingLoader(DataLoader):
 
 
 class Fading(Images):
-    """Darker with each epoch, so that in each there is something to embed."""
+    """Images that get darker with each epoch, so that every epoch has new images to embed."""
 
     epoch = 0
 
@@ -94,7 +87,7 @@ class Fading(Images):
 
 
 class Module(OracleClassifier):
-    """Errs on dark images, and elsewhere by what it has learned; notes the examples of every step in a file."""
+    """A model that errs on dark images and learns the others; writes the examples of every step to a file."""
 
     def __init__(self, notes: Path) -> None:
         super().__init__()
@@ -130,17 +123,17 @@ INTERVENTIONS = {
 
 
 class PlantedError(RuntimeError):
-    """The error of a stage."""
+    """The exception raised at a stage."""
 
 
 class Fault:
-    """Interrupts a process at a stage of an epoch: once, at a call of a function, before that does anything."""
+    """Interrupts the process once, at a stage of an epoch, before the called function does anything."""
 
     def __init__(self, stage: str, how: str, epoch: int) -> None:
         place, self.left = STAGES[stage]
         self.how, self.epoch, self.stage = how, epoch, stage
         module, name = place.split(":")
-        # this file is __main__
+        # this script is __main__
         holder: Any = sys.modules["__main__" if module == "tests.processes.interrupted_fit" else module]
         *outer, name = name.split(".")
         for part in outer:
@@ -153,7 +146,7 @@ class Fault:
             return original(*args, **kwargs)
 
         holders = [one for key, one in sys.modules.items() if key.startswith("lightning_failures")]
-        for one in [holder] if outer else [holder, *holders]:  # modules hold functions of others by name
+        for one in [holder] if outer else [holder, *holders]:  # other modules have imported the function by name
             if vars(one).get(name) is original:
                 setattr(one, name, wrapped)
         self.trainer: Any = None
@@ -173,7 +166,7 @@ class Fault:
 
 
 class Keeps(Callback):
-    """What is still attached when an exception has gone through all callbacks; it also tells data the epoch."""
+    """Records what is still attached after an exception has passed all callbacks; sets the epoch of the data."""
 
     def __init__(self, stop: list[int] | None) -> None:
         self.stop = stop
@@ -214,14 +207,14 @@ def validation_loader(job: dict[str, Any]) -> DataLoader:
     return DataLoader(Subset(data, range(*job.get("rows", (0, 400)))), batch_size=16)
 
 
-def fit(job: dict[str, Any], modes: Any, fault: Fault | None = None) -> tuple[Module, Any]:
+def fit(job: dict[str, Any], failures: Any, fault: Fault | None = None) -> tuple[Module, Any]:
     folder = Path(job["folder"])
     keeps = ModelCheckpoint(
         folder / "checkpoints", **({"filename": "{epoch}", "save_top_k": -1} | job.get("keeps", {}))
     )
     module = Module(folder / f"{job['name']}.jsonl")
     attached = Keeps(job.get("stop"))
-    callbacks = [attached, keeps] if modes is None else [modes, attached, keeps]
+    callbacks = [attached, keeps] if failures is None else [failures, attached, keeps]
     run = trainer(
         folder, *callbacks, max_epochs=job["epochs"], enable_checkpointing=True, logger=False, **job.get("options", {})
     )
@@ -237,7 +230,7 @@ def fit(job: dict[str, Any], modes: Any, fault: Fault | None = None) -> tuple[Mo
 
 
 def train(job: dict[str, Any]) -> None:
-    """One training, to its end or to its interruption."""
+    """Train to the end or to the interruption, and write the outcome."""
     folder = Path(job["folder"])
     folder.mkdir(parents=True, exist_ok=True)
     os.environ["LIGHTNING_FAILURES_CACHE"] = job.get("cache") or str(folder / "cache")
@@ -246,24 +239,24 @@ def train(job: dict[str, Any]) -> None:
     if "purge" in job:
         purge(job["purge"], folder / f"{job['name']}.json")
         return
-    modes = None
+    failures = None
     if job["interventions"] is not None:
         interventions = INTERVENTIONS[job["interventions"]]()
-        modes = callback(robust_encoder=ColourEncoder("robust"), interventions=interventions, pictures=False)
+        failures = callback(robust_encoder=ColourEncoder("robust"), interventions=interventions, pictures=False)
     fault = Fault(**job["fault"]) if "fault" in job else None
     try:
-        module, _ = fit(job, modes, fault)
+        module, _ = fit(job, failures, fault)
     except PlantedError:
         again = folder / "again"
         again.mkdir()
-        module, _ = fit(job | {"folder": str(again), "name": "again"}, modes)  # the same callback in another fit
-        tell(modes, module, again / "again.json")
+        module, _ = fit(job | {"folder": str(again), "name": "again"}, failures)  # reuse the callback in another fit
+        write_outcome(failures, module, again / "again.json")
         raise
-    tell(modes, module, folder / f"{job['name']}.json")
+    write_outcome(failures, module, folder / f"{job['name']}.json")
 
 
 def purge(until: list[str], file: Path) -> None:
-    """Empty the cache again and again, until there are these files."""
+    """Purge the cache repeatedly until all files of ``until`` exist."""
     cache, freed = EmbeddingCache(), []
     while not all(Path(one).exists() for one in until):
         freed.append(cache.purge())
@@ -271,9 +264,9 @@ def purge(until: list[str], file: Path) -> None:
     file.write_text(json.dumps([one for one in freed if one]))
 
 
-def tell(modes: Any, module: Module, file: Path) -> None:
-    """Write down what came out of a training."""
-    report = {} if modes is None else modes.last_report.to_dict()
+def write_outcome(failures: Any, module: Module, file: Path) -> None:
+    """Write the report and the weights of a training."""
+    report = {} if failures is None else failures.last_report.to_dict()
     outcome = {
         "report": {key: value for key, value in report.items() if key != "timings"},
         "weights": {name: value.numpy().tobytes().hex() for name, value in module.state_dict().items()},
@@ -281,48 +274,6 @@ def tell(modes: Any, module: Module, file: Path) -> None:
     file.write_text(json.dumps(outcome))
 
 
-def begin(work: Callable[[], None], log: Path) -> int:
-    """Begin to run ``work`` in a process of its own, and return that."""
-    child = os.fork()
-    if child == 0:
-        os.setsid()
-        code = 1
-        try:
-            file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-            os.dup2(file, 1)
-            os.dup2(file, 2)
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-            work()
-            code = 0
-        except SystemExit as error:
-            code = error.code if isinstance(error.code, int) else 0
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            sys.stdout.flush()
-            os._exit(code)
-    return child
-
-
-def end(child: int) -> int:
-    """How a process ended: its exit status, or minus its signal; one that takes too long is killed."""
-    until = time.monotonic() + PATIENCE
-    while not (done := os.waitpid(child, os.WNOHANG))[0]:
-        if time.monotonic() > until:
-            os.killpg(child, signal.SIGKILL)
-            until += PATIENCE
-        time.sleep(0.005)
-    return os.waitstatus_to_exitcode(done[1])
-
-
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    with tempfile.TemporaryDirectory() as first, contextlib.redirect_stdout(sys.stderr):
-        train({"folder": first, "name": "first", "interventions": "both", "workers": 0, "epochs": 2})
-    for line in sys.stdin:
-        children = []
-        for job in json.loads(line):
-            folder = Path(job["folder"])
-            folder.mkdir(parents=True, exist_ok=True)
-            children.append(begin(functools.partial(train, job), folder / f"{job['name']}.log"))
-        print(json.dumps([end(child) for child in children]), flush=True)
+    train(json.loads(sys.argv[1]))
