@@ -35,6 +35,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning_failures import FailureModes
 from lightning_failures.analysis import analyse as analysis
 from lightning_failures.bundled.digits import ColouredDigitsDataModule, DigitClassifier
+from lightning_failures.callback import AdvancedOptions, DataOptions
 from lightning_failures.trainer import epoch_end as explaining
 from lightning_failures.trainer.evaluation_pass import EmbeddingPass
 from lightning_failures.trainer.grader import Grader
@@ -130,10 +131,14 @@ def train(*, epochs: int, analysed: bool) -> tuple[list[Epoch], Epoch]:
     clock = Clock()
     rendering.prepare.cache_clear()  # which every process has to load anew
     options: dict[str, Any] = {"encoder": "embedded:digits", "robust_encoder": "embedded:digits", "captions": "digits"}
-    options["metadata"] = ("tint", "background", "stroke", "posture")
+    options["data"] = DataOptions(metadata=("tint", "background", "stroke", "posture"))
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        failures = [FailureModes(**options, cache_folder=folder / "cache", on_error="raise")] if analysed else []
+        failures = (
+            [FailureModes(**options, on_error="raise", advanced=AdvancedOptions(cache_folder=folder / "cache"))]
+            if analysed
+            else []
+        )
         trainer = L.Trainer(
             accelerator="cpu",
             max_epochs=epochs,

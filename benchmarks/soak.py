@@ -39,6 +39,7 @@ from torch.utils.data import DataLoader
 
 from lightning_failures import FailureModes
 from lightning_failures.bundled.digits import ColouredDigitsDataModule, DigitClassifier
+from lightning_failures.callback import AdvancedOptions
 from lightning_failures.interventions import Upweight
 
 VARIANTS = {
@@ -156,9 +157,9 @@ def soak(
         encoder="embedded:digits",
         robust_encoder="embedded:digits",
         captions="digits",
-        cache_folder=folder / "cache",
         interventions=[Upweight()] if acting else [],
         on_error="raise",
+        advanced=AdvancedOptions(cache_folder=folder / "cache"),
     )
     trainer = L.Trainer(
         accelerator="cpu",

@@ -31,6 +31,7 @@ from digits import TINTS_OF, digits_encoder, progress, read_options
 
 from lightning_failures import FailureModes
 from lightning_failures.bundled.digits import ColouredDigits, ColouredDigitsDataModule, DigitClassifier
+from lightning_failures.callback import AdvancedOptions
 from lightning_failures.data.grades import Grades
 from lightning_failures.interventions import Decision, Intervention, JudgedExamples, Round, Upweight
 from lightning_failures.interventions.verdicts import paired_verdict
@@ -94,8 +95,7 @@ def run(seed: int, intervention: Intervention | None, place: Path) -> Run:
         captions=None,
         interventions=[] if intervention is None else [intervention],
         pictures=False,
-        cache_folder=place / "cache",
-        seed=seed,
+        advanced=AdvancedOptions(cache_folder=place / "cache", seed=seed),
     )
     trainer = L.Trainer(
         accelerator="cpu",

@@ -37,12 +37,18 @@ from lightning_failures.trainer.grader import Grader
 from lightning_failures.trainer.index_recorder import IndexRecorderHook, dataset_of, evaluation_loaders
 from lightning_failures.trainer.logits_hook import LogitsObserver
 from lightning_failures.trainer.metric_keys import KeyLog
-from lightning_failures.trainer.options import check_options
+from lightning_failures.trainer.options import (
+    AdvancedOptions,
+    DataOptions,
+    PictureOptions,
+    check_options,
+    merge_former_spellings,
+)
 from lightning_failures.trainer.ranks import Communicator
 from lightning_failures.trainer.run_folder import discard_temporary, failures_folder
 from lightning_failures.trainer.schedule import RunState, is_due
 
-__all__ = ["FailureModes"]
+__all__ = ["AdvancedOptions", "DataOptions", "FailureModes", "PictureOptions"]
 
 
 class FailureModes(Callback):
@@ -64,60 +70,40 @@ class FailureModes(Callback):
         encoder: Image encoder of the failure directions: an open_clip tag ``"<model>/<pretrained>"``, ``"hf-hub:..."``,
             ``"local-dir:..."``, a path, ``"embedded:digits"``, ``"efficientnet-lite0"``, or an
             :class:`~lightning_failures.encoders.Encoder`. None: no directions. The default is skipped with a warning
-            where it cannot be had; one that you name, be it the same, must be there.
+            if it cannot be loaded; an encoder that you name must load, even if it is the same.
         robust_encoder: Adversarially robust encoder of the failure trees: a checkpoint of a robust ResNet,
             ``"embedded:digits"``, ``"efficientnet-lite0"`` (not robust), or an Encoder. None: no trees.
-        class_names: One name a class; multilabel: one a condition; binary: two, or that of the positive class. None
+        class_names: One name per class; multilabel: one per condition; binary: two, or that of the positive class. None
             reads ``dataset.classes``; without it classes are "0" ... "K-1" and there are no captions.
-        captions: Words for the candidate captions: the name of a packaged vocabulary ("general", "cifar10", "digits"),
-            the path of a YAML file, a :class:`~lightning_failures.captions.grammar.CaptionVocabulary`, or None for no
-            captions.
-        task: "multiclass", "binary" (one logit) or "multilabel"; None infers it from the shapes.
+        interventions: Changes of the training in the next epoch (:mod:`lightning_failures.interventions`,
+            ``docs/interventions.md``). The validation set is then split: one part finds the failures, another, under
+            ``failures/report/...``, gives the headline numbers.
+        verdict: Measure whether the interventions helped. ``"fork"``: after the training, six forks are trained from
+            the epoch in which they began; ``"lottery"``: half of the flagged classes are left unchanged as a control.
+        every_n_epochs: Analyse in every n-th epoch, at its last validation.
+        captions: Words of the candidate captions: the name of a packaged vocabulary ("general", "cifar10", "digits"),
+            the path of a YAML file, a :class:`~lightning_failures.captions.CaptionVocabulary`, or None for no captions.
+        pictures: Draw images, heat maps and feature attacks, and write the HTML report: after the last analysis of
+            ``fit``, where optional parts take at most half an epoch, and always outside of ``fit``. False: numbers and
+            words only; a :class:`~lightning_failures.callback.PictureOptions` also draws in between.
+        time_budget: Limit on the time of an analysis: seconds, or a share of a training epoch like ``"10%"``. If it is
+            too short, a sample of the examples and the classes with the most failures are analysed, and the notes of
+            the report say so. Images embedded once cost nothing later, so the sample grows from validation to
+            validation. Not limited: the training images that interventions and ``reference="train"`` embed, once.
+            None: no limit.
         read_batch: ``(outputs, batch) -> BatchRecord``, for batches of other forms. A field that is None falls to the
-            default rule. ``outputs`` is what the step returned; None where it returns nothing, and where only the
-            images of single examples are asked for.
+            default rule. ``outputs`` is the return value of the step; None if it returns nothing, and when only the
+            images of single examples are read.
         logits_from: Name of the submodule whose output is the logits.
         normalization: ``(mean, std)`` of the image batches, in units of [0, 1]. None reads it off the dataset's
-            transforms; where there is none, images must be in [0, 1] or uint8.
-        reference: What embeddings are standardised with: ``"validation"`` (the examples that are analysed), or
-            ``"train"`` for a fixed hash sample of at most 20,000 training images, as the training transforms give them.
-        groups_from: Attribute of the dataset with a source id for each example (frames of one video, images of one
-            patient), which are kept together in every split. Ignored where the dataset has none; None: no groups.
-        metadata: Attributes of the dataset with a value for each example ("camera", "hospital"), integers, strings or
-            booleans. Nothing is fitted to them: each class reports the values over-represented among its failures.
-        every_n_epochs: Analyse in every n-th epoch, at its last validation.
-        every_n_validations: Analyse every n-th validation of ``fit`` instead.
-        min_coverage: Share of the examples below which a validation steers nothing: it is graded and reported, but
-            monitored keys keep their last value.
-        permutations: Permutations of the screening test and of the captions' test. 0: neither gives p-values, and
-            no class has a pattern.
-        n_directions: Failure directions a class, at most. The report tells of the first; for the others see
-            ``last_report.directions.further``.
-        interventions: What acts on the next epoch (:mod:`lightning_failures.interventions`, ``docs/interventions.md``).
-            Validation then has two parts: one finds the failures, the other, under ``failures/report/...``, tells the
-            headline numbers.
-        auto_rollback: Put weights and optimizers back to before the interventions, and stop them, if accuracy on a
-            third part of the validation set, under ``failures/decision/...``, falls for certain.
-        verdict: Tells whether the interventions helped. ``"fork"``: when the training is over, six forks are trained
-            from where they began; ``"lottery"``: half of the flagged classes are left alone, for comparison.
-        pictures: Draw images, heat maps and feature attacks, and write the HTML report: at the last analysis of
-            ``fit``, where what can be left out takes at most half as long as an epoch, and outside of it. False:
-            numbers and words only.
-        pictures_every_n: Do so at every n-th analysis too. None: at the last one only.
-        feature_names: YAML file in which you name features of the robust encoder and tag them, for many runs. None:
-            ``features.yaml`` beside the last report.
-        time_budget: What an analysis may take: seconds, or a share of the time of a training epoch, like ``"10%"``.
-            Where that is too little it looks at a sample of the examples and at the classes with the most failures,
-            and says so in the report's notes. Images embedded once cost nothing later, so the sample grows from
-            validation to validation. Not limited: what interventions and ``reference="train"`` embed of the training
-            set, once. None: as long as it takes.
-        memory_budget: What the embeddings that an analysis holds at a time may take in each process: bytes, or a size
-            like ``"2 GiB"``. A sample of the examples is looked at if there are more. None: no limit.
-        worst_k: How many classes, the worst, get scalars and pictures of their own.
-        cache_folder: Where embeddings are kept. None: ``$LIGHTNING_FAILURES_CACHE``, else the user's cache folder.
-        device: Of encoders given by name. None: that of the training.
+            transforms; without any, images must be in [0, 1] or uint8.
+        reference: Embeddings that standardise all others: ``"validation"`` (the examples that are analysed), or
+            ``"train"`` for a fixed hash sample of at most 20,000 training images, after the training transforms.
         on_error: ``"warn"``: a failing analysis is skipped; ``"raise"``: any error stops the run (scripts, tests).
-        seed: Of folds and permutations.
+        data: Task, sources and metadata of the examples: :class:`~lightning_failures.callback.DataOptions`.
+        advanced: Options that few people change: :class:`~lightning_failures.callback.AdvancedOptions`.
+        **former: Options of ``data``, ``pictures`` and ``advanced`` given by themselves, as in version 0.1. All but
+            ``every_n_validations`` and ``min_coverage`` are deprecated.
 
     Attributes:
         last_report: The last :class:`~lightning_failures.analysis.AnalysisResult` of the first loader, or None.
@@ -134,66 +120,56 @@ class FailureModes(Callback):
         encoder: str | Path | Encoder | None = DEFAULT_ENCODER,
         robust_encoder: str | Path | Encoder | None = None,
         class_names: Sequence[str] | None = None,
+        interventions: Sequence[Intervention] = (),
+        verdict: Literal["fork", "lottery"] | None = None,
+        every_n_epochs: int = 1,
         captions: str | Path | CaptionVocabulary | None = "general",
-        task: Task | None = None,
+        pictures: bool | PictureOptions = True,
+        time_budget: float | str | None = None,
         read_batch: Callable[[Any, Any], BatchRecord] | None = None,
         logits_from: str | None = None,
         normalization: tuple[Sequence[float], Sequence[float]] | None = None,
         reference: Literal["validation", "train"] = "validation",
-        groups_from: str | None = "groups",
-        metadata: Sequence[str] = (),
-        every_n_epochs: int = 1,
-        every_n_validations: int | None = None,
-        min_coverage: float = 0.5,
-        permutations: int = 999,
-        n_directions: int = 1,
-        interventions: Sequence[Intervention] = (),
-        auto_rollback: bool = False,
-        verdict: Literal["fork", "lottery"] | None = None,
-        pictures: bool = True,
-        pictures_every_n: int | None = None,
-        feature_names: str | Path | None = None,
-        time_budget: float | str | None = None,
-        memory_budget: float | str | None = None,
-        worst_k: int = 5,
-        cache_folder: str | Path | None = None,
-        device: str | torch.device | None = None,
         on_error: Literal["warn", "raise"] = "warn",
-        seed: int = 0,
+        data: DataOptions | None = None,
+        advanced: AdvancedOptions | None = None,
+        **former: Any,
     ) -> None:
         super().__init__()
+        data, draws, drawing, advanced = merge_former_spellings(data, pictures, advanced, **former)
         self.encoder = encoder
         self.robust_encoder = robust_encoder
         self.class_names = None if class_names is None else tuple(class_names)
+        self.interventions = interventions
+        self.verdict = verdict
+        self.every_n_epochs = every_n_epochs
         self.captions = captions
-        self.task: Task | None = task
+        self.pictures = draws
+        self.time_budget = time_budget
         self.read_batch = read_batch
         self.logits_from = logits_from
         self.normalization = normalization
         self.reference = reference
-        self.groups_from = groups_from
-        self.metadata = metadata
-        self.every_n_epochs = every_n_epochs
-        self.every_n_validations = every_n_validations
-        self.min_coverage = min_coverage
-        self.permutations = permutations
-        self.n_directions = n_directions
-        self.interventions = interventions
-        self.auto_rollback = auto_rollback
-        self.verdict = verdict
-        self.pictures = pictures
-        self.pictures_every_n = pictures_every_n
-        self.feature_names = None if feature_names is None else Path(feature_names).expanduser()
-        self.time_budget = time_budget
-        self.memory_budget = memory_budget
-        self.worst_k = worst_k
-        self.cache_folder = cache_folder
-        self.device = device
         self.on_error = on_error
-        self.seed = seed
+        # the options of the groups, each under its own name
+        self.task: Task | None = data.task
+        self.groups_from = data.groups_from
+        self.metadata = data.metadata
+        self.pictures_every_n = drawing.every_n
+        self.feature_names = None if drawing.feature_names is None else Path(drawing.feature_names).expanduser()
+        self.every_n_validations = advanced.every_n_validations
+        self.min_coverage = advanced.min_coverage
+        self.auto_rollback = advanced.auto_rollback
+        self.memory_budget = advanced.memory_budget
+        self.worst_k = advanced.worst_k
+        self.n_directions = advanced.n_directions
+        self.permutations = advanced.permutations
+        self.cache_folder = advanced.cache_folder
+        self.device = advanced.device
+        self.seed = advanced.seed
         self.last_report: AnalysisResult | None = None
         check_options(self)
-        self.metadata, self.interventions = tuple(metadata), tuple(interventions)
+        self.metadata, self.interventions = tuple(self.metadata), tuple(interventions)
 
         self._tap = IndexRecorderHook()
         self._observer = LogitsObserver(logits_from)
@@ -203,16 +179,16 @@ class FailureModes(Callback):
         self._steering = InterventionController(
             interventions,
             reader=self._reader,
-            seed=seed,
-            groups_from=groups_from,
-            auto_rollback=auto_rollback,
+            seed=self.seed,
+            groups_from=self.groups_from,
+            auto_rollback=self.auto_rollback,
             lottery=verdict == "lottery",
             say_once=self._say_once,
         )
-        self._budget = EmbeddingBudget(time_budget, memory_budget, self._say_once)
+        self._budget = EmbeddingBudget(time_budget, self.memory_budget, self._say_once)
         self._explainer: AnalysisRunner | None = None
         self._folder: Path | None = None
-        self._keys = KeyLog(worst_k=worst_k, min_coverage=min_coverage, say_once=self._say_once)
+        self._keys = KeyLog(worst_k=self.worst_k, min_coverage=self.min_coverage, say_once=self._say_once)
         self._said: set[str] = set()
         # one validation
         self._active = False

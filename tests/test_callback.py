@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
 
 from lightning_failures import BatchRecord, FailureModes
 from lightning_failures.errors import ConfigurationError, EncoderError
+from lightning_failures.trainer.options import group_options
 from tests.helpers.toy import NORMALIZE, Classifier, ColourEncoder, Images, OracleClassifier, callback, loader, trainer
 
 pytestmark = [
@@ -702,8 +703,8 @@ def test_encoder__named_but_unknown_is_an_error_default_is_a_warning(tmp_path):
 )
 def test_options__refused_with_name_and_value(options):
     ((name, value),) = options.items()
-    with pytest.raises(ConfigurationError, match=f"FailureModes\\({name}=.*{value}"):
-        FailureModes(**options)
+    with pytest.raises(ConfigurationError, match=f"Failure|Options\\({name}=.*{value}"):
+        FailureModes(**group_options(options))
 
 
 def test_reference__train(tmp_path):

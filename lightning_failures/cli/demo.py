@@ -13,7 +13,7 @@ import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from lightning_failures.bundled.digits import ColouredDigitsDataModule, DigitClassifier
-from lightning_failures.callback import FailureModes
+from lightning_failures.callback import AdvancedOptions, DataOptions, FailureModes
 from lightning_failures.core.atomic import write_atomically
 from lightning_failures.data.report import FailureReport
 from lightning_failures.errors import ConfigurationError
@@ -63,9 +63,9 @@ def train_digits(
         encoder="embedded:digits",
         robust_encoder="embedded:digits",
         captions="digits",
-        metadata=("tint", "background", "stroke", "posture"),  # only counted: neither fitted to nor the planted truth
         on_error="raise",
-        seed=seed,
+        data=DataOptions(metadata=("tint", "background", "stroke", "posture")),
+        advanced=AdvancedOptions(seed=seed),
     )
     data = ColouredDigitsDataModule(seed=seed, shortcut=shortcut)
     logger = TensorBoardLogger(output, name="coloured_digits")

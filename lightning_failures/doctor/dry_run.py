@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import logging
 import warnings
 from collections.abc import Iterator
@@ -28,6 +27,7 @@ from lightning_failures.trainer.batch_reader import BatchReader
 from lightning_failures.trainer.grader import Grader
 from lightning_failures.trainer.index_recorder import IndexRecorderHook, dataset_of, evaluation_loaders
 from lightning_failures.trainer.logits_hook import LogitsObserver
+from lightning_failures.trainer.options import OPTIONS, group_options
 from lightning_failures.trainer.ranks import Communicator
 
 BATCHES = 2
@@ -112,9 +112,8 @@ class CheckContext:
 
 
 def options_of(modes: FailureModes) -> dict[str, Any]:
-    """The arguments that would make the same callback again."""
-    known = vars(modes)
-    return {name: known[name] for name in inspect.signature(FailureModes).parameters if name in known}
+    """Return the options of a callback by name; :func:`group_options` makes arguments of them."""
+    return {name: value for name, value in vars(modes).items() if name in OPTIONS}
 
 
 def rehearse(case: CheckContext, *callbacks: Callback) -> tuple[Trainer, list[str]]:
@@ -266,7 +265,7 @@ def check_rehearsal(case: CheckContext) -> Iterator[Finding]:
         "verdict": None,
         "reference": "validation",
     }
-    modes = FailureModes(**(options_of(case.modes) | fresh))
+    modes = FailureModes(**group_options(options_of(case.modes) | fresh))
     _, warned = rehearse(case, modes)
     report = modes.last_report
     if report is None:

@@ -57,7 +57,7 @@ class Rollback:
         is_whole = isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy)
         if not is_whole or isinstance(trainer.strategy, DeepSpeedStrategy):
             raise ConfigurationError(
-                f"FailureModes(auto_rollback=True) cannot restore the weights of {type(trainer.strategy).__name__},"
+                f"AdvancedOptions(auto_rollback=True) cannot restore the weights of {type(trainer.strategy).__name__},"
                 " which shards them over processes. Use DDP, or auto_rollback=False and checkpoints."
             )
 

@@ -153,7 +153,7 @@ class TrainingRound(Round):
                 raise
             raise CacheError(
                 f"{error} Processes must share one cache folder that they can write: set LIGHTNING_FAILURES_CACHE, or"
-                " FailureModes(cache_folder=...), to a folder that all of them see."
+                " AdvancedOptions(cache_folder=...), to a folder that all of them see."
             ) from error
 
     def _training(self, label: int) -> Iterable[Tensor]:

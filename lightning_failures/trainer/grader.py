@@ -237,7 +237,7 @@ def _group_of_each_example(dataset: Any, attribute: str) -> Tensor | None:
     values, length = np.asarray(groups), _length(dataset)
     if values.ndim != 1 or values.dtype == object or length not in (None, len(values)):
         raise ConfigurationError(
-            f"FailureModes(groups_from={attribute!r}): this attribute of {type(dataset).__name__} must hold an integer"
+            f"DataOptions(groups_from={attribute!r}): this attribute of {type(dataset).__name__} must hold an integer"
             f" or a string for each of its {length} examples, but is a {type(groups).__name__} of shape {values.shape}."
             " Name another attribute, or None for no groups."
         )
@@ -260,7 +260,7 @@ def _attribute_of_each_example(dataset: Any, name: str) -> Attribute:
                 return attribute
             problem = f"has {len(attribute)} values for {length} examples"
     raise ConfigurationError(
-        f"FailureModes(metadata=...): the attribute {name!r} of {type(dataset).__name__} {problem}. It must hold an"
+        f"DataOptions(metadata=...): the attribute {name!r} of {type(dataset).__name__} {problem}. It must hold an"
         " integer, a string or a boolean for each example, None where it is not known."
     )
 

@@ -1,28 +1,209 @@
-"""What must hold of the options of the callback, before anything is loaded."""
+"""Options of the callback that belong together, their former spellings, and what must hold of all options."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from numbers import Real
+from pathlib import Path
 from typing import Any
 
+import torch
+
 from lightning_failures.core.budget import read_bytes, read_time
+from lightning_failures.data.grading import Task
 from lightning_failures.errors import ConfigurationError
 from lightning_failures.interventions import Intervention
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    """What the callback reads of the data beside images and labels.
+
+    Args:
+        task: "multiclass", "binary" (one logit) or "multilabel"; None infers it from the shapes.
+        groups_from: Attribute of the dataset with a source id for each example (frames of one video, images of one
+            patient); examples of one source stay together in every split. Ignored if the dataset has no such
+            attribute; None: no groups.
+        metadata: Attributes of the dataset with a value for each example ("camera", "hospital"): integers, strings or
+            booleans. Nothing is fitted to them; each class reports the values over-represented among its failures.
+    """
+
+    task: Task | None = None
+    groups_from: str | None = "groups"
+    metadata: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class PictureOptions:
+    """When pictures are drawn, and the names of features in them.
+
+    Args:
+        every_n: Draw at every n-th analysis too. None: at the last analysis only.
+        feature_names: YAML file with names and tags of features of the robust encoder, for many runs. None:
+            ``features.yaml`` beside the last report.
+    """
+
+    every_n: int | None = None
+    feature_names: str | Path | None = None
+
+
+@dataclass(frozen=True)
+class AdvancedOptions:
+    """Options that few people change.
+
+    Args:
+        every_n_validations: Analyse every n-th validation of ``fit`` instead of every n-th epoch.
+        min_coverage: Share of the examples below which a validation steers nothing: it is graded and reported, but
+            monitored keys keep their last value.
+        auto_rollback: Restore weights and optimizers from before the interventions, and stop them, if accuracy falls
+            significantly on a third part of the validation set, ``failures/decision/...``.
+        memory_budget: Limit on the embeddings that an analysis holds at a time in each process: bytes, or a size like
+            ``"2 GiB"``. A larger validation set is sampled. None: no limit.
+        worst_k: Number of classes, the worst, with scalars and pictures of their own.
+        n_directions: Maximum number of failure directions per class. The report describes the first; for the others
+            see ``last_report.directions.further``.
+        permutations: Permutations of the screening test and of the caption test. 0: no p-values, so that no class has
+            a pattern.
+        cache_folder: Folder of cached embeddings. None: ``$LIGHTNING_FAILURES_CACHE``, else the user's cache folder.
+        device: Device of encoders given by name. None: that of the training.
+        seed: Seed of folds, permutations and samples.
+    """
+
+    every_n_validations: int | None = None
+    min_coverage: float = 0.5
+    auto_rollback: bool = False
+    memory_budget: float | str | None = None
+    worst_k: int = 5
+    n_directions: int = 1
+    permutations: int = 999
+    cache_folder: str | Path | None = None
+    device: str | torch.device | None = None
+    seed: int = 0
+
+
+_GROUP_OF = {field.name: group for group in (DataOptions, PictureOptions, AdvancedOptions) for field in fields(group)}
+
+OPTIONS = {
+    *("encoder", "robust_encoder", "class_names", "interventions", "verdict", "every_n_epochs", "captions", "pictures"),
+    *("time_budget", "read_batch", "logits_from", "normalization", "reference", "on_error", "pictures_every_n"),
+    *(_GROUP_OF.keys() - {"every_n"}),
+}
+"""Names of the attributes of the callback that hold its options."""
+
+_SILENT = {"every_n_validations", "min_coverage"}
+"""Former spellings that stay as shorthands."""
+
+
+def merge_former_spellings(
+    data: DataOptions | None,
+    pictures: bool | PictureOptions,
+    advanced: AdvancedOptions | None,
+    *,
+    task: Task | None = None,
+    groups_from: str | None = "groups",
+    metadata: Sequence[str] | None = None,
+    pictures_every_n: int | None = None,
+    feature_names: str | Path | None = None,
+    every_n_validations: int | None = None,
+    min_coverage: float | None = None,
+    auto_rollback: bool | None = None,
+    memory_budget: float | str | None = None,
+    worst_k: int | None = None,
+    n_directions: int | None = None,
+    permutations: int | None = None,
+    cache_folder: str | Path | None = None,
+    device: str | torch.device | None = None,
+    seed: int | None = None,
+) -> tuple[DataOptions, bool, PictureOptions, AdvancedOptions]:
+    """Return the options by group, with options that were given by themselves moved to their group.
+
+    The keywords are those of version 0.1; each is a ``DeprecationWarning`` now, but for ``every_n_validations`` and
+    ``min_coverage``, which stay as shorthands. The signature is typed, so that LightningCLI reads them from YAML too.
+
+    >>> merge_former_spellings(None, False, None, min_coverage=0.8)[3].min_coverage
+    0.8
+    """
+    of_data = {
+        "task": task,
+        "groups_from": None if groups_from == "groups" else (groups_from,),
+        "metadata": metadata,
+    }
+    of_pictures = {"every_n": pictures_every_n, "feature_names": feature_names}
+    of_advanced = {
+        "every_n_validations": every_n_validations,
+        "min_coverage": min_coverage,
+        "auto_rollback": auto_rollback,
+        "memory_budget": memory_budget,
+        "worst_k": worst_k,
+        "n_directions": n_directions,
+        "permutations": permutations,
+        "cache_folder": cache_folder,
+        "device": device,
+        "seed": seed,
+    }
+    draws = pictures is not False
+    given = pictures if isinstance(pictures, PictureOptions) else PictureOptions()
+    return (
+        _merged(data or DataOptions(), "data", of_data),
+        draws,
+        _merged(given, "pictures", of_pictures),
+        _merged(advanced or AdvancedOptions(), "advanced", of_advanced),
+    )
+
+
+def _merged(group: Any, name: str, former: dict[str, Any]) -> Any:
+    """Return the group with the values that are not None, and warn of each."""
+    changes = {key: value for key, value in former.items() if value is not None}
+    for key in changes.keys() - _SILENT:
+        old = "pictures_every_n" if key == "every_n" else key
+        warnings.warn(
+            f"FailureModes({old}=...) has moved: give FailureModes({name}={type(group).__name__}({key}=...))."
+            " The former spelling will be removed in the next version.",
+            DeprecationWarning,
+            stacklevel=4,
+        )
+    if "groups_from" in changes:  # in a tuple, since None is a value of its own
+        changes["groups_from"] = changes["groups_from"][0]
+    return replace(group, **changes)
+
 
 _TASKS = (None, "multiclass", "binary", "multilabel")
 _AT_LEAST_1 = "an integer >= 1"
 
 
-def check_options(modes: Any) -> None:
-    """Refuse options of ``FailureModes``, which it holds under their names, that are out of range.
+def group_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return keyword arguments of ``FailureModes`` from options that are all given by their own names.
+
+    >>> grouped = group_options({"encoder": None, "seed": 3, "pictures": False})
+    >>> grouped["pictures"], grouped["advanced"].seed
+    (False, 3)
+    """
+    grouped = {name: value for name, value in options.items() if name not in _GROUP_OF and name != "pictures_every_n"}
+    for name, group in (("data", DataOptions), ("advanced", AdvancedOptions)):
+        values = {key: value for key, value in options.items() if _GROUP_OF.get(key) is group}
+        if values:
+            grouped[name] = group(**values)
+    drawing = PictureOptions(options.get("pictures_every_n"), options.get("feature_names"))
+    if options.get("pictures", True) is True and drawing != PictureOptions():
+        grouped["pictures"] = drawing
+    return grouped
+
+
+def check_options(callback: Any) -> None:
+    """Refuse options of ``FailureModes`` that are out of range; the callback holds each as an attribute of its name.
 
     Raises:
         ConfigurationError: With the option, what is allowed and what came.
     """
-    for name, holds, allowed in _conditions(modes):
+    for name, holds, allowed in _conditions(callback):
         if not holds:
-            raise ConfigurationError(f"FailureModes({name}=...) must be {allowed}, got {getattr(modes, name)!r}.")
+            group, key = _GROUP_OF.get(name), name
+            if name == "pictures_every_n":
+                group, key = PictureOptions, "every_n"
+            owner = "FailureModes" if group is None else group.__name__
+            raise ConfigurationError(f"{owner}({key}=...) must be {allowed}, got {getattr(callback, name)!r}.")
 
 
 def _conditions(o: Any) -> Iterator[tuple[str, bool, str]]:

@@ -49,6 +49,7 @@ from lightning_failures.doctor.reference_images import coloured_digits, plain_sh
 from lightning_failures.encoders import OpenCLIPEncoder
 from lightning_failures.encoders.preprocessing import Preprocessing
 from lightning_failures.interventions import Upweight
+from lightning_failures.trainer.options import group_options
 from tests.helpers.toy import NORMALIZE, Classifier, ColourEncoder, Images, OracleClassifier, callback, loader, trainer
 
 ROOT = Path(__file__).parents[2]
@@ -305,7 +306,7 @@ def test_encoder__that_is_not_there_tells_what_is(tmp_path):
 def test_encoder__the_default_may_be_missing(tmp_path):
     options = {name: value for name, value in options_of(callback()).items() if name != "encoder"}
     made = case(tmp_path)
-    made.modes = FailureModes(**options)
+    made.modes = FailureModes(**group_options(options))
     assert "no failure directions" in only(check_encoder(made), "warning").message
 
 

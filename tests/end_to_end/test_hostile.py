@@ -29,6 +29,7 @@ from PIL import Image
 from lightning_failures import FailureModes
 from lightning_failures.analysis import AnalysisResult
 from lightning_failures.bundled.models import CLIP_FOLDER
+from lightning_failures.callback import AdvancedOptions
 from lightning_failures.captions.grammar import CaptionVocabulary
 from lightning_failures.cli import main
 from lightning_failures.core.text import clean, escape_markdown, tag_part
@@ -48,6 +49,7 @@ from lightning_failures.interventions import Upweight
 from lightning_failures.report.gallery import Gallery, Picture, Row, Tile, class_picture
 from lightning_failures.report.tables import class_table, classes_markdown
 from lightning_failures.trainer.metric_keys import worst_class_values
+from lightning_failures.trainer.options import group_options
 from lightning_failures.trainer.run_folder import safe_name
 from lightning_failures.writers import CSVWriter, FileWriter
 from lightning_failures.writers.files import file_name
@@ -806,8 +808,9 @@ def test_config__a_class_must_be_of_the_type_of_its_option(marker):
 def test_config__null_is_told_by_name(option):
     """YAML lets any option be null, which is None."""
     with pytest.raises(ConfigurationError, match=option):
-        FailureModes(**{option: None})
-    assert FailureModes(permutations=10**400, every_n_epochs=np.int64(2)).every_n_epochs == 2  # no overflow
+        FailureModes(**group_options({option: None}))
+    many = AdvancedOptions(permutations=10**400)
+    assert FailureModes(advanced=many, every_n_epochs=np.int64(2)).every_n_epochs == 2  # no overflow
 
 
 @pytest.mark.parametrize("option", ["factor", "max_flagged", "start_epoch", "every_n_epochs"])

@@ -9,6 +9,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch.utils.data import ConcatDataset, DataLoader, Subset
 
 from lightning_failures import FailureModes
+from lightning_failures.callback import DataOptions
 from lightning_failures.data.grades import BatchRecord
 from lightning_failures.data.report import FailureReport
 from lightning_failures.errors import ConfigurationError
@@ -113,8 +114,8 @@ def test_metadata__says_what_is_wrong_before_the_first_epoch(tmp_path, value, me
 
 
 def test_metadata__a_name_alone_is_no_list_of_names():
-    with pytest.raises(ConfigurationError, match=r"FailureModes\(metadata=...\) must be a sequence of names"):
-        FailureModes(metadata="camera")
+    with pytest.raises(ConfigurationError, match=r"DataOptions\(metadata=...\) must be a sequence of names"):
+        FailureModes(data=DataOptions(metadata="camera"))
 
 
 def test_metadata__ids_that_are_no_indices(tmp_path):

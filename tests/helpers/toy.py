@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2 as T
 
 from lightning_failures import FailureModes
+from lightning_failures.trainer.options import group_options
 
 NORMALIZE = T.Normalize([0.5], [0.25])
 
@@ -101,7 +102,7 @@ def loader(size: int = 160, *, shuffle: bool = False, seed: int = 0, **options) 
 
 def callback(**options) -> FailureModes:
     defaults = {"encoder": ColourEncoder(), "on_error": "raise", "permutations": 99, "pictures": False}
-    return FailureModes(**(defaults | options))
+    return FailureModes(**group_options(defaults | options))
 
 
 def trainer(tmp_path, *callbacks, **options) -> L.Trainer:

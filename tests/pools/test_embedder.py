@@ -28,6 +28,7 @@ from torchvision.transforms import v2 as T
 
 from lightning_failures import FailureModes
 from lightning_failures.bundled.digits.render import CLASSES
+from lightning_failures.callback import DataOptions
 from lightning_failures.cli import main
 from lightning_failures.data.grades import BatchRecord
 from lightning_failures.data.report import ClassReport, FailureReport
@@ -519,7 +520,7 @@ def test_embed__labels_of_other_forms(tmp_path, run_folder, labels, task, told):
         return {"data": torch.utils.data.default_collate(items)}
 
     run = trainer(None)
-    run.callbacks.append(FailureModes(encoder=ColourEncoder(), read_batch=read, task=task))
+    run.callbacks.append(FailureModes(encoder=ColourEncoder(), read_batch=read, data=DataOptions(task=task)))
     arguments = {"output": tmp_path, "directions": run_folder, "k": K}
     if told is None:
         run.embed(OracleClassifier(), Pool(collate_fn=collate), **arguments)

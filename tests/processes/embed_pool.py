@@ -13,6 +13,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from lightning_failures import FailureModes
+from lightning_failures.callback import AdvancedOptions
 from lightning_failures.cli.main import FailureTrainer
 from tests.helpers.toy import ColourEncoder, Images, OracleClassifier
 
@@ -49,7 +50,7 @@ class LoggedEncoder(ColourEncoder):
 
 def trainer(encoder, **options) -> FailureTrainer:
     defaults = {"accelerator": "cpu", "logger": False, "enable_progress_bar": False, "enable_model_summary": False}
-    callbacks = [] if encoder is None else [FailureModes(encoder=encoder, permutations=99)]
+    callbacks = [] if encoder is None else [FailureModes(encoder=encoder, advanced=AdvancedOptions(permutations=99))]
     return FailureTrainer(callbacks=callbacks, enable_checkpointing=False, **(defaults | options))
 
 

@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_failures import FailureModes
 from lightning_failures.analysis.diary import Diary, advance
+from lightning_failures.callback import AdvancedOptions
 from lightning_failures.data.report import FailureReport
 from lightning_failures.errors import DataError
 from lightning_failures.report.diary import histories
@@ -225,7 +226,9 @@ class Learner(L.LightningModule):
 @pytest.mark.filterwarnings("ignore:.*does not have many workers.*")
 @pytest.mark.filterwarnings("ignore:.*smaller than the logging interval.*")
 def test_fit__a_shortcut_that_training_no_longer_shows_is_cured(tmp_path):
-    modes = FailureModes(encoder=ColourEncoder(), permutations=199, pictures=False, on_error="raise")
+    modes = FailureModes(
+        encoder=ColourEncoder(), pictures=False, on_error="raise", advanced=AdvancedOptions(permutations=199)
+    )
     trainer(tmp_path, modes, max_epochs=13, reload_dataloaders_every_n_epochs=1).fit(Learner(relief=5))
     folders = sorted(tmp_path.rglob("epoch=*"))
     reports = [FailureReport.from_json((folder / "report.json").read_bytes()) for folder in folders]
@@ -249,7 +252,9 @@ def test_fit__a_shortcut_that_training_no_longer_shows_is_cured(tmp_path):
 @pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
 def test_fit__resumed_it_goes_on_from_the_diary_of_its_checkpoint(tmp_path):
     def fit(epochs: int, **options) -> list[FailureReport]:
-        modes = FailureModes(encoder=ColourEncoder(), permutations=99, pictures=False, on_error="raise")
+        modes = FailureModes(
+            encoder=ColourEncoder(), pictures=False, on_error="raise", advanced=AdvancedOptions(permutations=99)
+        )
         keep = ModelCheckpoint(tmp_path / "checkpoints", filename="{epoch}", save_top_k=-1)
         logger = TensorBoardLogger(tmp_path, version="run")
         made = trainer(tmp_path, modes, keep, logger=logger, max_epochs=epochs, enable_checkpointing=True)

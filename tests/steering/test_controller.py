@@ -12,6 +12,7 @@ from lightning.pytorch.strategies import FSDPStrategy
 from torch import nn
 
 from lightning_failures import FailureModes
+from lightning_failures.callback import AdvancedOptions
 from lightning_failures.errors import ConfigurationError
 from lightning_failures.interventions import AddFiltered, Upweight
 from lightning_failures.steering.head_only import HeadOnly
@@ -111,7 +112,7 @@ def test_rollback__sharded_weights_are_refused(tmp_path):
 
 def test_rollback__without_interventions_is_refused():
     with pytest.raises(ConfigurationError, match="auto_rollback"):
-        FailureModes(encoder=ColourEncoder(), auto_rollback=True)
+        FailureModes(encoder=ColourEncoder(), advanced=AdvancedOptions(auto_rollback=True))
 
 
 def test_decision_part__is_there_when_it_is_monitored(tmp_path):

@@ -14,6 +14,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 from lightning_failures import FailureModes
 from lightning_failures.bundled.digits import ColouredDigitsDataModule, DigitClassifier
+from lightning_failures.callback import AdvancedOptions
 from lightning_failures.data.report import FailureReport
 from tests.writers.server import tensorboard
 
@@ -32,10 +33,8 @@ def fitted(tmp_path_factory) -> tuple[Path, FailureReport]:
         encoder="embedded:digits",
         robust_encoder="embedded:digits",
         captions="digits",
-        permutations=99,
-        worst_k=2,
         on_error="raise",
-        cache_folder=tmp_path_factory.mktemp("cache"),
+        advanced=AdvancedOptions(permutations=99, worst_k=2, cache_folder=tmp_path_factory.mktemp("cache")),
     )
     trainer = L.Trainer(
         accelerator="cpu",

@@ -51,7 +51,7 @@ class ColouredDigits(Dataset[tuple[Tensor, int]]):
         images: (N, 3, 32, 32) uint8, before ``transform``.
         groups: (N,) int64, the source digit of each image; images of one source are not independent.
         attributes: Tint, background, stroke and posture of each image, as indices. Nothing is trained on them.
-        tint, background, stroke, posture: The same in words, N each: ``FailureModes(metadata=["tint", ...])``.
+        tint, background, stroke, posture: The same in words, N each: ``DataOptions(metadata=["tint", ...])``.
         truth: For each class ``{"usual_tint": ..., "unusual_tint": ...}``, or None where nothing is planted.
         transform: What turns a uint8 image into the input of a model.
 

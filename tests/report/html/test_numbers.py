@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from lightning_failures.callback import FailureModes
+from lightning_failures.callback import AdvancedOptions, FailureModes
 from lightning_failures.report.run_folder import HTML_FILE
 from tests.helpers.toy import ColourEncoder, OracleClassifier, loader, trainer
 from tests.report.html.reading import documents, wrong_numbers
@@ -33,7 +33,10 @@ def folder(tmp_path_factory):
     """A run of two epochs, analysed twice, with pictures, trees and captions as far as colours have them."""
     place = tmp_path_factory.mktemp("run")
     modes = FailureModes(
-        encoder=ColourEncoder(), robust_encoder=ColourEncoder("robust"), on_error="raise", permutations=99
+        encoder=ColourEncoder(),
+        robust_encoder=ColourEncoder("robust"),
+        on_error="raise",
+        advanced=AdvancedOptions(permutations=99),
     )
     fit = trainer(place, modes, max_epochs=2)
     fit.fit(Unhurried(), loader(160, shuffle=True), loader(800, seed=1))
