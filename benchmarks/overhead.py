@@ -40,7 +40,7 @@ from lightning_failures.trainer import epoch_end as explaining
 from lightning_failures.trainer.evaluation_pass import EmbeddingPass
 from lightning_failures.trainer.grader import Grader
 from lightning_failures.trainer.metric_keys import KeyLog
-from lightning_failures.trainer.pictures import painter as drawing
+from lightning_failures.trainer.pictures import builder as drawing
 from lightning_failures.writers import FileWriter, TensorBoardWriter, files
 
 rendering = importlib.import_module("lightning_failures.report.html.render")  # the package has a function of this name

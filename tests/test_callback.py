@@ -427,7 +427,7 @@ def test_pictures__an_error_leaves_the_analysis(tmp_path, monkeypatch):
     def broken(*args, **options):
         raise RuntimeError("boom")
 
-    monkeypatch.setattr("lightning_failures.trainer.pictures.painter.add_null_cv_scores", broken)
+    monkeypatch.setattr("lightning_failures.trainer.pictures.builder.add_null_cv_scores", broken)
     failures, metrics = callback(pictures=True, pictures_every_n=1), Metrics()
     with pytest.warns(UserWarning, match="could not draw pictures: RuntimeError: boom"):
         trainer(tmp_path, failures, metrics).fit(OracleClassifier(), loader(), loader())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +40,7 @@ from lightning_failures.report.diary_storage import keep_diary
 from lightning_failures.report.html.render import prepare
 from lightning_failures.trainer.batch_reader import BatchReader, ExampleReader, TrainingSample, training_sample
 from lightning_failures.trainer.evaluation_pass import EvaluationPass
-from lightning_failures.trainer.pictures.painter import AnalysisSnapshot, GalleryBuilder
+from lightning_failures.trainer.pictures.builder import AnalysisSnapshot, GalleryBuilder
 from lightning_failures.trainer.ranks import Communicator
 from lightning_failures.writers import Writer, each_writer, writers_for
 
@@ -222,18 +222,8 @@ class AnalysisRunner:
         start = time.perf_counter()
         if ranks.is_first:
             prepare()  # of the page, beside the drawing
-        painter = GalleryBuilder(
-            directions=self.directions,
-            trees=self.trees,
-            reader=self.reader,
-            captions=partial(self._caption_source, has_names=scene.evaluation.grader.has_names),
-            nulls=NULL_PERMUTATIONS if self.permutations else 0,
-            worst_k=self.worst_k,
-            feature_names=self.feature_names,
-            seed=self.seed,
-            say_once=self.say_once,
-        )
-        result, gallery = painter.draw(scene, ranks, None if seconds is None else Deadline.after(seconds))
+        deadline = None if seconds is None else Deadline.after(seconds)
+        result, gallery = self._gallery_builder.draw(scene, ranks, deadline)
         timings = result.report.timings | {"pictures": round(time.perf_counter() - start, 4)}
         result = result.with_report(timings=ranks.broadcast(timings))
         if gallery is not None:
@@ -241,6 +231,21 @@ class AnalysisRunner:
             writers = self._writers[scene.folder]
             self._report_failed(each_writer(writers, lambda writer: writer.show(result, gallery, step)))
         return result
+
+    @cached_property
+    def _gallery_builder(self) -> GalleryBuilder:
+        """The builder of all galleries, with the options of this runner."""
+        return GalleryBuilder(
+            directions=self.directions,
+            trees=self.trees,
+            reader=self.reader,
+            captions=self._caption_source,
+            null_permutations=NULL_PERMUTATIONS if self.permutations else 0,
+            worst_k=self.worst_k,
+            feature_names=self.feature_names,
+            seed=self.seed,
+            say_once=self.say_once,
+        )
 
     def write_verdict(self, result: AnalysisResult, folder: Path) -> None:
         """Write the verdict in the last report of the first loader with every writer; in the first process only."""

@@ -2,9 +2,9 @@
 
 Files, each importing only from those above it::
 
-    feature_views       Heat maps and attacks of features, made within a time and kept beside the embeddings
-    sources             What pictures are drawn from, and which groups they show
-    features            What the features look for that rules mention: images, heat maps, attacks and a caption for
-    classes_and_leaves  Which pictures an analysis asks for: extreme images of the worst classes, and what their
-    painter             The pictures of one analysis, and what else is worth its time only once: what chance would
+    feature_views       Heat maps and feature attacks, made within a time limit and stored with the embeddings
+    sources             The inputs of the pictures of one analysis, and which trees are displayed
+    features            Pictures of the features in displayed rules: images, heat maps, attacks and a caption
+    classes_and_leaves  Pictures of the worst classes and of the leaves of their trees, and the thumbnails
+    builder             Builds the gallery of an analysis, and computes the CV scores expected by chance
 """

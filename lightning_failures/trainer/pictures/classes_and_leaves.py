@@ -1,4 +1,4 @@
-"""Which pictures an analysis asks for: extreme images of the worst classes, and what their rules mean."""
+"""Pictures of the worst classes and of the leaves of their trees, and thumbnails of the examples to browse."""
 
 from __future__ import annotations
 
@@ -18,147 +18,145 @@ from lightning_failures.report.gallery import Gallery, Picture, Thumbnails, clas
 from lightning_failures.report.images import fit_square
 from lightning_failures.trainer.batch_reader import READ_AT_ONCE
 from lightning_failures.trainer.pictures.features import feature_pictures
-from lightning_failures.trainer.pictures.sources import (
-    DisplayedTree,
-    PictureInputs,
-    outcomes,
-    pictured_groups,
-)
+from lightning_failures.trainer.pictures.sources import DisplayedTree, PictureInputs, displayed_trees, example_outcomes
 
 LEAF_IMAGES = 8
-THUMBNAIL = 48  # px
+
+THUMBNAIL = 48
+"""Side of a thumbnail, in pixels."""
+
 BROWSED = 1000
-"""How many examples the table of the HTML report and TensorBoard's projector show."""
+"""Number of examples in the table of the HTML report and in TensorBoard's projector."""
 
-FAILURES = 0.6
-"""Largest share of failures among them."""
+MAX_BROWSED_FAILURES = 0.6
+"""Largest share of failures among the browsed examples, if there are enough successes."""
 
-BROWSING = 5.0
-"""Seconds for them, however short an epoch is."""
+MIN_BROWSING_SECONDS = 5.0
+"""Time for reading the browsed examples, however short an epoch is."""
 
 _LEAF_SALT = 0x1EAF
 
+Fetch = Callable[[Sequence[int]], Tensor]
+"""Returns the images (n, C, H, W) in [0, 1] of n ids."""
+
 
 def browsed_ids(table: ExampleTable | None, *, seed: int, limit: int = BROWSED) -> Tensor:
-    """The examples to look through, (n,) int64, ascending, by the hash of their ids.
+    """Return the ids of the examples to browse, (n,) int64, ascending, chosen by their hash.
 
-    Failures are preferred, but at most ``FAILURES`` of the places are theirs where there are others.
+    Failures have precedence, but fill at most ``MAX_BROWSED_FAILURES`` of the places if there are enough successes.
     """
     if table is None:
         return torch.empty(0, dtype=torch.int64)
-    ids, place = np.unique(table.ids.numpy(), return_inverse=True)
+    ids, position = np.unique(table.ids.numpy(), return_inverse=True)
     failed = np.zeros(len(ids), dtype=bool)
-    failed[place[table.failed.numpy()]] = True
+    failed[position[table.failed.numpy()]] = True
     order = np.argsort(stable_hash(ids, seed), kind="stable")
-    failures, others = order[failed[order]], order[~failed[order]]
-    count = min(len(failures), max(int(FAILURES * limit), limit - len(others)))
-    return torch.from_numpy(ids[np.concatenate([failures[:count], others[: limit - count]])]).sort().values
+    failures, successes = order[failed[order]], order[~failed[order]]
+    n_failures = min(len(failures), max(int(MAX_BROWSED_FAILURES * limit), limit - len(successes)))
+    chosen = np.concatenate([failures[:n_failures], successes[: limit - n_failures]])
+    return torch.from_numpy(ids[chosen]).sort().values
 
 
 def draw_gallery(
-    result: AnalysisResult, grades: Grades, sources: PictureInputs, *, worst_k: int
+    result: AnalysisResult, grades: Grades, inputs: PictureInputs, *, worst_k: int
 ) -> tuple[Gallery, tuple[FeatureReport, ...]]:
-    """Draw everything, and tell which features are shown. Random transforms apart, nothing random is in it.
+    """Draw all pictures of an analysis and return them with the features that they show.
 
-    Attacks take the time: they come last, and stop at the deadline.
+    The pictures are the same at every call if the dataset's transforms are deterministic. Feature attacks take the most
+    time: they come last and stop at the deadline.
     """
+    has_features = inputs.robust is not None and inputs.features is not None
+    shown = displayed_trees(result, worst_k) if has_features else []
+    classes = class_pictures(result, grades, inputs.images, worst_k=worst_k)
+    leaves = leaf_pictures(shown, grades, inputs.images, inputs.names.names)
+    thumbnails = draw_thumbnails(inputs)
+    features, of_features = feature_pictures(shown, result, grades, inputs)
     report = result.report
-    pictures = class_pictures(result, grades, sources.images, worst_k=worst_k)
-    shown = [] if sources.robust is None or sources.features is None else pictured_groups(result, worst_k)
-    leaves = leaf_pictures(shown, grades, sources.images, sources.names.names)
-    thumbnails = browse(sources)
-    features, drawn = feature_pictures(shown, result, grades, sources)
-    gallery = Gallery((*pictures, *drawn, *leaves), thumbnails, report.epoch, report.global_step)
+    gallery = Gallery((*classes, *of_features, *leaves), thumbnails, report.epoch, report.global_step)
     return gallery, features
 
 
-def browse(sources: PictureInputs) -> Thumbnails | None:
-    """Read the examples to look through, a batch at a time: for some seconds at least, then as far as time allows."""
+def draw_thumbnails(inputs: PictureInputs) -> Thumbnails | None:
+    """Read the examples to browse, a batch at a time, until the deadline but for some seconds at least."""
     squares: list[Tensor] = []
-    patience = Deadline.after(BROWSING)
-    for some in torch.split(sources.browsed, READ_AT_ONCE):
-        out_of_time = sources.deadline is not None and sources.deadline.passed and patience.passed
-        if not len(some) or out_of_time:
+    minimum = Deadline.after(MIN_BROWSING_SECONDS)
+    for ids in torch.split(inputs.browsed, READ_AT_ONCE):
+        out_of_time = inputs.deadline is not None and inputs.deadline.passed and minimum.passed
+        if not len(ids) or out_of_time:
             break
-        squares += [fit_square(image, THUMBNAIL) for image in sources.images(some.tolist())]
+        squares += [fit_square(image, THUMBNAIL) for image in inputs.images(ids.tolist())]
     if not squares:
         return None
-    ids, rows = sources.browsed[: len(squares)], sources.embeddings
-    if rows is None:
+    ids, embeddings = inputs.browsed[: len(squares)], inputs.embeddings
+    if embeddings is None:
         return Thumbnails(ids, torch.stack(squares))
-    known = rows.known(ids)
-    values = torch.full((len(ids), rows.values.shape[1]), float("nan"))
-    values[known] = rows.of(ids[known]).float()
+    known = embeddings.contains(ids)
+    values = torch.full((len(ids), embeddings.values.shape[1]), float("nan"))
+    values[known] = embeddings.select(ids[known]).float()
     return Thumbnails(ids, torch.stack(squares), values if known.any() else None)
 
 
-def class_pictures(
-    result: AnalysisResult, grades: Grades, fetch: Callable[[Sequence[int]], Tensor], *, worst_k: int
-) -> list[Picture]:
+def class_pictures(result: AnalysisResult, grades: Grades, fetch: Fetch, *, worst_k: int) -> list[Picture]:
     """Draw the hardest, easiest and least confident images of the ``worst_k`` classes by accuracy.
+
+    Classes with a pattern come first.
 
     Args:
         result: The analysis with its fitted directions.
         grades: Its grades.
-        fetch: ids -> images (n, C, H, W) in [0, 1].
-        worst_k: How many.
+        fetch: Returns images by id.
+        worst_k: Number of classes.
     """
-    worst = sorted(
-        (entry for entry in result.report.classes if entry.accuracy is not None),
-        key=lambda c: (not c.pattern, c.accuracy),
-    )
-    return [_class_picture(result, entry, grades, fetch) for entry in worst[:worst_k] if entry.hardest_ids]
+    graded = [entry for entry in result.report.classes if entry.accuracy is not None]
+    worst = sorted(graded, key=lambda entry: (not entry.pattern, entry.accuracy))[:worst_k]
+    return [_class_picture(result, entry, grades, fetch) for entry in worst if entry.hardest_ids]
 
 
-def leaf_pictures(
-    shown: Sequence[DisplayedTree], grades: Grades, fetch: Callable[[Sequence[int]], Tensor], names: dict[int, str]
-) -> list[Picture]:
-    """Draw failures that follow each rule, chosen by the hash of their ids, and correct ones beside them.
+def leaf_pictures(shown: Sequence[DisplayedTree], grades: Grades, fetch: Fetch, names: dict[int, str]) -> list[Picture]:
+    """Draw failures and successes that satisfy the rule of each displayed leaf, chosen by the hash of their ids.
 
-    Where all that follow it fail, the correct ones are those of the rest of the group.
+    If all examples of a leaf fail, the successes come from the rest of the group.
     """
     pictures = []
-    for one in shown:
-        outcome_of = outcomes(grades, one.group)
-        for index in one.leaves:
-            ids = _shuffled(one.tree.leaves[index].ids)
-            failures = [i for i in ids if outcome_of[i].failed][:LEAF_IMAGES]
-            inside = [i for i in ids if not outcome_of[i].failed]
-            successes = (inside or [i for i in _shuffled(one.members) if not outcome_of[i].failed])[:LEAF_IMAGES]
-            pictures.append(
-                leaf_picture(
-                    one.group,
-                    index,
-                    fetch(failures) if failures else (),
-                    fetch(successes) if successes else (),
-                    failure_texts=[outcome_of[i].text for i in failures],
-                    failure_ids=failures,
-                    success_ids=successes,
-                    elsewhere=bool(successes) and not inside,
-                    names=names,
-                )
+    for tree in shown:
+        outcomes = example_outcomes(grades, tree.group)
+        for index in tree.leaves:
+            ids = _shuffled(tree.tree.leaves[index].ids)
+            failures = [i for i in ids if outcomes[i].failed][:LEAF_IMAGES]
+            in_leaf = [i for i in ids if not outcomes[i].failed]
+            successes = in_leaf or [i for i in _shuffled(tree.members) if not outcomes[i].failed]
+            successes = successes[:LEAF_IMAGES]
+            picture = leaf_picture(
+                tree.group,
+                index,
+                fetch(failures) if failures else (),
+                fetch(successes) if successes else (),
+                failure_texts=[outcomes[i].text for i in failures],
+                failure_ids=failures,
+                success_ids=successes,
+                elsewhere=bool(successes) and not in_leaf,
+                names=names,
             )
+            pictures.append(picture)
     return pictures
 
 
 def _shuffled(ids: Tensor) -> list[int]:
-    """In an order that is the same at every analysis."""
-    places = stable_hash(ids.numpy(), _LEAF_SALT)
-    return [int(i) for i in ids.numpy()[np.argsort(places, kind="stable")]]
+    """Return the ids in a pseudo-random order that is the same at every analysis."""
+    hashes = stable_hash(ids.numpy(), _LEAF_SALT)
+    return [int(i) for i in ids.numpy()[np.argsort(hashes, kind="stable")]]
 
 
-def _class_picture(
-    result: AnalysisResult, entry: ClassReport, grades: Grades, fetch: Callable[[Sequence[int]], Tensor]
-) -> Picture:
+def _class_picture(result: AnalysisResult, entry: ClassReport, grades: Grades, fetch: Fetch) -> Picture:
     assert result.directions is not None
-    mine = grades.labels == grades.class_names.index(entry.name)
-    ids = grades.ids[mine].tolist()
-    scores = dict(zip(ids, result.directions.out_of_fold[mine].tolist(), strict=True))
-    guesses = dict(zip(ids, grades.predictions[mine].tolist(), strict=True))
-    confidence = dict(zip(ids, grades.confidence[mine].tolist(), strict=True))
+    rows = grades.labels == grades.class_names.index(entry.name)
+    ids = grades.ids[rows].tolist()
+    decision_values = dict(zip(ids, result.directions.out_of_fold[rows].tolist(), strict=True))
+    predictions = dict(zip(ids, grades.predictions[rows].tolist(), strict=True))
+    confidence = dict(zip(ids, grades.confidence[rows].tolist(), strict=True))
 
     def texts(ids: Sequence[int]) -> list[str]:
-        return [f"{scores[i]:+.2f}\n-> {grades.class_names[guesses[i]]}" for i in ids]
+        return [f"{decision_values[i]:+.2f}\n-> {grades.class_names[predictions[i]]}" for i in ids]
 
     least = entry.least_confident_ids
     return class_picture(
@@ -168,5 +166,5 @@ def _class_picture(
         fetch(least) if least else (),
         hardest_texts=texts(entry.hardest_ids),
         easiest_texts=texts(entry.easiest_ids),
-        least_confident_texts=[f"{confidence[i]:.2f}\n-> {grades.class_names[guesses[i]]}" for i in least],
+        least_confident_texts=[f"{confidence[i]:.2f}\n-> {grades.class_names[predictions[i]]}" for i in least],
     )

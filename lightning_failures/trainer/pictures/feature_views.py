@@ -1,4 +1,4 @@
-"""Heat maps and attacks of features, made within a time and kept beside the embeddings."""
+"""Heat maps and feature attacks, made within a time limit and stored with the embeddings."""
 
 from __future__ import annotations
 
@@ -18,20 +18,21 @@ from lightning_failures.encoders.feature_attack import ITERATIONS, feature_attac
 from lightning_failures.report.images import normalize_maps
 
 LEVELS = (ITERATIONS, 200, 100, 50, 25)
-"""Steps of an attack, as many as time allows; fewer are longer, so that all go as far."""
-PATIENT = 600.0
-"""Seconds that all attacks of an analysis may take where nothing else limits them."""
+"""Numbers of steps that an attack may have; fewer steps are longer, so that all attacks go equally far."""
 
-_TRIAL = 2
+DEFAULT_ATTACK_SECONDS = 600.0
+"""Time for all attacks of an analysis without a deadline."""
+
+_TRIAL_STEPS = 2
 
 
 @dataclass(frozen=True)
 class FeatureViews:
-    """What an encoder sees of some images, and where a feature is seen; kept beside the encoder's embeddings.
+    """The images as an encoder sees them, the heat maps of its features, and attacks; stored with its embeddings.
 
     Attributes:
         encoder: The encoder.
-        store: Of its embeddings, or None to keep nothing.
+        store: Store of its embeddings, or None to store nothing.
     """
 
     encoder: FeatureEncoder
@@ -39,49 +40,51 @@ class FeatureViews:
     _stores: dict[str, EmbeddingStore] = field(default_factory=dict)
 
     def seen(self, images: Tensor) -> Tensor:
-        """What heat maps belong on: (n, C, H, W) -> (n, C, h, w) in [0, 1]."""
+        """Return the images that heat maps lie on: (n, C, H, W) -> (n, C, h, w) in [0, 1]."""
         return self.encoder.view(images) if gives_gradients(self.encoder) else images
 
     def maps(self, images: Tensor, feature: int) -> Tensor:
-        """The maps (n, h, w) of a feature, each stretched to [0, 1]."""
+        """Return the heat maps (n, h, w) of a feature, each scaled to [0, 1]."""
         kind = f"heat maps of {tuple(images.shape[1:])}"
-        flat = self._find(kind, images, feature)
-        if flat is None:
+        rows = self._read(kind, images, feature)
+        if rows is None:
             maps = normalize_maps(self.encoder.encode_maps(images)[:, feature])
             shape = torch.tensor(maps.shape[1:]).expand(len(maps), 2)
-            flat = self._keep(kind, images, feature, torch.cat([shape, maps.flatten(1)], dim=1))
-        return flat[:, 2:].view(-1, int(flat[0, 0]), int(flat[0, 1]))
+            rows = self._write(kind, images, feature, torch.cat([shape, maps.flatten(1)], dim=1))
+        # a row holds height and width, then the map
+        height, width = int(rows[0, 0]), int(rows[0, 1])
+        return rows[:, 2:].view(-1, height, width)
 
-    def attacked(self, seen: Tensor, feature: int, iterations: int) -> Tensor | None:
-        """Images (n, C, h, w) after an attack that was made before, or None."""
-        flat = self._find(_attack(seen, iterations), seen, feature)
-        return None if flat is None else flat.view(seen.shape)
+    def stored_attack(self, seen: Tensor, feature: int, iterations: int) -> Tensor | None:
+        """Return the images (n, C, h, w) after an attack that is in the store, or None."""
+        rows = self._read(_kind_of_attack(seen, iterations), seen, feature)
+        return None if rows is None else rows.view(seen.shape)
 
-    def keep_attacked(self, seen: Tensor, feature: int, iterations: int, moved: Tensor) -> Tensor:
-        """Keep an attack, and return it as it will be found."""
-        return self._keep(_attack(seen, iterations), seen, feature, moved.flatten(1)).view(seen.shape)
+    def store_attack(self, seen: Tensor, feature: int, iterations: int, attacked: Tensor) -> Tensor:
+        """Store the images after an attack and return them as the store will, rounded."""
+        return self._write(_kind_of_attack(seen, iterations), seen, feature, attacked.flatten(1)).view(seen.shape)
 
     def flush(self) -> None:
-        """Write what is new."""
+        """Write new entries to disk."""
         for store in self._stores.values():
             store.flush()
 
-    def _find(self, kind: str, images: Tensor, feature: int) -> Tensor | None:
-        """Vectors of images for one feature, a row an image, or None if one is lacking."""
+    def _read(self, kind: str, images: Tensor, feature: int) -> Tensor | None:
+        """Return the stored row of each image for a feature, or None if one is missing."""
         if self.store is None:
             return None
-        store, keys = self._beside(kind), _keys(images, feature)
+        store, keys = self._derived_store(kind), _keys(images, feature)
         return None if store.missing(keys).any() else store.get(keys)
 
-    def _keep(self, kind: str, images: Tensor, feature: int, vectors: Tensor) -> Tensor:
-        """Put vectors into the store, and return them as it will give them."""
+    def _write(self, kind: str, images: Tensor, feature: int, rows: Tensor) -> Tensor:
+        """Store a row for each image and return the rows as the store will, rounded."""
         if self.store is None:
-            return vectors
-        store, keys = self._beside(kind), _keys(images, feature)
-        store.put(keys, vectors)
+            return rows
+        store, keys = self._derived_store(kind), _keys(images, feature)
+        store.put(keys, rows)
         return store.get(keys)
 
-    def _beside(self, kind: str) -> EmbeddingStore:
+    def _derived_store(self, kind: str) -> EmbeddingStore:
         assert self.store is not None
         if kind not in self._stores:
             self._stores[kind] = self.store.beside(kind)
@@ -92,19 +95,19 @@ def _keys(images: Tensor, feature: int) -> Tensor:
     return content_keys(images, salt=f"feature {feature}")
 
 
-def _attack(seen: Tensor, iterations: int) -> str:
+def _kind_of_attack(seen: Tensor, iterations: int) -> str:
     return f"feature attacks on {tuple(seen.shape[1:])}, {iterations} steps"
 
 
 @dataclass(frozen=True)
-class Attacked:
-    """The outcome of one attack.
+class AttackResult:
+    """The result of one feature attack.
 
     Attributes:
         images: (n, C, h, w) in [0, 1], or None.
-        strength: (n,) of the feature afterwards, or None.
+        strength: (n,), the activations of the feature after the attack, or None.
         iterations: Number of steps.
-        note: Why there are no images; empty where there are.
+        note: Why there are no images; empty if there are.
     """
 
     images: Tensor | None = None
@@ -115,39 +118,50 @@ class Attacked:
 
 def attack_features(
     views: FeatureViews, wanted: Sequence[tuple[int, Tensor]], deadline: Deadline | None = None
-) -> list[Attacked]:
-    """Attack one feature after the other, the most important first, each on all its images at once.
+) -> list[AttackResult]:
+    """Attack the features one after the other, the most important first, each on all its images at once.
 
-    Each gets an equal share of the time that is left, and the most steps (of ``LEVELS``, up to the paper's 500) that
-    this allows; what does not even allow the fewest is left out. Attacks that were made before cost nothing.
+    Each attack gets an equal share of the remaining time and the largest number of steps (of ``LEVELS``, up to the
+    paper's 500) that fits into its share; an attack is skipped if not even the smallest number fits. Stored attacks
+    cost no time.
 
     Args:
-        views: The encoder and what is kept of earlier attacks.
+        views: The encoder and its stored attacks.
         wanted: Features, each with images (n, C, h, w) as the encoder sees them.
-        deadline: When to be over; by default ``PATIENT`` seconds from now.
+        deadline: When to finish; by default ``DEFAULT_ATTACK_SECONDS`` from now.
 
     Returns:
-        One outcome for each of ``wanted``.
+        One result for each entry of ``wanted``.
     """
     encoder = views.encoder
     if not gives_gradients(encoder):
-        return [Attacked(note="no feature attack: the encoder gives no gradients") for _ in wanted]
-    deadline = Deadline.after(PATIENT) if deadline is None else deadline
-    done: list[Attacked] = []
+        return [AttackResult(note="no feature attack: the encoder gives no gradients") for _ in wanted]
+    deadline = Deadline.after(DEFAULT_ATTACK_SECONDS) if deadline is None else deadline
+    results: list[AttackResult] = []
     try:
-        with encoder.differentiable() as features, _bar(len(wanted)) as on_step:
+        with encoder.differentiable() as features, _progress_bar(len(wanted)) as on_step:
             for feature, seen in wanted:
-                queue = len(wanted) - len(done)
-                done.append(_Attack(views, encoder, features, feature, seen, on_step).run(deadline, queue))
-    except Exception as error:  # out of memory, an operation without gradient: the other pictures are worth as much
-        why = f"feature attack left out: {type(error).__name__}: {str(error)[:200]}"
-        done += [Attacked(note=why)] * (len(wanted) - len(done))
-    return done
+                remaining = len(wanted) - len(results)
+                attack = _FeatureAttack(views, encoder, features, feature, seen, on_step)
+                results.append(attack.run(deadline, remaining))
+    except Exception as error:  # out of memory, an operation without gradient: the other pictures can still be drawn
+        reason = f"feature attack left out: {type(error).__name__}: {str(error)[:200]}"
+        results += [AttackResult(note=reason)] * (len(wanted) - len(results))
+    return results
 
 
 @dataclass(frozen=True)
-class _Attack:
-    """One feature on its images."""
+class _FeatureAttack:
+    """The attack of one feature on its images.
+
+    Attributes:
+        views: The stored attacks.
+        encoder: The encoder.
+        features: Its differentiable features.
+        feature: Index of the feature.
+        seen: (n, C, h, w), the images as the encoder sees them.
+        on_step: Called with the progress of each step.
+    """
 
     views: FeatureViews
     encoder: DifferentiableEncoder
@@ -156,45 +170,56 @@ class _Attack:
     seen: Tensor
     on_step: Callable[[int], object]
 
-    def run(self, deadline: Deadline, queue: int) -> Attacked:
-        """Look for it among those that were made, and make it where time allows, the most steps first."""
-        most: int | None = None
-        for iterations in LEVELS:
-            moved = self.views.attacked(self.seen, self.feature, iterations)
-            if moved is None:
-                most = self._most(deadline, queue) if most is None else most
-                fresh = self._make(iterations, deadline) if iterations <= most else None
-                if fresh is None:
-                    continue
-                moved = self.views.keep_attacked(self.seen, self.feature, iterations, fresh.cpu())
-            with torch.no_grad():
-                strength = self.features(moved.to(self.encoder.device))[:, self.feature].cpu()
-            return Attacked(moved, strength, iterations)
-        return Attacked(note="feature attack left out: out of time")
+    def run(self, deadline: Deadline, remaining: int) -> AttackResult:
+        """Return the stored attack with the most steps, or make a new one if more steps fit into the time.
 
-    def _most(self, deadline: Deadline, queue: int) -> int:
-        """The most steps that its share of the time allows; the fewest where at least these are possible; else 0."""
-        begun = time.perf_counter()
-        if self._make(_TRIAL, deadline) is None:
+        Args:
+            deadline: When all attacks should be finished.
+            remaining: Number of attacks that share the remaining time.
+        """
+        affordable: int | None = None
+        for iterations in LEVELS:
+            attacked = self.views.stored_attack(self.seen, self.feature, iterations)
+            if attacked is None:
+                affordable = self._affordable_steps(deadline, remaining) if affordable is None else affordable
+                new = self._make(iterations, deadline) if iterations <= affordable else None
+                if new is None:
+                    continue
+                attacked = self.views.store_attack(self.seen, self.feature, iterations, new.cpu())
+            with torch.no_grad():
+                strength = self.features(attacked.to(self.encoder.device))[:, self.feature].cpu()
+            return AttackResult(attacked, strength, iterations)
+        return AttackResult(note="feature attack left out: out of time")
+
+    def _affordable_steps(self, deadline: Deadline, remaining: int) -> int:
+        """Return the number of steps that fits into this attack's share of the time, 0 if none does.
+
+        The smallest number of steps may take more than its share, as long as it ends before the deadline.
+        """
+        start = time.perf_counter()
+        if self._make(_TRIAL_STEPS, deadline) is None:
             return 0
-        seconds = (time.perf_counter() - begun) / _TRIAL
-        fitting = [level for level in LEVELS if level * seconds <= deadline.left / queue]
-        return max(fitting, default=LEVELS[-1] if LEVELS[-1] * seconds <= deadline.left else 0)
+        seconds_per_step = (time.perf_counter() - start) / _TRIAL_STEPS
+        fitting = [level for level in LEVELS if level * seconds_per_step <= deadline.left / remaining]
+        fewest = LEVELS[-1] if LEVELS[-1] * seconds_per_step <= deadline.left else 0
+        return max(fitting, default=fewest)
 
     def _make(self, iterations: int, deadline: Deadline) -> Tensor | None:
+        """Return the images after a new attack, or None if the deadline passed before it ended."""
+        progress = ITERATIONS // iterations if iterations != _TRIAL_STEPS else 0
         return feature_attack(
             self.features,
             self.seen.to(self.encoder.device),
             self.feature,
             iterations=iterations,
             deadline=deadline,
-            on_step=lambda: self.on_step(ITERATIONS // iterations if iterations != _TRIAL else 0),
+            on_step=lambda: self.on_step(progress),
         )
 
 
 @contextlib.contextmanager
-def _bar(attacks: int) -> Iterator[Callable[[int], object]]:
-    """A bar for long attacks."""
+def _progress_bar(attacks: int) -> Iterator[Callable[[int], object]]:
+    """Show a progress bar if the attacks take long."""
     total = attacks * ITERATIONS
     with tqdm(desc="FailureModes attacks features", total=total, delay=PROGRESS_DELAY, leave=False) as bar:
         yield bar.update

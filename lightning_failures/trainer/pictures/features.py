@@ -1,4 +1,4 @@
-"""What the features look for that rules mention: images, heat maps, attacks and a caption for each."""
+"""Pictures of the features in displayed rules: images, heat maps, attacks and a caption for each feature."""
 
 from __future__ import annotations
 
@@ -18,127 +18,148 @@ from lightning_failures.encoders.feature_attack import ITERATIONS
 from lightning_failures.report.feature_names import FeatureNames, with_names
 from lightning_failures.report.gallery import Picture, feature_picture
 from lightning_failures.report.images import most_activating
-from lightning_failures.trainer.pictures.feature_views import FeatureViews, attack_features
-from lightning_failures.trainer.pictures.sources import DisplayedTree, PictureInputs, outcomes
+from lightning_failures.trainer.pictures.feature_views import AttackResult, FeatureViews, attack_features
+from lightning_failures.trainer.pictures.sources import DisplayedTree, PictureInputs, example_outcomes
 from lightning_failures.trees.growing import rule_text
 
 FEATURE_IMAGES = 6
 
 
 @dataclass(frozen=True)
-class _Shown:
-    """A feature with its images, before it is attacked."""
+class _FeatureImages:
+    """A feature with its most activating images, before it is attacked.
+
+    Attributes:
+        report: What is reported of the feature.
+        role: Which groups the feature splits.
+        seen: (n, C, h, w), the images as the encoder sees them.
+        maps: (n, h, w), the heat maps on those images.
+        strength: (n,), the activations.
+        texts: A text for each image.
+    """
 
     report: FeatureReport
     role: str
-    seen: Tensor  # (n, C, h, w)
-    maps: Tensor  # (n, h, w)
-    strength: Tensor  # (n,)
+    seen: Tensor
+    maps: Tensor
+    strength: Tensor
     texts: list[str]
 
 
 def feature_pictures(
-    shown: Sequence[DisplayedTree], result: AnalysisResult, grades: Grades, sources: PictureInputs
+    shown: Sequence[DisplayedTree], result: AnalysisResult, grades: Grades, inputs: PictureInputs
 ) -> tuple[tuple[FeatureReport, ...], list[Picture]]:
-    """Draw each feature that the rules mention once, on the images of the first group that it splits.
+    """Draw each feature in the displayed rules once, on images of the first group that it splits.
 
-    First come those on the way to the most important leaf of a group.
+    The features on the path to the most important leaf of a group come first.
     """
-    if sources.robust is None or sources.features is None:
+    if inputs.robust is None or inputs.features is None:
         return (), []
-    splits: dict[int, list[DisplayedTree]] = {}
-    on_paths = [feature for group in shown for feature in group.path]
-    for feature in on_paths + [feature for group in shown for feature in group.tree.split_features]:
-        splits.setdefault(feature, [group for group in shown if feature in group.tree.split_features])
-    views = FeatureViews(sources.robust, sources.store)
-    looked = [_look(views, feature, groups, result, grades, sources) for feature, groups in splits.items()]
-    attacked = attack_features(views, [(one.report.feature, one.seen) for one in looked], sources.deadline)
+    on_paths = [feature for tree in shown for feature in tree.path]
+    in_any_split = [feature for tree in shown for feature in tree.tree.split_features]
+    split_by: dict[int, list[DisplayedTree]] = {}
+    for feature in on_paths + in_any_split:
+        split_by.setdefault(feature, [tree for tree in shown if feature in tree.tree.split_features])
+
+    views = FeatureViews(inputs.robust, inputs.store)
+    inspected = [_inspect(views, feature, trees, result, grades, inputs) for feature, trees in split_by.items()]
+    attacks = attack_features(views, [(one.report.feature, one.seen) for one in inspected], inputs.deadline)
     views.flush()
-    pictures = []
-    for one, after in zip(looked, attacked, strict=True):
-        strengths = [] if after.strength is None else zip(one.strength.tolist(), after.strength.tolist(), strict=True)
-        short = after.iterations not in (0, ITERATIONS)
-        hurried = f" ({after.iterations} of {ITERATIONS} steps: time was short)" if short else ""
-        pictures.append(
-            feature_picture(
-                one.report,
-                one.seen,
-                one.maps,
-                () if after.images is None else after.images,
-                texts=one.texts,
-                attack_texts=[f"{a:.2f} -> {b:.2f}" for a, b in strengths],
-                attack_title=f"feature attack: changed until it is as strong as possible{hurried}",
-                role=one.role,
-                note=after.note,
-            )
-        )
-    return tuple(one.report for one in looked), pictures
+    pictures = [_picture(one, attack) for one, attack in zip(inspected, attacks, strict=True)]
+    return tuple(one.report for one in inspected), pictures
 
 
-def _look(
+def _picture(inspected: _FeatureImages, attack: AttackResult) -> Picture:
+    """Return the picture of a feature: images, heat maps, and images after the attack."""
+    attack_texts: list[str] = []
+    if attack.strength is not None:
+        before_after = zip(inspected.strength.tolist(), attack.strength.tolist(), strict=True)
+        attack_texts = [f"{before:.2f} -> {after:.2f}" for before, after in before_after]
+    shortened = attack.iterations not in (0, ITERATIONS)
+    remark = f" ({attack.iterations} of {ITERATIONS} steps: time was short)" if shortened else ""
+    return feature_picture(
+        inspected.report,
+        inspected.seen,
+        inspected.maps,
+        () if attack.images is None else attack.images,
+        texts=inspected.texts,
+        attack_texts=attack_texts,
+        attack_title=f"feature attack: changed until it is as strong as possible{remark}",
+        role=inspected.role,
+        note=attack.note,
+    )
+
+
+def _inspect(
     views: FeatureViews,
     feature: int,
-    groups: Sequence[DisplayedTree],
+    trees: Sequence[DisplayedTree],
     result: AnalysisResult,
     grades: Grades,
-    sources: PictureInputs,
-) -> _Shown:
-    """Find the images of a group that a feature likes best, what it sees there, and words for it."""
-    assert sources.features is not None
-    first, outcome_of = groups[0], outcomes(grades, groups[0].group)
-    values = sources.features.of(first.members)[:, feature]
+    inputs: PictureInputs,
+) -> _FeatureImages:
+    """Return the most activating images of a feature in the first group, with heat maps, names and a caption."""
+    assert inputs.features is not None
+    first = trees[0]
+    outcomes = example_outcomes(grades, first.group)
+    values = inputs.features.select(first.members)[:, feature]
     rows = most_activating(values, FEATURE_IMAGES)
-    top, strength = first.members[rows], values[rows]
-    images = sources.images(top.tolist())
-    known = sources.names.of(feature)
-    told = FeatureReport(
+    top_ids, strength = first.members[rows], values[rows]
+    images = inputs.images(top_ids.tolist())
+
+    named = inputs.names.of(feature)
+    report = FeatureReport(
         feature,
-        tuple(one.name for one in groups),
-        tuple(top.tolist()),
-        name=known.name,
-        tag=known.tag,
-        action=known.action,
+        tuple(tree.name for tree in trees),
+        tuple(top_ids.tolist()),
+        name=named.name,
+        tag=named.tag,
+        action=named.action,
     )
+    report = _with_caption(report, first, top_ids, result, grades, inputs)
     texts = [
-        f"{value:.2f}\n{outcome_of[i].text or 'correct'}"
-        for i, value in zip(top.tolist(), strength.tolist(), strict=True)
+        f"{value:.2f}\n{outcomes[example].text or 'correct'}"
+        for example, value in zip(top_ids.tolist(), strength.tolist(), strict=True)
     ]
-    told = _captioned(told, first, top, result, grades, sources)
-    return _Shown(
-        told, _role(feature, groups, sources.names), views.seen(images), views.maps(images, feature), strength, texts
-    )
+    role = _role(feature, trees, inputs.names)
+    return _FeatureImages(report, role, views.seen(images), views.maps(images, feature), strength, texts)
 
 
-def _role(feature: int, groups: Sequence[DisplayedTree], names: FeatureNames) -> str:
-    """For each group that the feature splits, on which side the most important leaf lies, if on one."""
-    told = []
-    for one in groups:
-        path = [split for split in one.tree.leaves[one.best].splits if split.feature == feature]
-        where = f"{one.group.grouping} group of {clean(one.group.class_name, 80)}"
-        told.append(f"splits the {where}" + (f": its most important leaf has {rule_text(tuple(path))}" if path else ""))
-    return with_names("; ".join(told), names.names)
+def _role(feature: int, trees: Sequence[DisplayedTree], names: FeatureNames) -> str:
+    """Return which groups the feature splits, and its part in the rule of their most important leaves."""
+    clauses = []
+    for tree in trees:
+        group = f"{tree.group.grouping} group of {clean(tree.group.class_name, 80)}"
+        in_rule = tuple(split for split in tree.tree.leaves[tree.best].splits if split.feature == feature)
+        rule = f": its most important leaf has {rule_text(in_rule)}" if in_rule else ""
+        clauses.append(f"splits the {group}{rule}")
+    return with_names("; ".join(clauses), names.names)
 
 
-def _captioned(
-    told: FeatureReport,
-    first: DisplayedTree,
-    top: Tensor,
+def _with_caption(
+    report: FeatureReport,
+    tree: DisplayedTree,
+    top_ids: Tensor,
     result: AnalysisResult,
     grades: Grades,
-    sources: PictureInputs,
+    inputs: PictureInputs,
 ) -> FeatureReport:
-    """Add the caption that tells the most activating images from the others of their group."""
-    rows, directions = sources.embeddings, result.directions
-    if rows is None or directions is None or sources.captions is None:
-        return told
-    candidates = sources.captions(grades.class_names.index(first.group.class_name))
-    members = first.members[rows.known(first.members)]
+    """Add the caption that best separates the most activating images from the others of their group."""
+    embeddings, directions = inputs.embeddings, result.directions
+    if embeddings is None or directions is None or inputs.captions is None:
+        return report
+    candidates = inputs.captions(grades.class_names.index(tree.group.class_name))
+    members = tree.members[embeddings.contains(tree.members)]
     if candidates is None or not len(members):
-        return told
+        return report
     with one_thread():
         best = most_distinctive_caption(
-            directions, rows.of(members), torch.isin(members, top), candidates.embeddings, candidates.reference
+            directions,
+            embeddings.select(members),
+            torch.isin(members, top_ids),
+            candidates.embeddings,
+            candidates.reference,
         )
     if best is None:
-        return told
-    return replace(told, caption=candidates.texts[best.index], caption_score=best.score, caption_margin=best.margin)
+        return report
+    return replace(report, caption=candidates.texts[best.index], caption_score=best.score, caption_margin=best.margin)

@@ -1,4 +1,4 @@
-"""What pictures are drawn from, and which groups they show."""
+"""The inputs of the pictures of one analysis, and which trees are displayed."""
 
 from __future__ import annotations
 
@@ -23,42 +23,48 @@ from lightning_failures.trees.fit import FailureTree
 
 
 @dataclass(frozen=True)
-class Rows:
-    """Embeddings of some examples: ids (U,), ascending, and values (U, D)."""
+class EmbeddingTable:
+    """Embeddings of some examples, by id.
+
+    Attributes:
+        ids: (U,) int64, ascending and distinct.
+        values: (U, D).
+    """
 
     ids: Tensor
     values: Tensor
 
-    def of(self, ids: Tensor) -> Tensor:
-        """(n,) ids that are among them -> (n, D)."""
+    def select(self, ids: Tensor) -> Tensor:
+        """Return the embeddings (n, D) of ids (n,) that are all in the table."""
         return self.values[torch.searchsorted(self.ids, ids)]
 
-    def known(self, ids: Tensor) -> Tensor:
-        """Which of the ids (n,) are among them: (n,) bool."""
+    def contains(self, ids: Tensor) -> Tensor:
+        """Return which of the ids (n,) are in the table: (n,) bool."""
         return torch.isin(ids, self.ids)
 
 
 @dataclass(frozen=True)
 class PictureInputs:
-    """What the pictures of one analysis are drawn from.
+    """The inputs of the pictures of one analysis.
 
     Attributes:
-        images: ids -> images (n, C, H, W) in [0, 1].
-        robust: What made the features, if it has heat maps.
-        features: Robust features of all members of the groups whose rules are shown, or None.
-        embeddings: Of the directions' encoder: those of the same members and of what is browsed, as far as there are.
-        captions: Class (index) -> its candidate captions; None: no captions.
-        browsed: (n,) ids of the examples to look through.
-        store: Of the features; heat maps and attacks are kept beside them. None: nothing is kept.
-        deadline: When the pictures should be over: then attacks are left out, and the rest of what is browsed. None:
-            attacks have time enough, if not for ever.
-        names: What people call the features.
+        images: Returns the images (n, C, H, W) in [0, 1] of n ids.
+        robust: The encoder of the features, if it gives heat maps.
+        features: Robust features of all members of the displayed groups, or None.
+        embeddings: Embeddings by the directions' encoder of those members and of the browsed examples, as far as they
+            were computed.
+        captions: Returns the candidate captions of a class, by its index. None: no captions.
+        browsed: (n,) ids of the examples in the table of the report.
+        store: Store of the features; heat maps and attacks are stored with them. None: nothing is stored.
+        deadline: When the pictures should be finished; attacks and further browsed examples are skipped after it.
+            None: attacks have a generous limit of their own.
+        names: Names that people gave to features.
     """
 
     images: Callable[[Sequence[int]], Tensor]
     robust: FeatureEncoder | None
-    features: Rows | None
-    embeddings: Rows | None
+    features: EmbeddingTable | None
+    embeddings: EmbeddingTable | None
     captions: Callable[[int], ClassCaptions | None] | None
     browsed: Tensor
     store: EmbeddingStore | None = None
@@ -68,11 +74,11 @@ class PictureInputs:
 
 @dataclass(frozen=True)
 class DisplayedTree:
-    """A group whose rules are shown.
+    """A tree whose rules are displayed.
 
     Attributes:
-        group: The group.
-        tree: Its tree.
+        group: Report of its group.
+        tree: The tree.
         members: (n,) int64, the ids of the group, ascending.
     """
 
@@ -82,31 +88,38 @@ class DisplayedTree:
 
     @property
     def name(self) -> str:
-        """As in ``FeatureReport.groups``."""
+        """Name of the group, as in ``FeatureReport.groups``."""
         return f"{self.group.grouping}/{self.group.class_name}"
 
     @property
     def best(self) -> int:
-        """The number of its most important leaf."""
+        """Index of the most important leaf."""
         return max(range(len(self.tree.leaves)), key=lambda i: self.tree.leaves[i].importance)
 
     @property
     def path(self) -> list[int]:
-        """The features on the way to the most important leaf, from the root down."""
+        """Features on the path to the most important leaf, from the root down."""
         return [split.feature for split in self.tree.leaves[self.best].splits]
 
     @property
     def leaves(self) -> list[int]:
-        """The numbers of those that are shown: the most important one and all valid ones."""
+        """Indices of the displayed leaves: the most important one and all valid ones."""
         return [i for i, leaf in enumerate(self.group.leaves) if leaf.valid or i == self.best]
 
 
-def pictured_groups(result: AnalysisResult, worst_k: int) -> list[DisplayedTree]:
-    """``worst_k`` groups with a pattern: label and prediction groups in turn, the most important leaves first."""
+def displayed_trees(result: AnalysisResult, worst_k: int) -> list[DisplayedTree]:
+    """Return the trees of ``worst_k`` groups with a pattern, the most important leaves first.
+
+    Label and prediction groups take turns.
+    """
 
     def ranked(grouping: str) -> list[GroupReport]:
-        found = [g for g in result.report.groups if g.grouping == grouping and g.pattern and len(g.leaves) > 1]
-        return sorted(found, key=lambda g: -max(leaf.importance for leaf in g.leaves))
+        found = [
+            group
+            for group in result.report.groups
+            if group.grouping == grouping and group.pattern and len(group.leaves) > 1
+        ]
+        return sorted(found, key=lambda group: -max(leaf.importance for leaf in group.leaves))
 
     turns = zip_longest(ranked("label"), ranked("prediction"))
     groups = [group for turn in turns for group in turn if group is not None][: max(worst_k, 0)]
@@ -117,28 +130,37 @@ def pictured_groups(result: AnalysisResult, worst_k: int) -> list[DisplayedTree]
     ]
 
 
-def pictured_members(result: AnalysisResult, worst_k: int) -> Tensor:
-    """The ids (U,) int64, ascending, of the groups whose rules are shown."""
-    members = torch.cat([torch.empty(0, dtype=torch.int64), *(one.members for one in pictured_groups(result, worst_k))])
-    return torch.from_numpy(np.unique(members.numpy()))
+def displayed_members(result: AnalysisResult, worst_k: int) -> Tensor:
+    """Return the ids (U,) int64, ascending, of all members of the displayed groups."""
+    members = [shown.members for shown in displayed_trees(result, worst_k)]
+    all_members = torch.cat([torch.empty(0, dtype=torch.int64), *members])
+    return torch.from_numpy(np.unique(all_members.numpy()))
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """Whether an example failed, and how: "-> dog" for what a cat was taken for, "label: dog" for what it is."""
+class ExampleOutcome:
+    """Whether an example failed, and how.
+
+    Attributes:
+        failed: Whether the prediction is wrong.
+        text: In a label group "-> dog", the prediction; in a prediction group "label: dog"; empty for a success.
+    """
 
     failed: bool
     text: str
 
 
-def outcomes(grades: Grades, group: GroupReport) -> dict[int, Outcome]:
-    """By id, for the members of a group."""
+def example_outcomes(grades: Grades, group: GroupReport) -> dict[int, ExampleOutcome]:
+    """Return the outcome of each member of a group, by id."""
     k = grades.class_names.index(group.class_name)
-    of_label = group.grouping == "label"
-    mine, other = (grades.labels, grades.predictions) if of_label else (grades.predictions, grades.labels)
-    rows = mine == k
-    sign = "->" if of_label else "label:"
-    return {
-        i: Outcome(o != k, f"{sign} {clean(grades.class_names[o], 40)}" if o != k else "")
-        for i, o in zip(grades.ids[rows].tolist(), other[rows].tolist(), strict=True)
-    }
+    if group.grouping == "label":
+        own, other, prefix = grades.labels, grades.predictions, "->"
+    else:
+        own, other, prefix = grades.predictions, grades.labels, "label:"
+    rows = own == k
+    outcomes = {}
+    for example, other_class in zip(grades.ids[rows].tolist(), other[rows].tolist(), strict=True):
+        failed = other_class != k
+        text = f"{prefix} {clean(grades.class_names[other_class], 40)}" if failed else ""
+        outcomes[example] = ExampleOutcome(failed, text)
+    return outcomes

@@ -1,0 +1,201 @@
+"""Builds the gallery of an analysis, and computes the CV scores expected by chance, which are also costly."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from lightning_failures.analysis.result import AnalysisResult
+from lightning_failures.captions.assign import classes_to_caption
+from lightning_failures.captions.candidates import ClassCaptions
+from lightning_failures.core.budget import Deadline
+from lightning_failures.data.grades import Grades
+from lightning_failures.data.members import RowValues, members_of
+from lightning_failures.data.partition import Partition, owned_rows
+from lightning_failures.directions.null_scores import CLASSES_WITH_NULL_SCORES, add_null_cv_scores
+from lightning_failures.encoders import gives_maps
+from lightning_failures.encoders.cached import CachedEncoder
+from lightning_failures.errors import ConfigurationError
+from lightning_failures.report.feature_names import FEATURES_FILE, FeatureNames
+from lightning_failures.report.gallery import Gallery
+from lightning_failures.trainer.batch_reader import BatchReader, ExampleReader
+from lightning_failures.trainer.evaluation_pass import EvaluationPass
+from lightning_failures.trainer.index_recorder import dataset_of
+from lightning_failures.trainer.pictures.classes_and_leaves import browsed_ids, draw_gallery
+from lightning_failures.trainer.pictures.sources import EmbeddingTable, PictureInputs, displayed_members
+from lightning_failures.trainer.ranks import Communicator
+
+MIN_NULL_SECONDS = 5.0
+"""Time for the CV scores expected by chance, however short an epoch is."""
+
+
+@dataclass(frozen=True)
+class AnalysisSnapshot:
+    """What is needed to draw an analysis later.
+
+    Attributes:
+        result: The analysis.
+        loader: The evaluation loader; images are read from its dataset.
+        grades: N rows.
+        sampled: (N,) bool, the rows that directions and trees were fitted on.
+        evaluation: Grader and embeddings of the pass over the loader.
+        folder: The folder of the run.
+    """
+
+    result: AnalysisResult
+    loader: Any
+    grades: Grades
+    sampled: NDArray[np.bool_]
+    evaluation: EvaluationPass
+    folder: Path
+
+
+class CaptionsOfClasses(Protocol):
+    """Returns a function from class index to candidate captions, or None if there can be no captions."""
+
+    def __call__(
+        self, class_names: tuple[str, ...], *, has_names: bool
+    ) -> Callable[[int], ClassCaptions | None] | None:
+        """Return the source of captions for these classes; ``has_names`` is False if the names are mere numbers."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GalleryBuilder:
+    """Draws the pictures of analyses.
+
+    Attributes:
+        directions: The encoder of the failure directions, or None.
+        trees: The encoder of the failure trees, or None.
+        reader: Reads images.
+        captions: Gives the candidate captions of classes.
+        null_permutations: Number of permutations for the CV scores expected by chance; 0: none are computed.
+        worst_k: Number of classes, and of trees, that are drawn.
+        feature_names: File with names of features; None: the file in the folder of the run.
+        seed: Seed of the choice of examples.
+        say_once: Emits each distinct message at most once.
+    """
+
+    directions: CachedEncoder | None
+    trees: CachedEncoder | None
+    reader: BatchReader
+    captions: CaptionsOfClasses
+    null_permutations: int
+    worst_k: int
+    feature_names: Path | None
+    seed: int
+    say_once: Callable[..., None]
+
+    def draw(
+        self, snapshot: AnalysisSnapshot, ranks: Communicator, deadline: Deadline | None
+    ) -> tuple[AnalysisResult, Gallery | None]:
+        """Draw an analysis on the first process; an error there is reported once and leaves the gallery empty.
+
+        Collective.
+
+        Args:
+            snapshot: The analysis.
+            ranks: The processes.
+            deadline: When to finish; feature attacks are skipped first.
+
+        Returns:
+            The result with the features that are shown, the same on all ranks; and the gallery, None on other ranks.
+        """
+        inputs = None
+        if snapshot.evaluation.grader.indexed:
+            inputs = self._inputs(snapshot, ranks, deadline)
+        else:
+            self.say_once("The ids of read_batch are not the indices of the dataset: no pictures.")
+        result = self._with_null_scores(snapshot, ranks, deadline)
+
+        report = result.report
+        features = report.features
+        gallery = Gallery(epoch=report.epoch, global_step=report.global_step) if ranks.is_first else None
+        if inputs is not None:
+            try:
+                gallery, features = draw_gallery(result, snapshot.grades, inputs, worst_k=self.worst_k)
+            except Exception as error:
+                self.say_once(f"FailureModes could not draw pictures: {type(error).__name__}: {error}")
+        return result.with_report(features=ranks.broadcast(features)), gallery
+
+    def _inputs(
+        self, snapshot: AnalysisSnapshot, ranks: Communicator, deadline: Deadline | None
+    ) -> PictureInputs | None:
+        """Return the inputs of the pictures on the first process. Collective."""
+        encoder = None if self.trees is None else self.trees.encoder
+        robust = encoder if encoder is not None and gives_maps(encoder) else None
+        result, embeddings = snapshot.result, snapshot.evaluation.embeddings
+
+        # the embeddings of displayed groups and browsed examples, gathered on the first process
+        members = torch.empty(0, dtype=torch.int64) if robust is None else displayed_members(result, self.worst_k)
+        browsed = browsed_ids(result.table, seed=self.seed)
+        sampled_ids = snapshot.grades.ids[snapshot.sampled]
+        wanted = torch.unique(torch.cat([members, browsed]))
+        wanted = wanted[torch.isin(wanted, sampled_ids)]
+        features = embeddings.embeddings_on_first(self.trees, members) if len(members) else None
+        of_directions = embeddings.embeddings_on_first(self.directions, wanted) if len(wanted) else None
+        if not ranks.is_first:
+            return None
+
+        grader = snapshot.evaluation.grader
+        return PictureInputs(
+            images=ExampleReader(dataset_of(snapshot.loader), snapshot.loader.collate_fn, self.reader).images,
+            robust=robust,
+            features=None if features is None else EmbeddingTable(members, features),
+            embeddings=None if of_directions is None else EmbeddingTable(wanted, of_directions),
+            captions=self.captions(snapshot.grades.class_names, has_names=grader.has_names),
+            browsed=browsed,
+            store=None if self.trees is None else self.trees.store,
+            deadline=deadline,
+            names=self._names(snapshot.folder),
+        )
+
+    def _with_null_scores(
+        self, snapshot: AnalysisSnapshot, ranks: Communicator, deadline: Deadline | None
+    ) -> AnalysisResult:
+        """Return the result with the CV scores that chance gives for the worst classes. Collective."""
+        result, grades = snapshot.result, snapshot.grades
+        if self.directions is None or result.directions is None or self.null_permutations == 0:
+            return result
+        report = result.report
+        classes = classes_to_caption(report.classes, CLASSES_WITH_NULL_SCORES)
+        rows = snapshot.sampled & np.isin(grades.labels.numpy(), classes)
+        owned = [owned_rows(grades, rank, ranks.world_size, sampled=rows) for rank in range(ranks.world_size)]
+        ids_of_ranks = [torch.unique(grades.ids[mask]) for mask in owned]
+        embeddings = snapshot.evaluation.embeddings.embeddings_of(self.directions, ids_of_ranks)
+        if embeddings is None:
+            return result
+
+        share = Partition.of(grades, rows, ranks)
+        extended = None if deadline is None else Deadline.after(max(deadline.left, MIN_NULL_SECONDS))
+        entries, n_skipped = add_null_cv_scores(
+            report.classes,
+            result.directions,
+            members_of(grades, "label", rows),
+            RowValues.of(embeddings, grades, share.rows, "embeddings"),
+            classes,
+            share,
+            permutations=self.null_permutations,
+            seed=self.seed,
+            deadline=extended,
+        )
+        notes = report.notes
+        if n_skipped:
+            notes = (*notes, f"Which CV scores chance gives was not found for {n_skipped} classes: time was short.")
+        return result.with_report(classes=entries, notes=notes)
+
+    def _names(self, folder: Path) -> FeatureNames:
+        """Return the names that people gave to features; a file that cannot be read is reported and ignored."""
+        if self.trees is None:
+            return FeatureNames()
+        try:
+            path = self.feature_names or folder / FEATURES_FILE
+            return FeatureNames.load(path, encoder=self.trees.encoder.fingerprint)
+        except ConfigurationError as error:
+            self.say_once(f"FailureModes cannot read the names of features: {error}")
+            return FeatureNames()
