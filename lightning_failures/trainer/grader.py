@@ -104,7 +104,7 @@ class Grader:
         """Return the ids that the user gives for a batch, or else the dataset indices drawn for it.
 
         Raises:
-            ConfigurationError: The ids are not dataset indices, but groups or metadata must be looked up by index.
+            ConfigurationError: The ids are not dataset indices, but groups or metadata are found by index.
         """
         if ids is None:
             return drawn

@@ -86,7 +86,7 @@ def close(one, other):
 
 
 def same(found, alone):
-    assert close(*(replace(report, timings={}).to_dict() for report in (found, alone)))
+    assert close(*(replace(result.report, timings={}).to_dict() for result in (found, alone)))
     for name in ("weight", "bias", "cv_score", "p_value", "mean", "std", "out_of_fold"):
         torch.testing.assert_close(
             getattr(found.directions, name), getattr(alone.directions, name), atol=2e-5, rtol=1e-4, equal_nan=True

@@ -23,7 +23,7 @@ pytestmark = [
 def test_read__own_fields_first_the_default_fills_the_rest():
     x, y = torch.zeros(2, 3, 4, 4), torch.tensor([0, 1])
     ids = torch.tensor([7, 9])
-    reader = BatchReader(own=lambda outputs, batch: BatchRecord(logits=outputs["scores"], ids=ids))
+    reader = BatchReader(read_batch=lambda outputs, batch: BatchRecord(logits=outputs["scores"], ids=ids))
     scores = torch.eye(2)
     record = reader.read({"scores": scores, "logits": scores * 9}, (x, y))
     assert record.logits is scores
@@ -33,7 +33,7 @@ def test_read__own_fields_first_the_default_fills_the_rest():
 
 
 def test_read__an_own_reader_may_take_any_batch():
-    reader = BatchReader(own=lambda outputs, batch: BatchRecord(labels=batch.y))
+    reader = BatchReader(read_batch=lambda outputs, batch: BatchRecord(labels=batch.y))
     record = reader.read(None, type("Batch", (), {"y": torch.tensor([1])})())
     assert record.labels.tolist() == [1]
     assert record.images is None

@@ -130,13 +130,15 @@ def test_sample_budget__of_memory():
 
 
 @pytest.mark.slow
-def test_time_budget__a_sample_that_grows_and_is_told(tmp_path):
+def test_time_budget__a_sample_that_grows_and_is_reported(tmp_path):
     """640 images of 4 ms take 2.6 s; a validation may take 2 s, half of it for embedding."""
     encoder, reports = SlowEncoder(), []
-    modes = callback(encoder=encoder, time_budget=2, pictures=False, cache_folder=tmp_path / "cache")
-    accept = modes._accept
-    modes._accept = lambda run, report, index: (reports.append(report), accept(run, report, index))
-    trainer(tmp_path, modes, max_epochs=8, num_sanity_val_steps=0).fit(OracleClassifier(), loader(32), loader(640))
+    failure_modes = callback(encoder=encoder, time_budget=2, pictures=False, cache_folder=tmp_path / "cache")
+    accept = failure_modes._accept
+    failure_modes._accept = lambda run, report, index: (reports.append(report), accept(run, report, index))
+    trainer(tmp_path, failure_modes, max_epochs=8, num_sanity_val_steps=0).fit(
+        OracleClassifier(), loader(32), loader(640)
+    )
     sampled = [report.sampled for report in reports]
     assert 0.05 < sampled[0] < 0.6
     assert sampled == sorted(sampled)
@@ -160,42 +162,42 @@ def test_time_budget__a_share_of_the_epoch(tmp_path):
             return super().training_step(batch, batch_idx)
 
     encoder = SlowEncoder()
-    modes = callback(encoder=encoder, time_budget="100%", pictures=False, cache_folder=tmp_path / "cache")
-    run = trainer(tmp_path, modes)
+    failure_modes = callback(encoder=encoder, time_budget="100%", pictures=False, cache_folder=tmp_path / "cache")
+    run = trainer(tmp_path, failure_modes)
     run.fit(Slow(), loader(80), loader(640))
-    assert 0.0 < modes.last_report.sampled < 0.9
+    assert 0.0 < failure_modes.last_report.sampled < 0.9
     with pytest.warns(UserWarning, match="Outside of fit give seconds"):
         run.validate(Slow(), loader(640), verbose=False)
-    assert modes.last_report.sampled == 1.0
+    assert failure_modes.last_report.sampled == 1.0
 
 
 def test_time_budget__nothing_left_for_the_fits(tmp_path):
-    modes = callback(time_budget=1e-6, cache_folder=tmp_path / "cache")
-    trainer(tmp_path, modes).validate(OracleClassifier(), loader(), verbose=False)
-    report = modes.last_report
+    failure_modes = callback(time_budget=1e-6, cache_folder=tmp_path / "cache")
+    trainer(tmp_path, failure_modes).validate(OracleClassifier(), loader(), verbose=False)
+    report = failure_modes.last_report
     assert all(entry.cv_score is None and entry.skipped for entry in report.classes)
     assert report.accuracy is not None
     assert report.notes
 
 
 def test_memory_budget__a_sample_that_fits(tmp_path):
-    modes = callback(memory_budget="100 kB", pictures=False, cache_folder=tmp_path / "cache")
-    trainer(tmp_path, modes).validate(OracleClassifier(), loader(800), verbose=False)
-    assert 0.1 < modes.last_report.sampled < 0.8
-    assert modes.last_report.examples == 800
+    failure_modes = callback(memory_budget="100 kB", pictures=False, cache_folder=tmp_path / "cache")
+    trainer(tmp_path, failure_modes).validate(OracleClassifier(), loader(800), verbose=False)
+    assert 0.1 < failure_modes.last_report.sampled < 0.8
+    assert failure_modes.last_report.examples == 800
 
 
 def test_budgets__with_interventions_and_a_sample(tmp_path):
-    """Headline numbers are of all examples of the report part, decision values of those that were looked at."""
-    modes = callback(
+    """Headline numbers cover all examples of the report part, decision values only the sampled ones."""
+    failure_modes = callback(
         memory_budget="100 kB", pictures=False, interventions=[Upweight()], cache_folder=tmp_path / "cache"
     )
-    run = trainer(tmp_path, modes, max_epochs=2)
+    run = trainer(tmp_path, failure_modes, max_epochs=2)
     run.fit(OracleClassifier(), loader(64), loader(800))
-    part = modes.last_report.parts.report
-    assert modes.last_report.sampled < 0.8
+    part = failure_modes.last_report.parts.report
+    assert failure_modes.last_report.sampled < 0.8
     assert 0.1 < float(part.values.isnan().float().mean()) < 0.95
-    assert len(part.grades) + modes.last_report.examples == 800
+    assert len(part.grades) + failure_modes.last_report.examples == 800
     assert "failures/report/accuracy" in run.callback_metrics
 
 
@@ -232,11 +234,12 @@ def test_memory_budget__what_is_held_is_about_what_was_allowed(tmp_path):
                 return torch.tanh(images.flatten(1) @ self.matrix)
 
         def peak(size, budget, folder):
-            modes = callback(encoder=Wide(), pictures=False, permutations=9, memory_budget=budget, cache_folder=folder)
+            options = dict(pictures=False, permutations=9, memory_budget=budget, cache_folder=folder)
+            failure_modes = callback(encoder=Wide(), **options)
             loader = DataLoader(Images(size), batch_size=250)
-            trainer(folder, modes).validate(OracleClassifier(), loader, verbose=False)
+            trainer(folder, failure_modes).validate(OracleClassifier(), loader, verbose=False)
             (most,) = (line for line in Path("/proc/self/status").read_text().splitlines() if "VmHWM" in line)
-            return int(most.split()[1]) * 1024, modes.last_report.sampled
+            return int(most.split()[1]) * 1024, failure_modes.last_report.sampled
 
         before, _ = peak(2000, None, {str(tmp_path / "small")!r})
         bounded, sampled = peak(12_000, "60 MB", {str(tmp_path / "bounded")!r})
@@ -267,7 +270,7 @@ def test_reference_of_training_images__is_embedded_once_and_not_on_the_bill(tmp_
             return image + 0.01 * torch.rand(image.shape), label
 
     encoder = SlowEncoder(0.02)
-    modes = callback(
+    failure_modes = callback(
         encoder=encoder,
         reference="train",
         time_budget=3.5,
@@ -276,9 +279,9 @@ def test_reference_of_training_images__is_embedded_once_and_not_on_the_bill(tmp_
         permutations=9,
     )
     train = DataLoader(Noisy(300), batch_size=50)  # 6 seconds, longer than the budget
-    run = trainer(tmp_path, modes, max_epochs=2, num_sanity_val_steps=0)
+    run = trainer(tmp_path, failure_modes, max_epochs=2, num_sanity_val_steps=0)
     run.fit(OracleClassifier(), train, loader(160))
     assert encoder.embedded == 300 + 160
-    assert modes.last_report.sampled == 1.0
-    assert modes.last_report.notes == ()
-    assert len(modes.last_report.directions.classes)
+    assert failure_modes.last_report.sampled == 1.0
+    assert failure_modes.last_report.notes == ()
+    assert len(failure_modes.last_report.directions.classes)

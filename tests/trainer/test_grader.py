@@ -22,7 +22,7 @@ class Cases(list):
 
 
 def test_grades__sorted_by_id_each_once():
-    """As a shuffled loader, a padding sampler and a second look would hand them over."""
+    """In the order of a shuffled loader, with an example repeated by a padding sampler."""
     grader = make_grader(Images(6))
     grader.grade(torch.eye(4)[[1, 0]] * 9, torch.tensor([1, 3]), [5, 2])
     grader.grade(torch.eye(4)[[2, 3]] * 9, torch.tensor([2, 3]), torch.tensor([0, 2]))

@@ -30,7 +30,7 @@ class NoForward(LightningModule):
 
 
 class Outputs(Model):
-    """Returns what it is told to make of its logits."""
+    """Applies a function to its logits and returns the result."""
 
     def __init__(self, form):
         super().__init__()
@@ -60,7 +60,7 @@ class Redirected(Model):
             return super().forward(x)
         self.inside = True
         self.seen = self(x)
-        return self.seen.sum(1)  # what the step returns looks like a candidate, too
+        return self.seen.sum(1)  # the return value of the step has the shape of logits, too
 
     inside = False
 
@@ -173,17 +173,17 @@ def test_logits_from__any_submodule():
         LogitsObserver("body.heda").attach(model)
 
 
-def test_logits_from__of_a_submodule_that_gave_none():
+def test_logits_from__of_a_submodule_that_returned_none():
     model = Model()
-    with pytest.raises(ConfigurationError, match=r"logits_from='net'.* gave nothing.*torch\.compile"):
+    with pytest.raises(ConfigurationError, match=r"logits_from='net'.* returned no tensor that may be.*torch\.compile"):
         observe(model, lambda: None, logits_from="net")
-    with pytest.raises(ConfigurationError, match=r"logits_from='net'.* gave \(5, 3\)"):
+    with pytest.raises(ConfigurationError, match=r"logits_from='net'.* returned \(5, 3\)"):
         observe(model, lambda: model(BATCH), logits_from="net", batch_size=4)
-    # another number of names is told where names and logits are compared
+    # the grader reports a wrong number of names
     assert observe(model, lambda: model(BATCH), logits_from="net", classes=7).shape == (5, 3)
 
 
-def test_observer__watches_between_begin_and_logits_only():
+def test_observer__observes_between_begin_and_logits_only():
     model, observer = Model(), LogitsObserver()
     observer.attach(model)
     model(BATCH)

@@ -147,7 +147,7 @@ def test_observer__holds_nothing_between_steps_and_removes_its_hooks():
     observer.attach(model)
     observer.attach(model)
     model(INPUT)
-    assert not observer._calls  # nobody asked
+    assert not observer._calls  # not between begin and end
     observer.begin()
     observer.features(model(INPUT))
     assert hooks(model) == 1  # the head alone is observed once it is known

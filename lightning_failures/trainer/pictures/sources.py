@@ -56,7 +56,7 @@ class PictureInputs:
         captions: Returns the candidate captions of a class, by its index. None: no captions.
         browsed: (n,) ids of the examples in the table of the report.
         store: Store of the features; heat maps and attacks are stored with them. None: nothing is stored.
-        deadline: When the pictures should be finished; attacks and further browsed examples are skipped after it.
+        deadline: When the pictures should be finished; attacks and the remaining browsed examples are skipped after it.
             None: attacks have a generous limit of their own.
         names: Names that people gave to features.
     """
