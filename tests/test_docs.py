@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from lightning_failures import FailureModes
+from lightning_failures import FailureModes, callback
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -109,6 +109,13 @@ def test_python_blocks__pass_options_that_exist(page):
     options = set(inspect.signature(FailureModes).parameters)
     for block in blocks(page, "python"):
         assert keywords(block, "FailureModes") <= options
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_snippets__group_options_that_exist(page):
+    for snippet in snippets(page):
+        for group, option in re.findall(r"\b(\w+Options)\((\w+)=", snippet):
+            assert option in inspect.signature(getattr(callback, group)).parameters, snippet
 
 
 # -- the README --------------------------------------------------------------------------------------------------
