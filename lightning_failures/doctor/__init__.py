@@ -1,22 +1,22 @@
-"""A look at a configuration before it is trained: what is in order, what is not, what it will cost.
+"""Pre-flight checks of a configuration: what works, what does not, and what it will cost.
 
-:func:`examine` yields findings in the order in which they are told. It trains nothing, writes to temporary
-folders only, and asks the network for nothing but weights that are not on this machine.
+:func:`examine` yields findings in the order of the checks. It trains nothing, writes to temporary folders only, and
+uses the network only for weights that are not on this machine.
 
 Files, each importing only from those above it::
 
-    disk              Folders: may they be written, and is there room?
-    findings          What a check finds, and how that is told: to people in lines of at most 100 characters, to
-    reference_images  Pictures that can be drawn anywhere, with texts of which one is right: does an encoder know
-    command           ``lightning-failures doctor``: findings as they come for people, or all of them in JSON for
-    dry_run           A validation of a few batches by a Trainer of its own, in one process, which leaves nothing
-    caption_checks    Captions: are there words for the classes, and does the encoder know pictures from words at
-    data              Batches, images, ids and processes: what the callback would make of this validation set
-    encoders          The frozen encoders: can they be had, without a network too, and are they steady?
-    environment       Around the callback: installed versions, what others monitor, when it acts, loggers and their
-    images            From the images that the model sees to those that an encoder sees
-    interventions     Interventions: can they work through the training loader?
-    costs             What a validation will cost: a few images are embedded, some classes fitted, and the rest is
+    disk              Folders: whether they can be written, and how much room is left
+    findings          The results of checks, formatted for people and for machines
+    reference_images  Synthetic images with captions of which one is right, for testing an encoder
+    command           ``lightning-failures doctor``: findings as text, one by one, or all of them as JSON
+    dry_run           A validation of a few batches in a temporary folder, and the context that checks share
+    caption_checks    Captions: whether classes have names in words, and the encoder matches images with captions
+    data              Batches, example ids and processes: how the callback reads the validation set
+    encoders          The frozen encoders: whether they can be loaded, offline too, and are deterministic
+    environment       Installed versions, monitored keys, schedule, and loggers with their limits
+    images            From the images of the model to those of the encoders: normalisation and preprocessing
+    interventions     Interventions: whether they can work through the training loader
+    costs             Time, memory and cache space of the analyses, from measurements on a few images and classes
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ from lightning_failures.callback import FailureModes
 from lightning_failures.doctor.caption_checks import check_captions, check_known_pictures
 from lightning_failures.doctor.costs import check_cache, check_memory, check_time
 from lightning_failures.doctor.data import check_batches, check_examples, check_processes
-from lightning_failures.doctor.dry_run import CheckContext, check_rehearsal, quiet
+from lightning_failures.doctor.dry_run import CheckContext, check_dry_run, quiet
 from lightning_failures.doctor.encoders import check_encoder, check_robust_encoder
 from lightning_failures.doctor.environment import check_loggers, check_monitors, check_schedule, check_versions
-from lightning_failures.doctor.findings import Finding, problem, told
+from lightning_failures.doctor.findings import Finding, problem, run_check
 from lightning_failures.doctor.images import check_images
 from lightning_failures.doctor.interventions import check_interventions
 
@@ -56,11 +56,11 @@ CHECKS: dict[str, Callable[[CheckContext], Iterable[Finding]]] = {
     "monitors": check_monitors,
     "loggers": check_loggers,
     "cache": check_cache,
-    "rehearsal": check_rehearsal,
+    "dry run": check_dry_run,
     "time": check_time,
     "memory": check_memory,
 }
-"""In this order: later checks use what earlier ones have loaded and read."""
+"""The checks in order; later ones use what earlier ones have loaded and read."""
 
 
 def examine(
@@ -70,24 +70,25 @@ def examine(
     *,
     begin: Callable[[str], None] = lambda check: None,
 ) -> Iterator[Finding]:
-    """Check everything that a run with this Trainer would need.
+    """Check everything that a run with this Trainer needs.
 
     Args:
-        trainer: As configured, with :class:`~lightning_failures.FailureModes` among its callbacks. It does not run.
-        model: Is validated on a few batches, by a Trainer of its own.
-        datamodule: The data, unless the model brings its own.
-        begin: Told the name of each check before it begins.
+        trainer: The configured Trainer, with :class:`~lightning_failures.FailureModes` among its callbacks. It is only
+            inspected.
+        model: The model; a temporary Trainer validates it on a few batches.
+        datamodule: The data, unless the model has its own data loaders.
+        begin: Called with the name of each check before it starts.
     """
-    modes = next((one for one in trainer.callbacks if isinstance(one, FailureModes)), None)  # type: ignore[attr-defined]
-    if modes is None:
+    callback = next((one for one in trainer.callbacks if isinstance(one, FailureModes)), None)  # type: ignore[attr-defined]
+    if callback is None:
         remedy = "callbacks: [{class_path: lightning_failures.FailureModes}] (see configs/digits.yaml)"
         yield replace(problem("There is no FailureModes among trainer.callbacks.", remedy), check="callback")
         return
     with tempfile.TemporaryDirectory(prefix="failures-doctor-", ignore_cleanup_errors=True) as folder:
-        case = CheckContext(trainer, model, datamodule, modes, Path(folder))
+        context = CheckContext(trainer, model, datamodule, callback, Path(folder))
         for name, check in CHECKS.items():
             begin(name)
-            for finding in told(name, check, case):
+            for finding in run_check(name, check, context):
                 if finding.status == "problem":
-                    case.problems.add(name)
+                    context.problems.add(name)
                 yield finding

@@ -1,4 +1,4 @@
-"""Captions: are there words for the classes, and does the encoder know pictures from words at all?"""
+"""Captions: whether classes have names in words, and the encoder matches images with captions."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from lightning_failures.captions.grammar import CaptionVocabulary
 from lightning_failures.core.rng import isolated_rng
 from lightning_failures.doctor.dry_run import CheckContext
 from lightning_failures.doctor.findings import Finding, ok, problem, skipped, warning
-from lightning_failures.doctor.reference_images import coloured_digits, plain_shapes, zero_shot_accuracy
+from lightning_failures.doctor.reference_images import coloured_digits, coloured_shapes, zero_shot_accuracy
 from lightning_failures.encoders import gives_texts
 from lightning_failures.encoders.base import TextEncoder
 from lightning_failures.errors import DataError
 
-_OWN = 64
+_OWN_IMAGES = 64
 
 
-def check_captions(case: CheckContext) -> Iterator[Finding]:
-    """How many captions there are, and whether they are made of words."""
-    words, notes = case.modes.captions, case.first
+def check_captions(context: CheckContext) -> Iterator[Finding]:
+    """Report the number of captions, and class names that are not words."""
+    words, notes = context.callback.captions, context.first
     if words is None:
         yield skipped("captions=None")
         return
@@ -31,11 +31,11 @@ def check_captions(case: CheckContext) -> Iterator[Finding]:
         yield skipped("no batches were read" if notes is None else "classes have no names")
         return
     names = notes.grader.class_names
-    odd = [name for name in names if no_words(name)]
+    odd = [name for name in names if is_code(name)]
     if odd:
         yield warning(
-            f"{len(odd)} of {len(names)} class names are no words, like {odd[0]!r}: captions with them mean nothing.",
-            "class_names=[...], in words as people use them.",
+            f"{len(odd)} of {len(names)} class names are not words, such as {odd[0]!r}; their captions mean nothing.",
+            "Pass class_names=[...], in everyday words.",
         )
         return
     grammar = vocabulary.grammar(names[0])
@@ -43,61 +43,61 @@ def check_captions(case: CheckContext) -> Iterator[Finding]:
     yield ok(f"{len(grammar.captions())} for {names[0]!r}, from {source}, against {str(grammar.reference)!r}")
 
 
-def no_words(name: str) -> bool:
-    """Whether nobody would call a thing so.
+def is_code(name: str) -> bool:
+    """Return whether a class name is an id rather than a word.
 
-    >>> [no_words(name) for name in ("7", "n01440764", "tench", "Boeing 747", "猫")]
+    >>> [is_code(name) for name in ("7", "n01440764", "tench", "Boeing 747", "猫")]
     [True, True, False, False, False]
     """
     return re.search(r"[A-Za-z]{2}|[^\W\d_A-Za-z]", name) is None
 
 
-def check_known_pictures(case: CheckContext) -> Iterator[Finding]:
-    """Pictures whose right text is known, and names of the user's classes for the user's images."""
-    cached = case.cached_encoders.get("directions")
+def check_known_pictures(context: CheckContext) -> Iterator[Finding]:
+    """Test the encoder on images with known captions, and on the user's images with the names of their classes."""
+    cached = context.cached_encoders.get("directions")
     if cached is None:
         yield skipped("no encoder")
         return
     if not gives_texts(cached.encoder):
-        yield skipped(f"{cached.encoder.name} knows no texts: directions, but no captions")
+        yield skipped(f"{cached.encoder.name} has no text tower: directions, but no captions")
         return
-    found = [(known, zero_shot_accuracy(cached.encoder, known)) for known in (plain_shapes(), coloured_digits())]
-    knows = any(share >= known.needed for known, share in found)
-    told = ", ".join(f"{share:.0%} of {known.name}" for known, share in found)
+    found = [(known, zero_shot_accuracy(cached.encoder, known)) for known in (coloured_shapes(), coloured_digits())]
+    is_general = any(share >= known.needed for known, share in found)
+    results = ", ".join(f"{share:.0%} of {known.name}" for known, share in found)
     facts = {known.name: share for known, share in found}
-    fits = None
-    if own := _own_images(case, cached.encoder):
+    fits_own = None
+    if own := _own_images(context, cached.encoder):
         hits, asked, classes = own
         chance = asked / classes
-        fits = hits > max(2.0, chance + 3 * math.sqrt(chance * (1 - 1 / classes)))
-        told += f", {hits / asked:.0%} of {asked} of your images ({classes} class names)"
+        fits_own = hits > max(2.0, chance + 3 * math.sqrt(chance * (1 - 1 / classes)))
+        results += f", {hits / asked:.0%} of {asked} of your images ({classes} class names)"
         facts["own images"] = hits / asked
-    message = f"{cached.encoder.name} finds the right text for {told}"
-    if knows and fits is not False:
+    message = f"{cached.encoder.name} finds the right caption for {results}"
+    if is_general and fits_own is not False:
         yield ok(message, **facts)
-    elif knows:
+    elif is_general:
         yield warning(
-            f"{message}: your classes no better than by chance.",
-            "Captions would say little. Use an encoder of your domain, or class names that people would say.",
+            f"{message}; for your classes, it is no better than chance.",
+            "Captions would say little. Use an encoder of your domain, or everyday class names.",
             **facts,
         )
-    elif fits:
+    elif fits_own:
         yield warning(
-            f"{message}: it fails on pictures that any general CLIP knows.",
-            "All right for an encoder of a special domain; else its weights or its preprocessing are wrong.",
+            f"{message}; it fails on images that any general CLIP recognises.",
+            "This is fine for an encoder of a special domain; otherwise, its weights or its preprocessing are wrong.",
             **facts,
         )
     else:
         yield problem(
-            f"{message}; {found[0][0].needed:.0%} of one of the first two is needed.",
-            "Its weights are untrained or damaged, or do not belong to this architecture, preprocessing or tokenizer.",
+            f"{message}; at least {found[0][0].needed:.0%} of one of the first two is needed.",
+            "Its weights are untrained or damaged, or do not match the architecture, preprocessing or tokenizer.",
             **facts,
         )
 
 
-def _own_images(case: CheckContext, encoder: TextEncoder) -> tuple[int, int, int] | None:
-    """Of some of the user's images, spread over the set: how many are nearest to the name of their class; K."""
-    notes, vocabulary = case.first, case.modes.captions
+def _own_images(context: CheckContext, encoder: TextEncoder) -> tuple[int, int, int] | None:
+    """Return, for images spread over the set, how many match the name of their class best; their number; and K."""
+    notes, vocabulary = context.first, context.callback.captions
     if notes is None or notes.grader is None or not notes.grader.has_names or vocabulary is None:
         return None
     if notes.grader.task != "multiclass" or not notes.size:
@@ -105,22 +105,22 @@ def _own_images(case: CheckContext, encoder: TextEncoder) -> tuple[int, int, int
     names = notes.grader.class_names
     known = CaptionVocabulary.load(vocabulary)
     size = notes.size
-    rows = sorted({int(k * size / _OWN) for k in range(min(size, _OWN))})
+    rows = sorted({int(k * size / _OWN_IMAGES) for k in range(min(size, _OWN_IMAGES))})
     try:
-        images, labels = _read(case, rows)
-    except DataError:  # told of the images already
+        images, labels = _read_examples(context, rows)
+    except DataError:  # reported by the check of images
         return None
     texts = encoder.encode_texts([str(known.grammar(name).reference) for name in names])
     best = (encoder.encode_images(images) @ texts.T).argmax(dim=1)
     return int((best == labels).sum()), len(labels), len(names)
 
 
-def _read(case: CheckContext, rows: Sequence[int]) -> tuple[Tensor, Tensor]:
-    notes = case.first
+def _read_examples(context: CheckContext, rows: Sequence[int]) -> tuple[Tensor, Tensor]:
+    notes = context.first
     assert notes is not None
     with isolated_rng():
-        record = case.reader.read(None, notes.loader.collate_fn([notes.dataset[row] for row in rows]))
+        record = context.reader.read(None, notes.loader.collate_fn([notes.dataset[row] for row in rows]))
     if record.images is None or record.labels is None:
         raise DataError("no images, or no labels")
     labels = record.labels.argmax(1) if record.labels.ndim == 2 else record.labels
-    return case.reader.space(notes.dataset).to_unit(record.images).cpu(), labels.cpu()
+    return context.reader.space(notes.dataset).to_unit(record.images).cpu(), labels.cpu()

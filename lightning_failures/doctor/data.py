@@ -1,4 +1,4 @@
-"""Batches, images, ids and processes: what the callback would make of this validation set."""
+"""Batches, example ids and processes: how the callback reads the validation set."""
 
 from __future__ import annotations
 
@@ -17,76 +17,79 @@ from lightning_failures.doctor.dry_run import CheckContext, LoaderNotes, read_ba
 from lightning_failures.doctor.findings import Finding, ok, problem, skipped, warning
 from lightning_failures.trainer.index_recorder import dataset_attribute
 
-FEWEST = 20  # 10 failures and 10 successes
+MIN_CLASS_SIZE = 20
+"""Fewest examples of a class with a direction, which needs 10 failures and 10 successes."""
 
 
-def check_batches(case: CheckContext) -> Iterator[Finding]:
-    """Two batches of each loader, by a real validation: how they are read, logits, labels, names of classes."""
+def check_batches(context: CheckContext) -> Iterator[Finding]:
+    """Validate two batches of each loader; report how images, logits, labels and class names are found."""
     try:
-        read_batches(case)
+        read_batches(context)
     except Exception as error:
         yield problem(
-            f"A validation of the first batches, without FailureModes, ends in {type(error).__name__}: {error}",
-            "Where: lightning-failures validate, with the same options.",
+            f"A validation of the first batches without FailureModes fails with {type(error).__name__}: {error}",
+            "For the traceback, run lightning-failures validate with the same options.",
         )
         return
-    for index, notes in enumerate(case.notes):
-        where = f"loader {index}: " if len(case.notes) > 1 else ""
+    for index, notes in enumerate(context.notes):
+        where = f"loader {index}: " if len(context.notes) > 1 else ""
         if "batches" in notes.errors:
             yield problem(f"{where}{notes.errors['batches']}")
             continue
         record, grader = notes.record, notes.grader
         if record is None or "examples" in notes.errors:
-            yield skipped(f"{where}{'no batch' if record is None else 'not graded: see examples'}")
+            yield skipped(f"{where}{'no batch' if record is None else 'not graded: see example ids'}")
             continue
         assert grader is not None
         assert record.labels is not None
         names = grader.class_names
-        origin = "class_names" if case.modes.class_names else "dataset.classes" if grader.has_names else "no names"
-        images = "no images" if record.images is None else f"images {_form(record.images)}"
+        origin = (
+            "class_names" if context.callback.class_names else "dataset.classes" if grader.has_names else "no names"
+        )
+        images = "no images" if record.images is None else f"images {_describe(record.images)}"
         yield ok(
-            f"{where}{images}, labels {_form(record.labels)}; {grader.columns} logits an example,"
+            f"{where}{images}, labels {_describe(record.labels)}; {grader.columns} logits an example,"
             f" {notes.logits_by}; {grader.task}, {len(names)} classes ({origin})",
             classes=len(names),
             task=grader.task,
         )
         if record.images is None:
-            yield warning(f"{where}Without images there are grades only.", "Give read_batch.")
+            yield warning(f"{where}Batches have no images, so examples are only graded.", "Pass read_batch.")
         if not grader.has_names:
-            yield warning(f"{where}Classes have no names, so there are no captions.", "Give class_names.")
+            yield warning(f"{where}Classes have no names, so there are no captions.", "Pass class_names.")
         if grader.doubt:
             yield warning(where + grader.doubt)
         yield from _labels(notes, where)
 
 
-def _form(tensor: Tensor) -> str:
+def _describe(tensor: Tensor) -> str:
     return f"({', '.join(map(str, tensor.shape))}) {str(tensor.dtype).removeprefix('torch.')}"
 
 
 def _labels(notes: LoaderNotes, where: str) -> Iterator[Finding]:
-    """All labels, where the dataset tells them without reading images; the batches have shown the first."""
+    """Check all labels, if the dataset has them without reading images."""
     grader, labels = notes.grader, _all_labels(notes.dataset)
     if labels is None or grader is None or grader.task != "multiclass":
         return
     classes = len(grader.class_names)
     if unlabelled := int((labels == IGNORE_INDEX).sum()):
-        yield ok(f"{where}{unlabelled:,} of {len(labels):,} examples have no label ({IGNORE_INDEX}) and are left out")
+        yield ok(f"{where}{unlabelled:,} of {len(labels):,} examples have no label ({IGNORE_INDEX}) and are skipped")
     labelled = labels != IGNORE_INDEX
     outside = np.flatnonzero(labelled & ((labels < 0) | (labels >= classes)))
     if len(outside):
         yield problem(
             f"{where}{len(outside):,} of {len(labels):,} labels are not in 0 ... {classes - 1}: example {outside[0]}"
-            f" has {labels[outside[0]]}. A batch with one of them cannot be graded, and the analysis is skipped.",
-            "Leave these examples out of the validation set.",
+            f" has {labels[outside[0]]}. A batch with such a label cannot be graded, and the analysis is skipped.",
+            "Remove these examples from the validation set.",
         )
         return
-    small = int((np.bincount(labels[labelled], minlength=classes) < FEWEST).sum())
+    small = int((np.bincount(labels[labelled], minlength=classes) < MIN_CLASS_SIZE).sum())
     if small:
         message = (
-            f"{where}{small} of {classes} classes have fewer than {FEWEST} examples. They are graded, but have no"
-            " direction: that needs 10 failures and 10 successes."
+            f"{where}{small} of {classes} classes have fewer than {MIN_CLASS_SIZE} examples. They are graded, but have"
+            " no direction, which needs 10 failures and 10 successes."
         )
-        yield warning(message, "More validation images.") if small > classes / 2 else ok(message)
+        yield warning(message, "Use more validation images.") if small > classes / 2 else ok(message)
 
 
 def _all_labels(dataset: Any) -> NDArray[np.int64] | None:
@@ -99,10 +102,10 @@ def _all_labels(dataset: Any) -> NDArray[np.int64] | None:
     return None
 
 
-def check_examples(case: CheckContext) -> Iterator[Finding]:
-    """Ids: does the callback know which example it sees, and which belong together?"""
-    for index, notes in enumerate(case.notes):
-        where = f"loader {index}: " if len(case.notes) > 1 else ""
+def check_examples(context: CheckContext) -> Iterator[Finding]:
+    """Check that examples have unique ids; report groups and metadata."""
+    for index, notes in enumerate(context.notes):
+        where = f"loader {index}: " if len(context.notes) > 1 else ""
         if error := notes.errors.get("examples"):
             yield problem(f"{where}{error}")
             continue
@@ -110,29 +113,28 @@ def check_examples(case: CheckContext) -> Iterator[Finding]:
             yield skipped(f"{where}batches could not be read")
             continue
         grades = notes.grader.grades()
-        told = "indices of the dataset" if notes.grader.indexed else "given by read_batch (no pictures)"
-        groups = "no groups" if grades.groups is None else f"groups from {case.modes.groups_from!r}"
+        source = "indices of the dataset" if notes.grader.indexed else "from read_batch (no pictures)"
+        groups = "no groups" if grades.groups is None else f"groups from {context.callback.groups_from!r}"
         metadata = notes.grader.metadata(grades)
         more = f", metadata {', '.join(metadata)}" if metadata else ""
         ids = len(torch.unique(grades.ids))
-        message = (
-            f"{where}{type(notes.loader).__name__} over {type(notes.dataset).__name__}: ids are {told}; {groups}{more}"
-        )
+        names = f"{type(notes.loader).__name__} over {type(notes.dataset).__name__}"
+        message = f"{where}{names}: ids are {source}; {groups}{more}"
         if ids != notes.seen:
             yield problem(
-                f"{message}. {notes.seen} examples had only {ids} ids: those that share one would count once.",
-                "Ids of read_batch must be unique for each example.",
+                f"{message}. {notes.seen} examples have only {ids} ids; examples that share an id count once.",
+                "Return a unique id for each example from read_batch.",
             )
         else:
             yield ok(message)
-    if not case.notes:
+    if not context.notes:
         yield skipped("no batches were read")
 
 
-def check_processes(case: CheckContext) -> Iterator[Finding]:
-    """Distributed samplers repeat examples; the grades must not."""
-    world = case.trainer.world_size
-    notes = case.first
+def check_processes(context: CheckContext) -> Iterator[Finding]:
+    """Check that each example is graded once, although distributed samplers repeat some."""
+    world = context.trainer.world_size
+    notes = context.first
     size = 0 if notes is None else notes.size
     if not size:
         yield skipped("no batches were read" if notes is None else "the validation set has no length")
@@ -141,25 +143,23 @@ def check_processes(case: CheckContext) -> Iterator[Finding]:
     repeated = {count: -size % count for count in counts}
     wrong = [count for count in counts if not graded_once(size, count)]
     if wrong:
-        yield problem(f"On {wrong[0]} processes some of {size:,} examples would be lost or counted twice.")
+        yield problem(f"With {wrong[0]} processes, some of {size:,} examples would be lost or counted twice.")
         return
     if world == 1:
-        yield ok(f"one process; on 2, 3 or 4 each of {size:,} examples would be graded once", world_size=1)
+        yield ok(f"one process; with 2, 3 or 4, each of {size:,} examples would be graded once", world_size=1)
     else:
-        times = f"the sampler repeats {repeated[world]}" if repeated[world] else "the sampler repeats none"
-        yield ok(
-            f"{world} processes ({case.trainer.num_nodes} node(s)): of {size:,} examples {times}; each is graded once",
-            world_size=world,
-        )
-    if world > 1 and not case.trainer._accelerator_connector.use_distributed_sampler:
+        repeats = f"the sampler repeats {repeated[world] or 'none'}"
+        nodes = f"{context.trainer.num_nodes} node(s)"
+        yield ok(f"{world} processes ({nodes}): {repeats} of {size:,} examples; each is graded once", world_size=world)
+    if world > 1 and not context.trainer._accelerator_connector.use_distributed_sampler:
         yield warning(
-            "use_distributed_sampler=False: unless your sampler shares the examples out, every process sees all.",
-            "Each is graded once all the same, but embedded by every process.",
+            "use_distributed_sampler=False: unless your sampler distributes the examples, every process sees all.",
+            "Each example is still graded once, but embedded by every process. Distribute the examples to save time.",
         )
 
 
 def graded_once(size: int, processes: int) -> bool:
-    """Whether each of ``size`` examples counts once when the samplers of so many processes have dealt them out.
+    """Return whether each of ``size`` examples counts once when distributed samplers split them over processes.
 
     >>> graded_once(10, 4)
     True

@@ -1,4 +1,4 @@
-"""Folders: may they be written, and is there room?"""
+"""Folders: whether they can be written, and how much room is left."""
 
 from __future__ import annotations
 
@@ -8,23 +8,23 @@ from pathlib import Path
 
 
 def why_not_writable(folder: Path) -> str:
-    """Return why nothing can be written to a folder, which need not exist yet; empty where it can.
+    """Return why a folder cannot be written; empty if it can. The folder need not exist yet.
 
-    Tried is a nameless file in the folder, or in the nearest one above it that exists.
+    A temporary file is written to the folder, or to its nearest existing parent.
 
     >>> why_not_writable(Path(tempfile.gettempdir()) / "not" / "yet" / "there")
     ''
     """
-    place = _existing(folder)
+    existing = _existing(folder)
     try:
-        tempfile.TemporaryFile(dir=place).close()
+        tempfile.TemporaryFile(dir=existing).close()
     except OSError as error:
-        return f"{place}: {error.strerror or error}"
+        return f"{existing}: {error.strerror or error}"
     return ""
 
 
 def free_bytes(folder: Path) -> int | None:
-    """Room on the disk of a folder that need not exist yet; None if nobody knows."""
+    """Return the free bytes on the disk of a folder, which need not exist yet; None if unknown."""
     try:
         return shutil.disk_usage(_existing(folder)).free
     except OSError:
@@ -37,7 +37,7 @@ def _existing(folder: Path) -> Path:
 
 
 def bytes_text(count: float) -> str:
-    """A size for people.
+    """Format a size for people.
 
     >>> [bytes_text(n) for n in (900, 1_530_000, 51e9)]
     ['900 bytes', '1.5 MB', '51 GB']
@@ -49,7 +49,7 @@ def bytes_text(count: float) -> str:
 
 
 def seconds_text(seconds: float) -> str:
-    """A time for people, in two digits: nobody knows it better beforehand.
+    """Format a time for people in two significant digits, the accuracy of an estimate.
 
     >>> [seconds_text(t) for t in (0.0312, 4.24, 75, 5000, 200_000)]
     ['0.03 s', '4.2 s', '75 s', '83 min', '56 h']

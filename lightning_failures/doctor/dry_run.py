@@ -1,4 +1,4 @@
-"""A validation of a few batches by a Trainer of its own, in one process, which leaves nothing behind."""
+"""A validation of a few batches in a temporary folder, in one process, and the context that checks share."""
 
 from __future__ import annotations
 
@@ -31,20 +31,20 @@ from lightning_failures.trainer.options import OPTIONS, group_options
 from lightning_failures.trainer.ranks import Communicator
 
 BATCHES = 2
-UNSOLVED = "not before the problems above are solved"
+UNSOLVED = "skipped until the problems above are solved"
 
 
 @dataclass
 class LoaderNotes:
-    """What was seen of one validation loader.
+    """The result of reading the first batches of one validation loader.
 
     Attributes:
         loader: The loader.
         grader: Has graded the batches as the callback would.
         record: The first batch, on the CPU.
         logits_by: How the logits were found.
-        seen: How many examples.
-        errors: What went wrong, by what it concerns: "batches" or "examples".
+        seen: Number of examples read.
+        errors: Errors by subject: "batches" or "examples".
     """
 
     loader: Any
@@ -56,12 +56,12 @@ class LoaderNotes:
 
     @property
     def dataset(self) -> Any:
-        """Of the loader."""
+        """The dataset of the loader."""
         return dataset_of(self.loader)
 
     @property
     def size(self) -> int:
-        """How many examples the dataset has; 0 if it does not tell."""
+        """Number of examples of the dataset; 0 if it has no length."""
         try:
             return len(self.dataset)
         except (TypeError, NotImplementedError):
@@ -75,34 +75,34 @@ class LoaderNotes:
 
 @dataclass
 class CheckContext:
-    """What is examined, and what earlier checks have found out for later ones.
+    """The configuration, and results that earlier checks keep for later ones.
 
     Attributes:
-        trainer: As configured. It is asked, never run.
+        trainer: The configured Trainer, which is only inspected.
         model: The model.
-        datamodule: The data, unless the model brings its own.
-        modes: The callback, likewise only asked.
-        folder: A temporary folder for all that is written.
-        lenses: The encoders by role, "directions" and "trees", as far as they could be loaded.
-        notes: One for each validation loader, as far as it was read.
-        rehearsed: The Trainer that read them.
-        problems: The checks that have found any.
+        datamodule: The data, unless the model has its own data loaders.
+        callback: The configured callback, which is only inspected.
+        folder: A temporary folder for everything that is written.
+        cached_encoders: The encoders that could be loaded by role, "directions" and "trees".
+        notes: One item for each validation loader that was read.
+        dry_run_trainer: The Trainer that read the batches.
+        problems: The names of checks that found a problem.
     """
 
     trainer: Trainer
     model: LightningModule
     datamodule: LightningDataModule | None
-    modes: FailureModes
+    callback: FailureModes
     folder: Path
     cached_encoders: dict[str, CachedEncoder] = field(default_factory=dict)
     notes: list[LoaderNotes] = field(default_factory=list)
-    rehearsed: Trainer | None = None
+    dry_run_trainer: Trainer | None = None
     problems: set[str] = field(default_factory=set)
 
     @property
     def reader(self) -> BatchReader:
-        """Reads batches as the callback does."""
-        return BatchReader(self.modes.read_batch, self.modes.normalization)
+        """A reader of batches with the options of the callback."""
+        return BatchReader(self.callback.read_batch, self.callback.normalization)
 
     @property
     def first(self) -> LoaderNotes | None:
@@ -111,26 +111,26 @@ class CheckContext:
         return notes if notes is not None and notes.seen and not notes.errors else None
 
 
-def options_of(modes: FailureModes) -> dict[str, Any]:
-    """Return the options of a callback by name; :func:`group_options` makes arguments of them."""
-    return {name: value for name, value in vars(modes).items() if name in OPTIONS}
+def options_of(callback: FailureModes) -> dict[str, Any]:
+    """Return the options of a callback by name; :func:`group_options` makes constructor arguments of them."""
+    return {name: value for name, value in vars(callback).items() if name in OPTIONS}
 
 
-def rehearse(case: CheckContext, *callbacks: Callback) -> tuple[Trainer, list[str]]:
-    """Validate a few batches of each loader; return the Trainer and what the callbacks warned of.
+def dry_run(context: CheckContext, *callbacks: Callback) -> tuple[Trainer, list[str]]:
+    """Validate a few batches of each loader; return the Trainer, and the warnings of FailureModes.
 
-    The model's own callbacks, loggers and checkpoints take no part in it.
+    The callbacks, loggers and checkpoints of the configured Trainer are not used.
     """
-    device = case.trainer.strategy.root_device
+    device = context.trainer.strategy.root_device
     trainer = Trainer(
         accelerator=device.type,
         devices=1 if device.index is None else [device.index],
-        precision=case.trainer.precision,
-        inference_mode=case.trainer.validate_loop.inference_mode,
+        precision=context.trainer.precision,
+        inference_mode=context.trainer.validate_loop.inference_mode,
         logger=DummyLogger(),
         callbacks=list(callbacks),
         limit_val_batches=BATCHES,
-        default_root_dir=case.folder,
+        default_root_dir=context.folder,
         use_distributed_sampler=False,
         enable_progress_bar=False,
         enable_model_summary=False,
@@ -138,34 +138,37 @@ def rehearse(case: CheckContext, *callbacks: Callback) -> tuple[Trainer, list[st
     )
     with isolated_rng(), warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        trainer.validate(case.model, datamodule=case.datamodule, verbose=False)
+        trainer.validate(context.model, datamodule=context.datamodule, verbose=False)
     return trainer, [str(one.message) for one in caught if "FailureModes" in str(one.message)]
 
 
-class Probe(Callback):
-    """Reads and grades batches as :class:`FailureModes` does, and notes how, in place of analysing them."""
+class BatchProbe(Callback):
+    """Reads and grades batches as :class:`FailureModes` does and records how, without analysing them."""
 
-    def __init__(self, modes: FailureModes) -> None:
-        options = options_of(modes)
+    def __init__(self, callback: FailureModes) -> None:
+        options = options_of(callback)
         self.notes: list[LoaderNotes] = []
         self._options = {name: options[name] for name in ("class_names", "task", "groups_from", "metadata")}
-        self._tap = IndexRecorderHook()
-        reader, observer = BatchReader(modes.read_batch, modes.normalization), LogitsObserver(options["logits_from"])
-        self._batch_grader = BatchGrader(reader, self._tap, observer)
+        self._index_recorder = IndexRecorderHook()
+        reader, observer = (
+            BatchReader(callback.read_batch, callback.normalization),
+            LogitsObserver(options["logits_from"]),
+        )
+        self._batch_grader = BatchGrader(reader, self._index_recorder, observer)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Join the loaders."""
-        self._tap.attach(trainer)
+        """Attach to the loaders."""
+        self._index_recorder.attach(trainer)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Join the module."""
+        """Attach to the module."""
         self._batch_grader.attach(pl_module)
         self.notes = [LoaderNotes(loader) for loader in evaluation_loaders(trainer)]
 
     def on_validation_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        """Watch what the step computes."""
+        """Start to observe the logits of the step."""
         self._batch_grader.begin(trainer, pl_module)
 
     def on_validation_batch_end(
@@ -177,7 +180,7 @@ class Probe(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Read, name and grade the batch, as far as it goes."""
+        """Read, name and grade the batch; keep the first error."""
         notes = self.notes[dataloader_idx]
         if notes.errors:
             return
@@ -206,31 +209,31 @@ class Probe(Callback):
         notes.seen += int((record.labels.reshape(len(record.labels), -1) != IGNORE_INDEX).all(1).sum())
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Leave everything as it was."""
-        self._tap.detach()
+        """Detach from the loaders and the module."""
+        self._index_recorder.detach()
         self._batch_grader.detach()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """As in ``teardown``."""
-        self._tap.detach()
+        """Detach from the loaders and the module."""
+        self._index_recorder.detach()
         self._batch_grader.detach()
 
 
-def read_batches(case: CheckContext) -> None:
-    """Fill ``case.notes``. Data are set up as for ``fit``: some data modules know no other stage."""
-    if case.datamodule is not None:
-        case.datamodule.prepare_data()
-        case.datamodule.setup("fit")
-    probe = Probe(case.modes)
+def read_batches(context: CheckContext) -> None:
+    """Fill ``context.notes``. Data are set up for ``fit``, because some datamodules support no other stage."""
+    if context.datamodule is not None:
+        context.datamodule.prepare_data()
+        context.datamodule.setup("fit")
+    probe = BatchProbe(context.callback)
     try:
-        case.rehearsed, _ = rehearse(case, probe)
+        context.dry_run_trainer, _ = dry_run(context, probe)
     finally:
-        case.notes = probe.notes
+        context.notes = probe.notes
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without what Lightning tells of every Trainer: accelerators, tips, its own use of what is deprecated."""
+    """Silence what Lightning logs for every Trainer: accelerators, tips, deprecations in its own code."""
     loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric", "pytorch_lightning")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
@@ -248,34 +251,34 @@ def _on_cpu(record: BatchRecord) -> BatchRecord:
     return BatchRecord(*(None if value is None else value.detach().cpu() for value in vars(record).values()))
 
 
-def check_rehearsal(case: CheckContext) -> Iterator[Finding]:
-    """The callback itself on a few batches, from the first to the report."""
-    if case.problems:
+def check_dry_run(context: CheckContext) -> Iterator[Finding]:
+    """Run the callback on a few batches, up to the report."""
+    if context.problems:
         yield skipped(UNSOLVED)
         return
-    loaded = {role: cached.encoder for role, cached in case.cached_encoders.items()}
-    fresh = {
-        "encoder": loaded.get("directions"),
-        "robust_encoder": loaded.get("trees"),
-        "cache_folder": case.folder / "cache",
+    encoders = {role: cached.encoder for role, cached in context.cached_encoders.items()}
+    changes = {
+        "encoder": encoders.get("directions"),
+        "robust_encoder": encoders.get("trees"),
+        "cache_folder": context.folder / "cache",
         "on_error": "raise",
-        # what takes part in training, or looks at the training set
+        # everything that changes the training or reads the training set
         "interventions": (),
         "auto_rollback": False,
         "verdict": None,
         "reference": "validation",
     }
-    modes = FailureModes(**group_options(options_of(case.modes) | fresh))
-    _, warned = rehearse(case, modes)
-    report = modes.last_report
+    callback = FailureModes(**group_options(options_of(context.callback) | changes))
+    _, warned = dry_run(context, callback)
+    report = callback.last_report
     if report is None:
-        yield problem("A validation of a few batches ended without a report.")
+        yield problem("A validation of a few batches produced no report.")
         return
-    files = sum(path.is_file() for path in case.folder.rglob("failures/**/*"))
+    files = sum(path.is_file() for path in context.folder.rglob("failures/**/*"))
     yield ok(
-        f"{report.examples} images graded{', embedded' if loaded else ''} and analysed as in training (accuracy"
+        f"{report.examples} images graded{', embedded' if encoders else ''} and analysed as in training (accuracy"
         f" {number(report.accuracy)}"
-        f" with the weights as configured); {files} files written and thrown away",
+        f" with the weights as configured); {files} files written and deleted",
         examples=report.examples,
     )
     for message in dict.fromkeys(warned):

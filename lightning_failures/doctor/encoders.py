@@ -1,4 +1,4 @@
-"""The frozen encoders: can they be had, without a network too, and are they steady?"""
+"""The frozen encoders: whether they can be loaded, offline too, and are deterministic."""
 
 from __future__ import annotations
 
@@ -18,57 +18,63 @@ from lightning_failures.encoders.cache.store import EmbeddingCache
 from lightning_failures.encoders.cached import DEFAULT_ENCODER, CachedEncoder
 from lightning_failures.errors import EncoderError
 
-TOLERANCE = 1e-3  # of the length of an embedding
-_SIZE = 64
+TOLERANCE = 1e-3
+"""Largest difference of two equal embeddings, relative to their length."""
+
+_IMAGE_SIZE = 64
 
 
-def check_encoder(case: CheckContext) -> Iterator[Finding]:
-    """The encoder of the failure directions."""
-    yield from _opened(case, "directions")
+def check_encoder(context: CheckContext) -> Iterator[Finding]:
+    """Check the encoder of the failure directions."""
+    yield from _load_and_examine(context, "directions")
 
 
-def check_robust_encoder(case: CheckContext) -> Iterator[Finding]:
-    """The encoder of the failure trees."""
-    if case.modes.robust_encoder is None:
+def check_robust_encoder(context: CheckContext) -> Iterator[Finding]:
+    """Check the robust encoder of the failure trees, and its feature maps."""
+    if context.callback.robust_encoder is None:
         yield skipped("robust_encoder=None: no failure trees")
         return
-    yield from _opened(case, "trees")
-    if cached := case.cached_encoders.get("trees"):
+    yield from _load_and_examine(context, "trees")
+    if cached := context.cached_encoders.get("trees"):
         yield from _maps(cached.encoder)
 
 
-def _opened(case: CheckContext, role: str) -> Iterator[Finding]:
-    """Load as the callback does; what it says when the default cannot be had is a warning here too."""
+def _load_and_examine(context: CheckContext, role: str) -> Iterator[Finding]:
+    """Load an encoder as the callback does, and examine it; a missing default encoder is only a warning."""
     robust = role == "trees"
-    spec = case.modes.robust_encoder if robust else case.modes.encoder
+    spec = context.callback.robust_encoder if robust else context.callback.encoder
     if spec is None:
         yield skipped("encoder=None: no failure directions")
         return
-    device = case.trainer.strategy.root_device if case.modes.device is None else torch.device(case.modes.device)
+    device = (
+        context.trainer.strategy.root_device
+        if context.callback.device is None
+        else torch.device(context.callback.device)
+    )
     try:
         encoder, fetched = _load(spec, device, robust=robust)
     except EncoderError as error:
         if isinstance(spec, type(DEFAULT_ENCODER)):
             yield warning(
-                f"The default encoder cannot be had, so there would be grades but no failure directions. {error}",
-                "Name one that is there, encoder='...'.",
+                f"The default encoder could not be loaded, so examples would only be graded. {error}",
+                "Name an encoder that is available: encoder='...'.",
             )
         else:
             yield problem(str(error))
         return
-    case.cached_encoders[role] = CachedEncoder(encoder, EmbeddingCache(case.folder / "cache"))
+    context.cached_encoders[role] = CachedEncoder(encoder, EmbeddingCache(context.folder / "cache"))
     yield from examine_encoder(encoder, device=device)
     if fetched:
         yield warning(
-            "Its weights were not on this machine; they have just been downloaded.",
-            "A machine without a network needs a copy of the Hugging Face cache (HF_HOME).",
+            "Its weights were not on this machine and have just been downloaded.",
+            "A machine without network access needs a copy of the Hugging Face cache (HF_HOME).",
         )
     else:
-        yield ok("needs no network: all of it is on this machine")
+        yield ok("needs no network: its weights are on this machine")
 
 
 def _load(spec: str | Path | Encoder, device: torch.device, *, robust: bool) -> tuple[Encoder, bool]:
-    """The encoder, and whether the network was needed for it."""
+    """Return the encoder, and whether loading it needed the network."""
     with isolated_rng():
         try:
             with _without_hub():
@@ -90,13 +96,13 @@ def _without_hub() -> Iterator[None]:
 
 
 def examine_encoder(encoder: Encoder, *, device: torch.device | None = None) -> Iterator[Finding]:
-    """Check that equal images have equal embeddings, alone and among others, and that these are what they should be."""
-    images = torch.rand(8, 3, _SIZE, _SIZE, generator=torch.Generator().manual_seed(0))
-    images[4:] = images[4:].mean((2, 3), keepdim=True)  # plain colours beside noise
+    """Check that equal images have equal embeddings, alone and in a batch, with the declared shape and type."""
+    images = torch.rand(8, 3, _IMAGE_SIZE, _IMAGE_SIZE, generator=torch.Generator().manual_seed(0))
+    images[4:] = images[4:].mean((2, 3), keepdim=True)  # uniform colours besides noise
     first, second = encoder.encode_images(images), encoder.encode_images(images)
     alone = torch.cat([encoder.encode_images(image[None]) for image in images])
-    remedy = "Put it into eval mode (dropout, batch statistics), or give another encoder: the cache would hold chance."
-    size = float(first.norm(dim=1).mean()) or 1.0
+    remedy = "Put it into eval mode (dropout, batch statistics), or use another encoder: the cache would hold noise."
+    length = float(first.norm(dim=1).mean()) or 1.0
     if first.shape != (8, encoder.dim) or first.dtype != torch.float32 or first.device.type != "cpu":
         yield problem(
             f"{encoder.name}: 8 images give {tuple(first.shape)} {first.dtype} on {first.device}, not"
@@ -106,18 +112,20 @@ def examine_encoder(encoder: Encoder, *, device: torch.device | None = None) -> 
         yield problem(
             f"{encoder.name}: embeddings are not finite.", "The weights are damaged, or half precision overflows."
         )
-    elif _apart(first, second, size) > TOLERANCE:
-        yield problem(f"{encoder.name}: the same images have other embeddings the second time.", remedy)
-    elif _apart(first, alone, size) > 10 * TOLERANCE:
-        yield problem(f"{encoder.name}: an image alone has another embedding than in a batch.", remedy)
-    elif _alike(first):
+    elif _distance(first, second, length) > TOLERANCE:
+        yield problem(f"{encoder.name}: the same images have different embeddings the second time.", remedy)
+    elif _distance(first, alone, length) > 10 * TOLERANCE:
+        yield problem(f"{encoder.name}: an image alone has a different embedding than in a batch.", remedy)
+    elif _all_equal(first):
         yield problem(f"{encoder.name}: all images have the same embedding.", "The weights are damaged.")
     elif gives_texts(encoder) and float((first.norm(dim=1) - 1).abs().max()) > 10 * TOLERANCE:
-        yield problem(f"{encoder.name}: embeddings of images are no unit vectors, so captions cannot be compared.")
+        yield problem(
+            f"{encoder.name}: image embeddings are not unit vectors, so captions cannot be compared with them."
+        )
     else:
         where = getattr(encoder, "device", device)
         yield ok(
-            f"{encoder.name}: {encoder.dim} numbers an image, on {where}, {bytes_text(weight_bytes(encoder))},"
+            f"{encoder.name}: embeddings of {encoder.dim} numbers, on {where}, {bytes_text(weight_bytes(encoder))},"
             f" fingerprint {encoder.fingerprint[:12]}; equal images have equal embeddings",
             name=encoder.name,
             fingerprint=encoder.fingerprint,
@@ -127,30 +135,36 @@ def examine_encoder(encoder: Encoder, *, device: torch.device | None = None) -> 
         )
 
 
-def _apart(one: Tensor, other: Tensor, size: float) -> float:
-    return float((one - other).norm(dim=1).max()) / size
+def _distance(one: Tensor, other: Tensor, length: float) -> float:
+    """Return the largest distance of two rows, relative to a length."""
+    return float((one - other).norm(dim=1).max()) / length
 
 
-def _alike(rows: Tensor) -> bool:
+def _all_equal(rows: Tensor) -> bool:
     return float((rows - rows.mean(0)).norm(dim=1).max()) <= TOLERANCE * float(rows.norm(dim=1).mean())
 
 
 def weight_bytes(encoder: Encoder) -> int:
-    """Of the modules that an encoder holds."""
+    """Return the bytes of the weights of an encoder."""
     modules = [part for part in vars(encoder).values() if isinstance(part, nn.Module)]
     return sum(p.numel() * p.element_size() for module in modules for p in module.parameters())
 
 
 def _maps(encoder: Encoder) -> Iterator[Finding]:
-    """Features must be the means of maps, or heat maps show something else than the rules."""
+    """Check that features are the means of the feature maps; otherwise heat maps do not match the rules."""
     if not gives_maps(encoder):
-        yield warning(f"{encoder.name} has no feature maps: rules have no heat maps.", "ModuleEncoder(module, layer)")
+        yield warning(
+            f"{encoder.name} has no feature maps, so rules have no heat maps.", "Use ModuleEncoder(module, layer)."
+        )
         return
-    images = torch.rand(4, 3, _SIZE, _SIZE, generator=torch.Generator().manual_seed(1))
+    images = torch.rand(4, 3, _IMAGE_SIZE, _IMAGE_SIZE, generator=torch.Generator().manual_seed(1))
     maps, features = encoder.encode_maps(images), encoder.encode_images(images)
     if maps.ndim != 4 or maps.shape[:2] != features.shape:
         yield problem(f"{encoder.name}: maps have the shape {tuple(maps.shape)}, features {tuple(features.shape)}.")
-    elif _apart(maps.mean((2, 3)), features, float(features.norm(dim=1).mean()) or 1.0) > 10 * TOLERANCE:
-        yield problem(f"{encoder.name}: features are not the means of the feature maps.", "encode_maps must fit.")
+    elif _distance(maps.mean((2, 3)), features, float(features.norm(dim=1).mean()) or 1.0) > 10 * TOLERANCE:
+        yield problem(
+            f"{encoder.name}: features are not the means of the feature maps.",
+            "Make encode_maps return the maps whose means are the features.",
+        )
     else:
         yield ok(f"heat maps of {maps.shape[2]} x {maps.shape[3]}, whose means are the features")

@@ -1,4 +1,4 @@
-"""Around the callback: installed versions, what others monitor, when it acts, loggers and their limits."""
+"""Installed versions, monitored keys, schedule, and loggers with their limits."""
 
 from __future__ import annotations
 
@@ -28,43 +28,44 @@ from lightning_failures.trainer.run_folder import failures_folder
 from lightning_failures.writers.base import WriterLimits
 from lightning_failures.writers.registry import writer_for
 
-BASES = ("lightning", "pytorch-lightning")
-MALICIOUS = ("2.6.2", "2.6.3")
+LIGHTNING_PACKAGES = ("lightning", "pytorch-lightning")
+MALICIOUS_VERSIONS = ("2.6.2", "2.6.3")
 TREE_LEAVES = 5
-"""Pictured of a tree: valid ones hold more than a fifth of the failures each, and there is the most important one."""
+"""Most leaves of a tree with pictures: valid leaves hold more than a fifth of the failures each."""
 TREE_FEATURES = 7
-"""Those that a tree of depth 3 can split on."""
+"""Most features of a tree of depth 3."""
 HIGHER_IS_BETTER = {"accuracy", "coverage", "decision/accuracy", "decision/worst_class_accuracy"}
 
 
-def check_versions(case: CheckContext) -> Iterator[Finding]:
-    """Installed packages, and whether classes of both namespaces of Lightning meet."""
+def check_versions(context: CheckContext) -> Iterator[Finding]:
+    """Check installed versions, and that classes come from one of the two Lightning packages only."""
     installed = {dist.metadata["Name"].lower().replace("_", "-"): dist.version for dist in metadata.distributions()}
     try:
         required = metadata.requires("lightning-failures") or []
     except metadata.PackageNotFoundError:
         required = []
     yield from judge_versions(installed, required)
-    parts: list[Any] = [case.model, case.datamodule, *case.trainer.callbacks, *case.trainer.loggers]  # type: ignore[attr-defined]
-    strangers = [type(part).__name__ for part in parts if _namespaces(part) == {"pytorch_lightning"}]
-    if strangers:
+    trainer = context.trainer
+    parts: list[Any] = [context.model, context.datamodule, *trainer.callbacks, *trainer.loggers]  # type: ignore[attr-defined]
+    foreign = [type(part).__name__ for part in parts if _namespaces(part) == {"pytorch_lightning"}]
+    if foreign:
         yield problem(
-            f"The Trainer is that of lightning.pytorch, but {', '.join(strangers)} derive from pytorch_lightning:"
-            " different classes, which do not know each other.",
-            "Import from one of the two packages everywhere.",
+            f"The Trainer is that of lightning.pytorch, but {', '.join(foreign)} derive from pytorch_lightning,"
+            " whose classes are not compatible with it.",
+            "Import everything from the same package.",
         )
 
 
 def judge_versions(installed: Mapping[str, str], required: Iterable[str]) -> Iterator[Finding]:
-    """Compare versions, by the name of the distribution, with requirements.
+    """Compare installed versions, by the name of the distribution, with requirements.
 
     >>> [one.status for one in judge_versions({"lightning": "2.6.3"}, ["lightning>=2.4,!=2.6.3"])]
     ['problem']
     """
-    bad = [f"{name} {installed[name]}" for name in BASES if installed.get(name) in MALICIOUS]
+    bad = [f"{name} {installed[name]}" for name in LIGHTNING_PACKAGES if installed.get(name) in MALICIOUS_VERSIONS]
     if bad:
         yield problem(
-            f"{' and '.join(bad)}: this release was a malicious upload (GHSA-w37p-236h-pfx3), which stole credentials.",
+            f"{' and '.join(bad)}: this release was a malicious upload that stole credentials (GHSA-w37p-236h-pfx3).",
             "Treat the credentials of this machine as stolen, and install another release.",
         )
         return
@@ -76,7 +77,9 @@ def judge_versions(installed: Mapping[str, str], required: Iterable[str]) -> Ite
         if version is None or not requirement.specifier.contains(version, prereleases=True):
             unmet.append(f"{requirement.name}{requirement.specifier} (here: {version or 'not installed'})")
     if unmet:
-        yield problem(f"Not what lightning-failures needs: {', '.join(unmet)}.", "pip install -U lightning-failures")
+        yield problem(
+            f"Unmet requirements of lightning-failures: {', '.join(unmet)}.", "pip install -U lightning-failures"
+        )
         return
     shown = ("lightning", "torch", "open-clip-torch", "scikit-learn", "numpy")
     versions = {name: installed[name] for name in shown if name in installed}
@@ -88,25 +91,25 @@ def _namespaces(part: Any) -> set[str]:
     return {name for name in ("lightning.pytorch", "pytorch_lightning") if any(h.startswith(f"{name}.") for h in homes)}
 
 
-def check_monitors(case: CheckContext) -> Iterator[Finding]:
-    """Keys that checkpoints and early stopping wait for."""
-    modes = case.modes
-    log = KeyLog(worst_k=modes.worst_k, min_coverage=modes.min_coverage, say_once=lambda *_: None)
+def check_monitors(context: CheckContext) -> Iterator[Finding]:
+    """Check the keys that checkpoints and early stopping monitor."""
+    callback = context.callback
+    log = KeyLog(worst_k=callback.worst_k, min_coverage=callback.min_coverage, say_once=lambda *_: None)
     log.check(
-        case.trainer,
-        directions=modes.encoder is not None,
-        trees=modes.robust_encoder is not None,
-        interventions=bool(modes.interventions),
+        context.trainer,
+        directions=callback.encoder is not None,
+        trees=callback.robust_encoder is not None,
+        interventions=bool(callback.interventions),
     )
     keys = sorted(log.monitored)
-    for callback in case.trainer.callbacks:  # type: ignore[attr-defined]
-        monitor, mode = getattr(callback, "monitor", None), getattr(callback, "mode", None)
+    for other in context.trainer.callbacks:  # type: ignore[attr-defined]
+        monitor, mode = getattr(other, "monitor", None), getattr(other, "mode", None)
         best = _best(monitor) if isinstance(monitor, str) and monitor.startswith(PREFIX) else None
         if best is not None and mode not in (best, None):
             yield warning(
-                f"{type(callback).__name__}(monitor={monitor!r}, mode={mode!r}) keeps the worst model: of this key the"
-                f" {best}imum is best.",
-                f"mode: {best}",
+                f"{type(other).__name__}(monitor={monitor!r}, mode={mode!r}) keeps the worst model: for this key,"
+                f" the {best}imum is best.",
+                f"Set mode: {best}.",
             )
     yield ok(f"monitored: {', '.join(keys)}" if keys else "no callback monitors a key of failures/", keys=keys)
 
@@ -118,128 +121,132 @@ def _best(key: str) -> str | None:
     return "min" if name in AGGREGATES or name in DECISION_KEYS else None
 
 
-def analyses(case: CheckContext) -> int | None:
-    """How many analyses ``fit`` will make, as far as the Trainer knows its length."""
-    trainer, modes = case.trainer, case.modes
+def n_analyses(context: CheckContext) -> int | None:
+    """Return the number of analyses in ``fit``; None if the length of the training is unknown."""
+    trainer, callback = context.trainer, context.callback
     if trainer.fast_dev_run or not trainer.max_epochs or trainer.max_epochs < 0:  # type: ignore[attr-defined]
         return None
     epochs = trainer.max_epochs // (trainer.check_val_every_n_epoch or 1)
-    if modes.every_n_validations is not None:
-        return epochs // modes.every_n_validations
-    return min(epochs, trainer.max_epochs // modes.every_n_epochs)
+    if callback.every_n_validations is not None:
+        return epochs // callback.every_n_validations
+    return min(epochs, trainer.max_epochs // callback.every_n_epochs)
 
 
-def check_schedule(case: CheckContext) -> Iterator[Finding]:
-    """How often an analysis is made, and of how much."""
-    trainer, modes, count = case.trainer, case.modes, analyses(case)
+def check_schedule(context: CheckContext) -> Iterator[Finding]:
+    """Check how many analyses are made, and on how much of the validation set."""
+    trainer, callback, count = context.trainer, context.callback, n_analyses(context)
     if count == 0:
         yield warning(
-            f"No analysis in {trainer.max_epochs} epochs: every_n_epochs={modes.every_n_epochs},"
-            f" every_n_validations={modes.every_n_validations}, check_val_every_n_epoch="
+            f"No analysis in {trainer.max_epochs} epochs: every_n_epochs={callback.every_n_epochs},"
+            f" every_n_validations={callback.every_n_validations}, check_val_every_n_epoch="
             f"{trainer.check_val_every_n_epoch}.",
-            "Analyse more often.",
+            "Lower every_n_epochs or every_n_validations.",
         )
         return
-    limit, part = trainer.limit_val_batches, share_seen(case)
+    limit, part = trainer.limit_val_batches, coverage_of(context)
     if limit == 0:
-        yield problem(
-            "limit_val_batches=0: there is no validation, and so no analysis.", "Leave limit_val_batches out."
-        )
-    elif part < modes.min_coverage:
+        yield problem("limit_val_batches=0: there is no validation, and so no analysis.", "Remove limit_val_batches.")
+    elif part < callback.min_coverage:
         yield warning(
             f"limit_val_batches={limit} shows {part:.0%} of the validation set, less than"
-            f" min_coverage={modes.min_coverage:.0%}: it is reported, but steers nothing.",
+            f" min_coverage={callback.min_coverage:.0%}: analyses are reported, but steer nothing.",
             "Raise limit_val_batches, or lower min_coverage.",
         )
     else:
-        told = "as long as the training goes on" if count is None else f"{count} in {trainer.max_epochs} epochs"
-        yield ok(f"analyses: {told}", analyses=count)
+        number = "as long as the training runs" if count is None else f"{count} in {trainer.max_epochs} epochs"
+        yield ok(f"analyses: {number}", analyses=count)
 
 
-def share_seen(case: CheckContext) -> float:
-    """The share of the validation set that a validation sees; 1 where nobody knows."""
-    limit = case.trainer.limit_val_batches
+def coverage_of(context: CheckContext) -> float:
+    """Return the share of the validation set that a validation sees; 1 if unknown."""
+    limit = context.trainer.limit_val_batches
     if isinstance(limit, float):
         return limit
     try:
-        return min(1.0, limit / len(case.notes[0].loader))
+        return min(1.0, limit / len(context.notes[0].loader))
     except (IndexError, TypeError, NotImplementedError, ZeroDivisionError):
         return 1.0
 
 
-def check_loggers(case: CheckContext) -> Iterator[Finding]:
-    """Where reports and pictures go, and how much of them each place keeps."""
-    trainer, modes = case.trainer, case.modes
+def check_loggers(context: CheckContext) -> Iterator[Finding]:
+    """Check where reports are written, and how much of them each logger shows."""
+    trainer, callback = context.trainer, context.callback
     if not trainer.fast_dev_run:  # type: ignore[attr-defined]
         folder, _ = failures_folder(trainer, Communicator(), run_id="RUN")
         reason = why_not_writable(folder)
         if reason:
-            yield problem(f"Reports go to {folder}, which cannot be written ({reason}).", "Name another save_dir.")
+            yield problem(f"Reports go to {folder}, which cannot be written ({reason}).", "Choose another save_dir.")
         else:
             yield ok(f"reports, pictures: {folder}", folder=str(folder))
-    classes = len(case.first.grader.class_names) if case.first and case.first.grader else None
-    keys = _scalars(case)
-    pictures = _pictures(case, classes) if modes.pictures else 0
+    classes = len(context.first.grader.class_names) if context.first and context.first.grader else None
+    keys = _scalars(context)
+    pictures = _pictures(context, classes) if callback.pictures else 0
     for logger in trainer.loggers:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # reported below, in other words
-            writer = writer_for(logger, case.folder)
+            writer = writer_for(logger, context.folder)
         if writer is not None:
-            yield judge_limits(writer.limits(), case, keys=keys, pictures=pictures, classes=classes)
+            yield judge_limits(writer.limits(), context, keys=keys, pictures=pictures, classes=classes)
         elif type(logger).__name__ != "DummyLogger":
             yield warning(f"{type(logger).__name__} gets up to {keys} scalars; it shows no reports and no pictures.")
     if not trainer.loggers:
         yield ok("no logger: scalars are not shown anywhere, reports are on disk")
 
 
-def _scalars(case: CheckContext) -> int:
+def _scalars(context: CheckContext) -> int:
     """Return the most keys that one analysis logs."""
-    groups = ((case.modes.encoder, DIRECTION_AGGREGATES), (case.modes.robust_encoder, TREE_AGGREGATES))
-    parts = 2 * len(DECISION_KEYS) if case.modes.interventions else 0  # of the report and of the decision part
+    groups = ((context.callback.encoder, DIRECTION_AGGREGATES), (context.callback.robust_encoder, TREE_AGGREGATES))
+    parts = 2 * len(DECISION_KEYS) if context.callback.interventions else 0  # of the report and of the decision part
     aggregates = len(GRADE_AGGREGATES) + sum(len(keys) for cached, keys in groups if cached is not None)
-    return aggregates + parts + 4 * case.modes.worst_k
+    return aggregates + parts + 4 * context.callback.worst_k
 
 
-def _pictures(case: CheckContext, classes: int | None) -> int:
+def _pictures(context: CheckContext, classes: int | None) -> int:
     """Return the most pictures of one analysis: of the worst classes, and of rules and features of as many trees."""
-    modes = case.modes
-    of_classes = min(modes.worst_k, classes or modes.worst_k) if modes.encoder is not None else 0
-    trees = min(modes.worst_k, 2 * (classes or modes.worst_k)) if modes.robust_encoder is not None else 0
+    callback = context.callback
+    of_classes = min(callback.worst_k, classes or callback.worst_k) if callback.encoder is not None else 0
+    trees = min(callback.worst_k, 2 * (classes or callback.worst_k)) if callback.robust_encoder is not None else 0
     return of_classes + trees * (TREE_LEAVES + TREE_FEATURES)
 
 
-def judge_limits(limits: WriterLimits, case: CheckContext, *, keys: int, pictures: int, classes: int | None) -> Finding:
+def judge_limits(
+    limits: WriterLimits, context: CheckContext, *, keys: int, pictures: int, classes: int | None
+) -> Finding:
     """Compare what an analysis produces with what a writer shows of it.
 
     Args:
         limits: Declared by the writer.
-        case: The configuration.
+        context: The configuration.
         keys: The most scalars of an analysis.
         pictures: The most pictures of an analysis.
         classes: The number of classes, or None if it is unknown.
     """
     note = f" ({limits.note})" if limits.note else ""
     if limits.pictures == 0:
-        return ok(f"{limits.name}{note}: at most {keys} scalars an analysis; pictures are on disk only")
+        return ok(f"{limits.name}{note}: at most {keys} scalars an analysis; no pictures, which are on disk")
     counts = f"{limits.name}{note}: at most {keys} scalars and {pictures} pictures an analysis"
     if limits.pictures is not None and pictures > limits.pictures:
         return warning(f"{counts}; it shows the first {limits.pictures}, the rest are on disk.", "Lower worst_k.")
     if limits.classes is not None and classes is not None and classes > limits.classes:
         return warning(f"{counts}; its table holds the worst {limits.classes:,} of {classes:,} classes.")
-    return ok("; ".join([counts, *_kept_drawings(limits, case), *_shown_examples(limits, case)]))
+    return ok("; ".join([counts, *_kept_drawings(limits, context), *_shown_examples(limits, context)]))
 
 
-def _kept_drawings(limits: WriterLimits, case: CheckContext) -> list[str]:
+def _kept_drawings(limits: WriterLimits, context: CheckContext) -> list[str]:
     """Return a note if pictures are drawn more often during the run than a writer shows."""
-    n_analyses, every = analyses(case), case.modes.pictures_every_n
-    drawings = 1 + (0 if n_analyses is None or every is None else n_analyses // every)
+    count, every = n_analyses(context), context.callback.pictures_every_n
+    drawings = 1 + (0 if count is None or every is None else count // every)
     if limits.drawings is None or drawings <= limits.drawings:
         return []
     return [f"it shows about {limits.drawings} of the {drawings} drawings of a picture, the rest are on disk"]
 
 
-def _shown_examples(limits: WriterLimits, case: CheckContext) -> list[str]:
+def _shown_examples(limits: WriterLimits, context: CheckContext) -> list[str]:
     """Return a note on how many single examples a writer shows."""
-    possible = case.modes.encoder is not None or not limits.examples_need_embeddings
+    possible = context.callback.encoder is not None or not limits.examples_need_embeddings
     count = BROWSED if limits.examples is None else min(limits.examples, BROWSED)
-    return [f"up to {count:,} examples in {limits.examples_in}"] if case.modes.pictures and possible and count else []
+    return (
+        [f"up to {count:,} examples in {limits.examples_in}"]
+        if context.callback.pictures and possible and count
+        else []
+    )

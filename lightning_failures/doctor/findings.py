@@ -1,4 +1,4 @@
-"""What a check finds, and how that is told: to people in lines of at most 100 characters, to machines in JSON."""
+"""The results of checks, formatted for people (lines of at most 100 characters) and for machines (JSON)."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ _STATUS, _CHECK = 9, 16
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the examination.
+    """One result of a check.
 
     Attributes:
         status: "ok"; "warning": works, but not as well as it could; "problem": does not work; "skipped".
-        message: What was found.
-        remedy: What to do about it; empty if there is nothing to do.
-        facts: The same in figures, for machines.
+        message: The result.
+        remedy: What to do about it, or empty.
+        facts: The numbers in the message, for machines.
         check: Name of the check.
     """
 
@@ -36,37 +36,37 @@ class Finding:
     check: str = ""
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, the name of the check first."""
+        """Return plain Python values, the name of the check first."""
         values = asdict(self)
         return {"check": values.pop("check")} | values
 
 
 def ok(message: str, **facts: Any) -> Finding:
-    """All is well."""
+    """Return a finding that something works."""
     return Finding("ok", message, facts=facts)
 
 
 def warning(message: str, remedy: str = "", **facts: Any) -> Finding:
-    """It works, but not as well as it could."""
+    """Return a finding that something works, but not as well as it could."""
     return Finding("warning", message, remedy, facts)
 
 
 def problem(message: str, remedy: str = "", **facts: Any) -> Finding:
-    """It does not work."""
+    """Return a finding that something does not work."""
     return Finding("problem", message, remedy, facts)
 
 
 def skipped(message: str) -> Finding:
-    """There is nothing to check, or no way to."""
+    """Return a finding that there is nothing to check, or no way to check it."""
     return Finding("skipped", message)
 
 
-def told(check: str, examine: Callable[[Subject], Iterable[Finding]], subject: Subject) -> Iterator[Finding]:
-    """Yield what one check finds; an error of the check is a problem like any other.
+def run_check(check: str, examine: Callable[[Subject], Iterable[Finding]], subject: Subject) -> Iterator[Finding]:
+    """Yield the findings of one check; an exception becomes a problem.
 
     >>> def divide(by):
     ...     yield ok(f"1 / {by} = {1 / by}")
-    >>> [finding.status for by in (2, 0) for finding in told("division", divide, by)]
+    >>> [finding.status for by in (2, 0) for finding in run_check("division", divide, by)]
     ['ok', 'problem']
     """
     try:
@@ -78,11 +78,11 @@ def told(check: str, examine: Callable[[Subject], Iterable[Finding]], subject: S
 
 
 def table_lines(finding: Finding, *, after: Finding | None = None) -> list[str]:
-    r"""One finding as text; its remedy begins on a line of its own.
+    r"""Return one finding as lines of text; its remedy starts on a line of its own.
 
     Args:
-        finding: What was found.
-        after: What was told before it: the name of the check is said once.
+        finding: The finding.
+        after: The finding before it; the name of a check is shown once.
 
     >>> print("\n".join(table_lines(replace(problem("no disk", "Buy one."), check="cache"))))
     problem  cache           no disk
@@ -96,19 +96,19 @@ def table_lines(finding: Finding, *, after: Finding | None = None) -> list[str]:
 
 
 def verdict_lines(findings: Sequence[Finding], seconds: float | None = None) -> list[str]:
-    """The sentence at the end.
+    """Return the final verdict as lines of text.
 
     >>> disk = replace(warning("nearly full"), check="cache")
     >>> verdict_lines([ok("a"), disk, skipped("c")], 2.4)
     ['Ready, with 1 warning: cache. 3 findings in 2 s.']
     """
-    told = []
+    counts = []
     for status in ("problem", "warning"):
         found = [finding.check for finding in findings if finding.status == status]
         if found:
-            told.append(f"{len(found)} {status}{'s' if len(found) > 1 else ''}: {', '.join(dict.fromkeys(found))}")
+            counts.append(f"{len(found)} {status}{'s' if len(found) > 1 else ''}: {', '.join(dict.fromkeys(found))}")
     ready = all(finding.status != "problem" for finding in findings)
-    verdict = ", with ".join(["Ready" if ready else "Not ready", *([" and ".join(told)] if told else [])])
+    verdict = ", with ".join(["Ready" if ready else "Not ready", *([" and ".join(counts)] if counts else [])])
     time = "" if seconds is None else f" in {seconds:.0f} s"
     return _wrapped(f"{verdict}. {len(findings)} finding{'s' if len(findings) > 1 else ''}{time}.", "", "")
 

@@ -1,4 +1,4 @@
-"""Interventions: can they work through the training loader?"""
+"""Interventions: whether they can work through the training loader."""
 
 from __future__ import annotations
 
@@ -16,45 +16,49 @@ from lightning_failures.steering.controller import InterventionController
 from lightning_failures.steering.training_view import VIEW, training_view
 
 
-def check_interventions(case: CheckContext) -> Iterator[Finding]:
-    """Whether interventions can work through the training loader."""
-    modes = case.modes
-    if not modes.interventions:
+def check_interventions(context: CheckContext) -> Iterator[Finding]:
+    """Check that interventions can work through the training loader."""
+    callback = context.callback
+    if not callback.interventions:
         yield skipped("none are configured")
         return
-    options = options_of(modes)
-    steering = InterventionController(
-        modes.interventions,
-        reader=case.reader,
-        seed=modes.seed,
-        groups_from=modes.groups_from,
-        auto_rollback=modes.auto_rollback,
+    options = options_of(callback)
+    controller = InterventionController(
+        callback.interventions,
+        reader=context.reader,
+        seed=callback.seed,
+        groups_from=callback.groups_from,
+        auto_rollback=callback.auto_rollback,
         lottery=options["verdict"] == "lottery",
         say_once=lambda *_: None,
     )
-    state = case.trainer.state.fn
-    case.trainer.state.fn = TrainerFn.FITTING  # some conditions hold for training only
+    state = context.trainer.state.fn
+    context.trainer.state.fn = TrainerFn.FITTING  # some conditions are checked in training only
     try:
-        steering.check(case.trainer)
+        controller.check(context.trainer)
     finally:
-        case.trainer.state.fn = state
-    steering.check_encoder(case.cached_encoders.get("directions"), case.model)
-    loader = training_loader(case)
-    names = ", ".join(type(one).__name__ for one in modes.interventions)
-    view = training_view(case.rehearsed or case.trainer, loader, case.reader, seed=modes.seed)
+        context.trainer.state.fn = state
+    controller.check_encoder(context.cached_encoders.get("directions"), context.model)
+    loader = training_loader(context)
+    names = ", ".join(type(one).__name__ for one in callback.interventions)
+    view = training_view(context.dry_run_trainer or context.trainer, loader, context.reader, seed=callback.seed)
     if view.looks_random():
         yield warning(
-            f"{names}: training images are seen through random transforms, so they are judged as they happen to look.",
-            f"Give the datamodule a {VIEW}: the same examples through the transform of validation.",
+            f"{names}: training images have random transforms, so each is judged by one random version.",
+            f"Give the datamodule a {VIEW} with the same examples and the transform of validation.",
         )
     yield ok(f"{names}: through {type(loader).__name__} over {type(view.dataset).__name__}, {len(view):,} examples")
 
 
-def training_loader(case: CheckContext) -> DataLoader[Any]:
-    """The training loader, or what stands in its place."""
-    source: Any = case.model if case.datamodule is None else case.datamodule
-    if case.datamodule is not None:  # the rehearsal has torn down what it had set up
-        case.datamodule.setup("fit")
+def training_loader(context: CheckContext) -> DataLoader[Any]:
+    """Return the only training loader.
+
+    Raises:
+        DataError: There are several.
+    """
+    source: Any = context.model if context.datamodule is None else context.datamodule
+    if context.datamodule is not None:  # the dry run has torn the datamodule down
+        context.datamodule.setup("fit")
     loaders = CombinedLoader(source.train_dataloader(), "min_size").flattened
     if len(loaders) != 1:
         raise DataError(f"There are {len(loaders)} training loaders; interventions work through one.")

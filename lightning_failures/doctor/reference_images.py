@@ -1,8 +1,8 @@
-"""Pictures that can be drawn anywhere, with texts of which one is right: does an encoder know images and words at all?
+"""Synthetic images with captions of which one is right, for testing an encoder.
 
-What this can tell: untrained or damaged weights, swapped channels, another model's tokenizer. What it cannot: a small
-loss, as by QuickGELU in place of GELU (:class:`~lightning_failures.encoders.OpenCLIPEncoder` looks at the built model
-for that).
+They reveal untrained or damaged weights, swapped channels, and the tokenizer of another model. They do not reveal a
+small loss of quality, such as that of QuickGELU in place of GELU, for which
+:class:`~lightning_failures.encoders.OpenCLIPEncoder` checks the built model.
 """
 
 from __future__ import annotations
@@ -26,21 +26,21 @@ COLOURS = {
     "black": (0.0, 0.0, 0.0),
     "purple": (0.5, 0.1, 0.6),
 }
-_SIZE = 224
-_DIGITS = 60
+_IMAGE_SIZE = 224
+_N_DIGITS = 60
 
 
 @dataclass(frozen=True)
 class ReferenceImages:
-    """Pictures with their truth.
+    """Images with candidate captions.
 
     Attributes:
-        name: What they are.
+        name: Name for messages.
         images: (N, 3, H, W), float in [0, 1] or uint8.
-        texts: M candidates.
-        kind: (M,) int64: of texts of the right kind, any will do.
-        truth: (N,) int64: the kind of each image.
-        needed: Least share of images whose best text is of the right kind.
+        texts: M candidate captions.
+        kind: (M,) int64, the kind of each caption; several captions may be of one kind.
+        truth: (N,) int64, the kind of each image.
+        needed: Least zero-shot accuracy of a working encoder.
     """
 
     name: str
@@ -51,14 +51,14 @@ class ReferenceImages:
     needed: float
 
 
-def plain_shapes() -> ReferenceImages:
-    """18 plain shapes on white: circle, square and triangle in 6 colours. Asked for is the colour; chance is 1 in 6.
+def coloured_shapes() -> ReferenceImages:
+    """Return 18 shapes on white: circle, square and triangle in 6 colours, to be classified by colour (chance: 1 in 6).
 
-    >>> shapes = plain_shapes()
+    >>> shapes = coloured_shapes()
     >>> shapes.texts[1], len(shapes.images)
     ('a photo of a red square', 18)
     """
-    y, x = torch.meshgrid(*(torch.linspace(-1, 1, _SIZE),) * 2, indexing="ij")
+    y, x = torch.meshgrid(*(torch.linspace(-1, 1, _IMAGE_SIZE),) * 2, indexing="ij")
     shapes = {
         "circle": x**2 + y**2 < 0.4,
         "square": (x.abs() < 0.6) & (y.abs() < 0.6),
@@ -76,19 +76,19 @@ def plain_shapes() -> ReferenceImages:
 
 
 def coloured_digits() -> ReferenceImages:
-    """60 handwritten digits in colour, of the sources kept for tests; asked for are digit and tint. Chance: 1 in 100.
+    """Return 60 coloured digits of the test split, to be classified by digit and tint (chance: 1 in 100).
 
     >>> digits = coloured_digits()
     >>> len(digits.texts), digits.texts[0]
     (100, 'a photo of a red zero')
     """
-    images, labels, looks = draw_images("test", _DIGITS, np.random.default_rng(0))
+    images, labels, styles = draw_images("test", _N_DIGITS, np.random.default_rng(0))
     texts = tuple(caption(noun, tint=tint) for noun in CLASSES for tint in TINTS)
-    truth = labels * len(TINTS) + looks.tint
+    truth = labels * len(TINTS) + styles.tint
     return ReferenceImages("coloured digits", images, texts, torch.arange(len(texts)), truth, needed=0.7)
 
 
 def zero_shot_accuracy(encoder: TextEncoder, known: ReferenceImages) -> float:
-    """The share of the images whose most similar text is of the right kind."""
+    """Return the share of images whose most similar caption is of the right kind."""
     best = (encoder.encode_images(known.images) @ encoder.encode_texts(known.texts).T).argmax(dim=1)
     return float((known.kind[best] == known.truth).float().mean())

@@ -195,7 +195,7 @@ def test_compare__notes():
     ).notes
     assert told[0] == "Run a: x is damaged"
     assert "different parts of the data" in told[1]
-    assert "another label" in told[2]
+    assert "different labels" in told[2]
     assert "encoders of the directions differ" in told[3]
 
 

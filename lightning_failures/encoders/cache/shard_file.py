@@ -174,6 +174,15 @@ def write_shard(shard: Shard, folder: Path, fingerprint: str) -> Path:
     return target
 
 
+def bytes_per_embedding(dim: int) -> int:
+    """Return the bytes of one embedding of length ``dim`` in a shard: float16 values, a 128-bit key and its place.
+
+    >>> bytes_per_embedding(512)
+    1044
+    """
+    return 2 * dim + 16 + 4
+
+
 def _start_checksum(fingerprint: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> xxhash.xxh3_128:
     """Return a hasher that has seen what the header says of the data."""
     dtype_name = next(name for name, known in DTYPES.items() if known == dtype)

@@ -1,0 +1,82 @@
+"""Normalisation and preprocessing."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.utils.data import DataLoader
+from torchvision.transforms import v2 as T
+
+from lightning_failures.doctor.images import (
+    NORMALIZATIONS,
+    check_images,
+    describe_preprocessing,
+    matching_normalization,
+)
+from lightning_failures.encoders.preprocessing import Preprocessing
+from tests.doctor.contexts import only, read, statuses
+from tests.helpers.toy import NORMALIZE, Images
+
+
+@pytest.mark.parametrize("name", NORMALIZATIONS)
+def test_matching_normalization__finds_each(name):
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randint(256, (8, 3, 16, 16), generator=generator) / 255
+    assert matching_normalization(T.Normalize(*map(list, NORMALIZATIONS[name]))(pixels)) == name
+    assert matching_normalization(torch.rand(8, 3, 16, 16, generator=generator) * 3 - 1) is None
+
+
+def test_images__an_undeclared_normalisation_is_named(tmp_path):
+    mean, std = NORMALIZATIONS["ImageNet's"]
+    hidden = Images()
+    hidden.images = (hidden.images * 255).round() / 255
+    hidden.transform = lambda image: T.Normalize(mean, std)(image)  # nothing to read off
+    made = read(tmp_path, DataLoader(hidden, batch_size=16))
+    found = only(check_images(made), "problem")
+    assert "instead of 0 to 1" in found.message
+    assert "ImageNet's: pass normalization=([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])" in found.remedy
+    declared = read(tmp_path, DataLoader(hidden, batch_size=16), normalization=(mean, std))
+    assert "8-bit" in only(check_images(declared), "ok").message
+
+
+def test_images__a_wrong_normalisation_that_stays_within_0_and_1(tmp_path):
+    images = Images()
+    images.images = (images.images * 255).round() / 255
+    almost = read(tmp_path, DataLoader(images, batch_size=16), normalization=([0.5], [0.2]))
+    assert "the one in the transforms of the dataset fits" in only(check_images(almost), "warning").remedy
+    blurred = Images()  # no steps to tell by
+    resized = read(tmp_path, DataLoader(blurred, batch_size=16), normalization=([0.5], [0.2]))
+    assert statuses(check_images(resized)) == ["ok"]  # it cannot be known
+    narrow = read(tmp_path, DataLoader(blurred, batch_size=16), normalization=([0.5], [0.05]))
+    assert "range only from" in only(check_images(narrow), "warning").message
+
+
+def test_images__random_transforms_of_validation_are_warned_of(tmp_path):
+    noisy = Images()
+    noisy.transform = T.Compose([T.RandomHorizontalFlip(), NORMALIZE])
+    found = only(check_images(read(tmp_path, DataLoader(noisy, batch_size=16))), "warning")
+    assert "random transforms" in found.message
+
+
+@settings(deadline=None, max_examples=15)
+@given(st.integers(20, 90), st.integers(20, 90), st.sampled_from([(32, 32), (24, 40)]), st.sampled_from([0.875, 1.0]))
+def test_describe_preprocessing__what_is_cut_off_is_what_the_encoder_does_not_see(height, width, size, crop):
+    preprocessing = Preprocessing(size=size, crop=crop, interpolation="bilinear")
+    _, lost = describe_preprocessing(preprocessing, height, width)
+    ramp = torch.stack(
+        [
+            torch.linspace(0, 1, width).expand(height, width),
+            torch.linspace(0, 1, height)[:, None].expand(height, width),
+            torch.zeros(height, width),
+        ]
+    )
+    seen = preprocessing.view(ramp[None])[0, :2].flatten(1)
+    low, high = seen.aminmax(dim=1)
+    assert abs(float((high - low).prod()) - (1 - lost)) < 0.12
+
+
+@pytest.mark.parametrize("mode", ["squash", "longest"])
+def test_describe_preprocessing__modes_that_cut_nothing(mode):
+    assert describe_preprocessing(Preprocessing(size=(32, 32), resize_mode=mode), 40, 80)[1] == 0.0
