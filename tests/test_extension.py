@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from lightning.pytorch.loggers import Logger
 
+from lightning_failures.analysis import AnalysisResult
 from lightning_failures.data.report import FailureReport
 from lightning_failures.doctor import examine
 from lightning_failures.report.gallery import Gallery
@@ -35,10 +36,10 @@ class NotebookWriter(Writer):
     def __init__(self, logger: NotebookLogger) -> None:
         self.logger = logger
 
-    def write(self, report: FailureReport, step: int) -> None:
+    def write(self, result: AnalysisResult, step: int) -> None:
         self.logger.entries.append(("write", step))
 
-    def show(self, report: FailureReport, gallery: Gallery, step: int) -> None:
+    def show(self, result: AnalysisResult, gallery: Gallery, step: int) -> None:
         assert gallery.pictures
         self.logger.entries.append(("show", step))
 
@@ -50,7 +51,7 @@ class NotebookWriter(Writer):
 class WriterWithDefaults(Writer):
     """Implements no more than it has to."""
 
-    def write(self, report: FailureReport, step: int) -> None:
+    def write(self, result: AnalysisResult, step: int) -> None:
         pass
 
 
@@ -80,9 +81,9 @@ def test_writer__registered_from_outside(tmp_path, registered):
 
 
 def test_writer__defaults_are_safe(tmp_path, registered):
-    writer, report = WriterWithDefaults(), FailureReport(0, None, ())
-    writer.show(report, Gallery(), 1)
-    writer.write_verdict(report, 1)
+    writer, result = WriterWithDefaults(), AnalysisResult(FailureReport(0, None, ()))
+    writer.show(result, Gallery(), 1)
+    writer.write_verdict(result, 1)
     assert writer.limits() == WriterLimits("WriterWithDefaults")
 
 

@@ -36,7 +36,7 @@ MAX_EXPECTED_SECONDS = 3600.0
 CAPTIONED_CLASSES = 50
 """Number of classes with captions, the default of ``analyse``."""
 
-_MEASURED_SECONDS = 0.5  # of measuring, after which no further run is made
+_MEASURED_SECONDS = 0.5  # of measuring, after which no other run is made
 _CHEAP_SECONDS = 5.0  # below this estimate, all classes are measured instead of some
 _SOME_CLASSES = 4
 _ERROR_RATE = 0.3

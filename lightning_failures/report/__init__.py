@@ -4,7 +4,7 @@ Files, each importing only from those above it::
 
     text_tables      Tables of cells as text: aligned for the terminal, or as Markdown
     diary            The failure diary for readers: the history of each failure mode over the reports of a run
-    diary_storage    The diary on disk: one state beside each analysis, from which a resumed run continues
+    diary_storage    The diary on disk: one state an analysis, from which a resumed run continues
     sentences        How far to trust a finding, in sentences made of the numbers of the report
     tables           Tables and lists of a report, for the terminal and as Markdown
     feature_names    User-given names of features: a small YAML file that people edit

@@ -1,8 +1,8 @@
 """Comparison of two runs from their files: fixed, new and persistent failures.
 
 Examples with the same id and the same label in both runs are compared in pairs; all others are counted. Whether a class
-changed is an exact McNemar test (McNemar, 1947): among the examples that exactly one run fails on, is the split further
-from even than chance allows? The test assumes independent examples; if several come from one source (frames of a
+changed is an exact McNemar test (McNemar, 1947): among the examples that exactly one run fails on, is the split
+more uneven than chance allows? The test assumes independent examples; if several come from one source (frames of a
 video), it reports a difference too often.
 """
 

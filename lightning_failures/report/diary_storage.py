@@ -40,7 +40,7 @@ _ANALYSIS = re.compile(r"epoch=(\d+)-step=(\d+)")
 
 
 def keep_diary(
-    result: AnalysisResult, folder: Path, *, tell: Callable[[str], Any] = warnings.warn
+    result: AnalysisResult, folder: Path, *, warn: Callable[[str], Any] = warnings.warn
 ) -> tuple[ModeReport, ...]:
     """Enter an analysis into the diary of its run.
 
@@ -51,7 +51,7 @@ def keep_diary(
     Args:
         result: One analysis. Only analyses made in ``fit`` are entered, not single validations and tests.
         folder: The folder of the run, ``<log_dir>/failures``.
-        tell: Called with a message if a state is damaged or cannot be written. The diary then continues from the state
+        warn: Called with a message if a state is damaged or cannot be written. The diary then continues from the state
             before, or starts from nothing.
 
     Returns:
@@ -64,11 +64,11 @@ def keep_diary(
     here = folder / analysis_name(report, step) / MODES_FILE
     states, now = _states(folder), (step, report.epoch or 0)
     earlier = [path for at, path in states if at < now]
-    diary, modes = advance(_last_readable(earlier, tell), result)
+    diary, modes = advance(_last_readable(earlier, warn), result)
     try:
         save_diary(diary, here)
     except OSError as error:
-        tell(f"The failure diary could not be written: {type(error).__name__}: {error}")
+        warn(f"The failure diary could not be written: {type(error).__name__}: {error}")
     later = [path for at, path in states if at >= now and path != here]
     for path in earlier[1 : max(1, len(earlier) + 1 - MAX_STATES)] + later:
         with contextlib.suppress(OSError):
@@ -82,12 +82,12 @@ def _states(folder: Path) -> list[tuple[tuple[int, int], Path]]:
     return sorted(((int(name[2]), int(name[1])), path) for name, path in found if name)
 
 
-def _last_readable(paths: list[Path], tell: Callable[[str], Any]) -> Diary:
+def _last_readable(paths: list[Path], warn: Callable[[str], Any]) -> Diary:
     for path in reversed(paths):
         try:
             return load_diary(path)
         except (DataError, OSError) as error:
-            tell(f"The failure diary continues from an earlier state: {error}")
+            warn(f"The failure diary continues from an earlier state: {error}")
     return Diary()
 
 

@@ -77,7 +77,7 @@ def class_table(report: FailureReport, *, width: int = 140) -> str:
 def error_changes(report: FailureReport, before: FailureReport | None) -> dict[str, float]:
     """Return the change of each class's error rate since an earlier report, where both are defined.
 
-    Classes that share a name are left out, because they cannot be told apart.
+    Classes that share a name are left out, because they cannot be distinguished.
 
     >>> then, now = (FailureReport(9, None, (ClassReport("cat", 9, accuracy=value),)) for value in (0.5, 0.75))
     >>> error_changes(now, then), error_changes(now, None)
@@ -189,7 +189,7 @@ def trust_lines(report: FailureReport, limit: int | None = None) -> list[str]:
 
 
 def trust_markdown(report: FailureReport, *, limit: int | None = None) -> str:
-    """Return :func:`trust_lines` as Markdown, for classes with a direction; empty if there is none.
+    """Return :func:`trust_lines` as Markdown, for classes with a direction; empty without any.
 
     Args:
         report: One analysis.

@@ -187,7 +187,7 @@ class AnalysisRunner:
         result, split = analysis.result, analysis.split
         if split is not None and result.table is not None:
             result = replace(result, table=_whole_table(analysis.grades, split, result))
-        modes = ranks.run_all(lambda: keep_diary(result, folder, tell=self.say_once) if ranks.is_first else ())
+        modes = ranks.run_all(lambda: keep_diary(result, folder, warn=self.say_once) if ranks.is_first else ())
         result = result.with_report(modes=ranks.broadcast(modes))
         ranks.run_all(lambda: self._write(trainer, result, folder) if ranks.is_first else None)
         fitted, seen = analysis.grades, analysis.sampled

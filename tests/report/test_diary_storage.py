@@ -102,15 +102,15 @@ def test_load_diary__damage_is_one_error(tmp_path, diary):
 
 
 def test_keep_diary__goes_on_from_the_analysis_before(tmp_path):
-    told_of = [names(keep_diary(analysis(epoch, RED), tmp_path, tell=never)) for epoch in range(4)]
-    assert told_of == [[("nine 1", status)] for status in ("new", "new", "persisting", "persisting")]
+    records = [names(keep_diary(analysis(epoch, RED), tmp_path, warn=never)) for epoch in range(4)]
+    assert records == [[("nine 1", status)] for status in ("new", "new", "persisting", "persisting")]
     assert (tmp_path / "epoch=0003-step=000040" / MODES_FILE).exists()
 
 
 def test_keep_diary__resumed_from_an_earlier_checkpoint_it_forgets_what_came_after(tmp_path):
     for epoch in range(4):
-        keep_diary(analysis(epoch, RED, *([THICK] if epoch >= 2 else [])), tmp_path, tell=never)
-    modes = keep_diary(analysis(2, RED, global_step=25), tmp_path, tell=never)
+        keep_diary(analysis(epoch, RED, *([THICK] if epoch >= 2 else [])), tmp_path, warn=never)
+    modes = keep_diary(analysis(2, RED, global_step=25), tmp_path, warn=never)
     assert names(modes) == [("nine 1", "persisting")]
     assert steps(tmp_path) == [10, 20, 25]
     assert [mode.name for mode in keep_diary(analysis(3, RED, THICK, global_step=35), tmp_path)] == ["nine 1", "nine 2"]
@@ -118,45 +118,45 @@ def test_keep_diary__resumed_from_an_earlier_checkpoint_it_forgets_what_came_aft
 
 def test_keep_diary__epochs_count_where_steps_stand_still(tmp_path):
     """As in manual optimisation."""
-    told_of = [names(keep_diary(analysis(epoch, RED, global_step=0), tmp_path, tell=never)) for epoch in range(4)]
-    assert told_of == [[("nine 1", status)] for status in ("new", "new", "persisting", "persisting")]
-    assert names(keep_diary(analysis(1, RED, global_step=0), tmp_path, tell=never)) == told_of[1]  # resumed
+    records = [names(keep_diary(analysis(epoch, RED, global_step=0), tmp_path, warn=never)) for epoch in range(4)]
+    assert records == [[("nine 1", status)] for status in ("new", "new", "persisting", "persisting")]
+    assert names(keep_diary(analysis(1, RED, global_step=0), tmp_path, warn=never)) == records[1]  # resumed
     assert sorted(path.parent.name[:10] for path in tmp_path.glob(f"*/{MODES_FILE}")) == ["epoch=0000", "epoch=0001"]
 
 
 def test_keep_diary__the_same_analysis_twice_is_one(tmp_path):
-    once = [keep_diary(analysis(epoch, RED), tmp_path, tell=never) for epoch in range(3)][-1]
-    assert keep_diary(analysis(2, RED), tmp_path, tell=never) == once
+    once = [keep_diary(analysis(epoch, RED), tmp_path, warn=never) for epoch in range(3)][-1]
+    assert keep_diary(analysis(2, RED), tmp_path, warn=never) == once
     assert load_diary(tmp_path / "epoch=0002-step=000030" / MODES_FILE).analyses == 3
 
 
 @pytest.mark.parametrize("stage", ["validate", "test", None])
 def test_keep_diary__only_in_fit(tmp_path, stage):
-    keep_diary(analysis(0, RED), tmp_path, tell=never)
-    assert keep_diary(analysis(1, RED, stage=stage), tmp_path, tell=never) == ()
+    keep_diary(analysis(0, RED), tmp_path, warn=never)
+    assert keep_diary(analysis(1, RED, stage=stage), tmp_path, warn=never) == ()
     assert steps(tmp_path) == [10]
 
 
 def test_keep_diary__keeps_the_latest_states_and_the_first(tmp_path):
     for epoch in range(MAX_STATES + 5):
-        keep_diary(analysis(epoch, RED), tmp_path, tell=never)
+        keep_diary(analysis(epoch, RED), tmp_path, warn=never)
         assert len(steps(tmp_path)) <= MAX_STATES + 1
     assert steps(tmp_path) == [10, *range(60, 10 * MAX_STATES + 60, 10)]
-    modes = keep_diary(analysis(2, RED), tmp_path, tell=never)  # a checkpoint older than all but the first
+    modes = keep_diary(analysis(2, RED), tmp_path, warn=never)  # a checkpoint older than all but the first
     assert names(modes) == [("nine 1", "new")]
     assert steps(tmp_path) == [10, 30]
 
 
 def test_keep_diary__a_damaged_state_is_told_and_the_one_before_taken(tmp_path):
     for epoch in range(3):
-        keep_diary(analysis(epoch, RED), tmp_path, tell=never)
+        keep_diary(analysis(epoch, RED), tmp_path, warn=never)
     (tmp_path / "epoch=0002-step=000030" / MODES_FILE).write_bytes(b"nothing of the kind")
     words: list[str] = []
-    assert names(keep_diary(analysis(3, RED), tmp_path, tell=words.append)) == [("nine 1", "persisting")]
+    assert names(keep_diary(analysis(3, RED), tmp_path, warn=words.append)) == [("nine 1", "persisting")]
     assert len(words) == 1
     for path in tmp_path.glob(f"*/{MODES_FILE}"):
         path.write_bytes(b"")
-    assert names(keep_diary(analysis(4, RED), tmp_path, tell=words.append)) == [("nine 1", "new")]
+    assert names(keep_diary(analysis(4, RED), tmp_path, warn=words.append)) == [("nine 1", "new")]
     with pytest.warns(UserWarning, match="failure diary"):
         keep_diary(analysis(0, RED, global_step=25), tmp_path)
 
@@ -164,7 +164,7 @@ def test_keep_diary__a_damaged_state_is_told_and_the_one_before_taken(tmp_path):
 def test_keep_diary__a_disk_that_fails_is_told(tmp_path):
     (tmp_path / "epoch=0000-step=000010").write_text("in the way")
     words: list[str] = []
-    assert names(keep_diary(analysis(0, RED), tmp_path, tell=words.append)) == [("nine 1", "new")]
+    assert names(keep_diary(analysis(0, RED), tmp_path, warn=words.append)) == [("nine 1", "new")]
     assert "could not be written" in words[0]
 
 
@@ -172,7 +172,7 @@ def test_keep_diary__folders_of_others_are_left_alone(tmp_path):
     for name in ("test-epoch=0000-step=000005", "epoch=x", "epoch=0000-step=000005-copy"):
         (tmp_path / name).mkdir()
         (tmp_path / name / MODES_FILE).write_bytes(b"")
-    assert names(keep_diary(analysis(0, RED), tmp_path, tell=never)) == [("nine 1", "new")]
+    assert names(keep_diary(analysis(0, RED), tmp_path, warn=never)) == [("nine 1", "new")]
     assert len(list(tmp_path.glob(f"*/{MODES_FILE}"))) == 4
 
 

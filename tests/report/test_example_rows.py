@@ -13,7 +13,7 @@ from lightning_failures.data.report import FailureReport, FeatureReport, GroupRe
 from lightning_failures.report.example_rows import ExampleLookup, example_rows, leaf_rules
 from lightning_failures.report.gallery import Thumbnails
 from lightning_failures.report.html.browse import browsing_data
-from tests.writers.test_tensorboard import NASTY, report, table
+from tests.writers.analyses import NASTY, report, table
 
 MULTILABEL = ("no edema", "edema", "no nodule", "nodule")
 

@@ -1,13 +1,12 @@
-"""Reports as text: nothing that a user names can break a table, and noise is not shown as a finding."""
+"""Tables and lists: nothing that a user names can break one, and noise is not shown as a finding."""
 
-import re
+from __future__ import annotations
+
 from dataclasses import replace
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lightning_failures.core.text import clean, escape_markdown, number, shorten_caption
 from lightning_failures.data.report import ClassReport, FailureReport, GroupReport, LeafReport, ValueReport
 from lightning_failures.report.tables import (
     class_table,
@@ -23,49 +22,25 @@ from lightning_failures.report.tables import (
 )
 
 CAPTIONS = {"hardest_captions": ("a photo of a red cat",), "easiest_captions": ("a photo of an orange cat",)}
+
+
 FOUND = ClassReport("cat", 100, accuracy=0.7, cv_score=0.8, p_value=0.001, pattern=True, aler=0.5, base_error_rate=0.3, **CAPTIONS)  # fmt: skip # noqa: E501
+
+
 NOISE = ClassReport("dog", 50, accuracy=0.6, cv_score=0.52, p_value=0.3, **CAPTIONS)
+
+
 SKIPPED = ClassReport("emu", 10, accuracy=0.9, skipped="1 failure, 10 are needed")
+
+
 REPORT = FailureReport(160, 0.68, (FOUND, NOISE, SKIPPED))
+
 
 ANY = st.text(st.characters(), max_size=300)  # lone surrogates and control characters among them
 
 
 def cells(row):
     return [cell.strip() for cell in row.strip("|").split("|")]
-
-
-@given(ANY)
-def test_clean__one_printable_line(text):
-    line = clean(text)
-    assert len(line) <= 200
-    assert line.isprintable()
-    line.encode("utf-8")
-
-
-@given(ANY)
-def test_escape_markdown__neither_cell_nor_tag_nor_link_can_be_opened(text):
-    escaped = escape_markdown(text)
-    assert not set("<>|\n\r") & set(escaped)
-    assert not re.search(r"(?<!\\)(?:\\\\)*[`*_\[\]~$]|(?<![\\&])#", escaped)
-
-
-@pytest.mark.parametrize(
-    ("caption", "short"),
-    [
-        ("a photo of a red cat", "red cat"),
-        ("a photo of an emu", "emu"),
-        ("a photo of cats", "cats"),
-        ("a photo of a", "a"),
-        ("an x-ray of a hand", "an x-ray of a hand"),
-    ],
-)
-def test_shorten_caption__drops_only_the_common_words(caption, short):
-    assert shorten_caption(caption) == short
-
-
-def test_number__undefined_is_a_dash():
-    assert [number(None), number(float("nan")), number(0.0)] == ["-", "-", "0.00"]
 
 
 def test_class_table__each_kind_of_class():

@@ -19,8 +19,8 @@ from lightning_failures.report.gallery import Gallery, Picture, Row, Tile
 from lightning_failures.writers import FileWriter, WandbWriter, Writer, each_writer, writers_for
 from lightning_failures.writers.wandb import EXAMPLE_COLUMNS, MAX_EXAMPLES
 from tests.helpers.toy import OracleClassifier, callback, loader, trainer
+from tests.writers.analyses import ENTRY, NASTY, report, table, thumbnails
 from tests.writers.offline import transactions
-from tests.writers.test_tensorboard import ENTRY, NASTY, report, table, thumbnails
 
 pytestmark = pytest.mark.slow  # each starts wandb's own process
 
@@ -72,14 +72,14 @@ def gallery(of, count: int = 2) -> Gallery:
 @pytest.mark.parametrize("logger", ["lightning.pytorch", "pytorch_lightning"], indirect=True)
 def test_run__is_read_back(tmp_path, logger):
     of, folder = table(), tmp_path / "failures"
-    files, sink = writers_for([logger], folder)
-    assert isinstance(sink, WandbWriter)
+    files, writer = writers_for([logger], folder)
+    assert isinstance(writer, WandbWriter)
     for epoch, step in ((3, 250), (4, 200)):  # steps that go back are no reason to lose anything
         told = report(table=of, epoch=epoch, global_step=step, notes=("A sample.",))
         files.write(told, step)
-        sink.write(told, step)
+        writer.write(told, step)
         files.show(told, gallery(of), step)
-        sink.show(told, gallery(of), step)
+        writer.show(told, gallery(of), step)
     assert logger.experiment.summary["failures/last/cv_score_mean"] == 0.7
     name = logger.experiment.id
     finish()
@@ -116,17 +116,17 @@ def shown(name: str) -> str:
     return name.encode("utf-8", "backslashreplace").decode()
 
 
-def test_conclude__a_new_version_with_the_verdict(tmp_path, logger):
+def test_write_verdict__a_new_version_with_the_verdict(tmp_path, logger):
     folder, of = tmp_path / "failures", table()
     told = report(table=of, global_step=9)
     judged = replace(told, interventions=({"kind": "Upweight", "epoch": 3, "verdict": "helped", "classes": []},))
-    sinks = writers_for([logger], folder)
-    for sink in sinks:
-        sink.write(told, 9)
-        sink.show(told, gallery(of), 9)
+    writers = writers_for([logger], folder)
+    for writer in writers:
+        writer.write(told, 9)
+        writer.show(told, gallery(of), 9)
     page = (folder / "report.html").read_bytes()
-    for sink in sinks:
-        sink.write_verdict(judged, 9)
+    for writer in writers:
+        writer.write_verdict(judged, 9)
     finish()
     assert (folder / "report.html").read_bytes() != page
     assert json.loads((folder / "report.json").read_text())["interventions"][0]["verdict"] == "helped"
@@ -156,9 +156,9 @@ def test_examples__failures_first_and_bounded(tmp_path, logger):
 
 
 def test_show__without_examples_or_files(tmp_path, logger):
-    sink = WandbWriter(logger, tmp_path / "nowhere")
-    sink.show(report(), Gallery(), 1)
-    sink.write(AnalysisResult(FailureReport(0, None, ())), 2)
+    writer = WandbWriter(logger, tmp_path / "nowhere")
+    writer.show(report(), Gallery(), 1)
+    writer.write(AnalysisResult(FailureReport(0, None, ())), 2)
     finish()
     assert written(tmp_path, "examples") == []
     history = [values(record.history.item) for record in transactions(tmp_path) if record.history.item]
@@ -166,21 +166,21 @@ def test_show__without_examples_or_files(tmp_path, logger):
 
 
 def test_broken_run__others_are_served(tmp_path, logger):
-    """What W&B cannot write is an error of its sink alone."""
-    sinks: list[Writer] = writers_for([logger], tmp_path / "failures")
+    """What W&B cannot write is an error of its writer alone."""
+    writers: list[Writer] = writers_for([logger], tmp_path / "failures")
     media = Path(logger.experiment.dir) / "media"
     media.mkdir(exist_ok=True)
     (media / "table").write_text("")  # in the way of the folder, for root too
     told = report(classes=(ENTRY,), table=table())
-    ((failed, error),) = each_writer(reversed(sinks), lambda sink: sink.write(told, 1))
+    ((failed, error),) = each_writer(reversed(writers), lambda writer: writer.write(told, 1))
     assert isinstance(failed, WandbWriter)
     assert isinstance(error, OSError)
-    assert isinstance(sinks[0], FileWriter)
+    assert isinstance(writers[0], FileWriter)
     assert (tmp_path / "failures" / "report.json").is_file()
 
 
 @pytest.mark.filterwarnings("ignore:.*does not have many workers.*", "ignore:.*smaller than the logging interval.*")
-def test_broken_run__is_told_once_and_training_goes_on(tmp_path, logger):
+def test_broken_run__is_reported_once_and_training_continues(tmp_path, logger):
     (Path(logger.experiment.dir) / "media").mkdir()
     (Path(logger.experiment.dir) / "media" / "table").write_text("")
     modes = callback(pictures=True)

@@ -223,7 +223,7 @@ CHARTS: dict[str, Chart] = {
     "scatter": Chart(
         section="trees",
         title="All groups: error rate, and how well a tree separates the failures",
-        description="Each mark is a group. Groups further to the right fail more often; in groups higher up, the tree"
+        description="Each mark is a group. Groups to the right fail more often; in groups higher up, the tree"
         " separates failures better. A line leads from each mark to a stroke, the result on held-out examples, which is"
         " the one that counts. Larger marks are larger groups.",
         rows=lambda report, history: scatter_rows(report),

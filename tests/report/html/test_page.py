@@ -1,17 +1,14 @@
-"""What is chosen for the page."""
+"""What is selected for the page."""
+
+from __future__ import annotations
 
 import dataclasses
 import re
 from pathlib import Path
 
-import torch
-
-from lightning_failures.data.example_table import ExampleTable
 from lightning_failures.data.report import ClassReport, FailureReport, ModeReport
-from lightning_failures.report.gallery import Gallery, Thumbnails
+from lightning_failures.report.gallery import Gallery
 from lightning_failures.report.html import page as pages
-from lightning_failures.report.html.browse import COLUMNS, browsing_data
-from lightning_failures.report.html.charts import diary_rows, scatter_rows
 from lightning_failures.report.html.page import build_page
 from lightning_failures.report.html.render import render
 from lightning_failures.report.run_folder import Run
@@ -117,60 +114,6 @@ def test_build_page__a_validation_after_fit_shows_the_diary_of_the_training(monk
     alone = dataclasses.replace(run, report=history[1], history=tuple(history))
     assert build_page(alone).diary_of is None
     assert "is not added to it" not in render(alone)
-
-
-def test_scatter_rows__are_the_numbers_of_the_report():
-    rows = scatter_rows(RUN.report)
-    assert len(rows) == 8  # two of five groups of a kind were not judged
-    for row in rows:
-        group = RUN.report.groups[row["group"]]
-        assert (row["base"], row["heldout"]) == (group.base_error_rate, group.heldout_aler_minus_ber)
-        assert row["gain"] == group.aler - group.base_error_rate
-        assert (row["pattern"] == "pattern") == group.pattern
-
-
-def test_diary_rows__follow_the_largest():
-    rows = diary_rows(RUN.history, limit=2)
-    assert len({row["mode"] for row in rows}) == 2
-    assert len(rows) == 2 * len(RUN.history)
-    for row in rows:
-        assert RUN.history[row["analysis"]].modes[row["place"]].size == row["size"]
-
-
-def table(ids, labels, predictions, values):
-    n = len(ids)
-    leaf = torch.full((n,), -1)
-    columns = [torch.tensor(column) for column in (ids, labels, predictions)]
-    return ExampleTable(*columns, torch.full((n,), 0.5), torch.tensor(values), leaf, leaf, ("a", "b"))
-
-
-def test_browsing_data__rows_images_and_undefined_values():
-    found = table([2, 4, 6], [0, 1, 0], [0, 0, 0], [0.5, float("nan"), -0.25])
-    images = torch.zeros(2, 3, 8, 8, dtype=torch.uint8)
-    data = browsing_data(found, Thumbnails(torch.tensor([4, 6]), images), FailureReport(3, 0.5, ()))
-    assert [dict(zip(COLUMNS, row, strict=True)) for row in data["rows"]] == [
-        {"row": 1, "id": 4, "label": 1, "prediction": 0, "confidence": 0.5, "value": None, "leaf": -1, "image": 0},
-        {"row": 2, "id": 6, "label": 0, "prediction": 0, "confidence": 0.5, "value": -0.25, "leaf": -1, "image": 1},
-    ]
-    assert data["total"] == 3
-
-
-def test_browsing_data__failures_stay_where_there_is_no_room(monkeypatch):
-    monkeypatch.setattr("lightning_failures.report.html.browse.MAX_ROWS", 1)
-    found = table([2, 4, 6], [0, 1, 0], [0, 0, 0], [0.5, 0.5, 0.5])
-    data = browsing_data(
-        found, Thumbnails(found.ids, torch.zeros(3, 3, 8, 8, dtype=torch.uint8)), FailureReport(3, 0.5, ())
-    )
-    assert [row[1] for row in data["rows"]] == [4]
-
-
-def test_browsing_data__an_example_with_two_conditions_has_two_rows_and_one_image():
-    found = table([2, 2, 4], [0, 1, 0], [0, 0, 0], [0.5, 0.5, 0.5])
-    data = browsing_data(
-        found, Thumbnails(torch.tensor([2]), torch.zeros(1, 3, 8, 8, dtype=torch.uint8)), FailureReport(2, 1, ())
-    )
-    assert [(row[0], row[-1]) for row in data["rows"]] == [(0, 0), (1, 0)]
-    assert len(data["images"]) == 1
 
 
 def test_build_page__an_empty_gallery():

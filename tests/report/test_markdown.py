@@ -1,0 +1,41 @@
+"""One analysis as a Markdown document."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from lightning_failures.data.report import ClassReport, FailureReport, GroupReport, LeafReport, ModeReport
+from lightning_failures.report.markdown import report_markdown, report_sections
+
+CAT = ClassReport("cat", 40, accuracy=0.7, base_error_rate=0.3, cv_score=0.8, p_value=0.001, pattern=True)
+TREE = GroupReport("label", "cat", 40, 0.3, pattern=True, leaves=(LeafReport("feature 3 > 1", 9, 0.9, 0.7, 0.6, True),))
+REPORT = FailureReport(
+    40,
+    0.7,
+    (CAT,),
+    (TREE,),
+    modes=(ModeReport("cat 1", "cat", "new", 0, size=9),),
+    notes=("A sample of 5 %.",),
+    interventions=({"kind": "Upweight", "epoch": 1, "classes": []},),
+    epoch=2,
+    global_step=30,
+)
+
+
+def test_report_sections__only_those_with_content():
+    assert list(report_sections(REPORT)) == ["notes", "trust", "diary", "interventions", "rules"]
+    assert report_sections(FailureReport(0, None, ())) == {}
+
+
+def test_report_markdown__title_table_sections_and_images_in_this_order():
+    text = report_markdown(REPORT, images=[("images/classes-cat.png", "cat|<b>")])
+    parts = ["# Epoch 2, step 30: 40 examples, accuracy 0.700", "| class |", *report_sections(REPORT).values()]
+    places = [text.index(part) for part in [*parts, "![cat&#124;&lt;b&gt;](images/classes-cat.png)"]]
+    assert places == sorted(places)
+    assert text.endswith(")\n")
+
+
+def test_report_markdown__changes_since_the_analysis_before():
+    before = replace(REPORT, classes=(replace(CAT, accuracy=0.6),))
+    assert "-0.100" in report_markdown(REPORT, before=before)
+    assert "change" not in report_markdown(REPORT)
