@@ -14,9 +14,9 @@ def kept(*sights, start: int = 0, **options) -> list[FailureReport]:
     """Reports of a run with one class, their modes entered; read back from JSON."""
     diary, reports = Diary(), []
     for epoch, seen in enumerate(sights, start):
-        report = told(epoch, ("nine", range(40), seen), captions=True, **options)
-        diary, modes = advance(diary, report)
-        reports.append(FailureReport.from_json(replace(report, modes=modes).to_json()))
+        result = told(epoch, ("nine", range(40), seen), captions=True, **options)
+        diary, modes = advance(diary, result)
+        reports.append(FailureReport.from_json(result.with_report(modes=modes).report.to_json()))
     return reports
 
 

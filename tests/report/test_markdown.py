@@ -38,4 +38,5 @@ def test_report_markdown__title_table_sections_and_images_in_this_order():
 def test_report_markdown__changes_since_the_analysis_before():
     before = replace(REPORT, classes=(replace(CAT, accuracy=0.6),))
     assert "-0.100" in report_markdown(REPORT, before=before)
-    assert "change" not in report_markdown(REPORT)
+    assert "| change |" in report_markdown(REPORT, before=before)
+    assert "| change |" not in report_markdown(REPORT)

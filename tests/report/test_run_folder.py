@@ -70,7 +70,7 @@ def test_open_run__everything(folder):
     save_gallery(Gallery((picture,), epoch=2, global_step=200), folder / "gallery.json")
     run = open_run(folder)
     assert run.folder == folder
-    assert run.report == report(2)
+    assert run.report == report(2).report
     assert [one.epoch for one in run.history] == [0, 1, 2]
     assert run.history[-1] is run.report
     assert run.table.values.tolist()[:2] == [-0.5, 0.5]
@@ -286,4 +286,4 @@ def test_file_sink__names_in_a_file_of_the_user(folder, tmp_path, monkeypatch):
 def test_report__names_do_not_touch_other_records(folder):
     (folder / "features.yaml").write_text("- {encoder: f, feature: 17, name: x}\n")
     found = open_run(folder).report
-    assert replace(found, features=report(2).features) == report(2)
+    assert replace(found, features=report(2).features) == report(2).report
