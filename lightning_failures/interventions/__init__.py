@@ -1,18 +1,18 @@
-"""Interventions: what acts on the next epoch, and the sampler and dataset that carry it out.
+"""Interventions: changes of the training set for the next epoch, and the sampler and dataset that carry them out.
 
 Files, each importing only from those above it::
 
-    appended          The one dataset that carries out additions: the user's training set, and further sources of
-    label_errors      Suspected label errors among the examples that an intervention is about to weigh up or to add
-    selection         Which examples of a pool are worth adding
-    synthesis         Images generated from the captions of failures
-    validation_split  Parts of a validation set: what finds the failures that are acted on, what tells whether it
-    verdicts          Whether an intervention helped: from outcomes with it and without it to one word, an interval
-    base              What an intervention is: a plain value that says when it acts, and turns judged training
-    sampler           The one sampler that carries out weights: it stands in for the user's own, and draws the same
-    filtered          AddFiltered: the hardest examples of a labelled pool join the training set
-    synthetic         AddSynthetic: images generated from a failure mode, from its caption or from its direction,
-    upweight          Upweight: training examples that the directions flag count more
+    appended          The training set with additional sources of examples behind it
+    label_errors      Suspected label errors among the examples that an intervention is about to upweight or add
+    selection         Selection of examples of a pool
+    synthesis         Generation of images from failure modes, and their ledger
+    validation_split  Parts of a validation set: to find failures, to report results, to make decisions by
+    verdicts          Verdicts on interventions: a word, an interval and a sentence
+    base              The interface of an intervention: when it acts, what it can ask for, what it decides
+    sampler           The sampler that carries out weights: replaces the user's own, draws the same without weights
+    filtered          AddFiltered: adds the hardest examples of a labelled pool
+    synthetic         AddSynthetic: adds images generated from failure modes, by caption or by direction
+    upweight          Upweight: gives training examples that the directions flag more weight
 """
 
 from lightning_failures.interventions.base import Decision, Discovery, Intervention, JudgedExamples, Round

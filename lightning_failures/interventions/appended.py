@@ -1,7 +1,7 @@
-"""The one dataset that carries out additions: the user's training set, and further sources of examples behind it.
+"""The training set with additional sources of examples behind it.
 
-What is drawn is decided in the main process, so workers that live through all epochs need no news: an index says from
-which source it comes, from which row of it, and what weight the example bears.
+The main process decides what is drawn. Persistent workers need no update, because an index carries everything: the
+source, the row of the source, and the loss weight of the example.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from torch.utils.data import Dataset
 from lightning_failures.errors import ConfigurationError, DataError
 
 _ROWS = 1 << 40
-"""Rows that a source may have; index ``k * _ROWS + row`` is of source k, and the training set is source 0."""
+"""Maximum number of rows of a source: index ``k * _ROWS + row`` belongs to source k, the training set is source 0."""
 
 
 class WeightedIndex(int):
-    """A dataset index that tells the weight of its example's loss; for all else a plain integer."""
+    """A dataset index with the loss weight of its example; otherwise a plain integer."""
 
     weight: float
 
     def __new__(cls, index: int, weight: float) -> WeightedIndex:
-        """Both travel to the workers together."""
+        """Make an index with a weight."""
         made = super().__new__(cls, index)
         made.weight = weight
         return made
@@ -36,7 +36,7 @@ class WeightedIndex(int):
 
 
 def added_index(source: int, rows: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Indices in the appended dataset of ``rows`` of the source with the number ``source`` >= 1.
+    """Return the indices in the appended dataset of rows (E,) of a source, numbered from 1.
 
     >>> AppendedDataset(["a", "b"], {2: ["x", "y", "z"]})[int(added_index(2, np.array([1]))[0])]
     'y'
@@ -45,14 +45,13 @@ def added_index(source: int, rows: NDArray[np.int64]) -> NDArray[np.int64]:
 
 
 class AppendedDataset(Dataset[Any]):
-    """The training set, as long as it is and with all its attributes, that also answers to indices of other sources.
+    """The training set, with its length and all its attributes, which also accepts indices of other sources.
 
     Args:
         base: The user's training set.
         sources: Number from 1 -> examples in the same form as those of the training set.
-        weight_key: Add the weight of each example's loss, a float32 scalar, 1 unless the index says otherwise: under
-            this key where examples are mappings, else as the last element of the tuple. None: leave examples as they
-            are.
+        weight_key: Key of the loss weight added to each example, a float32 scalar, 1 unless the index carries another.
+            Mappings get it under this key, tuples as their last element. None leaves examples unchanged.
 
     >>> data = AppendedDataset([("a", 0)], {}, weight_key="weight")
     >>> data[0], data[WeightedIndex(0, 2.0)]
@@ -70,17 +69,17 @@ class AppendedDataset(Dataset[Any]):
     def __getitem__(self, index: Any) -> Any:
         if isinstance(index, list | tuple):
             if any(isinstance(one, WeightedIndex) or one >= _ROWS for one in index):
-                raise DataError("a training set that is read by lists of indices cannot be joined with other examples")
+                raise DataError("A training set that is read by lists of indices cannot be joined with other examples.")
             return self.base[index]
         source, row = divmod(int(index), _ROWS) if index >= _ROWS else (0, int(index))
         return self._weighed(self.base[row] if source == 0 else self.sources[source][row], index)
 
     def __getitems__(self, indices: Sequence[Any]) -> list[Any]:
-        """A batch; read at once where the training set can, and all is from there."""
-        many = getattr(self.base, "__getitems__", None)
-        if many is None or any(index >= _ROWS for index in indices):
+        """Return a batch, read in one call if it is all from a training set that supports this."""
+        read_many = getattr(self.base, "__getitems__", None)
+        if read_many is None or any(index >= _ROWS for index in indices):
             return [self[index] for index in indices]
-        items = many([int(index) for index in indices])
+        items = read_many([int(index) for index in indices])
         return [self._weighed(item, index) for item, index in zip(items, indices, strict=True)]
 
     def __getattr__(self, name: str) -> Any:
@@ -97,5 +96,5 @@ class AppendedDataset(Dataset[Any]):
         if isinstance(item, tuple | list):
             return (*item, weight)
         raise ConfigurationError(
-            f"The weight key {self.weight_key!r} needs examples that are mappings or tuples, got {type(item).__name__}."
+            f"weight_key={self.weight_key!r} needs examples that are mappings or tuples, got {type(item).__name__}."
         )

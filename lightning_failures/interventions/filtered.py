@@ -1,4 +1,4 @@
-"""AddFiltered: the hardest examples of a labelled pool join the training set.
+"""AddFiltered adds the hardest examples of a labelled pool to the training set.
 
 Source: Jain et al., Distilling Model Failures as Directions in Latent Space, ICLR 2023, section 4.1, figure 6.
 """
@@ -16,27 +16,27 @@ from lightning_failures.interventions.selection.picker import By
 
 
 class AddFiltered(Intervention):
-    """The hardest ``per_class`` examples of each class of a labelled pool join the training set.
+    """Adds the hardest ``per_class`` examples of each class of a labelled pool to the training set.
 
-    The pool streams by, some thousands of examples at a time, and its images are embedded once a run. A class without
-    a pattern gets nothing. What a decision picks takes the place of what the one before had picked. An epoch keeps its
-    length, so an added example comes up as often as any other, and all come up a little less often than before.
+    The pool is streamed, some thousands of examples at a time, and its images are embedded once per run. A class
+    without a pattern gets no examples. The picks of a decision replace those of the decision before. An epoch keeps its
+    length, so an added example is drawn as often as any other, and all are drawn a little less often than before.
 
-    Departures from the paper: classes whose p-value does not survive Benjamini-Hochberg are left alone; images that are
-    in the training set, or nearly, and nearly equal images of the pool, are not picked twice.
+    Departures from the paper: classes whose p-value does not survive Benjamini-Hochberg get no examples; images that
+    are in the training set, or nearly so, are not picked, and of nearly equal images of the pool only one is.
 
     Args:
         pool: A map-style dataset whose examples have the form, and the transform, of those of the training set.
-        per_class: How many join for each class.
+        per_class: Number of examples to add for each class.
         by: ``"decision_value"``, the most negative first, as in the paper; ``"confidence"``, the least confident first,
             the usual way to pick; ``"flagged_confidence"``, the least confident of those with a negative decision
-            value, which look less alike; ``"random"``, for comparison. Those by confidence need a ``forward`` of the
-            module that takes images, and read the pool anew each time.
-        view: The same examples in the same order through the transform of validation. Without it the pool itself is
-            judged.
-        triage: Leave suspected label errors out (see :class:`Upweight`), among ten candidates for each example that is
-            wanted. Needs a ``forward`` of the module that takes images.
-        similarity: The cosine of embeddings above which two images are nearly equal; 1 drops exact copies only.
+            value, which are less alike; ``"random"``, for comparison. Both ways by confidence need a ``forward`` of
+            the module that takes images, and read the pool again at each decision.
+        view: The same examples in the same order through the transform of validation. None: decision values are
+            computed on the pool itself.
+        triage: Exclude suspected label errors (see :class:`Upweight`), with ten candidates for each wanted example.
+            Needs a ``forward`` of the module that takes images.
+        similarity: Cosine of embeddings above which two images are nearly equal; 1 drops exact copies only.
         **schedule: When it acts: ``start_epoch``, ``every_n_epochs``, ``stop_epoch``, ``dry_run`` and ``grow_epoch`` of
             :class:`~lightning_failures.interventions.Intervention`.
 
@@ -75,20 +75,20 @@ start_epoch=1, every_n_epochs=1, stop_epoch=None, dry_run=False, grow_epoch=Fals
         self._check("similarity", is_number(similarity) and 0 < similarity <= 1, "a cosine in (0, 1]")
 
     def source(self, training_set: Any, folder: Path) -> Any:
-        """The pool."""
+        """Return the pool."""
         return self.pool
 
     def decide(self, examples: JudgedExamples, round: Round) -> Decision:
-        """Pick for the classes with a pattern."""
-        open_to = [k for k, reason in enumerate(examples.reasons) if reason is None]
+        """Pick examples for the classes with a pattern."""
+        eligible = [k for k, reason in enumerate(examples.reasons) if reason is None]
         found = None
-        if open_to:
+        if eligible:
             found = round.pick(
                 self.pool,
                 self.view,
                 per_class=self.per_class,
                 by=self.by,
-                classes=open_to,
+                classes=eligible,
                 similarity=self.similarity,
                 triage=self.triage,
             )

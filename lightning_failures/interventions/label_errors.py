@@ -1,9 +1,9 @@
-"""Suspected label errors among the examples that an intervention is about to weigh up or to add.
+"""Suspected label errors among the examples that an intervention is about to upweight or add.
 
-What a model gets wrong is hard, or its label is wrong, and more weight on wrong labels does harm. An example is
-suspected when two witnesses that know nothing of the model agree with the model against its label: its neighbours in
-CLIP space, and a probe that was fitted without it. A hard example of a minority has neighbours of its own class, and
-the probe, which reads shape as well as the shortcut, mostly believes its label.
+An example that the model gets wrong is hard, or its label is wrong, and more weight on wrong labels does harm. A label
+is suspected if two sources of evidence independent of the model agree with the model against it: the example's
+neighbours in CLIP space, and a probe fitted without the example. A hard example of a minority has neighbours of its own
+class, and the probe, which uses shape as well as the shortcut, mostly supports its label.
 """
 
 from __future__ import annotations
@@ -25,27 +25,27 @@ from lightning_failures.directions.standardize import mean_and_std
 from lightning_failures.errors import ConfigurationError, DataError
 from lightning_failures.stats.folds import stratified_group_folds
 
-_ROWS_AT_ONCE = 512  # examples that are compared with ...
-_OTHERS_AT_ONCE = 8192  # ... so many others
+_ROWS_AT_ONCE = 512  # examples compared at once with ...
+_OTHERS_AT_ONCE = 8192  # ... this number of others
 _CELLS_AT_ONCE = 1 << 22
 _ITERATIONS = 100
 
 
 @dataclass(frozen=True, eq=False)
 class LabelSuspects:
-    """Which labels are suspected, and the evidence on all examples that were checked.
+    """The suspected labels, and the evidence on all examples that were checked.
 
     Attributes:
         suspect: (N,) bool.
-        rows: (M,) int64, ascending: the examples that were checked, places among the caller's N rows. Row m of all that
-            follows is that example's.
-        labels: (M,) int64, the label that is doubted.
-        predictions: (M,) int64, the label that the model suggests.
-        probability: (M,) float32 in [0, 1], what the cross-fitted probe gives the label; NaN where the probe has no
-            opinion, because the class has no example outside the fold.
-        agreeing: (M,) int64, how many of the nearest neighbours from other groups bear the prediction as their label;
-            -1 where they were not looked up, because the probe stands by the label.
-        neighbours: (M, k) int64, the nearest first, places among the caller's rows; -1 where there is none.
+        rows: (M,) int64, ascending: the examples that were checked, indices into the caller's N rows. Row m of all
+            other attributes belongs to that example.
+        labels: (M,) int64, the label in doubt.
+        predictions: (M,) int64, the label that the model predicts.
+        probability: (M,) float32 in [0, 1], probability of the label by the cross-fitted probe; NaN if undefined,
+            because the class has no example outside the fold.
+        agreeing: (M,) int64, number of nearest neighbours from other groups whose label is the prediction; -1 if they
+            were not searched, because the probe supports the label.
+        neighbours: (M, k) int64, the nearest first, indices into the caller's rows; -1 for a missing one.
     """
 
     suspect: Tensor
@@ -57,9 +57,10 @@ class LabelSuspects:
     neighbours: Tensor
 
     def ranked(self) -> Tensor:
-        """Return the suspects as places in :attr:`rows`, the most doubtful first: (S,) int64."""
+        """Return the suspects as indices into :attr:`rows`, the most doubtful first: (S,) int64."""
         found = np.flatnonzero(self.suspect[self.rows].numpy())
-        return torch.from_numpy(found[np.lexsort((-self.agreeing.numpy()[found], self.probability.numpy()[found]))])
+        agreeing, probability = self.agreeing.numpy()[found], self.probability.numpy()[found]
+        return torch.from_numpy(found[np.lexsort((-agreeing, probability))])
 
 
 def suspect_labels(
@@ -77,36 +78,36 @@ def suspect_labels(
     seed: int = 0,
     device: str | torch.device = "cpu",
 ) -> LabelSuspects:
-    """Suspect the labels that the model, the neighbours in CLIP space and a probe all speak against.
+    """Return the labels that the model, the neighbours in CLIP space and a probe all contradict.
 
-    An example is suspected when at least ``agreeing`` of its ``neighbours`` nearest neighbours by cosine, from other
-    groups, have the model's prediction as their label, *and* a multinomial logistic regression on the standardised
-    embeddings, fitted on other groups, gives its own label less than ``below``. Only a candidate that the model got
-    wrong can be one, and neighbours are only sought for those that the probe speaks against, block by block: memory is
-    that of the embeddings and a few hundred MiB.
+    A label is suspected if at least ``agreeing`` of the example's ``neighbours`` nearest neighbours by cosine, from
+    other groups, have the model's prediction as their label, *and* a multinomial logistic regression on the
+    standardised embeddings, fitted on other groups, gives its own label a probability less than ``below``. Only a
+    candidate that the model got wrong can be suspected, and neighbours are searched only if the probe contradicts the
+    label, block by block: memory is that of the embeddings and a few hundred MiB.
 
-    A label that the model has learnt by heart is not found, because its prediction is the label; but such an example
-    does not look like a failure either. Judge a pool together with the training set: join the two and give the rows of
-    the pool as ``candidates``.
+    A wrong label that the model has memorized is not found, because the prediction equals the label; but such an
+    example does not look like a failure either. Judge a pool together with the training set: join the two and give the
+    rows of the pool as ``candidates``.
 
     Args:
         embeddings: (N, D) float tensor or array, any float dtype, of CLIP. Never the classifier's own latent space:
-            there wrong labels that it learnt lie among the class they name.
-            They must tell the classes apart: where the shortcut outweighs the class in them, the minority lies among
-            the class that the model names, and is suspected (``benchmarks/suspects.py`` has the figures).
-        labels: (N,) int, which may be wrong.
+            there memorized wrong labels lie among the class they name. The embeddings must separate the classes: if the
+            shortcut outweighs the class in them, the minority lies among the class that the model predicts, and is
+            suspected (``benchmarks/suspects.py`` has the figures).
+        labels: (N,) int, some of them wrong.
         predictions: (N,) int, the model's. Only those of the candidates are read.
-        groups: (N,) names of the sources. Images of one source share a wrong label, so they are no witnesses for each
+        groups: (N,) names of the sources. Images of one source share a wrong label, so they are no evidence for each
             other. Default: every example is its own source.
         candidates: (N,) bool, the examples to judge; default: all.
-        neighbours: Number of neighbours that are asked.
-        agreeing: How many of them must bear the prediction.
-        below: Probability of the label in [0, 1] under which the probe speaks against it.
-        folds: Folds of the probe; they keep groups whole.
-        probe_size: The probe of a fold is fitted on at most so many examples, with the same limit for every class
-            (``probe_size`` / number of classes), chosen by a hash of the row number.
-        seed: Of the folds and of that choice; no global generator is used.
-        device: Where neighbours are sought, in single precision.
+        neighbours: Number of nearest neighbours to compare with.
+        agreeing: Minimum number of them whose label is the prediction.
+        below: Probability of the label in [0, 1] under which the probe contradicts it.
+        folds: Number of folds of the probe; they keep groups whole.
+        probe_size: Maximum number of examples that the probe of a fold is fitted on, with the same limit for every
+            class (``probe_size`` / number of classes), chosen by a hash of the row number.
+        seed: Seed of the folds and of that choice; no global generator is used.
+        device: Device of the neighbour search, in single precision.
 
     Returns:
         The suspects, with the evidence.
@@ -137,21 +138,24 @@ def suspect_labels(
         raise DataError("labels and predictions must be integers, not names")
     names = np.arange(len(x)) if groups is None else as_vector(groups, "groups", len(x))
     _, sources = np.unique(names, return_inverse=True)
-    asked = np.ones(len(x), dtype=np.bool_) if candidates is None else as_mask(candidates, "candidates", len(x))
+    judged = np.ones(len(x), dtype=np.bool_) if candidates is None else as_mask(candidates, "candidates", len(x))
 
-    wrong = asked & (predicted != y)
+    # first witness: the probe, on all candidates that the model got wrong
+    wrong = judged & (predicted != y)
     rows = np.flatnonzero(wrong)
     fold = stratified_group_folds(wrong, names, folds=folds, seed=seed)
     probability = _cross_fitted(x, y, fold, rows, probe_size, seed)
+
+    # second witness: the neighbours, only of labels that the probe contradicts
     doubted = np.flatnonzero(probability < below)
     nearest = np.full((len(rows), neighbours), -1, dtype=np.int64)
     nearest[doubted] = _nearest(x, sources, rows[doubted], neighbours, device)
-    bear = (y[nearest] == predicted[rows][:, None]) & (nearest >= 0)
-    count = np.full(len(rows), -1, dtype=np.int64)
-    count[doubted] = bear[doubted].sum(axis=1)
+    agrees = (y[nearest] == predicted[rows][:, None]) & (nearest >= 0)
+    count = np.full(len(rows), -1, dtype=np.int64)  # -1: not searched
+    count[doubted] = agrees[doubted].sum(axis=1)
 
     suspect = np.zeros(len(x), dtype=np.bool_)
-    suspect[rows[count >= agreeing]] = True  # the others were not counted: -1
+    suspect[rows[count >= agreeing]] = True
     return LabelSuspects(
         suspect=torch.from_numpy(suspect),
         rows=torch.from_numpy(rows),
@@ -166,7 +170,7 @@ def suspect_labels(
 def _cross_fitted(
     x: NDArray[Any], y: NDArray[np.int64], fold: NDArray[np.int64], rows: NDArray[np.int64], size: int, seed: int
 ) -> NDArray[np.float32]:
-    """(M,) probability that the probe of the other folds gives the label of each of ``rows``; NaN for no opinion."""
+    """Return the probability (M,) of each label by the probe of the other folds; NaN if undefined."""
     probability = np.full(len(rows), np.nan, dtype=np.float32)
     if not len(rows):
         return probability
@@ -178,22 +182,22 @@ def _cross_fitted(
 
     for k in np.unique(fold[rows]):
         chosen = _capped(y, np.flatnonzero(fold != k), size, seed)
-        if not len(chosen) or np.ptp(y[chosen]) == 0:  # one class: nothing to tell apart
+        if not len(chosen) or np.ptp(y[chosen]) == 0:  # a probe needs two classes
             continue
         probe = LogisticRegression(max_iter=_ITERATIONS)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ConvergenceWarning)  # nearly there is as good
+            warnings.simplefilter("ignore", ConvergenceWarning)  # an approximate solution is good enough
             probe.fit(standardised(chosen), y[chosen])
-        held = np.flatnonzero(fold[rows] == k)
-        held = held[np.isin(y[rows[held]], probe.classes_)]
-        for some in _pieces(held, _CELLS_AT_ONCE // (x.shape[1] + len(probe.classes_))):
+        held_out = np.flatnonzero(fold[rows] == k)
+        held_out = held_out[np.isin(y[rows[held_out]], probe.classes_)]
+        for some in _pieces(held_out, _CELLS_AT_ONCE // (x.shape[1] + len(probe.classes_))):
             column = np.searchsorted(probe.classes_, y[rows[some]])
             probability[some] = probe.predict_proba(standardised(rows[some]))[np.arange(len(some)), column]
     return probability
 
 
 def _capped(y: NDArray[np.int64], rows: NDArray[np.int64], size: int, seed: int) -> NDArray[np.int64]:
-    """At most ``size`` / classes of the rows of every class, those of the smallest hashes; ascending."""
+    """Return at most ``size`` / classes of the rows of every class, those with the smallest hashes, ascending."""
     if len(rows) <= size:
         return rows
     order = rows[np.lexsort((stable_hash(rows, seed), y[rows]))]
@@ -205,16 +209,16 @@ def _capped(y: NDArray[np.int64], rows: NDArray[np.int64], size: int, seed: int)
 def _nearest(
     x: NDArray[Any], sources: NDArray[np.int64], rows: NDArray[np.int64], k: int, device: str | torch.device
 ) -> NDArray[np.int64]:
-    """(M, k) nearest rows of each of ``rows``, by cosine, from other sources; -1 where there are fewer than k."""
+    """Return the k nearest rows by cosine from other sources of each of ``rows``, (M, k); -1 if there are fewer."""
     found = np.full((len(rows), k), -1, dtype=np.int64)
     for block in _pieces(np.arange(len(rows)), _ROWS_AT_ONCE):
-        mine = _on_device(x[rows[block]], device)
+        mine = _unit_on_device(x[rows[block]], device)
         source = torch.from_numpy(sources[rows[block]]).to(device)
         best = torch.full((len(block), k), -torch.inf, device=device)
         place = torch.full((len(block), k), -1, device=device)
         for start in range(0, len(x), _OTHERS_AT_ONCE):
             stop = min(start + _OTHERS_AT_ONCE, len(x))
-            similarity = mine @ _on_device(x[start:stop], device).T
+            similarity = mine @ _unit_on_device(x[start:stop], device).T
             similarity[source[:, None] == torch.from_numpy(sources[start:stop]).to(device)] = -torch.inf
             values, index = similarity.topk(min(k, stop - start), dim=1)
             best, order = torch.cat([best, values], dim=1).topk(k, dim=1)
@@ -224,7 +228,7 @@ def _nearest(
     return found
 
 
-def _on_device(block: NDArray[Any], device: str | torch.device) -> Tensor:
+def _unit_on_device(block: NDArray[Any], device: str | torch.device) -> Tensor:
     """Return the unit vectors of rows (n, D) as float32 on a device."""
     return unit_vectors(torch.from_numpy(block.astype(np.float32)).to(device))
 

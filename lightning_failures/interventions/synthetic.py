@@ -1,4 +1,4 @@
-"""AddSynthetic: images generated from a failure mode, from its caption or from its direction, join the training set.
+"""AddSynthetic adds images generated from failure modes, by caption or by direction, to the training set.
 
 Source: Jain et al., Distilling Model Failures as Directions in Latent Space, ICLR 2023, figure 9, and appendix A.6 for
 decoded directions.
@@ -31,9 +31,9 @@ from lightning_failures.interventions.synthesis.generate import Order, Synthesis
 from lightning_failures.interventions.synthesis.ledger import Ledger
 
 Prompt = Literal["hard", "reference", "easy", "direction", "direction_reference", "direction_easy"]
-"""What is asked for; see :class:`AddSynthetic`."""
+"""What images are generated from; see :class:`AddSynthetic`."""
 
-_TOLD: dict[str, str] = {
+_DESCRIPTIONS: dict[str, str] = {
     "hard": "hard caption",
     "reference": "reference caption",
     "easy": "easy caption",
@@ -45,44 +45,44 @@ _HARD = ("hard", "direction")
 
 
 class AddSynthetic(Intervention):
-    """Generated images of the failure mode of each class join the training set.
+    """Adds generated images of the failure mode of each class to the training set.
 
-    A class without a pattern gets nothing. Images are made by the first process after a validation, before training
-    goes on, and the generator is released then. Each is looked at: those that are black, constant, of another size than
-    the first, near copies of one another or, for the hard prompts, not hard by the direction of their class, are
-    dropped, and the report counts them by reason. All are listed in a ledger (``ledger.jsonl``, with model, licence,
-    prompt, seed, class, direction and epoch; every PNG says the same of itself) in the folder of the intervention;
-    ``lightning_failures.interventions.synthesis.ledger.purge`` removes them. A run that was killed goes on from the
-    ledger.
+    A class without a pattern gets no images. The first process generates images after a validation, before training
+    resumes, and then releases the generator. Every image is checked: black or constant images, images of another size
+    than the first, near copies of each other and, for the hard prompts, images that are not hard by the direction of
+    their class are dropped, and the report counts them by reason. All images are listed in a ledger (``ledger.jsonl``,
+    with model, licence, prompt, seed, class, direction and epoch; every PNG contains the same values) in the folder of
+    the intervention; ``lightning_failures.interventions.synthesis.ledger.purge`` removes them. A run that was killed
+    resumes from the ledger.
 
-    An epoch keeps its length, so an added image comes up as often as any other example, and all come up a little less
+    An epoch keeps its length, so an added image is drawn as often as any other example, and all are drawn a little less
     often than before.
 
-    Departures from the paper: classes whose p-value does not survive Benjamini-Hochberg are left alone; images that are
+    Departures from the paper: classes whose p-value does not survive Benjamini-Hochberg get no images; images that are
     not hard are dropped (``only_hard=False`` keeps them); their number is capped as a share of the real images, since
     too many hurt.
 
     Args:
         generator: ``"embedded:digits"``, a folder or hub id of a diffusers pipeline, a generator such as
             :class:`~lightning_failures.generators.DiffusersGenerator`, or a function ``(prompts, seeds) -> images``.
-        per_class: How many images of a class a decision wants.
-        prompt: ``"hard"``, the caption nearest to failure; ``"reference"``, that of the class alone, or ``"easy"``, the
-            one nearest to success, for comparison. ``"direction"`` decodes a point between the embedding of the
-            reference caption and -w, without a caption, ``"direction_easy"`` one towards +w, ``"direction_reference"``
-            the reference itself; they need a decoder for the encoder of the directions, which here are fitted anew
-            without whitening.
-        max_share: A class gets at most so many images for each real one, in (0, 1].
-        candidates: At most so many images are made for each one that is wanted.
-        only_hard: Drop images whose decision value is not negative; of ``"hard"`` and ``"direction"`` only.
-        keep: Images of former decisions stay, the latest first, as far as ``max_share`` allows; else those of a
-            decision take the place of those before.
-        alpha: Of a decoded direction: how far to go, as a fraction of the arc.
-        head_only: In epochs with added images train the last linear or convolutional layer alone, as the paper does, or
-            the submodule of this name.
-        local_files_only: Never ask the hub.
-        device: Of a generator that is named; default: an accelerator if there is one (the CPU for
+        per_class: Number of images of each class in a decision.
+        prompt: ``"hard"``, the caption nearest to failure; for comparison ``"reference"``, the caption of the class
+            alone, or ``"easy"``, the caption nearest to success. ``"direction"`` decodes a point between the embedding
+            of the reference caption and -w, without a caption, ``"direction_easy"`` a point towards +w,
+            ``"direction_reference"`` the reference itself; these need a decoder for the encoder of the directions,
+            which are refitted without whitening.
+        max_share: Maximum number of images of a class as a share of its real images, in (0, 1].
+        candidates: Maximum number of images generated for each wanted one.
+        only_hard: Drop images whose decision value is not negative; for ``"hard"`` and ``"direction"`` only.
+        keep: Keep images of earlier decisions, the latest first, up to ``max_share``; otherwise those of a new decision
+            replace them.
+        alpha: Distance of a decoded point from the reference, as a fraction of the arc.
+        head_only: Train only the last linear or convolutional layer, as the paper does, or the submodule of this name,
+            in epochs with added images.
+        local_files_only: Do not access the hub.
+        device: Device of a generator given by name; default: an accelerator if there is one (the CPU for
             ``"embedded:digits"``).
-        batch_size: Images that are made at once.
+        batch_size: Number of images generated at once.
         transform: From a PIL image, or a uint8 or [0, 1] tensor (3, H, W), to the input of the model. Default: the
             ``transform`` of the training set.
         make_item: ``(PIL image, label) -> training example``, for training sets whose examples are neither
@@ -153,10 +153,10 @@ class AddSynthetic(Intervention):
         return self.prompt.startswith("direction")
 
     def prepare(self) -> None:
-        """Find the generator, and download it if need be, without loading it.
+        """Find the generator, and download it if necessary, without loading it.
 
         Raises:
-            GeneratorError: It cannot be had.
+            GeneratorError: The generator is not available.
         """
         if self._decodes and isinstance(self.generator, str) and not self.generator.startswith("embedded:"):
             from lightning_failures.generators.pipelines import find_pipeline
@@ -166,12 +166,11 @@ class AddSynthetic(Intervention):
             self._load(None)
 
     def check_encoder(self, encoder: Encoder) -> None:
-        """Captions need an encoder that knows texts, and a decoder its own.
+        """Raise an error for an encoder without a text tower, or one that the generator does not decode.
 
         Raises:
-            ConfigurationError: This one knows no texts.
-            GeneratorError: The generator decodes the embeddings of another one, as far as that is known before it is
-                loaded.
+            ConfigurationError: The encoder has no text tower.
+            GeneratorError: The generator decodes the embeddings of another encoder, if that is known before loading.
         """
         if self.prompt != "reference" and not gives_texts(encoder):
             raise ConfigurationError(
@@ -188,12 +187,12 @@ class AddSynthetic(Intervention):
                 )
 
     def source(self, training_set: Any, folder: Path) -> SyntheticImages:
-        """The generated images, in the form of the examples of the training set.
+        """Return the generated images, in the form of the examples of the training set.
 
-        A few of those are read to learn it; random transforms draw from the global generators.
+        Some training examples are read to find their form; random transforms draw from the global generators.
 
         Raises:
-            ConfigurationError: Their form is unknown, or images that are there already do not fit.
+            ConfigurationError: The form is not supported, or existing images do not have it.
         """
         if self.make_item is not None:
             return SyntheticImages(folder, self.make_item)
@@ -204,17 +203,18 @@ class AddSynthetic(Intervention):
         return images
 
     def decide(self, examples: JudgedExamples, round: Round) -> Decision:
-        """Have images made for the classes with a pattern; see the class for what is kept.
+        """Generate images for the classes with a pattern.
 
         Raises:
-            GeneratorError: Images cannot be generated or kept; the ledger keeps what was made before.
-            ConfigurationError: They do not fit the training set, directions cannot be decoded, or processes have no log
-                folder in common.
+            GeneratorError: Images cannot be generated or saved; earlier images stay in the ledger.
+            ConfigurationError: Images do not fit the training set, directions cannot be decoded, or the processes do
+                not share a log folder.
         """
+        # which classes get images, and how many
         sizes = np.bincount(examples.labels, minlength=len(examples.class_names))
         room = [int(self.max_share * size) for size in sizes]
         reasons = [
-            reason or self._why_nothing(entry, room[k])
+            reason or self._reason_for_none(entry, room[k])
             for k, (entry, reason) in enumerate(zip(round.report.classes, examples.reasons, strict=True))
         ]
         orders = [
@@ -222,39 +222,43 @@ class AddSynthetic(Intervention):
             for k, reason in enumerate(reasons)
             if reason is None
         ]
-        outcomes, images = round.on_first(lambda: self._make(orders, round, room))
+        results, images = round.on_first(lambda: self._make(orders, round, room))
+
+        # entries of the report
         entries = []
         for k, name in enumerate(examples.class_names):
             entry: dict[str, Any] = {"class": name, "examples": int(sizes[k]), "added": len(images[k])}
-            outcome = outcomes.get(k)
-            if outcome is not None:
+            result = results.get(k)
+            if result is not None:
                 entry |= {
                     "prompt": self._caption(round.report.classes[k]),
-                    "made": outcome.made,
-                    "reused": outcome.reused,
-                    "dropped": dict(outcome.dropped),
-                    "unsafe": outcome.unsafe,
+                    "made": result.made,
+                    "reused": result.reused,
+                    "dropped": dict(result.dropped),
+                    "unsafe": result.unsafe,
                 }
-            entries.append(entry | {"reason": reasons[k] if outcome is None else self._shortfall(outcome, room[k])})
+            entries.append(entry | {"reason": reasons[k] if result is None else self._shortfall(result, room[k])})
         added = np.array([image for k in sorted(images) for image in images[k]], dtype=np.int64)
-        _check_at_hand(added, round.folder)
+        _check_shared_folder(added, round.folder)
         return Decision(np.ones(len(examples.labels)), tuple(entries), added=added)
 
-    # -- what to ask for -------------------------------------------------------------------------------------
+    # -- prompts and orders -------------------------------------------------------------------------------------
 
     def _caption(self, entry: ClassReport) -> str | None:
-        """What stands for the class: the hardest, the easiest or the reference caption."""
+        """Return the hardest, the easiest or the reference caption of a class."""
         if self.prompt in ("hard", "easy"):
             captions = entry.hardest_captions if self.prompt == "hard" else entry.easiest_captions
             return captions[0] if captions else None
         return entry.reference_caption or CaptionVocabulary().grammar(entry.name).reference
 
-    def _why_nothing(self, entry: ClassReport, room: int) -> str | None:
+    def _reason_for_none(self, entry: ClassReport, room: int) -> str | None:
+        """Return why no images of a class can be ordered; None if they can."""
         if self._caption(entry) is None:
             return "no captions"
         return None if room else f"too few training examples for max_share={self.max_share:g}"
 
     def _order(self, k: int, name: str, caption: str, room: int) -> Order:
+        """Return the order for images of class k."""
         count = min(self.per_class, room)
         return Order(
             class_index=k,
@@ -262,15 +266,16 @@ class AddSynthetic(Intervention):
             count=count,
             limit=count * self.candidates,
             prompt=caption,
-            direction=_TOLD[self.prompt].format(alpha=self.alpha),
+            direction=_DESCRIPTIONS[self.prompt].format(alpha=self.alpha),
             only_hard=self.only_hard and self.prompt in _HARD,
         )
 
-    def _shortfall(self, outcome: SynthesisResult, room: int) -> str | None:
-        wanted, kept = min(self.per_class, room), len(outcome.rows)
+    def _shortfall(self, result: SynthesisResult, room: int) -> str | None:
+        """Return why a class got fewer images than ``per_class``; None if it did not."""
+        wanted, kept = min(self.per_class, room), len(result.rows)
         if kept < wanted:
-            told = ", ".join(f"{count} {reason}" for reason, count in outcome.dropped.most_common())
-            return f"{kept} of {wanted}: the others were dropped ({told})"
+            counts = ", ".join(f"{count} {reason}" for reason, count in result.dropped.most_common())
+            return f"{kept} of {wanted}: the others were dropped ({counts})"
         return "capped at max_share" if wanted < self.per_class else None
 
     # -- on the first process --------------------------------------------------------------------------------
@@ -278,12 +283,12 @@ class AddSynthetic(Intervention):
     def _make(
         self, orders: list[Order], round: Round, room: list[int]
     ) -> tuple[dict[int, SynthesisResult], dict[int, list[int]]]:
-        """Fill the orders; return what became of each, and for every class the numbers of the images to train on."""
+        """Fill the orders; return the result of each by class, and the numbers of the images to train on by class."""
         ledger = Ledger(round.folder)
-        outcomes: dict[int, SynthesisResult] = {}
+        results: dict[int, SynthesisResult] = {}
         if orders:
             generator = self._load(round.encoder if self._decodes else None)
-            check = _OneSize(self._form)
+            check = _SameSize(self._form)
             bar = tqdm(
                 desc="FailureModes generates images",
                 total=sum(order.count for order in orders),
@@ -294,7 +299,7 @@ class AddSynthetic(Intervention):
             try:
                 with bar:
                     for order in self._aimed(orders, round):
-                        outcomes[order.class_index] = synthesize(
+                        results[order.class_index] = synthesize(
                             order,
                             generator,
                             ledger,
@@ -308,17 +313,19 @@ class AddSynthetic(Intervention):
                         )
             finally:
                 generator.close()
+
+        # new images, and earlier ones if they are kept
         number = {row: k for k, row in enumerate(ledger.images)}
         images = {}
-        for k, most in enumerate(room):
-            rows = list(outcomes[k].rows) if k in outcomes else []
+        for k, limit in enumerate(room):
+            rows = list(results[k].rows) if k in results else []
             if self.keep:
-                former = [
+                earlier = [
                     row for row in reversed(number) if ledger[row].class_index == k and ledger[row].epoch < round.epoch
                 ]
-                rows += former[: max(most - len(rows), 0)]
+                rows += earlier[: max(limit - len(rows), 0)]
             images[k] = [number[row] for row in rows]
-        return outcomes, images
+        return results, images
 
     def _load(self, encoder: Encoder | None) -> ImageGenerator:
         return load_generator(
@@ -326,7 +333,7 @@ class AddSynthetic(Intervention):
         )
 
     def _aimed(self, orders: list[Order], round: Round) -> list[Order]:
-        """With the embeddings that are to be decoded, where that is asked for."""
+        """Return the orders, with embeddings to decode if the prompt is a direction."""
         if not self._decodes:
             return orders
         self.check_encoder(round.encoder)
@@ -354,23 +361,23 @@ class AddSynthetic(Intervention):
         return aimed
 
 
-def _check_at_hand(images: NDArray[np.int64], folder: Path) -> None:
-    """Refuse images that this process would look for in vain when it trains on them.
+def _check_shared_folder(images: NDArray[np.int64], folder: Path) -> None:
+    """Raise an error if this process cannot read the images that the first process has generated.
 
     Raises:
-        ConfigurationError: The first process has put them where this one does not see them.
+        ConfigurationError: The processes do not share a log folder.
     """
     known = len(Ledger(folder).images)
     if len(images) and known <= images.max():
         raise ConfigurationError(
-            f"AddSynthetic: the first process has generated {images.max() + 1} images, but for this one {folder} holds"
-            f" {known}. Processes must share one log folder: give Trainer(default_root_dir=...), or the logger, one"
-            " that all nodes see."
+            f"AddSynthetic: the first process has generated {images.max() + 1} images, but this process finds {known}"
+            f" in {folder}. Processes must share one log folder: give Trainer(default_root_dir=...), or the logger, a"
+            " folder that all nodes see."
         )
 
 
-class _OneSize:
-    """All images of a decision are as large as the first; whether that fits the training set is known at once."""
+class _SameSize:
+    """Checks that all images of a decision have the size of the first one, and that this one fits the training set."""
 
     def __init__(self, form: ItemForm | None) -> None:
         self._form = form
@@ -379,6 +386,6 @@ class _OneSize:
     def __call__(self, image: Tensor) -> str | None:
         if self._shape is None:
             if self._form is not None:
-                self._form(as_pil(image), 0)  # its error names the remedy now, not in a worker amid an epoch
+                self._form(as_pil(image), 0)  # raises its error now, not in a worker in the middle of an epoch
             self._shape = tuple(image.shape)
         return None if tuple(image.shape) == self._shape else "wrong size"

@@ -1,4 +1,4 @@
-"""Upweight: training examples that the directions flag count more.
+"""Upweight gives training examples that the directions flag more weight.
 
 Source: Jain et al., Distilling Model Failures as Directions in Latent Space, ICLR 2023, Table 1.
 """
@@ -13,42 +13,42 @@ from numpy.typing import NDArray
 from lightning_failures.interventions.base import Decision, Intervention, JudgedExamples, Round, is_number
 
 MAX_FACTOR = 10.0
-"""Beyond it an epoch consists of few examples, many times over."""
+"""Largest factor; with larger ones an epoch repeats few examples many times."""
 
 
 class Upweight(Intervention):
-    r"""Training examples flagged by the direction of their own class weigh ``factor``.
+    r"""Gives training examples flagged by the direction of their own class the weight ``factor``.
 
     The paper's objective is the sum of the losses l of the unflagged + u * the sum of those of the flagged, with u the
-    factor. Here it is a matter of drawing, not of the loss: with N examples, F of them flagged, and n draws an epoch,
-    an example is drawn n * w / (N - F + u * F) times in expectation, w = u if it is flagged and else 1. So the mean
-    loss of an epoch estimates
+    factor. Here the weights change how often examples are drawn, not the loss: with N examples, F of them flagged, and
+    n draws per epoch, an example is drawn n * w / (N - F + u * F) times in expectation, w = u if it is flagged and else
+    1. So the mean loss of an epoch estimates
 
         (sum of l over unflagged + u * sum of l over flagged) / (N - F + u * F)
 
-    and epochs, schedules and the size of steps stay as they are. With ``grow_epoch=True`` n is N - F + u * F instead:
-    unflagged examples are drawn once, as before, flagged ones u times in expectation.
+    and the length of epochs, schedules and the size of steps stay unchanged. With ``grow_epoch=True`` n is
+    N - F + u * F instead: unflagged examples are drawn once, as before, flagged ones u times in expectation.
 
-    Departures from the paper: the number of draws is normalised as told; a class that no longer has enough failures for
-    a direction keeps its weights, because without them the failures would come back; a class whose p-value does not
-    survive Benjamini-Hochberg over classes is left alone, because its direction says nothing; and no more than
-    ``max_flagged`` of a class count as flagged, the hardest first, because a direction that flags nearly all tells
-    nothing apart.
+    Departures from the paper: the number of draws is normalised as above; a class that no longer has enough failures
+    for a direction keeps its weights, because without them the failures would come back; a class whose p-value does not
+    survive Benjamini-Hochberg over classes is left unchanged, because its direction means nothing; and at most
+    ``max_flagged`` of a class count as flagged, the hardest first, because a direction that flags nearly all examples
+    does not separate them.
 
-    With ``weight_key`` draws stay as they are, and the step applies the weights itself: every example of the training
-    set bears w * N / (N - F + u * F) under this key (tuples: as their last element), whose mean over the training set
-    is 1, so that ``(batch["weight"] * losses).mean()`` estimates the same objective, without the noise of drawing.
+    With ``weight_key`` draws stay unchanged, and the training step applies the weights: every example of the training
+    set carries w * N / (N - F + u * F) under this key (tuples: as their last element). The mean over the training set
+    is 1, so ``(batch["weight"] * losses).mean()`` estimates the same objective, without the noise of drawing.
 
-    Suspected label errors are left out, and listed for review: a wrong label is a failure that more weight makes worse.
-    An example is suspected when the model is wrong on it, at least 8 of its 10 nearest neighbours in the space of the
-    encoder bear the class that the model names, and a cross-fitted probe gives its own label less than 0.1
+    Suspected label errors are excluded, and listed for review: more weight makes a failure with a wrong label worse. A
+    label is suspected if the model is wrong on the example, at least 8 of its 10 nearest neighbours in the space of the
+    encoder have the predicted class as their label, and a cross-fitted probe gives its own label less than 0.1
     (:func:`~lightning_failures.interventions.label_errors.suspect_labels`).
 
     Args:
-        factor: u, from 1 to 10. With 1 the training is left exactly as it is.
+        factor: u, from 1 to 10. With 1 the training is exactly the same as without the intervention.
         max_flagged: Largest share of the examples of a class that may count as flagged, in (0, 1].
-        triage: Leave suspected label errors out. Needs a ``forward`` of the module that takes images.
-        weight_key: Name in the batch of the weights of the loss; None: weights are a matter of drawing.
+        triage: Exclude suspected label errors. Needs a ``forward`` of the module that takes images.
+        weight_key: Key of the loss weights in the batch; None: weights change how often examples are drawn.
         **schedule: When it acts: ``start_epoch``, ``every_n_epochs``, ``stop_epoch``, ``dry_run`` and ``grow_epoch`` of
             :class:`~lightning_failures.interventions.Intervention`.
 
@@ -85,32 +85,36 @@ class Upweight(Intervention):
 
     @property
     def changes_training(self) -> bool:
-        """Whether it changes the training at all."""
+        """Whether the intervention can change the training at all."""
         return not self.dry_run and self.factor != 1
 
     def decide(self, examples: JudgedExamples, round: Round | None = None) -> Decision:
-        """Weigh the flagged examples of classes with a pattern; without a round there is no triage."""
+        """Weight the flagged examples of classes with a pattern; without a round there is no triage."""
+        # flagged examples, and those of classes that are cured by their weights
         flagged = np.zeros(len(examples.labels), dtype=np.bool_)
-        told: list[str | None] = list(examples.reasons)
+        reasons: list[str | None] = list(examples.reasons)
         for k, reason in enumerate(examples.reasons):
             if reason is None:
                 rows = np.flatnonzero(examples.labels == k)
                 chosen, capped = self._hardest(rows, examples.values[rows])
                 flagged[chosen] = True
-                told[k] = "capped at max_flagged" if capped else None
+                reasons[k] = "capped at max_flagged" if capped else None
         if examples.retained is not None and examples.retained.any():
             flagged |= examples.retained
             for k in np.unique(examples.labels[examples.retained]):
-                told[k] = f"as before: {told[k]}"
+                reasons[k] = f"as before: {reasons[k]}"
+
+        # suspected label errors are excluded
         review: tuple[dict[str, Any], ...] = ()
         if self.triage and round is not None and flagged.any():
             review = round.suspects(np.flatnonzero(flagged))
             flagged[[entry["id"] for entry in review]] = False
+        suspected = np.zeros(len(reasons), dtype=np.int64)
+        for entry in review:
+            suspected[entry["label"]] += 1
+
         weights = np.where(flagged, self.factor, 1.0)
         total = weights.sum()
-        suspected = (
-            np.bincount([entry["label"] for entry in review], minlength=len(told)) if review else [0] * len(told)
-        )
         classes = []
         for k, name in enumerate(examples.class_names):
             mine = examples.labels == k
@@ -126,13 +130,13 @@ class Upweight(Intervention):
                     "share": count / size if size else None,
                     "share_of_draws": float(weight / (size - count + weight)) if size else None,
                     "share_of_all_draws": float(weight / total) if total else None,
-                    "reason": told[k],
+                    "reason": reasons[k],
                 }
             )
         return Decision(weights, tuple(classes), review=review)
 
     def _hardest(self, rows: NDArray[np.int64], values: NDArray[np.float32]) -> tuple[NDArray[np.int64], bool]:
-        """The flagged rows, the most negative first, as many as may be; and whether that was a limit."""
+        """Return the flagged rows, the most negative first, up to ``max_flagged``; and whether the limit cut some."""
         order = np.argsort(values, kind="stable")
         flagged = rows[order][: int((values < 0).sum())]
         limit = int(self.max_flagged * len(rows))

@@ -1,7 +1,7 @@
-"""Whether an intervention helped: from outcomes with it and without it to one word, an interval and a sentence.
+"""Verdicts on interventions: a word, an interval and a sentence from outcomes with and without an intervention.
 
-A training that improves proves nothing, because it might have improved without the intervention. What can be said comes
-from trainings that differ in the intervention alone, or from classes that were treated by lot.
+A training that improves proves nothing, because it might have improved without the intervention. Evidence comes from
+trainings that differ in the intervention alone, or from classes whose treatment was randomized.
 """
 
 from __future__ import annotations
@@ -23,35 +23,35 @@ from lightning_failures.errors import ConfigurationError, DataError
 VerdictOutcome = Literal["helped", "no evidence", "hurt", "not measured"]
 
 MIN_EXAMPLES = 10
-"""With fewer examples, or fewer groups of examples, nothing is said."""
+"""Minimum number of examples, and of groups of examples, for a verdict."""
 
 MIN_CLASSES = 20
-"""With fewer classes a lottery over classes says nothing."""
+"""Minimum number of classes for a randomized verdict."""
 
 _CELLS_AT_ONCE = 1 << 22
 _ROUNDING = 1e-12
-_EXACT = 1 << 18  # assignments that are all gone through; C(20, 10) are fewer
+_EXACT = 1 << 18  # up to this number, all assignments are enumerated; C(20, 10) are fewer
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What was found out about an intervention.
+    """A verdict on the effect of an intervention.
 
     Attributes:
-        outcome: "helped" or "hurt" where the interval is above or below 0; "no evidence" where 0 lies in it;
-            "not measured" where no interval can be given.
-        sentence: All of it in plain words.
+        outcome: "helped" or "hurt" if the interval is above or below 0; "no evidence" if it contains 0; "not measured"
+            if there is no interval.
+        sentence: The verdict as a sentence.
         difference: Accuracy with the intervention - accuracy without it, in [-1, 1].
-        interval: Of the difference, or None.
-        level: Of the interval.
-        treated: Accuracy with it.
-        control: Accuracy without it.
-        examples: How many were looked at; of a lottery, classes.
-        groups: How many sources they come from.
-        pairs: Of trainings, one with and one without it.
+        interval: Interval of the difference, or None.
+        level: Level of the interval.
+        treated: Accuracy with the intervention.
+        control: Accuracy without the intervention.
+        examples: Number of examples; in a randomized verdict, of classes.
+        groups: Number of sources of the examples.
+        pairs: Number of pairs of trainings, one with and one without the intervention.
         noise: Standard deviation of the accuracy between trainings that differ in the draws alone; None with one pair.
-        p_value: Of a lottery over classes.
-        overall: The same on all examples, where this one is about a slice.
+        p_value: p-value of a randomized verdict.
+        overall: The verdict on all examples, if this one is on a slice.
     """
 
     outcome: VerdictOutcome
@@ -69,12 +69,12 @@ class Verdict:
     overall: Verdict | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values."""
+        """Return plain values."""
         return asdict(self) | {"interval": None if self.interval is None else list(self.interval)}
 
 
 def not_measured(reason: str, **known: Any) -> Verdict:
-    """Say why there is no verdict.
+    """Return the verdict "not measured" with its reason.
 
     >>> not_measured("no class has a pattern").sentence
     'Not measured: no class has a pattern.'
@@ -92,7 +92,7 @@ def paired_verdict(
     seed: int = 0,
     what: str = "examples",
 ) -> Verdict:
-    """Compare trainings with an intervention and without it, on the same examples.
+    """Compare trainings with an intervention and without it on the same examples.
 
     The trainings of one arm differ only in the seed of their draws. The difference of mean accuracies D has two sources
     of error, and the interval covers both: its limits are quantiles of
@@ -100,20 +100,20 @@ def paired_verdict(
         D + (difference of whole groups drawn with replacement - D) + s * sqrt(2 / R) * t
 
     where s is the pooled standard deviation of an arm's R accuracies and t has Student's distribution with 2 R - 2
-    degrees of freedom. The first term says what other examples would give, the second what other draws would (alone it
-    is Student's test of two samples; that trainings with one seed form a pair is not used, because draws that differ
+    degrees of freedom. The first term is the error from the choice of examples, the second that from the draws (alone
+    it is Student's test of two samples; that trainings with one seed form a pair is not used, because draws that differ
     in anything soon have nothing in common). Both contain the noise of single predictions, so intervals are a little
-    wide. With one pair the noise of training cannot be told from an effect, however many examples there are: "not
-    measured".
+    wide. With one pair the noise of training and an effect cannot be distinguished, whatever the number of examples:
+    "not measured".
 
     Args:
         with_correct: (R, n) or (n,) bool, whether each example is right in each training with the intervention.
-        without_correct: The same without it, as many trainings.
-        groups: (n,) sources of the examples, which are resampled as a whole. None: each is its own.
-        level: Of the interval, in (0, 1).
-        resamples: Draws of the bootstrap.
-        seed: Of them; no global generator is used.
-        what: The examples in words, for the sentence.
+        without_correct: The same for the same number of trainings without it.
+        groups: (n,) sources of the examples, which are resampled as a whole. None: each example is its own source.
+        level: Level of the interval, in (0, 1).
+        resamples: Number of draws of the bootstrap.
+        seed: Seed of the bootstrap; no global generator is used.
+        what: Name of the examples in the sentence.
 
     Raises:
         DataError: Shapes that do not match.
@@ -128,7 +128,8 @@ def paired_verdict(
     ('no evidence', 'not measured')
     """
     _check_options("paired_verdict", level, resamples)
-    treated, control = _trainings(with_correct, "with_correct"), _trainings(without_correct, "without_correct")
+    treated = _trainings(with_correct, "with_correct")
+    control = _trainings(without_correct, "without_correct")
     if treated.shape != control.shape:
         raise DataError(f"with_correct has shape {treated.shape}, without_correct {control.shape}")
     pairs, size = treated.shape
@@ -145,10 +146,12 @@ def paired_verdict(
         return not_measured(reason, **known)
     if pairs == 1 and not np.array_equal(treated, control):
         return not_measured(
-            f"of {size} {what} {treated.mean():.3f} are right with it, {control.mean():.3f} without, but the noise of"
-            " one pair of trainings cannot be told from an effect",
+            f"of {size} {what} {treated.mean():.3f} are right with it, {control.mean():.3f} without, but one pair"
+            " of trainings cannot distinguish noise from an effect",
             **known,
         )
+
+    # error from the choice of examples, then that from the draws
     rng = np.random.default_rng(seed)
     spread = _resampled(treated.mean(axis=0) - control.mean(axis=0), member, resamples, rng)
     if pairs > 1:
@@ -168,21 +171,21 @@ def should_roll_back(
     resamples: int = 4000,
     seed: int = 0,
 ) -> Verdict:
-    """Say whether accuracy fell since an intervention began: a reason to undo it, if no proof that it is to blame.
+    """Return whether accuracy fell since an intervention began: a reason to undo it, but no proof of its cause.
 
     Before and after are two moments of one training, and accuracy moves from epoch to epoch without any intervention.
-    So what counts as "hurt" is a fall that is larger than ``margin`` for certain: the whole interval of the difference,
+    So "hurt" means a fall that is significantly larger than ``margin``: the whole interval of the difference,
     bootstrapped by group, lies below -margin. A gain proves nothing either, since trainings improve by themselves: the
     outcome is "hurt" or "no evidence", never "helped".
 
     Args:
-        before_correct: (n,) bool, whether each example of the decision part was right before it began.
+        before_correct: (n,) bool, whether each example of the decision part was right before the intervention began.
         after_correct: (n,) bool, the same examples now.
         groups: (n,) sources of the examples.
-        margin: Fall of accuracy that is let pass, in [0, 1).
-        level: Of the interval, in (0, 1).
-        resamples: Draws of the bootstrap.
-        seed: Of them.
+        margin: Fall of accuracy that is tolerated, in [0, 1).
+        level: Level of the interval, in (0, 1).
+        resamples: Number of draws of the bootstrap.
+        seed: Seed of the bootstrap.
 
     Raises:
         DataError: Shapes that do not match.
@@ -207,12 +210,12 @@ def should_roll_back(
     spread = _resampled(change, member, resamples, np.random.default_rng(seed))
     low, high = _limits(float(change.mean()), spread, level)
     outcome: VerdictOutcome = "hurt" if high < -margin else "no evidence"
-    told = f"surely more than {margin:.3f}" if outcome == "hurt" else f"not surely more than {margin:.3f}"
+    significance = "significantly" if outcome == "hurt" else "not significantly"
     return Verdict(
         outcome,
-        f"Of {len(before)} examples of the decision part {before.mean():.3f} were right before it began, "
-        f"{after.mean():.3f} are now: change {change.mean():+.3f}, {level:.0%} interval {low:+.3f} to {high:+.3f}, a"
-        f" fall of {told}.",
+        f"Of {len(before)} examples of the decision part {before.mean():.3f} were right before the intervention began,"
+        f" {after.mean():.3f} are now: change {change.mean():+.3f}, {level:.0%} interval {low:+.3f} to {high:+.3f}, a"
+        f" fall of {significance} more than {margin:.3f}.",
         difference=float(change.mean()),
         interval=(low, high),
         treated=float(after.mean()),
@@ -222,10 +225,10 @@ def should_roll_back(
 
 
 def assign_classes(names: Sequence[str], *, seed: int = 0) -> NDArray[np.bool_]:
-    """Draw by lot which half of the flagged classes is treated: (K,) bool.
+    """Choose at random which half of the flagged classes is treated, (K,) bool.
 
-    The lot of a class hangs on its name and the seed alone, so their order has no influence. Of an odd number the
-    smaller half is treated.
+    The choice depends on the names and the seed alone, not on the order of the classes. Of an odd number the smaller
+    half is treated.
 
     Raises:
         DataError: Two classes of one name.
@@ -251,24 +254,25 @@ def randomized_verdict(
     permutations: int = 9999,
     seed: int = 0,
 ) -> Verdict:
-    """Compare classes that were treated by lot with those that were not: the difference in differences.
+    """Compare randomly treated classes with the untreated ones: the difference in differences.
 
-    One training is enough, because the lot, not the training, is what is random: under the hypothesis that the
-    intervention does nothing to any class, every assignment of as many classes gives a difference that might as well
-    have been. All of them are gone through where there are at most 262,144 (20 classes: 184,756), else a sample. The
-    interval holds the constant effects that the test does not reject (Rosenbaum, Observational Studies, 2002, section
-    2.6.2); each assignment gives the effect at which it would draw level, and the limits are order statistics of those.
+    One training is enough, because the assignment, not the training, is random: under the hypothesis that the
+    intervention has no effect on any class, every assignment of the same number of classes is equally likely. All
+    assignments are enumerated if there are at most 262,144 (20 classes: 184,756), else a sample. The interval contains
+    the constant effects that the test does not reject (Rosenbaum, Observational Studies, 2002, section 2.6.2); each
+    assignment gives the effect at which its difference equals the real one, and the limits are order statistics of
+    those effects.
 
-    What a treated class learns may help or harm its neighbours, so this is the effect of treating a class *beside*
+    What a treated class learns may help or harm its neighbours, so this is the effect of treating a class *next to*
     untreated ones.
 
     Args:
-        before: (K,) accuracy of each class on its slice before the intervention began; NaN where it is not known.
+        before: (K,) accuracy of each class on its slice before the intervention began; NaN if unknown.
         after: (K,) the same now.
         treated: (K,) bool, from :func:`assign_classes`.
-        level: Of the interval, in (0, 1).
-        permutations: Size of the sample of assignments.
-        seed: Of the sample.
+        level: Level of the interval, in (0, 1).
+        permutations: Number of assignments in the sample.
+        seed: Seed of the sample.
 
     Raises:
         DataError: Shapes that do not match.
@@ -281,16 +285,19 @@ def randomized_verdict(
     ('helped', 0.2, 24)
     """
     _check_options("randomized_verdict", level, permutations)
-    start, end = (np.asarray(as_array(values), dtype=np.float64) for values in (before, after))
+    start = np.asarray(as_array(before), dtype=np.float64)
+    end = np.asarray(as_array(after), dtype=np.float64)
     lot = as_mask(treated, "treated", len(start))
     if start.shape != lot.shape or end.shape != lot.shape:
         raise DataError(f"before has shape {start.shape}, after {end.shape}, treated {lot.shape}")
     change = end - start
-    change, lot = change[np.isfinite(change)], lot[np.isfinite(change)]
+    is_known = np.isfinite(change)
+    change, lot = change[is_known], lot[is_known]
     size, chosen = len(lot), int(lot.sum())
     if size < MIN_CLASSES or not 0 < chosen < size:
         return not_measured(
-            f"{chosen} classes treated by lot and {size - chosen} not; it takes {MIN_CLASSES}, with some of both",
+            f"{chosen} classes were treated at random and {size - chosen} not; a randomized verdict takes"
+            f" {MIN_CLASSES}, some of both kinds",
             examples=size,
             groups=size,
             level=level,
@@ -299,16 +306,17 @@ def randomized_verdict(
     null, overlap = _assignments(change, lot, permutations, np.random.default_rng(seed))
     count, other = len(null), overlap < 1 - _ROUNDING
     p_value = float((np.abs(null) >= abs(difference) - _ROUNDING).sum() / count)
-    # less a constant effect e, an assignment gives null - e * overlap and the real one difference - e: level at
+    # Without a constant effect e, an assignment gives null - e * overlap, and the real one difference - e. They are
+    # equal at the effect:
     level_at = np.sort((difference - null[other]) / (1 - overlap[other]))
-    beyond = int((1 - level) / 2 * count) - (count - len(level_at))  # the real assignment always counts
+    beyond = int((1 - level) / 2 * count) - (count - len(level_at))  # the real assignment is always counted
     if beyond < 0:
         return not_measured(f"{count} assignments are too few for a level of {level:.0%}", examples=size, level=level)
     low, high = float(level_at[beyond]), float(level_at[-1 - beyond])
     outcome: VerdictOutcome = "helped" if low > 0 else "hurt" if high < 0 else "no evidence"
     return Verdict(
         outcome,
-        f"{outcome.capitalize()}: accuracy on the slices of {chosen} classes treated by lot changed by"
+        f"{outcome.capitalize()}: accuracy on the slices of {chosen} randomly treated classes changed by"
         f" {change[lot].mean():+.3f}, on those of {size - chosen} others by {change[~lot].mean():+.3f} (difference"
         f" {difference:+.3f}, {level:.0%} interval {low:+.3f} to {high:+.3f}, p = {p_value:.2g}).",
         difference=difference,
@@ -325,7 +333,11 @@ def randomized_verdict(
 def _assignments(
     change: NDArray[np.float64], lot: NDArray[np.bool_], sample: int, rng: np.random.Generator
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """(P,) difference of the changes under each assignment, the real one among them; (P,) that of the lot itself."""
+    """Return the difference of changes under each assignment, the real one included, and its overlap with the real one.
+
+    Returns:
+        (P,) differences of ``change``; (P,) the same differences of the indicator ``lot``, 1 for the real assignment.
+    """
     size, chosen = len(lot), int(lot.sum())
     scale = 1 / chosen + 1 / (size - chosen)
 
@@ -350,7 +362,7 @@ def _assignments(
 def _resampled(
     difference: NDArray[np.float64], member: NDArray[np.int64], resamples: int, rng: np.random.Generator
 ) -> NDArray[np.float64]:
-    """(B,) mean difference of whole groups drawn with replacement, less the mean difference.
+    """Return the mean difference of whole groups drawn with replacement, (B,), less the mean difference.
 
     Scaled by sqrt(G / (G - 1)): a bootstrap of G groups has the variance of a mean with divisor G.
     """
@@ -386,9 +398,9 @@ def _decided(found: Verdict, spread: NDArray[np.float64], what: str) -> Verdict:
 
 def _too_few(size: int, groups: int, what: str) -> str | None:
     if size < MIN_EXAMPLES:
-        return f"{size} {what} are too few, it takes {MIN_EXAMPLES}"
+        return f"{size} {what} are too few; it takes {MIN_EXAMPLES}"
     if groups < MIN_EXAMPLES:
-        return f"the {size} {what} come from {groups} groups only, it takes {MIN_EXAMPLES}"
+        return f"the {size} {what} come from {groups} groups only; it takes {MIN_EXAMPLES}"
     return None
 
 
@@ -406,4 +418,4 @@ def _check_options(owner: str, level: float, draws: int) -> None:
     if not 0 < level < 1:
         raise ConfigurationError(f"{owner}: level must be in (0, 1); got {level!r}.")
     if draws < 100:
-        raise ConfigurationError(f"{owner}: it takes at least 100 resamples or permutations; got {draws!r}.")
+        raise ConfigurationError(f"{owner}: resamples or permutations must be at least 100; got {draws!r}.")

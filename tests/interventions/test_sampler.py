@@ -102,7 +102,7 @@ def test_sampler__without_weights_is_the_one_inside(kind, weights):
 def test_sampler__before_it_is_told_the_epoch_it_is_that_of_the_state(kind):
     """In a resumed run workers are given their first batches before Lightning says which epoch it is."""
     plain, wrapped = SAMPLERS[kind](), WeightedSampler(SAMPLERS[kind](), state(None), SIZE)
-    wrapped.state.epoch = 4
+    wrapped.schedule.epoch = 4
     plain.set_epoch(4)
     seen = []
     for sampler in (plain, wrapped):
@@ -116,7 +116,7 @@ def test_sampler__before_it_is_told_the_epoch_it_is_that_of_the_state(kind):
 def test_sampler__length_stays_and_heavy_examples_come_more_often(kind):
     sampler = WeightedSampler(SAMPLERS[kind](), state(), SIZE)
     drawn = []
-    for sampler.state.epoch in range(1, 60):
+    for sampler.schedule.epoch in range(1, 60):
         epoch = list(sampler)
         assert len(epoch) == len(sampler) == len(SAMPLERS[kind]())
         drawn += epoch

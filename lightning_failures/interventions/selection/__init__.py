@@ -1,8 +1,8 @@
-"""Which examples of a pool are worth adding.
+"""Selection of examples of a pool.
 
 Files, each importing only from those above it::
 
-    candidates       The candidates that a stream leaves behind: columns of equal length, ranked class by class
-    near_duplicates  Near-duplicates: images whose embeddings point the same way
-    picker           Pick examples of every class out of a pool of any size, as it streams by
+    candidates       Candidates of a pool, ranked class by class, and the picks among them
+    near_duplicates  Detection of near-duplicates: images whose embeddings have nearly the same direction
+    picker           Streaming selection of examples of every class from a pool of any size
 """

@@ -1,8 +1,8 @@
-"""Pick examples of every class out of a pool of any size, as it streams by.
+"""Streaming selection of examples of every class from a pool of any size.
 
 Only the best few candidates of a class are kept, so memory depends on the number of classes and picks, not on the pool.
-What is picked depends neither on the order of the rows nor on how they are split into blocks, shards or processes:
-candidates are ranked by value, and equal values by a hash of the example's identity.
+The picks depend neither on the order of the rows nor on how they are split into blocks, shards or processes: candidates
+are ranked by value, and equal values by a hash of the example's identity.
 """
 
 from __future__ import annotations
@@ -29,44 +29,43 @@ from lightning_failures.interventions.selection.near_duplicates import distinct_
 By = Literal["decision_value", "confidence", "random", "flagged_confidence"]
 """The order of the picks; see :class:`PoolSelector`."""
 
-_PENDING = 4096  # rows that may wait before they are ranked with the others
+_PENDING = 4096  # new rows that are collected before they are ranked with the others
 
 
 class PoolSelector:
-    """Keeps the best candidates of every class while a labelled pool streams by.
+    """Keeps the best candidates of every class while a labelled pool is streamed.
 
-    ``by`` says which come first:
+    ``by`` is the order of the candidates:
 
     * ``"decision_value"``: the most negative decision values, flagged or not (Jain et al., ICLR 2023, section 4.1).
       Rows of classes without an SVM have NaN and are never picked.
     * ``"confidence"``: the lowest probabilities of the true class.
-    * ``"flagged_confidence"``: the same among the flagged, decision value < 0, alone: the direction filters, the
-      confidence orders. The most negative decision values look alike; these do not.
+    * ``"flagged_confidence"``: the same among the flagged rows only, decision value < 0: the direction filters, the
+      confidence ranks. Rows with the most negative decision values look alike; these do not.
     * ``"random"``: a uniform draw, by a hash of each example's identity and the seed.
 
-    An example's identity is its content key, or its id where no keys are given. Of exact copies, and of a row that
-    comes twice (as padding of distributed samplers does), the one with the best value counts; equal contents are
-    expected to come with equal values.
+    An example's identity is its content key, or its id if there are no keys. Of exact copies, and of a repeated row
+    (the padding of distributed samplers), only the one with the best value counts; equal contents are expected to have
+    equal values.
 
-    Not safe for threads. Processes and shards each fill one, and ``merge`` combines them.
+    Not thread-safe. Processes and shards each fill one selector, and ``merge`` combines them.
 
     Args:
-        k: Picks a class.
+        k: Number of picks per class.
         by: See above.
         classes: The classes to pick from. Default: all that appear.
-        reserve: ``reserve * k`` candidates a class are kept, so that near-duplicates can be replaced.
+        reserve: ``reserve * k`` candidates per class are kept, so that near-duplicates can be replaced.
         training_keys: (T, 2) :func:`~lightning_failures.encoders.cache.store.content_keys` of the training images; a
-        row with such a
-            key is never picked, whatever its label. Needs keys for the pool too.
-        seed: Of the hash.
+            row with such a key is never picked, whatever its label. Needs keys for the pool too.
+        seed: Seed of the hash.
 
     Raises:
         ConfigurationError: An option outside its range.
 
-    >>> picker = PoolSelector(2, by="decision_value")
-    >>> picker.add([10, 11, 12], [0, 0, 1], decision_values=[-1.0, 0.5, float("nan")])
-    >>> picker.add([13, 14], [0, 0], decision_values=[-2.0, -0.1])
-    >>> picks = picker.pick()
+    >>> selector = PoolSelector(2, by="decision_value")
+    >>> selector.add([10, 11, 12], [0, 0, 1], decision_values=[-1.0, 0.5, float("nan")])
+    >>> selector.add([13, 14], [0, 0], decision_values=[-2.0, -0.1])
+    >>> picks = selector.pick()
     >>> picks.classes[0].ids.tolist(), picks.shortfalls
     ([13, 10], {1: 'no example with a decision value'})
     """
@@ -83,18 +82,18 @@ class PoolSelector:
     ) -> None:
         for name, value in (("k", k), ("reserve", reserve)):
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ConfigurationError(f"Picker: {name} must be an integer >= 1; got {value!r}.")
+                raise ConfigurationError(f"PoolSelector: {name} must be an integer >= 1; got {value!r}.")
         if by not in get_args(By):
-            raise ConfigurationError(f"Picker: by must be one of {', '.join(get_args(By))}; got {by!r}.")
+            raise ConfigurationError(f"PoolSelector: by must be one of {', '.join(get_args(By))}; got {by!r}.")
         self.k, self.by, self.reserve, self.seed = k, by, reserve, seed
         self.classes = None if classes is None else tuple(sorted({int(c) for c in classes}))
         self._training = None if training_keys is None else np.unique(identities(_as_keys(training_keys, None), seed))
-        self._held: Candidates | None = None  # ranked, at most reserve * k a class
+        self._candidates: Candidates | None = None  # ranked, at most reserve * k per class
         self._limits = np.empty(0, dtype=np.int64), np.empty(0, dtype=np.float32)  # full classes, their worst values
         self._pending: list[Candidates] = []
-        self._waiting = 0
+        self._n_pending = 0
         self._counts: dict[int, NDArray[np.int64]] = {}  # class -> seen, eligible, in training
-        self._has: tuple[bool, int | None] | None = None  # keys, length of embeddings: the same in every block
+        self._columns: tuple[bool, int | None] | None = None  # has keys, length of embeddings; the same in every block
         self._seen = 0
 
     def add(
@@ -107,34 +106,36 @@ class PoolSelector:
         keys: Any = None,
         embeddings: Any = None,
     ) -> None:
-        """Take a block of the pool.
+        """Add a block of the pool.
 
         Args:
             ids: (B,) int, unique in the pool.
             labels: (B,) int.
-            decision_values: (B,) float, of the SVM of the label; NaN where the class has none. Negative: flagged.
+            decision_values: (B,) float, of the SVM of the label; NaN if the class has none. Negative: flagged.
             confidence: (B,) float, the probability of the label by the model; NaN if unknown.
             keys: (B, 2) int64, content keys.
-            embeddings: (B, D) float, for near-duplicates; kept in their dtype, so float16 halves the memory. They may
-                be left out where ``pick`` can look them up by key.
+            embeddings: (B, D) float, for near-duplicates; kept in their dtype, so float16 halves the memory. Optional
+                if ``pick`` can look them up by key.
 
         Raises:
-            DataError: Shapes that do not match, something missing that ``by`` needs, or blocks of different kinds.
+            DataError: Shapes that do not match, a missing argument that ``by`` needs, or blocks of different kinds.
         """
+        # validate the block
         names = as_vector(ids, "ids", len(ids))
         y = as_vector(labels, "labels", len(names))
         if names.dtype.kind != "i" or y.dtype.kind != "i":
-            raise DataError("ids and labels must be integers")
+            raise DataError("ids and labels must be integers.")
         block = None if embeddings is None else as_rows(embeddings, "embeddings")
         if block is not None and len(block) != len(names):
             raise DataError(f"embeddings must have {len(names)} rows like ids, got {len(block)}")
         if self._training is not None and keys is None:
-            raise DataError("Picker was given training_keys, so that every block needs keys")
+            raise DataError("PoolSelector(training_keys=...) needs keys in every block.")
         pairs = None if keys is None else _as_keys(keys, len(names))
         identity = identities(names if pairs is None else pairs, self.seed)
         values, eligible = self._values(identity, decision_values, confidence)
         self._expect((keys is not None, None if block is None else block.shape[1]))
 
+        # count the rows of each class
         wanted = np.ones(len(names), dtype=np.bool_) if self.classes is None else np.isin(y, self.classes)
         trained = np.zeros_like(wanted) if self._training is None else _among(identity, self._training)
         eligible &= ~trained
@@ -144,17 +145,18 @@ class PoolSelector:
             counts = self._counts.setdefault(label, np.zeros(3, dtype=np.int64))
             counts += [mine.sum(), (mine & eligible).sum(), (mine & trained).sum()]
 
+        # keep the rows that can still be candidates
         rows = np.flatnonzero(wanted & eligible)
         rows = rows[values[rows] <= self._worst_kept(y[rows])]
         if len(rows):
-            once = np.ones(len(names), dtype=np.int64)
-            self._pending.append(Candidates(y, values, identity, names, once, pairs, block).take(rows))
-            self._waiting += len(rows)
-            if self._waiting >= max(_PENDING, 0 if self._held is None else len(self._held)):
+            copies = np.ones(len(names), dtype=np.int64)
+            self._pending.append(Candidates(y, values, identity, names, copies, pairs, block).take(rows))
+            self._n_pending += len(rows)
+            if self._n_pending >= max(_PENDING, 0 if self._candidates is None else len(self._candidates)):
                 self._rank()
 
     def merge(self, other: PoolSelector) -> None:
-        """Take over what another picker, with the same options, has seen of another part of the pool.
+        """Add the candidates and counts of another selector, with the same options, of another part of the pool.
 
         Raises:
             ConfigurationError: The options differ.
@@ -162,20 +164,21 @@ class PoolSelector:
         for name in ("k", "by", "classes", "reserve", "seed"):
             if getattr(self, name) != getattr(other, name):
                 raise ConfigurationError(
-                    f"Picker.merge: {name} must be the same; got {getattr(self, name)!r} and {getattr(other, name)!r}."
+                    f"PoolSelector.merge: {name} must be the same; got {getattr(self, name)!r} and"
+                    f" {getattr(other, name)!r}."
                 )
-        if other._has is not None:
-            self._expect(other._has)
+        if other._columns is not None:
+            self._expect(other._columns)
         self._seen += other._seen
         for label, counts in other._counts.items():
             self._counts[label] = self._counts.get(label, 0) + counts
-        self._pending += [*other._pending, *([] if other._held is None else [other._held])]
+        self._pending += [*other._pending, *([] if other._candidates is None else [other._candidates])]
         self._rank()
 
     def candidates(self) -> Candidates | None:
-        """Return what is held: of every class the best ``reserve * k`` so far; None before there is any."""
+        """Return the best ``reserve * k`` rows of every class so far; None if there are none."""
         self._rank()
-        return self._held
+        return self._candidates
 
     def pick(
         self,
@@ -185,35 +188,34 @@ class PoolSelector:
         lookup: Callable[[Tensor], Any] | None = None,
         suspected: Any = (),
     ) -> Picks:
-        """Choose the picks among the candidates; more blocks may be added afterwards.
+        """Choose the picks among the candidates; more blocks can be added afterwards.
 
-        From the best candidate on, one is dropped if its cosine with a training image of its class or with an earlier
-        pick is above ``similarity``. With 0.995 the packaged digits-CLIP takes noise of 1 %, coarser colours and most
-        shifts by a pixel for the same image, and hardly any other image of the same looks; encoders of natural photos
-        spread wider, so that 0.95 to 0.98 serves them.
+        From the best candidate on, a candidate is dropped if its cosine with a training image of its class or with an
+        earlier pick is above ``similarity``. At 0.995 the packaged digits-CLIP treats noise of 1 %, coarser colours and
+        most shifts by a pixel as the same image, and hardly any other similar image; embeddings of natural photos are
+        more spread out, so 0.95 to 0.98 suits them.
 
         Args:
             training: Class -> blocks (n, D) of the embeddings of its training images, one block in memory at a time.
             similarity: The cosine in (-1, 1] above which two images are near-duplicates; 1 drops none.
             lookup: (n, 2) content keys -> (n, D) embeddings, for instance
-                :meth:`~lightning_failures.encoders.cache.store.EmbeddingStore.get`, where ``add`` was given none.
-                Asked class by
-                class. Without either only exact copies are dropped.
+                :meth:`~lightning_failures.encoders.cache.store.EmbeddingStore.get`, if ``add`` got no embeddings.
+                Called class by class. Without either, only exact copies are dropped.
             suspected: Ids of candidates that are not picked, because their labels are probably wrong.
 
         Returns:
-            The picks, with what was seen and dropped.
+            The picks, with counts of the rows seen and dropped.
 
         Raises:
             DataError: ``training`` was given but the candidates have no embeddings, or of another length.
             ConfigurationError: ``similarity`` is out of range.
         """
         if not -1 < similarity <= 1:
-            raise ConfigurationError(f"Picker.pick: similarity must be in (-1, 1]; got {similarity}.")
+            raise ConfigurationError(f"PoolSelector.pick: similarity must be in (-1, 1]; got {similarity}.")
         self._rank()
         labels = sorted(set(self.classes or ()) | set(self._counts))
-        left_out = as_array(suspected).astype(np.int64)
-        found = {label: self._pick_class(label, training, similarity, lookup, left_out) for label in labels}
+        excluded = as_array(suspected).astype(np.int64)
+        found = {label: self._pick_class(label, training, similarity, lookup, excluded) for label in labels}
         return Picks(found, self._seen)
 
     def _pick_class(
@@ -222,33 +224,35 @@ class PoolSelector:
         training: Callable[[int], Iterable[Any]] | None,
         similarity: float,
         lookup: Callable[[Tensor], Any] | None,
-        left_out: NDArray[np.int64],
+        excluded: NDArray[np.int64],
     ) -> ClassPicks:
         seen, eligible, in_training = self._counts.get(label, np.zeros(3, dtype=np.int64)).tolist()
-        labels = np.empty(0) if self._held is None else self._held.labels
+        labels = np.empty(0) if self._candidates is None else self._candidates.labels
         start, stop = np.searchsorted(labels, [label, label + 1])
-        if self._held is None or start == stop:
+        if self._candidates is None or start == stop:
             none = torch.empty(0, dtype=torch.int64)
-            reason = self._nothing(seen, in_training)
+            reason = self._reason_for_none(seen, in_training)
             return ClassPicks(none, none.float(), seen, eligible, in_training, shortfall=reason)
-        held = self._held.take(slice(start, stop))
-        rows = held.take(~np.isin(held.ids, left_out))
+        candidates = self._candidates.take(slice(start, stop))
+        rows = candidates.take(~np.isin(candidates.ids, excluded))
         embeddings = rows.embeddings
         if embeddings is None and lookup is not None:
             if rows.keys is None:
-                raise DataError("Picker.pick: lookup needs the keys of the pool: give them to add")
+                raise DataError("PoolSelector.pick: lookup needs the keys of the pool. Give them to add.")
             embeddings = lookup(torch.from_numpy(rows.keys))
         if embeddings is None and training is not None:
-            raise DataError("Picker.pick: training needs embeddings of the pool: give them to add, or a lookup")
+            raise DataError(
+                "PoolSelector.pick: training needs embeddings of the pool. Give them to add, or give a lookup."
+            )
         chosen, dropped = np.arange(min(self.k, len(rows))), 0
         if embeddings is not None and similarity < 1:
             blocks = () if training is None else training(label)
             chosen, dropped = distinct_rows(embeddings, self.k, similarity=similarity, training=blocks)
         shortfall = None
         if len(chosen) < self.k:
-            full = len(held) == self.reserve * self.k
+            full = len(candidates) == self.reserve * self.k
             why = "the candidates that were kept are near-duplicates; raise reserve" if full else "the pool has no more"
-            if len(rows) < len(held) and full:
+            if len(rows) < len(candidates) and full:
                 why = "the candidates that were kept are near-duplicates or suspected label errors; raise reserve"
             shortfall = f"{len(chosen)} of {self.k}: {why}"
         return ClassPicks(
@@ -259,12 +263,12 @@ class PoolSelector:
             in_training=in_training,
             copies=int(rows.copies.sum()) - len(rows),
             near_duplicates=dropped,
-            suspected=len(held) - len(rows),
+            suspected=len(candidates) - len(rows),
             shortfall=shortfall,
         )
 
-    def _nothing(self, seen: int, in_training: int) -> str:
-        """Why a class has no candidate at all."""
+    def _reason_for_none(self, seen: int, in_training: int) -> str:
+        """Return why a class has no candidate."""
         if self._seen == 0:
             return "empty pool"
         if seen == 0:
@@ -280,7 +284,7 @@ class PoolSelector:
     def _values(
         self, identity: NDArray[np.uint64], decision_values: Any, confidence: Any
     ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-        """What rows are ranked by, the smallest first, and which may be picked: (B,) each."""
+        """Return the values to rank by, the smallest first, and which rows can be picked, (B,) each."""
         n = len(identity)
         if self.by == "random":
             return ((identity >> np.uint64(40)) / np.float32(1 << 24)).astype(np.float32), np.ones(n, dtype=np.bool_)
@@ -289,9 +293,9 @@ class PoolSelector:
             if values is not None:
                 given[name] = as_array(values).astype(np.float32)
                 if given[name].shape != (n,):
-                    raise DataError(f"{name} must have shape ({n},), got {given[name].shape}")
+                    raise DataError(f"{name} must have shape ({n},), got {given[name].shape}.")
             elif self.by == "flagged_confidence" or self.by == name.removesuffix("s"):
-                raise DataError(f"by={self.by!r} needs {name}")
+                raise DataError(f"by={self.by!r} needs {name}.")
         if self.by == "decision_value":
             return given["decision_values"], ~np.isnan(given["decision_values"])
         eligible = ~np.isnan(given["confidence"])
@@ -300,7 +304,7 @@ class PoolSelector:
         return given["confidence"], eligible
 
     def _worst_kept(self, labels: NDArray[np.int64]) -> NDArray[np.float32]:
-        """(n,) value above which a row of this label cannot be among the candidates any more."""
+        """Return the value (n,) above which a row of each label can no longer be a candidate."""
         classes, worst = self._limits
         if not len(classes):
             return np.full(len(labels), np.inf, dtype=np.float32)
@@ -308,19 +312,19 @@ class PoolSelector:
         return np.where(classes[place] == labels, worst[place], np.float32(np.inf))
 
     def _rank(self) -> None:
-        """Rank what waits with what is held, and keep the best."""
+        """Rank the pending rows together with the candidates, and keep the best."""
         if self._pending:
-            parts = [*self._pending, *([] if self._held is None else [self._held])]
-            self._held = best_candidates(Candidates.join(parts), self.reserve * self.k)
-            self._pending, self._waiting = [], 0
-            classes, start, counts = np.unique(self._held.labels, return_index=True, return_counts=True)
+            parts = [*self._pending, *([] if self._candidates is None else [self._candidates])]
+            self._candidates = best_candidates(Candidates.join(parts), self.reserve * self.k)
+            self._pending, self._n_pending = [], 0
+            classes, start, counts = np.unique(self._candidates.labels, return_index=True, return_counts=True)
             full = counts == self.reserve * self.k
-            self._limits = classes[full], self._held.values[(start + counts - 1)[full]]
+            self._limits = classes[full], self._candidates.values[(start + counts - 1)[full]]
 
     def _expect(self, has: tuple[bool, int | None]) -> None:
-        if self._has not in (None, has):
-            raise DataError("every block must come with keys, or none, and with embeddings of one length, or none")
-        self._has = has
+        if self._columns not in (None, has):
+            raise DataError("Either all blocks or none must have keys, and all or none embeddings, of one length.")
+        self._columns = has
 
 
 def _as_keys(keys: Any, length: int | None) -> NDArray[np.int64]:
@@ -331,7 +335,7 @@ def _as_keys(keys: Any, length: int | None) -> NDArray[np.int64]:
 
 
 def _among(values: NDArray[np.uint64], known: NDArray[np.uint64]) -> NDArray[np.bool_]:
-    """Which values are known; ``known`` is sorted."""
+    """Return which values are in ``known``, which is sorted."""
     if not len(known):
         return np.zeros(len(values), dtype=np.bool_)
     place = np.searchsorted(known, values).clip(max=len(known) - 1)

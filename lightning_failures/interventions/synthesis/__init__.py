@@ -1,9 +1,9 @@
-"""Images generated from the captions of failures.
+"""Generation of images from failure modes, and their ledger.
 
 Files, each importing only from those above it::
 
-    image_checks  What a generated image must be before anything is trained on it
-    ledger        The ledger of generated images: where each came from, which were dropped and why, and the PNG
-    dataset       Generated images as training examples: a dataset over the ledger, in the form of the user's own
-    generate      Filling an order for images of one class: generate, check, keep or drop, until there are enough;
+    image_checks  Checks of generated images before they join the training set
+    ledger        The ledger of generated images: origins, reasons for dropping, PNG files; crash-safe
+    dataset       Generated images as training examples, in the form of the user's own examples
+    generate      Generation of images of one class: generate, check, keep or drop; resumable
 """

@@ -1,4 +1,4 @@
-"""Generated images as training examples: a dataset over the ledger, in the form of the user's own examples."""
+"""Generated images as training examples: a dataset of the ledger, in the form of the user's own examples."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ from lightning_failures.interventions.synthesis.ledger import Ledger
 MakeItem = Callable[[Image.Image, int], Any]
 """From an RGB image and the index of its class to a training example."""
 
-_LOOKED_AT = 4  # training examples, to know the range of their values
-_FAR = 10.0  # values so many times as large as those of training images were scaled otherwise
+_SAMPLED_EXAMPLES = 4  # training examples read to find the range of their values
+_MAX_SCALE = 10.0  # values larger than those of training images by this factor have another scale
 
 
 class SyntheticImages(Dataset[Any]):
-    """Example k is the k-th image of the ledger, with its label; rows without an image do not count.
+    """The images of a ledger with their labels; example k is the k-th image, and rows without an image do not count.
 
-    Images that came after this object was made, or copied into a worker, are found when they are asked for.
+    Images added after this object was made, or copied into a worker, are found when they are read.
 
     Args:
-        folder: Of the ledger.
-        make_item: Must survive pickling where workers are spawned.
+        folder: Folder of the ledger.
+        make_item: Makes a training example; must be picklable if workers are spawned.
 
     Raises:
         IndexError: On reading: there is no such image.
-        DataError: On reading: its file is gone.
+        DataError: On reading: its file is missing.
     """
 
     def __init__(self, folder: str | Path, make_item: MakeItem) -> None:
@@ -52,7 +52,7 @@ class SyntheticImages(Dataset[Any]):
 
 
 def as_pil(image: Tensor) -> Image.Image:
-    """(3, H, W) uint8 -> RGB."""
+    """Convert (3, H, W) uint8 to an RGB image."""
     return Image.fromarray(image.permute(1, 2, 0).contiguous().numpy())
 
 
@@ -61,10 +61,10 @@ class ItemForm:
     """Makes training examples that collate with the user's.
 
     Attributes:
-        transform: The user's, or None.
+        transform: The user's transform, or None.
         training: A training example, whose types are copied.
-        span: Lowest and highest value of some training images. Without a transform floats must lie in [0, 1], since
-            nothing would tell how they were normalised.
+        span: Lowest and highest value of some training images. Without a transform floats must be in [0, 1], because
+            their normalisation is unknown.
 
     Example:
         >>> training = [(torch.zeros(3, 8, 8), 1)]
@@ -77,13 +77,13 @@ class ItemForm:
     transform: Callable[[Any], Any] | None
     training: Any
     span: tuple[float, float]
-    _way: int = field(default=0, repr=False, compare=False)  # in which form the transform took the last image
+    _way: int = field(default=0, repr=False, compare=False)  # index of the input form that worked last
 
     def __call__(self, image: Image.Image, label: int) -> Any:
         """Make one example.
 
         Raises:
-            ConfigurationError: What the transform gives is no image like those of the training set.
+            ConfigurationError: The transform gives no image like those of the training set.
         """
         example, own, _ = _image_and_label(self.training)
         found = self._transformed(image, example)
@@ -95,18 +95,19 @@ class ItemForm:
 
     def _transformed(self, image: Image.Image, example: Any) -> Any:
         tried = []
-        for way in sorted(range(len(_WAYS)), key=lambda way: way != self._way):
-            told, change = _WAYS[way]
+        last_first = sorted(range(len(_WAYS)), key=lambda way: way != self._way)
+        for way in last_first:
+            description, change = _WAYS[way]
             try:
                 given = change(image)
                 found = given if self.transform is None else self.transform(given)
-            except Exception as error:  # a transform of the user, given what it may not know
-                tried.append(f"of {told}: {type(error).__name__}")
+            except Exception as error:  # the user's transform may not support this input
+                tried.append(f"of {description}: {type(error).__name__}")
                 continue
             if _alike(found, example, self.span, transformed=self.transform is not None):
                 self._way = way
                 return found
-            tried.append(f"of {told}: {_describe(found)}")
+            tried.append(f"of {description}: {_describe(found)}")
         what = "No transform was found, and a generated image" if self.transform is None else "The transform"
         raise ConfigurationError(
             f"AddSynthetic: training images are {_describe(example)}. {what} of {image.width} x {image.height} pixels"
@@ -116,29 +117,29 @@ class ItemForm:
 
 
 def item_form(training_set: Any, transform: Callable[[Any], Any] | None = None) -> ItemForm:
-    """Find out how the examples of a training set are put together.
+    """Return the form of the examples of a training set.
 
     Random transforms draw from the global generators: isolate them around this call.
 
     Args:
         training_set: Its examples are tuples (image, label), or mappings with one of the keys image, images, x,
             pixel_values and one of label, labels, target, y.
-        transform: From a generated image to an input of the model. None: the ``transform`` of the training set, which
-            is looked for through wrappers such as ``Subset``.
+        transform: From a generated image to an input of the model. None: the ``transform`` of the training set, also
+            inside wrappers such as ``Subset``.
 
     Raises:
         ConfigurationError: Examples of another form, or parts of the training set with different transforms.
     """
-    examples = [training_set[k] for k in range(min(_LOOKED_AT, len(training_set)))]
+    examples = [training_set[k] for k in range(min(_SAMPLED_EXAMPLES, len(training_set)))]
     if not examples:
-        raise ConfigurationError("AddSynthetic: the training set is empty, so that the form of its examples is unknown")
+        raise ConfigurationError("AddSynthetic: the training set is empty, so the form of its examples is unknown.")
     images = []
     for example in examples:
         image, label, extra = _image_and_label(example)
         if extra:
             raise ConfigurationError(
-                f"AddSynthetic: training examples hold more than an image and a label ({extra}), and nothing tells what"
-                " that should be for a generated image. Give make_item=, (image, label) -> a whole example."
+                f"AddSynthetic: training examples hold more than an image and a label ({extra}), which is unknown for a"
+                " generated image. Give make_item=, (image, label) -> a whole example."
             )
         _label_like(label, 0)
         images.append(image)
@@ -148,10 +149,10 @@ def item_form(training_set: Any, transform: Callable[[Any], Any] | None = None) 
 
 
 def find_transform(dataset: Any) -> Callable[[Any], Any] | None:
-    """The ``transform`` of a dataset, through ``Subset``, ``ConcatDataset`` and the like; None if nobody has one.
+    """Return the ``transform`` of a dataset, also inside ``Subset``, ``ConcatDataset`` and the like; None without one.
 
     Raises:
-        ConfigurationError: Parts that are joined have different ones.
+        ConfigurationError: Joined datasets have different transforms.
     """
     own = getattr(dataset, "transform", None)
     if callable(own):
@@ -161,8 +162,8 @@ def find_transform(dataset: Any) -> Callable[[Any], Any] | None:
         found = [find_transform(part) for part in parts]
         if any(repr(one) != repr(found[0]) for one in found):
             raise ConfigurationError(
-                "AddSynthetic: the datasets that are joined for training have different transforms. Say with transform="
-                " how a generated image becomes an input of the model."
+                "AddSynthetic: the datasets joined for training have different transforms. Give transform=, from a"
+                " generated image to an input of the model."
             )
         return found[0] if found else None
     inner = getattr(dataset, "dataset", None)
@@ -170,7 +171,7 @@ def find_transform(dataset: Any) -> Callable[[Any], Any] | None:
 
 
 def _image_and_label(example: Any) -> tuple[Any, Any, str]:
-    """Image, label, and what else there is."""
+    """Return image, label, and a description of all else in an example, "" if there is nothing else."""
     if isinstance(example, Mapping):
         image, label = (next((key for key in keys if key in example), None) for keys in (IMAGE_KEYS, LABEL_KEYS))
         if image is not None and label is not None:
@@ -185,7 +186,7 @@ def _image_and_label(example: Any) -> tuple[Any, Any, str]:
 
 
 def _pixels(image: Image.Image) -> Tensor:
-    """(3 or 1, H, W) uint8."""
+    """Return the pixels of an image, (3 or 1, H, W) uint8."""
     pixels = torch.from_numpy(np.array(image))
     return pixels[None] if pixels.ndim == 2 else pixels.permute(2, 0, 1).contiguous()
 
@@ -198,17 +199,17 @@ _WAYS: tuple[tuple[str, Callable[[Image.Image], Any]], ...] = (
     ("a gray uint8 tensor", lambda image: _pixels(image.convert("L"))),
     ("a gray float tensor", lambda image: _pixels(image.convert("L")).float() / 255),
 )
-"""What transforms take."""
+"""Forms of input that transforms accept, with a description."""
 
 
 def _span(image: Any) -> tuple[float, float]:
-    """Lowest and highest value."""
+    """Return the lowest and the highest value."""
     values = image.detach().cpu().double().numpy() if isinstance(image, Tensor) else np.asarray(image)
     return (float(values.min()), float(values.max())) if values.size else (0.0, 0.0)
 
 
 def _alike(found: Any, example: Any, span: tuple[float, float], *, transformed: bool) -> bool:
-    """Whether a transformed image is of the kind, shape and scale of a training image."""
+    """Return whether a transformed image has the type, shape and scale of a training image."""
     if isinstance(example, Image.Image):
         return isinstance(found, Image.Image) and found.mode == example.mode
     kind = Tensor if isinstance(example, Tensor) else np.ndarray
@@ -220,7 +221,7 @@ def _alike(found: Any, example: Any, span: tuple[float, float], *, transformed: 
         return True
     if not transformed:
         return span[0] >= 0 and span[1] <= 1
-    return max(map(abs, _span(found))) <= _FAR * (max(map(abs, span)) + 1)
+    return max(map(abs, _span(found))) <= _MAX_SCALE * (max(map(abs, span)) + 1)
 
 
 def _describe(image: Any) -> str:
@@ -232,7 +233,7 @@ def _describe(image: Any) -> str:
 
 
 def _label_like(example: Any, label: int) -> Any:
-    """The label in the type of a training example's, which may be one-hot."""
+    """Return a label in the type of a training example's label, which may be one-hot."""
     if isinstance(example, bool | int | float | np.generic):
         return type(example)(label)
     if isinstance(example, Tensor | np.ndarray):

@@ -1,4 +1,4 @@
-"""Filling an order for images of one class: generate, check, keep or drop, until there are enough; resumable."""
+"""Generation of images of one class: generate, check, keep or drop, until there are enough; resumable."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from lightning_failures.interventions.synthesis.ledger import Ledger, LedgerRow
 
 @dataclass(frozen=True, eq=False)
 class Order:
-    """Images of one class that are wanted.
+    """An order for images of one class.
 
     Attributes:
-        class_index: Their label.
-        class_name: The same in words.
-        count: So many are to be kept.
-        limit: So many are made at most.
+        class_index: Label of the images.
+        class_name: Name of the class.
+        count: Number of images to keep.
+        limit: Maximum number of images to generate.
         prompt: The caption.
-        direction: What is asked for, in words; see
-        :class:`~lightning_failures.interventions.synthesis.ledger.LedgerRow`.
-        embedding: (D,) unit vector to decode; None: the prompt is what counts.
-        only_hard: Images with a decision value >= 0, or without one, are dropped.
+        direction: Description of the prompt; see
+            :class:`~lightning_failures.interventions.synthesis.ledger.LedgerRow`.
+        embedding: (D,) unit vector to decode; None: generate from the prompt.
+        only_hard: Drop images with a decision value >= 0, or without one.
     """
 
     class_index: int
@@ -43,14 +43,14 @@ class Order:
 
 @dataclass
 class SynthesisResult:
-    """What became of an order.
+    """The result of an order.
 
     Attributes:
-        rows: Of the ledger, the images that were kept.
-        made: How many images were generated now.
-        reused: How many were in the ledger already.
-        dropped: Reason -> how many of these were dropped for it.
-        unsafe: How many of those made now the generator's safety checker has replaced by black ones.
+        rows: Rows of the ledger with the images that were kept.
+        made: Number of newly generated images.
+        reused: Number of images that were already in the ledger.
+        dropped: Reason -> number of dropped images.
+        unsafe: Number of newly generated images that the generator's safety checker replaced by black ones.
     """
 
     rows: list[int] = field(default_factory=list)
@@ -61,7 +61,7 @@ class SynthesisResult:
 
 
 def image_seeds(seed: int, epoch: int, class_index: int) -> Iterator[int]:
-    """The seeds of the images of a class in an epoch, one after the other, each below 2 ** 32.
+    """Yield the seeds of the images of a class in an epoch, each below 2 ** 32.
 
     >>> from itertools import islice
     >>> list(islice(image_seeds(0, 1, 2), 3)) == list(islice(image_seeds(0, 1, 2), 3))
@@ -86,67 +86,74 @@ def synthesize(
     check: Callable[[Tensor], str | None] = lambda image: None,
     advance: Callable[[int], object] = lambda count: None,
 ) -> SynthesisResult:
-    """Make images until ``count`` are kept or ``limit`` were made; each is in the ledger before the next batch begins.
+    """Generate images until ``count`` are kept or ``limit`` generated; a batch is in the ledger before the next begins.
 
-    An image that the ledger holds already, with the same epoch, class, prompt, direction, model and seed, is taken from
-    there, so that a run that was killed goes on where it stopped.
+    An image that is already in the ledger, with the same epoch, class, prompt, direction, model and seed, is reused, so
+    a run that was killed resumes where it stopped.
 
     Args:
-        order: What is wanted.
-        generator: A decoder, if the order has an embedding.
-        ledger: Takes a row for every image.
-        epoch: That is acted on.
-        direction_epoch: That the direction is of.
-        seed: Of all seeds.
-        batch_size: Images that are made at once.
+        order: The order.
+        generator: The generator; a decoder if the order has an embedding.
+        ledger: Gets a row for every image.
+        epoch: Epoch of training that the images are for.
+        direction_epoch: Epoch of the analysis that found the direction.
+        seed: Seed of the seeds of all images.
+        batch_size: Number of images generated at once.
         judge: (B, 3, H, W) uint8 and labels (B,) -> decision values (B,).
-        check: An image (3, H, W) uint8 that shows something -> why it must be dropped all the same, or None.
-        advance: Told how many more were kept.
+        check: An image (3, H, W) uint8 that is not blank -> another reason to drop it, or None.
+        advance: Called with the number of images newly kept.
 
     Raises:
-        GeneratorError: The generator breaks its contract, or an image cannot be kept; what was made before stays.
+        GeneratorError: The generator returns something else than images, or an image cannot be saved; earlier images
+            stay in the ledger.
     """
+    # images of the same order in the ledger
     known = {
         _identity(row): number
         for number, row in enumerate(ledger.rows)
         if (row.epoch, row.class_index) == (epoch, order.class_index) and _usable(ledger, number, row)
     }
-    outcome = SynthesisResult()
-    small = torch.empty(0, thumbnails(torch.zeros(1, 3, 1, 1)).shape[1])
+    result = SynthesisResult()
+    kept_thumbnails = torch.empty(0, thumbnails(torch.zeros(1, 3, 1, 1)).shape[1])
     seeds = image_seeds(seed, epoch, order.class_index)
     unsafe = getattr(generator, "flagged", 0)
     tried = 0
-    while len(outcome.rows) < order.count and tried < order.limit:
-        at_once = min(batch_size, order.count - len(outcome.rows), order.limit - tried)
+    while len(result.rows) < order.count and tried < order.limit:
+        at_once = min(batch_size, order.count - len(result.rows), order.limit - tried)
         rows = [_row(order, generator, epoch, direction_epoch, next(seeds)) for _ in range(at_once)]
         tried += at_once
         new = [row.seed for row in rows if _identity(row) not in known]
+
+        # generate the images that are missing
         images = values = torch.empty(0)
         if new:
             images = _generate(order, generator, new)
             values = judge(images, torch.full((len(new),), order.class_index))
+
+        # check them in the order of their seeds
         fresh = iter(zip(images, values.tolist(), strict=True))
         for row in rows:
-            if (number := known.get(_identity(row))) is not None:
-                outcome.reused += 1
+            number = known.get(_identity(row))
+            if number is not None:
+                result.reused += 1
                 reason = ledger[number].dropped
                 image = ledger.image(number) if reason is None else torch.empty(0)
                 if reason is None:
                     check(image)
             else:
-                outcome.made += 1
+                result.made += 1
                 image, value = next(fresh)
-                reason = blank(image) or check(image) or _why_dropped(image, value, order, small)
+                reason = blank(image) or check(image) or _reason_to_drop(image, value, order, kept_thumbnails)
                 row = replace(row, decision_value=value, dropped=reason)
                 number = ledger.append(row, image if reason is None else None)
             if reason is not None:
-                outcome.dropped[reason] += 1
+                result.dropped[reason] += 1
                 continue
-            small = torch.cat([small, thumbnails(image[None])])
-            outcome.rows.append(number)
+            kept_thumbnails = torch.cat([kept_thumbnails, thumbnails(image[None])])
+            result.rows.append(number)
             advance(1)
-    outcome.unsafe = getattr(generator, "flagged", 0) - unsafe
-    return outcome
+    result.unsafe = getattr(generator, "flagged", 0) - unsafe
+    return result
 
 
 def _generate(order: Order, generator: ImageGenerator, seeds: list[int]) -> Tensor:
@@ -158,7 +165,8 @@ def _generate(order: Order, generator: ImageGenerator, seeds: list[int]) -> Tens
     return uint8_images(images, len(seeds), generator.name)
 
 
-def _why_dropped(image: Tensor, value: float, order: Order, kept: Tensor) -> str | None:
+def _reason_to_drop(image: Tensor, value: float, order: Order, kept: Tensor) -> str | None:
+    """Return why an image is dropped given the thumbnails of those kept; None if it is not."""
     if order.only_hard and not value < 0:  # also for NaN
         return "not hard"
     return "near copy" if near_copy(thumbnails(image[None])[0], kept) else None
@@ -183,5 +191,5 @@ def _identity(row: LedgerRow) -> tuple[object, ...]:
 
 
 def _usable(ledger: Ledger, number: int, row: LedgerRow) -> bool:
-    """A row whose image is gone is made again."""
+    """Return whether a row can be reused: an image whose file is gone is generated again."""
     return row.dropped is not None or ledger.has_image(number)

@@ -1,8 +1,8 @@
-"""The ledger of generated images: where each came from, which were dropped and why, and the PNG files of the others.
+"""The ledger of generated images: the origin of each, why some were dropped, and the PNG files of the others.
 
-Layout: ``<folder>/ledger.jsonl``, one line an image, only ever appended to, and ``<folder>/images/<row>.png``. A PNG is
-written, whole, before its line, so a line that names a file can rely on it; a last line that a kill has torn is ignored
-by readers and cut off by the next writer. Each PNG says the same as its line, in text chunks that travel with it.
+Layout: ``<folder>/ledger.jsonl``, one line per image, append-only, and ``<folder>/images/<row>.png``. A PNG is written
+completely before its line, so the file of a line always exists; an incomplete last line, left by a kill, is ignored by
+readers and removed by the next writer. Each PNG contains the values of its line in text chunks.
 """
 
 from __future__ import annotations
@@ -36,17 +36,17 @@ class LedgerRow:
 
     Attributes:
         model: Name of the generator.
-        licence: Of its weights.
-        prompt: The caption that it was given, or that decoding set out from.
-        seed: That it was given.
-        class_index: The class whose label the image bears.
-        class_name: The same in words.
-        direction: What was asked for: ``"hard caption"``, ``"hard direction, decoded at 0.2 of the arc"``, ...
+        licence: Licence of its weights.
+        prompt: The caption given to the generator, or from which decoding started.
+        seed: The seed given to the generator.
+        class_index: Label of the image.
+        class_name: Name of the class.
+        direction: Description of the prompt: ``"hard caption"``, ``"hard direction, decoded at 0.2 of the arc"``, ...
         direction_epoch: Epoch of the analysis that found the direction, None if unknown.
-        epoch: The epoch of training that it was made for.
-        decision_value: By the direction of its class, negative = hard; None where it has none.
-        dropped: Why the image is not used, None if it is. Only images that are used have a file.
-        file: Place of the PNG within the folder, None without one. Set by the ledger.
+        epoch: Epoch of training that the image was made for.
+        decision_value: Decision value by the direction of its class, negative = hard; None without a direction.
+        dropped: Why the image is not used, None if it is. Only used images have a file.
+        file: Path of the PNG within the folder, None without one. Set by the ledger.
         synthetic: Always true.
     """
 
@@ -65,15 +65,15 @@ class LedgerRow:
     synthetic: bool = True
 
     def to_dict(self) -> dict[str, str | int | float | bool | None]:
-        """Plain values; ``class`` is the index of the class."""
+        """Return plain values; ``class`` is the index of the class."""
         return {json_key(one): getattr(self, one.name) for one in dataclasses.fields(self)}
 
     @classmethod
     def from_dict(cls, data: dict[str, object]) -> LedgerRow:
-        """Read what :meth:`to_dict` gave. Keys of later versions are ignored.
+        """Read the result of :meth:`to_dict`; keys of later versions are ignored.
 
         Raises:
-            DataError: A value lacks, or is of another type.
+            DataError: A value is missing, or of another type.
 
         >>> row = LedgerRow("model", "mit", "a red three", 7, 3, "three", "hard caption", 1, 2)
         >>> LedgerRow.from_dict(row.to_dict() | {"of a later version": 1}) == row
@@ -83,10 +83,10 @@ class LedgerRow:
 
 
 class Ledger:
-    """Rows in the order in which they were made, numbered from 0. One process writes; any number may read.
+    """The rows in the order in which they were made, numbered from 0. One process writes; any number can read.
 
     Args:
-        folder: Made at the first :meth:`append`.
+        folder: Folder of the ledger, created by the first :meth:`append`.
 
     >>> import tempfile
     >>> ledger = Ledger(tempfile.mkdtemp())
@@ -101,22 +101,22 @@ class Ledger:
         self.folder = Path(folder)
         self._rows: list[LedgerRow] = []
         self._images: list[int] = []  # rows with a file
-        self._read = 0  # bytes of whole lines that are known
+        self._read = 0  # bytes of complete lines read so far
 
     @property
     def rows(self) -> list[LedgerRow]:
-        """All rows that are on disk by now."""
+        """All rows that are on disk now."""
         self.refresh()
         return list(self._rows)
 
     @property
     def images(self) -> list[int]:
-        """The rows that have an image, in their order."""
+        """The rows with an image, in ascending order."""
         self.refresh()
         return list(self._images)
 
     def row_of_image(self, number: int) -> int:
-        """The row of the image with this number among the images, which never changes."""
+        """Return the row of the k-th image; it never changes."""
         if number >= len(self._images):
             self.refresh()
         if not 0 <= number < len(self._images):
@@ -135,10 +135,10 @@ class Ledger:
         return self._rows[row]
 
     def refresh(self) -> None:
-        """Read the lines that another process has appended; one without an end is none.
+        """Read the complete lines that another process has appended.
 
         Raises:
-            DataError: A line that this package has not written.
+            DataError: A line is damaged.
         """
         if self._size() < self._read:  # purged
             self._rows, self._images, self._read = [], [], 0
@@ -154,8 +154,8 @@ class Ledger:
                 row = LedgerRow.from_dict(read_json(line))
             except DataError as error:
                 raise DataError(
-                    f"line {len(self._rows) + 1} of {self.folder / _NAME} is damaged ({error}). Mend it, or remove all"
-                    " images with lightning_failures.interventions.synthesis.ledger.purge(folder)."
+                    f"Line {len(self._rows) + 1} of {self.folder / _NAME} is damaged ({error}). Repair it, or remove"
+                    " all images with lightning_failures.interventions.synthesis.ledger.purge(folder)."
                 ) from error
             if row.file is not None:
                 self._images.append(len(self._rows))
@@ -163,14 +163,14 @@ class Ledger:
             self._read += len(line)
 
     def append(self, row: LedgerRow, image: Tensor | None = None) -> int:
-        """Add a row, and write its image; return the number of the row.
+        """Append a row, and write its image; return the number of the row.
 
         Args:
-            row: Its ``file`` is set here.
-            image: (3, H, W) uint8, or None for one that was dropped.
+            row: The row; its ``file`` is set here.
+            image: (3, H, W) uint8, or None for a dropped image.
 
         Raises:
-            GeneratorError: The disk is full or refuses; the ledger is as it was before.
+            GeneratorError: The image cannot be written; the ledger is unchanged.
         """
         number = self._writable()
         file = None if image is None else f"{_IMAGES}/{number:06d}.png"
@@ -186,8 +186,8 @@ class Ledger:
             with contextlib.suppress(OSError):
                 self._path(number).unlink(missing_ok=True)
             raise GeneratorError(
-                f"A generated image could not be kept in {self.folder}: {error.strerror or error}. What was made before"
-                " is there, and a run that is resumed goes on from it. Free some space, or purge images of former runs."
+                f"A generated image could not be saved in {self.folder}: {error.strerror or error}. Earlier images are"
+                " kept, and a resumed run continues from them. Free some space, or purge images of earlier runs."
             ) from error
         self.refresh()
         return number
@@ -196,32 +196,32 @@ class Ledger:
         """Return the image of a row: (3, H, W) uint8.
 
         Raises:
-            DataError: It has none, or the file is gone.
+            DataError: The row has no image, or the file is missing or damaged.
         """
         if self[row].file is None:
             raise DataError(f"row {row} of the ledger in {self.folder} has no image: {self[row].dropped}")
         try:
             with Image.open(self._path(row)) as image:
                 pixels = np.array(image.convert("RGB"))
-        except Exception as error:  # whatever Pillow makes of a damaged file
-            raise DataError(f"the image of row {row} cannot be read: {error}") from error
+        except Exception as error:  # Pillow raises many kinds of errors for damaged files
+            raise DataError(f"The image of row {row} of the ledger in {self.folder} cannot be read: {error}") from error
         return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
 
     def has_image(self, row: int) -> bool:
-        """Whether the file of a row is there."""
+        """Return whether the image file of a row exists."""
         return self[row].file is not None and self._path(row).is_file()
 
     def _size(self) -> int:
-        """Bytes of the ledger."""
+        """Return the size of the ledger file in bytes."""
         path = self.folder / _NAME
         return path.stat().st_size if path.is_file() else 0
 
     def _path(self, row: int) -> Path:
-        """Never of any text in the row."""
+        """Return the path of an image; it never contains text of the row."""
         return self.folder / _IMAGES / f"{row:06d}.png"
 
     def _writable(self) -> int:
-        """Cut off a torn last line; return the number of the next row."""
+        """Remove an incomplete last line; return the number of the next row."""
         self.refresh()
         if self._size() > self._read:
             os.truncate(self.folder / _NAME, self._read)
@@ -245,23 +245,23 @@ class Ledger:
 def purge(folder: str | Path) -> int:
     """Remove a ledger and its images, and nothing else; return the number of images.
 
-    >>> purge("a folder that is not there")
+    >>> purge("a folder that does not exist")
     0
     """
     folder = Path(folder)
     images = [path for path in folder.glob(f"{_IMAGES}/*.png") if path.stem.isdecimal()]
     with contextlib.suppress(FileNotFoundError):
-        (folder / _NAME).unlink()  # first, so that no line is left without its image
+        (folder / _NAME).unlink()  # first, so that no line remains without its image
     for path in [*images, *folder.glob(f"{_IMAGES}/.writing-*")]:
         path.unlink(missing_ok=True)
     for place in (folder / _IMAGES, folder):
-        with contextlib.suppress(OSError):  # not empty, or never there
+        with contextlib.suppress(OSError):  # not empty, or never created
             place.rmdir()
     return len(images)
 
 
 def _png(image: Tensor, row: LedgerRow) -> bytes:
-    """The bytes of a PNG whose text chunks are the values of the row, as JSON, which is plain ASCII."""
+    """Return the bytes of a PNG whose text chunks are the values of the row, as JSON in ASCII."""
     text = PngInfo()
     for key, value in row.to_dict().items():
         text.add_text(key, json.dumps(value))

@@ -261,11 +261,11 @@ def test_picker__wrong_options_and_blocks():
     with pytest.raises(DataError, match=r"keys must be integers of shape \(1, 2\)"):
         picker.add([1], [0], confidence=[0.0], keys=[1, 2])
     picker.add([1], [0], confidence=[0.0])
-    with pytest.raises(DataError, match="every block"):
+    with pytest.raises(DataError, match="Either all blocks or none must have keys"):
         picker.add([2], [0], confidence=[0.0], embeddings=[[1.0]])
     with pytest.raises(DataError, match="training needs embeddings"):
         picker.pick(training=lambda label: [])
     with pytest.raises(DataError, match="lookup needs the keys"):
         picker.pick(lookup=lambda keys: keys)
-    with pytest.raises(DataError, match="every block needs keys"):
+    with pytest.raises(DataError, match="needs keys in every block"):
         PoolSelector(1, by="random", training_keys=[[1, 2]]).add([1], [0])

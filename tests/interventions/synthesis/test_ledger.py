@@ -63,7 +63,7 @@ def test_read__no_such_row_or_image(tmp_path):
     ledger.append(ROW, IMAGE)
     (tmp_path / "images" / "000001.png").unlink()
     assert not ledger.has_image(1)
-    with pytest.raises(DataError, match="row 1 cannot be read"):
+    with pytest.raises(DataError, match="row 1 of the ledger in .* cannot be read"):
         ledger.image(1)
 
 
@@ -92,7 +92,7 @@ def test_damaged_line__is_an_error_with_a_remedy(tmp_path, line):
     Ledger(tmp_path).append(ROW, IMAGE)
     with (tmp_path / "ledger.jsonl").open("a") as file:
         file.write(line + "\n")
-    with pytest.raises(DataError, match=r"line 2 of .* is damaged .*purge"):
+    with pytest.raises(DataError, match=r"Line 2 of .* is damaged .*purge"):
         len(Ledger(tmp_path))
 
 
@@ -124,7 +124,7 @@ def test_full_disk__while_the_line_is_written(tmp_path):
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (size + 100, limits[1]))
-        with pytest.raises(GeneratorError, match="could not be kept"):
+        with pytest.raises(GeneratorError, match="could not be saved"):
             ledger.append(LedgerRow(**{**vars(ROW), "prompt": "long " * 50, "dropped": "black"}))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
