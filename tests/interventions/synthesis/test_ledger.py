@@ -63,7 +63,7 @@ def test_read__no_such_row_or_image(tmp_path):
     ledger.append(ROW, IMAGE)
     (tmp_path / "images" / "000001.png").unlink()
     assert not ledger.has_image(1)
-    with pytest.raises(DataError, match="row 1 of the ledger in .* cannot be read"):
+    with pytest.raises(DataError, match=r"row 1 of the ledger in .* cannot be read"):
         ledger.image(1)
 
 
