@@ -174,6 +174,6 @@ def test_synthetic__images_that_are_gone_are_told_and_left_out(tmp_path):
         purge(ledger.parent)
     failures = steered(adding(every_n_epochs=9), encoder=Speaks())
     again = ModelCheckpoint(tmp_path / "resumed", save_top_k=-1)
-    with pytest.warns(UserWarning, match="other added examples. It is dropped"):
+    with pytest.warns(UserWarning, match=r"other added examples. It is dropped"):
         module = fit(tmp_path, failures, epochs=3, ckpt_path=tmp_path / "cut" / "epoch=1.ckpt", callbacks=[again])
     assert not module.generated[2]

@@ -131,11 +131,12 @@ def test_lottery__classes_left_alone_tell_the_effect(tmp_path, classes):
     data = DataLoader(Many(30 * classes, 5), batch_size=16, shuffle=True)
     run.fit(Reads(classes, rate=0.004), data, DataLoader(Many(100 * classes, 0), batch_size=64))
     entry = failures.last_report["interventions"][0]
-    by_lot = [one for one in entry["classes"] if "by lot" in (one["reason"] or "")]
+    by_lot = [one for one in entry["classes"] if "at random" in (one["reason"] or "")]
     if classes < 20:
         assert not by_lot
         assert (
-            entry["verdict"]["sentence"] == "Not measured: 4 classes had a pattern when it began, a lottery takes 20."
+            entry["verdict"]["sentence"]
+            == "Not measured: 4 classes had a pattern when the intervention began, and a lottery takes 20."
         )
     else:
         assert len(by_lot) == 12

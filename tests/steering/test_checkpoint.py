@@ -296,7 +296,7 @@ def test_pool__another_one_makes_a_new_choice(tmp_path):
 
     one = steered(Upweight(factor=4.0), other(200))
     with pytest.warns(
-        UserWarning, match="had picked came from another pool. They are dropped, and new ones will be picked"
+        UserWarning, match=r"had picked came from another pool. They are dropped, and new ones will be picked"
     ):
         one.load_state_dict(RUN | {"steering": TODAY})
     state = one.state_dict()["steering"]
