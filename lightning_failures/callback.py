@@ -412,7 +412,7 @@ class FailureModes(Callback):
                 self._loaders = evaluation_loaders(trainer)
                 self._seconds = self._budget.seconds_per_loader(trainer, loaders=len(self._loaders))
                 for cached in self._explainer.cached_encoders if self._explainer is not None else ():
-                    cached.store.let_go()
+                    cached.store.close_unused()
 
     def _find_folder(self, trainer: Trainer) -> Path:
         if self._folder is None:

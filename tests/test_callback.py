@@ -676,7 +676,7 @@ def test_bad_input__unreadable_cache_file(tmp_path):
             trainer(tmp_path, failures).validate(OracleClassifier(), loader(), verbose=False)
         for path in (tmp_path / "cache").rglob("*.safetensors"):
             path.write_bytes(path.read_bytes()[:-7] + b"garbage")
-    assert any("embedded anew" in str(w.message) for w in caught)
+    assert any("embedded again" in str(w.message) for w in caught)
     assert failures.last_report.examples == 160
 
 

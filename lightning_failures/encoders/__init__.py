@@ -1,18 +1,19 @@
-"""Frozen models that turn images, and for some of them texts, into vectors.
+"""Frozen models that turn images, and some of them texts, into embeddings.
 
 Files, each importing only from those above it::
 
-    base            What the analysis asks of an encoder: small protocols, all but the first for what only some of
-    feature_attack  Feature attacks: an image is changed until a feature is as strong as it gets, so that people
-    frozen          What keeps a frozen model apart from the training around it: inference state, device, batches,
-    preprocessing   From a batch of images in [0, 1] to the input of a frozen model: checked, resized, cropped,
-    cache           Embeddings that were computed once, on disk
-    clip            CLIP models through open_clip: the space in which failure directions and captions live
-    module          Any ``nn.Module`` as an encoder: timm, torchvision, or the classifier itself (its "original
-    cached          An encoder together with its cache, and how the encoder that the user named is found
-    efficientnet    EfficientNet-Lite0 with real ImageNet weights from a package: natural images on a machine that
-    robust          Adversarially robust ResNets, whose features a failure tree splits on (Barlow, Singla et al.
-    load            From the one string that a user writes to an encoder
+    base               Protocols of an encoder; texts, feature maps and gradients are optional abilities
+    feature_attack     Feature attacks: change an image until one of its features is as strong as possible
+    frozen             Inference state, device, batches and fingerprint of a model that must not touch the training
+    preprocessing      From images in [0, 1] to the input of a frozen model: check, resize, crop, normalise
+    cache              Embeddings on disk, so that an image is encoded once
+    open_clip_patches  Temporary changes to open_clip while it loads a model
+    clip               CLIP models through open_clip: the space of failure directions and captions
+    module             Any ``nn.Module`` as an encoder: timm, torchvision, or the classifier itself
+    efficientnet       EfficientNet-Lite0 with ImageNet weights from a package, for machines that cannot reach a hub
+    robust             Adversarially robust ResNets, whose features failure trees split on (Barlow)
+    load               From the string that a user writes to an encoder
+    cached             An encoder with its cache, and how the encoder that the user named is loaded
 """
 
 from lightning_failures.encoders.base import (

@@ -1,4 +1,4 @@
-"""What the analysis asks of an encoder: small protocols, all but the first for what only some of them can do."""
+"""Protocols of an encoder. All but the first describe optional abilities: texts, feature maps, gradients."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from torch import Tensor
 
 @runtime_checkable
 class Encoder(Protocol):
-    """A frozen image model with its own device and dtype, outside autocast. All it returns is float32 on the CPU.
+    """A frozen image model with its own device and dtype, outside autocast. It returns float32 tensors on the CPU.
 
     Attributes:
-        name: What the user called it, e.g. ``"ViT-B-32/openai"``; for people, not for keys.
+        name: The name that the user gave, e.g. ``"ViT-B-32/openai"``; for display, not a key.
         fingerprint: Hex digest over architecture, weights, preprocessing and tokenizer. Equal fingerprints mean equal
-            outputs (up to rounding between devices and batch sizes), so the cache may use it as part of a key.
+            outputs (up to rounding between devices and batch sizes), so it can be part of a cache key.
         dim: Length D of an embedding.
     """
 
@@ -37,7 +37,7 @@ class Encoder(Protocol):
 
 @runtime_checkable
 class TextEncoder(Encoder, Protocol):
-    """An image encoder that shares its space with text (CLIP). Both kinds of embedding have unit length."""
+    """An encoder of images and texts into one space (CLIP). Both kinds of embedding have unit length."""
 
     def encode_texts(self, texts: Sequence[str]) -> Tensor:
         """Embed M texts as (M, D) float32 unit vectors on the CPU."""
@@ -46,7 +46,7 @@ class TextEncoder(Encoder, Protocol):
 
 @runtime_checkable
 class FeatureEncoder(Encoder, Protocol):
-    """An image encoder whose embedding is the spatial mean of feature maps, so that a feature has a heat map."""
+    """An encoder whose embedding is the spatial mean of feature maps, so that every feature has a heat map."""
 
     def encode_maps(self, images: Tensor) -> Tensor:
         """Return the maps before global average pooling: (B, C, H, W) in [0, 1] -> (B, D, h, w) float32 on the CPU."""
@@ -55,37 +55,40 @@ class FeatureEncoder(Encoder, Protocol):
 
 @runtime_checkable
 class DifferentiableEncoder(Encoder, Protocol):
-    """An image encoder whose features can be differentiated by the image, so that a feature can be attacked."""
+    """An encoder whose features are differentiable with respect to the image, so that a feature can be attacked."""
 
     @property
     def device(self) -> torch.device: ...  # noqa: D102
 
     def view(self, images: Tensor) -> Tensor:
-        """Return what the model sees of each image, (B, C, H, W) in [0, 1] -> (B, C, h, w) float32 in [0, 1]."""
+        """Return the part of each image that the model sees: (B, C, H, W) in [0, 1] -> (B, C, h, w) float32."""
         ...
 
     def differentiable(self) -> AbstractContextManager[Callable[[Tensor], Tensor]]:
-        """Open the way in: a function from what the model sees, (B, C, h, w) on its device, to features (B, D).
+        """Enter a block in which features can be differentiated.
 
-        Inside the block gradients are on, even where the caller is in ``inference_mode``; the model is in eval mode and
-        keeps no trace of them.
+        Inside, gradients are enabled even if the caller is in ``inference_mode``, and the model is in eval mode.
+
+        Returns:
+            A context manager that yields a function from the output of :meth:`view`, (B, C, h, w) on the device of the
+            model, to features (B, D).
         """
         ...
 
 
 def gives_texts(encoder: Encoder) -> TypeGuard[TextEncoder]:
-    """Whether captions can be scored in the space of this encoder."""
+    """Return whether the encoder embeds texts, so that captions can be scored in its space."""
     return isinstance(encoder, TextEncoder)
 
 
 def gives_maps(encoder: Encoder) -> TypeGuard[FeatureEncoder]:
-    """Whether the features of this encoder have heat maps.
+    """Return whether the features of the encoder have heat maps.
 
-    An encoder that has the method but, for the layer it reads, no maps says so with an attribute ``has_maps = False``.
+    An encoder with an ``encode_maps`` method whose layer has no maps sets an attribute ``has_maps = False``.
     """
     return isinstance(encoder, FeatureEncoder) and bool(getattr(encoder, "has_maps", True))
 
 
 def gives_gradients(encoder: Encoder) -> TypeGuard[DifferentiableEncoder]:
-    """Whether the features of this encoder can be attacked."""
+    """Return whether the features of the encoder can be attacked."""
     return isinstance(encoder, DifferentiableEncoder)

@@ -1,4 +1,4 @@
-"""An encoder together with its cache, and how the encoder that the user named is found."""
+"""An encoder together with its cache, and how the encoder that the user named is loaded."""
 
 from __future__ import annotations
 
@@ -13,80 +13,102 @@ import yaml
 from torch import Tensor
 
 from lightning_failures.core.rng import isolated_rng
-from lightning_failures.encoders import Encoder, gives_texts, load_encoder
+from lightning_failures.encoders.base import Encoder, gives_texts
 from lightning_failures.encoders.cache.store import EmbeddingCache, content_keys, embed
+from lightning_failures.encoders.load import load_encoder
 from lightning_failures.errors import EncoderError
 
 
 class _DefaultEncoder(str):
-    """The default is told apart from the same name typed by the user: only the latter must be there."""
+    """The name of the default encoder; unlike the same name given by the user, it may be unavailable."""
 
     __slots__ = ()
 
 
 DEFAULT_ENCODER = _DefaultEncoder("ViT-B-32/openai")
 
-# LightningCLI writes the defaults of all options into config.yaml, where it is a plain name
+# LightningCLI writes the defaults of all options into config.yaml, where this one must be a plain string
 yaml.SafeDumper.add_representer(_DefaultEncoder, lambda dumper, value: dumper.represent_str(str(value)))
 
-
-_TEXT = xxhash.xxh3_64_intdigest(b"text")  # texts and images share a store, but no keys
+_TEXT_SEED = xxhash.xxh3_64_intdigest(b"text")  # texts and images share a store, but no keys
 
 
 class CachedEncoder:
-    """A frozen encoder that looks at every image, and every caption, once."""
+    """A frozen encoder that encodes each distinct image, and each distinct caption, once.
+
+    Args:
+        encoder: The encoder.
+        cache: The cache in which its embeddings are kept.
+
+    Attributes:
+        encoder: The encoder.
+        store: Its embeddings.
+    """
 
     def __init__(self, encoder: Encoder, cache: EmbeddingCache) -> None:
         self.encoder = encoder
         self.store = cache.store(encoder.fingerprint)
 
     def embed(self, images: Tensor, keys: Tensor) -> None:
-        """Encode those of the images (B, C, H, W) in [0, 1] whose keys (B, 2) are not known."""
+        """Encode those images (B, C, H, W) in [0, 1] whose keys (B, 2) have no embedding yet."""
         embed(self.encoder, self.store, images, keys=keys)
 
     def embed_now(self, images: Tensor) -> Tensor:
-        """Embed images (B, C, H, W) in [0, 1] and return their embeddings (B, D) float32."""
+        """Return the embeddings (B, D) float32 of images (B, C, H, W) in [0, 1], encoding those that are new."""
         keys = content_keys(images)
         self.embed(images, keys)
         return self.look_up(keys)
 
     def encode_texts(self, texts: Sequence[str]) -> Tensor:
-        """Embed M texts as (M, D) float32; only those that the cache does not know are encoded.
+        """Return the embeddings (M, D) float32 of M texts, encoding those that are new.
 
         Raises:
-            EncoderError: The encoder knows no texts.
+            EncoderError: The encoder has no text tower.
         """
         if not gives_texts(self.encoder):
-            raise EncoderError(f"The encoder {self.encoder.name} knows no texts.")
+            raise EncoderError(f"Encoder {self.encoder.name} has no text tower, so it cannot embed captions.")
         keys = _text_keys(texts)
-        lacking = self.store.missing(keys).nonzero().flatten().tolist()
-        if lacking:
-            self.store.put(keys[lacking], self.encoder.encode_texts([texts[i] for i in lacking]))
+        missing = self.store.missing(keys).nonzero().flatten().tolist()
+        if missing:
+            self.store.put(keys[missing], self.encoder.encode_texts([texts[i] for i in missing]))
         return self.look_up(keys)
 
     def look_up(self, keys: Tensor) -> Tensor:
-        """Return the embeddings (N, D) float32 of keys that were embedded before."""
+        """Return the embeddings (N, D) float32 of keys (N, 2) that were embedded before.
+
+        Raises:
+            CacheError: A key has no embedding.
+        """
         return self.store.get(keys)
 
 
 def _text_keys(texts: Sequence[str]) -> Tensor:
-    """(M, 2) int64: 128 bits of XXH3 over each text."""
-    digests = b"".join(xxhash.xxh3_128_digest(text.encode("utf-8", "surrogatepass"), seed=_TEXT) for text in texts)
+    """Return the key of each text, 128 bits of XXH3: (M, 2) int64."""
+    digests = b"".join(xxhash.xxh3_128_digest(text.encode("utf-8", "surrogatepass"), seed=_TEXT_SEED) for text in texts)
     return torch.from_numpy(np.frombuffer(digests, dtype="<i8").astype(np.int64).reshape(-1, 2))
 
 
 def name_of(spec: str | Path | Encoder | None) -> str | None:
-    """What an encoder is called, before it is loaded."""
+    """Return the name of an encoder without loading it."""
     return None if spec is None else str(getattr(spec, "name", spec))
 
 
 def open_cached_encoder(
     spec: str | Path | Encoder | None, cache: EmbeddingCache, *, device: torch.device, robust: bool = False
 ) -> CachedEncoder | None:
-    """Load an encoder. None stays None; so does, with one warning, the default when it cannot be had.
+    """Load an encoder and open its embeddings.
+
+    Args:
+        spec: What the user named, see :func:`~lightning_failures.encoders.load_encoder`; or None.
+        cache: The cache in which its embeddings are kept.
+        device: The device of a loaded model.
+        robust: Whether the encoder provides the features of failure trees.
+
+    Returns:
+        The encoder with its cache; None for None and, after one warning, for a default encoder that fails to load.
 
     Raises:
-        EncoderError: an encoder that the user named cannot be had.
+        EncoderError: An encoder named by the user could not be loaded.
     """
     if spec is None:
         return None
@@ -97,7 +119,7 @@ def open_cached_encoder(
         if not isinstance(spec, _DefaultEncoder):
             raise
         warnings.warn(
-            f"The default encoder {spec!s} cannot be had, so FailureModes only grades in this run. {error}",
+            f"Could not load the default encoder {spec!s}; only grades will be computed in this run. {error}",
             stacklevel=2,
         )
         return None

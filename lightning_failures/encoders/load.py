@@ -1,4 +1,4 @@
-"""From the one string that a user writes to an encoder."""
+"""Load the encoder that a string names."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from lightning_failures.bundled.models.robust_cnn import Variant
 
 
-# name -> variant of the packaged robust network; the twins show what robust training adds
+# name -> variant of the packaged robust network; the other two show what robust training adds
 _EMBEDDED_ROBUST: dict[str, Variant] = {
     "embedded:digits": "robust",
     "embedded:digits-plain": "plain",
@@ -28,21 +28,22 @@ _EMBEDDED_ROBUST: dict[str, Variant] = {
 
 
 def load_encoder(spec: str | Path | Encoder, *, device: str | torch.device = "cpu", robust: bool = False) -> Encoder:
-    """Return the encoder that a string names; an encoder is returned as it is.
+    """Return the encoder that a string names; an encoder object is returned unchanged.
 
     Args:
         spec: For directions and captions: ``"embedded:digits"``, ``"efficientnet-lite0"`` (no captions), or what
-            :class:`OpenCLIPEncoder` takes. For trees (``robust=True``): ``"embedded:digits"`` and its twins
+            :class:`OpenCLIPEncoder` takes. For trees (``robust=True``): ``"embedded:digits"`` and its variants
             ``"embedded:digits-plain"`` and ``"embedded:digits-untrained"``, ``"efficientnet-lite0"`` (not robust), or
             the path of a checkpoint for :class:`RobustEncoder`.
-        device: Where a loaded model lives.
-        robust: Which of the two roles the encoder plays.
+        device: Device of a loaded model.
+        robust: Whether the encoder provides the features of failure trees, rather than the space of directions.
 
     Raises:
-        EncoderError: Nothing of that name, or it cannot be loaded; with close matches and what works without a network.
+        EncoderError: The name is unknown or the encoder cannot be loaded; the message lists close matches and encoders
+            that work without a network.
     """
     if not isinstance(spec, str | Path):
-        return _given(spec)
+        return _checked(spec)
     name = str(spec)
     if name == "efficientnet-lite0":
         return efficientnet_lite0(device=device)
@@ -78,9 +79,11 @@ def _robust(name: str, device: str | torch.device) -> Encoder:
     return RobustEncoder(name, device=device)
 
 
-def _given(spec: object) -> Encoder:
+def _checked(spec: object) -> Encoder:
     if isinstance(spec, Encoder):
         return spec
     if isinstance(spec, nn.Module):
-        raise EncoderError(f"a {type(spec).__name__} is no encoder yet: wrap it, ModuleEncoder(module, layer).")
-    raise EncoderError(f"an encoder is a string, a path, or an object with encode_images; got {type(spec).__name__}.")
+        raise EncoderError(f"A {type(spec).__name__} is not an encoder. Wrap it: ModuleEncoder(module, layer).")
+    raise EncoderError(
+        f"An encoder must be a string, a path, or an object with encode_images; got {type(spec).__name__}."
+    )

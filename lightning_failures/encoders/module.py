@@ -1,4 +1,4 @@
-"""Any ``nn.Module`` as an encoder: timm, torchvision, or the classifier itself (its "original latent space")."""
+"""Use any ``nn.Module`` as an encoder: timm, torchvision, or the classifier itself (its "original latent space")."""
 
 from __future__ import annotations
 
@@ -26,34 +26,35 @@ from lightning_failures.errors import EncoderError, did_you_mean
 
 
 class ModuleEncoder:
-    """The output of one layer of a module, averaged over space, as the embedding of an image.
+    """An encoder whose embedding is the output of one layer of a module, averaged over space.
 
-    The module itself is left as it is: by default a deep copy is frozen; with ``copy=False`` the module is used in
-    place, its train or eval mode is restored and its hooks are removed after each call, also after an exception.
+    The module is unchanged: by default a deep copy is frozen; with ``copy=False`` the module is used in place, and its
+    train or eval mode is restored and its hooks are removed after each call, also after an exception.
 
     Args:
-        module: Takes images (B, C, H, W).
-        layer: Name of the submodule, as in ``module.named_modules()``, whose output is read: feature maps
-            (B, D, h, w), usually the layer before global pooling, or vectors (B, D). A layer that runs several times in
-            a forward pass is read the last time.
-        mean: One value a channel; images in [0, 1] are normalised with it. None: the module takes images in [0, 1].
-        std: As ``mean``.
-        image_size: Images are resized (shortest edge, bicubic) and centre-cropped to it. None: taken as they are.
+        module: A module that takes images (B, C, H, W).
+        layer: Name of a submodule, as in ``module.named_modules()``, whose output is read: feature maps (B, D, h, w),
+            usually from the layer before global pooling, or vectors (B, D). If the layer runs several times in a
+            forward pass, its last output counts.
+        mean: Mean of each channel, for normalising images in [0, 1]. None: the module takes images in [0, 1].
+        std: Standard deviation of each channel, as ``mean``.
+        image_size: Size to which images are resized (shortest edge, bicubic) and centre-cropped. None: not resized.
         crop: Ratio of ``image_size`` to the resized shortest edge.
         interpolation: ``"bicubic"`` or ``"bilinear"``.
-        name: For people; by default the class of the module and the layer.
-        device: Where the copy lives; None is where the module is.
-        copy: Whether to freeze a copy. Without, weights and fingerprint follow the module as it trains.
-        batch_size: Images that go through the module at once.
+        name: Name for display; default: the class of the module and the layer.
+        device: Device of the copy; None: the device of the module.
+        copy: Whether to freeze a copy. If not, weights and fingerprint follow the module as it trains.
+        batch_size: Images in one forward pass.
 
     Attributes:
         name: See above.
         fingerprint: 32 hex digits over architecture, weights, layer and preprocessing.
-        dim: D.
-        has_maps: Whether the layer gives maps, so that ``encode_maps`` can be used.
+        dim: Length D of an embedding.
+        has_maps: Whether the layer returns maps, so that ``encode_maps`` can be used.
 
     Raises:
-        EncoderError: Unknown layer, an output that is neither (B, D, h, w) nor (B, D), a module that does not run.
+        EncoderError: The layer does not exist, its output is neither (B, D, h, w) nor (B, D), or the module does not
+            run on images.
 
     >>> net = nn.Sequential(nn.Conv2d(3, 5, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     >>> encoder = ModuleEncoder(net, "1", mean=[0.5] * 3, std=[0.5] * 3)
@@ -83,7 +84,7 @@ class ModuleEncoder:
         self._copied = copy
         self._module = _frozen_copy(module, device) if copy else module
         if not copy and device is not None:
-            raise EncoderError("ModuleEncoder(copy=False) uses the module where it is: leave device=None.")
+            raise EncoderError("ModuleEncoder(copy=False) uses the module on its own device; leave device=None.")
         channels = _input_channels(module)
         self.preprocessing = Preprocessing(
             size=(image_size, image_size) if isinstance(image_size, int) else image_size,
@@ -95,14 +96,14 @@ class ModuleEncoder:
         if layer not in dict(module.named_modules()) or not layer:
             names = [known for known, _ in module.named_modules() if known]
             raise EncoderError(
-                f"layer={layer!r} is no submodule of {type(module).__name__}.{did_you_mean(layer, names)} "
-                f"Its top level has {', '.join(known for known, _ in module.named_children()) or 'no children'}."
+                f"layer={layer!r} is not a submodule of {type(module).__name__}.{did_you_mean(layer, names)} "
+                f"Its top level has {', '.join(known for known, _ in module.named_children()) or 'no submodules'}."
             )
         output = self._probe()
         if output.ndim not in (2, 4):
             raise EncoderError(
-                f"layer={layer!r} gives {tuple(output.shape)}: "
-                "name one that gives feature maps (B, D, h, w) or vectors (B, D)."
+                f"layer={layer!r} returns {tuple(output.shape)}. "
+                "Name a layer that returns feature maps (B, D, h, w) or vectors (B, D)."
             )
         self.has_maps = output.ndim == 4
         self.dim = output.shape[1]
@@ -110,7 +111,7 @@ class ModuleEncoder:
 
     @property
     def device(self) -> torch.device:
-        """Where the model is, the CPU if it has no tensors."""
+        """Device of the model; the CPU if it has no tensors."""
         return next((t.device for t in self._module.state_dict().values()), torch.device("cpu"))
 
     @property
@@ -119,13 +120,16 @@ class ModuleEncoder:
         return self._fingerprint or self._hash()
 
     def is_part_of(self, module: nn.Module) -> bool:
-        """Whether this reads ``module`` or a part of it: the module itself, or a copy with the same weights."""
-        mine = list(self._module.parameters())
-        shapes = [p.shape for p in mine]
+        """Return whether the encoder reads ``module`` or a part of it, in place or as a copy with the same weights."""
+        own = list(self._module.parameters())
+        if not own:
+            return False
+        shapes = [parameter.shape for parameter in own]
         for part in module.modules():
-            theirs = list(part.parameters())
-            alike = mine and [p.shape for p in theirs] == shapes
-            if alike and all(a is b or torch.equal(a.cpu(), b.cpu()) for a, b in zip(mine, theirs, strict=True)):
+            others = list(part.parameters())
+            if [parameter.shape for parameter in others] != shapes:
+                continue
+            if all(a is b or torch.equal(a.cpu(), b.cpu()) for a, b in zip(own, others, strict=True)):
                 return True
         return False
 
@@ -133,34 +137,34 @@ class ModuleEncoder:
         """Embed images (B, C, H, W) in [0, 1] as (B, D) float32 on the CPU: maps averaged over space, or the vectors.
 
         Raises:
-            DataError: Images of another shape, or outside [0, 1].
+            DataError: Images of another shape, or values outside [0, 1].
         """
         return self._encode(images, self._pool)
 
     def encode_maps(self, images: Tensor) -> Tensor:
-        """Return the feature maps, (B, C, H, W) in [0, 1] -> (B, D, h, w) float32 on the CPU.
+        """Return the feature maps: (B, C, H, W) in [0, 1] -> (B, D, h, w) float32 on the CPU.
 
         Raises:
-            EncoderError: The layer gives vectors.
-            DataError: Images of another shape, or outside [0, 1].
+            EncoderError: The layer returns vectors.
+            DataError: Images of another shape, or values outside [0, 1].
         """
         if not self.has_maps:
             raise EncoderError(
-                f"{self.name}: layer {self.layer!r} gives vectors, not maps. Name a layer before pooling."
+                f"{self.name}: layer {self.layer!r} returns vectors, not maps. Name a layer before pooling."
             )
         return self._encode(images, lambda output: output)
 
     def view(self, images: Tensor) -> Tensor:
-        """The part of each image that the model sees, (B, C, h, w) float32 in [0, 1]: heat maps belong on it."""
+        """Return the part of each image that the model sees, (B, C, h, w) float32 in [0, 1]; heat maps cover it."""
         with frozen_inference(self.device):
             return self.preprocessing.view(check_unit_images(images))
 
     @contextlib.contextmanager
     def differentiable(self) -> Iterator[Callable[[Tensor], Tensor]]:
-        """Inside the block: what the model sees, (B, C, h, w) in [0, 1] on its device, -> features (B, D) with grad.
+        """Yield a differentiable function from the output of :meth:`view`, on the model's device, to features (B, D).
 
-        Gradients are on even inside ``inference_mode``, autocast is off. No parameter gets a gradient as long as the
-        caller asks for that of the images alone, as ``torch.autograd.grad`` does.
+        Gradients are enabled even inside ``inference_mode``; autocast is disabled. No parameter receives a gradient if
+        the caller differentiates with respect to the images alone, as ``torch.autograd.grad`` does.
 
         >>> encoder = ModuleEncoder(nn.Sequential(nn.Conv2d(1, 2, 3)), "0", mean=[0.5], std=[0.5])
         >>> with torch.inference_mode(), encoder.differentiable() as features:
@@ -182,23 +186,26 @@ class ModuleEncoder:
             )
 
     def _run(self, prepared: Tensor) -> Tensor:
-        """Run the module on preprocessed images and return what the layer gave."""
-        seen: list[Tensor] = []
+        """Run the module on preprocessed images and return the output of the layer."""
+        outputs: list[Tensor] = []
         handle = self._module.get_submodule(self.layer).register_forward_hook(
-            lambda _m, _i, output: seen.append(output)
+            lambda _module, _inputs, output: outputs.append(output)
         )
         try:
             dtype = next((p.dtype for p in self._module.parameters() if p.is_floating_point()), torch.float32)
             self._module(prepared.to(dtype))
         finally:
             handle.remove()
-        if not seen or not isinstance(seen[-1], Tensor):
-            came = "nothing: the forward pass does not reach it" if not seen else f"a {type(seen[-1]).__name__}"
-            raise EncoderError(f"layer={self.layer!r} gives {came}. A tensor is needed.")
-        return seen[-1]
+        if not outputs:
+            raise EncoderError(f"layer={self.layer!r} is not reached by the forward pass. Name a layer that is.")
+        if not isinstance(outputs[-1], Tensor):
+            raise EncoderError(
+                f"layer={self.layer!r} returns a {type(outputs[-1]).__name__}. Name a layer that returns a tensor."
+            )
+        return outputs[-1]
 
     def _probe(self) -> Tensor:
-        """The layer's output for one gray image, in the first size that the module takes."""
+        """Return the output of the layer for one gray image, of the first size that the module takes."""
         size = self.preprocessing.size
         channels = len(self.preprocessing.mean)
         failure: Exception | None = None
@@ -212,7 +219,7 @@ class ModuleEncoder:
             except Exception as error:
                 failure = failure or error
         assert failure is not None
-        remedy = "" if size else " If it takes images of one size only, give image_size."
+        remedy = "" if size else " If it takes images of one size only, set image_size."
         raise EncoderError(
             f"{self.name}: the module does not run on an image: {first_line(failure)}.{remedy}"
         ) from failure
@@ -229,7 +236,7 @@ class ModuleEncoder:
 
     @contextlib.contextmanager
     def _eval_mode(self) -> Iterator[None]:
-        """Eval mode for the time of a call; afterwards each submodule has the mode that its owner gave it."""
+        """Put the module into eval mode for the block; afterwards each submodule has its former mode."""
         training = [module for module in self._module.modules() if module.training]
         self._module.eval()
         try:
@@ -246,8 +253,8 @@ def _frozen_copy(module: nn.Module, device: str | torch.device | None) -> nn.Mod
             duplicate = copy.deepcopy(module)
     except Exception as error:
         raise EncoderError(
-            f"{type(module).__name__} cannot be copied ({first_line(error)}): "
-            "give the part that computes the features, or copy=False."
+            f"{type(module).__name__} cannot be copied ({first_line(error)}). "
+            "Pass the part that computes the features, or set copy=False."
         ) from error
     return freeze(duplicate, as_device(device) if device is not None else home)
 
@@ -262,5 +269,5 @@ def _per_channel(name: str, values: Sequence[float] | None, channels: int, defau
     if len(given) == 1:
         given *= channels
     if len(given) != channels:
-        raise EncoderError(f"{name} must have one value for each of the {channels} channel(s), got {len(given)}.")
+        raise EncoderError(f"{name} must have one value for each of the {channels} channel(s); got {len(given)}.")
     return given

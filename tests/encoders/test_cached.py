@@ -50,7 +50,7 @@ def test_encode_texts__shares_a_store_with_images(tmp_path):
 
 
 def test_encode_texts__of_an_encoder_without_texts(tmp_path):
-    with pytest.raises(EncoderError, match="knows no texts"):
+    with pytest.raises(EncoderError, match="has no text tower"):
         CachedEncoder(ColourEncoder(), EmbeddingCache(tmp_path)).encode_texts(("a cat",))
 
 

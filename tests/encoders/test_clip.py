@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 
 from lightning_failures.encoders import OpenCLIPEncoder, gives_maps, gives_texts
 from lightning_failures.encoders import clip as clip_module
+from lightning_failures.encoders.open_clip_patches import quiet
 from lightning_failures.errors import DataError, EncoderError
 from tests.encoders.tiny import TINY, TINY_PREPROCESS, Exploit, as_batch, rng_states, smooth_image, write_clip
 
@@ -193,7 +194,7 @@ def test_open_clip__mismatched_activation_is_an_error(tag, clip_folder):
         clip_module._check_activation("x", model, quick_gelu=True)
     clip_module._check_activation("x", model, quick_gelu=False)
     source = clip_module._Source("Tiny-1", "quick", quick_gelu=False)
-    with pytest.raises(EncoderError, match="QuickGELU mismatch"), clip_module._quiet_open_clip():
+    with pytest.raises(EncoderError, match="QuickGELU mismatch"), quiet():
         clip_module._load("x", source)
 
 

@@ -144,8 +144,8 @@ def test_feature_attack__no_images():
     [
         (HALF[0], 0, "must be"),
         ((HALF * 255).to(torch.uint8), 0, "must be"),
-        (HALF, 2, "asked for numbers 2-2"),
-        (HALF, -1, "asked for numbers -1"),
+        (HALF, 2, "has no feature 2-2"),
+        (HALF, -1, "has no feature -1"),
     ],
 )
 def test_feature_attack__what_cannot_be_attacked(images, feature, match):

@@ -141,8 +141,8 @@ class Odd(nn.Module):
     ("layer", "message"),
     [
         ("steem", "Did you mean stem"),
-        ("", "no submodule"),
-        ("unused", "does not reach it"),
+        ("", "not a submodule"),
+        ("unused", "is not reached"),
     ],
 )
 def test_module_encoder__wrong_layer(net, layer, message):
@@ -151,7 +151,7 @@ def test_module_encoder__wrong_layer(net, layer, message):
 
 
 @pytest.mark.parametrize(
-    ("layer", "message"), [("recurrent", "a tuple"), ("tokens", r"\(1, 4096, 3\)"), ("silent", "reach")]
+    ("layer", "message"), [("recurrent", "a tuple"), ("tokens", r"\(1, 4096, 3\)"), ("silent", "is not reached")]
 )
 def test_module_encoder__wrong_output(layer, message):
     with pytest.raises(EncoderError, match=message):

@@ -129,10 +129,10 @@ def test_robust__arch_given(tmp_path):
 
 def test_robust__code_is_refused(tmp_path):
     torch.save({"model": {"conv1.weight": Exploit(tmp_path / "ran")}}, tmp_path / "x.pt")
-    with pytest.raises(EncoderError, match="Remedy: "):
+    with pytest.raises(EncoderError, match="save its tensors: "):
         RobustEncoder(tmp_path / "x.pt")
     (tmp_path / "legacy.pt").write_bytes(pickle.dumps({"model": Exploit(tmp_path / "ran")}))
-    with pytest.raises(EncoderError, match="Remedy: "):
+    with pytest.raises(EncoderError, match="save its tensors: "):
         RobustEncoder(tmp_path / "legacy.pt")
     torch.save(resnet(), tmp_path / "module.pt")
     with pytest.raises(EncoderError, match=r"safetensors\.torch\.save_file"):
@@ -146,13 +146,13 @@ def test_robust__damaged_files(tmp_path):
     (tmp_path / "x.safetensors").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(EncoderError, match="cannot be read"):
         RobustEncoder(tmp_path / "x.safetensors")
-    with pytest.raises(EncoderError, match="is no file"):
+    with pytest.raises(EncoderError, match="is not a file"):
         RobustEncoder(tmp_path / "nothing.pt")
     torch.save({"epoch": 3}, tmp_path / "y.pt")
     with pytest.raises(EncoderError, match="no state dict"):
         RobustEncoder(tmp_path / "y.pt")
     torch.save(Net().state_dict(), tmp_path / "z.pt")
-    with pytest.raises(EncoderError, match="no ResNet"):
+    with pytest.raises(EncoderError, match="is not a ResNet"):
         RobustEncoder(tmp_path / "z.pt")
 
 

@@ -184,7 +184,7 @@ def test_trainer__damaged_caches_give_the_report_of_an_empty_one(tmp_path):
         assert report == expected
         assert embedded == 160  # everything again
         assert len(warned) == 1
-        assert "embedded anew" in warned[0]
+        assert "embedded again" in warned[0]
         report, embedded, warned = validate(cache, tmp_path)  # repaired
         assert (report, embedded, warned) == (expected, 0, [])
 
@@ -215,7 +215,7 @@ with warnings.catch_warnings(record=True) as caught:
     try:
         store.get(keys)
     except CacheError:
-        print(len(caught), "cut short" in str(caught[0].message), bool(store.missing(keys).all()))
+        print(len(caught), "became shorter" in str(caught[0].message), bool(store.missing(keys).all()))
     store.put(keys, torch.ones(2048, 512))
     print(bool((store.get(keys) == 1).all()))
 """

@@ -623,7 +623,7 @@ def test_open_clip__runs_no_code_of_a_tokenizer(tmp_path, marker, monkeypatch):
     names = {"tokenizer_class": "Evil", "auto_map": {"AutoTokenizer": ["evil.Evil", None]}}
     (folder / "tokenizer_config.json").write_text(json.dumps(names))
     (folder / "evil.py").write_text(f"open({str(marker)!r}, 'w').close()\nclass Evil: pass\n")
-    with pytest.raises(EncoderError, match="asks to run code"):
+    with pytest.raises(EncoderError, match="would run code"):
         OpenCLIPEncoder(str(folder))
 
 

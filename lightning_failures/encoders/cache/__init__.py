@@ -1,7 +1,7 @@
-"""Embeddings that were computed once, on disk.
+"""Embeddings on disk, so that an image is encoded once.
 
 Files, each importing only from those above it::
 
-    shard_file  The file format of the embedding cache: an index in memory and embeddings on disk, verified when
-    store       Embeddings on disk, keyed by content: an image is embedded once, and a changed image or encoder is
+    shard_file  The file format: an index in memory and embeddings on disk, verified when opened
+    store       The cache folder and the embeddings of one encoder, keyed by content, with a size limit
 """

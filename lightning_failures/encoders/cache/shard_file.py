@@ -1,9 +1,9 @@
 """The file format of the embedding cache: an index in memory and embeddings on disk, verified when opened.
 
-A shard is a safetensors file that is written once: ``keys`` (2, N) int64, sorted; ``places`` (N,) int32, the row of
-each key; ``embeddings`` (N, D) float16 or float32 in the order of the writer, so that what is put together lies
-together. One checksum covers them and what the header says of them. Opened, the index (20 bytes a row) is held in
-memory, and embeddings are read through a memory map.
+A shard is a safetensors file that is written once. It holds ``keys`` (2, N) int64, sorted; ``places`` (N,) int32, the
+row of each key's embedding; and ``embeddings`` (N, D) float16 or float32 in the order of the writer, so that embeddings
+written together are stored together. One checksum covers the arrays and their description in the header. The index of
+an open shard (20 bytes a row) is held in memory; embeddings are read through a memory map.
 """
 
 from __future__ import annotations
@@ -34,23 +34,35 @@ from lightning_failures.core.safetensors_io import (
 SUFFIX = ".safetensors"
 
 _FORMAT = "lightning_failures embeddings 2"
-_GAP = 2**16  # bytes that are read along rather than left out: about what a disk reads while it finds a place
+_KEY_BYTES = 16
+_PLACE_BYTES = 4
+_HALF_BYTES = 2
+_GAP = 2**16  # bytes: a shorter gap is read along, about what a disk reads in the time of a seek
 _READ_BYTES = 2**20  # bytes read at once: enough for a fast disk, few enough for a processor's cache
-_ALIGNMENT = 64  # bytes: arrays that are mapped from the file are aligned
+_ALIGNMENT = 64  # bytes: arrays mapped from the file are aligned
 
 Array = npt.NDArray[Any]
 
 
+def bytes_per_embedding(dim: int) -> int:
+    """Return the bytes that one embedding takes on disk: its index entry and ``dim`` values in float16.
+
+    >>> bytes_per_embedding(512)
+    1044
+    """
+    return _KEY_BYTES + _PLACE_BYTES + _HALF_BYTES * dim
+
+
 @dataclass(frozen=True)
 class Shard:
-    """Embeddings and where each key has its own, in memory or mapped from a file.
+    """Embeddings with an index by key, in memory or mapped from a file.
 
     Attributes:
         keys: (2, N) int64; the first row ascends.
-        places: (N,) int32: the row of ``embeddings`` of each key.
+        places: (N,) int32: the row of ``embeddings`` that belongs to each key.
         embeddings: (N, D) float16 or float32, in any order.
-        file: The mapped file, which ends with the embeddings; None for those in memory.
-        file_size: Its bytes.
+        file: The mapped file, which ends with the embeddings; None for a shard in memory.
+        file_size: Size of the file in bytes.
     """
 
     keys: Array
@@ -61,52 +73,55 @@ class Shard:
 
     @classmethod
     def of(cls, keys: Array, embeddings: Array) -> Shard:
-        """Index keys (N, 2) of embeddings (N, D), which stay where they are."""
+        """Index embeddings (N, D), which are not copied, by keys (N, 2)."""
         order = np.lexsort((keys[:, 1], keys[:, 0]))
         return cls(np.ascontiguousarray(keys[order].T), order.astype(np.int32), embeddings)
 
     @property
     def nbytes(self) -> int:
-        """Of all three."""
+        """Size of keys, places and embeddings in bytes."""
         return self.keys.nbytes + self.places.nbytes + self.embeddings.nbytes
 
     @property
     def truncated(self) -> bool:
-        """Whether the file lost bytes since it was opened: to read them through the map would end the process."""
+        """Whether the file became shorter after it was opened; reading lost bytes through the map ends the process."""
         try:
             return self.file is not None and self.file.stat().st_size < self.file_size
-        except OSError:  # evicted: what is mapped stays
+        except OSError:  # an evicted file stays readable through its map
             return False
 
     def find(self, keys: Array) -> Array:
-        """Rows of the embeddings of keys (M, 2), -1 where absent: (M,) int64. Fastest for sorted keys."""
+        """Return the embedding row of each key (M, 2), -1 if absent: (M,) int64. Sorted keys are found fastest."""
         first, second = self.keys
-        at = np.searchsorted(first, keys[:, 0])
+        positions = np.searchsorted(first, keys[:, 0])
         found = np.full(len(keys), -1)
         rows = np.arange(len(keys))
-        while len(rows):  # once, but for keys that share their first half
-            rows = rows[at[rows] < len(first)]
-            rows = rows[first[at[rows]] == keys[rows, 0]]
-            same = second[at[rows]] == keys[rows, 1]
-            found[rows[same]] = self.places[at[rows[same]]]
-            rows = rows[~same]
-            at[rows] += 1
+        # keys that share their first half are neighbours: step through them until the second half matches
+        while len(rows):
+            rows = rows[positions[rows] < len(first)]
+            rows = rows[first[positions[rows]] == keys[rows, 0]]
+            matches = second[positions[rows]] == keys[rows, 1]
+            found[rows[matches]] = self.places[positions[rows[matches]]]
+            rows = rows[~matches]
+            positions[rows] += 1
         return found
 
     def prefetch(self, places: Array) -> None:
-        """Ask the system for the rows (M,), ascending, that are read next: all at once, and little between them."""
+        """Ask the operating system to read ahead the rows ``places`` (M,), ascending, with few bytes between them."""
         if self.file is None or not hasattr(os, "posix_fadvise"):
             return
         width = self.embeddings[0].nbytes
-        with contextlib.suppress(OSError), self.file.open("rb") as file:  # only speed is lost
+        with contextlib.suppress(OSError), self.file.open("rb") as file:  # a failure costs only speed
             starts = self.file_size - self.embeddings.nbytes + places * width
             gaps = np.flatnonzero(np.diff(starts) > width + _GAP)
-            for first, last in zip(starts[np.r_[0, gaps + 1]].tolist(), starts[np.r_[gaps, -1]].tolist(), strict=True):
-                os.posix_fadvise(file.fileno(), first, last + width - first, os.POSIX_FADV_WILLNEED)
+            run_starts = starts[np.r_[0, gaps + 1]].tolist()
+            last_rows = starts[np.r_[gaps, -1]].tolist()
+            for start, last in zip(run_starts, last_rows, strict=True):
+                os.posix_fadvise(file.fileno(), start, last + width - start, os.POSIX_FADV_WILLNEED)
 
 
 class Pending:
-    """Embeddings of one dtype that wait to be written, in the order in which they came."""
+    """Embeddings of one dtype that have not been written yet, in the order in which they were added."""
 
     def __init__(self) -> None:
         self._row_of: dict[bytes, int] = {}
@@ -117,32 +132,38 @@ class Pending:
 
     @property
     def embeddings(self) -> Array:
-        """(N, D)."""
-        self._blocks = [np.concatenate(self._blocks)] if len(self._blocks) > 1 else self._blocks
+        """The embeddings (N, D)."""
+        if len(self._blocks) > 1:
+            self._blocks = [np.concatenate(self._blocks)]
         return self._blocks[0]
 
     def prefetch(self, places: Array) -> None:
-        """Nothing: they are in memory."""
+        """Do nothing: pending embeddings are in memory."""
 
     def add(self, keys: Array, embeddings: Array) -> None:
-        """Append embeddings (M, D) of keys (M, 2), all different and none of them here."""
+        """Append embeddings (M, D) under keys (M, 2), which must be distinct and new."""
         if len(keys):
-            self._row_of.update(zip(_hashable(keys), range(len(self), len(self) + len(keys)), strict=True))
+            rows = range(len(self), len(self) + len(keys))
+            self._row_of.update(zip(_hashable(keys), rows, strict=True))
             self._blocks.append(embeddings)
 
     def find(self, keys: Array) -> Array:
-        """As :meth:`Shard.find`."""
+        """Return the embedding row of each key (M, 2), -1 if absent: (M,) int64."""
         if not self._row_of:
             return np.full(len(keys), -1)
         return np.fromiter((self._row_of.get(key, -1) for key in _hashable(keys)), np.int64, len(keys))
 
     def shard(self, order: Array) -> Shard:
-        """All of them, those of the keys ``order`` (M, 2) in this order and before the others."""
+        """Return all embeddings as a shard.
+
+        Args:
+            order: Keys (M, 2) whose embeddings come first, in this order; keys that are not pending are ignored.
+        """
         keys = np.frombuffer(b"".join(self._row_of), dtype=np.int64).reshape(-1, 2)
-        moved = [row for row in dict.fromkeys(self.find(order).tolist()) if row >= 0]
-        if not moved:
+        first = [row for row in dict.fromkeys(self.find(order).tolist()) if row >= 0]
+        if not first:
             return Shard.of(keys, self.embeddings)
-        rows = np.concatenate([moved, np.setdiff1d(np.arange(len(self)), moved)])
+        rows = np.concatenate([first, np.setdiff1d(np.arange(len(self)), first)])
         return Shard.of(keys[rows], self.embeddings[rows])
 
 
@@ -151,13 +172,25 @@ def _hashable(keys: Array) -> list[bytes]:
     return pairs
 
 
+def to_half(values: Tensor) -> tuple[Tensor, Tensor]:
+    """Round rows (N, D) to float16.
+
+    Returns:
+        The rounded rows, and (N,) bool: whether rounding moved the row by at most 2**-10 of its length.
+    """
+    half = values.half()
+    errors = torch.linalg.vector_norm(half.float() - values, dim=1, dtype=torch.float64)
+    lengths = torch.linalg.vector_norm(values, dim=1, dtype=torch.float64)
+    return half, errors <= lengths / 1024
+
+
 def write_shard(shard: Shard, folder: Path, fingerprint: str) -> Path:
-    """Write a shard to a file that is named by its checksum, and return the path.
+    """Write a shard to a file named by its checksum, and return the path.
 
     Args:
-        shard: Keys and embeddings.
-        folder: Where the file is created.
-        fingerprint: Of the encoder that the embeddings come from.
+        shard: The keys and embeddings.
+        folder: The folder in which the file is created.
+        fingerprint: Fingerprint of the encoder that computed the embeddings.
     """
     arrays = {
         "keys": little_endian(shard.keys),
@@ -174,34 +207,16 @@ def write_shard(shard: Shard, folder: Path, fingerprint: str) -> Path:
     return target
 
 
-def bytes_per_embedding(dim: int) -> int:
-    """Return the bytes of one embedding of length ``dim`` in a shard: float16 values, a 128-bit key and its place.
-
-    >>> bytes_per_embedding(512)
-    1044
-    """
-    return 2 * dim + 16 + 4
-
-
-def _start_checksum(fingerprint: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> xxhash.xxh3_128:
-    """Return a hasher that has seen what the header says of the data."""
-    dtype_name = next(name for name, known in DTYPES.items() if known == dtype)
-    return start_checksum([_FORMAT, fingerprint, list(shape), dtype_name])
-
-
-def to_half(values: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows in float16, and for each whether rounding moves it by at most 2**-10 of its length."""
-    half = values.half()
-    error, length = (torch.linalg.vector_norm(x, dim=1, dtype=torch.float64) for x in (half.float() - values, values))
-    return half, error <= length / 1024
-
-
 def read_shard(path: Path, fingerprint: str) -> Shard:
-    """Verify every byte of a shard, keep its index and map its embeddings into memory.
+    """Verify every byte of a shard, load its index and map its embeddings into memory.
 
-    Embeddings are verified by reading, not through the map: a disk that fails is then an error instead of a signal that
-    ends the process, and no more than a buffer of them is in memory. The file is closed again, as a map of Python's
-    own is not: a cache may have more shards than a process may have files open.
+    Embeddings are verified by reading, not through the map: a failing disk then raises an error instead of the signal
+    that ends the process, and only one buffer of embeddings is in memory. The map is made by ``torch.from_file``, which
+    closes the file, unlike ``mmap``: a cache may have more shards than a process may have open files.
+
+    Args:
+        path: The file.
+        fingerprint: Fingerprint of the encoder that the shard must belong to.
 
     Raises:
         DamagedShardError: The content is not what was written for this fingerprint.
@@ -209,6 +224,7 @@ def read_shard(path: Path, fingerprint: str) -> Shard:
     """
     try:
         with damage_reported(), path.open("rb") as file:
+            # index
             header = read_header(file)
             if list(header.entries) != ["keys", "places", "embeddings"]:
                 raise ValueError("wrong arrays")
@@ -218,6 +234,8 @@ def read_shard(path: Path, fingerprint: str) -> Shard:
                 raise ValueError("wrong shapes")
             keys = read_array(file, header.entries["keys"])
             places = read_array(file, header.entries["places"])
+
+            # checksum over the index and, buffer by buffer, the embeddings
             hasher = _start_checksum(fingerprint, entry.shape, entry.dtype)
             hasher.update(keys.data)
             hasher.update(places.data)
@@ -226,6 +244,7 @@ def read_shard(path: Path, fingerprint: str) -> Shard:
                 hasher.update(buffer[:read])
             if hasher.hexdigest() != header.metadata["checksum"]:
                 raise ValueError("wrong checksum")
+
             mapped = torch.from_file(str(path), shared=False, size=header.file_size, dtype=torch.uint8).numpy()
             embeddings = mapped[entry.start :].view(entry.dtype).reshape(entry.shape)
             embeddings.flags.writeable = False
@@ -234,5 +253,11 @@ def read_shard(path: Path, fingerprint: str) -> Shard:
             raise FileNotFoundError(f"{path} has just been removed") from error
         raise
     with contextlib.suppress(OSError):
-        os.utime(path)  # "recently used", for eviction
+        os.utime(path)  # eviction removes the least recently opened shards first
     return Shard(keys, places, embeddings, path, header.file_size)
+
+
+def _start_checksum(fingerprint: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> xxhash.xxh3_128:
+    """Return a hasher that has seen what the header says of the embeddings."""
+    dtype_name = next(name for name, known in DTYPES.items() if known == dtype)
+    return start_checksum([_FORMAT, fingerprint, list(shape), dtype_name])

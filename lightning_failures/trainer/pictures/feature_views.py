@@ -87,7 +87,7 @@ class FeatureViews:
     def _derived_store(self, kind: str) -> EmbeddingStore:
         assert self.store is not None
         if kind not in self._stores:
-            self._stores[kind] = self.store.beside(kind)
+            self._stores[kind] = self.store.derived_store(kind)
         return self._stores[kind]
 
 

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lightning_failures.encoders.cache.shard_file import Pending, Shard, read_shard, write_shard
+from lightning_failures.core.safetensors_io import read_header
+from lightning_failures.encoders.cache.shard_file import Pending, Shard, bytes_per_embedding, read_shard, write_shard
 
 N, DIM = 3000, 300
 
@@ -131,3 +132,15 @@ def test_pending__keeps_the_order_over_blocks():
     moved = pending.shard(keys[[7, 2]])
     assert moved.embeddings[:, 0].tolist() == rows[[7, 2, 0, 1, 3, 4, 5, 6, 8, 9], 0].tolist()
     assert np.array_equal(moved.embeddings[moved.find(keys)], rows)
+
+
+@pytest.mark.parametrize("dim", [1, 300])
+def test_bytes_per_embedding__as_on_disk(tmp_path, dim):
+    sizes = []
+    for count in (1, 65):
+        keys = np.arange(2 * count).reshape(count, 2)
+        made = Shard.of(keys, np.zeros((count, dim), dtype=np.float16))
+        with write_shard(made, tmp_path, "f").open("rb") as file:
+            header = read_header(file)
+        sizes.append(header.file_size - header.entries["keys"].start)
+    assert sizes == [bytes_per_embedding(dim), 65 * bytes_per_embedding(dim)]

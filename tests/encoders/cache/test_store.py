@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import sys
+import tempfile
 import warnings
 from pathlib import Path
 
@@ -173,9 +174,9 @@ def test_store__lacking_and_wrong(tmp_path):
     store, keys = filled(tmp_path)
     with pytest.raises(CacheError, match="2 of 3 images"):
         store.get(torch.cat([keys[:1], keys[:2] + 1]))
-    with pytest.raises(DataError, match=r"must give \(6, 4\) for 6 images, it gave \(6, 5\)"):
+    with pytest.raises(DataError, match=r"must return \(6, 4\) for 6 images; it returned \(6, 5\)"):
         store.put(keys, torch.zeros(6, 5))
-    with pytest.raises(DataError, match=r"gave \(5, 4\)"):
+    with pytest.raises(DataError, match=r"returned \(5, 4\)"):
         store.put(keys, torch.zeros(5, 4))
     with pytest.raises(DataError, match="not finite"):
         store.put(keys, torch.full((6, 4), float("nan")))
@@ -339,7 +340,7 @@ def test_damage__every_byte(tmp_path):
         if position >= start:  # keys and embeddings
             assert not intact
         if not intact:
-            assert "embedded anew" in messages[0]
+            assert "embedded again" in messages[0]
             assert not path.exists()  # so that the next run does not warn again
         survived += intact
     assert survived < start  # some flips in the header change nothing that is read
@@ -519,28 +520,28 @@ def test_evict__an_open_store_keeps_its_embeddings(tmp_path):
     assert torch.equal(store.get(keys), expected)
 
 
-def test_let_go__what_is_evicted_and_out_of_use(tmp_path):
+def test_close_unused__what_is_evicted_and_out_of_use(tmp_path):
     store, first = filled(tmp_path)
     more = batch(6, seed=1)
     store.put(content_keys(more), torch.ones(6, 4))
     store.flush()
     EmbeddingCache(tmp_path, max_bytes=0).evict()
     for _ in range(3):  # each pass looks for the first
-        store.let_go()
+        store.close_unused()
         assert not store.missing(first).any()
     assert store.missing(content_keys(more)).all()
     store.put(content_keys(more), torch.zeros(6, 4))
     assert torch.equal(store.get(content_keys(more)), torch.zeros(6, 4))
 
 
-def test_let_go__what_is_on_disk_or_only_in_memory_stays(tmp_path):
+def test_close_unused__what_is_on_disk_or_only_in_memory_stays(tmp_path):
     on_disk, keys = filled(tmp_path)
     in_memory = EmbeddingStore("f")
     in_memory.put(keys, torch.ones(6, 4))
     in_memory.flush()
     for store in (on_disk, in_memory):
         for _ in range(3):
-            store.let_go()
+            store.close_unused()
         assert not store.missing(keys).any()
 
 
@@ -586,31 +587,51 @@ def test_purge(tmp_path):
     assert EmbeddingCache(tmp_path / "nowhere").purge() == 0
 
 
-def test_default_cache_folder(monkeypatch, tmp_path):
+def test_default_cache_folder__chosen_by_the_environment(monkeypatch, tmp_path):
     monkeypatch.setenv("LIGHTNING_FAILURES_CACHE", str(tmp_path / "here"))
     assert default_cache_folder() == tmp_path / "here"
     assert EmbeddingCache().folder == tmp_path / "here"
-    monkeypatch.delenv("LIGHTNING_FAILURES_CACHE")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    if sys.platform == "linux":
-        assert default_cache_folder() == tmp_path / "lightning_failures"
+
+
+def test_default_cache_folder__of_the_system(monkeypatch, tmp_path):
+    monkeypatch.delenv("LIGHTNING_FAILURES_CACHE", raising=False)
     assert default_cache_folder().name == "lightning_failures"
+    if sys.platform == "linux":
+        monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+        monkeypatch.setenv("HOME", str(tmp_path))
+        assert default_cache_folder() == tmp_path / ".cache" / "lightning_failures"
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+        assert default_cache_folder() == tmp_path / "xdg" / "lightning_failures"
     assert EmbeddingCache(tmp_path / "unused").size() == 0
     assert not (tmp_path / "unused").exists()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a user always has a home")
+def test_default_cache_folder__user_without_a_home(monkeypatch):
+    import pwd
+
+    for name in ("LIGHTNING_FAILURES_CACHE", "XDG_CACHE_HOME", "HOME"):
+        monkeypatch.delenv(name, raising=False)
+
+    def unknown(uid):
+        raise KeyError(uid)
+
+    monkeypatch.setattr(pwd, "getpwuid", unknown)
+    assert default_cache_folder() == Path(tempfile.gettempdir()) / "lightning_failures"
 
 
 def test_beside__vectors_of_another_length_under_the_same_encoder(tmp_path):
     cache = EmbeddingCache(tmp_path)
     store, keys = filled(tmp_path)
-    maps = store.beside("maps 8x8")
+    maps = store.derived_store("maps 8x8")
     assert maps.missing(keys).all()
     maps.put(keys, torch.ones(len(keys), 66))
     maps.flush()
-    again = cache.store("f").beside("maps 8x8")
+    again = cache.store("f").derived_store("maps 8x8")
     assert again.get(keys).shape == (len(keys), 66)
     assert cache.store("f").get(keys).shape == (len(keys), 4)
-    assert cache.store("f").beside("maps 4x4").missing(keys).all()
-    assert cache.store("g").beside("maps 8x8").missing(keys).all()
+    assert cache.store("f").derived_store("maps 4x4").missing(keys).all()
+    assert cache.store("g").derived_store("maps 8x8").missing(keys).all()
 
 
 @pytest.mark.parametrize("fingerprint", ["f", "no/plain name" * 9])
@@ -618,18 +639,18 @@ def test_purge__of_an_encoder_takes_what_lies_beside(tmp_path, fingerprint):
     cache = EmbeddingCache(tmp_path)
     keys = content_keys(batch())
     for owner in (fingerprint, "other", fingerprint + "-other"):
-        for store in (cache.store(owner), cache.store(owner).beside("maps")):
+        for store in (cache.store(owner), cache.store(owner).derived_store("maps")):
             store.put(keys, torch.ones(len(keys), 3))
             store.flush()
     assert len(shards(tmp_path)) == 6
     assert cache.purge(fingerprint) > 0
     assert len(shards(tmp_path)) == 4
-    assert not cache.store("other").beside("maps").missing(keys).any()
+    assert not cache.store("other").derived_store("maps").missing(keys).any()
 
 
 def test_beside__in_memory():
     store = EmbeddingStore("f")
     keys = content_keys(batch())
-    beside = store.beside("maps")
+    beside = store.derived_store("maps")
     beside.put(keys, torch.ones(len(keys), 3))
     assert not beside.missing(keys).any()
