@@ -52,7 +52,7 @@ from lightning_failures.encoders.cache.store import EmbeddingCache
 from lightning_failures.encoders.frozen import load_tensors, state_dict_of
 from lightning_failures.errors import FailureModesError
 from lightning_failures.interventions.synthesis.ledger import Ledger, LedgerRow
-from lightning_failures.pools.shards import PoolShard, in_half, read_pool_shard, write_pool_shard
+from lightning_failures.pools.shards import PoolShard, read_pool_shard, round_to_half, write_pool_shard
 from lightning_failures.report.comparison import compare
 from lightning_failures.report.feature_names import FeatureNames, with_names
 from lightning_failures.report.gallery import Gallery, Picture, Row, Thumbnails, Tile
@@ -312,7 +312,7 @@ def doors(place: Path) -> dict[str, Door]:
 
     made["cache"] = Door([shard.read_bytes()], read_cache, "safetensors")
 
-    block = PoolShard(torch.arange(3), torch.zeros(3, dtype=torch.long), keys, in_half(values), values[:, 0])
+    block = PoolShard(torch.arange(3), torch.zeros(3, dtype=torch.long), keys, round_to_half(values), values[:, 0])
     pooled = place / "pool.safetensors"
     write_pool_shard(block, pooled, pool="p")
 

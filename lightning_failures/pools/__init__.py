@@ -1,20 +1,20 @@
-"""Pools of any size: their embeddings in files of fixed blocks of examples, and what a stream over the files finds.
+"""Pools of any size: embed them in shards of consecutive examples, and find their hardest examples in one stream.
 
 Files, each importing only from those above it::
 
-    fitted    The directions of a run, as its files tell of them
-    manifest  What a folder of shards holds: of which pool, through which encoder, cut into which blocks
-    shards    The file of one block of a pool: written once, whole or not at all, and verified whenever it is read
-    source    The user's pool as blocks of consecutive examples: their loader, cut so that whole blocks go to one
-    job       What one process does for a pool: from a batch to rows, from rows to a shard on disk
-    merging   One stream over all shards of a pool: what each class has, and its hardest examples. One shard is in
-    results   What is found in a pool, as files and in words
-    embedder  The module that ``Trainer.predict`` runs to embed a pool: batches in, shards on disk out
+    fitted    The directions of a run, read from its files
+    manifest  What a folder of shards holds: which pool, which encoder, which blocks of ids
+    shards    The file of one block of a pool: written once, verified whenever it is read
+    source    The user's loader, cut into blocks of consecutive examples that are divided among processes
+    job       The work of one process: from batches to rows, from rows to shards on disk
+    merging   One stream over all shards: statistics and hardest examples of each class, one shard in memory
+    results   What was found in a pool, as JSON files and as a printed summary
+    embedder  The module that ``Trainer.predict`` runs to embed a pool
 """
 
 from lightning_failures.pools.manifest import PoolManifest
 from lightning_failures.pools.merging import PoolSummary, merge_shards
-from lightning_failures.pools.shards import PoolShard, read_pool_shard, scored, write_pool_shard
+from lightning_failures.pools.shards import PoolShard, read_pool_shard, score_shard, write_pool_shard
 
 __all__ = [
     "PoolManifest",
@@ -22,6 +22,6 @@ __all__ = [
     "PoolSummary",
     "merge_shards",
     "read_pool_shard",
-    "scored",
+    "score_shard",
     "write_pool_shard",
 ]

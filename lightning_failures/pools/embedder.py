@@ -1,10 +1,10 @@
-"""The module that ``Trainer.predict`` runs to embed a pool: batches in, shards on disk out."""
+"""The module that ``Trainer.predict`` runs to embed a pool."""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
@@ -17,120 +17,134 @@ from lightning_failures.encoders import Encoder, load_encoder
 from lightning_failures.errors import ConfigurationError, DataError
 from lightning_failures.pools.job import PoolJob, ShardWriter, writing
 from lightning_failures.pools.manifest import PoolManifest, default_shard_size
-from lightning_failures.pools.results import agreed_names, clear_results, conclude
-from lightning_failures.pools.shards import POOL_UNLABELLED, digest_of, read_pool_shard, scored, write_pool_shard
+from lightning_failures.pools.results import clear_results, resolve_class_names, write_results
+from lightning_failures.pools.shards import (
+    POOL_UNLABELLED,
+    directions_digest,
+    read_pool_shard,
+    score_shard,
+    write_pool_shard,
+)
 from lightning_failures.pools.source import batch_size_of, blocks_loader, content_sample
 from lightning_failures.trainer.image_space import ImageSpace
 from lightning_failures.trainer.ranks import Communicator
 
-T = TypeVar("T")
-
 
 def run_job(trainer: Trainer, job: PoolJob) -> None:
-    """Embed what is left of a pool, with the strategy of the Trainer, then look at the whole."""
+    """Embed the remaining shards of a pool with the strategy of the Trainer, then write the results."""
     with warnings.catch_warnings():
-        # where fewer shards are left than there are processes, or none
+        # raised if fewer shards remain than there are processes
         warnings.filterwarnings("ignore", "Total length of `DataLoader` across ranks is zero")
         trainer.predict(PoolEmbedder(job), return_predictions=False)
 
 
 class PoolEmbedder(LightningModule):
-    """Embeds, and scores, the shards that are not there yet. It has no parameters, so any strategy can run it.
+    """Embeds and scores the missing shards. It has no parameters, so any strategy can run it.
 
-    The pool is cut into fixed blocks of ids, and the blocks that are left are dealt out to the processes. A shard is
-    the same whichever process writes it, down to its bytes: batches do not cross its borders.
+    The pool is cut into fixed blocks of ids, and the remaining blocks are divided among the processes. Batches do not
+    cross the borders of a block, so a shard has the same bytes whichever process writes it.
 
-    An error in one process ends it, and Lightning then ends the others: what is on disk stays, the next run does the
-    rest.
+    An error in one process ends it, and Lightning then ends the others. Finished shards stay on disk, and the next run
+    resumes.
+
+    Args:
+        job: What to do.
     """
 
     def __init__(self, job: PoolJob) -> None:
         super().__init__()
         self.allow_zero_length_dataloader_with_multiple_devices = True
         self.prepare_data_per_node = job.source.owner.prepare_data_per_node
-        # in plain objects, so that neither the user's module nor the encoder becomes a part of this one
-        self._job, self._ranks = job, Communicator()
+        # inside plain objects, so that neither the user's module nor the encoder becomes a submodule of this one
+        self._job = job
+        self._ranks = Communicator()
         self._writer: ShardWriter | None = None
-        self._told: tuple[Sequence[str], Any] = (), None
+        self._names: Sequence[str] = ()
+        self._dataset: Any = None
 
     def prepare_data(self) -> None:
-        """As the user has it."""
+        """Call the user's hook."""
         self._job.source.owner.prepare_data()
 
     def setup(self, stage: str) -> None:
-        """As the user has it, in every process."""
+        """Connect the processes and call the user's hook."""
         self._ranks.open()
         self._job.source.begin(self.trainer)
 
     def predict_dataloader(self) -> DataLoader[Any]:
-        """The blocks of this process. All processes find the same that is left to do."""
+        """Return the loader of the blocks that this process must embed."""
         job, ranks = self._job, self._ranks
         loader = self._ranks.run_all(job.source.loader)
-        names = self._ranks.run_all(lambda: agreed_names(job.class_names, loader.dataset, job.fitted))
+        names = self._ranks.run_all(lambda: resolve_class_names(job.class_names, loader.dataset, job.fitted))
         encoder = self._ranks.run_all(self._load_encoder)
         space = self._ranks.run_all(lambda: job.reader.space(loader.dataset))
         claimed = self._ranks.run_all(lambda: self._claim(loader, encoder, space) if ranks.is_first else None)
         manifest = ranks.broadcast(claimed)
         assert manifest is not None
         self._ranks.run_all(lambda: self._check_same(loader, manifest, encoder))
-        left = self._what_is_left(manifest)
-        blocks = blocks_loader(loader, [manifest.block(number) for number in left[ranks.rank :: ranks.world_size]])
+        remaining = self._remaining(manifest)
+        blocks = blocks_loader(loader, [manifest.block(number) for number in remaining[ranks.rank :: ranks.world_size]])
         self._writer = ShardWriter(job, manifest, encoder, space, iter(blocks.sampler))
-        self._told = names, loader.dataset
+        self._names = names
+        self._dataset = loader.dataset
         return blocks
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """As the user has it."""
+        """Call the user's hook."""
         return self._job.source.hook("on_before_batch_transfer")(batch, dataloader_idx)
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
-        """As the user has it."""
+        """Call the user's hook."""
         return self._job.source.hook("transfer_batch_to_device")(batch, device, dataloader_idx)
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """As the user has it."""
+        """Call the user's hook."""
         return self._job.source.hook("on_after_batch_transfer")(batch, dataloader_idx)
 
     def predict_step(self, batch: Any, batch_idx: int) -> int:
-        """Embed a batch, and write the shard when it is complete. Returns the number of examples."""
+        """Embed a batch, write its shard if that is complete, and return the number of examples."""
         assert self._writer is not None
         return self._writer.take(batch)
 
     def teardown(self, stage: str) -> None:
-        """Wait until all processes have written their shards; then the first one looks at the whole."""
+        """Wait until all processes have written their shards; then the first process writes the results."""
         self._ranks.raise_if_any(None)
         writer, self._writer = self._writer, None
         if writer is not None:
-            self._ranks.run_all(lambda: self._conclude(writer.manifest) if self._ranks.is_first else None)
+            self._ranks.run_all(lambda: self._write_results(writer.manifest) if self._ranks.is_first else None)
         self._ranks.close()
         self._job.source.end()
 
     def _load_encoder(self) -> Encoder:
+        """Load the encoder and check that the directions were fitted to its embeddings.
+
+        Raises:
+            ConfigurationError: They were fitted to embeddings of another encoder.
+        """
         device = self.trainer.strategy.root_device if self._job.device is None else torch.device(self._job.device)
         with isolated_rng():
             encoder = load_encoder(self._job.encoder, device=device)
         fitted = self._job.fitted
         if fitted is not None and fitted.encoder not in (None, encoder.fingerprint):
             raise ConfigurationError(
-                f"{fitted.path} was fitted to embeddings of another encoder ({fitted.encoder}) than"
-                f" {encoder.name} ({encoder.fingerprint}). Give the encoder of that run, or other --directions."
+                f"{fitted.path} was fitted to embeddings of encoder {fitted.encoder}, not of"
+                f" {encoder.name} ({encoder.fingerprint}). Use the encoder of that run, or other --directions."
             )
         if fitted is not None and fitted.directions.mean.numel() != encoder.dim:
             raise ConfigurationError(
                 f"{fitted.path} was fitted to embeddings of {fitted.directions.mean.numel()} dimensions;"
-                f" {encoder.name} gives {encoder.dim}. Give the encoder of that run, or other --directions."
+                f" {encoder.name} returns {encoder.dim}. Use the encoder of that run, or other --directions."
             )
         return encoder
 
     def _claim(self, loader: DataLoader[Any], encoder: Encoder, space: ImageSpace) -> PoolManifest:
-        """Make the folder that of this pool, and clear old results away; in the first process."""
+        """Write the manifest and remove old results; called in the first process only."""
         job, examples = self._job, len(loader.dataset)  # type: ignore[arg-type]
         sample = content_sample(loader, job.reader)
         if not sample:
             rank_zero_warn(
-                "Two looks at one image of the pool differ, so its transform is random: when the command is run again,"
-                " it cannot tell whether the images are still the same. A pool is better seen through a fixed"
-                " transform."
+                "Reading an image of the pool twice gave different pixels, so its transform is random, and a later run"
+                " cannot check whether the images are still the same. Use a deterministic transform for a pool."
             )
         found = PoolManifest.load(job.folder)
         size = job.shard_size or (found.shard_size if found else default_shard_size(examples, batch_size_of(loader)))
@@ -148,60 +162,68 @@ class PoolEmbedder(LightningModule):
         return manifest
 
     def _check_same(self, loader: DataLoader[Any], manifest: PoolManifest, encoder: Encoder) -> None:
-        """Whether this process sees the folder, the pool and the encoder of the first one."""
+        """Check that this process has the same folder, pool and encoder as the first process.
+
+        Raises:
+            ConfigurationError: The folder differs.
+            DataError: The pool or the encoder differs.
+        """
         if PoolManifest.load(self._job.folder) != manifest:
             raise ConfigurationError(
-                f"{self._job.folder} of process {self._ranks.rank} is not that of the first one. On several nodes"
-                " --output must be a folder that all of them share."
+                f"{self._job.folder} of process {self._ranks.rank} is not that of the first process. On several"
+                " nodes, --output must be a folder that all of them share."
             )
         examples = len(loader.dataset)  # type: ignore[arg-type]
         if (examples, encoder.fingerprint) != (manifest.examples, manifest.encoder):
             raise DataError(
-                f"The first process has a pool of {manifest.examples} examples and the encoder {manifest.encoder},"
+                f"The first process has a pool of {manifest.examples} examples and encoder {manifest.encoder}, but"
                 f" process {self._ranks.rank} {examples} and {encoder.fingerprint}. They must be the same."
             )
 
-    def _what_is_left(self, manifest: PoolManifest) -> list[int]:
-        """Numbers of the shards to write; those that are there are verified, each by one process. Collective."""
+    def _remaining(self, manifest: PoolManifest) -> list[int]:
+        """Return the numbers of the shards to write, the same in every process.
+
+        Existing shards are verified, each by one process. Collective.
+        """
         folder, ranks = self._job.folder, self._ranks
         present = ranks.broadcast([n for n in range(manifest.shards) if manifest.path(folder, n).is_file()])
         mine = present[ranks.rank :: ranks.world_size]
         whole = self._ranks.run_all(lambda: [number for number in mine if self._is_done(manifest, number)])
         done = {number for part in ranks.gather_objects(whole) for number in part}
         if present:
-            spoilt = len(present) - len(done)
-            told = f"; {spoilt} more are damaged or lack something, and are done anew" if spoilt else ""
-            rank_zero_info(f"{len(done)} of {manifest.shards} shards are there{told}.")
+            n_redone = len(present) - len(done)
+            redone = f"; {n_redone} more are damaged or incomplete and are written again" if n_redone else ""
+            rank_zero_info(f"{len(done)} of {manifest.shards} shards are complete{redone}.")
         return [number for number in range(manifest.shards) if number not in done]
 
     def _is_done(self, manifest: PoolManifest, number: int) -> bool:
-        """Whether a shard that is there is whole and needs no image any more; it is scored anew where it has to be."""
-        job, path = self._job, manifest.path(self._job.folder, number)
+        """Return whether an existing shard is complete; score it if its directions are not those of the job."""
+        job = self._job
+        path = manifest.path(job.folder, number)
         try:
             shard = read_pool_shard(path, manifest.block(number), pool=manifest.digest)
         except (OSError, DamagedShardError):
             return False
         if job.keep_embeddings and shard.embeddings is None:
             return False
-        if job.directions is None or shard.directions == digest_of(job.directions):
+        if job.directions is None or shard.directions == directions_digest(job.directions):
             return True
         if shard.embeddings is None or bool((shard.labels == POOL_UNLABELLED).any()):
             return False
         with writing(job.folder):
-            write_pool_shard(scored(shard, job.directions), path, pool=manifest.digest)
+            write_pool_shard(score_shard(shard, job.directions), path, pool=manifest.digest)
         return True
 
-    def _conclude(self, manifest: PoolManifest) -> None:
-        """In the first process."""
+    def _write_results(self, manifest: PoolManifest) -> None:
+        """Write and print the results; called in the first process only."""
         limit = self.trainer.limit_predict_batches
-        names, dataset = self._told
-        conclude(
+        write_results(
             manifest,
             self._job.folder,
             directions=self._job.directions,
             k=self._job.k,
-            names=names,
-            dataset=dataset,
+            names=self._names,
+            dataset=self._dataset,
             limited=isinstance(limit, int) or limit < 1.0,
             patience=60.0 if self.trainer.num_nodes > 1 else 0.0,
         )

@@ -1,4 +1,4 @@
-"""The directions of a run, as its files tell of them."""
+"""The directions of a run, read from its files."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from lightning_failures.errors import ConfigurationError, DataError
 
 @dataclass(frozen=True, eq=False)
 class FittedDirections:
-    """Directions, and what must fit them.
+    """The directions of a run, with the class names and the encoder that a pool must match.
 
     Attributes:
         directions: The SVMs.
-        path: Where they were read.
-        class_names: Of the run; None where no report lies beside the file.
-        encoder: Fingerprint of the encoder whose embeddings they were fitted to; None likewise.
+        path: The file they were read from.
+        class_names: Class names of the run; None if the file has no report next to it.
+        encoder: Fingerprint of the encoder whose embeddings the SVMs were fitted to; None without a report.
     """
 
     directions: FailureDirections
@@ -28,19 +28,19 @@ class FittedDirections:
 
 
 def load_fitted(path: Path) -> FittedDirections:
-    """Read the directions of a run, and the report beside them.
+    """Read the directions of a run, and its report if there is one in the same folder.
 
     Args:
-        path: ``directions.safetensors``, or a folder that holds one: the log folder of a run, or its ``failures/``.
+        path: ``directions.safetensors``, or a folder that contains it: the log folder of a run, or its ``failures/``.
 
     Raises:
-        ConfigurationError: There are none, or they are damaged.
+        ConfigurationError: The file does not exist, is damaged, or has no directions.
     """
-    places = [path / DIRECTIONS_FILE, path / "failures" / DIRECTIONS_FILE] if path.is_dir() else [path]
-    found = next((place for place in places if place.is_file()), None)
+    candidates = [path / DIRECTIONS_FILE, path / "failures" / DIRECTIONS_FILE] if path.is_dir() else [path]
+    found = next((candidate for candidate in candidates if candidate.is_file()), None)
     if found is None:
         raise ConfigurationError(
-            f"No {DIRECTIONS_FILE} in {path}. A run keeps that of its last analysis in <log_dir>/failures/, beside"
+            f"No {DIRECTIONS_FILE} in {path}. A run keeps the file of its last analysis in <log_dir>/failures/, next to"
             " report.json."
         )
     try:
@@ -48,7 +48,7 @@ def load_fitted(path: Path) -> FittedDirections:
     except (DataError, OSError) as error:
         raise ConfigurationError(f"--directions {found}: {error}") from error
     if not len(directions.classes):
-        raise ConfigurationError(f"--directions {found}: no class has a direction, so there is nothing to score with.")
+        raise ConfigurationError(f"--directions {found}: no class has a direction, so the pool cannot be scored.")
     try:
         report = FailureReport.from_json((found.parent / "report.json").read_bytes())
     except (DataError, OSError):

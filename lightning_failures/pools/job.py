@@ -1,4 +1,4 @@
-"""What one process does for a pool: from a batch to rows, from rows to a shard on disk."""
+"""The work of one process: from batches to rows, from rows to shards on disk."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from lightning_failures.encoders.cache.store import content_keys
 from lightning_failures.errors import ConfigurationError, DataError, EncoderError
 from lightning_failures.pools.fitted import FittedDirections
 from lightning_failures.pools.manifest import PoolManifest
-from lightning_failures.pools.shards import POOL_UNLABELLED, PoolShard, in_half, scored, write_pool_shard
+from lightning_failures.pools.shards import POOL_UNLABELLED, PoolShard, round_to_half, score_shard, write_pool_shard
 from lightning_failures.pools.source import PoolSource
 from lightning_failures.trainer.batch_reader import BatchReader
 from lightning_failures.trainer.image_space import ImageSpace
@@ -25,20 +25,20 @@ from lightning_failures.trainer.image_space import ImageSpace
 
 @dataclass(frozen=True)
 class PoolJob:
-    """What is done with a pool.
+    """What to do with a pool.
 
     Attributes:
         source: The pool.
-        encoder: What the user named, or an encoder.
+        encoder: An encoder, or its name.
         reader: Reads batches.
-        folder: Where shards and results go. All processes must see the same.
-        fitted: Score with these directions; None: only embed.
-        k: How many of the hardest examples of each class to find.
-        class_names: The user's, or None to read ``dataset.classes``.
-        task: The user's, or None.
-        device: Of the encoder; None: that of the process.
-        shard_size: None: as begun, or chosen by the size of the pool.
-        keep_embeddings: Whether shards hold them.
+        folder: Folder of shards and results, shared by all processes.
+        fitted: Directions to score with; None: only embed.
+        k: Number of hardest examples to find for each class.
+        class_names: Class names given by the user; None: read ``dataset.classes``.
+        task: Task given by the user, or None.
+        device: Device of the encoder; None: that of the process.
+        shard_size: Examples in a shard; None: that of an existing manifest, else chosen by the size of the pool.
+        keep_embeddings: Whether shards hold the embeddings.
     """
 
     source: PoolSource
@@ -55,20 +55,20 @@ class PoolJob:
 
     @property
     def directions(self) -> FailureDirections | None:
-        """What is scored with."""
+        """The directions to score with, or None."""
         return None if self.fitted is None else self.fitted.directions
 
 
 @dataclass
 class ShardWriter:
-    """What one process does with its batches: at most the rows of one shard are held.
+    """Embeds the batches of one process and writes shards; holds the rows of at most one shard.
 
     Attributes:
-        job: What is done.
-        manifest: Of the pool.
-        encoder: Already loaded.
-        space: Of the images.
-        batches: The ids of each batch to come.
+        job: What to do.
+        manifest: Manifest of the pool.
+        encoder: The loaded encoder.
+        space: Undoes the normalisation of images.
+        batches: The ids of each remaining batch.
     """
 
     job: PoolJob
@@ -81,7 +81,7 @@ class ShardWriter:
         self._rows: list[PoolShard] = []
 
     def take(self, batch: Any) -> int:
-        """Embed the next batch, and write its shard if it is complete; return the number of examples."""
+        """Embed the next batch, write its shard if that is complete, and return the number of examples."""
         ids = next(self.batches)  # a loader yields in the order of its sampler
         self._rows.append(self._embed(batch, ids))
         number = ids.start // self.manifest.shard_size
@@ -90,44 +90,56 @@ class ShardWriter:
         return len(ids)
 
     def _embed(self, batch: Any, ids: range) -> PoolShard:
+        """Return the rows of a batch.
+
+        Raises:
+            DataError: The batch has no images, or no labels although they are needed, or another number of them.
+            EncoderError: The encoder does not return one finite vector for each image.
+        """
         record = self.job.reader.read(None, batch)
         images, labels = record.images, record.labels
         if images is None:
             raise DataError(
-                f"No images were found in a batch of type {type(batch).__name__}. Batches are (x, y, ...) or mappings"
-                " with keys such as image and label; for other forms give the callback read_batch."
+                f"Found no images in a batch of type {type(batch).__name__}. Batches must be (x, y, ...) or mappings"
+                " with keys such as image and label; for other forms, set read_batch of the callback."
             )
         if labels is None and self.job.directions is not None:
             raise DataError(
-                "Scoring needs the label of each example, and none were found in a batch of type"
-                f" {type(batch).__name__}. Give the callback read_batch, or leave --directions away to embed only."
+                "Scoring needs the label of each example, but a batch of type"
+                f" {type(batch).__name__} has none. Set read_batch of the callback, or omit --directions to embed only."
             )
         for name, rows in (("images", images), ("labels", labels)):
             if rows is not None and len(rows) != len(ids):
                 raise DataError(
-                    f"A batch of the {len(ids)} examples {ids.start} ... {ids.stop - 1} has {len(rows)} {name}."
-                    " The collate_fn must neither drop nor repeat any."
+                    f"The batch of the {len(ids)} examples {ids.start} ... {ids.stop - 1} has {len(rows)} {name}."
+                    " The collate_fn must neither drop nor repeat examples."
                 )
         embeddings = self.encoder.encode_images(self.space.to_unit(images)).detach().to("cpu", torch.float32)
         if embeddings.ndim != 2 or len(embeddings) != len(ids) or not bool(embeddings.isfinite().all()):
             raise EncoderError(
-                f"The encoder must give {len(ids)} finite vectors for the examples {ids.start} ... {ids.stop - 1};"
-                f" it gave {tuple(embeddings.shape)}."
+                f"The encoder must return {len(ids)} finite vectors for the examples {ids.start} ... {ids.stop - 1};"
+                f" it returned {tuple(embeddings.shape)}."
             )
         return PoolShard(
             ids=torch.arange(ids.start, ids.stop),
-            labels=torch.full((len(ids),), POOL_UNLABELLED) if labels is None else _one_label(labels, self.job.task),
+            labels=torch.full((len(ids),), POOL_UNLABELLED) if labels is None else _class_labels(labels, self.job.task),
             keys=content_keys(images, salt=repr(self.space)),
             embeddings=embeddings,
         )
 
     def _write(self, number: int) -> None:
-        rows, self._rows = self._rows, []
-        ids, labels, keys = (torch.cat([getattr(r, name) for r in rows]) for name in ("ids", "labels", "keys"))
-        embeddings = torch.cat([r.embeddings for r in rows if r.embeddings is not None])
-        shard = PoolShard(ids, labels, keys, in_half(embeddings))
+        """Write the collected rows as a shard."""
+        rows = self._rows
+        self._rows = []
+        embeddings = torch.cat([part.embeddings for part in rows if part.embeddings is not None])
+        shard = PoolShard(
+            ids=torch.cat([part.ids for part in rows]),
+            labels=torch.cat([part.labels for part in rows]),
+            keys=torch.cat([part.keys for part in rows]),
+            embeddings=round_to_half(embeddings),
+        )
         if self.job.directions is not None:
-            shard = scored(shard, self.job.directions)
+            shard = score_shard(shard, self.job.directions)
         if not self.job.keep_embeddings:
             shard = replace(shard, embeddings=None)
         with writing(self.job.folder):
@@ -136,18 +148,22 @@ class ShardWriter:
 
 @contextmanager
 def writing(folder: Path) -> Iterator[None]:
-    """Turn a full disk, and the like, into an error that tells how to go on."""
+    """Turn a failed write, for instance on a full disk, into an error that says how to resume."""
     try:
         yield
     except OSError as error:
         raise ConfigurationError(
-            f"embed --output {folder} cannot be written ({error}). What is done stays: when there is room, the same"
-            " command does the rest."
+            f"embed --output {folder} cannot be written ({error}). Finished shards are kept; free some space and run"
+            " the same command again to resume."
         ) from error
 
 
-def _one_label(labels: Tensor, task: str | None) -> Tensor:
-    """(B,) int64 from labels (B,), (B, 1), or one-hot (B, K)."""
+def _class_labels(labels: Tensor, task: str | None) -> Tensor:
+    """Return (B,) int64 from labels (B,), (B, 1), or one-hot (B, K).
+
+    Raises:
+        DataError: Labels of another shape, fractional or negative labels.
+    """
     labels = labels.detach().cpu()
     if labels.ndim == 2 and labels.shape[1] == 1:
         labels = labels[:, 0]
@@ -155,7 +171,7 @@ def _one_label(labels: Tensor, task: str | None) -> Tensor:
         labels = labels.argmax(1)
     if labels.ndim != 1 or not torch.equal(labels.long().to(labels.dtype), labels) or int(labels.min()) < 0:
         raise DataError(
-            f"A pool has one class for each example; labels of the shape {tuple(labels.shape)} came. For one-hot labels"
-            " give the callback task='multiclass'; pools of multilabel tasks are not supported."
+            f"A pool needs one class for each example; got labels of shape {tuple(labels.shape)}. For one-hot labels"
+            " set task='multiclass' of the callback; pools of multilabel tasks are not supported."
         )
     return labels.long().clone()

@@ -1,4 +1,4 @@
-"""What a folder of shards holds: of which pool, through which encoder, cut into which blocks."""
+"""What a folder of shards holds: which pool, which encoder, which blocks of ids."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from lightning_failures.core.serialization import from_jsonable, read_json
 from lightning_failures.errors import ConfigurationError, DataError
 
 _NAME = "manifest.json"
-_TOLD = {
+_DEFINING = {
     "encoder": "the encoder",
     "examples": "the number of examples",
     "sample": "the images, or their transform",
@@ -25,15 +25,16 @@ _TOLD = {
 
 @dataclass(frozen=True)
 class PoolManifest:
-    """A pool, cut into blocks of ``shard_size`` consecutive ids: how many processes embed it makes no difference.
+    """A pool, cut into blocks of ``shard_size`` consecutive ids, whatever the number of processes that embed it.
 
     Attributes:
         encoder: Fingerprint of the encoder.
-        encoder_name: What the user called it.
+        encoder_name: Name of the encoder.
         examples: Number of examples of the pool.
-        shard_size: Examples in a shard; the last one has what is left.
-        image_space: What is undone before an image is encoded.
-        sample: Content keys of a few images; empty where each look at an image is another one.
+        shard_size: Examples in a shard; the last shard may have fewer.
+        image_space: The normalisation that is undone before an image is encoded.
+        sample: Content keys of a few images; empty if the transform is random, so that keys differ at each read.
+        schema: Version of the format.
 
     >>> pool = PoolManifest("f00d", "an encoder", examples=10, shard_size=4)
     >>> pool.shards, pool.block(2), pool.path(Path("out"), 2).name
@@ -50,33 +51,36 @@ class PoolManifest:
 
     def __post_init__(self) -> None:
         if min(self.examples, self.shard_size) < 1 or self.schema != 1:
-            raise DataError(f"{self.examples} examples in shards of {self.shard_size}, schema {self.schema}")
+            raise DataError(
+                f"examples and shard_size must be >= 1 and schema must be 1;"
+                f" got {self.examples}, {self.shard_size} and {self.schema}"
+            )
 
     @property
     def shards(self) -> int:
-        """How many files the pool has."""
+        """Number of shards of the pool."""
         return -(-self.examples // self.shard_size)
 
     @property
     def digest(self) -> str:
         """32 hex digits over everything that a shard depends on."""
-        about = [self.schema, *(getattr(self, name) for name in _TOLD)]
+        about = [self.schema, *(getattr(self, name) for name in _DEFINING)]
         return xxhash.xxh3_128_hexdigest(json.dumps(about).encode())
 
     def block(self, number: int) -> range:
-        """The ids of a shard."""
+        """Return the ids of a shard."""
         return range(number * self.shard_size, min((number + 1) * self.shard_size, self.examples))
 
     def path(self, folder: Path, number: int) -> Path:
-        """Where a shard lies."""
+        """Return the path of a shard."""
         return folder / "shards" / f"shard-{number:07d}.safetensors"
 
     @classmethod
     def load(cls, folder: Path) -> PoolManifest | None:
-        """Read the manifest of a folder; None if there is none.
+        """Read the manifest of a folder; return None if the folder has none.
 
         Raises:
-            DataError: It cannot be read as one.
+            DataError: The manifest is damaged.
         """
         path = folder / _NAME
         if not path.is_file():
@@ -84,19 +88,19 @@ class PoolManifest:
         try:
             return from_jsonable(cls, read_json(path.read_bytes()))
         except DataError as error:
-            raise DataError(f"{path} is damaged: {error}. Remove it; the shards beside it are then checked.") from error
+            raise DataError(f"{path} is damaged: {error}. Remove it; the shards are then verified.") from error
 
     def claim(self, folder: Path) -> PoolManifest:
-        """Make the folder that of this pool; return what it then says.
+        """Assign the folder to this pool by writing the manifest, unless it already has one; return its manifest.
 
         Raises:
-            ConfigurationError: It is that of another one.
+            ConfigurationError: The folder belongs to another pool.
         """
         found = PoolManifest.load(folder)
         if found is not None and found.digest != self.digest:
-            told = [text for name, text in _TOLD.items() if getattr(found, name) != getattr(self, name)]
+            differing = [text for name, text in _DEFINING.items() if getattr(found, name) != getattr(self, name)]
             raise ConfigurationError(
-                f"{folder} holds another pool, or the same one seen through another encoder: {', '.join(told)} differ"
+                f"{folder} holds another pool, or the same pool seen by another encoder: {', '.join(differing)} differ"
                 f" ({found.examples} examples, shards of {found.shard_size}, encoder {found.encoder_name};"
                 f" now {self.examples}, {self.shard_size}, {self.encoder_name})."
                 " Give another --output, or remove that folder."
@@ -109,7 +113,7 @@ class PoolManifest:
 
 
 def default_shard_size(examples: int, batch_size: int) -> int:
-    """Choose how many examples a shard has: about 256 shards of 256 to 8,192 examples, in whole batches.
+    """Return the default number of examples in a shard, for about 256 shards of 256 to 8,192, in whole batches.
 
     >>> default_shard_size(2_000, 64), default_shard_size(20_000_000, 100)
     (256, 8200)

@@ -1,4 +1,4 @@
-"""One stream over all shards of a pool: what each class has, and its hardest examples. One shard is in memory."""
+"""One stream over all shards of a pool: statistics and hardest examples of each class, one shard in memory."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from lightning_failures.errors import DataError
 from lightning_failures.interventions.selection.candidates import ClassPicks
 from lightning_failures.interventions.selection.picker import PoolSelector
 from lightning_failures.pools.manifest import PoolManifest
-from lightning_failures.pools.shards import POOL_UNLABELLED, digest_of, read_pool_shard
+from lightning_failures.pools.shards import POOL_UNLABELLED, directions_digest, read_pool_shard
 from lightning_failures.stats.intervals import benjamini_hochberg
 
 
 @dataclass(frozen=True, eq=False)
 class PoolClass:
-    """One class of a pool.
+    """One class of a pool. Without directions, or without an SVM for the class, it has only a count.
 
     Attributes:
-        label: Its number.
-        examples: How many the pool has.
-        flagged: Of these, those with a decision value < 0; None without directions or without an SVM.
-        mean: Mean decision value; None likewise.
-        picks: Its hardest examples; None likewise.
+        label: Index of the class.
+        examples: Number of its examples in the pool.
+        flagged: Number of its examples with a decision value < 0, or None.
+        mean: Mean decision value, or None.
+        picks: Its hardest examples, or None.
     """
 
     label: int
@@ -41,13 +41,14 @@ class PoolClass:
 
 @dataclass(frozen=True, eq=False)
 class PoolSummary:
-    """What a pool holds.
+    """What was found in a pool.
 
     Attributes:
         manifest: The pool.
-        classes: By label; :data:`~lightning_failures.pools.shards.POOL_UNLABELLED` for examples without one.
-        directions: Those that the pool was scored with, or None.
-        k: How many of the hardest examples of each class were wanted.
+        classes: The classes, ordered by label; examples without a label are a class of their own, with label
+            :data:`~lightning_failures.pools.shards.POOL_UNLABELLED`.
+        directions: The directions that the pool was scored with, or None.
+        k: Number of hardest examples that were requested for each class.
     """
 
     manifest: PoolManifest
@@ -56,49 +57,51 @@ class PoolSummary:
     k: int = 0
 
     def to_dict(self, names: Sequence[str] = ()) -> dict[str, Any]:
-        """Plain values: the pool class by class, without single examples."""
-        return self._head() | {"classes": [self._about(entry, names) for entry in self.classes]}
+        """Return JSON values: statistics of the pool and of each class, without single examples."""
+        return self._pool_values() | {"classes": [self._class_values(entry, names) for entry in self.classes]}
 
     def hardest(
         self, names: Sequence[str] = (), path_of: Callable[[int], str | None] = lambda _: None
     ) -> dict[str, Any]:
-        """Plain values: the hardest examples of each class, the most negative decision value first.
+        """Return JSON values: the hardest examples of each class, the most negative decision value first.
 
         Args:
-            names: Of the classes.
-            path_of: From an id to the file that the example was read from, or None.
+            names: Names of the classes.
+            path_of: Returns the file of the example with an id, or None.
         """
         classes = []
         for entry in self.classes:
             if entry.picks is not None:
-                rows = zip(entry.picks.ids.tolist(), entry.picks.values.tolist(), strict=True)
-                found = [{"id": i, "decision_value": value, "path": path_of(i)} for i, value in rows]
-                classes.append(self._about(entry, names) | {"hardest": found, "shortfall": entry.picks.shortfall})
-        return self._head() | {"k": self.k, "classes": classes}
+                pairs = zip(entry.picks.ids.tolist(), entry.picks.values.tolist(), strict=True)
+                hardest = [{"id": i, "decision_value": value, "path": path_of(i)} for i, value in pairs]
+                values = {"hardest": hardest, "shortfall": entry.picks.shortfall}
+                classes.append(self._class_values(entry, names) | values)
+        return self._pool_values() | {"k": self.k, "classes": classes}
 
-    def _head(self) -> dict[str, Any]:
+    def _pool_values(self) -> dict[str, Any]:
         return {
             "schema": 1,
             "examples": self.manifest.examples,
             "shards": self.manifest.shards,
             "encoder": self.manifest.encoder_name,
             "encoder_fingerprint": self.manifest.encoder,
-            "directions": None if self.directions is None else digest_of(self.directions),
+            "directions": None if self.directions is None else directions_digest(self.directions),
         }
 
-    def _about(self, entry: PoolClass, names: Sequence[str]) -> dict[str, Any]:
-        about = {
-            "class": _name(entry.label, names),
+    def _class_values(self, entry: PoolClass, names: Sequence[str]) -> dict[str, Any]:
+        values = {
+            "class": _class_name(entry.label, names),
             "label": entry.label,
             "examples": entry.examples,
             "flagged": entry.flagged,
             "mean_decision_value": entry.mean,
         }
-        found = None if self.directions is None else (self.directions.classes == entry.label).nonzero().flatten()
-        if self.directions is None or found is None or not len(found):
-            return about | {"cv_score": None, "p_value": None, "pattern": False}
-        row, p_values = int(found[0]), self.directions.p_value.numpy()
-        return about | {
+        labels = [] if self.directions is None else self.directions.classes.tolist()
+        if self.directions is None or entry.label not in labels:
+            return values | {"cv_score": None, "p_value": None, "pattern": False}
+        row = labels.index(entry.label)
+        p_values = self.directions.p_value.numpy()
+        return values | {
             "cv_score": float(self.directions.cv_score[row]),
             "p_value": None if np.isnan(p_values[row]) else float(p_values[row]),
             "pattern": bool(benjamini_hochberg(p_values)[row]),
@@ -108,22 +111,22 @@ class PoolSummary:
 def merge_shards(
     folder: Path, manifest: PoolManifest, *, directions: FailureDirections | None = None, k: int = 100
 ) -> PoolSummary:
-    """Read the shards one after the other and keep the ``k`` most negative decision values of each class.
+    """Read the shards one by one and keep the ``k`` most negative decision values of each class.
 
-    Blocks do not overlap, so no example counts twice; of exact copies, one is among the hardest. The result depends
-    neither on who wrote the shards nor on their size.
+    Blocks do not overlap, so no example counts twice; of exact copies, only one is listed. The result depends neither
+    on which processes wrote the shards nor on the shard size.
 
     Args:
-        folder: Of the pool.
-        manifest: Of the pool.
-        directions: Those that every shard was scored with; None: only count.
-        k: Examples a class.
+        folder: Folder of the pool.
+        manifest: Manifest of the pool.
+        directions: The directions that every shard was scored with; None: only count.
+        k: Number of hardest examples for each class.
 
     Raises:
         DataError: A shard is missing, damaged, or scored with other directions.
     """
-    wanted = None if directions is None else digest_of(directions)
-    picker = PoolSelector(k, by="decision_value", reserve=1)
+    required = None if directions is None else directions_digest(directions)
+    selector = PoolSelector(k, by="decision_value", reserve=1)
     totals: dict[int, NDArray[np.float64]] = {}
     for number in range(manifest.shards):
         path = manifest.path(folder, number)
@@ -131,36 +134,40 @@ def merge_shards(
             shard = read_pool_shard(path, manifest.block(number), pool=manifest.digest, embeddings=False)
         except (OSError, DamagedShardError) as error:
             raise DataError(
-                f"{path} is missing or damaged ({error}): run the command again, it does the rest."
+                f"{path} is missing or damaged ({error}). Run the command again to complete the pool."
             ) from error
-        if wanted is not None and shard.directions != wanted:
-            raise DataError(f"{path} was scored with other directions: run the command again.")
+        if required is not None and shard.directions != required:
+            raise DataError(f"{path} was scored with other directions. Run the command again to score it.")
         labels = shard.labels.numpy()
-        values = np.full(len(labels), np.nan) if wanted is None or shard.values is None else shard.values.numpy()
-        _add(totals, labels, values.astype(np.float64))
-        if wanted is not None:
-            picker.add(shard.ids, shard.labels, decision_values=values, keys=shard.keys)
-    picks = picker.pick(similarity=1.0).classes
+        values = np.full(len(labels), np.nan)
+        if required is not None and shard.values is not None:
+            values = shard.values.numpy()
+        _add_totals(totals, labels, values.astype(np.float64))
+        if required is not None:
+            selector.add(shard.ids, shard.labels, decision_values=values, keys=shard.keys)
+    picks = selector.pick(similarity=1.0).classes
     classes = []
-    for label, (examples, valued, flagged, total) in sorted(totals.items()):
-        entry = PoolClass(label, int(examples))
+    for label in sorted(totals):
+        examples, valued, flagged, total = totals[label].tolist()
         if valued:
-            entry = PoolClass(label, int(examples), int(flagged), float(total / valued), picks[label])
+            entry = PoolClass(label, int(examples), int(flagged), total / valued, picks[label])
+        else:
+            entry = PoolClass(label, int(examples))
         classes.append(entry)
     return PoolSummary(manifest, tuple(classes), directions, k)
 
 
-def _add(totals: dict[int, NDArray[np.float64]], labels: NDArray[np.int64], values: NDArray[np.float64]) -> None:
-    """Count by class: examples, those with a decision value, the flagged, and the sum of the values."""
-    classes, place = np.unique(labels, return_inverse=True)
-    known = ~np.isnan(values)
-    weights = (np.ones(len(labels)), known, known & (values < 0), np.where(known, values, 0.0))
-    counts = np.stack([np.bincount(place, weights=weight) for weight in weights], axis=1)
+def _add_totals(totals: dict[int, NDArray[np.float64]], labels: NDArray[np.int64], values: NDArray[np.float64]) -> None:
+    """Add a shard to the totals of each class: examples, examples with a value, flagged examples, sum of values."""
+    classes, class_rows = np.unique(labels, return_inverse=True)
+    has_value = ~np.isnan(values)
+    weights = (np.ones(len(labels)), has_value, has_value & (values < 0), np.where(has_value, values, 0.0))
+    counts = np.stack([np.bincount(class_rows, weights=weight) for weight in weights], axis=1)
     for label, row in zip(classes.tolist(), counts, strict=True):
         totals[label] = totals.get(label, np.zeros(len(weights))) + row
 
 
-def _name(label: int, names: Sequence[str]) -> str:
+def _class_name(label: int, names: Sequence[str]) -> str:
     if label == POOL_UNLABELLED:
         return "unlabelled"
     return names[label] if label < len(names) else str(label)

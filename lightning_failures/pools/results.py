@@ -1,4 +1,4 @@
-"""What is found in a pool, as files and in words."""
+"""What was found in a pool, as JSON files and as a printed summary."""
 
 from __future__ import annotations
 
@@ -20,44 +20,51 @@ from lightning_failures.pools.source import path_in
 from lightning_failures.trainer.grader import unique_class_names
 from lightning_failures.trainer.index_recorder import dataset_attribute
 
-_SUMMARY, _HARDEST = "pool.json", "hardest.json"
-_TOLD = 10  # classes, in words
+_SUMMARY_FILE = "pool.json"
+_HARDEST_FILE = "hardest.json"
+_MAX_PRINTED_CLASSES = 10
 _DAY = 24 * 60 * 60
 
 
-def agreed_names(given: Sequence[str] | None, dataset: Any, fitted: FittedDirections | None) -> Sequence[str]:
-    """Return the names of the classes; none where nobody gives any.
+def resolve_class_names(given: Sequence[str] | None, dataset: Any, fitted: FittedDirections | None) -> Sequence[str]:
+    """Return the class names of the run or of the pool; empty if neither has any.
+
+    Args:
+        given: Class names given by the user, or None to read ``dataset.classes``.
+        dataset: Dataset of the pool.
+        fitted: The directions of a run, or None.
 
     Raises:
-        ConfigurationError: The labels of the pool mean other classes than those of the run that found the directions.
+        ConfigurationError: The classes of the pool differ from those of the run.
     """
-    of_pool = unique_class_names(dataset_attribute(dataset, "classes") if given is None else given)
-    of_run = None if fitted is None or fitted.class_names is None else list(fitted.class_names)
-    if of_pool is not None and len(of_pool) == 1:
-        of_pool = list(expand_class_names(of_pool, "binary"))
-    if of_pool is not None and of_run is not None and of_pool != of_run:
+    pool_names = unique_class_names(dataset_attribute(dataset, "classes") if given is None else given)
+    run_names = None if fitted is None or fitted.class_names is None else list(fitted.class_names)
+    if pool_names is not None and len(pool_names) == 1:
+        pool_names = list(expand_class_names(pool_names, "binary"))
+    if pool_names is not None and run_names is not None and pool_names != run_names:
         raise ConfigurationError(
-            f"The pool has the classes {_some(of_pool)}, the run that found the directions had {_some(of_run)}:"
-            f" {_difference(of_pool, of_run)}. Give a pool with the same classes in the same order."
+            f"The pool has the classes {_abbreviated(pool_names)}, but the run that found the directions had"
+            f" {_abbreviated(run_names)}: {_first_difference(pool_names, run_names)}. Give a pool with the same classes"
+            " in the same order."
         )
-    return of_run or of_pool or ()
+    return run_names or pool_names or ()
 
 
 def clear_results(folder: Path, *, scored: bool) -> None:
-    """Remove what an earlier run has concluded, and what a killed one has left half written.
+    """Remove the results of an earlier run, and files that a killed process left unfinished more than a day ago.
 
     Args:
-        folder: Of the pool.
-        scored: Whether this run finds the hardest examples.
+        folder: Folder of the pool.
+        scored: Whether this run finds the hardest examples; if not, those of an earlier run are kept.
     """
-    for name in (_SUMMARY, _HARDEST) if scored else (_SUMMARY,):
+    for name in (_SUMMARY_FILE, _HARDEST_FILE) if scored else (_SUMMARY_FILE,):
         (folder / name).unlink(missing_ok=True)
     for path in (folder / "shards").glob(f".*{TEMPORARY}"):
         if time.time() - path.stat().st_mtime > _DAY:
             path.unlink(missing_ok=True)
 
 
-def conclude(
+def write_results(
     manifest: PoolManifest,
     folder: Path,
     *,
@@ -68,74 +75,77 @@ def conclude(
     limited: bool,
     patience: float,
 ) -> None:
-    """Merge the shards of all processes, write pool.json and hardest.json, and tell what was found.
+    """Merge the shards of all processes, write pool.json and hardest.json, and print a summary.
 
     Args:
-        manifest: Of the pool.
-        folder: Of the pool.
-        directions: What it was scored with, or None.
-        k: Examples a class.
-        names: Of the classes.
-        dataset: Tells the files of examples.
-        limited: Whether the user wanted a part of the pool only.
-        patience: Seconds to wait for the last shards to be seen from here: a network file system takes its time.
+        manifest: Manifest of the pool.
+        folder: Folder of the pool.
+        directions: The directions that the pool was scored with, or None.
+        k: Number of hardest examples for each class.
+        names: Class names.
+        dataset: Dataset of the pool, which may list the files of examples.
+        limited: Whether the user asked for a part of the pool only; missing shards are then no error.
+        patience: Seconds to wait for missing shards, since a network file system may show them late.
 
     Raises:
         DataError: Shards are missing.
     """
     end = time.monotonic() + patience
-    while (lacking := _lacking(manifest, folder)) and not limited and time.monotonic() < end:
+    while (n_missing := _count_missing(manifest, folder)) and not limited and time.monotonic() < end:
         time.sleep(1.0)
-    if lacking and limited:
-        print(f"{manifest.shards - lacking} of {manifest.shards} shards of the pool are in {folder / 'shards'}. Run the"
-              " command without limits and it does the rest.")  # fmt: skip
+    if n_missing and limited:
+        n_present = manifest.shards - n_missing
+        print(
+            f"{n_present} of {manifest.shards} shards of the pool are in {folder / 'shards'}. Run the command without"
+            " limits to complete them."
+        )
         return
-    if lacking:
+    if n_missing:
         raise DataError(
-            f"{lacking} of {manifest.shards} shards are not in {folder / 'shards'}. On several nodes --output must be a"
-            " folder that all of them share. Run the command again: it does the rest."
+            f"{n_missing} of {manifest.shards} shards are missing in {folder / 'shards'}. On several nodes, --output"
+            " must be a folder that all of them share. Run the command again to complete the pool."
         )
     summary = merge_shards(folder, manifest, directions=directions, k=k)
-    _write(folder / _SUMMARY, summary.to_dict(names))
+    _write_json(folder / _SUMMARY_FILE, summary.to_dict(names))
     if directions is not None:
-        _write(folder / _HARDEST, summary.hardest(names, lambda index: path_in(dataset, index)))
-    print("\n".join(_in_words(summary, folder, names)))
+        _write_json(folder / _HARDEST_FILE, summary.hardest(names, lambda index: path_in(dataset, index)))
+    print("\n".join(_summary_lines(summary, folder, names)))
 
 
-def _lacking(manifest: PoolManifest, folder: Path) -> int:
+def _count_missing(manifest: PoolManifest, folder: Path) -> int:
     return sum(not manifest.path(folder, number).is_file() for number in range(manifest.shards))
 
 
-def _write(path: Path, content: dict[str, Any]) -> None:
+def _write_json(path: Path, content: dict[str, Any]) -> None:
     text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     write_atomically(path, text.encode("utf-8", "backslashreplace"))
 
 
-def _in_words(summary: PoolSummary, folder: Path, names: Sequence[str]) -> list[str]:
-    told = summary.to_dict(names)
-    lines = [f"{told['examples']:,} examples in {told['shards']} shards: {folder / 'shards'}"]
+def _summary_lines(summary: PoolSummary, folder: Path, names: Sequence[str]) -> list[str]:
+    """Return the lines to print: the size of the pool and the classes with the largest flagged share."""
+    values = summary.to_dict(names)
+    lines = [f"{values['examples']:,} examples in {values['shards']} shards: {folder / 'shards'}"]
     if summary.directions is None:
-        return [*lines, "Not scored: with --directions, the folder of a run, the hardest examples are found."]
-    found = sorted(
-        (entry for entry in told["classes"] if entry["pattern"] and entry["flagged"]),
-        key=lambda entry: -entry["flagged"] / entry["examples"],
-    )
-    if not found:
-        lines.append("No class with a pattern has flagged examples here: what comes first is no harder than the rest.")
-    for entry in found[:_TOLD]:
+        return [*lines, "Not scored. Use --directions with the folder of a run to find the hardest examples."]
+    with_pattern = [entry for entry in values["classes"] if entry["pattern"] and entry["flagged"]]
+    with_pattern.sort(key=lambda entry: -entry["flagged"] / entry["examples"])
+    if not with_pattern:
+        lines.append("No class with a pattern has flagged examples here; the first listed are no harder than the rest.")
+    for entry in with_pattern[:_MAX_PRINTED_CLASSES]:
         share = entry["flagged"] / entry["examples"]
         lines.append(f"  {clean(entry['class'])}: {entry['flagged']:,} of {entry['examples']:,} flagged ({share:.0%})")
-    if len(found) > _TOLD:
-        lines.append(f"  and {len(found) - _TOLD} more classes")
-    return [*lines, f"The hardest of each class: {folder / _HARDEST}; all classes: {folder / _SUMMARY}"]
+    if len(with_pattern) > _MAX_PRINTED_CLASSES:
+        lines.append(f"  and {len(with_pattern) - _MAX_PRINTED_CLASSES} more classes")
+    return [*lines, f"Hardest examples of each class: {folder / _HARDEST_FILE}; all classes: {folder / _SUMMARY_FILE}"]
 
 
-def _difference(one: Sequence[str], other: Sequence[str]) -> str:
-    pairs = enumerate(zip(one, other, strict=False))
-    told = (f"label {k} is {clean(a, 30)} here and {clean(b, 30)} there" for k, (a, b) in pairs if a != b)
-    return next(told, f"{len(one)} against {len(other)}")
+def _first_difference(pool_names: Sequence[str], run_names: Sequence[str]) -> str:
+    for label, (of_pool, of_run) in enumerate(zip(pool_names, run_names, strict=False)):
+        if of_pool != of_run:
+            return f"label {label} is {clean(of_pool, 30)} here and {clean(of_run, 30)} there"
+    return f"{len(pool_names)} against {len(run_names)}"
 
 
-def _some(names: Sequence[str]) -> str:
+def _abbreviated(names: Sequence[str]) -> str:
     shown = ", ".join(clean(name, 30) for name in names[:3])
     return f"{shown}, ... ({len(names)})" if len(names) > 3 else shown

@@ -1,8 +1,7 @@
-"""The file of one block of a pool: written once, whole or not at all, and verified whenever it is read.
+"""The file of one block of a pool: written once and verified whenever it is read.
 
-A shard is a safetensors file with a row for each example. Each column has a checksum of its own, so that the few bytes
-an example that a merge needs are verified without reading the embeddings. Files are read, not mapped: a disk that fails
-is then an error instead of a signal that ends the process.
+A shard is a safetensors file with a row for each example. Each column has its own checksum, so that the few bytes an
+example that a merge needs are verified without reading the embeddings.
 """
 
 from __future__ import annotations
@@ -31,6 +30,7 @@ from lightning_failures.directions.result import FailureDirections
 from lightning_failures.encoders.cache.shard_file import to_half
 
 POOL_UNLABELLED = -1
+"""Label of an example without one."""
 
 _FORMAT = "lightning_failures pool shard 1"
 
@@ -44,8 +44,9 @@ class PoolShard:
         labels: (n,) int64; ``POOL_UNLABELLED`` where the pool has none.
         keys: (n, 2) int64, content keys: equal for exact copies.
         embeddings: (n, D) float16 or float32, or None where they are not kept.
-        values: (n,) float32, decision values of each example's class, NaN where it has no SVM; None before scoring.
-        directions: Digest of the directions that gave the values.
+        values: (n,) float32, decision value of each example by the SVM of its class, NaN if the class has none; None
+            before scoring.
+        directions: Digest of the directions that the values come from.
     """
 
     ids: Tensor
@@ -62,8 +63,8 @@ class PoolShard:
 _COLUMNS = tuple(f.name for f in dataclasses.fields(PoolShard) if f.name != "directions")
 
 
-def digest_of(directions: FailureDirections) -> str:
-    """Return 32 hex digits that tell directions apart by what they do to an embedding."""
+def directions_digest(directions: FailureDirections) -> str:
+    """Return 32 hex digits over everything that determines the decision value of an embedding."""
     hasher = xxhash.xxh3_128(str(directions.whiten).encode())
     for tensor in (directions.classes, directions.weight, directions.bias, directions.mean, directions.std):
         hasher.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
@@ -71,27 +72,27 @@ def digest_of(directions: FailureDirections) -> str:
     return hasher.hexdigest()
 
 
-def in_half(embeddings: Tensor) -> Tensor:
-    """Return (n, D) float32 in float16 where this moves no row by more than 2**-10 of its length, else as they are.
+def round_to_half(embeddings: Tensor) -> Tensor:
+    """Round embeddings (n, D) to float16, unless that moves a row by more than 2**-10 of its length.
 
-    >>> in_half(torch.tensor([[0.6, 0.8]])).dtype, in_half(torch.tensor([[1e6, 0.0]])).dtype
+    >>> round_to_half(torch.tensor([[0.6, 0.8]])).dtype, round_to_half(torch.tensor([[1e6, 0.0]])).dtype
     (torch.float16, torch.float32)
     """
     half, fits = to_half(embeddings)
     return half if bool(fits.all()) else embeddings
 
 
-def scored(shard: PoolShard, directions: FailureDirections) -> PoolShard:
-    """Return the shard with the decision values of its embeddings as they are stored.
+def score_shard(shard: PoolShard, directions: FailureDirections) -> PoolShard:
+    """Return the shard with decision values, computed from the embeddings as they are stored.
 
-    An older shard that is scored again thus gets the very values that it would get anew.
+    Scoring an existing shard therefore gives the same values as embedding and scoring it in one run.
 
     Raises:
-        DataError: The directions belong to embeddings of another length.
+        DataError: The directions were fitted to embeddings of another length.
     """
     assert shard.embeddings is not None
     values = directions.decision_values(shard.embeddings.float(), shard.labels)
-    return replace(shard, values=values, directions=digest_of(directions))
+    return replace(shard, values=values, directions=directions_digest(directions))
 
 
 def write_pool_shard(shard: PoolShard, path: Path, *, pool: str) -> None:
@@ -99,8 +100,8 @@ def write_pool_shard(shard: PoolShard, path: Path, *, pool: str) -> None:
 
     Args:
         shard: What to write.
-        path: Where; a file that is there is replaced.
-        pool: Digest of the pool that it belongs to.
+        path: The file; an existing one is replaced.
+        pool: Digest of the pool that the shard belongs to.
     """
     columns: dict[str, NDArray[Any]] = {}
     for name in _COLUMNS:
@@ -117,9 +118,9 @@ def read_pool_shard(path: Path, block: range, *, pool: str, embeddings: bool = T
 
     Args:
         path: The file.
-        block: The ids that it must hold.
-        pool: Digest of the pool that it must belong to.
-        embeddings: Whether to read them, if they are there.
+        block: The ids that the shard must hold.
+        pool: Digest of the pool that the shard must belong to.
+        embeddings: Whether to read the embeddings, if the shard has them.
 
     Raises:
         DamagedShardError: The content is not what was written for this block of this pool.
@@ -147,7 +148,7 @@ def read_pool_shard(path: Path, block: range, *, pool: str, embeddings: bool = T
 
 
 def _checksum(metadata: Mapping[str, str], name: str, column: NDArray[Any]) -> str:
-    """Of a column and of what the header says about it."""
+    """Return the checksum of a column and of its description in the header."""
     about = [_FORMAT, metadata["pool"], metadata["directions"], name, str(column.dtype), column.shape]
     hasher = start_checksum(about)
     hasher.update(column.data)

@@ -1,8 +1,8 @@
-"""The user's pool as blocks of consecutive examples: their loader, cut so that whole blocks go to one process.
+"""The user's loader, cut into blocks of consecutive examples that are divided among processes.
 
-Lightning's own sampler for prediction gives every process every n-th example, keeps a list of all indices in each, and
-remembers each index that was drawn; it also stops with an assertion where there are fewer examples than processes.
-Blocks of ids can be redone one by one, whatever the number of processes, and memory does not grow with the pool.
+Lightning's sampler for prediction gives every process every n-th example, keeps a list of all indices in each process,
+records each index drawn, and fails an assertion if there are fewer examples than processes. Blocks of ids can be
+redone one by one, whatever the number of processes, and memory does not grow with the pool.
 """
 
 from __future__ import annotations
@@ -42,12 +42,12 @@ _STAGES = {"predict": "predict", "train": "fit", "validation": "validate", "test
 
 @dataclass(frozen=True)
 class PoolSource:
-    """Where a pool comes from: the hooks of a datamodule, or of a module that has the data itself.
+    """The origin of a pool: a datamodule, or a module with its own loaders.
 
     Attributes:
-        module: The user's module. Only its hooks are used; it stays where it is.
-        datamodule: The user's, or None.
-        split: Whose loader gives the pool.
+        module: The user's module. Only its hooks are used; it is not moved to another device.
+        datamodule: The user's datamodule, or None.
+        split: The split whose loader yields the pool.
     """
 
     module: LightningModule
@@ -56,14 +56,14 @@ class PoolSource:
 
     @property
     def owner(self) -> LightningModule | LightningDataModule:
-        """Who has the loaders."""
+        """The object that has the loaders."""
         return self.module if self.datamodule is None else self.datamodule
 
     def check(self) -> None:
-        """Stop before anything is started if there is no such loader.
+        """Check that the split has a loader, before anything is started.
 
         Raises:
-            ConfigurationError: There is none.
+            ConfigurationError: It has none.
         """
         hook = _LOADERS[self.split]
         if not is_overridden(hook, self.owner):
@@ -88,23 +88,21 @@ class PoolSource:
         """Return the user's loader.
 
         Raises:
-            ConfigurationError: It cannot be cut into blocks.
+            ConfigurationError: The loader cannot be cut into blocks.
         """
         return whole_loader(getattr(self.owner, _LOADERS[self.split])(), _LOADERS[self.split])
 
     def hook(self, name: str) -> Callable[..., Any]:
-        """Return a batch hook as Lightning would: of the datamodule, where it has its own, else of the module."""
-        owner = self.datamodule
-        found: Callable[..., Any] = getattr(
-            self.module if owner is None or not is_overridden(name, owner) else owner, name
-        )
-        return found
+        """Return a batch hook as Lightning would: the datamodule's if it overrides the hook, else the module's."""
+        from_datamodule = self.datamodule is not None and is_overridden(name, self.datamodule)
+        hook: Callable[..., Any] = getattr(self.datamodule if from_datamodule else self.module, name)
+        return hook
 
 
 class BlockSampler(DistributedSampler[range]):
-    """The batches of this process, each as the ``range`` of its ids. No batch crosses the end of a block.
+    """Yields the batches of this process, each as the ``range`` of its ids. No batch crosses the end of a block.
 
-    It is a DistributedSampler, so that Lightning leaves it as it is.
+    It derives from DistributedSampler so that Lightning does not replace it.
 
     >>> list(BlockSampler([range(0, 5), range(10, 12)], batch_size=3))
     [range(0, 3), range(3, 5), range(10, 12)]
@@ -124,75 +122,81 @@ class BlockSampler(DistributedSampler[range]):
 
 
 class _Batches(Dataset[Any]):
-    """From ids to the batch that the user's loader would make of them."""
+    """A dataset of batches: maps ids to the batch that the user's loader would make of them."""
 
     def __init__(self, dataset: Any, collate: Callable[[list[Any]], Any]) -> None:
-        self.dataset, self.collate = dataset, collate
+        self.dataset = dataset
+        self.collate = collate
 
     def __getitem__(self, ids: Sequence[int]) -> Any:
-        at_once = getattr(self.dataset, "__getitems__", None)
-        return self.collate([self.dataset[i] for i in ids] if at_once is None else at_once(list(ids)))
+        get_many = getattr(self.dataset, "__getitems__", None)
+        examples = [self.dataset[i] for i in ids] if get_many is None else get_many(list(ids))
+        return self.collate(examples)
 
 
 def whole_loader(loaders: Any, hook: str) -> DataLoader[Any]:
-    """Return the one DataLoader, if every example of its dataset can be fetched by index.
+    """Return the single DataLoader of a hook, after checking that its examples can be fetched by index.
+
+    Args:
+        loaders: What the hook returned.
+        hook: Name of the hook, for messages.
 
     Raises:
-        ConfigurationError: It cannot; the message names the remedy.
+        ConfigurationError: There is not exactly one loader, or its examples cannot be fetched by index.
     """
     flat = [] if loaders is None else CombinedLoader(loaders, "sequential").flattened
     if len(flat) != 1 or not isinstance(flat[0], DataLoader):
         raise ConfigurationError(
-            f"`embed` needs one DataLoader from {hook}, got {len(flat)} of {type(loaders).__name__}."
+            f"`embed` needs one DataLoader from {hook}; got {len(flat)} in a {type(loaders).__name__}."
             " Join datasets with torch.utils.data.ConcatDataset."
         )
     loader: DataLoader[Any] = flat[0]
     if isinstance(loader.dataset, IterableDataset) or not hasattr(loader.dataset, "__len__"):
         raise ConfigurationError(
-            f"`embed` shares a pool out, and takes it up again, by the indices of its examples, which a"
-            f" {type(loader.dataset).__name__} does not have. Give {hook} a dataset with __getitem__ and __len__."
+            f"`embed` divides and resumes a pool by the indices of its examples, which a"
+            f" {type(loader.dataset).__name__} does not have. Let {hook} use a dataset with __getitem__ and __len__."
         )
     sampler = loader.sampler if loader.batch_sampler is None else getattr(loader.batch_sampler, "sampler", None)
     if not isinstance(sampler, SequentialSampler | RandomSampler | DistributedSampler):
         given = type(loader.batch_sampler if sampler is None else sampler).__name__
         raise ConfigurationError(
-            f"`embed` reads every example of the dataset, whatever a {given} draws. For a part of it give {hook} a"
-            " torch.utils.data.Subset without the sampler."
+            f"`embed` reads every example of the dataset and ignores what a {given} draws. To embed a part of it, let"
+            f" {hook} use a torch.utils.data.Subset without the sampler."
         )
     if not len(loader.dataset):
         raise ConfigurationError(f"The pool from {hook} has no examples.")
     if not batch_size_of(loader):
         raise ConfigurationError(
-            f"`embed` makes batches of the examples of {hook} itself: give the DataLoader a batch_size, and a dataset"
-            " of single examples."
+            f"`embed` forms the batches of {hook} itself. Give the DataLoader a batch_size and a dataset of single"
+            " examples."
         )
     return loader
 
 
 def blocks_loader(loader: DataLoader[Any], blocks: Sequence[range]) -> DataLoader[Any]:
-    """Return a loader of the batches of some blocks, with the workers and the ``collate_fn`` of the user's."""
+    """Return a loader of the batches of some blocks, with the workers and ``collate_fn`` of the user's loader."""
     return _loader(loader, BlockSampler(blocks, batch_size=batch_size_of(loader)), workers=loader.num_workers)
 
 
 def content_sample(loader: DataLoader[Any], reader: BatchReader) -> tuple[str, ...]:
-    """Content keys, in hex, of the first, the middle and the last image; none where two looks at them differ.
+    """Return content keys, in hex, of the first, middle and last image; empty if a second read gives other keys.
 
-    A pool whose images or transforms have changed since is told by them. Where the user has workers, one of them looks:
-    a dataset may open its file at the first look, and an open file must not be shared with the workers to come.
+    The keys identify a pool whose images or transforms have changed. If the user's loader has workers, the images are
+    read by one: a dataset may open its file on first access, and an open file must not be shared with later workers.
     """
     size = len(loader.dataset)  # type: ignore[arg-type]
     ids = sorted({0, size // 2, size - 1})
-    looks: list[tuple[str, ...]] = []
+    reads: list[tuple[str, ...]] = []
     with isolated_rng():
         for batch in _loader(loader, [ids, ids], workers=min(1, loader.num_workers)):
             images = reader.read(None, batch).images
             keys = [] if images is None else content_keys(images).tolist()
-            looks.append(tuple(f"{a & (2**64 - 1):016x}{b & (2**64 - 1):016x}" for a, b in keys))
-    return looks[0] if looks[0] == looks[1] else ()
+            reads.append(tuple(f"{a & (2**64 - 1):016x}{b & (2**64 - 1):016x}" for a, b in keys))
+    return reads[0] if reads[0] == reads[1] else ()
 
 
 def _loader(loader: DataLoader[Any], sampler: Iterable[Sequence[int]], *, workers: int) -> DataLoader[Any]:
-    """The batches of the ids that a sampler yields, made as the user's loader makes them."""
+    """Return a loader of the batches whose ids a sampler yields, with the options of the user's loader."""
     options: dict[str, Any] = {}
     if workers:
         options = {"prefetch_factor": loader.prefetch_factor, "multiprocessing_context": loader.multiprocessing_context}
@@ -200,7 +204,7 @@ def _loader(loader: DataLoader[Any], sampler: Iterable[Sequence[int]], *, worker
         _Batches(loader.dataset, loader.collate_fn),
         batch_size=None,  # an item is a batch
         sampler=sampler,
-        collate_fn=_as_it_is,
+        collate_fn=_unchanged,
         num_workers=workers,
         pin_memory=loader.pin_memory,
         timeout=loader.timeout,
@@ -210,7 +214,7 @@ def _loader(loader: DataLoader[Any], sampler: Iterable[Sequence[int]], *, worker
 
 
 def path_in(dataset: Any, index: int) -> str | None:
-    """Return the file that an example was read from, if the dataset tells, through ``Subset`` and ``ConcatDataset``.
+    """Return the file of an example, or None if the dataset does not list it; sees through Subset and ConcatDataset.
 
     >>> class Folder:
     ...     samples = [("cats/1.png", 0), ("dogs/1.png", 1)]
@@ -232,9 +236,9 @@ def path_in(dataset: Any, index: int) -> str | None:
 
 
 def batch_size_of(loader: DataLoader[Any]) -> int:
-    """Examples in a batch; 0 where the loader makes none."""
+    """Return the number of examples in a batch; 0 if the loader does not form batches."""
     return int(loader.batch_size or getattr(loader.batch_sampler, "batch_size", None) or 0)
 
 
-def _as_it_is(batch: Any) -> Any:
+def _unchanged(batch: Any) -> Any:
     return batch

@@ -34,11 +34,11 @@ from lightning_failures.data.grades import BatchRecord
 from lightning_failures.data.report import ClassReport, FailureReport
 from lightning_failures.directions import FailureDirections, fit_failure_directions
 from lightning_failures.errors import ConfigurationError, DataError, EncoderError
-from lightning_failures.pools import PoolManifest, PoolShard, scored, write_pool_shard
+from lightning_failures.pools import PoolManifest, PoolShard, score_shard, write_pool_shard
 from lightning_failures.pools.embedder import run_job
 from lightning_failures.pools.fitted import load_fitted
 from lightning_failures.pools.job import PoolJob
-from lightning_failures.pools.results import agreed_names, conclude
+from lightning_failures.pools.results import resolve_class_names, write_results
 from lightning_failures.pools.shards import read_pool_shard
 from lightning_failures.pools.source import BlockSampler, PoolSource
 from lightning_failures.trainer.batch_reader import BatchReader
@@ -404,7 +404,7 @@ def test_embed__directions_of_another_encoder_are_refused(tmp_path, run_folder):
         embed(tmp_path, directions=run_folder, encoder=Wider())
     others = replace(load_fitted(run_folder), encoder="another one")
     job = PoolJob(PoolSource(OracleClassifier(), Pool()), ColourEncoder(), BatchReader(), tmp_path, fitted=others)
-    with pytest.raises(ConfigurationError, match=r"embeddings of another encoder \(another one\) than colours"):
+    with pytest.raises(ConfigurationError, match=r"embeddings of encoder another one, not of colours"):
         run_job(trainer(None), job)
     assert list(tmp_path.iterdir()) == []
 
@@ -554,15 +554,15 @@ def test_embed__an_encoder_that_gives_nonsense_is_told(tmp_path):
         (None, ["a", "c"], ("a", "b"), "label 1 is c here and b there"),
     ],
 )
-def test_agreed_names(run_folder, given, of_dataset, of_run, agreed):
+def test_resolve_class_names(run_folder, given, of_dataset, of_run, agreed):
     data = Images(4)
     data.classes = of_dataset
     fitted = None if of_run is None else replace(load_fitted(run_folder), class_names=of_run)
     if isinstance(agreed, str):
         with pytest.raises(ConfigurationError, match=agreed):
-            agreed_names(given, data, fitted)
+            resolve_class_names(given, data, fitted)
     else:
-        assert list(agreed_names(given, data, fitted)) == list(agreed)
+        assert list(resolve_class_names(given, data, fitted)) == list(agreed)
 
 
 def test_conclude__a_shard_that_nobody_wrote(tmp_path):
@@ -570,8 +570,8 @@ def test_conclude__a_shard_that_nobody_wrote(tmp_path):
     pool = PoolManifest.load(tmp_path)
     pool.path(tmp_path, 2).unlink()
     options = {"directions": None, "k": 1, "names": (), "dataset": None, "patience": 0.0}
-    with pytest.raises(DataError, match=r"1 of 13 shards are not in .* Run the command again"):
-        conclude(pool, tmp_path, limited=False, **options)
+    with pytest.raises(DataError, match=r"1 of 13 shards are missing in .* Run the command again"):
+        write_results(pool, tmp_path, limited=False, **options)
 
 
 def test_conclude__many_classes_in_few_words(tmp_path, capsys):
@@ -583,9 +583,11 @@ def test_conclude__many_classes_in_few_words(tmp_path, capsys):
     for level, told in ((0.0, "and 2 more classes"), (None, "No class with a pattern")):
         right = x[:, 0] > 0 if level is not None else torch.rand(size, generator=generator) > 0.5
         directions = fit_failure_directions(x, labels, right, permutations=999)
-        shard = scored(PoolShard(torch.arange(size), labels, keys, x), directions)
+        shard = score_shard(PoolShard(torch.arange(size), labels, keys, x), directions)
         write_pool_shard(shard, pool.path(tmp_path, 0), pool=pool.digest)
-        conclude(pool, tmp_path, directions=directions, k=1, names=["<b>\n"], dataset=None, limited=False, patience=0.0)
+        write_results(
+            pool, tmp_path, directions=directions, k=1, names=["<b>\n"], dataset=None, limited=False, patience=0.0
+        )
         shown = capsys.readouterr().out
         assert told in shown
         assert len(shown.splitlines()) < 16
@@ -626,7 +628,7 @@ def test_embed__killed_and_taken_up_again(run_folder, alone):
     outputs = f"{killed}{os.pathsep}{few}"
     first, second = fork("embed_pool", folder, outputs, 2, 1, -1, environments=ranks(2), timeout=300)
     assert first.status == second.status == 0, first.said + second.said
-    assert f"{len(done)} of 13 shards are there" in first.said
+    assert f"{len(done)} of 13 shards are complete" in first.said
     left = [number for number in range(13) if f"shard-{number:07d}.safetensors" not in done]
     assert logged(folder / killed.name) == sum(len(PoolManifest.load(killed).block(number)) for number in left)
     assert len(list((folder / killed.name).iterdir())) == 2

@@ -17,10 +17,17 @@ from lightning_failures.core.safetensors_io import DamagedShardError
 from lightning_failures.data.report import ClassReport, FailureReport
 from lightning_failures.directions import fit_failure_directions
 from lightning_failures.errors import ConfigurationError, DataError
-from lightning_failures.pools import PoolManifest, PoolShard, merge_shards, read_pool_shard, scored, write_pool_shard
+from lightning_failures.pools import (
+    PoolManifest,
+    PoolShard,
+    merge_shards,
+    read_pool_shard,
+    score_shard,
+    write_pool_shard,
+)
 from lightning_failures.pools.fitted import load_fitted
 from lightning_failures.pools.manifest import default_shard_size
-from lightning_failures.pools.shards import POOL_UNLABELLED, digest_of, in_half
+from lightning_failures.pools.shards import POOL_UNLABELLED, directions_digest, round_to_half
 
 DIM, CLASSES = 6, 4
 
@@ -40,7 +47,7 @@ def rows(size: int, seed: int = 1) -> PoolShard:
         ids=torch.arange(size),
         labels=torch.randint(CLASSES, (size,), generator=generator),
         keys=torch.randint(-(2**62), 2**62, (size, 2), generator=generator),
-        embeddings=in_half(torch.randn(size, DIM, generator=generator)),
+        embeddings=round_to_half(torch.randn(size, DIM, generator=generator)),
     )
 
 
@@ -54,7 +61,7 @@ def store(folder, shard: PoolShard, size: int, directions=None) -> PoolManifest:
     pool = PoolManifest("f00d", "an encoder", examples=len(shard), shard_size=size)
     for number in range(pool.shards):
         piece = part(shard, pool.block(number))
-        piece = piece if directions is None else scored(piece, directions)
+        piece = piece if directions is None else score_shard(piece, directions)
         write_pool_shard(piece, pool.path(folder, number), pool=pool.digest)
     return pool
 
@@ -71,7 +78,7 @@ def same(one: PoolShard, other: PoolShard) -> bool:
 
 @pytest.mark.parametrize("with_embeddings", [True, False])
 def test_shard__read_back(tmp_path, with_embeddings):
-    shard = scored(rows(9), fitted())
+    shard = score_shard(rows(9), fitted())
     if not with_embeddings:
         shard = dataclasses.replace(shard, embeddings=None)
     write_pool_shard(shard, tmp_path / "a", pool="p")
@@ -149,7 +156,7 @@ def test_shard__files_of_earlier_versions(tmp_path, name):
 
 @pytest.mark.slow
 def test_shard__every_flipped_byte_is_found(tmp_path):
-    write_pool_shard(scored(rows(3), fitted()), tmp_path / "whole", pool="p")
+    write_pool_shard(score_shard(rows(3), fitted()), tmp_path / "whole", pool="p")
     whole = (tmp_path / "whole").read_bytes()
     damaged = tmp_path / "damaged"
     for place in range(len(whole)):
@@ -179,9 +186,9 @@ def test_shard__of_another_pool_or_block(tmp_path):
 
 def test_scored__later_or_at_once_is_the_same(tmp_path):
     first, second = fitted(), fitted(5)
-    assert digest_of(first) != digest_of(second)
-    at_once = scored(rows(50), second)
-    assert same(scored(scored(rows(50), first), second), at_once)
+    assert directions_digest(first) != directions_digest(second)
+    at_once = score_shard(rows(50), second)
+    assert same(score_shard(score_shard(rows(50), first), second), at_once)
     plain = second.decision_values(rows(50).embeddings.float(), rows(50).labels)
     assert torch.equal(at_once.values.nan_to_num(7), plain.nan_to_num(7))
 
@@ -309,7 +316,7 @@ def test_load_fitted__beside_a_report(tmp_path):
     directions = fitted()
     directions.save(tmp_path / "run" / "failures" / "directions.safetensors")
     bare = load_fitted(tmp_path / "run" / "failures" / "directions.safetensors")
-    assert (bare.class_names, digest_of(bare.directions)) == (None, digest_of(directions))
+    assert (bare.class_names, directions_digest(bare.directions)) == (None, directions_digest(directions))
     report = FailureReport(9, 0.5, (ClassReport("cat", 9),))
     (tmp_path / "run" / "failures" / "report.json").write_text(report.to_json())
     for place in (tmp_path / "run", tmp_path / "run" / "failures"):

@@ -363,8 +363,9 @@ def default_cache_folder() -> Path:
     """Return ``$LIGHTNING_FAILURES_CACHE``, else the user's cache folder: ``~/.cache/lightning_failures`` on Linux."""
     if chosen := os.environ.get("LIGHTNING_FAILURES_CACHE"):
         return Path(chosen).expanduser()
-    folder = Path(platformdirs.user_cache_dir("lightning_failures", appauthor=False, opinion=False))
-    if folder.parts[0] == "~":  # a user without a home, as in some containers
+    try:
+        folder = Path(platformdirs.user_cache_dir("lightning_failures", appauthor=False, opinion=False)).expanduser()
+    except RuntimeError:  # a user without a home, as in some containers
         return Path(tempfile.gettempdir()) / "lightning_failures"
     return folder
 
