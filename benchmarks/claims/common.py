@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from lightning_failures.analysis import AnalysisResult
 from lightning_failures.analysis.analyse import analyse
 from lightning_failures.bundled.digits import ColouredDigits, DigitClassifier
-from lightning_failures.bundled.digits.render import Split as Part
+from lightning_failures.bundled.digits.render import DigitSplit as Part
 from lightning_failures.captions.candidates import ClassCaptions
 from lightning_failures.data.grades import Grades
 from lightning_failures.data.grading import grade_batch

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from claims.common import World, grade_images, unusual
 from claims.comparing import Comparison
-from lightning_failures.bundled.digits.render import Split as Part
+from lightning_failures.bundled.digits.render import DigitSplit as Part
 from lightning_failures.data.grades import Grades
 from lightning_failures.directions import FailureDirections, fit_failure_directions
 from lightning_failures.interventions.label_errors import suspect_labels

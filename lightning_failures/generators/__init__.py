@@ -1,13 +1,13 @@
-"""Image generators: what makes new images of a failure mode, from its caption or from its direction.
+"""Image generators: new images of a failure mode, from its caption or from its direction.
 
 Files, each importing only from those above it::
 
-    base       What an intervention asks of an image generator: two small protocols
-    digits     The packaged diffusion model of coloured digits: prompts and embeddings become images without a
-    function   A function of the user as a generator
-    pipelines  Finding a pipeline of diffusers, in a folder or on the hub, without loading it
-    diffusers  Any text-to-image pipeline of diffusers as a generator, and pipelines of the unCLIP type as decoders
-    load       From what a user names to a generator
+    base       Protocols of an image generator and of a decoder of embeddings
+    digits     The packaged diffusion model of coloured digits, which needs no download
+    function   A function of the user as a generator, and the conversion of its images
+    pipelines  Find a diffusers pipeline in a folder or on the hub, and inspect it without loading it
+    diffusers  Text-to-image pipelines of diffusers as generators, and unCLIP pipelines as decoders
+    load       From the generator that a user names to a generator object
 """
 
 from lightning_failures.generators.base import EmbeddingDecoder, ImageGenerator, takes_embeddings

@@ -1,4 +1,4 @@
-"""What an intervention asks of an image generator: two small protocols."""
+"""Protocols of an image generator and of a decoder of embeddings."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from torch import Tensor
 
 @runtime_checkable
 class ImageGenerator(Protocol):
-    """Makes images from texts, on a device and in a dtype of its own. Equal seeds give equal images.
+    """Generates images from texts, with its own device and dtype. Equal seeds give equal images.
 
     Attributes:
-        name: What the ledger of added images calls the model: a folder, a hub id, the name of a function.
-        licence: Licence of the weights in its own words, ``"unknown"`` where nothing tells it.
+        name: Name of the model in the ledger of added images: a folder, a hub id, or the name of a function.
+        licence: Licence of the weights, verbatim; ``"unknown"`` if it is not stated.
     """
 
     @property
@@ -24,30 +24,30 @@ class ImageGenerator(Protocol):
     def licence(self) -> str: ...  # noqa: D102
 
     def generate(self, prompts: Sequence[str], seeds: Sequence[int]) -> Tensor:
-        """Make an image for each prompt, from a seed of its own: (B, 3, H, W) uint8 on the CPU."""
+        """Generate one image for each prompt and seed: (B, 3, H, W) uint8 on the CPU."""
         ...
 
     def close(self) -> None:
-        """Give the memory back; the next call loads the model again."""
+        """Release the model's memory; the next call loads the model again."""
         ...
 
 
 @runtime_checkable
 class EmbeddingDecoder(ImageGenerator, Protocol):
-    """A generator that also turns embeddings of one CLIP back into images (unCLIP).
+    """A generator that also decodes embeddings of one CLIP into images (unCLIP).
 
     Attributes:
-        encoder_fingerprint: ``fingerprint`` of the encoder whose embeddings it takes.
+        encoder_fingerprint: Fingerprint of the encoder whose embeddings it decodes.
     """
 
     @property
     def encoder_fingerprint(self) -> str: ...  # noqa: D102
 
     def decode(self, embeddings: Tensor, seeds: Sequence[int]) -> Tensor:
-        """Make an image for each embedding (B, D), unit vectors: (B, 3, H, W) uint8 on the CPU."""
+        """Generate one image for each embedding, unit vectors (B, D): (B, 3, H, W) uint8 on the CPU."""
         ...
 
 
 def takes_embeddings(generator: ImageGenerator) -> TypeGuard[EmbeddingDecoder]:
-    """Whether directions can be decoded by this generator."""
+    """Return whether the generator can decode embeddings, such as failure directions."""
     return isinstance(generator, EmbeddingDecoder)

@@ -1,4 +1,4 @@
-"""The packaged diffusion model of coloured digits: prompts and embeddings become images without a download."""
+"""The packaged diffusion model of coloured digits, which turns prompts and embeddings into images without a download."""
 
 from __future__ import annotations
 
@@ -23,23 +23,23 @@ if TYPE_CHECKING:
 
 
 class DigitsGenerator:
-    """An EmbeddingDecoder that makes coloured digits, 32 x 32, from captions or embeddings of ``"embedded:digits"``.
+    """An EmbeddingDecoder of coloured digits, 32 x 32, from captions or embeddings of ``"embedded:digits"``.
 
-    Nothing is loaded before the first image. A caption is embedded by the digits-CLIP, and the embedding is decoded; no
-    other words than those of the digits' captions mean anything to it.
+    The model is loaded when the first image is generated. A caption is embedded by the digits-CLIP, which understands
+    only the words of the digits' captions, and the embedding is decoded.
 
     Args:
-        folder: What ``scripts.bundled_models.train_diffusion`` wrote; the packaged model by default.
-        device: Where network and encoder live. Equal seeds give equal images on one device.
-        guidance: Scale of classifier-free guidance; None for the folder's own. 1 is none and takes half the time.
+        folder: A folder written by ``scripts.bundled_models.train_diffusion``; default: the packaged model.
+        device: Device of network and encoder. Equal seeds give equal images on one device.
+        guidance: Scale of classifier-free guidance; None: that of the folder. 1 means no guidance and half the time.
 
     Attributes:
         name: ``"embedded:digits"``, or the folder.
         licence: Licence of the weights.
-        encoder_fingerprint: ``fingerprint`` of the CLIP that the model was trained on.
+        encoder_fingerprint: Fingerprint of the CLIP that the model was trained with.
 
     Raises:
-        GeneratorError: The folder holds no model.
+        GeneratorError: The folder contains no model.
     """
 
     def __init__(
@@ -59,29 +59,30 @@ class DigitsGenerator:
             self.encoder_fingerprint: str = config["encoder_fingerprint"]
             self.guidance: float = config["guidance"] if guidance is None else guidance
         except (OSError, ValueError, KeyError) as error:
-            raise GeneratorError(f"{self.folder} holds no diffusion model of digits: {error}.") from error
+            raise GeneratorError(f"{self.folder} contains no diffusion model of digits: {error}.") from error
         self._encoder: TextEncoder | None = None
         self._model: DigitDiffusion | None = None
 
     def generate(self, prompts: Sequence[str], seeds: Sequence[int]) -> Tensor:
-        """Make an image for each prompt, from a seed of its own: (B, 3, 32, 32) uint8 on the CPU.
+        """Generate one image for each prompt and seed: (B, 3, 32, 32) uint8 on the CPU.
 
         Raises:
-            DataError: Not one seed for each prompt.
+            DataError: The numbers of prompts and seeds differ.
             GeneratorError: See :meth:`decode`.
         """
         if isinstance(prompts, str):
-            raise DataError(f"generate takes a sequence of prompts; for one prompt give [{prompts!r}].")
+            raise DataError(f"generate takes a sequence of prompts; for one prompt pass [{prompts!r}].")
         self._load()
         assert self._encoder is not None
         return self.decode(self._encoder.encode_texts(prompts), seeds)
 
     def decode(self, embeddings: Tensor, seeds: Sequence[int]) -> Tensor:
-        """Make an image for each embedding (B, 128), unit vectors: (B, 3, 32, 32) uint8 on the CPU.
+        """Generate one image for each embedding, unit vectors (B, 128): (B, 3, 32, 32) uint8 on the CPU.
 
         Raises:
-            DataError: Embeddings of another length, or not one seed for each.
-            GeneratorError: diffusers or files are missing, or the model goes with another CLIP than the packaged one.
+            DataError: Embeddings of another length, or another number of seeds.
+            GeneratorError: diffusers or files are missing, or the model was trained with another CLIP than the packaged
+                one.
         """
         model = self._load()
         dim = model.dim
@@ -93,21 +94,22 @@ class DigitsGenerator:
             return model.sample(F.normalize(embeddings.float(), dim=1), seeds)
 
     def close(self) -> None:
-        """Give the memory back; the next call loads the model again."""
+        """Release the model's memory; the next call loads the model again."""
         self._encoder = self._model = None
 
     def _load(self) -> DigitDiffusion:
+        """Return the model; load it with its encoder if it is not in memory."""
         if self._model is None:
             if importlib.util.find_spec("diffusers") is None:
                 raise GeneratorError(
-                    'the generator of digits needs an extra: pip install "lightning-failures[diffusion]".'
+                    'The generator of digits needs an extra: pip install "lightning-failures[diffusion]".'
                 )
             encoder = load_encoder("embedded:digits", device=self.device)
             assert isinstance(encoder, TextEncoder)
             if encoder.fingerprint != self.encoder_fingerprint:
                 raise GeneratorError(
-                    f"{self.name} was trained on embeddings of the encoder {self.encoder_fingerprint}, and "
-                    f"'embedded:digits' is {encoder.fingerprint}: train it anew with "
+                    f"{self.name} was trained on embeddings of encoder {self.encoder_fingerprint}, but "
+                    f"'embedded:digits' is {encoder.fingerprint}. Train it again with "
                     "python -m scripts.bundled_models.train_diffusion."
                 )
             try:

@@ -1,4 +1,4 @@
-"""From what a user names to a generator."""
+"""Load the generator that a user names."""
 
 from __future__ import annotations
 
@@ -24,28 +24,29 @@ def load_generator(
     encoder: Encoder | None = None,
     **options: Any,
 ) -> ImageGenerator:
-    """Return the generator that a string names; a generator is returned as it is, a function is wrapped.
+    """Return the generator that a string names; a generator object is returned unchanged, a function is wrapped.
 
-    Weights are not loaded before the first image is wanted.
+    Weights are loaded when the first image is generated.
 
     Args:
         spec: ``"embedded:digits"`` (coloured digits, packaged); a folder that a diffusers pipeline was saved to, or the
             id of one on the hub; a function ``(prompts, seeds) -> images``
             (:class:`~lightning_failures.generators.FunctionGenerator`); or any
             :class:`~lightning_failures.generators.ImageGenerator`.
-        device: Where a loaded model lives; default: an accelerator if there is one.
-        local_files_only: Never ask the hub.
-        encoder: The CLIP whose embeddings are to be decoded, for pipelines of the unCLIP type.
-        options: Of :class:`~lightning_failures.generators.DiffusersGenerator`, as ``steps``.
+        device: Device of a loaded model; default: an accelerator if there is one.
+        local_files_only: Do not access the hub.
+        encoder: The CLIP whose embeddings are decoded, for unCLIP pipelines.
+        options: Options of :class:`~lightning_failures.generators.DiffusersGenerator`, such as ``steps``.
 
     Raises:
-        GeneratorError: Nothing of that name, or it cannot be had; with what works without a network.
+        GeneratorError: The name is unknown or the generator is unavailable; the message lists generators that work
+            without a network.
 
     >>> load_generator(lambda prompts, seeds: torch.zeros(len(seeds), 3, 8, 8)).name
     '<lambda>'
     """
     if not isinstance(spec, str | Path):
-        return _given(spec)
+        return _checked(spec)
     name = str(spec)
     if name == _EMBEDDED:
         from lightning_failures.generators.digits import DigitsGenerator
@@ -64,12 +65,12 @@ def load_generator(
     return DiffusersDecoder(name, encoder=encoder, **shared)
 
 
-def _given(spec: Any) -> ImageGenerator:
+def _checked(spec: Any) -> ImageGenerator:
     if isinstance(spec, ImageGenerator):
         return spec
     if callable(spec):
         return FunctionGenerator(spec)
     raise GeneratorError(
-        f"a generator is a string, a path, a function (prompts, seeds) -> images, or an object with generate, close,"
-        f" name and licence; got {type(spec).__name__}."
+        f"A generator must be a string, a path, a function (prompts, seeds) -> images, or an object with generate,"
+        f" close, name and licence; got {type(spec).__name__}."
     )

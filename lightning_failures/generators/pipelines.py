@@ -1,4 +1,4 @@
-"""Finding a pipeline of diffusers, in a folder or on the hub, without loading it."""
+"""Find a diffusers pipeline in a folder or on the hub, and inspect it without loading it."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from lightning_failures.encoders.frozen import first_line
 from lightning_failures.errors import GeneratorError
 
 EMBEDDINGS = ("image_embeds", "image_embeddings")
-"""What pipelines of the unCLIP type call the embeddings that they take."""
+"""Names of the argument of unCLIP pipelines that takes embeddings."""
 
 _WAYS = (
-    "A generator is 'embedded:digits', a folder that a diffusers pipeline was saved to (save_pretrained), the id of "
-    "one on the hub ('org/name'; without a network, one that is in the cache of huggingface_hub), or a function "
+    "A generator is 'embedded:digits', a folder that a diffusers pipeline was saved to (save_pretrained), the id of a "
+    "pipeline on the hub ('org/name'; without a network, it must be in the cache of huggingface_hub), or a function "
     "(prompts, seeds) -> images."
 )
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -32,11 +32,11 @@ class Pipeline:
     """A pipeline on disk that has not been loaded.
 
     Attributes:
-        name: What the user called it.
-        folder: With ``model_index.json``.
-        kind: Its class in diffusers.
+        name: Name given by the user.
+        folder: Folder with ``model_index.json``.
+        kind: Name of its class in diffusers.
         parts: Names of its components.
-        takes: Arguments of a call.
+        takes: Names of the arguments of a call.
     """
 
     name: str
@@ -46,26 +46,26 @@ class Pipeline:
     takes: frozenset[str]
 
     def argument(self, *names: str) -> str:
-        """The first of these names that a call takes.
+        """Return the first of the names that is an argument of a call.
 
         Raises:
-            GeneratorError: None of them.
+            GeneratorError: None of them is.
         """
         for name in names:
             if name in self.takes:
                 return name
         raise GeneratorError(
-            f"{self.name} is a {self.kind}, which takes no {' or '.join(names)}, but {', '.join(sorted(self.takes))}."
+            f"{self.name} is a {self.kind}, which takes {', '.join(sorted(self.takes))}, but no {' or '.join(names)}."
         )
 
 
 def find_pipeline(name: str, *, local_files_only: bool = False, decodes: bool = False) -> Pipeline:
-    """Find a pipeline in a folder or on the hub, download it if need be, and check what can be told unloaded.
+    """Find a pipeline in a folder or on the hub, download it if necessary, and check it without loading it.
 
     Args:
         name: See :class:`DiffusersGenerator`.
-        local_files_only: Never ask the hub.
-        decodes: It must take image embeddings, and have the encoder that made them. Else it must take prompts.
+        local_files_only: Do not access the hub.
+        decodes: Whether the pipeline must take image embeddings and contain their encoder, rather than take prompts.
 
     Raises:
         GeneratorError: As :class:`DiffusersGenerator`, or :class:`DiffusersDecoder` if ``decodes``.
@@ -78,12 +78,16 @@ def find_pipeline(name: str, *, local_files_only: bool = False, decodes: bool = 
     found.argument(*(EMBEDDINGS if decodes else ("prompt",)))
     for part in ("image_encoder", "feature_extractor") if decodes else ():
         if part not in found.parts:
-            raise GeneratorError(f"{name} has no {part}, so that nobody can tell which CLIP it takes.")
+            raise GeneratorError(f"{name} has no {part}, so its CLIP cannot be compared with the encoder.")
     return found
 
 
 def _folder(name: str, *, local_files_only: bool) -> Path:
-    """Where the files of a pipeline are."""
+    """Return the folder of a pipeline; download the pipeline if necessary.
+
+    Raises:
+        GeneratorError: It is neither a folder nor available on the hub.
+    """
     if importlib.util.find_spec("diffusers") is None or importlib.util.find_spec("transformers") is None:
         raise GeneratorError(
             f"generator={name!r} needs diffusers and transformers: pip install 'lightning-failures[diffusion]'."
@@ -92,7 +96,7 @@ def _folder(name: str, *, local_files_only: bool) -> Path:
     if folder.exists():
         return folder
     if not _HUB_ID.fullmatch(name):
-        raise GeneratorError(f"generator={name!r} is neither a folder nor the id of a pipeline on the hub. {_WAYS}")
+        raise GeneratorError(f"generator={name!r} is neither a folder nor the id of a hub pipeline. {_WAYS}")
     from diffusers import DiffusionPipeline
     from huggingface_hub import hf_hub_download
 
@@ -105,39 +109,49 @@ def _folder(name: str, *, local_files_only: bool) -> Path:
                 raise
             found, cached = DiffusionPipeline.download(name, use_safetensors=True), False
     except Exception as error:
-        raise GeneratorError(f"generator={name!r} cannot be had: {first_line(error)} {_WAYS}") from error
+        raise GeneratorError(f"generator={name!r} is unavailable: {first_line(error)} {_WAYS}") from error
     with contextlib.suppress(Exception):  # the model card, for its licence
         hf_hub_download(name, "README.md", local_files_only=cached)
     return Path(found)
 
 
 def _index(name: str, folder: Path) -> dict[str, Any]:
-    """What the pipeline consists of."""
+    """Read the index of the pipeline's components.
+
+    Raises:
+        GeneratorError: The folder contains no pipeline, or a pipeline with its own code.
+    """
     try:
         index: dict[str, Any] = json.loads((folder / "model_index.json").read_text())
     except (OSError, ValueError) as error:
-        raise GeneratorError(f"generator={name!r} is no pipeline of diffusers: {first_line(error)}. {_WAYS}") from error
-    code = sorted({path.name for pattern in ("**/*.py", "*/*.py") for path in folder.glob(pattern)})  # behind links too
+        raise GeneratorError(
+            f"generator={name!r} is not a diffusers pipeline: {first_line(error)}. {_WAYS}"
+        ) from error
+    code = sorted({path.name for pattern in ("**/*.py", "*/*.py") for path in folder.glob(pattern)})  # the second also follows links
     if code or not isinstance(index.get("_class_name"), str):
         raise GeneratorError(
-            f"generator={name!r} brings code of its own ({', '.join(code) or index.get('_class_name')}), which is never"
-            " run. Build the pipeline yourself and give a function (prompts, seeds) -> images."
+            f"generator={name!r} contains its own code ({', '.join(code) or index.get('_class_name')}), which is never"
+            " run. Build the pipeline yourself and pass a function (prompts, seeds) -> images."
         )
     return index
 
 
 def _parameters(name: str, kind: str) -> frozenset[str]:
-    """The arguments that pipelines of this class take."""
+    """Return the argument names of a call to pipelines of a class.
+
+    Raises:
+        GeneratorError: The installed diffusers does not have the class.
+    """
     import diffusers
 
     pipeline = getattr(diffusers, kind, None)
     if pipeline is None:
-        raise GeneratorError(f"generator={name!r} is a {kind}, which diffusers {diffusers.__version__} does not know.")
+        raise GeneratorError(f"generator={name!r} is a {kind}, which diffusers {diffusers.__version__} does not have.")
     return frozenset(inspect.signature(pipeline.__call__).parameters) - {"self"}
 
 
 def licence_of(folder: Path) -> str:
-    """The ``license`` in the metadata at the top of the model card."""
+    """Return the ``license`` in the metadata of the model card, or ``"unknown"``."""
     try:
         parts = (folder / "README.md").read_text(encoding="utf-8").split("---\n", 2)
         data = yaml.safe_load(parts[1]) if len(parts) == 3 and not parts[0].strip() else None

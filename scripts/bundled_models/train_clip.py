@@ -31,7 +31,7 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as TF
 
 from lightning_failures.bundled.digits.captions import caption
-from lightning_failures.bundled.digits.render import BACKGROUNDS, CLASSES, POSTURES, STROKES, TINTS, Split, draw_images
+from lightning_failures.bundled.digits.render import BACKGROUNDS, CLASSES, POSTURES, STROKES, TINTS, DigitSplit, draw_images
 from lightning_failures.bundled.models import CLIP_FOLDER
 from scripts.bundled_models.storage import round_figures, write_json, write_weights
 
@@ -69,7 +69,7 @@ PROBE_SCALE = 20
 """Factor on the answers of the probe, which sees unit vectors."""
 
 
-def draw_described(split: Split, size: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+def draw_described(split: DigitSplit, size: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
     """Render digits of one split: images (N, 3, 32, 32) uint8 and what is true of them, (N, 5) int64."""
     images, digits, looks = draw_images(split, size, rng)
     return images, torch.stack([digits, looks.tint, looks.background, looks.stroke, looks.posture], dim=1)
@@ -197,7 +197,7 @@ def _forget_unused_tokens(model: open_clip.CLIP, tokenizer: Any) -> None:
 
 
 @torch.inference_mode()
-def measure(folder: Path, *, split: Split = "test", size: int = 4000, seed: int = 0) -> dict[str, float]:
+def measure(folder: Path, *, split: DigitSplit = "test", size: int = 4000, seed: int = 0) -> dict[str, float]:
     """Zero-shot accuracy of a stored folder on digits that it never saw.
 
     For each attribute alone the candidates are one caption a value, and the nearest wins; ``joint_accuracy`` is that of

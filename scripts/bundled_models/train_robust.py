@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lightning_failures.bundled.digits.render import Split, draw_images
+from lightning_failures.bundled.digits.render import DigitSplit, draw_images
 from lightning_failures.bundled.models import ROBUST_FOLDER
 from lightning_failures.bundled.models.robust_cnn import RobustCNN, Variant, load
 from scripts.bundled_models.attack import pgd_l2, robust_correct
@@ -76,7 +76,7 @@ def train(
 
 
 def measure(
-    folder: Path, variant: Variant, *, split: Split = "test", size: int = 500, restarts: int = 3, seed: int = 0
+    folder: Path, variant: Variant, *, split: DigitSplit = "test", size: int = 500, restarts: int = 3, seed: int = 0
 ) -> dict[str, float]:
     """Clean accuracies and digit accuracy under PGD-50 of a stored model, on digits that it never saw."""
     model = load(folder, variant).requires_grad_(False)

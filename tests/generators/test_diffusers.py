@@ -139,7 +139,7 @@ def test_folder__custom_class_is_refused(folder, tmp_path):
     with pytest.raises(GeneratorError, match="never run"):
         DiffusersGenerator(str(copy))
     (copy / "model_index.json").write_text(json.dumps(index | {"_class_name": "NoSuchPipeline"}))
-    with pytest.raises(GeneratorError, match=r"NoSuchPipeline, which diffusers .* does not know"):
+    with pytest.raises(GeneratorError, match=r"NoSuchPipeline, which diffusers .* does not have"):
         DiffusersGenerator(str(copy))
 
 
@@ -156,7 +156,7 @@ def test_folder__pickled_weights_are_refused(folder, tmp_path):
 
 
 def test_folder__no_pipeline(tmp_path):
-    with pytest.raises(GeneratorError, match=r"no pipeline of diffusers.*save_pretrained"):
+    with pytest.raises(GeneratorError, match=r"not a diffusers pipeline.*save_pretrained"):
         load_generator(str(tmp_path))
 
 
@@ -164,7 +164,7 @@ def test_folder__pipeline_that_takes_no_prompts(folder, tmp_path):
     copy = copied(folder, tmp_path)
     index = json.loads((copy / "model_index.json").read_text())
     (copy / "model_index.json").write_text(json.dumps(index | {"_class_name": "DDPMPipeline"}))
-    with pytest.raises(GeneratorError, match="a DDPMPipeline, which takes no prompt, but"):
+    with pytest.raises(GeneratorError, match="a DDPMPipeline, which takes .*, but no prompt"):
         DiffusersGenerator(str(copy))
 
 
@@ -185,7 +185,7 @@ def test_hub__cached_pipeline_needs_no_network(folder, tmp_path, monkeypatch, no
 
 @pytest.mark.parametrize("local_files_only", [True, False])
 def test_hub__what_cannot_be_had_names_the_ways(local_files_only):
-    with pytest.raises(GeneratorError, match=r"'org/no-such-pipeline' cannot be had: .*embedded:digits.*save_pre"):
+    with pytest.raises(GeneratorError, match=r"'org/no-such-pipeline' is unavailable: .*embedded:digits.*save_pre"):
         load_generator("org/no-such-pipeline", local_files_only=local_files_only)
 
 
@@ -223,14 +223,14 @@ def test_generate__decoder_embeds_prompts(decoder_folder, clip):
     images = generator.generate(["cat", "dog"], [0, 0])
     assert not torch.equal(images[0], images[1])
     clip_without_texts = type("Images", (), {"name": "x", "fingerprint": "y", "dim": DIM, "encode_images": None})()
-    with pytest.raises(GeneratorError, match="x cannot embed prompts"):
+    with pytest.raises(GeneratorError, match="x has no text tower to embed prompts"):
         DiffusersDecoder(decoder_folder, encoder=clip_without_texts).generate(["cat"], [0])
 
 
 def test_decode__another_encoder_is_found_out(decoder_folder):
     generator = DiffusersDecoder(decoder_folder, encoder=TinyCLIP(seed=1), steps=1)
     for _ in range(2):  # and not forgotten
-        with pytest.raises(GeneratorError, match="embeddings of another encoder than tiny clip 1: the same picture"):
+        with pytest.raises(GeneratorError, match="does not decode embeddings of tiny clip 1: the same picture"):
             generator.decode(torch.ones(1, DIM), [0])
     assert generator._pipeline is None
 
@@ -245,10 +245,10 @@ def test_decoder__pipeline_without_its_image_encoder(decoder_folder, clip, tmp_p
     copy = copied(decoder_folder, tmp_path)
     index = json.loads((copy / "model_index.json").read_text())
     (copy / "model_index.json").write_text(json.dumps(index | {"image_encoder": [None, None]}))
-    with pytest.raises(GeneratorError, match="no image_encoder, so that nobody can tell which CLIP"):
+    with pytest.raises(GeneratorError, match="no image_encoder, so its CLIP cannot be compared"):
         DiffusersDecoder(str(copy), encoder=clip)
 
 
 def test_decoder__pipeline_of_prompts_only(folder, clip):
-    with pytest.raises(GeneratorError, match="takes no image_embeds or image_embeddings"):
+    with pytest.raises(GeneratorError, match="but no image_embeds or image_embeddings"):
         DiffusersDecoder(folder, encoder=clip)

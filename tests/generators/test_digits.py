@@ -95,7 +95,7 @@ def test_generate__no_prompts(generator):
 
 
 def test_digits_generator__no_such_folder(tmp_path):
-    with pytest.raises(GeneratorError, match="holds no diffusion model of digits"):
+    with pytest.raises(GeneratorError, match="contains no diffusion model of digits"):
         DigitsGenerator(tmp_path)
 
 
@@ -107,7 +107,7 @@ def test_digits_generator__another_clip(tmp_path):
     generator = DigitsGenerator(folder)
     assert generator.name == str(folder)
     assert generator.licence == "unknown"
-    with pytest.raises(GeneratorError, match=r"0{32}.*train it anew"):
+    with pytest.raises(GeneratorError, match=r"0{32}.*Train it again"):
         generator.generate(PROMPTS[:1], [0])
 
 

@@ -35,7 +35,7 @@ def test_load_generator__embedded_digits_decode():
     [
         ("embedded:digit", r"not packaged. Did you mean embedded:digits\?"),
         ("embeded:digits", r"unknown. Did you mean embedded:digits\?"),
-        ("no such thing", r"neither a folder nor the id of a pipeline on the hub.*save_pretrained"),
+        ("no such thing", r"neither a folder nor the id of a hub pipeline.*save_pretrained"),
         ("a/b/c", "neither a folder nor the id"),
         (7, "got int"),
         (None, "got NoneType"),

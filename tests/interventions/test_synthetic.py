@@ -489,7 +489,7 @@ def test_prepare__a_wrong_name_is_an_error_before_the_first_batch(tmp_path, prom
         AddSynthetic("embedded:digts", prompt=prompt).prepare()
     with pytest.raises(GeneratorError, match="neither a folder nor the id"):
         AddSynthetic("no such thing", prompt=prompt).prepare()
-    with pytest.raises(GeneratorError, match="no pipeline of diffusers"):
+    with pytest.raises(GeneratorError, match="not a diffusers pipeline"):
         AddSynthetic(str(tmp_path), prompt=prompt).prepare()
     AddSynthetic(Decoder(), prompt=prompt).prepare()
 

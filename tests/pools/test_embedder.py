@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -16,11 +15,9 @@ import pytest
 import torch
 from lightning import LightningDataModule
 from torch.utils.data import (
-    BatchSampler,
     ConcatDataset,
     DataLoader,
     Dataset,
-    IterableDataset,
     Subset,
     WeightedRandomSampler,
 )
@@ -31,18 +28,17 @@ from lightning_failures.bundled.digits.render import CLASSES
 from lightning_failures.callback import DataOptions
 from lightning_failures.cli import main
 from lightning_failures.data.grades import BatchRecord
-from lightning_failures.data.report import ClassReport, FailureReport
 from lightning_failures.directions import FailureDirections, fit_failure_directions
 from lightning_failures.errors import ConfigurationError, DataError, EncoderError
-from lightning_failures.pools import PoolManifest, PoolShard, score_shard, write_pool_shard
+from lightning_failures.pools import PoolManifest
 from lightning_failures.pools.embedder import run_job
 from lightning_failures.pools.fitted import load_fitted
 from lightning_failures.pools.job import PoolJob
-from lightning_failures.pools.results import resolve_class_names, write_results
 from lightning_failures.pools.shards import read_pool_shard
 from lightning_failures.pools.source import BlockSampler, PoolSource
 from lightning_failures.trainer.batch_reader import BatchReader
 from tests.helpers.toy import NORMALIZE, ColourEncoder, Images, OracleClassifier
+from tests.pools.synthetic import everything
 from tests.processes.embed_pool import BATCH, SHARD, SIZE, K, Pool, trainer
 from tests.processes.launch import fork, free_port, ranks
 
@@ -52,29 +48,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.*does not have many workers.*"),
     pytest.mark.filterwarnings("ignore:.*smaller than the logging interval.*"),
 ]
-
-
-def unit(images: torch.Tensor) -> torch.Tensor:
-    return images * 0.25 + 0.5
-
-
-def everything(dataset: Dataset, encoder=None) -> tuple[torch.Tensor, torch.Tensor]:
-    """Embeddings and labels of a dataset, all at once."""
-    images, labels = next(iter(DataLoader(dataset, batch_size=len(dataset))))
-    return (encoder or ColourEncoder()).encode_images(unit(images)), labels
-
-
-@pytest.fixture(scope="module")
-def run_folder(tmp_path_factory) -> Path:
-    """What a run leaves behind: directions, and a report beside them."""
-    folder = tmp_path_factory.mktemp("run")
-    data = Images(400, seed=3)
-    embeddings, labels = everything(data)
-    fitted = fit_failure_directions(embeddings, labels, ~data.dark.numpy(), permutations=99)
-    fitted.save(folder / "directions.safetensors")
-    report = FailureReport(400, 0.5, tuple(ClassReport(name, 100) for name in data.classes))
-    (folder / "report.json").write_text(report.to_json())
-    return folder
 
 
 def embed(
@@ -447,43 +420,14 @@ def test_embed__without_the_callback_or_an_encoder(tmp_path):
             run.embed(OracleClassifier(), Pool(), output=tmp_path)
 
 
-class Stream(IterableDataset):
-    def __iter__(self):
-        return iter(Images(4))
-
-
-def loader_of(kind: str) -> object:
-    data = Images(SIZE, seed=7)
-    return {
-        "iterable": lambda: DataLoader(Stream(), batch_size=4),
-        "two": lambda: [DataLoader(data), DataLoader(data)],
-        "list": lambda: [[1, 2]],
-        "weighted": lambda: DataLoader(data, batch_size=4, sampler=WeightedRandomSampler([1.0] * SIZE, 10)),
-        "batches": lambda: DataLoader(data, batch_sampler=BatchSampler(range(9), BATCH, drop_last=True)),
-        "no batch": lambda: DataLoader(data, batch_size=None),
-        "empty": lambda: DataLoader(Subset(data, [])),
-    }[kind]()
-
-
-@pytest.mark.parametrize(
-    ("kind", "told"),
-    [
-        ("iterable", "__getitem__ and __len__"),
-        ("two", "ConcatDataset"),
-        ("list", "ConcatDataset"),
-        ("weighted", "Subset"),
-        ("batches", "Subset"),
-        ("no batch", "batch_size"),
-        ("empty", "no examples"),
-    ],
-)
-def test_embed__loaders_that_cannot_be_cut(tmp_path, kind, told):
-    class Other(Pool):
+def test_embed__a_loader_that_cannot_be_cut_leaves_nothing(tmp_path):
+    class Weighted(Pool):
         def predict_dataloader(self):
-            return loader_of(kind)
+            data = Images(SIZE, seed=7)
+            return DataLoader(data, batch_size=4, sampler=WeightedRandomSampler([1.0] * SIZE, 10))
 
-    with pytest.raises(ConfigurationError, match=re.escape(told)):
-        embed(tmp_path, data=Other())
+    with pytest.raises(ConfigurationError, match="Subset"):
+        embed(tmp_path, data=Weighted())
     assert list(tmp_path.iterdir()) == []
 
 
@@ -537,60 +481,6 @@ def test_embed__an_encoder_that_gives_nonsense_is_told(tmp_path):
 
     with pytest.raises(EncoderError, match=r"finite vectors for the examples 0 \.\.\. 7"):
         embed(tmp_path, encoder=Broken())
-
-
-# -- names and words ------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("given", "of_dataset", "of_run", "agreed"),
-    [
-        (None, None, None, ()),
-        (["a", "b"], ["x", "y"], None, ["a", "b"]),
-        (None, ["a", "b"], ("a", "b"), ["a", "b"]),
-        (None, None, ("a", "b"), ["a", "b"]),
-        (["tumour"], None, ("no tumour", "tumour"), ["no tumour", "tumour"]),
-        (["a", "b", "c"], None, ("a", "b"), "3 against 2"),
-        (None, ["a", "c"], ("a", "b"), "label 1 is c here and b there"),
-    ],
-)
-def test_resolve_class_names(run_folder, given, of_dataset, of_run, agreed):
-    data = Images(4)
-    data.classes = of_dataset
-    fitted = None if of_run is None else replace(load_fitted(run_folder), class_names=of_run)
-    if isinstance(agreed, str):
-        with pytest.raises(ConfigurationError, match=agreed):
-            resolve_class_names(given, data, fitted)
-    else:
-        assert list(resolve_class_names(given, data, fitted)) == list(agreed)
-
-
-def test_conclude__a_shard_that_nobody_wrote(tmp_path):
-    embed(tmp_path)
-    pool = PoolManifest.load(tmp_path)
-    pool.path(tmp_path, 2).unlink()
-    options = {"directions": None, "k": 1, "names": (), "dataset": None, "patience": 0.0}
-    with pytest.raises(DataError, match=r"1 of 13 shards are missing in .* Run the command again"):
-        write_results(pool, tmp_path, limited=False, **options)
-
-
-def test_conclude__many_classes_in_few_words(tmp_path, capsys):
-    size, classes = 600, 12
-    generator = torch.Generator().manual_seed(0)
-    x, labels = torch.randn(size, 5, generator=generator), torch.arange(size) % classes
-    keys = torch.randint(2**60, (size, 2), generator=generator)
-    pool = PoolManifest("f", "n", examples=size, shard_size=size)
-    for level, told in ((0.0, "and 2 more classes"), (None, "No class with a pattern")):
-        right = x[:, 0] > 0 if level is not None else torch.rand(size, generator=generator) > 0.5
-        directions = fit_failure_directions(x, labels, right, permutations=999)
-        shard = score_shard(PoolShard(torch.arange(size), labels, keys, x), directions)
-        write_pool_shard(shard, pool.path(tmp_path, 0), pool=pool.digest)
-        write_results(
-            pool, tmp_path, directions=directions, k=1, names=["<b>\n"], dataset=None, limited=False, patience=0.0
-        )
-        shown = capsys.readouterr().out
-        assert told in shown
-        assert len(shown.splitlines()) < 16
 
 
 # -- in several processes -------------------------------------------------------------------------------------

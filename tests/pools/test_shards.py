@@ -1,32 +1,23 @@
-"""Shards of a pool and the stream over them, against everything in memory at once."""
+"""The file of one block of a pool."""
 
 from __future__ import annotations
 
 import base64
 import dataclasses
-import json
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from safetensors import safe_open
 
 from lightning_failures.core.safetensors_io import DamagedShardError
-from lightning_failures.data.report import ClassReport, FailureReport
 from lightning_failures.directions import fit_failure_directions
-from lightning_failures.errors import ConfigurationError, DataError
 from lightning_failures.pools import (
-    PoolManifest,
     PoolShard,
-    merge_shards,
     read_pool_shard,
     score_shard,
     write_pool_shard,
 )
-from lightning_failures.pools.fitted import load_fitted
-from lightning_failures.pools.manifest import default_shard_size
 from lightning_failures.pools.shards import POOL_UNLABELLED, directions_digest, round_to_half
 
 DIM, CLASSES = 6, 4
@@ -51,29 +42,11 @@ def rows(size: int, seed: int = 1) -> PoolShard:
     )
 
 
-def part(shard: PoolShard, block: range) -> PoolShard:
-    return dataclasses.replace(
-        shard, **{k: v[block.start : block.stop] for k, v in vars(shard).items() if isinstance(v, torch.Tensor)}
-    )
-
-
-def store(folder, shard: PoolShard, size: int, directions=None) -> PoolManifest:
-    pool = PoolManifest("f00d", "an encoder", examples=len(shard), shard_size=size)
-    for number in range(pool.shards):
-        piece = part(shard, pool.block(number))
-        piece = piece if directions is None else score_shard(piece, directions)
-        write_pool_shard(piece, pool.path(folder, number), pool=pool.digest)
-    return pool
-
-
 def same(one: PoolShard, other: PoolShard) -> bool:
     return one.directions == other.directions and all(
         a is b is None or torch.equal(a.nan_to_num(7), b.nan_to_num(7))
         for a, b in zip(list(vars(one).values())[:5], list(vars(other).values())[:5], strict=True)
     )
-
-
-# -- shards ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("with_embeddings", [True, False])
@@ -191,141 +164,3 @@ def test_scored__later_or_at_once_is_the_same(tmp_path):
     assert same(score_shard(score_shard(rows(50), first), second), at_once)
     plain = second.decision_values(rows(50).embeddings.float(), rows(50).labels)
     assert torch.equal(at_once.values.nan_to_num(7), plain.nan_to_num(7))
-
-
-# -- manifest -------------------------------------------------------------------------------------------------
-
-
-@given(st.integers(1, 500), st.integers(1, 600))
-def test_blocks__every_id_once(examples, size):
-    pool = PoolManifest("f", "n", examples=examples, shard_size=size)
-    ids = [i for number in range(pool.shards) for i in pool.block(number)]
-    assert ids == list(range(examples))
-    assert all(len(pool.block(number)) for number in range(pool.shards))
-
-
-@given(st.integers(1, 10**9), st.integers(1, 4096))
-def test_default_shard_size__whole_batches(examples, batch):
-    size = default_shard_size(examples, batch)
-    assert size % batch == 0
-    assert 256 <= size < 8192 + batch
-
-
-@pytest.mark.parametrize(
-    ("change", "told"),
-    [
-        ({"encoder": "beef"}, "the encoder differ"),
-        ({"examples": 11}, "number of examples"),
-        ({"sample": ("00",)}, "the images, or their transform"),
-        ({"shard_size": 5}, "shard size"),
-    ],
-)
-def test_claim__another_pool_is_refused(tmp_path, change, told):
-    pool = PoolManifest("f00d", "an encoder", examples=10, shard_size=4)
-    assert pool.claim(tmp_path) is pool
-    renamed = dataclasses.replace(pool, encoder_name="the same by another name")
-    assert renamed.claim(tmp_path) == pool
-    with pytest.raises(ConfigurationError, match=told):
-        dataclasses.replace(pool, **change).claim(tmp_path)
-
-
-@pytest.mark.parametrize(
-    "content",
-    ["", "{", "[]", '{"encoder": 3}', '{"encoder": "f", "encoder_name": "n", "examples": 3, "shard_size": 0}'],
-)
-def test_manifest__damaged_is_told(tmp_path, content):
-    (tmp_path / "manifest.json").write_text(content)
-    with pytest.raises(DataError, match=r"manifest\.json is damaged"):
-        PoolManifest.load(tmp_path)
-
-
-# -- merge ----------------------------------------------------------------------------------------------------
-
-
-@settings(max_examples=10, deadline=None)
-@given(st.integers(1, 400), st.integers(20, 150), st.integers(1, 30), st.integers(0, 3))
-def test_merge__as_in_memory(tmp_path_factory, size, shard_size, k, seed):
-    folder, directions, pool = tmp_path_factory.mktemp("pool"), fitted(), rows(size, seed)
-    summary = merge_shards(folder, store(folder, pool, shard_size, directions), directions=directions, k=k)
-    values = directions.decision_values(pool.embeddings.float(), pool.labels).numpy()
-    assert sum(entry.examples for entry in summary.classes) == size
-    for entry in summary.classes:
-        mine = np.flatnonzero(pool.labels.numpy() == entry.label)
-        assert entry.examples == len(mine)
-        if entry.label == CLASSES - 1:
-            assert entry.picks is entry.flagged is None
-            continue
-        assert entry.flagged == (values[mine] < 0).sum()
-        assert entry.mean == pytest.approx(values[mine].mean(), abs=1e-5)
-        hardest = mine[np.argsort(values[mine], kind="stable")][:k]
-        assert entry.picks.ids.tolist() == hardest.tolist()
-        np.testing.assert_allclose(entry.picks.values, values[hardest], atol=1e-6)
-
-
-def test_merge__exact_copies_are_listed_once(tmp_path):
-    directions, pool = fitted(), rows(40)
-    copied = PoolShard(
-        torch.arange(80), *(torch.cat([column, column]) for column in (pool.labels, pool.keys, pool.embeddings))
-    )
-    once, twice = (
-        merge_shards(folder, store(folder, shard, 16, directions), directions=directions, k=5)
-        for folder, shard in ((tmp_path / "once", pool), (tmp_path / "twice", copied))
-    )
-    for one, two in zip(once.classes, twice.classes, strict=True):
-        assert two.examples == 2 * one.examples
-        if one.picks is not None:
-            assert two.picks.ids.tolist() == one.picks.ids.tolist()
-
-
-def test_merge__without_directions_or_labels(tmp_path):
-    pool = dataclasses.replace(rows(10), labels=torch.full((10,), POOL_UNLABELLED))
-    told = merge_shards(tmp_path, store(tmp_path, pool, 4)).to_dict()
-    assert [(entry["class"], entry["examples"], entry["flagged"]) for entry in told["classes"]] == [
-        ("unlabelled", 10, None)
-    ]
-
-
-def test_merge__what_is_missing_damaged_or_old_is_an_error(tmp_path):
-    directions = fitted()
-    pool = store(tmp_path, rows(10), 4, directions)
-    with pytest.raises(DataError, match="other directions"):
-        merge_shards(tmp_path, pool, directions=fitted(5))
-    path = pool.path(tmp_path, 1)
-    path.write_bytes(path.read_bytes()[:-1] + b"x")  # the values are last
-    with pytest.raises(DataError, match=f"{path.name} is missing or damaged"):
-        merge_shards(tmp_path, pool, directions=directions)
-    path.unlink()
-    with pytest.raises(DataError, match=f"{path.name} is missing or damaged"):
-        merge_shards(tmp_path, pool, directions=directions)
-
-
-def test_summary__is_json_with_names_and_paths(tmp_path):
-    directions = fitted()
-    summary = merge_shards(tmp_path, store(tmp_path, rows(60), 32, directions), directions=directions, k=2)
-    told = json.loads(json.dumps(summary.hardest(["a", "b", "c"], lambda i: f"{i}.png"), allow_nan=False))
-    first = told["classes"][0]
-    assert (first["class"], first["pattern"], len(first["hardest"])) == ("a", True, 2)
-    assert first["hardest"][0]["path"] == f"{first['hardest'][0]['id']}.png"
-    assert [entry["class"] for entry in summary.to_dict(["a", "b", "c"])["classes"]] == ["a", "b", "c", "3"]
-
-
-# -- the directions of a run ----------------------------------------------------------------------------------
-
-
-def test_load_fitted__beside_a_report(tmp_path):
-    directions = fitted()
-    directions.save(tmp_path / "run" / "failures" / "directions.safetensors")
-    bare = load_fitted(tmp_path / "run" / "failures" / "directions.safetensors")
-    assert (bare.class_names, directions_digest(bare.directions)) == (None, directions_digest(directions))
-    report = FailureReport(9, 0.5, (ClassReport("cat", 9),))
-    (tmp_path / "run" / "failures" / "report.json").write_text(report.to_json())
-    for place in (tmp_path / "run", tmp_path / "run" / "failures"):
-        assert load_fitted(place).class_names == ("cat",)
-
-
-@pytest.mark.parametrize("content", [None, b"", b"\x08\0\0\0\0\0\0\0{}      "])
-def test_load_fitted__nothing_there(tmp_path, content):
-    if content is not None:
-        (tmp_path / "directions.safetensors").write_bytes(content)
-    with pytest.raises(ConfigurationError, match=r"directions\.safetensors"):
-        load_fitted(tmp_path)

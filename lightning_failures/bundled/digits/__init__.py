@@ -1,12 +1,12 @@
-"""Coloured digits: real handwritten digits with a planted shortcut, and a small classifier that falls for it.
+"""Coloured digits: handwritten digits with a planted shortcut, and a small classifier that learns the shortcut.
 
 Files, each importing only from those above it::
 
-    model     A small classifier of coloured digits, written as anybody would write it. It knows nothing of failure
-    render    Real handwritten digits in colour: which source digit goes where, and how one becomes a 32 x 32 RGB
-    captions  The words for coloured digits: what the candidate captions may name, and what the digits-CLIP was
-    shortcut  The planted shortcut: which digit wears which tint, and how often
-    data      Coloured digits with a planted shortcut, as a data set and as a data module
+    model     A small classifier of coloured digits, without any code for failure modes
+    render    Render source digits in colour as 32 x 32 RGB images, and split the source digits
+    captions  The vocabulary of coloured digits, for candidate captions and for training the digits-CLIP
+    shortcut  The planted shortcut: the tints of each digit and their frequency
+    data      Coloured digits as a data set and as a data module
 """
 
 from lightning_failures.bundled.digits.captions import ADJECTIVES, NOUNS, PREPOSITIONS

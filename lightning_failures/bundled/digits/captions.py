@@ -1,6 +1,6 @@
-"""The words for coloured digits: what the candidate captions may name, and what the digits-CLIP was taught.
+"""The vocabulary of coloured digits, for candidate captions and for training the digits-CLIP.
 
-An empty phrase says nothing about an attribute. With 99 adjectives and 4 prepositions a class has 396 captions, one of
+An empty phrase leaves an attribute unnamed. With 99 adjectives and 4 prepositions a class has 396 captions, one of
 which, "a photo of a three", is the reference.
 """
 
@@ -15,17 +15,17 @@ NOUNS: dict[str, tuple[str, ...]] = {name: (name,) for name in CLASSES}
 ADJECTIVES: tuple[str, ...] = tuple(
     " ".join(filter(None, words)) for words in product(("", *STROKES), ("", *POSTURES), ("", *TINTS))
 )
-"""Stroke, posture and tint, each named or not, in this order."""
+"""Combinations of stroke, posture and tint, in this order; each may be missing."""
 PREPOSITIONS: tuple[str, ...] = ("", *(f"on a {name} background" for name in BACKGROUNDS))
 
 _VOWELS = ("a", "e", "i", "o", "u")
-_WITH_A = ("one",)  # begins with a vowel, but is not spoken so
+_WITH_A = ("one",)  # begins with a vowel letter, but not with a vowel sound
 
 
 def caption(
     noun: str, *, stroke: str = "", posture: str = "", tint: str = "", background: str = "", prefix: str = "a photo of"
 ) -> str:
-    """One caption. What is empty goes unmentioned.
+    """Return the caption that names the given attributes; empty ones are not mentioned.
 
     >>> caption("three", stroke="thin", posture="slanted", tint="red", background="white")
     'a photo of a thin slanted red three on a white background'

@@ -1,4 +1,4 @@
-"""Coloured digits with a planted shortcut, as a data set and as a data module."""
+"""Coloured digits as a data set and as a data module."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from lightning_failures.bundled.digits.render import (
     STROKES,
     TINTS,
     Looks,
-    Split,
+    DigitSplit,
     draw_looks,
     render,
     source_digits,
@@ -35,25 +35,25 @@ _STD = (0.38, 0.39, 0.38)
 class ColouredDigits(Dataset[tuple[Tensor, int]]):
     """Rendered digits of one split. An item is ``(image, label)``: (3, 32, 32) float32, normalised, and an int.
 
-    Equal arguments give equal images, bit for bit. The classes are equally frequent.
+    Equal arguments give bit-identical images. The classes are equally frequent.
 
     Args:
-        split: Which source digits are used: ``"train"``, ``"validation"`` or ``"test"``. The shortcut holds in
-            ``"train"``; elsewhere a planted digit has its usual tint in half of the images.
+        split: The source digits to use: ``"train"``, ``"validation"`` or ``"test"``. The shortcut holds in
+            ``"train"``; in the other splits half of the images of a digit with a shortcut show its usual tint.
         size: Number of images. A source digit appears in several.
-        seed: Draws the tints that are planted (the same for all splits) and the images (different in each split).
+        seed: Seed of the shortcut (the same for all splits) and of the images (different in each split).
         shortcut: Probability of the usual tint in training, 0.5 (nothing to learn) to 0.99.
-        draw: Each gives other images of the same split, with the same tints planted.
+        draw: Number of the draw; each has other images of the same split, with the same shortcut.
 
     Attributes:
         classes: Ten names, "zero" to "nine".
         labels: (N,) int64.
         images: (N, 3, 32, 32) uint8, before ``transform``.
         groups: (N,) int64, the source digit of each image; images of one source are not independent.
-        attributes: Tint, background, stroke and posture of each image, as indices. Nothing is trained on them.
-        tint, background, stroke, posture: The same in words, N each: ``DataOptions(metadata=["tint", ...])``.
-        truth: For each class ``{"usual_tint": ..., "unusual_tint": ...}``, or None where nothing is planted.
-        transform: What turns a uint8 image into the input of a model.
+        attributes: Tint, background, stroke and posture of each image, as indices; not used for training.
+        tint, background, stroke, posture: The N attributes as words, for ``DataOptions(metadata=["tint", ...])``.
+        truth: For each class ``{"usual_tint": ..., "unusual_tint": ...}``, or None if it has no shortcut.
+        transform: Turns a uint8 image into the input of a model.
 
     Raises:
         ConfigurationError: ``shortcut`` or ``split`` is out of range.
@@ -64,7 +64,7 @@ class ColouredDigits(Dataset[tuple[Tensor, int]]):
     (torch.Size([3, 32, 32]), True)
     """
 
-    def __init__(self, split: Split, *, size: int = 4000, seed: int = 0, shortcut: float = 0.95, draw: int = 0) -> None:
+    def __init__(self, split: DigitSplit, *, size: int = 4000, seed: int = 0, shortcut: float = 0.95, draw: int = 0) -> None:
         if split not in SPLITS:
             raise ConfigurationError(f"ColouredDigits: split must be one of {', '.join(SPLITS)}; got {split!r}.")
         if not 0.5 <= shortcut <= 0.99:
@@ -94,8 +94,8 @@ class ColouredDigits(Dataset[tuple[Tensor, int]]):
         return self.transform(self.images[index]), int(self.labels[index])
 
 
-def _balanced_sources(split: Split, size: int, rng: np.random.Generator) -> Tensor:
-    """Indices (size,) of source digits, in random order, with class counts that differ by at most one."""
+def _balanced_sources(split: DigitSplit, size: int, rng: np.random.Generator) -> Tensor:
+    """Draw indices (size,) of source digits, in random order, with class counts that differ by at most one."""
     sources = source_split(split)
     labels = source_digits()[1][sources]
     wanted = rng.permutation(np.arange(size) % len(CLASSES))
@@ -109,10 +109,10 @@ def _balanced_sources(split: Split, size: int, rng: np.random.Generator) -> Tens
 class ColouredDigitsDataModule(L.LightningDataModule):
     """Train, validation, test and predict loaders of :class:`ColouredDigits`.
 
-    The predict loader is a pool: other images of the training digits, with the usual tint in half of them.
+    The predict loader yields a pool: other images of the training digits, half of them with the usual tint.
 
     Args:
-        seed: See :class:`ColouredDigits`; also the order of the training images.
+        seed: See :class:`ColouredDigits`; also the seed of the order of training images.
         shortcut: Strength of the shortcut in training, 0.5 to 0.99.
         train_size: Number of training images.
         val_size: Number of validation images.
@@ -135,14 +135,14 @@ class ColouredDigitsDataModule(L.LightningDataModule):
         super().__init__()
         self.save_hyperparameters()
         self.seed, self.shortcut, self.batch_size = seed, shortcut, batch_size
-        self.sizes: dict[Split, int] = {"train": train_size, "validation": val_size, "test": test_size}
-        self.sets: dict[Split, ColouredDigits] = {}
+        self.sizes: dict[DigitSplit, int] = {"train": train_size, "validation": val_size, "test": test_size}
+        self.sets: dict[DigitSplit, ColouredDigits] = {}
         self.pool_size = pool_size
         self.pool: ColouredDigits | None = None
 
     def setup(self, stage: str | None = None) -> None:
-        """Render what the stage needs, once."""
-        needed: dict[str | None, tuple[Split, ...]] = {
+        """Render the images of the stage, unless they were rendered before."""
+        needed: dict[str | None, tuple[DigitSplit, ...]] = {
             "fit": ("train", "validation"),
             "validate": ("validation",),
             "test": ("test",),
@@ -156,19 +156,19 @@ class ColouredDigitsDataModule(L.LightningDataModule):
             self.pool = ColouredDigits("train", size=self.pool_size, seed=self.seed, shortcut=0.5, draw=1)
 
     def train_dataloader(self) -> DataLoader[tuple[Tensor, int]]:
-        """Shuffled by a generator of its own."""
+        """Return the training loader, shuffled by its own generator."""
         order = torch.Generator().manual_seed(self.seed)
         return DataLoader(self.sets["train"], batch_size=self.batch_size, shuffle=True, generator=order)
 
     def val_dataloader(self) -> DataLoader[tuple[Tensor, int]]:
-        """In the order of the data set."""
+        """Return the validation loader, in the order of the data set."""
         return DataLoader(self.sets["validation"], batch_size=self.batch_size)
 
     def test_dataloader(self) -> DataLoader[tuple[Tensor, int]]:
-        """In the order of the data set."""
+        """Return the test loader, in the order of the data set."""
         return DataLoader(self.sets["test"], batch_size=self.batch_size)
 
     def predict_dataloader(self) -> DataLoader[tuple[Tensor, int]]:
-        """The pool, in its order."""
+        """Return the loader of the pool, in the order of the data set."""
         assert self.pool is not None
         return DataLoader(self.pool, batch_size=self.batch_size)

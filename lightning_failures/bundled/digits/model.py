@@ -1,4 +1,4 @@
-"""A small classifier of coloured digits, written as anybody would write it. It knows nothing of failure modes."""
+"""A small classifier of coloured digits, an ordinary LightningModule without any code for failure modes."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ class DigitClassifier(L.LightningModule):
         )  # fmt: skip
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the logits."""
+        """Return the logits of normalised images: (B, 3, 32, 32) -> (B, 10)."""
         logits: Tensor = self.net(x)
         return logits
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        """Cross entropy."""
+        """Return and log the cross entropy."""
         x, y = batch
         loss = F.cross_entropy(self(x), y)
         self.log("train_loss", loss)
@@ -52,7 +52,7 @@ class DigitClassifier(L.LightningModule):
         self.log(f"{stage}_acc", (logits.argmax(dim=1) == y).float().mean(), prog_bar=True)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """AdamW."""
+        """Return AdamW."""
         return torch.optim.AdamW(self.parameters(), lr=self.lr)
 
 

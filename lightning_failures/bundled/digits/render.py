@@ -1,8 +1,8 @@
-"""Real handwritten digits in colour: which source digit goes where, and how one becomes a 32 x 32 RGB image.
+"""Render source digits in colour as 32 x 32 RGB images, and split the source digits.
 
-The source is the test part of the UCI "Optical Recognition of Handwritten Digits", 1,797 digits of 8 x 8 pixels, that
-scikit-learn carries. Each is split off to training, validation or test *once*, whatever the seed of an experiment, so
-that nothing that is trained here (classifier or encoder) ever sees a validation or test digit.
+The source is the test part of the UCI "Optical Recognition of Handwritten Digits", 1,797 digits of 8 x 8 pixels, which
+scikit-learn includes. Each belongs to training, validation or test whatever the seed of an experiment, so that no model
+trained here (classifier or encoder) ever sees a validation or test digit.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from sklearn.datasets import load_digits
 from torch import Tensor
 from torch.nn import functional as F
 
-Split = Literal["train", "validation", "test"]
-SPLITS: tuple[Split, ...] = ("train", "validation", "test")
+DigitSplit = Literal["train", "validation", "test"]
+SPLITS: tuple[DigitSplit, ...] = ("train", "validation", "test")
 CLASSES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 IMAGE_SIZE = 32
 
@@ -46,7 +46,7 @@ _EDGE = 12.0  # steepness of the edge between ink and background
 
 @dataclass(frozen=True)
 class Looks:
-    """How N digits look: indices, (N,) int64, into ``TINTS``, ``BACKGROUNDS``, ``STROKES`` and ``POSTURES``."""
+    """Appearance of N digits: indices, (N,) int64, into ``TINTS``, ``BACKGROUNDS``, ``STROKES`` and ``POSTURES``."""
 
     tint: Tensor
     background: Tensor
@@ -59,15 +59,15 @@ class Looks:
 
 @cache
 def source_digits() -> tuple[Tensor, Tensor]:
-    """The 1,797 digits: images (1797, 8, 8) float32 in [0, 1] and labels (1797,) int64. Treat them as read-only."""
+    """Return the 1,797 digits: images (1797, 8, 8) float32 in [0, 1] and labels (1797,) int64. Do not modify them."""
     data = load_digits()
     images = torch.from_numpy(data.images / 16.0).float()
     return images, torch.from_numpy(data.target).long()
 
 
 @cache
-def source_split(split: Split) -> Tensor:
-    """Indices of the source digits of one part, ascending: 60 % of each class to train, 20 % to either of the others.
+def source_split(split: DigitSplit) -> Tensor:
+    """Return the indices of the source digits of a split, ascending: 60 % of each class to train, 20 % to the others.
 
     >>> [len(source_split(part)) for part in SPLITS]
     [1078, 360, 359]
@@ -83,18 +83,18 @@ def source_split(split: Split) -> Tensor:
 
 
 def draw_looks(size: int, rng: np.random.Generator) -> Looks:
-    """Draw ``size`` looks, every attribute uniform and independent of the others."""
+    """Draw the appearance of ``size`` digits, every attribute uniform and independent of the others."""
     counts = (len(TINTS), len(BACKGROUNDS), len(STROKES), len(POSTURES))
     return Looks(*(torch.from_numpy(rng.integers(count, size=size)) for count in counts))
 
 
 def render(digits: Tensor, looks: Looks, rng: np.random.Generator) -> Tensor:
-    """Draw digits in colour, each with a small affine jitter of its own.
+    """Render digits in colour, each with a small random scale, rotation and shift.
 
     Args:
         digits: (N, 8, 8) float in [0, 1], the ink.
-        looks: The looks of these N digits.
-        rng: Source of the jitter: scale, rotation and shift.
+        looks: Appearance of the N digits.
+        rng: Random generator of scale, rotation and shift.
 
     Returns:
         (N, 3, 32, 32) uint8.
@@ -106,17 +106,17 @@ def render(digits: Tensor, looks: Looks, rng: np.random.Generator) -> Tensor:
     grid = F.affine_grid(_jitter(looks, rng), [len(looks), 1, IMAGE_SIZE, IMAGE_SIZE], align_corners=False)
     ink = F.grid_sample(digits[:, None].float(), grid, mode="bicubic", padding_mode="zeros", align_corners=False)
     opacity = torch.sigmoid(_EDGE * (ink - _STROKE_LEVEL[looks.stroke].view(-1, 1, 1, 1)))
-    opacity = ((opacity - 0.1) / 0.8).clamp(0, 1)  # (N, 1, 32, 32); no veil of ink over the background
+    opacity = ((opacity - 0.1) / 0.8).clamp(0, 1)  # (N, 1, 32, 32); the background stays free of ink
     tint = torch.tensor(list(TINTS.values()))[looks.tint].view(-1, 3, 1, 1)
     background = torch.tensor(list(BACKGROUNDS.values()))[looks.background].view(-1, 3, 1, 1)
     return torch.lerp(background, tint, opacity).mul(255).round().to(torch.uint8)
 
 
-def draw_images(split: Split, size: int, rng: np.random.Generator) -> tuple[Tensor, Tensor, Looks]:
+def draw_images(split: DigitSplit, size: int, rng: np.random.Generator) -> tuple[Tensor, Tensor, Looks]:
     """Render a random sample of one split, every attribute uniform and nothing planted.
 
     Returns:
-        Images (N, 3, 32, 32) uint8, digits (N,) int64, and looks.
+        Images (N, 3, 32, 32) uint8, digits (N,) int64, and their appearance.
     """
     sources = source_split(split)
     sources = sources[torch.from_numpy(rng.integers(len(sources), size=size))]
@@ -126,7 +126,7 @@ def draw_images(split: Split, size: int, rng: np.random.Generator) -> tuple[Tens
 
 
 def _jitter(looks: Looks, rng: np.random.Generator) -> Tensor:
-    """Affine maps (N, 2, 3) float32 from the place on the canvas to the place in the source digit."""
+    """Return affine maps (N, 2, 3) float32 from positions in the image to positions in the source digit."""
     size = len(looks)
     scale = torch.from_numpy(rng.uniform(0.74, 0.86, size))
     angle = torch.from_numpy(rng.uniform(-0.1, 0.1, size))

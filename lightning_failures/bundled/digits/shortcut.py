@@ -1,9 +1,9 @@
-"""The planted shortcut: which digit wears which tint, and how often.
+"""The planted shortcut: the tints of each digit and their frequency.
 
-Eight of the ten digits get a *usual* and an *unusual* tint. Training shows the usual one in most of the images, so that
-a classifier learns to read the tint; validation and test show both equally often. Five of the ten tints are usual, each
-for one or two digits, and a digit's unusual tint is the usual one of others: the tint alone never names the digit.
-The two digits left over have nothing planted: all ten tints, uniformly, everywhere.
+Eight of the ten digits have a *usual* and an *unusual* tint. Most training images show the usual one, so that a
+classifier learns to read the tint; validation and test show both equally often. Five of the ten tints are usual, each
+for one or two digits, and a digit's unusual tint is the usual one of other digits, so the tint alone does not identify
+the digit. The other two digits have no shortcut: they show all ten tints uniformly in every split.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor
 from lightning_failures.bundled.digits.render import CLASSES, TINTS
 
 NOTHING = -1
-"""Stands for the tint of a digit that has nothing planted."""
+"""Index in place of a tint, for a digit without a shortcut."""
 
 _PLANTED = 8
 _USUAL_TINTS = 5
@@ -31,7 +31,7 @@ class Shortcut:
     unusual: Tensor
 
     def truth(self) -> tuple[dict[str, str] | None, ...]:
-        """For each digit the names of its two tints, or None where nothing is planted."""
+        """Return for each digit the names of its two tints, or None if it has no shortcut."""
         names = tuple(TINTS)
         return tuple(
             None if usual == NOTHING else {"usual_tint": names[usual], "unusual_tint": names[unusual]}
@@ -40,22 +40,23 @@ class Shortcut:
 
 
 def plant_shortcut(rng: np.random.Generator) -> Shortcut:
-    """Draw the digits and their tints.
+    """Draw the digits with a shortcut and their tints.
 
-    The planted digits stand in a random row; the k-th has usual tint k mod 5, and its unusual tint is that of its right
-    neighbours: k + s mod 5, where s in 1 ... 4 is drawn for the first five of the row and again for the other three.
+    The digits are put in random order; the k-th has usual tint k mod 5 and unusual tint k + s mod 5, where s in 1 ... 4
+    is drawn once for the first five digits and once for the other three.
 
     >>> shortcut = plant_shortcut(np.random.default_rng(0))
     >>> int((shortcut.usual != NOTHING).sum()), len(set(shortcut.usual.tolist()) - {NOTHING})
     (8, 5)
     """
-    row = rng.permutation(len(CLASSES))[:_PLANTED]
+    digits = rng.permutation(len(CLASSES))[:_PLANTED]
     tints = rng.permutation(len(TINTS))[:_USUAL_TINTS]
-    place = np.arange(_PLANTED)
-    step = rng.integers(1, _USUAL_TINTS, size=2)[place // _USUAL_TINTS]
-    usual, unusual = (np.full(len(CLASSES), NOTHING) for _ in range(2))
-    usual[row] = tints[place % _USUAL_TINTS]
-    unusual[row] = tints[(place + step) % _USUAL_TINTS]
+    k = np.arange(_PLANTED)
+    shift = rng.integers(1, _USUAL_TINTS, size=2)[k // _USUAL_TINTS]
+    usual = np.full(len(CLASSES), NOTHING)
+    unusual = np.full(len(CLASSES), NOTHING)
+    usual[digits] = tints[k % _USUAL_TINTS]
+    unusual[digits] = tints[(k + shift) % _USUAL_TINTS]
     return Shortcut(torch.from_numpy(usual), torch.from_numpy(unusual))
 
 
@@ -64,9 +65,9 @@ def draw_tints(labels: Tensor, shortcut: Shortcut, strength: float, rng: np.rand
 
     Args:
         labels: (N,) int64 digits.
-        shortcut: Who wears what.
-        strength: Probability of the usual tint; the unusual one has the rest.
-        rng: Source of randomness.
+        shortcut: The tints of each digit.
+        strength: Probability of the usual tint, as opposed to the unusual one.
+        rng: Random generator.
 
     Returns:
         (N,) int64, indices into ``TINTS``.

@@ -1,14 +1,14 @@
-"""Small encoders of coloured digits that the package carries, for machines that can download nothing.
+"""Small models of coloured digits in the package, for machines without a network.
 
-``clip/`` is an open_clip model in open_clip's own ``local-dir:`` format, ``robust/`` an adversarially trained CNN
-beside a plainly trained twin of it, ``diffusion/`` a diffusion model that takes embeddings of that CLIP.
-``quality.json`` in each folder holds what was measured on the stored files. They are made by
-``python -m scripts.bundled_models.train_clip``, ``... .train_robust`` and ``... .train_diffusion``.
+``clip/`` is an open_clip model in open_clip's ``local-dir:`` format, ``robust/`` contains an adversarially trained CNN
+and the same CNN trained without attacks, and ``diffusion/`` is a diffusion model that takes embeddings of that CLIP.
+``quality.json`` in each folder holds figures measured on the stored files. The files are written by
+``python -m scripts.bundled_models.train_clip``, ``... .train_robust`` and ``... .train_diffusion`` of the repository.
 
 Files, each importing only from those above it::
 
     digit_diffusion  A small diffusion model of coloured digits, conditioned on one embedding of the digits-CLIP
-    robust_cnn       The architecture of the packaged CNN, and how it is loaded
+    robust_cnn       The architecture of the packaged CNN, and a function that loads it
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ def load_robust_cnn(variant: Variant = "robust") -> RobustCNN:
     """Load the packaged CNN, in evaluation mode; see :class:`~lightning_failures.bundled.models.robust_cnn.RobustCNN`.
 
     Args:
-        variant: ``"robust"`` (adversarially trained), ``"plain"`` (trained on clean images only) or ``"untrained"``
-            (random weights, always the same). The twins are for comparison.
+        variant: ``"robust"`` (adversarially trained), or for comparison ``"plain"`` (trained on clean images only) or
+            ``"untrained"`` (random weights, always the same).
 
     >>> load_robust_cnn("untrained").dim
     128

@@ -1,15 +1,15 @@
 """A small diffusion model of coloured digits, conditioned on one embedding of the digits-CLIP.
 
-It is a plain ``UNet2DConditionModel`` of diffusers with its scheduler, stored in diffusers' own folder format. The
-2 x 2 pixels of a block are channels (16 x 16 x 12), the network predicts the velocity from image to noise on a straight
-line (Lipman et al., Flow Matching for Generative Modeling, ICLR 2023), and a dozen Euler steps lead back. An embedding
-of zeros stands for "no condition" (Ho and Salimans, Classifier-Free Diffusion Guidance, arXiv 2207.12598). As in unCLIP
-(Ramesh et al., Hierarchical Text-Conditional Image Generation with CLIP Latents, arXiv 2204.06125) captions and images
-condition it through the space that they share; there is no prior in between, training shows it both kinds.
+It is a ``UNet2DConditionModel`` of diffusers with its scheduler, stored in diffusers' folder format. Blocks of 2 x 2
+pixels become channels (16 x 16 x 12), the network predicts the velocity from image to noise on a straight line (Lipman
+et al., Flow Matching for Generative Modeling, ICLR 2023), and a dozen Euler steps lead back. An embedding of zeros
+means "no condition" (Ho and Salimans, Classifier-Free Diffusion Guidance, arXiv 2207.12598). As in unCLIP (Ramesh et
+al., Hierarchical Text-Conditional Image Generation with CLIP Latents, arXiv 2204.06125), captions and images condition
+the model through their common space; instead of a prior between the two, training uses both kinds of embedding.
 
-The embedding enters twice: added to the embedding of time, as in diffusers, and as a channel of the input, a *sketch*,
-which is what a linear regression makes of the embedding: where the ink may be. Tried without it, so small a network
-obeyed the tint after 1,000 steps, but not yet the digit.
+The embedding enters twice: added to the time embedding, as in diffusers, and as an input channel, a *sketch*: the
+linear regression of the ink on the embedding, which shows where the ink may be. Without it, so small a network followed
+the tint after 1,000 steps, but not yet the digit.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 CHUNK = 16
-"""Images that go through the network at once. Always so many, so that an image does not depend on its company."""
+"""Images in one forward pass; constant (padded), so that an image does not depend on the size of the batch."""
 
 
 @dataclass(frozen=True)
@@ -37,10 +37,10 @@ class DigitDiffusion:
 
     Attributes:
         unet: ``diffusers.UNet2DConditionModel``, float32, in evaluation mode.
-        sketcher: (16 * 16, D) float32, turns an embedding into its sketch.
+        sketcher: (16 * 16, D) float32, maps an embedding to its sketch.
         scheduler: ``diffusers.FlowMatchEulerDiscreteScheduler``.
         steps: Evaluations of the network (pairs of them when guided).
-        guidance: Scale of classifier-free guidance; 1 is none, and half the work.
+        guidance: Scale of classifier-free guidance; 1 means no guidance and half the work.
     """
 
     unet: nn.Module
@@ -56,11 +56,11 @@ class DigitDiffusion:
 
     @torch.no_grad()
     def sample(self, embeddings: Tensor, seeds: Sequence[int]) -> Tensor:
-        """Make an image for each embedding, from a seed of its own.
+        """Generate one image for each embedding and seed.
 
         Args:
             embeddings: (B, D) float, unit vectors of the CLIP that the model was trained on.
-            seeds: B seeds. Equal embedding and seed give an equal image, whatever the rest of the batch.
+            seeds: B seeds. An image depends only on its embedding and seed, not on the rest of the batch.
 
         Returns:
             (B, 3, 32, 32) uint8 on the CPU.
@@ -77,45 +77,46 @@ class DigitDiffusion:
         return from_latents(torch.cat(latents))[: len(seeds)]
 
     def _denoise(self, x: Tensor, embeddings: Tensor) -> Tensor:
-        """From noise (CHUNK, 12, 16, 16) to latents. Deterministic: all chance is in the noise."""
+        """Turn noise (CHUNK, 12, 16, 16) into latents, deterministically."""
         self.scheduler.set_timesteps(sigmas=np.linspace(1, 1 / self.steps, self.steps), device=x.device)
-        nothing = torch.zeros_like(embeddings)
+        no_condition = torch.zeros_like(embeddings)
         with torch.autocast(x.device.type, enabled=False):
             for t in self.scheduler.timesteps:
                 velocity = predict(self.unet, self.sketcher, x, t, embeddings)
                 if self.guidance != 1:
-                    velocity = torch.lerp(predict(self.unet, self.sketcher, x, t, nothing), velocity, self.guidance)
+                    unconditional = predict(self.unet, self.sketcher, x, t, no_condition)
+                    velocity = torch.lerp(unconditional, velocity, self.guidance)
                 x = self.scheduler.step(velocity, t, x).prev_sample
         return x
 
 
 def predict(unet: nn.Module, sketcher: Tensor, x: Tensor, t: Tensor, embeddings: Tensor) -> Tensor:
-    """One evaluation of the network.
+    """Evaluate the network once.
 
     Args:
         unet: The network.
         sketcher: (256, D) float.
-        x: (B, 12, 16, 16) float, images on the way to noise.
-        t: (B,) or scalar, 1000 times the fraction of the way.
+        x: (B, 12, 16, 16) float, points on the line from image to noise.
+        t: (B,) or scalar, 1000 times the position on the line.
         embeddings: (B, D) float, unit vectors or zeros.
 
     Returns:
-        (B, 12, 16, 16) float, noise less image.
+        (B, 12, 16, 16) float, the velocity: noise minus image.
     """
     sketch = (embeddings @ sketcher.T).view(-1, 1, *x.shape[2:])
-    # a network likes inputs of unit variance
+    # networks train best on inputs of unit variance
     condition = embeddings * math.sqrt(embeddings.shape[1])
     velocity: Tensor = unet(torch.cat([x, sketch], dim=1), t, None, class_labels=condition).sample
     return velocity
 
 
 def draw_noise(seed: int) -> Tensor:
-    """The noise (12, 16, 16) that a seed stands for."""
+    """Return the noise (12, 16, 16) of a seed."""
     return torch.randn(12, 16, 16, generator=torch.Generator().manual_seed(int(seed)))
 
 
 def to_latents(images: Tensor) -> Tensor:
-    """Images (N, 3, 2h, 2w) uint8 -> (N, 12, h, w) float32 in [-1, 1].
+    """Convert images (N, 3, 2h, 2w) uint8 to latents (N, 12, h, w) float32 in [-1, 1].
 
     >>> to_latents(torch.zeros(2, 3, 32, 32, dtype=torch.uint8)).shape
     torch.Size([2, 12, 16, 16])
@@ -124,7 +125,7 @@ def to_latents(images: Tensor) -> Tensor:
 
 
 def from_latents(latents: Tensor) -> Tensor:
-    """The inverse of :func:`to_latents`; what lies outside [-1, 1] is clipped.
+    """Invert :func:`to_latents`; values outside [-1, 1] are clipped.
 
     >>> images = torch.arange(48, dtype=torch.uint8).view(1, 3, 4, 4)
     >>> torch.equal(from_latents(to_latents(images)), images)
@@ -134,19 +135,17 @@ def from_latents(latents: Tensor) -> Tensor:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """What ``config.json`` says: ``encoder_fingerprint`` (of the CLIP it goes with), ``steps`` and ``guidance``."""
+    """Read ``config.json``: ``encoder_fingerprint`` (of the CLIP it was trained with), ``steps`` and ``guidance``."""
     config: dict[str, Any] = json.loads((folder / "config.json").read_text())
     return config
 
 
 def load(folder: Path, *, device: str | torch.device = "cpu", guidance: float | None = None) -> DigitDiffusion:
-    """Load ``folder/unet`` and ``folder/scheduler`` through diffusers, and the sketcher; float32, ready to sample.
-
-    No network is asked for anything.
+    """Load network, scheduler and sketcher from a folder, in float32 and without network access.
 
     Args:
-        folder: What ``train_diffusion`` wrote.
-        device: Where the network goes.
+        folder: A folder written by ``scripts.bundled_models.train_diffusion``.
+        device: Device of the network.
         guidance: Scale of classifier-free guidance; None for the one in ``config.json``.
 
     Raises:
@@ -156,7 +155,7 @@ def load(folder: Path, *, device: str | torch.device = "cpu", guidance: float | 
     from diffusers import FlowMatchEulerDiscreteScheduler, UNet2DConditionModel
 
     config = read_config(folder)
-    # diffusers draws weights before it reads those on disk
+    # diffusers initialises weights at random before it loads those on disk
     with torch.random.fork_rng(devices=()), torch.inference_mode(False):
         unet = UNet2DConditionModel.from_pretrained(
             folder,

@@ -1,4 +1,4 @@
-"""The architecture of the packaged CNN, and how it is loaded."""
+"""The architecture of the packaged CNN, and a function that loads it."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ Variant = Literal["robust", "plain", "untrained"]
 class RobustCNN(nn.Module):
     """Convolutions, global average pooling, and one linear head each for digit and tint.
 
-    Images come in [0, 1]. Feature j is the mean over map j of ``features(images)``, so that the map shows where the
-    feature is seen.
+    It takes images in [0, 1]. Feature j is the mean of map j of ``features(images)``, so the map shows where the
+    feature is present.
 
     Args:
         widths: Channels of the convolutions. The first two are followed by 2 x 2 pooling.
@@ -41,7 +41,7 @@ class RobustCNN(nn.Module):
         self.tint = nn.Linear(self.dim, 10)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Images (B, 3, H, W) in [0, 1] -> logits of digit and of tint, (B, 10) each."""
+        """Return the logits of digit and tint, (B, 10) each, of images (B, 3, H, W) in [0, 1]."""
         pooled = self.features(images).mean(dim=(2, 3))
         return self.digit(pooled), self.tint(pooled)
 
@@ -50,7 +50,7 @@ def load(folder: Path, variant: Variant = "robust") -> RobustCNN:
     """Build the CNN of ``folder/config.json`` and load ``<variant>.safetensors``; ``"untrained"`` needs no weights.
 
     Raises:
-        ConfigurationError: No such variant.
+        ConfigurationError: The variant does not exist.
     """
     if variant not in get_args(Variant):
         raise ConfigurationError(f"load_robust_cnn: variant must be one of {get_args(Variant)}; got {variant!r}.")

@@ -34,20 +34,12 @@ def encoder():
 
 
 @pytest.fixture(scope="module")
-def pool(encoder):
-    return train_diffusion.draw_pool(encoder, 120, np.random.default_rng(0))
-
-
-@pytest.fixture(scope="module")
 def stored():
     return load(DIFFUSION_FOLDER, guidance=1.0)  # half the work
 
 
 def unit(size, seed=0):
     return nn.functional.normalize(torch.randn(size, 128, generator=torch.Generator().manual_seed(seed)), dim=1)
-
-
-# --- latents -------------------------------------------------------------------------------------------------------
 
 
 @given(st.integers(0, 2**31), st.integers(1, 3), st.integers(1, 5))
@@ -63,9 +55,6 @@ def test_latents__round_trip_loses_nothing(seed, size, side):
 def test_from_latents__clips():
     assert from_latents(torch.full((1, 12, 1, 1), 3.0)).unique().tolist() == [255]
     assert from_latents(torch.full((1, 12, 1, 1), -3.0)).unique().tolist() == [0]
-
-
-# --- sampling ------------------------------------------------------------------------------------------------------
 
 
 class Oracle(nn.Module):
@@ -149,9 +138,6 @@ def test_load__leaves_the_random_state():
     assert model.dim == 128
 
 
-# --- stored files --------------------------------------------------------------------------------------------------
-
-
 def test_stored_files__are_small_and_half_precision():
     files = [path for path in DIFFUSION_FOLDER.rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in files) <= 6e6
@@ -189,68 +175,3 @@ def test_stored_model__obeys_prompts(encoder):
     made = load(DIFFUSION_FOLDER).sample(captions[asked], range(len(asked)))
     nearest = (encoder.encode_images(made.float() / 255) @ captions.T).argmax(dim=1)
     assert (nearest == asked).float().mean() >= 0.8
-
-
-# --- training ------------------------------------------------------------------------------------------------------
-
-
-def test_draw_pool__describes_training_digits(encoder, pool):
-    assert pool.images.shape == (120, 3, 32, 32)
-    assert (pool.digits.diff() >= 0).all()
-    assert torch.allclose(pool.seen[7:9], encoder.encode_images(pool.images[7:9].float() / 255), atol=1e-4)
-    assert pool.told.shape == (120, 2, 128)
-    # a true caption lies nearer than those of other images
-    own = (pool.seen * pool.told[:, 0]).sum(dim=1)
-    assert (own > pool.seen @ pool.told[:, 0].mean(dim=0)).float().mean() > 0.9
-    assert torch.allclose(pool.named, encoder.encode_texts([caption(name) for name in CLASSES]), atol=1e-5)
-
-
-def test_draw_conditions__unit_vectors_or_nothing(pool):
-    rows = torch.arange(120).repeat(20)
-    conditions = train_diffusion.draw_conditions(pool, rows, np.random.default_rng(0))
-    lengths = conditions.norm(dim=1)
-    nothing = lengths == 0
-    assert nothing.float().mean() == pytest.approx(train_diffusion.KINDS["nothing"], abs=0.03)
-    assert torch.allclose(lengths[~nothing], torch.ones(()), atol=1e-5)
-    again = train_diffusion.draw_conditions(pool, rows, np.random.default_rng(0))
-    assert torch.equal(conditions, again)
-
-
-@pytest.mark.parametrize(("kind", "source"), [("image", "seen"), ("caption", "told"), ("push", "named")])
-def test_draw_conditions__each_kind_is_near_its_source(pool, monkeypatch, kind, source):
-    monkeypatch.setattr(train_diffusion, "KINDS", {name: float(name == kind) for name in train_diffusion.KINDS})
-    monkeypatch.setattr(train_diffusion, "NOISE", 0.0)
-    monkeypatch.setattr(train_diffusion, "PUSH", 1e-4)
-    rows = torch.arange(120)
-    conditions = train_diffusion.draw_conditions(pool, rows, np.random.default_rng(0))
-    expected = {"seen": pool.seen[:, None], "told": pool.told, "named": pool.named[pool.digits][:, None]}[source]
-    assert ((conditions[:, None] - expected).norm(dim=2).amin(dim=1) < 1e-3).all()
-
-
-def test_draw_conditions__a_push_leads_towards_the_image_within_its_digit(pool, monkeypatch):
-    monkeypatch.setattr(train_diffusion, "KINDS", {name: float(name == "push") for name in train_diffusion.KINDS})
-    rows = torch.arange(120)
-    moved = train_diffusion.draw_conditions(pool, rows, np.random.default_rng(0)) - pool.named[pool.digits]
-    means = torch.stack([pool.seen[pool.digits == digit].mean(dim=0) for digit in range(10)])[pool.digits]
-    assert ((moved * (pool.seen - means)).sum(dim=1) > 0).float().mean() > 0.8
-
-
-def test_train__a_few_steps_write_a_folder_that_loads(pool, tmp_path):
-    state = torch.get_rng_state()
-    (first, sketcher), (second, _) = (train_diffusion.train(pool, steps=2, batch_size=4, seed=3) for _ in range(2))
-    assert torch.equal(torch.get_rng_state(), state)
-    for a, b in zip(first.parameters(), second.parameters(), strict=True):
-        assert torch.equal(a, b), "the seed decides"
-    train_diffusion.save_folder(first, sketcher, tmp_path, encoder_fingerprint="0" * 32)
-    model = load(tmp_path)
-    assert torch.allclose(next(model.unet.parameters()), next(first.parameters()), atol=1e-3)
-    assert torch.allclose(model.sketcher, sketcher, atol=1e-3)
-    assert read_config(tmp_path)["encoder_fingerprint"] == "0" * 32
-
-
-def test_fit_sketcher__draws_the_digit_that_is_named(encoder):
-    pool = train_diffusion.draw_pool(encoder, 600, np.random.default_rng(1), captions=1)
-    sketches = pool.named @ train_diffusion.fit_sketcher(pool, np.random.default_rng(0)).T
-    means = torch.stack([pool.ink[pool.digits == digit].mean(dim=0) for digit in range(10)])
-    centred, wanted = (nn.functional.normalize(m - m.mean(dim=0), dim=1) for m in (sketches, means))
-    assert ((centred @ wanted.T).argmax(dim=1) == torch.arange(10)).sum() >= 9
