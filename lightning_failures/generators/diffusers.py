@@ -47,8 +47,7 @@ class DiffusersGenerator:
         flagged: Number of images that the safety checker has replaced by black ones so far.
 
     Raises:
-        GeneratorError: diffusers is not installed, the pipeline does not exist, it contains its own code, or it takes no
-            prompts.
+        GeneratorError: diffusers is not installed, or the pipeline does not exist, contains code, or takes no prompts.
     """
 
     _decodes = False

@@ -1,4 +1,4 @@
-"""The packaged diffusion model of coloured digits, which turns prompts and embeddings into images without a download."""
+"""The packaged diffusion model of coloured digits: images from prompts and embeddings, without a download."""
 
 from __future__ import annotations
 

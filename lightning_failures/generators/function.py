@@ -105,7 +105,8 @@ def _quantised(images: Tensor, name: str) -> Tensor:
     low, high = (float(value) for value in images.aminmax()) if images.numel() else (0.0, 0.0)
     if low < -0.01 or high > 1.01:
         raise GeneratorError(
-            f"The generator {name} must return uint8 images, or floats in [0, 1]; got values from {low:.3g} to {high:.3g}."
+            f"The generator {name} must return uint8 images, or floats in [0, 1];"
+            f" got values from {low:.3g} to {high:.3g}."
         )
     levels: Tensor = images.clamp(0, 1).mul(255).round()
     return levels.to(torch.uint8)

@@ -124,10 +124,9 @@ def _index(name: str, folder: Path) -> dict[str, Any]:
     try:
         index: dict[str, Any] = json.loads((folder / "model_index.json").read_text())
     except (OSError, ValueError) as error:
-        raise GeneratorError(
-            f"generator={name!r} is not a diffusers pipeline: {first_line(error)}. {_WAYS}"
-        ) from error
-    code = sorted({path.name for pattern in ("**/*.py", "*/*.py") for path in folder.glob(pattern)})  # the second also follows links
+        raise GeneratorError(f"generator={name!r} is not a diffusers pipeline: {first_line(error)}. {_WAYS}") from error
+    # "**" does not follow links to folders, "*" does
+    code = sorted({path.name for pattern in ("**/*.py", "*/*.py") for path in folder.glob(pattern)})
     if code or not isinstance(index.get("_class_name"), str):
         raise GeneratorError(
             f"generator={name!r} contains its own code ({', '.join(code) or index.get('_class_name')}), which is never"

@@ -1,4 +1,4 @@
-"""L2 attacks by projected gradient ascent, for training a robust model and for measuring one.
+"""L2 attacks by projected gradient ascent, for training and measuring robust models.
 
 Source: Madry et al., Towards Deep Learning Models Resistant to Adversarial Attacks, ICLR 2018, section 2.
 """
@@ -12,23 +12,21 @@ from torch import Tensor
 
 from lightning_failures.core.arrays import unit_vectors
 
-__all__ = ["margin", "pgd_l2", "robust_correct"]
-
 Loss = Callable[[Tensor], Tensor]
 
 
 def pgd_l2(
     loss: Loss, images: Tensor, *, radius: float, steps: int, step_size: float, generator: torch.Generator | None = None
 ) -> Tensor:
-    """Raise the loss of each image within an L2 ball round it and within [0, 1].
+    """Increase the loss of each image within an L2 ball around it and within [0, 1].
 
     Args:
-        loss: (B, C, H, W) -> (B,); the loss of each image, free of the others in the batch.
+        loss: (B, C, H, W) -> (B,); the loss of an image must not depend on the others in the batch.
         images: (B, C, H, W) float in [0, 1].
-        radius: Of the ball; the norm is over all pixels and channels of one image.
-        steps: Gradient steps.
+        radius: Radius of the ball; the norm is over all pixels and channels of one image.
+        steps: Number of gradient steps.
         step_size: Length of a step, in the units of ``radius``.
-        generator: Draws a start inside the ball; None starts at the image itself.
+        generator: Random generator of a start inside the ball; None starts at the image itself.
 
     Returns:
         (B, C, H, W), detached.
@@ -48,16 +46,16 @@ def pgd_l2(
             (gradient,) = torch.autograd.grad(loss(moved).sum(), moved)
         delta = delta + step_size * _unit_images(gradient)
         delta = delta * (radius / _norm(delta)).clamp(max=1.0)
-        # clamping shortens the difference in every coordinate, so that it stays in the ball
+        # clamping shortens the difference in every coordinate, so the image stays in the ball
         delta = (images + delta).clamp(0, 1) - images
     return (images + delta).detach()
 
 
 def margin(logits: Tensor, labels: Tensor) -> Tensor:
-    """Best wrong logit minus the right one: (B, K), (B,) -> (B,). Positive means failed.
+    """Return the best wrong logit minus the right one: (B, K), (B,) -> (B,). Positive means a wrong prediction.
 
-    Unlike that of cross entropy, its gradient does not vanish where a model is sure (Carlini and Wagner, Towards
-    Evaluating the Robustness of Neural Networks, S&P 2017, section V).
+    Unlike the gradient of cross entropy, that of the margin does not vanish for confident predictions (Carlini and
+    Wagner, Towards Evaluating the Robustness of Neural Networks, S&P 2017, section V).
 
     >>> margin(torch.tensor([[2.0, 0.5, -1.0]]), torch.tensor([0]))
     tensor([-1.5000])
@@ -77,16 +75,16 @@ def robust_correct(
     restarts: int = 3,
     seed: int = 0,
 ) -> Tensor:
-    """Which images stay correct under the strongest of several attacks on the margin.
+    """Return which images stay correct under every one of several attacks on the margin.
 
     Args:
         classify: (B, C, H, W) in [0, 1] -> logits (B, K), in evaluation mode.
         images: (B, C, H, W) float in [0, 1].
         labels: (B,) int64.
-        radius: Of the L2 ball.
+        radius: Radius of the L2 ball.
         steps: Gradient steps of each attack, of length 2.5 radius / steps.
-        restarts: Number of attacks; the first starts at the image, the others at random.
-        seed: Of the random starts.
+        restarts: Number of attacks; the first starts at the image, the others at random points.
+        seed: Seed of the random starts.
 
     Returns:
         (B,) bool: correct before and after every attack.
@@ -95,7 +93,7 @@ def robust_correct(
     with torch.no_grad():
         alive = classify(images).argmax(dim=1) == labels
     for restart in range(restarts):
-        rows = alive.nonzero().squeeze(1)  # what has fallen needs no further attack
+        rows = alive.nonzero().squeeze(1)  # images that failed once need no other attack
         if len(rows) == 0:
             break
         x, y = images[rows], labels[rows]
@@ -113,6 +111,7 @@ def robust_correct(
 
 
 def _norm(x: Tensor) -> Tensor:
+    """Return the L2 norm of each image, (B, C, H, W) -> (B, 1, 1, 1)."""
     norms: Tensor = torch.linalg.vector_norm(x.flatten(1), dim=1)
     return norms.clamp(min=1e-12).view(-1, 1, 1, 1)
 

@@ -1,4 +1,4 @@
-"""Weights and figures on disk: float16 safetensors and JSON, written whole or not at all."""
+"""Write weights as float16 safetensors and figures as JSON, atomically."""
 
 from __future__ import annotations
 
@@ -12,11 +12,9 @@ from torch import Tensor
 
 from lightning_failures.core.atomic import write_atomically
 
-__all__ = ["half_precision", "round_figures", "write_json", "write_weights"]
-
 
 def half_precision(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Floating tensors as float16, the others as they are; all contiguous, detached and on the CPU."""
+    """Convert floating tensors to float16; all tensors are returned contiguous, detached and on the CPU."""
     return {
         name: (value.half() if value.is_floating_point() else value).detach().cpu().contiguous()
         for name, value in state.items()
@@ -34,5 +32,5 @@ def write_weights(path: Path, state: Mapping[str, Tensor]) -> None:
 
 
 def round_figures(values: Mapping[str, float]) -> dict[str, float]:
-    """Four decimals are all that a few thousand images can tell."""
+    """Round to four decimals; a few thousand images do not support more."""
     return {name: round(float(value), 4) for name, value in values.items()}

@@ -1,16 +1,16 @@
 """Train the digits-CLIP: ``python -m scripts.bundled_models.train_clip --output DIR``.
 
-A convolutional tower and a small text transformer, both of open_clip, learn from rendered training digits, every
-attribute uniform, and captions that name some of the attributes. An image and a caption are a positive pair whenever
-the caption is *true* of the image, not only when it was written for it. (Radford et al., Learning Transferable Visual
-Models From Natural Language Supervision, ICML 2021, figure 3, take the diagonal alone; among so few words many of its
-negatives would be true.)
+A convolutional tower and a small text transformer, both of open_clip, learn from rendered training digits, with every
+attribute uniform, and from captions that name some of the attributes. An image and a caption are a positive pair
+whenever the caption is *true* of the image, not only if it was written for it. (Radford et al., Learning Transferable
+Visual Models From Natural Language Supervision, ICML 2021, figure 3, use the diagonal alone; with such a small
+vocabulary many of its negatives would be true.)
 
-Two more terms, both departures, make so small a model learn shapes within minutes and keep the space as simple as the
-captions: *alignment* pulls an image to the caption that names all of its attributes, and a *probe*, a linear layer that
-is thrown away at the end, reads every attribute off the unit vector of an image.
+Two additional terms, both departures, let such a small model learn shapes within minutes and keep the space as simple
+as the captions: *alignment* pulls an image to the caption that names all of its attributes, and a *probe*, a linear
+layer that is discarded at the end, predicts every attribute from the unit vector of an image.
 
-The folder that is written loads as ``open_clip.create_model_and_transforms("local-dir:DIR")``.
+The written folder loads as ``open_clip.create_model_and_transforms("local-dir:DIR")``.
 """
 
 from __future__ import annotations
@@ -31,11 +31,17 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as TF
 
 from lightning_failures.bundled.digits.captions import caption
-from lightning_failures.bundled.digits.render import BACKGROUNDS, CLASSES, POSTURES, STROKES, TINTS, DigitSplit, draw_images
+from lightning_failures.bundled.digits.render import (
+    BACKGROUNDS,
+    CLASSES,
+    POSTURES,
+    STROKES,
+    TINTS,
+    DigitSplit,
+    draw_images,
+)
 from lightning_failures.bundled.models import CLIP_FOLDER
 from scripts.bundled_models.storage import round_figures, write_json, write_weights
-
-__all__ = ["draw_captions", "is_true_of", "measure", "multi_positive_loss", "save_folder", "train"]
 
 MODEL_CFG: dict[str, Any] = {
     "embed_dim": 128,
@@ -64,13 +70,13 @@ UNNAMED = -1
 CAPTIONS = 2
 """Captions written for each image of a batch."""
 MAX_SCALE = 30
-"""Bound on the scale of the similarities. A low one asks for wide angles between what differs."""
+"""Upper bound on the scale of the similarities; a low bound enforces wide angles between different captions."""
 PROBE_SCALE = 20
-"""Factor on the answers of the probe, which sees unit vectors."""
+"""Factor on the logits of the probe, whose inputs are unit vectors."""
 
 
 def draw_described(split: DigitSplit, size: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-    """Render digits of one split: images (N, 3, 32, 32) uint8 and what is true of them, (N, 5) int64."""
+    """Render digits of one split: images (N, 3, 32, 32) uint8 and their attributes (N, 5) int64."""
     images, digits, looks = draw_images(split, size, rng)
     return images, torch.stack([digits, looks.tint, looks.background, looks.stroke, looks.posture], dim=1)
 
@@ -80,10 +86,10 @@ def draw_captions(truth: Tensor, rng: np.random.Generator) -> tuple[list[str], T
 
     Args:
         truth: (N, 5) int64, the attributes of N images.
-        rng: Source of randomness.
+        rng: Random generator.
 
     Returns:
-        N captions and what they claim, (N, 5) int64 with ``UNNAMED`` where they are silent.
+        N captions, and the attributes that they name, (N, 5) int64 with ``UNNAMED`` for the others.
     """
     named = torch.from_numpy(rng.random(truth.shape) < np.array(MENTION))
     claims = torch.where(named, truth, UNNAMED)
@@ -91,7 +97,7 @@ def draw_captions(truth: Tensor, rng: np.random.Generator) -> tuple[list[str], T
 
 
 def write_caption(claim: Sequence[int], prefix: str = PREFIXES[0]) -> str:
-    """Put a claim (5 indices, ``UNNAMED`` where silent) into words.
+    """Write the caption that names the attributes of a claim (5 indices, or ``UNNAMED``).
 
     >>> write_caption([UNNAMED, 0, 1, UNNAMED, UNNAMED])
     'a photo of a red digit on a white background'
@@ -101,19 +107,19 @@ def write_caption(claim: Sequence[int], prefix: str = PREFIXES[0]) -> str:
 
 
 def is_true_of(claims: Tensor, truth: Tensor) -> Tensor:
-    """Whether each caption is true of each image: claims (M, 5), truth (N, 5) -> (N, M) bool."""
+    """Return whether each caption is true of each image: claims (M, 5), truth (N, 5) -> (N, M) bool."""
     return ((claims == UNNAMED) | (claims == truth[:, None])).all(dim=2)
 
 
 def multi_positive_loss(logits: Tensor, positive: Tensor) -> Tensor:
-    """Cross entropy against the uniform distribution over the positives, mean of both directions.
+    """Return the cross entropy against the uniform distribution over the positives, mean of both directions.
 
     Args:
         logits: (N, M) float, scaled similarities of images and captions.
         positive: (N, M) bool, at least one true in every row and column.
 
     Returns:
-        Scalar. With the identity as ``positive`` it is the loss of CLIP.
+        A scalar; the loss of CLIP if ``positive`` is the identity.
     """
     target = positive.to(logits.dtype)
     rows = -(F.log_softmax(logits, dim=1) * target).sum(dim=1) / target.sum(dim=1)
@@ -122,7 +128,7 @@ def multi_positive_loss(logits: Tensor, positive: Tensor) -> Tensor:
 
 
 def preprocess(images: Tensor) -> Tensor:
-    """What open_clip's transform does to a PIL image, for a batch (N, 3, h, w) uint8."""
+    """Apply the equivalent of open_clip's transform to a batch (N, 3, h, w) uint8."""
     size = MODEL_CFG["vision_cfg"]["image_size"]
     resized = TF.resize(images.float() / 255, [size, size], InterpolationMode.BICUBIC, antialias=True).clamp(0, 1)
     normalised: Tensor = TF.normalize(resized, PREPROCESS_CFG["mean"], PREPROCESS_CFG["std"])
@@ -130,7 +136,7 @@ def preprocess(images: Tensor) -> Tensor:
 
 
 def train(*, steps: int, batch_size: int, lr: float = 2e-3, seed: int = 0) -> open_clip.CLIP:
-    """Train from scratch and print the progress. The global random state is left as it was."""
+    """Train from scratch and print the progress. The global random state is unchanged."""
     with torch.random.fork_rng(devices=()):
         torch.manual_seed(seed)
         model = open_clip.CLIP(**MODEL_CFG)
@@ -166,7 +172,7 @@ def train(*, steps: int, batch_size: int, lr: float = 2e-3, seed: int = 0) -> op
 def _objective(
     model: open_clip.CLIP, probe: nn.Linear, tokenizer: Any, images: Tensor, truth: Tensor, rng: np.random.Generator
 ) -> Tensor:
-    """Contrast, alignment and probe, as told at the top of this file."""
+    """Return the loss: contrast, alignment and probe, as described at the top of this file."""
     texts, claims = draw_captions(truth.repeat(CAPTIONS, 1), rng)
     with torch.autocast("cpu", torch.bfloat16):
         image_features = model.encode_image(preprocess(images).contiguous(memory_format=torch.channels_last))
@@ -184,7 +190,7 @@ def _objective(
 
 
 def _forget_unused_tokens(model: open_clip.CLIP, tokenizer: Any) -> None:
-    """Zero the rows of the token table that no caption uses: nothing was learnt there, and zeros compress."""
+    """Zero the rows of the token table that no caption uses: they were not trained, and zeros compress."""
     texts = [write_caption([UNNAMED] * len(WORDS), prefix) for prefix in PREFIXES]
     texts += [" ".join(["an", *values]) for values in WORDS.values()]
     texts += [write_caption([UNNAMED, UNNAMED, 0, UNNAMED, UNNAMED])]
@@ -198,10 +204,10 @@ def _forget_unused_tokens(model: open_clip.CLIP, tokenizer: Any) -> None:
 
 @torch.inference_mode()
 def measure(folder: Path, *, split: DigitSplit = "test", size: int = 4000, seed: int = 0) -> dict[str, float]:
-    """Zero-shot accuracy of a stored folder on digits that it never saw.
+    """Measure the zero-shot accuracy of a stored folder on digits that were not used for training.
 
-    For each attribute alone the candidates are one caption a value, and the nearest wins; ``joint_accuracy`` is that of
-    the hundred captions of tint and digit.
+    For each attribute the candidates are one caption for each value, and the nearest is the prediction;
+    ``joint_accuracy`` is that of the hundred captions of tint and digit.
     """
     model, _, _ = open_clip.create_model_and_transforms(f"local-dir:{folder}")
     tokenizer = open_clip.get_tokenizer(f"local-dir:{folder}")
@@ -233,7 +239,7 @@ def save_folder(model: nn.Module, folder: Path) -> None:
 
 
 def main() -> None:
-    """Train, store, and measure what was stored."""
+    """Train, store, and measure the stored model."""
     parser = argparse.ArgumentParser(description="Train the digits-CLIP that the package carries.")
     parser.add_argument("--output", type=Path, default=CLIP_FOLDER, help="folder to write (default: the packaged one)")
     parser.add_argument("--steps", type=int, default=1000)

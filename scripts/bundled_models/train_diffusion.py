@@ -1,19 +1,20 @@
 """Train the diffusion model of digits: ``python -m scripts.bundled_models.train_diffusion --output DIR``.
 
-The network learns to denoise rendered training digits, every attribute uniform, given a unit vector of the digits-CLIP.
-What that vector is, is drawn for each example, so that a prompt, an image and a direction all lead to digits:
+The network learns to denoise rendered training digits, with every attribute uniform, conditioned on a unit vector of
+the digits-CLIP. The kind of that vector is drawn for each example, so that prompts, images and directions all produce
+digits:
 
-* the embedding of the very image;
+* the embedding of the image itself;
 * the embedding of a true caption of it, which names some of its attributes;
 * a point on the arc between the two;
-* a *push*: from the caption that names the digit alone, along the arc towards the difference of two images of that
-  digit, this one less another. That is what decoding a failure direction asks for (Jain et al., Distilling Model
-  Failures as Directions in Latent Space, ICLR 2023, section 5.2), and no embedding of an image looks like it;
-* nothing, for classifier-free guidance.
+* a *push*: from the caption that names only the digit, along the arc towards the difference of two images of that
+  digit, this one minus another. Decoding a failure direction needs such vectors (Jain et al., Distilling Model Failures
+  as Directions in Latent Space, ICLR 2023, section 5.2), which differ from all embeddings of images;
+* no condition, for classifier-free guidance.
 
-All but the last get a little noise. The packaged model comes of two runs: the defaults, and from there, with
-``--start DIR --steps 1500 --lr 6e-4 --seed 1``, a shorter one on other renderings. The folder that is written
-loads with ``from_pretrained`` of diffusers, and holds the fingerprint of the CLIP that it goes with.
+All but the last get a little noise. The packaged model was trained in two runs: one with the defaults, and a shorter
+one from there on other renderings, with ``--start DIR --steps 1500 --lr 6e-4 --seed 1``. The written folder loads with
+``from_pretrained`` of diffusers and contains the fingerprint of the CLIP.
 """
 
 from __future__ import annotations
@@ -43,8 +44,6 @@ from lightning_failures.encoders.base import TextEncoder
 from scripts.bundled_models.storage import round_figures, write_json, write_weights
 from scripts.bundled_models.train_clip import UNNAMED, WORDS, draw_captions, draw_described, write_caption
 
-__all__ = ["Pool", "draw_conditions", "draw_pool", "fit_sketcher", "measure", "save_folder", "train"]
-
 UNET: dict[str, Any] = {
     "sample_size": 16,
     "in_channels": 13,
@@ -60,12 +59,12 @@ UNET: dict[str, Any] = {
     "projection_class_embeddings_input_dim": 128,
 }
 SHIFT = 3.0
-"""Times are drawn, and steps are set, more densely towards the noise, where the shape is decided."""
+"""Times and sampling steps are denser near the noise, where the shape is determined."""
 SAMPLING: dict[str, Any] = {"steps": 12, "guidance": 3.0}
 KINDS = {"image": 0.25, "caption": 0.3, "between": 0.15, "push": 0.2, "nothing": 0.1}
-"""How often the condition is of each kind."""
+"""Probability of each kind of condition."""
 PUSH = 0.4
-"""A push goes up to this fraction of the arc."""
+"""Largest fraction of the arc of a push."""
 NOISE = 0.3
 """Largest length of the noise on a unit vector."""
 EMA = 0.998
@@ -73,41 +72,41 @@ EMA = 0.998
 
 @dataclass(frozen=True)
 class Pool:
-    """N rendered images with what the CLIP makes of them.
+    """N rendered images with their CLIP embeddings.
 
     Attributes:
         images: (N, 3, 32, 32) uint8.
         digits: (N,) int64, ascending, so that the images of a digit are neighbours.
         seen: (N, D) float32, embeddings of the images.
-        told: (N, K, D) float32, embeddings of K true captions each.
-        named: (10, D) float32, embeddings of the captions that name a digit and nothing else.
-        ink: (N, 256) float32 in [0, 1], how much ink there is, at 16 x 16.
+        described: (N, K, D) float32, embeddings of K true captions of each image.
+        named: (10, D) float32, embeddings of the captions that name only a digit.
+        ink: (N, 256) float32 in [0, 1], the amount of ink, at 16 x 16.
     """
 
     images: Tensor
     digits: Tensor
     seen: Tensor
-    told: Tensor
+    described: Tensor
     named: Tensor
     ink: Tensor
 
 
 def draw_pool(encoder: TextEncoder, size: int, rng: np.random.Generator, *, captions: int = 2) -> Pool:
-    """Render training digits, describe them, and embed both, once: the CLIP costs more than a step of training."""
+    """Render training digits, caption them, and embed both in advance: the CLIP costs more than a training step."""
     images, truth = draw_described("train", size, rng)
     order = torch.argsort(truth[:, 0], stable=True)
     images, truth = images[order], truth[order]
     texts = draw_captions(truth.repeat_interleave(captions, dim=0), rng)[0]
-    known = sorted(set(texts))
-    place = {text: row for row, text in enumerate(known)}
-    told = encoder.encode_texts(known)[[place[text] for text in texts]].view(size, captions, -1)
+    distinct = sorted(set(texts))
+    row_of = {text: row for row, text in enumerate(distinct)}
+    described = encoder.encode_texts(distinct)[[row_of[text] for text in texts]].view(size, captions, -1)
     seen = torch.cat([encoder.encode_images(part.float() / 255) for part in torch.split(images, 512)])
     named = encoder.encode_texts([write_caption([digit, *[UNNAMED] * 4]) for digit in range(len(CLASSES))])
-    return Pool(images, truth[:, 0].contiguous(), seen, told, named, _ink(images, truth))
+    return Pool(images, truth[:, 0].contiguous(), seen, described, named, _ink(images, truth))
 
 
 def _ink(images: Tensor, truth: Tensor) -> Tensor:
-    """Where a pixel lies between the colours of background and tint: (N, 256)."""
+    """Return the position of each pixel between the colours of background and tint: (N, 256)."""
     tint = torch.tensor(list(TINTS.values()))[truth[:, 1], :, None, None]
     background = torch.tensor(list(BACKGROUNDS.values()))[truth[:, 2], :, None, None]
     contrast = tint - background
@@ -116,15 +115,15 @@ def _ink(images: Tensor, truth: Tensor) -> Tensor:
 
 
 def draw_conditions(pool: Pool, rows: Tensor, rng: np.random.Generator) -> Tensor:
-    """Draw what the network is told of each image, as said at the top of this file.
+    """Draw the condition of each image, as described at the top of this file.
 
     Args:
         pool: The training images.
-        rows: (B,) int64, which of them are denoised.
-        rng: Source of randomness.
+        rows: (B,) int64, the images to denoise.
+        rng: Random generator.
 
     Returns:
-        (B, D) float32: unit vectors, or zeros for "nothing".
+        (B, D) float32: unit vectors, or zeros for no condition.
     """
     size, dim = len(rows), pool.seen.shape[1]
 
@@ -132,15 +131,18 @@ def draw_conditions(pool: Pool, rows: Tensor, rng: np.random.Generator) -> Tenso
         return torch.from_numpy(rng.random(size)).float()
 
     digits = pool.digits[rows]
-    seen, told = pool.seen[rows], pool.told[rows, torch.from_numpy(rng.integers(pool.told.shape[1], size=size))]
-    first, count = torch.searchsorted(pool.digits, digits), torch.bincount(pool.digits, minlength=len(CLASSES))[digits]
+    seen = pool.seen[rows]
+    described = pool.described[rows, torch.from_numpy(rng.integers(pool.described.shape[1], size=size))]
+    # another image of the same digit
+    first = torch.searchsorted(pool.digits, digits)
+    count = torch.bincount(pool.digits, minlength=len(CLASSES))[digits]
     other = pool.seen[first + (uniform() * count).long().clamp(max=count - 1)]
     away = torch.where((seen == other).all(dim=1, keepdim=True), seen, seen - other)
     choices = torch.stack(
         [
             seen,
-            told,
-            slerp(seen, told, uniform()),
+            described,
+            slerp(seen, described, uniform()),
             slerp(pool.named[digits], away, PUSH * uniform()),
             torch.zeros_like(seen),
         ]
@@ -153,7 +155,7 @@ def draw_conditions(pool: Pool, rows: Tensor, rng: np.random.Generator) -> Tenso
 
 
 def fit_sketcher(pool: Pool, rng: np.random.Generator, *, ridge: float = 1e-3) -> Tensor:
-    """Ridge regression of the ink on the conditions, without intercept: (256, D) float32."""
+    """Fit the ridge regression of the ink on the conditions, without intercept: (256, D) float32."""
     embeddings = draw_conditions(pool, torch.arange(len(pool.images)), rng).double()
     gram = embeddings.T @ embeddings / len(embeddings) + ridge * torch.eye(embeddings.shape[1])
     sketcher: Tensor = torch.linalg.solve(gram, embeddings.T @ pool.ink.double() / len(embeddings)).T
@@ -171,17 +173,17 @@ def train(
     start: Path | None = None,
     keep: Callable[[UNet2DConditionModel, Tensor], None] = lambda unet, sketcher: None,
 ) -> tuple[UNet2DConditionModel, Tensor]:
-    """Train, from scratch unless told otherwise, and print the progress. The global random state is left as it was.
+    """Train the network and print the progress. The global random state is unchanged.
 
     Args:
-        pool: Images to learn from.
-        steps: Steps of AdamW, the rate falling along a cosine.
-        batch_size: Images a step.
-        lr: Highest rate.
-        seed: Decides initial weights, order, conditions, times and noise.
-        device: Where to train; in bfloat16 where it pays.
-        start: A folder whose weights and sketcher to go on from.
-        keep: Called every 500 steps with what would be returned.
+        pool: Training images.
+        steps: Steps of AdamW, with a cosine schedule of the learning rate.
+        batch_size: Images in a step.
+        lr: Highest learning rate.
+        seed: Seed of initial weights, order, conditions, times and noise.
+        device: Device of the training, which runs in bfloat16 autocast.
+        start: A folder with weights and sketcher to continue from; None: train from scratch.
+        keep: Called every 500 steps with the current return values.
 
     Returns:
         The exponential moving average of the weights, and the sketcher.
@@ -197,14 +199,17 @@ def train(
     average = copy.deepcopy(unet).requires_grad_(False)
     rng, generator = np.random.default_rng(seed), torch.Generator().manual_seed(seed)
     optimizer = torch.optim.AdamW(unet.parameters(), weight_decay=1e-2)
-    began, order, losses = time.monotonic(), torch.empty(0, dtype=torch.int64), []
+    began = time.monotonic()
+    order = torch.empty(0, dtype=torch.int64)
+    losses: list[float] = []
     for step in range(steps):
         for group in optimizer.param_groups:
             group["lr"] = lr * min(1.0, (step + 1) / 100) * 0.5 * (1 + math.cos(math.pi * step / steps))
         if len(order) < batch_size:
             order = torch.randperm(len(pool.images), generator=generator)
         rows, order = order[:batch_size], order[batch_size:]
-        x, embeddings = to_latents(pool.images[rows]).to(device), draw_conditions(pool, rows, rng).to(device)
+        x = to_latents(pool.images[rows]).to(device)
+        embeddings = draw_conditions(pool, rows, rng).to(device)
         noise = torch.randn(x.shape, generator=generator).to(device)
         u = torch.rand(batch_size, generator=generator).to(device)
         t = SHIFT * u / (1 + (SHIFT - 1) * u)
@@ -230,11 +235,11 @@ def train(
 
 
 def measure(folder: Path, *, size: int = 500, seed: int = 0) -> dict[str, dict[str, float]]:
-    """Judge a stored folder by the digits-CLIP itself; an independent judge is in ``benchmarks/generator.py``.
+    """Measure a stored folder with the digits-CLIP; ``benchmarks/generator.py`` does so with an independent classifier.
 
     Returns:
-        Shares of images whose nearest of the hundred captions "a photo of a <tint> <digit>" is right in digit, in tint,
-        in both: of images made from such captions (``prompts``), and of decoded embeddings of test images (``images``).
+        Shares of images whose nearest of the hundred captions "a photo of a <tint> <digit>" has the right digit, tint,
+        or both: of images generated from such captions (``prompts``) and decoded from test images (``images``).
     """
     encoder, model = load_encoder("embedded:digits"), load(folder)
     assert isinstance(encoder, TextEncoder)
@@ -272,12 +277,12 @@ def save_folder(unet: UNet2DConditionModel, sketcher: Tensor, folder: Path, *, e
 
 
 def main() -> None:
-    """Train, store, and measure what was stored."""
+    """Train, store, and measure the stored model."""
     parser = argparse.ArgumentParser(description="Train the diffusion model of digits that the package carries.")
     parser.add_argument(
         "--output", type=Path, default=DIFFUSION_FOLDER, help="folder to write (default: the packaged one)"
     )
-    parser.add_argument("--start", type=Path, help="folder to go on from (default: from scratch)")
+    parser.add_argument("--start", type=Path, help="folder to continue from (default: train from scratch)")
     parser.add_argument("--steps", type=int, default=3000)
     parser.add_argument("--lr", type=float, default=1e-3, help="highest learning rate")
     parser.add_argument("--batch-size", type=int, default=64)

@@ -1,9 +1,9 @@
 """Train the robust CNN and its plain twin: ``python -m scripts.bundled_models.train_robust --output DIR``.
 
-Both learn to tell digit and tint, never background or stroke, from rendered training digits with every attribute
+Both learn to predict digit and tint, but not background or stroke, from rendered training digits with every attribute
 uniform. The robust one sees each batch after an L2 attack (Madry et al., Towards Deep Learning Models Resistant to
 Adversarial Attacks, ICLR 2018; radius 1.0 on [0, 1] at 32 px). Departure: the radius grows over the first third of the
-training, which keeps so small a network from learning nothing at all.
+training; otherwise such a small network learns nothing.
 """
 
 from __future__ import annotations
@@ -25,8 +25,6 @@ from lightning_failures.bundled.models.robust_cnn import RobustCNN, Variant, loa
 from scripts.bundled_models.attack import pgd_l2, robust_correct
 from scripts.bundled_models.storage import round_figures, write_json, write_weights
 
-__all__ = ["measure", "train"]
-
 RADIUS = 1.0
 WIDTHS = (32, 64, 128, 128)
 
@@ -34,9 +32,9 @@ WIDTHS = (32, 64, 128, 128)
 def train(
     *, radius: float, steps: int, batch_size: int = 128, attack_steps: int = 3, lr: float = 3e-3, seed: int = 0
 ) -> RobustCNN:
-    """Train from scratch, against attacks of ``radius`` (0: plainly), and print the progress.
+    """Train from scratch against attacks of ``radius`` (0: without attacks) and print the progress.
 
-    The global random state is left as it was.
+    The global random state is unchanged.
     """
     with torch.random.fork_rng(devices=()):
         torch.manual_seed(seed)
@@ -57,13 +55,13 @@ def train(
             return torch.stack([F.cross_entropy(logits, y, reduction="none") for logits, y in answers]).sum(dim=0)
 
         if radius > 0:
-            reach = radius * min(1.0, 3 * (step + 1) / steps)
+            current_radius = radius * min(1.0, 3 * (step + 1) / steps)
             images = pgd_l2(
                 loss,
                 images,
-                radius=reach,
+                radius=current_radius,
                 steps=attack_steps,
-                step_size=1.5 * reach / attack_steps,
+                step_size=1.5 * current_radius / attack_steps,
                 generator=generator,
             )
         objective = loss(images).mean()
@@ -78,7 +76,7 @@ def train(
 def measure(
     folder: Path, variant: Variant, *, split: DigitSplit = "test", size: int = 500, restarts: int = 3, seed: int = 0
 ) -> dict[str, float]:
-    """Clean accuracies and digit accuracy under PGD-50 of a stored model, on digits that it never saw."""
+    """Measure clean accuracies and digit accuracy under PGD-50 of a stored model, on digits not used for training."""
     model = load(folder, variant).requires_grad_(False)
     pixels, digits, looks = draw_images(split, size, np.random.default_rng(seed))
     images = pixels.float() / 255
@@ -95,7 +93,7 @@ def measure(
 
 
 def main() -> None:
-    """Train both, store them, and measure what was stored."""
+    """Train both models, store them, and measure the stored ones."""
     parser = argparse.ArgumentParser(description="Train the robust CNN that the package carries, and its plain twin.")
     parser.add_argument(
         "--output", type=Path, default=ROBUST_FOLDER, help="folder to write (default: the packaged one)"

@@ -164,7 +164,7 @@ def test_folder__pipeline_that_takes_no_prompts(folder, tmp_path):
     copy = copied(folder, tmp_path)
     index = json.loads((copy / "model_index.json").read_text())
     (copy / "model_index.json").write_text(json.dumps(index | {"_class_name": "DDPMPipeline"}))
-    with pytest.raises(GeneratorError, match="a DDPMPipeline, which takes .*, but no prompt"):
+    with pytest.raises(GeneratorError, match=r"a DDPMPipeline, which takes .*, but no prompt"):
         DiffusersGenerator(str(copy))
 
 

@@ -62,7 +62,7 @@ def test_generate__values_that_are_not_finite_are_black():
     ("images", "told"),
     [
         (None, "NoneType"),
-        ([], "of one size; got none"),
+        ([], "of one size; got no images"),
         (torch.zeros(2, 4, 8, 8), r"\(2, 4, 8, 8\)"),
         (torch.zeros(3, 8, 8), r"\(3, 8, 8\)"),
         (torch.zeros(2, 3, 8, 8, dtype=torch.int64), "int64"),

@@ -18,8 +18,8 @@ from lightning_failures.bundled.digits.render import (
     SPLITS,
     STROKES,
     TINTS,
-    Looks,
     DigitSplit,
+    Looks,
     draw_looks,
     render,
     source_digits,
@@ -64,7 +64,9 @@ class ColouredDigits(Dataset[tuple[Tensor, int]]):
     (torch.Size([3, 32, 32]), True)
     """
 
-    def __init__(self, split: DigitSplit, *, size: int = 4000, seed: int = 0, shortcut: float = 0.95, draw: int = 0) -> None:
+    def __init__(
+        self, split: DigitSplit, *, size: int = 4000, seed: int = 0, shortcut: float = 0.95, draw: int = 0
+    ) -> None:
         if split not in SPLITS:
             raise ConfigurationError(f"ColouredDigits: split must be one of {', '.join(SPLITS)}; got {split!r}.")
         if not 0.5 <= shortcut <= 0.99:

@@ -31,10 +31,10 @@ def test_draw_pool__describes_training_digits(encoder, pool):
     assert pool.images.shape == (120, 3, 32, 32)
     assert (pool.digits.diff() >= 0).all()
     assert torch.allclose(pool.seen[7:9], encoder.encode_images(pool.images[7:9].float() / 255), atol=1e-4)
-    assert pool.told.shape == (120, 2, 128)
+    assert pool.described.shape == (120, 2, 128)
     # a true caption lies nearer than those of other images
-    own = (pool.seen * pool.told[:, 0]).sum(dim=1)
-    assert (own > pool.seen @ pool.told[:, 0].mean(dim=0)).float().mean() > 0.9
+    own = (pool.seen * pool.described[:, 0]).sum(dim=1)
+    assert (own > pool.seen @ pool.described[:, 0].mean(dim=0)).float().mean() > 0.9
     assert torch.allclose(pool.named, encoder.encode_texts([caption(name) for name in CLASSES]), atol=1e-5)
 
 
@@ -49,14 +49,16 @@ def test_draw_conditions__unit_vectors_or_nothing(pool):
     assert torch.equal(conditions, again)
 
 
-@pytest.mark.parametrize(("kind", "source"), [("image", "seen"), ("caption", "told"), ("push", "named")])
+@pytest.mark.parametrize(("kind", "source"), [("image", "seen"), ("caption", "described"), ("push", "named")])
 def test_draw_conditions__each_kind_is_near_its_source(pool, monkeypatch, kind, source):
     monkeypatch.setattr(train_diffusion, "KINDS", {name: float(name == kind) for name in train_diffusion.KINDS})
     monkeypatch.setattr(train_diffusion, "NOISE", 0.0)
     monkeypatch.setattr(train_diffusion, "PUSH", 1e-4)
     rows = torch.arange(120)
     conditions = train_diffusion.draw_conditions(pool, rows, np.random.default_rng(0))
-    expected = {"seen": pool.seen[:, None], "told": pool.told, "named": pool.named[pool.digits][:, None]}[source]
+    expected = {"seen": pool.seen[:, None], "described": pool.described, "named": pool.named[pool.digits][:, None]}[
+        source
+    ]
     assert ((conditions[:, None] - expected).norm(dim=2).amin(dim=1) < 1e-3).all()
 
 
