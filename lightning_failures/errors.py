@@ -1,11 +1,11 @@
-"""Every error that this package raises on purpose.
+"""The errors that this package raises on purpose.
 
 FailureModesError
-├── ConfigurationError (also ValueError)   a wrong option: found at set-up, before the first batch
-├── DataError (also ValueError)            data that cannot be graded or embedded as it is
-├── EncoderError (also RuntimeError)       weights that cannot be had, or that do not fit
-├── CacheError (also RuntimeError)         a cache folder that cannot be read or written
-└── GeneratorError (also RuntimeError)     images that cannot be generated, or cannot be kept
+├── ConfigurationError (also ValueError)   a wrong option, found at set-up, before the first batch
+├── DataError (also ValueError)            data that cannot be graded, embedded or read
+├── EncoderError (also RuntimeError)       an encoder that cannot be loaded or does not fit its use
+├── CacheError (also RuntimeError)         an embedding that the cache does not hold
+└── GeneratorError (also RuntimeError)     images that cannot be generated or stored
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ __all__ = [
 
 
 class FailureModesError(Exception):
-    """Base of all errors raised by lightning_failures."""
+    """Base class of all errors raised by lightning_failures."""
 
 
 class ConfigurationError(FailureModesError, ValueError):
@@ -33,23 +33,23 @@ class ConfigurationError(FailureModesError, ValueError):
 
 
 class DataError(FailureModesError, ValueError):
-    """Batches, labels, logits or images are not what they should be."""
+    """Batches, labels, logits, images or files do not have the required form."""
 
 
 class EncoderError(FailureModesError, RuntimeError):
-    """An encoder cannot be loaded or does not fit the request."""
+    """An encoder cannot be loaded or does not fit its use."""
 
 
 class CacheError(FailureModesError, RuntimeError):
-    """The embedding cache cannot be read or written."""
+    """The embedding cache does not hold a requested embedding."""
 
 
 class GeneratorError(FailureModesError, RuntimeError):
-    """Images cannot be generated, or what was generated cannot be kept."""
+    """Images cannot be generated, or generated images cannot be stored."""
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Return a sentence that names the closest known spellings, or an empty string.
+    """Return a sentence that suggests the closest known spellings, or an empty string.
 
     >>> did_you_mean("ViT-B-23", ["ViT-B-32", "RN50"])
     ' Did you mean ViT-B-32?'

@@ -2,14 +2,14 @@
 
 Files, each importing only from those above it::
 
-    types          Array types that annotations share
-    arrays         The border between callers' tensors and arrays and the mathematics: converted and checked once,
-    atomic         Files that appear whole or not at all
+    types           Array types shared by annotations
+    arrays          Convert and check tensors and arrays of callers, once, before the mathematics sees them
+    atomic          Files that appear whole or not at all
     safetensors_io  Safetensors files whose every byte is verified
-    hashing        A hash of integers that is the same on every machine and in every version
-    rng            Random numbers that are given back, whatever happens
-    serialization  From frozen records to plain values, as JSON holds them, and back: every value is checked
-    text           Texts and numbers made fit to be shown
-    threads        Threads of the linear algebra libraries
-    budget         Limits of time and memory: how they are said, and how an analysis shrinks to keep them
+    hashing         A hash of integers that is the same on every machine and in every version
+    rng             Restore random number generators after a block, also after an exception
+    serialization   Convert frozen records to JSON values and back, checked against type hints
+    text            Make texts and numbers fit for display
+    threads         Thread limits of the linear algebra libraries
+    budget          Limits of time and memory, and the size of the sample that fits them
 """

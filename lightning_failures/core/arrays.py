@@ -1,4 +1,4 @@
-"""The border between callers' tensors and arrays and the mathematics: converted and checked once, here."""
+"""Convert and check tensors and arrays of callers, once, before the mathematics sees them."""
 
 from __future__ import annotations
 
@@ -15,41 +15,49 @@ _CELLS_AT_ONCE = 1 << 20
 
 
 def as_array(values: Any) -> NDArray[Any]:
-    """Return a tensor, array or sequence as a NumPy array, without a copy where possible; never write to it.
+    """Return a tensor, array or sequence as a NumPy array, without a copy if possible; do not write to it.
 
     Half precision becomes float32, because NumPy has no bfloat16 and sums of float16 lose digits.
     """
-    array = _as_it_is(values)
+    array = _as_numpy(values)
     return array.astype(np.float32) if array.dtype == np.float16 else array
 
 
 def as_matrix(values: Any, name: str) -> NDArray[Any]:
     """Return (N, D) finite floats as float32 or float64.
 
+    Args:
+        values: A tensor, array or sequence.
+        name: Name of the argument, for error messages.
+
     Raises:
-        DataError: Not two-dimensional, not numbers, or a value that is not finite.
+        DataError: ``values`` is not two-dimensional, not numeric, or not finite.
     """
     rows = as_rows(values, name)
     return rows.astype(np.float32) if rows.dtype == np.float16 else rows
 
 
 def as_rows(values: Any, name: str) -> NDArray[Any]:
-    """Return (N, D) finite floats as they came: float16, float32 or float64, in memory or mapped from disk.
+    """Return (N, D) finite floats in their own dtype, float16, float32 or float64, in memory or mapped from disk.
 
-    Nothing is copied, so that a large matrix stays where it is and its reader widens the rows of one class at a time.
-    Only what NumPy has no floats for, bfloat16 tensors and whole numbers, becomes float32.
+    The data are not copied, so that a large matrix stays in place and its user widens the rows of one class at a time.
+    Only bfloat16 tensors, which NumPy lacks, and integers become float32.
+
+    Args:
+        values: A tensor, array or sequence.
+        name: Name of the argument, for error messages.
 
     Raises:
-        DataError: Not two-dimensional, not numbers, or a value that is not finite.
+        DataError: ``values`` is not two-dimensional, not numeric, or not finite.
 
     >>> as_rows(np.ones((2, 3), dtype=np.float16), "x").dtype
     dtype('float16')
     """
-    array = _as_it_is(values)
+    array = _as_numpy(values)
     if array.ndim != 2:
-        raise DataError(f"{name} must have shape (N, D), got {array.shape}")
+        raise DataError(f"{name} must have shape (N, D); got {array.shape}.")
     if array.dtype.kind not in "fiub":
-        raise DataError(f"{name} must hold numbers, got dtype {array.dtype}")
+        raise DataError(f"{name} must hold numbers; got dtype {array.dtype}.")
     if array.dtype.kind != "f":
         return array.astype(np.float32)
     size = max(1, _CELLS_AT_ONCE // max(array.shape[1], 1))
@@ -57,45 +65,56 @@ def as_rows(values: Any, name: str) -> NDArray[Any]:
     for start in range(0, len(array), size):
         finite[start : start + size] = _finite_rows(array[start : start + size])
     if not finite.all():
-        raise DataError(f"{name} has {np.count_nonzero(~finite)} rows that are not finite, first row {finite.argmin()}")
+        n_bad = np.count_nonzero(~finite)
+        raise DataError(f"{name} must be finite; {n_bad} rows are not, the first is row {finite.argmin()}.")
     return array
 
 
 def as_vector(values: Any, name: str, length: int) -> NDArray[Any]:
-    """Return (N,) whole numbers, labels or ids, as they came; ids may be strings.
+    """Return (N,) integers, such as labels or ids; ids may also be strings.
+
+    Args:
+        values: A tensor, array or sequence.
+        name: Name of the argument, for error messages.
+        length: The required N.
 
     Raises:
-        DataError: Another length than ``length``, or fractional values.
+        DataError: ``values`` has another shape, or fractional values.
     """
     array = as_array(values)
     if array.shape != (length,):
-        raise DataError(f"{name} must have shape ({length},), got {array.shape}")
+        raise DataError(f"{name} must have shape ({length},); got {array.shape}.")
     if array.size and array.dtype.kind == "f" and np.all(array == np.floor(array)):
         array = array.astype(np.int64)
     if array.size and array.dtype.kind not in "iubUS":
-        raise DataError(f"{name} must hold integers, got dtype {array.dtype}")
+        raise DataError(f"{name} must hold integers; got dtype {array.dtype}.")
     return array.astype(np.int64) if array.dtype.kind in "iubf" else array
 
 
 def as_mask(values: Any, name: str, length: int) -> NDArray[np.bool_]:
     """Return (N,) bool.
 
+    Args:
+        values: A tensor, array or sequence of booleans, or of 0 and 1.
+        name: Name of the argument, for error messages.
+        length: The required N.
+
     Raises:
-        DataError: Another length than ``length``, or values other than true and false.
+        DataError: ``values`` has another shape, or other values.
     """
     array = as_array(values)
     if array.shape != (length,):
-        raise DataError(f"{name} must have shape ({length},), got {array.shape}")
+        raise DataError(f"{name} must have shape ({length},); got {array.shape}.")
     if array.dtype != np.bool_ and not np.isin(array, (0, 1)).all():
-        raise DataError(f"{name} must be boolean, got dtype {array.dtype} with other values than 0 and 1")
+        raise DataError(f"{name} must be boolean; got dtype {array.dtype} with values other than 0 and 1.")
     return array.astype(np.bool_)
 
 
 def on_device(array: NDArray[Any], device: str | torch.device) -> Any:
-    """Return a tensor on the device; on the CPU the array itself.
+    """Return a tensor on the device, or for the CPU the array itself.
 
-    Both know ``@``, ``sum(axis=...)`` and ``mean(axis=...)``, so that one line serves either. NumPy's BLAS gave
-    products of a few hundred rows in a quarter of the time that torch took on the same CPU.
+    Tensors and arrays share ``@``, ``sum(axis=...)`` and ``mean(axis=...)``, so the same code handles both. NumPy's BLAS
+    multiplied a few hundred rows in a quarter of the time that torch took on the same CPU.
     """
     return array if torch.device(device).type == "cpu" else torch.from_numpy(array).to(device)
 
@@ -126,24 +145,26 @@ def unit_vectors(vectors: Tensor | NDArray[Any]) -> Tensor | NDArray[Any]:
     return np.asarray(vectors * scales[..., None])
 
 
-def _as_it_is(values: Any) -> NDArray[Any]:
-    """As a NumPy array of the same dtype; bfloat16 and such, which NumPy lacks, as float32."""
+def _as_numpy(values: Any) -> NDArray[Any]:
+    """Return a NumPy array of the same dtype; dtypes that NumPy lacks, such as bfloat16, become float32."""
     if isinstance(values, Tensor):
         values = values.detach().cpu()
-        lacking = values.is_floating_point() and values.element_size() < 4 and values.dtype != torch.float16
-        values = (values.float() if lacking else values).numpy()
+        is_unknown_to_numpy = (
+            values.is_floating_point() and values.element_size() < 4 and values.dtype != torch.float16
+        )
+        values = (values.float() if is_unknown_to_numpy else values).numpy()
     return np.asarray(values)
 
 
 def _finite_rows(block: NDArray[Any]) -> NDArray[np.bool_]:
-    """(n, D) -> (n,)."""
-    if block.dtype == np.float16 and block.size:  # ten times as fast as isfinite, which knows no vectors of halves
+    """Return which rows (n, D) are finite: (n,) bool."""
+    if block.dtype == np.float16 and block.size:  # ten times as fast as isfinite, which is not vectorised for float16
         return np.asarray((block.view(np.uint16) & 0x7FFF).max(axis=1) < 0x7C00)
     return np.asarray(np.isfinite(block).all(axis=1))
 
 
 def defined(value: Any) -> float | None:
-    """A number as a float; None where it is not finite.
+    """Return a number as a float, or None if it is not finite.
 
     >>> defined(torch.tensor(0.5)), defined(float("nan"))
     (0.5, None)

@@ -10,24 +10,24 @@ from pathlib import Path
 from typing import BinaryIO
 
 TEMPORARY = ".tmp"
-"""What the names of files end with that are being written, or that a killed process has left."""
+"""Suffix of files that are being written, or were left unfinished by a killed process."""
 
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
-    """Open a file that takes the place of ``path`` at the end of the block; after an error nothing of it is left.
+    """Open a file that replaces ``path`` at the end of the block; after an error it is removed.
 
-    It is written beside its place and reaches the disk before it is moved there, so that no reader, and no crash of
-    the machine, ever sees half of it under its name.
+    The file is written under a temporary name in the same folder and synced to disk before it is renamed, so that
+    neither a reader nor a crash of the machine leaves a partial file under its final name.
 
     >>> import tempfile
-    >>> place = Path(tempfile.mkdtemp()) / "name"
-    >>> with replacing(place) as file:
-    ...     _ = file.write(b"all of it")
-    ...     place.exists()
+    >>> path = Path(tempfile.mkdtemp()) / "name"
+    >>> with replacing(path) as file:
+    ...     _ = file.write(b"content")
+    ...     path.exists()
     False
-    >>> place.read_bytes()
-    b'all of it'
+    >>> path.read_bytes()
+    b'content'
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.parent / f".writing-{uuid.uuid4().hex}{TEMPORARY}"
@@ -38,12 +38,12 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
             os.fsync(file.fileno())
         temporary.replace(path)
     except BaseException:
-        with contextlib.suppress(OSError):  # the first error is the one to tell
+        with contextlib.suppress(OSError):  # report the first error, not one of the clean-up
             temporary.unlink(missing_ok=True)
         raise
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write a whole file as :func:`replacing` does."""
+    """Write a file that appears whole or not at all."""
     with replacing(path) as file:
         file.write(content)

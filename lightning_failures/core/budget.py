@@ -1,8 +1,8 @@
-"""Limits of time and memory: how they are said, and how an analysis shrinks to keep them.
+"""Limits of time and memory, and the size of the sample that fits them.
 
-Time is kept by leaving work out: images that are not embedded yet, then the classes with the fewest failures. Memory is
-kept by looking at a sample of the examples. The sample is drawn by a hash of the example's id, so it is the same on
-every process and in every epoch, and a larger one holds the smaller.
+A time limit is met by skipping work: first images that are not embedded yet, then the classes with the fewest failures.
+A memory limit is met by analysing a sample of the examples. The sample is drawn by a hash of the example's id, so it is
+the same in every process and epoch, and a larger sample contains every smaller one.
 """
 
 from __future__ import annotations
@@ -17,21 +17,23 @@ from numpy.typing import NDArray
 from lightning_failures.core.hashing import stable_hash
 
 MAX_GRAM_EXAMPLES = 5000
-"""A class with more examples is fitted on a sample of this size: its Gram matrix would not fit into memory."""
+"""Size of the sample on which a class with more examples is fitted, to limit the memory of its Gram matrix."""
 
 SKIPPED_FOR_TIME = "left out: the time budget was spent on classes with more failures"
-"""Why a class or group is skipped once the deadline has passed."""
+"""Reason of a class or group that is skipped because the deadline has passed."""
 
 PROGRESS_DELAY = 10.0
 """Seconds of work before a progress bar appears."""
 
 _SALT = 0xB4D6E7
+_COPIES = 4.2  # copies of the embeddings at the peak of an analysis, measured
+_GRAMS = 3.0  # copies of the largest Gram matrix, measured
 _UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
 
 
 @dataclass(frozen=True)
 class Deadline:
-    """A moment on the clock of this process.
+    """A point in time on the clock of this process.
 
     >>> Deadline.after(-1).passed, Deadline.after(60).passed
     (True, False)
@@ -41,39 +43,39 @@ class Deadline:
 
     @classmethod
     def after(cls, seconds: float) -> Deadline:
-        """So many seconds from now."""
+        """Return the deadline that is ``seconds`` from now."""
         return cls(time.perf_counter() + seconds)
 
     @property
     def passed(self) -> bool:
-        """Whether it is over."""
+        """Whether the deadline has passed."""
         return time.perf_counter() >= self.at
 
     @property
     def left(self) -> float:
-        """Seconds until then, 0 where it is over."""
+        """Seconds until the deadline, 0 if it has passed."""
         return max(self.at - time.perf_counter(), 0.0)
 
 
 @dataclass(frozen=True)
 class TimeLimit:
-    """Seconds, or a share of the time that an epoch of training takes; one of the two."""
+    """A limit in seconds, or as a share of the duration of a training epoch; exactly one is set."""
 
     seconds: float | None = None
     share: float | None = None
 
     def of(self, epoch: float | None) -> float | None:
-        """In seconds, for epochs of ``epoch`` seconds; None where this is not known and matters."""
+        """Return the limit in seconds for epochs of ``epoch`` seconds; None if it depends on an unknown duration."""
         if self.share is None:
             return self.seconds
         return None if epoch is None else self.share * epoch
 
 
 def read_time(limit: float | str) -> TimeLimit:
-    """Read ``30`` (seconds) or ``"10%"`` (of an epoch).
+    """Parse a time limit: ``30`` (seconds) or ``"10%"`` (of an epoch).
 
     Raises:
-        ValueError: Anything else.
+        ValueError: The limit has another form.
 
     >>> read_time(30), read_time("10%")
     (TimeLimit(seconds=30.0, share=None), TimeLimit(seconds=None, share=0.1))
@@ -86,10 +88,10 @@ def read_time(limit: float | str) -> TimeLimit:
 
 
 def read_bytes(limit: float | str) -> int:
-    """Read ``2_000_000_000``, ``"2 GB"`` or ``"2GiB"``.
+    """Parse a size in bytes: ``2_000_000_000``, ``"2 GB"`` or ``"2GiB"``.
 
     Raises:
-        ValueError: Anything else.
+        ValueError: The size has another form.
 
     >>> read_bytes("1.5 GiB") == 3 * 2**29
     True
@@ -113,18 +115,18 @@ def sampling_rank(ids: NDArray[np.int64], seed: int = 0) -> NDArray[np.float64]:
 
 
 def bytes_of(examples: float, dim: int, largest_class: float = 0.0) -> float:
-    """What an analysis holds in memory at its height, about: measured, with what the allocator keeps.
+    """Estimate the peak memory of an analysis in bytes, from measurements that include the allocator's reserve.
 
     Args:
-        examples: How many are looked at.
-        dim: Length of their embeddings, of all encoders together.
-        largest_class: How many of them are in the largest class, whose scalar products are held too.
+        examples: Number of analysed examples.
+        dim: Length of their embeddings, summed over encoders.
+        largest_class: Number of examples in the largest class, whose Gram matrix is in memory too.
     """
     return 4 * (_COPIES * examples * dim + _GRAMS * min(largest_class, MAX_GRAM_EXAMPLES) ** 2)
 
 
 def share_that_fits(limit: float, examples: float, dim: int, largest_class: float) -> float:
-    """The largest share of the examples whose analysis takes no more than ``limit`` bytes, to one in a thousand.
+    """Return the largest share of the examples whose analysis needs at most ``limit`` bytes, in steps of 0.001.
 
     >>> share_that_fits(2**30, 10_000, 512, 1_000), 0 < share_that_fits(2**20, 10_000, 512, 1_000) < 0.1
     (1.0, True)
@@ -138,7 +140,3 @@ def share_that_fits(limit: float, examples: float, dim: int, largest_class: floa
         else:
             high = middle - 1
     return low / 1000
-
-
-_COPIES = 4.2
-_GRAMS = 3.0

@@ -1,4 +1,4 @@
-"""Random numbers that are given back, whatever happens."""
+"""Restore random number generators after a block, also after an exception."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ from lightning.pytorch.utilities.seed import isolate_rng
 
 @contextmanager
 def isolated_rng() -> Iterator[None]:
-    """Like Lightning's ``isolate_rng``, which gives nothing back after an exception.
+    """Restore the global random number generators after the block.
+
+    Lightning's ``isolate_rng`` does not restore them if the block raises an exception.
 
     >>> import random
     >>> before = random.getstate()
@@ -33,7 +35,7 @@ def isolated_rng() -> Iterator[None]:
 
 
 def seed_all(seed: int) -> None:
-    """Seed the global generators, that the user's transforms draw from; inside of :func:`isolated_rng` only."""
+    """Seed the global generators, which the user's transforms may use; call it only inside :func:`isolated_rng`."""
     random.seed(seed)
     np.random.seed(seed)  # noqa: NPY002
     torch.manual_seed(seed)

@@ -1,6 +1,6 @@
-"""From frozen records to plain values, as JSON holds them, and back: every value is checked against its type hint.
+"""Convert frozen records to JSON values and back, checked against type hints.
 
-What a file says is checked here, once, so that nothing further on meets a value of another type than is written there.
+The content of a file is checked here, once, so that all other code can rely on the annotated types.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ Record = TypeVar("Record")
 
 
 class Codec(NamedTuple):
-    """How values of one kind are stored that JSON cannot hold, such as images.
+    """Storage of values of one kind that JSON cannot hold, such as images.
 
     Attributes:
-        encode: Turns a value into plain Python values.
-        decode: Turns what ``encode`` returned back into a value; validates it, because files are untrusted.
+        encode: Converts a value to JSON values.
+        decode: Converts the output of ``encode`` back to a value; validates it, because files are untrusted.
     """
 
     encode: Callable[[Any], Any]
@@ -38,16 +38,16 @@ def read_json(text: str | bytes) -> Any:
     """Parse JSON.
 
     Raises:
-        DataError: It is none, or nested too deep.
+        DataError: The text is not JSON, or is nested too deeply.
     """
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise DataError(f"no JSON: {str(error)[:200]}") from error
+        raise DataError(f"not JSON: {str(error)[:200]}") from error
 
 
 def to_jsonable(value: Any, codecs: Codecs | None = None) -> Any:
-    """Turn a dataclass, and what it holds, into plain Python values; numbers that are not finite are None.
+    """Convert a dataclass and its fields to JSON values; numbers that are not finite become None.
 
     Fields with ``metadata={"codec": name}`` are encoded by ``codecs[name]``.
 
@@ -71,7 +71,7 @@ def to_jsonable(value: Any, codecs: Codecs | None = None) -> Any:
 
 
 def _encoded(value: Any, field: dataclasses.Field[Any], codecs: Codecs | None) -> Any:
-    """Encode the value of a field with its codec if it has one."""
+    """Encode the value of a field, with its codec if it has one."""
     codec = _codec(field, codecs)
     return to_jsonable(value, codecs) if codec is None or value is None else codec.encode(value)
 
@@ -82,20 +82,25 @@ def _codec(field: dataclasses.Field[Any], codecs: Codecs | None) -> Codec | None
 
 
 def json_key(field: dataclasses.Field[Any]) -> str:
-    """The key of a field in JSON: its name, or ``metadata={"key": ...}``."""
+    """Return the JSON key of a field: its name, or ``metadata={"key": ...}``."""
     return str(field.metadata.get("key", field.name))
 
 
 def from_jsonable(record: type[Record], data: Any, codecs: Codecs | None = None) -> Record:
-    """Build a dataclass from a mapping, and the dataclasses in its fields likewise. Keys that it has not are ignored.
+    """Build a dataclass, with the dataclasses in its fields, from JSON values. Unknown keys are ignored.
 
-    Lists become tuples, and whole numbers floats, where the hint says so; null is a float that is undefined. A number
-    that is not finite is None where that is allowed. Fields with
-    ``metadata={"codec": name}`` are decoded by ``codecs[name]``.
+    Where the type hint requires it, lists become tuples and integers become floats. For a float, null means undefined
+    (NaN); for an optional float, a number that is not finite becomes None. Fields with ``metadata={"codec": name}`` are
+    decoded by ``codecs[name]``.
+
+    Args:
+        record: The dataclass.
+        data: The JSON values.
+        codecs: Codecs by name.
 
     Raises:
-        DataError: A field lacks, has a value of another type, is infinite, or a whole number of more than 64 bits; the
-            message says where.
+        DataError: A field is missing, has a value of another type, is infinite, or is an integer of more than 64 bits;
+            the message names the field.
 
     >>> @dataclasses.dataclass(frozen=True)
     ... class Point:
@@ -113,57 +118,70 @@ def from_jsonable(record: type[Record], data: Any, codecs: Codecs | None = None)
 
 
 def _record(record: Any, data: Any, where: str, codecs: Codecs | None) -> Any:
+    """Build a dataclass from a mapping; ``where`` names its position in messages."""
     if not isinstance(data, Mapping):
         raise DataError(f"{where} must be a mapping, got {type(data).__name__}")
     fields = [field for field in dataclasses.fields(record) if field.init]
-    needed = {dataclasses.MISSING}
     for field in fields:
-        if json_key(field) not in data and {field.default, field.default_factory} == needed:
+        required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+        if required and json_key(field) not in data:
             raise DataError(f"{where} lacks {json_key(field)!r}")
+
     hints = _hints(record)
-    values = {}
+    values: dict[str, Any] = {}
     for field in fields:
         key = json_key(field)
-        if key in data:
-            codec, inner = _codec(field, codecs), f"{where}.{key}"
-            values[field.name] = (
-                _value(hints[field.name], data[key], inner, codecs) if codec is None else codec.decode(data[key])
-            )
+        if key not in data:
+            continue
+        codec = _codec(field, codecs)
+        if codec is None:
+            values[field.name] = _value(hints[field.name], data[key], f"{where}.{key}", codecs)
+        else:
+            values[field.name] = codec.decode(data[key])
     return record(**values)
 
 
 def _value(kind: Any, value: Any, where: str, codecs: Codecs | None) -> Any:
+    """Convert a value to a type hint; ``where`` names its position in messages."""
     origin, args = get_origin(kind), get_args(kind)
     if kind is Any:
         return value
-    if origin in (Union, UnionType):  # all are "X | None"
-        (some,) = (arg for arg in args if arg is not NoneType)
-        undefined = value is None or (some is float and isinstance(value, float) and not math.isfinite(value))
-        return None if undefined else _value(some, value, where, codecs)
+    if origin in (Union, UnionType):  # always "X | None"
+        (inner,) = (arg for arg in args if arg is not NoneType)
+        undefined = value is None or (inner is float and isinstance(value, float) and not math.isfinite(value))
+        return None if undefined else _value(inner, value, where, codecs)
     if dataclasses.is_dataclass(kind):
         return _record(kind, value, where, codecs)
     if origin is tuple and isinstance(value, list | tuple):
         kinds = args[:1] * len(value) if args[-1] is Ellipsis else args
         if len(kinds) == len(value):
-            return tuple(
-                _value(k, v, f"{where}[{i}]", codecs) for i, (k, v) in enumerate(zip(kinds, value, strict=True))
-            )
+            pairs = enumerate(zip(kinds, value, strict=True))
+            return tuple(_value(inner, item, f"{where}[{i}]", codecs) for i, (inner, item) in pairs)
     elif origin is dict and isinstance(value, Mapping):
         return {str(key): _value(args[1], v, f"{where}[{str(key)[:80]!r}]", codecs) for key, v in value.items()}
-    elif kind is float and (value is None or isinstance(value, int | float)) and not isinstance(value, bool):
+    elif origin is None:
+        return _scalar(kind, value, where)
+    raise DataError(f"{where} must be {kind}, got {type(value).__name__}")
+
+
+def _scalar(kind: Any, value: Any, where: str) -> Any:
+    """Check a value of a plain type; null is an undefined float (NaN)."""
+    is_bool = isinstance(value, bool)
+    if kind is float and value is None:
+        return math.nan
+    if kind is float and isinstance(value, int | float) and not is_bool:
         try:
-            number = math.nan if value is None else float(value)
+            number = float(value)
         except OverflowError as error:
             raise DataError(f"{where} is too large") from error
         if math.isinf(number):
             raise DataError(f"{where} must be finite, got {number}")
         return number
-    elif origin is None and isinstance(value, kind) and (kind is bool or not isinstance(value, bool)):
+    if isinstance(value, kind) and (kind is bool or not is_bool):
         if kind is int and not -(2**63) <= value < 2**63:
-            raise DataError(f"{where} must be a number of 64 bits")
+            raise DataError(f"{where} must be an integer of at most 64 bits")
         return value
-    name = getattr(kind, "__name__", str(kind)) if origin is None else str(kind)
-    raise DataError(f"{where} must be {name}, got {type(value).__name__}")
+    raise DataError(f"{where} must be {getattr(kind, '__name__', kind)}, got {type(value).__name__}")
 
 
 @functools.cache

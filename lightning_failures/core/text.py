@@ -1,7 +1,8 @@
-"""Texts and numbers made fit to be shown.
+"""Make texts and numbers fit for display.
 
-Class names and captions are the user's words. They are shown, never interpreted: :func:`clean` takes control characters
-out (a name cannot colour a terminal or break a row), :func:`escape_markdown` escapes what Markdown or HTML would read.
+Class names and captions are the user's words, which must be displayed but never interpreted: :func:`clean` removes
+control characters, so that a name cannot colour a terminal or break a row, and :func:`escape_markdown` escapes Markdown
+and HTML.
 """
 
 from __future__ import annotations
@@ -10,10 +11,11 @@ import re
 from hashlib import blake2b
 
 NOTHING = "-"
+"""Text for an undefined number."""
 
 
 def clean(text: str, limit: int = 200) -> str:
-    r"""Make text fit for one line of ``limit`` characters: no control characters, no lone surrogates, no runs of space.
+    r"""Return text for one line of at most ``limit`` characters, without control characters, surrogates or extra spaces.
 
     >>> clean("two\nlines")
     'two lines'
@@ -24,7 +26,7 @@ def clean(text: str, limit: int = 200) -> str:
 
 
 def printable(text: str) -> str:
-    r"""Take out what a terminal would interpret, and leave lines and columns where they are.
+    r"""Replace control characters, except line breaks, by spaces, so that lines and columns keep their positions.
 
     >>> printable("a \x1b[31mred\n  word")
     'a  [31mred\n  word'
@@ -33,7 +35,7 @@ def printable(text: str) -> str:
 
 
 def escape_markdown(text: str, limit: int = 200) -> str:
-    r"""Clean text and escape all that Markdown or HTML would interpret, so that it can stand in a table cell.
+    r"""Clean text and escape everything that Markdown or HTML would interpret, for use in a table cell.
 
     >>> escape_markdown("<b>|*two*\nlines")
     '&lt;b&gt;&#124;\\*two\\* lines'
@@ -41,35 +43,35 @@ def escape_markdown(text: str, limit: int = 200) -> str:
     text = re.sub(r"([\\`*_\[\]#~$])", r"\\\1", clean(text, limit).replace("&", "&amp;"))
     for character, entity in {"<": "&lt;", ">": "&gt;", "|": "&#124;", "@": "&#64;", "://": "&#58;//"}.items():
         text = text.replace(character, entity)
-    return re.sub(r"\b(www)\.", r"\1&#46;", text, flags=re.IGNORECASE)  # GitHub makes links of bare addresses
+    return re.sub(r"\b(www)\.", r"\1&#46;", text, flags=re.IGNORECASE)  # GitHub turns bare addresses into links
 
 
 def tag_part(text: str, limit: int = 80) -> str:
-    """Make one part of a tag, or of the name of a file, that people can read; different texts have different parts.
+    """Return a readable part of a tag or file name; different texts have different parts.
 
     >>> tag_part("fire truck"), tag_part("../fire/truck")
     ('fire truck', '_fire_truck-cff15c2382c1ca5a')
     """
-    plain = re.sub(r"[^\w .=+()-]", "_", clean(text, limit)).strip(" .")
-    return plain if plain == text and not looks_digested(text) else with_digest(plain, text)
+    readable = re.sub(r"[^\w .=+()-]", "_", clean(text, limit)).strip(" .")
+    return readable if readable == text and not looks_digested(text) else with_digest(readable, text)
 
 
-def with_digest(plain: str, text: str) -> str:
-    """Put behind a shortened text what tells it from other texts.
+def with_digest(shortened: str, text: str) -> str:
+    """Append a digest of ``text`` to a shortened form of it, to keep that unique.
 
     >>> with_digest("fire", "fire/truck")
     'fire-3eb1accc67f5194c'
     """
-    return f"{plain}-{blake2b(text.encode('utf-8', 'surrogatepass'), digest_size=8).hexdigest()}"
+    return f"{shortened}-{blake2b(text.encode('utf-8', 'surrogatepass'), digest_size=8).hexdigest()}"
 
 
 def looks_digested(text: str) -> bool:
-    """Whether a text could be taken for one of :func:`with_digest`."""
+    """Return whether a text ends like one returned by :func:`with_digest`."""
     return re.search(r"-[0-9a-f]{16}$", text) is not None
 
 
 def shorten_caption(caption: str) -> str:
-    """Drop the words that all captions share.
+    """Remove the words that all captions have in common.
 
     >>> shorten_caption("a photo of an orange three")
     'orange three'
@@ -96,5 +98,5 @@ def interval(ends: tuple[float, float] | None) -> str:
 
 
 def to_bytes(text: str) -> bytes:
-    """Encode text in which names may hold bytes that are no UTF-8 (as folder names on Linux may)."""
+    """Encode text as UTF-8; bytes that are not valid UTF-8, as in some folder names on Linux, are escaped."""
     return text.encode("utf-8", "backslashreplace")

@@ -1,4 +1,4 @@
-"""Threads of the linear algebra libraries."""
+"""Thread limits of the linear algebra libraries."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from threadpoolctl import ThreadpoolController
 
 
 def one_thread() -> AbstractContextManager[Any]:
-    """Hold BLAS and OpenMP to one thread inside the block.
+    """Limit BLAS and OpenMP to one thread inside the block.
 
-    Products of a few hundred rows lose by more: threads that wait for each other made them 20 times as slow on a busy
-    machine, and loader workers and other ranks have use for the cores.
+    More threads slow down products of a few hundred rows: on a busy machine, threads that waited for each other made
+    them 20 times as slow. Loader workers and other ranks can use the cores.
 
     >>> with one_thread():
     ...     pass
@@ -24,4 +24,4 @@ def one_thread() -> AbstractContextManager[Any]:
 
 @functools.lru_cache(maxsize=1)
 def _controller() -> ThreadpoolController:
-    return ThreadpoolController()  # looks at every loaded library, which takes longer than a small analysis
+    return ThreadpoolController()  # inspects every loaded library, which takes longer than a small analysis

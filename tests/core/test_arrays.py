@@ -22,7 +22,7 @@ def test_as_matrix__integers_and_errors():
     assert as_matrix([[1, 2]], "x").dtype == np.float32
     with pytest.raises(DataError, match="must hold numbers"):
         as_matrix([["a"]], "x")
-    with pytest.raises(DataError, match="1 rows that are not finite, first row 1"):
+    with pytest.raises(DataError, match="x must be finite; 1 rows are not, the first is row 1"):
         as_matrix([[0.0], [np.nan]], "x")
 
 
@@ -56,7 +56,7 @@ def test_as_rows__finds_what_is_not_finite_in_any_block(dtype, value, monkeypatc
     x = np.full((11, 4), np.finfo(dtype).max, dtype=dtype)
     as_rows(x, "x")
     x[[5, 10], [0, 3]] = value
-    with pytest.raises(DataError, match="x has 2 rows that are not finite, first row 5"):
+    with pytest.raises(DataError, match="x must be finite; 2 rows are not, the first is row 5"):
         as_rows(x, "x")
 
 

@@ -41,8 +41,8 @@ def test_from_plain__undefined_is_nan_where_it_must_be_a_float(number):
         ('{"pair": [0.5, -Infinity]}', r"pair\[1\] must be finite"),
         ('{"count": NaN}', "count must be int"),
         (f'{{"maybe": {10**400}}}', "maybe is too large"),
-        (f'{{"count": {2**63}}}', "count must be a number of 64 bits"),
-        (f'{{"counts": [1, {-(10**400)}]}}', r"counts\[1\] must be a number of 64 bits"),
+        (f'{{"count": {2**63}}}', "count must be an integer of at most 64 bits"),
+        (f'{{"counts": [1, {-(10**400)}]}}', r"counts\[1\] must be an integer of at most 64 bits"),
     ],
 )
 def test_from_plain__what_no_field_can_hold_is_refused(text, where):
