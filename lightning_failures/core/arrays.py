@@ -113,8 +113,8 @@ def as_mask(values: Any, name: str, length: int) -> NDArray[np.bool_]:
 def on_device(array: NDArray[Any], device: str | torch.device) -> Any:
     """Return a tensor on the device, or for the CPU the array itself.
 
-    Tensors and arrays share ``@``, ``sum(axis=...)`` and ``mean(axis=...)``, so the same code handles both. NumPy's BLAS
-    multiplied a few hundred rows in a quarter of the time that torch took on the same CPU.
+    Tensors and arrays share ``@``, ``sum(axis=...)`` and ``mean(axis=...)``, so the same code handles both. NumPy's
+    BLAS multiplied a few hundred rows in a quarter of the time that torch took on the same CPU.
     """
     return array if torch.device(device).type == "cpu" else torch.from_numpy(array).to(device)
 
@@ -149,9 +149,7 @@ def _as_numpy(values: Any) -> NDArray[Any]:
     """Return a NumPy array of the same dtype; dtypes that NumPy lacks, such as bfloat16, become float32."""
     if isinstance(values, Tensor):
         values = values.detach().cpu()
-        is_unknown_to_numpy = (
-            values.is_floating_point() and values.element_size() < 4 and values.dtype != torch.float16
-        )
+        is_unknown_to_numpy = values.is_floating_point() and values.element_size() < 4 and values.dtype != torch.float16
         values = (values.float() if is_unknown_to_numpy else values).numpy()
     return np.asarray(values)
 

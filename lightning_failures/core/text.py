@@ -15,7 +15,7 @@ NOTHING = "-"
 
 
 def clean(text: str, limit: int = 200) -> str:
-    r"""Return text for one line of at most ``limit`` characters, without control characters, surrogates or extra spaces.
+    r"""Return one line of at most ``limit`` characters, without control characters, surrogates or extra spaces.
 
     >>> clean("two\nlines")
     'two lines'

@@ -151,9 +151,7 @@ def test_score_captions__values_that_are_not_finite_are_found(place, value):
     _, _, _, captions, reference = PLANTED
     captions = captions.copy()
     captions[place] = value
-    with pytest.raises(
-        DataError, match=f"caption_embeddings must be finite; 1 rows are not, the first is row {place[0]}"
-    ):
+    with pytest.raises(DataError, match=f"caption_embeddings must be finite; 1 .* the first is row {place[0]}"):
         score_captions(DIRECTIONS, None, captions, reference)
     with pytest.raises(DataError, match="reference_embedding is not finite"):
         score_captions(DIRECTIONS, 0, captions[:3], np.full(DIM, value))

@@ -128,7 +128,7 @@ def test_licence__from_the_model_card(folder, tmp_path, card, licence):
 def test_folder__code_beside_the_weights_is_never_run(folder, tmp_path):
     copy = copied(folder, tmp_path)
     (copy / "unet" / "evil.py").write_text("raise SystemExit('run')")
-    with pytest.raises(GeneratorError, match=r"code of its own \(evil.py\)"):
+    with pytest.raises(GeneratorError, match=r"contains its own code \(evil.py\)"):
         DiffusersGenerator(str(copy))
 
 
