@@ -1,6 +1,4 @@
-"""Texts made safe for one line, for Markdown and for captions."""
-
-from __future__ import annotations
+"""Text that users name can neither colour a terminal nor break a table."""
 
 import re
 
@@ -8,7 +6,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lightning_failures.core.text import clean, escape_markdown, number, shorten_caption
+from lightning_failures.core.text import (
+    clean,
+    escape_markdown,
+    interval,
+    looks_digested,
+    number,
+    printable,
+    shorten_caption,
+    tag_part,
+    to_bytes,
+    with_digest,
+)
 
 ANY = st.text(st.characters(), max_size=300)  # lone surrogates and control characters among them
 
@@ -44,3 +53,31 @@ def test_shorten_caption__drops_only_the_common_words(caption, short):
 
 def test_number__undefined_is_a_dash():
     assert [number(None), number(float("nan")), number(0.0)] == ["-", "-", "0.00"]
+
+
+@given(ANY)
+def test_printable__keeps_lines_and_columns(text):
+    shown = printable(text)
+    assert len(shown) == len(text)
+    assert all(character.isprintable() or character == "\n" for character in shown)
+
+
+@given(ANY, ANY)
+def test_tag_part__different_texts_have_different_parts(one, other):
+    part = tag_part(one)
+    assert not set("/\\:\n") & set(part)
+    assert (part == tag_part(other)) == (one == other)
+
+
+def test_with_digest__is_recognised():
+    assert looks_digested(with_digest("fire", "fire/truck"))
+    assert not looks_digested("fire-truck")
+
+
+def test_interval__undefined_is_a_dash():
+    assert [interval(None), interval((0.25, 0.4))] == ["-", "0.25 to 0.40"]
+
+
+@given(ANY)
+def test_to_bytes__never_fails(text):
+    to_bytes(text).decode("utf-8")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import string
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -151,3 +152,7 @@ class TinyCLIP:
     def encode_texts(self, texts):
         tokens = self._tokenizer(list(texts), padding="max_length", truncation=True, return_tensors="pt")
         return F.normalize(self.text(tokens.input_ids).text_embeds, dim=-1)
+
+
+def copied(folder, tmp_path):
+    return shutil.copytree(folder, tmp_path / "copy")
