@@ -1,8 +1,8 @@
-"""Which values of known attributes are over-represented among the failures, and among what the directions flag.
+"""Enrichment of known attributes: which values are over-represented among failures and among flagged examples?
 
-Source: Jain et al., Distilling Model Failures as Directions in Latent Space, ICLR 2023, its experiments on
-data with known attributes: how often a value occurs among all examples, among the flagged ones, and among as many that
-the model is least confident of. Nothing is fitted to the attributes.
+Source: the experiments on data with known attributes in Jain et al., Distilling Model Failures as Directions in Latent
+Space, ICLR 2023. They compare how often a value occurs among all examples, among the flagged ones, and among the same
+number of examples of least confidence. Nothing is fitted to the attributes.
 """
 
 from __future__ import annotations
@@ -18,16 +18,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lightning_failures.core.arrays import as_array, as_mask
+from lightning_failures.core.types import IntArray
 from lightning_failures.data.report import ValueReport
 from lightning_failures.errors import DataError
 from lightning_failures.stats.intervals import wilson_interval
 
 MISSING = "missing"
 MOST_VALUES = 20
-"""An attribute keeps so many values, the most frequent; the others are counted together."""
-
-Ints = NDArray[np.int64]
-Mask = NDArray[np.bool_]
+"""Maximum number of values of an attribute: the most frequent ones; the others are pooled."""
 
 
 @dataclass(frozen=True)
@@ -36,10 +34,10 @@ class Attribute:
 
     Attributes:
         codes: (N,) int64, indices into ``values``.
-        values: What the codes stand for, in natural order; pooled and missing ones last.
+        values: The value of each code, in natural order; the pooled and missing values last.
     """
 
-    codes: Ints
+    codes: IntArray
     values: tuple[str, ...]
 
     def __len__(self) -> int:
@@ -50,40 +48,43 @@ class Attribute:
 
 
 def read_attribute(values: Any, name: str, *, most_values: int = MOST_VALUES) -> Attribute:
-    """Number the values of one attribute.
+    """Encode the values of one attribute as integers.
 
     Args:
         values: (N,) integers, strings or booleans: a tensor, an array or a sequence. None, NaN and pandas' NA become
-            the value "missing". Fractions are allowed if there are at most ``most_values`` different ones.
-        name: For messages.
-        most_values: Keep so many values, the most frequent; the others become one, "other (k values)".
+            the value "missing". Fractions are allowed if there are at most ``most_values`` distinct ones.
+        name: Name of the attribute in messages.
+        most_values: Maximum number of values: the most frequent ones; the others become one, "other (k values)".
 
     Raises:
-        DataError: Another shape, values of another kind, or too many different fractions.
+        DataError: The shape is not (N,), the values are of another kind, or there are too many distinct fractions.
 
     >>> read_attribute(["night", None, "day", "night"], "time")
     Attribute(codes=array([1, 2, 0, 1]), values=('day', 'night', 'missing'))
     """
     if isinstance(values, Attribute):
         return values
-    if isinstance(values, Sequence) and not isinstance(values, str):  # NumPy would turn None and NaN into words
+    if isinstance(values, Sequence) and not isinstance(values, str):  # NumPy would convert None and NaN to strings
         listed = [value.item() if isinstance(value, Tensor) and value.ndim == 0 else value for value in values]
         values = np.asarray(listed, dtype=object)
     array = as_array(values)
     if array.ndim != 1:
-        raise DataError(f"metadata[{name!r}] must have shape (N,), one value an example, got {array.shape}")
+        raise DataError(f"metadata[{name!r}] must have shape (N,), one value per example, got {array.shape}")
     present = np.array([not _is_missing(value) for value in array.tolist()], dtype=np.bool_)
-    texts, code = _number(_plain(array[present], name), name, most_values)
+    texts, code = _encode(_homogeneous(array[present], name), name, most_values)
 
+    # keep the most frequent values and pool the others
     counts = np.bincount(code, minlength=len(texts))
     kept = np.sort(np.argsort(-counts, kind="stable")[:most_values])
-    place = np.full(len(texts), len(kept))
-    place[kept] = np.arange(len(kept))
+    new_code = np.full(len(texts), len(kept))
+    new_code[kept] = np.arange(len(kept))
     names = [texts[k] for k in kept]
     if pooled := len(texts) - len(kept):
         names.append(f"other ({pooled} values)")
     codes = np.full(len(array), len(names), dtype=np.int64)
-    codes[present] = place[code]
+    codes[present] = new_code[code]
+
+    # missing values come last, unless "missing" is itself a value
     if not present.all():
         if MISSING in names:
             codes[~present] = names.index(MISSING)
@@ -100,15 +101,16 @@ def enrichment(
     *,
     sources: NDArray[Any] | None = None,
 ) -> tuple[ValueReport, ...]:
-    """Count each value among all examples, the failures, the flagged, and as many of least confidence.
+    """Count each value among all examples, failures, flagged examples, and as many examples of least confidence.
 
     Args:
         attributes: Name -> (n,) values of the examples, usually those of one class.
         failed: (n,) bool.
-        confidence: (n,) predicted probability of the true class; ties go to the row that comes first.
-        flagged: (n,) bool, the failures that a direction predicts (cross-fitted decision value < 0). None: not known.
+        confidence: (n,) predicted probability of the true class; among ties the first row counts as less confident.
+        flagged: (n,) bool, the failures that a direction predicts (cross-fitted decision value < 0). None: unknown.
         sources: (n,) source of each example. Examples of one source are not independent: the interval of a share is
-            Wilson's at the effective number of examples, n over the design effect. None: all are.
+            Wilson's at the effective number of examples, n over the design effect. None: every example is its own
+            source.
 
     Returns:
         One record for each value that occurs, in the order of ``attributes`` and of their values.
@@ -120,20 +122,21 @@ def enrichment(
     """
     wrong = as_mask(failed, "failed", len(failed))
     n = len(wrong)
-    judged = flagged is not None
-    picked = as_mask(flagged, "flagged", n) if judged else np.zeros(n, dtype=np.bool_)
-    member = None if sources is None else np.unique(sources[picked], return_inverse=True)[1]
-    doubtful = np.argsort(as_array(confidence), kind="stable")[: picked.sum()]
+    has_flags = flagged is not None
+    is_flagged = as_mask(flagged, "flagged", n) if has_flags else np.zeros(n, dtype=np.bool_)
+    source_of_flagged = None if sources is None else np.unique(sources[is_flagged], return_inverse=True)[1]
+    least_confident = np.argsort(as_array(confidence), kind="stable")[: is_flagged.sum()]
     rows = []
     for name, attribute in attributes.items():
         if len(attribute) != n:
             raise DataError(f"metadata[{name!r}] has {len(attribute)} values for {n} examples")
         code, size = attribute.codes, len(attribute.values)
-        parts = [np.bincount(code[part], minlength=size) for part in (slice(None), wrong, picked, doubtful)]
-        totals = [int(part.sum()) for part in parts]
-        intervals = _intervals(code[picked], size, member)
-        for value in np.flatnonzero(parts[0]).tolist():
-            counts = [int(part[value]) for part in parts]
+        subsets = (slice(None), wrong, is_flagged, least_confident)
+        histograms = [np.bincount(code[subset], minlength=size) for subset in subsets]
+        totals = [int(histogram.sum()) for histogram in histograms]
+        intervals = _intervals(code[is_flagged], size, source_of_flagged)
+        for value in np.flatnonzero(histograms[0]).tolist():
+            counts = [int(histogram[value]) for histogram in histograms]
             shares = [count / total if total else None for count, total in zip(counts, totals, strict=True)]
             rows.append(
                 ValueReport(
@@ -141,12 +144,12 @@ def enrichment(
                     value=attribute.values[value],
                     examples=counts[0],
                     failures=counts[1],
-                    flagged=counts[2] if judged else None,
-                    least_confident=counts[3] if judged else None,
+                    flagged=counts[2] if has_flags else None,
+                    least_confident=counts[3] if has_flags else None,
                     share=shares[0],
                     share_of_failures=shares[1],
                     share_of_flagged=shares[2],
-                    share_of_flagged_interval=intervals[value] if picked.any() else None,
+                    share_of_flagged_interval=intervals[value] if is_flagged.any() else None,
                     share_of_least_confident=shares[3],
                 )
             )
@@ -154,58 +157,58 @@ def enrichment(
 
 
 def _is_missing(value: Any) -> bool:
+    """Return whether a value is None, NaN, or a missing value of pandas."""
     if isinstance(value, Real):
         return math.isnan(value)
-    return value is None or type(value).__name__ in ("NAType", "NaTType")  # of pandas, which need not be installed
+    return value is None or type(value).__name__ in ("NAType", "NaTType")  # pandas may not be installed
 
 
-def _plain(known: NDArray[Any], name: str) -> NDArray[Any]:
-    """Objects as an array of numbers, or of strings where there is any."""
+def _homogeneous(known: NDArray[Any], name: str) -> NDArray[Any]:
+    """Return objects as an array of numbers, or of strings if there is a string among them."""
     if known.dtype.kind == "O":
         kinds = {type(value) for value in known.tolist()}
-        words = any(issubclass(kind, str) for kind in kinds)
         if other := [kind.__name__ for kind in kinds if not issubclass(kind, str | Real | np.bool_)]:
             raise DataError(f"metadata[{name!r}] must hold integers, strings or booleans, got a {other[0]}")
-        return (
-            np.array([str(value) for value in known.tolist()])
-            if words
-            else np.array(known.tolist() or [0])[: len(known)]
-        )
+        if any(issubclass(kind, str) for kind in kinds):
+            return np.array([str(value) for value in known.tolist()])
+        return np.array(known.tolist() or [0])[: len(known)]  # an empty list would become floats
     if known.dtype.kind not in "biufU":
         raise DataError(f"metadata[{name!r}] must hold integers, strings or booleans, got dtype {known.dtype}")
     return known
 
 
-def _number(known: NDArray[Any], name: str, most_values: int) -> tuple[list[str], Ints]:
-    """Distinct values as text, in natural order, and which of them each example has."""
+def _encode(known: NDArray[Any], name: str, most_values: int) -> tuple[list[str], IntArray]:
+    """Return the distinct values as text, in natural order, and (n,) the index of the value of each example."""
     if known.dtype.kind == "U":
-        words = known.tolist()  # by a table: sorting words is slow
+        words = known.tolist()  # a dictionary is faster than sorting all strings with np.unique
         distinct = sorted(set(words))
-        place = {word: k for k, word in enumerate(distinct)}
-        return distinct, np.fromiter((place[word] for word in words), dtype=np.int64, count=len(words))
+        index_of = {word: k for k, word in enumerate(distinct)}
+        return distinct, np.fromiter((index_of[word] for word in words), dtype=np.int64, count=len(words))
     if known.dtype.kind == "f" and np.isfinite(known).all() and (known == np.floor(known)).all():
         known = known.astype(np.int64)
     values, code = np.unique(known, return_inverse=True)
     if known.dtype.kind == "f" and len(values) > most_values:
         raise DataError(
-            f"metadata[{name!r}] has {len(values)} different fractions, so hardly two examples share one. Bin them"
-            " first, for example with numpy.digitize or pandas.qcut."
+            f"metadata[{name!r}] has {len(values)} distinct fractions, so few examples share a value. Bin them first,"
+            " for example with numpy.digitize or pandas.qcut."
         )
     return [str(value) for value in values], code
 
 
-def _intervals(code: Ints, size: int, member: Ints | None) -> list[tuple[float, float]]:
-    """95 % interval of the share of each of ``size`` values; ``member`` numbers the sources."""
+def _intervals(code: IntArray, size: int, source: IntArray | None) -> list[tuple[float, float]]:
+    """Return the 95 % interval of the share of each of ``size`` values; ``source`` (n,) numbers the sources."""
     n = len(code)
     share = np.bincount(code, minlength=size) / max(n, 1)
     effective = np.full(size, float(n))
-    if member is not None and n:
-        count = int(member.max()) + 1
-        table = np.bincount(member * size + code, minlength=count * size).reshape(count, size)
-        apart = table - table.sum(axis=1, keepdims=True) * share  # of a source, from what its size lets expect
-        spread = (apart**2).sum(axis=0) / n**2 * count / max(count - 1, 1)
-        single = share * (1 - share)
-        # where all have a value or none has, or where there is one source, the sources are what counts
-        usual = (single > 0) & (spread > 0) & (count > 1)
-        effective = np.where(usual, np.minimum(n, single / np.where(usual, spread, 1)), count)
+    if source is not None and n:
+        n_sources = int(source.max()) + 1
+        table = np.bincount(source * size + code, minlength=n_sources * size).reshape(n_sources, size)
+        # variance of the share between sources, from the deviation of each source from its expected count
+        deviation = table - table.sum(axis=1, keepdims=True) * share
+        variance = (deviation**2).sum(axis=0) / n**2 * n_sources / max(n_sources - 1, 1)
+        variance_of_one = share * (1 - share)
+        # without a variance to estimate, the effective number of examples is the number of sources
+        estimable = (variance_of_one > 0) & (variance > 0) & (n_sources > 1)
+        n_effective = np.minimum(n, variance_of_one / np.where(estimable, variance, 1))
+        effective = np.where(estimable, n_effective, n_sources)
     return [wilson_interval(p * m, m) for p, m in zip(share.tolist(), effective.tolist(), strict=True)]

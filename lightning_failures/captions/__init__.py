@@ -1,11 +1,11 @@
-"""Candidate captions and how well they describe a failure direction.
+"""Candidate captions, and their scores as descriptions of a failure direction.
 
 Files, each importing only from those above it::
 
-    grammar     Candidate captions: a grammar for one class, and vocabularies for many
-    candidates  The candidate captions of each class, embedded when they are first asked for
-    scoring     How well each candidate caption describes a failure direction
-    assign      Captions for the classes of an analysis: which classes are worth words, and what the words score
+    grammar     The grammar that generates the captions of a class, and vocabularies for many classes
+    candidates  The candidate captions of each class, embedded on first use
+    scoring     Scores and p-values of captions as descriptions of a failure direction
+    assign      Captions for the classes of an analysis: selection of the classes, and their scored captions
 """
 
 from lightning_failures.captions.candidates import caption_source

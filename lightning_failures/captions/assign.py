@@ -1,4 +1,4 @@
-"""Captions for the classes of an analysis: which classes are worth words, and what the words score."""
+"""Captions for the classes of an analysis: selection of the classes, and their scored captions."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from lightning_failures.captions.candidates import ClassCaptions
@@ -15,17 +14,21 @@ from lightning_failures.captions.scoring import caption_p_value, score_captions
 from lightning_failures.core.arrays import as_array, defined
 from lightning_failures.core.budget import Deadline
 from lightning_failures.core.threads import one_thread
+from lightning_failures.core.types import BoolArray, FloatArray
 from lightning_failures.data.members import ClassSubset, RowValues, Values
 from lightning_failures.data.partition import Partition
 from lightning_failures.data.report import ClassReport, CurvePoint
 from lightning_failures.directions.result import FailureDirections
 
-_SIZES = tuple(10 * 2**i for i in range(11))
+_NEIGHBOURS = tuple(10 * 2**i for i in range(11))
 _TINY = float(np.finfo(np.float32).tiny)
 
 
 def classes_to_caption(classes: tuple[ClassReport, ...], limit: int) -> list[int]:
-    """The classes (indices) with a direction that get captions: those with a pattern and the lowest accuracy first."""
+    """Return the indices of the classes that get captions, at most ``limit`` of those with a direction.
+
+    Classes with a pattern come first, and among them those with the lowest accuracy.
+    """
     fitted = [k for k, entry in enumerate(classes) if entry.cv_score is not None]
     fitted.sort(key=lambda k: (not classes[k].pattern, classes[k].accuracy))
     return fitted[:limit]
@@ -33,7 +36,16 @@ def classes_to_caption(classes: tuple[ClassReport, ...], limit: int) -> list[int
 
 @dataclass(frozen=True)
 class CaptionScorer:
-    """What the captions of a class are scored with."""
+    """Scores the captions of the classes of an analysis.
+
+    Attributes:
+        directions: The directions of the classes.
+        members: The examples of each class.
+        embedded: Embeddings of the examples, at least of the classes that this process owns.
+        top: Number of hardest and of easiest captions that a class keeps.
+        permutations: Permutations of the test of the best caption.
+        seed: The source of randomness.
+    """
 
     directions: FailureDirections
     members: list[ClassSubset]
@@ -43,7 +55,10 @@ class CaptionScorer:
     seed: int
 
     def caption(self, entry: ClassReport, k: int, candidates: ClassCaptions | None) -> ClassReport:
-        """Put the hardest and easiest captions of class k, and their p-value, into its entry."""
+        """Return the report of class k with its hardest and easiest captions and their p-value.
+
+        The report is unchanged where there are no candidates.
+        """
         if candidates is None or not candidates.texts:
             return entry
         members = self.members[k].by_id()
@@ -79,10 +94,10 @@ class CaptionScorer:
         )
 
 
-def caption_margins(scores: Tensor) -> NDArray[np.float64] | None:
-    """Return how far each score lies above the mean of all, in their standard deviations; None where all are alike.
+def caption_margins(scores: Tensor) -> FloatArray | None:
+    """Return the z-score of each caption score among all candidates; None if all scores are equal.
 
-    The standard deviation divides by the number of candidates. Below the mean margins are negative.
+    The standard deviation has ddof 0. Margins are negative below the mean.
 
     >>> caption_margins(torch.tensor([1.0, 2.0, 3.0, 6.0])).round(2)
     array([-1.07, -0.53,  0.  ,  1.6 ])
@@ -92,45 +107,55 @@ def caption_margins(scores: Tensor) -> NDArray[np.float64] | None:
     return (values - values.mean()) / spread if spread > 0 else None
 
 
-def nearest_curve(embedded: Values, failed: NDArray[np.bool_], captions: Tensor) -> tuple[CurvePoint, ...]:
-    """Return the accuracy among the k examples of a class that are nearest to its hardest and to its easiest caption.
+def nearest_curve(embedded: Values, failed: BoolArray, captions: Tensor) -> tuple[CurvePoint, ...]:
+    """Return the accuracy among the k examples of a class nearest to its hardest and to its easiest caption.
 
-    Source: Jain et al., ICLR 2023, figure 7b. Nearest is by cosine in the space of images and captions, where phi has
-    no part: it asks whether the words find the failures, without the direction that they came from. k is 10, 20, 40 and
-    so on, and then all.
+    Source: Jain et al., ICLR 2023, figure 7b. Distance is by cosine in the joint space of images and captions, without
+    phi: the curve shows whether the caption alone, without its direction, finds the failures. k is 10, 20, 40 and so
+    on, and finally the number of examples.
 
     Args:
-        embedded: (n, D) of the examples, by id; of ties the first are nearer.
+        embedded: (n, D) embeddings of the examples, by id; among ties the first example is the nearest.
         failed: (n,) bool.
-        captions: (2, D), of the hardest and the easiest caption.
+        captions: (2, D) embeddings of the hardest and the easiest caption.
     """
     x = as_array(embedded).astype(np.float32, copy=False)
     lengths = np.sqrt(np.einsum("nd,nd->n", x, x))
     cosines = (x @ as_array(captions).astype(np.float32).T) / np.maximum(lengths, _TINY)[:, None]
     order = np.argsort(-cosines, axis=0, kind="stable")
-    right = np.cumsum(~failed[order], axis=0)
-    sizes = [k for k in _SIZES if k < len(x)] + [len(x)]
-    return tuple(CurvePoint(k, *(right[k - 1] / k).tolist()) for k in sizes)
+    n_correct = np.cumsum(~failed[order], axis=0)
+    sizes = [k for k in _NEIGHBOURS if k < len(x)] + [len(x)]
+    return tuple(CurvePoint(k, *(n_correct[k - 1] / k).tolist()) for k in sizes)
 
 
 def caption_classes(
     classes: tuple[ClassReport, ...],
     captions: Callable[[int], ClassCaptions | None],
-    wording: CaptionScorer,
-    wanted: list[int],
+    scorer: CaptionScorer,
+    class_indices: list[int],
     share: Partition,
     *,
     deadline: Deadline | None,
 ) -> tuple[tuple[ClassReport, ...], int]:
-    """The classes with captions, and how many of those wanted went without, for want of time."""
+    """Return the captioned class reports, and the number of classes skipped because the time budget ran out.
 
-    def work() -> dict[int, ClassReport]:
-        made = {}
-        for k in filter(share.owns, wanted):
+    Args:
+        classes: K reports.
+        captions: Returns the embedded candidates of a class, or None.
+        scorer: Scores the candidates.
+        class_indices: Indices of the classes that get captions, the most important first.
+        share: The classes that this process owns.
+        deadline: Classes that the deadline does not leave time for are skipped.
+    """
+
+    def caption_own_classes() -> dict[int, ClassReport]:
+        captioned = {}
+        for k in filter(share.owns, class_indices):
             if deadline is not None and deadline.passed:
                 break
-            made[k] = wording.caption(classes[k], k, captions(k))
-        return made
+            captioned[k] = scorer.caption(classes[k], k, captions(k))
+        return captioned
 
-    made = share.merge_results(work)
-    return tuple(made.get(k, entry) for k, entry in enumerate(classes)), len(wanted) - len(made)
+    captioned = share.merge_results(caption_own_classes)
+    n_uncaptioned = len(class_indices) - len(captioned)
+    return tuple(captioned.get(k, entry) for k, entry in enumerate(classes)), n_uncaptioned

@@ -1,4 +1,4 @@
-"""The candidate captions of each class, embedded when they are first asked for."""
+"""The candidate captions of each class, embedded on first use."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from lightning_failures.captions.grammar import CaptionVocabulary
 
 @dataclass(frozen=True)
 class ClassCaptions:
-    """The candidate captions of one class, embedded.
+    """The candidate captions of one class and their embeddings.
 
     Attributes:
         texts: M captions.
         embeddings: (M, D) float32 unit vectors.
         reference: (D,) unit vector of the reference caption.
-        reference_text: The reference caption itself.
+        reference_text: The reference caption.
     """
 
     texts: tuple[str, ...]
@@ -28,8 +28,8 @@ class ClassCaptions:
     reference_text: str | None = None
 
 
-class Texts(Protocol):
-    """What embeds captions: a :class:`~lightning_failures.encoders.TextEncoder`, or one with a cache before it."""
+class CaptionEncoder(Protocol):
+    """Embeds captions: a :class:`~lightning_failures.encoders.TextEncoder`, or one with a cache in front of it."""
 
     def encode_texts(self, texts: Sequence[str]) -> Tensor:
         """Embed M texts as (M, D) float32 unit vectors on the CPU."""
@@ -37,18 +37,18 @@ class Texts(Protocol):
 
 
 def caption_source(
-    encoder: Texts,
+    encoder: CaptionEncoder,
     vocabulary: CaptionVocabulary,
     class_names: Sequence[str],
     known: dict[str, ClassCaptions] | None = None,
 ) -> Callable[[int], ClassCaptions | None]:
-    """Return what :func:`~lightning_failures.analysis.analyse.analyse` asks for captions.
+    """Return the function from which :func:`~lightning_failures.analysis.analyse.analyse` gets the captions of a class.
 
     Args:
-        encoder: Embeds the texts.
-        vocabulary: Has a grammar for every class.
+        encoder: Embeds the captions.
+        vocabulary: Provides the grammar of every class.
         class_names: K names.
-        known: Captions by class name; filled here, so that each class is embedded once.
+        known: Captions by class name. Embedded captions are added, so that each class is embedded once.
     """
     known = {} if known is None else known
 

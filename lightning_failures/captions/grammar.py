@@ -1,4 +1,4 @@
-"""Candidate captions: a grammar for one class, and vocabularies for many.
+"""The grammar that generates the candidate captions of a class, and vocabularies for many classes.
 
 Source: Jain et al., Distilling Model Failures as Directions in Latent Space, ICLR 2023, appendix.
 
@@ -7,13 +7,13 @@ A vocabulary is one YAML file::
     template: a photo of a {}              # optional; shared by all classes
     adjectives: [red, blurry]              # optional
     prepositions: [in the snow]            # optional
-    classes:                               # optional; what a class adds
+    classes:                               # optional; additional words of a class
       dog:
-        nouns: [dog, puppy]                # default: the class's name
+        nouns: [dog, puppy]                # default: the name of the class
         prepositions: [on a leash]
 
-Packaged are ``general``, for natural photographs of anything, ``cifar10``, with words for each of its classes, and
-``digits``, for the coloured digits.
+The package contains three vocabularies: ``general`` for any natural photographs, ``cifar10`` with words for each of its
+classes, and ``digits`` for the coloured digits.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _PACKAGED = Path(__file__).parent / "vocabularies"
 _SHARED = ("adjectives", "prepositions")
 _OF_A_CLASS = ("nouns", *_SHARED)
 
-# against their spelling, these are spoken with a consonant first, and those with a vowel
+# words whose first sound differs from their spelling: a consonant, and a vowel
 _SPOKEN_CONSONANT = re.compile(r"uni(?![dmn])|us(?:e|ua|ur)|eu|ewe|ufo|one\b|once|ubiq|ut(?:e|il|op)|uk", re.IGNORECASE)
 _SPOKEN_VOWEL = re.compile(r"hour|honest|honou?r|heir|[fhlmnrsx]\b|8|1[18]\b", re.IGNORECASE)
 _ACRONYM_VOWEL = re.compile(r"[AEFHILMNORSX][A-Z]+\b")
@@ -41,7 +41,7 @@ _ACRONYM = re.compile(r"[A-Z]{2,}\b")
 
 
 def indefinite_article(phrase: str) -> str:
-    """Return "a" or "an", by sound.
+    """Return the indefinite article of a phrase, "a" or "an", by its first sound.
 
     >>> [indefinite_article(word) for word in ("orange cat", "unicycle", "unusual dog", "hour", "one", "MRI")]
     ['an', 'a', 'an', 'an', 'a', 'an']
@@ -55,13 +55,13 @@ def indefinite_article(phrase: str) -> str:
 
 @dataclass(frozen=True)
 class CaptionGrammar:
-    """All captions "<adjective> <noun> <preposition>" in a template; every part but the noun may stay out.
+    """All captions "<adjective> <noun> <preposition>" in a template; every part except the noun is optional.
 
     Attributes:
-        nouns: Names of the class; the first is its main name.
+        nouns: Names of the class, the main name first.
         adjectives: Words before the noun.
-        prepositions: Phrases after it, such as "in the snow".
-        template: Has one ``{}``. An "a" right before it becomes "an" where the words ask for it.
+        prepositions: Phrases after the noun, such as "in the snow".
+        template: Text with one ``{}``. An "a" directly before it becomes "an" where the phrase requires it.
         reference: The caption against which all others are scored. Default: the template with the first noun.
 
     >>> grammar = CaptionGrammar(["cat"], ["orange"], ["on grass"])
@@ -88,7 +88,7 @@ class CaptionGrammar:
             object.__setattr__(self, "reference", self._caption("", next(filter(None, self.nouns)), ""))
 
     def captions(self) -> list[str]:
-        """Return the candidates, each once, without the reference, in a fixed order."""
+        """Return the distinct candidates without the reference, in a fixed order."""
         parts = product(_optional(self.adjectives), filter(None, self.nouns), _optional(self.prepositions))
         unique = dict.fromkeys(self._caption(*words) for words in parts)
         unique.pop(str(self.reference), None)
@@ -106,10 +106,10 @@ class CaptionVocabulary:
     """Words for many classes.
 
     Attributes:
-        template: Of every caption.
-        adjectives: For every class.
-        prepositions: For every class.
-        classes: Class name -> what it has of its own, under "nouns", "adjectives" and "prepositions".
+        template: Template of every caption.
+        adjectives: Adjectives of every class.
+        prepositions: Prepositions of every class.
+        classes: Class name -> its own words, by "nouns", "adjectives" and "prepositions".
     """
 
     template: str = "a photo of a {}"
@@ -118,9 +118,10 @@ class CaptionVocabulary:
     classes: Mapping[str, Mapping[str, tuple[str, ...]]] = field(default_factory=dict)
 
     def grammar(self, class_name: str) -> CaptionGrammar:
-        """Return the grammar of one class. A class that the vocabulary does not know has its name and the shared words.
+        """Return the grammar of one class.
 
-        Names are compared without regard to case, and "_" is read as a space.
+        A class that is not in the vocabulary gets its name and the shared words. Names are compared without regard to
+        case, and "_" counts as a space.
 
         >>> CaptionVocabulary.load("general").grammar("fire_truck").reference
         'a photo of a fire truck'
@@ -135,10 +136,11 @@ class CaptionVocabulary:
 
     @classmethod
     def load(cls, source: str | Path | CaptionVocabulary) -> CaptionVocabulary:
-        """Read a packaged vocabulary by its name, or a YAML file by its path; a vocabulary stays what it is.
+        """Read a packaged vocabulary by its name, or a YAML file by its path; return a vocabulary unchanged.
 
         Raises:
-            ConfigurationError: No such set or file, or a file of another form; the message says where.
+            ConfigurationError: There is no such vocabulary or file, or the file has another form; the message names the
+                place.
 
         >>> len(CaptionVocabulary.load("cifar10").grammar("cat").captions()) > 100
         True
@@ -160,8 +162,8 @@ class CaptionVocabulary:
             return _vocabulary(yaml.safe_load(text), str(source))
         except ConfigurationError:
             raise
-        except Exception as error:  # PyYAML lets more out than its own: a date of no calendar, lists nested too deep
-            raise ConfigurationError(f"captions: {source} is not YAML: {error}") from error
+        except Exception as error:  # PyYAML also raises other errors, for an invalid date or lists nested too deep
+            raise ConfigurationError(f"captions: {source} is not valid YAML: {error}") from error
 
 
 def known_vocabularies() -> list[str]:
@@ -174,29 +176,31 @@ def known_vocabularies() -> list[str]:
 
 
 def _vocabulary(data: Any, where: str) -> CaptionVocabulary:
+    """Return the vocabulary of parsed YAML; ``where`` names the file in messages."""
     data = _mapping(data, where, ("template", *_SHARED, "classes"))
     classes = data.get("classes") or {}
     if not isinstance(classes, dict) or not all(isinstance(name, str) for name in classes):
         raise ConfigurationError(
             f"captions: {where}: 'classes' must map class names to words (quote names such as 'on')"
         )
+    words_of_classes: dict[str, dict[str, tuple[str, ...]]] = {}
+    for name, own in classes.items():
+        words_of_classes[name] = {
+            key: _strings(words, f"{where}: {key!r} of class {name!r}")
+            for key, words in _mapping(own, f"{where}: class {name!r}", _OF_A_CLASS).items()
+        }
     vocabulary = CaptionVocabulary(
         template=data.get("template", CaptionVocabulary.template),
         **{key: _strings(data.get(key), f"{where}: {key!r}") for key in _SHARED},
-        classes={
-            name: {
-                key: _strings(words, f"{where}: {key!r} of class {name!r}")
-                for key, words in _mapping(own, f"{where}: class {name!r}", _OF_A_CLASS).items()
-            }
-            for name, own in classes.items()
-        },
+        classes=words_of_classes,
     )
     for name in classes or ("class",):
-        vocabulary.grammar(name)  # raises for a wrong template
+        vocabulary.grammar(name)  # checks the template
     return vocabulary
 
 
 def _mapping(data: Any, where: str, allowed: tuple[str, ...]) -> dict[str, Any]:
+    """Return data as a mapping with allowed keys only; None is empty."""
     if data is None:
         return {}
     if not isinstance(data, dict):
@@ -206,13 +210,14 @@ def _mapping(data: Any, where: str, allowed: tuple[str, ...]) -> dict[str, Any]:
     for key in data:
         if key not in allowed:
             raise ConfigurationError(
-                f"captions: {where} has the unknown key {key!r}; allowed are {', '.join(allowed)}."
+                f"captions: {where} has an unknown key {key!r}; allowed keys are {', '.join(allowed)}."
                 + did_you_mean(str(key), allowed)
             )
     return data
 
 
 def _strings(values: Any, where: str) -> tuple[str, ...]:
+    """Return a list of strings as a tuple; None is empty."""
     if values is None:
         return ()
     if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
@@ -221,15 +226,19 @@ def _strings(values: Any, where: str) -> tuple[str, ...]:
 
 
 def _normal(name: str) -> str:
+    """Return a class name in the form in which names are compared."""
     return " ".join(name.replace("_", " ").lower().split())
 
 
 def _words(name: str, values: Any) -> tuple[str, ...]:
-    values = (values,) if isinstance(values, str) else tuple(values) if isinstance(values, Iterable) else (values,)
+    """Return one string, or several, as a tuple with normalized spaces."""
+    is_single = isinstance(values, str) or not isinstance(values, Iterable)
+    values = (values,) if is_single else tuple(values)
     if not all(isinstance(value, str) for value in values):
         raise ConfigurationError(f"CaptionGrammar: {name} must be strings, got {values!r}")
     return tuple(" ".join(value.split()) for value in values)
 
 
 def _optional(words: Sequence[str]) -> list[str]:
+    """Return the words, and an empty one first for leaving the part out."""
     return ["", *filter(None, words)]

@@ -1,7 +1,7 @@
-"""How well each candidate caption describes a failure direction.
+"""Scores and p-values of captions as descriptions of a failure direction.
 
-Source: Jain et al., Distilling Model Failures as Directions in Latent Space, ICLR 2023, section 3. A score is low where
-the caption describes what fails: the hardest caption has the lowest score.
+Source: Jain et al., Distilling Model Failures as Directions in Latent Space, ICLR 2023, section 3. A caption that
+describes the failures has a low score: the hardest caption has the lowest one.
 """
 
 from __future__ import annotations
@@ -17,14 +17,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lightning_failures.core.arrays import as_array, as_mask, as_matrix, as_vector
+from lightning_failures.core.types import BoolArray
 from lightning_failures.directions.result import FailureDirections
 from lightning_failures.directions.standardize import standardize
 from lightning_failures.directions.svm import balanced_signs
 from lightning_failures.errors import ConfigurationError, DataError
 from lightning_failures.stats.folds import permuted_outcomes
-
-Floats = NDArray[Any]
-Mask = NDArray[np.bool_]
 
 _CELLS_AT_ONCE = 1 << 18
 _TINY = float(np.finfo(np.float32).tiny)
@@ -37,45 +35,45 @@ def score_captions(
     reference_embedding: Any,
     method: Literal["direction", "published"] = "direction",
 ) -> Tensor:
-    """Score how a caption relates to what a class fails on: the lowest is the hardest, the highest the easiest.
+    """Score captions along the failure direction of a class: the lowest score is the hardest caption.
 
-    With z = (t(caption) - t(reference)) / std the score is w . z / |z|. A difference of two embeddings is a direction,
-    so neither the image mean is subtracted from it nor the bias added.
+    The score is w . z / |z| with z = (t(caption) - t(reference)) / std. A difference of two embeddings is a direction,
+    so the image mean is not subtracted from it and the bias is not added.
 
     Args:
-        directions: Fitted on image embeddings of the same encoder.
-        class_index: The class, as it occurs in ``labels`` (not the row of ``directions.weight``); or K of them; or None
+        directions: Directions fitted on image embeddings of the same encoder.
+        class_index: The class as it occurs in ``labels`` (not the row of ``directions.weight``), or K of them, or None
             for all of ``directions.classes``.
-        caption_embeddings: (M, D) unit vectors, which several classes share: one matrix product scores them for all.
-            Or (K, M, D), candidates for each class of its own.
-        reference_embedding: (D,) or (1, D) unit vector of the reference caption; (K, D) with own candidates.
-        method: ``"direction"`` as above (a departure); ``"published"`` takes the decision value of the difference as
-            if it were an image: the mean is subtracted, the bias added.
+        caption_embeddings: (M, D) unit vectors that all classes share: one matrix product scores them for all classes.
+            Or (K, M, D), separate candidates for each class.
+        reference_embedding: (D,) or (1, D) unit vector of the reference caption; (K, D) for separate candidates.
+        method: ``"direction"`` as above (a departure from the paper). ``"published"`` treats the difference as an image
+            and returns its decision value: the mean is subtracted and the bias added.
 
     Returns:
-        (M,) float32 for one class, else (K, M); 0 for a caption whose embedding equals the reference's
-        (``"direction"``).
+        (M,) float32 for one class, else (K, M). With ``"direction"`` the score of a caption whose embedding equals that
+        of the reference is 0.
 
     Raises:
         DataError: A class has no SVM, shapes do not match, or a value is not finite.
-        ConfigurationError: An unknown method.
+        ConfigurationError: The method is unknown.
 
-    >>> from lightning_failures.directions.fit import fit_failure_directions
+    >>> from lightning_failures.directions import fit_failure_directions
     >>> rng = np.random.default_rng(0)
     >>> x = rng.normal(size=(200, 3))
     >>> directions = fit_failure_directions(x, np.zeros(200, dtype=int), x[:, 0] > 0)
-    >>> score_captions(directions, 0, np.eye(3), np.zeros(3)).argmax()  # the first axis is what is easy
+    >>> score_captions(directions, 0, np.eye(3), np.zeros(3)).argmax()  # successes lie along the first axis
     tensor(0)
     >>> score_captions(directions, None, np.eye(3), np.zeros(3)).shape
     torch.Size([1, 3])
     """
     if method not in ("direction", "published"):
         raise ConfigurationError(f"score_captions: method must be 'direction' or 'published', got {method!r}")
-    one = class_index is not None and np.ndim(class_index) == 0
+    is_single = class_index is not None and np.ndim(class_index) == 0
     rows: slice | list[int] = slice(None)
     if class_index is not None:
         rows = [directions.row(k) for k in np.atleast_1d(class_index).tolist()]
-        rows = slice(rows[0], rows[0] + 1) if one else rows
+        rows = slice(rows[0], rows[0] + 1) if is_single else rows
     weight = directions.weight[rows].numpy()
     captions, references = _candidates(directions, caption_embeddings, reference_embedding, classes=len(weight))
     if method == "published":
@@ -83,27 +81,27 @@ def score_captions(
     if captions.ndim == 2:
         scores = _scores(weight, captions, references[0], directions.std)
     else:
-        each = zip(weight[:, None], captions, references, strict=True)
-        scores = np.concatenate([_scores(w, c, r, directions.std) for w, c, r in each])
+        of_classes = zip(weight[:, None], captions, references, strict=True)
+        scores = np.concatenate([_scores(w, c, r, directions.std) for w, c, r in of_classes])
     if method == "published":
         scores += directions.bias[rows].numpy()[:, None]
-    return torch.from_numpy(scores[0] if one else scores)
+    return torch.from_numpy(scores[0] if is_single else scores)
 
 
 def mean_shift_scores(
     directions: FailureDirections, embeddings: Any, correct: Any, caption_embeddings: Any, reference_embedding: Any
 ) -> Tensor:
-    """Score captions by the class-weighted difference of means in place of the SVM: the simple baseline.
+    """Score captions by the class-weighted difference of means instead of the SVM: the simple baseline.
 
     Args:
-        directions: Gives mean and standard deviation of phi.
+        directions: Provides mean and standard deviation of phi.
         embeddings: (n, D) of one class.
         correct: (n,) bool.
         caption_embeddings: (M, D) unit vectors.
         reference_embedding: (D,) or (1, D).
 
     Returns:
-        (M,) float32 in [-1, 1], the cosine with (mean of successes - mean of failures); the lowest is the hardest.
+        (M,) float32 in [-1, 1], the cosine with (mean of successes - mean of failures); the hardest caption is lowest.
     """
     x, right = _one_class(directions, embeddings, correct)
     captions, references = _candidates(directions, caption_embeddings, reference_embedding)
@@ -114,12 +112,12 @@ def mean_shift_scores(
 
 @dataclass(frozen=True)
 class BestCaption:
-    """The caption that tells some images from others best: a hypothesis.
+    """The caption that separates some images best from others: a hypothesis.
 
     Attributes:
-        index: Which of the candidates.
+        index: Index of the candidate.
         score: Cosine, in [-1, 1].
-        margin: How far the score lies beyond the mean of all candidates, in their standard deviations.
+        margin: z-score of the score among all candidates.
     """
 
     index: int
@@ -134,20 +132,20 @@ def most_distinctive_caption(
     caption_embeddings: Any,
     reference_embedding: Any,
 ) -> BestCaption | None:
-    """Find the caption that describes what the chosen images have and the others of their group have not.
+    """Find the caption that best describes the difference between the chosen images and the others of their group.
 
-    The direction is the mean of the chosen less that of the group (which is parallel to the mean of the chosen less
-    that of the others); captions are scored along it as along a failure direction, see :func:`score_captions`.
+    The direction is the mean of the chosen images minus the mean of the group (parallel to the mean of the chosen minus
+    the mean of the others). Captions are scored along it as along a failure direction, see :func:`score_captions`.
 
     Args:
-        directions: Gives mean and standard deviation of phi.
-        embeddings: (n, D) of the group.
+        directions: Provides mean and standard deviation of phi.
+        embeddings: (n, D) embeddings of the group.
         chosen: (n,) bool, for instance the images that activate a feature most.
         caption_embeddings: (M, D) unit vectors.
         reference_embedding: (D,) or (1, D).
 
     Returns:
-        The best, or None where there is nothing to tell: no captions, or all or none of the images are chosen.
+        The best caption; None without captions, or if all or none of the images are chosen.
     """
     mask = as_mask(chosen, "chosen", len(embeddings))
     if mask.all() or not mask.any() or len(caption_embeddings) == 0:
@@ -172,25 +170,25 @@ def caption_p_value(
     permutations: int = 999,
     seed: int = 0,
 ) -> float:
-    """Return the p-value of the best caption: how often chance scores *some* candidate as high.
+    """Return the p-value of the best caption: how often chance scores *any* candidate as high.
 
-    A direction here is the class-weighted difference of means, for the true labels as for the permuted ones. Its score
-    for a caption, w . z / |z|, is how far failures and successes lie apart along that caption; the statistic is the
-    largest absolute score over all candidates, so that choosing the best of them is paid for (the max-T test of
-    Westfall and Young, 1993). Directions are not scaled to unit length: where captions name all that varies within a
-    class, as in a small vocabulary, any direction is *parallel* to some caption, and only the distance tells chance
-    from a pattern. One matrix product gives all permutations.
+    The direction is the class-weighted difference of means, for the observed labels and for the permuted ones. Its
+    score for a caption, w . z / |z|, is the distance between failures and successes along this caption. The statistic
+    is the largest absolute score over all candidates, which accounts for the selection of the best caption (the max-T
+    test of Westfall and Young, 1993). Directions are not scaled to unit length: if the captions span all variation
+    within a class, as in a small vocabulary, every direction is *parallel* to some caption, and only the distance
+    separates chance from a pattern. One matrix product computes all permutations.
 
     Args:
-        directions: Gives mean and standard deviation of phi; the class must have an SVM.
-        class_index: The class, as it occurs in ``labels``.
-        embeddings: (n, D) of the examples of this class.
+        directions: Provides mean and standard deviation of phi; the class must have an SVM.
+        class_index: The class as it occurs in ``labels``.
+        embeddings: (n, D) embeddings of the examples of the class.
         correct: (n,) bool.
         caption_embeddings: (M, D) unit vectors.
         reference_embedding: (D,) or (1, D).
-        ids: (n,) names of the examples, which make the order of the rows irrelevant.
-        groups: (n,) names of the sources; whole groups are permuted.
-        permutations: Their number P.
+        ids: (n,) names of the examples, which make the order of the rows irrelevant. Default: the row number.
+        groups: (n,) names of the sources; whole groups are permuted. Default: every example is its own source.
+        permutations: Number P of permutations.
         seed: The only source of randomness.
 
     Returns:
@@ -206,42 +204,44 @@ def caption_p_value(
         return float("nan")
     order = np.argsort(names, kind="stable")
     x, failed, sources = x[order], ~right[order], sources[order]
-    x = (x - x.mean(axis=0)).astype(np.float32)  # then the sum over the failures alone gives the difference of means
+    # on centred features the sum over the failures alone determines the difference of means
+    x = (x - x.mean(axis=0)).astype(np.float32)
     along = partial(_scores, captions=captions, reference=references[0], std=directions.std)  # (k, D) -> (k, M)
-    # whichever order of products is cheaper: examples x captions first, or permutations x examples
+    # the cheaper order of products: examples x captions first, or permutations x examples first
     captions_first = n * len(captions) * (dim + permutations) < permutations * dim * (n + len(captions))
     rows_of_x = along(x) if captions_first else x
 
-    def furthest(labellings: Mask) -> Floats:  # (P, n) -> (P,)
+    def largest_distance(labellings: BoolArray) -> NDArray[Any]:  # (P, n) -> (P,)
         sums = labellings.astype(np.float32) @ rows_of_x
         failures = np.maximum(labellings.sum(axis=1), 1)
         rates = 1 / failures + 1 / np.maximum(n - failures, 1)
         return np.asarray(rates * np.abs(sums if captions_first else along(sums)).max(axis=1))
 
-    observed = furthest(failed[None])[0] * (1 - 1e-5)  # the same labels count as such despite rounding
+    observed = largest_distance(failed[None])[0] * (1 - 1e-5)  # the observed labels count as extreme despite rounding
     blocks = permuted_outcomes(failed, sources, permutations, np.random.default_rng([seed, int(class_index), 1]))
-    return (1 + sum(int((furthest(labellings) >= observed).sum()) for labellings in blocks)) / (1 + permutations)
+    extreme = sum(int((largest_distance(labellings) >= observed).sum()) for labellings in blocks)
+    return (1 + extreme) / (1 + permutations)
 
 
-def _scores(weight: Floats, captions: Floats, reference: Floats, std: Tensor) -> Floats:
-    """Return w . z / |z|, z = (caption - reference) / std, of K directions and M captions: (K, M) float32.
+def _scores(weight: NDArray[Any], captions: NDArray[Any], reference: NDArray[Any], std: Tensor) -> NDArray[Any]:
+    """Return w . z / |z| with z = (caption - reference) / std for K directions and M captions: (K, M) float32.
 
-    A block of differences at a time stays in the processor's cache, and serves all directions.
+    Differences are computed in blocks that fit the processor's cache, and each block serves all directions.
 
     Args:
         weight: (K, D).
         captions: (M, D) float32.
         reference: (D,).
-        std: (D,); a dimension where it is 0 contributes 0.
+        std: (D,); a dimension with standard deviation 0 contributes 0.
     """
     scale = np.divide(1, std.numpy(), out=np.zeros(len(std), dtype=np.float32), where=std.numpy() > 0)
-    scale /= max(float(scale.max(initial=0)), _TINY)  # scores do not depend on its unit; squares must fit
+    scale /= max(float(scale.max(initial=0)), _TINY)  # keeps squares from overflowing; scores do not depend on it
     weight = weight * scale
     scores = np.empty((len(weight), len(captions)), dtype=np.float32)
     block = max(1, _CELLS_AT_ONCE // max(len(scale), 1))
     difference = np.empty((min(block, len(captions)), len(scale)), dtype=np.float32)
     length = np.empty(len(captions), dtype=np.float32)
-    with np.errstate(all="ignore"):  # what is not finite is told of below
+    with np.errstate(all="ignore"):  # values that are not finite are reported below
         for start in range(0, len(captions), block):
             part = slice(start, start + block)
             d = difference[: len(captions[part])]
@@ -257,23 +257,27 @@ def _scores(weight: Floats, captions: Floats, reference: Floats, std: Tensor) ->
 
 def _candidates(
     directions: FailureDirections, caption_embeddings: Any, reference_embedding: Any, *, classes: int = 0
-) -> tuple[Floats, Floats]:
-    """Captions (M, D) and one reference (1, D), or (K, M, D) and (K, D) where classes may have their own; float32."""
+) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Return captions and reference as float32: (M, D) and (1, D), or (K, M, D) and (K, D) for separate candidates.
+
+    Separate candidates are allowed if ``classes``, the number of classes K, is given.
+    """
     captions = as_array(caption_embeddings).astype(np.float32, copy=False)
     references = np.atleast_2d(as_array(reference_embedding)).astype(np.float32, copy=False)
     dim = directions.weight.shape[1]
     own = captions.ndim == 3 and classes > 0
     if captions.ndim != 2 + own or captions.shape[-1] != dim or references.shape != (len(captions) if own else 1, dim):
         raise DataError(
-            f"captions must be embedded in the {dim} dimensions of the directions, one reference among them; got "
+            f"captions and one reference must be embedded in the {dim} dimensions of the directions, got shapes "
             f"{captions.shape} and {references.shape}"
         )
     if own and len(captions) != classes:
-        raise DataError(f"candidates are given for {len(captions)} classes, but {classes} are to be scored")
+        raise DataError(f"candidates are given for {len(captions)} classes, but {classes} classes are scored")
     return captions, references
 
 
-def _one_class(directions: FailureDirections, embeddings: Any, correct: Any) -> tuple[Floats, Mask]:
+def _one_class(directions: FailureDirections, embeddings: Any, correct: Any) -> tuple[NDArray[Any], BoolArray]:
+    """Return phi of the examples of one class, (n, D), and their correctness, (n,)."""
     x = as_matrix(embeddings, "embeddings")
     if x.shape[1] != len(directions.mean):
         raise DataError(f"embeddings must have {len(directions.mean)} dimensions, got {x.shape[1]}")

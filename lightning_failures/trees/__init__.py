@@ -1,12 +1,12 @@
-"""Failure trees (Barlow: Singla et al., CVPR 2021): rules on robust features that hold the failures of a group.
+"""Failure trees (Barlow: Singla et al., CVPR 2021): rules on robust features that describe the failures of a group.
 
 Files, each importing only from those above it::
 
-    error_rates       Error rate, error coverage and ALER: the numbers that a partition of a group of examples is
-    information_gain  What a feature is worth to a failure tree: the information gain of its best split, exact, for
-    growing           How a failure tree is grown: features chosen by information gain, scikit-learn's tree on
-    cross_validation  What a failure tree is worth on data that did not grow it
-    fit               Failure trees: a shallow decision tree whose leaves are rules for when a group of examples
+    error_rates       Error rate, error coverage and average leaf error rate (ALER) of a partition of examples
+    information_gain  Information gain of the best split of each feature, exact, for all features at once
+    growing           Selection of features, scikit-learn's decision tree on them, and rules as text
+    cross_validation  Held-out score of a failure tree: ALER and intervals from folds that did not grow it
+    fit               Failure trees: a shallow decision tree whose leaves are rules for when a group fails
     groups            The failure trees of an analysis: one for each label group and each prediction group
 """
 

@@ -1,4 +1,4 @@
-"""Error rate, error coverage and ALER: the numbers that a partition of a group of examples is judged by."""
+"""Error rate, error coverage and average leaf error rate (ALER) of a partition of a group of examples."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from lightning_failures.core.arrays import as_mask, as_vector
 
 
 def error_rate(failed: Any) -> float:
-    """Return ER, the mean of failed over a cluster; NaN for an empty one.
+    """Return ER, the share of failures in a cluster; NaN for an empty cluster.
 
     >>> error_rate([True, False, False, False])
     0.25
@@ -21,10 +21,10 @@ def error_rate(failed: Any) -> float:
 
 
 def error_coverage(members: Any, failed: Any) -> float:
-    """Return EC, the share of all failures that lie in the cluster; NaN if nothing failed.
+    """Return EC, the share of all failures that are in a cluster; NaN without failures.
 
     Args:
-        members: (n,) bool, whether an example belongs to the cluster.
+        members: (n,) bool, whether each example belongs to the cluster.
         failed: (n,) bool.
 
     >>> error_coverage([True, True, False], [True, False, True])
@@ -36,16 +36,16 @@ def error_coverage(members: Any, failed: Any) -> float:
 
 
 def average_leaf_error_rate(leaf_ids: Any, failed: Any) -> float:
-    """Return ALER, the sum over leaves of ER(leaf) * EC(leaf): the error rate of the leaf that a typical failure is in.
+    """Return ALER, the sum over leaves of ER(leaf) * EC(leaf): the error rate of the leaf of a typical failure.
 
-    It is never below the base error rate, and some leaf has at least this error rate.
+    ALER is never below the base error rate, and at least one leaf has this error rate or a higher one.
 
     Args:
         leaf_ids: (n,) int, the leaf of each example; the numbers need not be consecutive.
         failed: (n,) bool.
 
     Returns:
-        A value in [0, 1]; NaN if nothing failed, because coverage is undefined then.
+        A value in [0, 1]; NaN without failures, where the error coverage is undefined.
 
     >>> average_leaf_error_rate([0, 0, 1, 1], [True, True, True, False])  # 1 * 2/3 + 1/2 * 1/3
     0.8333333333333334

@@ -1,12 +1,12 @@
-"""Failure trees: a shallow decision tree whose leaves are rules for when a group of examples fails.
+"""Failure trees: shallow decision trees whose leaves are rules for when a group of examples fails.
 
 Source: Singla, Nushi, Shah, Kamar and Horvitz, Understanding Failures of Deep Networks via Robust Feature Extraction
 (Barlow), CVPR 2021, sections 4 and 5.
 
-Departures: features are chosen by the exact information gain of the best split that the tree could make, with the
-tree's own class weights (``feature_selection="mutual_information"`` gives scikit-learn's estimator instead); a leaf
-holds at least max(20, 2 %) examples; and the claim that there is a pattern rests on folds that neither chose the
-features nor grew the leaves.
+Departures from the paper: features are selected by the exact information gain of the best split that the tree could
+make, with the class weights of the tree (``feature_selection="mutual_information"`` uses scikit-learn's estimator
+instead); a leaf has at least max(20, 2 %) examples; and evidence for a pattern comes from folds that neither selected
+the features nor grew the leaves.
 """
 
 from __future__ import annotations
@@ -21,8 +21,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lightning_failures.core.arrays import as_mask, as_matrix, as_vector
+from lightning_failures.core.types import BoolArray, IntArray
 from lightning_failures.errors import ConfigurationError, DataError
-from lightning_failures.trees.cross_validation import fillable_folds, score_held_out
+from lightning_failures.trees.cross_validation import HeldOut, fillable_folds, score_held_out
 from lightning_failures.trees.error_rates import average_leaf_error_rate, error_rate
 from lightning_failures.trees.growing import Nodes, NodeSplit, grow_tree, min_leaf_size, rule_text, select_features
 
@@ -31,22 +32,22 @@ _ONE_SIDED_5_PERCENT = 1.64
 
 @dataclass(frozen=True, eq=False)
 class Leaf:
-    """One rule of a failure tree. All rates are in [0, 1] and come from raw counts, without class weights.
+    """One leaf of a failure tree and its rule. All rates are in [0, 1], from raw counts without class weights.
 
     Attributes:
-        rule: For people: "feature 17 <= 0.36 and feature 3 > 1.2"; "all examples" where nothing was split.
+        rule: The rule as text: "feature 17 <= 0.36 and feature 3 > 1.2"; "all examples" for a tree without splits.
         error_rate: ER, failures / size.
-        error_coverage: EC, the share of the group's failures that are here; NaN if the group has none.
+        error_coverage: EC, the share of the group's failures that are in the leaf; NaN for a group without failures.
         importance: IV = ER * EC.
         size: Number of examples.
         failures: Number of failures.
-        ids: (size,) int64, the members, ascending.
-        splits: The conditions from the root down.
-        interval: 95 % Wilson interval of the error rate from held-out folds; None if there are no folds. For each fold
-            the tree is grown anew without it. Where the leaf's examples fall into several leaves there, the fold's
-            error rates in these are averaged, by how many fall into each. The effective number of examples follows
-            from the variance of the average between groups, less a third because folds fit on each other, and is at
-            most ``size``.
+        ids: (size,) int64, the ids of the members, ascending.
+        splits: The conditions on the path from the root.
+        interval: 95 % Wilson interval of the error rate from held-out folds; None without folds. A tree is grown
+            without each fold. If the examples of the leaf fall into several leaves of that tree, the held-out error
+            rates of these leaves are averaged, weighted by the number of examples in each. The effective number of
+            examples follows from the variance of the average between groups, reduced by a third because each fold is
+            scored by fits on the others, and is at most ``size``.
     """
 
     rule: str
@@ -65,19 +66,19 @@ class FailureTree:
     """A partition of a group of examples into leaves.
 
     Attributes:
-        leaves: Ordered by importance, the highest first.
+        leaves: The leaves, most important first.
         base_error_rate: BER of the group; NaN for an empty group.
-        aler: ALER on the examples that grew the tree: optimistic. NaN if nothing failed.
+        aler: ALER on the examples that grew the tree, which is optimistic. NaN without failures.
         heldout_aler: Mean over folds of the sum over leaves of ER(leaf; fitting folds) * EC(leaf; held-out fold); NaN
             without folds.
         heldout_base_error_rate: Mean over folds of BER(fitting folds).
         heldout_aler_stderr: Standard error of ``heldout_aler - heldout_base_error_rate``, with groups as units and
-            twice the naive variance, because folds fit on each other.
-        selected_features: The features that the tree could choose from, best first.
-        skipped: Why the tree was not grown or the folds not made; None if all went well.
+            twice the naive variance, because each fold is scored by fits on the others.
+        selected_features: The features from which the tree could choose, best first.
+        skipped: Why there is no tree or no held-out score; None if there are both.
         nodes: The whole tree, root first; its leaf i is ``leaves[i]``.
-        width: D.
-        intervals: Of the error rate of each node, found like those of leaves.
+        width: D, the number of features.
+        intervals: Interval of the error rate of each node, computed like those of the leaves.
     """
 
     leaves: tuple[Leaf, ...]
@@ -94,12 +95,12 @@ class FailureTree:
 
     @property
     def heldout_aler_minus_ber(self) -> float:
-        """How far a held-out failure's leaf exceeds the base rate: 0 on average where there is nothing."""
+        """Held-out ALER - BER, the score of the tree: 0 on average without a pattern."""
         return self.heldout_aler - self.heldout_base_error_rate
 
     @property
     def pattern(self) -> bool:
-        """Whether held-out ALER - BER exceeds 1.64 standard errors. Over many groups correct p-values instead."""
+        """Whether held-out ALER - BER exceeds 1.64 standard errors; for many groups correct the p-values instead."""
         return self.heldout_aler_minus_ber > _ONE_SIDED_5_PERCENT * self.heldout_aler_stderr
 
     @property
@@ -108,22 +109,24 @@ class FailureTree:
         gain, stderr = self.heldout_aler_minus_ber, self.heldout_aler_stderr
         if math.isnan(gain):
             return math.nan
-        return 0.5 * math.erfc(gain / stderr / math.sqrt(2)) if stderr > 0 else float(gain <= 0)
+        if stderr <= 0:
+            return float(gain <= 0)
+        return 0.5 * math.erfc(gain / stderr / math.sqrt(2))  # upper tail of the standard normal distribution
 
     @property
     def split_features(self) -> tuple[int, ...]:
-        """The features that the rules mention, from the root down, each once."""
+        """The features that the rules mention, each once, from the root down."""
         order = np.argsort(self.nodes.depth, kind="stable")
         return tuple(dict.fromkeys(int(f) for f in self.nodes.feature[order] if f >= 0))
 
     @property
     def worst_leaf(self) -> Leaf | None:
         """The leaf with the largest lower bound of its held-out interval; None without intervals."""
-        known = [leaf for leaf in self.leaves if leaf.interval is not None]
-        return max(known, key=lambda leaf: (leaf.interval or (0.0,))[0], default=None)
+        with_interval = [leaf for leaf in self.leaves if leaf.interval is not None]
+        return max(with_interval, key=lambda leaf: (leaf.interval or (0.0,))[0], default=None)
 
     def valid_leaves(self, delta: float = 0.1, tau: float = 0.2) -> list[Leaf]:
-        """Return the leaves with ER > BER + delta and EC > tau, the most important first."""
+        """Return the leaves with ER > BER + delta and EC > tau, most important first."""
         return [
             leaf for leaf in self.leaves if leaf.error_rate > self.base_error_rate + delta and leaf.error_coverage > tau
         ]
@@ -132,7 +135,7 @@ class FailureTree:
         """Return (n,) int64, the index into :attr:`leaves` of each example.
 
         Args:
-            features: (n, D), the D of the fit.
+            features: (n, D), with as many features as in the fit.
         """
         x = as_matrix(features, "features")
         if x.shape[1] != self.width:
@@ -155,29 +158,29 @@ def fit_failure_tree(
 ) -> FailureTree:
     """Grow a shallow tree that separates the failures of a group of examples, and score it on held-out folds.
 
-    No state of a running training is an error: a group without failures, with nothing but failures, or too small to be
-    split gives one leaf that holds all, and ``skipped`` says why.
+    Groups that occur in a running training raise no error: a group without failures, with failures only, or too small
+    to be split gives a single leaf with all examples, and ``skipped`` holds the reason.
 
     Args:
         features: (n, D) features of one label group or prediction group, any float dtype, never written to.
         failed: (n,) bool.
-        ids: (n,) int, unique; members are named by them and rows sorted by them, so that the order in which they come
-            has no influence. Default: the row number.
+        ids: (n,) int, unique names of the examples. Rows are sorted by id first, so their order has no influence.
+            Default: the row number.
         groups: (n,) names of the sources; examples of one source share a fold. Default: every example is its own
             source.
-        top_features: How many features the tree may choose from.
-        max_depth: Depth of the tree.
-        feature_selection: ``"information_gain"``: of the best split that the tree could make on the feature alone,
-            exact. ``"mutual_information"``: scikit-learn's nearest-neighbour estimator, as in the published code.
-        min_leaf: Least size of a leaf. Default: max(20, 2 % of the examples).
-        folds: Folds of the held-out score, as far as failures and sources allow.
+        top_features: Number of features from which the tree can choose.
+        max_depth: Maximum depth of the tree.
+        feature_selection: ``"information_gain"``: exact gain of the best split that the tree could make on the feature
+            alone. ``"mutual_information"``: scikit-learn's nearest-neighbour estimator, as in the published code.
+        min_leaf: Minimum size of a leaf. Default: max(20, 2 % of the examples).
+        folds: Maximum number of folds of the held-out score; fewer if failures or sources cannot fill them.
         seed: The only source of randomness.
 
     Returns:
         The tree, fitted on all examples, with its held-out score.
 
     Raises:
-        DataError: Shapes that do not match, values that are not finite, an id twice.
+        DataError: Shapes do not match, a value is not finite, or an id occurs twice.
         ConfigurationError: An option outside its range.
 
     Example:
@@ -212,54 +215,66 @@ def fit_failure_tree(
         min_leaf=min_leaf,
         seed=seed,
     )
+
+    # one tree of all examples, and one without each fold
     kept = [np.arange(n)] + [np.flatnonzero(fold != k) for k in range(len(selected) - 1)]
-    nodes, *without = (
-        grow_tree(x[np.ix_(rows, of)], fails[rows], of, max_depth=max_depth, min_leaf=min_leaf, seed=seed)
-        for rows, of in zip(kept, selected, strict=True)
-    )
+    trees = []
+    for rows, chosen in zip(kept, selected, strict=True):
+        columns = x[np.ix_(rows, chosen)]
+        trees.append(grow_tree(columns, fails[rows], chosen, max_depth=max_depth, min_leaf=min_leaf, seed=seed))
+    nodes, *without_fold = trees
     leaf, below = nodes.apply(x), nodes.leaves_below()
-    held = score_held_out(x, fails, sources, fold, below[:, leaf], without)
-    count = below.shape[1]
-    place = np.argsort(nodes.leaf, kind="stable")[-count:]  # of each leaf among the nodes
-    sizes, failures = np.bincount(leaf, minlength=count), np.bincount(leaf, weights=fails, minlength=count)
-    total = failures.sum()
-    leaves = [
-        Leaf(
-            rule=rule_text(nodes.path(i)),
-            error_rate=_ratio(failures[i], sizes[i]),
-            error_coverage=_ratio(failures[i], total),
-            importance=_ratio(failures[i], sizes[i]) * _ratio(failures[i], total),
-            size=int(sizes[i]),
-            failures=int(failures[i]),
-            ids=torch.from_numpy(names[leaf == i]),
-            splits=nodes.path(i),
-            interval=held.intervals[place[i]],
-        )
-        for i in range(count)
-    ]
-    ranked = np.array(sorted(range(count), key=lambda i: -np.nan_to_num(leaves[i].importance)), dtype=np.int64)
+    held_out = score_held_out(x, fails, sources, fold, below[:, leaf], without_fold)
+
+    leaves = _leaves(nodes, leaf, fails, names, held_out)
+    ranked = np.array(sorted(range(len(leaves)), key=lambda i: -np.nan_to_num(leaves[i].importance)), dtype=np.int64)
     return FailureTree(
         leaves=tuple(leaves[i] for i in ranked),
         base_error_rate=error_rate(fails),
         aler=average_leaf_error_rate(leaf, fails),
-        heldout_aler=held.aler,
-        heldout_base_error_rate=held.base_error_rate,
-        heldout_aler_stderr=held.stderr,
+        heldout_aler=held_out.aler,
+        heldout_base_error_rate=held_out.base_error_rate,
+        heldout_aler_stderr=held_out.stderr,
         selected_features=tuple(selected[0].tolist()),
-        skipped=_why_skipped(fails, sources, count, min_leaf, fold),
+        skipped=_why_skipped(fails, sources, len(leaves), min_leaf, fold),
         nodes=nodes.numbered(ranked),
         width=x.shape[1],
-        intervals=tuple(held.intervals),
+        intervals=tuple(held_out.intervals),
     )
 
 
+def _leaves(nodes: Nodes, leaf: IntArray, failed: BoolArray, ids: IntArray, held_out: HeldOut) -> list[Leaf]:
+    """Return the leaves of a tree by number; ``leaf`` (n,) is the leaf number of each example."""
+    sizes = np.bincount(leaf, minlength=np.count_nonzero(nodes.leaf >= 0))
+    failures = np.bincount(leaf, weights=failed, minlength=len(sizes))
+    node_of_leaf = np.argsort(nodes.leaf, kind="stable")[-len(sizes) :]
+    leaves = []
+    for i, node in enumerate(node_of_leaf):
+        rate, coverage = _ratio(failures[i], sizes[i]), _ratio(failures[i], failures.sum())
+        leaves.append(
+            Leaf(
+                rule=rule_text(nodes.path(i)),
+                error_rate=rate,
+                error_coverage=coverage,
+                importance=rate * coverage,
+                size=int(sizes[i]),
+                failures=int(failures[i]),
+                ids=torch.from_numpy(ids[leaf == i]),
+                splits=nodes.path(i),
+                interval=held_out.intervals[node],
+            )
+        )
+    return leaves
+
+
 def _why_skipped(
-    failed: NDArray[np.bool_],
+    failed: BoolArray,
     sources: NDArray[Any],
     leaves: int,
     min_leaf: int | None,
-    fold: NDArray[np.int64] | None,
+    fold: IntArray | None,
 ) -> str | None:
+    """Return why there is no tree or no held-out score, or None if there are both."""
     n = len(failed)
     if not failed.any():
         return "no failures" if n else "no examples"
@@ -275,12 +290,14 @@ def _why_skipped(
 
 
 def _ratio(a: float, b: float) -> float:
+    """Return a / b, and NaN for b = 0."""
     return float(a / b) if b else math.nan
 
 
 def _check_options(
     top_features: int, max_depth: int, feature_selection: str, min_leaf: int | None, folds: int, seed: int
 ) -> None:
+    """Raise a ConfigurationError for an option outside its range."""
     if feature_selection not in ("information_gain", "mutual_information"):
         raise ConfigurationError(
             "fit_failure_tree: feature_selection must be 'information_gain' or 'mutual_information', "

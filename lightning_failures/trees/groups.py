@@ -1,4 +1,4 @@
-"""The failure trees of an analysis: one for each label group and each prediction group."""
+"""The failure trees of an analysis, one per label group and one per prediction group."""
 
 from __future__ import annotations
 
@@ -26,37 +26,38 @@ def grow_trees(
     seed: int,
     deadline: Deadline | None,
 ) -> tuple[tuple[GroupReport, ...], dict[tuple[str, str], FailureTree]]:
-    """Grow the trees that this process owns, those with the most failures first, and report on all.
+    """Grow the trees of the classes that this process owns, most failures first, and return the reports of all groups.
 
     Args:
         grades: N rows.
-        features: Of the rows whose label or prediction is a class that this process owns.
-        share: What this process does.
-        delta: Of valid leaves.
-        tau: Of valid leaves.
-        seed: Of the folds.
-        deadline: Trees that it comes before are left out.
+        features: Features of the rows whose label or prediction is a class that this process owns.
+        share: The classes that this process owns.
+        delta: A valid leaf has an error rate above the base error rate + delta ...
+        tau: ... and an error coverage above tau.
+        seed: Seed of the folds.
+        deadline: Trees that the deadline does not leave time for are skipped.
 
     Returns:
-        A report for each group, label groups first, and the trees by grouping and class name.
+        A report of each group, label groups first, and the trees by grouping and class name.
     """
-    groups: dict[tuple[str, str], tuple[int, ClassSubset]] = {
-        (grouping, members.name): (k, members)
-        for grouping in GROUPINGS
-        for k, members in enumerate(members_of(grades, grouping, share.sampled))
-    }
+    groups: dict[tuple[str, str], tuple[int, ClassSubset]] = {}
+    for grouping in GROUPINGS:
+        for k, members in enumerate(members_of(grades, grouping, share.sampled)):
+            groups[grouping, members.name] = (k, members)
 
-    def work() -> dict[tuple[str, str], FailureTree]:
-        mine = [key for key, (k, members) in groups.items() if share.owns(k) and len(members.rows)]
+    def grow_own_trees() -> dict[tuple[str, str], FailureTree]:
+        own = [key for key, (k, members) in groups.items() if share.owns(k) and len(members.rows)]
         grown = {}
-        for key in sorted(mine, key=lambda key: -int(groups[key][1].failed.sum())):
+        for key in sorted(own, key=lambda key: -int(groups[key][1].failed.sum())):
             if deadline is not None and deadline.passed:
                 break
-            one = groups[key][1]
-            grown[key] = fit_failure_tree(features[one.rows], one.failed, ids=one.ids, groups=one.sources, seed=seed)
+            subset = groups[key][1]
+            grown[key] = fit_failure_tree(
+                features[subset.rows], subset.failed, ids=subset.ids, groups=subset.sources, seed=seed
+            )
         return grown
 
-    grown = share.merge_results(work)
+    grown = share.merge_results(grow_own_trees)
     trees = {key: grown[key] for key in groups if key in grown}
     p_values = np.array([tree.p_value for tree in trees.values()])
     patterns = dict(zip(trees, benjamini_hochberg(p_values).tolist(), strict=True))
@@ -73,6 +74,7 @@ def grow_trees(
 def _group_report(
     grouping: str, name: str, size: int, tree: FailureTree, pattern: bool, delta: float, tau: float
 ) -> GroupReport:
+    """Return the report of a group with a tree."""
     valid = {id(leaf) for leaf in tree.valid_leaves(delta, tau)}
     return GroupReport(
         grouping,
@@ -102,12 +104,14 @@ def _group_report(
 
 
 def _node_reports(tree: FailureTree) -> tuple[NodeReport, ...]:
-    """The whole tree: what is in a node is what is in the leaves below it."""
-    nodes, total = tree.nodes, sum(leaf.failures for leaf in tree.leaves)
+    """Return a report of every node of a tree, root first; the examples of a node are those of the leaves below it."""
+    nodes = tree.nodes
+    total_failures = sum(leaf.failures for leaf in tree.leaves)
     reports = []
     for i, below in enumerate(nodes.leaves_below()):
         inside = [tree.leaves[number] for number in np.flatnonzero(below)]
-        size, failures = sum(leaf.size for leaf in inside), sum(leaf.failures for leaf in inside)
+        size = sum(leaf.size for leaf in inside)
+        failures = sum(leaf.failures for leaf in inside)
         parent, above = nodes.parent(i) if i else (None, None)
         is_leaf = bool(nodes.feature[i] < 0)
         reports.append(
@@ -115,7 +119,7 @@ def _node_reports(tree: FailureTree) -> tuple[NodeReport, ...]:
                 size=size,
                 failures=failures,
                 error_rate=failures / size if size else None,
-                error_coverage=failures / total if total else None,
+                error_coverage=failures / total_failures if total_failures else None,
                 interval=tree.intervals[i],
                 parent=parent,
                 above=above,

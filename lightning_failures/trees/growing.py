@@ -1,4 +1,4 @@
-"""How a failure tree is grown: features chosen by information gain, scikit-learn's tree on them, rules read off it."""
+"""Grow a failure tree: select features, fit scikit-learn's decision tree on them, and write its rules as text."""
 
 from __future__ import annotations
 
@@ -12,15 +12,18 @@ from sklearn import config_context
 from sklearn.feature_selection import mutual_info_classif
 from sklearn.tree import DecisionTreeClassifier
 
+from lightning_failures.core.types import BoolArray, FloatArray, IntArray
 from lightning_failures.trees.information_gain import fold_gains
 
 MIN_LEAF = 20
+"""Default minimum number of examples in a leaf."""
 MIN_LEAF_SHARE = 0.02
+"""Default minimum share of the examples in a leaf."""
 
 
 @dataclass(frozen=True)
 class NodeSplit:
-    """One condition on the way to a leaf: feature <= threshold, or feature > threshold where ``above``."""
+    """One condition on the path to a leaf: feature <= threshold, or feature > threshold if ``above``."""
 
     feature: int
     threshold: float
@@ -29,17 +32,17 @@ class NodeSplit:
 
 @dataclass(frozen=True, eq=False)
 class Nodes:
-    """The tree as flat arrays, one row a node. A leaf has feature -1 and its number in ``leaf``."""
+    """A tree as flat arrays, one row per node: leaves have feature -1 and a number in ``leaf``, other nodes leaf -1."""
 
-    feature: NDArray[np.int64]
-    threshold: NDArray[np.float64]
-    left: NDArray[np.int64]
-    right: NDArray[np.int64]
-    depth: NDArray[np.int64]
-    leaf: NDArray[np.int64]
+    feature: IntArray
+    threshold: FloatArray
+    left: IntArray
+    right: IntArray
+    depth: IntArray
+    leaf: IntArray
 
-    def apply(self, features: NDArray[Any]) -> NDArray[np.int64]:
-        """(n, D) -> (n,) leaf number."""
+    def apply(self, features: NDArray[Any]) -> IntArray:
+        """Return (n,) the leaf number of each example from its features (n, D)."""
         node = np.zeros(len(features), dtype=np.int64)
         rows = np.arange(len(features))
         for _ in range(int(self.depth.max())):
@@ -49,16 +52,17 @@ class Nodes:
             node = np.where(feature >= 0, child, node)
         return self.leaf[node]
 
-    def numbered(self, order: NDArray[np.int64]) -> Nodes:
-        """Renumber the leaves: the leaf that was ``order[i]`` becomes i."""
-        new = np.empty_like(order)
-        new[order] = np.arange(len(order))
-        leaf = np.where(self.leaf >= 0, new[self.leaf], -1)
+    def numbered(self, order: IntArray) -> Nodes:
+        """Return the tree with renumbered leaves: leaf ``order[i]`` becomes leaf i."""
+        new_number = np.empty_like(order)
+        new_number[order] = np.arange(len(order))
+        leaf = np.where(self.leaf >= 0, new_number[self.leaf], -1)
         return Nodes(self.feature, self.threshold, self.left, self.right, self.depth, leaf)
 
     def path(self, leaf: int) -> tuple[NodeSplit, ...]:
-        """The conditions from the root to a leaf."""
-        node, splits = int(np.flatnonzero(self.leaf == leaf)[0]), []
+        """Return the conditions from the root to a leaf."""
+        node = int(np.flatnonzero(self.leaf == leaf)[0])
+        splits: list[NodeSplit] = []
         while node:
             parent, above = self.parent(node)
             splits.append(NodeSplit(int(self.feature[parent]), float(self.threshold[parent]), above))
@@ -66,13 +70,13 @@ class Nodes:
         return tuple(reversed(splits))
 
     def parent(self, node: int) -> tuple[int, bool]:
-        """The parent of a node other than the root, and whether the node is where the feature is above."""
+        """Return the parent of a node other than the root, and whether the node is its child above the threshold."""
         parent = int(np.flatnonzero((self.left == node) | (self.right == node))[0])
         return parent, bool(self.right[parent] == node)
 
-    def leaves_below(self) -> NDArray[np.bool_]:
-        """Which leaves hold the examples of each node: (nodes, leaves)."""
-        below: NDArray[np.bool_] = self.leaf[:, None] == np.arange(self.leaf.max() + 1)
+    def leaves_below(self) -> BoolArray:
+        """Return (nodes, leaves) bool, whether each leaf is below each node."""
+        below: BoolArray = self.leaf[:, None] == np.arange(self.leaf.max() + 1)
         for node in np.flatnonzero(self.feature >= 0)[::-1]:  # parents come before their children
             below[node] = below[self.left[node]] | below[self.right[node]]
         return below
@@ -80,36 +84,36 @@ class Nodes:
 
 def select_features(
     x: NDArray[np.float32],
-    failed: NDArray[np.bool_],
-    fold: NDArray[np.int64] | None,
+    failed: BoolArray,
+    fold: IntArray | None,
     *,
     top_features: int,
     feature_selection: str,
     min_leaf: int | None,
     seed: int,
-) -> list[NDArray[np.int64]]:
-    """Choose features for the tree of all examples, then of those outside fold 0, outside fold 1, ...
+) -> list[IntArray]:
+    """Select features for the tree of all examples, then for the trees without fold 0, without fold 1, and so on.
 
     Args:
         x: (n, D).
         failed: (n,) bool.
         fold: (n,) int from 0 to K - 1; None for K = 0.
-        top_features: How many.
+        top_features: Maximum number of features per tree.
         feature_selection: "information_gain" or "mutual_information".
-        min_leaf: Least size of a leaf, see :func:`min_leaf_size`.
-        seed: Of the neighbour estimator.
+        min_leaf: Minimum size of a leaf, see :func:`min_leaf_size`.
+        seed: Seed of the nearest-neighbour estimator of the mutual information.
 
     Returns:
-        K + 1 times (at most top_features,) indices, best first; none where there is nothing to split.
+        K + 1 arrays of at most ``top_features`` indices, best first; empty where the examples cannot be split.
     """
     subsets = [np.full(len(x), True)]
     if fold is not None:
         subsets += [fold != k for k in range(int(fold.max()) + 1)]
-    least = [min_leaf_size(int(kept.sum()), min_leaf) for kept in subsets]
-    gains = fold_gains(x, failed, fold, least) if feature_selection == "information_gain" else None
+    min_sizes = [min_leaf_size(int(kept.sum()), min_leaf) for kept in subsets]
+    gains = fold_gains(x, failed, fold, min_sizes) if feature_selection == "information_gain" else None
     selected = []
     for i, kept in enumerate(subsets):
-        if kept.sum() < 2 * least[i] or len(np.unique(failed[kept])) < 2:
+        if kept.sum() < 2 * min_sizes[i] or len(np.unique(failed[kept])) < 2:
             merit = np.zeros(0)
         elif gains is None:
             merit = mutual_info_classif(x[kept], failed[kept], random_state=seed)
@@ -121,23 +125,32 @@ def select_features(
 
 def grow_tree(
     columns: NDArray[np.float32],
-    failed: NDArray[np.bool_],
-    selected: NDArray[np.int64],
+    failed: BoolArray,
+    selected: IntArray,
     *,
     max_depth: int,
     min_leaf: int | None,
     seed: int,
 ) -> Nodes:
-    """Fit scikit-learn's tree on the selected columns: (n, F), (n,), (F,) their names -> nodes; a leaf if F is 0."""
+    """Fit scikit-learn's decision tree on the selected features.
+
+    Args:
+        columns: (n, F), the selected features.
+        failed: (n,) bool.
+        selected: (F,) indices of the selected features; a single leaf if F is 0.
+        max_depth: Maximum depth of the tree.
+        min_leaf: Minimum size of a leaf, see :func:`min_leaf_size`.
+        seed: Seed of the order in which scikit-learn tries features.
+    """
     if len(selected) == 0:
-        alone, nowhere = np.zeros(1, dtype=np.int64), np.full(1, -1)
-        return Nodes(nowhere, np.zeros(1), nowhere, nowhere, alone, alone)
+        no_feature, zero = np.full(1, -1), np.zeros(1, dtype=np.int64)
+        return Nodes(no_feature, threshold=np.zeros(1), left=no_feature, right=no_feature, depth=zero, leaf=zero)
     n, n_failed = len(failed), int(failed.sum())
     classifier = DecisionTreeClassifier(
         criterion="entropy", max_depth=max_depth, min_samples_leaf=min_leaf_size(n, min_leaf), random_state=seed
     )
     weight = np.where(failed, (n - n_failed) / n_failed, 1.0)
-    with config_context(assume_finite=True, skip_parameter_validation=True):  # checks took longer than the tree
+    with config_context(assume_finite=True, skip_parameter_validation=True):  # checks would take longer than the fit
         classifier.fit(np.ascontiguousarray(columns), failed.astype(np.int64), sample_weight=weight, check_input=False)
     tree = classifier.tree_
     is_leaf = tree.children_left < 0
@@ -155,12 +168,12 @@ def grow_tree(
 
 
 def min_leaf_size(n: int, min_leaf: int | None) -> int:
-    """Return the least size of a leaf: as asked, else max(20, 2 % of n)."""
+    """Return the minimum size of a leaf: ``min_leaf`` if given, else max(20, 2 % of n)."""
     return max(MIN_LEAF, math.ceil(MIN_LEAF_SHARE * n)) if min_leaf is None else min_leaf
 
 
 def rule_text(splits: tuple[NodeSplit, ...]) -> str:
-    """Say a path in words, each feature once, with its tightest bounds."""
+    """Return the conditions of a path as text, each feature once with its tightest bounds."""
     bounds: dict[int, tuple[float, float]] = {}
     for split in splits:
         low, high = bounds.get(split.feature, (-math.inf, math.inf))

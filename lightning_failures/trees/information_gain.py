@@ -1,7 +1,7 @@
-"""What a feature is worth to a failure tree: the information gain of its best split, exact, for all features at once.
+"""Information gain of the best split of each feature, exact, for all features at once.
 
-Every feature is sorted once. The gain of a cut depends only on how many failures and successes lie below it, so it is
-looked up in a table, and leaving a fold out is another walk along the same order.
+Every feature is sorted once. The gain of a cut depends only on the numbers of failures and successes below it, so it is
+looked up in a table, and leaving out a fold takes one more pass over the same order.
 """
 
 from __future__ import annotations
@@ -14,27 +14,28 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lightning_failures.core.arrays import as_mask, as_matrix
+from lightning_failures.core.types import BoolArray, FloatArray, IntArray
 
-_KEYS_AT_ONCE = 2**17  # what is sorted at once stays in the processor's cache
-_MOST_CELLS = 2**24  # of tables, 128 MiB; beyond it, or if there are fewer cuts, gains are computed cut by cut
+_KEYS_AT_ONCE = 2**17  # a block of features that is sorted within the processor's cache
+_MAX_CELLS = 2**24  # of all tables, 128 MiB; with more cells, or with fewer cuts than cells, gains are computed per cut
 
 
-def information_gain(features: Any, failed: Any, *, min_leaf: int = 1) -> NDArray[np.float64]:
-    """Return for every feature the information gain of its best split, in bits, with classes weighted to balance.
+def information_gain(features: Any, failed: Any, *, min_leaf: int = 1) -> FloatArray:
+    """Return the information gain of the best split of each feature, in bits, with balanced class weights.
 
-    It is what a depth-1 ``DecisionTreeClassifier(criterion="entropy", class_weight={0: 1, 1: n_correct / n_failed})``
-    on the feature alone gains.
+    The gain equals that of a depth-1 ``DecisionTreeClassifier(criterion="entropy", class_weight={0: 1, 1: n_correct /
+    n_failed})`` on the feature alone.
 
     Args:
         features: (n, D), any float dtype.
         failed: (n,) bool.
-        min_leaf: Splits that leave fewer examples on a side do not count.
+        min_leaf: Minimum number of examples on either side of a split.
 
     Returns:
-        (D,) float64 in [0, 1]; 0 for a constant feature, and everywhere if there are no failures or no successes.
+        (D,) float64 in [0, 1]; 0 for a constant feature, and for all features without failures or without successes.
 
     Raises:
-        DataError: Shapes that do not match, values that are not finite.
+        DataError: Shapes do not match, or a value is not finite.
 
     >>> information_gain([[0.0, 5.0], [1.0, 5.0], [2.0, 5.0]], [False, True, True])
     array([1., 0.])
@@ -44,18 +45,16 @@ def information_gain(features: Any, failed: Any, *, min_leaf: int = 1) -> NDArra
     return np.asarray(fold_gains(x, fails, None, [min_leaf])[0])
 
 
-def fold_gains(
-    x: NDArray[np.float32], failed: NDArray[np.bool_], fold: NDArray[np.int64] | None, min_leaf: Sequence[int]
-) -> NDArray[np.float64]:
-    """Information gain of each feature on all examples, then without fold 0, without fold 1, ...
+def fold_gains(x: NDArray[np.float32], failed: BoolArray, fold: IntArray | None, min_leaf: Sequence[int]) -> FloatArray:
+    """Return the information gain of each feature on all examples, then without fold 0, without fold 1, and so on.
 
-    Values closer than 1e-7 to a neighbour among *all* examples are one value in every fold.
+    Values closer than 1e-7 to a neighbour among *all* examples count as one value in every fold.
 
     Args:
         x: (n, D).
         failed: (n,) bool.
         fold: (n,) int from 0 to K - 1; None for K = 0.
-        min_leaf: K + 1 least sizes of a side.
+        min_leaf: K + 1 minimum sizes of a side.
 
     Returns:
         (K + 1, D) float64.
@@ -66,15 +65,19 @@ def fold_gains(
     best = np.zeros((len(min_leaf), width))
     if not 0 < failed.sum() < n:
         return best
+
+    # one code per fold and outcome, and one subset of the codes for each fold that is left out
     x = np.ascontiguousarray(x)
     code = failed.astype(np.int64) if fold is None else 2 * fold + failed
     sizes = np.bincount(code)
     subsets = [_Subset.without(k - 1, sizes, least) for k, least in enumerate(min_leaf)]
     cells = np.array([subset.cells for subset in subsets])
-    by_table = cells.sum() <= min(_MOST_CELLS, len(subsets) * x.size)
+    by_table = cells.sum() <= min(_MAX_CELLS, len(subsets) * x.size)
     if by_table:
-        tables, step = np.concatenate([s.table() for s in subsets]), np.stack([s.step for s in subsets])
+        tables = np.concatenate([subset.table() for subset in subsets])
+        step = np.stack([subset.step for subset in subsets])
 
+    # sort a block of features, then evaluate every cut for every subset
     block = max(1, min(width, _KEYS_AT_ONCE // n))
     keys = np.empty((block, n), dtype=np.int64)
     for first in range(0, width, block):
@@ -90,31 +93,39 @@ def fold_gains(
 
 @dataclass(frozen=True)
 class _Subset:
-    """The examples outside a fold, or all of them. Those of one fold and outcome share a code, 2 * fold + failed."""
+    """The examples outside a fold, or all examples.
 
-    failed: NDArray[np.int64]  # (codes,) how many failures an example of each code adds: 0 or 1
-    correct: NDArray[np.int64]  # (codes,) likewise
+    Examples of the same fold and outcome share a code, 2 * fold + failed.
+    """
+
+    failed: IntArray  # (codes,) number of failures that an example of each code adds: 0 or 1
+    correct: IntArray  # (codes,) number of successes that an example of each code adds: 0 or 1
     n_failed: int
     n_correct: int
     min_leaf: int
 
     @classmethod
-    def without(cls, fold: int, sizes: NDArray[np.int64], min_leaf: int) -> _Subset:
-        """Leave out a fold, none if it is -1, of ``sizes`` (codes,) examples."""
+    def without(cls, fold: int, sizes: IntArray, min_leaf: int) -> _Subset:
+        """Return the subset without a fold, or all examples for fold -1; ``sizes`` (codes,) counts the examples."""
         fold_of, failed = np.divmod(np.arange(len(sizes)), 2)
         kept = (fold_of != fold).astype(np.int64)
         failed, correct = kept * failed, kept * (1 - failed)
         return cls(failed, correct, int(failed @ sizes), int(correct @ sizes), min_leaf)
 
-    def gain(self, failures: NDArray[np.int64], successes: NDArray[np.int64]) -> NDArray[np.float64]:
-        """Gain of a cut with so many failures and successes on one side; 0 if a side has fewer than ``min_leaf``."""
+    def gain(self, failures: IntArray, successes: IntArray) -> FloatArray:
+        """Return the gain of cuts by the numbers of failures and successes on one side.
+
+        The gain is 0 if a side has fewer than ``min_leaf`` examples.
+        """
         size = failures + successes
         if self.n_failed == 0 or self.n_correct == 0:
             return np.zeros(size.shape)
         weight = self.n_correct / self.n_failed  # both classes weigh n_correct: the parent has an entropy of one bit
+        # the terms x log x of both sides, for every possible number of failures and of successes on one side
         of_failed = _x_log_x(np.arange(self.n_failed + 1) * weight)
+        of_failed = of_failed + of_failed[::-1]
         of_correct = _x_log_x(np.arange(self.n_correct + 1.0))
-        of_failed, of_correct = of_failed + of_failed[::-1], of_correct + of_correct[::-1]
+        of_correct = of_correct + of_correct[::-1]
         side = failures * weight + successes
         loss = _x_log_x(side) + _x_log_x(2 * self.n_correct - side) - of_failed[failures] - of_correct[successes]
         enough = (size >= self.min_leaf) & (size <= self.n_failed + self.n_correct - self.min_leaf)
@@ -122,21 +133,21 @@ class _Subset:
 
     @property
     def cells(self) -> int:
-        """Size of the table."""
+        """Number of cells of the table."""
         return (self.n_failed + 1) * (self.n_correct + 1)
 
     @property
-    def step(self) -> NDArray[np.int64]:
-        """(codes,) by how many cells of the table an example moves on."""
+    def step(self) -> IntArray:
+        """(codes,) number of cells of the table by which an example of each code advances."""
         return self.failed * (self.n_correct + 1) + self.correct
 
-    def table(self) -> NDArray[np.float64]:
-        """Gains of all cuts: (cells,), one row for each number of failures."""
+    def table(self) -> FloatArray:
+        """Return the gains of all cuts, (cells,): row by row for the number of failures."""
         return self.gain(np.arange(self.n_failed + 1)[:, None], np.arange(self.n_correct + 1)).ravel()
 
 
-def _cut_by_cut(keys: NDArray[np.int64], subsets: Sequence[_Subset]) -> NDArray[np.float64]:
-    """What ``best_gains`` looks up, computed: (F, n) sorted keys -> (S, F)."""
+def _cut_by_cut(keys: IntArray, subsets: Sequence[_Subset]) -> FloatArray:
+    """Return the gains (S, F) that ``best_gains`` looks up, computed from sorted keys (F, n)."""
     from lightning_failures.stats.kernels.gain import TIE
 
     code = keys[:, :-1].astype(np.uint32)  # the lower half
@@ -145,10 +156,13 @@ def _cut_by_cut(keys: NDArray[np.int64], subsets: Sequence[_Subset]) -> NDArray[
     cut = value[:, 1:] > value[:, :-1] + TIE
     best = []
     for subset in subsets:
-        below = (np.cumsum(of[code], axis=1) for of in (subset.failed, subset.correct))
-        best.append(np.where(cut, subset.gain(*below), 0.0).max(axis=1, initial=0.0))
+        failures_below = np.cumsum(subset.failed[code], axis=1)
+        successes_below = np.cumsum(subset.correct[code], axis=1)
+        gains = np.where(cut, subset.gain(failures_below, successes_below), 0.0)
+        best.append(gains.max(axis=1, initial=0.0))
     return np.stack(best)
 
 
-def _x_log_x(x: NDArray[Any]) -> NDArray[np.float64]:
+def _x_log_x(x: NDArray[Any]) -> FloatArray:
+    """Return x * log2(x), and 0 for 0."""
     return np.asarray(x * np.log2(np.maximum(x, np.finfo(np.float64).tiny)))

@@ -73,7 +73,7 @@ def test_read_attribute__read_once():
         ({"a": 1}, r"must have shape \(N,\)"),
         ("word", r"must have shape \(N,\)"),
         ([1, object()], "got a object"),
-        (np.linspace(0, 1, 50), "50 different fractions.*Bin them"),
+        (np.linspace(0, 1, 50), "50 distinct fractions.*Bin them"),
         (np.array(["2020-01-01"], dtype="datetime64[D]"), "strings or booleans, got"),
         (np.array([1j]), "got dtype complex128"),
     ],

@@ -104,10 +104,10 @@ def test_vocabulary__of_the_user(tmp_path):
         ("adjectives: red", "list of strings"),
         ("adjectives: [on]", "quote words"),
         ("classes: {on: {}}", "quote names"),
-        ("classes: {cat: {noun: [x]}}", "class 'cat' has the unknown key 'noun'"),
+        ("classes: {cat: {noun: [x]}}", "class 'cat' has an unknown key 'noun'"),
         ("classes: [cat]", "must map class names"),
         ("template: a photo", "exactly once"),
-        ("a: [", "not YAML"),
+        ("a: [", "not valid YAML"),
     ],
 )
 def test_vocabulary__says_what_is_wrong(tmp_path, text, said):

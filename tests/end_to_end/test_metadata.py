@@ -101,7 +101,7 @@ def test_metadata__multilabel_counts_every_example_once_a_condition(tmp_path):
     [
         (None, r"attribute 'camera' of Images is not there"),
         ([1, 2], r"has 2 values for 160 examples"),
-        (torch.rand(160), r"160 different fractions"),
+        (torch.rand(160), r"160 distinct fractions"),
         (torch.zeros(160, 2), r"must have shape \(N,\)"),
     ],
 )

@@ -67,7 +67,7 @@ def test_fold_gains__the_same_with_and_without_tables(kind, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(gains, "_cut_by_cut", None)
         looked_up = fold_gains(x, failed, fold, [20] * 6)
-    monkeypatch.setattr(gains, "_MOST_CELLS", 0)
+    monkeypatch.setattr(gains, "_MAX_CELLS", 0)
     assert np.array_equal(fold_gains(x, failed, fold, [20] * 6), looked_up)
     assert looked_up.min() > 0
 
