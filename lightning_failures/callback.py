@@ -25,6 +25,7 @@ from lightning_failures.encoders.cache.store import EmbeddingCache
 from lightning_failures.encoders.cached import DEFAULT_ENCODER, CachedEncoder, name_of, open_cached_encoder
 from lightning_failures.errors import ConfigurationError
 from lightning_failures.interventions import Intervention
+from lightning_failures.methods import methods_for
 from lightning_failures.report.feature_names import FeatureNames
 from lightning_failures.steering.controller import InterventionController
 from lightning_failures.steering.forks.from_trainer import fork_finished_training, save_start_of_forks
@@ -223,9 +224,15 @@ class FailureModes(Callback):
         cache = EmbeddingCache(self.cache_folder)
         if self.feature_names is not None:
             FeatureNames.load(self.feature_names, encoder="")  # what is wrong is told before the first batch
+        encoders: dict[str, CachedEncoder] = {}
+        for option in ("encoder", "robust_encoder"):
+            opened = open_cached_encoder(getattr(self, option), cache, device=device, robust=option == "robust_encoder")
+            cached = self._on_all_ranks(opened)
+            if cached is not None:
+                encoders[option] = cached
         self._explainer = AnalysisRunner(
-            directions=self._on_all_ranks(open_cached_encoder(self.encoder, cache, device=device)),
-            trees=self._on_all_ranks(open_cached_encoder(self.robust_encoder, cache, device=device, robust=True)),
+            methods=[(method, method.fitter(self)) for method in methods_for(self)],
+            encoders=encoders,
             vocabulary=None if self.captions is None else CaptionVocabulary.load(self.captions),
             reader=self._reader,
             reference=self.reference,
@@ -338,8 +345,7 @@ class FailureModes(Callback):
         # the default encoder may be out of reach; then its keys stay at their worst value
         self._keys.check(
             trainer,
-            directions=self.encoder is not None,
-            trees=self.robust_encoder is not None,
+            [method.name for method in methods_for(self)],
             interventions=self._steering.on,
         )
 

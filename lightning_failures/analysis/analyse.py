@@ -8,34 +8,31 @@ processes may do it together: each fits the classes that it owns, and all get th
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from lightning_failures.analysis.class_reports import class_reports
 from lightning_failures.analysis.enrichment import Attribute, enrichment, read_attribute
+from lightning_failures.analysis.fits import DirectionsFit, TreesFit, defined_numbers, mean_of
+from lightning_failures.analysis.method import Contribution, FittableMethod, FitTask
 from lightning_failures.analysis.result import AnalysisResult
 from lightning_failures.captions.assign import CaptionScorer, caption_classes, classes_to_caption
 from lightning_failures.captions.candidates import ClassCaptions
-from lightning_failures.core.arrays import as_array, as_rows
+from lightning_failures.core.arrays import as_array
 from lightning_failures.core.budget import SKIPPED_FOR_TIME, Deadline
-from lightning_failures.core.threads import one_thread
 from lightning_failures.data.example_table import ExampleTable
 from lightning_failures.data.grades import Grades
-from lightning_failures.data.members import ClassSubset, Rows, RowValues, Values, members_of
+from lightning_failures.data.members import ClassSubset, RowValues, Values, members_of
 from lightning_failures.data.partition import SINGLE_PROCESS, Partition, Workers
 from lightning_failures.data.report import ClassReport, FailureReport, GroupReport, ValueReport
-from lightning_failures.directions.fit import MIN_PER_OUTCOME, fit_failure_directions
 from lightning_failures.directions.null_scores import CLASSES_WITH_NULL_SCORES, add_null_cv_scores
-from lightning_failures.directions.result import FailureDirections, join_directions
-from lightning_failures.directions.standardize import Moments
+from lightning_failures.directions.result import FailureDirections
 from lightning_failures.trees.fit import FailureTree
-from lightning_failures.trees.groups import grow_trees
 
 
 def analyse(
@@ -59,6 +56,7 @@ def analyse(
     seed: int = 0,
     device: str | torch.device = "cpu",
     sharing: Workers = SINGLE_PROCESS,
+    methods: Sequence[tuple[FittableMethod, Values]] = (),
 ) -> AnalysisResult:
     """Explain the errors of one evaluation.
 
@@ -96,6 +94,8 @@ def analyse(
             for each distinct id among the rows of the classes that it owns
             (:func:`~lightning_failures.data.partition.owned_rows`; for ``features`` those with ``predicted``), and its
             ``reference`` is any part of the whole. All return the same report.
+        methods: Additional methods, each with its values, aligned like ``embeddings`` (or like ``features`` if it is
+            ``by_prediction``).
 
     Returns:
         The report with the fitted ``.directions`` and ``.trees`` behind it.
@@ -116,30 +116,42 @@ def analyse(
     attributes = _attributes(metadata, grades)
     budget = [None if time_budget is None else Deadline.after(part * time_budget) for part in (0.5, 0.8, 1.0)]
     timings: dict[str, float] = {}
-    directions = None
+
+    # each method is fitted in turn; what follows the directions leaves them half of the time
+    stages: list[tuple[FittableMethod, Values]] = []
     if embeddings is not None:
-        with _timed(timings, "directions"):
-            embedded = RowValues.of(embeddings, grades, share.rows, "embeddings")
-            directions = _fit_directions(
-                grades,
-                embedded,
-                reference,
-                share,
-                n_directions=n_directions,
-                permutations=permutations,
-                seed=seed,
-                device=device,
-                deadline=budget[1] if features is None else budget[0],
-            )
-    groups: tuple[GroupReport, ...] = ()
-    trees: dict[tuple[str, str], FailureTree] = {}
+        stages.append((DirectionsFit(n_directions, permutations), embeddings))
     if features is not None:
-        with _timed(timings, "trees"):
-            featured = RowValues.of(features, grades, share.predicted_rows, "features")
-            groups, trees = grow_trees(grades, featured, share, delta=delta, tau=tau, seed=seed, deadline=budget[1])
+        stages.append((TreesFit(delta, tau), features))
+    stages += methods
+    found: dict[str, Contribution] = {}
+    held: dict[str, RowValues] = {}
+    for number, (method, values) in enumerate(stages):
+        with _timed(timings, method.name):
+            held[method.name] = RowValues.of(
+                values,
+                grades,
+                share.predicted_rows if method.by_prediction else share.rows,
+                {"directions": "embeddings", "trees": "features"}.get(method.name, method.name),
+            )
+            found[method.name] = method.fit(
+                FitTask(
+                    grades,
+                    held[method.name],
+                    share,
+                    reference=reference,
+                    deadline=budget[1] if number == len(stages) - 1 or method.name != "directions" else budget[0],
+                    seed=seed,
+                    device=device,
+                )
+            )
+    directions: FailureDirections | None = found["directions"].fitted if "directions" in found else None
+    trees: dict[tuple[str, str], FailureTree] = found["trees"].fitted if "trees" in found else {}
+    embedded = held.get("directions")
+
     classes = class_reports(grades, directions, trees, share.sampled, top_examples)
     unworded = untested = 0
-    if embeddings is not None and directions is not None and captions is not None:
+    if embedded is not None and directions is not None and captions is not None:
         with _timed(timings, "captions"):
             classes, unworded = caption_classes(
                 classes,
@@ -151,7 +163,7 @@ def analyse(
                 share,
                 deadline=budget[2],
             )
-    if embeddings is not None and directions is not None and cv_permutations:
+    if embedded is not None and directions is not None and cv_permutations:
         with _timed(timings, "cv_nulls"):
             classes, untested = add_null_cv_scores(
                 classes,
@@ -168,62 +180,48 @@ def analyse(
     if attributes:
         with _timed(timings, "enrichment"):
             classes = _enrich(classes, attributes, by_label, grades, directions, share)
+    return _result(grades, share, classes, found, timings, not_scored=(unworded, untested))
+
+
+def _result(
+    grades: Grades,
+    share: Partition,
+    classes: tuple[ClassReport, ...],
+    found: Mapping[str, Contribution],
+    timings: dict[str, float],
+    *,
+    not_scored: tuple[int, int],
+) -> AnalysisResult:
+    """Put the contributions of all methods together."""
+    groups = tuple(group for contribution in found.values() for group in contribution.groups)
+    summary = {"accuracy": mean_of(grades.correct), "coverage": grades.coverage}
+    for contribution in found.values():
+        summary |= contribution.summary
     sampled_share = float(share.sampled.mean()) if len(grades) else 1.0
+    notes = _notes(classes, groups, *not_scored, sampled_share)
     report = FailureReport(
         examples=len(torch.unique(grades.ids)),
-        accuracy=_mean(grades.correct),
+        accuracy=mean_of(grades.correct),
         classes=classes,
         groups=groups,
-        summary=_summary(grades, directions, groups, tuple(trees.values())),
+        methods={name: _section(one) for name, one in found.items() if one.section or one.columns},
+        summary=defined_numbers(summary),
         timings=timings,
         coverage=grades.coverage,
         sampled=sampled_share,
-        notes=_notes(classes, groups, unworded, untested, sampled_share),
+        notes=(*notes, *(note for contribution in found.values() for note in contribution.notes)),
     )
+    directions = found["directions"].fitted if "directions" in found else None
+    trees = found["trees"].fitted if "trees" in found else {}
     table = ExampleTable.of(grades, None if directions is None else directions.out_of_fold, trees)
-    return AnalysisResult(report, directions, trees, table)
+    fitted = {name: one.fitted for name, one in found.items() if name not in ("directions", "trees")}
+    return AnalysisResult(report, directions, trees, table, fitted=fitted)
 
 
-def _fit_directions(
-    grades: Grades,
-    embedded: RowValues,
-    reference: Values | None,
-    share: Partition,
-    *,
-    deadline: Deadline | None,
-    **options: Any,
-) -> FailureDirections:
-    """Every process fits the classes that it owns."""
-    mine = np.flatnonzero(share.rows)
-    ids, labels, correct = (as_array(values) for values in (grades.ids, grades.labels, grades.correct))
-    x = as_rows(embedded.all(), "embeddings")
-    base = (x, np.argsort(ids[mine], kind="stable")) if reference is None else (as_rows(reference, "reference"),)
-    with one_thread():
-        moments = Moments.joined(share.sharing.gather_results(lambda: Moments.of(*base)))
-
-    def work() -> tuple[FailureDirections, Rows]:
-        fitted = fit_failure_directions(
-            x,
-            labels[mine],
-            correct[mine],
-            ids=ids[mine],
-            groups=None if grades.groups is None else as_array(grades.groups)[mine],
-            reference=moments,
-            classes_in_all=_fittable(labels, correct, share.sampled),
-            deadline=deadline,
-            **options,
-        )
-        return fitted, mine
-
-    parts, rows = zip(*share.sharing.gather_results(work), strict=True)
-    return parts[0] if len(parts) == 1 and len(mine) == len(grades) else join_directions(parts, rows, len(grades))
-
-
-def _fittable(labels: Rows, correct: NDArray[np.bool_], sampled: NDArray[np.bool_]) -> int:
-    """How many classes have enough failures and successes for a direction."""
-    failures, successes = (np.bincount(labels[sampled & outcome]) for outcome in (~correct, correct))
-    k = min(len(failures), len(successes))
-    return int(((failures[:k] >= MIN_PER_OUTCOME) & (successes[:k] >= MIN_PER_OUTCOME)).sum())
+def _section(contribution: Contribution) -> dict[str, Any]:
+    """Return what a method adds to ``report.json``: its section, and its columns of the table of classes."""
+    columns = {name: list(values) for name, values in contribution.columns.items()}
+    return dict(contribution.section) | ({"columns": columns} if columns else {})
 
 
 def _attributes(metadata: Mapping[str, Any] | None, grades: Grades) -> dict[str, Attribute]:
@@ -278,38 +276,6 @@ def _notes(
         *([f"Directions and trees looked at {sampled:.1%} of the examples, a sample."] if sampled < 1 else ()),
         *([f"The time budget left out {told}: those with the fewest failures."] if told else ()),
     )
-
-
-def _summary(
-    grades: Grades,
-    directions: FailureDirections | None,
-    groups: tuple[GroupReport, ...],
-    trees: tuple[FailureTree, ...],
-) -> dict[str, float]:
-    """The aggregates that are defined; every one of them lies in [0, 1] or near it, and lower is better."""
-    values: dict[str, float | None] = {"accuracy": _mean(grades.correct), "coverage": grades.coverage}
-    if directions is not None:
-        judged = directions.out_of_fold[~torch.isnan(directions.out_of_fold)]
-        values["cv_score_mean"] = _mean(directions.cv_score)
-        values["flagged_fraction"] = _mean(judged < 0)
-    grown = [g for g in groups if g.leaves and g.skipped is None]
-    with_heldout = [g.heldout_aler_minus_ber for g in grown if g.heldout_aler_minus_ber is not None]
-    gains = [g.aler - g.base_error_rate for g in grown if g.aler is not None and g.base_error_rate is not None]
-    values["aler_minus_ber_mean"] = _mean(torch.tensor(gains))
-    values["heldout_aler_minus_ber_mean"] = _mean(torch.tensor(with_heldout))
-    values["valid_leaf_fraction"] = _mean(
-        torch.tensor([max(g.leaves, key=lambda leaf: leaf.importance).valid for g in grown])
-    )
-    slices = [leaf for tree in trees if (leaf := tree.worst_leaf) is not None and leaf.interval is not None]
-    if slices:
-        values["worst_slice_error_rate"] = max(
-            slices, key=lambda leaf: leaf.interval[0] if leaf.interval else 0.0
-        ).error_rate
-    return {key: value for key, value in values.items() if value is not None and np.isfinite(value)}
-
-
-def _mean(values: Values) -> float | None:
-    return float(as_array(values).mean(dtype=np.float64)) if len(values) else None
 
 
 @contextmanager

@@ -25,6 +25,7 @@ class AnalysisResult:
         trees: The fitted failure trees by grouping and class name.
         table: One row per graded example: label, prediction, confidence, decision value, leaves.
         parts: The held-out parts of the validation set while interventions are on, else None.
+        fitted: The fitted objects of additional methods, by name.
 
     >>> result = AnalysisResult(FailureReport(examples=2, accuracy=0.5, classes=()))
     >>> result.accuracy, result["examples"], result.with_report(epoch=3).report.epoch
@@ -36,6 +37,7 @@ class AnalysisResult:
     trees: Mapping[tuple[str, str], FailureTree] = field(default_factory=dict)
     table: ExampleTable | None = None
     parts: HeldOutParts | None = None
+    fitted: Mapping[str, Any] = field(default_factory=dict)
 
     def with_report(self, **changes: Any) -> AnalysisResult:
         """Return the result with some fields of its report replaced."""

@@ -222,6 +222,7 @@ class FailureReport(_Readable):
     ``summary`` holds the aggregate scalars under the names in which they are logged, without the ``failures/``
     prefix. ``sampled`` is the share of the examples that directions and trees have looked at. ``timings`` are seconds
     by step of the analysis; ``stage`` is "fit", "validate" or "test".
+    ``methods`` holds the sections of additional methods by name; ``columns`` in it are columns of the table of classes.
     ``features`` are those that rules mention and pictures show, ``modes`` the diary.
     """
 
@@ -229,6 +230,7 @@ class FailureReport(_Readable):
     accuracy: float | None
     classes: tuple[ClassReport, ...]
     groups: tuple[GroupReport, ...] = ()
+    methods: dict[str, dict[str, Any]] = field(default_factory=dict)
     features: tuple[FeatureReport, ...] = ()
     modes: tuple[ModeReport, ...] = ()
     summary: dict[str, float] = field(default_factory=dict)

@@ -16,6 +16,7 @@ Files, each importing only from those above it::
     environment       Installed versions, monitored keys, schedule, and loggers with their limits
     images            From the images of the model to those of the encoders: normalisation and preprocessing
     interventions     Interventions: whether they can work through the training loader
+    methods           Methods that were added to the built-in ones
     costs             Time, memory and cache space of the analyses, from measurements on a few images and classes
 """
 
@@ -38,6 +39,7 @@ from lightning_failures.doctor.environment import check_loggers, check_monitors,
 from lightning_failures.doctor.findings import Finding, problem, run_check
 from lightning_failures.doctor.images import check_images
 from lightning_failures.doctor.interventions import check_interventions
+from lightning_failures.doctor.methods import check_methods
 
 __all__ = ["CHECKS", "Finding", "examine", "quiet"]
 
@@ -50,6 +52,7 @@ CHECKS: dict[str, Callable[[CheckContext], Iterable[Finding]]] = {
     "example ids": check_examples,
     "captions": check_captions,
     "known pictures": check_known_pictures,
+    "methods": check_methods,
     "processes": check_processes,
     "interventions": check_interventions,
     "schedule": check_schedule,

@@ -24,6 +24,7 @@ from lightning_failures.doctor.encoders import weight_bytes
 from lightning_failures.doctor.environment import coverage_of, n_analyses
 from lightning_failures.doctor.findings import Finding, ok, skipped, warning
 from lightning_failures.doctor.interventions import training_loader
+from lightning_failures.doctor.methods import added_methods
 from lightning_failures.encoders import gives_texts
 from lightning_failures.encoders.cache.shard_file import bytes_per_embedding
 from lightning_failures.encoders.cache.store import EmbeddingCache, EmbeddingStore, content_keys, embed
@@ -188,19 +189,17 @@ def _fit(
         confidence=torch.rand(len(labels), generator=generator),
         class_names=names,
     )
-    embedded, featured = (
-        None
-        if role not in context.cached_encoders
-        else torch.randn(len(labels), context.cached_encoders[role].encoder.dim, generator=generator)
-        + 0.2 * failed[:, None]
-        for role in ("directions", "trees")
-    )
+    values = {
+        role: torch.randn(len(labels), cached.encoder.dim, generator=generator) + 0.2 * failed[:, None]
+        for role, cached in sorted(context.cached_encoders.items())
+    }
     callback = context.callback
     start = time.perf_counter()
     analyse(
         grades,
-        embedded,
-        features=featured,
+        values.get("directions"),
+        features=values.get("trees"),
+        methods=[(method.fitter(callback), values[role]) for method, role in added_methods(context) if role in values],
         captions=captions,
         permutations=callback.permutations,
         n_directions=callback.n_directions,

@@ -12,15 +12,14 @@ from packaging.requirements import Requirement
 from lightning_failures.doctor.disk import why_not_writable
 from lightning_failures.doctor.dry_run import CheckContext
 from lightning_failures.doctor.findings import Finding, ok, problem, warning
+from lightning_failures.methods import methods_for
 from lightning_failures.trainer.metric_keys import (
-    AGGREGATES,
     DECISION_KEYS,
-    DIRECTION_AGGREGATES,
     GRADE_AGGREGATES,
     LOADER,
     PREFIX,
-    TREE_AGGREGATES,
     KeyLog,
+    aggregates,
 )
 from lightning_failures.trainer.pictures.classes_and_leaves import BROWSED
 from lightning_failures.trainer.ranks import Communicator
@@ -97,8 +96,7 @@ def check_monitors(context: CheckContext) -> Iterator[Finding]:
     log = KeyLog(worst_k=callback.worst_k, min_coverage=callback.min_coverage, say_once=lambda *_: None)
     log.check(
         context.trainer,
-        directions=callback.encoder is not None,
-        trees=callback.robust_encoder is not None,
+        [method.name for method in methods_for(callback)],
         interventions=bool(callback.interventions),
     )
     keys = sorted(log.monitored)
@@ -118,7 +116,7 @@ def _best(key: str) -> str | None:
     name = key.removeprefix(PREFIX).split(LOADER)[0]
     if name in HIGHER_IS_BETTER:
         return "max"
-    return "min" if name in AGGREGATES or name in DECISION_KEYS else None
+    return "min" if name in aggregates() or name in DECISION_KEYS else None
 
 
 def n_analyses(context: CheckContext) -> int | None:
@@ -195,10 +193,9 @@ def check_loggers(context: CheckContext) -> Iterator[Finding]:
 
 def _scalars(context: CheckContext) -> int:
     """Return the most keys that one analysis logs."""
-    groups = ((context.callback.encoder, DIRECTION_AGGREGATES), (context.callback.robust_encoder, TREE_AGGREGATES))
+    of_methods = sum(len(method.aggregates) for method in methods_for(context.callback))
     parts = 2 * len(DECISION_KEYS) if context.callback.interventions else 0  # of the report and of the decision part
-    aggregates = len(GRADE_AGGREGATES) + sum(len(keys) for cached, keys in groups if cached is not None)
-    return aggregates + parts + 4 * context.callback.worst_k
+    return len(GRADE_AGGREGATES) + of_methods + parts + 4 * context.callback.worst_k
 
 
 def _pictures(context: CheckContext, classes: int | None) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lightning_failures.analysis.analyse import analyse
+from lightning_failures.analysis.method import FittableMethod
 from lightning_failures.analysis.result import AnalysisResult
 from lightning_failures.captions.candidates import ClassCaptions, caption_source
 from lightning_failures.captions.grammar import CaptionVocabulary
@@ -36,7 +37,9 @@ from lightning_failures.interventions.validation_split import (
     part_of,
     take_grades,
 )
+from lightning_failures.methods import Method
 from lightning_failures.report.diary_storage import keep_diary
+from lightning_failures.report.gallery import Picture
 from lightning_failures.report.html.render import prepare
 from lightning_failures.trainer.batch_reader import BatchReader, ExampleReader, TrainingSample, training_sample
 from lightning_failures.trainer.evaluation_pass import EvaluationPass
@@ -83,17 +86,17 @@ class AnalysisRunner:
     """Everything that an analysis needs beside the grades; the options are those of ``FailureModes``.
 
     Attributes:
-        directions: The lens of the failure directions, or None.
-        trees: The lens of the failure trees, or None.
+        methods: The methods that are on, each with its fit.
+        encoders: The cached encoders by option; an encoder that could not be loaded is absent.
         vocabulary: Words for captions, or None.
         reader: Reads examples for pictures and for the training reference.
         reference: "validation" or "train".
         feature_names: File with names of features; None: the one in the folder of the run.
-        say_once: Tells a person something that is not worth telling twice.
+        say_once: Emits each distinct message at most once.
     """
 
-    directions: CachedEncoder | None
-    trees: CachedEncoder | None
+    methods: Sequence[tuple[Method, FittableMethod]]
+    encoders: Mapping[str, CachedEncoder]
     vocabulary: CaptionVocabulary | None
     reader: BatchReader
     reference: str
@@ -109,14 +112,24 @@ class AnalysisRunner:
     _undrawn: dict[int, AnalysisSnapshot] = field(default_factory=dict)
 
     @property
+    def directions(self) -> CachedEncoder | None:
+        """The encoder of the failure directions, or None."""
+        return self.encoders.get("encoder")
+
+    @property
+    def trees(self) -> CachedEncoder | None:
+        """The encoder of the failure trees, or None."""
+        return self.encoders.get("robust_encoder")
+
+    @property
     def undrawn(self) -> list[int]:
         """The loaders whose last analysis has no pictures yet."""
         return sorted(self._undrawn)
 
     @property
     def cached_encoders(self) -> list[CachedEncoder]:
-        """Those that there are."""
-        return [cached for cached in (self.directions, self.trees) if cached is not None]
+        """All encoders."""
+        return list(self.encoders.values())
 
     def analyse(
         self,
@@ -224,6 +237,9 @@ class AnalysisRunner:
             prepare()  # of the page, beside the drawing
         deadline = None if seconds is None else Deadline.after(seconds)
         result, gallery = self._gallery_builder.draw(scene, ranks, deadline)
+        if gallery is not None:
+            added = [picture for method, _ in self.methods for picture in self._pictures_of(method, result)]
+            gallery = replace(gallery, pictures=(*gallery.pictures, *added))
         timings = result.report.timings | {"pictures": round(time.perf_counter() - start, 4)}
         result = result.with_report(timings=ranks.broadcast(timings))
         if gallery is not None:
@@ -247,6 +263,14 @@ class AnalysisRunner:
             say_once=self.say_once,
         )
 
+    def _pictures_of(self, method: Method, result: AnalysisResult) -> Sequence[Picture]:
+        """Return the pictures that a method adds; a method that fails adds none."""
+        try:
+            return method.pictures(result, worst_k=self.worst_k)
+        except Exception as error:
+            self.say_once(f"FailureModes could not draw {method.name}: {type(error).__name__}: {error}")
+            return ()
+
     def write_verdict(self, result: AnalysisResult, folder: Path) -> None:
         """Write the verdict in the last report of the first loader with every writer; in the first process only."""
         step = result.report.global_step or 0
@@ -263,24 +287,33 @@ class AnalysisRunner:
         deadline: Deadline | None,
     ) -> AnalysisResult:
         """Fit with the embeddings of the classes that this rank owns."""
-        share = partial(owned_rows, grades, processes=ranks.world_size, sampled=sampled)
-        embeddings, features = (
-            None
-            if cached is None
-            else evaluation.embeddings.embeddings_of(
-                cached,
-                [torch.unique(grades.ids[share(rank, predicted=either)]) for rank in range(ranks.world_size)],
-            )
-            for cached, either in ((self.directions, False), (self.trees, True))
-        )
+        # the features of each method, for the rows of the classes that this rank owns
+        owned = partial(owned_rows, grades, processes=ranks.world_size, sampled=sampled)
+        gathered: dict[tuple[str, bool], Tensor | None] = {}
+        values: dict[str, Tensor] = {}
+        for method, fit in self.methods:
+            key = (method.encoder_option, fit.by_prediction)
+            cached = self.encoders.get(method.encoder_option)
+            if cached is None:
+                continue
+            if key not in gathered:
+                wanted = [
+                    torch.unique(grades.ids[owned(rank, predicted=fit.by_prediction)])
+                    for rank in range(ranks.world_size)
+                ]
+                gathered[key] = evaluation.embeddings.embeddings_of(cached, wanted)
+            rows = gathered[key]
+            if rows is not None:
+                values[method.name] = rows
         begun = time.perf_counter()
         reference, source = self._reference_embeddings(trainer, len(torch.unique(grades.ids)), ranks)
         if deadline is not None:  # what is embedded of the training set, once, is not on the bill
             deadline = Deadline(deadline.at + time.perf_counter() - begun)
         result = analyse(
             grades,
-            embeddings,
-            features=features,
+            values.pop("directions", None),
+            features=values.pop("trees", None),
+            methods=[(fit, values[method.name]) for method, fit in self.methods if method.name in values],
             reference=reference,
             captions=self._caption_source(grades.class_names, has_names=evaluation.grader.has_names),
             metadata=evaluation.grader.metadata(grades),

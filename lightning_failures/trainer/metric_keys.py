@@ -8,33 +8,31 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 
 from lightning.pytorch import LightningModule, Trainer
 
 from lightning_failures.data.report import FailureReport
 from lightning_failures.errors import ConfigurationError, did_you_mean
+from lightning_failures.methods import registered_methods
 from lightning_failures.trainer.run_folder import safe_name
 
 PREFIX = "failures/"
 LOADER = "/dataloader_"
 
-DIRECTION_AGGREGATES = ("cv_score_mean", "flagged_fraction")
-TREE_AGGREGATES = (
-    "aler_minus_ber_mean",
-    "heldout_aler_minus_ber_mean",
-    "valid_leaf_fraction",
-    "worst_slice_error_rate",
-)
 GRADE_AGGREGATES = ("accuracy", "coverage", "analysis_age")
 
 DECISION_KEYS = {"decision/accuracy": 0.0, "decision/worst_class_accuracy": 0.0, "decision/flagged_error_rate": 1.0}
-"""What may be chosen by while interventions are on, with the worst values."""
+"""Keys that selection may use while interventions are on, with their worst values."""
 
-AGGREGATES: dict[str, float] = dict.fromkeys(DIRECTION_AGGREGATES + TREE_AGGREGATES, 1.0)
-"""Results of an analysis (keys without the prefix) with their worst value: all are shares, lower is better."""
 
-WORST = AGGREGATES | {"accuracy": 0.0, "coverage": 0.0} | DECISION_KEYS
+def aggregates() -> dict[str, float]:
+    """Return the aggregates of all registered methods (keys without the prefix) with their worst values."""
+    return {key: worst for method in registered_methods() for key, worst in method.aggregates.items()}
+
+
+def _worst_values() -> dict[str, float]:
+    return aggregates() | {"accuracy": 0.0, "coverage": 0.0} | DECISION_KEYS
 
 
 def monitored_keys(trainer: Trainer) -> set[str]:
@@ -47,18 +45,24 @@ def monitored_keys(trainer: Trainer) -> set[str]:
     return {name for name in names if isinstance(name, str) and name.startswith(PREFIX)}
 
 
-def check_monitored(keys: Iterable[str], *, directions: bool, trees: bool, interventions: bool = False) -> None:
+def check_monitored(keys: Iterable[str], methods: Collection[str], *, interventions: bool = False) -> None:
     """Refuse monitored keys that this callback can never log.
 
-    Raises:
-        ConfigurationError: unknown aggregate, or one of a lens that is off.
+    Args:
+        keys: The monitored keys.
+        methods: Names of the methods that are on.
+        interventions: Whether there are interventions, and so a decision part.
 
-    >>> check_monitored(["failures/aler_minus_ber_mean"], directions=True, trees=True)
-    >>> check_monitored(["failures/aler_minus_ber"], directions=True, trees=True)  # doctest: +ELLIPSIS
+    Raises:
+        ConfigurationError: An unknown aggregate, or an aggregate of a method that is off.
+
+    >>> check_monitored(["failures/aler_minus_ber_mean"], ["directions", "trees"])
+    >>> check_monitored(["failures/aler_minus_ber"], ["directions", "trees"])  # doctest: +ELLIPSIS
     Traceback (most recent call last):
     ...
     lightning_failures.errors.ConfigurationError: monitor=...
     """
+    owners = {key: method for method in registered_methods() for key in method.aggregates}
     for key in keys:
         name = key.removeprefix(PREFIX).split(LOADER)[0]
         if name in GRADE_AGGREGATES or name.startswith("class/"):
@@ -77,18 +81,15 @@ def check_monitored(keys: Iterable[str], *, directions: bool, trees: bool, inter
                     f" Monitor 'failures/{name.removeprefix('decision/')}'."
                 )
             continue
-        if name not in AGGREGATES:
+        if name not in owners:
             raise ConfigurationError(
-                f"monitor={key!r} is none of the aggregates that FailureModes logs: {', '.join(AGGREGATES)}."
-                + did_you_mean(name, [*AGGREGATES, *DECISION_KEYS])
+                f"monitor={key!r} is none of the aggregates that FailureModes logs: {', '.join(owners)}."
+                + did_you_mean(name, [*owners, *DECISION_KEYS])
             )
-        if name in TREE_AGGREGATES and not trees:
-            raise ConfigurationError(
-                f"monitor={key!r} needs failure trees: give FailureModes(robust_encoder=...), a robust checkpoint or"
-                " 'embedded:digits'."
-            )
-        if name not in TREE_AGGREGATES and not directions:
-            raise ConfigurationError(f"monitor={key!r} needs failure directions: give FailureModes(encoder=...).")
+        owner = owners[name]
+        if owner.name not in methods:
+            remedy = f": give {owner.remedy}" if owner.remedy else ""
+            raise ConfigurationError(f"monitor={key!r} needs {owner.title or owner.name}{remedy}.")
 
 
 def promised_values(monitored: Iterable[str], last: Mapping[str, float]) -> dict[str, float]:
@@ -98,7 +99,8 @@ def promised_values(monitored: Iterable[str], last: Mapping[str, float]) -> dict
     {'flagged_fraction/dataloader_1': 1.0, 'cv_score_mean': 0.7}
     """
     names = sorted(key.removeprefix(PREFIX) for key in monitored)
-    worst = {name: WORST.get(name.split(LOADER)[0]) for name in names}
+    worst_values = _worst_values()
+    worst = {name: worst_values.get(name.split(LOADER)[0]) for name in names}
     return {name: value for name, value in worst.items() if value is not None} | dict(last)
 
 
@@ -157,11 +159,11 @@ class KeyLog:
         self._worst_k, self._min_coverage, self._say_once = worst_k, min_coverage, say_once
         self._logged: set[str] = set()
 
-    def check(self, trainer: Trainer, *, directions: bool, trees: bool, interventions: bool) -> None:
+    def check(self, trainer: Trainer, methods: Collection[str], *, interventions: bool) -> None:
         """Find what is monitored, and refuse what can never be logged, or would be logged twice."""
         _check_alone(trainer)
         self.monitored = monitored_keys(trainer)
-        check_monitored(self.monitored, directions=directions, trees=trees, interventions=interventions)
+        check_monitored(self.monitored, methods, interventions=interventions)
 
     @property
     def of_decisions(self) -> bool:
@@ -178,7 +180,7 @@ class KeyLog:
         """Log what the analysis of one loader found; ``last`` takes what may be asked for later."""
         suffix = "" if index == 0 else f"{LOADER}{index}"
         values = {key + suffix: value for key, value in report.summary.items()}
-        steering = {key + suffix for key in AGGREGATES | DECISION_KEYS} | {
+        steering = {key + suffix for key in aggregates() | DECISION_KEYS} | {
             key.removeprefix(PREFIX) for key in self.monitored
         }
         if report.coverage < self._min_coverage:

@@ -9,7 +9,7 @@ import pytest
 from lightning.pytorch.loggers import TensorBoardLogger
 from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
 
-from lightning_failures.trainer.metric_keys import AGGREGATES, DECISION_KEYS, GRADE_AGGREGATES
+from lightning_failures.trainer.metric_keys import DECISION_KEYS, GRADE_AGGREGATES, aggregates
 from lightning_failures.writers import TensorBoardWriter
 from lightning_failures.writers.layout import CHARTS, chart_layout, written_layout
 from tests.writers.analyses import read_back, report
@@ -26,7 +26,7 @@ def layouts(folder: str | Path) -> list[dict[str, list[str]]]:
 
 def test_layout__every_key_that_is_logged_has_one_chart():
     keys = [
-        *AGGREGATES,
+        *aggregates(),
         *GRADE_AGGREGATES,
         *DECISION_KEYS,
         *(key.replace("decision", "report") for key in DECISION_KEYS),

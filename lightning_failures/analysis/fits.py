@@ -1,0 +1,128 @@
+"""The two methods that every analysis knows: failure directions and failure trees."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from lightning_failures.analysis.method import Contribution, FitTask
+from lightning_failures.core.arrays import as_array, as_rows
+from lightning_failures.core.threads import one_thread
+from lightning_failures.data.members import Rows, Values
+from lightning_failures.data.report import GroupReport
+from lightning_failures.directions.fit import MIN_PER_OUTCOME, fit_failure_directions
+from lightning_failures.directions.result import FailureDirections, join_directions
+from lightning_failures.directions.standardize import Moments
+from lightning_failures.trees.fit import FailureTree
+from lightning_failures.trees.groups import grow_trees
+
+
+@dataclass(frozen=True)
+class DirectionsFit:
+    """Fit of the failure directions; see :func:`~lightning_failures.directions.fit_failure_directions`."""
+
+    name: ClassVar[str] = "directions"
+    by_prediction: ClassVar[bool] = False
+    n_directions: int = 1
+    permutations: int = 999
+
+    def fit(self, task: FitTask) -> Contribution:
+        """Fit the directions of the classes that this process owns, and join those of all processes. Collective."""
+        directions = _fit_directions(task, n_directions=self.n_directions, permutations=self.permutations)
+        judged = directions.out_of_fold[~torch.isnan(directions.out_of_fold)]
+        summary = {"cv_score_mean": mean_of(directions.cv_score), "flagged_fraction": mean_of(judged < 0)}
+        return Contribution(directions, defined_numbers(summary))
+
+
+@dataclass(frozen=True)
+class TreesFit:
+    """Fit of the failure trees; see :func:`~lightning_failures.trees.fit_failure_tree`."""
+
+    name: ClassVar[str] = "trees"
+    by_prediction: ClassVar[bool] = True
+    delta: float = 0.1
+    tau: float = 0.2
+
+    def fit(self, task: FitTask) -> Contribution:
+        """Grow the trees of the classes that this process owns, and join those of all processes. Collective."""
+        groups, trees = grow_trees(
+            task.grades,
+            task.values,
+            task.partition,
+            delta=self.delta,
+            tau=self.tau,
+            seed=task.seed,
+            deadline=task.deadline,
+        )
+        return Contribution(trees, _tree_summary(groups, tuple(trees.values())), groups)
+
+
+def mean_of(values: Values) -> float | None:
+    """Return the mean of (n,) values in float64; None if there are none."""
+    return float(as_array(values).mean(dtype=np.float64)) if len(values) else None
+
+
+def defined_numbers(values: dict[str, float | None]) -> dict[str, float]:
+    """Return the entries that are finite numbers."""
+    return {key: value for key, value in values.items() if value is not None and np.isfinite(value)}
+
+
+def _tree_summary(groups: tuple[GroupReport, ...], trees: tuple[FailureTree, ...]) -> dict[str, float]:
+    """Return the aggregates of the trees; each is a share or near one, and lower is better."""
+    grown = [g for g in groups if g.leaves and g.skipped is None]
+    with_heldout = [g.heldout_aler_minus_ber for g in grown if g.heldout_aler_minus_ber is not None]
+    gains = [g.aler - g.base_error_rate for g in grown if g.aler is not None and g.base_error_rate is not None]
+    best_leaves = [max(g.leaves, key=lambda leaf: leaf.importance) for g in grown]
+    values: dict[str, float | None] = {
+        "aler_minus_ber_mean": mean_of(torch.tensor(gains)),
+        "heldout_aler_minus_ber_mean": mean_of(torch.tensor(with_heldout)),
+        "valid_leaf_fraction": mean_of(torch.tensor([leaf.valid for leaf in best_leaves])),
+    }
+    slices = [leaf for tree in trees if (leaf := tree.worst_leaf) is not None and leaf.interval is not None]
+    if slices:
+        worst = max(slices, key=lambda leaf: leaf.interval[0] if leaf.interval else 0.0)
+        values["worst_slice_error_rate"] = worst.error_rate
+    return defined_numbers(values)
+
+
+def _fit_directions(task: FitTask, *, n_directions: int, permutations: int) -> FailureDirections:
+    """Fit the classes that each process owns, and join them."""
+    grades, share = task.grades, task.partition
+    embedded, reference = task.values, task.reference
+    mine = np.flatnonzero(share.rows)
+    ids, labels, correct = (as_array(values) for values in (grades.ids, grades.labels, grades.correct))
+    x = as_rows(embedded.all(), "embeddings")
+    base = (x, np.argsort(ids[mine], kind="stable")) if reference is None else (as_rows(reference, "reference"),)
+    with one_thread():
+        moments = Moments.joined(share.sharing.gather_results(lambda: Moments.of(*base)))
+
+    def work() -> tuple[FailureDirections, Rows]:
+        fitted = fit_failure_directions(
+            x,
+            labels[mine],
+            correct[mine],
+            ids=ids[mine],
+            groups=None if grades.groups is None else as_array(grades.groups)[mine],
+            reference=moments,
+            classes_in_all=_fittable(labels, correct, share.sampled),
+            n_directions=n_directions,
+            permutations=permutations,
+            seed=task.seed,
+            device=task.device,
+            deadline=task.deadline,
+        )
+        return fitted, mine
+
+    parts, rows = zip(*share.sharing.gather_results(work), strict=True)
+    return parts[0] if len(parts) == 1 and len(mine) == len(grades) else join_directions(parts, rows, len(grades))
+
+
+def _fittable(labels: Rows, correct: NDArray[np.bool_], sampled: NDArray[np.bool_]) -> int:
+    """How many classes have enough failures and successes for a direction."""
+    failures, successes = (np.bincount(labels[sampled & outcome]) for outcome in (~correct, correct))
+    k = min(len(failures), len(successes))
+    return int(((failures[:k] >= MIN_PER_OUTCOME) & (successes[:k] >= MIN_PER_OUTCOME)).sum())

@@ -1,0 +1,55 @@
+"""The protocol of a method that explains errors."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, ClassVar
+
+from lightning_failures.analysis.method import FittableMethod
+from lightning_failures.analysis.result import AnalysisResult
+from lightning_failures.encoders.base import Encoder
+from lightning_failures.report.gallery import Picture
+
+
+class Method(ABC):
+    """A way to explain errors: the features it needs, its fit, and what it adds to the report and to doctor.
+
+    A subclass sets ``name`` and implements :meth:`fitter`; everything else has a safe default. A method is stateless:
+    what it fits travels in the :class:`~lightning_failures.analysis.AnalysisResult`.
+
+    Attributes:
+        name: Identifier of its timing, its section in ``report.json`` (``methods``) and its fitted object.
+        title: Name for people, in messages.
+        encoder_option: Option of ``FailureModes`` with the encoder that makes its features: ``"encoder"`` or
+            ``"robust_encoder"``.
+        aggregates: Logged aggregates, without the ``failures/`` prefix, with the worst value of each.
+        remedy: What to give if an aggregate is monitored and the method is off.
+    """
+
+    name: ClassVar[str]
+    title: ClassVar[str] = ""
+    encoder_option: ClassVar[str] = "encoder"
+    aggregates: ClassVar[Mapping[str, float]] = {}
+    remedy: ClassVar[str] = ""
+
+    def enabled(self, callback: Any) -> bool:
+        """Return whether a callback with these options uses the method. By default: whether it has the encoder."""
+        return getattr(callback, self.encoder_option) is not None
+
+    @abstractmethod
+    def fitter(self, callback: Any) -> FittableMethod:
+        """Return the fit with the options of a callback."""
+
+    def pictures(self, result: AnalysisResult, *, worst_k: int) -> Sequence[Picture]:
+        """Return additional pictures of an analysis, on the first process only. By default none.
+
+        Args:
+            result: The analysis; ``result.fitted[name]`` is the fitted object.
+            worst_k: Number of classes, the worst, that have pictures of their own.
+        """
+        return ()
+
+    def problems(self, encoder: Encoder) -> Iterable[str]:
+        """Return why the method cannot work with an encoder, one sentence each, for doctor. By default nothing."""
+        return ()
