@@ -250,6 +250,21 @@ class FailureReport(_Readable):
     notes: tuple[str, ...] = ()
     schema: int = SCHEMA
 
+    def method_columns(self) -> dict[str, tuple[Any, ...]]:
+        """Return the columns of additional methods for the table of classes: K values by title.
+
+        >>> classes = (ClassReport("cat", 2), ClassReport("dog", 2))
+        >>> FailureReport(4, None, classes, methods={"age": {"columns": {"mean age": [3, None]}}}).method_columns()
+        {'mean age': (3, None)}
+        """
+        columns: dict[str, tuple[Any, ...]] = {}
+        for section in self.methods.values():
+            of_section = section.get("columns")
+            for title, values in of_section.items() if isinstance(of_section, dict) else ():
+                if isinstance(values, list | tuple) and len(values) == len(self.classes):
+                    columns[str(title)] = tuple(values)
+        return columns
+
     def to_json(self) -> str:
         """The text of ``report.json``."""
         return json.dumps(self.to_dict(), indent=2, allow_nan=False, ensure_ascii=False) + "\n"

@@ -6,6 +6,7 @@ Captions describe noise without a pattern, so they are shown for classes with a 
 from __future__ import annotations
 
 from collections import Counter
+from typing import Any
 
 from lightning_failures.core.text import (
     NOTHING,
@@ -106,6 +107,8 @@ def classes_markdown(report: FailureReport, *, limit: int | None = None, before:
     """
     ranked = rank_classes(report)
     changes = error_changes(report, before)
+    added = report.method_columns()
+    place = {entry.name: k for k, entry in enumerate(report.classes)}
     rows = [
         (
             escape_markdown(c.name),
@@ -115,6 +118,7 @@ def classes_markdown(report: FailureReport, *, limit: int | None = None, before:
             score(c),
             verdict(c),
             number(_gain(c)),
+            *(_cell(values[place[c.name]]) for values in added.values()),
             *map(escape_markdown, _captions(c)),
         )
         for c in ranked[:limit]
@@ -127,6 +131,7 @@ def classes_markdown(report: FailureReport, *, limit: int | None = None, before:
         "CV score",
         "p-value",
         "ALER - BER",
+        *map(escape_markdown, added),
         "hardest caption",
         "easiest caption",
     )
@@ -134,6 +139,11 @@ def classes_markdown(report: FailureReport, *, limit: int | None = None, before:
     return pipe_table(head, rows, f"l{'r' * (len(head) - 3)}ll") + (
         f"\n\n{more} classes with fewer errors are in report.json." if more else ""
     )
+
+
+def _cell(value: Any) -> str:
+    """Return the value of a column of an additional method as text."""
+    return number(value) if value is None or isinstance(value, float) else escape_markdown(str(value))
 
 
 def tree_markdown(report: FailureReport, *, limit: int | None = None) -> str:

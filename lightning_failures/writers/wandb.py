@@ -56,7 +56,8 @@ class WandbWriter(Writer):
 
         report = result.report
         prefix = tag_prefix(report)
-        table = wandb.Table(columns=list(COLUMNS), data=_class_rows(report, self._previous.get(prefix)))
+        columns = [*COLUMNS, *report.method_columns()]
+        table = wandb.Table(columns=columns, data=_class_rows(report, self._previous.get(prefix)))
         values: dict[str, Any] = {f"{prefix}/table": table, "trainer/global_step": step}
         values |= {f"{prefix}/{key}": _html(text) for key, text in report_sections(report).items()}
         self._previous[prefix] = FailureReport(report.examples, report.accuracy, report.classes)
@@ -128,6 +129,8 @@ def _summary(report: FailureReport) -> dict[str, Any]:
 def _class_rows(report: FailureReport, before: FailureReport | None) -> list[list[Any]]:
     """Return the rows of the table of classes, the worst class first."""
     changes, rows = error_changes(report, before), []
+    added = report.method_columns()
+    place = {entry.name: k for k, entry in enumerate(report.classes)}
     for entry in rank_classes(report)[:MAX_ROWS]:
         cells = entry.to_dict() | best_captions(entry)
         cells |= {
@@ -136,7 +139,8 @@ def _class_rows(report: FailureReport, before: FailureReport | None) -> list[lis
             "error_rate": None if entry.accuracy is None else 1 - entry.accuracy,
             "change": changes.get(entry.name),
         }
-        rows.append([_utf8(cells[column]) for column in COLUMNS])
+        of_methods = [values[place[entry.name]] for values in added.values()]
+        rows.append([_utf8(cell) for cell in (*(cells[column] for column in COLUMNS), *of_methods)])
     return rows
 
 

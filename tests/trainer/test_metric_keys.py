@@ -54,29 +54,29 @@ def test_monitored_keys__of_schedulers(tmp_path):
 
 @pytest.mark.parametrize("name", [*aggregates(), "accuracy", "coverage", "analysis_age", "class/cat/cv_score"])
 def test_check_monitored__all_that_can_be_logged(name):
-    check_monitored([f"failures/{name}", f"failures/{name}/dataloader_1"], directions=True, trees=True)
+    check_monitored([f"failures/{name}", f"failures/{name}/dataloader_1"], ["directions", "trees"])
 
 
 @pytest.mark.parametrize(
-    ("key", "cached_encoders", "message"),
+    ("key", "methods", "message"),
     [
-        ("failures/cv_score_maen", {"directions": True, "trees": True}, "Did you mean cv_score_mean"),
-        ("failures/cv_score_mean", {"directions": False, "trees": True}, r"FailureModes\(encoder=\.\.\.\)"),
-        ("failures/flagged_fraction/dataloader_2", {"directions": False, "trees": True}, "failure directions"),
+        ("failures/cv_score_maen", ["directions", "trees"], "Did you mean cv_score_mean"),
+        ("failures/cv_score_mean", ["trees"], r"FailureModes\(encoder=\.\.\.\)"),
+        ("failures/flagged_fraction/dataloader_2", ["trees"], "failure directions"),
         (
             "failures/valid_leaf_fraction",
-            {"directions": True, "trees": False},
+            ["directions"],
             r"FailureModes\(robust_encoder=\.\.\.\)",
         ),
     ],
 )
-def test_check_monitored__refused(key, cached_encoders, message):
+def test_check_monitored__refused(key, methods, message):
     with pytest.raises(ConfigurationError, match=message):
-        check_monitored([key], **cached_encoders)
+        check_monitored([key], methods)
 
 
 def test_check_monitored__grades_need_no_lens():
-    check_monitored(["failures/accuracy", "failures/coverage"], directions=False, trees=False)
+    check_monitored(["failures/accuracy", "failures/coverage"], [])
 
 
 def test_promised_values__last_else_worst():
