@@ -29,6 +29,7 @@ from lightning_failures.methods import methods_for
 from lightning_failures.report.feature_names import FeatureNames
 from lightning_failures.steering.controller import InterventionController
 from lightning_failures.steering.forks.from_trainer import fork_finished_training, save_start_of_forks
+from lightning_failures.steering.training_view import training_view
 from lightning_failures.trainer.batch_grader import BatchGrader
 from lightning_failures.trainer.batch_reader import BatchReader
 from lightning_failures.trainer.embedding_budget import EmbeddingBudget
@@ -44,6 +45,12 @@ from lightning_failures.trainer.options import (
     PictureOptions,
     check_options,
     merge_former_spellings,
+)
+from lightning_failures.trainer.penultimate import (
+    PenultimateFeatures,
+    PenultimatePass,
+    penultimate_features,
+    with_ids,
 )
 from lightning_failures.trainer.ranks import Communicator
 from lightning_failures.trainer.run_folder import discard_temporary, failures_folder
@@ -195,6 +202,7 @@ class FailureModes(Callback):
         self._active = False
         self._loaders: list[Any] = []
         self._passes: dict[int, EvaluationPass] = {}
+        self._penultimate: dict[int, PenultimatePass] = {}
         self._error: str | None = None
         self._seconds: float | None = None  # for one loader
         self._state = RunState()
@@ -349,6 +357,51 @@ class FailureModes(Callback):
             interventions=self._steering.on,
         )
 
+    # -- penultimate features --------------------------------------------------------------------------------
+
+    def keep_penultimate_features(self, head: str | None = None) -> None:
+        """Keep the penultimate features of the examples that are graded, from the next validation or test on.
+
+        Penultimate features are the input of the submodule that computes the logits. Without this call none are kept.
+
+        Args:
+            head: Name of that submodule, or None to find it.
+        """
+        self._batch_grader.keep_penultimate_features(head)
+
+    def evaluation_features(self, dataloader_idx: int = 0) -> PenultimateFeatures:
+        """Return the penultimate features of the last analysed validation or test: those that this rank graded.
+
+        Raises:
+            ConfigurationError: No features were kept.
+        """
+        if dataloader_idx not in self._penultimate:
+            raise ConfigurationError(
+                f"No penultimate features of loader {dataloader_idx} were kept. Call keep_penultimate_features() before"
+                " a validation that is analysed."
+            )
+        return self._penultimate[dataloader_idx].features(self._batch_grader.head or "")
+
+    def training_features(
+        self, trainer: Trainer, pl_module: LightningModule, *, head: str | None = None
+    ) -> PenultimateFeatures:
+        """Return the penultimate features of this rank's share of the training set, by a pass in eval mode.
+
+        Examples are read as interventions read them: each once, through ``train_analysis_dataset`` if there is one.
+        The modes of all submodules, the random streams and the hooks of the model stay as they are.
+
+        Args:
+            trainer: A Trainer that is fitting the model.
+            pl_module: The model.
+            head: Name of the submodule that computes the logits, or None to find it.
+
+        Raises:
+            ConfigurationError: The training loader is not supported, or the head cannot be found.
+        """
+        view = training_view(trainer, trainer.train_dataloader, self._reader, seed=self.seed)
+        ids = range(self._ranks.rank, len(view), self._ranks.world_size)
+        return penultimate_features(pl_module, with_ids(ids, view.batches(ids)), head=head, trainer=trainer)
+
     # -- one validation or test ------------------------------------------------------------------------------
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -442,6 +495,7 @@ class FailureModes(Callback):
         graded = self._batch_grader.grade(read, ids, grader, trainer, module)
         if graded.features is not None:
             evaluation.penultimate.add(graded.ids, graded.features)
+            self._penultimate[dataloader_idx] = evaluation.penultimate
         if not embeddings.has_encoders:
             return
         if graded.images is None:

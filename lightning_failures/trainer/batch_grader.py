@@ -68,7 +68,6 @@ class BatchGrader:
         reader: Reads batches in the user's form.
         recorders: Records the dataset indices that each loader draws.
         observer: Observes the logits that a step computes.
-        penultimate: Observes the penultimate features too; None: no features are kept.
     """
 
     def __init__(
@@ -76,10 +75,20 @@ class BatchGrader:
         reader: BatchReader,
         recorders: IndexRecorderHook,
         observer: LogitsObserver,
-        penultimate: PenultimateObserver | None = None,
     ) -> None:
         self._reader, self._recorders, self._observer = reader, recorders, observer
-        self._penultimate = penultimate
+        self._penultimate: PenultimateObserver | None = None
+
+    @property
+    def head(self) -> str | None:
+        """Name of the submodule whose input are the penultimate features; None if they are not kept or not found."""
+        return None if self._penultimate is None else self._penultimate.head
+
+    def keep_penultimate_features(self, head: str | None = None) -> None:
+        """Observe the penultimate features too, from the next ``attach`` on; ``head`` names the submodule."""
+        if self._penultimate is not None:
+            self._penultimate.detach()
+        self._penultimate = PenultimateObserver(head)
 
     def attach(self, module: LightningModule) -> None:
         """Register the hooks of the observers; a second call does nothing."""

@@ -1,13 +1,13 @@
 """The live model's penultimate features: the input of the module that computes the logits.
 
-For a linear head, ``features @ head.weight.T + head.bias`` are the logits. Features are kept only while somebody asks
-for them: validation batches yield them through a :class:`PenultimateObserver` that is given to the batch grader, the
-training set through :func:`penultimate_features`, a pass in eval mode that leaves the model as it was.
+For a linear head, ``features @ head.weight.T + head.bias`` are the logits. Features are kept only on request: those of
+evaluation batches are observed while the batches are graded (:class:`PenultimateObserver`), those of the training set
+come from a pass in eval mode that leaves the model as it was (:func:`penultimate_features`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from lightning_failures.core.rng import isolated_rng
+from lightning_failures.data.grades import BatchRecord
 from lightning_failures.errors import ConfigurationError, did_you_mean
 from lightning_failures.trainer.logits_hook import is_sharded
 from lightning_failures.trainer.ranks import Communicator, exchange_by_id
@@ -169,7 +170,7 @@ class PenultimateFeatures:
     """Penultimate features of some examples.
 
     Attributes:
-        ids: (N,) int64, in the order in which the examples were read.
+        ids: (N,) int64.
         features: (N, D) float32.
         head: Name of the submodule whose input they are.
     """
@@ -190,6 +191,17 @@ class PenultimatePass:
         """Add the features (B, D) of the ids (B,) of a batch."""
         self._ids.append(ids)
         self._features.append(features)
+
+    def features(self, head: str) -> PenultimateFeatures:
+        """Return the features of this rank's examples, each once, by ascending id; ``head`` names their submodule."""
+        if not self._ids:
+            return PenultimateFeatures(torch.empty(0, dtype=torch.int64), torch.empty(0, 0), head)
+        ids, features = torch.cat(self._ids), torch.cat(self._features)
+        order = ids.argsort(stable=True)
+        ids, features = ids[order], features[order]
+        is_first = torch.ones(len(ids), dtype=torch.bool)
+        is_first[1:] = ids[1:] != ids[:-1]
+        return PenultimateFeatures(ids[is_first], features[is_first], head)
 
     def features_of(self, ranks: Communicator, wanted: list[Tensor]) -> Tensor | None:
         """Return the features (u, D) of the ids that this rank asks for. Collective.
@@ -251,6 +263,21 @@ def penultimate_features(
     if not all_ids:
         return PenultimateFeatures(torch.empty(0, dtype=torch.int64), torch.empty(0, 0), head or "")
     return PenultimateFeatures(torch.cat(all_ids), torch.cat(all_features), observer.head or "")
+
+
+def with_ids(ids: Sequence[int], records: Iterable[BatchRecord]) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield the ids and images of batches that hold the examples ``ids`` in this order.
+
+    Raises:
+        ConfigurationError: A batch has no images.
+    """
+    start = 0
+    for record in records:
+        if record.images is None:
+            raise ConfigurationError("The batches of the training set hold no images: give read_batch.")
+        stop = start + len(record.images)
+        yield torch.tensor(ids[start:stop]), record.images
+        start = stop
 
 
 @contextmanager

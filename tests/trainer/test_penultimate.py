@@ -16,6 +16,7 @@ from lightning_failures.trainer.logits_hook import LogitsObserver
 from lightning_failures.trainer.penultimate import PenultimateObserver, PenultimatePass, penultimate_features
 from lightning_failures.trainer.ranks import Communicator
 from tests.helpers.toy import Classifier, Images, loader, trainer
+from tests.helpers.toy import callback as make_callback
 
 
 class HandMade(L.LightningModule):
@@ -162,9 +163,11 @@ def test_observer__holds_nothing_between_steps_and_removes_its_hooks():
 class GradesValidation(L.Callback):
     """Grades a validation as the callback does, with or without features."""
 
-    def __init__(self, penultimate):
+    def __init__(self, penultimate: bool):
         self.recorders = IndexRecorderHook()
-        self.batches = BatchGrader(BatchReader(), self.recorders, LogitsObserver(), penultimate)
+        self.batches = BatchGrader(BatchReader(), self.recorders, LogitsObserver())
+        if penultimate:
+            self.batches.keep_penultimate_features()
 
     def setup(self, trainer, pl_module, stage):
         self.recorders.attach(trainer)
@@ -192,20 +195,19 @@ class GradesValidation(L.Callback):
 
 
 def test_validation__features_of_each_example_by_id(tmp_path):
-    model, observer = SmallNet(), PenultimateObserver()
-    callback = GradesValidation(observer)
+    model, callback = SmallNet(), GradesValidation(True)
     trainer(tmp_path, callback).validate(model, loader(40), verbose=False)
     wanted = torch.tensor([3, 7, 31])
     features = callback.evaluation.penultimate.features_of(Communicator(), [wanted])
     images = torch.stack([Images(40)[i][0] for i in wanted])
     logits = model.eval()(images)
     torch.testing.assert_close(features @ model.head.weight.T + model.head.bias, logits)
-    assert observer.head == "head"
+    assert callback.batches.head == "head"
     assert hooks(model) == 0
 
 
 def test_validation__keeps_no_features_unless_asked(tmp_path):
-    callback = GradesValidation(None)
+    callback = GradesValidation(False)
     trainer(tmp_path, callback).validate(SmallNet(), loader(40), verbose=False)
     assert callback.evaluation.penultimate.features_of(Communicator(), [torch.tensor([3])]) is None
 
@@ -287,3 +289,53 @@ def test_training_pass__refused():
     with pytest.raises(ConfigurationError, match=r"Pair\.forward returns a tuple"):
         penultimate_features(Pair(), [(torch.arange(2), INPUT)])
     assert penultimate_features(HandMade(), []).features.shape == (0, 0)
+
+
+# -- through the callback --------------------------------------------------------------------------------------
+
+
+class ReadsBothSets(L.Callback):
+    """Asks FailureModes for the features of both sets at the end of training."""
+
+    def __init__(self, failure_modes):
+        self.failure_modes = failure_modes
+
+    def on_train_end(self, trainer, pl_module):
+        self.validation = self.failure_modes.evaluation_features()
+        self.training = self.failure_modes.training_features(trainer, pl_module)
+        with torch.no_grad():
+            self.head = [parameter.clone() for parameter in pl_module.head.parameters()]
+            pl_module.eval()
+            self.logits = [
+                pl_module(torch.stack([image for image, _ in Images(size, seed=seed)])) for size, seed in SETS
+            ]
+            pl_module.train()
+
+
+SETS = [(40, 0), (64, 1)]
+
+
+@pytest.mark.filterwarnings("ignore:.*number of training batches .* is smaller than the logging interval.*")
+def test_callback__hands_out_the_features_of_both_sets(tmp_path):
+    failure_modes = failure_modes_of(tmp_path)
+    failure_modes.keep_penultimate_features()
+    reads = ReadsBothSets(failure_modes)
+    model = SmallNet()
+    trainer(tmp_path, failure_modes, reads).fit(model, loader(64, seed=1, shuffle=True), loader(40))
+    weight, bias = reads.head
+    for found, logits in zip((reads.validation, reads.training), reads.logits, strict=True):
+        assert found.head == "head"
+        assert found.ids.tolist() == list(range(len(logits)))
+        torch.testing.assert_close(found.features @ weight.T + bias, logits, atol=1e-5, rtol=1e-4)
+    assert hooks(model) == 0
+
+
+def test_callback__keeps_nothing_unless_asked(tmp_path):
+    failure_modes, model = failure_modes_of(tmp_path), SmallNet()
+    trainer(tmp_path, failure_modes).validate(model, loader(40), verbose=False)
+    with pytest.raises(ConfigurationError, match=r"Call keep_penultimate_features\(\) before"):
+        failure_modes.evaluation_features()
+
+
+def failure_modes_of(folder):
+    return make_callback(encoder=None, cache_folder=folder / "cache")
