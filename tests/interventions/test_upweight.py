@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import torch
 
-from lightning_failures import Grades
 from lightning_failures.errors import ConfigurationError
 from lightning_failures.interventions import JudgedExamples, Upweight
-from lightning_failures.interventions.validation_split import in_report_part, report_numbers, take_grades
 
 
 def judged(values, *, labels=None, reasons=(None,)) -> JudgedExamples:
@@ -62,21 +59,3 @@ def test_options__are_told_in_full():
     one = Upweight(factor=3.0, every_n_epochs=2)
     assert one.options["factor"] == 3.0
     assert repr(eval(repr(one), {"Upweight": Upweight})) == repr(one)
-
-
-def test_parts__halves_that_keep_groups_whole_and_stay():
-    rows = torch.arange(4000)
-    grades = Grades(rows, rows % 3, rows % 2, torch.ones(4000), ("a", "b", "c"), groups=rows // 4)
-    retained = in_report_part(grades)
-    assert 0.45 < retained.float().mean() < 0.55
-    assert (retained.reshape(-1, 4).float().std(1) == 0).all()
-    some = take_grades(grades, rows % 5 == 0)
-    assert torch.equal(in_report_part(some), retained[::5])
-    assert not torch.equal(in_report_part(grades, seed=1), retained)
-
-
-def test_report_numbers__undefined_ones_are_absent():
-    rows = torch.arange(9)
-    grades = Grades(rows, rows * 0, rows % 2, torch.ones(9), ("a", "b"))
-    assert report_numbers(grades, torch.tensor([99])) == {"report/accuracy": pytest.approx(5 / 9)}
-    assert report_numbers(take_grades(grades, rows < 0)) == {}

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+
 import pytest
 import torch
 from torch.utils.data import DataLoader, TensorDataset
@@ -10,6 +13,16 @@ from lightning_failures.errors import ConfigurationError
 from lightning_failures.interventions.appended import AppendedDataset
 from lightning_failures.interventions.sampler import SamplingSchedule, WeightedSampler
 from lightning_failures.steering.loader_patch import checked_loader, install_sampler, original_dataset
+from tests.end_to_end.test_added import filtered
+from tests.end_to_end.test_interventions import Drawn, steered, train_loader
+from tests.helpers.toy import loader as loader_of
+from tests.helpers.toy import trainer
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*does not have many workers.*"),
+    pytest.mark.filterwarnings("ignore:.*number of training batches .* is smaller than the logging interval.*"),
+    pytest.mark.filterwarnings("ignore:The dirpath has changed"),
+]
 
 DATA = TensorDataset(torch.arange(12.0)[:, None], torch.arange(12) % 3)
 
@@ -68,3 +81,18 @@ def test_internals__persistent_workers_are_in_iterator():
     restore()
     assert loader._iterator is None
     assert len(next(iter(loader))) == 2
+
+
+def test_loaders__that_were_replaced_are_free_to_go(tmp_path):
+    made = []
+
+    class Reloads(Drawn):
+        def train_dataloader(self):
+            made.append(weakref.ref(data := train_loader()))
+            return data
+
+    run = trainer(tmp_path, steered(filtered()), max_epochs=4, reload_dataloaders_every_n_epochs=1)
+    run.fit(Reloads(), val_dataloaders=loader_of(400))
+    gc.collect()
+    assert len(made) == 4
+    assert [one() for one in made[:3]] == [None] * 3

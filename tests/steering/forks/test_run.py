@@ -2,112 +2,26 @@
 
 from __future__ import annotations
 
-import copy
 import random
 from pathlib import Path
 
-import lightning as L
 import numpy as np
 import pytest
 import torch
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from torch import nn
-from torch.utils.data import DataLoader
 
 from lightning_failures.errors import ConfigurationError
 from lightning_failures.interventions import Upweight
 from lightning_failures.interventions.validation_split import Part, part_of
-from lightning_failures.steering.forks.from_trainer import fork_trainer
-from lightning_failures.steering.forks.run import Forks, Run, fork_verdict
-from tests.helpers.toy import Images, OracleClassifier, callback, loader, trainer
+from lightning_failures.steering.forks.run import Forks, fork_verdict
+from tests.helpers.toy import OracleClassifier
+from tests.steering.forks.runs import DATA, Learns, Maker
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*does not have many workers.*"),
     pytest.mark.filterwarnings("ignore:.*is smaller than the logging interval.*"),
 ]
-
-
-class Numbered(Images):
-    def __getitem__(self, index):
-        return *super().__getitem__(index), index
-
-
-DATA = Numbered(96, seed=5)
-
-
-class Learns(OracleClassifier):
-    """The more dark images it is shown, the more of them it gets right; steps have noise. Remembers what it saw."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.skill = nn.Parameter(torch.tensor(-1.5))
-        self.drawn: dict[int, list[int]] = {}
-
-    def forward(self, x):
-        return super().forward(x) * (1 + 0.01 * self.skill)
-
-    def _guess(self, pixels):
-        labels = (pixels[:, 0, 0, 0] * 10).round().long()
-        dark = pixels.mean((1, 2, 3)) < 0.45
-        wrong = dark & (pixels[:, 1, 3, 3] * 1000 % 1 > self.skill.sigmoid())
-        return 4.0 * nn.functional.one_hot((labels + wrong.long()) % 4, 4).float()
-
-    def training_step(self, batch, batch_idx):
-        x, _, index = batch
-        self.drawn.setdefault(self.current_epoch, []).extend(index.tolist())
-        dark = (x.mean((1, 2, 3)) * 0.25 + 0.5 < 0.45).float().mean()
-        return -self.skill * (dark - 0.5 + 0.1 * torch.randn(()))
-
-    def configure_optimizers(self):
-        optimizer = torch.optim.SGD([self.skill], lr=1.0)
-        return [optimizer], [torch.optim.lr_scheduler.StepLR(optimizer, step_size=1, gamma=0.9)]
-
-
-class Maker:
-    """Makes equal runs, and keeps them."""
-
-    def __init__(self, tmp_path, *interventions, module=Learns, callbacks=(), every_n_epochs=1, **options):
-        self.tmp_path, self.interventions = tmp_path, interventions or (Upweight(8.0, triage=False),)
-        self.module, self.callbacks, self.options = module, callbacks, {"max_epochs": 3} | options
-        self.every_n_epochs = every_n_epochs
-        self.runs = []
-
-    def __call__(self) -> Run:
-        modes = callback(
-            interventions=() if self.interventions == (None,) else copy.deepcopy(self.interventions),
-            pictures=False,
-            cache_folder=self.tmp_path / "cache",
-            every_n_epochs=self.every_n_epochs,
-        )
-        order = torch.Generator().manual_seed(3)
-        data = {
-            "train_dataloaders": DataLoader(DATA, batch_size=16, shuffle=True, generator=order),
-            "val_dataloaders": loader(400),
-        }
-        run = trainer(self.tmp_path, modes, *(make() for make in self.callbacks), **self.options)
-        self.runs.append(Run(run, self.module(), data))
-        return self.runs[-1]
-
-    def checkpoint(self, epochs=1, name="start.ckpt", weights_only=False):
-        """Train, and save at the end of an epoch."""
-        path = self.tmp_path / "run" / "checkpoints" / name
-
-        class Saves(Callback):
-            def on_train_epoch_end(self, trainer, pl_module):
-                if trainer.current_epoch == epochs - 1:
-                    trainer.save_checkpoint(path, weights_only=weights_only)
-
-        L.seed_everything(1, verbose=False)
-        run = self()
-        run.trainer.callbacks.append(Saves())
-        run.trainer.fit_loop.max_epochs = epochs
-        run.trainer.fit(run.module, **run.data)
-        self.runs.clear()
-        return path
-
-
-def modes_of(run):
-    return next(one for one in run.trainer.callbacks if hasattr(one, "interventions"))
 
 
 # -- what comes out ------------------------------------------------------------------------------------------
@@ -325,61 +239,3 @@ def test_refused__what_cannot_give_a_verdict(tmp_path, interventions, options, t
     path = Maker(tmp_path).checkpoint()
     with pytest.raises(ConfigurationError, match=told):
         fork_verdict(Maker(tmp_path, *interventions, max_steps=12), path, **options)
-
-
-# -- at the end of a training --------------------------------------------------------------------------------
-
-
-class AtTheEnd(Callback):
-    """Calls as FailureModes(verdict="fork") would; not in the forks."""
-
-    def __init__(self, path):
-        self.path, self.found, self.forks = path, None, True
-
-    def on_train_epoch_end(self, trainer, pl_module):
-        if trainer.current_epoch == 0 and self.forks:
-            trainer.save_checkpoint(self.path)
-
-    def on_fit_end(self, trainer, pl_module):
-        if self.forks:
-            self.forks = False
-            (modes,) = (one for one in trainer.callbacks if hasattr(one, "interventions"))
-            modes._detach()
-            self.found = fork_trainer(trainer, pl_module, modes, self.path, pairs=2)
-
-
-class Data(L.LightningDataModule):
-    def train_dataloader(self):
-        return DataLoader(DATA, batch_size=16, shuffle=True)
-
-    def val_dataloader(self):
-        return loader(400)
-
-
-@pytest.mark.parametrize("datamodule", [True, pytest.param(False, marks=pytest.mark.slow)])
-def test_live__at_the_end_of_a_fit(tmp_path, datamodule):
-    run = Maker(tmp_path)()
-    ending = AtTheEnd(tmp_path / "start.ckpt")
-    run.trainer.callbacks.append(ending)
-    run.trainer.fit(run.module, **({"datamodule": Data()} if datamodule else run.data))
-    assert ending.found.outcome == "helped"
-    assert "2 epochs from the checkpoint on" in ending.found.sentence
-    assert run.module.trainer is run.trainer
-    assert run.trainer.current_epoch == 3
-    assert set(run.module.drawn) == {0, 1, 2}
-    if datamodule:
-        assert run.trainer.datamodule.trainer is run.trainer
-
-
-def test_live__a_module_that_cannot_be_copied(tmp_path):
-    class Held(Learns):
-        def __deepcopy__(self, memo):
-            raise TypeError("a lock")
-
-    run = Maker(tmp_path, module=Held)()
-    ending = AtTheEnd(tmp_path / "start.ckpt")
-    run.trainer.callbacks.append(ending)
-    run.trainer.fit(run.module, **run.data)
-    assert ending.found.outcome == "not measured"
-    assert "a lock" in ending.found.sentence
-    assert "lightning-failures verdict" in ending.found.sentence
