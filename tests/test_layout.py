@@ -174,6 +174,55 @@ def test_faces__are_the_only_modules_with_public_names(module):
         assert getattr(loaded, public).__doc__, public
 
 
+# -- tests -----------------------------------------------------------------------------------------------------------
+
+FEW_STATEMENTS = 12
+"""Modules with fewer statements in their functions are tested where they are used."""
+
+TESTED_ELSEWHERE = {
+    "analysis/fits.py": "analysis/test_analyse.py",  # the fits are compared with those of single classes
+    "cli/demo.py": "cli/test_main.py",
+    "doctor/reference_images.py": "doctor/test_encoders.py",
+    "interventions/filtered.py": "end_to_end/test_added.py",  # needs the pool and the model of a training
+    "interventions/synthesis/generate.py": "interventions/test_synthetic.py",
+    "stats/kernels/smo.py": "directions/test_svm.py",  # equals scikit-learn's support vector machine
+    "steering/round.py": "end_to_end/test_interventions.py",  # these three need a Trainer in the middle of a fit
+    "steering/training_judge.py": "end_to_end/test_added.py",
+    "steering/training_view.py": "end_to_end/test_interventions.py",
+    "trainer/epoch_end.py": "end_to_end/test_callback_edges.py",
+    "trainer/schedule.py": "test_callback.py",
+}
+"""Modules without a test file of their own, and the file that tests them."""
+
+
+def statements(source: str) -> int:
+    """Number of statements in the functions of a source, without docstrings and the bodies of protocols."""
+    functions = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.FunctionDef)]
+    return sum(not _is_constant(node) for function in functions for node in function.body)
+
+
+def _is_constant(node: ast.stmt) -> bool:
+    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+
+
+def test_tests__mirror_the_modules():
+    modules = {path.relative_to(PACKAGE) for path in FILES.values() if path.name != "__init__.py"}
+    modules = {path for path in modules if statements((PACKAGE / path).read_text()) >= FEW_STATEMENTS}
+    lacking = {path for path in modules if not (ROOT / "tests" / path.with_name(f"test_{path.name}")).is_file()}
+    assert {path.as_posix() for path in lacking} <= set(TESTED_ELSEWHERE)
+    assert all((ROOT / "tests" / path).is_file() for path in TESTED_ELSEWHERE.values())
+
+
+def test_statements__of_functions_count():
+    assert (
+        statements(
+            '"""Text."""\nA = 1\nclass B:\n    def f(self):\n        """Text."""\n        x = 1\n        return x\n'
+        )
+        == 2
+    )
+    assert statements('class P(Protocol):\n    def f(self) -> int:\n        """Text."""\n        ...\n') == 0
+
+
 # -- what importing costs --------------------------------------------------------------------------------------------
 
 
