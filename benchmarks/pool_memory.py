@@ -37,7 +37,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from lightning_failures import FailureModes
-from lightning_failures.cli.main import FailureTrainer
+from lightning_failures.cli.lightning_commands import FailureTrainer
 from lightning_failures.directions import FailureDirections, fit_failure_directions
 from lightning_failures.encoders import ModuleEncoder
 

@@ -1,4 +1,4 @@
-"""The analysis alone, on any classifier: here a logistic regression on small pictures. Runs offline in seconds.
+"""The analysis without a Trainer, for any classifier: here a logistic regression. Runs offline in seconds.
 
 python examples/without_a_trainer.py
 """
@@ -15,7 +15,7 @@ from lightning_failures.report.tables import class_table
 
 
 def pixels(images):
-    """(N, 3, 32, 32) uint8 -> (N, 192): what the regression sees."""
+    """Return the input of the regression: (N, 3, 32, 32) uint8 -> (N, 192)."""
     return torch.nn.functional.avg_pool2d(images.float() / 255, 4).flatten(1).numpy()
 
 

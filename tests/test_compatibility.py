@@ -137,7 +137,7 @@ def test_pool__shards_give_the_same_hardest_examples():
 
 
 def test_pool__is_not_embedded_again(files, capsys):
-    from lightning_failures.cli.main import FailureTrainer
+    from lightning_failures.cli.lightning_commands import FailureTrainer
 
     encoder = ColourEncoder()
     options = {"accelerator": "cpu", "logger": False, "enable_progress_bar": False, "enable_checkpointing": False}

@@ -8,8 +8,16 @@ Files, each importing only from those above it::
     assign      Captions for the classes of an analysis: selection of the classes, and their scored captions
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 from lightning_failures.captions.candidates import caption_source
 from lightning_failures.captions.grammar import CaptionGrammar, CaptionVocabulary
 from lightning_failures.captions.scoring import score_captions
+from lightning_failures.core.moved import old_names
 
 __all__ = ["CaptionGrammar", "CaptionVocabulary", "caption_source", "score_captions"]
+
+if not TYPE_CHECKING:
+    __getattr__ = old_names(__name__)

@@ -1,10 +1,20 @@
 """The command ``lightning-failures``.
 
+There are two kinds of commands, and each new one takes a line in ``commands.COMMANDS``, whichever its kind:
+
+* a command without model and data is a function of the arguments, in a file of its own (as ``report`` and ``diff``);
+* a command with model and data is a method of ``lightning_commands.FailureTrainer`` (as ``analyse`` and ``doctor``):
+  LightningCLI makes its options from the signature and docstring, and builds model, data and Trainer from a config.
+
+Wrong input ends in one line on standard error: raise a :class:`~lightning_failures.errors.FailureModesError`.
+
 Files, each importing only from those above it::
 
-    demo    The main job on real input without a network: coloured digits, the packaged encoders, a real Trainer
-    report  ``lightning-failures report`` and ``diff``: what runs left on disk, shown in a terminal, as HTML and as
-    main    ``lightning-failures``: one command for each thing that people do with the package
+    commands            The table of all commands. It imports nothing, so that --help answers at once
+    demo                A training with a planted shortcut that needs no network: coloured digits and packaged encoders
+    report              Commands report and diff, which read the files of runs
+    lightning_commands  Commands with model and data: LightningCLI and its Trainer with additional subcommands
+    main                The entry point: find the command, run it, and turn errors into exit statuses
 """
 
 from lightning_failures.cli.main import main

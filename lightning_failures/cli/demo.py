@@ -1,4 +1,4 @@
-"""The main job on real input without a network: coloured digits, the packaged encoders, a real Trainer."""
+"""A training with a planted shortcut that needs no network: coloured digits and packaged encoders."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 
 import lightning as L
 import torch
+from jsonargparse import auto_cli
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from lightning_failures.bundled.digits import ColouredDigitsDataModule, DigitClassifier
@@ -25,29 +26,33 @@ from lightning_failures.writers import write_report
 Truth = Mapping[str, str]
 
 
+def run_demo(arguments: Sequence[str]) -> None:
+    """Run ``lightning-failures demo``."""
+    auto_cli(demo, args=list(arguments), prog="lightning-failures demo", as_positional=False)
+
+
 def demo(*, seed: int = 0, output: Path = Path("failures-demo"), epochs: int = 6, shortcut: float = 0.95) -> None:
     """Train a small classifier on coloured digits and show on which kinds of digits it fails.
 
-    Real handwritten digits are drawn in colour. Eight of the ten have a usual tint, so the classifier learns to
-    read the tint where it should read the shape, and fails where a digit bears its unusual tint. Nothing is
-    downloaded.
+    Real handwritten digits are drawn in colour. Eight of the ten classes have a usual tint, so the classifier learns
+    the tint instead of the shape, and fails on digits in an unusual tint. Nothing is downloaded.
 
     Args:
-        seed: Draws the tints, the images and the weights. Equal seeds give equal results.
+        seed: Seed of the tints, the images and the weights. Equal seeds give equal results.
         output: Folder for the TensorBoard logs, the pictures and the report.
-        epochs: Epochs of training, with one analysis each.
+        epochs: Number of training epochs, each with one analysis.
         shortcut: Probability of the usual tint in training, 0.5 (no shortcut) to 0.99.
     """
     if epochs < 1:
         raise ConfigurationError(f"demo: epochs must be at least 1, got {epochs}.")
     report, log_dir = train_digits(seed=seed, output=output, epochs=epochs, shortcut=shortcut)
     write_report(report, output)
-    page = write_html(log_dir / "failures")  # anew: the report has the truth now
+    page = write_html(log_dir / "failures")  # written again, because the report holds the planted truth now
     write_atomically(output / HTML_FILE, page.read_bytes())
     print(f"\nFailure modes after {epochs} epochs, {report.examples} validation images:\n")
     print(class_table(report))
-    if told := enrichment_lines(report):
-        print("\nKnown attributes, over-represented among what the directions flag:\n  " + "\n  ".join(told))
+    if lines := enrichment_lines(report):
+        print("\nAttributes over-represented among the flagged examples:\n  " + "\n  ".join(lines))
     print(
         f"\nReport:       {output / HTML_FILE} (one file, for any browser; all records are in {log_dir / 'failures'})"
         f"\nTensorBoard:  tensorboard --logdir {output}"
@@ -57,7 +62,7 @@ def demo(*, seed: int = 0, output: Path = Path("failures-demo"), epochs: int = 6
 def train_digits(
     *, seed: int, output: Path, epochs: int, shortcut: float, progress: bool = True
 ) -> tuple[FailureReport, Path]:
-    """Train with the callback; return the last report, with the truth attached, and the folder of the logs."""
+    """Train with the callback; return the last report, with the planted truth, and the log folder."""
     L.seed_everything(seed, verbose=False)
     callback = FailureModes(
         encoder="embedded:digits",
@@ -91,7 +96,7 @@ def train_digits(
 
 
 def attach_truth(report: FailureReport, truth: Sequence[Truth | None]) -> FailureReport:
-    """Add what was planted, after the fact: the analysis has never seen it."""
+    """Return the report with the planted tints of each class. The analysis itself has never seen them."""
     classes = (
         replace(entry, truth=None if planted is None else dict(planted))
         for entry, planted in zip(report.classes, truth, strict=True)
@@ -101,7 +106,10 @@ def attach_truth(report: FailureReport, truth: Sequence[Truth | None]) -> Failur
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """Two threads save a third on idle cores and lose more on busy ones: see ``benchmarks/demo_threads.py``."""
+    """Use one thread of torch inside the block.
+
+    Two threads take a third less time on idle cores and more time on busy ones: see ``benchmarks/demo_threads.py``.
+    """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -1,4 +1,4 @@
-"""``lightning-failures report`` and ``diff``: what runs left on disk, shown in a terminal, as HTML and as JSON."""
+"""Commands ``report`` and ``diff``, which read the files of runs: text for a terminal, HTML and JSON."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ def report(arguments: Sequence[str]) -> None:
         return
     try:
         path = write_html(run, options.output)
-        beside = Path(options.run) / HTML_FILE  # the demo's copy
-        if options.output is None and beside.is_file() and not beside.samefile(path):
-            path = write_html(run, beside)
+        copy = Path(options.run) / HTML_FILE  # the demo keeps a copy in the folder above the run
+        if options.output is None and copy.is_file() and not copy.samefile(path):
+            path = write_html(run, copy)
     except OSError as error:
-        raise ConfigurationError(f"The page cannot be written ({error}). Name another place: --output FILE.") from error
+        raise ConfigurationError(f"Could not write the page ({error}). Give another place: --output FILE.") from error
     print(f"\nReport: {printable(str(path))}")
 
 
@@ -58,12 +58,12 @@ def diff(arguments: Sequence[str]) -> None:
         try:
             write_atomically(Path(options.json), text.encode())
         except OSError as error:
-            raise ConfigurationError(f"{options.json} cannot be written: {error}") from error
+            raise ConfigurationError(f"Could not write {options.json}: {error}") from error
         print(f"\nJSON: {printable(options.json)}")
 
 
 def report_text(run: Run) -> str:
-    """The last report of a run for a terminal."""
+    """Return the last report of a run as text for a terminal."""
     last = run.report
     head = (
         f"{printable(str(run.folder))}: epoch {last.epoch}, step {last.global_step}, {last.examples} examples, "
@@ -71,26 +71,26 @@ def report_text(run: Run) -> str:
     )
     sections = [
         ("Notes", [clean(note, 400) for note in (*last.notes, *run.notes)]),
-        ("How far to trust it, the worst classes", trust_lines(last, limit=_TRUSTED)),
+        ("Confidence in the findings, worst classes", trust_lines(last, limit=_TRUSTED)),
         ("Failure diary", diary_lines(last, limit=_MODES)),
-        ("Known attributes, over-represented among the flagged", enrichment_lines(last)),
+        ("Attributes over-represented among the flagged examples", enrichment_lines(last)),
         ("Interventions", intervention_lines(last)),
         ("Valid leaves of the failure trees", _rules(last)),
     ]
-    return "\n\n".join([head, class_table(last), *_told(sections)])
+    return "\n\n".join([head, class_table(last), *_section_texts(sections)])
 
 
 def diff_text(found: Comparison, *, ids: int = 0) -> str:
-    """What changed from one run to the other, for a terminal.
+    """Return the comparison of two runs as text for a terminal.
 
     Args:
         found: The comparison.
-        ids: How many of the fixed, new and persistent failures to name each.
+        ids: Number of fixed, of new and of persistent failures to list.
     """
     lines = [_side("a", found.a), _side("b", found.b), ""]
     lines.append(
-        f"{found.examples} examples are in both with the same label; {found.only_a} only in a, {found.only_b} only in"
-        f" b, {found.relabelled} with another label."
+        f"{found.examples} examples are in both runs with the same label; {found.only_a} only in a, {found.only_b} only"
+        f" in b, {found.relabelled} with another label."
     )
     for side, names in (("a", found.classes_only_a), ("b", found.classes_only_b)):
         if names:
@@ -106,11 +106,11 @@ def diff_text(found: Comparison, *, ids: int = 0) -> str:
     for title, changes in (("Fixed", found.fixed), ("New", found.new), ("Persistent", found.persistent)):
         sections.append((f"{title} failures", _examples(changes, ids)))
     sections.append(("Notes", [clean(note, 400) for note in found.notes]))
-    return "\n\n".join([*parts, *_told(sections)])
+    return "\n\n".join([*parts, *_section_texts(sections)])
 
 
 def _rules(last: FailureReport) -> list[str]:
-    """The valid leaves of trees that found a pattern, the most important first."""
+    """Return a line for each valid leaf of the trees that found a pattern, the most important first."""
     names = names_in(last.features)
     found = [(leaf, group) for group in last.groups if group.pattern for leaf in group.leaves if leaf.valid]
     found.sort(key=lambda pair: -pair[0].importance)
@@ -123,8 +123,8 @@ def _rules(last: FailureReport) -> list[str]:
     return lines + ([f"{len(found) - _RULES} more in report.json"] if len(found) > _RULES else [])
 
 
-def _told(sections: Sequence[tuple[str, Sequence[str]]]) -> list[str]:
-    """Those that have lines, each under its title."""
+def _section_texts(sections: Sequence[tuple[str, Sequence[str]]]) -> list[str]:
+    """Return the text of each section that has lines, with its title above."""
     wrapper = textwrap.TextWrapper(110, initial_indent="  ", subsequent_indent="    ", break_on_hyphens=False)
     return ["\n".join([f"{title}:", *(wrapper.fill(line) for line in lines)]) for title, lines in sections if lines]
 
@@ -138,10 +138,10 @@ def _side(name: str, side: Side) -> str:
 
 def _overall(found: Comparison) -> str:
     change = found.overall
-    told = "" if change.different else ", no difference that the data can tell"
+    verdict = "" if change.different else ", no significant difference"
     return (
         f"Error rate {number(change.error_rate_a, '.3f')} -> {number(change.error_rate_b, '.3f')}"
-        f" ({number(change.change, '+.3f')}, p = {number(change.p_value, '.2g')}{told}):"
+        f" ({number(change.change, '+.3f')}, p = {number(change.p_value, '.2g')}{verdict}):"
         f" {change.fixed} fixed, {change.new} new, {change.persistent} persistent failures.\n"
         f"Both predict the same class for {number(found.same_predictions)} of the examples;"
         f" agreement of their failures (Cohen's kappa) {number(found.agreement)}."
@@ -149,22 +149,22 @@ def _overall(found: Comparison) -> str:
 
 
 def _class_changes(classes: Sequence[ClassChange]) -> str:
-    """An aligned table, those that differ first, then by the size of the change."""
-    ranked = sorted(classes, key=lambda one: (not one.different, -abs(one.change or 0.0)))
+    """Return an aligned table of the classes: significant differences first, then by the size of the change."""
+    ranked = sorted(classes, key=lambda entry: (not entry.different, -abs(entry.change or 0.0)))
     head = ("class", "examples", "error a", "error b", "change", "fixed", "new", "persistent", "p-value")
     rows = [
         (
-            clean(one.name, 24),
-            str(one.examples),
-            number(one.error_rate_a, ".3f"),
-            number(one.error_rate_b, ".3f"),
-            number(one.change, "+.3f"),
-            str(one.fixed),
-            str(one.new),
-            str(one.persistent),
-            number(one.p_value, ".2g") if one.different else "no difference",
+            clean(entry.name, 24),
+            str(entry.examples),
+            number(entry.error_rate_a, ".3f"),
+            number(entry.error_rate_b, ".3f"),
+            number(entry.change, "+.3f"),
+            str(entry.fixed),
+            str(entry.new),
+            str(entry.persistent),
+            number(entry.p_value, ".2g") if entry.different else "no difference",
         )
-        for one in ranked[:_CLASSES]
+        for entry in ranked[:_CLASSES]
     ]
     widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
     lines = [
@@ -181,7 +181,7 @@ def _mode(mode: ModeChange) -> str:
     how = {
         "directions": f"cosine {number(mode.cosine)}, shared {number(mode.shared)}",
         "members": f"shared {number(mode.shared)}",
-        None: mode.why or "nothing tells whether they are the same",
+        None: mode.why or "no way to match it with a mode of the other run",
     }[mode.matched_by]
     return f"{mode.fate}  {clean(mode.class_name)}: {' -> '.join(map(str, sizes))} flagged failures ({clean(how)})" + (
         f', "{shorten_caption(caption)}"' if caption else ""
@@ -198,21 +198,21 @@ def _report_options(arguments: Sequence[str]) -> Namespace:
     parser = ArgumentParser(
         "lightning-failures report",
         description="Show the last report of a run, and write it as one HTML file that needs no network.\n"
-        "Only files are read: neither the model nor the data are needed.",
+        "Only the files of the run are read; neither the model nor the data is needed.",
         epilog="examples:\n  lightning-failures report failures-demo\n"
         "  lightning-failures report lightning_logs/version_3 --output ticket.html",
         formatter_class=RawDescriptionHelpFormatter,
     )
     parser.add_argument("run", type=Path, metavar="RUN", help=_RUN)
     parser.add_argument(
-        "--output", type=Path, metavar="FILE", help="where to write the HTML; default: report.html beside the report"
+        "--output", type=Path, metavar="FILE", help="where to write the HTML; default: report.html next to the report"
     )
     parser.add_argument("--text-only", action="store_true", help="write no HTML")
     parser.add_argument(
         "--feature-names",
         type=Path,
         metavar="FILE",
-        help="YAML file with names of features; default: features.yaml of the run. It is read anew each time",
+        help="YAML file with names of features; default: features.yaml of the run. The file is read each time",
     )
     return parser.parse_args(list(arguments))
 
@@ -220,19 +220,19 @@ def _report_options(arguments: Sequence[str]) -> Namespace:
 def _diff_options(arguments: Sequence[str]) -> Namespace:
     parser = ArgumentParser(
         "lightning-failures diff",
-        description="Compare two runs from their saved records: which failures were fixed, which are new, which\n"
-        "persist, for each class whether the data can tell a difference, and what became of the failure modes.\n"
-        "Examples are paired by their id and label. Only files are read; the exit status is 0 whatever is found.",
+        description="Compare two runs from their files: which failures were fixed, which are new and which persist,\n"
+        "which classes differ significantly, and which failure modes are gone, new or persistent.\n"
+        "Examples are paired by id and label. The exit status is 0 whatever the comparison finds.",
         epilog="examples:\n  lightning-failures diff lightning_logs/version_3 lightning_logs/version_4\n"
         "  lightning-failures diff before after --ids 20\n"
         "  lightning-failures diff before after --json - | jq '.new[].id'",
         formatter_class=RawDescriptionHelpFormatter,
     )
     parser.add_argument("run_a", type=Path, metavar="RUN_A", help=f"the earlier run: {_RUN}")
-    parser.add_argument("run_b", type=Path, metavar="RUN_B", help="the later run, likewise")
+    parser.add_argument("run_b", type=Path, metavar="RUN_B", help="the later run, in the same forms")
     parser.add_argument("--ids", type=_count, default=0, metavar="N", help="name the first N of each kind of failures")
     parser.add_argument(
-        "--json", metavar="FILE", help='write all as JSON; "-": to standard output, instead of the text'
+        "--json", metavar="FILE", help='write everything as JSON; "-": to standard output instead of the text'
     )
     return parser.parse_args(list(arguments))
 
@@ -242,5 +242,5 @@ _RUN = "its log folder, its failures/ folder, a report.json, or the folder of th
 
 def _count(text: str) -> int:
     if not text.isdecimal():
-        raise ArgumentTypeError(f"must be a number from 0, got {text[:40]!r}")
+        raise ArgumentTypeError(f"must be an integer of at least 0, got {text[:40]!r}")
     return int(text)

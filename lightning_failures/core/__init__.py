@@ -11,5 +11,6 @@ Files, each importing only from those above it::
     serialization   Convert frozen records to JSON values and back, checked against type hints
     text            Make texts and numbers fit for display
     threads         Thread limits of the linear algebra libraries
+    moved           Import paths of the version before the rooms, which resolve with a DeprecationWarning
     budget          Limits of time and memory, and the size of the sample that fits them
 """

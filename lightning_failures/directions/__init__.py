@@ -13,9 +13,17 @@ Files, each importing only from those above it::
     null_scores  Null distribution of CV scores: the same fit under permuted correctness
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from lightning_failures.core.moved import old_names
 from lightning_failures.directions.decoding import decoding_targets
 from lightning_failures.directions.fit import fit_failure_directions
 from lightning_failures.directions.result import FailureDirections
 from lightning_failures.directions.standardize import standardize
 
 __all__ = ["FailureDirections", "decoding_targets", "fit_failure_directions", "standardize"]
+
+if not TYPE_CHECKING:
+    __getattr__ = old_names(__name__)

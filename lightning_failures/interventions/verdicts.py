@@ -11,13 +11,14 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from hashlib import blake2b
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lightning_failures.core.arrays import as_array, as_mask, as_vector
 from lightning_failures.core.hashing import stable_hash
+from lightning_failures.core.moved import old_names
 from lightning_failures.errors import ConfigurationError, DataError
 
 VerdictOutcome = Literal["helped", "no evidence", "hurt", "not measured"]
@@ -419,3 +420,7 @@ def _check_options(owner: str, level: float, draws: int) -> None:
         raise ConfigurationError(f"{owner}: level must be in (0, 1); got {level!r}.")
     if draws < 100:
         raise ConfigurationError(f"{owner}: resamples or permutations must be at least 100; got {draws!r}.")
+
+
+if not TYPE_CHECKING:
+    __getattr__ = old_names(__name__)

@@ -10,6 +10,11 @@ Files, each importing only from those above it::
     groups            The failure trees of an analysis: one for each label group and each prediction group
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from lightning_failures.core.moved import old_names
 from lightning_failures.trees.error_rates import average_leaf_error_rate, error_coverage, error_rate
 from lightning_failures.trees.fit import FailureTree, Leaf, fit_failure_tree
 from lightning_failures.trees.information_gain import information_gain
@@ -23,3 +28,6 @@ __all__ = [
     "fit_failure_tree",
     "information_gain",
 ]
+
+if not TYPE_CHECKING:
+    __getattr__ = old_names(__name__)

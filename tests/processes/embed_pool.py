@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from lightning_failures import FailureModes
 from lightning_failures.callback import AdvancedOptions
-from lightning_failures.cli.main import FailureTrainer
+from lightning_failures.cli.lightning_commands import FailureTrainer
 from tests.helpers.toy import ColourEncoder, Images, OracleClassifier
 
 SIZE, SHARD, BATCH, K = 250, 20, 8, 5

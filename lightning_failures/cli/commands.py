@@ -1,0 +1,42 @@
+"""The table of all commands. It imports nothing, so that ``--help`` answers at once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Command:
+    """One command of ``lightning-failures``.
+
+    Attributes:
+        summary: One line for ``lightning-failures --help``.
+        function: ``"module:function"`` of a command without model and data. The function takes the arguments, a list of
+            strings, and returns the exit status, or None for 0. Empty for a command with model and data: the method of
+            the same name of :class:`~lightning_failures.cli.lightning_commands.FailureTrainer`.
+    """
+
+    summary: str
+    function: str = ""
+
+
+COMMANDS = {
+    "demo": Command(
+        "train on coloured digits with a planted shortcut, offline, and show what was found",
+        "lightning_failures.cli.demo:run_demo",
+    ),
+    "fit": Command("train with a LightningCLI config, e.g. --config configs/digits.yaml"),
+    "validate": Command("grade and analyse the validation split"),
+    "test": Command("grade and analyse the test split"),
+    "analyse": Command("analyse a checkpoint on any split: --split train|validation|test"),
+    "verdict": Command("test whether the interventions of a config help: fork a checkpoint"),
+    "embed": Command("embed a pool of any size, and find its hardest examples"),
+    "doctor": Command("check a config before training: data, encoders, loggers, time, memory"),
+    "report": Command(
+        "show the last report of a run, and write it as one HTML file", "lightning_failures.cli.report:report"
+    ),
+    "diff": Command(
+        "compare two runs: failures and failure modes that are fixed, new, persistent",
+        "lightning_failures.cli.report:diff",
+    ),
+}

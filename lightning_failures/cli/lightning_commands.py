@@ -1,0 +1,267 @@
+"""Commands with model and data: LightningCLI and its Trainer with additional subcommands.
+
+A new command is a method of :class:`FailureTrainer` and a line of :data:`~lightning_failures.cli.commands.COMMANDS`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.cli import LightningCLI
+from torch.utils.data import DataLoader
+
+from lightning_failures.callback import FailureModes
+from lightning_failures.cli.commands import COMMANDS
+from lightning_failures.core.atomic import write_atomically
+from lightning_failures.doctor import quiet
+from lightning_failures.doctor.command import diagnose, tell_unbuilt
+from lightning_failures.errors import ConfigurationError
+from lightning_failures.pools.embedder import run_job
+from lightning_failures.pools.fitted import load_fitted
+from lightning_failures.pools.job import PoolJob
+from lightning_failures.pools.source import PoolSource, PoolSplit
+from lightning_failures.steering.forks.run import PAIRS, Run, fork_verdict
+from lightning_failures.trainer.batch_reader import BatchReader
+
+Split = Literal["train", "validation", "test"]
+
+
+class FailureTrainer(Trainer):
+    """A Trainer whose additional methods are commands.
+
+    LightningCLI makes the options and the help of each command from the signature and the docstring of its method.
+
+    Attributes:
+        make_run: Returns a new Trainer, model and data from the configuration; set for ``verdict``.
+        status: Exit status of the command.
+    """
+
+    make_run: Callable[[], Run]
+    status = 0
+
+    def analyse(
+        self,
+        model: LightningModule,
+        datamodule: LightningDataModule | None = None,
+        ckpt_path: str | None = None,
+        split: Split = "validation",
+        weights_only: bool | None = None,
+    ) -> None:
+        """Find the failure modes of a trained model on one split, which may be the training set.
+
+        Args:
+            model: The model.
+            datamodule: The data.
+            ckpt_path: Checkpoint with the weights. By default the weights of the model as configured.
+            split: Part of the data. "train" is the training set in its own order, with its own transforms.
+            weights_only: As in fit: refuse a checkpoint that holds more than tensors and plain values.
+        """
+        callbacks = self._failure_modes()
+        if not callbacks:
+            raise ConfigurationError(
+                "`analyse` needs lightning_failures.FailureModes among trainer.callbacks of the config (see"
+                " configs/digits.yaml)."
+            )
+        for callback in callbacks:
+            callback.on_error = "raise"  # an analysis that fails is a failure of this command
+        loading = {"ckpt_path": ckpt_path} | _given(weights_only=weights_only)
+        if split == "test":
+            self.test(model, datamodule=datamodule, **loading)
+        elif split == "validation":
+            self.validate(model, datamodule=datamodule, **loading)
+        else:
+            source = datamodule or model
+            if datamodule is not None:
+                datamodule.prepare_data()
+                datamodule.setup("fit")
+            self.validate(model, dataloaders=_in_order(source.train_dataloader()), **loading)
+
+    def verdict(
+        self,
+        model: LightningModule,
+        datamodule: LightningDataModule | None = None,
+        *,
+        ckpt_path: str,
+        epochs: int = 1,
+        pairs: int = PAIRS,
+        seed: int = 0,
+        output: Path = Path("failures-verdict"),
+        weights_only: bool | None = None,
+    ) -> None:
+        """Test whether the interventions of the config help: continue a training with and without them.
+
+        Both trainings of a pair resume from the checkpoint with the same seed. They are compared on the slice that
+        was flagged when the interventions began, in the part of the validation set that nothing was fitted to.
+
+        Args:
+            model: The model.
+            datamodule: The data.
+            ckpt_path: Checkpoint written before the interventions began; ModelCheckpoint(save_top_k=-1) keeps one of
+                each epoch. If the checkpoint holds no decision, the training first continues until one is made.
+            epochs: Number of epochs with the interventions in effect.
+            pairs: Number of pairs of trainings, each with its own seed. A single pair gives no verdict.
+            seed: Seed from which the seeds of all pairs are derived.
+            output: Folder for verdict.json.
+            weights_only: As in fit: refuse a checkpoint that holds more than tensors and plain values.
+        """
+
+        def make_run() -> Run:
+            run = self.make_run()
+            return replace(run, data={**run.data, **_given(weights_only=weights_only)})
+
+        verdict = fork_verdict(make_run, ckpt_path, epochs=epochs, pairs=pairs, seed=seed, folder=output)
+        if self.is_global_zero:
+            options = {"schema": 1, "checkpoint": ckpt_path, "epochs": epochs, "seed": seed}
+            record = json.dumps(options | verdict.to_dict(), indent=2) + "\n"
+            write_atomically(output / "verdict.json", record.encode())
+            print(f"{verdict.sentence}\n\nVerdict: {output / 'verdict.json'}")
+
+    def embed(
+        self,
+        model: LightningModule,
+        datamodule: LightningDataModule | None = None,
+        directions: Path | None = None,
+        k: int = 100,
+        output: Path = Path("failures-pool"),
+        split: PoolSplit = "predict",
+        shard_size: int | None = None,
+        keep_embeddings: bool = True,
+    ) -> None:
+        """Embed a pool of any size, and find its hardest examples by the failure directions of a run.
+
+        The predict loader reads the images and the encoder of the callback embeds them; the model does not run. Any
+        strategy and number of nodes is supported. After an interruption the same command embeds only what is missing,
+        also with another number of processes.
+
+        Args:
+            model: The model, for its data hooks.
+            datamodule: The data.
+            directions: A directions.safetensors file, or the log folder of a run. Without directions the pool is only
+                embedded; a later call with directions scores it without reading an image again.
+            k: Number of the hardest examples of each class to list.
+            output: Folder for the shards, pool.json and hardest.json. All nodes must share it.
+            split: The loader that reads the pool: predict, train, validation or test. Its order does not matter.
+            shard_size: Examples per file. By default 256 to 8,192, depending on the size of the pool.
+            keep_embeddings: Keep the embeddings in the shards, mostly in float16. Without them, scoring with other
+                directions embeds the pool again.
+        """
+        callback = next(iter(self._failure_modes()), None)
+        if callback is None or callback.encoder is None:
+            raise ConfigurationError(
+                "`embed` needs lightning_failures.FailureModes with an encoder among trainer.callbacks of the config"
+                " (see configs/digits.yaml)."
+            )
+        for name, value in (("k", k), ("shard_size", shard_size)):
+            if value is not None and value < 1:
+                raise ConfigurationError(f"embed --{name} must be at least 1, got {value}.")
+        source = PoolSource(model, datamodule, split)
+        source.check()
+        job = PoolJob(
+            source,
+            callback.encoder,
+            BatchReader(callback.read_batch, callback.normalization),
+            output,
+            fitted=None if directions is None else load_fitted(directions),
+            k=k,
+            class_names=callback.class_names,
+            task=callback.task,
+            device=callback.device,
+            shard_size=shard_size,
+            keep_embeddings=keep_embeddings,
+        )
+        run_job(self, job)
+
+    def doctor(
+        self,
+        model: LightningModule,
+        datamodule: LightningDataModule | None = None,
+        json: bool = False,
+    ) -> None:
+        """Check a configuration before training: encoders, data, processes, loggers, time and memory.
+
+        Two batches are validated in one process, with all output in a temporary folder. Nothing is trained. Each line
+        says "ok", "warning" or "problem", the latter two with a remedy, or "skipped". The exit status is 1 if there is
+        a problem, else 0.
+
+        Args:
+            model: The model.
+            datamodule: The data.
+            json: Print all findings as JSON on standard output, for machines.
+        """
+        if self.is_global_zero:
+            self.status = diagnose(self, model, datamodule, as_json=json)
+
+    def _failure_modes(self) -> list[FailureModes]:
+        callbacks = self.callbacks  # type: ignore[attr-defined]
+        return [callback for callback in callbacks if isinstance(callback, FailureModes)]
+
+
+class FailureCLI(LightningCLI):
+    """LightningCLI with the methods of :class:`FailureTrainer` as additional subcommands."""
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """Return for each subcommand the parameters of its method that are no options of the command line."""
+        builtin = LightningCLI.subcommands()
+        additional = [name for name, command in COMMANDS.items() if not command.function and name not in builtin]
+        return builtin | {name: {"model", "datamodule"} for name in additional}
+
+    def before_verdict(self) -> None:
+        """Give the Trainer a way to build each fork from the configuration."""
+        self.trainer.make_run = self._make_run  # type: ignore[attr-defined]
+
+    def _make_run(self) -> Run:
+        self._set_seed()
+        self.instantiate_classes()
+        return Run(self.trainer, self.model, {} if self.datamodule is None else {"datamodule": self.datamodule})
+
+
+def run_with_model(command: str, arguments: Sequence[str]) -> int:
+    """Run a command with model and data from a LightningCLI config; return its exit status."""
+    if command != "doctor":
+        return _run(command, arguments)
+    with quiet():
+        try:
+            return _run(command, arguments)
+        except Exception as error:  # of the user's classes, or of the Trainer: a finding like any other
+            as_json = any(argument.startswith("--json") for argument in arguments)
+            return tell_unbuilt(error, as_json=as_json)
+
+
+def _run(command: str, arguments: Sequence[str]) -> int:
+    # about Lightning's own calls of jsonargparse: nothing that a user could change
+    os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
+    whole_line = [command, *arguments]
+    cli = FailureCLI(
+        trainer_class=FailureTrainer,
+        save_config_kwargs={"overwrite": True},
+        # LightningCLI reads the command line by itself, and warns if it is passed as well
+        args=None if whole_line == sys.argv[1:] else whole_line,
+        parser_kwargs={"prog": "lightning-failures"},
+    )
+    return int(getattr(cli.trainer, "status", 0))
+
+
+def _given(**options: Any) -> dict[str, Any]:
+    """Return the options that have a value: Lightning before 2.6 lacks some of them."""
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def _in_order(loader: Any) -> DataLoader[Any]:
+    """Return a loader of the same data that neither shuffles nor drops the last batch."""
+    if not isinstance(loader, DataLoader):
+        raise ConfigurationError(f"analyse --split train needs one DataLoader, got {type(loader).__name__}.")
+    return DataLoader(
+        loader.dataset,
+        batch_size=loader.batch_size or 1,
+        num_workers=loader.num_workers,
+        collate_fn=loader.collate_fn,
+        pin_memory=loader.pin_memory,
+    )

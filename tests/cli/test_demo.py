@@ -1,0 +1,65 @@
+"""The demo: what it prints and writes, and the truth that it attaches."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+
+from lightning_failures.cli import main
+from lightning_failures.cli.demo import attach_truth
+from lightning_failures.data.report import ClassReport, FailureReport
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*does not have many workers.*"),
+    pytest.mark.filterwarnings("ignore:.*smaller than the logging interval.*"),
+]
+
+
+def test_attach_truth__changes_nothing_else():
+    report = FailureReport(2, 0.5, (ClassReport("a", 1), ClassReport("b", 1)))
+    truth = [{"usual_tint": "red", "unusual_tint": "blue"}, None]
+    with_truth = attach_truth(report, truth)
+    assert [entry["truth"] for entry in with_truth["classes"]] == truth
+    without = [entry | {"truth": None} for entry in with_truth["classes"]]
+    assert without == report["classes"]
+
+
+def test_demo__too_few_epochs_is_one_line(capsys):
+    assert main(["demo", "--epochs", "0"]) == 1
+    assert capsys.readouterr().err == "lightning-failures: demo: epochs must be at least 1, got 0.\n"
+
+
+@pytest.mark.slow
+def test_demo__table_report_and_truth(tmp_path, capsys):
+    assert main(["demo", "--output", str(tmp_path / "out"), "--epochs", "4", "--seed", "3"]) == 0
+    shown = capsys.readouterr().out
+    assert "hardest caption" in shown
+    assert re.search(r"tensorboard --logdir \S*out", shown)
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert report["epoch"] == 3
+    assert f"Report:       {tmp_path / 'out' / 'report.html'}" in shown
+    (run,) = (tmp_path / "out").rglob("failures")
+    page = (tmp_path / "out" / "report.html").read_bytes()
+    assert (run / "report.html").read_bytes() == page
+    assert len(page) < 5_000_000
+    assert json.loads((run / "report.json").read_text()) == report
+    planted = [entry for entry in report["classes"] if entry["truth"]]
+    assert len(planted) == 8
+    hits = [entry["truth"]["unusual_tint"] in " ".join(entry["hardest_captions"][:1]) for entry in planted]
+    assert sum(hits) >= 4
+    enriched = [
+        row["value"] == entry["truth"]["unusual_tint"] and row["share_of_flagged_interval"][0] > row["share"]
+        for entry in planted
+        for row in entry["enrichment"]
+        if row["attribute"] == "tint"
+    ]
+    assert sum(enriched) >= 4
+    assert re.search(r"tint = \w+ is [01]\.\d\d", shown)
+    assert list((tmp_path / "out").rglob("images/classes-*.png"))
+    assert list((tmp_path / "out").rglob("events.out.tfevents.*"))
+    assert main(["report", str(tmp_path / "out"), "--output", str(tmp_path / "again.html")]) == 0
+    assert (tmp_path / "again.html").read_bytes() == page
+    assert main(["diff", str(tmp_path / "out"), str(run)]) == 0
+    assert "0 fixed, 0 new" in capsys.readouterr().out

@@ -1,0 +1,106 @@
+"""Commands with model and data, as a person would type them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from lightning.pytorch.cli import LightningCLI
+
+from lightning_failures.cli import main
+from lightning_failures.cli.commands import COMMANDS
+from lightning_failures.cli.lightning_commands import FailureCLI, FailureTrainer
+
+ROOT = Path(__file__).parents[2]
+QUIET = [
+    "--trainer.enable_progress_bar=false",
+    "--trainer.enable_model_summary=false",
+    "--data.init_args.train_size=300",
+    "--data.init_args.val_size=300",
+]
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*does not have many workers.*"),
+    pytest.mark.filterwarnings("ignore:.*smaller than the logging interval.*"),
+]
+
+
+@pytest.fixture(autouse=True)
+def _no_command_line(monkeypatch):
+    monkeypatch.setattr("sys.argv", ["lightning-failures"])
+
+
+def test_subcommands__are_methods_of_the_trainer():
+    """A command with model and data takes one line in the table and one method."""
+    with_model = {name for name, command in COMMANDS.items() if not command.function}
+    additional = set(FailureCLI.subcommands()) - set(LightningCLI.subcommands())
+    assert additional == with_model - set(LightningCLI.subcommands())
+    assert all(callable(getattr(FailureTrainer, name)) for name in with_model)
+
+
+@pytest.mark.parametrize("config", ["digits.yaml", "digits_interventions.yaml", "cifar10.yaml"])
+def test_configs__are_complete(config, capsys, monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "examples"))
+    with pytest.raises(SystemExit) as stop:
+        main(["fit", "--config", str(ROOT / "configs" / config), "--print_config"])
+    assert stop.value.code == 0
+    assert "lightning_failures.FailureModes" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_fit_and_analyse__from_the_packaged_config(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = ["--config", str(ROOT / "configs" / "digits.yaml"), *QUIET]
+    assert main(["fit", *config, "--trainer.max_epochs=1"]) == 0
+    logs = tmp_path / "failures-digits" / "digits"
+    fitted = json.loads((logs / "version_0" / "failures" / "report.json").read_text())
+    assert fitted["examples"] == 300
+    checkpoint = next((logs / "version_0" / "checkpoints").glob("last.ckpt"))
+    with pytest.warns(UserWarning, match="dirpath has changed"):
+        status = main(["analyse", *config, "--ckpt_path", str(checkpoint), "--split=train"])
+    assert status == 0
+    analysed = json.loads((logs / "version_1" / "failures" / "report.json").read_text())
+    assert analysed["examples"] == 300
+    assert analysed["accuracy"] != fitted["accuracy"]
+
+
+@pytest.mark.slow
+def test_analyse__fails_where_the_analysis_fails(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    config = (ROOT / "configs" / "digits.yaml").read_text()
+    (tmp_path / "wrong.yaml").write_text(config.replace("captions: digits", "class_names: [zero, one]"))
+    assert main(["analyse", "--config", "wrong.yaml", *QUIET]) == 1
+    assert "has 2 names" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_verdict__from_a_config_and_a_checkpoint(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    text = (ROOT / "configs" / "digits.yaml").read_text()
+    without = text.replace("robust_encoder: embedded:digits", "pictures: false")
+    with_them = without.replace(
+        "        captions: digits\n",
+        "        captions: digits\n        interventions:\n"
+        "          - class_path: lightning_failures.interventions.Upweight\n            init_args: {factor: 4.0}\n",
+    )
+    (tmp_path / "without.yaml").write_text(without)
+    (tmp_path / "with_them.yaml").write_text(with_them)
+    sizes = [*QUIET[:2], "--data.init_args.train_size=600", "--data.init_args.val_size=900"]
+    assert main(["fit", "--config", "without.yaml", *sizes, "--trainer.max_epochs=2"]) == 0
+    (checkpoint,) = (tmp_path / "failures-digits").rglob("last.ckpt")
+    options = [*sizes, "--ckpt_path", str(checkpoint), "--pairs=2", "--output=out"]
+    capsys.readouterr()
+
+    assert main(["verdict", "--config", "with_them.yaml", *options]) == 0
+    verdict = json.loads((tmp_path / "out" / "verdict.json").read_text())
+    assert verdict["outcome"] in ("helped", "no evidence", "hurt")
+    assert verdict["pairs"] == 2
+    assert verdict["overall"]["examples"] > verdict["examples"] >= 10
+    assert verdict["sentence"] in capsys.readouterr().out
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["verdict.json"]
+    assert [path.name for path in (tmp_path / "failures-digits" / "digits").iterdir()] == ["version_0"]
+
+    (saved,) = (tmp_path / "failures-digits").rglob("config.yaml")  # as a training leaves it behind
+    assert main(["verdict", "--config", str(saved), *options]) == 1
+    assert "interventions" in capsys.readouterr().err
