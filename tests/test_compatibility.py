@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import warnings
 from pathlib import Path
 
 import lightning as L
@@ -11,11 +12,16 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from lightning_failures import FailureModes
+from lightning_failures.bundled import ColouredDigitsDataModule, DigitClassifier
+from lightning_failures.captions import CaptionVocabulary
 from lightning_failures.cli import main
+from lightning_failures.cli.lightning_commands import FailureCLI, FailureTrainer
 from lightning_failures.data.report import FailureReport
 from lightning_failures.directions import FailureDirections
 from lightning_failures.encoders import load_encoder
 from lightning_failures.encoders.cache.store import EmbeddingCache, embed
+from lightning_failures.interventions import Upweight
 from lightning_failures.pools import PoolManifest, merge_shards
 from lightning_failures.report import compare, open_run
 from lightning_failures.report.diary_storage import load_diary
@@ -41,6 +47,8 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.*does not have many workers.*"),
     pytest.mark.filterwarnings("ignore:.*callbacks used to create the checkpoint need to be provided"),
     pytest.mark.filterwarnings("ignore:Experiment logs directory .* exists and is not empty"),
+    # old spellings of options, as the files have them
+    pytest.mark.filterwarnings(r"ignore:FailureModes\(.* has moved:DeprecationWarning"),
     # Lightning of another version than the one that wrote the checkpoints
     pytest.mark.filterwarnings("ignore:The loaded checkpoint was produced with Lightning"),
 ]
@@ -137,14 +145,40 @@ def test_pool__shards_give_the_same_hardest_examples():
 
 
 def test_pool__is_not_embedded_again(files, capsys):
-    from lightning_failures.cli.lightning_commands import FailureTrainer
-
     encoder = ColourEncoder()
     options = {"accelerator": "cpu", "logger": False, "enable_progress_bar": False, "enable_checkpointing": False}
     embedder = FailureTrainer(callbacks=[new_callback(encoder=encoder)], **options)
     embedder.embed(Classifier(), Data(), directions=files / "run", output=files / "pool", **POOL)
     assert encoder.embedded == 0
     assert (files / "pool" / "hardest.json").read_text() == (FILES / "pool" / "hardest.json").read_text()
+
+
+# -- configs ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("config", ["digits.yaml", "digits_interventions.yaml", "class_paths.yaml"])
+def test_config__builds_the_same_objects(config, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["lightning-failures"])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of old paths: tests/core/test_moved.py holds them
+        cli = FailureCLI(trainer_class=FailureTrainer, run=False, args=["--config", str(FILES / "configs" / config)])
+    (callback,) = (one for one in cli.trainer.callbacks if isinstance(one, FailureModes))
+    assert type(cli.model) is DigitClassifier
+    assert type(cli.datamodule) is ColouredDigitsDataModule
+    if config == "class_paths.yaml":
+        assert callback.captions == CaptionVocabulary(adjectives=("red", "blue"))
+        assert repr(callback.interventions) == repr((Upweight(factor=2.0, dry_run=True),))
+
+
+@pytest.mark.slow
+def test_config__saved_by_a_run_trains(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["lightning-failures"])
+    sizes = ["--data.init_args.train_size=100", "--data.init_args.val_size=100"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        config = str(FILES / "configs" / "digits_saved.yaml")
+        assert main(["fit", "--config", config, "--trainer.fast_dev_run=1", *sizes]) == 0
 
 
 # -- checkpoints -----------------------------------------------------------------------------------------------------
