@@ -182,7 +182,7 @@ FEW_STATEMENTS = 12
 TESTED_ELSEWHERE = {
     "analysis/fits.py": "analysis/test_analyse.py",  # the fits are compared with those of single classes
     "cli/demo.py": "cli/test_main.py",
-    "doctor/reference_images.py": "doctor/test_encoders.py",
+    "doctor/reference_images.py": "doctor/test_caption_checks.py",
     "interventions/filtered.py": "end_to_end/test_added.py",  # needs the pool and the model of a training
     "interventions/synthesis/generate.py": "interventions/test_synthetic.py",
     "stats/kernels/smo.py": "directions/test_svm.py",  # equals scikit-learn's support vector machine
@@ -190,7 +190,6 @@ TESTED_ELSEWHERE = {
     "steering/training_judge.py": "end_to_end/test_added.py",
     "steering/training_view.py": "end_to_end/test_interventions.py",
     "trainer/epoch_end.py": "end_to_end/test_callback_edges.py",
-    "trainer/schedule.py": "test_callback.py",
 }
 """Modules without a test file of their own, and the file that tests them."""
 
