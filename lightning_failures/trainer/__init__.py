@@ -4,7 +4,7 @@ Files, each importing only from those above it::
 
     embedding_budget  The cost of a validation, and which share of the examples is embedded
     image_space       Undo the normalisation of the images that the model saw
-    index_recorder    Which dataset indices a batch holds: a recorder inside each evaluation loader
+    index_recorder    Record which dataset indices each evaluation batch holds, by a recorder inside each loader
     logits_hook       Find the logits that the model computes inside ``validation_step``, without a second forward
     options           Check the options of the callback before anything is loaded
     ranks             Communication between the processes of one run, over a gloo group of our own

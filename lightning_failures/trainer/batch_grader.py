@@ -14,7 +14,7 @@ from lightning_failures.data.grades import BatchRecord
 from lightning_failures.trainer.batch_reader import BatchReader
 from lightning_failures.trainer.grader import Grader
 from lightning_failures.trainer.image_space import ImageSpace
-from lightning_failures.trainer.index_recorder import IndexRecorderHook, dataset_of, unnamed
+from lightning_failures.trainer.index_recorder import IndexRecorderHook, dataset_of, missing_ids_error
 from lightning_failures.trainer.logits_hook import LogitsObserver, forward_once_more
 from lightning_failures.trainer.penultimate import PenultimateObserver
 
@@ -133,7 +133,7 @@ class BatchGrader:
         """
         ids = grader.name_ids(batch.record.ids, batch.drawn)
         if ids is None:
-            raise unnamed(batch.loader)
+            raise missing_ids_error(batch.loader)
         return ids
 
     def grade(

@@ -131,7 +131,7 @@ class EmbeddingPass:
 
 @dataclass(frozen=True)
 class EvaluationPass:
-    """What one pass over an evaluation loader yields.
+    """Grades and embeddings of one pass over an evaluation loader.
 
     Attributes:
         grader: Grades of the examples.

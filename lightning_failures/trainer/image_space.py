@@ -12,7 +12,7 @@ from torch import Tensor
 from lightning_failures.errors import ConfigurationError, DataError
 
 TOLERANCE = 0.02
-"""How far pixel values may lie outside [0, 1]: half precision rounds, and bicubic resizing overshoots."""
+"""Largest distance of pixel values from [0, 1]: half precision rounds, and bicubic resizing overshoots."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Which dataset indices a batch holds: a recorder inside each evaluation loader.
+"""Record which dataset indices each evaluation batch holds, by a recorder inside each loader.
 
 Lightning does not pass the examples' indices to callbacks, and ``batch_idx`` identifies nothing once a loader shuffles
 or is distributed over processes. The index sampler of the loader draws the indices, so a recorder is wrapped around it.
@@ -161,7 +161,7 @@ def dataset_of(loader: object) -> Any:
     return getattr(loader, "dataset", None)
 
 
-def unnamed(loader: object) -> ConfigurationError:
+def missing_ids_error(loader: object) -> ConfigurationError:
     """Return the error for a loader whose examples have no ids."""
     return ConfigurationError(
         f"The dataset indices of the examples cannot be read from a {type(loader).__name__} over"
@@ -200,9 +200,11 @@ def dataset_attribute(dataset: Any, name: str) -> Any:
 
 
 def _joined(name: str, parts: list[Any], values: list[Any]) -> Any:
-    if name != "classes" and all(
+    """Return the value of an attribute for a concatenation of datasets; None if the parts differ."""
+    per_example = all(
         hasattr(value, "__len__") and len(value) == len(part) for value, part in zip(values, parts, strict=True)
-    ):
+    )
+    if name != "classes" and per_example:
         return [one for value in values for one in value]
-    alike = all(value is not None and list(value) == list(values[0]) for value in values)
-    return values[0] if alike else None
+    all_equal = all(value is not None and list(value) == list(values[0]) for value in values)
+    return values[0] if all_equal else None

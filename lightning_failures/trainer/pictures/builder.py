@@ -37,7 +37,7 @@ MIN_NULL_SECONDS = 5.0
 
 @dataclass(frozen=True)
 class AnalysisSnapshot:
-    """What is needed to draw an analysis later.
+    """An analysis and all that is needed to draw it later.
 
     Attributes:
         result: The analysis.

@@ -14,7 +14,7 @@ from tests.trainer.pictures.planted import of_kind
 
 
 class Slow(TensorDataset):
-    """So that an epoch lasts long enough for attacks."""
+    """Makes an epoch last long enough for attacks."""
 
     def __getitem__(self, index):
         time.sleep(0.025)
