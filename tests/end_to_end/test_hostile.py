@@ -659,7 +659,7 @@ def test_directions_and_vocabulary__run_no_code(tmp_path, marker):
         f"template: !!python/object/apply:subprocess.check_output [['touch', '{marker}']]",
     ):
         (tmp_path / "words.yaml").write_text(text)
-        with pytest.raises(ConfigurationError, match="is not YAML"):
+        with pytest.raises(ConfigurationError, match="is not valid YAML"):
             CaptionVocabulary.load(tmp_path / "words.yaml")
         with pytest.raises(yaml.YAMLError):
             yaml.safe_load(text)
