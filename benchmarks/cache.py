@@ -1,11 +1,10 @@
-"""The embedding cache against plain ways to do the same, alternated in one run: opening, cold reads, putting, memory.
+"""The embedding cache against simple alternatives, alternated in one run: opening, cold reads, writing, memory.
 
     python benchmarks/cache.py
     python benchmarks/cache.py --quick
 
-Needs about three times the size of the embeddings (256 MiB; 32 MiB with ``--quick``) in ``--folder``, which must lie on
-a disk for cold reads: before each, the pages of the file are dropped from memory, and their absence is checked. Takes
-less time than ``benchmarks/speed.py``.
+Takes about three times the size of the embeddings (256 MiB; 32 MiB with ``--quick``) in ``--folder``, which must be on
+a disk for cold reads: before each read the pages of the file are dropped from memory, and their absence is checked.
 """
 
 from __future__ import annotations
@@ -35,31 +34,31 @@ Figures = dict[str, float]
 
 
 def seconds(work: Callable[[], object], clock: Callable[[], float]) -> float:
-    """Time of one call."""
+    """Return the time of one call."""
     start = clock()
     work()
     return clock() - start
 
 
 def spread(ratios: list[float]) -> Figures:
-    """Median and range."""
+    """Return median and range."""
     return {"median": float(np.median(ratios)), "min": min(ratios), "max": max(ratios), "rounds": len(ratios)}
 
 
 def compared(over: Callable[[], object], under: Callable[[], object], rounds: int) -> Figures:
-    """CPU time of one over that of the other, alternated, the page cache warm."""
+    """Return the ratio of the CPU times of two functions, alternated, with a warm page cache."""
     over(), under()
     clock = time.process_time
     return spread([seconds(over, clock) / seconds(under, clock) for _ in range(rounds)])
 
 
 def shards(folder: Path) -> list[Path]:
-    """Files of a cache."""
+    """Return the files of a cache."""
     return sorted(folder.rglob("*.safetensors"))
 
 
 def filled(folder: Path, keys: torch.Tensor, values: torch.Tensor, *, parts: int = 1) -> Path:
-    """A cache of so many shards, in the order of the keys."""
+    """Return a cache with a number of shards, filled in the order of the keys."""
     store = EmbeddingCache(folder).store("benchmark")
     for some, rows in zip(keys.chunk(parts), values.chunk(parts), strict=True):
         store.put(some, rows)
@@ -75,7 +74,7 @@ def bare(folder: Path, digest: Callable[[mmap.mmap], object] = xxhash.xxh3_128_d
 
 
 def put_by_rows(keys: torch.Tensor, values: torch.Tensor) -> dict[bytes, np.ndarray]:
-    """What a plain dictionary of rows costs, rounding checked as in the cache."""
+    """Store rows in a dictionary, with the same check of rounding as the cache."""
     rows, half = values.numpy(), values.numpy().astype(np.float16)
     fits = np.linalg.norm(half.astype(np.float32) - rows, axis=1) <= np.linalg.norm(rows, axis=1) / 1024
     store: dict[bytes, np.ndarray] = {}
@@ -85,7 +84,7 @@ def put_by_rows(keys: torch.Tensor, values: torch.Tensor) -> dict[bytes, np.ndar
 
 
 def warm(one: Path, many: Path, keys: torch.Tensor, values: torch.Tensor, rounds: int) -> dict[str, object]:
-    """CPU time of all that does not wait for a disk."""
+    """Measure the CPU time of all operations that do not wait for a disk."""
 
     def opened(folder: Path) -> EmbeddingStore:
         return EmbeddingCache(folder).store("benchmark")
@@ -109,7 +108,7 @@ def warm(one: Path, many: Path, keys: torch.Tensor, values: torch.Tensor, rounds
 
 
 def in_memory(path: Path) -> float:
-    """Share of a file's pages that are in memory."""
+    """Return the share of a file's pages that are in memory."""
     pages = -(-path.stat().st_size // mmap.PAGESIZE)
     vector = (ctypes.c_ubyte * pages)()
     with path.open("r+b") as file, mmap.mmap(file.fileno(), 0) as mapped:
@@ -121,7 +120,7 @@ def in_memory(path: Path) -> float:
 
 
 def drop(path: Path) -> float:
-    """Drop a file's pages from memory; return the share that stays all the same."""
+    """Drop a file's pages from memory; return the share that remains."""
     with path.open("rb") as file:
         os.fsync(file.fileno())
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
@@ -131,7 +130,7 @@ def drop(path: Path) -> float:
 def cold_reads(
     by_class: Path, scattered: Path, keys_of: Callable[[int], torch.Tensor], rounds: int
 ) -> dict[str, object]:
-    """Wall time of reading one class from files that are not in memory."""
+    """Measure the wall time of reading one class from files that are not in memory."""
 
     def stored(folder: Path) -> Callable[[torch.Tensor], object]:
         return EmbeddingCache(folder).store("benchmark").get
@@ -179,14 +178,14 @@ def cold_reads(
 
 
 def peak_memory(folder: Path, keys: torch.Tensor) -> Figures:
-    """Growth of resident memory while a cache is opened and one class read, as shares of the file."""
+    """Return the growth of resident memory while a cache is opened and one class read, as a share of the file."""
 
     def field(name: str) -> int:
         status = Path("/proc/self/status").read_text()
         return 1024 * int(status.split(f"{name}:")[1].split()[0])
 
     bare(folder)  # loads what is needed, and its pages were unmapped again
-    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
     start = field("VmRSS")
     store = EmbeddingCache(folder).store("benchmark")
     opened = field("VmHWM") - start

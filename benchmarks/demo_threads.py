@@ -1,4 +1,4 @@
-"""One torch thread or two for the demo's training: epochs of both, alternated in one run.
+"""One or two torch threads for the training of the demo, alternated epoch by epoch in one run.
 
 python benchmarks/demo_threads.py
 """
@@ -14,7 +14,7 @@ from digits import progress, train
 
 
 def main() -> None:
-    """Print the ratio of wall times, with its spread."""
+    """Print the ratio of the wall times and its spread."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
     arguments = parser.parse_args()

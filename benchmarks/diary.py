@@ -1,20 +1,20 @@
-"""Whether the failure diary keeps the names of modes apart, and what its statuses are worth.
+"""Does the failure diary keep the names of modes apart, and how reliable are its statuses?
 
     python benchmarks/diary.py            # --seeds 0 1 for fewer trainings
 
-1. Pairs: how alike (cosine of the directions, shared members) two analyses find the same mode, and two different modes
-   of one class. The rule and its threshold in ``lightning_failures/directions/matching.py`` are chosen on these.
-   *training*: the demo's training, analysed at each of 10 epochs, validation fixed; a mode is the same where at least
-   half of its members bear the class's unusual tint in both analyses, 1 to 3 epochs apart. *attribute*: real images and
-   embeddings, failures drawn anew for each analysis, most of them where an attribute of the digit has one value
-   (different: another value of it, or another attribute). *noise*: Gaussian classes with two planted subpopulations
-   whose directions have cosine 0 or 0.3, failures drawn anew.
-2. Names: over the same trainings, the share of sightings that bear the name under which their mode was first seen.
-3. Order: two modes of a class that change places as the more frequent one, ``n_directions=2``; the share of
-   sightings that keep their names.
-4. Steady: failure rates that do not change, failures drawn anew: how often a mode is told as growing or shrinking, per
-   look and ever in 20 looks. Drifting: a rate that goes from 0.3 to 0.6, or back, in ten analyses: how often that is
-   told at any look, and how often the opposite.
+1. Pairs: the similarity (cosine of the directions, shared members) of the same mode in two analyses, and of two
+   different modes of one class. The rule and its threshold in ``lightning_failures/directions/matching.py`` are chosen
+   on these pairs. *training*: the demo's training, analysed at each of 10 epochs with a fixed validation set; a mode is
+   the same if at least half of its members have the unusual tint of the class in both analyses, 1 to 3 epochs apart.
+   *attribute*: real images and embeddings with new failures for each analysis, most of them where an attribute of the
+   digit has one value (different: another value of it, or another attribute). *noise*: Gaussian classes with two
+   planted subpopulations whose directions have cosine 0 or 0.3, with new failures for each analysis.
+2. Names: over the same trainings, the share of detections with the name under which their mode was first detected.
+3. Order: two modes of a class that change places as the more frequent one, with ``n_directions=2``; the share of
+   detections that keep their names.
+4. Steady: constant failure rates with new failures: how often a mode is reported as growing or shrinking, per analysis
+   and at least once in 20 analyses. Drifting: a rate that goes from 0.3 to 0.6, or back, in ten analyses: how often
+   this is reported at any analysis, and how often the opposite.
 5. Time of one advance with 1,000 classes, 512 dimensions and 50,000 examples.
 
 Writes a table to stdout and all figures to JSON.
@@ -54,19 +54,19 @@ Pairs = dict[str, list[ModeSimilarity]]
 
 
 class Sighting(NamedTuple):
-    """A mode as one analysis sees it."""
+    """A mode as detected by one analysis."""
 
     direction: Floats
     look: ModeSnapshot
 
 
 def alike(one: Sighting, other: Sighting) -> ModeSimilarity:
-    """Compare two sightings."""
+    """Compare two detections."""
     return mode_similarity(one.direction, one.look, other.direction, other.look)
 
 
 class Analyses(L.Callback):
-    """Analyses the validation set after each epoch, with embeddings that are made once."""
+    """Analyses the validation set after each epoch, with embeddings that are computed once."""
 
     def __init__(self, data: ColouredDigits, embeddings: torch.Tensor) -> None:
         self.data, self.embeddings = data, embeddings
@@ -92,13 +92,13 @@ class Analyses(L.Callback):
 
 
 def embed(data: ColouredDigits) -> torch.Tensor:
-    """All images, by the packaged CLIP."""
+    """Return the embeddings of all images by the packaged CLIP."""
     encoder = digits_encoder()
     return torch.cat([encoder.encode_images(images.float() / 255) for images in data.images.split(256)])
 
 
 def train(seed: int) -> Analyses:
-    """The demo's training."""
+    """Run the demo's training."""
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     L.seed_everything(seed, verbose=False)
     data = ColouredDigitsDataModule(seed=seed)
@@ -120,7 +120,7 @@ def train(seed: int) -> Analyses:
 
 
 def unusual_share(data: ColouredDigits, k: int, look: ModeSnapshot) -> float:
-    """Of the members of a mode of class k, those with its unusual tint; NaN where none is planted."""
+    """Return the share of the members of a mode of class k with its unusual tint; NaN without a planted tint."""
     truth = data.truth[k]
     if truth is None or not look.size:
         return float("nan")
@@ -129,7 +129,7 @@ def unusual_share(data: ColouredDigits, k: int, look: ModeSnapshot) -> float:
 
 
 def sightings(reports: list[FailureReport], k: int) -> list[Sighting | None]:
-    """What each report sees in class k."""
+    """Return the modes that each report detects in class k."""
     found: list[Sighting | None] = []
     for report in reports:
         directions, table = report.directions, report.table
@@ -146,7 +146,7 @@ def sightings(reports: list[FailureReport], k: int) -> list[Sighting | None]:
 
 
 def training_pairs(analyses: Analyses) -> Iterator[tuple[str, ModeSimilarity]]:
-    """The planted mode of each class, some epochs apart."""
+    """Return pairs of the planted mode of each class, some epochs apart."""
     for k in range(10):
         seen = [
             mode if mode is not None and unusual_share(analyses.data, k, mode.look) >= 0.5 else None
@@ -161,7 +161,7 @@ def training_pairs(analyses: Analyses) -> Iterator[tuple[str, ModeSimilarity]]:
 def planted(
     x: Floats, inside: NDArray[np.bool_], rng: np.random.Generator, reference: Floats | None = None
 ) -> Sighting | None:
-    """What an analysis sees of failures that are drawn anew; None without a pattern."""
+    """Return the mode that an analysis detects in newly drawn failures; None without a pattern."""
     high, low = rng.uniform(0.5, 0.95), rng.uniform(0.0, 0.15)
     failed = rng.random(len(x)) < np.where(inside, high, low)
     fitted = fit_failure_directions(x, np.zeros(len(x), dtype=int), ~failed, reference=reference, permutations=199)
@@ -173,7 +173,7 @@ def planted(
 
 
 def attribute_pairs(analyses: Analyses, rng: np.random.Generator) -> Iterator[tuple[str, ModeSimilarity]]:
-    """Real images of one digit; failures where an attribute has one value."""
+    """Return pairs on real images of one digit, with failures where an attribute has one value."""
     x = analyses.embeddings.numpy()
     for k in range(10):
         rows = np.flatnonzero(np.asarray(analyses.data.labels) == k)
@@ -193,7 +193,7 @@ def attribute_pairs(analyses: Analyses, rng: np.random.Generator) -> Iterator[tu
 
 
 def noise_pairs(rng: np.random.Generator, trials: int = 150, dim: int = 512) -> Iterator[tuple[str, ModeSimilarity]]:
-    """Gaussian classes with two subpopulations."""
+    """Return pairs in Gaussian classes with two subpopulations."""
     for _ in range(trials):
         n, cosine = int(rng.choice([200, 400, 800])), float(rng.choice([0.0, 0.3]))
         first, second = np.linalg.qr(rng.normal(size=(dim, 2)))[0].T
@@ -207,7 +207,7 @@ def noise_pairs(rng: np.random.Generator, trials: int = 150, dim: int = 512) -> 
 
 
 def rule_errors(pairs: Pairs, weight: float, threshold: float) -> dict[str, float]:
-    """For each kind the share of pairs that a rule gets wrong."""
+    """Return the share of pairs of each kind that a rule gets wrong."""
 
     def similarity(pair: ModeSimilarity) -> float:
         return pair.cosine if pair.shared is None else weight * pair.cosine + (1 - weight) * pair.shared
@@ -219,7 +219,7 @@ def rule_errors(pairs: Pairs, weight: float, threshold: float) -> dict[str, floa
 
 
 def best_rules(pairs: Pairs) -> list[dict[str, float]]:
-    """For each weight of the cosine the threshold whose largest error over kinds is smallest."""
+    """Return for each weight of the cosine the threshold with the smallest largest error over kinds."""
     rules = []
     for weight in (0.0, 0.5, 0.667, 0.8, 0.9, 1.0):
         worst = {t: max(rule_errors(pairs, weight, t).values()) for t in np.linspace(0, 0.8, 81).round(2).tolist()}
@@ -230,7 +230,7 @@ def best_rules(pairs: Pairs) -> list[dict[str, float]]:
 
 
 def names_kept(analyses: Analyses) -> tuple[int, int, Counter[str]]:
-    """Sightings of the planted modes that bear the first name of their mode, all sightings, and all statuses."""
+    """Return how many detections of planted modes have the first name of their mode, their number, and all statuses."""
     diary, first_name = Diary(), dict[str, str]()
     kept = total = 0
     statuses: Counter[str] = Counter()
@@ -254,7 +254,7 @@ def _at(report: FailureReport, epoch: int) -> FailureReport:
 def analysed(
     x: Floats, rates: NDArray[np.float64], rng: np.random.Generator, epoch: int, directions: int
 ) -> FailureReport:
-    """Failures of one class, drawn anew."""
+    """Return the analysis of newly drawn failures of one class."""
     failed = torch.from_numpy(rng.random(len(x)) < rates)
     rows = torch.arange(len(x))
     grades = Grades(rows, torch.zeros_like(rows), failed.long(), torch.ones(len(x)), ("cat", "dog"))
@@ -262,7 +262,7 @@ def analysed(
 
 
 def change_of_order(rng: np.random.Generator, trials: int = 12, dim: int = 64) -> dict[str, float]:
-    """Two modes, the first more frequent at first, the second at last."""
+    """Follow two modes of which the first is more frequent at first and the second at last."""
     kept = total = both = looks = 0
     for _ in range(trials):
         n = 800
@@ -283,42 +283,44 @@ def change_of_order(rng: np.random.Generator, trials: int = 12, dim: int = 64) -
 
 
 def followed(rng: np.random.Generator, rates: Floats, dim: int = 64) -> list[ModeReport]:
-    """What the diary tells of one mode whose failure rate takes these values."""
+    """Return the diary's entries of one mode whose failure rate takes these values."""
     inside = rng.random(400) < 0.3
     x = rng.normal(size=(len(inside), dim)) + 4.0 * inside[:, None] * np.eye(dim)[0]
-    diary, told = Diary(), list[ModeReport]()
+    diary, entries = Diary(), list[ModeReport]()
     for epoch, rate in enumerate(rates.tolist()):
         diary, modes = advance(diary, analysed(x, np.where(inside, rate, 0.05), rng, epoch, 1))
-        told += modes
-    return told
+        entries += modes
+    return entries
 
 
 def steady(rng: np.random.Generator, trials: int = 50, looks: int = 20) -> dict[str, float]:
-    """Nothing changes but which examples fail."""
-    told = [followed(rng, np.full(looks, 0.6)) for _ in range(trials)]
-    changing = [[mode.status in ("growing", "shrinking") for mode in modes if mode.status != "new"] for modes in told]
+    """Measure statuses if only the choice of failing examples changes."""
+    histories = [followed(rng, np.full(looks, 0.6)) for _ in range(trials)]
+    changing = [
+        [mode.status in ("growing", "shrinking") for mode in modes if mode.status != "new"] for modes in histories
+    ]
     return {
         "modes": trials,
         "looks": looks,
         "told_as_changing": float(np.mean([value for row in changing for value in row])),
         "ever_told_as_changing": float(np.mean([any(row) for row in changing])),
-        "names": float(np.mean([len({mode.name for mode in modes}) for modes in told])),
+        "names": float(np.mean([len({mode.name for mode in modes}) for modes in histories])),
     }
 
 
 def drifting(rng: np.random.Generator, trials: int = 50) -> dict[str, float]:
-    """The failure rate of a mode of 120 examples rises from 0.3 to 0.6, or falls, over ten analyses."""
+    """Measure statuses if the failure rate of a mode of 120 examples rises from 0.3 to 0.6, or falls, over time."""
     found = {}
     for status, rates in (("growing", np.linspace(0.3, 0.6, 10)), ("shrinking", np.linspace(0.6, 0.3, 10))):
-        told = [{mode.status for mode in followed(rng, rates)} for _ in range(trials)]
+        statuses = [{mode.status for mode in followed(rng, rates)} for _ in range(trials)]
         other = "shrinking" if status == "growing" else "growing"
-        found[status] = float(np.mean([status in row for row in told]))
-        found[f"{status}_told_as_{other}"] = float(np.mean([other in row for row in told]))
+        found[status] = float(np.mean([status in row for row in statuses]))
+        found[f"{status}_told_as_{other}"] = float(np.mean([other in row for row in statuses]))
     return found
 
 
 def seconds_of_an_advance(classes: int = 1000, dim: int = 512, n: int = 50_000) -> float:
-    """The median of five, each with matches, changes and tests for all classes."""
+    """Return the median of five runs, each with matches, changes and tests for all classes."""
     rng = np.random.default_rng(0)
     labels, names = torch.arange(n) % classes, tuple(f"class {k}" for k in range(classes))
     base = rng.normal(size=(classes, dim)).astype(np.float32)

@@ -1,4 +1,4 @@
-"""What the benchmarks on coloured digits share: one training run, graded and embedded."""
+"""Shared by the benchmarks on coloured digits: one training run, graded and embedded."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ Item = TypeVar("Item")
 
 @dataclass(frozen=True)
 class Split:
-    """A graded split, with its embeddings."""
+    """A graded split and its embeddings."""
 
     data: ColouredDigits
     grades: Grades
     embeddings: Tensor
 
     def unusual(self, class_index: int) -> Tensor:
-        """(N,) bool: bears the tint that is unusual for this class."""
+        """(N,) bool: the digit has the tint that is unusual for its class."""
         planted = self.data.truth[class_index]
         tint = None if planted is None else planted["unusual_tint"]
         return torch.tensor([TINTS_OF[t] == tint for t in self.data.attributes.tint.tolist()])
@@ -52,7 +52,7 @@ def train(
     val_size: int = 4000,
     prepare: Callable[[ColouredDigits], None] | None = None,
 ) -> tuple[DigitClassifier, ColouredDigitsDataModule]:
-    """The demo's training without its callback; ``prepare`` may change the training set first."""
+    """Run the demo's training without its callback; ``prepare`` can change the training set first."""
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     L.seed_everything(seed, verbose=False)
     data = ColouredDigitsDataModule(seed=seed, shortcut=shortcut, val_size=val_size)
@@ -97,7 +97,7 @@ def grade(model: DigitClassifier, data: ColouredDigits, encoder: OpenCLIPEncoder
 
 
 def digits_captions(encoder: OpenCLIPEncoder) -> list[ClassCaptions]:
-    """The candidates of every class, embedded."""
+    """Return the embedded candidate captions of every class."""
     names = ColouredDigits("test", size=10).classes
     source = caption_source(encoder, CaptionVocabulary.load("digits"), names)
     found = [source(k) for k in range(len(names))]
@@ -105,21 +105,21 @@ def digits_captions(encoder: OpenCLIPEncoder) -> list[ClassCaptions]:
 
 
 def digits_encoder() -> OpenCLIPEncoder:
-    """The packaged CLIP."""
+    """Return the packaged CLIP encoder."""
     encoder = load_encoder("embedded:digits")
     assert isinstance(encoder, OpenCLIPEncoder)
     return encoder
 
 
 def progress(items: Sequence[Item], what: str) -> Iterator[Item]:
-    """Say where a long benchmark is."""
+    """Print the progress of a long benchmark."""
     for number, item in enumerate(items, 1):
         print(f"{what} {number}/{len(items)}: {item}", file=sys.stderr, flush=True)
         yield item
 
 
 def read_options(description: str | None, *, seeds: Sequence[int], name: str) -> argparse.Namespace:
-    """Read ``--seeds`` and ``--output`` (by default benchmarks/results/<name>.json) off the command line."""
+    """Read ``--seeds`` and ``--output`` (by default benchmarks/results/<name>.json) from the command line."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=list(seeds))
     parser.add_argument("--output", type=Path, default=Path(f"benchmarks/results/{name}.json"))

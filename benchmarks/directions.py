@@ -1,9 +1,9 @@
-"""Failure directions against scikit-learn: the same answers, and CPU time alternated in one run.
+"""Failure directions against scikit-learn: the same results, and CPU times alternated in one run.
 
     python benchmarks/directions.py
 
-Takes some minutes. Peer: the published procedure, 21 fits of ``SVC(kernel="linear")`` a class (7
-values of C; two folds and one fit on all). Data: classes of n x 512 with a weak planted direction, a third failing.
+Takes some minutes. Peer: the published procedure, 21 fits of ``SVC(kernel="linear")`` per class (7 values of C; two
+folds and one fit on all examples). Data: classes of n x 512 with a weak planted direction and a third of failures.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ SIZES = (250, 500, 1000)
 
 
 def graded(classes: int, n: int, dim: int, seed: int) -> Data:
-    """Embeddings, labels and correctness of classes with a planted direction; about a third fail."""
+    """Return embeddings, labels and correctness of classes with a planted direction; about a third fail."""
     rng = np.random.default_rng(seed)
     x = rng.normal(size=(classes * n, dim)).astype(np.float32)
     labels = np.repeat(np.arange(classes), n)
@@ -46,7 +46,7 @@ def graded(classes: int, n: int, dim: int, seed: int) -> Data:
 
 
 def published(x: np.ndarray, labels: np.ndarray, correct: np.ndarray) -> None:
-    """As in the published code, 21 fits a class: for 7 values of C two folds and one fit on all."""
+    """Fit as the published code does, 21 fits per class: two folds and one fit on all examples for 7 values of C."""
     mean, std = mean_and_std(x)
     for label in np.unique(labels):
         z, y = standardize(x[labels == label], mean, std), correct[labels == label]
@@ -57,7 +57,7 @@ def published(x: np.ndarray, labels: np.ndarray, correct: np.ndarray) -> None:
 
 
 def ratios(peer: Callable[[], object], ours: Callable[[], object], rounds: int) -> list[float]:
-    """CPU time of the peer over ours, alternated."""
+    """Return the CPU time of the peer over ours, alternated."""
 
     def cpu_seconds(work: Callable[[], object]) -> float:
         start = time.process_time()
@@ -68,13 +68,13 @@ def ratios(peer: Callable[[], object], ours: Callable[[], object], rounds: int) 
     return [cpu_seconds(peer) / cpu_seconds(ours) for _ in range(rounds)]
 
 
-def told(values: list[float]) -> str:
-    """Median and spread."""
+def spread_text(values: list[float]) -> str:
+    """Return median and spread as text."""
     return f"{np.median(values):.1f} x ({min(values):.1f} to {max(values):.1f}, {len(values)} rounds)"
 
 
 def speed(classes: int, rounds: int) -> dict[str, dict[str, list[float]]]:
-    """Ratios of CPU time by size of the classes."""
+    """Measure the ratios of CPU times by the size of the classes."""
     fit_failure_directions(*graded(1, 250, 512, seed=0))  # the test is compiled too
     result = {}
     for n in SIZES:
@@ -94,7 +94,9 @@ def speed(classes: int, rounds: int) -> dict[str, dict[str, list[float]]]:
                 rounds,
             ),
         }
-        print(f"{classes} classes x {n} x 512", *(f"  {k}: {told(v)}" for k, v in result[str(n)].items()), sep="\n")
+        print(
+            f"{classes} classes x {n} x 512", *(f"  {k}: {spread_text(v)}" for k, v in result[str(n)].items()), sep="\n"
+        )
     return result
 
 
@@ -105,7 +107,7 @@ def critical_c(gram: NDArray[np.float64], correct: NDArray[np.bool_]) -> float:
 
 
 def same_answers(classes: int) -> dict[str, dict[str, float]]:
-    """At equal C, outside the cells where every multiplier is at its bound: ours against SVC at two tolerances."""
+    """Compare ours with SVC at two tolerances, at equal C above the critical C."""
     result = {}
     for n in SIZES:
         x, labels, correct = graded(classes, n, 512, seed=n + 1)
@@ -140,7 +142,7 @@ def same_answers(classes: int) -> dict[str, dict[str, float]]:
 
 
 def same_choice(classes: int) -> dict[str, int]:
-    """``selection="published"`` against scikit-learn's own functions, cell by cell."""
+    """Compare ``selection="published"`` with scikit-learn's functions, cell by cell."""
     cells, same_scores, same_c = 0, 0, 0
     for n in SIZES:
         x, labels, correct = graded(classes, n, 512, seed=n + 2)

@@ -1,9 +1,9 @@
-"""What feature pictures of the packaged digits are worth and cost; two or three minutes on one core.
+"""Quality and cost of feature pictures of the packaged digits; two or three minutes on one core.
 
-* How strong attacks with fewer, longer steps leave a feature, relative to the paper's 500.
-* How often the caption of a feature names the tint of its six most activating images, where at least five of them share
-  one that most of their group has not.
-* Milliseconds a step, six images a feature, with the packaged encoder and with a ResNet-50 at 224 x 224 pixels.
+* Activation of a feature after attacks with fewer and longer steps, relative to the paper's 500 steps.
+* How often the caption of a feature names the tint of its six most activating images, if at least five of them share a
+  tint that most of their group lacks.
+* Milliseconds per step with six images per feature, for the packaged encoder and a ResNet-50 at 224 x 224 pixels.
 
 python benchmarks/feature_pictures.py
 """
@@ -64,7 +64,7 @@ def main() -> None:
 def names_of_tints(
     digits: ColouredDigits, features: Tensor, embeddings: Tensor, clip: OpenCLIPEncoder
 ) -> Iterator[bool]:
-    """Whether the tint that the most activating images share is named, for each feature and class where they do."""
+    """Return whether the caption names the tint that the most activating images share, per feature and class."""
     captions: Callable = caption_source(clip, CaptionVocabulary.load("digits"), digits.classes)
     labels, tints = digits.labels.numpy(), np.array(digits.tint)
     correct = np.random.default_rng(0).random(len(labels)) < 0.5  # only mean and deviation of phi are used
@@ -88,7 +88,7 @@ def names_of_tints(
 
 
 def seconds_a_step(encoder: ModuleEncoder, side: int, steps: int) -> float:
-    """Of CPU time, on random images."""
+    """Return the CPU seconds per step on random images."""
     images = torch.rand(FEATURE_IMAGES, 3, side, side, generator=torch.Generator().manual_seed(0))
     with encoder.differentiable() as features:
         feature_attack(features, images, 0, iterations=1)

@@ -85,7 +85,7 @@ class Door:
 
 @dataclass
 class Found:
-    """What came of one door's inputs."""
+    """The outcomes of the inputs of one door."""
 
     inputs: int = 0
     read: int = 0
@@ -143,13 +143,13 @@ def mutate(rng: random.Random, data: bytes) -> bytes:
 
 
 def places(value: Any, at: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-    """Paths to all values of nested JSON."""
+    """Return the paths to all values of nested JSON."""
     inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     return [at, *(place for key, one in inner for place in places(one, (*at, key)))]
 
 
 def odd_value(rng: random.Random) -> Any:
-    """A value that is seldom right."""
+    """Return a value that is rarely valid."""
     kind = rng.randrange(5)
     if kind == 0:
         return rng.choice(HUGE)
@@ -214,7 +214,7 @@ YAML = [
 
 
 def make_input(rng: random.Random, door: Door) -> bytes:
-    """One input."""
+    """Return one input."""
     valid = rng.choice(door.valid)
     kind = rng.random()
     if kind < 0.1:
@@ -242,7 +242,7 @@ def make_input(rng: random.Random, door: Door) -> bytes:
 
 
 def example_report() -> FailureReport:
-    """A report with something in every field."""
+    """Return a report with a value in every field."""
     value = ValueReport("tint", "red", 9, 8, 8, 3, 0.2, 0.8, 0.8, (0.5, 0.9), 0.3)
     leaf = LeafReport("feature 17 > 0.36", 20, 0.8, 0.7, 0.56, True, (0.5, 0.9))
     nodes = NodeReport(40, 20, 0.5, 1.0, (0.4, 0.6), feature=17, threshold=0.36), NodeReport(20, 16, 0.8, 0.7, parent=0)
@@ -273,7 +273,7 @@ def example_report() -> FailureReport:
 
 
 def config_parser() -> Any:
-    """The options of the callback, as LightningCLI reads them."""
+    """Return a parser of the options of the callback, as LightningCLI reads them."""
     from jsonargparse import ArgumentParser
 
     from lightning_failures import FailureModes
@@ -284,7 +284,7 @@ def config_parser() -> Any:
 
 
 def doors(place: Path) -> dict[str, Door]:
-    """All readers, with files below a folder."""
+    """Return all readers, with files below a folder."""
     from jsonargparse import ArgumentError
 
     made: dict[str, Door] = {}
@@ -471,12 +471,12 @@ def doors(place: Path) -> dict[str, Door]:
 
 
 def memory() -> float:
-    """The most memory that this process has held, in MiB."""
+    """Return the peak memory of this process in MiB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
 
 
 def fuzz(door: Door, inputs: int, seed: int) -> Found:
-    """Try so many inputs on one door."""
+    """Try a number of inputs on one door."""
     rng, found = random.Random(seed), Found()
     for valid in door.valid:
         door.read(valid)  # a door that reads nothing shows nothing
@@ -501,14 +501,14 @@ def fuzz(door: Door, inputs: int, seed: int) -> Found:
 
 
 def passed_through_us(error: BaseException) -> bool:
-    """Whether a function of the package had been called; else the error is jsonargparse's, before any of ours."""
+    """Return whether a function of the package was called; otherwise the error is jsonargparse's own."""
     return any(
         "lightning_failures" in Path(frame.filename).parts for frame in traceback.extract_tb(error.__traceback__)
     )
 
 
 def run(inputs: int, seed: int = 0, only: str | None = None) -> dict[str, Found]:
-    """Try so many inputs, shared out over all doors."""
+    """Try a number of inputs, distributed over all doors."""
     with tempfile.TemporaryDirectory() as folder:
         made = {name: door for name, door in doors(Path(folder)).items() if only in (None, name)}
         each = -(-inputs // len(made))

@@ -1,16 +1,16 @@
-"""The whole analysis of an ImageNet-size validation, in one process: time, memory, stages, growth with the classes.
+"""A whole analysis of an ImageNet-size validation set in one process: time, memory, stages, growth with the classes.
 
     python benchmarks/imagenet_size.py                 # up to 100 classes
     python benchmarks/imagenet_size.py --full --output benchmarks/results/imagenet_size.json
     python benchmarks/imagenet_size.py --train-size    # only the memory of directions on 1,000 classes x 1,300
 
-A class has 250 examples with embeddings of 512 and robust features of 2,048 dimensions, both float16, about a quarter
-of them failures, and 500 candidate captions. A share of the classes fails along a planted direction; there the
-screening test goes on to 20 permutations a class of the data set, so their cost grows with the number of classes. All
-classes get directions with 999 permutations and captions; all label and prediction groups get trees.
+A class has 250 examples, about a quarter of them failures, with embeddings of 512 and robust features of 2,048
+dimensions, both float16, and 500 candidate captions. A share of the classes fails along a planted direction. For these
+the screening test continues up to 20 permutations per class of the data set, so its cost grows with the number of
+classes. All classes get directions with 999 permutations and captions; all label and prediction groups get trees.
 
-Each row is measured in a process of its own, after an analysis of two classes that loads libraries and compiled code.
-``peak`` is what the analysis takes beyond them and the inputs. The full run takes some ten times the quick one.
+Each row is measured in its own process, after an analysis of two classes that loads libraries and compiled code.
+``peak`` is the memory of the analysis beyond these and the inputs. The full run takes about ten times the quick one.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class Data:
 
 
 def draw(case: Case, seed: int = 0) -> Data:
-    """Draw a validation set, in random order. Embeddings are correlated and a class clusters, as CLIP's do."""
+    """Draw a validation set in random order, with correlated embeddings that cluster by class as CLIP's do."""
     rng = np.random.default_rng(seed)
     n = case.classes * case.examples
     order = rng.permutation(n)
@@ -96,7 +96,7 @@ def draw(case: Case, seed: int = 0) -> Data:
 
 
 def _captions(kind: str, seed: int) -> Callable[[int], ClassCaptions]:
-    """Candidates that all classes share, or a set for each class."""
+    """Return candidates that all classes share, or a separate set for each class."""
     vectors = torch.randn(POOL, DIM, generator=torch.Generator().manual_seed(seed))
     vectors /= vectors.norm(dim=1, keepdim=True)
     texts = tuple(f"caption {i}" for i in range(POOL))
@@ -110,18 +110,18 @@ def _captions(kind: str, seed: int) -> Callable[[int], ClassCaptions]:
 
 
 def peak_memory() -> int:
-    """The most bytes that this process ever held."""
+    """Return the peak memory of this process in bytes."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def memory() -> int:
-    """The bytes that it holds now; where the system does not tell, the most that it ever held."""
+    """Return the current memory of this process in bytes; its peak where the system does not report it."""
     statm = Path("/proc/self/statm")
     return int(statm.read_text().split()[1]) * resource.getpagesize() if statm.exists() else peak_memory()
 
 
 def run(data: Data, case: Case) -> dict[str, float]:
-    """Analyse; seconds by stage."""
+    """Run the analysis and return the seconds of each stage."""
     if data.features is None:
         grades = data.grades
         start = time.perf_counter()
@@ -138,21 +138,21 @@ def run(data: Data, case: Case) -> dict[str, float]:
 
 
 def measure(case: Case) -> dict[str, Any]:
-    """Measure one analysis; to be called in a process of its own."""
+    """Measure one analysis; call it in a separate process."""
     start = time.perf_counter()
     run(draw(Case(2, trees=case.trees)), Case(2))
     first = time.perf_counter() - start
     data = draw(case)
     inputs = sum(x.nbytes for x in (data.embeddings, data.features) if x is not None)
     before, wall, cpu = memory(), time.perf_counter(), time.process_time()
-    told = run(data, case)
+    seconds_of_stages = run(data, case)
     wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
-    patterns = told.pop("patterns", None)
-    told["rest"] = wall - sum(told.values())
+    patterns = seconds_of_stages.pop("patterns", None)
+    seconds_of_stages["rest"] = wall - sum(seconds_of_stages.values())
     return vars(case) | {
         "wall_seconds": wall,
         "cpu_seconds": cpu,
-        "stage_seconds": told,
+        "stage_seconds": seconds_of_stages,
         "patterns": patterns,
         "first_time_seconds": first,
         "inputs_mib": inputs / MIB,
@@ -161,13 +161,13 @@ def measure(case: Case) -> dict[str, Any]:
 
 
 def alone(case: Case) -> dict[str, Any]:
-    """Measure in a fresh process, so that the peak is this analysis's own."""
+    """Measure in a new process, so that the peak memory is that of this analysis."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         return pool.submit(measure, case).result()
 
 
 def line(row: dict[str, Any]) -> str:
-    """One row of the table."""
+    """Return one row of the table."""
     stages = "".join(f"{row['stage_seconds'].get(name, 0.0) / row['wall_seconds']:>11.0%}" for name in STAGES)
     return (
         f"{row['classes']:>7} x {row['examples']:<5}{row['planted']:>7.0%}  {row['captions']:<10}"
@@ -177,13 +177,13 @@ def line(row: dict[str, Any]) -> str:
 
 
 def growth(rows: list[dict[str, Any]]) -> dict[str, float]:
-    """Exponent e of CPU time ~ classes ** e, from a line through the logarithms."""
+    """Return the exponent e of CPU time ~ classes ** e from a linear fit of the logarithms."""
     logs = np.log([[row["classes"], row["cpu_seconds"]] for row in rows])
     return {"exponent": float(np.polyfit(*logs.T, 1)[0]), "from": rows[0]["classes"], "to": rows[-1]["classes"]}
 
 
 def save(result: dict[str, Any], path: Path | None) -> None:
-    """Write the raw figures; after every row, because the last ones take their time."""
+    """Write the raw figures after every row, because the last rows take long."""
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(result, indent=1) + "\n")

@@ -1,18 +1,18 @@
-"""What the tests of directions find where nothing is planted, where something is, and how much it takes to be found.
+"""Level and power of the tests of directions: without a pattern, with a planted one, and by the size of the pattern.
 
     python benchmarks/null_and_power.py            # --quick for a tenth of the trials
 
-1. Null classes: raw screening p-values are uniform, also where examples come in groups with a fate of their own.
-2. Null and planted classes together: false discoveries after Benjamini-Hochberg at 0.05, as ``analyse`` does it.
+1. Null classes: raw screening p-values are uniform, also with groups of correlated examples.
+2. Null and planted classes together: false discoveries after Benjamini-Hochberg at 0.05, as in ``analyse``.
 3. One planted class among 200: how often it survives Benjamini-Hochberg, by the failure rate inside the mode.
-4. Further directions: how often a second one is reported for one planted mode, and for two; and whether it is the one
-   that was planted.
+4. Additional directions: how often a second direction is reported for one planted mode and for two, and whether it is
+   the planted one.
 
-Everything is simulated: classes of Gaussian noise, isotropic or with a spectrum that decays as 1 / rank, with planted
-modes. A *subpopulation* is a share of the class that is moved along a direction, by ``delta`` standard deviations along
-it, and fails more often; with a *threshold* the examples beyond it along a direction fail more often; *logistic*: the
-log-odds rise along a direction by ``delta`` a standard deviation. Of two modes either is enough to fail. Writes a table
-to stdout, figures to JSON, curves to SVG beside it.
+All data are simulated: classes of Gaussian noise, isotropic or with a spectrum that decays as 1 / rank, with planted
+modes. A *subpopulation* is a share of the class that is shifted along a direction by ``delta`` standard deviations and
+fails more often. With a *threshold* the examples beyond it along a direction fail more often. *logistic*: the log-odds
+of failure rise along a direction by ``delta`` per standard deviation. With two modes either one is sufficient to fail.
+Writes a table to stdout, figures to JSON, and curves to an SVG next to the JSON file.
 """
 
 from __future__ import annotations
@@ -42,13 +42,13 @@ AT_ONCE = 50  # classes a call, so that memory stays small
 
 @dataclass(frozen=True)
 class Pattern:
-    """What is planted in a class.
+    """The pattern that is planted in a class.
 
     Attributes:
         kind: "subpopulation", "threshold" or "logistic".
-        shares: The share of the class that bears each mode, (logistic) that has even odds or worse.
+        shares: The share of the class with each mode; for logistic, with even odds of failure or worse.
         delta: The shift of a subpopulation in standard deviations, or the logistic slope for one.
-        cosine: Between the directions of two modes.
+        cosine: Cosine between the directions of two modes.
         high: Failure rate inside the modes.
         low: Failure rate outside.
     """
@@ -102,7 +102,7 @@ class Classes:
         labels: (N,) int.
         failed: (N,) bool.
         bears: (N, modes) bool.
-        directions: (K, modes, D), of length 1.
+        directions: (K, modes, D) unit vectors.
     """
 
     x: NDArray[np.float32]
@@ -115,7 +115,7 @@ class Classes:
 def simulate(
     pattern: Pattern, classes: int, n: int, dim: int, rng: np.random.Generator, *, decaying: bool = False
 ) -> Classes:
-    """Draw classes of n examples, each with modes of its own."""
+    """Draw classes of n examples, each with its own modes."""
     variance = 1.0 / np.arange(1, dim + 1) if decaying else np.ones(dim)
     variance *= dim / variance.sum()
     turn = np.linalg.qr(rng.normal(size=(dim, dim)))[0] if decaying else np.eye(dim)
@@ -152,7 +152,7 @@ def simulate(
 
 
 def null_classes(classes: int, n: int, dim: int, rng: np.random.Generator, *, group: int = 1) -> dict[str, Any]:
-    """Embeddings, labels, correct and groups without a pattern; each group has a place and a failure rate."""
+    """Return embeddings, labels, correct and groups without a pattern; each group has a centre and a failure rate."""
     groups = np.arange(classes * n) // group
     place = rng.normal(size=(groups[-1] + 1, dim))[groups] if group > 1 else 0.0
     rate = rng.beta(0.6, 1.4, size=groups[-1] + 1)[groups] if group > 1 else 0.3
@@ -166,12 +166,12 @@ def null_classes(classes: int, n: int, dim: int, rng: np.random.Generator, *, gr
 
 
 def uniformity(classes: int, seeds: int) -> list[dict[str, Any]]:
-    """Raw p-values of null classes, alone and in groups; and, as a warning, with the groups left out."""
+    """Return raw p-values of null classes: without groups, with groups, and, as a warning, with the groups omitted."""
     rows = []
-    for what, group, told in (("alone", 1, True), ("groups of 5", 5, True), ("groups of 5, not told", 5, False)):
+    for what, group, with_groups in (("alone", 1, True), ("groups of 5", 5, True), ("groups of 5, not told", 5, False)):
         for seed in range(seeds):
             data = null_classes(classes, 250, 64, np.random.default_rng([1, group, seed]), group=group)
-            if not told:
+            if not with_groups:
                 data["groups"] = None
             p = fit_failure_directions(**data).p_value.numpy()
             rows.append(
@@ -187,7 +187,7 @@ def uniformity(classes: int, seeds: int) -> list[dict[str, Any]]:
 
 
 def false_discoveries(repeats: int) -> dict[str, Any]:
-    """150 null and 50 planted classes: the share of false ones among those that survive, and of the planted found."""
+    """Return the false discovery rate and the power for 150 null and 50 planted classes."""
     shares, powers = [], []
     for seed in range(repeats):
         rng = np.random.default_rng([2, seed])
@@ -212,7 +212,7 @@ def false_discoveries(repeats: int) -> dict[str, Any]:
 
 
 def one_among_many(repeats: int) -> list[dict[str, Any]]:
-    """One planted class among 200: a fifth of it is moved by 3 standard deviations and fails ever more often."""
+    """Return the power for one planted class among 200, a fifth of it shifted by 3 standard deviations, by its rate."""
     rows, (n, dim) = [], (250, 64)
     for high in (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9):
         raw, survives = [], []
@@ -241,8 +241,8 @@ def one_among_many(repeats: int) -> list[dict[str, Any]]:
     return rows
 
 
-def further(pattern: Pattern, n: int, dim: int, decaying: bool, trials: int, seed: int) -> dict[str, Any]:
-    """How often further directions are reported, and how near they are to what was planted; a class is a trial."""
+def additional(pattern: Pattern, n: int, dim: int, decaying: bool, trials: int, seed: int) -> dict[str, Any]:
+    """Return how often additional directions are reported and how near they are to planted ones, over many classes."""
     tried, matched = [], []
     for block in range(0, trials, AT_ONCE):
         rng = np.random.default_rng([4, seed, n, dim, decaying, block])
@@ -270,17 +270,17 @@ def further(pattern: Pattern, n: int, dim: int, decaying: bool, trials: int, see
 
 
 def _two_ranks(found: FailureDirections) -> Iterator[FailureDirections]:
-    """The second and the third directions; no class where there is none."""
+    """Yield the second and the third directions, without classes if there are none."""
     nothing = dataclasses.replace(found, classes=found.classes[:0])
     for rank in range(2):
         yield found.further[rank] if len(found.further) > rank else nothing
 
 
 def _recovered(data: Classes, found: FailureDirections) -> Iterator[tuple[float, float, float]]:
-    """How near the two directions of a class are to the planted ones: cosines of the first and of the second, and AUC.
+    """Return how near the two directions of a class are to the planted ones: the cosines of both, and an AUC.
 
-    The AUC is that of the second direction's cross-fitted values for the failures of its mode, against the successes
-    and the failures of the other mode.
+    The AUC is that of the out-of-fold values of the second direction for the failures of its mode, against the
+    successes and the failures of the other mode.
     """
     if not found.further:
         return
@@ -302,7 +302,7 @@ def _recovered(data: Classes, found: FailureDirections) -> Iterator[tuple[float,
 
 
 def curves(panels: list[tuple[str, str, dict[str, list[tuple[float, float]]]]]) -> str:
-    """Draw panels of curves, power in 0 ... 1 against size, as SVG: [(title, what x is, {name: [(x, y)]})]."""
+    """Draw panels of curves, power in [0, 1] against size, as SVG: [(title, x label, {name: [(x, y)]})]."""
     colours = ("#1b6ca8", "#d1495b", "#3d8361", "#8d6a9f", "#c98b1d", "#555555", "#7a4a2b")
     width, height, left, top = 430, 290, 60, 40
     out = []
@@ -335,11 +335,11 @@ def curves(panels: list[tuple[str, str, dict[str, list[tuple[float, float]]]]]) 
 
 
 def plot(result: dict[str, Any]) -> str:
-    """Power against pattern size: of the screening test, and of the second direction."""
+    """Draw the power of the screening test and of the second direction against the size of the pattern."""
     screening: dict[str, list[tuple[float, float]]] = {}
     for row in result["one_among_200"]:
-        for key, told in (("survives", "after Benjamini-Hochberg"), ("raw", "raw p at most 0.05")):
-            name = f"{row['n']} x {row['dim']}, {told}"
+        for key, label in (("survives", "after Benjamini-Hochberg"), ("raw", "raw p at most 0.05")):
+            name = f"{row['n']} x {row['dim']}, {label}"
             screening.setdefault(name, []).append((row["rate_inside"], row[key]))
     second: dict[str, list[tuple[float, float]]] = {}
     for row in result["further"]:
@@ -353,8 +353,8 @@ def plot(result: dict[str, Any]) -> str:
     )
 
 
-def told(row: dict[str, Any]) -> str:
-    """One line of a table: rates with three digits."""
+def as_line(row: dict[str, Any]) -> str:
+    """Return one line of a table, rates with three digits."""
     skipped = {f.name for f in dataclasses.fields(Pattern)}
     values = {k: f"{v:.3f}" if isinstance(v, float) else v for k, v in row.items() if k not in skipped}
     return ", ".join(f"{key} {value}" for key, value in values.items())
@@ -364,7 +364,9 @@ def main() -> None:
     """Run, print, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="a tenth of the trials")
-    parser.add_argument("--seed", type=int, default=100, help="of the further directions; tuned on others below 20")
+    parser.add_argument(
+        "--seed", type=int, default=100, help="of the additional directions, which were tuned on seeds below 20"
+    )
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/null_and_power.json"))
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -375,14 +377,14 @@ def main() -> None:
     result["false_discoveries"] = false_discoveries(max(2, 20 // less))
     result["one_among_200"] = one_among_many(max(2, 20 // less))
     for row in (*result["uniform"], result["false_discoveries"], *result["one_among_200"]):
-        print(told(row), flush=True)
+        print(as_line(row), flush=True)
     result["further"] = []
     for n, dim, decaying in (*SETTINGS, *MORE_SETTINGS):
         part = slice(None) if (n, dim, decaying) in SETTINGS else slice(1, None, 2)
         for pattern in (*ONE_MODE[part], *TWO_MODES[part]):
             trials = (200 if len(pattern.shares) == 1 else 100) // less
-            result["further"].append(further(pattern, n, dim, decaying, trials, arguments.seed))
-            print(told(result["further"][-1]), flush=True)
+            result["further"].append(additional(pattern, n, dim, decaying, trials, arguments.seed))
+            print(as_line(result["further"][-1]), flush=True)
     result["cpu_seconds"] = time.process_time() - start
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
     arguments.output.write_text(json.dumps(result, indent=1) + "\n")

@@ -1,13 +1,13 @@
-"""What the callback adds to an epoch of the demo, what pictures add to an analysis, and where the time goes.
+"""Overhead of the callback per epoch of the demo, of the pictures per analysis, and the time of each stage.
 
     python benchmarks/overhead.py --output benchmarks/results/overhead.json
 
 The demo's data, model, options and logger, trained with and without ``FailureModes`` in turn, each time with an empty
-cache. An epoch is training and validation on 4,000 images each; the first one, in which the images are embedded, is
-told apart. Shares are of the median of the others with the callback, of their wall time and of their CPU time (which a
-busy machine stretches less unevenly); stages are timed inside the same runs. Pictures are drawn once, when the training
-is over, with all that belongs to them: feature attacks, CV scores of chance, dashboards, the HTML report, and Vega for
-its charts, which a process loads once.
+cache. An epoch is training and validation on 4,000 images each. The first epoch, in which the images are embedded, is
+reported separately. Shares refer to the median of the other epochs with the callback, for wall time and for CPU time
+(which varies less on a busy machine); stages are timed within the same runs. Pictures are drawn once at the end of the
+training, with everything they need: feature attacks, null CV scores, dashboards, the HTML report, and Vega for its
+charts, which a process loads once.
 """
 
 from __future__ import annotations
@@ -76,12 +76,12 @@ Epoch = dict[str, np.ndarray]
 
 
 def now() -> np.ndarray:
-    """Wall and CPU clock."""
+    """Return the wall and the CPU clock."""
     return np.array([time.perf_counter(), time.process_time()])
 
 
 class Clock(L.Callback):
-    """Times each epoch, and within it each stage; ``stages`` is in the end what came after the last epoch."""
+    """Times each epoch and its stages; at the end ``stages`` holds the times after the last epoch."""
 
     def __init__(self) -> None:
         self.epochs: list[Epoch] = []
@@ -89,12 +89,12 @@ class Clock(L.Callback):
         self._start: np.ndarray | None = None
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """An epoch ends where the next one starts."""
+        """Record the end of the previous epoch."""
         self._close()
         self._start = now()
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """So does the last one."""
+        """Record the end of the last epoch."""
         self._close()
 
     def _close(self) -> None:
@@ -126,10 +126,10 @@ def stopwatches(clock: Clock) -> Iterator[None]:
 
 
 def train(*, epochs: int, analysed: bool) -> tuple[list[Epoch], Epoch]:
-    """Train as the demo does; the times of each epoch, and of what came after the last."""
+    """Train as the demo does; return the times of each epoch and of the rest after the last epoch."""
     L.seed_everything(0, verbose=False)
     clock = Clock()
-    rendering.prepare.cache_clear()  # which every process has to load anew
+    rendering.prepare.cache_clear()  # which every process loads once
     options: dict[str, Any] = {"encoder": "embedded:digits", "robust_encoder": "embedded:digits", "captions": "digits"}
     options["data"] = DataOptions(metadata=("tint", "background", "stroke", "posture"))
     with tempfile.TemporaryDirectory() as name:

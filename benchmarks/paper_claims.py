@@ -9,12 +9,12 @@
 Source: Jain, Lawrence, Moitra and Madry, Distilling Model Failures as Directions in Latent Space, ICLR 2023.
 
 A claim holds if the lower end of the paired 90 % interval of (first arm - second arm) over seeds, by Student's t, is
-above 0; for "not below by ...", above minus that. Each seed draws its tints, images, weights and orders anew; constants
+above 0; for "not below by ...", above minus that. Each seed draws its own tints, images, weights and orders; constants
 were chosen on seeds 0 to 3, the default seeds are others. All arms train on 3,000 images, for 6 epochs from scratch or
-for 3 more from the checkpoint of the plain model, which goes on as long.
+for 3 more from the checkpoint of the plain model, which is trained as long.
 
-What a seed has measured is written at once, and what the output file holds already is not run again: a run that was cut
-goes on. One core, five minutes a seed.
+The figures of a seed are written at once, and seeds in the output file are not run again, so an interrupted run
+resumes. One core, five minutes per seed.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ WAYS = ("retrained", "continued")
 
 
 def read_result(path: Path) -> dict[str, Any]:
-    """What the file holds, with nothing in it where there is none."""
+    """Return the content of the file, empty if the file does not exist."""
     found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
     return {"claims": [], "raw": {}} | found
 
 
 def summarise(raw: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
-    """Raw figures {claim: {seed: tables}} -> entries, in the order of the claims."""
+    """Return the entries of raw figures {claim: {seed: tables}}, in the order of the claims."""
     entries = []
     for claim, (_, comparisons) in CLAIMS.items():
         if claim in raw:
@@ -54,7 +54,7 @@ def summarise(raw: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def table(entries: list[dict[str, Any]]) -> str:
-    """A Markdown table: one row a claim, one column for each way to train where there are two."""
+    """Return a Markdown table: one row per claim, and one column per training where there are two."""
     rows: dict[str, dict[str, str]] = {}
     for entry in entries:
         name, _, way = entry["name"].rpartition(", ")
@@ -67,7 +67,7 @@ def table(entries: list[dict[str, Any]]) -> str:
 
 
 def cell(entry: dict[str, Any]) -> str:
-    """Whether it holds, the mean of both arms, the difference and its interval."""
+    """Return whether the claim holds, the means of both arms, the difference and its interval."""
     seeds = entry["seeds"]
     if not seeds:
         return "not defined in any seed"
@@ -79,13 +79,13 @@ def cell(entry: dict[str, Any]) -> str:
 
 
 def write(path: Path, result: dict[str, Any]) -> None:
-    """The whole file, atomically."""
+    """Write the whole file atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, (json.dumps(result, indent=1) + "\n").encode())
 
 
 def run_claims(seeds: list[int], claims: list[str], path: Path) -> None:
-    """Run what the file does not hold yet; a seed's claims share its models."""
+    """Run the claims that are not in the file yet; the claims of a seed share its models."""
     result = read_result(path)
     for seed in seeds:
         world = World(seed)

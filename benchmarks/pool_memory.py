@@ -3,13 +3,13 @@
     python benchmarks/pool_memory.py --output benchmarks/results/pool_memory.json
 
 The images of the pool are made up as they are asked for, so that the pool itself takes no memory; a fixed random layer
-embeds them in 512 dimensions. Every run is a process of its own. What is told is the most memory that it had at any
+embeds them in 512 dimensions. Every run is a process of its own. The reported memory is the peak at any
 time, less what it had when imports were done and the encoder was there. Three ways to the 20 hardest examples of each
 of ten classes:
 
 * ``embed``: shards on disk, one stream over them at the end;
 * ``predict``: ``Trainer.predict`` as it is, which returns all predictions, then decision values, then a sort;
-* ``loop``: a loop over the loader that appends embeddings to a list, then likewise.
+* ``loop``: a loop over the loader that appends embeddings to a list, then selects in the same way.
 
 All should find the same examples; ``embed`` keeps float16, so it may differ where two values are nearly equal.
 With ``--plot``, memory against the size of the pool, and over time, as SVG.
@@ -121,7 +121,7 @@ class Watch(threading.Thread):
         while not self.over.wait(0.02):
             self.seen.append((time.monotonic() - self.begin, resident()))
 
-    def told(self) -> dict[str, Any]:
+    def figures(self) -> dict[str, Any]:
         """Stop; the most memory that was added, and the most in each fortieth of the time."""
         self.over.set()
         self.join()
@@ -182,7 +182,7 @@ def one_run(way: str, size: int, folder: Path) -> dict[str, Any]:
         ]
         rows, labels = (torch.cat(part) for part in zip(*kept, strict=True))
         found = hardest(directions, rows, labels)
-    return {"way": way, "size": size, "hardest": found} | watch.told()
+    return {"way": way, "size": size, "hardest": found} | watch.figures()
 
 
 def plot(runs: list[dict[str, Any]]) -> str:
@@ -223,12 +223,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--sizes", type=int, nargs="+", default=[3_000, 30_000, 300_000])
     parser.add_argument("--output", type=Path)
-    parser.add_argument("--plot", action="store_true", help="write an SVG beside the output")
+    parser.add_argument("--plot", action="store_true", help="write an SVG next to the output")
     parser.add_argument("--one", nargs=3, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.one:
         way, size, folder = arguments.one
-        (Path(folder).parent / "told.json").write_text(json.dumps(one_run(way, int(size), Path(folder))))
+        (Path(folder).parent / "run.json").write_text(json.dumps(one_run(way, int(size), Path(folder))))
         return
     runs = []
     print(f"{'examples':>9}  {'way':8}{'MB added':>9}{'seconds':>9}")
@@ -238,7 +238,7 @@ def main() -> None:
                 folder = Path(temporary) / f"{way}-{size}"
                 subprocess.run([sys.executable, __file__, "--one", way, str(size), str(folder)],
                                check=True, stdout=subprocess.DEVNULL)  # fmt: skip
-                runs.append(json.loads((Path(temporary) / "told.json").read_text()))
+                runs.append(json.loads((Path(temporary) / "run.json").read_text()))
                 print(f"{size:>9,}  {way:8}{runs[-1]['added_mb']:>9.0f}{runs[-1]['seconds']:>9.1f}", flush=True)
     first, last = min(arguments.sizes), max(arguments.sizes)
     found = {(run["way"], run["size"]): run.pop("hardest") for run in runs}

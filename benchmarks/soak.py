@@ -2,7 +2,7 @@
 
     python benchmarks/soak.py --output benchmarks/results/soak.json
 
-A small classifier of coloured digits is trained with the packaged encoders, both lenses, a TensorBoard and a CSV
+A small classifier of coloured digits is trained with the packaged encoders, both methods, a TensorBoard and a CSV
 logger, each variant in a process of its own. A week of training analyses a few hundred times, and so does this. Every
 fifth epoch, before its first batch, the process counts what it holds. Memory is what is resident and not mapped from
 files, of the process and of its loader workers, before a collection of garbage; Python objects are counted after it. A
@@ -52,7 +52,7 @@ VARIANTS = {
 }
 MEASURES = ("memory", "files", "threads", "objects", "tensors", "cache", "reports", "logs")
 """MiB; open file handles; threads; live Python objects; tensors among them; on disk, in MiB: embeddings, our own files
-beside the logs, and these with what the loggers write."""
+next to the logs, and the logs with the files of the loggers."""
 
 STEPS = [digit * 10**power for power in range(6) for digit in (1, 2, 5)]
 BLOCKS = 12
@@ -202,7 +202,7 @@ def slopes(samples: Sequence[Sequence[float]], *, warm_up: float) -> dict[str, t
 def run(variant: str, arguments: argparse.Namespace) -> Any:
     """Soak in a process of its own."""
     with tempfile.TemporaryDirectory() as name:
-        told = Path(name) / "told.json"
+        output = Path(name) / "run.json"
         command = [
             sys.executable,
             __file__,
@@ -211,10 +211,10 @@ def run(variant: str, arguments: argparse.Namespace) -> Any:
             "--epochs",
             str(arguments.epochs),
             "--output",
-            str(told),
+            str(output),
         ]
         subprocess.run(command, check=True, env=os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"})
-        return json.loads(told.read_text())
+        return json.loads(output.read_text())
 
 
 def plot(runs: dict[str, Any]) -> str:

@@ -1,13 +1,13 @@
-"""Failure trees: their speed against the published selection, and whether their scores can be trusted.
+"""Failure trees: speed against the published feature selection, and calibration of their scores.
 
     python benchmarks/trees.py
     python benchmarks/trees.py --sections speed intervals
 
-Sections: ``speed``, CPU time with peer and ours alternated; ``heldout``, held-out ALER - BER under both selections,
-paired, on simulated groups and on coloured digits; ``intervals``, how often a leaf's interval holds its error rate on
-fresh data; ``null``, held-out ALER - BER and its test where there is nothing to find, and its power where there is.
-Seeds from 20,000 on were not looked at while the methods were chosen. All of it takes about ten times as long as the
-demo, most of that in ``mutual_info_classif``.
+Sections: ``speed``, CPU times of the peer and ours, alternated; ``heldout``, paired held-out ALER - BER under both
+selections of features, on simulated groups and on coloured digits; ``intervals``, how often the interval of a leaf
+covers its error rate on fresh data; ``null``, held-out ALER - BER and its test without a pattern, and its power with
+one. Seeds from 20,000 on were not used while the methods were developed. All sections take about ten times as long as
+the demo, most of it in ``mutual_info_classif``.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ MIN_FAILURES = 20
 
 
 def simulate(rng: np.random.Generator, n: int, chance: str, *, per_source: int = 1, dim: int = 60) -> Arrays:
-    """Draw features (n, dim), each example's chance to fail, and its source; examples of a source are alike.
+    """Draw features (n, dim), failure probabilities and sources of examples; the examples of a source are similar.
 
-    Chances: "null"; "step" and "steep", higher above a threshold; "gradual", rising with two features.
+    Probabilities: "null"; "step" and "steep", higher above a threshold; "gradual", rising with two features.
     """
     sources = -(-n // per_source)
     source = np.repeat(np.arange(sources), per_source)[:n]
@@ -58,14 +58,14 @@ def simulate(rng: np.random.Generator, n: int, chance: str, *, per_source: int =
 
 
 def cpu_seconds(work: Callable[[], object]) -> float:
-    """CPU time of one call."""
+    """Return the CPU time of one call."""
     start = time.process_time()
     work()
     return time.process_time() - start
 
 
 def speed(rounds: int) -> dict[str, Any]:
-    """Selection, selection and tree, and everything with five folds."""
+    """Measure the feature selection, selection and tree, and the whole fit with five folds."""
     result: dict[str, Any] = {}
     for n in (250, 1300):
         rng = np.random.default_rng(n)
@@ -109,7 +109,7 @@ def speed(rounds: int) -> dict[str, Any]:
 
 
 def depth_1_gain(feature: NDArray[Any], failed: NDArray[Any], weights: dict[int, float]) -> float:
-    """What scikit-learn's tree gains by one split on the feature, in bits."""
+    """Return the gain of scikit-learn's tree by one split on the feature, in bits."""
     stump = DecisionTreeClassifier(criterion="entropy", max_depth=1, class_weight=weights)
     tree = stump.fit(feature[:, None], failed).tree_
     share = tree.weighted_n_node_samples / tree.weighted_n_node_samples[0]
@@ -117,7 +117,7 @@ def depth_1_gain(feature: NDArray[Any], failed: NDArray[Any], weights: dict[int,
 
 
 def heldout(seeds: list[int], simulated: int) -> dict[str, Any]:
-    """Held-out ALER - BER of our selection minus that of the published one, group by group."""
+    """Return held-out ALER - BER of our selection minus that of the published selection, group by group."""
     result: dict[str, Any] = {}
     for name, groups in (("simulated", simulated_groups(simulated)), ("coloured digits", digit_groups(seeds))):
         rows = []
@@ -142,7 +142,7 @@ def heldout(seeds: list[int], simulated: int) -> dict[str, Any]:
 
 
 def simulated_groups(count: int) -> Iterator[Arrays]:
-    """Groups of both sizes with something to find among 256 features."""
+    """Yield groups of both sizes with a pattern among 256 features."""
     for seed in range(count):
         rng = np.random.default_rng(FRESH_SEED + seed)
         chance, n = ("step", "steep", "gradual")[seed % 3], (250, 1300)[seed // 3 % 2]
@@ -151,7 +151,7 @@ def simulated_groups(count: int) -> Iterator[Arrays]:
 
 
 def digit_groups(seeds: list[int]) -> Iterator[Arrays]:
-    """Label and prediction groups of the demo's classifier that have enough failures, on robust features."""
+    """Yield the label and prediction groups of the demo's classifier with enough failures, on robust features."""
     encoder, clip = load_encoder("embedded:digits", robust=True), digits_encoder()
     for seed in seeds:
         model, data = train(seed, 0.95)
@@ -168,7 +168,7 @@ def digit_groups(seeds: list[int]) -> Iterator[Arrays]:
 
 
 def intervals(groups: int) -> dict[str, Any]:
-    """How often the interval of a leaf holds its error rate on 20,000 fresh examples."""
+    """Measure how often the interval of a leaf covers its error rate on 20,000 fresh examples."""
     result, every = {}, []
     print(
         "leaf intervals: share that hold the leaf's error rate on fresh data (95 % interval of the share), mean width"
@@ -207,7 +207,7 @@ def share_covered(name: str, rows: list[list[float]]) -> dict[str, Any]:
 
 
 def null(groups: int) -> dict[str, Any]:
-    """Centre and level of the test on null groups; power against the excess of the error rate in a planted slice."""
+    """Measure centre and level of the test on null groups, and its power by the excess error rate of a slice."""
     result: dict[str, Any] = {"null": {}, "power": {}}
     print("null groups: mean held-out ALER - BER and its standard error; share with p <= 0.05")
     for n, per_source in ((250, 1), (250, 5), (1300, 1), (1300, 5)):
@@ -249,7 +249,7 @@ def null(groups: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Run the sections that were asked for and write their raw figures."""
+    """Run the selected sections and write their raw figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     names = ("speed", "heldout", "intervals", "null")
     parser.add_argument("--sections", nargs="+", choices=names, default=names)

@@ -1,14 +1,14 @@
-"""Do verdicts tell right from wrong? Forks of checkpoints on coloured digits, with what helps and what does not.
+"""Are verdicts right? Forks of checkpoints on coloured digits, with interventions that help and others that do not.
 
-For each seed a small training goes on from its second epoch, in pairs of forks, with
+For each seed a small training continues from its second epoch in pairs of forks, with
 
-* factor 1: ``Upweight(factor=1)``, which changes nothing (where the first fork is the one without bit for bit, the
-  others are taken to be);
-* placebo: as many examples of each class as ``Upweight`` would flag, drawn by lot, four times as heavy;
+* factor 1: ``Upweight(factor=1)``, which changes nothing (if the first fork equals the one without it bit for bit, the
+  other forks are assumed to be equal too);
+* placebo: random examples with four times the weight, as many of each class as ``Upweight`` would flag;
 * upweight: ``Upweight(factor=4)``;
-* oracle: the examples that bear the unusual tint, four times as heavy.
+* oracle: the examples with the unusual tint at four times the weight.
 
-Verdicts from fewer pairs, and those that a bootstrap of the examples alone would give, come from the same forks.
+Verdicts from fewer pairs, and from a bootstrap over the examples alone, are computed from the same forks.
 
     python benchmarks/verdicts.py --seeds 0 1 2
 """
@@ -44,10 +44,10 @@ FACTOR = 4.0
 
 
 class Placebo(Upweight):
-    """The weights of ``Upweight``, dealt out by lot within each class."""
+    """The weights of ``Upweight``, permuted at random within each class."""
 
     def decide(self, examples: JudgedExamples, round: Round | None = None) -> Decision:
-        """The same numbers, for any examples."""
+        """Return the same weights for random examples."""
         decision = super().decide(examples, round)
         rng = np.random.default_rng(len(examples.labels))
         weights = decision.weights.copy()
@@ -58,12 +58,12 @@ class Placebo(Upweight):
 
 
 class Oracle(Upweight):
-    """Weighs the training examples that bear the unusual tint; ``rows`` tells which."""
+    """Upweights the training examples with the unusual tint, given by ``rows``."""
 
     rows: list[int]
 
     def decide(self, examples: JudgedExamples, round: Round | None = None) -> Decision:
-        """From what no analysis knows."""
+        """Return weights from the true tints, which no analysis has."""
         weights = np.ones(len(examples.labels))
         weights[self.rows] = self.factor
         return Decision(weights, ())
@@ -74,21 +74,21 @@ encoder = cache(digits_encoder)
 
 @cache
 def digits(seed: int) -> ColouredDigitsDataModule:
-    """The data of one seed, rendered once."""
+    """Return the data of one seed, rendered once."""
     data = ColouredDigitsDataModule(seed=seed, **SIZES)
     data.setup("fit")
     return data
 
 
 def unusual(data: ColouredDigits) -> list[int]:
-    """Rows that bear the unusual tint of their digit."""
+    """Return the rows with the unusual tint of their digit."""
     tints = [None if truth is None else truth["unusual_tint"] for truth in data.truth]
     worn = zip(data.labels.tolist(), data.attributes.tint.tolist(), strict=True)
     return [row for row, (label, tint) in enumerate(worn) if TINTS_OF[tint] == tints[label]]
 
 
 def run(seed: int, intervention: Intervention | None, place: Path) -> Run:
-    """A training of one seed, ready to begin."""
+    """Return the training of one seed, ready to start."""
     L.seed_everything(seed, verbose=False)
     modes = FailureModes(
         encoder=encoder(),
@@ -114,7 +114,7 @@ def run(seed: int, intervention: Intervention | None, place: Path) -> Run:
 
 
 def forks_of(seed: int, place: Path) -> dict[str, Any]:
-    """All verdicts of one seed, and the accuracies of all forks."""
+    """Return all verdicts of one seed and the accuracies of all forks."""
     first = run(seed, None, place)
     first.trainer.fit(first.module, **first.data)
     checkpoint = str(place / "start.ckpt")
@@ -145,18 +145,18 @@ def forks_of(seed: int, place: Path) -> dict[str, Any]:
         else:
             treated += [forks.train(start, until, pair, treated=True) for pair in range(1, PAIRS)]
         found["arms"][name] = figures(treated, control, start.flagged)
-        told = found["arms"][name]["pairs"][str(PAIRS)]
-        print(f"  seed {seed} {name:<9} {told['sentence']}", flush=True)
+        verdict = found["arms"][name]["pairs"][str(PAIRS)]
+        print(f"  seed {seed} {name:<9} {verdict['sentence']}", flush=True)
     return found
 
 
 def figures(treated: list[Grades], control: list[Grades], flagged: torch.Tensor) -> dict[str, Any]:
-    """Verdicts from all pairs and from fewer, the naive ones from the first pair, and raw accuracies."""
+    """Return verdicts from all pairs and from fewer, naive verdicts from the first pair, and raw accuracies."""
     mine = torch.isin(control[0].ids, flagged)
     assert control[0].groups is not None
     groups = control[0].groups[mine]
     one, other = treated[0].correct[mine], control[0].correct[mine]
-    # told that two pairs gave exactly this, the interval covers the examples alone
+    # with two pairs that both gave exactly this, the interval covers the examples alone
     naive = paired_verdict(one.expand(2, -1), other.expand(2, -1), groups=groups)
     return {
         "pairs": {str(n): compare_forks(treated[:n], control[:n], flagged, 1).to_dict() for n in (2, PAIRS)},
@@ -173,7 +173,7 @@ def figures(treated: list[Grades], control: list[Grades], flagged: torch.Tensor)
 
 
 def main() -> None:
-    """Run all seeds that the output does not hold yet, print the counts, write the raw figures after each."""
+    """Run all seeds that are not in the output yet, print the counts, and write the raw figures after each seed."""
     arguments = read_options(__doc__, seeds=range(20), name="verdicts")
     torch.set_num_threads(1)
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
@@ -190,15 +190,15 @@ def main() -> None:
     summary = summarise(runs)
     print(f"\nOutcomes over {len(runs)} seeds: {PAIRS} pairs; 2 pairs; one pair, bootstrap of the examples alone")
     for name, counts in summary["outcomes"].items():
-        told = ["; ".join(f"{k} {v}" for k, v in count.items()) for count in counts.values()]
-        print(f"  {name:<9} {told[0]:<34} | {told[1]:<34} | {told[2]}")
+        columns = ["; ".join(f"{k} {v}" for k, v in count.items()) for count in counts.values()]
+        print(f"  {name:<9} {columns[0]:<34} | {columns[1]:<34} | {columns[2]}")
     print(f"Factor 1: forks bit-identical in {summary['identical']} of {len(runs)} seeds")
     print(f"Difference on the flagged slice, mean over seeds: {summary['difference']}")
     print(f"Standard deviation between forks: flagged {summary['noise']:.3f}, all {summary['noise_all']:.3f}")
 
 
 def summarise(runs: list[dict[str, Any]]) -> dict[str, Any]:
-    """Counts and means over seeds."""
+    """Return counts and means over seeds."""
     names = list(runs[0]["arms"])
 
     def spread(of: str) -> float:

@@ -4,8 +4,8 @@ For every class with a pattern three embeddings are decoded: the reference capti
 there towards failure and towards success. The SVM is fitted without whitening, so that its normal is a direction of
 the CLIP space. An image counts only if an independent classifier takes it for its class.
 
-The accuracy on real digits stands beside: in the unusual tint, which is what the hard images should show; in the usual
-one; and in any of the ten tints, which is what a caption that names no tint asks for. Training shows a planted digit in
+The accuracy on real digits is reported for comparison: in the unusual tint, which the hard images should show; in the
+usual tint; and in any of the ten tints, which a caption without a tint asks for. Training shows a planted digit in
 two tints only, so any tint is harder than the unusual one: here the neutral caption is no middle between hard and easy.
 """
 

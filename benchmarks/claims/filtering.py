@@ -106,7 +106,7 @@ def run(world: World) -> dict[str, Any]:
     clean = clean_pool(world)
     for name, pool in (("clean", clean), ("noisy", spoiled(clean, world))):
         picks = pick(world, pool)
-        tables["picks"][name] = {arm: tell(world, pool, rows) for arm, rows in picks.items()}
+        tables["picks"][name] = {arm: describe(world, pool, rows) for arm, rows in picks.items()}
         for way in plain:
             arms = {arm: _train_with(world, pool, rows, way) for arm, rows in picks.items()}
             judged = {arm: world.judge(model) for arm, model in arms.items()}
@@ -185,7 +185,7 @@ def _train_with(world: World, pool: Pool, rows: Tensor, way: str) -> Trained:
     return fit(images, labels, seed=world.seed, epochs=MORE_EPOCHS, start=world.base())
 
 
-def tell(world: World, pool: Pool, rows: Tensor) -> dict[str, Any]:
+def describe(world: World, pool: Pool, rows: Tensor) -> dict[str, Any]:
     """What was picked: of which kind, how hard for the plain model, and how much alike within a class."""
     labels = pool.labels[rows]
     wrong = labels != pool.true[rows]

@@ -1,10 +1,10 @@
 """Flagged images are the hard subpopulation more often than the least confident ones (Fig. 2).
 
 A share of the training labels is wrong. What should come first within a class is the unusual tint with a right label;
-what a model is least sure of is a wrong label, or an ambiguous digit. The validation labels are right. Two further
+what a model is least sure of is a wrong label, or an ambiguous digit. The validation labels are right. Two additional
 settings show what the directions need: where as many of the validation labels are wrong, most failures are wrong
-labels, which CLIP tells from right ones by their shape, so that the direction points at those; and where the suspected
-ones among them are left out of the fit.
+labels, which CLIP separates from right ones by their shape, so that the direction points at those; and where the
+suspected ones among them are left out of the fit.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What was planted is enriched, with the counts of an explicit loop; values that are odd or lacking are told apart."""
+"""Planted values are enriched, with the counts of an explicit loop; unusual and missing values are distinguished."""
 
 import math
 

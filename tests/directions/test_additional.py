@@ -18,7 +18,7 @@ from lightning_failures.stats.folds import stratified_group_folds
 
 
 def _subpopulations(shares, *, n=250, dim=32, shift=4.0, high=0.8, low=0.1, seed=0):
-    """Subpopulation k is moved along axis k, and fails more often: (x, correct, bears)."""
+    """Return (x, correct, bears): subpopulation k is shifted along axis k and fails more often."""
     rng = np.random.default_rng([77, seed])
     which = rng.random(n)[:, None]
     edges = np.cumsum([0.0, *shares])
@@ -42,18 +42,18 @@ def _classes(make, count, **options):
 
 
 def _found(x, labels, correct, **options):
-    """How many classes have a further direction."""
+    """Return the number of classes with an additional direction."""
     directions = fit_failure_directions(x, labels, correct, n_directions=2, permutations=199, **options)
     return len(directions.further[0].classes) if directions.further else 0
 
 
 @pytest.mark.parametrize(("make", "options"), [(_subpopulations, {"shares": (0.3,)}), (_one_linear_mode, {})])
-def test_further_directions__one_mode_has_no_second(make, options):
+def test_additional_directions__one_mode_has_no_second(make, options):
     x, labels, correct, _ = _classes(make, 60, **options)
     assert _found(x, labels, correct) <= 7, "5 % of 60 is 3; 8 would have a chance of 1 %"
 
 
-def test_further_directions__two_modes_have_two():
+def test_additional_directions__two_modes_have_two():
     x, labels, correct, bears = _classes(_subpopulations, 40, shares=(0.2, 0.2))
     directions = fit_failure_directions(x, labels, correct, n_directions=2, permutations=199)
     second = directions.further[0]
@@ -64,13 +64,13 @@ def test_further_directions__two_modes_have_two():
         mode = int(weight[:2].argmax())
         near.append(float(weight[mode]))
         values, failed = second.out_of_fold.numpy()[labels == label], ~correct[labels == label]
-        assert values[failed & bears[label][:, mode]].mean() < 0, "it tells the failures of its mode"
+        assert values[failed & bears[label][:, mode]].mean() < 0, "it flags the failures of its mode"
         assert second.p_value[k] <= 0.05
         assert second.cv_score[k] > 0.6
     assert np.median(near) > 0.77, "of its mode; with the difference of the two modes it would be 0.71"
 
 
-def test_further_directions__three_modes_have_three():
+def test_additional_directions__three_modes_have_three():
     x, labels, correct, _ = _classes(_subpopulations, 10, shares=(0.17, 0.17, 0.17), n=800, dim=16, shift=5.0)
     directions = fit_failure_directions(x, labels, correct, n_directions=4, permutations=199)
     assert len(directions.further[1].classes) >= 8
@@ -78,14 +78,14 @@ def test_further_directions__three_modes_have_three():
 
 
 @pytest.mark.slow
-def test_further_directions__rates_over_many_trials():
+def test_additional_directions__rates_over_many_trials():
     for make, options in ((_subpopulations, {"shares": (0.3,)}), (_one_linear_mode, {})):
         assert _found(*_classes(make, 200, n=400, **options)[:3]) <= 10, "5 % of 200"
     assert _found(*_classes(_subpopulations, 200, n=400, shares=(0.15, 0.15))[:3]) >= 160
 
 
-def test_further_directions__sources_stay_whole():
-    """Copies of an example carry no evidence; taken for independent they show a second mode where there is one."""
+def test_additional_directions__sources_stay_whole():
+    """Copies of an example are no evidence; treated as independent they would show a second mode of a single one."""
     x, labels, correct, _ = _classes(_subpopulations, 30, shares=(0.3,), n=60, dim=8)
     copies = np.repeat(np.arange(len(x)), 6)
     noise = 1e-3 * np.random.default_rng(0).normal(size=(len(copies), 8))
@@ -94,7 +94,7 @@ def test_further_directions__sources_stay_whole():
     assert _found(*data) >= 8
 
 
-def test_further_directions__the_first_stays_as_it_is():
+def test_additional_directions__the_first_stays_as_it_is():
     x, correct, _ = _subpopulations((0.2, 0.2))
     labels = np.zeros(len(x), dtype=int)
     alone = fit_failure_directions(x, labels, correct, permutations=199)
@@ -104,7 +104,7 @@ def test_further_directions__the_first_stays_as_it_is():
         assert torch.equal(getattr(alone, name), getattr(with_others, name)), name
 
 
-def test_further_directions__same_seed_same_answer_and_arrays_untouched():
+def test_additional_directions__same_seed_same_answer_and_arrays_untouched():
     x, correct, _ = _subpopulations((0.2, 0.2))
     fold = stratified_group_folds(~correct, np.arange(len(x)))
     first = fit_scaled(x, correct, fold)
@@ -123,7 +123,7 @@ def test_further_directions__same_seed_same_answer_and_arrays_untouched():
 
 
 @pytest.mark.parametrize("failures", [0, 1, 2, 10, 19, 20])
-def test_further_directions__few_failures_end_the_search(failures):
+def test_additional_directions__few_failures_end_the_search(failures):
     rng = np.random.default_rng(failures)
     x = rng.normal(size=(60, 8))
     correct = np.arange(60) >= failures
@@ -136,7 +136,7 @@ def test_further_directions__few_failures_end_the_search(failures):
 
 
 @pytest.mark.parametrize("spoil", ["constant", "copies", "one source", "first without weight"])
-def test_further_directions__degenerate_data(spoil):
+def test_additional_directions__degenerate_data(spoil):
     x, correct, _ = _subpopulations((0.2, 0.2), n=120, dim=6)
     sources = np.arange(120)
     fold = stratified_group_folds(~correct, sources)

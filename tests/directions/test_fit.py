@@ -320,8 +320,8 @@ def test_n_directions__two_modes_give_two_directions():
 # -- budgets -------------------------------------------------------------------------------------------------
 
 
-class Looks:
-    """A deadline that passes after some looks at it."""
+class PassesAfter:
+    """A deadline that passes after it has been checked some times."""
 
     def __init__(self, most):
         self.left = most
@@ -338,7 +338,7 @@ def test_deadline__the_classes_with_the_most_failures_are_fitted_first():
     x, correct = rng.normal(size=(800, 6)), rng.random(800) > np.array([0.2, 0.6, 0.1, 0.4])[labels]
     options = {"permutations": 19}
     whole = fit_failure_directions(x, labels, correct, **options)
-    found = fit_failure_directions(x, labels, correct, deadline=Looks(2), **options)
+    found = fit_failure_directions(x, labels, correct, deadline=PassesAfter(2), **options)
     assert found.classes.tolist() == [1, 3]
     assert found.skipped == {0: SKIPPED_FOR_TIME, 2: SKIPPED_FOR_TIME}
     assert torch.equal(found.weight, whole.weight[[1, 3]])

@@ -1,4 +1,4 @@
-"""How alike two modes are, which are paired, and the test of change, against independent references."""
+"""Similarity and matching of modes, and their change, against independent references."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_likeness__rounding_does_not_lead_beyond_one():
 
 @pytest.mark.slow
 def test_likeness__tells_planted_modes_of_one_class_apart():
-    """A small version of what ``benchmarks/diary.py`` calls noise: failures are drawn anew for each analysis."""
+    """A small version of what ``benchmarks/diary.py`` calls noise: each analysis has newly drawn failures."""
     rng = np.random.default_rng(0)
     right = {True: [], False: []}
     for _ in range(12):

@@ -76,7 +76,7 @@ def test_nulls__the_procedure_is_that_of_the_fit(monkeypatch):
 
 
 def test_null_scores__sources_stay_whole():
-    """Of 30 copies of each of 20 examples chance tells as little as of 20 examples: scores scatter far."""
+    """30 copies of each of 20 examples are as little evidence as 20 examples: null scores scatter widely."""
     rng = np.random.default_rng(0)
     sources = np.repeat(np.arange(20), 30)
     features = rng.normal(size=(20, 8))[sources] + 0.01 * rng.normal(size=(600, 8))

@@ -99,7 +99,7 @@ def test_fit_scaled__scores_within_sampling_error_do_not_raise_c():
 
 
 def test_fit_scaled__a_real_gain_raises_c():
-    """The means differ along a noisy axis, but a quiet one tells the classes apart."""
+    """The means differ along a noisy axis, but a quiet one separates the classes."""
     rng = np.random.default_rng(0)
     correct = np.arange(1000) % 2 == 0
     signs = np.where(correct, 1.0, -1.0)
@@ -185,7 +185,7 @@ def test_solve__reaches_the_optimum_of_hard_data(kind):
 
 @pytest.mark.parametrize("seed", range(3))
 def test_solve__tight_clusters_at_a_large_c_equal_scikit_learn(seed):
-    """What fails has nothing to do with the cluster, so that C is large and only small differences tell."""
+    """Failures are independent of the cluster, so that C is large and only small differences matter."""
     rng = np.random.default_rng(seed)
     x = rng.normal(size=(2, 12))[np.arange(40) % 2] + 0.03 * rng.normal(size=(40, 12))
     gram = centred_gram((x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32))

@@ -1,4 +1,4 @@
-"""The whole tree in the report: every node with its counts, and an interval found like that of a leaf."""
+"""The whole tree in the report: every node with its counts, and an interval like that of a leaf."""
 
 import math
 
@@ -20,7 +20,7 @@ def graded(failed):
 
 @pytest.fixture(scope="module")
 def tiny():
-    """Of 40 + 30 + 30 examples 4, 2 and 25 fail; feature 1 tells the last from the rest, feature 0 the first two."""
+    """Of 40 + 30 + 30 examples 4, 2 and 25 fail; feature 1 separates the last part, feature 0 the first two."""
     x = np.repeat([[0.0, 0.0], [1.0, 0.0], [1.0, 1.0]], [40, 30, 30], axis=0)
     failed = np.concatenate([np.arange(40) < 4, np.arange(30) < 2, np.arange(30) < 25])
     return analyse(graded(failed), features=x).groups[0]
