@@ -65,10 +65,13 @@ def check_known_pictures(context: CheckContext) -> Iterator[Finding]:
     is_general = any(share >= known.needed for known, share in found)
     results = ", ".join(f"{share:.0%} of {known.name}" for known, share in found)
     facts = {known.name: share for known, share in found}
+
+    # a captioner of a special domain may fail on general images, so the user's images count as well
     fits_own = None
     if own := _own_images(context, cached.encoder):
         hits, asked, classes = own
         chance = asked / classes
+        # three standard errors above chance, and more than two hits
         fits_own = hits > max(2.0, chance + 3 * math.sqrt(chance * (1 - 1 / classes)))
         results += f", {hits / asked:.0%} of {asked} of your images ({classes} class names)"
         facts["own images"] = hits / asked

@@ -36,6 +36,7 @@ def check_batches(context: CheckContext) -> Iterator[Finding]:
         if "batches" in notes.errors:
             yield problem(f"{where}{notes.errors['batches']}")
             continue
+        # what was found in the first batch
         record, grader = notes.record, notes.grader
         if record is None or "examples" in notes.errors:
             yield skipped(f"{where}{'no batch' if record is None else 'not graded: see example ids'}")
@@ -53,6 +54,7 @@ def check_batches(context: CheckContext) -> Iterator[Finding]:
             classes=len(names),
             task=grader.task,
         )
+        # what is missing, and what it costs
         if record.images is None:
             yield warning(f"{where}Batches have no images, so examples are only graded.", "Pass read_batch.")
         if not grader.has_names:
@@ -74,6 +76,7 @@ def _labels(notes: LoaderNotes, where: str) -> Iterator[Finding]:
     classes = len(grader.class_names)
     if unlabelled := int((labels == IGNORE_INDEX).sum()):
         yield ok(f"{where}{unlabelled:,} of {len(labels):,} examples have no label ({IGNORE_INDEX}) and are skipped")
+    # one label out of range makes its batch impossible to grade
     labelled = labels != IGNORE_INDEX
     outside = np.flatnonzero(labelled & ((labels < 0) | (labels >= classes)))
     if len(outside):
@@ -139,6 +142,7 @@ def check_processes(context: CheckContext) -> Iterator[Finding]:
     if not size:
         yield skipped("no batches were read" if notes is None else "the validation set has no length")
         return
+    # also on other numbers of processes than this Trainer's, which is often configured for one machine
     counts = sorted({2, 3, 4} | ({world} if world > 1 else set()))
     repeated = {count: -size % count for count in counts}
     wrong = [count for count in counts if not graded_once(size, count)]

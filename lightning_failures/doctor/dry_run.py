@@ -122,6 +122,7 @@ def dry_run(context: CheckContext, *callbacks: Callback) -> tuple[Trainer, list[
     The callbacks, loggers and checkpoints of the configured Trainer are not used.
     """
     device = context.trainer.strategy.root_device
+    # one process and no logger or checkpoint, so that nothing is written outside of the temporary folder
     trainer = Trainer(
         accelerator=device.type,
         devices=1 if device.index is None else [device.index],
@@ -193,6 +194,7 @@ class BatchProbe(Callback):
     def _note(
         self, trainer: Trainer, module: LightningModule, notes: LoaderNotes, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        # read, then name, then grade: each step is skipped after an error, which is kept for the checks
         read = self._batch_grader.read(notes.loader, outputs, batch, batch_idx)
         record = read.record
         if notes.record is None:
@@ -256,6 +258,7 @@ def check_dry_run(context: CheckContext) -> Iterator[Finding]:
     if context.problems:
         yield skipped(UNSOLVED)
         return
+    # encoders are loaded already; the rest keeps the run inside the temporary folder and strict
     encoders = {role: cached.encoder for role, cached in context.cached_encoders.items()}
     changes = {
         "encoder": encoders.get("directions"),

@@ -76,7 +76,7 @@ def _load_and_examine(context: CheckContext, role: str) -> Iterator[Finding]:
 def _load(spec: str | Path | Encoder, device: torch.device, *, robust: bool) -> tuple[Encoder, bool]:
     """Return the encoder, and whether loading it needed the network."""
     with isolated_rng():
-        try:
+        try:  # offline first, to learn whether the network is needed
             with _without_hub():
                 return load_encoder(spec, device=device, robust=robust), False
         except EncoderError:
@@ -99,6 +99,7 @@ def examine_encoder(encoder: Encoder, *, device: torch.device | None = None) -> 
     """Check that equal images have equal embeddings, alone and in a batch, with the declared shape and type."""
     images = torch.rand(8, 3, _IMAGE_SIZE, _IMAGE_SIZE, generator=torch.Generator().manual_seed(0))
     images[4:] = images[4:].mean((2, 3), keepdim=True)  # uniform colours besides noise
+    # the same images twice in a batch, and one by one
     first, second = encoder.encode_images(images), encoder.encode_images(images)
     alone = torch.cat([encoder.encode_images(image[None]) for image in images])
     remedy = "Put it into eval mode (dropout, batch statistics), or use another encoder: the cache would hold noise."

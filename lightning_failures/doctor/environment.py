@@ -28,6 +28,7 @@ from lightning_failures.writers.base import WriterLimits
 from lightning_failures.writers.registry import writer_for
 
 LIGHTNING_PACKAGES = ("lightning", "pytorch-lightning")
+NAMESPACES = ("lightning.pytorch", "pytorch_lightning")
 MALICIOUS_VERSIONS = ("2.6.2", "2.6.3")
 TREE_LEAVES = 5
 """Most leaves of a tree with pictures: valid leaves hold more than a fifth of the failures each."""
@@ -86,8 +87,10 @@ def judge_versions(installed: Mapping[str, str], required: Iterable[str]) -> Ite
 
 
 def _namespaces(part: Any) -> set[str]:
-    homes = {base.__module__ for base in type(part).__mro__}
-    return {name for name in ("lightning.pytorch", "pytorch_lightning") if any(h.startswith(f"{name}.") for h in homes)}
+    """Return the Lightning packages from which the class of an object derives."""
+    modules = [f"{base.__module__}." for base in type(part).__mro__]
+    prefixes = [name for module in modules for name in NAMESPACES if module.startswith(f"{name}.")]
+    return set(prefixes)
 
 
 def check_monitors(context: CheckContext) -> Iterator[Finding]:

@@ -62,6 +62,7 @@ def _check_normalization(context: CheckContext, notes: LoaderNotes, images: Tens
     source = "the dataset's transforms" if own else ""
     if context.callback.normalization is not None:
         source = "normalization=..."
+    # undo the normalisation that the callback would undo, and see whether 8-bit images come out
     how = f"undone: mean {_numbers(space.mean)}, std {_numbers(space.std)} from {source}" if source else "none found"
     suggestion = _suggestion(images, space, own)
     try:
@@ -144,7 +145,7 @@ def _check_determinism(context: CheckContext, notes: LoaderNotes, where: str) ->
 
 
 def _read_again(context: CheckContext, notes: LoaderNotes, seed: int) -> Tensor | None:
-    with isolated_rng():
+    with isolated_rng():  # different seeds: random transforms give different images
         seed_all(seed)
         examples = [notes.dataset[row] for row in range(min(4, len(notes.dataset)))]
         return context.reader.read(None, notes.loader.collate_fn(examples)).images
@@ -165,6 +166,7 @@ def describe_preprocessing(preprocessing: Preprocessing, height: int, width: int
         return f"{size} are squashed to {target}", 0.0
     if preprocessing.resize_mode == "longest":
         return f"{size} are resized and padded to {target}", 0.0
+    # scale until both sides cover the target, then cut the centre out
     scale = max(target_height / height, target_width / width) / preprocessing.crop
     resized = max(round(height * scale), target_height), max(round(width * scale), target_width)
     lost = round(1 - target_height * target_width / (resized[0] * resized[1]), 2)

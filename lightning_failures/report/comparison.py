@@ -9,7 +9,7 @@ video), it reports a difference too often.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -180,17 +180,22 @@ class _Pairs:
 
     @classmethod
     def of(cls, a: ExampleTable, b: ExampleTable) -> _Pairs:
+        # the class indices of both runs in one list of names: (K_a,) and (K_b,)
         names = tuple(dict.fromkeys((*a.class_names, *b.class_names)))
         index_of = {name: index for index, name in enumerate(names)}
-        first, second = (np.array([index_of[name] for name in table.class_names], dtype=np.int64) for table in (a, b))
+        first = np.array([index_of[name] for name in a.class_names], dtype=np.int64)
+        second = np.array([index_of[name] for name in b.class_names], dtype=np.int64)
+
+        # pair the rows of both runs by one integer for each id and label: (n_a,) and (n_b,)
         ids_a, ids_b = a.ids.numpy(), b.ids.numpy()
         known = np.unique(np.concatenate([ids_a, ids_b]))
-        # one integer for each pair of id and label: (n_a,) and (n_b,)
         key_a = np.searchsorted(known, ids_a) * len(names) + first[a.labels.numpy()]
         key_b = np.searchsorted(known, ids_b) * len(names) + second[b.labels.numpy()]
         _, rows_a, rows_b = np.intersect1d(key_a, key_b, return_indices=True)
         if not len(rows_a):
             raise DataError("the runs have no example in common: no id has the same label in both")
+
+        # ids that mean different images in the two runs show as different labels
         both = np.intersect1d(ids_a, ids_b)
         relabelled = len(np.setdiff1d(both, ids_a[rows_a]))
         if 2 * relabelled > len(both):
@@ -229,11 +234,26 @@ class _Pairs:
         return self.failed_a & self.failed_b
 
     def changes(self, which: NDArray[np.bool_]) -> tuple[ExampleChange, ...]:
-        columns = (self.ids, self.labels, self.prediction_a, self.prediction_b)
+        """Return the selected examples, (n,) bool, by id."""
         return tuple(
-            ExampleChange(number, self.names[label], self.names[before], self.names[after])
-            for number, label, before, after in zip(*(column[which].tolist() for column in columns), strict=True)
+            ExampleChange(
+                int(self.ids[row]),
+                self.names[self.labels[row]],
+                self.names[self.prediction_a[row]],
+                self.names[self.prediction_b[row]],
+            )
+            for row in np.flatnonzero(which)
         )
+
+
+class _Counts(NamedTuple):
+    """Numbers of the compared examples of one class."""
+
+    name: str
+    examples: int
+    fixed: int
+    new: int
+    persistent: int
 
 
 def _table(run: Run) -> ExampleTable:
@@ -260,31 +280,36 @@ def _side(run: Run) -> Side:
 
 
 def _classes(pairs: _Pairs) -> tuple[ClassChange, ...]:
-    examples, fixed, new, persistent = (
-        np.bincount(pairs.labels[which], minlength=len(pairs.names))
-        for which in (np.ones(len(pairs.ids), dtype=np.bool_), pairs.fixed, pairs.new, pairs.persistent)
-    )
-    rows = [
-        row
-        for row in zip(pairs.names, *(column.tolist() for column in (examples, fixed, new, persistent)), strict=True)
-        if row[1]
-    ]
-    p_values = [sign_test(row[3], row[2]) for row in rows]
+    """Return the changes of all classes with compared examples."""
+
+    def per_class(which: NDArray[np.bool_]) -> list[int]:
+        counts: list[int] = np.bincount(pairs.labels[which], minlength=len(pairs.names)).tolist()
+        return counts
+
+    everything = np.ones(len(pairs.ids), dtype=np.bool_)
+    columns = (per_class(everything), per_class(pairs.fixed), per_class(pairs.new), per_class(pairs.persistent))
+    compared = [_Counts(*row) for row in zip(pairs.names, *columns, strict=True) if row[1]]
+    # McNemar's exact test is a sign test on the examples that exactly one run fails on
+    p_values = [sign_test(counts.new, counts.fixed) for counts in compared]
     significant = benjamini_hochberg(p_values, CHANGE_LEVEL).tolist()
-    return tuple(_change(row, p, different) for row, p, different in zip(rows, p_values, significant, strict=True))
+    return tuple(map(_change, compared, p_values, significant))
 
 
 def _overall(pairs: _Pairs) -> ClassChange:
-    fixed, new, persistent = (int(which.sum()) for which in (pairs.fixed, pairs.new, pairs.persistent))
+    """Return the change of all compared examples as one class."""
+    fixed, new, persistent = int(pairs.fixed.sum()), int(pairs.new.sum()), int(pairs.persistent.sum())
     p_value = sign_test(new, fixed)
-    return _change(("all", len(pairs.ids), fixed, new, persistent), p_value, p_value <= CHANGE_LEVEL)
+    return _change(_Counts("all", len(pairs.ids), fixed, new, persistent), p_value, p_value <= CHANGE_LEVEL)
 
 
-def _change(counts: tuple[str, int, int, int, int], p_value: float, different: bool) -> ClassChange:
-    name, examples, fixed, new, persistent = counts
-    before, after = (fixed + persistent) / examples, (new + persistent) / examples
+def _change(counts: _Counts, p_value: float, different: bool) -> ClassChange:
     return ClassChange(
-        name, examples, fixed, new, persistent, before, after, (new - fixed) / examples, p_value, different
+        *counts,
+        error_rate_a=(counts.fixed + counts.persistent) / counts.examples,
+        error_rate_b=(counts.new + counts.persistent) / counts.examples,
+        change=(counts.new - counts.fixed) / counts.examples,
+        p_value=p_value,
+        different=different,
     )
 
 

@@ -135,7 +135,11 @@ def diary_markdown(report: FailureReport, *, limit: int | None = None) -> str:
         (
             escape_markdown(mode.name),
             escape_markdown(_status(mode)),
-            *(number(count, "d") for count in (mode.since, mode.size, mode.examples, mode.gained, mode.lost)),
+            number(mode.since, "d"),
+            number(mode.size, "d"),
+            number(mode.examples, "d"),
+            number(mode.gained, "d"),
+            number(mode.lost, "d"),
             "-" if mode.caption is None else escape_markdown(shorten_caption(mode.caption)),
         )
         for mode in modes[:limit]

@@ -128,21 +128,22 @@ class _StoredDiary:
 
 def save_diary(diary: Diary, path: Path) -> None:
     """Write one safetensors file, atomically. Ids that several snapshots share are written once."""
+    # snapshots, and arrays of ids, that several modes share are objects that are stored once
     looks = list({id(look): look for mode in diary.modes for look in (mode.look, mode.base)}.values())
-    place = {id(look): number for number, look in enumerate(looks)}
+    look_index = {id(look): index for index, look in enumerate(looks)}
     distinct = {id(look.ids): look.ids for look in looks}
-    place_of_ids = {key: number for number, key in enumerate(distinct)}
+    ids_index = {key: index for index, key in enumerate(distinct)}
+
+    def stored_mode(mode: Mode) -> _StoredMode:
+        copied = {name: getattr(mode, name) for name in _COPIED}
+        return _StoredMode(**copied, look=look_index[id(mode.look)], base=look_index[id(mode.base)])
+
     stored = _StoredDiary(
-        modes=tuple(
-            _StoredMode(
-                **{name: getattr(mode, name) for name in _COPIED}, look=place[id(mode.look)], base=place[id(mode.base)]
-            )
-            for mode in diary.modes
-        ),
+        modes=tuple(map(stored_mode, diary.modes)),
         analyses=diary.analyses,
         numbers=diary.numbers,
         encoder=diary.encoder,
-        look_ids=tuple(place_of_ids[id(look.ids)] for look in looks),
+        look_ids=tuple(ids_index[id(look.ids)] for look in looks),
         id_counts=tuple(len(ids) for ids in distinct.values()),
     )
     tensors = {
@@ -190,19 +191,18 @@ def load_diary(path: Path) -> Diary:
 
 
 def _rebuilt(stored: _StoredDiary, directions: Tensor, ids: Tensor, flagged: Tensor, failed: Tensor) -> Diary:
-    sets = _split(ids.numpy(), stored.id_counts)
-    kinds = [sets[number] for number in stored.look_ids]
-    masks = (_split(mask.numpy(), [len(kind) for kind in kinds]) for mask in (flagged, failed))
-    looks = [ModeSnapshot(*parts) for parts in zip(kinds, *masks, strict=True)]
-    modes = tuple(
-        Mode(
-            **{name: getattr(mode, name) for name in _COPIED},
-            direction=direction.numpy(),
-            look=looks[mode.look],
-            base=looks[mode.base],
-        )
-        for mode, direction in zip(stored.modes, directions, strict=True)
-    )
+    # cut the joined arrays into those of each snapshot
+    distinct = _split(ids.numpy(), stored.id_counts)
+    look_ids = [distinct[index] for index in stored.look_ids]
+    sizes = [len(one) for one in look_ids]
+    columns = (look_ids, _split(flagged.numpy(), sizes), _split(failed.numpy(), sizes))
+    looks = [ModeSnapshot(*parts) for parts in zip(*columns, strict=True)]
+
+    def mode_of(entry: _StoredMode, direction: Tensor) -> Mode:
+        copied = {name: getattr(entry, name) for name in _COPIED}
+        return Mode(**copied, direction=direction.numpy(), look=looks[entry.look], base=looks[entry.base])
+
+    modes = tuple(mode_of(entry, direction) for entry, direction in zip(stored.modes, directions, strict=True))
     return Diary(modes, stored.analyses, stored.numbers, stored.encoder)
 
 

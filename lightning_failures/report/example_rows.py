@@ -96,11 +96,11 @@ def leaf_rules(report: FailureReport) -> dict[str, list[str]]:
     Without a pattern the rules are noise.
     """
     names = names_in(report.features)
-    return {
-        group.class_name: [with_names(leaf.rule, names) for leaf in group.leaves]
-        for group in report.groups
-        if group.grouping == "label" and group.pattern
-    }
+    trees = [group for group in report.groups if group.grouping == "label" and group.pattern]
+    rules: dict[str, list[str]] = {}
+    for group in trees:
+        rules[group.class_name] = [with_names(leaf.rule, names) for leaf in group.leaves]
+    return rules
 
 
 def _example_row(table: ExampleTable, row: int, lookup: ExampleLookup, rules: dict[str, list[str]]) -> ExampleRow:

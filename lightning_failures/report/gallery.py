@@ -64,16 +64,7 @@ class Picture:
     @cached_property  # several writers use it
     def image(self) -> Tensor:
         """All rows as one image with titles and texts, (3, H, W) uint8. Must not be modified."""
-        return stack(
-            [
-                image_strip(
-                    [tile.image for tile in row.tiles],
-                    [tile.text for tile in row.tiles] if any(tile.text for tile in row.tiles) else (),
-                    title=row.title,
-                )
-                for row in self.rows
-            ]
-        )
+        return stack([_strip(row) for row in self.rows])
 
 
 @dataclass(frozen=True)
@@ -107,6 +98,12 @@ class Gallery:
     thumbnails: Thumbnails | None = None
     epoch: int | None = None
     global_step: int | None = None
+
+
+def _strip(row: Row) -> Tensor:
+    """Return a row as one image; without any text, no room is left for texts."""
+    texts = [tile.text for tile in row.tiles]
+    return image_strip([tile.image for tile in row.tiles], texts if any(texts) else (), title=row.title)
 
 
 def make_row(
@@ -174,6 +171,7 @@ def class_picture(
         return f"{name}, {end}: {captions[0]}" if entry.pattern and captions else f"{name}, {end}"
 
     evidence = f"p {verdict(entry)}, CV score {score(entry)}" if entry.pattern else verdict(entry)
+    # (title, images, texts, ids) of each row
     ends = [
         (title("hardest", entry.hardest_captions), hardest, hardest_texts, entry.hardest_ids),
         (title("easiest", entry.easiest_captions), easiest, easiest_texts, entry.easiest_ids),
@@ -236,6 +234,7 @@ def feature_picture(
     ]
     if len(attacks):
         rows.append(make_row(attack_title, attacks, attack_texts, size=size))
+    # the caption: name and tag, hypothesis, role, what to do
     scored = (
         f"score {number(feature.caption_score)}, {number(feature.caption_margin, '.1f')} standard deviations above "
         "the mean of all candidates"

@@ -203,7 +203,9 @@ def image_grid(
             f"image_grid: texts must have as many items as images, {len(images)}, or none; got {len(texts)}"
         )
     thumbs = [thumbnail(image, size) for image in images]
-    lines = [[clean(line) for line in text.split("\n")] for text in texts]
+    lines = [list(map(clean, text.split("\n"))) for text in texts]
+
+    # the size of a cell, and of the canvas
     side = max((max(t.shape[1:]) for t in thumbs), default=size)
     cell = side + GAP + max(map(len, lines), default=0) * (TEXT + 4)
     rows = math.ceil(len(thumbs) / columns)
@@ -211,6 +213,8 @@ def image_grid(
     width = GAP + columns * (side + GAP)
     if title:
         width = max(width, min(6 * size, 2 * GAP + math.ceil(_font(TITLE).getlength(clean(title)))))
+
+    # the title, then each thumbnail centred in its cell, with its text below
     canvas = Image.new("RGB", (width, top + rows * cell), "white")
     draw = ImageDraw.Draw(canvas)
     if title:

@@ -55,7 +55,7 @@ def _review(suspects: Sequence[Mapping[str, Any]]) -> list[str]:
 
 def _readable(entry: Mapping[str, Any]) -> str:
     try:
-        line = _line(entry)
+        line = _line(entry)  # entries of report.json may be of another version
     except (LookupError, TypeError, AttributeError, ValueError):
         return "An intervention in a form that this version cannot read."
     return clean(line, limit=max(len(line), 1))
@@ -71,6 +71,7 @@ def _line(entry: Mapping[str, Any]) -> str:
     if entry.get("added"):
         counts.append(f"{entry['added']} examples added")
 
+    # what was changed, which classes were not, and how it ended
     names = ", ".join(clean(row["class"]) for row in changed)
     change = f"{' and '.join(counts)} ({names})" if counts else "nothing to change"
     if counts and not entry.get("changes_training"):

@@ -63,14 +63,15 @@ def mode_changes(
         members_a: (n,) bool, flagged failures of the first run.
         members_b: (n,) bool, flagged failures of the second run.
     """
-    entries = [{entry.name: entry for entry in run.report.classes} for run in (a, b)]
-    aligned = _aligned(a, b)
-    found = []
-    for number, name in enumerate(names):
-        members = members_a & (labels == number), members_b & (labels == number)
-        cosine = _cosine(_direction(a, name), _direction(b, name)) if aligned else None
-        found += _fates(name, entries[0].get(name), entries[1].get(name), members, cosine)
-    return tuple(found)
+    entries_a = {entry.name: entry for entry in a.report.classes}
+    entries_b = {entry.name: entry for entry in b.report.classes}
+    comparable = _aligned(a, b)  # else the cosine of two directions has no meaning
+    changes = []
+    for index, name in enumerate(names):
+        members = members_a & (labels == index), members_b & (labels == index)
+        cosine = _cosine(_direction(a, name), _direction(b, name)) if comparable else None
+        changes += _fates(name, entries_a.get(name), entries_b.get(name), members, cosine)
+    return tuple(changes)
 
 
 def _fates(
@@ -83,6 +84,7 @@ def _fates(
     """Return the changes of one class: none, one change, or one mode that is gone and another that is new."""
     first = _mode_fields(here, members[0], "a") if here is not None and here.pattern else {}
     second = _mode_fields(there, members[1], "b") if there is not None and there.pattern else {}
+    # a mode in both runs: the same one, or one that is gone and another that is new
     if first and second:
         shared = _overlap(*members)
         same = _same(cosine, shared)
@@ -91,6 +93,7 @@ def _fates(
         if same is False:
             return [ModeChange(name, "gone", **first, **match), ModeChange(name, "new", **second, **match)]
         return [ModeChange(name, "persistent" if same else "unknown", **first, **second, **match)]
+    # a mode in one run: the other must have tested for one
     if first:
         return [ModeChange(name, "gone" if _could_find_mode(there) else "unknown", **first, why=_why_no_mode(there))]
     if second:

@@ -123,6 +123,7 @@ def open_run(path: str | Path, *, feature_names: str | Path | None = None, galle
         report = FailureReport.from_json(found.read_bytes())
     except (DataError, OSError) as error:
         raise ConfigurationError(f"{found} is not a report of lightning_failures: {error}") from error
+    # the files of the last analysis are next to report.json, in the folder of the run
     folder, notes = found.parent, list[str]()
     if _ANALYSIS_FOLDER.fullmatch(folder.name):  # one analysis of a run
         folder = folder.parent
@@ -201,6 +202,7 @@ def _chosen(places: list[_StoredReport]) -> list[_StoredReport]:
     most = min(MAX_ANALYSES, int(MAX_HISTORY_BYTES / size * len(places)) if size else MAX_ANALYSES)
     if len(places) <= most:
         return places
+    # the latest quarter of the limit in full, the rest evenly thinned out
     latest = max(1, most // 4)
     earlier = places[:-latest]
     return earlier[:: -(-len(earlier) // max(1, most - latest))] + places[-latest:]

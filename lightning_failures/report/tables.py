@@ -68,7 +68,8 @@ def class_table(report: FailureReport, *, width: int = 140) -> str:
         )
         for c in report.classes
     ]
-    natural = [max(terminal_width(cell) for cell in column) for column in zip(head, *rows, strict=True)]
+    # captions share the width that the other columns leave
+    natural = [max(map(terminal_width, column)) for column in zip(head, *rows, strict=True)]
     name = min(natural[0], 24)
     left = width - name - sum(natural[1:5]) - 6 * 2
     widths = (name, *natural[1:5], *_caption_widths(left, natural[5], natural[6]))
@@ -86,15 +87,16 @@ def error_changes(report: FailureReport, before: FailureReport | None) -> dict[s
     """
     if before is None:
         return {}
-    now, then = (Counter(entry.name for entry in one.classes) for one in (report, before))
-    accuracy = {entry.name: entry.accuracy for entry in before.classes}
-    return {
-        entry.name: earlier - entry.accuracy
-        for entry in report.classes
-        if entry.accuracy is not None
-        and now[entry.name] == then[entry.name] == 1
-        and (earlier := accuracy[entry.name]) is not None
-    }
+    names_now = Counter(entry.name for entry in report.classes)
+    names_then = Counter(entry.name for entry in before.classes)
+    accuracy_then = {entry.name: entry.accuracy for entry in before.classes}
+    changes = {}
+    for entry in report.classes:
+        earlier = accuracy_then.get(entry.name)
+        unique = names_now[entry.name] == names_then[entry.name] == 1
+        if unique and entry.accuracy is not None and earlier is not None:
+            changes[entry.name] = earlier - entry.accuracy
+    return changes
 
 
 def classes_markdown(report: FailureReport, *, limit: int | None = None, before: FailureReport | None = None) -> str:
@@ -155,6 +157,7 @@ def tree_markdown(report: FailureReport, *, limit: int | None = None) -> str:
         report: One analysis.
         limit: Most groups; groups with a pattern come first, by descending held-out ALER - BER.
     """
+    # a pattern first, then the strongest
     ranked = sorted(report.groups, key=lambda g: (not g.pattern, -(g.heldout_aler_minus_ber or 0.0)))
     return "\n\n".join(_group_markdown(group) for group in ranked[:limit])
 

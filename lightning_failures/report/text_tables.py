@@ -18,10 +18,11 @@ def aligned_table(rows: Sequence[Sequence[str]], widths: Sequence[int], align: s
     class   n
     cat    12
     """
-    return "\n".join(
-        "  ".join(_pad(cell, width, side) for cell, width, side in zip(row, widths, align, strict=True)).rstrip()
-        for row in rows
-    )
+    lines = []
+    for row in rows:
+        cells = [_pad(cell, width, side) for cell, width, side in zip(row, widths, align, strict=True)]
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join(lines)
 
 
 def pipe_table(head: Sequence[str], rows: Sequence[Sequence[str]], align: str) -> str:

@@ -48,12 +48,13 @@ def chart_names(report: FailureReport) -> set[str]:
     >>> sorted(chart_names(report))
     ['accuracy', 'class/[^/]+/accuracy']
     """
-    of_classes = (
-        f"{CLASS}{key}"
-        for key in ("accuracy", "cv_score", "p_value", "aler")
-        if any(entry.accuracy is not None and getattr(entry, key) is not None for entry in report.classes)
-    )
-    logged = {*report.summary, *of_classes, *(() if report.stage == "test" else ("analysis_age",))}
+    logged = set(report.summary)
+    if report.stage != "test":
+        logged.add("analysis_age")
+    graded = [entry for entry in report.classes if entry.accuracy is not None]
+    for key in ("accuracy", "cv_score", "p_value", "aler"):
+        if any(getattr(entry, key) is not None for entry in graded):
+            logged.add(f"{CLASS}{key}")
     return logged & {key for _, _, keys in CHARTS for key in keys}
 
 
@@ -133,11 +134,11 @@ def _layout(record: bytes) -> Layout | None:
 
     try:
         values = [value for value in Event.FromString(record).summary.value if value.tag == _TAG.decode()]
-        return {
-            category.title: {chart.title: _chart(chart) for chart in category.chart}
-            for value in values[-1:]
-            for category in Message.FromString(value.tensor.string_val[0]).category
-        } or None
+        layout: Layout = {}
+        for value in values[-1:]:
+            for category in Message.FromString(value.tensor.string_val[0]).category:
+                layout[category.title] = {chart.title: _chart(chart) for chart in category.chart}
+        return layout or None
     except (DecodeError, IndexError, ValueError):
         return None
 

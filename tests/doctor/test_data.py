@@ -78,7 +78,7 @@ def test_examples__ids_that_come_twice(tmp_path):
     assert "only 16 ids" in only(check_examples(made), "problem").message
 
 
-def test_several_loaders__are_told_apart(tmp_path):
+def test_several_loaders__are_distinguished(tmp_path):
     images = Images()
     images.labels[0] = 7
 

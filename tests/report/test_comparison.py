@@ -165,20 +165,20 @@ def test_compare__other_data_under_the_same_ids_is_refused():
 def test_compare__notes():
     one = run([*range(9)], [0] * 9, [1] * 9)
     assert compare(one, one).notes == ("Neither run has failure directions, so there are no failure modes to compare.",)
-    told = compare(
+    notes = compare(
         replace(one, notes=("x is damaged",)),
         run([*range(9)], [0] * 5 + [1] * 4, [1] * 9, stage="test", encoder_fingerprint="f"),
     ).notes
-    assert told[0] == "Run a: x is damaged"
-    assert "different parts of the data" in told[1]
-    assert "different labels" in told[2]
-    assert "encoders of the directions differ" in told[3]
+    assert notes[0] == "Run a: x is damaged"
+    assert "different parts of the data" in notes[1]
+    assert "different labels" in notes[2]
+    assert "encoders of the directions differ" in notes[3]
 
 
 def test_to_dict__is_json_of_plain_values():
     one = run([0, 1], [0, 0], [0, 1], [1.0, -1.0], modes={"cat"})
-    told = json.loads(json.dumps(compare(one, one).to_dict(), allow_nan=False))
-    assert told["schema"] == 1
-    assert told["persistent"] == [{"id": 1, "label": "cat", "a": "dog", "b": "dog"}]
-    assert told["modes"][0]["class"] == "cat"
-    assert told["classes"][0]["p_value"] == 1.0
+    values = json.loads(json.dumps(compare(one, one).to_dict(), allow_nan=False))
+    assert values["schema"] == 1
+    assert values["persistent"] == [{"id": 1, "label": "cat", "a": "dog", "b": "dog"}]
+    assert values["modes"][0]["class"] == "cat"
+    assert values["classes"][0]["p_value"] == 1.0

@@ -1,4 +1,4 @@
-"""What a reader is told of the diary: histories, lines for the terminal, Markdown."""
+"""The diary for readers: histories, lines for the terminal, Markdown."""
 
 from __future__ import annotations
 

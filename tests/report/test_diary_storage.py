@@ -147,7 +147,7 @@ def test_keep_diary__keeps_the_latest_states_and_the_first(tmp_path):
     assert steps(tmp_path) == [10, 30]
 
 
-def test_keep_diary__a_damaged_state_is_told_and_the_one_before_taken(tmp_path):
+def test_keep_diary__a_damaged_state_is_warned_of_and_the_one_before_taken(tmp_path):
     for epoch in range(3):
         keep_diary(analysis(epoch, RED), tmp_path, warn=never)
     (tmp_path / "epoch=0002-step=000030" / MODES_FILE).write_bytes(b"nothing of the kind")
@@ -161,7 +161,7 @@ def test_keep_diary__a_damaged_state_is_told_and_the_one_before_taken(tmp_path):
         keep_diary(analysis(0, RED, global_step=25), tmp_path)
 
 
-def test_keep_diary__a_disk_that_fails_is_told(tmp_path):
+def test_keep_diary__a_disk_that_fails_is_warned_of(tmp_path):
     (tmp_path / "epoch=0000-step=000010").write_text("in the way")
     words: list[str] = []
     assert names(keep_diary(analysis(0, RED), tmp_path, warn=words.append)) == [("nine 1", "new")]

@@ -151,10 +151,10 @@ def test_image_grid__puts_images_where_they_belong():
 
 def test_image_strip__texts_and_title_take_room_and_ink():
     bare = image_strip([torch.ones(3, 32, 32)] * 2)
-    told = image_strip([torch.ones(3, 32, 32)] * 2, ["-1.20 says 5", "a\nb"], title="three")
+    with_text = image_strip([torch.ones(3, 32, 32)] * 2, ["-1.20 says 5", "a\nb"], title="three")
     assert bare.min() == 255
-    assert told.shape[1] > bare.shape[1]
-    assert told.min() < 64
+    assert with_text.shape[1] > bare.shape[1]
+    assert with_text.min() < 64
 
 
 @pytest.mark.parametrize("title", ["", "x" * 10_000, "猫 🐈 \x1b[31m \ud800"])

@@ -170,7 +170,7 @@ def test_open_run__long_histories_are_thinned(folder, monkeypatch):
     assert 5 <= len(open_run(folder).history) <= 11
 
 
-def test_open_run__damage_is_told_and_the_rest_is_read(folder):
+def test_open_run__damage_is_noted_and_the_rest_is_read(folder):
     (folder / analysis_name(report(0), 0) / "report.json").write_text('{"classes": 3}')
     for name in ("examples.safetensors", "directions.safetensors", "gallery.json"):
         (folder / name).write_bytes(b"\0" * 40)
@@ -178,10 +178,10 @@ def test_open_run__damage_is_told_and_the_rest_is_read(folder):
     run = open_run(folder)
     assert [one.epoch for one in run.history] == [1, 2]
     assert (run.table, run.directions, run.gallery) == (None, None, None)
-    told = " ".join(run.notes)
+    text = " ".join(run.notes)
     assert len(run.notes) == 5
     for word in ("1 of the reports", "examples.safetensors", "directions.safetensors", "gallery.json", "features.yaml"):
-        assert word in told
+        assert word in text
 
 
 def test_open_run__too_large_a_report(folder, monkeypatch):
@@ -240,8 +240,8 @@ def test_report_before__is_the_one_before(folder):
 
 def test_report_md__tells_the_change_since_the_analysis_before(folder):
     assert "change" not in (folder / analysis_name(report(0), 0) / "report.md").read_text()
-    told = (folder / analysis_name(report(2), 200) / "report.md").read_text()
-    assert "-0.100" in told  # of the error rate, from 0.4 to 0.3
+    text = (folder / analysis_name(report(2), 200) / "report.md").read_text()
+    assert "-0.100" in text  # of the error rate, from 0.4 to 0.3
 
 
 def test_file_sink__a_failing_page_loses_nothing_else(folder, monkeypatch):

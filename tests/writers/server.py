@@ -19,13 +19,13 @@ def tensorboard(log_dir: Path) -> Iterator[str]:
     with subprocess.Popen(command, cwd=place.parent, **output) as server:
         try:
             assert server.stderr is not None
-            told = []
+            lines = []
             for line in server.stderr:
-                told.append(line)
+                lines.append(line)
                 if found := re.search(r"at (http://127\.0\.0\.1:\d+/)", line):
                     yield found[1]
                     return
-            raise RuntimeError(f"TensorBoard did not start: {''.join(told)}")
+            raise RuntimeError(f"TensorBoard did not start: {''.join(lines)}")
         finally:
             server.terminate()
             server.communicate(timeout=60)

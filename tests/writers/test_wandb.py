@@ -75,11 +75,11 @@ def test_run__is_read_back(tmp_path, logger):
     files, writer = writers_for([logger], folder)
     assert isinstance(writer, WandbWriter)
     for epoch, step in ((3, 250), (4, 200)):  # steps that go back are no reason to lose anything
-        told = report(table=of, epoch=epoch, global_step=step, notes=("A sample.",))
-        files.write(told, step)
-        writer.write(told, step)
-        files.show(told, gallery(of), step)
-        writer.show(told, gallery(of), step)
+        result = report(table=of, epoch=epoch, global_step=step, notes=("A sample.",))
+        files.write(result, step)
+        writer.write(result, step)
+        files.show(result, gallery(of), step)
+        writer.show(result, gallery(of), step)
     assert logger.experiment.summary["failures/last/cv_score_mean"] == 0.7
     name = logger.experiment.id
     finish()
@@ -96,7 +96,7 @@ def test_run__is_read_back(tmp_path, logger):
     for record in records:
         summary |= values(record.summary.update)
     last = {key.removeprefix("failures/last/"): summary[key] for key in summary if "/last/" in key}
-    assert last == told.summary | {"patterns": 0, "worst_class": "cat", "worst_class_error_rate": 0.5}
+    assert last == result.summary | {"patterns": 0, "worst_class": "cat", "worst_class_error_rate": 0.5}
 
     artifacts = [record.artifact for record in records if record.artifact.type == "failure-report"]
     assert [one.name for one in artifacts] == [f"failures-{name}"] * 2  # two versions of one
@@ -118,12 +118,12 @@ def shown(name: str) -> str:
 
 def test_write_verdict__a_new_version_with_the_verdict(tmp_path, logger):
     folder, of = tmp_path / "failures", table()
-    told = report(table=of, global_step=9)
-    judged = replace(told, interventions=({"kind": "Upweight", "epoch": 3, "verdict": "helped", "classes": []},))
+    result = report(table=of, global_step=9)
+    judged = replace(result, interventions=({"kind": "Upweight", "epoch": 3, "verdict": "helped", "classes": []},))
     writers = writers_for([logger], folder)
     for writer in writers:
-        writer.write(told, 9)
-        writer.show(told, gallery(of), 9)
+        writer.write(result, 9)
+        writer.show(result, gallery(of), 9)
     page = (folder / "report.html").read_bytes()
     for writer in writers:
         writer.write_verdict(judged, 9)
@@ -171,8 +171,8 @@ def test_broken_run__others_are_served(tmp_path, logger):
     media = Path(logger.experiment.dir) / "media"
     media.mkdir(exist_ok=True)
     (media / "table").write_text("")  # in the way of the folder, for root too
-    told = report(classes=(ENTRY,), table=table())
-    ((failed, error),) = each_writer(reversed(writers), lambda writer: writer.write(told, 1))
+    result = report(classes=(ENTRY,), table=table())
+    ((failed, error),) = each_writer(reversed(writers), lambda writer: writer.write(result, 1))
     assert isinstance(failed, WandbWriter)
     assert isinstance(error, OSError)
     assert isinstance(writers[0], FileWriter)

@@ -70,8 +70,9 @@ def _cells(table: ExampleTable, row: int, image: int) -> list[Any]:
 def _rules_by_class(table: ExampleTable, report: FailureReport, shown_labels: set[int]) -> dict[str, list[str]]:
     """Return the rules of leaves by the index of their class, for the labels that are shown."""
     index_of = {name: index for index, name in enumerate(table.class_names)}
-    return {
-        str(index_of[name]): [clean(rule, 160).replace("<=", "\N{LESS-THAN OR EQUAL TO}") for rule in rules[:100]]
-        for name, rules in leaf_rules(report).items()
-        if index_of.get(name) in shown_labels
-    }
+    rules_of = {}
+    for name, rules in leaf_rules(report).items():
+        if index_of.get(name) in shown_labels:
+            shown = [clean(rule, 160).replace("<=", "\N{LESS-THAN OR EQUAL TO}") for rule in rules[:100]]
+            rules_of[str(index_of[name])] = shown
+    return rules_of

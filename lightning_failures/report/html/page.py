@@ -299,6 +299,7 @@ class PictureIndex:
         return replace(picture, rows=tuple(rows), caption=clean(picture.caption, 300))
 
     def _tile(self, tile: Tile, title: str, class_name: str | None) -> PageTile | None:
+        # the tile of an example in the table shows its numbers, any other tile its own text
         uri = self.budget.add(tile.image)
         if uri is None:
             return None
@@ -353,6 +354,7 @@ def _cards(
     report: FailureReport, ranked: list[tuple[int, ClassReport]], pictures: PictureIndex, trees: dict[int, GroupReport]
 ) -> tuple[Card, ...]:
     """Return the cards of the worst classes with details to show; classes with a pattern are preferred."""
+    # graded classes without any failure have no details to show
     candidates = [(index, entry) for index, entry in ranked if entry.cv_score is not None or entry.base_error_rate]
     candidates.sort(key=lambda item: not item[1].pattern)
     chosen = {index for index, _ in candidates[:MAX_CARDS]}
@@ -415,6 +417,7 @@ def _charts(
     for name, chart in CHARTS.items():
         if rows := chart.rows(report, history):
             specifications[name] = chart.draw(rows)
+    # one specification for all classes; the script of the page fills in the rows of each
     for name, class_chart in CLASS_CHARTS.items():
         if rows_of := {str(card.index): card.charts[name] for card in cards if name in card.charts}:
             specifications[name], class_rows[name] = class_chart.draw([]), rows_of
@@ -422,6 +425,7 @@ def _charts(
 
 
 def _modes(report: FailureReport, history: tuple[FailureReport, ...]) -> tuple[ModeRow, ...]:
+    # where each mode is recorded: (analysis, index), oldest first
     past: dict[str, list[tuple[int, int]]] = defaultdict(list)
     for analysis, earlier in enumerate(history):
         for index, mode in enumerate(earlier.modes):

@@ -49,6 +49,7 @@ def outline(group: GroupReport, features: dict[int, FeatureReport]) -> Branch | 
     nodes = group.nodes
     children: dict[int, list[int]] = {}
     depth = [0] * len(nodes)
+    # nodes come from a file: parents must come first, and the depth must be bounded
     for index, node in enumerate(nodes):
         if index == 0 and node.parent is None:
             continue

@@ -59,14 +59,14 @@ def test_interval__half_of_one():
     assert "<data" not in FIGURES.interval("report/classes/0/enrichment")
 
 
-@pytest.mark.parametrize(("looked_at", "told"), [(None, "of 40"), (40, "of 40"), (12, "of 12 analysed")])
-def test_card__flagged_of_those_that_were_looked_at(looked_at, told):
+@pytest.mark.parametrize(("looked_at", "ending"), [(None, "of 40"), (40, "of 40"), (12, "of 12 analysed")])
+def test_card__flagged_of_those_that_were_looked_at(looked_at, ending):
     run = a_run(("cat",), pictured=0, thumbnails=1, analyses=1)
     sampled = tuple(dataclasses.replace(entry, looked_at=looked_at) for entry in run.report.classes)
     report = dataclasses.replace(run.report, classes=sampled)
     page = render(dataclasses.replace(run, report=report, history=(report,), gallery=None))
     flagged = re.search("<dt>Flagged</dt><dd>(.*?)</dd>", page)[1]
-    assert re.sub("<.*?>", "", flagged).endswith(told)
+    assert re.sub("<.*?>", "", flagged).endswith(ending)
 
 
 def test_reading__can_find_a_wrong_number():

@@ -213,8 +213,8 @@ def test_page__is_accessible_and_fits(visit, path, size, dark):
     all_drawn(seen.page)
     assert seen.page.evaluate("document.documentElement.scrollWidth") <= size[0]
     found = Axe().run(seen.page).response["violations"]
-    told = [(v["id"], v["impact"], [n["target"] for n in v["nodes"][:3]]) for v in found]
-    assert [item for item in told if item[1] in ("serious", "critical")] == []
+    shown = [(v["id"], v["impact"], [n["target"] for n in v["nodes"][:3]]) for v in found]
+    assert [item for item in shown if item[1] in ("serious", "critical")] == []
     assert (seen.errors, seen.refused) == ([], [])
 
 
@@ -304,9 +304,9 @@ def test_page__hostile_words_are_shown(visit, tmp_path, text):
     links = page.evaluate("[...document.querySelectorAll('[href]')].map(a => a.getAttribute('href'))")
     assert all(link.startswith("#") for link in links)
     assert page.evaluate("document.documentElement.scrollWidth") <= 360
-    told = page.locator("#classes").inner_text()
-    assert "<script>window.hurt = 1</script>" in told
-    assert "{{ 7 * 7 }}" in told
+    shown = page.locator("#classes").inner_text()
+    assert "<script>window.hurt = 1</script>" in shown
+    assert "{{ 7 * 7 }}" in shown
     options = field(page, "label").locator("option").all_inner_texts()
     assert "<script>window.hurt = 1</script>" in options
     assert json.loads(page.locator("#data").text_content())["examples"]["names"][6] == HOSTILE[6]

@@ -90,9 +90,9 @@ def test_charts__data_are_those_of_the_files(visit, folder):
     assert [point["group"] for point in points] == judged
     for point in points:
         group = report["groups"][point["group"]]
-        told = point["base"], point["gain"], point["heldout"], point["size"]
+        values = point["base"], point["gain"], point["heldout"], point["size"]
         rate = group["base_error_rate"]
-        assert told == (rate, group["aler"] - rate, group["heldout_aler_minus_ber"], group["size"])
+        assert values == (rate, group["aler"] - rate, group["heldout_aler_minus_ber"], group["size"])
     for index, rows in data["class_rows"]["curve"].items():
         nearest = report["classes"][int(index)]["nearest"]
         assert rows == [
