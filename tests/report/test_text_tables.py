@@ -17,7 +17,7 @@ def test_aligned_table__no_line_is_wider_than_its_columns(rows, width):
 
 
 def test_aligned_table__cells_that_are_too_wide_are_cut():
-    assert aligned_table([("abcdef", "猫猫猫")], (4, 4), "lr") == "abc…  猫…"
+    assert aligned_table([("abcdef", "猫猫猫")], (4, 4), "lr") == "abc…   猫…"
     assert aligned_table([("ab", "猫")], (4, 4), "lr") == "ab      猫"
 
 
