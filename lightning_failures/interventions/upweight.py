@@ -90,7 +90,22 @@ class Upweight(Intervention):
 
     def decide(self, examples: JudgedExamples, round: Round | None = None) -> Decision:
         """Weight the flagged examples of classes with a pattern; without a round there is no triage."""
-        # flagged examples, and those of classes that are cured by their weights
+        flagged, reasons = self._flagged(examples)
+
+        # suspected label errors are excluded
+        review: tuple[dict[str, Any], ...] = ()
+        if self.triage and round is not None and flagged.any():
+            review = round.suspects(np.flatnonzero(flagged))
+            flagged[[entry["id"] for entry in review]] = False
+        weights = np.where(flagged, self.factor, 1.0)
+        suspected = np.bincount(
+            np.array([entry["label"] for entry in review], dtype=np.int64), minlength=len(examples.class_names)
+        )
+        classes = self._class_entries(examples, flagged, suspected, reasons)
+        return Decision(weights, tuple(classes), review=review)
+
+    def _flagged(self, examples: JudgedExamples) -> tuple[NDArray[np.bool_], list[str | None]]:
+        """Return the examples (N,) to upweight, retained ones included, and the reason of each class."""
         flagged = np.zeros(len(examples.labels), dtype=np.bool_)
         reasons: list[str | None] = list(examples.reasons)
         for k, reason in enumerate(examples.reasons):
@@ -103,24 +118,23 @@ class Upweight(Intervention):
             flagged |= examples.retained
             for k in np.unique(examples.labels[examples.retained]):
                 reasons[k] = f"as before: {reasons[k]}"
+        return flagged, reasons
 
-        # suspected label errors are excluded
-        review: tuple[dict[str, Any], ...] = ()
-        if self.triage and round is not None and flagged.any():
-            review = round.suspects(np.flatnonzero(flagged))
-            flagged[[entry["id"] for entry in review]] = False
-        suspected = np.zeros(len(reasons), dtype=np.int64)
-        for entry in review:
-            suspected[entry["label"]] += 1
-
-        weights = np.where(flagged, self.factor, 1.0)
-        total = weights.sum()
-        classes = []
+    def _class_entries(
+        self,
+        examples: JudgedExamples,
+        flagged: NDArray[np.bool_],
+        suspected: NDArray[np.int64],
+        reasons: list[str | None],
+    ) -> list[dict[str, Any]]:
+        """Return one entry per class for the report: numbers of examples, weight, shares of the draws, reason."""
+        total = float(np.where(flagged, self.factor, 1.0).sum())
+        entries: list[dict[str, Any]] = []
         for k, name in enumerate(examples.class_names):
             mine = examples.labels == k
             size, count = int(mine.sum()), int(flagged[mine].sum())
             weight = count * self.factor
-            classes.append(
+            entries.append(
                 {
                     "class": name,
                     "examples": size,
@@ -133,7 +147,7 @@ class Upweight(Intervention):
                     "reason": reasons[k],
                 }
             )
-        return Decision(weights, tuple(classes), review=review)
+        return entries
 
     def _hardest(self, rows: NDArray[np.int64], values: NDArray[np.float32]) -> tuple[NDArray[np.int64], bool]:
         """Return the flagged rows, the most negative first, up to ``max_flagged``; and whether the limit cut some."""

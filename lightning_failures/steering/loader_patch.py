@@ -184,7 +184,7 @@ def install_sampler(
             " DataLoader a batch_size=, or leave AddFiltered, AddSynthetic and weight_key out."
         )
 
-    # replace the attributes in __dict__, because DataLoader refuses to set them
+    # replace the attributes in __dict__, because DataLoader refuses to set them: (holder, name, old value, new value)
     sampler = WeightedSampler(base, schedule, len(dataset))  # type: ignore[arg-type]
     holders = [place for place in (owner, loader) if place.__dict__.get("sampler") is base]
     edits: list[tuple[Any, str, Any, Any]] = [(place, "sampler", base, sampler) for place in holders]
@@ -195,19 +195,25 @@ def install_sampler(
     if batches is None or append is not None:
         loader._iterator = None  # persistent workers of an earlier epoch hold the old sampler and dataset
 
+    return _undo(loader, edits, new_workers=append is not None)
+
+
+def _undo(loader: DataLoader[Any], edits: list[tuple[Any, str, Any, Any]], *, new_workers: bool) -> Callable[[], None]:
+    """Return the function that undoes edits of a loader, except those that something else has overwritten."""
     # weak references, so that a loader that Lightning has replaced is freed together with its workers
     weak_edits = [(weakref.ref(place), name, old, new) for place, name, old, new in edits]
     weak_loader = weakref.ref(loader)
 
-    def restore() -> None:
+    def undo() -> None:
         for reference, name, old, new in weak_edits:
             place = reference()
             if place is not None and place.__dict__.get(name) is new:
                 place.__dict__[name] = old
-        if append is not None and (again := weak_loader()) is not None:
-            again._iterator = None
+        whole = weak_loader()
+        if new_workers and whole is not None:
+            whole._iterator = None
 
-    return restore
+    return undo
 
 
 def _is_of_torchdata(batches: Any) -> bool:

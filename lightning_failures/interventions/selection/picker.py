@@ -125,12 +125,7 @@ class PoolSelector:
         y = as_vector(labels, "labels", len(names))
         if names.dtype.kind != "i" or y.dtype.kind != "i":
             raise DataError("ids and labels must be integers.")
-        block = None if embeddings is None else as_rows(embeddings, "embeddings")
-        if block is not None and len(block) != len(names):
-            raise DataError(f"embeddings must have {len(names)} rows like ids, got {len(block)}")
-        if self._training is not None and keys is None:
-            raise DataError("PoolSelector(training_keys=...) needs keys in every block.")
-        pairs = None if keys is None else _as_keys(keys, len(names))
+        block, pairs = self._columns_of(len(names), embeddings, keys)
         identity = identities(names if pairs is None else pairs, self.seed)
         values, eligible = self._values(identity, decision_values, confidence)
         self._expect((keys is not None, None if block is None else block.shape[1]))
@@ -140,10 +135,7 @@ class PoolSelector:
         trained = np.zeros_like(wanted) if self._training is None else _among(identity, self._training)
         eligible &= ~trained
         self._seen += len(names)
-        for label in np.unique(y[wanted]).tolist():
-            mine = y == label
-            counts = self._counts.setdefault(label, np.zeros(3, dtype=np.int64))
-            counts += [mine.sum(), (mine & eligible).sum(), (mine & trained).sum()]
+        self._count(y, wanted, eligible, trained)
 
         # keep the rows that can still be candidates
         rows = np.flatnonzero(wanted & eligible)
@@ -154,6 +146,30 @@ class PoolSelector:
             self._n_pending += len(rows)
             if self._n_pending >= max(_PENDING, 0 if self._candidates is None else len(self._candidates)):
                 self._rank()
+
+    def _columns_of(
+        self, size: int, embeddings: Any, keys: Any
+    ) -> tuple[NDArray[Any] | None, NDArray[np.int64] | None]:
+        """Validate the embeddings (B, D) and keys (B, 2) of a block."""
+        block = None if embeddings is None else as_rows(embeddings, "embeddings")
+        if block is not None and len(block) != size:
+            raise DataError(f"embeddings must have {size} rows like ids, got {len(block)}.")
+        if self._training is not None and keys is None:
+            raise DataError("PoolSelector(training_keys=...) needs keys in every block.")
+        return block, None if keys is None else _as_keys(keys, size)
+
+    def _count(
+        self,
+        labels: NDArray[np.int64],
+        wanted: NDArray[np.bool_],
+        eligible: NDArray[np.bool_],
+        trained: NDArray[np.bool_],
+    ) -> None:
+        """Count the rows of each class: all, those that can be picked, and copies of training images."""
+        for label in np.unique(labels[wanted]).tolist():
+            mine = labels == label
+            counts = self._counts.setdefault(label, np.zeros(3, dtype=np.int64))
+            counts += [mine.sum(), (mine & eligible).sum(), (mine & trained).sum()]
 
     def merge(self, other: PoolSelector) -> None:
         """Add the candidates and counts of another selector, with the same options, of another part of the pool.
@@ -226,6 +242,7 @@ class PoolSelector:
         lookup: Callable[[Tensor], Any] | None,
         excluded: NDArray[np.int64],
     ) -> ClassPicks:
+        """Choose the picks of one class."""
         seen, eligible, in_training = self._counts.get(label, np.zeros(3, dtype=np.int64)).tolist()
         labels = np.empty(0) if self._candidates is None else self._candidates.labels
         start, stop = np.searchsorted(labels, [label, label + 1])
@@ -235,11 +252,7 @@ class PoolSelector:
             return ClassPicks(none, none.float(), seen, eligible, in_training, shortfall=reason)
         candidates = self._candidates.take(slice(start, stop))
         rows = candidates.take(~np.isin(candidates.ids, excluded))
-        embeddings = rows.embeddings
-        if embeddings is None and lookup is not None:
-            if rows.keys is None:
-                raise DataError("PoolSelector.pick: lookup needs the keys of the pool. Give them to add.")
-            embeddings = lookup(torch.from_numpy(rows.keys))
+        embeddings = _embeddings_of(rows, lookup)
         if embeddings is None and training is not None:
             raise DataError(
                 "PoolSelector.pick: training needs embeddings of the pool. Give them to add, or give a lookup."
@@ -248,13 +261,7 @@ class PoolSelector:
         if embeddings is not None and similarity < 1:
             blocks = () if training is None else training(label)
             chosen, dropped = distinct_rows(embeddings, self.k, similarity=similarity, training=blocks)
-        shortfall = None
-        if len(chosen) < self.k:
-            full = len(candidates) == self.reserve * self.k
-            why = "the candidates that were kept are near-duplicates; raise reserve" if full else "the pool has no more"
-            if len(rows) < len(candidates) and full:
-                why = "the candidates that were kept are near-duplicates or suspected label errors; raise reserve"
-            shortfall = f"{len(chosen)} of {self.k}: {why}"
+        suspected = len(candidates) - len(rows)
         return ClassPicks(
             ids=torch.from_numpy(rows.ids[chosen]),
             values=torch.from_numpy(rows.values[chosen]),
@@ -263,9 +270,18 @@ class PoolSelector:
             in_training=in_training,
             copies=int(rows.copies.sum()) - len(rows),
             near_duplicates=dropped,
-            suspected=len(candidates) - len(rows),
-            shortfall=shortfall,
+            suspected=suspected,
+            shortfall=self._shortfall(len(chosen), len(candidates), suspected),
         )
+
+    def _shortfall(self, chosen: int, candidates: int, suspected: int) -> str | None:
+        """Return why a class with candidates has fewer than k picks; None if it has k."""
+        if chosen >= self.k:
+            return None
+        if candidates < self.reserve * self.k:
+            return f"{chosen} of {self.k}: the pool has no more"
+        kinds = "near-duplicates or suspected label errors" if suspected else "near-duplicates"
+        return f"{chosen} of {self.k}: the candidates that were kept are {kinds}; raise reserve"
 
     def _reason_for_none(self, seen: int, in_training: int) -> str:
         """Return why a class has no candidate."""
@@ -325,6 +341,15 @@ class PoolSelector:
         if self._columns not in (None, has):
             raise DataError("Either all blocks or none must have keys, and all or none embeddings, of one length.")
         self._columns = has
+
+
+def _embeddings_of(rows: Candidates, lookup: Callable[[Tensor], Any] | None) -> Any:
+    """Return the embeddings of candidates, looked up by key if they have none; None without a lookup."""
+    if rows.embeddings is not None or lookup is None:
+        return rows.embeddings
+    if rows.keys is None:
+        raise DataError("PoolSelector.pick: lookup needs the keys of the pool. Give them to add.")
+    return lookup(torch.from_numpy(rows.keys))
 
 
 def _as_keys(keys: Any, length: int | None) -> NDArray[np.int64]:

@@ -124,22 +124,13 @@ def synthesize(
         tried += at_once
         new = [row.seed for row in rows if _identity(row) not in known]
 
-        # generate the images that are missing
-        images = values = torch.empty(0)
-        if new:
-            images = _generate(order, generator, new)
-            values = judge(images, torch.full((len(new),), order.class_index))
-
-        # check them in the order of their seeds
-        fresh = iter(zip(images, values.tolist(), strict=True))
+        # generate the missing images, and check all in the order of their seeds
+        fresh = iter(_generate_and_judge(order, generator, new, judge))
         for row in rows:
             number = known.get(_identity(row))
             if number is not None:
                 result.reused += 1
-                reason = ledger[number].dropped
-                image = ledger.image(number) if reason is None else torch.empty(0)
-                if reason is None:
-                    check(image)
+                reason, image = _reuse(ledger, number, check)
             else:
                 result.made += 1
                 image, value = next(fresh)
@@ -154,6 +145,27 @@ def synthesize(
             advance(1)
     result.unsafe = getattr(generator, "flagged", 0) - unsafe
     return result
+
+
+def _generate_and_judge(
+    order: Order, generator: ImageGenerator, seeds: list[int], judge: Callable[[Tensor, Tensor], Tensor]
+) -> list[tuple[Tensor, float]]:
+    """Generate one image per seed; return each with its decision value."""
+    if not seeds:
+        return []
+    images = _generate(order, generator, seeds)
+    values = judge(images, torch.full((len(seeds),), order.class_index))
+    return list(zip(images, values.tolist(), strict=True))
+
+
+def _reuse(ledger: Ledger, number: int, check: Callable[[Tensor], str | None]) -> tuple[str | None, Tensor]:
+    """Return why an image of the ledger was dropped, or None and the image."""
+    reason = ledger[number].dropped
+    if reason is not None:
+        return reason, torch.empty(0)
+    image = ledger.image(number)
+    check(image)  # it may be the first image, with whose size all others are compared
+    return None, image
 
 
 def _generate(order: Order, generator: ImageGenerator, seeds: list[int]) -> Tensor:
