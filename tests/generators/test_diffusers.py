@@ -45,8 +45,8 @@ def test_generate__says_nothing_on_a_console(folder, capfd):
 
     assert ours.is_progress_bar_enabled()
     assert theirs.is_progress_bar_enabled()
-    told = capfd.readouterr()
-    assert "it/s" not in told.out + told.err
+    printed = capfd.readouterr()
+    assert "it/s" not in printed.out + printed.err
 
 
 def test_close__frees_the_pipeline_and_the_next_call_loads_it(folder):

@@ -59,7 +59,7 @@ def test_generate__values_that_are_not_finite_are_black():
 
 
 @pytest.mark.parametrize(
-    ("images", "told"),
+    ("images", "message"),
     [
         (None, "NoneType"),
         ([], "of one size; got no images"),
@@ -72,8 +72,8 @@ def test_generate__values_that_are_not_finite_are_black():
         (torch.zeros(1, 3, 8, 8), "1 images for 2 prompts"),
     ],
 )
-def test_generate__what_is_no_image(images, told):
-    with pytest.raises(GeneratorError, match=told):
+def test_generate__what_is_no_image(images, message):
+    with pytest.raises(GeneratorError, match=message):
         FunctionGenerator(lambda prompts, seeds: images, name="mine").generate(["a", "b"], [0, 1])
 
 

@@ -31,7 +31,7 @@ def test_load_generator__embedded_digits_decode():
 
 
 @pytest.mark.parametrize(
-    ("spec", "told"),
+    ("spec", "message"),
     [
         ("embedded:digit", r"not packaged. Did you mean embedded:digits\?"),
         ("embeded:digits", r"unknown. Did you mean embedded:digits\?"),
@@ -41,8 +41,8 @@ def test_load_generator__embedded_digits_decode():
         (None, "got NoneType"),
     ],
 )
-def test_load_generator__unknown_names_say_what_there_is(spec, told):
-    with pytest.raises(GeneratorError, match=told):
+def test_load_generator__unknown_names_say_what_there_is(spec, message):
+    with pytest.raises(GeneratorError, match=message):
         load_generator(spec)
 
 

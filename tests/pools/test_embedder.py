@@ -64,8 +64,8 @@ def shards(output: Path) -> dict[str, bytes]:
 
 
 def hardest(output: Path) -> dict[str, list[tuple[int, float]]]:
-    told = json.loads((output / "hardest.json").read_text())
-    return {c["class"]: [(row["id"], row["decision_value"]) for row in c["hardest"]] for c in told["classes"]}
+    written = json.loads((output / "hardest.json").read_text())
+    return {c["class"]: [(row["id"], row["decision_value"]) for row in c["hardest"]] for c in written["classes"]}
 
 
 def assert_as_in_memory(output: Path, dataset: Dataset, folder: Path) -> None:
@@ -77,9 +77,9 @@ def assert_as_in_memory(output: Path, dataset: Dataset, folder: Path) -> None:
     for label in directions.classes.tolist():
         mine = np.flatnonzero(labels.numpy() == label)
         expected = mine[np.argsort(values[mine])][:K]
-        ids, told = zip(*found[f"class {label}"], strict=True)
+        ids, found_values = zip(*found[f"class {label}"], strict=True)
         assert list(ids) == expected.tolist()
-        np.testing.assert_allclose(told, values[expected], atol=2e-3)  # embeddings are kept in float16
+        np.testing.assert_allclose(found_values, values[expected], atol=2e-3)  # embeddings are kept in float16
 
 
 # -- in one process -------------------------------------------------------------------------------------------
@@ -96,10 +96,10 @@ def test_embed__as_in_memory(tmp_path, run_folder, capsys):
         shard = read_pool_shard(pool.path(tmp_path, number), pool.block(number), pool=pool.digest)
         assert torch.equal(shard.labels, labels[shard.ids])
         torch.testing.assert_close(shard.embeddings.float(), embeddings[shard.ids], atol=1e-3, rtol=1e-3)
-    told = capsys.readouterr().out
-    assert f"{SIZE} examples in 13 shards" in told
-    assert "flagged" in told
-    assert str(tmp_path / "hardest.json") in told
+    printed = capsys.readouterr().out
+    assert f"{SIZE} examples in 13 shards" in printed
+    assert "flagged" in printed
+    assert str(tmp_path / "hardest.json") in printed
     summary = json.loads((tmp_path / "pool.json").read_text())
     assert sum(entry["examples"] for entry in summary["classes"]) == SIZE
 
@@ -265,8 +265,8 @@ def test_embed__paths_of_the_hardest(tmp_path, run_folder):
     halves = ConcatDataset([Subset(data, range(50, 100)), Subset(data, range(50))])
     halves.classes = data.classes
     embed(tmp_path, data=Pool(halves), directions=run_folder)
-    told = json.loads((tmp_path / "hardest.json").read_text())
-    for entry in told["classes"]:
+    written = json.loads((tmp_path / "hardest.json").read_text())
+    for entry in written["classes"]:
         for row in entry["hardest"]:
             assert row["path"] == f"img/{(row['id'] + 50) % 100}.png"
 
@@ -388,7 +388,7 @@ def test_embed__changed_images_are_refused(tmp_path):
         embed(tmp_path, data=Pool(Images(SIZE, seed=8)))
 
 
-def test_embed__random_transforms_are_told(tmp_path):
+def test_embed__random_transforms_are_reported(tmp_path):
     data = Images(SIZE, seed=7)
     data.transform = T.Compose([T.RandomHorizontalFlip(), T.RandomErasing(1.0), NORMALIZE])
     with pytest.warns(UserWarning, match="its transform is random"):
@@ -403,11 +403,11 @@ def test_embed__other_classes_are_refused(tmp_path, run_folder):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [({"k": 0}, "--k must be"), ({"shard_size": 0}, "--shard_size"), ({"split": "test"}, "--split predict")],
 )
-def test_embed__options(tmp_path, arguments, told):
-    with pytest.raises(ConfigurationError, match=told):
+def test_embed__options(tmp_path, arguments, message):
+    with pytest.raises(ConfigurationError, match=message):
         embed(tmp_path, **arguments)
 
 
@@ -431,13 +431,13 @@ def test_embed__a_loader_that_cannot_be_cut_leaves_nothing(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_embed__a_folder_that_cannot_be_written_is_told(tmp_path):
+def test_embed__a_folder_that_cannot_be_written_is_reported(tmp_path):
     (tmp_path / "a file").touch()
     with pytest.raises(ConfigurationError, match="cannot be written"):
         embed(tmp_path / "a file" / "pool")
 
 
-def test_embed__collate_that_drops_examples_is_told(tmp_path):
+def test_embed__collate_that_drops_examples_is_reported(tmp_path):
     def drops(items):
         return torch.utils.data.default_collate(items[1:])
 
@@ -446,7 +446,7 @@ def test_embed__collate_that_drops_examples_is_told(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("labels", "task", "told"),
+    ("labels", "task", "message"),
     [
         (lambda y: torch.nn.functional.one_hot(y, 4), None, "task='multiclass'"),
         (lambda y: y + 0.5, None, "one class for each example"),
@@ -455,7 +455,7 @@ def test_embed__collate_that_drops_examples_is_told(tmp_path):
         (lambda y: y[:, None], None, None),
     ],
 )
-def test_embed__labels_of_other_forms(tmp_path, run_folder, labels, task, told):
+def test_embed__labels_of_other_forms(tmp_path, run_folder, labels, task, message):
     def read(outputs, batch):
         x, y = batch["data"]
         return BatchRecord(images=x, labels=labels(y))
@@ -466,15 +466,15 @@ def test_embed__labels_of_other_forms(tmp_path, run_folder, labels, task, told):
     run = trainer(None)
     run.callbacks.append(FailureModes(encoder=ColourEncoder(), read_batch=read, data=DataOptions(task=task)))
     arguments = {"output": tmp_path, "directions": run_folder, "k": K}
-    if told is None:
+    if message is None:
         run.embed(OracleClassifier(), Pool(collate_fn=collate), **arguments)
         assert_as_in_memory(tmp_path, Images(SIZE, seed=7), run_folder)
     else:
-        with pytest.raises(DataError, match=told):
+        with pytest.raises(DataError, match=message):
             run.embed(OracleClassifier(), Pool(collate_fn=collate), **arguments)
 
 
-def test_embed__an_encoder_that_gives_nonsense_is_told(tmp_path):
+def test_embed__an_encoder_that_gives_nonsense_is_reported(tmp_path):
     class Broken(ColourEncoder):
         def encode_images(self, images):
             return super().encode_images(images) / 0
@@ -564,12 +564,12 @@ def test_embed__from_the_packaged_config(tmp_path, monkeypatch, capsys):
     assert main(["fit", *quiet, *sizes, "--trainer.max_epochs=1"]) == 0
     run = str(tmp_path / "failures-digits" / "digits" / "version_0")
     assert main(["embed", *quiet, *sizes, "--directions", run, "--k=3"]) == 0
-    told = json.loads((tmp_path / "failures-pool" / "hardest.json").read_text())
+    written = json.loads((tmp_path / "failures-pool" / "hardest.json").read_text())
     report = json.loads(Path(run, "failures", "report.json").read_text())
-    assert told["encoder"] == report["encoder"] == "embedded:digits"
-    assert told["encoder_fingerprint"] == report["encoder_fingerprint"] != ""
-    assert {entry["class"] for entry in told["classes"]} <= set(CLASSES)
-    assert all(len(entry["hardest"]) == 3 for entry in told["classes"])
+    assert written["encoder"] == report["encoder"] == "embedded:digits"
+    assert written["encoder_fingerprint"] == report["encoder_fingerprint"] != ""
+    assert {entry["class"] for entry in written["classes"]} <= set(CLASSES)
+    assert all(len(entry["hardest"]) == 3 for entry in written["classes"])
     capsys.readouterr()
     assert main(["embed", *quiet, *sizes, "--directions", str(tmp_path / "nowhere")]) == 1
     assert "No directions.safetensors" in capsys.readouterr().err

@@ -33,7 +33,7 @@ def test_default_shard_size__whole_batches(examples, batch):
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         ({"encoder": "beef"}, "the encoder differ"),
         ({"examples": 11}, "number of examples"),
@@ -41,12 +41,12 @@ def test_default_shard_size__whole_batches(examples, batch):
         ({"shard_size": 5}, "shard size"),
     ],
 )
-def test_claim__another_pool_is_refused(tmp_path, change, told):
+def test_claim__another_pool_is_refused(tmp_path, change, message):
     pool = PoolManifest("f00d", "an encoder", examples=10, shard_size=4)
     assert pool.claim(tmp_path) is pool
     renamed = dataclasses.replace(pool, encoder_name="the same by another name")
     assert renamed.claim(tmp_path) == pool
-    with pytest.raises(ConfigurationError, match=told):
+    with pytest.raises(ConfigurationError, match=message):
         dataclasses.replace(pool, **change).claim(tmp_path)
 
 
@@ -54,7 +54,7 @@ def test_claim__another_pool_is_refused(tmp_path, change, told):
     "content",
     ["", "{", "[]", '{"encoder": 3}', '{"encoder": "f", "encoder_name": "n", "examples": 3, "shard_size": 0}'],
 )
-def test_manifest__damaged_is_told(tmp_path, content):
+def test_manifest__damaged_is_reported(tmp_path, content):
     (tmp_path / "manifest.json").write_text(content)
     with pytest.raises(DataError, match=r"manifest\.json is damaged"):
         PoolManifest.load(tmp_path)

@@ -96,8 +96,8 @@ def test_merge__exact_copies_are_listed_once(tmp_path):
 
 def test_merge__without_directions_or_labels(tmp_path):
     pool = dataclasses.replace(rows(10), labels=torch.full((10,), POOL_UNLABELLED))
-    told = merge_shards(tmp_path, store(tmp_path, pool, 4)).to_dict()
-    assert [(entry["class"], entry["examples"], entry["flagged"]) for entry in told["classes"]] == [
+    written = merge_shards(tmp_path, store(tmp_path, pool, 4)).to_dict()
+    assert [(entry["class"], entry["examples"], entry["flagged"]) for entry in written["classes"]] == [
         ("unlabelled", 10, None)
     ]
 
@@ -119,8 +119,8 @@ def test_merge__what_is_missing_damaged_or_old_is_an_error(tmp_path):
 def test_summary__is_json_with_names_and_paths(tmp_path):
     directions = fitted()
     summary = merge_shards(tmp_path, store(tmp_path, rows(60), 32, directions), directions=directions, k=2)
-    told = json.loads(json.dumps(summary.hardest(["a", "b", "c"], lambda i: f"{i}.png"), allow_nan=False))
-    first = told["classes"][0]
+    written = json.loads(json.dumps(summary.hardest(["a", "b", "c"], lambda i: f"{i}.png"), allow_nan=False))
+    first = written["classes"][0]
     assert (first["class"], first["pattern"], len(first["hardest"])) == ("a", True, 2)
     assert first["hardest"][0]["path"] == f"{first['hardest'][0]['id']}.png"
     assert [entry["class"] for entry in summary.to_dict(["a", "b", "c"])["classes"]] == ["a", "b", "c", "3"]

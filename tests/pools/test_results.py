@@ -55,7 +55,7 @@ def test_write_results__many_classes_in_few_lines(tmp_path, capsys):
     x, labels = torch.randn(size, 5, generator=generator), torch.arange(size) % classes
     keys = torch.randint(2**60, (size, 2), generator=generator)
     pool = PoolManifest("f", "n", examples=size, shard_size=size)
-    for level, told in ((0.0, "and 2 more classes"), (None, "No class with a pattern")):
+    for level, message in ((0.0, "and 2 more classes"), (None, "No class with a pattern")):
         right = x[:, 0] > 0 if level is not None else torch.rand(size, generator=generator) > 0.5
         directions = fit_failure_directions(x, labels, right, permutations=999)
         shard = score_shard(PoolShard(torch.arange(size), labels, keys, x), directions)
@@ -64,5 +64,5 @@ def test_write_results__many_classes_in_few_lines(tmp_path, capsys):
             pool, tmp_path, directions=directions, k=1, names=["<b>\n"], dataset=None, limited=False, patience=0.0
         )
         shown = capsys.readouterr().out
-        assert told in shown
+        assert message in shown
         assert len(shown.splitlines()) < 16

@@ -29,7 +29,7 @@ def test_plant_shortcut__has_the_planted_structure(seed):
     assert torch.bincount(unusual[planted]).max() <= 4
 
 
-def test_plant_shortcut__every_seed_draws_anew():
+def test_plant_shortcut__every_seed_draws_other_tints():
     drawn = [plant_shortcut(np.random.default_rng([seed, 3])) for seed in range(200)]
     unplanted = torch.stack([s.usual == NOTHING for s in drawn]).float().mean(dim=0)
     assert torch.allclose(unplanted, torch.full((10,), 0.2), atol=0.12)

@@ -133,7 +133,7 @@ def test_embed__keys_of_the_images_as_loaded():
     assert store.missing(content_keys(images)).all()
 
 
-def test_embed__another_encoder_embeds_anew(tmp_path):
+def test_embed__another_encoder_embeds_again(tmp_path):
     cache, images = EmbeddingCache(tmp_path), batch()
     old, new = CountingEncoder("old"), CountingEncoder("new", offset=1.0)
     for encoder in (old, new, old):
@@ -274,7 +274,7 @@ def test_store__opening_and_reading_some_does_not_load_all(tmp_path):
     store.flush()
     del store
     size, before = EmbeddingCache(tmp_path).size(), resident("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+    Path("/proc/self/clear_refs").write_text("5")  # reset the peak
     read = EmbeddingCache(tmp_path).store("f").get(keys[1000:1100])
     assert resident("VmHWM") - before < size / 4
     assert torch.equal(read, values[1000:1100].half().float())
