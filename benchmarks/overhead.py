@@ -33,7 +33,7 @@ import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from lightning_failures import FailureModes
-from lightning_failures.analysis import analyse as analysis
+from lightning_failures.analysis import fits
 from lightning_failures.bundled.digits import ColouredDigitsDataModule, DigitClassifier
 from lightning_failures.callback import AdvancedOptions, DataOptions
 from lightning_failures.trainer import epoch_end as explaining
@@ -43,7 +43,9 @@ from lightning_failures.trainer.metric_keys import KeyLog
 from lightning_failures.trainer.pictures import builder as drawing
 from lightning_failures.writers import FileWriter, TensorBoardWriter, files
 
-rendering = importlib.import_module("lightning_failures.report.html.render")  # the package has a function of this name
+# modules whose packages have a function of the same name
+analysis = importlib.import_module("lightning_failures.analysis.analyse")
+rendering = importlib.import_module("lightning_failures.report.html.render")
 
 STAGES = {
     "grade batches": (Grader, "grade"),
@@ -51,9 +53,9 @@ STAGES = {
     "gather": (Grader, "grades"),
     "read embeddings": (EmbeddingPass, "embeddings_of"),
     "analyse": (explaining, "analyse"),
-    "  directions": (analysis, "_fit_directions"),
+    "  directions": (fits, "_fit_directions"),
     "  captions": (analysis, "caption_classes"),
-    "  trees": (analysis, "grow_trees"),
+    "  trees": (fits, "grow_trees"),
     "diary": (explaining, "keep_diary"),
     "write to sinks": (explaining.AnalysisRunner, "_write"),
     "log scalars": (KeyLog, "log"),
