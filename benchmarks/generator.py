@@ -1,18 +1,18 @@
-"""Does the packaged diffusion model draw what it is asked for? Two judges that do not know each other.
+"""Does the packaged diffusion model follow its prompts? Two independent classifiers decide.
 
     python benchmarks/generator.py --output benchmarks/results/generator.json
 
-The first judge is the digits-CLIP, on which the model is conditioned: which of the hundred captions of tint and digit
-is nearest. The second has never met it: a small CNN, trained here on rendered digits, that sees only how much ink there
-is at each pixel, and a reader that compares the mean colour of the ink with the table of tints. What both make of real
-digits that neither has seen is the first row.
+The first classifier is the digits-CLIP on which the model is conditioned: it takes the nearest of the hundred captions
+of tint and digit. The second is independent of it: a small CNN, trained here on the ink of rendered digits without
+their colour, and a comparison of the mean colour of the ink with the table of tints. The first row of the table is the
+result of both on real digits that neither has seen.
 
     prompts     "a photo of a red three", all hundred
     looks       captions that name stroke, posture, tint, digit and background
     images      embeddings of real images of the validation digits
     directions  per digit, from its caption a fifth of the arc towards (easy) or away from (hard) the difference
-                between the mean embeddings of two of its tints, as a failure direction is decoded; "tint" is the tint
-                headed for
+                between the mean embeddings of two of its tints, as a failure direction is decoded; "tint" is the
+                target tint
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ TINT_NAMES, BACKGROUND_NAMES = list(TINTS), list(BACKGROUNDS)
 
 @dataclass(frozen=True)
 class Wanted:
-    """What B images should show, (B,) int64 each; background -1 where nothing was said of it."""
+    """What B images should show, (B,) int64 each; background -1 if unspecified."""
 
     digit: Tensor
     tint: Tensor
@@ -61,7 +61,7 @@ class Wanted:
 
 
 def read_ink(images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Take images (B, 3, 32, 32) uint8 apart.
+    """Separate images (B, 3, 32, 32) uint8 into ink and colours.
 
     Returns:
         Ink (B, 1, 32, 32) float in [0, 1], the distance from the background over its maximum; mean colour (B, 3) of
@@ -77,12 +77,12 @@ def read_ink(images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def nearest(colours: Tensor, table: dict[str, tuple[float, float, float]]) -> Tensor:
-    """Index of the nearest entry of a table of colours: (B, 3) -> (B,)."""
+    """Return the index of the nearest entry of a table of colours: (B, 3) -> (B,)."""
     return torch.cdist(colours, torch.tensor(list(table.values()))).argmin(dim=1)
 
 
 def train_classifier(*, steps: int, seed: int = 0) -> nn.Module:
-    """A CNN that reads digits off ink alone: (B, 1, 32, 32) -> (B, 10) logits."""
+    """Train a CNN that classifies digits by their ink alone: (B, 1, 32, 32) -> (B, 10) logits."""
     with torch.random.fork_rng(devices=()):
         torch.manual_seed(seed)
         layers: list[nn.Module] = []
@@ -106,7 +106,7 @@ def train_classifier(*, steps: int, seed: int = 0) -> nn.Module:
 
 
 def judge(images: Tensor, wanted: Wanted, classifier: nn.Module, encoder: OpenCLIPEncoder) -> dict[str, object]:
-    """Shares of images that show what they should, by either judge, and both right by digit."""
+    """Return the shares of images that show what they should, by either classifier, and by both for each digit."""
     texts = [caption(noun, tint=tint) for noun in CLASSES for tint in TINT_NAMES]
     closest = (embed(images, encoder) @ encoder.encode_texts(texts).T).argmax(dim=1)
     ink, colour, background = read_ink(images)
@@ -128,12 +128,12 @@ def judge(images: Tensor, wanted: Wanted, classifier: nn.Module, encoder: OpenCL
 
 
 def share(which: Tensor) -> float:
-    """Mean of a bool tensor."""
+    """Return the mean of a bool tensor."""
     return round(which.float().mean().item(), 4)
 
 
 def embed(images: Tensor, encoder: OpenCLIPEncoder) -> Tensor:
-    """Embeddings (B, D) of uint8 images."""
+    """Return embeddings (B, D) of uint8 images."""
     return encoder.encode_images(images.float() / 255)
 
 
@@ -141,14 +141,14 @@ def embed(images: Tensor, encoder: OpenCLIPEncoder) -> Tensor:
 
 
 def ask_prompts(each: int) -> tuple[list[str], Wanted]:
-    """All captions of tint and digit, ``each`` times."""
+    """Return all captions of tint and digit, ``each`` times."""
     pairs = torch.cartesian_prod(torch.arange(len(CLASSES)), torch.arange(len(TINTS))).repeat(each, 1)
     texts = [caption(CLASSES[digit], tint=TINT_NAMES[tint]) for digit, tint in pairs.tolist()]
     return texts, Wanted(pairs[:, 0], pairs[:, 1], torch.full((len(pairs),), -1))
 
 
 def ask_looks(size: int, rng: np.random.Generator) -> tuple[list[str], Wanted]:
-    """Captions that name everything."""
+    """Return captions that name every attribute."""
     counts = (len(CLASSES), len(TINTS), len(BACKGROUNDS), len(STROKES), len(POSTURES))
     claims = torch.from_numpy(np.stack([rng.integers(count, size=size) for count in counts], axis=1))
     texts = [
@@ -165,7 +165,7 @@ def ask_looks(size: int, rng: np.random.Generator) -> tuple[list[str], Wanted]:
 
 
 def ask_directions(each: int, encoder: OpenCLIPEncoder, rng: np.random.Generator) -> dict[str, tuple[Tensor, Wanted]]:
-    """Per digit two tints a and b, and w = mean embedding in a less that in b: targets of w and -w, ``each`` times."""
+    """Return targets of w and -w, ``each`` times, w the difference of the mean embeddings of two tints of a digit."""
     sources, labels = source_digits()
     embeddings: dict[str, list[Tensor]] = {"easy": [], "hard": []}
     tints: dict[str, list[int]] = {"easy": [], "hard": []}

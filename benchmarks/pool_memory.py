@@ -1,17 +1,16 @@
-"""Memory while a pool grows: ``lightning-failures embed`` against what one would otherwise run.
+"""Memory by the size of a pool: ``lightning-failures embed`` against common alternatives.
 
     python benchmarks/pool_memory.py --output benchmarks/results/pool_memory.json
 
-The images of the pool are made up as they are asked for, so that the pool itself takes no memory; a fixed random layer
-embeds them in 512 dimensions. Every run is a process of its own. The reported memory is the peak at any
-time, less what it had when imports were done and the encoder was there. Three ways to the 20 hardest examples of each
-of ten classes:
+The images of the pool are generated on demand, so that the pool itself takes no memory; a fixed random layer embeds
+them in 512 dimensions. Every run is a separate process. The reported memory is its peak minus the memory after imports
+and construction of the encoder. Three methods find the 20 hardest examples of each of ten classes:
 
 * ``embed``: shards on disk, one stream over them at the end;
 * ``predict``: ``Trainer.predict`` as it is, which returns all predictions, then decision values, then a sort;
 * ``loop``: a loop over the loader that appends embeddings to a list, then selects in the same way.
 
-All should find the same examples; ``embed`` keeps float16, so it may differ where two values are nearly equal.
+All find the same examples; ``embed`` stores float16, so it may differ where two values are nearly equal.
 With ``--plot``, memory against the size of the pool, and over time, as SVG.
 """
 
@@ -47,7 +46,7 @@ MB = 2**20
 
 
 class MadeUp(Dataset):  # type: ignore[type-arg]
-    """Any number of images, each drawn from its index."""
+    """A data set of any size whose images are generated from their indices."""
 
     def __init__(self, size: int) -> None:
         self.size = size
@@ -62,31 +61,31 @@ class MadeUp(Dataset):  # type: ignore[type-arg]
 
 
 class Pool(L.LightningDataModule):
-    """The same as a data module."""
+    """The pool as a data module."""
 
     def __init__(self, size: int) -> None:
         super().__init__()
         self.size = size
 
     def predict_dataloader(self) -> DataLoader[Any]:
-        """In order."""
+        """Return the loader of the pool in order."""
         return DataLoader(MadeUp(self.size), batch_size=BATCH)
 
 
 class Embeds(L.LightningModule):
-    """What one writes for ``Trainer.predict``."""
+    """The module that ``Trainer.predict`` runs."""
 
     def __init__(self, encoder: ModuleEncoder) -> None:
         super().__init__()
         self.encode = encoder.encode_images
 
     def predict_step(self, batch: Any, batch_idx: int) -> tuple[Tensor, Tensor]:
-        """Embeddings and labels."""
+        """Return embeddings and labels."""
         return self.encode(batch[0]), batch[1]
 
 
 def an_encoder() -> ModuleEncoder:
-    """The same in every process."""
+    """Return the encoder, the same in every process."""
     generator = torch.Generator().manual_seed(0)
     net = nn.Sequential(nn.AdaptiveAvgPool2d(SIDE), nn.Flatten(), nn.Linear(3 * SIDE * SIDE, DIM))
     with torch.no_grad():
@@ -96,7 +95,7 @@ def an_encoder() -> ModuleEncoder:
 
 
 def some_directions(encoder: ModuleEncoder) -> FailureDirections:
-    """Of 1,000 images whose red corner decides whether they fail."""
+    """Return directions of 1,000 images that fail by the red value of a corner."""
     images, labels = next(iter(DataLoader(MadeUp(1000), batch_size=1000)))
     return fit_failure_directions(
         encoder.encode_images(images), labels, images[:, 0, :4, :4].mean((1, 2)) > 0.45, permutations=99
@@ -104,12 +103,12 @@ def some_directions(encoder: ModuleEncoder) -> FailureDirections:
 
 
 def resident() -> int:
-    """Bytes."""
+    """Return the resident memory in bytes."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
 
 
 class Watch(threading.Thread):
-    """Notes the memory of the process every 20 ms."""
+    """Records the memory of the process every 20 ms."""
 
     def __init__(self) -> None:
         super().__init__(daemon=True)
@@ -117,12 +116,12 @@ class Watch(threading.Thread):
         self.over = threading.Event()
 
     def run(self) -> None:
-        """Until it is over."""
+        """Record until stopped."""
         while not self.over.wait(0.02):
             self.seen.append((time.monotonic() - self.begin, resident()))
 
     def figures(self) -> dict[str, Any]:
-        """Stop; the most memory that was added, and the most in each fortieth of the time."""
+        """Stop recording; return the peak of the added memory, overall and in each fortieth of the time."""
         self.over.set()
         self.join()
         seconds, sizes = np.array(self.seen).T
@@ -137,7 +136,7 @@ class Watch(threading.Thread):
 
 
 def hardest(directions: FailureDirections, embeddings: Tensor, labels: Tensor) -> list[list[int]]:
-    """Ids of the most negative decision values of each class, all in memory."""
+    """Return the ids of the most negative decision values of each class, all in memory."""
     values = directions.decision_values(embeddings, labels)
     found = []
     for label in range(CLASSES):
@@ -147,12 +146,12 @@ def hardest(directions: FailureDirections, embeddings: Tensor, labels: Tensor) -
 
 
 def overlap(one: list[list[int]], other: list[list[int]]) -> float:
-    """Share of the examples that both found."""
+    """Return the share of the examples that both found."""
     return round(float(np.mean([len(set(a) & set(b)) / K for a, b in zip(one, other, strict=True)])), 3)
 
 
 def one_run(way: str, size: int, folder: Path) -> dict[str, Any]:
-    """In a process of its own."""
+    """Run one method on one size in a separate process."""
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
@@ -186,7 +185,7 @@ def one_run(way: str, size: int, folder: Path) -> dict[str, Any]:
 
 
 def plot(runs: list[dict[str, Any]]) -> str:
-    """Peak against size, both logarithmic, and memory over the time of the longest runs."""
+    """Draw peak memory against size on logarithmic axes, and memory over the time of the longest runs."""
     colour = {"embed": "#d62728", "predict": "#1f77b4", "loop": "#2ca02c"}
     sizes = sorted({run["size"] for run in runs})
     top = max(run["added_mb"] for run in runs)
@@ -219,7 +218,7 @@ def plot(runs: list[dict[str, Any]]) -> str:
 
 
 def main() -> None:
-    """All sizes and ways, one after the other."""
+    """Run all sizes and methods one after the other."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--sizes", type=int, nargs="+", default=[3_000, 30_000, 300_000])
     parser.add_argument("--output", type=Path)

@@ -1,8 +1,8 @@
-"""Failure trees on the features of a robust network, of its plainly trained twin, and of an untrained one.
+"""Failure trees on the features of a robust network, of its non-robust twin, and of an untrained network.
 
     python benchmarks/robust_twins.py --output benchmarks/results/robust_twins.json
 
-The same errors of the same classifier each time; only the features differ. Seeds and data are those of the demo.
+The classifier and its errors are the same; only the features differ. Seeds and data are those of the demo.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ VARIANTS = {"robust": "embedded:digits", "plain": "embedded:digits-plain", "untr
 
 
 def heldout_gains(split: Split, spec: str) -> list[float]:
-    """Held-out ALER - BER of each label group that has folds."""
+    """Return held-out ALER - BER of each label group that has folds."""
     encoder = load_encoder(spec, robust=True)
     rows = torch.arange(len(split.data)).split(512)
     features = torch.cat([encoder.encode_images(split.data.images[r].float() / 255) for r in rows])

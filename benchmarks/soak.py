@@ -1,15 +1,15 @@
-"""What a long training costs in memory, open files and disk space: 500 epochs, with the callback and without.
+"""Memory, open files and disk space of a long training: 500 epochs, with the callback and without.
 
     python benchmarks/soak.py --output benchmarks/results/soak.json
 
 A small classifier of coloured digits is trained with the packaged encoders, both methods, a TensorBoard and a CSV
-logger, each variant in a process of its own. A week of training analyses a few hundred times, and so does this. Every
-fifth epoch, before its first batch, the process counts what it holds. Memory is what is resident and not mapped from
-files, of the process and of its loader workers, before a collection of garbage; Python objects are counted after it. A
-slope is that of a line through the means of twelve blocks of what follows the warm-up, so that its standard error does
-not take neighbours for independent.
+logger, each variant in a separate process. It has a few hundred analyses, as many as a week of training. Every fifth
+epoch, before its first batch, the process counts its resources. Memory is resident memory that is not mapped from
+files, of the process and its loader workers, before a garbage collection; Python objects are counted after it. A slope
+is that of a line through the means of twelve blocks after the warm-up, so that its standard error does not treat
+consecutive epochs as independent.
 
-Linux only: it reads ``/proc``.
+Linux only, because it reads ``/proc``.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ MIB = 2**20
 
 
 class Jittered(torch.nn.Module):
-    """A transform that never gives the same image twice."""
+    """A transform that never returns the same image twice."""
 
     def forward(self, image: Tensor) -> Tensor:
         """Add a little noise to a uint8 image."""
@@ -68,14 +68,14 @@ class Jittered(torch.nn.Module):
 
 
 class Digits(ColouredDigitsDataModule):
-    """The digits of the demo, few of them, with the loaders of a variant."""
+    """A few digits of the demo with the loaders of a variant."""
 
     def __init__(self, variant: str, *, train_size: int, val_size: int) -> None:
         super().__init__(train_size=train_size, val_size=val_size)
         self.variant = variant
 
     def setup(self, stage: str | None = None) -> None:
-        """Make the validation images random where the variant wants it."""
+        """Make the validation images random if the variant requires it."""
         super().setup(stage)
         if self.variant == "new images":
             self.sets["validation"].transform.transforms.insert(0, Jittered())
@@ -101,24 +101,24 @@ class Digits(ColouredDigitsDataModule):
 
 
 class Watch(L.Callback):
-    """Counts what the process holds, every few epochs."""
+    """Counts the resources of the process every few epochs."""
 
     def __init__(self, folder: Path, every: int) -> None:
         self.folder, self.every = folder, every
         self.samples: list[tuple[float, ...]] = []
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Between two epochs."""
+        """Count between two epochs."""
         if trainer.current_epoch % self.every == 0:
             self.samples.append((trainer.current_epoch, *count(self.folder)))
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """After the last one."""
+        """Count after the last epoch."""
         self.samples.append((trainer.current_epoch, *count(self.folder)))
 
 
 def count(folder: Path) -> tuple[float, ...]:
-    """All of ``MEASURES``, now."""
+    """Return the current values of all ``MEASURES``."""
     memory = sum(resident(pid) for pid in (os.getpid(), *(child.pid for child in multiprocessing.active_children())))
     files = len(list(Path("/proc/self/fd").iterdir()))
     gc.collect()
@@ -130,7 +130,7 @@ def count(folder: Path) -> tuple[float, ...]:
 
 
 def resident(pid: int | None) -> float:
-    """MiB of memory of a process that are its own: resident, but not shared with others or mapped from files."""
+    """Return the private memory of a process in MiB: resident, not shared and not mapped from files."""
     try:
         pages = Path(f"/proc/{pid}/statm").read_text().split()
     except FileNotFoundError:  # it has just ended
@@ -139,7 +139,7 @@ def resident(pid: int | None) -> float:
 
 
 def disk_space(folder: Path) -> float:
-    """MiB that the files of a folder take."""
+    """Return the size of the files of a folder in MiB."""
     return sum(path.stat().st_blocks * 512 for path in (folder, *folder.rglob("*")) if path.exists()) / MIB
 
 
@@ -178,7 +178,7 @@ def soak(
 
 
 def slope(epochs: Sequence[float], values: Sequence[float]) -> tuple[float, float]:
-    """Slope per 100 epochs of a line through block means, and its standard error.
+    """Return the slope per 100 epochs of a line through block means, and its standard error.
 
     >>> slope(range(48), [3.0 + 0.25 * epoch for epoch in range(48)])
     (25.0, 0.0)
@@ -194,13 +194,13 @@ def slope(epochs: Sequence[float], values: Sequence[float]) -> tuple[float, floa
 
 
 def slopes(samples: Sequence[Sequence[float]], *, warm_up: float) -> dict[str, tuple[float, float]]:
-    """Slopes of all measures after the warm-up, which is a share of the epochs."""
+    """Return the slopes of all measures after the warm-up, which is a share of the epochs."""
     rows = np.array([row for row in samples if row[0] >= warm_up * samples[-1][0]])
     return {name: slope(rows[:, 0], rows[:, 1 + k]) for k, name in enumerate(MEASURES)}
 
 
 def run(variant: str, arguments: argparse.Namespace) -> Any:
-    """Soak in a process of its own."""
+    """Run one variant in a separate process."""
     with tempfile.TemporaryDirectory() as name:
         output = Path(name) / "run.json"
         command = [
@@ -218,7 +218,7 @@ def run(variant: str, arguments: argparse.Namespace) -> Any:
 
 
 def plot(runs: dict[str, Any]) -> str:
-    """Memory and open files over the epochs, as SVG: one line a variant."""
+    """Draw memory and open files over the epochs as SVG, one line per variant."""
     colours = ("#555555", "#1b6ca8", "#d1495b", "#3d8361", "#8d6a9f", "#c98b1d")
     width, height, left, top = 430, 260, 60, 40
     out = []
@@ -252,7 +252,7 @@ def plot(runs: dict[str, Any]) -> str:
 
 
 def table(result: dict[str, Any]) -> str:
-    """Slopes per 100 epochs, with their standard errors, and what was held at the end."""
+    """Return the slopes per 100 epochs with their standard errors, and the final values."""
     lines = [f"{'per 100 epochs':15}" + "".join(f"{name:>19}" for name in MEASURES)]
     for variant, run in result["runs"].items():
         cells = (f"{rate:+.2f} +- {error:.2f}" for rate, error in run["slopes"].values())
@@ -264,7 +264,7 @@ def table(result: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    """Soak all variants, print the slopes, write figures and a plot."""
+    """Run all variants, print the slopes, write figures and a plot."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--epochs", type=int, default=500)
     parser.add_argument("--warm-up", type=float, default=0.2, help="share of the epochs that slopes leave out")

@@ -1,13 +1,13 @@
-"""Suspected label errors on coloured digits: how many planted flips are caught, how much of the minority is spared.
+"""Suspected label errors on coloured digits: recall of planted flips, and false alarms in the minority.
 
     python benchmarks/suspects.py
     python benchmarks/suspects.py --seeds 1 2 --output /tmp/suspects.json
 
-Labels of the training set are flipped, the demo's classifier is trained on them, and ``suspect_labels`` judges that
-training set. The true minority are the images in the unusual tint of their class whose label is right; those that the
-model gets wrong are the ones that an intervention is for, and the only ones that can be suspected. The rule is also
-shown without either witness, and with embeddings in which colour outweighs shape: the leading 32 principal components
-of the pixels. Every seed takes two trainings of the demo's classifier.
+Labels of the training set are flipped, the demo's classifier is trained on them, and ``suspect_labels`` is applied to
+this training set. The true minority are the images in the unusual tint of their class with a right label. Those that
+the model misclassifies are the target of an intervention, and the only ones that can be suspected. The rule is also
+evaluated without either of its two criteria, and with embeddings in which colour outweighs shape: the leading 32
+principal components of the pixels. Every seed takes two trainings of the demo's classifier.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ TARGETS = {"flips caught": 0.5, "minority spared": 0.95}
 
 
 def run(seed: int, shortcut: float, share: float) -> list[dict[str, Any]]:
-    """One training: a row for every embedding and rule."""
+    """Return a row for every embedding and rule of one training."""
     truth: dict[str, NDArray[Any]] = {}
 
     def flip(data: ColouredDigits) -> None:
@@ -56,7 +56,7 @@ def run(seed: int, shortcut: float, share: float) -> list[dict[str, Any]]:
 
 
 def judge(split: Split, embeddings: torch.Tensor, true: NDArray[np.int64], rule: str) -> dict[str, Any]:
-    """Counts and rates of one judgement."""
+    """Return counts and rates of one set of suspects."""
     grades = split.grades
     options = {"agreeing": 8, "below": 0.1} | RULES[rule]
     if not options["agreeing"]:  # one neighbour is always looked up
@@ -85,12 +85,12 @@ def judge(split: Split, embeddings: torch.Tensor, true: NDArray[np.int64], rule:
 
 
 def mean(values: NDArray[np.bool_]) -> float:
-    """NaN of nothing."""
+    """Return the mean, and NaN for no values."""
     return float(values.mean()) if len(values) else float("nan")
 
 
 def interval(values: NDArray[np.float64]) -> tuple[float, float, float]:
-    """Mean over seeds and its 95 % interval by Student's t."""
+    """Return the mean over seeds and its 95 % interval by Student's t."""
     centre = float(values.mean())
     half = float(t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else 0.0
     return centre, centre - half, centre + half

@@ -1,6 +1,6 @@
-"""What the claims share: one seed of coloured digits, its models, embeddings and directions, made when asked for.
+"""Shared by the claims: one seed of coloured digits with its models, embeddings and directions, computed on demand.
 
-Every arm of a seed begins with the same weights and draws its epochs from the same random numbers. A validation or test
+Every arm of a seed starts with the same weights and draws its epochs from the same random numbers. A validation or test
 set of a seed holds the same images whatever the shortcut, so they are embedded once.
 """
 
@@ -43,13 +43,13 @@ T = TypeVar("T")
 
 @cache
 def encoder() -> OpenCLIPEncoder:
-    """The packaged CLIP."""
+    """Return the packaged CLIP encoder."""
     return digits_encoder()
 
 
 @cache
 def all_captions() -> list[ClassCaptions]:
-    """The candidates of every class."""
+    """Return the candidate captions of every class."""
     return digits_captions(encoder())
 
 
@@ -104,7 +104,7 @@ def fit(
 
 
 def _faster(model: DigitClassifier) -> DigitClassifier:
-    """The same function in half the time: pixels hold their channels, and blocks pool before they clip."""
+    """Return the same function in half the time: pixels hold their channels, and blocks pool before they clip."""
     for block in model.net[:3]:
         assert isinstance(block, nn.Sequential)
         block[2], block[3] = block[3], block[2]
@@ -152,7 +152,7 @@ class World:
         return np.random.default_rng([self.seed, 7, *salt])
 
     def data(self, part: Part, shortcut: float = SHORTCUT) -> ColouredDigits:
-        """The images of one part."""
+        """Return the images of one part."""
         strength = shortcut if part == "train" else SHORTCUT  # it plays no part in the others
         size = self._train_size if part == "train" else self._size
         return self._once(
@@ -169,14 +169,14 @@ class World:
         return self._once(("embeddings", id(data)), lambda: embed(data.images))
 
     def base(self, shortcut: float = SHORTCUT, noise: float = 0.0) -> Trained:
-        """The plain model, which nothing has acted on."""
+        """Return the plain model, without any intervention."""
         images = self.data("train", shortcut).images
         return self._once(
             ("base", shortcut, noise), lambda: fit(images, self.labels("train", shortcut, noise), seed=self.seed)
         )
 
     def continued(self) -> Trained:
-        """The plain model, after more epochs of the same."""
+        """Return the plain model after more epochs of the same training."""
         train = self.data("train")
         return self._once(
             "continued",
@@ -184,7 +184,7 @@ class World:
         )
 
     def split(self, part: Part, shortcut: float = SHORTCUT) -> Split:
-        """A part with its embeddings, graded for the plain model."""
+        """Return a part with its embeddings, graded by the plain model."""
         data = self.data(part, shortcut)
         graded = self._once(
             ("grades", part, shortcut),
@@ -193,18 +193,18 @@ class World:
         return Split(data, graded, self.embeddings(part, shortcut))
 
     def report(self) -> AnalysisResult:
-        """What the analysis finds on the validation set of the plain model, at the usual shortcut."""
+        """Return the analysis of the validation set of the plain model, at the usual shortcut."""
         split = self.split("validation")
         return self._once("report", lambda: analyse(split.grades, split.embeddings, seed=self.seed))
 
     def directions(self) -> FailureDirections:
-        """The directions of that report."""
+        """Return the directions of the analysis."""
         directions = self.report().directions
         assert directions is not None
         return directions
 
     def patterns(self) -> list[int]:
-        """The classes in which it found a pattern."""
+        """Return the classes in which the analysis found a pattern."""
         return [k for k, entry in enumerate(self.report().classes) if entry.pattern]
 
     def judge(self, trained: Trained, shortcut: float = SHORTCUT) -> dict[str, float]:

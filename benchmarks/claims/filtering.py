@@ -78,7 +78,7 @@ COMPARISONS = tuple(
 
 @dataclass(frozen=True, eq=False)
 class Pool:
-    """N labelled images to pick from: the labels that are given, embeddings, and what is true of them.
+    """N labelled images to select from: their given labels, embeddings, and true attributes.
 
     Attributes:
         images: (N, 3, 32, 32) uint8.
@@ -115,7 +115,7 @@ def run(world: World) -> dict[str, Any]:
 
 
 def clean_pool(world: World) -> Pool:
-    """Digits of the training set in looks of their own."""
+    """Return digits of the training set in newly drawn looks."""
     rng = world.rng(3)
     shortcut = _shortcut(world)
     groups = torch.from_numpy(rng.choice(source_split("train").numpy(), size=POOL))
@@ -127,7 +127,7 @@ def clean_pool(world: World) -> Pool:
 
 
 def spoiled(pool: Pool, world: World) -> Pool:
-    """The same with wrong labels and blurred images, drawn independently of each other."""
+    """Return the pool with wrong labels and blurred images, drawn independently of each other."""
     rng = world.rng(4)
     blurred = torch.zeros(POOL, dtype=torch.bool)
     blurred[torch.from_numpy(rng.permutation(POOL)[: round(BLURRED * POOL)])] = True
@@ -139,7 +139,7 @@ def spoiled(pool: Pool, world: World) -> Pool:
 
 
 def pick(world: World, pool: Pool) -> dict[str, Tensor]:
-    """Arm -> rows of the pool, under the labels that it gives."""
+    """Return arm -> selected rows of the pool, under the labels of the pool."""
     directions = world.directions()
     classes = directions.classes.tolist()
     probability = torch.softmax(world.base().logits(pool.images), dim=1)
@@ -164,7 +164,7 @@ def pick(world: World, pool: Pool) -> dict[str, Tensor]:
 
 
 def suspected(world: World, pool: Pool, predictions: Tensor) -> Tensor:
-    """(N,) bool: labels of the pool that the model, neighbours and a probe speak against."""
+    """Return (N,) bool: labels of the pool that the model, neighbours and a probe contradict."""
     train = world.split("train")
     found = suspect_labels(
         torch.cat([train.embeddings, pool.embeddings]),
@@ -186,7 +186,7 @@ def _train_with(world: World, pool: Pool, rows: Tensor, way: str) -> Trained:
 
 
 def describe(world: World, pool: Pool, rows: Tensor) -> dict[str, Any]:
-    """What was picked: of which kind, how hard for the plain model, and how much alike within a class."""
+    """Return the kind of the selected rows, their difficulty for the plain model, and their mutual similarity."""
     labels = pool.labels[rows]
     wrong = labels != pool.true[rows]
     share = lambda of: float(of.float().mean())  # noqa: E731
