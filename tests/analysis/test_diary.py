@@ -19,14 +19,14 @@ from lightning_failures.data.held_out import HeldOutParts, HeldOutSplit
 from lightning_failures.data.report import FailureReport
 from lightning_failures.directions.matching import CHANGE_LEVEL
 from lightning_failures.stats.intervals import sign_test
+from tests.helpers.planted import SIZE, PlantedMode, planted_result
 from tests.helpers.results import analysed
-from tests.helpers.sightings import SIZE, Sight, told
 
 SOME = range(30)
 
 
-def nine(epoch: int, *modes: Sight, fails=SOME, **options) -> FailureReport:
-    return told(epoch, ("nine", fails, modes), **options)
+def nine(epoch: int, *modes: PlantedMode, fails=SOME, **options) -> FailureReport:
+    return planted_result(epoch, ("nine", fails, modes), **options)
 
 
 def follow(*reports: FailureReport, diary: Diary | None = None):
@@ -43,7 +43,7 @@ def statuses(rows) -> list[str]:
     return [status for row in rows for _, status in row]
 
 
-RED, THICK = Sight(0, SOME), Sight(1, range(20, 50))
+RED, THICK = PlantedMode(0, SOME), PlantedMode(1, range(20, 50))
 
 
 # -- born and cured --------------------------------------------------------------------------------------------
@@ -140,14 +140,14 @@ def test_advance__another_direction_is_another_mode():
 
 
 def test_advance__the_opposite_direction_is_another_mode_though_members_are_the_same():
-    _, rows = follow(nine(0, RED), nine(1, Sight([-1], SOME)))
+    _, rows = follow(nine(0, RED), nine(1, PlantedMode([-1], SOME)))
     assert rows[1] == [("nine 1", "missing"), ("nine 2", "new")]
 
 
 def test_advance__a_turned_direction_with_other_members_too():
     turned = [0.42, 0.9]
-    same = Sight(turned, SOME)
-    other = Sight(turned, range(50, 80))
+    same = PlantedMode(turned, SOME)
+    other = PlantedMode(turned, range(50, 80))
     assert follow(nine(0, RED), nine(1, same))[1][1] == [("nine 1", "new")]
     assert follow(nine(0, RED), nine(1, other, fails=range(90)))[1][1][1] == ("nine 2", "new")
 
@@ -162,13 +162,14 @@ def test_advance__modes_that_change_places_keep_their_names():
 
 def test_advance__modes_of_one_class_are_not_taken_for_those_of_another():
     _, rows = follow(
-        told(0, ("nine", SOME, [RED]), ("two", SOME, [])), told(1, ("nine", SOME, []), ("two", SOME, [RED]))
+        planted_result(0, ("nine", SOME, [RED]), ("two", SOME, [])),
+        planted_result(1, ("nine", SOME, []), ("two", SOME, [RED])),
     )
     assert rows == [[("nine 1", "new")], [("nine 1", "missing"), ("two 1", "new")]]
 
 
 def test_advance__names_differ_though_those_of_classes_do_not():
-    _, rows = follow(told(0, ("cat", SOME, [RED]), ("cat", SOME, [RED]), ("cat 1", SOME, [RED])))
+    _, rows = follow(planted_result(0, ("cat", SOME, [RED]), ("cat", SOME, [RED]), ("cat 1", SOME, [RED])))
     assert [name for name, _ in rows[0]] == ["cat 1", "cat 2", "cat 1 1"]
 
 
@@ -182,12 +183,12 @@ def test_advance__the_caption_goes_with_the_first_direction_and_stays():
 
 
 def test_advance__only_shared_examples_are_compared():
-    first = nine(0, Sight(0, range(30)), ids=range(60), fails=range(100))
-    second = nine(1, Sight(0, range(20, 100)), ids=range(20, 100), fails=range(100))
+    first = nine(0, PlantedMode(0, range(30)), ids=range(60), fails=range(100))
+    second = nine(1, PlantedMode(0, range(20, 100)), ids=range(20, 100), fails=range(100))
     diary, _ = advance(Diary(), first)
     _, (mode,) = advance(diary, second)
     assert (mode.shared, mode.size, mode.gained, mode.lost) == (1.0, 80, 30, 0)  # of 20 ... 59
-    _, (mode,) = advance(diary, nine(1, Sight(0, range(60, 90)), ids=range(60, 100), fails=range(100)))
+    _, (mode,) = advance(diary, nine(1, PlantedMode(0, range(60, 90)), ids=range(60, 100), fails=range(100)))
     assert (mode.name, mode.shared, mode.gained, mode.lost, mode.cosine) == ("nine 1", None, 0, 0, 1.0)
 
 
@@ -234,7 +235,7 @@ def test_advance__changes_nothing_that_it_was_given():
     ("then", "now", "status"), [(20, 30, "growing"), (30, 20, "shrinking"), (20, 25, "persisting")]
 )
 def test_advance__growing_and_shrinking_in_the_flagged(then, now, status):
-    flagged = Sight(0, range(40))
+    flagged = PlantedMode(0, range(40))
     reports = [nine(epoch, flagged, fails=range(then)) for epoch in range(3)] + [nine(3, flagged, fails=range(now))]
     diary, rows = follow(*reports)
     assert statuses(rows)[-1] == status
@@ -245,19 +246,19 @@ def test_advance__growing_and_shrinking_in_the_flagged(then, now, status):
 
 
 def test_advance__slow_growth_adds_up_until_it_is_told():
-    reports = [nine(epoch, Sight(0, range(60)), fails=range(20 + epoch)) for epoch in range(14)]
+    reports = [nine(epoch, PlantedMode(0, range(60)), fails=range(20 + epoch)) for epoch in range(14)]
     assert statuses(follow(*reports)[1]) == ["new"] * 2 + (["persisting"] * 4 + ["growing"] + ["persisting"]) * 2
     assert sign_test(6, 0) <= CHANGE_LEVEL < sign_test(5, 0)
 
 
 def test_advance__a_turn_is_told_at_once():
     fails = [50, 50, 50, 30, 20, 45]
-    reports = [nine(epoch, Sight(0, range(60)), fails=range(count)) for epoch, count in enumerate(fails)]
+    reports = [nine(epoch, PlantedMode(0, range(60)), fails=range(count)) for epoch, count in enumerate(fails)]
     assert statuses(follow(*reports)[1]) == ["new", "new", "persisting", "shrinking", "shrinking", "growing"]
 
 
 def test_advance__to_flag_more_is_not_to_grow():
-    wide, narrow = Sight(0, range(90)), Sight(0, range(20))
+    wide, narrow = PlantedMode(0, range(90)), PlantedMode(0, range(20))
     reports = [nine(epoch, narrow, fails=range(60)) for epoch in range(3)] + [nine(3, wide, fails=range(60))]
     _, (mode,) = advance(follow(*reports[:3])[0], reports[3])
     assert (mode.status, mode.size, mode.gained) == ("persisting", 60, 40)
@@ -266,7 +267,7 @@ def test_advance__to_flag_more_is_not_to_grow():
 # -- properties ------------------------------------------------------------------------------------------------
 
 
-MODES = {axis: Sight(axis, range(15 * axis, 15 * axis + 30)) for axis in range(4)}
+MODES = {axis: PlantedMode(axis, range(15 * axis, 15 * axis + 30)) for axis in range(4)}
 ANALYSES = st.lists(st.tuples(st.permutations(range(4)), st.integers(0, 3), st.booleans()), min_size=1, max_size=15)
 
 
@@ -300,17 +301,17 @@ def test_advance__keeps_no_more_than_so_many_modes_of_a_class():
     """The one that was cured first is forgotten first: when it comes back, it has a new name."""
     diary, axes = Diary(), range(MOST + 4)
     for epoch, axis in enumerate(np.repeat(axes, 2 * IN_A_ROW)):
-        sights = [Sight(int(axis), SOME)] if epoch % (2 * IN_A_ROW) < IN_A_ROW else []
+        sights = [PlantedMode(int(axis), SOME)] if epoch % (2 * IN_A_ROW) < IN_A_ROW else []
         diary, _ = advance(diary, nine(epoch, *sights))
         assert len(diary.modes) <= MOST
     assert [mode.name for mode in diary.modes] == [f"nine {axis + 1}" for axis in axes[-MOST:]]
-    assert follow(nine(200, Sight(0, SOME)), diary=diary)[1] == [[(f"nine {MOST + 5}", "new")]]
-    assert follow(nine(200, Sight(4, SOME)), diary=diary)[1] == [[("nine 5", "returned")]]
+    assert follow(nine(200, PlantedMode(0, SOME)), diary=diary)[1] == [[(f"nine {MOST + 5}", "new")]]
+    assert follow(nine(200, PlantedMode(4, SOME)), diary=diary)[1] == [[("nine 5", "returned")]]
 
 
 @pytest.mark.slow
 def test_benchmark__modes_keep_their_names_when_the_other_becomes_more_frequent(monkeypatch):
-    """With directions that are fitted, not told."""
+    """With fitted directions instead of planted ones."""
     monkeypatch.syspath_prepend(Path(__file__).parents[2] / "benchmarks")  # scripts
     from benchmarks.diary import change_of_order, followed
 

@@ -7,20 +7,20 @@ from dataclasses import replace
 from lightning_failures.analysis.diary import Diary, advance
 from lightning_failures.data.report import FailureReport, ModeReport
 from lightning_failures.report.diary import diary_lines, diary_markdown, histories
-from tests.helpers.sightings import Sight, told
+from tests.helpers.planted import PlantedMode, planted_result
 
 
 def kept(*sights, start: int = 0, **options) -> list[FailureReport]:
     """Reports of a run with one class, their modes entered; read back from JSON."""
     diary, reports = Diary(), []
     for epoch, seen in enumerate(sights, start):
-        result = told(epoch, ("nine", range(40), seen), captions=True, **options)
+        result = planted_result(epoch, ("nine", range(40), seen), captions=True, **options)
         diary, modes = advance(diary, result)
         reports.append(FailureReport.from_json(result.with_report(modes=modes).report.to_json()))
     return reports
 
 
-RED, THICK = Sight(0, range(30)), Sight(1, range(20))
+RED, THICK = PlantedMode(0, range(30)), PlantedMode(1, range(20))
 
 
 def test_histories__a_life():

@@ -24,18 +24,18 @@ from lightning_failures.data.report import FailureReport
 from lightning_failures.errors import DataError
 from lightning_failures.report.diary import histories
 from lightning_failures.report.diary_storage import MAX_STATES, MODES_FILE, keep_diary, load_diary, save_diary
-from tests.helpers.sightings import Sight, told
+from tests.helpers.planted import PlantedMode, planted_result
 from tests.helpers.toy import ColourEncoder, trainer
 
-RED, THICK = Sight(0, range(30)), Sight(1, range(20, 50))
+RED, THICK = PlantedMode(0, range(30)), PlantedMode(1, range(20, 50))
 
 
 def never(words: str) -> None:
     raise AssertionError(words)
 
 
-def analysis(epoch: int, *sights: Sight, **options) -> FailureReport:
-    return told(epoch, ("nine", range(50), sights), ("two", (), ()), captions=True, **options)
+def analysis(epoch: int, *sights: PlantedMode, **options) -> FailureReport:
+    return planted_result(epoch, ("nine", range(50), sights), ("two", (), ()), captions=True, **options)
 
 
 def names(modes) -> list[tuple[str, str]]:

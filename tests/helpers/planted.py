@@ -19,16 +19,16 @@ DIM = 24
 SIZE = 100  # examples of each class by default
 
 
-class Sight(NamedTuple):
+class PlantedMode(NamedTuple):
     """A detected mode: its direction, and the indices within its class of the examples that it flags."""
 
     axis: int | Sequence[float]
     flagged: Iterable[int]
 
 
-def told(
+def planted_result(
     epoch: int,
-    *classes: tuple[str, Iterable[int], Sequence[Sight]],
+    *classes: tuple[str, Iterable[int], Sequence[PlantedMode]],
     skipped: str | None = None,
     ids: Sequence[int] | None = None,
     captions: bool = False,
