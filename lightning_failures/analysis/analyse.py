@@ -112,7 +112,7 @@ def analyse(
     (True, 'no examples')
     """
     share = Partition.of(grades, sampled, sharing)
-    by_label = members_of(grades, "label")
+    by_label = members_of(grades)
     attributes = _attributes(metadata, grades)
     budget = [None if time_budget is None else Deadline.after(part * time_budget) for part in (0.5, 0.8, 1.0)]
     timings: dict[str, float] = {}
@@ -157,7 +157,7 @@ def analyse(
                 classes,
                 captions,
                 CaptionScorer(
-                    directions, members_of(grades, "label", share.sampled), embedded, top_captions, permutations, seed
+                    directions, members_of(grades, sampled=share.sampled), embedded, top_captions, permutations, seed
                 ),
                 classes_to_caption(classes, captioned_classes),
                 share,
@@ -168,7 +168,7 @@ def analyse(
             classes, untested = add_null_cv_scores(
                 classes,
                 directions,
-                members_of(grades, "label", share.sampled),
+                members_of(grades, sampled=share.sampled),
                 embedded,
                 classes_to_caption(classes, CLASSES_WITH_NULL_SCORES),
                 share,

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from lightning_failures.core.arrays import as_array, defined
 from lightning_failures.data.grades import Grades
+from lightning_failures.data.grouping import LABEL
 from lightning_failures.data.members import ClassSubset, members_of
 from lightning_failures.data.report import ClassReport
 from lightning_failures.directions.result import FailureDirections
@@ -42,10 +43,8 @@ def class_reports(
         else dict(zip(directions.classes.tolist(), benjamini_hochberg(directions.p_value).tolist(), strict=True))
     )
     reports = []
-    for k, (members, seen) in enumerate(
-        zip(members_of(grades, "label"), members_of(grades, "label", sampled), strict=True)
-    ):
-        tree = trees.get(("label", members.name))
+    for k, (members, seen) in enumerate(zip(members_of(grades), members_of(grades, sampled=sampled), strict=True)):
+        tree = trees.get((LABEL.name, members.name))
         values: dict[str, Any] = {}
         if directions is not None and k in patterns:
             values = _of_direction(directions, k, seen, top) | {

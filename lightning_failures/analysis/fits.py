@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 from lightning_failures.analysis.method import Contribution, FitTask
 from lightning_failures.core.arrays import as_array, as_rows
 from lightning_failures.core.threads import one_thread
+from lightning_failures.data.grouping import GROUPINGS, Grouping
 from lightning_failures.data.members import Rows, Values
 from lightning_failures.data.report import GroupReport
 from lightning_failures.directions.fit import MIN_PER_OUTCOME, fit_failure_directions
@@ -46,6 +48,7 @@ class TreesFit:
     by_prediction: ClassVar[bool] = True
     delta: float = 0.1
     tau: float = 0.2
+    groupings: Sequence[Grouping] = GROUPINGS
 
     def fit(self, task: FitTask) -> Contribution:
         """Grow the trees of the classes that this process owns, and join those of all processes. Collective."""
@@ -57,6 +60,7 @@ class TreesFit:
             tau=self.tau,
             seed=task.seed,
             deadline=task.deadline,
+            groupings=self.groupings,
         )
         return Contribution(trees, _tree_summary(groups, tuple(trees.values())), groups)
 

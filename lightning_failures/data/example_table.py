@@ -17,7 +17,8 @@ from torch import Tensor
 
 from lightning_failures.core.atomic import write_atomically
 from lightning_failures.data.grades import Grades
-from lightning_failures.data.members import Grouping, members_of
+from lightning_failures.data.grouping import LABEL, PREDICTION, Grouping
+from lightning_failures.data.members import members_of
 from lightning_failures.errors import DataError
 
 EXAMPLES_FILE = "examples.safetensors"
@@ -94,8 +95,8 @@ class ExampleTable:
             predictions=grades.predictions,
             confidence=grades.confidence.float().clamp(0, 1),  # probabilities of half precision may round beyond 1
             values=torch.full((len(grades),), float("nan")) if values is None else values.float(),
-            label_leaf=_leaves(grades, "label", trees),
-            prediction_leaf=_leaves(grades, "prediction", trees),
+            label_leaf=_leaves(grades, LABEL, trees),
+            prediction_leaf=_leaves(grades, PREDICTION, trees),
             class_names=grades.class_names,
         )
 
@@ -152,7 +153,7 @@ def _leaves(grades: Grades, grouping: Grouping, trees: Mapping[tuple[str, str], 
     """(N,) int64: the leaf of its group's tree that holds each example, -1 where none does."""
     numbers = np.full(len(grades), -1, dtype=np.int64)
     for members in members_of(grades, grouping):
-        tree = trees.get((grouping, members.name))
+        tree = trees.get((grouping.name, members.name))
         for number, leaf in enumerate(tree.leaves if tree is not None and len(tree.leaves) > 1 else ()):
             numbers[members.rows[np.isin(members.ids, leaf.ids.numpy())]] = number
     return torch.from_numpy(numbers)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,11 +13,11 @@ from torch import Tensor
 
 from lightning_failures.core.arrays import as_array
 from lightning_failures.data.grades import Grades
+from lightning_failures.data.grouping import LABEL, Grouping
 from lightning_failures.errors import DataError
 
 Rows = NDArray[np.int64]
 Values = Tensor | NDArray[Any]
-Grouping = Literal["label", "prediction"]
 
 _SHARED = (torch.float16, torch.float32, torch.float64)  # dtypes that NumPy has too
 
@@ -39,17 +39,26 @@ class ClassSubset:
         return ClassSubset(self.name, self.rows[order], self.ids[order], self.failed[order], sources)
 
 
-def members_of(grades: Grades, grouping: Grouping, sampled: NDArray[np.bool_] | None = None) -> list[ClassSubset]:
-    """Sort the examples, or those that are ``sampled``, by class: the work does not grow with the number of classes."""
-    column = as_array(grades.labels if grouping == "label" else grades.predictions)
+def members_of(
+    grades: Grades, grouping: Grouping = LABEL, sampled: NDArray[np.bool_] | None = None
+) -> list[ClassSubset]:
+    """Return the examples of each group; the cost does not grow with the number of groups.
+
+    Args:
+        grades: N rows.
+        grouping: How the examples are divided; by default by label, one group for each class.
+        sampled: (N,) bool, the rows that count. None: every row.
+    """
+    assignment = grouping.assign(grades)
+    column = assignment.group
     ids, failed = as_array(grades.ids), as_array(grades.failed)
     sources = None if grades.groups is None else as_array(grades.groups)
     order = np.argsort(column, kind="stable")
     order = order if sampled is None else order[sampled[order]]
-    bounds = np.searchsorted(column[order], np.arange(len(grades.class_names) + 1))
+    bounds = np.searchsorted(column[order], np.arange(len(assignment.names) + 1))
     return [
         ClassSubset(name, rows, ids[rows], failed[rows], None if sources is None else sources[rows])
-        for name, rows in zip(grades.class_names, (order[a:b] for a, b in pairwise(bounds)), strict=True)
+        for name, rows in zip(assignment.names, (order[a:b] for a, b in pairwise(bounds)), strict=True)
     ]
 
 

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from lightning_failures.core.arrays import defined
 from lightning_failures.core.budget import SKIPPED_FOR_TIME, Deadline
 from lightning_failures.data.grades import Grades
-from lightning_failures.data.members import ClassSubset, Grouping, RowValues, members_of
+from lightning_failures.data.grouping import GROUPINGS, Grouping
+from lightning_failures.data.members import ClassSubset, RowValues, members_of
 from lightning_failures.data.partition import Partition
 from lightning_failures.data.report import GroupReport, LeafReport, NodeReport
 from lightning_failures.stats.intervals import benjamini_hochberg
 from lightning_failures.trees.fit import FailureTree, fit_failure_tree
-
-GROUPINGS: tuple[Grouping, ...] = ("label", "prediction")
 
 
 def grow_trees(
@@ -25,6 +26,7 @@ def grow_trees(
     tau: float,
     seed: int,
     deadline: Deadline | None,
+    groupings: Sequence[Grouping] = GROUPINGS,
 ) -> tuple[tuple[GroupReport, ...], dict[tuple[str, str], FailureTree]]:
     """Grow the trees of the classes that this process owns, most failures first, and return the reports of all groups.
 
@@ -36,14 +38,16 @@ def grow_trees(
         tau: ... and an error coverage above tau.
         seed: Seed of the folds.
         deadline: Trees that the deadline does not leave time for are skipped.
+        groupings: How the examples are divided into groups.
 
     Returns:
         A report of each group, label groups first, and the trees by grouping and class name.
     """
     groups: dict[tuple[str, str], tuple[int, ClassSubset]] = {}
-    for grouping in GROUPINGS:
-        for k, members in enumerate(members_of(grades, grouping, share.sampled)):
-            groups[grouping, members.name] = (k, members)
+    for grouping in groupings:
+        owners = grouping.assign(grades).owner_class.tolist()
+        for k, members in zip(owners, members_of(grades, grouping, share.sampled), strict=True):
+            groups[grouping.name, members.name] = (k, members)
 
     def grow_own_trees() -> dict[tuple[str, str], FailureTree]:
         own = [key for key, (k, members) in groups.items() if share.owns(k) and len(members.rows)]

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from lightning_failures.data.grades import Grades
+from lightning_failures.data.grouping import PREDICTION
 from lightning_failures.data.members import RowValues, members_of
 from lightning_failures.errors import DataError
 
@@ -21,7 +22,7 @@ def grades(**options) -> Grades:
 
 
 def test_members_of__labels_in_the_order_of_the_rows():
-    cat, dog, fox = members_of(grades(), "label")
+    cat, dog, fox = members_of(grades())
     assert [cat.name, dog.name, fox.name] == list(NAMES)
     assert (cat.rows.tolist(), dog.rows.tolist(), fox.rows.tolist()) == ([1, 4], [0, 2, 3], [])
     assert dog.ids.tolist() == [9, 2, 7]
@@ -30,16 +31,16 @@ def test_members_of__labels_in_the_order_of_the_rows():
 
 
 def test_members_of__predictions():
-    assert [one.rows.tolist() for one in members_of(grades(), "prediction")] == [[2, 4], [0, 1, 3], []]
+    assert [one.rows.tolist() for one in members_of(grades(), PREDICTION)] == [[2, 4], [0, 1, 3], []]
 
 
 def test_members_of__a_sample_only():
     sampled = np.array([True, False, False, True, True])
-    assert [one.rows.tolist() for one in members_of(grades(), "label", sampled)] == [[4], [0, 3], []]
+    assert [one.rows.tolist() for one in members_of(grades(), sampled=sampled)] == [[4], [0, 3], []]
 
 
 def test_by_id__orders_all_columns():
-    dog = members_of(grades(groups=torch.tensor([5, 6, 7, 8, 9])), "label")[1].by_id()
+    dog = members_of(grades(groups=torch.tensor([5, 6, 7, 8, 9])))[1].by_id()
     assert dog.ids.tolist() == [2, 7, 9]
     assert dog.rows.tolist() == [2, 3, 0]
     assert dog.failed.tolist() == [True, False, False]

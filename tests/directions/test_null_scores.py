@@ -106,7 +106,7 @@ def test_add_nulls__what_is_left_out_is_counted(tested):
     grades, x, _ = tested
     report = analyse(grades, x, permutations=99)
     share = Partition.of(grades, None, SINGLE_PROCESS)
-    where = (members_of(grades, "label"), RowValues.of(x, grades, share.rows, "embeddings"), [1, 2], share)
+    where = (members_of(grades), RowValues.of(x, grades, share.rows, "embeddings"), [1, 2], share)
     classes, left_out = add_null_cv_scores(report.classes, report.directions, *where, permutations=5, deadline=Deadline.after(-1))  # fmt: skip # noqa: E501
     assert (classes, left_out) == (report.classes, 2)
     classes, left_out = add_null_cv_scores(report.classes, report.directions, *where, permutations=5)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lightning_failures.core.text import clean
+from lightning_failures.data.grouping import GROUPINGS
 from lightning_failures.data.report import ClassReport, FailureReport
 
 STATUSES = {
@@ -136,7 +137,9 @@ def scatter(rows: Rows) -> dict[str, Any]:
         .encode(
             x=base,
             y=alt.Y("gain:Q", title="ALER - BER", axis=alt.Axis(tickCount=6), scale=alt.Scale(padding=12)),
-            shape=alt.Shape("kind:N", title=None, scale=alt.Scale(domain=["label group", "prediction group"])),
+            shape=alt.Shape(
+                "kind:N", title=None, scale=alt.Scale(domain=[f"{grouping.name} group" for grouping in GROUPINGS])
+            ),
             color=alt.Color(
                 "pattern:N",
                 title=None,

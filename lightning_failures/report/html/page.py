@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from lightning_failures.core.text import clean, tag_part
+from lightning_failures.data.grouping import grouping_named
 from lightning_failures.data.report import ClassReport, FailureReport, FeatureReport, GroupReport, ModeReport
 from lightning_failures.report.diary import histories, last_diary_entry
 from lightning_failures.report.example_rows import ExampleLookup
@@ -110,6 +111,12 @@ class TreeView:
     sentence: str
     root: Branch | None
     pictures: dict[int, list[Picture]]
+
+    @property
+    def kind(self) -> str:
+        """What the examples of the group have in common."""
+        grouping = grouping_named(self.group.grouping)
+        return f"{self.group.grouping} group" if grouping is None else grouping.kind
 
 
 @dataclass(frozen=True)

@@ -176,7 +176,7 @@ class GalleryBuilder:
         entries, n_skipped = add_null_cv_scores(
             report.classes,
             result.directions,
-            members_of(grades, "label", rows),
+            members_of(grades, sampled=rows),
             RowValues.of(embeddings, grades, share.rows, "embeddings"),
             classes,
             share,

@@ -15,6 +15,7 @@ from lightning_failures.captions.candidates import ClassCaptions
 from lightning_failures.core.budget import Deadline
 from lightning_failures.core.text import clean
 from lightning_failures.data.grades import Grades
+from lightning_failures.data.grouping import GROUPINGS, grouping_named
 from lightning_failures.data.report import GroupReport
 from lightning_failures.encoders import FeatureEncoder
 from lightning_failures.encoders.cache.store import EmbeddingStore
@@ -110,7 +111,7 @@ class DisplayedTree:
 def displayed_trees(result: AnalysisResult, worst_k: int) -> list[DisplayedTree]:
     """Return the trees of ``worst_k`` groups with a pattern, the most important leaves first.
 
-    Label and prediction groups take turns.
+    Groupings take turns, label groups first.
     """
 
     def ranked(grouping: str) -> list[GroupReport]:
@@ -121,7 +122,7 @@ def displayed_trees(result: AnalysisResult, worst_k: int) -> list[DisplayedTree]
         ]
         return sorted(found, key=lambda group: -max(leaf.importance for leaf in group.leaves))
 
-    turns = zip_longest(ranked("label"), ranked("prediction"))
+    turns = zip_longest(*(ranked(grouping.name) for grouping in GROUPINGS))
     groups = [group for turn in turns for group in turn if group is not None][: max(worst_k, 0)]
     trees = [result.trees[group.grouping, group.class_name] for group in groups]
     return [
@@ -152,15 +153,15 @@ class ExampleOutcome:
 
 def example_outcomes(grades: Grades, group: GroupReport) -> dict[int, ExampleOutcome]:
     """Return the outcome of each member of a group, by id."""
-    k = grades.class_names.index(group.class_name)
-    if group.grouping == "label":
-        own, other, prefix = grades.labels, grades.predictions, "->"
-    else:
-        own, other, prefix = grades.predictions, grades.labels, "label:"
-    rows = own == k
+    grouping = grouping_named(group.grouping)
+    assert grouping is not None
+    assignment = grouping.assign(grades)
+    rows = assignment.group == assignment.names.index(group.class_name)
+    shown = grouping.shown_class(grades)[rows].tolist()
     outcomes = {}
-    for example, other_class in zip(grades.ids[rows].tolist(), other[rows].tolist(), strict=True):
-        failed = other_class != k
-        text = f"{prefix} {clean(grades.class_names[other_class], 40)}" if failed else ""
+    for example, failed, shown_class in zip(
+        grades.ids[rows].tolist(), grades.failed[rows].tolist(), shown, strict=True
+    ):
+        text = f"{grouping.prefix} {clean(grades.class_names[shown_class], 40)}" if failed else ""
         outcomes[example] = ExampleOutcome(failed, text)
     return outcomes
