@@ -181,7 +181,6 @@ FEW_STATEMENTS = 12
 
 TESTED_ELSEWHERE = {
     "analysis/fits.py": "analysis/test_analyse.py",  # the fits are compared with those of single classes
-    "cli/demo.py": "cli/test_main.py",
     "doctor/reference_images.py": "doctor/test_caption_checks.py",
     "interventions/filtered.py": "end_to_end/test_added.py",  # needs the pool and the model of a training
     "interventions/synthesis/generate.py": "interventions/test_synthetic.py",
