@@ -37,7 +37,7 @@ def test_metadata__what_fails_is_enriched_and_told(tmp_path):
         assert row.flagged + found[name, "dark", "False"].flagged == failures.last_report.classes[k].flagged
         assert row.share_of_flagged_interval[0] > row.share
     written = tmp_path / "run" / "version_0" / "failures"
-    assert FailureReport.from_dict(json.loads((written / "report.json").read_text())) == failures.last_report
+    assert FailureReport.from_dict(json.loads((written / "report.json").read_text())) == failures.last_report.report
     text = next(written.glob("*/report.md")).read_text()
     assert "Over-represented among the flagged" in text
     assert "| class 0 | dark = True |" in text

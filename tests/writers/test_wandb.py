@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import uuid
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -119,7 +118,7 @@ def shown(name: str) -> str:
 def test_write_verdict__a_new_version_with_the_verdict(tmp_path, logger):
     folder, of = tmp_path / "failures", table()
     result = report(table=of, global_step=9)
-    judged = replace(result, interventions=({"kind": "Upweight", "epoch": 3, "verdict": "helped", "classes": []},))
+    judged = result.with_report(interventions=({"kind": "Upweight", "epoch": 3, "verdict": "helped", "classes": []},))
     writers = writers_for([logger], folder)
     for writer in writers:
         writer.write(result, 9)
