@@ -171,11 +171,7 @@ def test_repository__names_no_paths_of_one_machine():
             assert not re.search(r"/(home|root|work|Users)/\w", path.read_text()), path
 
 
-@pytest.mark.parametrize(
-    "page",
-    [p for p in PAGES if p.name not in ("concepts.md", "interventions.md", "seeing.md")],
-    ids=lambda page: page.name,
-)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_english__banned_words(page):
     assert BANNED.findall(page.read_text()) == []
 
