@@ -1,10 +1,9 @@
-"""The callback: what happens when, in the life of a Trainer. Every idea that it calls on lives in another file."""
+"""The callback: what happens at which hook of a Trainer. The work itself is done in other files."""
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -21,8 +20,7 @@ from lightning_failures.core.rng import isolated_rng
 from lightning_failures.data.grades import BatchRecord
 from lightning_failures.data.grading import Task
 from lightning_failures.encoders import Encoder
-from lightning_failures.encoders.cache.store import EmbeddingCache
-from lightning_failures.encoders.cached import DEFAULT_ENCODER, CachedEncoder, name_of, open_cached_encoder
+from lightning_failures.encoders.cached import DEFAULT_ENCODER, name_of
 from lightning_failures.errors import ConfigurationError
 from lightning_failures.interventions import Intervention
 from lightning_failures.methods import methods_for
@@ -34,11 +32,13 @@ from lightning_failures.trainer.batch_grader import BatchGrader
 from lightning_failures.trainer.batch_reader import BatchReader
 from lightning_failures.trainer.embedding_budget import EmbeddingBudget
 from lightning_failures.trainer.epoch_end import AnalysisRunner, LoaderAnalysis
+from lightning_failures.trainer.error_policy import ErrorPolicy
 from lightning_failures.trainer.evaluation_pass import EmbeddingPass, EvaluationPass
 from lightning_failures.trainer.grader import Grader
 from lightning_failures.trainer.index_recorder import IndexRecorderHook, dataset_of, evaluation_loaders
 from lightning_failures.trainer.logits_hook import LogitsObserver
 from lightning_failures.trainer.metric_keys import KeyLog
+from lightning_failures.trainer.open_encoders import open_encoders
 from lightning_failures.trainer.options import (
     AdvancedOptions,
     DataOptions,
@@ -60,19 +60,19 @@ __all__ = ["AdvancedOptions", "DataOptions", "FailureModes", "PictureOptions"]
 
 
 class FailureModes(Callback):
-    """Tells, after validation, on which kinds of images the model fails, in words and pictures.
+    """Find, caption and track the failure modes of an image classifier while it trains.
 
-    It grades every example in ``on_validation_batch_end`` and embeds the images that its cache does not know;
-    it analyses and logs in ``on_validation_epoch_end``, before ``ModelCheckpoint`` and ``EarlyStopping`` read
-    their keys. It does the same in ``trainer.validate`` and ``trainer.test``. Without ``interventions`` nothing of the
-    training changes: weights, RNG streams, modes and hooks are as they would be without it.
+    Every validation example is graded in ``on_validation_batch_end``, where images that are not in the cache are also
+    embedded. The analysis runs in ``on_validation_epoch_end``, before ``ModelCheckpoint`` and ``EarlyStopping`` read
+    their keys; ``trainer.validate`` and ``trainer.test`` are analysed in the same way. Without ``interventions`` the
+    training is unchanged: weights, random streams, train/eval modes and hooks are those of a run without the callback.
 
-    A wrong option, or an encoder that you name and that cannot be had, is an error at set-up; what is configured
-    wrongly for the batches is one in the sanity check, ``trainer.validate`` and ``trainer.test``. Any other error of
-    an analysis is a warning: the analysis is skipped, training goes on. ``docs/using.md`` tells more.
+    A wrong option, or a named encoder that cannot be loaded, is an error at set-up. A configuration that does not fit
+    the batches is an error in the sanity check, ``trainer.validate`` and ``trainer.test``. Any other error of an
+    analysis is a warning: the analysis is skipped and training continues. ``docs/using.md`` has the details.
 
     Not supported: validation loaders combined in another mode than "sequential" (an error), pictures for iterable
-    datasets (left out), modules sharded over processes when the logits must come from a second forward.
+    datasets (left out), modules sharded over processes if the logits need a second forward pass.
 
     Args:
         encoder: Image encoder of the failure directions: an open_clip tag ``"<model>/<pretrained>"``, ``"hf-hub:..."``,
@@ -179,11 +179,12 @@ class FailureModes(Callback):
         check_options(self)
         self.metadata, self.interventions = tuple(self.metadata), tuple(interventions)
 
-        self._tap = IndexRecorderHook()
+        self._errors = ErrorPolicy()
+        self._index_recorder = IndexRecorderHook()
         self._observer = LogitsObserver(logits_from)
         self._ranks = Communicator()
         self._reader = BatchReader(read_batch, normalization)
-        self._batch_grader = BatchGrader(self._reader, self._tap, self._observer)
+        self._batch_grader = BatchGrader(self._reader, self._index_recorder, self._observer)
         self._steering = InterventionController(
             interventions,
             reader=self._reader,
@@ -191,19 +192,17 @@ class FailureModes(Callback):
             groups_from=self.groups_from,
             auto_rollback=self.auto_rollback,
             lottery=verdict == "lottery",
-            say_once=self._say_once,
+            say_once=self._errors.say_once,
         )
-        self._budget = EmbeddingBudget(time_budget, self.memory_budget, self._say_once)
-        self._explainer: AnalysisRunner | None = None
+        self._budget = EmbeddingBudget(time_budget, self.memory_budget, self._errors.say_once)
+        self._runner: AnalysisRunner | None = None
         self._folder: Path | None = None
-        self._keys = KeyLog(worst_k=self.worst_k, min_coverage=self.min_coverage, say_once=self._say_once)
-        self._said: set[str] = set()
+        self._keys = KeyLog(worst_k=self.worst_k, min_coverage=self.min_coverage, say_once=self._errors.say_once)
         # one validation
         self._active = False
         self._loaders: list[Any] = []
         self._passes: dict[int, EvaluationPass] = {}
         self._penultimate: dict[int, PenultimatePass] = {}
-        self._error: str | None = None
         self._seconds: float | None = None  # for one loader
         self._state = RunState()
 
@@ -211,11 +210,11 @@ class FailureModes(Callback):
 
     @property
     def state_key(self) -> str:
-        """Two instances in one Trainer are told apart by what they look through."""
+        """Key of the state in checkpoints; two callbacks of one Trainer differ by their encoders."""
         return self._generate_state_key(encoder=name_of(self.encoder), robust_encoder=name_of(self.robust_encoder))
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Check the options, load the encoders, and join the loaders and the module."""
+        """Check the options, load the encoders, and hook into the loaders and the module."""
         if stage not in ("fit", "validate", "test"):
             return
         if stage == "fit" and trainer.global_step == 0:  # a checkpoint is restored later
@@ -227,18 +226,18 @@ class FailureModes(Callback):
             self._prepare(trainer)
 
     def _prepare(self, trainer: Trainer) -> None:
+        """Check the options against the Trainer, open the encoders, and hook into the loaders. Collective."""
         self._steering.check(trainer)
         device = torch.device(self.device) if self.device is not None else trainer.strategy.root_device
-        cache = EmbeddingCache(self.cache_folder)
         if self.feature_names is not None:
-            FeatureNames.load(self.feature_names, encoder="")  # what is wrong is told before the first batch
-        encoders: dict[str, CachedEncoder] = {}
-        for option in ("encoder", "robust_encoder"):
-            opened = open_cached_encoder(getattr(self, option), cache, device=device, robust=option == "robust_encoder")
-            cached = self._on_all_ranks(opened)
-            if cached is not None:
-                encoders[option] = cached
-        self._explainer = AnalysisRunner(
+            FeatureNames.load(self.feature_names, encoder="")  # a damaged file is an error before the first batch
+        encoders = open_encoders(
+            {"encoder": self.encoder, "robust_encoder": self.robust_encoder},
+            self.cache_folder,
+            device=device,
+            ranks=self._ranks,
+        )
+        self._runner = AnalysisRunner(
             methods=[(method, method.fitter(self)) for method in methods_for(self)],
             encoders=encoders,
             vocabulary=None if self.captions is None else CaptionVocabulary.load(self.captions),
@@ -249,113 +248,100 @@ class FailureModes(Callback):
             worst_k=self.worst_k,
             feature_names=self.feature_names,
             seed=self.seed,
-            say_once=self._say_once,
+            say_once=self._errors.say_once,
         )
         if self.robust_encoder is None:
-            self._say_once("FailureModes(robust_encoder=None): no failure trees.", rank_zero_info)
+            self._errors.say_once("FailureModes(robust_encoder=None): no failure trees.", rank_zero_info)
         self._folder = None
         self._check_monitored(trainer)
-        self._tap.attach(trainer, self._attach_steering if self._steering.on else None)
+        self._index_recorder.attach(trainer, self._attach_steering if self._steering.on else None)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Schedulers, and submodules that the module's own ``setup`` builds, are known only now."""
+        """Check what depends on schedulers and on submodules that the module's own ``setup`` builds."""
         self._check_monitored(trainer)
         self._batch_grader.attach(pl_module)
-        assert self._explainer is not None
-        self._steering.check_encoder(self._explainer.directions, pl_module)
+        assert self._runner is not None
+        self._steering.check_encoder(self._runner.directions, pl_module)
 
     def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Before the first validation; a tuner may have changed the loaders since ``setup``."""
-        self._tap.attach_to_prepared(trainer)
+        """Hook into the validation loaders, which a tuner may have changed since ``setup``."""
+        self._index_recorder.attach_to_prepared(trainer)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Likewise; the training loaders are known only now."""
-        self._tap.attach_to_prepared(trainer)
+        """Hook into the training loaders, and check them."""
+        self._index_recorder.attach_to_prepared(trainer)
         self._steering.check_loaders(trainer)
         self._steering.heads.begin(pl_module)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """The sampler draws this epoch."""
+        """Let the plans of the interventions take effect in this epoch."""
         self._budget.begin_epoch()
-        with self._policy(trainer, "the start of an epoch", "the rollback"):
+        with self._guard(trainer, "the start of an epoch", "the rollback"):
             self._steering.begin_epoch(trainer, self._ranks)
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
-        """Where only the head is trained."""
+        """Drop the gradients of frozen layers while only the head is trained."""
         self._steering.heads.drop_gradients(pl_module, optimizer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """All layers are trained again; what is forked later is kept."""
+        """End the epoch of the interventions, and keep the checkpoint from which forks start."""
         self._budget.end_epoch(trainer)
         self._steering.end_epoch(trainer)
         if self.verdict == "fork" and self._steering.record.first_epoch == trainer.current_epoch + 1:
-            with self._policy(trainer, "the end of an epoch", "the checkpoint of the forks"):
+            with self._guard(trainer, "the end of an epoch", "the checkpoint of the forks"):
                 save_start_of_forks(trainer, self._steering.folder)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """The training is over: draw its last analysis, and fork it."""
-        with self._policy(trainer, "the last analysis", "its pictures"), self._ranks.synchronized(), isolated_rng():
-            if self.pictures and self._explainer is not None:
-                for index in self._explainer.undrawn:
-                    result = self._explainer.draw(index, self._ranks, seconds=self._picture_seconds(trainer))
+        """Draw the last analysis of the training, apply a pending rollback, and run the forks."""
+        with self._guard(trainer, "the last analysis", "its pictures"), self._ranks.synchronized(), isolated_rng():
+            if self.pictures and self._runner is not None:
+                for index in self._runner.undrawn:
+                    result = self._runner.draw(index, self._ranks, seconds=self._picture_seconds(trainer))
                     self.last_report = result if index == 0 else self.last_report
-        with self._policy(trainer, "the end of the training", "the rollback"):
+        with self._guard(trainer, "the end of the training", "the rollback"):
             self._steering.undo(trainer, self._ranks)
         if self.verdict == "fork" and self._folder is not None and self.last_report is not None:
-            explainer = self._explainer
+            runner = self._runner
             self._detach()
-            with self._policy(trainer, "the forks", "their verdict"):
+            with self._guard(trainer, "the forks", "their verdict"):
                 verdict = fork_finished_training(
                     trainer, pl_module, self, folder=self._steering.folder, began=self._steering.record.began
                 )
                 self.last_report = self._steering.write_verdict(self.last_report, verdict, self._folder)
-                if explainer is not None and trainer.is_global_zero:
-                    explainer.write_verdict(self.last_report, self._folder)
+                if runner is not None and trainer.is_global_zero:
+                    runner.write_verdict(self.last_report, self._folder)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """After the last batch the sampler draws the next epoch, in a resumed run too."""
+        """Set the schedule to the next epoch after the last batch, so that a resumed run draws it too."""
         self._steering.schedule.epoch = trainer.current_epoch + int(trainer.is_last_batch)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Leave the loaders and the module as they were."""
+        """Restore the loaders and the module."""
         self._detach()
         discard_temporary(self._folder)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Leave as in ``teardown``, which Lightning does not call after an exception."""
+        """Restore the loaders and the module; Lightning does not call ``teardown`` after an exception."""
         self._detach()
         discard_temporary(self._folder)
 
     def _detach(self) -> None:
-        self._tap.detach()
+        self._index_recorder.detach()
         self._steering.detach()
         self._batch_grader.detach()
         self._ranks.close()
         self._forget()
-        self._explainer = None
-
-    def _on_all_ranks(self, cached: CachedEncoder | None) -> CachedEncoder | None:
-        """The lens, if every process has it, and the same."""
-        prints = self._ranks.gather_objects(None if cached is None else cached.encoder.fingerprint)
-        if None in prints:
-            return None
-        assert cached is not None
-        if len(set(prints)) > 1:
-            raise ConfigurationError(
-                f"FailureModes: the processes have different weights of {cached.encoder.name} (fingerprints"
-                f" {', '.join(sorted({str(one) for one in prints}))}). Give all of them the same file."
-            )
-        return cached
+        self._runner = None
 
     def _check_monitored(self, trainer: Trainer) -> None:
-        # the default encoder may be out of reach; then its keys stay at their worst value
-        self._keys.check(
-            trainer,
-            [method.name for method in methods_for(self)],
-            interventions=self._steering.on,
-        )
+        """Refuse monitored keys that can never be logged.
+
+        A default encoder that cannot be loaded is no reason to refuse: its keys keep their worst value.
+        """
+        enabled = [method.name for method in methods_for(self)]
+        self._keys.check(trainer, enabled, interventions=self._steering.on)
 
     # -- penultimate features --------------------------------------------------------------------------------
 
@@ -410,17 +396,17 @@ class FailureModes(Callback):
         self._budget.pause()
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
             self._state.validations += 1
-        self._begin(trainer, due=is_due(trainer, self._state, self.every_n_epochs, self.every_n_validations))
+        self._begin_validation(trainer, due=is_due(trainer, self._state, self.every_n_epochs, self.every_n_validations))
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """A test is always analysed."""
+        """Begin a test, which is always analysed."""
         self._batch_grader.attach(pl_module)
-        self._begin(trainer, due=True)
+        self._begin_validation(trainer, due=True)
 
     def on_validation_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        """Watch what the step computes."""
+        """Observe the logits that the step computes."""
         if self._active:
             self._batch_grader.begin(trainer, pl_module)
 
@@ -433,58 +419,61 @@ class FailureModes(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Grade the batch, and embed the images that the cache does not know."""
-        if self._active and self._error is None:
-            with self._policy(trainer, f"batch {batch_idx} of loader {dataloader_idx}"):
-                self._collect(trainer, pl_module, outputs, batch, batch_idx, dataloader_idx)
+        """Grade the batch, and embed the images that are not in the cache."""
+        if self._active and self._errors.last_error is None:
+            with self._guard(trainer, f"batch {batch_idx} of loader {dataloader_idx}"):
+                self._grade_batch(trainer, pl_module, outputs, batch, batch_idx, dataloader_idx)
         self._batch_grader.end()
 
     on_test_batch_start = on_validation_batch_start
     on_test_batch_end = on_validation_batch_end
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Analyse and log."""
+        """Analyse all loaders, and log what other callbacks monitor."""
         if trainer.sanity_checking:
             self._forget()
             return
         if self._active:
-            self._conclude(trainer, pl_module)
+            self._analyse_all(trainer, pl_module)
         else:
             self._state.analysis_age += 1
         self._keys.promise(trainer, pl_module, self._state.last_values, self._state.analysis_age)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """The training goes on."""
+        """Resume timing the training epoch."""
         self._budget.resume()
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Analyse and log."""
-        self._conclude(trainer, pl_module)
+        """Analyse all loaders."""
+        self._analyse_all(trainer, pl_module)
 
-    def _begin(self, trainer: Trainer, *, due: bool) -> None:
+    def _begin_validation(self, trainer: Trainer, *, due: bool) -> None:
+        """Start to collect grades if the validation is due."""
         self._forget()
-        self._active, self._error = due, None
+        self._active, self._errors.last_error = due, None
         self._keys.begin()
         if due:
-            with self._policy(trainer, "the loaders"):
+            with self._guard(trainer, "the loaders"):
                 self._find_folder(trainer)  # collective
                 self._loaders = evaluation_loaders(trainer)
                 self._seconds = self._budget.seconds_per_loader(trainer, loaders=len(self._loaders))
-                for cached in self._explainer.cached_encoders if self._explainer is not None else ():
+                for cached in self._runner.cached_encoders if self._runner is not None else ():
                     cached.store.close_unused()
 
     def _find_folder(self, trainer: Trainer) -> Path:
+        """Return the folder of the run, the same on every rank. Collective at its first call."""
         if self._folder is None:
             self._folder, self._state.run_id = failures_folder(trainer, self._ranks, run_id=self._state.run_id)
         return self._folder
 
     def _forget(self) -> None:
-        """Let the loaders and rows of one validation go."""
+        """Drop the loaders and grades of one validation."""
         self._active, self._loaders, self._passes = False, [], {}
 
-    def _collect(
+    def _grade_batch(
         self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int
     ) -> None:
+        """Grade one batch and embed its images; in the sanity check only test that images can be denormalised."""
         loader = self._loaders[dataloader_idx]
         read = self._batch_grader.read(loader, outputs, batch, batch_idx)
         evaluation = self._passes.get(dataloader_idx)
@@ -499,24 +488,27 @@ class FailureModes(Callback):
         if not embeddings.has_encoders:
             return
         if graded.images is None:
-            self._say_once("Batches hold no images that FailureModes can find, so it only grades. Give read_batch.")
+            self._errors.say_once(
+                "Batches hold no images that FailureModes can find, so it only grades. Give read_batch."
+            )
             return
         space = self._batch_grader.image_space(loader)
         if trainer.sanity_checking:
-            space.to_unit(graded.images)  # only checks that it can be undone
+            space.to_unit(graded.images)
         else:
             embeddings.embed(graded.images, space, graded.ids, rows_per_example=grader.rows_per_example)
 
-    def _conclude(self, trainer: Trainer, module: LightningModule) -> None:
-        """Analyse every loader. All ranks walk the same path."""
+    def _analyse_all(self, trainer: Trainer, module: LightningModule) -> None:
+        """Analyse every loader, on all ranks alike; an error on one rank skips the analysis on all."""
         self._state.analysis_age += 1
-        states = self._ranks.gather_objects((self._error, sorted(self._passes)))
+        states = self._ranks.gather_objects((self._errors.last_error, sorted(self._passes)))
         errors = [error for error, _ in states if error is not None]
-        if errors and self._error is None:
+        if errors and self._errors.last_error is None:
             rank_zero_warn(f"FailureModes skips this analysis on all ranks: {errors[0]}")
         pictures = self._wants_pictures(trainer)
-        for index in sorted({index for _, indices in states for index in indices}) if not errors else ():
-            with self._policy(trainer, f"the analysis of loader {index}"):
+        seen = sorted({index for _, indices in states for index in indices})
+        for index in () if errors else seen:
+            with self._guard(trainer, f"the analysis of loader {index}"):
                 with self._ranks.synchronized(), isolated_rng():
                     result = self._analyse_loader(trainer, index, pictures=pictures)
                     self._keys.log(trainer, module, result.report, index, self._state.last_values)
@@ -524,9 +516,9 @@ class FailureModes(Callback):
         self._forget()
 
     def _analyse_loader(self, trainer: Trainer, index: int, *, pictures: bool) -> AnalysisResult:
-        """Analyse one loader, let the interventions act, write; the same on every rank."""
-        assert self._explainer is not None
-        runner, ranks = self._explainer, self._ranks
+        """Analyse one loader, let the interventions act, publish; the same on every rank."""
+        assert self._runner is not None
+        runner, ranks = self._runner, self._ranks
         folder, loader = self._find_folder(trainer), self._loaders[index]
         evaluation = self._passes.get(index) or self._new_pass(trainer, index)
         steered = self._steering.on and index == 0 and trainer.state.fn != "test"
@@ -546,7 +538,7 @@ class FailureModes(Callback):
             trainer, analysis, ranks, folder=folder if index == 0 else folder / f"dataloader_{index}"
         )
         if pictures and not analysis.in_time:
-            self._say_once(
+            self._errors.say_once(
                 "FailureModes draws no pictures: the time budget is spent. Give more, or draw in `validate`."
             )
         elif pictures:
@@ -557,9 +549,9 @@ class FailureModes(Callback):
         self._steering.attach(trainer, loader, self._find_folder(trainer))
 
     def _act(self, trainer: Trainer, analysis: LoaderAnalysis) -> LoaderAnalysis:
-        """Let the interventions decide for the next epoch; an error leaves the report, and the plans, as they are."""
-        with self._policy(trainer, "the interventions", "their decision"), self._ranks.synchronized():
-            cached = None if self._explainer is None else self._explainer.directions
+        """Let the interventions decide for the next epoch; an error leaves the report and all plans unchanged."""
+        with self._guard(trainer, "the interventions", "their decision"), self._ranks.synchronized():
+            cached = None if self._runner is None else self._runner.directions
             result = self._steering.act(
                 trainer, analysis.result, analysis.discovery, cached, self._ranks, min_coverage=self.min_coverage
             )
@@ -567,7 +559,7 @@ class FailureModes(Callback):
         return analysis
 
     def _accept(self, trainer: Trainer, result: AnalysisResult, index: int) -> None:
-        """Keep what the analysis of one loader found, the same on every rank."""
+        """Record a finished analysis, the same on every rank."""
         if index == 0:
             self.last_report = result
             self._state.analyses += 1
@@ -576,26 +568,14 @@ class FailureModes(Callback):
             if trainer.state.fn == "fit":
                 self._state.last_epoch = trainer.current_epoch
 
-    @contextmanager
-    def _policy(self, trainer: Trainer, where: str, what: str = "this analysis") -> Iterator[None]:
-        """Analysis never kills a training run; but where none is under way, what is configured wrongly is an error."""
-        training = trainer.state.fn == "fit" and not trainer.sanity_checking
-        try:
-            yield
-        except Exception as error:
-            if self.on_error == "raise" or (not training and isinstance(error, ConfigurationError)):
-                raise
-            self._error = f"{where}: {type(error).__name__}: {error}"
-            warnings.warn(f"FailureModes skips {what}. In {self._error}", stacklevel=2)
-
-    def _say_once(self, message: str, say: Callable[[str], None] = rank_zero_warn) -> None:
-        if message not in self._said:
-            self._said.add(message)
-            say(message)
+    def _guard(self, trainer: Trainer, where: str, skipped: str = "this analysis") -> AbstractContextManager[None]:
+        """Return a block in which an error is a warning; see :class:`~.trainer.error_policy.ErrorPolicy`."""
+        return self._errors.guard(trainer, self.on_error, where, skipped)
 
     def _new_pass(self, trainer: Trainer, index: int) -> EvaluationPass:
-        assert self._explainer is not None
-        cached_encoders = self._explainer.cached_encoders
+        """Return an empty evaluation pass over one loader."""
+        assert self._runner is not None
+        cached_encoders = self._runner.cached_encoders
         dims = sum(cached.encoder.dim for cached in cached_encoders)
         grader = Grader(
             dataset=dataset_of(self._loaders[index]),
@@ -615,12 +595,12 @@ class FailureModes(Callback):
         return EvaluationPass(grader, embeddings)
 
     def _wants_pictures(self, trainer: Trainer) -> bool:
-        """Now; the last analysis of a training is drawn when it is over, unless an exception or Ctrl-C ends it."""
+        """Return whether to draw at once; the last analysis of a training is drawn in ``on_fit_end``."""
         by_turn = self.pictures_every_n is not None and (self._state.analyses + 1) % self.pictures_every_n == 0
         return self.pictures and (trainer.state.fn != "fit" or by_turn)
 
     def _picture_seconds(self, trainer: Trainer) -> float | None:
-        """Half an epoch for what can be left out; writing the rest takes its time too."""
+        """Return the time for optional pictures, half an epoch; None without a finished epoch."""
         epoch = self._budget.epoch_seconds(trainer)
         return None if epoch is None else epoch / 2
 
@@ -634,11 +614,11 @@ class FailureModes(Callback):
         self.interventions = self._steering.prepare_fork(stop_epoch)
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain values only, so that checkpoints load with ``weights_only=True``."""
+        """Return plain values only, so that checkpoints load with ``weights_only=True``."""
         return self._state.to_dict() | ({"steering": self._steering.state_dict()} if self._steering.on else {})
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on where the checkpoint was written."""
+        """Restore the state of a checkpoint."""
         self._state = RunState.from_dict(state_dict)
         if "steering" in state_dict:
             self._steering.load_state_dict(state_dict["steering"])

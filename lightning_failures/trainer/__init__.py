@@ -6,7 +6,7 @@ Files, each importing only from those above it::
     image_space       Undo the normalisation of the images that the model saw
     index_recorder    Record which dataset indices each evaluation batch holds, by a recorder inside each loader
     logits_hook       Find the logits that the model computes inside ``validation_step``, without a second forward
-    options           Check the options of the callback before anything is loaded
+    options           Options of the callback in groups, their former spellings, and the checks of all
     ranks             Communication between the processes of one run, over a gloo group of our own
     schedule          When to analyse, and the state that a resumed run continues with
     batch_reader      Read batches in the user's form, and single examples of a dataset outside of the loop
@@ -14,6 +14,8 @@ Files, each importing only from those above it::
     grader            Grades of one evaluation loader: which examples are right, under which ids and classes
     evaluation_pass   One pass over one evaluation loader: its grades, and the embeddings of its images
     batch_grader      The one place that reads, names and grades an evaluation batch, for the callback and for doctor
+    error_policy      Errors as warnings in a training run; messages that are emitted once
+    open_encoders     The encoders of a run, the same on every rank
     run_folder        The folder for the files of a run, the same on every rank and after a resume
     metric_keys       The metrics that other callbacks and schedulers monitor, and the values logged for them
     pictures          The pictures of an analysis

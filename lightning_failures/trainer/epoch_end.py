@@ -1,4 +1,4 @@
-"""What happens at the end of an evaluation: all processes analyse, the first one draws pictures and writes files."""
+"""The end of an evaluation: all processes analyse, and the first one draws pictures and writes files."""
 
 from __future__ import annotations
 
@@ -48,10 +48,10 @@ from lightning_failures.trainer.ranks import Communicator
 from lightning_failures.writers import Writer, each_writer, writers_for
 
 NULL_PERMUTATIONS = 20
-"""Of the CV scores that chance gives, for an analysis with pictures."""
+"""Permutations for the CV scores under chance, in an analysis with pictures."""
 
 REFERENCE_BLOCK = 64
-"""Training examples that are read at once, by one rank."""
+"""Training examples that one rank reads at a time."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ class LoaderAnalysis:
 
 @dataclass(frozen=True)
 class AnalysisRunner:
-    """Everything that an analysis needs beside the grades; the options are those of ``FailureModes``.
+    """Runs the analyses of a callback, whose options it holds under their names.
 
     Attributes:
         methods: The methods that are on, each with its fit.
@@ -123,7 +123,7 @@ class AnalysisRunner:
 
     @property
     def undrawn(self) -> list[int]:
-        """The loaders whose last analysis has no pictures yet."""
+        """Indices of the loaders whose last analysis has no pictures yet."""
         return sorted(self._undrawn)
 
     @property
@@ -212,31 +212,31 @@ class AnalysisRunner:
         return result
 
     def draw(self, index: int, ranks: Communicator, *, seconds: float | None = None) -> AnalysisResult | None:
-        """Draw the last analysis of a loader if it has no pictures yet; returns its report with features. Collective.
+        """Draw the last analysis of a loader, unless it has pictures; return it with its features. Collective.
 
-        What goes wrong is told: the analysis stands without pictures.
+        An error is reported, and the analysis stays without pictures.
 
         Args:
-            index: Number of the loader.
+            index: Index of the loader.
             ranks: The processes.
-            seconds: What takes longer is left out: feature attacks first. None: everything.
+            seconds: Time for optional pictures, of which feature attacks are left out first. None: no limit.
         """
-        scene = self._undrawn.pop(index, None)
-        if scene is None:
+        snapshot = self._undrawn.pop(index, None)
+        if snapshot is None:
             return None
         try:
             with ranks.synchronized():
-                return self._drawn(scene, ranks, seconds)
+                return self._drawn(snapshot, ranks, seconds)
         except Exception as error:
             self.say_once(f"FailureModes could not draw pictures: {type(error).__name__}: {error}")
-            return scene.result
+            return snapshot.result
 
-    def _drawn(self, scene: AnalysisSnapshot, ranks: Communicator, seconds: float | None) -> AnalysisResult:
+    def _drawn(self, snapshot: AnalysisSnapshot, ranks: Communicator, seconds: float | None) -> AnalysisResult:
         start = time.perf_counter()
         if ranks.is_first:
-            prepare()  # of the page, beside the drawing
+            prepare()  # bundles the scripts of the page while pictures are drawn
         deadline = None if seconds is None else Deadline.after(seconds)
-        result, gallery = self._gallery_builder.draw(scene, ranks, deadline)
+        result, gallery = self._gallery_builder.draw(snapshot, ranks, deadline)
         if gallery is not None:
             added = [picture for method, _ in self.methods for picture in self._pictures_of(method, result)]
             gallery = replace(gallery, pictures=(*gallery.pictures, *added))
@@ -244,7 +244,7 @@ class AnalysisRunner:
         result = result.with_report(timings=ranks.broadcast(timings))
         if gallery is not None:
             step = result.report.global_step or 0
-            writers = self._writers[scene.folder]
+            writers = self._writers[snapshot.folder]
             self._report_failed(each_writer(writers, lambda writer: writer.show(result, gallery, step)))
         return result
 
@@ -307,7 +307,7 @@ class AnalysisRunner:
                 values[method.name] = rows
         begun = time.perf_counter()
         reference, source = self._reference_embeddings(trainer, len(torch.unique(grades.ids)), ranks)
-        if deadline is not None:  # what is embedded of the training set, once, is not on the bill
+        if deadline is not None:  # the training images, embedded once, do not count
             deadline = Deadline(deadline.at + time.perf_counter() - begun)
         result = analyse(
             grades,
@@ -325,7 +325,7 @@ class AnalysisRunner:
             sharing=ranks,
         )
         if self.directions is not None:
-            self.directions.store.flush()  # the captions that were new
+            self.directions.store.flush()  # new captions
         return result.with_report(reference=source)
 
     def _write(self, trainer: Trainer, result: AnalysisResult, folder: Path) -> None:
@@ -342,20 +342,23 @@ class AnalysisRunner:
     def _caption_source(
         self, class_names: tuple[str, ...], *, has_names: bool
     ) -> Callable[[int], ClassCaptions | None] | None:
-        """None, said once, where there can be no captions."""
+        """Return the source of candidate captions by class; None, with one message, if there are no captions."""
         if self.directions is None or self.vocabulary is None:
             return None
         encoder = self.directions.encoder
         if not gives_texts(encoder):
-            self.say_once(f"The encoder {encoder.name} knows no texts: captions are off.", rank_zero_info)
+            self.say_once(f"Encoder {encoder.name} has no text tower; captions are disabled.", rank_zero_info)
             return None
         if not has_names:
-            self.say_once("Classes have no names (class_names=None, no dataset.classes): captions are off.")
+            self.say_once("Classes have no names (class_names=None, no dataset.classes); captions are disabled.")
             return None
         return caption_source(self.directions, self.vocabulary, class_names, self._captions)
 
     def _reference_embeddings(self, trainer: Trainer, examples: int, ranks: Communicator) -> tuple[Tensor | None, str]:
-        """This rank's share; None stands for the examples that are analysed themselves. Collective."""
+        """Return this rank's part of the reference, and a description of the whole. Collective.
+
+        None instead of embeddings means the analysed examples themselves.
+        """
         if self.reference == "validation" or self.directions is None:
             return None, f"validation ({examples} examples)"
         cached = self.directions
@@ -367,9 +370,9 @@ class AnalysisRunner:
         return rows, f"train ({len(sample.ids)} of {sample.total} examples)"
 
     def _embed_reference(self, cached: CachedEncoder, sample: TrainingSample, ranks: Communicator) -> Tensor:
-        """The keys (n, 2) of this rank's share of a sample.
+        """Embed this rank's part of a sample of the training set, and return its cache keys (n, 2).
 
-        Random transforms give the same images in every analysis, whatever the number of processes.
+        Random transforms are seeded by block, so that they give the same images for any number of processes.
         """
         examples_of = ExampleReader(sample.dataset, sample.collate, self.reader)
         keys = [torch.empty(0, 2, dtype=torch.int64)]

@@ -1,7 +1,7 @@
-"""The keys that other callbacks and schedulers of this Trainer monitor, and what to log while they are undefined.
+"""Monitored keys: which keys other callbacks and schedulers monitor, and the values of those without an analysis.
 
 A monitored key that is missing makes ``ModelCheckpoint`` and a strict ``EarlyStopping`` raise, and NaN stops
-training; so a monitored aggregate always has a value. Per-class keys are not promised.
+training; so a monitored aggregate always has a value. Keys of single classes may be absent.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def check_monitored(keys: Iterable[str], methods: Collection[str], *, interventi
             continue
         if name.startswith("report/"):
             raise ConfigurationError(
-                f"monitor={key!r}: the report part tells whether an intervention helped, so nothing may be chosen"
+                f"monitor={key!r}: the report part measures whether an intervention helped, so nothing may be selected"
                 f" by it. Monitor one of {', '.join(DECISION_KEYS)} instead."
             )
         if name in DECISION_KEYS:
@@ -77,13 +77,13 @@ def check_monitored(keys: Iterable[str], methods: Collection[str], *, interventi
                 raise ConfigurationError(f"monitor={key!r}: only the first validation loader has a decision part.")
             if not interventions:
                 raise ConfigurationError(
-                    f"monitor={key!r} is of the decision part, which there is only with interventions."
+                    f"monitor={key!r} belongs to the decision part, which exists only with interventions."
                     f" Monitor 'failures/{name.removeprefix('decision/')}'."
                 )
             continue
         if name not in owners:
             raise ConfigurationError(
-                f"monitor={key!r} is none of the aggregates that FailureModes logs: {', '.join(owners)}."
+                f"monitor={key!r} is not an aggregate that FailureModes logs: {', '.join(owners)}."
                 + did_you_mean(name, [*owners, *DECISION_KEYS])
             )
         owner = owners[name]
@@ -105,11 +105,11 @@ def promised_values(monitored: Iterable[str], last: Mapping[str, float]) -> dict
 
 
 def log_values(trainer: Trainer, module: LightningModule, values: Mapping[str, float]) -> None:
-    """Log scalars of a validation or test under ``failures/``; all processes have the same.
+    """Log scalars of a validation or test under ``failures/``; all processes log the same values.
 
-    They are not reduced, so that a process that fails to log leaves no other waiting for it.
+    Values are not reduced, so that no process waits for one that failed to log.
     """
-    if trainer.world_size > 1:  # Lightning recommends at the end of the epoch to reduce them
+    if trainer.world_size > 1:  # Lightning recommends sync_dist
         warnings.filterwarnings("ignore", rf".*self\.log\('{PREFIX}.*sync_dist=True", UserWarning)
     module.log_dict(
         {PREFIX + key: value for key, value in values.items()},
@@ -121,7 +121,7 @@ def log_values(trainer: Trainer, module: LightningModule, values: Mapping[str, f
 
 
 def worst_class_values(report: FailureReport, k: int) -> dict[str, float]:
-    """Return the scalars of the k classes with the lowest accuracy; what is undefined is absent."""
+    """Return the scalars of the k classes with the lowest accuracy; undefined ones are absent."""
     names = _distinct([safe_name(entry.name) for entry in report.classes])
     graded = [(name, entry) for name, entry in zip(names, report.classes, strict=True) if entry.accuracy is not None]
     graded.sort(key=lambda item: item[1].accuracy or 0.0)
@@ -134,7 +134,7 @@ def worst_class_values(report: FailureReport, k: int) -> dict[str, float]:
 
 
 def _distinct(names: list[str]) -> list[str]:
-    """Number those that are equal, until none are.
+    """Number equal names until all are different.
 
     >>> _distinct(["a", "a", "a_1"])
     ['a_0', 'a_1_1', 'a_1_2']
@@ -146,12 +146,12 @@ def _distinct(names: list[str]) -> list[str]:
 
 
 class KeyLog:
-    """The scalars of one validation after another, among them those that others monitor.
+    """Logs the scalars of each validation, among them the monitored ones.
 
     Args:
-        worst_k: So many classes have keys of their own.
+        worst_k: Number of classes, the worst, with keys of their own.
         min_coverage: Share of the examples below which monitored keys keep their last value.
-        say_once: Tells a person something that is not worth telling twice.
+        say_once: Emits each distinct message at most once.
     """
 
     def __init__(self, *, worst_k: int, min_coverage: float, say_once: Callable[..., None]) -> None:
@@ -160,24 +160,24 @@ class KeyLog:
         self._logged: set[str] = set()
 
     def check(self, trainer: Trainer, methods: Collection[str], *, interventions: bool) -> None:
-        """Find what is monitored, and refuse what can never be logged, or would be logged twice."""
+        """Find the monitored keys, and refuse keys that can never be logged or would be logged twice."""
         _check_alone(trainer)
         self.monitored = monitored_keys(trainer)
         check_monitored(self.monitored, methods, interventions=interventions)
 
     @property
     def of_decisions(self) -> bool:
-        """Whether something is chosen by the decision part."""
+        """Whether a key of the decision part is monitored."""
         return any(key.startswith(f"{PREFIX}decision/") for key in self.monitored)
 
     def begin(self) -> None:
-        """A validation begins."""
+        """Begin a validation: nothing is logged yet."""
         self._logged = set()
 
     def log(
         self, trainer: Trainer, module: LightningModule, report: FailureReport, index: int, last: dict[str, float]
     ) -> None:
-        """Log what the analysis of one loader found; ``last`` takes what may be asked for later."""
+        """Log the scalars of the analysis of one loader, and keep those for later validations in ``last``."""
         suffix = "" if index == 0 else f"{LOADER}{index}"
         values = {key + suffix: value for key, value in report.summary.items()}
         steering = {key + suffix for key in aggregates() | DECISION_KEYS} | {
@@ -191,26 +191,26 @@ class KeyLog:
                     f" (min_coverage={self._min_coverage:.0%}): monitored failure keys keep their last value."
                 )
         else:
-            # what is not defined any more, where nothing fails, keeps its last value too
+            # an aggregate that is undefined now, because nothing fails, keeps its last value too
             last |= {key: value for key, value in values.items() if key in steering}
         values |= {key + suffix: value for key, value in worst_class_values(report, self._worst_k).items()}
         log_values(trainer, module, values)
         self._logged |= set(values)
 
     def promise(self, trainer: Trainer, module: LightningModule, last: Mapping[str, float], age: int) -> None:
-        """Log what this validation has not: monitored aggregates always have a value."""
+        """Log the monitored aggregates that this validation has not logged, with their last or worst value."""
         promised = promised_values(self.monitored, last)
         values = {key: value for key, value in promised.items() if key not in self._logged}
         log_values(trainer, module, values | {"analysis_age": float(age)})
 
 
 def _check_alone(trainer: Trainer) -> None:
-    """Lightning takes the mean of what two callbacks log under one key."""
+    """Refuse two callbacks, since Lightning would average what both log under one key."""
     callbacks = trainer.callbacks  # type: ignore[attr-defined]
     ours = sum("FailureModes" in {base.__name__ for base in type(one).__mro__} for one in callbacks)
     if ours > 1:
         raise ConfigurationError(
             f"Only one FailureModes can be in a Trainer, but there are {ours}: they would log under the same keys and"
-            " write the same files. With another encoder, look at the same model in a run of its own: trainer.validate,"
-            " or `lightning-failures analyse`."
+            " write the same files. To use another encoder, analyse the same model in another run: trainer.validate or"
+            " `lightning-failures analyse`."
         )

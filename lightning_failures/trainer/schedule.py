@@ -1,4 +1,4 @@
-"""When to analyse, and what a resumed run goes on with."""
+"""When to analyse, and the state with which a resumed run continues."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ VERSION = 1
 
 @dataclass
 class RunState:
-    """What the callback knows of its run; plain values only, so that checkpoints load with ``weights_only=True``.
+    """The state of a run; plain values only, so that checkpoints load with ``weights_only=True``.
 
     Attributes:
-        run_id: Names the folder of the run.
-        validations: How many ``fit`` has begun.
-        analyses: How many of the first loader were finished.
+        run_id: Name of the folder of the run.
+        validations: Number of validations that ``fit`` has begun.
+        analyses: Number of finished analyses of the first loader.
         analysis_age: Validations since the last analysis that may steer.
         last_epoch: The epoch of the last analysis, -1 before the first.
         last_values: The monitored aggregates of the last analysis that may steer, with the suffix of their loader.
@@ -40,46 +40,46 @@ class RunState:
     last_values: dict[str, float] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
-        """The state in a checkpoint."""
+        """Return the state for a checkpoint."""
         return {"version": VERSION, **asdict(self)}
 
     @classmethod
     def from_dict(cls, state: Mapping[str, Any]) -> RunState:
         """Read what :meth:`to_dict` wrote; keys of other versions are ignored.
 
-        A state that is damaged, or of a later version, is one warning, and the run counts anew.
+        A damaged state, or one of a later version, is one warning, and counting starts from zero.
         """
         try:
             version = state.get("version", VERSION)
             if not isinstance(version, int) or version > VERSION:
-                raise DataError(f"it is of version {version}, and this package knows {VERSION}")
+                raise DataError(f"it has version {version}, and this package reads {VERSION}")
             return from_jsonable(cls, state)
         except DataError as error:
             rank_zero_warn(
-                f"The state of FailureModes in this checkpoint cannot be read: {error}. It counts epochs and analyses"
-                " anew, and writes to a new folder."
+                f"The state of FailureModes in this checkpoint cannot be read: {error}. Epochs and analyses are counted"
+                " from zero, and files go to a new folder."
             )
             return cls()
 
 
 def is_due(trainer: Trainer, state: RunState, every_n_epochs: int, every_n_validations: int | None) -> bool:
-    """Whether the validation that begins is analysed.
+    """Return whether the validation that begins is analysed.
 
-    An epoch without an analysis, for want of a validation or because of an error, hands its turn on to the next. Where
-    nobody knows which validation is the last of an epoch, all of an epoch whose turn it is are analysed.
+    A due epoch that produced no analysis is retried in the next one. If the last validation of an epoch cannot be
+    identified, every validation of a due epoch is analysed.
     """
     if trainer.sanity_checking or trainer.state.fn != "fit":
         return True
     if every_n_validations is not None:
         return state.validations % every_n_validations == 0
     epoch = trainer.current_epoch
-    turn = (epoch + 1) // every_n_epochs > (state.last_epoch + 1) // every_n_epochs
+    due = (epoch + 1) // every_n_epochs > (state.last_epoch + 1) // every_n_epochs
     last = _is_last_validation(trainer)
-    return (turn or epoch == state.last_epoch) if last is None else (turn and last)
+    return (due or epoch == state.last_epoch) if last is None else (due and last)
 
 
 def _is_last_validation(trainer: Trainer) -> bool | None:
-    """Whether no further validation comes in this epoch; None if its length or the interval is not known."""
+    """Return whether this is the last validation of the epoch; None if the length or the interval is unknown."""
     if trainer.is_last_batch:
         return True
     total, interval = trainer.num_training_batches, trainer.val_check_batch

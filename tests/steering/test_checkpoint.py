@@ -200,7 +200,7 @@ def test_state__keys_of_later_versions_are_ignored():
 def test_state__of_a_later_version_is_refused_where_it_steers():
     with pytest.raises(ConfigurationError, match="its version is 2, and this package reads versions up to 1"):
         modes().load_state_dict(RUN | {"steering": TODAY | {"version": 2}})
-    with pytest.warns(UserWarning, match=r"it is of version 2.* counts epochs and analyses anew"):
+    with pytest.warns(UserWarning, match=r"it has version 2.* are counted from zero"):
         assert RunState.from_dict(RUN | {"version": 2}) == RunState()
 
 

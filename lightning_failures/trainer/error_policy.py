@@ -1,0 +1,52 @@
+"""Errors of an analysis: warnings in a training run, exceptions where there is none to protect."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from lightning.pytorch import Trainer
+from lightning.pytorch.utilities import rank_zero_warn
+
+from lightning_failures.errors import ConfigurationError
+
+
+class ErrorPolicy:
+    """Turns errors into warnings, and emits each distinct message once.
+
+    Attributes:
+        last_error: The last error that became a warning in this validation, with its place; None if there was none.
+    """
+
+    def __init__(self) -> None:
+        self.last_error: str | None = None
+        self._said: set[str] = set()
+
+    @contextmanager
+    def guard(self, trainer: Trainer, on_error: str, where: str, skipped: str) -> Iterator[None]:
+        """Turn an error of the block into a warning.
+
+        A wrong configuration is raised unless a training is running: in the sanity check, ``trainer.validate`` and
+        ``trainer.test`` it should be seen at once.
+
+        Args:
+            trainer: The Trainer.
+            on_error: "warn", or "raise" to let every error through.
+            where: Place of the block, for the message.
+            skipped: What an error leaves out, for the message.
+        """
+        training = trainer.state.fn == "fit" and not trainer.sanity_checking
+        try:
+            yield
+        except Exception as error:
+            if on_error == "raise" or (not training and isinstance(error, ConfigurationError)):
+                raise
+            self.last_error = f"{where}: {type(error).__name__}: {error}"
+            warnings.warn(f"FailureModes skips {skipped}. In {self.last_error}", stacklevel=3)
+
+    def say_once(self, message: str, say: Callable[[str], None] = rank_zero_warn) -> None:
+        """Emit a message, on rank 0, unless it was emitted before."""
+        if message not in self._said:
+            self._said.add(message)
+            say(message)
