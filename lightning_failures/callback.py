@@ -33,8 +33,7 @@ from lightning_failures.trainer.batch_reader import BatchReader
 from lightning_failures.trainer.embedding_budget import EmbeddingBudget
 from lightning_failures.trainer.epoch_end import AnalysisRunner, LoaderAnalysis
 from lightning_failures.trainer.error_policy import ErrorPolicy
-from lightning_failures.trainer.evaluation_pass import EmbeddingPass, EvaluationPass
-from lightning_failures.trainer.grader import Grader
+from lightning_failures.trainer.evaluation_pass import EvaluationPass
 from lightning_failures.trainer.index_recorder import IndexRecorderHook, dataset_of, evaluation_loaders
 from lightning_failures.trainer.logits_hook import LogitsObserver
 from lightning_failures.trainer.metric_keys import KeyLog
@@ -46,12 +45,7 @@ from lightning_failures.trainer.options import (
     check_options,
     merge_former_spellings,
 )
-from lightning_failures.trainer.penultimate import (
-    PenultimateFeatures,
-    PenultimatePass,
-    penultimate_features,
-    with_ids,
-)
+from lightning_failures.trainer.penultimate import PenultimateFeatures, PenultimatePass, penultimate_features, with_ids
 from lightning_failures.trainer.ranks import Communicator
 from lightning_failures.trainer.run_folder import discard_temporary, failures_folder
 from lightning_failures.trainer.schedule import RunState, is_due
@@ -178,23 +172,26 @@ class FailureModes(Callback):
         self.last_report: AnalysisResult | None = None
         check_options(self)
         self.metadata, self.interventions = tuple(self.metadata), tuple(interventions)
+        self._build()
 
+    def _build(self) -> None:
+        """Make the parts that do the work, from the options."""
         self._errors = ErrorPolicy()
         self._index_recorder = IndexRecorderHook()
-        self._observer = LogitsObserver(logits_from)
         self._ranks = Communicator()
-        self._reader = BatchReader(read_batch, normalization)
-        self._batch_grader = BatchGrader(self._reader, self._index_recorder, self._observer)
+        self._reader = BatchReader(self.read_batch, self.normalization)
+        observer = LogitsObserver(self.logits_from)
+        self._batch_grader = BatchGrader(self._reader, self._index_recorder, observer)
         self._steering = InterventionController(
-            interventions,
+            self.interventions,
             reader=self._reader,
             seed=self.seed,
             groups_from=self.groups_from,
             auto_rollback=self.auto_rollback,
-            lottery=verdict == "lottery",
+            lottery=self.verdict == "lottery",
             say_once=self._errors.say_once,
         )
-        self._budget = EmbeddingBudget(time_budget, self.memory_budget, self._errors.say_once)
+        self._budget = EmbeddingBudget(self.time_budget, self.memory_budget, self._errors.say_once)
         self._runner: AnalysisRunner | None = None
         self._folder: Path | None = None
         self._keys = KeyLog(worst_k=self.worst_k, min_coverage=self.min_coverage, say_once=self._errors.say_once)
@@ -254,7 +251,11 @@ class FailureModes(Callback):
             self._errors.say_once("FailureModes(robust_encoder=None): no failure trees.", rank_zero_info)
         self._folder = None
         self._check_monitored(trainer)
-        self._index_recorder.attach(trainer, self._attach_steering if self._steering.on else None)
+
+        def attach_steering(trainer: Trainer, loader: object) -> None:
+            self._steering.attach(trainer, loader, self._find_folder(trainer))
+
+        self._index_recorder.attach(trainer, attach_steering if self._steering.on else None)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Check what depends on schedulers and on submodules that the module's own ``setup`` builds."""
@@ -296,7 +297,7 @@ class FailureModes(Callback):
         with self._guard(trainer, "the last analysis", "its pictures"), self._ranks.synchronized(), isolated_rng():
             if self.pictures and self._runner is not None:
                 for index in self._runner.undrawn:
-                    result = self._runner.draw(index, self._ranks, seconds=self._picture_seconds(trainer))
+                    result = self._runner.draw(index, self._ranks, seconds=self._budget.picture_seconds(trainer))
                     self.last_report = result if index == 0 else self.last_report
         with self._guard(trainer, "the end of the training", "the rollback"):
             self._steering.undo(trainer, self._ranks)
@@ -336,22 +337,17 @@ class FailureModes(Callback):
         self._runner = None
 
     def _check_monitored(self, trainer: Trainer) -> None:
-        """Refuse monitored keys that can never be logged.
-
-        A default encoder that cannot be loaded is no reason to refuse: its keys keep their worst value.
-        """
+        """Refuse keys that can never be logged; those of a default encoder that does not load stay at their worst."""
         enabled = [method.name for method in methods_for(self)]
         self._keys.check(trainer, enabled, interventions=self._steering.on)
 
     # -- penultimate features --------------------------------------------------------------------------------
 
     def keep_penultimate_features(self, head: str | None = None) -> None:
-        """Keep the penultimate features of the examples that are graded, from the next validation or test on.
-
-        Penultimate features are the input of the submodule that computes the logits. Without this call none are kept.
+        """Keep the penultimate features of all graded examples, from the next validation or test on.
 
         Args:
-            head: Name of that submodule, or None to find it.
+            head: Name of the submodule whose input they are and whose output is the logits; None: it is found.
         """
         self._batch_grader.keep_penultimate_features(head)
 
@@ -362,10 +358,8 @@ class FailureModes(Callback):
             ConfigurationError: No features were kept.
         """
         if dataloader_idx not in self._penultimate:
-            raise ConfigurationError(
-                f"No penultimate features of loader {dataloader_idx} were kept. Call keep_penultimate_features() before"
-                " a validation that is analysed."
-            )
+            remedy = "Call keep_penultimate_features() before a validation that is analysed."
+            raise ConfigurationError(f"No penultimate features of loader {dataloader_idx} were kept. {remedy}")
         return self._penultimate[dataloader_idx].features(self._batch_grader.head or "")
 
     def training_features(
@@ -373,8 +367,7 @@ class FailureModes(Callback):
     ) -> PenultimateFeatures:
         """Return the penultimate features of this rank's share of the training set, by a pass in eval mode.
 
-        Examples are read as interventions read them: each once, through ``train_analysis_dataset`` if there is one.
-        The modes of all submodules, the random streams and the hooks of the model stay as they are.
+        Each example is read once, through ``train_analysis_dataset`` if there is one. The model is left unchanged.
 
         Args:
             trainer: A Trainer that is fitting the model.
@@ -534,19 +527,15 @@ class FailureModes(Callback):
         )
         if steered:
             analysis = self._act(trainer, analysis)
-        result = runner.publish(
-            trainer, analysis, ranks, folder=folder if index == 0 else folder / f"dataloader_{index}"
-        )
+        folder = folder if index == 0 else folder / f"dataloader_{index}"
+        result = runner.publish(trainer, analysis, ranks, folder=folder)
         if pictures and not analysis.in_time:
             self._errors.say_once(
                 "FailureModes draws no pictures: the time budget is spent. Give more, or draw in `validate`."
             )
         elif pictures:
-            result = runner.draw(index, ranks, seconds=self._picture_seconds(trainer)) or result
+            result = runner.draw(index, ranks, seconds=self._budget.picture_seconds(trainer)) or result
         return result
-
-    def _attach_steering(self, trainer: Trainer, loader: object) -> None:
-        self._steering.attach(trainer, loader, self._find_folder(trainer))
 
     def _act(self, trainer: Trainer, analysis: LoaderAnalysis) -> LoaderAnalysis:
         """Let the interventions decide for the next epoch; an error leaves the report and all plans unchanged."""
@@ -575,34 +564,21 @@ class FailureModes(Callback):
     def _new_pass(self, trainer: Trainer, index: int) -> EvaluationPass:
         """Return an empty evaluation pass over one loader."""
         assert self._runner is not None
-        cached_encoders = self._runner.cached_encoders
-        dims = sum(cached.encoder.dim for cached in cached_encoders)
-        grader = Grader(
-            dataset=dataset_of(self._loaders[index]),
-            class_names=self.class_names,
-            task=self.task,
-            ranks=self._ranks,
-            groups_from=self.groups_from,
-            metadata=self.metadata,
-        )
-        embeddings = EmbeddingPass(
-            cached_encoders=cached_encoders,
-            ranks=self._ranks,
-            budget=self._budget.sample_budget(trainer, index, self._seconds, dims),
+        encoders = self._runner.cached_encoders
+        dims = sum(cached.encoder.dim for cached in encoders)
+        return EvaluationPass.begin(
+            dataset_of(self._loaders[index]),
+            encoders,
+            self._ranks,
+            self._budget.sample_budget(trainer, index, self._seconds, dims),
+            options=self,
             gathers_all=self._steering.on,
-            seed=self.seed,
         )
-        return EvaluationPass(grader, embeddings)
 
     def _wants_pictures(self, trainer: Trainer) -> bool:
         """Return whether to draw at once; the last analysis of a training is drawn in ``on_fit_end``."""
         by_turn = self.pictures_every_n is not None and (self._state.analyses + 1) % self.pictures_every_n == 0
         return self.pictures and (trainer.state.fn != "fit" or by_turn)
-
-    def _picture_seconds(self, trainer: Trainer) -> float | None:
-        """Return the time for optional pictures, half an epoch; None without a finished epoch."""
-        epoch = self._budget.epoch_seconds(trainer)
-        return None if epoch is None else epoch / 2
 
     def prepare_fork(self, stop_epoch: int | None = None) -> None:
         """Configure this callback for a fork: raise errors, draw no pictures, roll nothing back, fork nothing itself.

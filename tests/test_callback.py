@@ -15,6 +15,7 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger, WandbLogger
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
 
 from lightning_failures import BatchRecord, FailureModes
+from lightning_failures.callback import AdvancedOptions
 from lightning_failures.errors import ConfigurationError, EncoderError
 from lightning_failures.trainer.options import group_options
 from tests.helpers.toy import NORMALIZE, Classifier, ColourEncoder, Images, OracleClassifier, callback, loader, trainer
@@ -579,7 +580,7 @@ def test_pytorch_lightning__the_other_namespace(tmp_path):
 
         configure_optimizers = OracleClassifier.configure_optimizers
 
-    failures = Other(encoder=ColourEncoder(), on_error="raise", permutations=99)
+    failures = Other(encoder=ColourEncoder(), on_error="raise", advanced=AdvancedOptions(permutations=99))
     assert isinstance(failures, pl.Callback)
     assert isinstance(failures, FailureModes)
     pl.Trainer(
@@ -703,7 +704,7 @@ def test_encoder__named_but_unknown_is_an_error_default_is_a_warning(tmp_path):
 )
 def test_options__refused_with_name_and_value(options):
     ((name, value),) = options.items()
-    with pytest.raises(ConfigurationError, match=f"Failure|Options\\({name}=.*{value}"):
+    with pytest.raises(ConfigurationError, match=f"(FailureModes|Options)\\({name}=.*{value}"):
         FailureModes(**group_options(options))
 
 

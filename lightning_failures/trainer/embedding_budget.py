@@ -266,6 +266,11 @@ class EmbeddingBudget:
             costs=self._costs,
         )
 
+    def picture_seconds(self, trainer: Trainer) -> float | None:
+        """Return the time for optional pictures, half an epoch; None without a finished epoch."""
+        epoch = self.epoch_seconds(trainer)
+        return None if epoch is None else epoch / 2
+
     def epoch_seconds(self, trainer: Trainer) -> float | None:
         """Return the duration of an epoch of training without validation.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from lightning_failures.core.budget import sampling_rank
 from lightning_failures.data.grades import Grades
+from lightning_failures.data.grading import Task
 from lightning_failures.data.partition import owned_rows
 from lightning_failures.encoders.cache.store import content_keys
 from lightning_failures.encoders.cached import CachedEncoder
@@ -129,6 +131,16 @@ class EmbeddingPass:
         return embeddings if self._ranks.is_first else None
 
 
+class PassOptions(Protocol):
+    """The options of the callback that an evaluation pass needs."""
+
+    class_names: tuple[str, ...] | None
+    task: Task | None
+    groups_from: str | None
+    metadata: Sequence[str]
+    seed: int
+
+
 @dataclass(frozen=True)
 class EvaluationPass:
     """Grades and embeddings of one pass over an evaluation loader.
@@ -142,6 +154,40 @@ class EvaluationPass:
     grader: Grader
     embeddings: EmbeddingPass
     penultimate: PenultimatePass = field(default_factory=PenultimatePass)
+
+    @classmethod
+    def begin(
+        cls,
+        dataset: Any,
+        cached_encoders: Sequence[CachedEncoder],
+        ranks: Communicator,
+        budget: SampleBudget,
+        *,
+        options: PassOptions,
+        gathers_all: bool,
+    ) -> EvaluationPass:
+        """Return an empty pass over a loader.
+
+        Args:
+            dataset: Dataset of the loader; None if unknown.
+            cached_encoders: Encoders of the images.
+            ranks: The processes.
+            budget: Which share of the examples is embedded.
+            options: Options of the callback.
+            gathers_all: Whether the first process will ask for all embeddings.
+        """
+        grader = Grader(
+            dataset=dataset,
+            class_names=options.class_names,
+            task=options.task,
+            ranks=ranks,
+            groups_from=options.groups_from,
+            metadata=options.metadata,
+        )
+        embeddings = EmbeddingPass(
+            cached_encoders=cached_encoders, ranks=ranks, budget=budget, gathers_all=gathers_all, seed=options.seed
+        )
+        return cls(grader, embeddings)
 
 
 def _look_up(cached: CachedEncoder, keys: Tensor) -> Tensor:
