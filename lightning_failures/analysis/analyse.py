@@ -55,7 +55,7 @@ def analyse(
     time_budget: float | None = None,
     seed: int = 0,
     device: str | torch.device = "cpu",
-    sharing: Workers = SINGLE_PROCESS,
+    workers: Workers = SINGLE_PROCESS,
     methods: Sequence[tuple[FittableMethod, Values]] = (),
 ) -> AnalysisResult:
     """Explain the errors of one evaluation.
@@ -90,7 +90,7 @@ def analyse(
             None: everything.
         seed: The only source of randomness.
         device: Where Gram matrices are computed.
-        sharing: The processes that do this together. Each calls with the same grades; its ``embeddings`` have one row
+        workers: The processes that do this together. Each calls with the same grades; its ``embeddings`` have one row
             for each distinct id among the rows of the classes that it owns
             (:func:`~lightning_failures.data.partition.owned_rows`; for ``features`` those with ``predicted``), and its
             ``reference`` is any part of the whole. All return the same report.
@@ -111,7 +111,7 @@ def analyse(
     >>> result["classes"][0]["pattern"], result["classes"][1]["skipped"]
     (True, 'no examples')
     """
-    share = Partition.of(grades, sampled, sharing)
+    share = Partition.of(grades, sampled, workers)
     by_label = members_of(grades)
     attributes = _attributes(metadata, grades)
     budget = [None if time_budget is None else Deadline.after(part * time_budget) for part in (0.5, 0.8, 1.0)]

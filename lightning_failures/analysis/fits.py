@@ -8,13 +8,13 @@ from typing import ClassVar
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from lightning_failures.analysis.method import Contribution, FitTask
 from lightning_failures.core.arrays import as_array, as_rows
 from lightning_failures.core.threads import one_thread
+from lightning_failures.core.types import BoolArray, IntArray
 from lightning_failures.data.grouping import GROUPINGS, Grouping
-from lightning_failures.data.members import Rows, Values
+from lightning_failures.data.members import Values
 from lightning_failures.data.report import GroupReport
 from lightning_failures.directions.fit import MIN_PER_OUTCOME, fit_failure_directions
 from lightning_failures.directions.result import FailureDirections, join_directions
@@ -102,9 +102,9 @@ def _fit_directions(task: FitTask, *, n_directions: int, permutations: int) -> F
     x = as_rows(embedded.all(), "embeddings")
     base = (x, np.argsort(ids[mine], kind="stable")) if reference is None else (as_rows(reference, "reference"),)
     with one_thread():
-        moments = Moments.joined(share.sharing.gather_results(lambda: Moments.of(*base)))
+        moments = Moments.joined(share.workers.gather_results(lambda: Moments.of(*base)))
 
-    def work() -> tuple[FailureDirections, Rows]:
+    def work() -> tuple[FailureDirections, IntArray]:
         fitted = fit_failure_directions(
             x,
             labels[mine],
@@ -121,11 +121,11 @@ def _fit_directions(task: FitTask, *, n_directions: int, permutations: int) -> F
         )
         return fitted, mine
 
-    parts, rows = zip(*share.sharing.gather_results(work), strict=True)
+    parts, rows = zip(*share.workers.gather_results(work), strict=True)
     return parts[0] if len(parts) == 1 and len(mine) == len(grades) else join_directions(parts, rows, len(grades))
 
 
-def _fittable(labels: Rows, correct: NDArray[np.bool_], sampled: NDArray[np.bool_]) -> int:
+def _fittable(labels: IntArray, correct: BoolArray, sampled: BoolArray) -> int:
     """How many classes have enough failures and successes for a direction."""
     failures, successes = (np.bincount(labels[sampled & outcome]) for outcome in (~correct, correct))
     k = min(len(failures), len(successes))

@@ -1,13 +1,13 @@
-"""What is passed between the stages: graded examples in, reports out.
+"""The records that the stages of an analysis exchange: graded examples as input, reports as output.
 
 Files, each importing only from those above it::
 
-    grades         One validation batch, and the grade of every example: right or wrong, with confidence
-    grading        Grade a batch: from outputs and labels to right or wrong
-    held_out       Parts of a validation set to which nothing was fitted
+    grades         Records of one validation batch and of the grades of all examples
+    grading        Compute the grades of a batch from outputs and labels
+    held_out       Parts of a validation set that no method was fitted on
     grouping       Ways to divide graded examples into groups: by label, by prediction
-    members        The examples of a class or group, and the embeddings of examples
-    partition      The classes that each process of an analysis owns
+    members        The examples of each class or group, and access to their embeddings
+    partition      Division of an analysis between processes: the classes that each process owns
     example_table  One row per graded example: label, prediction, confidence, decision value, leaves
     report         The content of ``report.json`` as frozen records
 """

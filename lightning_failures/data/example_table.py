@@ -1,4 +1,4 @@
-"""What one analysis knows of every example, as one table: the record that reports and comparisons read."""
+"""The table of examples of one analysis, which reports and comparisons of runs read."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from lightning_failures.data.members import members_of
 from lightning_failures.errors import DataError
 
 EXAMPLES_FILE = "examples.safetensors"
-"""The table of the last analysis, beside its report.json."""
+"""File name of the table of the latest analysis, next to its ``report.json``."""
 
 _FORMAT = "lightning-failures examples 1"
 
@@ -39,17 +39,17 @@ class _Tree(Protocol):
 
 @dataclass(frozen=True)
 class ExampleTable:
-    """One row for each graded example, sorted by id; one for each example and condition in a multilabel task.
+    """One row per graded example, sorted by id; in a multilabel task, one row per example and condition.
 
     Attributes:
         ids: (N,) int64, ascending.
         labels: (N,) int64, indices into ``class_names``.
-        predictions: (N,) int64.
+        predictions: (N,) int64, indices into ``class_names``.
         confidence: (N,) float32 in [0, 1], the predicted probability of the true class.
-        values: (N,) float32 decision values, cross-fitted where the direction was fitted on the example; NaN where
-            there is none.
-        label_leaf: (N,) int64, the leaf of the tree of the example's label group, -1 where there is none.
-        prediction_leaf: (N,) int64, likewise of its prediction group.
+        values: (N,) float32 decision values, cross-fitted if the direction was fitted on the example; NaN without a
+            direction.
+        label_leaf: (N,) int64, the leaf of the example in the tree of its label group; -1 without a tree.
+        prediction_leaf: (N,) int64, the leaf of the example in the tree of its prediction group; -1 without a tree.
         class_names: K names.
     """
 
@@ -67,7 +67,7 @@ class ExampleTable:
 
     @property
     def failed(self) -> Tensor:
-        """(N,) bool: the prediction is not the label."""
+        """(N,) bool: the prediction differs from the label."""
         return self.predictions != self.labels
 
     @property
@@ -77,12 +77,12 @@ class ExampleTable:
 
     @classmethod
     def of(cls, grades: Grades, values: Tensor | None, trees: Mapping[tuple[str, str], _Tree]) -> ExampleTable:
-        """Put together what is known of N graded examples.
+        """Build the table of an analysis.
 
         Args:
             grades: N rows.
             values: (N,) decision values, or None.
-            trees: By grouping and class name; their leaves name the examples that they hold.
+            trees: Trees by grouping and class name; a leaf lists the ids of its examples.
 
         >>> grades = Grades(torch.tensor([3, 5]), torch.tensor([0, 0]), torch.tensor([0, 1]), torch.ones(2), ("a", "b"))
         >>> table = ExampleTable.of(grades, torch.tensor([0.5, -0.5]), {})
@@ -93,7 +93,7 @@ class ExampleTable:
             ids=grades.ids,
             labels=grades.labels,
             predictions=grades.predictions,
-            confidence=grades.confidence.float().clamp(0, 1),  # probabilities of half precision may round beyond 1
+            confidence=grades.confidence.float().clamp(0, 1),  # half precision may round above 1
             values=torch.full((len(grades),), float("nan")) if values is None else values.float(),
             label_leaf=_leaves(grades, LABEL, trees),
             prediction_leaf=_leaves(grades, PREDICTION, trees),
@@ -111,7 +111,7 @@ class ExampleTable:
         """Read what :meth:`save` wrote.
 
         Raises:
-            DataError: The file is of another kind, or damaged.
+            DataError: The file is not a table of examples, or is damaged.
         """
         try:
             with safe_open(str(path), framework="pt") as file:
@@ -121,15 +121,15 @@ class ExampleTable:
                 tensors = {name: file.get_tensor(name) for name in _TENSORS}
             names = json.loads(metadata["class_names"])
             if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-                raise ValueError("class names are no texts")
+                raise ValueError("class names are not strings")
             return cls(**tensors, class_names=tuple(names))._checked()
         except OSError:
             raise
-        except Exception as error:  # whatever a flipped bit leads to
-            raise DataError(f"{path} holds no table of examples ({str(error)[:200]})") from error
+        except Exception as error:  # damaged files raise errors of many types
+            raise DataError(f"{path} is not a valid table of examples ({str(error)[:200]})") from error
 
     def _checked(self) -> ExampleTable:
-        """Itself, if its shapes, types and classes agree, and its numbers are in range."""
+        """Return the table if its shapes, types and class indices are consistent and its numbers in range."""
         for name in _TENSORS:
             tensor = getattr(self, name)
             if tensor.shape != self.ids.shape or tensor.ndim != 1:
@@ -138,8 +138,8 @@ class ExampleTable:
                 raise ValueError(f"{name} has type {tensor.dtype}")
         for column in (self.labels, self.predictions):
             if len(column) and not 0 <= int(column.min()) <= int(column.max()) < len(self.class_names):
-                raise ValueError("a class has no name")
-        if not bool(((self.confidence >= 0) & (self.confidence <= 1)).all()):  # NaN is neither
+                raise ValueError("a class index has no class name")
+        if not bool(((self.confidence >= 0) & (self.confidence <= 1)).all()):  # false for NaN as well
             raise ValueError("confidence is not in [0, 1]")
         if bool(self.values.isinf().any()):
             raise ValueError("a decision value is infinite")
@@ -150,10 +150,12 @@ _TENSORS = tuple(f.name for f in dataclasses.fields(ExampleTable) if f.type == "
 
 
 def _leaves(grades: Grades, grouping: Grouping, trees: Mapping[tuple[str, str], _Tree]) -> Tensor:
-    """(N,) int64: the leaf of its group's tree that holds each example, -1 where none does."""
-    numbers = np.full(len(grades), -1, dtype=np.int64)
+    """Return (N,) int64, the index of each example's leaf in the tree of its group; -1 without a split tree."""
+    leaf_of = np.full(len(grades), -1, dtype=np.int64)
     for members in members_of(grades, grouping):
         tree = trees.get((grouping.name, members.name))
-        for number, leaf in enumerate(tree.leaves if tree is not None and len(tree.leaves) > 1 else ()):
-            numbers[members.rows[np.isin(members.ids, leaf.ids.numpy())]] = number
-    return torch.from_numpy(numbers)
+        if tree is None or len(tree.leaves) < 2:
+            continue
+        for index, leaf in enumerate(tree.leaves):
+            leaf_of[members.rows[np.isin(members.ids, leaf.ids.numpy())]] = index
+    return torch.from_numpy(leaf_of)

@@ -1,4 +1,4 @@
-"""The records that enter the analysis: what a validation batch holds, and right or wrong for every example."""
+"""The input of an analysis: the contents of a validation batch, and the grade of every example."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class BatchRecord:
-    """What one validation batch tells. Any field that is None falls to the next rule of how grades are found.
+    """The contents of one validation batch; the callback looks for a field that is None by its next rule.
 
     Attributes:
         logits: (B, K) float for multiclass and multilabel, (B,) or (B, 1) for binary.
         labels: (B,) int; multilabel (B, K) of 0 and 1.
-        images: (B, C, H, W) float or uint8, as the model saw them (normalised or not).
+        images: (B, C, H, W) float or uint8, the input of the model (normalised or not).
         ids: (B,) int, unique for each example of the loader.
     """
 
@@ -26,17 +26,17 @@ class BatchRecord:
 
 @dataclass(frozen=True)
 class Grades:
-    """Right or wrong for every example, sorted by id.
+    """The label and prediction of every example, sorted by id.
 
-    One row an example; in a multilabel task one row an example and condition.
+    There is one row per example; in a multilabel task, one row per example and condition.
 
     Attributes:
-        ids: (N,) int64, ascending; the index in the dataset.
-        labels: (N,) int64, the class that is true, an index into ``class_names``.
-        predictions: (N,) int64, the class predicted.
+        ids: (N,) int64, ascending; the index of the example in the dataset.
+        labels: (N,) int64, the true class, an index into ``class_names``.
+        predictions: (N,) int64, the predicted class, an index into ``class_names``.
         confidence: (N,) float32 in [0, 1], the predicted probability of the true class.
-        class_names: K names. A multilabel task has two for each condition, absent and present, in this order.
-        groups: (N,) int64 source ids, or None where every example is its own source.
+        class_names: K names. A multilabel task has two per condition: absent and present, in this order.
+        groups: (N,) int64, the id of each example's source (a patient, a video); None if all sources differ.
         coverage: Share of the loader's examples that were graded, in [0, 1].
     """
 
@@ -50,12 +50,12 @@ class Grades:
 
     @property
     def correct(self) -> Tensor:
-        """(N,) bool."""
+        """(N,) bool: the prediction equals the label."""
         return self.predictions == self.labels
 
     @property
     def failed(self) -> Tensor:
-        """(N,) bool: the prediction is not the label."""
+        """(N,) bool: the prediction differs from the label."""
         return self.predictions != self.labels
 
     def __len__(self) -> int:

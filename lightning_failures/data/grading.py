@@ -1,7 +1,7 @@
-"""Outputs and batch to grades: which examples are right, and how much the model believed in the truth.
+"""Grade a batch: compare outputs with labels, and compute the predicted probability of the true class.
 
-A multilabel task becomes one binary problem for each condition: condition k has the classes 2k (absent) and
-2k + 1 (present), and an example has one row for each condition. From here on every task looks like a multiclass one.
+A multilabel task becomes one binary problem per condition: condition k has the classes 2k (absent) and 2k + 1
+(present), and an example has one row per condition. All later stages can therefore treat every task as multiclass.
 """
 
 from __future__ import annotations
@@ -22,14 +22,19 @@ IMAGE_KEYS = ("image", "images", "x", "pixel_values")
 LABEL_KEYS = ("label", "labels", "target", "y")
 
 IGNORE_INDEX = -100
-"""What PyTorch's losses leave out (``ignore_index``)."""
+"""Label of examples that PyTorch's losses ignore by default (``ignore_index``)."""
 
 
 @dataclass(frozen=True)
 class BatchGrades:
-    """Rows for the examples of one batch; ``position`` (R,) int64 says which example of the batch a row belongs to.
+    """The R graded rows of one batch; all tensors are on the CPU.
 
-    ``condition`` (R,) int64 is 0 but for multilabel tasks. All tensors are on the CPU.
+    Attributes:
+        position: (R,) int64, the index in the batch of the example that the row belongs to.
+        condition: (R,) int64, the condition of a multilabel task; 0 in other tasks.
+        labels: (R,) int64, the true class.
+        predictions: (R,) int64, the predicted class.
+        confidence: (R,) float32 in [0, 1], the predicted probability of the true class.
     """
 
     position: Tensor
@@ -40,29 +45,28 @@ class BatchGrades:
 
 
 def read_default_batch(outputs: Any, batch: Any) -> BatchRecord:
-    """Read what the usual forms of a batch and of a step's return value tell; fields that they don't tell are None.
+    """Extract logits, labels and images from the common forms of a batch and of a step's return value.
 
-    Batches are tuples ``(x, y, ...)`` or mappings with one of the keys image, images, x, pixel_values and one of label,
-    labels, target, y. Logits come from a mapping returned by the step, under ``logits`` or ``preds``; ``preds`` between
-    0 and 1 are taken as probabilities, as torchmetrics does.
+    A batch is a tuple ``(x, y, ...)``, or a mapping with one of the keys image, images, x, pixel_values and one of
+    label, labels, target, y. Logits are read from a mapping that the step returns, under ``logits`` or ``preds``;
+    ``preds`` between 0 and 1 are interpreted as probabilities, as in torchmetrics. Fields that are not found are None.
 
     >>> record = read_default_batch({"logits": torch.zeros(2, 3)}, (torch.zeros(2, 1, 4, 4), torch.tensor([0, 2])))
     >>> record.logits.shape, record.labels.tolist(), record.images.shape, record.ids
     (torch.Size([2, 3]), [0, 2], torch.Size([2, 1, 4, 4]), None)
     """
-    images = labels = None
+    logits = labels = images = None
     if isinstance(batch, Mapping):
         images, labels = _first(batch, IMAGE_KEYS), _first(batch, LABEL_KEYS)
     elif isinstance(batch, Sequence) and not isinstance(batch, str) and len(batch) >= 2:
         images, labels = batch[0], batch[1]
-    logits = None
     if isinstance(outputs, Mapping):
         logits = outputs["logits"] if "logits" in outputs else _without_sigmoid(outputs.get("preds"))
-    return BatchRecord(*(value if isinstance(value, Tensor) else None for value in (logits, labels, images)))
+    return BatchRecord(logits=_if_tensor(logits), labels=_if_tensor(labels), images=_if_tensor(images))
 
 
 def infer_task(logits: Tensor, labels: Tensor) -> Task:
-    """Tell the task from the shapes: one logit an example is binary, labels of the shape (B, K) are multilabel.
+    """Infer the task from the shapes: one logit per example is binary, labels of shape (B, K) are multilabel.
 
     >>> infer_task(torch.zeros(4), torch.zeros(4)), infer_task(torch.zeros(4, 1), torch.zeros(4))
     ('binary', 'binary')
@@ -77,51 +81,46 @@ def infer_task(logits: Tensor, labels: Tensor) -> Task:
 
 
 def grade_batch(logits: Tensor, labels: Tensor, *, task: Task | None = None) -> BatchGrades:
-    """Grade one batch.
+    """Grade the examples of one batch.
 
     Args:
-        logits: (B, K) float: raw scores, or probabilities that sum to 1. Binary: (B,) or (B, 1), one raw score an
-            example. (B,) int are taken as predicted classes; the confidence is then 1 or 0.
-        labels: (B,) int; examples with -100, PyTorch's ``ignore_index``, are left out. Multiclass also takes one-hot
-            (B, K); multilabel takes (B, K) of 0 and 1.
-        task: None infers it from the shapes.
+        logits: (B, K) float: raw scores, or probabilities that sum to 1. Binary: (B,) or (B, 1), one raw score per
+            example. (B,) int is interpreted as predicted classes; the confidence is then 1 or 0.
+        labels: (B,) int; examples labelled -100, PyTorch's ``ignore_index``, are skipped. A multiclass task may also
+            have one-hot labels (B, K); a multilabel task has (B, K) of 0 and 1.
+        task: The task; None infers it from the shapes.
 
     Raises:
-        DataError: shapes that do not fit, NaN among the logits, labels out of range.
+        DataError: Shapes do not match, logits are NaN, or labels are out of range.
 
     >>> grades = grade_batch(torch.tensor([[2.0, 0.0], [0.0, 2.0]]), torch.tensor([0, 0]))
     >>> grades.predictions.tolist(), [round(c, 2) for c in grades.confidence.tolist()]
     ([0, 1], [0.88, 0.12])
     """
-    # a model that squeezes its output leaves no dimension for a batch of one
+    # a model that squeezes its output drops the batch dimension of a batch of one
     logits, labels = (values.detach().cpu().reshape(values.shape or (1,)) for values in (logits, labels))
     task = task or infer_task(logits, labels)
     if len(logits) != len(labels):
         raise DataError(
-            f"The batch has {len(labels)} labels but {len(logits)} rows of logits. Return matching ones, or give"
+            f"The batch has {len(labels)} labels but {len(logits)} rows of logits. Return one row per label, or pass"
             " read_batch."
         )
     if logits.is_floating_point():
-        bad = len(torch.unique(torch.nonzero(torch.isnan(logits))[:, 0]))
-        if bad:
+        n_nan = len(torch.unique(torch.nonzero(torch.isnan(logits))[:, 0]))
+        if n_nan:
             raise DataError(
-                f"Logits are NaN for {bad} of {len(logits)} examples: the model diverged, or its input is not finite."
+                f"Logits are NaN for {n_nan} of {len(logits)} examples: the model diverged, or its input is not finite."
             )
-        logits = logits.double().nan_to_num()  # infinite ones become finite; none may change the order
+        logits = logits.double().nan_to_num()  # infinite logits become finite; double precision keeps their order
     if task == "multilabel":
         return _grade_multilabel(logits, labels)
-    if labels.ndim == 2:
-        labels = labels.argmax(1) if labels.shape[1] > 1 else labels[:, 0]
-    if labels.ndim != 1:
-        raise DataError(f"Labels have the shape {tuple(labels.shape)}; {task} labels are (B,).")
-    if not torch.equal(labels.long().to(labels.dtype), labels):
-        raise DataError(
-            f"Labels of a {task} task are class indices, but values such as"
-            f" {labels[labels != labels.long()][0].item()} came."
-        )
-    labels = labels.long()
+
+    # select the examples that have a label
+    labels = _class_indices(labels, task)
     position = torch.nonzero(labels != IGNORE_INDEX)[:, 0]
     logits, labels = logits[position], labels[position]
+
+    # compare predictions with labels
     if task == "binary" and logits.is_floating_point():
         _check_shape(logits, len(labels), 1)
         positive = torch.sigmoid(logits.reshape(-1))
@@ -130,14 +129,17 @@ def grade_batch(logits: Tensor, labels: Tensor, *, task: Task | None = None) -> 
         confidence = torch.where(labels == 1, positive, 1 - positive)
     elif not logits.is_floating_point():
         if logits.numel() != len(labels):
-            raise DataError(f"Predicted classes have the shape {tuple(logits.shape)}; (B,) is needed, or float logits.")
+            raise DataError(
+                f"Predicted classes must have the shape (B,), got {tuple(logits.shape)}. Return (B,) classes or float"
+                " logits."
+            )
         predictions = logits.reshape(-1).long()
         confidence = (predictions == labels).float()
     else:
         if logits.ndim != 2:
             raise DataError(
-                f"Logits have the shape {tuple(logits.shape)}; a multiclass task needs (B, K)."
-                " Name the right ones with logits_from or read_batch."
+                f"Logits of a multiclass task must have the shape (B, K), got {tuple(logits.shape)}."
+                " Select the logits with logits_from or read_batch."
             )
         _check_labels(labels, logits.shape[1])
         predictions = logits.argmax(1)
@@ -158,8 +160,18 @@ def assemble_grades(
 ) -> Grades:
     """Build :class:`Grades` from rows keyed by ``id * conditions + condition``.
 
-    With more than one condition, each gets the threshold with the best F1 on these very rows, which makes the
-    predictions a little optimistic; they replace ``predictions``.
+    With several conditions (a multilabel task), ``predictions`` are replaced: each condition gets the threshold with
+    the best F1 on the same rows, so these predictions are slightly optimistic.
+
+    Args:
+        keys: (N,) int64, ascending.
+        labels: (N,) int64, the true class.
+        predictions: (N,) int64, the predicted class.
+        confidence: (N,) float32 in [0, 1], the predicted probability of the true class.
+        class_names: K names.
+        conditions: Number of rows per example.
+        groups: (N,) int64, the id of each example's source, or None.
+        coverage: Share of the loader's examples that were graded, in [0, 1].
     """
     if conditions > 1:
         predictions = _multilabel_predictions(keys % conditions, labels, confidence, conditions)
@@ -175,7 +187,7 @@ def assemble_grades(
 
 
 def best_f1_threshold(positive: Tensor, labels: Tensor) -> float:
-    """Return the threshold t for which ``positive >= t`` has the best F1; 0.5 where all labels are equal.
+    """Return the threshold t for which ``positive >= t`` has the best F1; 0.5 if all labels are equal.
 
     Args:
         positive: (N,) float, predicted probability of the positive class.
@@ -196,7 +208,7 @@ def best_f1_threshold(positive: Tensor, labels: Tensor) -> float:
 
 
 def expand_class_names(names: Sequence[str], task: Task) -> tuple[str, ...]:
-    """Give a multilabel condition its two classes, and a binary task with one name its negative.
+    """Return two class names per multilabel condition, and per name of a binary task with a single name.
 
     >>> expand_class_names(["edema"], "multilabel"), expand_class_names(["cat", "dog"], "multiclass")
     (('no edema', 'edema'), ('cat', 'dog'))
@@ -206,10 +218,24 @@ def expand_class_names(names: Sequence[str], task: Task) -> tuple[str, ...]:
     return tuple(names)
 
 
+def _class_indices(labels: Tensor, task: Task) -> Tensor:
+    """Return (B,) int64 labels, converted from one-hot or from (B, 1) if necessary."""
+    if labels.ndim == 2:
+        labels = labels.argmax(1) if labels.shape[1] > 1 else labels[:, 0]
+    if labels.ndim != 1:
+        raise DataError(f"Labels of a {task} task must have the shape (B,), got {tuple(labels.shape)}.")
+    indices = labels.long()
+    fractional = indices.to(labels.dtype) != labels
+    if fractional.any():
+        raise DataError(f"Labels of a {task} task must be class indices, got {labels[fractional][0].item()}.")
+    return indices
+
+
 def _grade_multilabel(logits: Tensor, labels: Tensor) -> BatchGrades:
+    """Grade (B, K) logits of K conditions: B * K rows, example by example."""
     if labels.shape != logits.shape:
         raise DataError(
-            f"Multilabel labels {tuple(labels.shape)} must have the shape of the logits {tuple(logits.shape)}."
+            f"Multilabel labels must have the shape of the logits {tuple(logits.shape)}, got {tuple(labels.shape)}."
         )
     _check_labels(labels, 2)
     size, conditions = logits.shape
@@ -225,8 +251,9 @@ def _grade_multilabel(logits: Tensor, labels: Tensor) -> BatchGrades:
 
 
 def _multilabel_predictions(condition: Tensor, labels: Tensor, confidence: Tensor, conditions: int) -> Tensor:
+    """Return the predicted class of each row at its condition's threshold."""
     truth = labels % 2
-    # rounded alike for either truth: else equal probabilities would differ by the truth, and a threshold would see it
+    # 1 - (1 - confidence) rounds equally for both truths: else equal probabilities would differ by their truth
     positive = 1 - torch.where(truth == 1, 1 - confidence, confidence)
     thresholds = torch.tensor(
         [best_f1_threshold(positive[condition == k], truth[condition == k]) for k in range(conditions)]
@@ -235,18 +262,20 @@ def _multilabel_predictions(condition: Tensor, labels: Tensor, confidence: Tenso
 
 
 def _probabilities(scores: Tensor) -> Tensor:
+    """Return scores that are probabilities unchanged, and the softmax of all others."""
     return scores if bool((scores >= 0).all()) and _sums_to_one(scores) else scores.softmax(1)
 
 
 def _sums_to_one(scores: Tensor) -> bool:
-    """As the rows of a softmax do, with room for half precision."""
+    """Return whether each row sums to 1 like a softmax, with a tolerance for half precision."""
     return bool(((scores.sum(1) - 1).abs() < 0.02).all())
 
 
 def _check_shape(logits: Tensor, size: int, columns: int) -> None:
     if logits.numel() != size * columns:
         raise DataError(
-            f"Logits have the shape {tuple(logits.shape)}; a binary task has one for each of the {size} examples."
+            f"Logits of a binary task must hold one value for each of the {size} examples, got the shape"
+            f" {tuple(logits.shape)}."
         )
 
 
@@ -259,13 +288,18 @@ def _check_labels(labels: Tensor, classes: int) -> None:
 
 
 def _without_sigmoid(preds: Any) -> Any:
-    """Probabilities of a binary or multilabel task as raw scores; all else as it is."""
+    """Convert probabilities of a binary or multilabel task to raw scores; return other values unchanged."""
     if not isinstance(preds, Tensor) or not preds.is_floating_point() or not ((preds >= 0) & (preds <= 1)).all():
         return preds
     if preds.ndim == 2 and preds.shape[1] > 1 and _sums_to_one(preds.float()):
-        return preds  # of a softmax
+        return preds  # output of a softmax
     return torch.logit(preds.float(), eps=1e-7)
 
 
+def _if_tensor(value: Any) -> Tensor | None:
+    return value if isinstance(value, Tensor) else None
+
+
 def _first(mapping: Mapping[Any, Any], keys: Sequence[str]) -> Any:
+    """Return the value of the first key that the mapping has; None if it has none of them."""
     return next((mapping[key] for key in keys if key in mapping), None)

@@ -1,4 +1,4 @@
-"""Parts of a validation set to which nothing was fitted."""
+"""The parts of a validation set that no method was fitted on."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class HeldOutSplit:
 
     Attributes:
         grades: Grades of these examples only.
-        values: (n,) float32, decision values by the directions of the discovery part, NaN where there is none.
+        values: (n,) float32, decision values from the directions of the discovery part; NaN without a direction.
     """
 
     grades: Grades
@@ -28,7 +28,7 @@ class HeldOutParts:
 
     Attributes:
         report: Examples that the headline numbers are computed on.
-        decision: Examples that rollbacks and monitored keys use; may be empty.
+        decision: Examples that rollbacks and monitored keys are computed on; may be empty.
     """
 
     report: HeldOutSplit

@@ -1,4 +1,4 @@
-"""Which examples belong to a class, and which embeddings to an example."""
+"""The examples of each class or group, and access to the embeddings of examples."""
 
 from __future__ import annotations
 
@@ -12,74 +12,97 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lightning_failures.core.arrays import as_array
+from lightning_failures.core.types import BoolArray, IntArray
 from lightning_failures.data.grades import Grades
 from lightning_failures.data.grouping import LABEL, Grouping
 from lightning_failures.errors import DataError
 
-Rows = NDArray[np.int64]
 Values = Tensor | NDArray[Any]
+"""Embeddings or features, (N, D), or another value per row."""
 
-_SHARED = (torch.float16, torch.float32, torch.float64)  # dtypes that NumPy has too
+_NUMPY_DTYPES = (torch.float16, torch.float32, torch.float64)  # floating point types that NumPy has too
 
 
 @dataclass(frozen=True)
 class ClassSubset:
-    """The n examples with one label, or one prediction."""
+    """The n graded rows of one class or group.
+
+    Attributes:
+        name: Name of the class or group.
+        rows: (n,) int64, row indices into the grades; ascending, unless sorted by id.
+        ids: (n,) int64, the ids of the examples.
+        failed: (n,) bool: the prediction differs from the label.
+        sources: (n,) int64, the id of each example's source; None if every example is its own source.
+    """
 
     name: str
-    rows: Rows  # their places among the grades, ascending
-    ids: Rows
-    failed: NDArray[np.bool_]
-    sources: Rows | None
+    rows: IntArray
+    ids: IntArray
+    failed: BoolArray
+    sources: IntArray | None
 
     def by_id(self) -> ClassSubset:
-        """The same, in the order of the ids: where rows come in any order, nothing may depend on it."""
+        """Return the subset sorted by id, for results that must not depend on the order of rows."""
         order = np.argsort(self.ids, kind="stable")
         sources = None if self.sources is None else self.sources[order]
         return ClassSubset(self.name, self.rows[order], self.ids[order], self.failed[order], sources)
 
 
-def members_of(
-    grades: Grades, grouping: Grouping = LABEL, sampled: NDArray[np.bool_] | None = None
-) -> list[ClassSubset]:
-    """Return the examples of each group; the cost does not grow with the number of groups.
+def members_of(grades: Grades, grouping: Grouping = LABEL, sampled: BoolArray | None = None) -> list[ClassSubset]:
+    """Return the rows of each group; the cost does not grow with the number of groups.
 
     Args:
         grades: N rows.
-        grouping: How the examples are divided; by default by label, one group for each class.
-        sampled: (N,) bool, the rows that count. None: every row.
+        grouping: How the examples are divided; by default by label, one group per class.
+        sampled: (N,) bool, the rows to include. None: every row.
     """
     assignment = grouping.assign(grades)
-    column = assignment.group
     ids, failed = as_array(grades.ids), as_array(grades.failed)
     sources = None if grades.groups is None else as_array(grades.groups)
-    order = np.argsort(column, kind="stable")
-    order = order if sampled is None else order[sampled[order]]
-    bounds = np.searchsorted(column[order], np.arange(len(assignment.names) + 1))
-    return [
-        ClassSubset(name, rows, ids[rows], failed[rows], None if sources is None else sources[rows])
-        for name, rows in zip(assignment.names, (order[a:b] for a, b in pairwise(bounds)), strict=True)
-    ]
+
+    # sort the rows by group, then cut them at the group boundaries
+    order = np.argsort(assignment.group, kind="stable")
+    if sampled is not None:
+        order = order[sampled[order]]
+    bounds = np.searchsorted(assignment.group[order], np.arange(len(assignment.names) + 1))
+    subsets = []
+    for name, (start, stop) in zip(assignment.names, pairwise(bounds), strict=True):
+        rows = order[start:stop]
+        subsets.append(ClassSubset(name, rows, ids[rows], failed[rows], None if sources is None else sources[rows]))
+    return subsets
 
 
 @dataclass(frozen=True)
 class RowValues:
-    """Embeddings of those rows of the grades that are held; gathered only where they are read."""
+    """Embeddings of the graded rows that this process holds; indexing by row copies only the rows it reads.
+
+    Attributes:
+        values: (V, D), one row per held row of the grades, or one per distinct id.
+        held: (N,) bool, the rows of the grades that have a value.
+        place: (N,) int64, the index into ``values`` of each held row; undefined for other rows.
+        in_order: Whether ``values`` has one row per held row, in the same order.
+    """
 
     values: Values
-    held: NDArray[np.bool_]  # (N,)
-    place: Rows  # (N,) of those that are held
-    in_order: bool  # one for each row that is held, as they come
+    held: BoolArray
+    place: IntArray
+    in_order: bool
 
     @classmethod
-    def of(cls, values: Values, grades: Grades, held: NDArray[np.bool_], name: str) -> RowValues:
-        """Match values, one for each row that is held or one for each distinct id among those, ascending.
+    def of(cls, values: Values, grades: Grades, held: BoolArray, name: str) -> RowValues:
+        """Match values to the rows of the grades.
+
+        Args:
+            values: (V, D), one row per held row, or one per distinct id among the held rows, ascending.
+            grades: N rows.
+            held: (N,) bool, the rows that have a value.
+            name: Name of the values in messages.
 
         Raises:
-            DataError: Neither number of rows.
+            DataError: The number of values is neither of the two.
         """
-        if isinstance(values, Tensor) and values.device.type == "cpu" and values.dtype in _SHARED:
-            values = values.detach().numpy()  # gathering tensors left 1 MiB a class behind in the heap
+        if isinstance(values, Tensor) and values.device.type == "cpu" and values.dtype in _NUMPY_DTYPES:
+            values = values.detach().numpy()  # indexing tensors leaves 1 MiB per class in the heap
         count = int(held.sum())
         place = np.cumsum(held) - 1
         if len(values) != count:
@@ -88,9 +111,10 @@ class RowValues:
                 raise DataError(f"{name} has {len(values)} rows; grades have {count} rows of {len(unique)} examples.")
         return cls(values, held, place, len(values) == count)
 
-    def __getitem__(self, rows: Rows) -> Values:
+    def __getitem__(self, rows: IntArray) -> Values:
+        """Return the values of (n,) held rows."""
         return self.values[self.place[rows]]
 
     def all(self) -> Values:
-        """Of all rows that are held, in their order."""
+        """Return the values of all held rows, in the order of the rows."""
         return self.values if self.in_order else self.values[self.place[self.held]]

@@ -1,4 +1,4 @@
-"""How several processes share one analysis out: each fits the classes that it owns, and all get all results."""
+"""Divide an analysis between processes: each fits the classes that it owns, and all receive all results."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 
 from lightning_failures.core.arrays import as_array, as_mask
+from lightning_failures.core.types import BoolArray, IntArray
 from lightning_failures.data.grades import Grades
 
 Key = TypeVar("Key")
@@ -32,7 +32,7 @@ class Workers(Protocol):
 
 
 class _SingleProcess:
-    """One process that does everything."""
+    """A single process, which owns every class."""
 
     rank, world_size = 0, 1
 
@@ -41,10 +41,14 @@ class _SingleProcess:
 
 
 SINGLE_PROCESS: Workers = _SingleProcess()
+"""The workers of an analysis that is not distributed."""
 
 
-def owner_of_classes(grades: Grades, processes: int) -> NDArray[np.int64]:
-    """Deal the classes to the processes, the largest first, there and back: (K,) int64, the owner of each class.
+def owner_of_classes(grades: Grades, processes: int) -> IntArray:
+    """Return (K,) int64, the rank of the process that owns each class.
+
+    Classes are dealt out from the largest to the smallest, to ranks 0, 1, ..., P - 1, P - 1, ..., 1, 0, 0, 1, ..., so
+    that all processes get about as many examples.
 
     >>> import torch
     >>> labels = torch.tensor([0, 0, 0, 0, 1, 1, 1, 2, 2, 3])
@@ -60,16 +64,16 @@ def owner_of_classes(grades: Grades, processes: int) -> NDArray[np.int64]:
 
 
 def owned_rows(
-    grades: Grades, process: int, processes: int, *, sampled: NDArray[np.bool_] | None = None, predicted: bool = False
-) -> NDArray[np.bool_]:
-    """Which rows a process needs: (N,) bool.
+    grades: Grades, process: int, processes: int, *, sampled: BoolArray | None = None, predicted: bool = False
+) -> BoolArray:
+    """Return (N,) bool, the rows whose embeddings a process needs.
 
     Args:
         grades: N rows.
-        process: Its number.
-        processes: How many there are.
-        sampled: (N,) bool, the rows that take part at all. None: every row.
-        predicted: Also those rows whose prediction, not only whose label, is a class that the process owns.
+        process: Rank of the process.
+        processes: Number of processes.
+        sampled: (N,) bool, the rows that are analysed. None: every row.
+        predicted: Whether to include rows whose prediction, and not only whose label, is a class of the process.
 
     >>> import torch
     >>> rows = torch.arange(4)
@@ -78,7 +82,7 @@ def owned_rows(
     ([False, False, True, True], [False, True, True, True])
     """
     mine = owner_of_classes(grades, processes) == process
-    rows: NDArray[np.bool_] = mine[as_array(grades.labels)]
+    rows: BoolArray = mine[as_array(grades.labels)]
     if predicted:
         rows = rows | mine[as_array(grades.predictions)]
     return rows if sampled is None else rows & sampled
@@ -86,36 +90,39 @@ def owned_rows(
 
 @dataclass(frozen=True)
 class Partition:
-    """What this process does of the whole.
+    """The part of an analysis that this process computes.
 
     Attributes:
-        sharing: The processes.
-        owner: (K,) int64, the process of each class.
-        sampled: (N,) bool, the rows that are looked at by any of them.
-        rows: (N,) bool, those of them whose label is a class of this process.
-        predicted_rows: (N,) bool, those whose label or prediction is one.
+        workers: All processes of the analysis.
+        owner: (K,) int64, the rank of the process that owns each class.
+        sampled: (N,) bool, the rows that are analysed, by any process.
+        rows: (N,) bool, the sampled rows whose label is a class of this process.
+        predicted_rows: (N,) bool, the sampled rows whose label or prediction is a class of this process.
     """
 
-    sharing: Workers
-    owner: NDArray[np.int64]
-    sampled: NDArray[np.bool_]
-    rows: NDArray[np.bool_]
-    predicted_rows: NDArray[np.bool_]
+    workers: Workers
+    owner: IntArray
+    sampled: BoolArray
+    rows: BoolArray
+    predicted_rows: BoolArray
 
     @classmethod
-    def of(cls, grades: Grades, sampled: Any, sharing: Workers) -> Partition:
-        """The share of this process; ``sampled`` (N,) bool or None for all."""
-        looked_at = np.ones(len(grades), dtype=bool) if sampled is None else as_mask(sampled, "sampled", len(grades))
-        rows, predicted = (
-            owned_rows(grades, sharing.rank, sharing.world_size, sampled=looked_at, predicted=either)
-            for either in (False, True)
+    def of(cls, grades: Grades, sampled: Any, workers: Workers) -> Partition:
+        """Return the part of this process; ``sampled`` is (N,) bool, or None for every row."""
+        mask = np.ones(len(grades), dtype=bool) if sampled is None else as_mask(sampled, "sampled", len(grades))
+        rank, world_size = workers.rank, workers.world_size
+        return cls(
+            workers,
+            owner_of_classes(grades, world_size),
+            mask,
+            owned_rows(grades, rank, world_size, sampled=mask),
+            owned_rows(grades, rank, world_size, sampled=mask, predicted=True),
         )
-        return cls(sharing, owner_of_classes(grades, sharing.world_size), looked_at, rows, predicted)
 
     def owns(self, k: int) -> bool:
-        """Whether the class k is this process's."""
-        return bool(self.owner[k] == self.sharing.rank)
+        """Return whether this process owns class k."""
+        return bool(self.owner[k] == self.workers.rank)
 
     def merge_results(self, work: Callable[[], dict[Key, T]]) -> dict[Key, T]:
-        """Run ``work`` on every process and return the results of all, by key."""
-        return {key: value for part in self.sharing.gather_results(work) for key, value in part.items()}
+        """Run ``work`` on every process and return the merged results, by key."""
+        return {key: value for part in self.workers.gather_results(work) for key, value in part.items()}

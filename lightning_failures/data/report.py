@@ -1,4 +1,4 @@
-"""The frozen records of a report: what one analysis found, in the form of ``report.json``."""
+"""The records of a report: the findings of one analysis, with the keys of ``report.json``."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from lightning_failures.core.serialization import from_jsonable, read_json, to_j
 from lightning_failures.errors import DataError
 
 SCHEMA = 1
-"""Version of ``report.json``. It grows when a key changes its meaning, not when one is added."""
+"""Version of ``report.json``. It increases when a key changes its meaning, not when a key is added."""
 
 
 class _Readable:
-    """Lets a record be read by key as ``report.json`` is: ``report["classes"][0]["cv_score"]``."""
+    """Access to a record by the keys of ``report.json``, as in ``report["classes"][0]["cv_score"]``."""
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain Python values only; undefined numbers are None."""
-        plain: dict[str, Any] = to_jsonable(self)
-        return plain
+        """Return the record as plain Python values; undefined numbers are None."""
+        jsonable: dict[str, Any] = to_jsonable(self)
+        return jsonable
 
     def __getitem__(self, key: str) -> Any:
         return self.to_dict()[key]
@@ -27,9 +27,16 @@ class _Readable:
 
 @dataclass(frozen=True)
 class LeafReport(_Readable):
-    """One rule of a failure tree; rates are in [0, 1].
+    """One leaf of a failure tree; rates are in [0, 1].
 
-    ``interval`` is the 95 % Wilson interval of the error rate on folds that did not grow the leaf.
+    Attributes:
+        rule: The conditions on features that lead to the leaf, as text.
+        size: Number of examples in the leaf.
+        error_rate: Share of the leaf's examples that failed.
+        error_coverage: Share of the group's failures that are in the leaf.
+        importance: ``error_rate * error_coverage``, by which leaves are sorted.
+        valid: Whether error rate and error coverage exceed their thresholds (``delta`` and ``tau`` of the analysis).
+        interval: 95 % Wilson interval of the error rate on folds that the leaf was not grown on.
     """
 
     rule: str
@@ -43,11 +50,19 @@ class LeafReport(_Readable):
 
 @dataclass(frozen=True)
 class NodeReport(_Readable):
-    """One node of a failure tree, so that the tree can be drawn; the root comes first, parents before children.
+    """One node of a failure tree, for drawing the tree; rates are in [0, 1].
 
-    ``parent`` is a place in ``GroupReport.nodes``, and ``above`` tells the branch: the parent's feature is above its
-    threshold. An inner node has a ``feature`` and a ``threshold``, a leaf its place in ``GroupReport.leaves``. Rates
-    are in [0, 1]; ``interval`` is found as that of a leaf.
+    Attributes:
+        size: Number of examples in the node.
+        failures: Number of its examples that failed.
+        error_rate: Share of the node's examples that failed.
+        error_coverage: Share of the group's failures that are in the node.
+        interval: 95 % Wilson interval of the error rate on folds that the tree was not grown on.
+        parent: Index of the parent in ``GroupReport.nodes``; None for the root, which comes first.
+        above: Whether the node is the branch on which the parent's feature is above the threshold; None for the root.
+        feature: Feature that an inner node splits on; None for a leaf.
+        threshold: Threshold of an inner node; None for a leaf.
+        leaf: Index of a leaf in ``GroupReport.leaves``; None for an inner node.
     """
 
     size: int
@@ -64,10 +79,25 @@ class NodeReport(_Readable):
 
 @dataclass(frozen=True)
 class GroupReport(_Readable):
-    """The failure tree of one label group (``grouping="label"``) or prediction group (``"prediction"``) of a class."""
+    """The failure tree of one group of examples, such as those with one label.
+
+    Attributes:
+        grouping: Name of the grouping: "label" or "prediction".
+        class_name: Class of the group; its key is "class".
+        size: Number of examples in the group.
+        base_error_rate: Share of the group's examples that failed.
+        aler: Average leaf error rate (ALER) on the examples that the tree was grown on.
+        heldout_aler: ALER on folds that the tree was not grown on.
+        heldout_aler_minus_ber: Held-out ALER minus the base error rate of the folds that the trees were grown on.
+        heldout_stderr: Standard error of ``heldout_aler_minus_ber``.
+        pattern: Whether the p-value of the tree passes Benjamini-Hochberg over groups at level 0.05.
+        skipped: Reason why there is no tree; None if there is one.
+        leaves: Leaves, the most important first.
+        nodes: Nodes, the root first and parents before their children.
+    """
 
     grouping: str
-    class_name: str = field(metadata={"key": "class"})  # the name people expect, and a reserved word in Python
+    class_name: str = field(metadata={"key": "class"})  # "class" is a reserved word in Python
     size: int
     base_error_rate: float | None = None
     aler: float | None = None
@@ -82,10 +112,20 @@ class GroupReport(_Readable):
 
 @dataclass(frozen=True)
 class ValueReport(_Readable):
-    """How often the examples of a class have one value of an attribute: counts, and shares in [0, 1].
+    """Frequency of one value of an attribute in a class: counts, and shares in [0, 1]; a share of nothing is None.
 
-    ``least_confident`` are as many examples as were flagged, those of least confidence in the true class.
-    ``share_of_flagged_interval`` is a 95 % interval; a share of nothing is None.
+    Attributes:
+        attribute: Name of the attribute.
+        value: The value, as text.
+        examples: Number of examples with the value.
+        failures: Number of failures with the value.
+        flagged: Number of flagged examples with the value.
+        least_confident: Number of examples with the value among the same number of least confident examples.
+        share: Share of the examples that have the value.
+        share_of_failures: Share of the failures that have the value.
+        share_of_flagged: Share of the flagged examples that have the value.
+        share_of_flagged_interval: 95 % interval of ``share_of_flagged``.
+        share_of_least_confident: Share of the least confident examples that have the value.
     """
 
     attribute: str
@@ -103,11 +143,18 @@ class ValueReport(_Readable):
 
 @dataclass(frozen=True)
 class FeatureReport(_Readable):
-    """One feature of the robust encoder that rules mention.
+    """One feature of the robust encoder that appears in rules.
 
-    ``groups`` are those whose trees split on it, as "label/cat". ``caption`` is what tells its most activating images
-    from the others of their group best, in CLIP space: a hypothesis. ``name``, ``tag`` ("spurious" or
-    "overemphasised") and ``action`` are what people wrote down.
+    Attributes:
+        feature: Index of the feature.
+        groups: Groups whose trees split on the feature, such as "label/cat".
+        top_ids: Ids of the images that activate the feature most.
+        caption: Caption that best separates these images from the others of their group in CLIP space: a hypothesis.
+        caption_score: Score of the caption.
+        caption_margin: Distance of the score from the mean of all candidates, in their standard deviations.
+        name: Name that a user gave the feature.
+        tag: "spurious" or "overemphasised", as a user judged the feature.
+        action: Action that a user noted for the feature.
     """
 
     feature: int
@@ -123,17 +170,26 @@ class FeatureReport(_Readable):
 
 @dataclass(frozen=True)
 class ModeReport(_Readable):
-    """One failure mode in the diary: a direction that is followed from analysis to analysis.
+    """One failure mode in the diary: a direction that is tracked from analysis to analysis.
 
-    ``name`` is stable. ``status`` is "new" (seen fewer than three times in a row), "persisting", "growing",
-    "shrinking", "missing" (not seen now, not yet three times in a row), "cured", or "returned" (was cured and is
-    seen again, not yet three times in a row). Where its class was not looked at it is "missing" with ``missed`` 0.
-    ``since`` is the epoch in which it was first seen, ``seen`` the number of analyses in which it was, ``missed``
-    for how many in a row it was not. ``size`` counts its flagged failures now, of ``examples`` of its class;
-    ``gained`` and ``lost`` are those that came and went among the examples that the last analysis has seen too.
-    Where it is not seen, ``left`` counts how many of the failures that it had when it was last seen still fail.
-    ``cosine`` and ``shared`` tell how alike it is to what it was matched with: of the directions, and the share of
-    the smaller set of failures that both have.
+    Attributes:
+        name: Name of the mode, which never changes.
+        class_name: Class of the mode; its key is "class".
+        status: "new" (detected fewer than three times in a row), "persisting", "growing", "shrinking", "missing"
+            (not detected now, but not yet three times in a row), "cured", or "returned" (was cured, and has been
+            detected again fewer than three times in a row).
+        since: Epoch of the first detection.
+        seen: Number of analyses that detected the mode.
+        missed: Number of latest analyses in a row that did not detect the mode. A "missing" mode has 0 if its class
+            was not analysed.
+        size: Number of flagged failures now.
+        examples: Number of analysed examples of the class.
+        gained: Number of flagged failures that are new since the last detection, among examples in both analyses.
+        lost: Number of flagged failures that are gone since the last detection, among examples in both analyses.
+        left: If the mode is not detected now: how many of its failures at the last detection still fail.
+        cosine: Cosine of the direction and that of the last detection.
+        shared: Common flagged failures of this detection and the last, as a share of the smaller set.
+        caption: Latest hardest caption.
     """
 
     name: str
@@ -154,9 +210,14 @@ class ModeReport(_Readable):
 
 @dataclass(frozen=True)
 class CurvePoint(_Readable):
-    """Accuracy among the ``k`` examples of a class that are nearest to its hardest, and to its easiest caption.
+    """Accuracy among the examples of a class that are nearest to its hardest and to its easiest caption.
 
     Source: Jain et al. (ICLR 2023), figure 7b.
+
+    Attributes:
+        k: Number of nearest examples.
+        hardest: Accuracy among the k examples nearest to the hardest caption, in [0, 1].
+        easiest: Accuracy among the k examples nearest to the easiest caption, in [0, 1].
     """
 
     k: int
@@ -166,16 +227,46 @@ class CurvePoint(_Readable):
 
 @dataclass(frozen=True)
 class ClassReport(_Readable):
-    """What is known about the failures of one class.
+    """The findings about the failures of one class.
 
-    ``pattern`` says whether the screening p-value survives Benjamini-Hochberg over classes at level 0.05; without
-    it the captions describe noise. ``hardest_ids`` and ``easiest_ids`` start with the most extreme decision value;
-    ``hardest_values`` and ``easiest_values`` are these. ``least_confident_ids`` start with the least confidence in the
-    true class, which ``least_confident_values`` tell. A margin of a caption is how far its score lies beyond the mean
-    of all candidates, in their standard deviations. ``cv_null_mean`` and ``cv_null_interval`` tell which CV scores
-    ``cv_null_permutations`` permutations of correctness give. ``agreement`` is Cohen's kappa between being flagged and
-    being in the most important leaf of the label group's tree. Directions and trees may look at a sample only:
-    ``looked_at`` of the ``examples``, ``failures_looked_at`` of which are failures; ``flagged`` is of these.
+    Attributes:
+        name: Name of the class.
+        examples: Number of examples.
+        accuracy: Share of the examples that are classified correctly, in [0, 1].
+        cv_score: Cross-validated score of the direction.
+        cv_score_stderr: Standard error of ``cv_score``.
+        p_value: p-value of the screening test, not corrected for several classes.
+        pattern: Whether the p-value passes Benjamini-Hochberg over classes at level 0.05; if not, the captions
+            describe noise.
+        c: Regularisation constant of the SVM.
+        skipped: Reason why there is no direction; None if there is one, or if no directions were asked for.
+        flagged: Number of analysed examples with a negative decision value.
+        aler: Average leaf error rate of the tree of the label group.
+        base_error_rate: Share of the examples that failed, in [0, 1].
+        reference_caption: Caption of the class that candidates are compared with.
+        hardest_captions: Captions at the failure end of the direction, the most extreme first.
+        hardest_caption_scores: Scores of ``hardest_captions``.
+        easiest_captions: Captions at the opposite end, the most extreme first.
+        easiest_caption_scores: Scores of ``easiest_captions``.
+        caption_p_value: p-value of the captions.
+        hardest_caption_margins: Distances of the hardest captions' scores from the mean of all candidates, in their
+            standard deviations.
+        easiest_caption_margins: The same distances for the easiest captions.
+        nearest: Accuracy of the examples nearest to the hardest and easiest captions.
+        cv_null_mean: Mean CV score over permutations of correctness.
+        cv_null_interval: 5 % and 95 % quantiles of the CV scores over permutations of correctness.
+        cv_null_permutations: Number of these permutations.
+        agreement: Cohen's kappa between being flagged and being in the most important leaf of the label group's tree.
+        hardest_ids: Ids of the examples with the lowest decision values, the lowest first.
+        easiest_ids: Ids of the examples with the highest decision values, the highest first.
+        hardest_values: Decision values of ``hardest_ids``.
+        easiest_values: Decision values of ``easiest_ids``.
+        least_confident_ids: Ids of the examples with the least confidence in the true class, the least first.
+        least_confident_values: Confidence of ``least_confident_ids``, in [0, 1].
+        enrichment: Frequency of each value of known attributes.
+        truth: Planted failure mode of a demo class, if known.
+        looked_at: Number of analysed examples; fewer than ``examples`` if directions and trees use a sample.
+        failures_looked_at: Number of failures among the analysed examples.
     """
 
     name: str
@@ -219,11 +310,30 @@ class ClassReport(_Readable):
 class FailureReport(_Readable):
     """The findings of one analysis; ``report.json`` is its JSON form.
 
-    ``summary`` holds the aggregate scalars under the names in which they are logged, without the ``failures/``
-    prefix. ``sampled`` is the share of the examples that directions and trees have looked at. ``timings`` are seconds
-    by step of the analysis; ``stage`` is "fit", "validate" or "test".
-    ``methods`` holds the sections of additional methods by name; ``columns`` in it are columns of the table of classes.
-    ``features`` are those that rules mention and pictures show, ``modes`` the diary.
+    Attributes:
+        examples: Number of graded examples.
+        accuracy: Share of the graded rows that are correct, in [0, 1].
+        classes: Findings about each class, K records.
+        groups: Failure trees.
+        methods: Sections of additional methods, by name; "columns" in a section are columns of the table of classes.
+        features: Features that appear in rules and are shown in pictures.
+        modes: The diary of failure modes.
+        summary: Aggregates by the names in which they are logged, without the ``failures/`` prefix.
+        interventions: Records of the interventions.
+        timings: Seconds that each step of the analysis took.
+        epoch: Epoch of the training.
+        global_step: Step of the training.
+        stage: "fit", "validate" or "test".
+        dataloader: Index of the dataloader.
+        coverage: Share of the dataloader's examples that were graded, in [0, 1].
+        sampled: Share of the graded rows that directions and trees analysed, in [0, 1].
+        reference: Embeddings that directions were standardised with, as text.
+        encoder: Name of the encoder of directions.
+        robust_encoder: Name of the encoder of trees.
+        encoder_fingerprint: Fingerprint of the encoder of directions.
+        robust_encoder_fingerprint: Fingerprint of the encoder of trees.
+        notes: Remarks about the analysis, such as what the time budget left out.
+        schema: Version of the format.
     """
 
     examples: int
@@ -251,7 +361,7 @@ class FailureReport(_Readable):
     schema: int = SCHEMA
 
     def method_columns(self) -> dict[str, tuple[Any, ...]]:
-        """Return the columns of additional methods for the table of classes: K values by title.
+        """Return the columns that additional methods add to the table of classes: K values by title.
 
         >>> classes = (ClassReport("cat", 2), ClassReport("dog", 2))
         >>> FailureReport(4, None, classes, methods={"age": {"columns": {"mean age": [3, None]}}}).method_columns()
@@ -259,22 +369,24 @@ class FailureReport(_Readable):
         """
         columns: dict[str, tuple[Any, ...]] = {}
         for section in self.methods.values():
-            of_section = section.get("columns")
-            for title, values in of_section.items() if isinstance(of_section, dict) else ():
+            section_columns = section.get("columns")
+            if not isinstance(section_columns, dict):
+                continue
+            for title, values in section_columns.items():
                 if isinstance(values, list | tuple) and len(values) == len(self.classes):
                     columns[str(title)] = tuple(values)
         return columns
 
     def to_json(self) -> str:
-        """The text of ``report.json``."""
+        """Return the text of ``report.json``."""
         return json.dumps(self.to_dict(), indent=2, allow_nan=False, ensure_ascii=False) + "\n"
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> FailureReport:
-        """Read what :meth:`to_dict` wrote. Keys of later versions are ignored.
+        """Read a report from the output of :meth:`to_dict`; keys of later versions are ignored.
 
         Raises:
-            DataError: Another form, or a later schema, in which a key means something else.
+            DataError: The data are not a report, or have a later schema, in which a key means something else.
 
         >>> report = FailureReport(examples=2, accuracy=0.5, classes=(ClassReport("cat", 2, accuracy=0.5),))
         >>> FailureReport.from_dict(report.to_dict() | {"of a later version": 1}) == report
@@ -282,21 +394,23 @@ class FailureReport(_Readable):
         """
         report = from_jsonable(cls, data)
         if report.schema > SCHEMA:
-            raise DataError(f"the report has schema {report.schema}, of a later version; this one reads {SCHEMA}")
+            raise DataError(
+                f"the report has schema {report.schema}, of a later version; this version reads schema {SCHEMA}"
+            )
         return report
 
     @classmethod
     def from_json(cls, text: str | bytes) -> FailureReport:
-        """Read what :meth:`to_json` wrote.
+        """Read a report from the output of :meth:`to_json`.
 
         Raises:
-            DataError: No JSON, or as :meth:`from_dict`.
+            DataError: The text is not JSON, or not a report that :meth:`from_dict` reads.
         """
         return cls.from_dict(read_json(text))
 
 
 def analysis_name(report: FailureReport, step: int) -> str:
-    """The name of the folder of one analysis, inside that of its run.
+    """Return the name of an analysis's folder, inside the folder of its run.
 
     >>> analysis_name(FailureReport(0, None, (), epoch=3), 250)
     'epoch=0003-step=000250'

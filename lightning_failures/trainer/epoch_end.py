@@ -322,7 +322,7 @@ class AnalysisRunner:
             permutations=self.permutations,
             n_directions=self.n_directions,
             seed=self.seed,
-            sharing=ranks,
+            workers=ranks,
         )
         if self.directions is not None:
             self.directions.store.flush()  # new captions

@@ -37,7 +37,7 @@ def test_load__what_was_saved(tmp_path):
 )
 def test_load__a_number_out_of_range_is_refused(tmp_path, column, number):
     dataclasses.replace(TABLE, **{column: torch.tensor([0.5, number])}).save(tmp_path / "t")
-    with pytest.raises(DataError, match="holds no table of examples"):
+    with pytest.raises(DataError, match="is not a valid table of examples"):
         ExampleTable.load(tmp_path / "t")
 
 

@@ -34,7 +34,7 @@ class Threads:
 
 
 def together(size, work):
-    """What ``work(sharing)`` gives in each of some processes."""
+    """What ``work(workers)`` gives in each of some processes."""
     barrier, box, results = threading.Barrier(size), [None] * size, [None] * size
 
     def run(number):
@@ -63,16 +63,16 @@ def graded():
     return Grades(ids, torch.from_numpy(labels), torch.from_numpy(predictions), confidence, names), torch.from_numpy(x)
 
 
-def report_of(grades, x, sharing=None, reference=None, sampled=None, **options):
-    if sharing is None:
+def report_of(grades, x, workers=None, reference=None, sampled=None, **options):
+    if workers is None:
         kept = slice(None) if sampled is None else sampled
         return analyse(grades, x[kept], features=x[kept], reference=reference, sampled=sampled, **options)
     mine, predicted = (
-        owned_rows(grades, sharing.rank, sharing.world_size, predicted=either, sampled=sampled)
+        owned_rows(grades, workers.rank, workers.world_size, predicted=either, sampled=sampled)
         for either in (False, True)
     )
-    share = None if reference is None else reference[sharing.rank :: sharing.world_size]
-    return analyse(grades, x[mine], features=x[predicted], reference=share, sampled=sampled, sharing=sharing, **options)
+    share = None if reference is None else reference[workers.rank :: workers.world_size]
+    return analyse(grades, x[mine], features=x[predicted], reference=share, sampled=sampled, workers=workers, **options)
 
 
 def close(one, other):
@@ -102,7 +102,7 @@ def test_analyse__several_processes_come_to_the_report_of_one(graded, size):
     options = {"captions": lambda k: words(), "metadata": {"odd": (grades.ids % 2).numpy()}, "permutations": 99}
     alone = report_of(grades, x, **options)
     assert [entry.pattern for entry in alone.classes] == [True, True, True, False, False]
-    for found in together(size, lambda sharing: report_of(grades, x, sharing, **options)):
+    for found in together(size, lambda workers: report_of(grades, x, workers, **options)):
         same(found, alone)
 
 
@@ -112,7 +112,7 @@ def test_analyse__several_processes_with_parts_of_a_reference_and_a_sample(grade
     sampled = np.arange(len(grades)) % 5 != 0
     alone = report_of(grades, x, reference=reference, sampled=sampled, permutations=99)
     assert alone.sampled == pytest.approx(0.8)
-    for found in together(3, lambda sharing: report_of(grades, x, sharing, reference, sampled, permutations=99)):
+    for found in together(3, lambda workers: report_of(grades, x, workers, reference, sampled, permutations=99)):
         same(found, alone)
 
 

@@ -126,5 +126,5 @@ def test_nulls__several_processes_come_to_those_of_one(graded):
     options = {"permutations": 99, "cv_permutations": 5}
     alone = report_of(grades, x, **options)
     assert sum(entry.cv_null_permutations for entry in alone.classes) == 20
-    for found in together(3, lambda sharing: report_of(grades, x, sharing, **options)):
+    for found in together(3, lambda workers: report_of(grades, x, workers, **options)):
         same(found, alone)

@@ -135,7 +135,7 @@ def test_from_plain__says_where():
         (lambda r: r["groups"][0]["leaves"][0].update(interval=[0.5]), r"leaves\[0\].interval must be .*, got list"),
         (lambda r: r["summary"].update(a="b"), r"FailureReport.summary\['a'\] must be float, got str"),
         (lambda r: r.update(accuracy=10**400), r"FailureReport.accuracy is too large"),
-        (lambda r: r.update(schema=2), r"schema 2, of a later version; this one reads 1"),
+        (lambda r: r.update(schema=2), r"schema 2, of a later version; this version reads schema 1"),
     ):
         data = json.loads(json.dumps(good))
         change(data)
