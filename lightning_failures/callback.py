@@ -234,8 +234,11 @@ class FailureModes(Callback):
             device=device,
             ranks=self._ranks,
         )
+        methods = methods_for(self)
+        if any(method.source == "penultimate" for method in methods) and not self._batch_grader.keeps_features:
+            self._batch_grader.keep_penultimate_features(self.logits_from)
         self._runner = AnalysisRunner(
-            methods=[(method, method.fitter(self)) for method in methods_for(self)],
+            methods=[(method, method.fitter(self)) for method in methods],
             encoders=encoders,
             vocabulary=None if self.captions is None else CaptionVocabulary.load(self.captions),
             reader=self._reader,

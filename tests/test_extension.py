@@ -20,7 +20,7 @@ from lightning_failures.methods import Method, methods_for, register_method
 from lightning_failures.report.gallery import Gallery, Picture, Row, Tile
 from lightning_failures.writers import FileWriter, Writer, WriterLimits, register_writer, registry, writers_for
 from tests.helpers.results import analysed
-from tests.helpers.toy import OracleClassifier, callback, loader, trainer
+from tests.helpers.toy import Classifier, OracleClassifier, callback, loader, trainer
 
 
 class NotebookLogger(Logger):
@@ -191,6 +191,37 @@ def test_method__registered_from_outside(tmp_path, third_method):
     findings = list(examine(trainer(tmp_path, callback(pictures=True), max_epochs=2), model))
     assert [finding for finding in findings if finding.status == "problem"] == []
     assert [one.message for one in findings if one.check == "methods"] == ["distances works with colours"]
+
+
+class OnTheModel(Farthest):
+    """A method on the features of the live model."""
+
+    name, source = "on_the_model", "penultimate"
+    aggregates = {}  # noqa: RUF012
+
+    def fitter(self, callback):
+        return Recorder()
+
+
+class Recorder:
+    """Contributes the features that it was given."""
+
+    name, by_prediction = "on_the_model", False
+
+    def fit(self, task: FitTask) -> Contribution:
+        return Contribution(torch.as_tensor(task.values.all()), columns={"examples": [len(task.grades)] * 4})
+
+
+@pytest.mark.filterwarnings("ignore:.*does not have many workers.*", "ignore:.*smaller than the logging interval.*")
+def test_method__on_penultimate_features_of_the_live_model(tmp_path, monkeypatch):
+    monkeypatch.setattr(methods_room, "_METHODS", list(methods_room._METHODS))
+    method = OnTheModel()
+    method.pictures = lambda result, *, worst_k: ()
+    register_method(method)
+    modes, model, data = callback(encoder=None), Classifier(), loader()
+    trainer(tmp_path, modes).fit(model, loader(), data)
+    images = torch.stack([image for image, _ in data.dataset])
+    torch.testing.assert_close(modes.last_report.fitted["on_the_model"], images.flatten(1))  # the input of its Linear
 
 
 def test_method__off_is_refused_as_monitor(tmp_path, third_method):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from lightning_failures.analysis.method import FittableMethod
 from lightning_failures.analysis.result import AnalysisResult
@@ -21,21 +21,21 @@ class Method(ABC):
     Attributes:
         name: Identifier of its timing, its section in ``report.json`` (``methods``) and its fitted object.
         title: Name for people, in messages.
-        encoder_option: Option of ``FailureModes`` with the encoder that makes its features: ``"encoder"`` or
-            ``"robust_encoder"``.
+        source: Where its features come from: the option of ``FailureModes`` with their encoder, ``"encoder"`` or
+            ``"robust_encoder"``, or ``"penultimate"`` for the penultimate features of the live model.
         aggregates: Logged aggregates, without the ``failures/`` prefix, with the worst value of each.
         remedy: What to give if an aggregate is monitored and the method is off.
     """
 
     name: ClassVar[str]
     title: ClassVar[str] = ""
-    encoder_option: ClassVar[str] = "encoder"
+    source: ClassVar[Literal["encoder", "robust_encoder", "penultimate"]] = "encoder"
     aggregates: ClassVar[Mapping[str, float]] = {}
     remedy: ClassVar[str] = ""
 
     def enabled(self, callback: Any) -> bool:
-        """Return whether a callback with these options uses the method. By default: whether it has the encoder."""
-        return getattr(callback, self.encoder_option) is not None
+        """Return whether a callback with these options uses the method. By default: whether it has the source."""
+        return self.source == "penultimate" or getattr(callback, self.source) is not None
 
     @abstractmethod
     def fitter(self, callback: Any) -> FittableMethod:
@@ -50,6 +50,9 @@ class Method(ABC):
         """
         return ()
 
-    def problems(self, encoder: Encoder) -> Iterable[str]:
-        """Return why the method cannot work with an encoder, one sentence each, for doctor. By default nothing."""
+    def problems(self, encoder: Encoder | None) -> Iterable[str]:
+        """Return why the method cannot work with its encoder, one sentence each, for doctor. By default nothing.
+
+        ``encoder`` is None for penultimate features.
+        """
         return ()

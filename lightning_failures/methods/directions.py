@@ -13,7 +13,7 @@ class Directions(Method):
 
     name = "directions"
     title = "failure directions"
-    encoder_option = "encoder"
+    source = "encoder"
     aggregates = {"cv_score_mean": 1.0, "flagged_fraction": 1.0}  # noqa: RUF012 - read only
     remedy = "FailureModes(encoder=...)"
 

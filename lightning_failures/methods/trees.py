@@ -13,7 +13,7 @@ class Trees(Method):
 
     name = "trees"
     title = "failure trees"
-    encoder_option = "robust_encoder"
+    source = "robust_encoder"
     aggregates = {  # noqa: RUF012 - read only
         "aler_minus_ber_mean": 1.0,
         "heldout_aler_minus_ber_mean": 1.0,

@@ -90,6 +90,11 @@ class BatchGrader:
             self._penultimate.detach()
         self._penultimate = PenultimateObserver(head)
 
+    @property
+    def keeps_features(self) -> bool:
+        """Whether penultimate features are observed."""
+        return self._penultimate is not None
+
     def attach(self, module: LightningModule) -> None:
         """Register the hooks of the observers; a second call does nothing."""
         self._observer.attach(module)

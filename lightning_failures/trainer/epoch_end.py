@@ -292,16 +292,20 @@ class AnalysisRunner:
         gathered: dict[tuple[str, bool], Tensor | None] = {}
         values: dict[str, Tensor] = {}
         for method, fit in self.methods:
-            key = (method.encoder_option, fit.by_prediction)
-            cached = self.encoders.get(method.encoder_option)
-            if cached is None:
+            key = (method.source, fit.by_prediction)
+            cached = self.encoders.get(method.source)
+            if cached is None and method.source != "penultimate":
                 continue
             if key not in gathered:
                 wanted = [
                     torch.unique(grades.ids[owned(rank, predicted=fit.by_prediction)])
                     for rank in range(ranks.world_size)
                 ]
-                gathered[key] = evaluation.embeddings.embeddings_of(cached, wanted)
+                gathered[key] = (
+                    evaluation.penultimate.features_of(ranks, wanted)
+                    if cached is None
+                    else evaluation.embeddings.embeddings_of(cached, wanted)
+                )
             rows = gathered[key]
             if rows is not None:
                 values[method.name] = rows
