@@ -180,8 +180,7 @@ OLD_NAMES = {"core/moved.py"}
 """Names the import paths of before, which are words of their own."""
 
 UNFINISHED = {
-    *("analysis/analyse.py", "analysis/diary.py", "callback.py", "data/example_table.py"),
-    *("trainer/epoch_end.py", "trainer/metric_keys.py", "trainer/schedule.py"),
+    *("analysis/analyse.py", "analysis/diary.py", "data/example_table.py"),
 }
 """Sources whose sentences are still to be rewritten."""
 

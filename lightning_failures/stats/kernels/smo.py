@@ -32,7 +32,7 @@ _MAGNITUDE = np.int32(2**31 - 1)
 
 
 @compiled
-def solve_path(
+def solve_path(  # noqa: C901 - one compiled loop
     gram: Any,
     correct: Any,
     signs: Any,
