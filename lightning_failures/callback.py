@@ -176,8 +176,7 @@ class FailureModes(Callback):
 
     def _build(self) -> None:
         """Make the parts that do the work, from the options."""
-        self._errors = ErrorPolicy()
-        self._index_recorder = IndexRecorderHook()
+        self._errors, self._index_recorder = ErrorPolicy(), IndexRecorderHook()
         self._ranks = Communicator()
         self._reader = BatchReader(self.read_batch, self.normalization)
         observer = LogitsObserver(self.logits_from)
@@ -343,8 +342,6 @@ class FailureModes(Callback):
         """Refuse keys that can never be logged; those of a default encoder that does not load stay at their worst."""
         enabled = [method.name for method in methods_for(self)]
         self._keys.check(trainer, enabled, interventions=self._steering.on)
-
-    # -- penultimate features --------------------------------------------------------------------------------
 
     def keep_penultimate_features(self, head: str | None = None) -> None:
         """Keep the penultimate features of all graded examples, from the next validation or test on.
