@@ -25,6 +25,7 @@ from lightning_failures.encoders.base import (
     gives_maps,
     gives_texts,
 )
+from lightning_failures.encoders.cache.store import EmbeddingCache
 from lightning_failures.encoders.clip import OpenCLIPEncoder
 from lightning_failures.encoders.efficientnet import efficientnet_lite0
 from lightning_failures.encoders.load import load_encoder
@@ -34,6 +35,7 @@ from lightning_failures.encoders.robust import RobustEncoder
 
 __all__ = [
     "DifferentiableEncoder",
+    "EmbeddingCache",
     "Encoder",
     "FeatureEncoder",
     "ModuleEncoder",

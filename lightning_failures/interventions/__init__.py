@@ -17,8 +17,10 @@ Files, each importing only from those above it::
 
 from lightning_failures.interventions.base import Decision, Discovery, Intervention, JudgedExamples, Round
 from lightning_failures.interventions.filtered import AddFiltered
+from lightning_failures.interventions.label_errors import suspect_labels
 from lightning_failures.interventions.synthetic import AddSynthetic
 from lightning_failures.interventions.upweight import Upweight
+from lightning_failures.interventions.verdicts import Verdict
 
 __all__ = [
     "AddFiltered",
@@ -29,4 +31,6 @@ __all__ = [
     "JudgedExamples",
     "Round",
     "Upweight",
+    "Verdict",
+    "suspect_labels",
 ]
