@@ -1,8 +1,9 @@
 """From grades and embeddings to a report: the whole analysis, without a Trainer, a logger or a disk.
 
-It runs in a notebook as in the callback. The order is that of the questions: which classes fail by a pattern
-(directions), how it reads in words (captions), which rules on robust features hold the failures (trees). Several
-processes may do it together: each fits the classes that it owns, and all get the same report.
+The analysis runs in a notebook as in the callback. Its steps follow the questions of a user: which classes fail by a
+pattern (directions), how that pattern reads in words (captions), and which rules on robust features describe the
+failures (trees). Several processes may share an analysis: each fits the classes that it owns, and all return the same
+report.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -27,12 +28,15 @@ from lightning_failures.core.arrays import as_array
 from lightning_failures.core.budget import SKIPPED_FOR_TIME, Deadline
 from lightning_failures.data.example_table import ExampleTable
 from lightning_failures.data.grades import Grades
-from lightning_failures.data.members import ClassSubset, RowValues, Values, members_of
+from lightning_failures.data.members import RowValues, Values, members_of
 from lightning_failures.data.partition import SINGLE_PROCESS, Partition, Workers
 from lightning_failures.data.report import ClassReport, FailureReport, GroupReport, ValueReport
 from lightning_failures.directions.null_scores import CLASSES_WITH_NULL_SCORES, add_null_cv_scores
 from lightning_failures.directions.result import FailureDirections
 from lightning_failures.trees.fit import FailureTree
+
+_VALUES_NAMES = {"directions": "embeddings", "trees": "features"}
+"""Names, in messages, of the values that the built-in methods are fitted on."""
 
 
 def analyse(
@@ -58,50 +62,50 @@ def analyse(
     workers: Workers = SINGLE_PROCESS,
     methods: Sequence[tuple[FittableMethod, Values]] = (),
 ) -> AnalysisResult:
-    """Explain the errors of one evaluation.
+    """Analyse the failures of one evaluation.
 
     Args:
-        grades: Right and wrong; N rows.
-        embeddings: (N, D) float in the order of ``grades`` rows, or (U, D) one row for each of the U distinct ids,
-            ascending. None: no directions. Large ones may be float16 and mapped from disk: they are read a class at a
-            time, not copied as a whole, and never written to.
-        features: Likewise, of an adversarially robust model. None: no trees.
-        reference: (M, D) embeddings that phi is standardised with. None: ``embeddings``.
-        captions: Gives the embedded candidates of a class (by index), or None; see
-            :func:`~lightning_failures.captions.candidates.caption_source`. Asked only for classes with a direction.
+        grades: Labels and predictions; N rows.
+        embeddings: (N, D) float, in the order of the rows of ``grades``; or (U, D), one row for each of the U distinct
+            ids, ascending. None: no directions. Large embeddings may be float16 and memory-mapped: they are read one
+            class at a time, never copied as a whole, and never written to.
+        features: Features of an adversarially robust model, (N, F) or (U, F), aligned like ``embeddings``. None: no
+            trees.
+        reference: (M, D) embeddings whose mean and standard deviation phi standardises with. None: ``embeddings``.
+        captions: Returns the embedded candidate captions of a class, by class index, or None; see
+            :func:`~lightning_failures.captions.candidates.caption_source`. Called only for classes with a direction.
         metadata: Known attributes of the examples, by name: (N,) or (U,) integers, strings or booleans, aligned like
-            ``grades``; see :func:`~lightning_failures.analysis.enrichment.read_attribute`. Nothing is fitted to them:
-            each
-            class reports how often every value occurs among all, the failures and the flagged.
-        sampled: (N,) bool, the rows that directions and trees look at; ``embeddings`` and ``features`` are of these
-            only. Examples and accuracy are still counted over all. None: every row.
-        permutations: Of the screening test.
-        n_directions: Directions a class.
-        top_captions: How many hardest and easiest captions a class keeps.
-        top_examples: How many hardest and easiest examples a class keeps.
-        captioned_classes: Only this many classes get captions, those with a pattern and the lowest accuracy first.
-        delta: A valid leaf has an error rate above the base error rate + delta ...
-        tau: ... and an error coverage above tau.
-        cv_permutations: Permutations of correctness whose CV scores stand beside those of 10 classes, those with a
-            pattern and the lowest accuracy first. Each takes a fit: 20 of them take as long as the rest.
-        time_budget: Seconds. When half of them are spent no further direction is fitted (four fifths where there are no
-            features), after four fifths no further tree is grown, and then no further captions are scored, nor
-            permutations fitted; those with the most failures come first. The report's notes say what was left out.
-            None: everything.
+            ``embeddings``; see :func:`~lightning_failures.analysis.enrichment.read_attribute`. Nothing is fitted to
+            them: the report of each class counts every value among all examples, the failures and the flagged.
+        sampled: (N,) bool, the rows that directions and trees analyse; ``embeddings`` and ``features`` hold only these
+            rows. Numbers of examples and accuracies still cover all rows. None: every row.
+        permutations: Number of permutations of the screening test and of the test of captions.
+        n_directions: Maximum number of directions per class.
+        top_captions: Number of hardest and of easiest captions that a class keeps.
+        top_examples: Number of hardest, easiest and least confident examples that a class keeps.
+        captioned_classes: Maximum number of classes with captions: those with a pattern first, by ascending accuracy.
+        delta: Minimum excess of a valid leaf's error rate over the base error rate, in [0, 1].
+        tau: Minimum error coverage of a valid leaf, in [0, 1].
+        cv_permutations: Number of permutations of correctness for the null distribution of CV scores, computed for 10
+            classes: those with a pattern first, by ascending accuracy. Each permutation takes a fit; 20 take as long as
+            the rest of the analysis. 0: no null scores.
+        time_budget: Time limit in seconds. No direction is started after half of it (four fifths without features), no
+            tree after four fifths, and no captions or null scores after all of it. Classes with the most failures come
+            first; the notes of the report say what was skipped. None: no limit.
         seed: The only source of randomness.
-        device: Where Gram matrices are computed.
-        workers: The processes that do this together. Each calls with the same grades; its ``embeddings`` have one row
-            for each distinct id among the rows of the classes that it owns
-            (:func:`~lightning_failures.data.partition.owned_rows`; for ``features`` those with ``predicted``), and its
-            ``reference`` is any part of the whole. All return the same report.
-        methods: Additional methods, each with its values, aligned like ``embeddings`` (or like ``features`` if it is
-            ``by_prediction``).
+        device: Device for computing Gram matrices.
+        workers: The processes that share the analysis. Each passes the same grades. Its ``embeddings`` have one row per
+            distinct id among the rows of the classes that it owns
+            (:func:`~lightning_failures.data.partition.owned_rows`; for ``features`` with ``predicted=True``), and its
+            ``reference`` is any part of the whole reference. All return the same report.
+        methods: Additional methods, each with its values, aligned like ``embeddings`` (or like ``features`` if the
+            method is ``by_prediction``).
 
     Returns:
-        The report with the fitted ``.directions`` and ``.trees`` behind it.
+        The report, with the fitted ``.directions`` and ``.trees``.
 
     Raises:
-        DataError: rows that do not match, or metadata that cannot be counted.
+        DataError: The number of rows does not match the grades, or metadata cannot be counted.
 
     >>> generator = torch.Generator().manual_seed(0)
     >>> x = torch.randn(300, 8, generator=generator)
@@ -111,111 +115,148 @@ def analyse(
     >>> result["classes"][0]["pattern"], result["classes"][1]["skipped"]
     (True, 'no examples')
     """
-    share = Partition.of(grades, sampled, workers)
-    by_label = members_of(grades)
+    partition = Partition.of(grades, sampled, workers)
     attributes = _attributes(metadata, grades)
-    budget = [None if time_budget is None else Deadline.after(part * time_budget) for part in (0.5, 0.8, 1.0)]
+    deadlines = _Deadlines.of(time_budget)
     timings: dict[str, float] = {}
 
-    # each method is fitted in turn; what follows the directions leaves them half of the time
-    stages: list[tuple[FittableMethod, Values]] = []
+    # fit every method: directions, trees, then additional ones
+    fits: list[tuple[FittableMethod, Values]] = []
     if embeddings is not None:
-        stages.append((DirectionsFit(n_directions, permutations), embeddings))
+        fits.append((DirectionsFit(n_directions, permutations), embeddings))
     if features is not None:
-        stages.append((TreesFit(delta, tau), features))
-    stages += methods
-    found: dict[str, Contribution] = {}
-    held: dict[str, RowValues] = {}
-    for number, (method, values) in enumerate(stages):
+        fits.append((TreesFit(delta, tau), features))
+    fits += methods
+    contributions: dict[str, Contribution] = {}
+    held_values: dict[str, RowValues] = {}
+    for index, (method, values) in enumerate(fits):
+        others_follow = index < len(fits) - 1
         with _timed(timings, method.name):
-            held[method.name] = RowValues.of(
-                values,
+            held = _held_values(method, values, grades, partition)
+            task = FitTask(
                 grades,
-                share.predicted_rows if method.by_prediction else share.rows,
-                {"directions": "embeddings", "trees": "features"}.get(method.name, method.name),
-            )
-            found[method.name] = method.fit(
-                FitTask(
-                    grades,
-                    held[method.name],
-                    share,
-                    reference=reference,
-                    deadline=budget[1] if number == len(stages) - 1 or method.name != "directions" else budget[0],
-                    seed=seed,
-                    device=device,
-                )
-            )
-    directions: FailureDirections | None = found["directions"].fitted if "directions" in found else None
-    trees: dict[tuple[str, str], FailureTree] = found["trees"].fitted if "trees" in found else {}
-    embedded = held.get("directions")
-
-    classes = class_reports(grades, directions, trees, share.sampled, top_examples)
-    unworded = untested = 0
-    if embedded is not None and directions is not None and captions is not None:
-        with _timed(timings, "captions"):
-            classes, unworded = caption_classes(
-                classes,
-                captions,
-                CaptionScorer(
-                    directions, members_of(grades, sampled=share.sampled), embedded, top_captions, permutations, seed
-                ),
-                classes_to_caption(classes, captioned_classes),
-                share,
-                deadline=budget[2],
-            )
-    if embedded is not None and directions is not None and cv_permutations:
-        with _timed(timings, "cv_nulls"):
-            classes, untested = add_null_cv_scores(
-                classes,
-                directions,
-                members_of(grades, sampled=share.sampled),
-                embedded,
-                classes_to_caption(classes, CLASSES_WITH_NULL_SCORES),
-                share,
-                permutations=cv_permutations,
+                held,
+                partition,
+                reference=reference,
+                deadline=deadlines.directions if method.name == "directions" and others_follow else deadlines.methods,
                 seed=seed,
                 device=device,
-                deadline=budget[2],
             )
+            held_values[method.name] = held
+            contributions[method.name] = method.fit(task)
+
+    # report every class
+    directions: FailureDirections | None = _fitted(contributions, "directions", None)
+    trees: dict[tuple[str, str], FailureTree] = _fitted(contributions, "trees", {})
+    classes = class_reports(grades, directions, trees, partition.sampled, top_examples)
+    n_uncaptioned = n_without_null_scores = 0
+    if directions is not None:
+        sampled_members = members_of(grades, sampled=partition.sampled)
+        embedded = held_values["directions"]
+        if captions is not None:
+            with _timed(timings, "captions"):
+                classes, n_uncaptioned = caption_classes(
+                    classes,
+                    captions,
+                    CaptionScorer(directions, sampled_members, embedded, top_captions, permutations, seed),
+                    classes_to_caption(classes, captioned_classes),
+                    partition,
+                    deadline=deadlines.everything,
+                )
+        if cv_permutations:
+            with _timed(timings, "cv_nulls"):
+                classes, n_without_null_scores = add_null_cv_scores(
+                    classes,
+                    directions,
+                    sampled_members,
+                    embedded,
+                    classes_to_caption(classes, CLASSES_WITH_NULL_SCORES),
+                    partition,
+                    permutations=cv_permutations,
+                    seed=seed,
+                    device=device,
+                    deadline=deadlines.everything,
+                )
     if attributes:
         with _timed(timings, "enrichment"):
-            classes = _enrich(classes, attributes, by_label, grades, directions, share)
-    return _result(grades, share, classes, found, timings, not_scored=(unworded, untested))
+            classes = _enrich(classes, attributes, grades, directions, partition)
+    notes = _notes(classes, contributions, n_uncaptioned, n_without_null_scores, _sampled_share(partition))
+    return _result(grades, partition, classes, contributions, timings, notes)
+
+
+@dataclass(frozen=True)
+class _Deadlines:
+    """The deadlines of the steps of an analysis; None without a time budget.
+
+    Attributes:
+        directions: After half of the budget: the last start of a direction, if other methods follow.
+        methods: After four fifths of the budget: the last start of a fit of any method.
+        everything: At the end of the budget: the last start of captions and null scores.
+    """
+
+    directions: Deadline | None = None
+    methods: Deadline | None = None
+    everything: Deadline | None = None
+
+    @classmethod
+    def of(cls, time_budget: float | None) -> _Deadlines:
+        """Divide a budget of some seconds, starting now."""
+        if time_budget is None:
+            return cls()
+        return cls(*(Deadline.after(part * time_budget) for part in (0.5, 0.8, 1.0)))
+
+
+def _held_values(method: FittableMethod, values: Values, grades: Grades, partition: Partition) -> RowValues:
+    """Match the values of a method to the rows that this process holds for it."""
+    rows = partition.predicted_rows if method.by_prediction else partition.rows
+    return RowValues.of(values, grades, rows, _VALUES_NAMES.get(method.name, method.name))
+
+
+def _fitted(contributions: Mapping[str, Contribution], name: str, default: Any) -> Any:
+    """Return the fitted object of a method, or the default if the method did not run."""
+    return contributions[name].fitted if name in contributions else default
+
+
+def _sampled_share(partition: Partition) -> float:
+    """Return the share of the rows that are analysed, in [0, 1]."""
+    return float(partition.sampled.mean()) if len(partition.sampled) else 1.0
 
 
 def _result(
     grades: Grades,
-    share: Partition,
+    partition: Partition,
     classes: tuple[ClassReport, ...],
-    found: Mapping[str, Contribution],
+    contributions: Mapping[str, Contribution],
     timings: dict[str, float],
-    *,
-    not_scored: tuple[int, int],
+    notes: tuple[str, ...],
 ) -> AnalysisResult:
-    """Put the contributions of all methods together."""
-    groups = tuple(group for contribution in found.values() for group in contribution.groups)
+    """Combine the reports of classes and the contributions of all methods."""
     summary = {"accuracy": mean_of(grades.correct), "coverage": grades.coverage}
-    for contribution in found.values():
+    groups: tuple[GroupReport, ...] = ()
+    sections: dict[str, dict[str, Any]] = {}
+    for name, contribution in contributions.items():
         summary |= contribution.summary
-    sampled_share = float(share.sampled.mean()) if len(grades) else 1.0
-    notes = _notes(classes, groups, *not_scored, sampled_share)
+        groups += contribution.groups
+        notes += contribution.notes
+        if contribution.section or contribution.columns:
+            sections[name] = _section(contribution)
     report = FailureReport(
         examples=len(torch.unique(grades.ids)),
         accuracy=mean_of(grades.correct),
         classes=classes,
         groups=groups,
-        methods={name: _section(one) for name, one in found.items() if one.section or one.columns},
+        methods=sections,
         summary=defined_numbers(summary),
         timings=timings,
         coverage=grades.coverage,
-        sampled=sampled_share,
-        notes=(*notes, *(note for contribution in found.values() for note in contribution.notes)),
+        sampled=_sampled_share(partition),
+        notes=notes,
     )
-    directions = found["directions"].fitted if "directions" in found else None
-    trees = found["trees"].fitted if "trees" in found else {}
+    directions = _fitted(contributions, "directions", None)
+    trees = _fitted(contributions, "trees", {})
     table = ExampleTable.of(grades, None if directions is None else directions.out_of_fold, trees)
-    fitted = {name: one.fitted for name, one in found.items() if name not in ("directions", "trees")}
-    return AnalysisResult(report, directions, trees, table, fitted=fitted)
+    additional = {name: one.fitted for name, one in contributions.items() if name not in _VALUES_NAMES}
+    return AnalysisResult(report, directions, trees, table, fitted=additional)
 
 
 def _section(contribution: Contribution) -> dict[str, Any]:
@@ -225,61 +266,69 @@ def _section(contribution: Contribution) -> dict[str, Any]:
 
 
 def _attributes(metadata: Mapping[str, Any] | None, grades: Grades) -> dict[str, Attribute]:
-    """One code a row of the grades."""
-    attributes = {str(name): read_attribute(values, str(name)) for name, values in (metadata or {}).items()}
-    return {
-        name: Attribute(
-            as_array(
-                RowValues.of(attribute.codes, grades, np.ones(len(grades), dtype=bool), f"metadata[{name!r}]").all()
-            ),
-            attribute.values,
-        )
-        for name, attribute in attributes.items()
-    }
+    """Return the attributes with one code per row of the grades."""
+    every_row = np.ones(len(grades), dtype=bool)
+    attributes = {}
+    for name, values in (metadata or {}).items():
+        attribute = read_attribute(values, str(name))
+        codes = RowValues.of(attribute.codes, grades, every_row, f"metadata[{str(name)!r}]").all()
+        attributes[str(name)] = Attribute(as_array(codes), attribute.values)
+    return attributes
 
 
 def _enrich(
     classes: tuple[ClassReport, ...],
     attributes: dict[str, Attribute],
-    members: list[ClassSubset],
     grades: Grades,
     directions: FailureDirections | None,
-    share: Partition,
+    partition: Partition,
 ) -> tuple[ClassReport, ...]:
-    def values(k: int) -> tuple[ValueReport, ...]:
+    """Add the frequencies of the values of attributes to the reports of all classes."""
+    members = members_of(grades)
+    values = None if directions is None else as_array(directions.out_of_fold)
+
+    def values_of_class(k: int) -> tuple[ValueReport, ...]:
         rows = members[k].rows
-        scores = None if directions is None else as_array(directions.out_of_fold)[rows]
+        has_direction = values is not None and not np.isnan(values[rows]).all()
         return enrichment(
             {name: attribute[rows] for name, attribute in attributes.items()},
             members[k].failed,
             as_array(grades.confidence)[rows],
-            None if scores is None or np.isnan(scores).all() else scores < 0,
+            values[rows] < 0 if values is not None and has_direction else None,
             sources=members[k].sources,
         )
 
-    found = share.merge_results(lambda: {k: values(k) for k in range(len(classes)) if share.owns(k)})
+    found = partition.merge_results(lambda: {k: values_of_class(k) for k in range(len(classes)) if partition.owns(k)})
     return tuple(replace(entry, enrichment=found[k]) for k, entry in enumerate(classes))
 
 
 def _notes(
-    classes: tuple[ClassReport, ...], groups: tuple[GroupReport, ...], unworded: int, untested: int, sampled: float
+    classes: tuple[ClassReport, ...],
+    contributions: Mapping[str, Contribution],
+    n_uncaptioned: int,
+    n_without_null_scores: int,
+    sampled_share: float,
 ) -> tuple[str, ...]:
-    """What was not looked at, in words."""
+    """Return sentences that say what the analysis skipped."""
+    groups = [group for contribution in contributions.values() for group in contribution.groups]
     counts = {
         "failure directions": sum(entry.skipped == SKIPPED_FOR_TIME for entry in classes),
         "failure trees": sum(group.skipped == SKIPPED_FOR_TIME for group in groups),
-        "captions of classes": unworded,
-        "CV scores by chance": untested,
+        "captions of classes": n_uncaptioned,
+        "CV scores by chance": n_without_null_scores,
     }
-    told = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
-    return (
-        *([f"Directions and trees looked at {sampled:.1%} of the examples, a sample."] if sampled < 1 else ()),
-        *([f"The time budget left out {told}: those with the fewest failures."] if told else ()),
-    )
+    skipped = ", ".join(f"{count} {kind}" for kind, count in counts.items() if count)
+    notes = []
+    if sampled_share < 1:
+        notes.append(f"Directions and trees analysed a sample of {sampled_share:.1%} of the examples.")
+    if skipped:
+        notes.append(f"Skipped to keep the time budget: {skipped}, those with the fewest failures.")
+    return tuple(notes)
 
 
 @contextmanager
-def _timed(timings: dict[str, float], stage: str) -> Iterator[None]:
+def _timed(timings: dict[str, float], step: str) -> Iterator[None]:
+    """Record the seconds that a step takes."""
     start = time.perf_counter()
     yield
-    timings[stage] = round(time.perf_counter() - start, 4)
+    timings[step] = round(time.perf_counter() - start, 4)

@@ -1,23 +1,25 @@
-"""The failure diary: modes that are followed from analysis to analysis, each with a name that stays.
+"""The failure diary: failure modes that are tracked from analysis to analysis, each under a stable name.
 
-An analysis *sees* a mode in every class with a pattern, and one for each further direction of it. Within a class, what
-is seen is matched one to one with the modes that are known (:mod:`lightning_failures.directions.matching`), first with
-the open
-ones, then with those that were cured; what is left is a new mode. It is named after its class and numbered in order of
-appearance: "nine 1". Names are never given twice.
+An analysis *detects* a mode in every class with a pattern, and one more for each additional direction of the class.
+Within a class, detected modes are matched one to one with known modes
+(:mod:`lightning_failures.directions.matching`): first with the open ones, then with those that were cured. A detected
+mode without a match is new. It is named after its class and numbered in order of appearance, as in "nine 1"; names are
+never reused.
 
-A test at every epoch finds something in some. So a mode is *born* when it was seen three times in a row, and *cured*
-when it was then not seen three times in a row. Until it is born it is told as "new"; one that goes before is forgotten.
-A cured mode that is seen again keeps its name: it is told as "returned" until it was seen three times in a row.
+A test at every epoch has some false positives. Therefore a mode is *born* once it was detected in three analyses in a
+row, and *cured* once it was then missed in three analyses in a row. Before its birth the mode is reported as "new", and
+it is dropped if it is missed three times in a row. A cured mode that is detected again keeps its name: it is reported
+as "returned" until it was detected three times in a row.
 
-A born mode is growing or shrinking if, of the examples that it flagged at its *base*, more have come to fail since than
-have ceased to, or fewer, by a sign test at 5 %; the present becomes the base then. The first base is the first
-sighting. So slow changes add up until they are told, and are told once. That is a test at every look, too: of modes
-that do not change some will be told as changing. It also takes examples as independent, which frames of one video, or
-examples whose logits move together, are not. Size is something else: the flagged failures, whatever is flagged now.
+A born mode grows or shrinks if, among the examples flagged in its *reference* snapshot, significantly more (or fewer)
+have become failures than have become successes since then, by a sign test at 5 %. The first detection is the first
+reference; after a reported change the present takes its place. Slow changes therefore add up until they are reported,
+once. Every analysis runs this test, so a few unchanged modes are reported as changed. The test also assumes independent
+examples, which frames of one video, or examples whose logits move together, are not. The size of a mode is something
+else: the number of failures that are flagged now.
 
-An analysis that did not look at a class (for want of time), or at less than half as many of its examples as the last
-one that saw the mode, does not count as not having seen it.
+An analysis does not count as having missed a mode if it skipped the class for lack of time, or if it analysed less than
+half as many examples of the class as the last analysis that detected the mode.
 """
 
 from __future__ import annotations
@@ -35,7 +37,7 @@ from lightning_failures.core.budget import SKIPPED_FOR_TIME
 from lightning_failures.core.types import BoolArray, IntArray
 from lightning_failures.data.example_table import ExampleTable
 from lightning_failures.data.held_out import HeldOutParts
-from lightning_failures.data.report import ModeReport
+from lightning_failures.data.report import ClassReport, ModeReport
 from lightning_failures.directions.matching import (
     CHANGE_LEVEL,
     ModeSimilarity,
@@ -50,47 +52,46 @@ from lightning_failures.directions.result import FailureDirections
 from lightning_failures.stats.intervals import sign_test
 
 IN_A_ROW = 3
-"""Analyses that make a mode born, or cured."""
+"""Number of consecutive detections after which a mode is born, and of consecutive misses after which it is cured."""
 
-MOST = 16
-"""Modes of one class that are kept, cured ones among them; the last seen ones stay."""
-
+MAX_MODES = 16
+"""Maximum number of modes that are kept per class, including cured ones; the most recently detected ones stay."""
 
 _CHANGED = ("growing", "shrinking")
 
 
 @dataclass(frozen=True, eq=False)
 class Mode:
-    """One mode that is followed.
+    """The state of one tracked mode.
 
     Attributes:
-        name: Its class and number.
-        class_index: The label.
-        class_name: Its name.
-        direction: (D,) float16, unit length: w of the SVM when it was last seen; failures lie against it.
-        look: What the last analysis that saw it saw.
-        base: What the analysis saw that it was last told to have changed at, or the first one.
-        since: The epoch in which it was first seen.
-        last: The number of the analysis that saw it last.
-        seen: In how many analyses it was seen.
-        row: In how many in a row, up to the last that looked.
-        missed: How many in a row did not see it, up to the last that looked.
-        born: Seen three times in a row, since it appeared or returned.
-        was_cured: Whether it ever was.
-        cured: Whether it is.
-        caption: The hardest caption when last there was one.
+        name: Class name and number.
+        class_index: Label of the class.
+        class_name: Name of the class.
+        direction: (D,) float16, unit length: the SVM weight w at the last detection; failures lie against it.
+        snapshot: The examples at the last detection.
+        reference: The examples at the last reported change, or at the first detection.
+        since: Epoch of the first detection.
+        last: Number of the last analysis that detected the mode.
+        seen: Number of analyses that detected the mode.
+        streak: Number of detections in a row, up to the last analysis of the class.
+        missed: Number of misses in a row, up to the last analysis of the class.
+        born: Whether the mode was detected three times in a row since it appeared or returned.
+        was_cured: Whether the mode was ever cured.
+        cured: Whether the mode is cured now.
+        caption: Latest hardest caption.
     """
 
     name: str
     class_index: int
     class_name: str
     direction: NDArray[np.float16]
-    look: ModeSnapshot
-    base: ModeSnapshot
+    snapshot: ModeSnapshot
+    reference: ModeSnapshot
     since: int | None
     last: int
     seen: int = 1
-    row: int = 1
+    streak: int = 1
     missed: int = 0
     born: bool = False
     was_cured: bool = False
@@ -100,13 +101,13 @@ class Mode:
 
 @dataclass(frozen=True, eq=False)
 class Diary:
-    """What is known after some analyses.
+    """The state of the diary after some analyses.
 
     Attributes:
-        modes: Open and cured ones, by class and name.
-        analyses: How many there were.
-        numbers: The last number that was given in each class, by its name.
-        encoder: The fingerprint of the encoder in whose space the directions are.
+        modes: Open and cured modes, by class and name.
+        analyses: Number of analyses.
+        numbers: Last number given to a mode of each class, by class name.
+        encoder: Fingerprint of the encoder whose embedding space the directions are in.
     """
 
     modes: tuple[Mode, ...] = ()
@@ -117,46 +118,46 @@ class Diary:
 
 @dataclass(frozen=True)
 class _DetectedMode:
-    """A mode that this analysis sees."""
+    """A mode that the present analysis detects."""
 
     direction: NDArray[np.float16]
-    look: ModeSnapshot
+    snapshot: ModeSnapshot
     caption: str | None
 
 
 @dataclass(frozen=True)
 class _ClassObservation:
-    """What this analysis tells of one class.
+    """The findings of the present analysis about one class.
 
     Attributes:
-        index: The label.
-        name: Of the class.
-        examples: How many were graded.
-        looked_at: How many of them directions have looked at.
-        ids: (n,) int64 of those graded; none without a table.
+        index: Label of the class.
+        name: Name of the class.
+        examples: Number of graded examples.
+        analysed: Number of examples that directions were computed on.
+        ids: (n,) int64, the graded examples; empty without a table of examples.
         failed: (n,) bool.
-        sights: The modes that are seen.
+        detected: The modes that the analysis detects.
     """
 
     index: int
     name: str
     examples: int
-    looked_at: int
+    analysed: int
     ids: IntArray
     failed: BoolArray
-    sights: list[_DetectedMode]
+    detected: list[_DetectedMode]
 
 
 def advance(diary: Diary, result: AnalysisResult) -> tuple[Diary, tuple[ModeReport, ...]]:
-    """Enter one analysis.
+    """Enter one analysis into the diary.
 
     Args:
-        diary: After the analysis before.
-        result: The analysis of the same validation set; without directions and table it adds no observation.
+        diary: The diary after the previous analysis.
+        result: An analysis of the same validation set; without directions and table it adds no observation.
 
     Returns:
-        The diary after this analysis, and what is to be told of each open mode, and of those that were cured just now,
-        by class and name.
+        The diary after this analysis, and a report of each open mode and of each mode that was cured just now, by class
+        and name.
 
     >>> import torch
     >>> from lightning_failures.analysis.analyse import analyse
@@ -177,148 +178,177 @@ def advance(diary: Diary, result: AnalysisResult) -> tuple[Diary, tuple[ModeRepo
     known: dict[int, list[Mode]] = {}
     for mode in diary.modes:
         known.setdefault(mode.class_index, []).append(mode)
+    known_ids = {k: modes[0].snapshot.ids for k, modes in known.items()}
     numbers = dict(diary.numbers)
     kept: list[Mode] = []
-    told: list[ModeReport] = []
-    for scene in _scenes(result, {k: modes[0].look.ids for k, modes in known.items()}):
-        if scene.sights or scene.index in known:
-            modes, reports = _advance_class(
-                known.pop(scene.index, []), scene, numbers, diary.analyses, result.report.epoch
+    reports: list[ModeReport] = []
+    for observation in _observations(result, known_ids):
+        if observation.detected or observation.index in known:
+            modes = known.pop(observation.index, [])
+            kept_in_class, reports_of_class = _advance_class(
+                modes, observation, numbers, diary.analyses, result.report.epoch
             )
-            kept += modes
-            told += reports
-    unheard = [mode for modes in known.values() for mode in modes]  # of classes that this report has not
-    return replace(diary, modes=(*kept, *unheard), numbers=numbers), tuple(told)
+            kept += kept_in_class
+            reports += reports_of_class
+    not_in_report = [mode for modes in known.values() for mode in modes]
+    return replace(diary, modes=(*kept, *not_in_report), numbers=numbers), tuple(reports)
 
 
 def _in_space_of(result: AnalysisResult, diary: Diary) -> Diary:
-    """The diary; without its modes where the report's directions are of another space."""
+    """Return the diary, without its modes if the directions of the result are in another embedding space."""
     if result.directions is None:
         return diary
     dim = result.directions.weight.shape[1]
-    same = diary.encoder == result.report.encoder_fingerprint and all(
-        len(mode.direction) == dim for mode in diary.modes
-    )
-    return diary if same else replace(diary, modes=(), encoder=result.report.encoder_fingerprint)
+    same_encoder = diary.encoder == result.report.encoder_fingerprint
+    if same_encoder and all(len(mode.direction) == dim for mode in diary.modes):
+        return diary
+    return replace(diary, modes=(), encoder=result.report.encoder_fingerprint)
 
 
 def _advance_class(
-    modes: list[Mode], scene: _ClassObservation, numbers: dict[str, int], analysis: int, epoch: int | None
+    modes: list[Mode], observation: _ClassObservation, numbers: dict[str, int], analysis: int, epoch: int | None
 ) -> tuple[list[Mode], list[ModeReport]]:
-    """Match what is seen of one class with what is known of it; ``numbers`` are drawn from."""
-    pairs = _paired(modes, scene.sights)
+    """Update the known modes of one class; new modes take their numbers from ``numbers``, which is changed."""
+    pairs = _matched(modes, observation.detected)
     kept: list[Mode] = []
-    told: list[ModeReport] = []
+    reports: list[ModeReport] = []
+
+    # known modes: detected again, not observable in this analysis, or missed
     for i, mode in enumerate(modes):
         if i in pairs:
-            j, alike = pairs[i]
-            new = _seen_again(mode, scene.sights[j], analysis)
+            j, similarity = pairs[i]
+            new = _after_detection(mode, observation.detected[j], analysis)
             status = _status(new)
-            told.append(_tell_seen(new, status, mode.look, alike))
-            kept.append(replace(new, base=new.look) if status in _CHANGED else new)
-        elif mode.cured or not scene.looked_at or 2 * scene.looked_at < len(mode.look.ids):
+            reports.append(_report_of_detected(new, status, mode.snapshot, similarity))
+            kept.append(replace(new, reference=new.snapshot) if status in _CHANGED else new)
+        elif mode.cured or not observation.analysed or 2 * observation.analysed < len(mode.snapshot.ids):
             kept.append(mode)
-            told += [] if mode.cured else [_tell_missed(mode, scene, "missing")]
+            if not mode.cured:
+                reports.append(_report_of_missed(mode, observation, "missing"))
         else:
-            new = _not_seen(mode)
-            told.append(_tell_missed(new, scene, "cured" if new.cured else "missing"))
-            kept += [new] if new.missed < IN_A_ROW or new.cured else []
+            new = _after_miss(mode)
+            reports.append(_report_of_missed(new, observation, "cured" if new.cured else "missing"))
+            if new.missed < IN_A_ROW or new.cured:
+                kept.append(new)
+
+    # new modes
     matched = {j for j, _ in pairs.values()}
-    for j, sight in enumerate(scene.sights):
+    for j, detected in enumerate(observation.detected):
         if j not in matched:
-            numbers[scene.name] = numbers.get(scene.name, 0) + 1
-            new = _first_seen(f"{scene.name} {numbers[scene.name]}", sight, scene, analysis, epoch)
-            told.append(_tell_seen(new, "new"))
+            numbers[observation.name] = numbers.get(observation.name, 0) + 1
+            name = f"{observation.name} {numbers[observation.name]}"
+            new = _after_first_detection(name, detected, observation, analysis, epoch)
+            reports.append(_report_of_detected(new, "new"))
             kept.append(new)
-    last_seen = sorted(range(len(kept)), key=lambda i: -kept[i].last)[:MOST]
-    return [kept[i] for i in sorted(last_seen)], told
+
+    most_recent = sorted(range(len(kept)), key=lambda i: -kept[i].last)[:MAX_MODES]
+    return [kept[i] for i in sorted(most_recent)], reports
 
 
-def _paired(modes: list[Mode], sights: list[_DetectedMode]) -> dict[int, tuple[int, ModeSimilarity]]:
-    """For the place of each mode that is seen again that of its sight, and how alike they are; open modes first."""
+def _matched(modes: list[Mode], detected: list[_DetectedMode]) -> dict[int, tuple[int, ModeSimilarity]]:
+    """Match known with detected modes, open modes first.
+
+    Returns:
+        The index of the detected mode and its similarity, by the index of the known mode.
+    """
     pairs: dict[int, tuple[int, ModeSimilarity]] = {}
     for cured in (False, True):
         rows = [i for i, mode in enumerate(modes) if mode.cured is cured]
         taken = {j for j, _ in pairs.values()}
-        columns = [j for j in range(len(sights)) if j not in taken]
-        table = [[_likeness(modes[i], sights[j]) for j in columns] for i in rows]
+        columns = [j for j in range(len(detected)) if j not in taken]
+        candidates = [detected[j] for j in columns]
+        table = [_similarities(modes[i], candidates) for i in rows]
         pairs |= {rows[i]: (columns[j], table[i][j]) for i, j in match_modes(table)}
     return pairs
 
 
-def _likeness(mode: Mode, sight: _DetectedMode) -> ModeSimilarity:
-    return mode_similarity(mode.direction.astype(np.float32), mode.look, sight.direction.astype(np.float32), sight.look)
+def _similarities(mode: Mode, candidates: list[_DetectedMode]) -> list[ModeSimilarity]:
+    """Return the similarity of a known mode and each of some detected modes."""
+    direction = mode.direction.astype(np.float32)
+    return [
+        mode_similarity(direction, mode.snapshot, candidate.direction.astype(np.float32), candidate.snapshot)
+        for candidate in candidates
+    ]
 
 
-def _first_seen(name: str, sight: _DetectedMode, scene: _ClassObservation, analysis: int, epoch: int | None) -> Mode:
+def _after_first_detection(
+    name: str, detected: _DetectedMode, observation: _ClassObservation, analysis: int, epoch: int | None
+) -> Mode:
+    """Return the state of a new mode."""
     return Mode(
         name=name,
-        class_index=scene.index,
-        class_name=scene.name,
-        direction=sight.direction,
-        look=sight.look,
-        base=sight.look,
+        class_index=observation.index,
+        class_name=observation.name,
+        direction=detected.direction,
+        snapshot=detected.snapshot,
+        reference=detected.snapshot,
         since=epoch,
         last=analysis,
-        caption=sight.caption,
+        caption=detected.caption,
     )
 
 
-def _seen_again(mode: Mode, sight: _DetectedMode, analysis: int) -> Mode:
-    row = 1 if mode.missed else mode.row + 1
+def _after_detection(mode: Mode, detected: _DetectedMode, analysis: int) -> Mode:
+    """Return the state of a known mode that is detected again."""
+    streak = 1 if mode.missed else mode.streak + 1
     return replace(
         mode,
-        direction=sight.direction,
-        look=sight.look,
-        base=sight.look if mode.cured else mode.base,
+        direction=detected.direction,
+        snapshot=detected.snapshot,
+        reference=detected.snapshot if mode.cured else mode.reference,
         last=analysis,
         seen=mode.seen + 1,
-        row=row,
+        streak=streak,
         missed=0,
-        born=(mode.born and not mode.cured) or row >= IN_A_ROW,
+        born=(mode.born and not mode.cured) or streak >= IN_A_ROW,
         cured=False,
-        caption=sight.caption if sight.caption is not None else mode.caption,
+        caption=detected.caption if detected.caption is not None else mode.caption,
     )
 
 
-def _not_seen(mode: Mode) -> Mode:
+def _after_miss(mode: Mode) -> Mode:
+    """Return the state of a known mode that an analysis of its class does not detect."""
     missed = mode.missed + 1
     cured = missed >= IN_A_ROW and (mode.born or mode.was_cured)
     return replace(mode, missed=missed, cured=cured, was_cured=mode.was_cured or cured)
 
 
 def _status(mode: Mode) -> str:
-    """Of a mode that is seen again."""
+    """Return the status of a known mode that is detected again."""
     if not mode.born:
         return "returned" if mode.was_cured else "new"
-    gained, lost = flagged_change(mode.look, mode.base)
+    gained, lost = flagged_change(mode.snapshot, mode.reference)
     if sign_test(gained, lost) > CHANGE_LEVEL:
         return "persisting"
     return "growing" if gained > lost else "shrinking"
 
 
-def _tell_seen(
-    mode: Mode, status: str, before: ModeSnapshot | None = None, alike: ModeSimilarity | None = None
+def _report_of_detected(
+    mode: Mode, status: str, before: ModeSnapshot | None = None, similarity: ModeSimilarity | None = None
 ) -> ModeReport:
-    gained, lost = (None, None) if before is None else membership_change(mode.look, before)
+    """Return the report of a detected mode; ``before`` is the last snapshot of a known mode."""
+    gained, lost = (None, None) if before is None else membership_change(mode.snapshot, before)
     return ModeReport(
         name=mode.name,
         class_name=mode.class_name,
         status=status,
         since=mode.since,
         seen=mode.seen,
-        size=mode.look.size,
-        examples=len(mode.look.ids),
+        size=mode.snapshot.size,
+        examples=len(mode.snapshot.ids),
         gained=gained,
         lost=lost,
-        cosine=None if alike is None else round(alike.cosine, 4),
-        shared=None if alike is None or alike.shared is None else round(alike.shared, 4),
+        cosine=None if similarity is None else round(similarity.cosine, 4),
+        shared=None if similarity is None or similarity.shared is None else round(similarity.shared, 4),
         caption=mode.caption,
     )
 
 
-def _tell_missed(mode: Mode, scene: _ClassObservation, status: str) -> ModeReport:
-    now, then = restrict_to_shared(ModeSnapshot(scene.ids, np.zeros_like(scene.failed), scene.failed), mode.look)
+def _report_of_missed(mode: Mode, observation: _ClassObservation, status: str) -> ModeReport:
+    """Return the report of a mode that is not detected, with the number of its last members that still fail."""
+    unflagged = np.zeros_like(observation.failed)
+    present = ModeSnapshot(observation.ids, unflagged, observation.failed)
+    now, then = restrict_to_shared(present, mode.snapshot)
     return ModeReport(
         name=mode.name,
         class_name=mode.class_name,
@@ -326,56 +356,84 @@ def _tell_missed(mode: Mode, scene: _ClassObservation, status: str) -> ModeRepor
         since=mode.since,
         seen=mode.seen,
         missed=mode.missed,
-        examples=scene.looked_at or scene.examples,
+        examples=observation.analysed or observation.examples,
         left=int(np.count_nonzero(then.members & now.failed)) if then.size else None,
         caption=mode.caption,
     )
 
 
-def _scenes(result: AnalysisResult, known_ids: dict[int, IntArray]) -> Iterator[_ClassObservation]:
-    """The classes of a report, with what it sees in those that have a pattern.
+def _observations(result: AnalysisResult, known_ids: dict[int, IntArray]) -> Iterator[_ClassObservation]:
+    """Yield the findings about each class, with the modes that are detected in classes with a pattern.
 
-    Ids that are the same as the known ones of the class are the same array: they are compared, kept and written once.
+    If the ids of a class equal those of its known modes, the same array is used: it is compared, kept and stored once.
     """
-    report, directions, table = result.report, result.directions, result.table
+    classes, directions, table = result.report.classes, result.directions, result.table
     if directions is None or table is None:
-        nobody = np.empty(0, dtype=np.int64), np.empty(0, dtype=np.bool_)
-        yield from (
-            _ClassObservation(k, entry.name, entry.examples, 0, *nobody, []) for k, entry in enumerate(report.classes)
-        )
+        no_ids, no_failures = np.empty(0, dtype=np.int64), np.empty(0, dtype=np.bool_)
+        for k, entry in enumerate(classes):
+            yield _ClassObservation(k, entry.name, entry.examples, 0, no_ids, no_failures, [])
         return
+
+    # sort the rows of the table by class
     labels, ids, failed = as_array(table.labels), as_array(table.ids), as_array(table.failed)
     order = np.argsort(labels, kind="stable")
-    bounds = np.searchsorted(labels[order], np.arange(len(report.classes) + 1))
-    values = [as_array(table.values), *_further_values(directions, table, result.parts)]
-    ranks = [
-        (_units(as_array(rank.weight)), {label: row for row, label in enumerate(rank.classes.tolist())})
-        for rank in (directions, *directions.further)
-    ]
-    for k, (entry, (start, stop)) in enumerate(zip(report.classes, pairwise(bounds.tolist()), strict=True)):
+    bounds = np.searchsorted(labels[order], np.arange(len(classes) + 1))
+
+    ranks = _ranks(directions, table, result.parts)
+    for k, (entry, (start, stop)) in enumerate(zip(classes, pairwise(bounds.tolist()), strict=True)):
         rows = order[start:stop]
-        captions = (entry.hardest_captions[0] if entry.hardest_captions else None, *(None for _ in directions.further))
-        sights = [
-            _DetectedMode(units[row_of[k]], _look(ids[rows], failed[rows], mine[rows], known_ids.get(k)), caption)
-            for (units, row_of), mine, caption in zip(ranks, values, captions, strict=True)
-            if entry.pattern and k in row_of
-        ]
-        looked_at = int(np.count_nonzero(~np.isnan(values[0][rows])))
-        if (
-            directions.skipped.get(k, SKIPPED_FOR_TIME) != SKIPPED_FOR_TIME
-        ):  # too few failures for a direction is also an answer
-            looked_at = len(rows)
-        yield _ClassObservation(k, entry.name, entry.examples, looked_at, ids[rows], failed[rows], sights)
+        detected = []
+        for number, rank in enumerate(ranks):
+            if entry.pattern and k in rank.row_of:
+                snapshot = _snapshot(ids[rows], failed[rows], rank.values[rows], known_ids.get(k))
+                caption = _hardest_caption(entry) if number == 0 else None
+                detected.append(_DetectedMode(rank.units[rank.row_of[k]], snapshot, caption))
+        analysed = int(np.count_nonzero(~np.isnan(ranks[0].values[rows])))
+        if directions.skipped.get(k, SKIPPED_FOR_TIME) != SKIPPED_FOR_TIME:
+            analysed = len(rows)  # too few failures for a direction is also a finding
+        yield _ClassObservation(k, entry.name, entry.examples, analysed, ids[rows], failed[rows], detected)
 
 
-def _look(ids: IntArray, failed: BoolArray, values: NDArray[np.float32], known: IntArray | None) -> ModeSnapshot:
-    seen = ~np.isnan(values)
-    if not seen.all():
-        ids, failed, values = ids[seen], failed[seen], values[seen]
-    return ModeSnapshot(known if known is not None and np.array_equal(ids, known) else ids, values < 0, failed)
+@dataclass(frozen=True)
+class _Rank:
+    """The first directions of all classes, or the additional directions of one rank.
+
+    Attributes:
+        units: (C, D) float16, the directions at unit length.
+        row_of: Row of each class in ``units``, by label.
+        values: (N,) decision values for the rows of the table; NaN for rows without one.
+    """
+
+    units: NDArray[np.float16]
+    row_of: dict[int, int]
+    values: NDArray[np.float32]
 
 
-def _further_values(
+def _ranks(directions: FailureDirections, table: ExampleTable, parts: HeldOutParts | None) -> list[_Rank]:
+    """Return the first and the additional directions with their decision values for the table."""
+    values = [as_array(table.values), *_additional_values(directions, table, parts)]
+    ranks = []
+    for fitted, column in zip((directions, *directions.further), values, strict=True):
+        row_of = {label: row for row, label in enumerate(fitted.classes.tolist())}
+        ranks.append(_Rank(_units(as_array(fitted.weight)), row_of, column))
+    return ranks
+
+
+def _hardest_caption(entry: ClassReport) -> str | None:
+    return entry.hardest_captions[0] if entry.hardest_captions else None
+
+
+def _snapshot(ids: IntArray, failed: BoolArray, values: NDArray[np.float32], known: IntArray | None) -> ModeSnapshot:
+    """Return the snapshot of the examples that have a decision value; reuse ``known`` if it holds the same ids."""
+    has_value = ~np.isnan(values)
+    if not has_value.all():
+        ids, failed, values = ids[has_value], failed[has_value], values[has_value]
+    if known is not None and np.array_equal(ids, known):
+        ids = known
+    return ModeSnapshot(ids, values < 0, failed)
+
+
+def _additional_values(
     directions: FailureDirections, table: ExampleTable, parts: HeldOutParts | None
 ) -> list[NDArray[np.float32]]:
     """Return (N,) decision values of each additional direction for the table; NaN where it was not fitted."""
@@ -392,5 +450,5 @@ def _further_values(
 
 
 def _units(weight: NDArray[np.float32]) -> NDArray[np.float16]:
-    """Return the rows (K, D) scaled to unit length and rounded."""
+    """Return the rows (C, D) scaled to unit length, in half precision."""
     return unit_vectors(weight.astype(np.float64)).astype(np.float16)

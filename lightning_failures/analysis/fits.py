@@ -1,10 +1,10 @@
-"""The two methods that every analysis knows: failure directions and failure trees."""
+"""Fits of the two built-in methods: failure directions and failure trees."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -25,7 +25,12 @@ from lightning_failures.trees.groups import grow_trees
 
 @dataclass(frozen=True)
 class DirectionsFit:
-    """Fit of the failure directions; see :func:`~lightning_failures.directions.fit_failure_directions`."""
+    """Fit of the failure directions; see :func:`~lightning_failures.directions.fit_failure_directions`.
+
+    Attributes:
+        n_directions: Maximum number of directions per class.
+        permutations: Number of permutations of the screening test.
+    """
 
     name: ClassVar[str] = "directions"
     by_prediction: ClassVar[bool] = False
@@ -35,14 +40,20 @@ class DirectionsFit:
     def fit(self, task: FitTask) -> Contribution:
         """Fit the directions of the classes that this process owns, and join those of all processes. Collective."""
         directions = _fit_directions(task, n_directions=self.n_directions, permutations=self.permutations)
-        judged = directions.out_of_fold[~torch.isnan(directions.out_of_fold)]
-        summary = {"cv_score_mean": mean_of(directions.cv_score), "flagged_fraction": mean_of(judged < 0)}
+        values = directions.out_of_fold[~torch.isnan(directions.out_of_fold)]
+        summary = {"cv_score_mean": mean_of(directions.cv_score), "flagged_fraction": mean_of(values < 0)}
         return Contribution(directions, defined_numbers(summary))
 
 
 @dataclass(frozen=True)
 class TreesFit:
-    """Fit of the failure trees; see :func:`~lightning_failures.trees.fit_failure_tree`."""
+    """Fit of the failure trees; see :func:`~lightning_failures.trees.fit_failure_tree`.
+
+    Attributes:
+        delta: Minimum excess of a valid leaf's error rate over the base error rate.
+        tau: Minimum error coverage of a valid leaf.
+        groupings: Groupings of the examples; every group gets a tree.
+    """
 
     name: ClassVar[str] = "trees"
     by_prediction: ClassVar[bool] = True
@@ -76,7 +87,7 @@ def defined_numbers(values: dict[str, float | None]) -> dict[str, float]:
 
 
 def _tree_summary(groups: tuple[GroupReport, ...], trees: tuple[FailureTree, ...]) -> dict[str, float]:
-    """Return the aggregates of the trees; each is a share or near one, and lower is better."""
+    """Return the aggregates of the trees: rates, or differences of rates."""
     grown = [g for g in groups if g.leaves and g.skipped is None]
     with_heldout = [g.heldout_aler_minus_ber for g in grown if g.heldout_aler_minus_ber is not None]
     gains = [g.aler - g.base_error_rate for g in grown if g.aler is not None and g.base_error_rate is not None]
@@ -94,17 +105,23 @@ def _tree_summary(groups: tuple[GroupReport, ...], trees: tuple[FailureTree, ...
 
 
 def _fit_directions(task: FitTask, *, n_directions: int, permutations: int) -> FailureDirections:
-    """Fit the classes that each process owns, and join them."""
-    grades, share = task.grades, task.partition
-    embedded, reference = task.values, task.reference
-    mine = np.flatnonzero(share.rows)
+    """Fit the directions of the classes that this process owns, and join those of all processes. Collective."""
+    grades, partition = task.grades, task.partition
+    workers = partition.workers
+    mine = np.flatnonzero(partition.rows)
     ids, labels, correct = (as_array(values) for values in (grades.ids, grades.labels, grades.correct))
-    x = as_rows(embedded.all(), "embeddings")
-    base = (x, np.argsort(ids[mine], kind="stable")) if reference is None else (as_rows(reference, "reference"),)
-    with one_thread():
-        moments = Moments.joined(share.workers.gather_results(lambda: Moments.of(*base)))
+    x = as_rows(task.values.all(), "embeddings")
 
-    def work() -> tuple[FailureDirections, IntArray]:
+    # mean and standard deviation over all processes; rows sorted by id, so that sums do not depend on their order
+    standardised_with: tuple[Any, ...]
+    if task.reference is None:
+        standardised_with = (x, np.argsort(ids[mine], kind="stable"))
+    else:
+        standardised_with = (as_rows(task.reference, "reference"),)
+    with one_thread():
+        moments = Moments.joined(workers.gather_results(lambda: Moments.of(*standardised_with)))
+
+    def fit_own_classes() -> tuple[FailureDirections, IntArray]:
         fitted = fit_failure_directions(
             x,
             labels[mine],
@@ -112,7 +129,7 @@ def _fit_directions(task: FitTask, *, n_directions: int, permutations: int) -> F
             ids=ids[mine],
             groups=None if grades.groups is None else as_array(grades.groups)[mine],
             reference=moments,
-            classes_in_all=_fittable(labels, correct, share.sampled),
+            classes_in_all=_n_fittable(labels, correct, partition.sampled),
             n_directions=n_directions,
             permutations=permutations,
             seed=task.seed,
@@ -121,12 +138,17 @@ def _fit_directions(task: FitTask, *, n_directions: int, permutations: int) -> F
         )
         return fitted, mine
 
-    parts, rows = zip(*share.workers.gather_results(work), strict=True)
-    return parts[0] if len(parts) == 1 and len(mine) == len(grades) else join_directions(parts, rows, len(grades))
+    parts, rows = zip(*workers.gather_results(fit_own_classes), strict=True)
+    if len(parts) == 1 and len(mine) == len(grades):
+        only: FailureDirections = parts[0]
+        return only
+    return join_directions(parts, rows, len(grades))
 
 
-def _fittable(labels: IntArray, correct: BoolArray, sampled: BoolArray) -> int:
-    """How many classes have enough failures and successes for a direction."""
-    failures, successes = (np.bincount(labels[sampled & outcome]) for outcome in (~correct, correct))
-    k = min(len(failures), len(successes))
-    return int(((failures[:k] >= MIN_PER_OUTCOME) & (successes[:k] >= MIN_PER_OUTCOME)).sum())
+def _n_fittable(labels: IntArray, correct: BoolArray, sampled: BoolArray) -> int:
+    """Return the number of classes with enough failures and successes for a direction."""
+    failures = np.bincount(labels[sampled & ~correct])
+    successes = np.bincount(labels[sampled & correct])
+    n_both = min(len(failures), len(successes))  # later classes have no failure or no success
+    enough = (failures[:n_both] >= MIN_PER_OUTCOME) & (successes[:n_both] >= MIN_PER_OUTCOME)
+    return int(enough.sum())

@@ -1,4 +1,4 @@
-"""What an analysis asks of a method: a fit on the examples of this process, and a contribution to the result."""
+"""The protocol of a method: it is fitted on the examples of this process, and contributes to the result."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ class FitTask:
         grades: N rows, the same in all processes.
         values: Embeddings or features of the rows that this process holds.
         partition: The classes that this process owns, and the exchange with the other processes.
-        reference: (M, D) embeddings for standardising, any part of the whole; None: ``values``.
-        deadline: What comes after it is left out; None: no limit.
+        reference: (M, D) embeddings to standardise with, any part of the whole reference; None: ``values``.
+        deadline: Time after which nothing more is fitted; None: no limit.
         seed: The only source of randomness.
         device: Device of large matrix products.
     """
@@ -45,9 +45,9 @@ class Contribution:
     Attributes:
         fitted: The fitted object.
         summary: Aggregates that are logged, without the ``failures/`` prefix; undefined ones are absent.
-        groups: Failure trees of the report.
-        columns: Additional columns of the table of classes: K values each, plain Python values, None if undefined.
-        section: Anything else for ``report.json``, plain Python values.
+        groups: Failure trees for the report.
+        columns: Additional columns of the table of classes: K plain Python values each, None if undefined.
+        section: Other findings for ``report.json``, as plain Python values.
         notes: Sentences for the notes of the report.
     """
 
@@ -60,18 +60,18 @@ class Contribution:
 
 
 class FittableMethod(Protocol):
-    """A method as :func:`~lightning_failures.analyse` fits it."""
+    """A method that :func:`~lightning_failures.analyse` can fit."""
 
     @property
     def name(self) -> str:
-        """Key of its contribution, its timing and its section of the report."""
+        """Key of the method's contribution, its timing and its section of the report."""
         ...
 
     @property
     def by_prediction(self) -> bool:
-        """Whether the rows of a class are also those predicted as the class, not only those labelled so."""
+        """Whether the fit needs the rows predicted as a class, besides those labelled as the class."""
         ...
 
     def fit(self, task: FitTask) -> Contribution:
-        """Fit on the classes that this process owns, and combine with the other processes. Collective."""
+        """Fit the classes that this process owns, and combine the results of all processes. Collective."""
         ...

@@ -25,8 +25,8 @@ _COLUMNS = {
 class GradesMetric(Metric):
     """Collect the grade of each example, and return every example once.
 
-    Distributed samplers repeat examples to fill the last batch, and validations may overlap: the first row of an id
-    counts. ``update`` takes one batch:
+    Distributed samplers repeat examples to fill the last batch, and validations may overlap; only the first row of each
+    id is kept. ``update`` takes one batch:
 
     - ``ids`` (B,) int: the example's index in the dataset.
     - ``labels`` (B,) int: the true class.
@@ -36,7 +36,7 @@ class GradesMetric(Metric):
     ``compute`` returns the four columns in this order, each (N,), int64 and confidence float32, on the CPU, sorted by
     id. With several processes it is a collective operation.
 
-    Rows stay on the CPU in list states with their dtypes, whatever the surrounding module does with devices and dtypes.
+    Rows stay on the CPU, in list states of these dtypes, even if the surrounding module is moved or cast.
     Each state starts with an empty tensor of its dtype, so that a process without any batch still sends the tensors
     that the other processes expect.
 

@@ -1,4 +1,4 @@
-"""The result of one analysis: the report, and the live objects that it was computed from."""
+"""The result of one analysis: the report, and the fitted objects that it was computed from."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from lightning_failures.trees.fit import FailureTree
 class AnalysisResult:
     """A :class:`~lightning_failures.FailureReport` with the fitted objects behind it.
 
-    Keys and attributes of the report can be read off the result: ``result["classes"]``, ``result.accuracy``.
+    The result answers the keys and attributes of its report: ``result["classes"]``, ``result.accuracy``.
 
     Attributes:
         report: The content of ``report.json``.

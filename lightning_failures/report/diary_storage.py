@@ -93,7 +93,7 @@ def _last_readable(paths: list[Path], warn: Callable[[str], Any]) -> Diary:
 
 @dataclass(frozen=True)
 class _StoredMode:
-    """A failure mode in JSON; ``look`` and ``base`` are indices of snapshots of the diary."""
+    """A failure mode in JSON: ``row`` is its streak, ``look`` and ``base`` index its snapshot and reference."""
 
     name: str
     class_index: int
@@ -111,7 +111,8 @@ class _StoredMode:
     base: int
 
 
-_COPIED = [field.name for field in dataclasses.fields(_StoredMode) if field.name not in ("look", "base")]
+_RENAMED = ("row", "look", "base")  # keys of the file that differ from the attributes of a mode
+_COPIED = [field.name for field in dataclasses.fields(_StoredMode) if field.name not in _RENAMED]
 
 
 @dataclass(frozen=True)
@@ -129,28 +130,29 @@ class _StoredDiary:
 def save_diary(diary: Diary, path: Path) -> None:
     """Write one safetensors file, atomically. Ids that several snapshots share are written once."""
     # snapshots, and arrays of ids, that several modes share are objects that are stored once
-    looks = list({id(look): look for mode in diary.modes for look in (mode.look, mode.base)}.values())
-    look_index = {id(look): index for index, look in enumerate(looks)}
-    distinct = {id(look.ids): look.ids for look in looks}
+    snapshots = list({id(one): one for mode in diary.modes for one in (mode.snapshot, mode.reference)}.values())
+    snapshot_index = {id(snapshot): index for index, snapshot in enumerate(snapshots)}
+    distinct = {id(snapshot.ids): snapshot.ids for snapshot in snapshots}
     ids_index = {key: index for index, key in enumerate(distinct)}
 
     def stored_mode(mode: Mode) -> _StoredMode:
         copied = {name: getattr(mode, name) for name in _COPIED}
-        return _StoredMode(**copied, look=look_index[id(mode.look)], base=look_index[id(mode.base)])
+        look, base = snapshot_index[id(mode.snapshot)], snapshot_index[id(mode.reference)]
+        return _StoredMode(**copied, row=mode.streak, look=look, base=base)
 
     stored = _StoredDiary(
         modes=tuple(map(stored_mode, diary.modes)),
         analyses=diary.analyses,
         numbers=diary.numbers,
         encoder=diary.encoder,
-        look_ids=tuple(ids_index[id(look.ids)] for look in looks),
+        look_ids=tuple(ids_index[id(snapshot.ids)] for snapshot in snapshots),
         id_counts=tuple(len(ids) for ids in distinct.values()),
     )
     tensors = {
         "directions": _joined([mode.direction[None] for mode in diary.modes], torch.empty(0, 0, dtype=torch.float16)),
         "ids": _joined(list(distinct.values()), torch.empty(0, dtype=torch.int64)),
-        "flagged": _joined([look.flagged for look in looks], torch.empty(0, dtype=torch.bool)),
-        "failed": _joined([look.failed for look in looks], torch.empty(0, dtype=torch.bool)),
+        "flagged": _joined([snapshot.flagged for snapshot in snapshots], torch.empty(0, dtype=torch.bool)),
+        "failed": _joined([snapshot.failed for snapshot in snapshots], torch.empty(0, dtype=torch.bool)),
     }
     text = json.dumps(dataclasses.asdict(stored))
     metadata = {"format": _FORMAT, "diary": text, "checksum": _checksum(text, tensors.values())}
@@ -193,14 +195,20 @@ def load_diary(path: Path) -> Diary:
 def _rebuilt(stored: _StoredDiary, directions: Tensor, ids: Tensor, flagged: Tensor, failed: Tensor) -> Diary:
     # cut the joined arrays into those of each snapshot
     distinct = _split(ids.numpy(), stored.id_counts)
-    look_ids = [distinct[index] for index in stored.look_ids]
-    sizes = [len(one) for one in look_ids]
-    columns = (look_ids, _split(flagged.numpy(), sizes), _split(failed.numpy(), sizes))
-    looks = [ModeSnapshot(*parts) for parts in zip(*columns, strict=True)]
+    snapshot_ids = [distinct[index] for index in stored.look_ids]
+    sizes = [len(one) for one in snapshot_ids]
+    columns = (snapshot_ids, _split(flagged.numpy(), sizes), _split(failed.numpy(), sizes))
+    snapshots = [ModeSnapshot(*parts) for parts in zip(*columns, strict=True)]
 
     def mode_of(entry: _StoredMode, direction: Tensor) -> Mode:
         copied = {name: getattr(entry, name) for name in _COPIED}
-        return Mode(**copied, direction=direction.numpy(), look=looks[entry.look], base=looks[entry.base])
+        return Mode(
+            **copied,
+            direction=direction.numpy(),
+            snapshot=snapshots[entry.look],
+            reference=snapshots[entry.base],
+            streak=entry.row,
+        )
 
     modes = tuple(mode_of(entry, direction) for entry, direction in zip(stored.modes, directions, strict=True))
     return Diary(modes, stored.analyses, stored.numbers, stored.encoder)

@@ -507,7 +507,7 @@ def test_time_budget__what_is_left_out_is_told():
         {entry.skipped for entry in report.classes} == {group.skipped for group in report.groups} == {SKIPPED_FOR_TIME}
     )
     assert report.notes == (
-        "The time budget left out 3 failure directions, 6 failure trees: those with the fewest failures.",
+        "Skipped to keep the time budget: 3 failure directions, 6 failure trees, those with the fewest failures.",
     )
     assert report.accuracy == grades.correct.double().mean().item()
     report = analyse(grades, x, time_budget=1e9, **options)
@@ -520,7 +520,7 @@ def test_sampled__counts_are_of_all_and_fits_of_the_sample():
     sampled = np.arange(450) % 3 != 1  # class 1 is not in it
     report = analyse(grades, x[sampled], features=x[sampled], sampled=sampled, permutations=49)
     assert [entry.examples for entry in report.classes] == [150, 150, 150]
-    assert [entry.skipped for entry in report.classes] == [None, "none of its examples was looked at", None]
+    assert [entry.skipped for entry in report.classes] == [None, "none of its examples was analysed", None]
     assert report.directions.out_of_fold.isnan()[~sampled].all()
     assert not report.directions.out_of_fold.isnan()[sampled].any()
     by_hand = analyse(take(grades, sampled), x[sampled], features=x[sampled], permutations=49)

@@ -15,7 +15,7 @@ from tests.analysis.test_analyse import planted, shuffled
 
 @pytest.fixture(scope="module")
 def judged():
-    """Two thirds are looked at; confidence is rounded, so that there are ties."""
+    """Two thirds are analysed; confidence is rounded to make ties."""
     grades, x = planted(600)
     confidence = torch.rand(600, generator=torch.Generator().manual_seed(1)).mul(20).round() / 20
     grades, sampled = replace(grades, confidence=confidence), np.arange(600) % 9 < 6
@@ -23,7 +23,7 @@ def judged():
 
 
 def examples(judged, k):
-    """(id, confidence, decision value) of those of a class that were looked at."""
+    """(id, confidence, decision value) of the analysed examples of a class."""
     grades, _, sampled, report = judged
     rows = np.flatnonzero(sampled & (grades.labels.numpy() == k))
     columns = (grades.ids, grades.confidence, report.directions.out_of_fold)

@@ -12,7 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lightning_failures.analysis.diary import IN_A_ROW, MOST, Diary, advance
+from lightning_failures.analysis.diary import IN_A_ROW, MAX_MODES, Diary, advance
 from lightning_failures.core.budget import SKIPPED_FOR_TIME
 from lightning_failures.data.grades import Grades
 from lightning_failures.data.held_out import HeldOutParts, HeldOutSplit
@@ -157,7 +157,7 @@ def test_advance__modes_that_change_places_keep_their_names():
     diary, rows = follow(*(nine(epoch, *modes, fails=range(50)) for epoch, modes in enumerate(both)))
     assert rows == [[("nine 1", status), ("nine 2", status)] for status in ["new"] * 2 + ["persisting"] * 3]
     assert [int(np.argmin(mode.direction)) for mode in diary.modes] == [0, 1]
-    assert [mode.look.size for mode in diary.modes] == [30, 30]
+    assert [mode.snapshot.size for mode in diary.modes] == [30, 30]
 
 
 def test_advance__modes_of_one_class_are_not_taken_for_those_of_another():
@@ -287,25 +287,25 @@ def test_advance__names_are_those_of_planted_modes_whatever_is_seen_when(analyse
             assert axis_of.setdefault(name, int(np.argmin(mode.direction))) == int(np.argmin(mode.direction))
         for mode in modes:
             assert (mode.status in ("missing", "cured")) == (mode.name not in seen)
-            assert mode.size == (seen[mode.name].look.size if mode.name in seen else 0) <= mode.examples == SIZE
+            assert mode.size == (seen[mode.name].snapshot.size if mode.name in seen else 0) <= mode.examples == SIZE
             assert mode.missed <= IN_A_ROW
             assert (mode.status == "cured") <= (mode.seen >= IN_A_ROW)
             assert (mode.status == "returned") <= (mode.name in cured)
             cured |= {mode.name} if mode.status == "cured" else set()
-        assert len(diary.modes) <= MOST
+        assert len(diary.modes) <= MAX_MODES
         whole = report.with_report(modes=modes)
         assert FailureReport.from_json(whole.to_json()).modes == modes
 
 
 def test_advance__keeps_no_more_than_so_many_modes_of_a_class():
     """The one that was cured first is forgotten first: when it comes back, it has a new name."""
-    diary, axes = Diary(), range(MOST + 4)
+    diary, axes = Diary(), range(MAX_MODES + 4)
     for epoch, axis in enumerate(np.repeat(axes, 2 * IN_A_ROW)):
         sights = [PlantedMode(int(axis), SOME)] if epoch % (2 * IN_A_ROW) < IN_A_ROW else []
         diary, _ = advance(diary, nine(epoch, *sights))
-        assert len(diary.modes) <= MOST
-    assert [mode.name for mode in diary.modes] == [f"nine {axis + 1}" for axis in axes[-MOST:]]
-    assert follow(nine(200, PlantedMode(0, SOME)), diary=diary)[1] == [[(f"nine {MOST + 5}", "new")]]
+        assert len(diary.modes) <= MAX_MODES
+    assert [mode.name for mode in diary.modes] == [f"nine {axis + 1}" for axis in axes[-MAX_MODES:]]
+    assert follow(nine(200, PlantedMode(0, SOME)), diary=diary)[1] == [[(f"nine {MAX_MODES + 5}", "new")]]
     assert follow(nine(200, PlantedMode(4, SOME)), diary=diary)[1] == [[("nine 5", "returned")]]
 
 

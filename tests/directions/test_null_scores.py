@@ -118,7 +118,7 @@ def test_analyse__nulls_for_want_of_time_are_noted(tested, monkeypatch):
     grades, x, _ = tested
     monkeypatch.setattr(nulls, "null_cv_scores", lambda *args, **options: None)  # what a deadline gives
     notes = analyse(grades, x, permutations=99, cv_permutations=5).notes
-    assert notes == ("The time budget left out 3 CV scores by chance: those with the fewest failures.",)
+    assert notes == ("Skipped to keep the time budget: 3 CV scores by chance, those with the fewest failures.",)
 
 
 def test_nulls__several_processes_come_to_those_of_one(graded):

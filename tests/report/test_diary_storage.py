@@ -52,7 +52,7 @@ def assert_same(one: Diary, other: Diary) -> None:
         for name, value in vars(mode).items():
             if name == "direction":
                 np.testing.assert_array_equal(value, its.direction)
-            elif name in ("look", "base"):
+            elif name in ("snapshot", "reference"):
                 for part, other_part in zip(vars(value).values(), vars(getattr(its, name)).values(), strict=True):
                     np.testing.assert_array_equal(part, other_part)
             else:
@@ -76,8 +76,11 @@ def test_save_diary__round_trip(tmp_path, diary):
         save_diary(one, path)
         read = load_diary(path)
         assert_same(read, one)
-        ids = [{id(look.ids) for mode in some.modes for look in (mode.look, mode.base)} for some in (one, read)]
-        assert len(ids[0]) == len(ids[1])  # what looks share they share again
+        distinct_ids = [
+            {id(snapshot.ids) for mode in some.modes for snapshot in (mode.snapshot, mode.reference)}
+            for some in (one, read)
+        ]
+        assert len(distinct_ids[0]) == len(distinct_ids[1])  # arrays that snapshots share are shared again
 
 
 def test_load_diary__damage_is_one_error(tmp_path, diary):
