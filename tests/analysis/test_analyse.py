@@ -1,4 +1,4 @@
-"""Planted truth through the whole analysis: what was put in comes out, and nothing else."""
+"""Planted failures through the whole analysis: it finds what was planted, and nothing else."""
 
 import importlib
 import json
@@ -39,7 +39,7 @@ LEAF_KEYS = {"rule", "size", "error_rate", "interval", "error_coverage", "import
 
 
 def planted(n=450, *, strength=4.0, seed=0, dim=DIM):
-    """Three classes fail at about 30 %: dogs where axis 5 is high, cats and owls at random."""
+    """Return three classes that fail at about 30 %: dogs where axis 5 is high, cats and owls at random."""
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(n, dim, generator=generator)
     labels = torch.arange(n) % 3
@@ -60,7 +60,7 @@ def shuffled(grades, seed=1):
 
 
 def words(axes=range(DIM)):
-    """A text space made by hand: caption a lies off the reference along axis a."""
+    """Return artificial captions: caption a differs from the reference along axis a."""
     reference = torch.full((DIM,), DIM**-0.5)
     texts = torch.stack([reference + 0.5 * torch.eye(DIM)[a] for a in axes])
     texts /= texts.norm(dim=1, keepdim=True)
@@ -73,7 +73,7 @@ def content(report):
 
 @pytest.fixture(scope="module")
 def full():
-    """Directions, trees and captions together."""
+    """An analysis with directions, trees and captions."""
     grades, x = planted(900)
     return grades, x, analyse(grades, x, features=x, captions=lambda k: words())
 
@@ -122,12 +122,12 @@ def test_analyse__best_leaf_splits_the_planted_axis(full):
     assert best.error_rate > 0.7
     assert dogs.aler > dogs.heldout_aler > dogs.base_error_rate
     assert report.trees["label", "dog"].split_features[0] == 5
-    # failed dogs are taken for owls, so the failures among what is called an owl lie along the same axis
+    # failed dogs are predicted as owls, so the failures among predicted owls lie along the same axis
     assert report.trees["prediction", "owl"].split_features[0] == 5
     assert [g.class_name for g in report.groups if g.grouping == "prediction" and g.pattern] == ["owl"]
 
 
-def test_analyse__no_pattern_where_none_is():
+def test_analyse__no_pattern_without_a_planted_one():
     """Each run may err at level 0.05, for classes and for groups: more than 3 times in 16 runs has a chance of 1 %."""
     claimed = {"classes": 0, "groups": 0}
     for seed in range(16):
@@ -200,8 +200,8 @@ def test_analyse__inputs_are_not_written_to():
     assert all(map(torch.equal, (x, grades.labels, grades.predictions), before))
 
 
-def test_analyse__groups_take_repeats_for_what_they_are():
-    """20 copies of each of 15 sources a class: random failures of whole sources look like a pattern, unless grouped."""
+def test_analyse__groups_account_for_repeats_of_a_source():
+    """20 copies of 15 sources per class: random failures of whole sources look like a pattern, unless grouped."""
     generator = torch.Generator().manual_seed(4)
     source = torch.arange(900) // 20
     labels = source % 3
@@ -226,7 +226,7 @@ def test_analyse__reference_standardises():
 
 
 def multilabel(n=300):
-    """Two conditions; the second, where present, is missed along axis 2."""
+    """Return two conditions; the second, where present, is missed along axis 2."""
     generator = torch.Generator().manual_seed(2)
     x = torch.randn(n, DIM, generator=generator)
     truth = torch.rand(n, 2, generator=generator) < 0.5
@@ -249,7 +249,7 @@ def test_analyse__multilabel_finds_the_condition():
     assert {g.class_name for g in report.groups if g.pattern and g.grouping == "label"} == {"mass"}
 
 
-def test_analyse__multilabel_takes_one_embedding_an_example_or_a_row():
+def test_analyse__multilabel_accepts_one_embedding_per_example_or_per_row():
     grades, x = multilabel(150)
     by_row = x.repeat_interleave(2, dim=0)
     assert content(analyse(grades, x, features=x, permutations=49)) == content(
@@ -265,7 +265,7 @@ def test_analyse__rows_that_do_not_match_are_refused(wrong):
         analyse(grades, **rows)
 
 
-def test_analyse__metadata_tells_what_the_failures_share_and_changes_nothing_else():
+def test_analyse__metadata_is_counted_and_changes_nothing_else():
     grades, x = planted(900)
     metadata = {"axis 5": (x[:, 5] > 0.6).tolist(), "noise": torch.arange(900) % 4}
     report, without = analyse(grades, x, metadata=metadata, permutations=199), analyse(grades, x, permutations=199)
@@ -282,7 +282,7 @@ def test_analyse__metadata_tells_what_the_failures_share_and_changes_nothing_els
     assert again.classes[1].enrichment[1].flagged == high.flagged
 
 
-def test_analyse__metadata_of_an_example_or_a_row():
+def test_analyse__metadata_per_example_or_per_row():
     grades, _ = multilabel(60)
     site = torch.arange(60) % 3
     report = analyse(grades, metadata={"site": site})
@@ -292,7 +292,7 @@ def test_analyse__metadata_of_an_example_or_a_row():
         analyse(grades, metadata={"site": site[1:]})
 
 
-# -- what is undefined ---------------------------------------------------------------------------------------
+# -- undefined values ---------------------------------------------------------------------------------------
 
 
 def test_analyse__grades_alone():
@@ -368,7 +368,7 @@ def test_captions__asked_only_for_classes_with_a_direction():
     assert sorted(asked) == [0, 1]
 
 
-def test_captions__patterns_first_where_only_some_classes_get_them():
+def test_captions__classes_with_a_pattern_come_first():
     grades, x = planted(450)
     asked = []
     analyse(grades, x, captions=asked.append, captioned_classes=1)
@@ -378,7 +378,7 @@ def test_captions__patterns_first_where_only_some_classes_get_them():
     assert asked == []
 
 
-def test_captions__as_many_as_asked_for():
+def test_captions__number_of_captions():
     grades, x = planted(240)
     report = analyse(grades, x, captions=lambda k: words(range(4, 7)), top_captions=2, top_examples=3, permutations=49)
     dog = report.classes[1]
@@ -420,7 +420,7 @@ def test_json__round_trip(full):
 
 
 def forms(x, folder):
-    """The same numbers as tensors and arrays of every kind."""
+    """Return the same numbers as tensors and arrays of every kind."""
     array = x.numpy()
     np.save(folder / "x.npy", array.astype(np.float16))
     read_only = array.copy()
@@ -439,7 +439,7 @@ def forms(x, folder):
 
 
 def close(a, b):
-    """Equal, but for the rounding of floats."""
+    """Return whether two values are equal except for the rounding of floats."""
     if isinstance(a, dict):
         return a.keys() == b.keys() and all(close(a[key], b[key]) for key in a)
     if isinstance(a, list):
@@ -449,7 +449,7 @@ def close(a, b):
 
 @pytest.fixture(scope="module")
 def exact():
-    """Numbers that every floating dtype holds exactly."""
+    """Numbers that every floating dtype represents exactly."""
     grades, x = planted(240)
     x = torch.where(x.abs() < 0.01, 0.0, x).bfloat16().float()
     assert torch.equal(x.half().float(), x)
@@ -473,13 +473,13 @@ def test_analyse__any_form_of_the_same_numbers_gives_the_same_report(exact, form
 
 
 @pytest.mark.slow
-def test_analyse__memory_is_that_of_a_class(monkeypatch):
-    """The inputs are neither copied nor widened as a whole: more classes take a fraction of what they bring."""
+def test_analyse__memory_is_bounded_by_one_class(monkeypatch):
+    """The inputs are neither copied nor widened as a whole: memory grows by a fraction of the added inputs."""
     for name in ("core.arrays", "directions.standardize"):
         module = importlib.import_module(f"lightning_failures.{name}")  # a face may have a function of this name
         monkeypatch.setattr(module, "_CELLS_AT_ONCE", 2**16)
     peaks, inputs = [], []
-    for classes in (1, 8, 16):  # the first loads and compiles what is needed
+    for classes in (1, 8, 16):  # the first run imports and compiles
         rng = np.random.default_rng(0)
         n = 100 * classes
         x = rng.standard_normal((n, 1024), dtype=np.float32).astype(np.float16)
@@ -499,7 +499,7 @@ def test_analyse__memory_is_that_of_a_class(monkeypatch):
 # -- budgets -------------------------------------------------------------------------------------------------
 
 
-def test_time_budget__what_is_left_out_is_told():
+def test_time_budget__notes_name_what_was_skipped():
     grades, x = planted()
     options = {"features": x, "captions": lambda k: words(), "permutations": 49}
     report = analyse(grades, x, time_budget=1e-9, **options)
@@ -515,7 +515,7 @@ def test_time_budget__what_is_left_out_is_told():
     assert report.notes == ()
 
 
-def test_sampled__counts_are_of_all_and_fits_of_the_sample():
+def test_sampled__counts_cover_all_rows_and_fits_the_sample():
     grades, x = planted()
     sampled = np.arange(450) % 3 != 1  # class 1 is not in it
     report = analyse(grades, x[sampled], features=x[sampled], sampled=sampled, permutations=49)

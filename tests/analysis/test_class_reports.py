@@ -1,4 +1,4 @@
-"""The numbers of a class against sorted lists and scikit-learn."""
+"""The numbers of a class report against sorted lists and scikit-learn."""
 
 from dataclasses import replace
 
@@ -14,7 +14,7 @@ from tests.analysis.test_analyse import planted, shuffled
 
 
 @pytest.fixture(scope="module")
-def judged():
+def analysed():
     """Two thirds are analysed; confidence is rounded to make ties."""
     grades, x = planted(600)
     confidence = torch.rand(600, generator=torch.Generator().manual_seed(1)).mul(20).round() / 20
@@ -22,39 +22,39 @@ def judged():
     return grades, x, sampled, analyse(grades, x[sampled], features=x[sampled], sampled=sampled, permutations=99)
 
 
-def examples(judged, k):
-    """(id, confidence, decision value) of the analysed examples of a class."""
-    grades, _, sampled, report = judged
+def examples(analysed, k):
+    """Return (id, confidence, decision value) of the analysed examples of a class."""
+    grades, _, sampled, report = analysed
     rows = np.flatnonzero(sampled & (grades.labels.numpy() == k))
     columns = (grades.ids, grades.confidence, report.directions.out_of_fold)
     return list(zip(*(column[rows].tolist() for column in columns), strict=True))
 
 
-def test_least_confident__of_all_that_were_looked_at_ties_by_id(judged):
-    for k, entry in enumerate(judged[-1].classes):
-        expected = sorted((confidence, i) for i, confidence, _ in examples(judged, k))[:8]
+def test_least_confident__among_analysed_examples_with_ties_by_id(analysed):
+    for k, entry in enumerate(analysed[-1].classes):
+        expected = sorted((confidence, i) for i, confidence, _ in examples(analysed, k))[:8]
         assert list(zip(entry.least_confident_values, entry.least_confident_ids, strict=True)) == expected
         assert len({confidence for confidence, _ in expected}) < 8
 
 
-def test_ends__values_in_the_order_of_the_ids(judged):
-    for k, entry in enumerate(judged[-1].classes):
-        value = {i: value for i, _, value in examples(judged, k)}
+def test_hardest_and_easiest__values_in_the_order_of_the_ids(analysed):
+    for k, entry in enumerate(analysed[-1].classes):
+        value = {i: value for i, _, value in examples(analysed, k)}
         assert list(entry.hardest_values) == sorted(value.values())[:8]
         assert list(entry.easiest_values) == sorted(value.values())[: -8 - 1 : -1]
         assert [value[i] for i in entry.hardest_ids] == list(entry.hardest_values)
         assert [value[i] for i in entry.easiest_ids] == list(entry.easiest_values)
 
 
-def test_least_confident__differ_from_the_hardest(judged):
-    """Here confidence is noise, so the two have little in common."""
-    dog = judged[-1].classes[1]
+def test_least_confident__differ_from_the_hardest(analysed):
+    """Confidence is noise here, so the two lists have little in common."""
+    dog = analysed[-1].classes[1]
     assert dog.pattern
     assert len(set(dog.least_confident_ids) & set(dog.hardest_ids)) < 4
 
 
-def test_looked_at__counts_the_sample_and_its_failures(judged):
-    grades, _, sampled, report = judged
+def test_looked_at__counts_the_sample_and_its_failures(analysed):
+    grades, _, sampled, report = analysed
     for k, entry in enumerate(report.classes):
         mine = grades.labels.numpy() == k
         assert entry.looked_at == (mine & sampled).sum() < entry.examples == mine.sum()
@@ -62,7 +62,7 @@ def test_looked_at__counts_the_sample_and_its_failures(judged):
         assert entry.flagged <= entry.looked_at
 
 
-def test_cards__grades_alone_tell_the_least_confident_only():
+def test_class_reports__grades_alone_give_only_the_least_confident():
     grades, _ = planted(90)
     entry = analyse(grades).classes[0]
     assert len(entry.least_confident_ids) == len(entry.least_confident_values) == 8
@@ -70,21 +70,21 @@ def test_cards__grades_alone_tell_the_least_confident_only():
     assert (entry.hardest_values, entry.nearest, entry.agreement, entry.cv_null_interval) == ((), (), None, None)
 
 
-def test_agreement__scikit_learns_kappa_of_flagged_and_leaf(judged):
-    report = judged[-1]
+def test_agreement__scikit_learns_kappa_of_flagged_and_leaf(analysed):
+    report = analysed[-1]
     for k, entry in enumerate(report.classes):
         tree = report.trees["label", entry.name]
         if tree.leaves[0].error_rate <= tree.base_error_rate:
             assert entry.agreement is None
             continue
         worst = set(tree.leaves[0].ids.tolist())
-        mine = examples(judged, k)
+        mine = examples(analysed, k)
         expected = cohen_kappa_score([value < 0 for *_, value in mine], [i in worst for i, *_ in mine])
         assert entry.agreement == pytest.approx(expected)
     assert report.classes[1].agreement > 0.3
 
 
-def test_agreement__nothing_where_a_lens_has_nothing():
+def test_agreement__none_if_a_method_found_nothing():
     x = np.repeat([0.0, 1.0], 50)[:, None]
     ids = np.arange(100)
     tree = fit_failure_tree(x, x[:, 0] > 0, ids=ids)
@@ -95,8 +95,8 @@ def test_agreement__nothing_where_a_lens_has_nothing():
     assert agreement(hard, ids, fit_failure_tree(0 * x, x[:, 0] > 0, ids=ids)) is None
 
 
-def test_cards__order_of_the_rows_does_not_matter(judged):
-    grades, x, sampled, report = judged
+def test_class_reports__order_of_the_rows_does_not_matter(analysed):
+    grades, x, sampled, report = analysed
     other, order = shuffled(grades)
     moved = sampled[order.numpy()]
     again = analyse(other, x[order][moved], features=x[order][moved], sampled=moved, permutations=99)

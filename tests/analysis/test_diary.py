@@ -1,4 +1,4 @@
-"""The failure diary on planted truths: what it calls a mode, when one is born, grows, goes and returns."""
+"""The failure diary on planted modes: matching, birth, growth, cure and return."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def nine(epoch: int, *modes: PlantedMode, fails=SOME, **options) -> FailureRepor
 
 
 def follow(*reports: FailureReport, diary: Diary | None = None):
-    """The diary at the end, and (name, status) of each mode at each analysis."""
+    """Return the final diary, and (name, status) of each mode at each analysis."""
     diary, rows = diary or Diary(), []
     for report in reports:
         diary, modes = advance(diary, report)
@@ -39,7 +39,7 @@ def follow(*reports: FailureReport, diary: Diary | None = None):
 
 
 def statuses(rows) -> list[str]:
-    """Of a diary with one mode at a time."""
+    """Return the statuses of a diary with one mode at a time."""
     return [status for row in rows for _, status in row]
 
 
@@ -56,7 +56,7 @@ def test_advance__a_mode_is_born_when_seen_three_times_in_a_row():
     assert (mode.since, mode.seen, mode.last) == (4, 4, 4)
 
 
-def test_advance__a_gap_starts_the_row_anew_before_birth():
+def test_advance__a_gap_before_birth_resets_the_streak():
     seen = (True, True, False, True, True, True)
     _, rows = follow(*(nine(epoch, *([RED] if see else [])) for epoch, see in enumerate(seen)))
     assert statuses(rows) == ["new", "new", "missing", "new", "new", "persisting"]
@@ -71,7 +71,7 @@ def test_advance__a_mode_is_cured_when_not_seen_three_times_in_a_row():
     assert (modes[0].missed, modes[0].size, modes[0].gained, modes[0].since, modes[0].left) == (3, 0, None, 0, 3)
 
 
-def test_advance__what_is_left_is_counted_among_shared_examples():
+def test_advance__left_failures_are_counted_among_shared_examples():
     diary, _ = follow(*(nine(epoch, RED) for epoch in range(3)))
     _, (mode,) = advance(diary, nine(3, fails=range(20, 60), ids=range(25, 85)))
     assert (mode.status, mode.left) == ("missing", 5)
@@ -81,13 +81,13 @@ def test_advance__what_is_left_is_counted_among_shared_examples():
     assert (mode.status, mode.left, mode.missed) == ("missing", None, 0)
 
 
-def test_advance__a_gap_of_two_is_no_cure():
+def test_advance__a_gap_of_two_does_not_cure():
     seen = (True, True, True, False, False, True, False, False, True)
     _, rows = follow(*(nine(epoch, *([RED] if see else [])) for epoch, see in enumerate(seen)))
     assert statuses(rows)[3:] == ["missing", "missing", "persisting", "missing", "missing", "persisting"]
 
 
-def test_advance__a_mode_that_was_never_born_is_forgotten_and_its_name_is_not_given_again():
+def test_advance__an_unborn_mode_is_dropped_and_its_name_is_not_reused():
     diary, rows = follow(nine(0, RED), *(nine(epoch) for epoch in range(1, 4)), nine(4, RED))
     assert rows == [[("nine 1", "new")], *[[("nine 1", "missing")]] * 3, [("nine 2", "new")]]
     assert [mode.name for mode in diary.modes] == ["nine 2"]
@@ -103,13 +103,13 @@ def test_advance__a_cured_mode_that_comes_back_keeps_its_name():
     assert {name for row in rows for name, _ in row} == {"nine 1", "nine 2"}
 
 
-def test_advance__a_mode_that_comes_back_for_a_moment_is_cured_again():
+def test_advance__a_mode_that_returns_briefly_is_cured_again():
     modes = [RED] * 3 + [None] * 3 + [RED] + [None] * 3
     _, rows = follow(*(nine(epoch, *([] if mode is None else [mode])) for epoch, mode in enumerate(modes)))
     assert statuses(rows)[3:] == ["missing", "missing", "cured", "returned", "missing", "missing", "cured"]
 
 
-def test_advance__what_nobody_looked_at_was_not_missed():
+def test_advance__a_class_that_was_not_analysed_is_not_a_miss():
     reports = [nine(epoch, RED) for epoch in range(3)]
     reports += [nine(epoch, skipped=SKIPPED_FOR_TIME) for epoch in range(3, 8)]
     _, rows = follow(*reports)
@@ -139,12 +139,12 @@ def test_advance__another_direction_is_another_mode():
     assert rows[3] == [("nine 1", "missing"), ("nine 2", "new")]
 
 
-def test_advance__the_opposite_direction_is_another_mode_though_members_are_the_same():
+def test_advance__the_opposite_direction_with_the_same_members_is_another_mode():
     _, rows = follow(nine(0, RED), nine(1, PlantedMode([-1], SOME)))
     assert rows[1] == [("nine 1", "missing"), ("nine 2", "new")]
 
 
-def test_advance__a_turned_direction_with_other_members_too():
+def test_advance__a_rotated_direction_with_other_members_is_another_mode():
     turned = [0.42, 0.9]
     same = PlantedMode(turned, SOME)
     other = PlantedMode(turned, range(50, 80))
@@ -160,7 +160,7 @@ def test_advance__modes_that_change_places_keep_their_names():
     assert [mode.snapshot.size for mode in diary.modes] == [30, 30]
 
 
-def test_advance__modes_of_one_class_are_not_taken_for_those_of_another():
+def test_advance__modes_of_different_classes_are_not_matched():
     _, rows = follow(
         planted_result(0, ("nine", SOME, [RED]), ("two", SOME, [])),
         planted_result(1, ("nine", SOME, []), ("two", SOME, [RED])),
@@ -168,12 +168,12 @@ def test_advance__modes_of_one_class_are_not_taken_for_those_of_another():
     assert rows == [[("nine 1", "new")], [("nine 1", "missing"), ("two 1", "new")]]
 
 
-def test_advance__names_differ_though_those_of_classes_do_not():
+def test_advance__names_differ_even_if_class_names_are_equal():
     _, rows = follow(planted_result(0, ("cat", SOME, [RED]), ("cat", SOME, [RED]), ("cat 1", SOME, [RED])))
     assert [name for name, _ in rows[0]] == ["cat 1", "cat 2", "cat 1 1"]
 
 
-def test_advance__the_caption_goes_with_the_first_direction_and_stays():
+def test_advance__the_caption_belongs_to_the_first_direction_and_stays():
     diary, modes = advance(Diary(), nine(0, RED, THICK, captions=True))
     assert [mode.caption for mode in modes] == ["a photo of a hard nine 0", None]
     diary, modes = advance(diary, nine(1, THICK, RED, captions=True))
@@ -192,14 +192,14 @@ def test_advance__only_shared_examples_are_compared():
     assert (mode.name, mode.shared, mode.gained, mode.lost, mode.cosine) == ("nine 1", None, 0, 0, 1.0)
 
 
-def test_advance__another_encoder_begins_anew_and_gives_new_names():
+def test_advance__another_encoder_restarts_with_new_names():
     diary, _ = follow(*(nine(epoch, RED) for epoch in range(3)))
     diary, rows = follow(*(nine(epoch, RED, encoder_fingerprint="other") for epoch in (3, 4)), diary=diary)
     assert rows == [[("nine 2", "new")], [("nine 2", "new")]]
 
 
-def test_advance__further_directions_of_a_discovery_part():
-    """They have values for the examples that they were fitted on alone."""
+def test_advance__additional_directions_of_a_discovery_part():
+    """They have values only for the examples that they were fitted on."""
     report = nine(0, RED, THICK, fails=range(50))
     held = torch.arange(SIZE) % 2 == 1
     table, directions = report.table, report.directions
@@ -221,7 +221,7 @@ def test_advance__further_directions_of_a_discovery_part():
     assert [(mode.name, mode.size, mode.examples) for mode in modes] == [("nine 1", 30, 100), ("nine 2", 15, 50)]
 
 
-def test_advance__changes_nothing_that_it_was_given():
+def test_advance__does_not_change_its_arguments():
     diary, _ = follow(*(nine(epoch, RED) for epoch in range(2)))
     one, two = advance(diary, nine(2, RED, THICK)), advance(diary, nine(2, RED, THICK))
     assert one[1] == two[1]
@@ -234,7 +234,7 @@ def test_advance__changes_nothing_that_it_was_given():
 @pytest.mark.parametrize(
     ("then", "now", "status"), [(20, 30, "growing"), (30, 20, "shrinking"), (20, 25, "persisting")]
 )
-def test_advance__growing_and_shrinking_in_the_flagged(then, now, status):
+def test_advance__growing_and_shrinking_of_the_flagged_slice(then, now, status):
     flagged = PlantedMode(0, range(40))
     reports = [nine(epoch, flagged, fails=range(then)) for epoch in range(3)] + [nine(3, flagged, fails=range(now))]
     diary, rows = follow(*reports)
@@ -242,22 +242,22 @@ def test_advance__growing_and_shrinking_in_the_flagged(then, now, status):
     _, (mode,) = advance(follow(*reports[:3])[0], reports[3])
     assert (mode.size, mode.gained, mode.lost) == (now, max(now - then, 0), max(then - now, 0))
     later = [nine(epoch, flagged, fails=range(now)) for epoch in range(4, 6)]
-    assert statuses(follow(*later, diary=diary)[1]) == ["persisting"] * 2  # a change is told once
+    assert statuses(follow(*later, diary=diary)[1]) == ["persisting"] * 2  # a change is reported once
 
 
-def test_advance__slow_growth_adds_up_until_it_is_told():
+def test_advance__slow_growth_adds_up_until_it_is_reported():
     reports = [nine(epoch, PlantedMode(0, range(60)), fails=range(20 + epoch)) for epoch in range(14)]
     assert statuses(follow(*reports)[1]) == ["new"] * 2 + (["persisting"] * 4 + ["growing"] + ["persisting"]) * 2
     assert sign_test(6, 0) <= CHANGE_LEVEL < sign_test(5, 0)
 
 
-def test_advance__a_turn_is_told_at_once():
+def test_advance__a_reversal_is_reported_at_once():
     fails = [50, 50, 50, 30, 20, 45]
     reports = [nine(epoch, PlantedMode(0, range(60)), fails=range(count)) for epoch, count in enumerate(fails)]
     assert statuses(follow(*reports)[1]) == ["new", "new", "persisting", "shrinking", "shrinking", "growing"]
 
 
-def test_advance__to_flag_more_is_not_to_grow():
+def test_advance__flagging_more_examples_is_not_growth():
     wide, narrow = PlantedMode(0, range(90)), PlantedMode(0, range(20))
     reports = [nine(epoch, narrow, fails=range(60)) for epoch in range(3)] + [nine(3, wide, fails=range(60))]
     _, (mode,) = advance(follow(*reports[:3])[0], reports[3])
@@ -273,17 +273,17 @@ ANALYSES = st.lists(st.tuples(st.permutations(range(4)), st.integers(0, 3), st.b
 
 @settings(max_examples=25, deadline=None)
 @given(ANALYSES)
-def test_advance__names_are_those_of_planted_modes_whatever_is_seen_when(analyses):
+def test_advance__names_follow_planted_modes_in_any_order_of_analyses(analyses):
     diary, axis_of, cured = Diary(), {}, set()
-    for epoch, (order, count, looked) in enumerate(analyses):
-        sights = [MODES[axis] for axis in order[:count]] if looked else []
-        report = nine(epoch, *sights, fails=range(80), skipped=None if looked else SKIPPED_FOR_TIME)
+    for epoch, (order, count, analysed_class) in enumerate(analyses):
+        planted = [MODES[axis] for axis in order[:count]] if analysed_class else []
+        report = nine(epoch, *planted, fails=range(80), skipped=None if analysed_class else SKIPPED_FOR_TIME)
         diary, modes = advance(diary, report)
         names = [mode.name for mode in modes]
         assert len(set(names)) == len(names)
         seen = {mode.name: mode for mode in diary.modes if mode.last == diary.analyses}
-        assert len(seen) == len(sights)
-        for name, mode in seen.items():  # one mode, one name, for ever
+        assert len(seen) == len(planted)
+        for name, mode in seen.items():  # one name per mode, forever
             assert axis_of.setdefault(name, int(np.argmin(mode.direction))) == int(np.argmin(mode.direction))
         for mode in modes:
             assert (mode.status in ("missing", "cured")) == (mode.name not in seen)
@@ -297,12 +297,12 @@ def test_advance__names_are_those_of_planted_modes_whatever_is_seen_when(analyse
         assert FailureReport.from_json(whole.to_json()).modes == modes
 
 
-def test_advance__keeps_no_more_than_so_many_modes_of_a_class():
-    """The one that was cured first is forgotten first: when it comes back, it has a new name."""
+def test_advance__keeps_a_maximum_number_of_modes_per_class():
+    """The mode that was cured first is dropped first: if it returns, it gets a new name."""
     diary, axes = Diary(), range(MAX_MODES + 4)
     for epoch, axis in enumerate(np.repeat(axes, 2 * IN_A_ROW)):
-        sights = [PlantedMode(int(axis), SOME)] if epoch % (2 * IN_A_ROW) < IN_A_ROW else []
-        diary, _ = advance(diary, nine(epoch, *sights))
+        planted = [PlantedMode(int(axis), SOME)] if epoch % (2 * IN_A_ROW) < IN_A_ROW else []
+        diary, _ = advance(diary, nine(epoch, *planted))
         assert len(diary.modes) <= MAX_MODES
     assert [mode.name for mode in diary.modes] == [f"nine {axis + 1}" for axis in axes[-MAX_MODES:]]
     assert follow(nine(200, PlantedMode(0, SOME)), diary=diary)[1] == [[(f"nine {MAX_MODES + 5}", "new")]]
@@ -310,7 +310,7 @@ def test_advance__keeps_no_more_than_so_many_modes_of_a_class():
 
 
 @pytest.mark.slow
-def test_benchmark__modes_keep_their_names_when_the_other_becomes_more_frequent(monkeypatch):
+def test_benchmark__modes_keep_their_names_when_their_frequencies_change(monkeypatch):
     """With fitted directions instead of planted ones."""
     monkeypatch.syspath_prepend(Path(__file__).parents[2] / "benchmarks")  # scripts
     from benchmarks.diary import change_of_order, followed
@@ -319,6 +319,6 @@ def test_benchmark__modes_keep_their_names_when_the_other_becomes_more_frequent(
     found = change_of_order(rng, trials=2)
     assert found["sightings"] >= 16
     assert found["kept"] >= 0.9 * found["sightings"]
-    told_of = followed(rng, np.linspace(0.9, 0.4, 8))
-    assert {mode.name for mode in told_of} == {"cat 1"}
-    assert "shrinking" in [mode.status for mode in told_of]
+    reports = followed(rng, np.linspace(0.9, 0.4, 8))
+    assert {mode.name for mode in reports} == {"cat 1"}
+    assert "shrinking" in [mode.status for mode in reports]

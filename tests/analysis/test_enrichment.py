@@ -85,7 +85,7 @@ def test_read_attribute__says_what_is_wrong(values, message):
 
 @settings(deadline=None, max_examples=50)
 @given(st.lists(st.tuples(st.integers(0, 4), st.booleans(), st.booleans(), st.integers(0, 3)), min_size=1, max_size=40))
-def test_enrichment__is_that_of_an_explicit_loop(rows):
+def test_enrichment__equals_an_explicit_loop(rows):
     code, failed, flagged, doubt = (np.array(column) for column in zip(*rows, strict=True))
     confidence = doubt / 4
     attribute = Attribute(code.astype(np.int64), tuple("abcde"))
@@ -127,7 +127,7 @@ def test_enrichment__repeats_of_a_source_count_once():
     assert np.ptp(naive[0].share_of_flagged_interval) < 0.6 * np.ptp(once[0].share_of_flagged_interval)
 
 
-def test_enrichment__one_source_says_little():
+def test_enrichment__one_source_gives_a_wide_interval():
     one = np.ones(50, dtype=bool)
     (row,) = enrichment({"a": Attribute(np.zeros(50, np.int64), ("x",))}, one, one, one, sources=np.zeros(50))
     assert row.share_of_flagged_interval == wilson_interval(1, 1)

@@ -1,4 +1,4 @@
-"""The table of examples: what is damaged is refused."""
+"""The table of examples: round trip and rejection of damaged files."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ COLUMN = torch.arange(2)
 TABLE = ExampleTable(COLUMN, COLUMN, COLUMN, torch.tensor([0.0, 1.0]), torch.tensor([math.nan, -0.5]), COLUMN, COLUMN, ("a", "b"))  # fmt: skip  # noqa: E501
 
 
-def test_load__what_was_saved(tmp_path):
+def test_load__reads_what_save_wrote(tmp_path):
     TABLE.save(tmp_path / "t")
     read = ExampleTable.load(tmp_path / "t")
     assert read.class_names == ("a", "b")
@@ -35,7 +35,7 @@ def test_load__what_was_saved(tmp_path):
         ("values", -math.inf),
     ],
 )
-def test_load__a_number_out_of_range_is_refused(tmp_path, column, number):
+def test_load__rejects_numbers_out_of_range(tmp_path, column, number):
     dataclasses.replace(TABLE, **{column: torch.tensor([0.5, number])}).save(tmp_path / "t")
     with pytest.raises(DataError, match="is not a valid table of examples"):
         ExampleTable.load(tmp_path / "t")

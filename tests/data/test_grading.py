@@ -22,7 +22,7 @@ X, Y = torch.zeros(4, 3, 8, 8), torch.tensor([0, 1, 2, 0])
 
 
 def scores(columns=COLUMNS, dtype=np.float64):
-    """(B, K) raw scores, infinite ones among them."""
+    """Generate (B, K) raw scores, some of them infinite."""
     return st.tuples(st.integers(1, 8), columns).flatmap(
         lambda shape: arrays(dtype, shape, elements=st.floats(allow_nan=False, width=8 * np.dtype(dtype).itemsize))
     )
@@ -49,7 +49,7 @@ def test_read_default_batch__sequences(batch):
 
 
 @pytest.mark.parametrize("batch", [X, (X,), "xy", {"z": X}, None, (["a"], ["b"])])
-def test_read_default_batch__what_it_cannot_read_is_none(batch):
+def test_read_default_batch__unreadable_fields_are_none(batch):
     record = read_default_batch(None, batch)
     assert record.images is None
     assert record.labels is None
@@ -60,7 +60,7 @@ def test_read_default_batch__what_it_cannot_read_is_none(batch):
 def test_read_default_batch__scores_of_the_step(key, scores):
     assert read_default_batch({key: scores}, (X, Y)).logits is scores
     assert read_default_batch({key: "text"}, (X, Y)).logits is None
-    assert read_default_batch(scores, (X, Y)).logits is None  # may as well be a loss for each example
+    assert read_default_batch(scores, (X, Y)).logits is None  # could be one loss per example
 
 
 @pytest.mark.parametrize("preds", [torch.tensor([0.0, 0.2, 0.8, 1.0]), torch.tensor([[0.9, 0.8], [0.1, 0.6]])])
@@ -89,7 +89,7 @@ def test_infer_task__by_shape(logits, labels, task):
     assert infer_task(logits, labels) == task
 
 
-def test_expand_class_names__two_for_each_condition():
+def test_expand_class_names__two_per_condition():
     assert expand_class_names(["edema", "mass"], "multilabel") == ("no edema", "edema", "no mass", "mass")
     assert expand_class_names(["ill"], "binary") == ("no ill", "ill")
     assert expand_class_names(["well", "ill"], "binary") == ("well", "ill")
@@ -117,12 +117,12 @@ def test_grade_batch__confidence_is_the_softmax(logits, data):
         data.draw(st.lists(st.integers(0, logits.shape[1] - 1), min_size=len(logits), max_size=len(logits)))
     )
     shifted = np.clip(logits, -50, 50).astype(np.float64)
-    grades = grade_batch(torch.from_numpy(shifted - 100), labels)  # below zero: no probabilities
+    grades = grade_batch(torch.from_numpy(shifted - 100), labels)  # negative, so not probabilities
     expected = np.exp(shifted) / np.exp(shifted).sum(1, keepdims=True)
     np.testing.assert_allclose(grades.confidence, expected[np.arange(len(labels)), labels], rtol=1e-5, atol=1e-30)
 
 
-def test_grade_batch__probabilities_are_taken_as_such():
+def test_grade_batch__probabilities_are_not_softmaxed_again():
     grades = grade_batch(torch.tensor([[0.7, 0.2, 0.1], [0.0, 0.0, 1.0]]), torch.tensor([1, 2]))
     assert grades.confidence.tolist() == pytest.approx([0.2, 1.0])
     raw = grade_batch(torch.tensor([[0.7, 0.2, 0.2]]), torch.tensor([1]))  # they do not sum to 1
@@ -166,7 +166,7 @@ def test_grade_batch__empty_batch():
 @pytest.mark.parametrize(
     "logits", [torch.eye(4), torch.tensor([0, 1, 2, 3]), torch.tensor([-1.0, 1.0, -1.0, 1.0])], ids=["K", "hard", "one"]
 )
-def test_grade_batch__unlabelled_examples_are_left_out(logits):
+def test_grade_batch__unlabelled_examples_are_skipped(logits):
     labels = torch.tensor([-100, 1, -100, 0])
     some, whole = grade_batch(logits, labels), grade_batch(logits, labels.clamp(min=0))
     assert some.position.tolist() == [1, 3]
@@ -210,7 +210,7 @@ def test_grade_batch__refused(logits, labels, options, message):
 
 @quickly
 @given(scores(columns=st.just(1)))
-def test_grade_batch__binary_cuts_at_half(logits):
+def test_grade_batch__binary_threshold_is_half(logits):
     logits = torch.from_numpy(np.where(np.abs(logits) < 1e-6, 1.0, logits))
     labels = torch.arange(len(logits)) % 2
     for form in (logits, logits[:, 0]):
@@ -221,7 +221,7 @@ def test_grade_batch__binary_cuts_at_half(logits):
         assert grade_batch(form, labels[:, None]).labels.tolist() == labels.tolist()
 
 
-def test_grade_batch__binary_batch_of_one_that_was_squeezed():
+def test_grade_batch__squeezed_binary_batch_of_one():
     grades = grade_batch(torch.tensor([[2.0]]).squeeze(), torch.tensor([1]))
     assert grades.predictions.tolist() == [1]
     assert grade_batch(torch.tensor([2.0]), torch.tensor(1)).labels.tolist() == [1]
@@ -240,7 +240,7 @@ def assembled(logits, labels, **options):
     )
 
 
-def test_grade_batch__multilabel_has_a_row_for_each_condition():
+def test_grade_batch__multilabel_has_one_row_per_condition():
     rows = grade_batch(torch.tensor([[2.0, -2.0], [2.0, 2.0]]), torch.tensor([[1, 1], [0, 1]]))
     assert rows.position.tolist() == [0, 0, 1, 1]
     assert rows.condition.tolist() == [0, 1, 0, 1]
@@ -249,7 +249,7 @@ def test_grade_batch__multilabel_has_a_row_for_each_condition():
     assert rows.confidence.tolist() == pytest.approx([0.881, 0.119, 0.119, 0.881], abs=1e-3)
 
 
-def test_assemble_grades__multilabel_takes_the_best_f1_of_each_condition():
+def test_assemble_grades__multilabel_uses_the_best_f1_of_each_condition():
     labels = torch.tensor([[0, 1], [0, 1], [1, 0], [1, 0]])
     logits = torch.tensor([[-4.0, 7.0], [-3.0, 8.0], [-2.0, 6.0], [-1.0, 5.0]])  # all on one side of 0.5
     grades = assembled(logits, labels)
@@ -260,7 +260,7 @@ def test_assemble_grades__multilabel_takes_the_best_f1_of_each_condition():
 
 @pytest.mark.parametrize("logit", [-40.0, -17.0, -2.2, -1e-3, 0.0, 0.3, 5.5, 17.0])
 def test_assemble_grades__equal_logits_are_predicted_alike(logit):
-    """The probability is stored as that of the truth; rounding must not tell the truth to the threshold."""
+    """Confidence is the probability of the truth; rounding must not leak the truth to the threshold."""
     labels = torch.stack([torch.arange(40) % 2, torch.arange(40) % 3 == 0], dim=1).long()
     grades = assembled(torch.full((40, 2), logit), labels)
     for condition in range(2):
@@ -301,7 +301,7 @@ def test_best_f1_threshold__equals_brute_force(examples):
 @given(
     arrays(np.float32, array_shapes(min_dims=1, max_dims=1, min_side=0, max_side=5), elements=st.floats(0, 1, width=32))
 )
-def test_best_f1_threshold__one_truth_only_is_no_ground_for_another(positive):
+def test_best_f1_threshold__half_if_all_labels_are_equal(positive):
     for truth in (0, 1):
         assert best_f1_threshold(torch.from_numpy(positive), torch.full((len(positive),), truth)) == 0.5
 

@@ -15,7 +15,7 @@ from lightning_failures.data.partition import SINGLE_PROCESS, Partition
 
 
 def graded(n: int = 600) -> Grades:
-    """Two of three classes are confused where the first feature is high."""
+    """Return three classes, two of which are confused where the first feature is high."""
     rng = np.random.default_rng(0)
     labels = torch.from_numpy(rng.integers(0, 3, n))
     predictions = torch.where((labels == 1) & (features(n)[:, 0] > 0.8), 2, labels)
@@ -27,7 +27,7 @@ def features(n: int = 600) -> torch.Tensor:
 
 
 def confused_with_wolf(grades: Grades) -> GroupAssignment:
-    """Dogs, and what is taken for a wolf among them."""
+    """Return one group: the dogs, some of which are predicted as wolves."""
     dogs = as_array(grades.labels) == 1
     return GroupAssignment(("dog or wolf",), np.where(dogs, 0, -1), np.array([1]))
 
@@ -49,7 +49,7 @@ def test_members__by_label_and_by_prediction():
     ).tolist()
 
 
-def test_members__rows_in_no_group_are_left_out():
+def test_members__rows_in_no_group_are_skipped():
     (group,) = members_of(graded(), PAIRS)
     assert group.name == "dog or wolf"
     assert (graded().labels[torch.from_numpy(group.rows)] == 1).all()

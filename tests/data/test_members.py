@@ -1,4 +1,4 @@
-"""Examples of each class, and the embeddings of the rows that are held."""
+"""Subsets of each class, and the embeddings of the rows that a process holds."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_by_id__orders_all_columns():
 
 
 @pytest.mark.parametrize("kind", [torch.Tensor, np.ndarray])
-def test_row_values__one_for_each_held_row(kind):
+def test_row_values__one_per_held_row(kind):
     values = torch.arange(6.0).reshape(3, 2)
     values = values if kind is torch.Tensor else values.numpy()
     held = np.array([True, False, True, False, True])
@@ -57,7 +57,7 @@ def test_row_values__one_for_each_held_row(kind):
     assert found.all().tolist() == [[0.0, 1.0], [2.0, 3.0], [4.0, 5.0]]
 
 
-def test_row_values__one_for_each_distinct_id_ascending():
+def test_row_values__one_per_distinct_id_ascending():
     repeated = Grades(torch.tensor([7, 3, 7]), LABELS[:3], PREDICTIONS[:3], torch.ones(3), NAMES)
     found = RowValues.of(torch.tensor([[3.0], [7.0]]), repeated, np.ones(3, dtype=bool), "embeddings")
     assert found.all().tolist() == [[7.0], [3.0], [7.0]]

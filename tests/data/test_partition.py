@@ -1,4 +1,4 @@
-"""Processes that share an analysis out come to the report that one of them comes to alone."""
+"""Several processes that share an analysis return the report of a single process."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.directions.test_additional import _classes, _subpopulations
 
 
 class Threads:
-    """Workers of the protocol, as threads."""
+    """Workers that run as threads."""
 
     def __init__(self, rank, world_size, barrier, box):
         self.rank, self.world_size = rank, world_size
@@ -34,7 +34,7 @@ class Threads:
 
 
 def together(size, work):
-    """What ``work(workers)`` gives in each of some processes."""
+    """Return the results of ``work(workers)`` in each of ``size`` processes."""
     barrier, box, results = threading.Barrier(size), [None] * size, [None] * size
 
     def run(number):
@@ -50,7 +50,7 @@ def together(size, work):
 
 @pytest.fixture(scope="module")
 def graded():
-    """Five classes of different sizes, one without examples; what fails is planted in three."""
+    """Five classes of different sizes, one without examples; failures are planted in three."""
     rng = np.random.default_rng(0)
     labels = np.repeat([0, 1, 2, 4], [150, 90, 60, 60])
     x = rng.normal(size=(len(labels), DIM)).astype(np.float32)
@@ -96,8 +96,8 @@ def same(found, alone):
 
 
 @pytest.mark.parametrize("size", [2, 7])
-def test_analyse__several_processes_come_to_the_report_of_one(graded, size):
-    """Seven are more than there are classes."""
+def test_analyse__several_processes_return_the_report_of_one(graded, size):
+    """Seven processes are more than there are classes."""
     grades, x = graded
     options = {"captions": lambda k: words(), "metadata": {"odd": (grades.ids % 2).numpy()}, "permutations": 99}
     alone = report_of(grades, x, **options)
@@ -116,7 +116,7 @@ def test_analyse__several_processes_with_parts_of_a_reference_and_a_sample(grade
         same(found, alone)
 
 
-def test_owners__every_class_has_one_and_sizes_are_even(graded):
+def test_owner_of_classes__one_per_class_with_even_sizes(graded):
     grades, _x = graded
     assert owner_of_classes(grades, 1).tolist() == [0] * 5
     owner = owner_of_classes(grades, 2)
@@ -126,8 +126,8 @@ def test_owners__every_class_has_one_and_sizes_are_even(graded):
     assert not owned_rows(grades, 0, 1, sampled=np.zeros(len(grades), dtype=bool)).any()
 
 
-def test_joined_directions__further_ones_too():
-    """Some classes have a second mode, others have none: their searches end at different places."""
+def test_join_directions__joins_additional_directions():
+    """Some classes have a second mode and others none, so the numbers of additional directions differ."""
     x, labels, correct, _ = _classes(_subpopulations, 6, shares=(0.2, 0.2))
     correct[labels == 5] = np.random.default_rng(0).random(250) < 0.7
     options = {"n_directions": 3, "permutations": 99, "reference": x}

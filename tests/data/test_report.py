@@ -1,16 +1,16 @@
+"""The JSON form of reports: round trip, unknown and missing keys."""
+
 import dataclasses
 import json
 import math
 
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lightning_failures.data.grades import Grades
 from lightning_failures.data.report import SCHEMA, ClassReport, FailureReport, GroupReport, LeafReport, ValueReport
 
-NUMBERS = st.floats()  # NaN and infinities too
+NUMBERS = st.floats()  # including NaN and infinities
 MAYBE = st.none() | NUMBERS
 TEXTS = st.text(max_size=12)
 LEAVES = st.builds(
@@ -72,7 +72,7 @@ REPORTS = st.builds(
 
 
 def values(data):
-    """All numbers and texts of nested JSON."""
+    """Yield all numbers and strings of nested JSON."""
     if isinstance(data, dict):
         data = list(data.values())
     return [leaf for item in data for leaf in values(item)] if isinstance(data, list) else [data]
@@ -132,10 +132,3 @@ def test_records__are_frozen():
     for record in (ClassReport("cat", 1), GroupReport("label", "cat", 1), FailureReport(1, None, ())):
         with pytest.raises(dataclasses.FrozenInstanceError):
             record.examples = 7
-
-
-def test_grades__right_and_wrong():
-    grades = Grades(torch.tensor([4, 7]), torch.tensor([0, 1]), torch.tensor([0, 0]), torch.ones(2), ("a", "b"))
-    assert grades.correct.tolist() == [True, False]
-    assert grades.failed.tolist() == [False, True]
-    assert len(grades) == 2

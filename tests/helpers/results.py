@@ -1,4 +1,4 @@
-"""Results of an analysis that a test makes up."""
+"""Artificial results of an analysis."""
 
 from __future__ import annotations
 
