@@ -139,7 +139,9 @@ class Batches:
         return 10
 
 
-@pytest.mark.parametrize("make", [list, tuple, torch.tensor, np.array, lambda r: r], ids=str)
+@pytest.mark.parametrize(
+    "make", [list, tuple, torch.tensor, np.array, lambda r: r], ids=["list", "tuple", "tensor", "array", "range"]
+)
 def test_batch_sampler__of_any_sequence(tmp_path, make):
     expected, failures = callback(), callback()
     trainer(tmp_path, expected).validate(OracleClassifier(), loader(), verbose=False)
