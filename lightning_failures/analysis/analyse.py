@@ -89,9 +89,9 @@ def analyse(
         cv_permutations: Number of permutations of correctness for the null distribution of CV scores, computed for 10
             classes: those with a pattern first, by ascending accuracy. Each permutation takes a fit; 20 take as long as
             the rest of the analysis. 0: no null scores.
-        time_budget: Time limit in seconds. No direction is started after half of it (four fifths without features), no
-            tree after four fifths, and no captions or null scores after all of it. Classes with the most failures come
-            first; the notes of the report say what was skipped. None: no limit.
+        time_budget: Time limit in seconds. No direction is started after half of it (four fifths if no other method
+            follows), no tree after four fifths, and no captions or null scores after all of it. Classes with the most
+            failures come first; the notes of the report say what was skipped. None: no limit.
         seed: The only source of randomness.
         device: Device for computing Gram matrices.
         workers: The processes that share the analysis. Each passes the same grades. Its ``embeddings`` have one row per
