@@ -268,7 +268,7 @@ def example_report() -> FailureReport:
     return FailureReport(
         83, 0.7, (found, ClassReport("dog", 3, skipped="2 failures")), (group,), (feature,), (mode,),
         summary={"cv_score_mean": 0.75}, interventions=(acted,), timings={"total": 0.5}, epoch=3, global_step=250,
-        stage="fit", notes=("a note",),
+        stage="fit", notes=("a note",), methods={"age": {"columns": {"mean age": [3.5, None]}}},
     )  # fmt: skip
 
 

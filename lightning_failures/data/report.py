@@ -315,7 +315,6 @@ class FailureReport(_Readable):
         accuracy: Share of the graded rows that are correct, in [0, 1].
         classes: Findings about each class, K records.
         groups: Failure trees.
-        methods: Sections of additional methods, by name; "columns" in a section are columns of the table of classes.
         features: Features that appear in rules and are shown in pictures.
         modes: The diary of failure modes.
         summary: Aggregates by the names in which they are logged, without the ``failures/`` prefix.
@@ -334,13 +333,13 @@ class FailureReport(_Readable):
         robust_encoder_fingerprint: Fingerprint of the encoder of trees.
         notes: Remarks about the analysis, such as what the time budget left out.
         schema: Version of the format.
+        methods: Sections of additional methods, by name; "columns" in a section are columns of the table of classes.
     """
 
     examples: int
     accuracy: float | None
     classes: tuple[ClassReport, ...]
     groups: tuple[GroupReport, ...] = ()
-    methods: dict[str, dict[str, Any]] = field(default_factory=dict)
     features: tuple[FeatureReport, ...] = ()
     modes: tuple[ModeReport, ...] = ()
     summary: dict[str, float] = field(default_factory=dict)
@@ -359,6 +358,7 @@ class FailureReport(_Readable):
     robust_encoder_fingerprint: str | None = None
     notes: tuple[str, ...] = ()
     schema: int = SCHEMA
+    methods: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def method_columns(self) -> dict[str, tuple[Any, ...]]:
         """Return the columns that additional methods add to the table of classes: K values by title.
