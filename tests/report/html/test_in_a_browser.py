@@ -224,7 +224,7 @@ def test_page__of_a_report_alone(visit, tmp_path):
     path.write_text(render(dataclasses.replace(RUN, report=report, history=(), table=None, gallery=None)), "utf-8")
     assert path.stat().st_size < 60_000  # without charts there is no library
     seen = visit(path)
-    assert "No examples were drawn" in seen.page.locator("#examples").inner_text()
+    assert "This analysis has no pictures" in seen.page.locator("#examples").inner_text()
     assert (seen.errors, seen.refused) == ([], [])
 
 
