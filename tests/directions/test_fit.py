@@ -256,7 +256,7 @@ def test_fit__takes_read_only_arrays():
     ("change", "error", "said"),
     [
         ({"embeddings": np.zeros(5)}, DataError, r"\(N, D\)"),
-        ({"embeddings": np.full((60, 3), np.nan)}, DataError, "not finite"),
+        ({"embeddings": np.full((60, 3), np.nan)}, DataError, "must be finite"),
         ({"labels": np.zeros(3, dtype=int)}, DataError, "labels must have shape"),
         ({"labels": np.full(60, -1)}, DataError, ">= 0"),
         ({"labels": np.full(60, 0.5)}, DataError, "integers"),

@@ -239,7 +239,7 @@ def test_fit__duplicated_rows():
     ("change", "error", "said"),
     [
         ({"features": np.zeros(50)}, DataError, r"\(N, D\)"),
-        ({"features": np.full((50, 2), np.inf)}, DataError, "not finite"),
+        ({"features": np.full((50, 2), np.inf)}, DataError, "must be finite"),
         ({"failed": [True]}, DataError, "failed"),
         ({"ids": np.zeros(50, dtype=int)}, DataError, "unique"),
         ({"feature_selection": "gini"}, ConfigurationError, "gini"),
