@@ -40,6 +40,7 @@ from numpy.typing import NDArray
 
 from lightning_failures.analysis.analyse import analyse
 from lightning_failures.analysis.diary import Diary, advance
+from lightning_failures.analysis.result import AnalysisResult
 from lightning_failures.bundled.digits import TINTS, ColouredDigits, ColouredDigitsDataModule, DigitClassifier
 from lightning_failures.data.example_table import ExampleTable
 from lightning_failures.data.grades import Grades
@@ -71,7 +72,7 @@ class Analyses(L.Callback):
     def __init__(self, data: ColouredDigits, embeddings: torch.Tensor) -> None:
         self.data, self.embeddings = data, embeddings
         self.images = torch.stack([data[i][0] for i in range(len(data))])
-        self.reports: list[FailureReport] = []
+        self.reports: list[AnalysisResult] = []
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Grade and analyse."""
@@ -128,14 +129,14 @@ def unusual_share(data: ColouredDigits, k: int, look: ModeSnapshot) -> float:
     return float((tints == list(TINTS).index(truth["unusual_tint"])).mean())
 
 
-def sightings(reports: list[FailureReport], k: int) -> list[Sighting | None]:
+def sightings(reports: list[AnalysisResult], k: int) -> list[Sighting | None]:
     """Return the modes that each report detects in class k."""
     found: list[Sighting | None] = []
     for report in reports:
         directions, table = report.directions, report.table
         assert directions is not None
         assert table is not None
-        if not report.classes[k].pattern:
+        if not report.report.classes[k].pattern:
             found.append(None)
             continue
         weight = directions.weight[directions.row(k)].numpy()
@@ -247,13 +248,13 @@ def names_kept(analyses: Analyses) -> tuple[int, int, Counter[str]]:
     return kept, total, statuses
 
 
-def _at(report: FailureReport, epoch: int) -> FailureReport:
-    return FailureReport(**{**vars(report), "epoch": epoch})
+def _at(result: AnalysisResult, epoch: int) -> AnalysisResult:
+    return result.with_report(epoch=epoch)
 
 
 def analysed(
     x: Floats, rates: NDArray[np.float64], rng: np.random.Generator, epoch: int, directions: int
-) -> FailureReport:
+) -> AnalysisResult:
     """Return the analysis of newly drawn failures of one class."""
     failed = torch.from_numpy(rng.random(len(x)) < rates)
     rows = torch.arange(len(x))
@@ -334,24 +335,23 @@ def seconds_of_an_advance(classes: int = 1000, dim: int = 512, n: int = 50_000) 
             accuracy=None,
             classes=tuple(ClassReport(name, n // classes, pattern=True) for name in names),
             epoch=epoch,
-            directions=FailureDirections(
-                classes=torch.arange(classes),
-                weight=weight,
-                bias=nothing.float(),
-                cv_score=nothing,
-                cv_score_stderr=nothing,
-                c=nothing,
-                p_value=nothing,
-                mean=torch.zeros(dim),
-                std=torch.ones(dim),
-                out_of_fold=values,
-            ),
-            table=ExampleTable.of(
-                Grades(torch.arange(n), labels, (labels + failed) % classes, torch.ones(n), names), values, {}
-            ),
         )
+        directions = FailureDirections(
+            classes=torch.arange(classes),
+            weight=weight,
+            bias=nothing.float(),
+            cv_score=nothing,
+            cv_score_stderr=nothing,
+            c=nothing,
+            p_value=nothing,
+            mean=torch.zeros(dim),
+            std=torch.ones(dim),
+            out_of_fold=values,
+        )
+        grades = Grades(torch.arange(n), labels, (labels + failed) % classes, torch.ones(n), names)
+        result = AnalysisResult(report, directions, table=ExampleTable.of(grades, values, {}))
         start = time.process_time()  # others may use the machine
-        diary, modes = advance(diary, report)
+        diary, modes = advance(diary, result)
         times.append(time.process_time() - start)
         assert len(modes) == classes
     return float(np.median(times[3:]))

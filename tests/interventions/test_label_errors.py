@@ -161,7 +161,7 @@ def test_suspect_labels__wrong_arguments():
         suspect_labels(x, [0, 1], [0, 1, 2])
     with pytest.raises(DataError, match="not names"):
         suspect_labels(x, ["a", "b", "c"], [0, 1, 2])
-    with pytest.raises(DataError, match="not finite"):
+    with pytest.raises(DataError, match="must be finite"):
         suspect_labels(x * np.nan, [0, 1, 2], [0, 1, 2])
 
 
