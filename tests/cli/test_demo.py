@@ -56,7 +56,7 @@ def test_demo__table_report_and_truth(tmp_path, capsys):
         if row["attribute"] == "tint"
     ]
     assert sum(enriched) >= 4
-    assert re.search(r"tint = \w+ is [01]\.\d\d", shown)
+    assert re.search(r"tint = \w+: [01]\.\d\d", shown)
     assert list((tmp_path / "out").rglob("images/classes-*.png"))
     assert list((tmp_path / "out").rglob("events.out.tfevents.*"))
     assert main(["report", str(tmp_path / "out"), "--output", str(tmp_path / "again.html")]) == 0
