@@ -77,7 +77,7 @@ def test_encoder__the_default_may_be_missing(tmp_path):
     options = {name: value for name, value in options_of(callback()).items() if name != "encoder"}
     made = context(tmp_path)
     made.callback = FailureModes(**group_options(options))
-    assert "no failure directions" in only(check_encoder(made), "warning").message
+    assert "would only be graded" in only(check_encoder(made), "warning").message
 
 
 def test_robust_encoder__features_must_be_means_of_maps(tmp_path):
