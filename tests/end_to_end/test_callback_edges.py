@@ -45,11 +45,11 @@ def test_observer__keeps_nothing_after_the_step(tmp_path, module):
 
     held: list[int] = []
 
-    class ModeSnapshot(Callback):
+    class Watch(Callback):
         def on_train_batch_end(self, *args):
-            held.append(len(failures._observer._own) + len(failures._observer._children))
+            held.append(len(failures._batch_grader._observer._own) + len(failures._batch_grader._observer._children))
 
-    trainer(tmp_path, failures, ModeSnapshot(), max_epochs=2).fit(module(), loader(), loader())
+    trainer(tmp_path, failures, Watch(), max_epochs=2).fit(module(), loader(), loader())
     assert set(held) == {0}
 
 
