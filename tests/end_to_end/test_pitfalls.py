@@ -184,7 +184,7 @@ class Elsewhere(Logger):
 def test_logger__an_unknown_one_costs_one_warning_and_the_files_are_there(tmp_path):
     logger = Elsewhere()
     failures = callback(pictures=False)
-    with pytest.warns(UserWarning, match="knows no way to show pictures in a Elsewhere") as caught:
+    with pytest.warns(UserWarning, match="has no writer for Elsewhere") as caught:
         trainer(tmp_path, failures, logger=logger, max_epochs=3).fit(OracleClassifier(), loader(), loader())
     assert sum("Elsewhere" in str(one.message) for one in caught) == 1
     assert "failures/cv_score_mean" in logger.keys
@@ -454,7 +454,7 @@ class NeverTheSame(Images):
 @pytest.mark.skipif(not Path("/proc/self/maps").is_file(), reason="looks at what is mapped")
 def test_disk__images_that_always_change_take_no_more_than_the_limit(tmp_path, monkeypatch):
     """A shard that is evicted but still mapped keeps its disk space."""
-    from lightning_failures import callback as module
+    from lightning_failures.trainer import open_encoders as module
 
     folder, held = tmp_path / "cache", []
 
