@@ -64,7 +64,8 @@ class LoaderAnalysis:
         index: Its number.
         grades: All graded rows.
         split: (N,) part of each row; None without interventions.
-        sampled: (N,) bool, the rows that directions and trees were fitted on.
+        analysed: The M rows that were analysed: the discovery part, or without interventions all.
+        sampled: (M,) bool, those of them that directions and trees were fitted on.
         evaluation: The evaluation pass over the loader.
         discovery: The examples that the directions were fitted on; on the first process, while interventions are on.
         in_time: Whether the analysis ended before its deadline.
@@ -75,6 +76,7 @@ class LoaderAnalysis:
     index: int
     grades: Grades
     split: Tensor | None
+    analysed: Grades
     sampled: NDArray[np.bool_]
     evaluation: EvaluationPass
     discovery: Discovery | None
@@ -161,10 +163,12 @@ class AnalysisRunner:
         start = time.perf_counter()
         grades = grader.grades()
         split = part_of(grades, seed=self.seed, decision=decision) if interventions else None
-        fitted = grades if split is None else take_grades(grades, split == Part.DISCOVERY)
         sampled = evaluation.embeddings.sampled_rows(grades)
-        seen = sampled if split is None else sampled[(split == Part.DISCOVERY).numpy()]
-        result = self._fit(trainer, fitted, seen, evaluation, ranks, deadline)
+        analysed, analysed_sampled = grades, sampled
+        if split is not None:
+            found = split == Part.DISCOVERY
+            analysed, analysed_sampled = take_grades(grades, found), sampled[found.numpy()]
+        result = self._fit(trainer, analysed, analysed_sampled, evaluation, ranks, deadline)
 
         # the held-out parts are judged by the first process, which broadcasts them with the result
         discovery: Discovery | None = None
@@ -191,7 +195,9 @@ class AnalysisRunner:
         )
         # the result of the first process: decisions must not differ where machines round differently
         result, in_time = ranks.broadcast((result, deadline is None or not deadline.passed))
-        return LoaderAnalysis(result, loader, index, grades, split, sampled, evaluation, discovery, in_time)
+        return LoaderAnalysis(
+            result, loader, index, grades, split, analysed, analysed_sampled, evaluation, discovery, in_time
+        )
 
     def publish(
         self, trainer: Trainer, analysis: LoaderAnalysis, ranks: Communicator, *, folder: Path
@@ -203,11 +209,8 @@ class AnalysisRunner:
         modes = ranks.run_all(lambda: keep_diary(result, folder, warn=self.say_once) if ranks.is_first else ())
         result = result.with_report(modes=ranks.broadcast(modes))
         ranks.run_all(lambda: self._write(trainer, result, folder) if ranks.is_first else None)
-        fitted, seen = analysis.grades, analysis.sampled
-        if split is not None:
-            fitted, seen = take_grades(fitted, split == Part.DISCOVERY), seen[(split == Part.DISCOVERY).numpy()]
         self._undrawn[analysis.index] = AnalysisSnapshot(
-            result, analysis.loader, fitted, seen, analysis.evaluation, folder
+            result, analysis.loader, analysis.analysed, analysis.sampled, analysis.evaluation, folder
         )
         return result
 
