@@ -8,6 +8,7 @@ Files, each importing only from those above it::
     safetensors_io  Safetensors files whose every byte is verified
     hashing         A hash of integers that is the same on every machine and in every version
     rng             Restore random number generators after a block, also after an exception
+    eval_mode       Put a module into eval mode for a block, and restore the mode of every submodule
     serialization   Convert frozen records to JSON values and back, checked against type hints
     text            Make texts and numbers fit for display
     threads         Thread limits of the linear algebra libraries

@@ -25,7 +25,7 @@ from lightning_failures.errors import ConfigurationError
 from lightning_failures.trainer.batch_grader import BatchGrader
 from lightning_failures.trainer.batch_reader import BatchReader
 from lightning_failures.trainer.grader import Grader
-from lightning_failures.trainer.index_recorder import IndexRecorderHook, dataset_of, evaluation_loaders
+from lightning_failures.trainer.index_recorder import IndexRecorderHook, dataset_length, dataset_of, evaluation_loaders
 from lightning_failures.trainer.logits_hook import LogitsObserver
 from lightning_failures.trainer.options import OPTIONS, group_options
 from lightning_failures.trainer.ranks import Communicator
@@ -62,10 +62,7 @@ class LoaderNotes:
     @property
     def size(self) -> int:
         """Number of examples of the dataset; 0 if it has no length."""
-        try:
-            return len(self.dataset)
-        except (TypeError, NotImplementedError):
-            return 0
+        return dataset_length(self.dataset) or 0
 
     @property
     def images(self) -> Tensor | None:

@@ -79,7 +79,8 @@ class CachedEncoder:
         Raises:
             CacheError: A key has no embedding.
         """
-        return self.store.get(keys)
+        # a store that holds nothing does not know the length of its embeddings
+        return self.store.get(keys) if len(keys) else torch.empty(0, self.encoder.dim)
 
 
 def _text_keys(texts: Sequence[str]) -> Tensor:

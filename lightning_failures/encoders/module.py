@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
+from lightning_failures.core.eval_mode import eval_mode
 from lightning_failures.encoders.frozen import (
     as_device,
     fingerprint,
@@ -172,7 +173,7 @@ class ModuleEncoder:
         ...     torch.autograd.grad(features(x)[0, 1], x)[0].shape
         torch.Size([1, 1, 8, 8])
         """
-        with open_to_gradients(self.device), self._eval_mode():
+        with open_to_gradients(self.device), eval_mode(self._module):
             yield lambda seen: self._pool(self._run(self.preprocessing.normalize(seen))).float()
 
     def _pool(self, output: Tensor) -> Tensor:
@@ -180,7 +181,7 @@ class ModuleEncoder:
 
     def _encode(self, images: Tensor, reduce: Callable[[Tensor], Tensor]) -> Tensor:
         images = check_unit_images(images)
-        with frozen_inference(self.device), self._eval_mode():
+        with frozen_inference(self.device), eval_mode(self._module):
             return in_chunks(
                 lambda chunk: reduce(self._run(self.preprocessing(chunk.to(self.device)))), images, self.batch_size
             )
@@ -211,7 +212,7 @@ class ModuleEncoder:
         failure: Exception | None = None
         for height, width in [size] if size else [(64, 64), (32, 32), (28, 28), (224, 224)]:
             try:
-                with isolated_build(), frozen_inference(self.device), self._eval_mode():
+                with isolated_build(), frozen_inference(self.device), eval_mode(self._module):
                     gray = torch.full((1, channels, height, width), 0.5, device=self.device)
                     return self._run(self.preprocessing(gray))
             except EncoderError:
@@ -233,17 +234,6 @@ class ModuleEncoder:
             layer=self.layer,
             preprocessing=dataclasses.asdict(self.preprocessing),
         )
-
-    @contextlib.contextmanager
-    def _eval_mode(self) -> Iterator[None]:
-        """Put the module into eval mode for the block; afterwards each submodule has its former mode."""
-        training = [module for module in self._module.modules() if module.training]
-        self._module.eval()
-        try:
-            yield
-        finally:
-            for module in training:
-                module.training = True
 
 
 def _frozen_copy(module: nn.Module, device: str | torch.device | None) -> nn.Module:

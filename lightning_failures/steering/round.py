@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Trainer
 from numpy.typing import NDArray
 from torch import Tensor
 
+from lightning_failures.core.eval_mode import eval_mode
 from lightning_failures.core.hashing import stable_hash
 from lightning_failures.data.grading import grade_batch
 from lightning_failures.directions.result import FailureDirections
@@ -184,7 +184,7 @@ class TrainingRound(Round):
         """Return predictions (n,) int64 and confidence in the label (n,) float32 by the model in its current state."""
         module = self.trainer.lightning_module
         predictions, confidence = [torch.empty(0, dtype=torch.int64)], [torch.empty(0)]
-        with _evaluating(module):
+        with eval_mode(module):
             for record in view.batches(ids.tolist()) if len(ids) else ():
                 images = None if record.images is None else record.images.to(module.device)
                 assert record.labels is not None  # the view has checked them
@@ -270,15 +270,3 @@ class TrainingRound(Round):
                     "neighbours_agreeing": int(found.agreeing[k]),
                 }
         return evidence
-
-
-@contextmanager
-def _evaluating(module: LightningModule) -> Iterator[None]:
-    """Set evaluation mode, and restore the mode of every submodule at the end."""
-    was_training = {one: one.training for one in module.modules()}
-    module.eval()
-    try:
-        yield
-    finally:
-        for one, training in was_training.items():
-            one.training = training

@@ -373,8 +373,7 @@ class AnalysisRunner:
         if not self._reference_keys or bool(cached.store.missing(self._reference_keys[0]).any()):
             self._reference_keys[:] = [self._embed_reference(cached, sample, ranks)]
         (keys,) = self._reference_keys
-        rows = cached.look_up(keys) if len(keys) else torch.empty(0, cached.encoder.dim)
-        return rows, f"train ({len(sample.ids)} of {sample.total} examples)"
+        return cached.look_up(keys), f"train ({len(sample.ids)} of {sample.total} examples)"
 
     def _embed_reference(self, cached: CachedEncoder, sample: TrainingSample, ranks: Communicator) -> Tensor:
         """Embed this rank's part of a sample of the training set, and return its cache keys (n, 2).

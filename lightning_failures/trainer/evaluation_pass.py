@@ -120,7 +120,7 @@ class EmbeddingPass:
         order = ids.argsort(stable=True)  # dataset order, which often groups by class, whatever the loader's order
         ids, keys = ids[order], keys[order]
         self._ranks.run_all(lambda: cached.store.flush(order=keys))
-        return exchange_by_id(self._ranks, ids, lambda rows: _look_up(cached, keys[rows]), wanted)
+        return exchange_by_id(self._ranks, ids, lambda rows: cached.look_up(keys[rows]), wanted)
 
     def embeddings_on_first(self, cached: CachedEncoder | None, ids: Tensor) -> Tensor | None:
         """Return the embeddings (u, D) of the distinct ids, ascending, on rank 0; None elsewhere. Collective."""
@@ -188,7 +188,3 @@ class EvaluationPass:
             cached_encoders=cached_encoders, ranks=ranks, budget=budget, gathers_all=gathers_all, seed=options.seed
         )
         return cls(grader, embeddings)
-
-
-def _look_up(cached: CachedEncoder, keys: Tensor) -> Tensor:
-    return cached.look_up(keys) if len(keys) else torch.empty(0, cached.encoder.dim)

@@ -16,7 +16,7 @@ from lightning_failures.analysis.metrics import GradesMetric
 from lightning_failures.data.grades import Grades
 from lightning_failures.data.grading import Task, assemble_grades, expand_class_names, grade_batch, infer_task
 from lightning_failures.errors import ConfigurationError, DataError
-from lightning_failures.trainer.index_recorder import dataset_attribute
+from lightning_failures.trainer.index_recorder import dataset_attribute, dataset_length
 from lightning_failures.trainer.ranks import Communicator
 
 
@@ -55,7 +55,7 @@ class Grader:
         self._score_range = (math.inf, -math.inf)
         self._names = unique_class_names(class_names if self.named else dataset_attribute(dataset, "classes"))
         self._ranks = ranks
-        self._expected = _length(dataset)
+        self._expected = dataset_length(dataset)
         self._groups = None if groups_from is None else _group_of_each_example(dataset, groups_from)
         self._attributes = {name: _attribute_of_each_example(dataset, name) for name in metadata}
         self._metric = GradesMetric(process_group=ranks.group)
@@ -234,7 +234,7 @@ def _group_of_each_example(dataset: Any, attribute: str) -> Tensor | None:
     groups = dataset_attribute(dataset, attribute)
     if groups is None:
         return None
-    values, length = np.asarray(groups), _length(dataset)
+    values, length = np.asarray(groups), dataset_length(dataset)
     if values.ndim != 1 or values.dtype == object or length not in (None, len(values)):
         raise ConfigurationError(
             f"DataOptions(groups_from={attribute!r}): this attribute of {type(dataset).__name__} must hold an integer"
@@ -247,7 +247,7 @@ def _group_of_each_example(dataset: Any, attribute: str) -> Tensor | None:
 
 def _attribute_of_each_example(dataset: Any, name: str) -> Attribute:
     """Return the values of one metadata attribute for all examples of a dataset."""
-    values, length = dataset_attribute(dataset, name), _length(dataset)
+    values, length = dataset_attribute(dataset, name), dataset_length(dataset)
     if values is None:
         problem = "is not there"
     else:
@@ -263,10 +263,3 @@ def _attribute_of_each_example(dataset: Any, name: str) -> Attribute:
         f"DataOptions(metadata=...): the attribute {name!r} of {type(dataset).__name__} {problem}. It must hold an"
         " integer, a string or a boolean for each example, None where it is not known."
     )
-
-
-def _length(dataset: Any) -> int | None:
-    try:
-        return len(dataset)
-    except (TypeError, NotImplementedError):
-        return None

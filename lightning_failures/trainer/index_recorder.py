@@ -170,6 +170,14 @@ def missing_ids_error(loader: object) -> ConfigurationError:
     )
 
 
+def dataset_length(dataset: Any) -> int | None:
+    """Return the number of examples of a dataset; None if it has no length."""
+    try:
+        return len(dataset)
+    except (TypeError, NotImplementedError):
+        return None
+
+
 def dataset_attribute(dataset: Any, name: str) -> Any:
     """Return an attribute of a dataset, also through wrappers such as ``Subset``; None if no dataset has it.
 

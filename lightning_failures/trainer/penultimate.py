@@ -17,6 +17,7 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from lightning_failures.core.eval_mode import eval_mode
 from lightning_failures.core.rng import isolated_rng
 from lightning_failures.data.grades import BatchRecord
 from lightning_failures.errors import ConfigurationError, did_you_mean
@@ -248,7 +249,7 @@ def penultimate_features(
         )
     observer = PenultimateObserver(head)
     all_ids, all_features = [], []
-    with isolated_rng(), torch.no_grad(), _eval_mode(module), _observing(observer, module):
+    with isolated_rng(), torch.no_grad(), eval_mode(module), _observing(observer, module):
         for ids, images in batches:
             observer.begin()
             with nullcontext() if trainer is None else trainer.precision_plugin.val_step_context():
@@ -278,18 +279,6 @@ def with_ids(ids: Sequence[int], records: Iterable[BatchRecord]) -> Iterator[tup
         stop = start + len(record.images)
         yield torch.tensor(ids[start:stop]), record.images
         start = stop
-
-
-@contextmanager
-def _eval_mode(module: nn.Module) -> Iterator[None]:
-    """Put a module into eval mode and give every submodule its own mode back."""
-    training = [(child, child.training) for child in module.modules()]
-    module.eval()
-    try:
-        yield
-    finally:
-        for child, mode in training:
-            child.training = mode
 
 
 @contextmanager

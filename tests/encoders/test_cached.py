@@ -49,6 +49,11 @@ def test_encode_texts__shares_a_store_with_images(tmp_path):
     assert torch.equal(cached.encode_texts(TEXTS), texts)
 
 
+def test_look_up__no_keys_in_an_empty_store():
+    rows = CachedEncoder(Reader(), EmbeddingCache()).look_up(torch.empty(0, 2, dtype=torch.int64))
+    assert rows.shape == (0, Reader().dim)
+
+
 def test_encode_texts__of_an_encoder_without_texts(tmp_path):
     with pytest.raises(EncoderError, match="has no text tower"):
         CachedEncoder(ColourEncoder(), EmbeddingCache(tmp_path)).encode_texts(("a cat",))

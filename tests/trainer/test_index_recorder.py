@@ -10,6 +10,7 @@ from lightning_failures.trainer.index_recorder import (
     IndexRecorder,
     IndexRecorderHook,
     dataset_attribute,
+    dataset_length,
     dataset_of,
     evaluation_loaders,
 )
@@ -219,6 +220,16 @@ def test_dataset_of__any_loader():
     data = Numbers()
     assert dataset_of(DataLoader(data)) is data
     assert dataset_of([1, 2]) is None
+
+
+def test_dataset_length():
+    class Endless(torch.utils.data.IterableDataset):
+        def __iter__(self):
+            return iter(())
+
+    assert dataset_length([3, 4]) == 2
+    assert dataset_length(Endless()) is None
+    assert dataset_length(None) is None
 
 
 def test_dataset_attribute__through_subsets():
