@@ -18,15 +18,14 @@ from lightning_failures.errors import GeneratorError
 from lightning_failures.interventions import AddSynthetic
 from lightning_failures.interventions.synthesis.ledger import purge
 from tests.end_to_end.test_interventions import steered
-from tests.helpers.toy import NORMALIZE, ColourEncoder, Images, OracleClassifier, loader, trainer
+from tests.helpers.generated import Counts, draw, from_pil
+from tests.helpers.toy import ColourEncoder, Images, loader, trainer
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*does not have many workers.*"),
     pytest.mark.filterwarnings("ignore:.*number of training batches .* is smaller than the logging interval.*"),
     pytest.mark.filterwarnings("ignore:The dirpath has changed"),
 ]
-
-MARK = 1.0  # of one pixel: only generated images have it
 
 
 class Speaks(ColourEncoder):
@@ -38,35 +37,6 @@ class Speaks(ColourEncoder):
     def encode_texts(self, texts):
         rows = [torch.randn(self.dim, generator=torch.Generator().manual_seed(sum(map(ord, text)))) for text in texts]
         return F.normalize(torch.stack(rows), dim=1)
-
-
-def draw(prompts, seeds):
-    """Return dark noise, which resembles the images that fail."""
-    rows = [torch.rand(3, 8, 8, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
-    images = 0.2 + 0.3 * torch.stack(rows)
-    images[:, 2, 7, 7] = MARK
-    return images
-
-
-def from_pil(image):
-    pixels = torch.tensor(list(image.tobytes()), dtype=torch.float32).reshape(8, 8, 3).permute(2, 0, 1) / 255
-    return NORMALIZE(pixels)
-
-
-class Counts(OracleClassifier):
-    """A model that records the labels of the generated images of each epoch, and the epoch's size."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.generated: dict[int, list[int]] = {}
-        self.sizes: dict[int, int] = {}
-
-    def training_step(self, batch, batch_idx):
-        x, y = batch
-        marked = (x[:, 2, 7, 7] * 0.25 + 0.5 - MARK).abs() < 0.005
-        self.generated.setdefault(self.current_epoch, []).extend(y[marked].tolist())
-        self.sizes[self.current_epoch] = self.sizes.get(self.current_epoch, 0) + len(x)
-        return super().training_step(batch, batch_idx)
 
 
 def fit(tmp_path, failures, *, epochs=2, workers=0, ckpt_path=None, callbacks=()):

@@ -2,25 +2,13 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 
 from lightning_failures.data.report import ClassReport, FailureReport
-from lightning_failures.directions import fit_failure_directions
 from lightning_failures.errors import ConfigurationError
 from lightning_failures.pools.fitted import load_fitted
 from lightning_failures.pools.shards import directions_digest
-
-DIM, CLASSES = 6, 4
-
-
-def fitted(seed: int = 0):
-    """Directions of three of four classes: the last one has too few failures."""
-    rng = np.random.default_rng(seed)
-    x, labels = rng.normal(size=(400, DIM)), np.arange(400) % CLASSES
-    correct = x[:, 0] + 0.3 * rng.normal(size=400) > 0
-    correct[labels == CLASSES - 1] = True
-    return fit_failure_directions(x, labels, correct, permutations=99)
+from tests.pools.synthetic import fitted
 
 
 def test_load_fitted__beside_a_report(tmp_path):

@@ -11,7 +11,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lightning_failures.directions import fit_failure_directions
 from lightning_failures.errors import DataError
 from lightning_failures.pools import (
     PoolManifest,
@@ -20,28 +19,8 @@ from lightning_failures.pools import (
     score_shard,
     write_pool_shard,
 )
-from lightning_failures.pools.shards import POOL_UNLABELLED, round_to_half
-
-DIM, CLASSES = 6, 4
-
-
-def fitted(seed: int = 0):
-    """Directions of three of four classes: the last one has too few failures."""
-    rng = np.random.default_rng(seed)
-    x, labels = rng.normal(size=(400, DIM)), np.arange(400) % CLASSES
-    correct = x[:, 0] + 0.3 * rng.normal(size=400) > 0
-    correct[labels == CLASSES - 1] = True
-    return fit_failure_directions(x, labels, correct, permutations=99)
-
-
-def rows(size: int, seed: int = 1) -> PoolShard:
-    generator = torch.Generator().manual_seed(seed)
-    return PoolShard(
-        ids=torch.arange(size),
-        labels=torch.randint(CLASSES, (size,), generator=generator),
-        keys=torch.randint(-(2**62), 2**62, (size, 2), generator=generator),
-        embeddings=round_to_half(torch.randn(size, DIM, generator=generator)),
-    )
+from lightning_failures.pools.shards import POOL_UNLABELLED
+from tests.pools.synthetic import CLASSES, fitted, rows
 
 
 def part(shard: PoolShard, block: range) -> PoolShard:

@@ -5,41 +5,19 @@ from __future__ import annotations
 import base64
 import dataclasses
 
-import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
 
 from lightning_failures.core.safetensors_io import DamagedShardError
-from lightning_failures.directions import fit_failure_directions
 from lightning_failures.pools import (
     PoolShard,
     read_pool_shard,
     score_shard,
     write_pool_shard,
 )
-from lightning_failures.pools.shards import POOL_UNLABELLED, directions_digest, round_to_half
-
-DIM, CLASSES = 6, 4
-
-
-def fitted(seed: int = 0):
-    """Directions of three of four classes: the last one has too few failures."""
-    rng = np.random.default_rng(seed)
-    x, labels = rng.normal(size=(400, DIM)), np.arange(400) % CLASSES
-    correct = x[:, 0] + 0.3 * rng.normal(size=400) > 0
-    correct[labels == CLASSES - 1] = True
-    return fit_failure_directions(x, labels, correct, permutations=99)
-
-
-def rows(size: int, seed: int = 1) -> PoolShard:
-    generator = torch.Generator().manual_seed(seed)
-    return PoolShard(
-        ids=torch.arange(size),
-        labels=torch.randint(CLASSES, (size,), generator=generator),
-        keys=torch.randint(-(2**62), 2**62, (size, 2), generator=generator),
-        embeddings=round_to_half(torch.randn(size, DIM, generator=generator)),
-    )
+from lightning_failures.pools.shards import POOL_UNLABELLED, directions_digest
+from tests.pools.synthetic import fitted, rows
 
 
 def same(one: PoolShard, other: PoolShard) -> bool:

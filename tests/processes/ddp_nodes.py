@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 from lightning_failures.interventions import AddFiltered, Upweight
 from tests.helpers.toy import ColourEncoder, Images, callback, loader, trainer
 from tests.processes.ddp_faults import Model, Numbered
-from tests.processes.ddp_steering import Counts, Generates, synthetic
+from tests.processes.ddp_steering import CountsByEpoch, Generates, synthetic
 
 
 def main(folder: Path, devices: int) -> None:
@@ -37,7 +37,7 @@ def main(folder: Path, devices: int) -> None:
         run = trainer(
             "logs", failures, max_epochs=2, strategy="ddp", devices=devices, num_nodes=2, use_distributed_sampler=True
         )
-        module = Counts() if name == "AddSynthetic" else Model()
+        module = CountsByEpoch() if name == "AddSynthetic" else Model()
         data = Images(96, seed=5) if name == "AddSynthetic" else Numbered(96, 5)
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")

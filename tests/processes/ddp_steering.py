@@ -19,11 +19,10 @@ from torch.utils.data import DataLoader, DistributedSampler, RandomSampler
 from lightning_failures.errors import ConfigurationError, FailureModesError
 from lightning_failures.interventions import AddFiltered, AddSynthetic, Upweight
 from lightning_failures.steering.forks.run import Run, fork_verdict
-from tests.helpers.toy import NORMALIZE, ColourEncoder, Images, OracleClassifier, callback, loader, trainer
+from tests.helpers.generated import Counts, draw, from_pil
+from tests.helpers.toy import ColourEncoder, Images, callback, loader, trainer
 from tests.processes.ddp_faults import Model, Numbered, Speaks
 from tests.processes.ddp_fit import Backwards
-
-MARK = 1.0  # of one pixel: only generated images have it
 
 
 class Generates(Speaks):
@@ -37,37 +36,15 @@ class Generates(Speaks):
         return F.normalize(super().encode_images(images), dim=1)
 
 
-def draw(prompts, seeds):
-    """Return dark noise, which resembles the images that fail."""
-    rows = [torch.rand(3, 8, 8, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
-    images = 0.2 + 0.3 * torch.stack(rows)
-    images[:, 2, 7, 7] = MARK
-    return images
-
-
-def from_pil(image):
-    pixels = torch.tensor(list(image.tobytes()), dtype=torch.float32).reshape(8, 8, 3).permute(2, 0, 1) / 255
-    return NORMALIZE(pixels)
-
-
 def synthetic() -> AddSynthetic:
     return AddSynthetic(draw, per_class=6, max_share=0.25, transform=from_pil, every_n_epochs=9)
 
 
-class Counts(OracleClassifier):
-    """A model that records the classes of generated images and the number of images of each epoch."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.epochs: dict[int, list[int]] = {}
-        self.sizes: dict[int, int] = {}
-
-    def training_step(self, batch, batch_idx):
-        x, y = batch
-        marked = (x[:, 2, 7, 7] * 0.25 + 0.5 - MARK).abs() < 0.005
-        self.epochs.setdefault(self.current_epoch, []).extend(y[marked].tolist())
-        self.sizes[self.current_epoch] = self.sizes.get(self.current_epoch, 0) + len(x)
-        return super().training_step(batch, batch_idx)
+class CountsByEpoch(Counts):
+    @property
+    def epochs(self) -> dict[int, list[int]]:
+        """The classes of the generated images of each epoch."""
+        return self.generated
 
 
 class Many(Numbered):
@@ -135,7 +112,7 @@ def run(folder: Path, name: str) -> dict[str, Any]:
     val: DataLoader[Any] = loader(400)
     if name == "AddSynthetic":
         options |= {"interventions": [synthetic()], "encoder": Generates()}
-        module, data = Counts(), lambda: DataLoader(Images(96, seed=5), batch_size=16, shuffle=True)
+        module, data = CountsByEpoch(), lambda: DataLoader(Images(96, seed=5), batch_size=16, shuffle=True)
     elif name == "AddFiltered, caches apart":
         pool = AddFiltered(Numbered(200, 11), per_class=5)
         options |= {"interventions": [pool], "cache_folder": folder / f"cache_{rank()}"}

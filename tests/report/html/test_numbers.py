@@ -93,7 +93,7 @@ def test_charts__data_are_those_of_the_files(visit, folder):
         values = point["base"], point["gain"], point["heldout"], point["size"]
         rate = group["base_error_rate"]
         assert values == (rate, group["aler"] - rate, group["heldout_aler_minus_ber"], group["size"])
-    for index, rows in data["class_rows"]["curve"].items():
+    for index, rows in data["class_rows"]["nearest"].items():
         nearest = report["classes"][int(index)]["nearest"]
         assert rows == [
             {"k": point["k"], "end": end, "accuracy": point[end]}
