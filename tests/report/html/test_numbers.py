@@ -6,6 +6,7 @@ import json
 import time
 
 import pytest
+import torch
 
 from lightning_failures.callback import AdvancedOptions, FailureModes
 from lightning_failures.report.run_folder import HTML_FILE
@@ -20,6 +21,14 @@ pytestmark = [
 ]
 
 
+class WordedEncoder(ColourEncoder):
+    """An encoder of colours that also has a direction for each text, so that classes get captions and a curve."""
+
+    def encode_texts(self, texts):
+        rows = [torch.randn(self.dim, generator=torch.Generator().manual_seed(len(text))) for text in texts]
+        return torch.stack(rows)
+
+
 class Unhurried(OracleClassifier):
     """Pictures may take as long as an epoch: this one has time for them."""
 
@@ -30,10 +39,11 @@ class Unhurried(OracleClassifier):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A run of two epochs, analysed twice, with pictures, trees and captions as far as colours have them."""
+    """A run of two epochs, analysed twice, with pictures, trees and captions."""
     place = tmp_path_factory.mktemp("run")
     modes = FailureModes(
-        encoder=ColourEncoder(),
+        class_names=["ash", "birch", "cedar", "date"],
+        encoder=WordedEncoder(),
         robust_encoder=ColourEncoder("robust"),
         on_error="raise",
         advanced=AdvancedOptions(permutations=99),
@@ -93,7 +103,9 @@ def test_charts__data_are_those_of_the_files(visit, folder):
         values = point["base"], point["gain"], point["heldout"], point["size"]
         rate = group["base_error_rate"]
         assert values == (rate, group["aler"] - rate, group["heldout_aler_minus_ber"], group["size"])
-    for index, rows in data["class_rows"]["nearest"].items():
+    curves = data["class_rows"]["curve"]
+    assert curves
+    for index, rows in curves.items():
         nearest = report["classes"][int(index)]["nearest"]
         assert rows == [
             {"k": point["k"], "end": end, "accuracy": point[end]}
