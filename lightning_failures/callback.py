@@ -17,6 +17,7 @@ from lightning_failures.analysis.result import AnalysisResult
 from lightning_failures.captions.grammar import CaptionVocabulary
 from lightning_failures.core.budget import Deadline
 from lightning_failures.core.rng import isolated_rng
+from lightning_failures.data.class_names import names_in_order
 from lightning_failures.data.grades import BatchRecord
 from lightning_failures.data.grading import Task
 from lightning_failures.encoders import Encoder
@@ -141,7 +142,7 @@ class FailureModes(Callback):
         data, draws, drawing, advanced = merge_former_spellings(data, pictures, advanced, **former)
         self.encoder = encoder
         self.robust_encoder = robust_encoder
-        self.class_names = None if class_names is None else tuple(class_names)
+        self.class_names = None if class_names is None else tuple(names_in_order(class_names) or ())
         self.interventions = interventions
         self.verdict = verdict
         self.every_n_epochs = every_n_epochs

@@ -27,7 +27,7 @@ from lightning_failures.captions.candidates import ClassCaptions
 from lightning_failures.core.arrays import as_array
 from lightning_failures.core.budget import SKIPPED_FOR_TIME, Deadline
 from lightning_failures.data.example_table import ExampleTable
-from lightning_failures.data.grades import Grades
+from lightning_failures.data.grades import Grades, checked_grades
 from lightning_failures.data.members import RowValues, Values, members_of
 from lightning_failures.data.partition import SINGLE_PROCESS, Partition, Workers
 from lightning_failures.data.report import ClassReport, FailureReport, GroupReport, ValueReport
@@ -105,7 +105,7 @@ def analyse(
         The report, with the fitted ``.directions`` and ``.trees``.
 
     Raises:
-        DataError: The number of rows does not match the grades, or metadata cannot be counted.
+        DataError: The grades are inconsistent, the number of rows does not match them, or metadata cannot be counted.
 
     >>> generator = torch.Generator().manual_seed(0)
     >>> x = torch.randn(300, 8, generator=generator)
@@ -115,6 +115,7 @@ def analyse(
     >>> result["classes"][0]["pattern"], result["classes"][1]["skipped"]
     (True, 'no examples')
     """
+    grades = checked_grades(grades)
     partition = Partition.of(grades, sampled, workers)
     attributes = _attributes(metadata, grades)
     deadlines = _Deadlines.of(time_budget)
@@ -293,7 +294,7 @@ def _enrich(
         return enrichment(
             {name: attribute[rows] for name, attribute in attributes.items()},
             members[k].failed,
-            as_array(grades.confidence)[rows],
+            None if grades.confidence is None else as_array(grades.confidence)[rows],
             values[rows] < 0 if values is not None and has_direction else None,
             sources=members[k].sources,
         )

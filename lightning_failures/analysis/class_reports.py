@@ -37,7 +37,7 @@ def class_reports(
         sampled: (N,) bool, the rows that directions and trees analysed.
         top: Number of hardest, easiest and least confident examples that a report lists.
     """
-    ids, confidence = as_array(grades.ids), as_array(grades.confidence)
+    ids, confidence = as_array(grades.ids), None if grades.confidence is None else as_array(grades.confidence)
     patterns: dict[int, bool] = {}
     if directions is not None:
         significant = benjamini_hochberg(directions.p_value)
@@ -53,8 +53,10 @@ def class_reports(
             }
         elif directions is not None:
             values = {"skipped": directions.skipped.get(k, _NOT_SAMPLED if len(members.rows) else "no examples")}
-        by_confidence = np.lexsort((analysed.ids, confidence[analysed.rows]))
-        least = analysed.rows[by_confidence[:top]]
+        if confidence is not None:
+            least = analysed.rows[np.lexsort((analysed.ids, confidence[analysed.rows]))[:top]]
+            values["least_confident_ids"] = tuple(ids[least].tolist())
+            values["least_confident_values"] = tuple(confidence[least].tolist())
         error_rate = members.failed.mean() if len(members.rows) else None
         reports.append(
             ClassReport(
@@ -65,8 +67,6 @@ def class_reports(
                 base_error_rate=None if error_rate is None else float(error_rate),
                 looked_at=len(analysed.rows),
                 failures_looked_at=int(analysed.failed.sum()),
-                least_confident_ids=tuple(ids[least].tolist()),
-                least_confident_values=tuple(confidence[least].tolist()),
                 **values,
             )
         )

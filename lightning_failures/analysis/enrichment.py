@@ -107,6 +107,7 @@ def enrichment(
         attributes: Name -> (n,) values of the examples, usually those of one class.
         failed: (n,) bool.
         confidence: (n,) predicted probability of the true class; among ties the first row counts as less confident.
+            None: unknown.
         flagged: (n,) bool, the failures that a direction predicts (cross-fitted decision value < 0). None: unknown.
         sources: (n,) source of each example. Examples of one source are not independent: the interval of a share is
             Wilson's at the effective number of examples, n over the design effect. None: every example is its own
@@ -125,7 +126,8 @@ def enrichment(
     has_flags = flagged is not None
     is_flagged = as_mask(flagged, "flagged", n) if has_flags else np.zeros(n, dtype=np.bool_)
     source_of_flagged = None if sources is None else np.unique(sources[is_flagged], return_inverse=True)[1]
-    least_confident = np.argsort(as_array(confidence), kind="stable")[: is_flagged.sum()]
+    has_least = has_flags and confidence is not None
+    least_confident = np.argsort(as_array(confidence), kind="stable")[: is_flagged.sum()] if has_least else slice(0)
     rows = []
     for name, attribute in attributes.items():
         if len(attribute) != n:
@@ -145,7 +147,7 @@ def enrichment(
                     examples=counts[0],
                     failures=counts[1],
                     flagged=counts[2] if has_flags else None,
-                    least_confident=counts[3] if has_flags else None,
+                    least_confident=counts[3] if has_least else None,
                     share=shares[0],
                     share_of_failures=shares[1],
                     share_of_flagged=shares[2],

@@ -139,12 +139,14 @@ def _side(name: str, side: Side) -> str:
 def _overall(found: Comparison) -> str:
     change = found.overall
     verdict = "" if change.different else ", no significant difference"
+    agreement = f"agreement of their failures (Cohen's kappa) {number(found.agreement)}."
+    if found.same_predictions is not None:
+        agreement = f"Both predict the same class for {number(found.same_predictions)} of the examples; {agreement}"
     return (
         f"Error rate {number(change.error_rate_a, '.3f')} -> {number(change.error_rate_b, '.3f')}"
         f" ({number(change.change, '+.3f')}, p = {number(change.p_value, '.2g')}{verdict}):"
         f" {change.fixed} fixed, {change.new} new, {change.persistent} persistent failures.\n"
-        f"Both predict the same class for {number(found.same_predictions)} of the examples;"
-        f" agreement of their failures (Cohen's kappa) {number(found.agreement)}."
+        f"{agreement[0].upper()}{agreement[1:]}"
     )
 
 

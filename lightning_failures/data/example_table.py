@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -44,30 +44,36 @@ class ExampleTable:
     Attributes:
         ids: (N,) int64, ascending.
         labels: (N,) int64, indices into ``class_names``.
-        predictions: (N,) int64, indices into ``class_names``.
-        confidence: (N,) float32 in [0, 1], the predicted probability of the true class.
+        predictions: (N,) int64, indices into ``class_names``; None if they are not known.
+        confidence: (N,) float32 in [0, 1], the predicted probability of the true class; None if it is not known.
         values: (N,) float32 decision values, cross-fitted if the direction was fitted on the example; NaN without a
             direction.
         label_leaf: (N,) int64, the leaf of the example in the tree of its label group; -1 without a tree.
         prediction_leaf: (N,) int64, the leaf of the example in the tree of its prediction group; -1 without a tree.
         class_names: K names.
+        verdicts: (N,) bool, whether the model is right; None: it is right where the prediction equals the label.
     """
 
     ids: Tensor
     labels: Tensor
-    predictions: Tensor
-    confidence: Tensor
+    predictions: Tensor | None
+    confidence: Tensor | None
     values: Tensor
     label_leaf: Tensor
     prediction_leaf: Tensor
     class_names: tuple[str, ...]
+    verdicts: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
 
     @property
     def failed(self) -> Tensor:
-        """(N,) bool: the prediction differs from the label."""
+        """(N,) bool: the model is wrong, by the verdict or because the prediction differs from the label."""
+        if self.verdicts is not None:
+            return ~self.verdicts
+        if self.predictions is None:
+            raise DataError("A table of examples needs predictions, or verdicts.")
         return self.predictions != self.labels
 
     @property
@@ -93,16 +99,23 @@ class ExampleTable:
             ids=grades.ids,
             labels=grades.labels,
             predictions=grades.predictions,
-            confidence=grades.confidence.float().clamp(0, 1),  # half precision may round above 1
+            # half precision may round above 1
+            confidence=None if grades.confidence is None else grades.confidence.float().clamp(0, 1),
             values=torch.full((len(grades),), float("nan")) if values is None else values.float(),
             label_leaf=_leaves(grades, LABEL, trees),
             prediction_leaf=_leaves(grades, PREDICTION, trees),
             class_names=grades.class_names,
+            verdicts=grades.verdicts,
         )
 
     def save(self, path: str | Path) -> None:
         """Write one safetensors file, atomically."""
-        tensors = {name: getattr(self, name).clone(memory_format=torch.contiguous_format) for name in _TENSORS}
+        columns = {name: getattr(self, name) for name in (*_TENSORS, *_OPTIONAL)}
+        tensors = {
+            name: column.clone(memory_format=torch.contiguous_format)
+            for name, column in columns.items()
+            if column is not None
+        }
         metadata = {"format": _FORMAT, "class_names": json.dumps(self.class_names)}
         write_atomically(Path(path), save(tensors, metadata))
 
@@ -118,7 +131,9 @@ class ExampleTable:
                 metadata = file.metadata() or {}
                 if metadata.get("format") != _FORMAT:
                     raise ValueError(f"format {metadata.get('format')!r}")
-                tensors = {name: file.get_tensor(name) for name in _TENSORS}
+                stored = set(file.keys())
+                tensors: dict[str, Any] = {name: file.get_tensor(name) for name in _TENSORS}
+                tensors |= {name: file.get_tensor(name) if name in stored else None for name in _OPTIONAL}
             names = json.loads(metadata["class_names"])
             if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
                 raise ValueError("class names are not strings")
@@ -130,16 +145,23 @@ class ExampleTable:
 
     def _checked(self) -> ExampleTable:
         """Return the table if its shapes, types and class indices are consistent and its numbers in range."""
-        for name in _TENSORS:
+        if self.predictions is None and self.verdicts is None:
+            raise ValueError("neither predictions nor verdicts")
+        for name in (*_TENSORS, *_OPTIONAL):
             tensor = getattr(self, name)
+            if tensor is None:
+                continue
             if tensor.shape != self.ids.shape or tensor.ndim != 1:
                 raise ValueError(f"{name} has shape {tuple(tensor.shape)}")
-            if tensor.dtype != (torch.float32 if name in ("confidence", "values") else torch.int64):
+            if tensor.dtype != _DTYPES.get(name, torch.int64):
                 raise ValueError(f"{name} has type {tensor.dtype}")
         for column in (self.labels, self.predictions):
-            if len(column) and not 0 <= int(column.min()) <= int(column.max()) < len(self.class_names):
+            if column is None or not len(column):
+                continue
+            if not 0 <= int(column.min()) <= int(column.max()) < len(self.class_names):
                 raise ValueError("a class index has no class name")
-        if not bool(((self.confidence >= 0) & (self.confidence <= 1)).all()):  # false for NaN as well
+        confidence = self.confidence
+        if confidence is not None and not bool(((confidence >= 0) & (confidence <= 1)).all()):  # false for NaN as well
             raise ValueError("confidence is not in [0, 1]")
         if bool(self.values.isinf().any()):
             raise ValueError("a decision value is infinite")
@@ -147,6 +169,8 @@ class ExampleTable:
 
 
 _TENSORS = tuple(f.name for f in dataclasses.fields(ExampleTable) if f.type == "Tensor")
+_OPTIONAL = tuple(f.name for f in dataclasses.fields(ExampleTable) if f.type == "Tensor | None")
+_DTYPES = {"confidence": torch.float32, "values": torch.float32, "verdicts": torch.bool}
 
 
 def _leaves(grades: Grades, grouping: Grouping, trees: Mapping[tuple[str, str], _Tree]) -> Tensor:

@@ -17,7 +17,7 @@ class GroupAssignment:
     """The group of every example.
 
     Attributes:
-        names: G names of groups, as in reports.
+        names: G names of groups, as in reports; empty if the examples cannot be divided in this way.
         group: (N,) int64, the group of each row; -1 for rows in no group.
         owner_class: (G,) int64, the class whose process grows the tree. It must be the label or the prediction of all
             examples of the group, because a process holds the features of those rows only.
@@ -36,14 +36,15 @@ class Grouping:
         name: Name in reports and tags, as in "label group".
         description: Explanation after the name in long titles; may be empty.
         assign: Returns the group of every example.
-        shown_class: Returns (N,) int64, the class to show with an example: what its group does not already say.
+        shown_class: Returns (N,) int64, the class to show with an example: what its group does not already say. None
+            if it is not known.
         prefix: Text before the name of the shown class, as in "-> dog".
     """
 
     name: str
     description: str
     assign: Callable[[Grades], GroupAssignment]
-    shown_class: Callable[[Grades], IntArray]
+    shown_class: Callable[[Grades], IntArray | None]
     prefix: str
 
     @property
@@ -60,13 +61,20 @@ def _labels(grades: Grades) -> IntArray:
     return as_array(grades.labels)
 
 
-def _predictions(grades: Grades) -> IntArray:
-    return as_array(grades.predictions)
+def _predictions(grades: Grades) -> IntArray | None:
+    return None if grades.predictions is None else as_array(grades.predictions)
 
 
-def _by_class(column: Callable[[Grades], IntArray]) -> Callable[[Grades], GroupAssignment]:
-    """Return an assignment with one group per class."""
-    return lambda grades: GroupAssignment(grades.class_names, column(grades), np.arange(len(grades.class_names)))
+def _by_class(column: Callable[[Grades], IntArray | None]) -> Callable[[Grades], GroupAssignment]:
+    """Return an assignment with one group per class; no group if the class is not known."""
+
+    def assign(grades: Grades) -> GroupAssignment:
+        group = column(grades)
+        if group is None:
+            return GroupAssignment((), np.full(len(grades), -1), np.empty(0, dtype=np.int64))
+        return GroupAssignment(grades.class_names, group, np.arange(len(grades.class_names)))
+
+    return assign
 
 
 LABEL = Grouping("label", "", _by_class(_labels), _predictions, "->")

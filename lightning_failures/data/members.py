@@ -31,7 +31,7 @@ class ClassSubset:
         name: Name of the class or group.
         rows: (n,) int64, row indices into the grades; ascending, unless sorted by id.
         ids: (n,) int64, the ids of the examples.
-        failed: (n,) bool: the prediction differs from the label.
+        failed: (n,) bool: the model is wrong.
         sources: (n,) int64, the id of each example's source; None if every example is its own source.
     """
 

@@ -83,7 +83,7 @@ def owned_rows(
     """
     mine = owner_of_classes(grades, processes) == process
     rows: BoolArray = mine[as_array(grades.labels)]
-    if predicted:
+    if predicted and grades.predictions is not None:
         rows = rows | mine[as_array(grades.predictions)]
     return rows if sampled is None else rows & sampled
 

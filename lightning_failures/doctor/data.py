@@ -15,7 +15,7 @@ from lightning_failures.analysis.metrics import GradesMetric
 from lightning_failures.data.grading import IGNORE_INDEX
 from lightning_failures.doctor.dry_run import CheckContext, LoaderNotes, read_batches
 from lightning_failures.doctor.findings import Finding, ok, problem, skipped, warning
-from lightning_failures.trainer.index_recorder import dataset_attribute
+from lightning_failures.trainer.dataset_attributes import dataset_attribute
 
 MIN_CLASS_SIZE = 20
 """Fewest examples of a class with a direction, which needs 10 failures and 10 successes."""

@@ -24,8 +24,9 @@ from lightning_failures.encoders.cached import CachedEncoder
 from lightning_failures.errors import ConfigurationError
 from lightning_failures.trainer.batch_grader import BatchGrader
 from lightning_failures.trainer.batch_reader import BatchReader
+from lightning_failures.trainer.dataset_attributes import dataset_length
 from lightning_failures.trainer.grader import Grader
-from lightning_failures.trainer.index_recorder import IndexRecorderHook, dataset_length, dataset_of, evaluation_loaders
+from lightning_failures.trainer.index_recorder import IndexRecorderHook, dataset_of, evaluation_loaders
 from lightning_failures.trainer.logits_hook import LogitsObserver
 from lightning_failures.trainer.options import OPTIONS, group_options
 from lightning_failures.trainer.ranks import Communicator

@@ -90,11 +90,12 @@ def take_grades(grades: Grades, rows: Tensor) -> Grades:
     return Grades(
         ids=grades.ids[rows],
         labels=grades.labels[rows],
-        predictions=grades.predictions[rows],
-        confidence=grades.confidence[rows],
+        predictions=None if grades.predictions is None else grades.predictions[rows],
+        confidence=None if grades.confidence is None else grades.confidence[rows],
         class_names=grades.class_names,
         groups=None if grades.groups is None else grades.groups[rows],
         coverage=grades.coverage,
+        verdicts=None if grades.verdicts is None else grades.verdicts[rows],
     )
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from lightning_failures.core.atomic import TEMPORARY, write_atomically
 from lightning_failures.core.text import clean
+from lightning_failures.data.class_names import unique_class_names
 from lightning_failures.data.grading import expand_class_names
 from lightning_failures.directions.result import FailureDirections
 from lightning_failures.errors import ConfigurationError, DataError
@@ -17,8 +18,7 @@ from lightning_failures.pools.fitted import FittedDirections
 from lightning_failures.pools.manifest import PoolManifest
 from lightning_failures.pools.merging import PoolSummary, merge_shards
 from lightning_failures.pools.source import path_in
-from lightning_failures.trainer.grader import unique_class_names
-from lightning_failures.trainer.index_recorder import dataset_attribute
+from lightning_failures.trainer.dataset_attributes import dataset_class_names
 
 _SUMMARY_FILE = "pool.json"
 _HARDEST_FILE = "hardest.json"
@@ -37,7 +37,7 @@ def resolve_class_names(given: Sequence[str] | None, dataset: Any, fitted: Fitte
     Raises:
         ConfigurationError: The classes of the pool differ from those of the run.
     """
-    pool_names = unique_class_names(dataset_attribute(dataset, "classes") if given is None else given)
+    pool_names = dataset_class_names(dataset) if given is None else unique_class_names(given)
     run_names = None if fitted is None or fitted.class_names is None else list(fitted.class_names)
     if pool_names is not None and len(pool_names) == 1:
         pool_names = list(expand_class_names(pool_names, "binary"))

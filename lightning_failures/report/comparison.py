@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from lightning_failures.core.arrays import defined
+from lightning_failures.core.arrays import as_array, defined
 from lightning_failures.core.serialization import to_jsonable
 from lightning_failures.data.example_table import ExampleTable
 from lightning_failures.directions.matching import CHANGE_LEVEL
@@ -39,9 +39,16 @@ class Side:
     summary: dict[str, float]
 
 
+_OUTCOMES = ("right", "wrong")
+"""Names in place of predicted classes, for tasks without them."""
+
+
 @dataclass(frozen=True)
 class ExampleChange:
-    """One example that at least one run fails on: its label, and the predictions of the first and the second run."""
+    """One example that at least one run fails on: its label, and the predictions of the first and the second run.
+
+    A run without predicted classes has "right" or "wrong" in their place.
+    """
 
     id: int
     label: str
@@ -89,7 +96,8 @@ class Comparison:
         fixed: Failures of the first run only, by id.
         new: Failures of the second run only, by id.
         persistent: Failures of both runs, by id.
-        same_predictions: Share of the compared examples with the same prediction in both runs, in [0, 1].
+        same_predictions: Share of the compared examples with the same prediction in both runs, in [0, 1]; None if a
+            run has no predicted classes.
         agreement: Cohen's kappa of the failures of the two runs, or None if it is undefined.
         modes: Failure modes of the classes in which at least one run has one.
         notes: What to know before reading the numbers, one sentence each.
@@ -147,7 +155,7 @@ def compare(a: Run, b: Run) -> Comparison:
         fixed=pairs.changes(pairs.fixed),
         new=pairs.changes(pairs.new),
         persistent=pairs.changes(pairs.persistent),
-        same_predictions=float((pairs.prediction_a == pairs.prediction_b).mean()),
+        same_predictions=_same_predictions(pairs, _table(a), _table(b)),
         agreement=cohen_kappa(pairs.failed_a, pairs.failed_b),
         modes=mode_changes(
             a,
@@ -181,7 +189,8 @@ class _Pairs:
     @classmethod
     def of(cls, a: ExampleTable, b: ExampleTable) -> _Pairs:
         # the class indices of both runs in one list of names: (K_a,) and (K_b,)
-        names = tuple(dict.fromkeys((*a.class_names, *b.class_names)))
+        outcomes = () if _have_predictions(a, b) else _OUTCOMES
+        names = tuple(dict.fromkeys((*a.class_names, *b.class_names, *outcomes)))
         index_of = {name: index for index, name in enumerate(names)}
         first = np.array([index_of[name] for name in a.class_names], dtype=np.int64)
         second = np.array([index_of[name] for name in b.class_names], dtype=np.int64)
@@ -207,8 +216,8 @@ class _Pairs:
             names,
             ids_a[rows_a],
             first[a.labels.numpy()[rows_a]],
-            first[a.predictions.numpy()[rows_a]],
-            second[b.predictions.numpy()[rows_b]],
+            _predictions(a, index_of)[rows_a],
+            _predictions(b, index_of)[rows_b],
             a.failed.numpy()[rows_a],
             b.failed.numpy()[rows_b],
             a.flagged.numpy()[rows_a],
@@ -244,6 +253,21 @@ class _Pairs:
             )
             for row in np.flatnonzero(which)
         )
+
+
+def _have_predictions(*tables: ExampleTable) -> bool:
+    return all(table.predictions is not None for table in tables)
+
+
+def _predictions(table: ExampleTable, index_of: dict[str, int]) -> NDArray[np.int64]:
+    """Return (n,) the index of the name of each prediction, or of "right" or "wrong" without predictions."""
+    names = _OUTCOMES if table.predictions is None else table.class_names
+    rows = table.failed if table.predictions is None else table.predictions
+    return as_array(np.array([index_of[name] for name in names], dtype=np.int64)[rows.long().numpy()])
+
+
+def _same_predictions(pairs: _Pairs, a: ExampleTable, b: ExampleTable) -> float | None:
+    return float((pairs.prediction_a == pairs.prediction_b).mean()) if _have_predictions(a, b) else None
 
 
 class _Counts(NamedTuple):

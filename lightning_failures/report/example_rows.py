@@ -15,13 +15,16 @@ from lightning_failures.report.feature_names import names_in, with_names
 
 @dataclass(frozen=True)
 class ExampleRow:
-    """One example. ``leaf`` is the rule that it follows in the tree of its label group, if that tree has a pattern."""
+    """One example. ``leaf`` is the rule that it follows in the tree of its label group, if that tree has a pattern.
+
+    Of a task without predicted classes, ``prediction`` is "right" or "wrong" and ``confidence`` is None.
+    """
 
     id: int
     label: str
     prediction: str
     right: bool
-    confidence: float
+    confidence: float | None
     decision_value: float | None
     flagged: bool | None
     leaf: str | None
@@ -59,22 +62,33 @@ class ExampleLookup:
         last = int(torch.searchsorted(self._table.ids, example, right=True))
         if class_name is not None:
             return self._row_of_class(range(first, last), class_name)
-        return first + int(self._table.confidence[first:last].argmin()) if first < last else None
+        confidence = self._table.confidence
+        if first == last or confidence is None:
+            return first if first < last else None
+        return first + int(confidence[first:last].argmin())
 
     def _row_of_class(self, rows: range, class_name: str) -> int | None:
         assert self._table is not None
         wanted = self._classes.get(class_name)
         for column in (self._table.labels, self._table.predictions):
             for row in rows:
-                if int(column[row]) == wanted:
+                if column is not None and int(column[row]) == wanted:
                     return row
         return None
 
     def class_names(self, row: int) -> tuple[str, str]:
-        """Return the names of the label and of the predicted class of a row."""
+        """Return the names of the label and of the predicted class of a row, or "right" or "wrong" if it has none."""
         assert self._table is not None
-        names = self._table.class_names
-        return names[int(self._table.labels[row])], names[int(self._table.predictions[row])]
+        names, predictions = self._table.class_names, self._table.predictions
+        label = names[int(self._table.labels[row])]
+        if predictions is None:
+            return label, "wrong" if self._table.failed[row] else "right"
+        return label, names[int(predictions[row])]
+
+    @property
+    def has_confidence(self) -> bool:
+        """Whether the confidence in the true class is known."""
+        return self._table is not None and self._table.confidence is not None
 
 
 def example_rows(report: FailureReport, table: ExampleTable, ids: Tensor) -> list[ExampleRow]:
@@ -112,7 +126,7 @@ def _example_row(table: ExampleTable, row: int, lookup: ExampleLookup, rules: di
         label=label,
         prediction=prediction,
         right=not bool(table.failed[row]),
-        confidence=float(table.confidence[row]),
+        confidence=None if table.confidence is None else float(table.confidence[row]),
         decision_value=value if has_direction else None,
         flagged=value < 0 if has_direction else None,
         leaf=rules[label][leaf] if leaf >= 0 and label in rules else None,

@@ -19,7 +19,7 @@ from lightning_failures.steering.loader_patch import original_dataset
 from lightning_failures.steering.round import TrainingRound
 from lightning_failures.steering.training_view import VIEW, ExamplesView, training_view
 from lightning_failures.trainer.batch_reader import BatchReader
-from lightning_failures.trainer.index_recorder import dataset_attribute
+from lightning_failures.trainer.dataset_attributes import dataset_attribute
 from lightning_failures.trainer.ranks import Communicator
 
 

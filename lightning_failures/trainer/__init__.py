@@ -2,6 +2,7 @@
 
 Files, each importing only from those above it::
 
+    dataset_attributes  Attributes of datasets: their length, their class names, and values for each example
     embedding_budget  The cost of a validation, and which share of the examples is embedded
     image_space       Undo the normalisation of the images that the model saw
     index_recorder    Record which dataset indices each evaluation batch holds, by a recorder inside each loader

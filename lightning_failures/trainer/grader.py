@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,10 +12,15 @@ from torch import Tensor
 
 from lightning_failures.analysis.enrichment import Attribute, read_attribute
 from lightning_failures.analysis.metrics import GradesMetric
+from lightning_failures.data.class_names import unique_class_names
 from lightning_failures.data.grades import Grades
 from lightning_failures.data.grading import Task, assemble_grades, expand_class_names, grade_batch, infer_task
 from lightning_failures.errors import ConfigurationError, DataError
-from lightning_failures.trainer.index_recorder import dataset_attribute, dataset_length
+from lightning_failures.trainer.dataset_attributes import (
+    dataset_attribute,
+    dataset_class_names,
+    dataset_length,
+)
 from lightning_failures.trainer.ranks import Communicator
 
 
@@ -53,7 +57,7 @@ class Grader:
         self.columns: int | None = None
         self.indexed = True
         self._score_range = (math.inf, -math.inf)
-        self._names = unique_class_names(class_names if self.named else dataset_attribute(dataset, "classes"))
+        self._names = unique_class_names(class_names) if self.named else dataset_class_names(dataset)
         self._ranks = ranks
         self._expected = dataset_length(dataset)
         self._groups = None if groups_from is None else _group_of_each_example(dataset, groups_from)
@@ -214,19 +218,6 @@ class Grader:
                 f"{origin} has {len(self._names)} names, but the model has {self.columns} logits an example, which need"
                 f" {' or '.join(map(str, allowed))}."
             )
-
-
-def unique_class_names(names: Any) -> list[str] | None:
-    """Return the class names as distinct texts: the first of several synonyms, with the index if two classes share it.
-
-    >>> unique_class_names(["crane", ("cat", "kitty"), "crane"])
-    ['crane (0)', 'cat', 'crane (2)']
-    """
-    if not isinstance(names, Sequence | np.ndarray):
-        return None
-    texts = [str(name[0] if isinstance(name, tuple | list) and name else name) for name in names]
-    count = Counter(texts)
-    return [f"{text} ({k})" if count[text] > 1 else text for k, text in enumerate(texts)]
 
 
 def _group_of_each_example(dataset: Any, attribute: str) -> Tensor | None:

@@ -213,6 +213,8 @@ def _conditions(o: Any) -> Iterator[tuple[str, bool, str]]:
     yield "metadata", listed, "a sequence of names, like ['camera']"
     yield "every_n_epochs", _at_least(1, o.every_n_epochs), _AT_LEAST_1
     yield "every_n_validations", validations is None or _at_least(1, validations), f"None or {_AT_LEAST_1}"
+    named = o.class_names is None or len(o.class_names) > 0
+    yield "class_names", named, "None, a list of names, or a mapping between names and the labels 0 ... K-1"
     every = o.pictures_every_n
     yield "pictures_every_n", every is None or _at_least(1, every), f"None or {_AT_LEAST_1}"
     yield "min_coverage", _at_least(0, o.min_coverage) and o.min_coverage <= 1, "a share from 0 to 1"

@@ -125,7 +125,7 @@ def _cells(row: ExampleRow) -> tuple[str, ...]:
         str(row.id),
         clean(row.prediction),
         "yes" if row.right else "no",
-        f"{row.confidence:.4g}",
+        "" if row.confidence is None else f"{row.confidence:.4g}",
         "" if row.decision_value is None else f"{row.decision_value:.4g}",
         "" if row.flagged is None else "yes" if row.flagged else "no",
         "" if row.leaf is None else clean(f"{row.label}: {row.leaf}"),

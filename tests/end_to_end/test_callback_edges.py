@@ -18,7 +18,7 @@ from torch.utils.data import ConcatDataset, DataLoader, Dataset
 
 from lightning_failures import BatchRecord
 from lightning_failures.errors import ConfigurationError, DataError
-from lightning_failures.trainer.index_recorder import dataset_attribute
+from lightning_failures.trainer.dataset_attributes import dataset_attribute
 from tests.helpers.toy import Classifier, ColourEncoder, Images, OracleClassifier, callback, loader, trainer
 from tests.test_callback import Metrics, Stream, StreamClassifier
 

@@ -4,13 +4,11 @@ import pickle
 
 import pytest
 import torch
-from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset, RandomSampler, Subset
+from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset, RandomSampler
 
 from lightning_failures.trainer.index_recorder import (
     IndexRecorder,
     IndexRecorderHook,
-    dataset_attribute,
-    dataset_length,
     dataset_of,
     evaluation_loaders,
 )
@@ -220,40 +218,3 @@ def test_dataset_of__any_loader():
     data = Numbers()
     assert dataset_of(DataLoader(data)) is data
     assert dataset_of([1, 2]) is None
-
-
-def test_dataset_length():
-    class Endless(torch.utils.data.IterableDataset):
-        def __iter__(self):
-            return iter(())
-
-    assert dataset_length([3, 4]) == 2
-    assert dataset_length(Endless()) is None
-    assert dataset_length(None) is None
-
-
-def test_dataset_attribute__through_subsets():
-    data = Numbers(11)
-    nested = Subset(Subset(data, [10, 4, 5]), [2, 0])  # examples 5 and 10
-    assert dataset_attribute(nested, "classes") == ("even", "odd")
-    assert torch.as_tensor(dataset_attribute(nested, "groups")).tolist() == [2, 5]
-    assert dataset_attribute(nested, "no such thing") is None
-    assert dataset_attribute(None, "classes") is None
-
-
-def test_dataset_attribute__of_the_wrapper_itself_comes_first():
-    subset = Subset(Numbers(), [3, 1])
-    subset.groups = [7, 8]
-    assert dataset_attribute(subset, "groups") == [7, 8]
-
-
-def test_dataset_attribute__classes_are_never_one_an_example():
-    class Three(torch.utils.data.Dataset):
-        classes = ("a", "b", "c")
-
-        def __len__(self):
-            return 3
-
-    assert dataset_attribute(torch.utils.data.Subset(Three(), [2, 0]), "classes") == ("a", "b", "c")
-    joined = torch.utils.data.ConcatDataset([Three(), Three()])
-    assert dataset_attribute(joined, "classes") == ("a", "b", "c")

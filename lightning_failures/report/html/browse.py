@@ -15,9 +15,9 @@ from lightning_failures.report.html.images import ImageBudget
 
 MAX_ROWS = 2000
 IMAGE_CHARACTERS = 1_400_000
-COLUMNS = ("row", "id", "label", "prediction", "confidence", "value", "leaf", "image")
-"""The columns of a row: its index in ``examples.safetensors``, the values there (an undefined decision value is null),
-and the index of its image."""
+COLUMNS = ("row", "id", "label", "prediction", "confidence", "value", "leaf", "failed", "image")
+"""The columns of a row: its index in ``examples.safetensors``, the values there (what is undefined is null), 1 if the
+model is wrong on the example, else 0, and the index of its image."""
 
 
 def browsing_data(table: ExampleTable | None, thumbnails: Thumbnails | None, report: FailureReport) -> dict[str, Any]:
@@ -47,22 +47,24 @@ def browsing_data(table: ExampleTable | None, thumbnails: Thumbnails | None, rep
             data["images"].append(uri)
         chosen.append((row, image_of[thumbnail]))
 
-    data["rows"] = [_cells(table, row, image) for row, image in sorted(chosen)]
+    failed = table.failed
+    data["rows"] = [_cells(table, row, image, bool(failed[row])) for row, image in sorted(chosen)]
     data["names"] = [clean(name, 80) for name in table.class_names]
     data["rules"] = _rules_by_class(table, report, shown_labels={cells[2] for cells in data["rows"]})
     return data
 
 
-def _cells(table: ExampleTable, row: int, image: int) -> list[Any]:
+def _cells(table: ExampleTable, row: int, image: int, failed: bool) -> list[Any]:
     value = float(table.values[row])
     return [
         row,
         int(table.ids[row]),
         int(table.labels[row]),
-        int(table.predictions[row]),
-        float(table.confidence[row]),
+        None if table.predictions is None else int(table.predictions[row]),
+        None if table.confidence is None else float(table.confidence[row]),
         None if value != value else value,
         int(table.label_leaf[row]),
+        int(failed),
         image,
     ]
 

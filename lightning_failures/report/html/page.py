@@ -50,7 +50,8 @@ class PageTile(Tile):
         alt: Text in place of the image.
         lines: Text below the image, if the example is not in the table of examples.
         row: Index in the table of examples, or None; with it the template shows the numbers of the example.
-        predicted: Name of the predicted class, if there is a row.
+        predicted: Name of the predicted class, or "right" or "wrong" without one, if there is a row.
+        has_confidence: Whether the row has a confidence.
     """
 
     uri: str = ""
@@ -58,6 +59,7 @@ class PageTile(Tile):
     lines: tuple[str, ...] = ()
     row: int | None = None
     predicted: str | None = None
+    has_confidence: bool = True
 
 
 @dataclass(frozen=True)
@@ -317,7 +319,8 @@ class PictureIndex:
             return PageTile(tile.image, tile.text, tile.id, uri=uri, alt=", ".join([name, *lines]), lines=lines)
         label, predicted = (clean(one, 80) for one in self._lookup.class_names(row))
         alt = f"{name}, {label}, predicted {predicted}"
-        return PageTile(tile.image, tile.text, tile.id, uri=uri, alt=alt, row=row, predicted=predicted)
+        tile = PageTile(tile.image, tile.text, tile.id, uri=uri, alt=alt, row=row, predicted=predicted)
+        return replace(tile, has_confidence=self._lookup.has_confidence)
 
 
 def _title(run: Run) -> str:

@@ -322,7 +322,7 @@ def compare_forks(
 
     found = compare(torch.isin(grades.ids, flagged).numpy(), "flagged examples of the report part")
     overall = compare(np.ones(len(grades), dtype=np.bool_), "examples of the report part")
-    if any(torch.equal(one.confidence, other.confidence) for one, other in pairwise(control)):
+    if any(_equally_trained(one, other) for one, other in pairwise(control)):
         found = not_measured(
             "the training does not depend on its seed, so its noise is unknown; shuffle the training set"
         )
@@ -339,3 +339,10 @@ def compare_forks(
             sentence += f", {low:+.3f} to {high:+.3f}"
         sentence += ")"
     return replace(found, sentence=f"{sentence}.", overall=overall)
+
+
+def _equally_trained(one: Grades, other: Grades) -> bool:
+    """Return whether two models of different seeds look like one: equal confidence, or verdicts if there is none."""
+    if one.confidence is None or other.confidence is None:
+        return torch.equal(one.correct, other.correct)
+    return torch.equal(one.confidence, other.confidence)

@@ -152,13 +152,13 @@ def _class_picture(result: AnalysisResult, entry: ClassReport, grades: Grades, f
     rows = grades.labels == grades.class_names.index(entry.name)
     ids = grades.ids[rows].tolist()
     decision_values = dict(zip(ids, result.directions.out_of_fold[rows].tolist(), strict=True))
-    predictions = dict(zip(ids, grades.predictions[rows].tolist(), strict=True))
-    confidence = dict(zip(ids, grades.confidence[rows].tolist(), strict=True))
+    outcomes = dict(zip(ids, _outcomes(grades, rows), strict=True))
 
     def texts(ids: Sequence[int]) -> list[str]:
-        return [f"{decision_values[i]:+.2f}\n-> {grades.class_names[predictions[i]]}" for i in ids]
+        return [f"{decision_values[i]:+.2f}\n{outcomes[i]}" for i in ids]
 
     least = entry.least_confident_ids
+    confidence = entry.least_confident_values
     return class_picture(
         entry,
         fetch(entry.hardest_ids),
@@ -166,5 +166,12 @@ def _class_picture(result: AnalysisResult, entry: ClassReport, grades: Grades, f
         fetch(least) if least else (),
         hardest_texts=texts(entry.hardest_ids),
         easiest_texts=texts(entry.easiest_ids),
-        least_confident_texts=[f"{confidence[i]:.2f}\n-> {grades.class_names[predictions[i]]}" for i in least],
+        least_confident_texts=[f"{value:.2f}\n{outcomes[i]}" for i, value in zip(least, confidence, strict=True)],
     )
+
+
+def _outcomes(grades: Grades, rows: Tensor) -> list[str]:
+    """Return what the model made of each row: the predicted class, or whether it is right if there is none."""
+    if grades.predictions is None:
+        return ["right" if right else "wrong" for right in grades.correct[rows].tolist()]
+    return [f"-> {grades.class_names[prediction]}" for prediction in grades.predictions[rows].tolist()]

@@ -144,7 +144,8 @@ class ExampleOutcome:
 
     Attributes:
         failed: Whether the prediction is wrong.
-        text: In a label group "-> dog", the prediction; in a prediction group "label: dog"; empty for a success.
+        text: In a label group "-> dog", the prediction; in a prediction group "label: dog"; empty for a success, or if
+            the class is not known.
     """
 
     failed: bool
@@ -157,11 +158,11 @@ def example_outcomes(grades: Grades, group: GroupReport) -> dict[int, ExampleOut
     assert grouping is not None
     assignment = grouping.assign(grades)
     rows = assignment.group == assignment.names.index(group.class_name)
-    shown = grouping.shown_class(grades)[rows].tolist()
+    ids, failed, shown = grades.ids[rows].tolist(), grades.failed[rows].tolist(), grouping.shown_class(grades)
+    if shown is None:
+        return {example: ExampleOutcome(wrong, "") for example, wrong in zip(ids, failed, strict=True)}
     outcomes = {}
-    for example, failed, shown_class in zip(
-        grades.ids[rows].tolist(), grades.failed[rows].tolist(), shown, strict=True
-    ):
-        text = f"{grouping.prefix} {clean(grades.class_names[shown_class], 40)}" if failed else ""
-        outcomes[example] = ExampleOutcome(failed, text)
+    for example, wrong, shown_class in zip(ids, failed, shown[rows].tolist(), strict=True):
+        text = f"{grouping.prefix} {clean(grades.class_names[shown_class], 40)}" if wrong else ""
+        outcomes[example] = ExampleOutcome(wrong, text)
     return outcomes

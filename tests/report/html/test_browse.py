@@ -22,8 +22,10 @@ def test_browsing_data__rows_images_and_undefined_values():
     images = torch.zeros(2, 3, 8, 8, dtype=torch.uint8)
     data = browsing_data(found, Thumbnails(torch.tensor([4, 6]), images), FailureReport(3, 0.5, ()))
     assert [dict(zip(COLUMNS, row, strict=True)) for row in data["rows"]] == [
-        {"row": 1, "id": 4, "label": 1, "prediction": 0, "confidence": 0.5, "value": None, "leaf": -1, "image": 0},
-        {"row": 2, "id": 6, "label": 0, "prediction": 0, "confidence": 0.5, "value": -0.25, "leaf": -1, "image": 1},
+        {"row": 1, "id": 4, "label": 1, "prediction": 0, "confidence": 0.5, "value": None, "leaf": -1}
+        | {"image": 0, "failed": 1},
+        {"row": 2, "id": 6, "label": 0, "prediction": 0, "confidence": 0.5, "value": -0.25, "leaf": -1}
+        | {"image": 1, "failed": 0},
     ]
     assert data["total"] == 3
 

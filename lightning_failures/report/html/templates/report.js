@@ -124,9 +124,10 @@
     const { rows, images, names, rules, columns } = data.examples;
     const at = Object.fromEntries(columns.map((name, i) => [name, i]));
     const ruleOf = (row) => (rules[row[at.label]] || [])[row[at.leaf]] || "";
-    const failed = (row) => row[at.label] !== row[at.prediction];
+    const failed = (row) => row[at.failed] === 1;
+    const predicted = (row) => (row[at.prediction] === null ? "\u2013" : names[row[at.prediction]]);
     const flagged = (row) => row[at.value] !== null && row[at.value] < 0;
-    const keys = [null, (r) => r[at.id], (r) => names[r[at.label]], (r) => names[r[at.prediction]], (r) => (failed(r) ? "wrong" : "right"),
+    const keys = [null, (r) => r[at.id], (r) => names[r[at.label]], (r) => predicted(r), (r) => (failed(r) ? "wrong" : "right"),
       (r) => r[at.confidence], (r) => r[at.value], (r) => (r[at.value] === null ? null : Number(flagged(r))), (r) => ruleOf(r) || null];
     const form = document.getElementById("filters");
     const pager = document.getElementById("pager");
@@ -135,7 +136,7 @@
     let order = rows, shown = rows, page = 0;
 
     for (const field of ["label", "prediction"]) {
-      const used = [...new Set(rows.map((row) => row[at[field]]))].sort((a, b) => compare(names[a], names[b]));
+      const used = [...new Set(rows.map((row) => row[at[field]]))].filter((index) => index !== null).sort((a, b) => compare(names[a], names[b]));
       form.elements[field].append(...used.map((index) => new Option(names[index], index)));
     }
     const minus = (text) => text.replace("-", "\u2212");
@@ -150,8 +151,9 @@
       return Object.assign(cell(label, element), { className: "number" });
     };
     const line = (row) => {
-      const [label, prediction, wrong] = [names[row[at.label]], names[row[at.prediction]], failed(row)];
-      const alt = `Example ${row[at.id]}, ${label}, predicted ${prediction}`;
+      const [label, prediction, wrong] = [names[row[at.label]], predicted(row), failed(row)];
+      const outcome = row[at.prediction] === null ? (wrong ? "wrong" : "right") : `predicted ${prediction}`;
+      const alt = `Example ${row[at.id]}, ${label}, ${outcome}`;
       const value = row[at.value];
       return make("tr", {},
         make("td", { className: "seen" }, make("img", { src: images[row[at.image]], alt })),
@@ -159,7 +161,7 @@
         cell("Label", label),
         cell("Prediction", prediction),
         cell("Outcome", make("span", { className: `badge ${wrong ? "bad" : "found"}` }, wrong ? "wrong" : "right")),
-        number("Confidence", row, "confidence", `${(100 * row[at.confidence]).toFixed(1)}\u202f%`),
+        row[at.confidence] === null ? cell("Confidence", "\u2013") : number("Confidence", row, "confidence", `${(100 * row[at.confidence]).toFixed(1)}\u202f%`),
         value === null ? cell("Decision value", "\u2013") : number("Decision value", row, "value", (value > 0 ? "+" : "") + value.toFixed(2)),
         cell("Flagged", value === null ? "\u2013" : flagged(row) ? "flagged" : "no"),
         Object.assign(cell("Leaf", ruleOf(row) || "\u2013"), { className: "leaf-rule" }));
@@ -182,7 +184,7 @@
         (want.prediction === "" || row[at.prediction] === Number(want.prediction)) &&
         (want.failed === "" || failed(row) === (want.failed === "1")) &&
         (want.flagged === "" || flagged(row) === (want.flagged === "1")) &&
-        (text === "" || `${row[at.id]}\n${names[row[at.label]]}\n${names[row[at.prediction]]}\n${ruleOf(row)}`.toLowerCase().includes(text)));
+        (text === "" || `${row[at.id]}\n${names[row[at.label]]}\n${predicted(row)}\n${ruleOf(row)}`.toLowerCase().includes(text)));
       page = 0;
       turn();
     };

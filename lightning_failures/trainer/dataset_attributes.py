@@ -1,0 +1,65 @@
+"""Attributes of datasets: their length, their class names, and values for each example."""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+from lightning_failures.data.class_names import unique_class_names
+
+
+def dataset_length(dataset: Any) -> int | None:
+    """Return the number of examples of a dataset; None if it has no length."""
+    try:
+        return len(dataset)
+    except (TypeError, NotImplementedError):
+        return None
+
+
+def dataset_attribute(dataset: Any, name: str) -> Any:
+    """Return an attribute of a dataset, also through wrappers such as ``Subset``; None if no dataset has it.
+
+    Sequences with a value for each example (all but ``classes``) are indexed by ``Subset.indices``, always by position,
+    and joined by ``ConcatDataset``; any other attribute must be the same in all the parts.
+
+    >>> from torch.utils.data import Subset
+    >>> class Data(list):
+    ...     classes, groups = ["cat", "dog"], [7, 8, 9]
+    >>> subset = Subset(Data([0, 1, 2]), [2, 0])
+    >>> dataset_attribute(subset, "classes"), dataset_attribute(subset, "groups")
+    (['cat', 'dog'], [9, 7])
+    """
+    own = getattr(dataset, name, None)
+    if own is not None:
+        return own
+    parts = getattr(dataset, "datasets", None)
+    if isinstance(parts, list):
+        return _joined(name, parts, [dataset_attribute(part, name) for part in parts])
+    inner = getattr(dataset, "dataset", None)
+    if inner is None:
+        return None
+    value = dataset_attribute(inner, name)
+    indices = getattr(dataset, "indices", None)
+    if name == "classes" or indices is None or not hasattr(value, "__len__") or len(value) != len(inner):
+        return value
+    by_position = getattr(value, "iloc", value)  # the index of a pandas Series need not be 0 ... n - 1
+    return [by_position[operator.index(i)] for i in indices]
+
+
+def dataset_class_names(dataset: Any) -> list[str] | None:
+    """Return the distinct names in ``dataset.classes``, in the order of labels; None if it has none."""
+    return unique_class_names(dataset_attribute(dataset, "classes"))
+
+
+def _joined(name: str, parts: list[Any], values: list[Any]) -> Any:
+    """Return the value of an attribute for a concatenation of datasets; None if the parts differ."""
+    if name == "classes":
+        lists = [unique_class_names(value) for value in values]
+        return values[0] if lists and lists[0] is not None and all(one == lists[0] for one in lists) else None
+    per_example = all(
+        hasattr(value, "__len__") and len(value) == len(part) for value, part in zip(values, parts, strict=True)
+    )
+    if per_example:
+        return [one for value in values for one in value]
+    all_equal = all(value is not None and list(value) == list(values[0]) for value in values)
+    return values[0] if all_equal else None
