@@ -180,8 +180,7 @@ class FailureModes(Callback):
         self._errors, self._index_recorder = ErrorPolicy(), IndexRecorderHook()
         self._ranks = Communicator()
         self._reader = BatchReader(self.read_batch, self.normalization)
-        observer = LogitsObserver(self.logits_from)
-        self._batch_grader = BatchGrader(self._reader, self._index_recorder, observer)
+        self._batch_grader = BatchGrader(self._reader, self._index_recorder, LogitsObserver(self.logits_from))
         self._steering = InterventionController(
             self.interventions,
             reader=self._reader,
@@ -328,8 +327,7 @@ class FailureModes(Callback):
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Restore the loaders and the module; Lightning does not call ``teardown`` after an exception."""
-        self._detach()
-        discard_temporary(self._folder)
+        self.teardown(trainer, pl_module, "exception")
 
     def _detach(self) -> None:
         self._index_recorder.detach()
@@ -445,7 +443,7 @@ class FailureModes(Callback):
         """Start to collect grades if the validation is due."""
         self._forget()
         self._active, self._errors.last_error = due, None
-        self._keys.begin()
+        self._keys.begin(trainer)
         if due:
             with self._guard(trainer, "the loaders"):
                 self._find_folder(trainer)  # collective
@@ -525,6 +523,7 @@ class FailureModes(Callback):
             interventions=steered,
             decision=self.auto_rollback or self._keys.of_decisions,
             deadline=None if self._seconds is None else Deadline.after(self._seconds - evaluation.embeddings.seconds),
+            logged=self._keys.of_module(trainer),
         )
         if steered:
             analysis = self._act(trainer, analysis)
@@ -566,12 +565,11 @@ class FailureModes(Callback):
         """Return an empty evaluation pass over one loader."""
         assert self._runner is not None
         encoders = self._runner.cached_encoders
-        dims = sum(cached.encoder.dim for cached in encoders)
         return EvaluationPass.begin(
             dataset_of(self._loaders[index]),
             encoders,
             self._ranks,
-            self._budget.sample_budget(trainer, index, self._seconds, dims),
+            self._budget.sample_budget(trainer, index, self._seconds, sum(one.encoder.dim for one in encoders)),
             options=self,
             gathers_all=self._steering.on,
         )

@@ -24,6 +24,22 @@ LABEL_KEYS = ("label", "labels", "target", "y")
 IGNORE_INDEX = -100
 """Label of examples that PyTorch's losses ignore by default (``ignore_index``)."""
 
+UNLABELLED_REMEDY = (
+    "If another number, such as -1 or 255, marks examples without a label, replace it by -100: return"
+    " BatchRecord(labels=labels.masked_fill(labels == -1, -100)) from read_batch."
+)
+"""What to do about labels that are no class."""
+
+VERDICT_REMEDY = (
+    "FailureModes grades classifiers by itself. For segmentation, detection or regression, return a verdict on each"
+    " example from read_batch: BatchRecord(correct=...), booleans, or BatchRecord(score=...), numbers such as the IoU"
+    " of each image, with FailureModes(failed_below=0.5)."
+)
+"""What to do about labels that name no class."""
+
+_EPSILON = 1e-7
+"""Distance that probabilities keep from 0 and 1."""
+
 
 @dataclass(frozen=True)
 class BatchGrades:
@@ -48,8 +64,8 @@ def read_default_batch(outputs: Any, batch: Any) -> BatchRecord:
     """Extract logits, labels and images from the common forms of a batch and of a step's return value.
 
     A batch is a tuple ``(x, y, ...)``, or a mapping with one of the keys image, images, x, pixel_values and one of
-    label, labels, target, y. Logits are read from a mapping that the step returns, under ``logits`` or ``preds``;
-    ``preds`` between 0 and 1 are interpreted as probabilities, as in torchmetrics. Fields that are not found are None.
+    label, labels, target, y. Logits are read from a mapping that the step returns, under ``logits`` or ``preds``.
+    Fields that are not found are None.
 
     >>> record = read_default_batch({"logits": torch.zeros(2, 3)}, (torch.zeros(2, 1, 4, 4), torch.tensor([0, 2])))
     >>> record.logits.shape, record.labels.tolist(), record.images.shape, record.ids
@@ -61,8 +77,33 @@ def read_default_batch(outputs: Any, batch: Any) -> BatchRecord:
     elif isinstance(batch, Sequence) and not isinstance(batch, str) and len(batch) >= 2:
         images, labels = batch[0], batch[1]
     if isinstance(outputs, Mapping):
-        logits = outputs["logits"] if "logits" in outputs else _without_sigmoid(outputs.get("preds"))
+        logits = outputs["logits"] if "logits" in outputs else outputs.get("preds")
     return BatchRecord(logits=_if_tensor(logits), labels=_if_tensor(labels), images=_if_tensor(images))
+
+
+def not_classes(labels: Tensor) -> str | None:
+    """Return why labels are those of segmentation or regression; None if they may name classes.
+
+    >>> not_classes(torch.zeros(4, 32, 32))
+    'Labels have the shape (4, 32, 32), as in segmentation.'
+    >>> not_classes(torch.tensor([0.3, 7.5]))
+    'Labels are fractions, such as 7.5, as in regression.'
+    >>> not_classes(torch.tensor([0.05, 0.95])), not_classes(torch.tensor([3, -100]))
+    (None, None)
+    """
+    if labels.ndim > 2:
+        return f"Labels have the shape {tuple(labels.shape)}, as in segmentation."
+    if not labels.is_floating_point():
+        return None
+    values = labels.detach().double()
+    fractions = values[values.isfinite() & (values != values.round())]
+    outside = fractions[(fractions < 0) | (fractions > 1)]
+    # in smoothed labels of two classes, all are equally far from 0 or 1
+    smoothing = torch.minimum(fractions, 1 - fractions)
+    is_column = labels.ndim == 1 or labels.shape[1] == 1
+    if is_column and not len(outside) and len(fractions) and float(smoothing.max() - smoothing.min()) > 1e-3:
+        outside = fractions
+    return f"Labels are fractions, such as {float(outside[0]):.4g}, as in regression." if len(outside) else None
 
 
 def infer_task(logits: Tensor, labels: Tensor) -> Task:
@@ -80,15 +121,20 @@ def infer_task(logits: Tensor, labels: Tensor) -> Task:
     return "multilabel" if labels.ndim == 2 and labels.shape[1] > 1 else "multiclass"
 
 
-def grade_batch(logits: Tensor, labels: Tensor, *, task: Task | None = None) -> BatchGrades:
+def grade_batch(
+    logits: Tensor, labels: Tensor, *, task: Task | None = None, probabilities: bool | None = None
+) -> BatchGrades:
     """Grade the examples of one batch.
 
     Args:
         logits: (B, K) float: raw scores, or probabilities that sum to 1. Binary: (B,) or (B, 1), one raw score per
             example. (B,) int is interpreted as predicted classes; the confidence is then 1 or 0.
         labels: (B,) int; examples labelled -100, PyTorch's ``ignore_index``, are skipped. A multiclass task may also
-            have one-hot labels (B, K); a multilabel task has (B, K) of 0 and 1.
+            have one-hot labels (B, K), smoothed or not; a multilabel task has (B, K) of 0 and 1. Smoothed labels of a
+            binary or multilabel task count as 1 above 0.5.
         task: The task; None infers it from the shapes.
+        probabilities: Whether the scores are probabilities. None: scores of a multiclass task are, if each row is
+            non-negative and sums to 1; those of other tasks are raw.
 
     Raises:
         DataError: Shapes do not match, logits are NaN, or labels are out of range.
@@ -113,7 +159,7 @@ def grade_batch(logits: Tensor, labels: Tensor, *, task: Task | None = None) -> 
             )
         logits = logits.double().nan_to_num()  # infinite logits become finite; double precision keeps their order
     if task == "multilabel":
-        return _grade_multilabel(logits, labels)
+        return _grade_multilabel(torch.logit(logits, eps=_EPSILON) if probabilities else logits, labels)
 
     # select the examples that have a label
     labels = _class_indices(labels, task)
@@ -123,7 +169,7 @@ def grade_batch(logits: Tensor, labels: Tensor, *, task: Task | None = None) -> 
     # compare predictions with labels
     if task == "binary" and logits.is_floating_point():
         _check_shape(logits, len(labels), 1)
-        positive = torch.sigmoid(logits.reshape(-1))
+        positive = logits.reshape(-1) if probabilities else torch.sigmoid(logits.reshape(-1))
         _check_labels(labels, 2)
         predictions = (positive > 0.5).long()
         confidence = torch.where(labels == 1, positive, 1 - positive)
@@ -143,7 +189,9 @@ def grade_batch(logits: Tensor, labels: Tensor, *, task: Task | None = None) -> 
             )
         _check_labels(labels, logits.shape[1])
         predictions = logits.argmax(1)
-        confidence = _probabilities(logits).gather(1, labels[:, None])[:, 0]
+        if probabilities is None:
+            probabilities = are_distributions(logits)
+        confidence = (logits if probabilities else logits.softmax(1)).gather(1, labels[:, None])[:, 0]
     return BatchGrades(position, torch.zeros_like(labels), labels, predictions, confidence.float())
 
 
@@ -207,6 +255,15 @@ def best_f1_threshold(positive: Tensor, labels: Tensor) -> float:
     return float(sorted_positive[torch.where(last_of_tie, f1, -1.0).argmax()])
 
 
+def are_distributions(rows: Tensor) -> bool:
+    """Return whether each row (N, K) is non-negative and sums to 1, with a tolerance for half precision.
+
+    >>> are_distributions(torch.tensor([[0.2, 0.8], [1.0, 0.0]])), are_distributions(torch.tensor([[1, 1]]))
+    (True, False)
+    """
+    return bool((rows >= 0).all()) and bool(((rows.double().sum(1) - 1).abs() < 0.02).all())
+
+
 def expand_class_names(names: Sequence[str], task: Task) -> tuple[str, ...]:
     """Return two class names per multilabel condition, and per name of a binary task with a single name.
 
@@ -224,6 +281,8 @@ def _class_indices(labels: Tensor, task: Task) -> Tensor:
         labels = labels.argmax(1) if labels.shape[1] > 1 else labels[:, 0]
     if labels.ndim != 1:
         raise DataError(f"Labels of a {task} task must have the shape (B,), got {tuple(labels.shape)}.")
+    if task == "binary" and labels.is_floating_point() and bool(((labels >= 0) & (labels <= 1)).all()):
+        labels = (labels > 0.5).long()  # smoothed labels
     indices = labels.long()
     fractional = indices.to(labels.dtype) != labels
     if fractional.any():
@@ -239,7 +298,7 @@ def _grade_multilabel(logits: Tensor, labels: Tensor) -> BatchGrades:
         )
     _check_labels(labels, 2)
     size, conditions = logits.shape
-    positive, truth = torch.sigmoid(logits).float().reshape(-1), labels.long().reshape(-1)
+    positive, truth = torch.sigmoid(logits).float().reshape(-1), (labels > 0.5).long().reshape(-1)
     condition = torch.arange(conditions).repeat(size)
     return BatchGrades(
         position=torch.arange(size).repeat_interleave(conditions),
@@ -261,16 +320,6 @@ def _multilabel_predictions(condition: Tensor, labels: Tensor, confidence: Tenso
     return 2 * condition + (positive >= thresholds[condition]).long()
 
 
-def _probabilities(scores: Tensor) -> Tensor:
-    """Return scores that are probabilities unchanged, and the softmax of all others."""
-    return scores if bool((scores >= 0).all()) and _sums_to_one(scores) else scores.softmax(1)
-
-
-def _sums_to_one(scores: Tensor) -> bool:
-    """Return whether each row sums to 1 like a softmax, with a tolerance for half precision."""
-    return bool(((scores.sum(1) - 1).abs() < 0.02).all())
-
-
 def _check_shape(logits: Tensor, size: int, columns: int) -> None:
     if logits.numel() != size * columns:
         raise DataError(
@@ -283,17 +332,8 @@ def _check_labels(labels: Tensor, classes: int) -> None:
     if len(labels) and (int(labels.min()) < 0 or int(labels.max()) >= classes):
         raise DataError(
             f"Labels run from {int(labels.min())} to {int(labels.max())}, but the {classes} classes allow 0 to"
-            f" {classes - 1}."
+            f" {classes - 1}. {UNLABELLED_REMEDY}"
         )
-
-
-def _without_sigmoid(preds: Any) -> Any:
-    """Convert probabilities of a binary or multilabel task to raw scores; return other values unchanged."""
-    if not isinstance(preds, Tensor) or not preds.is_floating_point() or not ((preds >= 0) & (preds <= 1)).all():
-        return preds
-    if preds.ndim == 2 and preds.shape[1] > 1 and _sums_to_one(preds.float()):
-        return preds  # output of a softmax
-    return torch.logit(preds.float(), eps=1e-7)
 
 
 def _if_tensor(value: Any) -> Tensor | None:

@@ -16,6 +16,7 @@ from lightning_failures.data.grading import IGNORE_INDEX
 from lightning_failures.doctor.dry_run import CheckContext, LoaderNotes, read_batches
 from lightning_failures.doctor.findings import Finding, ok, problem, skipped, warning
 from lightning_failures.trainer.dataset_attributes import dataset_attribute
+from lightning_failures.trainer.grading_notes import grading_notes
 
 MIN_CLASS_SIZE = 20
 """Fewest examples of a class with a direction, which needs 10 failures and 10 successes."""
@@ -59,8 +60,8 @@ def check_batches(context: CheckContext) -> Iterator[Finding]:
             yield warning(f"{where}Batches have no images, so examples are only graded.", "Pass read_batch.")
         if not grader.has_names:
             yield warning(f"{where}Classes have no names, so there are no captions.", "Pass class_names.")
-        if grader.doubt:
-            yield warning(where + grader.doubt)
+        for doubt in grading_notes(grader, grader.grades(), {}).doubts:
+            yield warning(where + doubt)
         yield from _labels(notes, where)
 
 

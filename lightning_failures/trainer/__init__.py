@@ -12,7 +12,9 @@ Files, each importing only from those above it::
     schedule          When to analyse, and the state that a resumed run continues with
     batch_reader      Read batches in the user's form, and single examples of a dataset outside of the loop
     penultimate       The live model's penultimate features: the input of the module that computes the logits
+    readings          What scores and labels may mean, narrowed down batch by batch, decided once for a loader
     grader            Grades of one evaluation loader: which examples are right, under which ids and classes
+    grading_notes     Notes of the report on what was taken for logits and labels, and doubts about it
     evaluation_pass   One pass over one evaluation loader: its grades, and the embeddings of its images
     batch_grader      The one place that reads, names and grades an evaluation batch, for the callback and for doctor
     error_policy      Errors as warnings in a training run; messages that are emitted once

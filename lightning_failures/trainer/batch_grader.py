@@ -2,29 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from enum import Enum
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
 from lightning_failures.data.grades import BatchRecord
+from lightning_failures.data.grading import VERDICT_REMEDY, not_classes
+from lightning_failures.errors import ConfigurationError
 from lightning_failures.trainer.batch_reader import BatchReader
 from lightning_failures.trainer.grader import Grader
 from lightning_failures.trainer.image_space import ImageSpace
 from lightning_failures.trainer.index_recorder import IndexRecorderHook, dataset_of, missing_ids_error
 from lightning_failures.trainer.logits_hook import LogitsObserver, forward_once_more
 from lightning_failures.trainer.penultimate import PenultimateObserver
+from lightning_failures.trainer.readings import LogitsSource
 
-
-class LogitsSource(Enum):
-    """Where the logits of a batch come from, in the order of preference."""
-
-    STEP_OUTPUT = "returned by the step"
-    OBSERVED = "observed during the step"
-    EXTRA_FORWARD = "computed by an extra forward"
+__all__ = ["BatchGrader", "GradedBatch", "LogitsSource", "ReadBatch"]
 
 
 @dataclass(frozen=True)
@@ -35,11 +31,13 @@ class ReadBatch:
         loader: The loader that it comes from.
         record: Logits, labels, images and ids, as far as the batch and the step give them; labels are always there.
         drawn: The dataset indices drawn for the batch; None if they cannot be known.
+        are_preds: Whether the logits are the ``preds`` that the step returned.
     """
 
     loader: Any
     record: BatchRecord
     drawn: Sequence[int] | None
+    are_preds: bool = False
 
 
 @dataclass(frozen=True)
@@ -128,7 +126,9 @@ class BatchGrader:
         """
         recorder = self._recorders.recorder(loader)
         drawn = None if recorder is None else recorder.take(batch_idx)
-        return ReadBatch(loader, self._reader.read_graded(outputs, batch), drawn)
+        record = self._reader.read_graded(outputs, batch)
+        are_preds = isinstance(outputs, Mapping) and record.logits is not None and record.logits is outputs.get("preds")
+        return ReadBatch(loader, record, drawn, are_preds)
 
     def name(self, batch: ReadBatch, grader: Grader) -> Tensor | Sequence[int]:
         """Return the B ids of the examples of a batch.
@@ -157,16 +157,31 @@ class BatchGrader:
         """
         record = batch.record
         assert record.labels is not None
-        logits, source = record.logits, LogitsSource.STEP_OUTPUT
+        if problem := not_classes(record.labels):
+            raise ConfigurationError(f"{problem} {VERDICT_REMEDY}")
+        logits, source = record.logits, LogitsSource.PREDS if batch.are_preds else LogitsSource.STEP_OUTPUT
+        observed: Tensor | None = None
+        stacked: int | None = None
+        if logits is not None and not logits.is_floating_point():
+            observed = self._observed_beside_classes(len(record.labels), grader)
         if logits is None:
+            stacked = self._observer.stacked_rows(len(record.labels))
             logits = self._observer.logits(batch_size=len(record.labels), classes=grader.logit_columns)
             source = LogitsSource.OBSERVED
         if logits is None:
             logits = forward_once_more(trainer, module, record.images)
             source = LogitsSource.EXTRA_FORWARD
-        graded_ids = grader.grade(logits, record.labels, ids)
+            grader.note_stacked(stacked, len(record.labels))
+        graded_ids = grader.grade(logits, record.labels, ids, source=source, observed=observed)
         features = None if self._penultimate is None else self._penultimate.features(logits)
         return GradedBatch(graded_ids, record.images, features, source)
+
+    def _observed_beside_classes(self, batch_size: int, grader: Grader) -> Tensor | None:
+        """Return the logits that the step computed beside the classes that it returned; None if that is not clear."""
+        try:
+            return self._observer.logits(batch_size=batch_size, classes=grader.logit_columns)
+        except ConfigurationError:
+            return None
 
     def image_space(self, loader: Any) -> ImageSpace:
         """Return how to bring the images of a loader to [0, 1]."""

@@ -43,6 +43,7 @@ from lightning_failures.report.gallery import Picture
 from lightning_failures.report.html.render import prepare
 from lightning_failures.trainer.batch_reader import BatchReader, ExampleReader, TrainingSample, training_sample
 from lightning_failures.trainer.evaluation_pass import EvaluationPass
+from lightning_failures.trainer.grading_notes import grading_notes
 from lightning_failures.trainer.pictures.builder import AnalysisSnapshot, GalleryBuilder
 from lightning_failures.trainer.ranks import Communicator
 from lightning_failures.writers import Writer, each_writer, writers_for
@@ -144,6 +145,7 @@ class AnalysisRunner:
         interventions: bool,
         decision: bool = False,
         deadline: Deadline | None = None,
+        logged: Mapping[str, float] | None = None,
     ) -> LoaderAnalysis:
         """Analyse one loader, each rank the classes that it owns; all return the same result. Collective.
 
@@ -156,12 +158,14 @@ class AnalysisRunner:
             interventions: Whether the examples are split: only the discovery part is then fitted.
             decision: Whether there is a decision part.
             deadline: When the analysis should be over.
+            logged: Metrics that the module itself logged in this evaluation.
         """
         grader = evaluation.grader
-        if grader.doubt:
-            self.say_once(grader.doubt)
         start = time.perf_counter()
         grades = grader.grades()
+        said = grading_notes(grader, grades, logged or {})
+        for doubt in said.doubts:
+            self.say_once(doubt)
         split = part_of(grades, seed=self.seed, decision=decision) if interventions else None
         sampled = evaluation.embeddings.sampled_rows(grades)
         analysed, analysed_sampled = grades, sampled
@@ -191,6 +195,7 @@ class AnalysisRunner:
             robust_encoder=None if self.trees is None else self.trees.encoder.name,
             encoder_fingerprint=None if self.directions is None else self.directions.encoder.fingerprint,
             robust_encoder_fingerprint=None if self.trees is None else self.trees.encoder.fingerprint,
+            notes=(*said.notes, *said.doubts, *result.report.notes),
             timings=result.report.timings | {"total": round(time.perf_counter() - start, 4)},
         )
         # the result of the first process: decisions must not differ where machines round differently

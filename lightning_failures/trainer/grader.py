@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,14 @@ from lightning_failures.analysis.enrichment import Attribute, read_attribute
 from lightning_failures.analysis.metrics import GradesMetric
 from lightning_failures.data.class_names import unique_class_names
 from lightning_failures.data.grades import Grades
-from lightning_failures.data.grading import Task, assemble_grades, expand_class_names, grade_batch, infer_task
+from lightning_failures.data.grading import (
+    UNLABELLED_REMEDY,
+    VERDICT_REMEDY,
+    Task,
+    are_distributions,
+    assemble_grades,
+    expand_class_names,
+)
 from lightning_failures.errors import ConfigurationError, DataError
 from lightning_failures.trainer.dataset_attributes import (
     dataset_attribute,
@@ -22,6 +29,56 @@ from lightning_failures.trainer.dataset_attributes import (
     dataset_length,
 )
 from lightning_failures.trainer.ranks import Communicator
+from lightning_failures.trainer.readings import LogitsSource, Reading, ScoredBatch, disagreement, first_readings
+
+
+@dataclass(frozen=True)
+class GradingFacts:
+    """What was seen in the batches of a loader, for the notes of the report.
+
+    Attributes:
+        possible: The readings of scores and labels that no batch has ruled out, the preferred ones first; empty without
+            a batch.
+        sources: Where the scores come from.
+        columns: Number of logits per example; None without a batch.
+        indexed: Whether all ids are indices of the dataset.
+        fractions: Smallest and largest label, if a label is a fraction.
+        disagreeing: Number of examples whose returned class differs from that of the observed scores.
+        largest_label: Largest label of a class; -1 without one.
+        one_hot: Whether labels have a column for each class or condition.
+        exclusive: Whether these columns sum to 1 in every example.
+        stacked: Rows and examples of a batch that the step gave the model in several copies; None if it did not.
+    """
+
+    possible: tuple[Reading, ...] = ()
+    sources: frozenset[LogitsSource] = frozenset()
+    columns: int | None = None
+    indexed: bool = True
+    fractions: tuple[float, float] | None = None
+    disagreeing: int = 0
+    largest_label: int = -1
+    one_hot: bool = False
+    exclusive: bool = True
+    stacked: tuple[int, int] | None = None
+
+    def joined(self, other: GradingFacts) -> GradingFacts:
+        """Return the facts of two processes; a reading must be possible in both, unless one has seen no batch."""
+        possible = tuple(one for one in self.possible if one in other.possible)
+        if not possible:  # one process has seen no batch
+            possible = self.possible or other.possible
+        ranges = [some for some in (self.fractions, other.fractions) if some is not None]
+        return GradingFacts(
+            possible,
+            self.sources | other.sources,
+            other.columns if self.columns is None else self.columns,
+            self.indexed and other.indexed,
+            (min(low for low, _ in ranges), max(high for _, high in ranges)) if ranges else None,
+            self.disagreeing + other.disagreeing,
+            max(self.largest_label, other.largest_label),
+            self.one_hot or other.one_hot,
+            self.exclusive and other.exclusive,
+            self.stacked or other.stacked,
+        )
 
 
 class Grader:
@@ -36,10 +93,9 @@ class Grader:
         metadata: Names of the dataset attributes whose values are counted among the failures.
 
     Attributes:
-        task: The task; None before the first batch if it is inferred.
-        columns: Number of logits per example; None before the first batch.
+        facts: What was seen in the batches; after :meth:`grades`, in those of all processes.
         named: Whether the class names come from the user rather than from the dataset.
-        indexed: Whether all ids seen so far are indices of the dataset.
+        look_like_probabilities: Whether scores in [0, 1] that nobody named probabilities fit the labels better as such.
     """
 
     def __init__(
@@ -52,18 +108,37 @@ class Grader:
         groups_from: str | None = "groups",
         metadata: Sequence[str] = (),
     ) -> None:
-        self.task = task
+        self.facts = GradingFacts()
         self.named = class_names is not None
-        self.columns: int | None = None
-        self.indexed = True
-        self._score_range = (math.inf, -math.inf)
+        self.look_like_probabilities = False
+        self._given_task: Task | None = task
         self._names = unique_class_names(class_names) if self.named else dataset_class_names(dataset)
         self._ranks = ranks
         self._expected = dataset_length(dataset)
         self._groups = None if groups_from is None else _group_of_each_example(dataset, groups_from)
         self._attributes = {name: _attribute_of_each_example(dataset, name) for name in metadata}
-        self._metric = GradesMetric(process_group=ranks.group)
+        self._metrics: dict[Reading, GradesMetric] = {}
         self._unlabelled: list[Tensor] = []
+
+    @property
+    def reading(self) -> Reading | None:
+        """How scores and labels are read, as far as is known; None before the first batch."""
+        return self.facts.possible[0] if self.facts.possible else None
+
+    @property
+    def task(self) -> Task | None:
+        """The task, as far as is known; None before the first batch if it is inferred."""
+        return self._given_task if self.reading is None else self.reading.task
+
+    @property
+    def columns(self) -> int | None:
+        """Number of logits per example; None before the first batch."""
+        return self.facts.columns
+
+    @property
+    def indexed(self) -> bool:
+        """Whether all ids seen so far are indices of the dataset."""
+        return self.facts.indexed
 
     @property
     def logit_columns(self) -> int | None:
@@ -75,7 +150,10 @@ class Grader:
     @property
     def rows_per_example(self) -> int:
         """Number of rows that one example has in the grades: one per condition in a multilabel task, else one."""
-        return self.columns or 1 if self.task == "multilabel" else 1
+        return self._rows_per_example(self.task)
+
+    def _rows_per_example(self, task: Task | None) -> int:
+        return self.columns or 1 if task == "multilabel" else 1
 
     @property
     def has_names(self) -> bool:
@@ -93,17 +171,6 @@ class Grader:
             names = [str(k) for k in range(classes)]
         return expand_class_names(names, self.task)
 
-    @property
-    def doubt(self) -> str | None:
-        """A warning if all scores of a binary or multilabel task lie in [0, 1], as raw scores hardly ever do."""
-        low, high = self._score_range
-        if not 0 <= low < high <= 1:
-            return None
-        return (
-            f"All scores of this {self.task} task lie between 0 and 1, so each counts as positive. If they are"
-            " probabilities, return {'preds': ...} from the step, or give read_batch for the logits."
-        )
-
     def name_ids(self, ids: Tensor | None, drawn: Sequence[int] | None) -> Tensor | Sequence[int] | None:
         """Return the ids that the user gives for a batch, or else the dataset indices drawn for it.
 
@@ -113,7 +180,7 @@ class Grader:
         if ids is None:
             return drawn
         if drawn is None or ids.tolist() != drawn:
-            self.indexed = False
+            self.facts = replace(self.facts, indexed=False)
             if self._groups is not None:
                 raise ConfigurationError(
                     "FailureModes(read_batch=...) gives ids that are not known to be indices of the dataset, so its"
@@ -126,32 +193,37 @@ class Grader:
                 )
         return ids
 
-    def grade(self, logits: Tensor, labels: Tensor, ids: Sequence[int] | Tensor) -> Tensor:
+    def grade(
+        self,
+        logits: Tensor,
+        labels: Tensor,
+        ids: Sequence[int] | Tensor,
+        *,
+        source: LogitsSource = LogitsSource.STEP_OUTPUT,
+        observed: Tensor | None = None,
+    ) -> Tensor:
         """Grade one batch and return its ids (B,) int64 on the CPU.
 
         Args:
             logits: (B, K) or (B,) float, or (B,) int predicted classes.
             labels: (B,) or (B, K).
             ids: B integers.
+            source: Where the logits come from.
+            observed: The float scores that the step computed, if ``logits`` are predicted classes.
 
         Raises:
-            ConfigurationError: The number of ids or of class names does not fit the batch.
+            ConfigurationError: The number of ids or of class names does not fit the batch, or labels name no class.
             DataError: A label is out of range.
         """
-        if self.task is None:
-            self.task = infer_task(logits, labels)
-        if self.columns is None:
-            self.columns = logits.shape[1] if logits.ndim == 2 else self._columns_of_predictions(logits)
-            self._check_number_of_names()
-        rows = grade_batch(logits, labels, task=self.task)
-        is_soft = logits.is_floating_point()
-        if is_soft and self.task != "multiclass" and logits.numel():
-            low, high = logits.detach().cpu().aminmax()
-            self._score_range = min(self._score_range[0], float(low)), max(self._score_range[1], float(high))
-        if not is_soft and len(rows.labels) and int(rows.labels.max()) >= len(self.class_names):
+        # a model that squeezes its output drops the batch dimension of a batch of one
+        logits, labels = (values.detach().cpu().reshape(values.shape or (1,)) for values in (logits, labels))
+        batch = ScoredBatch(logits, labels, source, None if observed is None else observed.detach().cpu())
+        rows_of = {reading: reading.grade(batch) for reading in self._possible_readings(batch)}
+        rows = next(iter(rows_of.values()))
+        if batch.are_classes and len(rows.labels) and int(rows.labels.max()) >= len(self.class_names):
             raise DataError(
                 f"Labels run from {int(labels.min())} to {int(labels.max())}, but the {len(self.class_names)} classes"
-                f" allow 0 to {len(self.class_names) - 1}."
+                f" allow 0 to {len(self.class_names) - 1}. {UNLABELLED_REMEDY}"
             )
 
         # clone: a tensor that a loader worker sent keeps a file descriptor open for as long as it lives
@@ -160,19 +232,62 @@ class Grader:
             raise ConfigurationError(
                 f"The batch has {len(labels)} labels but {len(ids)} ids. Return the ids from read_batch."
             )
-        row_keys = ids[rows.position] * self.rows_per_example + rows.condition
-        self._metric.update(row_keys, rows.labels.clone(), rows.predictions, rows.confidence)
+        for reading, graded in rows_of.items():
+            row_keys = ids[graded.position] * self._rows_per_example(reading.task) + graded.condition
+            metric = self._metrics.setdefault(reading, GradesMetric(process_group=self._ranks.group))
+            metric.update(row_keys, graded.labels.clone(), graded.predictions, graded.confidence)
         if len(rows.position) < len(ids):
             unlabelled = torch.ones(len(ids), dtype=torch.bool)
             unlabelled[rows.position] = False
             self._unlabelled.append(ids[unlabelled])
+        largest = int(rows.labels.max()) if len(rows.labels) else -1
+        self.facts = replace(self.facts, largest_label=max(self.facts.largest_label, largest))
         return ids
+
+    def note_stacked(self, rows: int | None, examples: int) -> None:
+        """Record that the step gave the model several copies of a batch; ``rows`` is None if it did not."""
+        if rows is not None:
+            self.facts = replace(self.facts, stacked=(rows, examples))
+
+    def _possible_readings(self, batch: ScoredBatch) -> tuple[Reading, ...]:
+        """Return the readings that this and all former batches allow, and record what the batch shows."""
+        facts = self.facts
+        if facts.columns is None:
+            shaped = batch.scores if batch.soft_scores is None else batch.soft_scores
+            columns = shaped.shape[1] if shaped.ndim == 2 else self._columns_of_predictions(shaped)
+            facts = self.facts = replace(facts, columns=columns, possible=first_readings(batch, self._given_task))
+            self._check_number_of_names()
+        possible = facts.possible
+        if len(batch.labels):
+            possible = tuple(reading for reading in possible if reading.fits(batch, self._given_task))
+        if not possible:  # of another form than the former batches: grading it says what is wrong
+            possible = facts.possible[-1:]
+        if self.task == "binary" and batch.labels.is_floating_point() and bool((batch.labels > 1).any()):
+            raise ConfigurationError(
+                f"Labels run up to {float(batch.labels.max()):.4g}, but the model has one output, as in regression."
+                f" {VERDICT_REMEDY}"
+            )
+        for gone in set(self._metrics) - set(possible):
+            del self._metrics[gone]
+        has_columns = batch.labels.ndim == 2 and batch.labels.shape[1] > 1
+        self.facts = replace(
+            facts,
+            possible=possible,
+            sources=facts.sources | {batch.source},
+            fractions=_range_of_fractions(batch.labels, facts.fractions),
+            disagreeing=facts.disagreeing + disagreement(batch, facts.possible),
+            one_hot=facts.one_hot or has_columns,
+            exclusive=facts.exclusive and (not has_columns or are_distributions(batch.labels)),
+        )
+        return possible
 
     def grades(self) -> Grades:
         """Return the grades of all ranks, each example once. Collective."""
         unlabelled = self._ranks.gather_objects(torch.cat([torch.empty(0, dtype=torch.int64), *self._unlabelled]))
-        row_keys, labels, predictions, confidence = self._metric.compute()
-        self._synchronize_task()
+        facts = GradingFacts()
+        for some in self._ranks.gather_objects(self.facts):
+            facts = facts.joined(some)
+        row_keys, labels, predictions, confidence = self._decide(facts)
         ids = row_keys // self.rows_per_example
         seen = torch.unique(torch.cat([ids, *unlabelled]))
         return assemble_grades(
@@ -186,15 +301,28 @@ class Grader:
             coverage=1.0 if not self._expected else len(seen) / self._expected,
         )
 
+    def _decide(self, facts: GradingFacts) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Choose one reading for all batches of all ranks, and return its rows. Collective."""
+        self.facts, first = facts, next(iter(facts.possible), None)
+        chosen = first or Reading(self._given_task or "multiclass", "logits")
+        metric = self._metrics.get(chosen) or GradesMetric(process_group=self._ranks.group)
+        rows = metric.compute()
+        raw = replace(chosen, scale="logits")
+        if chosen.scale != "probabilities" or chosen.task == "multiclass" or raw not in facts.possible:
+            return rows
+        if facts.sources == {LogitsSource.PREDS}:
+            return rows
+        # nobody says whether scores between 0 and 1 are probabilities, but labels fit one of the readings better
+        other = (self._metrics.get(raw) or GradesMetric(process_group=self._ranks.group)).compute()
+        self.look_like_probabilities = _log_likelihood(rows[3]) > _log_likelihood(other[3])
+        if self.look_like_probabilities and LogitsSource.STEP_OUTPUT not in facts.sources:
+            return rows
+        self.facts = replace(facts, possible=(raw,))
+        return other
+
     def metadata(self, grades: Grades) -> dict[str, Attribute]:
         """Return the requested metadata attributes of the rows of ``grades``, by name."""
         return {name: attribute[grades.ids.numpy()] for name, attribute in self._attributes.items()}
-
-    def _synchronize_task(self) -> None:
-        """Adopt the task from another rank if this one has seen no batch; ids are indices if they are on all ranks."""
-        states = self._ranks.gather_objects((self.task, self.columns, self.indexed))
-        self.task, self.columns, _ = next((state for state in states if state[1] is not None), states[0])
-        self.indexed = all(indexed for _, _, indexed in states)
 
     def _columns_of_predictions(self, logits: Tensor) -> int:
         """Return the number of logits, or of classes, if the step gives one value per example."""
@@ -218,6 +346,22 @@ class Grader:
                 f"{origin} has {len(self._names)} names, but the model has {self.columns} logits an example, which need"
                 f" {' or '.join(map(str, allowed))}."
             )
+
+
+def _range_of_fractions(labels: Tensor, known: tuple[float, float] | None) -> tuple[float, float] | None:
+    """Return the smallest and the largest label if any label is a fraction, with those of former batches."""
+    if not labels.is_floating_point():
+        return known
+    values = labels[labels.isfinite()]
+    if not bool((values != values.round()).any()):
+        return known
+    low, high = float(values.min()), float(values.max())
+    return (low, high) if known is None else (min(low, known[0]), max(high, known[1]))
+
+
+def _log_likelihood(confidence: Tensor) -> float:
+    """Return the mean logarithm of (N,) probabilities of the truth."""
+    return float(confidence.double().clamp(min=1e-7).log().mean()) if len(confidence) else 0.0
 
 
 def _group_of_each_example(dataset: Any, attribute: str) -> Tensor | None:

@@ -134,6 +134,11 @@ class LogitsObserver:
             )
         return None
 
+    def stacked_rows(self, batch_size: int) -> int | None:
+        """Return the number of rows of a call on several copies of the batch, as in test-time augmentation; or None."""
+        rows = [len(one) for one in (*self._own, *self._children) if one.ndim == 2]
+        return next((n for n in rows if n > batch_size and n % batch_size == 0), None)
+
     def _before_own(self, module: nn.Module, args: Any) -> None:
         self._depth += 1
 

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping
 
 from lightning.pytorch import LightningModule, Trainer
+from torch import Tensor
 
 from lightning_failures.data.report import FailureReport
 from lightning_failures.errors import ConfigurationError, did_you_mean
@@ -158,6 +159,7 @@ class KeyLog:
         self.monitored: set[str] = set()
         self._worst_k, self._min_coverage, self._say_once = worst_k, min_coverage, say_once
         self._logged: set[str] = set()
+        self._before: dict[str, Tensor] = {}
 
     def check(self, trainer: Trainer, methods: Collection[str], *, interventions: bool) -> None:
         """Find the monitored keys, and refuse keys that can never be logged or would be logged twice."""
@@ -170,9 +172,16 @@ class KeyLog:
         """Whether a key of the decision part is monitored."""
         return any(key.startswith(f"{PREFIX}decision/") for key in self.monitored)
 
-    def begin(self) -> None:
+    def begin(self, trainer: Trainer) -> None:
         """Begin a validation: nothing is logged yet."""
         self._logged = set()
+        self._before = dict(trainer.callback_metrics)
+
+    def of_module(self, trainer: Trainer) -> dict[str, float]:
+        """Return the metrics that the module has logged in this validation or test. Collective, if they are reduced."""
+        now = dict(trainer.callback_metrics)  # a metric that was logged anew is another object
+        new = {key: value for key, value in now.items() if self._before.get(key) is not value}
+        return {key: float(value) for key, value in new.items() if value.numel() == 1 and not key.startswith(PREFIX)}
 
     def log(
         self, trainer: Trainer, module: LightningModule, report: FailureReport, index: int, last: dict[str, float]
