@@ -97,6 +97,7 @@ class FailureModes(Callback):
         read_batch: ``(outputs, batch) -> BatchRecord``, for batches of other forms. A field that is None falls to the
             default rule. ``outputs`` is the return value of the step; None if it returns nothing, and when only the
             images of single examples are read.
+        failed_below: Score below which an example failed, for a ``read_batch`` that returns ``score``.
         logits_from: Name of the submodule whose output is the logits.
         normalization: ``(mean, std)`` of the image batches, in units of [0, 1]. None reads it off the dataset's
             transforms; without any, images must be in [0, 1] or uint8.
@@ -130,6 +131,7 @@ class FailureModes(Callback):
         pictures: bool | PictureOptions = True,
         time_budget: float | str | None = None,
         read_batch: Callable[[Any, Any], BatchRecord] | None = None,
+        failed_below: float | None = None,
         logits_from: str | None = None,
         normalization: tuple[Sequence[float], Sequence[float]] | None = None,
         reference: Literal["validation", "train"] = "validation",
@@ -149,11 +151,10 @@ class FailureModes(Callback):
         self.captions = captions
         self.pictures = draws
         self.time_budget = time_budget
-        self.read_batch = read_batch
+        self.read_batch, self.failed_below = read_batch, failed_below
         self.logits_from = logits_from
         self.normalization = normalization
-        self.reference = reference
-        self.on_error = on_error
+        self.reference, self.on_error = reference, on_error
         # the options of the groups, each under its own name
         self.task: Task | None = data.task
         self.groups_from = data.groups_from
@@ -179,7 +180,7 @@ class FailureModes(Callback):
         """Make the parts that do the work, from the options."""
         self._errors, self._index_recorder = ErrorPolicy(), IndexRecorderHook()
         self._ranks = Communicator()
-        self._reader = BatchReader(self.read_batch, self.normalization)
+        self._reader = BatchReader(self.read_batch, self.normalization, self.failed_below)
         self._batch_grader = BatchGrader(self._reader, self._index_recorder, LogitsObserver(self.logits_from))
         self._steering = InterventionController(
             self.interventions,

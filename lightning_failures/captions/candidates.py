@@ -9,6 +9,7 @@ from typing import Protocol
 from torch import Tensor
 
 from lightning_failures.captions.grammar import CaptionVocabulary
+from lightning_failures.data.class_names import ALL
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,10 @@ class ClassCaptions:
     embeddings: Tensor
     reference: Tensor
     reference_text: str | None = None
+
+
+_NOUN_OF_ALL = "scene"
+"""What examples without labels show, in captions."""
 
 
 class CaptionEncoder(Protocol):
@@ -51,9 +56,10 @@ def caption_source(
         known: Captions by class name. Embedded captions are added, so that each class is embedded once.
     """
     known = {} if known is None else known
+    nouns = (_NOUN_OF_ALL,) if tuple(class_names) == (ALL,) else class_names
 
     def captions(k: int) -> ClassCaptions | None:
-        name = class_names[k]
+        name = nouns[k]
         if name not in known:
             grammar = vocabulary.grammar(name)
             texts = tuple(grammar.captions())

@@ -166,7 +166,7 @@ class FailureTrainer(Trainer):
         job = PoolJob(
             source,
             callback.encoder,
-            BatchReader(callback.read_batch, callback.normalization),
+            BatchReader(callback.read_batch, callback.normalization, callback.failed_below),
             output,
             fitted=None if directions is None else load_fitted(directions),
             k=k,

@@ -9,6 +9,9 @@ from typing import Any
 
 import numpy as np
 
+ALL = "all"
+"""Name of the only group of examples without labels."""
+
 
 def names_in_order(names: Any) -> list[Any] | None:
     """Return class names in the order of labels; None if the argument is no list of names.

@@ -24,17 +24,30 @@ _NO_VERDICT = "Grades need predictions, or verdicts (N,) bool: whether the model
 class BatchRecord:
     """The contents of one validation batch; the callback looks for a field that is None by its next rule.
 
+    For tasks other than classification, ``correct`` or ``score`` is the verdict on each example; no logits are sought.
+    Labels then divide the examples into classes; without integer labels (B,), all examples are one group, "all".
+
     Attributes:
         logits: (B, K) float for multiclass and multilabel, (B,) or (B, 1) for binary.
         labels: (B,) int; multilabel (B, K) of 0 and 1.
         images: (B, C, H, W) float or uint8, the input of the model (normalised or not).
         ids: (B,) int, unique for each example of the loader.
+        correct: (B,) bool, whether the model is right.
+        score: (B,) float, how good the output is: the higher the better. Examples below ``failed_below`` of the
+            callback are failures; those of NaN are skipped.
     """
 
     logits: Tensor | None = None
     labels: Tensor | None = None
     images: Tensor | None = None
     ids: Tensor | None = None
+    correct: Tensor | None = None
+    score: Tensor | None = None
+
+    @property
+    def has_verdict(self) -> bool:
+        """Whether the record says which examples the model is right on, or how good its outputs are."""
+        return self.correct is not None or self.score is not None
 
 
 @dataclass(frozen=True)

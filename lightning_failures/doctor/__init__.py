@@ -38,7 +38,7 @@ from lightning_failures.doctor.encoders import check_encoder, check_robust_encod
 from lightning_failures.doctor.environment import check_loggers, check_monitors, check_schedule, check_versions
 from lightning_failures.doctor.findings import Finding, problem, run_check
 from lightning_failures.doctor.images import check_images
-from lightning_failures.doctor.interventions import check_interventions
+from lightning_failures.doctor.interventions import check_class_lists, check_interventions
 from lightning_failures.doctor.methods import check_methods
 
 __all__ = ["CHECKS", "Finding", "examine", "quiet"]
@@ -54,6 +54,7 @@ CHECKS: dict[str, Callable[[CheckContext], Iterable[Finding]]] = {
     "known pictures": check_known_pictures,
     "methods": check_methods,
     "processes": check_processes,
+    "class lists": check_class_lists,
     "interventions": check_interventions,
     "schedule": check_schedule,
     "monitors": check_monitors,

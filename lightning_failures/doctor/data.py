@@ -43,17 +43,18 @@ def check_batches(context: CheckContext) -> Iterator[Finding]:
             yield skipped(f"{where}{'no batch' if record is None else 'not graded: see example ids'}")
             continue
         assert grader is not None
-        assert record.labels is not None
         names = grader.class_names
         origin = (
             "class_names" if context.callback.class_names else "dataset.classes" if grader.has_names else "no names"
         )
         images = "no images" if record.images is None else f"images {_describe(record.images)}"
+        labels = "no labels" if record.labels is None else f"labels {_describe(record.labels)}"
+        task = "verdict" if record.has_verdict else grader.task
+        logits = "logits" if record.has_verdict else f"{grader.columns} logits an example,"
         yield ok(
-            f"{where}{images}, labels {_describe(record.labels)}; {grader.columns} logits an example,"
-            f" {notes.logits_by}; {grader.task}, {len(names)} classes ({origin})",
+            f"{where}{images}, {labels}; {logits} {notes.logits_by}; {task}, {len(names)} classes ({origin})",
             classes=len(names),
-            task=grader.task,
+            task=task,
         )
         # what is missing, and what it costs
         if record.images is None:

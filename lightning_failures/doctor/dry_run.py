@@ -100,7 +100,7 @@ class CheckContext:
     @property
     def reader(self) -> BatchReader:
         """A reader of batches with the options of the callback."""
-        return BatchReader(self.callback.read_batch, self.callback.normalization)
+        return BatchReader(self.callback.read_batch, self.callback.normalization, self.callback.failed_below)
 
     @property
     def first(self) -> LoaderNotes | None:
@@ -150,7 +150,7 @@ class BatchProbe(Callback):
         self._options = {name: options[name] for name in ("class_names", "task", "groups_from", "metadata")}
         self._index_recorder = IndexRecorderHook()
         reader, observer = (
-            BatchReader(callback.read_batch, callback.normalization),
+            BatchReader(callback.read_batch, callback.normalization, callback.failed_below),
             LogitsObserver(options["logits_from"]),
         )
         self._batch_grader = BatchGrader(reader, self._index_recorder, observer)
@@ -205,8 +205,9 @@ class BatchProbe(Callback):
             return
         graded = self._batch_grader.grade(read, ids, notes.grader, trainer, module)
         notes.logits_by = graded.logits_source.value
-        assert record.labels is not None
-        notes.seen += int((record.labels.reshape(len(record.labels), -1) != IGNORE_INDEX).all(1).sum())
+        labels = record.labels
+        is_labelled = None if labels is None else (labels.reshape(len(labels), -1) != IGNORE_INDEX).all(1)
+        notes.seen += len(graded.ids) if is_labelled is None else int(is_labelled.sum())
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Detach from the loaders and the module."""

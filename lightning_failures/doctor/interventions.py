@@ -10,10 +10,12 @@ from lightning.pytorch.utilities import CombinedLoader
 from torch.utils.data import DataLoader
 
 from lightning_failures.doctor.dry_run import CheckContext, options_of
-from lightning_failures.doctor.findings import Finding, ok, skipped, warning
+from lightning_failures.doctor.findings import Finding, ok, problem, skipped, warning
 from lightning_failures.errors import DataError
 from lightning_failures.steering.controller import InterventionController
+from lightning_failures.steering.loader_patch import original_dataset
 from lightning_failures.steering.training_view import VIEW, training_view
+from lightning_failures.trainer.dataset_attributes import class_list_problem, dataset_class_names
 
 
 def check_interventions(context: CheckContext) -> Iterator[Finding]:
@@ -48,6 +50,28 @@ def check_interventions(context: CheckContext) -> Iterator[Finding]:
             f"Give the datamodule a {VIEW} with the same examples and the transform of validation.",
         )
     yield ok(f"{names}: through {type(loader).__name__} over {type(view.dataset).__name__}, {len(view):,} examples")
+
+
+def check_class_lists(context: CheckContext) -> Iterator[Finding]:
+    """Check that training, validation and pools number their classes alike."""
+    notes = context.first
+    if notes is None or dataset_class_names(notes.dataset) is None:
+        yield skipped("the validation set has no class names" if notes else "no batches were read")
+        return
+    try:
+        others = {"training set": original_dataset(training_loader(context))}
+    except Exception as error:  # of the user's train_dataloader; training itself reports it
+        yield skipped(f"the training set cannot be read ({type(error).__name__})")
+        return
+    others |= {f"pool of {one}": getattr(one, "pool", None) for one in context.callback.interventions}
+    if found := class_list_problem(notes.dataset, others):
+        yield problem(found) if context.callback.interventions else warning(found)
+        return
+    compared = [what for what, dataset in others.items() if dataset_class_names(dataset) is not None]
+    if compared:
+        yield ok(f"the validation set and the {', the '.join(compared)} have the same classes in the same order")
+    else:
+        yield skipped("the training set has no class names")
 
 
 def training_loader(context: CheckContext) -> DataLoader[Any]:

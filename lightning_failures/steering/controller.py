@@ -43,6 +43,8 @@ from lightning_failures.steering.rollback import Rollback
 from lightning_failures.steering.round import TrainingRound
 from lightning_failures.steering.training_judge import TrainingJudge, flat_loaders
 from lightning_failures.trainer.batch_reader import BatchReader
+from lightning_failures.trainer.dataset_attributes import class_list_problem
+from lightning_failures.trainer.index_recorder import dataset_of
 from lightning_failures.trainer.ranks import Communicator
 from lightning_failures.writers import write_report
 
@@ -222,6 +224,11 @@ class InterventionController:
         self._judge.check_view(trainer)
         if trainer.val_dataloaders is not None:
             (training,) = flat_loaders(trainer.train_dataloader)
+            others = {"training set": original_dataset(training)}
+            others |= {f"pool of {one}": getattr(one, "pool", None) for one in self.interventions.values()}
+            for loader in flat_loaders(trainer.val_dataloaders)[:1]:
+                if problem := class_list_problem(dataset_of(loader), others):
+                    raise ConfigurationError(f"FailureModes(interventions=...): {problem}")
             if any(loader is training for loader in flat_loaders(trainer.val_dataloaders)):
                 raise ConfigurationError(
                     "FailureModes(interventions=...): training and validation share one DataLoader, whose draws would"

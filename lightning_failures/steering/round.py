@@ -52,6 +52,7 @@ class TrainingRound(Round):
         collate: Collate function of the training loader.
         pool_views: ``id`` of a pool -> its view, with the cache keys of its embeddings; kept from round to round.
         say_once: Emits each distinct message at most once.
+        has_predictions: Whether the validation set was graded by predicted classes.
     """
 
     trainer: Trainer
@@ -65,6 +66,7 @@ class TrainingRound(Round):
     collate: Callable[[list[Any]], Any]
     pool_views: dict[int, ExamplesView]
     say_once: Callable[..., None]
+    has_predictions: bool = True
 
     @property
     def encoder(self) -> Encoder:
@@ -163,6 +165,9 @@ class TrainingRound(Round):
 
     def _predict(self, view: ExamplesView, ids: Tensor) -> Tensor | None:
         """Return the model's predictions (n,) int64; None, with a message, if it cannot be called. Collective."""
+        if not self.has_predictions:
+            self.say_once("Without predicted classes, label errors are not sought: read_batch gives verdicts.")
+            return None
         predictions = torch.empty(0, dtype=torch.int64)
         error: Exception | None = None
         try:
@@ -182,6 +187,8 @@ class TrainingRound(Round):
 
     def _grade(self, view: ExamplesView, ids: Tensor) -> tuple[Tensor, Tensor]:
         """Return predictions (n,) int64 and confidence in the label (n,) float32 by the model in its current state."""
+        if not self.has_predictions:
+            raise ConfigurationError("Picking by confidence needs predicted classes, but read_batch gives verdicts.")
         module = self.trainer.lightning_module
         predictions, confidence = [torch.empty(0, dtype=torch.int64)], [torch.empty(0)]
         with eval_mode(module):

@@ -12,6 +12,7 @@ from lightning.pytorch.utilities import CombinedLoader
 
 from lightning_failures.analysis.result import AnalysisResult
 from lightning_failures.core.rng import isolated_rng
+from lightning_failures.data.class_names import ALL
 from lightning_failures.encoders.cached import CachedEncoder
 from lightning_failures.errors import ConfigurationError
 from lightning_failures.interventions import Discovery, JudgedExamples
@@ -82,6 +83,7 @@ class TrainingJudge:
 
         # decision values and cache keys, in the order of the training set
         names = tuple(entry.name for entry in report.classes)
+        view.one_group = names == (ALL,)
         progress = getattr(trainer, "progress_bar_callback", None) is not None
         labels, values, keys = view.judge(cached, directions, ranks, progress=progress)
         if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < len(names):
@@ -108,6 +110,7 @@ class TrainingJudge:
             collate=collate,
             pool_views=self._pool_views,
             say_once=self._say_once,
+            has_predictions=result.table is None or result.table.predictions is not None,
         )
 
     def _open(self, trainer: Trainer) -> tuple[ExamplesView, Any, Any, Any]:

@@ -21,6 +21,7 @@ from tqdm import tqdm
 from lightning_failures.core.budget import PROGRESS_DELAY
 from lightning_failures.core.rng import isolated_rng, seed_all
 from lightning_failures.data.grades import BatchRecord
+from lightning_failures.data.grading import are_distributions
 from lightning_failures.directions.result import FailureDirections
 from lightning_failures.encoders.cache.store import content_keys
 from lightning_failures.encoders.cached import CachedEncoder
@@ -64,6 +65,7 @@ class ExamplesView:
         workers: Arguments of a DataLoader about workers, as in the training loader.
         seed: Seed of random transforms, so that they give the same image each time.
         what: Name of the examples in messages.
+        one_group: Whether all examples are one group, because those of the validation set have no labels.
     """
 
     dataset: Any
@@ -72,6 +74,7 @@ class ExamplesView:
     workers: Mapping[str, Any]
     seed: int
     what: str = "training images"
+    one_group: bool = False
     _read: tuple[Tensor, Tensor] | None = field(default=None, repr=False)
 
     def __len__(self) -> int:
@@ -139,6 +142,8 @@ class ExamplesView:
         with bar:
             for number, batch in enumerate(self._batches(ids.tolist()), start=1):
                 record = self.reader.read(None, batch)
+                if self.one_group and record.images is not None:
+                    record = replace(record, labels=torch.zeros(len(record.images), dtype=torch.int64))
                 if record.images is None or record.labels is None:
                     raise DataError(f"Batches of {self.what} hold no images or no labels. Give read_batch.")
                 found = content_keys(record.images, salt=repr(space))
@@ -206,14 +211,15 @@ def pool_view(pool: Any, view: Any, training: ExamplesView, collate: Callable[[l
         collate: Collate function of the training loader.
     """
     dataset, collate = (pool, collate) if view is None else (view, default_collate)
-    return ExamplesView(dataset, collate, training.reader, training.workers, training.seed, "pool images")
+    reader, workers, seed = training.reader, training.workers, training.seed
+    return ExamplesView(dataset, collate, reader, workers, seed, "pool images", training.one_group)
 
 
 def _class_labels(labels: Tensor) -> Tensor:
     """Convert the labels of a batch, (B,), (B, 1) or one-hot (B, K), to classes (B,) int64, a copy."""
     labels = labels.detach().cpu()
     if labels.ndim == 2 and labels.shape[1] > 1:
-        if not bool(((labels == 0) | (labels == 1)).all()) or not bool((labels.sum(1) == 1).all()):
+        if not are_distributions(labels):
             raise ConfigurationError(
                 "Interventions need one class for each training example, but labels of shape"
                 f" {tuple(labels.shape)} are not one-hot. Give the datamodule a {VIEW} with integer labels."

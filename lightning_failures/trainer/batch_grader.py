@@ -156,6 +156,10 @@ class BatchGrader:
             DataError: A label is out of range.
         """
         record = batch.record
+        if record.correct is not None:
+            known = None if record.score is None else ~record.score.isnan()
+            graded_ids = grader.judge(record.correct, record.labels, ids, known=known)
+            return GradedBatch(graded_ids, record.images, None, LogitsSource.VERDICT)
         assert record.labels is not None
         if problem := not_classes(record.labels):
             raise ConfigurationError(f"{problem} {VERDICT_REMEDY}")

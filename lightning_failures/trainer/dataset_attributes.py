@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Mapping
 from typing import Any
 
-from lightning_failures.data.class_names import unique_class_names
+from lightning_failures.data.class_names import class_list_difference, unique_class_names
 
 
 def dataset_length(dataset: Any) -> int | None:
@@ -49,6 +50,25 @@ def dataset_attribute(dataset: Any, name: str) -> Any:
 def dataset_class_names(dataset: Any) -> list[str] | None:
     """Return the distinct names in ``dataset.classes``, in the order of labels; None if it has none."""
     return unique_class_names(dataset_attribute(dataset, "classes"))
+
+
+def class_list_problem(reference: Any, others: Mapping[str, Any]) -> str | None:
+    """Return a sentence on the first dataset whose class names differ from those of the validation set; None if none.
+
+    Args:
+        reference: The validation set; without class names nothing is compared.
+        others: Datasets by what they are; those without class names are skipped.
+    """
+    names = dataset_class_names(reference)
+    for what, dataset in others.items():
+        found = dataset_class_names(dataset)
+        difference = None if names is None or found is None else class_list_difference(names, found)
+        if difference is not None:
+            return (
+                f"The {what} has other classes than the validation set ({difference}), so the same label means another"
+                " class. Build both from one list of classes."
+            )
+    return None
 
 
 def _joined(name: str, parts: list[Any], values: list[Any]) -> Any:

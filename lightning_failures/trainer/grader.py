@@ -12,9 +12,10 @@ from torch import Tensor
 
 from lightning_failures.analysis.enrichment import Attribute, read_attribute
 from lightning_failures.analysis.metrics import GradesMetric
-from lightning_failures.data.class_names import unique_class_names
+from lightning_failures.data.class_names import ALL, unique_class_names
 from lightning_failures.data.grades import Grades
 from lightning_failures.data.grading import (
+    IGNORE_INDEX,
     UNLABELLED_REMEDY,
     VERDICT_REMEDY,
     Task,
@@ -29,7 +30,14 @@ from lightning_failures.trainer.dataset_attributes import (
     dataset_length,
 )
 from lightning_failures.trainer.ranks import Communicator
-from lightning_failures.trainer.readings import LogitsSource, Reading, ScoredBatch, disagreement, first_readings
+from lightning_failures.trainer.readings import (
+    VERDICTS,
+    LogitsSource,
+    Reading,
+    ScoredBatch,
+    disagreement,
+    first_readings,
+)
 
 
 @dataclass(frozen=True)
@@ -45,6 +53,7 @@ class GradingFacts:
         fractions: Smallest and largest label, if a label is a fraction.
         disagreeing: Number of examples whose returned class differs from that of the observed scores.
         largest_label: Largest label of a class; -1 without one.
+        labelled: Whether the examples have labels; only examples with verdicts may have none.
         one_hot: Whether labels have a column for each class or condition.
         exclusive: Whether these columns sum to 1 in every example.
         stacked: Rows and examples of a batch that the step gave the model in several copies; None if it did not.
@@ -57,6 +66,7 @@ class GradingFacts:
     fractions: tuple[float, float] | None = None
     disagreeing: int = 0
     largest_label: int = -1
+    labelled: bool = True
     one_hot: bool = False
     exclusive: bool = True
     stacked: tuple[int, int] | None = None
@@ -75,6 +85,7 @@ class GradingFacts:
             (min(low for low, _ in ranges), max(high for _, high in ranges)) if ranges else None,
             self.disagreeing + other.disagreeing,
             max(self.largest_label, other.largest_label),
+            self.labelled and other.labelled,
             self.one_hot or other.one_hot,
             self.exclusive and other.exclusive,
             self.stacked or other.stacked,
@@ -158,11 +169,14 @@ class Grader:
     @property
     def has_names(self) -> bool:
         """Whether the classes have names. Without names there are no captions."""
-        return self._names is not None
+        return self._names is not None or not self.facts.labelled
 
     @property
     def class_names(self) -> tuple[str, ...]:
         """A name for each class; "0" ... "K-1" if neither the user nor the dataset gives names."""
+        if self.reading == VERDICTS:
+            numbers = [str(k) for k in range(max(self.facts.largest_label + 1, 1))]
+            return tuple(self._names or numbers) if self.facts.labelled else (ALL,)
         assert self.task is not None
         assert self.columns is not None
         names = self._names
@@ -244,6 +258,53 @@ class Grader:
         self.facts = replace(self.facts, largest_label=max(self.facts.largest_label, largest))
         return ids
 
+    def judge(
+        self, correct: Tensor, labels: Tensor | None, ids: Sequence[int] | Tensor, *, known: Tensor | None = None
+    ) -> Tensor:
+        """Add the verdicts on one batch and return its ids (B,) int64 on the CPU.
+
+        Args:
+            correct: (B,) bool.
+            labels: (B,) int, -100 for examples to skip; None: all examples are one group.
+            ids: B integers.
+            known: (B,) bool, the examples that have a verdict; None: all.
+
+        Raises:
+            ConfigurationError: Numbers do not fit, or only some batches have labels or verdicts.
+            DataError: A label is out of range.
+        """
+        labelled, mixed = labels is not None, "Some batches have {} and others do not."
+        if self.reading not in (None, VERDICTS):
+            raise ConfigurationError(mixed.format("verdicts"))
+        classes = torch.zeros(len(correct), dtype=torch.int64) if labels is None else labels.long()
+        ids = torch.as_tensor(ids).long().cpu().reshape(-1).clone()
+        if len(ids) != len(correct):
+            raise ConfigurationError(
+                f"The batch has {len(correct)} verdicts but {len(ids)} ids. Return one id for each."
+            )
+        graded = classes != IGNORE_INDEX if known is None else (classes != IGNORE_INDEX) & known
+        self._unlabelled.append(ids[~graded])
+        if (labelled and not self.facts.labelled) or (not labelled and self.facts.labelled and self.facts.possible):
+            raise ConfigurationError(mixed.format("labels"))
+        largest = int(classes[graded].max()) if bool(graded.any()) else -1
+        if bool((classes[graded] < 0).any()) or (labelled and self._names is not None and largest >= len(self._names)):
+            raise DataError(
+                f"Labels run from {int(classes[graded].min())} to {largest}, but there are"
+                f" {'no negative classes' if self._names is None else f'{len(self._names)} class names'}."
+                f" {UNLABELLED_REMEDY}"
+            )
+        self.facts = replace(
+            self.facts,
+            possible=(VERDICTS,),
+            sources=frozenset({LogitsSource.VERDICT}),
+            labelled=labelled,
+            largest_label=max(self.facts.largest_label, largest),
+        )
+        classes, right = classes[graded], correct.bool()[graded]
+        metric = self._metrics.setdefault(VERDICTS, GradesMetric(process_group=self._ranks.group))
+        metric.update(ids[graded], classes.clone(), torch.where(right, classes, -1), torch.zeros(len(classes)))
+        return ids
+
     def note_stacked(self, rows: int | None, examples: int) -> None:
         """Record that the step gave the model several copies of a batch; ``rows`` is None if it did not."""
         if rows is not None:
@@ -290,7 +351,7 @@ class Grader:
         row_keys, labels, predictions, confidence = self._decide(facts)
         ids = row_keys // self.rows_per_example
         seen = torch.unique(torch.cat([ids, *unlabelled]))
-        return assemble_grades(
+        grades = assemble_grades(
             row_keys,
             labels,
             predictions,
@@ -300,6 +361,9 @@ class Grader:
             groups=None if self._groups is None else self._groups[ids],
             coverage=1.0 if not self._expected else len(seen) / self._expected,
         )
+        if self.reading == VERDICTS:
+            return replace(grades, predictions=None, confidence=None, verdicts=predictions == labels)
+        return grades
 
     def _decide(self, facts: GradingFacts) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Choose one reading for all batches of all ranks, and return its rows. Collective."""

@@ -11,7 +11,7 @@ from lightning_failures.core.arrays import as_array
 from lightning_failures.core.types import IntArray
 from lightning_failures.data.grades import Grades
 from lightning_failures.trainer.grader import Grader
-from lightning_failures.trainer.readings import LogitsSource
+from lightning_failures.trainer.readings import VERDICTS, LogitsSource
 
 ACCURACY_KEYS = {"acc", "accuracy", "acc1", "top1", "acc_top1", "accuracy_top1"}
 """Names, without the stage, under which modules log the share of correct predictions."""
@@ -51,6 +51,8 @@ def grading_notes(grader: Grader, grades: Grades, logged: Mapping[str, float]) -
     reading = grader.reading
     if reading is None or not len(grades):
         return GradingNotes((), ())
+    if reading == VERDICTS:
+        return GradingNotes((_of_verdicts(grader, grades),), ())
     notes = [_taken(grader), *_label_notes(grader), *_source_notes(grader)]
     doubts = _scale_doubts(grader)
     if reading.task != "multilabel":
@@ -61,6 +63,11 @@ def grading_notes(grader: Grader, grades: Grades, logged: Mapping[str, float]) -
     return GradingNotes(tuple(notes), tuple(doubts))
 
 
+def _of_verdicts(grader: Grader, grades: Grades) -> str:
+    by = "labels are the classes" if grader.facts.labelled else "without labels, all examples are one group"
+    return f"Graded by the verdict of read_batch on each example; {by}. There are no predicted classes."
+
+
 def _taken(grader: Grader) -> str:
     """Return the sentence that says what was taken for what."""
     reading, columns = grader.reading, grader.columns
@@ -68,6 +75,7 @@ def _taken(grader: Grader) -> str:
     scores = {
         "classes": "predicted classes",
         "logits": f"{columns} raw score{'' if columns == 1 else 's'} per example",
+        "verdicts": "verdicts",
         "probabilities": f"{columns} probabilit{'y' if columns == 1 else 'ies'} per example",
     }[reading.scale]
     sources = " and ".join(sorted(source.value for source in grader.facts.sources))

@@ -87,7 +87,8 @@ _GROUP_OF = {field.name: group for group in (DataOptions, PictureOptions, Advanc
 
 OPTIONS = {
     *("encoder", "robust_encoder", "class_names", "interventions", "verdict", "every_n_epochs", "captions", "pictures"),
-    *("time_budget", "read_batch", "logits_from", "normalization", "reference", "on_error", "pictures_every_n"),
+    *("time_budget", "read_batch", "failed_below", "logits_from", "normalization", "reference", "on_error"),
+    "pictures_every_n",
     *(_GROUP_OF.keys() - {"every_n"}),
 }
 """Names of the attributes of the callback that hold its options."""
@@ -222,6 +223,10 @@ def _conditions(o: Any) -> Iterator[tuple[str, bool, str]]:
     yield "n_directions", _at_least(1, o.n_directions), _AT_LEAST_1
     yield "time_budget", _reads(read_time, o.time_budget), "None, seconds, or a share of an epoch like '10%'"
     yield "memory_budget", _reads(read_bytes, o.memory_budget), "None, bytes, or a size like '2 GiB'"
+    number = o.failed_below is None or (isinstance(o.failed_below, Real) and not isinstance(o.failed_below, bool))
+    yield "failed_below", number and o.failed_below == o.failed_below, "None or a number"
+    judged = o.failed_below is None or o.read_batch is not None
+    yield "failed_below", judged, "given with read_batch, which returns BatchRecord(score=...)"
     yield "reference", o.reference in ("validation", "train"), "'validation' or 'train'"
     yield "on_error", o.on_error in ("warn", "raise"), "'warn' or 'raise'"
     yield "task", o.task in _TASKS, "None, 'multiclass', 'binary' or 'multilabel'"

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lightning_failures.data.grading import BatchGrades, Task, are_distributions, grade_batch, infer_task
 
-Scale = Literal["classes", "logits", "probabilities"]
+Scale = Literal["classes", "logits", "probabilities", "verdicts"]
 
 _SCALES: tuple[Scale, ...] = ("logits", "probabilities")
 
@@ -26,6 +26,7 @@ class LogitsSource(Enum):
     PREDS = "returned by the step as preds"
     OBSERVED = "observed during the step"
     EXTRA_FORWARD = "computed by an extra forward"
+    VERDICT = "not needed: read_batch gives verdicts"
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ class Reading:
 
     Attributes:
         task: The task.
-        scale: Whether scores are predicted classes, raw scores, or probabilities.
+        scale: Whether scores are predicted classes, raw scores, probabilities, or verdicts on the examples.
     """
 
     task: Task
@@ -102,6 +103,10 @@ class Reading:
         if self.task == "multiclass":
             return scores.argmax(1)
         return (scores > (0.5 if self.scale == "probabilities" else 0.0)).long().reshape(-1)
+
+
+VERDICTS = Reading("multiclass", "verdicts")
+"""The reading of examples that ``read_batch`` judges."""
 
 
 def first_readings(batch: ScoredBatch, given: Task | None) -> tuple[Reading, ...]:
