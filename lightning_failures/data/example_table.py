@@ -51,6 +51,9 @@ class ExampleTable:
         label_leaf: (N,) int64, the leaf of the example in the tree of its label group; -1 without a tree.
         prediction_leaf: (N,) int64, the leaf of the example in the tree of its prediction group; -1 without a tree.
         class_names: K names.
+        digests: (N,) int64, digests of the images, -1 where unknown; None in files of former versions.
+        names: (N,) int64, hashes of the file names, below the root of the dataset; None if the dataset has none.
+        indexed: Whether the ids are indices of the dataset, rather than given by the user; None if unknown.
     """
 
     ids: Tensor
@@ -61,6 +64,9 @@ class ExampleTable:
     label_leaf: Tensor
     prediction_leaf: Tensor
     class_names: tuple[str, ...]
+    digests: Tensor | None = None
+    names: Tensor | None = None
+    indexed: bool | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -98,12 +104,18 @@ class ExampleTable:
             label_leaf=_leaves(grades, LABEL, trees),
             prediction_leaf=_leaves(grades, PREDICTION, trees),
             class_names=grades.class_names,
+            digests=grades.digests,
         )
 
     def save(self, path: str | Path) -> None:
         """Write one safetensors file, atomically."""
-        tensors = {name: getattr(self, name).clone(memory_format=torch.contiguous_format) for name in _TENSORS}
-        metadata = {"format": _FORMAT, "class_names": json.dumps(self.class_names)}
+        columns = {name: getattr(self, name) for name in (*_TENSORS, *_OPTIONAL)}
+        tensors = {
+            name: column.clone(memory_format=torch.contiguous_format)
+            for name, column in columns.items()
+            if column is not None
+        }
+        metadata = {"format": _FORMAT, "class_names": json.dumps(self.class_names), "indexed": json.dumps(self.indexed)}
         write_atomically(Path(path), save(tensors, metadata))
 
     @classmethod
@@ -118,11 +130,16 @@ class ExampleTable:
                 metadata = file.metadata() or {}
                 if metadata.get("format") != _FORMAT:
                     raise ValueError(f"format {metadata.get('format')!r}")
-                tensors = {name: file.get_tensor(name) for name in _TENSORS}
+                present = set(file.keys())
+                stored = (*_TENSORS, *(name for name in _OPTIONAL if name in present))
+                tensors = {name: file.get_tensor(name) for name in stored}
             names = json.loads(metadata["class_names"])
             if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
                 raise ValueError("class names are not strings")
-            return cls(**tensors, class_names=tuple(names))._checked()
+            indexed = json.loads(metadata.get("indexed", "null"))
+            if indexed not in (None, True, False):
+                raise ValueError("whether ids are indices is not known")
+            return cls(**tensors, class_names=tuple(names), indexed=indexed)._checked()
         except OSError:
             raise
         except Exception as error:  # damaged files raise errors of many types
@@ -130,7 +147,8 @@ class ExampleTable:
 
     def _checked(self) -> ExampleTable:
         """Return the table if its shapes, types and class indices are consistent and its numbers in range."""
-        for name in _TENSORS:
+        optional = [name for name in _OPTIONAL if getattr(self, name) is not None]
+        for name in (*_TENSORS, *optional):
             tensor = getattr(self, name)
             if tensor.shape != self.ids.shape or tensor.ndim != 1:
                 raise ValueError(f"{name} has shape {tuple(tensor.shape)}")
@@ -147,6 +165,7 @@ class ExampleTable:
 
 
 _TENSORS = tuple(f.name for f in dataclasses.fields(ExampleTable) if f.type == "Tensor")
+_OPTIONAL = tuple(f.name for f in dataclasses.fields(ExampleTable) if f.type == "Tensor | None")
 
 
 def _leaves(grades: Grades, grouping: Grouping, trees: Mapping[tuple[str, str], _Tree]) -> Tensor:

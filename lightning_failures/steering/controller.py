@@ -286,8 +286,8 @@ class InterventionController:
             if self._rolled_back is None and cached is not None and result.directions is not None:
                 self._decide_due(trainer, result, discovery, cached, ranks)
 
-        numbers = report_numbers(parts.report.grades, self.record.slice)
-        numbers |= report_numbers(parts.decision.grades, self.record.slice, part="decision")
+        numbers = report_numbers(parts.report.grades, self.record.frozen(report=True))
+        numbers |= report_numbers(parts.decision.grades, self.record.frozen(report=False), part="decision")
         if steers and self.record.slice is not None:
             self.record.add_trend(epoch, numbers)
             if self._control is not None:
@@ -296,7 +296,7 @@ class InterventionController:
         return result.with_report(
             summary=report.summary | numbers,
             interventions=self.record.summary(self._rolled_back),
-            notes=(*report.notes, _split_note(report, parts)),
+            notes=(*report.notes, _split_note(report, parts), *_unmatched_notes(self.record, parts)),
         )
 
     def write_verdict(self, result: AnalysisResult, verdict: Verdict, folder: Path) -> AnalysisResult:
@@ -375,7 +375,8 @@ class InterventionController:
             assert result.parts is not None
             names = [entry.name for entry in result.report.classes]
             patterns = [entry.pattern for entry in result.report.classes]
-            self._control.begin(names, patterns, result.parts.report.grades, self.record.slice)
+            flagged = self.record.present(result.parts.report.grades)
+            self._control.begin(names, patterns, result.parts.report.grades, flagged)
 
     def _reason(self, k: int, entry: ClassReport) -> str | None:
         """Return why class k is left unchanged; None if it is not."""
@@ -468,6 +469,18 @@ class InterventionController:
     def _of_interventions(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """Return the values of interventions that are configured."""
         return {name: value for name, value in values.items() if name in self.interventions}
+
+
+def _unmatched_notes(record: InterventionRecord, parts: HeldOutParts) -> list[str]:
+    """Return a note if some examples of the frozen slice cannot be found again."""
+    unmatched = record.unmatched(parts)
+    if not unmatched or record.slice is None:
+        return []
+    return [
+        f"{unmatched} of the {len(record.slice)} examples that were flagged when the interventions began are not in"
+        " this validation set: it holds other images. flagged_error_rate is the rate of then plus the change on the"
+        " others."
+    ]
 
 
 def _split_note(report: FailureReport, parts: HeldOutParts) -> str:

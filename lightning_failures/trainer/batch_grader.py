@@ -11,7 +11,9 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
 from lightning_failures.data.grades import BatchRecord
+from lightning_failures.errors import ConfigurationError
 from lightning_failures.trainer.batch_reader import BatchReader
+from lightning_failures.trainer.example_names import digests_in
 from lightning_failures.trainer.grader import Grader
 from lightning_failures.trainer.image_space import ImageSpace
 from lightning_failures.trainer.index_recorder import IndexRecorderHook, dataset_of, missing_ids_error
@@ -164,9 +166,19 @@ class BatchGrader:
         if logits is None:
             logits = forward_once_more(trainer, module, record.images)
             source = LogitsSource.EXTRA_FORWARD
-        graded_ids = grader.grade(logits, record.labels, ids)
+        graded_ids = grader.grade(logits, record.labels, ids, self._digests(batch))
         features = None if self._penultimate is None else self._penultimate.features(logits)
         return GradedBatch(graded_ids, record.images, features, source)
+
+    def _digests(self, batch: ReadBatch) -> Tensor | None:
+        """Return the digests (B,) of the images of a batch; None if it has no image for each label."""
+        images, labels = batch.record.images, batch.record.labels
+        if images is None or labels is None or images.ndim < 2 or len(images) != len(labels):
+            return None
+        try:
+            return digests_in(images, self.image_space(batch.loader))
+        except ConfigurationError:  # a normalisation that cannot be read is an error where an encoder needs it
+            return None
 
     def image_space(self, loader: Any) -> ImageSpace:
         """Return how to bring the images of a loader to [0, 1]."""

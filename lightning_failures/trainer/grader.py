@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,9 +14,12 @@ from torch import Tensor
 
 from lightning_failures.analysis.enrichment import Attribute, read_attribute
 from lightning_failures.analysis.metrics import GradesMetric
+from lightning_failures.data.example_table import ExampleTable
 from lightning_failures.data.grades import Grades
 from lightning_failures.data.grading import Task, assemble_grades, expand_class_names, grade_batch, infer_task
+from lightning_failures.data.joining import has_digests
 from lightning_failures.errors import ConfigurationError, DataError
+from lightning_failures.trainer.example_names import hashed_file_names
 from lightning_failures.trainer.index_recorder import dataset_attribute, dataset_length
 from lightning_failures.trainer.ranks import Communicator
 
@@ -55,10 +59,10 @@ class Grader:
         self._score_range = (math.inf, -math.inf)
         self._names = unique_class_names(class_names if self.named else dataset_attribute(dataset, "classes"))
         self._ranks = ranks
-        self._expected = dataset_length(dataset)
+        self._dataset, self._expected = dataset, dataset_length(dataset)
         self._groups = None if groups_from is None else _group_of_each_example(dataset, groups_from)
         self._attributes = {name: _attribute_of_each_example(dataset, name) for name in metadata}
-        self._metric = GradesMetric(process_group=ranks.group)
+        self._metric = GradesMetric(with_digests=True, process_group=ranks.group)
         self._unlabelled: list[Tensor] = []
 
     @property
@@ -122,13 +126,16 @@ class Grader:
                 )
         return ids
 
-    def grade(self, logits: Tensor, labels: Tensor, ids: Sequence[int] | Tensor) -> Tensor:
+    def grade(
+        self, logits: Tensor, labels: Tensor, ids: Sequence[int] | Tensor, digests: Tensor | None = None
+    ) -> Tensor:
         """Grade one batch and return its ids (B,) int64 on the CPU.
 
         Args:
             logits: (B, K) or (B,) float, or (B,) int predicted classes.
             labels: (B,) or (B, K).
             ids: B integers.
+            digests: (B,) int64, digests of the images; None if they are unknown.
 
         Raises:
             ConfigurationError: The number of ids or of class names does not fit the batch.
@@ -157,7 +164,8 @@ class Grader:
                 f"The batch has {len(labels)} labels but {len(ids)} ids. Return the ids from read_batch."
             )
         row_keys = ids[rows.position] * self.rows_per_example + rows.condition
-        self._metric.update(row_keys, rows.labels.clone(), rows.predictions, rows.confidence)
+        row_digests = None if digests is None else digests[rows.position]
+        self._metric.update(row_keys, rows.labels.clone(), rows.predictions, rows.confidence, row_digests)
         if len(rows.position) < len(ids):
             unlabelled = torch.ones(len(ids), dtype=torch.bool)
             unlabelled[rows.position] = False
@@ -167,7 +175,7 @@ class Grader:
     def grades(self) -> Grades:
         """Return the grades of all ranks, each example once. Collective."""
         unlabelled = self._ranks.gather_objects(torch.cat([torch.empty(0, dtype=torch.int64), *self._unlabelled]))
-        row_keys, labels, predictions, confidence = self._metric.compute()
+        row_keys, labels, predictions, confidence, digests = self._metric.compute()
         self._synchronize_task()
         ids = row_keys // self.rows_per_example
         seen = torch.unique(torch.cat([ids, *unlabelled]))
@@ -180,11 +188,17 @@ class Grader:
             conditions=self.rows_per_example,
             groups=None if self._groups is None else self._groups[ids],
             coverage=1.0 if not self._expected else len(seen) / self._expected,
+            digests=digests if has_digests(digests) else None,
         )
 
     def metadata(self, grades: Grades) -> dict[str, Attribute]:
         """Return the requested metadata attributes of the rows of ``grades``, by name."""
         return {name: attribute[grades.ids.numpy()] for name, attribute in self._attributes.items()}
+
+    def with_names(self, table: ExampleTable) -> ExampleTable:
+        """Return a table of these examples with their file names, if the dataset has some."""
+        names = hashed_file_names(self._dataset, table.ids) if self.indexed else None
+        return replace(table, names=names, indexed=self.indexed)
 
     def _synchronize_task(self) -> None:
         """Adopt the task from another rank if this one has seen no batch; ids are indices if they are on all ranks."""
