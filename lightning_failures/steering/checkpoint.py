@@ -8,7 +8,7 @@ field changes.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -33,6 +33,7 @@ class _Entry:
     began: int | None
     changes_training: bool
     classes: tuple[dict[str, Any], ...]
+    pool_digest: int | None = None
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,7 @@ class ControllerState:
         folder: Folder for files of the interventions.
         rollback: :class:`RollbackState` as plain values.
         lottery: :class:`RandomizedControlState` as plain values.
+        folder_names: Name of an intervention -> name of its folder, where they differ.
         version: Version of this format.
     """
 
@@ -65,6 +67,7 @@ class ControllerState:
     rollback: dict[str, Any] | None = None
     lottery: dict[str, Any] | None = None
     slice_then: dict[str, Tensor] | None = None
+    folder_names: dict[str, str] = field(default_factory=dict)
     version: int = VERSION
 
     def __post_init__(self) -> None:

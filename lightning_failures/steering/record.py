@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
@@ -144,9 +144,14 @@ class InterventionRecord:
             "verdict": self.verdict,
         } | ({} if self.slice_then is None else {"slice_then": self.slice_then})
 
-    def load(self, saved: ControllerState, names: Collection[str]) -> None:
-        """Restore the state of a checkpoint; entries of interventions outside ``names`` are dropped."""
-        self.entries = {name: entry for name, entry in saved.entries.items() if name in names}
+    def load(self, saved: ControllerState, names: Mapping[str, str]) -> None:
+        """Restore the state of a checkpoint.
+
+        Args:
+            saved: The state.
+            names: Saved name -> name of today; entries of other interventions are dropped.
+        """
+        self.entries = {names[name]: entry for name, entry in saved.entries.items() if name in names}
         self._trend = list(saved.trend)
         self.slice, self.slice_epoch, self.slice_then = saved.slice, saved.slice_epoch, saved.slice_then
         self.verdict = saved.verdict

@@ -140,7 +140,8 @@ def keys(state: Any) -> Any:
     return {
         key: keys(next(iter(value.values()), None)) if key in open_ended and value else keys(value)
         for key, value in state.items()
-        if key not in ("options", "classes", "trend", "rollback", "verdict")
+        if key
+        not in ("options", "classes", "trend", "rollback", "verdict", "members")  # members: of enough classes only
     }
 
 
