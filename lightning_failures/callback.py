@@ -529,7 +529,7 @@ class FailureModes(Callback):
         if steered:
             analysis = self._act(trainer, analysis)
         folder = folder if index == 0 else folder / f"dataloader_{index}"
-        result = runner.publish(trainer, analysis, ranks, folder=folder)
+        result = runner.publish(trainer, analysis, ranks, folder=folder, run_id=self._state.id)
         if pictures and not analysis.in_time:
             self._errors.say_once(
                 "FailureModes draws no pictures: the time budget is spent. Give more, or draw in `validate`."

@@ -19,7 +19,11 @@ examples, which frames of one video, or examples whose logits move together, are
 else: the number of failures that are flagged now.
 
 An analysis does not count as having missed a mode if it skipped the class for lack of time, or if it analysed less than
-half as many examples of the class as the last analysis that detected the mode.
+half of the examples of the class that the last analysis which detected the mode had analysed.
+
+Examples are found again by the digests of their images, whatever their ids (:mod:`lightning_failures.data.joining`). So
+if the validation set changes, the modes are compared on the images that are still there, and a model that stays the
+same leaves all modes as they are.
 """
 
 from __future__ import annotations
@@ -37,6 +41,7 @@ from lightning_failures.core.budget import SKIPPED_FOR_TIME
 from lightning_failures.core.types import BoolArray, IntArray
 from lightning_failures.data.example_table import ExampleTable
 from lightning_failures.data.held_out import HeldOutParts
+from lightning_failures.data.joining import ExampleKeys, join_examples
 from lightning_failures.data.report import ClassReport, ModeReport
 from lightning_failures.directions.matching import (
     CHANGE_LEVEL,
@@ -108,12 +113,14 @@ class Diary:
         analyses: Number of analyses.
         numbers: Last number given to a mode of each class, by class name.
         encoder: Fingerprint of the encoder whose embedding space the directions are in.
+        run_id: Id of the run.
     """
 
     modes: tuple[Mode, ...] = ()
     analyses: int = 0
     numbers: dict[str, int] = field(default_factory=dict)
     encoder: str | None = None
+    run_id: str | None = None
 
 
 @dataclass(frozen=True)
@@ -136,6 +143,7 @@ class _ClassObservation:
         analysed: Number of examples that directions were computed on.
         ids: (n,) int64, the graded examples; empty without a table of examples.
         failed: (n,) bool.
+        digests: (n,) int64, or None.
         detected: The modes that the analysis detects.
     """
 
@@ -145,7 +153,13 @@ class _ClassObservation:
     analysed: int
     ids: IntArray
     failed: BoolArray
+    digests: IntArray | None
     detected: list[_DetectedMode]
+
+    def holds_half_of(self, snapshot: ModeSnapshot) -> bool:
+        """Return whether at least half of the examples of a snapshot were analysed again."""
+        found, _ = join_examples(snapshot.keys, ExampleKeys(self.ids, self.digests))
+        return 2 * min(self.analysed, len(found)) >= len(snapshot.ids)
 
 
 def advance(diary: Diary, result: AnalysisResult) -> tuple[Diary, tuple[ModeReport, ...]]:
@@ -153,7 +167,7 @@ def advance(diary: Diary, result: AnalysisResult) -> tuple[Diary, tuple[ModeRepo
 
     Args:
         diary: The diary after the previous analysis.
-        result: An analysis of the same validation set; without directions and table it adds no observation.
+        result: An analysis in the same training; without directions and table it adds no observation.
 
     Returns:
         The diary after this analysis, and a report of each open mode and of each mode that was cured just now, by class
@@ -174,15 +188,15 @@ def advance(diary: Diary, result: AnalysisResult) -> tuple[Diary, tuple[ModeRepo
     cat 1 new 2
     cat 1 persisting 3
     """
-    diary = replace(_in_space_of(result, diary), analyses=diary.analyses + 1)
+    diary = replace(_in_space_of(result, diary), analyses=diary.analyses + 1, run_id=result.report.run_id)
     known: dict[int, list[Mode]] = {}
     for mode in diary.modes:
         known.setdefault(mode.class_index, []).append(mode)
-    known_ids = {k: modes[0].snapshot.ids for k, modes in known.items()}
+    known_keys = {k: modes[0].snapshot.keys for k, modes in known.items()}
     numbers = dict(diary.numbers)
     kept: list[Mode] = []
     reports: list[ModeReport] = []
-    for observation in _observations(result, known_ids):
+    for observation in _observations(result, known_keys):
         if observation.detected or observation.index in known:
             modes = known.pop(observation.index, [])
             kept_in_class, reports_of_class = _advance_class(
@@ -192,6 +206,19 @@ def advance(diary: Diary, result: AnalysisResult) -> tuple[Diary, tuple[ModeRepo
             reports += reports_of_class
     not_in_report = [mode for modes in known.values() for mode in modes]
     return replace(diary, modes=(*kept, *not_in_report), numbers=numbers), tuple(reports)
+
+
+def with_modes(result: AnalysisResult, modes: tuple[ModeReport, ...]) -> AnalysisResult:
+    """Return the result with the records of the diary, and a note if some examples could not be found again."""
+    unmatched = {mode.class_name: max(mode.unmatched or 0, 0) for mode in modes}
+    unmatched = {name: count for name, count in unmatched.items() if count}
+    if not unmatched:
+        return result.with_report(modes=modes)
+    note = (
+        f"{sum(unmatched.values())} examples of the failure diary ({', '.join(unmatched)}) are not in this analysis: it"
+        " holds other images. Failure modes are compared on the images that are in both."
+    )
+    return result.with_report(modes=modes, notes=(*result.report.notes, note))
 
 
 def _in_space_of(result: AnalysisResult, diary: Diary) -> Diary:
@@ -221,7 +248,7 @@ def _advance_class(
             status = _status(new)
             reports.append(_report_of_detected(new, status, mode.snapshot, similarity))
             kept.append(replace(new, reference=new.snapshot) if status in _CHANGED else new)
-        elif mode.cured or not observation.analysed or 2 * observation.analysed < len(mode.snapshot.ids):
+        elif mode.cured or not observation.analysed or not observation.holds_half_of(mode.snapshot):
             kept.append(mode)
             if not mode.cured:
                 reports.append(_report_of_missed(mode, observation, "missing"))
@@ -327,7 +354,10 @@ def _report_of_detected(
     mode: Mode, status: str, before: ModeSnapshot | None = None, similarity: ModeSimilarity | None = None
 ) -> ModeReport:
     """Return the report of a detected mode; ``before`` is the last snapshot of a known mode."""
-    gained, lost = (None, None) if before is None else membership_change(mode.snapshot, before)
+    gained, lost, unmatched = None, None, None
+    if before is not None:
+        gained, lost = membership_change(mode.snapshot, before)
+        unmatched = len(before.ids) - len(restrict_to_shared(mode.snapshot, before)[0].ids)
     return ModeReport(
         name=mode.name,
         class_name=mode.class_name,
@@ -338,6 +368,7 @@ def _report_of_detected(
         examples=len(mode.snapshot.ids),
         gained=gained,
         lost=lost,
+        unmatched=unmatched,
         cosine=None if similarity is None else round(similarity.cosine, 4),
         shared=None if similarity is None or similarity.shared is None else round(similarity.shared, 4),
         caption=mode.caption,
@@ -347,7 +378,7 @@ def _report_of_detected(
 def _report_of_missed(mode: Mode, observation: _ClassObservation, status: str) -> ModeReport:
     """Return the report of a mode that is not detected, with the number of its last members that still fail."""
     unflagged = np.zeros_like(observation.failed)
-    present = ModeSnapshot(observation.ids, unflagged, observation.failed)
+    present = ModeSnapshot(observation.ids, unflagged, observation.failed, observation.digests)
     now, then = restrict_to_shared(present, mode.snapshot)
     return ModeReport(
         name=mode.name,
@@ -357,41 +388,44 @@ def _report_of_missed(mode: Mode, observation: _ClassObservation, status: str) -
         seen=mode.seen,
         missed=mode.missed,
         examples=observation.analysed or observation.examples,
+        unmatched=len(mode.snapshot.ids) - len(then.ids) if observation.analysed else None,
         left=int(np.count_nonzero(then.members & now.failed)) if then.size else None,
         caption=mode.caption,
     )
 
 
-def _observations(result: AnalysisResult, known_ids: dict[int, IntArray]) -> Iterator[_ClassObservation]:
+def _observations(result: AnalysisResult, known_keys: dict[int, ExampleKeys]) -> Iterator[_ClassObservation]:
     """Yield the findings about each class, with the modes that are detected in classes with a pattern.
 
-    If the ids of a class equal those of its known modes, the same array is used: it is compared, kept and stored once.
+    If the examples of a class are those of its known modes, the same arrays are used: they are compared, kept and
+    stored once.
     """
     classes, directions, table = result.report.classes, result.directions, result.table
     if directions is None or table is None:
         no_ids, no_failures = np.empty(0, dtype=np.int64), np.empty(0, dtype=np.bool_)
         for k, entry in enumerate(classes):
-            yield _ClassObservation(k, entry.name, entry.examples, 0, no_ids, no_failures, [])
+            yield _ClassObservation(k, entry.name, entry.examples, 0, no_ids, no_failures, None, [])
         return
 
     # sort the rows of the table by class
-    labels, ids, failed = as_array(table.labels), as_array(table.ids), as_array(table.failed)
+    labels, failed = as_array(table.labels), as_array(table.failed)
+    keys = ExampleKeys(as_array(table.ids), None if table.digests is None else as_array(table.digests))
     order = np.argsort(labels, kind="stable")
     bounds = np.searchsorted(labels[order], np.arange(len(classes) + 1))
 
     ranks = _ranks(directions, table, result.parts)
     for k, (entry, (start, stop)) in enumerate(zip(classes, pairwise(bounds.tolist()), strict=True)):
         rows = order[start:stop]
-        detected = []
+        own, detected = keys.take(rows), []
         for number, rank in enumerate(ranks):
             if entry.pattern and k in rank.row_of:
-                snapshot = _snapshot(ids[rows], failed[rows], rank.values[rows], known_ids.get(k))
+                snapshot = _snapshot(own, failed[rows], rank.values[rows], known_keys.get(k))
                 caption = _hardest_caption(entry) if number == 0 else None
                 detected.append(_DetectedMode(rank.units[rank.row_of[k]], snapshot, caption))
         analysed = int(np.count_nonzero(~np.isnan(ranks[0].values[rows])))
         if directions.skipped.get(k, SKIPPED_FOR_TIME) != SKIPPED_FOR_TIME:
             analysed = len(rows)  # too few failures for a direction is also a finding
-        yield _ClassObservation(k, entry.name, entry.examples, analysed, ids[rows], failed[rows], detected)
+        yield _ClassObservation(k, entry.name, entry.examples, analysed, own.ids, failed[rows], own.digests, detected)
 
 
 @dataclass(frozen=True)
@@ -423,14 +457,16 @@ def _hardest_caption(entry: ClassReport) -> str | None:
     return entry.hardest_captions[0] if entry.hardest_captions else None
 
 
-def _snapshot(ids: IntArray, failed: BoolArray, values: NDArray[np.float32], known: IntArray | None) -> ModeSnapshot:
-    """Return the snapshot of the examples that have a decision value; reuse ``known`` if it holds the same ids."""
+def _snapshot(
+    keys: ExampleKeys, failed: BoolArray, values: NDArray[np.float32], known: ExampleKeys | None
+) -> ModeSnapshot:
+    """Return the snapshot of the examples that have a decision value; reuse ``known`` if it holds the same ones."""
     has_value = ~np.isnan(values)
     if not has_value.all():
-        ids, failed, values = ids[has_value], failed[has_value], values[has_value]
-    if known is not None and np.array_equal(ids, known):
-        ids = known
-    return ModeSnapshot(ids, values < 0, failed)
+        keys, failed, values = keys.take(has_value), failed[has_value], values[has_value]
+    if known is not None and keys.same_as(known):
+        keys = known
+    return ModeSnapshot(keys.ids, values < 0, failed, keys.digests)
 
 
 def _additional_values(

@@ -12,6 +12,7 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
+from lightning_failures.data.digests import UNKNOWN_DIGEST
 from lightning_failures.errors import DataError
 
 _COLUMNS = {
@@ -41,6 +42,8 @@ class GradesMetric(Metric):
     that the other processes expect.
 
     Args:
+        with_digests: ``update`` takes, and ``compute`` returns, a fifth column: digests of the images, int64
+            (:mod:`lightning_failures.data.digests`).
         kwargs: Arguments of :class:`torchmetrics.Metric`; ``process_group`` is the group to gather in.
 
     >>> metric = GradesMetric()
@@ -59,34 +62,45 @@ class GradesMetric(Metric):
     predictions: list[Tensor]
     confidence: list[Tensor]
 
-    def __init__(self, **kwargs: Any) -> None:
+    def __init__(self, *, with_digests: bool = False, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        for name in _COLUMNS:
+        self._columns = _COLUMNS | ({"digests": torch.int64} if with_digests else {})
+        for name in self._columns:
             self.add_state(name, default=[], dist_reduce_fx="cat")
         self._clear()
 
-    def update(self, ids: Tensor, labels: Tensor, predictions: Tensor, confidence: Tensor) -> None:
+    def update(
+        self,
+        ids: Tensor,
+        labels: Tensor,
+        predictions: Tensor,
+        confidence: Tensor,
+        digests: Tensor | None = None,
+    ) -> None:
         """Add one batch.
 
         Raises:
             DataError: The arguments are not vectors of the same length.
         """
         batch = {"ids": ids, "labels": labels, "predictions": predictions, "confidence": confidence}
+        if "digests" in self._columns:
+            batch["digests"] = torch.full_like(ids, UNKNOWN_DIGEST) if digests is None else digests
         if any(value.ndim != 1 or len(value) != len(ids) for value in batch.values()):
             shapes = {name: tuple(value.shape) for name, value in batch.items()}
             raise DataError(f"GradesMetric.update: all arguments must have the same shape (B,), got {shapes}")
         for name, value in batch.items():
-            getattr(self, name).append(value.detach().to("cpu", _COLUMNS[name]))
+            getattr(self, name).append(value.detach().to("cpu", self._columns[name]))
 
-    def compute(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Return ids, labels, predictions and confidence."""
-        ids, labels, predictions, confidence = (dim_zero_cat(getattr(self, name)) for name in _COLUMNS)
+    def compute(self) -> tuple[Tensor, ...]:
+        """Return ids, labels, predictions and confidence, and digests if they are collected."""
+        columns = [dim_zero_cat(getattr(self, name)) for name in self._columns]
+        ids = columns[0]
         order = torch.argsort(ids, stable=True)
         ordered = ids[order]
         first = torch.ones_like(ordered, dtype=torch.bool)
         first[1:] = ordered[1:] != ordered[:-1]
         rows = order[first]
-        return ids[rows], labels[rows], predictions[rows], confidence[rows]
+        return tuple(column[rows] for column in columns)
 
     def reset(self) -> None:
         """Remove all rows."""
@@ -98,7 +112,7 @@ class GradesMetric(Metric):
         return self
 
     def _clear(self) -> None:
-        for name, dtype in _COLUMNS.items():
+        for name, dtype in self._columns.items():
             setattr(self, name, [torch.empty(0, dtype=dtype, device="cpu")])
 
     def _apply(self, fn: Callable[[Tensor], Tensor], exclude_state: Sequence[str] = "") -> GradesMetric:

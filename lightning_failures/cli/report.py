@@ -7,6 +7,7 @@ import textwrap
 from argparse import ArgumentParser, ArgumentTypeError, Namespace, RawDescriptionHelpFormatter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import get_args
 
 from lightning_failures.core.atomic import write_atomically
 from lightning_failures.core.text import clean, number, printable, shorten_caption
@@ -14,6 +15,7 @@ from lightning_failures.data.report import FailureReport
 from lightning_failures.errors import ConfigurationError
 from lightning_failures.report.comparison import ClassChange, Comparison, ExampleChange, Side, compare
 from lightning_failures.report.diary import diary_lines
+from lightning_failures.report.example_pairs import Join
 from lightning_failures.report.feature_names import names_in, with_names
 from lightning_failures.report.html.write import write_html
 from lightning_failures.report.interventions import intervention_lines
@@ -48,7 +50,7 @@ def report(arguments: Sequence[str]) -> None:
 def diff(arguments: Sequence[str]) -> None:
     """Run ``lightning-failures diff``."""
     options = _diff_options(arguments)
-    found = compare(open_run(options.run_a), open_run(options.run_b))
+    found = compare(open_run(options.run_a), open_run(options.run_b), join=options.join)
     text = json.dumps(found.to_dict(), indent=2, allow_nan=False) + "\n"
     if options.json == "-":
         print(text, end="")
@@ -224,15 +226,22 @@ def _diff_options(arguments: Sequence[str]) -> Namespace:
         "lightning-failures diff",
         description="Compare two runs from their files: which failures were fixed, which are new and which persist,\n"
         "which classes differ significantly, and which failure modes are gone, new or persistent.\n"
-        "Examples are paired by id and label. The exit status is 0 whatever the comparison finds.",
+        "Examples are paired by image and label. The exit status is 0 whatever the comparison finds.",
         epilog="examples:\n  lightning-failures diff lightning_logs/version_3 lightning_logs/version_4\n"
         "  lightning-failures diff before after --ids 20\n"
+        "  lightning-failures diff at_224px at_384px --join name\n"
         "  lightning-failures diff before after --json - | jq '.new[].id'",
         formatter_class=RawDescriptionHelpFormatter,
     )
     parser.add_argument("run_a", type=Path, metavar="RUN_A", help=f"the earlier run: {_RUN}")
     parser.add_argument("run_b", type=Path, metavar="RUN_B", help="the later run, in the same forms")
     parser.add_argument("--ids", type=_count, default=0, metavar="N", help="name the first N of each kind of failures")
+    parser.add_argument(
+        "--join",
+        choices=get_args(Join),
+        help="pair examples by the name of their file, by the id that read_batch gave, or by their index in the"
+        " dataset, if the two models see the same images in other preprocessing; default: by image",
+    )
     parser.add_argument(
         "--json", metavar="FILE", help='write everything as JSON; "-": to standard output instead of the text'
     )

@@ -5,6 +5,7 @@ Files, each importing only from those above it::
     digests        Digests of images, which identify examples whatever their index
     class_names    Lists of class names in the forms that datasets and users give them
     grades         Records of one validation batch and of the grades of all examples
+    joining        Join two looks at data: which example of one is which example of the other
     grading        Compute the grades of a batch from outputs and labels
     held_out       Parts of a validation set that no method was fitted on
     grouping       Ways to divide graded examples into groups: by label, by prediction

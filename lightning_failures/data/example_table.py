@@ -52,6 +52,9 @@ class ExampleTable:
         prediction_leaf: (N,) int64, the leaf of the example in the tree of its prediction group; -1 without a tree.
         class_names: K names.
         verdicts: (N,) bool, whether the model is right; None: it is right where the prediction equals the label.
+        digests: (N,) int64, digests of the images, -1 where unknown; None in files of former versions.
+        names: (N,) int64, hashes of the file names, below the root of the dataset; None if the dataset has none.
+        indexed: Whether the ids are indices of the dataset, rather than given by the user; None if unknown.
     """
 
     ids: Tensor
@@ -63,6 +66,9 @@ class ExampleTable:
     prediction_leaf: Tensor
     class_names: tuple[str, ...]
     verdicts: Tensor | None = None
+    digests: Tensor | None = None
+    names: Tensor | None = None
+    indexed: bool | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -106,6 +112,7 @@ class ExampleTable:
             prediction_leaf=_leaves(grades, PREDICTION, trees),
             class_names=grades.class_names,
             verdicts=grades.verdicts,
+            digests=grades.digests,
         )
 
     def save(self, path: str | Path) -> None:
@@ -116,7 +123,7 @@ class ExampleTable:
             for name, column in columns.items()
             if column is not None
         }
-        metadata = {"format": _FORMAT, "class_names": json.dumps(self.class_names)}
+        metadata = {"format": _FORMAT, "class_names": json.dumps(self.class_names), "indexed": json.dumps(self.indexed)}
         write_atomically(Path(path), save(tensors, metadata))
 
     @classmethod
@@ -137,7 +144,10 @@ class ExampleTable:
             names = json.loads(metadata["class_names"])
             if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
                 raise ValueError("class names are not strings")
-            return cls(**tensors, class_names=tuple(names))._checked()
+            indexed = json.loads(metadata.get("indexed", "null"))
+            if indexed not in (None, True, False):
+                raise ValueError("whether ids are indices is not known")
+            return cls(**tensors, class_names=tuple(names), indexed=indexed)._checked()
         except OSError:
             raise
         except Exception as error:  # damaged files raise errors of many types

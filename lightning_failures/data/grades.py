@@ -67,6 +67,8 @@ class Grades:
         groups: (N,) int64, the id of each example's source (a patient, a video); None if all sources differ.
         coverage: Share of the loader's examples that were graded, in [0, 1].
         verdicts: (N,) bool, whether the model is right; None: it is right where the prediction equals the label.
+        digests: (N,) int64, digests of the images (:mod:`lightning_failures.data.digests`), by which an example is
+            found again in another look at the data, whatever its id; None if they are unknown.
     """
 
     ids: Tensor
@@ -77,6 +79,7 @@ class Grades:
     groups: Tensor | None = None
     coverage: float = 1.0
     verdicts: Tensor | None = None
+    digests: Tensor | None = None
 
     @property
     def correct(self) -> Tensor:

@@ -205,6 +205,7 @@ def assemble_grades(
     conditions: int = 1,
     groups: Tensor | None = None,
     coverage: float = 1.0,
+    digests: Tensor | None = None,
 ) -> Grades:
     """Build :class:`Grades` from rows keyed by ``id * conditions + condition``.
 
@@ -220,6 +221,7 @@ def assemble_grades(
         conditions: Number of rows per example.
         groups: (N,) int64, the id of each example's source, or None.
         coverage: Share of the loader's examples that were graded, in [0, 1].
+        digests: (N,) int64, digests of the images, or None.
     """
     if conditions > 1:
         predictions = _multilabel_predictions(keys % conditions, labels, confidence, conditions)
@@ -231,6 +233,7 @@ def assemble_grades(
         class_names=tuple(class_names),
         groups=groups,
         coverage=coverage,
+        digests=digests,
     )
 
 

@@ -186,6 +186,8 @@ class ModeReport(_Readable):
         examples: Number of analysed examples of the class.
         gained: Number of flagged failures that are new since the last detection, among examples in both analyses.
         lost: Number of flagged failures that are gone since the last detection, among examples in both analyses.
+        unmatched: Number of examples of the last detection that this analysis does not hold: their images are not in
+            it, whatever its ids. None for a first detection, or without a table of examples.
         left: If the mode is not detected now: how many of its failures at the last detection still fail.
         cosine: Cosine of the direction and that of the last detection.
         shared: Common flagged failures of this detection and the last, as a share of the smaller set.
@@ -202,6 +204,7 @@ class ModeReport(_Readable):
     examples: int = 0
     gained: int | None = None
     lost: int | None = None
+    unmatched: int | None = None
     left: int | None = None
     cosine: float | None = None
     shared: float | None = None
@@ -333,6 +336,8 @@ class FailureReport(_Readable):
         robust_encoder_fingerprint: Fingerprint of the encoder of trees.
         notes: Remarks about the analysis, such as what the time budget left out.
         schema: Version of the format.
+        run_id: Id of the run, the same in all reports of a training, also of one that was resumed; None in reports of
+            former versions, and outside of a Trainer.
         methods: Sections of additional methods, by name; "columns" in a section are columns of the table of classes.
     """
 
@@ -358,6 +363,7 @@ class FailureReport(_Readable):
     robust_encoder_fingerprint: str | None = None
     notes: tuple[str, ...] = ()
     schema: int = SCHEMA
+    run_id: str | None = None
     methods: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def method_columns(self) -> dict[str, tuple[Any, ...]]:

@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment  # type: ignore[import-untyped]
 
 from lightning_failures.core.types import BoolArray, IntArray
+from lightning_failures.data.digests import UNKNOWN_DIGEST
+from lightning_failures.data.joining import ExampleKeys, join_examples
 
 COSINE_WEIGHT = 0.8
 """Weight of the cosine in the similarity; the share of common members has the rest."""
@@ -36,11 +38,23 @@ class ModeSnapshot:
         ids: (n,) int64, ascending: the analysed examples of the class.
         flagged: (n,) bool: the decision value is negative.
         failed: (n,) bool.
+        digests: (n,) int64, digests of the images, by which examples are found again; None if they are unknown.
     """
 
     ids: IntArray
     flagged: BoolArray
     failed: BoolArray
+    digests: IntArray | None = None
+
+    @property
+    def keys(self) -> ExampleKeys:
+        """Keys of the examples."""
+        return ExampleKeys(self.ids, self.digests)
+
+    def take(self, rows: IntArray) -> ModeSnapshot:
+        """Return the snapshot of some of the examples."""
+        digests = None if self.digests is None else self.digests[rows]
+        return ModeSnapshot(self.ids[rows], self.flagged[rows], self.failed[rows], digests)
 
     @property
     def members(self) -> BoolArray:
@@ -54,7 +68,9 @@ class ModeSnapshot:
 
 
 def restrict_to_shared(one: ModeSnapshot, other: ModeSnapshot) -> tuple[ModeSnapshot, ModeSnapshot]:
-    """Restrict two snapshots to the (s,) examples that both analyses have in common.
+    """Restrict two snapshots to the (s,) examples that both analyses have in common, in one order.
+
+    They are joined by the digests of their images, or by id if a snapshot has none.
 
     >>> some = np.ones(3, dtype=bool)
     >>> mode, other = (ModeSnapshot(np.array(ids), some, some) for ids in ([1, 2, 3], [2, 3, 4]))
@@ -62,13 +78,10 @@ def restrict_to_shared(one: ModeSnapshot, other: ModeSnapshot) -> tuple[ModeSnap
     >>> one.ids.tolist(), two.ids.tolist()
     ([2, 3], [2, 3])
     """
-    if one.ids is other.ids or np.array_equal(one.ids, other.ids):
+    if one.keys.same_as(other.keys) and (one.digests is None or bool((one.digests != UNKNOWN_DIGEST).all())):
         return one, other
-    shared, rows, other_rows = np.intersect1d(one.ids, other.ids, assume_unique=True, return_indices=True)
-    return (
-        ModeSnapshot(shared, one.flagged[rows], one.failed[rows]),
-        ModeSnapshot(shared, other.flagged[other_rows], other.failed[other_rows]),
-    )
+    rows, other_rows = join_examples(one.keys, other.keys)
+    return one.take(rows), other.take(other_rows)
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ something (whether an intervention is undone, which checkpoint is kept) are read
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from enum import IntEnum
 
 import numpy as np
@@ -16,8 +17,10 @@ from torch import Tensor
 
 from lightning_failures.core.arrays import as_array
 from lightning_failures.core.hashing import stable_hash
+from lightning_failures.core.types import BoolArray
 from lightning_failures.data.grades import Grades
 from lightning_failures.data.held_out import HeldOutSplit
+from lightning_failures.data.joining import ExampleKeys, join_examples
 from lightning_failures.directions.result import FailureDirections
 
 
@@ -96,15 +99,56 @@ def take_grades(grades: Grades, rows: Tensor) -> Grades:
         groups=None if grades.groups is None else grades.groups[rows],
         coverage=grades.coverage,
         verdicts=None if grades.verdicts is None else grades.verdicts[rows],
+        digests=None if grades.digests is None else grades.digests[rows],
     )
 
 
-def report_numbers(grades: Grades, flagged: Tensor | None = None, *, part: str = "report") -> dict[str, float]:
+@dataclass(frozen=True, eq=False)
+class FrozenSlice:
+    """The m examples of a held-out part that were flagged when an intervention began, as they were then.
+
+    Attributes:
+        keys: Their ids and digests.
+        failed: (m,) bool.
+    """
+
+    keys: ExampleKeys
+    failed: BoolArray
+
+    def error_rate(self, grades: Grades) -> float | None:
+        """Return the error rate of the slice now; None if no example of it was graded.
+
+        Examples are found again by their digests. If only some are found, the rate is that of all examples then, plus
+        the change on those that were found: which of them a validation set happens to hold does not move it.
+
+        Args:
+            grades: Grades of the same part.
+
+        >>> rows = torch.arange(4)
+        >>> now = Grades(rows, rows * 0, torch.tensor([1, 0, 0, 0]), torch.ones(4), ("cat", "dog"))
+        >>> FrozenSlice(ExampleKeys(np.array([0, 1, 9])), np.array([True, True, True])).error_rate(now)
+        0.5
+        """
+        present = ExampleKeys.of(grades)
+        then, found = join_examples(self.keys, present)
+        if not len(then):
+            return None
+        rows = np.searchsorted(as_array(grades.ids), present.ids[found])
+        now = as_array(grades.failed)[rows]
+        if len(then) == len(self.keys):
+            return float(now.mean())
+        change = now.astype(np.float64) - self.failed[then]
+        return float(np.clip(self.failed.mean() + change.mean(), 0, 1))
+
+
+def report_numbers(
+    grades: Grades, flagged: Tensor | FrozenSlice | None = None, *, part: str = "report"
+) -> dict[str, float]:
     """Return the headline numbers of a held-out part; undefined ones are left out.
 
     Args:
         grades: Grades of this part.
-        flagged: (m,) int64, ids of the slice that was flagged when an intervention began, or None.
+        flagged: The slice of this part that was flagged when an intervention began, or its ids (m,) int64, or None.
         part: Prefix of the keys: "report" or "decision".
 
     >>> rows = torch.arange(40)
@@ -121,7 +165,11 @@ def report_numbers(grades: Grades, flagged: Tensor | None = None, *, part: str =
     if counted.any():
         right = np.bincount(labels, weights=correct, minlength=len(sizes))
         numbers[f"{part}/worst_class_accuracy"] = float((right[counted] / sizes[counted]).min())
-    if flagged is not None:
+    if isinstance(flagged, FrozenSlice):
+        rate = flagged.error_rate(grades)
+        if rate is not None:
+            numbers[f"{part}/flagged_error_rate"] = rate
+    elif flagged is not None:
         mine = np.isin(as_array(grades.ids), as_array(flagged))
         if mine.any():
             numbers[f"{part}/flagged_error_rate"] = float(1 - correct[mine].mean())

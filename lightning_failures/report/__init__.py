@@ -18,6 +18,7 @@ Files, each importing only from those above it::
     run_folder       The files that a run leaves on disk, and reading them back
     html             The report of a run as one HTML file that needs neither network nor server
     mode_comparison  The failure modes of one run, matched with those of another
+    example_pairs    Which example of one run is which example of another run
     comparison       Comparison of two runs from their files: fixed, new and persistent failures
 """
 

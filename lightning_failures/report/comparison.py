@@ -1,6 +1,7 @@
 """Comparison of two runs from their files: fixed, new and persistent failures.
 
-Examples with the same id and the same label in both runs are compared in pairs; all others are counted. Whether a class
+The same images with the same label in both runs are compared in pairs, whatever their ids; all others are counted
+(:mod:`lightning_failures.report.example_pairs`). Whether a class
 changed is an exact McNemar test (McNemar, 1947): among the examples that exactly one run fails on, is the split
 more uneven than chance allows? The test assumes independent examples; if several come from one source (frames of a
 video), it reports a difference too often.
@@ -19,6 +20,7 @@ from lightning_failures.core.serialization import to_jsonable
 from lightning_failures.data.example_table import ExampleTable
 from lightning_failures.directions.matching import CHANGE_LEVEL
 from lightning_failures.errors import DataError
+from lightning_failures.report.example_pairs import JOINED_BY, ExamplePairs, Join, pair_examples, ways_to_join
 from lightning_failures.report.mode_comparison import ModeChange, mode_changes
 from lightning_failures.report.run_folder import Run
 from lightning_failures.stats.agreement import cohen_kappa
@@ -48,6 +50,7 @@ class ExampleChange:
     """One example that at least one run fails on: its label, and the predictions of the first and the second run.
 
     A run without predicted classes has "right" or "wrong" in their place.
+    ``id`` is that of the first run.
     """
 
     id: int
@@ -84,11 +87,11 @@ class Comparison:
     Attributes:
         a: The first run.
         b: The second run.
-        examples: Number of compared examples: the same id and label in both runs. In a multilabel task an example
+        examples: Number of compared examples: in both runs, with the same label. In a multilabel task an example
             counts once for each condition.
-        only_a: Number of examples whose id only the first run has.
-        only_b: Number of examples whose id only the second run has.
-        relabelled: Number of ids with different labels in the two runs.
+        only_a: Number of examples that only the first run has.
+        only_b: Number of examples that only the second run has.
+        relabelled: Number of examples with different labels in the two runs.
         classes_only_a: Names of classes that only the first run has.
         classes_only_b: Names of classes that only the second run has.
         overall: All compared examples as one class.
@@ -101,6 +104,9 @@ class Comparison:
         agreement: Cohen's kappa of the failures of the two runs, or None if it is undefined.
         modes: Failure modes of the classes in which at least one run has one.
         notes: What to know before reading the numbers, one sentence each.
+        joined_by: What identified an example: "digest" (its image), "name" (of its file), "id" (from ``read_batch``),
+            "index" (in its dataset), or "former": its id, because a run of a former version has no digests.
+        moved: Number of examples in both runs whose ids differ.
     """
 
     a: Side
@@ -120,6 +126,8 @@ class Comparison:
     agreement: float | None
     modes: tuple[ModeChange, ...]
     notes: tuple[str, ...] = ()
+    joined_by: str = "digest"
+    moved: int = 0
     schema: int = 1
 
     def to_dict(self) -> dict[str, Any]:
@@ -128,18 +136,21 @@ class Comparison:
         return values
 
 
-def compare(a: Run, b: Run) -> Comparison:
+def compare(a: Run, b: Run, *, join: Join | None = None) -> Comparison:
     """Compare two runs.
 
     Args:
         a: The earlier run, or the one without the change.
         b: The other run.
+        join: What identifies an example in both runs: "name" of its file, "id" from ``read_batch``, or "index" in the
+            dataset. None: its image; of runs of former versions, its id.
 
     Raises:
-        DataError: A run has no table of examples, the runs have no example in common, or most ids have different
-            labels.
+        DataError: A run has no table of examples or lacks what ``join`` names, the runs have no example in common, or
+            most ids have different labels.
     """
-    pairs = _Pairs.of(_table(a), _table(b))
+    examples = pair_examples(_table(a), _table(b), join)
+    pairs = _Pairs.of(_table(a), _table(b), examples)
     classes = _classes(pairs)
     return Comparison(
         a=_side(a),
@@ -165,7 +176,9 @@ def compare(a: Run, b: Run) -> Comparison:
             pairs.failed_a & pairs.flagged_a,
             pairs.failed_b & pairs.flagged_b,
         ),
-        notes=tuple(_notes(a, b, pairs)),
+        notes=(*_notes(a, b, pairs), *_join_notes(_table(a), _table(b), examples)),
+        joined_by=examples.by,
+        moved=examples.moved,
     )
 
 
@@ -187,7 +200,7 @@ class _Pairs:
     relabelled: int
 
     @classmethod
-    def of(cls, a: ExampleTable, b: ExampleTable) -> _Pairs:
+    def of(cls, a: ExampleTable, b: ExampleTable, examples: ExamplePairs) -> _Pairs:
         # the class indices of both runs in one list of names: (K_a,) and (K_b,)
         outcomes = () if _have_predictions(a, b) else _OUTCOMES
         names = tuple(dict.fromkeys((*a.class_names, *b.class_names, *outcomes)))
@@ -195,26 +208,30 @@ class _Pairs:
         first = np.array([index_of[name] for name in a.class_names], dtype=np.int64)
         second = np.array([index_of[name] for name in b.class_names], dtype=np.int64)
 
-        # pair the rows of both runs by one integer for each id and label: (n_a,) and (n_b,)
-        ids_a, ids_b = a.ids.numpy(), b.ids.numpy()
-        known = np.unique(np.concatenate([ids_a, ids_b]))
-        key_a = np.searchsorted(known, ids_a) * len(names) + first[a.labels.numpy()]
-        key_b = np.searchsorted(known, ids_b) * len(names) + second[b.labels.numpy()]
+        # pair the rows of both runs by one integer for each example and label: (N_a,) and (N_b,)
+        key_a = examples.a * len(names) + first[a.labels.numpy()]
+        key_b = examples.b * len(names) + second[b.labels.numpy()]
         _, rows_a, rows_b = np.intersect1d(key_a, key_b, return_indices=True)
+        if not examples.joined and examples.by == "digest":
+            raise DataError(
+                "the runs have no example in common: 0 examples are in both, for no image of one run is an image of the"
+                " other. If both models see the same images in other preprocessing (size, crop, normalisation), join"
+                f" them by something else: {ways_to_join(a, b)}"
+            )
         if not len(rows_a):
-            raise DataError("the runs have no example in common: no id has the same label in both")
+            raise DataError("the runs have no example in common: no example has the same label in both")
 
         # ids that mean different images in the two runs show as different labels
-        both = np.intersect1d(ids_a, ids_b)
-        relabelled = len(np.setdiff1d(both, ids_a[rows_a]))
-        if 2 * relabelled > len(both):
+        both = np.intersect1d(examples.a, examples.b)
+        relabelled = len(np.setdiff1d(both, examples.a[rows_a]))
+        if 2 * relabelled > len(both) and examples.by != "digest":
             raise DataError(
                 f"{relabelled} of the {len(both)} ids that both runs have differ in their label: the runs are on"
                 " different data, so the same id is another image"
             )
         return cls(
             names,
-            ids_a[rows_a],
+            a.ids.numpy()[rows_a],
             first[a.labels.numpy()[rows_a]],
             _predictions(a, index_of)[rows_a],
             _predictions(b, index_of)[rows_b],
@@ -222,8 +239,8 @@ class _Pairs:
             b.failed.numpy()[rows_b],
             a.flagged.numpy()[rows_a],
             b.flagged.numpy()[rows_b],
-            only_a=int((~np.isin(ids_a, both)).sum()),
-            only_b=int((~np.isin(ids_b, both)).sum()),
+            only_a=int((~np.isin(examples.a, both)).sum()),
+            only_b=int((~np.isin(examples.b, both)).sum()),
             relabelled=relabelled,
         )
 
@@ -347,9 +364,33 @@ def _notes(a: Run, b: Run, pairs: _Pairs) -> list[str]:
     if (one.stage == "test") != (other.stage == "test") or one.dataloader != other.dataloader:
         notes.append("The runs report on different parts of the data: the same id may be another image.")
     if pairs.relabelled > 0.1 * (pairs.relabelled + len(np.unique(pairs.ids))):
-        notes.append("Many ids have different labels: the data were changed, so the same id may be another image.")
+        notes.append("Many examples have different labels in the two runs: the data were changed.")
     if one.encoder_fingerprint != other.encoder_fingerprint:
         notes.append("The encoders of the directions differ, so failure modes are matched by their common failures.")
     if all(entry.p_value is None for report in (one, other) for entry in report.classes):
         notes.append("Neither run has failure directions, so there are no failure modes to compare.")
+    return notes
+
+
+def _join_notes(a: ExampleTable, b: ExampleTable, examples: ExamplePairs) -> list[str]:
+    """Return how examples were joined, where that is worth a sentence."""
+    notes = []
+    smaller = min(len(np.unique(examples.a)), len(np.unique(examples.b)))
+    if examples.by == "former":
+        both = a.digests is None and b.digests is None
+        without = "the runs have" if both else f"run {'a' if a.digests is None else 'b'} has"
+        notes.append(
+            f"Examples are joined by id, because {without} no digests of images: the same id may be another image."
+        )
+    elif examples.by != "digest":
+        notes.append(f"Examples are joined by {JOINED_BY[examples.by]}.")
+    if examples.moved:
+        notes.append(f"{examples.moved} examples have another id in run b.")
+    if examples.changed:
+        notes.append(f"The images of {examples.changed} of the {examples.joined} examples in both runs differ.")
+    if examples.by == "digest" and 2 * examples.joined < smaller:
+        notes.append(
+            f"Only {examples.joined} of {smaller} examples have the same image in both runs. If the models see the same"
+            f" images in other preprocessing, join them by something else: {ways_to_join(a, b)}."
+        )
     return notes

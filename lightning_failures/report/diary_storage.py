@@ -25,6 +25,7 @@ from lightning_failures.analysis.diary import Diary, Mode, advance
 from lightning_failures.analysis.result import AnalysisResult
 from lightning_failures.core.atomic import write_atomically
 from lightning_failures.core.serialization import from_jsonable, read_json
+from lightning_failures.data.joining import ExampleKeys
 from lightning_failures.data.report import ModeReport, analysis_name
 from lightning_failures.directions.matching import ModeSnapshot
 from lightning_failures.errors import DataError
@@ -35,6 +36,7 @@ MODES_FILE = "modes.safetensors"
 MAX_STATES = 20
 """Most states that are kept: the first one and the latest."""
 
+_TENSORS = ("directions", "ids", "flagged", "failed", "digests")
 _FORMAT = "lightning-failures diary 1"
 _ANALYSIS = re.compile(r"epoch=(\d+)-step=(\d+)")
 
@@ -44,9 +46,10 @@ def keep_diary(
 ) -> tuple[ModeReport, ...]:
     """Enter an analysis into the diary of its run.
 
-    The diary continues from the last state of an earlier step (or epoch, if steps stand still, as with manual
-    optimisation); of several analyses in one epoch and step the last one counts. States of later steps are removed:
-    they are left over from before the run was resumed from an earlier checkpoint.
+    The diary continues from the last state of the same run at an earlier step (or epoch, if steps stand still, as with
+    manual optimisation); of several analyses in one epoch and step the last one counts. States of later steps of the
+    same run are removed: they are left over from before the run was resumed from an earlier checkpoint. States of other
+    runs, which used the folder before, are left alone.
 
     Args:
         result: One analysis. Only analyses made in ``fit`` are entered, not single validations and tests.
@@ -62,7 +65,7 @@ def keep_diary(
         return ()
     step = report.global_step or 0
     here = folder / analysis_name(report, step) / MODES_FILE
-    states, now = _states(folder), (step, report.epoch or 0)
+    states, now = _states(folder, report.run_id), (step, report.epoch or 0)
     earlier = [path for at, path in states if at < now]
     diary, modes = advance(_last_readable(earlier, warn), result)
     try:
@@ -76,10 +79,21 @@ def keep_diary(
     return modes
 
 
-def _states(folder: Path) -> list[tuple[tuple[int, int], Path]]:
-    """Return (step, epoch) and the file of every state, in ascending order."""
+def _states(folder: Path, run_id: str | None) -> list[tuple[tuple[int, int], Path]]:
+    """Return (step, epoch) and the file of every state of a run, in ascending order; damaged files are included."""
     found = ((_ANALYSIS.fullmatch(path.parent.name), path) for path in folder.glob(f"epoch=*/{MODES_FILE}"))
-    return sorted(((int(name[2]), int(name[1])), path) for name, path in found if name)
+    own = ((name, path) for name, path in found if name and _is_of_run(path, run_id))
+    return sorted(((int(name[2]), int(name[1])), path) for name, path in own)
+
+
+def _is_of_run(path: Path, run_id: str | None) -> bool:
+    """Return whether a state is of a run; also of one that cannot be read, which is reported when it is its turn."""
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            stored = read_json((file.metadata() or {})["diary"])
+        return bool(stored.get("run_id") == run_id)
+    except Exception:  # damaged files raise errors of many types
+        return True
 
 
 def _last_readable(paths: list[Path], warn: Callable[[str], Any]) -> Diary:
@@ -117,7 +131,10 @@ _COPIED = [field.name for field in dataclasses.fields(_StoredMode) if field.name
 
 @dataclass(frozen=True)
 class _StoredDiary:
-    """A diary in JSON; ``look_ids`` holds the index of the set of ids of each snapshot."""
+    """A diary in JSON; ``look_ids`` holds the index of the set of ids of each snapshot.
+
+    ``has_digests`` holds, for each set of ids, whether the digests of its examples are stored too.
+    """
 
     modes: tuple[_StoredMode, ...]
     analyses: int
@@ -125,6 +142,8 @@ class _StoredDiary:
     encoder: str | None
     look_ids: tuple[int, ...]
     id_counts: tuple[int, ...]
+    run_id: str | None = None
+    has_digests: tuple[bool, ...] = ()
 
 
 def save_diary(diary: Diary, path: Path) -> None:
@@ -132,7 +151,7 @@ def save_diary(diary: Diary, path: Path) -> None:
     # snapshots, and arrays of ids, that several modes share are objects that are stored once
     snapshots = list({id(one): one for mode in diary.modes for one in (mode.snapshot, mode.reference)}.values())
     snapshot_index = {id(snapshot): index for index, snapshot in enumerate(snapshots)}
-    distinct = {id(snapshot.ids): snapshot.ids for snapshot in snapshots}
+    distinct = {(id(one.ids), id(one.digests)): one.keys for one in snapshots}
     ids_index = {key: index for index, key in enumerate(distinct)}
 
     def stored_mode(mode: Mode) -> _StoredMode:
@@ -145,14 +164,18 @@ def save_diary(diary: Diary, path: Path) -> None:
         analyses=diary.analyses,
         numbers=diary.numbers,
         encoder=diary.encoder,
-        look_ids=tuple(ids_index[id(snapshot.ids)] for snapshot in snapshots),
-        id_counts=tuple(len(ids) for ids in distinct.values()),
+        look_ids=tuple(ids_index[id(one.ids), id(one.digests)] for one in snapshots),
+        id_counts=tuple(len(keys) for keys in distinct.values()),
+        run_id=diary.run_id,
+        has_digests=tuple(keys.digests is not None for keys in distinct.values()),
     )
+    no_ids = torch.empty(0, dtype=torch.int64)
     tensors = {
         "directions": _joined([mode.direction[None] for mode in diary.modes], torch.empty(0, 0, dtype=torch.float16)),
-        "ids": _joined(list(distinct.values()), torch.empty(0, dtype=torch.int64)),
+        "ids": _joined([keys.ids for keys in distinct.values()], no_ids),
         "flagged": _joined([snapshot.flagged for snapshot in snapshots], torch.empty(0, dtype=torch.bool)),
         "failed": _joined([snapshot.failed for snapshot in snapshots], torch.empty(0, dtype=torch.bool)),
+        "digests": _joined([keys.digests for keys in distinct.values() if keys.digests is not None], no_ids),
     }
     text = json.dumps(dataclasses.asdict(stored))
     metadata = {"format": _FORMAT, "diary": text, "checksum": _checksum(text, tensors.values())}
@@ -182,7 +205,9 @@ def load_diary(path: Path) -> Diary:
             metadata = file.metadata() or {}
             if metadata.get("format") != _FORMAT:
                 raise ValueError(f"format {metadata.get('format')!r}")
-            tensors = [file.get_tensor(name) for name in ("directions", "ids", "flagged", "failed")]
+            present = set(file.keys())
+            names = [name for name in _TENSORS if name in present or name != "digests"]  # former files have none
+            tensors = [file.get_tensor(name) for name in names]
         if metadata["checksum"] != _checksum(metadata["diary"], tensors):
             raise ValueError("wrong checksum")
         return _rebuilt(from_jsonable(_StoredDiary, read_json(metadata["diary"])), *tensors)
@@ -192,13 +217,26 @@ def load_diary(path: Path) -> Diary:
         raise DataError(f"{path} is not a valid failure diary ({str(error)[:200]})") from error
 
 
-def _rebuilt(stored: _StoredDiary, directions: Tensor, ids: Tensor, flagged: Tensor, failed: Tensor) -> Diary:
+def _rebuilt(
+    stored: _StoredDiary,
+    directions: Tensor,
+    ids: Tensor,
+    flagged: Tensor,
+    failed: Tensor,
+    digests: Tensor | None = None,
+) -> Diary:
     # cut the joined arrays into those of each snapshot
-    distinct = _split(ids.numpy(), stored.id_counts)
-    snapshot_ids = [distinct[index] for index in stored.look_ids]
-    sizes = [len(one) for one in snapshot_ids]
-    columns = (snapshot_ids, _split(flagged.numpy(), sizes), _split(failed.numpy(), sizes))
-    snapshots = [ModeSnapshot(*parts) for parts in zip(*columns, strict=True)]
+    known = stored.has_digests or (False,) * len(stored.id_counts)
+    counts = [count if has else 0 for count, has in zip(stored.id_counts, known, strict=True)]
+    parts = _split(ids.numpy() if digests is None else digests.numpy(), counts)
+    distinct = [
+        ExampleKeys(own, part if has else None)
+        for own, part, has in zip(_split(ids.numpy(), stored.id_counts), parts, known, strict=True)
+    ]
+    keys = [distinct[index] for index in stored.look_ids]
+    sizes = [len(one) for one in keys]
+    columns = (keys, _split(flagged.numpy(), sizes), _split(failed.numpy(), sizes))
+    snapshots = [ModeSnapshot(one.ids, flags, fails, one.digests) for one, flags, fails in zip(*columns, strict=True)]
 
     def mode_of(entry: _StoredMode, direction: Tensor) -> Mode:
         copied = {name: getattr(entry, name) for name in _COPIED}
@@ -211,7 +249,7 @@ def _rebuilt(stored: _StoredDiary, directions: Tensor, ids: Tensor, flagged: Ten
         )
 
     modes = tuple(mode_of(entry, direction) for entry, direction in zip(stored.modes, directions, strict=True))
-    return Diary(modes, stored.analyses, stored.numbers, stored.encoder)
+    return Diary(modes, stored.analyses, stored.numbers, stored.encoder, stored.run_id)
 
 
 def _split(array: NDArray[Any], counts: Sequence[int]) -> list[NDArray[Any]]:

@@ -7,8 +7,8 @@ field changes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -33,6 +33,7 @@ class _Entry:
     began: int | None
     changes_training: bool
     classes: tuple[dict[str, Any], ...]
+    pool_digest: int | None = None
 
 
 @dataclass(frozen=True)
@@ -46,10 +47,12 @@ class ControllerState:
         trend: Headline numbers of the report part after each epoch.
         slice: (m,) int64, ids of the frozen slice, or None.
         slice_epoch: Epoch in which they were flagged.
+        slice_then: What was known of them then, see :class:`~.record.InterventionRecord`; None in former versions.
         verdict: A sentence, or the result of :meth:`Verdict.to_dict`.
         folder: Folder for files of the interventions.
         rollback: :class:`RollbackState` as plain values.
         lottery: :class:`RandomizedControlState` as plain values.
+        folder_names: Name of an intervention -> name of its folder, where they differ.
         version: Version of this format.
     """
 
@@ -63,6 +66,8 @@ class ControllerState:
     folder: str | None = None
     rollback: dict[str, Any] | None = None
     lottery: dict[str, Any] | None = None
+    slice_then: dict[str, Tensor] | None = None
+    folder_names: dict[str, str] = field(default_factory=dict)
     version: int = VERSION
 
     def __post_init__(self) -> None:
@@ -75,6 +80,9 @@ class ControllerState:
             raise DataError("a point of the trend has no epoch")
         if self.slice is not None and (self.slice.ndim != 1 or self.slice.dtype != torch.int64):
             raise DataError(f"the slice is {self.slice.dtype} of shape {tuple(self.slice.shape)}")
+        if self.slice_then is not None:
+            columns = {"failed": torch.bool, "in_report": torch.bool, "digests": torch.int64}
+            _check_columns(self.slice_then, columns, optional={"digests"}, like=self.slice, owner="the slice")
         if not isinstance(self.verdict, str | Mapping):
             raise DataError(f"the verdict is a {type(self.verdict).__name__}")
 
@@ -84,7 +92,8 @@ class RollbackState:
     """State of :class:`~lightning_failures.steering.rollback.Rollback`.
 
     Attributes:
-        before: ``ids`` (n,) and ``correct`` (n,) of the decision part before the interventions, or None.
+        before: ``ids`` (n,), ``correct`` (n,) and, if they are known, ``digests`` (n,) of the decision part before the
+            interventions, or None.
         file: File with weights and optimizers.
         undone: Epoch and reason of the rollback, or None.
         pending: Whether the weights are restored before the next epoch.
@@ -96,6 +105,8 @@ class RollbackState:
     pending: bool = False
 
     def __post_init__(self) -> None:
+        if "digests" in (self.before or {}):
+            _check_columns(self.before or {}, {"digests": torch.int64}, like=(self.before or {}).get("ids"))
         shapes = [value.shape for key, value in sorted((self.before or {}).items()) if key in ("correct", "ids")]
         if self.before is not None and (len(shapes) != 2 or shapes[0] != shapes[1] or len(shapes[0]) != 1):
             raise DataError("the ids and grades from before the interventions do not match")
@@ -110,15 +121,38 @@ class RandomizedControlState:
     Attributes:
         treated: Class index as text -> whether the class is treated; None before the assignment.
         before: Accuracy of these classes before the intervention began.
+        members: ``ids``, ``labels``, ``correct`` and, if they are known, ``digests`` of the examples of the slice at
+            that time, (m,) each; None in former versions.
     """
 
     treated: dict[str, bool] | None
     before: tuple[float, ...]
+    members: dict[str, Tensor] | None = None
 
     def __post_init__(self) -> None:
         classes = self.treated or {}
         if not all(key.isdecimal() for key in classes) or (self.before and len(self.before) != len(classes)):
             raise DataError("the random assignment does not match the classes")
+        if self.members is not None:
+            columns = {"ids": torch.int64, "labels": torch.int64, "correct": torch.bool, "digests": torch.int64}
+            _check_columns(self.members, columns, optional={"digests"}, like=self.members.get("ids"))
+
+
+def _check_columns(
+    found: Mapping[str, Tensor],
+    columns: Mapping[str, torch.dtype],
+    *,
+    like: Tensor | None,
+    optional: Collection[str] = (),
+    owner: str = "the memory of examples",
+) -> None:
+    """Raise an error for columns that lack, or have another type or another length than ``like``."""
+    for name, dtype in columns.items():
+        column = found.get(name)
+        if column is None and name in optional:
+            continue
+        if column is None or like is None or column.shape != like.shape or column.ndim != 1 or column.dtype != dtype:
+            raise DataError(f"{name} of {owner} is missing or has another form than its ids")
 
 
 def read_steering(state: Any) -> ControllerState:

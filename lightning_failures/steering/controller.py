@@ -28,6 +28,7 @@ from lightning_failures.interventions.validation_split import report_numbers
 from lightning_failures.interventions.verdicts import Verdict
 from lightning_failures.steering.checkpoint import VERSION, read_steering, unreadable
 from lightning_failures.steering.head_only import HeadTraining
+from lightning_failures.steering.identity import folders_of, match_interventions, plans_under, pool_digest
 from lightning_failures.steering.loader_patch import (
     appended_dataset,
     checked_loader,
@@ -113,6 +114,7 @@ class InterventionController:
         self._judge.reset()
         self._folder: Path | None = None
         self._turns: dict[str, int] = {}  # name -> index of the last decision
+        self._folder_names: dict[str, str] = {}  # name -> name of its folder, where they differ after a resume
         if self._rollback is not None:
             self._rollback.reset()
         if self._control is not None:
@@ -293,8 +295,8 @@ class InterventionController:
             if self._rolled_back is None and cached is not None and result.directions is not None:
                 self._decide_due(trainer, result, discovery, cached, ranks)
 
-        numbers = report_numbers(parts.report.grades, self.record.slice)
-        numbers |= report_numbers(parts.decision.grades, self.record.slice, part="decision")
+        numbers = report_numbers(parts.report.grades, self.record.frozen(report=True))
+        numbers |= report_numbers(parts.decision.grades, self.record.frozen(report=False), part="decision")
         if steers and self.record.slice is not None:
             self.record.add_trend(epoch, numbers)
             if self._control is not None:
@@ -303,7 +305,7 @@ class InterventionController:
         return result.with_report(
             summary=report.summary | numbers,
             interventions=self.record.summary(self._rolled_back),
-            notes=(*report.notes, _split_note(report, parts)),
+            notes=(*report.notes, _split_note(report, parts), *_unmatched_notes(self.record, parts)),
         )
 
     def write_verdict(self, result: AnalysisResult, verdict: Verdict, folder: Path) -> AnalysisResult:
@@ -319,7 +321,7 @@ class InterventionController:
         return None if self._rollback is None else self._rollback.undone
 
     def _folder_of(self, name: str) -> Path:
-        return self.folder / "interventions" / name.replace(" ", "_")
+        return self.folder / "interventions" / self._folder_names.get(name, name).replace(" ", "_")
 
     def _undo_harm(self, epoch: int, decision: Grades) -> None:
         """Drop all plans and request a rollback if accuracy on the decision part has fallen."""
@@ -382,7 +384,8 @@ class InterventionController:
             assert result.parts is not None
             names = [entry.name for entry in result.report.classes]
             patterns = [entry.pattern for entry in result.report.classes]
-            self._control.begin(names, patterns, result.parts.report.grades, self.record.slice)
+            flagged = self.record.present(result.parts.report.grades)
+            self._control.begin(names, patterns, result.parts.report.grades, flagged)
 
     def _reason(self, k: int, entry: ClassReport) -> str | None:
         """Return why class k is left unchanged; None if it is not."""
@@ -414,8 +417,14 @@ class InterventionController:
             "classes": list(decision.classes),
             "review": list(decision.review[:MAX_REVIEW]),
             "suspected": max(len(decision.review), suspected),
-        }
+        } | self._pool_of(one)
         return entry, plan
+
+    @staticmethod
+    def _pool_of(one: Intervention) -> dict[str, int]:
+        """Return the digest of the pool of an intervention, if it has one, for its entry of the report."""
+        digest = pool_digest(one)
+        return {} if digest is None else {"pool_digest": digest}
 
     def _retained(self, name: str, round: TrainingRound) -> NDArray[np.bool_]:
         """Return the examples (N,) bool with a weight in the last decision whose class is skipped now."""
@@ -428,14 +437,18 @@ class InterventionController:
 
     def state_dict(self) -> dict[str, Any]:
         """Return plain values and tensors only; see :class:`~.checkpoint.ControllerState`."""
-        return self.record.to_dict() | {
-            "version": VERSION,
-            "draws": self.schedule.to_dict(),
-            "turns": dict(self._turns),
-            "folder": None if self._folder is None else str(self._folder),
-            "rollback": None if self._rollback is None else self._rollback.to_dict(),
-            "lottery": None if self._control is None else self._control.to_dict(),
-        }
+        return (
+            self.record.to_dict()
+            | {
+                "version": VERSION,
+                "draws": self.schedule.to_dict(),
+                "turns": dict(self._turns),
+                "folder": None if self._folder is None else str(self._folder),
+                "rollback": None if self._rollback is None else self._rollback.to_dict(),
+                "lottery": None if self._control is None else self._control.to_dict(),
+            }
+            | ({"folder_names": self._folder_names} if self._folder_names else {})
+        )
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore the state of a checkpoint; the state of interventions that are no longer configured is dropped.
@@ -446,9 +459,12 @@ class InterventionController:
         if not self.on:
             return
         saved = read_steering(state)
-        self.schedule.load({**saved.draws, "plans": self._of_interventions(saved.draws["plans"])})
-        self.record.load(saved, self.interventions)
-        self._turns = self._of_interventions(saved.turns)
+        stored = list(dict.fromkeys([*saved.draws["plans"], *saved.turns, *saved.entries]))
+        names, order = match_interventions(saved.entries, stored, self.interventions), list(self.interventions)
+        self.schedule.load({**saved.draws, "plans": plans_under(saved.draws["plans"], names, order)})
+        self.record.load(saved, names)
+        self._turns = {names[name]: turn for name, turn in saved.turns.items() if name in names}
+        self._folder_names = folders_of(saved.folder_names, names, order)
         self._folder = None if saved.folder is None else Path(saved.folder)
         try:
             if self._rollback is not None and saved.rollback is not None:
@@ -463,7 +479,9 @@ class InterventionController:
         """Drop the decisions of interventions whose pool has changed: added examples are rows of the pool."""
         for name, entry in self.record.entries.items():
             one = self.interventions[name]
-            if entry["options"].get("pool") != one.options.get("pool"):
+            digest = entry.get("pool_digest")
+            is_other = digest is not None and digest != pool_digest(one)
+            if is_other or entry["options"].get("pool") != one.options.get("pool"):
                 self.schedule.plans.pop(name, None)
                 self._turns.pop(name, None)
                 self.record.mark_inactive(name)
@@ -472,9 +490,17 @@ class InterventionController:
                     " picked."
                 )
 
-    def _of_interventions(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the values of interventions that are configured."""
-        return {name: value for name, value in values.items() if name in self.interventions}
+
+def _unmatched_notes(record: InterventionRecord, parts: HeldOutParts) -> list[str]:
+    """Return a note if some examples of the frozen slice cannot be found again."""
+    unmatched = record.unmatched(parts)
+    if not unmatched or record.slice is None:
+        return []
+    return [
+        f"{unmatched} of the {len(record.slice)} examples that were flagged when the interventions began are not in"
+        " this validation set: it holds other images. flagged_error_rate is the rate of then plus the change on the"
+        " others."
+    ]
 
 
 def _split_note(report: FailureReport, parts: HeldOutParts) -> str:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from lightning_failures.analysis.result import AnalysisResult
+from lightning_failures.core.arrays import as_array
+from lightning_failures.data.grades import Grades
+from lightning_failures.data.held_out import HeldOutParts
+from lightning_failures.data.joining import ExampleKeys, join_examples, rows_of
+from lightning_failures.interventions.validation_split import FrozenSlice, take_grades
 from lightning_failures.steering.checkpoint import NOT_MEASURED, ControllerState
 
 
@@ -23,6 +28,9 @@ class InterventionRecord:
         slice: (m,) int64, ids of the frozen slice: the examples of the report and decision parts that were flagged the
             first time a direction found a pattern. None before that.
         slice_epoch: Epoch of the analysis that flagged them.
+        slice_then: What is known of each example of the slice at that time, (m,) each: ``failed`` bool, ``in_report``
+            bool (else it is in the decision part), ``digests`` int64 if they are known. None in a run resumed from a
+            checkpoint of a former version: then examples are found by their ids.
         verdict: :meth:`~lightning_failures.interventions.verdicts.Verdict.to_dict`, or "not measured".
     """
 
@@ -35,6 +43,7 @@ class InterventionRecord:
         self.entries: dict[str, dict[str, Any]] = {}
         self.slice: Tensor | None = None
         self.slice_epoch: int | None = None
+        self.slice_then: dict[str, Tensor] | None = None
         self.verdict: dict[str, Any] | str = NOT_MEASURED
         self._trend: list[dict[str, Any]] = []
 
@@ -61,11 +70,49 @@ class InterventionRecord:
         assert result.parts is not None
         patterns = torch.tensor([entry.pattern for entry in result.report.classes])
         held_out = (result.parts.report, result.parts.decision)
-        flagged = torch.unique(
-            torch.cat([part.grades.ids[(part.values < 0) & patterns[part.grades.labels]] for part in held_out])
-        )
-        if len(flagged):
-            self.slice, self.slice_epoch = flagged, epoch
+        flagged = [take_grades(part.grades, (part.values < 0) & patterns[part.grades.labels]) for part in held_out]
+        order = torch.argsort(torch.cat([grades.ids for grades in flagged]))
+        if not len(order):
+            return
+        then = {
+            "failed": torch.cat([grades.failed for grades in flagged])[order],
+            "in_report": (torch.arange(len(order)) < len(flagged[0]))[order],
+        }
+        digests = [grades.digests for grades in flagged if grades.digests is not None]
+        if len(digests) == len(flagged):
+            then["digests"] = torch.cat(digests)[order]
+        self.slice, self.slice_epoch = torch.cat([grades.ids for grades in flagged])[order], epoch
+        self.slice_then = then
+
+    def frozen(self, *, report: bool) -> FrozenSlice | Tensor | None:
+        """Return the slice within the report part, or else the decision part; of a former run all ids, None without."""
+        if self.slice is None or self.slice_then is None:
+            return self.slice
+        rows = as_array(self.slice_then["in_report"]) == report
+        return FrozenSlice(self._keys.take(rows), as_array(self.slice_then["failed"])[rows])
+
+    def present(self, grades: Grades) -> Tensor | None:
+        """Return the ids (s,) that the examples of the slice have in ``grades``; None without a slice."""
+        if self.slice is None:
+            return None
+        return grades.ids[torch.from_numpy(rows_of(self._keys, grades))]
+
+    def unmatched(self, parts: HeldOutParts) -> int:
+        """Return the number of examples of the slice whose images are not in the part that they were in."""
+        if self.slice is None or self.slice_then is None:
+            return 0
+        found = 0
+        for is_report, part in ((True, parts.report), (False, parts.decision)):
+            keys = self._keys.take(as_array(self.slice_then["in_report"]) == is_report)
+            found += len(join_examples(keys, ExampleKeys.of(part.grades))[0])
+        return len(self.slice) - found
+
+    @property
+    def _keys(self) -> ExampleKeys:
+        """Keys of the slice."""
+        assert self.slice is not None
+        digests = (self.slice_then or {}).get("digests")
+        return ExampleKeys(as_array(self.slice), None if digests is None else as_array(digests))
 
     def add_trend(self, epoch: int, numbers: dict[str, float]) -> None:
         """Add the headline numbers after an epoch; those of a later or the same epoch, before a resume, are dropped."""
@@ -95,11 +142,16 @@ class InterventionRecord:
             "slice": self.slice,
             "slice_epoch": self.slice_epoch,
             "verdict": self.verdict,
-        }
+        } | ({} if self.slice_then is None else {"slice_then": self.slice_then})
 
-    def load(self, saved: ControllerState, names: Collection[str]) -> None:
-        """Restore the state of a checkpoint; entries of interventions outside ``names`` are dropped."""
-        self.entries = {name: entry for name, entry in saved.entries.items() if name in names}
+    def load(self, saved: ControllerState, names: Mapping[str, str]) -> None:
+        """Restore the state of a checkpoint.
+
+        Args:
+            saved: The state.
+            names: Saved name -> name of today; entries of other interventions are dropped.
+        """
+        self.entries = {names[name]: entry for name, entry in saved.entries.items() if name in names}
         self._trend = list(saved.trend)
-        self.slice, self.slice_epoch = saved.slice, saved.slice_epoch
+        self.slice, self.slice_epoch, self.slice_then = saved.slice, saved.slice_epoch, saved.slice_then
         self.verdict = saved.verdict

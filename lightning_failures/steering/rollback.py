@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, SingleDeviceStrategy
@@ -14,7 +14,9 @@ from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, SingleD
 from lightning_failures.core.arrays import as_array
 from lightning_failures.core.atomic import replacing
 from lightning_failures.core.serialization import from_jsonable
+from lightning_failures.core.types import IntArray
 from lightning_failures.data.grades import Grades
+from lightning_failures.data.joining import ExampleKeys, join_examples
 from lightning_failures.errors import ConfigurationError
 from lightning_failures.interventions.verdicts import Verdict, should_roll_back
 from lightning_failures.steering.checkpoint import RollbackState
@@ -42,7 +44,7 @@ class Rollback:
 
     def reset(self) -> None:
         """Begin a new run."""
-        self._before: dict[str, torch.Tensor] | None = None  # ids (n,) and correct (n,) of the decision part
+        self._before: dict[str, torch.Tensor] | None = None  # ids, correct and digests of the decision part, (n,) each
         self._file: str | None = None
         self.undone: dict[str, Any] | None = None
         self._pending = False
@@ -81,6 +83,8 @@ class Rollback:
         ranks.run_all(lambda: save() if ranks.is_first else None)
         self._file = str(file)
         self._before = {"ids": decision.ids.clone(), "correct": decision.correct.clone()}
+        if decision.digests is not None:
+            self._before["digests"] = decision.digests.clone()
 
     def judge(self, decision: Grades) -> Verdict | None:
         """Return a verdict on the accuracy change since the interventions began, or None if none has begun.
@@ -89,12 +93,15 @@ class Rollback:
         """
         if self._before is None or self.undone is not None:
             return None
-        ids, now = as_array(decision.ids), as_array(decision.correct)
-        before = dict(zip(self._before["ids"].tolist(), self._before["correct"].tolist(), strict=True))
-        shared = np.array([i in before for i in ids.tolist()], dtype=np.bool_)
-        groups = ids if decision.groups is None else as_array(decision.groups)
-        was = np.array([before[i] for i in ids[shared].tolist()], dtype=np.bool_)
-        return should_roll_back(was, now[shared], groups=groups[shared], seed=self._seed)
+        then, now = _shared_rows(self._before, decision)
+        was, correct = as_array(self._before["correct"])[then], as_array(decision.correct)[now]
+        groups = as_array(decision.ids if decision.groups is None else decision.groups)[now]
+        verdict = should_roll_back(was, correct, groups=groups, seed=self._seed)
+        unmatched = len(self._before["ids"]) - len(then)
+        if not unmatched:
+            return verdict
+        rest = f" {unmatched} others of then are not in this validation: it holds other images."
+        return replace(verdict, sentence=verdict.sentence + rest)
 
     def request(self, epoch: int, verdict: Verdict) -> None:
         """Request a rollback before the next epoch begins; checkpoints until then belong to the current weights."""
@@ -131,3 +138,10 @@ class Rollback:
         saved = from_jsonable(RollbackState, state)
         self._before, self._file, self.undone = saved.before, saved.file, saved.undone
         self._pending = saved.pending
+
+
+def _shared_rows(before: Mapping[str, torch.Tensor], now: Grades) -> tuple[IntArray, IntArray]:
+    """Return the rows of two looks at the decision part that are the same examples: (s,) of then, (s,) of now."""
+    digests = before.get("digests")
+    then = ExampleKeys(as_array(before["ids"]), None if digests is None else as_array(digests))
+    return join_examples(then, ExampleKeys.of(now))

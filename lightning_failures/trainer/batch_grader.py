@@ -13,6 +13,7 @@ from lightning_failures.data.grades import BatchRecord
 from lightning_failures.data.grading import VERDICT_REMEDY, not_classes
 from lightning_failures.errors import ConfigurationError
 from lightning_failures.trainer.batch_reader import BatchReader
+from lightning_failures.trainer.example_names import digests_in
 from lightning_failures.trainer.grader import Grader
 from lightning_failures.trainer.image_space import ImageSpace
 from lightning_failures.trainer.index_recorder import IndexRecorderHook, dataset_of, missing_ids_error
@@ -155,10 +156,10 @@ class BatchGrader:
             ConfigurationError: No logits, or several candidates, were found; or numbers do not fit.
             DataError: A label is out of range.
         """
-        record = batch.record
+        record, digests = batch.record, self._digests(batch, len(ids))
         if record.correct is not None:
             known = None if record.score is None else ~record.score.isnan()
-            graded_ids = grader.judge(record.correct, record.labels, ids, known=known)
+            graded_ids = grader.judge(record.correct, record.labels, ids, digests=digests, known=known)
             return GradedBatch(graded_ids, record.images, None, LogitsSource.VERDICT)
         assert record.labels is not None
         if problem := not_classes(record.labels):
@@ -176,7 +177,7 @@ class BatchGrader:
             logits = forward_once_more(trainer, module, record.images)
             source = LogitsSource.EXTRA_FORWARD
             grader.note_stacked(stacked, len(record.labels))
-        graded_ids = grader.grade(logits, record.labels, ids, source=source, observed=observed)
+        graded_ids = grader.grade(logits, record.labels, ids, digests=digests, source=source, observed=observed)
         features = None if self._penultimate is None else self._penultimate.features(logits)
         return GradedBatch(graded_ids, record.images, features, source)
 
@@ -185,6 +186,16 @@ class BatchGrader:
         try:
             return self._observer.logits(batch_size=batch_size, classes=grader.logit_columns)
         except ConfigurationError:
+            return None
+
+    def _digests(self, batch: ReadBatch, size: int) -> Tensor | None:
+        """Return the digests (B,) of the images of a batch; None if it has no image for each example."""
+        images = batch.record.images
+        if images is None or images.ndim < 2 or len(images) != size:
+            return None
+        try:
+            return digests_in(images, self.image_space(batch.loader))
+        except ConfigurationError:  # a normalisation that cannot be read is an error where an encoder needs it
             return None
 
     def image_space(self, loader: Any) -> ImageSpace:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lightning_failures.analysis.analyse import analyse
+from lightning_failures.analysis.diary import with_modes
 from lightning_failures.analysis.method import FittableMethod
 from lightning_failures.analysis.result import AnalysisResult
 from lightning_failures.captions.candidates import ClassCaptions, caption_source
@@ -205,15 +206,23 @@ class AnalysisRunner:
         )
 
     def publish(
-        self, trainer: Trainer, analysis: LoaderAnalysis, ranks: Communicator, *, folder: Path
+        self, trainer: Trainer, analysis: LoaderAnalysis, ranks: Communicator, *, folder: Path, run_id: str | None
     ) -> AnalysisResult:
-        """Enter an analysis into the diary and write it with every writer; returns it with its modes. Collective."""
-        result, split = analysis.result, analysis.split
+        """Enter an analysis into the diary and write it with every writer; returns it with its modes. Collective.
+
+        Args:
+            trainer: Gives the loggers.
+            analysis: The analysis.
+            ranks: The processes.
+            folder: Folder of the run.
+            run_id: Id of the run for the report; that of the first process counts.
+        """
+        result, split = analysis.result.with_report(run_id=ranks.broadcast(run_id)), analysis.split
         if split is not None and result.table is not None:
             result = replace(result, table=_whole_table(analysis.grades, split, result))
         modes = ranks.run_all(lambda: keep_diary(result, folder, warn=self.say_once) if ranks.is_first else ())
-        result = result.with_report(modes=ranks.broadcast(modes))
-        ranks.run_all(lambda: self._write(trainer, result, folder) if ranks.is_first else None)
+        result = with_modes(result, ranks.broadcast(modes))
+        ranks.run_all(lambda: self._write(trainer, _with_names(result, analysis), folder) if ranks.is_first else None)
         self._undrawn[analysis.index] = AnalysisSnapshot(
             result, analysis.loader, analysis.analysed, analysis.sampled, analysis.evaluation, folder
         )
@@ -406,6 +415,13 @@ def _whole_table(grades: Grades, split: Tensor, result: AnalysisResult) -> Examp
     values[split == Part.REPORT] = result.parts.report.values
     values[split == Part.DECISION] = result.parts.decision.values
     return ExampleTable.of(grades, values, result.trees)
+
+
+def _with_names(result: AnalysisResult, analysis: LoaderAnalysis) -> AnalysisResult:
+    """Return the result with the file names of its examples, which only its files need."""
+    if result.table is None:
+        return result
+    return replace(result, table=analysis.evaluation.grader.with_names(result.table))
 
 
 def _judge_parts(

@@ -13,6 +13,7 @@ from torch import Tensor
 from lightning_failures.analysis.enrichment import Attribute, read_attribute
 from lightning_failures.analysis.metrics import GradesMetric
 from lightning_failures.data.class_names import ALL, unique_class_names
+from lightning_failures.data.example_table import ExampleTable
 from lightning_failures.data.grades import Grades
 from lightning_failures.data.grading import (
     IGNORE_INDEX,
@@ -23,12 +24,14 @@ from lightning_failures.data.grading import (
     assemble_grades,
     expand_class_names,
 )
+from lightning_failures.data.joining import has_digests
 from lightning_failures.errors import ConfigurationError, DataError
 from lightning_failures.trainer.dataset_attributes import (
     dataset_attribute,
     dataset_class_names,
     dataset_length,
 )
+from lightning_failures.trainer.example_names import hashed_file_names
 from lightning_failures.trainer.ranks import Communicator
 from lightning_failures.trainer.readings import (
     VERDICTS,
@@ -125,7 +128,7 @@ class Grader:
         self._given_task: Task | None = task
         self._names = unique_class_names(class_names) if self.named else dataset_class_names(dataset)
         self._ranks = ranks
-        self._expected = dataset_length(dataset)
+        self._dataset, self._expected = dataset, dataset_length(dataset)
         self._groups = None if groups_from is None else _group_of_each_example(dataset, groups_from)
         self._attributes = {name: _attribute_of_each_example(dataset, name) for name in metadata}
         self._metrics: dict[Reading, GradesMetric] = {}
@@ -213,6 +216,7 @@ class Grader:
         labels: Tensor,
         ids: Sequence[int] | Tensor,
         *,
+        digests: Tensor | None = None,
         source: LogitsSource = LogitsSource.STEP_OUTPUT,
         observed: Tensor | None = None,
     ) -> Tensor:
@@ -222,6 +226,7 @@ class Grader:
             logits: (B, K) or (B,) float, or (B,) int predicted classes.
             labels: (B,) or (B, K).
             ids: B integers.
+            digests: (B,) int64, digests of the images; None if they are unknown.
             source: Where the logits come from.
             observed: The float scores that the step computed, if ``logits`` are predicted classes.
 
@@ -248,8 +253,9 @@ class Grader:
             )
         for reading, graded in rows_of.items():
             row_keys = ids[graded.position] * self._rows_per_example(reading.task) + graded.condition
-            metric = self._metrics.setdefault(reading, GradesMetric(process_group=self._ranks.group))
-            metric.update(row_keys, graded.labels.clone(), graded.predictions, graded.confidence)
+            row_digests = None if digests is None else digests[graded.position]
+            metric = self._metrics.setdefault(reading, self._empty_metric())
+            metric.update(row_keys, graded.labels.clone(), graded.predictions, graded.confidence, row_digests)
         if len(rows.position) < len(ids):
             unlabelled = torch.ones(len(ids), dtype=torch.bool)
             unlabelled[rows.position] = False
@@ -259,7 +265,13 @@ class Grader:
         return ids
 
     def judge(
-        self, correct: Tensor, labels: Tensor | None, ids: Sequence[int] | Tensor, *, known: Tensor | None = None
+        self,
+        correct: Tensor,
+        labels: Tensor | None,
+        ids: Sequence[int] | Tensor,
+        *,
+        digests: Tensor | None = None,
+        known: Tensor | None = None,
     ) -> Tensor:
         """Add the verdicts on one batch and return its ids (B,) int64 on the CPU.
 
@@ -267,6 +279,7 @@ class Grader:
             correct: (B,) bool.
             labels: (B,) int, -100 for examples to skip; None: all examples are one group.
             ids: B integers.
+            digests: (B,) int64, digests of the images; None if they are unknown.
             known: (B,) bool, the examples that have a verdict; None: all.
 
         Raises:
@@ -301,8 +314,9 @@ class Grader:
             largest_label=max(self.facts.largest_label, largest),
         )
         classes, right = classes[graded], correct.bool()[graded]
-        metric = self._metrics.setdefault(VERDICTS, GradesMetric(process_group=self._ranks.group))
-        metric.update(ids[graded], classes.clone(), torch.where(right, classes, -1), torch.zeros(len(classes)))
+        predictions, row_digests = torch.where(right, classes, -1), None if digests is None else digests[graded]
+        metric = self._metrics.setdefault(VERDICTS, self._empty_metric())
+        metric.update(ids[graded], classes.clone(), predictions, torch.zeros(len(classes)), row_digests)
         return ids
 
     def note_stacked(self, rows: int | None, examples: int) -> None:
@@ -348,7 +362,7 @@ class Grader:
         facts = GradingFacts()
         for some in self._ranks.gather_objects(self.facts):
             facts = facts.joined(some)
-        row_keys, labels, predictions, confidence = self._decide(facts)
+        row_keys, labels, predictions, confidence, digests = self._decide(facts)
         ids = row_keys // self.rows_per_example
         seen = torch.unique(torch.cat([ids, *unlabelled]))
         grades = assemble_grades(
@@ -360,16 +374,20 @@ class Grader:
             conditions=self.rows_per_example,
             groups=None if self._groups is None else self._groups[ids],
             coverage=1.0 if not self._expected else len(seen) / self._expected,
+            digests=digests if has_digests(digests) else None,
         )
         if self.reading == VERDICTS:
             return replace(grades, predictions=None, confidence=None, verdicts=predictions == labels)
         return grades
 
-    def _decide(self, facts: GradingFacts) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def _empty_metric(self) -> GradesMetric:
+        return GradesMetric(with_digests=True, process_group=self._ranks.group)
+
+    def _decide(self, facts: GradingFacts) -> tuple[Tensor, ...]:
         """Choose one reading for all batches of all ranks, and return its rows. Collective."""
         self.facts, first = facts, next(iter(facts.possible), None)
         chosen = first or Reading(self._given_task or "multiclass", "logits")
-        metric = self._metrics.get(chosen) or GradesMetric(process_group=self._ranks.group)
+        metric = self._metrics.get(chosen) or self._empty_metric()
         rows = metric.compute()
         raw = replace(chosen, scale="logits")
         if chosen.scale != "probabilities" or chosen.task == "multiclass" or raw not in facts.possible:
@@ -377,7 +395,7 @@ class Grader:
         if facts.sources == {LogitsSource.PREDS}:
             return rows
         # nobody says whether scores between 0 and 1 are probabilities, but labels fit one of the readings better
-        other = (self._metrics.get(raw) or GradesMetric(process_group=self._ranks.group)).compute()
+        other = (self._metrics.get(raw) or self._empty_metric()).compute()
         self.look_like_probabilities = _log_likelihood(rows[3]) > _log_likelihood(other[3])
         if self.look_like_probabilities and LogitsSource.STEP_OUTPUT not in facts.sources:
             return rows
@@ -387,6 +405,11 @@ class Grader:
     def metadata(self, grades: Grades) -> dict[str, Attribute]:
         """Return the requested metadata attributes of the rows of ``grades``, by name."""
         return {name: attribute[grades.ids.numpy()] for name, attribute in self._attributes.items()}
+
+    def with_names(self, table: ExampleTable) -> ExampleTable:
+        """Return a table of these examples with their file names, if the dataset has some."""
+        names = hashed_file_names(self._dataset, table.ids) if self.indexed else None
+        return replace(table, names=names, indexed=self.indexed)
 
     def _columns_of_predictions(self, logits: Tensor) -> int:
         """Return the number of logits, or of classes, if the step gives one value per example."""

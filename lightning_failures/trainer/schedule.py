@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import uuid
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -22,6 +23,8 @@ class RunState:
 
     Attributes:
         run_id: Name of the folder of the run.
+        id: Id of the run in its reports, which a resumed run keeps and another run in the same folder does not share.
+            None in a run resumed from a checkpoint of a version that had none, so that it goes on in its own files.
         validations: Number of validations that ``fit`` has begun.
         analyses: Number of finished analyses of the first loader.
         analysis_age: Validations since the last analysis that may steer.
@@ -33,6 +36,7 @@ class RunState:
     """
 
     run_id: str | None = None
+    id: str | None = field(default_factory=lambda: uuid.uuid4().hex[:12], compare=False)
     validations: int = 0
     analyses: int = 0
     analysis_age: int = 0
@@ -53,7 +57,7 @@ class RunState:
             version = state.get("version", VERSION)
             if not isinstance(version, int) or version > VERSION:
                 raise DataError(f"it has version {version}, and this package reads {VERSION}")
-            return from_jsonable(cls, state)
+            return from_jsonable(cls, {"id": None, **state})
         except DataError as error:
             rank_zero_warn(
                 f"The state of FailureModes in this checkpoint cannot be read: {error}. Epochs and analyses are counted"

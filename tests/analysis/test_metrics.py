@@ -94,6 +94,16 @@ def test_grades__without_examples_are_empty():
     assert [len(column) for column in metric.compute()] == [0] * 4
 
 
+def test_digests__are_a_fifth_column_if_asked_for():
+    metric = GradesMetric(with_digests=True)
+    metric.update(*(values[:2] for values in COLUMNS), torch.tensor([70, 80]))
+    metric.update(*(values[2:] for values in COLUMNS))
+    ids, *_, digests = metric.compute()
+    expected = {int(IDS[1]): 80, int(IDS[0]): 70}
+    assert dict(zip(ids.tolist(), digests.tolist(), strict=True)) == {i: expected.get(i, -1) for i in ids.tolist()}
+    assert digests.dtype == torch.int64
+
+
 def test_update__rejects_wrong_shapes():
     with pytest.raises(DataError, match="same shape"):
         GradesMetric().update(IDS, LABELS, PREDICTIONS, CONFIDENCE[:3])

@@ -41,6 +41,23 @@ def test_load__rejects_numbers_out_of_range(tmp_path, column, number):
         ExampleTable.load(tmp_path / "t")
 
 
+def test_load__optional_columns_and_files_without_them(tmp_path):
+    TABLE.save(tmp_path / "former")
+    read = ExampleTable.load(tmp_path / "former")
+    assert (read.digests, read.names, read.indexed) == (None, None, None)
+    known = dataclasses.replace(TABLE, digests=COLUMN + 7, names=COLUMN + 9, indexed=False)
+    known.save(tmp_path / "t")
+    read = ExampleTable.load(tmp_path / "t")
+    assert (read.digests.tolist(), read.names.tolist(), read.indexed) == ([7, 8], [9, 10], False)
+    for wrong in (COLUMN.float(), torch.arange(3)):
+        dataclasses.replace(known, digests=wrong).save(tmp_path / "t")
+        with pytest.raises(DataError, match="digests has"):
+            ExampleTable.load(tmp_path / "t")
+    dataclasses.replace(TABLE, indexed="?").save(tmp_path / "t")
+    with pytest.raises(DataError, match="indices"):
+        ExampleTable.load(tmp_path / "t")
+
+
 def test_of__probabilities_of_half_precision_can_be_read_back(tmp_path):
     grades = Grades(COLUMN, COLUMN, COLUMN, torch.tensor([1.01, 0.5]), ("a", "b"))
     ExampleTable.of(grades, None, {}).save(tmp_path / "t")

@@ -67,7 +67,7 @@ def written(folder: Path, case: str, world: int) -> list[dict[str, Any]]:
 
 
 def comparable(report: dict[str, Any], *leave_out: str) -> dict[str, Any]:
-    return {key: value for key, value in report.items() if key not in ("timings", *leave_out)}
+    return {key: value for key, value in report.items() if key not in ("timings", "run_id", *leave_out)}
 
 
 def flat(value: Any, path: str = "") -> dict[str, Any]:
@@ -143,6 +143,7 @@ def test_ddp__one_report_on_all_ranks_as_in_one_process(seen, world, case):
     first, *others = written(seen(world), case, world)
     for other in others:
         assert comparable(other["report"]) == comparable(first["report"])
+        assert other["report"]["run_id"] == first["report"]["run_id"] != alone["report"]["run_id"]
         assert other["trees"] == first["trees"]
     steps = "global_step"  # more ranks, fewer steps
     assert_alike(comparable(first["report"], steps), comparable(alone["report"], steps))

@@ -129,6 +129,8 @@ def check_same(whole: Path, folder: Path, begins: int | None) -> None:
     (run,) = (folder / "failures" / "no_logger").iterdir()  # a resumed run writes to the folder of the interrupted one
     written = json.loads((run / "report.json").read_text())
     assert written.pop("timings")
+    run_id = written.pop("run_id")
+    assert {json.loads(path.read_text())["run_id"] for path in run.glob("epoch=*/report.json")} == {run_id}
     assert written == expected["report"]
     assert len(list(run.glob("epoch=*/report.json"))) == (2 if begins is None else 3)  # one could not be written
     planned = drawn(whole, "whole")

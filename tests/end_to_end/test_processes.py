@@ -30,7 +30,7 @@ def read(folder: Path, world: int = 2) -> list[dict[str, Any]]:
 
 
 def without(report: dict[str, Any], *keys: str) -> dict[str, Any]:
-    return {key: value for key, value in report.items() if key not in ("timings", *keys)}
+    return {key: value for key, value in report.items() if key not in ("timings", "run_id", *keys)}
 
 
 def union(seen: list[dict[str, Any]], epoch: int) -> list[int]:

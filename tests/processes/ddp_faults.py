@@ -285,7 +285,9 @@ def run(folder: Path, stage: str, rank: int, on_error: str) -> dict[str, Any]:
         "steps": fitted.global_step,
         "analysed": None if report is None else report.epoch,
         "analyses": len(analyses.epochs),
-        "report": None if report is None else {k: v for k, v in report.to_dict().items() if k != "timings"},
+        "report": None
+        if report is None
+        else {k: v for k, v in report.to_dict().items() if k not in ("timings", "run_id")},
         "epochs": case.model.epochs,
     }
 

@@ -129,7 +129,7 @@ def run(folder: Path, name: str) -> dict[str, Any]:
         fitted.fit(module, data(), val)
     report = failures.last_report
     return {
-        "report": {k: v for k, v in report.to_dict().items() if k != "timings"},
+        "report": {k: v for k, v in report.to_dict().items() if k not in ("timings", "run_id")},
         "warnings": [text for one in caught if "FailureModes" in (text := str(one.message))],
         "epochs": module.epochs,
         "sizes": getattr(module, "sizes", None),

@@ -37,8 +37,8 @@ EPOCHS = 2
 
 
 def findings(report: FailureReport | None) -> dict | None:
-    """Return a report as a dictionary, without its timings."""
-    return None if report is None else report.to_dict() | {"timings": None}
+    """Return a report as a dictionary, without its timings and its run."""
+    return None if report is None else report.to_dict() | {"timings": None, "run_id": None}
 
 
 def fit(cache: Path, root: Path) -> dict:

@@ -268,7 +268,7 @@ def write_outcome(failures: Any, module: Module, file: Path) -> None:
     """Write the report and the weights of a training."""
     report = {} if failures is None else failures.last_report.to_dict()
     outcome = {
-        "report": {key: value for key, value in report.items() if key != "timings"},
+        "report": {key: value for key, value in report.items() if key not in ("timings", "run_id")},
         "weights": {name: value.numpy().tobytes().hex() for name, value in module.state_dict().items()},
     }
     file.write_text(json.dumps(outcome))

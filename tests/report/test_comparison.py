@@ -164,7 +164,10 @@ def test_compare__other_data_under_the_same_ids_is_refused():
 
 def test_compare__notes():
     one = run([*range(9)], [0] * 9, [1] * 9)
-    assert compare(one, one).notes == ("Neither run has failure directions, so there are no failure modes to compare.",)
+    assert compare(one, one).notes == (
+        "Neither run has failure directions, so there are no failure modes to compare.",
+        "Examples are joined by id, because the runs have no digests of images: the same id may be another image.",
+    )
     notes = compare(
         replace(one, notes=("x is damaged",)),
         run([*range(9)], [0] * 5 + [1] * 4, [1] * 9, stage="test", encoder_fingerprint="f"),

@@ -26,8 +26,10 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 from numpy.typing import NDArray
 from torch import Tensor
 
+from lightning_failures.core.arrays import as_array
 from lightning_failures.core.rng import isolated_rng, seed_all
 from lightning_failures.data.grades import Grades
+from lightning_failures.data.joining import ExampleKeys, rows_of
 from lightning_failures.errors import ConfigurationError
 from lightning_failures.interventions.validation_split import in_report_part, take_grades
 from lightning_failures.interventions.verdicts import Verdict, not_measured, paired_verdict
@@ -137,7 +139,9 @@ def fork_verdict(
                 arm = "with" if treated else "without"
                 rank_zero_info(f"Fork {2 * pair + treated + 1} of {2 * pairs}: {arm} the interventions")
                 outcomes[treated].append(forks.train(start, until, pair, treated=treated))
-    return compare_forks(outcomes[True], outcomes[False], start.flagged, until - start.epoch, level, seed)
+    control = outcomes[False]
+    flagged = control[0].ids[torch.from_numpy(rows_of(start.flagged, control[0]))]
+    return compare_forks(outcomes[True], control, flagged, until - start.epoch, level, seed)
 
 
 @dataclass(frozen=True)
@@ -147,14 +151,20 @@ class Start:
     Attributes:
         checkpoint: Path of the checkpoint.
         epoch: First epoch of the forks.
-        flagged: (m,) int64, ids of the flagged slice.
+        flagged: Keys of the m examples of the flagged slice.
         files: Folder with the files of the interventions.
     """
 
     checkpoint: str
     epoch: int
-    flagged: Tensor
+    flagged: ExampleKeys
     files: Path
+
+
+def _slice_of(steering: Mapping[str, Any]) -> ExampleKeys:
+    """Return the keys of the flagged slice in a state of the interventions."""
+    digests = (steering.get("slice_then") or {}).get("digests")
+    return ExampleKeys(as_array(steering["slice"]), None if digests is None else as_array(digests))
 
 
 class Forks:
@@ -191,7 +201,7 @@ class Forks:
                     " forks. Give a checkpoint of an earlier epoch; ModelCheckpoint(save_top_k=-1) keeps all of them."
                 )
             if is_decided(callback, steering):
-                return Start(checkpoint, epoch, steering["slice"], files)
+                return Start(checkpoint, epoch, _slice_of(steering), files)
 
         rank_zero_info("The checkpoint holds no decision yet: training continues until the interventions make one.")
         wait = UntilDecided(callback, str(self.place / "decided.ckpt"))
@@ -201,7 +211,7 @@ class Forks:
         if wait.state is None:
             return None
         kept = self.place / "until-decided" / "failures"
-        return Start(wait.path, run.trainer.current_epoch, wait.state["slice"], kept)
+        return Start(wait.path, run.trainer.current_epoch, _slice_of(wait.state), kept)
 
     def train(self, start: Start, until: int, pair: int, *, treated: bool) -> Grades:
         """Train one fork, and return the grades of the report part."""
@@ -296,7 +306,7 @@ def compare_forks(
 
     Args:
         treated: Grades of the report part of each treated fork, n rows each.
-        control: Grades of each control fork, the same examples.
+        control: Grades of each control fork, the same examples; those whose images differ between forks are left out.
         flagged: (m,) int64, ids of the flagged slice.
         epochs: Number of epochs that the forks trained, for the sentence.
         level: Level of the intervals.
@@ -308,6 +318,10 @@ def compare_forks(
     grades = control[0]
     if any(not torch.equal(other.ids, grades.ids) for other in (*treated, *control)):
         raise ConfigurationError("Forks saw different validation examples. Validate on all of them, in every epoch.")
+    same_image = np.ones(len(grades), dtype=np.bool_)
+    for other in (*treated, *control):
+        if other.digests is not None and grades.digests is not None:
+            same_image &= as_array(other.digests == grades.digests)
     groups = None if grades.groups is None else grades.groups.numpy()
 
     def compare(rows: NDArray[np.bool_], what: str) -> Verdict:
@@ -320,8 +334,8 @@ def compare_forks(
             what=what,
         )
 
-    found = compare(torch.isin(grades.ids, flagged).numpy(), "flagged examples of the report part")
-    overall = compare(np.ones(len(grades), dtype=np.bool_), "examples of the report part")
+    found = compare(torch.isin(grades.ids, flagged).numpy() & same_image, "flagged examples of the report part")
+    overall = compare(same_image, "examples of the report part")
     if any(_equally_trained(one, other) for one, other in pairwise(control)):
         found = not_measured(
             "the training does not depend on its seed, so its noise is unknown; shuffle the training set"
