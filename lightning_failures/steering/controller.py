@@ -296,7 +296,7 @@ class InterventionController:
         return result.with_report(
             summary=report.summary | numbers,
             interventions=self.record.summary(self._rolled_back),
-            notes=(*report.notes, _split_note(report, parts)),
+            notes=(*report.notes, _split_note(report, parts), *self._judge.notes),
         )
 
     def write_verdict(self, result: AnalysisResult, verdict: Verdict, folder: Path) -> AnalysisResult:

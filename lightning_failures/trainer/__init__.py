@@ -3,6 +3,7 @@
 Files, each importing only from those above it::
 
     embedding_budget  The cost of a validation, and which share of the examples is embedded
+    normalize_transforms  Mean and standard deviation of the normalising transforms of the usual libraries
     image_space       Undo the normalisation of the images that the model saw
     index_recorder    Record which dataset indices each evaluation batch holds, by a recorder inside each loader
     logits_hook       Find the logits that the model computes inside ``validation_step``, without a second forward

@@ -13,11 +13,22 @@ from torch import Tensor
 
 from lightning_failures.analysis.enrichment import Attribute, read_attribute
 from lightning_failures.analysis.metrics import GradesMetric
+from lightning_failures.core.text import listed_ids
 from lightning_failures.data.grades import Grades
-from lightning_failures.data.grading import Task, assemble_grades, expand_class_names, grade_batch, infer_task
+from lightning_failures.data.grading import (
+    Task,
+    assemble_grades,
+    expand_class_names,
+    grade_batch,
+    infer_task,
+    ungradable,
+)
 from lightning_failures.errors import ConfigurationError, DataError
 from lightning_failures.trainer.index_recorder import dataset_attribute, dataset_length
 from lightning_failures.trainer.ranks import Communicator
+
+MIN_LEFT_OUT = 8
+"""Number of examples, the first of a pass, that may all be impossible to grade before their error is raised."""
 
 
 class Grader:
@@ -60,6 +71,9 @@ class Grader:
         self._attributes = {name: _attribute_of_each_example(dataset, name) for name in metadata}
         self._metric = GradesMetric(process_group=ranks.group)
         self._unlabelled: list[Tensor] = []
+        self._left_out: dict[str, set[int]] = {}  # by reason
+        self._problem: str | None = None
+        self._any_graded = False
 
     @property
     def logit_columns(self) -> int | None:
@@ -132,13 +146,33 @@ class Grader:
 
         Raises:
             ConfigurationError: The number of ids or of class names does not fit the batch.
-            DataError: A label is out of range.
+            DataError: No example of the batch, or so far, can be graded. One that cannot, among others, is left out.
         """
         if self.task is None:
             self.task = infer_task(logits, labels)
         if self.columns is None:
             self.columns = logits.shape[1] if logits.ndim == 2 else self._columns_of_predictions(logits)
             self._check_number_of_names()
+        # clone: a tensor that a loader worker sent keeps a file descriptor open for as long as it lives
+        ids = torch.as_tensor(ids).long().cpu().reshape(-1).clone()
+        if len(ids) != len(labels):
+            raise ConfigurationError(
+                f"The batch has {len(labels)} labels but {len(ids)} ids. Return the ids from read_batch."
+            )
+        try:
+            self._add(logits, labels, ids)
+        except DataError as error:
+            gradable = self._gradable(logits, labels, ids, error)
+            if gradable.any():
+                self._add(logits[gradable.to(logits.device)], labels[gradable.to(labels.device)], ids[gradable])
+        return ids
+
+    def _add(self, logits: Tensor, labels: Tensor, ids: Tensor) -> None:
+        """Grade examples and add their rows.
+
+        Raises:
+            DataError: One of them cannot be graded; none has been added.
+        """
         rows = grade_batch(logits, labels, task=self.task)
         is_soft = logits.is_floating_point()
         if is_soft and self.task != "multiclass" and logits.numel():
@@ -149,20 +183,53 @@ class Grader:
                 f"Labels run from {int(labels.min())} to {int(labels.max())}, but the {len(self.class_names)} classes"
                 f" allow 0 to {len(self.class_names) - 1}."
             )
-
-        # clone: a tensor that a loader worker sent keeps a file descriptor open for as long as it lives
-        ids = torch.as_tensor(ids).long().cpu().reshape(-1).clone()
-        if len(ids) != len(labels):
-            raise ConfigurationError(
-                f"The batch has {len(labels)} labels but {len(ids)} ids. Return the ids from read_batch."
-            )
         row_keys = ids[rows.position] * self.rows_per_example + rows.condition
         self._metric.update(row_keys, rows.labels.clone(), rows.predictions, rows.confidence)
-        if len(rows.position) < len(ids):
-            unlabelled = torch.ones(len(ids), dtype=torch.bool)
-            unlabelled[rows.position] = False
+        self._any_graded = self._any_graded or len(rows.position) > 0
+        unlabelled = torch.ones(len(ids), dtype=torch.bool)
+        unlabelled[rows.position] = False
+        if unlabelled.any():
             self._unlabelled.append(ids[unlabelled])
-        return ids
+
+    def _gradable(self, logits: Tensor, labels: Tensor, ids: Tensor, error: DataError) -> Tensor:
+        """Return which examples of a batch that raised an error can be graded, (B,) bool, and record the others.
+
+        Raises:
+            DataError: The error is not one of single examples, or no example could be graded so far.
+        """
+        assert self.task is not None
+        reasons = ungradable(logits, labels, self.task, 2 if self.task == "binary" else len(self.class_names))
+        gradable = torch.ones(len(ids), dtype=torch.bool)
+        for reason, rows in reasons.items():
+            self._left_out.setdefault(reason, set()).update(ids[rows].tolist())
+            gradable &= ~rows
+        n_left_out = len(set().union(*self._left_out.values()))
+        if gradable.all() or (not self._any_graded and not gradable.any() and n_left_out >= MIN_LEFT_OUT):
+            raise error
+        self._problem = self._problem or str(error)
+        return gradable
+
+    def notes(self) -> tuple[str, ...]:
+        """Return a sentence for each reason why examples have no grade, for the report. Collective."""
+        return tuple(
+            f"{len(ids)} example{'s' if len(ids) > 1 else ''} could not be graded ({reason}): {listed_ids(ids)}."
+            for reason, ids in self._gathered_left_out().items()
+        )
+
+    def _gathered_left_out(self) -> dict[str, set[int]]:
+        """Return the ids of the examples that could not be graded on any rank, by reason. Collective."""
+        gathered: dict[str, set[int]] = {}
+        for part in self._ranks.gather_objects(self._left_out):
+            for reason, ids in part.items():
+                gathered.setdefault(reason, set()).update(ids)
+        return gathered
+
+    def _check_left_out(self, graded: int) -> None:
+        """Raise the error of the first batch that had one if at least half of the examples are left out. Collective."""
+        n_left_out = len(set().union(*self._gathered_left_out().values()))
+        problem = next(filter(None, self._ranks.gather_objects(self._problem)), None)
+        if problem is not None and n_left_out >= graded:
+            raise DataError(f"{n_left_out} of {n_left_out + graded} examples cannot be graded. {problem}")
 
     def grades(self) -> Grades:
         """Return the grades of all ranks, each example once. Collective."""
@@ -170,6 +237,7 @@ class Grader:
         row_keys, labels, predictions, confidence = self._metric.compute()
         self._synchronize_task()
         ids = row_keys // self.rows_per_example
+        self._check_left_out(len(torch.unique(ids)))
         seen = torch.unique(torch.cat([ids, *unlabelled]))
         return assemble_grades(
             row_keys,

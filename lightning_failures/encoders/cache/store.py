@@ -22,6 +22,7 @@ import torch
 import xxhash
 from torch import Tensor
 
+from lightning_failures.core.arrays import finite_rows
 from lightning_failures.core.atomic import TEMPORARY
 from lightning_failures.core.safetensors_io import DamagedShardError
 from lightning_failures.encoders.base import Encoder
@@ -72,6 +73,8 @@ def content_keys(images: Tensor, *, salt: str = "") -> Tensor:
 def embed(encoder: Encoder, store: EmbeddingStore, images: Tensor, *, keys: Tensor | None = None) -> Tensor:
     """Encode the images of a batch that the store lacks, each distinct image once, and add them to the store.
 
+    An image that is not finite, or has no finite embedding, is left out: its key stays missing.
+
     Args:
         encoder: The encoder; its fingerprint must be the store's.
         store: Receives the new embeddings.
@@ -83,11 +86,19 @@ def embed(encoder: Encoder, store: EmbeddingStore, images: Tensor, *, keys: Tens
         (B, 2) int64: the keys, for :meth:`EmbeddingStore.get`.
     """
     keys = content_keys(images) if keys is None else keys
-    rows = store.missing(keys).nonzero().flatten()
+    rows = rows_to_embed(store, images, keys)
     if len(rows):
-        rows = rows[_first_of_each(keys[rows].numpy())]
         store.put(keys[rows], encoder.encode_images(images[rows.to(images.device)]))
     return keys
+
+
+def rows_to_embed(store: EmbeddingStore, images: Tensor, keys: Tensor) -> Tensor:
+    """Return the rows of the images (B, ...) that the store lacks and that are finite, each distinct key once."""
+    rows = store.missing(keys).nonzero().flatten()
+    if not len(rows):
+        return rows
+    rows = rows[_first_of_each(keys[rows].numpy())]
+    return rows[finite_rows(images[rows.to(images.device)]).cpu()]
 
 
 class EmbeddingCache:
@@ -240,8 +251,10 @@ class EmbeddingStore:
     def put(self, keys: Tensor, embeddings: Tensor) -> None:
         """Add embeddings (N, D) under keys (N, 2). A key that is already here keeps its embedding.
 
+        An embedding that is not finite is left out, so its key stays missing.
+
         Raises:
-            DataError: Shapes that do not match, or values that are not finite.
+            DataError: Shapes that do not match.
         """
         array = _as_array(keys)
         values = embeddings.detach().to("cpu", torch.float32)
@@ -250,11 +263,10 @@ class EmbeddingStore:
             raise DataError(
                 f"The encoder must return {expected} for {len(array)} images; it returned {tuple(values.shape)}."
             )
-        if values.numel() and not all(bound.isfinite() for bound in values.aminmax()):
-            raise DataError("The encoder returned embeddings that are not finite.")
+        finite = finite_rows(values).numpy()
         self._dim = values.shape[1]
 
-        new = np.flatnonzero(self.missing(keys))
+        new = np.flatnonzero(self.missing(keys).numpy() & finite)
         new = new[_first_of_each(array[new])]
         for start in range(0, len(new), _AT_ONCE):
             rows = new[start : start + _AT_ONCE]

@@ -178,8 +178,6 @@ def test_store__lacking_and_wrong(tmp_path):
         store.put(keys, torch.zeros(6, 5))
     with pytest.raises(DataError, match=r"returned \(5, 4\)"):
         store.put(keys, torch.zeros(5, 4))
-    with pytest.raises(DataError, match="not finite"):
-        store.put(keys, torch.full((6, 4), float("nan")))
     with pytest.raises(DataError, match="keys must be"):
         store.missing(keys.float())
     assert store.get(keys[:0]).shape == (0, 4)
@@ -654,3 +652,23 @@ def test_beside__in_memory():
     beside = store.derived_store("maps")
     beside.put(keys, torch.ones(len(keys), 3))
     assert not beside.missing(keys).any()
+
+
+def test_put__an_embedding_that_is_not_finite_stays_missing(tmp_path):
+    store, keys = EmbeddingCache(tmp_path).store("f"), content_keys(batch(4))
+    store.put(keys, torch.tensor([[1.0, 2.0], [float("nan"), 0.0], [float("inf"), 1.0], [3.0, 4.0]]))
+    assert store.missing(keys).tolist() == [False, True, True, False]
+    store.flush()
+    again = EmbeddingCache(tmp_path).store("f")
+    assert again.missing(keys).tolist() == [False, True, True, False]
+    again.put(keys, torch.ones(4, 2))
+    assert again.get(keys).tolist() == [[1.0, 2.0], [1.0, 1.0], [1.0, 1.0], [3.0, 4.0]]
+
+
+def test_embed__an_image_that_is_not_finite_is_not_shown_to_the_encoder():
+    encoder, images = CountingEncoder(), batch(3)
+    images[1, 0, 0, 0] = float("nan")
+    store = EmbeddingStore(encoder.fingerprint)
+    keys = embed(encoder, store, images)
+    assert encoder.encoded == 2
+    assert store.missing(keys).tolist() == [False, True, False]
