@@ -2,6 +2,7 @@
 
     python benchmarks/cache.py
     python benchmarks/cache.py --quick
+    python benchmarks/cache.py --batches
 
 Takes about three times the size of the embeddings (256 MiB; 32 MiB with ``--quick``) in ``--folder``, which must be on
 a disk for cold reads: before each read the pages of the file are dropped from memory, and their absence is checked.
@@ -104,6 +105,54 @@ def warm(one: Path, many: Path, keys: torch.Tensor, values: torch.Tensor, rounds
     results["a dictionary of rows / put"] = compared(
         lambda: put_by_rows(keys, values), lambda: EmbeddingStore("benchmark").put(keys, values), max(rounds // 3, 1)
     )
+    return results
+
+
+def small_shards(folder: Path, keys: torch.Tensor, values: torch.Tensor, parts: int) -> Path:
+    """Return a cache with a number of shards that have not been joined, as earlier versions left them."""
+    for number, (some, rows) in enumerate(zip(keys.chunk(parts), values.chunk(parts), strict=True)):
+        (path,) = shards(filled(folder / "parts" / str(number), some, rows))
+        target = folder / "cache" / path.relative_to(folder / "parts" / str(number))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        path.rename(target)
+    return folder / "cache"
+
+
+def batches_of_4(root: Path, rounds: int) -> dict[str, object]:
+    """Measure the CPU time of 100 batches of 4 known images, in caches of 1, 200 and 1,000 shards of 4 rows each.
+
+    Each batch asks three times which keys are missing, as the callback does. The time to open is left out.
+    """
+    numbers = (1, 200, 1000)
+    rng = np.random.default_rng(2)
+    keys = torch.from_numpy(rng.integers(-(2**63), 2**63 - 1, (4 * max(numbers), 2)))
+    values = torch.randn(len(keys), DIM, generator=torch.Generator().manual_seed(2))
+    asked = [keys[:400][rng.permutation(400)[:4]] for _ in range(100)]
+    folders = {number: small_shards(root / str(number), keys, values, number) for number in numbers}
+    results: dict[str, object] = {}
+    for state in ("as found", "after the first flush"):
+        stores = {number: EmbeddingCache(folder).store("benchmark") for number, folder in folders.items()}
+        if state != "as found":
+            for store in stores.values():
+                store.flush()
+        times: dict[int, list[float]] = {number: [] for number in numbers}
+
+        def look_up(store: EmbeddingStore) -> None:
+            for batch in asked:
+                for _ in range(3):
+                    assert not store.missing(batch).any()
+
+        for _ in range(rounds):
+            for number, store in stores.items():
+                times[number].append(seconds(lambda store=store: look_up(store), time.process_time))
+        results[f"100 batches of 4, {state}, CPU seconds"] = {
+            f"{number} shard(s)": spread(taken) for number, taken in times.items()
+        }
+        one = np.array(times[1])
+        results[f"100 batches of 4, {state}, ratio"] = {
+            f"{number} shards / 1 shard": spread((np.array(times[number]) / one).tolist()) for number in numbers[1:]
+        }
+        results[f"files, {state}"] = {f"{number} shard(s)": len(shards(folders[number])) for number in numbers}
     return results
 
 
@@ -211,11 +260,19 @@ def main() -> None:
     """Measure, print, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="32,768 rows instead of 262,144")
+    parser.add_argument("--batches", action="store_true", help="only the look-ups of small batches in many shards")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--folder", type=Path, default=Path(), help="for temporary files; on the disk to measure")
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/cache.json"))
     arguments = parser.parse_args()
     torch.set_num_threads(1)
+    if arguments.batches:
+        with tempfile.TemporaryDirectory(dir=arguments.folder) as name:
+            results = batches_of_4(Path(name), arguments.rounds)
+        table(results)
+        known = json.loads(arguments.output.read_text()) if arguments.output.exists() else {}
+        arguments.output.write_text(json.dumps(known | results, indent=1) + "\n")
+        return
     n, rounds = 32_768 if arguments.quick else 262_144, arguments.rounds
     rng = np.random.default_rng(0)
     keys = torch.from_numpy(rng.integers(-(2**63), 2**63 - 1, (n, 2)))
@@ -227,6 +284,7 @@ def main() -> None:
         one, many = filled(root / "one", keys, values), filled(root / "many", keys, values, parts=64)
         scattered = filled(root / "scattered", keys[shuffled], values[shuffled])
         results = {"rows": n, "dim": DIM, "classes": CLASSES} | warm(one, many, keys, values, rounds)
+        results |= batches_of_4(root / "batches", rounds)
         if hasattr(os, "posix_fadvise"):
             results["cold reads of one class, wall time"] = cold_reads(
                 one, scattered, lambda k: keys[labels == k], rounds

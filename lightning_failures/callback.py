@@ -249,6 +249,8 @@ class FailureModes(Callback):
             feature_names=self.feature_names,
             seed=self.seed,
             say_once=self._errors.say_once,
+            raises=self.on_error == "raise",
+            guard=self._guard,
         )
         if self.robust_encoder is None:
             self._errors.say_once("FailureModes(robust_encoder=None): no failure trees.", rank_zero_info)
@@ -481,15 +483,13 @@ class FailureModes(Callback):
         if not embeddings.has_encoders:
             return
         if graded.images is None:
-            self._errors.say_once(
-                "Batches hold no images that FailureModes can find, so it only grades. Give read_batch."
-            )
+            message = "Batches hold no images that FailureModes can find, so it only grades. Give read_batch."
+            self._errors.say_once(message)
             return
-        space = self._batch_grader.image_space(loader)
-        if trainer.sanity_checking:
-            space.to_unit(graded.images)
-        else:
-            embeddings.embed(graded.images, space, graded.ids, rows_per_example=grader.rows_per_example)
+        where, skipped = f"the images of loader {dataloader_idx}", "what needs their embeddings; the grades stand"
+        with self._errors.guard(trainer, self.on_error, where, skipped, drops_analysis=False):
+            space, rows = self._batch_grader.image_space(loader), grader.rows_per_example
+            embeddings.embed(graded.images, space, graded.ids, rows_per_example=rows, check=trainer.sanity_checking)
 
     def _analyse_all(self, trainer: Trainer, module: LightningModule) -> None:
         """Analyse every loader, on all ranks alike; an error on one rank skips the analysis on all."""

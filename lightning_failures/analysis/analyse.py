@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -24,8 +24,10 @@ from lightning_failures.analysis.method import Contribution, FittableMethod, Fit
 from lightning_failures.analysis.result import AnalysisResult
 from lightning_failures.captions.assign import CaptionScorer, caption_classes, classes_to_caption
 from lightning_failures.captions.candidates import ClassCaptions
-from lightning_failures.core.arrays import as_array
+from lightning_failures.core.arrays import as_array, as_rows, finite_rows_of
 from lightning_failures.core.budget import SKIPPED_FOR_TIME, Deadline
+from lightning_failures.core.text import listed_ids
+from lightning_failures.core.types import BoolArray, IntArray
 from lightning_failures.data.example_table import ExampleTable
 from lightning_failures.data.grades import Grades, checked_grades
 from lightning_failures.data.members import RowValues, Values, members_of
@@ -37,6 +39,8 @@ from lightning_failures.trees.fit import FailureTree
 
 _VALUES_NAMES = {"directions": "embeddings", "trees": "features"}
 """Names, in messages, of the values that the built-in methods are fitted on."""
+
+_TITLES = {"directions": "Failure directions", "trees": "Failure trees"}
 
 
 def analyse(
@@ -61,8 +65,14 @@ def analyse(
     device: str | torch.device = "cpu",
     workers: Workers = SINGLE_PROCESS,
     methods: Sequence[tuple[FittableMethod, Values]] = (),
+    attempt: Callable[[str], AbstractContextManager[Any]] = nullcontext,
+    raise_caption_errors: bool = False,
 ) -> AnalysisResult:
     """Analyse the failures of one evaluation.
+
+    An example whose embedding or features are not finite (NaN where there are none) leaves only the fit of that method:
+    its grade counts, the other method keeps it, and the notes of the report name it. A class whose captions cannot be
+    scored has none, and a note says why.
 
     Args:
         grades: Labels and predictions; N rows.
@@ -100,6 +110,9 @@ def analyse(
             ``reference`` is any part of the whole reference. All return the same report.
         methods: Additional methods, each with its values, aligned like ``embeddings`` (or like ``features`` if the
             method is ``by_prediction``).
+        attempt: Called with the name of each method; returns the context in which it is fitted. A context that
+            suppresses an error leaves the method out of the report. By default errors are raised.
+        raise_caption_errors: Raise errors of the text encoder.
 
     Returns:
         The report, with the fitted ``.directions`` and ``.trees``.
@@ -129,40 +142,43 @@ def analyse(
         fits.append((TreesFit(delta, tau), features))
     fits += methods
     contributions: dict[str, Contribution] = {}
-    held_values: dict[str, RowValues] = {}
+    examples: dict[str, _FittedExamples] = {}
     for index, (method, values) in enumerate(fits):
         others_follow = index < len(fits) - 1
-        with _timed(timings, method.name):
-            held = _held_values(method, values, grades, partition)
+        with attempt(method.name), _timed(timings, method.name):
+            mine = _fitted_examples(method, values, grades, partition)
             task = FitTask(
                 grades,
-                held,
-                partition,
-                reference=reference,
+                mine.values,
+                mine.partition,
+                reference=_finite_reference(reference),
                 deadline=deadlines.directions if method.name == "directions" and others_follow else deadlines.methods,
                 seed=seed,
                 device=device,
             )
-            held_values[method.name] = held
-            contributions[method.name] = method.fit(task)
+            contribution = method.fit(task)
+            examples[method.name], contributions[method.name] = mine, contribution
 
     # report every class
     directions: FailureDirections | None = _fitted(contributions, "directions", None)
     trees: dict[tuple[str, str], FailureTree] = _fitted(contributions, "trees", {})
-    classes = class_reports(grades, directions, trees, partition.sampled, top_examples)
+    analysed = _analysed_rows(examples, partition)
+    classes = class_reports(grades, directions, trees, analysed, top_examples)
     n_uncaptioned = n_without_null_scores = 0
+    caption_notes: tuple[str, ...] = ()
     if directions is not None:
-        sampled_members = members_of(grades, sampled=partition.sampled)
-        embedded = held_values["directions"]
+        sampled_members = members_of(grades, sampled=analysed)
+        embedded = examples["directions"].values
         if captions is not None:
             with _timed(timings, "captions"):
-                classes, n_uncaptioned = caption_classes(
+                classes, n_uncaptioned, caption_notes = caption_classes(
                     classes,
                     captions,
                     CaptionScorer(directions, sampled_members, embedded, top_captions, permutations, seed),
                     classes_to_caption(classes, captioned_classes),
                     partition,
                     deadline=deadlines.everything,
+                    raise_errors=raise_caption_errors,
                 )
         if cv_permutations:
             with _timed(timings, "cv_nulls"):
@@ -182,6 +198,7 @@ def analyse(
         with _timed(timings, "enrichment"):
             classes = _enrich(classes, attributes, grades, directions, partition)
     notes = _notes(classes, contributions, n_uncaptioned, n_without_null_scores, _sampled_share(partition))
+    notes = (*notes, *_left_out_notes(examples, grades, partition), *caption_notes)
     return _result(grades, partition, classes, contributions, timings, notes)
 
 
@@ -207,10 +224,54 @@ class _Deadlines:
         return cls(*(Deadline.after(part * time_budget) for part in (0.5, 0.8, 1.0)))
 
 
-def _held_values(method: FittableMethod, values: Values, grades: Grades, partition: Partition) -> RowValues:
-    """Match the values of a method to the rows that this process holds for it."""
+@dataclass(frozen=True)
+class _FittedExamples:
+    """The examples that a method is fitted on.
+
+    Attributes:
+        partition: The analysed rows that have a value.
+        values: Their values, as far as this process holds them.
+        left_out: (m,) int64, the ids of the analysed examples without a value.
+    """
+
+    partition: Partition
+    values: RowValues
+    left_out: IntArray
+
+
+def _fitted_examples(method: FittableMethod, values: Values, grades: Grades, partition: Partition) -> _FittedExamples:
+    """Match the values of a method to the rows that this process holds for it, without those not finite. Collective."""
     rows = partition.predicted_rows if method.by_prediction else partition.rows
-    return RowValues.of(values, grades, rows, _VALUES_NAMES.get(method.name, method.name))
+    held = RowValues.of(values, grades, rows, _VALUES_NAMES.get(method.name, method.name))
+    return _FittedExamples(*partition.without_missing(held, grades.ids))
+
+
+def _finite_reference(reference: Values | None) -> Values | None:
+    """Return the rows of the reference that are finite."""
+    if reference is None:
+        return None
+    finite = finite_rows_of(as_rows(reference, "reference", finite=False))
+    if finite.all():
+        return reference
+    return reference[torch.from_numpy(finite)] if isinstance(reference, torch.Tensor) else reference[finite]
+
+
+def _analysed_rows(examples: Mapping[str, _FittedExamples], partition: Partition) -> BoolArray:
+    """Return (N,) bool, the rows that directions, or else trees, were fitted on; without both the sampled rows."""
+    fitted = next((examples[name] for name in _VALUES_NAMES if name in examples), None)
+    return partition.sampled if fitted is None else fitted.partition.sampled
+
+
+def _left_out_notes(examples: Mapping[str, _FittedExamples], grades: Grades, partition: Partition) -> Iterator[str]:
+    """Yield a sentence for each method that had to leave examples out."""
+    for name, mine in examples.items():
+        if len(mine.left_out):
+            total = len(np.unique(as_array(grades.ids)[partition.sampled]))
+            values, ids = _VALUES_NAMES.get(name, "features"), listed_ids(mine.left_out.tolist())
+            yield (
+                f"{_TITLES.get(name, name)} leave out {len(mine.left_out)} of {total} examples, whose {values} are"
+                f" missing or not finite: {ids}."
+            )
 
 
 def _fitted(contributions: Mapping[str, Contribution], name: str, default: Any) -> Any:

@@ -10,9 +10,11 @@ import torch
 from torch import Tensor
 
 from lightning_failures.captions.candidates import ClassCaptions
+from lightning_failures.captions.grammar import NamelessClassError
 from lightning_failures.captions.scoring import caption_p_value, score_captions
 from lightning_failures.core.arrays import as_array, defined
 from lightning_failures.core.budget import Deadline
+from lightning_failures.core.text import clean
 from lightning_failures.core.threads import one_thread
 from lightning_failures.core.types import BoolArray, FloatArray
 from lightning_failures.data.members import ClassSubset, RowValues, Values
@@ -21,6 +23,7 @@ from lightning_failures.data.report import ClassReport, CurvePoint
 from lightning_failures.directions.result import FailureDirections
 
 _NEIGHBOURS = tuple(10 * 2**i for i in range(11))
+_NAMED = 5  # classes that a note names
 _TINY = float(np.finfo(np.float32).tiny)
 
 
@@ -136,8 +139,11 @@ def caption_classes(
     share: Partition,
     *,
     deadline: Deadline | None,
-) -> tuple[tuple[ClassReport, ...], int]:
-    """Return the captioned class reports, and the number of classes skipped because the time budget ran out.
+    raise_errors: bool = False,
+) -> tuple[tuple[ClassReport, ...], int, tuple[str, ...]]:
+    """Return the captioned class reports, the number of classes skipped for want of time, and notes on failures.
+
+    A class whose captions raise an error, such as one whose name holds no word, stays without captions.
 
     Args:
         classes: K reports.
@@ -146,16 +152,41 @@ def caption_classes(
         class_indices: Indices of the classes that get captions, the most important first.
         share: The classes that this process owns.
         deadline: Classes that the deadline does not leave time for are skipped.
+        raise_errors: Raise errors other than that a name holds no word.
     """
 
-    def caption_own_classes() -> dict[int, ClassReport]:
-        captioned = {}
+    def caption_own_classes() -> dict[int, ClassReport | str]:
+        captioned: dict[int, ClassReport | str] = {}
         for k in filter(share.owns, class_indices):
             if deadline is not None and deadline.passed:
                 break
-            captioned[k] = scorer.caption(classes[k], k, captions(k))
+            try:
+                captioned[k] = scorer.caption(classes[k], k, captions(k))
+            except Exception as error:
+                if raise_errors and not isinstance(error, NamelessClassError):
+                    raise
+                captioned[k] = f"{type(error).__name__}: {error}"
         return captioned
 
-    captioned = share.merge_results(caption_own_classes)
-    n_uncaptioned = len(class_indices) - len(captioned)
-    return tuple(captioned.get(k, entry) for k, entry in enumerate(classes)), n_uncaptioned
+    results = share.merge_results(caption_own_classes)
+    captioned = {k: result for k, result in results.items() if isinstance(result, ClassReport)}
+    failures = {k: result for k, result in results.items() if isinstance(result, str)}
+    n_uncaptioned = len(class_indices) - len(results)
+    return (
+        tuple(captioned.get(k, entry) for k, entry in enumerate(classes)),
+        n_uncaptioned,
+        _failure_notes(classes, failures),
+    )
+
+
+def _failure_notes(classes: tuple[ClassReport, ...], failures: dict[int, str]) -> tuple[str, ...]:
+    """Return one sentence for each reason why classes have no captions, with the names of the first classes."""
+    by_reason: dict[str, list[int]] = {}
+    for k, reason in sorted(failures.items()):
+        by_reason.setdefault(reason, []).append(k)
+    notes = []
+    for reason, indices in by_reason.items():
+        names = ", ".join(repr(clean(classes[k].name, 40)) for k in indices[:_NAMED])
+        more = f" and {len(indices) - _NAMED} more" if len(indices) > _NAMED else ""
+        notes.append(f"No captions for class {names}{more}: {clean(reason)}")
+    return tuple(notes)

@@ -40,6 +40,10 @@ _ACRONYM_VOWEL = re.compile(r"[AEFHILMNORSX][A-Z]+\b")
 _ACRONYM = re.compile(r"[A-Z]{2,}\b")
 
 
+class NamelessClassError(ConfigurationError):
+    """A class has no captions, because its name holds no word."""
+
+
 def indefinite_article(phrase: str) -> str:
     """Return the indefinite article of a phrase, "a" or "an", by its first sound.
 
@@ -123,12 +127,21 @@ class CaptionVocabulary:
         A class that is not in the vocabulary gets its name and the shared words. Names are compared without regard to
         case, and "_" counts as a space.
 
+        Raises:
+            NamelessClassError: The class has no nouns of its own, and its name holds no word.
+
         >>> CaptionVocabulary.load("general").grammar("fire_truck").reference
         'a photo of a fire truck'
         """
         own = {_normal(name): words for name, words in self.classes.items()}.get(_normal(class_name), {})
+        nouns = own.get("nouns") or (class_name.replace("_", " ").strip(),)
+        if not any(noun.split() for noun in nouns):
+            raise NamelessClassError(
+                f"captions: the class name {class_name!r} holds no word. Name the class, or give it nouns in a"
+                " vocabulary."
+            )
         return CaptionGrammar(
-            nouns=own.get("nouns") or (class_name.replace("_", " ").strip(),),
+            nouns=nouns,
             adjectives=(*own.get("adjectives", ()), *self.adjectives),
             prepositions=(*own.get("prepositions", ()), *self.prepositions),
             template=self.template,

@@ -37,8 +37,8 @@ def as_matrix(values: Any, name: str) -> NDArray[Any]:
     return rows.astype(np.float32) if rows.dtype == np.float16 else rows
 
 
-def as_rows(values: Any, name: str) -> NDArray[Any]:
-    """Return (N, D) finite floats in their own dtype, float16, float32 or float64, in memory or mapped from disk.
+def as_rows(values: Any, name: str, *, finite: bool = True) -> NDArray[Any]:
+    """Return (N, D) floats in their own dtype, float16, float32 or float64, in memory or mapped from disk.
 
     The data are not copied, so that a large matrix stays in place and its user widens the rows of one class at a time.
     Only bfloat16 tensors, which NumPy lacks, and integers become float32.
@@ -46,6 +46,7 @@ def as_rows(values: Any, name: str) -> NDArray[Any]:
     Args:
         values: A tensor, array or sequence.
         name: Name of the argument, for error messages.
+        finite: Whether all values must be finite.
 
     Raises:
         DataError: ``values`` is not two-dimensional, not numeric, or not finite.
@@ -60,14 +61,22 @@ def as_rows(values: Any, name: str) -> NDArray[Any]:
         raise DataError(f"{name} must hold numbers; got dtype {array.dtype}.")
     if array.dtype.kind != "f":
         return array.astype(np.float32)
-    size = max(1, _CELLS_AT_ONCE // max(array.shape[1], 1))
+    is_finite = finite_rows_of(array) if finite else np.ones(0, dtype=np.bool_)
+    if not is_finite.all():
+        n_bad = np.count_nonzero(~is_finite)
+        raise DataError(f"{name} must be finite; {n_bad} rows are not, the first is row {is_finite.argmin()}.")
+    return array
+
+
+def finite_rows_of(array: NDArray[Any]) -> NDArray[np.bool_]:
+    """Return which rows of (N, D) numbers are finite, (N,) bool, block by block so that the whole is never copied."""
     finite = np.ones(len(array), dtype=np.bool_)
+    if array.dtype.kind != "f":
+        return finite
+    size = max(1, _CELLS_AT_ONCE // max(array.shape[1], 1))
     for start in range(0, len(array), size):
         finite[start : start + size] = _finite_rows(array[start : start + size])
-    if not finite.all():
-        n_bad = np.count_nonzero(~finite)
-        raise DataError(f"{name} must be finite; {n_bad} rows are not, the first is row {finite.argmin()}.")
-    return array
+    return finite
 
 
 def as_vector(values: Any, name: str, length: int) -> NDArray[Any]:
@@ -108,6 +117,17 @@ def as_mask(values: Any, name: str, length: int) -> NDArray[np.bool_]:
     if array.dtype != np.bool_ and not np.isin(array, (0, 1)).all():
         raise DataError(f"{name} must be boolean; got dtype {array.dtype} with values other than 0 and 1.")
     return array.astype(np.bool_)
+
+
+def finite_rows(values: Tensor) -> Tensor:
+    """Return which rows of (N, ...) hold neither NaN nor infinite values: (N,) bool, on the device of the values.
+
+    >>> finite_rows(torch.tensor([[1.0, 2.0], [float("nan"), 3.0]]))
+    tensor([ True, False])
+    """
+    if not values.is_floating_point() or values.numel() == 0:
+        return torch.ones(len(values), dtype=torch.bool, device=values.device)
+    return torch.isfinite(values).flatten(1).all(1)
 
 
 def on_device(array: NDArray[Any], device: str | torch.device) -> Any:

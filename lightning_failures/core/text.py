@@ -8,6 +8,7 @@ and HTML.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from hashlib import blake2b
 
 NOTHING = "-"
@@ -95,6 +96,18 @@ def interval(ends: tuple[float, float] | None) -> str:
     ('0.25 to 0.40', '-')
     """
     return NOTHING if ends is None else " to ".join(map(number, ends))
+
+
+def listed_ids(ids: Iterable[int], limit: int = 5) -> str:
+    """Return a phrase that names the first ids, and how many more there are.
+
+    >>> listed_ids([7]), listed_ids([3, 1, 2]), listed_ids(range(100, 112))
+    ('id 7', 'ids 1, 2, 3', 'ids 100, 101, 102, 103, 104 and 7 more')
+    """
+    ascending = sorted(ids)
+    named = ", ".join(str(i) for i in ascending[:limit])
+    more = f" and {len(ascending) - limit} more" if len(ascending) > limit else ""
+    return f"id{'s' if len(ascending) > 1 else ''} {named}{more}"
 
 
 def to_bytes(text: str) -> bytes:

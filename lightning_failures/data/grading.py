@@ -21,6 +21,9 @@ Task = Literal["multiclass", "binary", "multilabel"]
 IMAGE_KEYS = ("image", "images", "x", "pixel_values")
 LABEL_KEYS = ("label", "labels", "target", "y")
 
+_UNKNOWN = (-1, 255, -100)
+"""Labels that mark a condition of a multilabel task as unknown; NaN is another."""
+
 IGNORE_INDEX = -100
 """Label of examples that PyTorch's losses ignore by default (``ignore_index``)."""
 
@@ -130,8 +133,8 @@ def grade_batch(
         logits: (B, K) float: raw scores, or probabilities that sum to 1. Binary: (B,) or (B, 1), one raw score per
             example. (B,) int is interpreted as predicted classes; the confidence is then 1 or 0.
         labels: (B,) int; examples labelled -100, PyTorch's ``ignore_index``, are skipped. A multiclass task may also
-            have one-hot labels (B, K), smoothed or not; a multilabel task has (B, K) of 0 and 1. Smoothed labels of a
-            binary or multilabel task count as 1 above 0.5.
+            have one-hot labels (B, K), smoothed or not; a multilabel task has (B, K) of 0 and 1, where NaN, -1, 255 and
+            -100 are unknown and skipped. Smoothed labels of a binary or multilabel task count as 1 above 0.5.
         task: The task; None infers it from the shapes.
         probabilities: Whether the scores are probabilities. None: scores of a multiclass task are, if each row is
             non-negative and sums to 1; those of other tasks are raw.
@@ -152,11 +155,7 @@ def grade_batch(
             " read_batch."
         )
     if logits.is_floating_point():
-        n_nan = len(torch.unique(torch.nonzero(torch.isnan(logits))[:, 0]))
-        if n_nan:
-            raise DataError(
-                f"Logits are NaN for {n_nan} of {len(logits)} examples: the model diverged, or its input is not finite."
-            )
+        check_not_nan(logits)
         logits = logits.double().nan_to_num()  # infinite logits become finite; double precision keeps their order
     if task == "multilabel":
         return _grade_multilabel(torch.logit(logits, eps=_EPSILON) if probabilities else logits, labels)
@@ -237,6 +236,45 @@ def assemble_grades(
     )
 
 
+def check_not_nan(logits: Tensor) -> None:
+    """Check that no logit, (B, K) or (B,), is NaN.
+
+    Raises:
+        DataError: Some are, with the number of examples.
+    """
+    n_nan = len(torch.unique(torch.nonzero(torch.isnan(logits))[:, 0]))
+    if n_nan:
+        raise DataError(
+            f"Logits are NaN for {n_nan} of {len(logits)} examples: the model diverged, or its input is not finite."
+        )
+
+
+def ungradable(logits: Tensor, labels: Tensor, task: Task, classes: int) -> dict[str, Tensor]:
+    """Return which examples of a batch cannot be graded, (B,) bool by reason, while others can.
+
+    Args:
+        logits: (B, K) or (B,), as for :func:`grade_batch`.
+        labels: (B,) or (B, K).
+        task: The task.
+        classes: Number of classes; in a binary task 2.
+
+    >>> reasons = ungradable(torch.tensor([[float("nan"), 1.0], [0.0, 1.0]]), torch.tensor([0, 7]), "multiclass", 2)
+    >>> {reason: rows.tolist() for reason, rows in reasons.items()}
+    {'NaN logits': [True, False], 'label outside 0 ... 1': [False, True]}
+    """
+    logits, labels = (values.detach().cpu().reshape(values.shape or (1,)) for values in (logits, labels))
+    reasons: dict[str, Tensor] = {}
+    if len(logits) != len(labels):
+        return reasons
+    if logits.is_floating_point():
+        reasons["NaN logits"] = logits.isnan().flatten(1).any(1) if logits.ndim > 1 else logits.isnan()
+    if task != "multilabel" and (labels.ndim == 1 or labels.shape[1:] == (1,)):
+        flat = labels.reshape(-1)
+        outside = (flat.isnan() | (flat < 0) | (flat >= classes)) & (flat != IGNORE_INDEX)
+        reasons[f"label outside 0 ... {classes - 1}"] = outside
+    return {reason: rows for reason, rows in reasons.items() if rows.any()}
+
+
 def best_f1_threshold(positive: Tensor, labels: Tensor) -> float:
     """Return the threshold t for which ``positive >= t`` has the best F1; 0.5 if all labels are equal.
 
@@ -294,17 +332,20 @@ def _class_indices(labels: Tensor, task: Task) -> Tensor:
 
 
 def _grade_multilabel(logits: Tensor, labels: Tensor) -> BatchGrades:
-    """Grade (B, K) logits of K conditions: B * K rows, example by example."""
+    """Grade (B, K) logits of K conditions: one row for each known label, example by example.
+
+    A label is unknown if it is NaN, -1 (CheXpert), 255 or -100: that condition of that example has no row.
+    """
     if labels.shape != logits.shape:
         raise DataError(
             f"Multilabel labels must have the shape of the logits {tuple(logits.shape)}, got {tuple(labels.shape)}."
         )
-    _check_labels(labels, 2)
-    size, conditions = logits.shape
-    positive, truth = torch.sigmoid(logits).float().reshape(-1), (labels > 0.5).long().reshape(-1)
-    condition = torch.arange(conditions).repeat(size)
+    known = ~(labels.isnan() | torch.isin(labels, torch.tensor(_UNKNOWN, dtype=labels.dtype)))
+    _check_labels(labels[known], 2)
+    positive, truth = torch.sigmoid(logits).float()[known], (labels[known] > 0.5).long()
+    position, condition = torch.nonzero(known, as_tuple=True)
     return BatchGrades(
-        position=torch.arange(size).repeat_interleave(conditions),
+        position=position,
         condition=condition,
         labels=2 * condition + truth,
         predictions=2 * condition + (positive > 0.5).long(),

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lightning_failures.core.arrays import as_array
+from lightning_failures.core.arrays import as_array, as_rows, finite_rows_of
 from lightning_failures.core.types import BoolArray, IntArray
 from lightning_failures.data.grades import Grades
 from lightning_failures.data.grouping import LABEL, Grouping
@@ -110,6 +110,21 @@ class RowValues:
             if len(values) != len(unique):
                 raise DataError(f"{name} has {len(values)} rows; grades have {count} rows of {len(unique)} examples.")
         return cls(values, held, place, len(values) == count)
+
+    def finite(self) -> BoolArray:
+        """Return which rows of the grades are held and have a finite value: (N,) bool."""
+        if len(self.values) == 0 or np.ndim(self.values) < 2:
+            return self.held
+        flat = self.values if self.values.ndim == 2 else self.values.reshape(len(self.values), -1)
+        is_finite = finite_rows_of(as_rows(flat, "values", finite=False))
+        mask = self.held.copy()
+        mask[self.held] = is_finite[self.place[self.held]]
+        return mask
+
+    def only(self, rows: BoolArray) -> RowValues:
+        """Return the values of those held rows that a mask (N,) bool selects."""
+        kept = self.held & rows
+        return self if kept.sum() == self.held.sum() else RowValues(self.values, kept, self.place, in_order=False)
 
     def __getitem__(self, rows: IntArray) -> Values:
         """Return the values of (n,) held rows."""

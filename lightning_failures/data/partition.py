@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
@@ -11,6 +11,7 @@ import numpy as np
 from lightning_failures.core.arrays import as_array, as_mask
 from lightning_failures.core.types import BoolArray, IntArray
 from lightning_failures.data.grades import Grades
+from lightning_failures.data.members import RowValues
 
 Key = TypeVar("Key")
 T = TypeVar("T")
@@ -118,6 +119,30 @@ class Partition:
             owned_rows(grades, rank, world_size, sampled=mask),
             owned_rows(grades, rank, world_size, sampled=mask, predicted=True),
         )
+
+    def only(self, rows: BoolArray) -> Partition:
+        """Return the same partition of those sampled rows that a mask (N,) bool, the same everywhere, selects."""
+        return replace(
+            self, sampled=self.sampled & rows, rows=self.rows & rows, predicted_rows=self.predicted_rows & rows
+        )
+
+    def without_missing(self, values: RowValues, ids: Any) -> tuple[Partition, RowValues, IntArray]:
+        """Leave out the examples of which any process holds a value that is not finite. Collective.
+
+        Args:
+            values: The values that this process holds.
+            ids: (N,) the id of each row.
+
+        Returns:
+            The partition and the values without these examples, and the ids of these: (m,) int64, ascending.
+        """
+        all_ids = as_array(ids)
+        lacking = values.held & ~values.finite()
+        missing = np.unique(np.concatenate(self.workers.gather_results(lambda: all_ids[lacking])))
+        if not len(missing):
+            return self, values, missing
+        kept = ~np.isin(all_ids, missing)
+        return self.only(kept), values.only(kept), missing
 
     def owns(self, k: int) -> bool:
         """Return whether this process owns class k."""

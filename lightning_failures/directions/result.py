@@ -15,7 +15,7 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from lightning_failures.core.arrays import as_rows, as_vector
+from lightning_failures.core.arrays import as_rows, as_vector, finite_rows_of
 from lightning_failures.core.atomic import write_atomically
 from lightning_failures.core.types import IntArray
 from lightning_failures.directions.standardize import standardize
@@ -93,18 +93,20 @@ class FailureDirections:
             labels: (N,) int.
 
         Returns:
-            (N,) float32, NaN where the class has no SVM.
+            (N,) float32, NaN where the class has no SVM or the embedding is not finite.
         """
-        x = as_rows(embeddings, "embeddings")
+        x = as_rows(embeddings, "embeddings", finite=False)
         y = as_vector(labels, "labels", len(x))
         if x.shape[1] != self.weight.shape[1]:
             raise DataError(f"embeddings must have {self.weight.shape[1]} dimensions, got {x.shape[1]}")
         mean, std, weight, bias = (t.double().numpy() for t in (self.mean, self.std, self.weight, self.bias))
         values = np.full(len(x), np.nan, dtype=np.float32)
+        finite = finite_rows_of(x)
         row_of = dict(zip(self.classes.tolist(), range(len(self.classes)), strict=True))
         for label, rows in rows_by_class(y):
             if (k := row_of.get(label)) is not None:
-                values[rows] = standardize(x[rows], mean, std) @ weight[k] + bias[k]
+                known = rows[finite[rows]]
+                values[known] = standardize(x[known], mean, std) @ weight[k] + bias[k]
         return torch.from_numpy(values)
 
     def flag(self, embeddings: Any, labels: Any) -> Tensor:

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from lightning_failures.core.rng import isolated_rng
 from lightning_failures.encoders.base import Encoder, gives_texts
-from lightning_failures.encoders.cache.store import EmbeddingCache, content_keys, embed
+from lightning_failures.encoders.cache.store import EmbeddingCache, content_keys, rows_to_embed
+from lightning_failures.encoders.frozen import first_line
 from lightning_failures.encoders.load import load_encoder
 from lightning_failures.errors import EncoderError
 
@@ -30,6 +31,9 @@ DEFAULT_ENCODER = _DefaultEncoder("ViT-B-32/openai")
 # LightningCLI writes the defaults of all options into config.yaml, where this one must be a plain string
 yaml.SafeDumper.add_representer(_DefaultEncoder, lambda dumper, value: dumper.represent_str(str(value)))
 
+MAX_FAILURES = 32
+"""Number of images in a row that an encoder may fail for before it is given up."""
+
 _TEXT_SEED = xxhash.xxh3_64_intdigest(b"text")  # texts and images share a store, but no keys
 
 
@@ -43,27 +47,59 @@ class CachedEncoder:
     Attributes:
         encoder: The encoder.
         store: Its embeddings.
+        last_error: The last error of the encoder on an image, for messages; None if there was none.
     """
 
     def __init__(self, encoder: Encoder, cache: EmbeddingCache) -> None:
         self.encoder = encoder
         self.store = cache.store(encoder.fingerprint)
+        self.last_error: str | None = None
+        self._failures_in_a_row = 0
 
     def embed(self, images: Tensor, keys: Tensor) -> None:
-        """Encode those images (B, C, H, W) in [0, 1] whose keys (B, 2) have no embedding yet."""
-        embed(self.encoder, self.store, images, keys=keys)
+        """Encode those images (B, C, H, W) in [0, 1] whose keys (B, 2) have no embedding yet.
+
+        An image that is not finite, that the encoder raises an error for, or whose embedding is not finite, costs only
+        itself: its key stays missing.
+
+        Raises:
+            Exception: The error of the encoder, after it has raised one for many images in a row.
+            DataError: The encoder returns another number of embeddings, or embeddings of another length.
+        """
+        rows = rows_to_embed(self.store, images, keys)
+        if len(rows):
+            self.store.put(keys[rows], self._encode(images[rows.to(images.device)]))
+
+    def _encode(self, images: Tensor) -> Tensor:
+        """Return embeddings (B, D); those of images that the encoder raises an error for are NaN."""
+        try:
+            embeddings = self.encoder.encode_images(images)
+        except Exception as error:
+            if len(images) > 1:
+                halves = images.tensor_split(2)
+                return torch.cat([self._encode(half).to("cpu", torch.float32) for half in halves])
+            self.last_error = f"{type(error).__name__}: {first_line(error)}"
+            self._failures_in_a_row += 1
+            if self._failures_in_a_row >= MAX_FAILURES:
+                raise
+            return torch.full((1, self.encoder.dim), torch.nan)
+        self._failures_in_a_row = 0
+        return embeddings
 
     def embed_now(self, images: Tensor) -> Tensor:
-        """Return the embeddings (B, D) float32 of images (B, C, H, W) in [0, 1], encoding those that are new."""
+        """Return the embeddings (B, D) float32 of images (B, C, H, W) in [0, 1], encoding those that are new.
+
+        The embedding of an image that cannot be embedded is NaN.
+        """
         keys = content_keys(images)
         self.embed(images, keys)
-        return self.look_up(keys)
+        return self.look_up_known(keys)
 
     def encode_texts(self, texts: Sequence[str]) -> Tensor:
         """Return the embeddings (M, D) float32 of M texts, encoding those that are new.
 
         Raises:
-            EncoderError: The encoder has no text tower.
+            EncoderError: The encoder has no text tower, or no finite embedding for one of the texts.
         """
         if not gives_texts(self.encoder):
             raise EncoderError(f"Encoder {self.encoder.name} has no text tower, so it cannot embed captions.")
@@ -71,6 +107,12 @@ class CachedEncoder:
         missing = self.store.missing(keys).nonzero().flatten().tolist()
         if missing:
             self.store.put(keys[missing], self.encoder.encode_texts([texts[i] for i in missing]))
+            failed = self.store.missing(keys).nonzero().flatten().tolist()
+            if failed:
+                raise EncoderError(
+                    f"Encoder {self.encoder.name} gives no finite embedding for {len(failed)} of {len(texts)} captions,"
+                    f" such as {texts[failed[0]]!r}."
+                )
         return self.look_up(keys)
 
     def look_up(self, keys: Tensor) -> Tensor:
@@ -81,6 +123,15 @@ class CachedEncoder:
         """
         # a store that holds nothing does not know the length of its embeddings
         return self.store.get(keys) if len(keys) else torch.empty(0, self.encoder.dim)
+
+    def look_up_known(self, keys: Tensor) -> Tensor:
+        """Return the embeddings (N, D) float32 of keys (N, 2); those of keys that have none are NaN."""
+        known = ~self.store.missing(keys)
+        if known.all():
+            return self.look_up(keys)
+        embeddings = torch.full((len(keys), self.encoder.dim), torch.nan)
+        embeddings[known] = self.look_up(keys[known])
+        return embeddings
 
 
 def _text_keys(texts: Sequence[str]) -> Tensor:

@@ -23,13 +23,17 @@ from lightning_failures.interventions.selection.picker import By
 
 T = TypeVar("T")
 
+LEFT_OUT = -1
+"""Label of a training example that takes no part in interventions: its weight stays 1."""
+
 
 @dataclass(frozen=True)
 class JudgedExamples:
     """The N training examples with their decision values by the failure directions of this epoch.
 
     Attributes:
-        labels: (N,) int64, index into ``class_names``.
+        labels: (N,) int64, index into ``class_names``; ``LEFT_OUT`` for an example that takes no part, because it has
+            no embedding or no label of a class.
         values: (N,) float32, decision value by the direction of the example's own class, negative = predicted failure.
             NaN if the class has no direction.
         class_names: K names.

@@ -25,7 +25,14 @@ from lightning_failures.encoders.base import Encoder, gives_texts
 from lightning_failures.errors import ConfigurationError, GeneratorError
 from lightning_failures.generators.base import EmbeddingDecoder, ImageGenerator, takes_embeddings
 from lightning_failures.generators.load import load_generator
-from lightning_failures.interventions.base import Decision, Intervention, JudgedExamples, Round, is_number
+from lightning_failures.interventions.base import (
+    LEFT_OUT,
+    Decision,
+    Intervention,
+    JudgedExamples,
+    Round,
+    is_number,
+)
 from lightning_failures.interventions.synthesis.dataset import ItemForm, SyntheticImages, as_pil, item_form
 from lightning_failures.interventions.synthesis.generate import Order, SynthesisResult, synthesize
 from lightning_failures.interventions.synthesis.ledger import Ledger
@@ -211,7 +218,7 @@ class AddSynthetic(Intervention):
                 not share a log folder.
         """
         # which classes get images, and how many
-        sizes = np.bincount(examples.labels, minlength=len(examples.class_names))
+        sizes = np.bincount(examples.labels[examples.labels != LEFT_OUT], minlength=len(examples.class_names))
         room = [int(self.max_share * size) for size in sizes]
         reasons = [
             reason or self._reason_for_none(entry, room[k])

@@ -10,7 +10,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lightning_failures.interventions.base import Decision, Intervention, JudgedExamples, Round, is_number
+from lightning_failures.interventions.base import (
+    LEFT_OUT,
+    Decision,
+    Intervention,
+    JudgedExamples,
+    Round,
+    is_number,
+)
 
 MAX_FACTOR = 10.0
 """Largest factor; with larger ones an epoch repeats few examples many times."""
@@ -116,7 +123,7 @@ class Upweight(Intervention):
                 reasons[k] = "capped at max_flagged" if capped else None
         if examples.retained is not None and examples.retained.any():
             flagged |= examples.retained
-            for k in np.unique(examples.labels[examples.retained]):
+            for k in np.unique(examples.labels[examples.retained & (examples.labels != LEFT_OUT)]):
                 reasons[k] = f"as before: {reasons[k]}"
         return flagged, reasons
 

@@ -305,7 +305,12 @@ class InterventionController:
         return result.with_report(
             summary=report.summary | numbers,
             interventions=self.record.summary(self._rolled_back),
-            notes=(*report.notes, _split_note(report, parts), *_unmatched_notes(self.record, parts)),
+            notes=(
+                *report.notes,
+                _split_note(report, parts),
+                *_unmatched_notes(self.record, parts),
+                *self._judge.notes,
+            ),
         )
 
     def write_verdict(self, result: AnalysisResult, verdict: Verdict, folder: Path) -> AnalysisResult:

@@ -20,6 +20,7 @@ from lightning_failures.encoders import Encoder
 from lightning_failures.encoders.cached import CachedEncoder
 from lightning_failures.errors import CacheError, ConfigurationError
 from lightning_failures.interventions import JudgedExamples, Round
+from lightning_failures.interventions.base import LEFT_OUT
 from lightning_failures.interventions.label_errors import suspect_labels
 from lightning_failures.interventions.selection.candidates import Candidates, Picks
 from lightning_failures.interventions.selection.picker import By, PoolSelector
@@ -233,6 +234,7 @@ class TrainingRound(Round):
     def _references(self) -> NDArray[np.int64]:
         """Return a fixed hash sample of the training examples, ascending."""
         order = np.argsort(stable_hash(np.arange(len(self.examples.labels)), self.seed), kind="stable")
+        order = order[self.examples.labels[order] != LEFT_OUT]
         return np.sort(order[:REFERENCES])
 
     def _suspect(

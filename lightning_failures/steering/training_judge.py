@@ -12,10 +12,12 @@ from lightning.pytorch.utilities import CombinedLoader
 
 from lightning_failures.analysis.result import AnalysisResult
 from lightning_failures.core.rng import isolated_rng
+from lightning_failures.core.text import listed_ids
 from lightning_failures.data.class_names import ALL
 from lightning_failures.encoders.cached import CachedEncoder
 from lightning_failures.errors import ConfigurationError
 from lightning_failures.interventions import Discovery, JudgedExamples
+from lightning_failures.interventions.base import LEFT_OUT
 from lightning_failures.steering.loader_patch import original_dataset
 from lightning_failures.steering.round import TrainingRound
 from lightning_failures.steering.training_view import VIEW, ExamplesView, training_view
@@ -32,6 +34,9 @@ class TrainingJudge:
         seed: Seed of random transforms and of all draws of a round.
         groups_from: Attribute of the training set with the source of each example, or None.
         say_once: Emits each distinct message at most once.
+
+    Attributes:
+        notes: Sentences of the last round for the report, on training examples that were left out.
     """
 
     def __init__(
@@ -41,6 +46,7 @@ class TrainingJudge:
         self._dataset: Any = None
         self._view: ExamplesView | None = None  # of the dataset
         self._pool_views: dict[int, ExamplesView] = {}
+        self.notes: tuple[str, ...] = ()
 
     def reset(self) -> None:
         """Forget the training set and the pools."""
@@ -74,7 +80,7 @@ class TrainingJudge:
             reasons: K strings or None, why a class is left unchanged.
 
         Raises:
-            ConfigurationError: Labels of the training set that are no index of a class.
+            ConfigurationError: Most labels of the training set are no index of a class.
         """
         assert result.directions is not None
         report, directions = result.report, result.directions
@@ -86,11 +92,21 @@ class TrainingJudge:
         view.one_group = names == (ALL,)
         progress = getattr(trainer, "progress_bar_callback", None) is not None
         labels, values, keys = view.judge(cached, directions, ranks, progress=progress)
-        if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < len(names):
+        outside = (labels < 0) | (labels >= len(names))
+        if outside.sum() * 2 > len(labels):
             raise ConfigurationError(
                 f"Labels of the training set range from {labels.min()} to {labels.max()}, but there are"
                 f" {len(names)} classes."
             )
+        self.notes = ()
+        if outside.any():
+            labels, values = np.where(outside, LEFT_OUT, labels), np.where(outside, np.float32(np.nan), values)
+            note = (
+                f"{outside.sum()} of {len(labels)} training examples take no part in interventions, because they have"
+                f" no embedding or no label of a class: {listed_ids(np.flatnonzero(outside).tolist())}."
+            )
+            self.notes = (note,)
+            self._say_once(f"FailureModes: {note}")
         has_groups = groups is not None and len(groups) == len(labels)
         return lambda folder: TrainingRound(
             epoch=trainer.current_epoch + 1,

@@ -26,6 +26,7 @@ from lightning_failures.directions.result import FailureDirections
 from lightning_failures.encoders.cache.store import content_keys
 from lightning_failures.encoders.cached import CachedEncoder
 from lightning_failures.errors import ConfigurationError, DataError
+from lightning_failures.interventions.base import LEFT_OUT
 from lightning_failures.steering.loader_patch import checked_loader, original_dataset
 from lightning_failures.trainer.batch_reader import BatchReader
 from lightning_failures.trainer.ranks import Communicator
@@ -43,7 +44,7 @@ class Block:
 
     Attributes:
         ids: (b,) int64, dataset indices.
-        labels: (b,) int64.
+        labels: (b,) int64; ``LEFT_OUT`` for an example whose image has no embedding.
         values: (b,) float32, decision values by the direction of their class, NaN for a class without one.
         keys: (b, 2) int64, content keys.
     """
@@ -75,7 +76,7 @@ class ExamplesView:
     seed: int
     what: str = "training images"
     one_group: bool = False
-    _read: tuple[Tensor, Tensor] | None = field(default=None, repr=False)
+    _read: tuple[Tensor, Tensor, Tensor] | None = field(default=None, repr=False)  # labels, keys, without embedding
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -112,14 +113,14 @@ class ExamplesView:
         ids = torch.arange(ranks.rank, len(self), ranks.world_size)
         if not len(ids):
             return
-        if self._read is None or any(
-            bool(cached.store.missing(some).any()) for some in torch.split(self._read[1], ROWS)
-        ):
-            self._read = self._embed(ids, cached, progress=progress and ranks.is_first)
-        labels, keys = self._read
+        if self._read is None or bool((_missing(cached, self._read[1]) & ~self._read[2]).any()):
+            labels, keys = self._embed(ids, cached, progress=progress and ranks.is_first)
+            failed = _missing(cached, keys)
+            self._read = labels.masked_fill(failed, LEFT_OUT), keys, failed
+        labels, keys, _ = self._read
         for start in range(0, len(ids), ROWS):
             rows = slice(start, start + ROWS)
-            values = directions.decision_values(cached.look_up(keys[rows]), labels[rows])
+            values = directions.decision_values(cached.look_up_known(keys[rows]), labels[rows])
             yield Block(ids[rows], labels[rows], values, keys[rows])
 
     def batches(self, ids: Sequence[int]) -> Iterator[BatchRecord]:
@@ -149,7 +150,8 @@ class ExamplesView:
                 found = content_keys(record.images, salt=repr(space))
                 lacking = cached.store.missing(found)
                 if lacking.any():
-                    cached.embed(space.to_unit(record.images[lacking]), found[lacking])
+                    unit_images = space.to_unit(record.images)  # of the whole batch, which shows which ones are odd
+                    cached.embed(unit_images[lacking], found[lacking])
                 labels.append(_class_labels(record.labels))
                 keys.append(found)
                 if number % FLUSH_EVERY == 0:
@@ -213,6 +215,11 @@ def pool_view(pool: Any, view: Any, training: ExamplesView, collate: Callable[[l
     dataset, collate = (pool, collate) if view is None else (view, default_collate)
     reader, workers, seed = training.reader, training.workers, training.seed
     return ExamplesView(dataset, collate, reader, workers, seed, "pool images", training.one_group)
+
+
+def _missing(cached: CachedEncoder, keys: Tensor) -> Tensor:
+    """Return which keys (n, 2) have no embedding, (n,) bool, some thousands at a time."""
+    return torch.cat([cached.store.missing(some) for some in torch.split(keys, ROWS)])
 
 
 def _class_labels(labels: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ Files, each importing only from those above it::
 
     dataset_attributes  Attributes of datasets: their length, their class names, and values for each example
     embedding_budget  The cost of a validation, and which share of the examples is embedded
+    normalize_transforms  Mean and standard deviation of the normalising transforms of the usual libraries
     image_space       Undo the normalisation of the images that the model saw
     index_recorder    Record which dataset indices each evaluation batch holds, by a recorder inside each loader
     example_names     What names an example beside its index: the digest of its image, and the name of its file

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -22,6 +23,7 @@ from lightning_failures.analysis.method import FittableMethod
 from lightning_failures.analysis.result import AnalysisResult
 from lightning_failures.captions.candidates import ClassCaptions, caption_source
 from lightning_failures.captions.grammar import CaptionVocabulary
+from lightning_failures.core.arrays import finite_rows
 from lightning_failures.core.budget import Deadline
 from lightning_failures.core.rng import isolated_rng, seed_all
 from lightning_failures.data.example_table import ExampleTable
@@ -31,6 +33,7 @@ from lightning_failures.data.partition import owned_rows
 from lightning_failures.encoders import gives_texts
 from lightning_failures.encoders.cache.store import content_keys
 from lightning_failures.encoders.cached import CachedEncoder
+from lightning_failures.errors import DataError
 from lightning_failures.interventions import Discovery
 from lightning_failures.interventions.validation_split import (
     Part,
@@ -97,6 +100,8 @@ class AnalysisRunner:
         reference: "validation" or "train".
         feature_names: File with names of features; None: the one in the folder of the run.
         say_once: Emits each distinct message at most once.
+        raises: Whether errors stop the run.
+        guard: ``(trainer, where, skipped)`` -> a block in which an error is a warning, or raised, as the user wishes.
     """
 
     methods: Sequence[tuple[Method, FittableMethod]]
@@ -110,6 +115,8 @@ class AnalysisRunner:
     feature_names: Path | None
     seed: int
     say_once: Callable[..., None]
+    raises: bool
+    guard: Callable[[Trainer, str, str], AbstractContextManager[None]]
     _captions: dict[str, ClassCaptions] = field(default_factory=dict)
     _reference_keys: list[Tensor] = field(default_factory=list)  # (n, 2) of this rank's share, once it is embedded
     _writers: dict[Path, list[Writer]] = field(default_factory=dict)
@@ -187,6 +194,9 @@ class AnalysisRunner:
                 parts, discovery = judged
                 result = replace(result, parts=parts)
 
+        left_out = (*grader.notes(), *evaluation.embeddings.notes())
+        for note in left_out:
+            self.say_once(f"FailureModes: {note}")
         result = result.with_report(
             epoch=trainer.current_epoch,
             global_step=trainer.global_step,
@@ -196,7 +206,7 @@ class AnalysisRunner:
             robust_encoder=None if self.trees is None else self.trees.encoder.name,
             encoder_fingerprint=None if self.directions is None else self.directions.encoder.fingerprint,
             robust_encoder_fingerprint=None if self.trees is None else self.trees.encoder.fingerprint,
-            notes=(*said.notes, *said.doubts, *result.report.notes),
+            notes=(*said.notes, *said.doubts, *left_out, *result.report.notes),
             timings=result.report.timings | {"total": round(time.perf_counter() - start, 4)},
         )
         # the result of the first process: decisions must not differ where machines round differently
@@ -304,6 +314,20 @@ class AnalysisRunner:
         deadline: Deadline | None,
     ) -> AnalysisResult:
         """Fit with the embeddings of the classes that this rank owns."""
+        failures: list[str] = []
+
+        @contextmanager
+        def attempt(name: str) -> Iterator[None]:
+            """Let a method that fails, on any rank, leave the others; a note says why it is missing."""
+            title = next((method.title for method, _ in self.methods if method.name == name and method.title), name)
+            with self.guard(trainer, "the analysis", title):
+                try:
+                    with ranks.synchronized():
+                        yield
+                except Exception as error:
+                    failures.append(f"No {title}: {type(error).__name__}: {error}")
+                    raise
+
         # the features of each method, for the rows of the classes that this rank owns
         owned = partial(owned_rows, grades, processes=ranks.world_size, sampled=sampled)
         gathered: dict[tuple[str, bool], Tensor | None] = {}
@@ -314,20 +338,26 @@ class AnalysisRunner:
             if cached is None and method.source != "penultimate":
                 continue
             if key not in gathered:
+                gathered[key] = None
                 wanted = [
                     torch.unique(grades.ids[owned(rank, predicted=fit.by_prediction)])
                     for rank in range(ranks.world_size)
                 ]
-                gathered[key] = (
-                    evaluation.penultimate.features_of(ranks, wanted)
-                    if cached is None
-                    else evaluation.embeddings.embeddings_of(cached, wanted)
-                )
+                with attempt(method.name):
+                    gathered[key] = (
+                        evaluation.penultimate.features_of(ranks, wanted)
+                        if cached is None
+                        else evaluation.embeddings.embeddings_of(cached, wanted)
+                    )
             rows = gathered[key]
             if rows is not None:
                 values[method.name] = rows
         begun = time.perf_counter()
-        reference, source = self._reference_embeddings(trainer, len(torch.unique(grades.ids)), ranks)
+        reference, source = None, ""
+        with attempt("directions"):
+            reference, source = self._reference_embeddings(trainer, len(torch.unique(grades.ids)), ranks)
+        if not source:
+            values.pop("directions", None)
         if deadline is not None:  # the training images, embedded once, do not count
             deadline = Deadline(deadline.at + time.perf_counter() - begun)
         result = analyse(
@@ -344,10 +374,12 @@ class AnalysisRunner:
             n_directions=self.n_directions,
             seed=self.seed,
             workers=ranks,
+            attempt=attempt,
+            raise_caption_errors=self.raises,
         )
         if self.directions is not None:
             self.directions.store.flush()  # new captions
-        return result.with_report(reference=source)
+        return result.with_report(reference=source, notes=(*result.report.notes, *failures))
 
     def _write(self, trainer: Trainer, result: AnalysisResult, folder: Path) -> None:
         """Write with every writer; one that fails is reported and the others go ahead."""
@@ -403,7 +435,11 @@ class AnalysisRunner:
                 keys.append(content_keys(images))
                 cached.embed(images, keys[-1])
         cached.store.flush()
-        return torch.cat(keys)
+        all_keys = torch.cat(keys)
+        known = ~cached.store.missing(all_keys)
+        if len(all_keys) and not known.any():
+            raise DataError(f"None of {len(all_keys)} training images could be embedded for reference='train'.")
+        return all_keys[known]
 
 
 def _whole_table(grades: Grades, split: Tensor, result: AnalysisResult) -> ExampleTable:
@@ -433,11 +469,14 @@ def _judge_parts(
         grades: N rows.
         split: (N,) int64, the part of each row.
         sampled: (N,) bool, the rows that may be fitted on.
-        whole: (U, D) embeddings, one row for each distinct id of those; or None.
+        whole: (U, D) embeddings, one row for each distinct id of those, NaN if it has none; or None.
         result: The analysis of the discovery part.
     """
     has_embedding = torch.from_numpy(sampled)
     ids = torch.unique(grades.ids[has_embedding])
+    if whole is not None and not (known := finite_rows(whole)).all():
+        ids, whole = ids[known], whole[known]
+        has_embedding = has_embedding & torch.isin(grades.ids, ids)
 
     def embeddings_of(some: Grades) -> Tensor | None:
         return None if whole is None else whole[torch.isin(ids, some.ids)]

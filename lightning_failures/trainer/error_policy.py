@@ -24,7 +24,9 @@ class ErrorPolicy:
         self._said: set[str] = set()
 
     @contextmanager
-    def guard(self, trainer: Trainer, on_error: str, where: str, skipped: str) -> Iterator[None]:
+    def guard(
+        self, trainer: Trainer, on_error: str, where: str, skipped: str, *, drops_analysis: bool = True
+    ) -> Iterator[None]:
         """Turn an error of the block into a warning.
 
         A wrong configuration is raised unless a training is running: in the sanity check, ``trainer.validate`` and
@@ -35,6 +37,7 @@ class ErrorPolicy:
             on_error: "warn", or "raise" to let every error through.
             where: Place of the block, for the message.
             skipped: What an error leaves out, for the message.
+            drops_analysis: Whether an error leaves the validation without an analysis.
         """
         training = trainer.state.fn == "fit" and not trainer.sanity_checking
         try:
@@ -42,8 +45,10 @@ class ErrorPolicy:
         except Exception as error:
             if on_error == "raise" or (not training and isinstance(error, ConfigurationError)):
                 raise
-            self.last_error = f"{where}: {type(error).__name__}: {error}"
-            warnings.warn(f"FailureModes skips {skipped}. In {self.last_error}", stacklevel=3)
+            message = f"{where}: {type(error).__name__}: {error}"
+            if drops_analysis:
+                self.last_error = message
+            warnings.warn(f"FailureModes skips {skipped}. In {message}", stacklevel=3)
 
     def say_once(self, message: str, say: Callable[[str], None] = rank_zero_warn) -> None:
         """Emit a message, on rank 0, unless it was emitted before."""

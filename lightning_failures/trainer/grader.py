@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lightning_failures.analysis.enrichment import Attribute, read_attribute
 from lightning_failures.analysis.metrics import GradesMetric
+from lightning_failures.core.text import listed_ids
 from lightning_failures.data.class_names import ALL, unique_class_names
 from lightning_failures.data.example_table import ExampleTable
 from lightning_failures.data.grades import Grades
@@ -22,7 +23,10 @@ from lightning_failures.data.grading import (
     Task,
     are_distributions,
     assemble_grades,
+    check_not_nan,
     expand_class_names,
+    infer_task,
+    ungradable,
 )
 from lightning_failures.data.joining import has_digests
 from lightning_failures.errors import ConfigurationError, DataError
@@ -95,6 +99,10 @@ class GradingFacts:
         )
 
 
+MIN_LEFT_OUT = 8
+"""Number of examples, the first of a pass, that may all be impossible to grade before their error is raised."""
+
+
 class Grader:
     """Grades the batches of one pass over a loader and assembles the grades of all ranks.
 
@@ -133,6 +141,9 @@ class Grader:
         self._attributes = {name: _attribute_of_each_example(dataset, name) for name in metadata}
         self._metrics: dict[Reading, GradesMetric] = {}
         self._unlabelled: list[Tensor] = []
+        self._left_out: dict[str, set[int]] = {}  # by reason
+        self._problem: str | None = None
+        self._any_graded = False
 
     @property
     def reading(self) -> Reading | None:
@@ -232,37 +243,90 @@ class Grader:
 
         Raises:
             ConfigurationError: The number of ids or of class names does not fit the batch, or labels name no class.
-            DataError: A label is out of range.
+            DataError: No example of the batch, or so far, can be graded. One that cannot, among others, is left out.
         """
         # a model that squeezes its output drops the batch dimension of a batch of one
         logits, labels = (values.detach().cpu().reshape(values.shape or (1,)) for values in (logits, labels))
         batch = ScoredBatch(logits, labels, source, None if observed is None else observed.detach().cpu())
-        rows_of = {reading: reading.grade(batch) for reading in self._possible_readings(batch)}
-        rows = next(iter(rows_of.values()))
-        if batch.are_classes and len(rows.labels) and int(rows.labels.max()) >= len(self.class_names):
-            raise DataError(
-                f"Labels run from {int(labels.min())} to {int(labels.max())}, but the {len(self.class_names)} classes"
-                f" allow 0 to {len(self.class_names) - 1}. {UNLABELLED_REMEDY}"
-            )
-
         # clone: a tensor that a loader worker sent keeps a file descriptor open for as long as it lives
         ids = torch.as_tensor(ids).long().cpu().reshape(-1).clone()
         if len(ids) != len(labels):
             raise ConfigurationError(
                 f"The batch has {len(labels)} labels but {len(ids)} ids. Return the ids from read_batch."
             )
+        try:
+            self._add(batch, ids, digests)
+        except DataError as error:
+            scores = batch.scores if batch.soft_scores is None else batch.soft_scores
+            task, classes = self.task or infer_task(scores, labels), len(self.class_names)
+            gradable = self._leave_out(ungradable(scores, labels, task, 2 if task == "binary" else classes), ids, error)
+            if gradable.any():
+                self._add(batch.take(gradable), ids[gradable], None if digests is None else digests[gradable])
+        return ids
+
+    def _add(self, batch: ScoredBatch, ids: Tensor, digests: Tensor | None) -> None:
+        """Grade examples and add their rows.
+
+        Raises:
+            DataError: One of them cannot be graded; none has been added.
+        """
+        rows_of = {reading: reading.grade(batch) for reading in self._possible_readings(batch)}
+        rows = next(iter(rows_of.values()))
+        if batch.are_classes and len(rows.labels) and int(rows.labels.max()) >= len(self.class_names):
+            raise DataError(
+                f"Labels run from {int(batch.labels.min())} to {int(batch.labels.max())}, but the"
+                f" {len(self.class_names)} classes allow 0 to {len(self.class_names) - 1}. {UNLABELLED_REMEDY}"
+            )
         for reading, graded in rows_of.items():
             row_keys = ids[graded.position] * self._rows_per_example(reading.task) + graded.condition
             row_digests = None if digests is None else digests[graded.position]
             metric = self._metrics.setdefault(reading, self._empty_metric())
             metric.update(row_keys, graded.labels.clone(), graded.predictions, graded.confidence, row_digests)
-        if len(rows.position) < len(ids):
-            unlabelled = torch.ones(len(ids), dtype=torch.bool)
-            unlabelled[rows.position] = False
+        self._any_graded = self._any_graded or len(rows.position) > 0
+        unlabelled = torch.ones(len(ids), dtype=torch.bool)
+        unlabelled[rows.position] = False
+        if unlabelled.any():
             self._unlabelled.append(ids[unlabelled])
         largest = int(rows.labels.max()) if len(rows.labels) else -1
         self.facts = replace(self.facts, largest_label=max(self.facts.largest_label, largest))
-        return ids
+
+    def _leave_out(self, reasons: dict[str, Tensor], ids: Tensor, error: DataError) -> Tensor:
+        """Record the examples of a batch that cannot be graded, by reason, and return the others, (B,) bool.
+
+        Raises:
+            DataError: The error is not one of single examples, or no example could be graded so far.
+        """
+        gradable = torch.ones(len(ids), dtype=torch.bool)
+        for reason, rows in reasons.items():
+            self._left_out.setdefault(reason, set()).update(ids[rows].tolist())
+            gradable &= ~rows
+        n_left_out = len(set().union(*self._left_out.values()))
+        if gradable.all() or (not self._any_graded and not gradable.any() and n_left_out >= MIN_LEFT_OUT):
+            raise error
+        self._problem = self._problem or str(error)
+        return gradable
+
+    def notes(self) -> tuple[str, ...]:
+        """Return a sentence for each reason why examples have no grade, for the report. Collective."""
+        return tuple(
+            f"{len(ids)} example{'s' if len(ids) > 1 else ''} could not be graded ({reason}): {listed_ids(ids)}."
+            for reason, ids in self._gathered_left_out().items()
+        )
+
+    def _gathered_left_out(self) -> dict[str, set[int]]:
+        """Return the ids of the examples that could not be graded on any rank, by reason. Collective."""
+        gathered: dict[str, set[int]] = {}
+        for part in self._ranks.gather_objects(self._left_out):
+            for reason, ids in part.items():
+                gathered.setdefault(reason, set()).update(ids)
+        return gathered
+
+    def _check_left_out(self, graded: int) -> None:
+        """Raise the error of the first batch that had one if at least half of the examples are left out. Collective."""
+        n_left_out = len(set().union(*self._gathered_left_out().values()))
+        problem = next(filter(None, self._ranks.gather_objects(self._problem)), None)
+        if problem is not None and n_left_out >= graded:
+            raise DataError(f"{n_left_out} of {n_left_out + graded} examples cannot be graded. {problem}")
 
     def judge(
         self,
@@ -284,7 +348,7 @@ class Grader:
 
         Raises:
             ConfigurationError: Numbers do not fit, or only some batches have labels or verdicts.
-            DataError: A label is out of range.
+            DataError: No label so far is in range. A label that is not, among others, leaves out its example.
         """
         labelled, mixed = labels is not None, "Some batches have {} and others do not."
         if self.reading not in (None, VERDICTS):
@@ -299,13 +363,16 @@ class Grader:
         self._unlabelled.append(ids[~graded])
         if (labelled and not self.facts.labelled) or (not labelled and self.facts.labelled and self.facts.possible):
             raise ConfigurationError(mixed.format("labels"))
+        outside = graded & (classes < 0)
+        if labelled and self._names is not None:
+            outside |= graded & (classes >= len(self._names))
+        if outside.any():
+            limits = "no negative classes" if self._names is None else f"{len(self._names)} class names"
+            lowest, highest = int(classes[graded].min()), int(classes[graded].max())
+            error = DataError(f"Labels run from {lowest} to {highest}, but there are {limits}. {UNLABELLED_REMEDY}")
+            graded &= self._leave_out({"label without a class": outside}, ids, error)
+        self._any_graded = self._any_graded or bool(graded.any())
         largest = int(classes[graded].max()) if bool(graded.any()) else -1
-        if bool((classes[graded] < 0).any()) or (labelled and self._names is not None and largest >= len(self._names)):
-            raise DataError(
-                f"Labels run from {int(classes[graded].min())} to {largest}, but there are"
-                f" {'no negative classes' if self._names is None else f'{len(self._names)} class names'}."
-                f" {UNLABELLED_REMEDY}"
-            )
         self.facts = replace(
             self.facts,
             possible=(VERDICTS,),
@@ -332,6 +399,8 @@ class Grader:
             columns = shaped.shape[1] if shaped.ndim == 2 else self._columns_of_predictions(shaped)
             facts = self.facts = replace(facts, columns=columns, possible=first_readings(batch, self._given_task))
             self._check_number_of_names()
+        if batch.soft_scores is not None:
+            check_not_nan(batch.soft_scores)  # before they rule out a reading
         possible = facts.possible
         if len(batch.labels):
             possible = tuple(reading for reading in possible if reading.fits(batch, self._given_task))
@@ -364,6 +433,7 @@ class Grader:
             facts = facts.joined(some)
         row_keys, labels, predictions, confidence, digests = self._decide(facts)
         ids = row_keys // self.rows_per_example
+        self._check_left_out(len(torch.unique(ids)))
         seen = torch.unique(torch.cat([ids, *unlabelled]))
         grades = assemble_grades(
             row_keys,

@@ -169,9 +169,10 @@ def exchange_by_id(
         wanted: For each rank the ids (u,) that it asks for, ascending and distinct.
 
     Returns:
-        (u, D); None, on all ranks, if any id has no row on any rank.
+        (u, D), NaN for ids that have no row on any rank; None, on all ranks, if this is true of all ids of all ranks.
     """
     mine: Tensor | None = None
+    any_found = not any(len(asked) for asked in wanted)
     for rank, asked in enumerate(wanted):
         selected = torch.isin(ids, asked)
         rows = ranks.run_all(partial(rows_of, selected))
@@ -179,18 +180,21 @@ def exchange_by_id(
         all_rows = ranks.gather_rows(rows, to=rank)
         if all_ids is not None and all_rows is not None:
             mine = _select_by_id(asked, all_ids, all_rows)
-    return mine if all(ranks.gather_objects(mine is not None)) else None
+            any_found = any_found or len(all_ids) > 0
+    return mine if any(ranks.gather_objects(any_found)) else None
 
 
-def _select_by_id(wanted: Tensor, ids: Tensor, rows: Tensor) -> Tensor | None:
-    """Return the row of each wanted id (u,), ascending, from ids (n,) that may repeat; None if one is missing."""
+def _select_by_id(wanted: Tensor, ids: Tensor, rows: Tensor) -> Tensor:
+    """Return the row of each wanted id (u,), ascending, from ids (n,) that may repeat; NaN for an id without a row."""
     if torch.equal(ids, wanted):
         return rows
     order = torch.argsort(ids, stable=True)
     first = torch.searchsorted(ids[order], wanted).clamp(max=max(len(order) - 1, 0))
-    if len(order) < len(wanted) or not torch.equal(ids[order[first]], wanted):
-        return None
-    return rows[order[first]]
+    if len(order) == 0:
+        return rows.new_full((len(wanted), *rows.shape[1:]), torch.nan)
+    selected = rows[order[first]]
+    selected[ids[order[first]] != wanted] = torch.nan
+    return selected
 
 
 def _attempt(work: Callable[[], T]) -> tuple[T, Exception | None]:

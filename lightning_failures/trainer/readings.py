@@ -50,6 +50,11 @@ class ScoredBatch:
         """Whether the scores are predicted classes."""
         return not self.scores.is_floating_point()
 
+    def take(self, rows: Tensor) -> ScoredBatch:
+        """Return some of the examples, ``rows`` (B,) bool."""
+        observed = None if self.observed is None else self.observed[rows]
+        return ScoredBatch(self.scores[rows], self.labels[rows], self.source, observed)
+
     @property
     def soft_scores(self) -> Tensor | None:
         """The float scores, if there are any."""

@@ -250,6 +250,9 @@ STAGES: dict[str, Callable[[CheckContext], None]] = {
 STEERS = ("judging the training set", "picking from a pool", "the decision")
 ONLY_FIRST = ("opening the sinks", "pictures", "a sink")  # other ranks do not do these
 GOES_ON = ("pictures", "a sink")
+COSTS_A_METHOD = (  # the grades stand, and what needs no part of it
+    *("embedding", "looking up the cache", "gathering", "sending", "directions", "trees", "captions"),
+)
 
 
 def run(folder: Path, stage: str, rank: int, on_error: str) -> dict[str, Any]:

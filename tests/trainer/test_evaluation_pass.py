@@ -30,13 +30,13 @@ def test_embeddings__by_id_whatever_the_order(cached):
     assert cached.encoder.embedded == 5  # nothing twice
 
 
-def test_embeddings__some_of_them_and_none_if_one_is_lacking(cached):
+def test_embeddings__nan_where_one_is_lacking_and_none_if_all_are(cached):
     images = Images(6).images
     one_pass = embedding_pass(cached)
     one_pass.embed(images[:4], ImageSpace(), torch.tensor([0, 1, 2, 1]))
     assert one_pass.embeddings_of(cached, [torch.tensor([1, 2])]).shape == (2, 12)
-    assert one_pass.embeddings_of(cached, [torch.tensor([1, 5])]) is None
-    assert one_pass.embeddings_of(cached, [torch.tensor([1, 2, 3])]) is None
+    assert one_pass.embeddings_of(cached, [torch.tensor([1, 5])]).isnan().all(1).tolist() == [False, True]
+    assert one_pass.embeddings_of(cached, [torch.tensor([3, 5])]) is None
 
 
 def test_embeddings__of_several_lenses_and_the_next_pass(cached, tmp_path):
@@ -56,7 +56,7 @@ def test_embeddings__of_images_in_the_users_space(cached):
     embeddings = one_pass.embeddings_of(cached, [torch.arange(4)])
     torch.testing.assert_close(embeddings, ColourEncoder().encode_images(images), atol=2e-3, rtol=2e-3)
     with pytest.raises(DataError, match="instead of 0 to 1"):
-        one_pass.embed(images * 9, space, torch.arange(4))
+        embedding_pass(cached).embed(torch.cat([images, images]) * 9, space, torch.arange(8))
 
 
 def test_embeddings__none_seen(cached):

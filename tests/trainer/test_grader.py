@@ -134,4 +134,4 @@ def test_grade__refused():
     with pytest.raises(ConfigurationError, match="2 labels but 3 ids"):
         make_grader().grade(torch.eye(2), torch.tensor([0, 1]), [0, 1, 2])
     with pytest.raises(DataError, match="classes allow 0 to 1"):
-        make_grader().grade(torch.eye(2), torch.tensor([0, 2]), [0, 1])
+        make_grader().grade(torch.eye(2).repeat(4, 1), torch.full((8,), 2), range(8))

@@ -64,7 +64,6 @@ def test_to_unit__leaves_the_input_alone():
     [
         (IMAGES * 255, "to 255 instead of 0 to 1"),
         (IMAGES - 0.1, r"normalization=\(mean, std\)"),
-        (torch.where(IMAGES > 0.99, torch.nan, IMAGES), "run from nan"),
         (IMAGES[0], r"\(3, 8, 8\)"),
         (IMAGES.flatten(1), r"\(4, 192\)"),
         (IMAGES[:, :2], r"\(4, 2, 8, 8\)"),
@@ -129,3 +128,60 @@ def test_to_unit__empty_batch_and_gray_images_with_three_means():
     assert space.to_unit(torch.zeros(0, 3, 4, 4)).shape == (0, 3, 4, 4)
     with pytest.raises(DataError, match="3 means"):
         space.to_unit(torch.zeros(1, 1, 4, 4))
+
+
+# -- single images, and ringing ------------------------------------------------------------------------------------
+
+
+def test_to_unit__an_image_that_is_not_finite_costs_itself():
+    images = IMAGES.clone()
+    images[1, 0, 3, 3], images[3, 2, 0, 0] = torch.nan, torch.inf
+    unit = ImageSpace().to_unit(images)
+    assert unit.isnan().flatten(1).all(1).tolist() == [False, True, False, True]
+    assert torch.equal(unit[[0, 2]], IMAGES[[0, 2]])
+    assert ImageSpace().to_unit(torch.full((2, 1, 4, 4), torch.nan)).isnan().all()
+
+
+def test_to_unit__an_image_far_outside_costs_itself():
+    images = torch.cat([IMAGES, 255 * IMAGES[:1], IMAGES[:1] - 3])
+    unit = ImageSpace().to_unit(images)
+    assert unit.isnan().flatten(1).all(1).tolist() == [False] * 4 + [True] * 2
+    assert torch.equal(unit[:4], IMAGES)
+
+
+def digits():
+    from sklearn.datasets import load_digits
+
+    return torch.from_numpy(load_digits().images[:32].astype("float32"))[:, None] / 16
+
+
+@pytest.mark.parametrize("scale", [1.5, 3, 9])
+@pytest.mark.parametrize("antialias", [False, True])
+@pytest.mark.parametrize("content", ["noise", "digits"])
+def test_to_unit__clips_what_ringing_explains(content, antialias, scale):
+    images = torch.rand(8, 3, 24, 24, generator=torch.Generator().manual_seed(1)) if content == "noise" else digits()
+    resized = torch.nn.functional.interpolate(images, scale_factor=scale, mode="bicubic", antialias=antialias)
+    assert resized.min() < -0.08
+    assert torch.equal(ImageSpace().to_unit(resized), resized.clamp(0, 1))
+    normalized = v2.Normalize([0.5] * images.shape[1], [0.25] * images.shape[1])(resized)
+    torch.testing.assert_close(ImageSpace((0.5,), (0.25,)).to_unit(normalized), resized.clamp(0, 1))
+
+
+USUAL = {
+    "ImageNet": (MEAN, STD),
+    "half": ((0.5,) * 3, (0.5,) * 3),
+    "mean": (MEAN, (1.0,) * 3),
+    "std": ((0.0,) * 3, STD),
+}
+
+
+@pytest.mark.parametrize("content", ["noise", "digits", "resized digits"])
+@pytest.mark.parametrize("name", USUAL)
+def test_to_unit__refuses_what_a_wrong_normalisation_explains(name, content):
+    images = torch.rand(8, 3, 24, 24, generator=torch.Generator().manual_seed(1))
+    if content != "noise":
+        images = digits().expand(-1, 3, -1, -1)
+    if content == "resized digits":
+        images = torch.nn.functional.interpolate(images, scale_factor=3, mode="bicubic")
+    with pytest.raises(DataError, match="instead of 0 to 1"):
+        ImageSpace().to_unit(v2.Normalize(*USUAL[name])(images))

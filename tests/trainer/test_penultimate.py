@@ -212,11 +212,12 @@ def test_validation__keeps_no_features_unless_asked(tmp_path):
     assert callback.evaluation.penultimate.features_of(Communicator(), [torch.tensor([3])]) is None
 
 
-def test_features_of__none_if_one_is_missing():
+def test_features_of__nan_if_one_is_missing():
     kept = PenultimatePass()
     kept.add(torch.tensor([4, 2]), torch.tensor([[4.0], [2.0]]))
     assert kept.features_of(Communicator(), [torch.tensor([2, 4])]).tolist() == [[2.0], [4.0]]
-    assert kept.features_of(Communicator(), [torch.tensor([2, 3])]) is None
+    assert kept.features_of(Communicator(), [torch.tensor([2, 3])]).isnan().tolist() == [[False], [True]]
+    assert kept.features_of(Communicator(), [torch.tensor([3])]) is None
 
 
 # -- a pass over the training set ------------------------------------------------------------------------------

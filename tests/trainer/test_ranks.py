@@ -48,7 +48,9 @@ def test_exchange_by_id__each_id_once_in_the_order_asked_for():
     ranks = Communicator()
     found = exchange_by_id(ranks, ids, lambda selected: rows[selected], [torch.tensor([3, 7])])
     assert found.tolist() == [[30.0], [70.0]]  # the first of two
-    assert exchange_by_id(ranks, ids, lambda selected: rows[selected], [torch.tensor([3, 4])]) is None
+    some = exchange_by_id(ranks, ids, lambda selected: rows[selected], [torch.tensor([3, 4])])
+    assert some.isnan().tolist() == [[False], [True]]
+    assert exchange_by_id(ranks, ids, lambda selected: rows[selected], [torch.tensor([4])]) is None
     assert exchange_by_id(ranks, ids, lambda selected: rows[selected], [ids[:0]]).shape == (0, 1)
 
 
@@ -94,7 +96,7 @@ def values(ranks):
         "broadcast": ranks.broadcast(f"of {ranks.rank}"),
         "rows": None if gathered is None else gathered[:, 0].tolist(),
         "exchanged": exchanged.flatten().tolist(),
-        "missing": missing,
+        "missing": missing.isnan().flatten().tolist(),
     }
 
 
@@ -155,7 +157,7 @@ def test_two_processes__values(two_ranks):
     assert first["broadcast"] == second["broadcast"] == "of 0"
     assert (first["rows"], second["rows"]) == (None, [0.0, 1.0, 1.0, 1.0])
     assert (first["exchanged"], second["exchanged"]) == ([10.0, 40.0], [0.0, 30.0, 50.0])
-    assert first["missing"] is second["missing"] is None  # rank 1 has all of its rows, but not rank 0
+    assert (first["missing"], second["missing"]) == ([True], [False] * 3)  # rank 1 has all of its rows, but not rank 0
 
 
 @pytest.mark.slow

@@ -2,15 +2,15 @@
 
 A shard is a safetensors file that is written once. It holds ``keys`` (2, N) int64, sorted; ``places`` (N,) int32, the
 row of each key's embedding; and ``embeddings`` (N, D) float16 or float32 in the order of the writer, so that embeddings
-written together are stored together. One checksum covers the arrays and their description in the header. The index of
-an open shard (20 bytes a row) is held in memory; embeddings are read through a memory map.
+written together are stored together. One checksum covers the arrays and their description in the header. The keys of
+an open shard are held in memory; embeddings are read through a memory map.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -92,19 +92,12 @@ class Shard:
 
     def find(self, keys: Array) -> Array:
         """Return the embedding row of each key (M, 2), -1 if absent: (M,) int64. Sorted keys are found fastest."""
-        first, second = self.keys
-        positions = np.searchsorted(first, keys[:, 0])
-        found = np.full(len(keys), -1)
-        rows = np.arange(len(keys))
-        # keys that share their first half are neighbours: step through them until the second half matches
-        while len(rows):
-            rows = rows[positions[rows] < len(first)]
-            rows = rows[first[positions[rows]] == keys[rows, 0]]
-            matches = second[positions[rows]] == keys[rows, 1]
-            found[rows[matches]] = self.places[positions[rows[matches]]]
-            rows = rows[~matches]
-            positions[rows] += 1
-        return found
+        found = find_sorted(self.keys, keys)
+        return np.where(found >= 0, self.places[found], -1) if len(self.places) else found
+
+    def without_index(self) -> Shard:
+        """Return the shard without its keys, for a store that has an index of all shards."""
+        return replace(self, keys=self.keys[:, :0].copy(), places=self.places[:0].copy())
 
     def prefetch(self, places: Array) -> None:
         """Ask the operating system to read ahead the rows ``places`` (M,), ascending, with few bytes between them."""
@@ -118,6 +111,23 @@ class Shard:
             last_rows = starts[np.r_[gaps, -1]].tolist()
             for start, last in zip(run_starts, last_rows, strict=True):
                 os.posix_fadvise(file.fileno(), start, last + width - start, os.POSIX_FADV_WILLNEED)
+
+
+def find_sorted(sorted_keys: Array, keys: Array) -> Array:
+    """Return the column of each key (M, 2) among keys (2, N) whose first row ascends; -1 if absent: (M,) int64."""
+    first, second = sorted_keys
+    positions = np.searchsorted(first, keys[:, 0])
+    found = np.full(len(keys), -1)
+    rows = np.arange(len(keys))
+    # keys that share their first half are neighbours: step through them until the second half matches
+    while len(rows):
+        rows = rows[positions[rows] < len(first)]
+        rows = rows[first[positions[rows]] == keys[rows, 0]]
+        matches = second[positions[rows]] == keys[rows, 1]
+        found[rows[matches]] = positions[rows[matches]]
+        rows = rows[~matches]
+        positions[rows] += 1
+    return found
 
 
 class Pending:

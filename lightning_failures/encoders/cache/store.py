@@ -2,7 +2,8 @@
 
 Layout: ``<folder>/v2/<encoder fingerprint>/<checksum>.safetensors``. Each file (a shard) is written once under a
 temporary name and moved into place, so processes that share a folder cannot harm each other: at worst they compute the
-same embedding twice. A shard that fails its checksum is removed, and its images are embedded again.
+same embedding twice. A shard that fails its checksum is removed, and its images are embedded again. Many small shards
+are joined: the larger one is written before the small ones are removed, by one process at a time.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -22,9 +24,11 @@ import torch
 import xxhash
 from torch import Tensor
 
+from lightning_failures.core.arrays import finite_rows
 from lightning_failures.core.atomic import TEMPORARY
 from lightning_failures.core.safetensors_io import DamagedShardError
 from lightning_failures.encoders.base import Encoder
+from lightning_failures.encoders.cache.index import KeyIndex
 from lightning_failures.encoders.cache.shard_file import (
     SUFFIX,
     Array,
@@ -37,6 +41,16 @@ from lightning_failures.encoders.cache.shard_file import (
 from lightning_failures.errors import CacheError, DataError
 
 _LAYOUT = "v2"  # a changed layout gets another folder, so that versions can share a cache
+MAX_SMALL_SHARDS = 16
+"""Number of small shards of a store, from which on they are joined."""
+
+SMALL_SHARD = 4 * 2**20
+"""Bytes of embeddings below which a shard is small."""
+
+JOINED_SHARD = 64 * 2**20
+"""Bytes of embeddings of a shard that small ones are joined to, at most."""
+
+_LOCK = f".joining{TEMPORARY}"  # like all temporary files it is cleared after a day, if its owner was killed
 _AT_ONCE = 256  # rows rounded or copied at once: they stay in a processor's cache
 _DERIVED = "(-[0-9a-f]{16})?"  # what EmbeddingStore.derived_store appends to the name of a folder
 _DAY = 24 * 60 * 60
@@ -72,6 +86,8 @@ def content_keys(images: Tensor, *, salt: str = "") -> Tensor:
 def embed(encoder: Encoder, store: EmbeddingStore, images: Tensor, *, keys: Tensor | None = None) -> Tensor:
     """Encode the images of a batch that the store lacks, each distinct image once, and add them to the store.
 
+    An image that is not finite, or has no finite embedding, is left out: its key stays missing.
+
     Args:
         encoder: The encoder; its fingerprint must be the store's.
         store: Receives the new embeddings.
@@ -83,11 +99,19 @@ def embed(encoder: Encoder, store: EmbeddingStore, images: Tensor, *, keys: Tens
         (B, 2) int64: the keys, for :meth:`EmbeddingStore.get`.
     """
     keys = content_keys(images) if keys is None else keys
-    rows = store.missing(keys).nonzero().flatten()
+    rows = rows_to_embed(store, images, keys)
     if len(rows):
-        rows = rows[_first_of_each(keys[rows].numpy())]
         store.put(keys[rows], encoder.encode_images(images[rows.to(images.device)]))
     return keys
+
+
+def rows_to_embed(store: EmbeddingStore, images: Tensor, keys: Tensor) -> Tensor:
+    """Return the rows of the images (B, ...) that the store lacks and that are finite, each distinct key once."""
+    rows = store.missing(keys).nonzero().flatten()
+    if not len(rows):
+        return rows
+    rows = rows[_first_of_each(keys[rows].numpy())]
+    return rows[finite_rows(images[rows.to(images.device)]).cpu()]
 
 
 class EmbeddingCache:
@@ -180,7 +204,8 @@ class EmbeddingStore:
         self.fingerprint = fingerprint
         self._cache = cache
         self._folder = None if cache is None else cache._shard_folder(fingerprint)
-        self._shards: list[Shard] = []
+        self._shards: list[Shard] = []  # without indices of their own
+        self._index = KeyIndex.empty()
         self._pending_half = Pending()
         self._pending_full = Pending()
         self._known_files: set[str] = set()
@@ -206,6 +231,22 @@ class EmbeddingStore:
         if self._folder is None:
             return
         unusable: list[str] = []
+        found: list[Shard] = []
+        # a file that is gone may have been joined to another one since the folder was listed: list it again
+        while self._read_new(found, unusable):
+            pass
+        self._add(sorted(found, key=lambda shard: -shard.file_size))
+        if unusable:
+            warnings.warn(
+                f"{len(unusable)} file(s) of the embedding cache in {self._folder} cannot be used, and their images "
+                f"are embedded again: {', '.join(unusable[:3])}{' ...' if len(unusable) > 3 else ''}",
+                stacklevel=2,
+            )
+
+    def _read_new(self, found: list[Shard], unusable: list[str]) -> bool:
+        """Read the files that are not known, and append their shards and problems; return whether one has vanished."""
+        assert self._folder is not None
+        any_vanished = False
         for path, _ in _listing(self._folder, (SUFFIX,)):
             if path.name in self._known_files:
                 continue
@@ -214,34 +255,48 @@ class EmbeddingStore:
                 shard = read_shard(path, self.fingerprint)
                 if self._dim not in (None, shard.embeddings.shape[1]):
                     raise DamagedShardError(f"embeddings of length {shard.embeddings.shape[1]}, not {self._dim}")
-            except FileNotFoundError:  # evicted between listing and reading
-                continue
+            except FileNotFoundError:  # evicted, or joined, between listing and reading
+                any_vanished = True
             except DamagedShardError as error:
                 unusable.append(f"{path.name} ({error}{'; removed' if _remove(path) else ''})")
             except OSError as error:
                 unusable.append(f"{path.name} ({error.strerror or error})")
             else:
                 self._dim = shard.embeddings.shape[1]
-                self._shards.append(shard)
-        if unusable:
-            warnings.warn(
-                f"{len(unusable)} file(s) of the embedding cache in {self._folder} cannot be used, and their images "
-                f"are embedded again: {', '.join(unusable[:3])}{' ...' if len(unusable) > 3 else ''}",
-                stacklevel=2,
-            )
+                found.append(shard)
+        return any_vanished
+
+    def _add(self, shards: list[Shard]) -> None:
+        """Open more shards."""
+        self._index = self._index.with_shards(shards, len(self._shards))
+        self._shards += [shard.without_index() for shard in shards]
+
+    def _keep(self, kept: list[bool]) -> None:
+        """Close the shards that a list of booleans does not select."""
+        if not all(kept):
+            self._index = self._index.only(np.array(kept, dtype=bool))
+            self._shards = [shard for shard, keep in zip(self._shards, kept, strict=True) if keep]
 
     def missing(self, keys: Tensor) -> Tensor:
         """Return which keys (N, 2) have no embedding here: (N,) bool."""
-        missing = np.ones(len(keys), dtype=bool)
-        for rows, _, _ in self._find(_as_array(keys)):
-            missing[rows] = False
+        array = _as_array(keys)
+        order = np.argsort(array[:, 0])  # sorted keys are found faster
+        entries = self._index.find(array[order])
+        self._note_use(np.unique(self._index.shard[entries[entries >= 0]]))
+        rows = order[entries < 0]
+        for pending in (self._pending_half, self._pending_full):
+            rows = rows[pending.find(array[rows]) < 0]
+        missing = np.zeros(len(keys), dtype=bool)
+        missing[rows] = True
         return torch.from_numpy(missing)
 
     def put(self, keys: Tensor, embeddings: Tensor) -> None:
         """Add embeddings (N, D) under keys (N, 2). A key that is already here keeps its embedding.
 
+        An embedding that is not finite is left out, so its key stays missing.
+
         Raises:
-            DataError: Shapes that do not match, or values that are not finite.
+            DataError: Shapes that do not match.
         """
         array = _as_array(keys)
         values = embeddings.detach().to("cpu", torch.float32)
@@ -250,11 +305,10 @@ class EmbeddingStore:
             raise DataError(
                 f"The encoder must return {expected} for {len(array)} images; it returned {tuple(values.shape)}."
             )
-        if values.numel() and not all(bound.isfinite() for bound in values.aminmax()):
-            raise DataError("The encoder returned embeddings that are not finite.")
+        finite = finite_rows(values).numpy()
         self._dim = values.shape[1]
 
-        new = np.flatnonzero(self.missing(keys))
+        new = np.flatnonzero(self.missing(keys).numpy() & finite)
         new = new[_first_of_each(array[new])]
         for start in range(0, len(new), _AT_ONCE):
             rows = new[start : start + _AT_ONCE]
@@ -298,7 +352,8 @@ class EmbeddingStore:
         shards = [pending.shard(first) for pending in (self._pending_half, self._pending_full) if len(pending)]
         self._pending_half = Pending()
         self._pending_full = Pending()
-        self._shards += [self._written(shard) for shard in shards]
+        self._add([self._written(shard) for shard in shards])
+        self._join_small_shards()
         if self._cache is not None and shards:
             self._cache.evict()
 
@@ -309,9 +364,7 @@ class EmbeddingStore:
         store lives, which adds up where images change in each pass.
         """
         used = self._used_now | self._used_before
-        self._shards = [
-            shard for shard in self._shards if shard.file is None or shard.file in used or _exists(shard.file)
-        ]
+        self._keep([shard.file is None or shard.file in used or _exists(shard.file) for shard in self._shards])
         self._used_before = self._used_now
         self._used_now = set()
 
@@ -340,23 +393,96 @@ class EmbeddingStore:
 
         A row is yielded at most once; missing keys are not yielded.
         """
-        if any(shard.truncated for shard in self._shards):
-            warnings.warn(
-                f"Files of the embedding cache in {self._folder} became shorter while they were in use. Their images "
-                "are embedded again at the next validation.",
-                stacklevel=4,
-            )
-            self._shards = [shard for shard in self._shards if not shard.truncated]
-        rows = np.argsort(keys[:, 0])  # sorted keys are found faster
-        sources: list[Shard | Pending] = [*self._shards, self._pending_half, self._pending_full]
-        for source in sources:
-            places = source.find(keys[rows])
+        order = np.argsort(keys[:, 0])  # sorted keys are found faster
+        entries = self._find_readable(keys[order])
+        rows, entries, rest = order[entries >= 0], entries[entries >= 0], order[entries < 0]
+        by_shard = np.argsort(self._index.shard[entries], kind="stable")
+        rows, entries = rows[by_shard], entries[by_shard]
+        numbers, starts = np.unique(self._index.shard[entries], return_index=True)
+        self._note_use(numbers)
+        for number, (start, stop) in zip(numbers.tolist(), pairwise([*starts, len(rows)]), strict=True):
+            yield rows[start:stop], self._shards[number], self._index.place[entries[start:stop]].astype(np.int64)
+        for pending in (self._pending_half, self._pending_full):
+            places = pending.find(keys[rest])
             found = places >= 0
             if found.any():
-                if isinstance(source, Shard) and source.file is not None:
-                    self._used_now.add(source.file)
-                yield rows[found], source, places[found]
-                rows = rows[~found]
+                yield rest[found], pending, places[found]
+                rest = rest[~found]
+
+    def _find_readable(self, keys: Array) -> Array:
+        """Return the index entry of each key (M, 2), -1 if absent, after closing shards that can no longer be read."""
+        entries = self._index.find(keys)
+        numbers = np.unique(self._index.shard[entries[entries >= 0]])
+        truncated = {number for number in numbers.tolist() if self._shards[number].truncated}
+        if not truncated:
+            return entries
+        warnings.warn(
+            f"Files of the embedding cache in {self._folder} became shorter while they were in use. Their images "
+            "are embedded again at the next validation.",
+            stacklevel=5,
+        )
+        self._keep([number not in truncated for number in range(len(self._shards))])
+        return self._index.find(keys)
+
+    def _note_use(self, numbers: Array) -> None:
+        """Remember that shards were used in this pass over the data."""
+        files = (self._shards[number].file for number in numbers.tolist())
+        self._used_now.update(file for file in files if file is not None)
+
+    def _join_small_shards(self) -> None:
+        """Join the small shards on disk, if there are many, to larger ones; another process that does so is left to it.
+
+        A failure leaves the small shards as they are.
+        """
+        if self._folder is None or self._cache is None:
+            return
+        for dtype in (np.float16, np.float32):
+            numbers = [
+                number
+                for number, shard in enumerate(self._shards)
+                if shard.file is not None and shard.embeddings.dtype == dtype and shard.embeddings.nbytes < SMALL_SHARD
+            ]
+            if len(numbers) >= MAX_SMALL_SHARDS:
+                with contextlib.suppress(OSError, DamagedShardError), _locked(self._folder / _LOCK):
+                    self._join(self._joinable(numbers), self._folder)
+
+    def _joinable(self, numbers: list[int]) -> list[int]:
+        """Return those of some shards that are still there and fit together into one."""
+        assert self._cache is not None
+        room = min(JOINED_SHARD, self._cache.max_bytes // 4)
+        chosen = []
+        for number in sorted(numbers, key=lambda number: self._shards[number].embeddings.nbytes):
+            shard = self._shards[number]
+            room -= shard.embeddings.nbytes
+            if room < 0:
+                break
+            if shard.file is not None and _exists(shard.file) and not shard.truncated:
+                chosen.append(number)
+        return sorted(chosen)
+
+    def _join(self, numbers: list[int], folder: Path) -> None:
+        """Write shards as one, then remove their files."""
+        if len(numbers) < 2:
+            return
+        entries = self._index.entries_of(numbers)
+        old = [self._shards[number] for number in numbers]
+        joined: list[Shard] = []
+        if len(entries):  # else other shards hold all their keys
+            parts = [
+                self._shards[number].embeddings[self._index.place[entries[self._index.shard[entries] == number]]]
+                for number in numbers
+            ]
+            whole = Shard.of(np.ascontiguousarray(self._index.keys[:, entries].T), np.concatenate(parts))
+            path = write_shard(whole, folder, self.fingerprint)
+            self._known_files.add(path.name)
+            joined.append(read_shard(path, self.fingerprint))
+            self._used_now.add(path)
+        self._keep([number not in numbers for number in range(len(self._shards))])
+        self._add(joined)
+        kept = {shard.file for shard in joined}
+        for shard in old:
+            if shard.file is not None and shard.file not in kept:
+                _remove(shard.file)
 
 
 def default_cache_folder() -> Path:
@@ -387,6 +513,16 @@ def _as_array(keys: Tensor) -> Array:
     if array.dtype != np.int64 or array.ndim != 2 or array.shape[1] != 2:
         raise DataError(f"keys must be (N, 2) int64 from content_keys; got {array.shape} {array.dtype}.")
     return array
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Hold a lock file for the block; raise OSError if another process holds it, or the folder cannot be written."""
+    os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
+    try:
+        yield
+    finally:
+        _remove(path)
 
 
 def _remove(path: Path) -> bool:

@@ -146,8 +146,8 @@ class GalleryBuilder:
         return PictureInputs(
             images=ExampleReader(dataset_of(snapshot.loader), snapshot.loader.collate_fn, self.reader).images,
             robust=robust,
-            features=None if features is None else EmbeddingTable(members, features),
-            embeddings=None if of_directions is None else EmbeddingTable(wanted, of_directions),
+            features=EmbeddingTable.of(members, features),
+            embeddings=EmbeddingTable.of(wanted, of_directions),
             captions=self.captions(snapshot.grades.class_names, has_names=grader.has_names),
             browsed=browsed,
             store=None if self.trees is None else self.trees.store,
@@ -172,12 +172,14 @@ class GalleryBuilder:
             return result
 
         share = Partition.of(grades, rows, ranks)
+        values = RowValues.of(embeddings, grades, share.rows, "embeddings")
+        share, values, _ = share.without_missing(values, grades.ids)
         extended = None if deadline is None else Deadline.after(max(deadline.left, MIN_NULL_SECONDS))
         entries, n_skipped = add_null_cv_scores(
             report.classes,
             result.directions,
-            members_of(grades, sampled=rows),
-            RowValues.of(embeddings, grades, share.rows, "embeddings"),
+            members_of(grades, sampled=share.sampled),
+            values,
             classes,
             share,
             permutations=self.null_permutations,

@@ -148,7 +148,10 @@ def _with_caption(
     embeddings, directions = inputs.embeddings, result.directions
     if embeddings is None or directions is None or inputs.captions is None:
         return report
-    candidates = inputs.captions(grades.class_names.index(tree.group.class_name))
+    try:
+        candidates = inputs.captions(grades.class_names.index(tree.group.class_name))
+    except Exception:  # the notes of the report say why a class has no captions
+        return report
     members = tree.members[embeddings.contains(tree.members)]
     if candidates is None or not len(members):
         return report

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lightning_failures.analysis.result import AnalysisResult
 from lightning_failures.captions.candidates import ClassCaptions
+from lightning_failures.core.arrays import finite_rows
 from lightning_failures.core.budget import Deadline
 from lightning_failures.core.text import clean
 from lightning_failures.data.grades import Grades
@@ -34,6 +35,14 @@ class EmbeddingTable:
 
     ids: Tensor
     values: Tensor
+
+    @classmethod
+    def of(cls, ids: Tensor, values: Tensor | None) -> EmbeddingTable | None:
+        """Return the table of those ids (U,) whose values (U, D) are finite; None without values."""
+        if values is None:
+            return None
+        known = finite_rows(values)
+        return cls(ids, values) if known.all() else cls(ids[known], values[known])
 
     def select(self, ids: Tensor) -> Tensor:
         """Return the embeddings (n, D) of ids (n,) that are all in the table."""

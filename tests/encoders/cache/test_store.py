@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 
 from lightning_failures.encoders.cache.store import (
+    MAX_SMALL_SHARDS,
     EmbeddingCache,
     EmbeddingStore,
     content_keys,
@@ -178,8 +179,6 @@ def test_store__lacking_and_wrong(tmp_path):
         store.put(keys, torch.zeros(6, 5))
     with pytest.raises(DataError, match=r"returned \(5, 4\)"):
         store.put(keys, torch.zeros(5, 4))
-    with pytest.raises(DataError, match="not finite"):
-        store.put(keys, torch.full((6, 4), float("nan")))
     with pytest.raises(DataError, match="keys must be"):
         store.missing(keys.float())
     assert store.get(keys[:0]).shape == (0, 4)
@@ -654,3 +653,185 @@ def test_beside__in_memory():
     beside = store.derived_store("maps")
     beside.put(keys, torch.ones(len(keys), 3))
     assert not beside.missing(keys).any()
+
+
+def test_put__an_embedding_that_is_not_finite_stays_missing(tmp_path):
+    store, keys = EmbeddingCache(tmp_path).store("f"), content_keys(batch(4))
+    store.put(keys, torch.tensor([[1.0, 2.0], [float("nan"), 0.0], [float("inf"), 1.0], [3.0, 4.0]]))
+    assert store.missing(keys).tolist() == [False, True, True, False]
+    store.flush()
+    again = EmbeddingCache(tmp_path).store("f")
+    assert again.missing(keys).tolist() == [False, True, True, False]
+    again.put(keys, torch.ones(4, 2))
+    assert again.get(keys).tolist() == [[1.0, 2.0], [1.0, 1.0], [1.0, 1.0], [3.0, 4.0]]
+
+
+def test_embed__an_image_that_is_not_finite_is_not_shown_to_the_encoder():
+    encoder, images = CountingEncoder(), batch(3)
+    images[1, 0, 0, 0] = float("nan")
+    store = EmbeddingStore(encoder.fingerprint)
+    keys = embed(encoder, store, images)
+    assert encoder.encoded == 2
+    assert store.missing(keys).tolist() == [False, True, False]
+
+
+# ------------------------------------------------------------------------------------------------------- joining shards
+
+
+def filled_by_parts(folder, parts, *, size=4, large=False):
+    """Flush after every part, and return the store, all keys and all embeddings."""
+    store, images = EmbeddingCache(folder).store("f"), batch(parts * size)
+    keys, values = content_keys(images), images.flatten(1)[:, :6]
+    values[::5] *= 1e6 if large else 1.0  # these need float32
+    for some, rows in zip(keys.split(size), values.split(size), strict=True):
+        store.put(some, rows)
+        store.flush()
+    return store, keys, store.get(keys)
+
+
+@pytest.mark.parametrize("large", [False, True])
+def test_join__many_small_shards_become_few(tmp_path, large):
+    store, keys, values = filled_by_parts(tmp_path, 40, large=large)
+    assert len(shards(tmp_path)) < MAX_SMALL_SHARDS * (2 if large else 1)
+    order = torch.randperm(160, generator=torch.Generator().manual_seed(0))
+    for each in (store, EmbeddingCache(tmp_path).store("f")):
+        assert not each.missing(keys).any()
+        assert each.missing(keys + 1).all()
+        assert torch.equal(each.get(keys[order]), values[order])
+    assert not list(tmp_path.rglob("*.tmp"))
+
+
+def test_join__at_the_first_flush_of_a_cache_of_before(tmp_path):
+    folders = [tmp_path / str(part) for part in range(4)]
+    images = batch(4 * 40)
+    keys, values = content_keys(images), images.flatten(1)[:, :6]
+    for folder, some, rows in zip(folders, keys.split(40), values.split(40), strict=True):
+        store = EmbeddingCache(folder).store("f")
+        for few, few_rows in zip(some.split(4), rows.split(4), strict=True):
+            store.put(few, few_rows)
+            store.flush()
+    for path in [path for folder in folders[1:] for path in shards(folder)]:
+        path.rename(folders[0] / "v2" / "f" / path.name)
+    assert len(shards(folders[0])) == 40
+    store = EmbeddingCache(folders[0]).store("f")
+    assert len(shards(folders[0])) == 40  # opening writes nothing
+    store.flush()
+    assert len(shards(folders[0])) == 1
+    for each in (store, EmbeddingCache(folders[0]).store("f")):
+        assert torch.equal(each.get(keys), values.half().float())
+
+
+def test_join__killed_between_writing_and_removing(tmp_path):
+    _, keys, values = filled_by_parts(tmp_path, MAX_SMALL_SHARDS - 1)
+    small = {path: path.read_bytes() for path in shards(tmp_path)}
+    store = EmbeddingCache(tmp_path).store("f")
+    more = content_keys(batch(4, seed=9))
+    store.put(more, torch.ones(4, 6))
+    store.flush()
+    assert len(shards(tmp_path)) == 1
+    for path, content in small.items():
+        path.write_bytes(content)
+    again = EmbeddingCache(tmp_path).store("f")
+    assert torch.equal(again.get(keys), values)
+    again.flush()
+    assert len(shards(tmp_path)) == 1
+    for each in (again, EmbeddingCache(tmp_path).store("f")):
+        assert torch.equal(each.get(torch.cat([keys, more])), torch.cat([values, torch.ones(4, 6)]))
+
+
+def test_join__an_open_store_of_another_process_keeps_its_embeddings(tmp_path):
+    _, keys, values = filled_by_parts(tmp_path, MAX_SMALL_SHARDS - 1)
+    reader, writer = (EmbeddingCache(tmp_path).store("f") for _ in range(2))
+    more = content_keys(batch(4, seed=9))
+    writer.put(more, torch.ones(4, 6))
+    writer.flush()
+    assert len(shards(tmp_path)) == 1
+    assert torch.equal(reader.get(keys), values)
+    assert torch.equal(reader.get(more), torch.ones(4, 6))  # looks again
+    assert torch.equal(reader.get(keys), values)
+
+
+def test_join__one_process_at_a_time(tmp_path):
+    _, keys, values = filled_by_parts(tmp_path, MAX_SMALL_SHARDS - 1)
+    lock = tmp_path / "v2" / "f" / ".joining.tmp"
+    lock.touch()  # another process is at it
+    for seed in (9, 10):
+        store = EmbeddingCache(tmp_path).store("f")
+        store.put(content_keys(batch(4, seed=seed)), torch.ones(4, 6))
+        store.flush()
+        assert len(shards(tmp_path)) == (MAX_SMALL_SHARDS if seed == 9 else 1)
+        assert torch.equal(store.get(keys), values)
+        if seed == 9:
+            os.utime(lock, (1, 1))  # it was killed days ago
+            EmbeddingCache(tmp_path).evict()
+
+
+def test_join__a_full_disk_leaves_the_small_shards(tmp_path):
+    resource = pytest.importorskip("resource")
+    _, keys, values = filled_by_parts(tmp_path, MAX_SMALL_SHARDS - 1)
+    more = content_keys(batch(4, seed=9))
+    store = EmbeddingCache(tmp_path).store("f")
+    store.put(more, torch.ones(4, 6))
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (shards(tmp_path)[0].stat().st_size, hard))  # enough for one of them
+    try:
+        store.flush()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert len(shards(tmp_path)) == MAX_SMALL_SHARDS
+    assert not list(tmp_path.rglob("*.tmp"))
+    for each in (store, EmbeddingCache(tmp_path).store("f")):
+        assert torch.equal(each.get(keys), values)
+
+
+def test_join__keeps_the_size_limit_and_large_shards(tmp_path, monkeypatch):
+    monkeypatch.setattr("lightning_failures.encoders.cache.store.SMALL_SHARD", 4 * 6 * 2 + 1)
+    _, keys, values = filled_by_parts(tmp_path, MAX_SMALL_SHARDS)
+    (large,) = shards(tmp_path)
+    store, _, _ = filled_by_parts(tmp_path, 2 * MAX_SMALL_SHARDS)  # the second half is new
+    assert large in shards(tmp_path)  # it is not small, and stays
+    assert torch.equal(store.get(keys), values)
+    assert len(shards(tmp_path)) == 2
+
+
+def test_missing__does_not_look_at_the_files_of_the_shards(tmp_path, monkeypatch):
+    """Keys are sought in one index, whose cost does not grow with the number of shards."""
+    monkeypatch.setattr("lightning_failures.encoders.cache.store.MAX_SMALL_SHARDS", 10**6)
+    store, keys, _ = filled_by_parts(tmp_path, 40)
+    for path in shards(tmp_path):
+        path.unlink()
+    assert not store.missing(keys).any()
+
+
+def join_in_a_process(folder, start):
+    torch.set_num_threads(1)
+    start.wait(timeout=60)
+    for part in range(40):
+        store = EmbeddingCache(folder).store("f")
+        images = batch(4, seed=500 + part)
+        store.put(content_keys(images), images.flatten(1)[:, :6])
+        store.flush()
+
+
+@pytest.mark.slow
+def test_join__readers_meanwhile_miss_nothing(tmp_path):
+    _, keys, values = filled_by_parts(tmp_path, MAX_SMALL_SHARDS - 1)
+    context = multiprocessing.get_context("spawn")
+    start = context.Barrier(3)
+    processes = [context.Process(target=join_in_a_process, args=(tmp_path, start)) for _ in range(2)]
+    for process in processes:
+        process.start()
+    start.wait(timeout=60)
+    reads = 0
+    while any(process.is_alive() for process in processes):
+        assert torch.equal(EmbeddingCache(tmp_path).store("f").get(keys), values)
+        reads += 1
+    for process in processes:
+        process.join(timeout=120)
+    assert [process.exitcode for process in processes] == [0, 0]
+    assert reads > 3
+    store = EmbeddingCache(tmp_path).store("f")
+    for part in range(40):
+        images = batch(4, seed=500 + part)
+        assert torch.equal(store.get(content_keys(images)), images.flatten(1)[:, :6].half().float())
+    assert len(shards(tmp_path)) < 3 * MAX_SMALL_SHARDS

@@ -1,0 +1,535 @@
+"""One example, one class or one encoder that fails costs itself, never the rest of an analysis."""
+
+import math
+import re
+import warnings
+
+import lightning as L
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, Dataset
+from torchvision.transforms import v2 as T
+
+from lightning_failures import FailureModes, Grades, analyse
+from lightning_failures.captions import CaptionVocabulary
+from lightning_failures.errors import ConfigurationError
+from lightning_failures.interventions import Upweight
+from tests.helpers.toy import Classifier, ColourEncoder, Images, OracleClassifier, callback, trainer
+
+BAD = 37
+"""The id of the example that is broken."""
+
+
+class Edited(Images):
+    """Images of which some are replaced before the normalisation, and some labels."""
+
+    def __init__(self, size=160, *, images=None, labels=None, names=None, **options):
+        super().__init__(size, **options)
+        for index, edit in (images or {}).items():
+            edit(self.images[index])
+        self.labels = self.labels.clone()
+        for index, label in (labels or {}).items():
+            self.labels[index] = label
+        self.classes = names or self.classes
+
+
+def data(**options):
+    return DataLoader(Edited(**options), batch_size=16)
+
+
+def spoil(image):
+    image[2, 5, 5] = math.nan
+
+
+def far(image):
+    image.mul_(200)
+
+
+def mark(image):
+    image[2, 5, 5] = 0.987
+
+
+class Texts(ColourEncoder):
+    """An encoder with texts; those that hold a word fail."""
+
+    def __init__(self, failing="\0", how="raise"):
+        super().__init__("texts")
+        self.failing, self.how = failing, how
+
+    def encode_texts(self, texts):
+        rows = torch.randn(len(texts), self.dim, generator=torch.Generator().manual_seed(len(texts)))
+        for row, text in zip(rows, texts, strict=True):
+            if self.failing in text:
+                if self.how == "raise":
+                    raise RuntimeError("no such token")
+                row[3] = math.nan
+        return F.normalize(rows, dim=1)
+
+
+class Marked(ColourEncoder):
+    """An encoder that fails for marked images, by an exception or by NaN; or for all."""
+
+    def __init__(self, how="nan", *, every=False, name="marked"):
+        super().__init__(f"{name}-{how}-{every}")
+        self.how, self.every, self.calls = how, every, 0
+
+    def encode_images(self, images):
+        self.calls += 1
+        rows = super().encode_images(images)
+        failing = ((images[:, 2, 5, 5] - 0.987).abs() < 1e-4) | self.every
+        if self.how == "raise" and failing.any():
+            raise RuntimeError("broken image")
+        rows[failing] = math.nan if self.how == "nan" else math.inf
+        return rows
+
+
+class Sturdy(OracleClassifier):
+    """A model whose logits are finite even where a pixel is not."""
+
+    def forward(self, x):
+        return super().forward(x.nan_to_num())
+
+
+def caught(work, *args, **options):
+    """Call, and return the texts of the warnings of the callback."""
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        work(*args, **options)
+    return [str(warning.message) for warning in found if "FailureModes" in str(warning.message)]
+
+
+def validated(tmp_path, loader, model=OracleClassifier, **options):
+    """Return the report of a validation, with errors raised, and the warnings."""
+    failures = callback(**options)
+    texts = caught(trainer(tmp_path, failures).validate, model(), loader, verbose=False)
+    return failures.last_report, texts
+
+
+def names(texts, example=BAD):
+    return any(re.search(rf"\b{example}\b", text) for text in texts)
+
+
+# -- examples ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("edit", "encoder", "reason"),
+    [
+        (spoil, ColourEncoder, "NaN"),
+        (far, ColourEncoder, r"far outside \[0, 1\]"),
+        (mark, lambda: Marked("nan"), "no finite embedding"),
+        (mark, lambda: Marked("inf"), "no finite embedding"),
+        (mark, lambda: Marked("raise"), "broken image"),
+    ],
+)
+def test_example__that_cannot_be_embedded_is_left_out_counted_and_named(tmp_path, edit, encoder, reason):
+    whole, _ = validated(tmp_path, data(), robust_encoder=ColourEncoder("trees"))
+    report, texts = validated(
+        tmp_path, data(images={BAD: edit}), Sturdy, encoder=encoder(), robust_encoder=ColourEncoder("trees")
+    )
+    assert report.examples == 160
+    assert report.coverage == 1.0
+    assert torch.equal(report.table.values.isnan(), torch.arange(160) == BAD)  # all others have a direction
+    assert any(names([note]) and re.search(reason, note) for note in report.notes)
+    assert "leave out 1 of 160 examples" in " ".join(report.notes)
+    assert names(texts)
+    for entry, same in zip(report.classes, whole.classes, strict=True):
+        assert entry.looked_at == 40 - (entry.name == f"class {BAD % 4}")
+        assert not {BAD} & {*entry.hardest_ids, *entry.easiest_ids, *entry.least_confident_ids}
+        assert (entry.cv_score is None) == (same.cv_score is None)
+    trees = "trees leave out" in " ".join(report.notes)
+    assert trees == (edit is not mark)  # the other encoder keeps the example
+    assert len(report.trees) == len(whole.trees) > 0
+
+
+def test_example__without_logits_is_left_out_of_the_grades(tmp_path):
+    """A NaN pixel makes NaN logits in most models."""
+
+    class Real(OracleClassifier):
+        def forward(self, x):
+            return super().forward(x) + x.sum((1, 2, 3))[:, None] * 0
+
+    report, texts = validated(tmp_path, data(images={BAD: spoil}), Real)
+    assert report.examples == 159
+    assert report.coverage == 159 / 160
+    assert names(texts)
+    assert any("NaN logits" in note and names([note]) for note in report.notes)
+    again, _ = validated(tmp_path, data(images={BAD: spoil, 3: spoil}), Real)
+    assert again.examples == 158
+
+
+def test_examples__of_a_diverged_model_are_an_error(tmp_path):
+    class Diverged(OracleClassifier):
+        def forward(self, x):
+            return super().forward(x) * math.nan
+
+    failures = callback(on_error="warn")
+    texts = caught(trainer(tmp_path, failures).validate, Diverged(), data(), verbose=False)
+    assert "the model diverged" in " ".join(texts)
+    assert failures.last_report is None
+    few = callback(on_error="warn")  # fewer than are judged at once
+    texts = caught(trainer(tmp_path, few).validate, Diverged(), data(size=4), verbose=False)
+    assert "the model diverged" in " ".join(texts)
+
+
+@pytest.mark.parametrize("label", [-100, 4, -1, 255])
+def test_example__whose_label_is_no_class_is_left_out(tmp_path, label):
+    class Careless(OracleClassifier):
+        def validation_step(self, batch, batch_idx):
+            self(batch[0])
+
+    report, _ = validated(tmp_path, data(labels={BAD: label}), Careless)
+    whole, _ = validated(tmp_path, data(), Careless)
+    assert report.examples == 159
+    assert abs(report.accuracy - whole.accuracy) < 0.01
+    if label != -100:  # what PyTorch ignores needs no note
+        assert any("label outside 0 ... 3" in note and names([note]) for note in report.notes)
+
+
+def test_fit__goes_by_the_grades_of_every_epoch(tmp_path):
+    """Early stopping and checkpoints monitor an accuracy that no encoder is needed for."""
+
+    class Learns(OracleClassifier):
+        def _guess(self, pixels):
+            labels = (pixels[:, 0, 0, 0] * 10).round().long()
+            wrong = pixels[:, 1, 3, 3] * 1000 % 1 < 0.6 - 0.15 * self.current_epoch
+            return 4.0 * F.one_hot((labels + wrong.long()) % 4, 4).float()
+
+    best = ModelCheckpoint(tmp_path, monitor="failures/accuracy", mode="max")
+    stop = EarlyStopping("failures/accuracy", mode="max", patience=1)
+    failures = callback(encoder=Marked("nan"), on_error="warn")
+    run = trainer(tmp_path, failures, best, stop, max_epochs=4, enable_checkpointing=True)
+    texts = caught(run.fit, Learns(), data(), data(images={BAD: mark}))
+    assert run.current_epoch == 4
+    assert "epoch=3" in best.best_model_path
+    assert len(texts) == 1  # once, not in every epoch
+    assert names(texts)
+
+
+def test_fit__an_image_far_outside_among_images_of_the_cache(tmp_path):
+    """From the second epoch on only the broken images are not in the cache: the others speak for the normalisation."""
+    failures = callback(on_error="warn")
+    broken = dict.fromkeys(range(0, 160, 16), far)  # ten of them
+    run = trainer(tmp_path, failures, max_epochs=2, num_sanity_val_steps=0)
+    texts = caught(run.fit, OracleClassifier(), data(), data(images=broken))
+    assert failures.last_report.directions is not None
+    assert "leave out 10 of 160" in " ".join(failures.last_report.notes)
+    assert not any("instead of 0 to 1" in text for text in texts)
+
+
+@pytest.mark.parametrize("batch_size", [1, 16])
+def test_batches_of_one__a_single_bad_image_is_no_wrong_normalisation(tmp_path, batch_size):
+    loader = DataLoader(Edited(images={0: far}), batch_size=batch_size)
+    report, texts = validated(tmp_path, loader)
+    assert "leave out 1 of 160" in " ".join(report.notes)
+    assert names(texts, 0)
+
+
+# -- encoders ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("how", ["raise", "nan"])
+@pytest.mark.parametrize("option", ["encoder", "robust_encoder"])
+def test_encoder__that_fails_leaves_the_other_and_the_grades(tmp_path, option, how):
+    broken = Marked(how, every=True)
+    failures = callback(**{"robust_encoder": ColourEncoder("trees"), "on_error": "warn"} | {option: broken})
+    texts = caught(trainer(tmp_path, failures).validate, OracleClassifier(), data(), verbose=False)
+    report = failures.last_report
+    assert report.examples == 160
+    assert (report.directions is None) == (option == "encoder")
+    assert bool(report.trees) == (option == "encoder")
+    assert broken.name in " ".join(report.notes)
+    assert texts
+    if how == "raise":
+        assert broken.calls < 80  # it is given up
+        with pytest.raises(RuntimeError, match="broken image"):
+            validated(tmp_path, data(), encoder=Marked("raise", every=True, name="again"))
+
+
+def test_encoders__all_of_them_fail_and_grades_are_written(tmp_path):
+    failures = callback(encoder=Marked("raise", every=True), robust_encoder=Marked("nan", every=True), on_error="warn")
+    run = trainer(tmp_path, failures, max_epochs=2)
+    caught(run.fit, OracleClassifier(), data(), data())
+    report = failures.last_report
+    assert report.epoch == 1
+    assert report.directions is None
+    assert not report.trees
+    assert run.callback_metrics["failures/accuracy"] == pytest.approx(report.accuracy)
+    assert list(tmp_path.rglob("report.json"))
+
+
+def test_method__that_fails_in_its_fit_leaves_the_others(tmp_path, monkeypatch):
+    def broken(*args, **options):
+        raise ArithmeticError("planted")
+
+    for module, kept in (("fits.fit_failure_directions", "trees"), ("fits.grow_trees", "directions")):
+        with monkeypatch.context() as patch:
+            patch.setattr(f"lightning_failures.analysis.{module}", broken)
+            failures = callback(robust_encoder=ColourEncoder("trees"), on_error="warn")
+            texts = caught(trainer(tmp_path, failures).validate, OracleClassifier(), data(), verbose=False)
+            assert "planted" in " ".join(texts)
+            assert failures.last_report.examples == 160
+            assert bool(failures.last_report.directions) == (kept == "directions")
+            assert bool(failures.last_report.trees) == (kept == "trees")
+            assert "planted" in " ".join(failures.last_report.notes)
+            with pytest.raises(ArithmeticError):
+                validated(tmp_path, data(), robust_encoder=ColourEncoder("trees"))
+
+
+def test_reference__training_images_that_cannot_be_embedded_are_left_out(tmp_path):
+    failures = callback(reference="train", encoder=Marked("nan"))
+    run = trainer(tmp_path, failures, max_epochs=2)
+    caught(run.fit, OracleClassifier(), data(images={BAD: mark, 5: far}), data())
+    assert failures.last_report.directions is not None
+    assert failures.last_report.epoch == 1
+
+
+# -- the normalisation ---------------------------------------------------------------------------------------------
+
+
+def test_wrong_normalisation__is_an_error_in_the_sanity_check_and_costs_no_grades_in_training(tmp_path):
+    options = {"normalization": ((0.0,), (1.0,)), "on_error": "warn"}
+    with pytest.raises(ConfigurationError, match=r"instead of 0 to 1.* Give the normalization="):
+        trainer(tmp_path, callback(**options)).fit(OracleClassifier(), data(), data())
+    failures = callback(**options)
+    run = trainer(tmp_path, failures, num_sanity_val_steps=0)
+    texts = caught(run.fit, OracleClassifier(), data(), data())
+    assert "instead of 0 to 1" in " ".join(texts)
+    assert failures.last_report.examples == 160
+    assert failures.last_report.directions is None
+    assert "instead of 0 to 1" in " ".join(failures.last_report.notes)
+
+
+def test_ringing__of_a_bicubic_resize_is_clipped(tmp_path):
+    resized = Edited()
+    resized.transform = T.Compose([T.Resize(24, T.InterpolationMode.BICUBIC), resized.transform])
+    values = torch.stack([resized[i][0] for i in range(160)]) * 0.25 + 0.5
+    assert values.min() < -0.05
+
+    class Larger(Classifier):
+        def forward(self, x):
+            return self.net(F.adaptive_avg_pool2d(x, 8))
+
+    report, texts = validated(tmp_path, DataLoader(resized, batch_size=16), Larger)
+    assert report.directions is not None
+    assert not any("leave out" in note for note in report.notes)
+    assert texts == []
+
+
+class Normalize:
+    """A transform of one's own that leaves images in [0, 1], whatever its attributes say."""
+
+    mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+    def __call__(self, image):
+        return (image * 0.9).clamp(0, 1)
+
+
+def test_unknown_normalize__is_not_believed_and_told(tmp_path):
+    images = Edited()
+    images.transform = Normalize()
+    report, _ = validated(tmp_path, DataLoader(images, batch_size=16), Classifier)
+    assert report.directions is not None
+    assert any("Normalize computes is not known" in note and "normalization=" in note for note in report.notes)
+
+
+# -- classes and captions ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["_", "", "  ", "__"])
+def test_class__whose_name_is_no_word_has_no_captions(tmp_path, name):
+    classes = ["class 0", "class 1", name, "class 3"]
+    report, _ = validated(tmp_path, data(names=classes), encoder=Texts())
+    captioned = {entry.name: bool(entry.hardest_captions) for entry in report.classes}
+    assert captioned == {"class 0": True, "class 1": True, name: False, "class 3": True}
+    assert any(f"No captions for class {name.strip()!r}" in note for note in report.notes)
+
+
+@pytest.mark.parametrize("how", ["raise", "nan"])
+def test_text_encoder__that_fails_for_one_class_or_for_all(tmp_path, how):
+    for failing, captioned in (("class 2", 3), ("class", 0)):
+        options = {"cache_folder": tmp_path / failing, "encoder": Texts(failing, how)}
+        report, _ = validated(tmp_path, data(), on_error="warn", **options)
+        with pytest.raises(RuntimeError, match=r"no such token|no finite embedding"):
+            validated(tmp_path, data(), **options)
+        assert sum(bool(entry.hardest_captions) for entry in report.classes) == captioned
+        assert all(entry.cv_score is not None for entry in report.classes)
+        assert any(note.startswith("No captions for class") and "class 2" in note for note in report.notes)
+
+
+def test_class_names__pictures_of_a_class_without_a_word(tmp_path):
+    failures = callback(pictures=True, encoder=Texts(), robust_encoder=ColourEncoder("trees"))
+    names = ["_", "", "class 2", "class 3"]
+    texts = caught(trainer(tmp_path, failures).validate, OracleClassifier(), data(names=names), verbose=False)
+    assert texts == []
+    assert list(tmp_path.rglob("report.html"))
+
+
+def test_pictures__of_a_validation_set_with_broken_examples(tmp_path):
+    failures = callback(pictures=True, encoder=Marked("nan"), robust_encoder=ColourEncoder("trees"))
+    loader = data(images={BAD: mark, 5: spoil, 8: far})
+    texts = caught(trainer(tmp_path, failures).validate, Sturdy(), loader, verbose=False)
+    assert not any("could not draw" in text for text in texts)
+    assert list(tmp_path.rglob("report.html"))
+    assert any(entry.cv_null_mean is not None for entry in failures.last_report.classes)
+
+
+# -- interventions -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "edits", [{"labels": {BAD: -100}}, {"labels": {BAD: 9}}, {"images": {BAD: mark}}, {"images": {BAD: far}}]
+)
+def test_training_example__that_cannot_be_judged_keeps_its_weight(tmp_path, edits):
+    class Careless(OracleClassifier):
+        def training_step(self, batch, batch_idx):
+            return self(batch[0]).sum()
+
+    encoder = Marked("nan")
+    failures = callback(encoder=encoder, interventions=[Upweight(factor=2.0, triage=False)], on_error="raise")
+    run = trainer(tmp_path, failures, max_epochs=3, num_sanity_val_steps=0)
+    texts = caught(run.fit, Careless(), data(size=200, seed=3, **edits), data(size=400))
+    (entry,) = failures.last_report.report.interventions
+    assert sum(one["examples"] for one in entry["classes"]) == 199
+    assert sum(one["flagged"] for one in entry["classes"]) > 0
+    notes = [note for note in failures.last_report.notes if "1 of 200 training examples take no part" in note]
+    assert names(notes)
+    assert names(texts)
+    read_once = encoder.embedded
+    assert read_once <= 600 + 3 * 32  # the training set is not embedded again for the one that fails
+
+
+def test_training_labels__most_of_them_no_class(tmp_path):
+    class Careless(OracleClassifier):
+        def training_step(self, batch, batch_idx):
+            return self(batch[0]).sum()
+
+    failures = callback(interventions=[Upweight(factor=2.0)], on_error="warn")
+    run = trainer(tmp_path, failures, max_epochs=2, num_sanity_val_steps=0)
+    texts = caught(run.fit, Careless(), data(labels=dict.fromkeys(range(100), 7)), data(size=400))
+    assert any("range from 0 to 7" in text for text in texts)
+
+
+def test_interventions__of_a_discovery_part_with_a_broken_example(tmp_path):
+    failures = callback(encoder=Marked("nan"), interventions=[Upweight(factor=2.0, triage=False)])
+    broken = dict.fromkeys(range(20, 40), mark)
+    run = trainer(tmp_path, failures, max_epochs=2, num_sanity_val_steps=0)
+    caught(run.fit, OracleClassifier(), data(), data(size=400, images=broken))
+    table = failures.last_report.table
+    assert torch.equal(table.values.isnan().nonzero().flatten(), torch.arange(20, 40))
+
+
+# -- multilabel ----------------------------------------------------------------------------------------------------
+
+
+class Conditions(Dataset):
+    """Images with three conditions each, of which some are unknown."""
+
+    classes = ("edema", "nodule", "mass")
+
+    def __init__(self, unknown=math.nan, share=0.2, size=240):
+        rng = np.random.default_rng(0)
+        images = Images(size)
+        self.images = images.images
+        self.truth = torch.from_numpy(rng.integers(0, 2, (size, 3)).astype("float32"))
+        self.images[:, 0, 0, :3] = self.truth * 0.9
+        dark = images.dark[:, None].numpy() & (rng.random((size, 3)) < 0.7)
+        self.images[:, 1, 0, :3] = torch.from_numpy(dark.astype("float32"))  # where the model errs
+        self.labels = self.truth.clone()
+        self.known = torch.from_numpy(rng.random((size, 3)) >= share)
+        self.known[3] = False  # an example of which nothing is known
+        self.labels[~self.known] = unknown
+        if not math.isnan(unknown):
+            self.labels = self.labels.long()
+
+    def __len__(self):
+        return len(self.labels)
+
+    def __getitem__(self, index):
+        return self.images[index], self.labels[index]
+
+
+class Multilabel(L.LightningModule):
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Linear(1, 1)
+
+    def forward(self, x):
+        says = (x[:, 0, 0, :3] > 0.5) ^ (x[:, 1, 0, :3] > 0.5)
+        return says.float() * 4 - 2 + x[:, 2, 4, :3] * 0.1
+
+    def validation_step(self, batch, batch_idx):
+        self(batch[0])
+
+
+@pytest.mark.parametrize("unknown", [math.nan, -1, -100, 255])
+def test_multilabel__unknown_conditions_are_left_out_and_others_count(tmp_path, unknown):
+    loader = DataLoader(Conditions(unknown), batch_size=16)
+    known = loader.dataset.known
+    report, texts = validated(tmp_path, loader, Multilabel, robust_encoder=ColourEncoder("trees"), pictures=True)
+    assert texts == []
+    assert report.coverage == 1.0  # the example of which nothing is known was seen
+    assert report.examples == int(known.any(1).sum())
+    sizes = {entry.name: entry.examples for entry in report.classes}
+    for k, name in enumerate(Conditions.classes):
+        truth = loader.dataset.truth[known[:, k], k]
+        assert sizes[name] == int(truth.sum())
+        assert sizes[f"no {name}"] == int((1 - truth).sum())
+    assert len(report.table) == int(known.sum())
+    assert any(entry.cv_score is not None for entry in report.classes)
+    assert report.trees
+
+
+def test_multilabel__accuracy_is_that_of_the_known_conditions(tmp_path):
+    data = Conditions(share=0.5)
+    report, _ = validated(tmp_path, DataLoader(data, batch_size=16), Multilabel, encoder=None)
+    table = report.table
+    condition = table.labels // 2
+    assert data.known[table.ids, condition].all()
+    assert torch.equal(data.truth[table.ids, condition].long(), table.labels % 2)
+    positive = torch.sigmoid(Multilabel()(data.images))[table.ids, condition]
+    torch.testing.assert_close(table.confidence, torch.where(table.labels % 2 == 1, positive, 1 - positive))
+    assert report.accuracy == pytest.approx(float((~table.failed).float().mean()))
+
+
+# -- without a Trainer ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["tensor", "array", "float16"])
+def test_analyse__rows_that_are_not_finite_leave_the_fit_alone(kind):
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(300, 8, generator=generator)
+    failed = x[:, 0] + 0.5 * torch.randn(300, generator=generator) < -0.5
+    grades = Grades(torch.arange(300), torch.zeros(300).long(), failed.long(), torch.ones(300), ("cat", "dog"))
+    broken = x.clone()
+    broken[[7, 12]] = torch.tensor([[math.nan], [math.inf]])
+    values = {"tensor": broken, "array": broken.numpy(), "float16": broken.numpy().astype(np.float16)}[kind]
+    result = analyse(grades, values, features=x, reference=values)
+    assert result.accuracy == pytest.approx(float((~failed).float().mean()))
+    assert result.directions.out_of_fold.isnan().nonzero().flatten().tolist() == [7, 12]
+    assert result["classes"][0]["pattern"]
+    assert result["classes"][0]["looked_at"] == 298
+    assert [note for note in result.notes if "ids 7, 12" in note and "directions" in note]
+    assert not any("trees" in note for note in result.notes)
+    kept = np.ones(300, dtype=bool)
+    kept[[7, 12]] = False
+    same = analyse(grades, values[kept], sampled=kept)
+    np.testing.assert_allclose(same.directions.weight, result.directions.weight, atol=1e-5)
+
+
+def test_vocabulary__nouns_of_its_own_give_a_nameless_class_captions(tmp_path):
+    vocabulary = CaptionVocabulary(adjectives=("dark", "bright"), classes={"_": {"nouns": ("letter",)}})
+    report, _ = validated(
+        tmp_path, data(names=["_", "class 1", "class 2", "class 3"]), encoder=Texts(), captions=vocabulary
+    )
+    assert report.classes[0].hardest_captions
+
+
+def test_encoder_none__is_untouched(tmp_path):
+    failures = FailureModes(encoder=None, pictures=False)
+    caught(trainer(tmp_path, failures).validate, OracleClassifier(), data(), verbose=False)
+    assert failures.last_report.notes == ()
