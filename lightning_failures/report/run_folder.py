@@ -58,9 +58,9 @@ class Run:
     Attributes:
         folder: ``<log_dir>/failures``.
         report: The last report.
-        history: All reports of the same stage and loader, by step and epoch, including the last one. Earlier reports
-            have their summary, diary and the numbers of each class, but no captions, examples, trees or features. Long
-            histories are thinned out. Single validations belong to the history of their training.
+        history: All reports of the same run, stage and loader, by step and epoch, including the last one. Earlier
+            reports have their summary, diary and the numbers of each class, but no captions, examples, trees or
+            features. Long histories are thinned out. Single validations belong to the history of their training.
         table: All examples of the last report, or None without a file.
         gallery: The pictures, or None. If the stored pictures are of another analysis, the thumbnails only, because
             the examples are the same.
@@ -142,9 +142,12 @@ def open_run(path: str | Path, *, feature_names: str | Path | None = None, galle
 
 
 def report_before(folder: Path, report: FailureReport, step: int) -> FailureReport | None:
-    """Return the report of the analysis before, as in a history; None if there is no readable one."""
-    before = _before(folder, report, step)
-    return _slim_report(before[-1].path) if before else None
+    """Return the report of the analysis before, as in a history; None if there is no readable one of the same run."""
+    for place in reversed(_before(folder, report, step)):
+        found = _slim_report(place.path)
+        if found is None or _same_run(found, report):
+            return found
+    return None
 
 
 @dataclass(frozen=True, order=True)
@@ -185,15 +188,22 @@ def _history(folder: Path, last: FailureReport, notes: list[str]) -> tuple[Failu
     chosen = _chosen(places)
     if len(chosen) < len(places):
         notes.append(f"The history shows {len(chosen) + 1} of {len(places) + 1} analyses.")
-    damaged, found = 0, []
+    damaged, found = 0, list[FailureReport]()
     for place in chosen:
         report = _slim_report(place.path)
         damaged += report is None
         if report is not None and report.dataloader == last.dataloader:
             found.append(report)
+    training = next((one for one in reversed([*found, last]) if one.stage == "fit"), last)
+    found = [one for one in found if _same_run(one, training)]
     if damaged:
         notes.append(f"{damaged} of the reports of earlier analyses cannot be read and are missing in the history.")
     return (*found, last)
+
+
+def _same_run(one: FailureReport, other: FailureReport) -> bool:
+    """Return whether a report is of the same training as another one; single validations belong to any training."""
+    return one.run_id == other.run_id or one.stage != "fit" or other.stage != "fit"
 
 
 def _chosen(places: list[_StoredReport]) -> list[_StoredReport]:

@@ -18,7 +18,8 @@ from lightning_failures.trainer.image_space import ImageSpace
 def digests_in(images: Tensor, space: ImageSpace) -> Tensor:
     """Return the digest of each image of a batch, normalisation undone: (B,) int64 on the CPU.
 
-    An image that cannot be brought to [0, 1] has an unknown digest, -1; the others of its batch keep theirs.
+    An image that cannot be brought to [0, 1] has an unknown digest, -1; the others of its batch keep theirs. Pixels are
+    rounded to 256 levels on the device of the images, and hashed on the CPU.
 
     Args:
         images: (B, C, H, W), as the model saw them.
@@ -27,7 +28,7 @@ def digests_in(images: Tensor, space: ImageSpace) -> Tensor:
     if images.dtype == torch.uint8 and images.ndim == 4:
         return image_digests(images)
     try:
-        return image_digests(space.to_unit(images))
+        return image_digests(space.to_unit(images).mul(255).round_().to(torch.uint8))
     except DataError:
         if len(images) == 1:
             return torch.tensor([UNKNOWN_DIGEST])

@@ -12,7 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lightning_failures.analysis.diary import IN_A_ROW, MAX_MODES, Diary, advance
+from lightning_failures.analysis.diary import IN_A_ROW, MAX_MODES, Diary, advance, with_modes
 from lightning_failures.core.budget import SKIPPED_FOR_TIME
 from lightning_failures.data.grades import Grades
 from lightning_failures.data.held_out import HeldOutParts, HeldOutSplit
@@ -322,3 +322,60 @@ def test_benchmark__modes_keep_their_names_when_their_frequencies_change(monkeyp
     reports = followed(rng, np.linspace(0.9, 0.4, 8))
     assert {mode.name for mode in reports} == {"cat 1"}
     assert "shrinking" in [mode.status for mode in reports]
+
+
+# -- other images under the same ids -----------------------------------------------------------------------------
+
+
+def look(epoch: int, images, fails, flags):
+    """An analysis of some images under the ids 0, 1, ...: image i fails if it is in ``fails``."""
+    images = list(images)
+    failing = [place for place, image in enumerate(images) if image in fails]
+    flagged = [place for place, image in enumerate(images) if image in flags]
+    result = planted_result(
+        epoch, ("nine", failing, [PlantedMode(0, flagged)]), ("two", (), ()), ids=range(len(images))
+    )
+    digests = torch.tensor([*images, *(image + 10**6 for image in images)])
+    return replace(result, table=replace(result.table, digests=digests))
+
+
+def test_advance__other_images_under_the_same_ids_change_nothing():
+    """Each analysis holds another hundred of two hundred images, and of those fewer and fewer fail."""
+    fails = range(60)
+    diary, statuses = Diary(), []
+    for epoch in range(6):
+        images = np.random.default_rng(epoch).permutation(np.r_[10 * epoch : 100 + 10 * epoch]).tolist()
+        diary, (mode, *_) = advance(diary, look(epoch, images, fails, fails))
+        statuses.append(mode.status)
+        assert mode.unmatched == (10 if epoch else None)
+        assert (mode.gained, mode.lost) == ((0, 0) if epoch else (None, None))
+    assert statuses == ["new", "new", "persisting", "persisting", "persisting", "persisting"]
+
+
+def test_advance__a_change_on_the_images_that_are_still_there_is_found():
+    diary, mode = Diary(), None
+    for epoch in range(4):
+        fails = range(60) if epoch < 3 else range(20)
+        diary, (mode, *_) = advance(diary, look(epoch, range(5 * epoch, 100 + 5 * epoch), fails, range(60)))
+    assert (mode.status, mode.unmatched) == ("shrinking", 5)
+
+
+def test_advance__an_analysis_of_other_images_has_not_missed_a_mode():
+    diary = Diary()
+    for epoch in range(3):
+        diary, _ = advance(diary, look(epoch, range(100), range(60), range(60)))
+    for epoch in range(3, 8):
+        nothing = planted_result(epoch, ("nine", range(60), []), ("two", (), ()), skipped="no pattern")
+        other = replace(nothing, table=replace(nothing.table, digests=torch.arange(200) + 500))
+        diary, (mode,) = advance(diary, other)
+        assert (mode.status, mode.missed, mode.unmatched) == ("missing", 0, 100)
+
+
+def test_with_modes__says_how_many_were_not_found():
+    diary, _ = advance(Diary(), look(0, range(100), range(60), range(60)))
+    result = look(1, range(30, 130), range(60), range(60))
+    _, modes = advance(diary, result)
+    (note,) = with_modes(result, modes).notes
+    assert note.startswith("30 examples of the failure diary (nine) are not in this analysis")
+    same = look(1, range(100), range(60), range(60))
+    assert with_modes(same, advance(diary, same)[1]).notes == ()

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from lightning_failures.data.example_table import ExampleTable
 from lightning_failures.directions import FailureDirections
 from tests.helpers.toy import Images, OracleClassifier
 from tests.processes.ddp_fit import CASES
@@ -193,6 +194,20 @@ def last_reports(folder: Path) -> dict[int, dict[str, Any]]:
     reports = [json.loads(path.read_text()) for path in files]
     assert len({one["dataloader"] for one in reports}) == len(reports)
     return {one["dataloader"]: one for one in sorted(reports, key=lambda one: one["dataloader"])}
+
+
+@pytest.mark.parametrize("world", WORLDS)
+def test_ddp__same_digests_as_in_one_process(seen, world):
+    for case in CASES:
+        found, expected = (
+            [ExampleTable.load(path) for path in sorted((one / case).rglob("examples.safetensors"))]
+            for one in (seen(world), seen(1))
+        )
+        assert len(found) == len(expected) > 0
+        for table, other in zip(found, expected, strict=True):
+            assert torch.equal(table.ids, other.ids)
+            assert torch.equal(table.digests, other.digests)
+            assert len(table.digests.unique()) == len(table)
 
 
 @pytest.mark.parametrize("world", WORLDS)

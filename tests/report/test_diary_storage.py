@@ -270,3 +270,42 @@ def test_fit__resumed_it_goes_on_from_the_diary_of_its_checkpoint(tmp_path):
     after = fit(4, ckpt_path=tmp_path / "checkpoints" / "epoch=1.ckpt", weights_only=True)
     assert [report.modes for report in after[:4]] == [report.modes for report in before[:4]]
     assert len(list(tmp_path.rglob(MODES_FILE))) == 4  # that of the fifth analysis is of a future that was given up
+
+
+# -- digests and runs ------------------------------------------------------------------------------------------
+
+
+def with_digests(result, first: int = 0):
+    table = result.table
+    return replace(result, table=replace(table, digests=torch.arange(len(table)) + first))
+
+
+def test_save_diary__keeps_digests_and_the_run(tmp_path):
+    diary = Diary()
+    for epoch in range(3):
+        result = analysis(epoch, RED, *([THICK] if epoch else []), ids=range(90 + epoch // 2), run_id="a run")
+        diary, _ = advance(diary, with_digests(result) if epoch else result)  # the first one has no digests
+    save_diary(diary, tmp_path / "t")
+    read = load_diary(tmp_path / "t")
+    assert_same(read, diary)
+    assert read.run_id == "a run"
+    references = {mode.name: mode.reference.digests is None for mode in read.modes}
+    assert references == {"nine 1": True, "nine 2": False}
+
+
+def test_keep_diary__of_another_run_in_the_folder_is_left_alone(tmp_path):
+    for epoch in range(3):
+        keep_diary(analysis(epoch, RED, run_id="first"), tmp_path, warn=never)
+    assert names(keep_diary(analysis(3, RED, run_id="second"), tmp_path, warn=never)) == [("nine 1", "new")]
+    assert names(keep_diary(analysis(0, RED, run_id="second", global_step=5), tmp_path, warn=never)) == [
+        ("nine 1", "new")
+    ]
+    assert steps(tmp_path) == [5, 10, 20, 30]  # of the second run the later one is gone, as after a resume
+    assert names(keep_diary(analysis(4, RED, run_id="first"), tmp_path, warn=never)) == [("nine 1", "persisting")]
+
+
+def test_keep_diary__a_former_run_goes_on_and_a_fresh_one_does_not(tmp_path):
+    for epoch in range(3):
+        keep_diary(analysis(epoch, RED), tmp_path, warn=never)  # without a run id, as in a former version
+    assert names(keep_diary(analysis(3, RED), tmp_path, warn=never)) == [("nine 1", "persisting")]
+    assert names(keep_diary(analysis(4, RED, run_id="fresh"), tmp_path, warn=never)) == [("nine 1", "new")]

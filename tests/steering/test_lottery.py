@@ -49,3 +49,29 @@ def test_verdict__too_few_classes_are_all_treated():
     control.begin(NAMES, few, graded([0.5] * CLASSES), FLAGGED)
     assert not any(control.is_control(k) for k in range(CLASSES))
     assert f"{MIN_CLASSES - 1} classes had a pattern" in control.judge(graded([0.5] * CLASSES), FLAGGED).sentence
+
+
+def looked_at(share_right, rows=slice(None), shift: int = 0) -> Grades:
+    """The grades of some of the examples, with digests, under ids that have moved."""
+    grades = graded(share_right)
+    columns = (getattr(grades, name)[rows] for name in ("ids", "labels", "predictions", "confidence"))
+    ids, *rest = columns
+    return Grades(ids + shift, *rest, grades.class_names, digests=ids + 10**6)
+
+
+def test_verdict__compares_the_same_images_whatever_their_ids():
+    """Half of the examples of each class, those that are right, are gone from the second validation."""
+    control = RandomizedControl(3)
+    control.begin(NAMES, [True] * CLASSES, looked_at([0.5] * CLASSES), FLAGGED)
+    rows = (torch.arange(CLASSES * 40) % 40 >= 10) & (torch.arange(CLASSES * 40) % 40 < 38)
+    verdict = control.judge(looked_at([0.5] * CLASSES, rows, shift=1), FLAGGED)
+    assert (verdict.outcome, verdict.difference, verdict.treated) == ("no evidence", 0.0, 0.0)
+    again = RandomizedControl(0)
+    again.load(control.to_dict() | {"treated": {str(k): v for k, v in control.to_dict()["treated"].items()}})
+    assert again.judge(looked_at([0.5] * CLASSES, rows, shift=1), FLAGGED).difference == 0.0
+    other = looked_at([0.9] * CLASSES)
+    nothing_shared = Grades(
+        *(getattr(other, name) for name in ("ids", "labels", "predictions", "confidence", "class_names")),
+        digests=other.ids,
+    )
+    assert control.judge(nothing_shared, FLAGGED).outcome == "not measured"

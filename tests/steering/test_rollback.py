@@ -10,6 +10,7 @@ from torch import nn
 
 from lightning_failures import FailureModes
 from lightning_failures.callback import AdvancedOptions
+from lightning_failures.data.grades import Grades
 from lightning_failures.errors import ConfigurationError
 from lightning_failures.steering.rollback import Rollback
 from tests.end_to_end.test_interventions import DATA, Drawn, fit, steered
@@ -119,3 +120,31 @@ def test_rollback__a_file_that_is_gone_does_not_end_the_training(tmp_path):
     with pytest.warns(UserWarning, match="are undone"), pytest.warns(UserWarning, match="skips the rollback"):
         fit(tmp_path, steered(auto_rollback=True, on_error="warn"), module=module, epochs=3)
     assert sorted(module.epochs) == [0, 1, 2]
+
+
+def decision(ids, digests, correct) -> Grades:
+    ids = torch.as_tensor(ids)
+    zeros = torch.zeros(len(ids)).long()
+    digests = None if digests is None else torch.as_tensor(digests)
+    return Grades(ids, zeros, (~torch.as_tensor(correct)).long(), torch.ones(len(ids)), ("a", "b"), digests=digests)
+
+
+@pytest.mark.parametrize("former", [False, True])
+def test_judge__compares_the_same_images_whatever_their_ids(tmp_path, former):
+    """Of 200 examples half are gone, the others have moved by one; every second one is right, then and now."""
+    right = torch.arange(200) % 2 == 0
+    before = {"ids": torch.arange(200), "correct": right}
+    rollback = Rollback(0)
+    digests = {} if former else {"digests": torch.arange(1000, 1200)}
+    rollback.load({"before": before | digests, "file": "x", "undone": None, "pending": False})
+    now = decision(torch.arange(1, 101), torch.arange(1000, 1100), right[:100])
+    verdict = rollback.judge(now)
+    if former:  # ids are all it has
+        assert (verdict.examples, verdict.difference) == (100, 0.0)
+        assert verdict.outcome == "no evidence"
+        return
+    assert (verdict.examples, verdict.difference, verdict.outcome) == (100, 0.0, "no evidence")
+    assert "100 others of then are not in this validation" in verdict.sentence
+    wrong = decision(torch.arange(200), torch.arange(5000, 5200), torch.zeros(200, dtype=torch.bool))
+    assert rollback.judge(wrong).outcome == "not measured"  # other images under the same ids
+    assert rollback.judge(decision(torch.arange(200), digests["digests"], ~right & right)).outcome == "hurt"
