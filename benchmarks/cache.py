@@ -58,12 +58,11 @@ def shards(folder: Path) -> list[Path]:
     return sorted(folder.rglob("*.safetensors"))
 
 
-def filled(folder: Path, keys: torch.Tensor, values: torch.Tensor, *, parts: int = 1) -> Path:
-    """Return a cache with a number of shards, filled in the order of the keys."""
+def filled(folder: Path, keys: torch.Tensor, values: torch.Tensor) -> Path:
+    """Return a cache with one shard, filled in the order of the keys."""
     store = EmbeddingCache(folder).store("benchmark")
-    for some, rows in zip(keys.chunk(parts), values.chunk(parts), strict=True):
-        store.put(some, rows)
-        store.flush()
+    store.put(keys, values)
+    store.flush()
     return folder
 
 
@@ -281,7 +280,7 @@ def main() -> None:
     shuffled = torch.from_numpy(rng.permutation(n))
     with tempfile.TemporaryDirectory(dir=arguments.folder) as name:
         root = Path(name)
-        one, many = filled(root / "one", keys, values), filled(root / "many", keys, values, parts=64)
+        one, many = filled(root / "one", keys, values), small_shards(root / "many", keys, values, 64)
         scattered = filled(root / "scattered", keys[shuffled], values[shuffled])
         results = {"rows": n, "dim": DIM, "classes": CLASSES} | warm(one, many, keys, values, rounds)
         results |= batches_of_4(root / "batches", rounds)

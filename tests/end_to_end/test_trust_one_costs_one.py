@@ -1,5 +1,6 @@
 """One example, one class or one encoder that fails costs itself, never the rest of an analysis."""
 
+import json
 import math
 import re
 import warnings
@@ -18,73 +19,17 @@ from lightning_failures import FailureModes, Grades, analyse
 from lightning_failures.captions import CaptionVocabulary
 from lightning_failures.errors import ConfigurationError
 from lightning_failures.interventions import Upweight
+from tests.helpers.broken import Edited, Marked, Texts, far, mark, spoil
 from tests.helpers.toy import Classifier, ColourEncoder, Images, OracleClassifier, callback, trainer
+from tests.processes.ddp_broken import CASES
+from tests.processes.launch import fork, ranks
 
 BAD = 37
 """The id of the example that is broken."""
 
 
-class Edited(Images):
-    """Images of which some are replaced before the normalisation, and some labels."""
-
-    def __init__(self, size=160, *, images=None, labels=None, names=None, **options):
-        super().__init__(size, **options)
-        for index, edit in (images or {}).items():
-            edit(self.images[index])
-        self.labels = self.labels.clone()
-        for index, label in (labels or {}).items():
-            self.labels[index] = label
-        self.classes = names or self.classes
-
-
 def data(**options):
     return DataLoader(Edited(**options), batch_size=16)
-
-
-def spoil(image):
-    image[2, 5, 5] = math.nan
-
-
-def far(image):
-    image.mul_(200)
-
-
-def mark(image):
-    image[2, 5, 5] = 0.987
-
-
-class Texts(ColourEncoder):
-    """An encoder with texts; those that hold a word fail."""
-
-    def __init__(self, failing="\0", how="raise"):
-        super().__init__("texts")
-        self.failing, self.how = failing, how
-
-    def encode_texts(self, texts):
-        rows = torch.randn(len(texts), self.dim, generator=torch.Generator().manual_seed(len(texts)))
-        for row, text in zip(rows, texts, strict=True):
-            if self.failing in text:
-                if self.how == "raise":
-                    raise RuntimeError("no such token")
-                row[3] = math.nan
-        return F.normalize(rows, dim=1)
-
-
-class Marked(ColourEncoder):
-    """An encoder that fails for marked images, by an exception or by NaN; or for all."""
-
-    def __init__(self, how="nan", *, every=False, name="marked"):
-        super().__init__(f"{name}-{how}-{every}")
-        self.how, self.every, self.calls = how, every, 0
-
-    def encode_images(self, images):
-        self.calls += 1
-        rows = super().encode_images(images)
-        failing = ((images[:, 2, 5, 5] - 0.987).abs() < 1e-4) | self.every
-        if self.how == "raise" and failing.any():
-            raise RuntimeError("broken image")
-        rows[failing] = math.nan if self.how == "nan" else math.inf
-        return rows
 
 
 class Sturdy(OracleClassifier):
@@ -533,3 +478,40 @@ def test_encoder_none__is_untouched(tmp_path):
     failures = FailureModes(encoder=None, pictures=False)
     caught(trainer(tmp_path, failures).validate, OracleClassifier(), data(), verbose=False)
     assert failures.last_report.notes == ()
+
+
+# -- two processes -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def on_two_ranks(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("ranks")
+    for ended in fork("ddp_broken", folder, environments=ranks(2), timeout=240):
+        assert ended.status == 0, ended.said[-3000:]
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", CASES)
+def test_ranks__agree_on_what_is_left_out(on_two_ranks, case):
+    """The broken example, or encoder, is one of the second process."""
+    first, second = (json.loads((on_two_ranks / f"{case} {rank}.json").read_text()) for rank in (0, 1))
+    assert first == second
+    assert first["analyses"] == 2
+    report = first["report"]
+    assert report["examples"] == (159 if case == "NaN logits" else 160)
+    fitted = [entry["name"] for entry in report["classes"] if entry["cv_score"] is not None]
+    assert len(fitted) == (0 if case == "encoder on one rank" else 4)
+    notes = " ".join(report["notes"])
+    assert {
+        "NaN embedding": "leave out 1 of 160 examples",
+        "NaN pixel": "NaN or infinite pixels",
+        "NaN logits": "NaN logits",
+        "encoder on one rank": "Nothing was fitted on the encoder",
+        "captions on one rank": "No captions for class",
+    }[case] in notes
+    if case.startswith("NaN"):
+        assert names([notes], 37)
+    if case == "captions on one rank":
+        captioned = sum(bool(entry["hardest_captions"]) for entry in report["classes"])
+        assert 0 < captioned < 4
