@@ -117,7 +117,7 @@ class Grader:
     Attributes:
         facts: What was seen in the batches; after :meth:`grades`, in those of all processes.
         named: Whether the class names come from the user rather than from the dataset.
-        look_like_probabilities: Whether scores in [0, 1] that nobody named probabilities fit the labels better as such.
+        look_like_probabilities: Whether scores in [0, 1] that have no name fit the labels better as such.
     """
 
     def __init__(
@@ -464,7 +464,7 @@ class Grader:
             return rows
         if facts.sources == {LogitsSource.PREDS}:
             return rows
-        # nobody says whether scores between 0 and 1 are probabilities, but labels fit one of the readings better
+        # the batches do not say whether scores in [0, 1] are probabilities, but labels fit one reading better
         other = (self._metrics.get(raw) or self._empty_metric()).compute()
         self.look_like_probabilities = _log_likelihood(rows[3]) > _log_likelihood(other[3])
         if self.look_like_probabilities and LogitsSource.STEP_OUTPUT not in facts.sources:

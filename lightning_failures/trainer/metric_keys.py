@@ -179,7 +179,7 @@ class KeyLog:
 
     def of_module(self, trainer: Trainer) -> dict[str, float]:
         """Return the metrics that the module has logged in this validation or test. Collective, if they are reduced."""
-        now = dict(trainer.callback_metrics)  # a metric that was logged anew is another object
+        now = dict(trainer.callback_metrics)  # a metric that was logged again is another object
         new = {key: value for key, value in now.items() if self._before.get(key) is not value}
         return {key: float(value) for key, value in new.items() if value.numel() == 1 and not key.startswith(PREFIX)}
 

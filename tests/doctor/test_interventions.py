@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
 from torch.utils.data import DataLoader, IterableDataset
 from torchvision.transforms import v2 as T
 
 from lightning_failures.doctor.findings import run_check
-from lightning_failures.doctor.interventions import check_interventions
+from lightning_failures.doctor.interventions import check_class_lists, check_interventions
 from lightning_failures.interventions import Upweight
 from tests.doctor.contexts import only, read, statuses
 from tests.helpers.toy import NORMALIZE, Images
@@ -26,3 +27,24 @@ def test_interventions__work_or_say_why_not(tmp_path):
     flipped.transform = T.Compose([T.RandomHorizontalFlip(), NORMALIZE])
     random_view = read(tmp_path, train=DataLoader(flipped, batch_size=4), **acting)
     assert "train_analysis_dataset" in only(check_interventions(random_view), "warning").remedy
+
+
+@pytest.mark.parametrize(
+    ("classes", "interventions", "status"),
+    [
+        (["class 0", "class 1", "class 2", "class 3"], (), "ok"),
+        ({"class 0": 0, "class 1": 1, "class 2": 2, "class 3": 3}, (), "ok"),
+        (["class 1", "class 0", "class 2", "class 3"], (), "warning"),
+        (["class 1", "class 0", "class 2", "class 3"], (Upweight(),), "problem"),
+        (["class 0", "class 1", "class 2"], (), "warning"),
+        (None, (), "skipped"),
+    ],
+)
+def test_class_lists__of_training_and_validation(tmp_path, classes, interventions, status):
+    training = Images(32)
+    training.classes = classes
+    made = read(tmp_path, train=DataLoader(training, batch_size=8), interventions=interventions)
+    (found,) = run_check("class lists", check_class_lists, made)
+    assert found.status == status
+    if status in ("warning", "problem"):
+        assert "other classes than the validation set" in found.message
