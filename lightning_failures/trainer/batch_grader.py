@@ -35,11 +35,13 @@ class ReadBatch:
         loader: The loader that it comes from.
         record: Logits, labels, images and ids, as far as the batch and the step give them; labels are always there.
         drawn: The dataset indices drawn for the batch; None if they cannot be known.
+        batch: The batch itself, as the step was shown it.
     """
 
     loader: Any
     record: BatchRecord
     drawn: Sequence[int] | None
+    batch: Any
 
 
 @dataclass(frozen=True)
@@ -128,7 +130,7 @@ class BatchGrader:
         """
         recorder = self._recorders.recorder(loader)
         drawn = None if recorder is None else recorder.take(batch_idx)
-        return ReadBatch(loader, self._reader.read_graded(outputs, batch), drawn)
+        return ReadBatch(loader, self._reader.read_graded(outputs, batch), drawn, batch)
 
     def name(self, batch: ReadBatch, grader: Grader) -> Tensor | Sequence[int]:
         """Return the B ids of the examples of a batch.
@@ -162,7 +164,7 @@ class BatchGrader:
             logits = self._observer.logits(batch_size=len(record.labels), classes=grader.logit_columns)
             source = LogitsSource.OBSERVED
         if logits is None:
-            logits = forward_once_more(trainer, module, record.images)
+            logits = forward_once_more(trainer, module, self._reader.shown_images(batch.batch, record))
             source = LogitsSource.EXTRA_FORWARD
         graded_ids = grader.grade(logits, record.labels, ids)
         features = None if self._penultimate is None else self._penultimate.features(logits)
