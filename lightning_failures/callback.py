@@ -28,7 +28,7 @@ from lightning_failures.methods import methods_for
 from lightning_failures.report.feature_names import FeatureNames
 from lightning_failures.steering.controller import InterventionController
 from lightning_failures.steering.forks.from_trainer import fork_finished_training, save_start_of_forks
-from lightning_failures.steering.training_view import training_view
+from lightning_failures.steering.training_view import training_features
 from lightning_failures.trainer.batch_grader import BatchGrader
 from lightning_failures.trainer.batch_reader import BatchReader
 from lightning_failures.trainer.embedding_budget import EmbeddingBudget
@@ -46,7 +46,7 @@ from lightning_failures.trainer.options import (
     check_options,
     merge_former_spellings,
 )
-from lightning_failures.trainer.penultimate import PenultimateFeatures, PenultimatePass, penultimate_features, with_ids
+from lightning_failures.trainer.penultimate import PenultimateFeatures, PenultimatePass
 from lightning_failures.trainer.ranks import Communicator
 from lightning_failures.trainer.run_folder import discard_temporary, failures_folder
 from lightning_failures.trainer.schedule import RunState, is_due
@@ -180,7 +180,7 @@ class FailureModes(Callback):
         """Make the parts that do the work, from the options."""
         self._errors, self._index_recorder = ErrorPolicy(), IndexRecorderHook()
         self._ranks = Communicator()
-        self._reader = BatchReader(self.read_batch, self.normalization, self.failed_below)
+        self._reader = BatchReader(self.read_batch, self.normalization, self.failed_below, self.logits_from)
         self._batch_grader = BatchGrader(self._reader, self._index_recorder, LogitsObserver(self.logits_from))
         self._steering = InterventionController(
             self.interventions,
@@ -379,9 +379,7 @@ class FailureModes(Callback):
         Raises:
             ConfigurationError: The training loader is not supported, or the head cannot be found.
         """
-        view = training_view(trainer, trainer.train_dataloader, self._reader, seed=self.seed)
-        ids = range(self._ranks.rank, len(view), self._ranks.world_size)
-        return penultimate_features(pl_module, with_ids(ids, view.batches(ids)), head=head, trainer=trainer)
+        return training_features(trainer, pl_module, self._reader, self._ranks, head=head, seed=self.seed)
 
     # -- one validation or test ------------------------------------------------------------------------------
 

@@ -6,10 +6,10 @@ import math
 import re
 from collections.abc import Iterator, Sequence
 
+import torch
 from torch import Tensor
 
 from lightning_failures.captions.grammar import CaptionVocabulary
-from lightning_failures.core.rng import isolated_rng
 from lightning_failures.doctor.dry_run import CheckContext
 from lightning_failures.doctor.findings import Finding, ok, problem, skipped, warning
 from lightning_failures.doctor.reference_images import coloured_digits, coloured_shapes, zero_shot_accuracy
@@ -110,20 +110,23 @@ def _own_images(context: CheckContext, encoder: TextEncoder) -> tuple[int, int, 
     size = notes.size
     rows = sorted({int(k * size / _OWN_IMAGES) for k in range(min(size, _OWN_IMAGES))})
     try:
-        images, labels = _read_examples(context, rows)
+        batches, labels = _read_examples(context, rows)
     except DataError:  # reported by the check of images
         return None
     texts = encoder.encode_texts([str(known.grammar(name).reference) for name in names])
-    best = (encoder.encode_images(images) @ texts.T).argmax(dim=1)
+    embeddings = torch.cat([encoder.encode_images(batch) for batch in batches])
+    best = (embeddings @ texts.T).argmax(dim=1)
     return int((best == labels).sum()), len(labels), len(names)
 
 
-def _read_examples(context: CheckContext, rows: Sequence[int]) -> tuple[Tensor, Tensor]:
-    notes = context.first
-    assert notes is not None
-    with isolated_rng():
-        record = context.reader.read(None, notes.loader.collate_fn([notes.dataset[row] for row in rows]))
-    if record.images is None or record.labels is None:
-        raise DataError("no images, or no labels")
-    labels = record.labels.argmax(1) if record.labels.ndim == 2 else record.labels
-    return context.reader.space(notes.dataset).to_unit(record.images).cpu(), labels.cpu()
+def _read_examples(context: CheckContext, rows: Sequence[int]) -> tuple[list[Tensor], Tensor]:
+    """Return images in [0, 1], in batches (b, C, H, W) of one size, and all their labels (n,)."""
+    reader = context.example_reader(0)
+    images, labels = [], []
+    for part in reader.read(rows):
+        if part.record.labels is None:
+            raise DataError("no labels")
+        images.append(reader.unit_images(part.record).cpu())
+        labels.append(part.record.labels.cpu())
+    classes = torch.cat(labels)
+    return images, classes.argmax(1) if classes.ndim == 2 else classes

@@ -29,7 +29,7 @@ from lightning_failures.encoders import gives_texts
 from lightning_failures.encoders.cache.shard_file import bytes_per_embedding
 from lightning_failures.encoders.cache.store import EmbeddingCache, EmbeddingStore, content_keys, embed
 from lightning_failures.errors import FailureModesError
-from lightning_failures.trainer.batch_reader import MAX_REFERENCE
+from lightning_failures.trainer.example_reader import MAX_REFERENCE
 
 MAX_EXPECTED_SECONDS = 3600.0
 """A longer first validation is a warning."""

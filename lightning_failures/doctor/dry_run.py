@@ -25,6 +25,7 @@ from lightning_failures.errors import ConfigurationError
 from lightning_failures.trainer.batch_grader import BatchGrader
 from lightning_failures.trainer.batch_reader import BatchReader
 from lightning_failures.trainer.dataset_attributes import dataset_length
+from lightning_failures.trainer.example_reader import ExampleReader
 from lightning_failures.trainer.grader import Grader
 from lightning_failures.trainer.index_recorder import IndexRecorderHook, dataset_of, evaluation_loaders
 from lightning_failures.trainer.logits_hook import LogitsObserver
@@ -100,7 +101,13 @@ class CheckContext:
     @property
     def reader(self) -> BatchReader:
         """A reader of batches with the options of the callback."""
-        return BatchReader(self.callback.read_batch, self.callback.normalization, self.callback.failed_below)
+        options = self.callback
+        return BatchReader(options.read_batch, options.normalization, options.failed_below, options.logits_from)
+
+    def example_reader(self, index: int) -> ExampleReader:
+        """Return a reader of single examples of a loader that was read."""
+        assert self.dry_run_trainer is not None
+        return ExampleReader.of_loader(self.dry_run_trainer, self.notes[index].loader, index, self.reader)
 
     @property
     def first(self) -> LoaderNotes | None:

@@ -4,35 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-import torch
 from torch import Tensor
 from torch.utils.data import IterableDataset
 
-from lightning_failures.core.rng import isolated_rng, seed_all
 from lightning_failures.doctor.dry_run import CheckContext, LoaderNotes
 from lightning_failures.doctor.findings import Finding, ok, problem, skipped, warning
 from lightning_failures.encoders.preprocessing import Preprocessing
 from lightning_failures.errors import DataError
 from lightning_failures.trainer.image_space import ImageSpace, find_normalization
+from lightning_failures.trainer.normalization_guard import (
+    NORMALIZATIONS,
+    gives_8_bit_images,
+    matching_normalization,
+    normalization_doubt,
+    on_grid,
+)
 
 MAX_CROPPED = 0.25
 """Largest share of an image that may be cut off without a warning."""
 
 MIN_RANGE = 0.4
 """Smallest range of pixel values without a warning."""
-
-NORMALIZATIONS = {
-    "none": ((0.0,), (1.0,)),
-    "values from 0 to 255": ((0.0,), (1 / 255,)),
-    "values from -1 to 1": ((0.5,), (0.5,)),
-    "ImageNet's": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
-    "CLIP's": ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
-    "CIFAR-10's": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
-    "CIFAR-10's (another)": ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),
-    "CIFAR-100's": ((0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)),
-    "MNIST's": ((0.1307,), (0.3081,)),
-}
-"""Common normalisations by name: (mean, std)."""
 
 
 def check_images(context: CheckContext) -> Iterator[Finding]:
@@ -43,7 +35,7 @@ def check_images(context: CheckContext) -> Iterator[Finding]:
         ):
             where = f"loader {index}: " if len(context.notes) > 1 else ""
             yield from _check_normalization(context, notes, notes.images, where)
-            yield from _check_determinism(context, notes, where)
+            yield from _check_determinism(context, index, where)
     seen = context.notes[0].images if context.notes else None
     if seen is None:
         yield skipped("no images were read")
@@ -76,13 +68,15 @@ def _check_normalization(context: CheckContext, notes: LoaderNotes, images: Tens
             f"{where}normalisation {how}. The result is not 8-bit images, but with another normalisation it would be.",
             suggestion,
         )
+    elif doubt := normalization_doubt(images, space):
+        yield warning(f"{where}{doubt}")
     elif high - low < MIN_RANGE:
         yield warning(
             f"{where}normalisation {how}. Images then range only from {low:.2f} to {high:.2f}: is it the right one?",
             "Pass normalization=(mean, std) of your transform.",
         )
     else:
-        levels = ", in the 256 steps of 8-bit images" if _on_grid(unit) else ""
+        levels = ", in the 256 steps of 8-bit images" if on_grid(unit) else ""
         yield ok(
             f"{where}normalisation {how}; images then range from {low:.2f} to {high:.2f}{levels}", low=low, high=high
         )
@@ -90,9 +84,9 @@ def _check_normalization(context: CheckContext, notes: LoaderNotes, images: Tens
 
 def _suggestion(images: Tensor, space: ImageSpace, own: ImageSpace | None) -> str:
     """Return the remedy if another known normalisation gives 8-bit images and this one does not; else empty."""
-    if _gives_8_bit_images(space, images):
+    if gives_8_bit_images(space, images):
         return ""
-    if own is not None and _gives_8_bit_images(own, images):
+    if own is not None and gives_8_bit_images(own, images):
         return "Remove normalization=...: the one in the transforms of the dataset fits."
     usual = matching_normalization(images)
     if usual is None:
@@ -101,54 +95,21 @@ def _suggestion(images: Tensor, space: ImageSpace, own: ImageSpace | None) -> st
     return f"It looks like {usual}: pass normalization=({list(mean)}, {[round(s, 5) for s in std]})"
 
 
-def _gives_8_bit_images(space: ImageSpace, images: Tensor) -> bool:
-    try:
-        return _on_grid(space.to_unit(images))
-    except DataError:
-        return False
-
-
-def matching_normalization(images: Tensor) -> str | None:
-    """Return the name of the common normalisation that gives 8-bit images when undone, or None.
-
-    >>> pixels = torch.arange(256.0).reshape(1, 1, 16, 16) / 255
-    >>> matching_normalization((pixels - 0.1307) / 0.3081), matching_normalization(pixels * 0.777)
-    ("MNIST's", None)
-    """
-    fitting = (
-        name for name, (mean, std) in NORMALIZATIONS.items() if _gives_8_bit_images(ImageSpace(mean, std), images)
-    )
-    return next(fitting, None)
-
-
-def _on_grid(unit: Tensor) -> bool:
-    """Return whether nearly all values are multiples of 1/255, as in images stored with 8 bits."""
-    steps = unit.double() * 255
-    return bool(((steps - steps.round()).abs() < 0.02).double().mean() > 0.99) and len(torch.unique(steps.round())) > 2
-
-
 def _numbers(values: Sequence[float]) -> str:
     shown = values[:1] if len(set(values)) == 1 else values
     return "/".join(f"{value:.3g}" for value in shown)
 
 
-def _check_determinism(context: CheckContext, notes: LoaderNotes, where: str) -> Iterator[Finding]:
-    if isinstance(notes.dataset, IterableDataset) or not hasattr(notes.dataset, "__getitem__"):
+def _check_determinism(context: CheckContext, index: int, where: str) -> Iterator[Finding]:
+    dataset = context.notes[index].dataset
+    if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__getitem__"):
         return
-    first, second = (_read_again(context, notes, seed) for seed in (0, 1))
-    if first is not None and second is not None and (first.shape != second.shape or not torch.equal(first, second)):
+    if context.example_reader(index).varies(range(min(4, len(dataset)))):
         yield warning(
             f"{where}An image read twice differs: validation has random transforms. Each image is embedded again in"
             " every epoch, and pictures differ from what was graded.",
             "Use random transforms in training only.",
         )
-
-
-def _read_again(context: CheckContext, notes: LoaderNotes, seed: int) -> Tensor | None:
-    with isolated_rng():  # different seeds: random transforms give different images
-        seed_all(seed)
-        examples = [notes.dataset[row] for row in range(min(4, len(notes.dataset)))]
-        return context.reader.read(None, notes.loader.collate_fn(examples)).images
 
 
 def describe_preprocessing(preprocessing: Preprocessing, height: int, width: int) -> tuple[str, float]:

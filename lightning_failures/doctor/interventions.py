@@ -9,7 +9,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import CombinedLoader
 from torch.utils.data import DataLoader
 
-from lightning_failures.doctor.dry_run import CheckContext, options_of
+from lightning_failures.doctor.dry_run import UNSOLVED, CheckContext, options_of
 from lightning_failures.doctor.findings import Finding, ok, problem, skipped, warning
 from lightning_failures.errors import DataError
 from lightning_failures.steering.controller import InterventionController
@@ -43,8 +43,13 @@ def check_interventions(context: CheckContext) -> Iterator[Finding]:
     controller.check_encoder(context.cached_encoders.get("directions"), context.model)
     loader = training_loader(context)
     names = ", ".join(type(one).__name__ for one in callback.interventions)
-    view = training_view(context.dry_run_trainer or context.trainer, loader, context.reader, seed=callback.seed)
-    if view.looks_random():
+    if context.dry_run_trainer is None:
+        yield skipped(UNSOLVED)
+        return
+    view = training_view(context.dry_run_trainer, loader, context.reader, seed=callback.seed)
+    if view.doubt is not None:
+        yield warning(f"{names}: training images: {view.doubt}")
+    if view.looks_random:
         yield warning(
             f"{names}: training images have random transforms, so each is judged by one random version.",
             f"Give the datamodule a {VIEW} with the same examples and the transform of validation.",

@@ -26,6 +26,7 @@ from lightning_failures.pools.shards import (
     write_pool_shard,
 )
 from lightning_failures.pools.source import batch_size_of, blocks_loader, content_sample
+from lightning_failures.trainer.batch_transfer import BatchTransfer
 from lightning_failures.trainer.image_space import ImageSpace
 from lightning_failures.trainer.ranks import Communicator
 
@@ -89,22 +90,22 @@ class PoolEmbedder(LightningModule):
         self._dataset = loader.dataset
         return blocks
 
-    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """Call the user's hook."""
-        return self._job.source.hook("on_before_batch_transfer")(batch, dataloader_idx)
+    def on_before_batch_transfer(self, parts: Any, dataloader_idx: int) -> Any:
+        """Call the user's hook with each batch."""
+        return self._each("on_before_batch_transfer", parts, dataloader_idx)
 
-    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
-        """Call the user's hook."""
-        return self._job.source.hook("transfer_batch_to_device")(batch, device, dataloader_idx)
+    def transfer_batch_to_device(self, parts: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """Call the user's hook with each batch."""
+        return self._each("transfer_batch_to_device", parts, device, dataloader_idx)
 
-    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """Call the user's hook."""
-        return self._job.source.hook("on_after_batch_transfer")(batch, dataloader_idx)
+    def on_after_batch_transfer(self, parts: Any, dataloader_idx: int) -> Any:
+        """Call the user's hook with each batch."""
+        return self._each("on_after_batch_transfer", parts, dataloader_idx)
 
-    def predict_step(self, batch: Any, batch_idx: int) -> int:
-        """Embed a batch, write its shard if that is complete, and return the number of examples."""
+    def predict_step(self, parts: Any, batch_idx: int) -> int:
+        """Embed the next batches, write their shard if that is complete, and return the number of examples."""
         assert self._writer is not None
-        return self._writer.take(batch)
+        return self._writer.take(parts)
 
     def teardown(self, stage: str) -> None:
         """Wait until all processes have written their shards; then the first process writes the results."""
@@ -114,6 +115,16 @@ class PoolEmbedder(LightningModule):
             self._ranks.run_all(lambda: self._write_results(writer.manifest) if self._ranks.is_first else None)
         self._ranks.close()
         self._job.source.end()
+
+    def _each(self, name: str, parts: Any, *args: Any) -> list[tuple[list[int], Any]]:
+        """Return the parts of a read, pairs of ids and a batch, after one of the user's hooks."""
+        hook = self._job.source.hook(name)
+        return [(ids, hook(batch, *args)) for ids, batch in parts]
+
+    def _transfer(self, batch: Any) -> Any:
+        """Return a batch that was read outside of the loop as the user's hooks hand it over."""
+        ((_, moved),) = BatchTransfer(self.trainer)([([], batch)])
+        return moved
 
     def _load_encoder(self) -> Encoder:
         """Load the encoder and check that the directions were fitted to its embeddings.
@@ -140,7 +151,7 @@ class PoolEmbedder(LightningModule):
     def _claim(self, loader: DataLoader[Any], encoder: Encoder, space: ImageSpace) -> PoolManifest:
         """Write the manifest and remove old results; called in the first process only."""
         job, examples = self._job, len(loader.dataset)  # type: ignore[arg-type]
-        sample = content_sample(loader, job.reader)
+        sample = content_sample(loader, job.reader, self._transfer)
         if not sample:
             rank_zero_warn(
                 "Reading an image of the pool twice gave different pixels, so its transform is random, and a later run"

@@ -80,10 +80,14 @@ class ShardWriter:
     def __post_init__(self) -> None:
         self._rows: list[PoolShard] = []
 
-    def take(self, batch: Any) -> int:
-        """Embed the next batch, write its shard if that is complete, and return the number of examples."""
+    def take(self, parts: Sequence[tuple[Sequence[int], Any]]) -> int:
+        """Embed the next examples, write their shard if that is complete, and return the number of examples.
+
+        Args:
+            parts: Consecutive ids and the batch that holds them; several if they cannot be collated together.
+        """
         ids = next(self.batches)  # a loader yields in the order of its sampler
-        self._rows.append(self._embed(batch, ids))
+        self._rows += [self._embed(batch, range(some[0], some[-1] + 1)) for some, batch in parts]
         number = ids.start // self.manifest.shard_size
         if ids.stop == self.manifest.block(number).stop:
             self._write(number)

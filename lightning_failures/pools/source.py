@@ -17,7 +17,6 @@ from lightning.pytorch.utilities import CombinedLoader
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch.utils.data import (
     DataLoader,
-    Dataset,
     DistributedSampler,
     IterableDataset,
     RandomSampler,
@@ -28,6 +27,7 @@ from lightning_failures.core.rng import isolated_rng
 from lightning_failures.encoders.cache.store import content_keys
 from lightning_failures.errors import ConfigurationError
 from lightning_failures.trainer.batch_reader import BatchReader
+from lightning_failures.trainer.example_reader import Batches, BatchForm, unchanged
 
 PoolSplit = Literal["predict", "train", "validation", "test"]
 
@@ -121,19 +121,6 @@ class BlockSampler(DistributedSampler[range]):
         return sum(-(-len(block) // self.batch_size) for block in self.blocks)
 
 
-class _Batches(Dataset[Any]):
-    """A dataset of batches: maps ids to the batch that the user's loader would make of them."""
-
-    def __init__(self, dataset: Any, collate: Callable[[list[Any]], Any]) -> None:
-        self.dataset = dataset
-        self.collate = collate
-
-    def __getitem__(self, ids: Sequence[int]) -> Any:
-        get_many = getattr(self.dataset, "__getitems__", None)
-        examples = [self.dataset[i] for i in ids] if get_many is None else get_many(list(ids))
-        return self.collate(examples)
-
-
 def whole_loader(loaders: Any, hook: str) -> DataLoader[Any]:
     """Return the single DataLoader of a hook, after checking that its examples can be fetched by index.
 
@@ -174,23 +161,31 @@ def whole_loader(loaders: Any, hook: str) -> DataLoader[Any]:
 
 
 def blocks_loader(loader: DataLoader[Any], blocks: Sequence[range]) -> DataLoader[Any]:
-    """Return a loader of the batches of some blocks, with the workers and ``collate_fn`` of the user's loader."""
+    """Return a loader of some blocks, with the workers and ``collate_fn`` of the user's loader.
+
+    It yields lists of (ids, batch): one batch, or one for each example if they cannot be collated together.
+    """
     return _loader(loader, BlockSampler(blocks, batch_size=batch_size_of(loader)), workers=loader.num_workers)
 
 
-def content_sample(loader: DataLoader[Any], reader: BatchReader) -> tuple[str, ...]:
+def content_sample(loader: DataLoader[Any], reader: BatchReader, transfer: Callable[[Any], Any]) -> tuple[str, ...]:
     """Return content keys, in hex, of the first, middle and last image; empty if a second read gives other keys.
 
     The keys identify a pool whose images or transforms have changed. If the user's loader has workers, the images are
     read by one: a dataset may open its file on first access, and an open file must not be shared with later workers.
+
+    Args:
+        loader: The loader of the pool.
+        reader: Reads batches in the user's form.
+        transfer: Turns a batch of the loader into one of the step, by the user's hooks.
     """
     size = len(loader.dataset)  # type: ignore[arg-type]
     ids = sorted({0, size // 2, size - 1})
     reads: list[tuple[str, ...]] = []
     with isolated_rng():
-        for batch in _loader(loader, [ids, ids], workers=min(1, loader.num_workers)):
-            images = reader.read(None, batch).images
-            keys = [] if images is None else content_keys(images).tolist()
+        for parts in _loader(loader, [ids, ids], workers=min(1, loader.num_workers)):
+            images = [reader.read(None, transfer(batch)).images for _, batch in parts]
+            keys = [key for some in images if some is not None for key in content_keys(some).tolist()]
             reads.append(tuple(f"{a & (2**64 - 1):016x}{b & (2**64 - 1):016x}" for a, b in keys))
     return reads[0] if reads[0] == reads[1] else ()
 
@@ -201,10 +196,10 @@ def _loader(loader: DataLoader[Any], sampler: Iterable[Sequence[int]], *, worker
     if workers:
         options = {"prefetch_factor": loader.prefetch_factor, "multiprocessing_context": loader.multiprocessing_context}
     return DataLoader(
-        _Batches(loader.dataset, loader.collate_fn),
+        Batches(loader.dataset, BatchForm.of(loader)),
         batch_size=None,  # an item is a batch
         sampler=sampler,
-        collate_fn=_unchanged,
+        collate_fn=unchanged,
         num_workers=workers,
         pin_memory=loader.pin_memory,
         timeout=loader.timeout,
@@ -238,7 +233,3 @@ def path_in(dataset: Any, index: int) -> str | None:
 def batch_size_of(loader: DataLoader[Any]) -> int:
     """Return the number of examples in a batch; 0 if the loader does not form batches."""
     return int(loader.batch_size or getattr(loader.batch_sampler, "batch_size", None) or 0)
-
-
-def _unchanged(batch: Any) -> Any:
-    return batch

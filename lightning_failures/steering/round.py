@@ -12,7 +12,6 @@ from lightning.pytorch import Trainer
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lightning_failures.core.eval_mode import eval_mode
 from lightning_failures.core.hashing import stable_hash
 from lightning_failures.data.grading import grade_batch
 from lightning_failures.directions.result import FailureDirections
@@ -25,8 +24,8 @@ from lightning_failures.interventions.label_errors import suspect_labels
 from lightning_failures.interventions.selection.candidates import Candidates, Picks
 from lightning_failures.interventions.selection.picker import By, PoolSelector
 from lightning_failures.steering.training_view import ROWS, ExamplesView, pool_view
-from lightning_failures.trainer.logits_hook import forward_once_more
 from lightning_failures.trainer.ranks import Communicator
+from lightning_failures.trainer.step_logits import StepLogits
 
 T = TypeVar("T")
 
@@ -50,7 +49,6 @@ class TrainingRound(Round):
         examples: The judged training examples.
         keys: (N, 2) int64, cache keys of their embeddings.
         groups: (N,) names of their sources, or None.
-        collate: Collate function of the training loader.
         pool_views: ``id`` of a pool -> its view, with the cache keys of its embeddings; kept from round to round.
         say_once: Emits each distinct message at most once.
         has_predictions: Whether the validation set was graded by predicted classes.
@@ -64,7 +62,6 @@ class TrainingRound(Round):
     examples: JudgedExamples
     keys: NDArray[np.int64]
     groups: NDArray[Any] | None
-    collate: Callable[[list[Any]], Any]
     pool_views: dict[int, ExamplesView]
     say_once: Callable[..., None]
     has_predictions: bool = True
@@ -106,7 +103,9 @@ class TrainingRound(Round):
         self, pool: Any, view: Any, *, per_class: int, by: By, classes: Sequence[int], similarity: float, triage: bool
     ) -> Picks:
         """Read a whole pool once and select examples of it. Collective."""
-        pool_images = self.pool_views.setdefault(id(pool), pool_view(pool, view, self.view, self.collate))
+        pool_images = self.pool_views.setdefault(id(pool), pool_view(pool, view, self.view))
+        if (doubt := self.ranks.run_all(lambda: pool_images.doubt)) is not None:
+            self.say_once(doubt)
         reserve = TRIAGED_RESERVE if triage else RESERVE
         picker = PoolSelector(
             per_class, by=by, classes=classes, reserve=reserve, training_keys=self.keys, seed=self.seed
@@ -190,13 +189,12 @@ class TrainingRound(Round):
         """Return predictions (n,) int64 and confidence in the label (n,) float32 by the model in its current state."""
         if not self.has_predictions:
             raise ConfigurationError("Picking by confidence needs predicted classes, but read_batch gives verdicts.")
-        module = self.trainer.lightning_module
         predictions, confidence = [torch.empty(0, dtype=torch.int64)], [torch.empty(0)]
-        with eval_mode(module):
-            for record in view.batches(ids.tolist()) if len(ids) else ():
-                images = None if record.images is None else record.images.to(module.device)
-                assert record.labels is not None  # the view has checked them
-                rows = grade_batch(forward_once_more(self.trainer, module, images), record.labels)
+        classes = len(self.examples.class_names)
+        with StepLogits(self.trainer, view.reader.reader, classes=classes).open() as logits_of:
+            for part in view.model_batches(ids.tolist()):
+                assert part.record.labels is not None  # the view has checked them
+                rows = grade_batch(logits_of(part.batch), part.record.labels)
                 predictions.append(rows.predictions.cpu())
                 confidence.append(rows.confidence.cpu().float())
         return torch.cat(predictions), torch.cat(confidence)

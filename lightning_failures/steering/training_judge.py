@@ -84,7 +84,7 @@ class TrainingJudge:
         """
         assert result.directions is not None
         report, directions = result.report, result.directions
-        view, dataset, groups, collate = ranks.run_all(lambda: self._open(trainer))
+        view, dataset, groups = ranks.run_all(lambda: self._open(trainer))
         self._dataset, self._view = dataset, view
 
         # decision values and cache keys, in the order of the training set
@@ -123,24 +123,25 @@ class TrainingJudge:
             examples=JudgedExamples(labels, values, names, tuple(reasons)),
             keys=keys,
             groups=np.asarray(groups) if has_groups else None,
-            collate=collate,
             pool_views=self._pool_views,
             say_once=self._say_once,
             has_predictions=result.table is None or result.table.predictions is not None,
         )
 
-    def _open(self, trainer: Trainer) -> tuple[ExamplesView, Any, Any, Any]:
-        """Return the view, the training set, the sources of its examples, and the collate function of its loader."""
+    def _open(self, trainer: Trainer) -> tuple[ExamplesView, Any, Any]:
+        """Return the view, the training set, and the sources of its examples."""
         view = self._current_view(trainer)
-        if self._view is None and view.looks_random():
+        if self._view is None and view.looks_random:
             self._say_once(
                 "The transform of the training set looks random, so interventions judge one fixed draw of it. Give the"
                 f" datamodule a {VIEW}: the same examples through the transform of validation."
             )
+        if self._view is None and (doubt := view.doubt) is not None:
+            self._say_once(doubt)
         (loader,) = flat_loaders(trainer.train_dataloader)
         dataset = original_dataset(loader)
         groups = None if self._groups_from is None else dataset_attribute(dataset, self._groups_from)
-        return view, dataset, groups, loader.collate_fn
+        return view, dataset, groups
 
     def _current_view(self, trainer: Trainer) -> ExamplesView:
         """Return the view of the training set, a new one if the training set is another one than before."""

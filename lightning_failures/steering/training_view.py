@@ -6,21 +6,22 @@ Every example is read once, in the order of the dataset, through transforms that
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from enum import IntEnum
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import torch
-from lightning.pytorch import Trainer
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.utilities import CombinedLoader
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Subset, default_collate
+from torch.utils.data import DataLoader, default_collate
 from tqdm import tqdm
 
 from lightning_failures.core.budget import PROGRESS_DELAY
-from lightning_failures.core.rng import isolated_rng, seed_all
-from lightning_failures.data.grades import BatchRecord
 from lightning_failures.data.grading import are_distributions
 from lightning_failures.directions.result import FailureDirections
 from lightning_failures.encoders.cache.store import content_keys
@@ -29,13 +30,18 @@ from lightning_failures.errors import ConfigurationError, DataError
 from lightning_failures.interventions.base import LEFT_OUT
 from lightning_failures.steering.loader_patch import checked_loader, original_dataset
 from lightning_failures.trainer.batch_reader import BatchReader
+from lightning_failures.trainer.batch_transfer import BatchTransfer
+from lightning_failures.trainer.example_reader import WORKER_OPTIONS, BatchForm, ExampleReader, ReadExamples
+from lightning_failures.trainer.normalization_guard import normalization_doubt
+from lightning_failures.trainer.penultimate import PenultimateFeatures, penultimate_features
 from lightning_failures.trainer.ranks import Communicator
+from lightning_failures.trainer.step_logits import StepLogits
 
 VIEW = "train_analysis_dataset"
-_WORKER_OPTIONS = ("num_workers", "multiprocessing_context", "worker_init_fn")
-BATCH_SIZE = 256
-FLUSH_EVERY = 64  # batches; embeddings are in memory until they are flushed
+MODEL_BATCH = 32  # examples that the model is shown at once, if the training loader does not say
+FLUSH_EVERY = 16_384  # examples; embeddings are in memory until they are flushed
 ROWS = 8192
+_TRIED, _READ_TWICE = 16, 4  # examples by which a way of reading is judged; of them, those that are read twice
 
 
 @dataclass(frozen=True)
@@ -60,33 +66,60 @@ class ExamplesView:
     """Reads every example once per run, and keeps its label and cache key, but not its image.
 
     Attributes:
-        dataset: N examples, in the order of the training set or pool.
-        collate: Makes batches of them.
-        reader: Reads the batches.
-        workers: Arguments of a DataLoader about workers, as in the training loader.
+        ways: How the N examples, in the order of the training set or pool, may be read; the best way is chosen by
+            reading some of them.
         seed: Seed of random transforms, so that they give the same image each time.
-        what: Name of the examples in messages.
+        batch_size: Number of examples that the model is shown at once.
         one_group: Whether all examples are one group, because those of the validation set have no labels.
     """
 
-    dataset: Any
-    collate: Callable[[list[Any]], Any]
-    reader: BatchReader
-    workers: Mapping[str, Any]
+    ways: Sequence[ExampleReader]
     seed: int
-    what: str = "training images"
+    batch_size: int
     one_group: bool = False
     _read: tuple[Tensor, Tensor, Tensor] | None = field(default=None, repr=False)  # labels, keys, without embedding
 
     def __len__(self) -> int:
         return len(self.dataset)
 
+    @property
+    def dataset(self) -> Any:
+        """The training set or pool, or the same examples through the transform of validation."""
+        return self.ways[0].dataset
+
+    @property
+    def what(self) -> str:
+        """Name of the examples in messages."""
+        return self.ways[0].what
+
+    @property
+    def reader(self) -> ExampleReader:
+        """The first way that reads images and classes as a validation does, else the one that comes nearest to it."""
+        return self._trial.way
+
+    @property
+    def doubt(self) -> str | None:
+        """Why the normalisation cannot be that of the images, or None."""
+        return self._trial.doubt
+
+    @property
     def looks_random(self) -> bool:
-        """Return whether some of the first examples differ when they are read twice."""
-        some = range(min(4, len(self)))
-        first = self._images(some, self.seed)
-        second = self._images(some, self.seed + 1)
-        return first.shape != second.shape or not torch.equal(first, second)
+        """Whether some of the examples differ when they are read twice."""
+        return self._trial.fitness == _Fitness.RANDOM
+
+    @cached_property
+    def _trial(self) -> _Trial:
+        size = len(self)
+        some = sorted({k * size // _TRIED for k in range(_TRIED)}) if size else []
+        best: _Trial | None = None
+        for way in self.ways:
+            trial = _try(way, some, self.seed)
+            if best is None or trial.fitness > best.fitness:
+                best = trial
+            if best.fitness == _Fitness.AS_VALIDATION:
+                break
+        assert best is not None
+        return best
 
     def judge(
         self, cached: CachedEncoder, directions: FailureDirections, ranks: Communicator, *, progress: bool = False
@@ -123,16 +156,17 @@ class ExamplesView:
             values = directions.decision_values(cached.look_up_known(keys[rows]), labels[rows])
             yield Block(ids[rows], labels[rows], values, keys[rows])
 
-    def batches(self, ids: Sequence[int]) -> Iterator[BatchRecord]:
-        """Read examples again as input of the model, with class labels."""
-        for batch in self._batches(ids):
-            record = self.reader.read(None, batch)
-            yield replace(record, labels=None if record.labels is None else _class_labels(record.labels))
+    def model_batches(self, ids: Sequence[int]) -> Iterator[ReadExamples]:
+        """Read examples again for the model, in batches that it can take, with class labels."""
+        for part in self.reader.read(ids, at_once=self.batch_size, seed=self.seed):
+            labels = part.record.labels
+            record = replace(part.record, labels=None if labels is None else class_labels(labels))
+            yield replace(part, record=record)
 
     def _embed(self, ids: Tensor, cached: CachedEncoder, *, progress: bool) -> tuple[Tensor, Tensor]:
         """Embed the images that the cache lacks; return labels (n,) and keys (n, 2) of all."""
         labels, keys = [torch.empty(0, dtype=torch.int64)], [torch.empty(0, 2, dtype=torch.int64)]
-        space = self.reader.space(self.dataset)
+        space = self.reader.reader.space(self.dataset)
         bar = tqdm(
             desc=f"FailureModes embeds {self.what}",
             total=len(ids),
@@ -140,44 +174,70 @@ class ExamplesView:
             leave=False,
             disable=not progress,
         )
+        unflushed = 0
         with bar:
-            for number, batch in enumerate(self._batches(ids.tolist()), start=1):
-                record = self.reader.read(None, batch)
-                if self.one_group and record.images is not None:
-                    record = replace(record, labels=torch.zeros(len(record.images), dtype=torch.int64))
-                if record.images is None or record.labels is None:
-                    raise DataError(f"Batches of {self.what} hold no images or no labels. Give read_batch.")
-                found = content_keys(record.images, salt=repr(space))
+            for part in self.reader.read(ids.tolist(), seed=self.seed):
+                images = self.reader.images_of(part.record)
+                given = torch.zeros(len(images), dtype=torch.int64) if self.one_group else part.record.labels
+                if given is None:
+                    raise DataError(f"Batches of {self.what} hold no labels. Give read_batch.")
+                found = content_keys(images, salt=repr(space))
                 lacking = cached.store.missing(found)
                 if lacking.any():
-                    unit_images = space.to_unit(record.images)  # of the whole batch, which shows which ones are odd
-                    cached.embed(unit_images[lacking], found[lacking])
-                labels.append(_class_labels(record.labels))
+                    unit_images = space.to_unit(images)  # of the whole batch, which shows which ones are odd
+                    cached.embed(unit_images[lacking.to(images.device)], found[lacking])
+                labels.append(class_labels(given))
                 keys.append(found)
-                if number % FLUSH_EVERY == 0:
+                unflushed += len(found)
+                if unflushed >= FLUSH_EVERY:
                     cached.store.flush()
+                    unflushed = 0
                 bar.update(len(found))
         cached.store.flush()
         return torch.cat(labels), torch.cat(keys)
 
-    def _batches(self, ids: Sequence[int]) -> Iterator[Any]:
-        with isolated_rng():
-            seed_all(self.seed)
-            yield from DataLoader(
-                Subset(self.dataset, ids),
-                batch_size=BATCH_SIZE,
-                collate_fn=self.collate,
-                **self.workers,
-                generator=torch.Generator().manual_seed(self.seed),
-            )
 
-    def _images(self, ids: range, seed: int) -> Tensor:
-        with isolated_rng():
-            seed_all(seed)
-            images = self.reader.read(None, self.collate([self.dataset[i] for i in ids])).images
-        if images is None:
-            raise DataError(f"Batches of {self.what} hold no images. Give read_batch.")
-        return images
+class _Fitness(IntEnum):
+    """How well a way of reading examples serves."""
+
+    UNREADABLE = 0
+    DOUBTFUL = 1  # a normalisation that cannot be that of the images
+    RANDOM = 2  # images differ when they are read twice
+    AS_VALIDATION = 3
+
+
+@dataclass(frozen=True)
+class _Trial:
+    """A way of reading examples, after a few of them were read."""
+
+    way: ExampleReader
+    fitness: _Fitness
+    doubt: str | None = None
+
+
+def _try(way: ExampleReader, some: Sequence[int], seed: int) -> _Trial:
+    """Read some examples in one way.
+
+    Training batches may be augmented or mixed in ``collate_fn``, and hooks may expect the form of training batches.
+    """
+    # one worker, if there are any: a file that the dataset opens must not be shared with the workers of the training
+    few = replace(way, workers=way.workers | {"num_workers": min(1, way.workers.get("num_workers", 0))})
+    doubt: str | None = None
+    try:
+        space = way.reader.space(way.dataset)
+        for part in few.read(some, seed=seed):
+            images, labels = way.images_of(part.record), part.record.labels
+            if labels is None:
+                return _Trial(way, _Fitness.UNREADABLE)
+            class_labels(labels)
+            doubt = doubt or normalization_doubt(images, space)
+            space.to_unit(images)
+        if doubt is not None:
+            return _Trial(way, _Fitness.DOUBTFUL, doubt)
+        varies = few.varies(some[:_READ_TWICE])
+    except Exception:  # of the user's collate_fn or hook: another way may work, else the error is met in reading
+        return _Trial(way, _Fitness.UNREADABLE)
+    return _Trial(way, _Fitness.RANDOM if varies else _Fitness.AS_VALIDATION)
 
 
 def training_view(trainer: Trainer, loader: object, reader: BatchReader, *, seed: int) -> ExamplesView:
@@ -187,34 +247,53 @@ def training_view(trainer: Trainer, loader: object, reader: BatchReader, *, seed
         ConfigurationError: The loader is not supported, or ``train_analysis_dataset`` has another length.
     """
     loader = checked_loader(loader)
-    dataset: Any = original_dataset(loader)
-    workers = {name: getattr(loader, name) for name in _WORKER_OPTIONS}
+    training_set: Any = original_dataset(loader)
+    dataset = training_set
     for owner in (getattr(trainer, "datamodule", None), trainer.lightning_module):
         view = getattr(owner, VIEW, None)
         view = view() if callable(view) else view
         if view is None:
             continue
-        if len(view) != len(dataset):
+        if len(view) != len(training_set):
             raise ConfigurationError(
                 f"{type(owner).__name__}.{VIEW} has {len(view)} examples, the training set"
-                f" {len(dataset)}: it must hold the same examples in the same order."
+                f" {len(training_set)}: it must hold the same examples in the same order."
             )
-        return ExamplesView(view, default_collate, reader, workers, seed)
-    return ExamplesView(dataset, loader.collate_fn, reader, workers, seed)
+        dataset = view
+        break
+    workers: dict[str, Any] = {name: getattr(loader, name) for name in WORKER_OPTIONS}
+    forms = _forms(trainer, loader)
+    ways = [
+        ExampleReader(dataset, form, reader, BatchTransfer(trainer, training=training), workers, "training images")
+        for form, training in [*((form, False) for form in forms), (forms[0], True)]
+    ]
+    return ExamplesView(ways, seed, loader.batch_size or MODEL_BATCH)
 
 
-def pool_view(pool: Any, view: Any, training: ExamplesView, collate: Callable[[list[Any]], Any]) -> ExamplesView:
+def _forms(trainer: Trainer, loader: DataLoader[Any]) -> list[BatchForm]:
+    """Return the forms of batches to try: of the training loader, of the validation loader, and torch's own."""
+    validation = (
+        [] if trainer.val_dataloaders is None else CombinedLoader(trainer.val_dataloaders, "max_size").flattened
+    )
+    forms: list[BatchForm] = []
+    loaders = [one for one in (loader, *validation[:1]) if isinstance(one, DataLoader)]
+    for form in (*map(BatchForm.of, loaders), BatchForm(default_collate)):
+        if form not in forms:
+            forms.append(form)
+    return forms
+
+
+def pool_view(pool: Any, view: Any, training: ExamplesView) -> ExamplesView:
     """Return the view of a pool.
 
     Args:
         pool: The examples.
         view: The same examples through the transform of validation, or None.
-        training: View of the training set, with the same reader, workers and seed.
-        collate: Collate function of the training loader.
+        training: View of the training set, with the same ways of reading, workers and seed.
     """
-    dataset, collate = (pool, collate) if view is None else (view, default_collate)
-    reader, workers, seed = training.reader, training.workers, training.seed
-    return ExamplesView(dataset, collate, reader, workers, seed, "pool images", training.one_group)
+    dataset = pool if view is None else view
+    ways = [replace(way, dataset=dataset, what="pool images") for way in training.ways]
+    return ExamplesView(ways, training.seed, training.batch_size, training.one_group)
 
 
 def _missing(cached: CachedEncoder, keys: Tensor) -> Tensor:
@@ -222,9 +301,26 @@ def _missing(cached: CachedEncoder, keys: Tensor) -> Tensor:
     return torch.cat([cached.store.missing(some) for some in torch.split(keys, ROWS)])
 
 
-def _class_labels(labels: Tensor) -> Tensor:
+def training_features(
+    trainer: Trainer, module: LightningModule, reader: BatchReader, ranks: Communicator, *, head: str | None, seed: int
+) -> PenultimateFeatures:
+    """Return the penultimate features of this rank's share of the training set, by a pass in eval mode.
+
+    Raises:
+        ConfigurationError: The training loader is not supported, or the head cannot be found.
+    """
+    view = training_view(trainer, trainer.train_dataloader, reader, seed=seed)
+    ids = range(ranks.rank, len(view), ranks.world_size)
+    with StepLogits(trainer, reader).open() as logits_of:
+        batches = ((torch.tensor(part.ids), part.batch) for part in view.model_batches(ids))
+        return penultimate_features(module, batches, head=head, trainer=trainer, logits_of=logits_of)
+
+
+def class_labels(labels: Tensor) -> Tensor:
     """Convert the labels of a batch, (B,), (B, 1) or one-hot (B, K), to classes (B,) int64, a copy."""
     labels = labels.detach().cpu()
+    if labels.ndim > 2:
+        raise ConfigurationError(f"Interventions need one class for each training example, got {tuple(labels.shape)}.")
     if labels.ndim == 2 and labels.shape[1] > 1:
         if not are_distributions(labels):
             raise ConfigurationError(

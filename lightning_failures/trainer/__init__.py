@@ -12,7 +12,12 @@ Files, each importing only from those above it::
     options           Options of the callback in groups, their former spellings, and the checks of all
     ranks             Communication between the processes of one run, over a gloo group of our own
     schedule          When to analyse, and the state that a resumed run continues with
-    batch_reader      Read batches in the user's form, and single examples of a dataset outside of the loop
+    batch_reader      Read batches in the user's form
+    batch_transfer    Give a batch that was read outside of the loop the steps of the loop's own batches
+    example_reader    Read examples of a dataset by index, through the same steps as the batches of the loop
+    normalization_guard  Notice a normalisation that images do not have
+    module_state      Keep what a step leaves behind in a module
+    step_logits       Logits outside of the loop, by the module's own evaluation step
     penultimate       The live model's penultimate features: the input of the module that computes the logits
     readings          What scores and labels may mean, narrowed down batch by batch, decided once for a loader
     grader            Grades of one evaluation loader: which examples are right, under which ids and classes

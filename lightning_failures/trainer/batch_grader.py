@@ -32,12 +32,14 @@ class ReadBatch:
         loader: The loader that it comes from.
         record: Logits, labels, images and ids, as far as the batch and the step give them; labels are always there.
         drawn: The dataset indices drawn for the batch; None if they cannot be known.
+        batch: The batch itself, as the step was shown it.
         are_preds: Whether the logits are the ``preds`` that the step returned.
     """
 
     loader: Any
     record: BatchRecord
     drawn: Sequence[int] | None
+    batch: Any
     are_preds: bool = False
 
 
@@ -129,7 +131,7 @@ class BatchGrader:
         drawn = None if recorder is None else recorder.take(batch_idx)
         record = self._reader.read_graded(outputs, batch)
         are_preds = isinstance(outputs, Mapping) and record.logits is not None and record.logits is outputs.get("preds")
-        return ReadBatch(loader, record, drawn, are_preds)
+        return ReadBatch(loader, record, drawn, batch, are_preds)
 
     def name(self, batch: ReadBatch, grader: Grader) -> Tensor | Sequence[int]:
         """Return the B ids of the examples of a batch.
@@ -174,7 +176,7 @@ class BatchGrader:
             logits = self._observer.logits(batch_size=len(record.labels), classes=grader.logit_columns)
             source = LogitsSource.OBSERVED
         if logits is None:
-            logits = forward_once_more(trainer, module, record.images)
+            logits = forward_once_more(trainer, module, self._reader.shown_images(batch.batch, record))
             source = LogitsSource.EXTRA_FORWARD
             grader.note_stacked(stacked, len(record.labels))
         graded_ids = grader.grade(logits, record.labels, ids, digests=digests, source=source, observed=observed)

@@ -1,30 +1,18 @@
-"""Read batches in the user's form, and single examples of a dataset outside of the loop."""
+"""Read batches in the user's form."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 import torch
-from lightning.pytorch import Trainer
-from lightning.pytorch.utilities import CombinedLoader
-from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset
 
-from lightning_failures.core.hashing import stable_hash
 from lightning_failures.data.grades import BatchRecord
 from lightning_failures.data.grading import read_default_batch
-from lightning_failures.errors import ConfigurationError, DataError
+from lightning_failures.errors import ConfigurationError
 from lightning_failures.trainer.image_space import ImageSpace, find_normalization
-
-READ_AT_ONCE = 256
-"""Number of images that are read as one batch."""
-
-MAX_REFERENCE = 20_000
-"""Largest number of training examples that serve as the reference."""
 
 
 @dataclass(frozen=True)
@@ -35,11 +23,13 @@ class BatchReader:
         read_batch: The user's ``(outputs, batch) -> BatchRecord``, or None.
         normalization: The user's ``(mean, std)``, or None to take it from the dataset's transforms.
         failed_below: Score below which an example failed, or None.
+        logits_from: Name of the submodule whose output is the logits, or None.
     """
 
     read_batch: Callable[[Any, Any], BatchRecord] | None = None
     normalization: tuple[Sequence[float], Sequence[float]] | None = None
     failed_below: float | None = None
+    logits_from: str | None = None
 
     def read(self, outputs: Any, batch: Any) -> BatchRecord:
         """Return the record of a batch: the fields of the user's ``read_batch``, the others by the default rules."""
@@ -107,6 +97,15 @@ class BatchReader:
             labels = labels.detach().cpu().reshape(-1)
         return replace(record, labels=labels, correct=correct.bool(), score=score)
 
+    def shown_images(self, batch: Any, record: BatchRecord) -> Tensor | None:
+        """Return the images that the batch itself holds, as its step is shown them; else those of its record.
+
+        The user's ``read_batch`` may return other images, for the encoders alone: unnormalised, or with the channels
+        first.
+        """
+        own = read_default_batch(None, batch).images
+        return record.images if own is None else own
+
     def space(self, dataset: Any) -> ImageSpace:
         """Return the space of the images: the user's normalisation, else that of the transforms, else [0, 1]."""
         if self.normalization is not None:
@@ -129,81 +128,3 @@ def _as_tensor(field: str, value: Any) -> Tensor:
             f"FailureModes(read_batch=...) returned a BatchRecord whose {field} cannot be converted from"
             f" {type(value).__name__} to a tensor ({error}). Ids are integers, images and logits floats."
         ) from error
-
-
-@dataclass(frozen=True)
-class ExampleReader:
-    """Reads images by dataset index, as the loader would, and converts them to [0, 1].
-
-    Random transforms draw from the global generators, so isolate the generators around calls.
-
-    Attributes:
-        dataset: A map-style dataset.
-        collate: The loader's ``collate_fn``.
-        reader: Reads the collated batch, with ``outputs=None``.
-    """
-
-    dataset: Any
-    collate: Callable[[list[Any]], Any]
-    reader: BatchReader
-
-    def images(self, ids: Sequence[int]) -> Tensor:
-        """Return the images (n, C, H, W) float32 in [0, 1], on the CPU, in the order of ``ids``."""
-        images = self.reader.read(None, self.collate([self.dataset[i] for i in ids])).images
-        if images is None:
-            raise DataError("the examples hold no images")
-        return self.reader.space(self.dataset).to_unit(images).cpu()
-
-    def batches(self, ids: Sequence[int]) -> Iterator[Tensor]:
-        """Yield the images of many ids, ``READ_AT_ONCE`` at a time."""
-        for start in range(0, len(ids), READ_AT_ONCE):
-            yield self.images(ids[start : start + READ_AT_ONCE])
-
-
-@dataclass(frozen=True)
-class TrainingSample:
-    """Some examples of the training set, the same in every epoch and run.
-
-    Attributes:
-        dataset: The training set.
-        collate: The loader's ``collate_fn``.
-        ids: Dataset indices of the sample, ascending.
-        total: Number of examples of the training set.
-    """
-
-    dataset: Any
-    collate: Callable[[list[Any]], Any]
-    ids: list[int]
-    total: int
-
-
-def training_sample(trainer: Trainer, *, seed: int, limit: int = MAX_REFERENCE) -> TrainingSample:
-    """Draw at most ``limit`` indices of the training set by their hash.
-
-    Raises:
-        ConfigurationError: The run has no training set that can be indexed.
-    """
-    loader = _training_loader(trainer)
-    if loader is None:
-        raise ConfigurationError(
-            "FailureModes(reference='train') needs a single training DataLoader over a map-style dataset. Use"
-            " reference='validation', or give the Trainer a datamodule."
-        )
-    total = len(loader.dataset)  # type: ignore[arg-type]
-    order = np.argsort(stable_hash(np.arange(total), seed), kind="stable")
-    return TrainingSample(loader.dataset, loader.collate_fn, np.sort(order[:limit]).tolist(), total)
-
-
-def _training_loader(trainer: Trainer) -> DataLoader[Any] | None:
-    loaders = trainer.train_dataloader
-    if loaders is None:  # outside of fit
-        datamodule = getattr(trainer, "datamodule", None)
-        source = trainer.lightning_module if datamodule is None else datamodule
-        if is_overridden("train_dataloader", source):
-            if datamodule is not None:
-                datamodule.setup("fit")
-            loaders = source.train_dataloader()
-    found = [] if loaders is None else CombinedLoader(loaders, "min_size").flattened
-    if len(found) != 1 or not isinstance(found[0], DataLoader) or isinstance(found[0].dataset, IterableDataset):
-        return None
-    return found[0]

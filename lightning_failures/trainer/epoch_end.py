@@ -25,7 +25,6 @@ from lightning_failures.captions.candidates import ClassCaptions, caption_source
 from lightning_failures.captions.grammar import CaptionVocabulary
 from lightning_failures.core.arrays import finite_rows
 from lightning_failures.core.budget import Deadline
-from lightning_failures.core.rng import isolated_rng, seed_all
 from lightning_failures.data.example_table import ExampleTable
 from lightning_failures.data.grades import Grades
 from lightning_failures.data.held_out import HeldOutParts, HeldOutSplit
@@ -45,9 +44,11 @@ from lightning_failures.methods import Method
 from lightning_failures.report.diary_storage import keep_diary
 from lightning_failures.report.gallery import Picture
 from lightning_failures.report.html.render import prepare
-from lightning_failures.trainer.batch_reader import BatchReader, ExampleReader, TrainingSample, training_sample
+from lightning_failures.trainer.batch_reader import BatchReader
 from lightning_failures.trainer.evaluation_pass import EvaluationPass
+from lightning_failures.trainer.example_reader import ExampleReader, TrainingSample, training_sample
 from lightning_failures.trainer.grading_notes import grading_notes
+from lightning_failures.trainer.normalization_guard import normalization_doubt
 from lightning_failures.trainer.pictures.builder import AnalysisSnapshot, GalleryBuilder
 from lightning_failures.trainer.ranks import Communicator
 from lightning_failures.writers import Writer, each_writer, writers_for
@@ -234,7 +235,12 @@ class AnalysisRunner:
         result = with_modes(result, ranks.broadcast(modes))
         ranks.run_all(lambda: self._write(trainer, _with_names(result, analysis), folder) if ranks.is_first else None)
         self._undrawn[analysis.index] = AnalysisSnapshot(
-            result, analysis.loader, analysis.analysed, analysis.sampled, analysis.evaluation, folder
+            result,
+            partial(ExampleReader.of_loader, trainer, analysis.loader, analysis.index, self.reader),
+            analysis.analysed,
+            analysis.sampled,
+            analysis.evaluation,
+            folder,
         )
         return result
 
@@ -281,7 +287,6 @@ class AnalysisRunner:
         return GalleryBuilder(
             directions=self.directions,
             trees=self.trees,
-            reader=self.reader,
             captions=self._caption_source,
             null_permutations=NULL_PERMUTATIONS if self.permutations else 0,
             worst_k=self.worst_k,
@@ -417,21 +422,26 @@ class AnalysisRunner:
         cached = self.directions
         sample = training_sample(trainer, seed=self.seed)
         if not self._reference_keys or bool(cached.store.missing(self._reference_keys[0]).any()):
-            self._reference_keys[:] = [self._embed_reference(cached, sample, ranks)]
+            self._reference_keys[:] = [self._embed_reference(trainer, cached, sample, ranks)]
         (keys,) = self._reference_keys
         return cached.look_up(keys), f"train ({len(sample.ids)} of {sample.total} examples)"
 
-    def _embed_reference(self, cached: CachedEncoder, sample: TrainingSample, ranks: Communicator) -> Tensor:
+    def _embed_reference(
+        self, trainer: Trainer, cached: CachedEncoder, sample: TrainingSample, ranks: Communicator
+    ) -> Tensor:
         """Embed this rank's part of a sample of the training set, and return its cache keys (n, 2).
 
         Random transforms are seeded by block, so that they give the same images for any number of processes.
         """
-        examples_of = ExampleReader(sample.dataset, sample.collate, self.reader)
+        examples = ExampleReader.of_training(trainer, sample.loader, self.reader)
+        space = self.reader.space(examples.dataset)
         keys = [torch.empty(0, 2, dtype=torch.int64)]
-        with isolated_rng():
-            for number in range(ranks.rank, -(-len(sample.ids) // REFERENCE_BLOCK), ranks.world_size):
-                seed_all(self.seed + number)
-                images = examples_of.images(sample.ids[number * REFERENCE_BLOCK :][:REFERENCE_BLOCK])
+        for number in range(ranks.rank, -(-len(sample.ids) // REFERENCE_BLOCK), ranks.world_size):
+            ids = sample.ids[number * REFERENCE_BLOCK :][:REFERENCE_BLOCK]
+            for part in examples.read(ids, seed=self.seed + number, one_each=False):
+                if (doubt := normalization_doubt(examples.images_of(part.record), space)) is not None:
+                    self.say_once(doubt)
+                images = examples.unit_images(part.record)
                 keys.append(content_keys(images))
                 cached.embed(images, keys[-1])
         cached.store.flush()

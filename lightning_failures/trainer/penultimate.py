@@ -7,7 +7,7 @@ come from a pass in eval mode that leaves the model as it was (:func:`penultimat
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +19,6 @@ from torch.utils.hooks import RemovableHandle
 
 from lightning_failures.core.eval_mode import eval_mode
 from lightning_failures.core.rng import isolated_rng
-from lightning_failures.data.grades import BatchRecord
 from lightning_failures.errors import ConfigurationError, did_you_mean
 from lightning_failures.trainer.logits_hook import is_sharded
 from lightning_failures.trainer.ranks import Communicator, exchange_by_id
@@ -222,21 +221,24 @@ class PenultimatePass:
 
 def penultimate_features(
     module: LightningModule,
-    batches: Iterable[tuple[Tensor, Tensor]],
+    batches: Iterable[tuple[Tensor, Any]],
     *,
     head: str | None = None,
     trainer: Trainer | None = None,
+    logits_of: Callable[[Any], Tensor] | None = None,
 ) -> PenultimateFeatures:
     """Return the penultimate features of batches that are not part of a validation, such as the training set.
 
-    Each batch goes through ``module.forward`` in eval mode and without gradients. The mode of every submodule, the
-    random streams and the hooks of the model are restored, also after an exception.
+    Each batch goes through the model in eval mode and without gradients. The mode of every submodule, the random
+    streams and the hooks of the model are restored, also after an exception.
 
     Args:
         module: The model, with a ``forward`` that returns the logits.
-        batches: Pairs of ids (B,) and images (B, C, H, W) in the space of the model.
+        batches: Pairs of ids (B,) and a batch: images (B, C, H, W) in the space of the model, or what ``logits_of``
+            takes.
         head: Name of the head, or None to find it.
         trainer: The Trainer whose precision is used; None for that of the weights.
+        logits_of: Returns the logits of a batch, by a call of the model; None: ``module.forward`` does.
 
     Raises:
         ConfigurationError: The head cannot be found, ``forward`` returns no logits, or the model is sharded over
@@ -250,10 +252,10 @@ def penultimate_features(
     observer = PenultimateObserver(head)
     all_ids, all_features = [], []
     with isolated_rng(), torch.no_grad(), eval_mode(module), _observing(observer, module):
-        for ids, images in batches:
+        for ids, batch in batches:
             observer.begin()
             with nullcontext() if trainer is None else trainer.precision_plugin.val_step_context():
-                logits = module(images.to(module.device))
+                logits = module(batch.to(module.device)) if logits_of is None else logits_of(batch)
             if not isinstance(logits, Tensor):
                 raise ConfigurationError(
                     f"{type(module).__name__}.forward returns a {type(logits).__name__}, but penultimate features need"
@@ -264,21 +266,6 @@ def penultimate_features(
     if not all_ids:
         return PenultimateFeatures(torch.empty(0, dtype=torch.int64), torch.empty(0, 0), head or "")
     return PenultimateFeatures(torch.cat(all_ids), torch.cat(all_features), observer.head or "")
-
-
-def with_ids(ids: Sequence[int], records: Iterable[BatchRecord]) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield the ids and images of batches that hold the examples ``ids`` in this order.
-
-    Raises:
-        ConfigurationError: A batch has no images.
-    """
-    start = 0
-    for record in records:
-        if record.images is None:
-            raise ConfigurationError("The batches of the training set hold no images: give read_batch.")
-        stop = start + len(record.images)
-        yield torch.tensor(ids[start:stop]), record.images
-        start = stop
 
 
 @contextmanager

@@ -64,8 +64,22 @@ def test_whole_loader__one_in_a_list():
 def test_blocks_loader__batches_do_not_cross_blocks():
     loader = DataLoader(Images(20), batch_size=4, shuffle=True)
     blocks = blocks_loader(loader, [range(2, 8), range(12, 13)])
-    sizes = [len(labels) for _, labels in blocks]
-    assert sizes == [4, 2, 1]
+    parts = [one for (one,) in blocks]
+    assert [ids for ids, _ in parts] == [[2, 3, 4, 5], [6, 7], [12]]
+    assert [len(labels) for _, (_, labels) in parts] == [4, 2, 1]
     assert len(blocks) == 3
-    first = next(iter(blocks))[0]
+    first = parts[0][1][0]
     assert torch.equal(first, torch.stack([Images(20)[i][0] for i in range(2, 6)]))
+
+
+def test_blocks_loader__images_of_different_sizes_are_read_singly():
+    data = [(torch.zeros(3, 4 + k // 2, 4), k) for k in range(4)]
+    (pair, singles) = blocks_loader(DataLoader(data, batch_size=2), [range(2), range(2, 4)])
+    assert [ids for ids, _ in pair] == [[0, 1]]
+    assert [ids for ids, _ in singles] == [[2, 3]]
+    (mixed,) = blocks_loader(DataLoader(data, batch_size=3), [range(1, 4)])
+    assert [(ids, tuple(images.shape)) for ids, (images, _) in mixed] == [
+        ([1], (1, 3, 4, 4)),
+        ([2], (1, 3, 5, 4)),
+        ([3], (1, 3, 5, 4)),
+    ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -24,9 +24,8 @@ from lightning_failures.encoders.cached import CachedEncoder
 from lightning_failures.errors import ConfigurationError
 from lightning_failures.report.feature_names import FEATURES_FILE, FeatureNames
 from lightning_failures.report.gallery import Gallery
-from lightning_failures.trainer.batch_reader import BatchReader, ExampleReader
 from lightning_failures.trainer.evaluation_pass import EvaluationPass
-from lightning_failures.trainer.index_recorder import dataset_of
+from lightning_failures.trainer.example_reader import ExampleReader
 from lightning_failures.trainer.pictures.classes_and_leaves import browsed_ids, draw_gallery
 from lightning_failures.trainer.pictures.sources import EmbeddingTable, PictureInputs, displayed_members
 from lightning_failures.trainer.ranks import Communicator
@@ -41,7 +40,7 @@ class AnalysisSnapshot:
 
     Attributes:
         result: The analysis.
-        loader: The evaluation loader; images are read from its dataset.
+        reader: Returns the reader of the examples of the evaluation loader.
         grades: N rows.
         sampled: (N,) bool, the rows that directions and trees were fitted on.
         evaluation: Grader and embeddings of the pass over the loader.
@@ -49,7 +48,7 @@ class AnalysisSnapshot:
     """
 
     result: AnalysisResult
-    loader: Any
+    reader: Callable[[], ExampleReader]
     grades: Grades
     sampled: NDArray[np.bool_]
     evaluation: EvaluationPass
@@ -72,7 +71,6 @@ class GalleryBuilder:
     Attributes:
         directions: The encoder of the failure directions, or None.
         trees: The encoder of the failure trees, or None.
-        reader: Reads images.
         captions: Gives the candidate captions of classes.
         null_permutations: Number of permutations for the CV scores expected by chance; 0: none are computed.
         worst_k: Number of classes, and of trees, that are drawn.
@@ -83,7 +81,6 @@ class GalleryBuilder:
 
     directions: CachedEncoder | None
     trees: CachedEncoder | None
-    reader: BatchReader
     captions: CaptionsOfClasses
     null_permutations: int
     worst_k: int
@@ -144,7 +141,7 @@ class GalleryBuilder:
 
         grader = snapshot.evaluation.grader
         return PictureInputs(
-            images=ExampleReader(dataset_of(snapshot.loader), snapshot.loader.collate_fn, self.reader).images,
+            images=snapshot.reader().images,
             robust=robust,
             features=EmbeddingTable.of(members, features),
             embeddings=EmbeddingTable.of(wanted, of_directions),

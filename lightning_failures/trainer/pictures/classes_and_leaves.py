@@ -16,7 +16,7 @@ from lightning_failures.data.grades import Grades
 from lightning_failures.data.report import ClassReport, FeatureReport
 from lightning_failures.report.gallery import Gallery, Picture, Thumbnails, class_picture, leaf_picture
 from lightning_failures.report.images import fit_square
-from lightning_failures.trainer.batch_reader import READ_AT_ONCE
+from lightning_failures.trainer.example_reader import READ_AT_ONCE
 from lightning_failures.trainer.pictures.features import feature_pictures
 from lightning_failures.trainer.pictures.sources import DisplayedTree, PictureInputs, displayed_trees, example_outcomes
 
@@ -36,7 +36,7 @@ MIN_BROWSING_SECONDS = 5.0
 
 _LEAF_SALT = 0x1EAF
 
-Fetch = Callable[[Sequence[int]], Tensor]
+Fetch = Callable[[Sequence[int]], Sequence[Tensor]]
 """Returns the images (n, C, H, W) in [0, 1] of n ids."""
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from lightning_failures.analysis.result import AnalysisResult
 from lightning_failures.captions.scoring import most_distinctive_caption
@@ -105,7 +106,7 @@ def _inspect(
     values = inputs.features.select(first.members)[:, feature]
     rows = most_activating(values, FEATURE_IMAGES)
     top_ids, strength = first.members[rows], values[rows]
-    images = inputs.images(top_ids.tolist())
+    images = _of_one_size(inputs.images(top_ids.tolist()))
 
     named = inputs.names.of(feature)
     report = FeatureReport(
@@ -123,6 +124,16 @@ def _inspect(
     ]
     role = _role(feature, trees, inputs.names)
     return _FeatureImages(report, role, views.seen(images), views.maps(images, feature), strength, texts)
+
+
+def _of_one_size(images: Sequence[Tensor]) -> Tensor:
+    """Return images (C, H, W) in [0, 1] as one batch, resized to the first of them if they differ in size."""
+    channels, size = max(len(image) for image in images), images[0].shape[1:]
+    same = [
+        image if image.shape[1:] == size else F.interpolate(image[None], size, mode="bilinear", antialias=True)[0]
+        for image in images
+    ]
+    return torch.stack([image.expand(channels, -1, -1) for image in same])
 
 
 def _role(feature: int, trees: Sequence[DisplayedTree], names: FeatureNames) -> str:

@@ -58,7 +58,7 @@ class PictureInputs:
     """The inputs of the pictures of one analysis.
 
     Attributes:
-        images: Returns the images (n, C, H, W) in [0, 1] of n ids.
+        images: Returns the images (C, H, W) in [0, 1] of n ids, whose sizes may differ.
         robust: The encoder of the features, if it gives heat maps.
         features: Robust features of all members of the displayed groups, or None.
         embeddings: Embeddings by the directions' encoder of those members and of the browsed examples, as far as they
@@ -71,7 +71,7 @@ class PictureInputs:
         names: Names that people gave to features.
     """
 
-    images: Callable[[Sequence[int]], Tensor]
+    images: Callable[[Sequence[int]], Sequence[Tensor]]
     robust: FeatureEncoder | None
     features: EmbeddingTable | None
     embeddings: EmbeddingTable | None
