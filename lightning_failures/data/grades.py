@@ -38,6 +38,7 @@ class Grades:
         class_names: K names. A multilabel task has two per condition: absent and present, in this order.
         groups: (N,) int64, the id of each example's source (a patient, a video); None if all sources differ.
         coverage: Share of the loader's examples that were graded, in [0, 1].
+        digests: (N,) int64, digest of each example's image, -1 if it is not known; None if no image was read.
     """
 
     ids: Tensor
@@ -47,6 +48,7 @@ class Grades:
     class_names: tuple[str, ...]
     groups: Tensor | None = None
     coverage: float = 1.0
+    digests: Tensor | None = None
 
     @property
     def correct(self) -> Tensor:

@@ -334,6 +334,7 @@ class FailureReport(_Readable):
         notes: Remarks about the analysis, such as what the time budget left out.
         schema: Version of the format.
         methods: Sections of additional methods, by name; "columns" in a section are columns of the table of classes.
+        copies: Number of analysed examples that are exact copies of another one, with which they share a source.
     """
 
     examples: int
@@ -359,6 +360,7 @@ class FailureReport(_Readable):
     notes: tuple[str, ...] = ()
     schema: int = SCHEMA
     methods: dict[str, dict[str, Any]] = field(default_factory=dict)
+    copies: int = 0
 
     def method_columns(self) -> dict[str, tuple[Any, ...]]:
         """Return the columns that additional methods add to the table of classes: K values by title.

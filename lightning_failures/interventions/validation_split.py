@@ -95,6 +95,7 @@ def take_grades(grades: Grades, rows: Tensor) -> Grades:
         class_names=grades.class_names,
         groups=None if grades.groups is None else grades.groups[rows],
         coverage=grades.coverage,
+        digests=None if grades.digests is None else grades.digests[rows],
     )
 
 

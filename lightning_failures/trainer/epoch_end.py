@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lightning_failures.analysis.analyse import analyse
+from lightning_failures.analysis.copies import join_sources_of_equal_digests
 from lightning_failures.analysis.method import FittableMethod
 from lightning_failures.analysis.result import AnalysisResult
 from lightning_failures.captions.candidates import ClassCaptions, caption_source
@@ -161,7 +162,7 @@ class AnalysisRunner:
         if grader.doubt:
             self.say_once(grader.doubt)
         start = time.perf_counter()
-        grades = grader.grades()
+        grades = join_sources_of_equal_digests(grader.grades())
         split = part_of(grades, seed=self.seed, decision=decision) if interventions else None
         sampled = evaluation.embeddings.sampled_rows(grades)
         analysed, analysed_sampled = grades, sampled
