@@ -296,7 +296,7 @@ class InterventionController:
         return result.with_report(
             summary=report.summary | numbers,
             interventions=self.record.summary(self._rolled_back),
-            notes=(*report.notes, _split_note(report, parts)),
+            notes=(*report.notes, _split_note(report, parts), *self.record.notes),
         )
 
     def write_verdict(self, result: AnalysisResult, verdict: Verdict, folder: Path) -> AnalysisResult:
@@ -407,6 +407,7 @@ class InterventionController:
             "classes": list(decision.classes),
             "review": list(decision.review[:MAX_REVIEW]),
             "suspected": max(len(decision.review), suspected),
+            "notes": list(decision.notes),
         }
         return entry, plan
 

@@ -15,6 +15,7 @@ from lightning_failures.core.rng import isolated_rng
 from lightning_failures.encoders.cached import CachedEncoder
 from lightning_failures.errors import ConfigurationError
 from lightning_failures.interventions import Discovery, JudgedExamples
+from lightning_failures.steering.class_order import class_names_of
 from lightning_failures.steering.loader_patch import original_dataset
 from lightning_failures.steering.round import TrainingRound
 from lightning_failures.steering.training_view import VIEW, ExamplesView, training_view
@@ -105,6 +106,7 @@ class TrainingJudge:
             examples=JudgedExamples(labels, values, names, tuple(reasons)),
             keys=keys,
             groups=np.asarray(groups) if has_groups else None,
+            training_classes=class_names_of(dataset),
             collate=collate,
             pool_views=self._pool_views,
             say_once=self._say_once,

@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from lightning_failures.core.budget import PROGRESS_DELAY
 from lightning_failures.core.rng import isolated_rng, seed_all
+from lightning_failures.data.digests import image_digests
 from lightning_failures.data.grades import BatchRecord
 from lightning_failures.directions.result import FailureDirections
 from lightning_failures.encoders.cache.store import content_keys
@@ -45,12 +46,14 @@ class Block:
         labels: (b,) int64.
         values: (b,) float32, decision values by the direction of their class, NaN for a class without one.
         keys: (b, 2) int64, content keys.
+        digests: (b,) int64, digests of the images of a pool; None for training images.
     """
 
     ids: Tensor
     labels: Tensor
     values: Tensor
     keys: Tensor
+    digests: Tensor | None = None
 
 
 @dataclass
@@ -64,6 +67,7 @@ class ExamplesView:
         workers: Arguments of a DataLoader about workers, as in the training loader.
         seed: Seed of random transforms, so that they give the same image each time.
         what: Name of the examples in messages.
+        digested: Whether digests of the images are kept too.
     """
 
     dataset: Any
@@ -72,7 +76,8 @@ class ExamplesView:
     workers: Mapping[str, Any]
     seed: int
     what: str = "training images"
-    _read: tuple[Tensor, Tensor] | None = field(default=None, repr=False)
+    digested: bool = False
+    _read: tuple[Tensor, Tensor, Tensor] | None = field(default=None, repr=False)
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -113,11 +118,11 @@ class ExamplesView:
             bool(cached.store.missing(some).any()) for some in torch.split(self._read[1], ROWS)
         ):
             self._read = self._embed(ids, cached, progress=progress and ranks.is_first)
-        labels, keys = self._read
+        labels, keys, digests = self._read
         for start in range(0, len(ids), ROWS):
             rows = slice(start, start + ROWS)
             values = directions.decision_values(cached.look_up(keys[rows]), labels[rows])
-            yield Block(ids[rows], labels[rows], values, keys[rows])
+            yield Block(ids[rows], labels[rows], values, keys[rows], digests[rows] if self.digested else None)
 
     def batches(self, ids: Sequence[int]) -> Iterator[BatchRecord]:
         """Read examples again as input of the model, with class labels."""
@@ -125,9 +130,10 @@ class ExamplesView:
             record = self.reader.read(None, batch)
             yield replace(record, labels=None if record.labels is None else _class_labels(record.labels))
 
-    def _embed(self, ids: Tensor, cached: CachedEncoder, *, progress: bool) -> tuple[Tensor, Tensor]:
-        """Embed the images that the cache lacks; return labels (n,) and keys (n, 2) of all."""
+    def _embed(self, ids: Tensor, cached: CachedEncoder, *, progress: bool) -> tuple[Tensor, Tensor, Tensor]:
+        """Embed the images that the cache lacks; return labels (n,), keys (n, 2) and digests (n,) or (0,) of all."""
         labels, keys = [torch.empty(0, dtype=torch.int64)], [torch.empty(0, 2, dtype=torch.int64)]
+        digests = [torch.empty(0, dtype=torch.int64)]
         space = self.reader.space(self.dataset)
         bar = tqdm(
             desc=f"FailureModes embeds {self.what}",
@@ -147,11 +153,13 @@ class ExamplesView:
                     cached.embed(space.to_unit(record.images[lacking]), found[lacking])
                 labels.append(_class_labels(record.labels))
                 keys.append(found)
+                if self.digested:
+                    digests.append(image_digests(space.to_unit(record.images)))
                 if number % FLUSH_EVERY == 0:
                     cached.store.flush()
                 bar.update(len(found))
         cached.store.flush()
-        return torch.cat(labels), torch.cat(keys)
+        return torch.cat(labels), torch.cat(keys), torch.cat(digests)
 
     def _batches(self, ids: Sequence[int]) -> Iterator[Any]:
         with isolated_rng():
@@ -206,7 +214,9 @@ def pool_view(pool: Any, view: Any, training: ExamplesView, collate: Callable[[l
         collate: Collate function of the training loader.
     """
     dataset, collate = (pool, collate) if view is None else (view, default_collate)
-    return ExamplesView(dataset, collate, training.reader, training.workers, training.seed, "pool images")
+    return ExamplesView(
+        dataset, collate, training.reader, training.workers, training.seed, "pool images", digested=True
+    )
 
 
 def _class_labels(labels: Tensor) -> Tensor:

@@ -24,6 +24,7 @@ from lightning_failures.captions.candidates import ClassCaptions, caption_source
 from lightning_failures.captions.grammar import CaptionVocabulary
 from lightning_failures.core.budget import Deadline
 from lightning_failures.core.rng import isolated_rng, seed_all
+from lightning_failures.data.digests import UNKNOWN_DIGEST
 from lightning_failures.data.example_table import ExampleTable
 from lightning_failures.data.grades import Grades
 from lightning_failures.data.held_out import HeldOutParts, HeldOutSplit
@@ -431,5 +432,8 @@ def _judge_parts(
 
     kept = take_grades(grades, (split == Part.DISCOVERY) & has_embedding)
     found = embeddings_of(kept)
-    discovery = None if found is None else Discovery(found, kept.labels, kept.correct, kept.ids, kept.groups)
+    discovery = None
+    if found is not None:
+        digests = None if grades.digests is None else torch.unique(grades.digests[grades.digests != UNKNOWN_DIGEST])
+        discovery = Discovery(found, kept.labels, kept.correct, kept.ids, kept.groups, whole, digests)
     return HeldOutParts(judged(Part.REPORT), judged(Part.DECISION)), discovery
