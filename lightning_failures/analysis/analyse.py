@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from lightning_failures.analysis.class_reports import class_reports
+from lightning_failures.analysis.copies import join_sources_of_copies
 from lightning_failures.analysis.enrichment import Attribute, enrichment, read_attribute
 from lightning_failures.analysis.fits import DirectionsFit, TreesFit, defined_numbers, mean_of
 from lightning_failures.analysis.method import Contribution, FittableMethod, FitTask
@@ -77,8 +78,9 @@ def analyse(
     Args:
         grades: Labels and predictions; N rows.
         embeddings: (N, D) float, in the order of the rows of ``grades``; or (U, D), one row for each of the U distinct
-            ids, ascending. None: no directions. Large embeddings may be float16 and memory-mapped: they are read one
-            class at a time, never copied as a whole, and never written to.
+            ids, ascending. Examples with exactly equal rows are copies of one image: they are one source, as if
+            ``grades.groups`` said so. None: no directions. Large embeddings may be float16 and memory-mapped: they are
+            read one class at a time, never copied as a whole, and never written to.
         features: Features of an adversarially robust model, (N, F) or (U, F), aligned like ``embeddings``. None: no
             trees.
         reference: (M, D) embeddings whose mean and standard deviation phi standardises with. None: ``embeddings``.
@@ -141,6 +143,13 @@ def analyse(
     if features is not None:
         fits.append((TreesFit(delta, tau), features))
     fits += methods
+
+    # copies of one image are one source, like the images of one group
+    copies = 0
+    if embeddings is not None:
+        held = RowValues.of(embeddings, grades, partition.rows, "embeddings")
+        grades, copies = join_sources_of_copies(grades, held, partition)
+
     contributions: dict[str, Contribution] = {}
     examples: dict[str, _FittedExamples] = {}
     for index, (method, values) in enumerate(fits):
@@ -197,9 +206,9 @@ def analyse(
     if attributes:
         with _timed(timings, "enrichment"):
             classes = _enrich(classes, attributes, grades, directions, partition)
-    notes = _notes(classes, contributions, n_uncaptioned, n_without_null_scores, _sampled_share(partition))
+    notes = _notes(classes, contributions, n_uncaptioned, n_without_null_scores, _sampled_share(partition), copies)
     notes = (*notes, *_left_out_notes(examples, grades, partition), *caption_notes)
-    return _result(grades, partition, classes, contributions, timings, notes)
+    return _result(grades, partition, classes, contributions, timings, notes, copies)
 
 
 @dataclass(frozen=True)
@@ -291,6 +300,7 @@ def _result(
     contributions: Mapping[str, Contribution],
     timings: dict[str, float],
     notes: tuple[str, ...],
+    copies: int,
 ) -> AnalysisResult:
     """Combine the reports of classes and the contributions of all methods."""
     summary = {"accuracy": mean_of(grades.correct), "coverage": grades.coverage}
@@ -312,6 +322,7 @@ def _result(
         timings=timings,
         coverage=grades.coverage,
         sampled=_sampled_share(partition),
+        copies=copies,
         notes=notes,
     )
     directions = _fitted(contributions, "directions", None)
@@ -370,8 +381,9 @@ def _notes(
     n_uncaptioned: int,
     n_without_null_scores: int,
     sampled_share: float,
+    copies: int,
 ) -> tuple[str, ...]:
-    """Return sentences that say what the analysis skipped."""
+    """Return sentences that say which examples count as one source, and what the analysis skipped."""
     groups = [group for contribution in contributions.values() for group in contribution.groups]
     counts = {
         "failure directions": sum(entry.skipped == SKIPPED_FOR_TIME for entry in classes),
@@ -381,6 +393,11 @@ def _notes(
     }
     skipped = ", ".join(f"{count} {kind}" for kind, count in counts.items() if count)
     notes = []
+    if copies:
+        notes.append(
+            f"{copies} {'example is an exact copy' if copies == 1 else 'examples are exact copies'} of another example:"
+            " copies of an image count as one source in every fold, permutation and interval."
+        )
     if sampled_share < 1:
         notes.append(f"Directions and trees analysed a sample of {sampled_share:.1%} of the examples.")
     if skipped:

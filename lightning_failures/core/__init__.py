@@ -6,7 +6,7 @@ Files, each importing only from those above it::
     arrays          Convert and check tensors and arrays of callers, once, before the mathematics sees them
     atomic          Files that appear whole or not at all
     safetensors_io  Safetensors files whose every byte is verified
-    hashing         A hash of integers that is the same on every machine and in every version
+    hashing         Hashes of integers and of rows that are the same on every machine and in every version
     rng             Restore random number generators after a block, also after an exception
     eval_mode       Put a module into eval mode for a block, and restore the mode of every submodule
     serialization   Convert frozen records to JSON values and back, checked against type hints

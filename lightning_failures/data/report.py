@@ -339,6 +339,7 @@ class FailureReport(_Readable):
         run_id: Id of the run, the same in all reports of a training, also of one that was resumed; None in reports of
             former versions, and outside of a Trainer.
         methods: Sections of additional methods, by name; "columns" in a section are columns of the table of classes.
+        copies: Number of analysed examples that are exact copies of another one, with which they share a source.
     """
 
     examples: int
@@ -365,6 +366,7 @@ class FailureReport(_Readable):
     schema: int = SCHEMA
     run_id: str | None = None
     methods: dict[str, dict[str, Any]] = field(default_factory=dict)
+    copies: int = 0
 
     def method_columns(self) -> dict[str, tuple[Any, ...]]:
         """Return the columns that additional methods add to the table of classes: K values by title.

@@ -30,11 +30,14 @@ from lightning_failures.directions.result import NO_ADDITIONAL_PATTERN, FailureD
 from lightning_failures.directions.standardize import Moments, standardize
 from lightning_failures.directions.svm import SVMFit, centred_gram, fit_published, fit_scaled
 from lightning_failures.errors import ConfigurationError, DataError
-from lightning_failures.stats.folds import stratified_group_folds
+from lightning_failures.stats.folds import join_copies, stratified_group_folds
 from lightning_failures.stats.permutation_test import permutation_p_value
 
 MIN_PER_OUTCOME = 10
 """A class with fewer failures, or fewer successes, is skipped."""
+
+ALL_THE_SAME = "all its embeddings are the same"
+"""Why a class is skipped whose examples cannot be distinguished."""
 
 _IDENTICAL = 1e-6  # largest range of a coordinate at which unit vectors count as identical
 
@@ -67,7 +70,8 @@ def fit_failure_directions(
         ids: (N,) names of the examples, unique within a class. Rows are sorted by id first, so their order has no
             influence. Default: the row number.
         groups: (N,) names of the sources. Examples of one source stay together in folds and permutations. Default:
-            every example is its own source.
+            every example is its own source. Examples with exactly equal embeddings are copies of one image, and always
+            one source, except with ``selection="published"``.
         reference: (M, D) embeddings from which phi takes mean and standard deviation (training embeddings where
             available), or their :class:`~lightning_failures.directions.standardize.Moments`. Default: ``embeddings``.
         whiten: Subtract the mean and divide by the standard deviation. If False, phi only scales to unit length, and w
@@ -121,6 +125,8 @@ def fit_failure_directions(
     names = np.arange(n) if ids is None else as_vector(ids, "ids", n)
     sources = names if groups is None else as_vector(groups, "groups", n)
     published = selection == "published"
+    if not published:
+        sources = join_copies(sources, x)
 
     with one_thread():
         mean, std = np.zeros(dim), np.ones(dim)
@@ -132,7 +138,7 @@ def fit_failure_directions(
 
         # the classes that can be fitted, most failures first, so that a deadline costs those that matter least
         problems, skipped = _class_problems(
-            y, names, right, sources, folds, seed, unshuffled=published and groups is None
+            x, y, names, right, sources, folds, seed, unshuffled=published and groups is None
         )
         in_all = len(problems) if classes_in_all is None else classes_in_all
         problems.sort(key=lambda problem: -problem.failures)
@@ -145,7 +151,7 @@ def fit_failure_directions(
                 continue
             features = standardize(x[problem.rows], phi_mean, phi_std)
             if np.ptp(features, axis=0).max(initial=0.0) < _IDENTICAL:
-                skipped[problem.label] = "all its embeddings are the same"
+                skipped[problem.label] = ALL_THE_SAME
                 continue
             fitted.append(_FittedClass(problem, search.directions(problem, features)))
 
@@ -192,6 +198,7 @@ class _ClassProblem:
 
 
 def _class_problems(
+    x: NDArray[Any],
     labels: IntArray,
     names: NDArray[Any],
     correct: BoolArray,
@@ -214,6 +221,8 @@ def _class_problems(
             by_fold = np.argsort(fold, kind="stable")  # makes each fold one block of the Gram matrix
             rows, fold = rows[by_fold], fold[by_fold]
         reason = _why_skipped(correct[rows], fold, folds)
+        if reason is not None and _too_few(correct[rows]) is None and bool((x[rows] == x[rows[0]]).all()):
+            reason = ALL_THE_SAME  # copies of one image, whose single source cannot fill the folds
         if reason is None:
             problems.append(_ClassProblem(label, rows, correct[rows], sources[rows], fold))
         else:
@@ -311,12 +320,21 @@ def _unshuffled_folds(correct: BoolArray, folds: int) -> IntArray:
 
 def _why_skipped(correct: BoolArray, fold: IntArray, folds: int) -> str | None:
     """Return why a class cannot be fitted, or None if it can."""
+    reason = _too_few(correct)
+    if reason is not None:
+        return reason
+    for mask, outcomes in ((~correct, "failures"), (correct, "successes")):
+        if len(np.unique(fold[mask])) < folds:
+            return f"its {outcomes} come from too few sources for {folds} folds"
+    return None
+
+
+def _too_few(correct: BoolArray) -> str | None:
+    """Return which outcome has too few examples, or None if both have enough."""
     for mask, singular, plural in ((~correct, "failure", "failures"), (correct, "success", "successes")):
         count = int(mask.sum())
         if count < MIN_PER_OUTCOME:
             return f"{count} {singular if count == 1 else plural}; at least {MIN_PER_OUTCOME} are needed"
-        if len(np.unique(fold[mask])) < folds:
-            return f"its {plural} come from too few sources for {folds} folds"
     return None
 
 

@@ -11,7 +11,8 @@ from torch.utils.data import DataLoader
 
 from lightning_failures.doctor.dry_run import UNSOLVED, CheckContext, options_of
 from lightning_failures.doctor.findings import Finding, ok, problem, skipped, warning
-from lightning_failures.errors import DataError
+from lightning_failures.errors import ConfigurationError, DataError
+from lightning_failures.steering.class_order import in_class_order
 from lightning_failures.steering.controller import InterventionController
 from lightning_failures.steering.loader_patch import original_dataset
 from lightning_failures.steering.training_view import VIEW, training_view
@@ -57,8 +58,18 @@ def check_interventions(context: CheckContext) -> Iterator[Finding]:
     yield ok(f"{names}: through {type(loader).__name__} over {type(view.dataset).__name__}, {len(view):,} examples")
 
 
+def _problem_of_pools(context: CheckContext, training_set: Any) -> str | None:
+    """Return why a pool cannot be matched to the classes of the training set by their names; None if all can."""
+    for one in context.callback.interventions:
+        try:
+            in_class_order(getattr(one, "pool", None), dataset_class_names(training_set))
+        except ConfigurationError as error:
+            return f"{one}: {error}"
+    return None
+
+
 def check_class_lists(context: CheckContext) -> Iterator[Finding]:
-    """Check that training, validation and pools number their classes alike."""
+    """Check that training and validation number their classes alike, and that pools have classes of these names."""
     notes = context.first
     if notes is None or dataset_class_names(notes.dataset) is None:
         yield skipped("the validation set has no class names" if notes else "no batches were read")
@@ -68,8 +79,8 @@ def check_class_lists(context: CheckContext) -> Iterator[Finding]:
     except Exception as error:  # of the user's train_dataloader; training itself reports it
         yield skipped(f"the training set cannot be read ({type(error).__name__})")
         return
-    others |= {f"pool of {one}": getattr(one, "pool", None) for one in context.callback.interventions}
-    if found := class_list_problem(notes.dataset, others):
+    found = class_list_problem(notes.dataset, others) or _problem_of_pools(context, others["training set"])
+    if found is not None:
         yield problem(found) if context.callback.interventions else warning(found)
         return
     compared = [what for what, dataset in others.items() if dataset_class_names(dataset) is not None]

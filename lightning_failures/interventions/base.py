@@ -58,17 +58,19 @@ class Decision:
         classes: One entry per class for the report, plain values.
         added: (E,) int64, rows of the intervention's own source of examples that join the training set.
         review: Training examples that a person should inspect, plain values for the report.
+        notes: Sentences for the notes of the report.
     """
 
     weights: NDArray[np.float64]
     classes: tuple[dict[str, Any], ...]
     added: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, dtype=np.int64))
     review: tuple[dict[str, Any], ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Discovery:
-    """The n examples of the discovery part that have an embedding.
+    """The n examples of the discovery part that have an embedding, and what must not be trained on.
 
     Attributes:
         embeddings: (n, D) float32.
@@ -76,6 +78,8 @@ class Discovery:
         correct: (n,) bool.
         ids: (n,) int64.
         groups: (n,) int64, or None.
+        validation: (V, D) float32, embeddings of all parts of the validation set; None if they are not known.
+        digests: (U,) int64, digests of all images of the validation set; None if they are not known.
     """
 
     embeddings: Tensor
@@ -83,6 +87,8 @@ class Discovery:
     correct: Tensor
     ids: Tensor
     groups: Tensor | None = None
+    validation: Tensor | None = None
+    digests: Tensor | None = None
 
 
 @dataclass
@@ -133,7 +139,7 @@ class Round(ABC):
     ) -> Picks:
         """Read a whole pool once and select examples of it (see :class:`~.picker.PoolSelector`). Collective.
 
-        With ``triage``, suspected label errors are not selected.
+        With ``triage``, suspected label errors are not selected; images of the validation set never are.
         """
 
 

@@ -23,7 +23,12 @@ class AddFiltered(Intervention):
     length, so an added example is drawn as often as any other, and all are drawn a little less often than before.
 
     Departures from the paper: classes whose p-value does not survive Benjamini-Hochberg get no examples; images that
-    are in the training set, or nearly so, are not picked, and of nearly equal images of the pool only one is.
+    are in the training set, or nearly so, are not picked, and of nearly equal images of the pool only one is. Images
+    that are in the validation set, or nearly so, are never picked, since the report would then be about images that
+    were trained on.
+
+    If the pool has ``classes`` and the training set too, labels are matched by name: a pool with the same classes in
+    another order, or some of them, is renumbered, and one with other classes is an error.
 
     Args:
         pool: A map-style dataset whose examples have the form, and the transform, of those of the training set.
@@ -36,7 +41,8 @@ class AddFiltered(Intervention):
             computed on the pool itself.
         triage: Exclude suspected label errors (see :class:`Upweight`), with ten candidates for each wanted example.
             Needs a ``forward`` of the module that takes images.
-        similarity: Cosine of embeddings above which two images are nearly equal; 1 drops exact copies only.
+        similarity: Cosine of embeddings above which two images are nearly equal, for images of the training and the
+            validation set alike; 1 drops exact copies only.
         **schedule: When it acts: ``start_epoch``, ``every_n_epochs``, ``stop_epoch``, ``dry_run`` and ``grow_epoch`` of
             :class:`~lightning_failures.interventions.Intervention`.
 
@@ -105,8 +111,14 @@ start_epoch=1, every_n_epochs=1, stop_epoch=None, dry_run=False, grow_epoch=Fals
                     "in_training": None if picks is None else picks.in_training,
                     "near_duplicates": None if picks is None else picks.near_duplicates,
                     "suspected": None if picks is None else picks.suspected,
+                    "in_validation": None if picks is None else picks.in_validation,
                     "reason": reason if picks is None else picks.shortfall,
                 }
             )
         added = np.empty(0, dtype=np.int64) if found is None else found.ids.numpy()
-        return Decision(np.ones(len(examples.labels)), tuple(entries), added=added)
+        leaked = sum(entry["in_validation"] or 0 for entry in entries)
+        note = (
+            f"AddFiltered left out {leaked} {'image' if leaked == 1 else 'images'} of the pool that are, or nearly are,"
+            " images of the validation set."
+        )
+        return Decision(np.ones(len(examples.labels)), tuple(entries), added=added, notes=(note,) if leaked else ())

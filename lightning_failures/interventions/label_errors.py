@@ -23,7 +23,7 @@ from lightning_failures.core.arrays import as_mask, as_rows, as_vector, unit_vec
 from lightning_failures.core.hashing import stable_hash
 from lightning_failures.directions.standardize import mean_and_std
 from lightning_failures.errors import ConfigurationError, DataError
-from lightning_failures.stats.folds import stratified_group_folds
+from lightning_failures.stats.folds import join_copies, stratified_group_folds
 
 _ROWS_AT_ONCE = 512  # examples compared at once with ...
 _OTHERS_AT_ONCE = 8192  # ... this number of others
@@ -98,7 +98,7 @@ def suspect_labels(
         labels: (N,) int, some of them wrong.
         predictions: (N,) int, the model's. Only those of the candidates are read.
         groups: (N,) names of the sources. Images of one source share a wrong label, so they are no evidence for each
-            other. Default: every example is its own source.
+            other; nor are exact copies of one image. Default: every example is its own source.
         candidates: (N,) bool, the examples to judge; default: all.
         neighbours: Number of nearest neighbours to compare with.
         agreeing: Minimum number of them whose label is the prediction.
@@ -137,6 +137,7 @@ def suspect_labels(
     if y.dtype.kind != "i" or predicted.dtype.kind != "i":
         raise DataError("labels and predictions must be integers, not names")
     names = np.arange(len(x)) if groups is None else as_vector(groups, "groups", len(x))
+    names = join_copies(names, x)
     _, sources = np.unique(names, return_inverse=True)
     judged = np.ones(len(x), dtype=np.bool_) if candidates is None else as_mask(candidates, "candidates", len(x))
 

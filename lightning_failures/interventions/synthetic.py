@@ -12,12 +12,14 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
 from lightning_failures.captions.grammar import CaptionVocabulary
 from lightning_failures.core.budget import PROGRESS_DELAY
+from lightning_failures.data.digests import image_digests
 from lightning_failures.data.report import ClassReport
 from lightning_failures.directions.decoding import decoding_targets
 from lightning_failures.directions.fit import fit_failure_directions
@@ -33,8 +35,9 @@ from lightning_failures.interventions.base import (
     Round,
     is_number,
 )
+from lightning_failures.interventions.selection.near_duplicates import rows_near
 from lightning_failures.interventions.synthesis.dataset import ItemForm, SyntheticImages, as_pil, item_form
-from lightning_failures.interventions.synthesis.generate import Order, SynthesisResult, synthesize
+from lightning_failures.interventions.synthesis.generate import IN_VALIDATION, Order, SynthesisResult, synthesize
 from lightning_failures.interventions.synthesis.ledger import Ledger
 
 Prompt = Literal["hard", "reference", "easy", "direction", "direction_reference", "direction_easy"]
@@ -56,11 +59,12 @@ class AddSynthetic(Intervention):
 
     A class without a pattern gets no images. The first process generates images after a validation, before training
     resumes, and then releases the generator. Every image is checked: black or constant images, images of another size
-    than the first, near copies of each other and, for the hard prompts, images that are not hard by the direction of
-    their class are dropped, and the report counts them by reason. All images are listed in a ledger (``ledger.jsonl``,
-    with model, licence, prompt, seed, class, direction and epoch; every PNG contains the same values) in the folder of
-    the intervention; ``lightning_failures.interventions.synthesis.ledger.purge`` removes them. A run that was killed
-    resumes from the ledger.
+    than the first, near copies of each other or of an image of the validation set and, for the hard prompts, images
+    that are not hard by the direction of their class are dropped, and the report counts them by reason. All images are
+    listed in a ledger (``ledger.jsonl``, with model, licence, prompt, seed, class, direction and epoch; every PNG
+    contains the same values) in the folder of the intervention, and
+    ``lightning_failures.interventions.synthesis.ledger.purge`` removes them. A run that was killed resumes from the
+    ledger.
 
     An epoch keeps its length, so an added image is drawn as often as any other example, and all are drawn a little less
     often than before.
@@ -83,6 +87,8 @@ class AddSynthetic(Intervention):
         only_hard: Drop images whose decision value is not negative; for ``"hard"`` and ``"direction"`` only.
         keep: Keep images of earlier decisions, the latest first, up to ``max_share``; otherwise those of a new decision
             replace them.
+        similarity: Cosine of embeddings above which an image counts as a copy of an image of the validation set; 1
+            drops exact copies only.
         alpha: Distance of a decoded point from the reference, as a fraction of the arc.
         head_only: Train only the last linear or convolutional layer, as the paper does, or the submodule of this name,
             in epochs with added images.
@@ -114,6 +120,7 @@ class AddSynthetic(Intervention):
         candidates: int = 3,
         only_hard: bool = True,
         keep: bool = False,
+        similarity: float = 0.995,
         alpha: float = 0.2,
         head_only: bool | str = False,
         local_files_only: bool = False,
@@ -131,6 +138,7 @@ class AddSynthetic(Intervention):
         self.candidates = candidates
         self.only_hard = only_hard
         self.keep = keep
+        self.similarity = similarity
         self.alpha = alpha
         self.head_only = head_only
         self.local_files_only = local_files_only
@@ -145,8 +153,9 @@ class AddSynthetic(Intervention):
         for name in ("per_class", "candidates", "batch_size"):
             value = getattr(self, name)
             self._check(name, isinstance(value, int) and value >= 1, "an integer >= 1")
-        for name in ("max_share", "alpha"):
-            self._check(name, is_number(getattr(self, name)) and 0 < getattr(self, name) <= 1, "a share in (0, 1]")
+        for name, allowed in (("max_share", "a share"), ("alpha", "a share"), ("similarity", "a cosine")):
+            value = getattr(self, name)
+            self._check(name, is_number(value) and 0 < value <= 1, f"{allowed} in (0, 1]")
         for name in ("transform", "make_item"):
             value = getattr(self, name)
             self._check(name, value is None or callable(value), "a function, or None")
@@ -247,7 +256,13 @@ class AddSynthetic(Intervention):
             entries.append(entry | {"reason": reasons[k] if result is None else self._shortfall(result, room[k])})
         added = np.array([image for k in sorted(images) for image in images[k]], dtype=np.int64)
         _check_shared_folder(added, round.folder)
-        return Decision(np.ones(len(examples.labels)), tuple(entries), added=added)
+        leaked = sum(result.dropped[IN_VALIDATION] for result in results.values())
+        note = (
+            f"AddSynthetic dropped {leaked} generated {'image' if leaked == 1 else 'images'} that are, or nearly are,"
+            " images of the validation set."
+        )
+        notes = (note,) if leaked else ()
+        return Decision(np.ones(len(examples.labels)), tuple(entries), added=added, notes=notes)
 
     # -- prompts and orders -------------------------------------------------------------------------------------
 
@@ -295,7 +310,7 @@ class AddSynthetic(Intervention):
         results: dict[int, SynthesisResult] = {}
         if orders:
             generator = self._load(round.encoder if self._decodes else None)
-            check = _SameSize(self._form)
+            check, in_validation = _SameSize(self._form), _ValidationCopies(round, self.similarity)
             bar = tqdm(
                 desc="FailureModes generates images",
                 total=sum(order.count for order in orders),
@@ -316,6 +331,7 @@ class AddSynthetic(Intervention):
                             batch_size=self.batch_size,
                             judge=round.decision_values,
                             check=check,
+                            in_validation=in_validation,
                             advance=bar.update,
                         )
             finally:
@@ -381,6 +397,25 @@ def _check_shared_folder(images: NDArray[np.int64], folder: Path) -> None:
             f" in {folder}. Processes must share one log folder: give Trainer(default_root_dir=...), or the logger, a"
             " folder that all nodes see."
         )
+
+
+class _ValidationCopies:
+    """Finds images that are, or nearly are, images of the validation set; on the first process."""
+
+    def __init__(self, round: Round, similarity: float) -> None:
+        self._encoder, self._similarity = round.encoder, similarity
+        self._embeddings = None if round.discovery is None else round.discovery.validation
+        self._digests = None if round.discovery is None else round.discovery.digests
+
+    def __call__(self, image: Tensor) -> bool:
+        if self._digests is not None and bool(torch.isin(image_digests(image[None]), self._digests).any()):
+            return True
+        if self._embeddings is None:
+            return False
+        embedding = self._encoder.encode_images(image[None].float() / 255)
+        if self._similarity == 1:  # the cache holds half precision
+            embedding = embedding.half().float()
+        return bool(rows_near(embedding, [self._embeddings], similarity=self._similarity).any())
 
 
 class _SameSize:

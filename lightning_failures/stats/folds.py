@@ -1,21 +1,64 @@
 """Folds and permutations that keep groups whole.
 
 A group is one source: the frames of a video, the images of a patient, the renderings of one digit. Its examples are not
-independent, so they share a fold, and a permutation moves them together.
+independent, so they share a fold, and a permutation moves them together. Exact copies of one image are one source too,
+whether or not anyone knows of them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lightning_failures.core.hashing import stable_hash
+from lightning_failures.core.hashing import row_hashes, stable_hash
 from lightning_failures.core.types import BoolArray, IntArray
 
 _MIN_EXCHANGEABLE = 10  # groups of a size that change places only among themselves
 _CELLS_AT_ONCE = 1 << 16  # a block of labellings that fits the processor's cache
+
+
+def join_sources(sources: NDArray[np.generic], marks: IntArray) -> NDArray[np.generic]:
+    """Join the sources of examples with equal marks; a source that is joined with two others joins all three.
+
+    Args:
+        sources: (n,) names of the sources, integers or strings.
+        marks: (n,) int, equal for copies of one image.
+
+    Returns:
+        (n,) names: of joined sources the smallest. ``sources`` itself if there is nothing to join.
+
+    >>> join_sources(np.array([0, 1, 2, 3, 3]), np.array([7, 8, 7, 9, 8])).tolist()
+    [0, 1, 0, 1, 1]
+    """
+    order = np.argsort(marks, kind="stable")
+    is_copy = marks[order[1:]] == marks[order[:-1]]
+    if not is_copy.any():
+        return sources
+    names, member = np.unique(sources, return_inverse=True)
+    one, other = member[order[:-1][is_copy]], member[order[1:][is_copy]]
+    if (one == other).all():
+        return sources
+    smallest = np.arange(len(names))  # of the sources known to be joined with each; names are sorted
+    while True:
+        of_pair = np.minimum(smallest[one], smallest[other])
+        before = smallest.copy()
+        np.minimum.at(smallest, one, of_pair)
+        np.minimum.at(smallest, other, of_pair)
+        smallest = smallest[smallest]
+        if np.array_equal(smallest, before):
+            return np.asarray(names[smallest[member]])
+
+
+def join_copies(sources: NDArray[np.generic], rows: NDArray[Any]) -> NDArray[np.generic]:
+    """Join the sources of examples whose embeddings (n, D) are exactly equal; see :func:`join_sources`.
+
+    >>> join_copies(np.arange(3), np.array([[1.0, 2.0], [3.0, 4.0], [1.0, 2.0]])).tolist()
+    [0, 1, 0]
+    """
+    return join_sources(sources, row_hashes(rows))
 
 
 def stratified_group_folds(

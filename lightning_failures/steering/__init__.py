@@ -6,6 +6,7 @@ Files, each importing only from those above it::
     identity        Which intervention of a checkpoint is which configured one, whatever their order
     protocol        The interface of the callback that forks and verdicts rely on
     head_only       Training of the last layer alone, in the epochs in which an intervention asks for it
+    class_order     Pools whose classes have the names of the training set, but other numbers
     loader_patch    Supported training loaders, and the sampler and dataset of the interventions inside them
     record          Decisions, frozen slice, trend and verdict of the interventions, for reports and checkpoints
     forks           Forks of one checkpoint: trainings that differ in the interventions alone, and their comparison

@@ -227,7 +227,6 @@ class InterventionController:
         if trainer.val_dataloaders is not None:
             (training,) = flat_loaders(trainer.train_dataloader)
             others = {"training set": original_dataset(training)}
-            others |= {f"pool of {one}": getattr(one, "pool", None) for one in self.interventions.values()}
             for loader in flat_loaders(trainer.val_dataloaders)[:1]:
                 if problem := class_list_problem(dataset_of(loader), others):
                     raise ConfigurationError(f"FailureModes(interventions=...): {problem}")
@@ -310,6 +309,7 @@ class InterventionController:
                 _split_note(report, parts),
                 *_unmatched_notes(self.record, parts),
                 *self._judge.notes,
+                *self.record.notes,
             ),
         )
 
@@ -422,6 +422,7 @@ class InterventionController:
             "classes": list(decision.classes),
             "review": list(decision.review[:MAX_REVIEW]),
             "suspected": max(len(decision.review), suspected),
+            "notes": list(decision.notes),
         } | self._pool_of(one)
         return entry, plan
 

@@ -25,6 +25,8 @@ from lightning_failures.errors import ConfigurationError
 from lightning_failures.interventions import Intervention
 from lightning_failures.interventions.appended import AppendedDataset, added_index
 from lightning_failures.interventions.sampler import SamplingSchedule, WeightedSampler
+from lightning_failures.steering.class_order import in_class_order
+from lightning_failures.trainer.dataset_attributes import dataset_class_names
 from lightning_failures.trainer.index_recorder import IndexRecorder
 
 REFUSED = "FailureModes(interventions=...) cannot work with this training loader: "
@@ -83,11 +85,11 @@ def sources_of(
         folder_of: Returns the folder of an intervention by name.
 
     Raises:
-        ConfigurationError: The examples cannot share a batch with those of the training set.
+        ConfigurationError: The examples cannot share a batch with those of the training set, or have other classes.
     """
     sources = {}
     for k, (name, one) in enumerate(interventions.items(), start=1):
-        source = one.source(training_set, folder_of(name))
+        source = in_class_order(one.source(training_set, folder_of(name)), dataset_class_names(training_set))
         if source is not None:
             sources[k] = source
             if len(source):

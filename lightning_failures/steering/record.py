@@ -63,6 +63,11 @@ class InterventionRecord:
         """Whether an intervention has begun, so that there is an effect to measure."""
         return self.first_epoch is not None
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Sentences about the last decisions, for the notes of the report."""
+        return tuple(note for entry in self.entries.values() for note in entry.get("notes", ()))
+
     def freeze(self, result: AnalysisResult, epoch: int) -> None:
         """Freeze the flagged slice of the report and decision parts the first time that a direction has a pattern."""
         if self.slice is not None:

@@ -22,8 +22,11 @@ from lightning_failures.interventions import JudgedExamples, Round
 from lightning_failures.interventions.base import LEFT_OUT
 from lightning_failures.interventions.label_errors import suspect_labels
 from lightning_failures.interventions.selection.candidates import Candidates, Picks
+from lightning_failures.interventions.selection.near_duplicates import rows_near
 from lightning_failures.interventions.selection.picker import By, PoolSelector
+from lightning_failures.steering.class_order import in_class_order
 from lightning_failures.steering.training_view import ROWS, ExamplesView, pool_view
+from lightning_failures.trainer.dataset_attributes import dataset_class_names
 from lightning_failures.trainer.ranks import Communicator
 from lightning_failures.trainer.step_logits import StepLogits
 
@@ -49,6 +52,7 @@ class TrainingRound(Round):
         examples: The judged training examples.
         keys: (N, 2) int64, cache keys of their embeddings.
         groups: (N,) names of their sources, or None.
+        training_classes: Names of the classes of the training set, or None.
         pool_views: ``id`` of a pool -> its view, with the cache keys of its embeddings; kept from round to round.
         say_once: Emits each distinct message at most once.
         has_predictions: Whether the validation set was graded by predicted classes.
@@ -62,6 +66,7 @@ class TrainingRound(Round):
     examples: JudgedExamples
     keys: NDArray[np.int64]
     groups: NDArray[Any] | None
+    training_classes: Sequence[str] | None
     pool_views: dict[int, ExamplesView]
     say_once: Callable[..., None]
     has_predictions: bool = True
@@ -103,13 +108,18 @@ class TrainingRound(Round):
         self, pool: Any, view: Any, *, per_class: int, by: By, classes: Sequence[int], similarity: float, triage: bool
     ) -> Picks:
         """Read a whole pool once and select examples of it. Collective."""
-        pool_images = self.pool_views.setdefault(id(pool), pool_view(pool, view, self.view))
+        if id(pool) not in self.pool_views:
+            self.pool_views[id(pool)] = pool_view(*self._in_class_order(pool, view), self.view)
+        pool_images = self.pool_views[id(pool)]
         if (doubt := self.ranks.run_all(lambda: pool_images.doubt)) is not None:
             self.say_once(doubt)
         reserve = TRIAGED_RESERVE if triage else RESERVE
         picker = PoolSelector(
             per_class, by=by, classes=classes, reserve=reserve, training_keys=self.keys, seed=self.seed
         )
+
+        found = self.discovery  # on the first process
+        validation_digests = self.on_first(lambda: None if found is None else found.digests)
 
         def stream() -> PoolSelector:
             for block in pool_images.blocks(self.cached, self.directions, self.ranks, progress=self.progress):
@@ -120,8 +130,16 @@ class TrainingRound(Round):
                         asked &= block.values < 0
                     confidence = torch.full((len(block.ids),), float("nan"))
                     confidence[asked] = self._grade(pool_images, block.ids[asked])[1]
+                in_validation = None
+                if validation_digests is not None and block.digests is not None:
+                    in_validation = torch.isin(block.digests, validation_digests)
                 picker.add(
-                    block.ids, block.labels, decision_values=block.values, confidence=confidence, keys=block.keys
+                    block.ids,
+                    block.labels,
+                    decision_values=block.values,
+                    confidence=confidence,
+                    keys=block.keys,
+                    in_validation=in_validation,
                 )
             return picker
 
@@ -138,9 +156,48 @@ class TrainingRound(Round):
             suspected: Any = ()
             if candidates is not None and predictions is not None:
                 suspected = self._suspect_candidates(candidates, predictions)
-            return whole.pick(training=self._training, similarity=similarity, lookup=self._look_up, suspected=suspected)
+            return whole.pick(
+                training=self._training,
+                similarity=similarity,
+                lookup=self._look_up,
+                suspected=suspected,
+                in_validation=() if candidates is None else self._validation_copies(candidates, similarity),
+            )
 
         return self.on_first(choose)
+
+    def _in_class_order(self, pool: Any, view: Any) -> tuple[Any, Any]:
+        """Return a pool and its view with the labels of the training set.
+
+        Raises:
+            ConfigurationError: The pool has other classes, or classes in another order than a training set without
+                names.
+        """
+        names, pool_names = self.training_classes, dataset_class_names(pool)
+        if names is None and pool_names is not None and pool_names != list(self.examples.class_names):
+            if set(pool_names) & set(self.examples.class_names):
+                raise ConfigurationError(
+                    "The pool has the classes of the validation set in another order, or only some of them, and the"
+                    " training set has no names to match them by. Give it an attribute `classes`, or a pool whose"
+                    " labels are in the order of the training set."
+                )
+            return pool, view
+        if view is not None:
+            view = in_class_order(view, names, dataset_class_names(view) or pool_names)
+        return in_class_order(pool, names), view
+
+    def _validation_copies(self, candidates: Candidates, similarity: float) -> NDArray[np.int64]:
+        """Return the ids of the pool candidates that are, or nearly are, images of the validation set.
+
+        The embeddings of the validation set are known on the first process.
+        """
+        assert candidates.keys is not None  # every block comes with keys
+        validation = None if self.discovery is None else self.discovery.validation
+        if validation is None:
+            return np.empty(0, dtype=np.int64)
+        blocks = torch.split(torch.from_numpy(candidates.keys), ROWS)
+        near = [rows_near(self._look_up(keys), [validation], similarity=similarity) for keys in blocks]
+        return np.asarray(candidates.ids[np.concatenate(near)], dtype=np.int64)
 
     def _look_up(self, keys: Tensor) -> Tensor:
         """Return the embeddings (n, D) of cache keys; other processes may have computed some of them.

@@ -22,7 +22,7 @@ from lightning_failures.steering.loader_patch import original_dataset
 from lightning_failures.steering.round import TrainingRound
 from lightning_failures.steering.training_view import VIEW, ExamplesView, training_view
 from lightning_failures.trainer.batch_reader import BatchReader
-from lightning_failures.trainer.dataset_attributes import dataset_attribute
+from lightning_failures.trainer.dataset_attributes import dataset_attribute, dataset_class_names
 from lightning_failures.trainer.ranks import Communicator
 
 
@@ -123,6 +123,7 @@ class TrainingJudge:
             examples=JudgedExamples(labels, values, names, tuple(reasons)),
             keys=keys,
             groups=np.asarray(groups) if has_groups else None,
+            training_classes=dataset_class_names(dataset),
             pool_views=self._pool_views,
             say_once=self._say_once,
             has_predictions=result.table is None or result.table.predictions is not None,

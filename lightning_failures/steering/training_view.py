@@ -31,6 +31,7 @@ from lightning_failures.interventions.base import LEFT_OUT
 from lightning_failures.steering.loader_patch import checked_loader, original_dataset
 from lightning_failures.trainer.batch_reader import BatchReader
 from lightning_failures.trainer.batch_transfer import BatchTransfer
+from lightning_failures.trainer.example_names import digests_in
 from lightning_failures.trainer.example_reader import WORKER_OPTIONS, BatchForm, ExampleReader, ReadExamples
 from lightning_failures.trainer.normalization_guard import normalization_doubt
 from lightning_failures.trainer.penultimate import PenultimateFeatures, penultimate_features
@@ -53,12 +54,14 @@ class Block:
         labels: (b,) int64; ``LEFT_OUT`` for an example whose image has no embedding.
         values: (b,) float32, decision values by the direction of their class, NaN for a class without one.
         keys: (b, 2) int64, content keys.
+        digests: (b,) int64, digests of the images of a pool; None for training images.
     """
 
     ids: Tensor
     labels: Tensor
     values: Tensor
     keys: Tensor
+    digests: Tensor | None = None
 
 
 @dataclass
@@ -71,13 +74,16 @@ class ExamplesView:
         seed: Seed of random transforms, so that they give the same image each time.
         batch_size: Number of examples that the model is shown at once.
         one_group: Whether all examples are one group, because those of the validation set have no labels.
+        digested: Whether digests of the images are kept too.
     """
 
     ways: Sequence[ExampleReader]
     seed: int
     batch_size: int
     one_group: bool = False
-    _read: tuple[Tensor, Tensor, Tensor] | None = field(default=None, repr=False)  # labels, keys, without embedding
+    digested: bool = False
+    # labels, keys, digests, and which have no embedding
+    _read: tuple[Tensor, Tensor, Tensor, Tensor] | None = field(default=None, repr=False)
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -146,15 +152,15 @@ class ExamplesView:
         ids = torch.arange(ranks.rank, len(self), ranks.world_size)
         if not len(ids):
             return
-        if self._read is None or bool((_missing(cached, self._read[1]) & ~self._read[2]).any()):
-            labels, keys = self._embed(ids, cached, progress=progress and ranks.is_first)
+        if self._read is None or bool((_missing(cached, self._read[1]) & ~self._read[3]).any()):
+            labels, keys, digests = self._embed(ids, cached, progress=progress and ranks.is_first)
             failed = _missing(cached, keys)
-            self._read = labels.masked_fill(failed, LEFT_OUT), keys, failed
-        labels, keys, _ = self._read
+            self._read = labels.masked_fill(failed, LEFT_OUT), keys, digests, failed
+        labels, keys, digests, _ = self._read
         for start in range(0, len(ids), ROWS):
             rows = slice(start, start + ROWS)
             values = directions.decision_values(cached.look_up_known(keys[rows]), labels[rows])
-            yield Block(ids[rows], labels[rows], values, keys[rows])
+            yield Block(ids[rows], labels[rows], values, keys[rows], digests[rows] if self.digested else None)
 
     def model_batches(self, ids: Sequence[int]) -> Iterator[ReadExamples]:
         """Read examples again for the model, in batches that it can take, with class labels."""
@@ -163,9 +169,10 @@ class ExamplesView:
             record = replace(part.record, labels=None if labels is None else class_labels(labels))
             yield replace(part, record=record)
 
-    def _embed(self, ids: Tensor, cached: CachedEncoder, *, progress: bool) -> tuple[Tensor, Tensor]:
-        """Embed the images that the cache lacks; return labels (n,) and keys (n, 2) of all."""
+    def _embed(self, ids: Tensor, cached: CachedEncoder, *, progress: bool) -> tuple[Tensor, Tensor, Tensor]:
+        """Embed the images that the cache lacks; return labels (n,), keys (n, 2) and digests (n,) or (0,) of all."""
         labels, keys = [torch.empty(0, dtype=torch.int64)], [torch.empty(0, 2, dtype=torch.int64)]
+        digests = [torch.empty(0, dtype=torch.int64)]
         space = self.reader.reader.space(self.dataset)
         bar = tqdm(
             desc=f"FailureModes embeds {self.what}",
@@ -188,13 +195,15 @@ class ExamplesView:
                     cached.embed(unit_images[lacking.to(images.device)], found[lacking])
                 labels.append(class_labels(given))
                 keys.append(found)
+                if self.digested:
+                    digests.append(digests_in(images, space))
                 unflushed += len(found)
                 if unflushed >= FLUSH_EVERY:
                     cached.store.flush()
                     unflushed = 0
                 bar.update(len(found))
         cached.store.flush()
-        return torch.cat(labels), torch.cat(keys)
+        return torch.cat(labels), torch.cat(keys), torch.cat(digests)
 
 
 class _Fitness(IntEnum):
@@ -293,7 +302,7 @@ def pool_view(pool: Any, view: Any, training: ExamplesView) -> ExamplesView:
     """
     dataset = pool if view is None else view
     ways = [replace(way, dataset=dataset, what="pool images") for way in training.ways]
-    return ExamplesView(ways, training.seed, training.batch_size, training.one_group)
+    return ExamplesView(ways, training.seed, training.batch_size, training.one_group, digested=True)
 
 
 def _missing(cached: CachedEncoder, keys: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lightning_failures.analysis.analyse import analyse
+from lightning_failures.analysis.copies import join_sources_of_equal_digests
 from lightning_failures.analysis.diary import with_modes
 from lightning_failures.analysis.method import FittableMethod
 from lightning_failures.analysis.result import AnalysisResult
@@ -25,6 +26,7 @@ from lightning_failures.captions.candidates import ClassCaptions, caption_source
 from lightning_failures.captions.grammar import CaptionVocabulary
 from lightning_failures.core.arrays import finite_rows
 from lightning_failures.core.budget import Deadline
+from lightning_failures.data.digests import UNKNOWN_DIGEST
 from lightning_failures.data.example_table import ExampleTable
 from lightning_failures.data.grades import Grades
 from lightning_failures.data.held_out import HeldOutParts, HeldOutSplit
@@ -171,7 +173,7 @@ class AnalysisRunner:
         """
         grader = evaluation.grader
         start = time.perf_counter()
-        grades = grader.grades()
+        grades = join_sources_of_equal_digests(grader.grades())
         said = grading_notes(grader, grades, logged or {})
         for doubt in said.doubts:
             self.say_once(doubt)
@@ -500,5 +502,8 @@ def _judge_parts(
 
     kept = take_grades(grades, (split == Part.DISCOVERY) & has_embedding)
     found = embeddings_of(kept)
-    discovery = None if found is None else Discovery(found, kept.labels, kept.correct, kept.ids, kept.groups)
+    discovery = None
+    if found is not None:
+        digests = None if grades.digests is None else torch.unique(grades.digests[grades.digests != UNKNOWN_DIGEST])
+        discovery = Discovery(found, kept.labels, kept.correct, kept.ids, kept.groups, whole, digests)
     return HeldOutParts(judged(Part.REPORT), judged(Part.DECISION)), discovery

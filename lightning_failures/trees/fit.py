@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Literal
 
 import numpy as np
@@ -21,13 +22,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lightning_failures.core.arrays import as_mask, as_matrix, as_vector
+from lightning_failures.core.hashing import row_hashes
 from lightning_failures.core.types import BoolArray, IntArray
 from lightning_failures.errors import ConfigurationError, DataError
+from lightning_failures.stats.folds import join_sources
 from lightning_failures.trees.cross_validation import HeldOut, fillable_folds, score_held_out
 from lightning_failures.trees.error_rates import average_leaf_error_rate, error_rate
 from lightning_failures.trees.growing import Nodes, NodeSplit, grow_tree, min_leaf_size, rule_text, select_features
 
 _ONE_SIDED_5_PERCENT = 1.64
+_DIFFERING = 8  # features in which two rows that describe different images differ at least
+_COMPARED = 200  # rows that are compared for it
 
 
 @dataclass(frozen=True, eq=False)
@@ -167,7 +172,8 @@ def fit_failure_tree(
         ids: (n,) int, unique names of the examples. Rows are sorted by id first, so their order has no influence.
             Default: the row number.
         groups: (n,) names of the sources; examples of one source share a fold. Default: every example is its own
-            source.
+            source. Examples with exactly equal features are copies of one image, and always one source, unless even
+            different rows differ in few features, as rows of some attributes do.
         top_features: Number of features from which the tree can choose.
         max_depth: Maximum depth of the tree.
         feature_selection: ``"information_gain"``: exact gain of the best split that the tree could make on the feature
@@ -200,6 +206,7 @@ def fit_failure_tree(
     if len(np.unique(names)) < n:
         raise DataError("ids must be unique")
     sources = names if groups is None else as_vector(groups, "groups", n)
+    sources = _join_copies(sources, x)
     if not (names[1:] > names[:-1]).all():
         order = np.argsort(names, kind="stable")
         x, fails, names, sources = x[order], fails[order], names[order], sources[order]
@@ -265,6 +272,20 @@ def _leaves(nodes: Nodes, leaf: IntArray, failed: BoolArray, ids: IntArray, held
             )
         )
     return leaves
+
+
+def _join_copies(sources: NDArray[Any], x: NDArray[np.float32]) -> NDArray[Any]:
+    """Join the sources of equal rows (n, D), if rows are so detailed that only those of copies are equal.
+
+    Different images differ in most features of a model; rows of a few attributes with a few values do not.
+    """
+    hashes = row_hashes(x)
+    distinct = np.sort(np.unique(hashes, return_index=True)[1])
+    if len(distinct) == len(x) or len(distinct) < 2:
+        return sources
+    some = distinct[:_COMPARED]
+    differing = [int((x[one] != x[other]).sum()) for one, other in pairwise(some)]
+    return join_sources(sources, hashes) if np.median(differing) >= _DIFFERING else sources
 
 
 def _why_skipped(

@@ -4,7 +4,31 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import chisquare
 
-from lightning_failures.stats.folds import permuted_outcomes, stratified_group_folds
+from lightning_failures.stats.folds import join_copies, join_sources, permuted_outcomes, stratified_group_folds
+
+
+@given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), max_size=60), st.randoms())
+def test_join_sources__is_the_union_of_both_relations(rows, random):
+    sources = np.array([source for source, _ in rows], dtype=np.int64)
+    marks = np.array([mark for _, mark in rows], dtype=np.int64)
+    joined = join_sources(sources, marks)
+
+    # by definition: the smallest name that can be reached by steps to an equal source or an equal mark
+    expected = sources.copy()
+    for _ in rows:
+        for column in (sources, marks):
+            expected = np.array([expected[column == value].min() for value in column], dtype=np.int64)
+    assert joined.tolist() == expected.tolist()
+    order = np.array(random.sample(range(len(rows)), len(rows)), dtype=np.int64)
+    assert join_sources(sources[order], marks[order]).tolist() == joined[order].tolist()
+
+
+def test_join_copies__names_may_be_strings_and_without_copies_nothing_changes():
+    rows = np.random.default_rng(0).normal(size=(4, 8)).astype(np.float16)
+    names = np.array(["d", "c", "b", "a"])
+    assert join_copies(names, rows) is names
+    assert join_copies(names, rows[[0, 1, 0, 1]]).tolist() == ["b", "a", "b", "a"]
+    assert join_copies(np.array([5, 5, 6, 7]), rows[[0, 0, 1, 2]]).tolist() == [5, 5, 6, 7]
 
 
 @given(st.lists(st.tuples(st.booleans(), st.integers(0, 12)), min_size=1, max_size=80), st.integers(2, 5))

@@ -72,6 +72,7 @@ class ClassPicks:
         near_duplicates: Number of candidates better than the last pick that were too similar to a training image or to
             an earlier pick.
         suspected: Number of candidates excluded because their label is probably wrong.
+        in_validation: Number of rows excluded because they are, or nearly are, images of the validation set.
         shortfall: Why there are fewer than k picks, or None.
     """
 
@@ -83,6 +84,7 @@ class ClassPicks:
     copies: int = 0
     near_duplicates: int = 0
     suspected: int = 0
+    in_validation: int = 0
     shortfall: str | None = None
 
 

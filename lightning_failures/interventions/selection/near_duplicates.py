@@ -9,9 +9,43 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lightning_failures.core.arrays import as_rows, unit_vectors
+from lightning_failures.core.hashing import row_hashes
 from lightning_failures.errors import DataError
 
 _PAIRS_AT_ONCE = 1 << 22
+
+
+def rows_near(embeddings: Any, others: Iterable[Any], *, similarity: float, name: str = "others") -> NDArray[np.bool_]:
+    """Return which rows (n, D) are near-duplicates of another row, (n,) bool.
+
+    Args:
+        embeddings: (n, D) float.
+        others: Blocks (m, D) of other embeddings; one block is in memory at a time.
+        similarity: Cosine above which two rows are near-duplicates; at 1 only rows that are exactly equal are.
+        name: Name of the other embeddings in messages.
+
+    Raises:
+        DataError: Embeddings that are not two-dimensional, not finite, or of different lengths.
+
+    >>> rows = np.array([[1.0, 0.0], [0.0, 1.0]])
+    >>> rows_near(rows, [[[0.1, 1.0]]], similarity=0.99).tolist(), rows_near(rows, [rows[:1]], similarity=1).tolist()
+    ([False, True], [True, False])
+    """
+    rows = as_rows(embeddings, "embeddings").astype(np.float32)
+    unit, hashes = unit_vectors(rows), row_hashes(rows)
+    found = np.zeros(len(rows), dtype=np.bool_)
+    size = max(1, _PAIRS_AT_ONCE // max(len(rows), 1))
+    for block in others:
+        matrix = as_rows(block, name)
+        if matrix.shape[1] != rows.shape[1]:
+            raise DataError(f"{name} must have {rows.shape[1]} dimensions, got {matrix.shape[1]}")
+        for start in range(0, len(matrix), size):
+            some = matrix[start : start + size].astype(np.float32)
+            if similarity < 1:
+                found |= (unit @ unit_vectors(some).T > similarity).any(axis=1)
+            else:
+                found |= np.isin(hashes, row_hashes(some))
+    return found
 
 
 def distinct_rows(
@@ -39,16 +73,7 @@ def distinct_rows(
     (array([0, 3]), 2)
     """
     unit = unit_vectors(as_rows(embeddings, "embeddings").astype(np.float32))
-    is_near_training = np.zeros(len(unit), dtype=np.bool_)
-    size = max(1, _PAIRS_AT_ONCE // max(len(unit), 1))
-    for block in training:
-        others = as_rows(block, "training embeddings")
-        if others.shape[1] != unit.shape[1]:
-            raise DataError(f"training embeddings must have {unit.shape[1]} dimensions, got {others.shape[1]}")
-        for start in range(0, len(others), size):
-            is_near_training |= (
-                unit @ unit_vectors(others[start : start + size].astype(np.float32)).T > similarity
-            ).any(axis=1)
+    is_near_training = rows_near(unit, training, similarity=similarity, name="training embeddings")
 
     taken: list[int] = []
     skipped = 0

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lightning_failures.core.arrays import as_array, as_rows, as_vector
+from lightning_failures.core.arrays import as_array, as_mask, as_rows, as_vector
 from lightning_failures.errors import ConfigurationError, DataError
 from lightning_failures.interventions.selection.candidates import (
     Candidates,
@@ -92,7 +92,7 @@ class PoolSelector:
         self._limits = np.empty(0, dtype=np.int64), np.empty(0, dtype=np.float32)  # full classes, their worst values
         self._pending: list[Candidates] = []
         self._n_pending = 0
-        self._counts: dict[int, NDArray[np.int64]] = {}  # class -> seen, eligible, in training
+        self._counts: dict[int, NDArray[np.int64]] = {}  # class -> seen, eligible, in training, in validation
         self._columns: tuple[bool, int | None] | None = None  # has keys, length of embeddings; the same in every block
         self._seen = 0
 
@@ -105,6 +105,7 @@ class PoolSelector:
         confidence: Any = None,
         keys: Any = None,
         embeddings: Any = None,
+        in_validation: Any = None,
     ) -> None:
         """Add a block of the pool.
 
@@ -116,6 +117,7 @@ class PoolSelector:
             keys: (B, 2) int64, content keys.
             embeddings: (B, D) float, for near-duplicates; kept in their dtype, so float16 halves the memory. Optional
                 if ``pick`` can look them up by key.
+            in_validation: (B,) bool, copies of images of the validation set, which are never picked. Default: none.
 
         Raises:
             DataError: Shapes that do not match, a missing argument that ``by`` needs, or blocks of different kinds.
@@ -133,9 +135,10 @@ class PoolSelector:
         # count the rows of each class
         wanted = np.ones(len(names), dtype=np.bool_) if self.classes is None else np.isin(y, self.classes)
         trained = np.zeros_like(wanted) if self._training is None else _among(identity, self._training)
-        eligible &= ~trained
+        validated = np.zeros_like(wanted) if in_validation is None else as_mask(in_validation, "in_validation", len(y))
+        eligible &= ~trained & ~validated
         self._seen += len(names)
-        self._count(y, wanted, eligible, trained)
+        self._count(y, wanted, eligible, trained, validated)
 
         # keep the rows that can still be candidates
         rows = np.flatnonzero(wanted & eligible)
@@ -164,12 +167,13 @@ class PoolSelector:
         wanted: NDArray[np.bool_],
         eligible: NDArray[np.bool_],
         trained: NDArray[np.bool_],
+        validated: NDArray[np.bool_],
     ) -> None:
-        """Count the rows of each class: all, those that can be picked, and copies of training images."""
+        """Count the rows of each class: all, those that can be picked, copies of training and of validation images."""
         for label in np.unique(labels[wanted]).tolist():
             mine = labels == label
-            counts = self._counts.setdefault(label, np.zeros(3, dtype=np.int64))
-            counts += [mine.sum(), (mine & eligible).sum(), (mine & trained).sum()]
+            counts = self._counts.setdefault(label, np.zeros(4, dtype=np.int64))
+            counts += [mine.sum(), (mine & eligible).sum(), (mine & trained).sum(), (mine & validated).sum()]
 
     def merge(self, other: PoolSelector) -> None:
         """Add the candidates and counts of another selector, with the same options, of another part of the pool.
@@ -203,6 +207,7 @@ class PoolSelector:
         similarity: float = 0.995,
         lookup: Callable[[Tensor], Any] | None = None,
         suspected: Any = (),
+        in_validation: Any = (),
     ) -> Picks:
         """Choose the picks among the candidates; more blocks can be added afterwards.
 
@@ -218,6 +223,8 @@ class PoolSelector:
                 :meth:`~lightning_failures.encoders.cache.store.EmbeddingStore.get`, if ``add`` got no embeddings.
                 Called class by class. Without either, only exact copies are dropped.
             suspected: Ids of candidates that are not picked, because their labels are probably wrong.
+            in_validation: Ids of candidates that are not picked, because they are, or nearly are, images of the
+                validation set.
 
         Returns:
             The picks, with counts of the rows seen and dropped.
@@ -231,7 +238,8 @@ class PoolSelector:
         self._rank()
         labels = sorted(set(self.classes or ()) | set(self._counts))
         excluded = as_array(suspected).astype(np.int64)
-        found = {label: self._pick_class(label, training, similarity, lookup, excluded) for label in labels}
+        held_out = as_array(in_validation).astype(np.int64)
+        found = {label: self._pick_class(label, training, similarity, lookup, excluded, held_out) for label in labels}
         return Picks(found, self._seen)
 
     def _pick_class(
@@ -241,17 +249,23 @@ class PoolSelector:
         similarity: float,
         lookup: Callable[[Tensor], Any] | None,
         excluded: NDArray[np.int64],
+        held_out: NDArray[np.int64],
     ) -> ClassPicks:
         """Choose the picks of one class."""
-        seen, eligible, in_training = self._counts.get(label, np.zeros(3, dtype=np.int64)).tolist()
+        counts = self._counts.get(label, np.zeros(4, dtype=np.int64)).tolist()
+        seen, eligible, in_training, in_validation = counts
         labels = np.empty(0) if self._candidates is None else self._candidates.labels
         start, stop = np.searchsorted(labels, [label, label + 1])
         if self._candidates is None or start == stop:
             none = torch.empty(0, dtype=torch.int64)
-            reason = self._reason_for_none(seen, in_training)
-            return ClassPicks(none, none.float(), seen, eligible, in_training, shortfall=reason)
+            reason = self._reason_for_none(seen, in_training, in_validation)
+            return ClassPicks(
+                none, none.float(), seen, eligible, in_training, in_validation=in_validation, shortfall=reason
+            )
         candidates = self._candidates.take(slice(start, stop))
-        rows = candidates.take(~np.isin(candidates.ids, excluded))
+        validated = np.isin(candidates.ids, held_out)
+        doubted = np.isin(candidates.ids, excluded) & ~validated
+        rows = candidates.take(~validated & ~doubted)
         embeddings = _embeddings_of(rows, lookup)
         if embeddings is None and training is not None:
             raise DataError(
@@ -261,7 +275,9 @@ class PoolSelector:
         if embeddings is not None and similarity < 1:
             blocks = () if training is None else training(label)
             chosen, dropped = distinct_rows(embeddings, self.k, similarity=similarity, training=blocks)
-        suspected = len(candidates) - len(rows)
+        suspected, near_validation = int(doubted.sum()), int(validated.sum())
+        kinds = ["near-duplicates"] + ["images of the validation set"] * (near_validation > 0)
+        kinds += ["suspected label errors"] * (suspected > 0)
         return ClassPicks(
             ids=torch.from_numpy(rows.ids[chosen]),
             values=torch.from_numpy(rows.values[chosen]),
@@ -271,24 +287,26 @@ class PoolSelector:
             copies=int(rows.copies.sum()) - len(rows),
             near_duplicates=dropped,
             suspected=suspected,
-            shortfall=self._shortfall(len(chosen), len(candidates), suspected),
+            in_validation=in_validation + near_validation,
+            shortfall=self._shortfall(len(chosen), len(candidates), kinds),
         )
 
-    def _shortfall(self, chosen: int, candidates: int, suspected: int) -> str | None:
+    def _shortfall(self, chosen: int, candidates: int, kinds: Sequence[str]) -> str | None:
         """Return why a class with candidates has fewer than k picks; None if it has k."""
         if chosen >= self.k:
             return None
         if candidates < self.reserve * self.k:
             return f"{chosen} of {self.k}: the pool has no more"
-        kinds = "near-duplicates or suspected label errors" if suspected else "near-duplicates"
-        return f"{chosen} of {self.k}: the candidates that were kept are {kinds}; raise reserve"
+        return f"{chosen} of {self.k}: the candidates that were kept are {' or '.join(kinds)}; raise reserve"
 
-    def _reason_for_none(self, seen: int, in_training: int) -> str:
+    def _reason_for_none(self, seen: int, in_training: int, in_validation: int) -> str:
         """Return why a class has no candidate."""
         if self._seen == 0:
             return "empty pool"
         if seen == 0:
             return "pool class absent"
+        if in_validation and in_training + in_validation >= seen:
+            return "only copies of training or validation images" if in_training else "only copies of validation images"
         if in_training == seen or self.by == "random":
             return "only copies of training images"
         return {

@@ -14,6 +14,9 @@ from lightning_failures.generators.base import ImageGenerator, takes_embeddings
 from lightning_failures.interventions.synthesis.image_checks import blank, near_copy, thumbnails, uint8_images
 from lightning_failures.interventions.synthesis.ledger import Ledger, LedgerRow
 
+IN_VALIDATION = "in validation"
+"""Why an image is dropped that is, or nearly is, an image of the validation set."""
+
 
 @dataclass(frozen=True, eq=False)
 class Order:
@@ -84,6 +87,7 @@ def synthesize(
     batch_size: int,
     judge: Callable[[Tensor, Tensor], Tensor],
     check: Callable[[Tensor], str | None] = lambda image: None,
+    in_validation: Callable[[Tensor], bool] = lambda image: False,
     advance: Callable[[int], object] = lambda count: None,
 ) -> SynthesisResult:
     """Generate images until ``count`` are kept or ``limit`` generated; a batch is in the ledger before the next begins.
@@ -101,6 +105,7 @@ def synthesize(
         batch_size: Number of images generated at once.
         judge: (B, 3, H, W) uint8 and labels (B,) -> decision values (B,).
         check: An image (3, H, W) uint8 that is not blank -> another reason to drop it, or None.
+        in_validation: An image (3, H, W) uint8 -> whether it is, or nearly is, an image of the validation set.
         advance: Called with the number of images newly kept.
 
     Raises:
@@ -130,11 +135,13 @@ def synthesize(
             number = known.get(_identity(row))
             if number is not None:
                 result.reused += 1
-                reason, image = _reuse(ledger, number, check)
+                reason, image = _reuse(ledger, number, check, in_validation)
             else:
                 result.made += 1
                 image, value = next(fresh)
                 reason = blank(image) or check(image) or _reason_to_drop(image, value, order, kept_thumbnails)
+                if reason is None and in_validation(image):
+                    reason = IN_VALIDATION
                 row = replace(row, decision_value=value, dropped=reason)
                 number = ledger.append(row, image if reason is None else None)
             if reason is not None:
@@ -158,14 +165,16 @@ def _generate_and_judge(
     return list(zip(images, values.tolist(), strict=True))
 
 
-def _reuse(ledger: Ledger, number: int, check: Callable[[Tensor], str | None]) -> tuple[str | None, Tensor]:
+def _reuse(
+    ledger: Ledger, number: int, check: Callable[[Tensor], str | None], in_validation: Callable[[Tensor], bool]
+) -> tuple[str | None, Tensor]:
     """Return why an image of the ledger was dropped, or None and the image."""
     reason = ledger[number].dropped
     if reason is not None:
         return reason, torch.empty(0)
     image = ledger.image(number)
     check(image)  # it may be the first image, with whose size all others are compared
-    return None, image
+    return IN_VALIDATION if in_validation(image) else None, image
 
 
 def _generate(order: Order, generator: ImageGenerator, seeds: list[int]) -> Tensor:

@@ -1,0 +1,209 @@
+"""Images of the validation set never reach the training set, and pools are matched by the names of their classes."""
+
+from __future__ import annotations
+
+import logging
+
+import lightning as L
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, Dataset
+
+from lightning_failures import FailureModes
+from lightning_failures.callback import AdvancedOptions
+from lightning_failures.errors import ConfigurationError
+from lightning_failures.interventions import AddFiltered, AddSynthetic
+from tests.helpers.toy import ColourEncoder, trainer
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*does not have many workers.*"),
+    pytest.mark.filterwarnings("ignore:.*number of training batches .* is smaller than the logging interval.*"),
+    pytest.mark.filterwarnings("ignore:The dirpath has changed"),
+]
+CLASSES = 4
+
+
+class Marked(Dataset):
+    """Noise images, of which the dark ones are mostly misread; the top left pixel holds what the model answers."""
+
+    def __init__(self, size=240, *, seed=0, classes=tuple(f"kind {k}" for k in range(CLASSES))):
+        rng = np.random.default_rng(seed)
+        self.labels = np.arange(size) % CLASSES
+        dark = rng.random(size) < 0.5
+        wrong = rng.random(size) < np.where(dark, 0.7, 0.05)
+        answers = np.where(wrong, (self.labels + 1) % CLASSES, self.labels)
+        x = rng.random((size, 3, 12, 12)) * 0.3 + np.where(dark, 0.1, 0.6)[:, None, None, None]
+        x[:, 0, 0, 0] = answers / 255
+        self.x = torch.from_numpy(x.astype("float32"))
+        if classes is not None:
+            self.classes = classes
+
+    def __len__(self):
+        return len(self.labels)
+
+    def __getitem__(self, index):
+        return self.x[index], int(self.labels[index])
+
+
+class Oracle(L.LightningModule):
+    """Answers what the image holds, and keeps what it is trained on."""
+
+    def __init__(self):
+        super().__init__()
+        self.w = nn.Parameter(torch.zeros(1))
+        self.trained_on = []
+
+    def forward(self, x):
+        answers = (x[:, 0, 0, 0] * 255).round().long().clamp(0, CLASSES - 1)
+        return 4.0 * F.one_hot(answers, CLASSES).float() + self.w * 0
+
+    def training_step(self, batch, batch_idx):
+        self.trained_on.append((batch[0].clone(), batch[1].clone()))
+        return F.cross_entropy(self(batch[0]), batch[1]) + self.w.sum() * 0
+
+    def validation_step(self, batch, batch_idx):
+        self.log("loss", F.cross_entropy(self(batch[0]), batch[1]))
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.01)
+
+
+def fit(tmp_path, intervention, *, validation, training=None, epochs=3):
+    """Return the images (n, 3, 12, 12) and labels (n,) that were drawn, and the last report."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    failures = FailureModes(
+        encoder=ColourEncoder(),
+        pictures=False,
+        on_error="raise",
+        interventions=[intervention],
+        advanced=AdvancedOptions(permutations=99, cache_folder=tmp_path / "cache"),
+    )
+    module = Oracle()
+    training = DataLoader(training or Marked(160, seed=5), batch_size=16, shuffle=True)
+    run = trainer(tmp_path, failures, max_epochs=epochs)
+    run.fit(module, training, DataLoader(validation, batch_size=16))
+    images, labels = (torch.cat(parts) for parts in zip(*module.trained_on, strict=True))
+    return images, labels, failures.last_report
+
+
+def filtered(pool, **options):
+    """Return an AddFiltered for which only exact copies are duplicates: the encoder maps all images close together."""
+    return AddFiltered(pool, 15, **({"triage": False, "similarity": 1.0} | options))
+
+
+def held(images, others):
+    """Return which images (n, ...) are among others (m, ...), (n,) bool."""
+    known = {image.numpy().tobytes() for image in others}
+    return torch.tensor([image.numpy().tobytes() in known for image in images])
+
+
+@pytest.mark.parametrize("relabelled", [False, True])
+def test_filtered__images_of_the_validation_set_are_never_added(tmp_path, relabelled):
+    validation, pool = Marked(400, seed=1), Marked(400, seed=9)
+    pool.x[:200] = validation.x[:200]
+    pool.labels[:200] = (validation.labels[:200] + relabelled) % CLASSES  # a copy with another label is a copy
+    images, _, report = fit(tmp_path, filtered(pool), validation=validation)
+    assert not held(images, validation.x).any()
+    assert held(images, pool.x[200:]).sum() > 20
+    (entry,) = report["interventions"]
+    assert entry["added"] == 60
+    left_out = sum(row["in_validation"] for row in entry["classes"])
+    assert left_out > 10
+    assert f"AddFiltered left out {left_out} images of the pool that are" in " ".join(report["notes"])
+
+
+def test_filtered__near_duplicates_of_validation_images_are_left_out_by_the_given_similarity(tmp_path):
+    validation, pool = Marked(400, seed=1), Marked(400, seed=9)
+    pool.x[:200] = (validation.x[:200] + 1e-4).clamp(0, 1)
+    _, _, exact = fit(tmp_path / "exact", filtered(pool, every_n_epochs=9), validation=validation)
+    taken = {row for entry in exact["interventions"][0]["classes"] for row in entry["pool_ids"]}
+    assert any(row < 200 for row in taken)  # not exactly equal
+    _, _, near = fit(tmp_path / "near", filtered(pool, similarity=0.999999, every_n_epochs=9), validation=validation)
+    taken = {row for entry in near["interventions"][0]["classes"] for row in entry["pool_ids"]}
+    assert taken
+    assert all(row >= 200 for row in taken)
+
+
+def test_filtered__a_pool_of_validation_images_alone_adds_nothing(tmp_path):
+    validation = Marked(240, seed=1)
+    _, _, report = fit(tmp_path, filtered(validation), validation=validation, epochs=2)
+    (entry,) = report["interventions"]
+    assert entry["added"] == 0
+    assert all("validation" in row["reason"] for row in entry["classes"])
+
+
+class Copies:
+    """A generator that returns images of the validation set, and every third time new ones."""
+
+    name, licence = "copies", "MIT"
+
+    def __init__(self, images):
+        self.images = (images * 255).round().to(torch.uint8)
+        self.made = 0
+
+    def generate(self, prompts, seeds):
+        rng = np.random.default_rng(list(seeds))
+        images = self.images[rng.integers(0, len(self.images), len(seeds))].clone()
+        for k in range(len(seeds)):
+            self.made += 1
+            if self.made % 3 == 0:
+                images[k] = torch.from_numpy(rng.integers(0, 60, images[k].shape).astype("uint8"))
+        return images
+
+    def close(self):
+        pass
+
+
+@pytest.mark.parametrize("similarity", [1.0, 0.999999])
+def test_synthetic__copies_of_validation_images_are_dropped(tmp_path, similarity):
+    validation = Marked(400, seed=1)
+    validation.x = (validation.x * 255).round() / 255
+    generator = Copies(validation.x)
+    intervention = AddSynthetic(
+        generator, 4, prompt="reference", candidates=9, similarity=similarity, transform=as_tensor, every_n_epochs=9
+    )
+    images, _, report = fit(tmp_path, intervention, validation=validation)
+    eight_bit = (validation.x * 255).round().to(torch.uint8)
+    assert not held((images * 255).round().to(torch.uint8), eight_bit).any()
+    (entry,) = report["interventions"]
+    assert entry["added"] > 0
+    dropped = sum(row.get("dropped", {}).get("in validation", 0) for row in entry["classes"])
+    assert dropped > 0
+    assert f"AddSynthetic dropped {dropped} generated images" in " ".join(report["notes"])
+
+
+def as_tensor(image):
+    """Convert a PIL image to a float tensor (3, H, W) in [0, 1]."""
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255
+
+
+@pytest.mark.parametrize("order", [(1, 0, 3, 2), (3, 0, 1, 2)])
+def test_filtered__a_pool_with_classes_in_another_order_is_matched_by_name(tmp_path, order):
+    names = [f"kind {k}" for k in range(CLASSES)]
+    pool = Marked(400, seed=9, classes=[names[k] for k in order])
+    truth = pool.labels.copy()
+    pool.labels = np.argsort(order)[truth]  # the numbers of the pool's own list
+    assert [pool.classes[label] for label in pool.labels] == [names[label] for label in truth]
+    images, labels, report = fit(tmp_path, filtered(pool, view=pool), validation=Marked(400, seed=1))
+    number = {image.numpy().tobytes(): label for image, label in zip(pool.x, truth, strict=True)}
+    added = held(images, pool.x)
+    assert added.sum() > 20
+    assert [number[image.numpy().tobytes()] for image in images[added]] == labels[added].tolist()
+    picked = [(k, row) for k, entry in enumerate(report["interventions"][0]["classes"]) for row in entry["pool_ids"]]
+    assert all(truth[row] == k for k, row in picked)
+
+
+def test_filtered__a_pool_with_other_classes_is_an_error_before_the_first_batch(tmp_path):
+    pool = Marked(80, seed=9, classes=["kind 0", "kind 1", "kind 2", "a sort"])
+    with pytest.raises(ConfigurationError, match=r"a sort cannot be matched. Give a pool whose `classes`"):
+        fit(tmp_path, filtered(pool), validation=Marked(240, seed=1))
+
+
+def test_filtered__a_training_set_without_names_and_a_pool_in_another_order_is_an_error(tmp_path):
+    pool = Marked(80, seed=9, classes=[f"kind {k}" for k in (1, 0, 2, 3)])
+    training = Marked(160, seed=5, classes=None)
+    with pytest.raises(ConfigurationError, match="the training set has no names to match them by"):
+        fit(tmp_path, filtered(pool), validation=Marked(400, seed=1), training=training)
