@@ -96,8 +96,8 @@ class FailureModes(Callback):
             None: no limit.
         read_batch: ``(outputs, batch) -> BatchRecord``, for batches of other forms. A field that is None falls to the
             default rule. ``outputs`` is the return value of the step; None if it returns nothing, and when only the
-            images of single examples are read.
-        failed_below: Score below which an example failed, for a ``read_batch`` that returns ``score``.
+            images of single examples are read. Tasks without classes return ``correct``, or ``score`` (higher is
+            better) beside ``failed_below=0.5``.
         logits_from: Name of the submodule whose output is the logits.
         normalization: ``(mean, std)`` of the image batches, in units of [0, 1]. None reads it off the dataset's
             transforms; without any, images must be in [0, 1] or uint8.
@@ -107,7 +107,7 @@ class FailureModes(Callback):
         data: Task, sources and metadata of the examples: :class:`~lightning_failures.callback.DataOptions`.
         advanced: Options that few people change: :class:`~lightning_failures.callback.AdvancedOptions`.
         **former: Options of ``data``, ``pictures`` and ``advanced`` given by themselves, as in version 0.1. All but
-            ``every_n_validations`` and ``min_coverage`` are deprecated.
+            ``failed_below``, ``every_n_validations`` and ``min_coverage`` are deprecated.
 
     Attributes:
         last_report: The last :class:`~lightning_failures.analysis.AnalysisResult` of the first loader, or None.
@@ -131,7 +131,6 @@ class FailureModes(Callback):
         pictures: bool | PictureOptions = True,
         time_budget: float | str | None = None,
         read_batch: Callable[[Any, Any], BatchRecord] | None = None,
-        failed_below: float | None = None,
         logits_from: str | None = None,
         normalization: tuple[Sequence[float], Sequence[float]] | None = None,
         reference: Literal["validation", "train"] = "validation",
@@ -151,13 +150,13 @@ class FailureModes(Callback):
         self.captions = captions
         self.pictures = draws
         self.time_budget = time_budget
-        self.read_batch, self.failed_below = read_batch, failed_below
+        self.read_batch = read_batch
         self.logits_from = logits_from
         self.normalization = normalization
         self.reference, self.on_error = reference, on_error
         # the options of the groups, each under its own name
         self.task: Task | None = data.task
-        self.groups_from = data.groups_from
+        self.groups_from, self.failed_below = data.groups_from, data.failed_below
         self.metadata = data.metadata
         self.pictures_every_n = drawing.every_n
         self.feature_names = None if drawing.feature_names is None else Path(drawing.feature_names).expanduser()

@@ -28,11 +28,13 @@ class DataOptions:
             attribute; None: no groups.
         metadata: Attributes of the dataset with a value for each example ("camera", "hospital"): integers, strings or
             booleans. Nothing is fitted to them; each class reports the values over-represented among its failures.
+        failed_below: Score below which an example failed, for a ``read_batch`` that returns ``BatchRecord(score=...)``.
     """
 
     task: Task | None = None
     groups_from: str | None = "groups"
     metadata: Sequence[str] = ()
+    failed_below: float | None = None
 
 
 @dataclass(frozen=True)
@@ -87,13 +89,13 @@ _GROUP_OF = {field.name: group for group in (DataOptions, PictureOptions, Advanc
 
 OPTIONS = {
     *("encoder", "robust_encoder", "class_names", "interventions", "verdict", "every_n_epochs", "captions", "pictures"),
-    *("time_budget", "read_batch", "failed_below", "logits_from", "normalization", "reference", "on_error"),
+    *("time_budget", "read_batch", "logits_from", "normalization", "reference", "on_error"),
     "pictures_every_n",
     *(_GROUP_OF.keys() - {"every_n"}),
 }
 """Names of the attributes of the callback that hold its options."""
 
-_SILENT = {"every_n_validations", "min_coverage"}
+_SILENT = {"failed_below", "every_n_validations", "min_coverage"}
 """Former spellings that stay as shorthands."""
 
 
@@ -105,6 +107,7 @@ def merge_former_spellings(
     task: Task | None = None,
     groups_from: str | None = "groups",
     metadata: Sequence[str] | None = None,
+    failed_below: float | None = None,
     pictures_every_n: int | None = None,
     feature_names: str | Path | None = None,
     every_n_validations: int | None = None,
@@ -120,8 +123,9 @@ def merge_former_spellings(
 ) -> tuple[DataOptions, bool, PictureOptions, AdvancedOptions]:
     """Return the options by group, with options that were given by themselves moved to their group.
 
-    The keywords are those of version 0.1; each is a ``DeprecationWarning`` now, but for ``every_n_validations`` and
-    ``min_coverage``, which stay as shorthands. The signature is typed, so that LightningCLI reads them from YAML too.
+    The keywords are those of version 0.1; each is a ``DeprecationWarning`` now, but for ``failed_below``,
+    ``every_n_validations`` and ``min_coverage``, which stay as shorthands. The signature is typed, so that LightningCLI
+    reads them from YAML too.
 
     >>> merge_former_spellings(None, False, None, min_coverage=0.8)[3].min_coverage
     0.8
@@ -130,6 +134,7 @@ def merge_former_spellings(
         "task": task,
         "groups_from": None if groups_from == "groups" else (groups_from,),
         "metadata": metadata,
+        "failed_below": failed_below,
     }
     of_pictures = {"every_n": pictures_every_n, "feature_names": feature_names}
     of_advanced = {

@@ -158,7 +158,7 @@ def _class_picture(result: AnalysisResult, entry: ClassReport, grades: Grades, f
         return [f"{decision_values[i]:+.2f}\n{outcomes[i]}" for i in ids]
 
     least = entry.least_confident_ids
-    confidence = entry.least_confident_values
+    confidence = {} if grades.confidence is None else dict(zip(ids, grades.confidence[rows].tolist(), strict=True))
     return class_picture(
         entry,
         fetch(entry.hardest_ids),
@@ -166,7 +166,7 @@ def _class_picture(result: AnalysisResult, entry: ClassReport, grades: Grades, f
         fetch(least) if least else (),
         hardest_texts=texts(entry.hardest_ids),
         easiest_texts=texts(entry.easiest_ids),
-        least_confident_texts=[f"{value:.2f}\n{outcomes[i]}" for i, value in zip(least, confidence, strict=True)],
+        least_confident_texts=[f"{confidence[i]:.2f}\n{outcomes[i]}" for i in least],
     )
 
 
