@@ -57,7 +57,7 @@ class KeyIndex:
         return KeyIndex(np.ascontiguousarray(keys[:, is_first]), number[order], place[order])
 
     def only(self, kept: Array) -> KeyIndex:
-        """Return the index of those shards that a mask (S,) bool over their numbers selects, numbered anew."""
+        """Return the index of those shards that a mask (S,) bool over their numbers selects, with new numbers."""
         rows = kept[self.shard] if len(self) else np.empty(0, dtype=bool)
         renumbered = (np.cumsum(kept) - 1).astype(np.int32)
         return KeyIndex(np.ascontiguousarray(self.keys[:, rows]), renumbered[self.shard[rows]], self.place[rows])
