@@ -483,7 +483,9 @@ class FailureModes(Callback):
                 "Batches hold no images that FailureModes can find, so it only grades. Give read_batch."
             )
             return
-        space = self._batch_grader.image_space(loader)
+        space, doubt = self._batch_grader.image_space(read, first=batch_idx == 0)
+        if doubt is not None:
+            self._errors.say_once(doubt)
         if trainer.sanity_checking:
             space.to_unit(graded.images)
         else:
