@@ -103,6 +103,8 @@ def _own_images(context: CheckContext, encoder: TextEncoder) -> tuple[int, int, 
     notes, vocabulary = context.first, context.callback.captions
     if notes is None or notes.grader is None or not notes.grader.has_names or vocabulary is None:
         return None
+    if context.dry_run_trainer is None:
+        return None
     if notes.grader.task != "multiclass" or not notes.size:
         return None
     names = notes.grader.class_names

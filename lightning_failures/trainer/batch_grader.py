@@ -18,6 +18,7 @@ from lightning_failures.trainer.grader import Grader
 from lightning_failures.trainer.image_space import ImageSpace
 from lightning_failures.trainer.index_recorder import IndexRecorderHook, dataset_of, missing_ids_error
 from lightning_failures.trainer.logits_hook import LogitsObserver, forward_once_more
+from lightning_failures.trainer.normalization_guard import normalization_doubt
 from lightning_failures.trainer.penultimate import PenultimateObserver
 from lightning_failures.trainer.readings import LogitsSource
 
@@ -196,10 +197,11 @@ class BatchGrader:
         if images is None or images.ndim < 2 or len(images) != size:
             return None
         try:
-            return digests_in(images, self.image_space(batch.loader))
+            return digests_in(images, self._reader.space(dataset_of(batch.loader)))
         except ConfigurationError:  # a normalisation that cannot be read is an error where an encoder needs it
             return None
 
-    def image_space(self, loader: Any) -> ImageSpace:
-        """Return how to bring the images of a loader to [0, 1]."""
-        return self._reader.space(dataset_of(loader))
+    def image_space(self, batch: ReadBatch, *, first: bool) -> tuple[ImageSpace, str | None]:
+        """Return how to bring the images of a batch to [0, 1]; for a first batch also a doubt about it, or None."""
+        space, images = self._reader.space(dataset_of(batch.loader)), batch.record.images
+        return space, normalization_doubt(images, space) if first and images is not None else None

@@ -84,7 +84,7 @@ class StepLogits:
             remedy = "" if isinstance(error, ConfigurationError) else f". {REMEDY}"
             raise ConfigurationError(
                 f"{type(self._module).__name__} gives no logits for a batch that is read outside of the loop."
-                f" {STEP}: {reason}. forward: {error}{remedy}"
+                f" {STEP}: {reason}. forward: {_first_line(error)}{remedy}"
             ) from error
 
     def _by_step(self, batch: Any) -> tuple[Tensor | None, str]:
@@ -105,9 +105,14 @@ class StepLogits:
         except ConfigurationError:
             raise  # several candidates: one of them is no better than another
         except Exception as error:
-            return None, f"{type(error).__name__}: {error}"
+            return None, f"{type(error).__name__}: {_first_line(error)}"
         finally:
             self._observer.end()
+
+
+def _first_line(error: Exception) -> str:
+    """Return what an error of the user's code says, short; a ConfigurationError of ours in full."""
+    return str(error) if isinstance(error, ConfigurationError) else (str(error).splitlines() or [""])[0][:200]
 
 
 def _step_arguments(module: LightningModule, batch: Any, batch_idx: int) -> list[Any]:

@@ -9,15 +9,13 @@ from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 from torchvision.transforms import v2 as T
 
-from lightning_failures.doctor.images import (
-    NORMALIZATIONS,
-    check_images,
-    describe_preprocessing,
-    matching_normalization,
-)
+from lightning_failures.doctor.images import check_images, describe_preprocessing
+from lightning_failures.doctor.interventions import check_interventions
 from lightning_failures.encoders.preprocessing import Preprocessing
+from lightning_failures.interventions import Upweight
+from lightning_failures.trainer.normalization_guard import NORMALIZATIONS, matching_normalization
 from tests.doctor.contexts import only, read, statuses
-from tests.helpers.toy import NORMALIZE, Images
+from tests.helpers.toy import NORMALIZE, Images, OracleClassifier
 
 
 @pytest.mark.parametrize("name", NORMALIZATIONS)
@@ -80,3 +78,56 @@ def test_describe_preprocessing__what_is_cut_off_is_what_the_encoder_does_not_se
 @pytest.mark.parametrize("mode", ["squash", "longest"])
 def test_describe_preprocessing__modes_that_cut_nothing(mode):
     assert describe_preprocessing(Preprocessing(size=(32, 32), resize_mode=mode), 40, 80)[1] == 0.0
+
+
+# -- images that are normalised or turned into floats on the device ------------------------------------------
+
+
+class OnDevice(OracleClassifier):
+    def on_after_batch_transfer(self, batch, dataloader_idx):
+        return NORMALIZE(batch[0]), batch[1]
+
+    def forward(self, x):
+        return super().forward(x[:, :, :8])
+
+
+class Raw(Images):
+    def __init__(self, size=160, **options):
+        super().__init__(size, **options)
+        self.transform = torch.nn.Identity()
+
+
+class RawSizes(Raw):
+    """Images of different sizes; the model looks at their upper part."""
+
+    def __getitem__(self, index):
+        image, label = super().__getitem__(index)
+        return image.repeat(1, 1 + index % 2, 1), label
+
+
+@pytest.mark.parametrize(("data", "batch_size"), [(Raw, 16), (RawSizes, 1)])
+def test_device__images_are_read_as_the_step_receives_them(tmp_path, data, batch_size):
+    loaders = [DataLoader(data(size), batch_size=batch_size) for size in (160, 96)]
+    read_context = read(
+        tmp_path,
+        loaders[0],
+        model=OnDevice(),
+        train=loaders[1],
+        normalization=([0.5], [0.25]),
+        interventions=[Upweight()],
+    )
+    assert statuses(check_images(read_context)) == ["ok"]
+    assert statuses(check_interventions(read_context)) == ["ok"]
+
+
+def test_device__a_normalisation_in_the_step_is_a_doubt(tmp_path):
+    class InTheStep(OracleClassifier):
+        def forward(self, x):
+            return super().forward(NORMALIZE(x))
+
+    raw = DataLoader(Raw(), batch_size=16)
+    read_context = read(
+        tmp_path, raw, model=InTheStep(), train=raw, normalization=([0.5], [0.25]), interventions=[Upweight()]
+    )
+    for check in (check_images, check_interventions):
+        assert "on_after_batch_transfer" in only(check(read_context), "warning").message
