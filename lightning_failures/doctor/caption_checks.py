@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from torch import Tensor
 
 from lightning_failures.captions.grammar import CaptionVocabulary
+from lightning_failures.core.arrays import finite_rows
 from lightning_failures.core.rng import isolated_rng
 from lightning_failures.doctor.dry_run import CheckContext
 from lightning_failures.doctor.findings import Finding, ok, problem, skipped, warning
@@ -38,7 +39,7 @@ def check_captions(context: CheckContext) -> Iterator[Finding]:
             "Pass class_names=[...], in everyday words.",
         )
         return
-    grammar = vocabulary.grammar(names[0])
+    grammar = vocabulary.grammar(names[0])  # its name is a word
     source = words if isinstance(words, str) else "the vocabulary"
     yield ok(f"{len(grammar.captions())} for {names[0]!r}, from {source}, against {str(grammar.reference)!r}")
 
@@ -113,9 +114,13 @@ def _own_images(context: CheckContext, encoder: TextEncoder) -> tuple[int, int, 
         images, labels = _read_examples(context, rows)
     except DataError:  # reported by the check of images
         return None
-    texts = encoder.encode_texts([str(known.grammar(name).reference) for name in names])
-    best = (encoder.encode_images(images) @ texts.T).argmax(dim=1)
-    return int((best == labels).sum()), len(labels), len(names)
+    references = [known.reference(name) for name in names]
+    finite = finite_rows(images)
+    if None in references or not finite.any():
+        return None
+    texts = encoder.encode_texts([str(reference) for reference in references])
+    best = (encoder.encode_images(images[finite]) @ texts.T).argmax(dim=1)
+    return int((best == labels[finite]).sum()), int(finite.sum()), len(names)
 
 
 def _read_examples(context: CheckContext, rows: Sequence[int]) -> tuple[Tensor, Tensor]:

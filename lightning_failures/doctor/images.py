@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import IterableDataset
 
+from lightning_failures.core.arrays import finite_rows
 from lightning_failures.core.rng import isolated_rng, seed_all
 from lightning_failures.doctor.dry_run import CheckContext, LoaderNotes
 from lightning_failures.doctor.findings import Finding, ok, problem, skipped, warning
@@ -70,7 +71,18 @@ def _check_normalization(context: CheckContext, notes: LoaderNotes, images: Tens
     except DataError as error:
         yield problem(where + str(error), suggestion)
         return
-    low, high = (float(bound) for bound in unit.aminmax())
+    if space.doubt is not None:
+        yield warning(where + space.doubt)
+    usable = finite_rows(unit)
+    if not usable.all():
+        yield warning(
+            f"{where}{int((~usable).sum())} of {len(unit)} images hold NaN or infinite values, or lie far outside"
+            " [0, 1] unlike the others. They will be left out.",
+            "Check how the dataset reads them.",
+        )
+        if not usable.any():
+            return
+    low, high = (float(bound) for bound in unit[usable].aminmax())
     if suggestion:
         yield warning(
             f"{where}normalisation {how}. The result is not 8-bit images, but with another normalisation it would be.",
@@ -123,7 +135,7 @@ def matching_normalization(images: Tensor) -> str | None:
 
 def _on_grid(unit: Tensor) -> bool:
     """Return whether nearly all values are multiples of 1/255, as in images stored with 8 bits."""
-    steps = unit.double() * 255
+    steps = unit[finite_rows(unit)].double() * 255
     return bool(((steps - steps.round()).abs() < 0.02).double().mean() > 0.99) and len(torch.unique(steps.round())) > 2
 
 

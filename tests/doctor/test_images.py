@@ -80,3 +80,19 @@ def test_describe_preprocessing__what_is_cut_off_is_what_the_encoder_does_not_se
 @pytest.mark.parametrize("mode", ["squash", "longest"])
 def test_describe_preprocessing__modes_that_cut_nothing(mode):
     assert describe_preprocessing(Preprocessing(size=(32, 32), resize_mode=mode), 40, 80)[1] == 0.0
+
+
+def test_images__one_that_is_not_finite_is_a_warning(tmp_path):
+    images = Images()
+    images.images = (images.images * 255).round() / 255
+    images.images[1, 0, 0, 0] = float("nan")
+    found = list(check_images(read(tmp_path, DataLoader(images, batch_size=16), on_error="warn")))
+    assert any("1 of" in one.message and "NaN" in one.message for one in found if one.status == "warning")
+    assert any("images then range from" in one.message for one in found if one.status == "ok")
+
+
+def test_images__an_unknown_normalize_is_a_warning(tmp_path):
+    images = Images()
+    images.transform = type("Normalize", (), {"__call__": lambda self, image: image * 0.9})()
+    found = list(check_images(read(tmp_path, DataLoader(images, batch_size=16))))
+    assert any("is not known" in one.message for one in found if one.status == "warning")
