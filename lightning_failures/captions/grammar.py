@@ -121,6 +121,13 @@ class CaptionVocabulary:
     prepositions: tuple[str, ...] = ()
     classes: Mapping[str, Mapping[str, tuple[str, ...]]] = field(default_factory=dict)
 
+    def reference(self, class_name: str) -> str | None:
+        """Return the reference caption of a class; None for a class without nouns whose name holds no word."""
+        try:
+            return self.grammar(class_name).reference
+        except NamelessClassError:
+            return None
+
     def grammar(self, class_name: str) -> CaptionGrammar:
         """Return the grammar of one class.
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lightning_failures.captions.grammar import CaptionVocabulary
+from lightning_failures.core.arrays import finite_rows
 from lightning_failures.doctor.dry_run import CheckContext
 from lightning_failures.doctor.findings import Finding, ok, problem, skipped, warning
 from lightning_failures.doctor.reference_images import coloured_digits, coloured_shapes, zero_shot_accuracy
@@ -38,7 +39,7 @@ def check_captions(context: CheckContext) -> Iterator[Finding]:
             "Pass class_names=[...], in everyday words.",
         )
         return
-    grammar = vocabulary.grammar(names[0])
+    grammar = vocabulary.grammar(names[0])  # its name is a word
     source = words if isinstance(words, str) else "the vocabulary"
     yield ok(f"{len(grammar.captions())} for {names[0]!r}, from {source}, against {str(grammar.reference)!r}")
 
@@ -115,10 +116,14 @@ def _own_images(context: CheckContext, encoder: TextEncoder) -> tuple[int, int, 
         batches, labels = _read_examples(context, rows)
     except DataError:  # reported by the check of images
         return None
-    texts = encoder.encode_texts([str(known.grammar(name).reference) for name in names])
-    embeddings = torch.cat([encoder.encode_images(batch) for batch in batches])
+    references = [known.reference(name) for name in names]
+    finite = torch.cat([finite_rows(batch) for batch in batches])
+    if None in references or not finite.any():
+        return None
+    texts = encoder.encode_texts([str(reference) for reference in references])
+    embeddings = torch.cat([encoder.encode_images(batch[finite_rows(batch)]) for batch in batches])
     best = (embeddings @ texts.T).argmax(dim=1)
-    return int((best == labels).sum()), len(labels), len(names)
+    return int((best == labels[finite]).sum()), int(finite.sum()), len(names)
 
 
 def _read_examples(context: CheckContext, rows: Sequence[int]) -> tuple[list[Tensor], Tensor]:

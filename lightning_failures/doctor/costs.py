@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from lightning_failures.analysis.analyse import analyse
 from lightning_failures.captions.candidates import ClassCaptions, caption_source
-from lightning_failures.captions.grammar import CaptionVocabulary
+from lightning_failures.captions.grammar import CaptionVocabulary, NamelessClassError
 from lightning_failures.core.budget import TimeLimit, bytes_of, read_bytes, read_time
 from lightning_failures.core.rng import isolated_rng
 from lightning_failures.data.grades import Grades
@@ -123,7 +124,7 @@ def _embedding_seconds(context: CheckContext, notes: LoaderNotes, images: Tensor
         unit = space.to_unit(images) if bool(stores[0].missing(keys).any()) else images
         for encoder, store in zip(encoders, stores, strict=True):
             embed(encoder, store, unit, keys=keys)
-            store.get(keys)
+            store.get(keys[~store.missing(keys)])
 
     def fresh() -> list[EmbeddingStore]:
         return [EmbeddingStore(encoder.fingerprint) for encoder in encoders]
@@ -155,7 +156,8 @@ def _analysis_seconds(context: CheckContext, notes: LoaderNotes, size: int) -> t
         start = time.perf_counter()
         if captions is not None:
             for k in range(min(classes, CAPTIONED_CLASSES)):
-                captions(k)
+                with contextlib.suppress(NamelessClassError):  # such a class has no captions
+                    captions(k)
         texts = time.perf_counter() - start
         return texts, _fit(context, names[:classes], rows, captions)
 

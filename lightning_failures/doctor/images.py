@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from torch import Tensor
 from torch.utils.data import IterableDataset
 
+from lightning_failures.core.arrays import finite_rows
 from lightning_failures.doctor.dry_run import CheckContext, LoaderNotes
 from lightning_failures.doctor.findings import Finding, ok, problem, skipped, warning
 from lightning_failures.encoders.preprocessing import Preprocessing
@@ -62,7 +63,18 @@ def _check_normalization(context: CheckContext, notes: LoaderNotes, images: Tens
     except DataError as error:
         yield problem(where + str(error), suggestion)
         return
-    low, high = (float(bound) for bound in unit.aminmax())
+    if space.doubt is not None:
+        yield warning(where + space.doubt)
+    usable = finite_rows(unit)
+    if not usable.all():
+        yield warning(
+            f"{where}{int((~usable).sum())} of {len(unit)} images hold NaN or infinite values, or lie far outside"
+            " [0, 1] unlike the others. They will be left out.",
+            "Check how the dataset reads them.",
+        )
+        if not usable.any():
+            return
+    low, high = (float(bound) for bound in unit[usable].aminmax())
     if suggestion:
         yield warning(
             f"{where}normalisation {how}. The result is not 8-bit images, but with another normalisation it would be.",

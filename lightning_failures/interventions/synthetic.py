@@ -271,7 +271,7 @@ class AddSynthetic(Intervention):
         if self.prompt in ("hard", "easy"):
             captions = entry.hardest_captions if self.prompt == "hard" else entry.easiest_captions
             return captions[0] if captions else None
-        return entry.reference_caption or CaptionVocabulary().grammar(entry.name).reference
+        return entry.reference_caption or CaptionVocabulary().reference(entry.name)
 
     def _reason_for_none(self, entry: ClassReport, room: int) -> str | None:
         """Return why no images of a class can be ordered; None if they can."""

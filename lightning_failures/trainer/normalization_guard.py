@@ -11,6 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from lightning_failures.core.arrays import finite_rows
 from lightning_failures.errors import DataError
 from lightning_failures.trainer.image_space import ImageSpace
 
@@ -57,6 +58,9 @@ def normalization_doubt(images: Tensor, space: ImageSpace) -> str | None:
     if images.dtype == torch.uint8 or not images.numel() or space == plain or images.ndim != 4:
         return None
     some = images[:_GRID_IMAGES].detach().float()
+    some = some[finite_rows(some)]
+    if not len(some):
+        return None
     low, high = (float(bound) for bound in some.aminmax())
     some = some[:, :, :: max(some.shape[2] // _GRID_SIDE, 1), :: max(some.shape[3] // _GRID_SIDE, 1)]
     on_grid = gives_8_bit_images(space, some)
@@ -104,7 +108,7 @@ def gives_8_bit_images(space: ImageSpace, images: Tensor) -> bool:
 
 def on_grid(unit: Tensor) -> bool:
     """Return whether nearly all values are multiples of 1/255, as in images stored with 8 bits."""
-    steps = unit.double() * 255
+    steps = unit[finite_rows(unit)].double() * 255
     return bool(((steps - steps.round()).abs() < 0.02).double().mean() > 0.99) and len(torch.unique(steps.round())) > 2
 
 

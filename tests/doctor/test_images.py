@@ -131,3 +131,19 @@ def test_device__a_normalisation_in_the_step_is_a_doubt(tmp_path):
     )
     for check in (check_images, check_interventions):
         assert "on_after_batch_transfer" in only(check(read_context), "warning").message
+
+
+def test_images__one_that_is_not_finite_is_a_warning(tmp_path):
+    images = Images()
+    images.images = (images.images * 255).round() / 255
+    images.images[1, 0, 0, 0] = float("nan")
+    found = list(check_images(read(tmp_path, DataLoader(images, batch_size=16), on_error="warn")))
+    assert any("1 of" in one.message and "NaN" in one.message for one in found if one.status == "warning")
+    assert any("images then range from" in one.message for one in found if one.status == "ok")
+
+
+def test_images__an_unknown_normalize_is_a_warning(tmp_path):
+    images = Images()
+    images.transform = type("Normalize", (), {"__call__": lambda self, image: image * 0.9})()
+    found = list(check_images(read(tmp_path, DataLoader(images, batch_size=16))))
+    assert any("is not known" in one.message for one in found if one.status == "warning")

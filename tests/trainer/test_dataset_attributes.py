@@ -141,7 +141,6 @@ def test_dataset_attribute__other_sequences_through_a_subset(values):
         {"cat": 0, "dog": 1, "eel": 2}.keys(),
         [["cat", "kitty"], "dog", "eel"],
     ],
-    ids=str,
 )
 def test_dataset_class_names__in_the_order_of_labels(classes):
     for data in (Numbers(classes=classes), Subset(Numbers(classes=classes), [2, 1])):
