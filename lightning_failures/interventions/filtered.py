@@ -35,12 +35,12 @@ class AddFiltered(Intervention):
         per_class: Number of examples to add for each class.
         by: ``"decision_value"``, the most negative first, as in the paper; ``"confidence"``, the least confident first,
             the usual way to pick; ``"flagged_confidence"``, the least confident of those with a negative decision
-            value, which are less alike; ``"random"``, for comparison. Both ways by confidence need a ``forward`` of
-            the module that takes images, and read the pool again at each decision.
+            value, which are less alike; ``"random"``, for comparison. Both ways by confidence run the
+            ``validation_step`` of the module on examples of the pool, and read the pool again at each decision.
         view: The same examples in the same order through the transform of validation. None: decision values are
             computed on the pool itself.
         triage: Exclude suspected label errors (see :class:`Upweight`), with ten candidates for each wanted example.
-            Needs a ``forward`` of the module that takes images.
+            Runs the ``validation_step`` of the module on them.
         similarity: Cosine of embeddings above which two images are nearly equal, for images of the training and the
             validation set alike; 1 drops exact copies only.
         **schedule: When it acts: ``start_epoch``, ``every_n_epochs``, ``stop_epoch``, ``dry_run`` and ``grow_epoch`` of

@@ -54,7 +54,7 @@ class Upweight(Intervention):
     Args:
         factor: u, from 1 to 10. With 1 the training is exactly the same as without the intervention.
         max_flagged: Largest share of the examples of a class that may count as flagged, in (0, 1].
-        triage: Exclude suspected label errors. Needs a ``forward`` of the module that takes images.
+        triage: Exclude suspected label errors, by the ``validation_step`` of the module on flagged examples.
         weight_key: Key of the loss weights in the batch; None: weights change how often examples are drawn.
         **schedule: When it acts: ``start_epoch``, ``every_n_epochs``, ``stop_epoch``, ``dry_run`` and ``grow_epoch`` of
             :class:`~lightning_failures.interventions.Intervention`.

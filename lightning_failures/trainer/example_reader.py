@@ -216,8 +216,8 @@ class ExampleReader:
                     yield from self._recorded(some, single, one_each=True)
         elif self.form.by == "items":
             raise DataError(
-                f"Example {ids[0]} of {self.what} is a batch of its own (batch_size=None), so its images cannot be told"
-                " apart. Give the DataLoader a batch_size and a dataset of single examples."
+                f"Example {ids[0]} of {self.what} is a batch of its own (batch_size=None), so its images have no"
+                " indices. Give the DataLoader a batch_size and a dataset of single examples."
             )
         else:
             raise DataError(

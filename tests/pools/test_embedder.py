@@ -251,6 +251,29 @@ def test_embed__batch_hooks_of_the_user_are_called(tmp_path):
     torch.testing.assert_close(shard.embeddings.float(), embeddings[:SHARD], atol=1e-3, rtol=1e-3)
 
 
+def test_embed__read_batch_sees_what_the_hooks_return_and_sizes_may_differ(tmp_path):
+    class Sizes(Images):
+        def __getitem__(self, index):
+            image, label = super().__getitem__(index)
+            return {"picture": image.repeat(1, 1 + index % 2, 1), "kind": label}
+
+    class Renames(Pool):
+        def on_before_batch_transfer(self, batch, dataloader_idx):
+            return {"scan": batch["picture"], "kind": batch["kind"]}
+
+    def read_batch(outputs, batch):
+        return BatchRecord(images=batch["scan"], labels=batch["kind"])
+
+    run = trainer(None)
+    run.callbacks.append(FailureModes(encoder=ColourEncoder(), read_batch=read_batch))
+    run.embed(OracleClassifier(), Renames(Sizes(SIZE, seed=7)), output=tmp_path, shard_size=SHARD)
+    pool = PoolManifest.load(tmp_path)
+    shard = read_pool_shard(pool.path(tmp_path, 0), pool.block(0), pool=pool.digest)
+    embeddings, labels = everything(Images(SIZE, seed=7))  # mean colours do not change when an image is repeated
+    torch.testing.assert_close(shard.embeddings[:, :3].float(), embeddings[:SHARD, :3], atol=1e-3, rtol=1e-3)
+    assert torch.equal(shard.labels, labels[:SHARD])
+
+
 def test_embed__leaves_the_model_alone(tmp_path):
     model = OracleClassifier().train()
     before = {name: value.clone() for name, value in model.state_dict().items()}
