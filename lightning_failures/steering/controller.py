@@ -316,7 +316,10 @@ class InterventionController:
 
     def _undo_harm(self, epoch: int, decision: Grades) -> None:
         """Drop all plans and request a rollback if accuracy on the decision part has fallen."""
-        if self._rollback is None or (self.record.first_epoch or 0) > epoch:
+        if self._rollback is None:
+            return
+        if not self.record.began or (self.record.first_epoch or 0) > epoch:
+            self._rollback.record(decision)
             return
         verdict = self._rollback.judge(decision)
         if verdict is None or verdict.outcome != "hurt":
@@ -407,9 +410,8 @@ class InterventionController:
             "classes": list(decision.classes),
             "review": list(decision.review[:MAX_REVIEW]),
             "suspected": max(len(decision.review), suspected),
-            "notes": list(decision.notes),
         }
-        return entry, plan
+        return entry | ({"notes": list(decision.notes)} if decision.notes else {}), plan
 
     def _retained(self, name: str, round: TrainingRound) -> NDArray[np.bool_]:
         """Return the examples (N,) bool with a weight in the last decision whose class is skipped now."""

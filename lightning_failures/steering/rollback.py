@@ -10,24 +10,28 @@ import numpy as np
 import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, SingleDeviceStrategy
+from numpy.typing import NDArray
 
-from lightning_failures.core.arrays import as_array
 from lightning_failures.core.atomic import replacing
 from lightning_failures.core.serialization import from_jsonable
 from lightning_failures.data.grades import Grades
 from lightning_failures.errors import ConfigurationError
-from lightning_failures.interventions.verdicts import Verdict, should_roll_back
+from lightning_failures.interventions.verdicts import Verdict, fall_verdict
+from lightning_failures.interventions.wobble import HISTORY_BEFORE, HISTORY_SINCE
 from lightning_failures.steering.checkpoint import RollbackState
 from lightning_failures.trainer.ranks import Communicator
 
 FILE = "before_interventions.pt"
 
+Look = dict[str, torch.Tensor]
+"""The decision part in one validation: ``ids`` (n,) and ``correct`` (n,)."""
+
 
 class Rollback:
     """Keeps weights and optimizers from before the first treated epoch, and restores them if accuracy falls.
 
-    The rule is :func:`~lightning_failures.interventions.verdicts.should_roll_back`, applied to the decision part after
-    every treated epoch.
+    The rule is :func:`~lightning_failures.interventions.verdicts.fall_verdict`, applied to the decision part after
+    every treated epoch: a fall counts if the wobble of accuracy between validations does not explain it.
 
     Args:
         seed: Seed of the bootstrap.
@@ -42,7 +46,11 @@ class Rollback:
 
     def reset(self) -> None:
         """Begin a new run."""
-        self._before: dict[str, torch.Tensor] | None = None  # ids (n,) and correct (n,) of the decision part
+        # ids (n,) and correct (n,) of the decision part in each validation
+        self._earlier: list[Look] = []  # before the one in which the interventions began
+        self._before: Look | None = None
+        self._since: list[Look] = []
+        self._looks = 0  # validations since, of which the last are kept
         self._file: str | None = None
         self.undone: dict[str, Any] | None = None
         self._pending = False
@@ -80,21 +88,29 @@ class Rollback:
 
         ranks.run_all(lambda: save() if ranks.is_first else None)
         self._file = str(file)
-        self._before = {"ids": decision.ids.clone(), "correct": decision.correct.clone()}
+        self._before = self._earlier.pop() if self._earlier else _look(decision)
+
+    def record(self, decision: Grades) -> None:
+        """Remember which examples are correct in a validation before the interventions begin."""
+        if self._before is None:
+            self._earlier = [*self._earlier, _look(decision)][-HISTORY_BEFORE:]
 
     def judge(self, decision: Grades) -> Verdict | None:
         """Return a verdict on the accuracy change since the interventions began, or None if none has begun.
 
-        The change is measured on the examples that both validations graded.
+        The change is measured on the examples that this validation graded and those before did.
         """
         if self._before is None or self.undone is not None:
             return None
-        ids, now = as_array(decision.ids), as_array(decision.correct)
-        before = dict(zip(self._before["ids"].tolist(), self._before["correct"].tolist(), strict=True))
-        shared = np.array([i in before for i in ids.tolist()], dtype=np.bool_)
-        groups = ids if decision.groups is None else as_array(decision.groups)
-        was = np.array([before[i] for i in ids[shared].tolist()], dtype=np.bool_)
-        return should_roll_back(was, now[shared], groups=groups[shared], seed=self._seed)
+        self._since = [*self._since, _look(decision)][-HISTORY_SINCE:]
+        self._looks += 1
+        return fall_verdict(
+            np.stack([_correct_in(look, decision) for look in (*self._earlier, self._before)]),
+            np.stack([_correct_in(look, decision) for look in self._since]),
+            looks=self._looks,
+            groups=decision.ids if decision.groups is None else decision.groups,
+            seed=self._seed,
+        )
 
     def request(self, epoch: int, verdict: Verdict) -> None:
         """Request a rollback before the next epoch begins; checkpoints until then belong to the current weights."""
@@ -120,7 +136,15 @@ class Rollback:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the state for a checkpoint."""
-        return {"before": self._before, "file": self._file, "undone": self.undone, "pending": self._pending}
+        state: dict[str, Any] = {
+            "before": self._before,
+            "file": self._file,
+            "undone": self.undone,
+            "pending": self._pending,
+        }
+        if self._earlier or self._since:
+            state |= {"earlier": list(self._earlier), "since": list(self._since), "looks": self._looks}
+        return state
 
     def load(self, state: Mapping[str, Any]) -> None:
         """Restore the state of a checkpoint.
@@ -131,3 +155,15 @@ class Rollback:
         saved = from_jsonable(RollbackState, state)
         self._before, self._file, self.undone = saved.before, saved.file, saved.undone
         self._pending = saved.pending
+        self._earlier, self._since, self._looks = list(saved.earlier), list(saved.since), saved.looks
+
+
+def _look(decision: Grades) -> Look:
+    """Return which examples are correct in one validation."""
+    return {"ids": decision.ids.clone(), "correct": decision.correct.clone()}
+
+
+def _correct_in(look: Look, decision: Grades) -> NDArray[np.float64]:
+    """Return whether each example (n,) of ``decision`` was correct in another validation: 1, 0, or NaN if unknown."""
+    was = dict(zip(look["ids"].tolist(), look["correct"].tolist(), strict=True))
+    return np.array([was.get(i, np.nan) for i in decision.ids.tolist()], dtype=np.float64)
