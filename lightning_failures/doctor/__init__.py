@@ -16,6 +16,7 @@ Files, each importing only from those above it::
     environment       Installed versions, monitored keys, schedule, and loggers with their limits
     images            From the images of the model to those of the encoders: normalisation and preprocessing
     interventions     Interventions: whether they can work through the training loader
+    copies            Images of the training set in the validation set, and images that it holds twice
     methods           Methods that were added to the built-in ones
     costs             Time, memory and cache space of the analyses, from measurements on a few images and classes
 """
@@ -31,6 +32,7 @@ from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 
 from lightning_failures.callback import FailureModes
 from lightning_failures.doctor.caption_checks import check_captions, check_known_pictures
+from lightning_failures.doctor.copies import check_copies
 from lightning_failures.doctor.costs import check_cache, check_memory, check_time
 from lightning_failures.doctor.data import check_batches, check_examples, check_processes
 from lightning_failures.doctor.dry_run import CheckContext, check_dry_run, quiet
@@ -50,6 +52,7 @@ CHECKS: dict[str, Callable[[CheckContext], Iterable[Finding]]] = {
     "batches": check_batches,
     "images": check_images,
     "example ids": check_examples,
+    "copies": check_copies,
     "captions": check_captions,
     "known pictures": check_known_pictures,
     "methods": check_methods,

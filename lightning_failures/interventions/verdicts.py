@@ -19,7 +19,9 @@ from numpy.typing import NDArray
 from lightning_failures.core.arrays import as_array, as_mask, as_vector
 from lightning_failures.core.hashing import stable_hash
 from lightning_failures.core.moved import old_names
+from lightning_failures.core.types import BoolArray
 from lightning_failures.errors import ConfigurationError, DataError
+from lightning_failures.interventions.wobble import LAST_BEFORE, LAST_SINCE, measure_fall
 
 VerdictOutcome = Literal["helped", "no evidence", "hurt", "not measured"]
 
@@ -223,6 +225,92 @@ def should_roll_back(
         control=float(before.mean()),
         **known,
     )
+
+
+def fall_verdict(
+    before: Any,
+    since: Any,
+    *,
+    looks: int | None = None,
+    groups: Any = None,
+    margin: float = 0.02,
+    resamples: int = 4000,
+    seed: int = 0,
+) -> Verdict:
+    """Return whether accuracy fell since an intervention began by more than its own wobble: a reason to undo it.
+
+    Three conditions must hold: the fall is larger than the wobble between validations explains, with all looks so far
+    taken into account (:mod:`lightning_failures.interventions.wobble`); it is larger than ``margin``; and it holds for
+    other examples of the same kind (one-sided 95 % bootstrap of the mean change, by group). It is no proof of a cause.
+    The outcome is "hurt", "no evidence" or "not measured", never "helped": trainings improve by themselves.
+
+    Args:
+        before: (B, n) whether each example of the decision part was right in each validation before the intervention
+            began, the oldest first: 1, 0, or NaN for an example that a validation did not grade.
+        since: (k, n) the same in the validations since.
+        looks: Number of validations since, if ``since`` holds only the last ones.
+        groups: (n,) sources of the examples.
+        margin: Fall of accuracy that is tolerated, in [0, 1).
+        resamples: Number of draws of the bootstrap.
+        seed: Seed of the bootstrap.
+
+    Raises:
+        DataError: Shapes that do not match.
+        ConfigurationError: An option outside its range.
+
+    >>> rng = np.random.default_rng(0)
+    >>> before, since, worse = (rng.random((4, 400)) < rate for rate in (0.9, 0.9, 0.75))
+    >>> fall_verdict(before, since).outcome, fall_verdict(before, worse).outcome
+    ('no evidence', 'hurt')
+    """
+    _check_options("fall_verdict", 0.9, resamples)
+    if not 0 <= margin < 1:
+        raise ConfigurationError(f"fall_verdict: margin must be in [0, 1); got {margin!r}.")
+    earlier, later = (np.asarray(as_array(values), dtype=np.float64) for values in (before, since))
+    if earlier.ndim != 2 or later.ndim != 2 or earlier.shape[1] != later.shape[1]:
+        raise DataError(f"before must have shape (B, n) and since (k, n), got {earlier.shape} and {later.shape}")
+    # examples that count on both sides, and validations that graded some of them
+    change, is_known = _mean_change(earlier, later)
+    earlier, later = (
+        looked[:, is_known][~np.isnan(looked[:, is_known]).all(axis=1)] if is_known.any() else looked[:0, :0]
+        for looked in (earlier, later)
+    )
+    names = np.arange(len(is_known)) if groups is None else as_vector(groups, "groups", len(is_known))
+    _, member = np.unique(names[is_known], return_inverse=True)
+    known: dict[str, Any] = {"examples": int(is_known.sum()), "groups": int(member.max(initial=-1)) + 1}
+    if (reason := _too_few(known["examples"], known["groups"], "examples of the decision part")) is not None:
+        return not_measured(reason, **known)
+
+    fall = measure_fall(np.nanmean(earlier, axis=1), np.nanmean(later, axis=1), looks=looks)
+    spread = _resampled(change[is_known], member, resamples, np.random.default_rng(seed))
+    low, high = _limits(float(change[is_known].mean()), spread, 0.9)
+    difference = fall.since - fall.before
+    is_fall = fall.is_significant and high < 0 and difference < -margin
+    return Verdict(
+        "hurt" if is_fall else "no evidence",
+        f"Of {known['examples']} examples of the decision part {fall.before:.3f} were right before the intervention"
+        f" began, {fall.since:.3f} are now: change {difference:+.3f}, {'more' if is_fall else 'not clearly more'} than"
+        f" the wobble of {fall.wobble:.3f} between validations explains (p = {fall.p_value:.2g}, allowed"
+        f" {fall.allowed:.2g} at look {fall.looks}).",
+        difference=difference,
+        interval=(low, high),
+        level=0.9,
+        treated=fall.since,
+        control=fall.before,
+        noise=fall.wobble,
+        p_value=fall.p_value,
+        **known,
+    )
+
+
+def _mean_change(before: NDArray[np.float64], since: NDArray[np.float64]) -> tuple[NDArray[np.float64], BoolArray]:
+    """Return the change of each example (n,) between the levels, and which examples (n,) are known in both."""
+    means = []
+    for looked in (before[-LAST_BEFORE:], since[-LAST_SINCE:]):
+        count = (~np.isnan(looked)).sum(axis=0)
+        means.append(np.where(count > 0, np.nansum(looked, axis=0) / np.maximum(count, 1), np.nan))
+    change = means[1] - means[0]
+    return change, ~np.isnan(change)
 
 
 def assign_classes(names: Sequence[str], *, seed: int = 0) -> NDArray[np.bool_]:

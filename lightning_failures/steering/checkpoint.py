@@ -97,19 +97,28 @@ class RollbackState:
         file: File with weights and optimizers.
         undone: Epoch and reason of the rollback, or None.
         pending: Whether the weights are restored before the next epoch.
+        earlier: The same as ``before`` for validations before that one, the oldest first.
+        since: The same for the last validations since the interventions began.
+        looks: Number of validations since the interventions began.
     """
 
     before: dict[str, Tensor] | None
     file: str | None
     undone: dict[str, Any] | None
     pending: bool = False
+    earlier: tuple[dict[str, Tensor], ...] = ()
+    since: tuple[dict[str, Tensor], ...] = ()
+    looks: int = 0
 
     def __post_init__(self) -> None:
-        if "digests" in (self.before or {}):
-            _check_columns(self.before or {}, {"digests": torch.int64}, like=(self.before or {}).get("ids"))
-        shapes = [value.shape for key, value in sorted((self.before or {}).items()) if key in ("correct", "ids")]
-        if self.before is not None and (len(shapes) != 2 or shapes[0] != shapes[1] or len(shapes[0]) != 1):
-            raise DataError("the ids and grades from before the interventions do not match")
+        for look in (*self.earlier, *(() if self.before is None else (self.before,)), *self.since):
+            if "digests" in look:
+                _check_columns(look, {"digests": torch.int64}, like=look.get("ids"))
+            shapes = [value.shape for key, value in sorted(look.items()) if key in ("correct", "ids")]
+            if len(shapes) != 2 or shapes[0] != shapes[1] or len(shapes[0]) != 1:
+                raise DataError("the ids and grades from before the interventions do not match")
+        if self.looks < len(self.since):
+            raise DataError("the number of looks since the interventions began is too small")
         if self.pending and self.file is None:
             raise DataError("a rollback is pending, but there is no file with the weights")
 

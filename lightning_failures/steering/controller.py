@@ -330,7 +330,10 @@ class InterventionController:
 
     def _undo_harm(self, epoch: int, decision: Grades) -> None:
         """Drop all plans and request a rollback if accuracy on the decision part has fallen."""
-        if self._rollback is None or (self.record.first_epoch or 0) > epoch:
+        if self._rollback is None:
+            return
+        if not self.record.began or (self.record.first_epoch or 0) > epoch:
+            self._rollback.record(decision)
             return
         verdict = self._rollback.judge(decision)
         if verdict is None or verdict.outcome != "hurt":
@@ -422,9 +425,9 @@ class InterventionController:
             "classes": list(decision.classes),
             "review": list(decision.review[:MAX_REVIEW]),
             "suspected": max(len(decision.review), suspected),
-            "notes": list(decision.notes),
-        } | self._pool_of(one)
-        return entry, plan
+        }
+        notes = {"notes": list(decision.notes)} if decision.notes else {}
+        return entry | notes | self._pool_of(one), plan
 
     @staticmethod
     def _pool_of(one: Intervention) -> dict[str, int]:

@@ -7,9 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, SingleDeviceStrategy
+from numpy.typing import NDArray
 
 from lightning_failures.core.arrays import as_array
 from lightning_failures.core.atomic import replacing
@@ -18,18 +20,22 @@ from lightning_failures.core.types import IntArray
 from lightning_failures.data.grades import Grades
 from lightning_failures.data.joining import ExampleKeys, join_examples
 from lightning_failures.errors import ConfigurationError
-from lightning_failures.interventions.verdicts import Verdict, should_roll_back
+from lightning_failures.interventions.verdicts import Verdict, fall_verdict
+from lightning_failures.interventions.wobble import HISTORY_BEFORE, HISTORY_SINCE
 from lightning_failures.steering.checkpoint import RollbackState
 from lightning_failures.trainer.ranks import Communicator
 
 FILE = "before_interventions.pt"
 
+Look = dict[str, torch.Tensor]
+"""The decision part in one validation: ``ids`` (n,) and ``correct`` (n,)."""
+
 
 class Rollback:
     """Keeps weights and optimizers from before the first treated epoch, and restores them if accuracy falls.
 
-    The rule is :func:`~lightning_failures.interventions.verdicts.should_roll_back`, applied to the decision part after
-    every treated epoch.
+    The rule is :func:`~lightning_failures.interventions.verdicts.fall_verdict`, applied to the decision part after
+    every treated epoch: a fall counts if the wobble of accuracy between validations does not explain it.
 
     Args:
         seed: Seed of the bootstrap.
@@ -44,7 +50,11 @@ class Rollback:
 
     def reset(self) -> None:
         """Begin a new run."""
-        self._before: dict[str, torch.Tensor] | None = None  # ids, correct and digests of the decision part, (n,) each
+        # ids, correct and, if they are known, digests of the decision part in each validation, (n,) each
+        self._earlier: list[Look] = []  # before the one in which the interventions began
+        self._before: Look | None = None
+        self._since: list[Look] = []
+        self._looks = 0  # validations since, of which the last are kept
         self._file: str | None = None
         self.undone: dict[str, Any] | None = None
         self._pending = False
@@ -82,22 +92,30 @@ class Rollback:
 
         ranks.run_all(lambda: save() if ranks.is_first else None)
         self._file = str(file)
-        self._before = {"ids": decision.ids.clone(), "correct": decision.correct.clone()}
-        if decision.digests is not None:
-            self._before["digests"] = decision.digests.clone()
+        self._before = self._earlier.pop() if self._earlier else _look(decision)
+
+    def record(self, decision: Grades) -> None:
+        """Remember which examples are correct in a validation before the interventions begin."""
+        if self._before is None:
+            self._earlier = [*self._earlier, _look(decision)][-HISTORY_BEFORE:]
 
     def judge(self, decision: Grades) -> Verdict | None:
         """Return a verdict on the accuracy change since the interventions began, or None if none has begun.
 
-        The change is measured on the examples that both validations graded.
+        The change is measured on the examples that this validation graded and those before did.
         """
         if self._before is None or self.undone is not None:
             return None
-        then, now = _shared_rows(self._before, decision)
-        was, correct = as_array(self._before["correct"])[then], as_array(decision.correct)[now]
-        groups = as_array(decision.ids if decision.groups is None else decision.groups)[now]
-        verdict = should_roll_back(was, correct, groups=groups, seed=self._seed)
-        unmatched = len(self._before["ids"]) - len(then)
+        self._since = [*self._since, _look(decision)][-HISTORY_SINCE:]
+        self._looks += 1
+        verdict = fall_verdict(
+            np.stack([_correct_in(look, decision) for look in (*self._earlier, self._before)]),
+            np.stack([_correct_in(look, decision) for look in self._since]),
+            looks=self._looks,
+            groups=decision.ids if decision.groups is None else decision.groups,
+            seed=self._seed,
+        )
+        unmatched = len(self._before["ids"]) - len(_shared_rows(self._before, decision)[0])
         if not unmatched:
             return verdict
         rest = f" {unmatched} others of then are not in this validation: it holds other images."
@@ -127,7 +145,15 @@ class Rollback:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the state for a checkpoint."""
-        return {"before": self._before, "file": self._file, "undone": self.undone, "pending": self._pending}
+        state: dict[str, Any] = {
+            "before": self._before,
+            "file": self._file,
+            "undone": self.undone,
+            "pending": self._pending,
+        }
+        if self._earlier or self._since:
+            state |= {"earlier": list(self._earlier), "since": list(self._since), "looks": self._looks}
+        return state
 
     def load(self, state: Mapping[str, Any]) -> None:
         """Restore the state of a checkpoint.
@@ -138,10 +164,25 @@ class Rollback:
         saved = from_jsonable(RollbackState, state)
         self._before, self._file, self.undone = saved.before, saved.file, saved.undone
         self._pending = saved.pending
+        self._earlier, self._since, self._looks = list(saved.earlier), list(saved.since), saved.looks
 
 
-def _shared_rows(before: Mapping[str, torch.Tensor], now: Grades) -> tuple[IntArray, IntArray]:
+def _shared_rows(before: Look, now: Grades) -> tuple[IntArray, IntArray]:
     """Return the rows of two looks at the decision part that are the same examples: (s,) of then, (s,) of now."""
     digests = before.get("digests")
     then = ExampleKeys(as_array(before["ids"]), None if digests is None else as_array(digests))
     return join_examples(then, ExampleKeys.of(now))
+
+
+def _look(decision: Grades) -> Look:
+    """Return which examples are correct in one validation."""
+    look = {"ids": decision.ids.clone(), "correct": decision.correct.clone()}
+    return look if decision.digests is None else look | {"digests": decision.digests.clone()}
+
+
+def _correct_in(look: Look, decision: Grades) -> NDArray[np.float64]:
+    """Return whether each example (n,) of ``decision`` was correct in another validation: 1, 0, or NaN if unknown."""
+    then, now = _shared_rows(look, decision)
+    correct: NDArray[np.float64] = np.full(len(decision), np.nan)
+    correct[now] = as_array(look["correct"])[then]
+    return correct

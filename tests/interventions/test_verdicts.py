@@ -16,6 +16,7 @@ from scipy import stats
 from lightning_failures.errors import ConfigurationError, DataError
 from lightning_failures.interventions.verdicts import (
     assign_classes,
+    fall_verdict,
     not_measured,
     paired_verdict,
     randomized_verdict,
@@ -266,6 +267,33 @@ def test_roll_back__groups_margin_and_too_few():
         should_roll_back(before, after, margin=1.0)
     with pytest.raises(DataError, match="after_correct"):
         should_roll_back(before, after[:5])
+
+
+def test_fall_verdict__wobble_margin_groups_and_what_was_not_graded():
+    rank = np.arange(200) / 200
+    before = np.stack([rank < rate for rate in (0.9, 0.89, 0.91, 0.9, 0.9, 0.89)]).astype(float)
+    since = np.stack([rank < rate for rate in (0.8, 0.79, 0.81)]).astype(float)
+    found = fall_verdict(before, since)
+    assert (found.outcome, found.examples, found.groups) == ("hurt", 200, 200)
+    assert found.difference == pytest.approx(-0.1, abs=0.01)
+    assert found.noise < 0.02
+    assert "decision part" in found.sentence
+    assert fall_verdict(before, since, groups=np.arange(200) // 20).outcome == "no evidence"  # one group of ten
+    assert fall_verdict(before, since, margin=0.12).outcome == "no evidence"
+    assert fall_verdict(before, before).outcome == "no evidence"
+    wobbling = np.stack([rank < rate for rate in (0.7, 0.95, 0.8, 0.9, 0.72, 0.93)]).astype(float)
+    assert fall_verdict(wobbling, since).outcome == "no evidence"
+    # examples that were not graded are left out; a validation without any of the others is not counted
+    partial = before.copy()
+    partial[:, 190:] = np.nan
+    partial[0] = np.nan
+    assert fall_verdict(partial, since).examples == 190
+    assert fall_verdict(before[:, :8], since[:, :8]).outcome == "not measured"
+    assert fall_verdict(np.full((2, 50), np.nan), since[:, :50]).outcome == "not measured"
+    with pytest.raises(ConfigurationError, match="margin"):
+        fall_verdict(before, since, margin=1.0)
+    with pytest.raises(DataError, match="since"):
+        fall_verdict(before, since[:, :5])
 
 
 def test_not_measured__is_a_verdict():

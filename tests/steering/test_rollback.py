@@ -12,6 +12,7 @@ from lightning_failures import FailureModes
 from lightning_failures.callback import AdvancedOptions
 from lightning_failures.data.grades import Grades
 from lightning_failures.errors import ConfigurationError
+from lightning_failures.interventions import Upweight
 from lightning_failures.steering.rollback import Rollback
 from tests.end_to_end.test_interventions import DATA, Drawn, fit, steered
 from tests.helpers.toy import ColourEncoder, trainer
@@ -71,6 +72,59 @@ def test_rollback__what_did_not_hurt_stays(tmp_path):
     told = failures.last_report["interventions"][0]
     assert told["rolled_back"] is None
     assert sorted(module.epochs[2]) != list(range(len(DATA)))
+
+
+class Wobbling(Drawn):
+    """Wrong on a share of the images that wobbles from epoch to epoch, and is larger from epoch ``since`` on."""
+
+    def __init__(self, wobble: float, *, since: int = 99, seed: int = 0) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(seed)
+        self.shares = (0.3 + wobble * torch.randn(30, generator=generator)).tolist()
+        self.since = since
+
+    def forward(self, x):
+        logits = self._guess(x * 0.25 + 0.5)
+        share = self.shares[self.current_epoch] + 0.25 * (self.current_epoch >= self.since)
+        spoilt = x[:, 0, 1, 1].mul(1e3).remainder(1) < share  # as good as a draw for each image
+        return torch.where(spoilt[:, None], logits.roll(1, dims=1), logits) + self.net(x) * 0
+
+
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow)])
+def test_rollback__wobble_is_no_harm(tmp_path, seed):
+    failures = steered(auto_rollback=True)
+    _, _ = fit(tmp_path, failures, module=Wobbling(0.08, seed=seed), epochs=6)
+    (told,) = failures.last_report["interventions"]
+    assert told["began"] is not None
+    assert told["rolled_back"] is None
+    accuracies = [point["decision/accuracy"] for point in told["trend"]]
+    assert min(accuracies) < accuracies[0] - 0.05  # a fall, which the history explains
+
+
+def test_rollback__harm_is_told_from_the_wobble_of_the_run(tmp_path):
+    failures = steered(Upweight(factor=4.0, start_epoch=4), auto_rollback=True)
+    with pytest.warns(UserWarning, match="The interventions are undone"):
+        fit(tmp_path, failures, module=Wobbling(0.02, since=4), epochs=9)
+    told = failures.last_report["interventions"][0]
+    assert 4 <= told["rolled_back"]["epoch"] < 9
+    assert "wobble of 0.0" in told["rolled_back"]["reason"]
+
+
+def test_rollback__the_history_survives_a_resume(tmp_path):
+    def run(folder, epochs, **options):
+        failures = steered(Upweight(factor=4.0, start_epoch=2), auto_rollback=True)
+        saves = ModelCheckpoint(folder, save_top_k=-1, filename="{epoch}", every_n_epochs=1)
+        module = Wobbling(0.05)
+        fit(tmp_path, failures, module=module, epochs=epochs, callbacks=[saves], enable_checkpointing=True, **options)
+        return failures.state_dict()["steering"]["rollback"]
+
+    whole = run(tmp_path / "whole", 5)
+    assert (len(whole["earlier"]), len(whole["since"]), whole["looks"]) == (1, 3, 3)
+    resumed = run(tmp_path / "resumed", 5, ckpt_path=tmp_path / "whole" / "epoch=2.ckpt")
+    for name in ("earlier", "since"):
+        pairs = list(zip(whole[name], resumed[name], strict=True))
+        assert all(torch.equal(one[key], other[key]) for one, other in pairs for key in ("ids", "correct"))
+    assert resumed["looks"] == 3
 
 
 def test_rollback__survives_a_resume(tmp_path):
