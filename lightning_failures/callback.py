@@ -34,7 +34,7 @@ from lightning_failures.trainer.embedding_budget import EmbeddingBudget
 from lightning_failures.trainer.epoch_end import AnalysisRunner, LoaderAnalysis
 from lightning_failures.trainer.error_policy import ErrorPolicy
 from lightning_failures.trainer.evaluation_pass import EvaluationPass
-from lightning_failures.trainer.index_recorder import IndexRecorderHook, dataset_of, evaluation_loaders
+from lightning_failures.trainer.index_recorder import IndexRecorderHook, dataset_of
 from lightning_failures.trainer.logits_hook import LogitsObserver
 from lightning_failures.trainer.metric_keys import KeyLog
 from lightning_failures.trainer.open_encoders import open_encoders
@@ -257,7 +257,7 @@ class FailureModes(Callback):
         def attach_steering(trainer: Trainer, loader: object) -> None:
             self._steering.attach(trainer, loader, self._find_folder(trainer))
 
-        self._index_recorder.attach(trainer, attach_steering if self._steering.on else None)
+        self._index_recorder.attach(trainer, attach_steering if self._steering.on else None, self._detach)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Check what depends on schedulers and on submodules that the module's own ``setup`` builds."""
@@ -400,8 +400,8 @@ class FailureModes(Callback):
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         """Observe the logits that the step computes."""
-        if self._active:
-            self._batch_grader.begin(trainer, pl_module)
+        if self._active and self._errors.last_error is None:
+            self._batch_grader.begin(trainer, pl_module, self._loaders[dataloader_idx])
 
     def on_validation_batch_end(
         self,
@@ -448,7 +448,7 @@ class FailureModes(Callback):
         if due:
             with self._guard(trainer, "the loaders"):
                 self._find_folder(trainer)  # collective
-                self._loaders = evaluation_loaders(trainer)
+                self._loaders = self._index_recorder.begin_evaluation(trainer)
                 self._seconds = self._budget.seconds_per_loader(trainer, loaders=len(self._loaders))
                 for cached in self._runner.cached_encoders if self._runner is not None else ():
                     cached.store.close_unused()

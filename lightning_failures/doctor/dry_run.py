@@ -25,7 +25,7 @@ from lightning_failures.errors import ConfigurationError
 from lightning_failures.trainer.batch_grader import BatchGrader
 from lightning_failures.trainer.batch_reader import BatchReader
 from lightning_failures.trainer.grader import Grader
-from lightning_failures.trainer.index_recorder import IndexRecorderHook, dataset_length, dataset_of, evaluation_loaders
+from lightning_failures.trainer.index_recorder import IndexRecorderHook, dataset_length, dataset_of
 from lightning_failures.trainer.logits_hook import LogitsObserver
 from lightning_failures.trainer.options import OPTIONS, group_options
 from lightning_failures.trainer.ranks import Communicator
@@ -161,13 +161,13 @@ class BatchProbe(Callback):
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Attach to the module."""
         self._batch_grader.attach(pl_module)
-        self.notes = [LoaderNotes(loader) for loader in evaluation_loaders(trainer)]
+        self.notes = [LoaderNotes(loader) for loader in self._index_recorder.begin_evaluation(trainer)]
 
     def on_validation_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         """Start to observe the logits of the step."""
-        self._batch_grader.begin(trainer, pl_module)
+        self._batch_grader.begin(trainer, pl_module, self.notes[dataloader_idx].loader)
 
     def on_validation_batch_end(
         self,

@@ -107,8 +107,9 @@ class BatchGrader:
         if self._penultimate is not None:
             self._penultimate.detach()
 
-    def begin(self, trainer: Trainer, module: LightningModule) -> None:
-        """Start to observe one step."""
+    def begin(self, trainer: Trainer, module: LightningModule, loader: Any) -> None:
+        """Start to observe one step, and note which batch of the loader it is."""
+        self._recorders.begin_batch(trainer, loader)
         # under DDP and its relatives, fit runs the step itself through the module's __call__
         self._observer.begin(redirected=trainer.strategy.model is not module)
         if self._penultimate is not None:
@@ -116,6 +117,7 @@ class BatchGrader:
 
     def end(self) -> None:
         """Stop observing and release what was observed."""
+        self._recorders.end_batch()
         self._observer.end()
         if self._penultimate is not None:
             self._penultimate.end()
@@ -125,9 +127,9 @@ class BatchGrader:
 
         Raises:
             ConfigurationError: The batch has no labels, or ``read_batch`` returns something else than a record.
+            DataError: Something else draws from the iterator of the loop.
         """
-        recorder = self._recorders.recorder(loader)
-        drawn = None if recorder is None else recorder.take(batch_idx)
+        drawn = self._recorders.take(loader, batch_idx)
         return ReadBatch(loader, self._reader.read_graded(outputs, batch), drawn)
 
     def name(self, batch: ReadBatch, grader: Grader) -> Tensor | Sequence[int]:

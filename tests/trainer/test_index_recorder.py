@@ -1,10 +1,20 @@
 """Real loaders, prepared by a real Trainer's strategy."""
 
+import copy
 import pickle
 
 import pytest
 import torch
-from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset, RandomSampler, Subset
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    Dataset,
+    DistributedSampler,
+    IterableDataset,
+    RandomSampler,
+    SequentialSampler,
+    Subset,
+)
 
 from lightning_failures.trainer.index_recorder import (
     IndexRecorder,
@@ -13,6 +23,7 @@ from lightning_failures.trainer.index_recorder import (
     dataset_length,
     dataset_of,
     evaluation_loaders,
+    record,
 )
 from tests.helpers.toy import OracleClassifier, loader, trainer
 
@@ -66,10 +77,7 @@ def test_recorder__says_what_each_batch_holds(attached, kind):
     loader = process(LOADERS[kind]())
     length = len(loader)
     for _ in range(2):  # a new pass starts afresh
-        pairs = [
-            (hook.recorder(loader).take(i), torch.as_tensor(batch).reshape(-1).tolist())
-            for i, batch in enumerate(loader)
-        ]
+        pairs = [(hook.take(loader, i), torch.as_tensor(batch).reshape(-1).tolist()) for i, batch in enumerate(loader)]
         assert len(pairs) == length
         assert all(said == held for said, held in pairs)
         assert all(type(index) is int for said, _ in pairs for index in said)
@@ -80,25 +88,75 @@ def test_recorder__an_abandoned_pass_is_forgotten(attached):
     loader = process(DataLoader(Numbers(), batch_size=4, sampler=RandomSampler(Numbers())))
     next(iter(loader))
     for number, batch in enumerate(loader):
-        assert hook.recorder(loader).take(number) == batch.tolist()
-        assert hook.recorder(loader).take(number) is None  # taken
-    assert hook.recorder(loader).take(99) is None
+        assert hook.take(loader, number) == batch.tolist()
+        assert hook.take(loader, number) is None  # taken
+    assert hook.take(loader, 99) is None
 
 
-def test_recorder__looks_like_the_sampler():
-    sampler = BatchSampler(range(7), 3, drop_last=False)
-    recorder = IndexRecorder(sampler)
-    assert len(recorder) == len(sampler) == 3
-    assert recorder.batch_size == 3
-    assert recorder.sampler is sampler.sampler
+class Weird:
+    """A batch sampler without torch's interface, and with a layout that no other class can share."""
+
+    __slots__ = ("batches", "epoch")
+
+    def __init__(self, batches):
+        self.batches = batches
+
+    def __iter__(self):
+        return iter(self.batches)
+
+    def __len__(self):
+        return len(self.batches)
+
+
+class Strange(BatchSampler):
+    """A batch sampler with arguments of its own."""
+
+    def __init__(self, sampler, *, size, seed):
+        super().__init__(sampler, size, drop_last=True)
+        self.seed = seed
+
+
+SAMPLERS = {
+    "batch sampler": lambda: BatchSampler(range(7), 3, drop_last=False),
+    "of a subclass": lambda: Strange(range(7), size=3, seed=5),
+    "lists": lambda: [[1, 2], [0]],
+    "slots": lambda: Weird([[1, 2], [0]]),
+    "single indices": lambda: SequentialSampler(range(7)),
+    "distributed": lambda: DistributedSampler(Numbers(), num_replicas=2, rank=0, shuffle=False),
+}
+
+
+@pytest.mark.parametrize("kind", SAMPLERS)
+def test_recorder__stands_for_the_sampler(kind):
+    sampler = SAMPLERS[kind]()
+    recorder = record(sampler)
+    assert len(recorder) == len(sampler)
+    assert list(recorder) == list(recorder) == list(sampler)
+    for copied in (copy.copy(recorder), copy.deepcopy(recorder), pickle.loads(pickle.dumps(recorder))):
+        assert type(copied) is type(sampler)
+        assert copied is not sampler
+        assert list(copied) == list(sampler)
+    if kind not in ("lists", "slots"):
+        assert isinstance(recorder, type(sampler))
+        assert isinstance(recorder, torch.utils.data.Sampler)
+    if kind != "lists":
+        recorder.epoch = 3
+        assert sampler.epoch == 3
     with pytest.raises(AttributeError):
         recorder.no_such_attribute  # noqa: B018
-    assert list(pickle.loads(pickle.dumps(recorder))) == list(sampler)
+
+
+def test_recorder__another_of_its_type_is_a_plain_sampler():
+    plain = type(record(SAMPLERS["batch sampler"]()))(range(5), batch_size=2, drop_last=True)
+    assert type(plain) is BatchSampler
+    assert list(plain) == [[0, 1], [2, 3]]
+    strange = type(record(SAMPLERS["of a subclass"]()))(range(5), size=2, seed=1)
+    assert type(strange) is Strange
 
 
 def test_recorder__set_epoch_reaches_a_distributed_sampler():
     sampler = torch.utils.data.DistributedSampler(Numbers(), num_replicas=2, rank=0)
-    recorder = IndexRecorder(sampler)
+    recorder = record(sampler)
     recorder.set_epoch(5)
     assert sampler.epoch == 5
 
@@ -130,7 +188,7 @@ def test_hook__two_of_them_in_either_order(tmp_path, first):
     before = loader.batch_sampler.wrapped.wrapped
     for number, batch in enumerate(loader):
         for hook in hooks:
-            assert hook.recorder(loader).take(number) == batch.tolist()
+            assert hook.take(loader, number) == batch.tolist()
     for hook in (hooks[first], hooks[1 - first]):
         hook.detach()
     assert loader.batch_sampler is before
