@@ -207,6 +207,10 @@ class BatchProbe(Callback):
         assert record.labels is not None
         notes.seen += int((record.labels.reshape(len(record.labels), -1) != IGNORE_INDEX).all(1).sum())
 
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Detach from the module."""
+        self._batch_grader.detach()
+
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Detach from the loaders and the module."""
         self._index_recorder.detach()

@@ -44,6 +44,7 @@ from lightning_failures.steering.round import TrainingRound
 from lightning_failures.steering.training_judge import TrainingJudge, flat_loaders
 from lightning_failures.trainer.batch_reader import BatchReader
 from lightning_failures.trainer.ranks import Communicator
+from lightning_failures.trainer.schedule import is_last_epoch
 from lightning_failures.writers import write_report
 
 MAX_REVIEW = 200
@@ -344,6 +345,10 @@ class InterventionController:
         if not due:
             return
         self._freeze(result, epoch)
+        if is_last_epoch(trainer):  # nothing comes that could be changed; a dry run only reports
+            due = {name: turn for name, turn in due.items() if not self.interventions[name].changes_training}
+            if not due:
+                return
         reasons = [self._reason(k, entry) for k, entry in enumerate(report.classes)]
         round_in = self._judge.judge(trainer, result, discovery, cached, ranks, reasons)
         decided = {name: self._decide(name, round_in(self._folder_of(name))) for name in due}

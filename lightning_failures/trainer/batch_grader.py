@@ -95,6 +95,17 @@ class BatchGrader:
         """Whether penultimate features are observed."""
         return self._penultimate is not None
 
+    def check(self, module: LightningModule) -> None:
+        """Raise an error for a submodule that does not exist; no hook remains.
+
+        Raises:
+            ConfigurationError: ``logits_from`` or the head is not a submodule of the module.
+        """
+        try:
+            self.attach(module)
+        finally:
+            self.detach()
+
     def attach(self, module: LightningModule) -> None:
         """Register the hooks of the observers; a second call does nothing."""
         self._observer.attach(module)

@@ -122,7 +122,7 @@ def record(sampler: Any) -> IndexRecorder:
     >>> isinstance(recorder, BatchSampler), recorder.batch_size, list(recorder)
     (True, 2, [[0, 1], [2, 3], [4]])
     """
-    kind = type(sampler)
+    kind: Any = type(sampler)
     try:
         # __new__ makes another instance of the type a plain sampler: Lightning builds one for predictions
         namespace = {
@@ -131,7 +131,8 @@ def record(sampler: Any) -> IndexRecorder:
             "__module__": kind.__module__,
             "__qualname__": kind.__qualname__,
         }
-        recorder: IndexRecorder = object.__new__(type(kind)(kind.__name__, (IndexRecorder, kind), namespace))
+        metaclass: Any = type(kind)
+        recorder: IndexRecorder = object.__new__(metaclass(kind.__name__, (IndexRecorder, kind), namespace))
         object.__setattr__(recorder, "__dict__", sampler.__dict__)
     except (TypeError, AttributeError):  # a list, or a class with a layout or a metaclass of its own
         recorder = object.__new__(IndexRecorder)
@@ -189,12 +190,14 @@ class IndexRecorderHook:
         self._wrapped: list[tuple[Any, str, Callable[..., Any]]] = []
         self._now: _Position | None = None
         self._before: _Position | None = None
+        self._lengths: dict[int, list[int]] = {}  # by id of the loader, for each process
 
     def attach(
         self,
         trainer: Trainer,
         on_training: Callable[[Trainer, object], None] | None = None,
         on_interrupt: Callable[[], None] | None = None,
+        gather: Callable[[int], list[int]] | None = None,
     ) -> None:
         """Record in all evaluation loaders that the Trainer prepares from now on; pass training loaders on.
 
@@ -203,6 +206,8 @@ class IndexRecorderHook:
             on_training: Called with each training loader.
             on_interrupt: Called when the Trainer ends after an error, unless the hook is detached by then. A tuner
                 replaces the callbacks, so that theirs is never called.
+            gather: Returns the values of all processes. It is called for each evaluation loader, on every process,
+                since the hooks of an evaluation are not called on a process without a batch.
         """
         if self._wrapped:
             return
@@ -212,6 +217,9 @@ class IndexRecorderHook:
             processed = process(dataloader)
             if self._wrapped and not trainer.training:
                 self._attach_to(processed)
+                if gather is not None:
+                    length = dataset_length(processed)
+                    self._lengths[id(processed)] = gather(1 if length is None else length)
             elif self._wrapped and on_training is not None:
                 on_training(trainer, processed)
             return processed
@@ -243,6 +251,7 @@ class IndexRecorderHook:
             if strategy.__dict__.get(name) is wrapper:
                 delattr(strategy, name)
         self._wrapped.clear()
+        self._lengths.clear()
         self._now = self._before = None
 
     def recorder(self, loader: object) -> IndexRecorder | None:
@@ -250,6 +259,22 @@ class IndexRecorderHook:
         return next((recorder for attached, _, recorder in self._attached if attached() is loader), None)
 
     # -- one evaluation ------------------------------------------------------------------------------------------------
+
+    def all_ranks_have_batches(self, trainer: Trainer, say_once: Callable[[str], None]) -> bool:
+        """Return whether every process has a batch of this evaluation; report it once if not.
+
+        Lightning calls no hook of the evaluation on a process without a batch, so that nothing can be exchanged in it.
+        """
+        known = [self._lengths.get(id(loader)) for loader in evaluation_loaders(trainer)]
+        totals = [sum(lengths) for lengths in zip(*[one for one in known if one is not None], strict=True)]
+        if None in known or all(totals):
+            return True
+        empty = ", ".join(str(rank) for rank, total in enumerate(totals) if not total)
+        say_once(
+            f"FailureModes skips the analyses: process {empty} of {len(totals)} has no batch of these evaluation"
+            " loaders. Leave use_distributed_sampler=True, or give every process some examples."
+        )
+        return False
 
     def begin_evaluation(self, trainer: Trainer) -> list[Any]:
         """Note where the loop stands before its first batch, and return the loaders of the evaluation."""

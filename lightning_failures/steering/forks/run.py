@@ -40,6 +40,7 @@ from lightning_failures.steering.forks.callbacks import (
     is_decided,
     steered_callback,
 )
+from lightning_failures.trainer.schedule import adopt_state
 
 PAIRS = 3
 """Default number of pairs; with fewer, only large effects stand out from the noise of training."""
@@ -182,7 +183,9 @@ class Forks:
         callback = steered_callback(run.trainer)
         state = _load_checkpoint(run, checkpoint)
         epoch = state["loops"]["fit_loop"]["epoch_progress"]["current"]["started"]
-        steering = state.get("callbacks", {}).get(callback.state_key, {}).get("steering")
+        states = state.get("callbacks", {})
+        adopt_state(states, callback.state_key)
+        steering = states.get(callback.state_key, {}).get("steering")
         if steering is not None:
             read_steering(steering)
             if has_acted(steering, epoch):
@@ -196,7 +199,7 @@ class Forks:
         rank_zero_info("The checkpoint holds no decision yet: training continues until the interventions make one.")
         wait = UntilDecided(callback, str(self.place / "decided.ckpt"))
         self._prepare(run, "until-decided", wait, files)
-        _allow_epochs(run.trainer, epoch + 1)
+        _allow_epochs(run.trainer, epoch + 2)  # there is no decision in the last epoch
         run.trainer.fit(run.module, ckpt_path=checkpoint, **run.data)
         if wait.state is None:
             return None
