@@ -176,8 +176,8 @@ class FailureModes(Callback):
 
     def _build(self) -> None:
         """Make the parts that do the work, from the options."""
-        self._errors, self._index_recorder = ErrorPolicy(), IndexRecorderHook()
-        self._ranks = Communicator()
+        self._errors, self._ranks = ErrorPolicy(), Communicator()
+        self._index_recorder = IndexRecorderHook(self._ranks.gather_objects)
         self._reader = BatchReader(self.read_batch, self.normalization)
         observer = LogitsObserver(self.logits_from)
         self._batch_grader = BatchGrader(self._reader, self._index_recorder, observer)
@@ -248,9 +248,7 @@ class FailureModes(Callback):
         def attach_steering(trainer: Trainer, loader: object) -> None:
             self._steering.attach(trainer, loader, self._find_folder(trainer))
 
-        self._index_recorder.attach(
-            trainer, attach_steering if self._steering.on else None, self._detach, self._ranks.gather_objects
-        )
+        self._index_recorder.attach(trainer, attach_steering if self._steering.on else None, self._detach)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Check what depends on schedulers and on submodules that the module's own ``setup`` builds."""
@@ -288,9 +286,8 @@ class FailureModes(Callback):
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draw the last analysis of the training, apply a pending rollback, and run the forks."""
-        if self.last_report is None:
-            intervals = self.every_n_epochs, self.every_n_validations
-            rank_zero_warn(schedule.no_analysis_reason(trainer, self._state.validations, *intervals))
+        if not self._state.analyses and not self._errors.n_warned:
+            self._errors.say_once(schedule.no_analysis_reason(trainer, self._state.validations, self))
         with self._guard(trainer, "the last analysis", "its pictures"), self._ranks.synchronized(), isolated_rng():
             if self.pictures and self._runner is not None:
                 for index in self._runner.undrawn:
@@ -331,7 +328,6 @@ class FailureModes(Callback):
     def _detach(self) -> None:
         self._index_recorder.detach()
         self._steering.detach()
-        self._batch_grader.detach()
         self._ranks.close()
         self._forget()
         self._runner = None
@@ -419,7 +415,6 @@ class FailureModes(Callback):
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Analyse all loaders, and log what other callbacks monitor."""
-        self._batch_grader.detach()
         if trainer.sanity_checking:
             self._forget()
             return
@@ -435,13 +430,13 @@ class FailureModes(Callback):
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Analyse all loaders."""
-        self._batch_grader.detach()
-        self._analyse_all(trainer, pl_module)
+        if self._active:
+            self._analyse_all(trainer, pl_module)
 
     def _begin_validation(self, trainer: Trainer, module: LightningModule, *, due: bool) -> None:
         """Start to collect grades if the validation is due."""
         self._forget()
-        due = due and self._index_recorder.all_ranks_have_batches(trainer, self._errors.say_once)
+        due = due and self._index_recorder.all_ranks_have_batches(trainer, self._errors.say_skipped)
         self._active, self._errors.last_error = due, None
         self._keys.begin()
         if due:
@@ -460,7 +455,8 @@ class FailureModes(Callback):
         return self._folder
 
     def _forget(self) -> None:
-        """Drop the loaders and grades of one validation."""
+        """Drop the loaders and grades of one validation, and the hooks on the module."""
+        self._batch_grader.detach()
         self._active, self._loaders, self._passes = False, [], {}
 
     def _grade_batch(

@@ -182,9 +182,14 @@ class IndexRecorderHook:
     The hook wraps ``trainer.strategy.process_dataloader``, which Lightning calls at each reload for each loader, after
     it has injected its own sampler. Training loaders are passed to ``on_training``. Attaching and detaching are
     idempotent.
+
+    Args:
+        gather: Returns the values of all processes. Called on every process for each evaluation loader, because the
+            hooks of an evaluation are not called on a process without a batch.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, gather: Callable[[int], list[int]] = lambda value: [value]) -> None:
+        self._gather = gather
         # weak references: a loader that Lightning has replaced must be released, and its workers with it
         self._attached: list[tuple[weakref.ref[DataLoader[Any]], str, IndexRecorder]] = []
         self._wrapped: list[tuple[Any, str, Callable[..., Any]]] = []
@@ -197,7 +202,6 @@ class IndexRecorderHook:
         trainer: Trainer,
         on_training: Callable[[Trainer, object], None] | None = None,
         on_interrupt: Callable[[], None] | None = None,
-        gather: Callable[[int], list[int]] | None = None,
     ) -> None:
         """Record in all evaluation loaders that the Trainer prepares from now on; pass training loaders on.
 
@@ -206,8 +210,6 @@ class IndexRecorderHook:
             on_training: Called with each training loader.
             on_interrupt: Called when the Trainer ends after an error, unless the hook is detached by then. A tuner
                 replaces the callbacks, so that theirs is never called.
-            gather: Returns the values of all processes. It is called for each evaluation loader, on every process,
-                since the hooks of an evaluation are not called on a process without a batch.
         """
         if self._wrapped:
             return
@@ -217,9 +219,8 @@ class IndexRecorderHook:
             processed = process(dataloader)
             if self._wrapped and not trainer.training:
                 self._attach_to(processed)
-                if gather is not None:
-                    length = dataset_length(processed)
-                    self._lengths[id(processed)] = gather(1 if length is None else length)
+                length = dataset_length(processed)
+                self._lengths[id(processed)] = self._gather(1 if length is None else length)
             elif self._wrapped and on_training is not None:
                 on_training(trainer, processed)
             return processed

@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Mapping, MutableMapping
 from dataclasses import asdict, dataclass, field
 from pathlib import PurePath
-from typing import Any
+from typing import Any, Protocol
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import rank_zero_warn
@@ -134,25 +134,31 @@ def is_last_epoch(trainer: Trainer) -> bool:
     return trainer.global_step + steps_left >= trainer.max_steps
 
 
-def no_analysis_reason(trainer: Trainer, validations: int, every_n_epochs: int, every_n_validations: int | None) -> str:
-    """Return why a training that has ended was never analysed.
+class Intervals(Protocol):
+    """The options of the callback that say how often it analyses."""
+
+    every_n_epochs: int
+    every_n_validations: int | None
+
+
+def no_analysis_reason(trainer: Trainer, validations: int, options: Intervals) -> str:
+    """Return why a training that has ended, without an error, was never analysed.
 
     Args:
         trainer: The Trainer.
-        validations: Number of validations of this training.
-        every_n_epochs: Option of the callback.
-        every_n_validations: Option of the callback.
+        validations: Number of validations of the training.
+        options: The callback.
     """
     if validations:
-        option = f"every_n_epochs={every_n_epochs}"
-        if every_n_validations is not None:
-            option = f"every_n_validations={every_n_validations}"
+        option = f"every_n_epochs={options.every_n_epochs}"
+        if options.every_n_validations is not None:
+            option = f"every_n_validations={options.every_n_validations}"
         return (
-            f"FailureModes has analysed none of the {validations} validations of this training: none was due"
-            f" ({option}), or their analyses were skipped after an error. Lower the option, or call trainer.validate."
+            f"FailureModes has analysed none of the {validations} validations of this training, because of {option}."
+            " Give a smaller number, or call trainer.validate."
         )
     return (
-        "FailureModes has analysed nothing in this training, because it ended without a validation"
+        "FailureModes has analysed nothing, because the training ended without a validation"
         f" (max_epochs={trainer.max_epochs}, max_steps={trainer.max_steps},"
         f" val_check_interval={trainer.val_check_interval},"
         f" check_val_every_n_epoch={trainer.check_val_every_n_epoch},"

@@ -15,10 +15,12 @@ from torch.utils.data import (
     SequentialSampler,
     Subset,
 )
+from torch.utils.data.dataloader import _BaseDataLoaderIter
 
 from lightning_failures.trainer.index_recorder import (
     IndexRecorder,
     IndexRecorderHook,
+    RecordedPass,
     dataset_attribute,
     dataset_length,
     dataset_of,
@@ -253,6 +255,32 @@ def test_internals__lightning_processes_every_loader_through_the_strategy(tmp_pa
     assert hook.recorder(evaluation) is not None
     hook.detach()
     assert "process_dataloader" not in vars(run.strategy)
+
+
+def test_internals__an_iterator_says_where_it_is():
+    loader = DataLoader(Numbers(), batch_size=4)
+    loader.__dict__["batch_sampler"] = record(loader.batch_sampler)
+    iterator = iter(loader)
+    assert isinstance(iterator, _BaseDataLoaderIter)
+    assert isinstance(iterator._sampler_iter, RecordedPass)
+    for number, _ in enumerate(iterator, 1):
+        assert iterator._num_yielded == number
+
+
+def test_internals__the_loop_shows_its_iterator(tmp_path):
+    run, seen = trainer(tmp_path), []
+
+    class Look(OracleClassifier):
+        def on_validation_batch_start(self, batch, batch_idx, dataloader_idx=0):
+            loop = run.validate_loop if run.state.fn == "validate" else run.fit_loop.epoch_loop.val_loop
+            (iterator,) = loop._combined_loader._iterator.iterators
+            seen.append((dataloader_idx, batch_idx, iterator._num_yielded))
+
+    run.validate(Look(), [loader(32), loader(32)], verbose=False)
+    assert seen == [(0, 0, 1), (0, 1, 2), (1, 0, 1), (1, 1, 2)]
+    seen.clear()
+    run.fit(Look(), loader(32), loader(32))
+    assert seen == [(0, 0, 1), (0, 1, 2)] * 2
 
 
 # -- which loaders -------------------------------------------------------------------------------------------

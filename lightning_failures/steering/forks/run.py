@@ -28,7 +28,7 @@ from torch import Tensor
 
 from lightning_failures.core.rng import isolated_rng, seed_all
 from lightning_failures.data.grades import Grades
-from lightning_failures.errors import ConfigurationError
+from lightning_failures.errors import ConfigurationError, DataError
 from lightning_failures.interventions.validation_split import in_report_part, take_grades
 from lightning_failures.interventions.verdicts import Verdict, not_measured, paired_verdict
 from lightning_failures.steering.checkpoint import read_steering
@@ -232,8 +232,8 @@ class Forks:
             report = callback.last_report
         if trainer.is_global_zero:
             shutil.rmtree(self.place / name, ignore_errors=True)
-        assert report is not None
-        assert report.parts is not None
+        if report is None or report.parts is None:
+            raise DataError("the last validation of a fork was not analysed, see the warnings before this one")
         grades = report.parts.report.grades
         return take_grades(grades, in_report_part(grades, seed=callback.seed, decision=has_decision_part))
 
