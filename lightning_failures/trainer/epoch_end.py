@@ -208,6 +208,8 @@ class AnalysisRunner:
             self.say_once(grader.doubt)
         start = time.perf_counter()
         grades = grader.grades()
+        if grader.repeats:
+            self.say_once(grader.repeats)
         split = part_of(grades, seed=self.seed, decision=decision) if interventions else None
         sampled = evaluation.embeddings.sampled_rows(grades)
         analysed, analysed_sampled = grades, sampled
@@ -237,6 +239,7 @@ class AnalysisRunner:
             robust_encoder=None if self.trees is None else self.trees.encoder.name,
             encoder_fingerprint=None if self.directions is None else self.directions.encoder.fingerprint,
             robust_encoder_fingerprint=None if self.trees is None else self.trees.encoder.fingerprint,
+            notes=(*result.report.notes, *([grader.repeats] if grader.repeats else [])),
             timings=result.report.timings | {"total": round(time.perf_counter() - start, 4)},
         )
         # the result of the first process: decisions must not differ where machines round differently

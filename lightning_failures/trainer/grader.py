@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,12 +13,15 @@ import torch
 from torch import Tensor
 
 from lightning_failures.analysis.enrichment import Attribute, read_attribute
-from lightning_failures.analysis.metrics import GradesMetric
+from lightning_failures.analysis.metrics import GradesMetric, first_rows
 from lightning_failures.data.grades import Grades
 from lightning_failures.data.grading import Task, assemble_grades, expand_class_names, grade_batch, infer_task
 from lightning_failures.errors import ConfigurationError, DataError
 from lightning_failures.trainer.index_recorder import dataset_attribute, dataset_length
 from lightning_failures.trainer.ranks import Communicator
+
+EARLY_BATCHES = 16
+"""Batches after each of which the ids of the user are checked; later they are checked once, at the end."""
 
 
 class Grader:
@@ -59,6 +63,9 @@ class Grader:
         self._groups = None if groups_from is None else _group_of_each_example(dataset, groups_from)
         self._attributes = {name: _attribute_of_each_example(dataset, name) for name in metadata}
         self._metric = GradesMetric(process_group=ranks.group)
+        self._given: list[tuple[Tensor, Tensor]] = []  # ids of the user and the indices drawn for them
+        self._untraced = False  # whether ids of the user came without an index
+        self._n_repeated = 0
         self._unlabelled: list[Tensor] = []
 
     @property
@@ -100,14 +107,32 @@ class Grader:
             " probabilities, return {'preds': ...} from the step, or give read_batch for the logits."
         )
 
+    @property
+    def repeats(self) -> str | None:
+        """A warning about rows that were left out because their id had occurred; known after :meth:`grades`."""
+        left_out = self._n_repeated // self.rows_per_example
+        if not left_out:
+            return None
+        return (
+            f"{left_out} examples have an id that had occurred before and are left out. If they are not repetitions,"
+            " read_batch must give each example an id of its own."
+        )
+
     def name_ids(self, ids: Tensor | None, drawn: Sequence[int] | None) -> Tensor | Sequence[int] | None:
         """Return the ids that the user gives for a batch, or else the dataset indices drawn for it.
 
         Raises:
-            ConfigurationError: The ids are not dataset indices, but groups or metadata are found by index.
+            ConfigurationError: The ids are not dataset indices, but groups or metadata are found by index; or one id
+                is given to examples with different indices.
         """
         if ids is None:
             return drawn
+        if drawn is None:
+            self._untraced = True
+        elif ids.numel() == len(drawn):
+            self._given.append((ids.long().cpu().reshape(-1).clone(), torch.tensor(drawn)))
+            if len(self._given) <= EARLY_BATCHES:
+                self._check_given()
         if drawn is None or ids.tolist() != drawn:
             self.indexed = False
             if self._groups is not None:
@@ -156,8 +181,10 @@ class Grader:
             raise ConfigurationError(
                 f"The batch has {len(labels)} labels but {len(ids)} ids. Return the ids from read_batch."
             )
-        row_keys = ids[rows.position] * self.rows_per_example + rows.condition
-        self._metric.update(row_keys, rows.labels.clone(), rows.predictions, rows.confidence)
+        self._metric.multilabel = self.task == "multilabel"
+        self._metric.update(ids[rows.position], rows.labels.clone(), rows.predictions, rows.confidence)
+        if self._untraced and len(self._metric.ids) <= EARLY_BATCHES:
+            self._refuse(self._first_rows()[1])
         if len(rows.position) < len(ids):
             unlabelled = torch.ones(len(ids), dtype=torch.bool)
             unlabelled[rows.position] = False
@@ -167,20 +194,28 @@ class Grader:
     def grades(self) -> Grades:
         """Return the grades of all ranks, each example once. Collective."""
         unlabelled = self._ranks.gather_objects(torch.cat([torch.empty(0, dtype=torch.int64), *self._unlabelled]))
-        row_keys, labels, predictions, confidence = self._metric.compute()
         self._synchronize_task()
-        ids = row_keys // self.rows_per_example
-        seen = torch.unique(torch.cat([ids, *unlabelled]))
-        return assemble_grades(
-            row_keys,
+        self._ranks.run_all(self._check_given)
+        self._metric.multilabel = self.task == "multilabel"
+        self._n_repeated = sum(self._ranks.gather_objects(self._rows_repeated_here()))
+        row_ids, labels, predictions, confidence = self._metric.compute()
+        if self._untraced:
+            self._refuse(self._metric.contradictions)
+        seen = torch.unique(torch.cat([row_ids, *unlabelled]))
+        # numbers instead of ids: an id may be a hash, whose products exceed 64 bits
+        ids, number = torch.unique(row_ids, return_inverse=True)
+        conditions = self.rows_per_example
+        grades = assemble_grades(
+            number * conditions + (labels // 2 if conditions > 1 else 0),
             labels,
             predictions,
             confidence,
             class_names=self.class_names,
-            conditions=self.rows_per_example,
-            groups=None if self._groups is None else self._groups[ids],
+            conditions=conditions,
+            groups=None if self._groups is None else self._groups[row_ids],
             coverage=1.0 if not self._expected else len(seen) / self._expected,
         )
+        return replace(grades, ids=ids[grades.ids])
 
     def metadata(self, grades: Grades) -> dict[str, Attribute]:
         """Return the requested metadata attributes of the rows of ``grades``, by name."""
@@ -188,9 +223,37 @@ class Grader:
 
     def _synchronize_task(self) -> None:
         """Adopt the task from another rank if this one has seen no batch; ids are indices if they are on all ranks."""
-        states = self._ranks.gather_objects((self.task, self.columns, self.indexed))
-        self.task, self.columns, _ = next((state for state in states if state[1] is not None), states[0])
-        self.indexed = all(indexed for _, _, indexed in states)
+        states = self._ranks.gather_objects((self.task, self.columns, self.indexed, self._untraced))
+        self.task, self.columns, *_ = next((state for state in states if state[1] is not None), states[0])
+        self.indexed = all(indexed for _, _, indexed, _ in states)
+        self._untraced = any(untraced for _, _, _, untraced in states)
+
+    def _check_given(self) -> None:
+        """Refuse an id that the user gives to examples with different indices."""
+        if not self._given:
+            return
+        ids, drawn = (torch.cat(column) for column in zip(*self._given, strict=True))
+        pairs = torch.unique(torch.stack([ids, drawn]), dim=1)
+        shared = pairs.shape[1] - len(torch.unique(pairs[0]))
+        self._refuse(shared)
+
+    def _first_rows(self) -> tuple[Tensor, int]:
+        """Return the first row of each id on this rank, and the number of rows that contradict it."""
+        columns = (torch.cat(column) for column in (self._metric.ids, self._metric.labels, self._metric.confidence))
+        return first_rows(*columns, multilabel=self._metric.multilabel)
+
+    def _rows_repeated_here(self) -> int:
+        """Return the number of rows of this rank whose id occurred before; other ranks may have the same examples."""
+        return sum(map(len, self._metric.ids)) - len(self._first_rows()[0]) if self._untraced else 0
+
+    def _refuse(self, shared: int) -> None:
+        """Refuse ids that different examples share."""
+        if shared:
+            raise ConfigurationError(
+                f"FailureModes(read_batch=...) gives {shared} examples an id that another example has, so that they"
+                " would be left out. Give each example an id of its own, the same in every epoch: its index in the"
+                " dataset, or 64 bits of a hash of its file name. Leave ids None to take the index from the loader."
+            )
 
     def _columns_of_predictions(self, logits: Tensor) -> int:
         """Return the number of logits, or of classes, if the step gives one value per example."""

@@ -5,12 +5,15 @@ from __future__ import annotations
 import copy
 import warnings
 
+import numpy as np
 import pytest
 import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.tuner import Tuner
-from torch.utils.data import BatchSampler, DataLoader, RandomSampler
+from torch.utils.data import BatchSampler, DataLoader, IterableDataset, RandomSampler
 
+from lightning_failures import BatchRecord
+from lightning_failures.core.hashing import stable_hash
 from lightning_failures.errors import ConfigurationError
 from lightning_failures.trainer.index_recorder import IndexRecorder
 from tests.helpers.toy import Images, OracleClassifier, callback, loader, trainer
@@ -293,3 +296,121 @@ def test_tuner__an_error_leaves_nothing_attached(tmp_path):
     assert not {"process_dataloader", "teardown"} & set(vars(run.strategy))
     assert data.batch_sampler is sampler
     assert not any(one._forward_hooks or one._forward_pre_hooks for one in module.modules())
+
+
+# -- ids of read_batch -------------------------------------------------------------------------------------------------
+
+
+class WithIds(Images):
+    """Images that come with an id."""
+
+    def __init__(self, id_of, size: int = 160) -> None:
+        super().__init__(size)
+        self.id_of = id_of
+
+    def __getitem__(self, index):
+        return *super().__getitem__(index), self.id_of(index)
+
+
+class Streamed(IterableDataset):
+    """The same as a stream, whose examples have no index."""
+
+    def __init__(self, data) -> None:
+        self.data, self.classes, self.transform = data, data.classes, data.transform
+
+    def __iter__(self):
+        return (self.data[i] for i in range(len(self.data)))
+
+
+class ThreeColumns(OracleClassifier):
+    def validation_step(self, batch, batch_idx):
+        self(batch[0])
+
+
+class Conditions(ThreeColumns):
+    """A model of four conditions, of which each image has one."""
+
+    def validation_step(self, batch, batch_idx):
+        x, y, _ = batch
+        return {"logits": self(x) * 4 - 8, "labels": torch.nn.functional.one_hot(y, 4)}
+
+
+def ids_of(outputs, batch):
+    return BatchRecord(ids=batch[2])
+
+
+def conditions_of(outputs, batch):
+    return BatchRecord(ids=batch[2], logits=outputs["logits"], labels=outputs["labels"])
+
+
+def hashed(index: int) -> int:
+    return int(stable_hash(np.array([index]), 0)[0].view(np.int64))
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(("module", "read"), [(ThreeColumns, ids_of), (Conditions, conditions_of)])
+def test_ids__that_are_hashes_of_64_bits(tmp_path, module, read, stream):
+    plain, hashes, out = WithIds(int), WithIds(hashed), []
+    for data in (plain, hashes):
+        failures = callback(read_batch=read, task="multilabel" if module is Conditions else None)
+        source = DataLoader(Streamed(data) if stream else data, batch_size=16)
+        trainer(tmp_path / str(len(out)), failures).validate(module(), source, verbose=False)
+        out.append(failures.last_report)
+    first, second = out
+    assert second.examples == first.examples
+    assert any(one.cv_score is not None for one in second.classes)
+    assert set(second.table.ids.tolist()) == {hashed(i) for i in range(160)}
+    for one, two in zip(first.classes, second.classes, strict=True):
+        assert (one.name, one.accuracy) == (two.name, two.accuracy)
+        assert (one.cv_score is None) == (two.cv_score is None)
+
+
+SHARED = {
+    "in each batch anew": lambda index: index % 16,
+    "a hundred for all": lambda index: index % 100,
+    "those of the classes": lambda index: index % 4,
+}
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("kind", SHARED)
+def test_ids__of_several_examples_are_an_error(tmp_path, kind, stream):
+    data = WithIds(SHARED[kind])
+    for how in ("validate", "fit"):
+        source = DataLoader(Streamed(data) if stream else data, batch_size=16)
+        failures = callback(read_batch=ids_of, on_error="warn")
+        run = trainer(tmp_path, failures)
+        if how == "validate":
+            with pytest.raises(ConfigurationError, match="an id that another example has"):
+                run.validate(ThreeColumns(), source, verbose=False)
+        elif kind != "a hundred for all":  # not in two batches
+            with pytest.raises(ConfigurationError, match="an id that another example has"):
+                run.fit(ThreeColumns(), loader(32), source)
+        else:
+            with pytest.warns(UserWarning, match="an id that another example has"):
+                run.fit(ThreeColumns(), loader(32), source)
+            assert failures.last_report is None
+
+
+def test_ids__of_a_stream_that_repeats_itself_are_counted(tmp_path):
+    class Twice(Streamed):
+        def __iter__(self):
+            yield from super().__iter__()
+            yield self.data[3]
+            yield self.data[5]
+
+    failures = callback(read_batch=ids_of)
+    with pytest.warns(UserWarning, match="2 examples have an id that had occurred before"):
+        trainer(tmp_path, failures).validate(
+            ThreeColumns(), DataLoader(Twice(WithIds(int)), batch_size=16), verbose=False
+        )
+    assert failures.last_report.examples == 160
+    assert any("2 examples have an id" in note for note in failures.last_report.notes)
+
+
+def test_ids__an_example_drawn_twice_is_no_repetition_of_ids(tmp_path):
+    failures, data = callback(read_batch=ids_of), WithIds(hashed)
+    twice = DataLoader(data, batch_size=16, sampler=[*range(160), 3, 5])
+    trainer(tmp_path, failures).validate(ThreeColumns(), twice, verbose=False)
+    assert failures.last_report.examples == 160
+    assert not any("occurred before" in note for note in failures.last_report.notes)

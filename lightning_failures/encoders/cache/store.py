@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import tempfile
 import time
 import warnings
 from collections.abc import Iterator
@@ -23,6 +22,7 @@ import xxhash
 from torch import Tensor
 
 from lightning_failures.core.atomic import TEMPORARY
+from lightning_failures.core.home import provide_home
 from lightning_failures.core.safetensors_io import DamagedShardError
 from lightning_failures.encoders.base import Encoder
 from lightning_failures.encoders.cache.shard_file import (
@@ -361,13 +361,10 @@ class EmbeddingStore:
 
 def default_cache_folder() -> Path:
     """Return ``$LIGHTNING_FAILURES_CACHE``, else the user's cache folder: ``~/.cache/lightning_failures`` on Linux."""
+    provide_home()
     if chosen := os.environ.get("LIGHTNING_FAILURES_CACHE"):
         return Path(chosen).expanduser()
-    try:
-        folder = Path(platformdirs.user_cache_dir("lightning_failures", appauthor=False, opinion=False)).expanduser()
-    except RuntimeError:  # a user without a home, as in some containers
-        return Path(tempfile.gettempdir()) / "lightning_failures"
-    return folder
+    return Path(platformdirs.user_cache_dir("lightning_failures", appauthor=False, opinion=False)).expanduser()
 
 
 def _folder_name(fingerprint: str) -> str:
