@@ -90,6 +90,7 @@ class InterventionController:
         self._seed, self._say_once = seed, say_once
         self._judge = TrainingJudge(reader, seed=seed, groups_from=groups_from, say_once=say_once)
         self._rollback = Rollback(seed) if auto_rollback else None
+        self._decides_at_end = False
         self._control = RandomizedControl(seed) if lottery else None
         self._restore: list[Callable[[], None]] = []
         self.reset()
@@ -120,9 +121,9 @@ class InterventionController:
     def prepare_fork(self, stop_epoch: int | None = None) -> tuple[Intervention, ...]:
         """Disable rollback, and make no decision for ``stop_epoch`` or later; return the interventions as they are now.
 
-        Loaders are still prepared for all interventions.
+        Loaders are still prepared for all interventions. The last epoch makes a decision too: forks go on from there.
         """
-        self._rollback = None
+        self._rollback, self._decides_at_end = None, True
         if stop_epoch is not None:
             self.interventions = {name: one.stopped_at(stop_epoch) for name, one in self.interventions.items()}
         return tuple(self.interventions.values())
@@ -345,7 +346,7 @@ class InterventionController:
         if not due:
             return
         self._freeze(result, epoch)
-        if is_last_epoch(trainer):  # nothing comes that could be changed; a dry run only reports
+        if is_last_epoch(trainer) and not self._decides_at_end:  # only a dry run reports what it would change
             due = {name: turn for name, turn in due.items() if not self.interventions[name].changes_training}
             if not due:
                 return

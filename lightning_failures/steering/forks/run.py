@@ -199,7 +199,7 @@ class Forks:
         rank_zero_info("The checkpoint holds no decision yet: training continues until the interventions make one.")
         wait = UntilDecided(callback, str(self.place / "decided.ckpt"))
         self._prepare(run, "until-decided", wait, files)
-        _allow_epochs(run.trainer, epoch + 2)  # there is no decision in the last epoch
+        _allow_epochs(run.trainer, epoch + 1)
         run.trainer.fit(run.module, ckpt_path=checkpoint, **run.data)
         if wait.state is None:
             return None
