@@ -29,13 +29,14 @@ from lightning_failures.report.feature_names import FeatureNames
 from lightning_failures.steering.controller import InterventionController
 from lightning_failures.steering.forks.from_trainer import fork_finished_training, save_start_of_forks
 from lightning_failures.steering.training_view import training_features
+from lightning_failures.trainer import schedule
 from lightning_failures.trainer.batch_grader import BatchGrader
 from lightning_failures.trainer.batch_reader import BatchReader
 from lightning_failures.trainer.embedding_budget import EmbeddingBudget
 from lightning_failures.trainer.epoch_end import AnalysisRunner, LoaderAnalysis
 from lightning_failures.trainer.error_policy import ErrorPolicy
 from lightning_failures.trainer.evaluation_pass import EvaluationPass
-from lightning_failures.trainer.index_recorder import IndexRecorderHook, dataset_of, evaluation_loaders
+from lightning_failures.trainer.index_recorder import IndexRecorderHook, dataset_of
 from lightning_failures.trainer.logits_hook import LogitsObserver
 from lightning_failures.trainer.metric_keys import KeyLog
 from lightning_failures.trainer.open_encoders import open_encoders
@@ -49,7 +50,6 @@ from lightning_failures.trainer.options import (
 from lightning_failures.trainer.penultimate import PenultimateFeatures, PenultimatePass
 from lightning_failures.trainer.ranks import Communicator
 from lightning_failures.trainer.run_folder import discard_temporary, failures_folder
-from lightning_failures.trainer.schedule import RunState, is_due
 
 __all__ = ["AdvancedOptions", "DataOptions", "FailureModes", "PictureOptions"]
 
@@ -177,8 +177,8 @@ class FailureModes(Callback):
 
     def _build(self) -> None:
         """Make the parts that do the work, from the options."""
-        self._errors, self._index_recorder = ErrorPolicy(), IndexRecorderHook()
-        self._ranks = Communicator()
+        self._errors, self._ranks = ErrorPolicy(), Communicator()
+        self._index_recorder = IndexRecorderHook(self._ranks.gather_objects)
         self._reader = BatchReader(self.read_batch, self.normalization, self.failed_below, self.logits_from)
         self._batch_grader = BatchGrader(self._reader, self._index_recorder, LogitsObserver(self.logits_from))
         self._steering = InterventionController(
@@ -200,23 +200,27 @@ class FailureModes(Callback):
         self._passes: dict[int, EvaluationPass] = {}
         self._penultimate: dict[int, PenultimatePass] = {}
         self._seconds: float | None = None  # for one loader
-        self._state = RunState()
+        self._state = schedule.RunState()
 
     # -- life cycle ------------------------------------------------------------------------------------------
 
     @property
     def state_key(self) -> str:
-        """Key of the state in checkpoints; two callbacks of one Trainer differ by their encoders."""
-        return self._generate_state_key(encoder=name_of(self.encoder), robust_encoder=name_of(self.robust_encoder))
+        """Key of the state in checkpoints, which names the encoders without their paths."""
+        encoders = {"encoder": self.encoder, "robust_encoder": self.robust_encoder}
+        return self._generate_state_key(**{role: schedule.short_name(name_of(one)) for role, one in encoders.items()})
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Check the options, load the encoders, and hook into the loaders and the module."""
         if stage not in ("fit", "validate", "test"):
             return
-        if stage == "fit" and trainer.global_step == 0:  # a checkpoint is restored later
-            self._state = RunState()
-            self._steering.reset()
+        if stage == "fit":
+            self.last_report = None
+            if trainer.global_step == 0:  # a checkpoint is restored later
+                self._state = schedule.RunState()
+                self._steering.reset()
         self._budget.reset()
+        schedule.expect_former_keys(self.state_key)
         self._ranks.open()
         with self._ranks.synchronized():
             self._prepare(trainer)
@@ -233,24 +237,9 @@ class FailureModes(Callback):
             device=device,
             ranks=self._ranks,
         )
-        methods = methods_for(self)
-        if any(method.source == "penultimate" for method in methods) and not self._batch_grader.keeps_features:
+        if any(one.source == "penultimate" for one in methods_for(self)) and not self._batch_grader.keeps_features:
             self._batch_grader.keep_penultimate_features(self.logits_from)
-        self._runner = AnalysisRunner(
-            methods=[(method, method.fitter(self)) for method in methods],
-            encoders=encoders,
-            vocabulary=None if self.captions is None else CaptionVocabulary.load(self.captions),
-            reader=self._reader,
-            reference=self.reference,
-            permutations=self.permutations,
-            n_directions=self.n_directions,
-            worst_k=self.worst_k,
-            feature_names=self.feature_names,
-            seed=self.seed,
-            say_once=self._errors.say_once,
-            raises=self.on_error == "raise",
-            guard=self._guard,
-        )
+        self._runner = AnalysisRunner.of(self, encoders, self._reader, self._errors.say_once, self._guard)
         if self.robust_encoder is None:
             self._errors.say_once("FailureModes(robust_encoder=None): no failure trees.", rank_zero_info)
         self._folder = None
@@ -259,14 +248,13 @@ class FailureModes(Callback):
         def attach_steering(trainer: Trainer, loader: object) -> None:
             self._steering.attach(trainer, loader, self._find_folder(trainer))
 
-        self._index_recorder.attach(trainer, attach_steering if self._steering.on else None)
+        self._index_recorder.attach(trainer, attach_steering if self._steering.on else None, self._detach)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Check what depends on schedulers and on submodules that the module's own ``setup`` builds."""
         self._check_monitored(trainer)
-        self._batch_grader.attach(pl_module)
-        assert self._runner is not None
-        self._steering.check_encoder(self._runner.directions, pl_module)
+        self._batch_grader.check(pl_module)
+        self._steering.check_encoder(None if self._runner is None else self._runner.directions, pl_module)
 
     def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Hook into the validation loaders, which a tuner may have changed since ``setup``."""
@@ -298,6 +286,8 @@ class FailureModes(Callback):
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draw the last analysis of the training, apply a pending rollback, and run the forks."""
+        if not self._state.analyses and not self._errors.n_warned:
+            self._errors.say_once(schedule.no_analysis_reason(trainer, self._state.validations, self))
         with self._guard(trainer, "the last analysis", "its pictures"), self._ranks.synchronized(), isolated_rng():
             if self.pictures and self._runner is not None:
                 for index in self._runner.undrawn:
@@ -328,21 +318,23 @@ class FailureModes(Callback):
         discard_temporary(self._folder)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Restore the loaders and the module; Lightning does not call ``teardown`` after an exception."""
-        self.teardown(trainer, pl_module, "exception")
+        """Write the page of the last analysis, and detach; Lightning does not call ``teardown`` after an exception."""
+        runner = self._runner
+        self._detach()
+        if self.pictures and runner is not None and trainer.is_global_zero:
+            runner.draw_interrupted(alone=trainer.world_size == 1)
+        discard_temporary(self._folder)
 
     def _detach(self) -> None:
         self._index_recorder.detach()
         self._steering.detach()
-        self._batch_grader.detach()
         self._ranks.close()
         self._forget()
         self._runner = None
 
     def _check_monitored(self, trainer: Trainer) -> None:
         """Refuse keys that can never be logged; those of a default encoder that does not load stay at their worst."""
-        enabled = [method.name for method in methods_for(self)]
-        self._keys.check(trainer, enabled, interventions=self._steering.on)
+        self._keys.check(trainer, [one.name for one in methods_for(self)], interventions=self._steering.on)
 
     def keep_penultimate_features(self, head: str | None = None) -> None:
         """Keep the penultimate features of all graded examples, from the next validation or test on.
@@ -384,23 +376,22 @@ class FailureModes(Callback):
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Decide whether this validation is analysed."""
-        self._batch_grader.attach(pl_module)
         self._budget.pause()
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
             self._state.validations += 1
-        self._begin_validation(trainer, due=is_due(trainer, self._state, self.every_n_epochs, self.every_n_validations))
+        due = schedule.is_due(trainer, self._state, self.every_n_epochs, self.every_n_validations)
+        self._begin_validation(trainer, pl_module, due=due)
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin a test, which is always analysed."""
-        self._batch_grader.attach(pl_module)
-        self._begin_validation(trainer, due=True)
+        self._begin_validation(trainer, pl_module, due=True)
 
     def on_validation_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         """Observe the logits that the step computes."""
-        if self._active:
-            self._batch_grader.begin(trainer, pl_module)
+        if self._active and self._errors.last_error is None:
+            self._batch_grader.begin(trainer, pl_module, self._loaders[dataloader_idx])
 
     def on_validation_batch_end(
         self,
@@ -437,17 +428,20 @@ class FailureModes(Callback):
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Analyse all loaders."""
-        self._analyse_all(trainer, pl_module)
+        if self._active:
+            self._analyse_all(trainer, pl_module)
 
-    def _begin_validation(self, trainer: Trainer, *, due: bool) -> None:
+    def _begin_validation(self, trainer: Trainer, module: LightningModule, *, due: bool) -> None:
         """Start to collect grades if the validation is due."""
         self._forget()
+        due = due and self._index_recorder.all_ranks_have_batches(trainer, self._errors.say_skipped)
         self._active, self._errors.last_error = due, None
         self._keys.begin(trainer)
         if due:
+            self._batch_grader.attach(module)
             with self._guard(trainer, "the loaders"):
                 self._find_folder(trainer)  # collective
-                self._loaders = evaluation_loaders(trainer)
+                self._loaders = self._index_recorder.begin_evaluation(trainer)
                 self._seconds = self._budget.seconds_per_loader(trainer, loaders=len(self._loaders))
                 for cached in self._runner.cached_encoders if self._runner is not None else ():
                     cached.store.close_unused()
@@ -459,7 +453,8 @@ class FailureModes(Callback):
         return self._folder
 
     def _forget(self) -> None:
-        """Drop the loaders and grades of one validation."""
+        """Drop the loaders and grades of one validation, and the hooks on the module."""
+        self._batch_grader.detach()
         self._active, self._loaders, self._passes = False, [], {}
 
     def _grade_batch(
@@ -593,8 +588,12 @@ class FailureModes(Callback):
         """Return plain values only, so that checkpoints load with ``weights_only=True``."""
         return self._state.to_dict() | ({"steering": self._steering.state_dict()} if self._steering.on else {})
 
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Find the state under another key, of a former version or of another encoder."""
+        schedule.adopt_state(checkpoint["callbacks"], self.state_key)
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the state of a checkpoint."""
-        self._state = RunState.from_dict(state_dict)
+        self._state = schedule.RunState.from_dict(state_dict)
         if "steering" in state_dict:
             self._steering.load_state_dict(state_dict["steering"])

@@ -22,12 +22,16 @@ _COLUMNS = {
     "confidence": torch.float32,
 }
 
+_ROUNDING = 0.05
+"""Difference of two confidences of one example, in half precision and in batches of different sizes."""
+
 
 class GradesMetric(Metric):
     """Collect the grade of each example, and return every example once.
 
     Distributed samplers repeat examples to fill the last batch, and validations may overlap; only the first row of each
-    id is kept. ``update`` takes one batch:
+    id is kept. With ``multilabel`` there is a row for each id and condition, whose labels are 2 * condition and the
+    next number. ``update`` takes one batch:
 
     - ``ids`` (B,) int: the example's index in the dataset.
     - ``labels`` (B,) int: the true class.
@@ -45,6 +49,10 @@ class GradesMetric(Metric):
         with_digests: ``update`` takes, and ``compute`` returns, a fifth column: digests of the images, int64
             (:mod:`lightning_failures.data.digests`).
         kwargs: Arguments of :class:`torchmetrics.Metric`; ``process_group`` is the group to gather in.
+
+    Attributes:
+        multilabel: Whether an id has a row for each condition.
+        contradictions: Number of rows that the last ``compute`` left out although they contradict the row that it kept.
 
     >>> metric = GradesMetric()
     >>> metric.update(torch.tensor([7, 2]), torch.tensor([0, 1]), torch.tensor([0, 0]), torch.tensor([0.9, 0.2]))
@@ -64,6 +72,8 @@ class GradesMetric(Metric):
 
     def __init__(self, *, with_digests: bool = False, **kwargs: Any) -> None:
         super().__init__(**kwargs)
+        self.multilabel = False
+        self.contradictions = 0
         self._columns = _COLUMNS | ({"digests": torch.int64} if with_digests else {})
         for name in self._columns:
             self.add_state(name, default=[], dist_reduce_fx="cat")
@@ -94,12 +104,8 @@ class GradesMetric(Metric):
     def compute(self) -> tuple[Tensor, ...]:
         """Return ids, labels, predictions and confidence, and digests if they are collected."""
         columns = [dim_zero_cat(getattr(self, name)) for name in self._columns]
-        ids = columns[0]
-        order = torch.argsort(ids, stable=True)
-        ordered = ids[order]
-        first = torch.ones_like(ordered, dtype=torch.bool)
-        first[1:] = ordered[1:] != ordered[:-1]
-        rows = order[first]
+        ids, labels, _, confidence = columns[:4]
+        rows, self.contradictions = first_rows(ids, labels, confidence, multilabel=self.multilabel)
         return tuple(column[rows] for column in columns)
 
     def reset(self) -> None:
@@ -133,3 +139,31 @@ class GradesMetric(Metric):
         memo[id(self)] = copy
         copy.__setstate__(deepcopy(self.__getstate__(), memo))
         return copy
+
+
+def first_rows(ids: Tensor, labels: Tensor, confidence: Tensor, *, multilabel: bool = False) -> tuple[Tensor, int]:
+    """Return the first row of each id, and the number of others that contradict it.
+
+    Args:
+        ids: (B,) int64.
+        labels: (B,) int64.
+        confidence: (B,) float32.
+        multilabel: Whether an id has a row for each condition, whose labels are 2 * condition and the next number.
+
+    Returns:
+        The rows, by id and condition; and the number of other rows that have another label than the first row of their
+        id, or a confidence that differs by more than rounding explains.
+    """
+    order = torch.argsort(ids, stable=True)
+    if multilabel:
+        by_condition = torch.argsort(labels // 2, stable=True)
+        order = by_condition[torch.argsort(ids[by_condition], stable=True)]
+    is_first = torch.ones(len(ids), dtype=torch.bool)
+    is_first[1:] = ids[order][1:] != ids[order][:-1]
+    if multilabel:
+        condition = labels[order] // 2
+        is_first[1:] |= condition[1:] != condition[:-1]
+    first = order[is_first]
+    kept = first[is_first.long().cumsum(0) - 1] if len(ids) else order
+    contradicts = (labels[order] != labels[kept]) | ((confidence[order] - confidence[kept]).abs() > _ROUNDING)
+    return first, int(contradicts.sum())

@@ -5,11 +5,13 @@ Modules of commands are imported when their command is run, so that ``--help`` a
 
 from __future__ import annotations
 
+import io
 import sys
 from collections.abc import Sequence
 from importlib import import_module
 
 from lightning_failures.cli.commands import COMMANDS
+from lightning_failures.core.home import provide_home
 from lightning_failures.core.text import printable
 from lightning_failures.errors import FailureModesError, did_you_mean
 
@@ -23,6 +25,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit status: 0, 1 after an error of this package, 2 if the command is unknown.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):  # the output may be ASCII, the names and signs in reports are not
+        sys.stdout.reconfigure(errors="backslashreplace")
+    provide_home()
     name, *options = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
     if name in ("-h", "--help"):
         print(_usage())

@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 from lightning_failures.core.types import FloatArray, IntArray
 
 _CELLS_AT_ONCE = 1 << 20
+_SMALL_SQUARES = 1e-25  # sums of squares of float32 below this may have lost terms
+_SMALL_LENGTH = 1e-15  # likewise for the length of a row
 
 
 def standardize(embeddings: NDArray[Any], mean: NDArray[Any], std: NDArray[Any]) -> NDArray[Any]:
@@ -32,9 +34,19 @@ def standardize(embeddings: NDArray[Any], mean: NDArray[Any], std: NDArray[Any])
     scaled = embeddings.astype(mean.dtype)
     scaled -= mean
     scaled *= scale
-    length = np.sqrt(np.einsum("nd,nd->n", scaled, scaled))
+    length = _lengths(scaled)
+    extreme = ~(np.isfinite(length) & (length > _SMALL_LENGTH))
+    if extreme.any():  # squares exceed the range of the dtype, or fall below it: the largest coordinate becomes 1
+        largest = np.abs(scaled[extreme]).max(axis=1, initial=0)
+        scaled[extreme] *= np.divide(1.0, largest, out=np.zeros_like(largest), where=largest > 0)[:, None]
+        length[extreme] = _lengths(scaled[extreme])
     scaled *= np.divide(1.0, length, out=np.zeros_like(length), where=length > 0)[:, None]
     return scaled
+
+
+def _lengths(rows: NDArray[Any]) -> NDArray[Any]:
+    with np.errstate(over="ignore"):
+        return np.asarray(np.sqrt(np.einsum("nd,nd->n", rows, rows)))
 
 
 @dataclass(frozen=True)
@@ -65,16 +77,25 @@ class Moments:
         total, squares = np.zeros(dim), np.zeros(dim)
         size = max(2, _CELLS_AT_ONCE // max(dim, 1))
         centre = np.zeros(dim, dtype=np.float64 if embeddings.dtype == np.float64 else np.float32)
-        for start in range(0, m, size):
-            rows = slice(start, start + size) if order is None else order[start : start + size]
-            block = embeddings[rows].astype(centre.dtype)
-            if start == 0:  # sums of squares around a point near the mean lose no digits
-                centre[:] = block.mean(axis=0, dtype=np.float64)
-            block -= centre
-            total += block.sum(axis=0)
-            squares += np.square(block, out=block).sum(axis=0)
+        with np.errstate(over="ignore", invalid="ignore"):
+            for start in range(0, m, size):
+                rows = slice(start, start + size) if order is None else order[start : start + size]
+                block = embeddings[rows].astype(centre.dtype)
+                if start == 0:  # sums of squares around a point near the mean lose no digits
+                    centre[:] = block.mean(axis=0, dtype=np.float64)
+                block -= centre
+                total += block.sum(axis=0)
+                squares += np.square(block, out=block).sum(axis=0)
         rounding = 2.0**-53 if centre.dtype == np.float64 else 2.0**-26
-        return cls(m, centre + total / max(m, 1), squares - total**2 / max(m, 1), rounding)
+        with np.errstate(over="ignore", invalid="ignore"):
+            mean, squares = centre + total / max(m, 1), squares - total**2 / max(m, 1)
+        if centre.dtype != np.float64:
+            # dimensions whose squares exceed the range of float32, or fall below it
+            extreme = ~(np.isfinite(squares) & (squares > _SMALL_SQUARES))
+            if extreme.any():
+                wide = cls.of(embeddings[:, extreme].astype(np.float64), order)
+                mean[extreme], squares[extreme] = wide.mean, wide.squares
+        return cls(m, mean, squares, rounding)
 
     @classmethod
     def joined(cls, parts: Sequence[Moments]) -> Moments:

@@ -27,7 +27,7 @@ from lightning_failures.trainer.batch_reader import BatchReader
 from lightning_failures.trainer.dataset_attributes import dataset_length
 from lightning_failures.trainer.example_reader import ExampleReader
 from lightning_failures.trainer.grader import Grader
-from lightning_failures.trainer.index_recorder import IndexRecorderHook, dataset_of, evaluation_loaders
+from lightning_failures.trainer.index_recorder import IndexRecorderHook, dataset_of
 from lightning_failures.trainer.logits_hook import LogitsObserver
 from lightning_failures.trainer.options import OPTIONS, group_options
 from lightning_failures.trainer.ranks import Communicator
@@ -169,13 +169,13 @@ class BatchProbe(Callback):
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Attach to the module."""
         self._batch_grader.attach(pl_module)
-        self.notes = [LoaderNotes(loader) for loader in evaluation_loaders(trainer)]
+        self.notes = [LoaderNotes(loader) for loader in self._index_recorder.begin_evaluation(trainer)]
 
     def on_validation_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         """Start to observe the logits of the step."""
-        self._batch_grader.begin(trainer, pl_module)
+        self._batch_grader.begin(trainer, pl_module, self.notes[dataloader_idx].loader)
 
     def on_validation_batch_end(
         self,
@@ -215,6 +215,10 @@ class BatchProbe(Callback):
         labels = record.labels
         is_labelled = None if labels is None else (labels.reshape(len(labels), -1) != IGNORE_INDEX).all(1)
         notes.seen += len(graded.ids) if is_labelled is None else int(is_labelled.sum())
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Detach from the module."""
+        self._batch_grader.detach()
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Detach from the loaders and the module."""

@@ -103,7 +103,7 @@ def examine_encoder(encoder: Encoder, *, device: torch.device | None = None) -> 
     first, second = encoder.encode_images(images), encoder.encode_images(images)
     alone = torch.cat([encoder.encode_images(image[None]) for image in images])
     remedy = "Put it into eval mode (dropout, batch statistics), or use another encoder: the cache would hold noise."
-    length = float(first.norm(dim=1).mean()) or 1.0
+    length = float(first.double().norm(dim=1).mean()) or 1.0
     if first.shape != (8, encoder.dim) or first.dtype != torch.float32 or first.device.type != "cpu":
         yield problem(
             f"{encoder.name}: 8 images give {tuple(first.shape)} {first.dtype} on {first.device}, not"
@@ -138,10 +138,11 @@ def examine_encoder(encoder: Encoder, *, device: torch.device | None = None) -> 
 
 def _distance(one: Tensor, other: Tensor, length: float) -> float:
     """Return the largest distance of two rows, relative to a length."""
-    return float((one - other).norm(dim=1).max()) / length
+    return float((one.double() - other.double()).norm(dim=1).max()) / length
 
 
 def _all_equal(rows: Tensor) -> bool:
+    rows = rows.double()  # squares of float32 may exceed its range
     return float((rows - rows.mean(0)).norm(dim=1).max()) <= TOLERANCE * float(rows.norm(dim=1).mean())
 
 
@@ -162,7 +163,7 @@ def _maps(encoder: Encoder) -> Iterator[Finding]:
     maps, features = encoder.encode_maps(images), encoder.encode_images(images)
     if maps.ndim != 4 or maps.shape[:2] != features.shape:
         yield problem(f"{encoder.name}: maps have the shape {tuple(maps.shape)}, features {tuple(features.shape)}.")
-    elif _distance(maps.mean((2, 3)), features, float(features.norm(dim=1).mean()) or 1.0) > 10 * TOLERANCE:
+    elif _distance(maps.mean((2, 3)), features, float(features.double().norm(dim=1).mean()) or 1.0) > 10 * TOLERANCE:
         yield problem(
             f"{encoder.name}: features are not the means of the feature maps.",
             "Make encode_maps return the maps whose means are the features.",

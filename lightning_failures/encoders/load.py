@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
+from lightning_failures.core.home import provide_home
 from lightning_failures.encoders.base import Encoder
 from lightning_failures.encoders.clip import OpenCLIPEncoder
 from lightning_failures.encoders.efficientnet import efficientnet_lite0
@@ -44,6 +45,7 @@ def load_encoder(spec: str | Path | Encoder, *, device: str | torch.device = "cp
     """
     if not isinstance(spec, str | Path):
         return _checked(spec)
+    provide_home()
     name = str(spec)
     if name == "efficientnet-lite0":
         return efficientnet_lite0(device=device)

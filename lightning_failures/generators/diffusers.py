@@ -153,7 +153,7 @@ class DiffusersDecoder(DiffusersGenerator):
         self.encoder_fingerprint = encoder.fingerprint
         self._encoder = encoder
         self._length = 1.0
-        config = json.loads((self._found.folder / "image_encoder" / "config.json").read_text())
+        config = json.loads((self._found.folder / "image_encoder" / "config.json").read_text(encoding="utf-8"))
         if config.get("projection_dim", encoder.dim) != encoder.dim:
             raise self._wrong_encoder(f"its embeddings have {config['projection_dim']} dimensions, not {encoder.dim}")
 

@@ -122,7 +122,7 @@ def _index(name: str, folder: Path) -> dict[str, Any]:
         GeneratorError: The folder contains no pipeline, or a pipeline with its own code.
     """
     try:
-        index: dict[str, Any] = json.loads((folder / "model_index.json").read_text())
+        index: dict[str, Any] = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise GeneratorError(f"generator={name!r} is not a diffusers pipeline: {first_line(error)}. {_WAYS}") from error
     # "**" does not follow links to folders, "*" does

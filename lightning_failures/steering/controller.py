@@ -47,6 +47,7 @@ from lightning_failures.trainer.batch_reader import BatchReader
 from lightning_failures.trainer.dataset_attributes import class_list_problem
 from lightning_failures.trainer.index_recorder import dataset_of
 from lightning_failures.trainer.ranks import Communicator
+from lightning_failures.trainer.schedule import is_last_epoch
 from lightning_failures.writers import write_report
 
 MAX_REVIEW = 200
@@ -92,6 +93,7 @@ class InterventionController:
         self._seed, self._say_once = seed, say_once
         self._judge = TrainingJudge(reader, seed=seed, groups_from=groups_from, say_once=say_once)
         self._rollback = Rollback(seed) if auto_rollback else None
+        self._decides_at_end = False
         self._control = RandomizedControl(seed) if lottery else None
         self._restore: list[Callable[[], None]] = []
         self.reset()
@@ -123,9 +125,9 @@ class InterventionController:
     def prepare_fork(self, stop_epoch: int | None = None) -> tuple[Intervention, ...]:
         """Disable rollback, and make no decision for ``stop_epoch`` or later; return the interventions as they are now.
 
-        Loaders are still prepared for all interventions.
+        Loaders are still prepared for all interventions. The last epoch makes a decision too: forks go on from there.
         """
-        self._rollback = None
+        self._rollback, self._decides_at_end = None, True
         if stop_epoch is not None:
             self.interventions = {name: one.stopped_at(stop_epoch) for name, one in self.interventions.items()}
         return tuple(self.interventions.values())
@@ -361,6 +363,10 @@ class InterventionController:
         if not due:
             return
         self._freeze(result, epoch)
+        if is_last_epoch(trainer) and not self._decides_at_end:  # only a dry run reports what it would change
+            due = {name: turn for name, turn in due.items() if not self.interventions[name].changes_training}
+            if not due:
+                return
         reasons = [self._reason(k, entry) for k, entry in enumerate(report.classes)]
         round_in = self._judge.judge(trainer, result, discovery, cached, ranks, reasons)
         decided = {name: self._decide(name, round_in(self._folder_of(name))) for name in due}

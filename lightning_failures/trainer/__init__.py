@@ -7,6 +7,7 @@ Files, each importing only from those above it::
     normalize_transforms  Mean and standard deviation of the normalising transforms of the usual libraries
     image_space       Undo the normalisation of the images that the model saw
     index_recorder    Record which dataset indices each evaluation batch holds, by a recorder inside each loader
+    example_ids       The ids that users give to examples: each example needs one of its own
     example_names     What names an example beside its index: the digest of its image, and the name of its file
     logits_hook       Find the logits that the model computes inside ``validation_step``, without a second forward
     options           Options of the callback in groups, their former spellings, and the checks of all

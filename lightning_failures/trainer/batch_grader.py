@@ -97,6 +97,17 @@ class BatchGrader:
         """Whether penultimate features are observed."""
         return self._penultimate is not None
 
+    def check(self, module: LightningModule) -> None:
+        """Raise an error for a submodule that does not exist; no hook remains.
+
+        Raises:
+            ConfigurationError: ``logits_from`` or the head is not a submodule of the module.
+        """
+        try:
+            self.attach(module)
+        finally:
+            self.detach()
+
     def attach(self, module: LightningModule) -> None:
         """Register the hooks of the observers; a second call does nothing."""
         self._observer.attach(module)
@@ -109,8 +120,9 @@ class BatchGrader:
         if self._penultimate is not None:
             self._penultimate.detach()
 
-    def begin(self, trainer: Trainer, module: LightningModule) -> None:
-        """Start to observe one step."""
+    def begin(self, trainer: Trainer, module: LightningModule, loader: Any) -> None:
+        """Start to observe one step, and note which batch of the loader it is."""
+        self._recorders.begin_batch(trainer, loader)
         # under DDP and its relatives, fit runs the step itself through the module's __call__
         self._observer.begin(redirected=trainer.strategy.model is not module)
         if self._penultimate is not None:
@@ -118,6 +130,7 @@ class BatchGrader:
 
     def end(self) -> None:
         """Stop observing and release what was observed."""
+        self._recorders.end_batch()
         self._observer.end()
         if self._penultimate is not None:
             self._penultimate.end()
@@ -127,9 +140,9 @@ class BatchGrader:
 
         Raises:
             ConfigurationError: The batch has no labels, or ``read_batch`` returns something else than a record.
+            DataError: Something else draws from the iterator of the loop.
         """
-        recorder = self._recorders.recorder(loader)
-        drawn = None if recorder is None else recorder.take(batch_idx)
+        drawn = self._recorders.take(loader, batch_idx)
         record = self._reader.read_graded(outputs, batch)
         are_preds = isinstance(outputs, Mapping) and record.logits is not None and record.logits is outputs.get("preds")
         return ReadBatch(loader, record, drawn, batch, are_preds)

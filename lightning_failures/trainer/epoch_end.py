@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -26,6 +26,7 @@ from lightning_failures.captions.candidates import ClassCaptions, caption_source
 from lightning_failures.captions.grammar import CaptionVocabulary
 from lightning_failures.core.arrays import finite_rows
 from lightning_failures.core.budget import Deadline
+from lightning_failures.core.rng import isolated_rng
 from lightning_failures.data.digests import UNKNOWN_DIGEST
 from lightning_failures.data.example_table import ExampleTable
 from lightning_failures.data.grades import Grades
@@ -42,9 +43,9 @@ from lightning_failures.interventions.validation_split import (
     part_of,
     take_grades,
 )
-from lightning_failures.methods import Method
+from lightning_failures.methods import Method, methods_for
 from lightning_failures.report.diary_storage import keep_diary
-from lightning_failures.report.gallery import Picture
+from lightning_failures.report.gallery import Gallery, Picture
 from lightning_failures.report.html.render import prepare
 from lightning_failures.trainer.batch_reader import BatchReader
 from lightning_failures.trainer.evaluation_pass import EvaluationPass
@@ -53,10 +54,13 @@ from lightning_failures.trainer.grading_notes import grading_notes
 from lightning_failures.trainer.normalization_guard import normalization_doubt
 from lightning_failures.trainer.pictures.builder import AnalysisSnapshot, GalleryBuilder
 from lightning_failures.trainer.ranks import Communicator
-from lightning_failures.writers import Writer, each_writer, writers_for
+from lightning_failures.writers import FileWriter, Writer, each_writer, writers_for
 
 NULL_PERMUTATIONS = 20
 """Permutations for the CV scores under chance, in an analysis with pictures."""
+
+SECONDS_AFTER_INTERRUPTION = 5.0
+"""Time for the pictures of a training that was interrupted."""
 
 REFERENCE_BLOCK = 64
 """Training examples that one rank reads at a time."""
@@ -89,6 +93,19 @@ class LoaderAnalysis:
     evaluation: EvaluationPass
     discovery: Discovery | None
     in_time: bool
+
+
+class RunnerOptions(Protocol):
+    """The options of the callback that an analysis needs."""
+
+    captions: str | Path | CaptionVocabulary | None
+    reference: Literal["validation", "train"]
+    permutations: int
+    n_directions: int
+    worst_k: int
+    feature_names: Path | None
+    seed: int
+    on_error: Literal["warn", "raise"]
 
 
 @dataclass(frozen=True)
@@ -124,6 +141,40 @@ class AnalysisRunner:
     _reference_keys: list[Tensor] = field(default_factory=list)  # (n, 2) of this rank's share, once it is embedded
     _writers: dict[Path, list[Writer]] = field(default_factory=dict)
     _undrawn: dict[int, AnalysisSnapshot] = field(default_factory=dict)
+
+    @classmethod
+    def of(
+        cls,
+        options: RunnerOptions,
+        encoders: Mapping[str, CachedEncoder],
+        reader: BatchReader,
+        say_once: Callable[..., None],
+        guard: Callable[..., AbstractContextManager[None]],
+    ) -> AnalysisRunner:
+        """Return the runner for the options of a callback.
+
+        Args:
+            options: The callback.
+            encoders: The cached encoders by option.
+            reader: Reads examples.
+            say_once: Emits each distinct message at most once.
+            guard: Makes the block in which an error is a warning, as the callback guards its own.
+        """
+        return cls(
+            methods=[(method, method.fitter(options)) for method in methods_for(options)],
+            encoders=encoders,
+            vocabulary=None if options.captions is None else CaptionVocabulary.load(options.captions),
+            reader=reader,
+            reference=options.reference,
+            permutations=options.permutations,
+            n_directions=options.n_directions,
+            worst_k=options.worst_k,
+            feature_names=options.feature_names,
+            seed=options.seed,
+            say_once=say_once,
+            raises=options.on_error == "raise",
+            guard=guard,
+        )
 
     @property
     def directions(self) -> CachedEncoder | None:
@@ -175,7 +226,8 @@ class AnalysisRunner:
         start = time.perf_counter()
         grades = join_sources_of_equal_digests(grader.grades())
         said = grading_notes(grader, grades, logged or {})
-        for doubt in said.doubts:
+        doubts = (*said.doubts, *([grader.repeats] if grader.repeats else []))
+        for doubt in doubts:
             self.say_once(doubt)
         split = part_of(grades, seed=self.seed, decision=decision) if interventions else None
         sampled = evaluation.embeddings.sampled_rows(grades)
@@ -209,7 +261,7 @@ class AnalysisRunner:
             robust_encoder=None if self.trees is None else self.trees.encoder.name,
             encoder_fingerprint=None if self.directions is None else self.directions.encoder.fingerprint,
             robust_encoder_fingerprint=None if self.trees is None else self.trees.encoder.fingerprint,
-            notes=(*said.notes, *said.doubts, *left_out, *result.report.notes),
+            notes=(*said.notes, *doubts, *left_out, *result.report.notes),
             timings=result.report.timings | {"total": round(time.perf_counter() - start, 4)},
         )
         # the result of the first process: decisions must not differ where machines round differently
@@ -256,31 +308,52 @@ class AnalysisRunner:
             ranks: The processes.
             seconds: Time for optional pictures, of which feature attacks are left out first. None: no limit.
         """
-        snapshot = self._undrawn.pop(index, None)
+        snapshot = self._undrawn.get(index)
         if snapshot is None:
             return None
         try:
             with ranks.synchronized():
-                return self._drawn(snapshot, ranks, seconds)
+                result = self._drawn(snapshot, ranks, seconds)
         except Exception as error:
             self.say_once(f"FailureModes could not draw pictures: {type(error).__name__}: {error}")
-            return snapshot.result
+            result = snapshot.result
+        del self._undrawn[index]  # an interruption leaves it to draw_interrupted
+        return result
 
-    def _drawn(self, snapshot: AnalysisSnapshot, ranks: Communicator, seconds: float | None) -> AnalysisResult:
+    def draw_interrupted(self, *, alone: bool) -> None:
+        """Write the pages of the last analyses after an interruption; on the first process, not collective.
+
+        Each page is first written without pictures, in case there is no time for more.
+
+        Args:
+            alone: Whether there is only one process. Otherwise there are no pictures, whose data other processes hold.
+        """
+        for snapshot in self._undrawn.values():
+            result = snapshot.result
+            empty = Gallery(epoch=result.report.epoch, global_step=result.report.global_step)
+            files = [writer for writer in self._writers.get(snapshot.folder, ()) if isinstance(writer, FileWriter)]
+            self._report_failed(each_writer(files, partial(_show, result, empty)))
+            if alone:
+                with suppress(Exception), isolated_rng():
+                    self._drawn(snapshot, Communicator(), SECONDS_AFTER_INTERRUPTION, hurried=True)
+        self._undrawn.clear()
+
+    def _drawn(
+        self, snapshot: AnalysisSnapshot, ranks: Communicator, seconds: float | None, *, hurried: bool = False
+    ) -> AnalysisResult:
         start = time.perf_counter()
         if ranks.is_first:
             prepare()  # bundles the scripts of the page while pictures are drawn
         deadline = None if seconds is None else Deadline.after(seconds)
-        result, gallery = self._gallery_builder.draw(snapshot, ranks, deadline)
+        builder = replace(self._gallery_builder, hurried=True) if hurried else self._gallery_builder
+        result, gallery = builder.draw(snapshot, ranks, deadline)
         if gallery is not None:
             added = [picture for method, _ in self.methods for picture in self._pictures_of(method, result)]
             gallery = replace(gallery, pictures=(*gallery.pictures, *added))
         timings = result.report.timings | {"pictures": round(time.perf_counter() - start, 4)}
         result = result.with_report(timings=ranks.broadcast(timings))
         if gallery is not None:
-            step = result.report.global_step or 0
-            writers = self._writers[snapshot.folder]
-            self._report_failed(each_writer(writers, lambda writer: writer.show(result, gallery, step)))
+            self._report_failed(each_writer(self._writers[snapshot.folder], partial(_show, result, gallery)))
         return result
 
     @cached_property
@@ -452,6 +525,10 @@ class AnalysisRunner:
         if len(all_keys) and not known.any():
             raise DataError(f"None of {len(all_keys)} training images could be embedded for reference='train'.")
         return all_keys[known]
+
+
+def _show(result: AnalysisResult, gallery: Gallery, writer: Writer) -> None:
+    writer.show(result, gallery, result.report.global_step or 0)
 
 
 def _whole_table(grades: Grades, split: Tensor, result: AnalysisResult) -> ExampleTable:

@@ -17,10 +17,12 @@ class ErrorPolicy:
 
     Attributes:
         last_error: The last error that became a warning in this validation, with its place; None if there was none.
+        n_warned: Number of errors that have become warnings, and of analyses skipped with a warning.
     """
 
     def __init__(self) -> None:
         self.last_error: str | None = None
+        self.n_warned = 0
         self._said: set[str] = set()
 
     @contextmanager
@@ -45,6 +47,7 @@ class ErrorPolicy:
         except Exception as error:
             if on_error == "raise" or (not training and isinstance(error, ConfigurationError)):
                 raise
+            self.n_warned += 1
             message = f"{where}: {type(error).__name__}: {error}"
             if drops_analysis:
                 self.last_error = message
@@ -55,3 +58,8 @@ class ErrorPolicy:
         if message not in self._said:
             self._said.add(message)
             say(message)
+
+    def say_skipped(self, message: str) -> None:
+        """Warn once, on rank 0, that analyses are skipped."""
+        self.n_warned += 1
+        self.say_once(message)

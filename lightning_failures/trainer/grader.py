@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lightning_failures.analysis.enrichment import Attribute, read_attribute
-from lightning_failures.analysis.metrics import GradesMetric
+from lightning_failures.analysis.metrics import GradesMetric, first_rows
 from lightning_failures.core.text import listed_ids
 from lightning_failures.data.class_names import ALL, unique_class_names
 from lightning_failures.data.example_table import ExampleTable
@@ -35,6 +35,7 @@ from lightning_failures.trainer.dataset_attributes import (
     dataset_class_names,
     dataset_length,
 )
+from lightning_failures.trainer.example_ids import EARLY_BATCHES, GivenIds, refuse_shared_ids
 from lightning_failures.trainer.example_names import hashed_file_names
 from lightning_failures.trainer.ranks import Communicator
 from lightning_failures.trainer.readings import (
@@ -140,6 +141,7 @@ class Grader:
         self._groups = None if groups_from is None else _group_of_each_example(dataset, groups_from)
         self._attributes = {name: _attribute_of_each_example(dataset, name) for name in metadata}
         self._metrics: dict[Reading, GradesMetric] = {}
+        self._given_ids, self._untraced, self._n_repeated = GivenIds(), False, 0
         self._unlabelled: list[Tensor] = []
         self._left_out: dict[str, set[int]] = {}  # by reason
         self._problem: str | None = None
@@ -199,14 +201,27 @@ class Grader:
             names = [str(k) for k in range(classes)]
         return expand_class_names(names, self.task)
 
+    @property
+    def repeats(self) -> str | None:
+        """A warning about rows that were left out because their id had occurred; known after :meth:`grades`."""
+        left_out = self._n_repeated // self.rows_per_example
+        if not left_out:
+            return None
+        return (
+            f"{left_out} examples have an id that had occurred before and are left out. If they are not repetitions,"
+            " read_batch must give each example an id of its own."
+        )
+
     def name_ids(self, ids: Tensor | None, drawn: Sequence[int] | None) -> Tensor | Sequence[int] | None:
         """Return the ids that the user gives for a batch, or else the dataset indices drawn for it.
 
         Raises:
-            ConfigurationError: The ids are not dataset indices, but groups or metadata are found by index.
+            ConfigurationError: The ids are not dataset indices, but groups or metadata are found by index; or one id
+                is given to examples with different indices.
         """
         if ids is None:
             return drawn
+        self._given_ids.add(ids, drawn)
         if drawn is None or ids.tolist() != drawn:
             self.facts = replace(self.facts, indexed=False)
             if self._groups is not None:
@@ -278,10 +293,11 @@ class Grader:
                 f" {len(self.class_names)} classes allow 0 to {len(self.class_names) - 1}. {UNLABELLED_REMEDY}"
             )
         for reading, graded in rows_of.items():
-            row_keys = ids[graded.position] * self._rows_per_example(reading.task) + graded.condition
             row_digests = None if digests is None else digests[graded.position]
-            metric = self._metrics.setdefault(reading, self._empty_metric())
-            metric.update(row_keys, graded.labels.clone(), graded.predictions, graded.confidence, row_digests)
+            metric = self._metrics.setdefault(reading, self._empty_metric(reading))
+            row_ids = ids[graded.position]
+            metric.update(row_ids, graded.labels.clone(), graded.predictions, graded.confidence, row_digests)
+        self._check_early()
         self._any_graded = self._any_graded or len(rows.position) > 0
         unlabelled = torch.ones(len(ids), dtype=torch.bool)
         unlabelled[rows.position] = False
@@ -382,8 +398,9 @@ class Grader:
         )
         classes, right = classes[graded], correct.bool()[graded]
         predictions, row_digests = torch.where(right, classes, -1), None if digests is None else digests[graded]
-        metric = self._metrics.setdefault(VERDICTS, self._empty_metric())
+        metric = self._metrics.setdefault(VERDICTS, self._empty_metric(VERDICTS))
         metric.update(ids[graded], classes.clone(), predictions, torch.zeros(len(classes)), row_digests)
+        self._check_early()
         return ids
 
     def note_stacked(self, rows: int | None, examples: int) -> None:
@@ -431,46 +448,80 @@ class Grader:
         facts = GradingFacts()
         for some in self._ranks.gather_objects(self.facts):
             facts = facts.joined(some)
-        row_keys, labels, predictions, confidence, digests = self._decide(facts)
-        ids = row_keys // self.rows_per_example
-        self._check_left_out(len(torch.unique(ids)))
-        seen = torch.unique(torch.cat([ids, *unlabelled]))
+        self._untraced = any(self._ranks.gather_objects(self._given_ids.untraced))
+        self._ranks.run_all(self._given_ids.check)
+        (row_ids, labels, predictions, confidence, digests), contradictions = self._decide(facts)
+        if self._untraced:
+            refuse_shared_ids(contradictions)
+        self._n_repeated = sum(self._ranks.gather_objects(self._rows_repeated_here()))
+
+        # numbers instead of ids: an id may be a hash, whose products exceed 64 bits
+        ids, number = torch.unique(row_ids, return_inverse=True)
+        self._check_left_out(len(ids))
+        seen = torch.unique(torch.cat([row_ids, *unlabelled]))
+        conditions = self.rows_per_example
         grades = assemble_grades(
-            row_keys,
+            number * conditions + (labels // 2 if conditions > 1 else 0),
             labels,
             predictions,
             confidence,
             class_names=self.class_names,
-            conditions=self.rows_per_example,
-            groups=None if self._groups is None else self._groups[ids],
+            conditions=conditions,
+            groups=None if self._groups is None else self._groups[row_ids],
             coverage=1.0 if not self._expected else len(seen) / self._expected,
             digests=digests if has_digests(digests) else None,
         )
+        grades = replace(grades, ids=ids[grades.ids])
         if self.reading == VERDICTS:
             return replace(grades, predictions=None, confidence=None, verdicts=predictions == labels)
         return grades
 
-    def _empty_metric(self) -> GradesMetric:
-        return GradesMetric(with_digests=True, process_group=self._ranks.group)
+    def _empty_metric(self, reading: Reading) -> GradesMetric:
+        metric = GradesMetric(with_digests=True, process_group=self._ranks.group)
+        metric.multilabel = reading.task == "multilabel"
+        return metric
 
-    def _decide(self, facts: GradingFacts) -> tuple[Tensor, ...]:
-        """Choose one reading for all batches of all ranks, and return its rows. Collective."""
+    def _decide(self, facts: GradingFacts) -> tuple[tuple[Tensor, ...], int]:
+        """Choose one reading for all batches of all ranks; return its rows, and the number of contradictions. Collective."""
         self.facts, first = facts, next(iter(facts.possible), None)
         chosen = first or Reading(self._given_task or "multiclass", "logits")
-        metric = self._metrics.get(chosen) or self._empty_metric()
+        metric = self._metrics.get(chosen) or self._empty_metric(chosen)
         rows = metric.compute()
+        found = rows, metric.contradictions
         raw = replace(chosen, scale="logits")
         if chosen.scale != "probabilities" or chosen.task == "multiclass" or raw not in facts.possible:
-            return rows
+            return found
         if facts.sources == {LogitsSource.PREDS}:
-            return rows
+            return found
         # the batches do not say whether scores in [0, 1] are probabilities, but labels fit one reading better
-        other = (self._metrics.get(raw) or self._empty_metric()).compute()
+        metric = self._metrics.get(raw) or self._empty_metric(raw)
+        other = metric.compute()
         self.look_like_probabilities = _log_likelihood(rows[3]) > _log_likelihood(other[3])
         if self.look_like_probabilities and LogitsSource.STEP_OUTPUT not in facts.sources:
-            return rows
+            return found
         self.facts = replace(facts, possible=(raw,))
-        return other
+        return other, metric.contradictions
+
+    def _first_rows(self) -> tuple[Tensor, int]:
+        """Return the first row of each id on this rank, and the number of rows that contradict it."""
+        metric = None if self.reading is None else self._metrics.get(self.reading)
+        if metric is None:
+            return torch.empty(0, dtype=torch.int64), 0
+        columns = (torch.cat(column) for column in (metric.ids, metric.labels, metric.confidence))
+        return first_rows(*columns, multilabel=metric.multilabel)
+
+    def _check_early(self) -> None:
+        """Refuse ids, in the first batches, that different examples share."""
+        metric = None if self.reading is None else self._metrics.get(self.reading)
+        if self._given_ids.untraced and metric is not None and len(metric.ids) <= EARLY_BATCHES:
+            refuse_shared_ids(self._first_rows()[1])
+
+    def _rows_repeated_here(self) -> int:
+        """Return the number of rows of this rank whose id occurred before; other ranks may have the same examples."""
+        metric = None if self.reading is None else self._metrics.get(self.reading)
+        if metric is None or not self._untraced:
+            return 0
+        return sum(map(len, metric.ids)) - len(self._first_rows()[0])
 
     def metadata(self, grades: Grades) -> dict[str, Attribute]:
         """Return the requested metadata attributes of the rows of ``grades``, by name."""

@@ -121,16 +121,19 @@ def log_values(trainer: Trainer, module: LightningModule, values: Mapping[str, f
     )
 
 
-def worst_class_values(report: FailureReport, k: int) -> dict[str, float]:
-    """Return the scalars of the k classes with the lowest accuracy; undefined ones are absent."""
+def worst_class_values(report: FailureReport, k: int, monitored: Collection[str] = ()) -> dict[str, float]:
+    """Return the scalars of the k classes with the lowest accuracy, and those monitored; undefined ones are absent.
+
+    Lightning keeps the last value of a key that is not logged again, so a monitored key is logged at any accuracy.
+    """
     names = _distinct([safe_name(entry.name) for entry in report.classes])
     graded = [(name, entry) for name, entry in zip(names, report.classes, strict=True) if entry.accuracy is not None]
     graded.sort(key=lambda item: item[1].accuracy or 0.0)
     return {
         f"class/{name}/{key}": float(value)
-        for name, entry in graded[:k]
+        for rank, (name, entry) in enumerate(graded)
         for key in ("accuracy", "cv_score", "p_value", "aler")
-        if (value := getattr(entry, key)) is not None
+        if (rank < k or f"class/{name}/{key}" in monitored) and (value := getattr(entry, key)) is not None
     }
 
 
@@ -188,10 +191,11 @@ class KeyLog:
     ) -> None:
         """Log the scalars of the analysis of one loader, and keep those for later validations in ``last``."""
         suffix = "" if index == 0 else f"{LOADER}{index}"
-        values = {key + suffix: value for key, value in report.summary.items()}
-        steering = {key + suffix for key in aggregates() | DECISION_KEYS} | {
-            key.removeprefix(PREFIX) for key in self.monitored
-        }
+        monitored = {key.removeprefix(PREFIX) for key in self.monitored}
+        of_this_loader = {key.removesuffix(suffix) for key in monitored if key.endswith(suffix)}
+        values = report.summary | worst_class_values(report, self._worst_k, of_this_loader)
+        values = {key + suffix: value for key, value in values.items()}
+        steering = {key + suffix for key in aggregates() | DECISION_KEYS} | monitored
         if report.coverage < self._min_coverage:
             values = {key: value for key, value in values.items() if key not in steering}
             if self.monitored:
@@ -202,7 +206,6 @@ class KeyLog:
         else:
             # an aggregate that is undefined now, because nothing fails, keeps its last value too
             last |= {key: value for key, value in values.items() if key in steering}
-        values |= {key + suffix: value for key, value in worst_class_values(report, self._worst_k).items()}
         log_values(trainer, module, values)
         self._logged |= set(values)
 

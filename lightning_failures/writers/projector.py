@@ -97,7 +97,7 @@ def _read_config(path: Path, kind: Any) -> Any:
     from google.protobuf import text_format
 
     try:
-        return text_format.Parse(path.read_text(), kind())
+        return text_format.Parse(path.read_text(encoding="utf-8"), kind())
     except (FileNotFoundError, UnicodeDecodeError, text_format.ParseError):
         return kind()
 

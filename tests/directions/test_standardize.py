@@ -63,3 +63,27 @@ def test_phi__has_unit_length_and_leaves_its_input_alone():
     np.testing.assert_allclose(np.linalg.norm(np.delete(z, 3, axis=0), axis=1), 1, rtol=1e-6)
     assert (z[3] == 0).all()  # nothing is left of it
     assert np.array_equal(x, before)
+
+
+@pytest.mark.parametrize("scale", [1e30, 1e-30, 1e37, 1e-37, 1e18, 1e-18])
+def test_phi__does_not_depend_on_the_scale(scale):
+    rows = np.random.default_rng(0).normal(size=(300, 5)).astype(np.float32)
+    rows[:, 1] = 3.0
+    mean, std = mean_and_std(rows)
+    scaled = rows * np.float32(scale)
+    scaled_mean, scaled_std = mean_and_std(scaled)
+    assert scaled_std == pytest.approx(std * scale, rel=1e-5)
+    assert scaled_std[1] == 0
+    expected = standardize(rows, mean.astype(np.float32), std.astype(np.float32))
+    found = standardize(scaled, scaled_mean.astype(np.float32), scaled_std.astype(np.float32))
+    assert found == pytest.approx(expected, abs=1e-5)
+    unit = standardize(scaled, np.zeros(5, np.float32), np.ones(5, np.float32))  # without whitening
+    assert unit == pytest.approx(rows / np.linalg.norm(rows, axis=1, keepdims=True), abs=1e-5)
+
+
+def test_mean_and_std__one_dimension_out_of_range_beside_others():
+    rows = np.random.default_rng(0).normal(size=(300, 3)).astype(np.float32)
+    mean, std = mean_and_std(rows)
+    far_mean, far_std = mean_and_std(rows * np.array([1, 1e-25, 1e25], np.float32))
+    assert (far_mean[0], far_std[0]) == (mean[0], std[0])
+    assert far_std[1:] == pytest.approx(std[1:] * [1e-25, 1e25], rel=1e-5)

@@ -38,6 +38,21 @@ def union(seen: list[dict[str, Any]], epoch: int) -> list[int]:
     return [index for one in seen for index in one["epochs"].get(str(epoch), [])]
 
 
+# -- one process has nothing to evaluate ----------------------------------------------------------------------
+
+
+def test_empty_rank__skips_the_analyses_and_the_run_goes_on(tmp_path):
+    for ended in fork("ddp_empty", tmp_path, environments=ranks(2), timeout=LIMIT):
+        assert ended.status == 0, ended.said[-3000:]
+        assert ended.seconds < SECONDS
+    for how in ("fit", "validate", "test"):
+        first, second = (json.loads((tmp_path / f"{how}_{rank}.json").read_text()) for rank in (0, 1))
+        assert not first["analysed"]
+        assert not second["analysed"]
+        assert first["steps"] == second["steps"] == (8 if how == "fit" else 0)
+        assert sum("process 1 of 2 has no batch" in message for message in first["told"]) == 1
+
+
 # -- one process fails ---------------------------------------------------------------------------------------
 
 

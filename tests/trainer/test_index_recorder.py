@@ -1,16 +1,28 @@
 """Real loaders, prepared by a real Trainer's strategy."""
 
+import copy
 import pickle
 
 import pytest
 import torch
-from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset, RandomSampler
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    Dataset,
+    DistributedSampler,
+    IterableDataset,
+    RandomSampler,
+    SequentialSampler,
+)
+from torch.utils.data.dataloader import _BaseDataLoaderIter
 
 from lightning_failures.trainer.index_recorder import (
     IndexRecorder,
     IndexRecorderHook,
+    RecordedPass,
     dataset_of,
     evaluation_loaders,
+    record,
 )
 from tests.helpers.toy import OracleClassifier, loader, trainer
 
@@ -64,10 +76,7 @@ def test_recorder__says_what_each_batch_holds(attached, kind):
     loader = process(LOADERS[kind]())
     length = len(loader)
     for _ in range(2):  # a new pass starts afresh
-        pairs = [
-            (hook.recorder(loader).take(i), torch.as_tensor(batch).reshape(-1).tolist())
-            for i, batch in enumerate(loader)
-        ]
+        pairs = [(hook.take(loader, i), torch.as_tensor(batch).reshape(-1).tolist()) for i, batch in enumerate(loader)]
         assert len(pairs) == length
         assert all(said == held for said, held in pairs)
         assert all(type(index) is int for said, _ in pairs for index in said)
@@ -78,25 +87,75 @@ def test_recorder__an_abandoned_pass_is_forgotten(attached):
     loader = process(DataLoader(Numbers(), batch_size=4, sampler=RandomSampler(Numbers())))
     next(iter(loader))
     for number, batch in enumerate(loader):
-        assert hook.recorder(loader).take(number) == batch.tolist()
-        assert hook.recorder(loader).take(number) is None  # taken
-    assert hook.recorder(loader).take(99) is None
+        assert hook.take(loader, number) == batch.tolist()
+        assert hook.take(loader, number) is None  # taken
+    assert hook.take(loader, 99) is None
 
 
-def test_recorder__looks_like_the_sampler():
-    sampler = BatchSampler(range(7), 3, drop_last=False)
-    recorder = IndexRecorder(sampler)
-    assert len(recorder) == len(sampler) == 3
-    assert recorder.batch_size == 3
-    assert recorder.sampler is sampler.sampler
+class Weird:
+    """A batch sampler without torch's interface, and with a layout that no other class can share."""
+
+    __slots__ = ("batches", "epoch")
+
+    def __init__(self, batches):
+        self.batches = batches
+
+    def __iter__(self):
+        return iter(self.batches)
+
+    def __len__(self):
+        return len(self.batches)
+
+
+class Strange(BatchSampler):
+    """A batch sampler with arguments of its own."""
+
+    def __init__(self, sampler, *, size, seed):
+        super().__init__(sampler, size, drop_last=True)
+        self.seed = seed
+
+
+SAMPLERS = {
+    "batch sampler": lambda: BatchSampler(range(7), 3, drop_last=False),
+    "of a subclass": lambda: Strange(range(7), size=3, seed=5),
+    "lists": lambda: [[1, 2], [0]],
+    "slots": lambda: Weird([[1, 2], [0]]),
+    "single indices": lambda: SequentialSampler(range(7)),
+    "distributed": lambda: DistributedSampler(Numbers(), num_replicas=2, rank=0, shuffle=False),
+}
+
+
+@pytest.mark.parametrize("kind", SAMPLERS)
+def test_recorder__stands_for_the_sampler(kind):
+    sampler = SAMPLERS[kind]()
+    recorder = record(sampler)
+    assert len(recorder) == len(sampler)
+    assert list(recorder) == list(recorder) == list(sampler)
+    for copied in (copy.copy(recorder), copy.deepcopy(recorder), pickle.loads(pickle.dumps(recorder))):
+        assert type(copied) is type(sampler)
+        assert copied is not sampler
+        assert list(copied) == list(sampler)
+    if kind not in ("lists", "slots"):
+        assert isinstance(recorder, type(sampler))
+        assert isinstance(recorder, torch.utils.data.Sampler)
+    if kind != "lists":
+        recorder.epoch = 3
+        assert sampler.epoch == 3
     with pytest.raises(AttributeError):
         recorder.no_such_attribute  # noqa: B018
-    assert list(pickle.loads(pickle.dumps(recorder))) == list(sampler)
+
+
+def test_recorder__another_of_its_type_is_a_plain_sampler():
+    plain = type(record(SAMPLERS["batch sampler"]()))(range(5), batch_size=2, drop_last=True)
+    assert type(plain) is BatchSampler
+    assert list(plain) == [[0, 1], [2, 3]]
+    strange = type(record(SAMPLERS["of a subclass"]()))(range(5), size=2, seed=1)
+    assert type(strange) is Strange
 
 
 def test_recorder__set_epoch_reaches_a_distributed_sampler():
     sampler = torch.utils.data.DistributedSampler(Numbers(), num_replicas=2, rank=0)
-    recorder = IndexRecorder(sampler)
+    recorder = record(sampler)
     recorder.set_epoch(5)
     assert sampler.epoch == 5
 
@@ -128,7 +187,7 @@ def test_hook__two_of_them_in_either_order(tmp_path, first):
     before = loader.batch_sampler.wrapped.wrapped
     for number, batch in enumerate(loader):
         for hook in hooks:
-            assert hook.recorder(loader).take(number) == batch.tolist()
+            assert hook.take(loader, number) == batch.tolist()
     for hook in (hooks[first], hooks[1 - first]):
         hook.detach()
     assert loader.batch_sampler is before
@@ -193,6 +252,32 @@ def test_internals__lightning_processes_every_loader_through_the_strategy(tmp_pa
     assert hook.recorder(evaluation) is not None
     hook.detach()
     assert "process_dataloader" not in vars(run.strategy)
+
+
+def test_internals__an_iterator_says_where_it_is():
+    loader = DataLoader(Numbers(), batch_size=4)
+    loader.__dict__["batch_sampler"] = record(loader.batch_sampler)
+    iterator = iter(loader)
+    assert isinstance(iterator, _BaseDataLoaderIter)
+    assert isinstance(iterator._sampler_iter, RecordedPass)
+    for number, _ in enumerate(iterator, 1):
+        assert iterator._num_yielded == number
+
+
+def test_internals__the_loop_shows_its_iterator(tmp_path):
+    run, seen = trainer(tmp_path), []
+
+    class Look(OracleClassifier):
+        def on_validation_batch_start(self, batch, batch_idx, dataloader_idx=0):
+            loop = run.validate_loop if run.state.fn == "validate" else run.fit_loop.epoch_loop.val_loop
+            (iterator,) = loop._combined_loader._iterator.iterators
+            seen.append((dataloader_idx, batch_idx, iterator._num_yielded))
+
+    run.validate(Look(), [loader(32), loader(32)], verbose=False)
+    assert seen == [(0, 0, 1), (0, 1, 2), (1, 0, 1), (1, 1, 2)]
+    seen.clear()
+    run.fit(Look(), loader(32), loader(32))
+    assert seen == [(0, 0, 1), (0, 1, 2)] * 2
 
 
 # -- which loaders -------------------------------------------------------------------------------------------

@@ -10,7 +10,9 @@ import pytest
 from lightning_failures.trainer.schedule import RunState, is_due
 
 
-def trainer(epoch=0, *, last=True, fn="fit", sanity=False, batches=10, interval=5, batch=4) -> SimpleNamespace:
+def trainer(
+    epoch=0, *, last=True, fn="fit", sanity=False, batches=10, interval=5, batch=4, steps=-1, stop=False
+) -> SimpleNamespace:
     """A Trainer at the start of a validation, after ``batch + 1`` of ``batches`` batches."""
     return SimpleNamespace(
         sanity_checking=sanity,
@@ -20,6 +22,11 @@ def trainer(epoch=0, *, last=True, fn="fit", sanity=False, batches=10, interval=
         num_training_batches=batches,
         val_check_batch=interval,
         fit_loop=SimpleNamespace(batch_idx=batch),
+        max_steps=steps,
+        global_step=epoch * batches + batch + 1,
+        should_stop=stop,
+        accumulate_grad_batches=1,
+        lightning_module=SimpleNamespace(automatic_optimization=True),
     )
 
 
@@ -62,6 +69,16 @@ def test_is_due__all_validations_of_an_epoch_whose_last_is_unknown(unknown):
     state.last_epoch = 0
     assert is_due(trainer(0, last=False, **unknown), state, 1, None)
     assert not is_due(trainer(1, last=False, **unknown), state, 3, None)
+
+
+@pytest.mark.parametrize("every_n_validations", [None, 3])
+def test_is_due__the_last_validation_before_the_training_stops(every_n_validations):
+    state, common = RunState(validations=1), {"last": False, "interval": 2, "batch": 3}  # after 4 of 10 batches
+    assert not is_due(trainer(**common), state, 1, every_n_validations)
+    assert not is_due(trainer(**common, steps=6), state, 1, every_n_validations)  # one more, after step 6
+    assert is_due(trainer(**common, steps=5), state, 1, every_n_validations)
+    assert is_due(trainer(**common, steps=4), state, 1, every_n_validations)
+    assert is_due(trainer(**common, stop=True), state, 1, every_n_validations)
 
 
 def test_state__round_trip():

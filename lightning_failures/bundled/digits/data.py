@@ -26,7 +26,7 @@ from lightning_failures.bundled.digits.render import (
     source_split,
 )
 from lightning_failures.bundled.digits.shortcut import draw_tints, plant_shortcut
-from lightning_failures.errors import ConfigurationError
+from lightning_failures.errors import ConfigurationError, DataError
 
 _MEAN = (0.52, 0.48, 0.47)
 _STD = (0.38, 0.39, 0.38)
@@ -172,5 +172,6 @@ class ColouredDigitsDataModule(L.LightningDataModule):
 
     def predict_dataloader(self) -> DataLoader[tuple[Tensor, int]]:
         """Return the loader of the pool, in the order of the data set."""
-        assert self.pool is not None
+        if self.pool is None:
+            raise DataError("There is no pool before setup(). Let a Trainer call it, or call setup('predict').")
         return DataLoader(self.pool, batch_size=self.batch_size)

@@ -136,7 +136,7 @@ def from_latents(latents: Tensor) -> Tensor:
 
 def read_config(folder: Path) -> dict[str, Any]:
     """Read ``config.json``: ``encoder_fingerprint`` (of the CLIP it was trained with), ``steps`` and ``guidance``."""
-    config: dict[str, Any] = json.loads((folder / "config.json").read_text())
+    config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     return config
 
 

@@ -54,7 +54,7 @@ def load(folder: Path, variant: Variant = "robust") -> RobustCNN:
     """
     if variant not in get_args(Variant):
         raise ConfigurationError(f"load_robust_cnn: variant must be one of {get_args(Variant)}; got {variant!r}.")
-    config = json.loads((folder / "config.json").read_text())
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     with torch.random.fork_rng(devices=()):
         torch.manual_seed(0)
         model = RobustCNN(tuple(config["widths"]))

@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import tempfile
 import time
 import warnings
 from collections.abc import Iterator
@@ -26,6 +25,7 @@ from torch import Tensor
 
 from lightning_failures.core.arrays import finite_rows
 from lightning_failures.core.atomic import TEMPORARY
+from lightning_failures.core.home import provide_home
 from lightning_failures.core.safetensors_io import DamagedShardError
 from lightning_failures.encoders.base import Encoder
 from lightning_failures.encoders.cache.index import KeyIndex
@@ -487,13 +487,10 @@ class EmbeddingStore:
 
 def default_cache_folder() -> Path:
     """Return ``$LIGHTNING_FAILURES_CACHE``, else the user's cache folder: ``~/.cache/lightning_failures`` on Linux."""
+    provide_home()
     if chosen := os.environ.get("LIGHTNING_FAILURES_CACHE"):
         return Path(chosen).expanduser()
-    try:
-        folder = Path(platformdirs.user_cache_dir("lightning_failures", appauthor=False, opinion=False)).expanduser()
-    except RuntimeError:  # a user without a home, as in some containers
-        return Path(tempfile.gettempdir()) / "lightning_failures"
-    return folder
+    return Path(platformdirs.user_cache_dir("lightning_failures", appauthor=False, opinion=False)).expanduser()
 
 
 def _folder_name(fingerprint: str) -> str:

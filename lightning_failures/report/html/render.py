@@ -17,6 +17,7 @@ from hashlib import sha256
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
+from lightning_failures.core.home import provide_home
 from lightning_failures.directions.criterion import CRITERION
 from lightning_failures.report.html.page import build_page
 from lightning_failures.report.run_folder import Run
@@ -46,6 +47,7 @@ def render(run: Run) -> str:
     """
     from markupsafe import Markup
 
+    provide_home()  # altair looks for it when it is imported
     page = build_page(run)
     style, script = _asset("report.css"), _asset("report.js")
     library = prepare().result() if page.charts else ""

@@ -13,6 +13,7 @@ from lightning_failures.core.rng import seed_all
 from lightning_failures.errors import ConfigurationError
 from lightning_failures.interventions.base import named_interventions
 from lightning_failures.steering.protocol import SteeredCallback
+from lightning_failures.trainer.schedule import adopt_state
 
 
 class Fork(Callback):
@@ -56,6 +57,7 @@ class Fork(Callback):
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Set the seed, and drop the plans in the control fork, before the callbacks restore their states."""
         states = checkpoint["callbacks"]
+        adopt_state(states, self.callback.state_key)
         state = states[self.callback.state_key]
         draws = {**state["steering"]["draws"], "seed": self.seed}
         if not self.treated:
@@ -88,6 +90,7 @@ class UntilDecided(Callback):
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Drop the state of the interventions before the callbacks restore their states."""
         states = checkpoint["callbacks"]
+        adopt_state(states, self.callback.state_key)
         state = states.get(self.callback.state_key)
         if state is not None:
             states[self.callback.state_key] = {key: value for key, value in state.items() if key != "steering"}

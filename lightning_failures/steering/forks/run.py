@@ -30,7 +30,7 @@ from lightning_failures.core.arrays import as_array
 from lightning_failures.core.rng import isolated_rng, seed_all
 from lightning_failures.data.grades import Grades
 from lightning_failures.data.joining import ExampleKeys, rows_of
-from lightning_failures.errors import ConfigurationError
+from lightning_failures.errors import ConfigurationError, DataError
 from lightning_failures.interventions.validation_split import in_report_part, take_grades
 from lightning_failures.interventions.verdicts import Verdict, not_measured, paired_verdict
 from lightning_failures.steering.checkpoint import read_steering
@@ -42,6 +42,7 @@ from lightning_failures.steering.forks.callbacks import (
     is_decided,
     steered_callback,
 )
+from lightning_failures.trainer.schedule import adopt_state
 
 PAIRS = 3
 """Default number of pairs; with fewer, only large effects stand out from the noise of training."""
@@ -192,7 +193,9 @@ class Forks:
         callback = steered_callback(run.trainer)
         state = _load_checkpoint(run, checkpoint)
         epoch = state["loops"]["fit_loop"]["epoch_progress"]["current"]["started"]
-        steering = state.get("callbacks", {}).get(callback.state_key, {}).get("steering")
+        states = state.get("callbacks", {})
+        adopt_state(states, callback.state_key)
+        steering = states.get(callback.state_key, {}).get("steering")
         if steering is not None:
             read_steering(steering)
             if has_acted(steering, epoch):
@@ -239,8 +242,8 @@ class Forks:
             report = callback.last_report
         if trainer.is_global_zero:
             shutil.rmtree(self.place / name, ignore_errors=True)
-        assert report is not None
-        assert report.parts is not None
+        if report is None or report.parts is None:
+            raise DataError("the last validation of a fork was not analysed, see the warnings before this one")
         grades = report.parts.report.grades
         return take_grades(grades, in_report_part(grades, seed=callback.seed, decision=has_decision_part))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -10,6 +10,7 @@ from typing import Protocol
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from lightning_failures.analysis.result import AnalysisResult
 from lightning_failures.captions.assign import classes_to_caption
@@ -77,6 +78,7 @@ class GalleryBuilder:
         feature_names: File with names of features; None: the file in the folder of the run.
         seed: Seed of the choice of examples.
         say_once: Emits each distinct message at most once.
+        hurried: Whether the deadline also ends the reading of images, and chance is left out.
     """
 
     directions: CachedEncoder | None
@@ -87,6 +89,7 @@ class GalleryBuilder:
     feature_names: Path | None
     seed: int
     say_once: Callable[..., None]
+    hurried: bool = False
 
     def draw(
         self, snapshot: AnalysisSnapshot, ranks: Communicator, deadline: Deadline | None
@@ -108,7 +111,7 @@ class GalleryBuilder:
             inputs = self._inputs(snapshot, ranks, deadline)
         else:
             self.say_once("The ids of read_batch are not the indices of the dataset: no pictures.")
-        result = self._with_null_scores(snapshot, ranks, deadline)
+        result = snapshot.result if self.hurried else self._with_null_scores(snapshot, ranks, deadline)
 
         report = result.report
         features = report.features
@@ -140,8 +143,9 @@ class GalleryBuilder:
             return None
 
         grader = snapshot.evaluation.grader
+        images = snapshot.reader().images
         return PictureInputs(
-            images=snapshot.reader().images,
+            images=_until(deadline, images) if self.hurried and deadline is not None else images,
             robust=robust,
             features=EmbeddingTable.of(members, features),
             embeddings=EmbeddingTable.of(wanted, of_directions),
@@ -198,3 +202,16 @@ class GalleryBuilder:
         except ConfigurationError as error:
             self.say_once(f"FailureModes cannot read the names of features: {error}")
             return FeatureNames()
+
+
+def _until(
+    deadline: Deadline, images: Callable[[Sequence[int]], Sequence[Tensor]]
+) -> Callable[[Sequence[int]], Sequence[Tensor]]:
+    """Return a reader of images that raises a TimeoutError after the deadline."""
+
+    def read(ids: Sequence[int]) -> Sequence[Tensor]:
+        if deadline.passed:
+            raise TimeoutError("there is no time after the interruption")
+        return images(ids)
+
+    return read

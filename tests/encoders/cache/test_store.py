@@ -606,17 +606,23 @@ def test_default_cache_folder__of_the_system(monkeypatch, tmp_path):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a user always has a home")
-def test_default_cache_folder__user_without_a_home(monkeypatch):
+def test_default_cache_folder__user_without_a_home(monkeypatch, tmp_path):
     import pwd
 
     for name in ("LIGHTNING_FAILURES_CACHE", "XDG_CACHE_HOME", "HOME"):
-        monkeypatch.delenv(name, raising=False)
+        monkeypatch.setenv(name, "unset, and restored after the test")
+        monkeypatch.delenv(name)
 
     def unknown(uid):
         raise KeyError(uid)
 
     monkeypatch.setattr(pwd, "getpwuid", unknown)
-    assert default_cache_folder() == Path(tempfile.gettempdir()) / "lightning_failures"
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    found = default_cache_folder()
+    assert found == tmp_path / f"lightning_failures-{os.getuid()}" / ".cache" / "lightning_failures"
+    assert [path.name for path in tmp_path.iterdir()] == [f"lightning_failures-{os.getuid()}"]
+    assert Path(os.environ["HOME"]).stat().st_mode & 0o077 == 0
 
 
 def test_beside__vectors_of_another_length_under_the_same_encoder(tmp_path):

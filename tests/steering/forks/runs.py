@@ -84,11 +84,12 @@ class Maker:
             def on_train_epoch_end(self, trainer, pl_module):
                 if trainer.current_epoch == epochs - 1:
                     trainer.save_checkpoint(path, weights_only=weights_only)
+                    trainer.should_stop = True
 
         L.seed_everything(1, verbose=False)
         run = self()
         run.trainer.callbacks.append(Saves())
-        run.trainer.fit_loop.max_epochs = epochs
+        run.trainer.fit_loop.max_epochs = epochs + 1  # the last epoch makes no decision
         run.trainer.fit(run.module, **run.data)
         self.runs.clear()
         return path

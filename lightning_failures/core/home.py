@@ -1,0 +1,31 @@
+"""A home folder for a user who has none, as in containers that run under an unknown user id."""
+
+from __future__ import annotations
+
+import os
+import stat
+import tempfile
+from functools import cache
+from pathlib import Path
+
+
+def provide_home() -> None:
+    """Set ``HOME`` to a private temporary folder if the user has no home; call it before files are kept there.
+
+    Libraries (Hugging Face, altair) would make a folder named ``~`` in the working directory, or not be importable.
+    """
+    if os.path.expanduser("~") == "~":  # noqa: PTH111 - Path.expanduser raises
+        os.environ["HOME"] = str(private_folder(Path(tempfile.gettempdir())))
+
+
+@cache
+def private_folder(parent: Path) -> Path:
+    """Return a folder in a shared one that only this user can read and write, the same in each process if possible."""
+    folder = parent / f"lightning_failures-{os.getuid()}"
+    try:
+        folder.mkdir(mode=0o700, exist_ok=True)
+        found = folder.lstat()
+        is_private = stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid() and not found.st_mode & 0o077
+    except OSError:  # a file, or a broken link, of this name
+        is_private = False
+    return folder if is_private else Path(tempfile.mkdtemp(prefix="lightning_failures-", dir=parent))
