@@ -482,7 +482,7 @@ class Grader:
         return metric
 
     def _decide(self, facts: GradingFacts) -> tuple[tuple[Tensor, ...], int]:
-        """Choose one reading for all batches of all ranks; return its rows, and the number of contradictions. Collective."""
+        """Choose one reading for all batches of all ranks; return its rows and its contradictions. Collective."""
         self.facts, first = facts, next(iter(facts.possible), None)
         chosen = first or Reading(self._given_task or "multiclass", "logits")
         metric = self._metrics.get(chosen) or self._empty_metric(chosen)
