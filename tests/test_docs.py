@@ -106,7 +106,8 @@ def test_python_blocks__import_names_that_exist(page):
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_python_blocks__pass_options_that_exist(page):
-    options = set(inspect.signature(FailureModes).parameters)
+    shorthands = {"failed_below", "every_n_validations", "min_coverage"}  # of options in groups; not deprecated
+    options = set(inspect.signature(FailureModes).parameters) | shorthands
     for block in blocks(page, "python"):
         assert keywords(block, "FailureModes") <= options
 

@@ -188,6 +188,7 @@ TESTED_ELSEWHERE = {
     "steering/round.py": "end_to_end/test_interventions.py",  # these three need a Trainer in the middle of a fit
     "steering/training_judge.py": "end_to_end/test_added.py",
     "steering/training_view.py": "end_to_end/test_interventions.py",
+    "trainer/grading_notes.py": "end_to_end/test_trust_grading.py",  # notes on real validations
     "trainer/epoch_end.py": "end_to_end/test_callback_edges.py",
 }
 """Modules without a test file of their own, and the file that tests them."""

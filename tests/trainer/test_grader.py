@@ -5,6 +5,7 @@ from torch.utils.data import Subset
 from lightning_failures.errors import ConfigurationError, DataError
 from lightning_failures.trainer.grader import Grader
 from lightning_failures.trainer.ranks import Communicator
+from lightning_failures.trainer.readings import LogitsSource
 from tests.helpers.toy import Images
 
 
@@ -135,3 +136,31 @@ def test_grade__refused():
         make_grader().grade(torch.eye(2), torch.tensor([0, 1]), [0, 1, 2])
     with pytest.raises(DataError, match="classes allow 0 to 1"):
         make_grader().grade(torch.eye(2).repeat(4, 1), torch.full((8,), 2), range(8))
+
+
+def test_facts__of_processes_are_joined():
+    """A reading counts if it is possible in all processes that have seen a batch."""
+    one, other, idle = make_grader(), make_grader(), make_grader()
+    one.grade(torch.tensor([0.2, 0.9]), torch.tensor([0, 1]), [0, 1], source=LogitsSource.PREDS)
+    other.grade(torch.tensor([0.2, 1.9]), torch.tensor([0, 1]), [2, 3], source=LogitsSource.PREDS)
+    assert [reading.scale for reading in one.facts.possible] == ["probabilities", "logits"]
+    assert [reading.scale for reading in other.facts.possible] == ["logits"]
+    for facts in (one.facts.joined(other.facts), other.facts.joined(one.facts), idle.facts.joined(other.facts)):
+        assert [reading.scale for reading in facts.possible] == ["logits"]
+        assert facts.columns == 1
+    assert idle.facts.joined(idle.facts).possible == ()
+
+
+def test_judge__and_grade_do_not_mix():
+    grader = make_grader()
+    grader.judge(torch.tensor([True, False]), None, [0, 1])
+    assert grader.grades().class_names == ("all",)
+    assert grader.grades().failed.tolist() == [False, True]
+    with pytest.raises(ConfigurationError, match="have labels and others do not"):
+        grader.judge(torch.tensor([True]), torch.tensor([1]), [2])
+    other = make_grader(class_names=["a", "b"])
+    with pytest.raises(DataError, match="there are 2 class names"):
+        other.judge(torch.ones(8).bool(), torch.full((8,), 2), range(8))
+    other.grade(torch.eye(2), torch.tensor([0, 1]), [0, 1])
+    with pytest.raises(ConfigurationError, match="have verdicts and others do not"):
+        other.judge(torch.tensor([True]), torch.tensor([1]), [2])
