@@ -108,12 +108,12 @@ def test_synthetic__embedded_digits(tmp_path, prompt):
     failures = FailureModes(
         encoder="embedded:digits",
         captions="digits",
-        interventions=[AddSynthetic("embedded:digits", per_class=8, prompt=prompt, head_only=True)],
+        interventions=[AddSynthetic("embedded:digits", per_class=2, prompt=prompt, head_only=True)],
         pictures=False,
         on_error="raise",
     )
     data = ColouredDigitsDataModule(seed=0, shortcut=0.95, train_size=2000, val_size=2000)
-    run = trainer(tmp_path, failures, max_epochs=4)
+    run = trainer(tmp_path, failures, max_epochs=2)
     run.fit(DigitClassifier(), datamodule=data)
     intervention = failures.last_report["interventions"][0]
     assert intervention["began"] is not None
