@@ -20,8 +20,6 @@ from lightning_failures.trainer.logits_hook import LogitsObserver, forward_once_
 from lightning_failures.trainer.penultimate import PenultimateObserver
 from lightning_failures.trainer.readings import LogitsSource
 
-__all__ = ["BatchGrader", "GradedBatch", "LogitsSource", "ReadBatch"]
-
 
 @dataclass(frozen=True)
 class ReadBatch:
