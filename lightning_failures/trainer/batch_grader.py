@@ -22,8 +22,6 @@ from lightning_failures.trainer.normalization_guard import normalization_doubt
 from lightning_failures.trainer.penultimate import PenultimateObserver
 from lightning_failures.trainer.readings import LogitsSource
 
-__all__ = ["BatchGrader", "GradedBatch", "LogitsSource", "ReadBatch"]
-
 
 @dataclass(frozen=True)
 class ReadBatch:
