@@ -13,7 +13,7 @@ from lightning_failures.core.types import FloatArray, IntArray
 
 _CELLS_AT_ONCE = 1 << 20
 _SMALL_SQUARES = 1e-25  # sums of squares of float32 below this may have lost terms
-_SMALL_LENGTH = 1e-15  # likewise for the length of a row
+_SMALL_LENGTH = 1e-15  # lengths of rows below this may have lost coordinates
 
 
 def standardize(embeddings: NDArray[Any], mean: NDArray[Any], std: NDArray[Any]) -> NDArray[Any]:
