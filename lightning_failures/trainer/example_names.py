@@ -28,7 +28,7 @@ def digests_in(images: Tensor, space: ImageSpace) -> Tensor:
     if images.dtype == torch.uint8 and images.ndim == 4:
         return image_digests(images)
     try:
-        return image_digests(space.to_unit(images).mul(255).round_().to(torch.uint8))
+        return image_digests(space.to_unit(images))
     except DataError:
         if len(images) == 1:
             return torch.tensor([UNKNOWN_DIGEST])

@@ -7,13 +7,14 @@ from torch import nn
 
 from lightning_failures.data.grades import BatchRecord
 from lightning_failures.errors import ConfigurationError
-from lightning_failures.trainer.batch_grader import BatchGrader, LogitsSource
+from lightning_failures.trainer.batch_grader import BatchGrader
 from lightning_failures.trainer.batch_reader import BatchReader
 from lightning_failures.trainer.grader import Grader
 from lightning_failures.trainer.image_space import ImageSpace
-from lightning_failures.trainer.index_recorder import IndexRecorderHook, dataset_of, evaluation_loaders
+from lightning_failures.trainer.index_recorder import IndexRecorderHook, dataset_of
 from lightning_failures.trainer.logits_hook import LogitsObserver
 from lightning_failures.trainer.ranks import Communicator
+from lightning_failures.trainer.readings import LogitsSource
 from tests.helpers.toy import Classifier, loader, trainer
 
 pytestmark = pytest.mark.filterwarnings("ignore:Your `val_dataloader`'s sampler has shuffling enabled")
@@ -42,15 +43,15 @@ class GradesEachBatch(L.Callback):
 
     def on_validation_start(self, trainer, pl_module):
         self.observer.attach(pl_module)
-        self.loader = evaluation_loaders(trainer)[0]
+        (self.loader,) = self.recorders.begin_evaluation(trainer)
         self.grader = Grader(dataset=dataset_of(self.loader), class_names=None, task=None, ranks=Communicator())
-        self.space = self.batch_grader.image_space(self.loader)
 
     def on_validation_batch_start(self, trainer, pl_module, batch, batch_idx, dataloader_idx=0):
-        self.observer.begin(redirected=False)
+        self.batch_grader.begin(trainer, pl_module, self.loader)
 
     def on_validation_batch_end(self, trainer, pl_module, outputs, batch, batch_idx, dataloader_idx=0):
         read = self.batch_grader.read(self.loader, outputs, batch, batch_idx)
+        self.space, _ = self.batch_grader.image_space(read, first=False)
         ids = self.batch_grader.name(read, self.grader)
         self.graded.append(self.batch_grader.grade(read, ids, self.grader, trainer, pl_module))
 
