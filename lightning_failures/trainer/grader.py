@@ -47,6 +47,7 @@ class Grader:
         columns: Number of logits per example; None before the first batch.
         named: Whether the class names come from the user rather than from the dataset.
         indexed: Whether all ids seen so far are indices of the dataset.
+        problem: The error of the first batch with examples that could not be graded; None if there was none.
     """
 
     def __init__(
@@ -72,7 +73,7 @@ class Grader:
         self._metric = GradesMetric(process_group=ranks.group)
         self._unlabelled: list[Tensor] = []
         self._left_out: dict[str, set[int]] = {}  # by reason
-        self._problem: str | None = None
+        self.problem: str | None = None
         self._any_graded = False
 
     @property
@@ -206,7 +207,7 @@ class Grader:
         n_left_out = len(set().union(*self._left_out.values()))
         if gradable.all() or (not self._any_graded and not gradable.any() and n_left_out >= MIN_LEFT_OUT):
             raise error
-        self._problem = self._problem or str(error)
+        self.problem = self.problem or str(error)
         return gradable
 
     def notes(self) -> tuple[str, ...]:
@@ -227,7 +228,7 @@ class Grader:
     def _check_left_out(self, graded: int) -> None:
         """Raise the error of the first batch that had one if at least half of the examples are left out. Collective."""
         n_left_out = len(set().union(*self._gathered_left_out().values()))
-        problem = next(filter(None, self._ranks.gather_objects(self._problem)), None)
+        problem = next(filter(None, self._ranks.gather_objects(self.problem)), None)
         if problem is not None and n_left_out >= graded:
             raise DataError(f"{n_left_out} of {n_left_out + graded} examples cannot be graded. {problem}")
 
