@@ -78,13 +78,12 @@ def _labels(notes: LoaderNotes, where: str) -> Iterator[Finding]:
     classes = len(grader.class_names)
     if unlabelled := int((labels == IGNORE_INDEX).sum()):
         yield ok(f"{where}{unlabelled:,} of {len(labels):,} examples have no label ({IGNORE_INDEX}) and are skipped")
-    # one label out of range makes its batch impossible to grade
     labelled = labels != IGNORE_INDEX
     outside = np.flatnonzero(labelled & ((labels < 0) | (labels >= classes)))
     if len(outside):
         yield problem(
             f"{where}{len(outside):,} of {len(labels):,} labels are not in 0 ... {classes - 1}: example {outside[0]}"
-            f" has {labels[outside[0]]}. A batch with such a label cannot be graded, and the analysis is skipped.",
+            f" has {labels[outside[0]]}. Such examples are left out.",
             "Remove these examples from the validation set.",
         )
         return

@@ -21,7 +21,7 @@ from lightning_failures.data.grades import BatchRecord
 from lightning_failures.data.grading import IGNORE_INDEX
 from lightning_failures.doctor.findings import Finding, ok, problem, skipped, warning
 from lightning_failures.encoders.cached import CachedEncoder
-from lightning_failures.errors import ConfigurationError
+from lightning_failures.errors import ConfigurationError, DataError
 from lightning_failures.trainer.batch_grader import BatchGrader
 from lightning_failures.trainer.batch_reader import BatchReader
 from lightning_failures.trainer.dataset_attributes import dataset_length
@@ -212,6 +212,8 @@ class BatchProbe(Callback):
             return
         graded = self._batch_grader.grade(read, ids, notes.grader, trainer, module)
         notes.logits_by = graded.logits_source.value
+        if notes.grader.problem is not None:  # a run leaves these examples out, but a person should know
+            notes.errors.setdefault("batches", DataError(notes.grader.problem))
         labels = record.labels
         is_labelled = None if labels is None else (labels.reshape(len(labels), -1) != IGNORE_INDEX).all(1)
         notes.seen += len(graded.ids) if is_labelled is None else int(is_labelled.sum())

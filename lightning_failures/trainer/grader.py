@@ -119,6 +119,7 @@ class Grader:
         facts: What was seen in the batches; after :meth:`grades`, in those of all processes.
         named: Whether the class names come from the user rather than from the dataset.
         look_like_probabilities: Whether scores in [0, 1] that have no name fit the labels better as such.
+        problem: The error of the first batch with examples that could not be graded; None if there was none.
     """
 
     def __init__(
@@ -144,7 +145,7 @@ class Grader:
         self._given_ids, self._untraced, self._n_repeated = GivenIds(), False, 0
         self._unlabelled: list[Tensor] = []
         self._left_out: dict[str, set[int]] = {}  # by reason
-        self._problem: str | None = None
+        self.problem: str | None = None
         self._any_graded = False
 
     @property
@@ -319,7 +320,7 @@ class Grader:
         n_left_out = len(set().union(*self._left_out.values()))
         if gradable.all() or (not self._any_graded and not gradable.any() and n_left_out >= MIN_LEFT_OUT):
             raise error
-        self._problem = self._problem or str(error)
+        self.problem = self.problem or str(error)
         return gradable
 
     def notes(self) -> tuple[str, ...]:
@@ -340,7 +341,7 @@ class Grader:
     def _check_left_out(self, graded: int) -> None:
         """Raise the error of the first batch that had one if at least half of the examples are left out. Collective."""
         n_left_out = len(set().union(*self._gathered_left_out().values()))
-        problem = next(filter(None, self._ranks.gather_objects(self._problem)), None)
+        problem = next(filter(None, self._ranks.gather_objects(self.problem)), None)
         if problem is not None and n_left_out >= graded:
             raise DataError(f"{n_left_out} of {n_left_out + graded} examples cannot be graded. {problem}")
 
