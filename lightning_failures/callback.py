@@ -483,8 +483,8 @@ class FailureModes(Callback):
                 "Batches hold no images that FailureModes can find, so it only grades. Give read_batch."
             )
             return
-        space, doubt = self._batch_grader.image_space(read, first=batch_idx == 0)
-        if doubt is not None:
+        space = self._batch_grader.image_space(loader)
+        if batch_idx == 0 and (doubt := self._batch_grader.doubt(read)) is not None:
             self._errors.say_once(doubt)
         if trainer.sanity_checking:
             space.to_unit(graded.images)

@@ -156,7 +156,7 @@ class ExamplesView:
         """Read examples again for the model, in batches that it can take, with class labels."""
         for part in self.reader.read(ids, at_once=self.batch_size, seed=self.seed):
             labels = part.record.labels
-            record = replace(part.record, labels=None if labels is None else class_labels(labels))
+            record = replace(part.record, labels=None if labels is None else _class_labels(labels))
             yield replace(part, record=record)
 
     def _embed(self, ids: Tensor, cached: CachedEncoder, *, progress: bool) -> tuple[Tensor, Tensor]:
@@ -180,7 +180,7 @@ class ExamplesView:
                 lacking = cached.store.missing(found)
                 if lacking.any():
                     cached.embed(space.to_unit(images[lacking.to(images.device)]), found[lacking])
-                labels.append(class_labels(part.record.labels))
+                labels.append(_class_labels(part.record.labels))
                 keys.append(found)
                 unflushed += len(found)
                 if unflushed >= FLUSH_EVERY:
@@ -223,7 +223,7 @@ def _try(way: ExampleReader, some: Sequence[int], seed: int) -> _Trial:
             images, labels = way.images_of(part.record), part.record.labels
             if labels is None:
                 return _Trial(way, _Fitness.UNREADABLE)
-            class_labels(labels)
+            _class_labels(labels)
             doubt = doubt or normalization_doubt(images, space)
             space.to_unit(images)
         if doubt is not None:
@@ -305,7 +305,7 @@ def training_features(
         return penultimate_features(module, batches, head=head, trainer=trainer, logits_of=logits_of)
 
 
-def class_labels(labels: Tensor) -> Tensor:
+def _class_labels(labels: Tensor) -> Tensor:
     """Convert the labels of a batch, (B,), (B, 1) or one-hot (B, K), to classes (B,) int64, a copy."""
     labels = labels.detach().cpu()
     if labels.ndim > 2:
