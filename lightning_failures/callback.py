@@ -480,10 +480,9 @@ class FailureModes(Callback):
             return
         where, skipped = f"the images of loader {dataloader_idx}", "what needs their embeddings; the grades stand"
         with self._errors.guard(trainer, self.on_error, where, skipped, drops_analysis=False):
-            space, doubt = self._batch_grader.image_space(read, first=batch_idx == 0)
-            if doubt is not None:
+            space, rows = self._batch_grader.image_space(loader), grader.rows_per_example
+            if batch_idx == 0 and (doubt := self._batch_grader.doubt(read)) is not None:
                 self._errors.say_once(doubt)
-            rows = grader.rows_per_example
             embeddings.embed(graded.images, space, graded.ids, rows_per_example=rows, check=trainer.sanity_checking)
 
     def _analyse_all(self, trainer: Trainer, module: LightningModule) -> None:

@@ -166,7 +166,7 @@ class ExamplesView:
         """Read examples again for the model, in batches that it can take, with class labels."""
         for part in self.reader.read(ids, at_once=self.batch_size, seed=self.seed):
             labels = part.record.labels
-            record = replace(part.record, labels=None if labels is None else class_labels(labels))
+            record = replace(part.record, labels=None if labels is None else _class_labels(labels))
             yield replace(part, record=record)
 
     def _embed(self, ids: Tensor, cached: CachedEncoder, *, progress: bool) -> tuple[Tensor, Tensor, Tensor]:
@@ -193,7 +193,7 @@ class ExamplesView:
                 if lacking.any():
                     unit_images = space.to_unit(images)  # of the whole batch, which shows which ones are odd
                     cached.embed(unit_images[lacking.to(images.device)], found[lacking])
-                labels.append(class_labels(given))
+                labels.append(_class_labels(given))
                 keys.append(found)
                 if self.digested:
                     digests.append(digests_in(images, space))
@@ -238,7 +238,7 @@ def _try(way: ExampleReader, some: Sequence[int], seed: int) -> _Trial:
             images, labels = way.images_of(part.record), part.record.labels
             if labels is None:
                 return _Trial(way, _Fitness.UNREADABLE)
-            class_labels(labels)
+            _class_labels(labels)
             doubt = doubt or normalization_doubt(images, space)
             space.to_unit(images)
         if doubt is not None:
@@ -325,7 +325,7 @@ def training_features(
         return penultimate_features(module, batches, head=head, trainer=trainer, logits_of=logits_of)
 
 
-def class_labels(labels: Tensor) -> Tensor:
+def _class_labels(labels: Tensor) -> Tensor:
     """Convert the labels of a batch, (B,), (B, 1) or one-hot (B, K), to classes (B,) int64, a copy."""
     labels = labels.detach().cpu()
     if labels.ndim > 2:

@@ -212,7 +212,11 @@ class BatchGrader:
         except ConfigurationError:  # a normalisation that cannot be read is an error where an encoder needs it
             return None
 
-    def image_space(self, batch: ReadBatch, *, first: bool) -> tuple[ImageSpace, str | None]:
-        """Return how to bring the images of a batch to [0, 1]; for a first batch also a doubt about it, or None."""
-        space, images = self._reader.space(dataset_of(batch.loader)), batch.record.images
-        return space, normalization_doubt(images, space) if first and images is not None else None
+    def image_space(self, loader: Any) -> ImageSpace:
+        """Return how to bring the images of a loader to [0, 1]."""
+        return self._reader.space(dataset_of(loader))
+
+    def doubt(self, batch: ReadBatch) -> str | None:
+        """Return why the normalisation of the loader cannot be that of the images of a batch, or None."""
+        images = batch.record.images
+        return None if images is None else normalization_doubt(images, self.image_space(batch.loader))

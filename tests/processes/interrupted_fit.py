@@ -32,7 +32,7 @@ STAGES = {
     "fitting directions": ("lightning_failures.directions.svm:fit_scaled", 2),
     "fitting trees": ("lightning_failures.trees.growing:grow_tree", 2),
     "decision": ("lightning_failures.interventions.upweight:Upweight.decide", 1),
-    "embedding the training set": ("lightning_failures.steering.training_view:_class_labels", 1),
+    "embedding the training set": ("lightning_failures.steering.training_view:ExamplesView.blocks", 1),
     "writing the report": ("pathlib:Path.replace", 1),
     "training step": ("tests.processes.interrupted_fit:Module.training_step", 4),
 }

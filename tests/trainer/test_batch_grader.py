@@ -51,7 +51,7 @@ class GradesEachBatch(L.Callback):
 
     def on_validation_batch_end(self, trainer, pl_module, outputs, batch, batch_idx, dataloader_idx=0):
         read = self.batch_grader.read(self.loader, outputs, batch, batch_idx)
-        self.space, _ = self.batch_grader.image_space(read, first=False)
+        self.space = self.batch_grader.image_space(self.loader)
         ids = self.batch_grader.name(read, self.grader)
         self.graded.append(self.batch_grader.grade(read, ids, self.grader, trainer, pl_module))
 
