@@ -118,6 +118,9 @@ def test_diff_command__finds_the_same_changes(files, capsys):
         found[kind] = [example["id"] for example in found[kind]]
     for side in ("a", "b"):
         assert {key: found[side][key] for key in EXPECTED["comparison"][side]} == EXPECTED["comparison"].pop(side)
+    (note,) = found.pop("notes")  # since images identify examples
+    assert "joined by id, because the runs have no digests of images" in note
+    assert EXPECTED["comparison"].pop("notes") == []
     assert {key: found[key] for key in EXPECTED["comparison"]} == EXPECTED["comparison"]
 
 

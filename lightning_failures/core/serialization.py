@@ -49,7 +49,8 @@ def read_json(text: str | bytes) -> Any:
 def to_jsonable(value: Any, codecs: Codecs | None = None) -> Any:
     """Convert a dataclass and its fields to JSON values; numbers that are not finite become None.
 
-    Fields with ``metadata={"codec": name}`` are encoded by ``codecs[name]``.
+    Fields with ``metadata={"codec": name}`` are encoded by ``codecs[name]``; fields with
+    ``metadata={"omit_none": True}`` are left out if they are None.
 
     >>> @dataclasses.dataclass(frozen=True)
     ... class Point:
@@ -60,7 +61,8 @@ def to_jsonable(value: Any, codecs: Codecs | None = None) -> Any:
     """
     if dataclasses.is_dataclass(value):
         fields = dataclasses.fields(value)
-        return {json_key(field): _encoded(getattr(value, field.name), field, codecs) for field in fields}
+        written = [f for f in fields if not (f.metadata.get("omit_none") and getattr(value, f.name) is None)]
+        return {json_key(field): _encoded(getattr(value, field.name), field, codecs) for field in written}
     if isinstance(value, Mapping):
         return {str(key): to_jsonable(inner, codecs) for key, inner in value.items()}
     if isinstance(value, list | tuple):

@@ -204,7 +204,7 @@ class ModeReport(_Readable):
     examples: int = 0
     gained: int | None = None
     lost: int | None = None
-    unmatched: int | None = None
+    unmatched: int | None = field(default=None, metadata={"omit_none": True})
     left: int | None = None
     cosine: float | None = None
     shared: float | None = None

@@ -85,7 +85,7 @@ def test_diary__nothing_changes_where_only_the_validation_set_does(tmp_path, enc
     assert len(found) == 5
     assert any(mode["status"] == "persisting" for mode in modes)
     assert not any(mode["status"] in ("shrinking", "growing", "cured") for mode in modes)
-    assert any(mode["unmatched"] for mode in modes)
+    assert any(mode.get("unmatched") for mode in modes)
     assert any("are not in this analysis: it holds other images" in note for note in found[-1]["notes"])
 
 
