@@ -15,6 +15,7 @@ from lightning_failures.analysis.metrics import GradesMetric
 from lightning_failures.data.grading import IGNORE_INDEX
 from lightning_failures.doctor.dry_run import CheckContext, LoaderNotes, read_batches
 from lightning_failures.doctor.findings import Finding, ok, problem, skipped, warning
+from lightning_failures.errors import ConfigurationError
 from lightning_failures.trainer.dataset_attributes import dataset_attribute
 from lightning_failures.trainer.grading_notes import grading_notes
 
@@ -116,7 +117,11 @@ def check_examples(context: CheckContext) -> Iterator[Finding]:
         if notes.grader is None or notes.errors:
             yield skipped(f"{where}batches could not be read")
             continue
-        grades = notes.grader.grades()
+        try:
+            grades = notes.grader.grades()
+        except ConfigurationError as error:
+            yield problem(f"{where}{error}")
+            continue
         source = "indices of the dataset" if notes.grader.indexed else "from read_batch (no pictures)"
         groups = "no groups" if grades.groups is None else f"groups from {context.callback.groups_from!r}"
         metadata = notes.grader.metadata(grades)

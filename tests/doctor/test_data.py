@@ -75,7 +75,7 @@ def test_examples__ids_that_come_twice(tmp_path):
         return BatchRecord(ids=torch.arange(len(batch[1])))
 
     made = read(tmp_path, read_batch=same_ids, groups_from=None)
-    assert "only 16 ids" in only(check_examples(made), "problem").message
+    assert "16 examples an id that another example has" in only(check_examples(made), "problem").message
 
 
 def test_several_loaders__are_distinguished(tmp_path):

@@ -539,7 +539,7 @@ def test_entry_points__none_reaches_every_trainer():
 def test_bar__our_own_comes_only_where_embedding_takes_long(tmp_path, capfd, monkeypatch, bar, patience):
     monkeypatch.setattr(training, "PROGRESS_DELAY", patience)
     failures = callback(interventions=[Upweight()], pictures=False)
-    run = trainer(tmp_path, failures, bar(), enable_progress_bar=True)
+    run = trainer(tmp_path, failures, bar(), max_epochs=2, enable_progress_bar=True)
     run.fit(OracleClassifier(), loader(64, shuffle=True), loader(400))
     out, err = capfd.readouterr()
     assert ("FailureModes embeds" in out + err) == (patience == 0)

@@ -179,7 +179,7 @@ class GradesValidation(L.Callback):
         self.evaluation = EvaluationPass(grader, EmbeddingPass(cached_encoders=(), ranks=ranks))
 
     def on_validation_batch_start(self, trainer, pl_module, batch, batch_idx, dataloader_idx=0):
-        self.batches.begin(trainer, pl_module, trainer.val_dataloaders)
+        self.batches.begin(trainer, pl_module, evaluation_loaders(trainer)[dataloader_idx])
 
     def on_validation_batch_end(self, trainer, pl_module, outputs, batch, batch_idx, dataloader_idx=0):
         read = self.batches.read(evaluation_loaders(trainer)[0], outputs, batch, batch_idx)
