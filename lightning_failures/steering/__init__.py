@@ -7,6 +7,7 @@ Files, each importing only from those above it::
     head_only       Training of the last layer alone, in the epochs in which an intervention asks for it
     class_order     Pools whose classes have the names of the training set, but other numbers
     loader_patch    Supported training loaders, and the sampler and dataset of the interventions inside them
+    readable        Items of a pool that can be read, and have the form of the others
     record          Decisions, frozen slice, trend and verdict of the interventions, for reports and checkpoints
     forks           Forks of one checkpoint: trainings that differ in the interventions alone, and their comparison
     lottery         Verdict while a training runs: half of the classes, chosen at random, are an untreated control

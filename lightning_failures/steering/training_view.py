@@ -27,6 +27,7 @@ from lightning_failures.encoders.cache.store import content_keys
 from lightning_failures.encoders.cached import CachedEncoder
 from lightning_failures.errors import ConfigurationError, DataError
 from lightning_failures.steering.loader_patch import checked_loader, original_dataset
+from lightning_failures.steering.readable import readable_batches
 from lightning_failures.trainer.batch_reader import BatchReader
 from lightning_failures.trainer.ranks import Communicator
 
@@ -67,7 +68,8 @@ class ExamplesView:
         workers: Arguments of a DataLoader about workers, as in the training loader.
         seed: Seed of random transforms, so that they give the same image each time.
         what: Name of the examples in messages.
-        digested: Whether digests of the images are kept too.
+        digested: Whether digests of the images are kept too, and items that cannot be read are left out: for pools.
+        left_out: Reason for each item of this process that was left out, by id.
     """
 
     dataset: Any
@@ -77,7 +79,8 @@ class ExamplesView:
     seed: int
     what: str = "training images"
     digested: bool = False
-    _read: tuple[Tensor, Tensor, Tensor] | None = field(default=None, repr=False)
+    left_out: dict[int, str] = field(default_factory=dict, repr=False)
+    _read: tuple[Tensor, Tensor, Tensor, Tensor] | None = field(default=None, repr=False)
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -115,10 +118,10 @@ class ExamplesView:
         if not len(ids):
             return
         if self._read is None or any(
-            bool(cached.store.missing(some).any()) for some in torch.split(self._read[1], ROWS)
+            bool(cached.store.missing(some).any()) for some in torch.split(self._read[2], ROWS)
         ):
             self._read = self._embed(ids, cached, progress=progress and ranks.is_first)
-        labels, keys, digests = self._read
+        ids, labels, keys, digests = self._read
         for start in range(0, len(ids), ROWS):
             rows = slice(start, start + ROWS)
             values = directions.decision_values(cached.look_up(keys[rows]), labels[rows])
@@ -130,8 +133,13 @@ class ExamplesView:
             record = self.reader.read(None, batch)
             yield replace(record, labels=None if record.labels is None else _class_labels(record.labels))
 
-    def _embed(self, ids: Tensor, cached: CachedEncoder, *, progress: bool) -> tuple[Tensor, Tensor, Tensor]:
-        """Embed the images that the cache lacks; return labels (n,), keys (n, 2) and digests (n,) or (0,) of all."""
+    def _embed(self, ids: Tensor, cached: CachedEncoder, *, progress: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Embed the images that the cache lacks.
+
+        Returns:
+            Ids (n,), labels (n,), keys (n, 2) and digests (n,) or (0,) of the examples that could be read.
+        """
+        read_ids = [torch.empty(0, dtype=torch.int64)]
         labels, keys = [torch.empty(0, dtype=torch.int64)], [torch.empty(0, 2, dtype=torch.int64)]
         digests = [torch.empty(0, dtype=torch.int64)]
         space = self.reader.space(self.dataset)
@@ -143,7 +151,7 @@ class ExamplesView:
             disable=not progress,
         )
         with bar:
-            for number, batch in enumerate(self._batches(ids.tolist()), start=1):
+            for number, (batch_ids, batch) in enumerate(self._readable(ids.tolist()), start=1):
                 record = self.reader.read(None, batch)
                 if record.images is None or record.labels is None:
                     raise DataError(f"Batches of {self.what} hold no images or no labels. Give read_batch.")
@@ -151,6 +159,7 @@ class ExamplesView:
                 lacking = cached.store.missing(found)
                 if lacking.any():
                     cached.embed(space.to_unit(record.images[lacking]), found[lacking])
+                read_ids.append(torch.tensor(batch_ids))
                 labels.append(_class_labels(record.labels))
                 keys.append(found)
                 if self.digested:
@@ -159,7 +168,27 @@ class ExamplesView:
                     cached.store.flush()
                 bar.update(len(found))
         cached.store.flush()
-        return torch.cat(labels), torch.cat(keys), torch.cat(digests)
+        return torch.cat(read_ids), torch.cat(labels), torch.cat(keys), torch.cat(digests)
+
+    def _readable(self, ids: Sequence[int]) -> Iterator[tuple[Sequence[int], Any]]:
+        """Yield ids and batches of all examples; of a pool those that can be read."""
+        if not self.digested:
+            parts = (ids[start : start + BATCH_SIZE] for start in range(0, len(ids), BATCH_SIZE))
+            yield from zip(parts, self._batches(ids), strict=True)
+            return
+        self.left_out.clear()
+        with isolated_rng():
+            seed_all(self.seed)
+            generator = torch.Generator().manual_seed(self.seed)
+            yield from readable_batches(
+                self.dataset,
+                ids,
+                self.collate,
+                self.left_out,
+                batch_size=BATCH_SIZE,
+                generator=generator,
+                **self.workers,
+            )
 
     def _batches(self, ids: Sequence[int]) -> Iterator[Any]:
         with isolated_rng():
