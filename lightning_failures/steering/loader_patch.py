@@ -18,16 +18,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset
 
-from lightning_failures.errors import ConfigurationError
+from lightning_failures.errors import ConfigurationError, FailureModesError
 from lightning_failures.interventions import Intervention
 from lightning_failures.interventions.appended import AppendedDataset, added_index
 from lightning_failures.interventions.sampler import SamplingSchedule, WeightedSampler
 from lightning_failures.steering.class_order import in_class_order
 from lightning_failures.trainer.dataset_attributes import dataset_class_names
 from lightning_failures.trainer.index_recorder import IndexRecorder
+from lightning_failures.trainer.readable import form_of
+
+_TRIED = 8  # added examples that are read to compare their form
 
 REFUSED = "FailureModes(interventions=...) cannot work with this training loader: "
 
@@ -92,8 +94,7 @@ def sources_of(
         source = in_class_order(one.source(training_set, folder_of(name)), dataset_class_names(training_set))
         if source is not None:
             sources[k] = source
-            if len(source):
-                _check_form(one, source[0], training_set[0])
+            _check_form(one, source, training_set[0])
     return sources
 
 
@@ -139,24 +140,23 @@ def drop_stale_plans(
     return lost
 
 
-def _check_form(one: Intervention, item: Any, own: Any) -> None:
-    if _form(item) != _form(own):
+def _check_form(one: Intervention, source: Any, own: Any) -> None:
+    """Raise an error if none of the first examples that can be read has the form of those of the training set."""
+    forms = []
+    for number in range(min(_TRIED, len(source))):
+        try:
+            forms.append(form_of(source[number]))
+        except FailureModesError:
+            raise
+        except Exception as error:
+            forms.append(f"unreadable ({type(error).__name__}: {error})")  # left out when the pool is read
+        if forms[-1] == form_of(own):
+            return
+    if forms:
         raise ConfigurationError(
-            f"{type(one).__name__}: its examples look like {_form(item)}, those of the training set like {_form(own)}."
+            f"{type(one).__name__}: its examples look like {forms[0]}, those of the training set like {form_of(own)}."
             " They must have the same form, through the same transform."
         )
-
-
-def _form(item: Any) -> Any:
-    """Return the types, keys and shapes of one example that decide how it is collated."""
-    if isinstance(item, Mapping):
-        return {key: _form(value) for key, value in sorted(item.items())}
-    if isinstance(item, tuple | list):
-        return [_form(value) for value in item]
-    if isinstance(item, Tensor):
-        # labels may be tensors in one dataset and integers in the other
-        return "number" if item.ndim == 0 else f"{str(item.dtype).removeprefix('torch.')} {tuple(item.shape)}"
-    return "number" if isinstance(item, int | float | np.number) else type(item).__name__
 
 
 # -- the edit of the loader --------------------------------------------------------------------------------------------

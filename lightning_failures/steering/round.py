@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar, cast
 
 import numpy as np
@@ -164,7 +164,11 @@ class TrainingRound(Round):
                 in_validation=() if candidates is None else self._validation_copies(candidates, similarity),
             )
 
-        return self.on_first(choose)
+        found_picks = self.on_first(choose)
+        left_out: dict[int, str] = {}
+        for part in self.ranks.gather_objects(pool_images.left_out):
+            left_out |= part
+        return replace(found_picks, left_out=left_out)
 
     def _in_class_order(self, pool: Any, view: Any) -> tuple[Any, Any]:
         """Return a pool and its view with the labels of the training set.

@@ -82,8 +82,8 @@ class ExamplesView:
     batch_size: int
     one_group: bool = False
     digested: bool = False
-    # labels, keys, digests, and which have no embedding
-    _read: tuple[Tensor, Tensor, Tensor, Tensor] | None = field(default=None, repr=False)
+    # ids, labels, keys, digests, and which have no embedding
+    _read: tuple[Tensor, Tensor, Tensor, Tensor, Tensor] | None = field(default=None, repr=False)
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -102,6 +102,11 @@ class ExamplesView:
     def reader(self) -> ExampleReader:
         """The first way that reads images and classes as a validation does, else the one that comes nearest to it."""
         return self._trial.way
+
+    @property
+    def left_out(self) -> dict[int, str]:
+        """Why items of a pool, of this process, were left out, by id: unreadable, or unlike the others."""
+        return self.reader.left_out or {}
 
     @property
     def doubt(self) -> str | None:
@@ -152,11 +157,11 @@ class ExamplesView:
         ids = torch.arange(ranks.rank, len(self), ranks.world_size)
         if not len(ids):
             return
-        if self._read is None or bool((_missing(cached, self._read[1]) & ~self._read[3]).any()):
-            labels, keys, digests = self._embed(ids, cached, progress=progress and ranks.is_first)
+        if self._read is None or bool((_missing(cached, self._read[2]) & ~self._read[4]).any()):
+            ids, labels, keys, digests = self._embed(ids, cached, progress=progress and ranks.is_first)
             failed = _missing(cached, keys)
-            self._read = labels.masked_fill(failed, LEFT_OUT), keys, digests, failed
-        labels, keys, digests, _ = self._read
+            self._read = ids, labels.masked_fill(failed, LEFT_OUT), keys, digests, failed
+        ids, labels, keys, digests, _ = self._read
         for start in range(0, len(ids), ROWS):
             rows = slice(start, start + ROWS)
             values = directions.decision_values(cached.look_up_known(keys[rows]), labels[rows])
@@ -169,8 +174,13 @@ class ExamplesView:
             record = replace(part.record, labels=None if labels is None else _class_labels(labels))
             yield replace(part, record=record)
 
-    def _embed(self, ids: Tensor, cached: CachedEncoder, *, progress: bool) -> tuple[Tensor, Tensor, Tensor]:
-        """Embed the images that the cache lacks; return labels (n,), keys (n, 2) and digests (n,) or (0,) of all."""
+    def _embed(self, ids: Tensor, cached: CachedEncoder, *, progress: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Embed the images that the cache lacks.
+
+        Returns:
+            Ids (n,), labels (n,), keys (n, 2) and digests (n,) or (0,) of the examples that could be read.
+        """
+        read_ids = [torch.empty(0, dtype=torch.int64)]
         labels, keys = [torch.empty(0, dtype=torch.int64)], [torch.empty(0, 2, dtype=torch.int64)]
         digests = [torch.empty(0, dtype=torch.int64)]
         space = self.reader.reader.space(self.dataset)
@@ -193,6 +203,7 @@ class ExamplesView:
                 if lacking.any():
                     unit_images = space.to_unit(images)  # of the whole batch, which shows which ones are odd
                     cached.embed(unit_images[lacking.to(images.device)], found[lacking])
+                read_ids.append(torch.tensor(part.ids))
                 labels.append(_class_labels(given))
                 keys.append(found)
                 if self.digested:
@@ -203,7 +214,10 @@ class ExamplesView:
                     unflushed = 0
                 bar.update(len(found))
         cached.store.flush()
-        return torch.cat(labels), torch.cat(keys), torch.cat(digests)
+        if len(read_ids) == 1 and self.left_out:
+            first = min(self.left_out)
+            raise DataError(f"None of the {self.what} can be read. Of item {first}: {self.left_out[first]}.")
+        return torch.cat(read_ids), torch.cat(labels), torch.cat(keys), torch.cat(digests)
 
 
 class _Fitness(IntEnum):
@@ -301,7 +315,7 @@ def pool_view(pool: Any, view: Any, training: ExamplesView) -> ExamplesView:
         training: View of the training set, with the same ways of reading, workers and seed.
     """
     dataset = pool if view is None else view
-    ways = [replace(way, dataset=dataset, what="pool images") for way in training.ways]
+    ways = [replace(way, dataset=dataset, what="pool images", left_out={}) for way in training.ways]
     return ExamplesView(ways, training.seed, training.batch_size, training.one_group, digested=True)
 
 

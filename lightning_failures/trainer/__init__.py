@@ -15,6 +15,7 @@ Files, each importing only from those above it::
     schedule          When to analyse, and the state that a resumed run continues with
     batch_reader      Read batches in the user's form
     batch_transfer    Give a batch that was read outside of the loop the steps of the loop's own batches
+    readable          Examples that can be read and look like the others; one that does not is left out and named
     example_reader    Read examples of a dataset by index, through the same steps as the batches of the loop
     normalization_guard  Notice a normalisation that images do not have
     module_state      Keep what a step leaves behind in a module

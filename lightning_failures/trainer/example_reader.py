@@ -7,7 +7,7 @@ pictures, and the checks of doctor.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -26,6 +26,7 @@ from lightning_failures.errors import ConfigurationError, DataError
 from lightning_failures.trainer.batch_reader import BatchReader
 from lightning_failures.trainer.batch_transfer import BatchTransfer
 from lightning_failures.trainer.index_recorder import IndexRecorder, dataset_of
+from lightning_failures.trainer.readable import Unreadable, common_form, read_example
 
 READ_AT_ONCE = 256
 """Number of examples that are read as one batch, unless they differ in size."""
@@ -114,6 +115,8 @@ class ExampleReader:
         transfer: Turns a batch of the loader into one of the step.
         workers: Arguments of a DataLoader about workers; by default the main process reads.
         what: Name of the examples in messages.
+        left_out: Gets the reason, by index, for each example that cannot be read or that looks unlike the others. None:
+            such an example is an error.
     """
 
     dataset: Any
@@ -122,6 +125,7 @@ class ExampleReader:
     transfer: Callable[[Any], Any]
     workers: dict[str, Any] = field(default_factory=dict)
     what: str = "the dataset"
+    left_out: dict[int, str] | None = None
 
     @classmethod
     def of_loader(cls, trainer: Trainer, loader: Any, index: int, reader: BatchReader) -> ExampleReader:
@@ -198,10 +202,15 @@ class ExampleReader:
     def _loaded(self, chunks: list[list[int]]) -> Iterator[list[tuple[list[int], Any]]]:
         """Yield the batches of each chunk of ids, read by workers if there are any."""
         batches = Batches(self.dataset, self.form)
-        if not self.workers.get("num_workers"):
-            yield from (batches[chunk] for chunk in chunks)
-        else:
-            yield from DataLoader(batches, batch_size=None, sampler=chunks, collate_fn=unchanged, **self.workers)
+        if self.left_out is not None and self.form.by == "examples":
+            batches = TolerantBatches(self.dataset, self.form, common_form(self.dataset))
+        loaded: Iterable[list[tuple[list[int], Any]]] = (batches[chunk] for chunk in chunks)
+        if self.workers.get("num_workers"):
+            loaded = DataLoader(batches, batch_size=None, sampler=chunks, collate_fn=unchanged, **self.workers)
+        for parts in loaded:
+            if self.left_out is not None:
+                self.left_out.update({ids[0]: part.reason for ids, part in parts if isinstance(part, Unreadable)})
+            yield [(ids, part) for ids, part in parts if not isinstance(part, Unreadable)]
 
     def _recorded(self, ids: list[int], batch: Any, *, one_each: bool) -> Iterator[ReadExamples]:
         """Yield a batch with its record; a batch that lacks examples, or repeats some, is read again singly."""
@@ -234,6 +243,23 @@ class Batches(Dataset[Any]):
 
     def __getitem__(self, ids: Sequence[int]) -> list[tuple[list[int], Any]]:
         return self.form.make(self.dataset, ids)
+
+
+class TolerantBatches(Batches):
+    """Batches of the examples that can be read and have one form; for each other one the reason stands alone."""
+
+    def __init__(self, dataset: Any, form: BatchForm, common: Any) -> None:
+        super().__init__(dataset, form)
+        self.common = common
+
+    def __getitem__(self, ids: Sequence[int]) -> list[tuple[list[int], Any]]:
+        rows = {i: read_example(self.dataset, i, self.common) for i in ids}
+        unreadable = [i for i in ids if isinstance(rows[i], Unreadable)]
+        kept = [i for i in ids if i not in set(unreadable)]
+        parts: list[tuple[list[int], Any]] = [([i], rows[i]) for i in unreadable]
+        if kept:
+            parts += _together_or_singly(kept, lambda some: self.form.collate([rows[i] for i in some]))
+        return parts
 
 
 def unchanged(batch: Any) -> Any:

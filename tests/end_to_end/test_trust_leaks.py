@@ -135,6 +135,36 @@ def test_filtered__a_pool_of_validation_images_alone_adds_nothing(tmp_path):
     assert all("validation" in row["reason"] for row in entry["classes"])
 
 
+class Damaged(Marked):
+    """A pool with an item that cannot be read, a grey one and a larger one, at these numbers."""
+
+    def __init__(self, *damaged):
+        super().__init__(400, seed=9)
+        self.damaged = damaged
+
+    def __getitem__(self, index):
+        image, label = super().__getitem__(index)
+        if index == self.damaged[0]:
+            raise OSError(f"image {index} is truncated")
+        if index == self.damaged[1]:
+            image = image[:1]
+        if index == self.damaged[2]:
+            image = torch.cat([image, image], dim=2)
+        return image, label
+
+
+@pytest.mark.parametrize("damaged", [(0, 1, 2), (33, 300, 399)])
+def test_filtered__items_that_cannot_be_read_are_left_out_and_named(tmp_path, damaged):
+    _, _, report = fit(tmp_path, filtered(Damaged(*damaged)), validation=Marked(400, seed=1))
+    (entry,) = report["interventions"]
+    assert entry["added"] == 60
+    assert not {row for one in entry["classes"] for row in one["pool_ids"]} & set(damaged)
+    (note,) = [note for note in report["notes"] if "could not read" in note]
+    assert "3 items of the pool, which are left out" in note
+    assert f"{damaged[0]} (OSError: image {damaged[0]} is truncated)" in note
+    assert f"{damaged[1]} (looks like ['float32 (1, 12, 12)', 'number']" in note
+
+
 class Copies:
     """A generator that returns images of the validation set, and every third time new ones."""
 

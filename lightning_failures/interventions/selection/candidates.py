@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -95,10 +95,12 @@ class Picks:
     Attributes:
         classes: Class -> its picks, ascending; requested classes that are absent from the pool are included.
         seen: Number of rows of the pool, of any class.
+        left_out: Reason for each item of the pool that could not be read, by id.
     """
 
     classes: Mapping[int, ClassPicks]
     seen: int
+    left_out: Mapping[int, str] = field(default_factory=dict)
 
     @property
     def ids(self) -> Tensor:
