@@ -86,9 +86,9 @@ def readable_batches(
         workers: Arguments of a DataLoader about workers.
 
     Raises:
-        DataError: No item of the first batch can be read.
+        DataError: None of the items can be read.
     """
-    form = common_form(pool)
+    form, any_kept = common_form(pool), False
     items = ReadableItems(pool, ids)
     for read in DataLoader(items, batch_size=batch_size, collate_fn=list, generator=generator, **workers):
         kept = []
@@ -100,6 +100,8 @@ def readable_batches(
             else:
                 kept.append(item)
         if kept:
+            any_kept = True
             yield [item.id for item in kept], collate([item.value for item in kept])
-        elif len(left_out) == len(read):
-            raise DataError(f"No item of the pool can be read. Of item {read[0].id}: {left_out[read[0].id]}")
+    if left_out and not any_kept:
+        number, reason = min(left_out.items())
+        raise DataError(f"No item of the pool can be read. Of item {number}: {reason}")
