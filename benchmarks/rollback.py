@@ -135,7 +135,7 @@ class Wobbling(L.LightningModule):
     def forward(self, x: Tensor) -> Tensor:
         """Return logits; pixels of the first row hold the label and the difficulty of an image."""
         label = (x[:, 0, 0, 0] * 255).round().long()
-        right = x[:, 1, 0, 0] - 0.5 < self.offsets[self.current_epoch]
+        right = 3 * x[:, 1, 0, 0] - 1 < 0.5 + self.offsets[self.current_epoch]
         answer = torch.where(right, label, (label + 1) % CLASSES)
         return 4.0 * F.one_hot(answer, CLASSES).float() + 0 * self.w
 
@@ -153,12 +153,15 @@ class Wobbling(L.LightningModule):
 
 
 def images(size: int, seed: int) -> TensorDataset:
-    """Return images of 4 classes, of which half are dark: these are mostly too difficult, the others hardly ever."""
+    """Return images of 4 classes, of which half are dark: these are mostly too difficult, the others hardly ever.
+
+    Difficulties are uniform over a length of 1, so accuracy moves as much as what they are compared with.
+    """
     rng = np.random.default_rng(seed)
     labels, dark = rng.integers(0, CLASSES, size), rng.random(size) < 0.5
-    difficulty = np.where(dark, rng.uniform(0.2, 0.8, size), rng.uniform(0, 0.6, size))
+    difficulty = rng.random(size) + np.where(dark, 0.2, -0.25)
     x = rng.random((size, 3, 8, 8)) * 0.3 + np.where(dark, 0.1, 0.6)[:, None, None, None]
-    x[:, 0, 0, 0], x[:, 1, 0, 0] = labels / 255, difficulty
+    x[:, 0, 0, 0], x[:, 1, 0, 0] = labels / 255, (difficulty + 1) / 3
     return TensorDataset(torch.from_numpy(x.astype("float32")), torch.from_numpy(labels))
 
 
