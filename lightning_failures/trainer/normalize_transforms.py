@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
+
+from lightning_failures.core.rng import isolated_rng
 
 _BYTES = 255.0
 _MAX_UNIT = 2.0  # a mean or standard deviation above it is one of pixel values, not of values in [0, 1]
@@ -33,7 +37,8 @@ def find_normalizing_transform(dataset: Any) -> FoundTransform | None:
     The search goes through ``Compose``, ``nn.Sequential``, ``Subset`` and ``ConcatDataset``. Mean and standard
     deviation are only read where their meaning is known: torchvision's ``Normalize`` and its presets, those of
     albumentations (``max_pixel_value`` included), kornia and MONAI. A transform of another origin that is called
-    ``Normalize`` is found, but not believed.
+    ``Normalize`` is believed if it computes (x - mean) / std of its attributes on a random image; else it is found, but
+    its numbers are not known.
     """
     for owner in _inner_datasets(dataset):
         for name in ("transform", "transforms"):
@@ -49,7 +54,7 @@ def _read(step: Any) -> FoundTransform | None:
     name = f"{cls.__module__}.{cls.__qualname__}"
     known = next((base for base in cls.__mro__ if (_library(base), base.__name__) in _READERS), None)
     if known is None:
-        return FoundTransform(name) if cls.__name__ == "Normalize" else None
+        return _tried(step, name) if cls.__name__ == "Normalize" else None
     if _computes_otherwise(cls, known):
         return FoundTransform(name)
     try:
@@ -64,6 +69,36 @@ def _read(step: Any) -> FoundTransform | None:
     if len(mean) != len(std) or size not in (1, 3) or not min(std) > 0:
         return FoundTransform(name)
     return FoundTransform(name, mean, std)
+
+
+def _tried(step: Any, name: str) -> FoundTransform:
+    """Return a transform that is called ``Normalize``, with its numbers if it uses them as that name suggests."""
+    try:
+        mean, std = _floats(step.mean), _floats(step.std)
+        if len(mean) != len(std) or len(mean) not in (1, 3) or not min(std) > 0 or not _standardizes(step, mean, std):
+            return FoundTransform(name)
+    except Exception:  # of the user's transform
+        return FoundTransform(name)
+    return FoundTransform(name, mean, std)
+
+
+def _standardizes(step: Any, mean: Sequence[float], std: Sequence[float]) -> bool:
+    """Return whether a transform computes (x - mean) / std; it is called once, on a random image."""
+    with suppress(TypeError):  # no weak reference to it, or no hash
+        if step in _STANDARDIZES:
+            return _STANDARDIZES[step]
+    image = torch.rand(3, 4, 5, generator=torch.Generator().manual_seed(0))
+    with isolated_rng(), torch.no_grad():
+        given = step(image.clone())
+    shift, scale = (torch.tensor(values).reshape(-1, 1, 1) for values in (mean, std))
+    same = torch.allclose(torch.as_tensor(given).float(), (image - shift) / scale, atol=1e-4)
+    with suppress(TypeError):
+        _STANDARDIZES[step] = same
+    return same
+
+
+_STANDARDIZES: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()
+"""Transforms that were tried: a space is asked for in every batch."""
 
 
 def _computes_otherwise(cls: type, known: type) -> bool:

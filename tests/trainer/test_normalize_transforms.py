@@ -108,3 +108,31 @@ def test_unknown_form__is_not_believed(transform):
 
 def test_subclass_that_computes_the_same__is_read():
     assert find_normalization(Data(Subclass(MEAN, STD))).mean == pytest.approx(MEAN)
+
+
+class Own:
+    """A class of one's own that normalises as its name and attributes suggest, and counts its calls."""
+
+    def __init__(self, mean, std, power=1):
+        self.mean, self.std, self.power, self.calls = mean, std, power, 0
+
+    def __call__(self, image):
+        self.calls += 1
+        mean, std = (torch.tensor(values).reshape(-1, 1, 1) for values in (self.mean, self.std))
+        return ((image - mean) / std) ** self.power
+
+
+Own.__name__ = "Normalize"
+
+
+@pytest.mark.parametrize(("mean", "std"), [(MEAN, STD), ((0.5,), (0.25,))])
+def test_own_class__is_tried_once(mean, std):
+    transform = Own(mean, std)
+    state = torch.get_rng_state()
+    assert find_normalization(Data(transform)) == find_normalization(Data(transform)) == ImageSpace(mean, std)
+    assert transform.calls == 1
+    assert torch.equal(state, torch.get_rng_state())
+
+
+def test_own_class__that_computes_otherwise_is_not_believed():
+    assert find_normalizing_transform(Data(Own(MEAN, STD, power=2))).mean is None
