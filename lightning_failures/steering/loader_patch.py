@@ -14,10 +14,12 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset
 
@@ -92,9 +94,15 @@ def sources_of(
         source = in_class_order(one.source(training_set, folder_of(name)), dataset_class_names(training_set))
         if source is not None:
             sources[k] = source
-            if len(source):
-                _check_form(one, source[0], training_set[0])
+            usable = np.setdiff1d(np.arange(len(source)), unusable_examples(source))
+            if len(usable):
+                _check_form(one, source[usable[0]], training_set[0])
     return sources
+
+
+def unusable_examples(source: Any) -> NDArray[np.int64]:
+    """Return the examples of a source that cannot be used, ascending; none if it does not say."""
+    return np.asarray(getattr(source, "unusable", ()), dtype=np.int64)
 
 
 def appended_dataset(
@@ -118,6 +126,8 @@ def drop_stale_plans(
 ) -> list[str]:
     """Drop plans of a checkpoint for a training set of another size, or with added examples that no longer exist.
 
+    Added examples that cannot be used are left out of the plans that are kept.
+
     Args:
         schedule: The plans, changed in place.
         names: Names of the interventions in their order.
@@ -133,8 +143,12 @@ def drop_stale_plans(
         available = len(sources[k]) if k in sources else 0
         limit = added_index(k, np.array([available]))[0]
         kept = [plan for plan in plans if len(plan.weights) == size and bool((plan.added < limit).all())]
-        if len(kept) < len(plans):
+        unusable = added_index(k, unusable_examples(sources.get(k)))
+        if any(np.isin(plan.added, unusable).any() for plan in kept):
+            kept = [replace(plan, added=plan.added[~np.isin(plan.added, unusable)]) for plan in kept]
+        if plans:
             schedule.plans[name] = kept
+        if len(kept) < len(plans):
             lost.append(name)
     return lost
 

@@ -11,10 +11,8 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning_failures.interventions.verdicts import Verdict, not_measured
 from lightning_failures.steering.forks.callbacks import base_names
 from lightning_failures.steering.forks.run import FORK_EXCLUDED_CALLBACKS, PAIRS, Run, fork_verdict
+from lightning_failures.steering.former_files import START_OF_FORKS
 from lightning_failures.steering.protocol import SteeredCallback
-
-CHECKPOINT = "before_interventions.ckpt"
-"""Name of the checkpoint in the folder of the run."""
 
 COMMAND = "lightning-failures verdict --config ... --ckpt_path ..."
 
@@ -40,7 +38,7 @@ _SAME_OPTIONS = (
 def save_start_of_forks(trainer: Trainer, folder: Path) -> None:
     """Write the checkpoint from which the forks resume, just before an intervention begins. Collective."""
     try:
-        trainer.save_checkpoint(folder / CHECKPOINT)
+        trainer.save_checkpoint(folder / START_OF_FORKS)
     except Exception:
         # ranks that write nothing wait at this barrier of save_checkpoint
         trainer.strategy.barrier("Trainer.save_checkpoint")
@@ -61,7 +59,7 @@ def fork_finished_training(
     """
     if not began:
         return not_measured("nothing was flagged, so no intervention began")
-    return fork_trainer(trainer, module, callback, folder / CHECKPOINT, folder=folder)
+    return fork_trainer(trainer, module, callback, folder / START_OF_FORKS, folder=folder)
 
 
 def fork_trainer(
