@@ -45,7 +45,7 @@ def test_resume__while_the_first_run_still_runs(tmp_path):
     assert "Another run" not in first.said
     for failures in (one, other):
         assert epochs_of(failures) == [0, 1, 2, 3]
-        assert len(open_run(failures).history) == 3
+        assert len(open_run(failures).history) == 4
         assert len(list(failures.glob("epoch=*/modes.safetensors"))) == 4
         ledger = ledger_of(failures)
         assert {row.epoch for row in ledger.rows} >= {1, 2, 3}
