@@ -46,6 +46,7 @@ def locked(path: Path) -> Iterator[None]:
 
     Raises:
         LockingUnsupportedError: The file cannot be locked.
+        OSError: The folder cannot be written.
 
     >>> import tempfile
     >>> path = Path(tempfile.mkdtemp()) / "lock"
@@ -70,6 +71,7 @@ def claim(folder: Path, owner: object) -> bool:
 
     Raises:
         LockingUnsupportedError: The folder cannot be locked, so nobody knows whether another process writes there.
+        OSError: The folder cannot be written.
 
     >>> import tempfile
     >>> folder = Path(tempfile.mkdtemp())
@@ -120,8 +122,6 @@ def _take(path: Path, *, wait: bool) -> int | None:
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         except FileNotFoundError:  # a former holder has removed the empty folder meanwhile
             continue
-        except OSError as error:
-            raise LockingUnsupportedError(error.errno, error.strerror) from error
         try:
             fcntl.lockf(descriptor, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:

@@ -184,14 +184,15 @@ class PoolEmbedder(LightningModule):
             ConfigurationError: Another command writes there.
         """
         folder = self._job.folder
-        try:
-            is_free = claim(folder, self.trainer)
-        except LockingUnsupportedError as error:
-            rank_zero_warn(
-                f"{folder} cannot be locked ({error.strerror or error}), so another `embed` that writes there would go"
-                " unnoticed. Run one at a time."
-            )
-            return
+        with writing(folder):
+            try:
+                is_free = claim(folder, self.trainer)
+            except LockingUnsupportedError as error:
+                rank_zero_warn(
+                    f"{folder} cannot be locked ({error.strerror or error}), so another `embed` that writes there would"
+                    " go unnoticed. Run one at a time."
+                )
+                return
         if not is_free:
             raise ConfigurationError(
                 f"Another `embed` is writing to {folder}. Wait until it has ended (finished shards are not embedded"

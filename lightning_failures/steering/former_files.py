@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import shutil
 from pathlib import Path
 
+from lightning_failures.core.atomic import copy_atomically
 from lightning_failures.interventions.synthesis.ledger import copy_ledger
 from lightning_failures.trainer.run_folder import INTERVENTIONS
 
@@ -25,9 +25,8 @@ def copy_interventions(source: Path, target: Path) -> None:
     for path in former.rglob("*"):
         copied = target / path.relative_to(source)
         if path.is_file() and not path.name.startswith(".") and not copied.exists():
-            copied.parent.mkdir(parents=True, exist_ok=True)
             with contextlib.suppress(FileNotFoundError):  # removed meanwhile
-                shutil.copyfile(path, copied)
+                copy_atomically(path, copied)
 
 
 def copy_files(source: Path, target: Path) -> None:
@@ -38,4 +37,4 @@ def copy_files(source: Path, target: Path) -> None:
     """
     copy_interventions(source, target)
     if (source / START_OF_FORKS).is_file():
-        shutil.copyfile(source / START_OF_FORKS, target / START_OF_FORKS)
+        copy_atomically(source / START_OF_FORKS, target / START_OF_FORKS)

@@ -19,6 +19,7 @@ from pathlib import Path
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 
+from lightning_failures.core.atomic import copy_atomically
 from lightning_failures.core.locks import LockingUnsupportedError, claim, release
 from lightning_failures.report.feature_names import FEATURES_FILE
 from lightning_failures.trainer.ranks import Communicator
@@ -120,7 +121,7 @@ def _claim_first_free(folder: Path, trainer: Trainer) -> Path:
 
 
 def _claimed(folder: Path, trainer: Trainer) -> bool:
-    """Return whether a Trainer may write to a folder; if it cannot be locked, say so and return True."""
+    """Return whether a Trainer may write to a folder; if it cannot be locked, warn and return True."""
     try:
         return claim(folder, trainer)
     except LockingUnsupportedError as error:
@@ -128,6 +129,8 @@ def _claimed(folder: Path, trainer: Trainer) -> bool:
             f"{folder} cannot be locked ({error.strerror or error}), so another run that writes there would go"
             " unnoticed. Give each run a log folder of its own."
         )
+        return True
+    except OSError:  # nothing can be written there, which the first report says
         return True
 
 
@@ -137,10 +140,15 @@ def _copy_analyses(source: Path, target: Path, step: int) -> None:
         for one in place.glob("epoch=*"):
             name = _ANALYSIS.fullmatch(one.name)
             if name is not None and int(name[1]) <= step:
-                with contextlib.suppress(OSError):  # removed or replaced meanwhile
-                    shutil.copytree(one, target / one.relative_to(source), dirs_exist_ok=True)
-    with contextlib.suppress(FileNotFoundError):
-        shutil.copyfile(source / FEATURES_FILE, target / FEATURES_FILE)
+                for file in one.rglob("*"):
+                    if file.is_file() and not file.name.startswith("."):
+                        _copy(file, target / file.relative_to(source))
+    _copy(source / FEATURES_FILE, target / FEATURES_FILE)
+
+
+def _copy(source: Path, target: Path) -> None:
+    with contextlib.suppress(FileNotFoundError):  # removed meanwhile
+        copy_atomically(source, target)
 
 
 def failures_folder(trainer: Trainer, ranks: Communicator, *, run_id: str | None = None) -> tuple[Path, str]:

@@ -110,12 +110,12 @@ def test_locked__waits_its_turn_and_leaves_nothing(tmp_path):
         assert not list(tmp_path.iterdir())
 
 
-def test_claim__where_nothing_can_be_locked(tmp_path):
-    (tmp_path / LOCK_FILE).mkdir()
-    with pytest.raises(LockingUnsupportedError):
-        claim(tmp_path, Owner())
-    with pytest.raises(LockingUnsupportedError):
-        claim(tmp_path / LOCK_FILE / ("x" * 300), Owner())
+def test_claim__where_nothing_can_be_written(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(NotADirectoryError):
+        claim(tmp_path / "file" / "run", Owner())
+    with pytest.raises(OSError, match="name too long"):
+        claim(tmp_path / ("x" * 300), Owner())
 
 
 @pytest.mark.parametrize("code", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])

@@ -14,7 +14,6 @@ import io
 import json
 import math
 import os
-import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -24,8 +23,8 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
-from lightning_failures.core.atomic import write_atomically
-from lightning_failures.core.locks import LockingUnsupportedError, locked
+from lightning_failures.core.atomic import copy_atomically, write_atomically
+from lightning_failures.core.locks import locked
 from lightning_failures.core.serialization import from_jsonable, json_key, read_json
 from lightning_failures.errors import DataError, GeneratorError
 
@@ -179,7 +178,7 @@ class Ledger:
             GeneratorError: The image cannot be written; the ledger is unchanged.
         """
         with contextlib.ExitStack() as stack:
-            with contextlib.suppress(LockingUnsupportedError):  # then images that are not of their row are left out
+            with contextlib.suppress(OSError):  # without locks, images that are not of their row are left out
                 stack.enter_context(locked(self.folder / _LOCK))
             return self._append(row, image)
 
@@ -310,10 +309,9 @@ def copy_ledger(source: Path, target: Path) -> None:
     if not (source / _NAME).is_file():
         return
     lines = (source / _NAME).read_bytes()  # first: the file of a line was written before it
-    (target / _IMAGES).mkdir(parents=True, exist_ok=True)
     for path in sorted((source / _IMAGES).glob("*.png")):
         with contextlib.suppress(FileNotFoundError):
-            shutil.copyfile(path, target / _IMAGES / path.name)
+            copy_atomically(path, target / _IMAGES / path.name)
     write_atomically(target / _NAME, lines[: lines.rfind(b"\n") + 1])
 
 

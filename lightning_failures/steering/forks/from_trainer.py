@@ -109,8 +109,8 @@ def fork_trainer(
 
 def _keeps_its_processes(trainer: Any) -> bool:
     """Return whether a new Trainer can run in the processes of this one, which were not spawned for its ``fit``."""
-    environment = getattr(trainer.strategy, "cluster_environment", None)
-    return type(trainer.strategy) is DDPStrategy and environment.creates_processes_externally
+    environment: Any = getattr(trainer.strategy, "cluster_environment", None)
+    return type(trainer.strategy) is DDPStrategy and bool(environment.creates_processes_externally)
 
 
 def _copy_run(trainer: Any, module: LightningModule, callback: SteeredCallback) -> Run:
