@@ -49,7 +49,7 @@ from lightning_failures.trainer.options import (
 )
 from lightning_failures.trainer.penultimate import PenultimateFeatures, PenultimatePass
 from lightning_failures.trainer.ranks import Communicator
-from lightning_failures.trainer.run_folder import discard_temporary, failures_folder
+from lightning_failures.trainer.run_folder import claim_run_folder, leave_folder
 
 __all__ = ["AdvancedOptions", "DataOptions", "FailureModes", "PictureOptions"]
 
@@ -246,7 +246,7 @@ class FailureModes(Callback):
         self._check_monitored(trainer)
 
         def attach_steering(trainer: Trainer, loader: object) -> None:
-            self._steering.attach(trainer, loader, self._find_folder(trainer))
+            self._steering.attach(trainer, loader, self._find_folder(trainer), self._ranks)
 
         self._index_recorder.attach(trainer, attach_steering if self._steering.on else None, self._detach)
 
@@ -315,7 +315,7 @@ class FailureModes(Callback):
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Restore the loaders and the module."""
         self._detach()
-        discard_temporary(self._folder)
+        leave_folder(trainer, self._folder)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Write the page of the last analysis, and detach; Lightning does not call ``teardown`` after an exception."""
@@ -323,7 +323,7 @@ class FailureModes(Callback):
         self._detach()
         if self.pictures and runner is not None and trainer.is_global_zero:
             runner.draw_interrupted(alone=trainer.world_size == 1)
-        discard_temporary(self._folder)
+        leave_folder(trainer, self._folder)
 
     def _detach(self) -> None:
         self._index_recorder.detach()
@@ -449,7 +449,7 @@ class FailureModes(Callback):
     def _find_folder(self, trainer: Trainer) -> Path:
         """Return the folder of the run, the same on every rank. Collective at its first call."""
         if self._folder is None:
-            self._folder, self._state.run_id = failures_folder(trainer, self._ranks, run_id=self._state.run_id)
+            self._folder = claim_run_folder(trainer, self._ranks, self._state)
         return self._folder
 
     def _forget(self) -> None:

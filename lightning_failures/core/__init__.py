@@ -5,6 +5,7 @@ Files, each importing only from those above it::
     types           Array types shared by annotations
     arrays          Convert and check tensors and arrays of callers, once, before the mathematics sees them
     atomic          Files that appear whole or not at all
+    locks           Locks between processes: one writer at a time in a file, one run at a time in a folder
     home            A home folder for a user who has none
     safetensors_io  Safetensors files whose every byte is verified
     hashing         Hashes of integers and of rows that are the same on every machine and in every version

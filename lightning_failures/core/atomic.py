@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+_BLOCK = 1 << 20  # bytes copied at once
+
 TEMPORARY = ".tmp"
 """Suffix of files that are being written, or were left unfinished by a killed process."""
 
@@ -41,6 +43,13 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
         with contextlib.suppress(OSError):  # report the first error, not one of the clean-up
             temporary.unlink(missing_ok=True)
         raise
+
+
+def copy_atomically(source: Path, target: Path) -> None:
+    """Copy a file; the copy appears whole or not at all."""
+    with source.open("rb") as read, replacing(target) as written:
+        while block := read.read(_BLOCK):
+            written.write(block)
 
 
 def write_atomically(path: Path, content: bytes) -> None:

@@ -38,7 +38,7 @@ from lightning_failures.interventions.base import (
 from lightning_failures.interventions.selection.near_duplicates import rows_near
 from lightning_failures.interventions.synthesis.dataset import ItemForm, SyntheticImages, as_pil, item_form
 from lightning_failures.interventions.synthesis.generate import IN_VALIDATION, Order, SynthesisResult, synthesize
-from lightning_failures.interventions.synthesis.ledger import Ledger
+from lightning_failures.interventions.synthesis.ledger import Ledger, left_out_sentence
 
 Prompt = Literal["hard", "reference", "easy", "direction", "direction_reference", "direction_easy"]
 """What images are generated from; see :class:`AddSynthetic`."""
@@ -214,8 +214,9 @@ class AddSynthetic(Intervention):
             return SyntheticImages(folder, self.make_item)
         self._form = item_form(training_set, self.transform)
         images = SyntheticImages(folder, self._form)
-        if len(images):
-            images[len(images) - 1]
+        usable = np.setdiff1d(np.arange(len(images)), images.unusable)
+        if len(usable):
+            images[usable[-1]]
         return images
 
     def decide(self, examples: JudgedExamples, round: Round) -> Decision:
@@ -238,7 +239,7 @@ class AddSynthetic(Intervention):
             for k, reason in enumerate(reasons)
             if reason is None
         ]
-        results, images = round.on_first(lambda: self._make(orders, round, room))
+        results, images, left_out = round.on_first(lambda: self._make(orders, round, room))
 
         # entries of the report
         entries = []
@@ -261,7 +262,7 @@ class AddSynthetic(Intervention):
             f"AddSynthetic dropped {leaked} generated {'image' if leaked == 1 else 'images'} that are, or nearly are,"
             " images of the validation set."
         )
-        notes = (note,) if leaked else ()
+        notes = (*((note,) if leaked else ()), *((left_out,) if left_out else ()))
         return Decision(np.ones(len(examples.labels)), tuple(entries), added=added, notes=notes)
 
     # -- prompts and orders -------------------------------------------------------------------------------------
@@ -304,8 +305,13 @@ class AddSynthetic(Intervention):
 
     def _make(
         self, orders: list[Order], round: Round, room: list[int]
-    ) -> tuple[dict[int, SynthesisResult], dict[int, list[int]]]:
-        """Fill the orders; return the result of each by class, and the numbers of the images to train on by class."""
+    ) -> tuple[dict[int, SynthesisResult], dict[int, list[int]], str | None]:
+        """Fill the orders.
+
+        Returns:
+            The result of each order by class, the numbers of the images to train on by class, and a sentence on images
+            of earlier decisions that are left out, None if there are none.
+        """
         ledger = Ledger(round.folder)
         results: dict[int, SynthesisResult] = {}
         if orders:
@@ -339,16 +345,19 @@ class AddSynthetic(Intervention):
 
         # new images, and earlier ones if they are kept
         number = {row: k for k, row in enumerate(ledger.images)}
+        unusable = ledger.without_own_image
         images = {}
         for k, limit in enumerate(room):
             rows = list(results[k].rows) if k in results else []
             if self.keep:
                 earlier = [
-                    row for row in reversed(number) if ledger[row].class_index == k and ledger[row].epoch < round.epoch
+                    row
+                    for row in reversed(number)
+                    if ledger[row].class_index == k and ledger[row].epoch < round.epoch and row not in unusable
                 ]
                 rows += earlier[: max(limit - len(rows), 0)]
             images[k] = [number[row] for row in rows]
-        return results, images
+        return results, images, left_out_sentence(ledger)
 
     def _load(self, encoder: Encoder | None) -> ImageGenerator:
         return load_generator(

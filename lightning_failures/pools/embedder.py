@@ -11,6 +11,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch.utils.data import DataLoader
 
+from lightning_failures.core.locks import LockingUnsupportedError, claim, release
 from lightning_failures.core.rng import isolated_rng
 from lightning_failures.core.safetensors_io import DamagedShardError
 from lightning_failures.encoders import Encoder, load_encoder
@@ -36,7 +37,10 @@ def run_job(trainer: Trainer, job: PoolJob) -> None:
     with warnings.catch_warnings():
         # raised if fewer shards remain than there are processes
         warnings.filterwarnings("ignore", "Total length of `DataLoader` across ranks is zero")
-        trainer.predict(PoolEmbedder(job), return_predictions=False)
+        try:
+            trainer.predict(PoolEmbedder(job), return_predictions=False)
+        finally:
+            release(trainer)
 
 
 class PoolEmbedder(LightningModule):
@@ -151,6 +155,7 @@ class PoolEmbedder(LightningModule):
     def _claim(self, loader: DataLoader[Any], encoder: Encoder, space: ImageSpace) -> PoolManifest:
         """Write the manifest and remove old results; called in the first process only."""
         job, examples = self._job, len(loader.dataset)  # type: ignore[arg-type]
+        self._claim_folder()
         sample = content_sample(loader, job.reader, self._transfer)
         if not sample:
             rank_zero_warn(
@@ -171,6 +176,28 @@ class PoolEmbedder(LightningModule):
             manifest = manifest.claim(job.folder)
             clear_results(job.folder, scored=job.directions is not None)
         return manifest
+
+    def _claim_folder(self) -> None:
+        """Claim the folder of the pool, so that no other command writes there meanwhile.
+
+        Raises:
+            ConfigurationError: Another command writes there.
+        """
+        folder = self._job.folder
+        with writing(folder):
+            try:
+                is_free = claim(folder, self.trainer)
+            except LockingUnsupportedError as error:
+                rank_zero_warn(
+                    f"{folder} cannot be locked ({error.strerror or error}), so another `embed` that writes there would"
+                    " go unnoticed. Run one at a time."
+                )
+                return
+        if not is_free:
+            raise ConfigurationError(
+                f"Another `embed` is writing to {folder}. Wait until it has ended (finished shards are not embedded"
+                " again), or give another --output."
+            )
 
     def _check_same(self, loader: DataLoader[Any], manifest: PoolManifest, encoder: Encoder) -> None:
         """Check that this process has the same folder, pool and encoder as the first process.

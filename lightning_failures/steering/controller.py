@@ -27,6 +27,7 @@ from lightning_failures.interventions.sampler import SamplingPlan, SamplingSched
 from lightning_failures.interventions.validation_split import report_numbers
 from lightning_failures.interventions.verdicts import Verdict
 from lightning_failures.steering.checkpoint import VERSION, read_steering, unreadable
+from lightning_failures.steering.former_files import copy_files
 from lightning_failures.steering.head_only import HeadTraining
 from lightning_failures.steering.identity import folders_of, match_interventions, plans_under, pool_digest
 from lightning_failures.steering.loader_patch import (
@@ -47,6 +48,7 @@ from lightning_failures.trainer.batch_reader import BatchReader
 from lightning_failures.trainer.dataset_attributes import class_list_problem
 from lightning_failures.trainer.index_recorder import dataset_of
 from lightning_failures.trainer.ranks import Communicator
+from lightning_failures.trainer.run_folder import INTERVENTIONS, claim_former_folder
 from lightning_failures.trainer.schedule import is_last_epoch
 from lightning_failures.writers import write_report
 
@@ -176,13 +178,14 @@ class InterventionController:
             for one in self.interventions.values():
                 one.check_encoder(cached.encoder)
 
-    def attach(self, trainer: Trainer, loader: object, folder: Path) -> None:
-        """Install the sampler, and the appended dataset if needed, in a training loader that Lightning has prepared.
+    def attach(self, trainer: Trainer, loader: object, folder: Path, ranks: Communicator) -> None:
+        """Install the sampler, and the appended dataset if needed, in a prepared training loader. Collective.
 
         Args:
             trainer: The Trainer.
             loader: The training loader, changed in place.
-            folder: Folder for files of the interventions.
+            folder: Folder of the run, for files of the interventions if a resumed run does not go on in another one.
+            ranks: The processes.
 
         Raises:
             ConfigurationError: A loader, or an option of the Trainer, that interventions cannot work with.
@@ -195,8 +198,7 @@ class InterventionController:
                 f"weight_key does not work with a {type(loader).__name__}, whose sampler would lose its place. Use a"
                 " plain DataLoader, or leave weight_key out."
             )
-        if self._folder is None or not self._folder.is_dir():
-            self._folder = folder
+        self._folder = claim_former_folder(self._folder or folder, folder, trainer, ranks, copy=copy_files)
         if not has_weight_key and not any(one.changes_training for one in self.interventions.values()):
             return
         if trainer.overfit_batches:  # type: ignore[attr-defined]
@@ -210,6 +212,9 @@ class InterventionController:
             sources = sources_of(self.interventions, training_set, self._folder_of)
             append = appended_dataset(self.interventions, training_set, sources)
         self._restore.append(install_sampler(loader, self.schedule, append))
+        for source in sources.values():
+            if left_out := getattr(source, "left_out", None):
+                self._say_once(left_out)
         for name in drop_stale_plans(self.schedule, list(self.interventions), len(training_set), sources):
             self._turns.pop(name, None)
             self._say_once(
@@ -328,7 +333,7 @@ class InterventionController:
         return None if self._rollback is None else self._rollback.undone
 
     def _folder_of(self, name: str) -> Path:
-        return self.folder / "interventions" / self._folder_names.get(name, name).replace(" ", "_")
+        return self.folder / INTERVENTIONS / self._folder_names.get(name, name).replace(" ", "_")
 
     def _undo_harm(self, epoch: int, decision: Grades) -> None:
         """Drop all plans and request a rollback if accuracy on the decision part has fallen."""

@@ -14,10 +14,12 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset
 
 from lightning_failures.errors import ConfigurationError, FailureModesError
@@ -94,8 +96,14 @@ def sources_of(
         source = in_class_order(one.source(training_set, folder_of(name)), dataset_class_names(training_set))
         if source is not None:
             sources[k] = source
-            _check_form(one, source, training_set[0])
+            usable = np.setdiff1d(np.arange(len(source)), unusable_examples(source))
+            _check_form(one, source, usable[:_TRIED].tolist(), training_set[0])
     return sources
+
+
+def unusable_examples(source: Any) -> NDArray[np.int64]:
+    """Return the examples of a source that cannot be used, ascending; none if it does not say."""
+    return np.asarray(getattr(source, "unusable", ()), dtype=np.int64)
 
 
 def appended_dataset(
@@ -119,6 +127,8 @@ def drop_stale_plans(
 ) -> list[str]:
     """Drop plans of a checkpoint for a training set of another size, or with added examples that no longer exist.
 
+    Added examples that cannot be used are left out of the plans that are kept.
+
     Args:
         schedule: The plans, changed in place.
         names: Names of the interventions in their order.
@@ -134,16 +144,20 @@ def drop_stale_plans(
         available = len(sources[k]) if k in sources else 0
         limit = added_index(k, np.array([available]))[0]
         kept = [plan for plan in plans if len(plan.weights) == size and bool((plan.added < limit).all())]
-        if len(kept) < len(plans):
+        unusable = added_index(k, unusable_examples(sources.get(k)))
+        if any(np.isin(plan.added, unusable).any() for plan in kept):
+            kept = [replace(plan, added=plan.added[~np.isin(plan.added, unusable)]) for plan in kept]
+        if plans:
             schedule.plans[name] = kept
+        if len(kept) < len(plans):
             lost.append(name)
     return lost
 
 
-def _check_form(one: Intervention, source: Any, own: Any) -> None:
-    """Raise an error if none of the first examples that can be read has the form of those of the training set."""
+def _check_form(one: Intervention, source: Any, numbers: Sequence[int], own: Any) -> None:
+    """Raise an error if none of some examples that can be read has the form of those of the training set."""
     forms = []
-    for number in range(min(_TRIED, len(source))):
+    for number in numbers:
         try:
             forms.append(form_of(source[number]))
         except FailureModesError:

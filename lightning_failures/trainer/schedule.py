@@ -26,6 +26,7 @@ class RunState:
 
     Attributes:
         run_id: Name of the folder of the run.
+        own_folder: Name of the folder of the run beside ``failures``, where another run held that one; else None.
         id: Id of the run in its reports, which a resumed run keeps and another run in the same folder does not share.
             None in a run resumed from a checkpoint of a version that had none, so that it goes on in its own files.
         validations: Number of validations that ``fit`` has begun.
@@ -45,6 +46,7 @@ class RunState:
     analysis_age: int = 0
     last_epoch: int = -1
     last_values: dict[str, float] = field(default_factory=dict)
+    own_folder: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return the state for a checkpoint."""

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from lightning_failures.core.atomic import write_atomically
+from lightning_failures.core.atomic import copy_atomically, write_atomically
 
 
 def test_write_atomically__replaces_and_leaves_nothing_behind(tmp_path):
@@ -18,3 +18,12 @@ def test_write_atomically__a_failure_leaves_nothing_half_written(tmp_path):
     with pytest.raises(OSError, match="target"):
         write_atomically(tmp_path / "target", b"x")
     assert [p.name for p in tmp_path.iterdir()] == ["target"]
+
+
+def test_copy_atomically__whole_or_not_at_all(tmp_path):
+    (tmp_path / "one").write_bytes(bytes(range(256)) * 8192)
+    copy_atomically(tmp_path / "one", tmp_path / "deep" / "two")
+    assert (tmp_path / "deep" / "two").read_bytes() == (tmp_path / "one").read_bytes()
+    with pytest.raises(FileNotFoundError):
+        copy_atomically(tmp_path / "missing", tmp_path / "three")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["deep", "one"]

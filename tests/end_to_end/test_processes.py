@@ -342,6 +342,15 @@ def test_ddp__a_checkpoint_that_cannot_be_written_leaves_nobody_waiting(steered)
     assert any("No space left" in text for text in first["warnings"])
 
 
+def test_ddp__verdict_at_the_end_of_fit_is_measured_on_all_ranks(steered):
+    first, second = read(steered / "verdict in fit")
+    assert first == second
+    assert first["steps"] == 9
+    assert first["verdict"]["outcome"] in ("helped", "no evidence", "hurt")
+    assert "with several processes" not in first["verdict"]["sentence"]
+    assert not list((steered / "verdict in fit").rglob(".forks"))
+
+
 def test_ddp__caches_apart_are_an_error_that_names_the_remedy(steered):
     seen = read(steered / "AddFiltered, caches apart")
     assert seen[0]["report"] == seen[1]["report"]

@@ -209,7 +209,37 @@ def unsaved(folder: Path) -> dict[str, Any]:
     return {"steps": run.global_step, "warnings": [str(one.message) for one in caught if "skips" in str(one.message)]}
 
 
-OTHERS = {"verdict": judge, "encoders apart": apart, "weights missing": missing, "checkpoint unsaved": unsaved}
+class Learns(Model):
+    """A model that depends on what it has seen: the order of its examples decides where it errs."""
+
+    def forward(self, x):
+        return self.net(x) + 0.5 * self._guess(x * 0.25 + 0.5)
+
+
+def forked(folder: Path) -> dict[str, Any]:
+    """Let ``verdict="fork"`` run at the end of the training, in its own processes."""
+    failures = callback(
+        interventions=[Upweight(factor=4.0)], pictures=False, encoder=ColourEncoder(), on_error="raise", verdict="fork"
+    )
+    run = trainer(folder, failures, max_epochs=3, strategy="ddp", devices=2, num_sanity_val_steps=0)
+    L.seed_everything(1, verbose=False)
+    module = Learns()
+    run.fit(module, TRAIN["Lightning's sampler"](), loader(400))
+    weights = {name: value.tolist() for name, value in module.state_dict().items()}
+    return {
+        "steps": run.global_step,
+        "verdict": failures.last_report["interventions"][0]["verdict"],
+        "weights": weights,
+    }
+
+
+OTHERS = {
+    "verdict": judge,
+    "verdict in fit": forked,
+    "encoders apart": apart,
+    "weights missing": missing,
+    "checkpoint unsaved": unsaved,
+}
 
 
 def main(folder: Path, *names: str) -> None:

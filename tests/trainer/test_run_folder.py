@@ -8,7 +8,15 @@ from hypothesis import strategies as st
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger, WandbLogger
 
 from lightning_failures.trainer.ranks import Communicator
-from lightning_failures.trainer.run_folder import discard_temporary, failures_folder, safe_name
+from lightning_failures.trainer.run_folder import (
+    claim_former_folder,
+    claim_run_folder,
+    discard_temporary,
+    failures_folder,
+    leave_folder,
+    safe_name,
+)
+from lightning_failures.trainer.schedule import RunState
 from tests.helpers.toy import trainer
 
 
@@ -92,3 +100,81 @@ def test_discard_temporary__leaves_other_folders_alone(tmp_path):
 
 def test_safe_name__fits_a_file_name_in_bytes():
     assert len(safe_name("\U0001d54f" * 80).encode()) <= 200
+
+
+# -- one run at a time ---------------------------------------------------------------------------------------
+
+
+def claimed(run, state):
+    return claim_run_folder(run, Communicator(), state)
+
+
+def never(source, target):
+    raise AssertionError("nothing to copy")
+
+
+def test_claim__another_run_gets_a_folder_of_its_own_and_keeps_it(tmp_path):
+    one, two = (trainer(tmp_path, logger=CSVLogger(tmp_path, name="", version="v")) for _ in range(2))
+    state = RunState()
+    folder = claimed(one, RunState())
+    assert claimed(one, RunState()) == folder == tmp_path / "v" / "failures"
+    with pytest.warns(UserWarning, match=r"Another run is writing to .*failures\. This run writes to .*failures_2"):
+        own = claimed(two, state)
+    assert (own.name, state.own_folder) == ("failures_2", "failures_2")
+    (own / "file").touch()
+    leave_folder(two, own)
+    leave_folder(one, folder)
+    assert claimed(two, RunState.from_dict(state.to_dict())) == own  # a resumed run, with the other folder free
+    leave_folder(two, own)
+    elsewhere = trainer(tmp_path, logger=CSVLogger(tmp_path, name="", version="w"))
+    assert claimed(elsewhere, state) == tmp_path / "w" / "failures"
+    leave_folder(elsewhere, None)
+
+
+def test_claim__runs_without_a_version_keep_their_own_id(tmp_path):
+    one, two = trainer(tmp_path), trainer(tmp_path)
+    first = RunState()
+    folder = claimed(one, first)
+    second = RunState.from_dict(first.to_dict())
+    with pytest.warns(UserWarning, match="Another run is writing"):
+        own = claimed(two, second)
+    assert own.name == second.run_id == f"{first.run_id}_2"
+    (own / "file").touch()
+    leave_folder(two, own)
+    assert claimed(two, RunState.from_dict(second.to_dict())) == own
+    leave_folder(two, own)
+    leave_folder(one, folder)
+
+
+def test_claim__copies_the_analyses_up_to_the_step_of_a_resumed_run(tmp_path):
+    one, two = (trainer(tmp_path, logger=CSVLogger(tmp_path, name="", version="v")) for _ in range(2))
+    folder = claimed(one, RunState())
+    for name in ("epoch=0000-step=000000", "epoch=0001-step=000006", "dataloader_1/epoch=0000-step=000000", "odd"):
+        (folder / name).mkdir(parents=True)
+        (folder / name / "report.json").write_text(name)
+    (folder / "features.yaml").write_text("names")
+    with pytest.warns(UserWarning, match="Another run is writing"):
+        own = claimed(two, RunState(run_id="v", analyses=1))
+    found = sorted(str(path.relative_to(own)) for path in own.rglob("*") if path.is_file() and path.name[0] != ".")
+    ending = "epoch=0000-step=000000/report.json"
+    assert found == [f"dataloader_1/{ending}", ending, "features.yaml"]
+    leave_folder(two, own)
+    leave_folder(one, folder)
+
+
+def test_claim__the_folder_of_the_interventions(tmp_path):
+    one, two = (trainer(tmp_path, logger=CSVLogger(tmp_path, name="", version=name)) for name in "vw")
+    former, folder, ranks = claimed(one, RunState()), claimed(two, RunState()), Communicator()
+    assert claim_former_folder(folder, folder, two, ranks, copy=never) == folder
+    assert claim_former_folder(tmp_path / "gone", folder, two, ranks, copy=never) == folder
+    copied = []
+    for expected in (folder, folder.with_name("failures_interventions")):
+        with pytest.warns(UserWarning, match="They are copied to"):
+            own = claim_former_folder(former, folder, two, ranks, copy=lambda *paths: copied.append(paths))
+        assert own == expected
+        (folder / "interventions").mkdir(exist_ok=True)
+    assert copied == [(former, folder), (former, folder.with_name("failures_interventions"))]
+    (former / "file").touch()
+    leave_folder(one, former)
+    assert claim_former_folder(former, folder, two, ranks, copy=never) == former
+    leave_folder(two, folder)

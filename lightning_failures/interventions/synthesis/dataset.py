@@ -10,13 +10,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from lightning_failures.data.grading import IMAGE_KEYS, LABEL_KEYS
 from lightning_failures.errors import ConfigurationError
-from lightning_failures.interventions.synthesis.ledger import Ledger
+from lightning_failures.interventions.synthesis.ledger import Ledger, left_out_sentence
 
 MakeItem = Callable[[Image.Image, int], Any]
 """From an RGB image and the index of its class to a training example."""
@@ -36,7 +37,7 @@ class SyntheticImages(Dataset[Any]):
 
     Raises:
         IndexError: On reading: there is no such image.
-        DataError: On reading: its file is missing.
+        DataError: On reading: its file is missing, damaged, or the image of another row.
     """
 
     def __init__(self, folder: str | Path, make_item: MakeItem) -> None:
@@ -45,6 +46,16 @@ class SyntheticImages(Dataset[Any]):
 
     def __len__(self) -> int:
         return len(self.ledger.images)
+
+    @property
+    def unusable(self) -> NDArray[np.int64]:
+        """The examples, ascending, whose image is missing, damaged, or that of another row."""
+        return np.flatnonzero(np.isin(self.ledger.images, self.ledger.without_own_image))
+
+    @property
+    def left_out(self) -> str | None:
+        """A sentence that counts and names these examples, or None if there are none."""
+        return left_out_sentence(self.ledger)
 
     def __getitem__(self, number: int) -> Any:
         row = self.ledger.row_of_image(int(number))

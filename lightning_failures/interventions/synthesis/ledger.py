@@ -2,7 +2,8 @@
 
 Layout: ``<folder>/ledger.jsonl``, one line per image, append-only, and ``<folder>/images/<row>.png``. A PNG is written
 completely before its line, so the file of a line always exists; an incomplete last line, left by a kill, is ignored by
-readers and removed by the next writer. Each PNG contains the values of its line in text chunks.
+readers and removed by the next writer. Each PNG contains the values of its line in text chunks; an image whose values
+are those of another row is not an image of its row. Processes that append at the same time take turns.
 """
 
 from __future__ import annotations
@@ -22,12 +23,16 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
-from lightning_failures.core.atomic import write_atomically
+from lightning_failures.core.atomic import copy_atomically, write_atomically
+from lightning_failures.core.locks import locked
 from lightning_failures.core.serialization import from_jsonable, json_key, read_json
 from lightning_failures.errors import DataError, GeneratorError
 
 _NAME = "ledger.jsonl"
 _IMAGES = "images"
+_LOCK = ".appending"
+MAX_NAMED = 20
+"""Most rows that a message names."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +88,7 @@ class LedgerRow:
 
 
 class Ledger:
-    """The rows in the order in which they were made, numbered from 0. One process writes; any number can read.
+    """The rows in the order in which they were made, numbered from 0. Any number of processes can read and append.
 
     Args:
         folder: Folder of the ledger, created by the first :meth:`append`.
@@ -172,6 +177,12 @@ class Ledger:
         Raises:
             GeneratorError: The image cannot be written; the ledger is unchanged.
         """
+        with contextlib.ExitStack() as stack:
+            with contextlib.suppress(OSError):  # without locks, images that are not of their row are left out
+                stack.enter_context(locked(self.folder / _LOCK))
+            return self._append(row, image)
+
+    def _append(self, row: LedgerRow, image: Tensor | None) -> int:
         number = self._writable()
         file = None if image is None else f"{_IMAGES}/{number:06d}.png"
         value = row.decision_value
@@ -196,20 +207,37 @@ class Ledger:
         """Return the image of a row: (3, H, W) uint8.
 
         Raises:
-            DataError: The row has no image, or the file is missing or damaged.
+            DataError: The row has no image, or the file is missing, damaged, or the image of another row.
         """
         if self[row].file is None:
             raise DataError(f"row {row} of the ledger in {self.folder} has no image: {self[row].dropped}")
         try:
             with Image.open(self._path(row)) as image:
+                is_own = _is_of(image, self[row])
                 pixels = np.array(image.convert("RGB"))
         except Exception as error:  # Pillow raises many kinds of errors for damaged files
             raise DataError(f"The image of row {row} of the ledger in {self.folder} cannot be read: {error}") from error
+        if not is_own:
+            raise DataError(
+                f"The image of row {row} of the ledger in {self.folder} is that of another row: two runs have written"
+                " there at the same time."
+            )
         return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
 
     def has_image(self, row: int) -> bool:
-        """Return whether the image file of a row exists."""
-        return self[row].file is not None and self._path(row).is_file()
+        """Return whether a row has an image of its own: not none, and not that of another row."""
+        if self[row].file is None:
+            return False
+        try:
+            with Image.open(self._path(row)) as image:
+                return _is_of(image, self[row])
+        except Exception:  # Pillow raises many kinds of errors for damaged files
+            return False
+
+    @property
+    def without_own_image(self) -> list[int]:
+        """The rows, in ascending order, that list an image which is missing, damaged, or that of another row."""
+        return [row for row in self.images if not self.has_image(row)]
 
     def _size(self) -> int:
         """Return the size of the ledger file in bytes."""
@@ -252,12 +280,46 @@ def purge(folder: str | Path) -> int:
     images = [path for path in folder.glob(f"{_IMAGES}/*.png") if path.stem.isdecimal()]
     with contextlib.suppress(FileNotFoundError):
         (folder / _NAME).unlink()  # first, so that no line remains without its image
-    for path in [*images, *folder.glob(f"{_IMAGES}/.writing-*")]:
+    for path in [*images, *folder.glob(f"{_IMAGES}/.writing-*"), folder / _LOCK]:
         path.unlink(missing_ok=True)
     for place in (folder / _IMAGES, folder):
         with contextlib.suppress(OSError):  # not empty, or never created
             place.rmdir()
     return len(images)
+
+
+def left_out_sentence(ledger: Ledger) -> str | None:
+    """Return a sentence that counts and names the rows without an image of their own; None if there are none."""
+    rows = ledger.without_own_image
+    if not rows:
+        return None
+    named = ", ".join(map(str, rows[:MAX_NAMED])) + (", ..." if len(rows) > MAX_NAMED else "")
+    return (
+        f"{len(rows)} of the {len(ledger.images)} generated images in {ledger.folder} are left out (rows {named}): the"
+        " file is missing, damaged, or the image of another row, as when two runs have written there at the same time."
+    )
+
+
+def copy_ledger(source: Path, target: Path) -> None:
+    """Copy a ledger to which another process may append; the copy ends with a whole row, and rows keep their numbers.
+
+    Raises:
+        OSError: The copy cannot be written.
+    """
+    if not (source / _NAME).is_file():
+        return
+    lines = (source / _NAME).read_bytes()  # first: the file of a line was written before it
+    for path in sorted((source / _IMAGES).glob("*.png")):
+        with contextlib.suppress(FileNotFoundError):
+            copy_atomically(path, target / _IMAGES / path.name)
+    write_atomically(target / _NAME, lines[: lines.rfind(b"\n") + 1])
+
+
+def _is_of(image: Image.Image, row: LedgerRow) -> bool:
+    """Return whether the text chunks of a PNG are the values of a row; values without a chunk are not compared."""
+    values = row.to_dict()
+    compared = [key for key in values if key != "file" and key in image.info]
+    return all(json.loads(image.info[key]) == values[key] for key in compared)
 
 
 def _png(image: Tensor, row: LedgerRow) -> bytes:

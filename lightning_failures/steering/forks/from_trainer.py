@@ -7,14 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.strategies import DDPStrategy
 
 from lightning_failures.interventions.verdicts import Verdict, not_measured
 from lightning_failures.steering.forks.callbacks import base_names
 from lightning_failures.steering.forks.run import FORK_EXCLUDED_CALLBACKS, PAIRS, Run, fork_verdict
+from lightning_failures.steering.former_files import START_OF_FORKS
 from lightning_failures.steering.protocol import SteeredCallback
-
-CHECKPOINT = "before_interventions.ckpt"
-"""Name of the checkpoint in the folder of the run."""
 
 COMMAND = "lightning-failures verdict --config ... --ckpt_path ..."
 
@@ -40,7 +39,7 @@ _SAME_OPTIONS = (
 def save_start_of_forks(trainer: Trainer, folder: Path) -> None:
     """Write the checkpoint from which the forks resume, just before an intervention begins. Collective."""
     try:
-        trainer.save_checkpoint(folder / CHECKPOINT)
+        trainer.save_checkpoint(folder / START_OF_FORKS)
     except Exception:
         # ranks that write nothing wait at this barrier of save_checkpoint
         trainer.strategy.barrier("Trainer.save_checkpoint")
@@ -61,7 +60,7 @@ def fork_finished_training(
     """
     if not began:
         return not_measured("nothing was flagged, so no intervention began")
-    return fork_trainer(trainer, module, callback, folder / CHECKPOINT, folder=folder)
+    return fork_trainer(trainer, module, callback, folder / START_OF_FORKS, folder=folder)
 
 
 def fork_trainer(
@@ -75,12 +74,13 @@ def fork_trainer(
 ) -> Verdict:
     """Fork a Trainer at the end of its training, with copies of its module and callbacks and a new Trainer.
 
-    The new Trainer has the device, precision, limits and gradient settings of the old one, and one process. The
-    datamodule is copied shallowly and shares the data; without a datamodule, the loaders of the training are reused.
-    Forks train as many epochs as the training did.
+    The new Trainer has the devices, precision, limits and gradient settings of the old one. With DDP it runs in the
+    same processes, with the default options of DDP. The datamodule is copied shallowly and shares the data; without a
+    datamodule, the loaders of the training are reused. Forks train as many epochs as the training did.
 
-    Attributes of a module outside its ``state_dict`` are copied in their final state. If no copy can be made, or with
-    several processes, the verdict is "not measured" and names the command to run instead.
+    Attributes of a module outside its ``state_dict`` are copied in their final state. If no copy can be made, or if
+    several processes run another strategy or were spawned, the verdict is "not measured" and names the command to run
+    instead.
 
     Args:
         trainer: The Trainer at the end of ``fit``.
@@ -88,10 +88,10 @@ def fork_trainer(
         callback: The callback with the interventions, detached from loaders and module.
         ckpt_path: A checkpoint from before the interventions began.
         pairs: Number of pairs of forks.
-        folder: The folder ``failures`` of the training.
+        folder: The folder ``failures`` of the training; with several processes, all of them see it.
     """
-    if trainer.world_size > 1:
-        return not_measured(f"with several processes, run `{COMMAND}`")
+    if trainer.world_size > 1 and not _keeps_its_processes(trainer):
+        return not_measured(f"with the processes of {type(trainer.strategy).__name__}, run `{COMMAND}`")
     try:
         _copy_run(trainer, module, callback)
     except Exception as error:
@@ -103,7 +103,14 @@ def fork_trainer(
         pairs=pairs,
         seed=callback.seed,
         files=folder,
+        folder=folder if trainer.world_size > 1 else None,
     )
+
+
+def _keeps_its_processes(trainer: Any) -> bool:
+    """Return whether a new Trainer can run in the processes of this one, which were not spawned for its ``fit``."""
+    environment: Any = getattr(trainer.strategy, "cluster_environment", None)
+    return type(trainer.strategy) is DDPStrategy and bool(environment.creates_processes_externally)
 
 
 def _copy_run(trainer: Any, module: LightningModule, callback: SteeredCallback) -> Run:
@@ -122,9 +129,14 @@ def _copy_run(trainer: Any, module: LightningModule, callback: SteeredCallback) 
     callbacks = [copy.deepcopy(one, memo) for one in trainer.callbacks if not excluded & base_names(one)]
 
     device = trainer.strategy.root_device
+    processes: dict[str, Any] = {"devices": 1 if device.index is None else [device.index]}
+    if trainer.world_size > 1:
+        devices = trainer.num_devices if device.index is None else trainer.device_ids
+        environment = trainer.strategy.cluster_environment
+        processes = {"devices": devices, "num_nodes": trainer.num_nodes, "strategy": "ddp", "plugins": [environment]}
     run = type(trainer)(
         accelerator=device.type,
-        devices=1 if device.index is None else [device.index],
+        **processes,
         callbacks=callbacks,
         logger=False,
         num_sanity_val_steps=0,

@@ -42,6 +42,7 @@ from lightning_failures.steering.forks.callbacks import (
     is_decided,
     steered_callback,
 )
+from lightning_failures.steering.former_files import copy_interventions
 from lightning_failures.trainer.schedule import adopt_state
 
 PAIRS = 3
@@ -255,8 +256,8 @@ class Forks:
     def _prepare(self, run: Run, name: str, fork: Fork | UntilDecided, files: Path) -> None:
         """Give a run a folder of its own, with a copy of the files of the interventions."""
         trainer: Any = run.trainer
-        if trainer.is_global_zero and (files / "interventions").is_dir():
-            shutil.copytree(files / "interventions", self.place / name / "failures" / "interventions")
+        if trainer.is_global_zero:
+            copy_interventions(files, self.place / name / "failures")
         trainer.loggers = [CSVLogger(self.place, name="", version=name)]
         kept = [one for one in trainer.callbacks if not FORK_EXCLUDED_CALLBACKS & base_names(one)]
         trainer.callbacks = [fork, *kept]

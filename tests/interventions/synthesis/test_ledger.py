@@ -7,6 +7,7 @@ import json
 import os
 import pickle
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -14,7 +15,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from lightning_failures.errors import DataError, GeneratorError
-from lightning_failures.interventions.synthesis.ledger import Ledger, LedgerRow, purge
+from lightning_failures.interventions.synthesis.ledger import Ledger, LedgerRow, copy_ledger, left_out_sentence, purge
+from tests.processes.launch import fork
 
 IMAGE = torch.arange(3 * 8 * 8).reshape(3, 8, 8).to(torch.uint8)
 ROW = LedgerRow("model", "mit", "a photo of a red three", 7, 3, "three", "hard caption", 1, 2, decision_value=-0.5)
@@ -188,3 +190,69 @@ def test_purge__removes_what_is_ours_and_nothing_else(tmp_path):
     (folder / "notes.txt").unlink()
     assert purge(folder) == 1
     assert not folder.exists()
+
+
+# -- several processes ---------------------------------------------------------------------------------------
+
+
+def test_append__two_processes_at_once_take_turns(tmp_path):
+    for ended in fork("appending", tmp_path, 40, environments=[{"NUMBER": "3"}, {"NUMBER": "5"}], timeout=120):
+        assert ended.status == 0, ended.said[-3000:]
+    ledger = Ledger(tmp_path / "ledger")
+    assert len(ledger) == len(ledger.images) == 80
+    assert not ledger.without_own_image
+    for number, row in enumerate(ledger.rows):
+        assert (ledger.image(number) == row.class_index).all()
+    assert sorted((row.class_index, row.seed) for row in ledger.rows) == [
+        (k, seed) for k in (3, 5) for seed in range(40)
+    ]
+    assert sorted(path.name for path in ledger.folder.iterdir()) == ["images", "ledger.jsonl"]
+
+
+def mixed(folder) -> Ledger:
+    """Return a ledger of four images: that of row 1 is of another class, and that of row 2 is missing."""
+    ledger = Ledger(folder)
+    for number in range(4):
+        ledger.append(LedgerRow(**{**vars(ROW), "seed": number}), IMAGE)
+    other = Ledger(folder / "other")
+    for _ in range(2):
+        other.append(LedgerRow(**{**vars(ROW), "class_index": 9, "class_name": "nine"}), IMAGE)
+    (other.folder / "images" / "000001.png").replace(folder / "images" / "000001.png")
+    (folder / "images" / "000002.png").unlink()
+    return Ledger(folder)
+
+
+def test_image__of_another_row_is_left_out_counted_and_named(tmp_path):
+    ledger = mixed(tmp_path)
+    assert ledger.images == [0, 1, 2, 3]  # the numbers of images never change
+    assert ledger.without_own_image == [1, 2]
+    assert [ledger.has_image(row) for row in range(4)] == [True, False, False, True]
+    with pytest.raises(DataError, match=r"row 1 .* is that of another row"):
+        ledger.image(1)
+    assert "2 of the 4 generated images" in (left_out_sentence(ledger) or "")
+    assert "(rows 1, 2)" in (left_out_sentence(ledger) or "")
+    assert left_out_sentence(Ledger(tmp_path / "no ledger")) is None
+
+
+def test_image__without_text_is_taken_as_it_is(tmp_path):
+    ledger = Ledger(tmp_path)
+    ledger.append(ROW, IMAGE)
+    path = tmp_path / "images" / "000000.png"
+    with Image.open(path) as image:
+        Image.fromarray(np.array(image)).save(path)
+    assert Ledger(tmp_path).has_image(0)
+
+
+def test_copy_ledger__ends_with_a_whole_row(tmp_path):
+    ledger = Ledger(tmp_path / "one")
+    ledger.append(ROW, IMAGE)
+    ledger.append(ROW, IMAGE.flip(2))
+    with (tmp_path / "one" / "ledger.jsonl").open("a") as file:
+        file.write('{"model": "to')
+    copy_ledger(tmp_path / "one", tmp_path / "two")
+    copy_ledger(tmp_path / "nothing", tmp_path / "three")
+    copied = Ledger(tmp_path / "two")
+    assert copied.rows == ledger.rows
+    assert torch.equal(copied.image(1), IMAGE.flip(2))
+    assert copied.append(ROW, IMAGE) == 2
+    assert not (tmp_path / "three").exists()
