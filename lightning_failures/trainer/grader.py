@@ -224,15 +224,13 @@ class Grader:
         self._given_ids.add(ids, drawn)
         if drawn is None or ids.tolist() != drawn:
             self.facts = replace(self.facts, indexed=False)
-            if self._groups is not None:
-                raise ConfigurationError(
-                    "FailureModes(read_batch=...) gives ids that are not known to be indices of the dataset, so its"
-                    " groups cannot be found by them. Leave ids None, or give groups_from=None."
+            if self._groups is not None or self._attributes:
+                needed, without = (
+                    ("metadata", "metadata=()") if self._groups is None else ("groups", "groups_from=None")
                 )
-            if self._attributes:
                 raise ConfigurationError(
-                    "FailureModes(read_batch=...) gives ids that are not known to be indices of the dataset, so its"
-                    " metadata cannot be found by them. Leave ids None, or give metadata=()."
+                    f"The ids of read_batch, or of the batches, are not known to be indices of the dataset, so its"
+                    f" {needed} cannot be found by them. Leave ids None, or give {without}."
                 )
         return ids
 
@@ -321,6 +319,18 @@ class Grader:
             raise error
         self._problem = self._problem or str(error)
         return gradable
+
+    def last_confidence(self, ids: Tensor) -> Tensor:
+        """Return the least probability of the truth in the last batch, by ids (B,): (B,) float, NaN where unknown."""
+        metric = None if self.reading is None else self._metrics.get(self.reading)
+        found: dict[int, float] = {}
+        if metric is not None and metric.ids:
+            certain = metric.confidence[-1]
+            if self.reading == VERDICTS:
+                certain = (metric.predictions[-1] == metric.labels[-1]).float()
+            for row, value in zip(metric.ids[-1].tolist(), certain.tolist(), strict=True):
+                found[row] = min(value, found.get(row, value))
+        return torch.tensor([found.get(row, float("nan")) for row in ids.tolist()])
 
     def notes(self) -> tuple[str, ...]:
         """Return a sentence for each reason why examples have no grade, for the report. Collective."""
@@ -549,7 +559,9 @@ class Grader:
         assert self.columns is not None
         allowed = (1, 2) if self.columns == 1 else (self.columns,)
         if len(self._names) not in allowed:
-            origin = "FailureModes(class_names=...)" if self.named else "dataset.classes"
+            in_classes = getattr(self._dataset, "features", None) is None
+            of_dataset = "dataset.classes" if in_classes else "The class label among dataset.features"
+            origin = "FailureModes(class_names=...)" if self.named else of_dataset
             raise ConfigurationError(
                 f"{origin} has {len(self._names)} names, but the model has {self.columns} logits an example, which need"
                 f" {' or '.join(map(str, allowed))}."

@@ -35,7 +35,7 @@ class GradesEachBatch(L.Callback):
     def __init__(self, read_batch=None):
         self.recorders, self.observer = IndexRecorderHook(), LogitsObserver()
         self.batch_grader = BatchGrader(BatchReader(read_batch), self.recorders, self.observer)
-        self.graded = []
+        self.graded, self.space = [], None
 
     def setup(self, trainer, pl_module, stage):
         self.recorders.attach(trainer)
@@ -44,7 +44,6 @@ class GradesEachBatch(L.Callback):
         self.observer.attach(pl_module)
         self.loader = evaluation_loaders(trainer)[0]
         self.grader = Grader(dataset=dataset_of(self.loader), class_names=None, task=None, ranks=Communicator())
-        self.space = self.batch_grader.image_space(self.loader)
 
     def on_validation_batch_start(self, trainer, pl_module, batch, batch_idx, dataloader_idx=0):
         self.observer.begin(redirected=False)
@@ -52,6 +51,7 @@ class GradesEachBatch(L.Callback):
     def on_validation_batch_end(self, trainer, pl_module, outputs, batch, batch_idx, dataloader_idx=0):
         read = self.batch_grader.read(self.loader, outputs, batch, batch_idx)
         ids = self.batch_grader.name(read, self.grader)
+        self.space, _ = self.batch_grader.image_space(read, first=True)
         self.graded.append(self.batch_grader.grade(read, ids, self.grader, trainer, pl_module))
 
     def teardown(self, trainer, pl_module, stage):
