@@ -100,8 +100,9 @@ def _names_of_features(dataset: Any) -> Any:
 
 
 def _column(dataset: Any, name: str) -> list[Any] | None:
-    """Return a column of a Hugging Face dataset, without the user's format and transform; None if it has none."""
-    if name not in _features(dataset) or dataset_length(dataset) is None:
+    """Return a column of a Hugging Face dataset, without the user's format and transform; None for images."""
+    kind = _features(dataset).get(name)
+    if kind is None or type(kind).__name__ == "Image" or dataset_length(dataset) is None:
         return None
     return list(dataset.with_format(None)[name])
 

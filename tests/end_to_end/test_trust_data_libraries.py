@@ -127,8 +127,11 @@ def real(image="image", label="label", **columns):
     features = {image: datasets.Image(), label: datasets.ClassLabel(names=NAMES)}
     features |= {name: datasets.Value("int64") for name in columns}
     pictures = [Image.fromarray(one.permute(1, 2, 0).numpy()) for one in pixels]
-    rows = {image: pictures, label: labels.tolist()} | columns
-    return datasets.Dataset.from_dict(rows, features=datasets.Features(features))
+    types = datasets.Features(features)
+    rows = types.encode_batch({image: pictures, label: labels.tolist()} | columns)
+    table = pytest.importorskip("pyarrow").Table.from_pydict(rows, schema=types.arrow_schema)
+    # a fingerprint of its own, because that of the rows needs a dill that knows the installed pyarrow
+    return datasets.Dataset(table, info=datasets.DatasetInfo(features=types), fingerprint="rows")
 
 
 def as_float(image):
@@ -418,16 +421,57 @@ def test_hugging_face__iterable(tmp_path):
     pytest.importorskip("datasets")
     data = real(idx=list(range(SIZE))).to_iterable_dataset().map(plain_columns, remove_columns=["image"])
     report = validated(
-        tmp_path, DataLoader(data.with_format("torch"), batch_size=16), reading("img"), class_names=NAMES, pictures=True
+        tmp_path,
+        DataLoader(data.with_format("torch"), batch_size=16),
+        reading("img"),
+        class_names=NAMES,
+        normalization=NORMALIZATION,
+        pictures=True,
     )
-    assert report.examples == SIZE
+    assert report.accuracy == pytest.approx(expected_accuracy())
     assert report.table.ids.tolist() == list(range(SIZE))
     assert list(tmp_path.rglob("*.png"))
 
 
 def plain_columns(example):
     image = np.asarray(example["image"], dtype=np.uint8).transpose(2, 0, 1)
-    return {"img": (image.astype(np.float32) / 255).tolist()}
+    return {"img": ((image.astype(np.float32) / 255 - 0.5) / 0.25).tolist()}
+
+
+def test_litdata__through_the_wrapper(tmp_path):
+    litdata = pytest.importorskip("litdata")
+    pixels, labels = pixels_of()
+    rows = [{"image": pixels[i].numpy(), "label": int(labels[i])} for i in range(SIZE)]
+    folder = tmp_path / "chunks"
+    folder.mkdir()
+    writer = litdata.streaming.Cache(str(folder), chunk_size=50)
+    for i, row in enumerate(rows):
+        writer[i] = row
+    writer.done()
+    writer.merge()
+    stream = litdata.StreamingDataset(str(folder), transform=litdata_transform)
+    with pytest.raises(ConfigurationError, match="class Indexed"):
+        validated(tmp_path, DataLoader(stream, batch_size=16), reading("image"))
+    report = validated(tmp_path, Indexed(stream), reading("image"), normalization=NORMALIZATION, pictures=True)
+    assert report.table.ids.tolist() == list(range(SIZE))
+    assert report.accuracy == pytest.approx(expected_accuracy())
+
+
+def litdata_transform(row):
+    return row | {"image": (torch.from_numpy(np.array(row["image"])).float() / 255 - 0.5) / 0.25}
+
+
+class Indexed(Dataset):
+    """The wrapper of the message and of the documents."""
+
+    def __init__(self, dataset):
+        self.dataset = dataset
+
+    def __len__(self):
+        return len(self.dataset)
+
+    def __getitem__(self, index):
+        return self.dataset[index]
 
 
 # -- views -------------------------------------------------------------------------------------------------------------
