@@ -155,7 +155,7 @@ class BatchGrader:
             ConfigurationError: Neither the user, nor the sampler, nor the batch names the examples, or the ids cannot
                 serve as indices.
         """
-        ids = batch.record.ids
+        ids = batch.record.ids if isinstance(batch.record.ids, Tensor) else None  # texts have been hashed
         if ids is None and batch.drawn is None:
             counted = batch.record.labels if batch.record.correct is None else batch.record.correct
             ids = None if counted is None else ids_in(batch.batch, len(counted))

@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from lightning_failures import BatchRecord
 from lightning_failures.errors import ConfigurationError
+from lightning_failures.interventions import Upweight
 from lightning_failures.trainer.example_ids import hashed_names
 from tests.helpers.toy import Classifier, Images, OracleClassifier, callback, loader, trainer
 
@@ -231,6 +232,19 @@ def test_hugging_face__a_normalisation_that_cannot_be_seen_is_an_error_in_the_sa
     validated(
         tmp_path, make().with_transform(as_tutorials_do(normalise=False)), reading("pixel_values"), permutations=0
     )
+
+
+@BOTH
+def test_hugging_face__typed_columns_are_read_outside_of_the_loop(tmp_path, make):
+    data = make("scan", "finding").with_transform(as_tutorials_do("scan", out="scan"))
+    failures = callback(
+        interventions=[Upweight()], reference="train", normalization=NORMALIZATION, permutations=99, pictures=True
+    )
+    run = trainer(tmp_path, failures, max_epochs=2, num_sanity_val_steps=0)
+    run.fit(reading("scan"), DataLoader(data, batch_size=16, shuffle=True), DataLoader(data, batch_size=16))
+    assert failures.last_report.reference.startswith("train")
+    assert failures.last_report.interventions
+    assert list(tmp_path.rglob("*.png"))
 
 
 # -- streams -----------------------------------------------------------------------------------------------------------
