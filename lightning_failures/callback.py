@@ -66,8 +66,8 @@ class FailureModes(Callback):
     the batches is an error in the sanity check, ``trainer.validate`` and ``trainer.test``. Any other error of an
     analysis is a warning: the analysis is skipped and training continues. ``docs/using.md`` has the details.
 
-    Not supported: validation loaders combined in another mode than "sequential" (an error), pictures for iterable
-    datasets (left out), modules sharded over processes if the logits need a second forward pass.
+    Not supported: validation loaders combined in another mode than "sequential" (an error), and modules sharded over
+    processes if the logits need a second forward pass.
 
     Args:
         encoder: Image encoder of the failure directions: an open_clip tag ``"<model>/<pretrained>"``, ``"hf-hub:..."``,
@@ -484,6 +484,7 @@ class FailureModes(Callback):
             if batch_idx == 0 and (doubt := self._batch_grader.doubt(read)) is not None:
                 self._errors.say_once(doubt)
             embeddings.embed(graded.images, space, graded.ids, rows_per_example=rows, check=trainer.sanity_checking)
+            evaluation.keep_images(graded.images, space, graded.ids, wanted=self.pictures)
 
     def _analyse_all(self, trainer: Trainer, module: LightningModule) -> None:
         """Analyse every loader, on all ranks alike; an error on one rank skips the analysis on all."""

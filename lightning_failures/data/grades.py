@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -31,7 +32,7 @@ class BatchRecord:
         logits: (B, K) float for multiclass and multilabel, (B,) or (B, 1) for binary.
         labels: (B,) int; multilabel (B, K) of 0 and 1.
         images: (B, C, H, W) float or uint8, the input of the model (normalised or not).
-        ids: (B,) int, unique for each example of the loader.
+        ids: (B,) int, or B texts such as file names, unique for each example of the loader and the same in every epoch.
         correct: (B,) bool, whether the model is right.
         score: (B,) float, how good the output is: the higher the better. Examples below ``failed_below`` of the
             callback are failures; those of NaN are skipped.
@@ -40,7 +41,7 @@ class BatchRecord:
     logits: Tensor | None = None
     labels: Tensor | None = None
     images: Tensor | None = None
-    ids: Tensor | None = None
+    ids: Tensor | Sequence[str] | None = None
     correct: Tensor | None = None
     score: Tensor | None = None
 

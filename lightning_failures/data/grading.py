@@ -18,8 +18,8 @@ from lightning_failures.errors import DataError
 
 Task = Literal["multiclass", "binary", "multilabel"]
 
-IMAGE_KEYS = ("image", "images", "x", "pixel_values")
-LABEL_KEYS = ("label", "labels", "target", "y")
+IMAGE_KEYS = ("image", "images", "x", "pixel_values", "img", "png", "jpg", "jpeg", "webp")
+LABEL_KEYS = ("label", "labels", "target", "y", "fine_label", "cls")
 
 _UNKNOWN = (-1, 255, -100)
 """Labels that mark a condition of a multilabel task as unknown; NaN is another."""
@@ -45,6 +45,19 @@ _EPSILON = 1e-7
 
 
 @dataclass(frozen=True)
+class Columns:
+    """The columns of a dataset whose types say what they hold.
+
+    Attributes:
+        images: Names of the columns of images.
+        labels: Names of the columns of class labels.
+    """
+
+    images: tuple[str, ...] = ()
+    labels: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class BatchGrades:
     """The R graded rows of one batch; all tensors are on the CPU.
 
@@ -63,25 +76,66 @@ class BatchGrades:
     confidence: Tensor
 
 
-def read_default_batch(outputs: Any, batch: Any) -> BatchRecord:
+def read_default_batch(outputs: Any, batch: Any, columns: Columns | None = None) -> BatchRecord:
     """Extract logits, labels and images from the common forms of a batch and of a step's return value.
 
-    A batch is a tuple ``(x, y, ...)``, or a mapping with one of the keys image, images, x, pixel_values and one of
-    label, labels, target, y. Logits are read from a mapping that the step returns, under ``logits`` or ``preds``.
-    Fields that are not found are None.
+    A batch is a tuple ``(x, y, ...)``, or a mapping with one of ``IMAGE_KEYS`` and one of ``LABEL_KEYS``. Where ``x``
+    is a list of tensors, such as two views of each image, the first of them counts. Logits are read from a mapping that
+    the step returns, under ``logits`` or ``preds``. Fields that are not found are None.
+
+    Args:
+        outputs: What the step returned.
+        batch: The batch.
+        columns: Columns of the dataset by type, which decide between several keys, and may have other names.
 
     >>> record = read_default_batch({"logits": torch.zeros(2, 3)}, (torch.zeros(2, 1, 4, 4), torch.tensor([0, 2])))
     >>> record.logits.shape, record.labels.tolist(), record.images.shape, record.ids
     (torch.Size([2, 3]), [0, 2], torch.Size([2, 1, 4, 4]), None)
     """
-    logits = labels = images = None
+    logits: Any = None
+    labels: Any = None
+    images: Any = None
     if isinstance(batch, Mapping):
-        images, labels = _first(batch, IMAGE_KEYS), _first(batch, LABEL_KEYS)
+        columns = columns or Columns()
+        images = batch.get(column_named(batch, IMAGE_KEYS, columns.images))
+        labels = batch.get(column_named(batch, LABEL_KEYS, columns.labels))
     elif isinstance(batch, Sequence) and not isinstance(batch, str) and len(batch) >= 2:
         images, labels = batch[0], batch[1]
+    if has_views(images):
+        images = images[0]
     if isinstance(outputs, Mapping):
         logits = outputs["logits"] if "logits" in outputs else outputs.get("preds")
     return BatchRecord(logits=_if_tensor(logits), labels=_if_tensor(labels), images=_if_tensor(images))
+
+
+def has_views(images: Any) -> bool:
+    """Return whether images are a list of tensors, each with a view of all images of the batch."""
+    if not isinstance(images, list | tuple) or not images:
+        return False
+    are_batches = all(isinstance(view, Tensor) and view.ndim == 4 for view in images)
+    return are_batches and len({len(view) for view in images}) == 1
+
+
+def column_named(batch: Mapping[Any, Any], keys: Sequence[str], typed: Sequence[str]) -> str | None:
+    """Return the key of a batch that holds its images, or its labels; None if it has none.
+
+    Args:
+        batch: The batch, or the columns of its dataset.
+        keys: The usual names, the preferred ones first.
+        typed: Names of the columns of the right type, as far as types are known.
+
+    >>> column_named({"photo": 0, "x": 0, "y": 0}, IMAGE_KEYS, ["photo"]), column_named({"img": 0}, IMAGE_KEYS, [])
+    ('photo', 'img')
+    """
+    usual = [key for key in keys if key in batch]
+    others = [key for key in typed if key in batch and key not in usual]
+    of_type = [key for key in usual if key in typed]
+    if of_type:
+        return of_type[0]
+    # a single letter may well be a coordinate
+    if len(others) == 1 and (not usual or len(usual[0]) == 1):
+        return others[0]
+    return usual[0] if usual else None
 
 
 def not_classes(labels: Tensor) -> str | None:
@@ -382,8 +436,3 @@ def _check_labels(labels: Tensor, classes: int) -> None:
 
 def _if_tensor(value: Any) -> Tensor | None:
     return value if isinstance(value, Tensor) else None
-
-
-def _first(mapping: Mapping[Any, Any], keys: Sequence[str]) -> Any:
-    """Return the value of the first key that the mapping has; None if it has none of them."""
-    return next((mapping[key] for key in keys if key in mapping), None)

@@ -184,7 +184,7 @@ def content_sample(loader: DataLoader[Any], reader: BatchReader, transfer: Calla
     reads: list[tuple[str, ...]] = []
     with isolated_rng():
         for parts in _loader(loader, [ids, ids], workers=min(1, loader.num_workers)):
-            images = [reader.read(None, transfer(batch)).images for _, batch in parts]
+            images = [reader.read(None, transfer(batch), loader.dataset).images for _, batch in parts]
             keys = [key for some in images if some is not None for key in content_keys(some).tolist()]
             reads.append(tuple(f"{a & (2**64 - 1):016x}{b & (2**64 - 1):016x}" for a, b in keys))
     return reads[0] if reads[0] == reads[1] else ()

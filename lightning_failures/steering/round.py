@@ -252,7 +252,8 @@ class TrainingRound(Round):
             raise ConfigurationError("Picking by confidence needs predicted classes, but read_batch gives verdicts.")
         predictions, confidence = [torch.empty(0, dtype=torch.int64)], [torch.empty(0)]
         classes = len(self.examples.class_names)
-        with StepLogits(self.trainer, view.reader.reader, classes=classes).open() as logits_of:
+        step = StepLogits(self.trainer, view.reader.reader, classes=classes, dataset=view.reader.dataset)
+        with step.open() as logits_of:
             for part in view.model_batches(ids.tolist()):
                 assert part.record.labels is not None  # the view has checked them
                 rows = grade_batch(logits_of(part.batch), part.record.labels)

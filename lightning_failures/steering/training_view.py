@@ -334,7 +334,7 @@ def training_features(
     """
     view = training_view(trainer, trainer.train_dataloader, reader, seed=seed)
     ids = range(ranks.rank, len(view), ranks.world_size)
-    with StepLogits(trainer, reader).open() as logits_of:
+    with StepLogits(trainer, reader, dataset=view.reader.dataset).open() as logits_of:
         batches = ((torch.tensor(part.ids), part.batch) for part in view.model_batches(ids))
         return penultimate_features(module, batches, head=head, trainer=trainer, logits_of=logits_of)
 

@@ -20,8 +20,10 @@ Files, each importing only from those above it::
     normalization_guard  Notice a normalisation that images do not have
     module_state      Keep what a step leaves behind in a module
     step_logits       Logits outside of the loop, by the module's own evaluation step
+    kept_images       Small copies of some images of a stream, kept while they pass
     penultimate       The live model's penultimate features: the input of the module that computes the logits
     readings          What scores and labels may mean, narrowed down batch by batch, decided once for a loader
+    grading_facts     What the batches of a loader showed about scores and labels
     grader            Grades of one evaluation loader: which examples are right, under which ids and classes
     grading_notes     Notes of the report on what was taken for logits and labels, and doubts about it
     evaluation_pass   One pass over one evaluation loader: its grades, and the embeddings of its images

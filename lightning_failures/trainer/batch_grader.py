@@ -10,9 +10,10 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
 from lightning_failures.data.grades import BatchRecord
-from lightning_failures.data.grading import VERDICT_REMEDY, not_classes
+from lightning_failures.data.grading import VERDICT_REMEDY, has_views, not_classes
 from lightning_failures.errors import ConfigurationError
 from lightning_failures.trainer.batch_reader import BatchReader
+from lightning_failures.trainer.example_ids import ids_in
 from lightning_failures.trainer.example_names import digests_in
 from lightning_failures.trainer.grader import Grader
 from lightning_failures.trainer.image_space import ImageSpace
@@ -141,20 +142,25 @@ class BatchGrader:
             DataError: Something else draws from the iterator of the loop.
         """
         drawn = self._recorders.take(loader, batch_idx)
-        record = self._reader.read_graded(outputs, batch)
+        record = self._reader.read_graded(outputs, batch, dataset_of(loader))
         are_preds = isinstance(outputs, Mapping) and record.logits is not None and record.logits is outputs.get("preds")
         return ReadBatch(loader, record, drawn, batch, are_preds)
 
     def name(self, batch: ReadBatch, grader: Grader) -> Tensor | Sequence[int]:
-        """Return the B ids of the examples of a batch.
+        """Return the B ids of the examples of a batch: the user's, else the indices drawn, else the batch's own.
 
         Raises:
-            ConfigurationError: Neither the user nor the sampler names the examples, or the ids cannot serve as indices.
+            ConfigurationError: Neither the user, nor the sampler, nor the batch names the examples, or the ids cannot
+                serve as indices.
         """
-        ids = grader.name_ids(batch.record.ids, batch.drawn)
-        if ids is None:
+        ids = batch.record.ids if isinstance(batch.record.ids, Tensor) else None  # texts have been hashed
+        if ids is None and batch.drawn is None:
+            counted = batch.record.labels if batch.record.correct is None else batch.record.correct
+            ids = None if counted is None else ids_in(batch.batch, len(counted))
+        named = grader.name_ids(ids, batch.drawn)
+        if named is None:
             raise missing_ids_error(batch.loader)
-        return ids
+        return named
 
     def grade(
         self,
@@ -188,7 +194,9 @@ class BatchGrader:
             logits = self._observer.logits(batch_size=len(record.labels), classes=grader.logit_columns)
             source = LogitsSource.OBSERVED
         if logits is None:
-            logits = forward_once_more(trainer, module, self._reader.shown_images(batch.batch, record))
+            logits = forward_once_more(
+                trainer, module, self._reader.shown_images(batch.batch, record, dataset_of(batch.loader))
+            )
             source = LogitsSource.EXTRA_FORWARD
             grader.note_stacked(stacked, len(record.labels))
         graded_ids = grader.grade(logits, record.labels, ids, digests=digests, source=source, observed=observed)
@@ -217,6 +225,21 @@ class BatchGrader:
         return self._reader.space(dataset_of(loader))
 
     def doubt(self, batch: ReadBatch) -> str | None:
-        """Return why the normalisation of the loader cannot be that of the images of a batch, or None."""
+        """Return what a reader should know of the images of a batch: one of several views, an odd normalisation."""
         images = batch.record.images
-        return None if images is None else normalization_doubt(images, self.image_space(batch.loader))
+        if images is None:
+            return None
+        doubts = (_views_note(batch.batch, images), normalization_doubt(images, self.image_space(batch.loader)))
+        return " ".join(doubt for doubt in doubts if doubt) or None
+
+
+def _views_note(batch: Any, images: Tensor) -> str | None:
+    """Return a sentence on a batch whose images are the first of several views; None for other batches."""
+    held: Any = batch[0] if isinstance(batch, list | tuple) and batch else None
+    if isinstance(batch, Mapping):
+        held = next((value for value in batch.values() if has_views(value) and value[0] is images), None)
+    if not has_views(held) or held[0] is not images:
+        return None
+    return (
+        f"Batches hold {len(held)} views of each image: FailureModes looks at the first. Give read_batch for another."
+    )

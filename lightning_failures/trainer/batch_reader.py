@@ -12,6 +12,8 @@ from torch import Tensor
 from lightning_failures.data.grades import BatchRecord
 from lightning_failures.data.grading import read_default_batch
 from lightning_failures.errors import ConfigurationError
+from lightning_failures.trainer.dataset_attributes import dataset_columns
+from lightning_failures.trainer.example_ids import are_names, hashed_names
 from lightning_failures.trainer.image_space import ImageSpace, find_normalization
 
 
@@ -31,9 +33,12 @@ class BatchReader:
     failed_below: float | None = None
     logits_from: str | None = None
 
-    def read(self, outputs: Any, batch: Any) -> BatchRecord:
-        """Return the record of a batch: the fields of the user's ``read_batch``, the others by the default rules."""
-        default = read_default_batch(outputs, batch)
+    def read(self, outputs: Any, batch: Any, dataset: Any = None) -> BatchRecord:
+        """Return the record of a batch: the fields of the user's ``read_batch``, the others by the default rules.
+
+        The types of the columns of ``dataset``, if it has some, decide which are images and labels.
+        """
+        default = read_default_batch(outputs, batch, dataset_columns(dataset))
         if self.read_batch is None:
             return default
         record = self.read_batch(outputs, batch)
@@ -47,13 +52,13 @@ class BatchReader:
             default = replace(default, labels=None)  # masks, boxes or numbers are no classes
         return replace(default, **given)
 
-    def read_graded(self, outputs: Any, batch: Any) -> BatchRecord:
+    def read_graded(self, outputs: Any, batch: Any, dataset: Any = None) -> BatchRecord:
         """Return the record of a batch that must have labels or a verdict on each example.
 
         Raises:
             ConfigurationError: No labels were found, or verdicts and ``failed_below`` do not go together.
         """
-        record = self.read(outputs, batch)
+        record = self.read(outputs, batch, dataset)
         if record.has_verdict or self.failed_below is not None:
             return self._judged(record)
         if record.labels is None:
@@ -97,13 +102,13 @@ class BatchReader:
             labels = labels.detach().cpu().reshape(-1)
         return replace(record, labels=labels, correct=correct.bool(), score=score)
 
-    def shown_images(self, batch: Any, record: BatchRecord) -> Tensor | None:
+    def shown_images(self, batch: Any, record: BatchRecord, dataset: Any = None) -> Tensor | None:
         """Return the images that the batch itself holds, as its step is shown them; else those of its record.
 
         The user's ``read_batch`` may return other images, for the encoders alone: unnormalised, or with the channels
         first.
         """
-        own = read_default_batch(None, batch).images
+        own = read_default_batch(None, batch, dataset_columns(dataset)).images
         return record.images if own is None else own
 
     def space(self, dataset: Any) -> ImageSpace:
@@ -121,10 +126,12 @@ def _name_classes(labels: Tensor) -> bool:
 
 
 def _as_tensor(field: str, value: Any) -> Tensor:
+    if field == "ids" and are_names(value):
+        return hashed_names(value)
     try:
         return torch.as_tensor(value)
     except (TypeError, ValueError, RuntimeError) as error:
         raise ConfigurationError(
             f"FailureModes(read_batch=...) returned a BatchRecord whose {field} cannot be converted from"
-            f" {type(value).__name__} to a tensor ({error}). Ids are integers, images and logits floats."
+            f" {type(value).__name__} to a tensor ({error}). Ids are integers or texts, images and logits floats."
         ) from error

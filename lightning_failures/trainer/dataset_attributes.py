@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from lightning_failures.data.class_names import class_list_difference, unique_class_names
+from lightning_failures.data.grading import LABEL_KEYS, Columns, column_named
 
 
 def dataset_length(dataset: Any) -> int | None:
@@ -20,6 +21,7 @@ def dataset_length(dataset: Any) -> int | None:
 def dataset_attribute(dataset: Any, name: str) -> Any:
     """Return an attribute of a dataset, also through wrappers such as ``Subset``; None if no dataset has it.
 
+    The columns of a Hugging Face dataset count as its attributes, and the names of its class label as ``classes``.
     Sequences with a value for each example (all but ``classes``) are indexed by ``Subset.indices``, always by position,
     and joined by ``ConcatDataset``; any other attribute must be the same in all the parts.
 
@@ -31,6 +33,8 @@ def dataset_attribute(dataset: Any, name: str) -> Any:
     (['cat', 'dog'], [9, 7])
     """
     own = getattr(dataset, name, None)
+    if own is None:
+        own = _names_of_features(dataset) if name == "classes" else _column(dataset, name)
     if own is not None:
         return own
     parts = getattr(dataset, "datasets", None)
@@ -48,8 +52,59 @@ def dataset_attribute(dataset: Any, name: str) -> Any:
 
 
 def dataset_class_names(dataset: Any) -> list[str] | None:
-    """Return the distinct names in ``dataset.classes``, in the order of labels; None if it has none."""
+    """Return the distinct class names of a dataset in the order of labels; None if it has none.
+
+    They stand in ``dataset.classes`` or, in a Hugging Face dataset, in the type of the column of labels.
+    """
     return unique_class_names(dataset_attribute(dataset, "classes"))
+
+
+def dataset_columns(dataset: Any) -> Columns:
+    """Return the columns of images and of class labels of a Hugging Face dataset, also through wrappers.
+
+    Nothing is found in datasets of other kinds, or if the parts of a concatenation differ.
+    """
+    parts = getattr(dataset, "datasets", None)
+    if isinstance(parts, list) and parts:
+        found = {dataset_columns(part) for part in parts}
+        return found.pop() if len(found) == 1 else Columns()
+    features = _features(dataset)
+    if not features:
+        inner = getattr(dataset, "dataset", None)
+        return Columns() if inner is None else dataset_columns(inner)
+    images = [name for name, kind in features.items() if type(kind).__name__ == "Image"]
+    return Columns(tuple(images), tuple(_class_labels(features)))
+
+
+def _features(dataset: Any) -> Mapping[str, Any]:
+    """Return the types of the columns of a Hugging Face dataset, by name; empty for other datasets."""
+    features = getattr(dataset, "features", None)
+    return features if isinstance(features, Mapping) else {}
+
+
+def _class_labels(features: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the class names of each column of class labels; a list of them is one of a multilabel task."""
+    found = {}
+    for column, kind in features.items():
+        names = getattr(getattr(kind, "feature", kind), "names", None)
+        if isinstance(names, list | tuple) and names:
+            found[column] = names
+    return found
+
+
+def _names_of_features(dataset: Any) -> Any:
+    """Return the class names of the column that is read as the labels, by its type; None if it has none."""
+    features = _features(dataset)
+    labels = _class_labels(features)
+    return labels.get(column_named(features, LABEL_KEYS, tuple(labels)) or "")
+
+
+def _column(dataset: Any, name: str) -> list[Any] | None:
+    """Return a column of a Hugging Face dataset, without the user's format and transform; None for images."""
+    kind = _features(dataset).get(name)
+    if kind is None or type(kind).__name__ == "Image" or dataset_length(dataset) is None:
+        return None
+    return list(dataset.with_format(None)[name])
 
 
 def class_list_problem(reference: Any, others: Mapping[str, Any]) -> str | None:

@@ -49,6 +49,7 @@ from lightning_failures.report.gallery import Gallery, Picture
 from lightning_failures.report.html.render import prepare
 from lightning_failures.trainer.batch_reader import BatchReader
 from lightning_failures.trainer.evaluation_pass import EvaluationPass
+from lightning_failures.trainer.example_ids import unstable_ids
 from lightning_failures.trainer.example_reader import ExampleReader, TrainingSample, training_sample
 from lightning_failures.trainer.grading_notes import grading_notes
 from lightning_failures.trainer.normalization_guard import normalization_doubt
@@ -141,6 +142,7 @@ class AnalysisRunner:
     _reference_keys: list[Tensor] = field(default_factory=list)  # (n, 2) of this rank's share, once it is embedded
     _writers: dict[Path, list[Writer]] = field(default_factory=dict)
     _undrawn: dict[int, AnalysisSnapshot] = field(default_factory=dict)
+    _former: dict[int, Grades] = field(default_factory=dict)  # of loaders whose ids are no indices of their datasets
 
     @classmethod
     def of(
@@ -226,7 +228,8 @@ class AnalysisRunner:
         start = time.perf_counter()
         grades = join_sources_of_equal_digests(grader.grades())
         said = grading_notes(grader, grades, logged or {})
-        doubts = (*said.doubts, *([grader.repeats] if grader.repeats else []))
+        unstable = None if grader.indexed else self._unstable_ids(grades, index)
+        doubts = (*said.doubts, *(doubt for doubt in (grader.repeats, unstable) if doubt))
         for doubt in doubts:
             self.say_once(doubt)
         split = part_of(grades, seed=self.seed, decision=decision) if interventions else None
@@ -383,6 +386,11 @@ class AnalysisRunner:
         step = result.report.global_step or 0
         writers = self._writers.get(folder, ())
         self._report_failed(each_writer(writers, lambda writer: writer.write_verdict(result, step)))
+
+    def _unstable_ids(self, grades: Grades, index: int) -> str | None:
+        """Return a warning if ids name other examples than in the analysis before; None if not, or at the first."""
+        former, self._former[index] = self._former.get(index), grades
+        return None if former is None else unstable_ids(former, grades)
 
     def _fit(
         self,

@@ -24,11 +24,15 @@ from lightning_failures.encoders.frozen import first_line
 from lightning_failures.trainer.embedding_budget import SampleBudget
 from lightning_failures.trainer.grader import Grader
 from lightning_failures.trainer.image_space import ImageRangeError, ImageSpace
+from lightning_failures.trainer.kept_images import KeptImages
 from lightning_failures.trainer.penultimate import PenultimatePass
 from lightning_failures.trainer.ranks import Communicator, exchange_by_id
 
 MIN_JUDGED = 8
 """Number of images outside [0, 1] after which the normalisation is said to be wrong, if most images are like them."""
+
+MIN_CHECKED = 2
+"""The same in a sanity check, which may see two batches of one image."""
 
 
 class EmbeddingPass:
@@ -99,7 +103,7 @@ class EmbeddingPass:
         if not self._working:
             return
         if check:
-            self._to_unit(images, space)
+            self._to_unit(images, space, check=True)
             return
 
         start, spent, seen = time.perf_counter(), self._budget.spent, len(ids)
@@ -172,7 +176,7 @@ class EmbeddingPass:
             self._leave_out(f"encoder {name}: {cached.last_error or 'no finite embedding'}", ids[failed])
         return failure
 
-    def _to_unit(self, images: Tensor, space: ImageSpace) -> Tensor:
+    def _to_unit(self, images: Tensor, space: ImageSpace, *, check: bool = False) -> Tensor:
         """Bring images (n, C, H, W) to [0, 1]; those that cannot be are NaN.
 
         A single batch may be small, so whether the normalisation is wrong is decided by all images so far.
@@ -182,7 +186,8 @@ class EmbeddingPass:
             unit_images = space.to_unit(images)
         except ImageRangeError as error:
             self._images_outside += len(images)
-            if self._images_outside < MIN_JUDGED or self._images_outside <= self._images_in_range:
+            least = MIN_CHECKED if check else MIN_JUDGED
+            if self._images_outside < least or self._images_outside <= self._images_in_range:
                 return torch.full(images.shape, torch.nan, device=images.device)
             self._fail_all(error)
             raise
@@ -262,11 +267,13 @@ class EvaluationPass:
         grader: Grades of the examples.
         embeddings: Embeddings of their images.
         penultimate: Penultimate features of the model, for the examples whose features were asked for.
+        kept: Small copies of some images, if their ids are no indices of the dataset.
     """
 
     grader: Grader
     embeddings: EmbeddingPass
     penultimate: PenultimatePass = field(default_factory=PenultimatePass)
+    kept: KeptImages = field(default_factory=KeptImages)
 
     @classmethod
     def begin(
@@ -300,4 +307,16 @@ class EvaluationPass:
         embeddings = EmbeddingPass(
             cached_encoders=cached_encoders, ranks=ranks, budget=budget, gathers_all=gathers_all, seed=options.seed
         )
-        return cls(grader, embeddings)
+        return cls(grader, embeddings, kept=KeptImages(options.seed))
+
+    def keep_images(self, images: Tensor, space: ImageSpace, ids: Tensor, *, wanted: bool) -> None:
+        """Keep small copies of some images of a batch, if pictures are wanted that cannot be read again later.
+
+        Args:
+            images: (B, C, H, W), as the model saw them.
+            space: How to bring the images to [0, 1].
+            ids: (B,) int64, the ids of the batch that was graded last.
+            wanted: Whether there may be pictures.
+        """
+        if wanted and not self.grader.indexed:
+            self.kept.add(images, space, ids, self.grader.last_confidence(ids))

@@ -215,7 +215,7 @@ class ExampleReader:
     def _recorded(self, ids: list[int], batch: Any, *, one_each: bool) -> Iterator[ReadExamples]:
         """Yield a batch with its record; a batch that lacks examples, or repeats some, is read again singly."""
         moved = self.transfer(batch)
-        read = ReadExamples(ids, moved, self.reader.read(None, moved))
+        read = ReadExamples(ids, moved, self.reader.read(None, moved, self.dataset))
         counts = {len(values) for values in (read.record.images, read.record.labels) if values is not None}
         if not one_each or counts <= {len(ids)}:
             yield read

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -37,6 +37,7 @@ from lightning_failures.trainer.dataset_attributes import (
 )
 from lightning_failures.trainer.example_ids import EARLY_BATCHES, GivenIds, refuse_shared_ids
 from lightning_failures.trainer.example_names import hashed_file_names
+from lightning_failures.trainer.grading_facts import GradingFacts
 from lightning_failures.trainer.ranks import Communicator
 from lightning_failures.trainer.readings import (
     VERDICTS,
@@ -46,59 +47,6 @@ from lightning_failures.trainer.readings import (
     disagreement,
     first_readings,
 )
-
-
-@dataclass(frozen=True)
-class GradingFacts:
-    """What was seen in the batches of a loader, for the notes of the report.
-
-    Attributes:
-        possible: The readings of scores and labels that no batch has ruled out, the preferred ones first; empty without
-            a batch.
-        sources: Where the scores come from.
-        columns: Number of logits per example; None without a batch.
-        indexed: Whether all ids are indices of the dataset.
-        fractions: Smallest and largest label, if a label is a fraction.
-        disagreeing: Number of examples whose returned class differs from that of the observed scores.
-        largest_label: Largest label of a class; -1 without one.
-        labelled: Whether the examples have labels; only examples with verdicts may have none.
-        one_hot: Whether labels have a column for each class or condition.
-        exclusive: Whether these columns sum to 1 in every example.
-        stacked: Rows and examples of a batch that the step gave the model in several copies; None if it did not.
-    """
-
-    possible: tuple[Reading, ...] = ()
-    sources: frozenset[LogitsSource] = frozenset()
-    columns: int | None = None
-    indexed: bool = True
-    fractions: tuple[float, float] | None = None
-    disagreeing: int = 0
-    largest_label: int = -1
-    labelled: bool = True
-    one_hot: bool = False
-    exclusive: bool = True
-    stacked: tuple[int, int] | None = None
-
-    def joined(self, other: GradingFacts) -> GradingFacts:
-        """Return the facts of two processes; a reading must be possible in both, unless one has seen no batch."""
-        possible = tuple(one for one in self.possible if one in other.possible)
-        if not possible:  # one process has seen no batch
-            possible = self.possible or other.possible
-        ranges = [some for some in (self.fractions, other.fractions) if some is not None]
-        return GradingFacts(
-            possible,
-            self.sources | other.sources,
-            other.columns if self.columns is None else self.columns,
-            self.indexed and other.indexed,
-            (min(low for low, _ in ranges), max(high for _, high in ranges)) if ranges else None,
-            self.disagreeing + other.disagreeing,
-            max(self.largest_label, other.largest_label),
-            self.labelled and other.labelled,
-            self.one_hot or other.one_hot,
-            self.exclusive and other.exclusive,
-            self.stacked or other.stacked,
-        )
-
 
 MIN_LEFT_OUT = 8
 """Number of examples, the first of a pass, that may all be impossible to grade before their error is raised."""
@@ -225,15 +173,13 @@ class Grader:
         self._given_ids.add(ids, drawn)
         if drawn is None or ids.tolist() != drawn:
             self.facts = replace(self.facts, indexed=False)
-            if self._groups is not None:
-                raise ConfigurationError(
-                    "FailureModes(read_batch=...) gives ids that are not known to be indices of the dataset, so its"
-                    " groups cannot be found by them. Leave ids None, or give groups_from=None."
+            if self._groups is not None or self._attributes:
+                needed, without = (
+                    ("metadata", "metadata=()") if self._groups is None else ("groups", "groups_from=None")
                 )
-            if self._attributes:
                 raise ConfigurationError(
-                    "FailureModes(read_batch=...) gives ids that are not known to be indices of the dataset, so its"
-                    " metadata cannot be found by them. Leave ids None, or give metadata=()."
+                    f"The ids of read_batch, or of the batches, are not known to be indices of the dataset, so its"
+                    f" {needed} cannot be found by them. Leave ids None, or give {without}."
                 )
         return ids
 
@@ -322,6 +268,18 @@ class Grader:
             raise error
         self.problem = self.problem or str(error)
         return gradable
+
+    def last_confidence(self, ids: Tensor) -> Tensor:
+        """Return the least probability of the truth in the last batch, by ids (B,): (B,) float, NaN where unknown."""
+        metric = None if self.reading is None else self._metrics.get(self.reading)
+        found: dict[int, float] = {}
+        if metric is not None and metric.ids:
+            certain = metric.confidence[-1]
+            if self.reading == VERDICTS:
+                certain = (metric.predictions[-1] == metric.labels[-1]).float()
+            for row, value in zip(metric.ids[-1].tolist(), certain.tolist(), strict=True):
+                found[row] = min(value, found.get(row, value))
+        return torch.tensor([found.get(row, float("nan")) for row in ids.tolist()])
 
     def notes(self) -> tuple[str, ...]:
         """Return a sentence for each reason why examples have no grade, for the report. Collective."""
@@ -550,7 +508,9 @@ class Grader:
         assert self.columns is not None
         allowed = (1, 2) if self.columns == 1 else (self.columns,)
         if len(self._names) not in allowed:
-            origin = "FailureModes(class_names=...)" if self.named else "dataset.classes"
+            in_classes = getattr(self._dataset, "features", None) is None
+            of_dataset = "dataset.classes" if in_classes else "The class label among dataset.features"
+            origin = "FailureModes(class_names=...)" if self.named else of_dataset
             raise ConfigurationError(
                 f"{origin} has {len(self._names)} names, but the model has {self.columns} logits an example, which need"
                 f" {' or '.join(map(str, allowed))}."

@@ -177,6 +177,17 @@ class _Position:
         return one if isinstance(one, RecordedPass) else None
 
 
+MAP_STYLE_WRAPPER = """It has a length and indices, so that a wrapper gives the examples ids, and pictures at full size:
+
+class Indexed(torch.utils.data.Dataset):
+    def __init__(self, dataset): self.dataset = dataset
+    def __len__(self): return len(self.dataset)
+    def __getitem__(self, index): return self.dataset[index]
+
+Otherwise:"""
+"""What to do about iterable datasets that can be indexed."""
+
+
 class IndexRecorderHook:
     """Puts an :class:`IndexRecorder` into every evaluation loader of a Trainer and removes all of them again.
 
@@ -401,8 +412,18 @@ def missing_ids_error(loader: object) -> ConfigurationError:
             " without end before the Trainer prepared it. Give a DataLoader with persistent_workers=True, which keeps"
             " its workers too; or give the callback read_batch= with ids."
         )
+    dataset = dataset_of(loader)
+    wrapper = f" {MAP_STYLE_WRAPPER}" if _can_be_indexed(dataset) else ""
     return ConfigurationError(
         f"The dataset indices of the examples cannot be read from a {type(loader).__name__} over"
-        f" {type(dataset_of(loader)).__name__}. Give the callback read_batch=, a function (outputs, batch) ->"
-        " BatchRecord whose ids are integers, unique and stable for each example."
+        f" {type(dataset).__name__}.{wrapper} Let batches name their examples under a key such as id, index or __key__,"
+        " or by the names of their files behind images and labels; or give the callback read_batch=, a function"
+        " (outputs, batch) -> BatchRecord whose ids are integers or texts, unique and stable for each example."
     )
+
+
+def _can_be_indexed(dataset: Any) -> bool:
+    """Return whether an iterable dataset, such as litdata's StreamingDataset, has indices and a length as well."""
+    own = getattr(type(dataset), "__getitem__", None)
+    inherited = getattr(IterableDataset, "__getitem__", None)
+    return isinstance(dataset, IterableDataset) and own is not inherited and dataset_length(dataset) is not None

@@ -35,10 +35,13 @@ class StepLogits:
         trainer: The Trainer.
         reader: Reads batches and outputs in the user's form.
         classes: Number of logits of an example, or None if it is not known.
+        dataset: The dataset of the batches, whose columns may have types, or None.
     """
 
-    def __init__(self, trainer: Trainer, reader: BatchReader, *, classes: int | None = None) -> None:
-        self._trainer, self._reader, self._classes = trainer, reader, classes
+    def __init__(
+        self, trainer: Trainer, reader: BatchReader, *, classes: int | None = None, dataset: Any = None
+    ) -> None:
+        self._trainer, self._reader, self._classes, self._dataset = trainer, reader, classes, dataset
         self._module = trainer.lightning_module
         self._observer = LogitsObserver(reader.logits_from)
         self._steps = 0
@@ -78,7 +81,7 @@ class StepLogits:
         if by_step is not None:
             return by_step
         try:
-            shown = self._reader.shown_images(batch, self._reader.read(None, batch))
+            shown = self._reader.shown_images(batch, self._reader.read(None, batch, self._dataset), self._dataset)
             return forward_once_more(self._trainer, self._module, shown)
         except Exception as error:
             remedy = "" if isinstance(error, ConfigurationError) else f". {REMEDY}"
@@ -97,7 +100,7 @@ class StepLogits:
             with self._trainer.precision_plugin.val_step_context():
                 outputs = module.validation_step(*_step_arguments(module, batch, self._steps))
             self._steps += 1
-            record = self._reader.read(outputs, batch)
+            record = self._reader.read(outputs, batch, self._dataset)
             size = next((len(values) for values in (record.labels, record.images) if values is not None), None)
             if record.logits is not None or size is None:
                 return record.logits, "it returns no logits"

@@ -7,6 +7,7 @@ from hypothesis.extra.numpy import array_shapes, arrays
 from sklearn.metrics import f1_score
 
 from lightning_failures.data.grading import (
+    Columns,
     assemble_grades,
     best_f1_threshold,
     expand_class_names,
@@ -46,6 +47,35 @@ def test_read_default_batch__sequences(batch):
     assert record.labels is Y
     assert record.logits is None
     assert record.ids is None
+
+
+@pytest.mark.parametrize(
+    ("keys", "columns", "image", "label"),
+    [
+        (["img", "fine_label", "coarse_label"], Columns(), "img", "fine_label"),
+        (["__key__", "png", "cls"], Columns(), "png", "cls"),
+        (["jpg", "cls"], Columns(), "jpg", "cls"),
+        (["scan", "finding"], Columns(("scan",), ("finding",)), "scan", "finding"),
+        (["x", "y", "photo", "species"], Columns(("photo",), ("species",)), "photo", "species"),
+        (["image", "label", "split"], Columns(("image",), ("split",)), "image", "label"),
+        (["image", "mask", "labels", "label"], Columns(("image", "mask"), ("label",)), "image", "label"),
+        (["pixel_values", "labels"], Columns(("image",), ("label",)), "pixel_values", "labels"),
+        (["left", "right"], Columns(("left", "right"), ()), None, None),
+    ],
+)
+def test_read_default_batch__columns_by_name_and_type(keys, columns, image, label):
+    batch = {key: X + n if key == image else Y + n for n, key in enumerate(keys)}
+    record = read_default_batch(None, batch, columns)
+    assert record.images is batch.get(image)
+    assert record.labels is batch.get(label)
+
+
+@pytest.mark.parametrize("views", [[X, X + 1], (X, X + 1, X + 2)])
+def test_read_default_batch__the_first_of_several_views(views):
+    assert read_default_batch(None, (views, Y, ["a"] * 4)).images is X
+    assert read_default_batch(None, {"image": views, "label": Y}).images is X
+    assert read_default_batch(None, ([X, X[:2]], Y)).images is None  # no views of the same images
+    assert read_default_batch(None, ([*X], Y)).images is None  # images of different sizes
 
 
 @pytest.mark.parametrize("batch", [X, (X,), "xy", {"z": X}, None, (["a"], ["b"])])

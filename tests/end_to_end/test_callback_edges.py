@@ -487,15 +487,14 @@ def test_class_keys__of_names_that_look_alike_are_told_apart(tmp_path):
     assert keys == {"c_0", "c_1", "d", "e"}
 
 
-def test_ids__that_are_no_indices_give_no_pictures_and_no_groups(tmp_path):
+def test_ids__that_are_no_indices_give_kept_pictures_and_no_groups(tmp_path):
     def read(outputs, batch):
         return BatchRecord(ids=(batch[0].double().sum((1, 2, 3)) * 1e6).long().abs())
 
     failures, data = callback(pictures=True, read_batch=read), loader(400)
-    with pytest.warns(UserWarning, match="no pictures"):
-        trainer(tmp_path, failures).validate(OracleClassifier(), data, verbose=False)
+    trainer(tmp_path, failures).validate(OracleClassifier(), data, verbose=False)
     assert failures.last_report.examples == 400
-    assert not list(tmp_path.rglob("*.png"))
+    assert list(tmp_path.rglob("*.png"))
     data.dataset.groups = torch.arange(400)
     with pytest.raises(ConfigurationError, match="groups_from"):
         trainer(tmp_path, callback(read_batch=read)).validate(OracleClassifier(), data, verbose=False)

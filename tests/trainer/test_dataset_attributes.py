@@ -6,10 +6,12 @@ import torch
 from torch.utils.data import ConcatDataset, Dataset, Subset
 
 from lightning_failures.callback import FailureModes
+from lightning_failures.data.grading import Columns
 from lightning_failures.errors import ConfigurationError
 from lightning_failures.trainer.dataset_attributes import (
     dataset_attribute,
     dataset_class_names,
+    dataset_columns,
     dataset_length,
 )
 
@@ -161,3 +163,75 @@ def test_class_names_of_the_callback():
     for wrong in ("cat", {"cat": 3}, []):
         with pytest.raises(ConfigurationError, match=r"class_names=.*a mapping between names and the labels"):
             FailureModes(encoder=None, class_names=wrong)
+
+
+# -- typed columns -----------------------------------------------------------------------------------------------------
+
+
+class Kind:
+    def __init__(self, **attributes):
+        vars(self).update(attributes)
+
+
+class Image(Kind):
+    pass
+
+
+class Typed(Dataset):
+    """A dataset whose columns have types, in the form of Hugging Face."""
+
+    def __init__(self, **features):
+        self.features = features
+
+    def with_format(self, _kind):
+        return self
+
+    def __len__(self):
+        return 2
+
+    def __getitem__(self, index):
+        return [7, 8] if isinstance(index, str) else index
+
+
+NAMED = Kind(names=["cat", "dog"])
+COARSE = Kind(names=["animal"])
+
+
+@pytest.mark.parametrize(
+    ("features", "names"),
+    [
+        ({"img": Image(), "label": NAMED}, ["cat", "dog"]),
+        ({"coarse_label": COARSE, "fine_label": NAMED}, ["cat", "dog"]),
+        ({"label": Kind(), "species": NAMED}, None),  # the label that is read has no names
+        ({"y": Kind(), "species": NAMED}, ["cat", "dog"]),
+        ({"breed": NAMED, "colour": COARSE}, None),
+        ({"labels": Kind(feature=NAMED)}, ["cat", "dog"]),
+        ({"classes": Kind()}, None),
+        ({}, None),
+    ],
+)
+def test_class_names__of_typed_columns(features, names):
+    data = Typed(**features)
+    assert dataset_class_names(data) == names
+    assert dataset_class_names(Subset(data, [1])) == names
+    assert dataset_class_names(Subset(Subset(data, [0, 1]), [1])) == names
+    assert dataset_class_names(ConcatDataset([data, data])) == names
+
+
+def test_columns__of_typed_datasets():
+    data = Typed(img=Image(), mask=Image(), label=NAMED, site=Kind())
+    for wrapped in (data, Subset(data, [0]), ConcatDataset([data, Subset(data, [1])])):
+        assert dataset_columns(wrapped) == Columns(("img", "mask"), ("label",))
+    assert dataset_columns(ConcatDataset([data, Typed(photo=Image())])) == Columns()
+    assert dataset_attribute(Subset(data, [1]), "site") == [8]
+    assert dataset_attribute(data, "hospital") is None
+    assert dataset_attribute(data, "img") is None  # it would be decoded as a whole
+
+
+@pytest.mark.parametrize("features", [torch.zeros(4, 3), None, ["label"], "label"])
+def test_columns__other_attributes_of_that_name(features):
+    data = Numbers()
+    data.features = features
+    assert dataset_columns(data) == Columns()
+    assert dataset_class_names(data) == ["even", "odd"]
+    assert dataset_columns(None) == Columns()

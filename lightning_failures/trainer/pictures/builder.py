@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 import torch
+from lightning.pytorch.utilities import rank_zero_info
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -27,8 +29,15 @@ from lightning_failures.report.feature_names import FEATURES_FILE, FeatureNames
 from lightning_failures.report.gallery import Gallery
 from lightning_failures.trainer.evaluation_pass import EvaluationPass
 from lightning_failures.trainer.example_reader import ExampleReader
+from lightning_failures.trainer.kept_images import KEPT_SIDE
 from lightning_failures.trainer.pictures.classes_and_leaves import browsed_ids, draw_gallery
-from lightning_failures.trainer.pictures.sources import EmbeddingTable, PictureInputs, displayed_members
+from lightning_failures.trainer.pictures.sources import (
+    EmbeddingTable,
+    PictureInputs,
+    displayed_members,
+    kept_images,
+    with_examples_among,
+)
 from lightning_failures.trainer.ranks import Communicator
 
 MIN_NULL_SECONDS = 5.0
@@ -106,11 +115,11 @@ class GalleryBuilder:
         Returns:
             The result with the features that are shown, the same on all ranks; and the gallery, None on other ranks.
         """
-        inputs = None
-        if snapshot.evaluation.grader.indexed:
-            inputs = self._inputs(snapshot, ranks, deadline)
-        else:
-            self.say_once("The ids of read_batch are not the indices of the dataset: no pictures.")
+        kept = None
+        if not snapshot.evaluation.grader.indexed:
+            kept = snapshot.evaluation.kept.gathered(ranks)
+            self._report_kept(kept)
+        inputs = None if kept == {} else self._inputs(snapshot, ranks, deadline, kept)
         result = snapshot.result if self.hurried else self._with_null_scores(snapshot, ranks, deadline)
 
         report = result.report
@@ -118,22 +127,45 @@ class GalleryBuilder:
         gallery = Gallery(epoch=report.epoch, global_step=report.global_step) if ranks.is_first else None
         if inputs is not None:
             try:
-                gallery, features = draw_gallery(result, snapshot.grades, inputs, worst_k=self.worst_k)
+                shown = result if kept is None else with_examples_among(result, snapshot.grades, kept)
+                gallery, features = draw_gallery(shown, snapshot.grades, inputs, worst_k=self.worst_k)
             except Exception as error:
                 self.say_once(f"FailureModes could not draw pictures: {type(error).__name__}: {error}")
         return result.with_report(features=ranks.broadcast(features)), gallery
 
+    def _report_kept(self, kept: Mapping[int, Tensor]) -> None:
+        ids = "The ids of the examples are not the indices of the dataset"
+        if not kept:
+            self.say_once(f"{ids}: no pictures.")
+            return
+        self.say_once(
+            f"{ids}, so that images cannot be read again: pictures show {len(kept)} images that were kept as they"
+            f" passed, with {KEPT_SIDE} pixels at most, and no heat maps.",
+            rank_zero_info,
+        )
+
     def _inputs(
-        self, snapshot: AnalysisSnapshot, ranks: Communicator, deadline: Deadline | None
+        self,
+        snapshot: AnalysisSnapshot,
+        ranks: Communicator,
+        deadline: Deadline | None,
+        kept: Mapping[int, Tensor] | None,
     ) -> PictureInputs | None:
-        """Return the inputs of the pictures on the first process. Collective."""
+        """Return the inputs of the pictures on the first process. Collective.
+
+        Args:
+            snapshot: The analysis.
+            ranks: The processes.
+            deadline: When to finish.
+            kept: The only images there are, by id; None: the dataset can be indexed.
+        """
         encoder = None if self.trees is None else self.trees.encoder
-        robust = encoder if encoder is not None and gives_maps(encoder) else None
+        robust = encoder if kept is None and encoder is not None and gives_maps(encoder) else None
         result, embeddings = snapshot.result, snapshot.evaluation.embeddings
 
         # the embeddings of displayed groups and browsed examples, gathered on the first process
         members = torch.empty(0, dtype=torch.int64) if robust is None else displayed_members(result, self.worst_k)
-        browsed = browsed_ids(result.table, seed=self.seed)
+        browsed = browsed_ids(result.table, seed=self.seed, among=None if kept is None else list(kept))
         sampled_ids = snapshot.grades.ids[snapshot.sampled]
         wanted = torch.unique(torch.cat([members, browsed]))
         wanted = wanted[torch.isin(wanted, sampled_ids)]
@@ -143,7 +175,7 @@ class GalleryBuilder:
             return None
 
         grader = snapshot.evaluation.grader
-        images = snapshot.reader().images
+        images = snapshot.reader().images if kept is None else partial(kept_images, kept)
         return PictureInputs(
             images=_until(deadline, images) if self.hurried and deadline is not None else images,
             robust=robust,

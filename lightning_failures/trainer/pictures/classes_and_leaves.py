@@ -40,10 +40,13 @@ Fetch = Callable[[Sequence[int]], Sequence[Tensor]]
 """Returns the images (n, C, H, W) in [0, 1] of n ids."""
 
 
-def browsed_ids(table: ExampleTable | None, *, seed: int, limit: int = BROWSED) -> Tensor:
+def browsed_ids(
+    table: ExampleTable | None, *, seed: int, limit: int = BROWSED, among: Sequence[int] | None = None
+) -> Tensor:
     """Return the ids of the examples to browse, (n,) int64, ascending, chosen by their hash.
 
     Failures have precedence, but fill at most ``MAX_BROWSED_FAILURES`` of the places if there are enough successes.
+    ``among`` are the ids that have an image; None: all.
     """
     if table is None:
         return torch.empty(0, dtype=torch.int64)
@@ -51,6 +54,8 @@ def browsed_ids(table: ExampleTable | None, *, seed: int, limit: int = BROWSED) 
     failed = np.zeros(len(ids), dtype=bool)
     failed[position[table.failed.numpy()]] = True
     order = np.argsort(stable_hash(ids, seed), kind="stable")
+    if among is not None:
+        order = order[np.isin(ids[order], among)]
     failures, successes = order[failed[order]], order[~failed[order]]
     n_failures = min(len(failures), max(int(MAX_BROWSED_FAILURES * limit), limit - len(successes)))
     chosen = np.concatenate([failures[:n_failures], successes[: limit - n_failures]])

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import zip_longest
 
 import numpy as np
@@ -80,6 +80,40 @@ class PictureInputs:
     store: EmbeddingStore | None = None
     deadline: Deadline | None = None
     names: FeatureNames = field(default_factory=FeatureNames)
+
+
+def kept_images(kept: Mapping[int, Tensor], ids: Sequence[int]) -> list[Tensor]:
+    """Return images (C, H, W) float32 in [0, 1] that were kept while they passed, (C, h, w) uint8 by id."""
+    return [kept[i].float() / 255 for i in ids]
+
+
+def with_examples_among(result: AnalysisResult, grades: Grades, kept: Collection[int]) -> AnalysisResult:
+    """Return a result whose classes list their hardest, easiest and least confident examples among ``kept`` only.
+
+    Args:
+        result: The analysis.
+        grades: Its N rows.
+        kept: Ids that have an image.
+    """
+    has_image = np.isin(grades.ids.numpy(), list(kept))
+    values = None if result.directions is None else result.directions.out_of_fold.numpy()
+    entries = []
+    for entry in result.report.classes:
+        rows = np.flatnonzero(has_image & (grades.labels.numpy() == grades.class_names.index(entry.name)))
+        changed = entry
+        if entry.hardest_ids and values is not None:
+            known = rows[np.isfinite(values[rows])]
+            ordered = grades.ids[known[np.argsort(values[known], kind="stable")]].tolist()
+            changed = replace(
+                changed,
+                hardest_ids=tuple(ordered[: len(entry.hardest_ids)]),
+                easiest_ids=tuple(ordered[::-1][: len(entry.easiest_ids)]),
+            )
+        if grades.confidence is not None:
+            least = rows[np.argsort(grades.confidence.numpy()[rows], kind="stable")][: len(entry.least_confident_ids)]
+            changed = replace(changed, least_confident_ids=tuple(grades.ids[least].tolist()))
+        entries.append(changed)
+    return result.with_report(classes=tuple(entries))
 
 
 @dataclass(frozen=True)

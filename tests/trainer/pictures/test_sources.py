@@ -13,6 +13,8 @@ from lightning_failures.trainer.pictures.sources import (
     displayed_members,
     displayed_trees,
     example_outcomes,
+    kept_images,
+    with_examples_among,
 )
 
 
@@ -65,3 +67,30 @@ def test_example_outcomes__of_a_label_and_a_prediction_group(grouping, expected)
     ids, labels, predictions = torch.tensor([[1, 2, 3], [0, 0, 1], [0, 1, 0]])
     grades = Grades(ids, labels, predictions, torch.ones(3), ("cat", "dog"))
     assert example_outcomes(grades, GroupReport(grouping, "cat", 2)) == expected
+
+
+def test_with_examples_among__lists_the_extremes_of_those_that_were_kept(planted):
+    _images, _bar, _encoder, grades, *_, result = planted
+    kept = set(grades.ids[::7].tolist())
+    shown = with_examples_among(result, grades, kept)
+    assert any(entry.hardest_ids for entry in result.report.classes)
+    for before, after in zip(result.report.classes, shown.report.classes, strict=True):
+        rows = [
+            row
+            for row in range(len(grades))
+            if grades.class_names[grades.labels[row]] == before.name and int(grades.ids[row]) in kept
+        ]
+        if before.hardest_ids:
+            ordered = sorted(rows, key=lambda row: float(result.directions.out_of_fold[row]))
+            ids = [int(grades.ids[row]) for row in ordered]
+            assert list(after.hardest_ids) == ids[: len(before.hardest_ids)]
+            assert list(after.easiest_ids) == ids[::-1][: len(before.easiest_ids)]
+        assert set(after.least_confident_ids) <= kept
+        assert (after.name, after.accuracy, after.cv_score) == (before.name, before.accuracy, before.cv_score)
+
+
+def test_kept_images__are_in_the_unit_range():
+    kept = {7: torch.full((3, 2, 2), 255, dtype=torch.uint8), 8: torch.zeros(1, 2, 3, dtype=torch.uint8)}
+    first, second = kept_images(kept, [8, 7])
+    assert first.shape == (1, 2, 3)
+    assert bool((second == 1).all())
