@@ -70,7 +70,7 @@ def claim(folder: Path, owner: object) -> bool:
     The claim ends with :func:`release`, with the object, or with the process.
 
     Raises:
-        LockingUnsupportedError: The folder cannot be locked, so nobody knows whether another process writes there.
+        LockingUnsupportedError: The folder cannot be locked, so another process that writes there goes unnoticed.
         OSError: The folder cannot be written.
 
     >>> import tempfile

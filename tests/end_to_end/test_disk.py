@@ -364,7 +364,6 @@ ALLOWED = {
     ("steering/rollback.py", "save"): "the function around it",
     ("steering/forks/callbacks.py", "trainer.save_checkpoint"): "Lightning's, which moves a whole file into place",
     ("steering/forks/from_trainer.py", "trainer.save_checkpoint"): "Lightning's, as above",
-    ("steering/forks/run.py", "shutil.copytree"): "into a folder of its own that is removed at the end",
     ("directions/result.py", "save"): "safetensors.torch.save gives bytes, for write_atomically",
     ("interventions/synthesis/ledger.py", "path.open"): "append-only: a line is synced, and a torn one is no line",
     ("interventions/synthesis/ledger.py", "os.truncate"): "takes a torn last line away",

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from lightning_failures.core.locks import LOCK_FILE
 from tests.end_to_end.test_added import FROM_POOL
 from tests.processes.launch import Job, run_forked
 
@@ -87,11 +88,11 @@ def last_checkpoint(folder: Path) -> Path:
 
 
 def check_files(folder: Path, *, killed: bool) -> None:
-    """Assert that all files are complete; only a killed process may leave temporary files."""
+    """Assert that all files are complete; only a killed process may leave temporary files, and those of locks."""
     for path in folder.rglob("*.json"):
         json.loads(path.read_text())
     left = [path.name for path in folder.rglob(".*") if path.is_file()]
-    assert all(name.startswith(".writing-") or name.endswith(".tmp") for name in left)
+    assert all(name.startswith(".writing-") or name.endswith(".tmp") or name == LOCK_FILE for name in left)
     assert killed or not left
 
 
