@@ -13,8 +13,9 @@ The method:
   Since: the residuals within blocks of 5 validations, so that a late fall stays a fall. A history with fewer than 4
   degrees of freedom is filled up with a wobble of 0.08, so that only a huge fall counts early.
 * *Test*: Student's, one-sided, of the difference of the two levels.
-* *Looks*: the j-th look that the history alone can judge may use 0.04 * 6 / (pi j)^2 of error, those before it 0.004
-  each; all looks of a training together raise a false alarm in 2 to 4 of 100 trainings (``benchmarks/rollback.py``).
+* *Looks*: the j-th look that the history alone can judge may use 0.05 * 6 / (pi j)^2 of error, those before it,
+  which know the wobble least, 0.0005 each; all looks of a training together raise a false alarm in 3 to 4 of 100
+  trainings (``benchmarks/rollback.py``).
 
 An accuracy that still rises after the intervention began can hide harm, since what it would have been is unknown: only
 forks can tell.
@@ -43,8 +44,8 @@ _KNOWN_DF = 4  # degrees of freedom from which a history can judge alone
 _ASSUMED = 0.08  # wobble that fills up a shorter history ...
 _ASSUMED_DF = 10  # ... with this certainty for each missing degree of freedom
 _ROUNDING = 1e-12  # equal means of other summands
-_ERROR = 0.04
-_ERROR_ASSUMED = 0.004
+_ERROR = 0.05
+_ERROR_ASSUMED = 0.0005
 
 
 @dataclass(frozen=True)

@@ -74,8 +74,8 @@ def test_measure_fall__harm_that_comes_late_is_found_too():
 
 
 def test_measure_fall__one_validation_on_each_side_finds_only_a_huge_fall():
-    assert not measure_fall([0.7], [0.5]).is_significant
-    assert measure_fall([0.7], [0.3]).is_significant
+    assert not measure_fall([0.7], [0.35]).is_significant
+    assert measure_fall([0.7], [0.25]).is_significant
     assert not measure_fall([0.7], [0.7]).is_significant
     assert measure_fall([0.7] * 6, [0.65]).is_significant  # a training that never moved
     assert measure_fall([0.7] * 6, [0.7]).p_value == 1

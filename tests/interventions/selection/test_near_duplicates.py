@@ -3,7 +3,7 @@ import pytest
 
 from lightning_failures.errors import DataError
 from lightning_failures.interventions.selection import near_duplicates
-from lightning_failures.interventions.selection.near_duplicates import distinct_rows
+from lightning_failures.interventions.selection.near_duplicates import distinct_rows, rows_near
 
 
 @pytest.mark.parametrize("pairs_at_once", [1, 64, 1 << 22])
@@ -35,3 +35,15 @@ def test_distinct_rows__zero_vectors_are_like_nothing():
 def test_distinct_rows__other_length():
     with pytest.raises(DataError, match="must have 2 dimensions, got 3"):
         distinct_rows(np.ones((1, 2)), 1, similarity=0.5, training=[np.ones((1, 3))])
+
+
+def test_rows_near__by_cosine_or_exactly():
+    rng = np.random.default_rng(0)
+    rows, others = rng.normal(size=(6, 16)).astype(np.float32), rng.normal(size=(20, 16)).astype(np.float32)
+    others[3], others[9] = rows[1], 2 * rows[4]
+    blocks = [others[:5], others[5:]]
+    assert np.flatnonzero(rows_near(rows, blocks, similarity=0.999)).tolist() == [1, 4]
+    assert np.flatnonzero(rows_near(rows, blocks, similarity=1)).tolist() == [1]
+    assert not rows_near(rows, [], similarity=0.5).any()
+    with pytest.raises(DataError, match="others must have 16 dimensions"):
+        rows_near(rows, [others[:, :8]], similarity=0.5)

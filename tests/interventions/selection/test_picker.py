@@ -269,3 +269,20 @@ def test_picker__wrong_options_and_blocks():
         picker.pick(lookup=lambda keys: keys)
     with pytest.raises(DataError, match="needs keys in every block"):
         PoolSelector(1, by="random", training_keys=[[1, 2]]).add([1], [0])
+
+
+def test_pick__images_of_the_validation_set_are_counted_and_never_picked():
+    picker = PoolSelector(2, by="decision_value")
+    values = [-5.0, -4.0, -3.0, -2.0, -1.0, -1.0]
+    picker.add(range(6), [0, 0, 0, 0, 0, 1], decision_values=values, in_validation=[True, *[False] * 4, True])
+    found = picker.pick(in_validation=[1], suspected=[1, 2])
+    assert found.classes[0].ids.tolist() == [3, 4]
+    assert (found.classes[0].in_validation, found.classes[0].suspected, found.classes[0].eligible) == (2, 1, 4)
+    assert found.classes[1].in_validation == 1
+    assert found.classes[1].shortfall == "only copies of validation images"
+    other = PoolSelector(2, by="decision_value")
+    other.add([7], [0], decision_values=[-9.0], in_validation=[True])
+    picker.merge(other)
+    assert picker.pick().classes[0].in_validation == 2
+    few = picker.pick(in_validation=[1, 2, 3]).classes[0]
+    assert (few.ids.tolist(), few.shortfall) == ([4], "1 of 2: the pool has no more")
