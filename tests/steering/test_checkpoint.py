@@ -148,7 +148,7 @@ def keys(state: Any) -> Any:
 @pytest.mark.slow
 def test_checkpoint__is_plain_and_has_the_form_that_is_kept_here(tmp_path):
     saves = ModelCheckpoint(tmp_path / "checkpoints")
-    fit(tmp_path, one := modes(), epochs=1, callbacks=[saves], enable_checkpointing=True)
+    fit(tmp_path, one := modes(), epochs=2, callbacks=[saves], enable_checkpointing=True)
     (path,) = (tmp_path / "checkpoints").iterdir()
     state = torch.load(path, weights_only=True)["callbacks"][one.state_key]
     steering = state.pop("steering")
