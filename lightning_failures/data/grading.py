@@ -394,7 +394,8 @@ def _grade_multilabel(logits: Tensor, labels: Tensor) -> BatchGrades:
         raise DataError(
             f"Multilabel labels must have the shape of the logits {tuple(logits.shape)}, got {tuple(labels.shape)}."
         )
-    known = ~(labels.isnan() | torch.isin(labels, torch.tensor(_UNKNOWN, dtype=labels.dtype)))
+    labels = labels.double()  # of any type, booleans and uint8 among them
+    known = ~(labels.isnan() | torch.isin(labels, torch.tensor(_UNKNOWN).double()))
     _check_labels(labels[known], 2)
     positive, truth = torch.sigmoid(logits).float()[known], (labels[known] > 0.5).long()
     position, condition = torch.nonzero(known, as_tuple=True)
@@ -427,10 +428,13 @@ def _check_shape(logits: Tensor, size: int, columns: int) -> None:
 
 
 def _check_labels(labels: Tensor, classes: int) -> None:
-    if len(labels) and (int(labels.min()) < 0 or int(labels.max()) >= classes):
+    if not len(labels):
+        return
+    low, high = float(labels.min()), float(labels.max())
+    if not 0 <= low <= high <= classes - 1:
         raise DataError(
-            f"Labels run from {int(labels.min())} to {int(labels.max())}, but the {classes} classes allow 0 to"
-            f" {classes - 1}. {UNLABELLED_REMEDY}"
+            f"Labels run from {low:g} to {high:g}, but the {classes} classes allow 0 to {classes - 1}."
+            f" {UNLABELLED_REMEDY}"
         )
 
 

@@ -86,8 +86,8 @@ def measure_fall(before: Any, since: Any, *, looks: int | None = None) -> Fall:
         DataError: There is no accuracy, or one is not finite.
 
     >>> before = [0.71, 0.69, 0.70, 0.72]
-    >>> measure_fall(before, [0.69, 0.71, 0.68]).is_significant, measure_fall(before, [0.59, 0.61]).is_significant
-    (False, True)
+    >>> [measure_fall(before, since).is_significant for since in ([0.69, 0.71, 0.68], [0.59, 0.61, 0.60])]
+    [False, True]
     """
     earlier, later = _accuracies(before, "before"), _accuracies(since, "since")
     looks = len(later) if looks is None else looks

@@ -285,6 +285,7 @@ class Grader:
         """Return a sentence for each reason why examples have no grade, for the report. Collective."""
         return tuple(
             f"{len(ids)} example{'s' if len(ids) > 1 else ''} could not be graded ({reason}): {listed_ids(ids)}."
+            + (f" {UNLABELLED_REMEDY}" if reason.startswith("label") else "")
             for reason, ids in self._gathered_left_out().items()
         )
 

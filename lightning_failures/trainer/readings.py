@@ -119,6 +119,7 @@ def first_readings(batch: ScoredBatch, given: Task | None) -> tuple[Reading, ...
 
     Labels with two columns are two conditions, such as bright and dark, which may exclude each other.
 
+    >>> import torch
     >>> labels = torch.tensor([[1, 0, 0], [0, 1, 0]])
     >>> first_readings(ScoredBatch(torch.randn(2, 3), labels, LogitsSource.OBSERVED), None)[0]
     Reading(task='multiclass', scale='probabilities')

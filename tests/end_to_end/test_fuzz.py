@@ -156,7 +156,8 @@ def test_example_report__has_something_in_every_field():
     """Damage to any field is tried."""
     data = fuzz.example_report().to_dict()
     empty = {key for key, value in data.items() if value in (None, [], {})}
-    assert empty <= {"reference", "encoder", "robust_encoder", "encoder_fingerprint", "robust_encoder_fingerprint"}
+    encoders = {"encoder", "robust_encoder", "encoder_fingerprint", "robust_encoder_fingerprint"}
+    assert empty <= {"reference", "run_id", *encoders}
     assert all(value not in (None, [], {}) for key, value in data["classes"][0].items() if key != "skipped")
 
 

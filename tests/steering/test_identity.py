@@ -104,13 +104,13 @@ def test_resume__two_that_swap_places_keep_their_picks(tmp_path):
     saves = ModelCheckpoint(tmp_path / "saved", save_last=True)
     once = {"every_n_epochs": 9, "triage": False}
     one, other = filtered(ONE, **once), filtered(OTHER, 20, **once)
-    fit(tmp_path, steered(one, other), epochs=1, callbacks=[saves], enable_checkpointing=True)
+    fit(tmp_path, steered(one, other), epochs=2, callbacks=[saves], enable_checkpointing=True)
     epochs = []
     for number, interventions in enumerate(([one, other], [other, one])):
         more = {"callbacks": [ModelCheckpoint(tmp_path / f"more{number}")], "enable_checkpointing": True}
         failures, last = steered(*interventions), tmp_path / "saved" / "last.ckpt"
-        module, _ = fit(tmp_path, failures, epochs=2, ckpt_path=last, **more)
-        epochs.append(sorted(module.epochs[1]))
+        module, _ = fit(tmp_path, failures, epochs=3, ckpt_path=last, **more)
+        epochs.append(sorted(module.epochs[2]))
         assert all(entry["added"] for entry in failures.last_report["interventions"])
     assert epochs[0] == epochs[1]
     assert any(index >= FROM_POOL for index in epochs[0])

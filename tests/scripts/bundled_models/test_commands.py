@@ -15,7 +15,7 @@ def test_script__shows_its_options(name, capsys, monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT))
     monkeypatch.setattr(sys, "argv", [name, "--help"])
     with pytest.raises(SystemExit) as ended:
-        runpy.run_module(f"scripts.bundled_models.{name}", run_name="__main__")
+        runpy.run_path(str(ROOT / "scripts" / "bundled_models" / f"{name}.py"), run_name="__main__")
     assert ended.value.code == 0
     assert "--output" in capsys.readouterr().out
 
