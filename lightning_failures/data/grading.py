@@ -373,7 +373,8 @@ def expand_class_names(names: Sequence[str], task: Task) -> tuple[str, ...]:
 def _class_indices(labels: Tensor, task: Task) -> Tensor:
     """Return (B,) int64 labels, converted from one-hot or from (B, 1) if necessary."""
     if labels.ndim == 2:
-        labels = labels.argmax(1) if labels.shape[1] > 1 else labels[:, 0]
+        columns = labels.long() if labels.dtype == torch.bool else labels
+        labels = columns.argmax(1) if columns.shape[1] > 1 else columns[:, 0]
     if labels.ndim != 1:
         raise DataError(f"Labels of a {task} task must have the shape (B,), got {tuple(labels.shape)}.")
     if task == "binary" and labels.is_floating_point() and bool(((labels >= 0) & (labels <= 1)).all()):
