@@ -35,7 +35,7 @@ from lightning_failures.interventions.base import (
     Round,
     is_number,
 )
-from lightning_failures.interventions.selection.near_duplicates import rows_near
+from lightning_failures.interventions.selection.near_duplicates import rows_near, usual_similarity
 from lightning_failures.interventions.synthesis.dataset import ItemForm, SyntheticImages, as_pil, item_form
 from lightning_failures.interventions.synthesis.generate import IN_VALIDATION, Order, SynthesisResult, synthesize
 from lightning_failures.interventions.synthesis.ledger import Ledger, left_out_sentence
@@ -52,6 +52,7 @@ _DESCRIPTIONS: dict[str, str] = {
     "direction_easy": "easy direction, decoded at {alpha:g} of the arc",
 }
 _HARD = ("hard", "direction")
+_SIMILARITY = 0.995
 
 
 class AddSynthetic(Intervention):
@@ -88,7 +89,8 @@ class AddSynthetic(Intervention):
         keep: Keep images of earlier decisions, the latest first, up to ``max_share``; otherwise those of a new decision
             replace them.
         similarity: Cosine of embeddings above which an image counts as a copy of an image of the validation set; 1
-            drops exact copies only.
+            drops exact copies only. None: 0.995, or more if more than 1 % of the validation images are that similar to
+            another one.
         alpha: Distance of a decoded point from the reference, as a fraction of the arc.
         head_only: Train only the last linear or convolutional layer, as the paper does, or the submodule of this name,
             in epochs with added images.
@@ -120,7 +122,7 @@ class AddSynthetic(Intervention):
         candidates: int = 3,
         only_hard: bool = True,
         keep: bool = False,
-        similarity: float = 0.995,
+        similarity: float | None = None,
         alpha: float = 0.2,
         head_only: bool | str = False,
         local_files_only: bool = False,
@@ -153,9 +155,10 @@ class AddSynthetic(Intervention):
         for name in ("per_class", "candidates", "batch_size"):
             value = getattr(self, name)
             self._check(name, isinstance(value, int) and value >= 1, "an integer >= 1")
-        for name, allowed in (("max_share", "a share"), ("alpha", "a share"), ("similarity", "a cosine")):
-            value = getattr(self, name)
-            self._check(name, is_number(value) and 0 < value <= 1, f"{allowed} in (0, 1]")
+        for name in ("max_share", "alpha"):
+            self._check(name, is_number(getattr(self, name)) and 0 < getattr(self, name) <= 1, "a share in (0, 1]")
+        is_cosine = similarity is None or (is_number(similarity) and 0 < similarity <= 1)
+        self._check("similarity", is_cosine, "a cosine in (0, 1], or None")
         for name in ("transform", "make_item"):
             value = getattr(self, name)
             self._check(name, value is None or callable(value), "a function, or None")
@@ -411,10 +414,13 @@ def _check_shared_folder(images: NDArray[np.int64], folder: Path) -> None:
 class _ValidationCopies:
     """Finds images that are, or nearly are, images of the validation set; on the first process."""
 
-    def __init__(self, round: Round, similarity: float) -> None:
-        self._encoder, self._similarity = round.encoder, similarity
+    def __init__(self, round: Round, similarity: float | None) -> None:
+        self._encoder = round.encoder
         self._embeddings = None if round.discovery is None else round.discovery.validation
         self._digests = None if round.discovery is None else round.discovery.digests
+        if similarity is None:
+            similarity = 1.0 if self._embeddings is None else usual_similarity(self._embeddings, least=_SIMILARITY)
+        self._similarity = similarity
 
     def __call__(self, image: Tensor) -> bool:
         if self._digests is not None and bool(torch.isin(image_digests(image[None]), self._digests).any()):

@@ -13,9 +13,10 @@ The method:
   Since: the residuals within blocks of 5 validations, so that a late fall stays a fall. A history with fewer than 4
   degrees of freedom is filled up with a wobble of 0.08, so that only a huge fall counts early.
 * *Test*: Student's, one-sided, of the difference of the two levels.
-* *Looks*: the j-th look that the history alone can judge may use 0.05 * 6 / (pi j)^2 of error, those before it,
-  which know the wobble least, 0.0005 each; all looks of a training together raise a false alarm in 3 to 4 of 100
-  trainings (``benchmarks/rollback.py``).
+* *Looks*: the j-th look that the history alone can judge may use 0.03 * 6 / (pi j)^2 of error, those before it,
+  which know the wobble least, 0.0005 each. With a single validation before, whose level is uncertain, it is 0.05
+  instead of 0.03. All looks of a training together raise a false alarm in 2 to 3 of 100 trainings, with a single
+  validation before in 4 (``benchmarks/rollback.py``).
 
 An accuracy that still rises after the intervention began can hide harm, since what it would have been is unknown: only
 forks can tell.
@@ -44,7 +45,7 @@ _KNOWN_DF = 4  # degrees of freedom from which a history can judge alone
 _ASSUMED = 0.08  # wobble that fills up a shorter history ...
 _ASSUMED_DF = 10  # ... with this certainty for each missing degree of freedom
 _ROUNDING = 1e-12  # equal means of other summands
-_ERROR = 0.05
+_ERROR, _ERROR_OF_SINGLE = 0.03, 0.05
 _ERROR_ASSUMED = 0.0005
 
 
@@ -111,7 +112,8 @@ def measure_fall(before: Any, since: Any, *, looks: int | None = None) -> Fall:
     allowed = _ERROR_ASSUMED
     if not missing:
         uninformed = sum(df_before + _df_of_blocks(k) < _KNOWN_DF for k in range(1, min(looks, HISTORY_SINCE) + 1))
-        allowed = _ERROR * 6 / (math.pi * (looks - uninformed)) ** 2
+        error = _ERROR if len(earlier) > 1 else _ERROR_OF_SINGLE
+        allowed = error * 6 / (math.pi * (looks - uninformed)) ** 2
     return Fall(float(level_before.mean()), float(level_since.mean()), wobble, p_value, allowed, looks)
 
 

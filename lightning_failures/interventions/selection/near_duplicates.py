@@ -48,6 +48,32 @@ def rows_near(embeddings: Any, others: Iterable[Any], *, similarity: float, name
     return found
 
 
+def usual_similarity(embeddings: Any, *, least: float, share: float = 0.01, most_rows: int = 2000) -> float:
+    """Return the cosine that only a small share of different images exceeds with their nearest neighbour.
+
+    An encoder that knows little about its images maps all of them close together, and a fixed cosine would then take
+    most images for near-duplicates.
+
+    Args:
+        embeddings: (N, D) float, of images of which few are near-duplicates. Equal rows count once.
+        least: Lower limit of the result.
+        share: Share of the images that exceed the result.
+        most_rows: Number of rows that are compared, evenly spaced.
+
+    >>> usual_similarity(np.eye(4), least=0.9)
+    0.9
+    """
+    rows = as_rows(embeddings, "embeddings")
+    rows = rows[np.linspace(0, len(rows) - 1, min(len(rows), most_rows)).astype(np.int64)].astype(np.float32)
+    rows = rows[np.unique(row_hashes(rows), return_index=True)[1]]
+    if len(rows) < 2:
+        return least
+    unit = unit_vectors(rows)
+    cosines = unit @ unit.T
+    np.fill_diagonal(cosines, -1.0)
+    return float(np.clip(np.quantile(cosines.max(axis=1), 1 - share), least, 1.0))
+
+
 def distinct_rows(
     embeddings: Any, k: int, *, similarity: float, training: Iterable[Any] = ()
 ) -> tuple[NDArray[np.int64], int]:

@@ -3,7 +3,7 @@ import pytest
 
 from lightning_failures.errors import DataError
 from lightning_failures.interventions.selection import near_duplicates
-from lightning_failures.interventions.selection.near_duplicates import distinct_rows, rows_near
+from lightning_failures.interventions.selection.near_duplicates import distinct_rows, rows_near, usual_similarity
 
 
 @pytest.mark.parametrize("pairs_at_once", [1, 64, 1 << 22])
@@ -47,3 +47,15 @@ def test_rows_near__by_cosine_or_exactly():
     assert not rows_near(rows, [], similarity=0.5).any()
     with pytest.raises(DataError, match="others must have 16 dimensions"):
         rows_near(rows, [others[:, :8]], similarity=0.5)
+
+
+def test_usual_similarity__follows_the_encoder():
+    rng = np.random.default_rng(0)
+    spread = rng.normal(size=(500, 64))
+    assert usual_similarity(spread, least=0.995) == 0.995
+    coarse = 1 + 1e-1 * rng.normal(size=(500, 3))  # maps all images close together
+    found = usual_similarity(coarse, least=0.995)
+    assert 0.999 < found <= 1
+    assert rows_near(coarse[:250], [coarse[250:]], similarity=found).mean() < 0.1
+    assert usual_similarity(np.repeat(spread, 3, axis=0), least=0.995) == 0.995  # copies are no neighbours
+    assert usual_similarity(spread[:1], least=0.995) == 0.995
