@@ -71,7 +71,7 @@ def usual_similarity(embeddings: Any, *, least: float, share: float = 0.01, most
     unit = unit_vectors(rows)
     cosines = unit @ unit.T
     np.fill_diagonal(cosines, -1.0)
-    return float(np.clip(np.quantile(cosines.max(axis=1), 1 - share), least, 1.0))
+    return min(max(float(np.quantile(cosines.max(axis=1), 1 - share)), least), 1.0)
 
 
 def distinct_rows(
