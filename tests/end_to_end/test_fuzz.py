@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from benchmarks import fuzz
+from benchmarks import fuzz, fuzz_gradings
 from lightning_failures.core.serialization import from_jsonable, read_json
 from lightning_failures.data.report import FailureReport
 from lightning_failures.errors import DataError, FailureModesError
@@ -177,3 +178,20 @@ def test_generated_image__whose_header_is_cut(doors):
     data[8:12] = (5).to_bytes(4, "big")
     with pytest.raises(DataError, match="cannot be read"):
         doors["generated image"].read(bytes(data))
+
+
+def test_gradings__of_known_truth():
+    """Batches, outputs, labels and class lists in many forms: graded as they are meant, or refused."""
+    outcomes, failures = fuzz_gradings.run(400, seed=7)
+    assert failures == []
+    assert outcomes["batches: right"] > 50
+    assert outcomes["batches: refused"] > 20
+    assert outcomes["analyse: right"] > 20
+
+
+def test_gradings__a_wrong_grade_is_noticed(monkeypatch):
+    right = fuzz_gradings.grade
+    monkeypatch.setattr(
+        fuzz_gradings, "grade", lambda case: replace(grades := right(case), predictions=(grades.labels + 1) % 2)
+    )
+    assert fuzz_gradings.run(40, seed=7)[1]
