@@ -103,8 +103,8 @@ class RowValues:
         """
         if isinstance(values, Tensor) and values.device.type == "cpu" and values.dtype in _NUMPY_DTYPES:
             values = values.detach().numpy()  # indexing tensors leaves 1 MiB per class in the heap
-        elif not isinstance(values, Tensor):
-            values = as_array(values)
+        elif not hasattr(values, "dtype"):  # a sequence; arrays keep their own type, in memory or on disk
+            values = np.asarray(values)
         count = int(held.sum())
         place = np.cumsum(held) - 1
         if len(values) != count:

@@ -304,5 +304,5 @@ def test_cache__two_runs_and_a_purge_at_once(runs, tmp_path):
     for name in ("one", "two"):
         assert outcome(together, name) == outcome(alone, name)
         assert drawn(together, name) == drawn(alone, name)
-    assert sum(map(bool, json.loads((together / "purge.json").read_text()))) > 3
+    assert sum(map(bool, json.loads((together / "purge.json").read_text()))) > 2
     assert sum(path.stat().st_size for path in cache.rglob("*.safetensors")) <= 20_000

@@ -262,7 +262,8 @@ def run(folder: Path, stage: str, rank: int, on_error: str) -> dict[str, Any]:
     STAGES[stage](case)
     failures = callback(**case.options)
     analyses = Analyses()
-    epochs = (3 if steers else 2) if on_error == "warn" else 1
+    # the last epoch of a training makes no decision
+    epochs = (2 if on_error == "warn" else 1) + int(steers)
     fitted = trainer(
         folder, fault, failures, analyses, max_epochs=epochs, strategy="ddp", devices=2, num_sanity_val_steps=0,
         use_distributed_sampler=True,

@@ -37,7 +37,7 @@ class Generates(Speaks):
 
 
 def synthetic() -> AddSynthetic:
-    return AddSynthetic(draw, per_class=6, max_share=0.25, transform=from_pil, every_n_epochs=9)
+    return AddSynthetic(draw, per_class=6, max_share=0.25, transform=from_pil, every_n_epochs=9, similarity=1.0)
 
 
 class CountsByEpoch(Counts):

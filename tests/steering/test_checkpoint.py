@@ -154,7 +154,8 @@ def test_checkpoint__is_plain_and_has_the_form_that_is_kept_here(tmp_path):
     steering = state.pop("steering")
     assert keys(steering) == keys(TODAY), "keep the former state in this file, and load it in a test"
     assert state.keys() >= RUN.keys()
-    assert steering["rollback"].keys() == TODAY["rollback"].keys()
+    history = {"earlier", "since", "looks"}  # written once there is some
+    assert steering["rollback"].keys() - history == TODAY["rollback"].keys()
     again = modes()
     again.load_state_dict(state | {"steering": steering})
     assert same(again.state_dict()["steering"], steering)
