@@ -403,6 +403,7 @@ def test_upweight__the_same_examples_are_flagged_and_suspected(tmp_path, plain, 
     assert upweighted(tmp_path, FORMS[name]) == plain
 
 
+@pytest.mark.slow
 def test_upweight__images_of_different_sizes_are_read_singly(tmp_path):
     singly = {"train": {"batch_size": 1}, "val": {"batch_size": 1}}
     found = [
@@ -430,6 +431,7 @@ def picked(tmp_path, form, by):
     return [(entry["pool_ids"], entry["suspected"], entry["in_training"]) for entry in entries]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("by", ["decision_value", "confidence"])
 def test_filtered__the_same_picks_from_a_pool(tmp_path, by):
     expected = picked(tmp_path / "plain", PLAIN, by)

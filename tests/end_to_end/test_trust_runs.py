@@ -39,6 +39,7 @@ def epochs_of(failures: Path) -> list[int]:
     return sorted(json.loads(path.read_text())["epoch"] for path in failures.glob("epoch=*/report.json"))
 
 
+@pytest.mark.slow
 def test_resume__while_the_first_run_still_runs(tmp_path):
     first, second = fork("resumed_fit", tmp_path, environments=[{"ROLE": "first"}, {"ROLE": "second"}], timeout=240)
     for ended in (first, second):

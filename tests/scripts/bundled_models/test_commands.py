@@ -10,6 +10,7 @@ import pytest
 ROOT = Path(__file__).parents[3]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["train_clip", "train_robust", "train_diffusion"])
 def test_script__shows_its_options(name, capsys, monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT))
