@@ -1,0 +1,299 @@
+"""Lightning's own tests with the callback in every Trainer: does more change than the sight of extra keys and files?
+
+    git clone --depth 1 --branch 2.6.1 https://github.com/Lightning-AI/pytorch-lightning
+    python benchmarks/lightnings_own_tests.py pytorch-lightning --output benchmarks/results/lightnings_own_tests.json
+
+``callbacks_factory`` is Lightning's entry point for callbacks that reach every Trainer. The tests of the checkout run
+four times in the installed Lightning, with another callback each time:
+
+* plain, twice: none. A test that differs between the two is unstable and is left out.
+* control: one that does nothing but log a constant, keep a state, and write a file.
+* failures: ``FailureModes``, which grades whatever the batches hold (``read_any_batch``).
+
+Each test has an outcome, and a fingerprint of every Trainer in it: weights, random streams, and metrics, without keys
+that begin with ``failures/``, after each ``fit``, ``validate``, ``test`` and ``predict``. A test that is like plain
+without the callback is unchanged. One that changes its outcome under the control too, in the same way, counts
+callbacks, keys or files. Anything else is a difference, and is named.
+
+The outcome of a test that needs what is not installed is the same in all runs. ``--select`` takes folders or files.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import random
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from functools import wraps
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils._pytree import tree_leaves
+from torch.utils.data import DataLoader, IterableDataset
+
+from lightning_failures import BatchRecord, FailureModes
+from lightning_failures.data.digests import image_digests
+from lightning_failures.trainer.index_recorder import evaluation_loaders
+
+ROLES = ("plain", "plain again", "control", "failures")
+ROLE = "LIGHTNING_FAILURES_ROLE"
+RECORDS = "LIGHTNING_FAILURES_RECORDS"
+FOLDERS = (
+    "callbacks", "checkpointing", "core", "loggers", "loops", "models", "overrides", "plugins", "profilers",
+    "strategies", "trainer", "tuner", "utilities",
+)  # fmt: skip
+PIXELS = 3 * 8 * 8
+
+
+# -- the callbacks of the runs ---------------------------------------------------------------------------------------
+
+
+class Control(L.Callback):
+    """Log a constant, keep a state and write a file, as a callback of any kind may."""
+
+    def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Log a constant."""
+        if not trainer.sanity_checking:
+            pl_module.log("failures/accuracy", 0.5, batch_size=1, rank_zero_only=True)
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Write a file."""
+        if not trainer.sanity_checking and trainer.is_global_zero:
+            folder = Path(trainer.log_dir or trainer.default_root_dir) / "failures"
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / "report.json").write_text("{}")
+
+    on_test_epoch_end = on_validation_epoch_end
+    on_test_end = on_validation_end
+
+    def state_dict(self) -> dict[str, Any]:
+        """Keep a state."""
+        return {"version": 1}
+
+
+class Colours:
+    """An encoder of the means of patches, which costs nothing."""
+
+    name = fingerprint = "means-of-patches"
+    dim = 12
+
+    def encode_images(self, images: Tensor) -> Tensor:
+        """Return (B, 12)."""
+        return F.adaptive_avg_pool2d(images.float(), 2).flatten(1)
+
+
+class Everywhere(FailureModes):
+    """The callback as it meets batches of every form."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            encoder=Colours(), captions=None, pictures=False, read_batch=self._read_any_batch, permutations=19
+        )
+        self._loader: Any = None
+        self._seen: dict[int, int] = {}
+
+    def on_validation_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Remember which loader the batch comes from, for its ids."""
+        self._loader = evaluation_loaders(trainer)[dataloader_idx]
+        super().on_validation_batch_start(trainer, pl_module, batch, batch_idx, dataloader_idx)
+
+    on_test_batch_start = on_validation_batch_start
+
+    def _read_any_batch(self, outputs: Any, batch: Any) -> BatchRecord:
+        record = read_any_batch(batch)
+        indexed = isinstance(self._loader, DataLoader) and not isinstance(self._loader.dataset, IterableDataset)
+        if indexed and self._loader.batch_size is not None:
+            return record
+        ids = []
+        for digest in image_digests(record.images).tolist():  # equal images are different examples
+            self._seen[digest] = self._seen.get(digest, -1) + 1
+            ids.append((digest + self._seen[digest]) % 2**62)
+        return BatchRecord(record.logits, record.labels, record.images, torch.tensor(ids))
+
+
+def read_any_batch(batch: Any) -> BatchRecord:
+    """Grade a batch of any form: its first tensor stands for the images, and its values for label and prediction."""
+    tensors = [leaf for leaf in tree_leaves(batch) if isinstance(leaf, Tensor) and leaf.numel()]
+    rows = tensors[0].detach() if tensors else torch.zeros(1, 1)
+    rows = rows.reshape(len(rows) if rows.ndim else 1, -1).float().nan_to_num()
+    repeated = rows.repeat(1, -(-PIXELS // rows.shape[1]))[:, :PIXELS]
+    images = repeated.sigmoid().reshape(-1, 3, 8, 8)
+    labels, predictions = (rows[:, 0] > 0).long(), (rows.mean(1) > 0).long()
+    return BatchRecord(F.one_hot(predictions, 2).float(), labels, images)
+
+
+def callbacks() -> list[L.Callback]:
+    """Return the callbacks of every Trainer in this run; the target of the entry point."""
+    role = os.environ.get(ROLE)
+    return [Everywhere()] if role == "failures" else [Control()] if role == "control" else []
+
+
+# -- a pytest plugin that records outcomes and fingerprints ----------------------------------------------------------
+
+_fingerprints: list[str] = []
+_outcomes: dict[str, dict[str, Any]] = {}
+
+
+def fingerprint(trainer: L.Trainer) -> str:
+    """Hash weights, random streams and metrics."""
+    digest = hashlib.sha256()
+    module = trainer.lightning_module
+    if isinstance(module, nn.Module):
+        for name, value in module.state_dict().items():
+            digest.update(name.encode())
+            if isinstance(value, Tensor) and not value.is_meta:
+                digest.update(value.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
+    digest.update(torch.get_rng_state().numpy().tobytes())
+    digest.update(repr(random.getstate()).encode())
+    digest.update(np.random.get_state()[1].tobytes())  # noqa: NPY002
+    metrics = {key: float(value) for key, value in trainer.callback_metrics.items() if not key.startswith("failures/")}
+    digest.update(repr(sorted(metrics.items())).encode())
+    return digest.hexdigest()[:16]
+
+
+def _recorded(method: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(method)
+    def run(trainer: L.Trainer, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return method(trainer, *args, **kwargs)
+        finally:
+            try:
+                _fingerprints.append(f"{method.__name__} {fingerprint(trainer)}")
+            except Exception as error:  # a mock, or a module that cannot be read
+                _fingerprints.append(f"{method.__name__} {type(error).__name__}")
+
+    return run
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Record what each Trainer leaves behind."""
+    for name in ("fit", "validate", "test", "predict"):
+        setattr(L.Trainer, name, _recorded(getattr(L.Trainer, name)))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[Any]:
+    """Start each test with the same random streams."""
+    torch.manual_seed(0), random.seed(0), np.random.seed(0)  # noqa: NPY002
+    _fingerprints.clear()
+    return (yield)
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Keep the outcome and the fingerprints of a test."""
+    if report.when == "call" or report.outcome != "passed":
+        text = "" if report.outcome == "passed" else str(report.longrepr)[-2000:]
+        _outcomes[report.nodeid] = {"outcome": report.outcome, "prints": list(_fingerprints), "text": text}
+
+
+def pytest_sessionfinish() -> None:
+    """Write the records."""
+    if RECORDS in os.environ:
+        Path(os.environ[RECORDS]).write_text(json.dumps(_outcomes))
+
+
+# -- the four runs ---------------------------------------------------------------------------------------------------
+
+
+def run_tests(tests: Path, selected: str, role: str, work: Path, limit: float) -> dict[str, dict[str, Any]]:
+    """Run one folder of tests with the callbacks of a role; return the record of each test."""
+    registration = work / "everywhere-1.0.dist-info"
+    registration.mkdir(parents=True, exist_ok=True)
+    (registration / "METADATA").write_text("Metadata-Version: 2.1\nName: everywhere\nVersion: 1.0\n")
+    (registration / "entry_points.txt").write_text(
+        f"[lightning.pytorch.callbacks_factory]\neverywhere = {Path(__file__).stem}:callbacks\n"
+    )
+    records = work / "records.json"
+    records.unlink(missing_ok=True)
+    path = [str(work), str(Path(__file__).parent), str(tests), *sys.path[1:]]
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join(path),
+        "LIGHTNING_FAILURES_CACHE": str(work / "cache"),
+        ROLE: role,
+        RECORDS: str(records),
+        "OMP_NUM_THREADS": "1",
+    }
+    command = [sys.executable, "-m", "pytest", "-q", "-p", Path(__file__).stem]
+    command += ["-p", "no:cacheprovider", "-p", "no:xdist", "--basetemp", str(work / "tmp"), "--rootdir", str(tests)]
+    command += ["-c", os.devnull, "--tb=short", f"tests_pytorch/{selected}"]
+    try:
+        subprocess.run(command, cwd=tests, env=environment, timeout=limit, capture_output=True, check=False)
+    except subprocess.TimeoutExpired:
+        return {f"{selected} (whole)": {"outcome": "no end", "prints": [], "text": f"over {limit:.0f} s"}}
+    return json.loads(records.read_text()) if records.is_file() else {}
+
+
+def compare(records: dict[str, dict[str, dict[str, Any]]]) -> dict[str, Any]:
+    """Sort the tests into unstable, unchanged, keys and files, and differences."""
+    plain, again, control, failures = (records[role] for role in ROLES)
+    result: dict[str, Any] = {"tests": len(plain), "unstable": [], "unchanged": 0, "keys and files": [], "differ": {}}
+
+    def same(one: dict[str, Any] | None, other: dict[str, Any] | None) -> bool:
+        return bool(one and other) and all(one[key] == other[key] for key in ("outcome", "prints"))
+
+    for name in sorted({*plain, *again, *control, *failures}):
+        first, with_control, with_failures = plain.get(name), control.get(name), failures.get(name)
+        if not same(first, again.get(name)):
+            result["unstable"].append(name)
+        elif same(first, with_failures):
+            result["unchanged"] += 1
+        elif same(with_control, with_failures) and with_failures["outcome"] != first["outcome"]:
+            result["keys and files"].append(name)
+        else:
+            result["differ"][name] = {
+                "plain": first and first["outcome"],
+                "control": with_control and with_control["outcome"],
+                "failures": with_failures and with_failures["outcome"],
+                "text": with_failures and with_failures["text"],
+            }
+    return result
+
+
+def main() -> None:
+    """Run, print, write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkout", type=Path, help="checkout of Lightning, which holds tests/tests_pytorch")
+    parser.add_argument("--select", nargs="+", default=FOLDERS, help="folders or files of tests_pytorch")
+    parser.add_argument("--limit", type=float, default=1800, help="seconds for one folder and run")
+    parser.add_argument("--output", type=Path, help="JSON file for the figures")
+    options = parser.parse_args()
+    tests = (options.checkout / "tests").resolve()
+    if not (tests / "tests_pytorch").is_dir():
+        parser.error(f"{tests} holds no tests_pytorch: give the root of a checkout of Lightning")
+
+    records: dict[str, dict[str, dict[str, Any]]] = {role: {} for role in ROLES}
+    for selected in options.select:
+        for role in ROLES:
+            with tempfile.TemporaryDirectory(prefix="lightnings-tests-") as work:
+                found = run_tests(tests, selected, role, Path(work), options.limit)
+            records[role] |= found
+            passed = sum(record["outcome"] == "passed" for record in found.values())
+            print(f"{selected}, {role}: {passed} of {len(found)} passed", flush=True)
+    result = {"lightning": L.__version__} | compare(records)
+    for name, entry in result["differ"].items():
+        print(f"DIFFERS {name}: {entry['plain']}, control {entry['control']}, failures {entry['failures']}")
+    print(
+        f"{result['tests']} tests: {result['unchanged']} unchanged, {len(result['keys and files'])} see keys or files,"
+        f" {len(result['unstable'])} unstable, {len(result['differ'])} differ"
+    )
+    if options.output:
+        options.output.parent.mkdir(parents=True, exist_ok=True)
+        options.output.write_text(json.dumps(result, indent=1) + "\n")
+    sys.exit(bool(result["differ"]))
+
+
+if __name__ == "__main__":
+    main()
