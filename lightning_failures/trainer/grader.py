@@ -271,7 +271,7 @@ class Grader:
 
     def last_confidence(self, ids: Tensor) -> Tensor:
         """Return the least probability of the truth in the last batch, by ids (B,): (B,) float, NaN where unknown."""
-        metric = None if self.reading is None else self._metrics.get(self.reading)
+        metric = self._metric
         found: dict[int, float] = {}
         if metric is not None and metric.ids:
             certain = metric.confidence[-1]
@@ -462,9 +462,14 @@ class Grader:
         self.facts = replace(facts, possible=(raw,))
         return other, metric.contradictions
 
+    @property
+    def _metric(self) -> GradesMetric | None:
+        """The rows of this rank by the reading that is preferred so far; None without any."""
+        return None if self.reading is None else self._metrics.get(self.reading)
+
     def _first_rows(self) -> tuple[Tensor, int]:
         """Return the first row of each id on this rank, and the number of rows that contradict it."""
-        metric = None if self.reading is None else self._metrics.get(self.reading)
+        metric = self._metric
         if metric is None:
             return torch.empty(0, dtype=torch.int64), 0
         columns = (torch.cat(column) for column in (metric.ids, metric.labels, metric.confidence))
@@ -472,13 +477,13 @@ class Grader:
 
     def _check_early(self) -> None:
         """Refuse ids, in the first batches, that different examples share."""
-        metric = None if self.reading is None else self._metrics.get(self.reading)
+        metric = self._metric
         if self._given_ids.untraced and metric is not None and len(metric.ids) <= EARLY_BATCHES:
             refuse_shared_ids(self._first_rows()[1])
 
     def _rows_repeated_here(self) -> int:
         """Return the number of rows of this rank whose id occurred before; other ranks may have the same examples."""
-        metric = None if self.reading is None else self._metrics.get(self.reading)
+        metric = self._metric
         if metric is None or not self._untraced:
             return 0
         return sum(map(len, metric.ids)) - len(self._first_rows()[0])

@@ -210,8 +210,8 @@ class TrainingFormInTraining(Model):
         return (NORMALIZE(batch["picture"]), batch["class"]) if self.trainer.training else batch
 
 
-class Hooks(L.LightningDataModule):
-    """Loaders, and hooks that normalise on the device."""
+class Loaders(L.LightningDataModule):
+    """A loader for training and one for validation."""
 
     def __init__(self, train, val) -> None:
         super().__init__()
@@ -222,24 +222,18 @@ class Hooks(L.LightningDataModule):
 
     def val_dataloader(self):
         return self.val
+
+
+class Hooks(Loaders):
+    """Loaders, and hooks that normalise on the device."""
 
     def on_after_batch_transfer(self, batch, dataloader_idx):
         x = NORMALIZE(batch[0])
         return (x + torch.rand_like(x) if self.trainer.training else x), batch[1]
 
 
-class ViewOfTraining(L.LightningDataModule):
+class ViewOfTraining(Loaders):
     """The training set is augmented; its view is not."""
-
-    def __init__(self, train, val) -> None:
-        super().__init__()
-        self.train, self.val = train, val
-
-    def train_dataloader(self):
-        return self.train
-
-    def val_dataloader(self):
-        return self.val
 
     def train_analysis_dataset(self):
         return Dicts(5, make=raw, wrong_labels=True)
