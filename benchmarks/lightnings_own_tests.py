@@ -4,11 +4,12 @@
     python benchmarks/lightnings_own_tests.py pytorch-lightning --output benchmarks/results/lightnings_own_tests.json
 
 ``callbacks_factory`` is Lightning's entry point for callbacks that reach every Trainer. The tests of the checkout run
-four times in the installed Lightning, with another callback each time:
+in the installed Lightning, with other callbacks each time:
 
-* plain, twice: none. A test that differs between the two is unstable and is left out.
-* control: one that does nothing but log a constant, keep a state, and write a file.
+* plain: none.
 * failures: ``FailureModes``, which grades whatever the batches hold (``read_any_batch``).
+* plain again, for tests that differ so far: a test that differs from plain here too is unstable and is left out.
+* control, for the same tests: one that does nothing but log a constant, keep a state, and write a file.
 
 Each test has an outcome, and a fingerprint of every Trainer in it: weights, random streams, and metrics, without keys
 that begin with ``failures/``, after each ``fit``, ``validate``, ``test`` and ``predict``. A test that is like plain
@@ -28,7 +29,7 @@ import random
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import wraps
 from pathlib import Path
 from typing import Any
@@ -46,7 +47,7 @@ from lightning_failures import BatchRecord, FailureModes
 from lightning_failures.data.digests import image_digests
 from lightning_failures.trainer.index_recorder import evaluation_loaders
 
-ROLES = ("plain", "plain again", "control", "failures")
+ROLES = ("plain", "failures", "plain again", "control")
 ROLE = "LIGHTNING_FAILURES_ROLE"
 RECORDS = "LIGHTNING_FAILURES_RECORDS"
 FOLDERS = (
@@ -205,11 +206,19 @@ def pytest_sessionfinish() -> None:
         Path(os.environ[RECORDS]).write_text(json.dumps(_outcomes))
 
 
-# -- the four runs ---------------------------------------------------------------------------------------------------
+# -- the runs --------------------------------------------------------------------------------------------------------
+
+Record = dict[str, Any]
+"""Outcome, fingerprints and error of one test."""
 
 
-def run_tests(tests: Path, selected: str, role: str, work: Path, limit: float) -> dict[str, dict[str, Any]]:
-    """Run one folder of tests with the callbacks of a role; return the record of each test."""
+def run_tests(tests: Path, selected: Sequence[str], role: str, limit: float) -> dict[str, Record]:
+    """Run tests (folders, files, or ids of tests) with the callbacks of a role; return the record of each test."""
+    with tempfile.TemporaryDirectory(prefix="lightnings-tests-") as work:
+        return _run_tests(tests, selected, role, Path(work), limit)
+
+
+def _run_tests(tests: Path, selected: Sequence[str], role: str, work: Path, limit: float) -> dict[str, Record]:
     registration = work / "everywhere-1.0.dist-info"
     registration.mkdir(parents=True, exist_ok=True)
     (registration / "METADATA").write_text("Metadata-Version: 2.1\nName: everywhere\nVersion: 1.0\n")
@@ -228,28 +237,30 @@ def run_tests(tests: Path, selected: str, role: str, work: Path, limit: float) -
     }
     command = [sys.executable, "-m", "pytest", "-q", "-p", Path(__file__).stem]
     command += ["-p", "no:cacheprovider", "-p", "no:xdist", "--basetemp", str(work / "tmp"), "--rootdir", str(tests)]
-    command += ["-c", os.devnull, "--tb=short", f"tests_pytorch/{selected}"]
+    command += ["-c", os.devnull, "--tb=short", *selected]
     try:
         subprocess.run(command, cwd=tests, env=environment, timeout=limit, capture_output=True, check=False)
     except subprocess.TimeoutExpired:
-        return {f"{selected} (whole)": {"outcome": "no end", "prints": [], "text": f"over {limit:.0f} s"}}
+        whole = f"{', '.join(selected)} (whole)"
+        return {whole: {"outcome": "no end", "prints": [], "text": f"{role}: over {limit:.0f} s"}}
     return json.loads(records.read_text()) if records.is_file() else {}
 
 
-def compare(records: dict[str, dict[str, dict[str, Any]]]) -> dict[str, Any]:
+def same(one: Record | None, other: Record | None) -> bool:
+    """Return whether a test had the same outcome and left the same behind in two runs."""
+    return bool(one and other) and all(one[key] == other[key] for key in ("outcome", "prints"))
+
+
+def compare(records: dict[str, dict[str, Record]]) -> dict[str, Any]:
     """Sort the tests into unstable, unchanged, keys and files, and differences."""
-    plain, again, control, failures = (records[role] for role in ROLES)
+    plain, failures, again, control = (records[role] for role in ROLES)
     result: dict[str, Any] = {"tests": len(plain), "unstable": [], "unchanged": 0, "keys and files": [], "differ": {}}
-
-    def same(one: dict[str, Any] | None, other: dict[str, Any] | None) -> bool:
-        return bool(one and other) and all(one[key] == other[key] for key in ("outcome", "prints"))
-
-    for name in sorted({*plain, *again, *control, *failures}):
-        first, with_control, with_failures = plain.get(name), control.get(name), failures.get(name)
-        if not same(first, again.get(name)):
-            result["unstable"].append(name)
-        elif same(first, with_failures):
+    for name in sorted({*plain, *failures}):
+        first, with_failures, with_control = plain.get(name), failures.get(name), control.get(name)
+        if same(first, with_failures):
             result["unchanged"] += 1
+        elif not same(first, again.get(name)):
+            result["unstable"].append(name)
         elif same(with_control, with_failures) and with_failures["outcome"] != first["outcome"]:
             result["keys and files"].append(name)
         else:
@@ -267,21 +278,27 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkout", type=Path, help="checkout of Lightning, which holds tests/tests_pytorch")
     parser.add_argument("--select", nargs="+", default=FOLDERS, help="folders or files of tests_pytorch")
-    parser.add_argument("--limit", type=float, default=1800, help="seconds for one folder and run")
+    parser.add_argument("--limit", type=float, default=7200, help="seconds for one folder and run")
     parser.add_argument("--output", type=Path, help="JSON file for the figures")
     options = parser.parse_args()
     tests = (options.checkout / "tests").resolve()
     if not (tests / "tests_pytorch").is_dir():
         parser.error(f"{tests} holds no tests_pytorch: give the root of a checkout of Lightning")
 
-    records: dict[str, dict[str, dict[str, Any]]] = {role: {} for role in ROLES}
-    for selected in options.select:
+    records: dict[str, dict[str, Record]] = {role: {} for role in ROLES}
+    for folder in options.select:
+        selected = [f"tests_pytorch/{folder}"]
         for role in ROLES:
-            with tempfile.TemporaryDirectory(prefix="lightnings-tests-") as work:
-                found = run_tests(tests, selected, role, Path(work), options.limit)
+            if role == "plain again":
+                plain, failures = records["plain"], records["failures"]
+                differing = [name for name in {*plain, *failures} if not same(plain.get(name), failures.get(name))]
+                selected = sorted(name for name in differing if f"tests_pytorch/{folder}" in name)
+            if not selected:
+                break
+            found = run_tests(tests, selected, role, options.limit)
             records[role] |= found
             passed = sum(record["outcome"] == "passed" for record in found.values())
-            print(f"{selected}, {role}: {passed} of {len(found)} passed", flush=True)
+            print(f"{folder}, {role}: {passed} of {len(found)} passed", flush=True)
     result = {"lightning": L.__version__} | compare(records)
     for name, entry in result["differ"].items():
         print(f"DIFFERS {name}: {entry['plain']}, control {entry['control']}, failures {entry['failures']}")

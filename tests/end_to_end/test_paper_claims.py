@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -181,12 +181,18 @@ def test_judge__figures_by_hand():
 
 
 @pytest.mark.slow
-def test_script__one_seed_of_one_claim(tmp_path):
+@pytest.mark.filterwarnings("ignore")
+def test_script__one_seed_of_one_claim(tmp_path, monkeypatch, capsys):
+    """On fewer images than the benchmark has; images, labels, models, directions and files are real."""
     path = tmp_path / "claims.json"
-    command = [sys.executable, "-W", "ignore", BENCHMARKS / "paper_claims.py", "--output", path]
-    subprocess.run([*command, "--seeds", "1", "--claims", "flagged"], check=True, capture_output=True)
+    monkeypatch.setattr(paper_claims, "World", partial(World, train_size=1000, size=1500))
+    monkeypatch.setattr(sys, "argv", ["paper_claims.py", "--output", str(path), "--seeds", "1", "--claims", "flagged"])
+    paper_claims.main()
     entries = json.loads(path.read_text())["claims"]
     assert entries[0]["seeds"][0]["seed"] == 1
     assert entries[0]["difference"] > 0.1
-    output = subprocess.run([*command, "--table"], check=True, capture_output=True, text=True).stdout
-    assert len(output.splitlines()) == 2 + len(entries), "one way each"
+    first_table = capsys.readouterr().out
+    assert len(first_table.splitlines()) == 2 + len(entries), "one way each"
+    monkeypatch.setattr(sys, "argv", ["paper_claims.py", "--output", str(path), "--table"])
+    paper_claims.main()
+    assert capsys.readouterr().out == first_table
