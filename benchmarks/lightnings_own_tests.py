@@ -286,6 +286,7 @@ def main() -> None:
         parser.error(f"{tests} holds no tests_pytorch: give the root of a checkout of Lightning")
 
     records: dict[str, dict[str, Record]] = {role: {} for role in ROLES}
+    done: list[str] = []
     for folder in options.select:
         selected = [f"tests_pytorch/{folder}"]
         for role in ROLES:
@@ -299,16 +300,17 @@ def main() -> None:
             records[role] |= found
             passed = sum(record["outcome"] == "passed" for record in found.values())
             print(f"{folder}, {role}: {passed} of {len(found)} passed", flush=True)
-    result = {"lightning": L.__version__} | compare(records)
+        done.append(folder)
+        result = {"lightning": L.__version__, "folders": done} | compare(records)
+        if options.output:  # after each folder, since all of them take an hour or more
+            options.output.parent.mkdir(parents=True, exist_ok=True)
+            options.output.write_text(json.dumps(result, indent=1) + "\n")
     for name, entry in result["differ"].items():
         print(f"DIFFERS {name}: {entry['plain']}, control {entry['control']}, failures {entry['failures']}")
     print(
         f"{result['tests']} tests: {result['unchanged']} unchanged, {len(result['keys and files'])} see keys or files,"
         f" {len(result['unstable'])} unstable, {len(result['differ'])} differ"
     )
-    if options.output:
-        options.output.parent.mkdir(parents=True, exist_ok=True)
-        options.output.write_text(json.dumps(result, indent=1) + "\n")
     sys.exit(bool(result["differ"]))
 
 

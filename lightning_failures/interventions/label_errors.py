@@ -21,6 +21,7 @@ from torch import Tensor
 
 from lightning_failures.core.arrays import as_mask, as_rows, as_vector, unit_vectors
 from lightning_failures.core.hashing import stable_hash
+from lightning_failures.core.threads import one_thread
 from lightning_failures.directions.standardize import mean_and_std
 from lightning_failures.errors import ConfigurationError, DataError
 from lightning_failures.stats.folds import join_copies, stratified_group_folds
@@ -145,7 +146,8 @@ def suspect_labels(
     wrong = judged & (predicted != y)
     rows = np.flatnonzero(wrong)
     fold = stratified_group_folds(wrong, names, folds=folds, seed=seed)
-    probability = _cross_fitted(x, y, fold, rows, probe_size, seed)
+    with one_thread():
+        probability = _cross_fitted(x, y, fold, rows, probe_size, seed)
 
     # second witness: the neighbours, only of labels that the probe contradicts
     doubted = np.flatnonzero(probability < below)

@@ -139,6 +139,10 @@
       const used = [...new Set(rows.map((row) => row[at[field]]))].filter((index) => index !== null).sort((a, b) => compare(names[a], names[b]));
       form.elements[field].append(...used.map((index) => new Option(names[index], index)));
     }
+    // verdicts have neither predictions nor confidence
+    const absent = ["prediction", "confidence"].filter((field) => rows.every((row) => row[at[field]] === null));
+    browse.classList.add(...absent.map((field) => `no-${field}`));
+    form.elements.prediction.closest("label").hidden = absent.includes("prediction");
     const minus = (text) => text.replace("-", "\u2212");
     const cell = (label, ...children) => {
       const element = make("td", {}, ...children);
