@@ -21,7 +21,7 @@ from lightning_failures.core.arrays import as_array, as_mask
 from lightning_failures.core.types import IntArray
 from lightning_failures.data.report import ValueReport
 from lightning_failures.errors import DataError
-from lightning_failures.stats.intervals import wilson_interval
+from lightning_failures.stats.intervals import share_intervals
 
 MISSING = "missing"
 MOST_VALUES = 20
@@ -136,7 +136,7 @@ def enrichment(
         subsets = (slice(None), wrong, is_flagged, least_confident)
         histograms = [np.bincount(code[subset], minlength=size) for subset in subsets]
         totals = [int(histogram.sum()) for histogram in histograms]
-        intervals = _intervals(code[is_flagged], size, source_of_flagged)
+        intervals = share_intervals(code[is_flagged], size, source_of_flagged)
         for value in np.flatnonzero(histograms[0]).tolist():
             counts = [int(histogram[value]) for histogram in histograms]
             shares = [count / total if total else None for count, total in zip(counts, totals, strict=True)]
@@ -195,22 +195,3 @@ def _encode(known: NDArray[Any], name: str, most_values: int) -> tuple[list[str]
             " for example with numpy.digitize or pandas.qcut."
         )
     return [str(value) for value in values], code
-
-
-def _intervals(code: IntArray, size: int, source: IntArray | None) -> list[tuple[float, float]]:
-    """Return the 95 % interval of the share of each of ``size`` values; ``source`` (n,) numbers the sources."""
-    n = len(code)
-    share = np.bincount(code, minlength=size) / max(n, 1)
-    effective = np.full(size, float(n))
-    if source is not None and n:
-        n_sources = int(source.max()) + 1
-        table = np.bincount(source * size + code, minlength=n_sources * size).reshape(n_sources, size)
-        # variance of the share between sources, from the deviation of each source from its expected count
-        deviation = table - table.sum(axis=1, keepdims=True) * share
-        variance = (deviation**2).sum(axis=0) / n**2 * n_sources / max(n_sources - 1, 1)
-        variance_of_one = share * (1 - share)
-        # without a variance to estimate, the effective number of examples is the number of sources
-        estimable = (variance_of_one > 0) & (variance > 0) & (n_sources > 1)
-        n_effective = np.minimum(n, variance_of_one / np.where(estimable, variance, 1))
-        effective = np.where(estimable, n_effective, n_sources)
-    return [wilson_interval(p * m, m) for p, m in zip(share.tolist(), effective.tolist(), strict=True)]

@@ -6,6 +6,8 @@ Files, each importing only from those above it::
     matching     The same failure mode in two analyses: similarity, one-to-one matching, change of its failures
     standardize  phi: the standardization of embeddings before a direction is fitted
     criterion    The cross-validation criterion: its name, chance level, score and standard error
+    effects      Effect of a pattern: error rates of flagged and unflagged examples, and how many failures are flagged
+    probe        The label probe: whether embeddings support the label of an example, cross-fitted
     svm          The linear SVM of one class and the selection of its C
     additional   Additional failure directions of a class whose failures lie at two ends of the embedding
     result       The fitted directions: decision values, the file format, and joining the classes of several processes

@@ -9,7 +9,7 @@ import numpy as np
 from scipy.special import bdtr  # type: ignore[import-untyped]
 
 from lightning_failures.core.arrays import as_array
-from lightning_failures.core.types import BoolArray
+from lightning_failures.core.types import BoolArray, IntArray
 from lightning_failures.errors import DataError
 
 
@@ -65,6 +65,61 @@ def wilson_interval(failures: float, n: float, z: float = 1.959964) -> tuple[flo
     scale = 1 + z * z / n
     low = 0.0 if failures == 0 else (centre - half) / scale
     high = 1.0 if failures == n else (centre + half) / scale
+    return low, high
+
+
+def share_intervals(codes: IntArray, size: int, sources: IntArray | None = None) -> list[tuple[float, float]]:
+    """Return the 95 % interval of the share of each value 0 ... ``size`` - 1 among n examples.
+
+    It is Wilson's interval. Examples of one source are not independent, so with ``sources`` it is taken at the
+    effective number of examples: n over the design effect.
+
+    Args:
+        codes: (n,) int, the value of each example.
+        size: Number of values.
+        sources: (n,) int, numbers of the sources, from 0. None: every example is its own source.
+
+    >>> [tuple(round(end, 2) for end in ends) for ends in share_intervals(np.array([0, 0, 1, 1]), 2)]
+    [(0.15, 0.85), (0.15, 0.85)]
+    """
+    n = len(codes)
+    share = np.bincount(codes, minlength=size) / max(n, 1)
+    effective = np.full(size, float(n))
+    if sources is not None and n:
+        n_sources = int(sources.max()) + 1
+        table = np.bincount(sources * size + codes, minlength=n_sources * size).reshape(n_sources, size)
+        # variance of the share between sources, from the deviation of each source from its expected count
+        deviation = table - table.sum(axis=1, keepdims=True) * share
+        variance = (deviation**2).sum(axis=0) / n**2 * n_sources / max(n_sources - 1, 1)
+        variance_of_one = share * (1 - share)
+        # without a variance to estimate, the effective number of examples is the number of sources
+        estimable = (variance_of_one > 0) & (variance > 0) & (n_sources > 1)
+        n_effective = np.minimum(n, variance_of_one / np.where(estimable, variance, 1))
+        effective = np.where(estimable, n_effective, n_sources)
+    return [wilson_interval(p * m, m) for p, m in zip(share.tolist(), effective.tolist(), strict=True)]
+
+
+def difference_interval(
+    first: float, of_first: tuple[float, float], second: float, of_second: tuple[float, float]
+) -> tuple[float, float]:
+    """Return the interval of the difference ``first - second`` of two rates of separate examples.
+
+    Args:
+        first: A rate.
+        of_first: Its interval.
+        second: Another rate.
+        of_second: Its interval, at the same level.
+
+    Reference:
+        Newcombe, Interval estimation for the difference between independent proportions, 1998, method 10.
+
+    >>> low, high = difference_interval(56 / 70, wilson_interval(56, 70), 48 / 80, wilson_interval(48, 80))
+    >>> round(low, 4), round(high, 4)  # Newcombe, table II, example (a)
+    (0.0524, 0.3339)
+    """
+    difference = first - second
+    low = difference - math.hypot(first - of_first[0], of_second[1] - second)
+    high = difference + math.hypot(of_first[1] - first, second - of_second[0])
     return low, high
 
 

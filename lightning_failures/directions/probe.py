@@ -1,0 +1,172 @@
+"""The label probe: a cross-fitted ridge regression of the label on phi, which says whether embeddings support a label.
+
+A failure whose label the probe does not support is *doubted*: its label may be wrong, or its image may be ambiguous.
+The members of a subpopulation that training neglected look like their class: the probe supports most of their labels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lightning_failures.core.hashing import stable_hash
+from lightning_failures.core.types import FloatArray, IntArray
+from lightning_failures.directions.standardize import standardize
+
+FOLDS = 3
+"""Number of folds; the probe of a fold is fitted on the others."""
+
+REPEATS = 3
+"""Number of divisions into folds, whose scores are averaged."""
+
+PENALTY = 1.0
+"""Ridge penalty in units of the mean eigenvalue of the second moments of phi."""
+
+_ROWS_AT_ONCE = 4096
+
+Sums = tuple[FloatArray, FloatArray]
+"""Of the fitting examples of each fold, summed over classes: second moments (F, D + 1, D + 1) of (1, phi), averaged in
+each class, and the averages of (1, phi) by class (F, D + 1, K)."""
+
+
+def label_margins(
+    embeddings: NDArray[Any],
+    labels: IntArray,
+    sources: IntArray,
+    mean: FloatArray,
+    std: FloatArray,
+    *,
+    classes: IntArray,
+    rivals: IntArray | None = None,
+    seed: int = 0,
+    add_up: Callable[[Sums], Sums] = lambda own: own,
+) -> FloatArray:
+    """Return how far the score of each label lies above the score of the best other class, cross-fitted.
+
+    The score of a class is a ridge regression of its indicator on phi, in which all classes have the same weight. It
+    needs nothing but averages of classes, so several processes that own some classes each can fit it together.
+
+    Args:
+        embeddings: (n, D), of any float dtype.
+        labels: (n,) int, members of ``classes``.
+        sources: (n,) int, sources of the examples; those of one source share a fold.
+        mean: (D,) of phi.
+        std: (D,) of phi.
+        classes: (K,) int, ascending: the classes of all processes.
+        rivals: (K,) int. A class is compared with the classes of the same number (in multilabel tasks, having a
+            condition and not having it). Default: with all.
+        seed: Seed of the folds.
+        add_up: Returns the sums over all processes, given those of this one.
+
+    Returns:
+        (n,) float64; negative if the embedding speaks for another class. NaN where there is no other class, or where
+        all examples of the class lie in one fold.
+
+    >>> rng = np.random.default_rng(0)
+    >>> true = np.arange(300) % 2
+    >>> x = rng.normal(size=(300, 4)) + 4 * true[:, None]
+    >>> labels = true.copy()
+    >>> labels[7] = 0
+    >>> margins = label_margins(x, labels, np.arange(300), x.mean(0), x.std(0), classes=np.arange(2))
+    >>> np.flatnonzero(margins < 0).tolist()
+    [7]
+    """
+    column = np.searchsorted(classes, labels)
+    compared = np.zeros(len(classes), dtype=np.int64) if rivals is None else rivals
+    margins = np.full(len(labels), np.nan)
+    for number in np.unique(compared):
+        together = np.flatnonzero(compared == number)  # columns of the classes that compete
+        rows = np.flatnonzero(np.isin(column, together))
+        examples = _Examples(embeddings, rows, np.searchsorted(together, column[rows]), sources[rows], mean, std)
+        divisions = [
+            (stable_hash(examples.sources, seed * REPEATS + repeat) % np.uint64(FOLDS)).astype(np.int64)
+            for repeat in range(REPEATS)
+        ]
+        probes = [_solve(*add_up(_sums(examples, fold, len(together)))) for fold in divisions]
+        margins[rows] = _margins(examples, divisions, probes)
+    return margins
+
+
+class _Examples:
+    """The examples of the classes that compete, as (1, phi), one class after the other."""
+
+    def __init__(
+        self,
+        embeddings: NDArray[Any],
+        rows: IntArray,
+        column: IntArray,
+        sources: IntArray,
+        mean: FloatArray,
+        std: FloatArray,
+    ) -> None:
+        self._embeddings, self._rows = embeddings, rows
+        self._mean, self._std = mean.astype(np.float32), std.astype(np.float32)
+        self.column, self.sources = column, sources
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    @property
+    def dim(self) -> int:
+        """Number of columns: D + 1."""
+        return len(self._mean) + 1
+
+    def blocks(self) -> Iterator[tuple[int, IntArray, NDArray[np.float32]]]:
+        """Yield a class, indices (m,) of some of its examples, and their (1, phi), (m, D + 1)."""
+        order = np.argsort(self.column, kind="stable")
+        ends = np.flatnonzero(np.diff(self.column[order])) + 1
+        for members in np.split(order, ends):
+            for start in range(0, len(members), _ROWS_AT_ONCE):
+                some = members[start : start + _ROWS_AT_ONCE]
+                phi = standardize(self._embeddings[self._rows[some]], self._mean, self._std)
+                yield int(self.column[some[0]]), some, np.hstack([np.ones((len(some), 1), np.float32), phi])
+
+
+def _sums(examples: _Examples, fold: IntArray, n_classes: int) -> Sums:
+    """Return the sums of the own examples."""
+    dim = examples.dim
+    in_fold = np.zeros((FOLDS, n_classes))
+    np.add.at(in_fold, (fold, examples.column), 1.0)
+    # each class has weight 1, shared equally by its examples outside the fold
+    weight = 1.0 / np.maximum(in_fold.sum(axis=0) - in_fold, 1.0)
+    moments, averages = np.zeros((FOLDS, dim, dim)), np.zeros((FOLDS, dim, n_classes))
+    for k, some, x in examples.blocks():
+        for held in range(FOLDS):
+            part = x[fold[some] == held]
+            second, total = (part.T @ part).astype(np.float64), part.sum(axis=0, dtype=np.float64)
+            for other in range(FOLDS):
+                if other != held:
+                    moments[other] += weight[other, k] * second
+                    averages[other, :, k] += weight[other, k] * total
+    return moments, averages
+
+
+def _solve(moments: FloatArray, averages: FloatArray) -> NDArray[np.float32]:
+    """Return the probes (F, D + 1, K): NaN for a class without examples outside the fold."""
+    probes = np.empty(averages.shape, dtype=np.float32)
+    for fold, (second, average) in enumerate(zip(moments, averages, strict=True)):
+        diagonal = np.diagonal(second)[1:]
+        penalty = np.full(len(second), PENALTY * max(diagonal.mean() if len(diagonal) else 0.0, 1e-12))
+        penalty[0] = 1e-12  # the intercept is free
+        probes[fold] = np.linalg.solve(second + np.diag(penalty), average)
+        probes[fold][:, average[0] == 0] = np.nan
+    return probes
+
+
+def _margins(examples: _Examples, divisions: list[IntArray], probes: list[NDArray[np.float32]]) -> FloatArray:
+    """Return the margins of the own examples, from scores that are averaged over the divisions."""
+    margins = np.full(len(examples), np.nan)
+    for k, some, x in examples.blocks():
+        scores = np.zeros((len(some), probes[0].shape[2]))
+        for fold, probe in zip(divisions, probes, strict=True):
+            for held in range(FOLDS):
+                mine = fold[some] == held
+                scores[mine] += x[mine] @ probe[held]
+        own = scores[:, k].copy()
+        scores[:, k] = np.nan
+        others = np.where(np.isnan(scores), -np.inf, scores).max(axis=1, initial=-np.inf)
+        margins[some] = np.where(np.isfinite(others), (own - others) / len(probes), np.nan)
+    return margins
