@@ -17,8 +17,9 @@ from torchvision.transforms import v2 as T
 
 from lightning_failures import FailureModes, Grades, analyse
 from lightning_failures.captions import CaptionVocabulary
-from lightning_failures.errors import ConfigurationError
+from lightning_failures.errors import ConfigurationError, DataError
 from lightning_failures.interventions import Upweight
+from lightning_failures.trees import fit_failure_tree
 from tests.helpers.broken import Edited, Marked, Texts, far, mark, spoil
 from tests.helpers.toy import Classifier, ColourEncoder, Images, OracleClassifier, callback, trainer
 from tests.processes.ddp_broken import CASES
@@ -223,6 +224,56 @@ def test_method__that_fails_in_its_fit_leaves_the_others(tmp_path, monkeypatch):
             assert "planted" in " ".join(failures.last_report.notes)
             with pytest.raises(ArithmeticError):
                 validated(tmp_path, data(), robust_encoder=ColourEncoder("trees"))
+
+
+class Loud(ColourEncoder):
+    """An encoder whose embeddings of marked images lie far beyond those of all others."""
+
+    def encode_images(self, images):
+        rows = super().encode_images(images)
+        return torch.where(((images[:, 2, 5, 5] - 0.987).abs() < 1e-4)[:, None], rows * 3e38, rows)
+
+
+def test_class__whose_direction_cannot_be_fitted_costs_itself(tmp_path):
+    """Every image of one class is far from the images of the training set, by which embeddings are standardised."""
+    marked = dict.fromkeys(range(2, 160, 4), mark)
+    failures = callback(encoder=Loud("loud"), reference="train", on_error="warn", pictures=True)
+    texts = caught(trainer(tmp_path, failures, max_epochs=2).fit, OracleClassifier(), data(), data(images=marked))
+    report = failures.last_report
+    assert report.epoch == 1
+    assert [entry.cv_score is None for entry in report.classes] == [False, False, True, False]
+    assert report.classes[2].skipped.startswith("its fit failed: DataError: 40 of its 40 embeddings")
+    assert report.classes[2].accuracy is not None
+    (note,) = [note for note in report.notes if note.startswith("No failure direction for class 'class 2': ")]
+    assert [text for text in texts if note in text] == [f"FailureModes: {note}"]  # once, not in every epoch
+    (page,) = tmp_path.rglob("report.html")
+    assert "its fit failed: DataError" in page.read_text()
+    raising = callback(encoder=Loud("loud"), reference="train")
+    with pytest.raises(DataError, match="too far from the mean"):
+        caught(trainer(tmp_path / "again", raising).fit, OracleClassifier(), data(), data(images=marked))
+
+
+def test_group__whose_tree_cannot_be_grown_costs_itself(tmp_path, monkeypatch):
+    def fit(features, failed, *, ids, **options):
+        if set((ids % 4).tolist()) == {1}:
+            raise ArithmeticError("planted")
+        return fit_failure_tree(features, failed, ids=ids, **options)
+
+    options = {"robust_encoder": ColourEncoder("trees"), "pictures": True}
+    whole, _ = validated(tmp_path / "whole", data(), **options)
+    monkeypatch.setattr("lightning_failures.trees.groups.fit_failure_tree", fit)
+    report, texts = validated(tmp_path, data(), on_error="warn", **options)
+    failed = [one for one in report.groups if one.skipped == "its fit failed: ArithmeticError: planted"]
+    assert [(one.grouping, one.class_name) for one in failed] == [("label", "class 1")]
+    assert [one for one in report.groups if one not in failed] == [
+        one for one in whole.groups if (one.grouping, one.class_name) != ("label", "class 1")
+    ]
+    assert len(report.trees) == len(whole.trees) - 1
+    (note,) = [note for note in report.notes if note.startswith("No failure tree for the label 'class 1': ")]
+    assert f"FailureModes: {note}" in texts
+    assert list(tmp_path.glob("**/report.html"))
+    with pytest.raises(ArithmeticError, match="planted"):
+        validated(tmp_path, data(), **options)
 
 
 def test_reference__training_images_that_cannot_be_embedded_are_left_out(tmp_path):
@@ -502,7 +553,7 @@ def test_ranks__agree_on_what_is_left_out(on_two_ranks, case):
     report = first["report"]
     assert report["examples"] == (159 if case == "NaN logits" else 160)
     fitted = [entry["name"] for entry in report["classes"] if entry["cv_score"] is not None]
-    assert len(fitted) == (0 if case == "encoder on one rank" else 4)
+    assert len(fitted) == {"encoder on one rank": 0, "fit of one class": 3}.get(case, 4)
     notes = " ".join(report["notes"])
     assert {
         "NaN embedding": "leave out 1 of 160 examples",
@@ -510,9 +561,13 @@ def test_ranks__agree_on_what_is_left_out(on_two_ranks, case):
         "NaN logits": "NaN logits",
         "encoder on one rank": "Nothing was fitted on the encoder",
         "captions on one rank": "No captions for class",
+        "fit of one class": "No failure direction for class 'class 1': its fit failed: ArithmeticError: planted",
     }[case] in notes
     if case.startswith("NaN"):
         assert names([notes], 37)
     if case == "captions on one rank":
         captioned = sum(bool(entry["hardest_captions"]) for entry in report["classes"])
         assert 0 < captioned < 4
+    if case == "fit of one class":
+        assert "No failure tree for the label 'class 1': its fit failed" in notes
+        assert sum(group["aler"] is not None for group in report["groups"]) >= 6
