@@ -5,14 +5,12 @@ import math
 import re
 import warnings
 
-import lightning as L
 import numpy as np
 import pytest
 import torch
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
-from torch import nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 from torchvision.transforms import v2 as T
 
 from lightning_failures import FailureModes, Grades, analyse
@@ -21,7 +19,7 @@ from lightning_failures.errors import ConfigurationError, DataError
 from lightning_failures.interventions import Upweight
 from lightning_failures.trees import fit_failure_tree
 from tests.helpers.broken import Edited, Marked, Texts, far, mark, spoil
-from tests.helpers.toy import Classifier, ColourEncoder, Images, OracleClassifier, callback, trainer
+from tests.helpers.toy import Classifier, ColourEncoder, OracleClassifier, callback, trainer
 from tests.processes.ddp_broken import CASES
 from tests.processes.launch import fork, ranks
 
@@ -417,79 +415,6 @@ def test_interventions__of_a_discovery_part_with_a_broken_example(tmp_path):
     caught(run.fit, OracleClassifier(), data(), data(size=400, images=broken))
     table = failures.last_report.table
     assert torch.equal(table.values.isnan().nonzero().flatten(), torch.arange(20, 40))
-
-
-# -- multilabel ----------------------------------------------------------------------------------------------------
-
-
-class Conditions(Dataset):
-    """Images with three conditions each, of which some are unknown."""
-
-    classes = ("edema", "nodule", "mass")
-
-    def __init__(self, unknown=math.nan, share=0.2, size=240):
-        rng = np.random.default_rng(0)
-        images = Images(size)
-        self.images = images.images
-        self.truth = torch.from_numpy(rng.integers(0, 2, (size, 3)).astype("float32"))
-        self.images[:, 0, 0, :3] = self.truth * 0.9
-        dark = images.dark[:, None].numpy() & (rng.random((size, 3)) < 0.7)
-        self.images[:, 1, 0, :3] = torch.from_numpy(dark.astype("float32"))  # where the model errs
-        self.labels = self.truth.clone()
-        self.known = torch.from_numpy(rng.random((size, 3)) >= share)
-        self.known[3] = False  # an example of which nothing is known
-        self.labels[~self.known] = unknown
-        if not math.isnan(unknown):
-            self.labels = self.labels.long()
-
-    def __len__(self):
-        return len(self.labels)
-
-    def __getitem__(self, index):
-        return self.images[index], self.labels[index]
-
-
-class Multilabel(L.LightningModule):
-    def __init__(self):
-        super().__init__()
-        self.net = nn.Linear(1, 1)
-
-    def forward(self, x):
-        says = (x[:, 0, 0, :3] > 0.5) ^ (x[:, 1, 0, :3] > 0.5)
-        return says.float() * 4 - 2 + x[:, 2, 4, :3] * 0.1
-
-    def validation_step(self, batch, batch_idx):
-        self(batch[0])
-
-
-@pytest.mark.parametrize("unknown", [math.nan, -1, -100, 255])
-def test_multilabel__unknown_conditions_are_left_out_and_others_count(tmp_path, unknown):
-    loader = DataLoader(Conditions(unknown), batch_size=16)
-    known = loader.dataset.known
-    report, texts = validated(tmp_path, loader, Multilabel, robust_encoder=ColourEncoder("trees"), pictures=True)
-    assert texts == []
-    assert report.coverage == 1.0  # the example of which nothing is known was seen
-    assert report.examples == int(known.any(1).sum())
-    sizes = {entry.name: entry.examples for entry in report.classes}
-    for k, name in enumerate(Conditions.classes):
-        truth = loader.dataset.truth[known[:, k], k]
-        assert sizes[name] == int(truth.sum())
-        assert sizes[f"no {name}"] == int((1 - truth).sum())
-    assert len(report.table) == int(known.sum())
-    assert any(entry.cv_score is not None for entry in report.classes)
-    assert report.trees
-
-
-def test_multilabel__accuracy_is_that_of_the_known_conditions(tmp_path):
-    data = Conditions(share=0.5)
-    report, _ = validated(tmp_path, DataLoader(data, batch_size=16), Multilabel, encoder=None)
-    table = report.table
-    condition = table.labels // 2
-    assert data.known[table.ids, condition].all()
-    assert torch.equal(data.truth[table.ids, condition].long(), table.labels % 2)
-    positive = torch.sigmoid(Multilabel()(data.images))[table.ids, condition]
-    torch.testing.assert_close(table.confidence, torch.where(table.labels % 2 == 1, positive, 1 - positive))
-    assert report.accuracy == pytest.approx(float((~table.failed).float().mean()))
 
 
 # -- without a Trainer ---------------------------------------------------------------------------------------------
