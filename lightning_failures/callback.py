@@ -537,9 +537,7 @@ class FailureModes(Callback):
         """Let the interventions decide for the next epoch; an error leaves the report and all plans unchanged."""
         with self._guard(trainer, "the interventions", "their decision"), self._ranks.synchronized():
             cached = None if self._runner is None else self._runner.directions
-            result = self._steering.act(
-                trainer, analysis.result, analysis.discovery, cached, self._ranks, min_coverage=self.min_coverage
-            )
+            result = self._steering.act(trainer, analysis, cached, self._ranks, min_coverage=self.min_coverage)
             return replace(analysis, result=result)
         return analysis
 

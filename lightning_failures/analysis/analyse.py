@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from lightning_failures.analysis.class_reports import class_reports
+from lightning_failures.analysis.class_reports import class_reports, failed_fits
 from lightning_failures.analysis.copies import join_sources_of_copies
 from lightning_failures.analysis.enrichment import Attribute, enrichment, read_attribute
 from lightning_failures.analysis.fits import DirectionsFit, TreesFit, defined_numbers, mean_of
@@ -67,13 +67,14 @@ def analyse(
     workers: Workers = SINGLE_PROCESS,
     methods: Sequence[tuple[FittableMethod, Values]] = (),
     attempt: Callable[[str], AbstractContextManager[Any]] = nullcontext,
-    raise_caption_errors: bool = False,
+    raise_class_errors: bool = False,
 ) -> AnalysisResult:
     """Analyse the failures of one evaluation.
 
     An example whose embedding or features are not finite (NaN where there are none) leaves only the fit of that method:
-    its grade counts, the other method keeps it, and the notes of the report name it. A class whose captions cannot be
-    scored has none, and a note says why.
+    its grade counts, the other method keeps it, and the notes of the report name it. A class whose direction cannot be
+    fitted, a group whose tree cannot be grown, and a class whose captions cannot be scored have none, and a note says
+    why. If all of them fail, the error is raised.
 
     Args:
         grades: Labels and predictions; N rows.
@@ -114,7 +115,7 @@ def analyse(
             method is ``by_prediction``).
         attempt: Called with the name of each method; returns the context in which it is fitted. A context that
             suppresses an error leaves the method out of the report. By default errors are raised.
-        raise_caption_errors: Raise errors of the text encoder.
+        raise_class_errors: Raise an error in the fit of a single class or group, and errors of the text encoder.
 
     Returns:
         The report, with the fitted ``.directions`` and ``.trees``.
@@ -164,6 +165,7 @@ def analyse(
                 deadline=deadlines.directions if method.name == "directions" and others_follow else deadlines.methods,
                 seed=seed,
                 device=device,
+                raise_class_errors=raise_class_errors,
             )
             contribution = method.fit(task)
             examples[method.name], contributions[method.name] = mine, contribution
@@ -175,6 +177,7 @@ def analyse(
     classes = class_reports(grades, directions, trees, analysed, top_examples)
     n_uncaptioned = n_without_null_scores = 0
     caption_notes: tuple[str, ...] = ()
+    null_notes: tuple[str, ...] = ()
     if directions is not None:
         sampled_members = members_of(grades, sampled=analysed)
         embedded = examples["directions"].values
@@ -187,11 +190,11 @@ def analyse(
                     classes_to_caption(classes, captioned_classes),
                     partition,
                     deadline=deadlines.everything,
-                    raise_errors=raise_caption_errors,
+                    raise_errors=raise_class_errors,
                 )
         if cv_permutations:
             with _timed(timings, "cv_nulls"):
-                classes, n_without_null_scores = add_null_cv_scores(
+                classes, n_without_null_scores, null_notes = add_null_cv_scores(
                     classes,
                     directions,
                     sampled_members,
@@ -202,12 +205,13 @@ def analyse(
                     seed=seed,
                     device=device,
                     deadline=deadlines.everything,
+                    raise_errors=raise_class_errors,
                 )
     if attributes:
         with _timed(timings, "enrichment"):
             classes = _enrich(classes, attributes, grades, directions, partition)
     notes = _notes(classes, contributions, n_uncaptioned, n_without_null_scores, _sampled_share(partition), copies)
-    notes = (*notes, *_left_out_notes(examples, grades, partition), *caption_notes)
+    notes = (*notes, *_left_out_notes(examples, grades, partition), *caption_notes, *null_notes)
     return _result(grades, partition, classes, contributions, timings, notes, copies)
 
 
@@ -383,7 +387,7 @@ def _notes(
     sampled_share: float,
     copies: int,
 ) -> tuple[str, ...]:
-    """Return sentences that say which examples count as one source, and what the analysis skipped."""
+    """Return sentences that say which examples count as one source, and what the analysis skipped or could not fit."""
     groups = [group for contribution in contributions.values() for group in contribution.groups]
     counts = {
         "failure directions": sum(entry.skipped == SKIPPED_FOR_TIME for entry in classes),
@@ -402,7 +406,7 @@ def _notes(
         notes.append(f"Directions and trees analysed a sample of {sampled_share:.1%} of the examples.")
     if skipped:
         notes.append(f"Skipped to keep the time budget: {skipped}, those with the fewest failures.")
-    return tuple(notes)
+    return (*notes, *failed_fits(classes, groups))
 
 
 @contextmanager

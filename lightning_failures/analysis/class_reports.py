@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lightning_failures.core.arrays import as_array, defined
+from lightning_failures.core.text import failure_notes, is_failed_fit
 from lightning_failures.core.types import BoolArray, IntArray
 from lightning_failures.data.grades import Grades
 from lightning_failures.data.grouping import LABEL
 from lightning_failures.data.members import ClassSubset, members_of
-from lightning_failures.data.report import ClassReport
+from lightning_failures.data.report import ClassReport, GroupReport
 from lightning_failures.directions.result import FailureDirections
 from lightning_failures.stats.agreement import cohen_kappa
 from lightning_failures.stats.intervals import benjamini_hochberg
@@ -71,6 +73,17 @@ def class_reports(
             )
         )
     return tuple(reports)
+
+
+def failed_fits(classes: Iterable[ClassReport], groups: Iterable[GroupReport]) -> tuple[str, ...]:
+    """Return a sentence for each reason why the fits of classes and of groups failed."""
+    reasons = [(entry.name, entry.skipped) for entry in classes if entry.skipped and is_failed_fit(entry.skipped)]
+    notes = failure_notes("failure direction for class", reasons)
+    failed = [group for group in groups if is_failed_fit(group.skipped)]
+    for grouping in dict.fromkeys(group.grouping for group in failed):
+        of_grouping = [(one.class_name, one.skipped or "") for one in failed if one.grouping == grouping]
+        notes += failure_notes(f"failure tree for the {grouping}", of_grouping)
+    return notes
 
 
 def agreement(values: NDArray[Any], ids: IntArray, tree: FailureTree | None) -> float | None:

@@ -18,8 +18,9 @@ once. Every analysis runs this test, so a few unchanged modes are reported as ch
 examples, which frames of one video, or examples whose logits move together, are not. The size of a mode is something
 else: the number of failures that are flagged now.
 
-An analysis does not count as having missed a mode if it skipped the class for lack of time, or if it analysed less than
-half of the examples of the class that the last analysis which detected the mode had analysed.
+An analysis does not count as having missed a mode if it skipped the class for lack of time, if the fit of the class
+failed, or if it analysed less than half of the examples of the class that the last analysis which detected the mode had
+analysed.
 
 Examples are found again by the digests of their images, whatever their ids (:mod:`lightning_failures.data.joining`). So
 if the validation set changes, the modes are compared on the images that are still there, and a model that stays the
@@ -38,6 +39,7 @@ from numpy.typing import NDArray
 from lightning_failures.analysis.result import AnalysisResult
 from lightning_failures.core.arrays import as_array, unit_vectors
 from lightning_failures.core.budget import SKIPPED_FOR_TIME
+from lightning_failures.core.text import is_failed_fit
 from lightning_failures.core.types import BoolArray, IntArray
 from lightning_failures.data.example_table import ExampleTable
 from lightning_failures.data.held_out import HeldOutParts
@@ -423,7 +425,8 @@ def _observations(result: AnalysisResult, known_keys: dict[int, ExampleKeys]) ->
                 caption = _hardest_caption(entry) if number == 0 else None
                 detected.append(_DetectedMode(rank.units[rank.row_of[k]], snapshot, caption))
         analysed = int(np.count_nonzero(~np.isnan(ranks[0].values[rows])))
-        if directions.skipped.get(k, SKIPPED_FOR_TIME) != SKIPPED_FOR_TIME:
+        reason = directions.skipped.get(k, SKIPPED_FOR_TIME)
+        if reason != SKIPPED_FOR_TIME and not is_failed_fit(reason):
             analysed = len(rows)  # too few failures for a direction is also a finding
         yield _ClassObservation(k, entry.name, entry.examples, analysed, own.ids, failed[rows], own.digests, detected)
 

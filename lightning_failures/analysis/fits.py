@@ -11,6 +11,7 @@ import torch
 
 from lightning_failures.analysis.method import Contribution, FitTask
 from lightning_failures.core.arrays import as_array, as_rows
+from lightning_failures.core.text import is_failed_fit
 from lightning_failures.core.threads import one_thread
 from lightning_failures.core.types import BoolArray, IntArray
 from lightning_failures.data.grouping import GROUPINGS, Grouping
@@ -71,6 +72,7 @@ class TreesFit:
             tau=self.tau,
             seed=task.seed,
             deadline=task.deadline,
+            raise_errors=task.raise_class_errors,
             groupings=self.groupings,
         )
         return Contribution(trees, _tree_summary(groups, tuple(trees.values())), groups)
@@ -121,6 +123,8 @@ def _fit_directions(task: FitTask, *, n_directions: int, permutations: int) -> F
     with one_thread():
         moments = Moments.joined(workers.gather_results(lambda: Moments.of(*standardised_with)))
 
+    errors: list[Exception] = []  # of this process
+
     def fit_own_classes() -> tuple[FailureDirections, IntArray]:
         fitted = fit_failure_directions(
             x,
@@ -135,14 +139,17 @@ def _fit_directions(task: FitTask, *, n_directions: int, permutations: int) -> F
             seed=task.seed,
             device=task.device,
             deadline=task.deadline,
+            on_class_error=None if task.raise_class_errors else lambda label, error: errors.append(error),
         )
         return fitted, mine
 
     parts, rows = zip(*workers.gather_results(fit_own_classes), strict=True)
-    if len(parts) == 1 and len(mine) == len(grades):
-        only: FailureDirections = parts[0]
-        return only
-    return join_directions(parts, rows, len(grades))
+    whole = len(parts) == 1 and len(mine) == len(grades)
+    directions: FailureDirections = parts[0] if whole else join_directions(parts, rows, len(grades))
+    if not len(directions.classes) and any(map(is_failed_fit, directions.skipped.values())):
+        partition.raise_first(errors)
+    errors.clear()  # an error keeps alive what its frames hold
+    return directions
 
 
 def _n_fittable(labels: IntArray, correct: BoolArray, sampled: BoolArray) -> int:

@@ -27,6 +27,7 @@ class FitTask:
         deadline: Time after which nothing more is fitted; None: no limit.
         seed: The only source of randomness.
         device: Device of large matrix products.
+        raise_class_errors: Whether an error in the fit of a single class is raised, and costs more than this class.
     """
 
     grades: Grades
@@ -36,6 +37,7 @@ class FitTask:
     deadline: Deadline | None = None
     seed: int = 0
     device: str | torch.device = "cpu"
+    raise_class_errors: bool = False
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from lightning_failures.captions.grammar import NamelessClassError
 from lightning_failures.captions.scoring import caption_p_value, score_captions
 from lightning_failures.core.arrays import as_array, defined
 from lightning_failures.core.budget import Deadline
-from lightning_failures.core.text import clean
+from lightning_failures.core.text import failure_notes
 from lightning_failures.core.threads import one_thread
 from lightning_failures.core.types import BoolArray, FloatArray
 from lightning_failures.data.members import ClassSubset, RowValues, Values
@@ -23,7 +23,6 @@ from lightning_failures.data.report import ClassReport, CurvePoint
 from lightning_failures.directions.result import FailureDirections
 
 _NEIGHBOURS = tuple(10 * 2**i for i in range(11))
-_NAMED = 5  # classes that a note names
 _TINY = float(np.finfo(np.float32).tiny)
 
 
@@ -170,23 +169,10 @@ def caption_classes(
 
     results = share.merge_results(caption_own_classes)
     captioned = {k: result for k, result in results.items() if isinstance(result, ClassReport)}
-    failures = {k: result for k, result in results.items() if isinstance(result, str)}
+    failures = [(classes[k].name, result) for k, result in sorted(results.items()) if isinstance(result, str)]
     n_uncaptioned = len(class_indices) - len(results)
     return (
         tuple(captioned.get(k, entry) for k, entry in enumerate(classes)),
         n_uncaptioned,
-        _failure_notes(classes, failures),
+        failure_notes("captions for class", failures),
     )
-
-
-def _failure_notes(classes: tuple[ClassReport, ...], failures: dict[int, str]) -> tuple[str, ...]:
-    """Return one sentence for each reason why classes have no captions, with the names of the first classes."""
-    by_reason: dict[str, list[int]] = {}
-    for k, reason in sorted(failures.items()):
-        by_reason.setdefault(reason, []).append(k)
-    notes = []
-    for reason, indices in by_reason.items():
-        names = ", ".join(repr(clean(classes[k].name, 40)) for k in indices[:_NAMED])
-        more = f" and {len(indices) - _NAMED} more" if len(indices) > _NAMED else ""
-        notes.append(f"No captions for class {names}{more}: {clean(reason)}")
-    return tuple(notes)

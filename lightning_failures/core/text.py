@@ -14,6 +14,9 @@ from hashlib import blake2b
 NOTHING = "-"
 """Text for an undefined number."""
 
+_FIT_FAILED = "its fit failed: "
+_NAMED = 5  # classes that a note names
+
 
 def clean(text: str, limit: int = 200) -> str:
     r"""Return one line of at most ``limit`` characters, without control characters, surrogates or extra spaces.
@@ -108,6 +111,45 @@ def listed_ids(ids: Iterable[int], limit: int = 5) -> str:
     named = ", ".join(str(i) for i in ascending[:limit])
     more = f" and {len(ascending) - limit} more" if len(ascending) > limit else ""
     return f"id{'s' if len(ascending) > 1 else ''} {named}{more}"
+
+
+def fit_failed(error: Exception) -> str:
+    """Return why a class or a group is skipped whose fit raised an error.
+
+    >>> fit_failed(ArithmeticError("overflow"))
+    'its fit failed: ArithmeticError: overflow'
+    """
+    return clean(f"{_FIT_FAILED}{type(error).__name__}: {error}")
+
+
+def is_failed_fit(reason: str | None) -> bool:
+    """Return whether a class or a group is skipped because its fit raised an error.
+
+    >>> is_failed_fit("its fit failed: ArithmeticError: overflow"), is_failed_fit("no examples"), is_failed_fit(None)
+    (True, False, False)
+    """
+    return reason is not None and reason.startswith(_FIT_FAILED)
+
+
+def failure_notes(missing: str, reasons: Iterable[tuple[str, str]]) -> tuple[str, ...]:
+    """Return one sentence for each reason why something is missing, with the first names for which it is.
+
+    Args:
+        missing: What is missing, up to the names.
+        reasons: Pairs of a name and a reason.
+
+    >>> failure_notes("captions for class", [("_", "no word"), ("cat", "no such token"), ("", "no word")])
+    ("No captions for class '_', '': no word", "No captions for class 'cat': no such token")
+    """
+    by_reason: dict[str, list[str]] = {}
+    for name, reason in reasons:
+        by_reason.setdefault(reason, []).append(name)
+    notes = []
+    for reason, names in by_reason.items():
+        named = ", ".join(repr(clean(name, 40)) for name in names[:_NAMED])
+        more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+        notes.append(f"No {missing} {named}{more}: {clean(reason)}")
+    return tuple(notes)
 
 
 def to_bytes(text: str) -> bytes:

@@ -329,6 +329,15 @@ def ungradable(logits: Tensor, labels: Tensor, task: Task, classes: int) -> dict
     return {reason: rows for reason, rows in reasons.items() if rows.any()}
 
 
+def impossible_conditions(labels: Tensor) -> Tensor:
+    """Return which labels of a multilabel task are neither in 0 ... 1 nor unknown, (B, K) bool.
+
+    >>> impossible_conditions(torch.tensor([[0, 1, 2], [-1, -100, -3]])).tolist()
+    [[False, False, True], [False, False, True]]
+    """
+    return ~(_unknown_conditions(labels) | ((labels >= 0) & (labels <= 1)))
+
+
 def best_f1_threshold(positive: Tensor, labels: Tensor) -> float:
     """Return the threshold t for which ``positive >= t`` has the best F1; 0.5 if all labels are equal.
 
@@ -395,8 +404,8 @@ def _grade_multilabel(logits: Tensor, labels: Tensor) -> BatchGrades:
         raise DataError(
             f"Multilabel labels must have the shape of the logits {tuple(logits.shape)}, got {tuple(labels.shape)}."
         )
+    known = ~_unknown_conditions(labels)
     labels = labels.double()  # of any type, booleans and uint8 among them
-    known = ~(labels.isnan() | torch.isin(labels, torch.tensor(_UNKNOWN).double()))
     _check_labels(labels[known], 2)
     positive, truth = torch.sigmoid(logits).float()[known], (labels[known] > 0.5).long()
     position, condition = torch.nonzero(known, as_tuple=True)
@@ -407,6 +416,12 @@ def _grade_multilabel(logits: Tensor, labels: Tensor) -> BatchGrades:
         predictions=2 * condition + (positive > 0.5).long(),
         confidence=torch.where(truth == 1, positive, 1 - positive),
     )
+
+
+def _unknown_conditions(labels: Tensor) -> Tensor:
+    """Return which labels (B, K) of a multilabel task mark a condition as unknown."""
+    values = labels.double()
+    return values.isnan() | torch.isin(values, torch.tensor(_UNKNOWN).double())
 
 
 def _multilabel_predictions(condition: Tensor, labels: Tensor, confidence: Tensor, conditions: int) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeVar
 
@@ -125,6 +125,15 @@ class Partition:
         return replace(
             self, sampled=self.sampled & rows, rows=self.rows & rows, predicted_rows=self.predicted_rows & rows
         )
+
+    def raise_first(self, errors: Sequence[Exception]) -> None:
+        """Raise the first error of this process; a process without one raises that of another. Collective."""
+
+        def fail() -> None:
+            if errors:
+                raise errors[0]
+
+        self.workers.gather_results(fail)
 
     def without_missing(self, values: RowValues, ids: Any) -> tuple[Partition, RowValues, IntArray]:
         """Leave out the examples of which any process holds a value that is not finite. Collective.

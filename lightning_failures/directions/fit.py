@@ -12,7 +12,7 @@ that differ by less than sampling error the smallest C wins, not the first best.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -21,8 +21,9 @@ import torch
 from numpy.typing import NDArray
 from sklearn.model_selection import StratifiedKFold
 
-from lightning_failures.core.arrays import as_mask, as_rows, as_vector
+from lightning_failures.core.arrays import as_mask, as_rows, as_vector, finite_rows_of
 from lightning_failures.core.budget import MAX_GRAM_EXAMPLES, SKIPPED_FOR_TIME, Deadline
+from lightning_failures.core.text import fit_failed
 from lightning_failures.core.threads import one_thread
 from lightning_failures.core.types import BoolArray, IntArray
 from lightning_failures.directions.additional import ADDITIONAL_LEVEL, FoundDirection, additional_directions
@@ -60,6 +61,7 @@ def fit_failure_directions(
     device: str | torch.device = "cpu",
     classes_in_all: int | None = None,
     deadline: Deadline | None = None,
+    on_class_error: Callable[[int, Exception], None] | None = None,
 ) -> FailureDirections:
     """Fit one SVM per class that separates its correctly classified examples from its failures.
 
@@ -98,6 +100,8 @@ def fit_failure_directions(
             number of classes in ``labels`` that can be fitted.
         deadline: Classes are fitted in the order of their number of failures, most first; those that the deadline
             leaves out are in ``skipped``.
+        on_class_error: Called with a class whose fit raises an error, and the error; the class is then in ``skipped``.
+            None: the error is raised.
 
     Returns:
         The directions. A class with fewer than 10 failures or 10 successes, or with too few sources to fill the folds,
@@ -133,6 +137,8 @@ def fit_failure_directions(
         if whiten:
             moments = _moments(reference, x, names)
             mean, std = moments.mean, moments.std
+            if max(np.abs(mean).max(initial=0.0), std.max(initial=0.0)) > np.finfo(np.float32).max:
+                raise DataError("embeddings must lie within the range of float32")
         precision = np.float64 if published else np.float32
         phi_mean, phi_std = mean.astype(precision), std.astype(precision)
 
@@ -149,11 +155,17 @@ def fit_failure_directions(
             if deadline is not None and deadline.passed:
                 skipped[problem.label] = SKIPPED_FOR_TIME
                 continue
-            features = standardize(x[problem.rows], phi_mean, phi_std)
-            if np.ptp(features, axis=0).max(initial=0.0) < _IDENTICAL:
-                skipped[problem.label] = ALL_THE_SAME
-                continue
-            fitted.append(_FittedClass(problem, search.directions(problem, features)))
+            try:
+                features = _standardized(x[problem.rows], phi_mean, phi_std)
+                if np.ptp(features, axis=0).max(initial=0.0) < _IDENTICAL:
+                    skipped[problem.label] = ALL_THE_SAME
+                    continue
+                fitted.append(_FittedClass(problem, search.directions(problem, features)))
+            except Exception as error:
+                if on_class_error is None:
+                    raise
+                on_class_error(problem.label, error)
+                skipped[problem.label] = fit_failed(error)
 
     fitted.sort(key=lambda one: one.problem.label)
     phi: dict[str, Any] = {
@@ -179,6 +191,23 @@ def _moments(reference: Any, x: NDArray[Any], names: NDArray[Any]) -> Moments:
     if len(moments.mean) != x.shape[1]:
         raise DataError(f"reference must have {x.shape[1]} dimensions like embeddings, got {len(moments.mean)}")
     return moments
+
+
+def _standardized(x: NDArray[Any], mean: NDArray[Any], std: NDArray[Any]) -> NDArray[Any]:
+    """Return phi of the embeddings (n, D) of a class.
+
+    Raises:
+        DataError: It is not finite: the embeddings lie too far from those that phi standardizes with.
+    """
+    with np.errstate(over="ignore", invalid="ignore"):
+        features = standardize(x, mean, std)
+    n_bad = np.count_nonzero(~finite_rows_of(features))
+    if n_bad:
+        raise DataError(
+            f"{n_bad} of its {len(x)} embeddings, up to {float(np.abs(x).max()):.3g}, lie too far from the mean for"
+            f" {mean.dtype} numbers"
+        )
+    return features
 
 
 @dataclass(frozen=True)

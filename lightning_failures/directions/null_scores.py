@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from lightning_failures.core.arrays import as_rows
 from lightning_failures.core.budget import MAX_GRAM_EXAMPLES, Deadline
+from lightning_failures.core.text import failure_notes
 from lightning_failures.core.threads import one_thread
 from lightning_failures.core.types import BoolArray, FloatArray, IntArray
 from lightning_failures.data.members import ClassSubset, RowValues
@@ -49,7 +50,8 @@ def add_null_cv_scores(
     seed: int = 0,
     device: str | torch.device = "cpu",
     deadline: Deadline | None = None,
-) -> tuple[tuple[ClassReport, ...], int]:
+    raise_errors: bool = False,
+) -> tuple[tuple[ClassReport, ...], int, tuple[str, ...]]:
     """Add the CV scores of permuted correctness to the reports of some classes.
 
     Args:
@@ -63,35 +65,47 @@ def add_null_cv_scores(
         seed: The seed of the directions.
         device: Device on which Gram matrices are computed.
         deadline: Classes that the deadline does not leave time for are skipped.
+        raise_errors: Raise the error of a class. Otherwise the class stays without null scores.
 
     Returns:
-        The reports, the same on all processes, and the number of classes skipped because the time ran out.
+        The reports, the same on all processes, the number of classes skipped because the time ran out, and notes on
+        classes that failed.
     """
 
-    def summaries_of_own_classes() -> dict[int, dict[str, Any]]:
-        summaries: dict[int, dict[str, Any]] = {}
+    def scores_of_class(k: int) -> FloatArray | None:
+        subset = members[k].by_id()
+        x = as_rows(embedded[subset.rows], "embeddings")
+        with one_thread():
+            return null_cv_scores(
+                standardize(x, directions.mean.numpy(), directions.std.numpy()),
+                subset,
+                permutations,
+                rng=np.random.default_rng([seed, k, _STREAM]),
+                seed=seed,
+                device=device,
+                deadline=deadline,
+            )
+
+    def summaries_of_own_classes() -> dict[int, dict[str, Any] | str]:
+        summaries: dict[int, dict[str, Any] | str] = {}
         for k in filter(share.owns, class_indices):
-            subset = members[k].by_id()
-            x = as_rows(embedded[subset.rows], "embeddings")
-            with one_thread():
-                features = standardize(x, directions.mean.numpy(), directions.std.numpy())
-                scores = null_cv_scores(
-                    features,
-                    subset,
-                    permutations,
-                    rng=np.random.default_rng([seed, k, _STREAM]),
-                    seed=seed,
-                    device=device,
-                    deadline=deadline,
-                )
+            try:
+                scores = scores_of_class(k)
+            except Exception as error:
+                if raise_errors:
+                    raise
+                summaries[k] = f"{type(error).__name__}: {error}"
+                continue
             if scores is None:
                 break
             summaries[k] = _summary(scores)
         return summaries
 
-    summaries = share.merge_results(summaries_of_own_classes)
+    results = share.merge_results(summaries_of_own_classes)
+    summaries = {k: result for k, result in results.items() if isinstance(result, dict)}
+    failed = [(classes[k].name, result) for k, result in sorted(results.items()) if isinstance(result, str)]
     reports = tuple(replace(entry, **summaries.get(k, {})) for k, entry in enumerate(classes))
-    return reports, len(class_indices) - len(summaries)
+    return reports, len(class_indices) - len(results), failure_notes("CV scores by chance for class", failed)
 
 
 def null_cv_scores(

@@ -20,7 +20,7 @@ from lightning_failures.data.report import ClassReport, FailureReport
 from lightning_failures.encoders import ModuleEncoder
 from lightning_failures.encoders.cached import CachedEncoder
 from lightning_failures.errors import ConfigurationError, DataError
-from lightning_failures.interventions import Discovery, Intervention
+from lightning_failures.interventions import Intervention
 from lightning_failures.interventions.appended import added_index
 from lightning_failures.interventions.base import named_interventions
 from lightning_failures.interventions.sampler import SamplingPlan, SamplingSchedule
@@ -46,6 +46,7 @@ from lightning_failures.steering.round import TrainingRound
 from lightning_failures.steering.training_judge import TrainingJudge, flat_loaders
 from lightning_failures.trainer.batch_reader import BatchReader
 from lightning_failures.trainer.dataset_attributes import class_list_problem
+from lightning_failures.trainer.epoch_end import LoaderAnalysis
 from lightning_failures.trainer.index_recorder import dataset_of
 from lightning_failures.trainer.ranks import Communicator
 from lightning_failures.trainer.run_folder import INTERVENTIONS, claim_former_folder
@@ -274,8 +275,7 @@ class InterventionController:
     def act(
         self,
         trainer: Trainer,
-        result: AnalysisResult,
-        discovery: Discovery | None,
+        analysis: LoaderAnalysis,
         cached: CachedEncoder | None,
         ranks: Communicator,
         *,
@@ -285,13 +285,13 @@ class InterventionController:
 
         Args:
             trainer: The Trainer.
-            result: Result of the analysis of the discovery part, with the graded report and decision parts. No
-                direction was fitted to the report part, so the headline numbers are read on it.
-            discovery: The examples of the discovery part, on the first process.
+            analysis: The analysis of the discovery part, with the graded report and decision parts. No direction was
+                fitted to the report part, so the headline numbers are read on it.
             cached: Encoder of the directions; None: no decision.
             ranks: The processes.
             min_coverage: Share of the validation examples that decisions need.
         """
+        result = analysis.result
         assert result.parts is not None
         report, parts = result.report, result.parts
         epoch = trainer.current_epoch
@@ -299,7 +299,7 @@ class InterventionController:
         if steers:
             self._undo_harm(epoch, parts.decision.grades)
             if self._rolled_back is None and cached is not None and result.directions is not None:
-                self._decide_due(trainer, result, discovery, cached, ranks)
+                self._decide_due(trainer, analysis, cached, ranks)
 
         numbers = report_numbers(parts.report.grades, self.record.frozen(report=True))
         numbers |= report_numbers(parts.decision.grades, self.record.frozen(report=False), part="decision")
@@ -356,12 +356,12 @@ class InterventionController:
     def _decide_due(
         self,
         trainer: Trainer,
-        result: AnalysisResult,
-        discovery: Discovery | None,
+        analysis: LoaderAnalysis,
         cached: CachedEncoder,
         ranks: Communicator,
     ) -> None:
         """Let the interventions that are due decide; their plans are kept all together, or none after an error."""
+        result = analysis.result
         assert result.parts is not None
         report, epoch = result.report, trainer.current_epoch
         due = self._due(epoch + 1)
@@ -373,7 +373,7 @@ class InterventionController:
             if not due:
                 return
         reasons = [self._reason(k, entry) for k, entry in enumerate(report.classes)]
-        round_in = self._judge.judge(trainer, result, discovery, cached, ranks, reasons)
+        round_in = self._judge.judge(trainer, analysis, cached, ranks, reasons)
         decided = {name: self._decide(name, round_in(self._folder_of(name))) for name in due}
         # raises here if the decision of another process failed, before any plan is kept
         ranks.raise_if_any(None)

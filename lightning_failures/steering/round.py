@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lightning_failures.core.hashing import stable_hash
-from lightning_failures.data.grading import grade_batch
 from lightning_failures.directions.result import FailureDirections
 from lightning_failures.encoders import Encoder
 from lightning_failures.encoders.cached import CachedEncoder
@@ -28,6 +27,7 @@ from lightning_failures.steering.class_order import in_class_order
 from lightning_failures.steering.training_view import ROWS, ExamplesView, pool_view
 from lightning_failures.trainer.dataset_attributes import dataset_class_names
 from lightning_failures.trainer.ranks import Communicator
+from lightning_failures.trainer.readings import VERDICTS, LogitsSource, Reading, ScoredBatch
 from lightning_failures.trainer.step_logits import StepLogits
 
 T = TypeVar("T")
@@ -55,7 +55,7 @@ class TrainingRound(Round):
         training_classes: Names of the classes of the training set, or None.
         pool_views: ``id`` of a pool -> its view, with the cache keys of its embeddings; kept from round to round.
         say_once: Emits each distinct message at most once.
-        has_predictions: Whether the validation set was graded by predicted classes.
+        reading: How the scores of the validation loader were read.
     """
 
     trainer: Trainer
@@ -69,7 +69,12 @@ class TrainingRound(Round):
     training_classes: Sequence[str] | None
     pool_views: dict[int, ExamplesView]
     say_once: Callable[..., None]
-    has_predictions: bool = True
+    reading: Reading
+
+    @property
+    def has_predictions(self) -> bool:
+        """Whether the validation set was graded by predicted classes."""
+        return self.reading != VERDICTS
 
     @property
     def encoder(self) -> Encoder:
@@ -247,18 +252,24 @@ class TrainingRound(Round):
         return found
 
     def _grade(self, view: ExamplesView, ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Return predictions (n,) int64 and confidence in the label (n,) float32 by the model in its current state."""
+        """Return predictions (n,) int64 and confidence in the label (n,) float32 by the model in its current state.
+
+        Scores are read as those of the validation loader were.
+        """
         if not self.has_predictions:
             raise ConfigurationError("Picking by confidence needs predicted classes, but read_batch gives verdicts.")
         predictions, confidence = [torch.empty(0, dtype=torch.int64)], [torch.empty(0)]
         classes = len(self.examples.class_names)
-        step = StepLogits(self.trainer, view.reader.reader, classes=classes, dataset=view.reader.dataset)
+        soft, reader = self.reading.scale != "classes", view.reader
+        step = StepLogits(self.trainer, reader.reader, classes=classes, dataset=reader.dataset, soft=soft)
         with step.open() as logits_of:
             for part in view.model_batches(ids.tolist()):
                 assert part.record.labels is not None  # the view has checked them
-                rows = grade_batch(logits_of(part.batch), part.record.labels)
-                predictions.append(rows.predictions.cpu())
-                confidence.append(rows.confidence.cpu().float())
+                scores = logits_of(part.batch).detach().cpu()
+                batch = ScoredBatch(scores, part.record.labels, LogitsSource.STEP_OUTPUT)
+                rows = self.reading.of_form(batch).grade(batch)
+                predictions.append(rows.predictions)
+                confidence.append(rows.confidence)
         return torch.cat(predictions), torch.cat(confidence)
 
     def _suspect_training(self, rows: NDArray[np.int64], predictions: NDArray[np.int64]) -> tuple[dict[str, Any], ...]:

@@ -10,19 +10,19 @@ import numpy as np
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import CombinedLoader
 
-from lightning_failures.analysis.result import AnalysisResult
 from lightning_failures.core.rng import isolated_rng
 from lightning_failures.core.text import listed_ids
 from lightning_failures.data.class_names import ALL
 from lightning_failures.encoders.cached import CachedEncoder
 from lightning_failures.errors import ConfigurationError
-from lightning_failures.interventions import Discovery, JudgedExamples
+from lightning_failures.interventions import JudgedExamples
 from lightning_failures.interventions.base import LEFT_OUT
 from lightning_failures.steering.loader_patch import original_dataset
 from lightning_failures.steering.round import TrainingRound
 from lightning_failures.steering.training_view import VIEW, ExamplesView, training_view
 from lightning_failures.trainer.batch_reader import BatchReader
 from lightning_failures.trainer.dataset_attributes import dataset_attribute, dataset_class_names
+from lightning_failures.trainer.epoch_end import LoaderAnalysis
 from lightning_failures.trainer.ranks import Communicator
 
 
@@ -63,8 +63,7 @@ class TrainingJudge:
     def judge(
         self,
         trainer: Trainer,
-        result: AnalysisResult,
-        discovery: Discovery | None,
+        analysis: LoaderAnalysis,
         cached: CachedEncoder,
         ranks: Communicator,
         reasons: Sequence[str | None],
@@ -73,8 +72,7 @@ class TrainingJudge:
 
         Args:
             trainer: The Trainer.
-            result: Result of the analysis of the discovery part.
-            discovery: The examples of the discovery part, on the first process.
+            analysis: The analysis of the discovery part.
             cached: Encoder of the directions.
             ranks: The processes.
             reasons: K strings or None, why a class is left unchanged.
@@ -82,7 +80,9 @@ class TrainingJudge:
         Raises:
             ConfigurationError: Most labels of the training set are no index of a class.
         """
+        result, reading = analysis.result, analysis.evaluation.grader.reading
         assert result.directions is not None
+        assert reading is not None
         report, directions = result.report, result.directions
         view, dataset, groups = ranks.run_all(lambda: self._open(trainer))
         self._dataset, self._view = dataset, view
@@ -114,7 +114,7 @@ class TrainingJudge:
             folder=folder,
             report=report,
             directions=directions,
-            discovery=discovery,
+            discovery=analysis.discovery,
             progress=progress,
             trainer=trainer,
             cached=cached,
@@ -126,7 +126,7 @@ class TrainingJudge:
             training_classes=dataset_class_names(dataset),
             pool_views=self._pool_views,
             say_once=self._say_once,
-            has_predictions=result.table is None or result.table.predictions is not None,
+            reading=reading,
         )
 
     def _open(self, trainer: Trainer) -> tuple[ExamplesView, Any, Any]:

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lightning_failures.analysis.analyse import analyse
+from lightning_failures.analysis.class_reports import failed_fits
 from lightning_failures.analysis.copies import join_sources_of_equal_digests
 from lightning_failures.analysis.diary import with_modes
 from lightning_failures.analysis.method import FittableMethod
@@ -253,7 +254,7 @@ class AnalysisRunner:
                 result = replace(result, parts=parts)
 
         left_out = (*grader.notes(), *evaluation.embeddings.notes())
-        for note in left_out:
+        for note in (*left_out, *failed_fits(result.report.classes, result.report.groups)):
             self.say_once(f"FailureModes: {note}")
         result = result.with_report(
             epoch=trainer.current_epoch,
@@ -463,7 +464,7 @@ class AnalysisRunner:
             seed=self.seed,
             workers=ranks,
             attempt=attempt,
-            raise_caption_errors=self.raises,
+            raise_class_errors=self.raises,
         )
         if self.directions is not None:
             self.directions.store.flush()  # new captions

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from lightning_failures.analysis.enrichment import Attribute, read_attribute
 from lightning_failures.analysis.metrics import GradesMetric, first_rows
-from lightning_failures.core.text import listed_ids
 from lightning_failures.data.class_names import ALL, unique_class_names
 from lightning_failures.data.example_table import ExampleTable
 from lightning_failures.data.grades import Grades
@@ -25,6 +24,7 @@ from lightning_failures.data.grading import (
     assemble_grades,
     check_not_nan,
     expand_class_names,
+    impossible_conditions,
     infer_task,
     ungradable,
 )
@@ -38,6 +38,7 @@ from lightning_failures.trainer.dataset_attributes import (
 from lightning_failures.trainer.example_ids import EARLY_BATCHES, GivenIds, refuse_shared_ids
 from lightning_failures.trainer.example_names import hashed_file_names
 from lightning_failures.trainer.grading_facts import GradingFacts
+from lightning_failures.trainer.left_out import LeftOut
 from lightning_failures.trainer.ranks import Communicator
 from lightning_failures.trainer.readings import (
     VERDICTS,
@@ -47,9 +48,6 @@ from lightning_failures.trainer.readings import (
     disagreement,
     first_readings,
 )
-
-MIN_LEFT_OUT = 8
-"""Number of examples, the first of a pass, that may all be impossible to grade before their error is raised."""
 
 
 class Grader:
@@ -67,7 +65,6 @@ class Grader:
         facts: What was seen in the batches; after :meth:`grades`, in those of all processes.
         named: Whether the class names come from the user rather than from the dataset.
         look_like_probabilities: Whether scores in [0, 1] that have no name fit the labels better as such.
-        problem: The error of the first batch with examples that could not be graded; None if there was none.
     """
 
     def __init__(
@@ -92,8 +89,7 @@ class Grader:
         self._metrics: dict[Reading, GradesMetric] = {}
         self._given_ids, self._untraced, self._n_repeated = GivenIds(), False, 0
         self._unlabelled: list[Tensor] = []
-        self._left_out: dict[str, set[int]] = {}  # by reason
-        self.problem: str | None = None
+        self._left_out = LeftOut(ranks)
         self._any_graded = False
 
     @property
@@ -122,6 +118,11 @@ class Grader:
         if self.columns is not None:
             return self.columns
         return None if self._names is None else len(self._names)
+
+    @property
+    def problem(self) -> str | None:
+        """The error of the first batch with examples or labels that could not be graded; None if there was none."""
+        return self._left_out.problem
 
     @property
     def rows_per_example(self) -> int:
@@ -221,7 +222,12 @@ class Grader:
         except DataError as error:
             scores = batch.scores if batch.soft_scores is None else batch.soft_scores
             task, classes = self.task or infer_task(scores, labels), len(self.class_names)
-            gradable = self._leave_out(ungradable(scores, labels, task, 2 if task == "binary" else classes), ids, error)
+            reasons = ungradable(scores, labels, task, 2 if task == "binary" else classes)
+            outside: Tensor | None = None
+            if task == "multilabel" and labels.ndim == 2:  # an impossible label is like an unknown one, but noted
+                outside = impossible_conditions(labels)
+                batch = replace(batch, labels=labels.double().masked_fill(outside, torch.nan))
+            gradable = self._left_out.add(reasons, ids, error, outside=outside, any_graded=self._any_graded)
             if gradable.any():
                 self._add(batch.take(gradable), ids[gradable], None if digests is None else digests[gradable])
         return ids
@@ -253,22 +259,6 @@ class Grader:
         largest = int(rows.labels.max()) if len(rows.labels) else -1
         self.facts = replace(self.facts, largest_label=max(self.facts.largest_label, largest))
 
-    def _leave_out(self, reasons: dict[str, Tensor], ids: Tensor, error: DataError) -> Tensor:
-        """Record the examples of a batch that cannot be graded, by reason, and return the others, (B,) bool.
-
-        Raises:
-            DataError: The error is not one of single examples, or no example could be graded so far.
-        """
-        gradable = torch.ones(len(ids), dtype=torch.bool)
-        for reason, rows in reasons.items():
-            self._left_out.setdefault(reason, set()).update(ids[rows].tolist())
-            gradable &= ~rows
-        n_left_out = len(set().union(*self._left_out.values()))
-        if gradable.all() or (not self._any_graded and not gradable.any() and n_left_out >= MIN_LEFT_OUT):
-            raise error
-        self.problem = self.problem or str(error)
-        return gradable
-
     def last_confidence(self, ids: Tensor) -> Tensor:
         """Return the least probability of the truth in the last batch, by ids (B,): (B,) float, NaN where unknown."""
         metric = self._metric
@@ -283,26 +273,7 @@ class Grader:
 
     def notes(self) -> tuple[str, ...]:
         """Return a sentence for each reason why examples have no grade, for the report. Collective."""
-        return tuple(
-            f"{len(ids)} example{'s' if len(ids) > 1 else ''} could not be graded ({reason}): {listed_ids(ids)}."
-            + (f" {UNLABELLED_REMEDY}" if reason.startswith("label") else "")
-            for reason, ids in self._gathered_left_out().items()
-        )
-
-    def _gathered_left_out(self) -> dict[str, set[int]]:
-        """Return the ids of the examples that could not be graded on any rank, by reason. Collective."""
-        gathered: dict[str, set[int]] = {}
-        for part in self._ranks.gather_objects(self._left_out):
-            for reason, ids in part.items():
-                gathered.setdefault(reason, set()).update(ids)
-        return gathered
-
-    def _check_left_out(self, graded: int) -> None:
-        """Raise the error of the first batch that had one if at least half of the examples are left out. Collective."""
-        n_left_out = len(set().union(*self._gathered_left_out().values()))
-        problem = next(filter(None, self._ranks.gather_objects(self.problem)), None)
-        if problem is not None and n_left_out >= graded:
-            raise DataError(f"{n_left_out} of {n_left_out + graded} examples cannot be graded. {problem}")
+        return self._left_out.notes()
 
     def judge(
         self,
@@ -346,7 +317,8 @@ class Grader:
             limits = "no negative classes" if self._names is None else f"{len(self._names)} class names"
             lowest, highest = int(classes[graded].min()), int(classes[graded].max())
             error = DataError(f"Labels run from {lowest} to {highest}, but there are {limits}. {UNLABELLED_REMEDY}")
-            graded &= self._leave_out({"label without a class": outside}, ids, error)
+            reasons = {"label without a class": outside}
+            graded &= self._left_out.add(reasons, ids, error, any_graded=self._any_graded)
         self._any_graded = self._any_graded or bool(graded.any())
         largest = int(classes[graded].max()) if bool(graded.any()) else -1
         self.facts = replace(
@@ -417,7 +389,7 @@ class Grader:
 
         # numbers instead of ids: an id may be a hash, whose products exceed 64 bits
         ids, number = torch.unique(row_ids, return_inverse=True)
-        self._check_left_out(len(ids))
+        self._left_out.check(examples=len(ids), rows=len(row_ids))
         seen = torch.unique(torch.cat([row_ids, *unlabelled]))
         conditions = self.rows_per_example
         grades = assemble_grades(

@@ -6,7 +6,7 @@ happen to hold one condition each. So every reading that no batch has ruled out 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Literal
 
@@ -96,6 +96,14 @@ class Reading:
         if self.scale == "probabilities" and not _may_be_probabilities(scores, self.task):
             return False
         return not batch.are_classes or self.disagreeing(scores, batch.scores) == 0
+
+    def of_form(self, batch: ScoredBatch) -> Reading:
+        """Return this reading, or the nearest one that fits the form of a batch that was read outside of the loop."""
+        if batch.are_classes == (self.scale == "classes"):
+            return self
+        if batch.are_classes:
+            return replace(self, scale="classes")
+        return next(one for one in first_readings(batch, self.task) if one.fits(batch, self.task))
 
     def disagreeing(self, scores: Tensor, classes: Tensor) -> int:
         """Return how many of the predicted classes (B,), or (B, K) of 0 and 1, are not those of the scores."""

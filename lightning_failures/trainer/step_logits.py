@@ -36,11 +36,19 @@ class StepLogits:
         reader: Reads batches and outputs in the user's form.
         classes: Number of logits of an example, or None if it is not known.
         dataset: The dataset of the batches, whose columns may have types, or None.
+        soft: Whether the scores that the step computes are wanted where it returns predicted classes.
     """
 
     def __init__(
-        self, trainer: Trainer, reader: BatchReader, *, classes: int | None = None, dataset: Any = None
+        self,
+        trainer: Trainer,
+        reader: BatchReader,
+        *,
+        classes: int | None = None,
+        dataset: Any = None,
+        soft: bool = False,
     ) -> None:
+        self._soft = soft
         self._trainer, self._reader, self._classes, self._dataset = trainer, reader, classes, dataset
         self._module = trainer.lightning_module
         self._observer = LogitsObserver(reader.logits_from)
@@ -67,7 +75,7 @@ class StepLogits:
                 self._observer.detach()
 
     def logits(self, batch: Any) -> Tensor:
-        """Return the logits (B, K) or (B,) of a batch.
+        """Return the logits (B, K) or (B,) of a batch, or the classes (B,) int that its step predicts.
 
         Raises:
             ConfigurationError: Neither the step nor a forward gives logits, with the remedy.
@@ -102,9 +110,12 @@ class StepLogits:
             self._steps += 1
             record = self._reader.read(outputs, batch, self._dataset)
             size = next((len(values) for values in (record.labels, record.images) if values is not None), None)
-            if record.logits is not None or size is None:
-                return record.logits, "it returns no logits"
-            return self._observer.logits(batch_size=size, classes=self._classes), "it computes no logits"
+            returned = record.logits
+            are_enough = returned is not None and (returned.is_floating_point() or not self._soft)
+            if are_enough or size is None:
+                return returned, "it returns no logits"
+            computed = self._observer.logits(batch_size=size, classes=self._classes)
+            return returned if computed is None else computed, "it computes no logits"
         except ConfigurationError:
             raise  # several candidates: one of them is no better than another
         except Exception as error:

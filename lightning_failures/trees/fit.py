@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lightning_failures.core.arrays import as_mask, as_matrix, as_vector
+from lightning_failures.core.arrays import as_mask, as_matrix, as_vector, finite_rows_of
 from lightning_failures.core.hashing import row_hashes
 from lightning_failures.core.types import BoolArray, IntArray
 from lightning_failures.errors import ConfigurationError, DataError
@@ -210,7 +210,10 @@ def fit_failure_tree(
     if not (names[1:] > names[:-1]).all():
         order = np.argsort(names, kind="stable")
         x, fails, names, sources = x[order], fails[order], names[order], sources[order]
-    x = x.astype(np.float32, copy=False)
+    with np.errstate(over="ignore"):
+        x = x.astype(np.float32, copy=False)
+    if not finite_rows_of(x).all():
+        raise DataError("features must lie within the range of float32")
 
     fold = fillable_folds(fails, sources, folds, seed)
     selected = select_features(

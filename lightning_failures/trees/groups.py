@@ -8,6 +8,7 @@ import numpy as np
 
 from lightning_failures.core.arrays import defined
 from lightning_failures.core.budget import SKIPPED_FOR_TIME, Deadline
+from lightning_failures.core.text import fit_failed
 from lightning_failures.data.grades import Grades
 from lightning_failures.data.grouping import GROUPINGS, Grouping
 from lightning_failures.data.members import ClassSubset, RowValues, members_of
@@ -26,6 +27,7 @@ def grow_trees(
     tau: float,
     seed: int,
     deadline: Deadline | None,
+    raise_errors: bool = False,
     groupings: Sequence[Grouping] = GROUPINGS,
 ) -> tuple[tuple[GroupReport, ...], dict[tuple[str, str], FailureTree]]:
     """Grow the trees of the classes that this process owns, most failures first, and return the reports of all groups.
@@ -38,6 +40,7 @@ def grow_trees(
         tau: ... and an error coverage above tau.
         seed: Seed of the folds.
         deadline: Trees that the deadline does not leave time for are skipped.
+        raise_errors: Raise the error of a single tree. Otherwise its group is skipped, unless no tree can be grown.
         groupings: How the examples are divided into groups.
 
     Returns:
@@ -49,20 +52,32 @@ def grow_trees(
         for k, members in zip(owners, members_of(grades, grouping, share.sampled), strict=True):
             groups[grouping.name, members.name] = (k, members)
 
-    def grow_own_trees() -> dict[tuple[str, str], FailureTree]:
+    errors: list[Exception] = []  # of this process
+
+    def grow_own_trees() -> dict[tuple[str, str], FailureTree | str]:
         own = [key for key, (k, members) in groups.items() if share.owns(k) and len(members.rows)]
-        grown = {}
+        grown: dict[tuple[str, str], FailureTree | str] = {}
         for key in sorted(own, key=lambda key: -int(groups[key][1].failed.sum())):
             if deadline is not None and deadline.passed:
                 break
             subset = groups[key][1]
-            grown[key] = fit_failure_tree(
-                features[subset.rows], subset.failed, ids=subset.ids, groups=subset.sources, seed=seed
-            )
+            try:
+                grown[key] = fit_failure_tree(
+                    features[subset.rows], subset.failed, ids=subset.ids, groups=subset.sources, seed=seed
+                )
+            except Exception as error:
+                if raise_errors:
+                    raise
+                errors.append(error)
+                grown[key] = fit_failed(error)
         return grown
 
     grown = share.merge_results(grow_own_trees)
-    trees = {key: grown[key] for key in groups if key in grown}
+    trees = {key: tree for key in groups if isinstance(tree := grown.get(key), FailureTree)}
+    failed = {key: reason for key, reason in grown.items() if isinstance(reason, str)}
+    if failed and not trees:
+        share.raise_first(errors)
+    errors.clear()  # an error keeps alive what its frames hold
     p_values = np.array([tree.p_value for tree in trees.values()])
     patterns = dict(zip(trees, benjamini_hochberg(p_values).tolist(), strict=True))
     reports = []
@@ -71,7 +86,8 @@ def grow_trees(
         if key in trees:
             reports.append(_group_report(*key, size, trees[key], patterns[key], delta, tau))
         else:
-            reports.append(GroupReport(*key, size=size, skipped=SKIPPED_FOR_TIME if size else "no examples"))
+            reason = failed.get(key, SKIPPED_FOR_TIME if size else "no examples")
+            reports.append(GroupReport(*key, size=size, skipped=reason))
     return tuple(reports), trees
 
 

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from lightning_failures.analysis.diary import IN_A_ROW, MAX_MODES, Diary, advance, with_modes
 from lightning_failures.core.budget import SKIPPED_FOR_TIME
+from lightning_failures.core.text import fit_failed
 from lightning_failures.data.grades import Grades
 from lightning_failures.data.held_out import HeldOutParts, HeldOutSplit
 from lightning_failures.data.report import FailureReport
@@ -109,9 +110,10 @@ def test_advance__a_mode_that_returns_briefly_is_cured_again():
     assert statuses(rows)[3:] == ["missing", "missing", "cured", "returned", "missing", "missing", "cured"]
 
 
-def test_advance__a_class_that_was_not_analysed_is_not_a_miss():
+@pytest.mark.parametrize("reason", [SKIPPED_FOR_TIME, fit_failed(ArithmeticError("planted"))])
+def test_advance__a_class_that_was_not_analysed_is_not_a_miss(reason):
     reports = [nine(epoch, RED) for epoch in range(3)]
-    reports += [nine(epoch, skipped=SKIPPED_FOR_TIME) for epoch in range(3, 8)]
+    reports += [nine(epoch, skipped=reason) for epoch in range(3, 8)]
     _, rows = follow(*reports)
     assert statuses(rows)[3:] == ["missing"] * 5
     unseen = [nine(epoch) for epoch in range(3, 8)]

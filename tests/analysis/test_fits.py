@@ -1,14 +1,17 @@
 """Aggregates of the built-in methods, and their contribution to a result."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
 from lightning_failures.analysis.fits import DirectionsFit, TreesFit, defined_numbers, mean_of
 from lightning_failures.analysis.method import FitTask
+from lightning_failures.core.text import is_failed_fit
 from lightning_failures.data.members import RowValues
 from lightning_failures.data.partition import SINGLE_PROCESS, Partition
+from lightning_failures.errors import DataError
 from tests.analysis.test_analyse import planted
 
 
@@ -40,3 +43,63 @@ def test_trees_fit__one_tree_per_group(task):
     keys = {(group.grouping, group.class_name) for group in found.groups}
     assert keys == {(grouping, name) for grouping in ("label", "prediction") for name in task.grades.class_names}
     assert set(found.fitted) == keys
+
+
+def with_a_class_out_of_range(size=1e60):
+    """Return the task of which the second class has features and embeddings beyond float32."""
+    grades, x = planted()
+    x = x.double()
+    x[grades.labels == 1] *= size
+    partition = Partition.of(grades, None, SINGLE_PROCESS)
+    reference = x[grades.labels != 1]
+    return FitTask(grades, RowValues.of(x, grades, partition.rows, "embeddings"), partition, reference=reference)
+
+
+def test_directions_fit__a_class_that_fails_costs_itself(task):
+    """Its embeddings lie so far from those of the reference that float32 does not hold them."""
+    found = DirectionsFit(permutations=99).fit(with_a_class_out_of_range())
+    reason = found.fitted.skipped[1]
+    assert reason.startswith("its fit failed: DataError: 150 of its 150 embeddings, up to ")
+    assert "too far from the mean for float32 numbers" in reason
+    assert found.fitted.classes.tolist() == [0, 2]
+    assert not found.fitted.out_of_fold[task.grades.labels != 1].isnan().any()
+    with pytest.raises(DataError, match="too far from the mean"):
+        DirectionsFit(permutations=99).fit(replace(with_a_class_out_of_range(), raise_class_errors=True))
+
+
+def test_directions_fit__the_moments_are_out_of_range():
+    everything = replace(with_a_class_out_of_range(), reference=None)
+    with pytest.raises(DataError, match="range of float32"):
+        DirectionsFit(permutations=99).fit(everything)
+
+
+def test_directions_fit__all_classes_fail(task, monkeypatch):
+    def broken(*args, **options):
+        raise ArithmeticError("planted")
+
+    monkeypatch.setattr("lightning_failures.directions.fit.permutation_p_value", broken)
+    with pytest.raises(ArithmeticError, match="planted"):
+        DirectionsFit(permutations=99).fit(task)
+
+
+def test_trees_fit__a_group_that_fails_costs_itself(task):
+    found = TreesFit().fit(with_a_class_out_of_range())
+    failed = {(one.grouping, one.class_name): one.skipped for one in found.groups if is_failed_fit(one.skipped)}
+    # dogs are labelled as such, or are errors among those that are predicted to be owls
+    assert set(failed) == {("label", "dog"), ("prediction", "dog"), ("prediction", "owl")}
+    assert set(failed.values()) == {"its fit failed: DataError: features must lie within the range of float32"}
+    assert set(found.fitted) == {("label", "cat"), ("label", "owl"), ("prediction", "cat")}
+    whole = {(one.grouping, one.class_name): one for one in TreesFit().fit(task).groups}
+    kept = [one for one in found.groups if (one.grouping, one.class_name) == ("label", "cat")]
+    assert kept[0].aler == pytest.approx(whole["label", "cat"].aler)
+    with pytest.raises(DataError, match="range of float32"):
+        TreesFit().fit(replace(with_a_class_out_of_range(), raise_class_errors=True))
+
+
+def test_trees_fit__all_groups_fail(monkeypatch, task):
+    def broken(*args, **options):
+        raise ArithmeticError("planted")
+
+    monkeypatch.setattr("lightning_failures.trees.groups.fit_failure_tree", broken)
+    with pytest.raises(ArithmeticError, match="planted"):
+        TreesFit().fit(task)

@@ -107,11 +107,31 @@ def test_add_nulls__what_is_left_out_is_counted(tested):
     report = analyse(grades, x, permutations=99)
     share = Partition.of(grades, None, SINGLE_PROCESS)
     where = (members_of(grades), RowValues.of(x, grades, share.rows, "embeddings"), [1, 2], share)
-    classes, left_out = add_null_cv_scores(report.classes, report.directions, *where, permutations=5, deadline=Deadline.after(-1))  # fmt: skip # noqa: E501
+    classes, left_out, _ = add_null_cv_scores(report.classes, report.directions, *where, permutations=5, deadline=Deadline.after(-1))  # fmt: skip # noqa: E501
     assert (classes, left_out) == (report.classes, 2)
-    classes, left_out = add_null_cv_scores(report.classes, report.directions, *where, permutations=5)
+    classes, left_out, notes = add_null_cv_scores(report.classes, report.directions, *where, permutations=5)
     assert [entry.cv_null_permutations for entry in classes] == [0, 5, 5]
+    assert (left_out, notes) == (0, ())
+
+
+def test_add_nulls__a_class_that_fails_costs_itself(tested, monkeypatch):
+    grades, x, _ = tested
+    report = analyse(grades, x, permutations=99)
+    share = Partition.of(grades, None, SINGLE_PROCESS)
+    where = (members_of(grades), RowValues.of(x, grades, share.rows, "embeddings"), [0, 1, 2], share)
+
+    def broken(features, members, *args, **options):
+        if members.name == grades.class_names[1]:
+            raise ArithmeticError("planted")
+        return null_cv_scores(features, members, *args, **options)
+
+    monkeypatch.setattr(nulls, "null_cv_scores", broken)
+    classes, left_out, notes = add_null_cv_scores(report.classes, report.directions, *where, permutations=5)
+    assert [entry.cv_null_permutations for entry in classes] == [5, 0, 5]
     assert left_out == 0
+    assert notes == (f"No CV scores by chance for class {grades.class_names[1]!r}: ArithmeticError: planted",)
+    with pytest.raises(ArithmeticError, match="planted"):
+        add_null_cv_scores(report.classes, report.directions, *where, permutations=5, raise_errors=True)
 
 
 def test_analyse__nulls_for_want_of_time_are_noted(tested, monkeypatch):

@@ -5,22 +5,21 @@ import math
 import re
 import warnings
 
-import lightning as L
 import numpy as np
 import pytest
 import torch
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
-from torch import nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 from torchvision.transforms import v2 as T
 
 from lightning_failures import FailureModes, Grades, analyse
 from lightning_failures.captions import CaptionVocabulary
-from lightning_failures.errors import ConfigurationError
+from lightning_failures.errors import ConfigurationError, DataError
 from lightning_failures.interventions import Upweight
+from lightning_failures.trees import fit_failure_tree
 from tests.helpers.broken import Edited, Marked, Texts, far, mark, spoil
-from tests.helpers.toy import Classifier, ColourEncoder, Images, OracleClassifier, callback, trainer
+from tests.helpers.toy import Classifier, ColourEncoder, OracleClassifier, callback, trainer
 from tests.processes.ddp_broken import CASES
 from tests.processes.launch import fork, ranks
 
@@ -225,6 +224,56 @@ def test_method__that_fails_in_its_fit_leaves_the_others(tmp_path, monkeypatch):
                 validated(tmp_path, data(), robust_encoder=ColourEncoder("trees"))
 
 
+class Loud(ColourEncoder):
+    """An encoder whose embeddings of marked images lie far beyond those of all others."""
+
+    def encode_images(self, images):
+        rows = super().encode_images(images)
+        return torch.where(((images[:, 2, 5, 5] - 0.987).abs() < 1e-4)[:, None], rows * 3e38, rows)
+
+
+def test_class__whose_direction_cannot_be_fitted_costs_itself(tmp_path):
+    """Every image of one class is far from the images of the training set, by which embeddings are standardised."""
+    marked = dict.fromkeys(range(2, 160, 4), mark)
+    failures = callback(encoder=Loud("loud"), reference="train", on_error="warn", pictures=True)
+    texts = caught(trainer(tmp_path, failures, max_epochs=2).fit, OracleClassifier(), data(), data(images=marked))
+    report = failures.last_report
+    assert report.epoch == 1
+    assert [entry.cv_score is None for entry in report.classes] == [False, False, True, False]
+    assert report.classes[2].skipped.startswith("its fit failed: DataError: 40 of its 40 embeddings")
+    assert report.classes[2].accuracy is not None
+    (note,) = [note for note in report.notes if note.startswith("No failure direction for class 'class 2': ")]
+    assert [text for text in texts if note in text] == [f"FailureModes: {note}"]  # once, not in every epoch
+    (page,) = tmp_path.rglob("report.html")
+    assert "its fit failed: DataError" in page.read_text()
+    raising = callback(encoder=Loud("loud"), reference="train")
+    with pytest.raises(DataError, match="too far from the mean"):
+        caught(trainer(tmp_path / "again", raising).fit, OracleClassifier(), data(), data(images=marked))
+
+
+def test_group__whose_tree_cannot_be_grown_costs_itself(tmp_path, monkeypatch):
+    def fit(features, failed, *, ids, **options):
+        if set((ids % 4).tolist()) == {1}:
+            raise ArithmeticError("planted")
+        return fit_failure_tree(features, failed, ids=ids, **options)
+
+    options = {"robust_encoder": ColourEncoder("trees"), "pictures": True}
+    whole, _ = validated(tmp_path / "whole", data(), **options)
+    monkeypatch.setattr("lightning_failures.trees.groups.fit_failure_tree", fit)
+    report, texts = validated(tmp_path, data(), on_error="warn", **options)
+    failed = [one for one in report.groups if one.skipped == "its fit failed: ArithmeticError: planted"]
+    assert [(one.grouping, one.class_name) for one in failed] == [("label", "class 1")]
+    assert [one for one in report.groups if one not in failed] == [
+        one for one in whole.groups if (one.grouping, one.class_name) != ("label", "class 1")
+    ]
+    assert len(report.trees) == len(whole.trees) - 1
+    (note,) = [note for note in report.notes if note.startswith("No failure tree for the label 'class 1': ")]
+    assert f"FailureModes: {note}" in texts
+    assert list(tmp_path.glob("**/report.html"))
+    with pytest.raises(ArithmeticError, match="planted"):
+        validated(tmp_path, data(), **options)
+
+
 def test_reference__training_images_that_cannot_be_embedded_are_left_out(tmp_path):
     failures = callback(reference="train", encoder=Marked("nan"))
     run = trainer(tmp_path, failures, max_epochs=2)
@@ -368,79 +417,6 @@ def test_interventions__of_a_discovery_part_with_a_broken_example(tmp_path):
     assert torch.equal(table.values.isnan().nonzero().flatten(), torch.arange(20, 40))
 
 
-# -- multilabel ----------------------------------------------------------------------------------------------------
-
-
-class Conditions(Dataset):
-    """Images with three conditions each, of which some are unknown."""
-
-    classes = ("edema", "nodule", "mass")
-
-    def __init__(self, unknown=math.nan, share=0.2, size=240):
-        rng = np.random.default_rng(0)
-        images = Images(size)
-        self.images = images.images
-        self.truth = torch.from_numpy(rng.integers(0, 2, (size, 3)).astype("float32"))
-        self.images[:, 0, 0, :3] = self.truth * 0.9
-        dark = images.dark[:, None].numpy() & (rng.random((size, 3)) < 0.7)
-        self.images[:, 1, 0, :3] = torch.from_numpy(dark.astype("float32"))  # where the model errs
-        self.labels = self.truth.clone()
-        self.known = torch.from_numpy(rng.random((size, 3)) >= share)
-        self.known[3] = False  # an example of which nothing is known
-        self.labels[~self.known] = unknown
-        if not math.isnan(unknown):
-            self.labels = self.labels.long()
-
-    def __len__(self):
-        return len(self.labels)
-
-    def __getitem__(self, index):
-        return self.images[index], self.labels[index]
-
-
-class Multilabel(L.LightningModule):
-    def __init__(self):
-        super().__init__()
-        self.net = nn.Linear(1, 1)
-
-    def forward(self, x):
-        says = (x[:, 0, 0, :3] > 0.5) ^ (x[:, 1, 0, :3] > 0.5)
-        return says.float() * 4 - 2 + x[:, 2, 4, :3] * 0.1
-
-    def validation_step(self, batch, batch_idx):
-        self(batch[0])
-
-
-@pytest.mark.parametrize("unknown", [math.nan, -1, -100, 255])
-def test_multilabel__unknown_conditions_are_left_out_and_others_count(tmp_path, unknown):
-    loader = DataLoader(Conditions(unknown), batch_size=16)
-    known = loader.dataset.known
-    report, texts = validated(tmp_path, loader, Multilabel, robust_encoder=ColourEncoder("trees"), pictures=True)
-    assert texts == []
-    assert report.coverage == 1.0  # the example of which nothing is known was seen
-    assert report.examples == int(known.any(1).sum())
-    sizes = {entry.name: entry.examples for entry in report.classes}
-    for k, name in enumerate(Conditions.classes):
-        truth = loader.dataset.truth[known[:, k], k]
-        assert sizes[name] == int(truth.sum())
-        assert sizes[f"no {name}"] == int((1 - truth).sum())
-    assert len(report.table) == int(known.sum())
-    assert any(entry.cv_score is not None for entry in report.classes)
-    assert report.trees
-
-
-def test_multilabel__accuracy_is_that_of_the_known_conditions(tmp_path):
-    data = Conditions(share=0.5)
-    report, _ = validated(tmp_path, DataLoader(data, batch_size=16), Multilabel, encoder=None)
-    table = report.table
-    condition = table.labels // 2
-    assert data.known[table.ids, condition].all()
-    assert torch.equal(data.truth[table.ids, condition].long(), table.labels % 2)
-    positive = torch.sigmoid(Multilabel()(data.images))[table.ids, condition]
-    torch.testing.assert_close(table.confidence, torch.where(table.labels % 2 == 1, positive, 1 - positive))
-    assert report.accuracy == pytest.approx(float((~table.failed).float().mean()))
-
-
 # -- without a Trainer ---------------------------------------------------------------------------------------------
 
 
@@ -502,7 +478,7 @@ def test_ranks__agree_on_what_is_left_out(on_two_ranks, case):
     report = first["report"]
     assert report["examples"] == (159 if case == "NaN logits" else 160)
     fitted = [entry["name"] for entry in report["classes"] if entry["cv_score"] is not None]
-    assert len(fitted) == (0 if case == "encoder on one rank" else 4)
+    assert len(fitted) == {"encoder on one rank": 0, "fit of one class": 3}.get(case, 4)
     notes = " ".join(report["notes"])
     assert {
         "NaN embedding": "leave out 1 of 160 examples",
@@ -510,9 +486,13 @@ def test_ranks__agree_on_what_is_left_out(on_two_ranks, case):
         "NaN logits": "NaN logits",
         "encoder on one rank": "Nothing was fitted on the encoder",
         "captions on one rank": "No captions for class",
+        "fit of one class": "No failure direction for class 'class 1': its fit failed: ArithmeticError: planted",
     }[case] in notes
     if case.startswith("NaN"):
         assert names([notes], 37)
     if case == "captions on one rank":
         captioned = sum(bool(entry["hardest_captions"]) for entry in report["classes"])
         assert 0 < captioned < 4
+    if case == "fit of one class":
+        assert "No failure tree for the label 'class 1': its fit failed" in notes
+        assert sum(group["aler"] is not None for group in report["groups"]) >= 6

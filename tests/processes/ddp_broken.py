@@ -13,8 +13,10 @@ import torch.distributed as dist
 from lightning.pytorch import Callback
 from torch.utils.data import DataLoader
 
+from lightning_failures.directions import fit as directions
+from lightning_failures.trees import groups
 from tests.helpers.broken import Edited, Marked, Texts, mark, spoil
-from tests.helpers.toy import OracleClassifier, callback, loader, trainer
+from tests.helpers.toy import ColourEncoder, OracleClassifier, callback, loader, trainer
 
 ODD = 37  # an odd index: the sampler gives it to the second rank
 
@@ -43,12 +45,31 @@ class TextsOfFirstRank(Texts):
         return super().encode_texts(texts)
 
 
+def failing(label):
+    """Let the fit of one class, and of its tree, raise an error."""
+    search, tree = directions._DirectionSearch.directions, groups.fit_failure_tree
+
+    def of_class(self, problem, features):
+        if problem.label == label:
+            raise ArithmeticError("planted")
+        return search(self, problem, features)
+
+    def of_group(features, failed, *, ids, **options):
+        if set((ids % 4).tolist()) == {label}:
+            raise ArithmeticError("planted")
+        return tree(features, failed, ids=ids, **options)
+
+    directions._DirectionSearch.directions, groups.fit_failure_tree = of_class, of_group
+
+
 CASES: dict[str, Any] = {
     "NaN embedding": lambda: (OracleClassifier(), {ODD: mark}, Marked("nan")),
     "NaN pixel": lambda: (Sturdy(), {ODD: spoil}, Marked("nan")),
     "NaN logits": lambda: (OracleClassifier(), {ODD: spoil}, Marked("nan")),
     "encoder on one rank": lambda: (OracleClassifier(), {}, OnSecondRank("raise", name="second")),
     "captions on one rank": lambda: (OracleClassifier(), {}, TextsOfFirstRank()),
+    # the last one, since the fault stays
+    "fit of one class": lambda: (failing(1), (OracleClassifier(), {}, ColourEncoder()))[1],
 }
 
 
@@ -68,7 +89,12 @@ def main(folder: Path) -> None:
     for number, (case, build) in enumerate(CASES.items()):
         print(case, flush=True)  # shows where a run hangs
         model, images, encoder = build()
-        failures = callback(encoder=encoder, on_error="warn", cache_folder=folder / f"cache {number}")
+        failures = callback(
+            encoder=encoder,
+            robust_encoder=ColourEncoder("trees"),
+            on_error="warn",
+            cache_folder=folder / f"cache {number}",
+        )
         analyses = Analyses()
         run = trainer(
             folder / str(number), failures, analyses, max_epochs=2, strategy="ddp", devices=2, num_sanity_val_steps=0

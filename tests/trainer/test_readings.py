@@ -73,3 +73,19 @@ def test_grade__classes_of_conditions():
     graded = Reading("multilabel", "classes").grade(batch(torch.tensor([[1, 0]]), torch.tensor([[1, 1]])))
     assert graded.predictions.tolist() == [1, 2]
     assert graded.confidence.tolist() == pytest.approx([1.0, 0.0], abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("reading", "scores", "expected"),
+    [
+        (Reading("binary", "probabilities"), torch.rand(3), Reading("binary", "probabilities")),
+        (Reading("binary", "probabilities"), torch.tensor([0, 1, 1]), Reading("binary", "classes")),
+        (Reading("multiclass", "classes"), torch.tensor([2, 1, 0]), Reading("multiclass", "classes")),
+        (Reading("multiclass", "classes"), torch.randn(3, 4), Reading("multiclass", "logits")),
+        (Reading("multiclass", "classes"), torch.full((3, 4), 0.25), Reading("multiclass", "probabilities")),
+    ],
+)
+def test_of_form__scores_outside_of_the_loop_may_have_another_form(reading, scores, expected):
+    batch = ScoredBatch(scores, torch.tensor([0, 1, 1]), LogitsSource.STEP_OUTPUT)
+    assert reading.of_form(batch) == expected
+    assert len(expected.grade(batch).labels) == 3

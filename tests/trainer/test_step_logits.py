@@ -173,3 +173,22 @@ def test_logits__none_are_an_error_that_names_both_tries(tmp_path):
     with pytest.raises(ConfigurationError, match=r"wants other batches.*forward: .*logits_from") as raised:
         run.fit(Nothing(), loader(32))
     assert "unsigned char" in str(raised.value) or "Byte" in str(raised.value)
+
+
+class Predicts(OfBytes):
+    def validation_step(self, batch, batch_idx):
+        return {"preds": self.logits_of(batch[0]).argmax(1)}
+
+
+@pytest.mark.parametrize("soft", [True, False])
+def test_logits__the_scores_behind_predicted_classes(tmp_path, soft):
+    found = []
+
+    class AsksBoth(Asks):
+        def ask(self, trainer, module, *_):
+            with StepLogits(trainer, BatchReader(), classes=4, soft=soft).open() as logits_of:
+                found.append(logits_of(BATCH))
+
+    trainer(tmp_path, AsksBoth("on_train_end"), limit_val_batches=0).fit(Predicts(), loader(32))
+    assert found[0].is_floating_point() == soft
+    assert found[0].shape == ((24, 4) if soft else (24,))

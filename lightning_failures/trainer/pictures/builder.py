@@ -208,7 +208,7 @@ class GalleryBuilder:
         values = RowValues.of(embeddings, grades, share.rows, "embeddings")
         share, values, _ = share.without_missing(values, grades.ids)
         extended = None if deadline is None else Deadline.after(max(deadline.left, MIN_NULL_SECONDS))
-        entries, n_skipped = add_null_cv_scores(
+        entries, n_skipped, failed = add_null_cv_scores(
             report.classes,
             result.directions,
             members_of(grades, sampled=share.sampled),
@@ -219,7 +219,7 @@ class GalleryBuilder:
             seed=self.seed,
             deadline=extended,
         )
-        notes = report.notes
+        notes = (*report.notes, *failed)
         if n_skipped:
             notes = (*notes, f"Which CV scores chance gives was not found for {n_skipped} classes: time was short.")
         return result.with_report(classes=entries, notes=notes)
