@@ -8,7 +8,7 @@ and HTML.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from hashlib import blake2b
 
 NOTHING = "-"
@@ -108,6 +108,18 @@ def listed_ids(ids: Iterable[int], limit: int = 5) -> str:
     named = ", ".join(str(i) for i in ascending[:limit])
     more = f" and {len(ascending) - limit} more" if len(ascending) > limit else ""
     return f"id{'s' if len(ascending) > 1 else ''} {named}{more}"
+
+
+def listed_reasons(reasons: Mapping[int, str], limit: int = 3) -> str:
+    """Return a phrase that names the first ids with their reasons, and how many more there are.
+
+    >>> listed_reasons({7: "OSError: truncated", 3: "looks like ..."})
+    '3 (looks like ...), 7 (OSError: truncated)'
+    >>> listed_reasons(dict.fromkeys(range(9), "NaN"), limit=1)
+    '0 (NaN) and 8 more'
+    """
+    named = ", ".join(f"{i} ({reason})" for i, reason in sorted(reasons.items())[:limit])
+    return f"{named} and {len(reasons) - limit} more" if len(reasons) > limit else named
 
 
 def to_bytes(text: str) -> bytes:
