@@ -110,8 +110,13 @@ def listed_ids(ids: Iterable[int], limit: int = 5) -> str:
     return f"id{'s' if len(ascending) > 1 else ''} {named}{more}"
 
 
-def listed_reasons(reasons: Mapping[int, str], limit: int = 3) -> str:
+def listed_reasons(reasons: Mapping[int, str], limit: int = 3, *, total: int | None = None) -> str:
     """Return a phrase that names the first ids with their reasons, and how many more there are.
+
+    Args:
+        reasons: Reasons by id.
+        limit: Number of ids to name.
+        total: Number of all ids. Default: those that have a reason here.
 
     >>> listed_reasons({7: "OSError: truncated", 3: "looks like ..."})
     '3 (looks like ...), 7 (OSError: truncated)'
@@ -119,7 +124,8 @@ def listed_reasons(reasons: Mapping[int, str], limit: int = 3) -> str:
     '0 (NaN) and 8 more'
     """
     named = ", ".join(f"{i} ({reason})" for i, reason in sorted(reasons.items())[:limit])
-    return f"{named} and {len(reasons) - limit} more" if len(reasons) > limit else named
+    n_more = (len(reasons) if total is None else total) - min(limit, len(reasons))
+    return f"{named} and {n_more} more" if n_more else named
 
 
 def to_bytes(text: str) -> bytes:

@@ -118,6 +118,7 @@ class ExampleReader:
         what: Name of the examples in messages.
         left_out: Gets the reason, by index, for each example that cannot be read or that looks unlike the others. None:
             such an example is an error.
+        alike: Whether an example of another form than most is left out too, because a training batch must hold it.
     """
 
     dataset: Any
@@ -127,6 +128,7 @@ class ExampleReader:
     workers: dict[str, Any] = field(default_factory=dict)
     what: str = "the dataset"
     left_out: dict[int, str] | None = None
+    alike: bool = True
 
     @classmethod
     def of_loader(cls, trainer: Trainer, loader: Any, index: int, reader: BatchReader) -> ExampleReader:
@@ -204,7 +206,7 @@ class ExampleReader:
         """Yield the batches of each chunk of ids, read by workers if there are any."""
         batches = Batches(self.dataset, self.form)
         if self.left_out is not None and self.form.by == "examples":
-            batches = TolerantBatches(self.dataset, self.form, alike=True)
+            batches = TolerantBatches(self.dataset, self.form, alike=self.alike)
         loaded: Iterable[list[tuple[list[int], Any]]] = (batches[chunk] for chunk in chunks)
         if self.workers.get("num_workers"):
             loaded = DataLoader(batches, batch_size=None, sampler=chunks, collate_fn=unchanged, **self.workers)
