@@ -8,7 +8,7 @@ and HTML.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from hashlib import blake2b
 
 NOTHING = "-"
@@ -150,6 +150,24 @@ def failure_notes(missing: str, reasons: Iterable[tuple[str, str]]) -> tuple[str
         more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
         notes.append(f"No {missing} {named}{more}: {clean(reason)}")
     return tuple(notes)
+
+
+def listed_reasons(reasons: Mapping[int, str], limit: int = 3, *, total: int | None = None) -> str:
+    """Return a phrase that names the first ids with their reasons, and how many more there are.
+
+    Args:
+        reasons: Reasons by id.
+        limit: Number of ids to name.
+        total: Number of all ids. Default: those that have a reason here.
+
+    >>> listed_reasons({7: "OSError: truncated", 3: "looks like ..."})
+    '3 (looks like ...), 7 (OSError: truncated)'
+    >>> listed_reasons(dict.fromkeys(range(9), "NaN"), limit=1)
+    '0 (NaN) and 8 more'
+    """
+    named = ", ".join(f"{i} ({reason})" for i, reason in sorted(reasons.items())[:limit])
+    n_more = (len(reasons) if total is None else total) - min(limit, len(reasons))
+    return f"{named} and {n_more} more" if n_more else named
 
 
 def to_bytes(text: str) -> bytes:

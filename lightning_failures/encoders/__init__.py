@@ -13,6 +13,7 @@ Files, each importing only from those above it::
     efficientnet       EfficientNet-Lite0 with ImageNet weights from a package, for machines that cannot reach a hub
     robust             Adversarially robust ResNets, whose features failure trees split on (Barlow)
     load               From the string that a user writes to an encoder
+    tolerant           An encoder whose errors cost only the images that cause them
     cached             An encoder with its cache, and how the encoder that the user named is loaded
 """
 

@@ -15,8 +15,8 @@ from torch import Tensor
 from lightning_failures.core.rng import isolated_rng
 from lightning_failures.encoders.base import Encoder, gives_texts
 from lightning_failures.encoders.cache.store import EmbeddingCache, content_keys, rows_to_embed
-from lightning_failures.encoders.frozen import first_line
 from lightning_failures.encoders.load import load_encoder
+from lightning_failures.encoders.tolerant import TolerantEncoder
 from lightning_failures.errors import EncoderError
 
 
@@ -31,13 +31,10 @@ DEFAULT_ENCODER = _DefaultEncoder("ViT-B-32/openai")
 # LightningCLI writes the defaults of all options into config.yaml, where this one must be a plain string
 yaml.SafeDumper.add_representer(_DefaultEncoder, lambda dumper, value: dumper.represent_str(str(value)))
 
-MAX_FAILURES = 32
-"""Number of images in a row that an encoder may fail for before it is given up."""
-
 _TEXT_SEED = xxhash.xxh3_64_intdigest(b"text")  # texts and images share a store, but no keys
 
 
-class CachedEncoder:
+class CachedEncoder(TolerantEncoder):
     """A frozen encoder that encodes each distinct image, and each distinct caption, once.
 
     Args:
@@ -45,16 +42,12 @@ class CachedEncoder:
         cache: The cache in which its embeddings are kept.
 
     Attributes:
-        encoder: The encoder.
         store: Its embeddings.
-        last_error: The last error of the encoder on an image, for messages; None if there was none.
     """
 
     def __init__(self, encoder: Encoder, cache: EmbeddingCache) -> None:
-        self.encoder = encoder
+        super().__init__(encoder)
         self.store = cache.store(encoder.fingerprint)
-        self.last_error: str | None = None
-        self._failures_in_a_row = 0
 
     def embed(self, images: Tensor, keys: Tensor) -> None:
         """Encode those images (B, C, H, W) in [0, 1] whose keys (B, 2) have no embedding yet.
@@ -68,23 +61,7 @@ class CachedEncoder:
         """
         rows = rows_to_embed(self.store, images, keys)
         if len(rows):
-            self.store.put(keys[rows], self._encode(images[rows.to(images.device)]))
-
-    def _encode(self, images: Tensor) -> Tensor:
-        """Return embeddings (B, D); those of images that the encoder raises an error for are NaN."""
-        try:
-            embeddings = self.encoder.encode_images(images)
-        except Exception as error:
-            if len(images) > 1:
-                halves = images.tensor_split(2)
-                return torch.cat([self._encode(half).to("cpu", torch.float32) for half in halves])
-            self.last_error = f"{type(error).__name__}: {first_line(error)}"
-            self._failures_in_a_row += 1
-            if self._failures_in_a_row >= MAX_FAILURES:
-                raise
-            return torch.full((1, self.encoder.dim), torch.nan)
-        self._failures_in_a_row = 0
-        return embeddings
+            self.store.put(keys[rows], self.encode(images[rows.to(images.device)]))
 
     def embed_now(self, images: Tensor) -> Tensor:
         """Return the embeddings (B, D) float32 of images (B, C, H, W) in [0, 1], encoding those that are new.

@@ -5,17 +5,15 @@ Source: Jain et al., Distilling Model Failures as Directions in Latent Space, IC
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
 from torch.utils.data import Dataset
 
+from lightning_failures.core.text import listed_reasons
 from lightning_failures.interventions.base import Decision, Intervention, JudgedExamples, Round, is_number
 from lightning_failures.interventions.selection.picker import By
-
-_NAMED = 3  # items that a note names
 
 
 class AddFiltered(Intervention):
@@ -126,17 +124,7 @@ start_epoch=1, every_n_epochs=1, stop_epoch=None, dry_run=False, grow_epoch=Fals
         )
         notes = [note] if leaked else []
         if found is not None and found.left_out:
-            notes.append(f"AddFiltered could not read {_described(found.left_out)}")
+            n = len(found.left_out)
+            items = "item of the pool, which is" if n == 1 else "items of the pool, which are"
+            notes.append(f"AddFiltered could not read or embed {n} {items} left out: {listed_reasons(found.left_out)}.")
         return Decision(np.ones(len(examples.labels)), tuple(entries), added=added, notes=tuple(notes))
-
-
-def _described(left_out: Mapping[int, str]) -> str:
-    """Return how many items of a pool were left out, and the first of them with the reasons.
-
-    >>> _described({7: "OSError: truncated", 3: "looks like ..."})
-    '2 items of the pool, which are left out: 3 (looks like ...), 7 (OSError: truncated).'
-    """
-    named = [f"{number} ({reason})" for number, reason in sorted(left_out.items())]
-    items = "item of the pool, which is" if len(named) == 1 else "items of the pool, which are"
-    more = ", ..." if len(named) > _NAMED else ""
-    return f"{len(named)} {items} left out: {', '.join(named[:_NAMED])}{more}."

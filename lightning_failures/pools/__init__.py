@@ -6,6 +6,8 @@ Files, each importing only from those above it::
     manifest  What a folder of shards holds: which pool, which encoder, which blocks of ids
     shards    The file of one block of a pool: written once, verified whenever it is read
     source    The user's loader, cut into blocks of consecutive examples that are divided among processes
+    rows      The examples of one batch that can be embedded, and why the others cannot
+    probe     A look at some examples of a pool before it is embedded
     job       The work of one process: from batches to rows, from rows to shards on disk
     merging   One stream over all shards: statistics and hardest examples of each class, one shard in memory
     results   What was found in a pool, as JSON files and as a printed summary

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from lightning_failures.encoders import Encoder, load_encoder
 from lightning_failures.errors import ConfigurationError, DataError
 from lightning_failures.pools.job import PoolJob, ShardWriter, writing
 from lightning_failures.pools.manifest import PoolManifest, default_shard_size
+from lightning_failures.pools.probe import probe_pool
 from lightning_failures.pools.results import clear_results, resolve_class_names, write_results
 from lightning_failures.pools.shards import (
     POOL_UNLABELLED,
@@ -26,10 +28,10 @@ from lightning_failures.pools.shards import (
     score_shard,
     write_pool_shard,
 )
-from lightning_failures.pools.source import batch_size_of, blocks_loader, content_sample
+from lightning_failures.pools.source import batch_size_of, blocks_loader
 from lightning_failures.trainer.batch_transfer import BatchTransfer
-from lightning_failures.trainer.image_space import ImageSpace
 from lightning_failures.trainer.ranks import Communicator
+from lightning_failures.trainer.readable import Unreadable, tried
 
 
 def run_job(trainer: Trainer, job: PoolJob) -> None:
@@ -82,14 +84,14 @@ class PoolEmbedder(LightningModule):
         loader = self._ranks.run_all(job.source.loader)
         names = self._ranks.run_all(lambda: resolve_class_names(job.class_names, loader.dataset, job.fitted))
         encoder = self._ranks.run_all(self._load_encoder)
-        space = self._ranks.run_all(lambda: job.reader.space(loader.dataset))
-        claimed = self._ranks.run_all(lambda: self._claim(loader, encoder, space) if ranks.is_first else None)
-        manifest = ranks.broadcast(claimed)
-        assert manifest is not None
+        claimed = self._ranks.run_all(lambda: self._claim(loader, encoder) if ranks.is_first else None)
+        claimed = ranks.broadcast(claimed)
+        assert claimed is not None
+        manifest, channels = claimed
         self._ranks.run_all(lambda: self._check_same(loader, manifest, encoder))
         remaining = self._remaining(manifest)
         blocks = blocks_loader(loader, [manifest.block(number) for number in remaining[ranks.rank :: ranks.world_size]])
-        self._writer = ShardWriter(job, manifest, encoder, space, iter(blocks.sampler))
+        self._writer = ShardWriter(job, manifest, encoder, loader.dataset, channels, iter(blocks.sampler))
         self._names = names
         self._dataset = loader.dataset
         return blocks
@@ -111,6 +113,11 @@ class PoolEmbedder(LightningModule):
         assert self._writer is not None
         return self._writer.take(parts)
 
+    def on_predict_end(self) -> None:
+        """Write the last shards."""
+        if self._writer is not None:
+            self._writer.finish()
+
     def teardown(self, stage: str) -> None:
         """Wait until all processes have written their shards; then the first process writes the results."""
         self._ranks.raise_if_any(None)
@@ -123,11 +130,20 @@ class PoolEmbedder(LightningModule):
     def _each(self, name: str, parts: Any, *args: Any) -> list[tuple[list[int], Any]]:
         """Return the parts of a read, pairs of ids and a batch, after one of the user's hooks."""
         hook = self._job.source.hook(name)
-        return [(ids, hook(batch, *args)) for ids, batch in parts]
+        moved = []
+        for ids, batch in parts:
+            work = partial(hook, batch, *args)
+            if isinstance(batch, Unreadable):
+                moved.append((ids, batch))
+            else:  # an error of the device is not the fault of an example
+                moved.append((ids, work() if name == "transfer_batch_to_device" else tried(ids, work)))
+        return moved
 
     def _transfer(self, batch: Any) -> Any:
         """Return a batch that was read outside of the loop as the user's hooks hand it over."""
-        ((_, moved),) = BatchTransfer(self.trainer)([([], batch)])
+        ((_, moved),) = BatchTransfer(self.trainer)(
+            [([0, 1], batch)]
+        )  # as of several examples, whose errors are raised
         return moved
 
     def _load_encoder(self) -> Encoder:
@@ -152,12 +168,16 @@ class PoolEmbedder(LightningModule):
             )
         return encoder
 
-    def _claim(self, loader: DataLoader[Any], encoder: Encoder, space: ImageSpace) -> PoolManifest:
-        """Write the manifest and remove old results; called in the first process only."""
+    def _claim(self, loader: DataLoader[Any], encoder: Encoder) -> tuple[PoolManifest, int | None]:
+        """Write the manifest and remove old results; called in the first process only.
+
+        Returns:
+            The manifest, and the number of channels that images must have, or None.
+        """
         job, examples = self._job, len(loader.dataset)  # type: ignore[arg-type]
         self._claim_folder()
-        sample = content_sample(loader, job.reader, self._transfer)
-        if not sample:
+        probe = probe_pool(loader, job.reader, self._transfer, task=job.task, scored=job.directions is not None)
+        if not probe.sample:
             rank_zero_warn(
                 "Reading an image of the pool twice gave different pixels, so its transform is random, and a later run"
                 " cannot check whether the images are still the same. Use a deterministic transform for a pool."
@@ -169,13 +189,13 @@ class PoolEmbedder(LightningModule):
             encoder_name=encoder.name,
             examples=examples,
             shard_size=size,
-            image_space=repr(space),
-            sample=sample,
+            image_space=repr(job.reader.space(loader.dataset)),
+            sample=probe.sample,
         )
         with writing(job.folder):
             manifest = manifest.claim(job.folder)
             clear_results(job.folder, scored=job.directions is not None)
-        return manifest
+        return manifest, probe.channels
 
     def _claim_folder(self) -> None:
         """Claim the folder of the pool, so that no other command writes there meanwhile.
@@ -246,7 +266,7 @@ class PoolEmbedder(LightningModule):
             return False
         if job.directions is None or shard.directions == directions_digest(job.directions):
             return True
-        if shard.embeddings is None or bool((shard.labels == POOL_UNLABELLED).any()):
+        if shard.embeddings is None or (len(shard) and bool((shard.labels == POOL_UNLABELLED).all())):
             return False
         with writing(job.folder):
             write_pool_shard(score_shard(shard, job.directions), path, pool=manifest.digest)

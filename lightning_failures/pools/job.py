@@ -9,18 +9,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
+from lightning_failures.core.arrays import finite_rows
 from lightning_failures.directions.result import FailureDirections
 from lightning_failures.encoders import Encoder
-from lightning_failures.encoders.cache.store import content_keys
-from lightning_failures.errors import ConfigurationError, DataError, EncoderError
+from lightning_failures.encoders.tolerant import MAX_FAILURES, TolerantEncoder
+from lightning_failures.errors import ConfigurationError, EncoderError
 from lightning_failures.pools.fitted import FittedDirections
 from lightning_failures.pools.manifest import PoolManifest
-from lightning_failures.pools.shards import POOL_UNLABELLED, PoolShard, round_to_half, score_shard, write_pool_shard
+from lightning_failures.pools.rows import usable_rows
+from lightning_failures.pools.shards import PoolShard, round_to_half, score_shard, write_pool_shard
 from lightning_failures.pools.source import PoolSource
 from lightning_failures.trainer.batch_reader import BatchReader
-from lightning_failures.trainer.image_space import ImageSpace
+from lightning_failures.trainer.readable import Unreadable, tried
 
 
 @dataclass(frozen=True)
@@ -61,93 +62,131 @@ class PoolJob:
 
 @dataclass
 class ShardWriter:
-    """Embeds the batches of one process and writes shards; holds the rows of at most one shard.
+    """Embeds the batches of one process and writes shards; holds the rows of one shard, rarely of a few.
+
+    An example that cannot be embedded is left out of its shard, which keeps the reason. A shard at whose end the
+    encoder fails image after image is not written before the encoder has embedded another image: an encoder that has
+    broken down must leave nothing out.
 
     Attributes:
         job: What to do.
         manifest: Manifest of the pool.
         encoder: The loaded encoder.
-        space: Undoes the normalisation of images.
+        dataset: Dataset of the pool.
+        channels: Number of channels that an image must have; None: any.
         batches: The ids of each remaining batch.
     """
 
     job: PoolJob
     manifest: PoolManifest
     encoder: Encoder
-    space: ImageSpace
+    dataset: Any
+    channels: int | None
     batches: Iterator[range]
 
     def __post_init__(self) -> None:
+        self._space = self.job.reader.space(self.dataset)
+        self._encoder = TolerantEncoder(self.encoder)
         self._rows: list[PoolShard] = []
+        self._left_out: dict[int, str] = {}
+        self._waiting: list[tuple[int, PoolShard]] = []
+        self._failures_in_a_row = 0
 
     def take(self, parts: Sequence[tuple[Sequence[int], Any]]) -> int:
         """Embed the next examples, write their shard if that is complete, and return the number of examples.
 
         Args:
-            parts: Consecutive ids and the batch that holds them; several if they cannot be collated together.
+            parts: Ids and the batch that holds them, or why the only one is unreadable; several if examples cannot be
+                collated together.
         """
         ids = next(self.batches)  # a loader yields in the order of its sampler
-        self._rows += [self._embed(batch, range(some[0], some[-1] + 1)) for some, batch in parts]
+        for some, batch in parts:
+            if isinstance(batch, Unreadable):
+                self._left_out[some[0]] = batch.reason
+            else:
+                self._embed(batch, some)
         number = ids.start // self.manifest.shard_size
         if ids.stop == self.manifest.block(number).stop:
-            self._write(number)
+            self._waiting.append((number, self._complete()))
+            if not self._failures_in_a_row:
+                self.finish()
         return len(ids)
 
-    def _embed(self, batch: Any, ids: range) -> PoolShard:
-        """Return the rows of a batch.
+    def finish(self) -> None:
+        """Write the complete shards that wait for the encoder to embed another image."""
+        for number, shard in self._waiting:
+            with writing(self.job.folder):
+                write_pool_shard(shard, self.manifest.path(self.job.folder, number), pool=self.manifest.digest)
+        self._waiting = []
+
+    def _embed(self, batch: Any, ids: Sequence[int]) -> None:
+        """Collect the rows of a batch.
 
         Raises:
-            DataError: The batch has no images, or no labels although they are needed, or another number of them.
-            EncoderError: The encoder does not return one finite vector for each image.
+            DataError: A batch of several examples has no images, or another number of images or labels.
+            EncoderError: The encoder returns embeddings of another form, or none for many images in a row.
         """
-        record = self.job.reader.read(None, batch)
-        images, labels = record.images, record.labels
-        if images is None:
-            raise DataError(
-                f"Found no images in a batch of type {type(batch).__name__}. Batches must be (x, y, ...) or mappings"
-                " with keys such as image and label; for other forms, set read_batch of the callback."
-            )
-        if labels is None and self.job.directions is not None:
-            raise DataError(
-                "Scoring needs the label of each example, but a batch of type"
-                f" {type(batch).__name__} has none. Set read_batch of the callback, or omit --directions to embed only."
-            )
-        for name, rows in (("images", images), ("labels", labels)):
-            if rows is not None and len(rows) != len(ids):
-                raise DataError(
-                    f"The batch of the {len(ids)} examples {ids.start} ... {ids.stop - 1} has {len(rows)} {name}."
-                    " The collate_fn must neither drop nor repeat examples."
-                )
-        embeddings = self.encoder.encode_images(self.space.to_unit(images)).detach().to("cpu", torch.float32)
-        if embeddings.ndim != 2 or len(embeddings) != len(ids) or not bool(embeddings.isfinite().all()):
+        record = tried(ids, lambda: self.job.reader.read(None, batch, self.dataset))
+        if isinstance(record, Unreadable):
+            self._left_out[ids[0]] = record.reason
+            return
+        usable = usable_rows(record, ids, self._space, task=self.job.task, channels=self.channels)
+        self._left_out |= usable.left_out
+        if not usable.ids:
+            return
+        self._encoder.last_error = None
+        embeddings = self._encoder.encode(usable.images).detach().to("cpu", torch.float32)
+        if embeddings.ndim != 2 or len(embeddings) != len(usable.ids):
             raise EncoderError(
-                f"The encoder must return {len(ids)} finite vectors for the examples {ids.start} ... {ids.stop - 1};"
-                f" it returned {tuple(embeddings.shape)}."
+                f"The encoder must return {len(usable.ids)} vectors for the examples {ids[0]} ... {ids[-1]}; it"
+                f" returned {tuple(embeddings.shape)}."
             )
-        return PoolShard(
-            ids=torch.arange(ids.start, ids.stop),
-            labels=torch.full((len(ids),), POOL_UNLABELLED) if labels is None else _class_labels(labels, self.job.task),
-            keys=content_keys(images, salt=repr(self.space)),
-            embeddings=embeddings,
+        if embeddings.shape[1] != self.encoder.dim:  # such as those of grey images
+            self._encoder.last_error = f"{embeddings.shape[1]} numbers instead of {self.encoder.dim}"
+            embeddings = torch.full((len(usable.ids), self.encoder.dim), torch.nan)
+        embedded = finite_rows(embeddings)
+        for i, is_embedded in zip(usable.ids, embedded.tolist(), strict=True):
+            self._note(i, is_embedded=is_embedded)
+        self._rows.append(
+            PoolShard(
+                ids=torch.tensor(usable.ids)[embedded],
+                labels=usable.labels[embedded],
+                keys=usable.keys[embedded],
+                embeddings=embeddings[embedded],
+            )
         )
 
-    def _write(self, number: int) -> None:
-        """Write the collected rows as a shard."""
-        rows = self._rows
-        self._rows = []
+    def _note(self, example: int, *, is_embedded: bool) -> None:
+        """Note whether the encoder has embedded an example."""
+        if is_embedded:
+            self.finish()
+            self._failures_in_a_row = 0
+            return
+        self._left_out[example] = self._encoder.problem
+        self._failures_in_a_row += 1
+        if self._failures_in_a_row >= MAX_FAILURES:
+            raise EncoderError(
+                f"The encoder {self.encoder.name} gave no finite embedding for {MAX_FAILURES} images in a row, the last"
+                f" of which is example {example}. Finished shards are kept; the same command resumes."
+            )
+
+    def _complete(self) -> PoolShard:
+        """Return the collected rows as a shard."""
+        rows, left_out = self._rows, self._left_out
+        self._rows, self._left_out = [], {}
+        none = torch.empty(0, dtype=torch.int64)
+        rows.insert(0, PoolShard(none, none, none.reshape(0, 2), torch.empty(0, self.encoder.dim)))
         embeddings = torch.cat([part.embeddings for part in rows if part.embeddings is not None])
         shard = PoolShard(
             ids=torch.cat([part.ids for part in rows]),
             labels=torch.cat([part.labels for part in rows]),
             keys=torch.cat([part.keys for part in rows]),
             embeddings=round_to_half(embeddings),
+            left_out=left_out,
         )
         if self.job.directions is not None:
             shard = score_shard(shard, self.job.directions)
-        if not self.job.keep_embeddings:
-            shard = replace(shard, embeddings=None)
-        with writing(self.job.folder):
-            write_pool_shard(shard, self.manifest.path(self.job.folder, number), pool=self.manifest.digest)
+        return shard if self.job.keep_embeddings else replace(shard, embeddings=None)
 
 
 @contextmanager
@@ -160,22 +199,3 @@ def writing(folder: Path) -> Iterator[None]:
             f"embed --output {folder} cannot be written ({error}). Finished shards are kept; free some space and run"
             " the same command again to resume."
         ) from error
-
-
-def _class_labels(labels: Tensor, task: str | None) -> Tensor:
-    """Return (B,) int64 from labels (B,), (B, 1), or one-hot (B, K).
-
-    Raises:
-        DataError: Labels of another shape, fractional or negative labels.
-    """
-    labels = labels.detach().cpu()
-    if labels.ndim == 2 and labels.shape[1] == 1:
-        labels = labels[:, 0]
-    if labels.ndim == 2 and task == "multiclass":
-        labels = labels.argmax(1)
-    if labels.ndim != 1 or not torch.equal(labels.long().to(labels.dtype), labels) or int(labels.min()) < 0:
-        raise DataError(
-            f"A pool needs one class for each example; got labels of shape {tuple(labels.shape)}. For one-hot labels"
-            " set task='multiclass' of the callback; pools of multilabel tasks are not supported."
-        )
-    return labels.long().clone()

@@ -33,7 +33,8 @@ class PoolManifest:
         examples: Number of examples of the pool.
         shard_size: Examples in a shard; the last shard may have fewer.
         image_space: The normalisation that is undone before an image is encoded.
-        sample: Content keys of a few images; empty if the transform is random, so that keys differ at each read.
+        sample: Content keys of a few images, "" for one that cannot be embedded; empty if the transform is random, so
+            that keys differ at each read.
         schema: Version of the format.
 
     >>> pool = PoolManifest("f00d", "an encoder", examples=10, shard_size=4)
@@ -97,8 +98,8 @@ class PoolManifest:
             ConfigurationError: The folder belongs to another pool.
         """
         found = PoolManifest.load(folder)
-        if found is not None and found.digest != self.digest:
-            differing = [text for name, text in _DEFINING.items() if getattr(found, name) != getattr(self, name)]
+        differing = [] if found is None else [text for name, text in _DEFINING.items() if not self._same(found, name)]
+        if found is not None and differing:
             raise ConfigurationError(
                 f"{folder} holds another pool, or the same pool seen by another encoder: {', '.join(differing)} differ"
                 f" ({found.examples} examples, shards of {found.shard_size}, encoder {found.encoder_name};"
@@ -110,6 +111,12 @@ class PoolManifest:
         text = json.dumps(dataclasses.asdict(self), indent=2) + "\n"
         write_atomically(folder / _NAME, text.encode())
         return self
+
+    def _same(self, other: PoolManifest, name: str) -> bool:
+        """Return whether a field is the same; an image that could not be embedded at one time may be any at another."""
+        if name == "sample" and len(self.sample) == len(other.sample):
+            return all(a == b or not a or not b for a, b in zip(self.sample, other.sample, strict=True))
+        return bool(getattr(self, name) == getattr(other, name))
 
 
 def default_shard_size(examples: int, batch_size: int) -> int:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,9 @@ from lightning_failures.interventions.selection.picker import PoolSelector
 from lightning_failures.pools.manifest import PoolManifest
 from lightning_failures.pools.shards import POOL_UNLABELLED, directions_digest, read_pool_shard
 from lightning_failures.stats.intervals import benjamini_hochberg
+
+MAX_NAMED = 1000
+"""Largest number of left out examples that a summary names."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,16 +53,29 @@ class PoolSummary:
             :data:`~lightning_failures.pools.shards.POOL_UNLABELLED`.
         directions: The directions that the pool was scored with, or None.
         k: Number of hardest examples that were requested for each class.
+        left_out: Reasons for the first examples that could not be embedded, by id.
+        n_left_out: Number of all of them; they are in no class.
     """
 
     manifest: PoolManifest
     classes: tuple[PoolClass, ...]
     directions: FailureDirections | None = None
     k: int = 0
+    left_out: Mapping[int, str] = field(default_factory=dict)
+    n_left_out: int = 0
 
-    def to_dict(self, names: Sequence[str] = ()) -> dict[str, Any]:
-        """Return JSON values: statistics of the pool and of each class, without single examples."""
-        return self._pool_values() | {"classes": [self._class_values(entry, names) for entry in self.classes]}
+    def to_dict(
+        self, names: Sequence[str] = (), path_of: Callable[[int], str | None] = lambda _: None
+    ) -> dict[str, Any]:
+        """Return JSON values: statistics of the pool and of each class, and the examples that were left out.
+
+        Args:
+            names: Names of the classes.
+            path_of: Returns the file of the example with an id, or None.
+        """
+        named = [{"id": i, "reason": reason, "path": path_of(i)} for i, reason in self.left_out.items()]
+        values = self._pool_values() | {"left_out": {"examples": self.n_left_out, "first": named}}
+        return values | {"classes": [self._class_values(entry, names) for entry in self.classes]}
 
     def hardest(
         self, names: Sequence[str] = (), path_of: Callable[[int], str | None] = lambda _: None
@@ -128,6 +145,8 @@ def merge_shards(
     required = None if directions is None else directions_digest(directions)
     selector = PoolSelector(k, by="decision_value", reserve=1)
     totals: dict[int, NDArray[np.float64]] = {}
+    left_out: dict[int, str] = {}
+    n_left_out = 0
     for number in range(manifest.shards):
         path = manifest.path(folder, number)
         try:
@@ -138,6 +157,8 @@ def merge_shards(
             ) from error
         if required is not None and shard.directions != required:
             raise DataError(f"{path} was scored with other directions. Run the command again to score it.")
+        n_left_out += len(shard.left_out)
+        left_out |= dict(islice(shard.left_out.items(), MAX_NAMED - len(left_out)))
         labels = shard.labels.numpy()
         values = np.full(len(labels), np.nan)
         if required is not None and shard.values is not None:
@@ -154,7 +175,7 @@ def merge_shards(
         else:
             entry = PoolClass(label, int(examples))
         classes.append(entry)
-    return PoolSummary(manifest, tuple(classes), directions, k)
+    return PoolSummary(manifest, tuple(classes), directions, k, left_out, n_left_out)
 
 
 def _add_totals(totals: dict[int, NDArray[np.float64]], labels: NDArray[np.int64], values: NDArray[np.float64]) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_failures.core.atomic import TEMPORARY, write_atomically
-from lightning_failures.core.text import clean
+from lightning_failures.core.text import clean, listed_reasons
 from lightning_failures.data.class_names import unique_class_names
 from lightning_failures.data.grading import expand_class_names
 from lightning_failures.directions.result import FailureDirections
@@ -17,6 +17,7 @@ from lightning_failures.errors import ConfigurationError, DataError
 from lightning_failures.pools.fitted import FittedDirections
 from lightning_failures.pools.manifest import PoolManifest
 from lightning_failures.pools.merging import PoolSummary, merge_shards
+from lightning_failures.pools.probe import REMEDY
 from lightning_failures.pools.source import path_in
 from lightning_failures.trainer.dataset_attributes import dataset_class_names
 
@@ -88,7 +89,7 @@ def write_results(
         patience: Seconds to wait for missing shards, since a network file system may show them late.
 
     Raises:
-        DataError: Shards are missing.
+        DataError: Shards are missing, or most examples could not be embedded.
     """
     end = time.monotonic() + patience
     while (n_missing := _count_missing(manifest, folder)) and not limited and time.monotonic() < end:
@@ -106,7 +107,13 @@ def write_results(
             " must be a folder that all of them share. Run the command again to complete the pool."
         )
     summary = merge_shards(folder, manifest, directions=directions, k=k)
-    _write_json(folder / _SUMMARY_FILE, summary.to_dict(names))
+    if 2 * summary.n_left_out > manifest.examples:
+        named = listed_reasons(summary.left_out, total=summary.n_left_out)
+        raise DataError(
+            f"{summary.n_left_out} of {manifest.examples} examples of the pool cannot be embedded: {named}. {REMEDY}"
+            f" Then remove {folder / 'shards'} and run the command again."
+        )
+    _write_json(folder / _SUMMARY_FILE, summary.to_dict(names, lambda index: path_in(dataset, index)))
     if directions is not None:
         _write_json(folder / _HARDEST_FILE, summary.hardest(names, lambda index: path_in(dataset, index)))
     print("\n".join(_summary_lines(summary, folder, names)))
@@ -125,6 +132,13 @@ def _summary_lines(summary: PoolSummary, folder: Path, names: Sequence[str]) -> 
     """Return the lines to print: the size of the pool and the classes with the largest flagged share."""
     values = summary.to_dict(names)
     lines = [f"{values['examples']:,} examples in {values['shards']} shards: {folder / 'shards'}"]
+    if summary.n_left_out:
+        which = "example is" if summary.n_left_out == 1 else "examples are"
+        named = listed_reasons(summary.left_out, total=summary.n_left_out)
+        lines.append(
+            f"{summary.n_left_out:,} {which} left out (see {_SUMMARY_FILE}): {named}."
+            " The same command does not try them again, unless the files of their shards are removed."
+        )
     if summary.directions is None:
         return [*lines, "Not scored. Use --directions with the folder of a run to find the hardest examples."]
     with_pattern = [entry for entry in values["classes"] if entry["pattern"] and entry["flagged"]]

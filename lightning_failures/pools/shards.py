@@ -6,13 +6,14 @@ example that a merge needs are verified without reading the embeddings.
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import xxhash
 from numpy.typing import NDArray
@@ -40,13 +41,15 @@ class PoolShard:
     """The examples of one block of consecutive ids.
 
     Attributes:
-        ids: (n,) int64, indices of the dataset, ascending by one.
+        ids: (n,) int64, indices of the dataset, ascending: those of the block without those that are left out.
         labels: (n,) int64; ``POOL_UNLABELLED`` where the pool has none.
         keys: (n, 2) int64, content keys: equal for exact copies.
         embeddings: (n, D) float16 or float32, or None where they are not kept.
         values: (n,) float32, decision value of each example by the SVM of its class, NaN if the class has none; None
             before scoring.
         directions: Digest of the directions that the values come from.
+        left_out: Reason for each example that could not be embedded, by id, ascending. A file holds the first
+            reasons only; later ones are empty.
     """
 
     ids: Tensor
@@ -55,12 +58,15 @@ class PoolShard:
     embeddings: Tensor | None = None
     values: Tensor | None = None
     directions: str | None = None
+    left_out: Mapping[int, str] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.ids)
 
 
-_COLUMNS = tuple(f.name for f in dataclasses.fields(PoolShard) if f.name != "directions")
+_COLUMNS = ("ids", "labels", "keys", "embeddings", "values")
+_LEFT_OUT = "left_out"  # a column of ids, in files of blocks that are not whole
+_MAX_REASONS = 100
 
 
 def directions_digest(directions: FailureDirections) -> str:
@@ -109,6 +115,10 @@ def write_pool_shard(shard: PoolShard, path: Path, *, pool: str) -> None:
         if column is not None:
             columns[name] = little_endian(column.numpy())
     metadata = {"format": _FORMAT, "pool": pool, "directions": shard.directions or ""}
+    if shard.left_out:
+        columns[_LEFT_OUT] = little_endian(np.array(sorted(shard.left_out), dtype=np.int64))
+        reasons = [shard.left_out[i] for i in sorted(shard.left_out)][:_MAX_REASONS]
+        metadata["reasons"] = json.dumps(reasons)
     checksums = {name: _checksum(metadata, name, column) for name, column in columns.items()}
     write_arrays(path, columns, metadata | {"checksums": json.dumps(checksums)})
 
@@ -135,21 +145,31 @@ def read_pool_shard(path: Path, block: range, *, pool: str, embeddings: bool = T
         if set(checksums) != set(header.entries):
             raise ValueError("wrong columns")
         columns: dict[str, Tensor] = {}
-        for name in _COLUMNS:
+        for name in (*_COLUMNS, _LEFT_OUT):
             if name not in header.entries or (name == "embeddings" and not embeddings):
                 continue
             column = read_array(file, header.entries[name])
             if _checksum(metadata, name, column) != checksums[name]:
                 raise ValueError(f"wrong checksum of {name}")
             columns[name] = torch.from_numpy(column)
-        if columns["ids"].tolist() != list(block) or any(len(column) != len(block) for column in columns.values()):
+        without = columns.pop(_LEFT_OUT, torch.empty(0, dtype=torch.int64)).tolist()
+        ids = columns["ids"].tolist()
+        if (
+            sorted([*ids, *without]) != list(block)
+            or ids != sorted(ids)
+            or any(len(column) != len(ids) for column in columns.values())
+        ):
             raise ValueError("it holds other examples")
-        return PoolShard(**columns, directions=metadata["directions"] or None)
+        reasons = json.loads(metadata.get("reasons", "[]"))
+        left_out = dict(zip_longest(without, reasons, fillvalue=""))
+        return PoolShard(**columns, directions=metadata["directions"] or None, left_out=left_out)
 
 
 def _checksum(metadata: Mapping[str, str], name: str, column: NDArray[Any]) -> str:
     """Return the checksum of a column and of its description in the header."""
     about = [_FORMAT, metadata["pool"], metadata["directions"], name, str(column.dtype), column.shape]
+    if "reasons" in metadata:
+        about.append(metadata["reasons"])
     hasher = start_checksum(about)
     hasher.update(column.data)
     return hasher.hexdigest()

@@ -8,7 +8,7 @@ redone one by one, whatever the number of processes, and memory does not grow wi
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -23,11 +23,8 @@ from torch.utils.data import (
     SequentialSampler,
 )
 
-from lightning_failures.core.rng import isolated_rng
-from lightning_failures.encoders.cache.store import content_keys
 from lightning_failures.errors import ConfigurationError
-from lightning_failures.trainer.batch_reader import BatchReader
-from lightning_failures.trainer.example_reader import Batches, BatchForm, unchanged
+from lightning_failures.trainer.example_reader import BatchForm, TolerantBatches, unchanged
 
 PoolSplit = Literal["predict", "train", "validation", "test"]
 
@@ -163,44 +160,18 @@ def whole_loader(loaders: Any, hook: str) -> DataLoader[Any]:
 def blocks_loader(loader: DataLoader[Any], blocks: Sequence[range]) -> DataLoader[Any]:
     """Return a loader of some blocks, with the workers and ``collate_fn`` of the user's loader.
 
-    It yields lists of (ids, batch): one batch, or one for each example if they cannot be collated together.
+    It yields lists of (ids, batch): one batch, or one for each example if they cannot be collated together. An example
+    that cannot be read has an :class:`~lightning_failures.trainer.readable.Unreadable` instead of a batch.
     """
-    return _loader(loader, BlockSampler(blocks, batch_size=batch_size_of(loader)), workers=loader.num_workers)
-
-
-def content_sample(loader: DataLoader[Any], reader: BatchReader, transfer: Callable[[Any], Any]) -> tuple[str, ...]:
-    """Return content keys, in hex, of the first, middle and last image; empty if a second read gives other keys.
-
-    The keys identify a pool whose images or transforms have changed. If the user's loader has workers, the images are
-    read by one: a dataset may open its file on first access, and an open file must not be shared with later workers.
-
-    Args:
-        loader: The loader of the pool.
-        reader: Reads batches in the user's form.
-        transfer: Turns a batch of the loader into one of the step, by the user's hooks.
-    """
-    size = len(loader.dataset)  # type: ignore[arg-type]
-    ids = sorted({0, size // 2, size - 1})
-    reads: list[tuple[str, ...]] = []
-    with isolated_rng():
-        for parts in _loader(loader, [ids, ids], workers=min(1, loader.num_workers)):
-            images = [reader.read(None, transfer(batch), loader.dataset).images for _, batch in parts]
-            keys = [key for some in images if some is not None for key in content_keys(some).tolist()]
-            reads.append(tuple(f"{a & (2**64 - 1):016x}{b & (2**64 - 1):016x}" for a, b in keys))
-    return reads[0] if reads[0] == reads[1] else ()
-
-
-def _loader(loader: DataLoader[Any], sampler: Iterable[Sequence[int]], *, workers: int) -> DataLoader[Any]:
-    """Return a loader of the batches whose ids a sampler yields, with the options of the user's loader."""
     options: dict[str, Any] = {}
-    if workers:
+    if loader.num_workers:
         options = {"prefetch_factor": loader.prefetch_factor, "multiprocessing_context": loader.multiprocessing_context}
     return DataLoader(
-        Batches(loader.dataset, BatchForm.of(loader)),
+        TolerantBatches(loader.dataset, BatchForm.of(loader), alike=False),
         batch_size=None,  # an item is a batch
-        sampler=sampler,
+        sampler=BlockSampler(blocks, batch_size=batch_size_of(loader)),
         collate_fn=unchanged,
-        num_workers=workers,
+        num_workers=loader.num_workers,
         pin_memory=loader.pin_memory,
         timeout=loader.timeout,
         worker_init_fn=loader.worker_init_fn,

@@ -29,7 +29,7 @@ from lightning_failures.interventions.sampler import SamplingSchedule, WeightedS
 from lightning_failures.steering.class_order import in_class_order
 from lightning_failures.trainer.dataset_attributes import dataset_class_names
 from lightning_failures.trainer.index_recorder import IndexRecorder
-from lightning_failures.trainer.readable import form_of
+from lightning_failures.trainer.readable import evenly_spaced, form_of
 
 _TRIED = 8  # added examples that are read to compare their form
 
@@ -97,7 +97,7 @@ def sources_of(
         if source is not None:
             sources[k] = source
             usable = np.setdiff1d(np.arange(len(source)), unusable_examples(source))
-            _check_form(one, source, usable[:_TRIED].tolist(), training_set[0])
+            _check_form(one, source, usable[evenly_spaced(len(usable), _TRIED)].tolist(), training_set[0])
     return sources
 
 

@@ -13,10 +13,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lightning_failures.core.hashing import stable_hash
+from lightning_failures.core.text import listed_reasons
 from lightning_failures.directions.result import FailureDirections
 from lightning_failures.encoders import Encoder
 from lightning_failures.encoders.cached import CachedEncoder
-from lightning_failures.errors import CacheError, ConfigurationError
+from lightning_failures.errors import CacheError, ConfigurationError, DataError
 from lightning_failures.interventions import JudgedExamples, Round
 from lightning_failures.interventions.base import LEFT_OUT
 from lightning_failures.interventions.label_errors import suspect_labels
@@ -150,6 +151,15 @@ class TrainingRound(Round):
 
         # the candidates of all processes together
         whole, *others = self.ranks.gather_results(stream)
+        left_out: dict[int, str] = {}
+        for part in self.ranks.gather_objects(pool_images.left_out):
+            left_out |= part
+        if 2 * len(left_out) > len(pool_images):
+            raise DataError(
+                f"{len(left_out)} of {len(pool_images)} items of the pool cannot be read or embedded, such as"
+                f" {listed_reasons(left_out)}. Give a pool whose examples have the form, and the transform, of those of"
+                " the training set."
+            )
         for other in others:
             whole.merge(other)
         candidates = whole.candidates()
@@ -169,11 +179,7 @@ class TrainingRound(Round):
                 in_validation=() if candidates is None else self._validation_copies(candidates, similarity),
             )
 
-        found_picks = self.on_first(choose)
-        left_out: dict[int, str] = {}
-        for part in self.ranks.gather_objects(pool_images.left_out):
-            left_out |= part
-        return replace(found_picks, left_out=left_out)
+        return replace(self.on_first(choose), left_out=left_out)
 
     def _in_class_order(self, pool: Any, view: Any) -> tuple[Any, Any]:
         """Return a pool and its view with the labels of the training set.

@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, default_collate
 from tqdm import tqdm
 
+from lightning_failures.core.arrays import finite_rows
 from lightning_failures.core.budget import PROGRESS_DELAY
 from lightning_failures.data.grading import are_distributions
 from lightning_failures.directions.result import FailureDirections
@@ -33,16 +34,18 @@ from lightning_failures.trainer.batch_reader import BatchReader
 from lightning_failures.trainer.batch_transfer import BatchTransfer
 from lightning_failures.trainer.example_names import digests_in
 from lightning_failures.trainer.example_reader import WORKER_OPTIONS, BatchForm, ExampleReader, ReadExamples
+from lightning_failures.trainer.image_space import ImageRangeError, pixel_problems
 from lightning_failures.trainer.normalization_guard import normalization_doubt
 from lightning_failures.trainer.penultimate import PenultimateFeatures, penultimate_features
 from lightning_failures.trainer.ranks import Communicator
+from lightning_failures.trainer.readable import evenly_spaced
 from lightning_failures.trainer.step_logits import StepLogits
 
 VIEW = "train_analysis_dataset"
 MODEL_BATCH = 32  # examples that the model is shown at once, if the training loader does not say
 FLUSH_EVERY = 16_384  # examples; embeddings are in memory until they are flushed
 ROWS = 8192
-_TRIED, _READ_TWICE = 16, 4  # examples by which a way of reading is judged; of them, those that are read twice
+_READ_TWICE = 4  # of the examples by which a way of reading is judged, those that are read twice
 
 
 @dataclass(frozen=True)
@@ -105,7 +108,7 @@ class ExamplesView:
 
     @property
     def left_out(self) -> dict[int, str]:
-        """Why items of a pool, of this process, were left out, by id: unreadable, or unlike the others."""
+        """Why items of a pool, of this process, were left out, by id: they cannot be read or embedded."""
         return self.reader.left_out or {}
 
     @property
@@ -120,8 +123,7 @@ class ExamplesView:
 
     @cached_property
     def _trial(self) -> _Trial:
-        size = len(self)
-        some = sorted({k * size // _TRIED for k in range(_TRIED)}) if size else []
+        some = evenly_spaced(len(self))
         best: _Trial | None = None
         for way in self.ways:
             trial = _try(way, some, self.seed)
@@ -191,7 +193,8 @@ class ExamplesView:
             leave=False,
             disable=not progress,
         )
-        unflushed = 0
+        unflushed = n_failed = 0
+        range_error: ImageRangeError | None = None
         with bar:
             for part in self.reader.read(ids.tolist(), seed=self.seed):
                 images = self.reader.images_of(part.record)
@@ -201,8 +204,17 @@ class ExamplesView:
                 found = content_keys(images, salt=repr(space))
                 lacking = cached.store.missing(found)
                 if lacking.any():
-                    unit_images = space.to_unit(images)  # of the whole batch, which shows which ones are odd
+                    # of the whole batch, which shows which ones are odd
+                    unit_images, error = space.to_unit_each(images)
+                    range_error = range_error or error
                     cached.embed(unit_images[lacking.to(images.device)], found[lacking])
+                    failed = cached.store.missing(found).nonzero().flatten().tolist()
+                    n_failed += len(failed)
+                    if self.reader.left_out is not None:
+                        problems = pixel_problems(images, unit_images)
+                        self.reader.left_out.update(
+                            {part.ids[row]: problems.get(row, cached.problem) for row in failed}
+                        )
                 read_ids.append(torch.tensor(part.ids))
                 labels.append(_class_labels(given))
                 keys.append(found)
@@ -214,9 +226,8 @@ class ExamplesView:
                     unflushed = 0
                 bar.update(len(found))
         cached.store.flush()
-        if len(read_ids) == 1 and self.left_out:
-            first = min(self.left_out)
-            raise DataError(f"None of the {self.what} can be read. Of item {first}: {self.left_out[first]}.")
+        if range_error is not None and 2 * n_failed > len(ids):
+            raise range_error
         return torch.cat(read_ids), torch.cat(labels), torch.cat(keys), torch.cat(digests)
 
 
@@ -246,6 +257,7 @@ def _try(way: ExampleReader, some: Sequence[int], seed: int) -> _Trial:
     # one worker, if there are any: a file that the dataset opens must not be shared with the workers of the training
     few = replace(way, workers=way.workers | {"num_workers": min(1, way.workers.get("num_workers", 0))})
     doubt: str | None = None
+    n_usable = 0
     try:
         space = way.reader.space(way.dataset)
         for part in few.read(some, seed=seed):
@@ -254,7 +266,10 @@ def _try(way: ExampleReader, some: Sequence[int], seed: int) -> _Trial:
                 return _Trial(way, _Fitness.UNREADABLE)
             _class_labels(labels)
             doubt = doubt or normalization_doubt(images, space)
-            space.to_unit(images)
+            unit_images, _ = space.to_unit_each(images)
+            n_usable += int(finite_rows(unit_images).sum())
+        if some and 2 * n_usable <= len(some):
+            return _Trial(way, _Fitness.UNREADABLE)
         if doubt is not None:
             return _Trial(way, _Fitness.DOUBTFUL, doubt)
         varies = few.varies(some[:_READ_TWICE])

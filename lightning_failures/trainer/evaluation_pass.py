@@ -23,7 +23,7 @@ from lightning_failures.encoders.cached import CachedEncoder
 from lightning_failures.encoders.frozen import first_line
 from lightning_failures.trainer.embedding_budget import SampleBudget
 from lightning_failures.trainer.grader import Grader
-from lightning_failures.trainer.image_space import ImageRangeError, ImageSpace
+from lightning_failures.trainer.image_space import ImageRangeError, ImageSpace, pixel_problems
 from lightning_failures.trainer.kept_images import KeptImages
 from lightning_failures.trainer.penultimate import PenultimatePass
 from lightning_failures.trainer.ranks import Communicator, exchange_by_id
@@ -159,9 +159,8 @@ class EmbeddingPass:
         failure: Exception | None = None
         unit_images = self._to_unit(images, space)
         fits = finite_rows(unit_images).cpu()
-        finite = finite_rows(images).cpu()
-        self._leave_out("NaN or infinite pixels", ids[~finite])
-        self._leave_out("values far outside [0, 1]", ids[finite & ~fits])
+        for row, reason in pixel_problems(images, unit_images).items():
+            self._leave_out(reason, ids[row : row + 1])
         for cached in self._working:
             name = cached.encoder.name
             cached.last_error = None
@@ -173,7 +172,7 @@ class EmbeddingPass:
                 failure = error
                 continue
             failed = fits & cached.store.missing(keys)
-            self._leave_out(f"encoder {name}: {cached.last_error or 'no finite embedding'}", ids[failed])
+            self._leave_out(cached.problem, ids[failed])
         return failure
 
     def _to_unit(self, images: Tensor, space: ImageSpace, *, check: bool = False) -> Tensor:

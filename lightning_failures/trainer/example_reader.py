@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -26,7 +27,7 @@ from lightning_failures.errors import ConfigurationError, DataError
 from lightning_failures.trainer.batch_reader import BatchReader
 from lightning_failures.trainer.batch_transfer import BatchTransfer
 from lightning_failures.trainer.index_recorder import IndexRecorder, dataset_of
-from lightning_failures.trainer.readable import Unreadable, common_form, read_example
+from lightning_failures.trainer.readable import Unreadable, common_form, read_example, tried
 
 READ_AT_ONCE = 256
 """Number of examples that are read as one batch, unless they differ in size."""
@@ -117,6 +118,7 @@ class ExampleReader:
         what: Name of the examples in messages.
         left_out: Gets the reason, by index, for each example that cannot be read or that looks unlike the others. None:
             such an example is an error.
+        alike: Whether an example of another form than most is left out too, because a training batch must hold it.
     """
 
     dataset: Any
@@ -126,6 +128,7 @@ class ExampleReader:
     workers: dict[str, Any] = field(default_factory=dict)
     what: str = "the dataset"
     left_out: dict[int, str] | None = None
+    alike: bool = True
 
     @classmethod
     def of_loader(cls, trainer: Trainer, loader: Any, index: int, reader: BatchReader) -> ExampleReader:
@@ -203,7 +206,7 @@ class ExampleReader:
         """Yield the batches of each chunk of ids, read by workers if there are any."""
         batches = Batches(self.dataset, self.form)
         if self.left_out is not None and self.form.by == "examples":
-            batches = TolerantBatches(self.dataset, self.form, common_form(self.dataset))
+            batches = TolerantBatches(self.dataset, self.form, alike=self.alike)
         loaded: Iterable[list[tuple[list[int], Any]]] = (batches[chunk] for chunk in chunks)
         if self.workers.get("num_workers"):
             loaded = DataLoader(batches, batch_size=None, sampler=chunks, collate_fn=unchanged, **self.workers)
@@ -214,8 +217,10 @@ class ExampleReader:
 
     def _recorded(self, ids: list[int], batch: Any, *, one_each: bool) -> Iterator[ReadExamples]:
         """Yield a batch with its record; a batch that lacks examples, or repeats some, is read again singly."""
-        moved = self.transfer(batch)
-        read = ReadExamples(ids, moved, self.reader.read(None, moved, self.dataset))
+        read = self._read(ids, batch)
+        if isinstance(read, Unreadable):
+            self._leave_out(ids[0], read.reason)
+            return
         counts = {len(values) for values in (read.record.images, read.record.labels) if values is not None}
         if not one_each or counts <= {len(ids)}:
             yield read
@@ -223,6 +228,8 @@ class ExampleReader:
             for parts in self._loaded([[i] for i in ids]):
                 for some, single in parts:
                     yield from self._recorded(some, single, one_each=True)
+        elif self.left_out is not None:
+            self._leave_out(ids[0], f"gives {_counted(counts)} instead of one")
         elif self.form.by == "items":
             raise DataError(
                 f"Example {ids[0]} of {self.what} is a batch of its own (batch_size=None), so its images have no"
@@ -230,9 +237,26 @@ class ExampleReader:
             )
         else:
             raise DataError(
-                f"Example {ids[0]} of {self.what} gives {' and '.join(map(str, sorted(counts)))} images or labels"
-                " instead of one: collate_fn, the batch hooks and read_batch must neither drop nor repeat examples."
+                f"Example {ids[0]} of {self.what} gives {_counted(counts)} instead of one: collate_fn, the batch"
+                " hooks and read_batch must neither drop nor repeat examples."
             )
+
+    def _read(self, ids: list[int], batch: Any) -> ReadExamples | Unreadable:
+        """Return a batch as the step would receive it, with its record."""
+
+        def work() -> ReadExamples:
+            moved = self.transfer(batch)
+            return ReadExamples(ids, moved, self.reader.read(None, moved, self.dataset))
+
+        return work() if self.left_out is None else tried(ids, work)
+
+    def _leave_out(self, index: int, reason: str) -> None:
+        assert self.left_out is not None
+        self.left_out[index] = reason
+
+
+def _counted(counts: Iterable[int]) -> str:
+    return f"{' and '.join(map(str, sorted(counts)))} images or labels"
 
 
 class Batches(Dataset[Any]):
@@ -246,11 +270,22 @@ class Batches(Dataset[Any]):
 
 
 class TolerantBatches(Batches):
-    """Batches of the examples that can be read and have one form; for each other one the reason stands alone."""
+    """Batches of the examples that can be read; for each other one the reason stands alone.
 
-    def __init__(self, dataset: Any, form: BatchForm, common: Any) -> None:
+    Args:
+        dataset: A map-style dataset.
+        form: How its examples become a batch.
+        alike: Whether examples that do not have the form of most others count as unreadable too.
+    """
+
+    def __init__(self, dataset: Any, form: BatchForm, *, alike: bool) -> None:
         super().__init__(dataset, form)
-        self.common = common
+        self.alike = alike
+
+    @cached_property
+    def common(self) -> Any:
+        """The form of most examples; found where they are read, since a worker must not share an open file."""
+        return common_form(self.dataset) if self.alike else None
 
     def __getitem__(self, ids: Sequence[int]) -> list[tuple[list[int], Any]]:
         rows = {i: read_example(self.dataset, i, self.common) for i in ids}
@@ -258,7 +293,9 @@ class TolerantBatches(Batches):
         kept = [i for i in ids if i not in set(unreadable)]
         parts: list[tuple[list[int], Any]] = [([i], rows[i]) for i in unreadable]
         if kept:
-            parts += _together_or_singly(kept, lambda some: self.form.collate([rows[i] for i in some]))
+            parts += _together_or_singly(
+                kept, lambda some: tried(some, lambda: self.form.collate([rows[i] for i in some]))
+            )
         return parts
 
 

@@ -107,6 +107,22 @@ class ImageSpace:
             raise ImageRangeError(self._range_message(unit[finite]))
         return torch.where(fits[:, None, None, None], unit.clamp(0, 1), torch.nan)
 
+    def to_unit_each(self, images: Tensor) -> tuple[Tensor, ImageRangeError | None]:
+        """Do what :meth:`to_unit` does, but judge each image by itself where most images do not fit the normalisation.
+
+        Returns:
+            (B, C, H, W) float32, NaN for each image that does not fit; and the error, if most of them do not.
+
+        Raises:
+            DataError: Not a batch of images with 1 or 3 channels.
+        """
+        try:
+            return self.to_unit(images), None
+        except ImageRangeError as error:
+            if len(images) == 1:
+                return torch.full_like(images, torch.nan, dtype=torch.float32), error
+            return torch.cat([self.to_unit_each(image)[0] for image in torch.split(images, 1)]), error
+
     def _range_message(self, unit: Tensor) -> str:
         low, high = unit.aminmax()
         origin = ""
@@ -117,6 +133,22 @@ class ImageSpace:
             f" instead of 0 to 1.{origin} Give the normalization=(mean, std) of your transform, or return images in"
             " [0, 1] from read_batch."
         )
+
+
+def pixel_problems(images: Tensor, unit_images: Tensor) -> dict[int, str]:
+    """Return why images could not be brought to [0, 1], by row.
+
+    Args:
+        images: (B, C, H, W), as the model sees them.
+        unit_images: The same in [0, 1], NaN where that failed.
+
+    >>> images = torch.tensor([0.5, float("nan"), 900.0]).reshape(3, 1, 1, 1)
+    >>> pixel_problems(images, ImageSpace().to_unit_each(images)[0])
+    {1: 'NaN or infinite pixels', 2: 'values far outside [0, 1]'}
+    """
+    finite = finite_rows(images).tolist()
+    failed = (~finite_rows(unit_images)).nonzero().flatten().tolist()
+    return {row: "values far outside [0, 1]" if finite[row] else "NaN or infinite pixels" for row in failed}
 
 
 def find_normalization(dataset: Any) -> ImageSpace | None:

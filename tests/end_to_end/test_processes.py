@@ -13,10 +13,12 @@ import torch
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 
 from lightning_failures.errors import ConfigurationError
+from lightning_failures.report.gallery_storage import load_gallery
 from lightning_failures.trainer.logits_hook import forward_once_more
-from tests.helpers.toy import OracleClassifier
+from tests.helpers.toy import Images, OracleClassifier
 from tests.processes.ddp_faults import COSTS_A_METHOD, GOES_ON, ONLY_FIRST, STAGES, STEERS
 from tests.processes.ddp_steering import DATA
+from tests.processes.ddp_stream import SHARES, SIZE
 from tests.processes.launch import Ended, fork, free_port, launch, ranks
 
 pytestmark = pytest.mark.slow
@@ -51,6 +53,40 @@ def test_empty_rank__skips_the_analyses_and_the_run_goes_on(tmp_path):
         assert not second["analysed"]
         assert first["steps"] == second["steps"] == (8 if how == "fit" else 0)
         assert sum("process 1 of 2 has no batch" in message for message in first["told"]) == 1
+
+
+# -- streams -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def streamed(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("streams")
+    for ended in fork("ddp_stream", folder, environments=ranks(2), timeout=LIMIT):
+        assert ended.status == 0, ended.said[-3000:]
+    return folder
+
+
+@pytest.mark.parametrize("case", SHARES)
+def test_stream__the_page_shows_images_of_both_ranks(streamed, case):
+    """Images of a stream cannot be read again: each rank keeps some as they pass, and the first one draws them all."""
+    first, second = (json.loads((streamed / f"{case}_{rank}.json").read_text()) for rank in (0, 1))
+    assert without(first) == without(second)
+    assert first["examples"] == SIZE
+    (path,) = (streamed / case).rglob("gallery.json")
+    gallery = load_gallery(path)
+    assert gallery.epoch == 1
+    shown = {tile.id for picture in gallery.pictures for row in picture.rows for tile in row.tiles}
+    ids = gallery.thumbnails.ids.tolist()
+    assert ids == list(range(1000, 1000 + SIZE))  # fewer than are kept
+    assert shown <= set(ids)
+    if case == "every second":
+        assert {i % 2 for i in shown} == {0, 1}
+
+    # each thumbnail is the image of its id
+    images = Images(SIZE).images.mean((1, 2, 3))
+    assert torch.allclose(gallery.thumbnails.images.float().mean((1, 2, 3)) / 255, images, atol=0.005)
+    (page,) = (streamed / case).rglob("report.html")
+    assert page.read_text(encoding="utf-8").count("data:image/") > len(shown) > 10
 
 
 # -- one process fails ---------------------------------------------------------------------------------------

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import math
+import os
 
 import lightning as L
 import numpy as np
@@ -14,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from lightning_failures import FailureModes
 from lightning_failures.callback import AdvancedOptions
-from lightning_failures.errors import ConfigurationError
+from lightning_failures.errors import ConfigurationError, DataError
 from lightning_failures.interventions import AddFiltered, AddSynthetic
 from tests.helpers.toy import ColourEncoder, trainer
 
@@ -71,18 +73,19 @@ class Oracle(L.LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.01)
 
 
-def fit(tmp_path, intervention, *, validation, training=None, epochs=3):
+def fit(tmp_path, intervention, *, validation, training=None, epochs=3, encoder=None):
     """Return the images (n, 3, 12, 12) and labels (n,) that were drawn, and the last report."""
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     failures = FailureModes(
-        encoder=ColourEncoder(),
+        encoder=encoder or ColourEncoder(),
         pictures=False,
         on_error="raise",
         interventions=[intervention],
         advanced=AdvancedOptions(permutations=99, cache_folder=tmp_path / "cache"),
     )
     module = Oracle()
-    training = DataLoader(training or Marked(160, seed=5), batch_size=16, shuffle=True)
+    if not isinstance(training, DataLoader):
+        training = DataLoader(training or Marked(160, seed=5), batch_size=16, shuffle=True)
     run = trainer(tmp_path, failures, max_epochs=epochs)
     run.fit(module, training, DataLoader(validation, batch_size=16))
     images, labels = (torch.cat(parts) for parts in zip(*module.trained_on, strict=True))
@@ -163,6 +166,101 @@ def test_filtered__items_that_cannot_be_read_are_left_out_and_named(tmp_path, da
     assert "3 items of the pool, which are left out" in note
     assert f"{damaged[0]} (OSError: image {damaged[0]} is truncated)" in note
     assert f"{damaged[1]} (looks like ['float32 (1, 12, 12)', 'number']" in note
+
+
+class Edited(Marked):
+    """A pool of which some images are changed when they are read."""
+
+    def __init__(self, edits, size=400):
+        super().__init__(size, seed=9)
+        self.edits = edits
+
+    def __getitem__(self, index):
+        image, label = super().__getitem__(index)
+        return self.edits[index](image) if index in self.edits else image, label
+
+
+def spoiled(image):
+    return torch.where(torch.arange(12) == 5, math.nan, image)
+
+
+def bright(image):
+    return image * 900
+
+
+class FailsForGreen(ColourEncoder):
+    """An encoder that fails for green images."""
+
+    def encode_images(self, images):
+        if (images[:, 1].amin((1, 2)) > 0.95).any():
+            raise RuntimeError("too green")
+        return super().encode_images(images)
+
+
+def green(image):
+    image = image.clone()
+    image[1] = 0.99
+    return image
+
+
+@pytest.mark.parametrize("by", ["decision_value", "confidence", "random"])
+@pytest.mark.parametrize(
+    ("edits", "reason"),
+    [
+        ({33: spoiled, 0: spoiled}, "0 (NaN or infinite pixels), 33 (NaN or infinite pixels)"),
+        ({256: bright}, "256 (values far outside [0, 1])"),  # alone in its batch
+        (dict.fromkeys(range(256, 350), bright), "257 (values far outside [0, 1])"),  # most images of a batch
+        ({40: green}, "40 (encoder colours: RuntimeError: too green)"),
+    ],
+)
+def test_filtered__images_that_cannot_be_embedded_are_left_out_and_named(tmp_path, edits, reason, by):
+    pool = Edited(edits, size=257 if 256 in edits and len(edits) == 1 else 400)
+    options = {"validation": Marked(400, seed=1), "encoder": FailsForGreen()}
+    _, _, report = fit(tmp_path, filtered(pool, by=by), **options)
+    (entry,) = report["interventions"]
+    assert entry["added"] == 60
+    assert not {row for one in entry["classes"] for row in one["pool_ids"]} & set(edits)
+    (note,) = [note for note in report["notes"] if "could not read or embed" in note]
+    assert f"{len(edits)} item" in note
+    assert reason in note
+
+
+def broken(image):
+    raise OSError("the disk is gone")
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (spoiled, r"350 of 400 items of the pool cannot be read or embedded, such as 0 \(NaN or infinite pixels\)"),
+        (broken, r"350 of 400 items .* such as 0 \(OSError: the disk is gone\)"),
+        (bright, r"instead of 0 to 1\. Give the normalization="),
+    ],
+)
+def test_filtered__a_pool_of_which_most_items_fail_is_an_error(tmp_path, edit, message):
+    pool = Edited(dict.fromkeys(range(350), edit))
+    with pytest.raises(DataError, match=message):
+        fit(tmp_path, filtered(pool), validation=Marked(400, seed=1))
+
+
+class OpensLate(Damaged):
+    """A damaged pool over one file, which is opened by the first look and cannot be shared with another process."""
+
+    opened_by = None
+
+    def __getitem__(self, index):
+        self.opened_by = self.opened_by or os.getpid()
+        assert self.opened_by == os.getpid()
+        return super().__getitem__(index)
+
+
+@pytest.mark.slow
+def test_filtered__a_damaged_pool_is_read_by_workers_alone(tmp_path):
+    training = DataLoader(Marked(160, seed=5), batch_size=16, shuffle=True, num_workers=2)
+    pool = OpensLate(33, 300, 399)
+    source = {"validation": Marked(400, seed=1), "training": training, "epochs": 2}
+    _, _, report = fit(tmp_path, filtered(pool, dry_run=True), **source)
+    assert "3 items of the pool, which are left out: 33 (OSError" in " ".join(report["notes"])
 
 
 class Copies:

@@ -397,6 +397,18 @@ def test_training_example__that_cannot_be_judged_keeps_its_weight(tmp_path, edit
     assert read_once <= 600 + 3 * 32  # the training set is not embedded again for the one that fails
 
 
+@pytest.mark.parametrize("last", [[256], range(256, 300)])
+def test_training_examples__that_are_most_of_a_batch_cost_only_themselves(tmp_path, last):
+    """Training images are read 256 at a time, and the last ones are judged without the others."""
+    training = data(size=max(last) + 1, seed=3, images=dict.fromkeys(last, far))
+    failures = callback(interventions=[Upweight(factor=2.0, triage=False)])
+    run = trainer(tmp_path, failures, max_epochs=2, num_sanity_val_steps=0)
+    caught(run.fit, OracleClassifier(), training, data(size=400))
+    (entry,) = failures.last_report.report.interventions
+    assert sum(one["examples"] for one in entry["classes"]) == 256
+    assert any(f"{len(last)} of {max(last) + 1} training examples" in note for note in failures.last_report.notes)
+
+
 def test_training_labels__most_of_them_no_class(tmp_path):
     class Careless(OracleClassifier):
         def training_step(self, batch, batch_idx):

@@ -58,3 +58,13 @@ def test_manifest__damaged_is_reported(tmp_path, content):
     (tmp_path / "manifest.json").write_text(content)
     with pytest.raises(DataError, match=r"manifest\.json is damaged"):
         PoolManifest.load(tmp_path)
+
+
+def test_claim__an_image_that_could_not_be_embedded_at_one_time_may_be_any(tmp_path):
+    pool = PoolManifest("f00d", "an encoder", examples=10, shard_size=4, sample=("", "aa", "bb"))
+    pool.claim(tmp_path)
+    for sample in (("cc", "aa", "bb"), ("cc", "", "")):
+        assert dataclasses.replace(pool, sample=sample).claim(tmp_path) == pool
+    for sample in (("cc", "aa", "cc"), ("aa", "bb"), ()):
+        with pytest.raises(ConfigurationError, match="the images, or their transform"):
+            dataclasses.replace(pool, sample=sample).claim(tmp_path)

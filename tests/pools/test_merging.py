@@ -81,6 +81,26 @@ def test_merge__without_directions_or_labels(tmp_path):
     ]
 
 
+def test_merge__counts_and_names_what_was_left_out(tmp_path):
+    directions, pool = fitted(), rows(40)
+    manifest = PoolManifest("f00d", "an encoder", examples=40, shard_size=16)
+    for number in range(3):
+        block = manifest.block(number)
+        some = [i for i in block if i % 5 and number != 1]  # the second block holds no example
+        piece = dataclasses.replace(
+            PoolShard(*(column[some] for column in (pool.ids, pool.labels, pool.keys, pool.embeddings))),
+            left_out={i: f"reason {i}" for i in block if i not in some},
+        )
+        write_pool_shard(score_shard(piece, directions), manifest.path(tmp_path, number), pool=manifest.digest)
+    summary = merge_shards(tmp_path, manifest, directions=directions, k=40)
+    left_out = [*range(0, 16, 5), *range(16, 32), 35]
+    assert summary.n_left_out == len(left_out)
+    assert summary.left_out == {i: f"reason {i}" for i in left_out}
+    picked = {i for entry in summary.classes if entry.picks is not None for i in entry.picks.ids.tolist()}
+    assert not picked & set(left_out)
+    assert sum(entry.examples for entry in summary.classes) == 40 - len(left_out)
+
+
 def test_merge__what_is_missing_damaged_or_old_is_an_error(tmp_path):
     directions = fitted()
     pool = store(tmp_path, rows(10), 4, directions)

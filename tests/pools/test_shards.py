@@ -39,6 +39,26 @@ def test_shard__read_back(tmp_path, with_embeddings):
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
 
 
+@pytest.mark.parametrize("left_out", [[1, 2], [0], list(range(300))])
+def test_shard__without_some_examples_of_its_block(tmp_path, left_out):
+    """The first reasons are stored; so is every id."""
+    block = range(300)
+    kept = [i for i in block if i not in left_out]
+    shard = dataclasses.replace(rows(len(kept)), ids=torch.tensor(kept, dtype=torch.int64))
+    shard = dataclasses.replace(score_shard(shard, fitted()), left_out={i: f"reason {i}" for i in left_out})
+    write_pool_shard(shard, tmp_path / "a", pool="p")
+    for embeddings in (True, False):
+        read = read_pool_shard(tmp_path / "a", block, pool="p", embeddings=embeddings)
+        assert read.ids.tolist() == kept
+        assert read.left_out == {i: f"reason {i}" if k < 100 else "" for k, i in enumerate(left_out)}
+    with pytest.raises(DamagedShardError, match="other examples"):
+        read_pool_shard(tmp_path / "a", range(301), pool="p")
+    whole = (tmp_path / "a").read_bytes()
+    (tmp_path / "a").write_bytes(whole.replace(b"reason", b"season"))
+    with pytest.raises(DamagedShardError, match="checksum"):
+        read_pool_shard(tmp_path / "a", block, pool="p")
+
+
 def test_shard__is_a_safetensors_file(tmp_path):
     shard = rows(5)
     write_pool_shard(shard, tmp_path / "a", pool="p")

@@ -7,6 +7,7 @@ import signal
 import sys
 import warnings
 from pathlib import Path
+from typing import ClassVar
 
 import lightning as L
 import torch
@@ -18,6 +19,42 @@ from lightning_failures.cli.lightning_commands import FailureTrainer
 from tests.helpers.toy import ColourEncoder, Images, OracleClassifier
 
 SIZE, SHARD, BATCH, K = 250, 20, 8, 5
+
+
+class Damaged(Images):
+    """Images of which some cannot be read, are grey or spoiled; larger ones can be embedded."""
+
+    BAD: ClassVar = {
+        0: "OSError: image 0 is truncated",
+        1: "the dataset returns None",
+        21: "1 channel, unlike the others with 3",
+        22: "Images have the shape (1, 3, 8)",
+        47: "NaN or infinite pixels",
+        48: "values far outside [0, 1]",
+        49: "values far outside [0, 1]",
+        **{number: f"OSError: image {number} is truncated" for number in range(100, 120)},  # a block of its own
+        SIZE - 1: f"OSError: image {SIZE - 1} is truncated",
+    }
+    LARGER = (30, 31, 200)
+
+    def __getitem__(self, index):
+        image, label = super().__getitem__(index)
+        reason = self.BAD.get(index, "")
+        if reason.startswith("OSError"):
+            raise OSError(f"image {index} is truncated")
+        if reason.startswith("the dataset"):
+            return None
+        if reason.startswith("1 channel"):
+            image = image[:1]
+        if reason.startswith("Images"):
+            image = image[:, 0]
+        if reason.startswith("NaN"):
+            image = image * torch.nan
+        if reason.startswith("values"):
+            image = image + 900
+        if index in self.LARGER:
+            image = image.repeat(1, 1, 2)
+        return image, label
 
 
 class Pool(L.LightningDataModule):
@@ -54,15 +91,16 @@ def trainer(encoder, **options) -> FailureTrainer:
     return FailureTrainer(callbacks=callbacks, enable_checkpointing=False, **(defaults | options))
 
 
-def main(folder: Path, outputs: list[Path], devices: int, nodes: int, dying_rank: int) -> None:
+def main(folder: Path, outputs: list[Path], devices: int, nodes: int, dying_rank: int, damaged: int = 0) -> None:
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     dies_after = 60 if dying_rank == int(os.environ.get("LOCAL_RANK", "0")) else None
+    pool = Pool(Damaged(SIZE, seed=7) if damaged else None)
     for output in outputs:
         noted = folder / output.name
         noted.mkdir(exist_ok=True)
         run = trainer(LoggedEncoder(noted, dies_after), strategy="ddp", devices=devices, num_nodes=nodes)
-        run.embed(OracleClassifier(), Pool(), directions=folder.parent, k=K, output=output, shard_size=SHARD)
+        run.embed(OracleClassifier(), pool, directions=folder.parent, k=K, output=output, shard_size=SHARD)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from torchvision.datasets import FakeData
 from torchvision.transforms import v2
 
 from lightning_failures.errors import ConfigurationError, DataError
-from lightning_failures.trainer.image_space import ImageSpace, find_normalization
+from lightning_failures.trainer.image_space import ImageSpace, find_normalization, pixel_problems
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 IMAGES = torch.rand(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -185,3 +185,15 @@ def test_to_unit__refuses_what_a_wrong_normalisation_explains(name, content):
         images = torch.nn.functional.interpolate(images, scale_factor=3, mode="bicubic")
     with pytest.raises(DataError, match="instead of 0 to 1"):
         ImageSpace().to_unit(v2.Normalize(*USUAL[name])(images))
+
+
+@pytest.mark.parametrize("bad", [[2], [0, 2, 3], [0, 1, 2, 3]])
+def test_to_unit_each__images_do_not_depend_on_the_others(bad):
+    images = IMAGES.clone()
+    images[bad] = images[bad] * 900
+    unit, error = ImageSpace().to_unit_each(images)
+    assert unit.isnan().flatten(1).all(1).nonzero().flatten().tolist() == bad
+    good = [row for row in range(4) if row not in bad]
+    assert torch.equal(unit[good], IMAGES[good])
+    assert (error is None) == (len(bad) < 2)
+    assert set(pixel_problems(images, unit).values()) == {"values far outside [0, 1]"}

@@ -1,13 +1,16 @@
 """Examples that can be read, and have the form of the others."""
 
+import io
+
 import pytest
 import torch
+from PIL import Image
 from torch.utils.data import default_collate
 
 from lightning_failures.errors import ConfigurationError
 from lightning_failures.trainer.batch_reader import BatchReader
 from lightning_failures.trainer.example_reader import BatchForm, ExampleReader, unchanged
-from lightning_failures.trainer.readable import Unreadable, common_form, read_example
+from lightning_failures.trainer.readable import Unreadable, common_form, form_of, read_example
 
 
 class Pool(list):
@@ -56,6 +59,50 @@ def test_common_form__images_of_any_size_have_none():
     assert common_form(pool) is None
     assert batches(pool, collate=first_of_each) == ([[0, 1, 2]], {})
     assert batches(pool) == ([[0], [1], [2]], {})
+
+
+def test_common_form__the_first_examples_may_be_the_odd_ones():
+    assert common_form(images(*[(1, 4, 4)] * 16, *[(3, 4, 4)] * 48))[0] == "float32 (3, 4, 4)"
+
+
+def test_form_of__pictures_from_files_of_any_format():
+    def stored(mode, format):
+        file = io.BytesIO()
+        Image.new(mode, (4, 4)).save(file, format)
+        return Image.open(file)
+
+    assert form_of(stored("RGB", "PNG")) == form_of(stored("RGB", "JPEG")) != form_of(stored("L", "PNG"))
+
+
+def test_read__what_collate_or_a_hook_cannot_take_is_left_out():
+    def collate(examples):
+        if any(label == 7 for _, label in examples):
+            raise ValueError("seven")
+        return default_collate(examples)
+
+    def transfer(batch):
+        if len(batch[1]) == 1 and batch[1][0] == 8:
+            raise ValueError("eight")
+        return batch
+
+    pool = Pool((torch.zeros(3, 4, 4), label) for label in (0, 7, 8, 3))
+    left_out: dict[int, str] = {}
+    reader = ExampleReader(pool, BatchForm(collate), BatchReader(), transfer, left_out=left_out)
+    assert [part.ids for part in reader.read(range(4))] == [[0], [3]]
+    assert left_out == {1: "ValueError: seven", 2: "ValueError: eight"}
+
+
+def test_read__items_that_are_none_or_that_collate_drops():
+    def kept(examples):
+        found = [example for example in examples if example[1] != 7]
+        return default_collate(found) if found else (torch.zeros(0, 3, 4, 4), torch.zeros(0))
+
+    pool = Pool((torch.zeros(3, 4, 4), label) for label in (0, 1, 7, 3))
+    pool[1] = None
+    found, left_out = batches(pool, collate=kept)
+    assert found == [[0], [3]]
+    assert left_out[1] == "the dataset returns None"
+    assert "instead of one" in left_out[2]
 
 
 def test_read_example__an_error_of_the_form_of_all_examples_is_raised():

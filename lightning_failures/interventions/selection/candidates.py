@@ -95,7 +95,7 @@ class Picks:
     Attributes:
         classes: Class -> its picks, ascending; requested classes that are absent from the pool are included.
         seen: Number of rows of the pool, of any class.
-        left_out: Reason for each item of the pool that could not be read, by id.
+        left_out: Reason for each item of the pool that could not be read or embedded, by id.
     """
 
     classes: Mapping[int, ClassPicks]
