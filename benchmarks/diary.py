@@ -48,6 +48,7 @@ from lightning_failures.data.grading import grade_batch
 from lightning_failures.data.report import ClassReport, FailureReport, ModeReport
 from lightning_failures.directions import FailureDirections, fit_failure_directions, matching
 from lightning_failures.directions.matching import ModeSimilarity, ModeSnapshot, mode_similarity
+from lightning_failures.directions.result import without_effects
 
 EPOCHS = 10
 Floats = NDArray[np.floating[Any]]
@@ -347,6 +348,7 @@ def seconds_of_an_advance(classes: int = 1000, dim: int = 512, n: int = 50_000) 
             mean=torch.zeros(dim),
             std=torch.ones(dim),
             out_of_fold=values,
+            **without_effects(classes, n),
         )
         grades = Grades(torch.arange(n), labels, (labels + failed) % classes, torch.ones(n), names)
         result = AnalysisResult(report, directions, table=ExampleTable.of(grades, values, {}))

@@ -17,7 +17,8 @@ from lightning_failures.core.types import BoolArray, IntArray
 from lightning_failures.data.grouping import GROUPINGS, Grouping
 from lightning_failures.data.members import Values
 from lightning_failures.data.report import GroupReport
-from lightning_failures.directions.fit import MIN_PER_OUTCOME, fit_failure_directions
+from lightning_failures.directions.fit import fit_failure_directions
+from lightning_failures.directions.one_class import MIN_PER_OUTCOME
 from lightning_failures.directions.result import FailureDirections, join_directions
 from lightning_failures.directions.standardize import Moments
 from lightning_failures.trees.fit import FailureTree

@@ -11,7 +11,8 @@ Files, each importing only from those above it::
     svm          The linear SVM of one class and the selection of its C
     additional   Additional failure directions of a class whose failures lie at two ends of the embedding
     result       The fitted directions: decision values, the file format, and joining the classes of several processes
-    fit          Fitting: the classes that can be fitted, their folds, and the search for the directions of each
+    one_class    The directions of one class: its folds, the examples to fit on, the search, and the tests
+    fit          Fitting all classes: phi, labels in doubt, and the result
     null_scores  Null distribution of CV scores: the same fit under permuted correctness
 """
 

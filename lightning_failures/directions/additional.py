@@ -28,7 +28,6 @@ successes do can pass for two modes; so can one mode that exists in two varietie
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -123,7 +122,7 @@ def additional_directions(
         kept[rows[end]] = True
         if not _in_every_fold(~correct[kept], fold[kept]):
             break
-        svm = _with_values_for_all(fit(features[kept], correct[kept], fold[kept]), features, kept)
+        svm = fit(features[kept], correct[kept], fold[kept]).for_all(features, kept)
         found.append(FoundDirection(svm, p_value))
         parts += [(previous, rows[~end]), (svm, rows[end])]
     return found
@@ -227,13 +226,6 @@ def _less_separated_end(across: FloatArray, previous: FloatArray, correct: BoolA
 def _in_every_fold(failed: BoolArray, fold: IntArray) -> bool:
     """Return whether every fold has failures and successes."""
     return all(failed[fold == name].any() and not failed[fold == name].all() for name in np.unique(fold))
-
-
-def _with_values_for_all(fitted: SVMFit, features: NDArray[Any], kept: BoolArray) -> SVMFit:
-    """Give the examples outside ``kept`` the decision values of the SVM, which has not seen them."""
-    values = features @ fitted.weight + fitted.bias
-    values[kept] = fitted.out_of_fold
-    return dataclasses.replace(fitted, out_of_fold=values)
 
 
 def _project_out(features: NDArray[Any], *directions: NDArray[Any]) -> FloatArray:

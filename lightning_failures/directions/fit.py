@@ -13,32 +13,25 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from sklearn.model_selection import StratifiedKFold
 
 from lightning_failures.core.arrays import as_mask, as_rows, as_vector, finite_rows_of
-from lightning_failures.core.budget import MAX_GRAM_EXAMPLES, SKIPPED_FOR_TIME, Deadline
+from lightning_failures.core.budget import SKIPPED_FOR_TIME, Deadline
 from lightning_failures.core.text import fit_failed
 from lightning_failures.core.threads import one_thread
-from lightning_failures.core.types import BoolArray, IntArray
-from lightning_failures.directions.additional import ADDITIONAL_LEVEL, FoundDirection, additional_directions
-from lightning_failures.directions.result import NO_ADDITIONAL_PATTERN, FailureDirections, rows_by_class
+from lightning_failures.core.types import FloatArray, IntArray
+from lightning_failures.directions.effects import measure_effect
+from lightning_failures.directions.one_class import ALL_THE_SAME, DirectionSearch, FittedClass, class_problems
+from lightning_failures.directions.probe import label_margins
+from lightning_failures.directions.result import NO_ADDITIONAL_PATTERN, FailureDirections
 from lightning_failures.directions.standardize import Moments, standardize
-from lightning_failures.directions.svm import SVMFit, centred_gram, fit_published, fit_scaled
 from lightning_failures.errors import ConfigurationError, DataError
-from lightning_failures.stats.folds import join_copies, stratified_group_folds
-from lightning_failures.stats.permutation_test import permutation_p_value
-
-MIN_PER_OUTCOME = 10
-"""A class with fewer failures, or fewer successes, is skipped."""
-
-ALL_THE_SAME = "all its embeddings are the same"
-"""Why a class is skipped whose examples cannot be distinguished."""
+from lightning_failures.stats.agreement import auc
+from lightning_failures.stats.folds import join_copies
 
 _IDENTICAL = 1e-6  # largest range of a coordinate at which unit vectors count as identical
 
@@ -62,6 +55,8 @@ def fit_failure_directions(
     classes_in_all: int | None = None,
     deadline: Deadline | None = None,
     on_class_error: Callable[[int, Exception], None] | None = None,
+    doubted: Literal["failures", "examples"] | None = None,
+    margins: Any = None,
 ) -> FailureDirections:
     """Fit one SVM per class that separates its correctly classified examples from its failures.
 
@@ -102,6 +97,12 @@ def fit_failure_directions(
             leaves out are in ``skipped``.
         on_class_error: Called with a class whose fit raises an error, and the error; the class is then in ``skipped``.
             None: the error is raised.
+        doubted: Which examples leave the fit if a cross-fitted probe of the label on the embeddings does not support
+            their label (:mod:`lightning_failures.directions.probe`): ``"failures"``, all ``"examples"``, or None.
+            They keep their decision values. The CV score and the p-value are those of the examples, failures and
+            successes, whose labels are not in doubt. With ``selection="published"`` nothing leaves the fit.
+        margins: (N,) label margins of these examples, if the probe was fitted on more than them; see
+            :func:`~lightning_failures.directions.probe.label_margins`.
 
     Returns:
         The directions. A class with fewer than 10 failures or 10 successes, or with too few sources to fill the folds,
@@ -119,7 +120,7 @@ def fit_failure_directions(
         >>> int(directions.weight[0].abs().argmax()), bool(directions.p_value[0] <= 0.001)
         (0, True)
     """
-    _check_options(selection, folds, n_directions, permutations, seed, cs)
+    _check_options(selection, folds, n_directions, permutations, seed, cs, doubted)
     x = as_rows(embeddings, "embeddings")
     n, dim = x.shape
     y = as_vector(labels, "labels", n)
@@ -142,15 +143,29 @@ def fit_failure_directions(
         precision = np.float64 if published else np.float32
         phi_mean, phi_std = mean.astype(precision), std.astype(precision)
 
-        # the classes that can be fitted, most failures first, so that a deadline costs those that matter least
-        problems, skipped = _class_problems(
-            x, y, names, right, sources, folds, seed, unshuffled=published and groups is None
+        # the labels in doubt, then the classes that can be fitted, most failures first, so that a deadline costs those
+        # that matter least
+        margin, doubt = np.full(n, np.nan), np.zeros(n, dtype=np.bool_)
+        if doubted is not None and not published:
+            margin = _margins(x, y, sources, mean, std, seed) if margins is None else as_vector(margins, "margins", n)
+            doubt = margin < 0
+        problems, skipped = class_problems(
+            x,
+            y,
+            names,
+            right,
+            sources,
+            folds,
+            seed,
+            doubted=doubt,
+            fitted=~doubt if doubted == "examples" else ~doubt | right,
+            unshuffled=published and groups is None,
         )
         in_all = len(problems) if classes_in_all is None else classes_in_all
         problems.sort(key=lambda problem: -problem.failures)
 
-        search = _DirectionSearch(published, cs, permutations, 20 * in_all, n_directions, seed, device)
-        fitted: list[_FittedClass] = []
+        search = DirectionSearch(published, cs, permutations, 20 * in_all, n_directions, seed, device)
+        fitted: list[FittedClass] = []
         for problem in problems:
             if deadline is not None and deadline.passed:
                 skipped[problem.label] = SKIPPED_FOR_TIME
@@ -160,7 +175,7 @@ def fit_failure_directions(
                 if np.ptp(features, axis=0).max(initial=0.0) < _IDENTICAL:
                     skipped[problem.label] = ALL_THE_SAME
                     continue
-                fitted.append(_FittedClass(problem, search.directions(problem, features)))
+                fitted.append(search.fit(problem, features))
             except Exception as error:
                 if on_class_error is None:
                     raise
@@ -179,8 +194,16 @@ def fit_failure_directions(
         if rank:
             ended = [one.problem.label for one in fitted if len(one.directions) == rank]
             reasons = dict.fromkeys(ended, NO_ADDITIONAL_PATTERN)
-        ranks.append(FailureDirections(**_stack(fitted, rank, n, dim), **phi, skipped=reasons))
+        ranks.append(FailureDirections(**_stack(fitted, rank, margin, dim), **phi, skipped=reasons))
     return dataclasses.replace(ranks[0], further=tuple(ranks[1:]))
+
+
+def _margins(
+    x: NDArray[Any], labels: IntArray, sources: NDArray[Any], mean: FloatArray, std: FloatArray, seed: int
+) -> FloatArray:
+    """Return the label margins (n,) of the examples."""
+    codes = sources if sources.dtype.kind == "i" else np.unique(sources, return_inverse=True)[1]
+    return label_margins(x, labels, codes, mean, std, classes=np.unique(labels), seed=seed)
 
 
 def _moments(reference: Any, x: NDArray[Any], names: NDArray[Any]) -> Moments:
@@ -210,170 +233,65 @@ def _standardized(x: NDArray[Any], mean: NDArray[Any], std: NDArray[Any]) -> NDA
     return features
 
 
-@dataclass(frozen=True)
-class _ClassProblem:
-    """The n examples of one class, sorted by fold and then by id."""
+def _stack(fitted: list[FittedClass], rank: int, margins: FloatArray, dim: int) -> dict[str, Any]:
+    """Return the directions of one rank as tensors of K rows, and their values for the examples as tensors of n rows.
 
-    label: int
-    rows: IntArray  # rows of the caller
-    correct: BoolArray
-    sources: NDArray[Any]
-    fold: IntArray
-
-    @property
-    def failures(self) -> int:
-        """Number of failures."""
-        return int(np.count_nonzero(~self.correct))
-
-
-def _class_problems(
-    x: NDArray[Any],
-    labels: IntArray,
-    names: NDArray[Any],
-    correct: BoolArray,
-    sources: NDArray[Any],
-    folds: int,
-    seed: int,
-    *,
-    unshuffled: bool,
-) -> tuple[list[_ClassProblem], dict[int, str]]:
-    """Return the classes that can be fitted, by label, and the reason for each class that cannot."""
-    problems, skipped = [], {}
-    for label, rows in rows_by_class(labels):
-        rows = rows[np.argsort(names[rows], kind="stable")]
-        if len(np.unique(names[rows])) < len(rows):
-            raise DataError(f"ids must be unique within a class; class {label} has one twice")
-        if unshuffled:
-            fold = _unshuffled_folds(correct[rows], folds)
-        else:
-            fold = stratified_group_folds(~correct[rows], sources[rows], folds=folds, seed=seed)
-            by_fold = np.argsort(fold, kind="stable")  # makes each fold one block of the Gram matrix
-            rows, fold = rows[by_fold], fold[by_fold]
-        reason = _why_skipped(correct[rows], fold, folds)
-        if reason is not None and _too_few(correct[rows]) is None and bool((x[rows] == x[rows[0]]).all()):
-            reason = ALL_THE_SAME  # copies of one image, whose single source cannot fill the folds
-        if reason is None:
-            problems.append(_ClassProblem(label, rows, correct[rows], sources[rows], fold))
-        else:
-            skipped[label] = reason
-    return problems, skipped
-
-
-@dataclass(frozen=True)
-class _DirectionSearch:
-    """The search for the directions of one class."""
-
-    published: bool
-    cs: Sequence[float] | None
-    permutations: int
-    at_least: int
-    most: int
-    seed: int
-    device: str | torch.device
-
-    def directions(self, problem: _ClassProblem, features: NDArray[Any]) -> list[FoundDirection]:
-        """Fit the first direction and, if it passes its test, search for additional ones."""
-        # without the Gram matrix of all examples a large class is fitted on a sample
-        with_gram = not self.published and len(features) <= MAX_GRAM_EXAMPLES
-        gram = centred_gram(features, self.device) if with_gram else None
-        first = self._fit(features, problem.correct, problem.fold, gram)
-        p_value = permutation_p_value(
-            features,
-            gram,
-            problem.correct,
-            problem.sources,
-            permutations=self.permutations,
-            at_least=self.at_least,
-            rng=np.random.default_rng([self.seed, problem.label, 0]),
-            device=self.device,
-        )
-        directions = [FoundDirection(first, p_value)]
-        if self.most > 1 and p_value <= ADDITIONAL_LEVEL:
-            directions += additional_directions(
-                first,
-                features,
-                problem.correct,
-                problem.sources,
-                problem.fold,
-                fit=self._fit,
-                most=self.most - 1,
-                permutations=self.permutations,
-                seed=(self.seed, problem.label),
-            )
-        return directions
-
-    def _fit(
-        self, features: NDArray[Any], correct: BoolArray, fold: IntArray, gram: NDArray[Any] | None = None
-    ) -> SVMFit:
-        if self.published:
-            return fit_published(features, correct, fold, self.cs)
-        return fit_scaled(features, correct, fold, self.cs, gram=gram)
-
-
-@dataclass(frozen=True)
-class _FittedClass:
-    """A class and its directions, the first one first."""
-
-    problem: _ClassProblem
-    directions: list[FoundDirection]
-
-
-def _stack(fitted: list[_FittedClass], rank: int, n: int, dim: int) -> dict[str, Any]:
-    """Return the directions of one rank as tensors of K rows, and their out-of-fold values as a tensor of n rows."""
-    classes = [one.problem for one in fitted if len(one.directions) > rank]
-    tested = [one.directions[rank] for one in fitted if len(one.directions) > rank]
+    Args:
+        fitted: The classes, ascending.
+        rank: 0 for the first direction.
+        margins: (n,) label margins; NaN without a probe.
+        dim: D.
+    """
+    found = [one for one in fitted if len(one.directions) > rank]
+    tested = [one.directions[rank] for one in found]
     svms = [direction.svm for direction in tested]
-    out_of_fold = np.full(n, np.nan, dtype=np.float32)
-    for problem, svm in zip(classes, svms, strict=True):
-        out_of_fold[problem.rows] = svm.out_of_fold
+    out_of_fold = np.full(len(margins), np.nan, dtype=np.float32)
+    left_out = np.zeros(len(margins), dtype=np.bool_)
+    effects, aucs = [], []
+    for one, svm in zip(found, svms, strict=True):
+        problem = one.problem
+        out_of_fold[problem.rows], left_out[problem.rows] = svm.out_of_fold, ~problem.fitted
+        sources = np.unique(problem.sources, return_inverse=True)[1]
+        effects.append(measure_effect(svm.out_of_fold, ~problem.correct, sources))
+        aucs.append([auc(values, problem.correct) for values in (margins[problem.rows], one.whole_values)])
+    columns: dict[str, Sequence[Any]] = {
+        "cv_score": [svm.score for svm in svms],
+        "cv_score_stderr": [svm.stderr for svm in svms],
+        "c": [svm.c for svm in svms],
+        "p_value": [direction.p_value for direction in tested],
+        "effect": [effect.difference for effect in effects],
+        "margin_auc": [pair[0] for pair in aucs],
+        "whole_auc": [pair[1] for pair in aucs],
+    }
     return {
-        "classes": torch.tensor([problem.label for problem in classes], dtype=torch.int64),
+        "classes": torch.tensor([one.problem.label for one in found], dtype=torch.int64),
         "weight": torch.from_numpy(np.array([svm.weight for svm in svms], dtype=np.float32).reshape(-1, dim)),
         "bias": torch.tensor([svm.bias for svm in svms], dtype=torch.float32),
-        "cv_score": torch.tensor([svm.score for svm in svms], dtype=torch.float64),
-        "cv_score_stderr": torch.tensor([svm.stderr for svm in svms], dtype=torch.float64),
-        "c": torch.tensor([svm.c for svm in svms], dtype=torch.float64),
-        "p_value": torch.tensor([direction.p_value for direction in tested], dtype=torch.float64),
+        **{name: torch.tensor(column, dtype=torch.float64) for name, column in columns.items()},
+        "effect_interval": torch.tensor([effect.interval for effect in effects], dtype=torch.float64).reshape(-1, 2),
         "out_of_fold": torch.from_numpy(out_of_fold),
+        "label_margin": torch.from_numpy(margins.astype(np.float32)),
+        "doubted": torch.from_numpy(left_out),
     }
 
 
-def _unshuffled_folds(correct: BoolArray, folds: int) -> IntArray:
-    """Return the folds that scikit-learn makes of ``cv=folds``; all 0 where an outcome cannot fill the folds."""
-    fold = np.zeros(len(correct), dtype=np.int64)
-    if min(correct.sum(), (~correct).sum()) >= folds:
-        for k, (_, held) in enumerate(StratifiedKFold(folds).split(correct, correct)):
-            fold[held] = k
-    return fold
-
-
-def _why_skipped(correct: BoolArray, fold: IntArray, folds: int) -> str | None:
-    """Return why a class cannot be fitted, or None if it can."""
-    reason = _too_few(correct)
-    if reason is not None:
-        return reason
-    for mask, outcomes in ((~correct, "failures"), (correct, "successes")):
-        if len(np.unique(fold[mask])) < folds:
-            return f"its {outcomes} come from too few sources for {folds} folds"
-    return None
-
-
-def _too_few(correct: BoolArray) -> str | None:
-    """Return which outcome has too few examples, or None if both have enough."""
-    for mask, singular, plural in ((~correct, "failure", "failures"), (correct, "success", "successes")):
-        count = int(mask.sum())
-        if count < MIN_PER_OUTCOME:
-            return f"{count} {singular if count == 1 else plural}; at least {MIN_PER_OUTCOME} are needed"
-    return None
-
-
 def _check_options(
-    selection: str, folds: int, n_directions: int, permutations: int, seed: int, cs: Sequence[float] | None
+    selection: str,
+    folds: int,
+    n_directions: int,
+    permutations: int,
+    seed: int,
+    cs: Sequence[float] | None,
+    doubted: str | None,
 ) -> None:
     """Raise a ConfigurationError for an option outside its range."""
     if selection not in ("scaled", "published"):
         raise ConfigurationError(
             f"fit_failure_directions: selection must be 'scaled' or 'published', got {selection!r}"
+        )
+    if doubted not in ("failures", "examples", None):
+        raise ConfigurationError(
+            f"fit_failure_directions: doubted must be 'failures', 'examples' or None, got {doubted!r}"
         )
     for name, value, least in (
         ("folds", folds, 2),

@@ -28,7 +28,11 @@ NO_ADDITIONAL_PATTERN = "no further pattern"
 """Why a class has no direction of a rank above 0 although it has one of every rank below."""
 
 _FORMAT = "lightning_failures.directions/1"
-_PER_CLASS = ("classes", "weight", "bias", "cv_score", "cv_score_stderr", "c", "p_value")
+_EFFECTS = ("effect", "effect_interval", "margin_auc", "whole_auc")
+_PER_CLASS = ("classes", "weight", "bias", "cv_score", "cv_score_stderr", "c", "p_value", *_EFFECTS)
+
+MIN_AUC = 0.55
+"""AUC of the decision values from which the share that doubtful labels explain is defined."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,6 +54,14 @@ class FailureDirections:
         std: (D,) float32 that phi divides by; 0 for a degenerate dimension, which contributes 0.
         out_of_fold: (N,) float32 in the order of the caller's rows: the cross-fitted decision value, from the fit that
             did not see the example. NaN in skipped classes.
+        effect: (K,) float64 in [-1, 1], the error rate of the flagged examples minus that of the unflagged, by
+            ``out_of_fold``; NaN if all or none are flagged.
+        effect_interval: (K, 2) float64, its 95 % interval, which keeps sources whole.
+        label_margin: (N,) float32, how far the score of the label lies above that of the best other class, by the
+            cross-fitted probe; negative where the label is in doubt. NaN without a probe.
+        doubted: (N,) bool, the examples that left the fit because their label is in doubt. False in skipped classes.
+        margin_auc: (K,) float64 in [0, 1], AUC of the label margin for telling successes from failures.
+        whole_auc: (K,) float64 in [0, 1], the same of the out-of-fold decision values of a fit that doubts no label.
         skipped: Class without an SVM -> the reason.
         whiten: False if phi only scales to unit length.
         further: Additional directions (``n_directions > 1``), one result per rank with the classes that have a
@@ -67,9 +79,34 @@ class FailureDirections:
     mean: Tensor
     std: Tensor
     out_of_fold: Tensor
+    effect: Tensor
+    effect_interval: Tensor
+    label_margin: Tensor
+    doubted: Tensor
+    margin_auc: Tensor
+    whole_auc: Tensor
     skipped: dict[int, str] = field(default_factory=dict)
     whiten: bool = True
     further: tuple[FailureDirections, ...] = ()
+
+    @property
+    def explained(self) -> Tensor:
+        """(K,) float64: how much of what decision values know of the failures of a class, label margins know too.
+
+        It is (margin AUC - 1/2) / (whole AUC - 1/2). Near 1, the failures look like doubtful labels. NaN where the
+        decision values hardly tell failures, or without a probe. Values of single classes vary: read
+        :attr:`explained_overall` first.
+        """
+        return torch.where(self.whole_auc >= MIN_AUC, (self.margin_auc - 0.5) / (self.whole_auc - 0.5), torch.nan)
+
+    @property
+    def explained_overall(self) -> float | None:
+        """The ratio of the means over classes, see :attr:`explained`; None where it is undefined."""
+        known = ~(self.margin_auc.isnan() | self.whole_auc.isnan())
+        if not known.any():
+            return None
+        whole = float(self.whole_auc[known].mean())
+        return (float(self.margin_auc[known].mean()) - 0.5) / (whole - 0.5) if whole >= MIN_AUC else None
 
     def row(self, class_index: int) -> int:
         """Return the row k whose SVM belongs to the class with this label.
@@ -150,6 +187,9 @@ class FailureDirections:
                 raise DataError(f"{path} holds no failure directions (format {metadata.get('format')!r})")
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
         skipped = [{int(k): str(v) for k, v in reasons.items()} for reasons in json.loads(metadata["skipped"])]
+        for rank in range(len(skipped)):  # files of former versions have neither effects nor doubts
+            unknown = without_effects(len(tensors[f"{rank}.bias"]), tensors[f"{rank}.out_of_fold"].numel())
+            tensors = {f"{rank}.{name}": tensor for name, tensor in unknown.items()} | tensors
         first, *further = (
             cls(
                 **{name: tensors[f"{rank}.{name}"] for name in _TENSORS},
@@ -167,15 +207,28 @@ class FailureDirections:
             ValueError: A tensor has another shape or type.
         """
         k, d = self.weight.shape
-        shapes = {"mean": (d,), "std": (d,), "weight": (k, d), "out_of_fold": (self.out_of_fold.numel(),)}
+        n = self.out_of_fold.numel()
+        shapes = {"mean": (d,), "std": (d,), "weight": (k, d), "effect_interval": (k, 2)}
+        shapes |= dict.fromkeys(("out_of_fold", "label_margin", "doubted"), (n,))
         for name in _TENSORS:
             tensor = getattr(self, name)
-            if tensor.shape != shapes.get(name, (k,)) or tensor.is_floating_point() == (name == "classes"):
+            if tensor.shape != shapes.get(name, (k,)) or tensor.is_floating_point() == (name in ("classes", "doubted")):
                 raise ValueError(f"{name} has shape {tuple(tensor.shape)} and type {tensor.dtype}")
         return self
 
 
 _TENSORS = tuple(f.name for f in dataclasses.fields(FailureDirections) if f.type == "Tensor")
+
+
+def without_effects(classes: int, examples: int) -> dict[str, Tensor]:
+    """Return the tensors of effects and doubts of directions for which neither is known."""
+    nan = float("nan")
+    unknown = {name: torch.full((classes,), nan, dtype=torch.float64) for name in _EFFECTS}
+    return unknown | {
+        "effect_interval": torch.full((classes, 2), nan, dtype=torch.float64),
+        "label_margin": torch.full((examples,), nan),
+        "doubted": torch.zeros(examples, dtype=torch.bool),
+    }
 
 
 def join_directions(parts: Sequence[FailureDirections], rows: Sequence[IntArray], n: int) -> FailureDirections:
@@ -202,11 +255,14 @@ def join_directions(parts: Sequence[FailureDirections], rows: Sequence[IntArray]
         values: dict[str, Any] = {}
         for name in _PER_CLASS:
             values[name] = torch.cat([getattr(part, name) for part in of_rank])[order]
-        out_of_fold = torch.full((n,), float("nan"))
+        unknown = without_effects(0, n)
+        of_examples = {"out_of_fold": torch.full((n,), float("nan"))}
+        of_examples |= {name: unknown[name] for name in ("label_margin", "doubted")}
         for part, part_rows in zip(of_rank, rows, strict=True):
-            out_of_fold[torch.from_numpy(part_rows)] = part.out_of_fold
+            for name, column in of_examples.items():
+                column[torch.from_numpy(part_rows)] = getattr(part, name)
         skipped = dict(sorted(item for part in of_rank for item in part.skipped.items()))
-        ranks.append(dataclasses.replace(parts[0], **values, out_of_fold=out_of_fold, skipped=skipped, further=()))
+        ranks.append(dataclasses.replace(parts[0], **values, **of_examples, skipped=skipped, further=()))
     return dataclasses.replace(ranks[0], further=tuple(ranks[1:]))
 
 
@@ -219,7 +275,10 @@ def _of_rank(directions: FailureDirections, rank: int) -> FailureDirections:
     no_classes: dict[str, Any] = {name: getattr(directions, name)[:0] for name in _PER_CLASS}
     no_values = torch.full_like(directions.out_of_fold, float("nan"))
     skipped = dict.fromkeys(ended, NO_ADDITIONAL_PATTERN)
-    return dataclasses.replace(directions, **no_classes, out_of_fold=no_values, skipped=skipped, further=())
+    no_doubts = torch.zeros_like(directions.doubted)
+    return dataclasses.replace(
+        directions, **no_classes, out_of_fold=no_values, doubted=no_doubts, skipped=skipped, further=()
+    )
 
 
 def rows_by_class(labels: IntArray) -> Iterator[tuple[int, IntArray]]:

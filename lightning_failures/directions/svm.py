@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -53,6 +53,16 @@ class SVMFit:
     score: float
     stderr: float
     out_of_fold: FloatArray
+
+    def of_examples(self, kept: BoolArray) -> SVMFit:
+        """Return the fit with the out-of-fold values of some examples only, those of ``kept`` (n,) bool."""
+        return replace(self, out_of_fold=self.out_of_fold[kept])
+
+    def for_all(self, features: NDArray[Any], kept: BoolArray) -> SVMFit:
+        """Return the fit with values for all examples: those outside ``kept`` were not seen by it."""
+        values = features @ self.weight + self.bias
+        values[kept] = self.out_of_fold
+        return replace(self, out_of_fold=values)
 
 
 def fit_published(
@@ -101,6 +111,8 @@ def fit_scaled(
     cs: Sequence[float] | None = None,
     *,
     gram: NDArray[Any] | None = None,
+    fitted: BoolArray | None = None,
+    scored: BoolArray | None = None,
     most: int = MAX_GRAM_EXAMPLES,
 ) -> SVMFit:
     """Select a multiple of the critical C by cross-validation, and refit on all examples at that multiple.
@@ -116,41 +128,47 @@ def fit_scaled(
         fold: (n,) int, the fold of each example.
         cs: Absolute values of C instead of the multiples.
         gram: (n, n) result of :func:`centred_gram`, if it is already computed.
+        fitted: (n,) bool, the examples to fit on; the others only get out-of-fold values. Default: all.
+        scored: (n,) bool, the examples to score on. Default: all.
         most: Maximum number of examples to fit on, sampled with equal numbers of failures and successes as far as
             possible. Scores and out-of-fold values still cover all examples.
     """
-    used = _fixed_sample(correct, most)
-    everything = len(used) == len(correct)
-    x, right, part = features, correct, fold
-    if not everything:
-        x, right, part = features[used], correct[used], fold[used]
-    centre = x.mean(axis=0)
-    if gram is None or not everything:
-        gram = centred_gram(x)
+    used = _fixed_sample(correct, most, fitted)
+    scored = np.ones(len(correct), dtype=np.bool_) if scored is None else scored
+    # the Gram matrix is that of all examples, or of those to fit on if there are too many
+    of_all = len(correct) <= most
+    rows = np.arange(len(correct)) if of_all else used
+    place = used if of_all else np.arange(len(used))  # of the examples to fit on in the Gram matrix
+    x, right, part = features[used], correct[used], fold[used]
+    centre = features[rows].mean(axis=0)
+    if gram is None or not of_all:
+        gram = centred_gram(features[rows])
     # ascending, because each solution starts from the previous one
     grid = np.unique(cs or CRITICAL_MULTIPLES).astype(np.float64)
 
     # score the grid: each fold is predicted by the fit on the other folds
     values = np.empty((len(grid), len(correct)))
     scores = np.zeros(len(grid))
-    for kept, held in _splits(part):
-        inside = _block(gram, kept, kept)
+    for kept, held in ((np.flatnonzero(part != k), np.flatnonzero(fold == k)) for k in np.unique(fold)):
+        inside = _block(gram, place[kept], place[kept])
         coefficients, biases, _ = _solve_path(inside, right[kept], grid, relative=not cs)
-        if everything:
-            values[:, held] = coefficients @ _block(gram, kept, held) + biases[:, None]
-        else:  # predict the whole fold, also the examples outside the sample
-            held = np.flatnonzero(fold == part[held[0]])
+        if of_all:
+            values[:, held] = coefficients @ _block(gram, place[kept], held) + biases[:, None]
+        else:
             values[:, held] = (coefficients @ x[kept]) @ (features[held] - centre).T + biases[:, None]
-        scores += CRITERION.score(values[:, held], correct[held])
-    scores /= len(np.unique(part))
+        judged = held[scored[held]]
+        scores += CRITERION.score(values[:, judged], correct[judged])
+    scores /= len(np.unique(fold))
 
     # select C and refit on all examples
-    error = CRITERION.stderr(values[scores.argmax()], correct)
+    error = CRITERION.stderr(values[scores.argmax()][scored], correct[scored])
     best = int(np.flatnonzero(scores >= scores.max() - SCORE_TOLERANCE * error)[0])
-    coefficients, biases, critical = _solve_path(gram, right, grid[best : best + 1], relative=not cs)
+    coefficients, biases, critical = _solve_path(
+        _block(gram, place, place), right, grid[best : best + 1], relative=not cs
+    )
     c = float(grid[best]) * (1.0 if cs else critical)
     weight = coefficients[0] @ x
-    bias, stderr = float(biases[0] - weight @ centre), CRITERION.stderr(values[best], correct)
+    bias, stderr = float(biases[0] - weight @ centre), CRITERION.stderr(values[best][scored], correct[scored])
     return SVMFit(weight, bias, c, float(scores[best]), stderr, values[best])
 
 
@@ -222,11 +240,12 @@ def _block(gram: NDArray[Any], rows: IntArray, columns: IntArray) -> NDArray[Any
     return gram[np.ix_(rows, columns)]
 
 
-def _fixed_sample(correct: BoolArray, most: int) -> IntArray:
-    """Return the rows to fit on, ascending: all, or ``most`` of them by a hash, half of them failures if possible."""
-    if len(correct) <= most:
-        return np.arange(len(correct))
-    order = np.argsort(stable_hash(np.arange(len(correct))), kind="stable")
+def _fixed_sample(correct: BoolArray, most: int, fitted: BoolArray | None = None) -> IntArray:
+    """Return the rows to fit on, ascending: all of ``fitted``, or ``most`` of them by a hash, half of them failures."""
+    rows = np.arange(len(correct)) if fitted is None else np.flatnonzero(fitted)
+    if len(rows) <= most:
+        return rows
+    order = rows[np.argsort(stable_hash(rows), kind="stable")]
     failures, successes = order[~correct[order]], order[correct[order]]
     half = most // 2
     failures = failures[: max(half, most - len(successes))]

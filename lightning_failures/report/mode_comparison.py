@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 
 from lightning_failures.core.arrays import defined
 from lightning_failures.data.report import ClassReport
-from lightning_failures.directions.fit import MIN_PER_OUTCOME
 from lightning_failures.directions.matching import SAME_MODE_SIMILARITY, ModeSimilarity
+from lightning_failures.directions.one_class import MIN_PER_OUTCOME
 from lightning_failures.report.run_folder import Run
 
 SHARED = 0.5

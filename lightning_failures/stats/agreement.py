@@ -1,9 +1,12 @@
-"""Agreement of two binary judgements beyond chance."""
+"""Agreement of two binary judgements, and of values with outcomes, beyond chance."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
+from scipy.stats import rankdata  # type: ignore[import-untyped]
 
 
 def cohen_kappa(one: NDArray[np.bool_], other: NDArray[np.bool_]) -> float | None:
@@ -25,3 +28,25 @@ def cohen_kappa(one: NDArray[np.bool_], other: NDArray[np.bool_]) -> float | Non
     """
     by_chance = one.mean() * other.mean() + (~one).mean() * (~other).mean()
     return None if by_chance >= 1 else float(((one == other).mean() - by_chance) / (1 - by_chance))
+
+
+def auc(values: NDArray[Any], positive: NDArray[np.bool_]) -> float:
+    """Return the area under the ROC curve: the probability that a positive example has the larger value.
+
+    Args:
+        values: (n,) numbers; examples with NaN are left out.
+        positive: (n,) bool.
+
+    Returns:
+        A value in [0, 1], where ties count half; NaN without positive or without negative examples.
+
+    >>> auc(np.array([0.1, 0.4, 0.4, 0.9]), np.array([False, True, False, True]))
+    0.875
+    """
+    known = ~np.isnan(values)
+    positive = positive[known]
+    n_positive, n_negative = int(positive.sum()), int((~positive).sum())
+    if not (n_positive and n_negative):
+        return float("nan")
+    ranks = float(rankdata(values[known])[positive].sum())
+    return (ranks - n_positive * (n_positive + 1) / 2) / (n_positive * n_negative)

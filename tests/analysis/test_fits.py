@@ -77,7 +77,7 @@ def test_directions_fit__all_classes_fail(task, monkeypatch):
     def broken(*args, **options):
         raise ArithmeticError("planted")
 
-    monkeypatch.setattr("lightning_failures.directions.fit.permutation_p_value", broken)
+    monkeypatch.setattr("lightning_failures.directions.one_class.permutation_p_value", broken)
     with pytest.raises(ArithmeticError, match="planted"):
         DirectionsFit(permutations=99).fit(task)
 

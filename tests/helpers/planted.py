@@ -13,6 +13,7 @@ from lightning_failures.data.example_table import ExampleTable
 from lightning_failures.data.grades import Grades
 from lightning_failures.data.report import ClassReport
 from lightning_failures.directions import FailureDirections
+from lightning_failures.directions.result import without_effects
 from tests.helpers.results import analysed
 
 DIM = 24
@@ -98,5 +99,6 @@ def _rank(classes, rank: int, places: list[int], skipped: str | None) -> Failure
         mean=torch.zeros(DIM),
         std=torch.ones(DIM),
         out_of_fold=torch.cat(values),
+        **without_effects(len(mine), sum(map(len, values))),
         skipped=reasons,
     )

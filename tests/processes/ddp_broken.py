@@ -13,7 +13,7 @@ import torch.distributed as dist
 from lightning.pytorch import Callback
 from torch.utils.data import DataLoader
 
-from lightning_failures.directions import fit as directions
+from lightning_failures.directions.one_class import DirectionSearch
 from lightning_failures.trees import groups
 from tests.helpers.broken import Edited, Marked, Texts, mark, spoil
 from tests.helpers.toy import ColourEncoder, OracleClassifier, callback, loader, trainer
@@ -47,7 +47,7 @@ class TextsOfFirstRank(Texts):
 
 def failing(label):
     """Let the fit of one class, and of its tree, raise an error."""
-    search, tree = directions._DirectionSearch.directions, groups.fit_failure_tree
+    search, tree = DirectionSearch.fit, groups.fit_failure_tree
 
     def of_class(self, problem, features):
         if problem.label == label:
@@ -59,7 +59,7 @@ def failing(label):
             raise ArithmeticError("planted")
         return tree(features, failed, ids=ids, **options)
 
-    directions._DirectionSearch.directions, groups.fit_failure_tree = of_class, of_group
+    DirectionSearch.fit, groups.fit_failure_tree = of_class, of_group
 
 
 CASES: dict[str, Any] = {

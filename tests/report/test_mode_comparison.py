@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from lightning_failures.directions import FailureDirections
+from lightning_failures.directions.result import without_effects
 from lightning_failures.report.comparison import compare
 from lightning_failures.report.run_folder import Run
 from tests.report.runs import run
@@ -18,7 +19,13 @@ def directions(*rows, mean: float = 0.0) -> FailureDirections:
     weight = torch.tensor(rows, dtype=torch.float32)
     k, d = weight.shape
     return FailureDirections(
-        torch.arange(k), weight, *torch.zeros(5, k).unbind(), torch.full((d,), mean), torch.ones(d), torch.zeros(4)
+        torch.arange(k),
+        weight,
+        *torch.zeros(5, k).unbind(),
+        torch.full((d,), mean),
+        torch.ones(d),
+        torch.zeros(4),
+        **without_effects(k, 4),
     )
 
 

@@ -20,6 +20,7 @@ from lightning_failures.data.report import (
     analysis_name,
 )
 from lightning_failures.directions import FailureDirections
+from lightning_failures.directions.result import without_effects
 from lightning_failures.errors import ConfigurationError
 from lightning_failures.report import run_folder as runs
 from lightning_failures.report.gallery import Gallery, Picture, Row, Thumbnails, Tile
@@ -59,7 +60,7 @@ def folder(tmp_path):
     """A run of three analyses and a test, as the callback leaves it; the last report is that of the training."""
     sink = FileWriter(tmp_path / "version_0" / "failures")
     numbers = [torch.ones(size) for size in (1, 1, 1, 1, 1, 3, 3, 4)]
-    fitted = FailureDirections(torch.tensor([0]), torch.ones(1, 3), *numbers)
+    fitted = FailureDirections(torch.tensor([0]), torch.ones(1, 3), *numbers, **without_effects(1, 4))
     for one in (report(0), report(1), report(1, stage="test"), report(2, table=table(), directions=fitted)):
         sink.write(one, one.global_step)
     return sink.folder
