@@ -165,7 +165,7 @@ class FailureModes(Callback):
         self.auto_rollback = advanced.auto_rollback
         self.memory_budget = advanced.memory_budget
         self.worst_k = advanced.worst_k
-        self.n_directions = advanced.n_directions
+        self.n_directions, self.doubted = advanced.n_directions, advanced.doubted
         self.permutations = advanced.permutations
         self.cache_folder = advanced.cache_folder
         self.device = advanced.device

@@ -34,6 +34,7 @@ from lightning_failures.data.grades import Grades, checked_grades
 from lightning_failures.data.members import RowValues, Values, members_of
 from lightning_failures.data.partition import SINGLE_PROCESS, Partition, Workers
 from lightning_failures.data.report import ClassReport, FailureReport, GroupReport, ValueReport
+from lightning_failures.directions.fit import Doubted
 from lightning_failures.directions.null_scores import CLASSES_WITH_NULL_SCORES, add_null_cv_scores
 from lightning_failures.directions.result import FailureDirections
 from lightning_failures.trees.fit import FailureTree
@@ -55,6 +56,7 @@ def analyse(
     sampled: Any = None,
     permutations: int = 999,
     n_directions: int = 1,
+    doubted: Doubted = None,
     top_captions: int = 5,
     top_examples: int = 8,
     captioned_classes: int = 50,
@@ -94,6 +96,8 @@ def analyse(
             rows. Numbers of examples and accuracies still cover all rows. None: every row.
         permutations: Number of permutations of the screening test and of the test of captions.
         n_directions: Maximum number of directions per class.
+        doubted: Which examples leave the fit of directions if a cross-fitted probe doubts their label: ``"failures"``,
+            all ``"examples"``, or None.
         top_captions: Number of hardest and of easiest captions that a class keeps.
         top_examples: Number of hardest, easiest and least confident examples that a class keeps.
         captioned_classes: Maximum number of classes with captions: those with a pattern first, by ascending accuracy.
@@ -140,7 +144,7 @@ def analyse(
     # fit every method: directions, trees, then additional ones
     fits: list[tuple[FittableMethod, Values]] = []
     if embeddings is not None:
-        fits.append((DirectionsFit(n_directions, permutations), embeddings))
+        fits.append((DirectionsFit(n_directions, permutations, doubted), embeddings))
     if features is not None:
         fits.append((TreesFit(delta, tau), features))
     fits += methods
@@ -316,6 +320,7 @@ def _result(
         notes += contribution.notes
         if contribution.section or contribution.columns:
             sections[name] = _section(contribution)
+    directions: FailureDirections | None = _fitted(contributions, "directions", None)
     report = FailureReport(
         examples=len(torch.unique(grades.ids)),
         accuracy=mean_of(grades.correct),
@@ -327,9 +332,9 @@ def _result(
         coverage=grades.coverage,
         sampled=_sampled_share(partition),
         copies=copies,
+        explained=None if directions is None else directions.explained_overall,
         notes=notes,
     )
-    directions = _fitted(contributions, "directions", None)
     trees = _fitted(contributions, "trees", {})
     table = ExampleTable.of(grades, None if directions is None else directions.out_of_fold, trees)
     additional = {name: one.fitted for name, one in contributions.items() if name not in _VALUES_NAMES}

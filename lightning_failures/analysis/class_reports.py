@@ -15,6 +15,7 @@ from lightning_failures.data.grades import Grades
 from lightning_failures.data.grouping import LABEL
 from lightning_failures.data.members import ClassSubset, members_of
 from lightning_failures.data.report import ClassReport, GroupReport
+from lightning_failures.directions.effects import measure_effect
 from lightning_failures.directions.result import FailureDirections
 from lightning_failures.stats.agreement import cohen_kappa
 from lightning_failures.stats.intervals import benjamini_hochberg
@@ -40,6 +41,7 @@ def class_reports(
         top: Number of hardest, easiest and least confident examples that a report lists.
     """
     ids, confidence = as_array(grades.ids), None if grades.confidence is None else as_array(grades.confidence)
+    groups = None if grades.groups is None else as_array(grades.groups)
     patterns: dict[int, bool] = {}
     if directions is not None:
         significant = benjamini_hochberg(directions.p_value)
@@ -50,6 +52,7 @@ def class_reports(
         values: dict[str, Any] = {}
         if directions is not None and k in patterns:
             values = _direction_fields(directions, k, analysed, top) | {
+                **_effect_fields(directions, k, analysed, groups, pattern=patterns[k], top=top),
                 "pattern": patterns[k],
                 "agreement": agreement(as_array(directions.out_of_fold)[analysed.rows], analysed.ids, tree),
             }
@@ -123,4 +126,35 @@ def _direction_fields(directions: FailureDirections, k: int, members: ClassSubse
         "hardest_values": tuple(values[hardest].tolist()),
         "easiest_ids": tuple(members.ids[easiest].tolist()),
         "easiest_values": tuple(values[easiest].tolist()),
+    }
+
+
+def _effect_fields(
+    directions: FailureDirections,
+    k: int,
+    members: ClassSubset,
+    groups: IntArray | None,
+    *,
+    pattern: bool,
+    top: int,
+) -> dict[str, Any]:
+    """Return the fields of a class report that say how much a pattern matters, and which labels are in doubt."""
+    row, rows = directions.row(k), members.rows
+    sources = None if groups is None else groups[rows]
+    effect = measure_effect(as_array(directions.out_of_fold)[rows], members.failed, sources)
+    margins, doubted = as_array(directions.label_margin)[rows], as_array(directions.doubted)[rows]
+    tested = not bool(directions.p_value[row].isnan())
+    defined_effect = np.isfinite(effect.difference)
+    most_doubtful = np.lexsort((members.ids, margins))
+    return {
+        "strength": None if not tested else effect.strength if pattern else "none",
+        "effect": defined(effect.difference),
+        "effect_interval": effect.interval if defined_effect else None,
+        "flagged_error_rate": defined(effect.flagged_error_rate),
+        "unflagged_error_rate": defined(effect.unflagged_error_rate),
+        "failures_flagged": defined(effect.coverage),
+        "gain": effect.gain,
+        "doubted": None if np.isnan(margins).all() else int(doubted.sum()),
+        "doubted_ids": tuple(members.ids[most_doubtful][doubted[most_doubtful]][:top].tolist()),
+        "explained": defined(directions.explained[row]),
     }

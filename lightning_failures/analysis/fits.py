@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from lightning_failures.analysis.method import Contribution, FitTask
 from lightning_failures.core.arrays import as_array, as_rows
 from lightning_failures.core.text import is_failed_fit
 from lightning_failures.core.threads import one_thread
-from lightning_failures.core.types import BoolArray, IntArray
+from lightning_failures.core.types import BoolArray, FloatArray, IntArray
 from lightning_failures.data.grouping import GROUPINGS, Grouping
 from lightning_failures.data.members import Values
 from lightning_failures.data.report import GroupReport
-from lightning_failures.directions.fit import fit_failure_directions
+from lightning_failures.directions.fit import Doubted, fit_failure_directions
 from lightning_failures.directions.one_class import MIN_PER_OUTCOME
+from lightning_failures.directions.probe import Sums, label_margins
 from lightning_failures.directions.result import FailureDirections, join_directions
 from lightning_failures.directions.standardize import Moments
 from lightning_failures.trees.fit import FailureTree
@@ -32,16 +34,18 @@ class DirectionsFit:
     Attributes:
         n_directions: Maximum number of directions per class.
         permutations: Number of permutations of the screening test.
+        doubted: Which examples leave the fit if a probe doubts their label.
     """
 
     name: ClassVar[str] = "directions"
     by_prediction: ClassVar[bool] = False
     n_directions: int = 1
     permutations: int = 999
+    doubted: Doubted = None
 
     def fit(self, task: FitTask) -> Contribution:
         """Fit the directions of the classes that this process owns, and join those of all processes. Collective."""
-        directions = _fit_directions(task, n_directions=self.n_directions, permutations=self.permutations)
+        directions = _fit_directions(task, self)
         values = directions.out_of_fold[~torch.isnan(directions.out_of_fold)]
         summary = {"cv_score_mean": mean_of(directions.cv_score), "flagged_fraction": mean_of(values < 0)}
         return Contribution(directions, defined_numbers(summary))
@@ -107,7 +111,7 @@ def _tree_summary(groups: tuple[GroupReport, ...], trees: tuple[FailureTree, ...
     return defined_numbers(values)
 
 
-def _fit_directions(task: FitTask, *, n_directions: int, permutations: int) -> FailureDirections:
+def _fit_directions(task: FitTask, options: DirectionsFit) -> FailureDirections:
     """Fit the directions of the classes that this process owns, and join those of all processes. Collective."""
     grades, partition = task.grades, task.partition
     workers = partition.workers
@@ -123,6 +127,7 @@ def _fit_directions(task: FitTask, *, n_directions: int, permutations: int) -> F
         standardised_with = (as_rows(task.reference, "reference"),)
     with one_thread():
         moments = Moments.joined(workers.gather_results(lambda: Moments.of(*standardised_with)))
+        margins = None if options.doubted is None else _label_margins(task, x, moments)
 
     errors: list[Exception] = []  # of this process
 
@@ -135,8 +140,10 @@ def _fit_directions(task: FitTask, *, n_directions: int, permutations: int) -> F
             groups=None if grades.groups is None else as_array(grades.groups)[mine],
             reference=moments,
             classes_in_all=_n_fittable(labels, correct, partition.sampled),
-            n_directions=n_directions,
-            permutations=permutations,
+            n_directions=options.n_directions,
+            permutations=options.permutations,
+            doubted=options.doubted,
+            margins=margins,
             seed=task.seed,
             device=task.device,
             deadline=task.deadline,
@@ -151,6 +158,30 @@ def _fit_directions(task: FitTask, *, n_directions: int, permutations: int) -> F
         partition.raise_first(errors)
     errors.clear()  # an error keeps alive what its frames hold
     return directions
+
+
+def _label_margins(task: FitTask, x: NDArray[Any], moments: Moments) -> FloatArray:
+    """Return the label margins of the examples of this process, by a probe of the examples of all. Collective."""
+    grades, partition = task.grades, task.partition
+    ids, labels = as_array(grades.ids), as_array(grades.labels)
+    classes = np.unique(labels[partition.sampled])
+    one_row_each = len(np.unique(ids)) == len(ids)
+
+    def add_up(own: Callable[[], Sums]) -> Sums:
+        moments_of_ranks, averages_of_ranks = zip(*partition.workers.gather_results(own), strict=True)
+        return sum(moments_of_ranks), sum(averages_of_ranks)
+
+    return label_margins(
+        x,
+        labels[partition.rows],
+        (ids if grades.groups is None else as_array(grades.groups))[partition.rows],
+        moments.mean,
+        moments.std,
+        classes=classes,
+        rivals=None if one_row_each else classes // 2,  # multilabel: a condition absent, and the same present
+        seed=task.seed,
+        add_up=add_up,
+    )
 
 
 def _n_fittable(labels: IntArray, correct: BoolArray, sampled: BoolArray) -> int:

@@ -244,6 +244,17 @@ class ClassReport(_Readable):
         c: Regularisation constant of the SVM.
         skipped: Reason why there is no direction; None if there is one, or if no directions were asked for.
         flagged: Number of analysed examples with a negative decision value.
+        strength: Strength of the pattern by its effect: "none", "weak", "clear" or "strong"; None if it was not tested.
+        effect: Error rate of the flagged examples minus that of the unflagged, by held-out decision values.
+        effect_interval: 95 % interval of ``effect``.
+        flagged_error_rate: Share of the flagged examples that failed, in [0, 1].
+        unflagged_error_rate: Share of the unflagged examples that failed, in [0, 1].
+        failures_flagged: Share of the failures that are flagged, in [0, 1].
+        gain: Number of flagged failures beyond those that the error rate of the class explains.
+        doubted: Number of examples that left the fit because a probe doubts their label; None without a probe.
+        doubted_ids: Ids of the examples whose labels to check, the most doubtful first.
+        explained: Share of what decision values know of the failures that doubtful labels explain; see
+            :attr:`~lightning_failures.directions.FailureDirections.explained`.
         aler: Average leaf error rate of the tree of the label group.
         base_error_rate: Share of the examples that failed, in [0, 1].
         reference_caption: Caption of the class that candidates are compared with.
@@ -282,6 +293,16 @@ class ClassReport(_Readable):
     c: float | None = None
     skipped: str | None = None
     flagged: int | None = None
+    strength: str | None = None
+    effect: float | None = None
+    effect_interval: tuple[float, float] | None = None
+    flagged_error_rate: float | None = None
+    unflagged_error_rate: float | None = None
+    failures_flagged: float | None = None
+    gain: float | None = None
+    doubted: int | None = None
+    doubted_ids: tuple[int, ...] = ()
+    explained: float | None = None
     aler: float | None = None
     base_error_rate: float | None = None
     reference_caption: str | None = None
@@ -340,6 +361,8 @@ class FailureReport(_Readable):
             former versions, and outside of a Trainer.
         methods: Sections of additional methods, by name; "columns" in a section are columns of the table of classes.
         copies: Number of analysed examples that are exact copies of another one, with which they share a source.
+        explained: Share of what decision values know of the failures that doubtful labels explain, over all classes;
+            above 0.7 most failures look like doubtful labels. None where it is undefined, or without a probe.
     """
 
     examples: int
@@ -367,6 +390,7 @@ class FailureReport(_Readable):
     run_id: str | None = None
     methods: dict[str, dict[str, Any]] = field(default_factory=dict)
     copies: int = 0
+    explained: float | None = None
 
     def method_columns(self) -> dict[str, tuple[Any, ...]]:
         """Return the columns that additional methods add to the table of classes: K values by title.

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from lightning_failures.core.arrays import as_mask, as_rows, as_vector, finite_rows_of
+from lightning_failures.core.arrays import as_array, as_mask, as_rows, as_vector, finite_rows_of
 from lightning_failures.core.budget import SKIPPED_FOR_TIME, Deadline
 from lightning_failures.core.text import fit_failed
 from lightning_failures.core.threads import one_thread
@@ -32,6 +32,9 @@ from lightning_failures.directions.standardize import Moments, standardize
 from lightning_failures.errors import ConfigurationError, DataError
 from lightning_failures.stats.agreement import auc
 from lightning_failures.stats.folds import join_copies
+
+Doubted = Literal["failures", "examples"] | None
+"""Which examples leave a fit if their label is in doubt."""
 
 _IDENTICAL = 1e-6  # largest range of a coordinate at which unit vectors count as identical
 
@@ -55,7 +58,7 @@ def fit_failure_directions(
     classes_in_all: int | None = None,
     deadline: Deadline | None = None,
     on_class_error: Callable[[int, Exception], None] | None = None,
-    doubted: Literal["failures", "examples"] | None = None,
+    doubted: Doubted = None,
     margins: Any = None,
 ) -> FailureDirections:
     """Fit one SVM per class that separates its correctly classified examples from its failures.
@@ -147,7 +150,7 @@ def fit_failure_directions(
         # that matter least
         margin, doubt = np.full(n, np.nan), np.zeros(n, dtype=np.bool_)
         if doubted is not None and not published:
-            margin = _margins(x, y, sources, mean, std, seed) if margins is None else as_vector(margins, "margins", n)
+            margin = _margins(x, y, sources, mean, std, seed) if margins is None else _given_margins(margins, n)
             doubt = margin < 0
         problems, skipped = class_problems(
             x,
@@ -204,6 +207,14 @@ def _margins(
     """Return the label margins (n,) of the examples."""
     codes = sources if sources.dtype.kind == "i" else np.unique(sources, return_inverse=True)[1]
     return label_margins(x, labels, codes, mean, std, classes=np.unique(labels), seed=seed)
+
+
+def _given_margins(margins: Any, n: int) -> FloatArray:
+    """Return label margins that were computed elsewhere, (n,)."""
+    given = as_array(margins)
+    if given.shape != (n,) or given.dtype.kind != "f":
+        raise DataError(f"margins must be ({n},) float, got {given.dtype} of shape {given.shape}")
+    return given.astype(np.float64)
 
 
 def _moments(reference: Any, x: NDArray[Any], names: NDArray[Any]) -> Moments:

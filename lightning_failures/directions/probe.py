@@ -7,11 +7,13 @@ The members of a subpopulation that training neglected look like their class: th
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from lightning_failures.core.arrays import finite_rows_of
 from lightning_failures.core.hashing import stable_hash
 from lightning_failures.core.types import FloatArray, IntArray
 from lightning_failures.directions.standardize import standardize
@@ -42,7 +44,7 @@ def label_margins(
     classes: IntArray,
     rivals: IntArray | None = None,
     seed: int = 0,
-    add_up: Callable[[Sums], Sums] = lambda own: own,
+    add_up: Callable[[Callable[[], Sums]], Sums] = lambda own: own(),
 ) -> FloatArray:
     """Return how far the score of each label lies above the score of the best other class, cross-fitted.
 
@@ -59,11 +61,11 @@ def label_margins(
         rivals: (K,) int. A class is compared with the classes of the same number (in multilabel tasks, having a
             condition and not having it). Default: with all.
         seed: Seed of the folds.
-        add_up: Returns the sums over all processes, given those of this one.
+        add_up: Returns the sums over all processes, given a function that computes those of this one.
 
     Returns:
-        (n,) float64; negative if the embedding speaks for another class. NaN where there is no other class, or where
-        all examples of the class lie in one fold.
+        (n,) float64; negative if the embedding speaks for another class. NaN where there is no other class, where all
+        examples of the class lie in one fold, and where phi is not finite.
 
     >>> rng = np.random.default_rng(0)
     >>> true = np.arange(300) % 2
@@ -85,7 +87,7 @@ def label_margins(
             (stable_hash(examples.sources, seed * REPEATS + repeat) % np.uint64(FOLDS)).astype(np.int64)
             for repeat in range(REPEATS)
         ]
-        probes = [_solve(*add_up(_sums(examples, fold, len(together)))) for fold in divisions]
+        probes = [_solve(*add_up(partial(_sums, examples, fold, len(together)))) for fold in divisions]
         margins[rows] = _margins(examples, divisions, probes)
     return margins
 
@@ -121,8 +123,11 @@ class _Examples:
         for members in np.split(order, ends):
             for start in range(0, len(members), _ROWS_AT_ONCE):
                 some = members[start : start + _ROWS_AT_ONCE]
-                phi = standardize(self._embeddings[self._rows[some]], self._mean, self._std)
-                yield int(self.column[some[0]]), some, np.hstack([np.ones((len(some), 1), np.float32), phi])
+                with np.errstate(over="ignore", invalid="ignore"):
+                    phi = standardize(self._embeddings[self._rows[some]], self._mean, self._std)
+                finite = finite_rows_of(phi)  # others would spoil the sums of all
+                some, phi = some[finite], phi[finite]
+                yield int(self.column[members[0]]), some, np.hstack([np.ones((len(some), 1), np.float32), phi])
 
 
 def _sums(examples: _Examples, fold: IntArray, n_classes: int) -> Sums:

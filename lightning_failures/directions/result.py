@@ -256,7 +256,7 @@ def join_directions(parts: Sequence[FailureDirections], rows: Sequence[IntArray]
         for name in _PER_CLASS:
             values[name] = torch.cat([getattr(part, name) for part in of_rank])[order]
         unknown = without_effects(0, n)
-        of_examples = {"out_of_fold": torch.full((n,), float("nan"))}
+        of_examples: dict[str, Any] = {"out_of_fold": torch.full((n,), float("nan"))}
         of_examples |= {name: unknown[name] for name in ("label_margin", "doubted")}
         for part, part_rows in zip(of_rank, rows, strict=True):
             for name, column in of_examples.items():

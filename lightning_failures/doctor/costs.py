@@ -205,6 +205,7 @@ def _fit(
         captions=captions,
         permutations=callback.permutations,
         n_directions=callback.n_directions,
+        doubted=callback.doubted,
     )
     return time.perf_counter() - start
 

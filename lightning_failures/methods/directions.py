@@ -19,4 +19,4 @@ class Directions(Method):
 
     def fitter(self, callback: Any) -> DirectionsFit:
         """Return the fit with the options of a callback."""
-        return DirectionsFit(callback.n_directions, callback.permutations)
+        return DirectionsFit(callback.n_directions, callback.permutations, callback.doubted)

@@ -12,9 +12,6 @@ from lightning_failures.core.text import clean, interval, number, shorten_captio
 from lightning_failures.data.report import ClassReport, GroupReport, LeafReport
 from lightning_failures.directions.criterion import CRITERION
 
-STRONG, CLEAR = 0.8, 0.65
-"""CV scores from which a pattern is called strong, and clear; below that it is weak."""
-
 FEW_EXAMPLES = 30
 """Sentences warn about findings with fewer failures, and about leaves with fewer examples."""
 
@@ -44,7 +41,14 @@ def trust_sentence(entry: ClassReport) -> str:
             else "with this many classes, some look like this by chance"
         )
         return f"No pattern: {reason} ({_p(entry.p_value)}). Flagged examples and captions describe noise."
-    parts = (_strength(entry), _sample_size(entry), _caption(entry), _agreement(entry))
+    parts = (
+        _strength(entry),
+        _separation(entry),
+        _sample_size(entry),
+        _doubts(entry),
+        _caption(entry),
+        _agreement(entry),
+    )
     return " ".join(part for part in parts if part)
 
 
@@ -74,17 +78,40 @@ def group_sentence(group: GroupReport) -> str:
 
 
 def _strength(entry: ClassReport) -> str:
+    """Return how often flagged examples fail, and how often the others."""
+    if entry.effect is None or entry.effect_interval is None:  # all are flagged, or a report of a former version
+        return "Pattern."
+    low, high = (f"{100 * end:.0f}" for end in entry.effect_interval)
+    null = entry.cv_null_interval
+    within_chance = null is not None and round(entry.cv_score or 0.0, 2) <= null[1]  # rounded as it is shown
+    grade = "weak" if within_chance or entry.strength is None else entry.strength
+    return (
+        f"{grade.capitalize()} pattern: {_percent(entry.flagged_error_rate or 0.0)} of the"
+        f" {entry.flagged} flagged examples fail, {_percent(entry.unflagged_error_rate or 0.0)} of the others"
+        f" (a difference of {low} to {high} points); the flagged hold {_percent(entry.failures_flagged or 0.0)} of the"
+        f" {_failures(entry)}{_in_sample(entry)}."
+    )
+
+
+def _separation(entry: ClassReport) -> str:
+    """Return how well the direction separates failures from successes, and compared with what."""
     score, null = round(entry.cv_score or 0.0, 2), entry.cv_null_interval  # rounded as it is shown
     stderr = "" if entry.cv_score_stderr is None else f" +- {_percent(entry.cv_score_stderr)}"
-    beyond_chance = null is None or score > null[1]
-    grade = "Strong" if score >= STRONG and beyond_chance else "Clear" if score >= CLEAR and beyond_chance else "Weak"
     comparison = f"{_percent(CRITERION.chance_level)} is a coin toss"
     if null is not None:
         comparison += f", nine of ten shuffles give {_percent(null[0])} to {_percent(null[1])}"
     return (
-        f"{grade} pattern: the direction separates the {_failures(entry)}{_in_sample(entry)} from the successes with a "
-        f"{CRITERION.name} of {_percent(score)}{stderr} on held-out examples ({comparison}; {_p(entry.p_value)})."
+        f"Held-out examples are separated with a {CRITERION.name} of {_percent(score)}{stderr}"
+        f" ({comparison}; {_p(entry.p_value)})."
     )
+
+
+def _doubts(entry: ClassReport) -> str:
+    """Return how many labels are in doubt."""
+    if not entry.doubted:
+        return ""
+    labels = "label of 1 failure is" if entry.doubted == 1 else f"labels of {entry.doubted} failures are"
+    return f"The {labels} in doubt and left out of the fit."
 
 
 def _sample_size(entry: ClassReport) -> str:

@@ -20,6 +20,9 @@ from lightning_failures.data.report import ClassReport, FailureReport, GroupRepo
 from lightning_failures.report.sentences import group_sentence, trust_sentence
 from lightning_failures.report.text_tables import aligned_table, pipe_table, terminal_width
 
+_ENDS = ("hardest caption", "easiest caption")
+"""Titles of the columns of captions."""
+
 
 def verdict(entry: ClassReport) -> str:
     """Return the p-value of a class with a pattern, else the reason why there is no pattern.
@@ -53,14 +56,16 @@ def class_table(report: FailureReport, *, width: int = 140) -> str:
     """Return an aligned table for the terminal, one class a line, at most ``width`` columns wide where possible.
 
     >>> print(class_table(FailureReport(9, 0.5, (ClassReport("cat", 9, accuracy=0.5, skipped="4 failures"),))))
-    class  accuracy  CV score  p-value  ALER - BER  hardest caption  easiest caption
-    cat        0.50         -  skipped           -  (4 failures)     -
+    class  accuracy  flagged wrong  others  CV score  p-value  ALER - BER  hardest caption  easiest caption
+    cat        0.50              -       -         -  skipped           -  (4 failures)     -
     """
-    head = ("class", "accuracy", "CV score", "p-value", "ALER - BER", "hardest caption", "easiest caption")
+    head = ("class", "accuracy", "flagged wrong", "others", "CV score", "p-value", "ALER - BER", *_ENDS)
     rows = [
         (
             clean(c.name),
             number(c.accuracy),
+            number(c.flagged_error_rate),
+            number(c.unflagged_error_rate),
             score(c),
             verdict(c),
             number(_gain(c)),
@@ -71,9 +76,10 @@ def class_table(report: FailureReport, *, width: int = 140) -> str:
     # captions share the width that the other columns leave
     natural = [max(map(terminal_width, column)) for column in zip(head, *rows, strict=True)]
     name = min(natural[0], 24)
-    left = width - name - sum(natural[1:5]) - 6 * 2
-    widths = (name, *natural[1:5], *_caption_widths(left, natural[5], natural[6]))
-    return aligned_table([head, *rows], widths, "lrrrrll")
+    *numbers, hardest, easiest = natural[1:]
+    left = width - name - sum(numbers) - (len(head) - 1) * 2
+    widths = (name, *numbers, *_caption_widths(left, hardest, easiest))
+    return aligned_table([head, *rows], widths, f"l{'r' * len(numbers)}ll")
 
 
 def error_changes(report: FailureReport, before: FailureReport | None) -> dict[str, float]:
@@ -117,6 +123,9 @@ def classes_markdown(report: FailureReport, *, limit: int | None = None, before:
             str(c.examples),
             number(None if c.accuracy is None else 1 - c.accuracy, ".3f"),
             *([] if before is None else [number(changes.get(c.name), "+.3f")]),
+            number(c.flagged_error_rate),
+            number(c.unflagged_error_rate),
+            number(c.failures_flagged),
             score(c),
             verdict(c),
             number(_gain(c)),
@@ -130,12 +139,14 @@ def classes_markdown(report: FailureReport, *, limit: int | None = None, before:
         "examples",
         "error rate",
         *([] if before is None else ["change"]),
+        "of flagged",
+        "of others",
+        "failures flagged",
         "CV score",
         "p-value",
         "ALER - BER",
         *map(escape_markdown, added),
-        "hardest caption",
-        "easiest caption",
+        *_ENDS,
     )
     more = len(ranked) - len(rows)
     return pipe_table(head, rows, f"l{'r' * (len(head) - 3)}ll") + (

@@ -33,6 +33,7 @@ from lightning_failures.data.example_table import ExampleTable
 from lightning_failures.data.grades import Grades
 from lightning_failures.data.held_out import HeldOutParts, HeldOutSplit
 from lightning_failures.data.partition import owned_rows
+from lightning_failures.directions.fit import Doubted
 from lightning_failures.encoders import gives_texts
 from lightning_failures.encoders.cache.store import content_keys
 from lightning_failures.encoders.cached import CachedEncoder
@@ -104,6 +105,7 @@ class RunnerOptions(Protocol):
     reference: Literal["validation", "train"]
     permutations: int
     n_directions: int
+    doubted: Doubted
     worst_k: int
     feature_names: Path | None
     seed: int
@@ -133,6 +135,7 @@ class AnalysisRunner:
     reference: str
     permutations: int
     n_directions: int
+    doubted: Doubted
     worst_k: int
     feature_names: Path | None
     seed: int
@@ -171,6 +174,7 @@ class AnalysisRunner:
             reference=options.reference,
             permutations=options.permutations,
             n_directions=options.n_directions,
+            doubted=options.doubted,
             worst_k=options.worst_k,
             feature_names=options.feature_names,
             seed=options.seed,
@@ -461,6 +465,7 @@ class AnalysisRunner:
             time_budget=None if deadline is None else deadline.left,
             permutations=self.permutations,
             n_directions=self.n_directions,
+            doubted=self.doubted,
             seed=self.seed,
             workers=ranks,
             attempt=attempt,

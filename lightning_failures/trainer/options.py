@@ -13,6 +13,7 @@ import torch
 
 from lightning_failures.core.budget import read_bytes, read_time
 from lightning_failures.data.grading import Task
+from lightning_failures.directions.fit import Doubted
 from lightning_failures.errors import ConfigurationError
 from lightning_failures.interventions import Intervention
 
@@ -66,6 +67,9 @@ class AdvancedOptions:
         worst_k: Number of classes, the worst, with scalars and pictures of their own.
         n_directions: Maximum number of failure directions per class. The report describes the first; for the others
             see ``last_report.directions.further``.
+        doubted: Which examples leave the fit of directions if a probe of the label on the embeddings doubts their
+            label: ``"failures"``, all ``"examples"``, or None. They keep their decision values, and the report lists
+            them as labels to check.
         permutations: Permutations of the screening test and of the caption test. 0: no p-values, so that no class has
             a pattern.
         cache_folder: Folder of cached embeddings. None: ``$LIGHTNING_FAILURES_CACHE``, else the user's cache folder.
@@ -79,6 +83,7 @@ class AdvancedOptions:
     memory_budget: float | str | None = None
     worst_k: int = 5
     n_directions: int = 1
+    doubted: Doubted = None
     permutations: int = 999
     cache_folder: str | Path | None = None
     device: str | torch.device | None = None
@@ -226,6 +231,7 @@ def _conditions(o: Any) -> Iterator[tuple[str, bool, str]]:
     yield "min_coverage", _at_least(0, o.min_coverage) and o.min_coverage <= 1, "a share from 0 to 1"
     yield "permutations", _at_least(0, o.permutations), "an integer >= 0"
     yield "n_directions", _at_least(1, o.n_directions), _AT_LEAST_1
+    yield "doubted", o.doubted in ("failures", "examples", None), "'failures', 'examples' or None"
     yield "time_budget", _reads(read_time, o.time_budget), "None, seconds, or a share of an epoch like '10%'"
     yield "memory_budget", _reads(read_bytes, o.memory_budget), "None, bytes, or a size like '2 GiB'"
     number = o.failed_below is None or (isinstance(o.failed_below, Real) and not isinstance(o.failed_below, bool))

@@ -28,7 +28,8 @@ MAX_EXAMPLES = 500
 
 COLUMNS = (
     "epoch", "class", "examples", "accuracy", "error_rate", "change", "cv_score", "cv_score_stderr", "p_value",
-    "pattern", "aler", "base_error_rate", "hardest_caption", "easiest_caption", "skipped",
+    "pattern", "strength", "flagged_error_rate", "unflagged_error_rate", "aler",
+    "base_error_rate", "hardest_caption", "easiest_caption", "skipped",
 )  # fmt: skip
 EXAMPLE_COLUMNS = (
     "epoch", "image", "id", "label", "prediction", "right", "confidence", "decision_value", "flagged", "leaf",

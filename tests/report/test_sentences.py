@@ -15,6 +15,13 @@ FOUND = ClassReport(
     cv_score_stderr=0.02,
     p_value=0.001,
     pattern=True,
+    flagged=150,
+    strength="strong",
+    effect=0.48,
+    effect_interval=(0.384, 0.566),
+    flagged_error_rate=0.6,
+    unflagged_error_rate=0.12,
+    failures_flagged=0.75,
     hardest_captions=("a photo of a red cat",),
     hardest_caption_scores=(-1.0,),
     hardest_caption_margins=(2.94,),
@@ -33,8 +40,9 @@ def of(**changes):
 
 def test_trust_sentence__everything_at_hand():
     assert trust_sentence(FOUND) == (
-        "Strong pattern: the direction separates the 120 failures from the successes with a balanced accuracy of "
-        "85 % +- 2 % on held-out examples (50 % is a coin toss, nine of ten shuffles give 44 % to 57 %; p = 0.001). "
+        "Strong pattern: 60 % of the 150 flagged examples fail, 12 % of the others (a difference of 38 to 57 points); "
+        "the flagged hold 75 % of the 120 failures. Held-out examples are separated with a balanced accuracy of "
+        "85 % +- 2 % (50 % is a coin toss, nine of ten shuffles give 44 % to 57 %; p = 0.001). "
         'The caption "red cat" is a hypothesis: captions rarely fit this well by chance (p = 0.002, margin 2.9). '
         "Of the 80 examples nearest to it, 30 % are classified correctly; of all examples, 70 %. "
         "The most important leaf of the failure tree holds mostly the same examples (Cohen's kappa 0.71)."
@@ -50,11 +58,12 @@ def test_trust_sentence__everything_at_hand():
         ({"p_value": None, "pattern": False}, "Not tested: it is unknown whether a CV score of 0.85 is above chance"),
         ({"p_value": 0.4, "pattern": False}, "No pattern: the 120 failures are consistent with chance (p = 0.4)"),
         ({"p_value": 0.03, "pattern": False}, "No pattern: with this many classes, some look like this by chance (p = 0.03)"),  # noqa: E501
-        ({"cv_score": 0.8}, "Strong pattern"),
-        ({"cv_score": 0.796}, "Strong pattern"),
-        ({"cv_score": 0.79}, "Clear pattern"),
-        ({"cv_score": 0.64}, "Weak pattern"),
+        ({"strength": "clear"}, "Clear pattern: 60 % of the 150"),
+        ({"strength": "weak"}, "Weak pattern: 60 % of the 150"),
         ({"cv_null_interval": (0.5, 0.9)}, "Weak pattern"),
+        ({"cv_null_interval": (0.5, 0.85)}, "Weak pattern"),
+        ({"cv_null_interval": (0.5, 0.84)}, "Strong pattern"),
+        ({"effect": None}, "Pattern. Held-out examples are separated with"),
     ],
 )  # fmt: skip
 def test_trust_sentence__what_comes_first(changes, start):
@@ -74,7 +83,9 @@ def test_trust_sentence__what_comes_first(changes, start):
         ({"nearest": (CurvePoint(25, 0.7), CurvePoint(100, 0.7))}, "nearest to it, 70 % are classified correctly; of all examples, 70 %, which contradicts it."),  # noqa: E501
         ({"agreement": 0.3}, "holds partly the same examples"),
         ({"agreement": -0.1}, "holds other examples (Cohen's kappa -0.10"),
-        ({"cv_null_interval": None, "cv_score_stderr": None}, "of 85 % on held-out examples (50 % is a coin toss; p"),
+        ({"cv_null_interval": None, "cv_score_stderr": None}, "of 85 % (50 % is a coin toss; p"),
+        ({"doubted": 7}, "The labels of 7 failures are in doubt and left out of the fit."),
+        ({"doubted": 1}, "The label of 1 failure is in doubt and left out of the fit."),
     ],
 )  # fmt: skip
 def test_trust_sentence__what_could_be_wrong(changes, part):
@@ -95,9 +106,7 @@ def test_trust_sentence__a_rate_that_is_none(rate):
 
 def test_trust_sentence__of_a_sample_counts_what_was_looked_at():
     sample = {"looked_at": 40, "failures_looked_at": 11}
-    assert of(**sample).startswith(
-        "Strong pattern: the direction separates the 11 failures among the 40 analysed examples from"
-    )
+    assert "75 % of the 11 failures among the 40 analysed examples." in of(**sample)
     assert "With only 11 failures, the pattern may" in of(**sample)
     assert "the 11 failures among the 40 analysed examples are" in of(**sample, pattern=False, p_value=0.4)
     assert of(looked_at=400, failures_looked_at=120) == trust_sentence(FOUND)

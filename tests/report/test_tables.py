@@ -24,7 +24,7 @@ from lightning_failures.report.tables import (
 CAPTIONS = {"hardest_captions": ("a photo of a red cat",), "easiest_captions": ("a photo of an orange cat",)}
 
 
-FOUND = ClassReport("cat", 100, accuracy=0.7, cv_score=0.8, p_value=0.001, pattern=True, aler=0.5, base_error_rate=0.3, **CAPTIONS)  # fmt: skip # noqa: E501
+FOUND = ClassReport("cat", 100, accuracy=0.7, cv_score=0.8, p_value=0.001, pattern=True, aler=0.5, base_error_rate=0.3, flagged_error_rate=0.62, unflagged_error_rate=0.15, failures_flagged=0.7, **CAPTIONS)  # fmt: skip # noqa: E501
 
 
 NOISE = ClassReport("dog", 50, accuracy=0.6, cv_score=0.52, p_value=0.3, **CAPTIONS)
@@ -46,8 +46,8 @@ def cells(row):
 def test_class_table__each_kind_of_class():
     head, found, noise, skipped = class_table(REPORT).splitlines()
     assert head.split("  ")[0] == "class"
-    assert found.split() == ["cat", "0.70", "0.80", "0.001", "0.20", "red", "cat", "orange", "cat"]
-    assert noise.split() == ["dog", "0.60", "0.52", "no", "pattern", "-", "-", "-"]
+    assert found.split() == ["cat", "0.70", "0.62", "0.15", "0.80", "0.001", "0.20", "red", "cat", "orange", "cat"]
+    assert noise.split() == ["dog", "0.60", "-", "-", "0.52", "no", "pattern", "-", "-", "-"]
     assert "skipped" in skipped
     assert "(1 failure, 10 are needed)" in skipped
 
@@ -83,9 +83,33 @@ def test_rank_classes__worst_first_then_support_ungraded_last():
 def test_classes_markdown__ranked_by_error_with_support():
     _, rule, *rows = classes_markdown(REPORT).splitlines()
     assert set(rule) <= set("|:- ")
-    assert cells(rows[0]) == ["dog", "50", "0.400", "0.52", "no pattern", "-", "-", "-"]
-    assert cells(rows[1]) == ["cat", "100", "0.300", "0.80", "0.001", "0.20", "red cat", "orange cat"]
-    assert cells(rows[2]) == ["emu", "10", "0.100", "-", "skipped", "-", "(1 failure, 10 are needed)", "-"]
+    assert cells(rows[0]) == ["dog", "50", "0.400", "-", "-", "-", "0.52", "no pattern", "-", "-", "-"]
+    assert cells(rows[1]) == [
+        "cat",
+        "100",
+        "0.300",
+        "0.62",
+        "0.15",
+        "0.70",
+        "0.80",
+        "0.001",
+        "0.20",
+        "red cat",
+        "orange cat",
+    ]
+    assert cells(rows[2]) == [
+        "emu",
+        "10",
+        "0.100",
+        "-",
+        "-",
+        "-",
+        "-",
+        "skipped",
+        "-",
+        "(1 failure, 10 are needed)",
+        "-",
+    ]
 
 
 def test_classes_markdown__limit_says_how_many_are_left_out():
@@ -108,7 +132,7 @@ def test_classes_markdown__change_since_an_earlier_report():
 @given(ANY)
 def test_classes_markdown__hostile_names_keep_the_table_whole(name):
     rows = classes_markdown(FailureReport(1, None, (ClassReport(name, 1, skipped=name),))).splitlines()
-    assert [row.count("|") for row in rows] == [9, 9, 9]
+    assert [row.count("|") for row in rows] == [12, 12, 12]
 
 
 def test_tree_markdown__rules_only_with_a_pattern():
