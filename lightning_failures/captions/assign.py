@@ -65,17 +65,19 @@ class CaptionScorer:
             return entry
         members = self.members[k].by_id()
         embedded = self.embedded[members.rows]
+        sure = ~as_array(self.directions.in_doubt)[members.rows]  # the others take no part in tests
+        tested = members.take(sure)
         with one_thread():
             scores = score_captions(self.directions, k, candidates.embeddings, candidates.reference)
             p_value = caption_p_value(
                 self.directions,
                 k,
-                embedded,
-                ~members.failed,
+                embedded[sure] if not sure.all() else embedded,
+                ~tested.failed,
                 candidates.embeddings,
                 candidates.reference,
-                ids=members.ids,
-                groups=members.sources,
+                ids=tested.ids,
+                groups=tested.sources,
                 permutations=self.permutations,
                 seed=self.seed,
             )

@@ -43,9 +43,12 @@ class ClassSubset:
 
     def by_id(self) -> ClassSubset:
         """Return the subset sorted by id, for results that must not depend on the order of rows."""
-        order = np.argsort(self.ids, kind="stable")
-        sources = None if self.sources is None else self.sources[order]
-        return ClassSubset(self.name, self.rows[order], self.ids[order], self.failed[order], sources)
+        return self.take(np.argsort(self.ids, kind="stable"))
+
+    def take(self, rows: IntArray | BoolArray) -> ClassSubset:
+        """Return some of the rows, by index or by mask (n,)."""
+        sources = None if self.sources is None else self.sources[rows]
+        return ClassSubset(self.name, self.rows[rows], self.ids[rows], self.failed[rows], sources)
 
 
 def members_of(grades: Grades, grouping: Grouping = LABEL, sampled: BoolArray | None = None) -> list[ClassSubset]:

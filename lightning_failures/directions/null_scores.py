@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from lightning_failures.core.arrays import as_rows
+from lightning_failures.core.arrays import as_array, as_rows
 from lightning_failures.core.budget import MAX_GRAM_EXAMPLES, Deadline
 from lightning_failures.core.text import failure_notes
 from lightning_failures.core.threads import one_thread
@@ -73,7 +73,7 @@ def add_null_cv_scores(
     """
 
     def scores_of_class(k: int) -> FloatArray | None:
-        subset = members[k].by_id()
+        subset = members[k].take(~as_array(directions.in_doubt)[members[k].rows]).by_id()
         x = as_rows(embedded[subset.rows], "embeddings")
         with one_thread():
             return null_cv_scores(

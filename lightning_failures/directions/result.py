@@ -90,6 +90,11 @@ class FailureDirections:
     further: tuple[FailureDirections, ...] = ()
 
     @property
+    def in_doubt(self) -> Tensor:
+        """(N,) bool: the probe does not support the label, whether or not the example failed."""
+        return self.label_margin < 0
+
+    @property
     def explained(self) -> Tensor:
         """(K,) float64: how much of what decision values know of the failures of a class, label margins know too.
 
