@@ -21,6 +21,7 @@ from lightning_failures.report.html.write import write_html
 from lightning_failures.report.interventions import intervention_lines
 from lightning_failures.report.mode_comparison import ModeChange
 from lightning_failures.report.run_folder import HTML_FILE, Run, open_run
+from lightning_failures.report.slices import slice_lines
 from lightning_failures.report.tables import class_table, enrichment_lines, trust_lines
 
 _TRUSTED = 5
@@ -75,6 +76,7 @@ def report_text(run: Run) -> str:
         ("Notes", [clean(note, 400) for note in (*last.notes, *run.notes)]),
         ("Confidence in the findings, worst classes", trust_lines(last, limit=_TRUSTED)),
         ("Failure diary", diary_lines(last, limit=_MODES)),
+        ("Slices that fail more often than the others", slice_lines(last)),
         ("Attributes over-represented among the flagged examples", enrichment_lines(last)),
         ("Interventions", intervention_lines(last)),
         ("Valid leaves of the failure trees", _rules(last)),

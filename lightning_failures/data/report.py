@@ -142,6 +142,40 @@ class ValueReport(_Readable):
 
 
 @dataclass(frozen=True)
+class SliceReport(_Readable):
+    """The error rate of the examples with one value of an attribute, and of the others; rates are in [0, 1].
+
+    Attributes:
+        attribute: Name of the attribute.
+        value: The value, as text.
+        class_name: Class of the examples; its key is "class". None: all classes together.
+        examples: Number of examples with the value.
+        failures: Number of failures with the value.
+        error_rate: Share of the examples with the value that failed.
+        interval: 95 % interval of ``error_rate``.
+        error_rate_outside: Share of the examples with any other value that failed.
+        gap: ``error_rate - error_rate_outside``.
+        gap_interval: 95 % interval of ``gap``; slices are sorted by its lower end.
+        p_value: p-value of the test that examples with the value fail no more often than the others, not corrected.
+        significant: Whether the p-value passes Benjamini-Hochberg at level 0.05, over the slices of all classes for a
+            slice of one class, else over those of all classes together.
+    """
+
+    attribute: str
+    value: str
+    class_name: str | None = field(default=None, metadata={"key": "class"})
+    examples: int = 0
+    failures: int = 0
+    error_rate: float | None = None
+    interval: tuple[float, float] | None = None
+    error_rate_outside: float | None = None
+    gap: float | None = None
+    gap_interval: tuple[float, float] | None = None
+    p_value: float | None = None
+    significant: bool = False
+
+
+@dataclass(frozen=True)
 class FeatureReport(_Readable):
     """One feature of the robust encoder that appears in rules.
 
@@ -270,6 +304,7 @@ class ClassReport(_Readable):
         truth: Planted failure mode of a demo class, if known.
         looked_at: Number of analysed examples; fewer than ``examples`` if directions and trees use a sample.
         failures_looked_at: Number of failures among the analysed examples.
+        slices: Error rates by values of known attributes, those that fail most beyond chance first.
     """
 
     name: str
@@ -307,6 +342,7 @@ class ClassReport(_Readable):
     truth: dict[str, str] | None = None
     looked_at: int | None = None
     failures_looked_at: int | None = None
+    slices: tuple[SliceReport, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -340,6 +376,7 @@ class FailureReport(_Readable):
             former versions, and outside of a Trainer.
         methods: Sections of additional methods, by name; "columns" in a section are columns of the table of classes.
         copies: Number of analysed examples that are exact copies of another one, with which they share a source.
+        slices: Error rates by values of known attributes over all classes, those that fail most beyond chance first.
     """
 
     examples: int
@@ -367,6 +404,7 @@ class FailureReport(_Readable):
     run_id: str | None = None
     methods: dict[str, dict[str, Any]] = field(default_factory=dict)
     copies: int = 0
+    slices: tuple[SliceReport, ...] = ()
 
     def method_columns(self) -> dict[str, tuple[Any, ...]]:
         """Return the columns that additional methods add to the table of classes: K values by title.

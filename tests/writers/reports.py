@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from lightning_failures.analysis import AnalysisResult
-from lightning_failures.data.report import ClassReport, GroupReport, LeafReport, ValueReport
+from lightning_failures.data.report import ClassReport, GroupReport, LeafReport, SliceReport, ValueReport
 from lightning_failures.report.gallery import Gallery, Picture, Row, Tile
 from tests.helpers.results import analysed
 
@@ -25,6 +25,7 @@ def report(epoch: int = 3, **options) -> AnalysisResult:
             hardest_captions=("a photo of a dog in the snow",),
             easiest_captions=("a photo of a dog on grass",),
             enrichment=(ValueReport("weather", "snow", 9, 8, 8, 3, 0.2, 0.8, 0.8, (0.5, 0.9), 0.3),),
+            slices=(SliceReport("weather", "snow", "dog", 9, 8, 0.8, (0.5, 0.9), 0.2, 0.6, (0.3, 0.7), 0.001, True),),
         ),
         ClassReport(NASTY, 3, accuracy=None, skipped="2 failures"),
     )

@@ -19,6 +19,7 @@ from lightning_failures.data.report import (
     LeafReport,
     ModeReport,
     NodeReport,
+    SliceReport,
     ValueReport,
 )
 from lightning_failures.report.gallery import Gallery, Picture, Row, Thumbnails, Tile
@@ -114,6 +115,7 @@ def a_report(names, table, epoch, rng, text) -> FailureReport:
         examples=len(table),
         accuracy=float((~table.failed).float().mean()) - 0.01 * (3 - epoch),
         classes=classes,
+        slices=a_slices(None, rng, text),
         groups=groups,
         features=features,
         modes=modes,
@@ -157,6 +159,15 @@ def a_class(name, k, table, epoch, rng, text) -> ClassReport:
         easiest_ids=tuple(table.ids[order[-8:].flip(0)].tolist()), hardest_values=tuple(table.values[order[:8]].tolist()),
         easiest_values=tuple(table.values[order[-8:].flip(0)].tolist()), least_confident_ids=tuple(table.ids[unsure].tolist()),
         least_confident_values=tuple(table.confidence[unsure].tolist()), enrichment=tuple(shares),
+        slices=a_slices(name, rng, text),
+    )  # fmt: skip
+
+
+def a_slices(class_name, rng, text) -> tuple[SliceReport, ...]:
+    rates = 0.8 * rng.random(3)
+    return tuple(
+        SliceReport("light", text or value, text or class_name if class_name else None, 9, 4, rate, (rate / 2, rate + 0.1), 0.3, rate - 0.3, (rate - 0.5, rate), rng.random(), place == 0)
+        for place, (value, rate) in enumerate(zip(("night", "day", "dusk"), rates, strict=True))
     )  # fmt: skip
 
 
