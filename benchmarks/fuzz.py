@@ -41,8 +41,10 @@ from lightning_failures.data.report import (
     CurvePoint,
     FailureReport,
     FeatureReport,
+    FlaggedConfusionReport,
     GroupReport,
     LeafReport,
+    MistakenReport,
     ModeReport,
     NodeReport,
     SliceReport,
@@ -257,6 +259,8 @@ def example_report() -> FailureReport:
         cv_null_permutations=20, agreement=0.6, hardest_ids=(1, 2), hardest_values=(-0.9, -0.8), easiest_ids=(3, 4),
         easiest_values=(0.9, 0.8), least_confident_ids=(1, 5), least_confident_values=(0.1, 0.2), enrichment=(value,),
         slices=(part,),
+        mistaken_for=(MistakenReport("dog", 9, 0.9),),
+        flagged_mistaken_for=FlaggedConfusionReport("dog", 9, 0.9, 0.1, 0.001),
         truth={"usual": "red"}, looked_at=30, failures_looked_at=6,
     )  # fmt: skip
     group = GroupReport("label", "cat", 40, 0.5, 0.7, 0.6, 0.1, 0.02, True, None, (leaf,), nodes)

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from lightning_failures.analysis.class_reports import class_reports, failed_fits
+from lightning_failures.analysis.confusions import add_confusions
 from lightning_failures.analysis.copies import join_sources_of_copies
 from lightning_failures.analysis.enrichment import Attribute, enrichment, read_attribute
 from lightning_failures.analysis.fits import DirectionsFit, TreesFit, defined_numbers, mean_of
@@ -209,6 +210,8 @@ def analyse(
                     deadline=deadlines.everything,
                     raise_errors=raise_class_errors,
                 )
+    with _timed(timings, "confusions"):
+        classes, confusions = add_confusions(classes, grades, directions, partition, seed)
     slices: tuple[SliceReport, ...] = ()
     if attributes:
         with _timed(timings, "enrichment"):
@@ -217,7 +220,8 @@ def analyse(
             classes, slices = _slice(classes, attributes, grades, partition)
     notes = _notes(classes, contributions, n_uncaptioned, n_without_null_scores, _sampled_share(partition), copies)
     notes = (*notes, *_left_out_notes(examples, grades, partition), *caption_notes, *null_notes)
-    return _result(grades, partition, classes, contributions, timings, notes, copies).with_report(slices=slices)
+    result = _result(grades, partition, classes, contributions, timings, notes, copies)
+    return result.with_report(slices=slices, confusions=confusions)
 
 
 @dataclass(frozen=True)

@@ -176,6 +176,57 @@ class SliceReport(_Readable):
 
 
 @dataclass(frozen=True)
+class ConfusionReport(_Readable):
+    """A label and the prediction that it is mistaken for.
+
+    Attributes:
+        label: Name of the true class.
+        prediction: Name of the predicted class.
+        count: Number of failures.
+        share: Share of the failures of the label, in [0, 1].
+    """
+
+    label: str
+    prediction: str
+    count: int
+    share: float
+
+
+@dataclass(frozen=True)
+class MistakenReport(_Readable):
+    """A class that the failures of another class are mistaken for.
+
+    Attributes:
+        class_name: Name of the predicted class; its key is "class".
+        count: Number of failures.
+        share: Share of the failures, in [0, 1].
+    """
+
+    class_name: str = field(metadata={"key": "class"})
+    count: int
+    share: float
+
+
+@dataclass(frozen=True)
+class FlaggedConfusionReport(_Readable):
+    """The class that the flagged failures of another class are mistaken for more often than its other failures.
+
+    Attributes:
+        class_name: Name of the predicted class; its key is "class".
+        count: Number of flagged failures.
+        share: Share of the flagged failures, in [0, 1].
+        share_of_others: Share of the other failures, in [0, 1].
+        p_value: p-value of the test that flagged and other failures have the same predictions.
+    """
+
+    class_name: str = field(metadata={"key": "class"})
+    count: int
+    share: float
+    share_of_others: float
+    p_value: float
+
+
+@dataclass(frozen=True)
 class FeatureReport(_Readable):
     """One feature of the robust encoder that appears in rules.
 
@@ -305,6 +356,10 @@ class ClassReport(_Readable):
         looked_at: Number of analysed examples; fewer than ``examples`` if directions and trees use a sample.
         failures_looked_at: Number of failures among the analysed examples.
         slices: Error rates by values of known attributes, those that fail most beyond chance first.
+        mistaken_for: Classes that the failures are mistaken for, the most frequent first; empty where there is only one
+            wrong answer.
+        flagged_mistaken_for: What the flagged failures are mistaken for more often than the others; None if there is
+            no pattern, or flags do not explain it after Benjamini-Hochberg over classes at level 0.05.
     """
 
     name: str
@@ -343,6 +398,8 @@ class ClassReport(_Readable):
     looked_at: int | None = None
     failures_looked_at: int | None = None
     slices: tuple[SliceReport, ...] = ()
+    mistaken_for: tuple[MistakenReport, ...] = ()
+    flagged_mistaken_for: FlaggedConfusionReport | None = None
 
 
 @dataclass(frozen=True)
@@ -377,6 +434,8 @@ class FailureReport(_Readable):
         methods: Sections of additional methods, by name; "columns" in a section are columns of the table of classes.
         copies: Number of analysed examples that are exact copies of another one, with which they share a source.
         slices: Error rates by values of known attributes over all classes, those that fail most beyond chance first.
+        confusions: The most frequent pairs of a label and another prediction; empty where there is only one wrong
+            answer.
     """
 
     examples: int
@@ -405,6 +464,7 @@ class FailureReport(_Readable):
     methods: dict[str, dict[str, Any]] = field(default_factory=dict)
     copies: int = 0
     slices: tuple[SliceReport, ...] = ()
+    confusions: tuple[ConfusionReport, ...] = ()
 
     def method_columns(self) -> dict[str, tuple[Any, ...]]:
         """Return the columns that additional methods add to the table of classes: K values by title.

@@ -12,11 +12,14 @@ from lightning_failures.core.text import tag_part
 from lightning_failures.data.example_table import ExampleTable
 from lightning_failures.data.report import (
     ClassReport,
+    ConfusionReport,
     CurvePoint,
     FailureReport,
     FeatureReport,
+    FlaggedConfusionReport,
     GroupReport,
     LeafReport,
+    MistakenReport,
     ModeReport,
     NodeReport,
     SliceReport,
@@ -116,6 +119,7 @@ def a_report(names, table, epoch, rng, text) -> FailureReport:
         accuracy=float((~table.failed).float().mean()) - 0.01 * (3 - epoch),
         classes=classes,
         slices=a_slices(None, rng, text),
+        confusions=tuple(ConfusionReport(text or name, text or "wolf", 3, rng.random()) for name in names[:20]),
         groups=groups,
         features=features,
         modes=modes,
@@ -160,6 +164,8 @@ def a_class(name, k, table, epoch, rng, text) -> ClassReport:
         easiest_values=tuple(table.values[order[-8:].flip(0)].tolist()), least_confident_ids=tuple(table.ids[unsure].tolist()),
         least_confident_values=tuple(table.confidence[unsure].tolist()), enrichment=tuple(shares),
         slices=a_slices(name, rng, text),
+        mistaken_for=tuple(MistakenReport(text or other, 3, rng.random()) for other in ("wolf", "fox")),
+        flagged_mistaken_for=FlaggedConfusionReport(text or "wolf", 3, rng.random(), rng.random(), rng.random()) if k % 2 else None,
     )  # fmt: skip
 
 
