@@ -360,6 +360,8 @@ class ClassReport(_Readable):
             wrong answer.
         flagged_mistaken_for: What the flagged failures are mistaken for more often than the others; None if there is
             no pattern, or flags do not explain it after Benjamini-Hochberg over classes at level 0.05.
+        error_rate_shrunk: Error rate shrunk towards the mean of all classes, in [0, 1]; classes are ranked by it.
+        error_rate_interval: 95 % interval of the error rate, with what all classes say about it.
     """
 
     name: str
@@ -400,6 +402,21 @@ class ClassReport(_Readable):
     slices: tuple[SliceReport, ...] = ()
     mistaken_for: tuple[MistakenReport, ...] = ()
     flagged_mistaken_for: FlaggedConfusionReport | None = None
+    error_rate_shrunk: float | None = None
+    error_rate_interval: tuple[float, float] | None = None
+
+    @property
+    def rank(self) -> tuple[bool, float, int]:
+        """Sort key of the worst classes first: by shrunken error rate, then by support; ungraded classes come last.
+
+        Reports of before have no shrunken rates; the raw ones take their place.
+
+        >>> classes = ClassReport("cat", 9, accuracy=0.9), ClassReport("dog", 9, accuracy=0.5)
+        >>> min(classes, key=lambda entry: entry.rank).name
+        'dog'
+        """
+        rate = self.error_rate_shrunk if self.error_rate_shrunk is not None else 1 - (self.accuracy or 0.0)
+        return self.accuracy is None, -rate, -self.examples
 
 
 @dataclass(frozen=True)
