@@ -41,10 +41,13 @@ from lightning_failures.data.report import (
     CurvePoint,
     FailureReport,
     FeatureReport,
+    FlaggedConfusionReport,
     GroupReport,
     LeafReport,
+    MistakenReport,
     ModeReport,
     NodeReport,
+    SliceReport,
     ValueReport,
 )
 from lightning_failures.directions import FailureDirections, fit_failure_directions
@@ -244,6 +247,7 @@ def make_input(rng: random.Random, door: Door) -> bytes:
 def example_report() -> FailureReport:
     """Return a report with a value in every field."""
     value = ValueReport("tint", "red", 9, 8, 8, 3, 0.2, 0.8, 0.8, (0.5, 0.9), 0.3)
+    part = SliceReport("tint", "red", "cat", 9, 8, 0.8, (0.5, 0.9), 0.2, 0.6, (0.3, 0.7), 0.001, True)
     leaf = LeafReport("feature 17 > 0.36", 20, 0.8, 0.7, 0.56, True, (0.5, 0.9))
     nodes = NodeReport(40, 20, 0.5, 1.0, (0.4, 0.6), feature=17, threshold=0.36), NodeReport(20, 16, 0.8, 0.7, parent=0)
     found = ClassReport(
@@ -254,6 +258,9 @@ def example_report() -> FailureReport:
         caption_p_value=0.01, nearest=(CurvePoint(10, 0.2, 0.9),), cv_null_mean=0.5, cv_null_interval=(0.4, 0.6),
         cv_null_permutations=20, agreement=0.6, hardest_ids=(1, 2), hardest_values=(-0.9, -0.8), easiest_ids=(3, 4),
         easiest_values=(0.9, 0.8), least_confident_ids=(1, 5), least_confident_values=(0.1, 0.2), enrichment=(value,),
+        slices=(part,),
+        mistaken_for=(MistakenReport("dog", 9, 0.9),),
+        flagged_mistaken_for=FlaggedConfusionReport("dog", 9, 0.9, 0.1, 0.001),
         truth={"usual": "red"}, looked_at=30, failures_looked_at=6,
     )  # fmt: skip
     group = GroupReport("label", "cat", 40, 0.5, 0.7, 0.6, 0.1, 0.02, True, None, (leaf,), nodes)

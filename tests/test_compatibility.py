@@ -79,15 +79,15 @@ def test_run__report_history_and_pictures():
 def test_report__is_written_with_the_same_values(name):
     saved = json.loads((FILES / name / "failures" / "report.json").read_text())
     written = json.loads(FailureReport.from_dict(saved).to_json())
-    assert _as_in(saved, written) == saved
+    assert of_before(written, saved) == saved
 
 
-def _as_in(saved, written):
-    """Return what is written under the keys that were saved; later versions add keys."""
+def of_before(written, saved):
+    """Return what is written under the keys of before, at every level: later versions add keys."""
     if isinstance(saved, dict):
-        return {key: _as_in(value, written[key]) for key, value in saved.items()}
-    if isinstance(saved, list) and len(saved) == len(written):
-        return [_as_in(*pair) for pair in zip(saved, written, strict=True)]
+        return {key: of_before(written[key], value) for key, value in saved.items()}
+    if isinstance(saved, list) and len(written) == len(saved):
+        return [of_before(one, value) for one, value in zip(written, saved, strict=True)]
     return written
 
 

@@ -4,6 +4,8 @@ Files, each importing only from those above it::
 
     class_reports  The report of each class: the numbers of its direction, extreme examples, agreement of methods
     enrichment     Values of known attributes that are over-represented among the failures and the flagged
+    slices         Error rates inside and outside of each value of known attributes
+    confusions     Which classes are mistaken for which, and whether a direction explains it
     metrics        A metric that collects the grades of all processes
     method         The protocol of a method's fit: its task and its contribution to the result
     fits           Fits of the built-in methods: failure directions and failure trees

@@ -18,11 +18,13 @@ import numpy as np
 import torch
 
 from lightning_failures.analysis.class_reports import class_reports, failed_fits
+from lightning_failures.analysis.confusions import add_confusions
 from lightning_failures.analysis.copies import join_sources_of_copies
 from lightning_failures.analysis.enrichment import Attribute, enrichment, read_attribute
 from lightning_failures.analysis.fits import DirectionsFit, TreesFit, defined_numbers, mean_of
 from lightning_failures.analysis.method import Contribution, FittableMethod, FitTask
 from lightning_failures.analysis.result import AnalysisResult
+from lightning_failures.analysis.slices import leading_slices, slices_of
 from lightning_failures.captions.assign import CaptionScorer, caption_classes, classes_to_caption
 from lightning_failures.captions.candidates import ClassCaptions
 from lightning_failures.core.arrays import as_array, as_rows, finite_rows_of
@@ -33,7 +35,7 @@ from lightning_failures.data.example_table import ExampleTable
 from lightning_failures.data.grades import Grades, checked_grades
 from lightning_failures.data.members import RowValues, Values, members_of
 from lightning_failures.data.partition import SINGLE_PROCESS, Partition, Workers
-from lightning_failures.data.report import ClassReport, FailureReport, GroupReport, ValueReport
+from lightning_failures.data.report import ClassReport, FailureReport, GroupReport, SliceReport, ValueReport
 from lightning_failures.directions.fit import Doubted
 from lightning_failures.directions.null_scores import CLASSES_WITH_NULL_SCORES, add_null_cv_scores
 from lightning_failures.directions.result import FailureDirections
@@ -91,7 +93,8 @@ def analyse(
             :func:`~lightning_failures.captions.candidates.caption_source`. Called only for classes with a direction.
         metadata: Known attributes of the examples, by name: (N,) or (U,) integers, strings or booleans, aligned like
             ``embeddings``; see :func:`~lightning_failures.analysis.enrichment.read_attribute`. Nothing is fitted to
-            them: the report of each class counts every value among all examples, the failures and the flagged.
+            them: the report of each class counts every value among all examples, the failures and the flagged, and
+            compares the error rates of the examples with and without it.
         sampled: (N,) bool, the rows that directions and trees analyse; ``embeddings`` and ``features`` hold only these
             rows. Numbers of examples and accuracies still cover all rows. None: every row.
         permutations: Number of permutations of the screening test and of the test of captions.
@@ -211,12 +214,18 @@ def analyse(
                     deadline=deadlines.everything,
                     raise_errors=raise_class_errors,
                 )
+    with _timed(timings, "confusions"):
+        classes, confusions = add_confusions(classes, grades, directions, partition, seed)
+    slices: tuple[SliceReport, ...] = ()
     if attributes:
         with _timed(timings, "enrichment"):
             classes = _enrich(classes, attributes, grades, directions, partition)
+        with _timed(timings, "slices"):
+            classes, slices = _slice(classes, attributes, grades, partition)
     notes = _notes(classes, contributions, n_uncaptioned, n_without_null_scores, _sampled_share(partition), copies)
     notes = (*notes, *_left_out_notes(examples, grades, partition), *caption_notes, *null_notes)
-    return _result(grades, partition, classes, contributions, timings, notes, copies)
+    result = _result(grades, partition, classes, contributions, timings, notes, copies)
+    return result.with_report(slices=slices, confusions=confusions)
 
 
 @dataclass(frozen=True)
@@ -382,6 +391,27 @@ def _enrich(
 
     found = partition.merge_results(lambda: {k: values_of_class(k) for k in range(len(classes)) if partition.owns(k)})
     return tuple(replace(entry, enrichment=found[k]) for k, entry in enumerate(classes))
+
+
+def _slice(
+    classes: tuple[ClassReport, ...], attributes: dict[str, Attribute], grades: Grades, partition: Partition
+) -> tuple[tuple[ClassReport, ...], tuple[SliceReport, ...]]:
+    """Add the slices of each class to its report, and return those of all classes together."""
+    members = members_of(grades)
+
+    def slices_of_class(k: int) -> tuple[SliceReport, ...]:
+        of_class = {name: attribute[members[k].rows] for name, attribute in attributes.items()}
+        return slices_of(of_class, members[k].failed, class_name=members[k].name, sources=members[k].sources)
+
+    found = partition.merge_results(lambda: {k: slices_of_class(k) for k in range(len(classes)) if partition.owns(k)})
+    leading = leading_slices(found[k] for k in range(len(classes)))
+    ids = as_array(grades.ids)
+    sources = ids if grades.groups is None else as_array(grades.groups)  # a multilabel example has several rows
+    is_clustered = grades.groups is not None or len(np.unique(ids)) < len(ids)
+    (overall,) = leading_slices(
+        [slices_of(attributes, as_array(grades.failed), sources=sources if is_clustered else None)]
+    )
+    return tuple(replace(entry, slices=rows) for entry, rows in zip(classes, leading, strict=True)), overall
 
 
 def _notes(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,8 @@ from lightning_failures.data.report import ClassReport, GroupReport
 from lightning_failures.directions.effects import measure_effect
 from lightning_failures.directions.result import FailureDirections
 from lightning_failures.stats.agreement import cohen_kappa
-from lightning_failures.stats.intervals import benjamini_hochberg
+from lightning_failures.stats.intervals import benjamini_hochberg, effective_examples
+from lightning_failures.stats.shrinkage import shrunken_rates
 from lightning_failures.trees.fit import FailureTree
 
 _NOT_SAMPLED = "none of its examples was analysed"
@@ -75,7 +77,29 @@ def class_reports(
                 **values,
             )
         )
+    return _with_shrunken_rates(reports, members_of(grades))
+
+
+def _with_shrunken_rates(classes: Sequence[ClassReport], members: Sequence[ClassSubset]) -> tuple[ClassReport, ...]:
+    """Add the error rates shrunk towards the mean of all classes; a class without examples has none."""
+    graded = [k for k, one in enumerate(members) if len(one.rows)]
+    counts = np.array([_effective_counts(members[k]) for k in graded]).reshape(-1, 2)
+    rates, intervals = shrunken_rates(*counts.T)
+    found = dict(zip(graded, zip(rates.tolist(), intervals.tolist(), strict=True), strict=True))
+    reports = []
+    for k, entry in enumerate(classes):
+        if k in found:
+            rate, ends = found[k]
+            entry = replace(entry, error_rate_shrunk=rate, error_rate_interval=tuple(ends))
+        reports.append(entry)
     return tuple(reports)
+
+
+def _effective_counts(members: ClassSubset) -> tuple[float, float]:
+    """Return the failures and the examples of a class, as independent ones where examples share sources."""
+    sources = None if members.sources is None else np.unique(members.sources, return_inverse=True)[1]
+    examples = float(effective_examples(members.failed.astype(np.int64), 2, sources)[1])
+    return float(members.failed.mean()) * examples, examples
 
 
 def failed_fits(classes: Iterable[ClassReport], groups: Iterable[GroupReport]) -> tuple[str, ...]:

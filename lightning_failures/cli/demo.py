@@ -18,8 +18,10 @@ from lightning_failures.callback import AdvancedOptions, DataOptions, FailureMod
 from lightning_failures.core.atomic import write_atomically
 from lightning_failures.data.report import FailureReport
 from lightning_failures.errors import ConfigurationError
+from lightning_failures.report.confusions import confusion_lines
 from lightning_failures.report.html.write import write_html
 from lightning_failures.report.run_folder import HTML_FILE
+from lightning_failures.report.slices import slice_lines
 from lightning_failures.report.tables import class_table, enrichment_lines
 from lightning_failures.writers import write_report
 
@@ -51,6 +53,10 @@ def demo(*, seed: int = 0, output: Path = Path("failures-demo"), epochs: int = 6
     write_atomically(output / HTML_FILE, page.read_bytes())
     print(f"\nFailure modes after {epochs} epochs, {report.examples} validation images:\n")
     print(class_table(report))
+    if lines := confusion_lines(report):
+        print("\nMost frequent confusions:\n  " + "\n  ".join(lines))
+    if lines := slice_lines(report):
+        print("\nSlices that fail more often than the others:\n  " + "\n  ".join(lines))
     if lines := enrichment_lines(report):
         print("\nAttributes over-represented among the flagged examples:\n  " + "\n  ".join(lines))
     print(

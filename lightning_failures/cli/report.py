@@ -14,6 +14,7 @@ from lightning_failures.core.text import clean, number, printable, shorten_capti
 from lightning_failures.data.report import FailureReport
 from lightning_failures.errors import ConfigurationError
 from lightning_failures.report.comparison import ClassChange, Comparison, ExampleChange, Side, compare
+from lightning_failures.report.confusions import confusion_lines
 from lightning_failures.report.diary import diary_lines
 from lightning_failures.report.example_pairs import Join
 from lightning_failures.report.feature_names import names_in, with_names
@@ -21,6 +22,7 @@ from lightning_failures.report.html.write import write_html
 from lightning_failures.report.interventions import intervention_lines
 from lightning_failures.report.mode_comparison import ModeChange
 from lightning_failures.report.run_folder import HTML_FILE, Run, open_run
+from lightning_failures.report.slices import slice_lines
 from lightning_failures.report.tables import class_table, enrichment_lines, trust_lines
 
 _TRUSTED = 5
@@ -75,6 +77,8 @@ def report_text(run: Run) -> str:
         ("Notes", [clean(note, 400) for note in (*last.notes, *run.notes)]),
         ("Confidence in the findings, worst classes", trust_lines(last, limit=_TRUSTED)),
         ("Failure diary", diary_lines(last, limit=_MODES)),
+        ("Most frequent confusions", confusion_lines(last)),
+        ("Slices that fail more often than the others", slice_lines(last)),
         ("Attributes over-represented among the flagged examples", enrichment_lines(last)),
         ("Interventions", intervention_lines(last)),
         ("Valid leaves of the failure trees", _rules(last)),

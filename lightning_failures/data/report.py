@@ -142,6 +142,91 @@ class ValueReport(_Readable):
 
 
 @dataclass(frozen=True)
+class SliceReport(_Readable):
+    """The error rate of the examples with one value of an attribute, and of the others; rates are in [0, 1].
+
+    Attributes:
+        attribute: Name of the attribute.
+        value: The value, as text.
+        class_name: Class of the examples; its key is "class". None: all classes together.
+        examples: Number of examples with the value.
+        failures: Number of failures with the value.
+        error_rate: Share of the examples with the value that failed.
+        interval: 95 % interval of ``error_rate``.
+        error_rate_outside: Share of the examples with any other value that failed.
+        gap: ``error_rate - error_rate_outside``.
+        gap_interval: 95 % interval of ``gap``; slices are sorted by its lower end.
+        p_value: p-value of the test that examples with the value fail no more often than the others, not corrected.
+        significant: Whether the p-value passes Benjamini-Hochberg at level 0.05, over the slices of all classes for a
+            slice of one class, else over those of all classes together.
+    """
+
+    attribute: str
+    value: str
+    class_name: str | None = field(default=None, metadata={"key": "class"})
+    examples: int = 0
+    failures: int = 0
+    error_rate: float | None = None
+    interval: tuple[float, float] | None = None
+    error_rate_outside: float | None = None
+    gap: float | None = None
+    gap_interval: tuple[float, float] | None = None
+    p_value: float | None = None
+    significant: bool = False
+
+
+@dataclass(frozen=True)
+class ConfusionReport(_Readable):
+    """A label and the prediction that it is mistaken for.
+
+    Attributes:
+        label: Name of the true class.
+        prediction: Name of the predicted class.
+        count: Number of failures.
+        share: Share of the failures of the label, in [0, 1].
+    """
+
+    label: str
+    prediction: str
+    count: int
+    share: float
+
+
+@dataclass(frozen=True)
+class MistakenReport(_Readable):
+    """A class that the failures of another class are mistaken for.
+
+    Attributes:
+        class_name: Name of the predicted class; its key is "class".
+        count: Number of failures.
+        share: Share of the failures, in [0, 1].
+    """
+
+    class_name: str = field(metadata={"key": "class"})
+    count: int
+    share: float
+
+
+@dataclass(frozen=True)
+class FlaggedConfusionReport(_Readable):
+    """The class that the flagged failures of another class are mistaken for more often than its other failures.
+
+    Attributes:
+        class_name: Name of the predicted class; its key is "class".
+        count: Number of flagged failures.
+        share: Share of the flagged failures, in [0, 1].
+        share_of_others: Share of the other failures, in [0, 1].
+        p_value: p-value of the test that flagged and other failures have the same predictions.
+    """
+
+    class_name: str = field(metadata={"key": "class"})
+    count: int
+    share: float
+    share_of_others: float
+    p_value: float
+
+
+@dataclass(frozen=True)
 class FeatureReport(_Readable):
     """One feature of the robust encoder that appears in rules.
 
@@ -281,6 +366,13 @@ class ClassReport(_Readable):
         truth: Planted failure mode of a demo class, if known.
         looked_at: Number of analysed examples; fewer than ``examples`` if directions and trees use a sample.
         failures_looked_at: Number of failures among the analysed examples.
+        slices: Error rates by values of known attributes, those that fail most beyond chance first.
+        mistaken_for: Classes that the failures are mistaken for, the most frequent first; empty where there is only one
+            wrong answer.
+        flagged_mistaken_for: What the flagged failures are mistaken for more often than the others; None if there is
+            no pattern, or flags do not explain it after Benjamini-Hochberg over classes at level 0.05.
+        error_rate_shrunk: Error rate shrunk towards the mean of all classes, in [0, 1]; classes are ranked by it.
+        error_rate_interval: 95 % interval of the error rate, with what all classes say about it.
     """
 
     name: str
@@ -328,6 +420,24 @@ class ClassReport(_Readable):
     truth: dict[str, str] | None = None
     looked_at: int | None = None
     failures_looked_at: int | None = None
+    slices: tuple[SliceReport, ...] = ()
+    mistaken_for: tuple[MistakenReport, ...] = ()
+    flagged_mistaken_for: FlaggedConfusionReport | None = None
+    error_rate_shrunk: float | None = None
+    error_rate_interval: tuple[float, float] | None = None
+
+    @property
+    def rank(self) -> tuple[bool, float, int]:
+        """Sort key of the worst classes first: by shrunken error rate, then by support; ungraded classes come last.
+
+        Reports of before have no shrunken rates; the raw ones take their place.
+
+        >>> classes = ClassReport("cat", 9, accuracy=0.9), ClassReport("dog", 9, accuracy=0.5)
+        >>> min(classes, key=lambda entry: entry.rank).name
+        'dog'
+        """
+        rate = self.error_rate_shrunk if self.error_rate_shrunk is not None else 1 - (self.accuracy or 0.0)
+        return self.accuracy is None, -rate, -self.examples
 
 
 @dataclass(frozen=True)
@@ -363,6 +473,9 @@ class FailureReport(_Readable):
         copies: Number of analysed examples that are exact copies of another one, with which they share a source.
         explained: Share of what decision values know of the failures that doubtful labels explain, over all classes;
             above 0.7 most failures look like doubtful labels. None where it is undefined, or without a probe.
+        slices: Error rates by values of known attributes over all classes, those that fail most beyond chance first.
+        confusions: The most frequent pairs of a label and another prediction; empty where there is only one wrong
+            answer.
     """
 
     examples: int
@@ -391,6 +504,8 @@ class FailureReport(_Readable):
     methods: dict[str, dict[str, Any]] = field(default_factory=dict)
     copies: int = 0
     explained: float | None = None
+    slices: tuple[SliceReport, ...] = ()
+    confusions: tuple[ConfusionReport, ...] = ()
 
     def method_columns(self) -> dict[str, tuple[Any, ...]]:
         """Return the columns that additional methods add to the table of classes: K values by title.

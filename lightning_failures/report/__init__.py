@@ -7,6 +7,8 @@ Files, each importing only from those above it::
     diary_storage    The diary on disk: one state an analysis, from which a resumed run continues
     sentences        How far to trust a finding, in sentences made of the numbers of the report
     tables           Tables and lists of a report, for the terminal and as Markdown
+    slices           Values of known attributes with which examples fail more often than others do
+    confusions       Which classes are mistaken for which, and what the flagged failures are mistaken for
     feature_names    User-given names of features: a small YAML file that people edit
     images           Thumbnails, image grids and heat maps as tensors
     interventions    What the interventions of a report did, in sentences

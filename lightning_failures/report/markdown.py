@@ -6,8 +6,10 @@ from collections.abc import Sequence
 
 from lightning_failures.core.text import escape_markdown, number
 from lightning_failures.data.report import FailureReport
+from lightning_failures.report.confusions import confusions_markdown
 from lightning_failures.report.diary import diary_markdown
 from lightning_failures.report.interventions import interventions_markdown
+from lightning_failures.report.slices import slices_markdown
 from lightning_failures.report.tables import (
     classes_markdown,
     enrichment_markdown,
@@ -27,6 +29,8 @@ def report_sections(report: FailureReport) -> dict[str, str]:
         "notes": notes_markdown(report),
         "trust": trust_markdown(report),
         "diary": diary_markdown(report),
+        "confusions": confusions_markdown(report),
+        "slices": slices_markdown(report),
         "enrichment": enrichment_markdown(report),
         "interventions": interventions_markdown(report),
         "rules": tree_markdown(report),

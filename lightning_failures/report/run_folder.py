@@ -46,9 +46,9 @@ MAX_REPORT_BYTES = 1 << 29
 _ANALYSIS_FOLDER = re.compile(r"(test-)?epoch=(\d{4,15})-step=(\d{6,15})")
 _HISTORY_CLASS_KEYS = {
     *("name", "examples", "accuracy", "cv_score", "cv_score_stderr", "p_value", "pattern", "skipped", "flagged"),
-    *("aler", "base_error_rate"),
+    *("aler", "base_error_rate", "error_rate_shrunk"),
 }
-_NOT_IN_HISTORY = {"groups", "features", "interventions", "timings"}
+_NOT_IN_HISTORY = {"groups", "features", "interventions", "timings", "slices", "confusions"}
 
 
 @dataclass(frozen=True)

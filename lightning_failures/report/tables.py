@@ -48,8 +48,8 @@ def score(entry: ClassReport) -> str:
 
 
 def rank_classes(report: FailureReport) -> list[ClassReport]:
-    """Return the classes by descending error rate, then by support and position; ungraded classes come last."""
-    return sorted(report.classes, key=lambda c: (c.accuracy is None, c.accuracy or 0.0, -c.examples))
+    """Return the worst classes first, by their shrunken error rates; ungraded classes come last."""
+    return sorted(report.classes, key=lambda c: c.rank)
 
 
 def class_table(report: FailureReport, *, width: int = 140) -> str:
@@ -106,7 +106,7 @@ def error_changes(report: FailureReport, before: FailureReport | None) -> dict[s
 
 
 def classes_markdown(report: FailureReport, *, limit: int | None = None, before: FailureReport | None = None) -> str:
-    """Return a Markdown table of the classes with their support, by descending error rate.
+    """Return a Markdown table of the classes with their support, the worst first.
 
     Args:
         report: One analysis.
@@ -115,6 +115,7 @@ def classes_markdown(report: FailureReport, *, limit: int | None = None, before:
     """
     ranked = rank_classes(report)
     changes = error_changes(report, before)
+    shrunk = any(c.error_rate_shrunk is not None for c in ranked)
     added = report.method_columns()
     place = {entry.name: k for k, entry in enumerate(report.classes)}
     rows = [
@@ -123,6 +124,7 @@ def classes_markdown(report: FailureReport, *, limit: int | None = None, before:
             str(c.examples),
             number(None if c.accuracy is None else 1 - c.accuracy, ".3f"),
             *([] if before is None else [number(changes.get(c.name), "+.3f")]),
+            *([_shrunk(c)] if shrunk else []),
             number(c.flagged_error_rate),
             number(c.unflagged_error_rate),
             number(c.failures_flagged),
@@ -139,6 +141,7 @@ def classes_markdown(report: FailureReport, *, limit: int | None = None, before:
         "examples",
         "error rate",
         *([] if before is None else ["change"]),
+        *(["shrunk (95 % interval)"] if shrunk else []),
         "of flagged",
         "of others",
         "failures flagged",
@@ -152,6 +155,12 @@ def classes_markdown(report: FailureReport, *, limit: int | None = None, before:
     return pipe_table(head, rows, f"l{'r' * (len(head) - 3)}ll") + (
         f"\n\n{more} classes with fewer errors are in report.json." if more else ""
     )
+
+
+def _shrunk(entry: ClassReport) -> str:
+    """Return the shrunken error rate with its interval."""
+    ends = entry.error_rate_interval
+    return number(entry.error_rate_shrunk, ".3f") + ("" if ends is None else f" ({interval(ends)})")
 
 
 def _cell(value: Any) -> str:

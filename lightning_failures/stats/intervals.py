@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.special import bdtr  # type: ignore[import-untyped]
 
 from lightning_failures.core.arrays import as_array
@@ -84,19 +85,38 @@ def share_intervals(codes: IntArray, size: int, sources: IntArray | None = None)
     """
     n = len(codes)
     share = np.bincount(codes, minlength=size) / max(n, 1)
-    effective = np.full(size, float(n))
-    if sources is not None and n:
-        n_sources = int(sources.max()) + 1
-        table = np.bincount(sources * size + codes, minlength=n_sources * size).reshape(n_sources, size)
-        # variance of the share between sources, from the deviation of each source from its expected count
-        deviation = table - table.sum(axis=1, keepdims=True) * share
-        variance = (deviation**2).sum(axis=0) / n**2 * n_sources / max(n_sources - 1, 1)
-        variance_of_one = share * (1 - share)
-        # without a variance to estimate, the effective number of examples is the number of sources
-        estimable = (variance_of_one > 0) & (variance > 0) & (n_sources > 1)
-        n_effective = np.minimum(n, variance_of_one / np.where(estimable, variance, 1))
-        effective = np.where(estimable, n_effective, n_sources)
+    effective = effective_examples(codes, size, sources)
     return [wilson_interval(p * m, m) for p, m in zip(share.tolist(), effective.tolist(), strict=True)]
+
+
+def effective_examples(codes: IntArray, size: int, sources: IntArray | None = None) -> NDArray[np.float64]:
+    """Return the effective number of examples for the share of each value 0 ... ``size`` - 1: n over the design effect.
+
+    Args:
+        codes: (n,) int, the value of each example.
+        size: Number of values.
+        sources: (n,) int, numbers of the sources, from 0. None: every example is its own source.
+
+    Returns:
+        (size,) at most n. Where no variance between sources can be estimated, it is the number of sources.
+
+    >>> effective_examples(np.array([0, 0, 1, 1]), 2), effective_examples(np.array([0, 0, 1]), 2, np.array([0, 0, 0]))
+    (array([4., 4.]), array([1., 1.]))
+    """
+    n = len(codes)
+    if sources is None or not n:
+        return np.full(size, float(n))
+    share = np.bincount(codes, minlength=size) / n
+    n_sources = int(sources.max()) + 1
+    table = np.bincount(sources * size + codes, minlength=n_sources * size).reshape(n_sources, size)
+    # variance of the share between sources, from the deviation of each source from its expected count
+    deviation = table - table.sum(axis=1, keepdims=True) * share
+    variance = (deviation**2).sum(axis=0) / n**2 * n_sources / max(n_sources - 1, 1)
+    variance_of_one = share * (1 - share)
+    # without a variance to estimate, the effective number of examples is the number of sources
+    estimable = (variance_of_one > 0) & (variance > 0) & (n_sources > 1)
+    n_effective = np.minimum(n, variance_of_one / np.where(estimable, variance, 1))
+    return np.where(estimable, n_effective, n_sources)
 
 
 def difference_interval(

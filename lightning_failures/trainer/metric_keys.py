@@ -122,13 +122,14 @@ def log_values(trainer: Trainer, module: LightningModule, values: Mapping[str, f
 
 
 def worst_class_values(report: FailureReport, k: int, monitored: Collection[str] = ()) -> dict[str, float]:
-    """Return the scalars of the k classes with the lowest accuracy, and those monitored; undefined ones are absent.
+    """Return the scalars of the k worst classes, and those monitored; undefined ones are absent.
 
-    Lightning keeps the last value of a key that is not logged again, so a monitored key is logged at any accuracy.
+    Classes are ranked as in the tables of the report, by shrunken error rates; the values are not shrunken. Lightning
+    keeps the last value of a key that is not logged again, so a monitored key is logged at any accuracy.
     """
     names = _distinct([safe_name(entry.name) for entry in report.classes])
     graded = [(name, entry) for name, entry in zip(names, report.classes, strict=True) if entry.accuracy is not None]
-    graded.sort(key=lambda item: item[1].accuracy or 0.0)
+    graded.sort(key=lambda item: item[1].rank)
     return {
         f"class/{name}/{key}": float(value)
         for rank, (name, entry) in enumerate(graded)

@@ -269,7 +269,7 @@ def test_analyse__metadata_is_counted_and_changes_nothing_else():
     grades, x = planted(900)
     metadata = {"axis 5": (x[:, 5] > 0.6).tolist(), "noise": torch.arange(900) % 4}
     report, without = analyse(grades, x, metadata=metadata, permutations=199), analyse(grades, x, permutations=199)
-    assert [replace(entry, enrichment=()) for entry in report.classes] == list(without.classes)
+    assert [replace(entry, enrichment=(), slices=()) for entry in report.classes] == list(without.classes)
     dogs = {(row.attribute, row.value): row for row in report.classes[1].enrichment}
     assert len(dogs) == 6
     high = dogs["axis 5", "True"]
@@ -280,6 +280,34 @@ def test_analyse__metadata_is_counted_and_changes_nothing_else():
     moved, _ = shuffled(grades, seed=3)
     again = analyse(moved, x[order], metadata={"axis 5": (x[:, 5] > 0.6)[order]}, permutations=199)
     assert again.classes[1].enrichment[1].flagged == high.flagged
+
+
+def test_analyse__slices_of_each_class_and_of_all_classes():
+    grades, x = planted(900)
+    metadata = {"axis 5": (x[:, 5] > 0.6).tolist(), "noise": torch.arange(900) % 4}
+    report = analyse(grades, metadata=metadata)
+    worst, *others = report.classes[1].slices
+    failed, inside = grades.failed, x[:, 5] > 0.6
+    mine = grades.labels == 1
+    assert (worst.class_name, worst.attribute, worst.value, worst.significant) == ("dog", "axis 5", "True", True)
+    assert (worst.examples, worst.failures) == (int((mine & inside).sum()), int((mine & inside & failed).sum()))
+    assert worst.error_rate_outside == pytest.approx(float(failed[mine & ~inside].float().mean()))
+    assert not any(row.significant for row in others)
+    everything = report.slices[0]
+    assert (everything.class_name, everything.attribute, everything.value) == (None, "axis 5", "True")
+    assert everything.examples == int(inside.sum())
+    assert everything.error_rate == pytest.approx(float(failed[inside].float().mean()))
+    assert "slices" in report.timings
+    assert FailureReport.from_json(report.report.to_json()).slices == report.slices
+
+
+def test_analyse__the_rows_of_a_multilabel_example_are_one_source_of_a_slice():
+    grades, _ = multilabel(60)
+    site = torch.arange(60) % 3
+    alone = analyse(grades, metadata={"site": site})
+    groups = replace(grades, groups=grades.ids)
+    assert analyse(groups, metadata={"site": site}).slices == alone.slices
+    assert sum(row.examples for row in alone.slices) == 120
 
 
 def test_analyse__metadata_per_example_or_per_row():
@@ -405,7 +433,7 @@ def test_json__keys_that_readers_rely_on(full):
     assert all(entry.keys() >= CLASS_KEYS for entry in data["classes"])
     assert all(group.keys() >= GROUP_KEYS for group in data["groups"])
     assert all(leaf.keys() >= LEAF_KEYS for group in data["groups"] for leaf in group["leaves"])
-    assert data["timings"].keys() == {"directions", "trees", "captions"}
+    assert data["timings"].keys() == {"directions", "trees", "captions", "confusions"}
     assert all(math.isfinite(seconds) and seconds >= 0 for seconds in data["timings"].values())
 
 

@@ -9,6 +9,9 @@ from sklearn.metrics import cohen_kappa_score
 
 from lightning_failures.analysis.analyse import analyse
 from lightning_failures.analysis.class_reports import agreement
+from lightning_failures.data import FailureReport, Grades
+from lightning_failures.report.tables import rank_classes
+from lightning_failures.trainer.metric_keys import worst_class_values
 from lightning_failures.trees import fit_failure_tree
 from tests.analysis.test_analyse import planted, shuffled
 
@@ -101,3 +104,33 @@ def test_class_reports__order_of_the_rows_does_not_matter(analysed):
     moved = sampled[order.numpy()]
     again = analyse(other, x[order][moved], features=x[order][moved], sampled=moved, permutations=99)
     assert again.classes == report.classes
+
+
+def many_small_classes(groups=None):
+    """Return 1,000 classes of 5 examples that fail at 20 %, and one of 100 examples of which 60 fail."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.cat([torch.arange(1000).repeat_interleave(5), torch.full((100,), 1000)])
+    failed = torch.rand(len(labels), generator=generator) < 0.2
+    failed[-100:] = torch.arange(100) < 60
+    names = (*(f"class {k}" for k in range(1000)), "bad", "empty")
+    predictions = torch.where(failed, 1001, labels)
+    return Grades(torch.arange(len(labels)), labels, predictions, None, names, groups=groups)
+
+
+def test_shrunken_rates__a_truly_bad_class_leads_a_thousand_small_ones():
+    report = analyse(many_small_classes()).report
+    assert max(entry.base_error_rate for entry in report.classes[:1000]) > 0.6
+    worst, *_, last = rank_classes(report)
+    assert (worst.name, last.name) == ("bad", "empty")
+    assert worst.error_rate_interval[0] < worst.error_rate_shrunk < worst.error_rate_interval[1]
+    assert worst.error_rate_interval[0] < worst.base_error_rate < worst.error_rate_interval[1]
+    assert (last.error_rate_shrunk, last.error_rate_interval) == (None, None)
+    assert set(worst_class_values(report, 1)) == {"class/bad/accuracy"}
+    assert FailureReport.from_json(report.to_json()).classes[1000] == report.classes[1000]
+
+
+def test_shrunken_rates__of_examples_of_one_source_are_less_certain():
+    grades = many_small_classes()
+    groups = torch.cat([grades.ids[:-100], 5000 + torch.arange(100) // 20])
+    alone, together = (analyse(one).classes[1000] for one in (grades, replace(grades, groups=groups)))
+    assert together.error_rate_shrunk < alone.error_rate_shrunk - 0.2

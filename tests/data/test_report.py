@@ -8,7 +8,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lightning_failures.data.report import SCHEMA, ClassReport, FailureReport, GroupReport, LeafReport, ValueReport
+from lightning_failures.data.report import (
+    SCHEMA,
+    ClassReport,
+    ConfusionReport,
+    FailureReport,
+    FlaggedConfusionReport,
+    GroupReport,
+    LeafReport,
+    MistakenReport,
+    SliceReport,
+    ValueReport,
+)
 
 NUMBERS = st.floats()  # including NaN and infinities
 MAYBE = st.none() | NUMBERS
@@ -42,6 +53,24 @@ VALUES = st.builds(
     share=MAYBE,
     share_of_flagged_interval=st.none() | st.tuples(NUMBERS, NUMBERS),
 )
+SLICES = st.builds(
+    SliceReport,
+    attribute=TEXTS,
+    value=TEXTS,
+    class_name=st.none() | TEXTS,
+    gap=MAYBE,
+    gap_interval=st.none() | st.tuples(NUMBERS, NUMBERS),
+)
+MISTAKEN = st.builds(MistakenReport, class_name=TEXTS, count=st.integers(0, 99), share=NUMBERS)
+FLAGGED = st.builds(
+    FlaggedConfusionReport,
+    class_name=TEXTS,
+    count=st.integers(0, 99),
+    share=NUMBERS,
+    share_of_others=NUMBERS,
+    p_value=NUMBERS,
+)
+CONFUSIONS = st.builds(ConfusionReport, label=TEXTS, prediction=TEXTS, count=st.integers(0, 99), share=NUMBERS)
 CLASSES = st.builds(
     ClassReport,
     name=TEXTS,
@@ -53,6 +82,9 @@ CLASSES = st.builds(
     hardest_caption_scores=st.lists(NUMBERS, max_size=2).map(tuple),
     hardest_ids=st.lists(st.integers(0, 2**60), max_size=3).map(tuple),
     enrichment=st.lists(VALUES, max_size=2).map(tuple),
+    slices=st.lists(SLICES, max_size=2).map(tuple),
+    mistaken_for=st.lists(MISTAKEN, max_size=2).map(tuple),
+    flagged_mistaken_for=st.none() | FLAGGED,
     truth=st.none() | st.dictionaries(TEXTS, TEXTS, max_size=2),
 )
 REPORTS = st.builds(
@@ -66,6 +98,8 @@ REPORTS = st.builds(
         tuple
     ),
     timings=st.dictionaries(TEXTS, NUMBERS, max_size=2),
+    slices=st.lists(SLICES, max_size=2).map(tuple),
+    confusions=st.lists(CONFUSIONS, max_size=2).map(tuple),
     epoch=st.none() | st.integers(0, 99),
     notes=st.lists(TEXTS, max_size=2).map(tuple),
 )
@@ -109,7 +143,8 @@ def test_report__unknown_keys_are_ignored_at_every_level():
 def test_report__keys_of_an_earlier_version_may_be_missing():
     report = FailureReport.from_dict({"examples": 1, "accuracy": 1.0, "classes": [{"name": "cat", "examples": 1}]})
     assert report.classes == (ClassReport("cat", 1),)
-    assert report.groups == ()
+    assert report.groups == report.slices == report.confusions == report.classes[0].slices == ()
+    assert report.classes[0].flagged_mistaken_for is None
 
 
 def test_report__reads_by_key_as_the_file_does():

@@ -37,9 +37,12 @@ from lightning_failures.data.report import (
     ClassReport,
     FailureReport,
     FeatureReport,
+    FlaggedConfusionReport,
     GroupReport,
     LeafReport,
+    MistakenReport,
     ModeReport,
+    SliceReport,
     ValueReport,
 )
 from lightning_failures.directions import FailureDirections
@@ -201,6 +204,9 @@ def hostile_report(names, captions=("a photo of a cat",)):
         ClassReport(
             name, 40, accuracy=0.5, cv_score=0.9, p_value=0.001, pattern=True, hardest_captions=tuple(captions),
             easiest_captions=(name,), enrichment=(ValueReport(name, name, 9, 8, 8, 3, 0.2, 0.8, 0.8, (0.5, 0.9), 0.3),),
+            slices=(SliceReport(name, name, name, 9, 8, 0.8, (0.5, 0.9), 0.2, 0.6, (0.3, 0.7), 0.001, True),),
+            mistaken_for=(MistakenReport(name, 9, 0.9),),
+            flagged_mistaken_for=FlaggedConfusionReport(name, 9, 0.9, 0.1, 0.001),
         )
         for name in names
     )  # fmt: skip

@@ -13,6 +13,7 @@ from lightning_failures.callback import DataOptions
 from lightning_failures.data.grades import BatchRecord
 from lightning_failures.data.report import FailureReport
 from lightning_failures.errors import ConfigurationError
+from lightning_failures.report import write_html
 from tests.helpers.toy import Images, OracleClassifier, callback, loader, trainer
 
 
@@ -36,11 +37,21 @@ def test_metadata__what_fails_is_enriched_and_told(tmp_path):
         assert row.share_of_failures == 1.0
         assert row.flagged + found[name, "dark", "False"].flagged == failures.last_report.classes[k].flagged
         assert row.share_of_flagged_interval[0] > row.share
+        worst, best = failures.last_report.classes[k].slices
+        assert (worst.class_name, worst.value, worst.significant, best.significant) == (name, "True", True, False)
+        assert (worst.examples, worst.failures) == (row.examples, row.failures)
+    overall = failures.last_report.slices[0]
+    assert (overall.class_name, overall.value, overall.examples) == (None, "True", int(data.dark.sum()))
+    assert overall.significant
     written = tmp_path / "run" / "version_0" / "failures"
     assert FailureReport.from_dict(json.loads((written / "report.json").read_text())) == failures.last_report.report
     text = next(written.glob("*/report.md")).read_text()
     assert "Over-represented among the flagged" in text
     assert "| class 0 | dark = True |" in text
+    assert "| all classes | dark = True |" in text
+    page = write_html(written).read_text()
+    assert 'data-of="report/slices/0/gap"' in page
+    assert 'data-of="report/classes/0/slices/0/gap_interval/0"' in page
 
 
 def test_metadata__none_by_default():

@@ -80,6 +80,16 @@ def test_rank_classes__worst_first_then_support_ungraded_last():
     assert names == ["big", "dog", "cat", "none"]
 
 
+def test_rank_classes__by_the_shrunken_rate_where_there_is_one():
+    few = ClassReport("few", 5, accuracy=0.0, error_rate_shrunk=0.35, error_rate_interval=(0.1, 0.7))
+    many = ClassReport("many", 100, accuracy=0.4, error_rate_shrunk=0.58, error_rate_interval=(0.5, 0.7))
+    report = FailureReport(105, 0.4, (few, many, ClassReport("none", 0)))
+    assert [entry.name for entry in rank_classes(report)] == ["many", "few", "none"]
+    head, _, first, *_ = classes_markdown(report).splitlines()
+    assert cells(head)[3] == "shrunk (95 % interval)"
+    assert cells(first)[2:4] == ["0.600", "0.580 (0.50 to 0.70)"]
+
+
 def test_classes_markdown__ranked_by_error_with_support():
     _, rule, *rows = classes_markdown(REPORT).splitlines()
     assert set(rule) <= set("|:- ")

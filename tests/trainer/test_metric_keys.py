@@ -118,6 +118,12 @@ def test_worst_class_values__lowest_accuracy_first_and_nothing_undefined():
     assert len(worst_class_values(report, 99)) == 7
 
 
+def test_worst_class_values__ranked_by_shrunken_rates_with_raw_values():
+    few = ClassReport("few", 5, accuracy=0.0, error_rate_shrunk=0.35)
+    many = ClassReport("many", 100, accuracy=0.4, error_rate_shrunk=0.58)
+    assert worst_class_values(FailureReport(105, 0.4, (few, many)), 1) == {"class/many/accuracy": 0.4}
+
+
 def test_worst_class_values__never_nan():
     """NaN would stop a training that monitors it."""
     generator = torch.Generator().manual_seed(0)

@@ -5,7 +5,15 @@ from __future__ import annotations
 import torch
 
 from lightning_failures.analysis import AnalysisResult
-from lightning_failures.data.report import ClassReport, GroupReport, LeafReport, ValueReport
+from lightning_failures.data.report import (
+    ClassReport,
+    ConfusionReport,
+    GroupReport,
+    LeafReport,
+    MistakenReport,
+    SliceReport,
+    ValueReport,
+)
 from lightning_failures.report.gallery import Gallery, Picture, Row, Tile
 from tests.helpers.results import analysed
 
@@ -25,12 +33,17 @@ def report(epoch: int = 3, **options) -> AnalysisResult:
             hardest_captions=("a photo of a dog in the snow",),
             easiest_captions=("a photo of a dog on grass",),
             enrichment=(ValueReport("weather", "snow", 9, 8, 8, 3, 0.2, 0.8, 0.8, (0.5, 0.9), 0.3),),
+            mistaken_for=(MistakenReport("cat", 20, 1.0),),
+            slices=(SliceReport("weather", "snow", "dog", 9, 8, 0.8, (0.5, 0.9), 0.2, 0.6, (0.3, 0.7), 0.001, True),),
         ),
         ClassReport(NASTY, 3, accuracy=None, skipped="2 failures"),
     )
     leaf = LeafReport("feature 17 > 0.36", 20, 0.8, 0.7, 0.56, True, (0.5, 0.9))
     group = GroupReport("label", "dog", 40, 0.5, 0.7, 0.6, 0.1, 0.02, True, None, (leaf,))
-    return analysed(83, 0.7, classes, (group,), summary={"cv_score_mean": 0.75}, epoch=epoch, **options)
+    confusions = (ConfusionReport("dog", "cat", 20, 1.0),)
+    return analysed(
+        83, 0.7, classes, (group,), confusions=confusions, summary={"cv_score_mean": 0.75}, epoch=epoch, **options
+    )
 
 
 def picture(tag: str, image: torch.Tensor, caption: str = "") -> Picture:

@@ -84,6 +84,11 @@ def test_write__table_texts_and_pictures_are_read_back(tmp_path):
     assert table.index("dog") < table.index("cat")  # ranked by error
     assert "<script>" not in table
     assert "feature 17" in events.Tensors("failures/rules/text_summary")[0].tensor_proto.string_val[0].decode()
+    assert (
+        "| dog | cat | 20 |"
+        in events.Tensors("failures/confusions/text_summary")[0].tensor_proto.string_val[0].decode()
+    )
+    assert "weather = snow" in events.Tensors("failures/slices/text_summary")[0].tensor_proto.string_val[0].decode()
     assert "weather = snow" in events.Tensors("failures/enrichment/text_summary")[0].tensor_proto.string_val[0].decode()
 
 

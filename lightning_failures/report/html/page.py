@@ -11,9 +11,17 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from lightning_failures.analysis.slices import lower_end
 from lightning_failures.core.text import clean, tag_part
 from lightning_failures.data.grouping import grouping_named
-from lightning_failures.data.report import ClassReport, FailureReport, FeatureReport, GroupReport, ModeReport
+from lightning_failures.data.report import (
+    ClassReport,
+    FailureReport,
+    FeatureReport,
+    GroupReport,
+    ModeReport,
+    SliceReport,
+)
 from lightning_failures.report.diary import histories, last_diary_entry
 from lightning_failures.report.example_rows import ExampleLookup
 from lightning_failures.report.feature_names import names_in, with_names
@@ -26,6 +34,7 @@ from lightning_failures.report.html.tree import Branch, feature_name, outline
 from lightning_failures.report.interventions import intervention_lines
 from lightning_failures.report.run_folder import Run
 from lightning_failures.report.sentences import group_sentence, trust_sentence
+from lightning_failures.report.slices import significant_slices
 from lightning_failures.report.tables import rank_classes
 
 MAX_CLASS_ROWS = 1000
@@ -35,6 +44,7 @@ MAX_GROUP_ROWS = 400
 MAX_MODE_ROWS = 100
 MAX_FEATURES = 16
 MAX_VALUES = 12
+MAX_SLICES = 24
 MAX_TILES = 12
 MAX_LINES = 200
 PICTURE_CHARACTERS = 2_200_000
@@ -93,6 +103,7 @@ class Card:
         charts: Rows of each chart in :data:`~lightning_failures.report.html.charts.CLASS_CHARTS` that has any.
         trees: (index, grouping) of the trees of the class that are shown.
         values: Indices of the values of metadata that are shown.
+        slices: (path, slice) of the slices that are shown.
     """
 
     index: int
@@ -102,6 +113,7 @@ class Card:
     charts: dict[str, Rows]
     trees: tuple[tuple[int, str], ...]
     values: tuple[int, ...]
+    slices: tuple[tuple[str, SliceReport], ...]
 
 
 @dataclass(frozen=True)
@@ -162,6 +174,7 @@ class Page:
         before: Index in the history of the report before, for changes; or None.
         classes: The ranked table.
         cards: Details of the worst classes.
+        slices: (path, slice) of slices of all classes and of each class.
         trees: Trees with a pattern.
         no_trees: (index, group, reason) of groups without a tree that is shown.
         groups: (index, group) of all groups.
@@ -184,6 +197,7 @@ class Page:
     before: int | None
     classes: tuple[ClassRow, ...]
     cards: tuple[Card, ...]
+    slices: tuple[tuple[str, SliceReport], ...]
     trees: tuple[TreeView, ...]
     no_trees: tuple[tuple[int, GroupReport, str], ...]
     groups: tuple[tuple[int, GroupReport], ...]
@@ -230,6 +244,7 @@ def build_page(run: Run) -> Page:
     more = pictures.take_rest()
     examples = browsing_data(table, gallery.thumbnails, report)
 
+    slices = _slices(report)
     without_tree = [(i, group, group_sentence(group)) for i, group in groups if (i, group) not in with_tree]
     modes = _modes(report, history)
     in_diary = last_diary_entry(history)
@@ -243,6 +258,7 @@ def build_page(run: Run) -> Page:
         before=before,
         classes=_class_rows(ranked, previous, {card.index for card in cards}),
         cards=cards,
+        slices=slices[:MAX_SLICES],
         trees=trees,
         no_trees=tuple(without_tree[:MAX_LINES]),
         groups=tuple(groups[:MAX_GROUP_ROWS]),
@@ -258,6 +274,7 @@ def build_page(run: Run) -> Page:
         omitted={
             "classes": max(len(report.classes) - MAX_CLASS_ROWS, 0),
             "cards": max(len(report.classes) - len(cards), 0),
+            "slices": max(len(significant_slices(report)) - MAX_SLICES, 0),
             "no_trees": max(len(without_tree) - MAX_LINES, 0),
             "groups": max(len(groups) - MAX_GROUP_ROWS, 0),
             "features": max(len(report.features) - MAX_FEATURES, 0),
@@ -380,6 +397,9 @@ def _cards(
             charts=_class_charts(entry),
             trees=tuple(sorted(trees_of[entry.name], key=lambda tree: tree[1])),
             values=_values(entry),
+            slices=tuple(
+                (f"report/classes/{index}/slices/{i}", row) for i, row in enumerate(entry.slices[:MAX_VALUES])
+            ),
         )
         for index, entry in ranked
         if index in chosen
@@ -400,6 +420,14 @@ def _values(entry: ClassReport) -> tuple[int, ...]:
         return low / value.share if value.share else 0.0
 
     return tuple(sorted(range(len(entry.enrichment)), key=lambda index: -lift(index))[:MAX_VALUES])
+
+
+def _slices(report: FailureReport) -> tuple[tuple[str, SliceReport], ...]:
+    """Return (path, slice): the significant ones by the lower end of their gap, then the others of all classes."""
+    significant = significant_slices(report)
+    others = [(f"slices/{i}", row) for i, row in enumerate(report.slices) if not row.significant]
+    others.sort(key=lambda item: -lower_end(item[1]))
+    return tuple((f"report/{path}", row) for path, row in (*significant, *others))
 
 
 def _trees(

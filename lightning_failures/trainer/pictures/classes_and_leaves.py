@@ -102,7 +102,7 @@ def draw_thumbnails(inputs: PictureInputs) -> Thumbnails | None:
 
 
 def class_pictures(result: AnalysisResult, grades: Grades, fetch: Fetch, *, worst_k: int) -> list[Picture]:
-    """Draw the hardest, easiest and least confident images of the ``worst_k`` classes by accuracy.
+    """Draw the hardest, easiest and least confident images of the ``worst_k`` worst classes.
 
     Classes with a pattern come first.
 
@@ -113,7 +113,7 @@ def class_pictures(result: AnalysisResult, grades: Grades, fetch: Fetch, *, wors
         worst_k: Number of classes.
     """
     graded = [entry for entry in result.report.classes if entry.accuracy is not None]
-    worst = sorted(graded, key=lambda entry: (not entry.pattern, entry.accuracy))[:worst_k]
+    worst = sorted(graded, key=lambda entry: (not entry.pattern, entry.rank))[:worst_k]
     return [_class_picture(result, entry, grades, fetch) for entry in worst if entry.hardest_ids]
 
 

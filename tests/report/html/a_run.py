@@ -12,13 +12,17 @@ from lightning_failures.core.text import tag_part
 from lightning_failures.data.example_table import ExampleTable
 from lightning_failures.data.report import (
     ClassReport,
+    ConfusionReport,
     CurvePoint,
     FailureReport,
     FeatureReport,
+    FlaggedConfusionReport,
     GroupReport,
     LeafReport,
+    MistakenReport,
     ModeReport,
     NodeReport,
+    SliceReport,
     ValueReport,
 )
 from lightning_failures.report.gallery import Gallery, Picture, Row, Thumbnails, Tile
@@ -114,6 +118,8 @@ def a_report(names, table, epoch, rng, text) -> FailureReport:
         examples=len(table),
         accuracy=float((~table.failed).float().mean()) - 0.01 * (3 - epoch),
         classes=classes,
+        slices=a_slices(None, rng, text),
+        confusions=tuple(ConfusionReport(text or name, text or "wolf", 3, rng.random()) for name in names[:20]),
         groups=groups,
         features=features,
         modes=modes,
@@ -142,9 +148,10 @@ def a_class(name, k, table, epoch, rng, text) -> ClassReport:
         for i, value in enumerate(("night", "day", "dusk"))
     ]
     captions = tuple(text or f"a photo of a {word} {name}" for word in WORDS)
+    wrong = float(table.failed[mine].float().mean()) + 0.02 * (3 - epoch) * (-1) ** k
     return ClassReport(
         name, len(mine),
-        accuracy=float((~table.failed[mine]).float().mean()) - 0.02 * (3 - epoch) * (-1) ** k,
+        accuracy=1 - wrong,
         cv_score=0.55 + 0.4 * rng.random(), cv_score_stderr=0.05 * rng.random(),
         p_value=0.001 if pattern else 0.4, pattern=pattern, c=0.1, flagged=int(rng.integers(3, 20)),
         aler=0.6 + 0.3 * rng.random(), base_error_rate=float(table.failed[mine].float().mean()),
@@ -157,6 +164,18 @@ def a_class(name, k, table, epoch, rng, text) -> ClassReport:
         easiest_ids=tuple(table.ids[order[-8:].flip(0)].tolist()), hardest_values=tuple(table.values[order[:8]].tolist()),
         easiest_values=tuple(table.values[order[-8:].flip(0)].tolist()), least_confident_ids=tuple(table.ids[unsure].tolist()),
         least_confident_values=tuple(table.confidence[unsure].tolist()), enrichment=tuple(shares),
+        error_rate_shrunk=0.1 + 0.7 * wrong, error_rate_interval=(0.6 * wrong, 0.2 + 0.7 * wrong),
+        slices=a_slices(name, rng, text),
+        mistaken_for=tuple(MistakenReport(text or other, 3, rng.random()) for other in ("wolf", "fox")),
+        flagged_mistaken_for=FlaggedConfusionReport(text or "wolf", 3, rng.random(), rng.random(), rng.random()) if k % 2 else None,
+    )  # fmt: skip
+
+
+def a_slices(class_name, rng, text) -> tuple[SliceReport, ...]:
+    rates = 0.8 * rng.random(3)
+    return tuple(
+        SliceReport("light", text or value, text or class_name if class_name else None, 9, 4, rate, (rate / 2, rate + 0.1), 0.3, rate - 0.3, (rate - 0.5, rate), rng.random(), place == 0)
+        for place, (value, rate) in enumerate(zip(("night", "day", "dusk"), rates, strict=True))
     )  # fmt: skip
 
 

@@ -1,0 +1,167 @@
+"""Slices by attribute: how often do examples with one value of a known attribute fail, compared with the others?
+
+Many slices are looked at, and small ones have extreme error rates by chance. So slices are sorted by the lower end of
+the interval of the gap, not by the gap itself, and each has a p-value that is corrected for the number of slices.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lightning_failures.analysis.enrichment import Attribute
+from lightning_failures.core.arrays import as_mask
+from lightning_failures.core.types import BoolArray, IntArray
+from lightning_failures.data.report import SliceReport
+from lightning_failures.stats.intervals import (
+    benjamini_hochberg,
+    difference_interval,
+    effective_examples,
+    wilson_interval,
+)
+
+MOST_SLICES = 20
+"""Maximum number of slices of a class, and of all classes together, that a report keeps."""
+
+_ROUNDING = 1e-9
+
+
+def slices_of(
+    attributes: Mapping[str, Attribute],
+    failed: Any,
+    *,
+    class_name: str | None = None,
+    sources: NDArray[Any] | None = None,
+) -> tuple[SliceReport, ...]:
+    """Compare the error rate inside and outside of each value of each attribute.
+
+    Args:
+        attributes: Name -> (n,) values of the examples.
+        failed: (n,) bool.
+        class_name: Class of the examples; None for all classes together.
+        sources: (n,) source of each example. Examples of one source are not independent: intervals and p-values are
+            those of the effective number of examples, n over the design effect. None: every example is its own source.
+
+    Returns:
+        One record for each value that some examples have and others do not, in the order of ``attributes`` and of
+        their values; none where all examples failed, or no one. The p-value is that of Fisher's exact test against
+        "not more often", and no slice is significant yet: see :func:`leading_slices`.
+
+    >>> tint = Attribute(np.array([0] * 10 + [1] * 20), ("cyan", "yellow"))
+    >>> cyan, yellow = slices_of({"tint": tint}, np.arange(30) < 8)
+    >>> cyan.error_rate, cyan.error_rate_outside, round(cyan.p_value, 7), yellow.p_value
+    (0.8, 0.0, 7.7e-06, 1.0)
+    """
+    wrong = as_mask(failed, "failed", len(failed))
+    if wrong.all() or not wrong.any():
+        return ()
+    correlation = 0.0 if sources is None else _correlation(wrong, sources)
+    found: list[SliceReport] = []
+    pairs: list[tuple[_Rate, _Rate]] = []
+    for name, attribute in attributes.items():
+        sizes = np.bincount(attribute.codes, minlength=len(attribute.values))
+        for value in np.flatnonzero((sizes > 0) & (sizes < len(wrong))).tolist():
+            mask = attribute.codes == value
+            inside, outside = (_rate(wrong, rows, sources, correlation) for rows in (mask, ~mask))
+            ends = (inside.interval, outside.interval)
+            pairs.append((inside, outside))
+            found.append(
+                SliceReport(
+                    attribute=name,
+                    value=attribute.values[value],
+                    class_name=class_name,
+                    examples=inside.examples,
+                    failures=inside.failures,
+                    error_rate=inside.rate,
+                    interval=ends[0],
+                    error_rate_outside=outside.rate,
+                    gap=inside.rate - outside.rate,
+                    gap_interval=difference_interval(inside.rate, ends[0], outside.rate, ends[1]),
+                )
+            )
+    return tuple(replace(row, p_value=p) for row, p in zip(found, _exact_p_values(pairs), strict=True))
+
+
+def leading_slices(sets: Iterable[Sequence[SliceReport]], limit: int = MOST_SLICES) -> list[tuple[SliceReport, ...]]:
+    """Test the slices of all sets together, and return the leading ones of each.
+
+    Args:
+        sets: The slices of each class.
+        limit: Maximum number of slices of a set.
+
+    Returns:
+        The slices of each set by the lower end of the interval of their gap, and which of them are significant by
+        Benjamini-Hochberg over the slices of all sets, also of those that are left out.
+    """
+    sets = list(sets)
+    significant = iter(benjamini_hochberg([row.p_value for rows in sets for row in rows]).tolist())
+    tested = [[replace(row, significant=next(significant)) for row in rows] for rows in sets]
+    return [tuple(sorted(rows, key=lower_end, reverse=True)[:limit]) for rows in tested]
+
+
+def lower_end(row: SliceReport) -> float:
+    """Return the lower end of the interval of the gap: how much more often the slice fails at least."""
+    return -1.0 if row.gap_interval is None else row.gap_interval[0]
+
+
+class _Rate(NamedTuple):
+    """The error rate of some examples, which count as ``effective`` independent ones."""
+
+    examples: int
+    failures: int
+    effective: float
+
+    @property
+    def rate(self) -> float:
+        return self.failures / self.examples
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        return wilson_interval(self.rate * self.effective, self.effective)
+
+
+def _rate(failed: BoolArray, rows: BoolArray, sources: NDArray[Any] | None, correlation: float) -> _Rate:
+    """Return the error rate of the examples that a mask (n,) bool selects."""
+    wrong = failed[rows]
+    effective = float(len(wrong))
+    if sources is not None:
+        source = np.unique(sources[rows], return_inverse=True)[1]
+        # the few sources of a slice may agree by chance, so those of all examples have a say
+        of_slice = effective_examples(wrong.astype(np.int64), 2, source)[1]
+        of_all = len(wrong) / (1 + (_examples_beside(source) - 1) * correlation)
+        effective = float(min(of_slice, of_all))
+    return _Rate(len(wrong), int(wrong.sum()), effective)
+
+
+def _correlation(failed: BoolArray, sources: NDArray[Any]) -> float:
+    """Return the correlation of failures within sources, in [0, 1], from the design effect of the error rate."""
+    source = np.unique(sources, return_inverse=True)[1]
+    design_effect = len(failed) / float(effective_examples(failed.astype(np.int64), 2, source)[1])
+    beside = _examples_beside(source)
+    return min(max((design_effect - 1) / (beside - 1), 0.0), 1.0) if beside > 1 else 0.0
+
+
+def _examples_beside(source: IntArray) -> float:
+    """Return the mean size of the source of an example."""
+    sizes = np.bincount(source)
+    return float((sizes**2).sum() / sizes.sum())
+
+
+def _exact_p_values(pairs: Sequence[tuple[_Rate, _Rate]]) -> list[float]:
+    """Return the one-sided p-values of Fisher's exact test; effective counts are rounded against the alternative."""
+    from scipy.stats import hypergeom  # type: ignore[import-untyped]  # slow to import
+
+    if not pairs:
+        return []
+    n_inside, n_outside = np.array([[one.effective for one in pair] for pair in pairs]).T
+    rate_inside, rate_outside = np.array([[one.rate for one in pair] for pair in pairs]).T
+    k_inside = np.floor(rate_inside * n_inside + _ROUNDING)
+    k_outside = np.ceil(rate_outside * n_outside - _ROUNDING)
+    n_inside, n_outside = np.floor(n_inside + _ROUNDING), np.floor(n_outside + _ROUNDING)
+    k = k_inside + np.minimum(k_outside, n_outside)
+    p_values = hypergeom.sf(k_inside - 1, n_inside + n_outside, k, n_inside)
+    return [min(float(p), 1.0) for p in p_values]
