@@ -174,7 +174,8 @@ def analyse(
     directions: FailureDirections | None = _fitted(contributions, "directions", None)
     trees: dict[tuple[str, str], FailureTree] = _fitted(contributions, "trees", {})
     analysed = _analysed_rows(examples, partition)
-    classes = class_reports(grades, directions, trees, analysed, top_examples)
+    groups = contributions["trees"].groups if "trees" in contributions else ()
+    classes = class_reports(grades, directions, trees, groups, analysed, top_examples)
     n_uncaptioned = n_without_null_scores = 0
     caption_notes: tuple[str, ...] = ()
     null_notes: tuple[str, ...] = ()

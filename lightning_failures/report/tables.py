@@ -16,6 +16,7 @@ from lightning_failures.core.text import (
     number,
     shorten_caption,
 )
+from lightning_failures.data.grouping import LABEL
 from lightning_failures.data.report import ClassReport, FailureReport, GroupReport, ValueReport
 from lightning_failures.report.sentences import group_sentence, trust_sentence
 from lightning_failures.report.text_tables import aligned_table, pipe_table, terminal_width
@@ -53,17 +54,18 @@ def class_table(report: FailureReport, *, width: int = 140) -> str:
     """Return an aligned table for the terminal, one class a line, at most ``width`` columns wide where possible.
 
     >>> print(class_table(FailureReport(9, 0.5, (ClassReport("cat", 9, accuracy=0.5, skipped="4 failures"),))))
-    class  accuracy  CV score  p-value  ALER - BER  hardest caption  easiest caption
-    cat        0.50         -  skipped           -  (4 failures)     -
+    class  accuracy  CV score  p-value  held-out ALER - BER  hardest caption  easiest caption
+    cat        0.50         -  skipped                    -  (4 failures)     -
     """
-    head = ("class", "accuracy", "CV score", "p-value", "ALER - BER", "hardest caption", "easiest caption")
+    head = ("class", "accuracy", "CV score", "p-value", "held-out ALER - BER", "hardest caption", "easiest caption")
+    gains = heldout_gains(report)
     rows = [
         (
             clean(c.name),
             number(c.accuracy),
             score(c),
             verdict(c),
-            number(_gain(c)),
+            number(gains.get(c.name)),
             *_captions(c),
         )
         for c in report.classes
@@ -74,6 +76,11 @@ def class_table(report: FailureReport, *, width: int = 140) -> str:
     left = width - name - sum(natural[1:5]) - 6 * 2
     widths = (name, *natural[1:5], *_caption_widths(left, natural[5], natural[6]))
     return aligned_table([head, *rows], widths, "lrrrrll")
+
+
+def heldout_gains(report: FailureReport) -> dict[str, float | None]:
+    """Return held-out ALER - BER of the tree of each class's label group, by class name."""
+    return {group.class_name: group.heldout_aler_minus_ber for group in report.groups if group.grouping == LABEL.name}
 
 
 def error_changes(report: FailureReport, before: FailureReport | None) -> dict[str, float]:
@@ -109,6 +116,7 @@ def classes_markdown(report: FailureReport, *, limit: int | None = None, before:
     """
     ranked = rank_classes(report)
     changes = error_changes(report, before)
+    gains = heldout_gains(report)
     added = report.method_columns()
     place = {entry.name: k for k, entry in enumerate(report.classes)}
     rows = [
@@ -119,7 +127,7 @@ def classes_markdown(report: FailureReport, *, limit: int | None = None, before:
             *([] if before is None else [number(changes.get(c.name), "+.3f")]),
             score(c),
             verdict(c),
-            number(_gain(c)),
+            number(gains.get(c.name)),
             *(_cell(values[place[c.name]]) for values in added.values()),
             *map(escape_markdown, _captions(c)),
         )
@@ -132,7 +140,7 @@ def classes_markdown(report: FailureReport, *, limit: int | None = None, before:
         *([] if before is None else ["change"]),
         "CV score",
         "p-value",
-        "ALER - BER",
+        "held-out ALER - BER",
         *map(escape_markdown, added),
         "hardest caption",
         "easiest caption",
@@ -256,25 +264,29 @@ def _group_markdown(group: GroupReport) -> str:
     text = f"{title}\n\n{group.size} examples. {escape_markdown(group_sentence(group), limit=2000)}"
     if not group.pattern:
         return text
-    head = ("rule", "examples", "error rate", "95 % interval, held out", "error coverage", "importance", "valid")
+    held_out = ("held-out error rate", "95 % interval", "held-out error coverage", "held-out valid")
+    in_sample = ("error rate in sample", "error coverage in sample", "importance in sample", "valid in sample")
+    head = ("rule", "examples", *held_out, *in_sample)
     rows = [
         (
             escape_markdown(leaf.rule),
             str(leaf.size),
-            number(leaf.error_rate),
+            number(leaf.heldout_error_rate),
             interval(leaf.interval),
+            number(leaf.heldout_error_coverage),
+            _yes_or_no(leaf.heldout_valid),
+            number(leaf.error_rate),
             number(leaf.error_coverage),
             number(leaf.importance),
-            "yes" if leaf.valid else "no",
+            _yes_or_no(leaf.valid),
         )
         for leaf in sorted(group.leaves, key=lambda leaf: -leaf.importance)
     ]
-    return f"{text}\n\n{pipe_table(head, rows, 'lrrrrrl')}"
+    return f"{text}\n\n{pipe_table(head, rows, 'lrrrrlrrrl')}"
 
 
-def _gain(entry: ClassReport) -> float | None:
-    """Return ALER - BER of the label group."""
-    return None if entry.aler is None or entry.base_error_rate is None else entry.aler - entry.base_error_rate
+def _yes_or_no(value: bool | None) -> str:
+    return NOTHING if value is None else "yes" if value else "no"
 
 
 def _captions(entry: ClassReport) -> tuple[str, str]:

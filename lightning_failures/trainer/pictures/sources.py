@@ -147,8 +147,8 @@ class DisplayedTree:
 
     @property
     def leaves(self) -> list[int]:
-        """Indices of the displayed leaves: the most important one and all valid ones."""
-        return [i for i, leaf in enumerate(self.group.leaves) if leaf.valid or i == self.best]
+        """Indices of the displayed leaves: the most important one and all that are valid on held-out examples."""
+        return [i for i, leaf in enumerate(self.group.leaves) if leaf.shown_as_valid or i == self.best]
 
 
 def displayed_trees(result: AnalysisResult, worst_k: int) -> list[DisplayedTree]:
