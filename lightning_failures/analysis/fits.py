@@ -14,7 +14,7 @@ from lightning_failures.core.arrays import as_array, as_rows
 from lightning_failures.core.text import is_failed_fit
 from lightning_failures.core.threads import one_thread
 from lightning_failures.core.types import BoolArray, IntArray
-from lightning_failures.data.grouping import GROUPINGS, Grouping
+from lightning_failures.data.grouping import GROUPINGS, Grouping, check_processes
 from lightning_failures.data.members import Values
 from lightning_failures.data.report import GroupReport, LeafReport, NodeReport
 from lightning_failures.directions.fit import fit_failure_directions
@@ -63,7 +63,12 @@ class TreesFit:
     groupings: Sequence[Grouping] = GROUPINGS
 
     def fit(self, task: FitTask) -> Contribution:
-        """Grow the trees of the classes that this process owns, and join those of all processes. Collective."""
+        """Grow the trees of the classes that this process owns, and join those of all processes. Collective.
+
+        Raises:
+            ConfigurationError: There are several processes, and a grouping has groups of several classes.
+        """
+        check_processes(self.groupings, task.partition.workers.world_size)
         groups, trees = grow_trees(
             task.grades,
             task.values,

@@ -22,7 +22,7 @@ from lightning_failures.report.interventions import intervention_lines
 from lightning_failures.report.mode_comparison import ModeChange
 from lightning_failures.report.run_folder import HTML_FILE, Run, open_run
 from lightning_failures.report.sentences import leaf_rates
-from lightning_failures.report.tables import class_table, enrichment_lines, trust_lines
+from lightning_failures.report.tables import class_table, enrichment_lines, grouping_lines, trust_lines
 
 _TRUSTED = 5
 _MODES = 20
@@ -78,6 +78,7 @@ def report_text(run: Run) -> str:
         ("Failure diary", diary_lines(last, limit=_MODES)),
         ("Attributes over-represented among the flagged examples", enrichment_lines(last)),
         ("Interventions", intervention_lines(last)),
+        ("Failure trees by kind of group", grouping_lines(last)),
         ("Valid leaves of the failure trees", _rules(last)),
     ]
     return "\n\n".join([head, class_table(last), *_section_texts(sections)])

@@ -101,8 +101,9 @@ class GroupReport(_Readable):
     """The failure tree of one group of examples, such as those with one label.
 
     Attributes:
-        grouping: Name of the grouping: "label" or "prediction".
-        class_name: Class of the group; its key is "class".
+        grouping: Name of the grouping: "label", "prediction", "pair", "union", "metadata" or "cluster".
+        class_name: Class of the group, or the name of a pair ("cat -> dog"), value ("camera = old") or cluster; its key
+            is "class".
         size: Number of examples in the group.
         base_error_rate: Share of the group's examples that failed.
         aler: Average leaf error rate (ALER) on the examples that the tree was grown on.

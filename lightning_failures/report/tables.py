@@ -157,7 +157,7 @@ def _cell(value: Any) -> str:
 
 
 def tree_markdown(report: FailureReport, *, limit: int | None = None) -> str:
-    """Return the rules of the failure trees as Markdown, one section a group; empty without trees.
+    """Return the kinds of groups, then the rules of the trees as Markdown, one section a group; empty without trees.
 
     A group without a pattern gets one sentence: its leaves are in ``report.json``, but they are noise.
 
@@ -167,7 +167,31 @@ def tree_markdown(report: FailureReport, *, limit: int | None = None) -> str:
     """
     # a pattern first, then the strongest
     ranked = sorted(report.groups, key=lambda g: (not g.pattern, -(g.heldout_aler_minus_ber or 0.0)))
-    return "\n\n".join(_group_markdown(group) for group in ranked[:limit])
+    kinds = "\n".join(f"* {escape_markdown(line)}" for line in grouping_lines(report))
+    return "\n\n".join(filter(None, [kinds, *(_group_markdown(group) for group in ranked[:limit])]))
+
+
+def grouping_lines(report: FailureReport) -> list[str]:
+    """Return one line for each kind of group: how well its trees predict failures, as found.
+
+    >>> groups = tuple(GroupReport("label", "cat", 90, heldout_aler_minus_ber=gain) for gain in (0.1, 0.3))
+    >>> grouping_lines(FailureReport(180, 0.5, (), groups))
+    ['label groups: mean held-out ALER - BER 0.20 over 2 trees, 0 of them with a pattern']
+    """
+    lines = []
+    for grouping in dict.fromkeys(group.grouping for group in report.groups):
+        tested = [
+            group
+            for group in report.groups
+            if group.grouping == grouping and group.skipped is None and group.heldout_aler_minus_ber is not None
+        ]
+        if tested:
+            mean = sum(group.heldout_aler_minus_ber or 0.0 for group in tested) / len(tested)
+            lines.append(
+                f"{clean(grouping)} groups: mean held-out ALER - BER {number(mean)} over {len(tested)} trees,"
+                f" {sum(group.pattern for group in tested)} of them with a pattern"
+            )
+    return lines
 
 
 def strongest_values(entry: ClassReport, limit: int = 3) -> list[ValueReport]:

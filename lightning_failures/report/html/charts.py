@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lightning_failures.core.text import clean
-from lightning_failures.data.grouping import GROUPINGS
+from lightning_failures.data.grouping import ALL_GROUPINGS, GROUPINGS
 from lightning_failures.data.report import ClassReport, FailureReport
 
 STATUSES = {
@@ -137,9 +137,7 @@ def scatter(rows: Rows) -> dict[str, Any]:
         .encode(
             x=base,
             y=alt.Y("heldout:Q", title="held-out ALER - BER", axis=alt.Axis(tickCount=6), scale=alt.Scale(padding=12)),
-            shape=alt.Shape(
-                "kind:N", title=None, scale=alt.Scale(domain=[f"{grouping.name} group" for grouping in GROUPINGS])
-            ),
+            shape=alt.Shape("kind:N", title=None, scale=alt.Scale(domain=_kinds(rows))),
             color=alt.Color(
                 "pattern:N",
                 title=None,
@@ -158,6 +156,12 @@ def scatter(rows: Rows) -> dict[str, Any]:
     )
     zero = alt.Chart({"values": [{"zero": 0}]}).mark_rule(strokeDash=[4, 4]).encode(y="zero:Q")
     return _specification(zero + optimism + in_sample + points, height=300)
+
+
+def _kinds(rows: Rows) -> list[str]:
+    """Return the kinds of groups in the legend: the default ones, and others that occur."""
+    kinds = {row["kind"] for row in rows}
+    return [f"{one.name} group" for one in ALL_GROUPINGS if one in GROUPINGS or f"{one.name} group" in kinds]
 
 
 def curve(rows: Rows) -> dict[str, Any]:

@@ -374,7 +374,9 @@ def _cards(
     chosen = {index for index, _ in candidates[:MAX_CARDS]}
     trees_of: dict[str, list[tuple[int, str]]] = defaultdict(list)
     for index, group in trees.items():
-        trees_of[group.class_name].append((index, group.grouping))
+        grouping = grouping_named(group.grouping)
+        if grouping is None or not grouping.across_classes:  # a cluster may have the name of a class
+            trees_of[group.class_name].append((index, group.grouping))
     return tuple(
         Card(
             index=index,
