@@ -44,6 +44,7 @@ from lightning_failures.trainer.options import (
     AdvancedOptions,
     DataOptions,
     PictureOptions,
+    check_groupings,
     check_options,
     merge_former_spellings,
 )
@@ -156,15 +157,15 @@ class FailureModes(Callback):
         self.reference, self.on_error = reference, on_error
         # the options of the groups, each under its own name
         self.task: Task | None = data.task
-        self.groups_from, self.failed_below = data.groups_from, data.failed_below
-        self.metadata = data.metadata
+        self.groups_from, self.clusters_from = data.groups_from, data.clusters_from
+        self.metadata, self.failed_below = data.metadata, data.failed_below
         self.pictures_every_n = drawing.every_n
         self.feature_names = None if drawing.feature_names is None else Path(drawing.feature_names).expanduser()
         self.every_n_validations = advanced.every_n_validations
         self.min_coverage = advanced.min_coverage
         self.auto_rollback = advanced.auto_rollback
         self.memory_budget = advanced.memory_budget
-        self.worst_k = advanced.worst_k
+        self.worst_k, self.groupings = advanced.worst_k, advanced.groupings
         self.n_directions, self.doubted = advanced.n_directions, advanced.doubted
         self.permutations = advanced.permutations
         self.cache_folder = advanced.cache_folder
@@ -228,6 +229,7 @@ class FailureModes(Callback):
     def _prepare(self, trainer: Trainer) -> None:
         """Check the options against the Trainer, open the encoders, and hook into the loaders. Collective."""
         self._steering.check(trainer)
+        check_groupings(self, trainer.world_size)
         device = torch.device(self.device) if self.device is not None else trainer.strategy.root_device
         if self.feature_names is not None:
             FeatureNames.load(self.feature_names, encoder="")  # a damaged file is an error before the first batch

@@ -20,7 +20,7 @@ import torch
 from lightning_failures.analysis.class_reports import class_reports, failed_fits
 from lightning_failures.analysis.confusions import add_confusions
 from lightning_failures.analysis.copies import join_sources_of_copies
-from lightning_failures.analysis.enrichment import Attribute, enrichment, read_attribute
+from lightning_failures.analysis.enrichment import MOST_VALUES, Attribute, enrichment, read_attribute
 from lightning_failures.analysis.fits import DirectionsFit, TreesFit, defined_numbers, mean_of
 from lightning_failures.analysis.method import Contribution, FittableMethod, FitTask
 from lightning_failures.analysis.result import AnalysisResult
@@ -33,6 +33,7 @@ from lightning_failures.core.text import listed_ids
 from lightning_failures.core.types import BoolArray, IntArray
 from lightning_failures.data.example_table import ExampleTable
 from lightning_failures.data.grades import Grades, checked_grades
+from lightning_failures.data.grouping import DEFAULT_GROUPINGS, MOST_CLUSTERS, Grouping, chosen_groupings
 from lightning_failures.data.members import RowValues, Values, members_of
 from lightning_failures.data.partition import SINGLE_PROCESS, Partition, Workers
 from lightning_failures.data.report import ClassReport, FailureReport, GroupReport, SliceReport, ValueReport
@@ -55,6 +56,8 @@ def analyse(
     reference: Values | None = None,
     captions: Callable[[int], ClassCaptions | None] | None = None,
     metadata: Mapping[str, Any] | None = None,
+    groupings: Sequence[str | Grouping] = DEFAULT_GROUPINGS,
+    clusters: Any = None,
     sampled: Any = None,
     permutations: int = 999,
     n_directions: int = 1,
@@ -95,6 +98,11 @@ def analyse(
             ``embeddings``; see :func:`~lightning_failures.analysis.enrichment.read_attribute`. Nothing is fitted to
             them: the report of each class counts every value among all examples, the failures and the flagged, and
             compares the error rates of the examples with and without it.
+        groupings: How examples are divided into groups, each with a tree: names out of "label", "prediction", "pair"
+            (confused pairs), "union" (label or prediction is the class) and "metadata" (each value); see
+            :mod:`lightning_failures.data.grouping`.
+        clusters: (N,) or (U,) integers or strings, aligned like ``embeddings``: clusters that get a tree each. None
+            among them: in no cluster.
         sampled: (N,) bool, the rows that directions and trees analyse; ``embeddings`` and ``features`` hold only these
             rows. Numbers of examples and accuracies still cover all rows. None: every row.
         permutations: Number of permutations of the screening test and of the test of captions.
@@ -129,6 +137,7 @@ def analyse(
 
     Raises:
         DataError: The grades are inconsistent, the number of rows does not match them, or metadata cannot be counted.
+        ConfigurationError: The groupings are unknown, or need what is not given.
 
     >>> generator = torch.Generator().manual_seed(0)
     >>> x = torch.randn(300, 8, generator=generator)
@@ -149,7 +158,8 @@ def analyse(
     if embeddings is not None:
         fits.append((DirectionsFit(n_directions, permutations, doubted), embeddings))
     if features is not None:
-        fits.append((TreesFit(delta, tau), features))
+        clustered = None if clusters is None else _attributes({"clusters": clusters}, grades, MOST_CLUSTERS)["clusters"]
+        fits.append((TreesFit(delta, tau, chosen_groupings(groupings, attributes, clustered)), features))
     fits += methods
 
     # copies of one image are one source, like the images of one group
@@ -181,7 +191,8 @@ def analyse(
     directions: FailureDirections | None = _fitted(contributions, "directions", None)
     trees: dict[tuple[str, str], FailureTree] = _fitted(contributions, "trees", {})
     analysed = _analysed_rows(examples, partition)
-    classes = class_reports(grades, directions, trees, analysed, top_examples)
+    groups = contributions["trees"].groups if "trees" in contributions else ()
+    classes = class_reports(grades, directions, trees, groups, analysed, top_examples)
     n_uncaptioned = n_without_null_scores = 0
     caption_notes: tuple[str, ...] = ()
     null_notes: tuple[str, ...] = ()
@@ -356,12 +367,14 @@ def _section(contribution: Contribution) -> dict[str, Any]:
     return dict(contribution.section) | ({"columns": columns} if columns else {})
 
 
-def _attributes(metadata: Mapping[str, Any] | None, grades: Grades) -> dict[str, Attribute]:
+def _attributes(
+    metadata: Mapping[str, Any] | None, grades: Grades, most_values: int = MOST_VALUES
+) -> dict[str, Attribute]:
     """Return the attributes with one code per row of the grades."""
     every_row = np.ones(len(grades), dtype=bool)
     attributes = {}
     for name, values in (metadata or {}).items():
-        attribute = read_attribute(values, str(name))
+        attribute = read_attribute(values, str(name), most_values=most_values)
         codes = RowValues.of(attribute.codes, grades, every_row, f"metadata[{str(name)!r}]").all()
         attributes[str(name)] = Attribute(as_array(codes), attribute.values)
     return attributes

@@ -30,6 +30,7 @@ def class_reports(
     grades: Grades,
     directions: FailureDirections | None,
     trees: dict[tuple[str, str], FailureTree],
+    groups: Iterable[GroupReport],
     sampled: BoolArray,
     top: int,
 ) -> tuple[ClassReport, ...]:
@@ -39,11 +40,12 @@ def class_reports(
         grades: N rows.
         directions: Directions fitted on the sampled rows; None without embeddings.
         trees: Trees by grouping and class name.
+        groups: Reports of the groups, which say whose trees hold on held-out examples.
         sampled: (N,) bool, the rows that directions and trees analysed.
         top: Number of hardest, easiest and least confident examples that a report lists.
     """
     ids, confidence = as_array(grades.ids), None if grades.confidence is None else as_array(grades.confidence)
-    groups = None if grades.groups is None else as_array(grades.groups)
+    with_pattern = {(group.grouping, group.class_name) for group in groups if group.pattern}
     patterns: dict[int, bool] = {}
     if directions is not None:
         significant = benjamini_hochberg(directions.p_value)
@@ -51,12 +53,15 @@ def class_reports(
     reports = []
     for k, (members, analysed) in enumerate(zip(members_of(grades), members_of(grades, sampled=sampled), strict=True)):
         tree = trees.get((LABEL.name, members.name))
+        tree_with_pattern = tree if (LABEL.name, members.name) in with_pattern else None
         values: dict[str, Any] = {}
         if directions is not None and k in patterns:
             values = _direction_fields(directions, k, analysed, top) | {
-                **_effect_fields(directions, k, analysed, groups, pattern=patterns[k], top=top),
+                **_effect_fields(directions, k, analysed, pattern=patterns[k], top=top),
                 "pattern": patterns[k],
-                "agreement": agreement(as_array(directions.out_of_fold)[analysed.rows], analysed.ids, tree),
+                "agreement": agreement(
+                    as_array(directions.out_of_fold)[analysed.rows], analysed.ids, tree_with_pattern
+                ),
             }
         elif directions is not None:
             values = {"skipped": directions.skipped.get(k, _NOT_SAMPLED if len(members.rows) else "no examples")}
@@ -119,17 +124,17 @@ def agreement(values: NDArray[Any], ids: IntArray, tree: FailureTree | None) -> 
     Args:
         values: (n,) decision values of the examples of a class.
         ids: (n,) ids of these examples.
-        tree: Tree of the label group of the class.
+        tree: Tree of the label group of the class; None if there is none, or none with a pattern.
 
     Returns:
         At most 1, and about 0 if the two are independent. None if no example is flagged, there is no tree with splits,
-        or the error rate of its most important leaf is not above that of the group.
+        or the held-out error rate of its most important leaf is not above that of the group.
     """
     flagged = values < 0
     if tree is None or len(tree.leaves) < 2 or not flagged.any():
         return None
     leaf = tree.leaves[0]
-    if not leaf.error_rate > tree.base_error_rate:
+    if leaf.heldout_error_rate is None or not leaf.heldout_error_rate > tree.base_error_rate:
         return None
     return cohen_kappa(flagged, np.isin(ids, leaf.ids.numpy()))
 
@@ -154,18 +159,11 @@ def _direction_fields(directions: FailureDirections, k: int, members: ClassSubse
 
 
 def _effect_fields(
-    directions: FailureDirections,
-    k: int,
-    members: ClassSubset,
-    groups: IntArray | None,
-    *,
-    pattern: bool,
-    top: int,
+    directions: FailureDirections, k: int, members: ClassSubset, *, pattern: bool, top: int
 ) -> dict[str, Any]:
     """Return the fields of a class report that say how much a pattern matters, and which labels are in doubt."""
     row, rows = directions.row(k), members.rows
-    sources = None if groups is None else groups[rows]
-    effect = measure_effect(as_array(directions.out_of_fold)[rows], members.failed, sources)
+    effect = measure_effect(as_array(directions.out_of_fold)[rows], members.failed, members.sources)
     margins, doubted = as_array(directions.label_margin)[rows], as_array(directions.doubted)[rows]
     tested = not bool(directions.p_value[row].isnan())
     defined_effect = np.isfinite(effect.difference)

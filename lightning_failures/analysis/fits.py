@@ -15,15 +15,14 @@ from lightning_failures.core.arrays import as_array, as_rows
 from lightning_failures.core.text import is_failed_fit
 from lightning_failures.core.threads import one_thread
 from lightning_failures.core.types import BoolArray, FloatArray, IntArray
-from lightning_failures.data.grouping import GROUPINGS, Grouping
+from lightning_failures.data.grouping import GROUPINGS, Grouping, check_processes
 from lightning_failures.data.members import Values
-from lightning_failures.data.report import GroupReport
+from lightning_failures.data.report import GroupReport, LeafReport, NodeReport
 from lightning_failures.directions.fit import Doubted, fit_failure_directions
 from lightning_failures.directions.one_class import MIN_PER_OUTCOME
 from lightning_failures.directions.probe import Sums, label_margins
 from lightning_failures.directions.result import FailureDirections, join_directions
 from lightning_failures.directions.standardize import Moments
-from lightning_failures.trees.fit import FailureTree
 from lightning_failures.trees.groups import grow_trees
 
 
@@ -68,7 +67,12 @@ class TreesFit:
     groupings: Sequence[Grouping] = GROUPINGS
 
     def fit(self, task: FitTask) -> Contribution:
-        """Grow the trees of the classes that this process owns, and join those of all processes. Collective."""
+        """Grow the trees of the classes that this process owns, and join those of all processes. Collective.
+
+        Raises:
+            ConfigurationError: There are several processes, and a grouping has groups of several classes.
+        """
+        check_processes(self.groupings, task.partition.workers.world_size)
         groups, trees = grow_trees(
             task.grades,
             task.values,
@@ -80,7 +84,7 @@ class TreesFit:
             raise_errors=task.raise_class_errors,
             groupings=self.groupings,
         )
-        return Contribution(trees, _tree_summary(groups, tuple(trees.values())), groups)
+        return Contribution(trees, _tree_summary(groups), groups)
 
 
 def mean_of(values: Values) -> float | None:
@@ -93,8 +97,8 @@ def defined_numbers(values: dict[str, float | None]) -> dict[str, float]:
     return {key: value for key, value in values.items() if value is not None and np.isfinite(value)}
 
 
-def _tree_summary(groups: tuple[GroupReport, ...], trees: tuple[FailureTree, ...]) -> dict[str, float]:
-    """Return the aggregates of the trees: rates, or differences of rates."""
+def _tree_summary(groups: tuple[GroupReport, ...]) -> dict[str, float]:
+    """Return the aggregates of the trees: rates, or differences of rates; validity and the worst slice are held out."""
     grown = [g for g in groups if g.leaves and g.skipped is None]
     with_heldout = [g.heldout_aler_minus_ber for g in grown if g.heldout_aler_minus_ber is not None]
     gains = [g.aler - g.base_error_rate for g in grown if g.aler is not None and g.base_error_rate is not None]
@@ -102,13 +106,21 @@ def _tree_summary(groups: tuple[GroupReport, ...], trees: tuple[FailureTree, ...
     values: dict[str, float | None] = {
         "aler_minus_ber_mean": mean_of(torch.tensor(gains)),
         "heldout_aler_minus_ber_mean": mean_of(torch.tensor(with_heldout)),
-        "valid_leaf_fraction": mean_of(torch.tensor([leaf.valid for leaf in best_leaves])),
+        "valid_leaf_fraction": mean_of(torch.tensor([bool(leaf.heldout_valid) for leaf in best_leaves])),
     }
-    slices = [leaf for tree in trees if (leaf := tree.worst_leaf) is not None and leaf.interval is not None]
-    if slices:
-        worst = max(slices, key=lambda leaf: leaf.interval[0] if leaf.interval else 0.0)
-        values["worst_slice_error_rate"] = worst.error_rate
+    worst = max((one for group in groups for one in _slices(group)), key=_lower_bound, default=None)
+    values["worst_slice_error_rate"] = None if worst is None else worst.heldout_error_rate
     return defined_numbers(values)
+
+
+def _slices(group: GroupReport) -> list[LeafReport | NodeReport]:
+    """Return what may be the worst slice: the leaves of a tree with a pattern, else the whole group."""
+    slices = group.leaves if group.pattern else group.nodes[:1]
+    return [one for one in slices if one.interval is not None]
+
+
+def _lower_bound(one: LeafReport | NodeReport) -> float:
+    return 0.0 if one.interval is None else one.interval[0]
 
 
 def _fit_directions(task: FitTask, options: DirectionsFit) -> FailureDirections:

@@ -22,8 +22,9 @@ from lightning_failures.report.html.write import write_html
 from lightning_failures.report.interventions import intervention_lines
 from lightning_failures.report.mode_comparison import ModeChange
 from lightning_failures.report.run_folder import HTML_FILE, Run, open_run
+from lightning_failures.report.sentences import leaf_rates
 from lightning_failures.report.slices import slice_lines
-from lightning_failures.report.tables import class_table, enrichment_lines, trust_lines
+from lightning_failures.report.tables import class_table, enrichment_lines, grouping_lines, trust_lines
 
 _TRUSTED = 5
 _MODES = 20
@@ -81,6 +82,7 @@ def report_text(run: Run) -> str:
         ("Slices that fail more often than the others", slice_lines(last)),
         ("Attributes over-represented among the flagged examples", enrichment_lines(last)),
         ("Interventions", intervention_lines(last)),
+        ("Failure trees by kind of group", grouping_lines(last)),
         ("Valid leaves of the failure trees", _rules(last)),
     ]
     return "\n\n".join([head, class_table(last), *_section_texts(sections)])
@@ -116,14 +118,16 @@ def diff_text(found: Comparison, *, ids: int = 0) -> str:
 
 
 def _rules(last: FailureReport) -> list[str]:
-    """Return a line for each valid leaf of the trees that found a pattern, the most important first."""
+    """Return a line for each valid leaf of the trees that found a pattern, the most important first.
+
+    Validity is that on held-out examples; in reports of former versions, which lack it, validity in sample.
+    """
     names = names_in(last.features)
-    found = [(leaf, group) for group in last.groups if group.pattern for leaf in group.leaves if leaf.valid]
+    found = [(leaf, group) for group in last.groups if group.pattern for leaf in group.leaves if leaf.shown_as_valid]
     found.sort(key=lambda pair: -pair[0].importance)
     lines = [
         f"{clean(group.class_name)} ({clean(group.grouping)} group): {clean(with_names(leaf.rule, names))}:"
-        f" error rate {number(leaf.error_rate)} (base {number(group.base_error_rate)}),"
-        f" error coverage {number(leaf.error_coverage)}"
+        f" {leaf_rates(leaf)}; base error rate {number(group.base_error_rate)}"
         for leaf, group in found[:_RULES]
     ]
     return lines + ([f"{len(found) - _RULES} more in report.json"] if len(found) > _RULES else [])

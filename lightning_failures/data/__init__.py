@@ -8,7 +8,7 @@ Files, each importing only from those above it::
     joining        Join two looks at data: which example of one is which example of the other
     grading        Compute the grades of a batch from outputs and labels
     held_out       Parts of a validation set that no method was fitted on
-    grouping       Ways to divide graded examples into groups: by label, by prediction
+    grouping       Ways to divide graded examples into groups: by label, prediction, confused pair, value, cluster
     members        The examples of each class or group, and access to their embeddings
     partition      Division of an analysis between processes: the classes that each process owns
     example_table  One row per graded example: label, prediction, confidence, decision value, leaves

@@ -63,14 +63,18 @@ def members_of(grades: Grades, grouping: Grouping = LABEL, sampled: BoolArray | 
     ids, failed = as_array(grades.ids), as_array(grades.failed)
     sources = None if grades.groups is None else as_array(grades.groups)
 
-    # sort the rows by group, then cut them at the group boundaries
-    order = np.argsort(assignment.group, kind="stable")
+    # one entry per row and group, since groups may overlap
+    group = assignment.group if assignment.group.ndim == 2 else assignment.group[:, None]
+    entry_row, entry_group = np.repeat(np.arange(len(group)), group.shape[1]), group.ravel()
+
+    # sort the entries by group, then cut them at the group boundaries
+    order = np.argsort(entry_group, kind="stable")
     if sampled is not None:
-        order = order[sampled[order]]
-    bounds = np.searchsorted(assignment.group[order], np.arange(len(assignment.names) + 1))
+        order = order[sampled[entry_row[order]]]
+    bounds = np.searchsorted(entry_group[order], np.arange(len(assignment.names) + 1))
     subsets = []
     for name, (start, stop) in zip(assignment.names, pairwise(bounds), strict=True):
-        rows = order[start:stop]
+        rows = entry_row[order[start:stop]]
         subsets.append(ClassSubset(name, rows, ids[rows], failed[rows], None if sources is None else sources[rows]))
     return subsets
 

@@ -29,14 +29,21 @@ class _Readable:
 class LeafReport(_Readable):
     """One leaf of a failure tree; rates are in [0, 1].
 
+    Numbers in sample come from the examples that grew the tree, and are optimistic. Numbers held out come from folds
+    that the leaf was not grown on; they are None if nothing could be held out, and in reports of former versions.
+
     Attributes:
         rule: The conditions on features that lead to the leaf, as text.
         size: Number of examples in the leaf.
-        error_rate: Share of the leaf's examples that failed.
-        error_coverage: Share of the group's failures that are in the leaf.
+        error_rate: Share of the leaf's examples that failed, in sample.
+        error_coverage: Share of the group's failures that are in the leaf, in sample.
         importance: ``error_rate * error_coverage``, by which leaves are sorted.
-        valid: Whether error rate and error coverage exceed their thresholds (``delta`` and ``tau`` of the analysis).
-        interval: 95 % Wilson interval of the error rate on folds that the leaf was not grown on.
+        valid: Whether error rate and error coverage in sample exceed their thresholds (``delta`` and ``tau`` of the
+            analysis).
+        interval: 95 % Wilson interval of the error rate, held out.
+        heldout_error_rate: Error rate, held out.
+        heldout_error_coverage: Error coverage, held out.
+        heldout_valid: Whether error rate and error coverage, held out, exceed the same thresholds.
     """
 
     rule: str
@@ -46,6 +53,14 @@ class LeafReport(_Readable):
     importance: float
     valid: bool
     interval: tuple[float, float] | None = None
+    heldout_error_rate: float | None = None
+    heldout_error_coverage: float | None = None
+    heldout_valid: bool | None = None
+
+    @property
+    def shown_as_valid(self) -> bool:
+        """Whether the leaf is valid held out or, in a report without held-out rates, in sample."""
+        return self.valid if self.heldout_valid is None else self.heldout_valid
 
 
 @dataclass(frozen=True)
@@ -55,9 +70,11 @@ class NodeReport(_Readable):
     Attributes:
         size: Number of examples in the node.
         failures: Number of its examples that failed.
-        error_rate: Share of the node's examples that failed.
-        error_coverage: Share of the group's failures that are in the node.
+        error_rate: Share of the node's examples that failed, in sample.
+        error_coverage: Share of the group's failures that are in the node, in sample.
         interval: 95 % Wilson interval of the error rate on folds that the tree was not grown on.
+        heldout_error_rate: Error rate on folds that the tree was not grown on; that of the root is its error rate.
+        heldout_error_coverage: Error coverage on folds that the tree was not grown on.
         parent: Index of the parent in ``GroupReport.nodes``; None for the root, which comes first.
         above: Whether the node is the branch on which the parent's feature is above the threshold; None for the root.
         feature: Feature that an inner node splits on; None for a leaf.
@@ -75,6 +92,8 @@ class NodeReport(_Readable):
     feature: int | None = None
     threshold: float | None = None
     leaf: int | None = None
+    heldout_error_rate: float | None = None
+    heldout_error_coverage: float | None = None
 
 
 @dataclass(frozen=True)
@@ -82,8 +101,9 @@ class GroupReport(_Readable):
     """The failure tree of one group of examples, such as those with one label.
 
     Attributes:
-        grouping: Name of the grouping: "label" or "prediction".
-        class_name: Class of the group; its key is "class".
+        grouping: Name of the grouping: "label", "prediction", "pair", "union", "metadata" or "cluster".
+        class_name: Class of the group, or the name of a pair ("cat -> dog"), value ("camera = old") or cluster; its key
+            is "class".
         size: Number of examples in the group.
         base_error_rate: Share of the group's examples that failed.
         aler: Average leaf error rate (ALER) on the examples that the tree was grown on.

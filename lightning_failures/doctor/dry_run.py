@@ -154,7 +154,8 @@ class BatchProbe(Callback):
     def __init__(self, callback: FailureModes) -> None:
         options = options_of(callback)
         self.notes: list[LoaderNotes] = []
-        self._options = {name: options[name] for name in ("class_names", "task", "groups_from", "metadata")}
+        names = ("class_names", "task", "groups_from", "metadata", "groupings", "clusters_from")
+        self._options = {name: options[name] for name in names}
         self._index_recorder = IndexRecorderHook()
         reader, observer = (
             BatchReader(callback.read_batch, callback.normalization, callback.failed_below),

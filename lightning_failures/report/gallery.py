@@ -20,6 +20,7 @@ from lightning_failures.data.report import ClassReport, FeatureReport, GroupRepo
 from lightning_failures.errors import DataError
 from lightning_failures.report.feature_names import with_names
 from lightning_failures.report.images import SIZE, heat_map, image_strip, stack, thumbnail
+from lightning_failures.report.sentences import leaf_rates
 from lightning_failures.report.tables import score, verdict
 
 
@@ -280,10 +281,9 @@ def leaf_picture(
     """
     leaf, where = group.leaves[index], _group_name(group.grouping, group.class_name)
     rule = with_names(leaf.rule, names or {})
-    interval = "" if leaf.interval is None else f" (held out: {number(leaf.interval[0])} to {number(leaf.interval[1])})"
     caption = (
-        f"{where}: {rule}; error rate {number(leaf.error_rate)}{interval} of {leaf.size} examples, in the whole group "
-        f"{number(group.base_error_rate)}; {number(leaf.error_coverage)} of its failures"
+        f"{where}: {rule}; {leaf.size} examples; {leaf_rates(leaf)}; base error rate of the group "
+        f"{number(group.base_error_rate)}"
     )
     right = (
         "correct, from the rest of the group: no correct example follows the rule"

@@ -77,6 +77,24 @@ def group_sentence(group: GroupReport) -> str:
     return f"{finding} {_worst_leaf(max(tested, key=_lower_bound), group.base_error_rate)}" if tested else finding
 
 
+def leaf_rates(leaf: LeafReport) -> str:
+    """Return error rate and error coverage of a leaf, those on held-out examples first.
+
+    >>> leaf_rates(LeafReport("all", 9, 0.8, 0.5, 0.4, True, (0.5, 0.7), 0.6, 0.4, True))
+    'error rate 0.60 (0.50 to 0.70) and error coverage 0.40 on held-out examples; in sample 0.80 and 0.50'
+    >>> leaf_rates(LeafReport("all", 9, 0.8, 0.5, 0.4, True))
+    'error rate 0.80 and error coverage 0.50 in sample'
+    """
+    rate, coverage = number(leaf.error_rate), number(leaf.error_coverage)
+    if leaf.heldout_error_rate is None:
+        text = f"error rate {rate} and error coverage {coverage} in sample"
+        return text if leaf.interval is None else f"{text}, error rate {interval(leaf.interval)} on held-out examples"
+    return (
+        f"error rate {number(leaf.heldout_error_rate)} ({interval(leaf.interval)}) and error coverage "
+        f"{number(leaf.heldout_error_coverage)} on held-out examples; in sample {rate} and {coverage}"
+    )
+
+
 def _strength(entry: ClassReport) -> str:
     """Return how often flagged examples fail, and how often the others."""
     if entry.effect is None or entry.effect_interval is None:  # all are flagged, or a report of a former version
@@ -163,10 +181,7 @@ def _agreement(entry: ClassReport) -> str:
 
 
 def _worst_leaf(leaf: LeafReport, base: float | None) -> str:
-    text = (
-        f"Worst leaf: {clean(leaf.rule)}; {leaf.size} examples, error rate {number(leaf.error_rate)} "
-        f"({interval(leaf.interval)} on held-out examples)."
-    )
+    text = f"Worst leaf: {clean(leaf.rule)}; {leaf.size} examples, {leaf_rates(leaf)}."
     if base is not None and _lower_bound(leaf) <= base:
         text += " It is not certain that this leaf fails more often than the rest."
     return text if leaf.size >= FEW_EXAMPLES else f"{text} The leaf is small and may change with more data."

@@ -16,6 +16,7 @@ from lightning_failures.core.text import (
     number,
     shorten_caption,
 )
+from lightning_failures.data.grouping import LABEL
 from lightning_failures.data.report import ClassReport, FailureReport, GroupReport, ValueReport
 from lightning_failures.report.sentences import group_sentence, trust_sentence
 from lightning_failures.report.text_tables import aligned_table, pipe_table, terminal_width
@@ -56,10 +57,11 @@ def class_table(report: FailureReport, *, width: int = 140) -> str:
     """Return an aligned table for the terminal, one class a line, at most ``width`` columns wide where possible.
 
     >>> print(class_table(FailureReport(9, 0.5, (ClassReport("cat", 9, accuracy=0.5, skipped="4 failures"),))))
-    class  accuracy  flagged wrong  others  CV score  p-value  ALER - BER  hardest caption  easiest caption
-    cat        0.50              -       -         -  skipped           -  (4 failures)     -
+    class  accuracy  flagged wrong  others  CV score  p-value  held-out ALER - BER  hardest caption  easiest caption
+    cat        0.50              -       -         -  skipped                    -  (4 failures)     -
     """
-    head = ("class", "accuracy", "flagged wrong", "others", "CV score", "p-value", "ALER - BER", *_ENDS)
+    head = ("class", "accuracy", "flagged wrong", "others", "CV score", "p-value", "held-out ALER - BER", *_ENDS)
+    gains = heldout_gains(report)
     rows = [
         (
             clean(c.name),
@@ -68,7 +70,7 @@ def class_table(report: FailureReport, *, width: int = 140) -> str:
             number(c.unflagged_error_rate),
             score(c),
             verdict(c),
-            number(_gain(c)),
+            number(gains.get(c.name)),
             *_captions(c),
         )
         for c in report.classes
@@ -80,6 +82,11 @@ def class_table(report: FailureReport, *, width: int = 140) -> str:
     left = width - name - sum(numbers) - (len(head) - 1) * 2
     widths = (name, *numbers, *_caption_widths(left, hardest, easiest))
     return aligned_table([head, *rows], widths, f"l{'r' * len(numbers)}ll")
+
+
+def heldout_gains(report: FailureReport) -> dict[str, float | None]:
+    """Return held-out ALER - BER of the tree of each class's label group, by class name."""
+    return {group.class_name: group.heldout_aler_minus_ber for group in report.groups if group.grouping == LABEL.name}
 
 
 def error_changes(report: FailureReport, before: FailureReport | None) -> dict[str, float]:
@@ -116,6 +123,7 @@ def classes_markdown(report: FailureReport, *, limit: int | None = None, before:
     ranked = rank_classes(report)
     changes = error_changes(report, before)
     shrunk = any(c.error_rate_shrunk is not None for c in ranked)
+    gains = heldout_gains(report)
     added = report.method_columns()
     place = {entry.name: k for k, entry in enumerate(report.classes)}
     rows = [
@@ -130,7 +138,7 @@ def classes_markdown(report: FailureReport, *, limit: int | None = None, before:
             number(c.failures_flagged),
             score(c),
             verdict(c),
-            number(_gain(c)),
+            number(gains.get(c.name)),
             *(_cell(values[place[c.name]]) for values in added.values()),
             *map(escape_markdown, _captions(c)),
         )
@@ -147,7 +155,7 @@ def classes_markdown(report: FailureReport, *, limit: int | None = None, before:
         "failures flagged",
         "CV score",
         "p-value",
-        "ALER - BER",
+        "held-out ALER - BER",
         *map(escape_markdown, added),
         *_ENDS,
     )
@@ -169,7 +177,7 @@ def _cell(value: Any) -> str:
 
 
 def tree_markdown(report: FailureReport, *, limit: int | None = None) -> str:
-    """Return the rules of the failure trees as Markdown, one section a group; empty without trees.
+    """Return the kinds of groups, then the rules of the trees as Markdown, one section a group; empty without trees.
 
     A group without a pattern gets one sentence: its leaves are in ``report.json``, but they are noise.
 
@@ -179,7 +187,31 @@ def tree_markdown(report: FailureReport, *, limit: int | None = None) -> str:
     """
     # a pattern first, then the strongest
     ranked = sorted(report.groups, key=lambda g: (not g.pattern, -(g.heldout_aler_minus_ber or 0.0)))
-    return "\n\n".join(_group_markdown(group) for group in ranked[:limit])
+    kinds = "\n".join(f"* {escape_markdown(line)}" for line in grouping_lines(report))
+    return "\n\n".join(filter(None, [kinds, *(_group_markdown(group) for group in ranked[:limit])]))
+
+
+def grouping_lines(report: FailureReport) -> list[str]:
+    """Return one line for each kind of group: how well its trees predict failures, as found.
+
+    >>> groups = tuple(GroupReport("label", "cat", 90, heldout_aler_minus_ber=gain) for gain in (0.1, 0.3))
+    >>> grouping_lines(FailureReport(180, 0.5, (), groups))
+    ['label groups: mean held-out ALER - BER 0.20 over 2 trees, 0 of them with a pattern']
+    """
+    lines = []
+    for grouping in dict.fromkeys(group.grouping for group in report.groups):
+        tested = [
+            group
+            for group in report.groups
+            if group.grouping == grouping and group.skipped is None and group.heldout_aler_minus_ber is not None
+        ]
+        if tested:
+            mean = sum(group.heldout_aler_minus_ber or 0.0 for group in tested) / len(tested)
+            lines.append(
+                f"{clean(grouping)} groups: mean held-out ALER - BER {number(mean)} over {len(tested)} trees,"
+                f" {sum(group.pattern for group in tested)} of them with a pattern"
+            )
+    return lines
 
 
 def strongest_values(entry: ClassReport, limit: int = 3) -> list[ValueReport]:
@@ -276,25 +308,29 @@ def _group_markdown(group: GroupReport) -> str:
     text = f"{title}\n\n{group.size} examples. {escape_markdown(group_sentence(group), limit=2000)}"
     if not group.pattern:
         return text
-    head = ("rule", "examples", "error rate", "95 % interval, held out", "error coverage", "importance", "valid")
+    held_out = ("held-out error rate", "95 % interval", "held-out error coverage", "held-out valid")
+    in_sample = ("error rate in sample", "error coverage in sample", "importance in sample", "valid in sample")
+    head = ("rule", "examples", *held_out, *in_sample)
     rows = [
         (
             escape_markdown(leaf.rule),
             str(leaf.size),
-            number(leaf.error_rate),
+            number(leaf.heldout_error_rate),
             interval(leaf.interval),
+            number(leaf.heldout_error_coverage),
+            _yes_or_no(leaf.heldout_valid),
+            number(leaf.error_rate),
             number(leaf.error_coverage),
             number(leaf.importance),
-            "yes" if leaf.valid else "no",
+            _yes_or_no(leaf.valid),
         )
         for leaf in sorted(group.leaves, key=lambda leaf: -leaf.importance)
     ]
-    return f"{text}\n\n{pipe_table(head, rows, 'lrrrrrl')}"
+    return f"{text}\n\n{pipe_table(head, rows, 'lrrrrlrrrl')}"
 
 
-def _gain(entry: ClassReport) -> float | None:
-    """Return ALER - BER of the label group."""
-    return None if entry.aler is None or entry.base_error_rate is None else entry.aler - entry.base_error_rate
+def _yes_or_no(value: bool | None) -> str:
+    return NOTHING if value is None else "yes" if value else "no"
 
 
 def _captions(entry: ClassReport) -> tuple[str, str]:

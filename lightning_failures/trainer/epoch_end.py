@@ -461,6 +461,7 @@ class AnalysisRunner:
             reference=reference,
             captions=self._caption_source(grades.class_names, has_names=evaluation.grader.has_names),
             metadata=evaluation.grader.metadata(grades),
+            groupings=evaluation.grader.groupings(grades),
             sampled=sampled,
             time_budget=None if deadline is None else deadline.left,
             permutations=self.permutations,

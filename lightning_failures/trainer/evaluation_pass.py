@@ -255,6 +255,8 @@ class PassOptions(Protocol):
     task: Task | None
     groups_from: str | None
     metadata: Sequence[str]
+    groupings: Sequence[str]
+    clusters_from: str | None
     seed: int
 
 
@@ -302,6 +304,8 @@ class EvaluationPass:
             ranks=ranks,
             groups_from=options.groups_from,
             metadata=options.metadata,
+            groupings=options.groupings,
+            clusters_from=options.clusters_from,
         )
         embeddings = EmbeddingPass(
             cached_encoders=cached_encoders, ranks=ranks, budget=budget, gathers_all=gathers_all, seed=options.seed

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_failures.analysis.enrichment import Attribute, read_attribute
+from lightning_failures.analysis.enrichment import MOST_VALUES, Attribute, read_attribute
 from lightning_failures.analysis.metrics import GradesMetric, first_rows
 from lightning_failures.data.class_names import ALL, unique_class_names
 from lightning_failures.data.example_table import ExampleTable
@@ -28,6 +28,7 @@ from lightning_failures.data.grading import (
     infer_task,
     ungradable,
 )
+from lightning_failures.data.grouping import DEFAULT_GROUPINGS, MOST_CLUSTERS, Grouping, chosen_groupings
 from lightning_failures.data.joining import has_digests
 from lightning_failures.errors import ConfigurationError, DataError
 from lightning_failures.trainer.dataset_attributes import (
@@ -60,6 +61,8 @@ class Grader:
         ranks: The processes of the run.
         groups_from: Name of the dataset attribute that holds a source (a number or a name) for each example.
         metadata: Names of the dataset attributes whose values are counted among the failures.
+        groupings: Names of the groupings of the failure trees.
+        clusters_from: Name of the dataset attribute that holds a cluster (a number or a name) for each example.
 
     Attributes:
         facts: What was seen in the batches; after :meth:`grades`, in those of all processes.
@@ -76,6 +79,8 @@ class Grader:
         ranks: Communicator,
         groups_from: str | None = "groups",
         metadata: Sequence[str] = (),
+        groupings: Sequence[str] = DEFAULT_GROUPINGS,
+        clusters_from: str | None = None,
     ) -> None:
         self.facts = GradingFacts()
         self.named = class_names is not None
@@ -86,6 +91,9 @@ class Grader:
         self._dataset, self._expected = dataset, dataset_length(dataset)
         self._groups = None if groups_from is None else _group_of_each_example(dataset, groups_from)
         self._attributes = {name: _attribute_of_each_example(dataset, name) for name in metadata}
+        self._groupings, self._clusters = groupings, None
+        if clusters_from is not None:
+            self._clusters = _attribute_of_each_example(dataset, clusters_from, "clusters_from", MOST_CLUSTERS)
         self._metrics: dict[Reading, GradesMetric] = {}
         self._given_ids, self._untraced, self._n_repeated = GivenIds(), False, 0
         self._unlabelled: list[Tensor] = []
@@ -166,18 +174,21 @@ class Grader:
         """Return the ids that the user gives for a batch, or else the dataset indices drawn for it.
 
         Raises:
-            ConfigurationError: The ids are not dataset indices, but groups or metadata are found by index; or one id
-                is given to examples with different indices.
+            ConfigurationError: The ids are not dataset indices, but groups, metadata or clusters are found by index;
+                or one id is given to examples with different indices.
         """
         if ids is None:
             return drawn
         self._given_ids.add(ids, drawn)
         if drawn is None or ids.tolist() != drawn:
             self.facts = replace(self.facts, indexed=False)
-            if self._groups is not None or self._attributes:
-                needed, without = (
-                    ("metadata", "metadata=()") if self._groups is None else ("groups", "groups_from=None")
-                )
+            by_index = {
+                ("groups", "groups_from=None"): self._groups is not None,
+                ("metadata", "metadata=()"): bool(self._attributes),
+                ("clusters", "clusters_from=None"): self._clusters is not None,
+            }
+            if any(by_index.values()):
+                needed, without = next(words for words, used in by_index.items() if used)
                 raise ConfigurationError(
                     f"The ids of read_batch, or of the batches, are not known to be indices of the dataset, so its"
                     f" {needed} cannot be found by them. Leave ids None, or give {without}."
@@ -464,6 +475,11 @@ class Grader:
         """Return the requested metadata attributes of the rows of ``grades``, by name."""
         return {name: attribute[grades.ids.numpy()] for name, attribute in self._attributes.items()}
 
+    def groupings(self, grades: Grades) -> tuple[Grouping, ...]:
+        """Return the groupings of the failure trees, with the metadata and clusters of the rows of ``grades``."""
+        clusters = None if self._clusters is None else self._clusters[grades.ids.numpy()]
+        return chosen_groupings(self._groupings, self.metadata(grades), clusters)
+
     def with_names(self, table: ExampleTable) -> ExampleTable:
         """Return a table of these examples with their file names, if the dataset has some."""
         names = hashed_file_names(self._dataset, table.ids) if self.indexed else None
@@ -527,14 +543,16 @@ def _group_of_each_example(dataset: Any, attribute: str) -> Tensor | None:
     return torch.from_numpy(numbers).long()
 
 
-def _attribute_of_each_example(dataset: Any, name: str) -> Attribute:
-    """Return the values of one metadata attribute for all examples of a dataset."""
+def _attribute_of_each_example(
+    dataset: Any, name: str, option: str = "metadata", most_values: int = MOST_VALUES
+) -> Attribute:
+    """Return the values of one attribute for all examples of a dataset."""
     values, length = dataset_attribute(dataset, name), dataset_length(dataset)
     if values is None:
         problem = "is not there"
     else:
         try:
-            attribute = read_attribute(values, name)
+            attribute = read_attribute(values, name, most_values=most_values)
         except DataError as error:
             problem = f"cannot be counted: {error}"
         else:
@@ -542,6 +560,6 @@ def _attribute_of_each_example(dataset: Any, name: str) -> Attribute:
                 return attribute
             problem = f"has {len(attribute)} values for {length} examples"
     raise ConfigurationError(
-        f"DataOptions(metadata=...): the attribute {name!r} of {type(dataset).__name__} {problem}. It must hold an"
+        f"DataOptions({option}=...): the attribute {name!r} of {type(dataset).__name__} {problem}. It must hold an"
         " integer, a string or a boolean for each example, None where it is not known."
     )

@@ -13,6 +13,14 @@ import torch
 
 from lightning_failures.core.budget import read_bytes, read_time
 from lightning_failures.data.grading import Task
+from lightning_failures.data.grouping import (
+    CLUSTER,
+    DEFAULT_GROUPINGS,
+    METADATA,
+    SELECTABLE,
+    check_processes,
+    grouping_named,
+)
 from lightning_failures.directions.fit import Doubted
 from lightning_failures.errors import ConfigurationError
 from lightning_failures.interventions import Intervention
@@ -29,6 +37,8 @@ class DataOptions:
             attribute; None: no groups.
         metadata: Attributes of the dataset with a value for each example ("camera", "hospital"): integers, strings or
             booleans. Nothing is fitted to them; each class reports the values over-represented among its failures.
+        clusters_from: Attribute of the dataset with a cluster for each example, integers or strings, None for no
+            cluster: every cluster gets a failure tree. With one process only. None: no clusters.
         failed_below: Score below which an example failed, for a ``read_batch`` that returns ``BatchRecord(score=...)``.
     """
 
@@ -36,6 +46,7 @@ class DataOptions:
     groups_from: str | None = "groups"
     metadata: Sequence[str] = ()
     failed_below: float | None = None
+    clusters_from: str | None = None
 
 
 @dataclass(frozen=True)
@@ -65,6 +76,9 @@ class AdvancedOptions:
         memory_budget: Limit on the embeddings that an analysis holds at a time in each process: bytes, or a size like
             ``"2 GiB"``. A larger validation set is sampled. None: no limit.
         worst_k: Number of classes, the worst, with scalars and pictures of their own.
+        groupings: Groups of examples that get a failure tree each: "label", "prediction", "pair" (confused pairs: one
+            class, mistaken for another or correct), "union" (label or prediction is the class), "metadata" (each value;
+            with one process only).
         n_directions: Maximum number of failure directions per class. The report describes the first; for the others
             see ``last_report.directions.further``.
         doubted: Which examples leave the fit of directions if a probe of the label on the embeddings doubts their
@@ -88,6 +102,7 @@ class AdvancedOptions:
     cache_folder: str | Path | None = None
     device: str | torch.device | None = None
     seed: int = 0
+    groupings: Sequence[str] = DEFAULT_GROUPINGS
 
 
 _GROUP_OF = {field.name: group for group in (DataOptions, PictureOptions, AdvancedOptions) for field in fields(group)}
@@ -217,11 +232,22 @@ def check_options(callback: Any) -> None:
             raise ConfigurationError(f"{owner}({key}=...) must be {allowed}, got {getattr(callback, name)!r}.")
 
 
+def check_groupings(callback: Any, world_size: int) -> None:
+    """Refuse groupings of failure trees that need a single process if there are several."""
+    chosen = [grouping for grouping in map(grouping_named, callback.groupings) if grouping is not None]
+    check_processes([*chosen, *([] if callback.clusters_from is None else [CLUSTER])], world_size)
+
+
 def _conditions(o: Any) -> Iterator[tuple[str, bool, str]]:
     """Name of an option, whether it is in order, what is allowed."""
     validations, acting = o.every_n_validations, o.interventions
     listed = isinstance(o.metadata, Sequence) and not isinstance(o.metadata, str)
     yield "metadata", listed, "a sequence of names, like ['camera']"
+    named = isinstance(o.groupings, Sequence) and not isinstance(o.groupings, str)
+    yield "groupings", named and set(o.groupings) <= set(SELECTABLE), f"a list of names out of {', '.join(SELECTABLE)}"
+    yield "groupings", METADATA.name not in o.groupings or len(o.metadata) > 0, "without 'metadata' if there is none"
+    single = o.task != "multilabel" or (METADATA.name not in o.groupings and o.clusters_from is None)
+    yield "task", single, "another with clusters_from or the grouping 'metadata': they need one row for each example"
     yield "every_n_epochs", _at_least(1, o.every_n_epochs), _AT_LEAST_1
     yield "every_n_validations", validations is None or _at_least(1, validations), f"None or {_AT_LEAST_1}"
     named = o.class_names is None or len(o.class_names) > 0

@@ -40,11 +40,20 @@ def fillable_folds(failed: BoolArray, sources: NDArray[Any], folds: int, seed: i
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Held-out ALER, base error rate of the fitting folds, and one interval per set; NaN and None without folds."""
+    """Held-out ALER, base error rate of the fitting folds, and one error rate and interval per set.
+
+    Attributes:
+        aler: Held-out ALER; NaN without folds.
+        base_error_rate: Mean error rate of the fitting folds; NaN without folds.
+        stderr: Standard error of their difference; NaN without folds.
+        error_rates: Held-out error rate of each set; None without folds.
+        intervals: 95 % interval of each held-out error rate; None without folds.
+    """
 
     aler: float
     base_error_rate: float
     stderr: float
+    error_rates: list[float | None]
     intervals: list[tuple[float, float] | None]
 
 
@@ -56,10 +65,11 @@ def score_held_out(
     sets: BoolArray,
     trees: Sequence[Nodes],
 ) -> HeldOut:
-    """Score each tree on the fold it was grown without: held-out ALER, and an interval for each set of examples.
+    """Score each tree on the fold it was grown without: held-out ALER, and an error rate for each set of examples.
 
     The held-out rate of a set, such as a leaf of the tree of all examples, is a weighted mean of the held-out rates of
-    the leaves into which its examples fall in a tree grown without the fold, weighted by the numbers of examples.
+    the leaves into which its examples fall in a tree grown without the fold, weighted by the numbers of examples. The
+    rate of a set of all examples, which no tree selected, is their error rate.
 
     Args:
         x: (n, D).
@@ -70,7 +80,7 @@ def score_held_out(
         trees: The K trees grown without fold 0, 1, and so on.
     """
     if fold is None:
-        return HeldOut(math.nan, math.nan, math.nan, [None] * len(sets))
+        return HeldOut(math.nan, math.nan, math.nan, [None] * len(sets), [None] * len(sets))
     source = np.unique(sources, return_inverse=True)[1]
     weight = np.zeros(sets.shape)  # weight of each held-out example in the rate of each set
     aler, ber, variance = [], [], 0.0
@@ -93,12 +103,20 @@ def score_held_out(
         aler.append(rate[leaf[failures]].mean())
         ber.append(failed[kept].mean())
         variance += _variance_of_mean(rate[leaf[failures]] - ber[-1], np.ones(len(failures)), source[failures])
+    base = float(failed.mean())
     return HeldOut(
         float(np.mean(aler)),
         float(np.mean(ber)),
         math.sqrt(_FOLD_INFLATION * variance) / len(aler),
+        [base if members.all() else _rate(failed, weight[i]) for i, members in enumerate(sets)],
         [_interval(failed, weight[i], source, int(sets[i].sum())) for i in range(len(sets))],
     )
+
+
+def _rate(failed: BoolArray, weight: FloatArray) -> float | None:
+    """Return the weighted error rate; None without weights."""
+    total = weight.sum()
+    return float(failed @ weight / total) if total else None
 
 
 def _interval(failed: BoolArray, weight: FloatArray, source: IntArray, most: int) -> tuple[float, float]:

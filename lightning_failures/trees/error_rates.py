@@ -57,3 +57,17 @@ def average_leaf_error_rate(leaf_ids: Any, failed: Any) -> float:
     _, member = np.unique(leaves, return_inverse=True)
     failures, sizes = np.bincount(member, weights=mask), np.bincount(member)
     return float((failures / sizes * failures).sum() / failures.sum())
+
+
+def coverage_at_rate(rate: float | None, size: int, failures: int) -> float | None:
+    """Return the error coverage of a cluster with a given error rate, at most 1; None without a rate or failures.
+
+    Args:
+        rate: Error rate of the cluster, such as a held-out one.
+        size: Number of examples in the cluster.
+        failures: Number of failures in the whole group.
+
+    >>> coverage_at_rate(0.5, 20, 40), coverage_at_rate(None, 20, 40)
+    (0.25, None)
+    """
+    return None if rate is None or not failures else min(rate * size / failures, 1.0)

@@ -27,7 +27,7 @@ from lightning_failures.core.types import BoolArray, IntArray
 from lightning_failures.errors import ConfigurationError, DataError
 from lightning_failures.stats.folds import join_sources
 from lightning_failures.trees.cross_validation import HeldOut, fillable_folds, score_held_out
-from lightning_failures.trees.error_rates import average_leaf_error_rate, error_rate
+from lightning_failures.trees.error_rates import average_leaf_error_rate, coverage_at_rate, error_rate
 from lightning_failures.trees.growing import Nodes, NodeSplit, grow_tree, min_leaf_size, rule_text, select_features
 
 _ONE_SIDED_5_PERCENT = 1.64
@@ -53,6 +53,9 @@ class Leaf:
             rates of these leaves are averaged, weighted by the number of examples in each. The effective number of
             examples follows from the variance of the average between groups, reduced by a third because each fold is
             scored by fits on the others, and is at most ``size``.
+        heldout_error_rate: The average that ``interval`` belongs to; None without folds.
+        heldout_error_coverage: The error coverage at that rate, ``heldout_error_rate * size`` as a share of the group's
+            failures, at most 1; None without folds.
     """
 
     rule: str
@@ -64,6 +67,8 @@ class Leaf:
     ids: Tensor
     splits: tuple[NodeSplit, ...] = ()
     interval: tuple[float, float] | None = None
+    heldout_error_rate: float | None = None
+    heldout_error_coverage: float | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,6 +89,8 @@ class FailureTree:
         nodes: The whole tree, root first; its leaf i is ``leaves[i]``.
         width: D, the number of features.
         intervals: Interval of the error rate of each node, computed like those of the leaves.
+        heldout_error_rates: Held-out error rate of each node, computed like those of the leaves; that of the root is
+            the base error rate.
     """
 
     leaves: tuple[Leaf, ...]
@@ -97,6 +104,7 @@ class FailureTree:
     nodes: Nodes
     width: int
     intervals: tuple[tuple[float, float] | None, ...]
+    heldout_error_rates: tuple[float | None, ...]
 
     @property
     def heldout_aler_minus_ber(self) -> float:
@@ -130,11 +138,22 @@ class FailureTree:
         with_interval = [leaf for leaf in self.leaves if leaf.interval is not None]
         return max(with_interval, key=lambda leaf: (leaf.interval or (0.0,))[0], default=None)
 
-    def valid_leaves(self, delta: float = 0.1, tau: float = 0.2) -> list[Leaf]:
-        """Return the leaves with ER > BER + delta and EC > tau, most important first."""
-        return [
-            leaf for leaf in self.leaves if leaf.error_rate > self.base_error_rate + delta and leaf.error_coverage > tau
-        ]
+    def valid_leaves(self, delta: float = 0.1, tau: float = 0.2, *, held_out: bool = False) -> list[Leaf]:
+        """Return the leaves with ER > BER + delta and EC > tau, most important first.
+
+        Args:
+            delta: Minimum excess of the error rate over the base error rate.
+            tau: Minimum error coverage.
+            held_out: Whether error rate and error coverage are the held-out ones. Those of the examples that grew the
+                tree are optimistic: many leaves that they call valid are not valid on fresh data.
+        """
+
+        def valid(rate: float | None, coverage: float | None) -> bool:
+            return rate is not None and coverage is not None and rate > self.base_error_rate + delta and coverage > tau
+
+        if held_out:
+            return [leaf for leaf in self.leaves if valid(leaf.heldout_error_rate, leaf.heldout_error_coverage)]
+        return [leaf for leaf in self.leaves if valid(leaf.error_rate, leaf.error_coverage)]
 
     def apply(self, features: Any) -> Tensor:
         """Return (n,) int64, the index into :attr:`leaves` of each example.
@@ -250,6 +269,7 @@ def fit_failure_tree(
         nodes=nodes.numbered(ranked),
         width=x.shape[1],
         intervals=tuple(held_out.intervals),
+        heldout_error_rates=tuple(held_out.error_rates),
     )
 
 
@@ -261,6 +281,7 @@ def _leaves(nodes: Nodes, leaf: IntArray, failed: BoolArray, ids: IntArray, held
     leaves = []
     for i, node in enumerate(node_of_leaf):
         rate, coverage = _ratio(failures[i], sizes[i]), _ratio(failures[i], failures.sum())
+        heldout_rate = held_out.error_rates[node]
         leaves.append(
             Leaf(
                 rule=rule_text(nodes.path(i)),
@@ -272,6 +293,8 @@ def _leaves(nodes: Nodes, leaf: IntArray, failed: BoolArray, ids: IntArray, held
                 ids=torch.from_numpy(ids[leaf == i]),
                 splits=nodes.path(i),
                 interval=held_out.intervals[node],
+                heldout_error_rate=heldout_rate,
+                heldout_error_coverage=coverage_at_rate(heldout_rate, int(sizes[i]), int(failures.sum())),
             )
         )
     return leaves

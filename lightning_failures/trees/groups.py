@@ -15,6 +15,7 @@ from lightning_failures.data.members import ClassSubset, RowValues, members_of
 from lightning_failures.data.partition import Partition
 from lightning_failures.data.report import GroupReport, LeafReport, NodeReport
 from lightning_failures.stats.intervals import benjamini_hochberg
+from lightning_failures.trees.error_rates import coverage_at_rate
 from lightning_failures.trees.fit import FailureTree, fit_failure_tree
 
 
@@ -96,6 +97,7 @@ def _group_report(
 ) -> GroupReport:
     """Return the report of a group with a tree."""
     valid = {id(leaf) for leaf in tree.valid_leaves(delta, tau)}
+    heldout_valid = {id(leaf) for leaf in tree.valid_leaves(delta, tau, held_out=True)}
     return GroupReport(
         grouping,
         name,
@@ -116,6 +118,9 @@ def _group_report(
                 importance=leaf.importance,
                 valid=id(leaf) in valid,
                 interval=leaf.interval,
+                heldout_error_rate=leaf.heldout_error_rate,
+                heldout_error_coverage=leaf.heldout_error_coverage,
+                heldout_valid=None if leaf.heldout_error_rate is None else id(leaf) in heldout_valid,
             )
             for leaf in tree.leaves
         ),
@@ -146,6 +151,8 @@ def _node_reports(tree: FailureTree) -> tuple[NodeReport, ...]:
                 feature=None if is_leaf else int(nodes.feature[i]),
                 threshold=None if is_leaf else float(nodes.threshold[i]),
                 leaf=int(nodes.leaf[i]) if is_leaf else None,
+                heldout_error_rate=tree.heldout_error_rates[i],
+                heldout_error_coverage=coverage_at_rate(tree.heldout_error_rates[i], size, total_failures),
             )
         )
     return tuple(reports)

@@ -13,12 +13,13 @@ from typing import Any
 
 from lightning_failures.analysis.result import AnalysisResult
 from lightning_failures.core.atomic import replacing
+from lightning_failures.report.tables import heldout_gains
 from lightning_failures.writers.base import Writer, WriterLimits, best_captions
 
 COLUMNS = (
     "stage", "epoch", "step", "dataloader", "name", "examples", "accuracy", "cv_score", "cv_score_stderr", "p_value",
-    "pattern", "strength", "flagged_error_rate", "unflagged_error_rate", "c", "flagged", "aler",
-    "base_error_rate", "hardest_caption", "easiest_caption", "skipped",
+    "pattern", "strength", "flagged_error_rate", "unflagged_error_rate", "c", "flagged", "heldout_aler_minus_ber",
+    "aler", "base_error_rate", "hardest_caption", "easiest_caption", "skipped",
 )  # fmt: skip
 
 USER_TEXT_COLUMNS = ("name", "hardest_caption", "easiest_caption", "skipped")
@@ -44,6 +45,7 @@ class CSVWriter(Writer):
         """Add the rows of one analysis."""
         report = result.report
         path = self.folder / "failure_classes.csv"
+        gains = heldout_gains(report)
         where = {"stage": report.stage or "", "epoch": report.epoch, "step": step, "dataloader": report.dataloader}
         analysis_of = itemgetter(*map(COLUMNS.index, ANALYSIS_COLUMNS))
         this_analysis = tuple(str(where[key]) for key in ANALYSIS_COLUMNS)
@@ -55,7 +57,8 @@ class CSVWriter(Writer):
             complete = (row for row in _stored_rows(path) if len(row) == len(COLUMNS))
             writer.writerows(row for row in complete if analysis_of(row) != this_analysis)
             for entry in report.classes:
-                cells = _cells(entry.to_dict() | best_captions(entry) | where)
+                gain = {"heldout_aler_minus_ber": gains.get(entry.name)}
+                cells = _cells(entry.to_dict() | best_captions(entry) | gain | where)
                 writer.writerow([cells[column] for column in COLUMNS])
             text.detach()
 

@@ -19,13 +19,13 @@ CHARTS = (
     ("failures: grades", "validations since the last analysis", ("analysis_age",)),
     ("failures: directions", "strength of the patterns (CV score)", ("cv_score_mean",)),
     ("failures: directions", "share flagged", ("flagged_fraction",)),
-    ("failures: trees", "error rate of the worst slice", ("worst_slice_error_rate",)),
-    ("failures: trees", "ALER - BER, grown and held out", ("aler_minus_ber_mean", "heldout_aler_minus_ber_mean")),
-    ("failures: trees", "share of groups with a valid leaf", ("valid_leaf_fraction",)),
+    ("failures: trees", "held-out error rate of the worst slice", ("worst_slice_error_rate",)),
+    ("failures: trees", "ALER - BER, held out and in sample", ("heldout_aler_minus_ber_mean", "aler_minus_ber_mean")),
+    ("failures: trees", "share of groups whose leaf is valid held out", ("valid_leaf_fraction",)),
     ("failures: worst classes", "accuracy", (f"{CLASS}accuracy",)),
     ("failures: worst classes", "CV score", (f"{CLASS}cv_score",)),
     ("failures: worst classes", "p-value", (f"{CLASS}p_value",)),
-    ("failures: worst classes", "ALER", (f"{CLASS}aler",)),
+    ("failures: worst classes", "ALER in sample", (f"{CLASS}aler",)),
     *(
         (
             "failures: interventions",

@@ -18,7 +18,7 @@ from lightning_failures.report.gallery import Gallery, Thumbnails
 from lightning_failures.report.interventions import interventions_markdown
 from lightning_failures.report.markdown import report_sections
 from lightning_failures.report.run_folder import GALLERY_FILE, HTML_FILE, REPORT_FILE
-from lightning_failures.report.tables import error_changes, rank_classes
+from lightning_failures.report.tables import error_changes, heldout_gains, rank_classes
 from lightning_failures.writers.base import Writer, WriterLimits, best_captions, tag_prefix
 
 MAX_ROWS = 10_000
@@ -28,7 +28,7 @@ MAX_EXAMPLES = 500
 
 COLUMNS = (
     "epoch", "class", "examples", "accuracy", "error_rate", "change", "cv_score", "cv_score_stderr", "p_value",
-    "pattern", "strength", "flagged_error_rate", "unflagged_error_rate", "aler",
+    "pattern", "strength", "flagged_error_rate", "unflagged_error_rate", "heldout_aler_minus_ber", "aler",
     "base_error_rate", "hardest_caption", "easiest_caption", "skipped",
 )  # fmt: skip
 EXAMPLE_COLUMNS = (
@@ -130,7 +130,7 @@ def _summary(report: FailureReport) -> dict[str, Any]:
 def _class_rows(report: FailureReport, before: FailureReport | None) -> list[list[Any]]:
     """Return the rows of the table of classes, the worst class first."""
     changes, rows = error_changes(report, before), []
-    added = report.method_columns()
+    added, gains = report.method_columns(), heldout_gains(report)
     place = {entry.name: k for k, entry in enumerate(report.classes)}
     for entry in rank_classes(report)[:MAX_ROWS]:
         cells = entry.to_dict() | best_captions(entry)
@@ -139,6 +139,7 @@ def _class_rows(report: FailureReport, before: FailureReport | None) -> list[lis
             "class": entry.name,
             "error_rate": None if entry.accuracy is None else 1 - entry.accuracy,
             "change": changes.get(entry.name),
+            "heldout_aler_minus_ber": gains.get(entry.name),
         }
         of_methods = [values[place[entry.name]] for values in added.values()]
         rows.append([_utf8(cell) for cell in (*(cells[column] for column in COLUMNS), *of_methods)])

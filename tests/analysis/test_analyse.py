@@ -165,7 +165,11 @@ def test_analyse__summary_by_definition(full):
     gains = [g.aler - g.base_error_rate for g in report.groups]
     assert summary["aler_minus_ber_mean"] == pytest.approx(sum(gains) / len(gains))
     best = [max(g.leaves, key=lambda leaf: leaf.importance) for g in report.groups]
-    assert summary["valid_leaf_fraction"] == pytest.approx(sum(leaf.valid for leaf in best) / len(best))
+    assert summary["valid_leaf_fraction"] == pytest.approx(sum(leaf.heldout_valid for leaf in best) / len(best))
+    slices = [one for g in report.groups for one in (g.leaves if g.pattern else g.nodes[:1])]
+    worst = max(slices, key=lambda one: one.interval[0])
+    assert summary["worst_slice_error_rate"] == worst.heldout_error_rate
+    assert worst.heldout_error_rate > 0.6
     assert all(0 <= summary[key] <= 1 for key in summary if "minus" not in key)
 
 

@@ -10,6 +10,7 @@ from sklearn.metrics import cohen_kappa_score
 from lightning_failures.analysis.analyse import analyse
 from lightning_failures.analysis.class_reports import agreement
 from lightning_failures.data import FailureReport, Grades
+from lightning_failures.report.sentences import trust_sentence
 from lightning_failures.report.tables import rank_classes
 from lightning_failures.trainer.metric_keys import worst_class_values
 from lightning_failures.trees import fit_failure_tree
@@ -77,7 +78,7 @@ def test_agreement__scikit_learns_kappa_of_flagged_and_leaf(analysed):
     report = analysed[-1]
     for k, entry in enumerate(report.classes):
         tree = report.trees["label", entry.name]
-        if tree.leaves[0].error_rate <= tree.base_error_rate:
+        if not report.groups[k].pattern:
             assert entry.agreement is None
             continue
         worst = set(tree.leaves[0].ids.tolist())
@@ -85,6 +86,17 @@ def test_agreement__scikit_learns_kappa_of_flagged_and_leaf(analysed):
         expected = cohen_kappa_score([value < 0 for *_, value in mine], [i in worst for i, *_ in mine])
         assert entry.agreement == pytest.approx(expected)
     assert report.classes[1].agreement > 0.3
+
+
+def test_agreement__not_with_a_rejected_tree(analysed):
+    report = analysed[-1]
+    rejected = [group.class_name for group in report.groups[:3] if not group.pattern]
+    assert len(rejected) == 2
+    assert all(len(report.trees["label", name].leaves) > 1 for name in rejected)
+    for entry in report.classes:
+        assert entry.flagged
+        assert (entry.agreement is None) == (entry.name in rejected)
+        assert "failure tree" not in trust_sentence(entry) or entry.name not in rejected
 
 
 def test_agreement__none_if_a_method_found_nothing():

@@ -135,6 +135,20 @@ def test_report_text__is_bounded():
     assert "80 more in report.json" in text
 
 
+def test_report_text__leaves_that_are_valid_held_out():
+    leaves = (
+        LeafReport("feature 1 > 1", 9, 0.9, 0.6, 0.54, True, (0.1, 0.5), 0.31, 0.3, False),
+        LeafReport("feature 2 > 1", 9, 0.7, 0.4, 0.28, True, (0.4, 0.8), 0.62, 0.35, True),
+    )
+    group = GroupReport("label", "cat", 9, 0.3, pattern=True, leaves=leaves)
+    text = " ".join(report_text(Run(Path("x"), report(groups=(group,)), ())).split())
+    assert "feature 1 > 1" not in text
+    assert (
+        "feature 2 > 1: error rate 0.62 (0.40 to 0.80) and error coverage 0.35 on held-out examples; in sample 0.70 "
+        "and 0.40; base error rate 0.30" in text
+    )
+
+
 def test_diff__text(tmp_path, capsys):
     a, b = saved(tmp_path / "a", wrong=9), saved(tmp_path / "b", wrong=1)
     assert main(["diff", str(a), str(b), "--ids", "2"]) == 0

@@ -116,6 +116,16 @@ def test_analyse__several_processes_with_parts_of_a_reference_and_a_sample(grade
         same(found, alone)
 
 
+def test_analyse__several_processes_grow_the_trees_of_pairs_and_unions(graded):
+    grades, x = graded
+    options = {"groupings": ["pair", "union", "label"], "permutations": 99}
+    alone = report_of(grades, x, **options)
+    assert {group.grouping for group in alone.groups} == {"pair", "union", "label"}
+    assert any(group.pattern for group in alone.groups)
+    for found in together(3, lambda workers: report_of(grades, x, workers, **options)):
+        same(found, alone)
+
+
 def test_owner_of_classes__one_per_class_with_even_sizes(graded):
     grades, _x = graded
     assert owner_of_classes(grades, 1).tolist() == [0] * 5

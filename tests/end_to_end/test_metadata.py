@@ -14,7 +14,7 @@ from lightning_failures.data.grades import BatchRecord
 from lightning_failures.data.report import FailureReport
 from lightning_failures.errors import ConfigurationError
 from lightning_failures.report import write_html
-from tests.helpers.toy import Images, OracleClassifier, callback, loader, trainer
+from tests.helpers.toy import ColourEncoder, Images, OracleClassifier, callback, loader, trainer
 
 
 def table(report):
@@ -135,3 +135,42 @@ def test_metadata__ids_that_are_no_indices(tmp_path):
     )
     with pytest.raises(ConfigurationError, match="metadata cannot be found by them"):
         trainer(tmp_path, failures).validate(OracleClassifier(), loader(16), verbose=False)
+
+
+class Clustered(Images):
+    def __init__(self, n):
+        super().__init__(n)
+        self.cluster = [None if i % 4 == 0 else "odd" if i % 2 else "even" for i in range(n)]
+
+
+def test_groupings__of_values_pairs_and_clusters_get_trees_and_pictures(tmp_path):
+    failures = callback(
+        robust_encoder=ColourEncoder("robust"),
+        metadata=["dark"],
+        clusters_from="cluster",
+        groupings=["label", "pair", "union", "metadata"],
+        pictures=True,
+        worst_k=40,
+    )
+    trainer(tmp_path, failures).validate(OracleClassifier(), DataLoader(Clustered(800), batch_size=50), verbose=False)
+    report = failures.last_report
+    kinds = {group.grouping for group in report.groups}
+    assert kinds == {"label", "pair", "union", "metadata", "cluster"}
+    sizes = {group.class_name: group.size for group in report.groups if group.grouping in ("metadata", "cluster")}
+    assert sizes.keys() == {"dark = False", "dark = True", "even", "odd"}
+    assert (sizes["odd"], sizes["even"], sizes["dark = False"] + sizes["dark = True"]) == (400, 200, 800)
+    assert {group.grouping for group in report.groups if group.pattern} >= {"label", "pair", "cluster"}
+    page = next(tmp_path.rglob("report.html")).read_text()
+    assert "cluster group: examples of this cluster" in page
+    gallery = json.loads(next(tmp_path.rglob("gallery.json")).read_text())
+    tags = {picture["tag"].rsplit("/", 2)[0] for picture in gallery["pictures"]}
+    assert {"leaves/cluster", "leaves/pair", "leaves/label"} <= tags
+    assert "cluster groups: mean held-out ALER - BER" in next(tmp_path.rglob("report.md")).read_text()
+
+
+def test_clusters_from__an_attribute_that_is_not_there(tmp_path):
+    failures = callback(robust_encoder=ColourEncoder("robust"), clusters_from="site")
+    with pytest.raises(
+        ConfigurationError, match=r"DataOptions\(clusters_from=...\): the attribute 'site' .* is not there"
+    ):
+        trainer(tmp_path, failures).validate(OracleClassifier(), loader(80), verbose=False)

@@ -90,7 +90,7 @@ def test_feature_picture__nothing_but_the_number_is_known():
 
 
 def test_leaf_picture__failures_above_correct_ones_and_the_rule_in_words():
-    leaf = LeafReport("feature 3 > 0.5", 20, 0.6, 0.4, 0.24, True, interval=(0.4, 0.8))
+    leaf = LeafReport("feature 3 > 0.5", 20, 0.6, 0.4, 0.24, True, (0.4, 0.8), 0.55, 0.35, True)
     group = GroupReport("prediction", "cat", 100, base_error_rate=0.3, leaves=(leaf,))
     picture = leaf_picture(
         group, 0, [BLACK, BLACK], [BLACK], failure_texts=["label: dog"] * 2, failure_ids=[5, 6], names={3: "fur"}
@@ -101,8 +101,8 @@ def test_leaf_picture__failures_above_correct_ones_and_the_rule_in_words():
         ("correct, same rule", 1),
     ]
     assert picture.caption == (
-        'prediction group of cat: feature 3 "fur" > 0.5; error rate 0.60 (held out: 0.40 to 0.80) of 20 examples, in '
-        "the whole group 0.30; 0.40 of its failures"
+        'prediction group of cat: feature 3 "fur" > 0.5; 20 examples; error rate 0.55 (0.40 to 0.80) and error '
+        "coverage 0.35 on held-out examples; in sample 0.60 and 0.40; base error rate of the group 0.30"
     )
     assert picture.image.shape[1] > 2 * 96
     assert "rest of the group" in leaf_picture(group, 0, [BLACK], [BLACK], elsewhere=True).rows[1].title

@@ -118,8 +118,8 @@ def test_trust_sentence__words_and_agreement_only_with_a_pattern():
 
 
 LEAVES = (
-    LeafReport("feature 5 <= 0.6", 300, 0.1, 0.3, 0.03, valid=False, interval=(0.07, 0.15)),
-    LeafReport("feature 5 > 0.6", 100, 0.7, 0.7, 0.49, valid=True, interval=(0.55, 0.8)),
+    LeafReport("feature 5 <= 0.6", 300, 0.1, 0.3, 0.03, False, (0.07, 0.15), 0.11, 0.33, False),
+    LeafReport("feature 5 > 0.6", 100, 0.7, 0.7, 0.49, True, (0.55, 0.8), 0.68, 0.67, True),
 )
 TREE = GroupReport(
     "label",
@@ -140,8 +140,15 @@ def of_tree(**changes):
 def test_group_sentence__everything_at_hand():
     assert group_sentence(TREE) == (
         "The rules hold on held-out examples: their failures are in leaves whose error rate exceeds the base error "
-        "rate of 0.25 by 0.13 +- 0.02 on average. Worst leaf: feature 5 > 0.6; 100 examples, error rate 0.70 "
-        "(0.55 to 0.80 on held-out examples)."
+        "rate of 0.25 by 0.13 +- 0.02 on average. Worst leaf: feature 5 > 0.6; 100 examples, error rate 0.68 "
+        "(0.55 to 0.80) and error coverage 0.67 on held-out examples; in sample 0.70 and 0.70."
+    )
+
+
+def test_group_sentence__of_a_former_version_names_what_is_in_sample():
+    former = tuple(LeafReport(*dataclasses.astuple(leaf)[:7]) for leaf in LEAVES)
+    assert of_tree(leaves=former).endswith(
+        "100 examples, error rate 0.70 and error coverage 0.70 in sample, error rate 0.55 to 0.80 on held-out examples."
     )
 
 

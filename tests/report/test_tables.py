@@ -33,7 +33,10 @@ NOISE = ClassReport("dog", 50, accuracy=0.6, cv_score=0.52, p_value=0.3, **CAPTI
 SKIPPED = ClassReport("emu", 10, accuracy=0.9, skipped="1 failure, 10 are needed")
 
 
-REPORT = FailureReport(160, 0.68, (FOUND, NOISE, SKIPPED))
+GROUPS = (GroupReport("prediction", "cat", 100, heldout_aler_minus_ber=0.4), GroupReport("label", "cat", 100, heldout_aler_minus_ber=0.13))  # fmt: skip # noqa: E501
+
+
+REPORT = FailureReport(160, 0.68, (FOUND, NOISE, SKIPPED), GROUPS)
 
 
 ANY = st.text(st.characters(), max_size=300)  # lone surrogates and control characters among them
@@ -46,7 +49,7 @@ def cells(row):
 def test_class_table__each_kind_of_class():
     head, found, noise, skipped = class_table(REPORT).splitlines()
     assert head.split("  ")[0] == "class"
-    assert found.split() == ["cat", "0.70", "0.62", "0.15", "0.80", "0.001", "0.20", "red", "cat", "orange", "cat"]
+    assert found.split() == ["cat", "0.70", "0.62", "0.15", "0.80", "0.001", "0.13", "red", "cat", "orange", "cat"]
     assert noise.split() == ["dog", "0.60", "-", "-", "0.52", "no", "pattern", "-", "-", "-"]
     assert "skipped" in skipped
     assert "(1 failure, 10 are needed)" in skipped
@@ -103,7 +106,7 @@ def test_classes_markdown__ranked_by_error_with_support():
         "0.70",
         "0.80",
         "0.001",
-        "0.20",
+        "0.13",
         "red cat",
         "orange cat",
     ]
@@ -148,7 +151,7 @@ def test_classes_markdown__hostile_names_keep_the_table_whole(name):
 def test_tree_markdown__rules_only_with_a_pattern():
     leaves = (
         LeafReport("f1 <= 0.5", 9, 0.5, 0.1, 0.05, False),
-        LeafReport("f1 > 0.5", 9, 0.6, 0.9, 0.54, True, (0.3, 0.8)),
+        LeafReport("f1 > 0.5", 9, 0.6, 0.9, 0.54, True, (0.3, 0.8), 0.55, 0.85, False),
     )
     known = {"base_error_rate": 0.2, "heldout_aler_minus_ber": 0.1, "heldout_stderr": 0.02, "leaves": leaves}
     groups = (
@@ -159,8 +162,8 @@ def test_tree_markdown__rules_only_with_a_pattern():
     first, *others = tree_markdown(FailureReport(1, None, (), groups)).split("### ")[1:]
     assert first.startswith("Prediction group of cat\n")
     rows = [cells(row) for row in first.splitlines() if row.startswith("| f1")]
-    assert rows[0] == ["f1 &gt; 0.5", "9", "0.60", "0.30 to 0.80", "0.90", "0.54", "yes"]
-    assert rows[1] == ["f1 &lt;= 0.5", "9", "0.50", "-", "0.10", "0.05", "no"]
+    assert rows[0] == ["f1 &gt; 0.5", "9", "0.55", "0.30 to 0.80", "0.85", "no", "0.60", "0.90", "0.54", "yes"]
+    assert rows[1] == ["f1 &lt;= 0.5", "9", "-", "-", "-", "-", "0.50", "0.10", "0.05", "no"]
     assert "100 examples. No pattern: " in others[0]
     assert "held-out ALER - BER 0.10 +- 0.02, base error rate 0.20" in others[0]
     assert "10 examples. No tree: 1 failure." in others[1]
@@ -187,7 +190,7 @@ def test_trust__hostile_names_and_captions_keep_their_line(name):
 
 
 def test_tree_markdown__empty_without_trees():
-    assert tree_markdown(REPORT) == ""
+    assert tree_markdown(replace(REPORT, groups=())) == ""
 
 
 def value(name, share, low, *, attribute="tint"):

@@ -10,7 +10,7 @@ from jsonargparse import ArgumentParser
 from lightning_failures import FailureModes
 from lightning_failures.callback import AdvancedOptions, DataOptions, PictureOptions
 from lightning_failures.errors import ConfigurationError
-from lightning_failures.trainer.options import OPTIONS, group_options
+from lightning_failures.trainer.options import OPTIONS, check_groupings, group_options
 from tests.helpers.toy import ColourEncoder, callback
 
 FORMER = {
@@ -103,3 +103,41 @@ def test_options__an_equal_callback_is_made_of_them():
     options = {name: getattr(made, name) for name in OPTIONS}
     again = FailureModes(**group_options(options))
     assert {name: getattr(again, name) for name in OPTIONS} == options
+
+
+@pytest.mark.parametrize(
+    ("data", "advanced", "message"),
+    [
+        (
+            {},
+            {"groupings": ["labels"]},
+            r"AdvancedOptions\(groupings=...\) must be a list of names out of label, .*labels",
+        ),
+        ({}, {"groupings": "label"}, r"AdvancedOptions\(groupings=...\) must be a list of names"),
+        (
+            {},
+            {"groupings": ["metadata"]},
+            r"AdvancedOptions\(groupings=...\) must be without 'metadata' if there is none",
+        ),
+        (
+            {"task": "multilabel", "clusters_from": "cluster"},
+            {},
+            r"DataOptions\(task=...\) must be another with clusters_",
+        ),
+    ],
+)
+def test_groupings__refused(data, advanced, message):
+    with pytest.raises(ConfigurationError, match=message):
+        FailureModes(data=DataOptions(**data), advanced=AdvancedOptions(**advanced))
+
+
+def test_groupings__of_several_classes_need_one_process():
+    pairs = FailureModes(advanced=AdvancedOptions(groupings=["label", "pair", "union"]))
+    check_groupings(pairs, world_size=2)
+    for made in (
+        FailureModes(data=DataOptions(clusters_from="cluster")),
+        FailureModes(data=DataOptions(metadata=["camera"]), advanced=AdvancedOptions(groupings=["metadata"])),
+    ):
+        check_groupings(made, world_size=1)
+        with pytest.raises(ConfigurationError, match="need a single process, got 2"):
+            check_groupings(made, world_size=2)

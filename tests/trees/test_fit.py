@@ -256,3 +256,50 @@ def test_apply__wrong_width():
     x, failed = _planted(n=100)
     with pytest.raises(DataError, match="12 dimensions"):
         fit_failure_tree(x, failed).apply(x[:, :3])
+
+
+def _noise_or_rule(n, seed, *, excess):
+    """30 % fail; where feature 5 exceeds 0.7, ``excess`` more."""
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(n, 30)).astype(np.float32)
+    return x, rng.random(n) < 0.3 + excess * (x[:, 5] > 0.7)
+
+
+def test_valid_leaves__on_noise_most_are_valid_in_sample_and_few_are_held_out():
+    in_sample, held_out = 0, 0
+    for seed in range(20):
+        tree = fit_failure_tree(*_noise_or_rule(150, seed, excess=0.0))
+        in_sample += tree.leaves[0] in tree.valid_leaves()
+        held_out += tree.leaves[0] in tree.valid_leaves(held_out=True)
+    assert in_sample >= 15
+    assert held_out <= 5
+
+
+def test_valid_leaves__a_planted_one_is_valid_held_out_too():
+    tree = fit_failure_tree(*_noise_or_rule(600, 0, excess=0.5), max_depth=1)
+    assert tree.valid_leaves(held_out=True) == tree.valid_leaves() == [tree.leaves[0]]
+    assert tree.valid_leaves(delta=0.6, held_out=True) == tree.valid_leaves(tau=0.9, held_out=True) == []
+
+
+@pytest.mark.parametrize(("excess", "max_depth"), [(0.0, 3), (0.3, 3), (0.3, 1)])
+def test_leaves__heldout_rates_are_those_of_fresh_data(excess, max_depth):
+    fresh_x, fresh_failed = _noise_or_rule(20_000, 999, excess=excess)
+    in_sample, held_out, fresh = [], [], []
+    for seed in range(30):
+        tree = fit_failure_tree(*_noise_or_rule(200, seed, excess=excess), max_depth=max_depth)
+        best, inside = tree.leaves[0], tree.apply(fresh_x).numpy() == 0
+        in_sample.append((best.error_rate, best.error_coverage))
+        held_out.append((best.heldout_error_rate, best.heldout_error_coverage))
+        fresh.append((fresh_failed[inside].mean(), error_coverage(inside, fresh_failed)))
+    (rate, coverage), optimism = np.mean(held_out, axis=0), np.mean(in_sample, axis=0) - np.mean(fresh, axis=0)
+    assert (rate, coverage) == pytest.approx(np.mean(fresh, axis=0), abs=0.04)
+    assert optimism[0] > 0.05
+
+
+def test_leaves__without_folds_have_no_heldout_rates():
+    x = np.repeat([0.0, 1.0], 50)[:, None]
+    tree = fit_failure_tree(x, x[:, 0] > 0, groups=np.repeat([0, 1], 50))
+    assert {leaf.heldout_error_rate for leaf in tree.leaves} == {None}
+    assert {leaf.heldout_error_coverage for leaf in tree.leaves} == {None}
+    assert tree.valid_leaves(held_out=True) == []
+    assert tree.heldout_error_rates == (None, None, None)

@@ -46,6 +46,23 @@ def test_nodes__leaves_are_those_of_the_report(tiny):
         assert (node.size, node.error_rate, node.error_coverage, node.interval) == (
             *(leaf.size, leaf.error_rate, leaf.error_coverage, leaf.interval),
         )
+        assert (node.heldout_error_rate, node.heldout_error_coverage) == (
+            *(leaf.heldout_error_rate, leaf.heldout_error_coverage),
+        )
+    assert (tiny.nodes[0].heldout_error_rate, tiny.nodes[0].heldout_error_coverage) == (0.31, 1.0)
+
+
+def test_leaves__report_validity_in_sample_and_held_out():
+    x, failed = np.random.default_rng(1).normal(size=(150, 30)), np.random.default_rng(2).random(150) < 0.3
+    noise = analyse(graded(failed), features=x).groups[0]
+    assert not noise.pattern
+    assert (noise.leaves[0].valid, noise.leaves[0].heldout_valid) == (True, False)
+    low, high = noise.leaves[0].interval
+    assert low <= noise.leaves[0].heldout_error_rate <= high
+    x[:, 0] += 3 * failed
+    planted = analyse(graded(failed), features=x).groups[0]
+    assert planted.pattern
+    assert (planted.leaves[0].valid, planted.leaves[0].heldout_valid) == (True, True)
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +91,7 @@ def test_nodes__counts_add_up(noisy):
         assert 0 <= low < high <= 1
 
 
-def _interval_by_definition(members, failed, sources, fold, leaf_without):
+def _rate_by_definition(members, failed, sources, fold, leaf_without):
     """The docstrings of ``Leaf.interval`` and ``score_held_out`` in loops: one held-out weight an example."""
     weight = np.zeros(len(failed))
     for k, there in enumerate(leaf_without):
@@ -86,7 +103,7 @@ def _interval_by_definition(members, failed, sources, fold, leaf_without):
     each = [(weight * (failed - rate))[sources == s].sum() for s in np.unique(sources[weight > 0])]
     variance = sum(d * d for d in each) / weight.sum() ** 2 * len(each) / (len(each) - 1)
     n = min(rate * (1 - rate) / variance / 1.5, members.sum())
-    return wilson_interval(rate * n, n)
+    return rate, wilson_interval(rate * n, n)
 
 
 def test_intervals__of_every_node_by_definition(noisy):
@@ -96,9 +113,10 @@ def test_intervals__of_every_node_by_definition(noisy):
     leaf = tree.apply(x).numpy()
     nodes = tree.nodes
     assert len(nodes.leaf) > 7
-    for below, found in zip(nodes.leaves_below(), tree.intervals, strict=True):
-        expected = _interval_by_definition(below[leaf], failed, sources, fold, without)
+    for i, (below, found) in enumerate(zip(nodes.leaves_below(), tree.intervals, strict=True)):
+        rate, expected = _rate_by_definition(below[leaf], failed, sources, fold, without)
         assert found == pytest.approx(expected, rel=1e-9)
+        assert tree.heldout_error_rates[i] == pytest.approx(rate if i else failed.mean(), rel=1e-9)
     assert [tree.leaves[i].interval for i in nodes.leaf[nodes.leaf >= 0]] == [
         interval for interval, i in zip(tree.intervals, nodes.leaf, strict=True) if i >= 0
     ]

@@ -54,7 +54,7 @@ def test_layout__written_once_and_again_with_new_keys(tmp_path, package):
         writer.write(report(), step)
     grades, classes = (
         ["accuracy and coverage", "validations since the last analysis"],
-        ["accuracy", "CV score", "p-value", "ALER"],
+        ["accuracy", "CV score", "p-value", "ALER in sample"],
     )
     first = {
         "failures: grades": grades,
@@ -69,7 +69,7 @@ def test_layout__written_once_and_again_with_new_keys(tmp_path, package):
         {
             "failures: grades": grades,
             "failures: directions": ["strength of the patterns (CV score)"],
-            "failures: trees": ["share of groups with a valid leaf"],
+            "failures: trees": ["share of groups whose leaf is valid held out"],
             "failures: worst classes": classes,
             "failures: interventions": ["report part"],
         },

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lightning_failures.core.text import clean
-from lightning_failures.data.grouping import GROUPINGS
+from lightning_failures.data.grouping import ALL_GROUPINGS, GROUPINGS
 from lightning_failures.data.report import ClassReport, FailureReport
 
 STATUSES = {
@@ -122,24 +122,22 @@ def diary_rows(history: Sequence[FailureReport], limit: int = DIARY_MODES) -> Ro
 def scatter(rows: Rows) -> dict[str, Any]:
     """Plot ALER - BER over the base error rate. Source: Singla et al., Barlow (CVPR 2021), Figs 8 and 15 to 20.
 
-    The mark is the gain of the paper, on the examples that grew the tree. A line connects it with a stroke at the gain
-    on held-out examples, which is the one that counts.
+    The mark is the gain on held-out examples. A line connects it with a stroke at the gain in sample, on the examples
+    that grew the tree, which is the one that the paper plots.
     """
     import altair as alt
 
     base = alt.X("base:Q", title="base error rate", axis=alt.Axis(format="%", tickCount=6), scale=alt.Scale(padding=12))
     data = {"values": rows}
     optimism = alt.Chart(data).mark_rule(opacity=0.5).encode(x=base, y="gain:Q", y2="heldout:Q")
-    heldout = alt.Chart(data).mark_tick(thickness=2, size=12).encode(x=base, y="heldout:Q")
+    in_sample = alt.Chart(data).mark_tick(thickness=2, size=12).encode(x=base, y="gain:Q")
     points = (
         alt.Chart(data)
         .mark_point(filled=True, opacity=0.85)
         .encode(
             x=base,
-            y=alt.Y("gain:Q", title="ALER - BER", axis=alt.Axis(tickCount=6), scale=alt.Scale(padding=12)),
-            shape=alt.Shape(
-                "kind:N", title=None, scale=alt.Scale(domain=[f"{grouping.name} group" for grouping in GROUPINGS])
-            ),
+            y=alt.Y("heldout:Q", title="held-out ALER - BER", axis=alt.Axis(tickCount=6), scale=alt.Scale(padding=12)),
+            shape=alt.Shape("kind:N", title=None, scale=alt.Scale(domain=_kinds(rows))),
             color=alt.Color(
                 "pattern:N",
                 title=None,
@@ -149,15 +147,21 @@ def scatter(rows: Rows) -> dict[str, Any]:
             tooltip=[
                 alt.Tooltip("name:N", title="group"),
                 alt.Tooltip("base:Q", title="base error rate", format=".1%"),
-                alt.Tooltip("gain:Q", title="ALER - BER", format="+.2f"),
-                alt.Tooltip("heldout:Q", title="held out", format="+.2f"),
+                alt.Tooltip("heldout:Q", title="held-out ALER - BER", format="+.2f"),
+                alt.Tooltip("gain:Q", title="in sample", format="+.2f"),
                 alt.Tooltip("size:Q", title="examples"),
                 alt.Tooltip("pattern:N", title="verdict"),
             ],
         )
     )
     zero = alt.Chart({"values": [{"zero": 0}]}).mark_rule(strokeDash=[4, 4]).encode(y="zero:Q")
-    return _specification(zero + optimism + heldout + points, height=300)
+    return _specification(zero + optimism + in_sample + points, height=300)
+
+
+def _kinds(rows: Rows) -> list[str]:
+    """Return the kinds of groups in the legend: the default ones, and others that occur."""
+    kinds = {row["kind"] for row in rows}
+    return [f"{one.name} group" for one in ALL_GROUPINGS if one in GROUPINGS or f"{one.name} group" in kinds]
 
 
 def curve(rows: Rows) -> dict[str, Any]:
@@ -227,8 +231,8 @@ CHARTS: dict[str, Chart] = {
         section="trees",
         title="All groups: error rate, and how well a tree separates the failures",
         description="Each mark is a group. Groups to the right fail more often; in groups higher up, the tree"
-        " separates failures better. A line leads from each mark to a stroke, the result on held-out examples, which is"
-        " the one that counts. Larger marks are larger groups.",
+        " separates failures of held-out examples better. A line leads from each mark to a stroke, the result in"
+        " sample, which is optimistic. Larger marks are larger groups.",
         rows=lambda report, history: scatter_rows(report),
         draw=scatter,
     ),

@@ -13,7 +13,7 @@ from typing import Any
 
 from lightning_failures.analysis.slices import lower_end
 from lightning_failures.core.text import clean, tag_part
-from lightning_failures.data.grouping import grouping_named
+from lightning_failures.data.grouping import LABEL, grouping_named
 from lightning_failures.data.report import (
     ClassReport,
     FailureReport,
@@ -81,6 +81,7 @@ class ClassRow:
         entry: The class.
         sentence: How far to trust the finding.
         before: Index of the class in the previous report, or None.
+        group: Index of the label group of the class in the report, or None.
         card: Whether the page has a card for the class.
     """
 
@@ -88,6 +89,7 @@ class ClassRow:
     entry: ClassReport
     sentence: str
     before: int | None
+    group: int | None
     card: bool
 
 
@@ -256,7 +258,7 @@ def build_page(run: Run) -> Page:
         figures=Figures({"report": report, "history": history, "examples": table}),
         history=history,
         before=before,
-        classes=_class_rows(ranked, previous, {card.index for card in cards}),
+        classes=_class_rows(report, ranked, previous, {card.index for card in cards}),
         cards=cards,
         slices=slices[:MAX_SLICES],
         trees=trees,
@@ -362,14 +364,16 @@ def _ranked_groups(report: FailureReport) -> list[tuple[int, GroupReport]]:
 
 
 def _class_rows(
-    ranked: Iterable[tuple[int, ClassReport]], before: FailureReport | None, cards: set[int]
+    report: FailureReport, ranked: Iterable[tuple[int, ClassReport]], before: FailureReport | None, cards: set[int]
 ) -> tuple[ClassRow, ...]:
+    label_groups = {group.class_name: i for i, group in enumerate(report.groups) if group.grouping == LABEL.name}
     index_before = {} if before is None else {entry.name: index for index, entry in enumerate(before.classes)}
     rows = []
     for index, entry in list(ranked)[:MAX_CLASS_ROWS]:
         has_card = index in cards
         sentence = _first_sentence(trust_sentence(entry)) if has_card else trust_sentence(entry)  # the card has all
-        rows.append(ClassRow(index, entry, sentence, index_before.get(entry.name), has_card))
+        group = label_groups.get(entry.name)
+        rows.append(ClassRow(index, entry, sentence, index_before.get(entry.name), group, has_card))
     return tuple(rows)
 
 
@@ -387,7 +391,9 @@ def _cards(
     chosen = {index for index, _ in candidates[:MAX_CARDS]}
     trees_of: dict[str, list[tuple[int, str]]] = defaultdict(list)
     for index, group in trees.items():
-        trees_of[group.class_name].append((index, group.grouping))
+        grouping = grouping_named(group.grouping)
+        if grouping is None or not grouping.across_classes:  # a cluster may have the name of a class
+            trees_of[group.class_name].append((index, group.grouping))
     return tuple(
         Card(
             index=index,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from lightning_failures.core.text import clean, shorten_caption
-from lightning_failures.data.report import FeatureReport, GroupReport
+from lightning_failures.data.report import FeatureReport, GroupReport, NodeReport
 
 MAX_DEPTH = 12
 
@@ -20,7 +20,7 @@ class Branch:
         feature: Name of the feature that the parent splits on; None at the root.
         above: Whether the feature is above the threshold of the parent in this node.
         leaf: Index in ``GroupReport.leaves``, or None.
-        children: The two children, the one with the higher error rate first.
+        children: The two children, the one with the higher error rate first, on held-out examples if that is known.
     """
 
     index: int
@@ -62,7 +62,7 @@ def outline(group: GroupReport, features: dict[int, FeatureReport]) -> Branch | 
 
     def branch(index: int) -> Branch:
         node, below = nodes[index], children.get(index, [])
-        below = sorted(below, key=lambda i: -(nodes[i].error_rate or 0.0))
+        below = sorted(below, key=lambda i: -_error_rate(nodes[i]))
         split = None if node.parent is None else nodes[node.parent].feature
         return Branch(
             index=index,
@@ -74,3 +74,8 @@ def outline(group: GroupReport, features: dict[int, FeatureReport]) -> Branch | 
         )
 
     return branch(0)
+
+
+def _error_rate(node: NodeReport) -> float:
+    """Return the held-out error rate of a node; that in sample in reports of former versions."""
+    return (node.error_rate if node.heldout_error_rate is None else node.heldout_error_rate) or 0.0

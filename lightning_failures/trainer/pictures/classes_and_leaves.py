@@ -124,7 +124,7 @@ def leaf_pictures(shown: Sequence[DisplayedTree], grades: Grades, fetch: Fetch, 
     """
     pictures = []
     for tree in shown:
-        outcomes = example_outcomes(grades, tree.group)
+        outcomes = example_outcomes(grades, tree.group, tree.members)
         for index in tree.leaves:
             ids = _shuffled(tree.tree.leaves[index].ids)
             failures = [i for i in ids if outcomes[i].failed][:LEAF_IMAGES]

@@ -14,6 +14,7 @@ from lightning_failures.captions.scoring import most_distinctive_caption
 from lightning_failures.core.text import clean
 from lightning_failures.core.threads import one_thread
 from lightning_failures.data.grades import Grades
+from lightning_failures.data.grouping import grouping_named
 from lightning_failures.data.report import FeatureReport
 from lightning_failures.encoders.feature_attack import ITERATIONS
 from lightning_failures.report.feature_names import FeatureNames, with_names
@@ -102,7 +103,7 @@ def _inspect(
     """Return the most activating images of a feature in the first group, with heat maps, names and a caption."""
     assert inputs.features is not None
     first = trees[0]
-    outcomes = example_outcomes(grades, first.group)
+    outcomes = example_outcomes(grades, first.group, first.members)
     values = inputs.features.select(first.members)[:, feature]
     rows = most_activating(values, FEATURE_IMAGES)
     top_ids, strength = first.members[rows], values[rows]
@@ -157,7 +158,9 @@ def _with_caption(
 ) -> FeatureReport:
     """Add the caption that best separates the most activating images from the others of their group."""
     embeddings, directions = inputs.embeddings, result.directions
-    if embeddings is None or directions is None or inputs.captions is None:
+    grouping = grouping_named(tree.group.grouping)
+    of_one_class = grouping is not None and not grouping.across_classes
+    if embeddings is None or directions is None or inputs.captions is None or not of_one_class:
         return report
     try:
         candidates = inputs.captions(grades.class_names.index(tree.group.class_name))

@@ -16,7 +16,7 @@ from lightning_failures.core.arrays import finite_rows
 from lightning_failures.core.budget import Deadline
 from lightning_failures.core.text import clean
 from lightning_failures.data.grades import Grades
-from lightning_failures.data.grouping import GROUPINGS, grouping_named
+from lightning_failures.data.grouping import ALL_GROUPINGS, grouping_named
 from lightning_failures.data.report import GroupReport
 from lightning_failures.encoders import FeatureEncoder
 from lightning_failures.encoders.cache.store import EmbeddingStore
@@ -147,8 +147,8 @@ class DisplayedTree:
 
     @property
     def leaves(self) -> list[int]:
-        """Indices of the displayed leaves: the most important one and all valid ones."""
-        return [i for i, leaf in enumerate(self.group.leaves) if leaf.valid or i == self.best]
+        """Indices of the displayed leaves: the most important one and all that are valid on held-out examples."""
+        return [i for i, leaf in enumerate(self.group.leaves) if leaf.shown_as_valid or i == self.best]
 
 
 def displayed_trees(result: AnalysisResult, worst_k: int) -> list[DisplayedTree]:
@@ -165,7 +165,7 @@ def displayed_trees(result: AnalysisResult, worst_k: int) -> list[DisplayedTree]
         ]
         return sorted(found, key=lambda group: -max(leaf.importance for leaf in group.leaves))
 
-    turns = zip_longest(*(ranked(grouping.name) for grouping in GROUPINGS))
+    turns = zip_longest(*(ranked(grouping.name) for grouping in ALL_GROUPINGS))
     groups = [group for turn in turns for group in turn if group is not None][: max(worst_k, 0)]
     trees = [result.trees[group.grouping, group.class_name] for group in groups]
     return [
@@ -195,12 +195,22 @@ class ExampleOutcome:
     text: str
 
 
-def example_outcomes(grades: Grades, group: GroupReport) -> dict[int, ExampleOutcome]:
-    """Return the outcome of each member of a group, by id."""
+def example_outcomes(grades: Grades, group: GroupReport, members: Tensor | None = None) -> dict[int, ExampleOutcome]:
+    """Return the outcome of each member of a group, by id.
+
+    Args:
+        grades: N rows.
+        group: The group.
+        members: Ids of its examples, for a grouping that does not follow from the grades, such as by clusters. Each of
+            them has one row.
+    """
     grouping = grouping_named(group.grouping)
     assert grouping is not None
     assignment = grouping.assign(grades)
-    rows = assignment.group == assignment.names.index(group.class_name)
+    if members is not None and group.class_name not in assignment.names:
+        rows = np.isin(grades.ids.numpy(), members.numpy())
+    else:
+        rows = assignment.rows_of(group.class_name)
     ids, failed, shown = grades.ids[rows].tolist(), grades.failed[rows].tolist(), grouping.shown_class(grades)
     if shown is None:
         return {example: ExampleOutcome(wrong, "") for example, wrong in zip(ids, failed, strict=True)}

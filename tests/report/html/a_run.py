@@ -191,12 +191,25 @@ def a_group(grouping, name, place, rng) -> GroupReport:
         "feature 17 > 0.363 and feature 18 > 1.5",
     )
     leaves = tuple(
-        LeafReport(rule, size, rate, 0.3, 0.3 * rate, rate > 0.5, (max(rate - 0.12, 0), min(rate + 0.1, 1)))
+        LeafReport(
+            rule,
+            size,
+            rate,
+            0.3,
+            0.3 * rate,
+            rate > 0.5,
+            (max(rate - 0.12, 0), min(rate + 0.1, 1)),
+            rate - 0.02,
+            0.28,
+            rate > 0.52,
+        )
         for rule, size, rate in zip(rules, (12, 8, 20), rates, strict=True)
     )
 
     def node(size, rate, **more):
-        return NodeReport(size, round(size * rate), rate, rate / 2, (max(rate - 0.15, 0), min(rate + 0.13, 1)), **more)
+        held_out = {"heldout_error_rate": rate - 0.02, "heldout_error_coverage": rate / 2 - 0.02}
+        interval = (max(rate - 0.15, 0), min(rate + 0.13, 1))
+        return NodeReport(size, round(size * rate), rate, rate / 2, interval, **held_out, **more)
 
     nodes = (
         node(40, 0.37, feature=17, threshold=0.36312),

@@ -85,6 +85,7 @@ def test_numbers__of_each_class_are_shown(visit, folder):
         assert f"1 - {at}/accuracy" in paths
         if entry["aler"] is not None:
             assert f"{at}/aler - {at}/base_error_rate" in paths
+    assert page.get_by_text("in sample").count()
     for index, group in enumerate(report["groups"]):
         if group["heldout_aler_minus_ber"] is not None:
             assert f"report/groups/{index}/heldout_aler_minus_ber" in paths

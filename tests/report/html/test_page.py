@@ -118,3 +118,27 @@ def test_build_page__a_validation_after_fit_shows_the_diary_of_the_training(monk
 
 def test_build_page__an_empty_gallery():
     assert build_page(dataclasses.replace(RUN, gallery=Gallery())).cards[0].pictures == ()
+
+
+def test_render__held_out_first_and_what_is_in_sample_is_named_so():
+    page = render(RUN)
+    assert "wrong on held-out examples" in page
+    assert "In sample:" in page
+    assert "failure leaf" in page
+    assert "failure leaf in sample" not in page
+
+
+def test_render__a_report_of_a_former_version_has_its_rates_in_sample():
+    unknown = {"heldout_error_rate": None, "heldout_error_coverage": None}
+    groups = tuple(
+        dataclasses.replace(
+            group,
+            leaves=tuple(dataclasses.replace(leaf, **unknown, heldout_valid=None) for leaf in group.leaves),
+            nodes=tuple(dataclasses.replace(node, **unknown) for node in group.nodes),
+        )
+        for group in RUN.report.groups
+    )
+    page = render(dataclasses.replace(RUN, report=dataclasses.replace(RUN.report, groups=groups)))
+    assert "wrong on held-out examples" not in page
+    assert "wrong in sample" in page
+    assert "failure leaf in sample" in page

@@ -22,6 +22,14 @@ def test_outline__parents_around_children_and_the_worse_first():
     assert {child.feature for child in worse.children} == {"feature 18"}
 
 
+def test_outline__the_worse_first_on_held_out_examples():
+    first, below, above, *rest = TREE.nodes
+    worse = dataclasses.replace(below, heldout_error_rate=0.99)
+    swapped = dataclasses.replace(TREE, nodes=(first, worse, above, *rest))
+    assert [child.index for child in outline(TREE, {}).children] == [2, 1]
+    assert [child.index for child in outline(swapped, {}).children] == [1, 2]
+
+
 def nodes(*parents):
     return tuple(NodeReport(9, 3, 0.3, parent=p, feature=1, threshold=0.5) for p in parents)
 

@@ -69,6 +69,21 @@ def test_example_outcomes__of_a_label_and_a_prediction_group(grouping, expected)
     assert example_outcomes(grades, GroupReport(grouping, "cat", 2)) == expected
 
 
+def test_example_outcomes__of_a_cluster_by_its_members():
+    ids, labels, predictions = torch.tensor([[1, 2, 3], [0, 0, 1], [0, 1, 0]])
+    grades = Grades(ids, labels, predictions, torch.ones(3), ("cat", "dog"))
+    found = example_outcomes(grades, GroupReport("cluster", "7", 2), torch.tensor([1, 3]))
+    assert found == {1: ExampleOutcome(False, ""), 3: ExampleOutcome(True, "-> cat")}
+
+
+def test_example_outcomes__of_a_pair():
+    ids, labels, predictions = torch.tensor([[1, 2, 3, 4], [0, 0, 1, 0], [0, 1, 0, 1]])
+    grades = Grades(ids, labels, predictions, torch.ones(4), ("cat", "dog"))
+    wrong = ExampleOutcome(True, "-> dog")
+    found = example_outcomes(grades, GroupReport("pair", "cat -> dog", 3), torch.tensor([1, 2, 4]))
+    assert found == {1: ExampleOutcome(False, ""), 2: wrong, 4: wrong}
+
+
 def test_with_examples_among__lists_the_extremes_of_those_that_were_kept(planted):
     _images, _bar, _encoder, grades, *_, result = planted
     kept = set(grades.ids[::7].tolist())
