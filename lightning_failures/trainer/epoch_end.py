@@ -32,7 +32,6 @@ from lightning_failures.data.digests import UNKNOWN_DIGEST
 from lightning_failures.data.example_table import ExampleTable
 from lightning_failures.data.grades import Grades
 from lightning_failures.data.held_out import HeldOutParts, HeldOutSplit
-from lightning_failures.data.partition import owned_rows
 from lightning_failures.directions.fit import Doubted
 from lightning_failures.encoders import gives_texts
 from lightning_failures.encoders.cache.store import content_keys
@@ -54,6 +53,7 @@ from lightning_failures.trainer.evaluation_pass import EvaluationPass
 from lightning_failures.trainer.example_ids import unstable_ids
 from lightning_failures.trainer.example_reader import ExampleReader, TrainingSample, training_sample
 from lightning_failures.trainer.grading_notes import grading_notes
+from lightning_failures.trainer.method_values import values_of_methods
 from lightning_failures.trainer.normalization_guard import normalization_doubt
 from lightning_failures.trainer.pictures.builder import AnalysisSnapshot, GalleryBuilder
 from lightning_failures.trainer.ranks import Communicator
@@ -421,30 +421,7 @@ class AnalysisRunner:
                     failures.append(f"No {title}: {type(error).__name__}: {error}")
                     raise
 
-        # the features of each method, for the rows of the classes that this rank owns
-        owned = partial(owned_rows, grades, processes=ranks.world_size, sampled=sampled)
-        gathered: dict[tuple[str, bool], Tensor | None] = {}
-        values: dict[str, Tensor] = {}
-        for method, fit in self.methods:
-            key = (method.source, fit.by_prediction)
-            cached = self.encoders.get(method.source)
-            if cached is None and method.source != "penultimate":
-                continue
-            if key not in gathered:
-                gathered[key] = None
-                wanted = [
-                    torch.unique(grades.ids[owned(rank, predicted=fit.by_prediction)])
-                    for rank in range(ranks.world_size)
-                ]
-                with attempt(method.name):
-                    gathered[key] = (
-                        evaluation.penultimate.features_of(ranks, wanted)
-                        if cached is None
-                        else evaluation.embeddings.embeddings_of(cached, wanted)
-                    )
-            rows = gathered[key]
-            if rows is not None:
-                values[method.name] = rows
+        values = values_of_methods(self.methods, self.encoders, evaluation, grades, sampled, ranks, attempt)
         begun = time.perf_counter()
         reference, source = None, ""
         with attempt("directions"):
