@@ -55,8 +55,8 @@ def test_values__of_each_method_with_an_encoder(evaluation, cached):
     assert list(found) == ["directions", "trees"]
 
 
-def test_values__an_error_costs_the_methods_of_its_source(evaluation, cached, monkeypatch):
-    gather, broken = evaluation.embeddings.embeddings_of, CachedEncoder(ColourEncoder(), None)
+def test_values__an_error_costs_the_methods_of_its_source(evaluation, cached, monkeypatch, tmp_path):
+    gather, broken = evaluation.embeddings.embeddings_of, CachedEncoder(ColourEncoder(), EmbeddingCache(tmp_path))
 
     def embeddings_of(one, wanted):
         if one is broken:
