@@ -38,6 +38,7 @@ from lightning_failures.core.safetensors_io import DamagedShardError
 from lightning_failures.data.example_table import ExampleTable
 from lightning_failures.data.report import (
     ClassReport,
+    ConfusionReport,
     CurvePoint,
     FailureReport,
     FeatureReport,
@@ -252,7 +253,10 @@ def example_report() -> FailureReport:
     nodes = NodeReport(40, 20, 0.5, 1.0, (0.4, 0.6), feature=17, threshold=0.36), NodeReport(20, 16, 0.8, 0.7, parent=0)
     found = ClassReport(
         name="cat", examples=40, accuracy=0.9, cv_score=0.8, cv_score_stderr=0.05, p_value=0.001, pattern=True, c=0.1,
-        flagged=4, aler=0.3, base_error_rate=0.2, reference_caption="a photo of a cat",
+        flagged=4, strength="strong", effect=0.6, effect_interval=(0.4, 0.7), flagged_error_rate=0.8,
+        unflagged_error_rate=0.2, failures_flagged=0.7, gain=2.5, doubted=1, doubted_ids=(7,), explained=0.3,
+        error_rate_shrunk=0.18, error_rate_interval=(0.1, 0.3), aler=0.3, base_error_rate=0.2,
+        reference_caption="a photo of a cat",
         hardest_captions=("a red cat",), hardest_caption_scores=(0.5,), hardest_caption_margins=(2.5,),
         easiest_captions=("a blue cat",), easiest_caption_scores=(0.1,), easiest_caption_margins=(1.5,),
         caption_p_value=0.01, nearest=(CurvePoint(10, 0.2, 0.9),), cv_null_mean=0.5, cv_null_interval=(0.4, 0.6),
@@ -275,6 +279,7 @@ def example_report() -> FailureReport:
     return FailureReport(
         83, 0.7, (found, ClassReport("dog", 3, skipped="2 failures")), (group,), (feature,), (mode,),
         summary={"cv_score_mean": 0.75}, interventions=(acted,), timings={"total": 0.5}, epoch=3, global_step=250,
+        explained=0.4, slices=(part,), confusions=(ConfusionReport("cat", "dog", 9, 0.9),),
         stage="fit", notes=("a note",), methods={"age": {"columns": {"mean age": [3.5, None]}}},
     )  # fmt: skip
 

@@ -33,6 +33,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import wraps
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import lightning as L
 import numpy as np
@@ -71,8 +72,9 @@ class Control(L.Callback):
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write a file."""
         if not trainer.sanity_checking and trainer.is_global_zero:
-            folder = Path(trainer.log_dir or trainer.default_root_dir) / "failures"
-            folder.mkdir(parents=True, exist_ok=True)
+            place = Path(trainer.log_dir or trainer.default_root_dir) / "failures"
+            folder = place / uuid4().hex[:8]  # some tests compare what was there before with what is there now
+            folder.mkdir(parents=True)
             (folder / "report.json").write_text("{}")
 
     on_test_epoch_end = on_validation_epoch_end

@@ -8,10 +8,10 @@ report.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from time import perf_counter
 from typing import Any
 
 import numpy as np
@@ -460,6 +460,6 @@ def _notes(
 @contextmanager
 def _timed(timings: dict[str, float], step: str) -> Iterator[None]:
     """Record the seconds that a step takes."""
-    start = time.perf_counter()
+    start = perf_counter()
     yield
-    timings[step] = round(time.perf_counter() - start, 4)
+    timings[step] = round(perf_counter() - start, 4)

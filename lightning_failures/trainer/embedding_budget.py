@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Iterator
+from time import perf_counter
 
 import numpy as np
 from lightning.pytorch import Trainer
@@ -213,7 +213,7 @@ class EmbeddingBudget:
 
     def begin_epoch(self) -> None:
         """Start to time an epoch of training."""
-        self._epoch_began, self._paused = time.perf_counter(), 0.0
+        self._epoch_began, self._paused = perf_counter(), 0.0
 
     def end_epoch(self, trainer: Trainer) -> None:
         """Record the duration of the finished epoch."""
@@ -226,12 +226,12 @@ class EmbeddingBudget:
 
     def pause(self) -> None:
         """Stop the clock of the epoch for a validation."""
-        self._paused_at = time.perf_counter()
+        self._paused_at = perf_counter()
 
     def resume(self) -> None:
         """Restart the clock of the epoch after a validation."""
         if self._paused_at is not None:
-            self._paused += time.perf_counter() - self._paused_at
+            self._paused += perf_counter() - self._paused_at
         self._paused_at = None
 
     def seconds_per_loader(self, trainer: Trainer, *, loaders: int) -> float | None:
@@ -281,7 +281,7 @@ class EmbeddingBudget:
             return None
         if self._last_epoch is not None or self._epoch_began is None:
             return self._last_epoch
-        elapsed = (self._paused_at or time.perf_counter()) - self._epoch_began - self._paused
+        elapsed = (self._paused_at or perf_counter()) - self._epoch_began - self._paused
         total_batches = trainer.num_training_batches
         batches_done = trainer.fit_loop.batch_idx + 1
         if math.isinf(total_batches) or batches_done < 1:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
+from time import perf_counter
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -230,7 +230,7 @@ class AnalysisRunner:
             logged: Metrics that the module itself logged in this evaluation.
         """
         grader = evaluation.grader
-        start = time.perf_counter()
+        start = perf_counter()
         grades = join_sources_of_equal_digests(grader.grades())
         said = grading_notes(grader, grades, logged or {})
         unstable = None if grader.indexed else self._unstable_ids(grades, index)
@@ -270,7 +270,7 @@ class AnalysisRunner:
             encoder_fingerprint=None if self.directions is None else self.directions.encoder.fingerprint,
             robust_encoder_fingerprint=None if self.trees is None else self.trees.encoder.fingerprint,
             notes=(*said.notes, *doubts, *left_out, *result.report.notes),
-            timings=result.report.timings | {"total": round(time.perf_counter() - start, 4)},
+            timings=result.report.timings | {"total": round(perf_counter() - start, 4)},
         )
         # the result of the first process: decisions must not differ where machines round differently
         result, in_time = ranks.broadcast((result, deadline is None or not deadline.passed))
@@ -349,7 +349,7 @@ class AnalysisRunner:
     def _drawn(
         self, snapshot: AnalysisSnapshot, ranks: Communicator, seconds: float | None, *, hurried: bool = False
     ) -> AnalysisResult:
-        start = time.perf_counter()
+        start = perf_counter()
         if ranks.is_first:
             prepare()  # bundles the scripts of the page while pictures are drawn
         deadline = None if seconds is None else Deadline.after(seconds)
@@ -358,7 +358,7 @@ class AnalysisRunner:
         if gallery is not None:
             added = [picture for method, _ in self.methods for picture in self._pictures_of(method, result)]
             gallery = replace(gallery, pictures=(*gallery.pictures, *added))
-        timings = result.report.timings | {"pictures": round(time.perf_counter() - start, 4)}
+        timings = result.report.timings | {"pictures": round(perf_counter() - start, 4)}
         result = result.with_report(timings=ranks.broadcast(timings))
         if gallery is not None:
             self._report_failed(each_writer(self._writers[snapshot.folder], partial(_show, result, gallery)))
@@ -422,14 +422,14 @@ class AnalysisRunner:
                     raise
 
         values = values_of_methods(self.methods, self.encoders, evaluation, grades, sampled, ranks, attempt)
-        begun = time.perf_counter()
+        begun = perf_counter()
         reference, source = None, ""
         with attempt("directions"):
             reference, source = self._reference_embeddings(trainer, len(torch.unique(grades.ids)), ranks)
         if not source:
             values.pop("directions", None)
         if deadline is not None:  # the training images, embedded once, do not count
-            deadline = Deadline(deadline.at + time.perf_counter() - begun)
+            deadline = Deadline(deadline.at + perf_counter() - begun)
         result = analyse(
             grades,
             values.pop("directions", None),

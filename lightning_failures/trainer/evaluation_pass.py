@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from time import perf_counter
 from typing import Any, Protocol
 
 import numpy as np
@@ -106,7 +106,7 @@ class EmbeddingPass:
             self._to_unit(images, space, check=True)
             return
 
-        start, spent, seen = time.perf_counter(), self._budget.spent, len(ids)
+        start, spent, seen = perf_counter(), self._budget.spent, len(ids)
         sampling_ranks = sampling_rank(ids.numpy(), self._seed)
         in_sample = torch.from_numpy(sampling_ranks < self._budget.threshold)
         if not in_sample.all():
@@ -123,12 +123,12 @@ class EmbeddingPass:
 
         error: Exception | None = None
         for portion in self._budget.portions(sampling_ranks[missing]):
-            portion_start = time.perf_counter()
+            portion_start = perf_counter()
             rows = torch.from_numpy(np.sort(missing[portion]))
             error = self._embed_rows(images[rows.to(images.device)], keys[rows], space, ids[rows]) or error
-            self._budget.record_cost(len(rows), time.perf_counter() - portion_start)
+            self._budget.record_cost(len(rows), perf_counter() - portion_start)
             known[rows] = True
-        self._budget.spent = spent + time.perf_counter() - start
+        self._budget.spent = spent + perf_counter() - start
         self._ids.append(ids[known])
         self._keys.append(keys[known])
         if error is not None:

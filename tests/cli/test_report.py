@@ -82,7 +82,7 @@ def test_report__prints_and_writes_the_page(tmp_path, capsys, pages):
     shown = capsys.readouterr().out
     assert (place / "failures" / "report.html").read_text() == "<p>the page</p>"
     assert f"Report: {place / 'failures' / 'report.html'}" in shown
-    for text in ("cat", "Strong pattern", "growing", "feature 17 > 0.36", "accuracy 0.80"):
+    for text in ("cat", "Pattern. Held-out examples are separated", "growing", "feature 17 > 0.36", "accuracy 0.80"):
         assert text in shown
     assert main(["report", str(place), "--output", str(tmp_path / "other" / "ticket.html")]) == 0
     assert (tmp_path / "other" / "ticket.html").read_text() == "<p>the page</p>"

@@ -55,6 +55,7 @@ from lightning_failures.trainer.metric_keys import worst_class_values
 from lightning_failures.trainer.options import group_options
 from lightning_failures.trainer.run_folder import safe_name
 from lightning_failures.writers import CSVWriter, FileWriter
+from lightning_failures.writers.csv import COLUMNS as CLASS_COLUMNS
 from lightning_failures.writers.files import file_name
 from tests.helpers.results import analysed
 from tests.helpers.toy import ColourEncoder, Images, OracleClassifier, callback, trainer
@@ -242,7 +243,7 @@ def test_markdown__shows_any_text_and_interprets_none(names):
     text = classes_markdown(hostile_report(names, names))
     assert not CONTROL.search(text)
     for tags in check_page(text):
-        assert tags.cells == [8] * (len(names) + 2)  # head, classes, the skipped one
+        assert tags.cells == [11] * (len(names) + 2)  # head, classes, the skipped one
 
 
 @settings(deadline=None, max_examples=150)
@@ -443,7 +444,7 @@ def test_run__tables_keep_their_shape(run):
     root = place / "deep" / "deeper" / "root"
     with (root / "csv" / "v" / "failure_classes.csv").open(encoding="utf-8", newline="") as file:
         rows = list(csv.reader(file))
-    assert [len(row) for row in rows] == [18] * (1 + 2 * 4)
+    assert [len(row) for row in rows] == [len(CLASS_COLUMNS)] * (1 + 2 * 4)
     with (root / "csv" / "v" / "metrics.csv").open(encoding="utf-8", newline="") as file:
         metrics = list(csv.reader(file))
     assert len({len(row) for row in metrics}) == 1

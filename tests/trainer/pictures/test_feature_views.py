@@ -44,6 +44,7 @@ def test_attack_features__fewer_steps_where_time_is_short(planted, monkeypatch):
 
     monkeypatch.setattr(feature_views, "feature_attack", timed)
     monkeypatch.setattr("time.perf_counter", lambda: clock[0])
+    monkeypatch.setattr("lightning_failures.core.budget.perf_counter", lambda: clock[0])
     wanted = [(n, seen) for n in range(4)]
 
     def steps(seconds):
