@@ -114,6 +114,17 @@ class TrainingRound(Round):
         self, pool: Any, view: Any, *, per_class: int, by: By, classes: Sequence[int], similarity: float, triage: bool
     ) -> Picks:
         """Read a whole pool once and select examples of it. Collective."""
+        try:
+            return self._pick(
+                pool, view, per_class=per_class, by=by, classes=classes, similarity=similarity, triage=triage
+            )
+        except Exception:  # what could not be read may be readable when the next round asks
+            self.pool_views.pop(id(pool), None)
+            raise
+
+    def _pick(
+        self, pool: Any, view: Any, *, per_class: int, by: By, classes: Sequence[int], similarity: float, triage: bool
+    ) -> Picks:
         if id(pool) not in self.pool_views:
             self.pool_views[id(pool)] = pool_view(*self._in_class_order(pool, view), self.view)
         pool_images = self.pool_views[id(pool)]
