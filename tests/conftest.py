@@ -1,4 +1,4 @@
-"""Configuration of all tests: one thread, a cache folder for each test, no network services, two processes.
+"""Configuration of all tests: one thread, a cache folder each, no network services, no deadlines, two processes.
 
 Linear algebra libraries read their number of threads when they are loaded, so the environment is set before torch and
 numpy are imported; processes that tests start inherit it. On matrices as small as those of the tests a second thread
@@ -11,6 +11,10 @@ os.environ.update(dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL
 
 import pytest
 import torch
+from hypothesis import settings
+
+settings.register_profile("on any machine", deadline=None)  # a busy machine is no fault of an example
+settings.load_profile("on any machine")
 
 PROCESSES = 2
 LONGEST = (
