@@ -183,7 +183,7 @@ def test_classes__sort_by_error_rate(seen):
     button = page.locator("#classes").get_by_role("button", name="Error rate")
 
     def rates():
-        cells = "[...document.querySelectorAll('#classes tbody td:nth-child(2) data')]"
+        cells = "[...document.querySelectorAll('#classes tbody td:nth-child(2) > data:first-of-type')]"
         return page.evaluate(f"{cells}.map(d => Number(d.value))")
 
     assert rates() == sorted(rates(), reverse=True)  # worst first, without a click
