@@ -74,6 +74,7 @@ def test_test__works(tmp_path):
     assert metrics[0]["failures/cv_score_mean"] > 0.8
 
 
+@pytest.mark.slow
 def test_trees__leaves_and_pictures(tmp_path):
     failures = callback(pictures=True, robust_encoder=ColourEncoder("robust"))
     logger = TensorBoardLogger(tmp_path, name="run")

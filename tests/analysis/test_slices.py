@@ -97,6 +97,7 @@ def test_leading_slices__of_null_data_are_rarely_significant():
 
 
 @pytest.mark.parametrize("n_sources", [6, 15, 40])
+@pytest.mark.slow
 def test_leading_slices__of_sources_that_fail_together_are_rarely_significant(n_sources):
     def clustered(rng):
         sources = np.repeat(np.arange(n_sources), 8)

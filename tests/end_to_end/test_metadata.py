@@ -143,6 +143,7 @@ class Clustered(Images):
         self.cluster = [None if i % 4 == 0 else "odd" if i % 2 else "even" for i in range(n)]
 
 
+@pytest.mark.slow
 def test_groupings__of_values_pairs_and_clusters_get_trees_and_pictures(tmp_path):
     failures = callback(
         robust_encoder=ColourEncoder("robust"),

@@ -229,6 +229,7 @@ class Lists:
 
 
 @pytest.mark.parametrize("kind", ["batch_size", "batch_sampler", "lists", "batch_size=None"])
+@pytest.mark.slow
 def test_sampler__survives_a_prediction_inside_fit(tmp_path, kind):
     data = {
         "batch_size": lambda: DataLoader(DATA, batch_size=16),

@@ -65,6 +65,7 @@ def test_resume__while_the_first_run_still_runs(tmp_path):
     assert not (tmp_path / "x" / "failures_3").exists()
 
 
+@pytest.mark.slow
 def test_resume__after_the_first_run_was_killed(tmp_path):
     (ended,) = fork("resumed_fit", tmp_path, environments=[{"ROLE": "killed"}], timeout=120)
     assert ended.status == -signal.SIGKILL

@@ -40,6 +40,7 @@ def test_measure_fall__by_definition():
 
 
 @given(st.lists(st.integers(0, 9), min_size=1, max_size=10), st.lists(st.integers(0, 9), min_size=6, max_size=6))
+@pytest.mark.slow
 def test_measure_fall__wobble_before_is_that_around_the_isotonic_regression(before, since):
     before, since = np.array(before) / 10, np.array(since) / 10
     curve = IsotonicRegression().fit_transform(np.arange(len(before)), before)

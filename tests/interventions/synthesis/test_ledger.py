@@ -195,6 +195,7 @@ def test_purge__removes_what_is_ours_and_nothing_else(tmp_path):
 # -- several processes ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_append__two_processes_at_once_take_turns(tmp_path):
     for ended in fork("appending", tmp_path, 40, environments=[{"NUMBER": "3"}, {"NUMBER": "5"}], timeout=120):
         assert ended.status == 0, ended.said[-3000:]

@@ -70,6 +70,7 @@ def test_draw_conditions__a_push_leads_towards_the_image_within_its_digit(pool, 
     assert ((moved * (pool.seen - means)).sum(dim=1) > 0).float().mean() > 0.8
 
 
+@pytest.mark.slow
 def test_train__a_few_steps_write_a_folder_that_loads(pool, tmp_path):
     state = torch.get_rng_state()
     (first, sketcher), (second, _) = (train_diffusion.train(pool, steps=2, batch_size=4, seed=3) for _ in range(2))

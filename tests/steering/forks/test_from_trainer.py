@@ -44,6 +44,7 @@ class Data(L.LightningDataModule):
 
 
 @pytest.mark.parametrize("datamodule", [True, pytest.param(False, marks=pytest.mark.slow)])
+@pytest.mark.slow
 def test_live__at_the_end_of_a_fit(tmp_path, datamodule):
     run = Maker(tmp_path)()
     ending = AtTheEnd(tmp_path / "start.ckpt")
