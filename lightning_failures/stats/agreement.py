@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import rankdata  # type: ignore[import-untyped]
 
 
 def cohen_kappa(one: NDArray[np.bool_], other: NDArray[np.bool_]) -> float | None:
@@ -43,6 +42,8 @@ def auc(values: NDArray[Any], positive: NDArray[np.bool_]) -> float:
     >>> auc(np.array([0.1, 0.4, 0.4, 0.9]), np.array([False, True, False, True]))
     0.875
     """
+    from scipy.stats import rankdata  # type: ignore[import-untyped]  # slow to import
+
     known = ~np.isnan(values)
     positive = positive[known]
     n_positive, n_negative = int(positive.sum()), int((~positive).sum())

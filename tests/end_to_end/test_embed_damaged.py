@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 
 import pytest
 import torch
@@ -15,7 +14,7 @@ from lightning_failures.errors import ConfigurationError, DataError
 from lightning_failures.pools import PoolManifest
 from lightning_failures.pools.shards import read_pool_shard
 from tests.end_to_end.test_trust_data_libraries import NORMALIZATION, as_tutorials_do, real, stand_in
-from tests.helpers.toy import ColourEncoder, Images, OracleClassifier
+from tests.helpers.toy import ColourEncoder, Images, OracleClassifier, OverOneFile
 from tests.pools.conftest import run_folder  # noqa: F401 - a fixture
 from tests.pools.synthetic import everything
 from tests.processes.embed_pool import BATCH, SHARD, SIZE, Damaged, K, Pool, trainer
@@ -113,15 +112,8 @@ def test_embed__mended_examples_are_embedded_once_their_shards_are_removed(run_f
     assert torch.cat([shard.ids for shard in stored(tmp_path)]).tolist() == list(range(SIZE))
 
 
-class OpensLate(Damaged):
+class OpensLate(OverOneFile, Damaged):
     """A damaged pool over one file, which is opened by the first look and cannot be shared with another process."""
-
-    opened_by = None
-
-    def __getitem__(self, index):
-        self.opened_by = self.opened_by or os.getpid()
-        assert self.opened_by == os.getpid()
-        return super().__getitem__(index)
 
 
 @pytest.mark.slow

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 
 import lightning as L
 import numpy as np
@@ -18,7 +17,7 @@ from lightning_failures import FailureModes
 from lightning_failures.callback import AdvancedOptions
 from lightning_failures.errors import ConfigurationError, DataError
 from lightning_failures.interventions import AddFiltered, AddSynthetic
-from tests.helpers.toy import ColourEncoder, trainer
+from tests.helpers.toy import ColourEncoder, OverOneFile, trainer
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*does not have many workers.*"),
@@ -243,15 +242,8 @@ def test_filtered__a_pool_of_which_most_items_fail_is_an_error(tmp_path, edit, m
         fit(tmp_path, filtered(pool), validation=Marked(400, seed=1))
 
 
-class OpensLate(Damaged):
+class OpensLate(OverOneFile, Damaged):
     """A damaged pool over one file, which is opened by the first look and cannot be shared with another process."""
-
-    opened_by = None
-
-    def __getitem__(self, index):
-        self.opened_by = self.opened_by or os.getpid()
-        assert self.opened_by == os.getpid()
-        return super().__getitem__(index)
 
 
 @pytest.mark.slow

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import lightning as L
 import torch
 from torch import nn
@@ -116,3 +118,14 @@ def trainer(tmp_path, *callbacks, **options) -> L.Trainer:
         "enable_checkpointing": False,
     }
     return L.Trainer(callbacks=list(callbacks), **(defaults | options))
+
+
+class OverOneFile:
+    """Mixed into a dataset, as if it were over one file: opened at the first look, shared with no other process."""
+
+    opened_by = None
+
+    def __getitem__(self, index):
+        self.opened_by = self.opened_by or os.getpid()
+        assert self.opened_by == os.getpid()
+        return super().__getitem__(index)

@@ -37,7 +37,7 @@ from lightning_failures.pools.job import PoolJob
 from lightning_failures.pools.shards import read_pool_shard
 from lightning_failures.pools.source import BlockSampler, PoolSource
 from lightning_failures.trainer.batch_reader import BatchReader
-from tests.helpers.toy import NORMALIZE, ColourEncoder, Images, OracleClassifier
+from tests.helpers.toy import NORMALIZE, ColourEncoder, Images, OracleClassifier, OverOneFile
 from tests.pools.synthetic import everything
 from tests.processes.embed_pool import BATCH, SHARD, SIZE, K, Pool, trainer
 from tests.processes.launch import fork, free_port, ranks
@@ -116,15 +116,8 @@ def test_embed__mixed_precision_of_the_trainer_is_not_that_of_the_encoder(tmp_pa
     assert shards(tmp_path / "plain") == shards(tmp_path / "mixed")
 
 
-class OpensLate(Images):
+class OpensLate(OverOneFile, Images):
     """Like a dataset over one file: opened at the first look, and not to be shared with another process."""
-
-    opened_by = None
-
-    def __getitem__(self, index):
-        self.opened_by = self.opened_by or os.getpid()
-        assert self.opened_by == os.getpid()
-        return super().__getitem__(index)
 
 
 @pytest.mark.slow
