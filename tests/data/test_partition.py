@@ -126,6 +126,25 @@ def test_analyse__several_processes_grow_the_trees_of_pairs_and_unions(graded):
         same(found, alone)
 
 
+@pytest.mark.parametrize("doubted", ["failures", "examples"])
+def test_analyse__several_processes_doubt_the_same_labels(graded, doubted):
+    """No process has the embeddings of all classes that the probe compares."""
+    grades, x = graded
+    apart = x + 3.0 * torch.nn.functional.one_hot(grades.labels, DIM)
+    wrong = torch.arange(len(x)) % 9 == 0
+    labels = torch.where(wrong, grades.labels.roll(151), grades.labels)
+    grades = replace(grades, labels=labels, predictions=torch.where(wrong, grades.labels, grades.predictions))
+    one = report_of(grades, apart, doubted=doubted)
+    assert one.directions.doubted.any()
+    assert one.report.explained is not None
+    for other in together(3, lambda workers: report_of(grades, apart, workers, doubted=doubted)):
+        for name in ("doubted", "label_margin", "weight", "effect", "effect_interval", "margin_auc", "whole_auc"):
+            mine, theirs = (getattr(result.directions, name) for result in (one, other))
+            torch.testing.assert_close(theirs, mine, rtol=1e-4, atol=1e-5, equal_nan=True)
+        assert [entry.doubted_ids for entry in other.classes] == [entry.doubted_ids for entry in one.classes]
+        assert other.report.explained == pytest.approx(one.report.explained, abs=1e-5)
+
+
 def test_owner_of_classes__one_per_class_with_even_sizes(graded):
     grades, _x = graded
     assert owner_of_classes(grades, 1).tolist() == [0] * 5
