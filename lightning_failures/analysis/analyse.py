@@ -61,7 +61,7 @@ def analyse(
     sampled: Any = None,
     permutations: int = 999,
     n_directions: int = 1,
-    doubted: Doubted = None,
+    doubted: Doubted = "failures",
     top_captions: int = 5,
     top_examples: int = 8,
     captioned_classes: int = 50,
