@@ -61,7 +61,7 @@ def caption_source(
     def captions(k: int) -> ClassCaptions | None:
         name = nouns[k]
         if name not in known:
-            grammar = vocabulary.grammar(name)
+            grammar = vocabulary.grammar_of(name, nouns)
             texts = tuple(grammar.captions())
             if not texts:
                 return None

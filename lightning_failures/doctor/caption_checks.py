@@ -39,7 +39,7 @@ def check_captions(context: CheckContext) -> Iterator[Finding]:
             "Pass class_names=[...], in everyday words.",
         )
         return
-    grammar = vocabulary.grammar(names[0])  # its name is a word
+    grammar = vocabulary.grammar_of(names[0], names)  # its name is a word
     source = words if isinstance(words, str) else "the vocabulary"
     yield ok(f"{len(grammar.captions())} for {names[0]!r}, from {source}, against {str(grammar.reference)!r}")
 
