@@ -6,9 +6,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
 from torch import Tensor
 
 from lightning_failures.captions.grammar import CaptionVocabulary
+from lightning_failures.core.types import BoolArray, IntArray
 from lightning_failures.data.class_names import ALL
 
 
@@ -21,12 +23,27 @@ class ClassCaptions:
         embeddings: (M, D) float32 unit vectors.
         reference: (D,) unit vector of the reference caption.
         reference_text: The reference caption.
+        chosen_from: Ids of the examples by whose correctness the candidates were chosen: examples of the same sources
+            take no part in tests. None: the candidates do not depend on the data.
     """
 
     texts: tuple[str, ...]
     embeddings: Tensor
     reference: Tensor
     reference_text: str | None = None
+    chosen_from: IntArray | None = None
+
+    def taking_part(self, ids: IntArray, sources: IntArray | None) -> BoolArray:
+        """Return which examples share no source with those that the candidates were chosen from: (n,) bool.
+
+        Args:
+            ids: (n,) ids of the examples.
+            sources: (n,) their sources; None if every example is its own source.
+        """
+        if self.chosen_from is None:
+            return np.ones(len(ids), dtype=bool)
+        chosen = np.isin(ids, self.chosen_from)
+        return ~(chosen if sources is None else np.isin(sources, sources[chosen]))
 
 
 _NOUN_OF_ALL = "scene"
@@ -61,7 +78,7 @@ def caption_source(
     def captions(k: int) -> ClassCaptions | None:
         name = nouns[k]
         if name not in known:
-            grammar = vocabulary.grammar(name)
+            grammar = vocabulary.grammar_of(name, nouns)
             texts = tuple(grammar.captions())
             if not texts:
                 return None

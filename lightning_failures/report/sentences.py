@@ -7,8 +7,10 @@ with it. Class names and captions in it are cleaned, but not escaped: escaping d
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 
 from lightning_failures.core.text import clean, interval, number, shorten_caption
+from lightning_failures.data.class_names import absent_condition, both_classes
 from lightning_failures.data.report import ClassReport, GroupReport, LeafReport
 from lightning_failures.directions.criterion import CRITERION
 
@@ -20,8 +22,12 @@ MOSTLY_SAME, PARTLY_SAME = 0.6, 0.2
 """Cohen's kappa from which direction and tree are said to find mostly, and partly, the same examples."""
 
 
-def trust_sentence(entry: ClassReport) -> str:
+def trust_sentence(entry: ClassReport, names: Collection[str] = ()) -> str:
     """Return how far to trust the failure direction of a class, and its caption.
+
+    Args:
+        entry: The class.
+        names: The names of all classes; with them, the sentence says what the failures of a condition are.
 
     >>> trust_sentence(ClassReport("cat", 100, base_error_rate=0.4, cv_score=0.6, p_value=0.3))
     'No pattern: the 40 failures are consistent with chance (p = 0.3). Flagged examples and captions describe noise.'
@@ -43,6 +49,7 @@ def trust_sentence(entry: ClassReport) -> str:
         return f"No pattern: {reason} ({_p(entry.p_value)}). Flagged examples and captions describe noise."
     parts = (
         _strength(entry),
+        failures_sentence(entry.name, names),
         _separation(entry),
         _sample_size(entry),
         _doubts(entry),
@@ -50,6 +57,22 @@ def trust_sentence(entry: ClassReport) -> str:
         _agreement(entry),
     )
     return " ".join(part for part in parts if part)
+
+
+def failures_sentence(name: str, names: Collection[str]) -> str:
+    """Return what the failures of one of the two classes of a condition are; empty for other classes.
+
+    >>> failures_sentence("no edema", ["no edema", "edema"])
+    'The failures are images without edema that the model takes for edema.'
+    >>> failures_sentence("edema", ["no edema", "edema"])
+    'The failures are images of edema that the model misses.'
+    """
+    absent = absent_condition(name, names)
+    if absent is not None:
+        return f"The failures are images without {clean(absent)} that the model takes for {clean(absent)}."
+    if both_classes(name)[0] in names:
+        return f"The failures are images of {clean(name)} that the model misses."
+    return ""
 
 
 def group_sentence(group: GroupReport) -> str:

@@ -48,6 +48,11 @@ def score(entry: ClassReport) -> str:
     return number(entry.cv_score) + ("" if stderr is None else f" +- {number(stderr)}")
 
 
+def class_names(report: FailureReport) -> list[str]:
+    """Return the names of all classes."""
+    return [entry.name for entry in report.classes]
+
+
 def rank_classes(report: FailureReport) -> list[ClassReport]:
     """Return the worst classes first, by their shrunken error rates; ungraded classes come last."""
     return sorted(report.classes, key=lambda c: c.rank)
@@ -250,7 +255,8 @@ def trust_lines(report: FailureReport, limit: int | None = None) -> list[str]:
     >>> trust_lines(FailureReport(9, 0.5, (ClassReport("cat", 9, accuracy=0.5, skipped="4 failures"),)))
     ['cat: Skipped: 4 failures.']
     """
-    return [f"{clean(entry.name)}: {trust_sentence(entry)}" for entry in rank_classes(report)[:limit]]
+    names = class_names(report)
+    return [f"{clean(entry.name)}: {trust_sentence(entry, names)}" for entry in rank_classes(report)[:limit]]
 
 
 def trust_markdown(report: FailureReport, *, limit: int | None = None) -> str:
@@ -261,8 +267,9 @@ def trust_markdown(report: FailureReport, *, limit: int | None = None) -> str:
         limit: Most classes, the worst ones.
     """
     with_direction = [entry for entry in rank_classes(report) if entry.cv_score is not None]
+    names = class_names(report)
     lines = [
-        f"* **{escape_markdown(entry.name)}**: {escape_markdown(trust_sentence(entry), limit=2000)}"
+        f"* **{escape_markdown(entry.name)}**: {escape_markdown(trust_sentence(entry, names), limit=2000)}"
         for entry in with_direction[:limit]
     ]
     return "\n".join(["### How far to trust it", "", *lines]) if lines else ""

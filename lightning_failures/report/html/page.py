@@ -35,7 +35,7 @@ from lightning_failures.report.interventions import intervention_lines
 from lightning_failures.report.run_folder import Run
 from lightning_failures.report.sentences import group_sentence, trust_sentence
 from lightning_failures.report.slices import significant_slices
-from lightning_failures.report.tables import rank_classes
+from lightning_failures.report.tables import class_names, rank_classes
 
 MAX_CLASS_ROWS = 1000
 MAX_CARDS = 24
@@ -368,10 +368,12 @@ def _class_rows(
 ) -> tuple[ClassRow, ...]:
     label_groups = {group.class_name: i for i, group in enumerate(report.groups) if group.grouping == LABEL.name}
     index_before = {} if before is None else {entry.name: index for index, entry in enumerate(before.classes)}
+    names = class_names(report)
     rows = []
     for index, entry in list(ranked)[:MAX_CLASS_ROWS]:
         has_card = index in cards
-        sentence = _first_sentence(trust_sentence(entry)) if has_card else trust_sentence(entry)  # the card has all
+        sentence = trust_sentence(entry, names)
+        sentence = _first_sentence(sentence) if has_card else sentence  # the card has all
         group = label_groups.get(entry.name)
         rows.append(ClassRow(index, entry, sentence, index_before.get(entry.name), group, has_card))
     return tuple(rows)
@@ -388,6 +390,7 @@ def _cards(
     # graded classes without any failure have no details to show
     candidates = [(index, entry) for index, entry in ranked if entry.cv_score is not None or entry.base_error_rate]
     candidates.sort(key=lambda item: not item[1].pattern)
+    names = class_names(report)
     chosen = {index for index, _ in candidates[:MAX_CARDS]}
     trees_of: dict[str, list[tuple[int, str]]] = defaultdict(list)
     for index, group in trees.items():
@@ -398,7 +401,7 @@ def _cards(
         Card(
             index=index,
             entry=entry,
-            sentence=trust_sentence(entry),
+            sentence=trust_sentence(entry, names),
             pictures=pictures.take(f"classes/{tag_part(entry.name)}", entry.name),
             charts=_class_charts(entry),
             trees=tuple(sorted(trees_of[entry.name], key=lambda tree: tree[1])),
