@@ -6,6 +6,7 @@ Files, each importing only from those above it::
     candidates  The candidate captions of each class, embedded on first use
     scoring     Scores and p-values of captions as descriptions of a failure direction
     assign      Captions for the classes of an analysis: selection of the classes, and their scored captions
+    shared      Captions of the direction that all classes share: attributes without a class
 """
 
 from __future__ import annotations

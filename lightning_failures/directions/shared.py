@@ -347,7 +347,7 @@ def _best_threshold(values: FloatArray, failed: BoolArray, labels: IntArray) -> 
     return float(values[order[last : last + 2]].mean())  # in the middle between the last flagged one and the next
 
 
-def _quality(values: FloatArray, failed: BoolArray, labels: IntArray, sources: IntArray) -> dict[str, Any]:
+def _quality(values: NDArray[Any], failed: BoolArray, labels: IntArray, sources: IntArray) -> dict[str, Any]:
     """Return score and effect of decision values (n,), both within classes."""
     # recall of failures, and 1 - recall of successes
     rates = rates_within_classes(failed, values < 0, labels, sources)

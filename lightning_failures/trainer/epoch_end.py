@@ -23,7 +23,7 @@ from lightning_failures.analysis.copies import join_sources_of_equal_digests
 from lightning_failures.analysis.diary import with_modes
 from lightning_failures.analysis.method import FittableMethod
 from lightning_failures.analysis.result import AnalysisResult
-from lightning_failures.captions.candidates import ClassCaptions, caption_source
+from lightning_failures.captions.candidates import ClassCaptions, attribute_source, caption_source
 from lightning_failures.captions.grammar import CaptionVocabulary
 from lightning_failures.core.arrays import finite_rows
 from lightning_failures.core.budget import Deadline
@@ -143,6 +143,7 @@ class AnalysisRunner:
     raises: bool
     guard: Callable[[Trainer, str, str], AbstractContextManager[None]]
     _captions: dict[str, ClassCaptions] = field(default_factory=dict)
+    _attribute_captions: dict[str, ClassCaptions] = field(default_factory=dict)
     _reference_keys: list[Tensor] = field(default_factory=list)  # (n, 2) of this rank's share, once it is embedded
     _writers: dict[Path, list[Writer]] = field(default_factory=dict)
     _undrawn: dict[int, AnalysisSnapshot] = field(default_factory=dict)
@@ -430,13 +431,20 @@ class AnalysisRunner:
             values.pop("directions", None)
         if deadline is not None:  # the training images, embedded once, do not count
             deadline = Deadline(deadline.at + perf_counter() - begun)
+        captions = self._caption_source(grades.class_names, has_names=evaluation.grader.has_names)
+        attribute_captions = None
+        if captions is not None and self.directions is not None and self.vocabulary is not None:
+            attribute_captions = attribute_source(
+                self.directions, self.vocabulary, grades.class_names, self._attribute_captions
+            )
         result = analyse(
             grades,
             values.pop("directions", None),
             features=values.pop("trees", None),
             methods=[(fit, values[method.name]) for method, fit in self.methods if method.name in values],
             reference=reference,
-            captions=self._caption_source(grades.class_names, has_names=evaluation.grader.has_names),
+            captions=captions,
+            attribute_captions=attribute_captions,
             metadata=evaluation.grader.metadata(grades),
             groupings=evaluation.grader.groupings(grades),
             sampled=sampled,

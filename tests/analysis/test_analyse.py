@@ -159,6 +159,7 @@ def test_analyse__summary_by_definition(full):
     assert set(summary) == {
         *("accuracy", "coverage", "cv_score_mean", "flagged_fraction", "aler_minus_ber_mean"),
         *("heldout_aler_minus_ber_mean", "valid_leaf_fraction", "worst_slice_error_rate"),
+        *("shared/p_value", "shared/effect"),
     }
     assert summary["cv_score_mean"] == pytest.approx(sum(c.cv_score for c in report.classes) / 3)
     assert summary["flagged_fraction"] == pytest.approx(sum(c.flagged for c in report.classes) / 900)
