@@ -336,14 +336,15 @@ def _p_value(sums: FloatArray) -> float:
 def _best_threshold(values: FloatArray, failed: BoolArray, labels: IntArray) -> float:
     """Return the threshold below which most failures lie beyond those that the error rates of classes explain.
 
-    At most half of the examples lie below it.
+    At least a twentieth of the examples lie below it, and at most half.
     """
     if not len(values):
         return 0.0
+    least, most = -(-len(values) // 20), max(len(values) // 2, 1)
     error_rate = (np.bincount(labels, failed) / np.maximum(np.bincount(labels), 1))[labels]
     order = np.argsort(values, kind="stable")
-    gain = np.cumsum((failed - error_rate)[order])[: max(len(values) // 2, 1)]
-    last = int(gain.argmax())
+    gain = np.cumsum((failed - error_rate)[order])
+    last = least - 1 + int(gain[least - 1 : most].argmax())
     return float(values[order[last : last + 2]].mean())  # in the middle between the last flagged one and the next
 
 
