@@ -9,6 +9,7 @@ Files, each importing only from those above it::
     captioned   Candidate captions from the data: the words of captioned images of each class
     scoring     Scores and p-values of captions as descriptions of a failure direction
     assign      Captions for the classes of an analysis: selection of the classes, and their scored captions
+    shared      Captions of the direction that all classes share: attributes without a class
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ from typing import Protocol
 import numpy as np
 from torch import Tensor
 
-from lightning_failures.captions.grammar import CaptionVocabulary
+from lightning_failures.captions.grammar import CaptionGrammar, CaptionVocabulary
 from lightning_failures.core.types import BoolArray, IntArray
 from lightning_failures.data.class_names import ALL
 
@@ -72,6 +72,38 @@ def caption_source(
         class_names: K names.
         known: Captions by class name. Embedded captions are added, so that each class is embedded once.
     """
+
+    def candidates(grammar: CaptionGrammar) -> dict[str, str]:
+        return {text: text for text in grammar.captions()}
+
+    return _source(encoder, vocabulary, class_names, candidates, known)
+
+
+def attribute_source(
+    encoder: CaptionEncoder,
+    vocabulary: CaptionVocabulary,
+    class_names: Sequence[str],
+    known: dict[str, ClassCaptions] | None = None,
+) -> Callable[[int], ClassCaptions | None]:
+    """Return the source of the captions of a class that name one attribute each; their texts are the attributes alone.
+
+    Args:
+        encoder: Embeds the captions, such as "a photo of a blurry cat" for the attribute "blurry".
+        vocabulary: Provides the grammar of every class.
+        class_names: K names.
+        known: Captions by class name; embedded ones are added.
+    """
+    return _source(encoder, vocabulary, class_names, CaptionGrammar.attributes, known)
+
+
+def _source(
+    encoder: CaptionEncoder,
+    vocabulary: CaptionVocabulary,
+    class_names: Sequence[str],
+    candidates: Callable[[CaptionGrammar], dict[str, str]],
+    known: dict[str, ClassCaptions] | None,
+) -> Callable[[int], ClassCaptions | None]:
+    """Return the source of the captions that a function selects from the grammar of a class, by their texts."""
     known = {} if known is None else known
     nouns = (_NOUN_OF_ALL,) if tuple(class_names) == (ALL,) else class_names
 
@@ -79,11 +111,11 @@ def caption_source(
         name = nouns[k]
         if name not in known:
             grammar = vocabulary.grammar_of(name, nouns)
-            texts = tuple(grammar.captions())
+            texts = candidates(grammar)
             if not texts:
                 return None
-            vectors = encoder.encode_texts([str(grammar.reference), *texts])
-            known[name] = ClassCaptions(texts, vectors[1:], vectors[0], grammar.reference)
+            vectors = encoder.encode_texts([str(grammar.reference), *texts.values()])
+            known[name] = ClassCaptions(tuple(texts), vectors[1:], vectors[0], grammar.reference)
         return known[name]
 
     return captions

@@ -103,6 +103,16 @@ class CaptionGrammar:
         unique.pop(str(self.reference), None)
         return list(unique)
 
+    def attributes(self) -> dict[str, str]:
+        """Return the single adjectives and prepositions, each with its caption.
+
+        >>> CaptionGrammar(["cat"], ["orange"], ["on grass"]).attributes()
+        {'orange': 'a photo of an orange cat', 'on grass': 'a photo of a cat on grass'}
+        """
+        noun = next(filter(None, self.nouns))
+        words = {adjective: self._caption(adjective, noun, "") for adjective in filter(None, self.adjectives)}
+        return words | {phrase: self._caption("", noun, phrase) for phrase in filter(None, self.prepositions)}
+
     def _caption(self, adjective: str, noun: str, preposition: str) -> str:
         phrase = " ".join(" ".join((adjective, noun, preposition)).split())
         before, after = self.template.split("{}")

@@ -6,27 +6,16 @@ import json
 from dataclasses import dataclass, field
 from typing import Any
 
-from lightning_failures.core.serialization import from_jsonable, read_json, to_jsonable
+from lightning_failures.core.serialization import from_jsonable, read_json
+from lightning_failures.data.records import Readable, SharedPattern, ValueReport
 from lightning_failures.errors import DataError
 
 SCHEMA = 1
 """Version of ``report.json``. It increases when a key changes its meaning, not when a key is added."""
 
 
-class _Readable:
-    """Access to a record by the keys of ``report.json``, as in ``report["classes"][0]["cv_score"]``."""
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the record as plain Python values; undefined numbers are None."""
-        jsonable: dict[str, Any] = to_jsonable(self)
-        return jsonable
-
-    def __getitem__(self, key: str) -> Any:
-        return self.to_dict()[key]
-
-
 @dataclass(frozen=True)
-class LeafReport(_Readable):
+class LeafReport(Readable):
     """One leaf of a failure tree; rates are in [0, 1].
 
     Numbers in sample come from the examples that grew the tree, and are optimistic. Numbers held out come from folds
@@ -64,7 +53,7 @@ class LeafReport(_Readable):
 
 
 @dataclass(frozen=True)
-class NodeReport(_Readable):
+class NodeReport(Readable):
     """One node of a failure tree, for drawing the tree; rates are in [0, 1].
 
     Attributes:
@@ -97,7 +86,7 @@ class NodeReport(_Readable):
 
 
 @dataclass(frozen=True)
-class GroupReport(_Readable):
+class GroupReport(Readable):
     """The failure tree of one group of examples, such as those with one label.
 
     Attributes:
@@ -131,38 +120,7 @@ class GroupReport(_Readable):
 
 
 @dataclass(frozen=True)
-class ValueReport(_Readable):
-    """Frequency of one value of an attribute in a class: counts, and shares in [0, 1]; a share of nothing is None.
-
-    Attributes:
-        attribute: Name of the attribute.
-        value: The value, as text.
-        examples: Number of examples with the value.
-        failures: Number of failures with the value.
-        flagged: Number of flagged examples with the value.
-        least_confident: Number of examples with the value among the same number of least confident examples.
-        share: Share of the examples that have the value.
-        share_of_failures: Share of the failures that have the value.
-        share_of_flagged: Share of the flagged examples that have the value.
-        share_of_flagged_interval: 95 % interval of ``share_of_flagged``.
-        share_of_least_confident: Share of the least confident examples that have the value.
-    """
-
-    attribute: str
-    value: str
-    examples: int
-    failures: int
-    flagged: int | None = None
-    least_confident: int | None = None
-    share: float | None = None
-    share_of_failures: float | None = None
-    share_of_flagged: float | None = None
-    share_of_flagged_interval: tuple[float, float] | None = None
-    share_of_least_confident: float | None = None
-
-
-@dataclass(frozen=True)
-class SliceReport(_Readable):
+class SliceReport(Readable):
     """The error rate of the examples with one value of an attribute, and of the others; rates are in [0, 1].
 
     Attributes:
@@ -196,7 +154,7 @@ class SliceReport(_Readable):
 
 
 @dataclass(frozen=True)
-class ConfusionReport(_Readable):
+class ConfusionReport(Readable):
     """A label and the prediction that it is mistaken for.
 
     Attributes:
@@ -213,7 +171,7 @@ class ConfusionReport(_Readable):
 
 
 @dataclass(frozen=True)
-class MistakenReport(_Readable):
+class MistakenReport(Readable):
     """A class that the failures of another class are mistaken for.
 
     Attributes:
@@ -228,7 +186,7 @@ class MistakenReport(_Readable):
 
 
 @dataclass(frozen=True)
-class FlaggedConfusionReport(_Readable):
+class FlaggedConfusionReport(Readable):
     """The class that the flagged failures of another class are mistaken for more often than its other failures.
 
     Attributes:
@@ -247,7 +205,7 @@ class FlaggedConfusionReport(_Readable):
 
 
 @dataclass(frozen=True)
-class FeatureReport(_Readable):
+class FeatureReport(Readable):
     """One feature of the robust encoder that appears in rules.
 
     Attributes:
@@ -274,7 +232,7 @@ class FeatureReport(_Readable):
 
 
 @dataclass(frozen=True)
-class ModeReport(_Readable):
+class ModeReport(Readable):
     """One failure mode in the diary: a direction that is tracked from analysis to analysis.
 
     Attributes:
@@ -317,7 +275,7 @@ class ModeReport(_Readable):
 
 
 @dataclass(frozen=True)
-class CurvePoint(_Readable):
+class CurvePoint(Readable):
     """Accuracy among the examples of a class that are nearest to its hardest and to its easiest caption.
 
     Source: Jain et al. (ICLR 2023), figure 7b.
@@ -334,7 +292,7 @@ class CurvePoint(_Readable):
 
 
 @dataclass(frozen=True)
-class ClassReport(_Readable):
+class ClassReport(Readable):
     """The findings about the failures of one class.
 
     Attributes:
@@ -461,7 +419,7 @@ class ClassReport(_Readable):
 
 
 @dataclass(frozen=True)
-class FailureReport(_Readable):
+class FailureReport(Readable):
     """The findings of one analysis; ``report.json`` is its JSON form.
 
     Attributes:
@@ -496,6 +454,7 @@ class FailureReport(_Readable):
         slices: Error rates by values of known attributes over all classes, those that fail most beyond chance first.
         confusions: The most frequent pairs of a label and another prediction; empty where there is only one wrong
             answer.
+        shared: The pattern that all classes share; None with fewer than two classes or without directions.
     """
 
     examples: int
@@ -526,6 +485,7 @@ class FailureReport(_Readable):
     explained: float | None = None
     slices: tuple[SliceReport, ...] = ()
     confusions: tuple[ConfusionReport, ...] = ()
+    shared: SharedPattern | None = None
 
     def method_columns(self) -> dict[str, tuple[Any, ...]]:
         """Return the columns that additional methods add to the table of classes: K values by title.

@@ -9,7 +9,7 @@ import numpy as np
 from lightning.pytorch.utilities import rank_zero_info
 from numpy.typing import NDArray
 
-from lightning_failures.captions.candidates import ClassCaptions, caption_source
+from lightning_failures.captions.candidates import ClassCaptions, attribute_source, caption_source
 from lightning_failures.captions.captioned import captioned_source
 from lightning_failures.captions.grammar import CaptionVocabulary
 from lightning_failures.captions.image_to_text import Captioner
@@ -42,6 +42,7 @@ class CaptionSources:
     seed: int
     say_once: Callable[..., None]
     _known: dict[str, ClassCaptions] = field(default_factory=dict)
+    _attributes: dict[str, ClassCaptions] = field(default_factory=dict)
     _described: dict[int, dict[int, str]] = field(default_factory=dict)  # captions of images, by loader and id
 
     def __call__(self, class_names: tuple[str, ...], *, has_names: bool) -> Captions | None:
@@ -61,6 +62,12 @@ class CaptionSources:
         if self.captioner is not None:
             return lambda k: self._known.get(class_names[k])
         return caption_source(self.encoder, self.vocabulary, class_names, self._known)
+
+    def attributes(self, class_names: tuple[str, ...]) -> Captions | None:
+        """Return the source of the captions of classes that name one attribute each; None without a vocabulary."""
+        if self.encoder is None or self.vocabulary is None:
+            return None
+        return attribute_source(self.encoder, self.vocabulary, class_names, self._attributes)
 
     def of_analysis(
         self,

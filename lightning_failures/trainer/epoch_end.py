@@ -433,6 +433,7 @@ class AnalysisRunner:
             values.pop("directions", None)
         if deadline is not None:  # the training images, embedded once, do not count
             deadline = Deadline(deadline.at + perf_counter() - begun)
+        attribute_captions = None if captions is None else self.captions.attributes(grades.class_names)
         result = analyse(
             grades,
             values.pop("directions", None),
@@ -440,6 +441,7 @@ class AnalysisRunner:
             methods=[(fit, values[method.name]) for method, fit in self.methods if method.name in values],
             reference=reference,
             captions=captions,
+            attribute_captions=attribute_captions,
             metadata=evaluation.grader.metadata(grades),
             groupings=evaluation.grader.groupings(grades),
             sampled=sampled,

@@ -33,7 +33,7 @@ from lightning_failures.report.html.images import ImageBudget
 from lightning_failures.report.html.tree import Branch, feature_name, outline
 from lightning_failures.report.interventions import intervention_lines
 from lightning_failures.report.run_folder import Run
-from lightning_failures.report.sentences import group_sentence, trust_sentence
+from lightning_failures.report.sentences import group_sentence, shared_sentence, trust_sentence
 from lightning_failures.report.slices import significant_slices
 from lightning_failures.report.tables import class_names, rank_classes
 
@@ -213,6 +213,11 @@ class Page:
     class_rows: dict[str, dict[str, Rows]]
     caveats: tuple[str, ...]
     omitted: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def shared_sentence(self) -> str:
+        """How far to trust the pattern that all classes share; empty without one."""
+        return "" if self.report.shared is None else shared_sentence(self.report.shared)
 
     def charts_of(self, section: str) -> list[tuple[str, Chart]]:
         """Return the charts of a section that have data, with their names."""
