@@ -4,7 +4,10 @@ Files, each importing only from those above it::
 
     grammar     The grammar that generates the captions of a class, and vocabularies for many classes
     candidates  The candidate captions of each class, embedded on first use
+    attributes  The attributes that captions name, and which captions are shortenings of others
+    readings    How often flagged images show what a caption says, compared with all images of the class
     scoring     Scores and p-values of captions as descriptions of a failure direction
+    shortest    The caption to show: the shortest one within noise of the best one
     assign      Captions for the classes of an analysis: selection of the classes, and their scored captions
 """
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from torch import Tensor
@@ -21,12 +21,14 @@ class ClassCaptions:
         embeddings: (M, D) float32 unit vectors.
         reference: (D,) unit vector of the reference caption.
         reference_text: The reference caption.
+        parts: Adjective, noun and preposition of the captions that a grammar made, by their text; others have none.
     """
 
     texts: tuple[str, ...]
     embeddings: Tensor
     reference: Tensor
     reference_text: str | None = None
+    parts: Mapping[str, tuple[str, str, str]] = field(default_factory=dict)
 
 
 _NOUN_OF_ALL = "scene"
@@ -62,11 +64,12 @@ def caption_source(
         name = nouns[k]
         if name not in known:
             grammar = vocabulary.grammar(name)
-            texts = tuple(grammar.captions())
+            parts = grammar.parts()
+            texts = tuple(parts)
             if not texts:
                 return None
             vectors = encoder.encode_texts([str(grammar.reference), *texts])
-            known[name] = ClassCaptions(texts, vectors[1:], vectors[0], grammar.reference)
+            known[name] = ClassCaptions(texts, vectors[1:], vectors[0], grammar.reference, parts)
         return known[name]
 
     return captions

@@ -12,6 +12,7 @@ Files, each importing only from those above it::
     members        The examples of each class or group, and access to their embeddings
     partition      Division of an analysis between processes: the classes that each process owns
     example_table  One row per graded example: label, prediction, confidence, decision value, leaves
+    evidence       The evidence for a word of a caption, a record of the report
     report         The content of ``report.json`` as frozen records
 """
 
