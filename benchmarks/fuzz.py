@@ -35,6 +35,7 @@ from safetensors.torch import save
 from lightning_failures.captions.grammar import CaptionVocabulary
 from lightning_failures.cli.report import diff_text, report_text
 from lightning_failures.core.safetensors_io import DamagedShardError
+from lightning_failures.data.evidence import AttributeEvidence
 from lightning_failures.data.example_table import ExampleTable
 from lightning_failures.data.records import ValueReport
 from lightning_failures.data.report import (
@@ -259,6 +260,8 @@ def example_report() -> FailureReport:
         reference_caption="a photo of a cat",
         hardest_captions=("a red cat",), hardest_caption_scores=(0.5,), hardest_caption_margins=(2.5,),
         easiest_captions=("a blue cat",), easiest_caption_scores=(0.1,), easiest_caption_margins=(1.5,),
+        hardest_caption_attributes=(AttributeEvidence("red", "tint", 9.5, 0.001, 0.81, 0.09),),
+        easiest_caption_attributes=(AttributeEvidence("blue", None, 2.5, 0.02, 0.1, 0.3),),
         caption_p_value=0.01, nearest=(CurvePoint(10, 0.2, 0.9),), cv_null_mean=0.5, cv_null_interval=(0.4, 0.6),
         cv_null_permutations=20, agreement=0.6, hardest_ids=(1, 2), hardest_values=(-0.9, -0.8), easiest_ids=(3, 4),
         easiest_values=(0.9, 0.8), least_confident_ids=(1, 5), least_confident_values=(0.1, 0.2), enrichment=(value,),

@@ -209,7 +209,7 @@ def analyse(
                 classes, n_uncaptioned, caption_notes = caption_classes(
                     classes,
                     captions,
-                    CaptionScorer(directions, sampled_members, embedded, top_captions, permutations, seed),
+                    CaptionScorer(directions, sampled_members, embedded, top_captions, permutations, seed, attributes),
                     classes_to_caption(classes, captioned_classes),
                     partition,
                     deadline=deadlines.everything,

@@ -7,7 +7,10 @@ Files, each importing only from those above it::
     words       Words that captions of failures use more often than captions of correct images, or less often
     image_to_text  Captioners: functions from images to texts, and image-to-text models of transformers
     captioned   Candidate captions from the data: the words of captioned images of each class
+    attributes  The attributes that captions name, and which captions are shortenings of others
+    readings    How often flagged images show what a caption says, compared with all images of the class
     scoring     Scores and p-values of captions as descriptions of a failure direction
+    shortest    The caption to show: the shortest one within noise of the best one
     assign      Captions for the classes of an analysis: selection of the classes, and their scored captions
     shared      Captions of the direction that all classes share: attributes without a class
 """

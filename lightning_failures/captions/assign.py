@@ -2,21 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from lightning_failures.captions.attributes import CaptionAttributes
 from lightning_failures.captions.candidates import ClassCaptions
 from lightning_failures.captions.grammar import NamelessClassError
-from lightning_failures.captions.scoring import caption_p_value, score_captions
+from lightning_failures.captions.readings import WordShares, word_shares
+from lightning_failures.captions.scoring import (
+    CaptionComparison,
+    CaptionGain,
+    compare_captions,
+    permuted_distances,
+    score_captions,
+)
+from lightning_failures.captions.shortest import Shortening, shorten
 from lightning_failures.core.arrays import as_array, defined
 from lightning_failures.core.budget import Deadline
 from lightning_failures.core.text import failure_notes
 from lightning_failures.core.threads import one_thread
 from lightning_failures.core.types import BoolArray, FloatArray
+from lightning_failures.data.evidence import AttributeEvidence
+from lightning_failures.data.grouping import CodedValues
 from lightning_failures.data.members import ClassSubset, RowValues, Values
 from lightning_failures.data.partition import Partition
 from lightning_failures.data.report import ClassReport, CurvePoint
@@ -47,6 +58,7 @@ class CaptionScorer:
         top: Number of hardest and of easiest captions that a class keeps.
         permutations: Permutations of the test of the best caption.
         seed: The source of randomness.
+        metadata: Known attributes of all rows of the grades, by name.
     """
 
     directions: FailureDirections
@@ -55,61 +67,142 @@ class CaptionScorer:
     top: int
     permutations: int
     seed: int
+    metadata: Mapping[str, CodedValues] = field(default_factory=dict)
 
     def caption(self, entry: ClassReport, k: int, candidates: ClassCaptions | None) -> ClassReport:
         """Return the report of class k with its hardest and easiest captions and their p-value.
 
-        The report is unchanged where there are no candidates.
+        The first caption of each end is the shortest one within noise of the best one. The report is unchanged where
+        there are no candidates.
         """
         if candidates is None or not candidates.texts:
             return entry
         members = self.members[k].by_id()
         embedded = self.embedded[members.rows]
+        out_of_fold = as_array(self.directions.out_of_fold)[members.rows]
         sure = ~as_array(self.directions.in_doubt)[members.rows]  # the others take no part in tests
         sure &= candidates.taking_part(members.ids, members.sources)
         tested = members.take(sure)
+        attributes = CaptionAttributes.of(candidates)
         with one_thread():
             scores = score_captions(self.directions, k, candidates.embeddings, candidates.reference)
-            p_value = caption_p_value(
-                self.directions,
-                k,
-                embedded[sure] if not sure.all() else embedded,
-                ~tested.failed,
-                candidates.embeddings,
-                candidates.reference,
-                ids=tested.ids,
-                groups=tested.sources,
-                permutations=self.permutations,
-                seed=self.seed,
+            order = torch.argsort(scores, stable=True)
+            shortenings = []
+            for best, sign in ((int(order[0]), 1), (int(order[-1]), -1)):
+                shares: dict[str, WordShares] = {}
+                if best in attributes.words:
+                    noun, words = attributes.nouns[best], attributes.words[best]
+                    shares = word_shares(
+                        words, noun, candidates, attributes, embedded, out_of_fold < 0, self.metadata, members.rows
+                    )
+                shortenings.append(shorten(best, scores, candidates, attributes, shares, sign=sign))
+            p_value, gains = compare_captions(
+                permuted_distances(
+                    self.directions,
+                    k,
+                    embedded[sure] if not sure.all() else embedded,
+                    ~tested.failed,
+                    candidates.embeddings,
+                    candidates.reference,
+                    ids=tested.ids,
+                    groups=tested.sources,
+                    permutations=self.permutations,
+                    seed=self.seed,
+                ),
+                [comparison for shortening in shortenings for comparison in shortening.comparisons],
             )
-        order = torch.argsort(scores, stable=True)
-        hardest, easiest = order[: self.top].tolist(), order.flip(0)[: self.top].tolist()
-        margins = caption_margins(scores)
+        hardest, easiest = (
+            _shown_first(shortening, gains, ranked, scores, candidates, self.top)
+            for shortening, ranked in zip(shortenings, (order.tolist(), order.flip(0).tolist()), strict=True)
+        )
         return replace(
             entry,
             reference_caption=candidates.reference_text,
-            hardest_captions=tuple(candidates.texts[i] for i in hardest),
-            hardest_caption_scores=tuple(float(scores[i]) for i in hardest),
-            hardest_caption_margins=tuple((-margins[hardest]).tolist()) if margins is not None else (),
-            easiest_captions=tuple(candidates.texts[i] for i in easiest),
-            easiest_caption_scores=tuple(float(scores[i]) for i in easiest),
-            easiest_caption_margins=tuple(margins[easiest].tolist()) if margins is not None else (),
+            hardest_captions=hardest.texts,
+            hardest_caption_scores=hardest.scores,
+            hardest_caption_margins=tuple(-margin for margin in hardest.margins),
+            hardest_caption_attributes=hardest.evidence,
+            easiest_captions=easiest.texts,
+            easiest_caption_scores=easiest.scores,
+            easiest_caption_margins=easiest.margins,
+            easiest_caption_attributes=easiest.evidence,
             caption_p_value=defined(p_value),
-            nearest=nearest_curve(embedded, members.failed, candidates.embeddings[[hardest[0], easiest[0]]]),
+            nearest=nearest_curve(embedded, members.failed, torch.stack([hardest.embedding, easiest.embedding])),
         )
 
 
-def caption_margins(scores: Tensor) -> FloatArray | None:
-    """Return the z-score of each caption score among all candidates; None if all scores are equal.
+@dataclass(frozen=True)
+class _End:
+    """The captions of one end of a direction: the one to show, then the best of the others.
+
+    Attributes:
+        texts: The captions.
+        scores: Their scores.
+        margins: Their margins; empty if all candidates score alike.
+        embedding: (D,) of the first one.
+        evidence: The evidence for the attributes that the first one names.
+    """
+
+    texts: tuple[str, ...]
+    scores: tuple[float, ...]
+    margins: tuple[float, ...]
+    embedding: Tensor
+    evidence: tuple[AttributeEvidence, ...]
+
+
+def _shown_first(
+    shortening: Shortening,
+    gains: Mapping[CaptionComparison, CaptionGain],
+    ranked: Sequence[int],
+    scores: Tensor,
+    candidates: ClassCaptions,
+    top: int,
+) -> _End:
+    """Return the captions of one end, with that to show in front.
+
+    Args:
+        shortening: The captions that may be shown.
+        gains: The result of their comparisons.
+        ranked: All candidates, the best first.
+        scores: (M,) scores of all candidates.
+        candidates: The candidates.
+        top: Number of captions.
+    """
+    shown, evidence = shortening.choose(gains)
+    texts: tuple[str, ...] = candidates.texts
+    embeddings = candidates.embeddings
+    if shown is None:  # the reference: it scores 0, and is no candidate
+        shown = len(texts)
+        texts = (*texts, candidates.reference_text or "")
+        embeddings = torch.cat([embeddings, candidates.reference[None]])
+    with_reference = torch.cat([scores, scores.new_zeros(1)])
+    margins = caption_margins(with_reference, candidates=scores)
+    indices = [shown, *(index for index in ranked if index != shown)][:top]
+    return _End(
+        texts=tuple(texts[i] for i in indices),
+        scores=tuple(with_reference[indices].tolist()),
+        margins=tuple(margins[indices].tolist()) if margins is not None else (),
+        embedding=embeddings[shown],
+        evidence=evidence,
+    )
+
+
+def caption_margins(scores: Tensor, candidates: Tensor | None = None) -> FloatArray | None:
+    """Return the z-score of each caption score among all candidates; None if the candidates score alike.
 
     The standard deviation has ddof 0. Margins are negative below the mean.
+
+    Args:
+        scores: (m,) scores.
+        candidates: (M,) scores of all candidates. None: ``scores``.
 
     >>> caption_margins(torch.tensor([1.0, 2.0, 3.0, 6.0])).round(2)
     array([-1.07, -0.53,  0.  ,  1.6 ])
     """
     values = as_array(scores).astype(np.float64)
-    spread = values.std()
-    return (values - values.mean()) / spread if spread > 0 else None
+    among = values if candidates is None else as_array(candidates).astype(np.float64)
+    spread = among.std()
+    return (values - among.mean()) / spread if spread > 0 else None
 
 
 def nearest_curve(embedded: Values, failed: BoolArray, captions: Tensor) -> tuple[CurvePoint, ...]:

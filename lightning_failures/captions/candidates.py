@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
@@ -25,6 +25,7 @@ class ClassCaptions:
         reference_text: The reference caption.
         chosen_from: Ids of the examples by whose correctness the candidates were chosen: examples of the same sources
             take no part in tests. None: the candidates do not depend on the data.
+        parts: Adjective, noun and preposition of the captions that a grammar made, by their text; others have none.
     """
 
     texts: tuple[str, ...]
@@ -32,6 +33,7 @@ class ClassCaptions:
     reference: Tensor
     reference_text: str | None = None
     chosen_from: IntArray | None = None
+    parts: Mapping[str, tuple[str, str, str]] = field(default_factory=dict)
 
     def taking_part(self, ids: IntArray, sources: IntArray | None) -> BoolArray:
         """Return which examples share no source with those that the candidates were chosen from: (n,) bool.
@@ -111,11 +113,17 @@ def _source(
         name = nouns[k]
         if name not in known:
             grammar = vocabulary.grammar_of(name, nouns)
-            texts = candidates(grammar)
+            texts, parts = candidates(grammar), grammar.parts()
             if not texts:
                 return None
             vectors = encoder.encode_texts([str(grammar.reference), *texts.values()])
-            known[name] = ClassCaptions(tuple(texts), vectors[1:], vectors[0], grammar.reference)
+            known[name] = ClassCaptions(
+                tuple(texts),
+                vectors[1:],
+                vectors[0],
+                grammar.reference,
+                parts={text: parts[text] for text in texts if text in parts},
+            )
         return known[name]
 
     return captions

@@ -98,10 +98,19 @@ class CaptionGrammar:
 
     def captions(self) -> list[str]:
         """Return the distinct candidates without the reference, in a fixed order."""
-        parts = product(_optional(self.adjectives), filter(None, self.nouns), _optional(self.prepositions))
-        unique = dict.fromkeys(self._caption(*words) for words in parts)
+        return list(self.parts())
+
+    def parts(self) -> dict[str, tuple[str, str, str]]:
+        """Return the adjective, noun and preposition of each candidate, "" for a part that is left out.
+
+        >>> CaptionGrammar(["cat"], ["orange"]).parts()
+        {'a photo of an orange cat': ('orange', 'cat', '')}
+        """
+        unique: dict[str, tuple[str, str, str]] = {}
+        for words in product(_optional(self.adjectives), filter(None, self.nouns), _optional(self.prepositions)):
+            unique.setdefault(self._caption(*words), words)
         unique.pop(str(self.reference), None)
-        return list(unique)
+        return unique
 
     def attributes(self) -> dict[str, str]:
         """Return the single adjectives and prepositions, each with its caption.

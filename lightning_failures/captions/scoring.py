@@ -6,10 +6,10 @@ describes the failures has a low score: the hardest caption has the lowest one.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -26,6 +26,7 @@ from lightning_failures.stats.folds import permuted_outcomes
 
 _CELLS_AT_ONCE = 1 << 18
 _TINY = float(np.finfo(np.float32).tiny)
+_ROUNDING = 1e-5
 
 
 def score_captions(
@@ -194,6 +195,42 @@ def caption_p_value(
     Returns:
         (1 + number as extreme) / (1 + P), in (0, 1]; NaN without permutations or without captions.
     """
+    distances = permuted_distances(
+        directions,
+        class_index,
+        embeddings,
+        correct,
+        caption_embeddings,
+        reference_embedding,
+        ids=ids,
+        groups=groups,
+        permutations=permutations,
+        seed=seed,
+    )
+    return compare_captions(distances)[0]
+
+
+def permuted_distances(
+    directions: FailureDirections,
+    class_index: int,
+    embeddings: Any,
+    correct: Any,
+    caption_embeddings: Any,
+    reference_embedding: Any,
+    *,
+    ids: Any = None,
+    groups: Any = None,
+    permutations: int = 999,
+    seed: int = 0,
+) -> Iterator[NDArray[np.float32]]:
+    """Yield how far failures lie beyond successes along each caption: observed, then under permuted correctness.
+
+    The arguments are those of :func:`caption_p_value`.
+
+    Yields:
+        (1, M) the observed distances, then (P_i, M) blocks with P rows in total; nothing without permutations or
+        without captions.
+    """
     directions.row(class_index)
     x, right = _one_class(directions, embeddings, correct)
     n, dim = x.shape
@@ -201,7 +238,7 @@ def caption_p_value(
     sources = names if groups is None else as_vector(groups, "groups", n)
     captions, references = _candidates(directions, caption_embeddings, reference_embedding)
     if permutations == 0 or len(captions) == 0:
-        return float("nan")
+        return
     order = np.argsort(names, kind="stable")
     x, failed, sources = x[order], ~right[order], sources[order]
     # on centred features the sum over the failures alone determines the difference of means
@@ -211,16 +248,86 @@ def caption_p_value(
     captions_first = n * len(captions) * (dim + permutations) < permutations * dim * (n + len(captions))
     rows_of_x = along(x) if captions_first else x
 
-    def largest_distance(labellings: BoolArray) -> NDArray[Any]:  # (P, n) -> (P,)
+    def distances(labellings: BoolArray) -> NDArray[np.float32]:  # (P, n) -> (P, M)
         sums = labellings.astype(np.float32) @ rows_of_x
         failures = np.maximum(labellings.sum(axis=1), 1)
-        rates = 1 / failures + 1 / np.maximum(n - failures, 1)
-        return np.asarray(rates * np.abs(sums if captions_first else along(sums)).max(axis=1))
+        rates = (1 / failures + 1 / np.maximum(n - failures, 1)).astype(np.float32)
+        return np.asarray(rates[:, None] * (sums if captions_first else along(sums)))
 
-    observed = largest_distance(failed[None])[0] * (1 - 1e-5)  # the observed labels count as extreme despite rounding
-    blocks = permuted_outcomes(failed, sources, permutations, np.random.default_rng([seed, int(class_index), 1]))
-    extreme = sum(int((largest_distance(labellings) >= observed).sum()) for labellings in blocks)
-    return (1 + extreme) / (1 + permutations)
+    yield distances(failed[None])
+    for labellings in permuted_outcomes(
+        failed, sources, permutations, np.random.default_rng([seed, int(class_index), 1])
+    ):
+        yield distances(labellings)
+
+
+class CaptionComparison(NamedTuple):
+    """A caption against a shorter one.
+
+    Attributes:
+        caption: Index of the caption.
+        shorter: Index of the shorter one; None for the reference.
+        rivals: Indices of the captions that the caption was chosen from: they lengthen the shorter one, too.
+        sign: 1 if the caption describes failures, -1 if it describes successes.
+    """
+
+    caption: int
+    shorter: int | None
+    rivals: tuple[int, ...]
+    sign: int = 1
+
+
+class CaptionGain(NamedTuple):
+    """How much better a caption is than a shorter one.
+
+    Attributes:
+        margin: Difference of the distances, in standard deviations of the difference under permuted correctness.
+        p_value: Share of permutations in which a rival gains as much over the shorter caption.
+    """
+
+    margin: float
+    p_value: float
+
+
+def compare_captions(
+    distances: Iterable[NDArray[np.float32]], comparisons: Sequence[CaptionComparison] = ()
+) -> tuple[float, dict[CaptionComparison, CaptionGain]]:
+    """Test all captions at once, and captions against shorter ones, by the same permutations.
+
+    Args:
+        distances: The output of :func:`permuted_distances`.
+        comparisons: The comparisons to test.
+
+    Returns:
+        The p-value of the best caption, see :func:`caption_p_value`, and the gain of each comparison. Without
+        permutations the p-value is NaN, and there are no gains.
+    """
+    blocks = iter(distances)
+    observed = next(blocks, None)
+    if observed is None:
+        return float("nan"), {}
+    threshold = np.abs(observed).max() * (1 - _ROUNDING)  # the observed labels count as extreme despite rounding
+    differences = {one: _gain(observed, one, (one.caption,))[0] for one in comparisons}
+    permutations = extreme = 0
+    gains: dict[CaptionComparison, list[NDArray[Any]]] = {one: [] for one in comparisons}
+    as_large = dict.fromkeys(comparisons, 0)
+    for block in blocks:
+        permutations += len(block)
+        extreme += int((np.abs(block).max(axis=1) >= threshold).sum())
+        for one, difference in differences.items():
+            gains[one].append(_gain(block, one, (one.caption,)))
+            as_large[one] += int((_gain(block, one, one.rivals) >= difference - _ROUNDING * abs(difference)).sum())
+    found = {}
+    for one, difference in differences.items():
+        spread = max(float(np.concatenate(gains[one]).std()), _TINY)
+        found[one] = CaptionGain(float(difference) / spread, (1 + as_large[one]) / (1 + permutations))
+    return (1 + extreme) / (1 + permutations), found
+
+
+def _gain(distances: NDArray[np.float32], comparison: CaptionComparison, captions: Sequence[int]) -> NDArray[Any]:
+    """Return how much further the best of some captions lies than the shorter caption: (P, M) -> (P,)."""
+    base = 0 if comparison.shorter is None else comparison.sign * distances[:, comparison.shorter]
+    return np.asarray((comparison.sign * distances[:, list(captions)]).max(axis=1) - base)
 
 
 def scores_along(weight: NDArray[Any], captions: NDArray[Any], reference: NDArray[Any], std: Any) -> NDArray[Any]:

@@ -13,6 +13,7 @@ Files, each importing only from those above it::
     partition      Division of an analysis between processes: the classes that each process owns
     example_table  One row per graded example: label, prediction, confidence, decision value, leaves
     records        Records that parts of a report have in common, and that of the pattern which all classes share
+    evidence       The evidence for a word of a caption, a record of the report
     report         The content of ``report.json`` as frozen records
 """
 

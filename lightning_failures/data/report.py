@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lightning_failures.core.serialization import from_jsonable, read_json
+from lightning_failures.data.evidence import AttributeEvidence
 from lightning_failures.data.records import Readable, SharedPattern, ValueReport
 from lightning_failures.errors import DataError
 
@@ -321,14 +322,17 @@ class ClassReport(Readable):
         aler: Average leaf error rate of the tree of the label group.
         base_error_rate: Share of the examples that failed, in [0, 1].
         reference_caption: Caption of the class that candidates are compared with.
-        hardest_captions: Captions at the failure end of the direction, the most extreme first.
+        hardest_captions: Captions at the failure end of the direction: the shortest within noise of the most extreme
+            one, which may be the reference, then the others, the most extreme first.
         hardest_caption_scores: Scores of ``hardest_captions``.
-        easiest_captions: Captions at the opposite end, the most extreme first.
+        easiest_captions: The same at the opposite end.
         easiest_caption_scores: Scores of ``easiest_captions``.
         caption_p_value: p-value of the captions.
         hardest_caption_margins: Distances of the hardest captions' scores from the mean of all candidates, in their
             standard deviations.
         easiest_caption_margins: The same distances for the easiest captions.
+        hardest_caption_attributes: The evidence for each attribute that the first of the hardest captions names.
+        easiest_caption_attributes: The same for the easiest captions.
         nearest: Accuracy of the examples nearest to the hardest and easiest captions.
         cv_null_mean: Mean CV score over permutations of correctness.
         cv_null_interval: 5 % and 95 % quantiles of the CV scores over permutations of correctness.
@@ -383,6 +387,8 @@ class ClassReport(Readable):
     caption_p_value: float | None = None
     hardest_caption_margins: tuple[float, ...] = ()
     easiest_caption_margins: tuple[float, ...] = ()
+    hardest_caption_attributes: tuple[AttributeEvidence, ...] = ()
+    easiest_caption_attributes: tuple[AttributeEvidence, ...] = ()
     nearest: tuple[CurvePoint, ...] = ()
     cv_null_mean: float | None = None
     cv_null_interval: tuple[float, float] | None = None

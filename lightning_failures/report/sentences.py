@@ -7,10 +7,11 @@ with it. Class names and captions in it are cleaned, but not escaped: escaping d
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 from lightning_failures.core.text import clean, interval, number, shorten_caption
 from lightning_failures.data.class_names import absent_condition, both_classes
+from lightning_failures.data.evidence import AttributeEvidence
 from lightning_failures.data.records import SharedPattern
 from lightning_failures.data.report import ClassReport, GroupReport, LeafReport
 from lightning_failures.directions.criterion import CRITERION
@@ -181,6 +182,25 @@ def _shared_classes(pattern: SharedPattern) -> str:
     return f"{text}; {few}." if pattern.too_few else f"{text}."
 
 
+def word_sentences(words: Sequence[AttributeEvidence]) -> list[str]:
+    """Return what supports each attribute that a caption names.
+
+    >>> word_sentences([AttributeEvidence("orange", "tint", 9.5, 0.001, 0.81, 0.09)])
+    ['orange: 81 % of the flagged, 9 % of the class, p = 0.001']
+    >>> word_sentences([AttributeEvidence("thin", None, 2.5, 0.02, 0.7, 0.5), AttributeEvidence("red", p_value=0.03)])
+    ['thin: read in 70 % of the flagged, 50 % of the class, p = 0.02', 'red: p = 0.03']
+    """
+    sentences = []
+    for word in words:
+        parts = [_p(word.p_value)]
+        if word.flagged_share is not None and word.class_share is not None:
+            read = "read in " if word.attribute is None else ""
+            shares = f"{_percent(word.flagged_share)} of the flagged, {_percent(word.class_share)} of the class"
+            parts.insert(0, read + shares)
+        sentences.append(f"{clean(word.value, 60)}: {', '.join(parts)}")
+    return sentences
+
+
 def _strength(entry: ClassReport) -> str:
     """Return how often flagged examples fail, and how often the others."""
     if entry.effect is None or entry.effect_interval is None:  # all are flagged, or a report of a former version
@@ -230,12 +250,20 @@ def _caption(entry: ClassReport) -> str:
     caption = f'The caption "{shorten_caption(entry.hardest_captions[0])}" is'
     if entry.caption_p_value is None:
         return f"{caption} an untested hypothesis."
+    if entry.hardest_captions[0] == entry.reference_caption:
+        return (
+            f'No caption holds: no word of the candidates improves on "{shorten_caption(entry.hardest_captions[0])}"'
+            f" beyond noise ({_p(entry.caption_p_value)})."
+        )
+    words = "; ".join(word_sentences(entry.hardest_caption_attributes))
+    words = f" Its words: {words}." if words else ""
     if entry.caption_p_value > SIGNIFICANCE_LEVEL:
-        return f"{caption} a weak hypothesis: some caption fits this well by chance ({_p(entry.caption_p_value)})."
+        chance = f"some caption fits this well by chance ({_p(entry.caption_p_value)})"
+        return f"{caption} a weak hypothesis: {chance}.{words}"
     margins = entry.hardest_caption_margins
     margin = f", margin {number(margins[0], '.1f')}" if margins else ""
     fit = f"{caption} a hypothesis: captions rarely fit this well by chance ({_p(entry.caption_p_value)}{margin})."
-    return f"{fit}{_nearest(entry)}"
+    return f"{fit}{words}{_nearest(entry)}"
 
 
 def _nearest(entry: ClassReport) -> str:

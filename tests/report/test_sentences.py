@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 
+from lightning_failures.data.evidence import AttributeEvidence
 from lightning_failures.data.report import ClassReport, CurvePoint, GroupReport, LeafReport
 from lightning_failures.report.sentences import group_sentence, trust_sentence
 
@@ -76,6 +77,24 @@ def test_trust_sentence__what_comes_first(changes, start):
         ({"examples": 90}, "With only 27 failures, the pattern may change with more data."),
         ({"caption_p_value": None}, 'The caption "red cat" is an untested hypothesis.'),
         ({"caption_p_value": 0.3}, "is a weak hypothesis: some caption fits this well by chance (p = 0.3)."),
+        (
+            {"hardest_caption_attributes": (AttributeEvidence("red", "tint", 9.5, 0.001, 0.81, 0.09),)},
+            "margin 2.9). Its words: red: 81 % of the flagged, 9 % of the class, p = 0.001. Of the 80",
+        ),
+        (
+            {
+                "caption_p_value": 0.3,
+                "hardest_caption_attributes": (
+                    AttributeEvidence("red", None, 2.5, 0.03, 0.4, 0.3), AttributeEvidence("thin", p_value=0.04),
+                ),
+            },
+            "by chance (p = 0.3). Its words: red: read in 40 % of the flagged, 30 % of the class, p = 0.03; "
+            "thin: p = 0.04.",
+        ),
+        (
+            {"reference_caption": "a photo of a red cat"},
+            'No caption holds: no word of the candidates improves on "red cat" beyond noise (p = 0.002).',
+        ),
         ({"hardest_caption_margins": ()}, "fit this well by chance (p = 0.002). Of the"),
         ({"nearest": ()}, "(p = 0.002, margin 2.9). The most important leaf"),
         ({"nearest": (CurvePoint(30, 0.2), CurvePoint(100, 0.5))}, "Of the 30 examples nearest to it, 20 % are classified correctly; of all examples, 50 %."),  # noqa: E501

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from lightning_failures.core.text import tag_part
+from lightning_failures.data.evidence import AttributeEvidence
 from lightning_failures.data.example_table import ExampleTable
 from lightning_failures.data.records import ClassHold, SharedPattern, ValueReport
 from lightning_failures.data.report import (
@@ -176,6 +177,10 @@ def a_class(name, k, table, epoch, rng, text) -> ClassReport:
         hardest_captions=captions, hardest_caption_scores=tuple(-rng.random(5)),
         easiest_captions=captions[::-1], easiest_caption_scores=tuple(rng.random(5)),
         hardest_caption_margins=tuple(-2 - rng.random(5)), easiest_caption_margins=tuple(2 + rng.random(5)),
+        hardest_caption_attributes=(
+            AttributeEvidence(text or WORDS[0], "tint", 4.25, 0.001, 0.81, 0.093),
+            AttributeEvidence(WORDS[1], None, 2.75, 0.02, 0.625, 0.5), AttributeEvidence(WORDS[2]),
+        ),
         caption_p_value=0.02, nearest=tuple(CurvePoint(n, rng.random() / 2, 0.5 + rng.random() / 2) for n in (5, 10, 20, 40)),
         cv_null_mean=0.5, cv_null_interval=(0.4 + rng.random() / 20, 0.6), cv_null_permutations=200,
         agreement=rng.random(), hardest_ids=tuple(table.ids[order[:8]].tolist()),
