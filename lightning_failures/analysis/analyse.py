@@ -36,7 +36,8 @@ from lightning_failures.data.grades import Grades, checked_grades
 from lightning_failures.data.grouping import DEFAULT_GROUPINGS, MOST_CLUSTERS, Grouping, chosen_groupings
 from lightning_failures.data.members import RowValues, Values, members_of
 from lightning_failures.data.partition import SINGLE_PROCESS, Partition, Workers
-from lightning_failures.data.report import ClassReport, FailureReport, GroupReport, SliceReport, ValueReport
+from lightning_failures.data.report import ClassReport, FailureReport, SliceReport, ValueReport
+from lightning_failures.data.tree_report import GroupReport
 from lightning_failures.directions.fit import Doubted
 from lightning_failures.directions.null_scores import CLASSES_WITH_NULL_SCORES, add_null_cv_scores
 from lightning_failures.directions.result import FailureDirections

@@ -15,7 +15,8 @@ from lightning_failures.core.types import BoolArray, IntArray
 from lightning_failures.data.grades import Grades
 from lightning_failures.data.grouping import LABEL
 from lightning_failures.data.members import ClassSubset, members_of
-from lightning_failures.data.report import ClassReport, GroupReport
+from lightning_failures.data.report import ClassReport
+from lightning_failures.data.tree_report import GroupReport
 from lightning_failures.directions.effects import measure_effect
 from lightning_failures.directions.result import FailureDirections
 from lightning_failures.stats.agreement import cohen_kappa
@@ -151,6 +152,7 @@ def _direction_fields(directions: FailureDirections, k: int, members: ClassSubse
         "p_value": defined(directions.p_value[row]),
         "c": float(directions.c[row]),
         "flagged": int((values < 0).sum()),
+        "flag_agreement": defined(directions.flag_agreement[row]),
         "hardest_ids": tuple(members.ids[hardest].tolist()),
         "hardest_values": tuple(values[hardest].tolist()),
         "easiest_ids": tuple(members.ids[easiest].tolist()),

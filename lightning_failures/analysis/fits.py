@@ -17,7 +17,7 @@ from lightning_failures.core.threads import one_thread
 from lightning_failures.core.types import BoolArray, FloatArray, IntArray
 from lightning_failures.data.grouping import GROUPINGS, Grouping, check_processes
 from lightning_failures.data.members import Values
-from lightning_failures.data.report import GroupReport, LeafReport, NodeReport
+from lightning_failures.data.tree_report import GroupReport, LeafReport, NodeReport
 from lightning_failures.directions.fit import Doubted, fit_failure_directions
 from lightning_failures.directions.one_class import MIN_PER_OUTCOME
 from lightning_failures.directions.probe import Sums, label_margins

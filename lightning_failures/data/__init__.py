@@ -12,13 +12,15 @@ Files, each importing only from those above it::
     members        The examples of each class or group, and access to their embeddings
     partition      Division of an analysis between processes: the classes that each process owns
     example_table  One row per graded example: label, prediction, confidence, decision value, leaves
+    tree_report    The records of failure trees in a report
     report         The content of ``report.json`` as frozen records
 """
 
 from lightning_failures.data.example_table import ExampleTable
 from lightning_failures.data.grades import BatchRecord, Grades
 from lightning_failures.data.grading import grade_batch
-from lightning_failures.data.report import ClassReport, FailureReport, GroupReport, ModeReport
+from lightning_failures.data.report import ClassReport, FailureReport, ModeReport
+from lightning_failures.data.tree_report import GroupReport
 
 __all__ = [
     "BatchRecord",

@@ -6,132 +6,16 @@ import json
 from dataclasses import dataclass, field
 from typing import Any
 
-from lightning_failures.core.serialization import from_jsonable, read_json, to_jsonable
+from lightning_failures.core.serialization import Readable, from_jsonable, read_json
+from lightning_failures.data.tree_report import GroupReport
 from lightning_failures.errors import DataError
 
 SCHEMA = 1
 """Version of ``report.json``. It increases when a key changes its meaning, not when a key is added."""
 
 
-class _Readable:
-    """Access to a record by the keys of ``report.json``, as in ``report["classes"][0]["cv_score"]``."""
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the record as plain Python values; undefined numbers are None."""
-        jsonable: dict[str, Any] = to_jsonable(self)
-        return jsonable
-
-    def __getitem__(self, key: str) -> Any:
-        return self.to_dict()[key]
-
-
 @dataclass(frozen=True)
-class LeafReport(_Readable):
-    """One leaf of a failure tree; rates are in [0, 1].
-
-    Numbers in sample come from the examples that grew the tree, and are optimistic. Numbers held out come from folds
-    that the leaf was not grown on; they are None if nothing could be held out, and in reports of former versions.
-
-    Attributes:
-        rule: The conditions on features that lead to the leaf, as text.
-        size: Number of examples in the leaf.
-        error_rate: Share of the leaf's examples that failed, in sample.
-        error_coverage: Share of the group's failures that are in the leaf, in sample.
-        importance: ``error_rate * error_coverage``, by which leaves are sorted.
-        valid: Whether error rate and error coverage in sample exceed their thresholds (``delta`` and ``tau`` of the
-            analysis).
-        interval: 95 % Wilson interval of the error rate, held out.
-        heldout_error_rate: Error rate, held out.
-        heldout_error_coverage: Error coverage, held out.
-        heldout_valid: Whether error rate and error coverage, held out, exceed the same thresholds.
-    """
-
-    rule: str
-    size: int
-    error_rate: float
-    error_coverage: float
-    importance: float
-    valid: bool
-    interval: tuple[float, float] | None = None
-    heldout_error_rate: float | None = None
-    heldout_error_coverage: float | None = None
-    heldout_valid: bool | None = None
-
-    @property
-    def shown_as_valid(self) -> bool:
-        """Whether the leaf is valid held out or, in a report without held-out rates, in sample."""
-        return self.valid if self.heldout_valid is None else self.heldout_valid
-
-
-@dataclass(frozen=True)
-class NodeReport(_Readable):
-    """One node of a failure tree, for drawing the tree; rates are in [0, 1].
-
-    Attributes:
-        size: Number of examples in the node.
-        failures: Number of its examples that failed.
-        error_rate: Share of the node's examples that failed, in sample.
-        error_coverage: Share of the group's failures that are in the node, in sample.
-        interval: 95 % Wilson interval of the error rate on folds that the tree was not grown on.
-        heldout_error_rate: Error rate on folds that the tree was not grown on; that of the root is its error rate.
-        heldout_error_coverage: Error coverage on folds that the tree was not grown on.
-        parent: Index of the parent in ``GroupReport.nodes``; None for the root, which comes first.
-        above: Whether the node is the branch on which the parent's feature is above the threshold; None for the root.
-        feature: Feature that an inner node splits on; None for a leaf.
-        threshold: Threshold of an inner node; None for a leaf.
-        leaf: Index of a leaf in ``GroupReport.leaves``; None for an inner node.
-    """
-
-    size: int
-    failures: int
-    error_rate: float | None = None
-    error_coverage: float | None = None
-    interval: tuple[float, float] | None = None
-    parent: int | None = None
-    above: bool | None = None
-    feature: int | None = None
-    threshold: float | None = None
-    leaf: int | None = None
-    heldout_error_rate: float | None = None
-    heldout_error_coverage: float | None = None
-
-
-@dataclass(frozen=True)
-class GroupReport(_Readable):
-    """The failure tree of one group of examples, such as those with one label.
-
-    Attributes:
-        grouping: Name of the grouping: "label", "prediction", "pair", "union", "metadata" or "cluster".
-        class_name: Class of the group, or the name of a pair ("cat -> dog"), value ("camera = old") or cluster; its key
-            is "class".
-        size: Number of examples in the group.
-        base_error_rate: Share of the group's examples that failed.
-        aler: Average leaf error rate (ALER) on the examples that the tree was grown on.
-        heldout_aler: ALER on folds that the tree was not grown on.
-        heldout_aler_minus_ber: Held-out ALER minus the base error rate of the folds that the trees were grown on.
-        heldout_stderr: Standard error of ``heldout_aler_minus_ber``.
-        pattern: Whether the p-value of the tree passes Benjamini-Hochberg over groups at level 0.05.
-        skipped: Reason why there is no tree; None if there is one.
-        leaves: Leaves, the most important first.
-        nodes: Nodes, the root first and parents before their children.
-    """
-
-    grouping: str
-    class_name: str = field(metadata={"key": "class"})  # "class" is a reserved word in Python
-    size: int
-    base_error_rate: float | None = None
-    aler: float | None = None
-    heldout_aler: float | None = None
-    heldout_aler_minus_ber: float | None = None
-    heldout_stderr: float | None = None
-    pattern: bool = False
-    skipped: str | None = None
-    leaves: tuple[LeafReport, ...] = ()
-    nodes: tuple[NodeReport, ...] = ()
-
-
-@dataclass(frozen=True)
-class ValueReport(_Readable):
+class ValueReport(Readable):
     """Frequency of one value of an attribute in a class: counts, and shares in [0, 1]; a share of nothing is None.
 
     Attributes:
@@ -162,7 +46,7 @@ class ValueReport(_Readable):
 
 
 @dataclass(frozen=True)
-class SliceReport(_Readable):
+class SliceReport(Readable):
     """The error rate of the examples with one value of an attribute, and of the others; rates are in [0, 1].
 
     Attributes:
@@ -196,7 +80,7 @@ class SliceReport(_Readable):
 
 
 @dataclass(frozen=True)
-class ConfusionReport(_Readable):
+class ConfusionReport(Readable):
     """A label and the prediction that it is mistaken for.
 
     Attributes:
@@ -213,7 +97,7 @@ class ConfusionReport(_Readable):
 
 
 @dataclass(frozen=True)
-class MistakenReport(_Readable):
+class MistakenReport(Readable):
     """A class that the failures of another class are mistaken for.
 
     Attributes:
@@ -228,7 +112,7 @@ class MistakenReport(_Readable):
 
 
 @dataclass(frozen=True)
-class FlaggedConfusionReport(_Readable):
+class FlaggedConfusionReport(Readable):
     """The class that the flagged failures of another class are mistaken for more often than its other failures.
 
     Attributes:
@@ -247,7 +131,7 @@ class FlaggedConfusionReport(_Readable):
 
 
 @dataclass(frozen=True)
-class FeatureReport(_Readable):
+class FeatureReport(Readable):
     """One feature of the robust encoder that appears in rules.
 
     Attributes:
@@ -274,7 +158,7 @@ class FeatureReport(_Readable):
 
 
 @dataclass(frozen=True)
-class ModeReport(_Readable):
+class ModeReport(Readable):
     """One failure mode in the diary: a direction that is tracked from analysis to analysis.
 
     Attributes:
@@ -317,7 +201,7 @@ class ModeReport(_Readable):
 
 
 @dataclass(frozen=True)
-class CurvePoint(_Readable):
+class CurvePoint(Readable):
     """Accuracy among the examples of a class that are nearest to its hardest and to its easiest caption.
 
     Source: Jain et al. (ICLR 2023), figure 7b.
@@ -334,7 +218,7 @@ class CurvePoint(_Readable):
 
 
 @dataclass(frozen=True)
-class ClassReport(_Readable):
+class ClassReport(Readable):
     """The findings about the failures of one class.
 
     Attributes:
@@ -349,6 +233,8 @@ class ClassReport(_Readable):
         c: Regularisation constant of the SVM.
         skipped: Reason why there is no direction; None if there is one, or if no directions were asked for.
         flagged: Number of analysed examples with a negative decision value.
+        flag_agreement: Share of the flagged examples that are flagged again if the folds are drawn differently, in
+            [0, 1]; None unless the p-value is at most 0.05.
         strength: Strength of the pattern by its effect: "none", "weak", "clear" or "strong"; None if it was not tested.
         effect: Error rate of the flagged examples minus that of the unflagged, by held-out decision values.
         effect_interval: 95 % interval of ``effect``.
@@ -405,6 +291,7 @@ class ClassReport(_Readable):
     c: float | None = None
     skipped: str | None = None
     flagged: int | None = None
+    flag_agreement: float | None = None
     strength: str | None = None
     effect: float | None = None
     effect_interval: tuple[float, float] | None = None
@@ -461,7 +348,7 @@ class ClassReport(_Readable):
 
 
 @dataclass(frozen=True)
-class FailureReport(_Readable):
+class FailureReport(Readable):
     """The findings of one analysis; ``report.json`` is its JSON form.
 
     Attributes:

@@ -27,9 +27,11 @@ DIRECTIONS_FILE = "directions.safetensors"
 NO_ADDITIONAL_PATTERN = "no further pattern"
 """Why a class has no direction of a rank above 0 although it has one of every rank below."""
 
+EFFECTS = ("effect", "effect_interval", "margin_auc", "whole_auc", "flag_agreement")
+"""Tensors with a row for each class that files of former versions lack."""
+
 _FORMAT = "lightning_failures.directions/1"
-_EFFECTS = ("effect", "effect_interval", "margin_auc", "whole_auc")
-_PER_CLASS = ("classes", "weight", "bias", "cv_score", "cv_score_stderr", "c", "p_value", *_EFFECTS)
+_PER_CLASS = ("classes", "weight", "bias", "cv_score", "cv_score_stderr", "c", "p_value", *EFFECTS)
 
 MIN_AUC = 0.55
 """AUC of the decision values from which the share that doubtful labels explain is defined."""
@@ -62,6 +64,9 @@ class FailureDirections:
         doubted: (N,) bool, the examples that left the fit because their label is in doubt. False in skipped classes.
         margin_auc: (K,) float64 in [0, 1], AUC of the label margin for telling successes from failures.
         whole_auc: (K,) float64 in [0, 1], the same of the out-of-fold decision values of a fit that doubts no label.
+        flag_agreement: (K,) float64 in [0, 1], share of the flagged examples that are flagged again if the folds are
+            drawn differently: the positive agreement of two divisions. NaN for additional directions, and where the
+            screening test finds no pattern (p > 0.05).
         skipped: Class without an SVM -> the reason.
         whiten: False if phi only scales to unit length.
         further: Additional directions (``n_directions > 1``), one result per rank with the classes that have a
@@ -85,6 +90,7 @@ class FailureDirections:
     doubted: Tensor
     margin_auc: Tensor
     whole_auc: Tensor
+    flag_agreement: Tensor
     skipped: dict[int, str] = field(default_factory=dict)
     whiten: bool = True
     further: tuple[FailureDirections, ...] = ()
@@ -228,7 +234,7 @@ _TENSORS = tuple(f.name for f in dataclasses.fields(FailureDirections) if f.type
 def without_effects(classes: int, examples: int) -> dict[str, Tensor]:
     """Return the tensors of effects and doubts of directions for which neither is known."""
     nan = float("nan")
-    unknown = {name: torch.full((classes,), nan, dtype=torch.float64) for name in _EFFECTS}
+    unknown = {name: torch.full((classes,), nan, dtype=torch.float64) for name in EFFECTS}
     return unknown | {
         "effect_interval": torch.full((classes, 2), nan, dtype=torch.float64),
         "label_margin": torch.full((examples,), nan),

@@ -9,7 +9,8 @@ from __future__ import annotations
 import math
 
 from lightning_failures.core.text import clean, interval, number, shorten_caption
-from lightning_failures.data.report import ClassReport, GroupReport, LeafReport
+from lightning_failures.data.report import ClassReport
+from lightning_failures.data.tree_report import GroupReport, LeafReport
 from lightning_failures.directions.criterion import CRITERION
 
 FEW_EXAMPLES = 30
@@ -44,6 +45,7 @@ def trust_sentence(entry: ClassReport) -> str:
     parts = (
         _strength(entry),
         _separation(entry),
+        _flag_agreement(entry),
         _sample_size(entry),
         _doubts(entry),
         _caption(entry),
@@ -121,6 +123,18 @@ def _separation(entry: ClassReport) -> str:
     return (
         f"Held-out examples are separated with a {CRITERION.name} of {_percent(score)}{stderr}"
         f" ({comparison}; {_p(entry.p_value)})."
+    )
+
+
+def _flag_agreement(entry: ClassReport) -> str:
+    """Return how many flagged examples another division into folds flags again."""
+    if entry.flag_agreement is None:
+        return ""
+    looked_at = entry.examples if entry.looked_at is None else entry.looked_at
+    by_chance = min((entry.flagged or 0) / max(looked_at, 1), 1.0)
+    return (
+        f"Of the flagged examples, {_percent(entry.flag_agreement)} are flagged again if the folds are drawn"
+        f" differently (by chance {_percent(by_chance)})."
     )
 
 

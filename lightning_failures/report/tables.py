@@ -17,7 +17,8 @@ from lightning_failures.core.text import (
     shorten_caption,
 )
 from lightning_failures.data.grouping import LABEL
-from lightning_failures.data.report import ClassReport, FailureReport, GroupReport, ValueReport
+from lightning_failures.data.report import ClassReport, FailureReport, ValueReport
+from lightning_failures.data.tree_report import GroupReport
 from lightning_failures.report.sentences import group_sentence, trust_sentence
 from lightning_failures.report.text_tables import aligned_table, pipe_table, terminal_width
 

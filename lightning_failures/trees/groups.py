@@ -13,7 +13,7 @@ from lightning_failures.data.grades import Grades
 from lightning_failures.data.grouping import GROUPINGS, Grouping
 from lightning_failures.data.members import ClassSubset, RowValues, members_of
 from lightning_failures.data.partition import Partition
-from lightning_failures.data.report import GroupReport, LeafReport, NodeReport
+from lightning_failures.data.tree_report import GroupReport, LeafReport, NodeReport
 from lightning_failures.stats.intervals import benjamini_hochberg
 from lightning_failures.trees.error_rates import coverage_at_rate
 from lightning_failures.trees.fit import FailureTree, fit_failure_tree

@@ -7,7 +7,8 @@ from dataclasses import replace
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lightning_failures.data.report import ClassReport, FailureReport, GroupReport, LeafReport, ValueReport
+from lightning_failures.data.report import ClassReport, FailureReport, ValueReport
+from lightning_failures.data.tree_report import GroupReport, LeafReport
 from lightning_failures.report.tables import (
     class_table,
     classes_markdown,

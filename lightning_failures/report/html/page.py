@@ -14,14 +14,8 @@ from typing import Any
 from lightning_failures.analysis.slices import lower_end
 from lightning_failures.core.text import clean, tag_part
 from lightning_failures.data.grouping import LABEL, grouping_named
-from lightning_failures.data.report import (
-    ClassReport,
-    FailureReport,
-    FeatureReport,
-    GroupReport,
-    ModeReport,
-    SliceReport,
-)
+from lightning_failures.data.report import ClassReport, FailureReport, FeatureReport, ModeReport, SliceReport
+from lightning_failures.data.tree_report import GroupReport
 from lightning_failures.report.diary import histories, last_diary_entry
 from lightning_failures.report.example_rows import ExampleLookup
 from lightning_failures.report.feature_names import names_in, with_names

@@ -17,7 +17,7 @@ from lightning_failures.core.budget import Deadline
 from lightning_failures.core.text import clean
 from lightning_failures.data.grades import Grades
 from lightning_failures.data.grouping import ALL_GROUPINGS, grouping_named
-from lightning_failures.data.report import GroupReport
+from lightning_failures.data.tree_report import GroupReport
 from lightning_failures.encoders import FeatureEncoder
 from lightning_failures.encoders.cache.store import EmbeddingStore
 from lightning_failures.report.feature_names import FeatureNames

@@ -17,14 +17,12 @@ from lightning_failures.data.report import (
     FailureReport,
     FeatureReport,
     FlaggedConfusionReport,
-    GroupReport,
-    LeafReport,
     MistakenReport,
     ModeReport,
-    NodeReport,
     SliceReport,
     ValueReport,
 )
+from lightning_failures.data.tree_report import GroupReport, LeafReport, NodeReport
 from lightning_failures.report.gallery import Gallery, Picture, Row, Thumbnails, Tile
 from lightning_failures.report.run_folder import Run
 
