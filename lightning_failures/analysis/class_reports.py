@@ -83,7 +83,13 @@ def class_reports(
                 **values,
             )
         )
-    return _with_shrunken_rates(reports, members_of(grades))
+    return _with_shrunken_rates(_with_gain_shares(reports), members_of(grades))
+
+
+def _with_gain_shares(classes: Sequence[ClassReport]) -> list[ClassReport]:
+    """Add the gain of each class as a share of the analysed failures of all classes."""
+    failures = max(sum(entry.failures_looked_at or 0 for entry in classes), 1)
+    return [entry if entry.gain is None else replace(entry, gain_share=entry.gain / failures) for entry in classes]
 
 
 def _with_shrunken_rates(classes: Sequence[ClassReport], members: Sequence[ClassSubset]) -> tuple[ClassReport, ...]:
@@ -177,7 +183,7 @@ def _effect_fields(
         "flagged_error_rate": defined(effect.flagged_error_rate),
         "unflagged_error_rate": defined(effect.unflagged_error_rate),
         "failures_flagged": defined(effect.coverage),
-        "gain": effect.gain,
+        "gain": defined(effect.gain) if pattern else None,
         "doubted": None if np.isnan(margins).all() else int(doubted.sum()),
         "doubted_ids": tuple(members.ids[most_doubtful][doubted[most_doubtful]][:top].tolist()),
         "explained": defined(directions.explained[row]),

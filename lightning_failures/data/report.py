@@ -58,11 +58,16 @@ class SliceReport(Readable):
         error_rate: Share of the examples with the value that failed.
         interval: 95 % interval of ``error_rate``.
         error_rate_outside: Share of the examples with any other value that failed.
-        gap: ``error_rate - error_rate_outside``.
-        gap_interval: 95 % interval of ``gap``; slices are sorted by its lower end.
-        p_value: p-value of the test that examples with the value fail no more often than the others, not corrected.
+        gap: ``error_rate - error_rate_outside``. Over all classes, it may only say that a value is frequent in a hard
+            class: see ``adjusted_gap``.
+        gap_interval: 95 % interval of ``gap``.
+        p_value: p-value of the test that examples with the value fail no more often than the others of their class, not
+            corrected.
         significant: Whether the p-value passes Benjamini-Hochberg at level 0.05, over the slices of all classes for a
             slice of one class, else over those of all classes together.
+        adjusted_gap: Mean over classes of the gap within the class, weighted by the examples with the value. None where
+            no class has examples with and without the value, and in reports of former versions.
+        adjusted_gap_interval: 95 % interval of ``adjusted_gap``; slices are sorted by its lower end.
     """
 
     attribute: str
@@ -77,6 +82,8 @@ class SliceReport(Readable):
     gap_interval: tuple[float, float] | None = None
     p_value: float | None = None
     significant: bool = False
+    adjusted_gap: float | None = None
+    adjusted_gap_interval: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -172,6 +179,7 @@ class ModeReport(Readable):
         missed: Number of latest analyses in a row that did not detect the mode. A "missing" mode has 0 if its class
             was not analysed.
         size: Number of flagged failures now.
+        gain: Number of failures that would vanish now if the flagged examples failed as the others do.
         examples: Number of analysed examples of the class.
         gained: Number of flagged failures that are new since the last detection, among examples in both analyses.
         lost: Number of flagged failures that are gone since the last detection, among examples in both analyses.
@@ -190,6 +198,7 @@ class ModeReport(Readable):
     seen: int = 1
     missed: int = 0
     size: int = 0
+    gain: float | None = None
     examples: int = 0
     gained: int | None = None
     lost: int | None = None
@@ -198,6 +207,11 @@ class ModeReport(Readable):
     cosine: float | None = None
     shared: float | None = None
     caption: str | None = None
+
+    @property
+    def rank(self) -> tuple[float, int]:
+        """Sort key of the modes that it pays most to fix, by gain and then by size."""
+        return -(self.gain or 0.0), -self.size
 
 
 @dataclass(frozen=True)
@@ -241,7 +255,9 @@ class ClassReport(Readable):
         flagged_error_rate: Share of the flagged examples that failed, in [0, 1].
         unflagged_error_rate: Share of the unflagged examples that failed, in [0, 1].
         failures_flagged: Share of the failures that are flagged, in [0, 1].
-        gain: Number of flagged failures beyond those that the error rate of the class explains.
+        gain: What fixing the pattern gains: the number of failures that would vanish if the flagged examples failed as
+            the others do. None without a pattern.
+        gain_share: ``gain`` as a share of the analysed failures of all classes, in [0, 1].
         doubted: Number of examples that left the fit because a probe doubts their label; None without a probe.
         doubted_ids: Ids of the examples whose labels to check, the most doubtful first.
         explained: Share of what decision values know of the failures that doubtful labels explain; see
@@ -299,6 +315,7 @@ class ClassReport(Readable):
     unflagged_error_rate: float | None = None
     failures_flagged: float | None = None
     gain: float | None = None
+    gain_share: float | None = None
     doubted: int | None = None
     doubted_ids: tuple[int, ...] = ()
     explained: float | None = None
@@ -334,17 +351,25 @@ class ClassReport(Readable):
     error_rate_interval: tuple[float, float] | None = None
 
     @property
-    def rank(self) -> tuple[bool, float, int]:
-        """Sort key of the worst classes first: by shrunken error rate, then by support; ungraded classes come last.
+    def error_rank(self) -> tuple[bool, float, int]:
+        """Sort key of the highest error rates first: shrunken rates, then support; ungraded classes come last.
 
         Reports of before have no shrunken rates; the raw ones take their place.
-
-        >>> classes = ClassReport("cat", 9, accuracy=0.9), ClassReport("dog", 9, accuracy=0.5)
-        >>> min(classes, key=lambda entry: entry.rank).name
-        'dog'
         """
         rate = self.error_rate_shrunk if self.error_rate_shrunk is not None else 1 - (self.accuracy or 0.0)
         return self.accuracy is None, -rate, -self.examples
+
+    @property
+    def rank(self) -> tuple[bool, float, bool, float, int]:
+        """Sort key of the classes whose failures it pays most to fix: patterns by their gain, the others by error rate.
+
+        >>> few = ClassReport("cat", 9, accuracy=0.9, pattern=True, gain=0.5)
+        >>> many = ClassReport("owl", 90, accuracy=0.8, pattern=True, gain=7.0)
+        >>> classes = few, ClassReport("dog", 9, accuracy=0.5), many
+        >>> [entry.name for entry in sorted(classes, key=lambda entry: entry.rank)]
+        ['owl', 'cat', 'dog']
+        """
+        return not self.pattern, -(self.gain or 0.0), *self.error_rank
 
 
 @dataclass(frozen=True)

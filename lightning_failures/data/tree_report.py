@@ -26,6 +26,8 @@ class LeafReport(Readable):
         heldout_error_rate: Error rate, held out.
         heldout_error_coverage: Error coverage, held out.
         heldout_valid: Whether error rate and error coverage, held out, exceed the same thresholds.
+        gain: What fixing the leaf gains: the number of failures that would vanish if its examples failed as the others
+            of the group do, by held-out error rates. None if the tree has no pattern.
     """
 
     rule: str
@@ -38,6 +40,12 @@ class LeafReport(Readable):
     heldout_error_rate: float | None = None
     heldout_error_coverage: float | None = None
     heldout_valid: bool | None = None
+    gain: float | None = None
+
+    @property
+    def rank(self) -> tuple[float, float]:
+        """Sort key of the leaves that it pays most to fix, by gain; reports without gains by importance."""
+        return -(self.gain or 0.0), -self.importance
 
     @property
     def shown_as_valid(self) -> bool:

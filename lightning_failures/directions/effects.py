@@ -31,7 +31,6 @@ class Effect:
         difference: The effect, ``flagged_error_rate - unflagged_error_rate``.
         interval: Its 95 % interval; (-1, 1) where the effect is undefined.
         coverage: Share of the failures that are flagged; NaN without failures.
-        gain: Number of flagged failures beyond those that the error rate of the class explains: what fixing them gains.
     """
 
     flagged: int
@@ -40,7 +39,11 @@ class Effect:
     difference: float
     interval: tuple[float, float]
     coverage: float
-    gain: float
+
+    @property
+    def gain(self) -> float:
+        """What fixing gains: the failures that vanish if the flagged fail as the others do; NaN without effect."""
+        return max(self.difference, 0.0) * self.flagged if np.isfinite(self.difference) else float("nan")
 
     @property
     def strength(self) -> Strength:
@@ -78,5 +81,4 @@ def measure_effect(values: NDArray[np.floating], failed: BoolArray, sources: Int
         difference=rates[0] - rates[1],
         interval=difference_interval(rates[0], intervals[0], rates[1], intervals[1]) if defined else (-1.0, 1.0),
         coverage=covered / failures if failures else float("nan"),
-        gain=covered - float(flagged.sum()) * failures / max(len(failed), 1),
     )

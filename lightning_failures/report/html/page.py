@@ -378,10 +378,9 @@ def _first_sentence(sentences: str) -> str:
 def _cards(
     report: FailureReport, ranked: list[tuple[int, ClassReport]], pictures: PictureIndex, trees: dict[int, GroupReport]
 ) -> tuple[Card, ...]:
-    """Return the cards of the worst classes with details to show; classes with a pattern are preferred."""
+    """Return the cards of the classes that it pays most to fix and that have details to show."""
     # graded classes without any failure have no details to show
     candidates = [(index, entry) for index, entry in ranked if entry.cv_score is not None or entry.base_error_rate]
-    candidates.sort(key=lambda item: not item[1].pattern)
     chosen = {index for index, _ in candidates[:MAX_CARDS]}
     trees_of: dict[str, list[tuple[int, str]]] = defaultdict(list)
     for index, group in trees.items():
@@ -476,7 +475,7 @@ def _modes(report: FailureReport, history: tuple[FailureReport, ...]) -> tuple[M
         at = f"report/modes/{index}" if history[analysis] is report else f"history/{analysis}/modes/{index}"
         status = mode_history.status if now or mode_history.status == "cured" else "missing"
         rows.append(ModeRow(at, history[analysis].modes[index], status, tuple(past[mode_history.name]), now))
-    return tuple(sorted(rows, key=lambda row: (not row.now, -row.mode.size)))
+    return tuple(sorted(rows, key=lambda row: (not row.now, row.mode.rank)))
 
 
 def _interventions(report: FailureReport) -> tuple[tuple[str, str], ...]:

@@ -151,7 +151,7 @@ def a_class(name, k, table, epoch, rng, text) -> ClassReport:
         name, len(mine),
         accuracy=1 - wrong,
         cv_score=0.55 + 0.4 * rng.random(), cv_score_stderr=0.05 * rng.random(),
-        p_value=0.001 if pattern else 0.4, pattern=pattern, c=0.1, flagged=int(rng.integers(3, 20)),
+        p_value=0.001 if pattern else 0.4, pattern=pattern, gain=20 * rng.random() if pattern else None, gain_share=rng.random() if pattern else None, c=0.1, flagged=int(rng.integers(3, 20)),
         aler=0.6 + 0.3 * rng.random(), base_error_rate=float(table.failed[mine].float().mean()),
         hardest_captions=captions, hardest_caption_scores=tuple(-rng.random(5)),
         easiest_captions=captions[::-1], easiest_caption_scores=tuple(rng.random(5)),
