@@ -422,9 +422,13 @@ def _slice(
     ids = as_array(grades.ids)
     sources = ids if grades.groups is None else as_array(grades.groups)  # a multilabel example has several rows
     is_clustered = grades.groups is not None or len(np.unique(ids)) < len(ids)
-    (overall,) = leading_slices(
-        [slices_of(attributes, as_array(grades.failed), sources=sources if is_clustered else None)]
+    every = slices_of(
+        attributes,
+        as_array(grades.failed),
+        sources=sources if is_clustered else None,
+        labels=as_array(grades.labels),
     )
+    (overall,) = leading_slices([every])
     return tuple(replace(entry, slices=rows) for entry, rows in zip(classes, leading, strict=True)), overall
 
 
