@@ -171,7 +171,8 @@ def _effect_fields(
 ) -> dict[str, Any]:
     """Return the fields of a class report that say how much a pattern matters, and which labels are in doubt."""
     row, rows = directions.row(k), members.rows
-    effect = measure_effect(as_array(directions.out_of_fold)[rows], members.failed, members.sources)
+    low, high = directions.effect_interval[row].tolist()
+    effect = measure_effect(as_array(directions.out_of_fold)[rows], members.failed, interval=(low, high))
     margins, doubted = as_array(directions.label_margin)[rows], as_array(directions.doubted)[rows]
     tested = not bool(directions.p_value[row].isnan())
     defined_effect = np.isfinite(effect.difference)

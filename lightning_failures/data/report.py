@@ -44,6 +44,11 @@ class ValueReport(Readable):
     share_of_flagged_interval: tuple[float, float] | None = None
     share_of_least_confident: float | None = None
 
+    @property
+    def lift(self) -> float:
+        """How many times the share of all examples the share of the flagged ones is at least; 0 where undefined."""
+        return self.share_of_flagged_interval[0] / self.share if self.share_of_flagged_interval and self.share else 0.0
+
 
 @dataclass(frozen=True)
 class SliceReport(Readable):

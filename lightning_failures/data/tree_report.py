@@ -43,6 +43,11 @@ class LeafReport(Readable):
     gain: float | None = None
 
     @property
+    def lower_bound(self) -> float:
+        """Lower end of the interval of the held-out error rate; 0 without an interval."""
+        return 0.0 if self.interval is None else self.interval[0]
+
+    @property
     def rank(self) -> tuple[float, float]:
         """Sort key of the leaves that it pays most to fix, by gain; reports without gains by importance."""
         return -(self.gain or 0.0), -self.importance
@@ -84,6 +89,11 @@ class NodeReport(Readable):
     leaf: int | None = None
     heldout_error_rate: float | None = None
     heldout_error_coverage: float | None = None
+
+    @property
+    def lower_bound(self) -> float:
+        """Lower end of the interval of the held-out error rate; 0 without an interval."""
+        return 0.0 if self.interval is None else self.interval[0]
 
 
 @dataclass(frozen=True)

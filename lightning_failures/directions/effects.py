@@ -52,13 +52,20 @@ class Effect:
         return "strong" if low >= STRONG else "clear" if low >= CLEAR else "weak"
 
 
-def measure_effect(values: NDArray[np.floating], failed: BoolArray, sources: IntArray | None = None) -> Effect:
+def measure_effect(
+    values: NDArray[np.floating],
+    failed: BoolArray,
+    sources: IntArray | None = None,
+    *,
+    interval: tuple[float, float] | None = None,
+) -> Effect:
     """Compare the error rates of flagged and unflagged examples.
 
     Args:
         values: (n,) cross-fitted decision values of the examples of a class. Examples with NaN are left out.
         failed: (n,) bool.
         sources: (n,) int, sources of the examples; those of one source are not independent. None: each is its own.
+        interval: The interval of the effect, if it is already known. Default: computed.
 
     >>> effect = measure_effect(np.array([-1.0, -1.0, 1.0, 1.0, 1.0]), np.array([True, True, True, False, False]))
     >>> effect.flagged_error_rate, round(effect.unflagged_error_rate, 2), round(effect.coverage, 2), effect.strength
@@ -67,18 +74,27 @@ def measure_effect(values: NDArray[np.floating], failed: BoolArray, sources: Int
     known = ~np.isnan(values)
     flagged, failed = values[known] < 0, failed[known]
     sources = None if sources is None else sources[known]
-    rates, intervals = [], []
-    for part in (flagged, ~flagged):
-        mine = None if sources is None else np.unique(sources[part], return_inverse=True)[1]
-        rates.append(float(failed[part].mean()) if part.any() else float("nan"))
-        intervals.append(share_intervals(failed[part].astype(np.int64), 2, mine)[1] if part.any() else (0.0, 1.0))
-    defined = bool(flagged.any() and not flagged.all())
+    rates = [float(failed[part].mean()) if part.any() else float("nan") for part in (flagged, ~flagged)]
+    if interval is None:
+        interval = _interval(flagged, failed, sources)
     failures, covered = int(failed.sum()), int((failed & flagged).sum())
     return Effect(
         flagged=int(flagged.sum()),
         flagged_error_rate=rates[0],
         unflagged_error_rate=rates[1],
         difference=rates[0] - rates[1],
-        interval=difference_interval(rates[0], intervals[0], rates[1], intervals[1]) if defined else (-1.0, 1.0),
+        interval=interval,
         coverage=covered / failures if failures else float("nan"),
     )
+
+
+def _interval(flagged: BoolArray, failed: BoolArray, sources: IntArray | None) -> tuple[float, float]:
+    """Return the interval of the difference of the error rates; (-1, 1) if all or none are flagged."""
+    if not flagged.any() or flagged.all():
+        return -1.0, 1.0
+    rates, ends = [], []
+    for part in (flagged, ~flagged):
+        mine = None if sources is None else np.unique(sources[part], return_inverse=True)[1]
+        rates.append(float(failed[part].mean()))
+        ends.append(share_intervals(failed[part].astype(np.int64), 2, mine)[1])
+    return difference_interval(rates[0], ends[0], rates[1], ends[1])

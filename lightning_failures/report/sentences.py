@@ -76,7 +76,11 @@ def group_sentence(group: GroupReport) -> str:
         f"rate of {base} by {gain} on average."
     )
     tested = [leaf for leaf in group.leaves if leaf.interval is not None]
-    return f"{finding} {_worst_leaf(max(tested, key=_lower_bound), group.base_error_rate)}" if tested else finding
+    return (
+        f"{finding} {_worst_leaf(max(tested, key=lambda leaf: leaf.lower_bound), group.base_error_rate)}"
+        if tested
+        else finding
+    )
 
 
 def leaf_rates(leaf: LeafReport) -> str:
@@ -196,13 +200,9 @@ def _agreement(entry: ClassReport) -> str:
 
 def _worst_leaf(leaf: LeafReport, base: float | None) -> str:
     text = f"Worst leaf: {clean(leaf.rule)}; {leaf.size} examples, {leaf_rates(leaf)}."
-    if base is not None and _lower_bound(leaf) <= base:
+    if base is not None and leaf.lower_bound <= base:
         text += " It is not certain that this leaf fails more often than the rest."
     return text if leaf.size >= FEW_EXAMPLES else f"{text} The leaf is small and may change with more data."
-
-
-def _lower_bound(leaf: LeafReport) -> float:
-    return 0.0 if leaf.interval is None else leaf.interval[0]
 
 
 def _count(entry: ClassReport) -> int:

@@ -245,12 +245,8 @@ def strongest_values(entry: ClassReport, limit: int = 3) -> list[ValueReport]:
     examples; its strength is the ratio of the lower bound to that share. Without a pattern, nothing is returned,
     because flagged examples are noise.
     """
-
-    def strength(row: ValueReport) -> float:
-        return row.share_of_flagged_interval[0] / row.share if row.share_of_flagged_interval and row.share else 0.0
-
-    rows = [row for row in entry.enrichment if entry.pattern and strength(row) > 1]
-    return sorted(rows, key=lambda row: -strength(row))[:limit]
+    rows = [row for row in entry.enrichment if entry.pattern and row.lift > 1]
+    return sorted(rows, key=lambda row: -row.lift)[:limit]
 
 
 def enrichment_lines(report: FailureReport) -> list[str]:

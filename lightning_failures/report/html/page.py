@@ -412,13 +412,7 @@ def _class_charts(entry: ClassReport) -> dict[str, Rows]:
 
 def _values(entry: ClassReport) -> tuple[int, ...]:
     """Return the indices of the values of metadata that are most over-represented among flagged examples."""
-
-    def lift(index: int) -> float:
-        value = entry.enrichment[index]
-        low = value.share_of_flagged_interval[0] if value.share_of_flagged_interval else 0.0
-        return low / value.share if value.share else 0.0
-
-    return tuple(sorted(range(len(entry.enrichment)), key=lambda index: -lift(index))[:MAX_VALUES])
+    return tuple(sorted(range(len(entry.enrichment)), key=lambda i: -entry.enrichment[i].lift)[:MAX_VALUES])
 
 
 def _slices(report: FailureReport) -> tuple[tuple[str, SliceReport], ...]:
