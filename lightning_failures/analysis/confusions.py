@@ -16,10 +16,16 @@ from lightning_failures.core.types import BoolArray, IntArray
 from lightning_failures.data.grades import Grades
 from lightning_failures.data.members import members_of
 from lightning_failures.data.partition import Partition
-from lightning_failures.data.report import ClassReport, ConfusionReport, FlaggedConfusionReport, MistakenReport
+from lightning_failures.data.report import (
+    ClassReport,
+    ConfusionReport,
+    ConfusionSplitReport,
+    FlaggedConfusionReport,
+    MistakenReport,
+)
 from lightning_failures.directions.result import FailureDirections
 from lightning_failures.stats.folds import permuted_outcomes
-from lightning_failures.stats.intervals import benjamini_hochberg
+from lightning_failures.stats.intervals import benjamini_hochberg, share_intervals
 
 MOST_PAIRS = 20
 """Maximum number of pairs of label and prediction in a report."""
@@ -29,6 +35,9 @@ MOST_MISTAKEN = 5
 
 MIN_FAILURES = 5
 """Minimum number of flagged and of other failures to compare what they are mistaken for."""
+
+MIN_SPLIT_FAILURES, MIN_SPLIT_SHARE = 10, 0.2
+"""Minimum number, and minimum share, of the failures with one prediction to be a part of a split."""
 
 _PERMUTATIONS, _MORE_PERMUTATIONS = 999, 9999
 _PROMISING = 0.01  # p-value from which more permutations are made, to be significant among many classes
@@ -46,7 +55,7 @@ def add_confusions(
     """Add what each class is mistaken for to its report, and return the most frequent pairs of all classes. Collective.
 
     What the flagged failures of a class with a pattern are mistaken for is added only where it differs from the other
-    failures, after Benjamini-Hochberg over these classes.
+    failures, after Benjamini-Hochberg over these classes. There the failures are split by their predictions, too.
     """
     if grades.predictions is None or not _has_several_wrong_answers(grades):
         return classes, ()
@@ -67,13 +76,31 @@ def add_confusions(
     found = partition.merge_results(lambda: {k: of_class(k) for k in range(len(classes)) if partition.owns(k)})
     tested = [found[k] for k in range(len(classes))]
     significant = benjamini_hochberg([np.nan if one is None else one.p_value for one in tested])
+
+    def split_of(k: int) -> tuple[ConfusionSplitReport, ...]:
+        if values is None or not significant[k]:
+            return ()
+        known = members[k].rows[~np.isnan(values[members[k].rows])]
+        wrong = predictions[known] != k
+        failures = known[wrong]
+        return split_by_confusion(
+            predictions[failures],
+            values[failures] < 0,
+            values[known[~wrong]] < 0,
+            grades.class_names,
+            sources=None if grades.groups is None else as_array(grades.groups)[failures],
+        )
+
     reports = [
         replace(
             entry,
             mistaken_for=mistaken_for(predictions[rows], grades.class_names),
             flagged_mistaken_for=of_flagged if explains else None,
+            confusion_split=split_of(k),
         )
-        for entry, rows, of_flagged, explains in zip(classes, confused, tested, significant.tolist(), strict=True)
+        for k, (entry, rows, of_flagged, explains) in enumerate(
+            zip(classes, confused, tested, significant.tolist(), strict=True)
+        )
     ]
     return tuple(reports), confusion_pairs(grades)
 
@@ -161,6 +188,54 @@ def flagged_confusion(
         share_of_others=float(shares_of_others[most]),
         p_value=_permutation_p_value(answer, flagged, np.arange(len(flagged)) if sources is None else sources, seed),
     )
+
+
+def split_by_confusion(
+    predictions: IntArray,
+    flagged: BoolArray,
+    flagged_correct: BoolArray,
+    class_names: Sequence[str],
+    *,
+    sources: NDArray[np.generic] | None = None,
+) -> tuple[ConfusionSplitReport, ...]:
+    """Split the failures of a class by what they are mistaken for, and say which parts follow its pattern.
+
+    A part follows the pattern if the interval of its flagged share lies above the flagged share of the successes: the
+    direction then separates it from them.
+
+    Args:
+        predictions: (n,) the predictions of the failures.
+        flagged: (n,) bool, by out-of-fold values.
+        flagged_correct: (m,) bool, the same of the successes.
+        class_names: K names.
+        sources: (n,) source of each failure. None: every failure is its own source.
+
+    Returns:
+        The parts with at least 10 failures and a fifth of all failures, the largest first; empty if there is only one.
+    """
+    answers, answer = np.unique(predictions, return_inverse=True)
+    counts = np.bincount(answer, minlength=len(answers))
+    frequent = (counts >= MIN_SPLIT_FAILURES) & (counts >= MIN_SPLIT_SHARE * len(predictions))
+    if np.count_nonzero(frequent) < 2 or not len(flagged_correct):
+        return ()
+    of_correct = float(flagged_correct.mean())
+    parts = []
+    for i in np.argsort(-counts, kind="stable")[: np.count_nonzero(frequent)]:
+        mine = answer == i
+        source = None if sources is None else np.unique(sources[mine], return_inverse=True)[1]
+        ends = share_intervals(flagged[mine].astype(np.int64), 2, source)[1]
+        parts.append(
+            ConfusionSplitReport(
+                class_name=class_names[answers[i]],
+                count=int(counts[i]),
+                share=float(counts[i] / len(predictions)),
+                flagged_share=float(flagged[mine].mean()),
+                flagged_interval=ends,
+                flagged_share_of_correct=of_correct,
+                pattern=ends[0] > of_correct,
+            )
+        )
+    return tuple(parts)
 
 
 def _has_several_wrong_answers(grades: Grades) -> bool:

@@ -143,6 +143,30 @@ class FlaggedConfusionReport(Readable):
 
 
 @dataclass(frozen=True)
+class ConfusionSplitReport(Readable):
+    """The failures of a class that are mistaken for one other class, and whether they follow the pattern of the class.
+
+    Attributes:
+        class_name: Name of the predicted class; its key is "class".
+        count: Number of failures, among the analysed examples.
+        share: Share of the analysed failures, in [0, 1].
+        flagged_share: Share of these failures that are flagged, in [0, 1].
+        flagged_interval: 95 % interval of ``flagged_share``.
+        flagged_share_of_correct: Share of the correctly classified examples that are flagged, in [0, 1].
+        pattern: Whether these failures are flagged more often than the correctly classified examples: the interval lies
+            above ``flagged_share_of_correct``.
+    """
+
+    class_name: str = field(metadata={"key": "class"})
+    count: int
+    share: float
+    flagged_share: float
+    flagged_interval: tuple[float, float]
+    flagged_share_of_correct: float
+    pattern: bool
+
+
+@dataclass(frozen=True)
 class FeatureReport(Readable):
     """One feature of the robust encoder that appears in rules.
 
@@ -298,6 +322,8 @@ class ClassReport(Readable):
             wrong answer.
         flagged_mistaken_for: What the flagged failures are mistaken for more often than the others; None if there is
             no pattern, or flags do not explain it after Benjamini-Hochberg over classes at level 0.05.
+        confusion_split: The failures by what they are mistaken for, and which of them follow the pattern; only where
+            ``flagged_mistaken_for`` is known and there are several frequent wrong answers.
         error_rate_shrunk: Error rate shrunk towards the mean of all classes, in [0, 1]; classes are ranked by it.
         error_rate_interval: 95 % interval of the error rate, with what all classes say about it.
     """
@@ -352,6 +378,7 @@ class ClassReport(Readable):
     slices: tuple[SliceReport, ...] = ()
     mistaken_for: tuple[MistakenReport, ...] = ()
     flagged_mistaken_for: FlaggedConfusionReport | None = None
+    confusion_split: tuple[ConfusionSplitReport, ...] = ()
     error_rate_shrunk: float | None = None
     error_rate_interval: tuple[float, float] | None = None
 

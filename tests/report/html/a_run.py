@@ -13,6 +13,7 @@ from lightning_failures.data.example_table import ExampleTable
 from lightning_failures.data.report import (
     ClassReport,
     ConfusionReport,
+    ConfusionSplitReport,
     CurvePoint,
     FailureReport,
     FeatureReport,
@@ -166,6 +167,7 @@ def a_class(name, k, table, epoch, rng, text) -> ClassReport:
         slices=a_slices(name, rng, text),
         mistaken_for=tuple(MistakenReport(text or other, 3, rng.random()) for other in ("wolf", "fox")),
         flagged_mistaken_for=FlaggedConfusionReport(text or "wolf", 3, rng.random(), rng.random(), rng.random()) if k % 2 else None,
+        confusion_split=tuple(ConfusionSplitReport(text or other, 12, rng.random(), rng.random(), (0.1, 0.9), rng.random(), other == "fox") for other in ("wolf", "fox")) if k % 2 else (),
     )  # fmt: skip
 
 
