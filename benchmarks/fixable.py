@@ -20,16 +20,15 @@ validation set; figures are means over classes, on the test set, whose labels ar
 
 Arms: ``published`` (the paper's procedure), ``all`` (``doubted=None``), ``failures`` and ``examples`` (what leaves the
 fit because a probe doubts its label), ``random`` (as many failures leave as in ``failures``, at random), and
-``confidence``. ``--choices`` adds rules for the choice of C: one multiple of the critical C for all classes, or five
-folds and one standard error, each with and without doubted failures. Classes count if every arm has a direction for
-them.
+``confidence``. ``--choices`` adds multiples of the critical C, each with and without doubted failures. Classes count if
+every arm has a direction for them.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -46,21 +45,18 @@ from numpy.typing import NDArray
 from torch import nn
 
 from lightning_failures.core.atomic import write_atomically
-from lightning_failures.directions import fit_failure_directions, svm
+from lightning_failures.directions import fit as fitting
+from lightning_failures.directions import fit_failure_directions
 from lightning_failures.stats.agreement import auc
 
 SEEDS = tuple(range(21, 29))
 NOISES = (0.0, 0.12)
 ARMS = ("published", "all", "failures", "examples", "random")
+MULTIPLES = (1.0, 3.0, 10.0, 30.0, 100.0)
 CHOICES = {
-    f"{doubted}, {name}": (doubted, rule)
-    for name, rule in {
-        "3 x critical C": {"multiples": (3.0,)},
-        "10 x critical C": {"multiples": (10.0,)},
-        "30 x critical C": {"multiples": (30.0,)},
-        "five folds, one standard error": {"folds": 5, "tolerance": 1.0},
-    }.items()
-    for doubted in ("all", "failures")
+    f"{arm}, {multiple:g} x critical C": (None if arm == "all" else "failures", multiple)
+    for multiple in MULTIPLES
+    for arm in ("all", "failures")
 }
 FIGURES = ("share of 10", "share of 20", "AUROC")
 
@@ -179,15 +175,17 @@ TASKS = {task.__name__: task for task in (superclasses, coloured_digits, coloure
 
 
 @contextmanager
-def choosing(multiples: Sequence[float] | None = None, tolerance: float | None = None) -> Iterator[None]:
-    """Choose C from other multiples of the critical C, or with another tolerance of scores."""
-    before = svm.CRITICAL_MULTIPLES, svm.SCORE_TOLERANCE
-    svm.CRITICAL_MULTIPLES = tuple(multiples or before[0])
-    svm.SCORE_TOLERANCE = before[1] if tolerance is None else tolerance
+def choosing(multiple: float) -> Iterator[None]:
+    """Choose another multiple of the critical C, with doubts and without."""
+    names = ("FIXABLE_MULTIPLE", "WHOLE_MULTIPLE")
+    before = {name: getattr(fitting, name) for name in names}
     try:
+        for name in names:
+            setattr(fitting, name, multiple)
         yield
     finally:
-        svm.CRITICAL_MULTIPLES, svm.SCORE_TOLERANCE = before
+        for name, value in before.items():
+            setattr(fitting, name, value)
 
 
 def flipped(labels: NDArray[np.int64], noise: float, seed: int) -> NDArray[np.int64]:
@@ -225,9 +223,9 @@ def measure(task: Task, seed: int, noise: float, *, choices: bool) -> dict[str, 
         failures = np.flatnonzero((seen.labels == k) & ~correct)
         kept[rng.permutation(failures)[: int(doubt[failures].sum())]] = False
     fits["random"] = fit(None, kept)
-    for name, (doubted, rule) in (CHOICES if choices else {}).items():
-        with choosing(rule.get("multiples"), rule.get("tolerance")):
-            fits[name] = fit(None if doubted == "all" else doubted, folds=rule.get("folds", 2))
+    for name, (doubted, multiple) in (CHOICES if choices else {}).items():
+        with choosing(multiple):
+            fits[name] = fit(doubted)
 
     values = {name: one.decision_values(test.x, test.labels).numpy() for name, one in fits.items()}
     values["confidence"] = test.confidence

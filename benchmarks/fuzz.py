@@ -36,6 +36,7 @@ from lightning_failures.captions.grammar import CaptionVocabulary
 from lightning_failures.cli.report import diff_text, report_text
 from lightning_failures.core.safetensors_io import DamagedShardError
 from lightning_failures.data.example_table import ExampleTable
+from lightning_failures.data.records import ValueReport
 from lightning_failures.data.report import (
     ClassReport,
     ConfusionReport,
@@ -46,7 +47,6 @@ from lightning_failures.data.report import (
     MistakenReport,
     ModeReport,
     SliceReport,
-    ValueReport,
 )
 from lightning_failures.data.tree_report import GroupReport, LeafReport, NodeReport
 from lightning_failures.directions import FailureDirections, fit_failure_directions

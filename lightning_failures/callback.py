@@ -14,7 +14,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch.optim import Optimizer
 
 from lightning_failures.analysis.result import AnalysisResult
-from lightning_failures.captions.grammar import CaptionVocabulary
+from lightning_failures.captions.image_to_text import CaptionsOption
 from lightning_failures.core.budget import Deadline
 from lightning_failures.core.rng import isolated_rng
 from lightning_failures.data.class_names import names_in_order
@@ -85,8 +85,8 @@ class FailureModes(Callback):
         verdict: Measure whether the interventions helped. ``"fork"``: after the training, six forks are trained from
             the epoch in which they began; ``"lottery"``: half of the flagged classes are left unchanged as a control.
         every_n_epochs: Analyse in every n-th epoch, at its last validation.
-        captions: Words of the candidate captions: the name of a packaged vocabulary ("general", "cifar10", "digits"),
-            the path of a YAML file, a :class:`~lightning_failures.captions.CaptionVocabulary`, or None for no captions.
+        captions: Words of the candidate captions: a vocabulary ("general", "cifar10", "digits", a YAML file, object);
+            or those that ``"captioner:<folder>"`` or a function from PIL images to texts says. None: no captions.
         pictures: Draw images, heat maps and feature attacks, and write the HTML report: after the last analysis of
             ``fit``, where optional parts take at most half an epoch, and always outside of ``fit``. False: numbers and
             words only; a :class:`~lightning_failures.callback.PictureOptions` also draws in between.
@@ -128,7 +128,7 @@ class FailureModes(Callback):
         interventions: Sequence[Intervention] = (),
         verdict: Literal["fork", "lottery"] | None = None,
         every_n_epochs: int = 1,
-        captions: str | Path | CaptionVocabulary | None = "general",
+        captions: CaptionsOption = "general",
         pictures: bool | PictureOptions = True,
         time_budget: float | str | None = None,
         read_batch: Callable[[Any, Any], BatchRecord] | None = None,

@@ -26,7 +26,7 @@ FACES = {
         AdvancedOptions DataOptions FailureModes PictureOptions
     """,
     "lightning_failures.captions": """
-        CaptionGrammar CaptionVocabulary caption_source score_captions
+        CaptionGrammar CaptionVocabulary caption_source captioned_source score_captions
     """,
     "lightning_failures.cli": """
         main

@@ -24,6 +24,7 @@ from lightning_failures.analysis.enrichment import MOST_VALUES, Attribute, enric
 from lightning_failures.analysis.fits import DirectionsFit, TreesFit, defined_numbers, mean_of
 from lightning_failures.analysis.method import Contribution, FittableMethod, FitTask
 from lightning_failures.analysis.result import AnalysisResult
+from lightning_failures.analysis.shared import SharedFinding, find_shared_pattern
 from lightning_failures.analysis.slices import leading_slices, slices_of
 from lightning_failures.captions.assign import CaptionScorer, caption_classes, classes_to_caption
 from lightning_failures.captions.candidates import ClassCaptions
@@ -36,7 +37,8 @@ from lightning_failures.data.grades import Grades, checked_grades
 from lightning_failures.data.grouping import DEFAULT_GROUPINGS, MOST_CLUSTERS, Grouping, chosen_groupings
 from lightning_failures.data.members import RowValues, Values, members_of
 from lightning_failures.data.partition import SINGLE_PROCESS, Partition, Workers
-from lightning_failures.data.report import ClassReport, FailureReport, SliceReport, ValueReport
+from lightning_failures.data.records import ValueReport
+from lightning_failures.data.report import ClassReport, FailureReport, SliceReport
 from lightning_failures.data.tree_report import GroupReport
 from lightning_failures.directions.fit import Doubted
 from lightning_failures.directions.null_scores import CLASSES_WITH_NULL_SCORES, add_null_cv_scores
@@ -56,13 +58,14 @@ def analyse(
     features: Values | None = None,
     reference: Values | None = None,
     captions: Callable[[int], ClassCaptions | None] | None = None,
+    attribute_captions: Callable[[int], ClassCaptions | None] | None = None,
     metadata: Mapping[str, Any] | None = None,
     groupings: Sequence[str | Grouping] = DEFAULT_GROUPINGS,
     clusters: Any = None,
     sampled: Any = None,
     permutations: int = 999,
     n_directions: int = 1,
-    doubted: Doubted = None,
+    doubted: Doubted = "failures",
     top_captions: int = 5,
     top_examples: int = 8,
     captioned_classes: int = 50,
@@ -95,6 +98,8 @@ def analyse(
         reference: (M, D) embeddings whose mean and standard deviation phi standardises with. None: ``embeddings``.
         captions: Returns the embedded candidate captions of a class, by class index, or None; see
             :func:`~lightning_failures.captions.candidates.caption_source`. Called only for classes with a direction.
+        attribute_captions: The same for captions that name one attribute each, which describe the pattern that all
+            classes share; see :func:`~lightning_failures.captions.candidates.attribute_source`.
         metadata: Known attributes of the examples, by name: (N,) or (U,) integers, strings or booleans, aligned like
             ``embeddings``; see :func:`~lightning_failures.analysis.enrichment.read_attribute`. Nothing is fitted to
             them: the report of each class counts every value among all examples, the failures and the flagged, and
@@ -226,6 +231,23 @@ def analyse(
                     deadline=deadlines.everything,
                     raise_errors=raise_class_errors,
                 )
+    shared = SharedFinding()
+    if directions is not None:
+        with _timed(timings, "shared"):
+            shared = find_shared_pattern(
+                grades,
+                directions,
+                examples["directions"].values,
+                examples["directions"].partition,
+                attributes,
+                attribute_captions,
+                permutations=permutations,
+                seed=seed,
+                top=top_examples,
+                top_captions=top_captions,
+                deadline=deadlines.everything,
+                raise_errors=raise_class_errors,
+            )
     with _timed(timings, "confusions"):
         classes, confusions = add_confusions(classes, grades, directions, partition, seed)
     slices: tuple[SliceReport, ...] = ()
@@ -235,9 +257,11 @@ def analyse(
         with _timed(timings, "slices"):
             classes, slices = _slice(classes, attributes, grades, partition)
     notes = _notes(classes, contributions, n_uncaptioned, n_without_null_scores, _sampled_share(partition), copies)
-    notes = (*notes, *_left_out_notes(examples, grades, partition), *caption_notes, *null_notes)
+    notes = (*notes, *_left_out_notes(examples, grades, partition), *caption_notes, *null_notes, *shared.notes)
     result = _result(grades, partition, classes, contributions, timings, notes, copies)
-    return result.with_report(slices=slices, confusions=confusions)
+    summary = result.report.summary | shared.summary
+    result = result.with_report(slices=slices, confusions=confusions, shared=shared.pattern, summary=summary)
+    return replace(result, shared=shared.direction)
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from lightning_failures.core.arrays import as_array, as_mask
 from lightning_failures.core.types import IntArray
-from lightning_failures.data.report import ValueReport
+from lightning_failures.data.records import ValueReport
 from lightning_failures.errors import DataError
 from lightning_failures.stats.intervals import share_intervals
 

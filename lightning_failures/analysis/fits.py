@@ -40,7 +40,7 @@ class DirectionsFit:
     by_prediction: ClassVar[bool] = False
     n_directions: int = 1
     permutations: int = 999
-    doubted: Doubted = None
+    doubted: Doubted = "failures"
 
     def fit(self, task: FitTask) -> Contribution:
         """Fit the directions of the classes that this process owns, and join those of all processes. Collective."""

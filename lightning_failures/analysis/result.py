@@ -10,6 +10,7 @@ from lightning_failures.data.example_table import ExampleTable
 from lightning_failures.data.held_out import HeldOutParts
 from lightning_failures.data.report import FailureReport
 from lightning_failures.directions.result import FailureDirections
+from lightning_failures.directions.shared import SharedDirection
 from lightning_failures.trees.fit import FailureTree
 
 
@@ -25,6 +26,7 @@ class AnalysisResult:
         trees: The fitted failure trees by grouping and class name.
         table: One row per graded example: label, prediction, confidence, decision value, leaves.
         parts: The held-out parts of the validation set while interventions are on, else None.
+        shared: The direction that all classes share; None without one.
         fitted: The fitted objects of additional methods, by name.
 
     >>> result = AnalysisResult(FailureReport(examples=2, accuracy=0.5, classes=()))
@@ -37,6 +39,7 @@ class AnalysisResult:
     trees: Mapping[tuple[str, str], FailureTree] = field(default_factory=dict)
     table: ExampleTable | None = None
     parts: HeldOutParts | None = None
+    shared: SharedDirection | None = None
     fitted: Mapping[str, Any] = field(default_factory=dict)
 
     def with_report(self, **changes: Any) -> AnalysisResult:

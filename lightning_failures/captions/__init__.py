@@ -4,8 +4,12 @@ Files, each importing only from those above it::
 
     grammar     The grammar that generates the captions of a class, and vocabularies for many classes
     candidates  The candidate captions of each class, embedded on first use
+    words       Words that captions of failures use more often than captions of correct images, or less often
+    image_to_text  Captioners: functions from images to texts, and image-to-text models of transformers
+    captioned   Candidate captions from the data: the words of captioned images of each class
     scoring     Scores and p-values of captions as descriptions of a failure direction
     assign      Captions for the classes of an analysis: selection of the classes, and their scored captions
+    shared      Captions of the direction that all classes share: attributes without a class
 """
 
 from __future__ import annotations
@@ -13,11 +17,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from lightning_failures.captions.candidates import caption_source
+from lightning_failures.captions.captioned import captioned_source
 from lightning_failures.captions.grammar import CaptionGrammar, CaptionVocabulary
 from lightning_failures.captions.scoring import score_captions
 from lightning_failures.core.moved import old_names
 
-__all__ = ["CaptionGrammar", "CaptionVocabulary", "caption_source", "score_captions"]
+__all__ = ["CaptionGrammar", "CaptionVocabulary", "caption_source", "captioned_source", "score_captions"]
 
 if not TYPE_CHECKING:
     __getattr__ = old_names(__name__)

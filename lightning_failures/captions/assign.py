@@ -66,6 +66,7 @@ class CaptionScorer:
         members = self.members[k].by_id()
         embedded = self.embedded[members.rows]
         sure = ~as_array(self.directions.in_doubt)[members.rows]  # the others take no part in tests
+        sure &= candidates.taking_part(members.ids, members.sources)
         tested = members.take(sure)
         with one_thread():
             scores = score_captions(self.directions, k, candidates.embeddings, candidates.reference)

@@ -5,6 +5,7 @@ Source: Jain et al., Distilling Model Failures as Directions in Latent Space, IC
 A vocabulary is one YAML file::
 
     template: a photo of a {}              # optional; shared by all classes
+    noun: animal                           # optional; what every image shows, for captions that name no class
     adjectives: [red, blurry]              # optional
     prepositions: [in the snow]            # optional
     classes:                               # optional; additional words of a class
@@ -19,7 +20,7 @@ classes, and ``digits`` for the coloured digits.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
@@ -27,7 +28,11 @@ from typing import Any
 
 import yaml
 
+from lightning_failures.data.class_names import absent_condition
 from lightning_failures.errors import ConfigurationError, did_you_mean
+
+_MEDIUM = re.compile(r"an? (.+?) (?:of|showing|with) (?:an? )?{}")
+_ANY_NOUN = "scene"
 
 _PACKAGED = Path(__file__).parent / "vocabularies"
 _SHARED = ("adjectives", "prepositions")
@@ -98,6 +103,16 @@ class CaptionGrammar:
         unique.pop(str(self.reference), None)
         return list(unique)
 
+    def attributes(self) -> dict[str, str]:
+        """Return the single adjectives and prepositions, each with its caption.
+
+        >>> CaptionGrammar(["cat"], ["orange"], ["on grass"]).attributes()
+        {'orange': 'a photo of an orange cat', 'on grass': 'a photo of a cat on grass'}
+        """
+        noun = next(filter(None, self.nouns))
+        words = {adjective: self._caption(adjective, noun, "") for adjective in filter(None, self.adjectives)}
+        return words | {phrase: self._caption("", noun, phrase) for phrase in filter(None, self.prepositions)}
+
     def _caption(self, adjective: str, noun: str, preposition: str) -> str:
         phrase = " ".join(" ".join((adjective, noun, preposition)).split())
         before, after = self.template.split("{}")
@@ -111,20 +126,22 @@ class CaptionVocabulary:
 
     Attributes:
         template: Template of every caption.
+        noun: What the images of all classes show, such as "digit", for captions that name no class.
         adjectives: Adjectives of every class.
         prepositions: Prepositions of every class.
         classes: Class name -> its own words, by "nouns", "adjectives" and "prepositions".
     """
 
     template: str = "a photo of a {}"
+    noun: str | None = None
     adjectives: tuple[str, ...] = ()
     prepositions: tuple[str, ...] = ()
     classes: Mapping[str, Mapping[str, tuple[str, ...]]] = field(default_factory=dict)
 
-    def reference(self, class_name: str) -> str | None:
-        """Return the reference caption of a class; None for a class without nouns whose name holds no word."""
+    def reference(self, class_name: str, class_names: Collection[str] = ()) -> str | None:
+        """Return the reference caption of one of several classes; None if it has no nouns and a name without a word."""
         try:
-            return self.grammar(class_name).reference
+            return self.grammar_of(class_name, class_names).reference
         except NamelessClassError:
             return None
 
@@ -153,6 +170,35 @@ class CaptionVocabulary:
             prepositions=(*own.get("prepositions", ()), *self.prepositions),
             template=self.template,
         )
+
+    def grammar_of(self, class_name: str, class_names: Collection[str]) -> CaptionGrammar:
+        """Return the grammar of one of several classes.
+
+        The absence of a condition ("no edema" beside "edema") is no thing that an image shows, so its captions name
+        attributes only; unless the vocabulary has words of its own for it.
+
+        Raises:
+            NamelessClassError: See :meth:`grammar`.
+
+        >>> CaptionVocabulary.load("digits").grammar_of("no even digit", ["no even digit", "even digit"]).reference
+        'a photo of a digit'
+        """
+        has_words = _normal(class_name) in map(_normal, self.classes)
+        if has_words or absent_condition(class_name, class_names) is None:
+            return self.grammar(class_name)
+        return self.grammar_without_class()
+
+    def grammar_without_class(self) -> CaptionGrammar:
+        """Return the grammar of captions that name no class, but ``noun``, or else the medium of the template.
+
+        >>> CaptionVocabulary(adjectives=("dark",), prepositions=("on grass",)).grammar_without_class().captions()
+        ['a photo on grass', 'a dark photo', 'a dark photo on grass']
+        """
+        noun, template = self.noun, self.template
+        if noun is None:
+            medium = _MEDIUM.fullmatch(template)
+            noun, template = (medium[1], "a {}") if medium else (_ANY_NOUN, template)
+        return CaptionGrammar((noun,), self.adjectives, self.prepositions, template)
 
     @classmethod
     def load(cls, source: str | Path | CaptionVocabulary) -> CaptionVocabulary:
@@ -197,12 +243,15 @@ def known_vocabularies() -> list[str]:
 
 def _vocabulary(data: Any, where: str) -> CaptionVocabulary:
     """Return the vocabulary of parsed YAML; ``where`` names the file in messages."""
-    data = _mapping(data, where, ("template", *_SHARED, "classes"))
+    data = _mapping(data, where, ("template", "noun", *_SHARED, "classes"))
     classes = data.get("classes") or {}
     if not isinstance(classes, dict) or not all(isinstance(name, str) for name in classes):
         raise ConfigurationError(
             f"captions: {where}: 'classes' must map class names to words (quote names such as 'on')"
         )
+    noun = data.get("noun")
+    if noun is not None and not (isinstance(noun, str) and noun.split()):
+        raise ConfigurationError(f"captions: {where}: 'noun' must be a word, got {noun!r}")
     words_of_classes: dict[str, dict[str, tuple[str, ...]]] = {}
     for name, own in classes.items():
         words_of_classes[name] = {
@@ -211,6 +260,7 @@ def _vocabulary(data: Any, where: str) -> CaptionVocabulary:
         }
     vocabulary = CaptionVocabulary(
         template=data.get("template", CaptionVocabulary.template),
+        noun=noun,
         **{key: _strings(data.get(key), f"{where}: {key!r}") for key in _SHARED},
         classes=words_of_classes,
     )

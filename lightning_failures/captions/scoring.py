@@ -223,6 +223,18 @@ def caption_p_value(
     return (1 + extreme) / (1 + permutations)
 
 
+def scores_along(weight: NDArray[Any], captions: NDArray[Any], reference: NDArray[Any], std: Any) -> NDArray[Any]:
+    """Score M captions along K directions of any kind: (K, M) float32, see :func:`score_captions`.
+
+    Args:
+        weight: (K, D) float32.
+        captions: (M, D) float32.
+        reference: (D,) float32.
+        std: (D,) that phi divides by.
+    """
+    return _scores(weight, captions, reference, torch.as_tensor(std))
+
+
 def _scores(weight: NDArray[Any], captions: NDArray[Any], reference: NDArray[Any], std: Tensor) -> NDArray[Any]:
     """Return w . z / |z| with z = (caption - reference) / std for K directions and M captions: (K, M) float32.
 

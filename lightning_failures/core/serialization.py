@@ -72,18 +72,6 @@ def to_jsonable(value: Any, codecs: Codecs | None = None) -> Any:
     return value
 
 
-class Readable:
-    """Access to a record by the keys of its JSON form, as in ``report["classes"][0]["cv_score"]``."""
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the record as plain Python values; undefined numbers are None."""
-        jsonable: dict[str, Any] = to_jsonable(self)
-        return jsonable
-
-    def __getitem__(self, key: str) -> Any:
-        return self.to_dict()[key]
-
-
 def _encoded(value: Any, field: dataclasses.Field[Any], codecs: Codecs | None) -> Any:
     """Encode the value of a field, with its codec if it has one."""
     codec = _codec(field, codecs)

@@ -12,6 +12,7 @@ Files, each importing only from those above it::
     members        The examples of each class or group, and access to their embeddings
     partition      Division of an analysis between processes: the classes that each process owns
     example_table  One row per graded example: label, prediction, confidence, decision value, leaves
+    records        Records that parts of a report have in common, and that of the pattern which all classes share
     tree_report    The records of failure trees in a report
     report         The content of ``report.json`` as frozen records
 """

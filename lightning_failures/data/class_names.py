@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from numbers import Integral
 from typing import Any
 
@@ -11,6 +11,8 @@ import numpy as np
 
 ALL = "all"
 """Name of the only group of examples without labels."""
+
+_ABSENT = "no "
 
 
 def names_in_order(names: Any) -> list[Any] | None:
@@ -52,6 +54,29 @@ def unique_class_names(names: Any) -> list[str] | None:
     texts = [str(name[0] if isinstance(name, tuple | list) and name else name) for name in ordered]
     count = Counter(texts)
     return [f"{text} ({k})" if count[text] > 1 else text for k, text in enumerate(texts)]
+
+
+def absent_condition(name: str, names: Collection[str]) -> str | None:
+    """Return the condition that a class is the absence of: "edema" for "no edema" beside "edema"; None for others.
+
+    A multilabel task has both classes for each condition, and a binary task with a single name has both too; see
+    :func:`~lightning_failures.data.grading.expand_class_names`.
+
+    >>> names = ("no edema", "edema", "no entry")
+    >>> [absent_condition(name, names) for name in names]
+    ['edema', None, None]
+    """
+    condition = name.removeprefix(_ABSENT)
+    return condition if condition != name and condition in names else None
+
+
+def both_classes(condition: str) -> tuple[str, str]:
+    """Return the names of the two classes of a condition: absent and present.
+
+    >>> both_classes("edema")
+    ('no edema', 'edema')
+    """
+    return _ABSENT + condition, condition
 
 
 def class_list_difference(names: Sequence[str], others: Sequence[str]) -> str | None:

@@ -13,6 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from lightning_failures.data.class_names import both_classes
 from lightning_failures.data.grades import BatchRecord, Grades
 from lightning_failures.errors import DataError
 
@@ -375,7 +376,7 @@ def expand_class_names(names: Sequence[str], task: Task) -> tuple[str, ...]:
     (('no edema', 'edema'), ('cat', 'dog'))
     """
     if task == "multilabel" or (task == "binary" and len(names) == 1):
-        return tuple(name for condition in names for name in (f"no {condition}", condition))
+        return tuple(name for condition in names for name in both_classes(condition))
     return tuple(names)
 
 

@@ -6,48 +6,13 @@ import json
 from dataclasses import dataclass, field
 from typing import Any
 
-from lightning_failures.core.serialization import Readable, from_jsonable, read_json
+from lightning_failures.core.serialization import from_jsonable, read_json
+from lightning_failures.data.records import Readable, SharedPattern, ValueReport
 from lightning_failures.data.tree_report import GroupReport
 from lightning_failures.errors import DataError
 
 SCHEMA = 1
 """Version of ``report.json``. It increases when a key changes its meaning, not when a key is added."""
-
-
-@dataclass(frozen=True)
-class ValueReport(Readable):
-    """Frequency of one value of an attribute in a class: counts, and shares in [0, 1]; a share of nothing is None.
-
-    Attributes:
-        attribute: Name of the attribute.
-        value: The value, as text.
-        examples: Number of examples with the value.
-        failures: Number of failures with the value.
-        flagged: Number of flagged examples with the value.
-        least_confident: Number of examples with the value among the same number of least confident examples.
-        share: Share of the examples that have the value.
-        share_of_failures: Share of the failures that have the value.
-        share_of_flagged: Share of the flagged examples that have the value.
-        share_of_flagged_interval: 95 % interval of ``share_of_flagged``.
-        share_of_least_confident: Share of the least confident examples that have the value.
-    """
-
-    attribute: str
-    value: str
-    examples: int
-    failures: int
-    flagged: int | None = None
-    least_confident: int | None = None
-    share: float | None = None
-    share_of_failures: float | None = None
-    share_of_flagged: float | None = None
-    share_of_flagged_interval: tuple[float, float] | None = None
-    share_of_least_confident: float | None = None
-
-    @property
-    def lift(self) -> float:
-        """How many times the share of all examples the share of the flagged ones is at least; 0 where undefined."""
-        return self.share_of_flagged_interval[0] / self.share if self.share_of_flagged_interval and self.share else 0.0
 
 
 @dataclass(frozen=True)
@@ -440,6 +405,7 @@ class FailureReport(Readable):
         slices: Error rates by values of known attributes over all classes, those that fail most beyond chance first.
         confusions: The most frequent pairs of a label and another prediction; empty where there is only one wrong
             answer.
+        shared: The pattern that all classes share; None with fewer than two classes or without directions.
     """
 
     examples: int
@@ -470,6 +436,7 @@ class FailureReport(Readable):
     explained: float | None = None
     slices: tuple[SliceReport, ...] = ()
     confusions: tuple[ConfusionReport, ...] = ()
+    shared: SharedPattern | None = None
 
     def method_columns(self) -> dict[str, tuple[Any, ...]]:
         """Return the columns that additional methods add to the table of classes: K values by title.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from lightning_failures.core.serialization import Readable
+from lightning_failures.data.records import Readable
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ Files, each importing only from those above it::
     additional   Additional failure directions of a class whose failures lie at two ends of the embedding
     result       The fitted directions: decision values, the file format, and joining the classes of several processes
     one_class    The directions of one class: its folds, the examples to fit on, the search, and the tests
+    shared       One failure direction that all classes share, fitted and tested within classes
     fit          Fitting all classes: phi, labels in doubt, and the result
     null_scores  Null distribution of CV scores: the same fit under permuted correctness
 """

@@ -6,13 +6,18 @@ A p-value says whether there is a pattern, not whether it matters: among many ex
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lightning_failures.core.types import BoolArray, IntArray
-from lightning_failures.stats.intervals import difference_interval, share_intervals
+from lightning_failures.stats.intervals import (
+    difference_interval,
+    effective_examples,
+    share_intervals,
+    wilson_interval,
+)
 
 Strength = Literal["none", "weak", "clear", "strong"]
 
@@ -98,3 +103,85 @@ def _interval(flagged: BoolArray, failed: BoolArray, sources: IntArray | None) -
         rates.append(float(failed[part].mean()))
         ends.append(share_intervals(failed[part].astype(np.int64), 2, mine)[1])
     return difference_interval(rates[0], ends[0], rates[1], ends[1])
+
+
+class RateWithin(NamedTuple):
+    """A rate that is averaged over classes, and the number of independent examples that it is worth."""
+
+    rate: float
+    effective: float
+
+
+def rates_within_classes(
+    part: BoolArray, outcome: BoolArray, labels: IntArray, sources: IntArray | None = None
+) -> tuple[RateWithin, RateWithin]:
+    """Return the rate of an outcome inside and outside of a part of the examples, compared within classes.
+
+    A class of which n1 examples lie inside and n0 outside has the weight n1 n0 / (n1 + n0) in both rates, so classes
+    that lie on one side have no influence, and neither has that error rates differ between classes.
+
+    Args:
+        part: (n,) bool.
+        outcome: (n,) bool.
+        labels: (n,) int >= 0, the classes.
+        sources: (n,) int, sources of the examples; those of one source are not independent. None: each is its own.
+
+    Returns:
+        Two rates; NaN where no class has examples on both sides.
+
+    Reference:
+        Mantel and Haenszel, Statistical aspects of the analysis of data from retrospective studies of disease, 1959.
+
+    >>> part, outcome = np.array([True, True, False, False, True]), np.array([True, False, False, False, True])
+    >>> inside, outside = rates_within_classes(part, outcome, np.array([0, 0, 0, 0, 1]))
+    >>> inside.rate, outside.rate
+    (0.5, 0.0)
+    """
+    share_inside = (np.bincount(labels, part) / np.maximum(np.bincount(labels), 1))[labels]
+    rates = []
+    for side, share_of_other_side in ((part, 1 - share_inside), (~part, share_inside)):
+        weight, mine = share_of_other_side[side], outcome[side]
+        total = float(weight.sum())
+        if total <= 0:
+            rates.append(RateWithin(float("nan"), 0.0))
+            continue
+        effective = total**2 / float((weight**2).sum())
+        if sources is not None:
+            source = np.unique(sources[side], return_inverse=True)[1]
+            effective *= float(effective_examples(mine.astype(np.int64), 2, source)[1]) / len(mine)
+        rates.append(RateWithin(float((weight * mine).sum()) / total, effective))
+    return rates[0], rates[1]
+
+
+def measure_effect_within_classes(
+    values: NDArray[np.floating], failed: BoolArray, labels: IntArray, sources: IntArray | None = None
+) -> Effect:
+    """Compare the error rates of flagged and unflagged examples of the same classes.
+
+    Both rates are those of :func:`rates_within_classes`: flags that only tell hard classes from easy ones have no
+    effect.
+
+    Args:
+        values: (n,) cross-fitted decision values. Examples with NaN are left out.
+        failed: (n,) bool.
+        labels: (n,) int >= 0, the classes.
+        sources: (n,) int, sources of the examples. None: each is its own.
+
+    >>> labels, failed = np.repeat([0, 1], 4), np.array([True, True, False, False, False, False, False, True])
+    >>> effect = measure_effect_within_classes(np.array([-1.0, -1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0]), failed, labels)
+    >>> effect.flagged_error_rate, effect.unflagged_error_rate, effect.gain
+    (1.0, 0.0, 2.0)
+    """
+    known = ~np.isnan(values)
+    flagged, failed, labels = values[known] < 0, failed[known], labels[known]
+    inside, outside = rates_within_classes(flagged, failed, labels, None if sources is None else sources[known])
+    ends = [wilson_interval(one.rate * one.effective, one.effective) for one in (inside, outside) if one.effective]
+    failures, covered = int(failed.sum()), int((failed & flagged).sum())
+    return Effect(
+        flagged=int(flagged.sum()),
+        flagged_error_rate=inside.rate,
+        unflagged_error_rate=outside.rate,
+        difference=inside.rate - outside.rate,
+        interval=difference_interval(inside.rate, ends[0], outside.rate, ends[1]) if len(ends) == 2 else (-1.0, 1.0),
+        coverage=covered / failures if failures else float("nan"),
+    )

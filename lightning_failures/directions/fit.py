@@ -2,11 +2,12 @@
 
 Source: Jain, Lawrence, Moitra and Madry, Distilling Model Failures as Directions in Latent Space, ICLR 2023, section 3.
 
-``selection="published"`` reproduces the paper's procedure. The default, ``"scaled"``, departs from the paper where
-rounding decides on the published grid: below a critical value of C every multiplier is at its bound, the direction is
-the class-weighted difference of means, and any bias of an interval is optimal. Therefore the grid is relative to the
-critical C of the data, the closed form with the bias in the middle of its interval is used below it, and among scores
-that differ by less than sampling error the smallest C wins, not the first best.
+``selection="published"`` reproduces the paper's procedure. The default, ``"scaled"``, departs from it twice:
+
+* Rounding decides on the published grid: below a critical value of C every multiplier is at its bound, the direction is
+  the class-weighted difference of means, and any bias of an interval is optimal. Therefore C is one multiple of the
+  critical C of the data, the same for all classes.
+* Failures whose label the embeddings do not support leave the fit: they are to be reviewed, not explained.
 """
 
 from __future__ import annotations
@@ -23,12 +24,13 @@ from lightning_failures.core.arrays import as_array, as_mask, as_rows, as_vector
 from lightning_failures.core.budget import SKIPPED_FOR_TIME, Deadline
 from lightning_failures.core.text import fit_failed
 from lightning_failures.core.threads import one_thread
-from lightning_failures.core.types import FloatArray, IntArray
+from lightning_failures.core.types import BoolArray, FloatArray, IntArray
 from lightning_failures.directions.effects import measure_effect
 from lightning_failures.directions.one_class import ALL_THE_SAME, DirectionSearch, FittedClass, class_problems
-from lightning_failures.directions.probe import label_margins
+from lightning_failures.directions.probe import doubted_labels, label_margins
 from lightning_failures.directions.result import NO_ADDITIONAL_PATTERN, FailureDirections
 from lightning_failures.directions.standardize import Moments, standardize
+from lightning_failures.directions.svm import FIXABLE_MULTIPLE, WHOLE_MULTIPLE
 from lightning_failures.errors import ConfigurationError, DataError
 from lightning_failures.stats.agreement import auc
 from lightning_failures.stats.folds import join_copies
@@ -58,7 +60,7 @@ def fit_failure_directions(
     classes_in_all: int | None = None,
     deadline: Deadline | None = None,
     on_class_error: Callable[[int, Exception], None] | None = None,
-    doubted: Doubted = None,
+    doubted: Doubted = "failures",
     margins: Any = None,
 ) -> FailureDirections:
     """Fit one SVM per class that separates its correctly classified examples from its failures.
@@ -76,13 +78,12 @@ def fit_failure_directions(
             available), or their :class:`~lightning_failures.directions.standardize.Moments`. Default: ``embeddings``.
         whiten: Subtract the mean and divide by the standard deviation. If False, phi only scales to unit length, and w
             is a direction of the encoder's own space (the paper's appendix A.6, for decoders).
-        cs: Absolute values of C to choose from. Default: the grid of ``selection``.
+        cs: Absolute values of C to choose from. Default: as ``selection`` says.
         folds: Number of cross-validation folds.
-        selection: ``"scaled"``: 1, 3, 10, 30 and 100 times the critical C (of each training fold, then of all data);
-            folds by stratified hash of the group; the smallest C within two standard errors of the best score wins. The
-            lower limit of the grid, the difference of means with the bias in the middle of its interval, makes the same
-            decisions as 1 x critical C, so it is not tried separately. A class of more than 5,000 examples is fitted on
-            a fixed sample of 5,000 and scored on all.
+        selection: ``"scaled"``: 3 times the critical C (of each training fold, then of all data), or 30 times with
+            ``doubted=None``; folds by stratified hash of the group. Of several ``cs``, the smallest within two standard
+            errors of the best score wins. A class of more than 5,000 examples is fitted on a fixed sample of 5,000 and
+            scored on all.
             ``"published"``: scikit-learn's ``SVC(kernel="linear", class_weight="balanced")``, C from 1e-6 to 1,
             ``cross_val_score(cv=folds, scoring="balanced_accuracy")``, the first best C, refit on all; unshuffled folds
             unless there are groups.
@@ -102,7 +103,8 @@ def fit_failure_directions(
             None: the error is raised.
         doubted: Which examples leave the fit if a cross-fitted probe of the label on the embeddings does not support
             their label (:mod:`lightning_failures.directions.probe`): ``"failures"``, all ``"examples"``, or None.
-            They keep their decision values. The CV score and the p-value are those of the examples, failures and
+            A class is left alone if the probe does not support 60 % of its labels. Examples that leave the fit keep
+            their decision values. The CV score and the p-value are those of the examples, failures and
             successes, whose labels are not in doubt. With ``selection="published"`` nothing leaves the fit.
         margins: (N,) label margins of these examples, if the probe was fitted on more than them; see
             :func:`~lightning_failures.directions.probe.label_margins`.
@@ -151,7 +153,7 @@ def fit_failure_directions(
         margin, doubt = np.full(n, np.nan), np.zeros(n, dtype=np.bool_)
         if doubted is not None and not published:
             margin = _margins(x, y, sources, mean, std, seed) if margins is None else _given_margins(margins, n)
-            doubt = margin < 0
+            doubt = doubted_labels(margin, y)
         problems, skipped = class_problems(
             x,
             y,
@@ -167,7 +169,8 @@ def fit_failure_directions(
         in_all = len(problems) if classes_in_all is None else classes_in_all
         problems.sort(key=lambda problem: -problem.failures)
 
-        search = DirectionSearch(published, cs, permutations, 20 * in_all, n_directions, seed, device)
+        multiple = WHOLE_MULTIPLE if doubted is None else FIXABLE_MULTIPLE
+        search = DirectionSearch(published, multiple, cs, permutations, 20 * in_all, n_directions, seed, device)
         fitted: list[FittedClass] = []
         for problem in problems:
             if deadline is not None and deadline.passed:
@@ -190,6 +193,7 @@ def fit_failure_directions(
         "mean": torch.from_numpy(mean.astype(np.float32)),
         "std": torch.from_numpy(std.astype(np.float32)),
         "whiten": whiten,
+        "multiple": multiple,
     }
     ranks = []
     for rank in range(max((len(one.directions) for one in fitted), default=1)):
@@ -197,7 +201,7 @@ def fit_failure_directions(
         if rank:
             ended = [one.problem.label for one in fitted if len(one.directions) == rank]
             reasons = dict.fromkeys(ended, NO_ADDITIONAL_PATTERN)
-        ranks.append(FailureDirections(**_stack(fitted, rank, margin, dim), **phi, skipped=reasons))
+        ranks.append(FailureDirections(**_stack(fitted, rank, margin, doubt, dim), **phi, skipped=reasons))
     return dataclasses.replace(ranks[0], further=tuple(ranks[1:]))
 
 
@@ -244,13 +248,14 @@ def _standardized(x: NDArray[Any], mean: NDArray[Any], std: NDArray[Any]) -> NDA
     return features
 
 
-def _stack(fitted: list[FittedClass], rank: int, margins: FloatArray, dim: int) -> dict[str, Any]:
+def _stack(fitted: list[FittedClass], rank: int, margins: FloatArray, in_doubt: BoolArray, dim: int) -> dict[str, Any]:
     """Return the directions of one rank as tensors of K rows, and their values for the examples as tensors of n rows.
 
     Args:
         fitted: The classes, ascending.
         rank: 0 for the first direction.
         margins: (n,) label margins; NaN without a probe.
+        in_doubt: (n,) bool.
         dim: D.
     """
     found = [one for one in fitted if len(one.directions) > rank]
@@ -283,6 +288,7 @@ def _stack(fitted: list[FittedClass], rank: int, margins: FloatArray, dim: int) 
         "effect_interval": torch.tensor([effect.interval for effect in effects], dtype=torch.float64).reshape(-1, 2),
         "out_of_fold": torch.from_numpy(out_of_fold),
         "label_margin": torch.from_numpy(margins.astype(np.float32)),
+        "in_doubt": torch.from_numpy(in_doubt),
         "doubted": torch.from_numpy(left_out),
     }
 

@@ -25,7 +25,7 @@ from lightning_failures.data.partition import Partition
 from lightning_failures.data.report import ClassReport
 from lightning_failures.directions.result import FailureDirections
 from lightning_failures.directions.standardize import standardize
-from lightning_failures.directions.svm import centred_gram, fit_scaled
+from lightning_failures.directions.svm import FIXABLE_MULTIPLE, centred_gram, fit_scaled
 from lightning_failures.stats.folds import permuted_outcomes, stratified_group_folds
 
 CLASSES_WITH_NULL_SCORES = 10
@@ -80,6 +80,7 @@ def add_null_cv_scores(
                 standardize(x, directions.mean.numpy(), directions.std.numpy()),
                 subset,
                 permutations,
+                multiple=directions.multiple,
                 rng=np.random.default_rng([seed, k, _STREAM]),
                 seed=seed,
                 device=device,
@@ -113,6 +114,7 @@ def null_cv_scores(
     members: ClassSubset,
     permutations: int,
     *,
+    multiple: float = FIXABLE_MULTIPLE,
     rng: np.random.Generator,
     seed: int = 0,
     device: str | torch.device = "cpu",
@@ -127,6 +129,7 @@ def null_cv_scores(
         features: (n, D), phi of the examples of one class, by id.
         members: The examples.
         permutations: Number P of permutations.
+        multiple: C in units of the critical C.
         rng: The source of randomness.
         seed: Seed of the folds.
         device: Device on which the Gram matrix is computed.
@@ -141,7 +144,7 @@ def null_cv_scores(
     for correct, fold in _labellings(members, permutations, rng, seed):
         if deadline is not None and deadline.passed:
             return None
-        scores.append(fit_scaled(features, correct, fold, gram=gram).score)
+        scores.append(fit_scaled(features, correct, fold, multiple=multiple, gram=gram).score)
     return np.array(scores)
 
 

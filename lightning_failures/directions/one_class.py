@@ -16,7 +16,7 @@ from lightning_failures.core.budget import MAX_GRAM_EXAMPLES
 from lightning_failures.core.types import BoolArray, FloatArray, IntArray
 from lightning_failures.directions.additional import ADDITIONAL_LEVEL, FoundDirection, additional_directions
 from lightning_failures.directions.result import rows_by_class
-from lightning_failures.directions.svm import SVMFit, centred_gram, fit_published, fit_scaled
+from lightning_failures.directions.svm import WHOLE_MULTIPLE, SVMFit, centred_gram, fit_published, fit_scaled
 from lightning_failures.errors import DataError
 from lightning_failures.stats.agreement import positive_agreement
 from lightning_failures.stats.folds import stratified_group_folds
@@ -125,7 +125,8 @@ class DirectionSearch:
 
     Attributes:
         published: Whether the procedure is that of the paper.
-        cs: Absolute values of C to choose from; None: the grid of the procedure.
+        multiple: C in units of the critical C.
+        cs: Absolute values of C to choose from instead; None: the multiple, or the grid of the paper.
         permutations: Permutations of the screening test.
         at_least: The same for promising classes.
         most: Maximum number of directions.
@@ -134,6 +135,7 @@ class DirectionSearch:
     """
 
     published: bool
+    multiple: float
     cs: Sequence[float] | None
     permutations: int
     at_least: int
@@ -149,8 +151,9 @@ class DirectionSearch:
         sure = ~problem.doubted
         fit_all = partial(self._fit, features, problem.correct, problem.fold, gram)
         first = fit_all() if sure.all() else fit_all(problem.fitted, sure)
-        whole = first if problem.fitted.all() else fit_all()
         gram_of_all = gram
+        same = self.published or (problem.fitted.all() and self.multiple == WHOLE_MULTIPLE)
+        whole = first if same else fit_all(multiple=WHOLE_MULTIPLE)
 
         # labels are doubted whatever the model answers, so among the others correctness is exchangeable
         tested, correct, sources = features, problem.correct, problem.sources
@@ -171,8 +174,12 @@ class DirectionSearch:
         may_be_pattern = p_value <= ADDITIONAL_LEVEL
         agreement = self._flag_agreement(problem, features, gram_of_all, first) if may_be_pattern else float("nan")
         if self.most > 1 and may_be_pattern:
+            # the difference of means is the best blend of the modes: larger values of C turn away from one of them
+            blend = first.of_examples(sure)
+            if not (self.published or self.cs):
+                blend = self._fit(tested, correct, problem.fold[sure], gram, multiple=1.0)
             additional = additional_directions(
-                first.of_examples(sure),
+                blend,
                 tested,
                 correct,
                 sources,
@@ -209,10 +216,13 @@ class DirectionSearch:
         gram: NDArray[Any] | None = None,
         fitted: BoolArray | None = None,
         scored: BoolArray | None = None,
+        *,
+        multiple: float | None = None,
     ) -> SVMFit:
         if self.published:
             return fit_published(features, correct, fold, self.cs)
-        return fit_scaled(features, correct, fold, self.cs, gram=gram, fitted=fitted, scored=scored)
+        at = self.multiple if multiple is None else multiple
+        return fit_scaled(features, correct, fold, self.cs, multiple=at, gram=gram, fitted=fitted, scored=scored)
 
 
 def _unshuffled_folds(correct: BoolArray, folds: int) -> IntArray:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from lightning_failures.core.arrays import finite_rows_of
 from lightning_failures.core.hashing import stable_hash
-from lightning_failures.core.types import FloatArray, IntArray
+from lightning_failures.core.types import BoolArray, FloatArray, IntArray
 from lightning_failures.directions.standardize import standardize
 
 FOLDS = 3
@@ -26,6 +26,9 @@ REPEATS = 3
 
 PENALTY = 1.0
 """Ridge penalty in units of the mean eigenvalue of the second moments of phi."""
+
+MIN_SUPPORT = 0.6
+"""Share of the labels of a class that the probe must support before it may doubt the others."""
 
 _ROWS_AT_ONCE = 4096
 _KEPT_BYTES = 1 << 28  # of standardized embeddings; those beyond are standardized in every pass
@@ -91,6 +94,26 @@ def label_margins(
         probes = [_solve(*add_up(partial(_sums, examples, fold, len(together)))) for fold in divisions]
         margins[rows] = _margins(examples, divisions, probes)
     return margins
+
+
+def doubted_labels(margins: FloatArray, labels: IntArray) -> BoolArray:
+    """Return which labels are in doubt, (n,) bool: those with a negative margin, in classes that the probe knows.
+
+    Embeddings that do not tell a class from the others speak against most of its labels, and so against none. Whether
+    a class is known depends on all its examples, whatever the model answers, so doubts leave correctness exchangeable.
+
+    Args:
+        margins: (n,) label margins; NaN: not in doubt.
+        labels: (n,) int.
+
+    >>> doubted_labels(np.array([1.0, 1.0, -1.0, 1.0, -1.0, -1.0]), np.array([0, 0, 0, 1, 1, 1])).tolist()
+    [False, False, True, False, False, False]
+    """
+    doubted = margins < 0
+    _, code = np.unique(labels, return_inverse=True)
+    judged = np.isfinite(margins)
+    supported = np.bincount(code, judged & ~doubted) / np.maximum(np.bincount(code, judged), 1)
+    return np.asarray(doubted & (supported >= MIN_SUPPORT)[code])
 
 
 class _Examples:

@@ -19,6 +19,7 @@ from lightning_failures.core.arrays import as_rows, as_vector, finite_rows_of
 from lightning_failures.core.atomic import write_atomically
 from lightning_failures.core.types import IntArray
 from lightning_failures.directions.standardize import standardize
+from lightning_failures.directions.svm import FIXABLE_MULTIPLE
 from lightning_failures.errors import DataError
 
 DIRECTIONS_FILE = "directions.safetensors"
@@ -31,6 +32,7 @@ EFFECTS = ("effect", "effect_interval", "margin_auc", "whole_auc", "flag_agreeme
 """Tensors with a row for each class that files of former versions lack."""
 
 _FORMAT = "lightning_failures.directions/1"
+_NO_FLOATS = ("classes", "in_doubt", "doubted")
 _PER_CLASS = ("classes", "weight", "bias", "cv_score", "cv_score_stderr", "c", "p_value", *EFFECTS)
 
 MIN_AUC = 0.55
@@ -46,10 +48,10 @@ class FailureDirections:
             ``classes[k]``.
         weight: (K, D) float32, w.
         bias: (K,) float32, b.
-        cv_score: (K,) float64 in [0, 1], mean balanced accuracy over the folds: the strength of the failure mode. It is
-            optimistic, because C was selected on the same folds: read it together with ``p_value``.
+        cv_score: (K,) float64 in [0, 1], mean balanced accuracy over the folds, of the examples whose labels are not in
+            doubt. It is optimistic if C was selected on the same folds (``cs``, ``selection="published"``).
         cv_score_stderr: (K,) float64, binomial standard error of the CV score.
-        c: (K,) float64, the selected C.
+        c: (K,) float64, C.
         p_value: (K,) float64 in (0, 1] of the screening test; its null hypothesis is that correctness is independent of
             the embedding. NaN without permutations.
         mean: (D,) float32 that phi subtracts.
@@ -61,7 +63,9 @@ class FailureDirections:
         effect_interval: (K, 2) float64, its 95 % interval, which keeps sources whole.
         label_margin: (N,) float32, how far the score of the label lies above that of the best other class, by the
             cross-fitted probe; negative where the label is in doubt. NaN without a probe.
-        doubted: (N,) bool, the examples that left the fit because their label is in doubt. False in skipped classes.
+        in_doubt: (N,) bool, the examples, failures and successes, whose label the probe does not support, in classes
+            that it knows.
+        doubted: (N,) bool, those of them that left the fit. False in skipped classes.
         margin_auc: (K,) float64 in [0, 1], AUC of the label margin for telling successes from failures.
         whole_auc: (K,) float64 in [0, 1], the same of the out-of-fold decision values of a fit that doubts no label.
         flag_agreement: (K,) float64 in [0, 1], share of the flagged examples that are flagged again if the folds are
@@ -69,6 +73,7 @@ class FailureDirections:
             screening test finds no pattern (p > 0.05).
         skipped: Class without an SVM -> the reason.
         whiten: False if phi only scales to unit length.
+        multiple: C in units of the critical C, the same for all classes.
         further: Additional directions (``n_directions > 1``), one result per rank with the classes that have a
             direction of this rank. Their CV scores separate the failures at one end from the successes. Since the data
             selected this end, they are more optimistic than the score of the first direction.
@@ -87,18 +92,15 @@ class FailureDirections:
     effect: Tensor
     effect_interval: Tensor
     label_margin: Tensor
+    in_doubt: Tensor
     doubted: Tensor
     margin_auc: Tensor
     whole_auc: Tensor
     flag_agreement: Tensor
     skipped: dict[int, str] = field(default_factory=dict)
     whiten: bool = True
+    multiple: float = FIXABLE_MULTIPLE
     further: tuple[FailureDirections, ...] = ()
-
-    @property
-    def in_doubt(self) -> Tensor:
-        """(N,) bool: the probe does not support the label, whether or not the example failed."""
-        return self.label_margin < 0
 
     @property
     def explained(self) -> Tensor:
@@ -172,6 +174,7 @@ class FailureDirections:
         metadata = {
             "format": _FORMAT,
             "whiten": json.dumps(self.whiten),
+            "multiple": json.dumps(self.multiple),
             "skipped": json.dumps([directions.skipped for directions in ranks]),
         }
         write_atomically(Path(path), save(tensors, metadata))
@@ -206,6 +209,7 @@ class FailureDirections:
                 **{name: tensors[f"{rank}.{name}"] for name in _TENSORS},
                 skipped=reasons,
                 whiten=bool(json.loads(metadata["whiten"])),
+                multiple=float(json.loads(metadata.get("multiple", str(FIXABLE_MULTIPLE)))),
             )._checked()
             for rank, reasons in enumerate(skipped)
         )
@@ -220,10 +224,10 @@ class FailureDirections:
         k, d = self.weight.shape
         n = self.out_of_fold.numel()
         shapes = {"mean": (d,), "std": (d,), "weight": (k, d), "effect_interval": (k, 2)}
-        shapes |= dict.fromkeys(("out_of_fold", "label_margin", "doubted"), (n,))
+        shapes |= dict.fromkeys(("out_of_fold", "label_margin", "in_doubt", "doubted"), (n,))
         for name in _TENSORS:
             tensor = getattr(self, name)
-            if tensor.shape != shapes.get(name, (k,)) or tensor.is_floating_point() == (name in ("classes", "doubted")):
+            if tensor.shape != shapes.get(name, (k,)) or tensor.is_floating_point() == (name in _NO_FLOATS):
                 raise ValueError(f"{name} has shape {tuple(tensor.shape)} and type {tensor.dtype}")
         return self
 
@@ -238,6 +242,7 @@ def without_effects(classes: int, examples: int) -> dict[str, Tensor]:
     return unknown | {
         "effect_interval": torch.full((classes, 2), nan, dtype=torch.float64),
         "label_margin": torch.full((examples,), nan),
+        "in_doubt": torch.zeros(examples, dtype=torch.bool),
         "doubted": torch.zeros(examples, dtype=torch.bool),
     }
 
@@ -268,7 +273,7 @@ def join_directions(parts: Sequence[FailureDirections], rows: Sequence[IntArray]
             values[name] = torch.cat([getattr(part, name) for part in of_rank])[order]
         unknown = without_effects(0, n)
         of_examples: dict[str, Any] = {"out_of_fold": torch.full((n,), float("nan"))}
-        of_examples |= {name: unknown[name] for name in ("label_margin", "doubted")}
+        of_examples |= {name: unknown[name] for name in ("label_margin", "in_doubt", "doubted")}
         for part, part_rows in zip(of_rank, rows, strict=True):
             for name, column in of_examples.items():
                 column[torch.from_numpy(part_rows)] = getattr(part, name)

@@ -26,8 +26,14 @@ from lightning_failures.directions.criterion import CRITERION
 
 PUBLISHED_CS = tuple(10.0**e for e in range(-6, 1))
 """The grid of the published code: absolute values of C."""
-CRITICAL_MULTIPLES = (1.0, 3.0, 10.0, 30.0, 100.0)
-"""The default grid: multiples of the critical C of the training fold."""
+FIXABLE_MULTIPLE = 3.0
+"""C in units of the critical C where failures whose label is in doubt leave the fit: it finds subpopulations best.
+
+Both multiples were chosen by ``benchmarks/fixable.py``. One multiple for all classes is better than one selected for
+each: scores of single classes hardly distinguish values of C.
+"""
+WHOLE_MULTIPLE = 30.0
+"""C in units of the critical C where no example leaves the fit: it distinguishes failures from successes best."""
 SCORE_TOLERANCE = 2.0
 """Scores within this many standard errors of the best count as equal; the smallest C among them wins."""
 
@@ -110,23 +116,24 @@ def fit_scaled(
     fold: IntArray,
     cs: Sequence[float] | None = None,
     *,
+    multiple: float = WHOLE_MULTIPLE,
     gram: NDArray[Any] | None = None,
     fitted: BoolArray | None = None,
     scored: BoolArray | None = None,
     most: int = MAX_GRAM_EXAMPLES,
 ) -> SVMFit:
-    """Select a multiple of the critical C by cross-validation, and refit on all examples at that multiple.
+    """Cross-validate and fit at a multiple of the critical C: that of each training fold, then that of all examples.
 
-    The grid is relative to the critical C of each training fold, and the refit to that of all examples. Among the
-    scores within two standard errors of the best, the smallest C wins: its direction is the nearest to the difference
-    of means. The best score itself is partly chance, and larger values of C learn differences *within* the failure mode
-    before they learn the mode.
+    Larger values of C learn differences *within* the failure mode too, smaller ones come nearer to the difference of
+    means. Among values of ``cs`` whose scores lie within two standard errors of the best, the smallest wins: the best
+    score itself is partly chance.
 
     Args:
         features: (n, D), phi.
         correct: (n,) bool.
         fold: (n,) int, the fold of each example.
-        cs: Absolute values of C instead of the multiples.
+        cs: Absolute values of C to select from, instead of the multiple.
+        multiple: C in units of the critical C.
         gram: (n, n) result of :func:`centred_gram`, if it is already computed.
         fitted: (n,) bool, the examples to fit on; the others only get out-of-fold values. Default: all.
         scored: (n,) bool, the examples to score on. Default: all.
@@ -144,7 +151,7 @@ def fit_scaled(
     if gram is None or not of_all:
         gram = centred_gram(features[rows])
     # ascending, because each solution starts from the previous one
-    grid = np.unique(cs or CRITICAL_MULTIPLES).astype(np.float64)
+    grid = np.unique(cs or (multiple,)).astype(np.float64)
 
     # score the grid: each fold is predicted by the fit on the other folds
     values = np.empty((len(grid), len(correct)))

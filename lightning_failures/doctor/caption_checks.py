@@ -5,17 +5,22 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator, Sequence
+from time import perf_counter
 
 import torch
 from torch import Tensor
 
-from lightning_failures.captions.grammar import CaptionVocabulary
+from lightning_failures.captions.captioned import MOST_IMAGES
+from lightning_failures.captions.image_to_text import Captioner, captioner_name, describe, load_captions
 from lightning_failures.core.arrays import finite_rows
-from lightning_failures.doctor.dry_run import CheckContext
+from lightning_failures.core.text import clean
+from lightning_failures.doctor.disk import seconds_text
+from lightning_failures.doctor.dry_run import CheckContext, LoaderNotes
 from lightning_failures.doctor.findings import Finding, ok, problem, skipped, warning
 from lightning_failures.doctor.reference_images import coloured_digits, coloured_shapes, zero_shot_accuracy
 from lightning_failures.encoders import gives_texts
 from lightning_failures.encoders.base import TextEncoder
+from lightning_failures.encoders.frozen import first_line
 from lightning_failures.errors import DataError
 
 _OWN_IMAGES = 64
@@ -27,7 +32,7 @@ def check_captions(context: CheckContext) -> Iterator[Finding]:
     if words is None:
         yield skipped("captions=None")
         return
-    vocabulary = CaptionVocabulary.load(words)
+    vocabulary, captioner = load_captions(words)
     if notes is None or notes.grader is None or not notes.grader.has_names:
         yield skipped("no batches were read" if notes is None else "classes have no names")
         return
@@ -39,9 +44,33 @@ def check_captions(context: CheckContext) -> Iterator[Finding]:
             "Pass class_names=[...], in everyday words.",
         )
         return
-    grammar = vocabulary.grammar(names[0])  # its name is a word
+    if captioner is not None:
+        yield _described(captioner, context, notes)
+        return
+    assert vocabulary is not None
+    grammar = vocabulary.grammar_of(names[0], names)  # its name is a word
     source = words if isinstance(words, str) else "the vocabulary"
     yield ok(f"{len(grammar.captions())} for {names[0]!r}, from {source}, against {str(grammar.reference)!r}")
+
+
+def _described(captioner: Captioner, context: CheckContext, notes: LoaderNotes) -> Finding:
+    """Return what a captioner says of the first image, and how long it takes."""
+    name = captioner_name(captioner)
+    if notes.images is None:
+        return skipped("no images were read")
+    image = context.reader.space(notes.dataset).to_unit(notes.images[:1])[0].cpu()
+    try:
+        describe(captioner, [image])  # the first call loads the model
+        start = perf_counter()
+        (text,) = describe(captioner, [image])
+    except Exception as error:
+        return problem(
+            f"The captioner {name} fails: {type(error).__name__}: {first_line(error)}", "Call it on an image."
+        )
+    return ok(
+        f"{name} says {clean(text)!r} of the first image, in {seconds_text(perf_counter() - start)}; up to"
+        f" {2 * MOST_IMAGES} images a class are captioned, each once a run"
+    )
 
 
 def is_code(name: str) -> bool:
@@ -109,7 +138,8 @@ def _own_images(context: CheckContext, encoder: TextEncoder) -> tuple[int, int, 
     if notes.grader.task != "multiclass" or not notes.size:
         return None
     names = notes.grader.class_names
-    known = CaptionVocabulary.load(vocabulary)
+    known, _ = load_captions(vocabulary)
+    assert known is not None
     size = notes.size
     rows = sorted({int(k * size / _OWN_IMAGES) for k in range(min(size, _OWN_IMAGES))})
     try:

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from lightning_failures.analysis.analyse import analyse
 from lightning_failures.captions.candidates import ClassCaptions, caption_source
-from lightning_failures.captions.grammar import CaptionVocabulary, NamelessClassError
+from lightning_failures.captions.grammar import NamelessClassError
+from lightning_failures.captions.image_to_text import load_captions
 from lightning_failures.core.budget import TimeLimit, bytes_of, read_bytes, read_time
 from lightning_failures.core.rng import isolated_rng
 from lightning_failures.data.grades import Grades
@@ -174,7 +175,8 @@ def _captions(context: CheckContext, names: tuple[str, ...]) -> Callable[[int], 
     cached, words = context.cached_encoders.get("directions"), context.callback.captions
     if cached is None or words is None or not gives_texts(cached.encoder):
         return None
-    return caption_source(cached, CaptionVocabulary.load(words), names)
+    vocabulary, captioner = load_captions(words)
+    return None if vocabulary is None or captioner is not None else caption_source(cached, vocabulary, names)
 
 
 def _fit(

@@ -34,7 +34,7 @@ TREE_LEAVES = 5
 """Most leaves of a tree with pictures: valid leaves hold more than a fifth of the failures each."""
 TREE_FEATURES = 7
 """Most features of a tree of depth 3."""
-HIGHER_IS_BETTER = {"accuracy", "coverage", "decision/accuracy", "decision/worst_class_accuracy"}
+HIGHER_IS_BETTER = {"accuracy", "coverage", "shared/p_value", "decision/accuracy", "decision/worst_class_accuracy"}
 
 
 def check_versions(context: CheckContext) -> Iterator[Finding]:

@@ -20,7 +20,7 @@ from tqdm import tqdm
 from lightning_failures.captions.grammar import CaptionVocabulary
 from lightning_failures.core.budget import PROGRESS_DELAY
 from lightning_failures.data.digests import image_digests
-from lightning_failures.data.report import ClassReport
+from lightning_failures.data.report import FailureReport
 from lightning_failures.directions.decoding import decoding_targets
 from lightning_failures.directions.fit import fit_failure_directions
 from lightning_failures.encoders.base import Encoder, gives_texts
@@ -234,11 +234,10 @@ class AddSynthetic(Intervention):
         sizes = np.bincount(examples.labels[examples.labels != LEFT_OUT], minlength=len(examples.class_names))
         room = [int(self.max_share * size) for size in sizes]
         reasons = [
-            reason or self._reason_for_none(entry, room[k])
-            for k, (entry, reason) in enumerate(zip(round.report.classes, examples.reasons, strict=True))
+            reason or self._reason_for_none(round.report, k, room[k]) for k, reason in enumerate(examples.reasons)
         ]
         orders = [
-            self._order(k, examples.class_names[k], self._caption(round.report.classes[k]) or "", room[k])
+            self._order(k, examples.class_names[k], self._caption(round.report, k) or "", room[k])
             for k, reason in enumerate(reasons)
             if reason is None
         ]
@@ -251,7 +250,7 @@ class AddSynthetic(Intervention):
             result = results.get(k)
             if result is not None:
                 entry |= {
-                    "prompt": self._caption(round.report.classes[k]),
+                    "prompt": self._caption(round.report, k),
                     "made": result.made,
                     "reused": result.reused,
                     "dropped": dict(result.dropped),
@@ -270,16 +269,18 @@ class AddSynthetic(Intervention):
 
     # -- prompts and orders -------------------------------------------------------------------------------------
 
-    def _caption(self, entry: ClassReport) -> str | None:
-        """Return the hardest, the easiest or the reference caption of a class."""
+    def _caption(self, report: FailureReport, k: int) -> str | None:
+        """Return the hardest, the easiest or the reference caption of class k."""
+        entry = report.classes[k]
         if self.prompt in ("hard", "easy"):
             captions = entry.hardest_captions if self.prompt == "hard" else entry.easiest_captions
             return captions[0] if captions else None
-        return entry.reference_caption or CaptionVocabulary().reference(entry.name)
+        names = [entry.name for entry in report.classes]
+        return entry.reference_caption or CaptionVocabulary().reference(entry.name, names)
 
-    def _reason_for_none(self, entry: ClassReport, room: int) -> str | None:
-        """Return why no images of a class can be ordered; None if they can."""
-        if self._caption(entry) is None:
+    def _reason_for_none(self, report: FailureReport, k: int, room: int) -> str | None:
+        """Return why no images of class k can be ordered; None if they can."""
+        if self._caption(report, k) is None:
             return "no captions"
         return None if room else f"too few training examples for max_share={self.max_share:g}"
 

@@ -14,7 +14,12 @@ class Directions(Method):
     name = "directions"
     title = "failure directions"
     source = "encoder"
-    aggregates = {"cv_score_mean": 1.0, "flagged_fraction": 1.0}  # noqa: RUF012 - read only
+    aggregates = {  # noqa: RUF012 - read only
+        "cv_score_mean": 1.0,
+        "flagged_fraction": 1.0,
+        "shared/p_value": 0.0,
+        "shared/effect": 1.0,
+    }
     remedy = "FailureModes(encoder=...)"
 
     def fitter(self, callback: Any) -> DirectionsFit:

@@ -8,6 +8,7 @@ Files, each importing only from those above it::
     sentences        How far to trust a finding, in sentences made of the numbers of the report
     tables           Tables and lists of a report, for the terminal and as Markdown
     slices           Values of known attributes with which examples fail more often than others do
+    shared           The pattern that all classes share: how far to trust it, captions, attributes, classes
     confusions       Which classes are mistaken for which, and what the flagged failures are mistaken for
     feature_names    User-given names of features: a small YAML file that people edit
     images           Thumbnails, image grids and heat maps as tensors

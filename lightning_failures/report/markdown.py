@@ -9,6 +9,7 @@ from lightning_failures.data.report import FailureReport
 from lightning_failures.report.confusions import confusions_markdown
 from lightning_failures.report.diary import diary_markdown
 from lightning_failures.report.interventions import interventions_markdown
+from lightning_failures.report.shared import shared_markdown
 from lightning_failures.report.slices import slices_markdown
 from lightning_failures.report.tables import (
     classes_markdown,
@@ -28,6 +29,7 @@ def report_sections(report: FailureReport) -> dict[str, str]:
     sections = {
         "notes": notes_markdown(report),
         "trust": trust_markdown(report),
+        "shared": shared_markdown(report),
         "diary": diary_markdown(report),
         "confusions": confusions_markdown(report),
         "slices": slices_markdown(report),

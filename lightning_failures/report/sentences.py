@@ -7,8 +7,11 @@ with it. Class names and captions in it are cleaned, but not escaped: escaping d
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 
 from lightning_failures.core.text import clean, interval, number, shorten_caption
+from lightning_failures.data.class_names import absent_condition, both_classes
+from lightning_failures.data.records import SharedPattern
 from lightning_failures.data.report import ClassReport
 from lightning_failures.data.tree_report import GroupReport, LeafReport
 from lightning_failures.directions.criterion import CRITERION
@@ -21,8 +24,12 @@ MOSTLY_SAME, PARTLY_SAME = 0.6, 0.2
 """Cohen's kappa from which direction and tree are said to find mostly, and partly, the same examples."""
 
 
-def trust_sentence(entry: ClassReport) -> str:
+def trust_sentence(entry: ClassReport, names: Collection[str] = ()) -> str:
     """Return how far to trust the failure direction of a class, and its caption.
+
+    Args:
+        entry: The class.
+        names: The names of all classes; with them, the sentence says what the failures of a condition are.
 
     >>> trust_sentence(ClassReport("cat", 100, base_error_rate=0.4, cv_score=0.6, p_value=0.3))
     'No pattern: the 40 failures are consistent with chance (p = 0.3). Flagged examples and captions describe noise.'
@@ -44,6 +51,7 @@ def trust_sentence(entry: ClassReport) -> str:
         return f"No pattern: {reason} ({_p(entry.p_value)}). Flagged examples and captions describe noise."
     parts = (
         _strength(entry),
+        failures_sentence(entry.name, names),
         _separation(entry),
         _flag_agreement(entry),
         _sample_size(entry),
@@ -51,6 +59,41 @@ def trust_sentence(entry: ClassReport) -> str:
         _caption(entry),
         _agreement(entry),
     )
+    return " ".join(part for part in parts if part)
+
+
+def failures_sentence(name: str, names: Collection[str]) -> str:
+    """Return what the failures of one of the two classes of a condition are; empty for other classes.
+
+    >>> failures_sentence("no edema", ["no edema", "edema"])
+    'The failures are images without edema that the model takes for edema.'
+    >>> failures_sentence("edema", ["no edema", "edema"])
+    'The failures are images of edema that the model misses.'
+    """
+    absent = absent_condition(name, names)
+    if absent is not None:
+        return f"The failures are images without {clean(absent)} that the model takes for {clean(absent)}."
+    if both_classes(name)[0] in names:
+        return f"The failures are images of {clean(name)} that the model misses."
+    return ""
+
+
+def shared_sentence(pattern: SharedPattern) -> str:
+    """Return how far to trust the pattern that all classes share, its caption, and in how many classes it holds.
+
+    >>> shared_sentence(SharedPattern(examples=1000, failures=250, p_value=0.3))
+    'No pattern: within classes, the 250 failures are consistent with chance (p = 0.3).'
+    """
+    if pattern.skipped is not None:
+        return f"Skipped: {clean(pattern.skipped)}."
+    if pattern.p_value is None:
+        return "Not tested: it is unknown whether classes share a pattern."
+    if not pattern.pattern:
+        return (
+            f"No pattern: within classes, the {pattern.failures} failures are consistent with chance"
+            f" ({_p(pattern.p_value)})."
+        )
+    parts = (_shared_effect(pattern), _shared_separation(pattern), _shared_caption(pattern), _shared_classes(pattern))
     return " ".join(part for part in parts if part)
 
 
@@ -99,6 +142,49 @@ def leaf_rates(leaf: LeafReport) -> str:
         f"error rate {number(leaf.heldout_error_rate)} ({interval(leaf.interval)}) and error coverage "
         f"{number(leaf.heldout_error_coverage)} on held-out examples; in sample {rate} and {coverage}"
     )
+
+
+def _shared_effect(pattern: SharedPattern) -> str:
+    """Return how often flagged examples fail, and others of the same classes."""
+    if pattern.effect is None or pattern.effect_interval is None:
+        return "Pattern."
+    low, high = (f"{100 * end:.0f}" for end in pattern.effect_interval)
+    return (
+        f"{(pattern.strength or 'weak').capitalize()} pattern: {_percent(pattern.flagged_error_rate or 0.0)} of the"
+        f" {pattern.flagged} flagged examples fail, {_percent(pattern.unflagged_error_rate or 0.0)} of the others in"
+        f" their classes (a difference of {low} to {high} points); the flagged hold"
+        f" {_percent(pattern.failures_flagged or 0.0)} of the {pattern.failures} failures."
+    )
+
+
+def _shared_separation(pattern: SharedPattern) -> str:
+    """Return how well directions of other classes tell the failures of a class."""
+    score = "" if pattern.cv_score is None else f" with a {CRITERION.name} of {_percent(pattern.cv_score)}"
+    stderr = "" if pattern.cv_score_stderr is None else f" +- {_percent(pattern.cv_score_stderr)}"
+    return f"Directions of other classes separate them{score}{stderr} ({_p(pattern.p_value)})."
+
+
+def _shared_caption(pattern: SharedPattern) -> str:
+    """Return the attribute that describes the failures of all classes best."""
+    if not pattern.hardest_captions:
+        return ""
+    caption = f'The caption "{shorten_caption(pattern.hardest_captions[0])}" is'
+    if pattern.caption_p_value is None:
+        return f"{caption} an untested hypothesis."
+    if pattern.caption_p_value > SIGNIFICANCE_LEVEL:
+        return f"{caption} a weak hypothesis: some caption fits this well by chance ({_p(pattern.caption_p_value)})."
+    return f"{caption} a hypothesis: captions rarely fit this well by chance ({_p(pattern.caption_p_value)})."
+
+
+def _shared_classes(pattern: SharedPattern) -> str:
+    """Return in how many classes the pattern holds."""
+    few = f"{pattern.too_few} {'class has' if pattern.too_few == 1 else 'classes have'} too few images to tell"
+    if not pattern.classes:
+        return f"Single classes: {few}."
+    holds = sum(one.holds for one in pattern.classes)
+    tested = len(pattern.classes)
+    text = f"It holds in {holds} of the {tested} {'class' if tested == 1 else 'classes'} with enough images to tell"
+    return f"{text}; {few}." if pattern.too_few else f"{text}."
 
 
 def _strength(entry: ClassReport) -> str:

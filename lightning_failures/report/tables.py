@@ -17,7 +17,8 @@ from lightning_failures.core.text import (
     shorten_caption,
 )
 from lightning_failures.data.grouping import LABEL
-from lightning_failures.data.report import ClassReport, FailureReport, ValueReport
+from lightning_failures.data.records import ValueReport
+from lightning_failures.data.report import ClassReport, FailureReport
 from lightning_failures.data.tree_report import GroupReport
 from lightning_failures.report.sentences import group_sentence, trust_sentence
 from lightning_failures.report.text_tables import aligned_table, pipe_table, terminal_width
@@ -57,6 +58,11 @@ def gain(entry: ClassReport) -> str:
     """
     share = entry.gain_share
     return number(entry.gain, ".1f") + ("" if share is None else f" ({100 * share:.0f} %)")
+
+
+def class_names(report: FailureReport) -> list[str]:
+    """Return the names of all classes."""
+    return [entry.name for entry in report.classes]
 
 
 def rank_classes(report: FailureReport) -> list[ClassReport]:
@@ -270,7 +276,8 @@ def trust_lines(report: FailureReport, limit: int | None = None) -> list[str]:
     >>> trust_lines(FailureReport(9, 0.5, (ClassReport("cat", 9, accuracy=0.5, skipped="4 failures"),)))
     ['cat: Skipped: 4 failures.']
     """
-    return [f"{clean(entry.name)}: {trust_sentence(entry)}" for entry in rank_classes(report)[:limit]]
+    names = class_names(report)
+    return [f"{clean(entry.name)}: {trust_sentence(entry, names)}" for entry in rank_classes(report)[:limit]]
 
 
 def trust_markdown(report: FailureReport, *, limit: int | None = None) -> str:
@@ -281,8 +288,9 @@ def trust_markdown(report: FailureReport, *, limit: int | None = None) -> str:
         limit: Most classes.
     """
     with_direction = [entry for entry in rank_classes(report) if entry.cv_score is not None]
+    names = class_names(report)
     lines = [
-        f"* **{escape_markdown(entry.name)}**: {escape_markdown(trust_sentence(entry), limit=2000)}"
+        f"* **{escape_markdown(entry.name)}**: {escape_markdown(trust_sentence(entry, names), limit=2000)}"
         for entry in with_direction[:limit]
     ]
     return "\n".join(["### How far to trust it", "", *lines]) if lines else ""

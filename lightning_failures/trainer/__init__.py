@@ -31,6 +31,7 @@ Files, each importing only from those above it::
     method_values     The values that each method is fitted on, for the classes that this process owns
     batch_grader      The one place that reads, names and grades an evaluation batch, for the callback and for doctor
     error_policy      Errors as warnings in a training run; messages that are emitted once
+    caption_sources   Where the candidate captions come from: a vocabulary, or captions of the examples
     open_encoders     The encoders of a run, the same on every rank
     run_folder        The folder for the files of a run, the same on every rank and after a resume
     metric_keys       The metrics that other callbacks and schedulers monitor, and the values logged for them

@@ -13,7 +13,6 @@ from typing import Any, Literal, Protocol
 import numpy as np
 import torch
 from lightning.pytorch import Trainer
-from lightning.pytorch.utilities import rank_zero_info
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -23,8 +22,7 @@ from lightning_failures.analysis.copies import join_sources_of_equal_digests
 from lightning_failures.analysis.diary import with_modes
 from lightning_failures.analysis.method import FittableMethod
 from lightning_failures.analysis.result import AnalysisResult
-from lightning_failures.captions.candidates import ClassCaptions, caption_source
-from lightning_failures.captions.grammar import CaptionVocabulary
+from lightning_failures.captions.image_to_text import CaptionsOption, load_captions
 from lightning_failures.core.arrays import finite_rows
 from lightning_failures.core.budget import Deadline
 from lightning_failures.core.rng import isolated_rng
@@ -33,7 +31,6 @@ from lightning_failures.data.example_table import ExampleTable
 from lightning_failures.data.grades import Grades
 from lightning_failures.data.held_out import HeldOutParts, HeldOutSplit
 from lightning_failures.directions.fit import Doubted
-from lightning_failures.encoders import gives_texts
 from lightning_failures.encoders.cache.store import content_keys
 from lightning_failures.encoders.cached import CachedEncoder
 from lightning_failures.errors import DataError
@@ -49,6 +46,7 @@ from lightning_failures.report.diary_storage import keep_diary
 from lightning_failures.report.gallery import Gallery, Picture
 from lightning_failures.report.html.render import prepare
 from lightning_failures.trainer.batch_reader import BatchReader
+from lightning_failures.trainer.caption_sources import Captions, CaptionSources
 from lightning_failures.trainer.evaluation_pass import EvaluationPass
 from lightning_failures.trainer.example_ids import unstable_ids
 from lightning_failures.trainer.example_reader import ExampleReader, TrainingSample, training_sample
@@ -101,7 +99,7 @@ class LoaderAnalysis:
 class RunnerOptions(Protocol):
     """The options of the callback that an analysis needs."""
 
-    captions: str | Path | CaptionVocabulary | None
+    captions: CaptionsOption
     reference: Literal["validation", "train"]
     permutations: int
     n_directions: int
@@ -119,7 +117,7 @@ class AnalysisRunner:
     Attributes:
         methods: The methods that are on, each with its fit.
         encoders: The cached encoders by option; an encoder that could not be loaded is absent.
-        vocabulary: Words for captions, or None.
+        captions: Gives the candidate captions of classes.
         reader: Reads examples for pictures and for the training reference.
         reference: "validation" or "train".
         feature_names: File with names of features; None: the one in the folder of the run.
@@ -130,7 +128,7 @@ class AnalysisRunner:
 
     methods: Sequence[tuple[Method, FittableMethod]]
     encoders: Mapping[str, CachedEncoder]
-    vocabulary: CaptionVocabulary | None
+    captions: CaptionSources
     reader: BatchReader
     reference: str
     permutations: int
@@ -142,7 +140,6 @@ class AnalysisRunner:
     say_once: Callable[..., None]
     raises: bool
     guard: Callable[[Trainer, str, str], AbstractContextManager[None]]
-    _captions: dict[str, ClassCaptions] = field(default_factory=dict)
     _reference_keys: list[Tensor] = field(default_factory=list)  # (n, 2) of this rank's share, once it is embedded
     _writers: dict[Path, list[Writer]] = field(default_factory=dict)
     _undrawn: dict[int, AnalysisSnapshot] = field(default_factory=dict)
@@ -166,10 +163,13 @@ class AnalysisRunner:
             say_once: Emits each distinct message at most once.
             guard: Makes the block in which an error is a warning, as the callback guards its own.
         """
+        directions = encoders.get("encoder")
+        device = "cpu" if directions is None else getattr(directions.encoder, "device", "cpu")
+        vocabulary, captioner = load_captions(options.captions, device=device)
         return cls(
             methods=[(method, method.fitter(options)) for method in methods_for(options)],
             encoders=encoders,
-            vocabulary=None if options.captions is None else CaptionVocabulary.load(options.captions),
+            captions=CaptionSources(directions, vocabulary, captioner, options.seed, say_once),
             reader=reader,
             reference=options.reference,
             permutations=options.permutations,
@@ -243,7 +243,9 @@ class AnalysisRunner:
         if split is not None:
             found = split == Part.DISCOVERY
             analysed, analysed_sampled = take_grades(grades, found), sampled[found.numpy()]
-        result = self._fit(trainer, analysed, analysed_sampled, evaluation, ranks, deadline)
+        examples = partial(ExampleReader.of_loader, trainer, loader, index, self.reader)
+        captions = self.captions.of_analysis(analysed, analysed_sampled, grader, index, examples, deadline)
+        result = self._fit(trainer, analysed, analysed_sampled, evaluation, captions, ranks, deadline)
 
         # the held-out parts are judged by the first process, which broadcasts them with the result
         discovery: Discovery | None = None
@@ -370,7 +372,7 @@ class AnalysisRunner:
         return GalleryBuilder(
             directions=self.directions,
             trees=self.trees,
-            captions=self._caption_source,
+            captions=self.captions,
             null_permutations=NULL_PERMUTATIONS if self.permutations else 0,
             worst_k=self.worst_k,
             feature_names=self.feature_names,
@@ -403,6 +405,7 @@ class AnalysisRunner:
         grades: Grades,
         sampled: NDArray[np.bool_],
         evaluation: EvaluationPass,
+        captions: Captions | None,
         ranks: Communicator,
         deadline: Deadline | None,
     ) -> AnalysisResult:
@@ -430,13 +433,15 @@ class AnalysisRunner:
             values.pop("directions", None)
         if deadline is not None:  # the training images, embedded once, do not count
             deadline = Deadline(deadline.at + perf_counter() - begun)
+        attribute_captions = None if captions is None else self.captions.attributes(grades.class_names)
         result = analyse(
             grades,
             values.pop("directions", None),
             features=values.pop("trees", None),
             methods=[(fit, values[method.name]) for method, fit in self.methods if method.name in values],
             reference=reference,
-            captions=self._caption_source(grades.class_names, has_names=evaluation.grader.has_names),
+            captions=captions,
+            attribute_captions=attribute_captions,
             metadata=evaluation.grader.metadata(grades),
             groupings=evaluation.grader.groupings(grades),
             sampled=sampled,
@@ -463,21 +468,6 @@ class AnalysisRunner:
     def _report_failed(self, failed: list[tuple[Writer, Exception]]) -> None:
         for writer, error in failed:
             self.say_once(f"FailureModes could not write to {type(writer).__name__}: {type(error).__name__}: {error}")
-
-    def _caption_source(
-        self, class_names: tuple[str, ...], *, has_names: bool
-    ) -> Callable[[int], ClassCaptions | None] | None:
-        """Return the source of candidate captions by class; None, with one message, if there are no captions."""
-        if self.directions is None or self.vocabulary is None:
-            return None
-        encoder = self.directions.encoder
-        if not gives_texts(encoder):
-            self.say_once(f"Encoder {encoder.name} has no text tower; captions are disabled.", rank_zero_info)
-            return None
-        if not has_names:
-            self.say_once("Classes have no names (class_names=None, no dataset.classes); captions are disabled.")
-            return None
-        return caption_source(self.directions, self.vocabulary, class_names, self._captions)
 
     def _reference_embeddings(self, trainer: Trainer, examples: int, ranks: Communicator) -> tuple[Tensor | None, str]:
         """Return this rank's part of the reference, and a description of the whole. Collective.

@@ -97,7 +97,7 @@ class AdvancedOptions:
     memory_budget: float | str | None = None
     worst_k: int = 5
     n_directions: int = 1
-    doubted: Doubted = None
+    doubted: Doubted = "failures"
     permutations: int = 999
     cache_folder: str | Path | None = None
     device: str | torch.device | None = None

@@ -19,6 +19,7 @@ CHARTS = (
     ("failures: grades", "validations since the last analysis", ("analysis_age",)),
     ("failures: directions", "strength of the patterns (CV score)", ("cv_score_mean",)),
     ("failures: directions", "share flagged", ("flagged_fraction",)),
+    ("failures: directions", "pattern shared by classes", ("shared/effect", "shared/p_value")),
     ("failures: trees", "held-out error rate of the worst slice", ("worst_slice_error_rate",)),
     ("failures: trees", "ALER - BER, held out and in sample", ("heldout_aler_minus_ber_mean", "aler_minus_ber_mean")),
     ("failures: trees", "share of groups whose leaf is valid held out", ("valid_leaf_fraction",)),

@@ -159,6 +159,7 @@ def test_analyse__summary_by_definition(full):
     assert set(summary) == {
         *("accuracy", "coverage", "cv_score_mean", "flagged_fraction", "aler_minus_ber_mean"),
         *("heldout_aler_minus_ber_mean", "valid_leaf_fraction", "worst_slice_error_rate"),
+        *("shared/p_value", "shared/effect"),
     }
     assert summary["cv_score_mean"] == pytest.approx(sum(c.cv_score for c in report.classes) / 3)
     assert summary["flagged_fraction"] == pytest.approx(sum(c.flagged for c in report.classes) / 900)
@@ -170,7 +171,7 @@ def test_analyse__summary_by_definition(full):
     worst = max(slices, key=lambda one: one.interval[0])
     assert summary["worst_slice_error_rate"] == worst.heldout_error_rate
     assert worst.heldout_error_rate > 0.6
-    assert all(0 <= summary[key] <= 1 for key in summary if "minus" not in key)
+    assert all(0 <= summary[key] <= 1 for key in summary if "minus" not in key and key != "shared/effect")
 
 
 # -- the order of rows, sources, seeds -----------------------------------------------------------------------
@@ -437,7 +438,7 @@ def test_json__keys_that_readers_rely_on(full):
     assert all(entry.keys() >= CLASS_KEYS for entry in data["classes"])
     assert all(group.keys() >= GROUP_KEYS for group in data["groups"])
     assert all(leaf.keys() >= LEAF_KEYS for group in data["groups"] for leaf in group["leaves"])
-    assert data["timings"].keys() == {"directions", "trees", "captions", "confusions"}
+    assert data["timings"].keys() == {"directions", "trees", "captions", "shared", "confusions"}
     assert all(math.isfinite(seconds) and seconds >= 0 for seconds in data["timings"].values())
 
 

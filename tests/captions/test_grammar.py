@@ -120,3 +120,48 @@ def test_vocabulary__says_what_is_wrong(tmp_path, text, said):
 def test_vocabulary__missing_file():
     with pytest.raises(ConfigurationError, match="Did you mean general"):
         CaptionVocabulary.load("genral")
+
+
+# -- captions that name no class ---------------------------------------------------------------------------------------
+
+
+def test_grammar_of__the_absence_of_a_condition_names_attributes_only():
+    digits, names = CaptionVocabulary.load("digits"), ("no even digit", "even digit")
+    absent = digits.grammar_of("no even digit", names)
+    assert absent.reference == "a photo of a digit"
+    assert "a photo of a cyan digit" in absent.captions()
+    assert not any("even" in caption or " no " in caption for caption in absent.captions())
+    present = digits.grammar_of("even digit", names)
+    assert present.reference == "a photo of an even digit"
+    assert "a photo of a cyan even digit" in present.captions()
+
+
+def test_grammar_of__a_name_that_only_looks_like_an_absence():
+    assert CaptionVocabulary().grammar_of("no entry", ("no entry", "stop")).reference == "a photo of a no entry"
+
+
+def test_grammar_of__words_of_the_user_for_an_absence():
+    words = CaptionVocabulary(classes={"No_edema": {"nouns": ("healthy lung",)}})
+    assert words.grammar_of("no edema", ("no edema", "edema")).reference == "a photo of a healthy lung"
+
+
+@pytest.mark.parametrize(
+    ("template", "noun", "reference", "caption"),
+    [
+        ("a photo of a {}", None, "a photo", "an orange photo"),
+        ("a chest x-ray showing {}", None, "a chest x-ray", "an orange chest x-ray"),
+        ("a photo of a {}", "digit", "a photo of a digit", "a photo of an orange digit"),
+        ("{} seen from above", None, "scene seen from above", "orange scene seen from above"),
+    ],
+)
+def test_grammar_without_class(template, noun, reference, caption):
+    grammar = CaptionVocabulary(template, noun, adjectives=("orange",)).grammar_without_class()
+    assert (grammar.reference, grammar.captions()) == (reference, [caption])
+
+
+@pytest.mark.parametrize("noun", ["[a, b]", "''", "3"])
+def test_vocabulary__a_noun_that_is_no_word(tmp_path, noun):
+    path = tmp_path / "words.yaml"
+    path.write_text(f"noun: {noun}\nadjectives: [red]\n")
+    with pytest.raises(ConfigurationError, match="'noun' must be a word"):
+        CaptionVocabulary.load(path)

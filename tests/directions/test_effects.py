@@ -5,7 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from lightning_failures.directions.effects import CLEAR, STRONG, Effect, measure_effect
+from lightning_failures.directions.effects import (
+    CLEAR,
+    STRONG,
+    Effect,
+    measure_effect,
+    measure_effect_within_classes,
+    rates_within_classes,
+)
 from lightning_failures.stats.intervals import difference_interval, wilson_interval
 
 
@@ -85,3 +92,51 @@ def test_interval__of_sources_covers_the_truth_where_that_of_examples_does_not()
             missed[name] += not low <= 0.3 <= high
     assert missed["sources"] / 200 <= 0.1
     assert missed["examples"] / 200 > 0.2
+
+
+def test_rates_within_classes__by_hand():
+    """Class 0 has two examples on either side, class 1 one and three; class 2 lies on one side."""
+    labels = np.array([0, 0, 0, 0, 1, 1, 1, 1, 2])
+    part = np.array([True, True, False, False, True, False, False, False, True])
+    outcome = np.array([True, False, False, False, True, True, False, False, False])
+    inside, outside = rates_within_classes(part, outcome, labels)
+    first, second = 2 * 2 / 4, 1 * 3 / 4  # weights of the classes
+    assert inside.rate == pytest.approx((first * 0.5 + second * 1.0) / (first + second))
+    assert outside.rate == pytest.approx((first * 0.0 + second / 3) / (first + second))
+    assert inside.effective == pytest.approx((0.5 + 0.5 + 0.75) ** 2 / (0.25 + 0.25 + 0.75**2))
+
+
+def test_rates_within_classes__copies_are_worth_one_example():
+    rng = np.random.default_rng(0)
+    labels, part, outcome = np.repeat([0, 1], 50), rng.random(100) < 0.5, rng.random(100) < 0.4
+    once = rates_within_classes(part, outcome, labels)
+    copies = [np.repeat(one, 7) for one in (part, outcome, labels, np.arange(100))]
+    for one, other in zip(once, rates_within_classes(*copies), strict=True):
+        assert other.rate == pytest.approx(one.rate)
+        assert other.effective == pytest.approx(one.effective, rel=0.1)
+
+
+def test_effect_within_classes__of_flags_that_tell_hard_classes_is_zero():
+    rng = np.random.default_rng(0)
+    labels = np.repeat(np.arange(20), 100)
+    failed = rng.random(2000) < labels / 20
+    values = np.where(rng.random(2000) < labels / 20, -1.0, 1.0)
+    assert measure_effect(values, failed).interval[0] > 0.1
+    within = measure_effect_within_classes(values, failed, labels)
+    assert within.interval[0] < 0 < within.interval[1]
+    assert abs(within.gain) < 30 < measure_effect(values, failed).gain
+
+
+def test_effect_within_classes__of_one_class_is_the_plain_one():
+    values, failed = planted(np.random.default_rng(1), 400, 0.6, 0.1)
+    within = measure_effect_within_classes(values, failed, np.zeros(400, dtype=np.int64))
+    plain = measure_effect(values, failed)
+    assert within.difference == pytest.approx(plain.difference)
+    assert within.interval == pytest.approx(plain.interval)
+    assert within.gain == pytest.approx(plain.gain)
+
+
+def test_effect_within_classes__without_a_class_on_both_sides_is_undefined():
+    effect = measure_effect_within_classes(np.array([-1.0, -1.0, 1.0]), np.array([True] * 3), np.array([0, 0, 1]))
+    assert np.isnan(effect.difference)
+    assert effect.interval == (-1.0, 1.0)

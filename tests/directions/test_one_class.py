@@ -77,7 +77,8 @@ def test_doubted__every_example_keeps_a_value_that_it_had_no_part_in():
 def test_doubted__nothing_in_doubt_changes_nothing():
     x, labels, correct, *_ = world(2, wrong=0.0)
     x[:, 0] += 20 * labels
-    plain, doubting = (fit(x, labels, correct, doubted=doubted, permutations=99) for doubted in (None, "failures"))
+    c = {"cs": (1.0,), "permutations": 99}  # without doubts C is larger
+    plain, doubting = (fit(x, labels, correct, doubted=doubted, **c) for doubted in (None, "failures"))
     assert not doubting.doubted.any()
     for name in ("weight", "bias", "cv_score", "p_value", "out_of_fold", "effect_interval"):
         assert torch.equal(getattr(plain, name), getattr(doubting, name))
@@ -142,7 +143,7 @@ def test_explained__is_near_one_for_wrong_labels_and_low_for_a_subpopulation():
     directions = fit(x, labels, correct, doubted="failures")
     assert directions.explained_overall < 0.4
     assert directions.explained.shape == (2,)
-    assert fit(x, labels, correct).explained_overall is None, "without a probe"
+    assert fit(x, labels, correct, doubted=None).explained_overall is None, "without a probe"
 
 
 def test_explained__by_hand():
@@ -161,7 +162,7 @@ def test_explained__by_hand():
 
 def test_explained__is_undefined_where_values_tell_nothing():
     rng = np.random.default_rng(9)
-    noise = fit(rng.normal(size=(400, DIM)), np.arange(400) % 2, rng.random(400) > 0.4, doubted="failures")
+    noise = fit(rng.normal(size=(4000, DIM)), np.arange(4000) % 2, rng.random(4000) > 0.4, doubted="failures")
     assert noise.explained_overall is None
     assert noise.explained[noise.whole_auc < 0.55].isnan().all()
 

@@ -10,7 +10,7 @@ from sklearn.linear_model import Ridge
 
 from lightning_failures.core.hashing import stable_hash
 from lightning_failures.directions import probe
-from lightning_failures.directions.probe import FOLDS, PENALTY, REPEATS, label_margins
+from lightning_failures.directions.probe import FOLDS, PENALTY, REPEATS, doubted_labels, label_margins
 from lightning_failures.directions.standardize import mean_and_std, standardize
 
 
@@ -155,3 +155,23 @@ def test_margins__the_order_of_rows_has_no_influence():
     order = np.random.default_rng(5).permutation(600)
     shuffled = label_margins(x[order], labels[order], order, *mean_and_std(x), classes=np.arange(4))
     assert shuffled == pytest.approx(margins(x, labels)[order], abs=1e-5)
+
+
+def test_doubted_labels__embeddings_that_tell_no_class_doubt_none():
+    rng = np.random.default_rng(0)
+    x, labels = rng.normal(size=(2000, 16)), np.arange(2000) % 10
+    margins = label_margins(x, labels, np.arange(2000), x.mean(0), x.std(0), classes=np.arange(10))
+    assert (margins < 0).mean() > 0.5
+    assert not doubted_labels(margins, labels).any()
+
+
+def test_doubted_labels__each_class_is_judged_by_itself():
+    """Class 0 lies apart; classes 1 and 2 cannot be distinguished."""
+    rng = np.random.default_rng(1)
+    labels = np.arange(1800) % 3
+    x = rng.normal(size=(1800, 8)) + 6.0 * np.eye(8)[0] * (labels == 0)[:, None]
+    labels[:30] = (labels[:30] + 1) % 3
+    margins = label_margins(x, labels, np.arange(1800), x.mean(0), x.std(0), classes=np.arange(3))
+    doubted = doubted_labels(margins, labels)
+    assert doubted[:30][labels[:30] == 0].all()
+    assert not doubted[labels > 0].any()

@@ -5,7 +5,6 @@ from sklearn.svm import SVC
 
 from lightning_failures.directions.criterion import CRITERION
 from lightning_failures.directions.svm import (
-    CRITICAL_MULTIPLES,
     PUBLISHED_CS,
     balanced_signs,
     centred_gram,
@@ -13,6 +12,8 @@ from lightning_failures.directions.svm import (
     fit_scaled,
     solve,
 )
+
+MULTIPLES = (1.0, 3.0, 10.0, 30.0, 100.0)  # of the critical C
 
 
 def _data(n=120, dim=30, seed=0):
@@ -88,13 +89,23 @@ def test_fit_scaled__a_large_class_is_fitted_on_a_sample_and_judged_in_full():
     assert abs(part.score - whole.score) < 0.06
 
 
-def test_fit_scaled__scores_within_sampling_error_do_not_raise_c():
-    """A mode of a few features: larger values of C score alike, so the difference of means is kept."""
+def test_fit_scaled__c_is_a_multiple_of_the_critical_one_of_all_examples():
     x, correct = _data(300)
     fold = np.arange(300) % 2
-    fit = fit_scaled(x, correct, fold)
-    assert fit.c == pytest.approx(critical_c(x @ x.T, correct))
-    best = max(fit_scaled(x, correct, fold, cs=[c * fit.c]).score for c in (1, 3, 10, 30, 100))
+    for multiple in MULTIPLES:
+        assert fit_scaled(x, correct, fold, multiple=multiple).c == pytest.approx(
+            multiple * critical_c(x @ x.T, correct)
+        )
+
+
+def test_fit_scaled__scores_within_sampling_error_do_not_raise_c():
+    """A mode of a few features: larger values of C score alike, so the smallest that is offered is taken."""
+    x, correct = _data(300)
+    fold = np.arange(300) % 2
+    cs = tuple(np.array(MULTIPLES) * critical_c(x @ x.T, correct))
+    fit = fit_scaled(x, correct, fold, cs=cs)
+    assert fit.c == pytest.approx(cs[0])
+    best = max(fit_scaled(x, correct, fold, cs=[c]).score for c in cs)
     assert best - 2.5 * CRITERION.stderr(fit.out_of_fold, correct) <= fit.score <= best + 0.02
 
 
@@ -105,9 +116,9 @@ def test_fit_scaled__a_real_gain_raises_c():
     signs = np.where(correct, 1.0, -1.0)
     x = rng.normal(size=(1000, 2)) * [3.0, 0.1] + signs[:, None] * [1.0, 0.15]
     fold, critical = np.arange(1000) // 2 % 2, critical_c(x @ x.T, correct)
-    fit = fit_scaled(x, correct, fold)
+    fit = fit_scaled(x, correct, fold, cs=tuple(np.array(MULTIPLES) * critical))
     assert fit.c > 2 * critical
-    assert fit.score > fit_scaled(x, correct, fold, cs=[critical]).score + 0.03
+    assert fit.score > fit_scaled(x, correct, fold, cs=[critical]).score + 0.01
 
 
 @pytest.mark.parametrize(("n", "dim"), [(90, 200), (120, 30), (300, 6)])
@@ -116,7 +127,7 @@ def test_fit_scaled__predicts_as_an_exact_solver_does(n, dim, folds):
     """At equal C, above the critical one: no held-out prediction differs from ``SVC(tol=1e-8)``."""
     x, correct = _data(n, dim)
     fold = np.arange(n) % folds
-    for c in critical_c(x @ x.T, correct) * np.array(CRITICAL_MULTIPLES[1:]) * 3:
+    for c in critical_c(x @ x.T, correct) * np.array(MULTIPLES[1:]) * 3:
         fit = fit_scaled(x.astype(np.float32), correct, fold, (float(c),))
         exact = SVC(kernel="linear", class_weight="balanced", C=c, tol=1e-8)
         weight = exact.fit(x, correct).coef_[0]
@@ -171,7 +182,7 @@ def test_solve__reaches_the_optimum_of_hard_data(kind):
     gram = centred_gram(x32)
     critical = critical_c(gram, correct)
     signs, weights = np.where(correct, 1, -1), np.abs(balanced_signs(correct))
-    for c in critical * np.array(CRITICAL_MULTIPLES):
+    for c in critical * np.array(MULTIPLES):
 
         def objective(w, b, c=c):
             return w @ w / 2 + c * (weights * np.maximum(0, 1 - signs * ((x - x.mean(0)) @ w + b))).sum()

@@ -38,3 +38,12 @@ def test_known_pictures__swapped_channels_fail(clip):
     assert all(
         zero_shot_accuracy(Swapped(clip), known) < known.needed for known in (coloured_digits(), coloured_shapes())
     )
+
+
+def test_captions__of_a_captioner(tmp_path):
+    context = read(tmp_path, captions=lambda images: ["a dark\nimage"] * len(images))
+    message = only(check_captions(context), "ok").message
+    assert "says 'a dark image' of the first image" in message
+    assert "up to 100 images a class" in message
+    broken = read(tmp_path, captions=lambda images: [])
+    assert "returned 0 texts for 1 images" in only(check_captions(broken), "problem").message

@@ -102,14 +102,14 @@ def test_loggers__each_says_what_it_holds(tmp_path):
     ]
     made = read(tmp_path, around={"logger": loggers, "max_epochs": 200}, pictures=True, pictures_every_n=5)
     texts = [one.message for one in check_loggers(made)]
-    assert "TensorBoard: at most 25 scalars and 4 pictures" in texts[1]
+    assert "TensorBoard: at most 27 scalars and 4 pictures" in texts[1]
     assert "about 10 of the 41 drawings" in texts[1]
     assert "up to 1,000 examples in the projector" in texts[1]
     assert texts[2].startswith("CSV")
     assert "no pictures" in texts[2]
     assert texts[3].startswith("W&B (offline")
     assert "up to 500 examples in a table" in texts[3]
-    assert only(check_loggers(made), "warning").message.startswith("Unknown gets up to 25 scalars")
+    assert only(check_loggers(made), "warning").message.startswith("Unknown gets up to 27 scalars")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["thrown away"]  # not even a folder of a logger
 
 

@@ -173,3 +173,14 @@ def test_group_sentence__what_could_be_wrong():
     assert "It is not certain that this leaf fails more often than the rest." in of_tree(leaves=(LEAVES[0], wide))
     small = dataclasses.replace(LEAVES[1], size=29)
     assert of_tree(leaves=(LEAVES[0], small)).endswith("The leaf is small and may change with more data.")
+
+
+def test_trust__says_what_the_failures_of_a_condition_are():
+    names = ("no edema", "edema", "no entry")
+    absent = trust_sentence(dataclasses.replace(FOUND, name="no edema"), names)
+    assert "fail" in absent.split(". ")[0]  # the pattern comes first
+    assert " The failures are images without edema that the model takes for edema. " in absent
+    present = trust_sentence(dataclasses.replace(FOUND, name="edema"), names)
+    assert " The failures are images of edema that the model misses. " in present
+    for other in ("no entry", "cat"):
+        assert "The failures are" not in trust_sentence(dataclasses.replace(FOUND, name=other), names)

@@ -93,10 +93,13 @@ def test_aggregates__are_what_the_analysis_says_and_no_value_is_worse():
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(300, 6, generator=generator)
     failed = x[:, 0] > 0.5
-    grades = Grades(torch.arange(300), torch.zeros(300).long(), failed.long(), torch.ones(300), ("cat", "dog"))
+    labels = torch.arange(300) % 2
+    grades = Grades(torch.arange(300), labels, (labels + failed) % 2, torch.ones(300), ("cat", "dog"))
     summary = analyse(grades, x, features=x, permutations=49).summary
     assert aggregates().keys() - {"accuracy", "coverage"} == summary.keys() - {"accuracy", "coverage"}
-    assert all(summary[name] <= aggregates()[name] for name in summary.keys() - {"accuracy", "coverage"})
+    higher_is_better = {"accuracy", "coverage", "shared/p_value"}
+    assert all(summary[name] <= aggregates()[name] for name in summary.keys() - higher_is_better)
+    assert summary["shared/p_value"] >= aggregates()["shared/p_value"]
 
 
 def test_worst_class_values__lowest_accuracy_first_and_nothing_undefined():

@@ -27,9 +27,9 @@ from lightning_failures.report.html.images import ImageBudget
 from lightning_failures.report.html.tree import Branch, feature_name, outline
 from lightning_failures.report.interventions import intervention_lines
 from lightning_failures.report.run_folder import Run
-from lightning_failures.report.sentences import group_sentence, trust_sentence
+from lightning_failures.report.sentences import group_sentence, shared_sentence, trust_sentence
 from lightning_failures.report.slices import significant_slices
-from lightning_failures.report.tables import rank_classes
+from lightning_failures.report.tables import class_names, rank_classes
 
 MAX_CLASS_ROWS = 1000
 MAX_CARDS = 24
@@ -208,6 +208,11 @@ class Page:
     caveats: tuple[str, ...]
     omitted: dict[str, int] = field(default_factory=dict)
 
+    @property
+    def shared_sentence(self) -> str:
+        """How far to trust the pattern that all classes share; empty without one."""
+        return "" if self.report.shared is None else shared_sentence(self.report.shared)
+
     def charts_of(self, section: str) -> list[tuple[str, Chart]]:
         """Return the charts of a section that have data, with their names."""
         return [(name, chart) for name, chart in CHARTS.items() if chart.section == section and name in self.charts]
@@ -362,10 +367,12 @@ def _class_rows(
 ) -> tuple[ClassRow, ...]:
     label_groups = {group.class_name: i for i, group in enumerate(report.groups) if group.grouping == LABEL.name}
     index_before = {} if before is None else {entry.name: index for index, entry in enumerate(before.classes)}
+    names = class_names(report)
     rows = []
     for index, entry in list(ranked)[:MAX_CLASS_ROWS]:
         has_card = index in cards
-        sentence = _first_sentence(trust_sentence(entry)) if has_card else trust_sentence(entry)  # the card has all
+        sentence = trust_sentence(entry, names)
+        sentence = _first_sentence(sentence) if has_card else sentence  # the card has all
         group = label_groups.get(entry.name)
         rows.append(ClassRow(index, entry, sentence, index_before.get(entry.name), group, has_card))
     return tuple(rows)
@@ -381,6 +388,7 @@ def _cards(
     """Return the cards of the classes that it pays most to fix and that have details to show."""
     # graded classes without any failure have no details to show
     candidates = [(index, entry) for index, entry in ranked if entry.cv_score is not None or entry.base_error_rate]
+    names = class_names(report)
     chosen = {index for index, _ in candidates[:MAX_CARDS]}
     trees_of: dict[str, list[tuple[int, str]]] = defaultdict(list)
     for index, group in trees.items():
@@ -391,7 +399,7 @@ def _cards(
         Card(
             index=index,
             entry=entry,
-            sentence=trust_sentence(entry),
+            sentence=trust_sentence(entry, names),
             pictures=pictures.take(f"classes/{tag_part(entry.name)}", entry.name),
             charts=_class_charts(entry),
             trees=tuple(sorted(trees_of[entry.name], key=lambda tree: tree[1])),

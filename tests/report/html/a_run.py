@@ -10,6 +10,7 @@ import torch
 
 from lightning_failures.core.text import tag_part
 from lightning_failures.data.example_table import ExampleTable
+from lightning_failures.data.records import ClassHold, SharedPattern, ValueReport
 from lightning_failures.data.report import (
     ClassReport,
     ConfusionReport,
@@ -21,7 +22,6 @@ from lightning_failures.data.report import (
     MistakenReport,
     ModeReport,
     SliceReport,
-    ValueReport,
 )
 from lightning_failures.data.tree_report import GroupReport, LeafReport, NodeReport
 from lightning_failures.report.gallery import Gallery, Picture, Row, Thumbnails, Tile
@@ -119,6 +119,7 @@ def a_report(names, table, epoch, rng, text) -> FailureReport:
         classes=classes,
         slices=a_slices(None, rng, text),
         confusions=tuple(ConfusionReport(text or name, text or "wolf", 3, rng.random()) for name in names[:20]),
+        shared=a_shared_pattern(names, text),
         groups=groups,
         features=features,
         modes=modes,
@@ -131,6 +132,23 @@ def a_report(names, table, epoch, rng, text) -> FailureReport:
         robust_encoder="resnet50 l2 eps 3",
         notes=(text or "The captions are of 40 words each.",),
     )
+
+
+def a_shared_pattern(names, text) -> SharedPattern:
+    shares = [
+        ValueReport("light", text or value, 9, 4, 5, 3, 0.2, 0.5, 0.6 - 0.2 * i, (0.35 - 0.2 * i, 0.7), 0.3)
+        for i, value in enumerate(("night", "day"))
+    ]
+    classes = [ClassHold(text or name, 0.8 - 0.01 * k, 0.001 + 0.01 * k, k < 3) for k, name in enumerate(names)]
+    words = tuple(text or word for word in WORDS)
+    return SharedPattern(
+        examples=500, failures=120, p_value=0.001, pattern=True, cv_score=0.61, cv_score_stderr=0.02, strength="clear",
+        effect=0.21, effect_interval=(0.13, 0.29), flagged=140, flagged_error_rate=0.41, unflagged_error_rate=0.2,
+        failures_flagged=0.43, gain=27.5, classes=tuple(classes), too_few=2, hardest_captions=words,
+        hardest_caption_scores=(-0.5, -0.4, -0.3, -0.2, -0.1), hardest_caption_margins=(2.5, 2.0, 1.5, 1.2, 1.1),
+        easiest_captions=words[::-1], easiest_caption_scores=(0.5, 0.4, 0.3, 0.2, 0.1), caption_p_value=0.004,
+        hardest_ids=(3, 9), values=tuple(shares),
+    )  # fmt: skip
 
 
 def a_class(name, k, table, epoch, rng, text) -> ClassReport:
