@@ -129,7 +129,8 @@ class _Examples:
         std: FloatArray,
     ) -> None:
         self._embeddings, self._rows = embeddings, rows
-        self._mean, self._std = mean.astype(np.float32), std.astype(np.float32)
+        with np.errstate(over="ignore"):  # phi is then not finite, and the fit refuses it
+            self._mean, self._std = mean.astype(np.float32), std.astype(np.float32)
         self.column, self.sources = column, sources
         order = np.argsort(column, kind="stable")
         ends = np.flatnonzero(np.diff(column[order])) + 1

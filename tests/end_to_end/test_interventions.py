@@ -97,11 +97,11 @@ def test_upweight__the_flagged_come_more_often_from_the_next_epoch_on(tmp_path):
 
 
 def test_upweight__what_is_drawn_is_what_is_told(tmp_path):
-    failures = steered(Upweight(factor=4.0, every_n_epochs=9))
+    failures = steered(Upweight(factor=3.0, every_n_epochs=9))
     module, _ = fit(tmp_path, failures, epochs=3)
     (intervention,) = failures.last_report["interventions"]
     flagged, size = intervention["flagged"], len(DATA)
-    expected = 4 * size / (size + 3 * flagged)  # expected draws of a flagged example
+    expected = 3 * size / (size + 2 * flagged)  # expected draws of a flagged example
     assert 1 < expected < 2
     assert sum(entry["share_of_all_draws"] for entry in intervention["classes"]) == pytest.approx(
         expected * flagged / size
