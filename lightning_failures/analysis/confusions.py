@@ -23,9 +23,10 @@ from lightning_failures.data.report import (
     FlaggedConfusionReport,
     MistakenReport,
 )
+from lightning_failures.directions.effects import CLEAR
 from lightning_failures.directions.result import FailureDirections
 from lightning_failures.stats.folds import permuted_outcomes
-from lightning_failures.stats.intervals import benjamini_hochberg, share_intervals
+from lightning_failures.stats.intervals import benjamini_hochberg, difference_interval, share_intervals
 
 MOST_PAIRS = 20
 """Maximum number of pairs of label and prediction in a report."""
@@ -81,14 +82,12 @@ def add_confusions(
         if values is None or not significant[k]:
             return ()
         known = members[k].rows[~np.isnan(values[members[k].rows])]
-        wrong = predictions[known] != k
-        failures = known[wrong]
         return split_by_confusion(
-            predictions[failures],
-            values[failures] < 0,
-            values[known[~wrong]] < 0,
+            predictions[known],
+            predictions[known] != k,
+            values[known] < 0,
             grades.class_names,
-            sources=None if grades.groups is None else as_array(grades.groups)[failures],
+            sources=None if grades.groups is None else as_array(grades.groups)[known],
         )
 
     reports = [
@@ -192,50 +191,56 @@ def flagged_confusion(
 
 def split_by_confusion(
     predictions: IntArray,
+    failed: BoolArray,
     flagged: BoolArray,
-    flagged_correct: BoolArray,
     class_names: Sequence[str],
     *,
     sources: NDArray[np.generic] | None = None,
 ) -> tuple[ConfusionSplitReport, ...]:
     """Split the failures of a class by what they are mistaken for, and say which parts follow its pattern.
 
-    A part follows the pattern if the interval of its flagged share lies above the flagged share of the successes: the
-    direction then separates it from them.
+    A part follows the pattern if clearly more of it are flagged than of the successes, by the interval of the
+    difference: the direction then separates it from them.
 
     Args:
-        predictions: (n,) the predictions of the failures.
+        predictions: (n,) the predictions of the examples.
+        failed: (n,) bool.
         flagged: (n,) bool, by out-of-fold values.
-        flagged_correct: (m,) bool, the same of the successes.
         class_names: K names.
-        sources: (n,) source of each failure. None: every failure is its own source.
+        sources: (n,) source of each example. None: every example is its own source.
 
     Returns:
         The parts with at least 10 failures and a fifth of all failures, the largest first; empty if there is only one.
     """
-    answers, answer = np.unique(predictions, return_inverse=True)
-    counts = np.bincount(answer, minlength=len(answers))
-    frequent = (counts >= MIN_SPLIT_FAILURES) & (counts >= MIN_SPLIT_SHARE * len(predictions))
-    if np.count_nonzero(frequent) < 2 or not len(flagged_correct):
+    answers, counts = np.unique(predictions[failed], return_counts=True)
+    frequent = (counts >= MIN_SPLIT_FAILURES) & (counts >= MIN_SPLIT_SHARE * failed.sum())
+    if np.count_nonzero(frequent) < 2 or failed.all():
         return ()
-    of_correct = float(flagged_correct.mean())
+    of_correct, ends_of_correct = _flagged_share(flagged, ~failed, sources)
     parts = []
     for i in np.argsort(-counts, kind="stable")[: np.count_nonzero(frequent)]:
-        mine = answer == i
-        source = None if sources is None else np.unique(sources[mine], return_inverse=True)[1]
-        ends = share_intervals(flagged[mine].astype(np.int64), 2, source)[1]
+        share, ends = _flagged_share(flagged, failed & (predictions == answers[i]), sources)
+        least_excess = difference_interval(share, ends, of_correct, ends_of_correct)[0]
         parts.append(
             ConfusionSplitReport(
                 class_name=class_names[answers[i]],
                 count=int(counts[i]),
-                share=float(counts[i] / len(predictions)),
-                flagged_share=float(flagged[mine].mean()),
+                share=float(counts[i] / failed.sum()),
+                flagged_share=share,
                 flagged_interval=ends,
                 flagged_share_of_correct=of_correct,
-                pattern=ends[0] > of_correct,
+                pattern=least_excess >= CLEAR,
             )
         )
     return tuple(parts)
+
+
+def _flagged_share(
+    flagged: BoolArray, part: BoolArray, sources: NDArray[np.generic] | None
+) -> tuple[float, tuple[float, float]]:
+    """Return the flagged share of a part (n,) bool of the examples, and its interval."""
+    source = None if sources is None else np.unique(sources[part], return_inverse=True)[1]
+    return float(flagged[part].mean()), share_intervals(flagged[part].astype(np.int64), 2, source)[1]
 
 
 def _has_several_wrong_answers(grades: Grades) -> bool:

@@ -118,8 +118,8 @@ class ConfusionSplitReport(Readable):
         flagged_share: Share of these failures that are flagged, in [0, 1].
         flagged_interval: 95 % interval of ``flagged_share``.
         flagged_share_of_correct: Share of the correctly classified examples that are flagged, in [0, 1].
-        pattern: Whether these failures are flagged more often than the correctly classified examples: the interval lies
-            above ``flagged_share_of_correct``.
+        pattern: Whether clearly more of these failures are flagged than of the correctly classified examples: by at
+            least 0.1, the threshold of a clear effect, at the lower end of the 95 % interval of the difference.
     """
 
     class_name: str = field(metadata={"key": "class"})

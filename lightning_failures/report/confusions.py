@@ -48,7 +48,7 @@ def _split_text(entry: ClassReport, escape: Callable[[str], str]) -> str:
     texts = [f"of those as {name}, {share}" for name, share in found]
     if texts:
         texts[0] = f"Of its failures as {found[0][0]}, {found[0][1]} are flagged"
-    texts += [f"those as {name} show no pattern: {share} are flagged" for name, share in others]
+    texts += [f"those as {name} show no clear pattern: {share} are flagged" for name, share in others]
     text = "; ".join(texts)
     ending = (
         f", as are {of_correct} of the correct images."

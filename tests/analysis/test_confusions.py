@@ -114,21 +114,23 @@ def test_analyse__says_what_the_flagged_failures_are_mistaken_for_where_the_mode
 
 def test_split_by_confusion__by_hand():
     """60 dogs, then 30 owls, 9 yaks and 11 cats among the failures; 100 successes of which 20 are flagged."""
-    answers = np.repeat([1, 2, 3, 0], [60, 30, 9, 11])
-    flagged = np.concatenate([np.arange(60) < 48, np.arange(30) < 6, np.arange(9) < 9, np.arange(11) < 11])
-    found = split_by_confusion(answers, flagged, np.arange(100) < 20, NAMES)
+    answers = np.repeat([1, 2, 3, 0, 4], [60, 30, 9, 11, 100])
+    parts = (np.arange(60) < 48, np.arange(30) < 6, np.arange(9) < 9, np.arange(11) < 11, np.arange(100) < 20)
+    flagged, failed = np.concatenate(parts), np.arange(210) < 110
+    found = split_by_confusion(answers, failed, flagged, (*NAMES, "fox"))
     assert [(row.class_name, row.count, row.flagged_share) for row in found] == [("dog", 60, 0.8), ("owl", 30, 0.2)]
     assert [row.share for row in found] == pytest.approx([60 / 110, 30 / 110])
     assert [row.flagged_share_of_correct for row in found] == [0.2, 0.2]
     assert found[0].flagged_interval == pytest.approx(wilson_interval(48, 60))
     assert [row.pattern for row in found] == [True, False]
-    assert split_by_confusion(answers[:60], flagged[:60], np.arange(100) < 20, NAMES) == (), "one kind is no split"
+    assert split_by_confusion(answers, answers == 1, flagged, (*NAMES, "fox")) == ()  # one kind is no split
 
 
 def test_split_by_confusion__of_sources_is_less_certain():
-    answers, flagged = np.repeat([1, 2], 40), np.tile(np.arange(40) < 20, 2)
-    alone = split_by_confusion(answers, flagged, np.arange(100) < 20, NAMES)
-    together = split_by_confusion(answers, flagged, np.arange(100) < 20, NAMES, sources=np.arange(80) // 20)
+    answers, failed = np.repeat([1, 2, 0], [40, 40, 100]), np.arange(180) < 80
+    flagged = np.concatenate([np.arange(40) < 20, np.arange(40) < 20, np.arange(100) < 20])
+    alone = split_by_confusion(answers, failed, flagged, NAMES)
+    together = split_by_confusion(answers, failed, flagged, NAMES, sources=np.arange(180) // 20)
     assert [row.pattern for row in alone] == [True, True]
     assert [row.pattern for row in together] == [False, False]
 

@@ -42,8 +42,8 @@ def test_confusion_sentence__which_failures_follow_the_pattern():
     dog = ConfusionSplitReport("dog", 60, 0.6, 0.83, (0.7, 0.9), 0.15, True)
     owl = ConfusionSplitReport("owl", 30, 0.3, 0.12, (0.04, 0.2), 0.15, False)
     assert confusion_sentence(replace(SPLIT, confusion_split=(dog, owl))).endswith(
-        " Of its failures as dog, 0.83 are flagged; those as owl show no pattern: 0.12 are flagged, as are 0.15 of the"
-        " correct images."
+        " Of its failures as dog, 0.83 are flagged; those as owl show no clear pattern: 0.12 are flagged, as are 0.15"
+        " of the correct images."
     )
     assert confusion_sentence(replace(SPLIT, confusion_split=(dog, replace(owl, pattern=True)))).endswith(
         " Of its failures as dog, 0.83 are flagged; of those as owl, 0.12. Of the correct images, 0.15 are flagged."
