@@ -45,13 +45,11 @@ from lightning_failures.data.report import (
     FailureReport,
     FeatureReport,
     FlaggedConfusionReport,
-    GroupReport,
-    LeafReport,
     MistakenReport,
     ModeReport,
-    NodeReport,
     SliceReport,
 )
+from lightning_failures.data.tree_report import GroupReport, LeafReport, NodeReport
 from lightning_failures.directions import FailureDirections, fit_failure_directions
 from lightning_failures.encoders.cache.store import EmbeddingCache
 from lightning_failures.encoders.frozen import load_tensors, state_dict_of

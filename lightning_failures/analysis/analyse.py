@@ -38,7 +38,8 @@ from lightning_failures.data.grouping import DEFAULT_GROUPINGS, MOST_CLUSTERS, G
 from lightning_failures.data.members import RowValues, Values, members_of
 from lightning_failures.data.partition import SINGLE_PROCESS, Partition, Workers
 from lightning_failures.data.records import ValueReport
-from lightning_failures.data.report import ClassReport, FailureReport, GroupReport, SliceReport
+from lightning_failures.data.report import ClassReport, FailureReport, SliceReport
+from lightning_failures.data.tree_report import GroupReport
 from lightning_failures.directions.fit import Doubted
 from lightning_failures.directions.null_scores import CLASSES_WITH_NULL_SCORES, add_null_cv_scores
 from lightning_failures.directions.result import FailureDirections
@@ -445,9 +446,13 @@ def _slice(
     ids = as_array(grades.ids)
     sources = ids if grades.groups is None else as_array(grades.groups)  # a multilabel example has several rows
     is_clustered = grades.groups is not None or len(np.unique(ids)) < len(ids)
-    (overall,) = leading_slices(
-        [slices_of(attributes, as_array(grades.failed), sources=sources if is_clustered else None)]
+    every = slices_of(
+        attributes,
+        as_array(grades.failed),
+        sources=sources if is_clustered else None,
+        labels=as_array(grades.labels),
     )
+    (overall,) = leading_slices([every])
     return tuple(replace(entry, slices=rows) for entry, rows in zip(classes, leading, strict=True)), overall
 
 

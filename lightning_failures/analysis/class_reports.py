@@ -15,7 +15,8 @@ from lightning_failures.core.types import BoolArray, IntArray
 from lightning_failures.data.grades import Grades
 from lightning_failures.data.grouping import LABEL
 from lightning_failures.data.members import ClassSubset, members_of
-from lightning_failures.data.report import ClassReport, GroupReport
+from lightning_failures.data.report import ClassReport
+from lightning_failures.data.tree_report import GroupReport
 from lightning_failures.directions.effects import measure_effect
 from lightning_failures.directions.result import FailureDirections
 from lightning_failures.stats.agreement import cohen_kappa
@@ -82,7 +83,13 @@ def class_reports(
                 **values,
             )
         )
-    return _with_shrunken_rates(reports, members_of(grades))
+    return _with_shrunken_rates(_with_gain_shares(reports), members_of(grades))
+
+
+def _with_gain_shares(classes: Sequence[ClassReport]) -> list[ClassReport]:
+    """Add the gain of each class as a share of the analysed failures of all classes."""
+    failures = max(sum(entry.failures_looked_at or 0 for entry in classes), 1)
+    return [entry if entry.gain is None else replace(entry, gain_share=entry.gain / failures) for entry in classes]
 
 
 def _with_shrunken_rates(classes: Sequence[ClassReport], members: Sequence[ClassSubset]) -> tuple[ClassReport, ...]:
@@ -151,6 +158,7 @@ def _direction_fields(directions: FailureDirections, k: int, members: ClassSubse
         "p_value": defined(directions.p_value[row]),
         "c": float(directions.c[row]),
         "flagged": int((values < 0).sum()),
+        "flag_agreement": defined(directions.flag_agreement[row]),
         "hardest_ids": tuple(members.ids[hardest].tolist()),
         "hardest_values": tuple(values[hardest].tolist()),
         "easiest_ids": tuple(members.ids[easiest].tolist()),
@@ -163,7 +171,8 @@ def _effect_fields(
 ) -> dict[str, Any]:
     """Return the fields of a class report that say how much a pattern matters, and which labels are in doubt."""
     row, rows = directions.row(k), members.rows
-    effect = measure_effect(as_array(directions.out_of_fold)[rows], members.failed, members.sources)
+    low, high = directions.effect_interval[row].tolist()
+    effect = measure_effect(as_array(directions.out_of_fold)[rows], members.failed, interval=(low, high))
     margins, doubted = as_array(directions.label_margin)[rows], as_array(directions.doubted)[rows]
     tested = not bool(directions.p_value[row].isnan())
     defined_effect = np.isfinite(effect.difference)
@@ -175,7 +184,7 @@ def _effect_fields(
         "flagged_error_rate": defined(effect.flagged_error_rate),
         "unflagged_error_rate": defined(effect.unflagged_error_rate),
         "failures_flagged": defined(effect.coverage),
-        "gain": effect.gain,
+        "gain": defined(effect.gain) if pattern else None,
         "doubted": None if np.isnan(margins).all() else int(doubted.sum()),
         "doubted_ids": tuple(members.ids[most_doubtful][doubted[most_doubtful]][:top].tolist()),
         "explained": defined(directions.explained[row]),

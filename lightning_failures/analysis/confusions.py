@@ -16,10 +16,17 @@ from lightning_failures.core.types import BoolArray, IntArray
 from lightning_failures.data.grades import Grades
 from lightning_failures.data.members import members_of
 from lightning_failures.data.partition import Partition
-from lightning_failures.data.report import ClassReport, ConfusionReport, FlaggedConfusionReport, MistakenReport
+from lightning_failures.data.report import (
+    ClassReport,
+    ConfusionReport,
+    ConfusionSplitReport,
+    FlaggedConfusionReport,
+    MistakenReport,
+)
+from lightning_failures.directions.effects import CLEAR
 from lightning_failures.directions.result import FailureDirections
 from lightning_failures.stats.folds import permuted_outcomes
-from lightning_failures.stats.intervals import benjamini_hochberg
+from lightning_failures.stats.intervals import benjamini_hochberg, difference_interval, share_intervals
 
 MOST_PAIRS = 20
 """Maximum number of pairs of label and prediction in a report."""
@@ -29,6 +36,9 @@ MOST_MISTAKEN = 5
 
 MIN_FAILURES = 5
 """Minimum number of flagged and of other failures to compare what they are mistaken for."""
+
+MIN_SPLIT_FAILURES, MIN_SPLIT_SHARE = 10, 0.2
+"""Minimum number, and minimum share, of the failures with one prediction to be a part of a split."""
 
 _PERMUTATIONS, _MORE_PERMUTATIONS = 999, 9999
 _PROMISING = 0.01  # p-value from which more permutations are made, to be significant among many classes
@@ -46,7 +56,7 @@ def add_confusions(
     """Add what each class is mistaken for to its report, and return the most frequent pairs of all classes. Collective.
 
     What the flagged failures of a class with a pattern are mistaken for is added only where it differs from the other
-    failures, after Benjamini-Hochberg over these classes.
+    failures, after Benjamini-Hochberg over these classes. There the failures are split by their predictions, too.
     """
     if grades.predictions is None or not _has_several_wrong_answers(grades):
         return classes, ()
@@ -67,13 +77,29 @@ def add_confusions(
     found = partition.merge_results(lambda: {k: of_class(k) for k in range(len(classes)) if partition.owns(k)})
     tested = [found[k] for k in range(len(classes))]
     significant = benjamini_hochberg([np.nan if one is None else one.p_value for one in tested])
+
+    def split_of(k: int) -> tuple[ConfusionSplitReport, ...]:
+        if values is None or not significant[k]:
+            return ()
+        known = members[k].rows[~np.isnan(values[members[k].rows])]
+        return split_by_confusion(
+            predictions[known],
+            predictions[known] != k,
+            values[known] < 0,
+            grades.class_names,
+            sources=None if grades.groups is None else as_array(grades.groups)[known],
+        )
+
     reports = [
         replace(
             entry,
             mistaken_for=mistaken_for(predictions[rows], grades.class_names),
             flagged_mistaken_for=of_flagged if explains else None,
+            confusion_split=split_of(k),
         )
-        for entry, rows, of_flagged, explains in zip(classes, confused, tested, significant.tolist(), strict=True)
+        for k, (entry, rows, of_flagged, explains) in enumerate(
+            zip(classes, confused, tested, significant.tolist(), strict=True)
+        )
     ]
     return tuple(reports), confusion_pairs(grades)
 
@@ -161,6 +187,60 @@ def flagged_confusion(
         share_of_others=float(shares_of_others[most]),
         p_value=_permutation_p_value(answer, flagged, np.arange(len(flagged)) if sources is None else sources, seed),
     )
+
+
+def split_by_confusion(
+    predictions: IntArray,
+    failed: BoolArray,
+    flagged: BoolArray,
+    class_names: Sequence[str],
+    *,
+    sources: NDArray[np.generic] | None = None,
+) -> tuple[ConfusionSplitReport, ...]:
+    """Split the failures of a class by what they are mistaken for, and say which parts follow its pattern.
+
+    A part follows the pattern if clearly more of it are flagged than of the successes, by the interval of the
+    difference: the direction then separates it from them.
+
+    Args:
+        predictions: (n,) the predictions of the examples.
+        failed: (n,) bool.
+        flagged: (n,) bool, by out-of-fold values.
+        class_names: K names.
+        sources: (n,) source of each example. None: every example is its own source.
+
+    Returns:
+        The parts with at least 10 failures and a fifth of all failures, the largest first; empty if there is only one.
+    """
+    answers, counts = np.unique(predictions[failed], return_counts=True)
+    frequent = (counts >= MIN_SPLIT_FAILURES) & (counts >= MIN_SPLIT_SHARE * failed.sum())
+    if np.count_nonzero(frequent) < 2 or failed.all():
+        return ()
+    of_correct, ends_of_correct = _flagged_share(flagged, ~failed, sources)
+    parts = []
+    for i in np.argsort(-counts, kind="stable")[: np.count_nonzero(frequent)]:
+        share, ends = _flagged_share(flagged, failed & (predictions == answers[i]), sources)
+        least_excess = difference_interval(share, ends, of_correct, ends_of_correct)[0]
+        parts.append(
+            ConfusionSplitReport(
+                class_name=class_names[answers[i]],
+                count=int(counts[i]),
+                share=float(counts[i] / failed.sum()),
+                flagged_share=share,
+                flagged_interval=ends,
+                flagged_share_of_correct=of_correct,
+                pattern=least_excess >= CLEAR,
+            )
+        )
+    return tuple(parts)
+
+
+def _flagged_share(
+    flagged: BoolArray, part: BoolArray, sources: NDArray[np.generic] | None
+) -> tuple[float, tuple[float, float]]:
+    """Return the flagged share of a part (n,) bool of the examples, and its interval."""
+    source = None if sources is None else np.unique(sources[part], return_inverse=True)[1]
+    return float(flagged[part].mean()), share_intervals(flagged[part].astype(np.int64), 2, source)[1]
 
 
 def _has_several_wrong_answers(grades: Grades) -> bool:

@@ -37,7 +37,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lightning_failures.analysis.result import AnalysisResult
-from lightning_failures.core.arrays import as_array, unit_vectors
+from lightning_failures.core.arrays import as_array, defined, unit_vectors
 from lightning_failures.core.budget import SKIPPED_FOR_TIME
 from lightning_failures.core.text import is_failed_fit
 from lightning_failures.core.types import BoolArray, IntArray
@@ -45,6 +45,7 @@ from lightning_failures.data.example_table import ExampleTable
 from lightning_failures.data.held_out import HeldOutParts
 from lightning_failures.data.joining import ExampleKeys, join_examples
 from lightning_failures.data.report import ClassReport, ModeReport
+from lightning_failures.directions.effects import measure_effect
 from lightning_failures.directions.matching import (
     CHANGE_LEVEL,
     ModeSimilarity,
@@ -367,6 +368,7 @@ def _report_of_detected(
         since=mode.since,
         seen=mode.seen,
         size=mode.snapshot.size,
+        gain=defined(measure_effect(np.where(mode.snapshot.flagged, -1.0, 1.0), mode.snapshot.failed).gain),
         examples=len(mode.snapshot.ids),
         gained=gained,
         lost=lost,

@@ -17,7 +17,7 @@ from lightning_failures.core.threads import one_thread
 from lightning_failures.core.types import BoolArray, FloatArray, IntArray
 from lightning_failures.data.grouping import GROUPINGS, Grouping, check_processes
 from lightning_failures.data.members import Values
-from lightning_failures.data.report import GroupReport, LeafReport, NodeReport
+from lightning_failures.data.tree_report import GroupReport, LeafReport, NodeReport
 from lightning_failures.directions.fit import Doubted, fit_failure_directions
 from lightning_failures.directions.one_class import MIN_PER_OUTCOME
 from lightning_failures.directions.probe import Sums, label_margins
@@ -108,7 +108,7 @@ def _tree_summary(groups: tuple[GroupReport, ...]) -> dict[str, float]:
         "heldout_aler_minus_ber_mean": mean_of(torch.tensor(with_heldout)),
         "valid_leaf_fraction": mean_of(torch.tensor([bool(leaf.heldout_valid) for leaf in best_leaves])),
     }
-    worst = max((one for group in groups for one in _slices(group)), key=_lower_bound, default=None)
+    worst = max((one for group in groups for one in _slices(group)), key=lambda one: one.lower_bound, default=None)
     values["worst_slice_error_rate"] = None if worst is None else worst.heldout_error_rate
     return defined_numbers(values)
 
@@ -117,10 +117,6 @@ def _slices(group: GroupReport) -> list[LeafReport | NodeReport]:
     """Return what may be the worst slice: the leaves of a tree with a pattern, else the whole group."""
     slices = group.leaves if group.pattern else group.nodes[:1]
     return [one for one in slices if one.interval is not None]
-
-
-def _lower_bound(one: LeafReport | NodeReport) -> float:
-    return 0.0 if one.interval is None else one.interval[0]
 
 
 def _fit_directions(task: FitTask, options: DirectionsFit) -> FailureDirections:

@@ -12,7 +12,7 @@ from lightning_failures.core.budget import Deadline
 from lightning_failures.data.grades import Grades
 from lightning_failures.data.members import RowValues, Values
 from lightning_failures.data.partition import Partition
-from lightning_failures.data.report import GroupReport
+from lightning_failures.data.tree_report import GroupReport
 
 
 @dataclass(frozen=True)

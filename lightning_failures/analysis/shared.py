@@ -158,7 +158,7 @@ def _report(shared: SharedDirection, grades: Grades, attributes: Mapping[str, At
         flagged_error_rate=defined(effect.flagged_error_rate),
         unflagged_error_rate=defined(effect.unflagged_error_rate),
         failures_flagged=defined(effect.coverage),
-        gain=effect.gain,
+        gain=defined(effect.gain) if pattern else None,
         classes=tuple(sorted(classes, key=lambda one: -(one.auc or 0.0))),
         too_few=shared.too_few,
         hardest_ids=tuple(ids[np.lexsort((ids, values))[:top]].tolist()),

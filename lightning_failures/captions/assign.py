@@ -40,10 +40,10 @@ _TINY = float(np.finfo(np.float32).tiny)
 def classes_to_caption(classes: tuple[ClassReport, ...], limit: int) -> list[int]:
     """Return the indices of the classes that get captions, at most ``limit`` of those with a direction.
 
-    Classes with a pattern come first, and among them the worst.
+    They are ranked as in the tables of the report.
     """
     fitted = [k for k, entry in enumerate(classes) if entry.cv_score is not None]
-    fitted.sort(key=lambda k: (not classes[k].pattern, classes[k].rank))
+    fitted.sort(key=lambda k: classes[k].rank)
     return fitted[:limit]
 
 

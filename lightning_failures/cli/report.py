@@ -77,7 +77,7 @@ def report_text(run: Run) -> str:
     )
     sections = [
         ("Notes", [clean(note, 400) for note in (*last.notes, *run.notes)]),
-        ("Confidence in the findings, worst classes", trust_lines(last, limit=_TRUSTED)),
+        ("Confidence in the findings, most to gain first", trust_lines(last, limit=_TRUSTED)),
         ("Pattern shared by classes", shared_lines(last)),
         ("Failure diary", diary_lines(last, limit=_MODES)),
         ("Most frequent confusions", confusion_lines(last)),
@@ -120,13 +120,13 @@ def diff_text(found: Comparison, *, ids: int = 0) -> str:
 
 
 def _rules(last: FailureReport) -> list[str]:
-    """Return a line for each valid leaf of the trees that found a pattern, the most important first.
+    """Return a line for each valid leaf of the trees that found a pattern, those first that it pays most to fix.
 
     Validity is that on held-out examples; in reports of former versions, which lack it, validity in sample.
     """
     names = names_in(last.features)
     found = [(leaf, group) for group in last.groups if group.pattern for leaf in group.leaves if leaf.shown_as_valid]
-    found.sort(key=lambda pair: -pair[0].importance)
+    found.sort(key=lambda pair: pair[0].rank)
     lines = [
         f"{clean(group.class_name)} ({clean(group.grouping)} group): {clean(with_names(leaf.rule, names))}:"
         f" {leaf_rates(leaf)}; base error rate {number(group.base_error_rate)}"

@@ -14,13 +14,15 @@ Files, each importing only from those above it::
     example_table  One row per graded example: label, prediction, confidence, decision value, leaves
     records        Records that parts of a report have in common, and that of the pattern which all classes share
     evidence       The evidence for a word of a caption, a record of the report
+    tree_report    The records of failure trees in a report
     report         The content of ``report.json`` as frozen records
 """
 
 from lightning_failures.data.example_table import ExampleTable
 from lightning_failures.data.grades import BatchRecord, Grades
 from lightning_failures.data.grading import grade_batch
-from lightning_failures.data.report import ClassReport, FailureReport, GroupReport, ModeReport
+from lightning_failures.data.report import ClassReport, FailureReport, ModeReport
+from lightning_failures.data.tree_report import GroupReport
 
 __all__ = [
     "BatchRecord",

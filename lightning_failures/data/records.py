@@ -50,6 +50,12 @@ class ValueReport(Readable):
     share_of_flagged_interval: tuple[float, float] | None = None
     share_of_least_confident: float | None = None
 
+    @property
+    def lift(self) -> float:
+        """How many times the share of all examples the share of the flagged ones is at least; 0 where undefined."""
+        ends = self.share_of_flagged_interval
+        return ends[0] / self.share if ends and self.share else 0.0
+
 
 @dataclass(frozen=True)
 class ClassHold(Readable):
@@ -90,7 +96,8 @@ class SharedPattern(Readable):
         flagged_error_rate: Share of the flagged examples that failed, in [0, 1].
         unflagged_error_rate: Share of the unflagged examples that failed, in [0, 1].
         failures_flagged: Share of the failures that are flagged, in [0, 1].
-        gain: Number of flagged failures beyond those that the error rates of their classes explain.
+        gain: Number of failures that would vanish if the flagged examples failed as the others of their classes do;
+            None without a pattern.
         classes: Classes with enough images to tell whether the pattern holds in them, the highest AUC first.
         too_few: Number of classes with too few failures or successes to tell.
         hardest_captions: Attributes at the failure end of the direction, the most extreme first.

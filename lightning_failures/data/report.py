@@ -9,115 +9,11 @@ from typing import Any
 from lightning_failures.core.serialization import from_jsonable, read_json
 from lightning_failures.data.evidence import AttributeEvidence
 from lightning_failures.data.records import Readable, SharedPattern, ValueReport
+from lightning_failures.data.tree_report import GroupReport
 from lightning_failures.errors import DataError
 
 SCHEMA = 1
 """Version of ``report.json``. It increases when a key changes its meaning, not when a key is added."""
-
-
-@dataclass(frozen=True)
-class LeafReport(Readable):
-    """One leaf of a failure tree; rates are in [0, 1].
-
-    Numbers in sample come from the examples that grew the tree, and are optimistic. Numbers held out come from folds
-    that the leaf was not grown on; they are None if nothing could be held out, and in reports of former versions.
-
-    Attributes:
-        rule: The conditions on features that lead to the leaf, as text.
-        size: Number of examples in the leaf.
-        error_rate: Share of the leaf's examples that failed, in sample.
-        error_coverage: Share of the group's failures that are in the leaf, in sample.
-        importance: ``error_rate * error_coverage``, by which leaves are sorted.
-        valid: Whether error rate and error coverage in sample exceed their thresholds (``delta`` and ``tau`` of the
-            analysis).
-        interval: 95 % Wilson interval of the error rate, held out.
-        heldout_error_rate: Error rate, held out.
-        heldout_error_coverage: Error coverage, held out.
-        heldout_valid: Whether error rate and error coverage, held out, exceed the same thresholds.
-    """
-
-    rule: str
-    size: int
-    error_rate: float
-    error_coverage: float
-    importance: float
-    valid: bool
-    interval: tuple[float, float] | None = None
-    heldout_error_rate: float | None = None
-    heldout_error_coverage: float | None = None
-    heldout_valid: bool | None = None
-
-    @property
-    def shown_as_valid(self) -> bool:
-        """Whether the leaf is valid held out or, in a report without held-out rates, in sample."""
-        return self.valid if self.heldout_valid is None else self.heldout_valid
-
-
-@dataclass(frozen=True)
-class NodeReport(Readable):
-    """One node of a failure tree, for drawing the tree; rates are in [0, 1].
-
-    Attributes:
-        size: Number of examples in the node.
-        failures: Number of its examples that failed.
-        error_rate: Share of the node's examples that failed, in sample.
-        error_coverage: Share of the group's failures that are in the node, in sample.
-        interval: 95 % Wilson interval of the error rate on folds that the tree was not grown on.
-        heldout_error_rate: Error rate on folds that the tree was not grown on; that of the root is its error rate.
-        heldout_error_coverage: Error coverage on folds that the tree was not grown on.
-        parent: Index of the parent in ``GroupReport.nodes``; None for the root, which comes first.
-        above: Whether the node is the branch on which the parent's feature is above the threshold; None for the root.
-        feature: Feature that an inner node splits on; None for a leaf.
-        threshold: Threshold of an inner node; None for a leaf.
-        leaf: Index of a leaf in ``GroupReport.leaves``; None for an inner node.
-    """
-
-    size: int
-    failures: int
-    error_rate: float | None = None
-    error_coverage: float | None = None
-    interval: tuple[float, float] | None = None
-    parent: int | None = None
-    above: bool | None = None
-    feature: int | None = None
-    threshold: float | None = None
-    leaf: int | None = None
-    heldout_error_rate: float | None = None
-    heldout_error_coverage: float | None = None
-
-
-@dataclass(frozen=True)
-class GroupReport(Readable):
-    """The failure tree of one group of examples, such as those with one label.
-
-    Attributes:
-        grouping: Name of the grouping: "label", "prediction", "pair", "union", "metadata" or "cluster".
-        class_name: Class of the group, or the name of a pair ("cat -> dog"), value ("camera = old") or cluster; its key
-            is "class".
-        size: Number of examples in the group.
-        base_error_rate: Share of the group's examples that failed.
-        aler: Average leaf error rate (ALER) on the examples that the tree was grown on.
-        heldout_aler: ALER on folds that the tree was not grown on.
-        heldout_aler_minus_ber: Held-out ALER minus the base error rate of the folds that the trees were grown on.
-        heldout_stderr: Standard error of ``heldout_aler_minus_ber``.
-        pattern: Whether the p-value of the tree passes Benjamini-Hochberg over groups at level 0.05.
-        skipped: Reason why there is no tree; None if there is one.
-        leaves: Leaves, the most important first.
-        nodes: Nodes, the root first and parents before their children.
-    """
-
-    grouping: str
-    class_name: str = field(metadata={"key": "class"})  # "class" is a reserved word in Python
-    size: int
-    base_error_rate: float | None = None
-    aler: float | None = None
-    heldout_aler: float | None = None
-    heldout_aler_minus_ber: float | None = None
-    heldout_stderr: float | None = None
-    pattern: bool = False
-    skipped: str | None = None
-    leaves: tuple[LeafReport, ...] = ()
-    nodes: tuple[NodeReport, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -133,11 +29,16 @@ class SliceReport(Readable):
         error_rate: Share of the examples with the value that failed.
         interval: 95 % interval of ``error_rate``.
         error_rate_outside: Share of the examples with any other value that failed.
-        gap: ``error_rate - error_rate_outside``.
-        gap_interval: 95 % interval of ``gap``; slices are sorted by its lower end.
-        p_value: p-value of the test that examples with the value fail no more often than the others, not corrected.
+        gap: ``error_rate - error_rate_outside``. Over all classes, it may only say that a value is frequent in a hard
+            class: see ``adjusted_gap``.
+        gap_interval: 95 % interval of ``gap``.
+        p_value: p-value of the test that examples with the value fail no more often than the others of their class, not
+            corrected.
         significant: Whether the p-value passes Benjamini-Hochberg at level 0.05, over the slices of all classes for a
             slice of one class, else over those of all classes together.
+        adjusted_gap: Mean over classes of the gap within the class, weighted by the examples with the value. None where
+            no class has examples with and without the value, and in reports of former versions.
+        adjusted_gap_interval: 95 % interval of ``adjusted_gap``; slices are sorted by its lower end.
     """
 
     attribute: str
@@ -152,6 +53,8 @@ class SliceReport(Readable):
     gap_interval: tuple[float, float] | None = None
     p_value: float | None = None
     significant: bool = False
+    adjusted_gap: float | None = None
+    adjusted_gap_interval: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -206,6 +109,30 @@ class FlaggedConfusionReport(Readable):
 
 
 @dataclass(frozen=True)
+class ConfusionSplitReport(Readable):
+    """The failures of a class that are mistaken for one other class, and whether they follow the pattern of the class.
+
+    Attributes:
+        class_name: Name of the predicted class; its key is "class".
+        count: Number of failures, among the analysed examples.
+        share: Share of the analysed failures, in [0, 1].
+        flagged_share: Share of these failures that are flagged, in [0, 1].
+        flagged_interval: 95 % interval of ``flagged_share``.
+        flagged_share_of_correct: Share of the correctly classified examples that are flagged, in [0, 1].
+        pattern: Whether clearly more of these failures are flagged than of the correctly classified examples: by at
+            least 0.1, the threshold of a clear effect, at the lower end of the 95 % interval of the difference.
+    """
+
+    class_name: str = field(metadata={"key": "class"})
+    count: int
+    share: float
+    flagged_share: float
+    flagged_interval: tuple[float, float]
+    flagged_share_of_correct: float
+    pattern: bool
+
+
+@dataclass(frozen=True)
 class FeatureReport(Readable):
     """One feature of the robust encoder that appears in rules.
 
@@ -247,6 +174,7 @@ class ModeReport(Readable):
         missed: Number of latest analyses in a row that did not detect the mode. A "missing" mode has 0 if its class
             was not analysed.
         size: Number of flagged failures now.
+        gain: Number of failures that would vanish now if the flagged examples failed as the others do.
         examples: Number of analysed examples of the class.
         gained: Number of flagged failures that are new since the last detection, among examples in both analyses.
         lost: Number of flagged failures that are gone since the last detection, among examples in both analyses.
@@ -265,6 +193,7 @@ class ModeReport(Readable):
     seen: int = 1
     missed: int = 0
     size: int = 0
+    gain: float | None = None
     examples: int = 0
     gained: int | None = None
     lost: int | None = None
@@ -273,6 +202,11 @@ class ModeReport(Readable):
     cosine: float | None = None
     shared: float | None = None
     caption: str | None = None
+
+    @property
+    def rank(self) -> tuple[float, int]:
+        """Sort key of the modes that it pays most to fix, by gain and then by size."""
+        return -(self.gain or 0.0), -self.size
 
 
 @dataclass(frozen=True)
@@ -308,13 +242,17 @@ class ClassReport(Readable):
         c: Regularisation constant of the SVM.
         skipped: Reason why there is no direction; None if there is one, or if no directions were asked for.
         flagged: Number of analysed examples with a negative decision value.
+        flag_agreement: Share of the flagged examples that are flagged again if the folds are drawn differently, in
+            [0, 1]; None unless the p-value is at most 0.05.
         strength: Strength of the pattern by its effect: "none", "weak", "clear" or "strong"; None if it was not tested.
         effect: Error rate of the flagged examples minus that of the unflagged, by held-out decision values.
         effect_interval: 95 % interval of ``effect``.
         flagged_error_rate: Share of the flagged examples that failed, in [0, 1].
         unflagged_error_rate: Share of the unflagged examples that failed, in [0, 1].
         failures_flagged: Share of the failures that are flagged, in [0, 1].
-        gain: Number of flagged failures beyond those that the error rate of the class explains.
+        gain: What fixing the pattern gains: the number of failures that would vanish if the flagged examples failed as
+            the others do. None without a pattern.
+        gain_share: ``gain`` as a share of the analysed failures of all classes, in [0, 1].
         doubted: Number of examples that left the fit because a probe doubts their label; None without a probe.
         doubted_ids: Ids of the examples whose labels to check, the most doubtful first.
         explained: Share of what decision values know of the failures that doubtful labels explain; see
@@ -353,6 +291,8 @@ class ClassReport(Readable):
             wrong answer.
         flagged_mistaken_for: What the flagged failures are mistaken for more often than the others; None if there is
             no pattern, or flags do not explain it after Benjamini-Hochberg over classes at level 0.05.
+        confusion_split: The failures by what they are mistaken for, and which of them follow the pattern; only where
+            ``flagged_mistaken_for`` is known and there are several frequent wrong answers.
         error_rate_shrunk: Error rate shrunk towards the mean of all classes, in [0, 1]; classes are ranked by it.
         error_rate_interval: 95 % interval of the error rate, with what all classes say about it.
     """
@@ -367,6 +307,7 @@ class ClassReport(Readable):
     c: float | None = None
     skipped: str | None = None
     flagged: int | None = None
+    flag_agreement: float | None = None
     strength: str | None = None
     effect: float | None = None
     effect_interval: tuple[float, float] | None = None
@@ -374,6 +315,7 @@ class ClassReport(Readable):
     unflagged_error_rate: float | None = None
     failures_flagged: float | None = None
     gain: float | None = None
+    gain_share: float | None = None
     doubted: int | None = None
     doubted_ids: tuple[int, ...] = ()
     explained: float | None = None
@@ -407,21 +349,30 @@ class ClassReport(Readable):
     slices: tuple[SliceReport, ...] = ()
     mistaken_for: tuple[MistakenReport, ...] = ()
     flagged_mistaken_for: FlaggedConfusionReport | None = None
+    confusion_split: tuple[ConfusionSplitReport, ...] = ()
     error_rate_shrunk: float | None = None
     error_rate_interval: tuple[float, float] | None = None
 
     @property
-    def rank(self) -> tuple[bool, float, int]:
-        """Sort key of the worst classes first: by shrunken error rate, then by support; ungraded classes come last.
+    def error_rank(self) -> tuple[bool, float, int]:
+        """Sort key of the highest error rates first: shrunken rates, then support; ungraded classes come last.
 
         Reports of before have no shrunken rates; the raw ones take their place.
-
-        >>> classes = ClassReport("cat", 9, accuracy=0.9), ClassReport("dog", 9, accuracy=0.5)
-        >>> min(classes, key=lambda entry: entry.rank).name
-        'dog'
         """
         rate = self.error_rate_shrunk if self.error_rate_shrunk is not None else 1 - (self.accuracy or 0.0)
         return self.accuracy is None, -rate, -self.examples
+
+    @property
+    def rank(self) -> tuple[bool, float, bool, float, int]:
+        """Sort key of the classes whose failures it pays most to fix: patterns by their gain, the others by error rate.
+
+        >>> few = ClassReport("cat", 9, accuracy=0.9, pattern=True, gain=0.5)
+        >>> many = ClassReport("owl", 90, accuracy=0.8, pattern=True, gain=7.0)
+        >>> classes = few, ClassReport("dog", 9, accuracy=0.5), many
+        >>> [entry.name for entry in sorted(classes, key=lambda entry: entry.rank)]
+        ['owl', 'cat', 'dog']
+        """
+        return not self.pattern, -(self.gain or 0.0), *self.error_rank
 
 
 @dataclass(frozen=True)

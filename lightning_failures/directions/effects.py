@@ -36,7 +36,6 @@ class Effect:
         difference: The effect, ``flagged_error_rate - unflagged_error_rate``.
         interval: Its 95 % interval; (-1, 1) where the effect is undefined.
         coverage: Share of the failures that are flagged; NaN without failures.
-        gain: Number of flagged failures beyond those that the error rate of the class explains: what fixing them gains.
     """
 
     flagged: int
@@ -45,7 +44,11 @@ class Effect:
     difference: float
     interval: tuple[float, float]
     coverage: float
-    gain: float
+
+    @property
+    def gain(self) -> float:
+        """What fixing gains: the failures that vanish if the flagged fail as the others do; NaN without effect."""
+        return max(self.difference, 0.0) * self.flagged if np.isfinite(self.difference) else float("nan")
 
     @property
     def strength(self) -> Strength:
@@ -54,13 +57,20 @@ class Effect:
         return "strong" if low >= STRONG else "clear" if low >= CLEAR else "weak"
 
 
-def measure_effect(values: NDArray[np.floating], failed: BoolArray, sources: IntArray | None = None) -> Effect:
+def measure_effect(
+    values: NDArray[np.floating],
+    failed: BoolArray,
+    sources: IntArray | None = None,
+    *,
+    interval: tuple[float, float] | None = None,
+) -> Effect:
     """Compare the error rates of flagged and unflagged examples.
 
     Args:
         values: (n,) cross-fitted decision values of the examples of a class. Examples with NaN are left out.
         failed: (n,) bool.
         sources: (n,) int, sources of the examples; those of one source are not independent. None: each is its own.
+        interval: The interval of the effect, if it is already known. Default: computed.
 
     >>> effect = measure_effect(np.array([-1.0, -1.0, 1.0, 1.0, 1.0]), np.array([True, True, True, False, False]))
     >>> effect.flagged_error_rate, round(effect.unflagged_error_rate, 2), round(effect.coverage, 2), effect.strength
@@ -69,22 +79,30 @@ def measure_effect(values: NDArray[np.floating], failed: BoolArray, sources: Int
     known = ~np.isnan(values)
     flagged, failed = values[known] < 0, failed[known]
     sources = None if sources is None else sources[known]
-    rates, intervals = [], []
-    for part in (flagged, ~flagged):
-        mine = None if sources is None else np.unique(sources[part], return_inverse=True)[1]
-        rates.append(float(failed[part].mean()) if part.any() else float("nan"))
-        intervals.append(share_intervals(failed[part].astype(np.int64), 2, mine)[1] if part.any() else (0.0, 1.0))
-    defined = bool(flagged.any() and not flagged.all())
+    rates = [float(failed[part].mean()) if part.any() else float("nan") for part in (flagged, ~flagged)]
+    if interval is None:
+        interval = _interval(flagged, failed, sources)
     failures, covered = int(failed.sum()), int((failed & flagged).sum())
     return Effect(
         flagged=int(flagged.sum()),
         flagged_error_rate=rates[0],
         unflagged_error_rate=rates[1],
         difference=rates[0] - rates[1],
-        interval=difference_interval(rates[0], intervals[0], rates[1], intervals[1]) if defined else (-1.0, 1.0),
+        interval=interval,
         coverage=covered / failures if failures else float("nan"),
-        gain=covered - float(flagged.sum()) * failures / max(len(failed), 1),
     )
+
+
+def _interval(flagged: BoolArray, failed: BoolArray, sources: IntArray | None) -> tuple[float, float]:
+    """Return the interval of the difference of the error rates; (-1, 1) if all or none are flagged."""
+    if not flagged.any() or flagged.all():
+        return -1.0, 1.0
+    rates, ends = [], []
+    for part in (flagged, ~flagged):
+        mine = None if sources is None else np.unique(sources[part], return_inverse=True)[1]
+        rates.append(float(failed[part].mean()))
+        ends.append(share_intervals(failed[part].astype(np.int64), 2, mine)[1])
+    return difference_interval(rates[0], ends[0], rates[1], ends[1])
 
 
 class RateWithin(NamedTuple):
@@ -140,8 +158,8 @@ def measure_effect_within_classes(
 ) -> Effect:
     """Compare the error rates of flagged and unflagged examples of the same classes.
 
-    Both rates are those of :func:`rates_within_classes`, and ``gain`` counts the flagged failures beyond those that the
-    error rate of *each class* explains: flags that only tell hard classes from easy ones have no effect.
+    Both rates are those of :func:`rates_within_classes`: flags that only tell hard classes from easy ones have no
+    effect.
 
     Args:
         values: (n,) cross-fitted decision values. Examples with NaN are left out.
@@ -152,13 +170,12 @@ def measure_effect_within_classes(
     >>> labels, failed = np.repeat([0, 1], 4), np.array([True, True, False, False, False, False, False, True])
     >>> effect = measure_effect_within_classes(np.array([-1.0, -1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0]), failed, labels)
     >>> effect.flagged_error_rate, effect.unflagged_error_rate, effect.gain
-    (1.0, 0.0, 1.0)
+    (1.0, 0.0, 2.0)
     """
     known = ~np.isnan(values)
     flagged, failed, labels = values[known] < 0, failed[known], labels[known]
     inside, outside = rates_within_classes(flagged, failed, labels, None if sources is None else sources[known])
     ends = [wilson_interval(one.rate * one.effective, one.effective) for one in (inside, outside) if one.effective]
-    error_rate = (np.bincount(labels, failed) / np.maximum(np.bincount(labels), 1))[labels]
     failures, covered = int(failed.sum()), int((failed & flagged).sum())
     return Effect(
         flagged=int(flagged.sum()),
@@ -167,5 +184,4 @@ def measure_effect_within_classes(
         difference=inside.rate - outside.rate,
         interval=difference_interval(inside.rate, ends[0], outside.rate, ends[1]) if len(ends) == 2 else (-1.0, 1.0),
         coverage=covered / failures if failures else float("nan"),
-        gain=covered - float(error_rate[flagged].sum()),
     )

@@ -278,6 +278,7 @@ def _stack(fitted: list[FittedClass], rank: int, margins: FloatArray, in_doubt: 
         "effect": [effect.difference for effect in effects],
         "margin_auc": [pair[0] for pair in aucs],
         "whole_auc": [pair[1] for pair in aucs],
+        "flag_agreement": [float("nan") if rank else one.flag_agreement for one in found],
     }
     return {
         "classes": torch.tensor([one.problem.label for one in found], dtype=torch.int64),

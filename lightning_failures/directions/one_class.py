@@ -18,6 +18,7 @@ from lightning_failures.directions.additional import ADDITIONAL_LEVEL, FoundDire
 from lightning_failures.directions.result import rows_by_class
 from lightning_failures.directions.svm import WHOLE_MULTIPLE, SVMFit, centred_gram, fit_published, fit_scaled
 from lightning_failures.errors import DataError
+from lightning_failures.stats.agreement import positive_agreement
 from lightning_failures.stats.folds import stratified_group_folds
 from lightning_failures.stats.permutation_test import permutation_p_value
 
@@ -64,11 +65,14 @@ class FittedClass:
         problem: The examples.
         directions: The directions, the first one first.
         whole_values: (n,) out-of-fold values of the first direction if no label were doubted.
+        flag_agreement: Positive agreement of the flags of the first direction under two divisions into folds; NaN where
+            there is no pattern.
     """
 
     problem: ClassProblem
     directions: list[FoundDirection]
     whole_values: FloatArray
+    flag_agreement: float
 
 
 def class_problems(
@@ -147,6 +151,7 @@ class DirectionSearch:
         sure = ~problem.doubted
         fit_all = partial(self._fit, features, problem.correct, problem.fold, gram)
         first = fit_all() if sure.all() else fit_all(problem.fitted, sure)
+        gram_of_all = gram
         same = self.published or (problem.fitted.all() and self.multiple == WHOLE_MULTIPLE)
         whole = first if same else fit_all(multiple=WHOLE_MULTIPLE)
 
@@ -166,7 +171,9 @@ class DirectionSearch:
             device=self.device,
         )
         directions = [FoundDirection(first, p_value)]
-        if self.most > 1 and p_value <= ADDITIONAL_LEVEL:
+        may_be_pattern = p_value <= ADDITIONAL_LEVEL
+        agreement = self._flag_agreement(problem, features, gram_of_all, first) if may_be_pattern else float("nan")
+        if self.most > 1 and may_be_pattern:
             # the difference of means is the best blend of the modes: larger values of C turn away from one of them
             blend = first.of_examples(sure)
             if not (self.published or self.cs):
@@ -183,7 +190,23 @@ class DirectionSearch:
                 seed=(self.seed, problem.label),
             )
             directions += [FoundDirection(one.svm.for_all(features, sure), one.p_value) for one in additional]
-        return FittedClass(problem, directions, whole.out_of_fold)
+        return FittedClass(problem, directions, whole.out_of_fold, agreement)
+
+    def _flag_agreement(
+        self, problem: ClassProblem, features: NDArray[Any], gram: NDArray[Any] | None, first: SVMFit
+    ) -> float:
+        """Return the positive agreement of the flags with those under another division into folds.
+
+        NaN where an outcome cannot fill the other folds, or nothing is flagged.
+        """
+        sure = ~problem.doubted
+        folds = len(np.unique(problem.fold))
+        to_learn = ~problem.correct & sure
+        fold = stratified_group_folds(to_learn, problem.sources, folds=folds, seed=self.seed + 1)
+        if _why_skipped(problem.correct[sure], fold[sure], folds) is not None:
+            return float("nan")
+        other = self._fit(features, problem.correct, fold, gram, problem.fitted, sure)
+        return positive_agreement(first.out_of_fold < 0, other.out_of_fold < 0)
 
     def _fit(
         self,

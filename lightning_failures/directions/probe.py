@@ -31,6 +31,7 @@ MIN_SUPPORT = 0.6
 """Share of the labels of a class that the probe must support before it may doubt the others."""
 
 _ROWS_AT_ONCE = 4096
+_KEPT_BYTES = 1 << 28  # of standardized embeddings; those beyond are standardized in every pass
 
 Sums = tuple[FloatArray, FloatArray]
 """Of the fitting examples of each fold, summed over classes: second moments (F, D + 1, D + 1) of (1, phi), averaged in
@@ -131,6 +132,15 @@ class _Examples:
         with np.errstate(over="ignore"):  # phi is then not finite, and the fit refuses it
             self._mean, self._std = mean.astype(np.float32), std.astype(np.float32)
         self.column, self.sources = column, sources
+        order = np.argsort(column, kind="stable")
+        ends = np.flatnonzero(np.diff(column[order])) + 1
+        self._blocks = [
+            members[start : start + _ROWS_AT_ONCE]
+            for members in np.split(order, ends)
+            for start in range(0, len(members), _ROWS_AT_ONCE)
+        ]
+        self._kept: list[tuple[int, IntArray, NDArray[np.float32]]] = []
+        self._free_bytes = _KEPT_BYTES
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -142,16 +152,24 @@ class _Examples:
 
     def blocks(self) -> Iterator[tuple[int, IntArray, NDArray[np.float32]]]:
         """Yield a class, indices (m,) of some of its examples, and their (1, phi), (m, D + 1)."""
-        order = np.argsort(self.column, kind="stable")
-        ends = np.flatnonzero(np.diff(self.column[order])) + 1
-        for members in np.split(order, ends):
-            for start in range(0, len(members), _ROWS_AT_ONCE):
-                some = members[start : start + _ROWS_AT_ONCE]
-                with np.errstate(over="ignore", invalid="ignore"):
-                    phi = standardize(self._embeddings[self._rows[some]], self._mean, self._std)
-                finite = finite_rows_of(phi)  # others would spoil the sums of all
-                some, phi = some[finite], phi[finite]
-                yield int(self.column[members[0]]), some, np.hstack([np.ones((len(some), 1), np.float32), phi])
+        yield from self._kept
+        for some in self._blocks[len(self._kept) :]:
+            block = self._block(some)
+            if block[2].nbytes <= self._free_bytes:
+                self._free_bytes -= block[2].nbytes
+                self._kept.append(block)
+            else:
+                self._free_bytes = 0  # those kept are the first ones
+            yield block
+
+    def _block(self, some: IntArray) -> tuple[int, IntArray, NDArray[np.float32]]:
+        """Return the class of a block, the indices of its examples with a finite phi, and their (1, phi)."""
+        with np.errstate(over="ignore", invalid="ignore"):
+            phi = standardize(self._embeddings[self._rows[some]], self._mean, self._std)
+        finite = finite_rows_of(phi)  # others would spoil the sums of all
+        column = int(self.column[some[0]])
+        some, phi = some[finite], phi[finite]
+        return column, some, np.hstack([np.ones((len(some), 1), np.float32), phi])
 
 
 def _sums(examples: _Examples, fold: IntArray, n_classes: int) -> Sums:

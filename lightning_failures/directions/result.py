@@ -28,10 +28,12 @@ DIRECTIONS_FILE = "directions.safetensors"
 NO_ADDITIONAL_PATTERN = "no further pattern"
 """Why a class has no direction of a rank above 0 although it has one of every rank below."""
 
+EFFECTS = ("effect", "effect_interval", "margin_auc", "whole_auc", "flag_agreement")
+"""Tensors with a row for each class that files of former versions lack."""
+
 _FORMAT = "lightning_failures.directions/1"
-_EFFECTS = ("effect", "effect_interval", "margin_auc", "whole_auc")
 _NO_FLOATS = ("classes", "in_doubt", "doubted")
-_PER_CLASS = ("classes", "weight", "bias", "cv_score", "cv_score_stderr", "c", "p_value", *_EFFECTS)
+_PER_CLASS = ("classes", "weight", "bias", "cv_score", "cv_score_stderr", "c", "p_value", *EFFECTS)
 
 MIN_AUC = 0.55
 """AUC of the decision values from which the share that doubtful labels explain is defined."""
@@ -66,6 +68,9 @@ class FailureDirections:
         doubted: (N,) bool, those of them that left the fit. False in skipped classes.
         margin_auc: (K,) float64 in [0, 1], AUC of the label margin for telling successes from failures.
         whole_auc: (K,) float64 in [0, 1], the same of the out-of-fold decision values of a fit that doubts no label.
+        flag_agreement: (K,) float64 in [0, 1], share of the flagged examples that are flagged again if the folds are
+            drawn differently: the positive agreement of two divisions. NaN for additional directions, and where the
+            screening test finds no pattern (p > 0.05).
         skipped: Class without an SVM -> the reason.
         whiten: False if phi only scales to unit length.
         multiple: C in units of the critical C, the same for all classes.
@@ -91,6 +96,7 @@ class FailureDirections:
     doubted: Tensor
     margin_auc: Tensor
     whole_auc: Tensor
+    flag_agreement: Tensor
     skipped: dict[int, str] = field(default_factory=dict)
     whiten: bool = True
     multiple: float = FIXABLE_MULTIPLE
@@ -232,7 +238,7 @@ _TENSORS = tuple(f.name for f in dataclasses.fields(FailureDirections) if f.type
 def without_effects(classes: int, examples: int) -> dict[str, Tensor]:
     """Return the tensors of effects and doubts of directions for which neither is known."""
     nan = float("nan")
-    unknown = {name: torch.full((classes,), nan, dtype=torch.float64) for name in _EFFECTS}
+    unknown = {name: torch.full((classes,), nan, dtype=torch.float64) for name in EFFECTS}
     return unknown | {
         "effect_interval": torch.full((classes, 2), nan, dtype=torch.float64),
         "label_margin": torch.full((examples,), nan),

@@ -75,7 +75,7 @@ class PoolSummary:
         """
         named = [{"id": i, "reason": reason, "path": path_of(i)} for i, reason in self.left_out.items()]
         values = self._pool_values() | {"left_out": {"examples": self.n_left_out, "first": named}}
-        return values | {"classes": [self._class_values(entry, names) for entry in self.classes]}
+        return values | {"classes": [values for _, values in self._class_values(names)]}
 
     def hardest(
         self, names: Sequence[str] = (), path_of: Callable[[int], str | None] = lambda _: None
@@ -87,12 +87,11 @@ class PoolSummary:
             path_of: Returns the file of the example with an id, or None.
         """
         classes = []
-        for entry in self.classes:
+        for entry, values in self._class_values(names):
             if entry.picks is not None:
                 pairs = zip(entry.picks.ids.tolist(), entry.picks.values.tolist(), strict=True)
                 hardest = [{"id": i, "decision_value": value, "path": path_of(i)} for i, value in pairs]
-                values = {"hardest": hardest, "shortfall": entry.picks.shortfall}
-                classes.append(self._class_values(entry, names) | values)
+                classes.append(values | {"hardest": hardest, "shortfall": entry.picks.shortfall})
         return self._pool_values() | {"k": self.k, "classes": classes}
 
     def _pool_values(self) -> dict[str, Any]:
@@ -105,24 +104,27 @@ class PoolSummary:
             "directions": None if self.directions is None else directions_digest(self.directions),
         }
 
-    def _class_values(self, entry: PoolClass, names: Sequence[str]) -> dict[str, Any]:
-        values = {
-            "class": _class_name(entry.label, names),
-            "label": entry.label,
-            "examples": entry.examples,
-            "flagged": entry.flagged,
-            "mean_decision_value": entry.mean,
-        }
-        labels = [] if self.directions is None else self.directions.classes.tolist()
-        if self.directions is None or entry.label not in labels:
-            return values | {"cv_score": None, "p_value": None, "pattern": False}
-        row = labels.index(entry.label)
-        p_values = self.directions.p_value.numpy()
-        return values | {
-            "cv_score": float(self.directions.cv_score[row]),
-            "p_value": None if np.isnan(p_values[row]) else float(p_values[row]),
-            "pattern": bool(benjamini_hochberg(p_values)[row]),
-        }
+    def _class_values(self, names: Sequence[str]) -> list[tuple[PoolClass, dict[str, Any]]]:
+        """Return each class with its values that both files hold: its statistics and those of its direction."""
+        of_direction: dict[int, dict[str, Any]] = {}
+        if self.directions is not None:
+            found = self.directions
+            columns = (found.classes, found.cv_score, found.p_value, benjamini_hochberg(found.p_value))
+            for label, score, p_value, pattern in zip(*(column.tolist() for column in columns), strict=True):
+                p_value = None if np.isnan(p_value) else p_value
+                of_direction[label] = {"cv_score": score, "p_value": p_value, "pattern": pattern}
+        unknown = {"cv_score": None, "p_value": None, "pattern": False}
+        pairs = []
+        for entry in self.classes:
+            values = {
+                "class": _class_name(entry.label, names),
+                "label": entry.label,
+                "examples": entry.examples,
+                "flagged": entry.flagged,
+                "mean_decision_value": entry.mean,
+            }
+            pairs.append((entry, values | of_direction.get(entry.label, unknown)))
+        return pairs
 
 
 def merge_shards(

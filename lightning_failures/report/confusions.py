@@ -34,7 +34,28 @@ def confusion_sentence(entry: ClassReport, escape: Callable[[str], str] = clean)
             f" {number(flagged.share)} of them, {number(flagged.share_of_others)} of the others"
             f" (p = {number(flagged.p_value, '.2g')})."
         )
-    return text
+    return text + _split_text(entry, escape)
+
+
+def _split_text(entry: ClassReport, escape: Callable[[str], str]) -> str:
+    """Return which failures of a class follow its pattern, by what they are mistaken for; empty without a split."""
+    if not entry.confusion_split:
+        return ""
+    parts = sorted(entry.confusion_split, key=lambda part: not part.pattern)
+    of_correct = number(parts[0].flagged_share_of_correct)
+    found = [(escape(part.class_name), number(part.flagged_share)) for part in parts if part.pattern]
+    others = [(escape(part.class_name), number(part.flagged_share)) for part in parts if not part.pattern]
+    texts = [f"of those as {name}, {share}" for name, share in found]
+    if texts:
+        texts[0] = f"Of its failures as {found[0][0]}, {found[0][1]} are flagged"
+    texts += [f"those as {name} show no clear pattern: {share} are flagged" for name, share in others]
+    text = "; ".join(texts)
+    ending = (
+        f", as are {of_correct} of the correct images."
+        if others
+        else f". Of the correct images, {of_correct} are flagged."
+    )
+    return f" {text[0].upper()}{text[1:]}{ending}"
 
 
 def confusion_lines(report: FailureReport, limit: int = 10) -> list[str]:

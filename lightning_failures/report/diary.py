@@ -123,14 +123,14 @@ def diary_markdown(report: FailureReport, *, limit: int | None = None) -> str:
     >>> print(diary_markdown(FailureReport(9, 0.5, (), modes=(ModeReport("cat 1", "cat", "new", 0, size=4),))))
     ### Failure diary
     <BLANKLINE>
-    | mode | status | first seen | failures | of | gained | lost | hardest caption |
-    | :--- | :--- | ---: | ---: | ---: | ---: | ---: | :--- |
-    | cat 1 | new | 0 | 4 | 0 | - | - | - |
+    | mode | status | first seen | failures | of | gain | new | gone | hardest caption |
+    | :--- | :--- | ---: | ---: | ---: | ---: | ---: | ---: | :--- |
+    | cat 1 | new | 0 | 4 | 0 | - | - | - | - |
     """
     modes = _ranked(report.modes)
     if not modes:
         return ""
-    head = ("mode", "status", "first seen", "failures", "of", "gained", "lost", "hardest caption")
+    head = ("mode", "status", "first seen", "failures", "of", "gain", "new", "gone", "hardest caption")
     rows = [
         (
             escape_markdown(mode.name),
@@ -138,21 +138,22 @@ def diary_markdown(report: FailureReport, *, limit: int | None = None) -> str:
             number(mode.since, "d"),
             number(mode.size, "d"),
             number(mode.examples, "d"),
+            number(mode.gain, ".1f"),
             number(mode.gained, "d"),
             number(mode.lost, "d"),
             "-" if mode.caption is None else escape_markdown(shorten_caption(mode.caption)),
         )
         for mode in modes[:limit]
     ]
-    table = pipe_table(head, rows, "llrrrrrl")
+    table = pipe_table(head, rows, "llrrrrrrl")
     more = len(modes) - len(rows)
     return f"### Failure diary\n\n{table}" + (f"\n\n{more} more modes are in report.json." if more else "")
 
 
 def _ranked(modes: Iterable[ModeReport]) -> list[ModeReport]:
-    """Return the modes by status, then by descending size."""
+    """Return the modes by status, then those first that it pays most to fix."""
     rank = {status: index for index, status in enumerate(_ORDER)}
-    return sorted(modes, key=lambda mode: (rank.get(mode.status, len(rank)), -mode.size))
+    return sorted(modes, key=lambda mode: (rank.get(mode.status, len(rank)), mode.rank))
 
 
 def _line(mode: ModeReport) -> str:

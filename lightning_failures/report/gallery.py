@@ -16,7 +16,8 @@ from functools import cached_property
 from torch import Tensor
 
 from lightning_failures.core.text import clean, number, shorten_caption, tag_part
-from lightning_failures.data.report import ClassReport, FeatureReport, GroupReport
+from lightning_failures.data.report import ClassReport, FeatureReport
+from lightning_failures.data.tree_report import GroupReport
 from lightning_failures.errors import DataError
 from lightning_failures.report.feature_names import with_names
 from lightning_failures.report.images import SIZE, heat_map, image_strip, stack, thumbnail

@@ -46,7 +46,7 @@ MAX_REPORT_BYTES = 1 << 29
 _ANALYSIS_FOLDER = re.compile(r"(test-)?epoch=(\d{4,15})-step=(\d{6,15})")
 _HISTORY_CLASS_KEYS = {
     *("name", "examples", "accuracy", "cv_score", "cv_score_stderr", "p_value", "pattern", "skipped", "flagged"),
-    *("aler", "base_error_rate", "error_rate_shrunk"),
+    *("aler", "base_error_rate", "error_rate_shrunk", "gain", "gain_share"),
 }
 _NOT_IN_HISTORY = {"groups", "features", "interventions", "timings", "slices", "confusions", "shared"}
 

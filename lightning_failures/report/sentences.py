@@ -13,7 +13,8 @@ from lightning_failures.core.text import clean, interval, number, shorten_captio
 from lightning_failures.data.class_names import absent_condition, both_classes
 from lightning_failures.data.evidence import AttributeEvidence
 from lightning_failures.data.records import SharedPattern
-from lightning_failures.data.report import ClassReport, GroupReport, LeafReport
+from lightning_failures.data.report import ClassReport
+from lightning_failures.data.tree_report import GroupReport, LeafReport
 from lightning_failures.directions.criterion import CRITERION
 
 FEW_EXAMPLES = 30
@@ -53,6 +54,7 @@ def trust_sentence(entry: ClassReport, names: Collection[str] = ()) -> str:
         _strength(entry),
         failures_sentence(entry.name, names),
         _separation(entry),
+        _flag_agreement(entry),
         _sample_size(entry),
         _doubts(entry),
         _caption(entry),
@@ -118,7 +120,11 @@ def group_sentence(group: GroupReport) -> str:
         f"rate of {base} by {gain} on average."
     )
     tested = [leaf for leaf in group.leaves if leaf.interval is not None]
-    return f"{finding} {_worst_leaf(max(tested, key=_lower_bound), group.base_error_rate)}" if tested else finding
+    return (
+        f"{finding} {_worst_leaf(max(tested, key=lambda leaf: leaf.lower_bound), group.base_error_rate)}"
+        if tested
+        else finding
+    )
 
 
 def leaf_rates(leaf: LeafReport) -> str:
@@ -230,6 +236,18 @@ def _separation(entry: ClassReport) -> str:
     )
 
 
+def _flag_agreement(entry: ClassReport) -> str:
+    """Return how many flagged examples another division into folds flags again."""
+    if entry.flag_agreement is None:
+        return ""
+    looked_at = entry.examples if entry.looked_at is None else entry.looked_at
+    by_chance = min((entry.flagged or 0) / max(looked_at, 1), 1.0)
+    return (
+        f"Of the flagged examples, {_percent(entry.flag_agreement)} are flagged again if the folds are drawn"
+        f" differently (by chance {_percent(by_chance)})."
+    )
+
+
 def _doubts(entry: ClassReport) -> str:
     """Return how many labels are in doubt."""
     if not entry.doubted:
@@ -296,13 +314,9 @@ def _agreement(entry: ClassReport) -> str:
 
 def _worst_leaf(leaf: LeafReport, base: float | None) -> str:
     text = f"Worst leaf: {clean(leaf.rule)}; {leaf.size} examples, {leaf_rates(leaf)}."
-    if base is not None and _lower_bound(leaf) <= base:
+    if base is not None and leaf.lower_bound <= base:
         text += " It is not certain that this leaf fails more often than the rest."
     return text if leaf.size >= FEW_EXAMPLES else f"{text} The leaf is small and may change with more data."
-
-
-def _lower_bound(leaf: LeafReport) -> float:
-    return 0.0 if leaf.interval is None else leaf.interval[0]
 
 
 def _count(entry: ClassReport) -> int:

@@ -13,7 +13,7 @@ ALL_CLASSES = "all classes"
 def significant_slices(report: FailureReport, limit: int | None = None) -> list[tuple[str, SliceReport]]:
     """Return the significant slices of all classes and of each class with their paths in the report.
 
-    They are sorted by the lower end of the interval of the gap, so that small slices do not lead by noise.
+    They are sorted by the lower end of the interval of the adjusted gap, so that small slices do not lead by noise.
 
     >>> from lightning_failures.data.report import ClassReport
     >>> night = SliceReport("time", "night", "cat", 20, 9, 0.45, (0.26, 0.66), 0.1, 0.35, (0.15, 0.56), 0.001, True)
@@ -39,6 +39,7 @@ def slice_lines(report: FailureReport, limit: int = 10) -> list[str]:
     lines = [
         f"{clean(row.class_name or ALL_CLASSES)}: {clean(row.attribute)} = {clean(row.value)}: {number(row.error_rate)}"
         f" ({interval(row.interval)}) of {row.examples} examples fail, {number(row.error_rate_outside)} of the others"
+        f"{_adjustment(row)}"
         for _, row in found[:limit]
     ]
     return lines + ([f"{len(found) - limit} more in report.json"] if len(found) > limit else [])
@@ -62,11 +63,22 @@ def slices_markdown(report: FailureReport, *, limit: int = 30) -> str:
             number(row.error_rate_outside, ".3f"),
             number(row.gap, "+.3f"),
             interval(row.gap_interval),
+            number(row.adjusted_gap, "+.3f"),
+            interval(row.adjusted_gap_interval),
         )
         for _, row in found[:limit]
     ]
     if not rows:
         return ""
-    head = ("class", "value", "examples", "error rate", "95 % interval", "of the others", "gap", "95 % interval")
+    rates = ("error rate", "95 % interval", "of the others")
+    gaps = ("gap", "95 % interval", "gap within classes", "95 % interval")
+    head = ("class", "value", "examples", *rates, *gaps)
     more = f"\n\n{len(found) - len(rows)} more are in report.json." if len(found) > len(rows) else ""
-    return f"### Slices that fail more often than the others\n\n{pipe_table(head, rows, 'llrrrrrr')}{more}"
+    return f"### Slices that fail more often than the others\n\n{pipe_table(head, rows, 'llrrrrrrrr')}{more}"
+
+
+def _adjustment(row: SliceReport) -> str:
+    """Return the gap within classes of a slice over all classes; empty for a slice of one class."""
+    if row.class_name is not None or row.adjusted_gap is None:
+        return ""
+    return f" (within classes {number(row.adjusted_gap, '+.2f')})"

@@ -18,7 +18,8 @@ from lightning_failures.core.text import (
 )
 from lightning_failures.data.grouping import LABEL
 from lightning_failures.data.records import ValueReport
-from lightning_failures.data.report import ClassReport, FailureReport, GroupReport
+from lightning_failures.data.report import ClassReport, FailureReport
+from lightning_failures.data.tree_report import GroupReport
 from lightning_failures.report.sentences import group_sentence, trust_sentence
 from lightning_failures.report.text_tables import aligned_table, pipe_table, terminal_width
 
@@ -49,24 +50,44 @@ def score(entry: ClassReport) -> str:
     return number(entry.cv_score) + ("" if stderr is None else f" +- {number(stderr)}")
 
 
+def gain(entry: ClassReport) -> str:
+    """Return the gain of a class, with its share of the failures of all classes.
+
+    >>> gain(ClassReport("cat", 9, gain=13.25, gain_share=0.074)), gain(ClassReport("cat", 9))
+    ('13.2 (7 %)', '-')
+    """
+    share = entry.gain_share
+    return number(entry.gain, ".1f") + ("" if share is None else f" ({100 * share:.0f} %)")
+
+
 def class_names(report: FailureReport) -> list[str]:
     """Return the names of all classes."""
     return [entry.name for entry in report.classes]
 
 
 def rank_classes(report: FailureReport) -> list[ClassReport]:
-    """Return the worst classes first, by their shrunken error rates; ungraded classes come last."""
-    return sorted(report.classes, key=lambda c: c.rank)
+    """Return the classes that it pays most to fix first: patterns by their gain, then the others by error rate."""
+    return sorted(report.classes, key=lambda entry: entry.rank)
 
 
 def class_table(report: FailureReport, *, width: int = 140) -> str:
     """Return an aligned table for the terminal, one class a line, at most ``width`` columns wide where possible.
 
-    >>> print(class_table(FailureReport(9, 0.5, (ClassReport("cat", 9, accuracy=0.5, skipped="4 failures"),))))
-    class  accuracy  flagged wrong  others  CV score  p-value  held-out ALER - BER  hardest caption  easiest caption
-    cat        0.50              -       -         -  skipped                    -  (4 failures)     -
+    >>> print(class_table(FailureReport(9, 0.5, (ClassReport("cat", 9, accuracy=0.5, gain=2.0),)), width=99))
+    class  accuracy  flagged wrong  others  gain  CV score  p-value  held-out ALER - BER  hardest ...  easiest ...
+    cat        0.50              -       -   2.0         -        -                    -  -            -
     """
-    head = ("class", "accuracy", "flagged wrong", "others", "CV score", "p-value", "held-out ALER - BER", *_ENDS)
+    head = (
+        "class",
+        "accuracy",
+        "flagged wrong",
+        "others",
+        "gain",
+        "CV score",
+        "p-value",
+        "held-out ALER - BER",
+        *_ENDS,
+    )
     gains = heldout_gains(report)
     rows = [
         (
@@ -74,12 +95,13 @@ def class_table(report: FailureReport, *, width: int = 140) -> str:
             number(c.accuracy),
             number(c.flagged_error_rate),
             number(c.unflagged_error_rate),
+            number(c.gain, ".1f"),
             score(c),
             verdict(c),
             number(gains.get(c.name)),
             *_captions(c),
         )
-        for c in report.classes
+        for c in rank_classes(report)
     ]
     # captions share the width that the other columns leave
     natural = [max(map(terminal_width, column)) for column in zip(head, *rows, strict=True)]
@@ -119,11 +141,11 @@ def error_changes(report: FailureReport, before: FailureReport | None) -> dict[s
 
 
 def classes_markdown(report: FailureReport, *, limit: int | None = None, before: FailureReport | None = None) -> str:
-    """Return a Markdown table of the classes with their support, the worst first.
+    """Return a Markdown table of the classes with their support, those first that it pays most to fix.
 
     Args:
         report: One analysis.
-        limit: Most classes in the table, the worst ones; a line says how many are left out.
+        limit: Most classes in the table; a line says how many are left out.
         before: An earlier report; the changes of the error rates since then get a column.
     """
     ranked = rank_classes(report)
@@ -142,6 +164,7 @@ def classes_markdown(report: FailureReport, *, limit: int | None = None, before:
             number(c.flagged_error_rate),
             number(c.unflagged_error_rate),
             number(c.failures_flagged),
+            gain(c),
             score(c),
             verdict(c),
             number(gains.get(c.name)),
@@ -159,6 +182,7 @@ def classes_markdown(report: FailureReport, *, limit: int | None = None, before:
         "of flagged",
         "of others",
         "failures flagged",
+        "gain",
         "CV score",
         "p-value",
         "held-out ALER - BER",
@@ -167,7 +191,7 @@ def classes_markdown(report: FailureReport, *, limit: int | None = None, before:
     )
     more = len(ranked) - len(rows)
     return pipe_table(head, rows, f"l{'r' * (len(head) - 3)}ll") + (
-        f"\n\n{more} classes with fewer errors are in report.json." if more else ""
+        f"\n\n{more} classes with less to gain are in report.json." if more else ""
     )
 
 
@@ -227,12 +251,8 @@ def strongest_values(entry: ClassReport, limit: int = 3) -> list[ValueReport]:
     examples; its strength is the ratio of the lower bound to that share. Without a pattern, nothing is returned,
     because flagged examples are noise.
     """
-
-    def strength(row: ValueReport) -> float:
-        return row.share_of_flagged_interval[0] / row.share if row.share_of_flagged_interval and row.share else 0.0
-
-    rows = [row for row in entry.enrichment if entry.pattern and strength(row) > 1]
-    return sorted(rows, key=lambda row: -strength(row))[:limit]
+    rows = [row for row in entry.enrichment if entry.pattern and row.lift > 1]
+    return sorted(rows, key=lambda row: -row.lift)[:limit]
 
 
 def enrichment_lines(report: FailureReport) -> list[str]:
@@ -245,13 +265,13 @@ def enrichment_lines(report: FailureReport) -> list[str]:
     return [
         f"{clean(entry.name)}: {clean(row.attribute)} = {clean(row.value)}: {number(row.share_of_flagged)}"
         f" ({interval(row.share_of_flagged_interval)}) of the flagged examples, {number(row.share)} of all"
-        for entry in report.classes
+        for entry in rank_classes(report)
         for row in strongest_values(entry, limit=1)
     ]
 
 
 def trust_lines(report: FailureReport, limit: int | None = None) -> list[str]:
-    """Return one line a class on how far to trust its finding, the worst class first, for the terminal.
+    """Return one line a class on how far to trust its finding, in the order of :func:`rank_classes`, for the terminal.
 
     >>> trust_lines(FailureReport(9, 0.5, (ClassReport("cat", 9, accuracy=0.5, skipped="4 failures"),)))
     ['cat: Skipped: 4 failures.']
@@ -265,7 +285,7 @@ def trust_markdown(report: FailureReport, *, limit: int | None = None) -> str:
 
     Args:
         report: One analysis.
-        limit: Most classes, the worst ones.
+        limit: Most classes.
     """
     with_direction = [entry for entry in rank_classes(report) if entry.cv_score is not None]
     names = class_names(report)
@@ -286,11 +306,11 @@ def notes_markdown(report: FailureReport) -> str:
 
 
 def enrichment_markdown(report: FailureReport, *, limit: int | None = None) -> str:
-    """Return the over-represented metadata values as a Markdown table, worst class first; empty if there are none.
+    """Return the over-represented metadata values as a Markdown table; empty if there are none.
 
     Args:
         report: One analysis.
-        limit: Most classes, the worst ones.
+        limit: Most classes.
     """
     with_values = [entry for entry in rank_classes(report) if strongest_values(entry)]
     rows = [
@@ -316,7 +336,7 @@ def _group_markdown(group: GroupReport) -> str:
     text = f"{title}\n\n{group.size} examples. {escape_markdown(group_sentence(group), limit=2000)}"
     if not group.pattern:
         return text
-    held_out = ("held-out error rate", "95 % interval", "held-out error coverage", "held-out valid")
+    held_out = ("held-out error rate", "95 % interval", "held-out error coverage", "held-out valid", "gain")
     in_sample = ("error rate in sample", "error coverage in sample", "importance in sample", "valid in sample")
     head = ("rule", "examples", *held_out, *in_sample)
     rows = [
@@ -327,14 +347,15 @@ def _group_markdown(group: GroupReport) -> str:
             interval(leaf.interval),
             number(leaf.heldout_error_coverage),
             _yes_or_no(leaf.heldout_valid),
+            number(leaf.gain, ".1f"),
             number(leaf.error_rate),
             number(leaf.error_coverage),
             number(leaf.importance),
             _yes_or_no(leaf.valid),
         )
-        for leaf in sorted(group.leaves, key=lambda leaf: -leaf.importance)
+        for leaf in sorted(group.leaves, key=lambda leaf: leaf.rank)
     ]
-    return f"{text}\n\n{pipe_table(head, rows, 'lrrrrlrrrl')}"
+    return f"{text}\n\n{pipe_table(head, rows, 'lrrrrlrrrrl')}"
 
 
 def _yes_or_no(value: bool | None) -> str:

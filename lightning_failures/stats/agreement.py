@@ -29,6 +29,29 @@ def cohen_kappa(one: NDArray[np.bool_], other: NDArray[np.bool_]) -> float | Non
     return None if by_chance >= 1 else float(((one == other).mean() - by_chance) / (1 - by_chance))
 
 
+def positive_agreement(one: NDArray[np.bool_], other: NDArray[np.bool_]) -> float:
+    """Return the positive agreement of two binary judgements: how many of the positives of one are those of the other.
+
+    It is the number of common positives over the mean number of positives. Of independent judgements with equal shares
+    of positives it is that share, on average.
+
+    Args:
+        one: (n,) bool.
+        other: (n,) bool.
+
+    Returns:
+        A value in [0, 1]; NaN without positives.
+
+    Reference:
+        Cicchetti and Feinstein, High agreement but low kappa: II. Resolving the paradoxes, 1990.
+
+    >>> positive_agreement(np.array([True, True, False, False]), np.array([True, False, False, False]))
+    0.6666666666666666
+    """
+    positives = int(one.sum()) + int(other.sum())
+    return 2 * int((one & other).sum()) / positives if positives else float("nan")
+
+
 def auc(values: NDArray[Any], positive: NDArray[np.bool_]) -> float:
     """Return the area under the ROC curve: the probability that a positive example has the larger value.
 

@@ -124,7 +124,7 @@ def log_values(trainer: Trainer, module: LightningModule, values: Mapping[str, f
 def worst_class_values(report: FailureReport, k: int, monitored: Collection[str] = ()) -> dict[str, float]:
     """Return the scalars of the k worst classes, and those monitored; undefined ones are absent.
 
-    Classes are ranked as in the tables of the report, by shrunken error rates; the values are not shrunken. Lightning
+    Classes are ranked as in the tables of the report, by what fixing them gains. Lightning
     keeps the last value of a key that is not logged again, so a monitored key is logged at any accuracy.
     """
     names = _distinct([safe_name(entry.name) for entry in report.classes])

@@ -75,7 +75,7 @@ class AdvancedOptions:
             significantly on a third part of the validation set, ``failures/decision/...``.
         memory_budget: Limit on the embeddings that an analysis holds at a time in each process: bytes, or a size like
             ``"2 GiB"``. A larger validation set is sampled. None: no limit.
-        worst_k: Number of classes, the worst, with scalars and pictures of their own.
+        worst_k: Number of classes, those that it pays most to fix, with scalars and pictures of their own.
         groupings: Groups of examples that get a failure tree each: "label", "prediction", "pair" (confused pairs: one
             class, mistaken for another or correct), "union" (label or prediction is the class), "metadata" (each value;
             with one process only).

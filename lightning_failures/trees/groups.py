@@ -13,7 +13,7 @@ from lightning_failures.data.grades import Grades
 from lightning_failures.data.grouping import GROUPINGS, Grouping
 from lightning_failures.data.members import ClassSubset, RowValues, members_of
 from lightning_failures.data.partition import Partition
-from lightning_failures.data.report import GroupReport, LeafReport, NodeReport
+from lightning_failures.data.tree_report import GroupReport, LeafReport, NodeReport
 from lightning_failures.stats.intervals import benjamini_hochberg
 from lightning_failures.trees.error_rates import coverage_at_rate
 from lightning_failures.trees.fit import FailureTree, fit_failure_tree
@@ -98,6 +98,7 @@ def _group_report(
     """Return the report of a group with a tree."""
     valid = {id(leaf) for leaf in tree.valid_leaves(delta, tau)}
     heldout_valid = {id(leaf) for leaf in tree.valid_leaves(delta, tau, held_out=True)}
+    gains = _gains(tree) if pattern else [None] * len(tree.leaves)
     return GroupReport(
         grouping,
         name,
@@ -121,11 +122,21 @@ def _group_report(
                 heldout_error_rate=leaf.heldout_error_rate,
                 heldout_error_coverage=leaf.heldout_error_coverage,
                 heldout_valid=None if leaf.heldout_error_rate is None else id(leaf) in heldout_valid,
+                gain=gain,
             )
-            for leaf in tree.leaves
+            for leaf, gain in zip(tree.leaves, gains, strict=True)
         ),
         nodes=_node_reports(tree),
     )
+
+
+def _gains(tree: FailureTree) -> list[float | None]:
+    """Return how many failures would vanish if the examples of each leaf failed as the others do, held out."""
+    sizes = np.array([leaf.size for leaf in tree.leaves], dtype=np.float64)
+    rates = np.array([np.nan if one.heldout_error_rate is None else one.heldout_error_rate for one in tree.leaves])
+    others = sizes.sum() - sizes
+    rates_of_others = ((rates * sizes).sum() - rates * sizes) / np.where(others > 0, others, np.nan)
+    return [defined(gain) for gain in np.maximum(rates - rates_of_others, 0.0) * sizes]
 
 
 def _node_reports(tree: FailureTree) -> tuple[NodeReport, ...]:

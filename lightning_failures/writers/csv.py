@@ -18,8 +18,8 @@ from lightning_failures.writers.base import Writer, WriterLimits, best_captions
 
 COLUMNS = (
     "stage", "epoch", "step", "dataloader", "name", "examples", "accuracy", "cv_score", "cv_score_stderr", "p_value",
-    "pattern", "strength", "flagged_error_rate", "unflagged_error_rate", "c", "flagged", "heldout_aler_minus_ber",
-    "aler", "base_error_rate", "hardest_caption", "easiest_caption", "skipped",
+    "pattern", "strength", "flagged_error_rate", "unflagged_error_rate", "gain", "c", "flagged",
+    "heldout_aler_minus_ber", "aler", "base_error_rate", "hardest_caption", "easiest_caption", "skipped",
 )  # fmt: skip
 
 USER_TEXT_COLUMNS = ("name", "hardest_caption", "easiest_caption", "skipped")

@@ -28,7 +28,7 @@ MAX_EXAMPLES = 500
 
 COLUMNS = (
     "epoch", "class", "examples", "accuracy", "error_rate", "change", "cv_score", "cv_score_stderr", "p_value",
-    "pattern", "strength", "flagged_error_rate", "unflagged_error_rate", "heldout_aler_minus_ber", "aler",
+    "pattern", "strength", "flagged_error_rate", "unflagged_error_rate", "gain", "heldout_aler_minus_ber", "aler",
     "base_error_rate", "hardest_caption", "easiest_caption", "skipped",
 )  # fmt: skip
 EXAMPLE_COLUMNS = (
@@ -119,16 +119,16 @@ class WandbWriter(Writer):
 
 
 def _summary(report: FailureReport) -> dict[str, Any]:
-    """Return the aggregates, the number of classes with a pattern, and the worst class."""
+    """Return the aggregates, the number of classes with a pattern, and the class of the highest error rate."""
     summary = {**report.summary, "patterns": sum(entry.pattern for entry in report.classes)}
-    worst = next(iter(rank_classes(report)), None)
+    worst = min(report.classes, key=lambda entry: entry.error_rank, default=None)
     if worst is None or worst.accuracy is None:
         return summary
     return {**summary, "worst_class": _utf8(worst.name), "worst_class_error_rate": 1 - worst.accuracy}
 
 
 def _class_rows(report: FailureReport, before: FailureReport | None) -> list[list[Any]]:
-    """Return the rows of the table of classes, the worst class first."""
+    """Return the rows of the table of classes, those first that it pays most to fix."""
     changes, rows = error_changes(report, before), []
     added, gains = report.method_columns(), heldout_gains(report)
     place = {entry.name: k for k, entry in enumerate(report.classes)}

@@ -88,6 +88,23 @@ def test_agreement__scikit_learns_kappa_of_flagged_and_leaf(analysed):
     assert report.classes[1].agreement > 0.3
 
 
+def test_gain__failures_that_vanish_if_the_flagged_fail_as_the_others_do(analysed):
+    grades, _, sampled, result = analysed
+    failures = int((grades.failed.numpy() & sampled).sum())
+    gains = []
+    for k, entry in enumerate(result.classes):
+        rows = np.flatnonzero(sampled & (grades.labels.numpy() == k))
+        flagged, failed = result.directions.out_of_fold[rows].numpy() < 0, grades.failed[rows].numpy()
+        excess = failed[flagged].mean() - failed[~flagged].mean() if entry.cv_score is not None else 0
+        assert (entry.gain is None) == (not entry.pattern) == (entry.gain_share is None)
+        if entry.pattern:
+            assert entry.gain == pytest.approx(excess * flagged.sum())
+            assert entry.gain_share == pytest.approx(entry.gain / failures)
+            gains.append(entry.gain)
+    assert gains
+    assert [entry.gain for entry in rank_classes(result.report)[: len(gains)]] == sorted(gains, reverse=True)
+
+
 def test_agreement__not_with_a_rejected_tree(analysed):
     report = analysed[-1]
     rejected = [group.class_name for group in report.groups[:3] if not group.pattern]

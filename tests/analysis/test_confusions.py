@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lightning_failures.analysis.analyse import analyse
-from lightning_failures.analysis.confusions import confusion_pairs, flagged_confusion, mistaken_for
+from lightning_failures.analysis.confusions import confusion_pairs, flagged_confusion, mistaken_for, split_by_confusion
 from lightning_failures.data.grades import Grades
 from lightning_failures.data.report import FailureReport
-from lightning_failures.stats.intervals import benjamini_hochberg
+from lightning_failures.stats.intervals import benjamini_hochberg, wilson_interval
 
 NAMES = ("cat", "dog", "owl", "yak")
 
@@ -110,6 +110,39 @@ def test_analyse__says_what_the_flagged_failures_are_mistaken_for_where_the_mode
     assert report.confusions[0].label in NAMES
     again = FailureReport.from_json(report.report.to_json())
     assert (again.confusions, again.classes[1].flagged_mistaken_for) == (report.confusions, found)
+
+
+def test_split_by_confusion__by_hand():
+    """60 dogs, then 30 owls, 9 yaks and 11 cats among the failures; 100 successes of which 20 are flagged."""
+    answers = np.repeat([1, 2, 3, 0, 4], [60, 30, 9, 11, 100])
+    parts = (np.arange(60) < 48, np.arange(30) < 6, np.arange(9) < 9, np.arange(11) < 11, np.arange(100) < 20)
+    flagged, failed = np.concatenate(parts), np.arange(210) < 110
+    found = split_by_confusion(answers, failed, flagged, (*NAMES, "fox"))
+    assert [(row.class_name, row.count, row.flagged_share) for row in found] == [("dog", 60, 0.8), ("owl", 30, 0.2)]
+    assert [row.share for row in found] == pytest.approx([60 / 110, 30 / 110])
+    assert [row.flagged_share_of_correct for row in found] == [0.2, 0.2]
+    assert found[0].flagged_interval == pytest.approx(wilson_interval(48, 60))
+    assert [row.pattern for row in found] == [True, False]
+    assert split_by_confusion(answers, answers == 1, flagged, (*NAMES, "fox")) == ()  # one kind is no split
+
+
+def test_split_by_confusion__of_sources_is_less_certain():
+    answers, failed = np.repeat([1, 2, 0], [40, 40, 100]), np.arange(180) < 80
+    flagged = np.concatenate([np.arange(40) < 20, np.arange(40) < 20, np.arange(100) < 20])
+    alone = split_by_confusion(answers, failed, flagged, NAMES)
+    together = split_by_confusion(answers, failed, flagged, NAMES, sources=np.arange(180) // 20)
+    assert [row.pattern for row in alone] == [True, True]
+    assert [row.pattern for row in together] == [False, False]
+
+
+def test_analyse__splits_the_failures_by_what_they_are_mistaken_for():
+    grades, x = planted(explained=True)
+    dog = analyse(grades, x, permutations=199).classes[1]
+    yak, owl = sorted(dog.confusion_split, key=lambda row: -row.flagged_share)
+    assert (yak.class_name, yak.pattern, owl.class_name, owl.pattern) == ("yak", True, "owl", False)
+    assert yak.count + owl.count == round((1 - dog.accuracy) * dog.examples)
+    grades, x = planted(explained=False)
+    assert analyse(grades, x, permutations=199).classes[1].confusion_split == ()
 
 
 def as_flagged(report, grades):

@@ -135,6 +135,91 @@ def test_slices_of__repeats_of_a_source_count_once():
         assert np.ptp(same.gap_interval) == pytest.approx(np.ptp(row.gap_interval), rel=0.05)
 
 
+def confounded(rng, *, n=600, effect=0.0):
+    """A hard class in which most images are dark, and an easy one in which few are; darkness adds ``effect``."""
+    labels = rng.integers(0, 2, n)
+    dark = rng.random(n) < np.where(labels == 1, 0.8, 0.2)
+    failed = rng.random(n) < np.where(labels == 1, 0.5, 0.1) + effect * dark
+    return {"light": Attribute(dark.astype(np.int64), ("bright", "dark"))}, failed, labels
+
+
+def test_adjusted_gap__by_hand():
+    labels = np.repeat([0, 1, 2], [30, 20, 4])
+    dark = np.concatenate([np.arange(30) < 10, np.arange(20) < 15, np.ones(4, bool)])
+    failed = np.concatenate([np.arange(30) % 5 == 0, np.arange(20) % 2 == 0, np.ones(4, bool)])
+    light = {"light": Attribute(dark.astype(np.int64), ("bright", "dark"))}
+    row = next(row for row in slices_of(light, failed, labels=labels) if row.value == "dark")
+    inside, outside = (2 + 8) / 25, (10 * 4 / 20 + 15 * 2 / 5) / 25  # the third class is dark throughout
+    assert row.adjusted_gap == pytest.approx(inside - outside)
+    assert row.gap == pytest.approx((2 + 8 + 4) / 29 - (4 + 2) / 25)
+    assert row.adjusted_gap_interval[0] < row.adjusted_gap < row.adjusted_gap_interval[1]
+
+
+def test_adjusted_gap__of_a_value_that_is_frequent_in_a_hard_class():
+    rng = np.random.default_rng(0)
+    covered, significant, raw_significant = [], [], []
+    for _ in range(200):
+        attributes, failed, labels = confounded(rng)
+        ((row, *_),) = leading(slices_of(attributes, failed, labels=labels))
+        (raw,) = (one for one in slices_of(attributes, failed) if one.value == "dark")
+        low, high = next(
+            one.adjusted_gap_interval for one in slices_of(attributes, failed, labels=labels) if one.value == "dark"
+        )
+        covered.append(low <= 0 <= high)
+        significant.append(row.significant)
+        raw_significant.append(raw.p_value < 0.05)
+    assert np.mean(covered) >= 0.93
+    assert np.mean(significant) <= 0.05 + 2 * np.sqrt(0.05 * 0.95 / 200)
+    assert np.mean(raw_significant) > 0.9  # the test can fail
+
+
+def test_adjusted_gap__finds_an_effect_within_classes_and_its_size():
+    rng = np.random.default_rng(1)
+    found = []
+    for _ in range(100):
+        attributes, failed, labels = confounded(rng, effect=0.2)
+        ((row, *_),) = leading(slices_of(attributes, failed, labels=labels))
+        found.append((row.value == "dark" and row.significant, row.adjusted_gap))
+    power, gap = np.mean(found, axis=0)
+    assert power >= 0.9
+    assert gap == pytest.approx(0.2, abs=0.02)
+
+
+def test_adjusted_gap__sorts_the_slices():
+    rng = np.random.default_rng(2)
+    attributes, failed, labels = confounded(rng, n=4000)
+    culprit = rng.random(4000) < 0.3
+    failed |= culprit & (rng.random(4000) < 0.2)
+    attributes["culprit"] = Attribute(culprit.astype(np.int64), ("no", "yes"))
+    ((first, *_),) = leading(slices_of(attributes, failed, labels=labels))
+    assert (first.attribute, first.value) == ("culprit", "yes")
+    assert max(slices_of(attributes, failed, labels=labels), key=lambda row: row.gap).value == "dark"
+
+
+def test_adjusted_gap__of_one_class_is_the_gap_and_of_a_value_per_class_undefined():
+    rng = np.random.default_rng(3)
+    attributes, failed, labels = confounded(rng)
+    for row in slices_of(attributes, failed):
+        assert row.adjusted_gap == pytest.approx(row.gap)
+        assert row.adjusted_gap_interval == pytest.approx(row.gap_interval)
+    for row in slices_of({"class": Attribute(labels, ("a", "b"))}, failed, labels=labels):
+        assert (row.adjusted_gap, row.adjusted_gap_interval, row.p_value) == (None, (-1.0, 1.0), 1.0)
+
+
+def test_adjusted_gap__p_value_is_that_of_the_mantel_haenszel_test():
+    """By hand: two classes of (3 of 10, 1 of 10) and (8 of 10, 4 of 10)."""
+    labels = np.repeat([0, 1], 20)
+    dark = np.tile(np.arange(20) < 10, 2)
+    failed = np.concatenate(
+        [np.isin(np.arange(20), [0, 1, 2, 10]), np.isin(np.arange(20), [*range(8), *range(10, 14)])]
+    )
+    attributes = {"light": Attribute(dark.astype(np.int64), ("bright", "dark"))}
+    row = next(row for row in slices_of(attributes, failed, labels=labels) if row.value == "dark")
+    variance = 100 * (4 * 16 + 12 * 8) / (400 * 19)
+    z = (11 - 2 - 6 - 0.5) / math.sqrt(variance)
+    assert row.p_value == pytest.approx(0.5 * math.erfc(z / math.sqrt(2)))
+
+
 def test_slices_of__nothing_to_compare():
     attribute = {"a": read_attribute(["x", "x", "y"], "a")}
     assert slices_of(attribute, [False] * 3) == ()

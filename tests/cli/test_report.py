@@ -17,14 +17,8 @@ from lightning_failures.analysis import AnalysisResult
 from lightning_failures.cli import main
 from lightning_failures.cli.report import diff_text, report_text
 from lightning_failures.data.example_table import ExampleTable
-from lightning_failures.data.report import (
-    ClassReport,
-    FailureReport,
-    FeatureReport,
-    GroupReport,
-    LeafReport,
-    ModeReport,
-)
+from lightning_failures.data.report import ClassReport, FailureReport, FeatureReport, ModeReport
+from lightning_failures.data.tree_report import GroupReport, LeafReport
 from lightning_failures.report.comparison import compare
 from lightning_failures.report.run_folder import Run, open_run
 from lightning_failures.writers import FileWriter

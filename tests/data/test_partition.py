@@ -13,7 +13,7 @@ from lightning_failures.analysis.analyse import analyse
 from lightning_failures.data.grades import Grades
 from lightning_failures.data.partition import owned_rows, owner_of_classes
 from lightning_failures.directions import fit_failure_directions
-from lightning_failures.directions.result import join_directions
+from lightning_failures.directions.result import EFFECTS, join_directions
 from tests.analysis.test_analyse import DIM, words
 from tests.directions.test_additional import _classes, _subpopulations
 
@@ -138,7 +138,7 @@ def test_analyse__several_processes_doubt_the_same_labels(graded, doubted):
     assert one.directions.doubted.any()
     assert one.report.explained is not None
     for other in together(3, lambda workers: report_of(grades, apart, workers, doubted=doubted)):
-        for name in ("doubted", "label_margin", "weight", "effect", "effect_interval", "margin_auc", "whole_auc"):
+        for name in (*EFFECTS, "doubted", "label_margin", "weight"):
             mine, theirs = (getattr(result.directions, name) for result in (one, other))
             torch.testing.assert_close(theirs, mine, rtol=1e-4, atol=1e-5, equal_nan=True)
         assert [entry.doubted_ids for entry in other.classes] == [entry.doubted_ids for entry in one.classes]

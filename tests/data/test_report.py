@@ -14,12 +14,11 @@ from lightning_failures.data.report import (
     ConfusionReport,
     FailureReport,
     FlaggedConfusionReport,
-    GroupReport,
-    LeafReport,
     MistakenReport,
     SliceReport,
     ValueReport,
 )
+from lightning_failures.data.tree_report import GroupReport, LeafReport
 
 NUMBERS = st.floats()  # including NaN and infinities
 MAYBE = st.none() | NUMBERS

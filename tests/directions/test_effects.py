@@ -31,7 +31,7 @@ def test_effect__by_hand():
     assert effect.difference == pytest.approx(0.55)
     assert effect.interval == difference_interval(0.6, wilson_interval(12, 20), 0.05, wilson_interval(4, 80))
     assert effect.coverage == 12 / 16
-    assert effect.gain == pytest.approx(12 - 20 * 0.16)
+    assert effect.gain == pytest.approx(0.55 * 20)  # 12 fail, 1 of 20 would
     assert effect.strength == "strong"
 
 
@@ -39,7 +39,7 @@ def test_effect__by_hand():
     ("low", "strength"), [(-0.2, "weak"), (CLEAR - 1e-9, "weak"), (CLEAR, "clear"), (STRONG, "strong")]
 )
 def test_strength__by_the_lower_end(low, strength):
-    assert Effect(5, 0.9, 0.1, 0.8, (low, 0.9), 0.5, 1.0).strength == strength
+    assert Effect(5, 0.9, 0.1, 0.8, (low, 0.9), 0.5).strength == strength
 
 
 @pytest.mark.parametrize("value", [-1.0, 1.0])
@@ -48,13 +48,18 @@ def test_effect__all_or_nothing_flagged_is_undefined(value):
     assert np.isnan(effect.difference)
     assert effect.interval == (-1.0, 1.0)
     assert effect.strength == "weak"
-    assert effect.gain == pytest.approx(0)
+    assert np.isnan(effect.gain)
 
 
 def test_effect__without_failures_or_examples():
     assert np.isnan(measure_effect(np.array([-1.0, 1.0]), np.zeros(2, dtype=bool)).coverage)
     nothing = measure_effect(np.array([np.nan]), np.array([True]))
-    assert (nothing.flagged, nothing.gain, nothing.interval) == (0, 0.0, (-1.0, 1.0))
+    assert (nothing.flagged, nothing.interval) == (0, (-1.0, 1.0))
+
+
+def test_gain__is_not_negative():
+    values, failed = np.array([-1.0] * 10 + [1.0] * 10), np.arange(20) >= 10
+    assert measure_effect(values, failed).gain == 0
 
 
 def test_effect__examples_without_a_value_do_not_count():

@@ -10,9 +10,9 @@ from safetensors.torch import save_file
 
 from lightning_failures.directions import FailureDirections, fit_failure_directions
 from lightning_failures.directions.one_class import MIN_PER_OUTCOME
-from lightning_failures.directions.result import join_directions
+from lightning_failures.directions.result import EFFECTS, join_directions
 from lightning_failures.errors import ConfigurationError
-from lightning_failures.stats.agreement import auc
+from lightning_failures.stats.agreement import auc, positive_agreement
 
 DIM = 8
 
@@ -196,7 +196,7 @@ def test_load__a_file_of_the_version_before(tmp_path):
     now.save(tmp_path / "now.safetensors")
     with safe_open(tmp_path / "now.safetensors", framework="pt") as file:
         metadata = file.metadata()
-        new = ("effect", "effect_interval", "label_margin", "doubted", "margin_auc", "whole_auc")
+        new = ("label_margin", "doubted", *EFFECTS)
         kept = {name: file.get_tensor(name) for name in file.keys() if name.split(".")[1] not in new}  # noqa: SIM118
     save_file(kept, tmp_path / "before.safetensors", metadata)
     before = FailureDirections.load(tmp_path / "before.safetensors")
@@ -215,5 +215,54 @@ def test_join__keeps_margins_and_doubts():
     margins = whole.label_margin.numpy()
     parts = [fit(x[r], labels[r], correct[r], ids=r, reference=x, doubted="failures", margins=margins[r]) for r in rows]
     joined = join_directions(parts, rows, len(x))
-    for name in ("weight", "label_margin", "doubted", "effect", "effect_interval", "margin_auc", "whole_auc"):
-        torch.testing.assert_close(getattr(joined, name), getattr(whole, name), rtol=1e-5, atol=1e-6)
+    for name in ("weight", "label_margin", "doubted", *EFFECTS):
+        found, expected = getattr(joined, name), getattr(whole, name)
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6, equal_nan=True)
+
+
+def one_class(seed, *, strength, n=400, dim=16):
+    """A class that fails along axis 0; without ``strength`` at random."""
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(n, dim))
+    correct = strength * x[:, 0] + rng.normal(size=n) > -0.5
+    return x, np.zeros(n, dtype=np.int64), correct
+
+
+def test_flag_agreement__is_that_of_two_divisions_into_folds():
+    """The truth: fits with many seeds, compared pair by pair."""
+    x, labels, correct = one_class(0, strength=1.5)
+    stated = [float(fit(x, labels, correct, permutations=99, seed=seed).flag_agreement[0]) for seed in range(4)]
+    flags = [(fit(x, labels, correct, seed=seed).out_of_fold < 0).numpy() for seed in range(10, 18)]
+    true = np.mean([positive_agreement(one, other) for i, one in enumerate(flags) for other in flags[:i]])
+    assert np.mean(stated) == pytest.approx(true, abs=0.04)
+    assert true > 0.8
+
+
+@pytest.mark.parametrize("selection", ["scaled", "published"])
+def test_flag_agreement__a_weak_pattern_flags_other_examples_each_time(selection):
+    agreements = {}
+    for strength in (0.7, 3.0):
+        found = [
+            fit(*one_class(seed, strength=strength, dim=64), permutations=99, selection=selection) for seed in range(4)
+        ]
+        assert all(float(one.p_value[0]) <= 0.05 for one in found)
+        agreements[strength] = np.mean([float(one.flag_agreement[0]) for one in found])
+    assert agreements[3.0] > agreements[0.7] + 0.05
+
+
+def test_flag_agreement__only_where_there_may_be_a_pattern():
+    x, labels, correct = one_class(0, strength=0.0)
+    unlike = fit(x, labels, correct, permutations=99)
+    assert float(unlike.p_value[0]) > 0.05
+    assert bool(unlike.flag_agreement.isnan().all())
+    untested = fit(*one_class(0, strength=3.0))
+    assert bool(untested.flag_agreement.isnan().all())
+
+
+def test_flag_agreement__sources_that_fill_one_division_only():
+    """Ten failures of two sources fill two folds in every division, or in none: then there is no agreement to state."""
+    x, labels, correct = one_class(1, strength=3.0)
+    groups = np.arange(len(x))
+    groups[~correct] = 1000 + np.arange((~correct).sum()) % 2
+    directions = fit(x, labels, correct, groups=groups, permutations=99)
+    assert directions.flag_agreement.shape == directions.classes.shape

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from sklearn.linear_model import Ridge
 
 from lightning_failures.core.hashing import stable_hash
+from lightning_failures.directions import probe
 from lightning_failures.directions.probe import FOLDS, PENALTY, REPEATS, doubted_labels, label_margins
 from lightning_failures.directions.standardize import mean_and_std, standardize
 
@@ -43,6 +44,24 @@ def test_margins__parity_with_scikit_learn():
     own = scores[np.arange(300), labels]
     scores[np.arange(300), labels] = -np.inf
     assert margins(x, labels) == pytest.approx(own - scores.max(axis=1), abs=1e-4)
+
+
+def test_margins__standardize_each_block_once_as_far_as_memory_allows(monkeypatch):
+    x, labels = clusters(n=300, dim=6)
+    looked_at = []
+
+    def counted(rows, *moments):
+        looked_at.append(len(rows))
+        return standardize(rows, *moments)
+
+    monkeypatch.setattr(probe, "standardize", counted)
+    monkeypatch.setattr(probe, "_ROWS_AT_ONCE", 20)
+    expected = margins(x, labels)
+    assert sum(looked_at) == 300
+    looked_at.clear()
+    monkeypatch.setattr(probe, "_KEPT_BYTES", 4 * 7 * 100)  # a third of the rows
+    assert margins(x, labels) == pytest.approx(expected)
+    assert sum(looked_at) == 95 + (REPEATS + 1) * 205  # 95 of the rows fit in whole blocks
 
 
 def test_margins__find_planted_label_errors():

@@ -38,13 +38,12 @@ from lightning_failures.data.report import (
     FailureReport,
     FeatureReport,
     FlaggedConfusionReport,
-    GroupReport,
-    LeafReport,
     MistakenReport,
     ModeReport,
     SliceReport,
     ValueReport,
 )
+from lightning_failures.data.tree_report import GroupReport, LeafReport
 from lightning_failures.directions import FailureDirections
 from lightning_failures.encoders import OpenCLIPEncoder, RobustEncoder, load_encoder
 from lightning_failures.errors import ConfigurationError, DataError, EncoderError, GeneratorError

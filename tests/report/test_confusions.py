@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from lightning_failures.data.report import (
     ClassReport,
     ConfusionReport,
+    ConfusionSplitReport,
     FailureReport,
     FlaggedConfusionReport,
     MistakenReport,
@@ -37,6 +38,18 @@ def test_confusion_sentence__mostly_is_more_than_half():
     assert confusion_sentence(ClassReport("owl", 9)) == ""
 
 
+def test_confusion_sentence__which_failures_follow_the_pattern():
+    dog = ConfusionSplitReport("dog", 60, 0.6, 0.83, (0.7, 0.9), 0.15, True)
+    owl = ConfusionSplitReport("owl", 30, 0.3, 0.12, (0.04, 0.2), 0.15, False)
+    assert confusion_sentence(replace(SPLIT, confusion_split=(dog, owl))).endswith(
+        " Of its failures as dog, 0.83 are flagged; those as owl show no clear pattern: 0.12 are flagged, as are 0.15"
+        " of the correct images."
+    )
+    assert confusion_sentence(replace(SPLIT, confusion_split=(dog, replace(owl, pattern=True)))).endswith(
+        " Of its failures as dog, 0.83 are flagged; of those as owl, 0.12. Of the correct images, 0.15 are flagged."
+    )
+
+
 def test_confusion_lines__pairs_then_what_flags_explain():
     lines = confusion_lines(a_report(SPLIT))
     assert lines[:2] == ["cat -> dog: 9 failures, 0.45 of those of cat", "owl -> cat: 1 failure, 1.00 of those of owl"]
@@ -56,6 +69,8 @@ def test_confusions_markdown__a_table_and_a_line_a_class():
 def test_confusions__hostile_names_keep_lines_and_tables_whole(name):
     split = FlaggedConfusionReport(name, 8, 0.8, 0.1, 0.0012)
     entry = replace(CAT, name=name, mistaken_for=(MistakenReport(name, 9, 0.45),), flagged_mistaken_for=split)
+    parts = tuple(ConfusionSplitReport(name, 30, 0.3, 0.1, (0.0, 0.2), 0.15, pattern) for pattern in (True, False))
+    entry = replace(entry, confusion_split=parts)
     report = a_report(entry, pairs=(ConfusionReport(name, name, 9, 0.45),))
     assert all(line.isprintable() for line in confusion_lines(report))
     lines = confusions_markdown(report).splitlines()

@@ -82,5 +82,5 @@ def test_diary__shows_the_words_of_users_and_does_not_interpret_them():
     assert line.isprintable()
     table = diary_markdown(report).splitlines()[4:]
     assert len(table) == 1
-    assert table[0].count("|") == 9
+    assert table[0].count("|") == 10
     assert not [part for part in ("<b>", "[x]", "http://") if part in table[0]]

@@ -9,7 +9,8 @@ import torch
 
 from lightning_failures.data.example_table import ExampleTable
 from lightning_failures.data.grades import Grades
-from lightning_failures.data.report import FailureReport, FeatureReport, GroupReport, LeafReport
+from lightning_failures.data.report import FailureReport, FeatureReport
+from lightning_failures.data.tree_report import GroupReport, LeafReport
 from lightning_failures.report.example_rows import ExampleLookup, example_rows, leaf_rules
 from lightning_failures.report.gallery import Thumbnails
 from lightning_failures.report.html.browse import browsing_data

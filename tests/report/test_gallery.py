@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lightning_failures.data.report import ClassReport, FeatureReport, GroupReport, LeafReport
+from lightning_failures.data.report import ClassReport, FeatureReport
+from lightning_failures.data.tree_report import GroupReport, LeafReport
 from lightning_failures.errors import DataError
 from lightning_failures.report.gallery import class_picture, feature_picture, leaf_picture, make_row
 

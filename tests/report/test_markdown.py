@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from lightning_failures.data.report import ClassReport, FailureReport, GroupReport, LeafReport, ModeReport
+from lightning_failures.data.report import ClassReport, FailureReport, ModeReport
+from lightning_failures.data.tree_report import GroupReport, LeafReport
 from lightning_failures.report.markdown import report_markdown, report_sections
 
 CAT = ClassReport("cat", 40, accuracy=0.7, base_error_rate=0.3, cv_score=0.8, p_value=0.001, pattern=True)

@@ -11,14 +11,8 @@ import torch
 
 from lightning_failures.analysis import AnalysisResult
 from lightning_failures.data.example_table import ExampleTable
-from lightning_failures.data.report import (
-    ClassReport,
-    FeatureReport,
-    GroupReport,
-    LeafReport,
-    ModeReport,
-    analysis_name,
-)
+from lightning_failures.data.report import ClassReport, FeatureReport, ModeReport, analysis_name
+from lightning_failures.data.tree_report import GroupReport, LeafReport
 from lightning_failures.directions import FailureDirections
 from lightning_failures.directions.result import without_effects
 from lightning_failures.errors import ConfigurationError

@@ -5,7 +5,8 @@ import dataclasses
 import pytest
 
 from lightning_failures.data.evidence import AttributeEvidence
-from lightning_failures.data.report import ClassReport, CurvePoint, GroupReport, LeafReport
+from lightning_failures.data.report import ClassReport, CurvePoint
+from lightning_failures.data.tree_report import GroupReport, LeafReport
 from lightning_failures.report.sentences import group_sentence, trust_sentence
 
 FOUND = ClassReport(
@@ -103,6 +104,8 @@ def test_trust_sentence__what_comes_first(changes, start):
         ({"agreement": 0.3}, "holds partly the same examples"),
         ({"agreement": -0.1}, "holds other examples (Cohen's kappa -0.10"),
         ({"cv_null_interval": None, "cv_score_stderr": None}, "of 85 % (50 % is a coin toss; p"),
+        ({"flag_agreement": 0.83}, "Of the flagged examples, 83 % are flagged again if the folds are drawn differently (by chance 38 %)."),  # noqa: E501
+        ({"flag_agreement": 0.4, "looked_at": 200, "failures_looked_at": 60}, "40 % are flagged again if the folds are drawn differently (by chance 75 %)."),  # noqa: E501
         ({"doubted": 7}, "The labels of 7 failures are in doubt and left out of the fit."),
         ({"doubted": 1}, "The label of 1 failure is in doubt and left out of the fit."),
     ],

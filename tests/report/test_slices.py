@@ -25,6 +25,11 @@ def test_significant_slices__by_the_lower_end_with_their_paths():
     report = a_report(SMALL, CYAN, NOISE, overall=(replace(CYAN, class_name=None, gap_interval=(0.3, 0.5)), NOISE))
     assert [path for path, _ in significant_slices(report)] == ["classes/1/slices/1", "slices/0", "classes/1/slices/0"]
     assert len(significant_slices(report, 1)) == 1
+    common = replace(CYAN, class_name=None, adjusted_gap=0.02, adjusted_gap_interval=(0.01, 0.14))
+    assert [path for path, _ in significant_slices(a_report(SMALL, overall=(common,)))] == [
+        "classes/1/slices/0",
+        "slices/0",
+    ]
     assert significant_slices(a_report(NOISE)) == []
 
 
@@ -33,6 +38,8 @@ def test_slice_lines__and_how_many_are_left_out():
     first, second, more = slice_lines(report, limit=2)
     assert first == "four: tint = cyan: 0.70 (0.60 to 0.78) of 102 examples fail, 0.05 of the others"
     assert second.startswith("all classes: tint = cyan: ")
+    adjusted = replace(CYAN, class_name=None, adjusted_gap=0.02, adjusted_gap_interval=(-0.1, 0.14))
+    assert slice_lines(a_report(overall=(adjusted,)))[0].endswith("0.05 of the others (within classes +0.02)")
     assert more == "1 more in report.json"
     assert slice_lines(a_report(NOISE)) == []
 
@@ -40,7 +47,7 @@ def test_slice_lines__and_how_many_are_left_out():
 def test_slices_markdown__a_row_a_slice():
     *_, row = slices_markdown(a_report(CYAN, NOISE)).splitlines()
     cells = [cell.strip() for cell in row.strip("|").split("|")]
-    assert cells == ["four", "tint = cyan", "102", "0.700", "0.60 to 0.78", "0.050", "+0.650", "0.54 to 0.73"]
+    assert cells == ["four", "tint = cyan", "102", "0.700", "0.60 to 0.78", "0.050", "+0.650", "0.54 to 0.73", "-", "-"]
     assert slices_markdown(a_report(CYAN, SMALL), limit=1).endswith("1 more are in report.json.")
     assert "slices" not in report_sections(a_report(NOISE))
     assert list(report_sections(a_report(CYAN))) == ["slices"]
@@ -52,4 +59,4 @@ def test_slices__hostile_names_keep_lines_and_tables_whole(attribute, name):
     (line,) = slice_lines(report)
     assert line.isprintable()
     assert slices_markdown(report).count("\n") == 4
-    assert slices_markdown(report).splitlines()[-1].count("|") == 9
+    assert slices_markdown(report).splitlines()[-1].count("|") == 11

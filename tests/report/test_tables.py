@@ -7,7 +7,8 @@ from dataclasses import replace
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lightning_failures.data.report import ClassReport, FailureReport, GroupReport, LeafReport, ValueReport
+from lightning_failures.data.report import ClassReport, FailureReport, ValueReport
+from lightning_failures.data.tree_report import GroupReport, LeafReport
 from lightning_failures.report.tables import (
     class_table,
     classes_markdown,
@@ -24,7 +25,7 @@ from lightning_failures.report.tables import (
 CAPTIONS = {"hardest_captions": ("a photo of a red cat",), "easiest_captions": ("a photo of an orange cat",)}
 
 
-FOUND = ClassReport("cat", 100, accuracy=0.7, cv_score=0.8, p_value=0.001, pattern=True, aler=0.5, base_error_rate=0.3, flagged_error_rate=0.62, unflagged_error_rate=0.15, failures_flagged=0.7, **CAPTIONS)  # fmt: skip # noqa: E501
+FOUND = ClassReport("cat", 100, accuracy=0.7, cv_score=0.8, p_value=0.001, pattern=True, aler=0.5, base_error_rate=0.3, flagged_error_rate=0.62, unflagged_error_rate=0.15, failures_flagged=0.7, gain=7.25, gain_share=0.147, **CAPTIONS)  # fmt: skip # noqa: E501
 
 
 NOISE = ClassReport("dog", 50, accuracy=0.6, cv_score=0.52, p_value=0.3, **CAPTIONS)
@@ -49,8 +50,21 @@ def cells(row):
 def test_class_table__each_kind_of_class():
     head, found, noise, skipped = class_table(REPORT).splitlines()
     assert head.split("  ")[0] == "class"
-    assert found.split() == ["cat", "0.70", "0.62", "0.15", "0.80", "0.001", "0.13", "red", "cat", "orange", "cat"]
-    assert noise.split() == ["dog", "0.60", "-", "-", "0.52", "no", "pattern", "-", "-", "-"]
+    assert found.split() == [
+        "cat",
+        "0.70",
+        "0.62",
+        "0.15",
+        "7.2",
+        "0.80",
+        "0.001",
+        "0.13",
+        "red",
+        "cat",
+        "orange",
+        "cat",
+    ]
+    assert noise.split() == ["dog", "0.60", "-", "-", "-", "0.52", "no", "pattern", "-", "-", "-"]
     assert "skipped" in skipped
     assert "(1 failure, 10 are needed)" in skipped
 
@@ -80,7 +94,15 @@ def test_rank_classes__worst_first_then_support_ungraded_last():
             FailureReport(0, None, (ClassReport("none", 0), FOUND, NOISE, ClassReport("big", 500, accuracy=0.6)))
         )
     ]
-    assert names == ["big", "dog", "cat", "none"]
+    assert names == ["cat", "big", "dog", "none"]  # the cat has a pattern
+
+
+def test_rank_classes__patterns_by_gain_then_the_others_by_error_rate():
+    def found(name, gain, accuracy):
+        return ClassReport(name, 100, accuracy=accuracy, pattern=gain is not None, gain=gain)
+
+    rows = (found("bad", None, 0.2), found("a", 3.0, 0.5), found("b", 20.0, 0.9), found("c", 0.0, 0.1))
+    assert [entry.name for entry in rank_classes(FailureReport(400, 0.5, rows))] == ["b", "a", "c", "bad"]
 
 
 def test_rank_classes__by_the_shrunken_rate_where_there_is_one():
@@ -93,17 +115,18 @@ def test_rank_classes__by_the_shrunken_rate_where_there_is_one():
     assert cells(first)[2:4] == ["0.600", "0.580 (0.50 to 0.70)"]
 
 
-def test_classes_markdown__ranked_by_error_with_support():
+def test_classes_markdown__ranked_by_gain_then_by_error_with_support():
     _, rule, *rows = classes_markdown(REPORT).splitlines()
     assert set(rule) <= set("|:- ")
-    assert cells(rows[0]) == ["dog", "50", "0.400", "-", "-", "-", "0.52", "no pattern", "-", "-", "-"]
-    assert cells(rows[1]) == [
+    assert cells(rows[1]) == ["dog", "50", "0.400", "-", "-", "-", "-", "0.52", "no pattern", "-", "-", "-"]
+    assert cells(rows[0]) == [
         "cat",
         "100",
         "0.300",
         "0.62",
         "0.15",
         "0.70",
+        "7.2 (15 %)",
         "0.80",
         "0.001",
         "0.13",
@@ -118,6 +141,7 @@ def test_classes_markdown__ranked_by_error_with_support():
         "-",
         "-",
         "-",
+        "-",
         "skipped",
         "-",
         "(1 failure, 10 are needed)",
@@ -127,16 +151,16 @@ def test_classes_markdown__ranked_by_error_with_support():
 
 def test_classes_markdown__limit_says_how_many_are_left_out():
     table = classes_markdown(REPORT, limit=1)
-    assert "dog" in table
-    assert "cat" not in table
-    assert table.endswith("2 classes with fewer errors are in report.json.")
+    assert "cat" in table
+    assert "dog" not in table
+    assert table.endswith("2 classes with less to gain are in report.json.")
 
 
 def test_classes_markdown__change_since_an_earlier_report():
     then = replace(REPORT, classes=tuple(replace(entry, accuracy=0.25) for entry in REPORT.classes))
     head, _, *rows = classes_markdown(REPORT, before=then).splitlines()
     assert cells(head)[:4] == ["class", "examples", "error rate", "change"]
-    assert [cells(row)[3] for row in rows] == ["-0.350", "-0.450", "-0.650"]
+    assert [cells(row)[3] for row in rows] == ["-0.450", "-0.350", "-0.650"]
     twins = replace(REPORT, classes=(FOUND, FOUND))
     assert error_changes(twins, twins) == {}  # nothing tells which is which
     assert error_changes(REPORT, replace(REPORT, classes=())) == {}
@@ -145,13 +169,13 @@ def test_classes_markdown__change_since_an_earlier_report():
 @given(ANY)
 def test_classes_markdown__hostile_names_keep_the_table_whole(name):
     rows = classes_markdown(FailureReport(1, None, (ClassReport(name, 1, skipped=name),))).splitlines()
-    assert [row.count("|") for row in rows] == [12, 12, 12]
+    assert [row.count("|") for row in rows] == [13, 13, 13]
 
 
 def test_tree_markdown__rules_only_with_a_pattern():
     leaves = (
         LeafReport("f1 <= 0.5", 9, 0.5, 0.1, 0.05, False),
-        LeafReport("f1 > 0.5", 9, 0.6, 0.9, 0.54, True, (0.3, 0.8), 0.55, 0.85, False),
+        LeafReport("f1 > 0.5", 9, 0.6, 0.9, 0.54, True, (0.3, 0.8), 0.55, 0.85, False, 3.5),
     )
     known = {"base_error_rate": 0.2, "heldout_aler_minus_ber": 0.1, "heldout_stderr": 0.02, "leaves": leaves}
     groups = (
@@ -162,20 +186,20 @@ def test_tree_markdown__rules_only_with_a_pattern():
     first, *others = tree_markdown(FailureReport(1, None, (), groups)).split("### ")[1:]
     assert first.startswith("Prediction group of cat\n")
     rows = [cells(row) for row in first.splitlines() if row.startswith("| f1")]
-    assert rows[0] == ["f1 &gt; 0.5", "9", "0.55", "0.30 to 0.80", "0.85", "no", "0.60", "0.90", "0.54", "yes"]
-    assert rows[1] == ["f1 &lt;= 0.5", "9", "-", "-", "-", "-", "0.50", "0.10", "0.05", "no"]
+    assert rows[0] == ["f1 &gt; 0.5", "9", "0.55", "0.30 to 0.80", "0.85", "no", "3.5", "0.60", "0.90", "0.54", "yes"]
+    assert rows[1] == ["f1 &lt;= 0.5", "9", "-", "-", "-", "-", "-", "0.50", "0.10", "0.05", "no"]
     assert "100 examples. No pattern: " in others[0]
     assert "held-out ALER - BER 0.10 +- 0.02, base error rate 0.20" in others[0]
     assert "10 examples. No tree: 1 failure." in others[1]
     assert not any("f1" in other for other in others)
 
 
-def test_trust__a_line_a_class_the_worst_first_and_in_markdown_only_what_has_a_direction():
-    assert [line.split(":")[0] for line in trust_lines(REPORT)] == ["dog", "cat", "emu"]
-    assert trust_lines(REPORT, limit=1)[0].startswith("dog: No pattern: ")
+def test_trust__a_line_a_class_most_to_gain_first_and_in_markdown_only_what_has_a_direction():
+    assert [line.split(":")[0] for line in trust_lines(REPORT)] == ["cat", "dog", "emu"]
+    assert trust_lines(REPORT)[1].startswith("dog: No pattern: ")
     title, _, *lines = trust_markdown(REPORT).splitlines()
     assert title == "### How far to trust it"
-    assert [line.split(":")[0] for line in lines] == ["* **dog**", "* **cat**"]
+    assert [line.split(":")[0] for line in lines] == ["* **cat**", "* **dog**"]
     assert trust_markdown(FailureReport(9, None, (SKIPPED,))) == ""
 
 

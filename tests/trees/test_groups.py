@@ -63,6 +63,12 @@ def test_leaves__report_validity_in_sample_and_held_out():
     planted = analyse(graded(failed), features=x).groups[0]
     assert planted.pattern
     assert (planted.leaves[0].valid, planted.leaves[0].heldout_valid) == (True, True)
+    assert all(leaf.gain is None for leaf in noise.leaves)  # a tree without a pattern
+    first, *others = planted.leaves
+    rest = sum(leaf.heldout_error_rate * leaf.size for leaf in others) / sum(leaf.size for leaf in others)
+    assert first.gain == pytest.approx((first.heldout_error_rate - rest) * first.size)
+    assert min(planted.leaves, key=lambda leaf: leaf.rank) is first
+    assert min(leaf.gain for leaf in planted.leaves) == 0
 
 
 @pytest.fixture(scope="module")

@@ -5,15 +5,8 @@ from __future__ import annotations
 import torch
 
 from lightning_failures.analysis import AnalysisResult
-from lightning_failures.data.report import (
-    ClassReport,
-    ConfusionReport,
-    GroupReport,
-    LeafReport,
-    MistakenReport,
-    SliceReport,
-    ValueReport,
-)
+from lightning_failures.data.report import ClassReport, ConfusionReport, MistakenReport, SliceReport, ValueReport
+from lightning_failures.data.tree_report import GroupReport, LeafReport
 from lightning_failures.report.gallery import Gallery, Picture, Row, Tile
 from tests.helpers.results import analysed
 

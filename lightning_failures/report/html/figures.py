@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 NO_NUMBER = "\N{EN DASH}"
-_FORMATS = {"score": ".2f", "signed": "+.2f", "rate": ".1%", "p": ".2g", "threshold": ".3g"}
+_FORMATS = {"score": ".2f", "amount": ",.1f", "signed": "+.2f", "rate": ".1%", "p": ".2g", "threshold": ".3g"}
 
 
 def show(value: float | None, kind: str) -> str:
@@ -25,8 +25,8 @@ def show(value: float | None, kind: str) -> str:
 
     Args:
         value: None and NaN give an en dash.
-        kind: "count", or one of "score" (0.87), "signed" (-0.87), "rate" (12.3 %), "points" (+12.3 percentage points),
-            "p" (0.0012), "threshold" (three significant digits).
+        kind: "count", or one of "score" (0.87), "amount" (12.3), "signed" (-0.87), "rate" (12.3 %), "points" (+12.3
+            percentage points), "p" (0.0012), "threshold" (three significant digits).
 
     >>> show(1234, "count"), show(0.5, "score"), show(0.0123, "p")
     ('1,234', '0.50', '0.012')

@@ -14,14 +14,8 @@ from typing import Any
 from lightning_failures.analysis.slices import lower_end
 from lightning_failures.core.text import clean, tag_part
 from lightning_failures.data.grouping import LABEL, grouping_named
-from lightning_failures.data.report import (
-    ClassReport,
-    FailureReport,
-    FeatureReport,
-    GroupReport,
-    ModeReport,
-    SliceReport,
-)
+from lightning_failures.data.report import ClassReport, FailureReport, FeatureReport, ModeReport, SliceReport
+from lightning_failures.data.tree_report import GroupReport
 from lightning_failures.report.diary import histories, last_diary_entry
 from lightning_failures.report.example_rows import ExampleLookup
 from lightning_failures.report.feature_names import names_in, with_names
@@ -391,10 +385,9 @@ def _first_sentence(sentences: str) -> str:
 def _cards(
     report: FailureReport, ranked: list[tuple[int, ClassReport]], pictures: PictureIndex, trees: dict[int, GroupReport]
 ) -> tuple[Card, ...]:
-    """Return the cards of the worst classes with details to show; classes with a pattern are preferred."""
+    """Return the cards of the classes that it pays most to fix and that have details to show."""
     # graded classes without any failure have no details to show
     candidates = [(index, entry) for index, entry in ranked if entry.cv_score is not None or entry.base_error_rate]
-    candidates.sort(key=lambda item: not item[1].pattern)
     names = class_names(report)
     chosen = {index for index, _ in candidates[:MAX_CARDS]}
     trees_of: dict[str, list[tuple[int, str]]] = defaultdict(list)
@@ -427,13 +420,7 @@ def _class_charts(entry: ClassReport) -> dict[str, Rows]:
 
 def _values(entry: ClassReport) -> tuple[int, ...]:
     """Return the indices of the values of metadata that are most over-represented among flagged examples."""
-
-    def lift(index: int) -> float:
-        value = entry.enrichment[index]
-        low = value.share_of_flagged_interval[0] if value.share_of_flagged_interval else 0.0
-        return low / value.share if value.share else 0.0
-
-    return tuple(sorted(range(len(entry.enrichment)), key=lambda index: -lift(index))[:MAX_VALUES])
+    return tuple(sorted(range(len(entry.enrichment)), key=lambda i: -entry.enrichment[i].lift)[:MAX_VALUES])
 
 
 def _slices(report: FailureReport) -> tuple[tuple[str, SliceReport], ...]:
@@ -490,7 +477,7 @@ def _modes(report: FailureReport, history: tuple[FailureReport, ...]) -> tuple[M
         at = f"report/modes/{index}" if history[analysis] is report else f"history/{analysis}/modes/{index}"
         status = mode_history.status if now or mode_history.status == "cured" else "missing"
         rows.append(ModeRow(at, history[analysis].modes[index], status, tuple(past[mode_history.name]), now))
-    return tuple(sorted(rows, key=lambda row: (not row.now, -row.mode.size)))
+    return tuple(sorted(rows, key=lambda row: (not row.now, row.mode.rank)))
 
 
 def _interventions(report: FailureReport) -> tuple[tuple[str, str], ...]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from lightning_failures.core.text import clean, shorten_caption
-from lightning_failures.data.report import FeatureReport, GroupReport, NodeReport
+from lightning_failures.data.report import FeatureReport
+from lightning_failures.data.tree_report import GroupReport, NodeReport
 
 MAX_DEPTH = 12
 

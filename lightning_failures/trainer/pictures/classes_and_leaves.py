@@ -113,7 +113,7 @@ def class_pictures(result: AnalysisResult, grades: Grades, fetch: Fetch, *, wors
         worst_k: Number of classes.
     """
     graded = [entry for entry in result.report.classes if entry.accuracy is not None]
-    worst = sorted(graded, key=lambda entry: (not entry.pattern, entry.rank))[:worst_k]
+    worst = sorted(graded, key=lambda entry: entry.rank)[:worst_k]
     return [_class_picture(result, entry, grades, fetch) for entry in worst if entry.hardest_ids]
 
 

@@ -53,7 +53,7 @@ def feature_pictures(
 ) -> tuple[tuple[FeatureReport, ...], list[Picture]]:
     """Draw each feature in the displayed rules once, on images of the first group that it splits.
 
-    The features on the path to the most important leaf of a group come first.
+    The features on the path to the leaf of the largest gain of a group come first.
     """
     if inputs.robust is None or inputs.features is None:
         return (), []
@@ -138,12 +138,12 @@ def _of_one_size(images: Sequence[Tensor]) -> Tensor:
 
 
 def _role(feature: int, trees: Sequence[DisplayedTree], names: FeatureNames) -> str:
-    """Return which groups the feature splits, and its part in the rule of their most important leaves."""
+    """Return which groups the feature splits, and its part in the rule of their leaves of the largest gain."""
     clauses = []
     for tree in trees:
         group = f"{tree.group.grouping} group of {clean(tree.group.class_name, 80)}"
         in_rule = tuple(split for split in tree.tree.leaves[tree.best].splits if split.feature == feature)
-        rule = f": its most important leaf has {rule_text(in_rule)}" if in_rule else ""
+        rule = f": its leaf of the largest gain has {rule_text(in_rule)}" if in_rule else ""
         clauses.append(f"splits the {group}{rule}")
     return with_names("; ".join(clauses), names.names)
 

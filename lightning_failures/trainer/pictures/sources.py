@@ -17,7 +17,7 @@ from lightning_failures.core.budget import Deadline
 from lightning_failures.core.text import clean
 from lightning_failures.data.grades import Grades
 from lightning_failures.data.grouping import ALL_GROUPINGS, grouping_named
-from lightning_failures.data.report import GroupReport
+from lightning_failures.data.tree_report import GroupReport
 from lightning_failures.encoders import FeatureEncoder
 from lightning_failures.encoders.cache.store import EmbeddingStore
 from lightning_failures.report.feature_names import FeatureNames
@@ -137,22 +137,22 @@ class DisplayedTree:
 
     @property
     def best(self) -> int:
-        """Index of the most important leaf."""
-        return max(range(len(self.tree.leaves)), key=lambda i: self.tree.leaves[i].importance)
+        """Index of the leaf that it pays most to fix."""
+        return min(range(len(self.group.leaves)), key=lambda i: self.group.leaves[i].rank)
 
     @property
     def path(self) -> list[int]:
-        """Features on the path to the most important leaf, from the root down."""
+        """Features on the path to the best leaf, from the root down."""
         return [split.feature for split in self.tree.leaves[self.best].splits]
 
     @property
     def leaves(self) -> list[int]:
-        """Indices of the displayed leaves: the most important one and all that are valid on held-out examples."""
+        """Indices of the displayed leaves: the best one and all that are valid on held-out examples."""
         return [i for i, leaf in enumerate(self.group.leaves) if leaf.shown_as_valid or i == self.best]
 
 
 def displayed_trees(result: AnalysisResult, worst_k: int) -> list[DisplayedTree]:
-    """Return the trees of ``worst_k`` groups with a pattern, the most important leaves first.
+    """Return the trees of ``worst_k`` groups with a pattern, those first with a leaf that it pays most to fix.
 
     Groupings take turns, label groups first.
     """
@@ -163,7 +163,7 @@ def displayed_trees(result: AnalysisResult, worst_k: int) -> list[DisplayedTree]
             for group in result.report.groups
             if group.grouping == grouping and group.pattern and len(group.leaves) > 1
         ]
-        return sorted(found, key=lambda group: -max(leaf.importance for leaf in group.leaves))
+        return sorted(found, key=lambda group: min(leaf.rank for leaf in group.leaves))
 
     turns = zip_longest(*(ranked(grouping.name) for grouping in ALL_GROUPINGS))
     groups = [group for turn in turns for group in turn if group is not None][: max(worst_k, 0)]

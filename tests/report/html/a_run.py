@@ -15,17 +15,16 @@ from lightning_failures.data.records import ClassHold, SharedPattern, ValueRepor
 from lightning_failures.data.report import (
     ClassReport,
     ConfusionReport,
+    ConfusionSplitReport,
     CurvePoint,
     FailureReport,
     FeatureReport,
     FlaggedConfusionReport,
-    GroupReport,
-    LeafReport,
     MistakenReport,
     ModeReport,
-    NodeReport,
     SliceReport,
 )
+from lightning_failures.data.tree_report import GroupReport, LeafReport, NodeReport
 from lightning_failures.report.gallery import Gallery, Picture, Row, Thumbnails, Tile
 from lightning_failures.report.run_folder import Run
 
@@ -172,7 +171,7 @@ def a_class(name, k, table, epoch, rng, text) -> ClassReport:
         name, len(mine),
         accuracy=1 - wrong,
         cv_score=0.55 + 0.4 * rng.random(), cv_score_stderr=0.05 * rng.random(),
-        p_value=0.001 if pattern else 0.4, pattern=pattern, c=0.1, flagged=int(rng.integers(3, 20)),
+        p_value=0.001 if pattern else 0.4, pattern=pattern, gain=20 * rng.random() if pattern else None, gain_share=rng.random() if pattern else None, c=0.1, flagged=int(rng.integers(3, 20)),
         aler=0.6 + 0.3 * rng.random(), base_error_rate=float(table.failed[mine].float().mean()),
         hardest_captions=captions, hardest_caption_scores=tuple(-rng.random(5)),
         easiest_captions=captions[::-1], easiest_caption_scores=tuple(rng.random(5)),
@@ -191,6 +190,7 @@ def a_class(name, k, table, epoch, rng, text) -> ClassReport:
         slices=a_slices(name, rng, text),
         mistaken_for=tuple(MistakenReport(text or other, 3, rng.random()) for other in ("wolf", "fox")),
         flagged_mistaken_for=FlaggedConfusionReport(text or "wolf", 3, rng.random(), rng.random(), rng.random()) if k % 2 else None,
+        confusion_split=tuple(ConfusionSplitReport(text or other, 12, rng.random(), rng.random(), (0.1, 0.9), rng.random(), other == "fox") for other in ("wolf", "fox")) if k % 2 else (),
     )  # fmt: skip
 
 

@@ -182,11 +182,16 @@ def test_classes__sort_by_error_rate(seen):
     page = seen.page
     button = page.locator("#classes").get_by_role("button", name="Error rate")
 
-    def rates():
-        cells = "[...document.querySelectorAll('#classes tbody td:nth-child(2) > data:first-of-type')]"
+    def values(column):
+        cells = f"[...document.querySelectorAll('#classes tbody td:nth-child({column}) > data:first-of-type')]"
         return page.evaluate(f"{cells}.map(d => Number(d.value))")
 
-    assert rates() == sorted(rates(), reverse=True)  # worst first, without a click
+    def rates():
+        return values(2)
+
+    gains = values(9)
+    assert gains
+    assert gains == sorted(gains, reverse=True)  # most to gain first, without a click
     button.click()
     button.click()
     assert rates() == sorted(rates())

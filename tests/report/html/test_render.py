@@ -10,15 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from lightning_failures.data.report import (
-    ClassReport,
-    FailureReport,
-    FeatureReport,
-    GroupReport,
-    LeafReport,
-    NodeReport,
-    ValueReport,
-)
+from lightning_failures.data.report import ClassReport, FailureReport, FeatureReport, ValueReport
+from lightning_failures.data.tree_report import GroupReport, LeafReport, NodeReport
 from lightning_failures.report.html.render import data_block, render
 from lightning_failures.report.run_folder import Run
 

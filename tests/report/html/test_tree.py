@@ -5,7 +5,8 @@ import dataclasses
 import numpy as np
 import pytest
 
-from lightning_failures.data.report import FeatureReport, GroupReport, NodeReport
+from lightning_failures.data.report import FeatureReport
+from lightning_failures.data.tree_report import GroupReport, NodeReport
 from lightning_failures.report.html.tree import feature_name, outline
 from tests.report.html.a_run import a_group
 

@@ -59,7 +59,7 @@ def test_feature_pictures__captions_and_what_people_wrote(planted):
     assert reported[0].caption_margin == pytest.approx(1.0, abs=1e-3)  # of two candidates
     text = of_kind(gallery, "features/")[0].caption
     assert text.startswith(f'feature {first} "bright bar" (spurious); looks like "bar" (hypothesis)')
-    _, _, rule = text.partition("its most important leaf has ")
+    _, _, rule = text.partition("its leaf of the largest gain has ")
     assert f'feature {first} "bright bar"' in rule
     assert f'feature {first} "bright bar"' in of_kind(gallery, "leaves/")[0].caption
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from lightning_failures.data.grades import Grades
-from lightning_failures.data.report import GroupReport, LeafReport
+from lightning_failures.data.tree_report import GroupReport, LeafReport
 from lightning_failures.trainer.pictures.sources import (
     EmbeddingTable,
     ExampleOutcome,
