@@ -15,6 +15,7 @@ from lightning_failures.core.arrays import as_array, as_rows
 from lightning_failures.core.text import is_failed_fit
 from lightning_failures.core.threads import one_thread
 from lightning_failures.core.types import BoolArray, FloatArray, IntArray
+from lightning_failures.data.grades import Grades
 from lightning_failures.data.grouping import GROUPINGS, Grouping, check_processes
 from lightning_failures.data.members import Values
 from lightning_failures.data.tree_report import GroupReport, LeafReport, NodeReport
@@ -24,6 +25,12 @@ from lightning_failures.directions.probe import Sums, label_margins
 from lightning_failures.directions.result import FailureDirections, join_directions
 from lightning_failures.directions.standardize import Moments
 from lightning_failures.trees.groups import grow_trees
+
+EXPLAINED = 0.7
+"""Most failures look like doubtful labels if label margins explain more than this of what decision values know."""
+
+MIN_IN_DOUBT = 1 / 3
+"""Share of the failures whose label must be in doubt to say so."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +54,7 @@ class DirectionsFit:
         directions = _fit_directions(task, self)
         values = directions.out_of_fold[~torch.isnan(directions.out_of_fold)]
         summary = {"cv_score_mean": mean_of(directions.cv_score), "flagged_fraction": mean_of(values < 0)}
-        return Contribution(directions, defined_numbers(summary))
+        return Contribution(directions, defined_numbers(summary), notes=_doubtful_labels(directions, task.grades))
 
 
 @dataclass(frozen=True)
@@ -95,6 +102,23 @@ def mean_of(values: Values) -> float | None:
 def defined_numbers(values: dict[str, float | None]) -> dict[str, float]:
     """Return the entries that are finite numbers."""
     return {key: value for key, value in values.items() if value is not None and np.isfinite(value)}
+
+
+def _doubtful_labels(directions: FailureDirections, grades: Grades) -> tuple[str, ...]:
+    """Return a sentence where most failures look like doubtful labels; none where single ones do.
+
+    Label margins alone are no evidence of wrong labels: an image of a rare subpopulation has a lower margin too.
+    """
+    explained, failed = directions.explained_overall, as_array(grades.failed)
+    in_doubt, failures = int(np.count_nonzero(as_array(directions.in_doubt) & failed)), int(np.count_nonzero(failed))
+    # without a direction, because too few failures are in no doubt, most of them must be in doubt
+    least = 1 / 2 if explained is None else MIN_IN_DOUBT
+    if not failures or in_doubt < least * failures or (explained is not None and explained <= EXPLAINED):
+        return ()
+    return (
+        f"Most failures look like doubtful labels: for {in_doubt} of {failures} the embeddings speak for another class"
+        " than the label. Review the labels to check before acting on a pattern.",
+    )
 
 
 def _tree_summary(groups: tuple[GroupReport, ...]) -> dict[str, float]:

@@ -407,7 +407,8 @@ class FailureReport(Readable):
         methods: Sections of additional methods, by name; "columns" in a section are columns of the table of classes.
         copies: Number of analysed examples that are exact copies of another one, with which they share a source.
         explained: Share of what decision values know of the failures that doubtful labels explain, over all classes;
-            above 0.7 most failures look like doubtful labels. None where it is undefined, or without a probe.
+            above 0.7 most failures look like doubtful labels, if a third of them is in doubt. None where it is
+            undefined, or without a probe.
         slices: Error rates by values of known attributes over all classes, those that fail most beyond chance first.
         confusions: The most frequent pairs of a label and another prediction; empty where there is only one wrong
             answer.

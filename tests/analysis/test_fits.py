@@ -3,12 +3,14 @@
 import math
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
 from lightning_failures.analysis.fits import DirectionsFit, TreesFit, defined_numbers, mean_of
 from lightning_failures.analysis.method import FitTask
 from lightning_failures.core.text import is_failed_fit
+from lightning_failures.data.grades import Grades
 from lightning_failures.data.members import RowValues
 from lightning_failures.data.partition import SINGLE_PROCESS, Partition
 from lightning_failures.errors import DataError
@@ -43,6 +45,23 @@ def test_trees_fit__one_tree_per_group(task):
     keys = {(group.grouping, group.class_name) for group in found.groups}
     assert keys == {(grouping, name) for grouping in ("label", "prediction") for name in task.grades.class_names}
     assert set(found.fitted) == keys
+
+
+@pytest.mark.parametrize("wrong_labels", [True, False])
+def test_directions_fit__says_where_failures_look_like_doubtful_labels(wrong_labels):
+    """The model errs on wrong labels, or on images that are shifted within their class."""
+    rng = np.random.default_rng(0)
+    true = np.arange(600) % 3
+    odd = rng.random(600) < 0.15
+    labels = np.where(odd, (true + 1) % 3, true) if wrong_labels else true
+    predictions = true if wrong_labels else np.where(odd, (true + 1) % 3, true)
+    x = rng.normal(size=(600, 8)) + 6.0 * np.eye(8)[true] + 6.0 * np.eye(8)[7] * (odd & (not wrong_labels))[:, None]
+    grades = Grades(torch.arange(600), torch.tensor(labels), torch.tensor(predictions), None, ("a", "b", "c"))
+    partition = Partition.of(grades, None, SINGLE_PROCESS)
+    found = DirectionsFit(permutations=99).fit(
+        FitTask(grades, RowValues.of(torch.tensor(x), grades, partition.rows, "embeddings"), partition)
+    )
+    assert [note[:40] for note in found.notes] == ["Most failures look like doubtful labels:"] * wrong_labels
 
 
 def with_a_class_out_of_range(size=1e60):
