@@ -39,7 +39,7 @@ class CaptionAttributes:
         >>> attributes.words[attributes.find("cat", {"red", "big"})]
         ('big', 'red')
         >>> attributes.values
-        {'on grass': ('on grass',), 'red': ('red', 'blue'), 'blue': ('red', 'blue'), 'big': ('big',)}
+        {'on grass': ('on grass',), 'red': ('red', 'blue'), 'big': ('big',), 'blue': ('red', 'blue')}
         """
         adjectives = {adjective for adjective, _, _ in captions.parts.values() if adjective}
         nouns: dict[int, str] = {}

@@ -74,8 +74,8 @@ def class_table(report: FailureReport, *, width: int = 140) -> str:
     """Return an aligned table for the terminal, one class a line, at most ``width`` columns wide where possible.
 
     >>> print(class_table(FailureReport(9, 0.5, (ClassReport("cat", 9, accuracy=0.5, gain=2.0),)), width=99))
-    class  accuracy  flagged wrong  others  gain  CV score  p-value  held-out ALER - BER  hardest ...  easiest ...
-    cat        0.50              -       -   2.0         -        -                    -  -            -
+    class  accuracy  flagged wrong  others  gain  CV score  p-value  held-out ALER - BER  hardest…  easiest…
+    cat        0.50              -       -   2.0         -        -                    -  -         -
     """
     head = (
         "class",
