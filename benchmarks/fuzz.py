@@ -37,10 +37,11 @@ from lightning_failures.cli.report import diff_text, report_text
 from lightning_failures.core.safetensors_io import DamagedShardError
 from lightning_failures.data.evidence import AttributeEvidence
 from lightning_failures.data.example_table import ExampleTable
-from lightning_failures.data.records import ValueReport
+from lightning_failures.data.records import ClassHold, SharedPattern, ValueReport
 from lightning_failures.data.report import (
     ClassReport,
     ConfusionReport,
+    ConfusionSplitReport,
     CurvePoint,
     FailureReport,
     FeatureReport,
@@ -247,12 +248,13 @@ def make_input(rng: random.Random, door: Door) -> bytes:
 def example_report() -> FailureReport:
     """Return a report with a value in every field."""
     value = ValueReport("tint", "red", 9, 8, 8, 3, 0.2, 0.8, 0.8, (0.5, 0.9), 0.3)
-    part = SliceReport("tint", "red", "cat", 9, 8, 0.8, (0.5, 0.9), 0.2, 0.6, (0.3, 0.7), 0.001, True)
+    part = SliceReport("tint", "red", "cat", 9, 8, 0.8, (0.5, 0.9), 0.2, 0.6, (0.3, 0.7), 0.001, True, 0.5, (0.2, 0.6))
     leaf = LeafReport("feature 17 > 0.36", 20, 0.8, 0.7, 0.56, True, (0.5, 0.9))
     nodes = NodeReport(40, 20, 0.5, 1.0, (0.4, 0.6), feature=17, threshold=0.36), NodeReport(20, 16, 0.8, 0.7, parent=0)
     found = ClassReport(
         name="cat", examples=40, accuracy=0.9, cv_score=0.8, cv_score_stderr=0.05, p_value=0.001, pattern=True, c=0.1,
-        flagged=4, strength="strong", effect=0.6, effect_interval=(0.4, 0.7), flagged_error_rate=0.8,
+        flagged=4, flag_agreement=0.8, gain_share=0.6, strength="strong", effect=0.6, effect_interval=(0.4, 0.7),
+        flagged_error_rate=0.8,
         unflagged_error_rate=0.2, failures_flagged=0.7, gain=2.5, doubted=1, doubted_ids=(7,), explained=0.3,
         error_rate_shrunk=0.18, error_rate_interval=(0.1, 0.3), aler=0.3, base_error_rate=0.2,
         reference_caption="a photo of a cat",
@@ -266,13 +268,22 @@ def example_report() -> FailureReport:
         slices=(part,),
         mistaken_for=(MistakenReport("dog", 9, 0.9),),
         flagged_mistaken_for=FlaggedConfusionReport("dog", 9, 0.9, 0.1, 0.001),
+        confusion_split=(ConfusionSplitReport("dog", 9, 0.9, 0.8, (0.5, 0.9), 0.1, True),),
         truth={"usual": "red"}, looked_at=30, failures_looked_at=6,
+    )  # fmt: skip
+    shared = SharedPattern(
+        examples=40, failures=20, p_value=0.001, pattern=True, cv_score=0.8, cv_score_stderr=0.05, strength="strong",
+        effect=0.6, effect_interval=(0.4, 0.7), flagged=4, flagged_error_rate=0.8, unflagged_error_rate=0.2,
+        failures_flagged=0.7, gain=2.5, classes=(ClassHold("cat", 0.8, 0.001, True),), too_few=1,
+        hardest_captions=("blurry",), hardest_caption_scores=(0.5,), hardest_caption_margins=(2.5,),
+        easiest_captions=("sharp",), easiest_caption_scores=(0.1,), caption_p_value=0.01, hardest_ids=(1,),
+        values=(value,),
     )  # fmt: skip
     group = GroupReport("label", "cat", 40, 0.5, 0.7, 0.6, 0.1, 0.02, True, None, (leaf,), nodes)
     feature = FeatureReport(17, ("label/cat",), (1, 2), "a red cat", 0.4, 2.5, "red stroke", "spurious", "more tints")
     mode = ModeReport(
         "cat 1", "cat", "growing", since=0, seen=3, missed=1, size=9, examples=40, gained=2, lost=1, left=3, cosine=0.9,
-        shared=0.8, caption="a red cat",
+        shared=0.8, caption="a red cat", gain=2.5,
     )  # fmt: skip
     acted = {"kind": "Upweight", "epoch": 3, "flagged": 4, "changes_training": True, "verdict": "not measured"}
     acted["classes"] = [{"class": "cat", "flagged": 4, "reason": None}]
@@ -280,7 +291,7 @@ def example_report() -> FailureReport:
     return FailureReport(
         83, 0.7, (found, ClassReport("dog", 3, skipped="2 failures")), (group,), (feature,), (mode,),
         summary={"cv_score_mean": 0.75}, interventions=(acted,), timings={"total": 0.5}, epoch=3, global_step=250,
-        explained=0.4, slices=(part,), confusions=(ConfusionReport("cat", "dog", 9, 0.9),),
+        explained=0.4, shared=shared, slices=(part,), confusions=(ConfusionReport("cat", "dog", 9, 0.9),),
         stage="fit", notes=("a note",), methods={"age": {"columns": {"mean age": [3.5, None]}}},
     )  # fmt: skip
 

@@ -21,7 +21,7 @@ from lightning_failures.data.members import Values
 from lightning_failures.data.tree_report import GroupReport, LeafReport, NodeReport
 from lightning_failures.directions.fit import Doubted, fit_failure_directions
 from lightning_failures.directions.one_class import MIN_PER_OUTCOME
-from lightning_failures.directions.probe import Sums, label_margins
+from lightning_failures.directions.probe import Sums, class_support, label_margins
 from lightning_failures.directions.result import FailureDirections, join_directions
 from lightning_failures.directions.standardize import Moments
 from lightning_failures.trees.groups import grow_trees
@@ -159,7 +159,11 @@ def _fit_directions(task: FitTask, options: DirectionsFit) -> FailureDirections:
         standardised_with = (as_rows(task.reference, "reference"),)
     with one_thread():
         moments = Moments.joined(workers.gather_results(lambda: Moments.of(*standardised_with)))
-        margins = None if options.doubted is None else _label_margins(task, x, moments)
+        margins, support = None, None
+        if options.doubted is not None:
+            margins = _label_margins(task, x, moments)
+            supports = workers.gather_results(lambda: class_support(margins, labels[mine]))
+            support = float(np.concatenate(supports).mean()) if any(map(len, supports)) else None
 
     errors: list[Exception] = []  # of this process
 
@@ -176,6 +180,7 @@ def _fit_directions(task: FitTask, options: DirectionsFit) -> FailureDirections:
             permutations=options.permutations,
             doubted=options.doubted,
             margins=margins,
+            probe_support=support,
             seed=task.seed,
             device=task.device,
             deadline=task.deadline,

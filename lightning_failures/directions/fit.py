@@ -62,6 +62,7 @@ def fit_failure_directions(
     on_class_error: Callable[[int, Exception], None] | None = None,
     doubted: Doubted = "failures",
     margins: Any = None,
+    probe_support: float | None = None,
 ) -> FailureDirections:
     """Fit one SVM per class that separates its correctly classified examples from its failures.
 
@@ -103,15 +104,17 @@ def fit_failure_directions(
             None: the error is raised.
         doubted: Which examples leave the fit if a cross-fitted probe of the label on the embeddings does not support
             their label (:mod:`lightning_failures.directions.probe`): ``"failures"``, all ``"examples"``, or None.
-            A class is left alone if the probe does not support 60 % of its labels. Examples that leave the fit keep
+            A class is left alone if the probe does not support 60 % of its labels, and all are if it supports less
+            than that on average. Examples that leave the fit keep
             their decision values. The CV score and the p-value are those of the examples, failures and
             successes, whose labels are not in doubt. With ``selection="published"`` nothing leaves the fit.
         margins: (N,) label margins of these examples, if the probe was fitted on more than them; see
             :func:`~lightning_failures.directions.probe.label_margins`.
+        probe_support: Mean share of the labels of a class that this probe supports, over all classes.
 
     Returns:
-        The directions. A class with fewer than 10 failures or 10 successes, or with too few sources to fill the folds,
-        is in ``skipped`` with the reason.
+        The directions. A class with fewer than 10 failures or 10 successes, with fewer than 5 of either whose labels
+        are not in doubt, or with too few sources to fill the folds, is in ``skipped`` with the reason.
 
     Raises:
         DataError: Shapes do not match, a value is not finite, a label is negative, or a class has an id twice.
@@ -153,7 +156,7 @@ def fit_failure_directions(
         margin, doubt = np.full(n, np.nan), np.zeros(n, dtype=np.bool_)
         if doubted is not None and not published:
             margin = _margins(x, y, sources, mean, std, seed) if margins is None else _given_margins(margins, n)
-            doubt = doubted_labels(margin, y)
+            doubt = doubted_labels(margin, y, probe_support)
         problems, skipped = class_problems(
             x,
             y,

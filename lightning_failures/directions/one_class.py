@@ -25,6 +25,9 @@ from lightning_failures.stats.permutation_test import permutation_p_value
 MIN_PER_OUTCOME = 10
 """A class with fewer failures, or fewer successes, is skipped."""
 
+MIN_UNDOUBTED = 5
+"""So is a class with fewer of them whose label is not in doubt: a few doubts cost a small class no direction."""
+
 ALL_THE_SAME = "all its embeddings are the same"
 """Why a class is skipped whose examples cannot be distinguished."""
 
@@ -106,7 +109,7 @@ def class_problems(
             by_fold = np.argsort(fold, kind="stable")  # makes each fold one block of the Gram matrix
             rows, fold = rows[by_fold], fold[by_fold]
         sure = ~doubted[rows]
-        reason = _why_skipped(correct[rows][sure], fold[sure], folds)
+        reason = _too_few(correct[rows]) or _why_skipped(correct[rows][sure], fold[sure], folds)
         if reason is not None and _too_few(correct[rows]) is None and bool((x[rows] == x[rows[0]]).all()):
             reason = ALL_THE_SAME  # copies of one image, whose single source cannot fill the folds
         if reason is not None and not sure.all() and _too_few(correct[rows]) is None:
@@ -235,8 +238,8 @@ def _unshuffled_folds(correct: BoolArray, folds: int) -> IntArray:
 
 
 def _why_skipped(correct: BoolArray, fold: IntArray, folds: int) -> str | None:
-    """Return why a class cannot be fitted, or None if it can."""
-    reason = _too_few(correct)
+    """Return why examples whose label is not in doubt cannot be fitted, or None if they can."""
+    reason = _too_few(correct, MIN_UNDOUBTED)
     if reason is not None:
         return reason
     for mask, outcomes in ((~correct, "failures"), (correct, "successes")):
@@ -245,10 +248,10 @@ def _why_skipped(correct: BoolArray, fold: IntArray, folds: int) -> str | None:
     return None
 
 
-def _too_few(correct: BoolArray) -> str | None:
+def _too_few(correct: BoolArray, least: int = MIN_PER_OUTCOME) -> str | None:
     """Return which outcome has too few examples, or None if both have enough."""
     for mask, singular, plural in ((~correct, "failure", "failures"), (correct, "success", "successes")):
         count = int(mask.sum())
-        if count < MIN_PER_OUTCOME:
-            return f"{count} {singular if count == 1 else plural}; at least {MIN_PER_OUTCOME} are needed"
+        if count < least:
+            return f"{count} {singular if count == 1 else plural}; at least {least} are needed"
     return None

@@ -28,7 +28,7 @@ PENALTY = 1.0
 """Ridge penalty in units of the mean eigenvalue of the second moments of phi."""
 
 MIN_SUPPORT = 0.6
-"""Share of the labels of a class that the probe must support before it may doubt the others."""
+"""Share of the labels that the probe must support, in a class and on average, before it may doubt the others."""
 
 _ROWS_AT_ONCE = 4096
 _KEPT_BYTES = 1 << 28  # of standardized embeddings; those beyond are standardized in every pass
@@ -96,24 +96,39 @@ def label_margins(
     return margins
 
 
-def doubted_labels(margins: FloatArray, labels: IntArray) -> BoolArray:
-    """Return which labels are in doubt, (n,) bool: those with a negative margin, in classes that the probe knows.
+def class_support(margins: FloatArray, labels: IntArray) -> FloatArray:
+    """Return the share of the labels of each class, ascending, that the probe supports: (K,) in [0, 1].
 
-    Embeddings that do not tell a class from the others speak against most of its labels, and so against none. Whether
-    a class is known depends on all its examples, whatever the model answers, so doubts leave correctness exchangeable.
+    Args:
+        margins: (n,) label margins; NaN: not judged.
+        labels: (n,) int.
+
+    >>> class_support(np.array([1.0, -1.0, 1.0, np.nan, 1.0]), np.array([0, 0, 1, 1, 1])).tolist()
+    [0.5, 1.0]
+    """
+    _, code = np.unique(labels, return_inverse=True)
+    judged = np.isfinite(margins)
+    return np.bincount(code, judged & (margins >= 0)) / np.maximum(np.bincount(code, judged), 1)
+
+
+def doubted_labels(margins: FloatArray, labels: IntArray, mean_support: float | None = None) -> BoolArray:
+    """Return which labels are in doubt, (n,) bool: those with a negative margin, if the probe knows the classes.
+
+    Embeddings that do not tell classes apart speak against most labels, and so against none. Whether the probe knows a
+    class depends on all its examples, whatever the model answers, so doubts leave correctness exchangeable.
 
     Args:
         margins: (n,) label margins; NaN: not in doubt.
         labels: (n,) int.
+        mean_support: Mean of :func:`class_support` over all classes, if these are only some of them.
 
-    >>> doubted_labels(np.array([1.0, 1.0, -1.0, 1.0, -1.0, -1.0]), np.array([0, 0, 0, 1, 1, 1])).tolist()
+    >>> doubted_labels(np.array([1.0, 1.0, -1.0, 1.0, 1.0, 1.0]), np.array([0, 0, 0, 1, 1, 1])).tolist()
     [False, False, True, False, False, False]
     """
-    doubted = margins < 0
-    _, code = np.unique(labels, return_inverse=True)
-    judged = np.isfinite(margins)
-    supported = np.bincount(code, judged & ~doubted) / np.maximum(np.bincount(code, judged), 1)
-    return np.asarray(doubted & (supported >= MIN_SUPPORT)[code])
+    support = class_support(margins, labels)
+    mean = (support.mean() if len(support) else 0.0) if mean_support is None else mean_support
+    known = (support >= MIN_SUPPORT) & (mean >= MIN_SUPPORT)
+    return np.asarray((margins < 0) & known[np.unique(labels, return_inverse=True)[1]])
 
 
 class _Examples:

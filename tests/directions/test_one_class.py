@@ -9,7 +9,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from lightning_failures.directions import FailureDirections, fit_failure_directions
-from lightning_failures.directions.one_class import MIN_PER_OUTCOME
+from lightning_failures.directions.one_class import MIN_UNDOUBTED
 from lightning_failures.directions.result import EFFECTS, join_directions
 from lightning_failures.errors import ConfigurationError
 from lightning_failures.stats.agreement import auc, positive_agreement
@@ -118,7 +118,7 @@ def test_doubted__a_class_whose_failures_are_all_in_doubt_says_so():
     assert set(directions.skipped) == {0, 1}
     for reason in directions.skipped.values():
         assert "of the examples whose label is not in doubt" in reason
-        assert f"at least {MIN_PER_OUTCOME}" in reason
+        assert f"at least {MIN_UNDOUBTED}" in reason
 
 
 def test_doubted__other_values_are_errors():

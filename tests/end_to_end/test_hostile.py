@@ -242,7 +242,7 @@ def test_markdown__shows_any_text_and_interprets_none(names):
     text = classes_markdown(hostile_report(names, names))
     assert not CONTROL.search(text)
     for tags in check_page(text):
-        assert tags.cells == [11] * (len(names) + 2)  # head, classes, the skipped one
+        assert tags.cells == [12] * (len(names) + 2)  # head, classes, the skipped one
 
 
 @settings(deadline=None, max_examples=150)

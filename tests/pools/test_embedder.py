@@ -78,8 +78,10 @@ def assert_as_in_memory(output: Path, dataset: Dataset, folder: Path) -> None:
         mine = np.flatnonzero(labels.numpy() == label)
         expected = mine[np.argsort(values[mine])][:K]
         ids, found_values = zip(*found[f"class {label}"], strict=True)
-        assert list(ids) == expected.tolist()
-        np.testing.assert_allclose(found_values, values[expected], atol=2e-3)  # embeddings are kept in float16
+        # embeddings are kept in float16, so that examples of nearly equal values may change places
+        assert found_values == tuple(sorted(found_values))
+        np.testing.assert_allclose(found_values, values[list(ids)], atol=2e-3)
+        np.testing.assert_allclose(found_values, values[expected], atol=2e-3)
 
 
 # -- in one process -------------------------------------------------------------------------------------------
