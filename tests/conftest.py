@@ -5,6 +5,8 @@ numpy are imported; processes that tests start inherit it. On matrices as small 
 only waits for the first: it doubled the processor time of a training.
 """
 
+import gc
+import itertools
 import os
 
 os.environ.update(dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1"))
@@ -56,9 +58,24 @@ def pytest_collection_modifyitems(config, items):
         items.sort(key=lambda item: rank.get(item.nodeid.split("::")[0], len(rank)))
 
 
+def pytest_collection_finish():
+    """Let the garbage collector leave alone what has been imported: a million objects, looked at in each collection."""
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.fixture(scope="session")
+def _caches(tmp_path_factory):
+    """New folders, one after the other; ``mktemp`` would list all earlier ones each time."""
+    root = tmp_path_factory.mktemp("caches")
+    return (root / str(number) for number in itertools.count())
+
+
 @pytest.fixture(autouse=True)
-def _isolated(monkeypatch, tmp_path_factory):
-    monkeypatch.setenv("LIGHTNING_FAILURES_CACHE", str(tmp_path_factory.mktemp("cache")))
+def _isolated(monkeypatch, _caches):
+    cache = next(_caches)
+    cache.mkdir()
+    monkeypatch.setenv("LIGHTNING_FAILURES_CACHE", str(cache))
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")

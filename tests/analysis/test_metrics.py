@@ -1,21 +1,12 @@
-import os
 import pickle
-import socket
-from datetime import timedelta
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 
 from lightning_failures.analysis.metrics import GradesMetric
 from lightning_failures.errors import DataError
-
-IDS = torch.tensor([5, 1, 3, 1, 8])
-LABELS = torch.tensor([0, 1, 2, 1, 0])
-PREDICTIONS = torch.tensor([0, 2, 2, 2, 1])
-CONFIDENCE = torch.tensor([0.9, 0.25, 0.5, 0.25, 0.125])
-COLUMNS = (IDS, LABELS, PREDICTIONS, CONFIDENCE)
+from tests.processes.gathers import COLUMNS, CONFIDENCE, IDS, LABELS, PREDICTIONS
+from tests.processes.launch import fork, ranks
 
 
 def _equal(a, b):
@@ -111,35 +102,10 @@ def test_update__rejects_wrong_shapes():
         GradesMetric().update(*(torch.zeros(2, 2) for _ in range(4)))
 
 
-def _worker(rank, world, port, out):
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", rank=rank, world_size=world, timeout=timedelta(seconds=60))
-    group = dist.new_group(backend="gloo", timeout=timedelta(seconds=60))
-    values = {}
-    ragged = GradesMetric(process_group=group)
-    part = slice(0, 3) if rank == 0 else slice(3, 5)
-    ragged.update(*(column[part] for column in COLUMNS))
-    ragged = ragged.clone()
-    values["ragged"] = ragged.compute()
-    ragged.reset()
-    ragged.update(*(column[part] for column in COLUMNS))
-    values["after a reset"] = ragged.compute()
-    one_sided = GradesMetric(process_group=group)
-    if rank == 0:  # the other process has no batch at all
-        one_sided.update(*COLUMNS)
-    values["one-sided"] = one_sided.compute()
-    torch.save(values, f"{out}/{rank}.pt")
-    dist.barrier(group)
-    dist.destroy_process_group()
-
-
 @pytest.mark.slow
 def test_grades__two_processes_agree(tmp_path):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    mp.spawn(_worker, args=(2, port, str(tmp_path)), nprocs=2)
+    for ended in fork("gathers", tmp_path, environments=ranks(2), timeout=120):
+        assert ended.status == 0, ended.said[-3000:]
     for rank in range(2):
         values = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
         assert len(values) == 3

@@ -9,6 +9,7 @@ the exit status and the seconds of each. The server has one thread, so that a fo
 from __future__ import annotations
 
 import contextlib
+import gc
 import importlib
 import json
 import os
@@ -108,6 +109,8 @@ def main() -> None:
     warnings.simplefilter("ignore")
     with contextlib.redirect_stdout(sys.stderr):
         warm_up()
+    gc.collect()
+    gc.freeze()  # a collection in a fork looks at what the fork has made alone
     for line in sys.stdin:
         order = json.loads(line)
         children = [start(job) for job in order["jobs"]]

@@ -78,8 +78,8 @@ def test_stored_clip__through_open_clips_own_doors(clip):
 
 @pytest.mark.slow
 def test_stored_robust__meets_its_bars_on_unseen_digits():
-    robust = train_robust.measure(ROBUST_FOLDER, "robust", size=100, restarts=1, seed=1)
-    plain = train_robust.measure(ROBUST_FOLDER, "plain", size=60, restarts=1, seed=1)
+    robust = train_robust.measure(ROBUST_FOLDER, "robust", size=50, restarts=1, seed=1)
+    plain = train_robust.measure(ROBUST_FOLDER, "plain", size=20, restarts=1, seed=1)
     assert robust["robust_digit_accuracy"] >= 0.50
     assert robust["clean_digit_accuracy"] >= 0.85
     assert plain["robust_digit_accuracy"] <= 0.25
