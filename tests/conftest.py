@@ -20,19 +20,24 @@ settings.load_profile("on any machine")
 
 PROCESSES = 2
 LONGEST = (
-    "tests/end_to_end/test_interruption.py",
     "tests/end_to_end/test_processes.py",
-    "tests/doctor/test_doctor.py",
+    "tests/end_to_end/test_interruption.py",
+    "tests/cli/test_lightning_commands.py",
+    "tests/report/html/test_in_a_browser.py",
     "tests/end_to_end/test_distributed.py",
+    "tests/test_callback.py",
     "tests/end_to_end/test_hostile.py",
+    "tests/cli/test_demo.py",
+    "tests/end_to_end/test_synthetic_fit.py",
+    "tests/writers/test_tensorboard_pages.py",
+    "tests/core/test_home.py",
+    "tests/doctor/test_doctor.py",
+    "tests/doctor/test_costs.py",
+    "tests/end_to_end/test_disk.py",
     "tests/end_to_end/test_fuzz.py",
     "tests/pools/test_embedder.py",
     "tests/end_to_end/test_interventions.py",
     "tests/end_to_end/test_added.py",
-    "tests/test_callback.py",
-    "tests/cli/test_main.py",
-    "tests/report/html/test_in_a_browser.py",
-    "tests/writers/test_tensorboard_pages.py",
 )
 """Files that two processes begin with, so that neither is left alone with a long one at the end."""
 

@@ -225,26 +225,41 @@ def test_statements__of_functions_count():
 # -- what importing costs --------------------------------------------------------------------------------------------
 
 
-def loaded_on_top(statement: str) -> set[str]:
-    """Top-level modules that a statement loads, beyond those that Lightning itself loads."""
-    code = (
-        "import sys, json\nimport lightning.pytorch\nbefore = set(sys.modules)\n"
-        f"{statement}\nprint(json.dumps(sorted({{m.split('.')[0] for m in set(sys.modules) - before}})))"
-    )
+STATEMENTS = (
+    "from lightning_failures import FailureModes; import lightning_failures.cli.lightning_commands",
+    "from lightning_failures.generators.digits import DigitsGenerator; DigitsGenerator()",
+    "import timm.version",
+)
+
+
+@pytest.fixture(scope="module")
+def loaded() -> list[set[str]]:
+    """Return the top-level modules that are loaded after each statement, beyond those that Lightning itself loads."""
+    code = f"""
+import sys, json
+import lightning.pytorch
+before = set(sys.modules)
+for statement in {STATEMENTS}:
+    exec(statement)
+    print(json.dumps(sorted({{name.split(".")[0] for name in set(sys.modules) - before}})))
+"""
     run = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=True)
-    return set(json.loads(run.stdout.splitlines()[-1]))
+    return [set(json.loads(line)) for line in run.stdout.splitlines()[-len(STATEMENTS) :]]
 
 
 @pytest.mark.slow
-def test_import__loads_nothing_heavy():
-    assert not loaded_on_top(
-        "from lightning_failures import FailureModes; import lightning_failures.cli.lightning_commands"
-    ) & set(HEAVY)
+def test_import__loads_nothing_heavy(loaded):
+    assert not loaded[0] & set(HEAVY)
 
 
 @pytest.mark.slow
-def test_import__this_test_can_fail():
-    assert "timm" in loaded_on_top("import timm.version") & set(HEAVY)
+def test_import__generator_of_digits_loads_no_diffusers(loaded):
+    assert not loaded[1] & {"diffusers", "open_clip"}
+
+
+@pytest.mark.slow
+def test_import__this_test_can_fail(loaded):
+    assert "timm" in loaded[2] & set(HEAVY)
 
 
 # -- asserts ---------------------------------------------------------------------------------------------------------

@@ -512,7 +512,7 @@ def test_analyse__memory_is_bounded_by_one_class(monkeypatch):
         module = importlib.import_module(f"lightning_failures.{name}")  # a face may have a function of this name
         monkeypatch.setattr(module, "_CELLS_AT_ONCE", 2**16)
     peaks, inputs = [], []
-    for classes in (1, 8, 16):  # the first run imports and compiles
+    for classes in (1, 5, 10):  # the first run imports and compiles
         rng = np.random.default_rng(0)
         n = 100 * classes
         x = rng.standard_normal((n, 1024), dtype=np.float32).astype(np.float16)

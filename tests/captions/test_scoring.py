@@ -277,7 +277,7 @@ def test_caption_that_tells__one_candidate_stands_out_from_nothing():
 @pytest.mark.slow
 def test_caption_that_tells__names_what_is_planted_in_the_packaged_digits():
     """The most activating images of a group all have one tint: the caption names it, of more than 200."""
-    digits = ColouredDigits("validation", size=1200, seed=0, shortcut=0.95)
+    digits = ColouredDigits("validation", size=800, seed=0, shortcut=0.95)
     encoder = load_encoder("embedded:digits")
     embeddings = encoder.encode_images(digits.images.float() / 255)
     labels, tints = digits.labels.numpy(), np.array(digits.tint)

@@ -57,8 +57,10 @@ def test_fit_and_analyse__from_the_packaged_config(tmp_path, monkeypatch):
     fitted = json.loads((logs / "version_0" / "failures" / "report.json").read_text())
     assert fitted["examples"] == 300
     checkpoint = next((logs / "version_0" / "checkpoints").glob("last.ckpt"))
+    text = (ROOT / "configs" / "digits.yaml").read_text()
+    (tmp_path / "plain.yaml").write_text(text.replace("robust_encoder: embedded:digits", "pictures: false"))
     with pytest.warns(UserWarning, match="dirpath has changed"):
-        status = main(["analyse", *config, "--ckpt_path", str(checkpoint), "--split=train"])
+        status = main(["analyse", "--config=plain.yaml", *QUIET, "--ckpt_path", str(checkpoint), "--split=train"])
     assert status == 0
     analysed = json.loads((logs / "version_1" / "failures" / "report.json").read_text())
     assert analysed["examples"] == 300
@@ -89,7 +91,7 @@ def test_verdict__from_a_config_and_a_checkpoint(tmp_path, monkeypatch, capsys):
     sizes = [*QUIET[:2], "--data.init_args.train_size=600", "--data.init_args.val_size=900"]
     assert main(["fit", "--config", "without.yaml", *sizes, "--trainer.max_epochs=2"]) == 0
     (checkpoint,) = (tmp_path / "failures-digits").rglob("last.ckpt")
-    options = [*sizes, "--ckpt_path", str(checkpoint), "--pairs=2", "--output=out"]
+    options = [*sizes, "--ckpt_path", str(checkpoint), "--pairs=2", "--output=out", "--trainer.max_epochs=4"]
     capsys.readouterr()
 
     assert main(["verdict", "--config", "with_them.yaml", *options]) == 0

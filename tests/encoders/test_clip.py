@@ -348,23 +348,21 @@ class Hub(BaseHTTPRequestHandler):
         pass
 
 
-@pytest.mark.slow
-def test_open_clip__downloads_where_the_hub_answers(clip, clip_folder, tmp_path):
+def test_open_clip__downloads_where_the_hub_answers(clip, clip_folder, tmp_path, monkeypatch):
+    from huggingface_hub import constants
+
     handler = type("LocalHub", (Hub,), {"folder": clip_folder})
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        code = (
-            "from lightning_failures.encoders import OpenCLIPEncoder\n"
-            "print(OpenCLIPEncoder('hf-hub:org/tiny').fingerprint)"
+        address = f"http://127.0.0.1:{server.server_port}"
+        monkeypatch.setattr(constants, "ENDPOINT", address)
+        monkeypatch.setattr(
+            constants, "HUGGINGFACE_CO_URL_TEMPLATE", address + "/{repo_id}/resolve/{revision}/{filename}"
         )
-        environment = {"HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}", "HF_HOME": str(tmp_path)}
-        done = subprocess.run(
-            [sys.executable, "-c", code],
-            env=os.environ | environment | {"HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"},
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        fingerprint = OpenCLIPEncoder("hf-hub:org/tiny").fingerprint
         server.shutdown()
-    assert done.stdout.split() == [clip.fingerprint], done.stderr
+    assert fingerprint == clip.fingerprint
+    assert [path.suffix for path in tmp_path.rglob("*.safetensors")]

@@ -185,7 +185,7 @@ def test_judge__figures_by_hand():
 def test_script__one_seed_of_one_claim(tmp_path, monkeypatch, capsys):
     """On fewer images than the benchmark has; images, labels, models, directions and files are real."""
     path = tmp_path / "claims.json"
-    monkeypatch.setattr(paper_claims, "World", partial(World, train_size=1000, size=1500))
+    monkeypatch.setattr(paper_claims, "World", partial(World, train_size=700, size=1000))
     monkeypatch.setattr(sys, "argv", ["paper_claims.py", "--output", str(path), "--seeds", "1", "--claims", "flagged"])
     paper_claims.main()
     entries = json.loads(path.read_text())["claims"]

@@ -220,7 +220,7 @@ def test_raise__amid_a_batch_of_one_rank_ends_the_others_within_seconds(tmp_path
 
 def test_ddp_spawn__same_report_on_both_ranks(tmp_path):
     """The process that spawns the ranks gets back logged values and files only."""
-    (ended,) = launch("ddp_spawn", tmp_path, timeout=180)
+    (ended,) = fork("ddp_spawn", tmp_path, timeout=180)
     assert ended.status == 0, ended.said[-3000:]
     first, second = read(tmp_path)
     assert (first["world"], second["world"]) == (2, 2)

@@ -110,11 +110,11 @@ def test_synthetic__embedded_digits(tmp_path, prompt):
     failures = FailureModes(
         encoder="embedded:digits",
         captions="digits",
-        interventions=[AddSynthetic("embedded:digits", per_class=2, prompt=prompt, head_only=True)],
+        interventions=[AddSynthetic("embedded:digits", per_class=1, prompt=prompt, head_only=True)],
         pictures=False,
         on_error="raise",
     )
-    data = ColouredDigitsDataModule(seed=0, shortcut=0.95, train_size=2000, val_size=2000)
+    data = ColouredDigitsDataModule(seed=0, shortcut=0.95, train_size=1200, val_size=1000)
     run = trainer(tmp_path, failures, max_epochs=2)
     run.fit(DigitClassifier(), datamodule=data)
     intervention = failures.last_report["interventions"][0]

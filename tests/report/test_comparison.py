@@ -20,7 +20,7 @@ from tests.report.runs import NAMES, run
 @st.composite
 def runs(draw):
     """Two runs on overlapping examples, some with another label, over class lists that differ."""
-    ids = draw(st.lists(st.integers(0, 40), min_size=1, max_size=40, unique=True))
+    ids = draw(st.lists(st.integers(0, 40), min_size=1, max_size=20, unique=True))
     both = []
     for names in (NAMES, draw(st.sampled_from([NAMES, NAMES[:2], ("dog", "cat", "eel", "fox")]))):
         mine = [i for i in ids if draw(st.booleans()) or i == ids[0]]
@@ -57,7 +57,7 @@ def test_compare__planted_changes():
     assert (found.a.accuracy, found.b.accuracy) == pytest.approx((44 / 60, 50 / 60))
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=40)
 @given(runs())
 def test_compare__counts_and_tests_by_the_definition(pair):
     """Example by example, in plain Python, and with SciPy's own test."""
@@ -88,7 +88,7 @@ def test_compare__counts_and_tests_by_the_definition(pair):
         assert sum(getattr(entry, name) for entry in found.classes) == getattr(found.overall, name)
 
 
-@settings(deadline=None, max_examples=50)
+@settings(deadline=None, max_examples=30)
 @given(runs())
 def test_compare__with_itself_nothing_changes(pair):
     one = pair[0]
@@ -102,7 +102,7 @@ def test_compare__with_itself_nothing_changes(pair):
     assert len(found.modes) == sum(entry.pattern for entry in one.report.classes)
 
 
-@settings(deadline=None, max_examples=50)
+@settings(deadline=None, max_examples=30)
 @given(runs())
 def test_compare__the_other_way_round(pair):
     there, back = compare(*pair), compare(*reversed(pair))

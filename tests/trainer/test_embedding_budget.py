@@ -269,16 +269,16 @@ def test_reference_of_training_images__is_embedded_once_and_not_on_the_bill(tmp_
             image, label = super().__getitem__(index)
             return image + 0.01 * torch.rand(image.shape), label
 
-    encoder = SlowEncoder(0.02)
+    encoder = SlowEncoder(0.01)
     failure_modes = callback(
         encoder=encoder,
         reference="train",
-        time_budget=3.5,
+        time_budget=2.2,
         pictures=False,
         cache_folder=tmp_path / "cache",
         permutations=9,
     )
-    train = DataLoader(Noisy(300), batch_size=50)  # 6 seconds, longer than the budget
+    train = DataLoader(Noisy(300), batch_size=50)  # 3 seconds, longer than the budget
     run = trainer(tmp_path, failure_modes, max_epochs=2, num_sanity_val_steps=0)
     run.fit(OracleClassifier(), train, loader(160))
     assert encoder.embedded == 300 + 160

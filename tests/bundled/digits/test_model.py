@@ -31,9 +31,9 @@ def test_classifier__learns_the_shortcut(tmp_path):
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = DigitClassifier()
-        data = ColouredDigitsDataModule(seed=1)
+        data = ColouredDigitsDataModule(seed=1, train_size=3000, val_size=2000)
         trainer = L.Trainer(
-            max_epochs=6, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
+            max_epochs=5, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
             enable_model_summary=False, limit_val_batches=0, default_root_dir=tmp_path,
         )  # fmt: skip
         trainer.fit(model, data)

@@ -15,7 +15,7 @@ pytest_plugins = ["tests.helpers.browser"]
 pytestmark = pytest.mark.slow
 
 RUN = a_run()
-SIZES = [(360, 800), (1600, 1000)]
+NARROW, WIDE = (360, 800), (1600, 1000)
 
 
 @pytest.fixture(scope="module")
@@ -211,9 +211,11 @@ def test_links__open_the_card_that_they_lead_to(seen):
     assert set(targets) <= set(ids)
 
 
-@pytest.mark.parametrize("size", SIZES, ids=str)
-@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+@pytest.mark.parametrize(
+    ("size", "dark"), [(WIDE, False), (NARROW, True)], ids=["light on a wide screen", "dark on a narrow one"]
+)
 def test_page__is_accessible_and_fits(visit, path, size, dark):
+    """Widths do not depend on the theme, nor colours on the width."""
     seen = visit(path, width=size[0], height=size[1], dark=dark)
     all_drawn(seen.page)
     assert seen.page.evaluate("document.documentElement.scrollWidth") <= size[0]
