@@ -31,7 +31,6 @@ MIN_SUPPORT = 0.6
 """Share of the labels that the probe must support, in a class and on average, before it may doubt the others."""
 
 _ROWS_AT_ONCE = 4096
-_KEPT_BYTES = 1 << 28  # of standardized embeddings; those beyond are standardized in every pass
 
 Sums = tuple[FloatArray, FloatArray]
 """Of the fitting examples of each fold, summed over classes: second moments (F, D + 1, D + 1) of (1, phi), averaged in
@@ -154,8 +153,6 @@ class _Examples:
             for members in np.split(order, ends)
             for start in range(0, len(members), _ROWS_AT_ONCE)
         ]
-        self._kept: list[tuple[int, IntArray, NDArray[np.float32]]] = []
-        self._free_bytes = _KEPT_BYTES
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -167,15 +164,8 @@ class _Examples:
 
     def blocks(self) -> Iterator[tuple[int, IntArray, NDArray[np.float32]]]:
         """Yield a class, indices (m,) of some of its examples, and their (1, phi), (m, D + 1)."""
-        yield from self._kept
-        for some in self._blocks[len(self._kept) :]:
-            block = self._block(some)
-            if block[2].nbytes <= self._free_bytes:
-                self._free_bytes -= block[2].nbytes
-                self._kept.append(block)
-            else:
-                self._free_bytes = 0  # those kept are the first ones
-            yield block
+        for some in self._blocks:
+            yield self._block(some)
 
     def _block(self, some: IntArray) -> tuple[int, IntArray, NDArray[np.float32]]:
         """Return the class of a block, the indices of its examples with a finite phi, and their (1, phi)."""
