@@ -79,6 +79,11 @@ def flat(value: Any, path: str = "") -> dict[str, Any]:
     return {path: value}
 
 
+SOLVED = ("weight", "bias", "out_of_fold")
+SOLVER_DECIDES = {"est_values": 1e-3, "cosine": 1e-3, "explained": 0.05}
+"""Relative differences of what the tolerance of the solver decides: directions, decision values, the order of some."""
+
+
 def assert_alike(one: Any, other: Any) -> None:
     """Assert equal keys, texts and integers, and floats that are equal up to rounding.
 
@@ -94,7 +99,11 @@ def assert_alike(one: Any, other: Any) -> None:
             left.add(value)
             right.add(second[place])
             continue
-        expected = pytest.approx(second[place], rel=1e-5, abs=1e-6) if isinstance(value, float) else second[place]
+        expected: Any = second[place]
+        if isinstance(value, float):
+            # values of support vectors lie within the tolerance of the solver, on either side of each other
+            rounding = next((rel for name, rel in SOLVER_DECIDES.items() if name in place), 1e-5)
+            expected = pytest.approx(expected, rel=rounding, abs=1e-6)
         assert value == expected, place
     assert all(len(left ^ right) <= 2 for left, right in lists.values()), lists
 
@@ -162,7 +171,9 @@ def test_ddp__same_directions_on_all_ranks_as_in_one_process(seen, world, case):
         assert found.classes.tolist() == alone.classes.tolist()
         for name in ("weight", "bias", "cv_score", "p_value", "c", "mean", "std", "out_of_fold"):
             one, other = getattr(found, name), getattr(alone, name)
-            torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6, equal_nan=True, msg=f"{name} of rank {rank}")
+            # the last bit of an embedding changes within the tolerance of the SVM's solver
+            tolerance = {"rtol": 1e-3, "atol": 3e-4} if name in SOLVED else {"rtol": 1e-4, "atol": 1e-6}
+            torch.testing.assert_close(one, other, **tolerance, equal_nan=True, msg=f"{name} of rank {rank}")
 
 
 @pytest.mark.parametrize("case", CASES)
