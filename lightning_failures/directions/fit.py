@@ -29,7 +29,7 @@ from lightning_failures.directions.effects import measure_effect
 from lightning_failures.directions.one_class import ALL_THE_SAME, DirectionSearch, FittedClass, class_problems
 from lightning_failures.directions.probe import doubted_labels, label_margins
 from lightning_failures.directions.result import NO_ADDITIONAL_PATTERN, FailureDirections
-from lightning_failures.directions.standardize import Moments, standardize
+from lightning_failures.directions.standardize import reference_moments, standardize
 from lightning_failures.directions.svm import FIXABLE_MULTIPLE, WHOLE_MULTIPLE
 from lightning_failures.errors import ConfigurationError, DataError
 from lightning_failures.stats.agreement import auc
@@ -144,7 +144,7 @@ def fit_failure_directions(
     with one_thread():
         mean, std = np.zeros(dim), np.ones(dim)
         if whiten:
-            moments = _moments(reference, x, names)
+            moments = reference_moments(reference, x, names)
             mean, std = moments.mean, moments.std
             if max(np.abs(mean).max(initial=0.0), std.max(initial=0.0)) > np.finfo(np.float32).max:
                 raise DataError("embeddings must lie within the range of float32")
@@ -222,16 +222,6 @@ def _given_margins(margins: Any, n: int) -> FloatArray:
     if given.shape != (n,) or given.dtype.kind != "f":
         raise DataError(f"margins must be ({n},) float, got {given.dtype} of shape {given.shape}")
     return given.astype(np.float64)
-
-
-def _moments(reference: Any, x: NDArray[Any], names: NDArray[Any]) -> Moments:
-    """Return the moments that phi standardizes with."""
-    if reference is None:  # sum in the order of the ids: the last bit must not depend on the order of the rows
-        return Moments.of(x, np.argsort(names, kind="stable"))
-    moments = reference if isinstance(reference, Moments) else Moments.of(as_rows(reference, "reference"))
-    if len(moments.mean) != x.shape[1]:
-        raise DataError(f"reference must have {x.shape[1]} dimensions like embeddings, got {len(moments.mean)}")
-    return moments
 
 
 def _standardized(x: NDArray[Any], mean: NDArray[Any], std: NDArray[Any]) -> NDArray[Any]:

@@ -35,7 +35,7 @@ from lightning_failures.core.types import BoolArray, FloatArray, IntArray
 from lightning_failures.directions.effects import Effect, measure_effect_within_classes, rates_within_classes
 from lightning_failures.directions.one_class import MIN_PER_OUTCOME
 from lightning_failures.directions.result import rows_by_class
-from lightning_failures.directions.standardize import Moments, standardize
+from lightning_failures.directions.standardize import reference_moments, standardize
 from lightning_failures.stats.agreement import auc
 from lightning_failures.stats.folds import join_copies, permuted_outcomes
 
@@ -267,11 +267,7 @@ def _mean_and_std(
     if isinstance(reference, tuple):
         mean, std = reference
     else:
-        moments = (
-            Moments.of(x, np.argsort(names, kind="stable"))
-            if reference is None
-            else Moments.of(as_rows(reference, "reference"))
-        )
+        moments = reference_moments(reference, x, names)
         mean, std = moments.mean, moments.std
     return np.asarray(mean, dtype=np.float32), np.asarray(std, dtype=np.float32)
 

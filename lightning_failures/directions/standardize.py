@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lightning_failures.core.arrays import as_rows
 from lightning_failures.core.types import FloatArray, IntArray
+from lightning_failures.errors import DataError
 
 _CELLS_AT_ONCE = 1 << 20
 _SMALL_SQUARES = 1e-25  # sums of squares of float32 below this may have lost terms
@@ -129,3 +131,22 @@ def mean_and_std(embeddings: NDArray[Any], order: IntArray | None = None) -> tup
     """Return mean (D,) and standard deviation (D,) of embeddings (M, D); see :class:`Moments`."""
     moments = Moments.of(embeddings, order)
     return moments.mean, moments.std
+
+
+def reference_moments(reference: Any, x: NDArray[Any], names: NDArray[Any]) -> Moments:
+    """Return the moments that phi standardizes with.
+
+    Args:
+        reference: (M, D) embeddings, or their moments; None: the embeddings.
+        x: (N, D) embeddings.
+        names: (N,) names of the examples.
+
+    Raises:
+        DataError: The reference has other dimensions.
+    """
+    if reference is None:  # sum in the order of the ids: the last bit must not depend on the order of the rows
+        return Moments.of(x, np.argsort(names, kind="stable"))
+    moments = reference if isinstance(reference, Moments) else Moments.of(as_rows(reference, "reference"))
+    if len(moments.mean) != x.shape[1]:
+        raise DataError(f"reference must have {x.shape[1]} dimensions like embeddings, got {len(moments.mean)}")
+    return moments
