@@ -12,15 +12,20 @@ Directions live in the space of EfficientNet-Lite0 (ImageNet). Each arm trains f
 and the order of examples of the plain run of its seed:
 
 * ``published``: the paper's procedure. Training examples with a negative decision value count twice.
-* ``upweight``: the decision of ``Upweight(factor=2, triage=False)``: a class without a pattern is unchanged, and at
+* ``upweight_2``: the decision of ``Upweight(factor=2, triage=False)``: a class without a pattern is unchanged, and at
   most half of a class is flagged.
-* ``probed``: the same, accounting for wrong labels. At p = 0.5 three in four failures are flipped labels. A good
-  encoder recognizes these by the shape, so they form a pattern, and more weight on it does harm. A linear probe of the
-  *label* on the embeddings, fitted on validation, where the tint is uninformative, separates failures of the model from
-  unpredictable labels: directions are fitted on the validation examples whose label the cross-fitted probe supports,
-  and only training examples whose label it supports are flagged. A probe fitted on training would have learnt the
-  shortcut and would doubt the minority.
-* ``random``: as many examples as ``published`` flags. ``oracle``: the examples whose tint disagrees.
+* ``probed``: the same, of directions fitted on the validation examples whose label a probe supports, flagging only
+  training examples whose label it supports. At p = 0.5 three in four failures are flipped labels. A good encoder
+  recognizes these by the shape, so they form a pattern, and more weight on it does harm. The probe is fitted on
+  validation, where the tint is uninformative; one of training would have learnt the shortcut.
+* ``all_balanced``: flagged and unflagged examples of a class have equal mass (``factor="balanced"``).
+  ``trusted_balanced``: the same, flagging only examples whose label the package's probe of validation supports.
+* ``upweight_balanced``: ``Upweight()``, the default: ``trusted_balanced`` where most failures of validation look like
+  doubtful labels, else ``all_balanced``.
+* ``random``: as many examples as ``published`` flags, twice. ``oracle``: the examples whose tint disagrees, twice;
+  ``oracle_balanced``: with equal mass.
+* ``retrain_head``: the network of the plain run with its last layer refitted, the flags of ``upweight_balanced``;
+  ``head_uniform`` without flags, ``head_random`` with as many flags of each class at random.
 """
 
 from __future__ import annotations
@@ -33,7 +38,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -46,6 +51,7 @@ from torch import Tensor, nn
 from lightning_failures.core.atomic import write_atomically
 from lightning_failures.data.grading import grade_batch
 from lightning_failures.directions import FailureDirections, fit_failure_directions
+from lightning_failures.directions.probe import fit_label_probe
 from lightning_failures.directions.standardize import mean_and_std, standardize
 from lightning_failures.encoders import load_encoder
 from lightning_failures.encoders.cache.store import EmbeddingCache, content_keys, embed
@@ -63,8 +69,10 @@ PENALTY = 3.0
 """Of the probe."""
 TOP = 100
 CLASSES = ("0-4", "5-9")
-RULES = ("published", "upweight", "probed")
-ARMS = ("plain", *RULES, "random", "oracle")
+RULES = ("published", "upweight_2", "probed")
+BALANCED = ("all_balanced", "trusted_balanced", "upweight_balanced")
+HEADS = ("retrain_head", "head_uniform", "head_random")
+ARMS = ("plain", *RULES, *BALANCED, "random", "oracle", "oracle_balanced", *HEADS)
 REFERENCE = {
     0.5: {"cv_score": 0.57, "svm": 0.42, "confidence": 0.53, "share": 0.51, "disagreeing": 0.44, "plain": 0.765}
     | {"published": 0.711, "random": 0.743, "oracle": 0.874},
@@ -214,80 +222,159 @@ def believed(embedded: Mapping[str, Tensor], labels: Mapping[str, Tensor]) -> di
     return {"validation": validation * sign["validation"] > 0, "train": train * sign["train"] > 0}
 
 
-def upweighted(directions: FailureDirections, values: NDArray[np.float32], labels: Tensor) -> Decision:
+def decide(
+    directions: FailureDirections, values: NDArray[np.float32], labels: Tensor, factor: float | Literal["balanced"]
+) -> Decision:
     """What ``Upweight`` decides when it runs in the callback, but for its own triage."""
     reasons: list[str | None] = [f"skipped: {directions.skipped.get(k)}" for k in range(len(CLASSES))]
     holds = benjamini_hochberg(directions.p_value)
     for k, pattern in zip(directions.classes.tolist(), holds.tolist(), strict=True):
         reasons[k] = None if pattern else "no pattern"
-    return Upweight(2.0, triage=False).decide(JudgedExamples(labels.numpy(), values, CLASSES, tuple(reasons)))
+    examples = JudgedExamples(labels.numpy(), values, CLASSES, tuple(reasons))
+    return Upweight(factor, triage=False).decide(examples)
+
+
+def equal_mass(flagged: NDArray[np.bool_], labels: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Weights (n,) by which flagged and other examples of each class have equal mass."""
+    weights = np.ones(len(labels))
+    for k in range(len(CLASSES)):
+        mine = labels == k
+        weights[mine & flagged] = (mine & ~flagged).sum() / max((mine & flagged).sum(), 1)
+    return weights
+
+
+class Study:
+    """One seed and strength: data, embeddings, and the plain model."""
+
+    def __init__(self, seed: int, p: float) -> None:
+        gray, digits = mnist()
+        self.seed, sets = seed, draw(digits, p, seed=seed)
+        self.images = {name: paint(gray[torch.from_numpy(one.digit)], one.tint) for name, one in sets.items()}
+        self.labels = {name: torch.from_numpy(one.label) for name, one in sets.items()}
+        self.embedded = {name: embeddings()[one.digit, one.tint] for name, one in sets.items()}
+        self.disagrees = {name: one.disagrees for name, one in sets.items()}
+        self.flipped = sets["train"].label != (digits[sets["train"].digit] >= 5)
+        self.model, self.plain = self.retrained(np.ones(len(self.flipped)))
+        self.correct, _ = grade(self.model, self.images["validation"], self.labels["validation"])
+
+    def retrained(self, weights: NDArray[np.float64]) -> tuple[nn.Module, dict[str, float]]:
+        """Train from scratch, and test."""
+        began = time.process_time()
+        model = train(self.images["train"], self.labels["train"], weights, seed=self.seed)
+        seconds = time.process_time() - began
+        return model, self.tested(model) | {"cpu_seconds": seconds}
+
+    def tested(self, model: nn.Module) -> dict[str, float]:
+        """Accuracy on the test set, by whether the tint agrees."""
+        right, _ = grade(model, self.images["test"], self.labels["test"])
+        low, high = right[self.disagrees["test"]].mean(), right[~self.disagrees["test"]].mean()
+        figures = {"disagreeing": low, "agreeing": high, "worst": min(low, high), "gap": abs(high - low)}
+        return {name: float(value) for name, value in (figures | {"accuracy": right.mean()}).items()}
+
+    def fit(self, kept: NDArray[np.bool_], selection: Literal["scaled", "published"]) -> FailureDirections:
+        """Fit directions on some of the validation examples."""
+        return fit_failure_directions(
+            self.embedded["validation"][kept],
+            self.labels["validation"][kept],
+            self.correct[kept],
+            reference=self.embedded["train"],
+            selection=selection,
+            seed=self.seed,
+        )
+
+    def values(self, fit: FailureDirections) -> NDArray[np.float32]:
+        """Decision values of the training examples."""
+        return fit.decision_values(self.embedded["train"], self.labels["train"]).numpy()
+
+    def label_margins(self, fit: FailureDirections) -> NDArray[np.float64]:
+        """Margins of the labels of training examples by the package's probe of validation."""
+        validation = self.embedded["validation"].numpy()
+        labels = self.labels["validation"].numpy()
+        moments = (fit.mean.double().numpy(), fit.std.double().numpy())
+        probe = fit_label_probe(validation, labels, np.arange(len(labels)), *moments, seed=self.seed)
+        assert probe is not None
+        return probe.margins(self.embedded["train"].numpy(), self.labels["train"].numpy())[0]
 
 
 def measure(seed: int, p: float) -> dict[str, Any]:
     """One seed and strength: directions, flags, and every arm."""
-    gray, digits = mnist()
-    sets = draw(digits, p, seed=seed)
-    images = {name: paint(gray[torch.from_numpy(one.digit)], one.tint) for name, one in sets.items()}
-    labels = {name: torch.from_numpy(one.label) for name, one in sets.items()}
-    embedded = {name: embeddings()[one.digit, one.tint] for name, one in sets.items()}
-    disagrees = {name: one.disagrees for name, one in sets.items()}
-    flipped = sets["train"].label != (digits[sets["train"].digit] >= 5)
-    n = len(labels["train"])
-
-    def retrained(weights: NDArray[np.float64]) -> tuple[nn.Module, dict[str, float]]:
-        model = train(images["train"], labels["train"], weights, seed=seed)
-        right, _ = grade(model, images["test"], labels["test"])
-        low, high = right[disagrees["test"]].mean(), right[~disagrees["test"]].mean()
-        figures = {"disagreeing": low, "agreeing": high, "worst": min(low, high), "gap": abs(high - low)}
-        return model, {name: float(value) for name, value in (figures | {"accuracy": right.mean()}).items()}
-
-    model, plain = retrained(np.ones(n))
-    correct, _ = grade(model, images["validation"], labels["validation"])
-    _, confidence = grade(model, images["test"], labels["test"])
-    stands = believed(embedded, labels)
+    study = Study(seed, p)
+    labels = study.labels["train"]
+    disagrees, n = study.disagrees["train"], len(labels)
+    stands = believed(study.embedded, study.labels)
+    every = np.ones(len(study.correct), dtype=np.bool_)
+    _, confidence = grade(study.model, study.images["test"], study.labels["test"])
 
     weights: dict[str, NDArray[np.float64]] = {}
     found: dict[str, Any] = {}
-    for rule in RULES:
-        kept = stands["validation"] if rule == "probed" else np.ones(len(correct), dtype=np.bool_)
-        fit = fit_failure_directions(
-            embedded["validation"][kept],
-            labels["validation"][kept],
-            correct[kept],
-            reference=embedded["train"],
-            selection="published" if rule == "published" else "scaled",
-            seed=seed,
-        )
-        values = fit.decision_values(embedded["train"], labels["train"]).numpy()
+    fits = {
+        "published": study.fit(every, "published"),
+        "upweight_2": study.fit(every, "scaled"),
+        "probed": study.fit(stands["validation"], "scaled"),
+    }
+    for rule, fit in fits.items():
+        values = study.values(fit)
         if rule == "probed":
             values = np.where(stands["train"], values, np.float32(np.inf))
-        decision = upweighted(fit, values, labels["train"])
+        decision = decide(fit, values, labels, 2.0)
         weights[rule] = np.where(values < 0, 2.0, 1.0) if rule == "published" else decision.weights
         flagged = weights[rule] > 1
         found[rule] = {
             "cv_score": fit.cv_score.tolist(),
             "p_value": fit.p_value.tolist(),
-            "fitted_on": int(kept.sum()),
+            "fitted_on": len(fit.out_of_fold),
             "negative": share(values < 0),
             "flagged": share(flagged),
-            "flagged_disagreeing": share(disagrees["train"][flagged]),
-            "flagged_flipped": share(flipped[flagged]),
+            "flagged_disagreeing": share(disagrees[flagged]),
+            "flagged_flipped": share(study.flipped[flagged]),
             "top_disagreeing": top_share(
-                fit.decision_values(embedded["test"], labels["test"]).numpy(), disagrees["test"]
+                fit.decision_values(study.embedded["test"], study.labels["test"]).numpy(), study.disagrees["test"]
             ),
             "reasons": [entry["reason"] for entry in decision.classes],
         }
+
+    # balanced weights, of the default fit
+    fit = fits["upweight_2"]
+    values, margins = study.values(fit), study.label_margins(fit)
+    doubtful = fit.failures_look_doubtful(~study.correct)
+    trusted = np.where(margins < 0, np.float32(np.inf), values)
+    weights["all_balanced"] = decide(fit, values, labels, "balanced").weights
+    weights["trusted_balanced"] = decide(fit, trusted, labels, "balanced").weights
+    weights["oracle_balanced"] = equal_mass(disagrees, labels.numpy())
+
     order = np.random.default_rng([seed, 3]).permutation(n)
     weights["random"] = np.where(order < (weights["published"] > 1).sum(), 2.0, 1.0)
-    weights["oracle"] = np.where(disagrees["train"], 2.0, 1.0)
+    weights["oracle"] = np.where(disagrees, 2.0, 1.0)
+    arms = {"plain": study.plain} | {
+        arm: study.retrained(one)[1] if (one != 1).any() else study.plain for arm, one in weights.items()
+    }
+    arms["upweight_balanced"] = arms["trusted_balanced" if doubtful else "all_balanced"]
     return {
         "seed": seed,
         "p": p,
         "directions": found,
-        "confidence_top_disagreeing": top_share(confidence, disagrees["test"]),
-        "arms": {"plain": plain}
-        | {arm: retrained(weights[arm])[1] if (weights[arm] != 1).any() else plain for arm in ARMS[1:]},
+        "explained": fit.explained_overall,
+        "doubtful": doubtful,
+        "confidence_top_disagreeing": top_share(confidence, study.disagrees["test"]),
+        "arms": {arm: arms[arm] for arm in ARMS if arm in arms},
     }
+
+
+def runs(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """One entry for every seed, strength and arm."""
+    return [
+        {
+            "seed": row["seed"],
+            "p": row["p"],
+            "arm": arm,
+            "worst_group": figures["worst"],
+            "agreeing": figures["agreeing"],
+            "disagreeing": figures["disagreeing"],
+            "cpu_seconds": figures["cpu_seconds"],
+        }
+        for row in rows
+        for arm, figures in row["arms"].items()
+    ]
 
 
 def share(rows: NDArray[np.bool_]) -> float | None:
@@ -378,7 +465,7 @@ def summarise(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
                 },
                 "arms": {
                     arm: {key: mean_of([row["arms"][arm] for row in mine], key) for key in mine[0]["arms"][arm]}
-                    for arm in ARMS
+                    for arm in mine[0]["arms"]
                 },
             }
         )
@@ -437,17 +524,17 @@ def run(seeds: Sequence[int], ps: Sequence[float] = PS, output: Path | None = No
         output: A JSON file.
 
     Returns:
-        ``claims`` (name, holds, difference, interval, seeds), ``summary`` (a row for every p) and ``rows`` (a row for
-        every seed and p).
+        ``claims`` (name, holds, difference, interval, seeds), ``summary`` (a row for every p), ``runs`` (seed, p, arm,
+        worst group, agreeing, disagreeing, CPU seconds) and ``rows`` (a row for every seed and p).
     """
     rows: list[dict[str, Any]] = []
-    result: dict[str, Any] = {"claims": [], "summary": [], "rows": rows}
+    result: dict[str, Any] = {"claims": [], "summary": [], "runs": [], "rows": rows}
     for seed in seeds:
         for p in ps:
             began = time.perf_counter()
             rows.append(measure(seed, p))
             print(f"seed {seed}, p = {p}: {time.perf_counter() - began:.0f} s", file=sys.stderr, flush=True)
-            result |= {"claims": claims(rows), "summary": summarise(rows)}
+            result |= {"claims": claims(rows), "summary": summarise(rows), "runs": runs(rows)}
             if output is not None:
                 output.parent.mkdir(parents=True, exist_ok=True)
                 write_atomically(output, (json.dumps(result, indent=1) + "\n").encode())

@@ -378,6 +378,7 @@ def _result(
         sampled=_sampled_share(partition),
         copies=copies,
         explained=None if directions is None else directions.explained_overall,
+        doubtful=directions is not None and directions.failures_look_doubtful(grades.failed),
         notes=notes,
     )
     trees = _fitted(contributions, "trees", {})

@@ -26,12 +26,6 @@ from lightning_failures.directions.result import FailureDirections, join_directi
 from lightning_failures.directions.standardize import Moments
 from lightning_failures.trees.groups import grow_trees
 
-EXPLAINED = 0.7
-"""Most failures look like doubtful labels if label margins explain more than this of what decision values know."""
-
-MIN_IN_DOUBT = 1 / 3
-"""Share of the failures whose label must be in doubt to say so."""
-
 
 @dataclass(frozen=True)
 class DirectionsFit:
@@ -109,12 +103,10 @@ def _doubtful_labels(directions: FailureDirections, grades: Grades) -> tuple[str
 
     Label margins alone are no evidence of wrong labels: an image of a rare subpopulation has a lower margin too.
     """
-    explained, failed = directions.explained_overall, as_array(grades.failed)
-    in_doubt, failures = int(np.count_nonzero(as_array(directions.in_doubt) & failed)), int(np.count_nonzero(failed))
-    # without a direction, because too few failures are in no doubt, most of them must be in doubt
-    least = 1 / 2 if explained is None else MIN_IN_DOUBT
-    if not failures or in_doubt < least * failures or (explained is not None and explained <= EXPLAINED):
+    failed = as_array(grades.failed)
+    if not directions.failures_look_doubtful(failed):
         return ()
+    in_doubt, failures = int(np.count_nonzero(as_array(directions.in_doubt) & failed)), int(np.count_nonzero(failed))
     return (
         f"Most failures look like doubtful labels: for {in_doubt} of {failures} the embeddings speak for another class"
         " than the label. Review the labels to check before acting on a pattern.",

@@ -409,6 +409,8 @@ class FailureReport(Readable):
         explained: Share of what decision values know of the failures that doubtful labels explain, over all classes;
             above 0.7 most failures look like doubtful labels, if a third of them is in doubt. None where it is
             undefined, or without a probe.
+        doubtful: Whether most failures look like doubtful labels. Interventions then act only on training examples
+            whose labels a probe supports.
         slices: Error rates by values of known attributes over all classes, those that fail most beyond chance first.
         confusions: The most frequent pairs of a label and another prediction; empty where there is only one wrong
             answer.
@@ -441,6 +443,7 @@ class FailureReport(Readable):
     methods: dict[str, dict[str, Any]] = field(default_factory=dict)
     copies: int = 0
     explained: float | None = None
+    doubtful: bool = False
     slices: tuple[SliceReport, ...] = ()
     confusions: tuple[ConfusionReport, ...] = ()
     shared: SharedPattern | None = None

@@ -7,6 +7,7 @@ The members of a subpopulation that training neglected look like their class: th
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -130,6 +131,85 @@ def doubted_labels(margins: FloatArray, labels: IntArray, mean_support: float | 
     return np.asarray((margins < 0) & known[np.unique(labels, return_inverse=True)[1]])
 
 
+@dataclass(frozen=True)
+class LabelProbe:
+    """A probe of the labels of other examples than those that it was fitted on.
+
+    Attributes:
+        classes: (K,) int64, ascending.
+        weight: (D + 1, K) float32, of (1, phi).
+        known: (K,) bool, the classes that the probe knows, see :func:`doubted_labels`; it doubts no label of another.
+        mean: (D,) of phi.
+        std: (D,) of phi.
+    """
+
+    classes: IntArray
+    weight: NDArray[np.float32]
+    known: BoolArray
+    mean: FloatArray
+    std: FloatArray
+
+    def margins(self, embeddings: NDArray[Any], labels: IntArray) -> tuple[FloatArray, IntArray]:
+        """Return how far the score of each label lies above that of the best other class, and that class.
+
+        Args:
+            embeddings: (n, D), of any float dtype.
+            labels: (n,) int.
+
+        Returns:
+            (n,) float64; NaN for a label of a class that the probe does not know. (n,) int64, the best other class.
+        """
+        with np.errstate(over="ignore", invalid="ignore"):
+            phi = standardize(embeddings, self.mean.astype(np.float32), self.std.astype(np.float32))
+            scores = (self.weight[0] + phi @ self.weight[1:]).astype(np.float64)
+        column = np.searchsorted(self.classes, labels).clip(max=len(self.classes) - 1)
+        judged = (self.classes[column] == labels) & self.known[column] & finite_rows_of(scores)
+        own = scores[np.arange(len(labels)), column]
+        scores[np.arange(len(labels)), column] = -np.inf
+        rival = scores.argmax(axis=1)
+        margins = own - scores[np.arange(len(labels)), rival]
+        return np.where(judged, margins, np.nan), self.classes[rival]
+
+
+def fit_label_probe(
+    embeddings: NDArray[Any], labels: IntArray, sources: IntArray, mean: FloatArray, std: FloatArray, *, seed: int = 0
+) -> LabelProbe | None:
+    """Fit the probe of :func:`label_margins` to all examples, to judge labels of others.
+
+    A probe of the validation set can judge the labels of the training set; fitted on that, it would have learned its
+    shortcuts.
+
+    Args:
+        embeddings: (n, D), of any float dtype.
+        labels: (n,) int.
+        sources: (n,) int, sources of the examples.
+        mean: (D,) of phi.
+        std: (D,) of phi.
+        seed: Seed of the folds by which the probe is found to know a class.
+
+    Returns:
+        None with fewer than two classes.
+
+    >>> rng = np.random.default_rng(0)
+    >>> labels = np.arange(300) % 2
+    >>> x = rng.normal(size=(300, 4)) + 4 * labels[:, None]
+    >>> probe = fit_label_probe(x, labels, np.arange(300), x.mean(0), x.std(0))
+    >>> margins, rival = probe.margins(np.array([[4.0] * 4, [4.0] * 4]), np.array([1, 0]))
+    >>> (margins < 0).tolist(), rival.tolist()
+    ([False, True], [0, 1])
+    """
+    classes = np.unique(labels)
+    if len(classes) < 2:
+        return None
+    support = class_support(label_margins(embeddings, labels, sources, mean, std, classes=classes, seed=seed), labels)
+    known = (support >= MIN_SUPPORT) & (support.mean() >= MIN_SUPPORT)
+    rows = np.arange(len(labels))
+    examples = _Examples(embeddings, rows, np.searchsorted(classes, labels), sources, mean, std)
+    nowhere = np.full(len(labels), -1)  # no example lies in a fold, so the probe of each is fitted to all
+    weight = _solve(*_sums(examples, nowhere, len(classes), folds=1))[0]
+    return LabelProbe(classes, weight, known, mean, std)
+
+
 class _Examples:
     """The examples of the classes that compete, as (1, phi), one class after the other."""
 
@@ -177,19 +257,19 @@ class _Examples:
         return column, some, np.hstack([np.ones((len(some), 1), np.float32), phi])
 
 
-def _sums(examples: _Examples, fold: IntArray, n_classes: int) -> Sums:
+def _sums(examples: _Examples, fold: IntArray, n_classes: int, folds: int = FOLDS) -> Sums:
     """Return the sums of the own examples."""
     dim = examples.dim
-    in_fold = np.zeros((FOLDS, n_classes))
-    np.add.at(in_fold, (fold, examples.column), 1.0)
+    in_fold = np.stack([np.bincount(examples.column[fold == held], minlength=n_classes) for held in range(folds)])
     # each class has weight 1, shared equally by its examples outside the fold
-    weight = 1.0 / np.maximum(in_fold.sum(axis=0) - in_fold, 1.0)
-    moments, averages = np.zeros((FOLDS, dim, dim)), np.zeros((FOLDS, dim, n_classes))
+    size = np.bincount(examples.column, minlength=n_classes)
+    weight = 1.0 / np.maximum(size - in_fold, 1.0)
+    moments, averages = np.zeros((folds, dim, dim)), np.zeros((folds, dim, n_classes))
     for k, some, x in examples.blocks():
-        for held in range(FOLDS):
+        for held in np.unique(fold[some]):
             part = x[fold[some] == held]
             second, total = (part.T @ part).astype(np.float64), part.sum(axis=0, dtype=np.float64)
-            for other in range(FOLDS):
+            for other in range(folds):
                 if other != held:
                     moments[other] += weight[other, k] * second
                     averages[other, :, k] += weight[other, k] * total

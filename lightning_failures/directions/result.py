@@ -15,7 +15,7 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from lightning_failures.core.arrays import as_rows, as_vector, finite_rows_of
+from lightning_failures.core.arrays import as_array, as_mask, as_rows, as_vector, finite_rows_of
 from lightning_failures.core.atomic import write_atomically
 from lightning_failures.core.types import IntArray
 from lightning_failures.directions.standardize import standardize
@@ -37,6 +37,12 @@ _PER_CLASS = ("classes", "weight", "bias", "cv_score", "cv_score_stderr", "c", "
 
 MIN_AUC = 0.55
 """AUC of the decision values from which the share that doubtful labels explain is defined."""
+
+EXPLAINED = 0.7
+"""Most failures look like doubtful labels if label margins explain more than this of what decision values know."""
+
+MIN_IN_DOUBT = 1 / 3
+"""Share of the failures whose label must be in doubt to say so."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,6 +126,22 @@ class FailureDirections:
             return None
         whole = float(self.whole_auc[known].mean())
         return (float(self.margin_auc[known].mean()) - 0.5) / (whole - 0.5) if whole >= MIN_AUC else None
+
+    def failures_look_doubtful(self, failed: Any) -> bool:
+        """Return whether most failures look like doubtful labels, so that a pattern of them may be one of wrong labels.
+
+        Label margins must explain more than 0.7 of what decision values know of the failures, and a third of the
+        failures must be in doubt; where decision values know nothing, or no class has a direction, half of them.
+
+        Args:
+            failed: (N,) bool, whether the model was wrong on the examples of the fit.
+        """
+        mask = as_mask(failed, "failed", len(self.in_doubt))
+        explained, failures = self.explained_overall, int(mask.sum())
+        in_doubt = int((as_array(self.in_doubt) & mask).sum())
+        if explained is None:
+            return failures > 0 and in_doubt >= failures / 2
+        return failures > 0 and explained > EXPLAINED and in_doubt >= MIN_IN_DOUBT * failures
 
     def row(self, class_index: int) -> int:
         """Return the row k whose SVM belongs to the class with this label.

@@ -10,6 +10,7 @@ Files, each importing only from those above it::
     wobble            A fall of accuracy against the wobble of accuracy between validations
     verdicts          Verdicts on interventions: a word, an interval and a sentence
     base              The interface of an intervention: when it acts, what it can ask for, what it decides
+    flags             Which training examples interventions act on, without doubtful labels
     sampler           The sampler that carries out weights: replaces the user's own, draws the same without weights
     filtered          AddFiltered: adds the hardest examples of a labelled pool
     synthetic         AddSynthetic: adds images generated from failure modes, by caption or by direction

@@ -134,6 +134,18 @@ class Round(ABC):
         """Return the suspected label errors among the training examples ``rows``, with the evidence. Collective."""
 
     @abstractmethod
+    def label_margins(self, rows: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+        """Judge the labels of training examples by a probe that is fitted on the discovery part. Collective.
+
+        Args:
+            rows: (n,) int64, some of the N training examples.
+
+        Returns:
+            (n,) float64, how far the score of the label lies above that of the best other class; NaN where the probe
+            does not know the class. (n,) int64, the best other class.
+        """
+
+    @abstractmethod
     def pick(
         self, pool: Any, view: Any, *, per_class: int, by: By, classes: Sequence[int], similarity: float, triage: bool
     ) -> Picks:
@@ -186,6 +198,11 @@ class Intervention(ABC):
     @abstractmethod
     def decide(self, examples: JudgedExamples, round: Round) -> Decision:
         """Weight the training examples, or add to them; the same examples give the same decision on every process."""
+
+    @property
+    def announcement(self) -> str | None:
+        """What a run with this intervention says once, before it starts."""
+        return None
 
     def prepare(self) -> None:  # noqa: B027 - most interventions have nothing to load
         """Check at set-up what can only be checked by loading it, for instance the name of a generator."""

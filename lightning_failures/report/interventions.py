@@ -33,24 +33,43 @@ def interventions_markdown(report: FailureReport) -> str:
     return "\n\n".join(parts)
 
 
-def _review(suspects: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return the suspected label errors as a Markdown table with a title."""
-    if not suspects:
-        return []
-    head = ("training example", "label", "predicted", "probability of the label", "neighbours that agree")
-    rows = [
-        (
-            str(suspect["id"]),
-            escape_markdown(suspect["class"]),
-            escape_markdown(suspect["predicted"]),
-            number(suspect["probability_of_label"], ".3f"),
-            f"{suspect['neighbours_agreeing']} of 10",
-        )
-        for suspect in suspects[:_MAX_REVIEW]
+def _review(entries: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return the training examples to review as Markdown tables, each with a title."""
+    suspects = [one for one in entries if "neighbours_agreeing" in one]
+    doubts = [one for one in entries if "label_margin" in one]
+    return [
+        *_table(
+            "Suspected label errors, left out of the intervention:",
+            ("training example", "label", "predicted", "probability of the label", "neighbours that agree"),
+            [
+                (*_label(one, "predicted"), number(one["probability_of_label"], ".3f"), _of_ten(one))
+                for one in suspects[:_MAX_REVIEW]
+            ],
+            len(suspects),
+        ),
+        *_table(
+            "Doubtful labels, left out of the intervention: the embeddings speak for another class.",
+            ("training example", "label", "class that they speak for", "label margin"),
+            [(*_label(one, "supported"), number(one["label_margin"], "+.3f")) for one in doubts[:_MAX_REVIEW]],
+            len(doubts),
+        ),
     ]
-    more = len(suspects) - len(rows)
-    parts = ["Suspected label errors, left out of the intervention:", pipe_table(head, rows, "rllrr")]
-    return [*parts, f"{more} more are in report.json."] if more > 0 else parts
+
+
+def _label(entry: Mapping[str, Any], other: str) -> tuple[str, str, str]:
+    return str(entry["id"]), escape_markdown(entry["class"]), escape_markdown(entry[other])
+
+
+def _of_ten(entry: Mapping[str, Any]) -> str:
+    return f"{entry['neighbours_agreeing']} of 10"
+
+
+def _table(title: str, head: tuple[str, ...], rows: Sequence[tuple[str, ...]], count: int) -> list[str]:
+    """Return a title, a table and the number of rows that it leaves out; nothing if there are none."""
+    if not rows:
+        return []
+    parts = [title, pipe_table(head, rows, "rll" + "r" * (len(head) - 3))]
+    return [*parts, f"{count - len(rows)} more are in report.json."] if count > len(rows) else parts
 
 
 def _readable(entry: Mapping[str, Any]) -> str:
@@ -82,6 +101,8 @@ def _line(entry: Mapping[str, Any]) -> str:
         parts.append(f"unchanged: {', '.join(reasons)}")
     if entry.get("suspected"):
         parts.append(f"{entry['suspected']} suspected label errors left out")
+    if entry.get("doubted"):
+        parts.append(f"{entry['doubted']} with a label that the embeddings do not support left out")
     if (rollback := entry.get("rolled_back")) is not None:
         parts.append(f"rolled back in epoch {rollback['epoch']}")
     verdict = entry.get("verdict", "not measured")

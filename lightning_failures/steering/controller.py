@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_info
 from numpy.typing import NDArray
 
 from lightning_failures.analysis.result import AnalysisResult
@@ -148,6 +149,8 @@ class InterventionController:
             raise ConfigurationError("Only one FailureModes of a Trainer may have interventions.")
         for one in self.interventions.values():
             one.prepare()
+            if one.announcement is not None:
+                self._say_once(one.announcement, rank_zero_info)
         if self._rollback is not None:
             self._rollback.check(trainer)
         growing = [one for one in self.interventions.values() if one.grow_epoch and one.changes_training]
@@ -424,7 +427,7 @@ class InterventionController:
 
         changes = bool((decision.weights != 1).any()) or bool(len(added))
         began = self.record.entries.get(name, {}).get("began")
-        suspected = sum(row.get("suspected") or 0 for row in decision.classes)
+        suspected, doubted = (sum(row.get(key) or 0 for row in decision.classes) for key in ("suspected", "doubted"))
         entry = {
             "kind": type(one).__name__,
             "options": one.options,
@@ -435,7 +438,8 @@ class InterventionController:
             "added": len(added),
             "classes": list(decision.classes),
             "review": list(decision.review[:MAX_REVIEW]),
-            "suspected": max(len(decision.review), suspected),
+            "suspected": suspected,
+            "doubted": doubted,
         }
         notes = {"notes": list(decision.notes)} if decision.notes else {}
         return entry | notes | self._pool_of(one), plan

@@ -12,8 +12,10 @@ from lightning.pytorch import Trainer
 from numpy.typing import NDArray
 from torch import Tensor
 
+from lightning_failures.core.arrays import as_array
 from lightning_failures.core.hashing import stable_hash
 from lightning_failures.core.text import listed_reasons
+from lightning_failures.directions.probe import fit_label_probe
 from lightning_failures.directions.result import FailureDirections
 from lightning_failures.encoders import Encoder
 from lightning_failures.encoders.cached import CachedEncoder
@@ -109,6 +111,10 @@ class TrainingRound(Round):
         if not wrong.any():
             return ()
         return self.on_first(lambda: self._suspect_training(rows[wrong], predictions.numpy()[wrong]))
+
+    def label_margins(self, rows: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+        """Judge the labels of training examples by a probe that is fitted on the discovery part. Collective."""
+        return self.on_first(lambda: self._label_margins(rows))
 
     def pick(
         self, pool: Any, view: Any, *, per_class: int, by: By, classes: Sequence[int], similarity: float, triage: bool
@@ -288,6 +294,29 @@ class TrainingRound(Round):
                 predictions.append(rows.predictions)
                 confidence.append(rows.confidence)
         return torch.cat(predictions), torch.cat(confidence)
+
+    def _label_margins(self, rows: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+        """Return the label margins (n,) and the best other classes (n,) of rows of the training set, block by block."""
+        margins, rivals = np.full(len(rows), np.nan), np.zeros(len(rows), dtype=np.int64)
+        found = self.discovery
+        if found is None:
+            return margins, rivals
+        probe = fit_label_probe(
+            as_array(found.embeddings),
+            as_array(found.labels),
+            as_array(found.ids if found.groups is None else found.groups),
+            as_array(self.directions.mean).astype(np.float64),
+            as_array(self.directions.std).astype(np.float64),
+            seed=self.seed,
+        )
+        if probe is None:
+            return margins, rivals
+        for start in range(0, len(rows), ROWS):
+            some = rows[start : start + ROWS]
+            embeddings = as_array(self._look_up(torch.from_numpy(self.keys[some])))
+            part = slice(start, start + len(some))
+            margins[part], rivals[part] = probe.margins(embeddings, self.examples.labels[some])
+        return margins, rivals
 
     def _suspect_training(self, rows: NDArray[np.int64], predictions: NDArray[np.int64]) -> tuple[dict[str, Any], ...]:
         """Return the suspected labels among rows of the training set, the most doubtful first."""

@@ -268,7 +268,7 @@ def _conditions(o: Any) -> Iterator[tuple[str, bool, str]]:
     yield "on_error", o.on_error in ("warn", "raise"), "'warn' or 'raise'"
     yield "task", o.task in _TASKS, "None, 'multiclass', 'binary' or 'multilabel'"
     known = isinstance(acting, Sequence) and all(isinstance(one, Intervention) for one in acting)
-    yield "interventions", known, "a sequence of interventions, like [Upweight(factor=2.0)]"
+    yield "interventions", known, "a sequence of interventions, like [Upweight()]"
     if acting:
         yield "encoder", o.encoder is not None, "an encoder: interventions need failure directions"
         yield "permutations", o.permutations > 0, "positive: without p-values no class has a pattern"

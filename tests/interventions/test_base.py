@@ -54,7 +54,7 @@ def test_schedule__a_misspelt_option_is_an_error():
 
 
 def test_options__of_reports_keep_names_and_order():
-    assert list(Upweight().options) == ["factor", "max_flagged", "triage", "weight_key", *SCHEDULE]
+    assert list(Upweight().options) == ["factor", "max_factor", "max_flagged", "triage", "weight_key", *SCHEDULE]
     assert list(Derived(strength=2.0).options) == ["extra", "strength", *SCHEDULE]
     assert repr(Own(2.0)).startswith("Own(strength=2.0, start_epoch=1, ")
 

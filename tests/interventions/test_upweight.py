@@ -42,7 +42,10 @@ def test_decide__nothing_flagged(values):
     ("options", "name"),
     [
         ({"factor": 0.5}, "factor"),
-        ({"factor": 11.0}, "factor"),
+        ({"factor": 21.0}, "factor"),
+        ({"factor": "equal"}, "factor"),
+        ({"max_factor": 0.5}, "max_factor"),
+        ({"factor": None}, "factor"),
         ({"factor": float("nan")}, "factor"),
         ({"max_flagged": 0.0}, "max_flagged"),
         ({"start_epoch": -1}, "start_epoch"),
@@ -51,7 +54,7 @@ def test_decide__nothing_flagged(values):
     ],
 )
 def test_options__refused_with_owner_name_and_value(options, name):
-    with pytest.raises(ConfigurationError, match=f"Upweight\\({name}=.*got {options[list(options)[-1]]}"):
+    with pytest.raises(ConfigurationError, match=f"Upweight\\({name}=.*got {options[list(options)[-1]]!r}"):
         Upweight(**options)
 
 
@@ -59,3 +62,24 @@ def test_options__are_told_in_full():
     one = Upweight(factor=3.0, every_n_epochs=2)
     assert one.options["factor"] == 3.0
     assert repr(eval(repr(one), {"Upweight": Upweight})) == repr(one)
+
+
+def test_decide__balanced_gives_flagged_and_unflagged_of_a_class_equal_mass():
+    examples = judged([-1, 1, 1, 1, -1, -2, 1, 1, 1, 1, -1, 1], labels=[0] * 4 + [1] * 6 + [2] * 2, reasons=(None,) * 3)
+    weights = Upweight().decide(examples).weights
+    for k in range(3):
+        mine, flagged = examples.labels == k, examples.values < 0
+        assert weights[mine & flagged].sum() == weights[mine & ~flagged].sum()
+        assert (weights[mine & ~flagged] == 1).all()
+
+
+def test_decide__balanced_is_capped_and_never_below_one():
+    rare = judged([-1] + [1] * 99)
+    assert Upweight().decide(rare).weights[0] == 20
+    assert Upweight(max_factor=5).decide(rare).weights[0] == 5
+    assert (Upweight(max_flagged=1.0).decide(judged([-1, -1, -1, 1])).weights == 1).all()
+
+
+def test_announcement__only_of_balanced_weights():
+    assert "factor=2.0" in (Upweight().announcement or "")
+    assert Upweight(factor=2.0).announcement is None

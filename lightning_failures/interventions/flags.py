@@ -1,0 +1,123 @@
+"""Which training examples interventions act on: those that the direction of their class flags, without doubtful labels.
+
+More weight makes a failure with a wrong label worse, so two rules leave labels to a person: suspected label errors, one
+by one, and, where most failures of validation look like doubtful labels, every label that a probe does not support.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lightning_failures.core.types import BoolArray, IntArray
+from lightning_failures.interventions.base import LEFT_OUT, JudgedExamples, Round
+
+MAX_REVIEW = 200
+"""Maximum number of doubted labels listed for review, the most doubtful first."""
+
+
+@dataclass(frozen=True)
+class Flags:
+    """The training examples to act on.
+
+    Attributes:
+        flagged: (N,) bool.
+        reasons: K strings or None: why nothing is flagged in a class, or not all.
+        suspected: (K,) int64, number of suspected label errors that are left out.
+        doubted: (K,) int64, number of examples left out because a probe does not support their label.
+        review: The left out examples, for a person to inspect.
+    """
+
+    flagged: BoolArray
+    reasons: tuple[str | None, ...]
+    suspected: IntArray
+    doubted: IntArray
+    review: tuple[dict[str, Any], ...] = ()
+
+    def class_fields(self, k: int) -> dict[str, Any]:
+        """Return the fields of the report that say what was flagged in class k."""
+        return {"suspected": int(self.suspected[k]), "doubted": int(self.doubted[k]), "reason": self.reasons[k]}
+
+
+def flag_examples(examples: JudgedExamples, round: Round | None, *, max_flagged: float, triage: bool) -> Flags:
+    """Flag training examples of classes with a pattern, without those whose labels are doubtful. Collective.
+
+    Where most failures of validation look like doubtful labels (``round.report.doubtful``), only examples whose label a
+    probe supports are flagged. The probe is fitted on the discovery part: one of the training set would have learned
+    the shortcut, and would doubt the minority.
+
+    Args:
+        examples: The judged training examples.
+        round: The round of decisions; None: no label is checked.
+        max_flagged: Largest share of the examples of a class that may be flagged, the hardest first, in (0, 1].
+        triage: Check labels.
+    """
+    counts = len(examples.class_names)
+    candidates = np.isin(examples.labels, [k for k, reason in enumerate(examples.reasons) if reason is None])
+    candidates &= examples.values < 0
+    doubted = np.zeros(len(examples.labels), dtype=np.bool_)
+    doubts: list[dict[str, Any]] = []
+    if triage and round is not None and round.report.doubtful and candidates.any():
+        doubts = _doubts(examples, round, np.flatnonzero(candidates), doubted)
+
+    flagged, reasons = _hardest_of_classes(examples, candidates & ~doubted, max_flagged)
+    if examples.retained is not None and examples.retained.any():
+        flagged |= examples.retained
+        for k in np.unique(examples.labels[examples.retained & (examples.labels != LEFT_OUT)]):
+            reasons[k] = f"as before: {reasons[k]}"
+
+    review: tuple[dict[str, Any], ...] = ()
+    if triage and round is not None and flagged.any():
+        review = round.suspects(np.flatnonzero(flagged))
+        flagged[[entry["id"] for entry in review]] = False
+    suspected = np.array([entry["label"] for entry in review], dtype=np.int64)
+    return Flags(
+        flagged,
+        tuple(reasons),
+        np.bincount(suspected, minlength=counts),
+        np.bincount(examples.labels[doubted], minlength=counts),
+        (*review, *doubts),
+    )
+
+
+def _hardest_of_classes(
+    examples: JudgedExamples, candidates: BoolArray, max_flagged: float
+) -> tuple[BoolArray, list[str | None]]:
+    """Return the hardest candidates of each class, up to a share of its examples, and the reason of each class."""
+    counts = len(examples.class_names)
+    limits = (max_flagged * np.bincount(examples.labels[examples.labels != LEFT_OUT], minlength=counts)).astype(
+        np.int64
+    )
+    rows = np.flatnonzero(candidates)
+    rows = rows[np.lexsort((rows, examples.values[rows], examples.labels[rows]))]  # by class, the hardest first
+    found = np.bincount(examples.labels[rows], minlength=counts)
+    rank = np.arange(len(rows)) - (np.cumsum(found) - found)[examples.labels[rows]]
+    flagged = np.zeros(len(candidates), dtype=np.bool_)
+    flagged[rows[rank < limits[examples.labels[rows]]]] = True
+    reasons = list(examples.reasons)
+    for k in np.flatnonzero(found > limits):
+        reasons[k] = "capped at max_flagged"
+    return flagged, reasons
+
+
+def _doubts(
+    examples: JudgedExamples, round: Round, rows: NDArray[np.int64], doubted: BoolArray
+) -> list[dict[str, Any]]:
+    """Mark the rows whose label a probe does not support, and return the most doubtful ones for review. Collective."""
+    margins, rival = round.label_margins(rows)
+    against = np.flatnonzero(margins < 0)
+    doubted[rows[against]] = True
+    names = examples.class_names
+    return [
+        {
+            "id": int(rows[place]),
+            "label": int(examples.labels[rows[place]]),
+            "class": names[examples.labels[rows[place]]],
+            "supported": names[rival[place]],
+            "label_margin": float(margins[place]),
+        }
+        for place in against[np.argsort(margins[against], kind="stable")][:MAX_REVIEW]
+    ]
