@@ -31,6 +31,7 @@ and the order of examples of the plain run of its seed:
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import sys
 import time
@@ -57,6 +58,7 @@ from lightning_failures.encoders import load_encoder
 from lightning_failures.encoders.cache.store import EmbeddingCache, content_keys, embed
 from lightning_failures.interventions import Upweight
 from lightning_failures.interventions.base import Decision, JudgedExamples
+from lightning_failures.interventions.head import fit_head, random_flags
 from lightning_failures.interventions.sampler import weighted_epoch
 from lightning_failures.stats.intervals import benjamini_hochberg
 
@@ -174,7 +176,7 @@ def embeddings() -> Tensor:
     return torch.stack(tints, dim=1)
 
 
-def network() -> nn.Module:
+def network() -> nn.Sequential:
     """A small CNN: images (n, 3, 28, 28) to logits (n, 2)."""
     return nn.Sequential(
         nn.Conv2d(3, 16, 5, stride=2, padding=2),
@@ -188,7 +190,7 @@ def network() -> nn.Module:
     )
 
 
-def train(images: Tensor, labels: Tensor, weights: NDArray[np.float64], *, seed: int) -> nn.Module:
+def train(images: Tensor, labels: Tensor, weights: NDArray[np.float64], *, seed: int) -> nn.Sequential:
     """Fit the network from scratch; every epoch has n draws in proportion to the weights (n,)."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -257,7 +259,7 @@ class Study:
         self.model, self.plain = self.retrained(np.ones(len(self.flipped)))
         self.correct, _ = grade(self.model, self.images["validation"], self.labels["validation"])
 
-    def retrained(self, weights: NDArray[np.float64]) -> tuple[nn.Module, dict[str, float]]:
+    def retrained(self, weights: NDArray[np.float64]) -> tuple[nn.Sequential, dict[str, float]]:
         """Train from scratch, and test."""
         began = time.process_time()
         model = train(self.images["train"], self.labels["train"], weights, seed=self.seed)
@@ -270,6 +272,20 @@ class Study:
         low, high = right[self.disagrees["test"]].mean(), right[~self.disagrees["test"]].mean()
         figures = {"disagreeing": low, "agreeing": high, "worst": min(low, high), "gap": abs(high - low)}
         return {name: float(value) for name, value in (figures | {"accuracy": right.mean()}).items()}
+
+    def head_refitted(self, flagged: NDArray[np.bool_] | None) -> dict[str, float]:
+        """Refit the last layer of the plain model on its penultimate features, and test."""
+        began = time.process_time()
+        body = self.model[:-1]
+        with torch.no_grad():
+            features = body(self.images["train"]).numpy()
+        found = fit_head(features, self.labels["train"], flagged, seed=self.seed)
+        model = copy.deepcopy(self.model)
+        with torch.no_grad():
+            model[-1].weight.copy_(torch.from_numpy(found.weight))
+            model[-1].bias.copy_(torch.from_numpy(found.bias))
+        seconds = time.process_time() - began
+        return self.tested(model) | {"cpu_seconds": seconds, "penalty": found.penalty}
 
     def fit(self, kept: NDArray[np.bool_], selection: Literal["scaled", "published"]) -> FailureDirections:
         """Fit directions on some of the validation examples."""
@@ -348,7 +364,12 @@ def measure(seed: int, p: float) -> dict[str, Any]:
     arms = {"plain": study.plain} | {
         arm: study.retrained(one)[1] if (one != 1).any() else study.plain for arm, one in weights.items()
     }
-    arms["upweight_balanced"] = arms["trusted_balanced" if doubtful else "all_balanced"]
+    default = "trusted_balanced" if doubtful else "all_balanced"
+    arms["upweight_balanced"] = arms[default]
+    flagged = weights[default] > 1
+    arms["retrain_head"] = study.head_refitted(flagged)
+    arms["head_uniform"] = study.head_refitted(None)
+    arms["head_random"] = study.head_refitted(random_flags(labels.numpy(), flagged, seed=seed))
     return {
         "seed": seed,
         "p": p,
