@@ -1,4 +1,4 @@
-"""A new last layer: parity with scikit-learn, planted shortcuts, masses of groups, blocks, the choice of the penalty."""
+"""A new last layer: parity with scikit-learn, planted shortcuts, masses of groups, blocks, choice of the penalty."""
 
 from __future__ import annotations
 
