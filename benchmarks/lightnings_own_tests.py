@@ -17,6 +17,7 @@ without the callback is unchanged. One that changes its outcome under the contro
 callbacks, keys or files. Anything else is a difference, and is named.
 
 The outcome of a test that needs what is not installed is the same in all runs. ``--select`` takes folders or files.
+A test that takes longer than ``--test-limit`` seconds is stopped and has the outcome "no end"; the others still run.
 """
 
 from __future__ import annotations
@@ -24,15 +25,19 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import multiprocessing
 import os
 import random
+import signal
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from functools import wraps
 from pathlib import Path
-from typing import Any
+from types import FrameType
+from typing import Any, NamedTuple
 from uuid import uuid4
 
 import lightning as L
@@ -51,11 +56,13 @@ from lightning_failures.trainer.index_recorder import evaluation_loaders
 ROLES = ("plain", "failures", "plain again", "control")
 ROLE = "LIGHTNING_FAILURES_ROLE"
 RECORDS = "LIGHTNING_FAILURES_RECORDS"
+TEST_LIMIT = "LIGHTNING_FAILURES_TEST_LIMIT"
 FOLDERS = (
     "callbacks", "checkpointing", "core", "loggers", "loops", "models", "overrides", "plugins", "profilers",
     "strategies", "trainer", "tuner", "utilities",
 )  # fmt: skip
 PIXELS = 3 * 8 * 8
+NO_END = "no end"
 
 
 # -- the callbacks of the runs ---------------------------------------------------------------------------------------
@@ -71,8 +78,10 @@ class Control(L.Callback):
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write a file."""
-        if not trainer.sanity_checking and trainer.is_global_zero:
-            place = Path(trainer.log_dir or trainer.default_root_dir) / "failures"
+        if trainer.sanity_checking:
+            return
+        place = Path(trainer.log_dir or trainer.default_root_dir) / "failures"  # log_dir is collective
+        if trainer.is_global_zero:
             folder = place / uuid4().hex[:8]  # some tests compare what was there before with what is there now
             folder.mkdir(parents=True)
             (folder / "report.json").write_text("{}")
@@ -140,12 +149,14 @@ def read_any_batch(batch: Any) -> BatchRecord:
 
 def callbacks() -> list[L.Callback]:
     """Return the callbacks of every Trainer in this run; the target of the entry point."""
-    role = os.environ.get(ROLE)
-    return [Everywhere()] if role == "failures" else [Control()] if role == "control" else []
+    return [Everywhere()] if _role == "failures" else [Control()] if _role == "control" else []
 
 
 # -- a pytest plugin that records outcomes and fingerprints ----------------------------------------------------------
 
+# read once, since some tests empty the environment
+_role, _records = os.environ.get(ROLE), os.environ.get(RECORDS)
+_seconds = float(os.environ.get(TEST_LIMIT, "inf"))
 _fingerprints: list[str] = []
 _outcomes: dict[str, dict[str, Any]] = {}
 
@@ -189,23 +200,42 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Iterator[Any]:
-    """Start each test with the same random streams."""
+    """Start each test with the same random streams, and stop it at the limit."""
     torch.manual_seed(0), random.seed(0), np.random.seed(0)  # noqa: NPY002
     _fingerprints.clear()
-    return (yield)
+    _outcomes[item.nodeid] = {"outcome": NO_END, "prints": [], "text": f"over {_seconds:.0f} s"}
+    write_records()  # if this process is killed, the test that ran then is the one without an end
+    signal.signal(signal.SIGALRM, _stop)
+    signal.setitimer(signal.ITIMER_REAL, min(_seconds, 1e6))
+    try:
+        return (yield)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+def _stop(signum: int, frame: FrameType | None) -> None:
+    for child in multiprocessing.active_children():
+        child.kill()
+    pytest.fail(NO_END)
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     """Keep the outcome and the fingerprints of a test."""
     if report.when == "call" or report.outcome != "passed":
         text = "" if report.outcome == "passed" else str(report.longrepr)[-2000:]
-        _outcomes[report.nodeid] = {"outcome": report.outcome, "prints": list(_fingerprints), "text": text}
+        outcome = NO_END if NO_END in text else report.outcome
+        _outcomes[report.nodeid] = {"outcome": outcome, "prints": list(_fingerprints), "text": text}
+
+
+def write_records() -> None:
+    """Write the records of the tests so far."""
+    if _records is not None:
+        Path(_records).write_text(json.dumps(_outcomes))
 
 
 def pytest_sessionfinish() -> None:
-    """Write the records."""
-    if RECORDS in os.environ:
-        Path(os.environ[RECORDS]).write_text(json.dumps(_outcomes))
+    """Write the records of all tests."""
+    write_records()
 
 
 # -- the runs --------------------------------------------------------------------------------------------------------
@@ -214,13 +244,20 @@ Record = dict[str, Any]
 """Outcome, fingerprints and error of one test."""
 
 
-def run_tests(tests: Path, selected: Sequence[str], role: str, limit: float) -> dict[str, Record]:
+class Limits(NamedTuple):
+    """Seconds for one test, and for all tests of one run."""
+
+    test: float
+    run: float
+
+
+def run_tests(tests: Path, selected: Sequence[str], role: str, limits: Limits) -> dict[str, Record]:
     """Run tests (folders, files, or ids of tests) with the callbacks of a role; return the record of each test."""
-    with tempfile.TemporaryDirectory(prefix="lightnings-tests-") as work:
-        return _run_tests(tests, selected, role, Path(work), limit)
+    with tempfile.TemporaryDirectory(prefix="lightnings-tests-", ignore_cleanup_errors=True) as work:
+        return _run_tests(tests, selected, role, Path(work), limits)
 
 
-def _run_tests(tests: Path, selected: Sequence[str], role: str, work: Path, limit: float) -> dict[str, Record]:
+def _run_tests(tests: Path, selected: Sequence[str], role: str, work: Path, limits: Limits) -> dict[str, Record]:
     registration = work / "everywhere-1.0.dist-info"
     registration.mkdir(parents=True, exist_ok=True)
     (registration / "METADATA").write_text("Metadata-Version: 2.1\nName: everywhere\nVersion: 1.0\n")
@@ -228,23 +265,25 @@ def _run_tests(tests: Path, selected: Sequence[str], role: str, work: Path, limi
         f"[lightning.pytorch.callbacks_factory]\neverywhere = {Path(__file__).stem}:callbacks\n"
     )
     records = work / "records.json"
-    records.unlink(missing_ok=True)
     path = [str(work), str(Path(__file__).parent), str(tests), *sys.path[1:]]
     environment = os.environ | {
         "PYTHONPATH": os.pathsep.join(path),
         "LIGHTNING_FAILURES_CACHE": str(work / "cache"),
         ROLE: role,
         RECORDS: str(records),
+        TEST_LIMIT: str(limits.test),
         "OMP_NUM_THREADS": "1",
     }
     command = [sys.executable, "-m", "pytest", "-q", "--continue-on-collection-errors", "-p", Path(__file__).stem]
     command += ["-p", "no:cacheprovider", "-p", "no:xdist", "--basetemp", str(work / "tmp"), "--rootdir", str(tests)]
     command += ["-c", os.devnull, "--tb=short", *selected]
-    try:
-        subprocess.run(command, cwd=tests, env=environment, timeout=limit, capture_output=True, check=False)
-    except subprocess.TimeoutExpired:
-        whole = f"{', '.join(selected)} (whole)"
-        return {whole: {"outcome": "no end", "prints": [], "text": f"{role}: over {limit:.0f} s"}}
+    with (work / "output.txt").open("wb") as output:  # no pipe, which processes that a test left would hold open
+        run = subprocess.Popen(command, cwd=tests, env=environment, stdout=output, stderr=output, start_new_session=True)
+        with suppress(subprocess.TimeoutExpired):
+            run.wait(limits.run)
+        with suppress(ProcessLookupError):
+            os.killpg(run.pid, signal.SIGKILL)  # with the processes that its tests left
+        run.wait()
     return json.loads(records.read_text()) if records.is_file() else {}
 
 
@@ -280,6 +319,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkout", type=Path, help="checkout of Lightning, which holds tests/tests_pytorch")
     parser.add_argument("--select", nargs="+", default=FOLDERS, help="folders or files of tests_pytorch")
+    parser.add_argument("--test-limit", type=float, default=120, help="seconds for one test")
     parser.add_argument("--limit", type=float, default=7200, help="seconds for one folder and run")
     parser.add_argument("--output", type=Path, help="JSON file for the figures")
     options = parser.parse_args()
@@ -287,6 +327,7 @@ def main() -> None:
     if not (tests / "tests_pytorch").is_dir():
         parser.error(f"{tests} holds no tests_pytorch: give the root of a checkout of Lightning")
 
+    limits = Limits(test=options.test_limit, run=options.limit)
     records: dict[str, dict[str, Record]] = {role: {} for role in ROLES}
     done: list[str] = []
     for folder in options.select:
@@ -298,7 +339,7 @@ def main() -> None:
                 selected = sorted(name for name in differing if f"tests_pytorch/{folder}" in name)
             if not selected:
                 break
-            found = run_tests(tests, selected, role, options.limit)
+            found = run_tests(tests, selected, role, limits)
             records[role] |= found
             if not found:
                 print(f"{folder}: no test could be collected; run pytest on the folder to see why", flush=True)
