@@ -278,7 +278,9 @@ def _run_tests(tests: Path, selected: Sequence[str], role: str, work: Path, limi
     command += ["-p", "no:cacheprovider", "-p", "no:xdist", "--basetemp", str(work / "tmp"), "--rootdir", str(tests)]
     command += ["-c", os.devnull, "--tb=short", *selected]
     with (work / "output.txt").open("wb") as output:  # no pipe, which processes that a test left would hold open
-        run = subprocess.Popen(command, cwd=tests, env=environment, stdout=output, stderr=output, start_new_session=True)
+        run = subprocess.Popen(
+            command, cwd=tests, env=environment, stdout=output, stderr=output, start_new_session=True
+        )
         with suppress(subprocess.TimeoutExpired):
             run.wait(limits.run)
         with suppress(ProcessLookupError):
@@ -293,13 +295,14 @@ def same(one: Record | None, other: Record | None) -> bool:
 
 
 def compare(records: dict[str, dict[str, Record]]) -> dict[str, Any]:
-    """Sort the tests into unstable, unchanged, keys and files, and differences."""
+    """Sort the tests into skipped, unchanged, unstable, keys and files, and differences."""
     plain, failures, again, control = (records[role] for role in ROLES)
-    result: dict[str, Any] = {"tests": len(plain), "unstable": [], "unchanged": 0, "keys and files": [], "differ": {}}
+    result: dict[str, Any] = {"tests": len(plain), "skipped": 0, "unchanged": 0}
+    result |= {"unstable": [], "keys and files": [], "differ": {}}
     for name in sorted({*plain, *failures}):
         first, with_failures, with_control = plain.get(name), failures.get(name), control.get(name)
         if same(first, with_failures):
-            result["unchanged"] += 1
+            result["skipped" if first["outcome"] == "skipped" else "unchanged"] += 1
         elif not same(first, again.get(name)):
             result["unstable"].append(name)
         elif same(with_control, with_failures) and with_failures["outcome"] != first["outcome"]:
@@ -314,6 +317,25 @@ def compare(records: dict[str, dict[str, Record]]) -> dict[str, Any]:
     return result
 
 
+def measure(tests: Path, folder: str, limits: Limits) -> dict[str, Any]:
+    """Run the tests of one folder, or file, in all roles; return how they compare."""
+    records: dict[str, dict[str, Record]] = {role: {} for role in ROLES}
+    selected = [f"tests_pytorch/{folder}"]
+    for role in ROLES:
+        if role == "plain again":
+            plain, failures = records["plain"], records["failures"]
+            selected = sorted(name for name in {*plain, *failures} if not same(plain.get(name), failures.get(name)))
+        if not selected:
+            break
+        records[role] = run_tests(tests, selected, role, limits)
+        if not records[role]:
+            print(f"{folder}: no test could be collected; run pytest on the folder to see why", flush=True)
+            break
+        passed = sum(record["outcome"] == "passed" for record in records[role].values())
+        print(f"{folder}, {role}: {passed} of {len(records[role])} passed", flush=True)
+    return compare(records)
+
+
 def main() -> None:
     """Run, print, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -321,44 +343,28 @@ def main() -> None:
     parser.add_argument("--select", nargs="+", default=FOLDERS, help="folders or files of tests_pytorch")
     parser.add_argument("--test-limit", type=float, default=120, help="seconds for one test")
     parser.add_argument("--limit", type=float, default=7200, help="seconds for one folder and run")
-    parser.add_argument("--output", type=Path, help="JSON file for the figures")
+    parser.add_argument("--output", type=Path, help="JSON file for the figures; those of other folders in it stay")
     options = parser.parse_args()
     tests = (options.checkout / "tests").resolve()
     if not (tests / "tests_pytorch").is_dir():
         parser.error(f"{tests} holds no tests_pytorch: give the root of a checkout of Lightning")
 
     limits = Limits(test=options.test_limit, run=options.limit)
-    records: dict[str, dict[str, Record]] = {role: {} for role in ROLES}
-    done: list[str] = []
+    measured: dict[str, dict[str, Any]] = {}
+    if options.output and options.output.is_file():
+        former = json.loads(options.output.read_text())
+        measured = former["folders"] if former["lightning"] == L.__version__ else {}
     for folder in options.select:
-        selected = [f"tests_pytorch/{folder}"]
-        for role in ROLES:
-            if role == "plain again":
-                plain, failures = records["plain"], records["failures"]
-                differing = [name for name in {*plain, *failures} if not same(plain.get(name), failures.get(name))]
-                selected = sorted(name for name in differing if f"tests_pytorch/{folder}" in name)
-            if not selected:
-                break
-            found = run_tests(tests, selected, role, limits)
-            records[role] |= found
-            if not found:
-                print(f"{folder}: no test could be collected; run pytest on the folder to see why", flush=True)
-                break
-            passed = sum(record["outcome"] == "passed" for record in found.values())
-            print(f"{folder}, {role}: {passed} of {len(found)} passed", flush=True)
-        if any(f"tests_pytorch/{folder}" in name for name in records["plain"]):
-            done.append(folder)
-        result = {"lightning": L.__version__, "folders": done} | compare(records)
-        if options.output:  # after each folder, since all of them take an hour or more
+        measured[folder] = measure(tests, folder, limits)
+        if options.output:  # after each folder, since all of them take hours
             options.output.parent.mkdir(parents=True, exist_ok=True)
-            options.output.write_text(json.dumps(result, indent=1) + "\n")
-    for name, entry in result["differ"].items():
-        print(f"DIFFERS {name}: {entry['plain']}, control {entry['control']}, failures {entry['failures']}")
-    print(
-        f"{result['tests']} tests: {result['unchanged']} unchanged, {len(result['keys and files'])} see keys or files,"
-        f" {len(result['unstable'])} unstable, {len(result['differ'])} differ"
-    )
-    sys.exit(bool(result["differ"]))
+            options.output.write_text(json.dumps({"lightning": L.__version__, "folders": measured}, indent=1) + "\n")
+        for name, entry in measured[folder]["differ"].items():
+            print(f"DIFFERS {name}: {entry['plain']}, control {entry['control']}, failures {entry['failures']}")
+    totals = {key: sum(one[key] for one in measured.values()) for key in ("tests", "unchanged", "skipped")}
+    totals |= {key: sum(len(one[key]) for one in measured.values()) for key in ("keys and files", "unstable", "differ")}
+    print(f"{', '.join(measured)}: " + ", ".join(f"{count} {key}" for key, count in totals.items()))
+    sys.exit(totals["differ"] > 0)
 
 
 if __name__ == "__main__":
