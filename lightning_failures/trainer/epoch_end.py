@@ -51,10 +51,12 @@ from lightning_failures.trainer.evaluation_pass import EvaluationPass
 from lightning_failures.trainer.example_ids import unstable_ids
 from lightning_failures.trainer.example_reader import ExampleReader, TrainingSample, training_sample
 from lightning_failures.trainer.grading_notes import grading_notes
+from lightning_failures.trainer.index_recorder import dataset_of
 from lightning_failures.trainer.method_values import values_of_methods
 from lightning_failures.trainer.normalization_guard import normalization_doubt
 from lightning_failures.trainer.pictures.builder import AnalysisSnapshot, GalleryBuilder
 from lightning_failures.trainer.ranks import Communicator
+from lightning_failures.trainer.reading_ways import best_trial, training_ways
 from lightning_failures.writers import FileWriter, Writer, each_writer, writers_for
 
 NULL_PERMUTATIONS = 20
@@ -490,7 +492,8 @@ class AnalysisRunner:
 
         Random transforms are seeded by block, so that they give the same images for any number of processes.
         """
-        examples = ExampleReader.of_training(trainer, sample.loader, self.reader)
+        ways = training_ways(trainer, sample.loader, dataset_of(sample.loader), self.reader)
+        examples = replace(best_trial(ways, seed=self.seed, labelled=False).way, workers={})
         space = self.reader.space(examples.dataset)
         keys = [torch.empty(0, 2, dtype=torch.int64)]
         for number in range(ranks.rank, -(-len(sample.ids) // REFERENCE_BLOCK), ranks.world_size):

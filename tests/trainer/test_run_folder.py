@@ -83,7 +83,9 @@ def test_folder__several_loggers_the_first_decides(tmp_path):
 def test_folder__of_another_file_system_is_named_on_this_machine(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     remote = trainer(tmp_path, logger=TensorBoardLogger("memory://bucket/runs", name="run"))
-    with pytest.warns(UserWarning, match=r"memory://bucket/runs/run/version_0 is not on this machine\. .* writes its files"):
+    with pytest.warns(
+        UserWarning, match=r"memory://bucket/runs/run/version_0 is not on this machine\. .* writes its files"
+    ):
         folder, _ = failures_folder(remote, Communicator())
     assert folder == tmp_path / "memory_bucket_runs_run_version_0" / "failures"
     local = trainer(tmp_path, logger=TensorBoardLogger(f"file://{tmp_path}", name="run"))
