@@ -1,6 +1,6 @@
 """Lightning's own tests with the callback in every Trainer: does more change than the sight of extra keys and files?
 
-    git clone --depth 1 --branch 2.6.1 https://github.com/Lightning-AI/pytorch-lightning
+    git clone --depth 1 --branch 2.6.6 https://github.com/Lightning-AI/pytorch-lightning
     python benchmarks/lightnings_own_tests.py pytorch-lightning --output benchmarks/results/lightnings_own_tests.json
 
 ``callbacks_factory`` is Lightning's entry point for callbacks that reach every Trainer. The tests of the checkout run
@@ -16,8 +16,9 @@ that begin with ``failures/``, after each ``fit``, ``validate``, ``test`` and ``
 without the callback is unchanged. One that changes its outcome under the control too, in the same way, counts
 callbacks, keys or files. Anything else is a difference, and is named.
 
-The outcome of a test that needs what is not installed is the same in all runs. ``--select`` takes folders or files.
-A test that takes longer than ``--test-limit`` seconds is stopped and has the outcome "no end"; the others still run.
+A test that needs what is not installed is skipped, or fails, in all runs: it says nothing. A test that takes longer
+than ``--test-limit`` seconds is stopped and has the outcome "no end"; the others still run. ``--select`` takes folders
+or files.
 """
 
 from __future__ import annotations
@@ -295,14 +296,14 @@ def same(one: Record | None, other: Record | None) -> bool:
 
 
 def compare(records: dict[str, dict[str, Record]]) -> dict[str, Any]:
-    """Sort the tests into skipped, unchanged, unstable, keys and files, and differences."""
+    """Sort the tests into those that say nothing, unchanged, unstable, keys and files, and differences."""
     plain, failures, again, control = (records[role] for role in ROLES)
-    result: dict[str, Any] = {"tests": len(plain), "skipped": 0, "unchanged": 0}
+    result: dict[str, Any] = {"tests": len(plain), "skipped or failing": 0, "unchanged": 0}
     result |= {"unstable": [], "keys and files": [], "differ": {}}
     for name in sorted({*plain, *failures}):
         first, with_failures, with_control = plain.get(name), failures.get(name), control.get(name)
         if same(first, with_failures):
-            result["skipped" if first["outcome"] == "skipped" else "unchanged"] += 1
+            result["unchanged" if first["outcome"] == "passed" else "skipped or failing"] += 1
         elif not same(first, again.get(name)):
             result["unstable"].append(name)
         elif same(with_control, with_failures) and with_failures["outcome"] != first["outcome"]:
@@ -361,7 +362,7 @@ def main() -> None:
             options.output.write_text(json.dumps({"lightning": L.__version__, "folders": measured}, indent=1) + "\n")
         for name, entry in measured[folder]["differ"].items():
             print(f"DIFFERS {name}: {entry['plain']}, control {entry['control']}, failures {entry['failures']}")
-    totals = {key: sum(one[key] for one in measured.values()) for key in ("tests", "unchanged", "skipped")}
+    totals = {key: sum(one[key] for one in measured.values()) for key in ("tests", "unchanged", "skipped or failing")}
     totals |= {key: sum(len(one[key]) for one in measured.values()) for key in ("keys and files", "unstable", "differ")}
     print(f"{', '.join(measured)}: " + ", ".join(f"{count} {key}" for key, count in totals.items()))
     sys.exit(totals["differ"] > 0)
