@@ -342,7 +342,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkout", type=Path, help="checkout of Lightning, which holds tests/tests_pytorch")
     parser.add_argument("--select", nargs="+", default=FOLDERS, help="folders or files of tests_pytorch")
-    parser.add_argument("--test-limit", type=float, default=120, help="seconds for one test")
+    parser.add_argument("--test-limit", type=float, default=300, help="seconds for one test")
     parser.add_argument("--limit", type=float, default=7200, help="seconds for one folder and run")
     parser.add_argument("--output", type=Path, help="JSON file for the figures; those of other folders in it stay")
     options = parser.parse_args()
