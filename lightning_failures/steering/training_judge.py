@@ -19,11 +19,12 @@ from lightning_failures.interventions import JudgedExamples
 from lightning_failures.interventions.base import LEFT_OUT
 from lightning_failures.steering.loader_patch import original_dataset
 from lightning_failures.steering.round import TrainingRound
-from lightning_failures.steering.training_view import VIEW, ExamplesView, training_view
+from lightning_failures.steering.training_view import ExamplesView, training_view
 from lightning_failures.trainer.batch_reader import BatchReader
 from lightning_failures.trainer.dataset_attributes import dataset_attribute, dataset_class_names
 from lightning_failures.trainer.epoch_end import LoaderAnalysis
 from lightning_failures.trainer.ranks import Communicator
+from lightning_failures.trainer.reading_ways import VIEW
 
 
 class TrainingJudge:

@@ -18,6 +18,7 @@ Files, each importing only from those above it::
     readable          Examples that can be read and look like the others; one that does not is left out and named
     example_reader    Read examples of a dataset by index, through the same steps as the batches of the loop
     normalization_guard  Notice a normalisation that images do not have
+    reading_ways      Read training examples as a validation would: the first of several ways that serves
     module_state      Keep what a step leaves behind in a module
     step_logits       Logits outside of the loop, by the module's own evaluation step
     kept_images       Small copies of some images of a stream, kept while they pass
@@ -36,5 +37,6 @@ Files, each importing only from those above it::
     run_folder        The folder for the files of a run, the same on every rank and after a resume
     metric_keys       The metrics that other callbacks and schedulers monitor, and the values logged for them
     pictures          The pictures of an analysis
+    late_doubts       Doubts that come after an analysis: the accuracy that the module logs in its own epoch end
     epoch_end         The end of an evaluation: all ranks analyse, rank 0 draws pictures and writes files
 """

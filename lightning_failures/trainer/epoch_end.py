@@ -50,11 +50,14 @@ from lightning_failures.trainer.caption_sources import Captions, CaptionSources
 from lightning_failures.trainer.evaluation_pass import EvaluationPass
 from lightning_failures.trainer.example_ids import unstable_ids
 from lightning_failures.trainer.example_reader import ExampleReader, TrainingSample, training_sample
-from lightning_failures.trainer.grading_notes import grading_notes
+from lightning_failures.trainer.grading_notes import comparable_accuracies, grading_notes
+from lightning_failures.trainer.index_recorder import dataset_of
+from lightning_failures.trainer.late_doubts import LateDoubts
 from lightning_failures.trainer.method_values import values_of_methods
 from lightning_failures.trainer.normalization_guard import normalization_doubt
 from lightning_failures.trainer.pictures.builder import AnalysisSnapshot, GalleryBuilder
 from lightning_failures.trainer.ranks import Communicator
+from lightning_failures.trainer.reading_ways import best_trial, training_ways
 from lightning_failures.writers import FileWriter, Writer, each_writer, writers_for
 
 NULL_PERMUTATIONS = 20
@@ -140,6 +143,7 @@ class AnalysisRunner:
     say_once: Callable[..., None]
     raises: bool
     guard: Callable[[Trainer, str, str], AbstractContextManager[None]]
+    _late_doubts: LateDoubts
     _reference_keys: list[Tensor] = field(default_factory=list)  # (n, 2) of this rank's share, once it is embedded
     _writers: dict[Path, list[Writer]] = field(default_factory=dict)
     _undrawn: dict[int, AnalysisSnapshot] = field(default_factory=dict)
@@ -181,6 +185,7 @@ class AnalysisRunner:
             say_once=say_once,
             raises=options.on_error == "raise",
             guard=guard,
+            _late_doubts=LateDoubts(say_once),
         )
 
     @property
@@ -298,6 +303,8 @@ class AnalysisRunner:
         modes = ranks.run_all(lambda: keep_diary(result, folder, warn=self.say_once) if ranks.is_first else ())
         result = with_modes(result, ranks.broadcast(modes))
         ranks.run_all(lambda: self._write(trainer, _with_names(result, analysis), folder) if ranks.is_first else None)
+        accuracies = comparable_accuracies(analysis.evaluation.grader, analysis.grades)
+        self._late_doubts.expect(analysis.index, result, accuracies, self._writers.get(folder, ()))
         self._undrawn[analysis.index] = AnalysisSnapshot(
             result,
             partial(ExampleReader.of_loader, trainer, analysis.loader, analysis.index, self.reader),
@@ -324,11 +331,28 @@ class AnalysisRunner:
         try:
             with ranks.synchronized():
                 result = self._drawn(snapshot, ranks, seconds)
+            self._late_doubts.update(index, result)
         except Exception as error:
             self.say_once(f"FailureModes could not draw pictures: {type(error).__name__}: {error}")
             result = snapshot.result
         del self._undrawn[index]  # an interruption leaves it to draw_interrupted
         return result
+
+    def add_late_doubts(
+        self, trainer: Trainer, logged: Callable[[], Mapping[str, float]]
+    ) -> Mapping[int, AnalysisResult]:
+        """Add doubts that come from metrics which the module logged in its own epoch end; return the doubted analyses.
+
+        Args:
+            trainer: The Trainer.
+            logged: Returns the metrics that the module logged in this validation, by key.
+        """
+        doubted: dict[int, AnalysisResult] = {}
+        with self.guard(trainer, "the metrics of the module", "their comparison"):
+            doubted = self._late_doubts.add(logged)
+        for index in doubted.keys() & self._undrawn.keys():
+            self._undrawn[index] = replace(self._undrawn[index], result=doubted[index])
+        return doubted
 
     def draw_interrupted(self, *, alone: bool) -> None:
         """Write the pages of the last analyses after an interruption; on the first process, not collective.
@@ -490,7 +514,8 @@ class AnalysisRunner:
 
         Random transforms are seeded by block, so that they give the same images for any number of processes.
         """
-        examples = ExampleReader.of_training(trainer, sample.loader, self.reader)
+        ways = training_ways(trainer, sample.loader, dataset_of(sample.loader), self.reader)
+        examples = replace(best_trial(ways, seed=self.seed, labelled=False).way, workers={})
         space = self.reader.space(examples.dataset)
         keys = [torch.empty(0, 2, dtype=torch.int64)]
         for number in range(ranks.rank, -(-len(sample.ids) // REFERENCE_BLOCK), ranks.world_size):
