@@ -168,9 +168,8 @@ class FailureModes(Callback):
         self.worst_k, self.groupings = advanced.worst_k, advanced.groupings
         self.n_directions, self.doubted = advanced.n_directions, advanced.doubted
         self.permutations = advanced.permutations
-        self.cache_folder = advanced.cache_folder
-        self.device = advanced.device
-        self.seed = advanced.seed
+        self.cache_folder, self.device = advanced.cache_folder, advanced.device
+        self.seed, self.pins = advanced.seed, advanced.pins
         self.last_report: AnalysisResult | None = None
         check_options(self)
         self.metadata, self.interventions = tuple(self.metadata), tuple(interventions)

@@ -55,7 +55,7 @@ class ExampleTable:
         digests: (N,) int64, digests of the images, -1 where unknown; None in files of former versions.
         names: (N,) int64, hashes of the file names, below the root of the dataset; None if the dataset has none.
         indexed: Whether the ids are indices of the dataset, rather than given by the user; None if unknown.
-        groups: (N,) int64, the id of each example's source; None if all sources differ, and in files of former versions.
+        groups: (N,) int64, the source of each example; None if all sources differ, and in files of former versions.
     """
 
     ids: Tensor
