@@ -165,7 +165,8 @@ class FailureModes(Callback):
         self.auto_rollback, self.memory_budget = advanced.auto_rollback, advanced.memory_budget
         self.worst_k, self.groupings, self.doubted = advanced.worst_k, advanced.groupings, advanced.doubted
         self.n_directions, self.permutations = advanced.n_directions, advanced.permutations
-        self.cache_folder, self.device, self.seed = advanced.cache_folder, advanced.device, advanced.seed
+        self.cache_folder, self.device = advanced.cache_folder, advanced.device
+        self.seed, self.pins = advanced.seed, advanced.pins
         self.last_report: AnalysisResult | None = None
         check_options(self)
         self.metadata, self.interventions = tuple(self.metadata), tuple(interventions)

@@ -29,6 +29,7 @@ Files, each importing only from those above it::
     grader            Grades of one evaluation loader: which examples are right, under which ids and classes
     grading_notes     Notes of the report on what was taken for logits and labels, and doubts about it
     evaluation_pass   One pass over one evaluation loader: its grades, and the embeddings of its images
+    pinned_slices     Checks of pinned slices in an evaluation: on all graded examples, with the embeddings of the pass
     method_values     The values that each method is fitted on, for the classes that this process owns
     batch_grader      The one place that reads, names and grades an evaluation batch, for the callback and for doctor
     error_policy      Errors as warnings in a training run; messages that are emitted once

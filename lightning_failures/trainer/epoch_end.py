@@ -42,6 +42,7 @@ from lightning_failures.interventions.validation_split import (
     take_grades,
 )
 from lightning_failures.methods import Method, methods_for
+from lightning_failures.regression import Pin, load_pins
 from lightning_failures.report.diary_storage import keep_diary
 from lightning_failures.report.gallery import Gallery, Picture
 from lightning_failures.report.html.render import prepare
@@ -56,6 +57,7 @@ from lightning_failures.trainer.late_doubts import LateDoubts
 from lightning_failures.trainer.method_values import values_of_methods
 from lightning_failures.trainer.normalization_guard import normalization_doubt
 from lightning_failures.trainer.pictures.builder import AnalysisSnapshot, GalleryBuilder
+from lightning_failures.trainer.pinned_slices import check_encoders, check_pinned_slices
 from lightning_failures.trainer.ranks import Communicator
 from lightning_failures.trainer.reading_ways import best_trial, training_ways
 from lightning_failures.writers import FileWriter, Writer, each_writer, writers_for
@@ -110,6 +112,7 @@ class RunnerOptions(Protocol):
     worst_k: int
     feature_names: Path | None
     seed: int
+    pins: Sequence[str | Path]
     on_error: Literal["warn", "raise"]
 
 
@@ -125,6 +128,7 @@ class AnalysisRunner:
         reference: "validation" or "train".
         feature_names: File with names of features; None: the one in the folder of the run.
         say_once: Emits each distinct message at most once.
+        pins: Pinned slices that every analysis checks.
         raises: Whether errors stop the run.
         guard: ``(trainer, where, skipped)`` -> a block in which an error is a warning, or raised, as the user wishes.
     """
@@ -140,6 +144,7 @@ class AnalysisRunner:
     worst_k: int
     feature_names: Path | None
     seed: int
+    pins: Sequence[Pin]
     say_once: Callable[..., None]
     raises: bool
     guard: Callable[[Trainer, str, str], AbstractContextManager[None]]
@@ -169,6 +174,8 @@ class AnalysisRunner:
         """
         directions = encoders.get("encoder")
         device = "cpu" if directions is None else getattr(directions.encoder, "device", "cpu")
+        pins = load_pins(options.pins)
+        check_encoders(pins, encoders)
         vocabulary, captioner = load_captions(options.captions, device=device)
         return cls(
             methods=[(method, method.fitter(options)) for method in methods_for(options)],
@@ -182,6 +189,7 @@ class AnalysisRunner:
             worst_k=options.worst_k,
             feature_names=options.feature_names,
             seed=options.seed,
+            pins=pins,
             say_once=say_once,
             raises=options.on_error == "raise",
             guard=guard,
@@ -263,6 +271,11 @@ class AnalysisRunner:
             if judged is not None:
                 parts, discovery = judged
                 result = replace(result, parts=parts)
+
+        if self.pins:
+            checks = check_pinned_slices(self.pins, grades, evaluation, self.encoders, ranks)
+            failing = float(sum(not check.holds for check in checks))
+            result = result.with_report(pins=checks, summary=result.report.summary | {"pins_failing": failing})
 
         left_out = (*grader.notes(), *evaluation.embeddings.notes())
         for note in (*left_out, *failed_fits(result.report.classes, result.report.groups)):
