@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
@@ -24,11 +24,14 @@ from torch import Tensor
 from lightning_failures.core.arrays import as_mask, as_rows, as_vector
 from lightning_failures.core.hashing import stable_hash
 from lightning_failures.core.types import BoolArray, FloatArray, IntArray
-from lightning_failures.directions.standardize import mean_and_std
+from lightning_failures.directions.standardize import Moments
 from lightning_failures.errors import DataError
 
 PENALTIES = (1.0, 0.3, 0.1, 0.03, 0.01, 0.003)
 """L2 penalties that cross-validation chooses from, descending."""
+
+MAX_FACTOR = 20.0
+"""Largest weight of a flagged example, in units of the weight of the others of its class."""
 
 MIN_GROUP = 10
 """Minimum number of examples of a group that is weighted and counts as the worst."""
@@ -40,6 +43,19 @@ _ROUGH = {"maxiter": 12, "gtol": 1e-3}  # of the solver while the penalty is cho
 _FINE = {"maxiter": 500, "gtol": 3e-4}
 
 
+class FeatureRows(Protocol):
+    """Features (N, D) that are read in blocks of rows: an array, or :class:`~.feature_store.StoredFeatures`."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(N, D)."""
+        ...
+
+    def __getitem__(self, rows: slice, /) -> NDArray[Any]:
+        """Return some rows as floats (n, D)."""
+        ...
+
+
 @dataclass(frozen=True, eq=False)
 class HeadFit:
     """A last layer, ``features @ weight.T + bias``, and how its penalty was chosen.
@@ -49,7 +65,7 @@ class HeadFit:
         bias: (K,) float64.
         penalty: The penalty of the fit.
         penalties: P penalties that were tried, descending.
-        worst_group: P cross-validated accuracies of the worst group, in [0, 1]; empty without cross-validation.
+        worst_group: P cross-validated accuracies of the worst group, in [0, 1]; NaN if there was no cross-validation.
         mean_group: P cross-validated accuracies, averaged over groups.
         groups: (G, 2) int64, class and flag of the groups.
         sizes: (G,) int64, their numbers of examples.
@@ -68,9 +84,13 @@ class HeadFit:
 
     def logits(self, features: Any) -> FloatArray:
         """Return the logits (N, K) float64 of features (N, D)."""
-        rows = as_rows(features, "features")
-        parts = [block.astype(np.float64) @ self.weight.T + self.bias for block in _row_blocks(rows)]
-        return np.concatenate(parts) if parts else np.empty((0, len(self.bias)))
+        return head_logits(self.weight, self.bias, _as_rows(features))
+
+
+def head_logits(weight: FloatArray, bias: FloatArray, features: FeatureRows) -> FloatArray:
+    """Return the logits (N, K) of features (N, D) by a last layer of weight (K, D) and bias (K,), block by block."""
+    parts = [block.astype(np.float64) @ weight.T + bias for block in _row_blocks(features)]
+    return np.concatenate(parts) if parts else np.empty((0, len(bias)))
 
 
 def fit_head(
@@ -79,6 +99,7 @@ def fit_head(
     flagged: Any = None,
     *,
     classes: int | None = None,
+    max_factor: float = MAX_FACTOR,
     penalties: Sequence[float] = PENALTIES,
     folds: int = 3,
     groups: Any = None,
@@ -92,7 +113,8 @@ def fit_head(
         sum_i m_i * cross_entropy(W z_i + b, y_i) + penalty / 2 * |W|^2,    sum_i m_i = 1.
 
     With flags every class has the same mass; the flagged and the unflagged examples of a class share it equally, if
-    there are at least 10 of each. Without flags all examples have the same mass, as in plain training.
+    there are at least 10 of each, and if no flagged example then counts more than ``max_factor`` times as much as the
+    others of its class. Without flags all examples have the same mass, as in plain training.
 
     The penalty is chosen by cross-validation on the first 64 principal components, which makes it many times as fast,
     and the head is fitted to all features. It is the one with the smallest mean cross-entropy in the worst group (class
@@ -103,10 +125,11 @@ def fit_head(
     if all of them do not fit into 1 GiB.
 
     Args:
-        features: (N, D) floats.
+        features: (N, D) floats; or an object with ``shape`` that returns blocks of rows, as read from disk.
         labels: (N,) int, 0 ... K - 1.
         flagged: (N,) bool, or None for a uniform head.
         classes: K; default: the largest label + 1.
+        max_factor: Largest weight of a flagged example, in units of that of the others of its class, at least 1.
         penalties: L2 penalties > 0; a single one is used without cross-validation.
         folds: Number of folds of the cross-validation, at least 2.
         groups: (N,) sources of the examples, which share a fold; default: each example is its own.
@@ -127,19 +150,23 @@ def fit_head(
     >>> bool(worst(fit_head(x, y)) < 0.5), bool(worst(fit_head(x, y, odd)) > 0.8)
     (True, True)
     """
-    rows = as_rows(features, "features")
-    targets = as_vector(labels, "labels", len(rows)).astype(np.int64)
-    flags = None if flagged is None else as_mask(flagged, "flagged", len(rows))
+    rows = _as_rows(features)
+    n = rows.shape[0]
+    targets = as_vector(labels, "labels", n).astype(np.int64)
+    flags = None if flagged is None else as_mask(flagged, "flagged", n)
     n_classes = int(targets.max(initial=-1)) + 1 if classes is None else classes
-    if not len(rows) or targets.min() < 0 or targets.max() >= n_classes:
+    if not n or targets.min() < 0 or targets.max() >= n_classes:
         raise DataError(f"labels must be 0 ... {n_classes - 1}, for at least one example.")
     if not penalties or min(penalties) <= 0:
         raise DataError(f"penalties must be > 0; got {penalties}.")
+    if max_factor < 1:
+        raise DataError(f"max_factor must be at least 1; got {max_factor}.")
     grid = tuple(sorted({float(one) for one in penalties}, reverse=True))
 
     code = group_codes(targets, flags)
-    mass = group_masses(targets, code) if flags is not None else np.full(len(rows), 1 / len(rows))
-    mean, std = (moment.astype(np.float64) for moment in mean_and_std(rows))
+    mass = group_masses(targets, code, max_factor=max_factor) if flags is not None else np.full(n, 1 / n)
+    moments = Moments.joined([Moments.of(block) for block in _row_blocks(rows)])
+    mean, std = moments.mean, moments.std
     scale = np.divide(1.0, std, out=np.zeros_like(std), where=std > 0)
     on_device = torch.from_numpy(targets).to(device)
     blocks = _standardized_blocks(rows, mean, scale, torch.device(device))
@@ -147,10 +174,10 @@ def fit_head(
 
     names, group, sizes = np.unique(code, return_inverse=True, return_counts=True)
     chosen, start = 0, None
-    accuracy = np.empty((0, 1))
+    accuracy = np.full((len(grid), 1), np.nan)
     if len(grid) > 1:
         counted = np.flatnonzero(sizes >= MIN_GROUP) if (sizes >= MIN_GROUP).any() else np.arange(len(names))
-        sources = np.arange(len(rows)) if groups is None else np.unique(np.asarray(groups), return_inverse=True)[1]
+        sources = np.arange(n) if groups is None else np.unique(np.asarray(groups), return_inverse=True)[1]
         small, basis = problem.reduced(_RANK, seed)
         losses, right = _cross_validate(small, on_device, mass, _folds(code, sources, folds, seed), grid)
         chosen = _choose(losses, group, counted)
@@ -192,18 +219,25 @@ def group_codes(labels: IntArray, flagged: BoolArray | None) -> IntArray:
     return np.asarray(code + (flagged & split[labels]))
 
 
-def group_masses(labels: IntArray, code: IntArray) -> FloatArray:
+def group_masses(labels: IntArray, code: IntArray, *, max_factor: float = MAX_FACTOR) -> FloatArray:
     """Return the mass of each example, (N,), sum 1: classes have equal mass, and so have the groups of a class.
+
+    Args:
+        labels: (N,) int64.
+        code: (N,) groups, see :func:`group_codes`.
+        max_factor: Largest mass of a flagged example, in units of that of the others of its class.
 
     >>> labels, code = np.array([0, 0, 0, 1]), np.array([0, 0, 1, 2])
     >>> group_masses(labels, code).tolist()
     [0.125, 0.125, 0.25, 0.5]
+    >>> group_masses(labels, code, max_factor=1.0).round(3).tolist()
+    [0.167, 0.167, 0.167, 0.5]
     """
-    _, group, size = np.unique(code, return_inverse=True, return_counts=True)
-    pairs = np.unique(np.stack([labels, group], axis=1), axis=0)
-    groups_of_class = np.bincount(pairs[:, 0])
-    n_classes = np.count_nonzero(groups_of_class)
-    return np.asarray(1 / (n_classes * groups_of_class[labels] * size[group]))
+    size = np.bincount(code, minlength=2 * int(labels.max()) + 2).reshape(-1, 2)  # of the unflagged, of the flagged
+    factor = np.minimum(size[:, 0] / np.maximum(size[:, 1], 1), max_factor)
+    mass = np.where(code % 2 == 1, factor[labels], 1.0)
+    of_class = np.bincount(labels, weights=mass)
+    return np.asarray(mass / of_class[labels] / np.count_nonzero(of_class))
 
 
 def random_flags(labels: IntArray, flagged: BoolArray, *, seed: int) -> BoolArray:
@@ -280,7 +314,7 @@ class _Problem:
 
 
 def _standardized_blocks(
-    rows: NDArray[Any], mean: FloatArray, scale: FloatArray, device: torch.device
+    rows: FeatureRows, mean: FloatArray, scale: FloatArray, device: torch.device
 ) -> Callable[[], Iterator[Tensor]]:
     """Return what yields blocks of standardized features, kept in memory if they are few."""
     offset, factor = (torch.from_numpy(one).float().to(device) for one in (mean, scale))
@@ -289,7 +323,7 @@ def _standardized_blocks(
         for block in _row_blocks(rows):
             yield torch.from_numpy(np.array(block)).to(device).float().sub_(offset).mul_(factor)
 
-    if rows.size > _CELLS_IN_MEMORY:
+    if rows.shape[0] * rows.shape[1] > _CELLS_IN_MEMORY:
         return blocks
     kept = list(blocks())
     return lambda: iter(kept)
@@ -345,6 +379,12 @@ def _folds(code: IntArray, sources: IntArray, folds: int, seed: int) -> IntArray
     return fold_of_source[np.searchsorted(names, sources)]
 
 
-def _row_blocks(rows: NDArray[Any]) -> Iterator[NDArray[Any]]:
+def _as_rows(features: Any) -> FeatureRows:
+    """Return an array that was checked, or the caller's own object that reads blocks of rows."""
+    is_array = isinstance(features, np.ndarray | Tensor | Sequence)
+    return cast(FeatureRows, as_rows(features, "features") if is_array else features)
+
+
+def _row_blocks(rows: FeatureRows) -> Iterator[NDArray[Any]]:
     size = max(1, _CELLS_AT_ONCE // max(rows.shape[1], 1))
-    return (rows[start : start + size] for start in range(0, len(rows), size))
+    return (rows[start : start + size] for start in range(0, rows.shape[0], size))
