@@ -65,8 +65,8 @@ FOLDERS = (
 PIXELS = 3 * 8 * 8
 NO_END = "no end"
 EXPLAINED = {
-    "test_replace_distributed_sampler[2]": "asks for the exact class of a batch sampler; the one that records indices is"
-    " an instance of a subclass",
+    "test_replace_distributed_sampler[2]": "asks for the exact class of a batch sampler; the one that records"
+    " indices is an instance of a subclass",
 }
 """Tests that differ by design, each with the reason."""
 COUNTED, COLLECTED = ("tests", "unchanged", "skipped or failing"), ("keys and files", "unstable", "explained", "differ")
@@ -231,7 +231,7 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     """Keep the outcome and the fingerprints of a test."""
     if report.when == "call" or report.outcome != "passed":
         text = "" if report.outcome == "passed" else str(report.longrepr)[-2000:]
-        outcome = NO_END if NO_END in text else report.outcome
+        outcome = NO_END if f"Failed: {NO_END}" in text else report.outcome
         _outcomes[report.nodeid] = {"outcome": outcome, "prints": list(_fingerprints), "text": text}
 
 
