@@ -174,6 +174,7 @@ class FailureTrainer(Trainer):
         split: PoolSplit = "predict",
         shard_size: int | None = None,
         keep_embeddings: bool = True,
+        shop: int | None = None,
     ) -> None:
         """Embed a pool of any size, and find its hardest examples by the failure directions of a run.
 
@@ -192,13 +193,19 @@ class FailureTrainer(Trainer):
             shard_size: Examples per file. By default 256 to 8,192, depending on the size of the pool.
             keep_embeddings: Keep the embeddings in the shards, mostly in float16. Without them, scoring with other
                 directions embeds the pool again.
+            shop: Number of images to label for each class with a pattern: those that the direction flags, spread over
+                the candidates. They are written to OUTPUT/shop for people, Label Studio and FiftyOne, with the gain
+                that can be expected. The pool needs no labels: without one, the class of an image is a guess.
         """
         callback = self._required_failure_modes("embed")[0]
         if callback.encoder is None:
             raise ConfigurationError("`embed` needs FailureModes(encoder=...) in the config (see configs/digits.yaml).")
-        for name, value in (("k", k), ("shard_size", shard_size)):
+        for name, value in (("k", k), ("shard_size", shard_size), ("shop", shop)):
             if value is not None and value < 1:
                 raise ConfigurationError(f"embed --{name} must be at least 1, got {value}.")
+        if shop is not None and (directions is None or not keep_embeddings):
+            missing = "--directions with the folder of a run" if directions is None else "--keep_embeddings=true"
+            raise ConfigurationError(f"embed --shop needs {missing}.")
         source = PoolSource(model, datamodule, split)
         source.check()
         job = PoolJob(
@@ -213,6 +220,7 @@ class FailureTrainer(Trainer):
             device=callback.device,
             shard_size=shard_size,
             keep_embeddings=keep_embeddings,
+            shop=shop,
         )
         run_job(self, job)
 

@@ -59,6 +59,8 @@ class Decision:
         added: (E,) int64, rows of the intervention's own source of examples that join the training set.
         review: Training examples that a person should inspect, plain values for the report.
         notes: Sentences for the notes of the report.
+        expected_drop: How much the error rate of the flagged validation examples would fall if they failed as the
+            others of their classes do: the most that an intervention can gain. None: not known.
     """
 
     weights: NDArray[np.float64]
@@ -66,6 +68,7 @@ class Decision:
     added: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, dtype=np.int64))
     review: tuple[dict[str, Any], ...] = ()
     notes: tuple[str, ...] = ()
+    expected_drop: float | None = None
 
 
 @dataclass(frozen=True)
@@ -147,11 +150,21 @@ class Round(ABC):
 
     @abstractmethod
     def pick(
-        self, pool: Any, view: Any, *, per_class: int, by: By, classes: Sequence[int], similarity: float, triage: bool
+        self,
+        pool: Any,
+        view: Any,
+        *,
+        per_class: int,
+        by: By,
+        classes: Sequence[int],
+        similarity: float,
+        triage: bool,
+        diverse: bool = False,
     ) -> Picks:
         """Read a whole pool once and select examples of it (see :class:`~.picker.PoolSelector`). Collective.
 
-        With ``triage``, suspected label errors are not selected; images of the validation set never are.
+        With ``triage``, suspected label errors are not selected; images of the validation set never are. With
+        ``diverse``, the selected examples are spread over the candidates.
         """
 
 

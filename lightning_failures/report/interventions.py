@@ -80,6 +80,26 @@ def _readable(entry: Mapping[str, Any]) -> str:
     return clean(line, limit=max(len(line), 1))
 
 
+def _gain(entry: Mapping[str, Any]) -> str | None:
+    """Return the expected and the measured fall of the error rate of the flagged slice; None if none is expected.
+
+    >>> key = "report/flagged_error_rate"
+    >>> _gain({"expected_drop": 0.5, "trend": [{"epoch": 1, key: 0.75}, {"epoch": 2, key: 0.5}]})
+    'error rate of the flagged slice: expected to fall by up to 0.50, has fallen by 0.25 (0.75 -> 0.50)'
+    """
+    expected = entry.get("expected_drop")
+    if expected is None:
+        return None
+    key = "report/flagged_error_rate"
+    rates = [point[key] for point in entry.get("trend", ()) if key in point]
+    came = "not measured yet"
+    if len(rates) > 1:
+        change = rates[0] - rates[-1]
+        came = f"has {'fallen' if change >= 0 else 'risen'} by {number(abs(change))}"
+        came += f" ({number(rates[0])} -> {number(rates[-1])})"
+    return f"error rate of the flagged slice: expected to fall by up to {number(expected)}, {came}"
+
+
 def _line(entry: Mapping[str, Any]) -> str:
     classes = entry.get("classes", [])
     changed = [row for row in classes if row.get("flagged") or row.get("added")]
@@ -103,6 +123,8 @@ def _line(entry: Mapping[str, Any]) -> str:
         parts.append(f"{entry['suspected']} suspected label errors left out")
     if entry.get("doubted"):
         parts.append(f"{entry['doubted']} with a label that the embeddings do not support left out")
+    if (gain := _gain(entry)) is not None:
+        parts.append(gain)
     if (rollback := entry.get("rolled_back")) is not None:
         parts.append(f"rolled back in epoch {rollback['epoch']}")
     verdict = entry.get("verdict", "not measured")

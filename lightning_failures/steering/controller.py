@@ -426,7 +426,8 @@ class InterventionController:
         plan = SamplingPlan(round.epoch, one.stop_epoch, decision.weights, one.grow_epoch, added, of_loss)
 
         changes = bool((decision.weights != 1).any()) or bool(len(added))
-        began = self.record.entries.get(name, {}).get("began")
+        former = self.record.entries.get(name, {})
+        began = former.get("began")
         suspected, doubted = (sum(row.get(key) or 0 for row in decision.classes) for key in ("suspected", "doubted"))
         entry = {
             "kind": type(one).__name__,
@@ -442,7 +443,10 @@ class InterventionController:
             "doubted": doubted,
         }
         notes = {"notes": list(decision.notes)} if decision.notes else {}
-        return entry | notes | self._pool_of(one), plan
+        # the gain that came is measured from the first decision on
+        expected = former.get("expected_drop", decision.expected_drop)
+        expects = {} if expected is None else {"expected_drop": expected}
+        return entry | notes | expects | self._pool_of(one), plan
 
     @staticmethod
     def _pool_of(one: Intervention) -> dict[str, int]:
