@@ -7,6 +7,7 @@ Files, each importing only from those above it::
     selection         Selection of examples of a pool
     synthesis         Generation of images from failure modes, and their ledger
     validation_split  Parts of a validation set: to find failures, to report results, to make decisions by
+    head              A new last layer, fitted to penultimate features with flagged and unflagged of equal mass
     wobble            A fall of accuracy against the wobble of accuracy between validations
     verdicts          Verdicts on interventions: a word, an interval and a sentence
     base              The interface of an intervention: when it acts, what it can ask for, what it decides
