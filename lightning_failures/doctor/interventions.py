@@ -25,16 +25,8 @@ def check_interventions(context: CheckContext) -> Iterator[Finding]:
     if not callback.interventions:
         yield skipped("none are configured")
         return
-    options = options_of(callback)
-    controller = InterventionController(
-        callback.interventions,
-        reader=context.reader,
-        seed=callback.seed,
-        groups_from=callback.groups_from,
-        auto_rollback=callback.auto_rollback,
-        lottery=options["verdict"] == "lottery",
-        say_once=lambda *_: None,
-    )
+    lottery = options_of(callback)["verdict"] == "lottery"
+    controller = InterventionController(callback, context.reader, lottery=lottery, say_once=lambda *_: None)
     state = context.trainer.state.fn
     context.trainer.state.fn = TrainerFn.FITTING  # some conditions are checked in training only
     try:

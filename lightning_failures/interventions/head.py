@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
@@ -24,7 +24,7 @@ from torch import Tensor
 from lightning_failures.core.arrays import as_mask, as_rows, as_vector
 from lightning_failures.core.hashing import stable_hash
 from lightning_failures.core.types import BoolArray, FloatArray, IntArray
-from lightning_failures.directions.standardize import mean_and_std
+from lightning_failures.directions.standardize import Moments
 from lightning_failures.errors import DataError
 
 PENALTIES = (1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001)
@@ -37,6 +37,19 @@ _CELLS_AT_ONCE = 1 << 22  # features of a block that is widened to float32
 _CELLS_IN_MEMORY = 1 << 28  # features that are standardized once, and kept in memory as float32
 _ITERATIONS = 500
 _TOLERANCE = 1e-5  # largest component of the gradient; the loss is a mean over examples
+
+
+class FeatureRows(Protocol):
+    """Features (N, D) that are read in blocks of rows: an array, or :class:`~.feature_store.StoredFeatures`."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(N, D)."""
+        ...
+
+    def __getitem__(self, rows: slice, /) -> NDArray[Any]:
+        """Return some rows as floats (n, D)."""
+        ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,9 +80,13 @@ class HeadFit:
 
     def logits(self, features: Any) -> FloatArray:
         """Return the logits (N, K) float64 of features (N, D)."""
-        rows = as_rows(features, "features")
-        parts = [block.astype(np.float64) @ self.weight.T + self.bias for block in _row_blocks(rows)]
-        return np.concatenate(parts) if parts else np.empty((0, len(self.bias)))
+        return head_logits(self.weight, self.bias, _as_rows(features))
+
+
+def head_logits(weight: FloatArray, bias: FloatArray, features: FeatureRows) -> FloatArray:
+    """Return the logits (N, K) of features (N, D) by a last layer of weight (K, D) and bias (K,), block by block."""
+    parts = [block.astype(np.float64) @ weight.T + bias for block in _row_blocks(features)]
+    return np.concatenate(parts) if parts else np.empty((0, len(bias)))
 
 
 def fit_head(
@@ -98,7 +115,7 @@ def fit_head(
     blocks of them are in memory if all of them do not fit into 1 GiB.
 
     Args:
-        features: (N, D) floats.
+        features: (N, D) floats; or an object with ``shape`` that returns blocks of rows, as read from disk.
         labels: (N,) int, 0 ... K - 1.
         flagged: (N,) bool, or None for a uniform head.
         classes: K; default: the largest label + 1.
@@ -122,25 +139,26 @@ def fit_head(
     >>> worst(fit_head(x, y)), worst(fit_head(x, y, odd))
     (0.4, 0.8)
     """
-    rows = as_rows(features, "features")
-    targets = as_vector(labels, "labels", len(rows)).astype(np.int64)
-    flags = None if flagged is None else as_mask(flagged, "flagged", len(rows))
+    rows = _as_rows(features)
+    n = rows.shape[0]
+    targets = as_vector(labels, "labels", n).astype(np.int64)
+    flags = None if flagged is None else as_mask(flagged, "flagged", n)
     n_classes = int(targets.max(initial=-1)) + 1 if classes is None else classes
-    if not len(rows) or targets.min() < 0 or targets.max() >= n_classes:
+    if not n or targets.min() < 0 or targets.max() >= n_classes:
         raise DataError(f"labels must be 0 ... {n_classes - 1}, for at least one example.")
     if not penalties or min(penalties) <= 0:
         raise DataError(f"penalties must be > 0; got {penalties}.")
     grid = tuple(sorted({float(one) for one in penalties}, reverse=True))
 
     code = group_codes(targets, flags)
-    mass = group_masses(targets, code) if flags is not None else np.full(len(rows), 1 / len(rows))
+    mass = group_masses(targets, code) if flags is not None else np.full(n, 1 / n)
     problem = _Problem(rows, targets, n_classes, torch.device(device))
 
     # choose the penalty
     worst, mean = np.full(len(grid), np.nan), np.full(len(grid), np.nan)
     best = 0
     if len(grid) > 1:
-        sources = np.arange(len(rows)) if groups is None else np.unique(np.asarray(groups), return_inverse=True)[1]
+        sources = np.arange(n) if groups is None else np.unique(np.asarray(groups), return_inverse=True)[1]
         fold = _folds(code, sources, folds, seed)
         right = _cross_validate(problem, mass, fold, grid)
         names, sizes = np.unique(code, return_counts=True)
@@ -149,11 +167,11 @@ def fit_head(
         worst, mean = accuracy.min(axis=0), accuracy.mean(axis=0)
         best = int(np.lexsort((np.arange(len(grid)), -mean, -worst))[0])
 
-    # fit on all examples
-    start = None
-    for penalty in grid[: best + 1]:
-        start, converged = problem.solve(mass, penalty, start)
-    weight, bias = problem.raw(start)
+    # fit on all examples, from the largest penalty to the chosen one
+    layer, converged = problem.solve(mass, grid[0])
+    for penalty in grid[1 : best + 1]:
+        layer, converged = problem.solve(mass, penalty, layer)
+    weight, bias = problem.raw(layer)
     names, sizes = np.unique(code, return_counts=True)
     return HeadFit(
         weight,
@@ -219,13 +237,14 @@ def random_flags(labels: IntArray, flagged: BoolArray, *, seed: int) -> BoolArra
 class _Problem:
     """Standardized features in blocks, and the fit of a head to them with any masses."""
 
-    def __init__(self, rows: NDArray[Any], labels: IntArray, n_classes: int, device: torch.device) -> None:
-        mean, std = (moment.astype(np.float64) for moment in mean_and_std(rows))
+    def __init__(self, rows: FeatureRows, labels: IntArray, n_classes: int, device: torch.device) -> None:
+        moments = Moments.joined([Moments.of(block) for block in _row_blocks(rows)])
+        mean, std = moments.mean, moments.std
         self.mean, self.scale = mean, np.divide(1.0, std, out=np.zeros_like(std), where=std > 0)
         self._rows, self._device, self.n_classes = rows, device, n_classes
         self._labels = torch.from_numpy(labels).to(device)
         self._offset, self._factor = (torch.from_numpy(one).float().to(device) for one in (self.mean, self.scale))
-        self._kept = list(self._blocks()) if rows.size <= _CELLS_IN_MEMORY else None
+        self._kept = list(self._blocks()) if rows.shape[0] * rows.shape[1] <= _CELLS_IN_MEMORY else None
 
     def _blocks(self) -> Iterator[Tensor]:
         for block in _row_blocks(self._rows):
@@ -298,6 +317,12 @@ def _folds(code: IntArray, sources: IntArray, folds: int, seed: int) -> IntArray
     return fold_of_source[np.searchsorted(names, sources)]
 
 
-def _row_blocks(rows: NDArray[Any]) -> Iterator[NDArray[Any]]:
+def _as_rows(features: Any) -> FeatureRows:
+    """Return an array that was checked, or the caller's own object that reads blocks of rows."""
+    is_array = isinstance(features, np.ndarray | Tensor | Sequence)
+    return cast(FeatureRows, as_rows(features, "features") if is_array else features)
+
+
+def _row_blocks(rows: FeatureRows) -> Iterator[NDArray[Any]]:
     size = max(1, _CELLS_AT_ONCE // max(rows.shape[1], 1))
-    return (rows[start : start + size] for start in range(0, len(rows), size))
+    return (rows[start : start + size] for start in range(0, rows.shape[0], size))
