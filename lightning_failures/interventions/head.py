@@ -30,6 +30,9 @@ from lightning_failures.errors import DataError
 PENALTIES = (1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001)
 """L2 penalties that cross-validation chooses from, descending."""
 
+MAX_FACTOR = 20.0
+"""Largest weight of a flagged example, in units of the weight of the others of its class."""
+
 MIN_GROUP = 10
 """Minimum number of examples of a group that is weighted and counts as the worst."""
 
@@ -95,6 +98,7 @@ def fit_head(
     flagged: Any = None,
     *,
     classes: int | None = None,
+    max_factor: float = MAX_FACTOR,
     penalties: Sequence[float] = PENALTIES,
     folds: int = 5,
     groups: Any = None,
@@ -108,7 +112,8 @@ def fit_head(
         sum_i m_i * cross_entropy(W z_i + b, y_i) + penalty / 2 * |W|^2,    sum_i m_i = 1.
 
     With flags every class has the same mass; the flagged and the unflagged examples of a class share it equally, if
-    there are at least 10 of each. Without flags all examples have the same mass, as in plain training.
+    there are at least 10 of each, and if no flagged example then counts more than ``max_factor`` times as much as the
+    others of its class. Without flags all examples have the same mass, as in plain training.
 
     The penalty is the one with the best cross-validated accuracy in the worst group (class x flag, at least 10
     examples), then the best mean over groups, then the largest. The features may be float16 and mapped from disk; only
@@ -119,6 +124,7 @@ def fit_head(
         labels: (N,) int, 0 ... K - 1.
         flagged: (N,) bool, or None for a uniform head.
         classes: K; default: the largest label + 1.
+        max_factor: Largest weight of a flagged example, in units of that of the others of its class, at least 1.
         penalties: L2 penalties > 0; a single one is used without cross-validation.
         folds: Number of folds of the cross-validation, at least 2.
         groups: (N,) sources of the examples, which share a fold; default: each example is its own.
@@ -148,10 +154,12 @@ def fit_head(
         raise DataError(f"labels must be 0 ... {n_classes - 1}, for at least one example.")
     if not penalties or min(penalties) <= 0:
         raise DataError(f"penalties must be > 0; got {penalties}.")
+    if max_factor < 1:
+        raise DataError(f"max_factor must be at least 1; got {max_factor}.")
     grid = tuple(sorted({float(one) for one in penalties}, reverse=True))
 
     code = group_codes(targets, flags)
-    mass = group_masses(targets, code) if flags is not None else np.full(n, 1 / n)
+    mass = group_masses(targets, code, max_factor=max_factor) if flags is not None else np.full(n, 1 / n)
     problem = _Problem(rows, targets, n_classes, torch.device(device))
 
     # choose the penalty
@@ -206,18 +214,25 @@ def group_codes(labels: IntArray, flagged: BoolArray | None) -> IntArray:
     return np.asarray(code + (flagged & split[labels]))
 
 
-def group_masses(labels: IntArray, code: IntArray) -> FloatArray:
+def group_masses(labels: IntArray, code: IntArray, *, max_factor: float = MAX_FACTOR) -> FloatArray:
     """Return the mass of each example, (N,), sum 1: classes have equal mass, and so have the groups of a class.
+
+    Args:
+        labels: (N,) int64.
+        code: (N,) groups, see :func:`group_codes`.
+        max_factor: Largest mass of a flagged example, in units of that of the others of its class.
 
     >>> labels, code = np.array([0, 0, 0, 1]), np.array([0, 0, 1, 2])
     >>> group_masses(labels, code).tolist()
     [0.125, 0.125, 0.25, 0.5]
+    >>> group_masses(labels, code, max_factor=1.0).round(3).tolist()
+    [0.167, 0.167, 0.167, 0.5]
     """
-    _, group, size = np.unique(code, return_inverse=True, return_counts=True)
-    pairs = np.unique(np.stack([labels, group], axis=1), axis=0)
-    groups_of_class = np.bincount(pairs[:, 0])
-    n_classes = np.count_nonzero(groups_of_class)
-    return np.asarray(1 / (n_classes * groups_of_class[labels] * size[group]))
+    size = np.bincount(code, minlength=2 * int(labels.max()) + 2).reshape(-1, 2)  # of the unflagged, of the flagged
+    factor = np.minimum(size[:, 0] / np.maximum(size[:, 1], 1), max_factor)
+    mass = np.where(code % 2 == 1, factor[labels], 1.0)
+    of_class = np.bincount(labels, weights=mass)
+    return np.asarray(mass / of_class[labels] / np.count_nonzero(of_class))
 
 
 def random_flags(labels: IntArray, flagged: BoolArray, *, seed: int) -> BoolArray:
