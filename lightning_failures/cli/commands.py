@@ -30,6 +30,7 @@ COMMANDS = {
     "test": Command("grade and analyse the test split"),
     "analyse": Command("analyse a checkpoint on any split: --split train|validation|test"),
     "verdict": Command("test whether the interventions of a config help: fork a checkpoint"),
+    "retrain-head": Command("refit the last layer of a checkpoint, flagged and unflagged examples of equal mass"),
     "embed": Command("embed a pool of any size, and find its hardest examples"),
     "doctor": Command("check a config before training: data, encoders, loggers, time, memory"),
     "report": Command(

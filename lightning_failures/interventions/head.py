@@ -38,6 +38,7 @@ MIN_GROUP = 10
 
 _CELLS_AT_ONCE = 1 << 22  # features of a block that is widened to float32
 _CELLS_IN_MEMORY = 1 << 28  # features that are standardized once, and kept in memory as float32
+_RANDOM_FLAGS = 0xF1A6  # a stream of its own: whoever made the data may have used the seed too
 _ITERATIONS = 500
 _TOLERANCE = 1e-5  # largest component of the gradient; the loss is a mean over examples
 
@@ -241,7 +242,7 @@ def random_flags(labels: IntArray, flagged: BoolArray, *, seed: int) -> BoolArra
     >>> random_flags(np.array([0, 0, 0, 1]), np.array([True, True, False, False]), seed=0).sum()
     np.int64(2)
     """
-    draw = np.random.default_rng(seed).random(len(labels))
+    draw = np.random.default_rng([seed, _RANDOM_FLAGS]).random(len(labels))
     chosen = np.zeros(len(labels), dtype=np.bool_)
     for k in np.unique(labels[flagged]):
         rows = np.flatnonzero(labels == k)

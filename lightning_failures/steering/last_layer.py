@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from lightning_failures.core.arrays import as_array
+from lightning_failures.core.atomic import replacing
 from lightning_failures.core.types import BoolArray, IntArray
 from lightning_failures.data.grades import Grades
 from lightning_failures.data.held_out import HeldOutSplit
@@ -325,6 +327,31 @@ def set_head(module: nn.Module, new: NewHead) -> None:
     with torch.no_grad():
         layer.weight.copy_(torch.from_numpy(weight))
         layer.bias.copy_(torch.from_numpy(bias))
+
+
+def write_with_last_layer(
+    source: Path, target: Path, module: nn.Module, head: str, *, weights_only: bool | None = None
+) -> None:
+    """Copy a checkpoint of Lightning, with the last layer of a module in place of its own.
+
+    Args:
+        source: The checkpoint.
+        target: The copy.
+        module: The model with the new last layer.
+        head: Name of the layer.
+        weights_only: Refuse a checkpoint that holds more than tensors and plain values.
+
+    Raises:
+        DataError: The checkpoint does not hold the weights of the layer under its name.
+    """
+    checkpoint = torch.load(source, map_location="cpu", weights_only=bool(weights_only))
+    weights, new = checkpoint["state_dict"], module.state_dict()
+    for name in (f"{head}.weight", f"{head}.bias"):
+        if name not in weights:
+            raise DataError(f"{source} holds no {name!r}, so the new last layer cannot be written into a copy of it.")
+        weights[name] = new[name].detach().to("cpu", weights[name].dtype)
+    with replacing(target) as opened:
+        torch.save(checkpoint, opened)
 
 
 def _overlap(a: Tensor, b: Tensor) -> bool:
