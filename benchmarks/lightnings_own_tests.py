@@ -1,6 +1,6 @@
 """Lightning's own tests with the callback in every Trainer: does more change than the sight of extra keys and files?
 
-    git clone --depth 1 --branch 2.6.1 https://github.com/Lightning-AI/pytorch-lightning
+    git clone --depth 1 --branch 2.6.6 https://github.com/Lightning-AI/pytorch-lightning
     python benchmarks/lightnings_own_tests.py pytorch-lightning --output benchmarks/results/lightnings_own_tests.json
 
 ``callbacks_factory`` is Lightning's entry point for callbacks that reach every Trainer. The tests of the checkout run
@@ -16,7 +16,9 @@ that begin with ``failures/``, after each ``fit``, ``validate``, ``test`` and ``
 without the callback is unchanged. One that changes its outcome under the control too, in the same way, counts
 callbacks, keys or files. Anything else is a difference, and is named.
 
-The outcome of a test that needs what is not installed is the same in all runs. ``--select`` takes folders or files.
+A test that needs what is not installed is skipped, or fails, in all runs: it says nothing. A test that takes longer
+than ``--test-limit`` seconds is stopped and has the outcome "no end"; the others still run. ``--select`` takes folders
+or files.
 """
 
 from __future__ import annotations
@@ -24,15 +26,19 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import multiprocessing
 import os
 import random
+import signal
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from functools import wraps
 from pathlib import Path
-from typing import Any
+from types import FrameType
+from typing import Any, NamedTuple
 from uuid import uuid4
 
 import lightning as L
@@ -51,11 +57,13 @@ from lightning_failures.trainer.index_recorder import evaluation_loaders
 ROLES = ("plain", "failures", "plain again", "control")
 ROLE = "LIGHTNING_FAILURES_ROLE"
 RECORDS = "LIGHTNING_FAILURES_RECORDS"
+TEST_LIMIT = "LIGHTNING_FAILURES_TEST_LIMIT"
 FOLDERS = (
     "callbacks", "checkpointing", "core", "loggers", "loops", "models", "overrides", "plugins", "profilers",
     "strategies", "trainer", "tuner", "utilities",
 )  # fmt: skip
 PIXELS = 3 * 8 * 8
+NO_END = "no end"
 
 
 # -- the callbacks of the runs ---------------------------------------------------------------------------------------
@@ -71,8 +79,10 @@ class Control(L.Callback):
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write a file."""
-        if not trainer.sanity_checking and trainer.is_global_zero:
-            place = Path(trainer.log_dir or trainer.default_root_dir) / "failures"
+        if trainer.sanity_checking:
+            return
+        place = Path(trainer.log_dir or trainer.default_root_dir) / "failures"  # log_dir is collective
+        if trainer.is_global_zero:
             folder = place / uuid4().hex[:8]  # some tests compare what was there before with what is there now
             folder.mkdir(parents=True)
             (folder / "report.json").write_text("{}")
@@ -140,12 +150,14 @@ def read_any_batch(batch: Any) -> BatchRecord:
 
 def callbacks() -> list[L.Callback]:
     """Return the callbacks of every Trainer in this run; the target of the entry point."""
-    role = os.environ.get(ROLE)
-    return [Everywhere()] if role == "failures" else [Control()] if role == "control" else []
+    return [Everywhere()] if _role == "failures" else [Control()] if _role == "control" else []
 
 
 # -- a pytest plugin that records outcomes and fingerprints ----------------------------------------------------------
 
+# read once, since some tests empty the environment
+_role, _records = os.environ.get(ROLE), os.environ.get(RECORDS)
+_seconds = float(os.environ.get(TEST_LIMIT, "inf"))
 _fingerprints: list[str] = []
 _outcomes: dict[str, dict[str, Any]] = {}
 
@@ -189,23 +201,42 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Iterator[Any]:
-    """Start each test with the same random streams."""
+    """Start each test with the same random streams, and stop it at the limit."""
     torch.manual_seed(0), random.seed(0), np.random.seed(0)  # noqa: NPY002
     _fingerprints.clear()
-    return (yield)
+    _outcomes[item.nodeid] = {"outcome": NO_END, "prints": [], "text": f"over {_seconds:.0f} s"}
+    write_records()  # if this process is killed, the test that ran then is the one without an end
+    signal.signal(signal.SIGALRM, _stop)
+    signal.setitimer(signal.ITIMER_REAL, min(_seconds, 1e6))
+    try:
+        return (yield)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+def _stop(signum: int, frame: FrameType | None) -> None:
+    for child in multiprocessing.active_children():
+        child.kill()
+    pytest.fail(NO_END)
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     """Keep the outcome and the fingerprints of a test."""
     if report.when == "call" or report.outcome != "passed":
         text = "" if report.outcome == "passed" else str(report.longrepr)[-2000:]
-        _outcomes[report.nodeid] = {"outcome": report.outcome, "prints": list(_fingerprints), "text": text}
+        outcome = NO_END if NO_END in text else report.outcome
+        _outcomes[report.nodeid] = {"outcome": outcome, "prints": list(_fingerprints), "text": text}
+
+
+def write_records() -> None:
+    """Write the records of the tests so far."""
+    if _records is not None:
+        Path(_records).write_text(json.dumps(_outcomes))
 
 
 def pytest_sessionfinish() -> None:
-    """Write the records."""
-    if RECORDS in os.environ:
-        Path(os.environ[RECORDS]).write_text(json.dumps(_outcomes))
+    """Write the records of all tests."""
+    write_records()
 
 
 # -- the runs --------------------------------------------------------------------------------------------------------
@@ -214,13 +245,20 @@ Record = dict[str, Any]
 """Outcome, fingerprints and error of one test."""
 
 
-def run_tests(tests: Path, selected: Sequence[str], role: str, limit: float) -> dict[str, Record]:
+class Limits(NamedTuple):
+    """Seconds for one test, and for all tests of one run."""
+
+    test: float
+    run: float
+
+
+def run_tests(tests: Path, selected: Sequence[str], role: str, limits: Limits) -> dict[str, Record]:
     """Run tests (folders, files, or ids of tests) with the callbacks of a role; return the record of each test."""
-    with tempfile.TemporaryDirectory(prefix="lightnings-tests-") as work:
-        return _run_tests(tests, selected, role, Path(work), limit)
+    with tempfile.TemporaryDirectory(prefix="lightnings-tests-", ignore_cleanup_errors=True) as work:
+        return _run_tests(tests, selected, role, Path(work), limits)
 
 
-def _run_tests(tests: Path, selected: Sequence[str], role: str, work: Path, limit: float) -> dict[str, Record]:
+def _run_tests(tests: Path, selected: Sequence[str], role: str, work: Path, limits: Limits) -> dict[str, Record]:
     registration = work / "everywhere-1.0.dist-info"
     registration.mkdir(parents=True, exist_ok=True)
     (registration / "METADATA").write_text("Metadata-Version: 2.1\nName: everywhere\nVersion: 1.0\n")
@@ -228,23 +266,27 @@ def _run_tests(tests: Path, selected: Sequence[str], role: str, work: Path, limi
         f"[lightning.pytorch.callbacks_factory]\neverywhere = {Path(__file__).stem}:callbacks\n"
     )
     records = work / "records.json"
-    records.unlink(missing_ok=True)
     path = [str(work), str(Path(__file__).parent), str(tests), *sys.path[1:]]
     environment = os.environ | {
         "PYTHONPATH": os.pathsep.join(path),
         "LIGHTNING_FAILURES_CACHE": str(work / "cache"),
         ROLE: role,
         RECORDS: str(records),
+        TEST_LIMIT: str(limits.test),
         "OMP_NUM_THREADS": "1",
     }
     command = [sys.executable, "-m", "pytest", "-q", "--continue-on-collection-errors", "-p", Path(__file__).stem]
     command += ["-p", "no:cacheprovider", "-p", "no:xdist", "--basetemp", str(work / "tmp"), "--rootdir", str(tests)]
     command += ["-c", os.devnull, "--tb=short", *selected]
-    try:
-        subprocess.run(command, cwd=tests, env=environment, timeout=limit, capture_output=True, check=False)
-    except subprocess.TimeoutExpired:
-        whole = f"{', '.join(selected)} (whole)"
-        return {whole: {"outcome": "no end", "prints": [], "text": f"{role}: over {limit:.0f} s"}}
+    with (work / "output.txt").open("wb") as output:  # no pipe, which processes that a test left would hold open
+        run = subprocess.Popen(
+            command, cwd=tests, env=environment, stdout=output, stderr=output, start_new_session=True
+        )
+        with suppress(subprocess.TimeoutExpired):
+            run.wait(limits.run)
+        with suppress(ProcessLookupError):
+            os.killpg(run.pid, signal.SIGKILL)  # with the processes that its tests left
+        run.wait()
     return json.loads(records.read_text()) if records.is_file() else {}
 
 
@@ -254,13 +296,14 @@ def same(one: Record | None, other: Record | None) -> bool:
 
 
 def compare(records: dict[str, dict[str, Record]]) -> dict[str, Any]:
-    """Sort the tests into unstable, unchanged, keys and files, and differences."""
+    """Sort the tests into those that say nothing, unchanged, unstable, keys and files, and differences."""
     plain, failures, again, control = (records[role] for role in ROLES)
-    result: dict[str, Any] = {"tests": len(plain), "unstable": [], "unchanged": 0, "keys and files": [], "differ": {}}
+    result: dict[str, Any] = {"tests": len(plain), "skipped or failing": 0, "unchanged": 0}
+    result |= {"unstable": [], "keys and files": [], "differ": {}}
     for name in sorted({*plain, *failures}):
         first, with_failures, with_control = plain.get(name), failures.get(name), control.get(name)
         if same(first, with_failures):
-            result["unchanged"] += 1
+            result["unchanged" if first["outcome"] == "passed" else "skipped or failing"] += 1
         elif not same(first, again.get(name)):
             result["unstable"].append(name)
         elif same(with_control, with_failures) and with_failures["outcome"] != first["outcome"]:
@@ -275,49 +318,54 @@ def compare(records: dict[str, dict[str, Record]]) -> dict[str, Any]:
     return result
 
 
+def measure(tests: Path, folder: str, limits: Limits) -> dict[str, Any]:
+    """Run the tests of one folder, or file, in all roles; return how they compare."""
+    records: dict[str, dict[str, Record]] = {role: {} for role in ROLES}
+    selected = [f"tests_pytorch/{folder}"]
+    for role in ROLES:
+        if role == "plain again":
+            plain, failures = records["plain"], records["failures"]
+            selected = sorted(name for name in {*plain, *failures} if not same(plain.get(name), failures.get(name)))
+        if not selected:
+            break
+        records[role] = run_tests(tests, selected, role, limits)
+        if not records[role]:
+            print(f"{folder}: no test could be collected; run pytest on the folder to see why", flush=True)
+            break
+        passed = sum(record["outcome"] == "passed" for record in records[role].values())
+        print(f"{folder}, {role}: {passed} of {len(records[role])} passed", flush=True)
+    return compare(records)
+
+
 def main() -> None:
     """Run, print, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkout", type=Path, help="checkout of Lightning, which holds tests/tests_pytorch")
     parser.add_argument("--select", nargs="+", default=FOLDERS, help="folders or files of tests_pytorch")
+    parser.add_argument("--test-limit", type=float, default=300, help="seconds for one test")
     parser.add_argument("--limit", type=float, default=7200, help="seconds for one folder and run")
-    parser.add_argument("--output", type=Path, help="JSON file for the figures")
+    parser.add_argument("--output", type=Path, help="JSON file for the figures; those of other folders in it stay")
     options = parser.parse_args()
     tests = (options.checkout / "tests").resolve()
     if not (tests / "tests_pytorch").is_dir():
         parser.error(f"{tests} holds no tests_pytorch: give the root of a checkout of Lightning")
 
-    records: dict[str, dict[str, Record]] = {role: {} for role in ROLES}
-    done: list[str] = []
+    limits = Limits(test=options.test_limit, run=options.limit)
+    measured: dict[str, dict[str, Any]] = {}
+    if options.output and options.output.is_file():
+        former = json.loads(options.output.read_text())
+        measured = former["folders"] if former["lightning"] == L.__version__ else {}
     for folder in options.select:
-        selected = [f"tests_pytorch/{folder}"]
-        for role in ROLES:
-            if role == "plain again":
-                plain, failures = records["plain"], records["failures"]
-                differing = [name for name in {*plain, *failures} if not same(plain.get(name), failures.get(name))]
-                selected = sorted(name for name in differing if f"tests_pytorch/{folder}" in name)
-            if not selected:
-                break
-            found = run_tests(tests, selected, role, options.limit)
-            records[role] |= found
-            if not found:
-                print(f"{folder}: no test could be collected; run pytest on the folder to see why", flush=True)
-                break
-            passed = sum(record["outcome"] == "passed" for record in found.values())
-            print(f"{folder}, {role}: {passed} of {len(found)} passed", flush=True)
-        if any(f"tests_pytorch/{folder}" in name for name in records["plain"]):
-            done.append(folder)
-        result = {"lightning": L.__version__, "folders": done} | compare(records)
-        if options.output:  # after each folder, since all of them take an hour or more
+        measured[folder] = measure(tests, folder, limits)
+        if options.output:  # after each folder, since all of them take hours
             options.output.parent.mkdir(parents=True, exist_ok=True)
-            options.output.write_text(json.dumps(result, indent=1) + "\n")
-    for name, entry in result["differ"].items():
-        print(f"DIFFERS {name}: {entry['plain']}, control {entry['control']}, failures {entry['failures']}")
-    print(
-        f"{result['tests']} tests: {result['unchanged']} unchanged, {len(result['keys and files'])} see keys or files,"
-        f" {len(result['unstable'])} unstable, {len(result['differ'])} differ"
-    )
-    sys.exit(bool(result["differ"]))
+            options.output.write_text(json.dumps({"lightning": L.__version__, "folders": measured}, indent=1) + "\n")
+        for name, entry in measured[folder]["differ"].items():
+            print(f"DIFFERS {name}: {entry['plain']}, control {entry['control']}, failures {entry['failures']}")
+    totals = {key: sum(one[key] for one in measured.values()) for key in ("tests", "unchanged", "skipped or failing")}
+    totals |= {key: sum(len(one[key]) for one in measured.values()) for key in ("keys and files", "unstable", "differ")}
+    print(f"{', '.join(measured)}: " + ", ".join(f"{count} {key}" for key, count in totals.items()))
+    sys.exit(totals["differ"] > 0)
 
 
 if __name__ == "__main__":

@@ -158,14 +158,12 @@ class FailureModes(Callback):
         self.metadata, self.failed_below = data.metadata, data.failed_below
         self.pictures_every_n = drawing.every_n
         self.feature_names = None if drawing.feature_names is None else Path(drawing.feature_names).expanduser()
-        self.every_n_validations = advanced.every_n_validations
-        self.min_coverage = advanced.min_coverage
-        self.auto_rollback = advanced.auto_rollback
-        self.memory_budget = advanced.memory_budget
-        self.worst_k, self.groupings = advanced.worst_k, advanced.groupings
-        self.n_directions, self.doubted = advanced.n_directions, advanced.doubted
-        self.permutations, self.seed = advanced.permutations, advanced.seed
+        self.every_n_validations, self.min_coverage = advanced.every_n_validations, advanced.min_coverage
+        self.auto_rollback, self.memory_budget = advanced.auto_rollback, advanced.memory_budget
+        self.worst_k, self.groupings, self.doubted = advanced.worst_k, advanced.groupings, advanced.doubted
+        self.n_directions, self.permutations = advanced.n_directions, advanced.permutations
         self.cache_folder, self.device = advanced.cache_folder, advanced.device
+        self.seed, self.pins = advanced.seed, advanced.pins
         self.last_report: AnalysisResult | None = None
         check_options(self)
         self.metadata, self.interventions = tuple(self.metadata), tuple(interventions)
@@ -421,10 +419,18 @@ class FailureModes(Callback):
         self._keys.promise(trainer, pl_module, self._state.last_values, self._state.analysis_age)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Resume timing the training epoch; in the command ``retrain-head``, refit the last layer."""
+        """Compare accuracy with what the module logged in its own epoch end, and resume timing the training epoch.
+
+        In the command ``retrain-head`` the last layer is then refitted.
+        """
+        if self._runner is not None:
+            doubted = self._runner.add_late_doubts(trainer, lambda: self._keys.of_module(trainer))
+            self.last_report = doubted.get(0, self.last_report)
         self._budget.resume()
         if self._steering.acts_after_validation:
             self.on_train_end(trainer, pl_module)
+
+    on_test_end = on_validation_end
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Analyse all loaders."""

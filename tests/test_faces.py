@@ -64,6 +64,9 @@ FACES = {
     "lightning_failures.pytorch_lightning": """
         FailureModes
     """,
+    "lightning_failures.regression": """
+        Pin PinnedDirection PinnedSliceErrorRate assert_pins_hold check_pins load_pins
+    """,
     "lightning_failures.report": """
         Gallery Picture class_table compare open_run write_html
     """,

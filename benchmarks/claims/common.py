@@ -26,7 +26,7 @@ from lightning_failures.bundled.digits.render import DigitSplit as Part
 from lightning_failures.captions.candidates import ClassCaptions
 from lightning_failures.data.grades import Grades
 from lightning_failures.data.grading import grade_batch
-from lightning_failures.directions import FailureDirections
+from lightning_failures.directions import FailureDirections, fit_failure_directions
 from lightning_failures.encoders import OpenCLIPEncoder
 from lightning_failures.interventions.sampler import weighted_epoch
 
@@ -202,6 +202,23 @@ class World:
         directions = self.report().directions
         assert directions is not None
         return directions
+
+    def published(self) -> FailureDirections:
+        """Return the directions of the validation set by the paper's procedure."""
+        grades = self.split("validation").grades
+        return self._once(
+            "published",
+            lambda: fit_failure_directions(
+                self.embeddings("validation"),
+                grades.labels,
+                grades.correct,
+                groups=grades.groups,
+                selection="published",
+                doubted=None,
+                permutations=0,
+                seed=self.seed,
+            ),
+        )
 
     def patterns(self) -> list[int]:
         """Return the classes in which the analysis found a pattern."""

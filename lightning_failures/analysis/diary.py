@@ -40,7 +40,7 @@ from lightning_failures.analysis.result import AnalysisResult
 from lightning_failures.core.arrays import as_array, defined, unit_vectors
 from lightning_failures.core.budget import SKIPPED_FOR_TIME
 from lightning_failures.core.text import is_failed_fit
-from lightning_failures.core.types import BoolArray, IntArray
+from lightning_failures.core.types import BoolArray, FloatArray, IntArray
 from lightning_failures.data.example_table import ExampleTable
 from lightning_failures.data.held_out import HeldOutParts
 from lightning_failures.data.joining import ExampleKeys, join_examples
@@ -88,6 +88,8 @@ class Mode:
         was_cured: Whether the mode was ever cured.
         cured: Whether the mode is cured now.
         caption: Latest hardest caption.
+        threshold: Scalar product of the direction and phi of an image below which the image was flagged at the last
+            detection; None in diaries of former versions.
     """
 
     name: str
@@ -105,6 +107,7 @@ class Mode:
     was_cured: bool = False
     cured: bool = False
     caption: str | None = None
+    threshold: float | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,6 +134,7 @@ class _DetectedMode:
     """A mode that the present analysis detects."""
 
     direction: NDArray[np.float16]
+    threshold: float
     snapshot: ModeSnapshot
     caption: str | None
 
@@ -315,6 +319,7 @@ def _after_first_detection(
         since=epoch,
         last=analysis,
         caption=detected.caption,
+        threshold=detected.threshold,
     )
 
 
@@ -333,6 +338,7 @@ def _after_detection(mode: Mode, detected: _DetectedMode, analysis: int) -> Mode
         born=(mode.born and not mode.cured) or streak >= IN_A_ROW,
         cured=False,
         caption=detected.caption if detected.caption is not None else mode.caption,
+        threshold=detected.threshold,
     )
 
 
@@ -425,7 +431,8 @@ def _observations(result: AnalysisResult, known_keys: dict[int, ExampleKeys]) ->
             if entry.pattern and k in rank.row_of:
                 snapshot = _snapshot(own, failed[rows], rank.values[rows], known_keys.get(k))
                 caption = _hardest_caption(entry) if number == 0 else None
-                detected.append(_DetectedMode(rank.units[rank.row_of[k]], snapshot, caption))
+                row = rank.row_of[k]
+                detected.append(_DetectedMode(rank.units[row], float(rank.thresholds[row]), snapshot, caption))
         analysed = int(np.count_nonzero(~np.isnan(ranks[0].values[rows])))
         reason = directions.skipped.get(k, SKIPPED_FOR_TIME)
         if reason != SKIPPED_FOR_TIME and not is_failed_fit(reason):
@@ -439,11 +446,13 @@ class _Rank:
 
     Attributes:
         units: (C, D) float16, the directions at unit length.
+        thresholds: (C,) float64, scalar product of the unit direction and phi at which the decision value is 0.
         row_of: Row of each class in ``units``, by label.
         values: (N,) decision values for the rows of the table; NaN for rows without one.
     """
 
     units: NDArray[np.float16]
+    thresholds: FloatArray
     row_of: dict[int, int]
     values: NDArray[np.float32]
 
@@ -454,7 +463,10 @@ def _ranks(directions: FailureDirections, table: ExampleTable, parts: HeldOutPar
     ranks = []
     for fitted, column in zip((directions, *directions.further), values, strict=True):
         row_of = {label: row for row, label in enumerate(fitted.classes.tolist())}
-        ranks.append(_Rank(_units(as_array(fitted.weight)), row_of, column))
+        weight = as_array(fitted.weight).astype(np.float64)
+        lengths = np.linalg.norm(weight, axis=1)
+        thresholds = -as_array(fitted.bias) / np.where(lengths > 0, lengths, 1.0)
+        ranks.append(_Rank(unit_vectors(weight).astype(np.float16), thresholds, row_of, column))
     return ranks
 
 
@@ -488,8 +500,3 @@ def _additional_values(
         column[fitted] = as_array(additional.out_of_fold)
         columns.append(column)
     return columns
-
-
-def _units(weight: NDArray[np.float32]) -> NDArray[np.float16]:
-    """Return the rows (C, D) scaled to unit length, in half precision."""
-    return unit_vectors(weight.astype(np.float64)).astype(np.float16)

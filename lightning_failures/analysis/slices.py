@@ -25,17 +25,11 @@ from lightning_failures.analysis.enrichment import Attribute
 from lightning_failures.core.arrays import as_mask
 from lightning_failures.core.types import BoolArray, FloatArray, IntArray
 from lightning_failures.data.report import SliceReport
-from lightning_failures.stats.intervals import (
-    benjamini_hochberg,
-    difference_interval,
-    effective_examples,
-    wilson_interval,
-)
+from lightning_failures.stats.intervals import benjamini_hochberg, difference_interval, wilson_interval
+from lightning_failures.stats.rates import Rate, correlation_within, exact_p_values, rate_of
 
 MOST_SLICES = 20
 """Maximum number of slices of a class, and of all classes together, that a report keeps."""
-
-_ROUNDING = 1e-9
 
 
 def slices_of(
@@ -71,15 +65,15 @@ def slices_of(
     if wrong.all() or not wrong.any():
         return ()
     classes = np.zeros(len(wrong), dtype=np.int64) if labels is None else labels
-    correlation = 0.0 if sources is None else _correlation(wrong, sources)
+    correlation = 0.0 if sources is None else correlation_within(wrong, sources)
     found: list[SliceReport] = []
-    pairs: list[tuple[_Rate, _Rate]] = []
+    pairs: list[tuple[Rate, Rate]] = []
     adjusted: list[_AdjustedGap] = []
     for name, attribute in attributes.items():
         sizes = np.bincount(attribute.codes, minlength=len(attribute.values))
         for value in np.flatnonzero((sizes > 0) & (sizes < len(wrong))).tolist():
             mask = attribute.codes == value
-            inside, outside = (_rate(wrong, rows, sources, correlation) for rows in (mask, ~mask))
+            inside, outside = (rate_of(wrong, rows, sources, correlation) for rows in (mask, ~mask))
             ends = (inside.interval, outside.interval)
             pairs.append((inside, outside))
             adjusted.append(_adjust(wrong, mask, classes, inside, outside))
@@ -100,7 +94,7 @@ def slices_of(
                 )
             )
     one_class = len(np.unique(classes)) == 1
-    p_values = _exact_p_values(pairs) if one_class else [one.p_value for one in adjusted]
+    p_values = exact_p_values(pairs) if one_class else [one.p_value for one in adjusted]
     return tuple(replace(row, p_value=p) for row, p in zip(found, p_values, strict=True))
 
 
@@ -127,35 +121,6 @@ def lower_end(row: SliceReport) -> float:
     return -1.0 if ends is None else ends[0]
 
 
-class _Rate(NamedTuple):
-    """The error rate of some examples, which count as ``effective`` independent ones."""
-
-    examples: int
-    failures: int
-    effective: float
-
-    @property
-    def rate(self) -> float:
-        return self.failures / self.examples
-
-    @property
-    def interval(self) -> tuple[float, float]:
-        return wilson_interval(self.rate * self.effective, self.effective)
-
-
-def _rate(failed: BoolArray, rows: BoolArray, sources: NDArray[Any] | None, correlation: float) -> _Rate:
-    """Return the error rate of the examples that a mask (n,) bool selects."""
-    wrong = failed[rows]
-    effective = float(len(wrong))
-    if sources is not None:
-        source = np.unique(sources[rows], return_inverse=True)[1]
-        # the few sources of a slice may agree by chance, so those of all examples have a say
-        of_slice = effective_examples(wrong.astype(np.int64), 2, source)[1]
-        of_all = len(wrong) / (1 + (_examples_beside(source) - 1) * correlation)
-        effective = float(min(of_slice, of_all))
-    return _Rate(len(wrong), int(wrong.sum()), effective)
-
-
 class _AdjustedGap(NamedTuple):
     """The gap within classes, and the p-value of the test that there is none."""
 
@@ -164,7 +129,7 @@ class _AdjustedGap(NamedTuple):
     p_value: float
 
 
-def _adjust(wrong: BoolArray, mask: BoolArray, classes: IntArray, inside: _Rate, outside: _Rate) -> _AdjustedGap:
+def _adjust(wrong: BoolArray, mask: BoolArray, classes: IntArray, inside: Rate, outside: Rate) -> _AdjustedGap:
     """Compare the examples of a slice with the others of their classes; classes without others are left out.
 
     Args:
@@ -212,33 +177,3 @@ def _stratified_p_value(
         return 1.0
     z = (excess - 0.5 * design_effect) / math.sqrt(variance * design_effect)
     return 0.5 * math.erfc(z / math.sqrt(2))
-
-
-def _correlation(failed: BoolArray, sources: NDArray[Any]) -> float:
-    """Return the correlation of failures within sources, in [0, 1], from the design effect of the error rate."""
-    source = np.unique(sources, return_inverse=True)[1]
-    design_effect = len(failed) / float(effective_examples(failed.astype(np.int64), 2, source)[1])
-    beside = _examples_beside(source)
-    return min(max((design_effect - 1) / (beside - 1), 0.0), 1.0) if beside > 1 else 0.0
-
-
-def _examples_beside(source: IntArray) -> float:
-    """Return the mean size of the source of an example."""
-    sizes = np.bincount(source)
-    return float((sizes**2).sum() / sizes.sum())
-
-
-def _exact_p_values(pairs: Sequence[tuple[_Rate, _Rate]]) -> list[float]:
-    """Return the one-sided p-values of Fisher's exact test; effective counts are rounded against the alternative."""
-    from scipy.stats import hypergeom  # type: ignore[import-untyped]  # slow to import
-
-    if not pairs:
-        return []
-    n_inside, n_outside = np.array([[one.effective for one in pair] for pair in pairs]).T
-    rate_inside, rate_outside = np.array([[one.rate for one in pair] for pair in pairs]).T
-    k_inside = np.floor(rate_inside * n_inside + _ROUNDING)
-    k_outside = np.ceil(rate_outside * n_outside - _ROUNDING)
-    n_inside, n_outside = np.floor(n_inside + _ROUNDING), np.floor(n_outside + _ROUNDING)
-    k = k_inside + np.minimum(k_outside, n_outside)
-    p_values = hypergeom.sf(k_inside - 1, n_inside + n_outside, k, n_inside)
-    return [min(float(p), 1.0) for p in p_values]

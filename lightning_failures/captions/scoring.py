@@ -158,58 +158,6 @@ def most_distinctive_caption(
     return BestCaption(best, float(scores[best]), margin)
 
 
-def caption_p_value(
-    directions: FailureDirections,
-    class_index: int,
-    embeddings: Any,
-    correct: Any,
-    caption_embeddings: Any,
-    reference_embedding: Any,
-    *,
-    ids: Any = None,
-    groups: Any = None,
-    permutations: int = 999,
-    seed: int = 0,
-) -> float:
-    """Return the p-value of the best caption: how often chance scores *any* candidate as high.
-
-    The direction is the class-weighted difference of means, for the observed labels and for the permuted ones. Its
-    score for a caption, w . z / |z|, is the distance between failures and successes along this caption. The statistic
-    is the largest absolute score over all candidates, which accounts for the selection of the best caption (the max-T
-    test of Westfall and Young, 1993). Directions are not scaled to unit length: if the captions span all variation
-    within a class, as in a small vocabulary, every direction is *parallel* to some caption, and only the distance
-    separates chance from a pattern. One matrix product computes all permutations.
-
-    Args:
-        directions: Provides mean and standard deviation of phi; the class must have an SVM.
-        class_index: The class as it occurs in ``labels``.
-        embeddings: (n, D) embeddings of the examples of the class.
-        correct: (n,) bool.
-        caption_embeddings: (M, D) unit vectors.
-        reference_embedding: (D,) or (1, D).
-        ids: (n,) names of the examples, which make the order of the rows irrelevant. Default: the row number.
-        groups: (n,) names of the sources; whole groups are permuted. Default: every example is its own source.
-        permutations: Number P of permutations.
-        seed: The only source of randomness.
-
-    Returns:
-        (1 + number as extreme) / (1 + P), in (0, 1]; NaN without permutations or without captions.
-    """
-    distances = permuted_distances(
-        directions,
-        class_index,
-        embeddings,
-        correct,
-        caption_embeddings,
-        reference_embedding,
-        ids=ids,
-        groups=groups,
-        permutations=permutations,
-        seed=seed,
-    )
-    return compare_captions(distances)[0]
-
-
 def permuted_distances(
     directions: FailureDirections,
     class_index: int,
@@ -225,7 +173,23 @@ def permuted_distances(
 ) -> Iterator[NDArray[np.float32]]:
     """Yield how far failures lie beyond successes along each caption: observed, then under permuted correctness.
 
-    The arguments are those of :func:`caption_p_value`.
+    The direction is the class-weighted difference of means, for the observed labels and for the permuted ones. Its
+    score for a caption, w . z / |z|, is the distance between failures and successes along this caption. Directions are
+    not scaled to unit length: if the captions span all variation within a class, as in a small vocabulary, every
+    direction is *parallel* to some caption, and only the distance separates chance from a pattern. One matrix product
+    computes all permutations.
+
+    Args:
+        directions: Provides mean and standard deviation of phi; the class must have an SVM.
+        class_index: The class as it occurs in ``labels``.
+        embeddings: (n, D) embeddings of the examples of the class.
+        correct: (n,) bool.
+        caption_embeddings: (M, D) unit vectors.
+        reference_embedding: (D,) or (1, D).
+        ids: (n,) names of the examples, which make the order of the rows irrelevant. Default: the row number.
+        groups: (n,) names of the sources; whole groups are permuted. Default: every example is its own source.
+        permutations: Number P of permutations.
+        seed: The only source of randomness.
 
     Yields:
         (1, M) the observed distances, then (P_i, M) blocks with P rows in total; nothing without permutations or
@@ -294,13 +258,16 @@ def compare_captions(
 ) -> tuple[float, dict[CaptionComparison, CaptionGain]]:
     """Test all captions at once, and captions against shorter ones, by the same permutations.
 
+    The statistic of the first test is the largest absolute distance over all captions, which accounts for the selection
+    of the best one (the max-T test of Westfall and Young, 1993).
+
     Args:
         distances: The output of :func:`permuted_distances`.
         comparisons: The comparisons to test.
 
     Returns:
-        The p-value of the best caption, see :func:`caption_p_value`, and the gain of each comparison. Without
-        permutations the p-value is NaN, and there are no gains.
+        The p-value of the best caption, (1 + number as extreme) / (1 + P), in (0, 1], and the gain of each comparison.
+        Without permutations the p-value is NaN, and there are no gains.
     """
     blocks = iter(distances)
     observed = next(blocks, None)

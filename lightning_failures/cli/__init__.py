@@ -13,6 +13,7 @@ Files, each importing only from those above it::
     commands            The table of all commands. It imports nothing, so that --help answers at once
     demo                A training with a planted shortcut that needs no network: coloured digits and packaged encoders
     report              Commands report and diff, which read the files of runs
+    pins                Command pin, which keeps a slice of a run as a regression test
     lightning_commands  Commands with model and data: LightningCLI and its Trainer with additional subcommands
     main                The entry point: find the command, run it, and turn errors into exit statuses
 """

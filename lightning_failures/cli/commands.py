@@ -14,10 +14,12 @@ class Command:
         function: ``"module:function"`` of a command without model and data. The function takes the arguments, a list of
             strings, and returns the exit status, or None for 0. Empty for a command with model and data: the method of
             the same name of :class:`~lightning_failures.cli.lightning_commands.FailureTrainer`.
+        positional: Option that the first arguments, up to one that begins with "-", are values of.
     """
 
     summary: str
     function: str = ""
+    positional: str = ""
 
 
 COMMANDS = {
@@ -32,6 +34,8 @@ COMMANDS = {
     "verdict": Command("test whether the interventions of a config help: fork a checkpoint"),
     "retrain-head": Command("refit the last layer of a checkpoint, flagged and unflagged examples of equal mass"),
     "embed": Command("embed a pool of any size, and find its hardest examples"),
+    "pin": Command("keep a slice of a run as a regression test", "lightning_failures.cli.pins:pin"),
+    "check-pins": Command("check pinned slices on a model; the exit status is 1 if one reopens", positional="pins"),
     "doctor": Command("check a config before training: data, encoders, loggers, time, memory"),
     "report": Command(
         "show the last report of a run, and write it as one HTML file", "lightning_failures.cli.report:report"

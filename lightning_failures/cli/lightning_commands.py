@@ -9,6 +9,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext, redirect_stdout
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -28,7 +29,9 @@ from lightning_failures.pools.embedder import run_job
 from lightning_failures.pools.fitted import load_fitted
 from lightning_failures.pools.job import PoolJob
 from lightning_failures.pools.source import PoolSource, PoolSplit
+from lightning_failures.regression import load_pins
 from lightning_failures.report.interventions import intervention_lines
+from lightning_failures.report.pins import check_json, pin_table
 from lightning_failures.steering.forks.run import PAIRS, Run, fork_verdict
 from lightning_failures.steering.former_files import RETRAINED
 from lightning_failures.steering.last_layer import write_with_last_layer
@@ -67,15 +70,53 @@ class FailureTrainer(Trainer):
             split: Part of the data. "train" is the training set in its own order, with its own transforms.
             weights_only: As in fit: refuse a checkpoint that holds more than tensors and plain values.
         """
-        callbacks = self._failure_modes()
-        if not callbacks:
-            raise ConfigurationError(
-                "`analyse` needs lightning_failures.FailureModes among trainer.callbacks of the config (see"
-                " configs/digits.yaml)."
-            )
-        for callback in callbacks:
+        for callback in self._required_failure_modes("analyse"):
             callback.on_error = "raise"  # an analysis that fails is a failure of this command
+        self._evaluate(model, datamodule, split, {"ckpt_path": ckpt_path} | _given(weights_only=weights_only))
+
+    def check_pins(
+        self,
+        model: LightningModule,
+        datamodule: LightningDataModule | None = None,
+        *,
+        pins: list[Path],
+        ckpt_path: str | None = None,
+        split: Split = "validation",
+        json: bool = False,
+        weights_only: bool | None = None,
+    ) -> None:
+        """Check pinned slices on a model: has a pattern that was fixed come back?
+
+        The model is analysed as by `analyse`, without pictures. A slice has reopened if it fails significantly more
+        often than the level that is stored with its pin, and than the rest of its class does now; the p-values are
+        corrected for the number of pins. The exit status is 1 if a slice has reopened, is still open or could not be
+        checked, else 0.
+
+        Args:
+            model: The model.
+            datamodule: The data.
+            pins: Files of pins, or folders with pins. "check-pins PINS" is short for "check-pins --pins PINS".
+            ckpt_path: Checkpoint with the weights. By default the weights of the model as configured.
+            split: Part of the data, as for `analyse`: that which the slices were pinned on.
+            json: Print all checks as JSON on standard output, for machines.
+            weights_only: As in fit: refuse a checkpoint that holds more than tensors and plain values.
+        """
+        callback, *others = self._required_failure_modes("check-pins")
+        for one in (callback, *others):
+            one.on_error, one.pictures, one.pins = "raise", False, () if one in others else pins
+        load_pins(pins)  # what is wrong with the files is known before anything is read
         loading = {"ckpt_path": ckpt_path} | _given(weights_only=weights_only)
+        with redirect_stdout(sys.stderr) if json else nullcontext():
+            self._evaluate(model, datamodule, split, loading | {"verbose": False})
+        checks = () if callback.last_report is None else callback.last_report.pins
+        self.status = int(not checks or not all(check.holds for check in checks))
+        if self.is_global_zero:
+            print(check_json(checks) if json else pin_table(checks))
+
+    def _evaluate(
+        self, model: LightningModule, datamodule: LightningDataModule | None, split: Split, loading: dict[str, Any]
+    ) -> None:
+        """Run the validation or test loop on a split; ``loading`` says which checkpoint to load, and how."""
         if split == "test":
             self.test(model, datamodule=datamodule, **loading)
         elif split == "validation":
@@ -153,12 +194,7 @@ class FailureTrainer(Trainer):
             output: Folder for retrained.ckpt.
             weights_only: As in fit: refuse a checkpoint that holds more than tensors and plain values.
         """
-        callback = next(iter(self._failure_modes()), None)
-        if callback is None:
-            raise ConfigurationError(
-                "`retrain-head` needs lightning_failures.FailureModes among trainer.callbacks of the config (see"
-                " configs/digits.yaml)."
-            )
+        callback = self._required_failure_modes("retrain-head")[0]
         configured = [one for one in callback.interventions if isinstance(one, RetrainHead)]
         given = RetrainHead(head=head, data="validation" if spend_validation else "train")
         callback.prepare_retraining(configured[0] if configured else given)
@@ -205,12 +241,9 @@ class FailureTrainer(Trainer):
             keep_embeddings: Keep the embeddings in the shards, mostly in float16. Without them, scoring with other
                 directions embeds the pool again.
         """
-        callback = next(iter(self._failure_modes()), None)
-        if callback is None or callback.encoder is None:
-            raise ConfigurationError(
-                "`embed` needs lightning_failures.FailureModes with an encoder among trainer.callbacks of the config"
-                " (see configs/digits.yaml)."
-            )
+        callback = self._required_failure_modes("embed")[0]
+        if callback.encoder is None:
+            raise ConfigurationError("`embed` needs FailureModes(encoder=...) in the config (see configs/digits.yaml).")
         for name, value in (("k", k), ("shard_size", shard_size)):
             if value is not None and value < 1:
                 raise ConfigurationError(f"embed --{name} must be at least 1, got {value}.")
@@ -251,12 +284,21 @@ class FailureTrainer(Trainer):
         if self.is_global_zero:
             self.status = diagnose(self, model, datamodule, as_json=json)
 
-    def _failure_modes(self) -> list[FailureModes]:
+    def _required_failure_modes(self, command: str) -> list[FailureModes]:
+        """Return the callbacks of the config; at least one."""
         callbacks = self.callbacks  # type: ignore[attr-defined]
-        return [callback for callback in callbacks if isinstance(callback, FailureModes)]
+        found = [callback for callback in callbacks if isinstance(callback, FailureModes)]
+        if not found:
+            raise ConfigurationError(
+                f"`{command}` needs lightning_failures.FailureModes among trainer.callbacks of the config (see"
+                " configs/digits.yaml)."
+            )
+        return found
 
 
-setattr(FailureTrainer, "retrain-head", FailureTrainer.retrain_head)  # commands have hyphens, methods cannot
+# LightningCLI finds the method of a subcommand by its name
+setattr(FailureTrainer, "check-pins", FailureTrainer.check_pins)
+setattr(FailureTrainer, "retrain-head", FailureTrainer.retrain_head)
 
 
 class FailureCLI(LightningCLI):
@@ -294,7 +336,7 @@ def run_with_model(command: str, arguments: Sequence[str]) -> int:
 def _run(command: str, arguments: Sequence[str]) -> int:
     # about Lightning's own calls of jsonargparse: nothing that a user could change
     os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
-    whole_line = [command, *arguments]
+    whole_line = [command, *_with_positional(command, list(arguments))]
     cli = FailureCLI(
         trainer_class=FailureTrainer,
         save_config_kwargs={"overwrite": True},
@@ -303,6 +345,18 @@ def _run(command: str, arguments: Sequence[str]) -> int:
         parser_kwargs={"prog": "lightning-failures"},
     )
     return int(getattr(cli.trainer, "status", 0))
+
+
+def _with_positional(command: str, arguments: list[str]) -> list[str]:
+    """Return the arguments with the first ones, up to an option, as the value of the command's positional option.
+
+    >>> _with_positional("check-pins", ["pins", "--json", "true"])
+    ['--pins=["pins"]', '--json', 'true']
+    """
+    end = next((i for i, argument in enumerate(arguments) if argument.startswith("-")), len(arguments))
+    if not end or not (option := COMMANDS[command].positional):
+        return arguments
+    return [f"--{option}={json.dumps(arguments[:end])}", *arguments[end:]]
 
 
 def _given(**options: Any) -> dict[str, Any]:

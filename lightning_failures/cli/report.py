@@ -21,6 +21,7 @@ from lightning_failures.report.feature_names import names_in, with_names
 from lightning_failures.report.html.write import write_html
 from lightning_failures.report.interventions import intervention_lines
 from lightning_failures.report.mode_comparison import ModeChange
+from lightning_failures.report.pins import pin_lines
 from lightning_failures.report.run_folder import HTML_FILE, Run, open_run
 from lightning_failures.report.sentences import leaf_rates
 from lightning_failures.report.shared import shared_lines
@@ -78,6 +79,7 @@ def report_text(run: Run) -> str:
     sections = [
         ("Notes", [clean(note, 400) for note in (*last.notes, *run.notes)]),
         ("Confidence in the findings, most to gain first", trust_lines(last, limit=_TRUSTED)),
+        ("Pinned slices", pin_lines(last.pins)),
         ("Pattern shared by classes", shared_lines(last)),
         ("Failure diary", diary_lines(last, limit=_MODES)),
         ("Most frequent confusions", confusion_lines(last)),

@@ -35,6 +35,8 @@ class _Claim:
     descriptor: int
     process: int
     owner: weakref.ref[Any]
+    created: tuple[Path, ...]
+    """Folders above it that the claim created, innermost first."""
 
 
 _CLAIMS: dict[Path, _Claim] = {}
@@ -88,16 +90,20 @@ def claim(folder: Path, owner: object) -> bool:
     # asking the system about a lock of one's own would drop it
     if held is not None and held.process == os.getpid() and held.owner() is not None:
         return held.owner() is owner
+    created = tuple(parent for parent in folder.parents if not parent.exists())
     descriptor = _take(folder / LOCK_FILE, wait=False)
     if descriptor is None:
         return False
-    _CLAIMS[folder] = new = _Claim(descriptor, os.getpid(), weakref.ref(owner))
+    _CLAIMS[folder] = new = _Claim(descriptor, os.getpid(), weakref.ref(owner), created)
     weakref.finalize(owner, _release, folder, new)
     return True
 
 
 def release(owner: object) -> None:
-    """Release all folders that an object has claimed; folders without any other file are removed."""
+    """Release all folders that an object has claimed; those without any other file are removed.
+
+    Empty folders above them are removed too if the claim created them.
+    """
     for folder, held in list(_CLAIMS.items()):
         if held.owner() is owner:
             _release(folder, held)
@@ -109,7 +115,8 @@ def _release(folder: Path, held: _Claim) -> None:
     del _CLAIMS[folder]
     _drop(folder / LOCK_FILE, held.descriptor)
     with contextlib.suppress(OSError):  # not empty
-        folder.rmdir()
+        for empty in (folder, *held.created):
+            empty.rmdir()
 
 
 def _take(path: Path, *, wait: bool) -> int | None:

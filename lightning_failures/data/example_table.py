@@ -55,6 +55,7 @@ class ExampleTable:
         digests: (N,) int64, digests of the images, -1 where unknown; None in files of former versions.
         names: (N,) int64, hashes of the file names, below the root of the dataset; None if the dataset has none.
         indexed: Whether the ids are indices of the dataset, rather than given by the user; None if unknown.
+        groups: (N,) int64, the source of each example; None if all sources differ, and in files of former versions.
     """
 
     ids: Tensor
@@ -69,6 +70,7 @@ class ExampleTable:
     digests: Tensor | None = None
     names: Tensor | None = None
     indexed: bool | None = None
+    groups: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -113,6 +115,7 @@ class ExampleTable:
             class_names=grades.class_names,
             verdicts=grades.verdicts,
             digests=grades.digests,
+            groups=grades.groups,
         )
 
     def save(self, path: str | Path) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from lightning_failures.core.serialization import from_jsonable, read_json
 from lightning_failures.data.evidence import AttributeEvidence
+from lightning_failures.data.pin_check import PinCheck
 from lightning_failures.data.records import Readable, SharedPattern, ValueReport
 from lightning_failures.data.tree_report import GroupReport
 from lightning_failures.errors import DataError
@@ -415,6 +416,7 @@ class FailureReport(Readable):
         confusions: The most frequent pairs of a label and another prediction; empty where there is only one wrong
             answer.
         shared: The pattern that all classes share; None with fewer than two classes or without directions.
+        pins: Checks of pinned slices.
     """
 
     examples: int
@@ -447,6 +449,7 @@ class FailureReport(Readable):
     slices: tuple[SliceReport, ...] = ()
     confusions: tuple[ConfusionReport, ...] = ()
     shared: SharedPattern | None = None
+    pins: tuple[PinCheck, ...] = ()
 
     def method_columns(self) -> dict[str, tuple[Any, ...]]:
         """Return the columns that additional methods add to the table of classes: K values by title.

@@ -15,8 +15,9 @@ from lightning_failures.errors import ConfigurationError, DataError
 from lightning_failures.steering.class_order import in_class_order
 from lightning_failures.steering.controller import InterventionController
 from lightning_failures.steering.loader_patch import original_dataset
-from lightning_failures.steering.training_view import VIEW, training_view
+from lightning_failures.steering.training_view import training_view
 from lightning_failures.trainer.dataset_attributes import class_list_problem, dataset_class_names
+from lightning_failures.trainer.reading_ways import VIEW
 
 
 def check_interventions(context: CheckContext) -> Iterator[Finding]:

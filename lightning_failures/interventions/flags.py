@@ -15,6 +15,12 @@ from numpy.typing import NDArray
 from lightning_failures.core.types import BoolArray, IntArray
 from lightning_failures.interventions.base import LEFT_OUT, JudgedExamples, Round
 
+DOUBTFUL_FACTOR = 2.0
+"""Largest weight of a flagged example where most failures of validation look like doubtful labels: the paper's.
+
+Larger ones cost points where nothing but wrong labels is wrong (``benchmarks/coloured_mnist.py``, p = 0.5).
+"""
+
 MAX_REVIEW = 200
 """Maximum number of doubted labels listed for review, the most doubtful first."""
 
@@ -81,6 +87,11 @@ def flag_examples(examples: JudgedExamples, round: Round | None, *, max_flagged:
         np.bincount(examples.labels[doubted], minlength=counts),
         (*review, *doubts),
     )
+
+
+def largest_factor(max_factor: float, round: Round | None) -> float:
+    """Return the largest weight of a flagged example, at most ``max_factor``, in a round of decisions."""
+    return min(max_factor, DOUBTFUL_FACTOR) if round is not None and round.report.doubtful else max_factor
 
 
 def _hardest_of_classes(

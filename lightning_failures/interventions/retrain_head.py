@@ -26,7 +26,7 @@ from lightning_failures.interventions.base import (
     Round,
     is_number,
 )
-from lightning_failures.interventions.flags import Flags, flag_examples
+from lightning_failures.interventions.flags import Flags, flag_examples, largest_factor
 from lightning_failures.interventions.head import (
     MAX_FACTOR,
     MIN_GROUP,
@@ -37,12 +37,6 @@ from lightning_failures.interventions.head import (
     random_flags,
 )
 from lightning_failures.interventions.verdicts import Verdict, not_measured, paired_verdict, should_roll_back
-
-DOUBTFUL_FACTOR = 2.0
-"""Largest weight of a flagged example where most failures of validation look like doubtful labels.
-
-Chosen on three seeds of Coloured MNIST, where larger ones cost up to 6 points if nothing is planted.
-"""
 
 RANDOM_CONTROLS = 3
 """Number of heads that are refitted with random flags."""
@@ -81,7 +75,7 @@ class RetrainHead(Intervention):
         max_factor: Largest weight of a flagged example, in units of that of the others of its class, at least 1.
         triage: Exclude training examples with doubtful labels from the flagged, as
             :class:`~lightning_failures.interventions.Upweight` does.
-        penalties: L2 penalties > 0, from which cross-validation chooses by the accuracy in the worst group.
+        penalties: L2 penalties > 0, from which cross-validation chooses by the worst group.
         folds: Number of folds of the cross-validation.
         **schedule: ``start_epoch``, ``stop_epoch`` and ``dry_run`` of
             :class:`~lightning_failures.interventions.Intervention`; ``dry_run`` reports what a new head would gain.
@@ -103,7 +97,7 @@ class RetrainHead(Intervention):
         max_factor: float = MAX_FACTOR,
         triage: bool = True,
         penalties: Sequence[float] = PENALTIES,
-        folds: int = 5,
+        folds: int = 3,
         **schedule: Any,
     ) -> None:
         super().__init__(every_n_epochs=1 if every_n_epochs is None else every_n_epochs, **schedule)
@@ -156,7 +150,7 @@ class RetrainHead(Intervention):
 
         def study() -> Decision:
             assert layer is not None  # on the first process
-            factor = min(self.max_factor, DOUBTFUL_FACTOR) if round.report.doubtful else self.max_factor
+            factor = largest_factor(self.max_factor, round)
             return self._study(layer, examples, flags, max_factor=factor, seed=round.seed)
 
         decision = round.on_first(study)

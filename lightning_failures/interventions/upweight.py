@@ -12,7 +12,7 @@ import numpy as np
 
 from lightning_failures.core.types import FloatArray, IntArray
 from lightning_failures.interventions.base import LEFT_OUT, Decision, Intervention, JudgedExamples, Round, is_number
-from lightning_failures.interventions.flags import Flags, flag_examples
+from lightning_failures.interventions.flags import Flags, flag_examples, largest_factor
 
 
 class Upweight(Intervention):
@@ -48,7 +48,7 @@ class Upweight(Intervention):
     encoder have the predicted class as their label, and a cross-fitted probe gives its own label less than 0.1
     (:func:`~lightning_failures.interventions.label_errors.suspect_labels`). Where most failures of validation look like
     doubtful labels, only examples whose label a probe of the validation set supports count as flagged
-    (:func:`~lightning_failures.interventions.flags.flag_examples`).
+    (:func:`~lightning_failures.interventions.flags.flag_examples`), at most twice if the weights are balanced.
 
     Args:
         factor: ``"balanced"``, or u, from 1 to ``max_factor``. With 1 the training is exactly the same as without the
@@ -120,20 +120,21 @@ class Upweight(Intervention):
             np.bincount(examples.labels[rows & takes_part], minlength=len(examples.class_names))
             for rows in (takes_part, flags.flagged)
         )
-        factors = self._factors(sizes, counts)
+        factors = self._factors(sizes, counts, largest_factor(self.max_factor, round))
         weights = np.ones(len(examples.labels))
         weights[flags.flagged] = factors[examples.labels[flags.flagged]]
         return Decision(weights, _class_entries(examples, flags, sizes, counts, factors), review=flags.review)
 
-    def _factors(self, sizes: IntArray, counts: IntArray) -> FloatArray:
+    def _factors(self, sizes: IntArray, counts: IntArray, largest: float) -> FloatArray:
         """Return the weight of the flagged examples of each class (K,), 1 where there are none.
 
         Args:
             sizes: (K,) number of examples.
             counts: (K,) number of flagged ones.
+            largest: Largest balanced weight.
         """
         if self.factor == "balanced":
-            factors = np.clip((sizes - counts) / np.maximum(counts, 1), 1.0, self.max_factor)
+            factors = np.clip((sizes - counts) / np.maximum(counts, 1), 1.0, largest)
         else:
             factors = np.full(len(sizes), float(self.factor))
         return np.where(counts > 0, factors, 1.0)

@@ -19,6 +19,7 @@ Files, each importing only from those above it::
     gallery          The pictures of an analysis: structured rows of tiles that each writer lays out
     gallery_storage  The pictures of an analysis in one JSON file, bounded when written, validated when read
     run_folder       The files that a run leaves on disk, and reading them back
+    pins             Pinned slices for readers: pin a slice of a run, and the checks of pins as a table in words
     html             The report of a run as one HTML file that needs neither network nor server
     mode_comparison  The failure modes of one run, matched with those of another
     example_pairs    Which example of one run is which example of another run

@@ -123,6 +123,7 @@ class _StoredMode:
     caption: str | None
     look: int
     base: int
+    threshold: float | None = None
 
 
 _RENAMED = ("row", "look", "base")  # keys of the file that differ from the attributes of a mode

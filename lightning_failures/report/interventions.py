@@ -121,6 +121,6 @@ def _new_head(entry: Mapping[str, Any]) -> list[str]:
     right = {arm: number(one["accuracy"], ".3f") for arm, one in figures.items()}
     return [
         f"last layer {clean(entry['head'])!r} refitted: worst group of the report part {worst['before']} ->"
-        f" {worst['retrained']} (refitted without flags {worst['uniform']}, with random flags {worst['random']}), accuracy"
-        f" {right['before']} -> {right['retrained']} ({right['uniform']}, {right['random']})"
+        f" {worst['retrained']} (refitted without flags {worst['uniform']}, with random flags {worst['random']}),"
+        f" accuracy {right['before']} -> {right['retrained']} ({right['uniform']}, {right['random']})"
     ]

@@ -48,7 +48,7 @@ _HISTORY_CLASS_KEYS = {
     *("name", "examples", "accuracy", "cv_score", "cv_score_stderr", "p_value", "pattern", "skipped", "flagged"),
     *("aler", "base_error_rate", "error_rate_shrunk", "gain", "gain_share"),
 }
-_NOT_IN_HISTORY = {"groups", "features", "interventions", "timings", "slices", "confusions", "shared"}
+_NOT_IN_HISTORY = {"groups", "features", "interventions", "timings", "slices", "confusions", "shared", "pins"}
 
 
 @dataclass(frozen=True)

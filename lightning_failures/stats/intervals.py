@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from scipy.special import bdtr  # type: ignore[import-untyped]
 
 from lightning_failures.core.arrays import as_array
-from lightning_failures.core.types import BoolArray, IntArray
+from lightning_failures.core.types import BoolArray, FloatArray, IntArray
 from lightning_failures.errors import DataError
 
 
@@ -43,6 +43,28 @@ def benjamini_hochberg(p_values: Any, level: float = 0.05) -> BoolArray:
     if len(below):
         significant[by_p_value[: below[-1] + 1]] = True
     return significant
+
+
+def holm_adjusted(p_values: Any) -> FloatArray:
+    """Return p-values corrected for their number: those below a level are all true with a probability of 1 - level.
+
+    Args:
+        p_values: (K,) in [0, 1].
+
+    Returns:
+        (K,) in [0, 1], none smaller than its p-value.
+
+    Reference:
+        Holm, A simple sequentially rejective multiple test procedure, 1979.
+
+    >>> [round(p, 3) for p in holm_adjusted([0.01, 0.04, 0.03]).tolist()]
+    [0.03, 0.06, 0.06]
+    """
+    p = as_array(p_values).astype(np.float64)
+    order = np.argsort(p, kind="stable")
+    adjusted = np.empty_like(p)
+    adjusted[order] = np.minimum(np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1)), 1.0)
+    return adjusted
 
 
 def wilson_interval(failures: float, n: float, z: float = 1.959964) -> tuple[float, float]:

@@ -22,7 +22,7 @@ from lightning_failures.interventions.base import LEFT_OUT
 from lightning_failures.steering.last_layer import LastLayerReader
 from lightning_failures.steering.loader_patch import original_dataset
 from lightning_failures.steering.round import TrainingRound
-from lightning_failures.steering.training_view import VIEW, ExamplesView, training_view
+from lightning_failures.steering.training_view import ExamplesView, training_view
 from lightning_failures.trainer.batch_reader import BatchReader
 from lightning_failures.trainer.dataset_attributes import class_list_problem, dataset_attribute, dataset_class_names
 from lightning_failures.trainer.epoch_end import LoaderAnalysis
@@ -30,6 +30,7 @@ from lightning_failures.trainer.example_reader import training_loaders
 from lightning_failures.trainer.feature_store import FeatureStore
 from lightning_failures.trainer.index_recorder import dataset_of
 from lightning_failures.trainer.ranks import Communicator
+from lightning_failures.trainer.reading_ways import VIEW
 
 
 class TrainingJudge:

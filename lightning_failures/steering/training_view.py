@@ -8,22 +8,17 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from enum import IntEnum
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.utilities import CombinedLoader
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, default_collate
 from tqdm import tqdm
 
-from lightning_failures.core.arrays import finite_rows
 from lightning_failures.core.budget import PROGRESS_DELAY
-from lightning_failures.data.grading import are_distributions
 from lightning_failures.directions.result import FailureDirections
 from lightning_failures.encoders.cache.store import content_keys
 from lightning_failures.encoders.cached import CachedEncoder
@@ -31,21 +26,17 @@ from lightning_failures.errors import ConfigurationError, DataError
 from lightning_failures.interventions.base import LEFT_OUT
 from lightning_failures.steering.loader_patch import checked_loader, original_dataset
 from lightning_failures.trainer.batch_reader import BatchReader
-from lightning_failures.trainer.batch_transfer import BatchTransfer
 from lightning_failures.trainer.example_names import digests_in
-from lightning_failures.trainer.example_reader import WORKER_OPTIONS, BatchForm, ExampleReader, ReadExamples
+from lightning_failures.trainer.example_reader import ExampleReader, ReadExamples
 from lightning_failures.trainer.image_space import ImageRangeError, pixel_problems
-from lightning_failures.trainer.normalization_guard import normalization_doubt
 from lightning_failures.trainer.penultimate import PenultimateFeatures, penultimate_features
 from lightning_failures.trainer.ranks import Communicator
-from lightning_failures.trainer.readable import evenly_spaced
+from lightning_failures.trainer.reading_ways import VIEW, Fitness, Trial, best_trial, class_labels, training_ways
 from lightning_failures.trainer.step_logits import StepLogits
 
-VIEW = "train_analysis_dataset"
 MODEL_BATCH = 32  # examples that the model is shown at once, if the training loader does not say
 FLUSH_EVERY = 16_384  # examples; embeddings are in memory until they are flushed
 ROWS = 8192
-_READ_TWICE = 4  # of the examples by which a way of reading is judged, those that are read twice
 
 
 @dataclass(frozen=True)
@@ -119,20 +110,11 @@ class ExamplesView:
     @property
     def looks_random(self) -> bool:
         """Whether some of the examples differ when they are read twice."""
-        return self._trial.fitness == _Fitness.RANDOM
+        return self._trial.fitness == Fitness.RANDOM
 
     @cached_property
-    def _trial(self) -> _Trial:
-        some = evenly_spaced(len(self))
-        best: _Trial | None = None
-        for way in self.ways:
-            trial = _try(way, some, self.seed)
-            if best is None or trial.fitness > best.fitness:
-                best = trial
-            if best.fitness == _Fitness.AS_VALIDATION:
-                break
-        assert best is not None
-        return best
+    def _trial(self) -> Trial:
+        return best_trial(self.ways, seed=self.seed)
 
     def judge(
         self, cached: CachedEncoder, directions: FailureDirections, ranks: Communicator, *, progress: bool = False
@@ -173,7 +155,7 @@ class ExamplesView:
         """Read examples again for the model, in batches that it can take, with class labels."""
         for part in self.reader.read(ids, at_once=self.batch_size, seed=self.seed):
             labels = part.record.labels
-            record = replace(part.record, labels=None if labels is None else _class_labels(labels))
+            record = replace(part.record, labels=None if labels is None else class_labels(labels))
             yield replace(part, record=record)
 
     def _embed(self, ids: Tensor, cached: CachedEncoder, *, progress: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -216,7 +198,7 @@ class ExamplesView:
                             {part.ids[row]: problems.get(row, cached.problem) for row in failed}
                         )
                 read_ids.append(torch.tensor(part.ids))
-                labels.append(_class_labels(given))
+                labels.append(class_labels(given))
                 keys.append(found)
                 if self.digested:
                     digests.append(digests_in(images, space))
@@ -229,53 +211,6 @@ class ExamplesView:
         if range_error is not None and 2 * n_failed > len(ids):
             raise range_error
         return torch.cat(read_ids), torch.cat(labels), torch.cat(keys), torch.cat(digests)
-
-
-class _Fitness(IntEnum):
-    """How well a way of reading examples serves."""
-
-    UNREADABLE = 0
-    DOUBTFUL = 1  # a normalisation that cannot be that of the images
-    RANDOM = 2  # images differ when they are read twice
-    AS_VALIDATION = 3
-
-
-@dataclass(frozen=True)
-class _Trial:
-    """A way of reading examples, after a few of them were read."""
-
-    way: ExampleReader
-    fitness: _Fitness
-    doubt: str | None = None
-
-
-def _try(way: ExampleReader, some: Sequence[int], seed: int) -> _Trial:
-    """Read some examples in one way.
-
-    Training batches may be augmented or mixed in ``collate_fn``, and hooks may expect the form of training batches.
-    """
-    # one worker, if there are any: a file that the dataset opens must not be shared with the workers of the training
-    few = replace(way, workers=way.workers | {"num_workers": min(1, way.workers.get("num_workers", 0))})
-    doubt: str | None = None
-    n_usable = 0
-    try:
-        space = way.reader.space(way.dataset)
-        for part in few.read(some, seed=seed):
-            images, labels = way.images_of(part.record), part.record.labels
-            if labels is None:
-                return _Trial(way, _Fitness.UNREADABLE)
-            _class_labels(labels)
-            doubt = doubt or normalization_doubt(images, space)
-            unit_images, _ = space.to_unit_each(images)
-            n_usable += int(finite_rows(unit_images).sum())
-        if some and 2 * n_usable <= len(some):
-            return _Trial(way, _Fitness.UNREADABLE)
-        if doubt is not None:
-            return _Trial(way, _Fitness.DOUBTFUL, doubt)
-        varies = few.varies(some[:_READ_TWICE])
-    except Exception:  # of the user's collate_fn or hook: another way may work, else the error is met in reading
-        return _Trial(way, _Fitness.UNREADABLE)
-    return _Trial(way, _Fitness.RANDOM if varies else _Fitness.AS_VALIDATION)
 
 
 def training_view(trainer: Trainer, loader: object, reader: BatchReader, *, seed: int) -> ExamplesView:
@@ -299,26 +234,8 @@ def training_view(trainer: Trainer, loader: object, reader: BatchReader, *, seed
             )
         dataset = view
         break
-    workers: dict[str, Any] = {name: getattr(loader, name) for name in WORKER_OPTIONS}
-    forms = _forms(trainer, loader)
-    ways = [
-        ExampleReader(dataset, form, reader, BatchTransfer(trainer, training=training), workers, "training images")
-        for form, training in [*((form, False) for form in forms), (forms[0], True)]
-    ]
+    ways = training_ways(trainer, loader, dataset, reader)
     return ExamplesView(ways, seed, loader.batch_size or MODEL_BATCH)
-
-
-def _forms(trainer: Trainer, loader: DataLoader[Any]) -> list[BatchForm]:
-    """Return the forms of batches to try: of the training loader, of the validation loader, and torch's own."""
-    validation = (
-        [] if trainer.val_dataloaders is None else CombinedLoader(trainer.val_dataloaders, "max_size").flattened
-    )
-    forms: list[BatchForm] = []
-    loaders = [one for one in (loader, *validation[:1]) if isinstance(one, DataLoader)]
-    for form in (*map(BatchForm.of, loaders), BatchForm(default_collate)):
-        if form not in forms:
-            forms.append(form)
-    return forms
 
 
 def pool_view(pool: Any, view: Any, training: ExamplesView) -> ExamplesView:
@@ -352,18 +269,3 @@ def training_features(
     with StepLogits(trainer, reader, dataset=view.reader.dataset).open() as logits_of:
         batches = ((torch.tensor(part.ids), part.batch) for part in view.model_batches(ids))
         return penultimate_features(module, batches, head=head, trainer=trainer, logits_of=logits_of)
-
-
-def _class_labels(labels: Tensor) -> Tensor:
-    """Convert the labels of a batch, (B,), (B, 1) or one-hot (B, K), to classes (B,) int64, a copy."""
-    labels = labels.detach().cpu()
-    if labels.ndim > 2:
-        raise ConfigurationError(f"Interventions need one class for each training example, got {tuple(labels.shape)}.")
-    if labels.ndim == 2 and labels.shape[1] > 1:
-        if not are_distributions(labels):
-            raise ConfigurationError(
-                "Interventions need one class for each training example, but labels of shape"
-                f" {tuple(labels.shape)} are not one-hot. Give the datamodule a {VIEW} with integer labels."
-            )
-        return labels.argmax(1)
-    return labels.reshape(-1).long().clone()

@@ -18,6 +18,7 @@ Files, each importing only from those above it::
     readable          Examples that can be read and look like the others; one that does not is left out and named
     example_reader    Read examples of a dataset by index, through the same steps as the batches of the loop
     normalization_guard  Notice a normalisation that images do not have
+    reading_ways      Read training examples as a validation would: the first of several ways that serves
     module_state      Keep what a step leaves behind in a module
     step_logits       Logits outside of the loop, by the module's own evaluation step
     kept_images       Small copies of some images of a stream, kept while they pass
@@ -29,6 +30,7 @@ Files, each importing only from those above it::
     grader            Grades of one evaluation loader: which examples are right, under which ids and classes
     grading_notes     Notes of the report on what was taken for logits and labels, and doubts about it
     evaluation_pass   One pass over one evaluation loader: its grades, and the embeddings of its images
+    pinned_slices     Checks of pinned slices in an evaluation: on all graded examples, with the embeddings of the pass
     method_values     The values that each method is fitted on, for the classes that this process owns
     batch_grader      The one place that reads, names and grades an evaluation batch, for the callback and for doctor
     error_policy      Errors as warnings in a training run; messages that are emitted once
@@ -37,5 +39,6 @@ Files, each importing only from those above it::
     run_folder        The folder for the files of a run, the same on every rank and after a resume
     metric_keys       The metrics that other callbacks and schedulers monitor, and the values logged for them
     pictures          The pictures of an analysis
+    late_doubts       Doubts that come after an analysis: the accuracy that the module logs in its own epoch end
     epoch_end         The end of an evaluation: all ranks analyse, rank 0 draws pictures and writes files
 """

@@ -42,6 +42,7 @@ from lightning_failures.interventions.validation_split import (
     take_grades,
 )
 from lightning_failures.methods import Method, methods_for
+from lightning_failures.regression import Pin, load_pins
 from lightning_failures.report.diary_storage import keep_diary
 from lightning_failures.report.gallery import Gallery, Picture
 from lightning_failures.report.html.render import prepare
@@ -50,11 +51,15 @@ from lightning_failures.trainer.caption_sources import Captions, CaptionSources
 from lightning_failures.trainer.evaluation_pass import EvaluationPass
 from lightning_failures.trainer.example_ids import unstable_ids
 from lightning_failures.trainer.example_reader import ExampleReader, TrainingSample, training_sample
-from lightning_failures.trainer.grading_notes import grading_notes
+from lightning_failures.trainer.grading_notes import comparable_accuracies, grading_notes
+from lightning_failures.trainer.index_recorder import dataset_of
+from lightning_failures.trainer.late_doubts import LateDoubts
 from lightning_failures.trainer.method_values import values_of_methods
 from lightning_failures.trainer.normalization_guard import normalization_doubt
 from lightning_failures.trainer.pictures.builder import AnalysisSnapshot, GalleryBuilder
+from lightning_failures.trainer.pinned_slices import check_encoders, check_pinned_slices
 from lightning_failures.trainer.ranks import Communicator
+from lightning_failures.trainer.reading_ways import best_trial, training_ways
 from lightning_failures.writers import FileWriter, Writer, each_writer, writers_for
 
 NULL_PERMUTATIONS = 20
@@ -107,6 +112,7 @@ class RunnerOptions(Protocol):
     worst_k: int
     feature_names: Path | None
     seed: int
+    pins: Sequence[str | Path]
     on_error: Literal["warn", "raise"]
 
 
@@ -122,6 +128,7 @@ class AnalysisRunner:
         reference: "validation" or "train".
         feature_names: File with names of features; None: the one in the folder of the run.
         say_once: Emits each distinct message at most once.
+        pins: Pinned slices that every analysis checks.
         raises: Whether errors stop the run.
         guard: ``(trainer, where, skipped)`` -> a block in which an error is a warning, or raised, as the user wishes.
     """
@@ -137,9 +144,11 @@ class AnalysisRunner:
     worst_k: int
     feature_names: Path | None
     seed: int
+    pins: Sequence[Pin]
     say_once: Callable[..., None]
     raises: bool
     guard: Callable[[Trainer, str, str], AbstractContextManager[None]]
+    _late_doubts: LateDoubts
     _reference_keys: list[Tensor] = field(default_factory=list)  # (n, 2) of this rank's share, once it is embedded
     _writers: dict[Path, list[Writer]] = field(default_factory=dict)
     _undrawn: dict[int, AnalysisSnapshot] = field(default_factory=dict)
@@ -165,6 +174,8 @@ class AnalysisRunner:
         """
         directions = encoders.get("encoder")
         device = "cpu" if directions is None else getattr(directions.encoder, "device", "cpu")
+        pins = load_pins(options.pins)
+        check_encoders(pins, encoders)
         vocabulary, captioner = load_captions(options.captions, device=device)
         return cls(
             methods=[(method, method.fitter(options)) for method in methods_for(options)],
@@ -178,9 +189,11 @@ class AnalysisRunner:
             worst_k=options.worst_k,
             feature_names=options.feature_names,
             seed=options.seed,
+            pins=pins,
             say_once=say_once,
             raises=options.on_error == "raise",
             guard=guard,
+            _late_doubts=LateDoubts(say_once),
         )
 
     @property
@@ -261,6 +274,11 @@ class AnalysisRunner:
                 parts, discovery = judged
                 result = replace(result, parts=parts)
 
+        if self.pins:
+            checks = check_pinned_slices(self.pins, grades, evaluation, self.encoders, ranks)
+            failing = float(sum(not check.holds for check in checks))
+            result = result.with_report(pins=checks, summary=result.report.summary | {"pins_failing": failing})
+
         left_out = (*grader.notes(), *evaluation.embeddings.notes())
         for note in (*left_out, *failed_fits(result.report.classes, result.report.groups)):
             self.say_once(f"FailureModes: {note}")
@@ -300,6 +318,8 @@ class AnalysisRunner:
         modes = ranks.run_all(lambda: keep_diary(result, folder, warn=self.say_once) if ranks.is_first else ())
         result = with_modes(result, ranks.broadcast(modes))
         ranks.run_all(lambda: self._write(trainer, _with_names(result, analysis), folder) if ranks.is_first else None)
+        accuracies = comparable_accuracies(analysis.evaluation.grader, analysis.grades)
+        self._late_doubts.expect(analysis.index, result, accuracies, self._writers.get(folder, ()))
         self._undrawn[analysis.index] = AnalysisSnapshot(
             result,
             partial(ExampleReader.of_loader, trainer, analysis.loader, analysis.index, self.reader),
@@ -335,11 +355,28 @@ class AnalysisRunner:
         try:
             with ranks.synchronized():
                 result = self._drawn(snapshot, ranks, seconds)
+            self._late_doubts.update(index, result)
         except Exception as error:
             self.say_once(f"FailureModes could not draw pictures: {type(error).__name__}: {error}")
             result = snapshot.result
         del self._undrawn[index]  # an interruption leaves it to draw_interrupted
         return result
+
+    def add_late_doubts(
+        self, trainer: Trainer, logged: Callable[[], Mapping[str, float]]
+    ) -> Mapping[int, AnalysisResult]:
+        """Add doubts that come from metrics which the module logged in its own epoch end; return the doubted analyses.
+
+        Args:
+            trainer: The Trainer.
+            logged: Returns the metrics that the module logged in this validation, by key.
+        """
+        doubted: dict[int, AnalysisResult] = {}
+        with self.guard(trainer, "the metrics of the module", "their comparison"):
+            doubted = self._late_doubts.add(logged)
+        for index in doubted.keys() & self._undrawn.keys():
+            self._undrawn[index] = replace(self._undrawn[index], result=doubted[index])
+        return doubted
 
     def draw_interrupted(self, *, alone: bool) -> None:
         """Write the pages of the last analyses after an interruption; on the first process, not collective.
@@ -501,7 +538,8 @@ class AnalysisRunner:
 
         Random transforms are seeded by block, so that they give the same images for any number of processes.
         """
-        examples = ExampleReader.of_training(trainer, sample.loader, self.reader)
+        ways = training_ways(trainer, sample.loader, dataset_of(sample.loader), self.reader)
+        examples = replace(best_trial(ways, seed=self.seed, labelled=False).way, workers={})
         space = self.reader.space(examples.dataset)
         keys = [torch.empty(0, 2, dtype=torch.int64)]
         for number in range(ranks.rank, -(-len(sample.ids) // REFERENCE_BLOCK), ranks.world_size):

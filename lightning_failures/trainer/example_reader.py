@@ -135,12 +135,6 @@ class ExampleReader:
         """Return the reader of the examples of an evaluation loader, whose index is ``index``."""
         return cls(dataset_of(loader), BatchForm.of(loader), reader, BatchTransfer(trainer, index))
 
-    @classmethod
-    def of_training(cls, trainer: Trainer, loader: Any, reader: BatchReader) -> ExampleReader:
-        """Return the reader of the examples of a training loader, through its own transforms."""
-        what = "training images"
-        return cls(dataset_of(loader), BatchForm.of(loader), reader, BatchTransfer(trainer), what=what)
-
     def read(
         self, ids: Sequence[int], *, at_once: int = READ_AT_ONCE, seed: int | None = None, one_each: bool = True
     ) -> Iterator[ReadExamples]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -58,7 +58,7 @@ def grading_notes(grader: Grader, grades: Grades, logged: Mapping[str, float]) -
     if reading.task != "multilabel":
         unusual, below_chance = _column_doubt(grader, grades)
         (doubts if below_chance else notes).extend(unusual)
-    if difference := _difference(grades, logged):
+    if difference := accuracy_difference(_accuracies(grades), logged):
         doubts.append(difference)
     return GradingNotes(tuple(notes), tuple(doubts))
 
@@ -168,10 +168,20 @@ def _chance(labels: IntArray, predictions: IntArray, classes: int) -> tuple[floa
     return float((labels == predictions).mean()), chance, float(np.sqrt(chance * (1 - chance) / len(labels)))
 
 
-def _difference(grades: Grades, logged: Mapping[str, float]) -> str | None:
-    """Return how our accuracy differs from the one that the module logged; None if it agrees or there is none."""
-    ours = _accuracies(grades)
-    for key, value in logged.items():
+def comparable_accuracies(grader: Grader, grades: Grades) -> list[float]:
+    """Return what may agree with an accuracy that the module logs; nothing for verdicts, or without examples."""
+    is_comparable = grader.reading is not None and grader.reading != VERDICTS and len(grades) > 0
+    return _accuracies(grades) if is_comparable else []
+
+
+def accuracy_difference(ours: Sequence[float], logged: Mapping[str, float]) -> str | None:
+    """Return how our accuracy differs from the one that the module logged; None if it agrees or there is none.
+
+    Args:
+        ours: Accuracies with which it may agree, that of examples first; see :func:`comparable_accuracies`.
+        logged: Metrics that the module itself logged in this evaluation, by key.
+    """
+    for key, value in logged.items() if ours else ():
         if _is_accuracy(key) and 0 <= value <= 1 and all(abs(value - one) > TOLERANCE for one in ours):
             return (
                 f"Accuracy is {ours[0]:.4f} here, but the module logged {key} = {value:.4f}. If both should be equal,"

@@ -89,6 +89,8 @@ class AdvancedOptions:
         cache_folder: Folder of cached embeddings. None: ``$LIGHTNING_FAILURES_CACHE``, else the user's cache folder.
         device: Device of encoders given by name. None: that of the training.
         seed: Seed of folds, permutations and samples.
+        pins: Files, or folders, of pinned slices (``lightning-failures pin``), which every analysis checks: see
+            ``last_report.pins`` and the logged ``failures/pins_failing``, the number of those that do not hold.
     """
 
     every_n_validations: int | None = None
@@ -103,6 +105,7 @@ class AdvancedOptions:
     device: str | torch.device | None = None
     seed: int = 0
     groupings: Sequence[str] = DEFAULT_GROUPINGS
+    pins: Sequence[str | Path] = ()
 
 
 _GROUP_OF = {field.name: group for group in (DataOptions, PictureOptions, AdvancedOptions) for field in fields(group)}
@@ -264,6 +267,8 @@ def _conditions(o: Any) -> Iterator[tuple[str, bool, str]]:
     yield "failed_below", number and o.failed_below == o.failed_below, "None or a number"
     judged = o.failed_below is None or o.read_batch is not None
     yield "failed_below", judged, "given with read_batch, which returns BatchRecord(score=...)"
+    listed = isinstance(o.pins, Sequence) and not isinstance(o.pins, str)
+    yield "pins", listed, "a sequence of files or folders, like ['pins']"
     yield "reference", o.reference in ("validation", "train"), "'validation' or 'train'"
     yield "on_error", o.on_error in ("warn", "raise"), "'warn' or 'raise'"
     yield "task", o.task in _TASKS, "None, 'multiclass', 'binary' or 'multilabel'"

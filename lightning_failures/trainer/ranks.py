@@ -10,6 +10,7 @@ re-raised on all ranks at their next collective, once; every rank then leaves th
 
 from __future__ import annotations
 
+import io
 import pickle
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -112,9 +113,9 @@ class Communicator:
         """Return the value of rank 0 on every rank."""
         if self.group is None:
             return value
-        box = [self.run_all(lambda: pickle.dumps(value) if self.is_first else b"")]
+        box = [self.run_all(lambda: _dumps(value) if self.is_first else b"")]
         dist.broadcast_object_list(box, src=0, group=self.group)
-        return cast(T, pickle.loads(box[0]))  # noqa: S301 - it comes from rank 0 of this very run
+        return cast(T, _loads(box[0]))
 
     def gather_rows(self, rows: Tensor, *, to: int = 0) -> Tensor | None:
         """Concatenate the rows (n_r, ...) of all ranks, in rank order, on rank ``to``; return None on the others.
@@ -145,7 +146,8 @@ class Communicator:
         gathered: list[Any] = [None] * self.world_size
         kind = OtherRankConfigurationError if isinstance(error, ConfigurationError) else OtherRankError
         summary = None if error is None else (kind, f"{type(error).__name__}: {error}")
-        dist.all_gather_object(gathered, (value, summary), group=self.group)
+        dist.all_gather_object(gathered, _dumps((value, summary)), group=self.group)
+        gathered = [_loads(sent) for sent in gathered]
         if error is not None:
             # a mark on the error itself: a reference to the error would keep alive all that its frames hold
             error.__dict__[_REPORTED] = True
@@ -195,6 +197,28 @@ def _select_by_id(wanted: Tensor, ids: Tensor, rows: Tensor) -> Tensor:
     selected = rows[order[first]]
     selected[ids[order[first]] != wanted] = torch.nan
     return selected
+
+
+class _Pickler(pickle.Pickler):
+    """Pickle tensors as arrays; torch calls ``torch.save`` for each, which a user may have wrapped or replaced."""
+
+    def reducer_override(self, value: Any) -> Any:
+        if type(value) is not Tensor:
+            return NotImplemented
+        try:
+            return torch.from_numpy, (value.numpy(),)
+        except (RuntimeError, TypeError):  # on another device, with a gradient, or of a type that NumPy lacks
+            return NotImplemented
+
+
+def _dumps(value: object) -> bytes:
+    buffer = io.BytesIO()
+    _Pickler(buffer).dump(value)
+    return buffer.getvalue()
+
+
+def _loads(sent: bytes) -> Any:
+    return pickle.loads(sent)  # noqa: S301 - it comes from a process of this very run
 
 
 def _attempt(work: Callable[[], T]) -> tuple[T, Exception | None]:

@@ -156,7 +156,8 @@ def failures_folder(trainer: Trainer, ranks: Communicator, *, run_id: str | None
 
     A logger with a versioned folder (TensorBoard, CSV) gives ``<log_dir>/failures``. Without one, successive runs would
     share a folder, so each gets ``<log_dir>/failures/<logger name>/<run id>``; the id is the logger's own version if it
-    has one. ``fast_dev_run`` writes to a temporary folder, which :func:`discard_temporary` removes, or else the end of
+    has one. If ``log_dir`` is the URL of another file system, its text names a folder in the working directory, with a
+    warning. ``fast_dev_run`` writes to a temporary folder, which :func:`discard_temporary` removes, or else the end of
     the Trainer or of the process.
     """
     log_dir = trainer.log_dir  # collective: rank 0 decides
@@ -168,11 +169,23 @@ def failures_folder(trainer: Trainer, ranks: Communicator, *, run_id: str | None
         temporary = ranks.broadcast(ranks.run_all(lambda: _temporary_folder(trainer) if ranks.is_first else None))
         assert temporary is not None
         return temporary, run_id
-    folder = Path(log_dir or trainer.default_root_dir) / "failures"
+    folder = _on_this_machine(str(log_dir or trainer.default_root_dir)) / "failures"
     if logger is not None and getattr(logger, "log_dir", None):
         return folder, run_id
     name = getattr(logger, "name", None) or ("no_logger" if logger is None else type(logger).__name__)
     return folder / safe_name(str(name)) / safe_name(run_id), run_id
+
+
+def _on_this_machine(folder: str) -> Path:
+    """Return the path of a log folder; for the URL of another file system one in the working directory."""
+    scheme, separator, path = folder.partition("://")
+    if not separator:
+        return Path(folder)
+    if scheme in ("file", "local"):
+        return Path(path)
+    own = Path.cwd() / safe_name(folder)
+    rank_zero_warn(f"The log folder {folder} is not on this machine. FailureModes writes its files to {own}.")
+    return own
 
 
 def discard_temporary(folder: Path | None) -> None:

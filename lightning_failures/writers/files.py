@@ -66,6 +66,10 @@ class FileWriter(Writer):
 
     def write_verdict(self, result: AnalysisResult, step: int) -> None:
         """Add the verdict to the records of the last analysis, and to the HTML page if there is one."""
+        self.rewrite(result, step)
+
+    def rewrite(self, result: AnalysisResult, step: int) -> None:
+        """Write the records of the last analysis again, and the HTML page if there is one, with a changed report."""
         report = result.report
         here = self.folder / analysis_name(report, step)
         write_report(report, here)

@@ -10,7 +10,12 @@ from lightning_failures.bundled.digits.data import ColouredDigits
 from lightning_failures.captions import score_captions
 from lightning_failures.captions.candidates import caption_source
 from lightning_failures.captions.grammar import CaptionVocabulary
-from lightning_failures.captions.scoring import caption_p_value, mean_shift_scores, most_distinctive_caption
+from lightning_failures.captions.scoring import (
+    compare_captions,
+    mean_shift_scores,
+    most_distinctive_caption,
+    permuted_distances,
+)
 from lightning_failures.directions import fit_failure_directions
 from lightning_failures.directions.standardize import standardize
 from lightning_failures.encoders import load_encoder
@@ -180,50 +185,52 @@ def test_score_captions__says_what_is_wrong(captions, reference, method, error):
         score_captions(directions, 1, captions, reference, method=method)
 
 
-def test_caption_p_value__small_for_the_planted_class_only():
+def p_value(*args, **options):
+    return compare_captions(permuted_distances(*args, **options))[0]
+
+
+def test_compare_captions__p_value_small_for_the_planted_class_only():
     x, labels, correct, captions, reference = _planted()
     directions = fit_failure_directions(x, labels, correct)
     p = [
-        caption_p_value(directions, k, x[labels == k], correct[labels == k], captions, reference, permutations=199)
+        p_value(directions, k, x[labels == k], correct[labels == k], captions, reference, permutations=199)
         for k in (0, 1)
     ]
     assert p[0] > 0.02
     assert p[1] == 1 / 200
 
 
-def test_caption_p_value__is_uniform_without_a_pattern():
+def test_compare_captions__p_value_is_uniform_without_a_pattern():
     p = []
     for seed in range(80):
         x, _, correct, captions, reference = _planted(seed, n=90, strength=0.0)
         directions = fit_failure_directions(x, np.arange(180) // 90, correct, permutations=0, cs=[1e-3])
-        p.append(caption_p_value(directions, 1, x[90:], correct[90:], captions, reference, permutations=99))
+        p.append(p_value(directions, 1, x[90:], correct[90:], captions, reference, permutations=99))
     assert stats.kstest(p, "uniform").pvalue > 0.01
 
 
-def test_caption_p_value__undefined_without_captions_or_permutations():
+def test_compare_captions__p_value_undefined_without_captions_or_permutations():
     x, labels, correct, captions, reference = _planted()
     directions = fit_failure_directions(x, labels, correct, permutations=0)
     one = (x[:300], correct[:300])
-    assert np.isnan(caption_p_value(directions, 0, *one, captions, reference, permutations=0))
-    assert np.isnan(caption_p_value(directions, 0, *one, captions[:0], reference))
+    assert np.isnan(p_value(directions, 0, *one, captions, reference, permutations=0))
+    assert np.isnan(p_value(directions, 0, *one, captions[:0], reference))
 
 
-def test_caption_p_value__whole_groups_and_any_order():
+def test_compare_captions__p_value_whole_groups_and_any_order():
     x, _, correct, captions, reference = _planted(n=100)
     x, correct = np.repeat(x[100:], 5, 0), np.repeat(correct[100:], 5)
     sources, ids = np.repeat(np.arange(100), 5), np.arange(500)
     directions = fit_failure_directions(x, np.zeros(500, dtype=int), correct, groups=sources)
     order = np.random.default_rng(0).permutation(500)
-    p = caption_p_value(directions, 0, x, correct, captions, reference, ids=ids, groups=sources)
-    q = caption_p_value(
-        directions, 0, x[order], correct[order], captions, reference, ids=ids[order], groups=sources[order]
-    )
+    p = p_value(directions, 0, x, correct, captions, reference, ids=ids, groups=sources)
+    q = p_value(directions, 0, x[order], correct[order], captions, reference, ids=ids[order], groups=sources[order])
     assert p == q
 
 
 @pytest.mark.parametrize(("n", "candidates"), [(100, 40), (100, 3), (400, 12), (60, 400)])  # either order of products
 @pytest.mark.parametrize("grouped", [False, True])
-def test_caption_p_value__is_that_of_an_explicit_loop(n, candidates, grouped):
+def test_compare_captions__p_value_is_that_of_an_explicit_loop(n, candidates, grouped):
     rng = np.random.default_rng([n, candidates])
     x = rng.normal(size=(n, DIM))
     correct = 0.3 * x[:, 0] + rng.normal(size=n) > -0.5
@@ -240,7 +247,7 @@ def test_caption_p_value__is_that_of_an_explicit_loop(n, candidates, grouped):
 
     failed = np.concatenate(list(permuted_outcomes(~correct, sources, 199, np.random.default_rng([7, 5, 1]))))
     expected = (1 + sum(furthest(~row) >= furthest(correct) * (1 - 1e-5) for row in failed)) / 200
-    p = caption_p_value(
+    p = p_value(
         directions, 5, x, correct, captions, reference, groups=sources if grouped else None, permutations=199, seed=7
     )
     assert p == pytest.approx(expected)

@@ -56,6 +56,20 @@ def test_claim__one_owner_at_a_time(tmp_path):
     assert [path.name for path in folder.iterdir()] == ["file"]
 
 
+def test_release__leaves_no_empty_folder_that_the_claim_created(tmp_path):
+    one, two, before = Owner(), Owner(), tmp_path / "before"
+    before.mkdir()
+    assert claim(before / "failures" / "run", one)
+    assert claim(before / "failures" / "run_2", two)
+    release(one)
+    assert [path.name for path in (before / "failures").iterdir()] == ["run_2"]
+    release(two)
+    assert list((before / "failures").iterdir()) == []  # the first claim created it, and was released before
+    assert claim(before / "other" / "run", one)
+    release(one)
+    assert [path.name for path in before.iterdir()] == ["failures"]
+
+
 def test_claim__ends_with_its_owner_and_not_with_a_former_one(tmp_path):
     one, two, three = Owner(), Owner(), Owner()
     assert claim(tmp_path, one)

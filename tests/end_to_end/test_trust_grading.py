@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 from torchmetrics.classification import MulticlassAccuracy
 
+from lightning_failures.data.report import FailureReport
 from lightning_failures.errors import ConfigurationError, DataError
 from lightning_failures.interventions import AddFiltered, Upweight
 from lightning_failures.trainer.options import DataOptions
@@ -392,13 +393,42 @@ def test_own_accuracy__of_the_training_or_of_an_earlier_epoch_is_not_compared(tm
             self.log("acc", 0.01, on_step=False, on_epoch=True)
             return super().training_step(batch, batch_idx)
 
-        def on_validation_epoch_end(self):  # after the callback, so that it sees the value of the epoch before
-            self.log("val_acc", 0.02)
+        def on_validation_epoch_end(self):
+            if self.trainer.sanity_checking:
+                self.log("val_acc", 0.02)
 
     failures, data = callback(encoder=None), DataLoader(Data(), batch_size=16)
     trainer(tmp_path, failures, max_epochs=2).fit(Late(), data, data)
     assert failures.last_report.report.epoch == 1
     assert len(failures.last_report.report.notes) == 1
+
+
+@pytest.mark.filterwarnings("ignore:.*does not have many workers", "ignore:The number of training batches")
+@pytest.mark.parametrize("pictures", [False, True])
+def test_own_accuracy__logged_in_the_epoch_end_of_the_module(tmp_path, pictures):
+    class Late(Logs):
+        def validation_step(self, batch, batch_idx):
+            self.metric(self(batch[0]).argmax(1), batch[1])
+
+        def on_validation_epoch_end(self):  # Lightning calls it after that of the callback
+            right = float(self.metric.compute())
+            is_right = self.trainer.state.fn == "fit" and self.trainer.current_epoch == 0
+            self.log("val_acc", right if is_right else 0.02)
+            self.metric.reset()
+
+    failures, data = callback(encoder=None, pictures=pictures), DataLoader(Data(), batch_size=16)
+    run = trainer(tmp_path, failures, max_epochs=2)
+    with pytest.warns(UserWarning, match="the module logged val_acc = 0.0200"):
+        run.fit(Late(), data, data)
+    assert says(failures.last_report, "the module logged val_acc = 0.0200", "logits_from")
+    folder = next(tmp_path.glob("failures/no_logger/*"))
+    saved = [FailureReport.from_json(path.read_text()) for path in sorted(folder.glob("epoch=*/report.json"))]
+    assert [any("val_acc" in note for note in report.notes) for report in saved] == [False, True]
+    if pictures:
+        assert "val_acc = 0.0200" in (folder / "report.html").read_text()
+    with pytest.warns(UserWarning, match="the module logged val_acc = 0.0200"):
+        trainer(tmp_path / "alone", alone := callback(encoder=None, pictures=pictures)).validate(Late(), data)
+    assert says(alone.last_report, "the module logged val_acc = 0.0200")
 
 
 # -- class lists -------------------------------------------------------------------------------------------------------

@@ -437,7 +437,9 @@ def test_filtered__the_same_picks_from_a_pool(tmp_path, by):
 # -- the reference, features, pictures -----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["plain", "on the device", "augmented while the Trainer trains", "by the datamodule"])
+@pytest.mark.parametrize(
+    "name", ["plain", "on the device", "augmented while the Trainer trains", "by the datamodule", "mixed in collate"]
+)
 def test_reference__the_training_images_as_they_are(tmp_path, name):
     form = FORMS.get(name, PLAIN)
     failures, _, texts = fit(tmp_path, form, epochs=1, reference="train")

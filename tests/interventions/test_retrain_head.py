@@ -235,7 +235,7 @@ class Compiled(TwoLayers):
         return self.net(x)
 
 
-class Part_(TwoLayers):
+class CompiledBody(TwoLayers):
     """Its body is compiled, its last layer is not."""
 
     def __init__(self) -> None:
@@ -244,7 +244,7 @@ class Part_(TwoLayers):
 
 
 def test_compiled__body(tmp_path):
-    failures, module, _ = fit(tmp_path, module=Part_())
+    failures, module, _ = fit(tmp_path, module=CompiledBody())
     assert failures.last_report["interventions"][0]["changes_training"]
     assert accuracy(module, odd=True) > 0.7
 

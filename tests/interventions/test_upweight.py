@@ -83,3 +83,10 @@ def test_decide__balanced_is_capped_and_never_below_one():
 def test_announcement__only_of_balanced_weights():
     assert "factor=2.0" in (Upweight().announcement or "")
     assert Upweight(factor=2.0).announcement is None
+
+
+def test_factors__where_failures_look_doubtful_at_most_two():
+    sizes, counts = np.array([100, 100]), np.array([10, 0])
+    assert Upweight()._factors(sizes, counts, 20.0).tolist() == [9, 1]
+    assert Upweight()._factors(sizes, counts, 2.0).tolist() == [2, 1]
+    assert Upweight(factor=4.0)._factors(sizes, counts, 2.0).tolist() == [4, 1]

@@ -80,6 +80,18 @@ def test_folder__several_loggers_the_first_decides(tmp_path):
     assert folder == tmp_path / "one" / "version_0" / "failures"
 
 
+def test_folder__of_another_file_system_is_named_on_this_machine(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    remote = trainer(tmp_path, logger=TensorBoardLogger("memory://bucket/runs", name="run"))
+    with pytest.warns(
+        UserWarning, match=r"memory://bucket/runs/run/version_0 is not on this machine\. .* writes its files"
+    ):
+        folder, _ = failures_folder(remote, Communicator())
+    assert folder == tmp_path / "memory_bucket_runs_run_version_0" / "failures"
+    local = trainer(tmp_path, logger=TensorBoardLogger(f"file://{tmp_path}", name="run"))
+    assert failures_folder(local, Communicator())[0] == tmp_path / "run" / "version_0" / "failures"
+
+
 def test_folder__fast_dev_run_is_temporary(tmp_path):
     folder, _ = failures_folder(run := trainer(tmp_path, fast_dev_run=True), Communicator())
     assert tmp_path not in folder.parents
