@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Trainer
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -19,11 +19,12 @@ from lightning_failures.core.atomic import replacing
 from lightning_failures.core.types import BoolArray, IntArray
 from lightning_failures.data.grades import Grades
 from lightning_failures.data.held_out import HeldOutSplit
+from lightning_failures.encoders.cache.store import EmbeddingStore
 from lightning_failures.errors import ConfigurationError, DataError
 from lightning_failures.interventions.base import HeadExamples, LastLayer, NewHead
 from lightning_failures.steering.training_view import FLUSH_EVERY, ROWS, ExamplesView
 from lightning_failures.trainer.epoch_end import LoaderAnalysis
-from lightning_failures.trainer.example_reader import ExampleReader
+from lightning_failures.trainer.example_reader import ExampleReader, ReadExamples
 from lightning_failures.trainer.feature_store import FeatureStore, StoredFeatures
 from lightning_failures.trainer.penultimate import PenultimateBatch, penultimate_batches
 from lightning_failures.trainer.ranks import Communicator, exchange_by_id
@@ -86,18 +87,18 @@ class LastLayerReader:
         """
         parts = self.analysis.result.parts
         assert parts is not None
-        module = self.trainer.lightning_module
         rows = np.flatnonzero(labels >= 0)
-        name = self.ranks.run_all(lambda: self._check(module, head, rows))
-        layer: Any = dict(module.named_modules())[name]
+        name, layer = self.ranks.run_all(
+            lambda: find_last_layer(self.trainer, self.view, head, rows=rows, classes=self.classes)
+        )
         if spend_validation:
             if parts.spent is None or not len(parts.spent.grades):
                 raise DataError("RetrainHead(data='validation'): no example of the validation set is left to spend.")
-            fitting = self._held_out(name, parts.spent)
+            fitting = self._held_out(name, layer.in_features, parts.spent)
         else:
-            fitting = self._training(name, rows, labels, values, keys, groups)
-        report = self._held_out(name, parts.report)
-        decision = self._held_out(name, parts.decision) if self.drops_harmful else None
+            fitting = self._training(name, layer.in_features, rows, labels, values, keys, groups)
+        report = self._held_out(name, layer.in_features, parts.report)
+        decision = self._held_out(name, layer.in_features, parts.decision) if self.drops_harmful else None
         if not self.ranks.is_first:
             return None
         if fitting is None:
@@ -112,21 +113,10 @@ class LastLayerReader:
         kind, device = layer.weight.dtype, layer.weight.device
         return LastLayer(NewHead(name, weight, bias), one_logit, kind, device, fitting, report, decision)
 
-    def _check(self, module: LightningModule, head: str | None, rows: IntArray) -> str:
-        """Return the name of the last layer after one batch, by which the layer is checked."""
-        some = rows[: self.view.batch_size].tolist()
-        with self._passed(module, head, self.view.reader, self.view.model_batches(some)) as parts:
-            batch = next(iter(parts), None)
-        if batch is None:
-            raise DataError("No training example can be read, so the last layer cannot be refitted.")
-        layer = dict(module.named_modules())[batch.head]
-        check_last_layer(module, batch.head, layer)
-        check_linear(batch, layer, classes=self.classes)
-        return batch.head
-
     def _training(
         self,
         head: str,
+        dim: int,
         rows: IntArray,
         labels: IntArray,
         values: NDArray[np.float32],
@@ -138,12 +128,13 @@ class LastLayerReader:
         precision = type(self.trainer.precision_plugin).__name__
         all_keys = torch.from_numpy(keys)
 
-        def compute() -> Any:
+        def compute() -> EmbeddingStore:
             store = self.store.of_weights(module, head, precision=f"{precision} {self.trainer.precision}")
             mine = rows[ranks.rank :: ranks.world_size]
             mine = mine[_missing(store, all_keys[torch.from_numpy(mine)])]
             unflushed = 0
-            with self._passed(module, head, self.view.reader, self.view.model_batches(mine.tolist())) as parts:
+            batches = self.view.model_batches(mine.tolist())
+            with _features(self.trainer, self.view.reader, batches, head, self.classes) as parts:
                 for part in parts:
                     store.put(all_keys[part.ids], part.features)
                     unflushed += len(part.ids)
@@ -155,7 +146,7 @@ class LastLayerReader:
 
         store = ranks.run_all(compute)
         if ranks.world_size > 1:
-            self._gather(store, rows, all_keys)
+            self._gather(store, rows, all_keys, dim)
         if not ranks.is_first:
             return None
         rows = rows[~_missing(store, all_keys[torch.from_numpy(rows)])]
@@ -170,7 +161,7 @@ class LastLayerReader:
             np.zeros(len(rows), dtype=np.bool_),
         )
 
-    def _gather(self, store: Any, rows: IntArray, keys: Tensor) -> None:
+    def _gather(self, store: EmbeddingStore, rows: IntArray, keys: Tensor, dim: int) -> None:
         """Send the first process, block by block, the features that it does not find on its disk. Collective."""
         ranks = self.ranks
         if ranks.is_first:
@@ -178,22 +169,26 @@ class LastLayerReader:
         lacking: IntArray = ranks.broadcast(rows[_missing(store, keys[torch.from_numpy(rows)])])  # those of the first
         mine = torch.from_numpy(rows[ranks.rank :: ranks.world_size])
         mine = mine[~torch.from_numpy(_missing(store, keys[mine]))]
+
+        def rows_of(chosen: Tensor) -> Tensor:
+            return store.get(keys[mine[chosen]]) if bool(chosen.any()) else torch.empty(0, dim)
+
         nobody = [torch.empty(0, dtype=torch.int64)] * (ranks.world_size - 1)
         for start in range(0, len(lacking), ROWS):
             wanted = torch.from_numpy(lacking[start : start + ROWS])
-            found = exchange_by_id(ranks, mine, lambda chosen: store.get(keys[mine[chosen]]), [wanted, *nobody])
+            found = exchange_by_id(ranks, mine, rows_of, [wanted, *nobody])
             if ranks.is_first and found is not None:
                 store.put(keys[wanted], found)  # rows that no process has are NaN, and left out
         ranks.run_all(store.flush if ranks.is_first else lambda: None)
 
-    def _held_out(self, head: str, part: HeldOutSplit) -> HeadExamples | None:
+    def _held_out(self, head: str, dim: int, part: HeldOutSplit) -> HeadExamples | None:
         """Return the examples of one part of the validation set on the first process, None on the others. Collective.
 
         None on all processes if the ids are no indices of the dataset, or the part is empty.
         """
         if not self.analysis.evaluation.grader.indexed or not len(part.grades):
             return None
-        module, ranks, grades = self.trainer.lightning_module, self.ranks, part.grades
+        ranks, grades = self.ranks, part.grades
         reader = ExampleReader.of_loader(
             self.trainer, self.analysis.loader, self.analysis.index, self.view.reader.reader
         )
@@ -201,14 +196,13 @@ class LastLayerReader:
 
         def compute() -> tuple[Tensor, Tensor]:
             mine = grades.ids[ranks.rank :: ranks.world_size].tolist()
-            ids, features = [torch.empty(0, dtype=torch.int64)], []
+            ids, features = [torch.empty(0, dtype=torch.int64)], [torch.empty(0, dim)]
             batches = reader.read(mine, at_once=size, seed=self.seed)
-            with self._passed(module, head, reader, batches) as parts:
+            with _features(self.trainer, reader, batches, head, self.classes) as parts:
                 for batch in parts:
                     ids.append(batch.ids)
                     features.append(batch.features)
-            layer: Any = dict(module.named_modules())[head]
-            return torch.cat(ids), torch.cat([torch.empty(0, layer.in_features), *features])
+            return torch.cat(ids), torch.cat(features)
 
         ids, features = ranks.run_all(compute)
         all_ids, all_features = ranks.gather_rows(ids, to=0), ranks.gather_rows(features, to=0)
@@ -230,17 +224,46 @@ class LastLayerReader:
             as_array(in_slice)[usable],
         )
 
-    @contextmanager
-    def _passed(
-        self, module: LightningModule, head: str | None, reader: ExampleReader, batches: Any
-    ) -> Iterator[Iterator[PenultimateBatch]]:
-        """Return batches with their penultimate features, for the block."""
-        step = StepLogits(self.trainer, reader.reader, classes=self.classes, dataset=reader.dataset, soft=True)
-        with step.open() as logits_of:
-            pairs = ((torch.tensor(part.ids), part.batch) for part in batches)
-            parts = penultimate_batches(module, pairs, head=head, trainer=self.trainer, logits_of=logits_of)
-            with closing(parts):  # type: ignore[type-var]
-                yield parts
+
+def find_last_layer(
+    trainer: Trainer, view: ExamplesView, head: str | None, *, rows: IntArray | None = None, classes: int | None = None
+) -> tuple[str, nn.Linear]:
+    """Return the name of the last layer and the layer, checked by one batch of the training set.
+
+    Args:
+        trainer: The Trainer.
+        view: Reads the training set.
+        head: Name of the last layer, or None to find it.
+        rows: (n,) examples to choose the batch from; None: all.
+        classes: Number of classes, if it is known.
+
+    Raises:
+        ConfigurationError: The layer cannot be refitted, with the remedy.
+        DataError: No example can be read.
+    """
+    module = trainer.lightning_module
+    some = (np.arange(len(view)) if rows is None else rows)[: view.batch_size].tolist()
+    with _features(trainer, view.reader, view.model_batches(some), head, classes) as parts:
+        batch = next(parts, None)
+    if batch is None:
+        raise DataError("No training example can be read, so the last layer cannot be refitted.")
+    layer: Any = dict(module.named_modules())[batch.head]
+    check_last_layer(module, batch.head, layer)
+    check_linear(batch, layer, classes=classes)
+    return batch.head, layer
+
+
+@contextmanager
+def _features(
+    trainer: Trainer, reader: ExampleReader, batches: Iterable[ReadExamples], head: str | None, classes: int | None
+) -> Iterator[Iterator[PenultimateBatch]]:
+    """Return batches with their penultimate features, for the block."""
+    step = StepLogits(trainer, reader.reader, classes=classes, dataset=reader.dataset, soft=True)
+    with step.open() as logits_of:
+        pairs = ((torch.tensor(part.ids), part.batch) for part in batches)
+        parts = penultimate_batches(trainer.lightning_module, pairs, head=head, trainer=trainer, logits_of=logits_of)
+        with closing(parts):
+            yield parts
 
 
 def check_last_layer(module: nn.Module, name: str, layer: nn.Module) -> None:
@@ -284,7 +307,7 @@ def check_last_layer(module: nn.Module, name: str, layer: nn.Module) -> None:
             )
 
 
-def check_linear(batch: PenultimateBatch, layer: Any, *, classes: int) -> None:
+def check_linear(batch: PenultimateBatch, layer: Any, *, classes: int | None = None) -> None:
     """Raise an error if the logits of a batch are not those of the last layer, one for each class.
 
     Probabilities count as logits.
@@ -294,7 +317,7 @@ def check_linear(batch: PenultimateBatch, layer: Any, *, classes: int) -> None:
     """
     logits = batch.logits.detach().cpu()
     width = layer.out_features
-    if width < classes and not (width == 1 and classes == 2):
+    if classes is not None and width < classes and not (width == 1 and classes == 2):
         raise ConfigurationError(
             f"RetrainHead: the last layer {batch.head!r} has {width} outputs for {classes} classes. It needs a logit"
             " for each class, of which one is right."
@@ -368,7 +391,7 @@ def _close(computed: Tensor, given: Tensor, tolerance: float) -> bool:
     return bool((computed - given).abs().max() <= tolerance * given.abs().max().clamp(min=1.0))
 
 
-def _missing(store: Any, keys: Tensor) -> BoolArray:
+def _missing(store: EmbeddingStore, keys: Tensor) -> BoolArray:
     """Return which keys (n, 2) have no features, (n,) bool."""
     missing: BoolArray = store.missing(keys).numpy()
     return missing

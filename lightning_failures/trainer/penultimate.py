@@ -7,7 +7,7 @@ come from a pass in eval mode that leaves the model as it was (:func:`penultimat
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -242,7 +242,7 @@ def penultimate_batches(
     head: str | None = None,
     trainer: Trainer | None = None,
     logits_of: Callable[[Any], Tensor] | None = None,
-) -> Iterator[PenultimateBatch]:
+) -> Generator[PenultimateBatch, None, None]:
     """Yield the penultimate features of batches that are not part of a validation, such as the training set.
 
     Each batch goes through the model in eval mode and without gradients. The mode of every submodule, the random

@@ -17,6 +17,7 @@ from lightning_failures.interventions.validation_split import Part, part_of
 from lightning_failures.report.interventions import intervention_lines
 from tests.helpers.shortcut import Tinted, TwoLayers, tinted_loaders
 from tests.helpers.toy import callback, trainer
+from tests.processes.launch import fork, ranks
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*does not have many workers.*"),
@@ -344,3 +345,23 @@ def test_sharded__is_refused_at_set_up(tmp_path):
     assert holds_all_weights(run)
     run.strategy.__class__ = FSDPStrategy
     assert not holds_all_weights(run)
+
+
+# -- several processes ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("data", ["train", "validation"])
+def test_ddp__the_first_process_fits_and_all_have_its_head(tmp_path, data):
+    for ended in fork("ddp_retrain", tmp_path, data, environments=ranks(2), timeout=240):
+        assert ended.status == 0, ended.said[-3000:]
+    first, second = (json.loads((tmp_path / f"rank_{rank}.json").read_text()) for rank in (0, 1))
+    assert first["head"] == second["head"]
+    assert first["body"] == second["body"]
+    assert first["report"] == second["report"]
+    assert first["checkpoints"] == 1
+    (entry,) = first["report"]
+    assert entry["measured"]["examples"] > 200
+    assert entry["measured"]["retrained"]["worst_group"] > 0.6
+    if data == "train":
+        assert entry["fitted_on"] == 600
