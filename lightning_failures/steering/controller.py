@@ -219,7 +219,8 @@ class InterventionController:
                 " plain DataLoader, or leave weight_key out."
             )
         self._folder = claim_former_folder(self._folder or folder, folder, trainer, ranks, copy=copy_files)
-        if not has_weight_key and not any(one.changes_training for one in self.interventions.values()):
+        draws = [one for one in self.interventions.values() if one.changes_training and not one.refits_last_layer]
+        if not has_weight_key and not draws:
             return
         if trainer.overfit_batches:  # type: ignore[attr-defined]
             if has_weight_key:
@@ -315,8 +316,7 @@ class InterventionController:
         epoch = trainer.current_epoch
         may_steer = report.coverage >= min_coverage
         steers = trainer.state.fn == "fit" and may_steer
-        if may_steer and any(one.acts_at_end for one in self.interventions.values()):
-            self._last = analysis
+        self._last = analysis if may_steer and any(one.acts_at_end for one in self.interventions.values()) else None
         if steers:
             self._undo_harm(epoch, parts.decision.grades)
             if self._rolled_back is None and cached is not None and result.directions is not None:

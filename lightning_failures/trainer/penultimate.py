@@ -7,8 +7,9 @@ come from a pass in eval mode that leaves the model as it was (:func:`penultimat
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Generator, Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -266,7 +267,7 @@ def penultimate_batches(
             " it for penultimate features. Use a strategy that keeps the whole model in each process, such as 'ddp'."
         )
     observer = PenultimateObserver(head)
-    with isolated_rng(), torch.no_grad(), eval_mode(module), _observing(observer, module):
+    with isolated_rng(), torch.no_grad(), eval_mode(module), _uncompiled(), _observing(observer, module):
         for ids, batch in batches:
             observer.begin()
             with nullcontext() if trainer is None else trainer.precision_plugin.val_step_context():
@@ -295,6 +296,14 @@ def penultimate_features(
         return PenultimateFeatures(torch.empty(0, dtype=torch.int64), torch.empty(0, 0), head or "")
     ids, features, heads = zip(*found, strict=True)
     return PenultimateFeatures(torch.cat(ids), torch.cat(features), heads[-1])
+
+
+def _uncompiled() -> AbstractContextManager[Any]:
+    """Run compiled modules uncompiled for the block, because compiled code may skip hooks; from torch 2.6 on."""
+    if "torch._dynamo" not in sys.modules or not hasattr(torch.compiler, "set_stance"):
+        return nullcontext()  # without the compiler, which takes seconds to import, nothing is compiled
+    stance: AbstractContextManager[Any] = torch.compiler.set_stance("force_eager")
+    return stance
 
 
 @contextmanager
