@@ -185,6 +185,7 @@ TESTED_ELSEWHERE = {
     "interventions/filtered.py": "end_to_end/test_added.py",  # needs the pool and the model of a training
     "interventions/synthesis/generate.py": "interventions/test_synthetic.py",
     "stats/kernels/smo.py": "directions/test_svm.py",  # equals scikit-learn's support vector machine
+    "steering/last_layer.py": "interventions/test_retrain_head.py",
     "steering/round.py": "end_to_end/test_interventions.py",  # these three need a Trainer in the middle of a fit
     "steering/training_judge.py": "end_to_end/test_added.py",
     "steering/training_view.py": "end_to_end/test_interventions.py",

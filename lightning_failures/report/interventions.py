@@ -114,8 +114,8 @@ def _line(entry: Mapping[str, Any]) -> str:
     names = ", ".join(clean(row["class"]) for row in changed)
     change = f"{' and '.join(counts)} ({names})" if counts else "nothing to change"
     if counts and not entry.get("changes_training"):
-        change += ", but the training is not changed"
-    parts = [change]
+        change += f", but the {'last layer' if 'head' in entry else 'training'} is not changed"
+    parts = [change, *_new_head(entry)]
     if unchanged:
         reasons = [f"{clean(row['class'])} ({clean(row['reason'] or 'nothing flagged')})" for row in unchanged]
         parts.append(f"unchanged: {', '.join(reasons)}")
@@ -129,4 +129,20 @@ def _line(entry: Mapping[str, Any]) -> str:
         parts.append(f"rolled back in epoch {rollback['epoch']}")
     verdict = entry.get("verdict", "not measured")
     ending = f"Verdict: {verdict}." if isinstance(verdict, str) else verdict["sentence"]
-    return f"{entry['kind']} for epoch {entry['epoch']}: {'; '.join(parts)}. {ending}"
+    when = f"after epoch {entry['epoch'] - 1}" if entry.get("at_end") else f"for epoch {entry['epoch']}"
+    return f"{entry['kind']} {when}: {'; '.join(parts)}. {ending}"
+
+
+def _new_head(entry: Mapping[str, Any]) -> list[str]:
+    """Return what a new last layer gains on the report part, beside its controls."""
+    measured = entry.get("measured")
+    if not measured:
+        return []
+    figures = {arm: measured[arm] for arm in ("before", "retrained", "uniform", "random")}
+    worst = {arm: number(one["worst_group"], ".3f") for arm, one in figures.items()}
+    right = {arm: number(one["accuracy"], ".3f") for arm, one in figures.items()}
+    return [
+        f"last layer {clean(entry['head'])!r} refitted: worst group of the report part {worst['before']} ->"
+        f" {worst['retrained']} (refitted without flags {worst['uniform']}, with random flags {worst['random']}),"
+        f" accuracy {right['before']} -> {right['retrained']} ({right['uniform']}, {right['random']})"
+    ]

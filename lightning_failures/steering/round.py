@@ -21,12 +21,13 @@ from lightning_failures.encoders import Encoder
 from lightning_failures.encoders.cached import CachedEncoder
 from lightning_failures.errors import CacheError, ConfigurationError, DataError
 from lightning_failures.interventions import JudgedExamples, Round
-from lightning_failures.interventions.base import LEFT_OUT
+from lightning_failures.interventions.base import LEFT_OUT, LastLayer
 from lightning_failures.interventions.label_errors import suspect_labels
 from lightning_failures.interventions.selection.candidates import Candidates, Picks
 from lightning_failures.interventions.selection.near_duplicates import rows_near
 from lightning_failures.interventions.selection.picker import By, PoolSelector
 from lightning_failures.steering.class_order import in_class_order
+from lightning_failures.steering.last_layer import LastLayerReader
 from lightning_failures.steering.training_view import ROWS, ExamplesView, pool_view
 from lightning_failures.trainer.dataset_attributes import dataset_class_names
 from lightning_failures.trainer.ranks import Communicator
@@ -59,6 +60,7 @@ class TrainingRound(Round):
         pool_views: ``id`` of a pool -> its view, with the cache keys of its embeddings; kept from round to round.
         say_once: Emits each distinct message at most once.
         reading: How the scores of the validation loader were read.
+        layer_reader: Reads the last layer of the model.
     """
 
     trainer: Trainer
@@ -73,6 +75,7 @@ class TrainingRound(Round):
     pool_views: dict[int, ExamplesView]
     say_once: Callable[..., None]
     reading: Reading
+    layer_reader: LastLayerReader
 
     @property
     def has_predictions(self) -> bool:
@@ -115,6 +118,15 @@ class TrainingRound(Round):
     def label_margins(self, rows: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
         """Judge the labels of training examples by a probe that is fitted on the discovery part. Collective."""
         return self.on_first(lambda: self._label_margins(rows))
+
+    def last_layer(self, head: str | None, *, spend_validation: bool) -> LastLayer | None:
+        """Return the last layer of the model with penultimate features; on the first process, else None. Collective."""
+        if not self.has_predictions:
+            raise ConfigurationError("RetrainHead needs predicted classes, but read_batch gives verdicts.")
+        examples = self.examples
+        return self.layer_reader.read(
+            head, examples.labels, examples.values, self.keys, self.groups, spend_validation=spend_validation
+        )
 
     def pick(
         self,

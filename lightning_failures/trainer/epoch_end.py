@@ -226,6 +226,7 @@ class AnalysisRunner:
         *,
         interventions: bool,
         decision: bool = False,
+        spent: bool = False,
         deadline: Deadline | None = None,
         logged: Mapping[str, float] | None = None,
     ) -> LoaderAnalysis:
@@ -239,6 +240,7 @@ class AnalysisRunner:
             ranks: The processes.
             interventions: Whether the examples are split: only the discovery part is then fitted.
             decision: Whether there is a decision part.
+            spent: Whether there is a part that the last layer may be fitted to.
             deadline: When the analysis should be over.
             logged: Metrics that the module itself logged in this evaluation.
         """
@@ -250,7 +252,7 @@ class AnalysisRunner:
         doubts = (*said.doubts, *(doubt for doubt in (grader.repeats, unstable) if doubt))
         for doubt in doubts:
             self.say_once(doubt)
-        split = part_of(grades, seed=self.seed, decision=decision) if interventions else None
+        split = part_of(grades, seed=self.seed, decision=decision, spent=spent) if interventions else None
         sampled = evaluation.embeddings.sampled_rows(grades)
         analysed, analysed_sampled = grades, sampled
         if split is not None:
@@ -327,6 +329,15 @@ class AnalysisRunner:
             folder,
         )
         return result
+
+    def revise(self, result: AnalysisResult, folder: Path, *, write: bool) -> None:
+        """Replace the last analysis of the first loader, before its pictures are drawn, if it has changed."""
+        snapshot = self._undrawn.get(0)
+        if snapshot is None or snapshot.result is not result:
+            if snapshot is not None:
+                self._undrawn[0] = replace(snapshot, result=result)
+            if write:
+                self.write_verdict(result, folder)
 
     def draw(self, index: int, ranks: Communicator, *, seconds: float | None = None) -> AnalysisResult | None:
         """Draw the last analysis of a loader, unless it has pictures; return it with its features. Collective.
@@ -559,6 +570,8 @@ def _whole_table(grades: Grades, split: Tensor, result: AnalysisResult) -> Examp
     values[split == Part.DISCOVERY] = result.table.values
     values[split == Part.REPORT] = result.parts.report.values
     values[split == Part.DECISION] = result.parts.decision.values
+    if result.parts.spent is not None:
+        values[split == Part.SPENT] = result.parts.spent.values
     return ExampleTable.of(grades, values, result.trees)
 
 
@@ -603,4 +616,5 @@ def _judge_parts(
     if found is not None:
         digests = None if grades.digests is None else torch.unique(grades.digests[grades.digests != UNKNOWN_DIGEST])
         discovery = Discovery(found, kept.labels, kept.correct, kept.ids, kept.groups, whole, digests)
-    return HeldOutParts(judged(Part.REPORT), judged(Part.DECISION)), discovery
+    spent = judged(Part.SPENT) if bool((split == Part.SPENT).any()) else None
+    return HeldOutParts(judged(Part.REPORT), judged(Part.DECISION), spent), discovery
