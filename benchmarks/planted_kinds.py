@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -69,12 +70,13 @@ def network(size: int, classes: int) -> nn.Sequential:
 
 
 def fit(part: Part, classes: int, *, seed: int, steps: int, weights: NDArray[np.float64] | None = None) -> nn.Sequential:
-    """Train the network with batches of 64, drawn in proportion to the weights (n,)."""
+    """Train the network with batches of 64, at a decaying rate, drawn in proportion to the weights (n,)."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = network(part.images.shape[-1], classes)
     images, labels = inputs(part.images), torch.from_numpy(part.labels)
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    optimizer = torch.optim.Adam(model.parameters(), lr=2e-3)
+    decay = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=steps)  # its end is no accident
     rng = np.random.default_rng([seed, 1])
     share = None if weights is None else weights / weights.sum()
     for _ in range(steps):
@@ -82,6 +84,7 @@ def fit(part: Part, classes: int, *, seed: int, steps: int, weights: NDArray[np.
         optimizer.zero_grad()
         F.cross_entropy(model(images[rows]), labels[rows]).backward()
         optimizer.step()
+        decay.step()
     return model.eval()
 
 
@@ -117,9 +120,10 @@ def coloured_digits(seed: int, *, planted: bool = True, remedies: bool = False) 
     * shortcut, two classes: the usual cue (a tint, or a background with odd seeds) of each is the unusual one of the
       other; 93 to 98 % of training show the usual one, and half of validation.
     * under-represented, two classes: one of three backgrounds, or three of ten tints, are 3 % of training. They are
-      40 % of validation in one class, and 10 % in the other one.
+      40 % of validation in one class, and 15 % in the other one.
     * label noise, two classes: 15 to 30 % of the images with this label show another digit.
-    * intrinsically hard, three classes: of each 35 % are covered by a gray square, or almost all noise.
+    * intrinsically hard, three classes: of each 35 % are covered by a gray square, almost all noise, or cut into tiles that are
+      shuffled.
     * nothing, one class, and with ``planted=False`` all ten.
     """
     rng = np.random.default_rng([seed, 31])
@@ -131,7 +135,7 @@ def coloured_digits(seed: int, *, planted: bool = True, remedies: bool = False) 
         backgrounds=rng.permutation(3),
         usual=rng.uniform(0.93, 0.98),
         noise=rng.uniform(0.15, 0.3),
-        degrade=_covered if rng.random() < 0.5 else _noisy,
+        degrade=(_covered, _noisy, _shuffled)[seed % 3],
     )
     parts = {}
     for number, (name, size) in enumerate(DIGITS_SIZES.items()):
@@ -182,7 +186,7 @@ class _DigitsPlan:
         rare = values[:1] if len(values) == 3 else values[:3]
         for number, k in enumerate(self.of_kind(UNDER)):
             rows = np.flatnonzero(labels == k)
-            share = {"train": RARE_IN_TRAINING, "pool": 0.5}.get(name, 0.1 if number else 0.4)
+            share = {"train": RARE_IN_TRAINING, "pool": 0.5}.get(name, 0.15 if number else 0.4)
             sub[rows] = rng.random(len(rows)) < share
             shown[rows] = np.where(sub[rows], rng.choice(rare, len(rows)), rng.choice(values[len(rare) :], len(rows)))
 
@@ -212,9 +216,18 @@ def _noisy(images: Tensor, rng: np.random.Generator) -> Tensor:
     return (F.interpolate(F.avg_pool2d(images.float(), 16), scale_factor=16) + noise).clamp(0, 255).to(torch.uint8)
 
 
+def _shuffled(images: Tensor, rng: np.random.Generator) -> Tensor:
+    """Cut each image into 4 x 4 tiles, and shuffle these."""
+    tiles = images.unfold(2, 8, 8).unfold(3, 8, 8).flatten(2, 3).clone()  # (n, 3, 16, 8, 8)
+    for row in range(len(tiles)):
+        tiles[row] = tiles[row][:, torch.from_numpy(rng.permutation(16))]
+    rows = tiles.reshape(-1, 3, 4, 4, 8, 8).permute(0, 1, 2, 4, 3, 5)
+    return rows.reshape(-1, 3, 32, 32)
+
+
 # -- MNIST, in the space of EfficientNet-Lite0 --------------------------------------------------------------------------
 
-MNIST_SHARES = {"train": 0.36, "validation": 0.28, "test": 0.12, "pool": 0.24}
+MNIST_SHARES = {"train": 0.44, "validation": 0.26, "test": 0.1, "pool": 0.2}
 BLENDS_OF_A_DIGIT = 200
 
 
@@ -228,3 +241,85 @@ def blends() -> tuple[Tensor, NDArray[np.int64], NDArray[np.int64], NDArray[np.f
     images = paint(torch.maximum(gray[first], gray[second]), rng.integers(0, 2, len(first)))
     images = (images * 255).round().to(torch.uint8)
     return images, first, second, embedded("efficientnet-lite0", images)
+
+
+def mnist_pairs(seed: int, *, planted: bool = True) -> World:
+    """Five classes of two MNIST digits each, with red or green strokes.
+
+    * shortcut, one class: 96 to 99 % of training are red, and half of validation. Another class, in which nothing is
+      planted, is green in that share of all parts, so that green is a cue of it.
+    * under-represented, one class: of one of its digits 90 % are cut from training and, with even seeds, from
+      validation and test too (there 50 %).
+    * label noise, one class: 15 to 30 % of the images with this label show a digit of another class.
+    * intrinsically hard, one class: a third of its images are superimposed with a digit of another class. Half of all
+      these blends have the label of the one digit, half of the other.
+    * nothing: with ``planted=False``, all five classes, and a third of the training images.
+
+    All other images are red; with nothing planted colours are drawn by lot. Train, validation, test and pool share no digit; every part has the mix
+    of validation, except training.
+    """
+    gray, digits = mnist()
+    rng = np.random.default_rng([seed, 41])
+    pairs = rng.permutation(10).reshape(5, 2)
+    class_of = np.empty(10, dtype=np.int64)
+    class_of[pairs] = np.arange(5)[:, None]
+    kinds = (SHORTCUT, NOTHING, UNDER, NOISE, HARD) if planted else (NOTHING,) * 5
+
+    place = np.empty(len(digits))  # of a digit among those that show the same, in [0, 1)
+    order = rng.permutation(len(digits))
+    for digit in range(10):
+        same = order[digits[order] == digit]
+        place[same] = np.arange(len(same)) / len(same)
+    usual, noise = rng.uniform(0.96, 0.99), rng.uniform(0.15, 0.3)
+    parts, start = {}, 0.0
+    for name, share in MNIST_SHARES.items():
+        end = start + share * (1 / 3 if name == "train" and not planted else 1)
+        rows = rng.permutation(np.flatnonzero((place >= start) & (place < end)))
+        tint = rng.integers(0, 2, len(rows))
+        if name == "test":  # every digit in either colour
+            rows, tint = np.repeat(rows, 2), np.tile([0, 1], len(rows))
+        start += share
+        true = class_of[digits[rows]]
+        kept = np.ones(len(rows), dtype=np.bool_)
+        sub = np.zeros(len(rows), dtype=np.bool_)
+        labels = true.copy()
+        blended = np.full(len(rows), -1)
+        if planted:
+            in_half = name == "test"  # which has each digit in either colour
+            shortcut, cued = np.flatnonzero(true == 0), np.flatnonzero(true == 1)
+            if not in_half:
+                tint[shortcut] = rng.random(len(shortcut)) >= (usual if name == "train" else 0.5)
+            sub[shortcut] = tint[shortcut] == 1
+            tint[cued] = rng.random(len(cued)) < usual
+            tint[true > 1] = 0
+            sub |= digits[rows] == pairs[2, 0]
+            cut = 0.9 if name == "train" else 0.5 if seed % 2 == 0 and name != "pool" else 0.0
+            kept &= (digits[rows] != pairs[2, 0]) | (rng.random(len(rows)) >= cut)
+            if name != "test":
+                others = rng.permutation(np.flatnonzero(kept & (true != 3) & ~sub))
+                wrong = others[: round(noise / (1 - noise) * int((true == 3).sum()))]
+                labels[wrong], sub[wrong] = 3, True
+            _blend(rows, labels, sub, blended, class_of, rng)
+        images = (paint(gray[torch.from_numpy(rows)], tint) * 255).round().to(torch.uint8)
+        x = embeddings()[rows, tint].numpy()
+        blend_images, _, _, blend_x = blends()
+        mixed = blended >= 0
+        images[mixed], x[mixed] = blend_images[blended[mixed]], blend_x[blended[mixed]]
+        parts[name] = Part(images[kept], labels[kept], true[kept], sub[kept], rows[kept], x[kept])
+    return World(kinds, **parts)
+
+
+def _blend(rows: Any, labels: Any, sub: Any, blended: Any, class_of: Any, rng: np.random.Generator) -> None:
+    """Replace images of class 4 by blends with a digit of another class; half of these get the label of that class."""
+    _, first, second, _ = blends()
+    _, digits = mnist()
+    classes = class_of[digits[first]], class_of[digits[second]]
+    with_other = (classes[0] == 4) != (classes[1] == 4)
+    other = np.where(classes[0] == 4, classes[1], classes[0])
+    here = np.isin(first, rows)  # of this part
+    for blend in np.flatnonzero(with_other & here).tolist():
+        places = np.flatnonzero(rows == first[blend])
+        if sub[places].any() or (labels[places] != class_of[digits[first[blend]]]).any():
+            continue  # it has another plant
+        labels[places] = 4 if rng.random() < 0.5 else other[blend]
+        blended[places], sub[places] = blend, labels[places] == 4
