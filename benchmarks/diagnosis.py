@@ -35,7 +35,20 @@ import numpy as np
 import torch
 from digits import progress
 from numpy.typing import NDArray
-from planted_kinds import HARD, KINDS, NOISE, NOTHING, SHORTCUT, UNDER, Part, World, coloured_digits, fit, inputs, logits
+from planted_kinds import (
+    HARD,
+    KINDS,
+    NOISE,
+    NOTHING,
+    SHORTCUT,
+    UNDER,
+    Part,
+    World,
+    coloured_digits,
+    fit,
+    inputs,
+    logits,
+)
 from planted_kinds import mnist_pairs
 from sklearn.linear_model import LogisticRegression
 from torch import nn
@@ -89,12 +102,11 @@ def measure(world: World, seed: int, *, remedies: bool = False) -> list[dict[str
         if diagnosis.is_diagnosed(pattern=pattern, failed=failed, in_doubt=doubt):
             weight, bias = None, 0.0
             if k in patterns:
-                weight, bias = directions.weight[directions.row(k)].numpy(), float(directions.bias[directions.row(k)])
+                row = directions.row(k)
+                weight, bias = directions.weight[row].numpy(), float(directions.bias[row])
             values, margins = directions.out_of_fold.double().numpy(), directions.label_margin.double().numpy()
             examples = ClassExamples(phi[rows], predictions[rows], values[rows], margins[rows])
-            statistics = diagnosis.failure_statistics(
-                k, examples, classes=classes, weight=weight, bias=bias, training=training
-            )
+            statistics = diagnosis.failure_statistics(k, examples, weight=weight, bias=bias, training=training)
             case["statistics"] = asdict(statistics)
         cases.append(case)
     if remedies:
@@ -204,6 +216,7 @@ def counts(case: dict[str, Any]) -> bool:
 
 def judged(case: dict[str, Any]) -> dict[str, Any]:
     """Add the diagnosis of a case by the packaged constants, and whether the named remedy is the best."""
+    case = {key: value for key, value in case.items() if key not in ("kind", "probability", "remedy is best")}
     if "statistics" not in case:
         return case | {"kind": None}
     found = diagnosis.diagnose(FailureStatistics(**case["statistics"]))
@@ -247,7 +260,9 @@ def summary(cases: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "unsure by kind": unsure,
         "unsure where planted": mean([unsure[kind] for kind in KINDS]),
         "unsure where nothing": unsure[NOTHING],
-        "unsure or not diagnosed where nothing": share(of[NOTHING], lambda case: case["kind"] in (None, diagnosis.UNSURE)),
+        "unsure or not diagnosed where nothing": share(
+            of[NOTHING], lambda case: case["kind"] in (None, diagnosis.UNSURE)
+        ),
         "remedy": share(named, lambda case: case["remedy is best"]),
         "remedy by kind": {
             kind: share([case for case in named if case["planted"] == kind], lambda case: case["remedy is best"])
@@ -288,7 +303,9 @@ def main() -> None:
     parser.add_argument("--fit", action="store_true", help="collect the cases of the fit, and print the constants")
     parser.add_argument("--seeds", type=int, nargs="+", help="of the planted worlds")
     parser.add_argument("--null-seeds", type=int, nargs="*", help="of the worlds with nothing planted")
-    parser.add_argument("--again", action="store_true", help="judge the cases in the output file by the constants of now")
+    parser.add_argument(
+        "--again", action="store_true", help="judge the cases in the output file by the constants of now"
+    )
     parser.add_argument("--output", type=Path, required=True)
     options = parser.parse_args()
     torch.set_num_threads(1)

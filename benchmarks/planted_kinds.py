@@ -69,7 +69,9 @@ def network(size: int, classes: int) -> nn.Sequential:
     )
 
 
-def fit(part: Part, classes: int, *, seed: int, steps: int, weights: NDArray[np.float64] | None = None) -> nn.Sequential:
+def fit(
+    part: Part, classes: int, *, seed: int, steps: int, weights: NDArray[np.float64] | None = None
+) -> nn.Sequential:
     """Train the network with batches of 64, at a decaying rate, drawn in proportion to the weights (n,)."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -11,17 +11,22 @@ coloured digits, fits the coefficients below to them, and judges them on another
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from lightning_failures.analysis.confusions import has_several_wrong_answers
 from lightning_failures.core.arrays import as_array, finite_rows_of
 from lightning_failures.core.hashing import stable_hash
 from lightning_failures.core.types import BoolArray, FloatArray, IntArray
-from lightning_failures.data.records import DiagnosisReport
+from lightning_failures.data.grades import Grades
+from lightning_failures.data.members import RowValues, members_of
+from lightning_failures.data.partition import Partition
+from lightning_failures.data.records import UNSURE, DiagnosisReport
+from lightning_failures.data.report import ClassReport
 from lightning_failures.directions.result import FailureDirections
 from lightning_failures.directions.standardize import standardize
 from lightning_failures.errors import DataError
@@ -31,7 +36,6 @@ SHORTCUT, UNDER_REPRESENTED = "shortcut", "under-represented"
 LABEL_NOISE, HARD = "label noise", "intrinsically hard"
 KINDS = (SHORTCUT, UNDER_REPRESENTED, LABEL_NOISE, HARD)
 NOTHING = "none of these"
-UNSURE = "unsure"
 
 MIN_PROBABILITY = 0.5
 """Probability below which the kind is "unsure"."""
@@ -82,13 +86,24 @@ class TrainingExamples:
 
     @classmethod
     def of(cls, embeddings: Any, labels: Any, directions: FailureDirections) -> TrainingExamples:
-        """Standardize embeddings (M, D) as the directions do; rows that are not finite are left out."""
+        """Standardize embeddings (M, D) of examples with labels (M,) as the directions do.
+
+        Rows that are not finite are left out.
+
+        Raises:
+            DataError: There are more or fewer labels than embeddings.
+        """
         x, y = as_array(embeddings), as_array(labels)
-        if len(x) != len(y):
+        if y.shape != (len(x),):
             raise DataError(f"training labels must be ({len(x)},) like the training embeddings, got {y.shape}")
         known = finite_rows_of(x)
         phi = standardize(x[known], directions.mean.numpy(), directions.std.numpy())
-        return cls(phi, y[known].astype(np.int64))
+        return cls(phi.astype(np.float32), y[known].astype(np.int64))
+
+    @classmethod
+    def joined(cls, parts: Sequence[TrainingExamples]) -> TrainingExamples:
+        """Join the training examples of several processes."""
+        return cls(np.concatenate([part.phi for part in parts]), np.concatenate([part.labels for part in parts]))
 
 
 @dataclass(frozen=True)
@@ -124,7 +139,7 @@ def failure_statistics(
     class_index: int,
     examples: ClassExamples,
     *,
-    classes: int,
+    several_answers: bool = True,
     weight: Rows | None = None,
     bias: float = 0.0,
     training: TrainingExamples | None = None,
@@ -134,7 +149,7 @@ def failure_statistics(
     Args:
         class_index: The class.
         examples: Its validation examples, failures and successes.
-        classes: Number of classes.
+        several_answers: Whether there is more than one wrong answer.
         weight: (D,) w of its direction; None without one.
         bias: b of its direction.
         training: Training examples of all classes; None if they are not known.
@@ -142,7 +157,7 @@ def failure_statistics(
     >>> phi = np.eye(4, dtype=np.float32)
     >>> nan = np.full(4, np.nan)
     >>> examples = ClassExamples(phi, np.array([0, 0, 1, 1]), nan, np.array([0.5, 0.5, -0.2, 0.1]))
-    >>> found = failure_statistics(0, examples, classes=3)
+    >>> found = failure_statistics(0, examples)
     >>> found.one_wrong_class, found.probe_support, round(found.probe_margin, 2), found.density
     (1.0, 0.5, -0.1, None)
     """
@@ -152,14 +167,14 @@ def failure_statistics(
     wrong_classes, counts = np.unique(examples.predictions[failed], return_counts=True)
     wrong_class = int(wrong_classes[counts.argmax()])
     found: dict[str, float | None] = _of_probe(examples.margins, failed)
-    if classes > 2:
+    if several_answers:
         found["one_wrong_class"] = float(counts.max() / counts.sum())
     if training is not None:
         own = training.labels == class_index
         if weight is not None:
             scores = training.phi @ weight
             found["flag_ratio"] = _flag_ratio(scores[own] + bias < 0, examples.values)
-            if classes > 2:
+            if several_answers:
                 found["wrong_class_auc"] = _defined(auc(-scores[~own], training.labels[~own] == wrong_class))
         found |= _of_neighbours(_some(training.phi[own]), examples.phi, failed)
     return FailureStatistics(**found)
@@ -223,11 +238,10 @@ def diagnose_class(
     embeddings: NDArray[Any],
     predictions: IntArray,
     *,
-    classes: int,
-    pattern: bool,
+    several_answers: bool = True,
     training: TrainingExamples | None = None,
-) -> DiagnosisReport | None:
-    """Return the diagnosis of a class, or None for a class without a pattern and with few doubtful labels.
+) -> DiagnosisReport:
+    """Return the diagnosis of a class.
 
     Args:
         class_index: The class.
@@ -235,24 +249,68 @@ def diagnose_class(
         rows: (n,) the rows of the class among the examples that the directions were fitted on.
         embeddings: (n, D) of these rows.
         predictions: (n,) int, their predicted classes.
-        classes: Number of classes.
-        pattern: Whether the class has a pattern.
+        several_answers: Whether there is more than one wrong answer.
         training: Training examples of all classes; None if they are not known.
     """
-    failed = predictions != class_index
-    if not is_diagnosed(pattern=pattern, failed=failed, in_doubt=as_array(directions.in_doubt)[rows]):
-        return None
     phi = standardize(embeddings, directions.mean.numpy(), directions.std.numpy())
     values, margins = (as_array(one)[rows] for one in (directions.out_of_fold, directions.label_margin))
     weight, bias = None, 0.0
     if class_index in directions.classes.tolist():
         row = directions.row(class_index)
         weight, bias = directions.weight[row].numpy(), float(directions.bias[row])
-    examples = ClassExamples(phi, predictions, values.astype(np.float64), margins.astype(np.float64))
     statistics = failure_statistics(
-        class_index, examples, classes=classes, weight=weight, bias=bias, training=training
+        class_index,
+        ClassExamples(phi, predictions, values.astype(np.float64), margins.astype(np.float64)),
+        several_answers=several_answers,
+        weight=weight,
+        bias=bias,
+        training=training,
     )
     return diagnose(statistics, class_index=class_index)
+
+
+def add_diagnoses(
+    classes: tuple[ClassReport, ...],
+    grades: Grades,
+    directions: FailureDirections,
+    embeddings: RowValues,
+    partition: Partition,
+    training: TrainingExamples | None,
+) -> tuple[ClassReport, ...]:
+    """Add the diagnoses to the reports of all classes that are diagnosed. Collective.
+
+    Without predicted classes there are none.
+
+    Args:
+        classes: The reports of all classes.
+        grades: N rows.
+        directions: Directions that were fitted on the analysed rows.
+        embeddings: Embeddings of the rows that this process holds.
+        partition: The analysed rows, and the processes.
+        training: Training examples of all classes, the same on all processes; None if they are not known.
+    """
+    if grades.predictions is None:
+        return classes
+    predictions, in_doubt = as_array(grades.predictions), as_array(directions.in_doubt)
+    several_answers = has_several_wrong_answers(grades)
+    members = members_of(grades, sampled=partition.sampled)
+
+    def of_class(k: int) -> DiagnosisReport | None:
+        rows, failed = members[k].rows, members[k].failed
+        if not is_diagnosed(pattern=classes[k].pattern, failed=failed, in_doubt=in_doubt[rows]):
+            return None
+        return diagnose_class(
+            k,
+            directions,
+            rows,
+            as_array(embeddings[rows]),
+            predictions[rows],
+            several_answers=several_answers,
+            training=training,
+        )
+
+    found = partition.merge_results(lambda: {k: of_class(k) for k in range(len(classes)) if partition.owns(k)})
+    return tuple(replace(entry, diagnosis=found[k]) for k, entry in enumerate(classes))
 
 
 # -- the statistics --------------------------------------------------------------------------------------------------

@@ -8,6 +8,10 @@ from typing import Any
 from lightning_failures.core.serialization import to_jsonable
 
 
+UNSURE = "unsure"
+"""The kind of failure of a class for which no kind is probable enough."""
+
+
 class Readable:
     """Access to a record by the keys of ``report.json``, as in ``report["classes"][0]["cv_score"]``."""
 
