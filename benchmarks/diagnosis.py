@@ -48,8 +48,8 @@ from planted_kinds import (
     fit,
     inputs,
     logits,
+    mnist_pairs,
 )
-from planted_kinds import mnist_pairs
 from sklearn.linear_model import LogisticRegression
 from torch import nn
 
@@ -106,7 +106,9 @@ def measure(world: World, seed: int, *, remedies: bool = False) -> list[dict[str
                 weight, bias = directions.weight[row].numpy(), float(directions.bias[row])
             values, margins = directions.out_of_fold.double().numpy(), directions.label_margin.double().numpy()
             examples = ClassExamples(phi[rows], predictions[rows], values[rows], margins[rows])
-            statistics = diagnosis.failure_statistics(k, examples, weight=weight, bias=bias, training=training)
+            statistics = diagnosis.failure_statistics(
+                k, examples, wrong_answers=classes - 1, weight=weight, bias=bias, training=training
+            )
             case["statistics"] = asdict(statistics)
         cases.append(case)
     if remedies:
@@ -249,6 +251,7 @@ def summary(cases: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
     right = {kind: share(diagnosed[kind], lambda case: case["kind"] == case["planted"]) for kind in KINDS}
     unsure = {kind: share(some, lambda case: case["kind"] == diagnosis.UNSURE) for kind, some in diagnosed.items()}
+    with_arms = {kind: [case for case in some if "f1" in case] for kind, some in of.items()}
     named = [case for kind in KINDS for case in diagnosed[kind] if "remedy is best" in case]
     return {
         "planted": {kind: sum(case["planted"] == kind for case in cases) for kind in kinds},
@@ -273,13 +276,12 @@ def summary(cases: Sequence[dict[str, Any]]) -> dict[str, Any]:
             named, lambda case: is_best(case["kind"], case["f1"], over_random=False)
         ),
         "remedy of the planted kind is best": {
-            kind: share([case for case in of[kind] if "f1" in case], lambda case: is_best(case["planted"], case["f1"]))
-            for kind in KINDS
+            kind: share(with_arms[kind], lambda case: is_best(case["planted"], case["f1"])) for kind in KINDS
         },
         "f1": {
-            kind: {arm: float(np.mean([case["f1"][arm] for case in some if "f1" in case])) for arm in some[0]["f1"]}
-            for kind, some in of.items()
-            if some and "f1" in some[0]
+            kind: {arm: float(np.mean([case["f1"][arm] for case in some])) for arm in some[0]["f1"]}
+            for kind, some in with_arms.items()
+            if some
         },
         "confusion": {
             kind: {name: sum(case["kind"] == name for case in some) for name in (*KINDS, diagnosis.UNSURE)}
@@ -301,7 +303,7 @@ def main() -> None:
     """Run, print, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--fit", action="store_true", help="collect the cases of the fit, and print the constants")
-    parser.add_argument("--seeds", type=int, nargs="+", help="of the planted worlds")
+    parser.add_argument("--seeds", type=int, nargs="*", help="of the planted worlds")
     parser.add_argument("--null-seeds", type=int, nargs="*", help="of the worlds with nothing planted")
     parser.add_argument(
         "--again", action="store_true", help="judge the cases in the output file by the constants of now"
@@ -313,7 +315,7 @@ def main() -> None:
         judge_again(options.output)
         return
     make = coloured_digits if options.fit else mnist_pairs
-    seeds = options.seeds or (FIT_SEEDS if options.fit else SEEDS)
+    seeds = (FIT_SEEDS if options.fit else SEEDS) if options.seeds is None else options.seeds
     null_seeds = (FIT_NULL_SEEDS if options.fit else NULL_SEEDS) if options.null_seeds is None else options.null_seeds
     cases: list[dict[str, Any]] = []
     for seed, planted in progress([(s, True) for s in seeds] + [(s, False) for s in null_seeds], make.__name__):

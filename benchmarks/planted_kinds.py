@@ -21,7 +21,7 @@ from lightning_failures.bundled.digits.render import (
     source_split,
 )
 from lightning_failures.encoders import load_encoder
-from lightning_failures.encoders.cache.store import EmbeddingCache, content_keys, embed
+from lightning_failures.encoders.cache.store import EmbeddingCache, embed
 
 SHORTCUT, UNDER, NOISE, HARD, NOTHING = "shortcut", "under-represented", "label noise", "intrinsically hard", "nothing"
 KINDS = (SHORTCUT, UNDER, NOISE, HARD)
@@ -124,8 +124,8 @@ def coloured_digits(seed: int, *, planted: bool = True, remedies: bool = False) 
     * under-represented, two classes: one of three backgrounds, or three of ten tints, are 3 % of training. They are
       40 % of validation in one class, and 15 % in the other one.
     * label noise, two classes: 15 to 30 % of the images with this label show another digit.
-    * intrinsically hard, three classes: of each 35 % are covered by a gray square, almost all noise, or cut into tiles that are
-      shuffled.
+    * intrinsically hard, three classes: of each 35 % are covered by a gray square, almost all noise, or cut
+      into tiles that are shuffled.
     * nothing, one class, and with ``planted=False`` all ten.
     """
     rng = np.random.default_rng([seed, 31])
@@ -227,7 +227,7 @@ def _shuffled(images: Tensor, rng: np.random.Generator) -> Tensor:
     return rows.reshape(-1, 3, 32, 32)
 
 
-# -- MNIST, in the space of EfficientNet-Lite0 --------------------------------------------------------------------------
+# -- MNIST, in the space of EfficientNet-Lite0 ------------------------------------------------------------------------
 
 MNIST_SHARES = {"train": 0.44, "validation": 0.26, "test": 0.1, "pool": 0.2}
 BLENDS_OF_A_DIGIT = 200
@@ -257,8 +257,8 @@ def mnist_pairs(seed: int, *, planted: bool = True) -> World:
       these blends have the label of the one digit, half of the other.
     * nothing: with ``planted=False``, all five classes, and a third of the training images.
 
-    All other images are red; with nothing planted colours are drawn by lot. Train, validation, test and pool share no digit; every part has the mix
-    of validation, except training.
+    All other images are red; with nothing planted colours are drawn by lot. Train, validation, test and pool share no
+    digit; every part has the mix of validation, except training.
     """
     gray, digits = mnist()
     rng = np.random.default_rng([seed, 41])

@@ -48,8 +48,7 @@ MIN_DOUBTED = 0.5
 
 MOST_TRAINING_EXAMPLES = 20_000
 MOST_NEIGHBOURS_OF = 2000  # examples of a class, of training and of validation each, among which neighbours are sought
-_NEIGHBOURS = 10
-_NEAREST = 5
+NEIGHBOURS = 10
 _MOST_DEVIATIONS = 3.0  # a statistic farther from the mean of the fitted cases says no more than one as far
 
 Rows = NDArray[np.float32]
@@ -114,11 +113,10 @@ class FailureStatistics:
         flag_ratio: Log of the flagged share of the class in training over that in validation.
         density: Log of the density of training over that of validation near the failures, minus the same near the
             successes.
-        one_wrong_class: Share of the failures that go to the most frequent wrong class; None with one wrong answer.
+        one_wrong_class: How far the failures concentrate on the most frequent wrong class: 0 for an even spread over all
+            wrong classes, 1 for a single one. None where there is only one wrong answer.
         wrong_class_auc: AUC of -w . phi for telling training examples of that wrong class from those of other classes:
             near 1, the failures look like this class in training.
-        distance: Log of the distance of failures to the nearest training examples of the class, minus that of
-            successes.
         probe_support: Share of the failures whose label the probe supports.
         probe_margin: Median label margin of the failures, in units of that of the successes.
     """
@@ -127,7 +125,6 @@ class FailureStatistics:
     density: float | None = None
     one_wrong_class: float | None = None
     wrong_class_auc: float | None = None
-    distance: float | None = None
     probe_support: float | None = None
     probe_margin: float | None = None
 
@@ -139,7 +136,7 @@ def failure_statistics(
     class_index: int,
     examples: ClassExamples,
     *,
-    several_answers: bool = True,
+    wrong_answers: int,
     weight: Rows | None = None,
     bias: float = 0.0,
     training: TrainingExamples | None = None,
@@ -149,7 +146,7 @@ def failure_statistics(
     Args:
         class_index: The class.
         examples: Its validation examples, failures and successes.
-        several_answers: Whether there is more than one wrong answer.
+        wrong_answers: Number of wrong answers that the model can give.
         weight: (D,) w of its direction; None without one.
         bias: b of its direction.
         training: Training examples of all classes; None if they are not known.
@@ -157,7 +154,7 @@ def failure_statistics(
     >>> phi = np.eye(4, dtype=np.float32)
     >>> nan = np.full(4, np.nan)
     >>> examples = ClassExamples(phi, np.array([0, 0, 1, 1]), nan, np.array([0.5, 0.5, -0.2, 0.1]))
-    >>> found = failure_statistics(0, examples)
+    >>> found = failure_statistics(0, examples, wrong_answers=2)
     >>> found.one_wrong_class, found.probe_support, round(found.probe_margin, 2), found.density
     (1.0, 0.5, -0.1, None)
     """
@@ -167,16 +164,17 @@ def failure_statistics(
     wrong_classes, counts = np.unique(examples.predictions[failed], return_counts=True)
     wrong_class = int(wrong_classes[counts.argmax()])
     found: dict[str, float | None] = _of_probe(examples.margins, failed)
-    if several_answers:
-        found["one_wrong_class"] = float(counts.max() / counts.sum())
+    if wrong_answers > 1:
+        chance = 1 / wrong_answers
+        found["one_wrong_class"] = float((counts.max() / counts.sum() - chance) / (1 - chance))
     if training is not None:
         own = training.labels == class_index
         if weight is not None:
             scores = training.phi @ weight
             found["flag_ratio"] = _flag_ratio(scores[own] + bias < 0, examples.values)
-            if several_answers:
+            if wrong_answers > 1:
                 found["wrong_class_auc"] = _defined(auc(-scores[~own], training.labels[~own] == wrong_class))
-        found |= _of_neighbours(_some(training.phi[own]), examples.phi, failed)
+        found["density"] = _density(training.phi[own], examples.phi, failed)
     return FailureStatistics(**found)
 
 
@@ -238,7 +236,7 @@ def diagnose_class(
     embeddings: NDArray[Any],
     predictions: IntArray,
     *,
-    several_answers: bool = True,
+    wrong_answers: int,
     training: TrainingExamples | None = None,
 ) -> DiagnosisReport:
     """Return the diagnosis of a class.
@@ -249,7 +247,7 @@ def diagnose_class(
         rows: (n,) the rows of the class among the examples that the directions were fitted on.
         embeddings: (n, D) of these rows.
         predictions: (n,) int, their predicted classes.
-        several_answers: Whether there is more than one wrong answer.
+        wrong_answers: Number of wrong answers that the model can give.
         training: Training examples of all classes; None if they are not known.
     """
     phi = standardize(embeddings, directions.mean.numpy(), directions.std.numpy())
@@ -261,7 +259,7 @@ def diagnose_class(
     statistics = failure_statistics(
         class_index,
         ClassExamples(phi, predictions, values.astype(np.float64), margins.astype(np.float64)),
-        several_answers=several_answers,
+        wrong_answers=wrong_answers,
         weight=weight,
         bias=bias,
         training=training,
@@ -292,7 +290,7 @@ def add_diagnoses(
     if grades.predictions is None:
         return classes
     predictions, in_doubt = as_array(grades.predictions), as_array(directions.in_doubt)
-    several_answers = has_several_wrong_answers(grades)
+    wrong_answers = len(classes) - 1 if has_several_wrong_answers(grades) else 1
     members = members_of(grades, sampled=partition.sampled)
 
     def of_class(k: int) -> DiagnosisReport | None:
@@ -305,7 +303,7 @@ def add_diagnoses(
             rows,
             as_array(embeddings[rows]),
             predictions[rows],
-            several_answers=several_answers,
+            wrong_answers=wrong_answers,
             training=training,
         )
 
@@ -338,35 +336,29 @@ def _flag_ratio(flagged_in_training: BoolArray, values: FloatArray) -> float | N
     return math.log(training / validation)
 
 
-def _of_neighbours(training: Rows, validation: Rows, failed: BoolArray) -> dict[str, float | None]:
-    """Return density and distance of the training examples of a class near its failures.
+def _density(training: Rows, validation: Rows, failed: BoolArray) -> float | None:
+    """Return the log density of training over validation near the failures of a class, minus that near its successes.
 
     Args:
         training: (m, D) phi of training examples of the class.
         validation: (n, D) phi of its validation examples.
         failed: (n,) bool.
     """
-    chosen = _some_rows(len(validation))
+    training, chosen = _some(training), _some_rows(len(validation))
     validation, failed = validation[chosen], failed[chosen]
-    if min(len(training), len(validation)) <= _NEIGHBOURS or not failed.any() or failed.all():
-        return {}
+    if min(len(training), len(validation)) <= NEIGHBOURS or not failed.any() or failed.all():
+        return None
     to_training, to_validation = validation @ training.T, validation @ validation.T
     np.fill_diagonal(to_validation, -np.inf)  # no example is its own neighbour
 
     # the nearest of both together: of which are there more, compared with their numbers?
     both = np.hstack([to_training, to_validation])
-    nearest = np.argpartition(-both, _NEIGHBOURS, axis=1)[:, :_NEIGHBOURS]
+    nearest = np.argpartition(-both, NEIGHBOURS, axis=1)[:, :NEIGHBOURS]
     of_training = (nearest < len(training)).sum(axis=1)
     least = 0.5 / max(len(training), len(validation))
     density = np.log(of_training / len(training) + least)
-    density -= np.log((_NEIGHBOURS - of_training) / len(validation) + least)
-
-    similarity = np.partition(to_training, -_NEAREST, axis=1)[:, -_NEAREST]
-    distance = np.maximum(1 - similarity, 1e-6)
-    return {
-        "density": float(density[failed].mean() - density[~failed].mean()),
-        "distance": math.log(distance[failed].mean() / distance[~failed].mean()),
-    }
+    density -= np.log((NEIGHBOURS - of_training) / len(validation) + least)
+    return float(density[failed].mean() - density[~failed].mean())
 
 
 def _some(rows: Rows) -> Rows:
@@ -398,11 +390,13 @@ def _times(log_ratio: float) -> str:
 _SENTENCES: Mapping[str, Callable[[float], str]] = {
     "flag_ratio": lambda value: f"Flagged images are {_times(value)} as frequent in training as in validation.",
     "density": lambda value: f"Near the failures, training holds {_times(value)} as many images as it should.",
-    "one_wrong_class": lambda value: f"Of the failures, {100 * value:.0f} % go to one wrong class.",
+    "one_wrong_class": lambda value: (
+        f"The failures {'go to one wrong class' if value > 0.5 else 'spread over wrong classes'} ({value:.2f}; 0: evenly"
+        " over all, 1: to a single one)."
+    ),
     "wrong_class_auc": lambda value: (
         f"In training, that wrong class looks {'' if value > 0.6 else 'no more '}like the failures (AUC {value:.2f})."
     ),
-    "distance": lambda value: f"The nearest training images of the class are {_times(value)} as far as for successes.",
     "probe_support": lambda value: f"The embeddings support the label of {100 * value:.0f} % of the failures.",
     "probe_margin": lambda value: (
         f"The embeddings of the failures speak {'for' if value >= 0 else 'against'} the label,"
@@ -419,7 +413,7 @@ REMEDIES = {
 """The remedy of each kind as a line of code."""
 
 
-# -- the fitted model: python benchmarks/diagnosis.py --fit -------------------------------------------------------------
+# -- the fitted model: python benchmarks/diagnosis.py --fit ----------------------------------------------------------
 
 MEANS = np.zeros(len(STATISTICS))
 SCALES = np.ones(len(STATISTICS))

@@ -7,7 +7,6 @@ from typing import Any
 
 from lightning_failures.core.serialization import to_jsonable
 
-
 UNSURE = "unsure"
 """The kind of failure of a class for which no kind is probable enough."""
 

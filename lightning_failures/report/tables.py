@@ -17,7 +17,7 @@ from lightning_failures.core.text import (
     shorten_caption,
 )
 from lightning_failures.data.grouping import LABEL
-from lightning_failures.data.records import DiagnosisReport, ValueReport
+from lightning_failures.data.records import ValueReport
 from lightning_failures.data.report import ClassReport, FailureReport
 from lightning_failures.data.tree_report import GroupReport
 from lightning_failures.report.sentences import diagnosis_sentence, group_sentence, trust_sentence

@@ -45,7 +45,7 @@ def test_failure_statistics__flagged_shares_and_wrong_classes_by_hand() -> None:
         np.array([0.5, 0.4, -0.5, -0.4]),
         np.array([0.4, 0.6, 0.1, -0.35]),
     )
-    found = failure_statistics(0, examples, weight=w, training=training)
+    found = failure_statistics(0, examples, wrong_answers=2, weight=w, training=training)
     assert found.flag_ratio == pytest.approx(math.log((1.5 / 9) / (2.5 / 5)))
     assert found.one_wrong_class == 1.0
     assert found.wrong_class_auc == 1.0  # class 1 lies at the failure end, class 2 at the other one
@@ -54,7 +54,7 @@ def test_failure_statistics__flagged_shares_and_wrong_classes_by_hand() -> None:
     assert found.density is None  # fewer examples than neighbours
 
 
-def test_failure_statistics__density_and_distance_by_hand() -> None:
+def test_failure_statistics__density_by_hand() -> None:
     # 20 successes at 0 degrees, with training examples there; 12 failures at 90 degrees, training has none
     rng = np.random.default_rng(0)
 
@@ -66,13 +66,11 @@ def test_failure_statistics__density_and_distance_by_hand() -> None:
     training = TrainingExamples(near(0, 40), np.zeros(40, dtype=np.int64))
     nan = np.full(32, np.nan)
     predictions = np.repeat([0, 1], [20, 12])
-    found = failure_statistics(0, ClassExamples(validation, predictions, nan, nan), training=training)
+    found = failure_statistics(0, ClassExamples(validation, predictions, nan, nan), wrong_answers=1, training=training)
     # near failures: 0 of 10 neighbours from training; near successes about 10 * 40 / 60
     assert found.density is not None
     least = 0.5 / 40
     assert found.density < math.log(least) - math.log(10 / 32 + least)
-    assert found.distance is not None
-    assert found.distance > math.log(100)
     assert (found.flag_ratio, found.probe_support, found.wrong_class_auc) == (None, None, None)
 
 
@@ -84,25 +82,25 @@ def test_failure_statistics__of_equal_training_and_validation_are_near_zero() ->
     found = failure_statistics(
         0,
         ClassExamples(x[:600], np.where(failed, 1, 0), x[:600, 0].astype(np.float64), nan),
+        wrong_answers=1,
         weight=np.eye(5, dtype=np.float32)[0],
         training=TrainingExamples(x[600:], np.zeros(600, dtype=np.int64)),
     )
     assert found.flag_ratio == pytest.approx(0, abs=0.2)
     assert found.density == pytest.approx(0, abs=0.2)
-    assert found.distance == pytest.approx(0, abs=0.2)
 
 
 def test_failure_statistics__with_one_wrong_answer_know_no_wrong_class() -> None:
     examples = ClassExamples(np.eye(3, dtype=np.float32), np.array([0, 1, 1]), np.full(3, np.nan), np.full(3, np.nan))
-    assert failure_statistics(0, examples, several_answers=False) == FailureStatistics()
-    assert failure_statistics(0, examples) == FailureStatistics(one_wrong_class=1.0)
+    assert failure_statistics(0, examples, wrong_answers=1) == FailureStatistics()
+    assert failure_statistics(0, examples, wrong_answers=4) == FailureStatistics(one_wrong_class=1.0)
 
 
 @pytest.mark.parametrize("predictions", [[0, 0], [1, 2]])
 def test_failure_statistics__without_failures_or_successes_are_unknown(predictions: list[int]) -> None:
     nan = np.full(2, np.nan)
     examples = ClassExamples(np.eye(2, dtype=np.float32), np.array(predictions), nan, nan)
-    assert failure_statistics(0, examples) == FailureStatistics()
+    assert failure_statistics(0, examples, wrong_answers=2) == FailureStatistics()
 
 
 def test_diagnose__without_statistics_is_unsure() -> None:
@@ -113,8 +111,8 @@ def test_diagnose__without_statistics_is_unsure() -> None:
 
 
 TYPICAL = {
-    SHORTCUT: FailureStatistics(-3.0, -2.0, 1.0, 0.96, 1.0, 1.0, 1.0),
-    LABEL_NOISE: FailureStatistics(0.0, -0.1, 0.3, 0.6, 0.8, 0.15, -1.3),
+    SHORTCUT: FailureStatistics(-3.0, -2.0, 1.0, 0.96, 1.0, 1.0),
+    LABEL_NOISE: FailureStatistics(0.0, -0.1, 0.3, 0.6, 0.15, -1.3),
 }
 
 
@@ -207,6 +205,7 @@ def planted(kind: str, seed: int) -> FailureStatistics:
     return failure_statistics(
         0,
         ClassExamples(phi[mine], predictions[mine], values[mine], margins[mine]),
+        wrong_answers=4,
         weight=weight,
         bias=bias,
         training=TrainingExamples.of(tx, ty, directions),
