@@ -68,7 +68,7 @@ MIN_PLANT_FAILURES, MIN_PLANT_SHARE = 10, 0.5
 PICKS = 100
 TOLERANCE = 0.02
 REMEDY = {SHORTCUT: ("balanced", "head"), UNDER: ("pool",), NOISE: ("nothing",), HARD: ("nothing",)}
-STRENGTH = 0.3
+STRENGTH = 3.0
 """C of the logistic regression of kinds."""
 
 TARGETS = {"right": 0.75, "unsure where planted": 0.2, "unsure where nothing": 0.6, "remedy": 0.75}

@@ -37,7 +37,7 @@ LABEL_NOISE, HARD = "label noise", "intrinsically hard"
 KINDS = (SHORTCUT, UNDER_REPRESENTED, LABEL_NOISE, HARD)
 NOTHING = "none of these"
 
-MIN_PROBABILITY = 0.5
+MIN_PROBABILITY = 0.55
 """Probability below which the kind is "unsure"."""
 
 MIN_FAILURES = 10
@@ -113,8 +113,8 @@ class FailureStatistics:
         flag_ratio: Log of the flagged share of the class in training over that in validation.
         density: Log of the density of training over that of validation near the failures, minus the same near the
             successes.
-        one_wrong_class: How far the failures concentrate on the most frequent wrong class: 0 for an even spread over all
-            wrong classes, 1 for a single one. None where there is only one wrong answer.
+        one_wrong_class: How far the failures concentrate on the most frequent wrong class: 0 for an even spread over
+            all wrong classes, 1 for a single one. None where there is only one wrong answer.
         wrong_class_auc: AUC of -w . phi for telling training examples of that wrong class from those of other classes:
             near 1, the failures look like this class in training.
         probe_support: Share of the failures whose label the probe supports.
@@ -391,8 +391,8 @@ _SENTENCES: Mapping[str, Callable[[float], str]] = {
     "flag_ratio": lambda value: f"Flagged images are {_times(value)} as frequent in training as in validation.",
     "density": lambda value: f"Near the failures, training holds {_times(value)} as many images as it should.",
     "one_wrong_class": lambda value: (
-        f"The failures {'go to one wrong class' if value > 0.5 else 'spread over wrong classes'} ({value:.2f}; 0: evenly"
-        " over all, 1: to a single one)."
+        f"The failures {'go to one wrong class' if value > 0.5 else 'spread over wrong classes'} ({value:.2f}; 0:"
+        " evenly over all, 1: to a single one)."
     ),
     "wrong_class_auc": lambda value: (
         f"In training, that wrong class looks {'' if value > 0.6 else 'no more '}like the failures (AUC {value:.2f})."
@@ -415,7 +415,14 @@ REMEDIES = {
 
 # -- the fitted model: python benchmarks/diagnosis.py --fit ----------------------------------------------------------
 
-MEANS = np.zeros(len(STATISTICS))
-SCALES = np.ones(len(STATISTICS))
-INTERCEPTS: dict[str, float] = dict.fromkeys((*KINDS, NOTHING), 0.0)
-COEFFICIENTS: dict[str, tuple[float, ...]] = {kind: (0.0,) * len(STATISTICS) for kind in INTERCEPTS}
+MEANS = np.array([-0.89, -0.598, 0.457, 0.674, 0.62, 0.073])
+SCALES = np.array([1.317, 0.927, 0.265, 0.218, 0.364, 0.816])
+INTERCEPTS = {SHORTCUT: 0.213, UNDER_REPRESENTED: -0.88, LABEL_NOISE: -1.81, HARD: 1.446, NOTHING: 1.03}
+COEFFICIENTS = {
+    SHORTCUT: (-0.064, -2.12, 1.115, 0.609, 0.394, 0.297),
+    UNDER_REPRESENTED: (-1.788, -0.541, 0.733, -1.835, 1.421, 1.203),
+    LABEL_NOISE: (0.294, -0.09, -1.921, 0.81, -1.451, -2.683),
+    HARD: (1.113, 1.05, 0.664, 0.153, -0.295, -0.624),
+    NOTHING: (0.445, 1.701, -0.591, 0.262, -0.069, 1.808),
+}
+"""Of the statistics in the order of their fields, in standard deviations from their means."""
