@@ -4,8 +4,9 @@
     python benchmarks/diagnosis.py --output benchmarks/results/diagnosis.json
 
 A shortcut, an under-represented subpopulation, label noise, intrinsically hard images, or nothing is planted in the
-classes of a world (planted_kinds.py). ``--fit`` collects the statistics of coloured digits (rendered by the package,
-in the space of the packaged CLIP), fits the multinomial logistic regression, and prints the constants of
+classes of a world (planted_kinds.py). ``--fit`` collects the
+statistics of coloured digits (rendered by the package, in the space of the packaged CLIP) and of Gaussian classes with
+simulated answers, fits the multinomial logistic regression, and prints the constants of
 lightning_failures/analysis/diagnosis.py. Without it, the packaged constants are judged on pairs of MNIST digits in the
 space of EfficientNet-Lite0: other images, another encoder, other subpopulations, other hard images, other seeds.
 
@@ -42,10 +43,12 @@ from planted_kinds import (
     NOTHING,
     SHORTCUT,
     UNDER,
+    Answers,
     Part,
     World,
     coloured_digits,
     fit,
+    gaussians,
     inputs,
     logits,
     mnist_pairs,
@@ -61,6 +64,7 @@ from lightning_failures.directions.standardize import standardize
 from lightning_failures.stats.intervals import benjamini_hochberg
 
 FIT_SEEDS, FIT_NULL_SEEDS = tuple(range(100, 108)), tuple(range(110, 114))
+GAUSSIAN_SEEDS = tuple(range(200, 220))
 SEEDS, NULL_SEEDS = tuple(range(1, 11)), tuple(range(21, 31))
 STEPS = 500
 MAX_FACTOR = 20.0
@@ -90,31 +94,66 @@ def measure(world: World, seed: int, *, remedies: bool = False) -> list[dict[str
         seed=seed,
     )
     patterns = dict(zip(directions.classes.tolist(), benjamini_hochberg(directions.p_value).tolist(), strict=True))
-    phi = standardize(validation.x, directions.mean.numpy(), directions.std.numpy())
-    training = TrainingExamples.of(train.x, train.labels, directions)
-    cases = []
-    for k, kind in enumerate(world.kinds):
-        rows = np.flatnonzero(validation.labels == k)
-        failed, pattern = predictions[rows] != k, patterns.get(k, False)
-        case = {"seed": seed, "class": k, "planted": kind, "failures": int(failed.sum()), "pattern": pattern}
-        case["failures of the plant"] = int((failed & validation.sub[rows]).sum())
-        doubt = directions.in_doubt.numpy()[rows]
-        if diagnosis.is_diagnosed(pattern=pattern, failed=failed, in_doubt=doubt):
-            weight, bias = None, 0.0
-            if k in patterns:
-                row = directions.row(k)
-                weight, bias = directions.weight[row].numpy(), float(directions.bias[row])
-            values, margins = directions.out_of_fold.double().numpy(), directions.label_margin.double().numpy()
-            examples = ClassExamples(phi[rows], predictions[rows], values[rows], margins[rows])
-            statistics = diagnosis.failure_statistics(
-                k, examples, wrong_answers=classes - 1, weight=weight, bias=bias, training=training
-            )
-            case["statistics"] = asdict(statistics)
-        cases.append(case)
+    cases = [
+        class_case(k, kind, validation, predictions, train, directions, patterns.get(k, False)) | {"seed": seed}
+        for k, kind in enumerate(world.kinds)
+    ]
     if remedies:
         arms = remedy_arms(world, model, directions, patterns, seed)
         for case in cases:
             case["f1"] = {arm: scores[case["class"]] for arm, scores in arms.items()}
+    return cases
+
+
+def class_case(
+    k: int,
+    kind: str,
+    validation: Part | Answers,
+    predictions: NDArray[np.int64],
+    train: Part | Answers,
+    directions: FailureDirections,
+    pattern: bool,
+) -> dict[str, Any]:
+    """Return what is planted in a class, and its statistics if it is diagnosed."""
+    rows = np.flatnonzero(validation.labels == k)
+    failed = predictions[rows] != k
+    case: dict[str, Any] = {"class": k, "planted": kind, "failures": int(failed.sum()), "pattern": pattern}
+    case["failures of the plant"] = int((failed & validation.sub[rows]).sum())
+    if not diagnosis.is_diagnosed(pattern=pattern, failed=failed, in_doubt=directions.in_doubt.numpy()[rows]):
+        return case
+    weight, bias = None, 0.0
+    if k in directions.classes.tolist():
+        row = directions.row(k)
+        weight, bias = directions.weight[row].numpy(), float(directions.bias[row])
+    values, margins = directions.out_of_fold.double().numpy(), directions.label_margin.double().numpy()
+    phi = standardize(validation.x[rows], directions.mean.numpy(), directions.std.numpy())
+    statistics = diagnosis.failure_statistics(
+        k,
+        ClassExamples(phi, predictions[rows], values[rows], margins[rows]),
+        wrong_answers=int(validation.labels.max()),
+        weight=weight,
+        bias=bias,
+        training=TrainingExamples.of(train.x, train.labels, directions),
+    )
+    return case | {"statistics": asdict(statistics)}
+
+
+def gaussian_cases(seeds: Sequence[int]) -> list[dict[str, Any]]:
+    """Return the cases of Gaussian classes, one of every kind for each seed."""
+    cases = []
+    for seed in seeds:
+        for kind in (*KINDS, NOTHING):
+            train, validation = gaussians(kind, seed)
+            directions = fit_failure_directions(
+                *(validation.x, validation.labels, validation.predictions == validation.labels),
+                reference=train.x,
+                permutations=199,
+                seed=seed,
+            )
+            patterns = dict(zip(directions.classes.tolist(), (directions.p_value <= 0.05).tolist(), strict=True))
+            pattern = patterns.get(0, False)
+            case = class_case(0, kind, validation, validation.predictions, train, directions, pattern)
+            cases.append(case | {"seed": seed, "task": "gaussians"})
     return cases
 
 
@@ -317,7 +356,7 @@ def main() -> None:
     make = coloured_digits if options.fit else mnist_pairs
     seeds = (FIT_SEEDS if options.fit else SEEDS) if options.seeds is None else options.seeds
     null_seeds = (FIT_NULL_SEEDS if options.fit else NULL_SEEDS) if options.null_seeds is None else options.null_seeds
-    cases: list[dict[str, Any]] = []
+    cases: list[dict[str, Any]] = gaussian_cases(GAUSSIAN_SEEDS) if options.fit else []
     for seed, planted in progress([(s, True) for s in seeds] + [(s, False) for s in null_seeds], make.__name__):
         cases += measure(make(seed, planted=planted), seed, remedies=planted and not options.fit)
         if options.fit:

@@ -325,3 +325,60 @@ def _blend(rows: Any, labels: Any, sub: Any, blended: Any, class_of: Any, rng: n
             continue  # it has another plant
         labels[places] = 4 if rng.random() < 0.5 else other[blend]
         blended[places], sub[places] = blend, labels[places] == 4
+
+
+# -- Gaussian classes, without a network -------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Answers:
+    """n embedded examples with the answers of a model: ``x`` (n, D), ``labels``, ``predictions`` and ``sub`` (n,)."""
+
+    x: NDArray[np.float32]
+    labels: NDArray[np.int64]
+    predictions: NDArray[np.int64]
+    sub: NDArray[np.bool_]
+
+
+def gaussians(kind: str, seed: int) -> tuple[Answers, Answers]:
+    """Return training and validation of 3 to 12 Gaussian classes; ``kind`` is planted in class 0.
+
+    The model answers with the nearest class of a noisy view. In addition it takes images of class 0 for class 1 where
+    they lack their cue (shortcut), or for one of some classes where they are rare in training (under-represented) or
+    where their class hardly shows (intrinsically hard).
+    """
+    rng = np.random.default_rng([seed, 51, (*KINDS, NOTHING).index(kind)])
+    classes = int(rng.integers(3, 13))
+    cues, trait, noise = (classes, classes + 1), classes + 2, rng.uniform(0.4, 0.7)
+    blur = rng.uniform(0.9, 1.3) if kind == NOTHING else rng.uniform(0.3, 0.9)
+    rare, often = rng.uniform(0.02, 0.06), rng.uniform(0.15, 0.5)
+    share, visible, shift = rng.uniform(0.15, 0.4), rng.uniform(0.0, 0.4), rng.uniform(0.5, 2.5)
+    wrong_classes = rng.permutation(np.arange(1, classes))[: rng.integers(min(2, classes - 1), classes)]
+
+    def draw(training: bool) -> Answers:
+        labels = np.arange(150 * classes) % classes
+        n, true = len(labels), labels.copy()
+        is_rare = kind in (SHORTCUT, UNDER)
+        special = (labels == 0) & (rng.random(n) < ((rare if training else often) if is_rare else share))
+        special &= kind != NOTHING
+        x = noise * rng.normal(size=(n, classes + 20))
+        strength = np.full(n, 2.0)
+        if kind == NOISE:
+            true[special] = rng.integers(1, classes, special.sum())
+        if kind == HARD:
+            strength[special] *= visible
+        x[np.arange(n), true] += strength
+        if kind == SHORTCUT:
+            x[(labels == 0) & ~special, cues[0]] += 2
+            x[special | (labels == 1), cues[1]] += 2
+        if kind in (UNDER, HARD):
+            x[special, trait] += shift
+        predictions = (x[:, :classes] + blur * rng.normal(size=(n, classes))).argmax(axis=1)
+        fails = special & (rng.random(n) < 0.7)
+        if kind == SHORTCUT:
+            predictions[fails] = 1
+        elif kind in (UNDER, HARD):
+            predictions[fails] = rng.choice(wrong_classes, fails.sum())
+        return Answers(x.astype(np.float32), labels, predictions, special)
+
+    return draw(True), draw(False)

@@ -5,7 +5,8 @@ Four kinds call for four remedies. A *shortcut*: training shows the class with a
 *Intrinsically hard* images: training holds as many as validation, and the model still fails.
 
 The statistics enter a multinomial logistic regression. ``benchmarks/diagnosis.py`` plants every kind, and nothing, in
-coloured digits, fits the coefficients below to them, and judges them on another data set with another encoder.
+coloured digits and in Gaussian classes, fits the coefficients below to them, and judges them on another data set with
+another encoder.
 """
 
 from __future__ import annotations
@@ -384,7 +385,7 @@ def _value(statistics: FailureStatistics, name: str) -> float:
 
 
 def _times(log_ratio: float) -> str:
-    return f"{math.exp(log_ratio):.2g} times"
+    return f"{math.exp(min(log_ratio, 20.0)):.2g} times"
 
 
 _SENTENCES: Mapping[str, Callable[[float], str]] = {
