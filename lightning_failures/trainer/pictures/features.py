@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from tqdm import tqdm
 
 from lightning_failures.analysis.result import AnalysisResult
 from lightning_failures.captions.scoring import most_distinctive_caption
+from lightning_failures.core.budget import PROGRESS_DELAY, Deadline
 from lightning_failures.core.text import clean
 from lightning_failures.core.threads import one_thread
 from lightning_failures.data.grades import Grades
@@ -20,7 +23,13 @@ from lightning_failures.encoders.feature_attack import ITERATIONS
 from lightning_failures.report.feature_names import FeatureNames, with_names
 from lightning_failures.report.gallery import Picture, feature_picture
 from lightning_failures.report.images import most_activating
-from lightning_failures.trainer.pictures.feature_views import AttackResult, FeatureViews, attack_features
+from lightning_failures.trainer.pictures.counterfactuals import FeaturePaster, FeatureRegions
+from lightning_failures.trainer.pictures.feature_views import (
+    DEFAULT_ATTACK_SECONDS,
+    AttackResult,
+    FeatureViews,
+    attack_features,
+)
 from lightning_failures.trainer.pictures.sources import DisplayedTree, PictureInputs, example_outcomes
 from lightning_failures.trees.growing import rule_text
 
@@ -64,11 +73,20 @@ def feature_pictures(
         split_by.setdefault(feature, [tree for tree in shown if feature in tree.tree.split_features])
 
     views = FeatureViews(inputs.robust, inputs.store)
-    inspected = [_inspect(views, feature, trees, result, grades, inputs) for feature, trees in split_by.items()]
+    paster = (
+        None if inputs.model is None else FeaturePaster(inputs.model, inputs.images, grades, _half(inputs.deadline))
+    )
+    with tqdm(split_by.items(), desc="FailureModes checks features", delay=PROGRESS_DELAY, leave=False) as features:
+        inspected = [_inspect(views, feature, trees, result, grades, inputs, paster) for feature, trees in features]
     attacks = attack_features(views, [(one.report.feature, one.seen) for one in inspected], inputs.deadline)
     views.flush()
     pictures = [_picture(one, attack) for one, attack in zip(inspected, attacks, strict=True)]
     return tuple(one.report for one in inspected), pictures
+
+
+def _half(deadline: Deadline | None) -> Deadline:
+    """Return the deadline of the counterfactual checks, which leave half of the time to the attacks."""
+    return Deadline.after(DEFAULT_ATTACK_SECONDS if deadline is None else deadline.left / 2)
 
 
 def _picture(inspected: _FeatureImages, attack: AttackResult) -> Picture:
@@ -99,8 +117,9 @@ def _inspect(
     result: AnalysisResult,
     grades: Grades,
     inputs: PictureInputs,
+    paster: FeaturePaster | None,
 ) -> _FeatureImages:
-    """Return the most activating images of a feature in the first group, with heat maps, names and a caption."""
+    """Return the most activating images of a feature in the first group, with heat maps, names, caption and check."""
     assert inputs.features is not None
     first = trees[0]
     outcomes = example_outcomes(grades, first.group, first.members)
@@ -119,12 +138,16 @@ def _inspect(
         action=named.action,
     )
     report = _with_caption(report, first, top_ids, result, grades, inputs)
+    maps = views.maps(images, feature)
+    if paster is not None:
+        find = partial(FeatureRegions.of, top_ids, images, maps, views.seen)
+        report = replace(report, counterfactual=paster.check(feature, first, values, find))
     texts = [
         f"{value:.2f}\n{outcomes[example].text or 'correct'}"
         for example, value in zip(top_ids.tolist(), strength.tolist(), strict=True)
     ]
     role = _role(feature, trees, inputs.names)
-    return _FeatureImages(report, role, views.seen(images), views.maps(images, feature), strength, texts)
+    return _FeatureImages(report, role, views.seen(images), maps, strength, texts)
 
 
 def _of_one_size(images: Sequence[Tensor]) -> Tensor:
