@@ -20,7 +20,7 @@ from lightning_failures.data.grouping import LABEL
 from lightning_failures.data.records import ValueReport
 from lightning_failures.data.report import ClassReport, FailureReport
 from lightning_failures.data.tree_report import GroupReport
-from lightning_failures.report.sentences import group_sentence, trust_sentence
+from lightning_failures.report.sentences import counterfactual_sentence, group_sentence, trust_sentence
 from lightning_failures.report.text_tables import aligned_table, pipe_table, terminal_width
 
 _ENDS = ("hardest caption", "easiest caption")
@@ -294,6 +294,26 @@ def trust_markdown(report: FailureReport, *, limit: int | None = None) -> str:
         for entry in with_direction[:limit]
     ]
     return "\n".join(["### How far to trust it", "", *lines]) if lines else ""
+
+
+def checks_markdown(report: FailureReport) -> str:
+    """Return the counterfactual checks of features as a Markdown list; empty without any.
+
+    Those of captions are in :func:`trust_markdown`.
+
+    >>> from lightning_failures.data.records import CounterfactualReport
+    >>> from lightning_failures.data.report import FeatureReport
+    >>> check = CounterfactualReport("pasted", "not measured", "out of time")
+    >>> checks_markdown(FailureReport(9, 0.5, (), features=(FeatureReport(3, counterfactual=check),))).splitlines()[-1]
+    '* **feature 3**: Counterfactual check: not measured (out of time).'
+    """
+    lines = []
+    for one in report.features:
+        if one.counterfactual is not None:
+            name = f"feature {one.feature}" + (f' "{one.name}"' if one.name else "")
+            sentence = escape_markdown(counterfactual_sentence(one.counterfactual), limit=500)
+            lines.append(f"* **{escape_markdown(name)}**: {sentence}")
+    return "\n".join(["### Features changed alone", "", *lines]) if lines else ""
 
 
 def notes_markdown(report: FailureReport) -> str:

@@ -46,9 +46,20 @@ SEEDS_AT_ONCE = 4
 RENDER_SECONDS = 600.0
 """Time for all images that are rendered in an analysis."""
 
+PASTE_SECONDS = 300.0
+"""Time for all regions that are pasted in an analysis without a deadline."""
+
+MIN_PASTE_SECONDS = 5.0
+"""Time for the regions that are pasted, however short an epoch is."""
+
 OUT_OF_TIME = "out of time"
 
 _SALT = 0xC0F
+
+
+def deadline_of_checks(deadline: Deadline | None) -> Deadline:
+    """Return when to stop pasting, so that half of the time is left to feature attacks."""
+    return Deadline.after(PASTE_SECONDS if deadline is None else max(deadline.left / 2, MIN_PASTE_SECONDS))
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from lightning_failures.analysis.result import AnalysisResult
 from lightning_failures.captions.scoring import most_distinctive_caption
-from lightning_failures.core.budget import PROGRESS_DELAY, Deadline
+from lightning_failures.core.budget import PROGRESS_DELAY
 from lightning_failures.core.text import clean
 from lightning_failures.core.threads import one_thread
 from lightning_failures.data.grades import Grades
@@ -23,9 +23,8 @@ from lightning_failures.encoders.feature_attack import ITERATIONS
 from lightning_failures.report.feature_names import FeatureNames, with_names
 from lightning_failures.report.gallery import Picture, feature_picture
 from lightning_failures.report.images import most_activating
-from lightning_failures.trainer.pictures.counterfactuals import FeaturePaster, FeatureRegions
+from lightning_failures.trainer.pictures.counterfactuals import FeaturePaster, FeatureRegions, deadline_of_checks
 from lightning_failures.trainer.pictures.feature_views import (
-    DEFAULT_ATTACK_SECONDS,
     AttackResult,
     FeatureViews,
     attack_features,
@@ -73,20 +72,15 @@ def feature_pictures(
         split_by.setdefault(feature, [tree for tree in shown if feature in tree.tree.split_features])
 
     views = FeatureViews(inputs.robust, inputs.store)
-    paster = (
-        None if inputs.model is None else FeaturePaster(inputs.model, inputs.images, grades, _half(inputs.deadline))
-    )
+    paster: FeaturePaster | None = None
+    if inputs.model is not None:
+        paster = FeaturePaster(inputs.model, inputs.images, grades, deadline_of_checks(inputs.deadline))
     with tqdm(split_by.items(), desc="FailureModes checks features", delay=PROGRESS_DELAY, leave=False) as features:
         inspected = [_inspect(views, feature, trees, result, grades, inputs, paster) for feature, trees in features]
     attacks = attack_features(views, [(one.report.feature, one.seen) for one in inspected], inputs.deadline)
     views.flush()
     pictures = [_picture(one, attack) for one, attack in zip(inspected, attacks, strict=True)]
     return tuple(one.report for one in inspected), pictures
-
-
-def _half(deadline: Deadline | None) -> Deadline:
-    """Return the deadline of the counterfactual checks, which leave half of the time to the attacks."""
-    return Deadline.after(DEFAULT_ATTACK_SECONDS if deadline is None else deadline.left / 2)
 
 
 def _picture(inspected: _FeatureImages, attack: AttackResult) -> Picture:
