@@ -153,12 +153,12 @@ class FeaturePaster:
     def _check(self, rows: Tensor, repairs: bool, regions: FeatureRegions) -> CounterfactualReport:
         """Paste onto the examples in some rows, those with an outcome that the feature should flip."""
         labels = dict(zip(self.grades.ids.tolist(), self.grades.labels.tolist(), strict=True))
-        sources = [k for k, box in enumerate(regions.boxes) if box is not None]
+        top = regions.ids.tolist()
         of_class: dict[int, list[int]] = {}
-        for k in sources:
-            of_class.setdefault(labels[int(regions.ids[k])], []).append(k)
-        ids = [i for i in _spread(self.grades, rows) if labels[i] in of_class and i not in set(regions.ids.tolist())]
-        ids = ids[:TARGETS]
+        for number, box in enumerate(regions.boxes):
+            if box is not None:
+                of_class.setdefault(labels[top[number]], []).append(number)
+        ids = [i for i in _spread(self.grades, rows) if labels[i] in of_class and i not in top][:TARGETS]
         if len(ids) < MIN_PAIRS:
             what = "failures" if repairs else "correct images"
             return not_measured(PASTED, f"only {len(ids)} {what} to paste onto", images=len(ids), repairs=repairs)
