@@ -95,6 +95,7 @@ def hottest_box(heat: Tensor) -> Box:
     Args:
         heat: (h, w), finite. Heat is what exceeds the median, so that a constant background has none.
 
+    >>> import torch
     >>> heat = torch.zeros(8, 8)
     >>> heat[6:, :2] = 1
     >>> hottest_box(heat)
@@ -121,6 +122,7 @@ def paste(target: Tensor, source: Tensor, box: Box) -> Tensor:
         source: (C, h, w) in [0, 1], resized to the target if it differs in size.
         box: The region.
 
+    >>> import torch
     >>> paste(torch.zeros(1, 2, 2), torch.ones(1, 4, 4), (0.0, 0.5, 0.5, 1.0)).tolist()
     [[[0.0, 1.0], [0.0, 0.0]]]
     """
@@ -137,6 +139,7 @@ def paste(target: Tensor, source: Tensor, box: Box) -> Tensor:
 def resized(image: Tensor, shape: tuple[int, ...]) -> Tensor:
     """Return an image (C, H, W) in [0, 1] in another shape: gray by the mean of its channels, colour by repeating gray.
 
+    >>> import torch
     >>> resized(torch.rand(3, 8, 8), (1, 4, 4)).shape
     torch.Size([1, 4, 4])
     """

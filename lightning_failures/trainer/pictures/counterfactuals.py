@@ -57,11 +57,6 @@ OUT_OF_TIME = "out of time"
 _SALT = 0xC0F
 
 
-def deadline_of_checks(deadline: Deadline | None) -> Deadline:
-    """Return when to stop pasting, so that half of the time is left to feature attacks."""
-    return Deadline.after(PASTE_SECONDS if deadline is None else max(deadline.left / 2, MIN_PASTE_SECONDS))
-
-
 @dataclass(frozen=True)
 class FeatureRegions:
     """Where a feature is active on the images that activate it most.
@@ -124,6 +119,18 @@ class FeaturePaster:
     images: Callable[[Sequence[int]], Sequence[Tensor]]
     grades: Grades
     deadline: Deadline
+
+    @classmethod
+    def of(
+        cls,
+        model: ChangedImages,
+        images: Callable[[Sequence[int]], Sequence[Tensor]],
+        grades: Grades,
+        deadline: Deadline | None,
+    ) -> FeaturePaster:
+        """Return the paster that has what is left until a deadline, and some seconds at least."""
+        seconds = PASTE_SECONDS if deadline is None else max(deadline.left, MIN_PASTE_SECONDS)
+        return cls(model, images, grades, Deadline.after(seconds))
 
     def check(
         self, feature: int, tree: DisplayedTree, values: Tensor, find: Callable[[], FeatureRegions]

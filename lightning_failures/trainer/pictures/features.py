@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -18,12 +18,13 @@ from lightning_failures.core.text import clean
 from lightning_failures.core.threads import one_thread
 from lightning_failures.data.grades import Grades
 from lightning_failures.data.grouping import grouping_named
+from lightning_failures.data.records import CounterfactualReport
 from lightning_failures.data.report import FeatureReport
 from lightning_failures.encoders.feature_attack import ITERATIONS
 from lightning_failures.report.feature_names import FeatureNames, with_names
 from lightning_failures.report.gallery import Picture, feature_picture
 from lightning_failures.report.images import most_activating
-from lightning_failures.trainer.pictures.counterfactuals import FeaturePaster, FeatureRegions, deadline_of_checks
+from lightning_failures.trainer.pictures.counterfactuals import FeaturePaster, FeatureRegions
 from lightning_failures.trainer.pictures.feature_views import (
     AttackResult,
     FeatureViews,
@@ -46,6 +47,7 @@ class _FeatureImages:
         maps: (n, h, w), the heat maps on those images.
         strength: (n,), the activations.
         texts: A text for each image.
+        check: Makes the counterfactual check of the feature.
     """
 
     report: FeatureReport
@@ -54,6 +56,7 @@ class _FeatureImages:
     maps: Tensor
     strength: Tensor
     texts: list[str]
+    check: Callable[[FeaturePaster], CounterfactualReport]
 
 
 def feature_pictures(
@@ -72,15 +75,19 @@ def feature_pictures(
         split_by.setdefault(feature, [tree for tree in shown if feature in tree.tree.split_features])
 
     views = FeatureViews(inputs.robust, inputs.store)
-    paster: FeaturePaster | None = None
-    if inputs.model is not None:
-        paster = FeaturePaster(inputs.model, inputs.images, grades, deadline_of_checks(inputs.deadline))
-    with tqdm(split_by.items(), desc="FailureModes checks features", delay=PROGRESS_DELAY, leave=False) as features:
-        inspected = [_inspect(views, feature, trees, result, grades, inputs, paster) for feature, trees in features]
+    inspected = [_inspect(views, feature, trees, result, grades, inputs) for feature, trees in split_by.items()]
     attacks = attack_features(views, [(one.report.feature, one.seen) for one in inspected], inputs.deadline)
     views.flush()
+    if inputs.model is not None:
+        inspected = _checked(inspected, FeaturePaster.of(inputs.model, inputs.images, grades, inputs.deadline))
     pictures = [_picture(one, attack) for one, attack in zip(inspected, attacks, strict=True)]
     return tuple(one.report for one in inspected), pictures
+
+
+def _checked(inspected: Sequence[_FeatureImages], paster: FeaturePaster) -> list[_FeatureImages]:
+    """Add the counterfactual check of each feature."""
+    with tqdm(inspected, desc="FailureModes checks features", delay=PROGRESS_DELAY, leave=False) as features:
+        return [replace(one, report=replace(one.report, counterfactual=one.check(paster))) for one in features]
 
 
 def _picture(inspected: _FeatureImages, attack: AttackResult) -> Picture:
@@ -111,9 +118,8 @@ def _inspect(
     result: AnalysisResult,
     grades: Grades,
     inputs: PictureInputs,
-    paster: FeaturePaster | None,
 ) -> _FeatureImages:
-    """Return the most activating images of a feature in the first group, with heat maps, names, caption and check."""
+    """Return the most activating images of a feature in the first group, with heat maps, names and a caption."""
     assert inputs.features is not None
     first = trees[0]
     outcomes = example_outcomes(grades, first.group, first.members)
@@ -133,15 +139,16 @@ def _inspect(
     )
     report = _with_caption(report, first, top_ids, result, grades, inputs)
     maps = views.maps(images, feature)
-    if paster is not None:
-        find = partial(FeatureRegions.of, top_ids, images, maps, views.seen)
-        report = replace(report, counterfactual=paster.check(feature, first, values, find))
+
+    def check(paster: FeaturePaster) -> CounterfactualReport:
+        return paster.check(feature, first, values, partial(FeatureRegions.of, top_ids, images, maps, views.seen))
+
     texts = [
         f"{value:.2f}\n{outcomes[example].text or 'correct'}"
         for example, value in zip(top_ids.tolist(), strength.tolist(), strict=True)
     ]
     role = _role(feature, trees, inputs.names)
-    return _FeatureImages(report, role, views.seen(images), maps, strength, texts)
+    return _FeatureImages(report, role, views.seen(images), maps, strength, texts, check)
 
 
 def _of_one_size(images: Sequence[Tensor]) -> Tensor:
