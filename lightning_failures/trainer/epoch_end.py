@@ -34,6 +34,7 @@ from lightning_failures.directions.fit import Doubted
 from lightning_failures.encoders.cache.store import content_keys
 from lightning_failures.encoders.cached import CachedEncoder
 from lightning_failures.errors import DataError
+from lightning_failures.generators.base import ImageGenerator
 from lightning_failures.interventions import Discovery
 from lightning_failures.interventions.validation_split import (
     Part,
@@ -57,6 +58,7 @@ from lightning_failures.trainer.index_recorder import dataset_of
 from lightning_failures.trainer.late_doubts import LateDoubts
 from lightning_failures.trainer.method_values import values_of_methods
 from lightning_failures.trainer.normalization_guard import normalization_doubt
+from lightning_failures.trainer.options import CounterfactualsOption, load_counterfactuals
 from lightning_failures.trainer.pictures.builder import AnalysisSnapshot, GalleryBuilder
 from lightning_failures.trainer.pinned_slices import check_encoders, check_pinned_slices
 from lightning_failures.trainer.ranks import Communicator
@@ -114,6 +116,7 @@ class RunnerOptions(Protocol):
     feature_names: Path | None
     seed: int
     pins: Sequence[str | Path]
+    counterfactuals: CounterfactualsOption
     on_error: Literal["warn", "raise"]
 
 
@@ -130,6 +133,7 @@ class AnalysisRunner:
         feature_names: File with names of features; None: the one in the folder of the run.
         say_once: Emits each distinct message at most once.
         pins: Pinned slices that every analysis checks.
+        counterfactuals: Whether regions of features are pasted; a generator: captions are rendered too.
         raises: Whether errors stop the run.
         guard: ``(trainer, where, skipped)`` -> a block in which an error is a warning, or raised, as the user wishes.
     """
@@ -146,6 +150,7 @@ class AnalysisRunner:
     feature_names: Path | None
     seed: int
     pins: Sequence[Pin]
+    counterfactuals: bool | ImageGenerator
     say_once: Callable[..., None]
     raises: bool
     guard: Callable[[Trainer, str, str], AbstractContextManager[None]]
@@ -192,6 +197,7 @@ class AnalysisRunner:
             feature_names=options.feature_names,
             seed=options.seed,
             pins=pins,
+            counterfactuals=load_counterfactuals(options.counterfactuals),
             say_once=say_once,
             raises=options.on_error == "raise",
             guard=guard,
@@ -324,6 +330,7 @@ class AnalysisRunner:
         self._late_doubts.expect(analysis.index, result, accuracies, self._writers.get(folder, ()))
         self._undrawn[analysis.index] = AnalysisSnapshot(
             result,
+            trainer,
             partial(ExampleReader.of_loader, trainer, analysis.loader, analysis.index, self.reader),
             analysis.analysed,
             analysis.sampled,
@@ -428,6 +435,7 @@ class AnalysisRunner:
             feature_names=self.feature_names,
             seed=self.seed,
             say_once=self.say_once,
+            counterfactuals=self.counterfactuals,
         )
 
     def _pictures_of(self, method: Method, result: AnalysisResult) -> Sequence[Picture]:

@@ -27,7 +27,13 @@ from lightning_failures.report.html.images import ImageBudget
 from lightning_failures.report.html.tree import Branch, feature_name, outline
 from lightning_failures.report.interventions import intervention_lines
 from lightning_failures.report.run_folder import Run
-from lightning_failures.report.sentences import diagnosis_sentence, group_sentence, shared_sentence, trust_sentence
+from lightning_failures.report.sentences import (
+    counterfactual_sentence,
+    diagnosis_sentence,
+    group_sentence,
+    shared_sentence,
+    trust_sentence,
+)
 from lightning_failures.report.slices import significant_slices
 from lightning_failures.report.tables import class_names, rank_classes
 
@@ -138,6 +144,7 @@ class FeatureView:
     index: int
     feature: FeatureReport
     title: str
+    check: str
     pictures: tuple[Picture, ...]
 
 
@@ -240,7 +247,11 @@ def build_page(run: Run) -> Page:
     trees = _trees(report, with_tree, pictures)
     features = tuple(
         FeatureView(
-            index, feature, feature_name(feature.feature, feature), pictures.take(f"features/{feature.feature}")
+            index,
+            feature,
+            feature_name(feature.feature, feature),
+            "" if feature.counterfactual is None else counterfactual_sentence(feature.counterfactual),
+            pictures.take(f"features/{feature.feature}"),
         )
         for index, feature in enumerate(report.features[:MAX_FEATURES])
     )
