@@ -246,6 +246,7 @@ class FailureTrainer(Trainer):
                 that can be expected. The pool needs no labels: without one, the class of an image is a guess.
         """
         callback = self._required_failure_modes("embed", encoder=True)[0]
+        assert callback.encoder is not None
         for name, value in (("k", k), ("shard_size", shard_size), ("shop", shop)):
             if value is not None and value < 1:
                 raise ConfigurationError(f"embed --{name} must be at least 1, got {value}.")
