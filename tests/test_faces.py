@@ -52,7 +52,7 @@ FACES = {
         takes_embeddings
     """,
     "lightning_failures.interventions": """
-        AddFiltered AddSynthetic Decision Discovery Intervention JudgedExamples Round Upweight Verdict
+        AddFiltered AddSynthetic Decision Discovery Intervention JudgedExamples RetrainHead Round Upweight Verdict
         suspect_labels
     """,
     "lightning_failures.methods": """

@@ -245,9 +245,8 @@ class FailureTrainer(Trainer):
                 the candidates. They are written to OUTPUT/shop for people, Label Studio and FiftyOne, with the gain
                 that can be expected. The pool needs no labels: without one, the class of an image is a guess.
         """
-        callback = self._required_failure_modes("embed")[0]
-        if callback.encoder is None:
-            raise ConfigurationError("`embed` needs FailureModes(encoder=...) in the config (see configs/digits.yaml).")
+        callback = self._required_failure_modes("embed", encoder=True)[0]
+        assert callback.encoder is not None
         for name, value in (("k", k), ("shard_size", shard_size), ("shop", shop)):
             if value is not None and value < 1:
                 raise ConfigurationError(f"embed --{name} must be at least 1, got {value}.")
@@ -292,14 +291,14 @@ class FailureTrainer(Trainer):
         if self.is_global_zero:
             self.status = diagnose(self, model, datamodule, as_json=json)
 
-    def _required_failure_modes(self, command: str) -> list[FailureModes]:
-        """Return the callbacks of the config; at least one."""
+    def _required_failure_modes(self, command: str, *, encoder: bool = False) -> list[FailureModes]:
+        """Return the callbacks of the config, of which there must be one, and the first have an encoder if asked."""
         callbacks = self.callbacks  # type: ignore[attr-defined]
         found = [callback for callback in callbacks if isinstance(callback, FailureModes)]
-        if not found:
+        if not found or (encoder and found[0].encoder is None):
             raise ConfigurationError(
-                f"`{command}` needs lightning_failures.FailureModes among trainer.callbacks of the config (see"
-                " configs/digits.yaml)."
+                f"`{command}` needs lightning_failures.FailureModes{' with an encoder' if encoder else ''} among"
+                " trainer.callbacks of the config (see configs/digits.yaml)."
             )
         return found
 

@@ -36,14 +36,9 @@ from lightning_failures.encoders.cached import CachedEncoder
 from lightning_failures.errors import DataError
 from lightning_failures.generators.base import ImageGenerator
 from lightning_failures.interventions import Discovery
-from lightning_failures.interventions.validation_split import (
-    Part,
-    judge_split,
-    part_of,
-    take_grades,
-)
+from lightning_failures.interventions.validation_split import Part, judge_split, part_of, take_grades
 from lightning_failures.methods import Method, methods_for
-from lightning_failures.regression import Pin, load_pins
+from lightning_failures.regression import Pin
 from lightning_failures.report.diary_storage import keep_diary
 from lightning_failures.report.gallery import Gallery, Picture
 from lightning_failures.report.html.render import prepare
@@ -60,7 +55,7 @@ from lightning_failures.trainer.method_values import values_of_methods
 from lightning_failures.trainer.normalization_guard import normalization_doubt
 from lightning_failures.trainer.options import CounterfactualsOption, load_counterfactuals
 from lightning_failures.trainer.pictures.builder import AnalysisSnapshot, GalleryBuilder
-from lightning_failures.trainer.pinned_slices import check_encoders, check_pinned_slices
+from lightning_failures.trainer.pinned_slices import open_pins, with_pin_checks
 from lightning_failures.trainer.ranks import Communicator
 from lightning_failures.trainer.reading_ways import best_trial, training_ways
 from lightning_failures.writers import FileWriter, Writer, each_writer, writers_for
@@ -181,8 +176,6 @@ class AnalysisRunner:
         """
         directions = encoders.get("encoder")
         device = "cpu" if directions is None else getattr(directions.encoder, "device", "cpu")
-        pins = load_pins(options.pins)
-        check_encoders(pins, encoders)
         vocabulary, captioner = load_captions(options.captions, device=device)
         return cls(
             methods=[(method, method.fitter(options)) for method in methods_for(options)],
@@ -196,7 +189,7 @@ class AnalysisRunner:
             worst_k=options.worst_k,
             feature_names=options.feature_names,
             seed=options.seed,
-            pins=pins,
+            pins=open_pins(options.pins, encoders),
             counterfactuals=load_counterfactuals(options.counterfactuals),
             say_once=say_once,
             raises=options.on_error == "raise",
@@ -282,10 +275,7 @@ class AnalysisRunner:
                 parts, discovery = judged
                 result = replace(result, parts=parts)
 
-        if self.pins:
-            checks = check_pinned_slices(self.pins, grades, evaluation, self.encoders, ranks)
-            failing = float(sum(not check.holds for check in checks))
-            result = result.with_report(pins=checks, summary=result.report.summary | {"pins_failing": failing})
+        result = with_pin_checks(result, self.pins, grades, evaluation, self.encoders, ranks)
 
         left_out = (*grader.notes(), *evaluation.embeddings.notes())
         for note in (*left_out, *failed_fits(result.report.classes, result.report.groups)):

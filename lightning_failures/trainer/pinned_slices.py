@@ -3,32 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from lightning_failures.analysis.result import AnalysisResult
 from lightning_failures.data.grades import Grades
 from lightning_failures.data.pin_check import PinCheck
 from lightning_failures.encoders.cached import CachedEncoder
 from lightning_failures.errors import ConfigurationError
 from lightning_failures.interventions.validation_split import take_grades
 from lightning_failures.regression.check import judge, measure
-from lightning_failures.regression.pin import Pin
+from lightning_failures.regression.pin import Pin, load_pins
 from lightning_failures.trainer.evaluation_pass import EvaluationPass
 from lightning_failures.trainer.ranks import Communicator
 
 
-def check_encoders(pins: Sequence[Pin], encoders: Mapping[str, CachedEncoder]) -> None:
-    """Refuse pins whose encoder is not the one at hand.
+def open_pins(paths: Sequence[str | Path], encoders: Mapping[str, CachedEncoder]) -> tuple[Pin, ...]:
+    """Read pins, and refuse those whose encoder is not the one at hand.
 
     Args:
-        pins: The pins.
+        paths: Files or folders of pins.
         encoders: The encoders by the option of the callback.
 
     Raises:
-        ConfigurationError: With the remedy.
+        ConfigurationError: A pin needs another encoder, with the remedy.
+        DataError: A pin cannot be read.
     """
+    pins = load_pins(paths)
     for pin in pins:
         cached = encoders.get(pin.source)
         if cached is not None and cached.encoder.fingerprint == pin.encoder:
@@ -39,24 +43,29 @@ def check_encoders(pins: Sequence[Pin], encoders: Mapping[str, CachedEncoder]) -
             f" {now}: another encoder cannot tell which new images are in the slice. Give that encoder, or pin the"
             " slice again in a run with the present one."
         )
+    return pins
 
 
-def check_pinned_slices(
+def with_pin_checks(
+    result: AnalysisResult,
     pins: Sequence[Pin],
     grades: Grades,
     evaluation: EvaluationPass,
     encoders: Mapping[str, CachedEncoder],
     ranks: Communicator,
-) -> tuple[PinCheck, ...]:
-    """Check pinned slices on all graded examples; every rank gets the same records. Collective.
+) -> AnalysisResult:
+    """Return the result with the checks of pinned slices on all graded examples, the same on every rank. Collective.
 
     Args:
+        result: The result of the analysis.
         pins: The pins, of the encoders at hand.
         grades: N rows.
         evaluation: The pass that embedded the examples.
         encoders: The encoders by the option of the callback.
         ranks: The processes.
     """
+    if not pins:
+        return result
     names = {pin.class_name for pin in pins}
     labels = [k for k, name in enumerate(grades.class_names) if name in names]
     mine = take_grades(grades, torch.isin(grades.labels, torch.tensor(labels, dtype=torch.int64)))
@@ -69,7 +78,9 @@ def check_pinned_slices(
     def check() -> tuple[PinCheck, ...]:
         return judge([measure(pin, mine, values[pin.source]) for pin in pins])
 
-    return ranks.broadcast(ranks.run_all(lambda: check() if ranks.is_first else ()))
+    checks = ranks.broadcast(ranks.run_all(lambda: check() if ranks.is_first else ()))
+    failing = float(sum(not one.holds for one in checks))
+    return result.with_report(pins=checks, summary=result.report.summary | {"pins_failing": failing})
 
 
 def _rows_of(values: Tensor, ids: Tensor, wanted: Tensor) -> Any:
