@@ -163,7 +163,7 @@ class FailureModes(Callback):
         self.worst_k, self.groupings, self.doubted = advanced.worst_k, advanced.groupings, advanced.doubted
         self.n_directions, self.permutations = advanced.n_directions, advanced.permutations
         self.cache_folder, self.device = advanced.cache_folder, advanced.device
-        self.seed, self.pins = advanced.seed, advanced.pins
+        self.seed, self.pins, self.counterfactuals = advanced.seed, advanced.pins, advanced.counterfactuals
         self.last_report: AnalysisResult | None = None
         check_options(self)
         self.metadata, self.interventions = tuple(self.metadata), tuple(interventions)

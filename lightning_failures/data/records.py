@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from lightning_failures.core.serialization import to_jsonable
+
+UNSURE = "unsure"
+"""The kind of failure of a class for which no kind is probable enough."""
 
 
 class Readable:
@@ -55,6 +58,58 @@ class ValueReport(Readable):
         """How many times the share of all examples the share of the flagged ones is at least; 0 where undefined."""
         ends = self.share_of_flagged_interval
         return ends[0] / self.share if ends and self.share else 0.0
+
+
+@dataclass(frozen=True)
+class DiagnosisReport(Readable):
+    """The kind of failure of a class, and the remedy.
+
+    Attributes:
+        kind: "shortcut", "under-represented", "label noise", "intrinsically hard" or "unsure".
+        probability: Probability of the likeliest of the four kinds, in [0, 1].
+        probabilities: Probability of each kind, and of "none of these".
+        reasons: The statistics that speak for the likeliest kind, a sentence each.
+        remedy: The remedy as a line of code; None if the kind is "unsure".
+    """
+
+    kind: str
+    probability: float
+    probabilities: dict[str, float] = field(default_factory=dict)
+    reasons: tuple[str, ...] = ()
+    remedy: str | None = None
+
+
+@dataclass(frozen=True)
+class CounterfactualReport(Readable):
+    """Whether a change of an image, and of nothing else, changes the answer of the model; shares are in [0, 1].
+
+    Attributes:
+        kind: "rendered": images generated from the hardest caption and from the reference caption, with equal seeds.
+            "pasted": the region of a feature pasted onto other images, and the same region of an ordinary image.
+        verdict: "confirmed" (the interval of ``difference`` lies above 0), "not confirmed" or "not measured".
+        reason: Why it was not measured; None if it was.
+        images: Number of pairs: of seeds, or of images that were pasted onto.
+        changed: Share of the answers that are wrong for the hardest caption, or that flip with the region.
+        control: Share of the answers that are wrong for the reference caption, or that flip with the ordinary patch.
+        easiest: Share of the answers that are wrong for the easiest caption; None if pasted.
+        difference: ``changed - control``.
+        interval: 95 % interval of ``difference``, by pairs.
+        repairs: Whether failures were pasted onto, because less of the feature means failure: a flip is then a failure
+            that becomes right. Otherwise correct images were, and a flip is one that becomes wrong.
+        generator: Name of the generator; None if pasted.
+    """
+
+    kind: str
+    verdict: str
+    reason: str | None = None
+    images: int = 0
+    changed: float | None = None
+    control: float | None = None
+    easiest: float | None = None
+    difference: float | None = None
+    interval: tuple[float, float] | None = None
+    repairs: bool = False
+    generator: str | None = None
 
 
 @dataclass(frozen=True)

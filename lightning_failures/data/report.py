@@ -9,7 +9,13 @@ from typing import Any
 from lightning_failures.core.serialization import from_jsonable, read_json
 from lightning_failures.data.evidence import AttributeEvidence
 from lightning_failures.data.pin_check import PinCheck
-from lightning_failures.data.records import Readable, SharedPattern, ValueReport
+from lightning_failures.data.records import (
+    CounterfactualReport,
+    DiagnosisReport,
+    Readable,
+    SharedPattern,
+    ValueReport,
+)
 from lightning_failures.data.tree_report import GroupReport
 from lightning_failures.errors import DataError
 
@@ -147,6 +153,7 @@ class FeatureReport(Readable):
         name: Name that a user gave the feature.
         tag: "spurious" or "overemphasised", as a user judged the feature.
         action: Action that a user noted for the feature.
+        counterfactual: Whether pasting the regions where the feature is active changes answers; None if not asked for.
     """
 
     feature: int
@@ -158,6 +165,7 @@ class FeatureReport(Readable):
     name: str | None = None
     tag: str | None = None
     action: str | None = None
+    counterfactual: CounterfactualReport | None = None
 
 
 @dataclass(frozen=True)
@@ -296,6 +304,10 @@ class ClassReport(Readable):
             ``flagged_mistaken_for`` is known and there are several frequent wrong answers.
         error_rate_shrunk: Error rate shrunk towards the mean of all classes, in [0, 1]; classes are ranked by it.
         error_rate_interval: 95 % interval of the error rate, with what all classes say about it.
+        diagnosis: The kind of the failures, and the remedy; None for a class without a pattern whose labels are not in
+            doubt, and in reports of former versions.
+        counterfactual: Whether images generated from the hardest caption fail more often than those from the reference
+            caption; None without a generator.
     """
 
     name: str
@@ -353,6 +365,8 @@ class ClassReport(Readable):
     confusion_split: tuple[ConfusionSplitReport, ...] = ()
     error_rate_shrunk: float | None = None
     error_rate_interval: tuple[float, float] | None = None
+    diagnosis: DiagnosisReport | None = None
+    counterfactual: CounterfactualReport | None = None
 
     @property
     def error_rank(self) -> tuple[bool, float, int]:

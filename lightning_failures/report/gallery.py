@@ -21,7 +21,7 @@ from lightning_failures.data.tree_report import GroupReport
 from lightning_failures.errors import DataError
 from lightning_failures.report.feature_names import with_names
 from lightning_failures.report.images import SIZE, heat_map, image_strip, stack, thumbnail
-from lightning_failures.report.sentences import leaf_rates
+from lightning_failures.report.sentences import counterfactual_sentence, leaf_rates
 from lightning_failures.report.tables import score, verdict
 
 
@@ -246,6 +246,7 @@ def feature_picture(
         f"{looks}: {scored}" if looks else "",
         role or (f"splits the {' and the '.join(groups)}" if groups else ""),
         f"to do: {clean(feature.action)}" if feature.action else "",
+        "" if feature.counterfactual is None else counterfactual_sentence(feature.counterfactual).removesuffix("."),
         note,
     ]
     return Picture(f"features/{feature.feature}", tuple(rows), clean("; ".join(filter(None, parts)), 1000))

@@ -12,7 +12,9 @@ from lightning_failures.report.interventions import interventions_markdown
 from lightning_failures.report.shared import shared_markdown
 from lightning_failures.report.slices import slices_markdown
 from lightning_failures.report.tables import (
+    checks_markdown,
     classes_markdown,
+    diagnosis_markdown,
     enrichment_markdown,
     notes_markdown,
     tree_markdown,
@@ -29,6 +31,7 @@ def report_sections(report: FailureReport) -> dict[str, str]:
     sections = {
         "notes": notes_markdown(report),
         "trust": trust_markdown(report),
+        "diagnosis": diagnosis_markdown(report),
         "shared": shared_markdown(report),
         "diary": diary_markdown(report),
         "confusions": confusions_markdown(report),
@@ -36,6 +39,7 @@ def report_sections(report: FailureReport) -> dict[str, str]:
         "enrichment": enrichment_markdown(report),
         "interventions": interventions_markdown(report),
         "rules": tree_markdown(report),
+        "checks": checks_markdown(report),
     }
     return {name: text for name, text in sections.items() if text}
 

@@ -12,7 +12,7 @@ from collections.abc import Collection, Sequence
 from lightning_failures.core.text import clean, interval, number, shorten_caption
 from lightning_failures.data.class_names import absent_condition, both_classes
 from lightning_failures.data.evidence import AttributeEvidence
-from lightning_failures.data.records import SharedPattern
+from lightning_failures.data.records import UNSURE, CounterfactualReport, DiagnosisReport, SharedPattern
 from lightning_failures.data.report import ClassReport
 from lightning_failures.data.tree_report import GroupReport, LeafReport
 from lightning_failures.directions.criterion import CRITERION
@@ -58,9 +58,53 @@ def trust_sentence(entry: ClassReport, names: Collection[str] = ()) -> str:
         _sample_size(entry),
         _doubts(entry),
         _caption(entry),
+        "" if entry.counterfactual is None else counterfactual_sentence(entry.counterfactual),
         _agreement(entry),
     )
     return " ".join(part for part in parts if part)
+
+
+def diagnosis_sentence(diagnosis: DiagnosisReport) -> str:
+    """Return the kind of failure of a class, its probability, and the statistics that speak for it.
+
+    >>> diagnosis_sentence(DiagnosisReport("label noise", 0.823, reasons=("Its labels are odd.",)))
+    'Kind of failure: label noise (82 %). Its labels are odd.'
+    >>> diagnosis_sentence(DiagnosisReport("unsure", 0.4, {"shortcut": 0.4, "none of these": 0.6}, ("It is odd.",)))
+    'Kind of failure: unsure; the likeliest is shortcut (40 %).'
+    """
+    if diagnosis.kind != UNSURE:
+        reasons = " ".join(clean(reason, 200) for reason in diagnosis.reasons)
+        return f"Kind of failure: {clean(diagnosis.kind, 40)} ({_percent(diagnosis.probability)}). {reasons}".rstrip()
+    likeliest = next((kind for kind, share in diagnosis.probabilities.items() if share == diagnosis.probability), None)
+    guess = (
+        "" if likeliest is None else f"; the likeliest is {clean(likeliest, 40)} ({_percent(diagnosis.probability)})"
+    )
+    return f"Kind of failure: unsure{guess}."
+
+
+def counterfactual_sentence(found: CounterfactualReport) -> str:
+    """Return whether images that were changed only in the hypothesis change the answers of the model.
+
+    >>> counterfactual_sentence(CounterfactualReport("pasted", "confirmed", None, 40, 0.6, 0.1, None, 0.5, (0.3, 0.7)))
+    'Counterfactual check: confirmed. Its region flips 60 % of 40 correct images, an ordinary patch 10 % (+30 to +70).'
+    >>> counterfactual_sentence(CounterfactualReport("rendered", "not measured", "out of time"))
+    'Counterfactual check: not measured (out of time).'
+    """
+    head = f"Counterfactual check: {clean(found.verdict, 30)}"
+    if found.changed is None or found.control is None or found.interval is None:
+        return f"{head} ({clean(found.reason or 'no answers', 300)})."
+    low, high = (f"{100 * end:+.0f}" for end in found.interval)
+    changed, control = _percent(found.changed), _percent(found.control)
+    if found.kind == "pasted":
+        what = "failures" if found.repairs else "correct images"
+        rates = f"Its region flips {changed} of {found.images} {what}, an ordinary patch {control}"
+    else:
+        easiest = "" if found.easiest is None else f", {_percent(found.easiest)} from the easiest"
+        rates = (
+            f"Of {found.images} images that {clean(found.generator or 'a generator', 60)} renders from it, the model"
+            f" gets {changed} wrong, of those from the reference caption {control}{easiest}"
+        )
+    return f"{head}. {rates} ({low} to {high})."
 
 
 def failures_sentence(name: str, names: Collection[str]) -> str:

@@ -165,6 +165,44 @@ def difference_interval(
     return low, high
 
 
+def paired_difference_interval(both: int, only_first: int, only_second: int, neither: int) -> tuple[float, float]:
+    """Return the 95 % interval of the difference of two rates of the same examples, the first minus the second.
+
+    Args:
+        both: Number of examples that count for both rates.
+        only_first: Number of examples that count for the first rate only.
+        only_second: Number of examples that count for the second rate only.
+        neither: Number of examples that count for none.
+
+    Returns:
+        The ends, in [-1, 1]; without examples (-1, 1).
+
+    Reference:
+        Newcombe, Improved confidence intervals for the difference between binomial proportions based on paired data,
+        1998, method 10.
+
+    >>> low, high = paired_difference_interval(1, 1, 7, 12)
+    >>> round(low, 3), round(high, 3)
+    (-0.507, -0.026)
+    """
+    n = both + only_first + only_second + neither
+    if n == 0:
+        return -1.0, 1.0
+    first, second = (both + only_first) / n, (both + only_second) / n
+    of_first, of_second = wilson_interval(both + only_first, n), wilson_interval(both + only_second, n)
+    margins = math.prod((both + only_first, only_second + neither, both + only_second, only_first + neither))
+    determinant = both * neither - only_first * only_second
+    corrected = max(determinant - n / 2, 0.0) if determinant > 0 else float(determinant)
+    correlation = corrected / math.sqrt(margins) if margins else 0.0
+
+    def half(one: float, other: float) -> float:
+        return math.sqrt(max(one * one - 2 * correlation * one * other + other * other, 0.0))
+
+    low = first - second - half(first - of_first[0], of_second[1] - second)
+    high = first - second + half(of_first[1] - first, second - of_second[0])
+    return low, high
+
+
 def sign_test(gained: int, lost: int) -> float:
     """Return the exact two-sided p-value of McNemar's test: gains and losses are equally likely.
 

@@ -321,6 +321,8 @@ class InterventionController:
             self._undo_harm(epoch, parts.decision.grades)
             if self._rolled_back is None and cached is not None and result.directions is not None:
                 self._decide_due(trainer, analysis, cached, ranks)
+        if cached is not None:
+            result = result.with_report(classes=self._judge.diagnose(analysis, cached, ranks))
 
         numbers = report_numbers(parts.report.grades, self.record.frozen(report=True))
         numbers |= report_numbers(parts.decision.grades, self.record.frozen(report=False), part="decision")

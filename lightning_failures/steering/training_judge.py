@@ -7,14 +7,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import CombinedLoader
+from numpy.typing import NDArray
 from torch import Tensor
 
+from lightning_failures.analysis.diagnosis import MOST_TRAINING_EXAMPLES, TrainingExamples, add_diagnoses
+from lightning_failures.core.arrays import as_array
+from lightning_failures.core.hashing import stable_hash
 from lightning_failures.core.rng import isolated_rng
 from lightning_failures.core.text import listed_ids
 from lightning_failures.data.class_names import ALL
 from lightning_failures.data.grades import Grades
+from lightning_failures.data.members import RowValues
+from lightning_failures.data.partition import SINGLE_PROCESS, Partition
+from lightning_failures.data.report import ClassReport
 from lightning_failures.encoders.cached import CachedEncoder
 from lightning_failures.errors import ConfigurationError
 from lightning_failures.interventions import JudgedExamples
@@ -61,12 +69,13 @@ class TrainingJudge:
         self._dataset: Any = None
         self._view: ExamplesView | None = None  # of the dataset
         self._pool_views: dict[int, ExamplesView] = {}
+        self._judged: tuple[NDArray[np.int64], NDArray[np.int64]] | None = None  # labels (N,) and keys (N, 2)
         self.notes: tuple[str, ...] = ()
 
     def reset(self) -> None:
         """Forget the training set and the pools."""
-        self._dataset, self._view, self._pool_views = None, None, {}
         self._features.clear()
+        self._dataset, self._view, self._pool_views, self._judged = None, None, {}, None
 
     def check_loaders(self, trainer: Trainer) -> None:
         """Raise an error for loaders that interventions cannot work with.
@@ -132,6 +141,7 @@ class TrainingJudge:
                 f"Labels of the training set range from {labels.min()} to {labels.max()}, but there are"
                 f" {len(names)} classes."
             )
+        self._judged = labels, keys
         self.notes = ()
         if outside.any():
             labels, values = np.where(outside, LEFT_OUT, labels), np.where(outside, np.float32(np.nan), values)
@@ -174,6 +184,35 @@ class TrainingJudge:
             reading=reading,
             layer_reader=layer_reader,
         )
+
+    def diagnose(self, analysis: LoaderAnalysis, cached: CachedEncoder, ranks: Communicator) -> tuple[ClassReport, ...]:
+        """Return the reports of all classes, diagnosed with the training examples that were judged last. Collective.
+
+        Until the training set is judged, and without embeddings of the discovery part, the reports stay as they are.
+        """
+        classes = analysis.result.report.classes
+        if self._judged is None or analysis.result.directions is None:
+            return classes
+        labels, keys = self._judged
+
+        def diagnosed() -> tuple[ClassReport, ...]:
+            directions, discovery, grades = analysis.result.directions, analysis.discovery, analysis.analysed
+            if directions is None or discovery is None:
+                return classes
+            sample = np.argsort(stable_hash(np.arange(len(labels)), self._seed), kind="stable")[:MOST_TRAINING_EXAMPLES]
+            cached.store.refresh()  # other processes embedded some of them
+            embeddings = cached.look_up_known(torch.from_numpy(keys[sample]))
+            training = TrainingExamples.of(embeddings, labels[sample], directions)
+            held = analysis.sampled & np.isin(as_array(grades.ids), as_array(discovery.ids))
+            values = RowValues.of(discovery.embeddings, grades, held, "embeddings")
+            return add_diagnoses(
+                classes, grades, directions, values, Partition.of(grades, held, SINGLE_PROCESS), training
+            )
+
+        # the embeddings of the discovery part are on the first process
+        found = ranks.run_all(lambda: diagnosed() if ranks.is_first else classes)
+        result: tuple[ClassReport, ...] = ranks.broadcast(found)
+        return result
 
     def _open(self, trainer: Trainer) -> tuple[ExamplesView, Any, Any]:
         """Return the view, the training set, and the sources of its examples."""

@@ -25,6 +25,7 @@ Files, each importing only from those above it::
     penultimate       The live model's penultimate features: the input of the module that computes the logits
     feature_store     Penultimate features on disk, by image and by the weights of the model
     readings          What scores and labels may mean, narrowed down batch by batch, decided once for a loader
+    changed_images    Ask the live model about examples whose images were changed
     left_out          What cannot be graded in one pass over a loader: counted and named
     grading_facts     What the batches of a loader showed about scores and labels
     grader            Grades of one evaluation loader: which examples are right, under which ids and classes

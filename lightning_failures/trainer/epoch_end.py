@@ -34,6 +34,7 @@ from lightning_failures.directions.fit import Doubted
 from lightning_failures.encoders.cache.store import content_keys
 from lightning_failures.encoders.cached import CachedEncoder
 from lightning_failures.errors import DataError
+from lightning_failures.generators.base import ImageGenerator
 from lightning_failures.interventions import Discovery
 from lightning_failures.interventions.validation_split import (
     Part,
@@ -48,6 +49,7 @@ from lightning_failures.report.gallery import Gallery, Picture
 from lightning_failures.report.html.render import prepare
 from lightning_failures.trainer.batch_reader import BatchReader
 from lightning_failures.trainer.caption_sources import Captions, CaptionSources
+from lightning_failures.trainer.dataset_attributes import dataset_class_names
 from lightning_failures.trainer.evaluation_pass import EvaluationPass
 from lightning_failures.trainer.example_ids import unstable_ids
 from lightning_failures.trainer.example_reader import ExampleReader, TrainingSample, training_sample
@@ -56,6 +58,7 @@ from lightning_failures.trainer.index_recorder import dataset_of
 from lightning_failures.trainer.late_doubts import LateDoubts
 from lightning_failures.trainer.method_values import values_of_methods
 from lightning_failures.trainer.normalization_guard import normalization_doubt
+from lightning_failures.trainer.options import CounterfactualsOption, load_counterfactuals
 from lightning_failures.trainer.pictures.builder import AnalysisSnapshot, GalleryBuilder
 from lightning_failures.trainer.pinned_slices import check_encoders, check_pinned_slices
 from lightning_failures.trainer.ranks import Communicator
@@ -113,6 +116,7 @@ class RunnerOptions(Protocol):
     feature_names: Path | None
     seed: int
     pins: Sequence[str | Path]
+    counterfactuals: CounterfactualsOption
     on_error: Literal["warn", "raise"]
 
 
@@ -129,6 +133,7 @@ class AnalysisRunner:
         feature_names: File with names of features; None: the one in the folder of the run.
         say_once: Emits each distinct message at most once.
         pins: Pinned slices that every analysis checks.
+        counterfactuals: Whether regions of features are pasted; a generator: captions are rendered too.
         raises: Whether errors stop the run.
         guard: ``(trainer, where, skipped)`` -> a block in which an error is a warning, or raised, as the user wishes.
     """
@@ -145,11 +150,13 @@ class AnalysisRunner:
     feature_names: Path | None
     seed: int
     pins: Sequence[Pin]
+    counterfactuals: bool | ImageGenerator
     say_once: Callable[..., None]
     raises: bool
     guard: Callable[[Trainer, str, str], AbstractContextManager[None]]
     _late_doubts: LateDoubts
-    _reference_keys: list[Tensor] = field(default_factory=list)  # (n, 2) of this rank's share, once it is embedded
+    # cache keys (n, 2) and labels (n,) of this rank's share of the training reference, once it is embedded
+    _reference: list[tuple[Tensor, Tensor]] = field(default_factory=list)
     _writers: dict[Path, list[Writer]] = field(default_factory=dict)
     _undrawn: dict[int, AnalysisSnapshot] = field(default_factory=dict)
     _former: dict[int, Grades] = field(default_factory=dict)  # of loaders whose ids are no indices of their datasets
@@ -190,6 +197,7 @@ class AnalysisRunner:
             feature_names=options.feature_names,
             seed=options.seed,
             pins=pins,
+            counterfactuals=load_counterfactuals(options.counterfactuals),
             say_once=say_once,
             raises=options.on_error == "raise",
             guard=guard,
@@ -322,6 +330,7 @@ class AnalysisRunner:
         self._late_doubts.expect(analysis.index, result, accuracies, self._writers.get(folder, ()))
         self._undrawn[analysis.index] = AnalysisSnapshot(
             result,
+            trainer,
             partial(ExampleReader.of_loader, trainer, analysis.loader, analysis.index, self.reader),
             analysis.analysed,
             analysis.sampled,
@@ -426,6 +435,7 @@ class AnalysisRunner:
             feature_names=self.feature_names,
             seed=self.seed,
             say_once=self.say_once,
+            counterfactuals=self.counterfactuals,
         )
 
     def _pictures_of(self, method: Method, result: AnalysisResult) -> Sequence[Picture]:
@@ -474,9 +484,9 @@ class AnalysisRunner:
 
         values = values_of_methods(self.methods, self.encoders, evaluation, grades, sampled, ranks, attempt)
         begun = perf_counter()
-        reference, source = None, ""
+        reference, reference_labels, source = None, None, ""
         with attempt("directions"):
-            reference, source = self._reference_embeddings(trainer, len(torch.unique(grades.ids)), ranks)
+            reference, reference_labels, source = self._reference_embeddings(trainer, grades, ranks)
         if not source:
             values.pop("directions", None)
         if deadline is not None:  # the training images, embedded once, do not count
@@ -488,6 +498,7 @@ class AnalysisRunner:
             features=values.pop("trees", None),
             methods=[(fit, values[method.name]) for method, fit in self.methods if method.name in values],
             reference=reference,
+            training_labels=reference_labels,
             captions=captions,
             attribute_captions=attribute_captions,
             metadata=evaluation.grader.metadata(grades),
@@ -517,31 +528,37 @@ class AnalysisRunner:
         for writer, error in failed:
             self.say_once(f"FailureModes could not write to {type(writer).__name__}: {type(error).__name__}: {error}")
 
-    def _reference_embeddings(self, trainer: Trainer, examples: int, ranks: Communicator) -> tuple[Tensor | None, str]:
-        """Return this rank's part of the reference, and a description of the whole. Collective.
+    def _reference_embeddings(
+        self, trainer: Trainer, grades: Grades, ranks: Communicator
+    ) -> tuple[Tensor | None, Tensor | None, str]:
+        """Return this rank's part of the reference, its labels, and a description of the whole. Collective.
 
-        None instead of embeddings means the analysed examples themselves.
+        None instead of embeddings means the analysed examples themselves. The labels are None where the training set
+        has other classes than the evaluation.
         """
         if self.reference == "validation" or self.directions is None:
-            return None, f"validation ({examples} examples)"
+            return None, None, f"validation ({len(torch.unique(grades.ids))} examples)"
         cached = self.directions
         sample = training_sample(trainer, seed=self.seed)
-        if not self._reference_keys or bool(cached.store.missing(self._reference_keys[0]).any()):
-            self._reference_keys[:] = [self._embed_reference(trainer, cached, sample, ranks)]
-        (keys,) = self._reference_keys
-        return cached.look_up(keys), f"train ({len(sample.ids)} of {sample.total} examples)"
+        if not self._reference or bool(cached.store.missing(self._reference[0][0]).any()):
+            self._reference[:] = [self._embed_reference(trainer, cached, sample, ranks)]
+        ((keys, labels),) = self._reference
+        names = dataset_class_names(sample.loader.dataset)
+        comparable = names is None or list(names) == list(grades.class_names)
+        source = f"train ({len(sample.ids)} of {sample.total} examples)"
+        return cached.look_up(keys), labels if comparable and bool((labels >= 0).any()) else None, source
 
     def _embed_reference(
         self, trainer: Trainer, cached: CachedEncoder, sample: TrainingSample, ranks: Communicator
-    ) -> Tensor:
-        """Embed this rank's part of a sample of the training set, and return its cache keys (n, 2).
+    ) -> tuple[Tensor, Tensor]:
+        """Embed this rank's part of a sample of the training set; return cache keys (n, 2), and labels (n,) or -1.
 
         Random transforms are seeded by block, so that they give the same images for any number of processes.
         """
         ways = training_ways(trainer, sample.loader, dataset_of(sample.loader), self.reader)
         examples = replace(best_trial(ways, seed=self.seed, labelled=False).way, workers={})
         space = self.reader.space(examples.dataset)
-        keys = [torch.empty(0, 2, dtype=torch.int64)]
+        keys, labels = [torch.empty(0, 2, dtype=torch.int64)], [torch.empty(0, dtype=torch.int64)]
         for number in range(ranks.rank, -(-len(sample.ids) // REFERENCE_BLOCK), ranks.world_size):
             ids = sample.ids[number * REFERENCE_BLOCK :][:REFERENCE_BLOCK]
             for part in examples.read(ids, seed=self.seed + number, one_each=False):
@@ -549,13 +566,21 @@ class AnalysisRunner:
                     self.say_once(doubt)
                 images = examples.unit_images(part.record)
                 keys.append(content_keys(images))
+                labels.append(_class_labels(part.record.labels, len(images)))
                 cached.embed(images, keys[-1])
         cached.store.flush()
         all_keys = torch.cat(keys)
         known = ~cached.store.missing(all_keys)
         if len(all_keys) and not known.any():
             raise DataError(f"None of {len(all_keys)} training images could be embedded for reference='train'.")
-        return all_keys[known]
+        return all_keys[known], torch.cat(labels)[known]
+
+
+def _class_labels(labels: Tensor | None, n: int) -> Tensor:
+    """Return one class for each of n images, (n,) int64; -1 where labels are no classes."""
+    if labels is None or labels.shape != (n,) or labels.is_floating_point():
+        return torch.full((n,), -1)
+    return labels.detach().cpu().long()
 
 
 def _show(result: AnalysisResult, gallery: Gallery, writer: Writer) -> None:

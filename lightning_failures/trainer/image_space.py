@@ -123,6 +123,18 @@ class ImageSpace:
                 return torch.full_like(images, torch.nan, dtype=torch.float32), error
             return torch.cat([self.to_unit_each(image)[0] for image in torch.split(images, 1)]), error
 
+    def from_unit(self, unit_images: Tensor, like: Tensor) -> Tensor:
+        """Do what :meth:`to_unit` undoes: (B, C, H, W) in [0, 1] -> images of the type and on the device of ``like``.
+
+        >>> space = ImageSpace(mean=(0.5,), std=(0.25,))
+        >>> space.from_unit(torch.tensor([[[[0.0, 1.0]]]]), torch.empty(0)).flatten().tolist()
+        [-2.0, 2.0]
+        """
+        if not like.is_floating_point():
+            return unit_images.mul(255).round().to(like)
+        mean, std = unit_images.new_tensor(self.mean), unit_images.new_tensor(self.std)
+        return ((unit_images - mean.reshape(1, -1, 1, 1)) / std.reshape(1, -1, 1, 1)).to(like)
+
     def _range_message(self, unit: Tensor) -> str:
         low, high = unit.aminmax()
         origin = ""

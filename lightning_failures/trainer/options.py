@@ -23,7 +23,12 @@ from lightning_failures.data.grouping import (
 )
 from lightning_failures.directions.fit import Doubted
 from lightning_failures.errors import ConfigurationError
+from lightning_failures.generators.base import ImageGenerator
+from lightning_failures.generators.load import load_generator
 from lightning_failures.interventions import Intervention
+
+CounterfactualsOption = bool | str | ImageGenerator | Callable[[Sequence[str], Sequence[int]], Any]
+"""Whether to make counterfactual checks, or the generator that renders captions for them."""
 
 
 @dataclass(frozen=True)
@@ -91,6 +96,10 @@ class AdvancedOptions:
         seed: Seed of folds, permutations and samples.
         pins: Files, or folders, of pinned slices (``lightning-failures pin``), which every analysis checks: see
             ``last_report.pins`` and the logged ``failures/pins_failing``, the number of those that do not hold.
+        counterfactuals: Check hypotheses where pictures are drawn, by images changed in nothing else: True pastes the
+            regions of features onto other images; a generator (a name, an object or a function, as of
+            ``AddSynthetic``) also renders the captions of classes with a pattern, for at most ten minutes. False: no
+            checks.
     """
 
     every_n_validations: int | None = None
@@ -106,6 +115,7 @@ class AdvancedOptions:
     seed: int = 0
     groupings: Sequence[str] = DEFAULT_GROUPINGS
     pins: Sequence[str | Path] = ()
+    counterfactuals: CounterfactualsOption = True
 
 
 _GROUP_OF = {field.name: group for group in (DataOptions, PictureOptions, AdvancedOptions) for field in fields(group)}
@@ -235,6 +245,18 @@ def check_options(callback: Any) -> None:
             raise ConfigurationError(f"{owner}({key}=...) must be {allowed}, got {getattr(callback, name)!r}.")
 
 
+def load_counterfactuals(option: CounterfactualsOption) -> bool | ImageGenerator:
+    """Return the generator that an option names, without loading its weights; True and False stay as they are.
+
+    Raises:
+        GeneratorError: The name is unknown, or the generator is not available.
+
+    >>> load_counterfactuals(True), load_counterfactuals("embedded:digits").name
+    (True, 'embedded:digits')
+    """
+    return option if isinstance(option, bool) else load_generator(option)
+
+
 def check_groupings(callback: Any, world_size: int) -> None:
     """Refuse groupings of failure trees that need a single process if there are several."""
     chosen = [grouping for grouping in map(grouping_named, callback.groupings) if grouping is not None]
@@ -260,6 +282,9 @@ def _conditions(o: Any) -> Iterator[tuple[str, bool, str]]:
     yield "min_coverage", _at_least(0, o.min_coverage) and o.min_coverage <= 1, "a share from 0 to 1"
     yield "permutations", _at_least(0, o.permutations), "an integer >= 0"
     yield "n_directions", _at_least(1, o.n_directions), _AT_LEAST_1
+    checks = o.counterfactuals
+    known = isinstance(checks, bool | str | ImageGenerator) or callable(checks)
+    yield "counterfactuals", known, "True, False, or a generator: its name, an object, or (prompts, seeds) -> images"
     yield "doubted", o.doubted in ("failures", "examples", None), "'failures', 'examples' or None"
     yield "time_budget", _reads(read_time, o.time_budget), "None, seconds, or a share of an epoch like '10%'"
     yield "memory_budget", _reads(read_bytes, o.memory_budget), "None, bytes, or a size like '2 GiB'"

@@ -5,9 +5,10 @@ import dataclasses
 import pytest
 
 from lightning_failures.data.evidence import AttributeEvidence
+from lightning_failures.data.records import CounterfactualReport, DiagnosisReport
 from lightning_failures.data.report import ClassReport, CurvePoint
 from lightning_failures.data.tree_report import GroupReport, LeafReport
-from lightning_failures.report.sentences import group_sentence, trust_sentence
+from lightning_failures.report.sentences import diagnosis_sentence, group_sentence, trust_sentence
 
 FOUND = ClassReport(
     "cat",
@@ -134,6 +135,26 @@ def test_trust_sentence__of_a_sample_counts_what_was_looked_at():
     assert of(looked_at=400, failures_looked_at=120) == trust_sentence(FOUND)
 
 
+@pytest.mark.parametrize(
+    ("changes", "part"),
+    [
+        (
+            {},
+            "Counterfactual check: confirmed. Of 32 images that painter renders from it, the model gets 88 % wrong, of"
+            " those from the reference caption 12 %, 3 % from the easiest (+50 to +89).",
+        ),
+        ({"easiest": None, "interval": (-0.05, 0.4), "verdict": "not confirmed"}, "caption 12 % (-5 to +40)."),
+        ({"changed": None, "reason": "out of time", "verdict": "not measured"}, "check: not measured (out of time)."),
+    ],
+)
+def test_trust_sentence__a_caption_that_was_rendered(changes, part):
+    check = CounterfactualReport(
+        "rendered", "confirmed", None, 32, 0.875, 0.125, 0.03, 0.75, (0.5, 0.89), generator="painter"
+    )
+    entry = dataclasses.replace(FOUND, counterfactual=dataclasses.replace(check, **changes))
+    assert part in trust_sentence(entry)
+
+
 def test_trust_sentence__words_and_agreement_only_with_a_pattern():
     assert "red cat" not in of(pattern=False, p_value=0.5)
     assert "tree" not in of(pattern=False, p_value=0.5)
@@ -203,3 +224,9 @@ def test_trust__says_what_the_failures_of_a_condition_are():
     assert " The failures are images of edema that the model misses. " in present
     for other in ("no entry", "cat"):
         assert "The failures are" not in trust_sentence(dataclasses.replace(FOUND, name=other), names)
+
+
+def test_diagnosis_sentence__of_text_from_a_file_stays_one_line():
+    found = DiagnosisReport("label\nnoise", 0.9, {"label noise": 0.9}, ("Odd\nlabels.",), "x\ny")
+    assert diagnosis_sentence(found) == "Kind of failure: label noise (90 %). Odd labels."
+    assert diagnosis_sentence(DiagnosisReport("unsure", 0.3)) == "Kind of failure: unsure."

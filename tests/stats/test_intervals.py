@@ -5,7 +5,13 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from lightning_failures.errors import DataError
-from lightning_failures.stats.intervals import benjamini_hochberg, difference_interval, share_intervals, wilson_interval
+from lightning_failures.stats.intervals import (
+    benjamini_hochberg,
+    difference_interval,
+    paired_difference_interval,
+    share_intervals,
+    wilson_interval,
+)
 
 
 @given(st.lists(st.floats(0, 1), max_size=40))
@@ -66,3 +72,55 @@ def test_difference_interval__newcombe_1998(first, second, expected):
     (a, m), (b, n) = first, second
     found = difference_interval(a / m, wilson_interval(a, m), b / n, wilson_interval(b, n))
     assert found == pytest.approx(expected, abs=6e-5)
+
+
+@pytest.mark.parametrize(
+    ("counts", "expected"),
+    [
+        ((36, 12, 2, 0), (0.0569, 0.3404)),  # a negative correlation
+        ((1, 1, 7, 12), (-0.5069, -0.0256)),  # a positive one, corrected
+        ((0, 0, 0, 50), (-0.0713, 0.0713)),  # none can be estimated
+    ],
+)
+def test_paired_difference_interval__known(counts, expected):
+    assert paired_difference_interval(*counts) == pytest.approx(expected, abs=6e-5)
+
+
+@pytest.mark.parametrize("counts", [(36, 12, 2, 0), (5, 10, 9, 3), (20, 2, 4, 14), (1, 1, 7, 12)])
+def test_paired_difference_interval__from_the_correlation_of_the_flags(counts):
+    """The formula of the paper over the flags themselves; a positive correlation is corrected by n / 2."""
+    a, b, c, d = counts
+    n = sum(counts)
+    one, other = np.repeat([1, 1, 0, 0], counts), np.repeat([1, 0, 1, 0], counts)
+    phi = np.corrcoef(one, other)[0, 1]
+    if phi > 0:
+        phi *= max(a * d - b * c - n / 2, 0) / (a * d - b * c)
+    ends = [stats.binomtest(int(flags.sum()), n).proportion_ci(method="wilson") for flags in (one, other)]
+    down, up = one.mean() - ends[0].low, ends[1].high - other.mean()
+    low = one.mean() - other.mean() - np.sqrt(down**2 - 2 * phi * down * up + up**2)
+    down, up = other.mean() - ends[1].low, ends[0].high - one.mean()
+    high = one.mean() - other.mean() + np.sqrt(down**2 - 2 * phi * down * up + up**2)
+    assert paired_difference_interval(*counts) == pytest.approx((low, high), abs=1e-6)
+
+
+@given(*[st.integers(0, 40)] * 4)
+def test_paired_difference_interval__holds_the_difference_and_turns_with_it(a, b, c, d):
+    low, high = paired_difference_interval(a, b, c, d)
+    assert -1 <= low <= high <= 1
+    if a + b + c + d:
+        assert low - 1e-12 <= (b - c) / (a + b + c + d) <= high + 1e-12
+    assert paired_difference_interval(a, c, b, d) == pytest.approx((-high, -low))
+
+
+def test_paired_difference_interval__coverage():
+    rng = np.random.default_rng(0)
+    covered = []
+    for first, second, n in [(0.9, 0.9, 20), (0.6, 0.2, 30), (0.5, 0.1, 40)]:
+        for _ in range(400):
+            shared = rng.random(n)  # the same number decides both: the strongest correlation
+            one, other = shared < first, shared < second
+            both, neither = int((one & other).sum()), int((~one & ~other).sum())
+            only = int((one & ~other).sum()), int((other & ~one).sum())
+            low, high = paired_difference_interval(both, *only, neither)
+            covered.append(low <= first - second <= high)
+    assert np.mean(covered) >= 0.93

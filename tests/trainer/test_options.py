@@ -9,8 +9,8 @@ from jsonargparse import ArgumentParser
 
 from lightning_failures import FailureModes
 from lightning_failures.callback import AdvancedOptions, DataOptions, PictureOptions
-from lightning_failures.errors import ConfigurationError
-from lightning_failures.trainer.options import OPTIONS, check_groupings, group_options
+from lightning_failures.errors import ConfigurationError, GeneratorError
+from lightning_failures.trainer.options import OPTIONS, check_groupings, group_options, load_counterfactuals
 from tests.helpers.toy import ColourEncoder, callback
 
 FORMER = {
@@ -73,6 +73,24 @@ def test_groups__from_yaml():
     assert (made.metadata, made.groups_from, made.pictures, made.pictures_every_n) == (("camera",), None, True, 3)
     assert (made.seed, made.min_coverage, made.permutations) == (4, 0.9, 999)
     assert from_yaml({}).groups_from == "groups"
+
+
+@pytest.mark.filterwarnings("ignore:``instantiate_classes`` was deprecated")
+@pytest.mark.parametrize("value", [True, False, "embedded:digits"])
+def test_counterfactuals__from_yaml(value):
+    assert from_yaml({"advanced": {"counterfactuals": value}}).counterfactuals == value
+
+
+def test_counterfactuals__a_generator_is_named_or_given():
+    def draw(prompts, seeds):
+        raise NotImplementedError
+
+    assert load_counterfactuals(draw).name == "draw"
+    assert load_counterfactuals(False) is False
+    with pytest.raises(GeneratorError, match="embedded:digits"):
+        load_counterfactuals("embedded:digit")
+    with pytest.raises(ConfigurationError, match=r"AdvancedOptions\(counterfactuals=...\) must be .* got 7"):
+        FailureModes(advanced=AdvancedOptions(counterfactuals=7))
 
 
 def test_shorthands__stay():

@@ -10,6 +10,7 @@ from typing import Protocol
 
 import numpy as np
 import torch
+from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import rank_zero_info
 from numpy.typing import NDArray
 from torch import Tensor
@@ -21,16 +22,20 @@ from lightning_failures.core.budget import Deadline
 from lightning_failures.data.grades import Grades
 from lightning_failures.data.members import RowValues, members_of
 from lightning_failures.data.partition import Partition, owned_rows
+from lightning_failures.data.report import ClassReport
 from lightning_failures.directions.null_scores import CLASSES_WITH_NULL_SCORES, add_null_cv_scores
 from lightning_failures.encoders import gives_maps
 from lightning_failures.encoders.cached import CachedEncoder
 from lightning_failures.errors import ConfigurationError
+from lightning_failures.generators.base import ImageGenerator
 from lightning_failures.report.feature_names import FEATURES_FILE, FeatureNames
 from lightning_failures.report.gallery import Gallery
+from lightning_failures.trainer.changed_images import ChangedImages
 from lightning_failures.trainer.evaluation_pass import EvaluationPass
 from lightning_failures.trainer.example_reader import ExampleReader
 from lightning_failures.trainer.kept_images import KEPT_SIDE
 from lightning_failures.trainer.pictures.classes_and_leaves import browsed_ids, draw_gallery
+from lightning_failures.trainer.pictures.counterfactuals import render_captions
 from lightning_failures.trainer.pictures.sources import (
     EmbeddingTable,
     PictureInputs,
@@ -39,6 +44,7 @@ from lightning_failures.trainer.pictures.sources import (
     with_examples_among,
 )
 from lightning_failures.trainer.ranks import Communicator
+from lightning_failures.trainer.readings import VERDICTS
 
 MIN_NULL_SECONDS = 5.0
 """Time for the CV scores expected by chance, however short an epoch is."""
@@ -50,6 +56,7 @@ class AnalysisSnapshot:
 
     Attributes:
         result: The analysis.
+        trainer: The Trainer, whose model counterfactual checks ask.
         reader: Returns the reader of the examples of the evaluation loader.
         grades: N rows.
         sampled: (N,) bool, the rows that directions and trees were fitted on.
@@ -58,6 +65,7 @@ class AnalysisSnapshot:
     """
 
     result: AnalysisResult
+    trainer: Trainer
     reader: Callable[[], ExampleReader]
     grades: Grades
     sampled: NDArray[np.bool_]
@@ -87,7 +95,8 @@ class GalleryBuilder:
         feature_names: File with names of features; None: the file in the folder of the run.
         seed: Seed of the choice of examples.
         say_once: Emits each distinct message at most once.
-        hurried: Whether the deadline also ends the reading of images, and chance is left out.
+        counterfactuals: Whether regions of features are pasted; a generator: captions are rendered too.
+        hurried: Whether the deadline also ends the reading of images; chance and counterfactual checks are left out.
     """
 
     directions: CachedEncoder | None
@@ -98,6 +107,7 @@ class GalleryBuilder:
     feature_names: Path | None
     seed: int
     say_once: Callable[..., None]
+    counterfactuals: bool | ImageGenerator = False
     hurried: bool = False
 
     def draw(
@@ -123,7 +133,7 @@ class GalleryBuilder:
         result = snapshot.result if self.hurried else self._with_null_scores(snapshot, ranks, deadline)
 
         report = result.report
-        features = report.features
+        classes, features = report.classes, report.features
         gallery = Gallery(epoch=report.epoch, global_step=report.global_step) if ranks.is_first else None
         if inputs is not None:
             try:
@@ -131,7 +141,30 @@ class GalleryBuilder:
                 gallery, features = draw_gallery(shown, snapshot.grades, inputs, worst_k=self.worst_k)
             except Exception as error:
                 self.say_once(f"FailureModes could not draw pictures: {type(error).__name__}: {error}")
-        return result.with_report(features=ranks.broadcast(features)), gallery
+            classes = self._checked(classes, snapshot.grades, inputs.model)
+        classes, features = ranks.broadcast((classes, features))
+        return result.with_report(classes=classes, features=features), gallery
+
+    def _checked(
+        self, classes: tuple[ClassReport, ...], grades: Grades, model: ChangedImages | None
+    ) -> tuple[ClassReport, ...]:
+        """Return the classes with the checks of their captions; an error of the generator leaves them unchecked."""
+        if model is None or isinstance(self.counterfactuals, bool):
+            return classes
+        try:
+            return render_captions(classes, grades, model, self.counterfactuals, limit=self.worst_k, seed=self.seed)
+        except Exception as error:
+            self.say_once(f"FailureModes could not check captions: {type(error).__name__}: {error}")
+            return classes
+
+    def _model(self, snapshot: AnalysisSnapshot) -> ChangedImages | None:
+        """Return what asks the model about changed images; None if no checks are wanted, or none are possible."""
+        grader = snapshot.evaluation.grader
+        reading = grader.reading
+        one_verdict = reading is not None and reading != VERDICTS and grader.rows_per_example == 1
+        if self.hurried or self.counterfactuals is False or reading is None or not one_verdict:
+            return None
+        return ChangedImages(snapshot.trainer, snapshot.reader(), reading, grader.logit_columns)
 
     def _report_kept(self, kept: Mapping[int, Tensor]) -> None:
         ids = "The ids of the examples are not the indices of the dataset"
@@ -186,6 +219,7 @@ class GalleryBuilder:
             store=None if self.trees is None else self.trees.store,
             deadline=deadline,
             names=self._names(snapshot.folder),
+            model=self._model(snapshot) if kept is None else None,
         )
 
     def _with_null_scores(

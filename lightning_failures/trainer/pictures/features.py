@@ -2,25 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from tqdm import tqdm
 
 from lightning_failures.analysis.result import AnalysisResult
 from lightning_failures.captions.scoring import most_distinctive_caption
+from lightning_failures.core.budget import PROGRESS_DELAY
 from lightning_failures.core.text import clean
 from lightning_failures.core.threads import one_thread
 from lightning_failures.data.grades import Grades
 from lightning_failures.data.grouping import grouping_named
+from lightning_failures.data.records import CounterfactualReport
 from lightning_failures.data.report import FeatureReport
 from lightning_failures.encoders.feature_attack import ITERATIONS
 from lightning_failures.report.feature_names import FeatureNames, with_names
 from lightning_failures.report.gallery import Picture, feature_picture
 from lightning_failures.report.images import most_activating
-from lightning_failures.trainer.pictures.feature_views import AttackResult, FeatureViews, attack_features
+from lightning_failures.trainer.pictures.counterfactuals import FeaturePaster, FeatureRegions
+from lightning_failures.trainer.pictures.feature_views import (
+    AttackResult,
+    FeatureViews,
+    attack_features,
+)
 from lightning_failures.trainer.pictures.sources import DisplayedTree, PictureInputs, example_outcomes
 from lightning_failures.trees.growing import rule_text
 
@@ -38,6 +47,7 @@ class _FeatureImages:
         maps: (n, h, w), the heat maps on those images.
         strength: (n,), the activations.
         texts: A text for each image.
+        check: Makes the counterfactual check of the feature.
     """
 
     report: FeatureReport
@@ -46,6 +56,7 @@ class _FeatureImages:
     maps: Tensor
     strength: Tensor
     texts: list[str]
+    check: Callable[[FeaturePaster], CounterfactualReport]
 
 
 def feature_pictures(
@@ -67,8 +78,16 @@ def feature_pictures(
     inspected = [_inspect(views, feature, trees, result, grades, inputs) for feature, trees in split_by.items()]
     attacks = attack_features(views, [(one.report.feature, one.seen) for one in inspected], inputs.deadline)
     views.flush()
+    if inputs.model is not None:
+        inspected = _checked(inspected, FeaturePaster.of(inputs.model, inputs.images, grades, inputs.deadline))
     pictures = [_picture(one, attack) for one, attack in zip(inspected, attacks, strict=True)]
     return tuple(one.report for one in inspected), pictures
+
+
+def _checked(inspected: Sequence[_FeatureImages], paster: FeaturePaster) -> list[_FeatureImages]:
+    """Add the counterfactual check of each feature."""
+    with tqdm(inspected, desc="FailureModes checks features", delay=PROGRESS_DELAY, leave=False) as features:
+        return [replace(one, report=replace(one.report, counterfactual=one.check(paster))) for one in features]
 
 
 def _picture(inspected: _FeatureImages, attack: AttackResult) -> Picture:
@@ -119,12 +138,17 @@ def _inspect(
         action=named.action,
     )
     report = _with_caption(report, first, top_ids, result, grades, inputs)
+    maps = views.maps(images, feature)
+
+    def check(paster: FeaturePaster) -> CounterfactualReport:
+        return paster.check(feature, first, values, partial(FeatureRegions.of, top_ids, images, maps, views.seen))
+
     texts = [
         f"{value:.2f}\n{outcomes[example].text or 'correct'}"
         for example, value in zip(top_ids.tolist(), strength.tolist(), strict=True)
     ]
     role = _role(feature, trees, inputs.names)
-    return _FeatureImages(report, role, views.seen(images), views.maps(images, feature), strength, texts)
+    return _FeatureImages(report, role, views.seen(images), maps, strength, texts, check)
 
 
 def _of_one_size(images: Sequence[Tensor]) -> Tensor:

@@ -21,6 +21,7 @@ from lightning_failures.data.tree_report import GroupReport
 from lightning_failures.encoders import FeatureEncoder
 from lightning_failures.encoders.cache.store import EmbeddingStore
 from lightning_failures.report.feature_names import FeatureNames
+from lightning_failures.trainer.changed_images import ChangedImages
 from lightning_failures.trees.fit import FailureTree
 
 
@@ -69,6 +70,7 @@ class PictureInputs:
         deadline: When the pictures should be finished; attacks and the remaining browsed examples are skipped after it.
             None: attacks have a generous limit of their own.
         names: Names that people gave to features.
+        model: Asks the model about changed images, for counterfactual checks; None: there are none.
     """
 
     images: Callable[[Sequence[int]], Sequence[Tensor]]
@@ -80,6 +82,7 @@ class PictureInputs:
     store: EmbeddingStore | None = None
     deadline: Deadline | None = None
     names: FeatureNames = field(default_factory=FeatureNames)
+    model: ChangedImages | None = None
 
 
 def kept_images(kept: Mapping[int, Tensor], ids: Sequence[int]) -> list[Tensor]:
