@@ -226,16 +226,19 @@ def _class_entries(names: Sequence[str], labels: IntArray, flags: Flags) -> tupl
     taking_part = labels != LEFT_OUT
     sizes = np.bincount(labels[taking_part], minlength=len(names))
     counts = np.bincount(labels[taking_part & flags.flagged], minlength=len(names))
-    return tuple(
-        {
+    entries = []
+    for k, name in enumerate(names):
+        entry = {
             "class": name,
             "examples": int(sizes[k]),
             "flagged": int(counts[k]),
             "share": float(counts[k] / sizes[k]) if sizes[k] else None,
         }
-        | flags.class_fields(k)
-        for k, name in enumerate(names)
-    )
+        entry |= flags.class_fields(k)
+        if 0 < counts[k] < MIN_GROUP:
+            entry["reason"] = f"weighted as one group: {counts[k]} flagged; at least {MIN_GROUP} are needed"
+        entries.append(entry)
+    return tuple(entries)
 
 
 def _measure(

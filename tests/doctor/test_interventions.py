@@ -10,7 +10,7 @@ from lightning_failures.doctor.findings import run_check
 from lightning_failures.doctor.interventions import check_class_lists, check_interventions
 from lightning_failures.interventions import RetrainHead, Upweight
 from tests.doctor.contexts import only, read, statuses
-from tests.helpers.toy import NORMALIZE, Images
+from tests.helpers.toy import NORMALIZE, Classifier, Images
 
 
 def test_interventions__work_or_say_why_not(tmp_path):
@@ -30,10 +30,10 @@ def test_interventions__work_or_say_why_not(tmp_path):
 
 
 def test_last_layer__that_can_be_refitted_or_not(tmp_path):
-    found = list(check_interventions(read(tmp_path, interventions=[RetrainHead()])))
+    found = list(check_interventions(read(tmp_path, model=Classifier(), interventions=[RetrainHead()])))
     assert statuses(found) == ["ok", "ok"]
     assert "last layer 'net.1' with 192 features and 4 outputs" in found[0].message
-    unknown = list(check_interventions(read(tmp_path, interventions=[RetrainHead(head="net.2")])))
+    unknown = list(check_interventions(read(tmp_path, model=Classifier(), interventions=[RetrainHead(head="net.2")])))
     assert "has no such submodule" in only(unknown, "problem").message
 
 

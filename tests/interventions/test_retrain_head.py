@@ -205,6 +205,15 @@ def test_nothing_found__nothing_changes(tmp_path):
     assert all(row["reason"] for row in entry["classes"])
 
 
+def test_few_flagged__the_report_says_that_they_do_not_count(tmp_path):
+    failures, _, _ = fit(tmp_path, loaders=(torch.utils.data.DataLoader(Tinted(120), 32), tinted_loaders()[1]))
+    (entry,) = failures.last_report["interventions"]
+    assert 0 < entry["flagged"] < 20
+    assert all("at least 10 are needed" in row["reason"] for row in entry["classes"] if row["flagged"])
+    assert not entry["changes_training"]
+    assert any("keeps the last layer" in note for note in failures.last_report.notes)
+
+
 # -- kinds of models -----------------------------------------------------------------------------------------
 
 
