@@ -27,7 +27,7 @@ from lightning_failures.interventions import Intervention
 from lightning_failures.methods import methods_for
 from lightning_failures.report.feature_names import FeatureNames
 from lightning_failures.steering.controller import InterventionController
-from lightning_failures.steering.forks.from_trainer import fork_finished_training, save_start_of_forks
+from lightning_failures.steering.forks.from_trainer import fork_finished_training
 from lightning_failures.steering.training_view import training_features
 from lightning_failures.trainer import schedule
 from lightning_failures.trainer.batch_grader import BatchGrader
@@ -142,18 +142,15 @@ class FailureModes(Callback):
     ) -> None:
         super().__init__()
         data, draws, drawing, advanced = merge_former_spellings(data, pictures, advanced, **former)
-        self.encoder = encoder
-        self.robust_encoder = robust_encoder
+        self.encoder, self.robust_encoder = encoder, robust_encoder
         self.class_names = None if class_names is None else tuple(names_in_order(class_names) or ())
         self.interventions = interventions
         self.verdict = verdict
         self.every_n_epochs = every_n_epochs
-        self.captions = captions
-        self.pictures = draws
+        self.captions, self.pictures = captions, draws
         self.time_budget = time_budget
         self.read_batch = read_batch
-        self.logits_from = logits_from
-        self.normalization = normalization
+        self.logits_from, self.normalization = logits_from, normalization
         self.reference, self.on_error = reference, on_error
         # the options of the groups, each under its own name
         self.task: Task | None = data.task
@@ -179,13 +176,7 @@ class FailureModes(Callback):
         self._reader = BatchReader(self.read_batch, self.normalization, self.failed_below, self.logits_from)
         self._batch_grader = BatchGrader(self._reader, self._index_recorder, LogitsObserver(self.logits_from))
         self._steering = InterventionController(
-            self.interventions,
-            reader=self._reader,
-            seed=self.seed,
-            groups_from=self.groups_from,
-            auto_rollback=self.auto_rollback,
-            lottery=self.verdict == "lottery",
-            say_once=self._errors.say_once,
+            self, self._reader, lottery=self.verdict == "lottery", say_once=self._errors.say_once
         )
         self._budget = EmbeddingBudget(self.time_budget, self.memory_budget, self._errors.say_once)
         self._runner: AnalysisRunner | None = None
@@ -278,9 +269,21 @@ class FailureModes(Callback):
         """End the epoch of the interventions, and keep the checkpoint from which forks start."""
         self._budget.end_epoch(trainer)
         self._steering.end_epoch(trainer)
-        if self.verdict == "fork" and self._steering.record.first_epoch == trainer.current_epoch + 1:
+        if self.verdict == "fork":
             with self._guard(trainer, "the end of an epoch", "the checkpoint of the forks"):
-                save_start_of_forks(trainer, self._steering.folder)
+                self._steering.save_start_of_forks(trainer)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Let the interventions act that do so when the training has ended, and revise the last report."""
+        runner, former = self._runner, self.last_report
+        if runner is None or former is None or self._folder is None or not self._steering.on:
+            return
+        where, skipped = "the end of the training", "what the interventions do then"
+        with self._guard(trainer, where, skipped), self._ranks.synchronized(), isolated_rng():
+            self.last_report = self._steering.conclude(
+                trainer, former, runner.directions, self._ranks, folder=self._folder
+            )
+            runner.revise(self.last_report, self._folder, write=trainer.is_global_zero)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draw the last analysis of the training, apply a pending rollback, and run the forks."""
@@ -358,12 +361,7 @@ class FailureModes(Callback):
     ) -> PenultimateFeatures:
         """Return the penultimate features of this rank's share of the training set, by a pass in eval mode.
 
-        Each example is read once, through ``train_analysis_dataset`` if there is one. The model is left unchanged.
-
-        Args:
-            trainer: A Trainer that is fitting the model.
-            pl_module: The model.
-            head: Name of the submodule that computes the logits, or None to find it.
+        ``head`` names the submodule that computes the logits; None: it is found. The model is left unchanged.
 
         Raises:
             ConfigurationError: The training loader is not supported, or the head cannot be found.
@@ -421,11 +419,16 @@ class FailureModes(Callback):
         self._keys.promise(trainer, pl_module, self._state.last_values, self._state.analysis_age)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Compare accuracy with what the module logged in its own epoch end, and resume timing the training epoch."""
+        """Compare accuracy with what the module logged in its own epoch end, and resume timing the training epoch.
+
+        In the command ``retrain-head`` the last layer is then refitted.
+        """
         if self._runner is not None:
             doubted = self._runner.add_late_doubts(trainer, lambda: self._keys.of_module(trainer))
             self.last_report = doubted.get(0, self.last_report)
         self._budget.resume()
+        if self._steering.acts_after_validation:
+            self.on_train_end(trainer, pl_module)
 
     on_test_end = on_validation_end
 
@@ -521,6 +524,7 @@ class FailureModes(Callback):
             ranks,
             interventions=steered,
             decision=self.auto_rollback or self._keys.of_decisions,
+            spent=self._steering.spends_validation,
             deadline=None if self._seconds is None else Deadline.after(self._seconds - evaluation.embeddings.seconds),
             logged=self._keys.of_module(trainer),
         )
@@ -584,6 +588,12 @@ class FailureModes(Callback):
         """
         self.on_error, self.verdict, self.pictures = "raise", None, False
         self.interventions = self._steering.prepare_fork(stop_epoch)
+
+    def prepare_retraining(self, intervention: Intervention) -> None:
+        """Configure this callback for ``retrain-head``: one intervention, which acts at the end of a validation."""
+        self.on_error, self.verdict, self.pictures, self.interventions = "raise", None, False, (intervention,)
+        self._build()
+        self._steering.acts_after_validation = True
 
     def state_dict(self) -> dict[str, Any]:
         """Return plain values only, so that checkpoints load with ``weights_only=True``."""

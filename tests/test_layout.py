@@ -180,13 +180,12 @@ FEW_STATEMENTS = 12
 """Modules with fewer statements in their functions are tested where they are used."""
 
 TESTED_ELSEWHERE = {
-    "analysis/fits.py": "analysis/test_analyse.py",  # the fits are compared with those of single classes
     "doctor/reference_images.py": "doctor/test_caption_checks.py",
     "interventions/filtered.py": "end_to_end/test_added.py",  # needs the pool and the model of a training
     "interventions/synthesis/generate.py": "interventions/test_synthetic.py",
     "stats/kernels/smo.py": "directions/test_svm.py",  # equals scikit-learn's support vector machine
-    "steering/round.py": "end_to_end/test_interventions.py",  # these three need a Trainer in the middle of a fit
-    "steering/training_judge.py": "end_to_end/test_added.py",
+    "steering/last_layer.py": "interventions/test_retrain_head.py",
+    "steering/training_judge.py": "end_to_end/test_added.py",  # these two need a Trainer in the middle of a fit
     "steering/training_view.py": "end_to_end/test_interventions.py",
     "trainer/grading_notes.py": "end_to_end/test_trust_grading.py",  # notes on real validations
     "trainer/epoch_end.py": "end_to_end/test_callback_edges.py",

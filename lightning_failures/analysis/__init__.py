@@ -7,6 +7,7 @@ Files, each importing only from those above it::
     slices         Error rates inside and outside of each value of known attributes
     confusions     Which classes are mistaken for which, and whether a direction explains it
     counterfactuals  Counterfactual checks: does an image changed only in the hypothesis change the answer
+    diagnosis      The kind of failure of a class: statistics, a small fitted model, reasons and the remedy
     shared         The pattern that all classes share: direction, effect, captions, attributes, classes
     metrics        A metric that collects the grades of all processes
     method         The protocol of a method's fit: its task and its contribution to the result

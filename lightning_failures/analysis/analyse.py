@@ -20,6 +20,7 @@ import torch
 from lightning_failures.analysis.class_reports import class_reports, failed_fits
 from lightning_failures.analysis.confusions import add_confusions
 from lightning_failures.analysis.copies import join_sources_of_copies
+from lightning_failures.analysis.diagnosis import TrainingExamples, add_diagnoses
 from lightning_failures.analysis.enrichment import MOST_VALUES, Attribute, enrichment, read_attribute
 from lightning_failures.analysis.fits import DirectionsFit, TreesFit, defined_numbers, mean_of
 from lightning_failures.analysis.method import Contribution, FittableMethod, FitTask
@@ -57,6 +58,7 @@ def analyse(
     *,
     features: Values | None = None,
     reference: Values | None = None,
+    training_labels: Any = None,
     captions: Callable[[int], ClassCaptions | None] | None = None,
     attribute_captions: Callable[[int], ClassCaptions | None] | None = None,
     metadata: Mapping[str, Any] | None = None,
@@ -96,6 +98,8 @@ def analyse(
         features: Features of an adversarially robust model, (N, F) or (U, F), aligned like ``embeddings``. None: no
             trees.
         reference: (M, D) embeddings whose mean and standard deviation phi standardises with. None: ``embeddings``.
+        training_labels: (M,) int, the labels of ``reference``, if that holds training examples: the diagnosis of each
+            class compares them with the examples that are analysed. None: the diagnosis knows validation only.
         captions: Returns the embedded candidate captions of a class, by class index, or None; see
             :func:`~lightning_failures.captions.candidates.caption_source`. Called only for classes with a direction.
         attribute_captions: The same for captions that name one attribute each, which describe the pattern that all
@@ -250,6 +254,12 @@ def analyse(
             )
     with _timed(timings, "confusions"):
         classes, confusions = add_confusions(classes, grades, directions, partition, seed)
+    if directions is not None:
+        with _timed(timings, "diagnosis"):
+            training = _training_examples(reference, training_labels, directions, partition)
+            classes = add_diagnoses(
+                classes, grades, directions, examples["directions"].values, examples["directions"].partition, training
+            )
     slices: tuple[SliceReport, ...] = ()
     if attributes:
         with _timed(timings, "enrichment"):
@@ -316,6 +326,19 @@ def _finite_reference(reference: Values | None) -> Values | None:
     if finite.all():
         return reference
     return reference[torch.from_numpy(finite)] if isinstance(reference, torch.Tensor) else reference[finite]
+
+
+def _training_examples(
+    reference: Values | None, labels: Any, directions: FailureDirections, partition: Partition
+) -> TrainingExamples | None:
+    """Return the training examples of all processes, or None if their labels are not known. Collective."""
+
+    def own() -> TrainingExamples | None:
+        known = reference is not None and labels is not None
+        return TrainingExamples.of(as_rows(reference, "reference", finite=False), labels, directions) if known else None
+
+    parts = [part for part in partition.workers.gather_results(own) if part is not None]
+    return TrainingExamples.joined(parts) if parts else None
 
 
 def _analysed_rows(examples: Mapping[str, _FittedExamples], partition: Partition) -> BoolArray:

@@ -66,6 +66,9 @@ def class_reports(
             }
         elif directions is not None:
             values = {"skipped": directions.skipped.get(k, _NOT_SAMPLED if len(members.rows) else "no examples")}
+            in_doubt = as_array(directions.in_doubt)[analysed.rows] & analysed.failed
+            if in_doubt.any():  # perhaps the reason why too few failures are left
+                values |= _doubt_fields(directions, analysed, in_doubt, top)
         if confidence is not None:
             least = analysed.rows[np.lexsort((analysed.ids, confidence[analysed.rows]))[:top]]
             values["least_confident_ids"] = tuple(ids[least].tolist())
@@ -173,10 +176,8 @@ def _effect_fields(
     row, rows = directions.row(k), members.rows
     low, high = directions.effect_interval[row].tolist()
     effect = measure_effect(as_array(directions.out_of_fold)[rows], members.failed, interval=(low, high))
-    margins, doubted = as_array(directions.label_margin)[rows], as_array(directions.doubted)[rows]
     tested = not bool(directions.p_value[row].isnan())
     defined_effect = np.isfinite(effect.difference)
-    most_doubtful = np.lexsort((members.ids, margins))
     return {
         "strength": None if not tested else effect.strength if pattern else "none",
         "effect": defined(effect.difference),
@@ -185,7 +186,16 @@ def _effect_fields(
         "unflagged_error_rate": defined(effect.unflagged_error_rate),
         "failures_flagged": defined(effect.coverage),
         "gain": defined(effect.gain) if pattern else None,
+        "explained": defined(directions.explained[row]),
+        **_doubt_fields(directions, members, as_array(directions.doubted)[rows], top),
+    }
+
+
+def _doubt_fields(directions: FailureDirections, members: ClassSubset, doubted: BoolArray, top: int) -> dict[str, Any]:
+    """Return the fields of a class report that name the examples with doubtful labels, (n,) bool."""
+    margins = as_array(directions.label_margin)[members.rows]
+    most_doubtful = np.lexsort((members.ids, margins))
+    return {
         "doubted": None if np.isnan(margins).all() else int(doubted.sum()),
         "doubted_ids": tuple(members.ids[most_doubtful][doubted[most_doubtful]][:top].tolist()),
-        "explained": defined(directions.explained[row]),
     }

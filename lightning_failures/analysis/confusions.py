@@ -58,7 +58,7 @@ def add_confusions(
     What the flagged failures of a class with a pattern are mistaken for is added only where it differs from the other
     failures, after Benjamini-Hochberg over these classes. There the failures are split by their predictions, too.
     """
-    if grades.predictions is None or not _has_several_wrong_answers(grades):
+    if grades.predictions is None or not has_several_wrong_answers(grades):
         return classes, ()
     predictions = as_array(grades.predictions)
     values = None if directions is None else as_array(directions.out_of_fold)
@@ -243,7 +243,7 @@ def _flagged_share(
     return float(flagged[part].mean()), share_intervals(flagged[part].astype(np.int64), 2, source)[1]
 
 
-def _has_several_wrong_answers(grades: Grades) -> bool:
+def has_several_wrong_answers(grades: Grades) -> bool:
     """Return whether a failure may have more than one prediction: not in binary and multilabel tasks."""
     labels, predictions, names = as_array(grades.labels), as_array(grades.predictions), grades.class_names
     if len(names) <= 2:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -22,8 +22,8 @@ from lightning_failures.data.tree_report import GroupReport, LeafReport, NodeRep
 from lightning_failures.directions.fit import Doubted, fit_failure_directions
 from lightning_failures.directions.one_class import MIN_PER_OUTCOME
 from lightning_failures.directions.probe import Sums, class_support, label_margins
-from lightning_failures.directions.result import FailureDirections, join_directions
-from lightning_failures.directions.standardize import Moments
+from lightning_failures.directions.result import FailureDirections, join_directions, rows_by_class
+from lightning_failures.directions.standardize import Moments, standardize
 from lightning_failures.trees.groups import grow_trees
 
 
@@ -183,10 +183,33 @@ def _fit_directions(task: FitTask, options: DirectionsFit) -> FailureDirections:
     parts, rows = zip(*workers.gather_results(fit_own_classes), strict=True)
     whole = len(parts) == 1 and len(mine) == len(grades)
     directions: FailureDirections = parts[0] if whole else join_directions(parts, rows, len(grades))
+    directions = replace(directions, centres=_class_centres(task, x, moments))
     if not len(directions.classes) and any(map(is_failed_fit, directions.skipped.values())):
         partition.raise_first(errors)
     errors.clear()  # an error keeps alive what its frames hold
     return directions
+
+
+def _class_centres(task: FitTask, x: NDArray[Any], moments: Moments) -> torch.Tensor:
+    """Return the mean of phi over the examples of each class, (K, D) float32; NaN for one without examples. Collective.
+
+    Args:
+        task: The task; each process owns whole classes.
+        x: (n, D), the embeddings of this process.
+        moments: Moments that phi standardises with.
+    """
+    grades, partition = task.grades, task.partition
+    labels = as_array(grades.labels)[partition.rows]
+
+    def own_centres() -> dict[int, NDArray[np.float32]]:
+        mean, std = (column.astype(np.float32) for column in (moments.mean, moments.std))
+        with np.errstate(over="ignore", invalid="ignore"):
+            return {label: standardize(x[rows], mean, std).mean(axis=0) for label, rows in rows_by_class(labels)}
+
+    centres = np.full((len(grades.class_names), x.shape[1]), np.nan, dtype=np.float32)
+    for label, centre in partition.merge_results(own_centres).items():
+        centres[label] = centre
+    return torch.from_numpy(centres)
 
 
 def _label_margins(task: FitTask, x: NDArray[Any], moments: Moments) -> FloatArray:

@@ -32,6 +32,7 @@ COMMANDS = {
     "test": Command("grade and analyse the test split"),
     "analyse": Command("analyse a checkpoint on any split: --split train|validation|test"),
     "verdict": Command("test whether the interventions of a config help: fork a checkpoint"),
+    "retrain-head": Command("refit the last layer of a checkpoint, flagged and unflagged examples of equal mass"),
     "embed": Command("embed a pool of any size, and find its hardest examples"),
     "pin": Command("keep a slice of a run as a regression test", "lightning_failures.cli.pins:pin"),
     "check-pins": Command("check pinned slices on a model; the exit status is 1 if one reopens", positional="pins"),

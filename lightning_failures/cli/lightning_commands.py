@@ -24,13 +24,17 @@ from lightning_failures.core.atomic import write_atomically
 from lightning_failures.doctor import quiet
 from lightning_failures.doctor.command import diagnose, tell_unbuilt
 from lightning_failures.errors import ConfigurationError
+from lightning_failures.interventions import RetrainHead
 from lightning_failures.pools.embedder import run_job
 from lightning_failures.pools.fitted import load_fitted
 from lightning_failures.pools.job import PoolJob
 from lightning_failures.pools.source import PoolSource, PoolSplit
 from lightning_failures.regression import load_pins
+from lightning_failures.report.interventions import intervention_lines
 from lightning_failures.report.pins import check_json, pin_table
 from lightning_failures.steering.forks.run import PAIRS, Run, fork_verdict
+from lightning_failures.steering.former_files import RETRAINED
+from lightning_failures.steering.last_layer import write_with_last_layer
 from lightning_failures.trainer.batch_reader import BatchReader
 
 Split = Literal["train", "validation", "test"]
@@ -164,6 +168,50 @@ class FailureTrainer(Trainer):
             write_atomically(output / "verdict.json", record.encode())
             print(f"{verdict.sentence}\n\nVerdict: {output / 'verdict.json'}")
 
+    def retrain_head(
+        self,
+        model: LightningModule,
+        datamodule: LightningDataModule | None = None,
+        *,
+        ckpt_path: str,
+        head: str | None = None,
+        spend_validation: bool = False,
+        output: Path = Path("failures-retrained"),
+        weights_only: bool | None = None,
+    ) -> None:
+        """Refit the last layer of a trained model, with the flagged and the unflagged examples of equal mass.
+
+        The checkpoint is validated, its training set is read once, and a copy of the checkpoint with the new last layer
+        is written. The options of a RetrainHead in the config apply; without one, the options of this command do.
+
+        Args:
+            model: The model.
+            datamodule: The data.
+            ckpt_path: Checkpoint with the weights.
+            head: Name of the last layer. By default it is found.
+            spend_validation: Fit to a part of the validation set, which is then in no number of the report, instead of
+                the training set.
+            output: Folder for retrained.ckpt.
+            weights_only: As in fit: refuse a checkpoint that holds more than tensors and plain values.
+        """
+        callback = self._required_failure_modes("retrain-head")[0]
+        configured = [one for one in callback.interventions if isinstance(one, RetrainHead)]
+        given = RetrainHead(head=head, data="validation" if spend_validation else "train")
+        callback.prepare_retraining(configured[0] if configured else given)
+        loading = _given(weights_only=weights_only)
+        self.validate(model, datamodule=datamodule, ckpt_path=ckpt_path, **loading)
+        if not self.is_global_zero:
+            return
+        assert callback.last_report is not None  # errors are raised
+        entries = callback.last_report.report.interventions
+        print("\n".join([*intervention_lines(callback.last_report.report), *callback.last_report.report.notes]))
+        if not entries or not entries[0]["changes_training"]:
+            print("The last layer is unchanged, so no checkpoint is written.")
+            return
+        path = output / RETRAINED
+        write_with_last_layer(Path(ckpt_path), path, model, entries[0]["head"], weights_only=weights_only)
+        print(f"Checkpoint: {path}")
+
     def embed(
         self,
         model: LightningModule,
@@ -174,6 +222,7 @@ class FailureTrainer(Trainer):
         split: PoolSplit = "predict",
         shard_size: int | None = None,
         keep_embeddings: bool = True,
+        shop: int | None = None,
     ) -> None:
         """Embed a pool of any size, and find its hardest examples by the failure directions of a run.
 
@@ -192,13 +241,19 @@ class FailureTrainer(Trainer):
             shard_size: Examples per file. By default 256 to 8,192, depending on the size of the pool.
             keep_embeddings: Keep the embeddings in the shards, mostly in float16. Without them, scoring with other
                 directions embeds the pool again.
+            shop: Number of images to label for each class with a pattern: those that the direction flags, spread over
+                the candidates. They are written to OUTPUT/shop for people, Label Studio and FiftyOne, with the gain
+                that can be expected. The pool needs no labels: without one, the class of an image is a guess.
         """
         callback = self._required_failure_modes("embed")[0]
         if callback.encoder is None:
             raise ConfigurationError("`embed` needs FailureModes(encoder=...) in the config (see configs/digits.yaml).")
-        for name, value in (("k", k), ("shard_size", shard_size)):
+        for name, value in (("k", k), ("shard_size", shard_size), ("shop", shop)):
             if value is not None and value < 1:
                 raise ConfigurationError(f"embed --{name} must be at least 1, got {value}.")
+        if shop is not None and (directions is None or not keep_embeddings):
+            missing = "--directions with the folder of a run" if directions is None else "--keep_embeddings=true"
+            raise ConfigurationError(f"embed --shop needs {missing}.")
         source = PoolSource(model, datamodule, split)
         source.check()
         job = PoolJob(
@@ -213,6 +268,7 @@ class FailureTrainer(Trainer):
             device=callback.device,
             shard_size=shard_size,
             keep_embeddings=keep_embeddings,
+            shop=shop,
         )
         run_job(self, job)
 
@@ -250,6 +306,7 @@ class FailureTrainer(Trainer):
 
 # LightningCLI finds the method of a subcommand by its name
 setattr(FailureTrainer, "check-pins", FailureTrainer.check_pins)
+setattr(FailureTrainer, "retrain-head", FailureTrainer.retrain_head)
 
 
 class FailureCLI(LightningCLI):

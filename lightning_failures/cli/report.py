@@ -26,7 +26,7 @@ from lightning_failures.report.run_folder import HTML_FILE, Run, open_run
 from lightning_failures.report.sentences import leaf_rates
 from lightning_failures.report.shared import shared_lines
 from lightning_failures.report.slices import slice_lines
-from lightning_failures.report.tables import class_table, enrichment_lines, grouping_lines, trust_lines
+from lightning_failures.report.tables import class_table, diagnosis_lines, enrichment_lines, grouping_lines, trust_lines
 
 _TRUSTED = 5
 _MODES = 20
@@ -80,6 +80,7 @@ def report_text(run: Run) -> str:
         ("Notes", [clean(note, 400) for note in (*last.notes, *run.notes)]),
         ("Confidence in the findings, most to gain first", trust_lines(last, limit=_TRUSTED)),
         ("Pinned slices", pin_lines(last.pins)),
+        ("Kinds of failure and remedies", diagnosis_lines(last, limit=_TRUSTED)),
         ("Pattern shared by classes", shared_lines(last)),
         ("Failure diary", diary_lines(last, limit=_MODES)),
         ("Most frequent confusions", confusion_lines(last)),

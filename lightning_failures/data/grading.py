@@ -380,6 +380,15 @@ def expand_class_names(names: Sequence[str], task: Task) -> tuple[str, ...]:
     return tuple(names)
 
 
+def cut_smoothed(labels: Tensor) -> Tensor:
+    """Return float labels of two classes, (B,), with those from 0 to 1 cut at 0.5, each for itself; others stay.
+
+    >>> cut_smoothed(torch.tensor([0.95, 0.05, -100.0, 1.0]))
+    tensor([   1.,    0., -100.,    1.])
+    """
+    return torch.where((labels >= 0) & (labels <= 1), (labels > 0.5).to(labels.dtype), labels)
+
+
 def _class_indices(labels: Tensor, task: Task) -> Tensor:
     """Return (B,) int64 labels, converted from one-hot or from (B, 1) if necessary."""
     if labels.ndim == 2:
@@ -387,8 +396,8 @@ def _class_indices(labels: Tensor, task: Task) -> Tensor:
         labels = columns.argmax(1) if columns.shape[1] > 1 else columns[:, 0]
     if labels.ndim != 1:
         raise DataError(f"Labels of a {task} task must have the shape (B,), got {tuple(labels.shape)}.")
-    if task == "binary" and labels.is_floating_point() and bool(((labels >= 0) & (labels <= 1)).all()):
-        labels = (labels > 0.5).long()  # smoothed labels
+    if task == "binary" and labels.is_floating_point():
+        labels = cut_smoothed(labels)
     indices = labels.long()
     fractional = indices.to(labels.dtype) != labels
     if fractional.any():

@@ -29,7 +29,9 @@ class HeldOutParts:
     Attributes:
         report: Examples that the headline numbers are computed on.
         decision: Examples that rollbacks and monitored keys are computed on; may be empty.
+        spent: Examples that the last layer may be fitted to; None if no part is spent so.
     """
 
     report: HeldOutSplit
     decision: HeldOutSplit
+    spent: HeldOutSplit | None = None

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from lightning_failures.core.serialization import to_jsonable
+
+UNSURE = "unsure"
+"""The kind of failure of a class for which no kind is probable enough."""
 
 
 class Readable:
@@ -89,6 +92,25 @@ class CounterfactualReport(Readable):
     interval: tuple[float, float] | None = None
     repairs: bool = False
     generator: str | None = None
+
+
+@dataclass(frozen=True)
+class DiagnosisReport(Readable):
+    """The kind of failure of a class, and the remedy.
+
+    Attributes:
+        kind: "shortcut", "under-represented", "label noise", "intrinsically hard" or "unsure".
+        probability: Probability of the likeliest of the four kinds, in [0, 1].
+        probabilities: Probability of each kind, and of "none of these".
+        reasons: The statistics that speak for the likeliest kind, a sentence each.
+        remedy: The remedy as a line of code; None if the kind is "unsure".
+    """
+
+    kind: str
+    probability: float
+    probabilities: dict[str, float] = field(default_factory=dict)
+    reasons: tuple[str, ...] = ()
+    remedy: str | None = None
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,13 @@ from typing import Any
 from lightning_failures.core.serialization import from_jsonable, read_json
 from lightning_failures.data.evidence import AttributeEvidence
 from lightning_failures.data.pin_check import PinCheck
-from lightning_failures.data.records import CounterfactualReport, Readable, SharedPattern, ValueReport
+from lightning_failures.data.records import (
+    CounterfactualReport,
+    DiagnosisReport,
+    Readable,
+    SharedPattern,
+    ValueReport,
+)
 from lightning_failures.data.tree_report import GroupReport
 from lightning_failures.errors import DataError
 
@@ -300,6 +306,8 @@ class ClassReport(Readable):
         error_rate_interval: 95 % interval of the error rate, with what all classes say about it.
         counterfactual: Whether images generated from the hardest caption fail more often than those from the reference
             caption; None without a generator.
+        diagnosis: The kind of the failures, and the remedy; None for a class without a pattern whose labels are not in
+            doubt, and in reports of former versions.
     """
 
     name: str
@@ -358,6 +366,7 @@ class ClassReport(Readable):
     error_rate_shrunk: float | None = None
     error_rate_interval: tuple[float, float] | None = None
     counterfactual: CounterfactualReport | None = None
+    diagnosis: DiagnosisReport | None = None
 
     @property
     def error_rank(self) -> tuple[bool, float, int]:

@@ -83,6 +83,8 @@ class FailureDirections:
         further: Additional directions (``n_directions > 1``), one result per rank with the classes that have a
             direction of this rank. Their CV scores separate the failures at one end from the successes. Since the data
             selected this end, they are more optimistic than the score of the first direction.
+        centres: (L, D) float32, mean of phi over the examples of each label 0 ... L - 1, NaN for a label without
+            examples; None outside of an analysis, for additional directions, and in files of former versions.
     """
 
     classes: Tensor
@@ -107,6 +109,7 @@ class FailureDirections:
     whiten: bool = True
     multiple: float = FIXABLE_MULTIPLE
     further: tuple[FailureDirections, ...] = ()
+    centres: Tensor | None = None
 
     @property
     def explained(self) -> Tensor:
@@ -185,6 +188,34 @@ class FailureDirections:
         """Return (N,) bool: decision value < 0. False where the class has no SVM."""
         return self.decision_values(embeddings, labels) < 0
 
+    def nearest_class(self, embeddings: Any) -> Tensor:
+        """Return the class whose centre is nearest to phi of each embedding, a guess where labels are not known.
+
+        Args:
+            embeddings: (N, D) float tensor or array.
+
+        Returns:
+            (N,) int64, -1 for an embedding that is not finite.
+
+        Raises:
+            DataError: The directions have no centres, or other dimensions.
+        """
+        if self.centres is None:
+            raise DataError(
+                "these directions have no class centres, which files of former versions lack. Analyse the model with"
+                " this version."
+            )
+        x = as_rows(embeddings, "embeddings", finite=False)
+        if x.shape[1] != self.centres.shape[1]:
+            raise DataError(f"embeddings must have {self.centres.shape[1]} dimensions, got {x.shape[1]}")
+        finite = finite_rows_of(x)
+        mean, std, centres = (t.double().numpy() for t in (self.mean, self.std, self.centres))
+        # |phi - centre|^2 without |phi|^2, which is the same for all classes
+        scores = 2 * standardize(x[finite], mean, std) @ centres.T - (centres**2).sum(axis=1)
+        nearest = np.full(len(x), -1, dtype=np.int64)
+        nearest[finite] = np.where(np.isnan(scores), -np.inf, scores).argmax(axis=1)
+        return torch.from_numpy(nearest)
+
     def save(self, path: str | Path) -> None:
         """Write the directions to one safetensors file, atomically."""
         tensors: dict[str, Tensor] = {}
@@ -193,6 +224,8 @@ class FailureDirections:
             for name in _TENSORS:
                 # safetensors refuses tensors that share memory, as mean and std of all ranks do
                 tensors[f"{rank}.{name}"] = getattr(directions, name).contiguous().clone()
+        if self.centres is not None:
+            tensors["centres"] = self.centres.half().contiguous()
         metadata = {
             "format": _FORMAT,
             "whiten": json.dumps(self.whiten),
@@ -222,6 +255,7 @@ class FailureDirections:
             if metadata.get("format") != _FORMAT:
                 raise DataError(f"{path} holds no failure directions (format {metadata.get('format')!r})")
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+        centres = tensors.pop("centres", None)
         skipped = [{int(k): str(v) for k, v in reasons.items()} for reasons in json.loads(metadata["skipped"])]
         for rank in range(len(skipped)):  # files of former versions have neither effects nor doubts
             unknown = without_effects(len(tensors[f"{rank}.bias"]), tensors[f"{rank}.out_of_fold"].numel())
@@ -235,7 +269,10 @@ class FailureDirections:
             )._checked()
             for rank, reasons in enumerate(skipped)
         )
-        return dataclasses.replace(first, further=tuple(further))
+        if centres is not None and (centres.ndim != 2 or centres.shape[1] != first.mean.numel()):
+            raise DataError(f"{path} holds no failure directions (centres have shape {tuple(centres.shape)})")
+        centres = None if centres is None else centres.float()
+        return dataclasses.replace(first, further=tuple(further), centres=centres)
 
     def _checked(self) -> FailureDirections:
         """Return the directions if their shapes and types agree.

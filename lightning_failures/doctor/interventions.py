@@ -9,13 +9,16 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import CombinedLoader
 from torch.utils.data import DataLoader
 
+from lightning_failures.doctor.disk import bytes_text
 from lightning_failures.doctor.dry_run import UNSOLVED, CheckContext, options_of
 from lightning_failures.doctor.findings import Finding, ok, problem, skipped, warning
+from lightning_failures.encoders.cache.shard_file import bytes_per_embedding
 from lightning_failures.errors import ConfigurationError, DataError
 from lightning_failures.steering.class_order import in_class_order
 from lightning_failures.steering.controller import InterventionController
+from lightning_failures.steering.last_layer import find_last_layer
 from lightning_failures.steering.loader_patch import original_dataset
-from lightning_failures.steering.training_view import training_view
+from lightning_failures.steering.training_view import ExamplesView, training_view
 from lightning_failures.trainer.dataset_attributes import class_list_problem, dataset_class_names
 from lightning_failures.trainer.reading_ways import VIEW
 
@@ -26,16 +29,8 @@ def check_interventions(context: CheckContext) -> Iterator[Finding]:
     if not callback.interventions:
         yield skipped("none are configured")
         return
-    options = options_of(callback)
-    controller = InterventionController(
-        callback.interventions,
-        reader=context.reader,
-        seed=callback.seed,
-        groups_from=callback.groups_from,
-        auto_rollback=callback.auto_rollback,
-        lottery=options["verdict"] == "lottery",
-        say_once=lambda *_: None,
-    )
+    lottery = options_of(callback)["verdict"] == "lottery"
+    controller = InterventionController(callback, context.reader, lottery=lottery, say_once=lambda *_: None)
     state = context.trainer.state.fn
     context.trainer.state.fn = TrainerFn.FITTING  # some conditions are checked in training only
     try:
@@ -56,7 +51,26 @@ def check_interventions(context: CheckContext) -> Iterator[Finding]:
             f"{names}: training images have random transforms, so each is judged by one random version.",
             f"Give the datamodule a {VIEW} with the same examples and the transform of validation.",
         )
+    yield from _last_layers(context, view)
     yield ok(f"{names}: through {type(loader).__name__} over {type(view.dataset).__name__}, {len(view):,} examples")
+
+
+def _last_layers(context: CheckContext, view: ExamplesView) -> Iterator[Finding]:
+    """Check the last layer that interventions would refit, by one batch of the training set."""
+    assert context.dry_run_trainer is not None
+    for one in context.callback.interventions:
+        if not one.refits_last_layer:
+            continue
+        try:
+            name, layer = find_last_layer(context.dry_run_trainer, view, getattr(one, "head", None))
+        except (ConfigurationError, DataError) as error:
+            yield problem(str(error))
+            continue
+        disk = bytes_text(len(view) * bytes_per_embedding(layer.in_features))
+        yield ok(
+            f"{type(one).__name__}: last layer {name!r} with {layer.in_features:,} features and {layer.out_features:,}"
+            f" outputs; the features of the training set take {disk} on disk until the run ends"
+        )
 
 
 def _problem_of_pools(context: CheckContext, training_set: Any) -> str | None:

@@ -65,8 +65,13 @@ def in_chunks(function: Callable[[Any], Tensor], rows: Any, size: int) -> Tensor
     return torch.cat([function(rows[start : start + size]).to("cpu", torch.float32) for start in starts])
 
 
-def fingerprint(module: nn.Module, **description: Any) -> str:
+def fingerprint(module: nn.Module, *, without: str | None = None, **description: Any) -> str:
     """Hash the weights of a model and a JSON-like description of all other factors of its output: 32 hex digits.
+
+    Args:
+        module: The model.
+        without: Name of a submodule whose weights do not count.
+        **description: The other factors.
 
     >>> model = nn.Linear(2, 1)
     >>> [fingerprint(model, size=8) == fingerprint(model, size=size) for size in (8, 9)]
@@ -75,6 +80,8 @@ def fingerprint(module: nn.Module, **description: Any) -> str:
     described = json.dumps([_FINGERPRINT_VERSION, description], sort_keys=True, default=str)
     hasher = xxhash.xxh3_128(described.encode())
     for name, tensor in sorted(module.state_dict().items()):
+        if without is not None and name.startswith(f"{without}."):
+            continue
         hasher.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         hasher.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     return hasher.hexdigest()

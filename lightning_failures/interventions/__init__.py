@@ -16,11 +16,13 @@ Files, each importing only from those above it::
     filtered          AddFiltered: adds the hardest examples of a labelled pool
     synthetic         AddSynthetic: adds images generated from failure modes, by caption or by direction
     upweight          Upweight: gives training examples that the directions flag more weight
+    retrain_head      RetrainHead: refits the last layer, flagged and unflagged of equal mass
 """
 
 from lightning_failures.interventions.base import Decision, Discovery, Intervention, JudgedExamples, Round
 from lightning_failures.interventions.filtered import AddFiltered
 from lightning_failures.interventions.label_errors import suspect_labels
+from lightning_failures.interventions.retrain_head import RetrainHead
 from lightning_failures.interventions.synthetic import AddSynthetic
 from lightning_failures.interventions.upweight import Upweight
 from lightning_failures.interventions.verdicts import Verdict
@@ -32,6 +34,7 @@ __all__ = [
     "Discovery",
     "Intervention",
     "JudgedExamples",
+    "RetrainHead",
     "Round",
     "Upweight",
     "Verdict",

@@ -12,12 +12,15 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from lightning_failures.core.types import BoolArray, FloatArray, IntArray
 from lightning_failures.data.report import FailureReport
 from lightning_failures.encoders import Encoder
 from lightning_failures.errors import ConfigurationError
+from lightning_failures.interventions.head import FeatureRows
 from lightning_failures.interventions.selection.candidates import Picks
 from lightning_failures.interventions.selection.picker import By
 
@@ -49,6 +52,72 @@ class JudgedExamples:
     retained: NDArray[np.bool_] | None = None
 
 
+@dataclass(frozen=True, eq=False)
+class HeadExamples:
+    """The n examples of one part of the data, by their penultimate features.
+
+    Attributes:
+        features: (n, D).
+        labels: (n,) int64, index into the class names.
+        rows: (n,) int64, rows of the training set, or ids in the validation set.
+        groups: (n,) names of their sources, or None.
+        values: (n,) float32, decision values; NaN for a class without a direction.
+        in_slice: (n,) bool, examples of the frozen slice; in the report and decision parts only.
+    """
+
+    features: FeatureRows
+    labels: IntArray
+    rows: IntArray
+    groups: NDArray[Any] | None
+    values: NDArray[np.float32]
+    in_slice: BoolArray
+
+
+@dataclass(frozen=True, eq=False)
+class NewHead:
+    """New weights of the last layer.
+
+    Attributes:
+        name: Name of the submodule.
+        weight: (K, D) float64; for a model with one logit K is 2, and the first row is 0.
+        bias: (K,) float64.
+    """
+
+    name: str
+    weight: FloatArray
+    bias: FloatArray
+
+
+@dataclass(frozen=True, eq=False)
+class LastLayer:
+    """The last layer of the model, and the examples that a new one can be fitted to and measured on.
+
+    Attributes:
+        head: Its name and weights.
+        one_logit: Whether the model has one logit for two classes.
+        dtype: Precision of the weights in the model.
+        device: Device of the model, on which a new layer is fitted.
+        fitting: The training set, or the part of the validation set that is spent on the fit.
+        report: The report part; None if its examples cannot be read again.
+        decision: The decision part, if a new layer that does harm is to be dropped; else None.
+    """
+
+    head: NewHead
+    one_logit: bool
+    dtype: torch.dtype
+    device: torch.device
+    fitting: HeadExamples
+    report: HeadExamples | None = None
+    decision: HeadExamples | None = None
+
+    def with_weights(self, weight: FloatArray, bias: FloatArray) -> NewHead:
+        """Return new weights (K, D) and biases (K,) in the form and the precision of the layer."""
+        if self.one_logit:
+            weight, bias = weight - weight[:1], bias - bias[:1]
+        weight, bias = (torch.from_numpy(one).to(self.dtype).double().numpy() for one in (weight, bias))
+        return NewHead(self.head.name, weight, bias)
+
+
 @dataclass(frozen=True)
 class Decision:
     """The decision of an intervention for the next epochs.
@@ -59,6 +128,10 @@ class Decision:
         added: (E,) int64, rows of the intervention's own source of examples that join the training set.
         review: Training examples that a person should inspect, plain values for the report.
         notes: Sentences for the notes of the report.
+        expected_drop: How much the error rate of the flagged validation examples would fall if they failed as the
+            others of their classes do: the most that an intervention can gain. None: not known.
+        head: New weights of the last layer, or None.
+        details: Further fields of the intervention's entry in the report, plain values.
     """
 
     weights: NDArray[np.float64]
@@ -66,6 +139,9 @@ class Decision:
     added: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, dtype=np.int64))
     review: tuple[dict[str, Any], ...] = ()
     notes: tuple[str, ...] = ()
+    expected_drop: float | None = None
+    head: NewHead | None = None
+    details: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -146,12 +222,35 @@ class Round(ABC):
         """
 
     @abstractmethod
+    def last_layer(self, head: str | None, *, spend_validation: bool) -> LastLayer | None:
+        """Return the last layer of the model with penultimate features; on the first process, else None. Collective.
+
+        Args:
+            head: Name of the last layer, or None to find it.
+            spend_validation: Whether it will be fitted to the spent part of the validation set, not to the training
+                set.
+
+        Raises:
+            ConfigurationError: The model has no last layer that can be refitted, with the remedy.
+        """
+
+    @abstractmethod
     def pick(
-        self, pool: Any, view: Any, *, per_class: int, by: By, classes: Sequence[int], similarity: float, triage: bool
+        self,
+        pool: Any,
+        view: Any,
+        *,
+        per_class: int,
+        by: By,
+        classes: Sequence[int],
+        similarity: float,
+        triage: bool,
+        diverse: bool = False,
     ) -> Picks:
         """Read a whole pool once and select examples of it (see :class:`~.picker.PoolSelector`). Collective.
 
-        With ``triage``, suspected label errors are not selected; images of the validation set never are.
+        With ``triage``, suspected label errors are not selected; images of the validation set never are. With
+        ``diverse``, the selected examples are spread over the candidates.
         """
 
 
@@ -232,6 +331,21 @@ class Intervention(ABC):
         if epoch < self.start_epoch or (self.stop_epoch is not None and epoch >= self.stop_epoch):
             return None
         return (epoch - self.start_epoch) // self.every_n_epochs
+
+    @property
+    def acts_at_end(self) -> bool:
+        """Whether the intervention makes a decision when the training has ended."""
+        return False
+
+    @property
+    def refits_last_layer(self) -> bool:
+        """Whether the intervention replaces the weights of the last layer."""
+        return False
+
+    @property
+    def spends_validation(self) -> bool:
+        """Whether the intervention spends a part of the validation set on a fit."""
+        return False
 
     def stopped_at(self, epoch: int) -> Intervention:
         """Return a copy that makes no decision for ``epoch`` or later ones.

@@ -5,6 +5,7 @@ Source: Jain et al., Distilling Model Failures as Directions in Latent Space, IC
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -12,6 +13,7 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from lightning_failures.core.text import listed_reasons
+from lightning_failures.data.report import ClassReport
 from lightning_failures.interventions.base import Decision, Intervention, JudgedExamples, Round, is_number
 from lightning_failures.interventions.selection.picker import By
 
@@ -44,6 +46,9 @@ class AddFiltered(Intervention):
             Runs the ``validation_step`` of the module on them.
         similarity: Cosine of embeddings above which two images are nearly equal, for images of the training and the
             validation set alike; 1 drops exact copies only.
+        diverse: Spread the examples over ten candidates for each wanted one, from the hardest on, instead of taking the
+            hardest: those with the most negative decision values look alike. Ranked by decision value, only flagged
+            examples are candidates, as long as there are enough. The candidates and their embeddings are in memory.
         **schedule: When it acts: ``start_epoch``, ``every_n_epochs``, ``stop_epoch``, ``dry_run`` and ``grow_epoch`` of
             :class:`~lightning_failures.interventions.Intervention`.
 
@@ -52,7 +57,7 @@ class AddFiltered(Intervention):
 
     >>> AddFiltered([("image", 0)], per_class=20, by="flagged_confidence")
     AddFiltered(pool='list of 1', per_class=20, by='flagged_confidence', view=None, triage=True, similarity=0.995, \
-start_epoch=1, every_n_epochs=1, stop_epoch=None, dry_run=False, grow_epoch=False)
+diverse=False, start_epoch=1, every_n_epochs=1, stop_epoch=None, dry_run=False, grow_epoch=False)
     """
 
     def __init__(
@@ -64,6 +69,7 @@ start_epoch=1, every_n_epochs=1, stop_epoch=None, dry_run=False, grow_epoch=Fals
         view: Dataset | None = None,  # type: ignore[type-arg]
         triage: bool = True,
         similarity: float = 0.995,
+        diverse: bool = False,
         **schedule: Any,
     ) -> None:
         super().__init__(**schedule)
@@ -73,6 +79,7 @@ start_epoch=1, every_n_epochs=1, stop_epoch=None, dry_run=False, grow_epoch=Fals
         self.view = view
         self.triage = triage
         self.similarity = similarity
+        self.diverse = diverse
         both = (pool, pool if view is None else view)
         indexed = all(hasattr(data, "__len__") and hasattr(data, "__getitem__") for data in both)
         self._check("pool", indexed, "a map-style dataset, and so must be its view")
@@ -98,6 +105,7 @@ start_epoch=1, every_n_epochs=1, stop_epoch=None, dry_run=False, grow_epoch=Fals
                 classes=eligible,
                 similarity=self.similarity,
                 triage=self.triage,
+                diverse=self.diverse,
             )
         entries: list[dict[str, Any]] = []
         for k, (name, reason) in enumerate(zip(examples.class_names, examples.reasons, strict=True)):
@@ -113,6 +121,7 @@ start_epoch=1, every_n_epochs=1, stop_epoch=None, dry_run=False, grow_epoch=Fals
                     "near_duplicates": None if picks is None else picks.near_duplicates,
                     "suspected": None if picks is None else picks.suspected,
                     "in_validation": None if picks is None else picks.in_validation,
+                    "expected_gain": None if picks is None else round.report.classes[k].gain,
                     "reason": reason if picks is None else picks.shortfall,
                 }
             )
@@ -127,4 +136,21 @@ start_epoch=1, every_n_epochs=1, stop_epoch=None, dry_run=False, grow_epoch=Fals
             n = len(found.left_out)
             items = "item of the pool, which is" if n == 1 else "items of the pool, which are"
             notes.append(f"AddFiltered could not read or embed {n} {items} left out: {listed_reasons(found.left_out)}.")
-        return Decision(np.ones(len(examples.labels)), tuple(entries), added=added, notes=tuple(notes))
+        return Decision(
+            np.ones(len(examples.labels)),
+            tuple(entries),
+            added=added,
+            notes=tuple(notes),
+            expected_drop=_expected_drop(round.report.classes, eligible),
+        )
+
+
+def _expected_drop(classes: Sequence[ClassReport], eligible: Sequence[int]) -> float | None:
+    """Return how much the error rate of the flagged examples falls if they fail as the others do; None without gains.
+
+    >>> _expected_drop([ClassReport("cat", 90, flagged=20, gain=10.0), ClassReport("dog", 90, flagged=30)], [0])
+    0.5
+    """
+    known = [(classes[k].gain, classes[k].flagged) for k in eligible]
+    pairs = [(gain, flagged) for gain, flagged in known if gain is not None and flagged]
+    return sum(gain for gain, _ in pairs) / sum(flagged for _, flagged in pairs) if pairs else None

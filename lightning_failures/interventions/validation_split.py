@@ -33,6 +33,8 @@ class Part(IntEnum):
     """Headline numbers are read on it."""
     DECISION = 2
     """Checkpoints, schedulers and rollback decide by it."""
+    SPENT = 3
+    """The last layer is fitted to it."""
 
 
 MIN_EXAMPLES = 10
@@ -40,6 +42,7 @@ MIN_EXAMPLES = 10
 
 _SALT = 0x5EED
 _DECISION_SALT = 0xDEC1DE
+_SPENT_SALT = 0x59E47
 
 
 def judge_split(grades: Grades, embeddings: Tensor | None, directions: FailureDirections | None) -> HeldOutSplit:
@@ -56,12 +59,12 @@ def judge_split(grades: Grades, embeddings: Tensor | None, directions: FailureDi
     return HeldOutSplit(grades, directions.decision_values(embeddings[torch.from_numpy(place)], grades.labels))
 
 
-def part_of(grades: Grades, *, seed: int = 0, decision: bool = False) -> Tensor:
+def part_of(grades: Grades, *, seed: int = 0, decision: bool = False, spent: bool = False) -> Tensor:
     """Return the part of each example, (N,) int64 values of :class:`Part`, by a hash of its group or else of its id.
 
     Half of the examples are in the discovery part, half in the report part. With ``decision``, two fifths of the report
-    part, a fifth of all examples, become the decision part; the discovery part stays the same. A group is never split,
-    and is in the same part in every epoch and run.
+    part, a fifth of all examples, become the decision part; the discovery part stays the same. With ``spent``, half of
+    the discovery part becomes the spent part. A group is never split, and is in the same part in every epoch and run.
 
     >>> rows = torch.arange(1000)
     >>> grades = Grades(rows, rows % 2, rows % 2, torch.ones(1000), ("a", "b"))
@@ -73,6 +76,8 @@ def part_of(grades: Grades, *, seed: int = 0, decision: bool = False) -> Tensor:
     parts = (_hashed(sources, seed + _SALT) % np.uint64(2)).astype(np.int64)
     if decision:
         parts[(parts == Part.REPORT) & (_hashed(sources, seed + _DECISION_SALT) % np.uint64(5) < 2)] = Part.DECISION
+    if spent:
+        parts[(parts == Part.DISCOVERY) & (_hashed(sources, seed + _SPENT_SALT) % np.uint64(2) == 1)] = Part.SPENT
     return torch.from_numpy(parts)
 
 

@@ -10,6 +10,7 @@ Files, each importing only from those above it::
     probe     A look at some examples of a pool before it is embedded
     job       The work of one process: from batches to rows, from rows to shards on disk
     merging   One stream over all shards: statistics and hardest examples of each class, one shard in memory
+    shopping  The shopping list: which images of a pool to label, so that the patterns of a run can be fixed
     results   What was found in a pool, as JSON files and as a printed summary
     embedder  The module that ``Trainer.predict`` runs to embed a pool
 """

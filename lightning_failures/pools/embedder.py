@@ -176,7 +176,9 @@ class PoolEmbedder(LightningModule):
         """
         job, examples = self._job, len(loader.dataset)  # type: ignore[arg-type]
         self._claim_folder()
-        probe = probe_pool(loader, job.reader, self._transfer, task=job.task, scored=job.directions is not None)
+        shops = job.shop is not None
+        scored = job.directions is not None and not shops
+        probe = probe_pool(loader, job.reader, self._transfer, task=job.task, scored=scored, labelled=not shops)
         if not probe.sample:
             rank_zero_warn(
                 "Reading an image of the pool twice gave different pixels, so its transform is random, and a later run"
@@ -266,7 +268,9 @@ class PoolEmbedder(LightningModule):
             return False
         if job.directions is None or shard.directions == directions_digest(job.directions):
             return True
-        if shard.embeddings is None or (len(shard) and bool((shard.labels == POOL_UNLABELLED).all())):
+        if shard.embeddings is None:
+            return False
+        if job.shop is None and len(shard) and bool((shard.labels == POOL_UNLABELLED).all()):
             return False
         with writing(job.folder):
             write_pool_shard(score_shard(shard, job.directions), path, pool=manifest.digest)
@@ -278,8 +282,9 @@ class PoolEmbedder(LightningModule):
         write_results(
             manifest,
             self._job.folder,
-            directions=self._job.directions,
+            fitted=self._job.fitted,
             k=self._job.k,
+            shop=self._job.shop,
             names=self._names,
             dataset=self._dataset,
             limited=isinstance(limit, int) or limit < 1.0,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from lightning_failures.data.report import FailureReport
+from lightning_failures.data.report import ClassReport, FailureReport
 from lightning_failures.directions.result import DIRECTIONS_FILE, FailureDirections
 from lightning_failures.errors import ConfigurationError, DataError
 
@@ -19,12 +19,14 @@ class FittedDirections:
         path: The file they were read from.
         class_names: Class names of the run; None if the file has no report next to it.
         encoder: Fingerprint of the encoder whose embeddings the SVMs were fitted to; None without a report.
+        classes: Findings of the run about each class; empty without a report.
     """
 
     directions: FailureDirections
     path: Path
     class_names: tuple[str, ...] | None = None
     encoder: str | None = None
+    classes: tuple[ClassReport, ...] = ()
 
 
 def load_fitted(path: Path) -> FittedDirections:
@@ -54,4 +56,4 @@ def load_fitted(path: Path) -> FittedDirections:
     except (DataError, OSError):
         return FittedDirections(directions, found)
     names = tuple(entry.name for entry in report.classes)
-    return FittedDirections(directions, found, names, report.encoder_fingerprint)
+    return FittedDirections(directions, found, names, report.encoder_fingerprint, report.classes)

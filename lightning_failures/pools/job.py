@@ -40,6 +40,7 @@ class PoolJob:
         device: Device of the encoder; None: that of the process.
         shard_size: Examples in a shard; None: that of an existing manifest, else chosen by the size of the pool.
         keep_embeddings: Whether shards hold the embeddings.
+        shop: Number of images to select for labelling, for each class with a pattern; None: no shopping list.
     """
 
     source: PoolSource
@@ -53,6 +54,7 @@ class PoolJob:
     device: str | torch.device | None = None
     shard_size: int | None = None
     keep_embeddings: bool = True
+    shop: int | None = None
 
     @property
     def directions(self) -> FailureDirections | None:

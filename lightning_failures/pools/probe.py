@@ -44,6 +44,7 @@ def probe_pool(
     *,
     task: str | None,
     scored: bool,
+    labelled: bool = True,
 ) -> PoolProbe:
     """Read some examples of a pool, evenly spaced.
 
@@ -56,6 +57,7 @@ def probe_pool(
         transfer: Turns a batch of the loader into one of the step, by the user's hooks.
         task: Task given by the user, or None.
         scored: Whether the examples need labels.
+        labelled: Whether labels, if there are any, must be classes.
 
     Raises:
         DataError: Most of the examples cannot be embedded, or lack a class that they need.
@@ -100,7 +102,7 @@ def probe_pool(
             " callback, or omit --directions to embed only."
         )
     n_unlabelled = list(labels.values()).count(POOL_UNLABELLED)
-    if has_labels and 2 * n_unlabelled > len(labels):
+    if labelled and has_labels and 2 * n_unlabelled > len(labels):
         raise DataError(
             "A pool needs one class for each example; most of its labels are negative, fractions or missing."
             f" {NO_CLASSES}"

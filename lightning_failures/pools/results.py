@@ -12,15 +12,21 @@ from lightning_failures.core.atomic import TEMPORARY, write_atomically
 from lightning_failures.core.text import clean, listed_reasons
 from lightning_failures.data.class_names import unique_class_names
 from lightning_failures.data.grading import expand_class_names
-from lightning_failures.directions.result import FailureDirections
 from lightning_failures.errors import ConfigurationError, DataError
 from lightning_failures.pools.fitted import FittedDirections
 from lightning_failures.pools.manifest import PoolManifest
 from lightning_failures.pools.merging import PoolSummary, merge_shards
 from lightning_failures.pools.probe import REMEDY
+from lightning_failures.pools.shards import POOL_UNLABELLED
+from lightning_failures.pools.shopping import ShoppingList, shopping_list
 from lightning_failures.pools.source import path_in
 from lightning_failures.trainer.dataset_attributes import dataset_class_names
+from lightning_failures.writers.labelling import LABELLING_FILES, write_labelling_files
 
+SHOP_FOLDER = "shop"
+"""Folder of the shopping list, in the folder of the pool."""
+
+_SHOP_FILE = f"{SHOP_FOLDER}/shop.json"
 _SUMMARY_FILE = "pool.json"
 _HARDEST_FILE = "hardest.json"
 _MAX_PRINTED_CLASSES = 10
@@ -58,7 +64,8 @@ def clear_results(folder: Path, *, scored: bool) -> None:
         folder: Folder of the pool.
         scored: Whether this run finds the hardest examples; if not, those of an earlier run are kept.
     """
-    for name in (_SUMMARY_FILE, _HARDEST_FILE) if scored else (_SUMMARY_FILE,):
+    of_scores = (_HARDEST_FILE, _SHOP_FILE, *(f"{SHOP_FOLDER}/{name}" for name in LABELLING_FILES))
+    for name in (_SUMMARY_FILE, *(of_scores if scored else ())):
         (folder / name).unlink(missing_ok=True)
     for path in (folder / "shards").glob(f".*{TEMPORARY}"):
         if time.time() - path.stat().st_mtime > _DAY:
@@ -69,20 +76,22 @@ def write_results(
     manifest: PoolManifest,
     folder: Path,
     *,
-    directions: FailureDirections | None,
+    fitted: FittedDirections | None,
     k: int,
+    shop: int | None = None,
     names: Sequence[str],
     dataset: Any,
     limited: bool,
     patience: float,
 ) -> None:
-    """Merge the shards of all processes, write pool.json and hardest.json, and print a summary.
+    """Merge the shards of all processes, write pool.json, hardest.json and the shopping list, and print a summary.
 
     Args:
         manifest: Manifest of the pool.
         folder: Folder of the pool.
-        directions: The directions that the pool was scored with, or None.
+        fitted: The directions that the pool was scored with, or None.
         k: Number of hardest examples for each class.
+        shop: Number of images to list for labelling, for each class with a pattern, or None.
         names: Class names.
         dataset: Dataset of the pool, which may list the files of examples.
         limited: Whether the user asked for a part of the pool only; missing shards are then no error.
@@ -106,6 +115,7 @@ def write_results(
             f"{n_missing} of {manifest.shards} shards are missing in {folder / 'shards'}. On several nodes, --output"
             " must be a folder that all of them share. Run the command again to complete the pool."
         )
+    directions = None if fitted is None else fitted.directions
     summary = merge_shards(folder, manifest, directions=directions, k=k)
     if 2 * summary.n_left_out > manifest.examples:
         named = listed_reasons(summary.left_out, total=summary.n_left_out)
@@ -117,6 +127,19 @@ def write_results(
     if directions is not None:
         _write_json(folder / _HARDEST_FILE, summary.hardest(names, lambda index: path_in(dataset, index)))
     print("\n".join(_summary_lines(summary, folder, names)))
+    if fitted is not None and shop is not None:
+        _write_shopping_list(shopping_list(folder, manifest, fitted, shop, names=names), folder, dataset)
+
+
+def _write_shopping_list(found: ShoppingList, folder: Path, dataset: Any) -> None:
+    """Write the shopping list for people and for labelling tools, and print what it gains."""
+    images = found.images(lambda index: path_in(dataset, index))
+    files = write_labelling_files(images, folder / SHOP_FOLDER)
+    _write_json(folder / _SHOP_FILE, found.to_dict())
+    print("\n".join(["Shopping list:", *found.lines()]))
+    if len(files) == 1:
+        print("The dataset lists no files of its images, so labelling tools cannot open them: use the ids in the CSV.")
+    print(f"To label: {', '.join(map(str, files))}; expected gain: {folder / _SHOP_FILE}")
 
 
 def _count_missing(manifest: PoolManifest, folder: Path) -> int:
@@ -141,6 +164,8 @@ def _summary_lines(summary: PoolSummary, folder: Path, names: Sequence[str]) -> 
         )
     if summary.directions is None:
         return [*lines, "Not scored. Use --directions with the folder of a run to find the hardest examples."]
+    if all(entry["label"] == POOL_UNLABELLED for entry in values["classes"]):
+        return [*lines, "No example has a label, by whose direction it could be scored."]
     with_pattern = [entry for entry in values["classes"] if entry["pattern"] and entry["flagged"]]
     with_pattern.sort(key=lambda entry: -entry["flagged"] / entry["examples"])
     if not with_pattern:

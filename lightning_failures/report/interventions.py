@@ -80,6 +80,26 @@ def _readable(entry: Mapping[str, Any]) -> str:
     return clean(line, limit=max(len(line), 1))
 
 
+def _gain(entry: Mapping[str, Any]) -> str | None:
+    """Return the expected and the measured fall of the error rate of the flagged slice; None if none is expected.
+
+    >>> key = "report/flagged_error_rate"
+    >>> _gain({"expected_drop": 0.5, "trend": [{"epoch": 1, key: 0.75}, {"epoch": 2, key: 0.5}]})
+    'error rate of the flagged slice: expected to fall by up to 0.50, has fallen by 0.25 (0.75 -> 0.50)'
+    """
+    expected = entry.get("expected_drop")
+    if expected is None:
+        return None
+    key = "report/flagged_error_rate"
+    rates = [point[key] for point in entry.get("trend", ()) if key in point]
+    came = "not measured yet"
+    if len(rates) > 1:
+        change = rates[0] - rates[-1]
+        came = f"has {'fallen' if change >= 0 else 'risen'} by {number(abs(change))}"
+        came += f" ({number(rates[0])} -> {number(rates[-1])})"
+    return f"error rate of the flagged slice: expected to fall by up to {number(expected)}, {came}"
+
+
 def _line(entry: Mapping[str, Any]) -> str:
     classes = entry.get("classes", [])
     changed = [row for row in classes if row.get("flagged") or row.get("added")]
@@ -94,8 +114,8 @@ def _line(entry: Mapping[str, Any]) -> str:
     names = ", ".join(clean(row["class"]) for row in changed)
     change = f"{' and '.join(counts)} ({names})" if counts else "nothing to change"
     if counts and not entry.get("changes_training"):
-        change += ", but the training is not changed"
-    parts = [change]
+        change += f", but the {'last layer' if 'head' in entry else 'training'} is not changed"
+    parts = [change, *_new_head(entry)]
     if unchanged:
         reasons = [f"{clean(row['class'])} ({clean(row['reason'] or 'nothing flagged')})" for row in unchanged]
         parts.append(f"unchanged: {', '.join(reasons)}")
@@ -103,8 +123,26 @@ def _line(entry: Mapping[str, Any]) -> str:
         parts.append(f"{entry['suspected']} suspected label errors left out")
     if entry.get("doubted"):
         parts.append(f"{entry['doubted']} with a label that the embeddings do not support left out")
+    if (gain := _gain(entry)) is not None:
+        parts.append(gain)
     if (rollback := entry.get("rolled_back")) is not None:
         parts.append(f"rolled back in epoch {rollback['epoch']}")
     verdict = entry.get("verdict", "not measured")
     ending = f"Verdict: {verdict}." if isinstance(verdict, str) else verdict["sentence"]
-    return f"{entry['kind']} for epoch {entry['epoch']}: {'; '.join(parts)}. {ending}"
+    when = f"after epoch {entry['epoch'] - 1}" if entry.get("at_end") else f"for epoch {entry['epoch']}"
+    return f"{entry['kind']} {when}: {'; '.join(parts)}. {ending}"
+
+
+def _new_head(entry: Mapping[str, Any]) -> list[str]:
+    """Return what a new last layer gains on the report part, beside its controls."""
+    measured = entry.get("measured")
+    if not measured:
+        return []
+    figures = {arm: measured[arm] for arm in ("before", "retrained", "uniform", "random")}
+    worst = {arm: number(one["worst_group"], ".3f") for arm, one in figures.items()}
+    right = {arm: number(one["accuracy"], ".3f") for arm, one in figures.items()}
+    return [
+        f"last layer {clean(entry['head'])!r} refitted: worst group of the report part {worst['before']} ->"
+        f" {worst['retrained']} (refitted without flags {worst['uniform']}, with random flags {worst['random']}),"
+        f" accuracy {right['before']} -> {right['retrained']} ({right['uniform']}, {right['random']})"
+    ]

@@ -14,6 +14,7 @@ from lightning_failures.report.slices import slices_markdown
 from lightning_failures.report.tables import (
     checks_markdown,
     classes_markdown,
+    diagnosis_markdown,
     enrichment_markdown,
     notes_markdown,
     tree_markdown,
@@ -30,6 +31,7 @@ def report_sections(report: FailureReport) -> dict[str, str]:
     sections = {
         "notes": notes_markdown(report),
         "trust": trust_markdown(report),
+        "diagnosis": diagnosis_markdown(report),
         "shared": shared_markdown(report),
         "diary": diary_markdown(report),
         "confusions": confusions_markdown(report),

@@ -12,7 +12,7 @@ from collections.abc import Collection, Sequence
 from lightning_failures.core.text import clean, interval, number, shorten_caption
 from lightning_failures.data.class_names import absent_condition, both_classes
 from lightning_failures.data.evidence import AttributeEvidence
-from lightning_failures.data.records import CounterfactualReport, SharedPattern
+from lightning_failures.data.records import UNSURE, CounterfactualReport, DiagnosisReport, SharedPattern
 from lightning_failures.data.report import ClassReport
 from lightning_failures.data.tree_report import GroupReport, LeafReport
 from lightning_failures.directions.criterion import CRITERION
@@ -87,6 +87,24 @@ def counterfactual_sentence(found: CounterfactualReport) -> str:
             f" gets {changed} wrong, of those from the easiest caption {control}{reference}"
         )
     return f"{head}. {rates} ({low} to {high})."
+
+
+def diagnosis_sentence(diagnosis: DiagnosisReport) -> str:
+    """Return the kind of failure of a class, its probability, and the statistics that speak for it.
+
+    >>> diagnosis_sentence(DiagnosisReport("label noise", 0.823, reasons=("Its labels are odd.",)))
+    'Kind of failure: label noise (82 %). Its labels are odd.'
+    >>> diagnosis_sentence(DiagnosisReport("unsure", 0.4, {"shortcut": 0.4, "none of these": 0.6}, ("It is odd.",)))
+    'Kind of failure: unsure; the likeliest is shortcut (40 %).'
+    """
+    if diagnosis.kind != UNSURE:
+        reasons = " ".join(clean(reason, 200) for reason in diagnosis.reasons)
+        return f"Kind of failure: {clean(diagnosis.kind, 40)} ({_percent(diagnosis.probability)}). {reasons}".rstrip()
+    likeliest = next((kind for kind, share in diagnosis.probabilities.items() if share == diagnosis.probability), None)
+    guess = (
+        "" if likeliest is None else f"; the likeliest is {clean(likeliest, 40)} ({_percent(diagnosis.probability)})"
+    )
+    return f"Kind of failure: unsure{guess}."
 
 
 def failures_sentence(name: str, names: Collection[str]) -> str:

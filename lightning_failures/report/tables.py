@@ -20,7 +20,12 @@ from lightning_failures.data.grouping import LABEL
 from lightning_failures.data.records import ValueReport
 from lightning_failures.data.report import ClassReport, FailureReport
 from lightning_failures.data.tree_report import GroupReport
-from lightning_failures.report.sentences import counterfactual_sentence, group_sentence, trust_sentence
+from lightning_failures.report.sentences import (
+    counterfactual_sentence,
+    diagnosis_sentence,
+    group_sentence,
+    trust_sentence,
+)
 from lightning_failures.report.text_tables import aligned_table, pipe_table, terminal_width
 
 _ENDS = ("hardest caption", "easiest caption")
@@ -314,6 +319,37 @@ def checks_markdown(report: FailureReport) -> str:
             sentence = escape_markdown(counterfactual_sentence(one.counterfactual), limit=500)
             lines.append(f"* **{escape_markdown(name)}**: {sentence}")
     return "\n".join(["### Features changed alone", "", *lines]) if lines else ""
+
+
+def diagnosis_lines(report: FailureReport, limit: int | None = None) -> list[str]:
+    """Return the kind of failure and the remedy of each diagnosed class, in the order of :func:`rank_classes`.
+
+    >>> found = DiagnosisReport("label noise", 0.8, remedy="report.classes[0].doubted_ids")
+    >>> diagnosis_lines(FailureReport(9, 0.5, (ClassReport("cat", 9, accuracy=0.5, diagnosis=found),)))
+    ['cat: Kind of failure: label noise (80 %). Remedy: report.classes[0].doubted_ids']
+    """
+    lines = []
+    for entry in rank_classes(report):
+        if entry.diagnosis is not None:
+            remedy = "" if entry.diagnosis.remedy is None else f" Remedy: {clean(entry.diagnosis.remedy, 200)}"
+            lines.append(f"{clean(entry.name)}: {diagnosis_sentence(entry.diagnosis)}{remedy}")
+    return lines[:limit]
+
+
+def diagnosis_markdown(report: FailureReport, *, limit: int | None = None) -> str:
+    """Return the kinds of failure and the remedies as Markdown; empty if no class is diagnosed.
+
+    Args:
+        report: One analysis.
+        limit: Most classes.
+    """
+    diagnosed = [(entry, entry.diagnosis) for entry in rank_classes(report) if entry.diagnosis is not None]
+    lines = []
+    for entry, found in diagnosed[:limit]:
+        remedy = "" if found.remedy is None else f" Remedy: {escape_markdown(found.remedy)}"
+        sentence = escape_markdown(diagnosis_sentence(found), limit=1000)
+        lines.append(f"* **{escape_markdown(entry.name)}**: {sentence}{remedy}")
+    return "\n".join(["### Kinds of failure and remedies", "", *lines]) if lines else ""
 
 
 def notes_markdown(report: FailureReport) -> str:

@@ -53,6 +53,8 @@ class ControllerState:
         rollback: :class:`RollbackState` as plain values.
         lottery: :class:`RandomizedControlState` as plain values.
         folder_names: Name of an intervention -> name of its folder, where they differ.
+        new_heads: Name of an intervention -> ``head``, ``weight`` (K, D) and ``bias`` (K,) of the last layer that takes
+            effect in the next epoch.
         version: Version of this format.
     """
 
@@ -68,6 +70,7 @@ class ControllerState:
     lottery: dict[str, Any] | None = None
     slice_then: dict[str, Tensor] | None = None
     folder_names: dict[str, str] = field(default_factory=dict)
+    new_heads: dict[str, dict[str, Any]] = field(default_factory=dict)
     version: int = VERSION
 
     def __post_init__(self) -> None:
@@ -83,6 +86,12 @@ class ControllerState:
         if self.slice_then is not None:
             columns = {"failed": torch.bool, "in_report": torch.bool, "digests": torch.int64}
             _check_columns(self.slice_then, columns, optional={"digests"}, like=self.slice, owner="the slice")
+        for new in self.new_heads.values():
+            weight: Any = new.get("weight")
+            bias: Any = new.get("bias")
+            are_tensors = isinstance(weight, Tensor) and isinstance(bias, Tensor)
+            if not are_tensors or "head" not in new or weight.ndim != 2 or bias.shape != weight.shape[:1]:
+                raise DataError("the weights of a new last layer are missing or have another form")
         if not isinstance(self.verdict, str | Mapping):
             raise DataError(f"the verdict is a {type(self.verdict).__name__}")
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
-import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 from numpy.typing import NDArray
@@ -16,8 +15,7 @@ from numpy.typing import NDArray
 from lightning_failures.analysis.result import AnalysisResult
 from lightning_failures.core.rng import isolated_rng
 from lightning_failures.data.grades import Grades
-from lightning_failures.data.held_out import HeldOutParts
-from lightning_failures.data.report import ClassReport, FailureReport
+from lightning_failures.data.report import ClassReport
 from lightning_failures.encoders import ModuleEncoder
 from lightning_failures.encoders.cached import CachedEncoder
 from lightning_failures.errors import ConfigurationError, DataError
@@ -28,7 +26,7 @@ from lightning_failures.interventions.sampler import SamplingPlan, SamplingSched
 from lightning_failures.interventions.validation_split import report_numbers
 from lightning_failures.interventions.verdicts import Verdict
 from lightning_failures.steering.checkpoint import VERSION, read_steering, unreadable
-from lightning_failures.steering.former_files import copy_files
+from lightning_failures.steering.former_files import RETRAINED, START_OF_FORKS, copy_files
 from lightning_failures.steering.head_only import HeadTraining
 from lightning_failures.steering.identity import folders_of, match_interventions, plans_under, pool_digest
 from lightning_failures.steering.loader_patch import (
@@ -41,14 +39,14 @@ from lightning_failures.steering.loader_patch import (
     sources_of,
 )
 from lightning_failures.steering.lottery import RandomizedControl
-from lightning_failures.steering.record import InterventionRecord
-from lightning_failures.steering.rollback import Rollback
+from lightning_failures.steering.new_heads import NewHeads
+from lightning_failures.steering.record import InterventionRecord, split_note
+from lightning_failures.steering.rollback import Rollback, holds_all_weights
 from lightning_failures.steering.round import TrainingRound
-from lightning_failures.steering.training_judge import TrainingJudge, flat_loaders
+from lightning_failures.steering.training_judge import TrainingJudge
 from lightning_failures.trainer.batch_reader import BatchReader
-from lightning_failures.trainer.dataset_attributes import class_list_problem
 from lightning_failures.trainer.epoch_end import LoaderAnalysis
-from lightning_failures.trainer.index_recorder import dataset_of
+from lightning_failures.trainer.feature_store import FeatureStore
 from lightning_failures.trainer.ranks import Communicator
 from lightning_failures.trainer.run_folder import INTERVENTIONS, claim_former_folder
 from lightning_failures.trainer.schedule import is_last_epoch
@@ -58,17 +56,24 @@ MAX_REVIEW = 200
 """Maximum number of suspected label errors listed in a report, the most doubtful first."""
 
 
+class SteeringOptions(Protocol):
+    """The options of the callback that interventions need."""
+
+    interventions: Sequence[Intervention]
+    groups_from: str | None
+    auto_rollback: bool
+    cache_folder: str | Path | None
+    seed: int
+
+
 class InterventionController:
     """Lets the interventions of one callback decide after an analysis, and carries out their decisions.
 
     Every process takes the same steps: decisions depend on the report and the training set alone.
 
     Args:
-        interventions: The interventions; their weights multiply.
+        options: The callback, whose options these are.
         reader: Reads training batches.
-        seed: Seed of all draws.
-        groups_from: Attribute of the training set with the source of each example, or None.
-        auto_rollback: Whether harmful interventions are undone.
         lottery: Whether half of the classes are left untreated, at random, as a control.
         say_once: Emits each distinct message at most once.
 
@@ -77,35 +82,39 @@ class InterventionController:
         schedule: The sampling plans, by which samplers draw.
         heads: Training of the last layer alone.
         record: Decisions, frozen slice, trend and verdict.
+        acts_after_validation: Whether what acts when the training has ended acts after a validation outside of ``fit``.
     """
 
     def __init__(
-        self,
-        interventions: Iterable[Intervention],
-        *,
-        reader: BatchReader,
-        seed: int,
-        groups_from: str | None,
-        auto_rollback: bool,
-        lottery: bool,
-        say_once: Callable[..., None],
+        self, options: SteeringOptions, reader: BatchReader, *, lottery: bool, say_once: Callable[..., None]
     ) -> None:
-        self.interventions = named_interventions(interventions)
+        seed = options.seed
+        self.interventions = named_interventions(options.interventions)
         self.schedule = SamplingSchedule(seed)
         self.heads = HeadTraining(self.interventions, self.schedule)
         self.record = InterventionRecord([name for name, one in self.interventions.items() if one.changes_training])
         self._seed, self._say_once = seed, say_once
-        self._judge = TrainingJudge(reader, seed=seed, groups_from=groups_from, say_once=say_once)
-        self._rollback = Rollback(seed) if auto_rollback else None
-        self._decides_at_end = False
+        features = FeatureStore(options.cache_folder)
+        self._judge = TrainingJudge(
+            reader, seed=seed, groups_from=options.groups_from, features=features, say_once=say_once
+        )
+        self._rollback = Rollback(seed) if options.auto_rollback else None
+        self._decides_at_end, self._concludes = False, True
+        self.acts_after_validation = False
         self._control = RandomizedControl(seed) if lottery else None
         self._restore: list[Callable[[], None]] = []
+        self._new_heads = NewHeads()  # which take effect in the next epoch
         self.reset()
 
     @property
     def on(self) -> bool:
         """Whether there are any interventions."""
         return bool(self.interventions)
+
+    @property
+    def spends_validation(self) -> bool:
+        """Whether an intervention spends a part of the validation set on a fit."""
+        return any(one.spends_validation for one in self.interventions.values())
 
     @property
     def folder(self) -> Path:
@@ -120,6 +129,8 @@ class InterventionController:
         self._judge.reset()
         self._folder: Path | None = None
         self._turns: dict[str, int] = {}  # name -> index of the last decision
+        self._last: LoaderAnalysis | None = None  # the last analysis that may steer
+        self._new_heads.clear()
         self._folder_names: dict[str, str] = {}  # name -> name of its folder, where they differ after a resume
         if self._rollback is not None:
             self._rollback.reset()
@@ -131,7 +142,7 @@ class InterventionController:
 
         Loaders are still prepared for all interventions. The last epoch makes a decision too: forks go on from there.
         """
-        self._rollback, self._decides_at_end = None, True
+        self._rollback, self._decides_at_end, self._concludes = None, True, False
         if stop_epoch is not None:
             self.interventions = {name: one.stopped_at(stop_epoch) for name, one in self.interventions.items()}
         return tuple(self.interventions.values())
@@ -151,6 +162,11 @@ class InterventionController:
             one.prepare()
             if one.announcement is not None:
                 self._say_once(one.announcement, rank_zero_info)
+            if one.refits_last_layer and not holds_all_weights(trainer):
+                raise ConfigurationError(
+                    f"{type(one).__name__} cannot refit the last layer under {type(trainer.strategy).__name__}, which"
+                    " shards the weights over processes. Use DDP or one device."
+                )
         if self._rollback is not None:
             self._rollback.check(trainer)
         growing = [one for one in self.interventions.values() if one.grow_epoch and one.changes_training]
@@ -203,7 +219,8 @@ class InterventionController:
                 " plain DataLoader, or leave weight_key out."
             )
         self._folder = claim_former_folder(self._folder or folder, folder, trainer, ranks, copy=copy_files)
-        if not has_weight_key and not any(one.changes_training for one in self.interventions.values()):
+        draws = [one for one in self.interventions.values() if one.changes_training and not one.refits_last_layer]
+        if not has_weight_key and not draws:
             return
         if trainer.overfit_batches:  # type: ignore[attr-defined]
             if has_weight_key:
@@ -234,18 +251,7 @@ class InterventionController:
         """
         if not self.on:
             return
-        self._judge.check_view(trainer)
-        if trainer.val_dataloaders is not None:
-            (training,) = flat_loaders(trainer.train_dataloader)
-            others = {"training set": original_dataset(training)}
-            for loader in flat_loaders(trainer.val_dataloaders)[:1]:
-                if problem := class_list_problem(dataset_of(loader), others):
-                    raise ConfigurationError(f"FailureModes(interventions=...): {problem}")
-            if any(loader is training for loader in flat_loaders(trainer.val_dataloaders)):
-                raise ConfigurationError(
-                    "FailureModes(interventions=...): training and validation share one DataLoader, whose draws would"
-                    " be changed for both. Give each its own."
-                )
+        self._judge.check_loaders(trainer)
 
     # -- while it trains -------------------------------------------------------------------------------------
 
@@ -254,11 +260,20 @@ class InterventionController:
         self.schedule.epoch = trainer.current_epoch
         self.heads.begin(trainer.lightning_module)
         self.undo(trainer, ranks)
+        acting = [
+            name for name, one in self.interventions.items() if one.decision_index(self.schedule.epoch) is not None
+        ]
+        self._new_heads.apply(trainer.lightning_module, acting)
 
     def end_epoch(self, trainer: Trainer) -> None:
         """Set the schedule to the next epoch, and train all layers again."""
         self.schedule.epoch = trainer.current_epoch + 1
         self.heads.end()
+
+    def save_start_of_forks(self, trainer: Trainer) -> None:
+        """Write the checkpoint from which forks resume, just before an intervention begins. Collective."""
+        if self.record.first_epoch == trainer.current_epoch + 1:
+            _save_checkpoint(trainer, self.folder / START_OF_FORKS)
 
     def undo(self, trainer: Trainer, ranks: Communicator) -> None:
         """Restore the weights from before the interventions, if a rollback is pending. Collective."""
@@ -271,6 +286,7 @@ class InterventionController:
         for restore in reversed(self._restore):
             restore()
         self._restore.clear()
+        self._last = None
         self._judge.reset()
 
     # -- after a validation ----------------------------------------------------------------------------------
@@ -298,11 +314,15 @@ class InterventionController:
         assert result.parts is not None
         report, parts = result.report, result.parts
         epoch = trainer.current_epoch
-        steers = trainer.state.fn == "fit" and report.coverage >= min_coverage
+        may_steer = report.coverage >= min_coverage
+        steers = trainer.state.fn == "fit" and may_steer
+        self._last = analysis if may_steer and any(one.acts_at_end for one in self.interventions.values()) else None
         if steers:
             self._undo_harm(epoch, parts.decision.grades)
             if self._rolled_back is None and cached is not None and result.directions is not None:
                 self._decide_due(trainer, analysis, cached, ranks)
+        if cached is not None:
+            result = result.with_report(classes=self._judge.diagnose(analysis, cached, ranks))
 
         numbers = report_numbers(parts.report.grades, self.record.frozen(report=True))
         numbers |= report_numbers(parts.decision.grades, self.record.frozen(report=False), part="decision")
@@ -316,12 +336,52 @@ class InterventionController:
             interventions=self.record.summary(self._rolled_back),
             notes=(
                 *report.notes,
-                _split_note(report, parts),
-                *_unmatched_notes(self.record, parts),
+                split_note(report, parts),
+                *self.record.unmatched_notes(parts),
                 *self._judge.notes,
                 *self.record.notes,
             ),
         )
+
+    def conclude(
+        self,
+        trainer: Trainer,
+        result: AnalysisResult,
+        cached: CachedEncoder | None,
+        ranks: Communicator,
+        *,
+        folder: Path,
+    ) -> AnalysisResult:
+        """Let interventions act that do so when the training has ended; return the revised result. Collective.
+
+        Args:
+            trainer: The Trainer, at the end of its training.
+            result: The last analysis, as it was published.
+            cached: Encoder of the directions; None: no decision.
+            ranks: The processes.
+            folder: Folder of the run.
+
+        Returns:
+            The result with their entries; the same object if there is nothing to do.
+        """
+        analysis, self._last, self._folder = self._last, None, self._folder or folder
+        at_end = [name for name, one in self.interventions.items() if one.acts_at_end]
+        if analysis is None or not at_end or cached is None or not self._concludes or self._rolled_back is not None:
+            return result
+        if analysis.result.directions is None:
+            return result
+        self._freeze(analysis.result, analysis.result.report.epoch or 0)
+        round_in = self._round(trainer, analysis, cached, ranks)
+        decided = {name: self._decide(name, round_in(self._folder_of(name)))[0] for name in at_end}
+        ranks.raise_if_any(None)
+        for name, entry in decided.items():
+            # no epoch of the training is changed
+            began = self.record.entries.get(name, {}).get("began")
+            self.record.entries[name] = entry | {"began": began, "at_end": True}
+        if self._new_heads.apply(trainer.lightning_module, at_end) and not self.acts_after_validation:
+            _save_checkpoint(trainer, self.folder / RETRAINED)
+        notes = (*result.report.notes, *(note for entry in decided.values() for note in entry.get("notes", ())))
+        return result.with_report(interventions=self.record.summary(self._rolled_back), notes=notes)
 
     def write_verdict(self, result: AnalysisResult, verdict: Verdict, folder: Path) -> AnalysisResult:
         """Add a verdict to the last report and its file, and return the result."""
@@ -350,6 +410,7 @@ class InterventionController:
             return
         self._rollback.request(epoch, verdict)
         self.schedule.plans.clear()
+        self._new_heads.clear()
         for name in self.record.entries:
             self.record.mark_inactive(name)
         self._say_once(
@@ -366,17 +427,17 @@ class InterventionController:
         """Let the interventions that are due decide; their plans are kept all together, or none after an error."""
         result = analysis.result
         assert result.parts is not None
-        report, epoch = result.report, trainer.current_epoch
+        epoch = trainer.current_epoch
         due = self._due(epoch + 1)
         if not due:
             return
         self._freeze(result, epoch)
         if is_last_epoch(trainer) and not self._decides_at_end:  # only a dry run reports what it would change
-            due = {name: turn for name, turn in due.items() if not self.interventions[name].changes_training}
+            at_once = {name: one for name, one in self.interventions.items() if not one.acts_at_end}
+            due = {name: turn for name, turn in due.items() if name in at_once and not at_once[name].changes_training}
             if not due:
                 return
-        reasons = [self._reason(k, entry) for k, entry in enumerate(report.classes)]
-        round_in = self._judge.judge(trainer, analysis, cached, ranks, reasons)
+        round_in = self._round(trainer, analysis, cached, ranks)
         decided = {name: self._decide(name, round_in(self._folder_of(name))) for name in due}
         # raises here if the decision of another process failed, before any plan is kept
         ranks.raise_if_any(None)
@@ -389,6 +450,20 @@ class InterventionController:
             if self.interventions[name].changes_training:
                 self.schedule.add(name, plan)
         self._turns |= due
+
+    def _round(
+        self, trainer: Trainer, analysis: LoaderAnalysis, cached: CachedEncoder, ranks: Communicator
+    ) -> Callable[[Path], TrainingRound]:
+        """Judge the training set, and return the round of decisions by folder. Collective."""
+        return self._judge.judge(
+            trainer,
+            analysis,
+            cached,
+            ranks,
+            [self._reason(k, entry) for k, entry in enumerate(analysis.result.report.classes)],
+            slice_of=self.record.present,
+            drops_harmful=self._rollback is not None,
+        )
 
     def _due(self, epoch: int) -> dict[str, int]:
         """Return the interventions without a decision for an epoch, with the index of that decision."""
@@ -425,8 +500,10 @@ class InterventionController:
         of_loss = one.weight_key is not None
         plan = SamplingPlan(round.epoch, one.stop_epoch, decision.weights, one.grow_epoch, added, of_loss)
 
-        changes = bool((decision.weights != 1).any()) or bool(len(added))
-        began = self.record.entries.get(name, {}).get("began")
+        changes = bool((decision.weights != 1).any()) or bool(len(added)) or decision.head is not None
+        self._new_heads.put(name, decision.head if one.changes_training else None)
+        former = self.record.entries.get(name, {})
+        began = former.get("began")
         suspected, doubted = (sum(row.get(key) or 0 for row in decision.classes) for key in ("suspected", "doubted"))
         entry = {
             "kind": type(one).__name__,
@@ -442,7 +519,10 @@ class InterventionController:
             "doubted": doubted,
         }
         notes = {"notes": list(decision.notes)} if decision.notes else {}
-        return entry | notes | self._pool_of(one), plan
+        # the gain that came is measured from the first decision on
+        expected = former.get("expected_drop", decision.expected_drop)
+        expects = {} if expected is None else {"expected_drop": expected}
+        return entry | notes | expects | decision.details | self._pool_of(one), plan
 
     @staticmethod
     def _pool_of(one: Intervention) -> dict[str, int]:
@@ -472,6 +552,7 @@ class InterventionController:
                 "lottery": None if self._control is None else self._control.to_dict(),
             }
             | ({"folder_names": self._folder_names} if self._folder_names else {})
+            | self._new_heads.to_dict()
         )
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -490,6 +571,7 @@ class InterventionController:
         self._turns = {names[name]: turn for name, turn in saved.turns.items() if name in names}
         self._folder_names = folders_of(saved.folder_names, names, order)
         self._folder = None if saved.folder is None else Path(saved.folder)
+        self._new_heads.load(saved.new_heads, names)
         try:
             if self._rollback is not None and saved.rollback is not None:
                 self._rollback.load(saved.rollback)
@@ -515,26 +597,11 @@ class InterventionController:
                 )
 
 
-def _unmatched_notes(record: InterventionRecord, parts: HeldOutParts) -> list[str]:
-    """Return a note if some examples of the frozen slice cannot be found again."""
-    unmatched = record.unmatched(parts)
-    if not unmatched or record.slice is None:
-        return []
-    return [
-        f"{unmatched} of the {len(record.slice)} examples that were flagged when the interventions began are not in"
-        " this validation set: it holds other images. flagged_error_rate is the rate of then plus the change on the"
-        " others."
-    ]
-
-
-def _split_note(report: FailureReport, parts: HeldOutParts) -> str:
-    """Return the note about the parts of the validation set."""
-    held_out = len(torch.unique(parts.report.grades.ids))
-    deciding = len(torch.unique(parts.decision.grades.ids))
-    note = (
-        f"Interventions are on: all results here are of {report.examples} discovery examples; the keys report/ are of"
-        f" {held_out} other examples, to which nothing was fitted."
-    )
-    if deciding:
-        note += f" Another {deciding} examples are the decision part, used for selection and rollback."
-    return note
+def _save_checkpoint(trainer: Trainer, path: Path) -> None:
+    """Write a checkpoint. Collective."""
+    try:
+        trainer.save_checkpoint(path)
+    except Exception:
+        # ranks that write nothing wait at this barrier of save_checkpoint
+        trainer.strategy.barrier("Trainer.save_checkpoint")
+        raise

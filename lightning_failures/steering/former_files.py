@@ -12,6 +12,9 @@ from lightning_failures.trainer.run_folder import INTERVENTIONS
 START_OF_FORKS = "before_interventions.ckpt"
 """Name of the checkpoint from which forks resume, in the folder of the run."""
 
+RETRAINED = "retrained.ckpt"
+"""Name of the checkpoint with the last layer that was refitted after the training, in the folder of the run."""
+
 
 def copy_interventions(source: Path, target: Path) -> None:
     """Copy what interventions have written to the folder of a run, to which another run may be writing now.

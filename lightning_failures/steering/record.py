@@ -13,6 +13,7 @@ from lightning_failures.core.arrays import as_array
 from lightning_failures.data.grades import Grades
 from lightning_failures.data.held_out import HeldOutParts
 from lightning_failures.data.joining import ExampleKeys, join_examples, rows_of
+from lightning_failures.data.report import FailureReport
 from lightning_failures.interventions.validation_split import FrozenSlice, take_grades
 from lightning_failures.steering.checkpoint import NOT_MEASURED, ControllerState
 
@@ -112,6 +113,17 @@ class InterventionRecord:
             found += len(join_examples(keys, ExampleKeys.of(part.grades))[0])
         return len(self.slice) - found
 
+    def unmatched_notes(self, parts: HeldOutParts) -> list[str]:
+        """Return a note if some examples of the frozen slice cannot be found again."""
+        unmatched = self.unmatched(parts)
+        if not unmatched or self.slice is None:
+            return []
+        return [
+            f"{unmatched} of the {len(self.slice)} examples that were flagged when the interventions began are not in"
+            " this validation set: it holds other images. flagged_error_rate is the rate of then plus the change on the"
+            " others."
+        ]
+
     @property
     def _keys(self) -> ExampleKeys:
         """Keys of the slice."""
@@ -132,12 +144,15 @@ class InterventionRecord:
     def summary(self, rolled_back: dict[str, Any] | None) -> tuple[dict[str, Any], ...]:
         """Return one entry per intervention for the report, each with slice, trend and verdict.
 
+        An intervention that compares itself with controls, such as RetrainHead, has a verdict of its own.
+
         Args:
             rolled_back: Epoch and reason of the rollback, or None.
         """
         frozen = None if self.slice is None else {"examples": len(self.slice), "epoch": self.slice_epoch}
         outcome = {"slice": frozen, "trend": list(self._trend), "verdict": self.verdict, "rolled_back": rolled_back}
-        return tuple(entry | outcome for entry in self.entries.values())
+        own = [{"verdict": entry["verdict"]} if "verdict" in entry else {} for entry in self.entries.values()]
+        return tuple(entry | outcome | verdict for entry, verdict in zip(self.entries.values(), own, strict=True))
 
     def to_dict(self) -> dict[str, Any]:
         """Return the part of :class:`~.checkpoint.ControllerState` that this record holds."""
@@ -160,3 +175,19 @@ class InterventionRecord:
         self._trend = list(saved.trend)
         self.slice, self.slice_epoch, self.slice_then = saved.slice, saved.slice_epoch, saved.slice_then
         self.verdict = saved.verdict
+
+
+def split_note(report: FailureReport, parts: HeldOutParts) -> str:
+    """Return the note about the parts of the validation set."""
+    held_out = len(torch.unique(parts.report.grades.ids))
+    deciding = len(torch.unique(parts.decision.grades.ids))
+    note = (
+        f"Interventions are on: all results here are of {report.examples} discovery examples; the keys report/ are of"
+        f" {held_out} other examples, to which nothing was fitted."
+    )
+    if deciding:
+        note += f" Another {deciding} examples are the decision part, used for selection and rollback."
+    if parts.spent is not None:
+        spent = len(torch.unique(parts.spent.grades.ids))
+        note += f" Another {spent} examples are spent on the last layer, and in no number here."
+    return note

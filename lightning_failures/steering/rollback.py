@@ -66,8 +66,7 @@ class Rollback:
         Raises:
             ConfigurationError: No single process holds all weights.
         """
-        is_whole = isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy)
-        if not is_whole or isinstance(trainer.strategy, DeepSpeedStrategy):
+        if not holds_all_weights(trainer):
             raise ConfigurationError(
                 f"AdvancedOptions(auto_rollback=True) cannot restore the weights of {type(trainer.strategy).__name__},"
                 " which shards them over processes. Use DDP, or auto_rollback=False and checkpoints."
@@ -165,6 +164,12 @@ class Rollback:
         self._before, self._file, self.undone = saved.before, saved.file, saved.undone
         self._pending = saved.pending
         self._earlier, self._since, self._looks = list(saved.earlier), list(saved.since), saved.looks
+
+
+def holds_all_weights(trainer: Trainer) -> bool:
+    """Return whether each process holds all weights of the model, instead of a shard of them."""
+    is_whole = isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy)
+    return is_whole and not isinstance(trainer.strategy, DeepSpeedStrategy)
 
 
 def _shared_rows(before: Look, now: Grades) -> tuple[IntArray, IntArray]:

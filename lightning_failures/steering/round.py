@@ -21,12 +21,13 @@ from lightning_failures.encoders import Encoder
 from lightning_failures.encoders.cached import CachedEncoder
 from lightning_failures.errors import CacheError, ConfigurationError, DataError
 from lightning_failures.interventions import JudgedExamples, Round
-from lightning_failures.interventions.base import LEFT_OUT
+from lightning_failures.interventions.base import LEFT_OUT, LastLayer
 from lightning_failures.interventions.label_errors import suspect_labels
 from lightning_failures.interventions.selection.candidates import Candidates, Picks
 from lightning_failures.interventions.selection.near_duplicates import rows_near
 from lightning_failures.interventions.selection.picker import By, PoolSelector
 from lightning_failures.steering.class_order import in_class_order
+from lightning_failures.steering.last_layer import LastLayerReader
 from lightning_failures.steering.training_view import ROWS, ExamplesView, pool_view
 from lightning_failures.trainer.dataset_attributes import dataset_class_names
 from lightning_failures.trainer.ranks import Communicator
@@ -39,7 +40,7 @@ REFERENCES = 20_000
 """Maximum number of training examples among which neighbours of an example are sought."""
 
 RESERVE, TRIAGED_RESERVE = 4, 10
-"""Candidates kept for each wanted example of a pool, without triage and with it."""
+"""Candidates kept for each wanted example of a pool; the second if some are excluded or picks are spread over them."""
 
 
 @dataclass
@@ -59,6 +60,7 @@ class TrainingRound(Round):
         pool_views: ``id`` of a pool -> its view, with the cache keys of its embeddings; kept from round to round.
         say_once: Emits each distinct message at most once.
         reading: How the scores of the validation loader were read.
+        layer_reader: Reads the last layer of the model.
     """
 
     trainer: Trainer
@@ -73,6 +75,7 @@ class TrainingRound(Round):
     pool_views: dict[int, ExamplesView]
     say_once: Callable[..., None]
     reading: Reading
+    layer_reader: LastLayerReader
 
     @property
     def has_predictions(self) -> bool:
@@ -116,40 +119,55 @@ class TrainingRound(Round):
         """Judge the labels of training examples by a probe that is fitted on the discovery part. Collective."""
         return self.on_first(lambda: self._label_margins(rows))
 
+    def last_layer(self, head: str | None, *, spend_validation: bool) -> LastLayer | None:
+        """Return the last layer of the model with penultimate features; on the first process, else None. Collective."""
+        if not self.has_predictions:
+            raise ConfigurationError("RetrainHead needs predicted classes, but read_batch gives verdicts.")
+        examples = self.examples
+        return self.layer_reader.read(
+            head, examples.labels, examples.values, self.keys, self.groups, spend_validation=spend_validation
+        )
+
     def pick(
-        self, pool: Any, view: Any, *, per_class: int, by: By, classes: Sequence[int], similarity: float, triage: bool
+        self,
+        pool: Any,
+        view: Any,
+        *,
+        per_class: int,
+        by: By,
+        classes: Sequence[int],
+        similarity: float,
+        triage: bool,
+        diverse: bool = False,
     ) -> Picks:
         """Read a whole pool once and select examples of it. Collective."""
+        reserve = TRIAGED_RESERVE if triage or diverse else RESERVE
+        picker = PoolSelector(
+            per_class, by=by, classes=classes, reserve=reserve, training_keys=self.keys, seed=self.seed
+        )
         try:
-            return self._pick(
-                pool, view, per_class=per_class, by=by, classes=classes, similarity=similarity, triage=triage
-            )
+            return self._pick(pool, view, picker, similarity=similarity, triage=triage, diverse=diverse)
         except Exception:  # what could not be read may be readable when the next round asks
             self.pool_views.pop(id(pool), None)
             raise
 
     def _pick(
-        self, pool: Any, view: Any, *, per_class: int, by: By, classes: Sequence[int], similarity: float, triage: bool
+        self, pool: Any, view: Any, picker: PoolSelector, *, similarity: float, triage: bool, diverse: bool
     ) -> Picks:
         if id(pool) not in self.pool_views:
             self.pool_views[id(pool)] = pool_view(*self._in_class_order(pool, view), self.view)
         pool_images = self.pool_views[id(pool)]
         if (doubt := self.ranks.run_all(lambda: pool_images.doubt)) is not None:
             self.say_once(doubt)
-        reserve = TRIAGED_RESERVE if triage else RESERVE
-        picker = PoolSelector(
-            per_class, by=by, classes=classes, reserve=reserve, training_keys=self.keys, seed=self.seed
-        )
-
         found = self.discovery  # on the first process
         validation_digests = self.on_first(lambda: None if found is None else found.digests)
 
         def stream() -> PoolSelector:
             for block in pool_images.blocks(self.cached, self.directions, self.ranks, progress=self.progress):
                 confidence = None
-                if by in ("confidence", "flagged_confidence"):
-                    asked = torch.isin(block.labels, torch.tensor(classes))
-                    if by == "flagged_confidence":
+                if picker.by in ("confidence", "flagged_confidence"):
+                    asked = torch.isin(block.labels, torch.tensor(picker.classes))
+                    if picker.by == "flagged_confidence":
                         asked &= block.values < 0
                     confidence = torch.full((len(block.ids),), float("nan"))
                     confidence[asked] = self._grade(pool_images, block.ids[asked])[1]
@@ -194,6 +212,7 @@ class TrainingRound(Round):
                 lookup=self._look_up,
                 suspected=suspected,
                 in_validation=() if candidates is None else self._validation_copies(candidates, similarity),
+                diverse=diverse,
             )
 
         return replace(self.on_first(choose), left_out=left_out)

@@ -7,22 +7,36 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import CombinedLoader
+from numpy.typing import NDArray
+from torch import Tensor
 
+from lightning_failures.analysis.diagnosis import MOST_TRAINING_EXAMPLES, TrainingExamples, add_diagnoses
+from lightning_failures.core.arrays import as_array
+from lightning_failures.core.hashing import stable_hash
 from lightning_failures.core.rng import isolated_rng
 from lightning_failures.core.text import listed_ids
 from lightning_failures.data.class_names import ALL
+from lightning_failures.data.grades import Grades
+from lightning_failures.data.members import RowValues
+from lightning_failures.data.partition import SINGLE_PROCESS, Partition
+from lightning_failures.data.report import ClassReport
 from lightning_failures.encoders.cached import CachedEncoder
 from lightning_failures.errors import ConfigurationError
 from lightning_failures.interventions import JudgedExamples
 from lightning_failures.interventions.base import LEFT_OUT
+from lightning_failures.steering.last_layer import LastLayerReader
 from lightning_failures.steering.loader_patch import original_dataset
 from lightning_failures.steering.round import TrainingRound
 from lightning_failures.steering.training_view import ExamplesView, training_view
 from lightning_failures.trainer.batch_reader import BatchReader
-from lightning_failures.trainer.dataset_attributes import dataset_attribute, dataset_class_names
+from lightning_failures.trainer.dataset_attributes import class_list_problem, dataset_attribute, dataset_class_names
 from lightning_failures.trainer.epoch_end import LoaderAnalysis
+from lightning_failures.trainer.example_reader import training_loaders
+from lightning_failures.trainer.feature_store import FeatureStore
+from lightning_failures.trainer.index_recorder import dataset_of
 from lightning_failures.trainer.ranks import Communicator
 from lightning_failures.trainer.reading_ways import VIEW
 
@@ -34,6 +48,7 @@ class TrainingJudge:
         reader: Reads training batches.
         seed: Seed of random transforms and of all draws of a round.
         groups_from: Attribute of the training set with the source of each example, or None.
+        features: Penultimate features of the training set.
         say_once: Emits each distinct message at most once.
 
     Attributes:
@@ -41,25 +56,47 @@ class TrainingJudge:
     """
 
     def __init__(
-        self, reader: BatchReader, *, seed: int, groups_from: str | None, say_once: Callable[..., None]
+        self,
+        reader: BatchReader,
+        *,
+        seed: int,
+        groups_from: str | None,
+        features: FeatureStore,
+        say_once: Callable[..., None],
     ) -> None:
         self._reader, self._seed, self._groups_from, self._say_once = reader, seed, groups_from, say_once
+        self._features = features
         self._dataset: Any = None
         self._view: ExamplesView | None = None  # of the dataset
         self._pool_views: dict[int, ExamplesView] = {}
+        self._judged: tuple[NDArray[np.int64], NDArray[np.int64]] | None = None  # labels (N,) and keys (N, 2)
         self.notes: tuple[str, ...] = ()
 
     def reset(self) -> None:
         """Forget the training set and the pools."""
-        self._dataset, self._view, self._pool_views = None, None, {}
+        self._features.clear()
+        self._dataset, self._view, self._pool_views, self._judged = None, None, {}, None
 
-    def check_view(self, trainer: Trainer) -> None:
-        """Raise an error if the training data cannot be read example by example.
+    def check_loaders(self, trainer: Trainer) -> None:
+        """Raise an error for loaders that interventions cannot work with.
 
         Raises:
-            ConfigurationError: There are several loaders, or the view does not fit the training set.
+            ConfigurationError: There are several training loaders, the view does not fit the training set, or training
+                and validation differ in their classes or share one loader.
         """
-        self._current_view(trainer)
+        self._current_view(trainer, trainer.train_dataloader)
+        if trainer.val_dataloaders is None:
+            return
+        (training,) = flat_loaders(trainer.train_dataloader)
+        others = {"training set": original_dataset(training)}
+        for loader in flat_loaders(trainer.val_dataloaders)[:1]:
+            if problem := class_list_problem(dataset_of(loader), others):
+                raise ConfigurationError(f"FailureModes(interventions=...): {problem}")
+        if any(loader is training for loader in flat_loaders(trainer.val_dataloaders)):
+            raise ConfigurationError(
+                "FailureModes(interventions=...): training and validation share one DataLoader, whose draws would"
+                " be changed for both. Give each its own."
+            )
 
     def judge(
         self,
@@ -68,6 +105,9 @@ class TrainingJudge:
         cached: CachedEncoder,
         ranks: Communicator,
         reasons: Sequence[str | None],
+        *,
+        slice_of: Callable[[Grades], Tensor | None],
+        drops_harmful: bool,
     ) -> Callable[[Path], TrainingRound]:
         """Compute decision values of all training examples; return the round of decisions by folder. Collective.
 
@@ -77,6 +117,8 @@ class TrainingJudge:
             cached: Encoder of the directions.
             ranks: The processes.
             reasons: K strings or None, why a class is left unchanged.
+            slice_of: Returns the ids of the frozen slice in the grades of a part, or None.
+            drops_harmful: Whether a new last layer that does harm on the decision part is to be dropped.
 
         Raises:
             ConfigurationError: Most labels of the training set are no index of a class.
@@ -99,6 +141,7 @@ class TrainingJudge:
                 f"Labels of the training set range from {labels.min()} to {labels.max()}, but there are"
                 f" {len(names)} classes."
             )
+        self._judged = labels, keys
         self.notes = ()
         if outside.any():
             labels, values = np.where(outside, LEFT_OUT, labels), np.where(outside, np.float32(np.nan), values)
@@ -109,8 +152,19 @@ class TrainingJudge:
             self.notes = (note,)
             self._say_once(f"FailureModes: {note}")
         has_groups = groups is not None and len(groups) == len(labels)
+        layer_reader = LastLayerReader(
+            trainer,
+            ranks,
+            self._features,
+            view,
+            analysis,
+            classes=len(names),
+            seed=self._seed,
+            slice_of=slice_of,
+            drops_harmful=drops_harmful,
+        )
         return lambda folder: TrainingRound(
-            epoch=trainer.current_epoch + 1,
+            epoch=(report.epoch or 0) + 1,
             seed=self._seed,
             folder=folder,
             report=report,
@@ -128,11 +182,42 @@ class TrainingJudge:
             pool_views=self._pool_views,
             say_once=self._say_once,
             reading=reading,
+            layer_reader=layer_reader,
         )
+
+    def diagnose(self, analysis: LoaderAnalysis, cached: CachedEncoder, ranks: Communicator) -> tuple[ClassReport, ...]:
+        """Return the reports of all classes, diagnosed with the training examples that were judged last. Collective.
+
+        Until the training set is judged, and without embeddings of the discovery part, the reports stay as they are.
+        """
+        classes = analysis.result.report.classes
+        if self._judged is None or analysis.result.directions is None:
+            return classes
+        labels, keys = self._judged
+
+        def diagnosed() -> tuple[ClassReport, ...]:
+            directions, discovery, grades = analysis.result.directions, analysis.discovery, analysis.analysed
+            if directions is None or discovery is None:
+                return classes
+            sample = np.argsort(stable_hash(np.arange(len(labels)), self._seed), kind="stable")[:MOST_TRAINING_EXAMPLES]
+            cached.store.refresh()  # other processes embedded some of them
+            embeddings = cached.look_up_known(torch.from_numpy(keys[sample]))
+            training = TrainingExamples.of(embeddings, labels[sample], directions)
+            held = analysis.sampled & np.isin(as_array(grades.ids), as_array(discovery.ids))
+            values = RowValues.of(discovery.embeddings, grades, held, "embeddings")
+            return add_diagnoses(
+                classes, grades, directions, values, Partition.of(grades, held, SINGLE_PROCESS), training
+            )
+
+        # the embeddings of the discovery part are on the first process
+        found = ranks.run_all(lambda: diagnosed() if ranks.is_first else classes)
+        result: tuple[ClassReport, ...] = ranks.broadcast(found)
+        return result
 
     def _open(self, trainer: Trainer) -> tuple[ExamplesView, Any, Any]:
         """Return the view, the training set, and the sources of its examples."""
-        view = self._current_view(trainer)
+        loaders = training_loaders(trainer)
+        view = self._current_view(trainer, loaders)
         if self._view is None and view.looks_random:
             self._say_once(
                 "The transform of the training set looks random, so interventions judge one fixed draw of it. Give the"
@@ -140,14 +225,14 @@ class TrainingJudge:
             )
         if self._view is None and (doubt := view.doubt) is not None:
             self._say_once(doubt)
-        (loader,) = flat_loaders(trainer.train_dataloader)
+        (loader,) = flat_loaders(loaders)
         dataset = original_dataset(loader)
         groups = None if self._groups_from is None else dataset_attribute(dataset, self._groups_from)
         return view, dataset, groups
 
-    def _current_view(self, trainer: Trainer) -> ExamplesView:
+    def _current_view(self, trainer: Trainer, train_loaders: Any) -> ExamplesView:
         """Return the view of the training set, a new one if the training set is another one than before."""
-        loaders = flat_loaders(trainer.train_dataloader)
+        loaders = flat_loaders(train_loaders)
         if len(loaders) != 1:
             raise ConfigurationError(
                 f"FailureModes(interventions=...) needs one training DataLoader, got {len(loaders)}. Join their"

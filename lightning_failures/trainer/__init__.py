@@ -23,6 +23,7 @@ Files, each importing only from those above it::
     step_logits       Logits outside of the loop, by the module's own evaluation step
     kept_images       Small copies of some images of a stream, kept while they pass
     penultimate       The live model's penultimate features: the input of the module that computes the logits
+    feature_store     Penultimate features on disk, by image and by the weights of the model
     readings          What scores and labels may mean, narrowed down batch by batch, decided once for a loader
     changed_images    Ask the live model about examples whose images were changed
     left_out          What cannot be graded in one pass over a loader: counted and named

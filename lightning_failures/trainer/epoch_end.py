@@ -49,6 +49,7 @@ from lightning_failures.report.gallery import Gallery, Picture
 from lightning_failures.report.html.render import prepare
 from lightning_failures.trainer.batch_reader import BatchReader
 from lightning_failures.trainer.caption_sources import Captions, CaptionSources
+from lightning_failures.trainer.dataset_attributes import dataset_class_names
 from lightning_failures.trainer.evaluation_pass import EvaluationPass
 from lightning_failures.trainer.example_ids import unstable_ids
 from lightning_failures.trainer.example_reader import ExampleReader, TrainingSample, training_sample
@@ -154,7 +155,8 @@ class AnalysisRunner:
     raises: bool
     guard: Callable[[Trainer, str, str], AbstractContextManager[None]]
     _late_doubts: LateDoubts
-    _reference_keys: list[Tensor] = field(default_factory=list)  # (n, 2) of this rank's share, once it is embedded
+    # cache keys (n, 2) and labels (n,) of this rank's share of the training reference, once it is embedded
+    _reference: list[tuple[Tensor, Tensor]] = field(default_factory=list)
     _writers: dict[Path, list[Writer]] = field(default_factory=dict)
     _undrawn: dict[int, AnalysisSnapshot] = field(default_factory=dict)
     _former: dict[int, Grades] = field(default_factory=dict)  # of loaders whose ids are no indices of their datasets
@@ -232,6 +234,7 @@ class AnalysisRunner:
         *,
         interventions: bool,
         decision: bool = False,
+        spent: bool = False,
         deadline: Deadline | None = None,
         logged: Mapping[str, float] | None = None,
     ) -> LoaderAnalysis:
@@ -245,6 +248,7 @@ class AnalysisRunner:
             ranks: The processes.
             interventions: Whether the examples are split: only the discovery part is then fitted.
             decision: Whether there is a decision part.
+            spent: Whether there is a part that the last layer may be fitted to.
             deadline: When the analysis should be over.
             logged: Metrics that the module itself logged in this evaluation.
         """
@@ -256,7 +260,7 @@ class AnalysisRunner:
         doubts = (*said.doubts, *(doubt for doubt in (grader.repeats, unstable) if doubt))
         for doubt in doubts:
             self.say_once(doubt)
-        split = part_of(grades, seed=self.seed, decision=decision) if interventions else None
+        split = part_of(grades, seed=self.seed, decision=decision, spent=spent) if interventions else None
         sampled = evaluation.embeddings.sampled_rows(grades)
         analysed, analysed_sampled = grades, sampled
         if split is not None:
@@ -334,6 +338,15 @@ class AnalysisRunner:
             folder,
         )
         return result
+
+    def revise(self, result: AnalysisResult, folder: Path, *, write: bool) -> None:
+        """Replace the last analysis of the first loader, before its pictures are drawn, if it has changed."""
+        snapshot = self._undrawn.get(0)
+        if snapshot is None or snapshot.result is not result:
+            if snapshot is not None:
+                self._undrawn[0] = replace(snapshot, result=result)
+            if write:
+                self.write_verdict(result, folder)
 
     def draw(self, index: int, ranks: Communicator, *, seconds: float | None = None) -> AnalysisResult | None:
         """Draw the last analysis of a loader, unless it has pictures; return it with its features. Collective.
@@ -471,9 +484,9 @@ class AnalysisRunner:
 
         values = values_of_methods(self.methods, self.encoders, evaluation, grades, sampled, ranks, attempt)
         begun = perf_counter()
-        reference, source = None, ""
+        reference, reference_labels, source = None, None, ""
         with attempt("directions"):
-            reference, source = self._reference_embeddings(trainer, len(torch.unique(grades.ids)), ranks)
+            reference, reference_labels, source = self._reference_embeddings(trainer, grades, ranks)
         if not source:
             values.pop("directions", None)
         if deadline is not None:  # the training images, embedded once, do not count
@@ -485,6 +498,7 @@ class AnalysisRunner:
             features=values.pop("trees", None),
             methods=[(fit, values[method.name]) for method, fit in self.methods if method.name in values],
             reference=reference,
+            training_labels=reference_labels,
             captions=captions,
             attribute_captions=attribute_captions,
             metadata=evaluation.grader.metadata(grades),
@@ -514,31 +528,37 @@ class AnalysisRunner:
         for writer, error in failed:
             self.say_once(f"FailureModes could not write to {type(writer).__name__}: {type(error).__name__}: {error}")
 
-    def _reference_embeddings(self, trainer: Trainer, examples: int, ranks: Communicator) -> tuple[Tensor | None, str]:
-        """Return this rank's part of the reference, and a description of the whole. Collective.
+    def _reference_embeddings(
+        self, trainer: Trainer, grades: Grades, ranks: Communicator
+    ) -> tuple[Tensor | None, Tensor | None, str]:
+        """Return this rank's part of the reference, its labels, and a description of the whole. Collective.
 
-        None instead of embeddings means the analysed examples themselves.
+        None instead of embeddings means the analysed examples themselves. The labels are None where the training set
+        has other classes than the evaluation.
         """
         if self.reference == "validation" or self.directions is None:
-            return None, f"validation ({examples} examples)"
+            return None, None, f"validation ({len(torch.unique(grades.ids))} examples)"
         cached = self.directions
         sample = training_sample(trainer, seed=self.seed)
-        if not self._reference_keys or bool(cached.store.missing(self._reference_keys[0]).any()):
-            self._reference_keys[:] = [self._embed_reference(trainer, cached, sample, ranks)]
-        (keys,) = self._reference_keys
-        return cached.look_up(keys), f"train ({len(sample.ids)} of {sample.total} examples)"
+        if not self._reference or bool(cached.store.missing(self._reference[0][0]).any()):
+            self._reference[:] = [self._embed_reference(trainer, cached, sample, ranks)]
+        ((keys, labels),) = self._reference
+        names = dataset_class_names(sample.loader.dataset)
+        comparable = names is None or list(names) == list(grades.class_names)
+        source = f"train ({len(sample.ids)} of {sample.total} examples)"
+        return cached.look_up(keys), labels if comparable and bool((labels >= 0).any()) else None, source
 
     def _embed_reference(
         self, trainer: Trainer, cached: CachedEncoder, sample: TrainingSample, ranks: Communicator
-    ) -> Tensor:
-        """Embed this rank's part of a sample of the training set, and return its cache keys (n, 2).
+    ) -> tuple[Tensor, Tensor]:
+        """Embed this rank's part of a sample of the training set; return cache keys (n, 2), and labels (n,) or -1.
 
         Random transforms are seeded by block, so that they give the same images for any number of processes.
         """
         ways = training_ways(trainer, sample.loader, dataset_of(sample.loader), self.reader)
         examples = replace(best_trial(ways, seed=self.seed, labelled=False).way, workers={})
         space = self.reader.space(examples.dataset)
-        keys = [torch.empty(0, 2, dtype=torch.int64)]
+        keys, labels = [torch.empty(0, 2, dtype=torch.int64)], [torch.empty(0, dtype=torch.int64)]
         for number in range(ranks.rank, -(-len(sample.ids) // REFERENCE_BLOCK), ranks.world_size):
             ids = sample.ids[number * REFERENCE_BLOCK :][:REFERENCE_BLOCK]
             for part in examples.read(ids, seed=self.seed + number, one_each=False):
@@ -546,13 +566,21 @@ class AnalysisRunner:
                     self.say_once(doubt)
                 images = examples.unit_images(part.record)
                 keys.append(content_keys(images))
+                labels.append(_class_labels(part.record.labels, len(images)))
                 cached.embed(images, keys[-1])
         cached.store.flush()
         all_keys = torch.cat(keys)
         known = ~cached.store.missing(all_keys)
         if len(all_keys) and not known.any():
             raise DataError(f"None of {len(all_keys)} training images could be embedded for reference='train'.")
-        return all_keys[known]
+        return all_keys[known], torch.cat(labels)[known]
+
+
+def _class_labels(labels: Tensor | None, n: int) -> Tensor:
+    """Return one class for each of n images, (n,) int64; -1 where labels are no classes."""
+    if labels is None or labels.shape != (n,) or labels.is_floating_point():
+        return torch.full((n,), -1)
+    return labels.detach().cpu().long()
 
 
 def _show(result: AnalysisResult, gallery: Gallery, writer: Writer) -> None:
@@ -567,6 +595,8 @@ def _whole_table(grades: Grades, split: Tensor, result: AnalysisResult) -> Examp
     values[split == Part.DISCOVERY] = result.table.values
     values[split == Part.REPORT] = result.parts.report.values
     values[split == Part.DECISION] = result.parts.decision.values
+    if result.parts.spent is not None:
+        values[split == Part.SPENT] = result.parts.spent.values
     return ExampleTable.of(grades, values, result.trees)
 
 
@@ -611,4 +641,5 @@ def _judge_parts(
     if found is not None:
         digests = None if grades.digests is None else torch.unique(grades.digests[grades.digests != UNKNOWN_DIGEST])
         discovery = Discovery(found, kept.labels, kept.correct, kept.ids, kept.groups, whole, digests)
-    return HeldOutParts(judged(Part.REPORT), judged(Part.DECISION)), discovery
+    spent = judged(Part.SPENT) if bool((split == Part.SPENT).any()) else None
+    return HeldOutParts(judged(Part.REPORT), judged(Part.DECISION), spent), discovery

@@ -331,15 +331,21 @@ def training_sample(trainer: Trainer, *, seed: int, limit: int = MAX_REFERENCE) 
 
 
 def _training_loader(trainer: Trainer) -> DataLoader[Any] | None:
+    loaders = training_loaders(trainer)
+    found = [] if loaders is None else CombinedLoader(loaders, "min_size").flattened
+    if len(found) != 1 or not isinstance(found[0], DataLoader) or isinstance(found[0].dataset, IterableDataset):
+        return None
+    return found[0]
+
+
+def training_loaders(trainer: Trainer) -> Any:
+    """Return the training loaders of a Trainer, outside of ``fit`` new ones of its datamodule or module; or None."""
     loaders = trainer.train_dataloader
-    if loaders is None:  # outside of fit
+    if loaders is None:
         datamodule = getattr(trainer, "datamodule", None)
         source = trainer.lightning_module if datamodule is None else datamodule
         if is_overridden("train_dataloader", source):
             if datamodule is not None:
                 datamodule.setup("fit")
             loaders = source.train_dataloader()
-    found = [] if loaders is None else CombinedLoader(loaders, "min_size").flattened
-    if len(found) != 1 or not isinstance(found[0], DataLoader) or isinstance(found[0].dataset, IterableDataset):
-        return None
-    return found[0]
+    return loaders

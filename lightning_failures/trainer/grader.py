@@ -512,10 +512,10 @@ class Grader:
 
 
 def _range_of_fractions(labels: Tensor, known: tuple[float, float] | None) -> tuple[float, float] | None:
-    """Return the smallest and the largest label if any label is a fraction, with those of former batches."""
+    """Return the smallest and the largest known label if any is a fraction, with those of former batches."""
     if not labels.is_floating_point():
         return known
-    values = labels[labels.isfinite()]
+    values = labels[(labels >= 0) & (labels <= 1)]  # others are unknown, such as -100
     if not bool((values != values.round()).any()):
         return known
     low, high = float(values.min()), float(values.max())

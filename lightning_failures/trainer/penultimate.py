@@ -7,10 +7,11 @@ come from a pass in eval mode that leaves the model as it was (:func:`penultimat
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+import sys
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
@@ -219,18 +220,34 @@ class PenultimatePass:
         return exchange_by_id(ranks, ids, lambda rows: features[rows], wanted)
 
 
-def penultimate_features(
+class PenultimateBatch(NamedTuple):
+    """A batch that went through the model.
+
+    Attributes:
+        ids: (B,) int64.
+        features: (B, D) float32, on the CPU.
+        logits: (B, K) or (B,), as the model computed them.
+        head: Name of the submodule whose input the features are.
+    """
+
+    ids: Tensor
+    features: Tensor
+    logits: Tensor
+    head: str
+
+
+def penultimate_batches(
     module: LightningModule,
     batches: Iterable[tuple[Tensor, Any]],
     *,
     head: str | None = None,
     trainer: Trainer | None = None,
     logits_of: Callable[[Any], Tensor] | None = None,
-) -> PenultimateFeatures:
-    """Return the penultimate features of batches that are not part of a validation, such as the training set.
+) -> Generator[PenultimateBatch, None, None]:
+    """Yield the penultimate features of batches that are not part of a validation, such as the training set.
 
     Each batch goes through the model in eval mode and without gradients. The mode of every submodule, the random
-    streams and the hooks of the model are restored, also after an exception.
+    streams and the hooks of the model are restored when the generator ends or is closed, also after an exception.
 
     Args:
         module: The model, with a ``forward`` that returns the logits.
@@ -250,8 +267,7 @@ def penultimate_features(
             " it for penultimate features. Use a strategy that keeps the whole model in each process, such as 'ddp'."
         )
     observer = PenultimateObserver(head)
-    all_ids, all_features = [], []
-    with isolated_rng(), torch.no_grad(), eval_mode(module), _observing(observer, module):
+    with isolated_rng(), torch.no_grad(), eval_mode(module), _uncompiled(), _observing(observer, module):
         for ids, batch in batches:
             observer.begin()
             with nullcontext() if trainer is None else trainer.precision_plugin.val_step_context():
@@ -261,11 +277,33 @@ def penultimate_features(
                     f"{type(module).__name__}.forward returns a {type(logits).__name__}, but penultimate features need"
                     " one that returns the logits."
                 )
-            all_features.append(observer.features(logits))
-            all_ids.append(ids.long().cpu().clone())
-    if not all_ids:
+            features = observer.features(logits)
+            yield PenultimateBatch(ids.long().cpu().clone(), features, logits, observer.head or "")
+
+
+def penultimate_features(
+    module: LightningModule,
+    batches: Iterable[tuple[Tensor, Any]],
+    *,
+    head: str | None = None,
+    trainer: Trainer | None = None,
+    logits_of: Callable[[Any], Tensor] | None = None,
+) -> PenultimateFeatures:
+    """Return the penultimate features of all batches together; see :func:`penultimate_batches`."""
+    parts = penultimate_batches(module, batches, head=head, trainer=trainer, logits_of=logits_of)
+    found = [(part.ids, part.features, part.head) for part in parts]
+    if not found:
         return PenultimateFeatures(torch.empty(0, dtype=torch.int64), torch.empty(0, 0), head or "")
-    return PenultimateFeatures(torch.cat(all_ids), torch.cat(all_features), observer.head or "")
+    ids, features, heads = zip(*found, strict=True)
+    return PenultimateFeatures(torch.cat(ids), torch.cat(features), heads[-1])
+
+
+def _uncompiled() -> AbstractContextManager[Any]:
+    """Run compiled modules uncompiled for the block, because compiled code may skip hooks; from torch 2.6 on."""
+    if "torch._dynamo" not in sys.modules or not hasattr(torch.compiler, "set_stance"):
+        return nullcontext()  # without the compiler, which takes seconds to import, nothing is compiled
+    stance: AbstractContextManager[Any] = torch.compiler.set_stance("force_eager")
+    return stance
 
 
 @contextmanager

@@ -10,14 +10,13 @@ from dataclasses import dataclass, replace
 from enum import IntEnum
 from typing import Any
 
-import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import CombinedLoader
 from torch import Tensor
 from torch.utils.data import DataLoader, default_collate
 
 from lightning_failures.core.arrays import finite_rows
-from lightning_failures.data.grading import are_distributions
+from lightning_failures.data.grading import are_distributions, cut_smoothed
 from lightning_failures.errors import ConfigurationError
 from lightning_failures.interventions.base import LEFT_OUT
 from lightning_failures.trainer.batch_reader import BatchReader
@@ -154,7 +153,6 @@ def class_labels(labels: Tensor) -> Tensor:
     labels = labels.reshape(-1)
     if not labels.is_floating_point():
         return labels.long().clone()
-    # each for itself, so that the other examples of a batch do not matter
-    labels = torch.where((labels >= 0) & (labels <= 1), (labels > 0.5).to(labels.dtype), labels)
+    labels = cut_smoothed(labels)
     whole = labels.isfinite() & (labels == labels.round())
     return labels.masked_fill(~whole, LEFT_OUT).long()

@@ -11,6 +11,7 @@ Files, each importing only from those above it::
     layout       The charts of TensorBoard's "Custom Scalars" page for the keys under ``failures/``
     projector    Points for TensorBoard's projector: embeddings, thumbnails and metadata of some examples
     csv          CSV: one row a class and analysis, in a table next to Lightning's ``metrics.csv``
+    labelling    Images to label, in files that labelling tools read: CSV, Label Studio, FiftyOne
     tensorboard  TensorBoard: scalar charts, ranked table, sentences, pictures and projector points
     wandb        Weights & Biases: two bounded tables an analysis, pictures, and the report as an artifact
     registry     The writer of each logger class, those of other packages included

@@ -57,6 +57,15 @@ def test_advance__a_mode_is_born_when_seen_three_times_in_a_row():
     assert (mode.since, mode.seen, mode.last) == (4, 4, 4)
 
 
+def test_advance__the_threshold_of_a_mode_is_that_of_its_last_detection():
+    first = nine(0, RED)
+    directions = replace(first.directions, bias=torch.tensor([0.5]), weight=2 * first.directions.weight)
+    diary, _ = advance(Diary(), replace(first, directions=directions))
+    assert diary.modes[0].threshold == pytest.approx(-0.5 / float(directions.weight.norm()))
+    diary, _ = follow(nine(1, RED), nine(2), diary=diary)
+    assert diary.modes[0].threshold == pytest.approx(-float(first.directions.bias) / 1.0, abs=1e-6)
+
+
 def test_advance__a_gap_before_birth_resets_the_streak():
     seen = (True, True, False, True, True, True)
     _, rows = follow(*(nine(epoch, *([RED] if see else [])) for epoch, see in enumerate(seen)))

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from lightning.pytorch.cli import LightningCLI
 
 from lightning_failures.cli import main
@@ -106,3 +107,23 @@ def test_verdict__from_a_config_and_a_checkpoint(tmp_path, monkeypatch, capsys):
     (saved,) = (tmp_path / "failures-digits").rglob("config.yaml")  # as a training leaves it behind
     assert main(["verdict", "--config", str(saved), *options]) == 1
     assert "interventions" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_retrain_head__writes_a_checkpoint_that_fit_and_test_can_load(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    text = (ROOT / "configs" / "digits.yaml").read_text()
+    (tmp_path / "plain.yaml").write_text(text.replace("robust_encoder: embedded:digits", "pictures: false"))
+    quiet = [*QUIET[:2], "--data.init_args.train_size=1200", "--data.init_args.val_size=1200"]
+    assert main(["fit", "--config=plain.yaml", *quiet, "--trainer.max_epochs=3"]) == 0
+    (source,) = tmp_path.rglob("last.ckpt")
+    with pytest.warns(UserWarning, match="dirpath has changed"):
+        assert main(["retrain-head", "--config=plain.yaml", *quiet, "--ckpt_path", str(source), "--output=new"]) == 0
+    said = capsys.readouterr().out
+    assert "RetrainHead after epoch 2" in said or "unchanged" in said
+    before = torch.load(source, weights_only=True)["state_dict"]
+    after = torch.load(tmp_path / "new" / "retrained.ckpt", weights_only=True)["state_dict"]
+    changed = {name.rpartition(".")[0] for name, value in after.items() if not torch.equal(value, before[name])}
+    assert len(changed) == 1
+    with pytest.warns(UserWarning, match="dirpath has changed"):
+        assert main(["validate", "--config=plain.yaml", *quiet, "--ckpt_path=new/retrained.ckpt"]) == 0

@@ -44,11 +44,12 @@ def test_load__rejects_numbers_out_of_range(tmp_path, column, number):
 def test_load__optional_columns_and_files_without_them(tmp_path):
     TABLE.save(tmp_path / "former")
     read = ExampleTable.load(tmp_path / "former")
-    assert (read.digests, read.names, read.indexed) == (None, None, None)
-    known = dataclasses.replace(TABLE, digests=COLUMN + 7, names=COLUMN + 9, indexed=False)
+    assert (read.digests, read.names, read.indexed, read.groups) == (None, None, None, None)
+    known = dataclasses.replace(TABLE, digests=COLUMN + 7, names=COLUMN + 9, indexed=False, groups=COLUMN + 5)
     known.save(tmp_path / "t")
     read = ExampleTable.load(tmp_path / "t")
     assert (read.digests.tolist(), read.names.tolist(), read.indexed) == ([7, 8], [9, 10], False)
+    assert read.groups.tolist() == [5, 6]
     for wrong in (COLUMN.float(), torch.arange(3)):
         dataclasses.replace(known, digests=wrong).save(tmp_path / "t")
         with pytest.raises(DataError, match="digests has"):

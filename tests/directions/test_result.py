@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from lightning_failures.directions import FailureDirections, fit_failure_directions
+from lightning_failures.directions import FailureDirections, fit_failure_directions, standardize
 from lightning_failures.directions.result import _TENSORS
 from lightning_failures.errors import DataError
 
@@ -81,3 +81,43 @@ def test_decision_values__refuse_another_width(directions, data):
     x, labels, _ = data
     with pytest.raises(DataError, match="16 dimensions"):
         directions.decision_values(x[:, :5], labels)
+
+
+# -- class centres -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def with_centres(directions, data):
+    x, _, _ = data
+    rng = np.random.default_rng(1)
+    centres = torch.from_numpy(rng.normal(size=(4, x.shape[1])) * 0.1).float()
+    centres[3] = torch.nan  # a label without examples
+    return dataclasses.replace(directions, centres=centres)
+
+
+def test_nearest_class__is_that_of_the_nearest_centre(with_centres, data):
+    x, _, _ = data
+    phi = standardize(x, with_centres.mean.double().numpy(), with_centres.std.double().numpy())
+    distances = np.linalg.norm(phi[:, None] - with_centres.centres[:3].double().numpy()[None], axis=2)
+    assert with_centres.nearest_class(x).tolist() == distances.argmin(axis=1).tolist()
+    spoiled = x[:2].copy()
+    spoiled[1, 0] = np.nan
+    assert with_centres.nearest_class(spoiled)[1] == -1
+
+
+def test_nearest_class__needs_centres_of_the_same_width(directions, with_centres, data):
+    with pytest.raises(DataError, match=r"no class centres.* Analyse the model"):
+        directions.nearest_class(data[0])
+    with pytest.raises(DataError, match="16 dimensions, got 5"):
+        with_centres.nearest_class(data[0][:, :5])
+
+
+def test_centres__are_saved_and_damaged_ones_refused(directions, with_centres, tmp_path):
+    with_centres.save(tmp_path / "directions.safetensors")
+    loaded = FailureDirections.load(tmp_path / "directions.safetensors")
+    torch.testing.assert_close(loaded.centres, with_centres.centres, atol=1e-3, rtol=1e-3, equal_nan=True)
+    directions.save(tmp_path / "directions.safetensors")
+    assert FailureDirections.load(tmp_path / "directions.safetensors").centres is None
+    dataclasses.replace(directions, centres=torch.zeros(3, 5)).save(tmp_path / "directions.safetensors")
+    with pytest.raises(DataError, match="centres have shape"):
+        FailureDirections.load(tmp_path / "directions.safetensors")

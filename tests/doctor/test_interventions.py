@@ -8,7 +8,7 @@ from torchvision.transforms import v2 as T
 
 from lightning_failures.doctor.findings import run_check
 from lightning_failures.doctor.interventions import check_class_lists, check_interventions
-from lightning_failures.interventions import Upweight
+from lightning_failures.interventions import RetrainHead, Upweight
 from tests.doctor.contexts import only, read, statuses
 from tests.helpers.toy import NORMALIZE, Images
 
@@ -27,6 +27,14 @@ def test_interventions__work_or_say_why_not(tmp_path):
     flipped.transform = T.Compose([T.RandomHorizontalFlip(), NORMALIZE])
     random_view = read(tmp_path, train=DataLoader(flipped, batch_size=4), **acting)
     assert "train_analysis_dataset" in only(check_interventions(random_view), "warning").remedy
+
+
+def test_last_layer__that_can_be_refitted_or_not(tmp_path):
+    found = list(check_interventions(read(tmp_path, interventions=[RetrainHead()])))
+    assert statuses(found) == ["ok", "ok"]
+    assert "last layer 'net.1' with 192 features and 4 outputs" in found[0].message
+    unknown = list(check_interventions(read(tmp_path, interventions=[RetrainHead(head="net.2")])))
+    assert "has no such submodule" in only(unknown, "problem").message
 
 
 @pytest.mark.parametrize(

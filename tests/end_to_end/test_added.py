@@ -11,8 +11,9 @@ from torch.utils.data import DataLoader
 
 from lightning_failures.errors import ConfigurationError
 from lightning_failures.interventions import AddFiltered, Upweight
+from lightning_failures.report.interventions import intervention_lines
 from tests.end_to_end.test_interventions import DATA, Drawn, Numbered, dark_share, fit, steered, train_loader
-from tests.helpers.toy import Images
+from tests.helpers.toy import ColourEncoder, Images
 from tests.processes.launch import fork, ranks
 
 pytestmark = [
@@ -100,6 +101,44 @@ def test_filtered__longer_epochs_leave_nothing_out(tmp_path):
     assert len(module.epochs[1]) == len(DATA) + 40
     assert sorted(index for index in module.epochs[1] if index < FROM_POOL) == list(range(len(DATA)))
     assert len(set(added(module.epochs[1]))) == 40
+
+
+def test_filtered__diverse_picks_are_hard_and_differ_more(tmp_path):
+    picked = {}
+    for diverse in (False, True):
+        failures = steered(filtered(Pool(600), 6, diverse=diverse, every_n_epochs=9))
+        fit(tmp_path / str(diverse), failures, epochs=2)
+        (intervention,) = failures.last_report["interventions"]
+        assert intervention["options"]["diverse"] is diverse
+        assert all(entry["added"] == 6 for entry in intervention["classes"])
+        picked[diverse] = [entry["pool_ids"] for entry in intervention["classes"]]
+    data = Pool(600)
+    unit = torch.nn.functional.normalize(ColourEncoder().encode_images(data.images))
+
+    def closest(rows):
+        return float((unit[rows] @ unit[rows].T - 2 * torch.eye(len(rows))).max())
+
+    for hardest, spread in zip(picked[False], picked[True], strict=True):
+        assert float(data.dark[spread].float().mean()) > 0.9
+        assert hardest[0] == spread[0]  # the hardest one
+        assert closest(spread) < closest(hardest)
+
+
+def test_filtered__the_gain_that_came_stands_beside_the_expected_one(tmp_path):
+    failures = steered(filtered(POOL, 10))
+    fit(tmp_path, failures, epochs=3)
+    report = failures.last_report.report
+    (entry,) = report.interventions
+    first = json.loads(sorted(tmp_path.rglob("epoch=*/report.json"))[0].read_text())
+    gains = [(one["gain"], one["flagged"]) for one in first["classes"] if one["pattern"]]
+    expected = sum(gain for gain, _ in gains) / sum(flagged for _, flagged in gains)
+    assert entry["expected_drop"] == pytest.approx(expected)  # that of the first decision, at the third
+    assert 0.5 < expected <= 1
+    assert all(one["expected_gain"] > 0 for one in first["interventions"][0]["classes"])
+    rates = [point["report/flagged_error_rate"] for point in entry["trend"]]
+    assert len(rates) == 3
+    (line,) = intervention_lines(report)
+    assert f"expected to fall by up to {expected:.2f}, has fallen by 0.00 ({rates[0]:.2f} -> {rates[-1]:.2f})" in line
 
 
 def test_filtered__training_images_are_not_added_again(tmp_path):

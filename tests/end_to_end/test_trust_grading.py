@@ -330,9 +330,12 @@ def test_smoothed_multilabel_labels__are_cut_at_half(tmp_path, low):
     assert says(report, "those above 0.5 count as 1") == (low > 0)
 
 
-def test_smoothed_binary_labels(tmp_path):
-    report = validated(tmp_path, Binary(), Data(TRUTH * 0.9 + 0.05, SCORES + 5, ["no", "yes"]))
-    assert report.accuracy == pytest.approx(BINARY, abs=0.01)
+@pytest.mark.parametrize("unknown", [0, 3])
+def test_smoothed_binary_labels(tmp_path, unknown):
+    labels = torch.where(torch.arange(len(TRUTH)) < unknown, -100.0, TRUTH * 0.9 + 0.05)
+    report = validated(tmp_path, Binary(), Data(labels, SCORES + 5, ["no", "yes"]))
+    assert report.examples == N - unknown
+    assert report.accuracy == pytest.approx(BINARY, abs=0.01 + unknown / N)
     assert says(report, "fractions from 0.05 to 0.95")
 
 

@@ -51,6 +51,9 @@ class Probed(Round):
     def decision_values(self, images, labels):
         raise NotImplementedError
 
+    def last_layer(self, head, *, spend_validation):
+        raise NotImplementedError
+
     def pick(self, pool, view, **options):
         raise NotImplementedError
 

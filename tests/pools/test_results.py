@@ -10,7 +10,7 @@ import torch
 from lightning_failures.directions import fit_failure_directions
 from lightning_failures.errors import ConfigurationError, DataError
 from lightning_failures.pools import PoolManifest, PoolShard, score_shard, write_pool_shard
-from lightning_failures.pools.fitted import load_fitted
+from lightning_failures.pools.fitted import FittedDirections, load_fitted
 from lightning_failures.pools.results import resolve_class_names, write_results
 from tests.helpers.toy import Images
 
@@ -44,7 +44,7 @@ def test_write_results__a_missing_shard(tmp_path):
         pool.path(tmp_path, number).parent.mkdir(exist_ok=True)
         pool.path(tmp_path, number).touch()
     pool.path(tmp_path, 2).unlink()
-    options = {"directions": None, "k": 1, "names": (), "dataset": None, "patience": 0.0}
+    options = {"fitted": None, "k": 1, "names": (), "dataset": None, "patience": 0.0}
     with pytest.raises(DataError, match=r"1 of 13 shards are missing in .* Run the command again"):
         write_results(pool, tmp_path, limited=False, **options)
 
@@ -61,7 +61,14 @@ def test_write_results__many_classes_in_few_lines(tmp_path, capsys):
         shard = score_shard(PoolShard(torch.arange(size), labels, keys, x), directions)
         write_pool_shard(shard, pool.path(tmp_path, 0), pool=pool.digest)
         write_results(
-            pool, tmp_path, directions=directions, k=1, names=["<b>\n"], dataset=None, limited=False, patience=0.0
+            pool,
+            tmp_path,
+            fitted=FittedDirections(directions, tmp_path),
+            k=1,
+            names=["<b>\n"],
+            dataset=None,
+            limited=False,
+            patience=0.0,
         )
         shown = capsys.readouterr().out
         assert message in shown

@@ -45,3 +45,14 @@ def test_markdown__review_is_bounded_and_names_are_escaped():
     assert "<b>" not in text
     assert text.count("| 9 of 10 |") == 20
     assert "3 more are in report.json." in text
+
+
+def test_lines__the_gain_that_came_beside_the_expected_one():
+    key, entry = "report/flagged_error_rate", {"kind": "AddFiltered", "epoch": 1, "added": 9, "changes_training": True}
+    entry |= {"classes": [{"class": "cat", "added": 9}], "expected_drop": 0.625}
+    trend = [{"epoch": 0, key: 0.75}, {"epoch": 1}, {"epoch": 2, key: 0.875}]
+    (line,) = intervention_lines(report(entry | {"trend": trend}))
+    assert "flagged slice: expected to fall by up to 0.62, has risen by 0.12 (0.75 -> 0.88)" in line
+    (line,) = intervention_lines(report(entry | {"trend": trend[:1]}))
+    assert "expected to fall by up to 0.62, not measured yet." in line
+    assert "expected" not in intervention_lines(report(entry | {"expected_drop": None}))[0]

@@ -5,10 +5,10 @@ import dataclasses
 import pytest
 
 from lightning_failures.data.evidence import AttributeEvidence
-from lightning_failures.data.records import CounterfactualReport
+from lightning_failures.data.records import CounterfactualReport, DiagnosisReport
 from lightning_failures.data.report import ClassReport, CurvePoint
 from lightning_failures.data.tree_report import GroupReport, LeafReport
-from lightning_failures.report.sentences import group_sentence, trust_sentence
+from lightning_failures.report.sentences import diagnosis_sentence, group_sentence, trust_sentence
 
 FOUND = ClassReport(
     "cat",
@@ -224,3 +224,9 @@ def test_trust__says_what_the_failures_of_a_condition_are():
     assert " The failures are images of edema that the model misses. " in present
     for other in ("no entry", "cat"):
         assert "The failures are" not in trust_sentence(dataclasses.replace(FOUND, name=other), names)
+
+
+def test_diagnosis_sentence__of_text_from_a_file_stays_one_line():
+    found = DiagnosisReport("label\nnoise", 0.9, {"label noise": 0.9}, ("Odd\nlabels.",), "x\ny")
+    assert diagnosis_sentence(found) == "Kind of failure: label noise (90 %). Odd labels."
+    assert diagnosis_sentence(DiagnosisReport("unsure", 0.3)) == "Kind of failure: unsure."

@@ -7,11 +7,14 @@ from dataclasses import replace
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lightning_failures.data.records import DiagnosisReport
 from lightning_failures.data.report import ClassReport, FailureReport, ValueReport
 from lightning_failures.data.tree_report import GroupReport, LeafReport
 from lightning_failures.report.tables import (
     class_table,
     classes_markdown,
+    diagnosis_lines,
+    diagnosis_markdown,
     enrichment_lines,
     enrichment_markdown,
     error_changes,
@@ -253,3 +256,18 @@ def test_enrichment__hostile_names_keep_lines_and_tables_whole(attribute, name):
     assert line.isprintable()
     assert enrichment_markdown(report).count("\n") == 4
     assert enrichment_markdown(report).splitlines()[-1].count("|") == 8
+
+
+def test_diagnosis__a_line_a_diagnosed_class_with_its_remedy():
+    found = DiagnosisReport("shortcut", 0.8, {"shortcut": 0.8}, ("Of few.",), "interventions=[RetrainHead()]")
+    report = FailureReport(
+        9, 0.5, (ClassReport("a|b", 9, accuracy=0.5, diagnosis=found), ClassReport("c", 9, accuracy=0.1))
+    )
+    assert diagnosis_lines(report) == [
+        "a|b: Kind of failure: shortcut (80 %). Of few. Remedy: interventions=[RetrainHead()]"
+    ]
+    text = diagnosis_markdown(report)
+    assert text.splitlines()[0] == "### Kinds of failure and remedies"
+    assert "a&#124;b" in text
+    assert r"interventions=\[RetrainHead()\]" in text
+    assert diagnosis_markdown(FailureReport(9, 0.5, (ClassReport("c", 9),))) == ""

@@ -24,6 +24,7 @@ from lightning_failures.interventions.selection.candidates import (
     best_candidates,
     identities,
 )
+from lightning_failures.interventions.selection.diverse import spread
 from lightning_failures.interventions.selection.near_duplicates import distinct_rows
 
 By = Literal["decision_value", "confidence", "random", "flagged_confidence"]
@@ -208,6 +209,7 @@ class PoolSelector:
         lookup: Callable[[Tensor], Any] | None = None,
         suspected: Any = (),
         in_validation: Any = (),
+        diverse: bool = False,
     ) -> Picks:
         """Choose the picks among the candidates; more blocks can be added afterwards.
 
@@ -225,12 +227,16 @@ class PoolSelector:
             suspected: Ids of candidates that are not picked, because their labels are probably wrong.
             in_validation: Ids of candidates that are not picked, because they are, or nearly are, images of the
                 validation set.
+            diverse: Spread the picks over the candidates, from the best one on, instead of taking the best: each pick
+                is the one farthest from the picks before it. Ranked by decision values, only flagged candidates take
+                part, as long as there are enough. Needs embeddings.
 
         Returns:
-            The picks, with counts of the rows seen and dropped.
+            The picks, the best first, with counts of the rows seen and dropped.
 
         Raises:
-            DataError: ``training`` was given but the candidates have no embeddings, or of another length.
+            DataError: ``training`` or ``diverse`` was given but the candidates have no embeddings, or of another
+                length.
             ConfigurationError: ``similarity`` is out of range.
         """
         if not -1 < similarity <= 1:
@@ -239,7 +245,10 @@ class PoolSelector:
         labels = sorted(set(self.classes or ()) | set(self._counts))
         excluded = as_array(suspected).astype(np.int64)
         held_out = as_array(in_validation).astype(np.int64)
-        found = {label: self._pick_class(label, training, similarity, lookup, excluded, held_out) for label in labels}
+        found = {
+            label: self._pick_class(label, training, similarity, lookup, excluded, held_out, diverse=diverse)
+            for label in labels
+        }
         return Picks(found, self._seen)
 
     def _pick_class(
@@ -250,6 +259,8 @@ class PoolSelector:
         lookup: Callable[[Tensor], Any] | None,
         excluded: NDArray[np.int64],
         held_out: NDArray[np.int64],
+        *,
+        diverse: bool,
     ) -> ClassPicks:
         """Choose the picks of one class."""
         counts = self._counts.get(label, np.zeros(4, dtype=np.int64)).tolist()
@@ -267,14 +278,18 @@ class PoolSelector:
         doubted = np.isin(candidates.ids, excluded) & ~validated
         rows = candidates.take(~validated & ~doubted)
         embeddings = _embeddings_of(rows, lookup)
-        if embeddings is None and training is not None:
+        if embeddings is None and (training is not None or diverse):
             raise DataError(
-                "PoolSelector.pick: training needs embeddings of the pool. Give them to add, or give a lookup."
+                f"PoolSelector.pick: {'diverse' if diverse else 'training'} needs embeddings of the pool. Give them to"
+                " add, or give a lookup."
             )
-        chosen, dropped = np.arange(min(self.k, len(rows))), 0
+        wanted = len(rows) if diverse else self.k
+        chosen, dropped = np.arange(min(wanted, len(rows))), 0
         if embeddings is not None and similarity < 1:
             blocks = () if training is None else training(label)
-            chosen, dropped = distinct_rows(embeddings, self.k, similarity=similarity, training=blocks)
+            chosen, dropped = distinct_rows(embeddings, wanted, similarity=similarity, training=blocks)
+        if embeddings is not None and diverse and len(chosen) > self.k:
+            chosen = self._spread(as_array(embeddings)[chosen], rows.values[chosen], chosen)
         suspected, near_validation = int(doubted.sum()), int(validated.sum())
         kinds = ["near-duplicates"] + ["images of the validation set"] * (near_validation > 0)
         kinds += ["suspected label errors"] * (suspected > 0)
@@ -290,6 +305,15 @@ class PoolSelector:
             in_validation=in_validation + near_validation,
             shortfall=self._shortfall(len(chosen), len(candidates), kinds),
         )
+
+    def _spread(
+        self, embeddings: NDArray[Any], values: NDArray[np.float32], rows: NDArray[np.int64]
+    ) -> NDArray[np.int64]:
+        """Return k of more than k rows, the best first, spread over the flagged ones if there are enough of them."""
+        flagged = int(np.count_nonzero(values < 0)) if self.by == "decision_value" else len(rows)
+        if flagged <= self.k:
+            return rows[: self.k]
+        return rows[np.sort(spread(embeddings[:flagged], self.k))]
 
     def _shortfall(self, chosen: int, candidates: int, kinds: Sequence[str]) -> str | None:
         """Return why a class with candidates has fewer than k picks; None if it has k."""

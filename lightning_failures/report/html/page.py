@@ -29,6 +29,7 @@ from lightning_failures.report.interventions import intervention_lines
 from lightning_failures.report.run_folder import Run
 from lightning_failures.report.sentences import (
     counterfactual_sentence,
+    diagnosis_sentence,
     group_sentence,
     shared_sentence,
     trust_sentence,
@@ -100,6 +101,7 @@ class Card:
         index: Index of the class in the report.
         entry: The class.
         sentence: How far to trust the finding.
+        diagnosis: The kind of failure; empty if the class is not diagnosed.
         pictures: Pictures of the class.
         charts: Rows of each chart in :data:`~lightning_failures.report.html.charts.CLASS_CHARTS` that has any.
         trees: (index, grouping) of the trees of the class that are shown.
@@ -110,6 +112,7 @@ class Card:
     index: int
     entry: ClassReport
     sentence: str
+    diagnosis: str
     pictures: tuple[Picture, ...]
     charts: dict[str, Rows]
     trees: tuple[tuple[int, str], ...]
@@ -410,6 +413,7 @@ def _cards(
             index=index,
             entry=entry,
             sentence=trust_sentence(entry, names),
+            diagnosis="" if entry.diagnosis is None else diagnosis_sentence(entry.diagnosis),
             pictures=pictures.take(f"classes/{tag_part(entry.name)}", entry.name),
             charts=_class_charts(entry),
             trees=tuple(sorted(trees_of[entry.name], key=lambda tree: tree[1])),

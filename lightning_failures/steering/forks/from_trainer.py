@@ -1,4 +1,4 @@
-"""Forks of a live Trainer at the end of ``fit``, and the checkpoint that they start from."""
+"""Forks of a live Trainer at the end of ``fit``."""
 
 from __future__ import annotations
 
@@ -36,20 +36,10 @@ _SAME_OPTIONS = (
 """Arguments of a Trainer that it keeps as attributes of the same name."""
 
 
-def save_start_of_forks(trainer: Trainer, folder: Path) -> None:
-    """Write the checkpoint from which the forks resume, just before an intervention begins. Collective."""
-    try:
-        trainer.save_checkpoint(folder / START_OF_FORKS)
-    except Exception:
-        # ranks that write nothing wait at this barrier of save_checkpoint
-        trainer.strategy.barrier("Trainer.save_checkpoint")
-        raise
-
-
 def fork_finished_training(
     trainer: Trainer, module: LightningModule, callback: SteeredCallback, *, folder: Path, began: bool
 ) -> Verdict:
-    """Fork a finished training from the checkpoint of :func:`save_start_of_forks`, and return the verdict.
+    """Fork a finished training from the checkpoint before the interventions, and return the verdict.
 
     Args:
         trainer: The Trainer at the end of ``fit``.

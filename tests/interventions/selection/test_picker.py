@@ -286,3 +286,63 @@ def test_pick__images_of_the_validation_set_are_counted_and_never_picked():
     assert picker.pick().classes[0].in_validation == 2
     few = picker.pick(in_validation=[1, 2, 3]).classes[0]
     assert (few.ids.tolist(), few.shortfall) == ([4], "1 of 2: the pool has no more")
+
+
+# -- diverse picks -------------------------------------------------------------------------------------------------
+
+
+def clusters(*sizes, flagged=True):
+    """Rows of one class in tight clusters, the largest one the hardest."""
+    rng = np.random.default_rng(0)
+    cluster = np.repeat(np.arange(len(sizes)), sizes)
+    n = len(cluster)
+    values = np.linspace(-1.0, -0.1, n) if flagged else np.linspace(-0.1, 1.0, n)
+    embeddings = np.eye(8)[cluster] + 0.02 * rng.normal(size=(n, 8))
+    rows = {"ids": np.arange(n), "labels": np.zeros(n, dtype=np.int64), "decision_values": values.astype(np.float32)}
+    return rows | {"embeddings": embeddings.astype(np.float32)}, cluster
+
+
+def test_picker__diverse_picks_come_from_all_clusters():
+    rows, cluster = clusters(30, 8, 6, 4)
+    picker = feed(PoolSelector(4, by="decision_value", reserve=12), rows, np.arange(48), blocks=5)
+    hardest = picker.pick(similarity=1.0).classes[0]
+    spread = picker.pick(similarity=1.0, diverse=True).classes[0]
+    assert set(cluster[hardest.ids]) == {0}
+    assert sorted(cluster[spread.ids]) == [0, 1, 2, 3]
+    assert spread.ids[0] == 0  # the hardest
+    assert spread.values.tolist() == sorted(spread.values.tolist())  # the best first
+    assert spread.shortfall is None
+
+
+def test_picker__diverse_picks_depend_on_neither_order_nor_blocks():
+    rows, _ = clusters(30, 8, 6, 4)
+    expected = feed(PoolSelector(4, by="decision_value", reserve=12), rows, np.arange(48)).pick(diverse=True)
+    for seed in range(3):
+        order = np.random.default_rng(seed).permutation(48)
+        picker = feed(PoolSelector(4, by="decision_value", reserve=12), rows, order, blocks=1 + seed)
+        assert plain(picker.pick(diverse=True)) == plain(expected)
+
+
+def test_picker__diverse_picks_are_flagged_while_there_are_enough():
+    rows, _ = clusters(30, 8, 6, 4, flagged=False)
+    flagged = int((rows["decision_values"] < 0).sum())
+    assert flagged == 5
+    few = feed(PoolSelector(3, by="decision_value", reserve=12), rows, np.arange(48)).pick(similarity=1.0, diverse=True)
+    assert (few.classes[0].values < 0).all()
+    more = feed(PoolSelector(9, by="decision_value"), rows, np.arange(48)).pick(similarity=1.0, diverse=True)
+    assert more.classes[0].ids.tolist() == list(range(9))  # all flagged ones, then the hardest others
+
+
+def test_picker__diverse_picks_hold_no_near_duplicates_and_no_training_images():
+    rows, cluster = clusters(30, 8, 6, 4)
+    picker = feed(PoolSelector(4, by="decision_value", reserve=12), rows, np.arange(48))
+    picks = picker.pick(similarity=0.9, training=lambda _: [np.eye(8)[:1]], diverse=True).classes[0]
+    assert sorted(cluster[picks.ids]) == [1, 2, 3]
+    assert picks.shortfall.startswith("3 of 4: ")
+
+
+def test_picker__diverse_picks_need_embeddings():
+    picker = PoolSelector(2, by="decision_value")
+    picker.add([1, 2, 3], [0, 0, 0], decision_values=[-1.0, -2.0, -3.0])
+    with pytest.raises(DataError, match="diverse needs embeddings"):
+        picker.pick(diverse=True)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from lightning_failures.data.records import DiagnosisReport
 from lightning_failures.data.report import ClassReport, FailureReport, FeatureReport, ValueReport
 from lightning_failures.data.tree_report import GroupReport, LeafReport, NodeReport
 from lightning_failures.report.html.render import data_block, render
@@ -30,6 +31,7 @@ def page_of(name):
     entry = ClassReport(
         name, 40, accuracy=0.5, cv_score=0.9, p_value=0.001, pattern=True, base_error_rate=0.5, enrichment=values,
         hardest_captions=(name,), hardest_caption_scores=(-1.0,), easiest_captions=(name,),
+        diagnosis=DiagnosisReport(name, 0.7, {name: 0.7}, (name,), name),
     )  # fmt: skip
     feature = FeatureReport(3, (name,), (), name, 0.5, 2.0, name, name, name)
     act = {"kind": name, "epoch": 3, "classes": [{"class": name, "flagged": 1, "reason": name}], "verdict": name}
@@ -98,6 +100,16 @@ def test_render__the_policy_names_our_scripts():
     assert "unsafe-eval" not in policy
     (source,) = re.findall(r"<script>(.*?)</script>", text, re.DOTALL)
     assert f"'sha256-{base64.b64encode(hashlib.sha256(source.encode()).digest()).decode()}'" in policy
+
+
+def test_render__the_kind_of_failure_and_its_remedy():
+    found = DiagnosisReport("label noise", 0.82, {"label noise": 0.82}, ("Labels are odd.",), "report.doubted_ids")
+    entry = ClassReport("cat", 40, accuracy=0.5, cv_score=0.9, pattern=True, base_error_rate=0.5, diagnosis=found)
+    page = render(Run(Path("logs/failures"), FailureReport(40, 0.5, (entry,)), ()))
+    assert "Kind of failure: label noise (82" in page
+    assert "Labels are odd." in page
+    assert "Remedy: <code>report.doubted_ids</code>" in page
+    assert '<small class="under">label noise</small>' in page
 
 
 def test_data_block__reads_back_and_ends_nothing():

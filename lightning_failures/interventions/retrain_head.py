@@ -1,0 +1,303 @@
+"""RetrainHead refits the last layer of the model, with the flagged and the unflagged examples of equal mass.
+
+Source: Kirichenko et al., Last Layer Re-Training is Sufficient for Robustness to Spurious Correlations, ICLR 2023; the
+groups come from failure directions (:mod:`lightning_failures.interventions.head`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, Literal
+
+import numpy as np
+
+from lightning_failures.core.types import BoolArray, FloatArray, IntArray
+from lightning_failures.errors import DataError
+from lightning_failures.interventions.base import (
+    LEFT_OUT,
+    Decision,
+    HeadExamples,
+    Intervention,
+    JudgedExamples,
+    LastLayer,
+    NewHead,
+    Round,
+    is_number,
+)
+from lightning_failures.interventions.flags import Flags, flag_examples, largest_factor
+from lightning_failures.interventions.head import (
+    MAX_FACTOR,
+    MIN_GROUP,
+    PENALTIES,
+    fit_head,
+    group_codes,
+    head_logits,
+    random_flags,
+)
+from lightning_failures.interventions.verdicts import Verdict, not_measured, paired_verdict, should_roll_back
+
+RANDOM_CONTROLS = 3
+"""Number of heads that are refitted with random flags."""
+
+
+class RetrainHead(Intervention):
+    r"""Refits the last layer to the penultimate features of the training set, flagged and unflagged of equal mass.
+
+    The new layer is a multinomial logistic regression in which every class has the same mass, half of which belongs to
+    the examples that the direction of the class flags (:func:`~lightning_failures.interventions.head.fit_head`). The
+    other layers are unchanged, so a refit costs one pass of the model over the training set. It helps where the model
+    has features of what counts but weighs them wrongly: with a shortcut, not with too few examples of a kind. Where
+    most failures of validation look like doubtful labels, a flagged example counts at most twice.
+
+    It acts when the training has ended: the weights of the last layer are replaced in place, and the checkpoint
+    ``failures/retrained.ckpt`` is written. With ``every_n_epochs`` it also acts before epochs of the training.
+
+    Refitting alone may gain, so the report holds controls: heads fitted with the same penalty without flags (uniform),
+    and with random flags, the same number in each class. All are measured on the report part, which no direction was
+    fitted to: accuracy, accuracy on the frozen slice, and accuracy in the worst group (class x slice, at least 10
+    examples). The verdict compares the new head with the controls on the frozen slice.
+
+    With ``AdvancedOptions(auto_rollback=True)`` a new head with which accuracy on the decision part falls by more than
+    2 points, significantly, is not used.
+
+    Needs a last layer ``nn.Linear`` with a bias, whose output are the logits of one class per example, in a model that
+    every process holds as a whole. Optimizers keep their state. Callbacks that replace the weights when the training
+    ends, such as weight averaging, must stand before ``FailureModes``.
+
+    Args:
+        head: Name of the last layer; None: it is found.
+        data: ``"train"``: fit to the training set. ``"validation"``: spend half of the discovery part of the validation
+            set on the fit. No direction, and no number of the report, is then computed on these examples.
+        every_n_epochs: Act before every n-th epoch from ``start_epoch`` on too. None: only at the end.
+        max_flagged: Largest share of the examples of a class that may count as flagged, in (0, 1].
+        max_factor: Largest weight of a flagged example, in units of that of the others of its class, at least 1.
+        triage: Exclude training examples with doubtful labels from the flagged, as
+            :class:`~lightning_failures.interventions.Upweight` does.
+        penalties: L2 penalties > 0, from which cross-validation chooses by the worst group.
+        folds: Number of folds of the cross-validation.
+        **schedule: ``start_epoch``, ``stop_epoch`` and ``dry_run`` of
+            :class:`~lightning_failures.interventions.Intervention`; ``dry_run`` reports what a new head would gain.
+
+    Raises:
+        ConfigurationError: An option outside its range.
+
+    >>> RetrainHead().decision_index(3), RetrainHead(every_n_epochs=2).decision_index(3)
+    (None, 1)
+    """
+
+    def __init__(
+        self,
+        *,
+        head: str | None = None,
+        data: Literal["train", "validation"] = "train",
+        every_n_epochs: int | None = None,
+        max_flagged: float = 0.5,
+        max_factor: float = MAX_FACTOR,
+        triage: bool = True,
+        penalties: Sequence[float] = PENALTIES,
+        folds: int = 3,
+        **schedule: Any,
+    ) -> None:
+        super().__init__(every_n_epochs=1 if every_n_epochs is None else every_n_epochs, **schedule)
+        self.head = head
+        self.data = data
+        self.every_n_epochs = every_n_epochs  # type: ignore[assignment]
+        self.max_flagged = max_flagged
+        self.max_factor = max_factor
+        self.triage = triage
+        self.penalties = tuple(penalties)
+        self.folds = folds
+        self._check("head", head is None or bool(head), "None or the name of a submodule")
+        self._check("data", data in ("train", "validation"), "'train' or 'validation'")
+        self._check("max_flagged", is_number(max_flagged) and 0 < max_flagged <= 1, "a share in (0, 1]")
+        self._check("max_factor", is_number(max_factor) and 1 <= max_factor < math.inf, "a number >= 1")
+        usable = bool(self.penalties) and all(is_number(one) and one > 0 for one in self.penalties)
+        self._check("penalties", usable, "numbers > 0")
+        self._check("folds", is_number(folds) and folds >= 2, "an integer >= 2")
+        self._check("grow_epoch", not self.grow_epoch, "False, because no example is added")
+
+    @property
+    def acts_at_end(self) -> bool:
+        """Whether the intervention makes a decision when the training has ended."""
+        return self.stop_epoch is None
+
+    @property
+    def refits_last_layer(self) -> bool:
+        """Whether the intervention replaces the weights of the last layer."""
+        return True
+
+    @property
+    def spends_validation(self) -> bool:
+        """Whether a part of the validation set is spent on the fit."""
+        return self.data == "validation"
+
+    def decision_index(self, epoch: int) -> int | None:
+        """Return the index of the decision that holds in an epoch; always None without ``every_n_epochs``."""
+        return None if self.every_n_epochs is None else super().decision_index(epoch)
+
+    def decide(self, examples: JudgedExamples, round: Round) -> Decision:
+        """Fit a new head, and the controls; measure all on the report part."""
+        weights = np.ones(len(examples.labels))
+        flags: Flags | None = None
+        if not self.spends_validation:
+            flags = flag_examples(examples, round, max_flagged=self.max_flagged, triage=self.triage)
+            if not flags.flagged.any():
+                entries = _class_entries(examples.class_names, examples.labels, flags)
+                return Decision(weights, entries, review=flags.review)
+        layer = round.last_layer(self.head, spend_validation=self.spends_validation)
+
+        def study() -> Decision:
+            assert layer is not None  # on the first process
+            factor = largest_factor(self.max_factor, round)
+            return self._study(layer, examples, flags, max_factor=factor, seed=round.seed)
+
+        decision = round.on_first(study)
+        return replace(decision, weights=weights, review=() if flags is None else flags.review)
+
+    def _study(
+        self, layer: LastLayer, examples: JudgedExamples, flags: Flags | None, *, max_factor: float, seed: int
+    ) -> Decision:
+        """Fit and measure heads; the weights of the decision are left to the caller."""
+        fitting = layer.fitting
+        if flags is None:  # the spent part, whose labels are not checked
+            spent = replace(examples, labels=fitting.labels, values=fitting.values, retained=None)
+            flags = flag_examples(spent, None, max_flagged=self.max_flagged, triage=False)
+            flagged, entries = flags.flagged, _class_entries(examples.class_names, fitting.labels, flags)
+        else:
+            flagged = flags.flagged[fitting.rows]
+            entries = _class_entries(examples.class_names, examples.labels, flags)
+        nothing = Decision(np.empty(0), entries)
+        split = group_codes(fitting.labels, flagged) % 2 == 1
+        if not split.any():
+            note = (
+                f"RetrainHead keeps the last layer: no class has {MIN_GROUP} flagged and {MIN_GROUP} other examples."
+                if flagged.any()
+                else "RetrainHead keeps the last layer: nothing is flagged."
+            )
+            return replace(nothing, notes=(note,))
+
+        # the new head, and the controls with the same penalty
+        common: dict[str, Any] = {
+            "classes": len(layer.head.bias),
+            "folds": self.folds,
+            "groups": fitting.groups,
+            "seed": seed,
+        }
+        common["device"] = layer.device
+        fit = fit_head(fitting.features, fitting.labels, flagged, penalties=self.penalties, **common)
+        new = layer.with_weights(fit.weight, fit.bias)
+        if not (np.isfinite(new.weight).all() and np.isfinite(new.bias).all()):
+            raise DataError(
+                f"The refitted weights of {new.name!r} exceed the range of {layer.dtype}. Give larger penalties:"
+                " RetrainHead(penalties=[1.0, 0.1])."
+            )
+        controls = []
+        for draw in range(RANDOM_CONTROLS + 1):
+            other = None if draw == 0 else random_flags(fitting.labels, flagged, seed=seed + draw)
+            control = fit_head(fitting.features, fitting.labels, other, penalties=[fit.penalty], **common)
+            controls.append(layer.with_weights(control.weight, control.bias))
+
+        measured, verdict = _measure(layer.report, layer.head, new, controls, seed=seed)
+        details: dict[str, Any] = {
+            "head": new.name,
+            "fitted_on": len(fitting.labels),
+            "features": int(new.weight.shape[1]),
+            "max_factor": max_factor,
+            "penalty": fit.penalty,
+            "cross_validation": [
+                {"penalty": penalty, "worst_group": worst, "mean_group": mean}
+                for penalty, worst, mean in zip(fit.penalties, fit.worst_group, fit.mean_group, strict=True)
+                if np.isfinite(worst)
+            ],
+            "measured": measured,
+            "verdict": verdict.to_dict(),
+        }
+        harm = _harm(layer.decision, layer.head, new, seed=seed)
+        if harm is not None:
+            details["dropped"] = harm.sentence
+            return replace(nothing, details=details, notes=(f"RetrainHead keeps the last layer: {harm.sentence}",))
+        return replace(nothing, head=new, details=details)
+
+
+def _class_entries(names: Sequence[str], labels: IntArray, flags: Flags) -> tuple[dict[str, Any], ...]:
+    """Return one entry per class for the report."""
+    taking_part = labels != LEFT_OUT
+    sizes = np.bincount(labels[taking_part], minlength=len(names))
+    counts = np.bincount(labels[taking_part & flags.flagged], minlength=len(names))
+    return tuple(
+        {
+            "class": name,
+            "examples": int(sizes[k]),
+            "flagged": int(counts[k]),
+            "share": float(counts[k] / sizes[k]) if sizes[k] else None,
+        }
+        | flags.class_fields(k)
+        for k, name in enumerate(names)
+    )
+
+
+def _measure(
+    report: HeadExamples | None, before: NewHead, new: NewHead, controls: Sequence[NewHead], *, seed: int
+) -> tuple[dict[str, Any], Verdict]:
+    """Return the accuracies of all heads on the report part, and the verdict on the new one."""
+    if report is None or not len(report.labels):
+        return {}, not_measured("the examples of the report part cannot be read again")
+    arms = {"before": [before], "retrained": [new], "uniform": controls[:1], "random": controls[1:]}
+    correct = {arm: np.stack([_correct(head, report) for head in heads]) for arm, heads in arms.items()}
+    in_slice = report.in_slice
+    measured: dict[str, Any] = {"examples": len(report.labels), "slice": int(in_slice.sum())}
+    for arm, rows in correct.items():
+        figures = [_figures(row, report.labels, in_slice) for row in rows]
+        measured[arm] = {key: _mean([one[key] for one in figures]) for key in figures[0]}
+
+    without = np.concatenate([correct["uniform"], correct["random"]])[:, in_slice]
+    verdict = paired_verdict(
+        np.repeat(correct["retrained"][:, in_slice], len(without), axis=0),
+        without,
+        groups=None if report.groups is None else report.groups[in_slice],
+        seed=seed,
+        what="flagged examples of the report part",
+    )
+    if verdict.interval is None:
+        return measured, verdict
+    low, high = verdict.interval
+    sentence = (
+        f"{verdict.outcome.capitalize()}: of {verdict.examples} flagged examples of the report part"
+        f" {verdict.treated:.3f} are right with the new last layer, {verdict.control:.3f} with layers refitted without"
+        f" the flags (difference {verdict.difference:+.3f}, {verdict.level:.0%} interval {low:+.3f} to"
+        f" {high:+.3f})."
+    )
+    return measured, replace(verdict, sentence=sentence, pairs=0)
+
+
+def _figures(correct: BoolArray, labels: IntArray, in_slice: BoolArray) -> dict[str, float | None]:
+    """Return accuracy, accuracy on the slice, and accuracy in the worst group (class x slice) of enough examples."""
+    code = group_codes(labels, in_slice)
+    names, sizes = np.unique(code, return_counts=True)
+    groups = [float(correct[code == name].mean()) for name in names[sizes >= MIN_GROUP]]
+    return {
+        "accuracy": float(correct.mean()),
+        "slice_accuracy": float(correct[in_slice].mean()) if in_slice.any() else None,
+        "worst_group": min(groups, default=None),
+    }
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if known else None
+
+
+def _correct(head: NewHead, examples: HeadExamples) -> BoolArray:
+    """Return whether a head is right on each example, (n,) bool."""
+    logits: FloatArray = head_logits(head.weight, head.bias, examples.features)
+    return np.asarray(logits.argmax(axis=1) == examples.labels)
+
+
+def _harm(decision: HeadExamples | None, before: NewHead, new: NewHead, *, seed: int) -> Verdict | None:
+    """Return the verdict on the decision part if accuracy falls there, else None."""
+    if decision is None or not len(decision.labels):
+        return None
+    verdict = should_roll_back(_correct(before, decision), _correct(new, decision), groups=decision.groups, seed=seed)
+    return verdict if verdict.outcome == "hurt" else None
