@@ -149,7 +149,7 @@ def without_shortcut(world: World, entry: ClassReport, label: int, generator: Re
     """Return the check of a caption, on the same images, of a classifier that had no shortcut to learn."""
     model = world.base(shortcut=0.5)
     assert entry.reference_caption is not None
-    captions = entry.hardest_captions[0], entry.reference_caption
+    captions = entry.hardest_captions[0], entry.reference_caption, *entry.easiest_captions[:1]
     right = [model.logits(torch.stack(generator.images[one])).argmax(1) == label for one in captions]
     return shown(rendered_gap(*right))
 

@@ -36,28 +36,29 @@ Box = tuple[float, float, float, float]
 def rendered_gap(
     correct_hard: Any, correct_reference: Any, correct_easy: Any = None, *, generator: str | None = None
 ) -> CounterfactualReport:
-    """Compare the error rates of images rendered from the hardest and from the reference caption, paired by seed.
+    """Compare the error rates of images rendered from the hardest and from the easiest caption, paired by seed.
 
-    The images should differ in nothing but the words. Whether they show the class at all is not judged: an image that
-    does not counts as an error of the model, under both captions alike if the words do not matter for it.
+    The images should differ in nothing but the words. The easiest caption is the control, since it is as specific as
+    the hardest: generators draw a class less well where a caption says little, as the reference caption does. Whether
+    images show the class at all is not judged; one that does not counts as an error of the model.
 
     Args:
         correct_hard: (n,) bool, whether the model is right about the image of each seed by the hardest caption.
         correct_reference: (n,) bool, the same for the reference caption.
-        correct_easy: (n,) bool, the same for the easiest caption; None: there is none.
+        correct_easy: (n,) bool, the same for the easiest caption; None: the reference caption is the control.
         generator: Name of the generator.
 
     Raises:
         DataError: The lengths differ, or the values are no booleans.
 
-    >>> found = rendered_gap([False] * 9 + [True], [True] * 10)
-    >>> found.verdict, found.changed, found.control, [round(end, 2) for end in found.interval]
-    ('confirmed', 0.9, 0.0, [0.49, 0.98])
+    >>> found = rendered_gap([False] * 9 + [True], [True] * 5 + [False] * 5, [True] * 10)
+    >>> found.verdict, found.changed, found.control, found.reference, [round(end, 2) for end in found.interval]
+    ('confirmed', 0.9, 0.0, 0.5, [0.49, 0.98])
     """
     hard, reference = _pairs(correct_hard, correct_reference, "rendered_gap")
-    easy = None if correct_easy is None else _pairs(correct_hard, correct_easy, "rendered_gap")[1]
-    easiest = None if easy is None or not len(easy) else 1 - float(easy.mean())
-    return _compared(~hard, ~reference, kind=RENDERED, easiest=easiest, generator=generator)
+    easy = reference if correct_easy is None else _pairs(correct_hard, correct_easy, "rendered_gap")[1]
+    rate = 1 - float(reference.mean()) if len(reference) else None
+    return _compared(~hard, ~easy, kind=RENDERED, reference=rate, generator=generator)
 
 
 def pasted_flips(flipped: Any, flipped_by_control: Any, *, repairs: bool = False) -> CounterfactualReport:

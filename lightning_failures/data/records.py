@@ -84,14 +84,15 @@ class CounterfactualReport(Readable):
     """Whether a change of an image, and of nothing else, changes the answer of the model; shares are in [0, 1].
 
     Attributes:
-        kind: "rendered": images generated from the hardest caption and from the reference caption, with equal seeds.
+        kind: "rendered": images generated from the hardest caption and from the easiest caption, with equal seeds.
             "pasted": the region of a feature pasted onto other images, and the same region of an ordinary image.
         verdict: "confirmed" (the interval of ``difference`` lies above 0), "not confirmed" or "not measured".
         reason: Why it was not measured; None if it was.
         images: Number of pairs: of seeds, or of images that were pasted onto.
         changed: Share of the answers that are wrong for the hardest caption, or that flip with the region.
-        control: Share of the answers that are wrong for the reference caption, or that flip with the ordinary patch.
-        easiest: Share of the answers that are wrong for the easiest caption; None if pasted.
+        control: Share of the answers that are wrong for the easiest caption (for the reference caption if there is no
+            other), or that flip with the ordinary patch.
+        reference: Share of the answers that are wrong for the reference caption; None if pasted.
         difference: ``changed - control``.
         interval: 95 % interval of ``difference``, by pairs.
         repairs: Whether failures were pasted onto, because less of the feature means failure: a flip is then a failure
@@ -105,7 +106,7 @@ class CounterfactualReport(Readable):
     images: int = 0
     changed: float | None = None
     control: float | None = None
-    easiest: float | None = None
+    reference: float | None = None
     difference: float | None = None
     interval: tuple[float, float] | None = None
     repairs: bool = False

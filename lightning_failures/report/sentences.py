@@ -99,10 +99,10 @@ def counterfactual_sentence(found: CounterfactualReport) -> str:
         what = "failures" if found.repairs else "correct images"
         rates = f"Its region flips {changed} of {found.images} {what}, an ordinary patch {control}"
     else:
-        easiest = "" if found.easiest is None else f", {_percent(found.easiest)} from the easiest"
+        reference = "" if found.reference is None else f", from the reference {_percent(found.reference)}"
         rates = (
             f"Of {found.images} images that {clean(found.generator or 'a generator', 60)} renders from it, the model"
-            f" gets {changed} wrong, of those from the reference caption {control}{easiest}"
+            f" gets {changed} wrong, of those from the easiest caption {control}{reference}"
         )
     return f"{head}. {rates} ({low} to {high})."
 

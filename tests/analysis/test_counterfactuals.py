@@ -25,14 +25,21 @@ def test_rendered_gap__by_hand():
     reference = [True] * 4 + [True] * 10 + [False] * 2
     easy = [True] * 16
     found = rendered_gap(hard, torch.tensor(reference), np.array(easy), generator="drawing")
-    assert (found.images, found.changed, found.control, found.easiest) == (16, 12 / 16, 2 / 16, 0.0)
-    assert found.difference == pytest.approx(10 / 16)
-    assert found.interval == paired_difference_interval(2, 10, 0, 4)
+    assert (found.images, found.changed, found.control, found.reference) == (16, 12 / 16, 0.0, 2 / 16)
+    assert found.difference == pytest.approx(12 / 16)
+    assert found.interval == paired_difference_interval(0, 12, 0, 4)
     assert (found.kind, found.verdict, found.reason, found.generator) == ("rendered", CONFIRMED, None, "drawing")
 
 
-def test_rendered_gap__the_easy_caption_is_optional():
-    assert rendered_gap([True] * 8, [True] * 8).easiest is None
+def test_rendered_gap__without_an_easy_caption_the_reference_is_the_control():
+    found = rendered_gap([False] * 8, [True] * 6 + [False] * 2)
+    assert (found.control, found.reference) == (0.25, 0.25)
+    assert found.interval == paired_difference_interval(2, 6, 0, 0)
+
+
+def test_rendered_gap__a_generator_that_draws_the_reference_badly_confirms_nothing():
+    assert rendered_gap([True] * 16, [False] * 16, [True] * 16).verdict == NOT_CONFIRMED
+    assert rendered_gap([False] * 16, [False] * 16, [True] * 16).verdict == CONFIRMED
 
 
 def test_pasted_flips__by_hand():

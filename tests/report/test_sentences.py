@@ -141,9 +141,9 @@ def test_trust_sentence__of_a_sample_counts_what_was_looked_at():
         (
             {},
             "Counterfactual check: confirmed. Of 32 images that painter renders from it, the model gets 88 % wrong, of"
-            " those from the reference caption 12 %, 3 % from the easiest (+50 to +89).",
+            " those from the easiest caption 12 %, from the reference 3 % (+50 to +89).",
         ),
-        ({"easiest": None, "interval": (-0.05, 0.4), "verdict": "not confirmed"}, "caption 12 % (-5 to +40)."),
+        ({"reference": None, "interval": (-0.05, 0.4), "verdict": "not confirmed"}, "caption 12 % (-5 to +40)."),
         ({"changed": None, "reason": "out of time", "verdict": "not measured"}, "check: not measured (out of time)."),
     ],
 )

@@ -168,7 +168,9 @@ class FeaturePaster:
         ids = [i for i in _spread(self.grades, rows) if labels[i] in of_class and i not in top][:TARGETS]
         if len(ids) < MIN_PAIRS:
             what = "failures" if repairs else "correct images"
-            return not_measured(PASTED, f"only {len(ids)} {what} to paste onto", images=len(ids), repairs=repairs)
+            return not_measured(
+                PASTED, f"only {len(ids)} {what} of the same class to paste onto", images=len(ids), repairs=repairs
+            )
 
         images = list(self.images(ids))
         with self.model.open() as answers:

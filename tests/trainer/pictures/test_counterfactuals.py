@@ -172,7 +172,7 @@ def asked(tmp_path):
 def test_render__a_caption_that_names_what_the_model_sees(asked):
     found = asked(Seeing())
     assert (found.kind, found.verdict, found.images, found.generator) == ("rendered", "confirmed", SEEDS, "paint")
-    assert (found.changed, found.control, found.easiest) == (1.0, 0.0, 0.0)
+    assert (found.changed, found.control, found.reference) == (1.0, 0.0, 0.0)
 
 
 def test_render__a_caption_that_names_something_else(asked):
