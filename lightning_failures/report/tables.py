@@ -299,6 +299,7 @@ def trust_markdown(report: FailureReport, *, limit: int | None = None) -> str:
 def diagnosis_lines(report: FailureReport, limit: int | None = None) -> list[str]:
     """Return the kind of failure and the remedy of each diagnosed class, in the order of :func:`rank_classes`.
 
+    >>> from lightning_failures.data.records import DiagnosisReport
     >>> found = DiagnosisReport("label noise", 0.8, remedy="report.classes[0].doubted_ids")
     >>> diagnosis_lines(FailureReport(9, 0.5, (ClassReport("cat", 9, accuracy=0.5, diagnosis=found),)))
     ['cat: Kind of failure: label noise (80 %). Remedy: report.classes[0].doubted_ids']
