@@ -183,11 +183,10 @@ def planted(kind: str, seed: int) -> FailureStatistics:
         elif kind == LABEL_NOISE:
             true[special] = rng.integers(1, 5, special.sum())
             predictions = true.copy()
-        elif kind == HARD:  # nothing of the class is seen, and all look the same
-            x[special] = 0.2 * rng.normal(size=(special.sum(), DIM))
+        elif kind == HARD:  # of no class can anything be seen in these
+            special = rng.random(n) < 0.35
             x[special, 7] += 2
-            wrong = special & (rng.random(n) < 0.6)
-            predictions[wrong] = rng.integers(1, 5, wrong.sum())
+            predictions[special] = rng.integers(0, 5, special.sum())
         visible = ~special if kind == HARD else np.ones(n, dtype=bool)
         x[np.arange(n)[visible], true[visible]] += 2
         return x.astype(np.float32), labels, predictions
