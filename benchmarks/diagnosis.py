@@ -4,10 +4,11 @@
     python benchmarks/diagnosis.py --output benchmarks/results/diagnosis.json
 
 A shortcut, an under-represented subpopulation, label noise, intrinsically hard images, or nothing is planted in the
-classes of a world (planted_kinds.py). ``--fit`` collects the
-statistics of coloured digits (rendered by the package, in the space of the packaged CLIP) and of Gaussian classes with
-simulated answers, fits the multinomial logistic regression, and prints the constants of
-lightning_failures/analysis/diagnosis.py. Without it, the packaged constants are judged on pairs of MNIST digits in the
+classes of a world (planted_kinds.py). ``--fit`` collects the statistics of coloured digits (rendered by the package, in
+the space of the packaged CLIP) and of Gaussian classes with simulated answers, fits the multinomial logistic
+regression, and prints the constants of lightning_failures/analysis/diagnosis.py.
+
+Without it, the packaged constants are judged on pairs of MNIST digits in the
 space of EfficientNet-Lite0: other images, another encoder, other subpopulations, other hard images, other seeds.
 
 A plant counts if the model falls for it: at least 10 failures of its class, and half of them, are of the plant.
