@@ -37,7 +37,10 @@ def raw_blocks(features: Any) -> Callable[[], Iterator[NDArray[Any]]]:
         size = max(1, _CELLS_AT_ONCE // max(rows.shape[1], 1))
         return lambda: (rows[start : start + size] for start in range(0, len(rows), size))
     if iter(features) is features:
-        raise DataError("features must be read several times; pass a list of blocks, or an object whose __iter__ starts again, not a generator.")
+        raise DataError(
+            "features are read several times; pass a list of blocks, or an object whose __iter__ starts again, "
+            "not a generator."
+        )
     return lambda: (as_rows(block, "a block of features", finite=False) for block in features)
 
 

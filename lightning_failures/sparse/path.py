@@ -19,8 +19,8 @@ from lightning_failures.core.arrays import as_array, as_vector
 from lightning_failures.core.types import FloatArray, IntArray
 from lightning_failures.errors import ConfigurationError, DataError
 from lightning_failures.sparse.blocks import StandardizedBlocks
-from lightning_failures.sparse.solver import PathSolver, Solution
 from lightning_failures.sparse.softmax import Head, SoftmaxProblem
+from lightning_failures.sparse.solver import PathSolver
 
 _ABSENT = 30.0
 """How far the bias of a class without examples lies below the smallest other one."""
@@ -125,7 +125,7 @@ def fit_sparse_path(
     Raises:
         ConfigurationError: An option out of range.
         DataError: Features that are not finite, labels that do not fit, fewer than two classes, or no feature that
-            tells classes apart.
+            differs between classes.
 
     >>> rng = np.random.default_rng(0)
     >>> x = rng.normal(size=(300, 8))
@@ -133,7 +133,43 @@ def fit_sparse_path(
     >>> path.weight.shape, path.layer(2)[0].nonzero().tolist()
     (torch.Size([5, 2, 8]), [[0, 3], [1, 3]])
     """
-    _check_options(alpha, lambdas, n_lambdas, lambda_ratio)
+    options = PathOptions(alpha, lambdas, n_lambdas, lambda_ratio, grouped, standardize, None, seed, device)
+    return solve_path(features, labels, sample_weight, options)
+
+
+@dataclass(frozen=True)
+class PathOptions:
+    """How a path is fitted; see :func:`fit_sparse_path`.
+
+    Attributes:
+        ridge: Penalty of a refit on the support of each layer; None for the layers of the path themselves.
+    """
+
+    alpha: float = 0.99
+    lambdas: Sequence[float] | None = None
+    n_lambdas: int = 100
+    lambda_ratio: float = 1e-3
+    grouped: bool = False
+    standardize: bool = True
+    ridge: float | None = None
+    seed: int = 0
+    device: str | torch.device = "cpu"
+
+    def __post_init__(self) -> None:
+        if not 0 < self.alpha <= 1:
+            raise ConfigurationError(f"alpha must lie in (0, 1]; got {self.alpha}.")
+        if self.ridge is not None and not self.ridge > 0:
+            raise ConfigurationError(f"ridge must be above 0; got {self.ridge}.")
+        if self.n_lambdas < 1 or not 0 < self.lambda_ratio < 1:
+            given = f"{self.n_lambdas} and {self.lambda_ratio}"
+            raise ConfigurationError(f"n_lambdas must be at least 1 and lambda_ratio lie in (0, 1); got {given}.")
+        values = np.asarray([1.0] if self.lambdas is None else self.lambdas, dtype=np.float64)
+        if values.ndim != 1 or not len(values) or not (values > 0).all() or not (np.diff(values) < 0).all():
+            raise ConfigurationError("lambdas must be > 0 and descend: each fit starts from the one before.")
+
+
+def solve_path(features: Any, labels: Any, sample_weight: Any, options: PathOptions) -> SparsePath:
+    """Fit a path; with ``options.ridge``, weights and biases are those of the refits on the supports."""
     y = as_vector(labels, "labels", len(labels)).astype(np.int64)
     classes, targets = np.unique(y, return_inverse=True)
     if len(classes) < 2 or classes[0] < 0:
@@ -143,24 +179,23 @@ def fit_sparse_path(
     if priors.min() <= 0:
         raise DataError("every class must have an example with a sample_weight above 0; leave the others out.")
 
-    data = StandardizedBlocks(features, mass, standardize=standardize, device=device)
-    problem = SoftmaxProblem(data, targets, mass, len(classes), seed=seed, device=device)
-    solver = PathSolver(problem, priors, alpha, grouped)
-    if lambdas is None and solver.lambda_max <= 0:
-        raise DataError("no feature tells the classes apart: all are constant, or have equal means in all classes.")
-    grid = solver.lambda_max * np.geomspace(1, lambda_ratio, n_lambdas) if lambdas is None else np.array(lambdas)
+    data = StandardizedBlocks(features, mass, standardize=options.standardize, device=options.device)
+    problem = SoftmaxProblem(data, targets, mass, len(classes), seed=options.seed, device=options.device)
+    solver = PathSolver(problem, priors, options.alpha, options.grouped)
+    grid = _grid(solver.lambda_max, options)
     n_classes = int(classes[-1]) + 1
     positions, values, biases, solutions = [], [], [], []
     for row, strength in enumerate(grid.tolist()):
         solution = solver.solve(strength)
-        at, weight, bias = _for_raw_features(solution.head, data)
+        head = solution.head if options.ridge is None else solver.refit(options.ridge)
+        at, weight, bias = _for_raw_features(head, data)
         positions.append((row * n_classes + classes[at[0]]) * data.dim + at[1])
         values.append(weight)
         biases.append(np.full(n_classes, bias.min() - _ABSENT))
         biases[-1][classes] = bias
         solutions.append(solution)
     return SparsePath(
-        lambdas=torch.from_numpy(grid.astype(np.float64)),
+        lambdas=torch.from_numpy(grid),
         positions=torch.from_numpy(np.concatenate(positions)),
         values=torch.from_numpy(np.concatenate(values)).float(),
         bias=torch.from_numpy(np.stack(biases)).float(),
@@ -191,15 +226,9 @@ def _masses(sample_weight: Any, n: int) -> FloatArray:
     return np.asarray(mass / mass.sum())
 
 
-def _check_options(alpha: float, lambdas: Sequence[float] | None, n_lambdas: int, lambda_ratio: float) -> None:
-    if not 0 < alpha <= 1:
-        raise ConfigurationError(f"alpha must lie in (0, 1]; got {alpha}.")
-    if lambdas is None:
-        if n_lambdas < 1 or not 0 < lambda_ratio < 1:
-            raise ConfigurationError(
-                f"n_lambdas must be at least 1 and lambda_ratio lie in (0, 1); got {n_lambdas} and {lambda_ratio}."
-            )
-        return
-    values = np.asarray(lambdas, dtype=np.float64)
-    if values.ndim != 1 or not len(values) or not (values > 0).all() or not (np.diff(values) < 0).all():
-        raise ConfigurationError("lambdas must be > 0 and fall strictly: each starts from the solution of the one before.")
+def _grid(lambda_max: float, options: PathOptions) -> FloatArray:
+    if options.lambdas is not None:
+        return np.array(options.lambdas, dtype=np.float64)
+    if lambda_max <= 0:
+        raise DataError("no feature differs between classes: all are constant, or have equal means in all classes.")
+    return np.asarray(lambda_max * np.geomspace(1, options.lambda_ratio, options.n_lambdas))

@@ -17,7 +17,7 @@ class ElasticNet:
 
     Attributes:
         strength: lambda.
-        alpha: Share of the sparse part, in (0, 1].
+        alpha: Share of the sparse part, in [0, 1]; 0 is ridge regression.
         grouped: Whether a feature enters for all classes or none.
     """
 
@@ -38,7 +38,8 @@ class ElasticNet:
     def value(self, weight: FloatArray) -> float:
         """Return the penalty of weights (K, D).
 
-        >>> ElasticNet(1.0, 1.0).value(np.array([[3.0], [-4.0]])), ElasticNet(1.0, 1.0, True).value(np.array([[3.0], [-4.0]]))
+        >>> weight = np.array([[3.0], [-4.0]])
+        >>> ElasticNet(1.0, 1.0).value(weight), ElasticNet(1.0, 1.0, grouped=True).value(weight)
         (7.0, 5.0)
         """
         return self.l1 * float(magnitudes(weight, self.grouped).sum()) + self.l2 / 2 * float(np.square(weight).sum())

@@ -4,8 +4,8 @@ At each lambda the coordinates that the strong rule keeps form the working set. 
 the loss plus the penalty, for each class on its own: exact gradient, and as curvature the block of the class in the
 softmax Hessian, times a scale. The Hessian of an example, diag(p) - pp', is a graph Laplacian, so it lies below twice
 its diagonal: with a scale of 2 all classes may move at once. The solver starts below that and raises the scale when a
-step does not descend as predicted. Anderson extrapolation over the last steps removes the slow modes that moving classes
-one by one leaves. When the working set is solved, the gradient by all features shows coordinates that were left out.
+step does not descend as predicted. Anderson extrapolation over the last steps removes the slow modes that steps of
+classes on their own leave. When the working set is solved, the gradient by all features shows what was left out.
 
 Sources: Lee, Sun and Saunders, Proximal Newton-type methods, SIAM J. Optim. 2014; Tibshirani et al., Strong rules,
 JRSS B 2012; Bertrand and Massias, Anderson acceleration of coordinate descent, AISTATS 2021.
@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -139,10 +139,18 @@ class PathSolver:
                 return Solution(self._head, objective, worst / strength, tuple(objectives))
             working = known | lacking
 
+    def refit(self, ridge: float) -> Head:
+        """Return the ridge solution on the support of the last solution, which stays as it is."""
+        kept, at = self._head, self._at
+        self._descend(ElasticNet(ridge, 0.0, self._grouped), kept.weight != 0, None)
+        refitted, self._head, self._at = self._head, kept, at
+        return refitted
+
     def _admit(self, working: BoolArray, count: int) -> BoolArray:
         """Move the features of a working set (K, D) to the front; return it for them alone, (K, new count)."""
         entering = count + np.flatnonzero(working[:, count:].any(axis=0))
         moved = self._problem.data.promote(entering, count)
+        self._at = replace(self._at, weight=self._at.weight[:, moved])
         now = count + len(entering)
         working = np.broadcast_to(working, (self._problem.n_classes, working.shape[1]))
         return working[:, moved[:now]]
@@ -163,7 +171,7 @@ class PathSolver:
         """Solve the problem on a working set (K, count), and return the objectives after each step."""
         problem, count = self._problem, working.shape[1]
         sets = {k: np.flatnonzero(row) for k, row in enumerate(working) if row.any()}
-        at = problem.evaluate(self._head, count)
+        at = replace(self._at, weight=self._at.weight[:, :count])
         objective = at.loss + penalty.value(self._head.weight)
         objectives = [objective]
         if start is not None:
@@ -187,7 +195,8 @@ class PathSolver:
                     objectives.append(value)
                     continue
                 extrapolation.restart()
-            for retry in range(_MAX_RETRIES):
+            first = step
+            for _ in range(_MAX_RETRIES):
                 there = problem.evaluate(step.head, count)
                 value = there.loss + penalty.value(step.head.weight)
                 ratio = 2 * (there.loss - at.loss - step.slope) / max(step.form, 1e-300)
@@ -199,7 +208,7 @@ class PathSolver:
                 break
             self._head, at, objective = step.head, there, value
             objectives.append(value)
-            if retry:  # the curvature has changed
+            if step is not first:  # the curvature has changed
                 extrapolation = _Extrapolation()
                 grams = problem.grams(self._head, sets, at.curvature)
             if step.decrease > _NOISE * objective:
