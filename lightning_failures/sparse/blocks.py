@@ -16,6 +16,7 @@ from lightning_failures.errors import DataError
 
 _CELLS_AT_ONCE = 1 << 22  # features of a block that is widened to float32
 _CELLS_IN_MEMORY = 1 << 28  # features that are standardized once and kept, 1 GiB
+_CELLS_IN_DOUBLE = 1 << 18  # features of problems that are so small that double precision costs nothing
 _RESOLUTION = 1e-7  # a standard deviation below this share of the mean is rounding
 
 
@@ -55,13 +56,14 @@ def _is_matrix(features: Any) -> bool:
 
 
 class StandardizedBlocks:
-    """Features minus their mean over their standard deviation, as float32 blocks with one row per *feature*.
+    """Features minus their mean over their standard deviation, as blocks with one row per *feature*.
 
     The features that have entered the model come first: :meth:`promote` changes the order, and :meth:`blocks` yields
     the first ones only. Products with a few active features then touch nothing else.
 
     Attributes:
         mean: (D,) float64, weighted; exact in float32, as it is subtracted in single precision.
+        dtype: float32; float64 for small problems, where sums over few examples do not average rounding out.
         std: (D,) float64, weighted; 1 with ``standardize=False``, and 0 for a constant feature, which contributes 0.
         order: (D,) int64, the column of the input at each position.
     """
@@ -74,8 +76,10 @@ class StandardizedBlocks:
         varies = std > _RESOLUTION * np.abs(self.mean)
         self.std = np.where(varies, std if standardize else 1.0, 0.0)
         self.order: IntArray = np.arange(len(std))
+        cells = len(mass) * len(std)
+        self.dtype = torch.float64 if cells <= _CELLS_IN_DOUBLE else torch.float32
         self._kept: list[Tensor] | None = None
-        if len(mass) * len(std) <= _CELLS_IN_MEMORY:
+        if cells <= _CELLS_IN_MEMORY:
             self._kept = list(self._read(len(std)))
 
     @property
@@ -84,7 +88,7 @@ class StandardizedBlocks:
         return len(self.std)
 
     def blocks(self, count: int) -> Iterator[tuple[slice, Tensor]]:
-        """Yield the rows of a block, and its first features: (count, n) float32, on the device; do not write to it."""
+        """Yield the rows of a block, and its first features: (count, n), on the device; do not write to it."""
         first = 0
         kept = self._read(count) if self._kept is None else (block[:count] for block in self._kept)
         for block in kept:
@@ -116,9 +120,11 @@ class StandardizedBlocks:
     def _read(self, count: int) -> Iterator[Tensor]:
         columns = self.order[:count]
         scale = np.divide(1.0, self.std, out=np.zeros_like(self.std), where=self.std > 0)
-        mean, factor = (torch.from_numpy(one[columns]).float()[:, None].to(self._device) for one in (self.mean, scale))
+        mean, factor = (
+            torch.from_numpy(one[columns]).to(self._device, self.dtype)[:, None] for one in (self.mean, scale)
+        )
         for raw in self._raw():
-            block = torch.from_numpy(np.ascontiguousarray(raw[:, columns].T)).to(self._device).float()
+            block = torch.from_numpy(np.ascontiguousarray(raw[:, columns].T)).to(self._device, self.dtype)
             yield block.sub_(mean).mul_(factor)
 
 

@@ -3,9 +3,9 @@
 A feature is *removed* by setting its raw activation to 0. All examples must be held out: on the fitting set a layer
 explains its own errors too well.
 
-Source: Wong, Santurkar and Madry, ICML 2021, on misclassifications. Departures: the problematic feature is the one whose
-removal gains most in the difference between the logits of the true and the predicted class, instead of the largest
-contribution to the predicted class; and controls stand beside it.
+Source: Wong, Santurkar and Madry, ICML 2021, on misclassifications. Departures: the problematic feature is the one
+whose removal gains most in the difference between the logits of the true and the predicted class, instead of the
+largest contribution to the predicted class; and controls stand beside it.
 """
 
 from __future__ import annotations

@@ -99,7 +99,7 @@ class SoftmaxProblem:
     def evaluate(self, head: Head, count: int) -> Evaluation:
         """Return the loss at a head and its gradient by the first ``count`` features, in one pass.
 
-        Products are in single precision; sums over the rows of a block too, sums over blocks in double precision.
+        Products have the precision of the data; sums over blocks are in double precision.
         """
         loss, gradient = 0.0, np.zeros((self.n_classes, count))
         bias, curvature = np.zeros(self.n_classes), np.zeros(self.n_classes)
@@ -107,9 +107,8 @@ class SoftmaxProblem:
             target, mass = self._labels[rows][None], self._mass[rows]
             loss -= float(log_p.gather(0, target)[0].double() @ mass)
             p = log_p.exp_()
-            single = mass.float()
-            curvature += ((p - p * p) @ single).double().cpu().numpy()
-            p.mul_(single).scatter_add_(0, target, -single[None])
+            curvature += ((p - p * p) @ mass.to(p.dtype)).double().cpu().numpy()
+            p.mul_(mass).scatter_add_(0, target, -mass.to(p.dtype)[None])
             gradient += (p @ z.T).double().cpu().numpy()
             bias += p.sum(1, dtype=torch.float64).cpu().numpy()
         return Evaluation(loss, gradient, bias, curvature)
@@ -131,7 +130,7 @@ class SoftmaxProblem:
         positions = {k: torch.from_numpy(a).to(self._device) for k, a in sets.items()}
         for rows, z, log_p in self._log_probabilities(head, count):
             p = log_p.exp_()
-            v = (p - p * p).mul_(self._mass[rows].float())
+            v = (p - p * p).mul_(self._mass[rows])
             draw = self._draw[rows]
             for k, a in positions.items():
                 wanted = max(_ROWS_PER_CLASS, _ROWS_PER_FEATURE * len(a))
@@ -148,8 +147,8 @@ class SoftmaxProblem:
 
     def _log_probabilities(self, head: Head, count: int) -> Iterator[tuple[slice, Tensor, Tensor]]:
         """Yield rows, features (count, n) and log-probabilities (K, n) of each block."""
-        weight = torch.from_numpy(head.weight).float().to(self._device)
-        bias = torch.from_numpy(head.bias).float().to(self._device)[:, None]
+        weight = torch.from_numpy(head.weight).to(self._device, self.data.dtype)
+        bias = torch.from_numpy(head.bias).to(self._device, self.data.dtype)[:, None]
         known = weight.shape[1]
         for rows, z in self.data.blocks(count):
             yield rows, z, torch.log_softmax(torch.addmm(bias, weight, z[:known]), 0)

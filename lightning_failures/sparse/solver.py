@@ -27,7 +27,7 @@ KKT_TOLERANCE = 0.004
 """Largest distance from the optimality conditions, in units of lambda."""
 
 _DECREASE_TOLERANCE = 1e-7  # the relative decrease of the objective that a further step must promise
-_NOISE = 1e-9  # the relative change of the objective that single precision resolves
+_NOISE = 1e-8  # the relative change of the objective that single precision resolves
 _MEMORY = 6  # steps that are extrapolated
 _SCALE = 1.3
 _MAX_SCALE_START = 3.0
@@ -44,7 +44,7 @@ class Solution:
         head: The layer on the features that have entered.
         objective: Mean cross-entropy plus penalty.
         residual: Largest distance from the optimality conditions over all coordinates, in units of lambda.
-        objectives: The objective after each step, the last one included; it never increases.
+        objectives: The objective after each step, the last one included; increases are rounding, below 1e-8.
     """
 
     head: Head
@@ -137,7 +137,7 @@ class PathSolver:
                 self._solved = [*self._solved[-1:], (strength, self._head)]
                 objective = self._at.loss + penalty.value(self._head.weight)
                 return Solution(self._head, objective, worst / strength, tuple(objectives))
-            working = known | lacking
+            working = known | lacking | (head.weight != 0)
 
     def refit(self, ridge: float) -> Head:
         """Return the ridge solution on the support of the last solution, which stays as it is."""
@@ -200,11 +200,13 @@ class PathSolver:
                 there = problem.evaluate(step.head, count)
                 value = there.loss + penalty.value(step.head.weight)
                 ratio = 2 * (there.loss - at.loss - step.slope) / max(step.form, 1e-300)
-                if value <= objective - 0.1 * step.decrease or step.decrease <= _NOISE * objective:
+                if value <= objective - 0.1 * step.decrease:
                     break
+                if step.decrease <= _DECREASE_TOLERANCE * objective and value <= objective * (1 + _NOISE):
+                    break  # too small for the precision of the objective; the gradient is more precise
                 self._scale = min(max(2 * self._scale, ratio), 10 * self._scale)
                 step = self._step(penalty, at, objective, grams, sets, worst)
-            if value >= objective:
+            else:
                 break
             self._head, at, objective = step.head, there, value
             objectives.append(value)
@@ -245,6 +247,7 @@ class PathSolver:
             slope += at.bias[k] * move_of_bias
             form += 2 * pull * move_of_bias + total[k] * move_of_bias**2
         bias -= bias.mean()
+        weight = penalty.centred(weight)
         promised = at.loss + slope + self._scale / 2 * form + penalty.value(weight)
         return _Step(Head(weight, bias), slope, form, objective - promised)
 
