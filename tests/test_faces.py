@@ -73,6 +73,10 @@ FACES = {
     "lightning_failures.stats.kernels": """
         compiled
     """,
+    "lightning_failures.sparse": """
+        AccuracyCurve ClassPairs FeatureEffects ProblematicFeatures SparseLayer SparsePath class_pairs feature_effects
+        fit_sparse_layer fit_sparse_path problematic_features
+    """,
     "lightning_failures.trees": """
         FailureTree Leaf average_leaf_error_rate error_coverage error_rate fit_failure_tree information_gain
     """,

@@ -183,6 +183,7 @@ TESTED_ELSEWHERE = {
     "doctor/reference_images.py": "doctor/test_caption_checks.py",
     "interventions/filtered.py": "end_to_end/test_added.py",  # needs the pool and the model of a training
     "interventions/synthesis/generate.py": "interventions/test_synthetic.py",
+    "stats/kernels/elastic_net.py": "sparse/test_solver.py",
     "stats/kernels/smo.py": "directions/test_svm.py",  # equals scikit-learn's support vector machine
     "steering/last_layer.py": "interventions/test_retrain_head.py",
     "steering/training_judge.py": "end_to_end/test_added.py",  # these two need a Trainer in the middle of a fit

@@ -4,11 +4,12 @@ Import these modules inside the function that needs them, so that ``import light
 
 Files, each importing only from those above it::
 
-    forms     Quadratic forms of many subsets: the permutation statistic on the Gram matrix
-    gain      Information gain: pack value and label into one sortable integer, then evaluate every cut
-    products  Scalar products in the arithmetic of libsvm, bit for bit
-    shuffle   Random labellings for permutation tests that keep groups whole
-    smo       Sequential minimal optimization of the L1-hinge SVM on a Gram matrix, with warm starts along C
+    elastic_net  Coordinate descent on a quadratic model with an elastic net penalty, by coordinates and by groups
+    forms        Quadratic forms of many subsets: the permutation statistic on the Gram matrix
+    gain         Information gain: pack value and label into one sortable integer, then evaluate every cut
+    products     Scalar products in the arithmetic of libsvm, bit for bit
+    shuffle      Random labellings for permutation tests that keep groups whole
+    smo          Sequential minimal optimization of the L1-hinge SVM on a Gram matrix, with warm starts along C
 """
 
 from __future__ import annotations
