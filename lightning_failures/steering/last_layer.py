@@ -173,10 +173,10 @@ class LastLayerReader:
         def rows_of(chosen: Tensor) -> Tensor:
             return store.get(keys[mine[chosen]]) if bool(chosen.any()) else torch.empty(0, dim)
 
-        nobody = [torch.empty(0, dtype=torch.int64)] * (ranks.world_size - 1)
+        nothing_for_others = [torch.empty(0, dtype=torch.int64)] * (ranks.world_size - 1)
         for start in range(0, len(lacking), ROWS):
             wanted = torch.from_numpy(lacking[start : start + ROWS])
-            found = exchange_by_id(ranks, mine, rows_of, [wanted, *nobody])
+            found = exchange_by_id(ranks, mine, rows_of, [wanted, *nothing_for_others])
             if ranks.is_first and found is not None:
                 store.put(keys[wanted], found)  # rows that no process has are NaN, and left out
         ranks.run_all(store.flush if ranks.is_first else lambda: None)
