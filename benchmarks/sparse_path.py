@@ -3,18 +3,17 @@
     python benchmarks/sparse_path.py                                   # small
     python benchmarks/sparse_path.py --full --output benchmarks/results/sparse_path.json
 
-Data: correlated Gaussian features, 20 classes of a sparse softmax layer, 30 values of lambda down to 0.01 of the largest.
-scikit-learn's saga fits the first values only (``--saga-points``), warm-started, and is compared with the time of ours on
-the same values. Every fit runs in a process of its own, with
-one thread, after a small one that loads libraries and compiled code; times are CPU times of the fit. The objective of
-every solver is evaluated in double precision.
+Data: correlated Gaussian features, 20 classes of a sparse softmax layer, 30 values of lambda down to 0.01 of the
+largest. scikit-learn's saga fits the first values only (``--saga-points``), warm-started, and is compared with the time
+of ours on the same values. Every fit runs in a process of its own, with one thread, after a small one that loads
+libraries and compiled code; times are CPU times of the fit. The objective of every solver is evaluated in double
+precision.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
 import resource
 import time
 from concurrent.futures import ProcessPoolExecutor
@@ -22,13 +21,11 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
-    os.environ[_name] = "1"
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy.special import log_softmax
+from threadpoolctl import threadpool_limits
 
 from lightning_failures.sparse import fit_sparse_path
 
@@ -89,6 +86,7 @@ SOLVERS = {"ours": ours, "saga": saga}
 def run(solver: str, n: int, d: int, lambdas: list[float]) -> dict[str, Any]:
     """Fit in this process, and return CPU seconds, peak memory beyond the data, and objectives."""
     torch.set_num_threads(1)
+    threadpool_limits(1)
     small, labels = draw(400, 16)
     SOLVERS[solver](small, labels, np.array([0.1, 0.05]))
     x, y = draw(n, d)

@@ -31,7 +31,8 @@ def test_residual__is_zero_at_the_minimum_of_a_quadratic():
     target = np.array([[2.0, 0.3, -1.0]])
     weight = np.sign(target) * np.maximum(np.abs(target) - penalty.l1, 0) / (1 + penalty.l2)
     assert penalty.residual(weight, weight - target).max() < 1e-12
-    assert penalty.residual(weight + [[0.1, 0, 0]], weight + [[0.1, 0, 0]] - target)[0, 0] == pytest.approx(0.11)
+    moved = weight + np.array([[0.1, 0, 0]])
+    assert penalty.residual(moved, moved - target)[0, 0] == pytest.approx(0.11)
 
 
 def test_may_enter__keeps_what_exceeds_the_threshold():
