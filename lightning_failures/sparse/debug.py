@@ -214,13 +214,21 @@ def feature_effects(layer: SparseLayer, features: Any, labels: Any) -> FeatureEf
             alone = np.where(np.arange(len(examples.weight)) == k, examples.weight[:, j], 0.0)
             rows.append((j, k, *examples.changes(j, alone)))
     feature, class_index, fixed, broken = np.array(rows, dtype=np.int64).reshape(-1, 4).T
-    n, changed = len(examples.labels), fixed + broken
+    n, changed = max(len(examples.labels), 1), fixed + broken
     ends = np.array([wilson_interval(f, m) for f, m in zip(fixed.tolist(), changed.tolist(), strict=True)])
     interval = (2 * ends.reshape(-1, 2) - 1) * changed[:, None] / n
     p_value = np.array([sign_test(f, b) for f, b in zip(fixed.tolist(), broken.tolist(), strict=True)])
     order = np.lexsort((class_index, feature, -interval[:, 0], -(fixed - broken)))
-    values = (feature, class_index, fixed, broken, (fixed - broken) / n, interval, p_value)
-    return FeatureEffects(*(one[order] for one in values), examples=n)
+    return FeatureEffects(
+        feature=feature[order],
+        class_index=class_index[order],
+        fixed=fixed[order],
+        broken=broken[order],
+        effect=((fixed - broken) / n)[order],
+        interval=interval[order],
+        p_value=p_value[order],
+        examples=len(examples.labels),
+    )
 
 
 def class_pairs(layer: SparseLayer, features: Any, labels: Any) -> ClassPairs:

@@ -175,7 +175,7 @@ def solve_path(features: Any, labels: Any, sample_weight: Any, options: PathOpti
     if len(classes) < 2 or classes[0] < 0:
         raise DataError(f"labels must be 0 ... K - 1, of at least two classes; got {classes[:5].tolist()}.")
     mass = _masses(sample_weight, len(y))
-    priors = np.bincount(targets, weights=mass)
+    priors = np.bincount(targets, weights=mass).astype(np.float64)
     if priors.min() <= 0:
         raise DataError("every class must have an example with a sample_weight above 0; leave the others out.")
 
