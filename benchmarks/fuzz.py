@@ -37,7 +37,14 @@ from lightning_failures.cli.report import diff_text, report_text
 from lightning_failures.core.safetensors_io import DamagedShardError
 from lightning_failures.data.evidence import AttributeEvidence
 from lightning_failures.data.example_table import ExampleTable
-from lightning_failures.data.records import ClassHold, SharedPattern, ValueReport
+from lightning_failures.data.pin_check import PinCheck
+from lightning_failures.data.records import (
+    ClassHold,
+    CounterfactualReport,
+    DiagnosisReport,
+    SharedPattern,
+    ValueReport,
+)
 from lightning_failures.data.report import (
     ClassReport,
     ConfusionReport,
@@ -270,6 +277,8 @@ def example_report() -> FailureReport:
         flagged_mistaken_for=FlaggedConfusionReport("dog", 9, 0.9, 0.1, 0.001),
         confusion_split=(ConfusionSplitReport("dog", 9, 0.9, 0.8, (0.5, 0.9), 0.1, True),),
         truth={"usual": "red"}, looked_at=30, failures_looked_at=6,
+        diagnosis=DiagnosisReport("label noise", 0.8, {"label noise": 0.8}, ("Its labels are odd.",), "doubted_ids"),
+        counterfactual=CounterfactualReport("rendered", "confirmed", None, 40, 0.6, 0.1, 0.05, 0.5, (0.3, 0.7)),
     )  # fmt: skip
     shared = SharedPattern(
         examples=40, failures=20, p_value=0.001, pattern=True, cv_score=0.8, cv_score_stderr=0.05, strength="strong",
@@ -292,6 +301,8 @@ def example_report() -> FailureReport:
         83, 0.7, (found, ClassReport("dog", 3, skipped="2 failures")), (group,), (feature,), (mode,),
         summary={"cv_score_mean": 0.75}, interventions=(acted,), timings={"total": 0.5}, epoch=3, global_step=250,
         explained=0.4, shared=shared, slices=(part,), confusions=(ConfusionReport("cat", "dog", 9, 0.9),),
+        pins=(PinCheck("cat 1", "cat", "open", 9, 4, 0.4, (0.2, 0.7), level=0.1, p_value=0.01, note="a note"),),
+        doubtful=True,
         stage="fit", notes=("a note",), methods={"age": {"columns": {"mean age": [3.5, None]}}},
     )  # fmt: skip
 

@@ -209,7 +209,7 @@ class FailureTrainer(Trainer):
             print("The last layer is unchanged, so no checkpoint is written.")
             return
         path = output / RETRAINED
-        write_with_last_layer(Path(ckpt_path), path, model, entries[0]["head"], weights_only=weights_only)
+        write_with_last_layer(Path(ckpt_path), path, model, entries[0]["head"])
         print(f"Checkpoint: {path}")
 
     def embed(

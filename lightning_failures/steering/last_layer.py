@@ -355,9 +355,7 @@ def set_head(module: nn.Module, new: NewHead) -> None:
         layer.bias.copy_(torch.from_numpy(bias))
 
 
-def write_with_last_layer(
-    source: Path, target: Path, module: nn.Module, head: str, *, weights_only: bool | None = None
-) -> None:
+def write_with_last_layer(source: Path, target: Path, module: nn.Module, head: str) -> None:
     """Copy a checkpoint of Lightning, with the last layer of a module in place of its own.
 
     Args:
@@ -365,12 +363,17 @@ def write_with_last_layer(
         target: The copy.
         module: The model with the new last layer.
         head: Name of the layer.
-        weights_only: Refuse a checkpoint that holds more than tensors and plain values.
 
     Raises:
-        DataError: The checkpoint does not hold the weights of the layer under its name.
+        DataError: The checkpoint holds more than tensors and plain values, or not the weights of the layer.
     """
-    checkpoint = torch.load(source, map_location="cpu", weights_only=bool(weights_only))
+    try:
+        checkpoint = torch.load(source, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged file, or objects that could run code
+        raise DataError(
+            f"{source} cannot be read as tensors and plain values ({str(error)[:200]}). Save the hyperparameters of the"
+            " module as plain values, or refit the layer in the training: FailureModes(interventions=[RetrainHead()])."
+        ) from error
     weights, new = checkpoint["state_dict"], module.state_dict()
     for name in (f"{head}.weight", f"{head}.bias"):
         if name not in weights:
