@@ -128,7 +128,6 @@ NAMES = {
     # modules that are rooms now: what was public in the module, but is not exported by the room
     "captions": {
         "BestCaption": "captions.scoring.BestCaption",
-        "caption_p_value": "captions.scoring.caption_p_value",
         "caption_that_tells": "captions.scoring.most_distinctive_caption",
         "mean_shift_scores": "captions.scoring.mean_shift_scores",
     },

@@ -322,7 +322,9 @@ class InterventionController:
             if self._rolled_back is None and cached is not None and result.directions is not None:
                 self._decide_due(trainer, analysis, cached, ranks)
         if cached is not None:
-            result = result.with_report(classes=self._judge.diagnose(analysis, cached, ranks))
+            judged_before = bool(self._turns) and trainer.state.fn == "fit"
+            classes = self._judge.diagnose(trainer, analysis, cached, ranks, judged_before=judged_before)
+            result = result.with_report(classes=classes)
 
         numbers = report_numbers(parts.report.grades, self.record.frozen(report=True))
         numbers |= report_numbers(parts.decision.grades, self.record.frozen(report=False), part="decision")

@@ -22,7 +22,8 @@ from lightning_failures.data.class_names import ALL
 from lightning_failures.data.grades import Grades
 from lightning_failures.data.members import RowValues
 from lightning_failures.data.partition import SINGLE_PROCESS, Partition
-from lightning_failures.data.report import ClassReport
+from lightning_failures.data.report import ClassReport, FailureReport
+from lightning_failures.directions.result import FailureDirections
 from lightning_failures.encoders.cached import CachedEncoder
 from lightning_failures.errors import ConfigurationError
 from lightning_failures.interventions import JudgedExamples
@@ -127,21 +128,14 @@ class TrainingJudge:
         assert result.directions is not None
         assert reading is not None
         report, directions = result.report, result.directions
-        view, dataset, groups = ranks.run_all(lambda: self._open(trainer))
-        self._dataset, self._view = dataset, view
-
-        # decision values and cache keys, in the order of the training set
+        view, dataset, groups, (labels, values, keys) = self._read(trainer, report, directions, cached, ranks)
         names = tuple(entry.name for entry in report.classes)
-        view.one_group = names == (ALL,)
-        progress = getattr(trainer, "progress_bar_callback", None) is not None
-        labels, values, keys = view.judge(cached, directions, ranks, progress=progress)
         outside = (labels < 0) | (labels >= len(names))
         if outside.sum() * 2 > len(labels):
             raise ConfigurationError(
                 f"Labels of the training set range from {labels.min()} to {labels.max()}, but there are"
                 f" {len(names)} classes."
             )
-        self._judged = labels, keys
         self.notes = ()
         if outside.any():
             labels, values = np.where(outside, LEFT_OUT, labels), np.where(outside, np.float32(np.nan), values)
@@ -170,7 +164,7 @@ class TrainingJudge:
             report=report,
             directions=directions,
             discovery=analysis.discovery,
-            progress=progress,
+            progress=_shows_progress(trainer),
             trainer=trainer,
             cached=cached,
             ranks=ranks,
@@ -185,14 +179,33 @@ class TrainingJudge:
             layer_reader=layer_reader,
         )
 
-    def diagnose(self, analysis: LoaderAnalysis, cached: CachedEncoder, ranks: Communicator) -> tuple[ClassReport, ...]:
+    def diagnose(
+        self,
+        trainer: Trainer,
+        analysis: LoaderAnalysis,
+        cached: CachedEncoder,
+        ranks: Communicator,
+        *,
+        judged_before: bool,
+    ) -> tuple[ClassReport, ...]:
         """Return the reports of all classes, diagnosed with the training examples that were judged last. Collective.
 
         Until the training set is judged, and without embeddings of the discovery part, the reports stay as they are.
+
+        Args:
+            trainer: The Trainer.
+            analysis: The analysis of the discovery part.
+            cached: Encoder of the directions.
+            ranks: The processes.
+            judged_before: Whether the run that this one resumes has judged the training set, which is then read again.
         """
-        classes = analysis.result.report.classes
-        if self._judged is None or analysis.result.directions is None:
+        report, fitted = analysis.result.report, analysis.result.directions
+        classes = report.classes
+        if fitted is None or (self._judged is None and not judged_before):
             return classes
+        if self._judged is None:
+            self._read(trainer, report, fitted, cached, ranks)
+        assert self._judged is not None
         labels, keys = self._judged
 
         def diagnosed() -> tuple[ClassReport, ...]:
@@ -213,6 +226,22 @@ class TrainingJudge:
         found = ranks.run_all(lambda: diagnosed() if ranks.is_first else classes)
         result: tuple[ClassReport, ...] = ranks.broadcast(found)
         return result
+
+    def _read(
+        self,
+        trainer: Trainer,
+        report: FailureReport,
+        directions: FailureDirections,
+        cached: CachedEncoder,
+        ranks: Communicator,
+    ) -> tuple[ExamplesView, Any, Any, tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.int64]]]:
+        """Return the view, the training set, the sources, and labels, decision values and cache keys. Collective."""
+        view, dataset, groups = ranks.run_all(lambda: self._open(trainer))
+        self._dataset, self._view = dataset, view
+        view.one_group = tuple(entry.name for entry in report.classes) == (ALL,)
+        labels, values, keys = view.judge(cached, directions, ranks, progress=_shows_progress(trainer))
+        self._judged = labels, keys
+        return view, dataset, groups, (labels, values, keys)
 
     def _open(self, trainer: Trainer) -> tuple[ExamplesView, Any, Any]:
         """Return the view, the training set, and the sources of its examples."""
@@ -248,3 +277,7 @@ class TrainingJudge:
 def flat_loaders(loaders: Any) -> list[Any]:
     """Return the single loaders of a Trainer's loaders, in whatever collection they are."""
     return [] if loaders is None else list(CombinedLoader(loaders, "max_size").flattened)
+
+
+def _shows_progress(trainer: Trainer) -> bool:
+    return getattr(trainer, "progress_bar_callback", None) is not None

@@ -137,6 +137,7 @@ def class_labels(labels: Tensor) -> Tensor:
     Raises:
         ConfigurationError: The labels have another form.
 
+    >>> import torch
     >>> class_labels(torch.tensor([0.95, 0.05, 2.0, 1.5])), class_labels(torch.tensor([[0.1, 0.9]]))
     (tensor([ 1,  0,  2, -1]), tensor([1]))
     """
