@@ -243,8 +243,8 @@ def group_masses(labels: IntArray, code: IntArray, *, max_factor: float = MAX_FA
 def random_flags(labels: IntArray, flagged: BoolArray, *, seed: int) -> BoolArray:
     """Flag as many examples of each class as ``flagged`` does, at random: (N,) bool.
 
-    >>> random_flags(np.array([0, 0, 0, 1]), np.array([True, True, False, False]), seed=0).sum()
-    np.int64(2)
+    >>> int(random_flags(np.array([0, 0, 0, 1]), np.array([True, True, False, False]), seed=0).sum())
+    2
     """
     draw = np.random.default_rng(seed).random(len(labels))
     chosen = np.zeros(len(labels), dtype=np.bool_)
