@@ -19,7 +19,6 @@ from lightning_failures.core.budget import Deadline
 from lightning_failures.core.rng import isolated_rng
 from lightning_failures.data.class_names import names_in_order
 from lightning_failures.data.grades import BatchRecord
-from lightning_failures.data.grading import Task
 from lightning_failures.encoders import Encoder
 from lightning_failures.encoders.cached import DEFAULT_ENCODER, name_of
 from lightning_failures.errors import ConfigurationError
@@ -43,6 +42,7 @@ from lightning_failures.trainer.open_encoders import open_encoders
 from lightning_failures.trainer.options import (
     AdvancedOptions,
     DataOptions,
+    GroupedOptions,
     PictureOptions,
     check_groupings,
     check_options,
@@ -55,7 +55,7 @@ from lightning_failures.trainer.run_folder import claim_run_folder, leave_folder
 __all__ = ["AdvancedOptions", "DataOptions", "FailureModes", "PictureOptions"]
 
 
-class FailureModes(Callback):
+class FailureModes(GroupedOptions, Callback):
     """Find, caption and track the failure modes of an image classifier while it trains.
 
     Every validation example is graded in ``on_validation_batch_end``, where images that are not in the cache are also
@@ -152,18 +152,7 @@ class FailureModes(Callback):
         self.read_batch = read_batch
         self.logits_from, self.normalization = logits_from, normalization
         self.reference, self.on_error = reference, on_error
-        # the options of the groups, each under its own name
-        self.task: Task | None = data.task
-        self.groups_from, self.clusters_from = data.groups_from, data.clusters_from
-        self.metadata, self.failed_below = data.metadata, data.failed_below
-        self.pictures_every_n = drawing.every_n
-        self.feature_names = None if drawing.feature_names is None else Path(drawing.feature_names).expanduser()
-        self.every_n_validations, self.min_coverage = advanced.every_n_validations, advanced.min_coverage
-        self.auto_rollback, self.memory_budget = advanced.auto_rollback, advanced.memory_budget
-        self.worst_k, self.groupings, self.doubted = advanced.worst_k, advanced.groupings, advanced.doubted
-        self.n_directions, self.permutations = advanced.n_directions, advanced.permutations
-        self.cache_folder, self.device = advanced.cache_folder, advanced.device
-        self.seed, self.pins, self.counterfactuals = advanced.seed, advanced.pins, advanced.counterfactuals
+        self._take_groups(data, drawing, advanced)
         self.last_report: AnalysisResult | None = None
         check_options(self)
         self.metadata, self.interventions = tuple(self.metadata), tuple(interventions)

@@ -4,7 +4,7 @@ Files, each importing only from those above it::
 
     checkpoint      State of the interventions in checkpoints: its fields, and how they are validated on reading
     identity        Which intervention of a checkpoint is which configured one, whatever their order
-    protocol        The interface of the callback that forks and verdicts rely on
+    protocol        The interfaces of the callback that interventions, forks and verdicts rely on
     former_files    Copies of the files of interventions, for a run that must not write where another one does
     head_only       Training of the last layer alone, in the epochs in which an intervention asks for it
     class_order     Pools whose classes have the names of the training set, but other numbers

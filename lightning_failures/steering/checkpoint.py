@@ -9,9 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.pytorch import Trainer
 from torch import Tensor
 
 from lightning_failures.core.serialization import from_jsonable
@@ -191,3 +193,13 @@ def unreadable(error: DataError) -> ConfigurationError:
         f"The state of FailureModes(interventions=...) in this checkpoint cannot be read: {error}. Resume from another"
         " checkpoint, with the version of lightning_failures that wrote it, or without interventions."
     )
+
+
+def save_checkpoint(trainer: Trainer, path: Path) -> None:
+    """Write a checkpoint. Collective."""
+    try:
+        trainer.save_checkpoint(path)
+    except Exception:
+        # ranks that write nothing wait at this barrier of save_checkpoint
+        trainer.strategy.barrier("Trainer.save_checkpoint")
+        raise

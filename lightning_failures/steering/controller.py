@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from lightning.pytorch import LightningModule, Trainer
@@ -25,7 +25,7 @@ from lightning_failures.interventions.base import named_interventions
 from lightning_failures.interventions.sampler import SamplingPlan, SamplingSchedule
 from lightning_failures.interventions.validation_split import report_numbers
 from lightning_failures.interventions.verdicts import Verdict
-from lightning_failures.steering.checkpoint import VERSION, read_steering, unreadable
+from lightning_failures.steering.checkpoint import VERSION, read_steering, save_checkpoint, unreadable
 from lightning_failures.steering.former_files import RETRAINED, START_OF_FORKS, copy_files
 from lightning_failures.steering.head_only import HeadTraining
 from lightning_failures.steering.identity import folders_of, match_interventions, plans_under, pool_digest
@@ -40,6 +40,7 @@ from lightning_failures.steering.loader_patch import (
 )
 from lightning_failures.steering.lottery import RandomizedControl
 from lightning_failures.steering.new_heads import NewHeads
+from lightning_failures.steering.protocol import SteeringOptions
 from lightning_failures.steering.record import InterventionRecord, split_note
 from lightning_failures.steering.rollback import Rollback, holds_all_weights
 from lightning_failures.steering.round import TrainingRound
@@ -54,16 +55,6 @@ from lightning_failures.writers import write_report
 
 MAX_REVIEW = 200
 """Maximum number of suspected label errors listed in a report, the most doubtful first."""
-
-
-class SteeringOptions(Protocol):
-    """The options of the callback that interventions need."""
-
-    interventions: Sequence[Intervention]
-    groups_from: str | None
-    auto_rollback: bool
-    cache_folder: str | Path | None
-    seed: int
 
 
 class InterventionController:
@@ -273,7 +264,7 @@ class InterventionController:
     def save_start_of_forks(self, trainer: Trainer) -> None:
         """Write the checkpoint from which forks resume, just before an intervention begins. Collective."""
         if self.record.first_epoch == trainer.current_epoch + 1:
-            _save_checkpoint(trainer, self.folder / START_OF_FORKS)
+            save_checkpoint(trainer, self.folder / START_OF_FORKS)
 
     def undo(self, trainer: Trainer, ranks: Communicator) -> None:
         """Restore the weights from before the interventions, if a rollback is pending. Collective."""
@@ -381,7 +372,7 @@ class InterventionController:
             began = self.record.entries.get(name, {}).get("began")
             self.record.entries[name] = entry | {"began": began, "at_end": True}
         if self._new_heads.apply(trainer.lightning_module, at_end) and not self.acts_after_validation:
-            _save_checkpoint(trainer, self.folder / RETRAINED)
+            save_checkpoint(trainer, self.folder / RETRAINED)
         notes = (*result.report.notes, *(note for entry in decided.values() for note in entry.get("notes", ())))
         return result.with_report(interventions=self.record.summary(self._rolled_back), notes=notes)
 
@@ -597,13 +588,3 @@ class InterventionController:
                     f"The examples that {one} had picked came from another pool. They are dropped, and new ones will be"
                     " picked."
                 )
-
-
-def _save_checkpoint(trainer: Trainer, path: Path) -> None:
-    """Write a checkpoint. Collective."""
-    try:
-        trainer.save_checkpoint(path)
-    except Exception:
-        # ranks that write nothing wait at this barrier of save_checkpoint
-        trainer.strategy.barrier("Trainer.save_checkpoint")
-        raise

@@ -1,4 +1,4 @@
-"""The interface of the callback that forks and verdicts rely on."""
+"""The interfaces of the callback that interventions, forks and verdicts rely on."""
 
 from __future__ import annotations
 
@@ -9,6 +9,16 @@ from typing import Any, Protocol
 from lightning_failures.analysis.result import AnalysisResult
 from lightning_failures.encoders import Encoder
 from lightning_failures.interventions import Intervention
+
+
+class SteeringOptions(Protocol):
+    """The options of the callback that interventions need."""
+
+    interventions: Sequence[Intervention]
+    groups_from: str | None
+    auto_rollback: bool
+    cache_folder: str | Path | None
+    seed: int
 
 
 class SteeredCallback(Protocol):

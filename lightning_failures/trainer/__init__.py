@@ -40,6 +40,7 @@ Files, each importing only from those above it::
     run_folder        The folder for the files of a run, the same on every rank and after a resume
     metric_keys       The metrics that other callbacks and schedulers monitor, and the values logged for them
     pictures          The pictures of an analysis
+    held_out_parts    The parts of a validation set while interventions are on, with decision values
     late_doubts       Doubts that come after an analysis: the accuracy that the module logs in its own epoch end
     epoch_end         The end of an evaluation: all ranks analyse, rank 0 draws pictures and writes files
 """

@@ -23,20 +23,16 @@ from lightning_failures.analysis.diary import with_modes
 from lightning_failures.analysis.method import FittableMethod
 from lightning_failures.analysis.result import AnalysisResult
 from lightning_failures.captions.image_to_text import CaptionsOption, load_captions
-from lightning_failures.core.arrays import finite_rows
 from lightning_failures.core.budget import Deadline
 from lightning_failures.core.rng import isolated_rng
-from lightning_failures.data.digests import UNKNOWN_DIGEST
-from lightning_failures.data.example_table import ExampleTable
 from lightning_failures.data.grades import Grades
-from lightning_failures.data.held_out import HeldOutParts, HeldOutSplit
 from lightning_failures.directions.fit import Doubted
 from lightning_failures.encoders.cache.store import content_keys
 from lightning_failures.encoders.cached import CachedEncoder
 from lightning_failures.errors import DataError
 from lightning_failures.generators.base import ImageGenerator
 from lightning_failures.interventions import Discovery
-from lightning_failures.interventions.validation_split import Part, judge_split, part_of, take_grades
+from lightning_failures.interventions.validation_split import Part, part_of, take_grades
 from lightning_failures.methods import Method, methods_for
 from lightning_failures.regression import Pin
 from lightning_failures.report.diary_storage import keep_diary
@@ -49,6 +45,7 @@ from lightning_failures.trainer.evaluation_pass import EvaluationPass
 from lightning_failures.trainer.example_ids import unstable_ids
 from lightning_failures.trainer.example_reader import ExampleReader, TrainingSample, training_sample
 from lightning_failures.trainer.grading_notes import comparable_accuracies, grading_notes
+from lightning_failures.trainer.held_out_parts import judge_parts, whole_table
 from lightning_failures.trainer.index_recorder import dataset_of
 from lightning_failures.trainer.late_doubts import LateDoubts
 from lightning_failures.trainer.method_values import values_of_methods
@@ -268,7 +265,7 @@ class AnalysisRunner:
         if split is not None:
             whole = evaluation.embeddings.embeddings_on_first(self.directions, grades.ids[sampled])
             judged = ranks.run_all(
-                lambda: _judge_parts(grades, split, sampled, whole, result) if ranks.is_first else None
+                lambda: judge_parts(grades, split, sampled, whole, result) if ranks.is_first else None
             )
             del whole
             if judged is not None:
@@ -312,7 +309,7 @@ class AnalysisRunner:
         """
         result, split = analysis.result.with_report(run_id=ranks.broadcast(run_id)), analysis.split
         if split is not None and result.table is not None:
-            result = replace(result, table=_whole_table(analysis.grades, split, result))
+            result = replace(result, table=whole_table(analysis.grades, split, result))
         modes = ranks.run_all(lambda: keep_diary(result, folder, warn=self.say_once) if ranks.is_first else ())
         result = with_modes(result, ranks.broadcast(modes))
         ranks.run_all(lambda: self._write(trainer, _with_names(result, analysis), folder) if ranks.is_first else None)
@@ -577,59 +574,8 @@ def _show(result: AnalysisResult, gallery: Gallery, writer: Writer) -> None:
     writer.show(result, gallery, result.report.global_step or 0)
 
 
-def _whole_table(grades: Grades, split: Tensor, result: AnalysisResult) -> ExampleTable:
-    """Return the table of all parts; held-out rows have decision values by the directions of the discovery part."""
-    assert result.table is not None
-    assert result.parts is not None
-    values = torch.full((len(grades),), float("nan"))
-    values[split == Part.DISCOVERY] = result.table.values
-    values[split == Part.REPORT] = result.parts.report.values
-    values[split == Part.DECISION] = result.parts.decision.values
-    if result.parts.spent is not None:
-        values[split == Part.SPENT] = result.parts.spent.values
-    return ExampleTable.of(grades, values, result.trees)
-
-
 def _with_names(result: AnalysisResult, analysis: LoaderAnalysis) -> AnalysisResult:
     """Return the result with the file names of its examples, which only its files need."""
     if result.table is None:
         return result
     return replace(result, table=analysis.evaluation.grader.with_names(result.table))
-
-
-def _judge_parts(
-    grades: Grades, split: Tensor, sampled: NDArray[np.bool_], whole: Tensor | None, result: AnalysisResult
-) -> tuple[HeldOutParts, Discovery | None]:
-    """Return the held-out parts with their decision values, and the discovery examples if all have an embedding.
-
-    Args:
-        grades: N rows.
-        split: (N,) int64, the part of each row.
-        sampled: (N,) bool, the rows that may be fitted on.
-        whole: (U, D) embeddings, one row for each distinct id of those, NaN if it has none; or None.
-        result: The analysis of the discovery part.
-    """
-    has_embedding = torch.from_numpy(sampled)
-    ids = torch.unique(grades.ids[has_embedding])
-    if whole is not None and not (known := finite_rows(whole)).all():
-        ids, whole = ids[known], whole[known]
-        has_embedding = has_embedding & torch.isin(grades.ids, ids)
-
-    def embeddings_of(some: Grades) -> Tensor | None:
-        return None if whole is None else whole[torch.isin(ids, some.ids)]
-
-    def judged(part: int) -> HeldOutSplit:
-        mine = split == part
-        seen = take_grades(grades, mine & has_embedding)
-        values = torch.full((int(mine.sum()),), float("nan"))
-        values[has_embedding[mine]] = judge_split(seen, embeddings_of(seen), result.directions).values
-        return HeldOutSplit(take_grades(grades, mine), values)
-
-    kept = take_grades(grades, (split == Part.DISCOVERY) & has_embedding)
-    found = embeddings_of(kept)
-    discovery = None
-    if found is not None:
-        digests = None if grades.digests is None else torch.unique(grades.digests[grades.digests != UNKNOWN_DIGEST])
-        discovery = Discovery(found, kept.labels, kept.correct, kept.ids, kept.groups, whole, digests)
-    spent = judged(Part.SPENT) if bool((split == Part.SPENT).any()) else None
-    return HeldOutParts(judged(Part.REPORT), judged(Part.DECISION), spent), discovery

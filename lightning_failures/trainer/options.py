@@ -118,6 +118,40 @@ class AdvancedOptions:
     counterfactuals: CounterfactualsOption = True
 
 
+class GroupedOptions:
+    """The options of the groups as attributes of the callback, each under its own name."""
+
+    task: Task | None
+    groups_from: str | None
+    clusters_from: str | None
+    metadata: Sequence[str]
+    failed_below: float | None
+    pictures_every_n: int | None
+    feature_names: Path | None
+    every_n_validations: int | None
+    min_coverage: float
+    auto_rollback: bool
+    memory_budget: float | str | None
+    worst_k: int
+    groupings: Sequence[str]
+    doubted: Doubted
+    n_directions: int
+    permutations: int
+    cache_folder: str | Path | None
+    device: str | torch.device | None
+    seed: int
+    pins: Sequence[str | Path]
+    counterfactuals: CounterfactualsOption
+
+    def _take_groups(self, data: DataOptions, pictures: PictureOptions, advanced: AdvancedOptions) -> None:
+        for group in (data, advanced):
+            for field in fields(group):
+                setattr(self, field.name, getattr(group, field.name))
+        self.pictures_every_n = pictures.every_n
+        names = pictures.feature_names
+        self.feature_names = None if names is None else Path(names).expanduser()
+
+
 _GROUP_OF = {field.name: group for group in (DataOptions, PictureOptions, AdvancedOptions) for field in fields(group)}
 
 OPTIONS = {
