@@ -364,6 +364,7 @@ ALLOWED = {
     ("steering/rollback.py", "save"): "the function around it",
     ("steering/forks/callbacks.py", "trainer.save_checkpoint"): "Lightning's, which moves a whole file into place",
     ("steering/checkpoint.py", "trainer.save_checkpoint"): "Lightning's, as above",
+    ("steering/controller.py", "save_checkpoint"): "the function around it",
     ("steering/last_layer.py", "torch.save"): "into what atomic.replacing has opened",
     ("trainer/ranks.py", "_Pickler(buffer).dump"): "into memory, for another process of the run",
     ("regression/pin.py", "save"): "bytes, as above",
