@@ -181,11 +181,12 @@ class RetrainHead(Intervention):
         # the new head, and the controls with the same penalty
         common: dict[str, Any] = {
             "classes": len(layer.head.bias),
+            "max_factor": max_factor,
             "folds": self.folds,
             "groups": fitting.groups,
             "seed": seed,
+            "device": layer.device,
         }
-        common["device"] = layer.device
         fit = fit_head(fitting.features, fitting.labels, flagged, penalties=self.penalties, **common)
         new = layer.with_weights(fit.weight, fit.bias)
         if not (np.isfinite(new.weight).all() and np.isfinite(new.bias).all()):

@@ -83,6 +83,12 @@ def test_planted_shortcut__the_new_head_repairs_it_and_controls_do_not(finished)
     assert entry["began"] is None
 
 
+def test_max_factor__limits_the_weight_of_the_flagged(finished, tmp_path):
+    _, _, balanced, _ = finished
+    _, unweighted, _ = fit(tmp_path, RetrainHead(max_factor=1.0))
+    assert accuracy(unweighted, odd=True) < accuracy(balanced, odd=True) - 0.1
+
+
 def test_before__is_what_the_model_itself_gets(finished):
     _, failures, _, _ = finished
     part = failures.last_report.parts.report.grades
