@@ -127,8 +127,12 @@ def doubted_labels(margins: FloatArray, labels: IntArray, mean_support: float | 
     """
     support = class_support(margins, labels)
     mean = (support.mean() if len(support) else 0.0) if mean_support is None else mean_support
-    known = (support >= MIN_SUPPORT) & (mean >= MIN_SUPPORT)
-    return np.asarray((margins < 0) & known[np.unique(labels, return_inverse=True)[1]])
+    return np.asarray((margins < 0) & _known(support, mean)[np.unique(labels, return_inverse=True)[1]])
+
+
+def _known(support: FloatArray, mean_support: float) -> BoolArray:
+    """Return which classes the probe knows, (K,) bool, by the share of their labels that it supports."""
+    return np.asarray((support >= MIN_SUPPORT) & (mean_support >= MIN_SUPPORT))
 
 
 @dataclass(frozen=True)
@@ -202,7 +206,7 @@ def fit_label_probe(
     if len(classes) < 2:
         return None
     support = class_support(label_margins(embeddings, labels, sources, mean, std, classes=classes, seed=seed), labels)
-    known = (support >= MIN_SUPPORT) & (support.mean() >= MIN_SUPPORT)
+    known = _known(support, float(support.mean()))
     rows = np.arange(len(labels))
     examples = _Examples(embeddings, rows, np.searchsorted(classes, labels), sources, mean, std)
     nowhere = np.full(len(labels), -1)  # no example lies in a fold, so the probe of each is fitted to all

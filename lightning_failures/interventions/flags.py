@@ -22,7 +22,7 @@ Larger ones cost points where nothing but wrong labels is wrong (``benchmarks/co
 """
 
 MAX_REVIEW = 200
-"""Maximum number of doubted labels listed for review, the most doubtful first."""
+"""Maximum number of labels that an intervention lists for review, the most doubtful first."""
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ import numpy as np
 from lightning_failures.core.types import FloatArray, IntArray
 from lightning_failures.interventions.base import LEFT_OUT, Decision, Intervention, JudgedExamples, Round, is_number
 from lightning_failures.interventions.flags import Flags, flag_examples, largest_factor
+from lightning_failures.interventions.head import MAX_FACTOR
 
 
 class Upweight(Intervention):
@@ -79,7 +80,7 @@ class Upweight(Intervention):
         self,
         factor: float | Literal["balanced"] = "balanced",
         *,
-        max_factor: float = 20.0,
+        max_factor: float = MAX_FACTOR,
         max_flagged: float = 0.5,
         triage: bool = True,
         weight_key: str | None = None,

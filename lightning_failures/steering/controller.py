@@ -22,6 +22,7 @@ from lightning_failures.errors import ConfigurationError, DataError
 from lightning_failures.interventions import Intervention
 from lightning_failures.interventions.appended import added_index
 from lightning_failures.interventions.base import named_interventions
+from lightning_failures.interventions.flags import MAX_REVIEW
 from lightning_failures.interventions.sampler import SamplingPlan, SamplingSchedule
 from lightning_failures.interventions.validation_split import report_numbers
 from lightning_failures.interventions.verdicts import Verdict
@@ -52,9 +53,6 @@ from lightning_failures.trainer.ranks import Communicator
 from lightning_failures.trainer.run_folder import INTERVENTIONS, claim_former_folder
 from lightning_failures.trainer.schedule import is_last_epoch
 from lightning_failures.writers import write_report
-
-MAX_REVIEW = 200
-"""Maximum number of suspected label errors listed in a report, the most doubtful first."""
 
 
 class InterventionController:
