@@ -86,7 +86,12 @@ class InterventionController:
         self._seed, self._say_once = seed, say_once
         self.features = FeatureStore(options.cache_folder)
         self._judge = TrainingJudge(
-            reader, seed=seed, groups_from=options.groups_from, features=self.features, say_once=say_once
+            reader,
+            seed=seed,
+            groups_from=options.groups_from,
+            features=self.features,
+            say_once=say_once,
+            feature_names=options.feature_names,
         )
         self._rollback = Rollback(seed) if options.auto_rollback else None
         self._decides_at_end, self._concludes = False, True

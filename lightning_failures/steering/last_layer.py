@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from math import nan
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,7 @@ class LastLayerReader:
         groups: NDArray[Any] | None,
         *,
         spend_validation: bool,
+        discovery: bool = False,
     ) -> LastLayer | None:
         """Return the last layer with its examples on the first process, None on the others. Collective.
 
@@ -81,6 +83,7 @@ class LastLayerReader:
             keys: (N, 2) their cache keys.
             groups: (N,) names of their sources, or None.
             spend_validation: Whether to fit to the spent part of the validation set.
+            discovery: Whether to read the discovery part too.
 
         Raises:
             ConfigurationError: The last layer cannot be refitted, with the remedy.
@@ -99,6 +102,10 @@ class LastLayerReader:
             fitting = self._training(name, layer.in_features, rows, labels, values, keys, groups)
         report = self._held_out(name, layer.in_features, parts.report)
         decision = self._held_out(name, layer.in_features, parts.decision) if self.drops_harmful else None
+        found: HeadExamples | None = None
+        if discovery:
+            analysed = self.analysis.analysed
+            found = self._held_out(name, layer.in_features, HeldOutSplit(analysed, torch.full((len(analysed),), nan)))
         if not self.ranks.is_first:
             return None
         if fitting is None:
@@ -111,7 +118,7 @@ class LastLayerReader:
         if one_logit:
             weight, bias = np.concatenate([0 * weight, weight]), np.concatenate([0 * bias, bias])
         kind, device = layer.weight.dtype, layer.weight.device
-        return LastLayer(NewHead(name, weight, bias), one_logit, kind, device, fitting, report, decision)
+        return LastLayer(NewHead(name, weight, bias), one_logit, kind, device, fitting, report, decision, found)
 
     def _training(
         self,
