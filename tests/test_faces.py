@@ -52,11 +52,11 @@ FACES = {
         takes_embeddings
     """,
     "lightning_failures.interventions": """
-        AddFiltered AddSynthetic Decision Discovery Intervention JudgedExamples RetrainHead Round Upweight Verdict
-        suspect_labels
+        AddFiltered AddSynthetic Decision Discovery Intervention JudgedExamples MaskFeatures RetrainHead Round Upweight
+        Verdict suspect_labels
     """,
     "lightning_failures.methods": """
-        Method methods_for register_method registered_methods
+        ImageReader Method methods_for register_method registered_methods
     """,
     "lightning_failures.pools": """
         PoolManifest PoolShard PoolSummary merge_shards read_pool_shard score_shard write_pool_shard

@@ -189,7 +189,7 @@ def analyse(
         fits.append((SparseFit(), penultimate))
     fits += methods
 
-    training = as_training_reader(penultimate_training)
+    read_training = as_training_reader(penultimate_training)
 
     # copies of one image are one source, like the images of one group
     copies = 0
@@ -212,7 +212,7 @@ def analyse(
                 seed=seed,
                 device=device,
                 raise_class_errors=raise_class_errors,
-                training=training,
+                training=read_training,
             )
             contribution = method.fit(task)
             examples[method.name], contributions[method.name] = mine, contribution

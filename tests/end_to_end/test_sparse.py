@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import lightning as L
@@ -17,6 +18,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from lightning_failures.bundled.digits import DigitClassifier
 from lightning_failures.bundled.digits.data import ColouredDigits
+from lightning_failures.bundled.digits.render import Looks, render, source_digits
 from lightning_failures.data.grades import BatchRecord
 from lightning_failures.report.sparse import sparse_report
 from lightning_failures.trainer.model_features import model_fingerprint
@@ -71,31 +73,37 @@ def digits(tmp_path_factory):
     run = trainer(folder, failures, max_epochs=5, logger=logger)
     model = DigitClassifier(width=8, lr=1e-3)
     run.fit(model, DataLoader(training, batch_size=64, shuffle=True), DataLoader(validation, batch_size=128))
-    return folder, failures, model, validation, run
+    return folder, failures, model.eval(), validation, run
 
 
-def features_of(model, data):
+def rendered(model, data, sources):
+    """Features (n, 10, D) of n images of validation, each drawn again in every tint."""
+    looks = dataclasses.replace(
+        Looks(*(getattr(data.attributes, one.name)[sources].repeat(10) for one in dataclasses.fields(Looks))),
+        tint=np.tile(np.arange(10), len(sources)),
+    )
+    pixels = source_digits()[0][np.asarray(data.groups)[sources].repeat(10)]
+    images = render(pixels, looks, np.random.default_rng(0))
     with torch.no_grad():
-        return model.net[:-1](torch.stack([data[i][0] for i in range(len(data))])).numpy()
+        x = model.net[:-1](torch.stack([data.transform(image) for image in images]))
+    return x.reshape(len(sources), 10, -1).numpy()
 
 
 @pytest.mark.slow
 def test_planted_tint__is_behind_the_errors_on_unusual_tints(digits):
     _, failures, model, data, _ = digits
     found = failures.last_report.fitted["sparse"].problematic
-    x = features_of(model, data)
-    tints, labels = np.array(data.tint), np.asarray(data.labels)
-    usual = [None if one is None else one["usual_tint"] for one in data.truth]
-    unusual = np.array([usual[k] is not None and tint != usual[k] for k, tint in zip(labels, tints, strict=True)])
+    labels = np.asarray(data.labels)
+    planted = [None if one is None else one["unusual_tint"] for one in data.truth]
+    unusual = np.array([planted[k] is not None and t == planted[k] for k, t in zip(labels, data.tint, strict=True)])
     errors = unusual[found.ids] & (found.feature >= 0)
-    assert errors.sum() > 30
-
-    def between(groups, j):
-        means = [x[groups == name, j].mean() for name in np.unique(groups)]
-        return np.var(means)
-
-    driven = [between(tints, j) > between(labels, j) for j in found.feature[errors]]
-    assert np.mean(driven) > 0.6
+    assert errors.mean() > 0.5
+    sources = np.concatenate([np.flatnonzero(labels == k)[:8] for k in range(10)])
+    x = rendered(model, data, sources)  # every digit in every tint
+    between_tints = x.mean(0).var(0)
+    between_digits = x.mean(1).reshape(10, 8, -1).mean(1).var(0)
+    driven = (between_tints > between_digits)[found.feature[errors]]
+    assert driven.mean() > 0.8
 
 
 @pytest.mark.slow
