@@ -78,12 +78,10 @@ def digits(tmp_path_factory):
 
 def rendered(model, data, sources):
     """Features (n, 10, D) of n images of validation, each drawn again in every tint."""
-    looks = dataclasses.replace(
-        Looks(*(getattr(data.attributes, one.name)[sources].repeat(10) for one in dataclasses.fields(Looks))),
-        tint=np.tile(np.arange(10), len(sources)),
-    )
-    pixels = source_digits()[0][np.asarray(data.groups)[sources].repeat(10)]
-    images = render(pixels, looks, np.random.default_rng(0))
+    rows = torch.from_numpy(sources).repeat_interleave(10)
+    looks = Looks(*(getattr(data.attributes, one.name)[rows] for one in dataclasses.fields(Looks)))
+    looks = dataclasses.replace(looks, tint=torch.arange(10).repeat(len(sources)))
+    images = render(source_digits()[0][data.groups[rows]], looks, np.random.default_rng(0))
     with torch.no_grad():
         x = model.net[:-1](torch.stack([data.transform(image) for image in images]))
     return x.reshape(len(sources), 10, -1).numpy()
