@@ -23,8 +23,9 @@ from lightning_failures.core.threads import one_thread
 from lightning_failures.directions import fit_failure_directions
 from lightning_failures.directions.standardize import mean_and_std, standardize
 from lightning_failures.directions.svm import (
-    CRITICAL_MULTIPLES,
+    FIXABLE_MULTIPLE,
     PUBLISHED_CS,
+    WHOLE_MULTIPLE,
     balanced_signs,
     fit_published,
     fit_scaled,
@@ -33,6 +34,7 @@ from lightning_failures.stats.folds import stratified_group_folds
 
 Data = tuple[np.ndarray, np.ndarray, np.ndarray]
 SIZES = (250, 500, 1000)
+MULTIPLES = (FIXABLE_MULTIPLE, 10.0, WHOLE_MULTIPLE, 100.0)  # of the critical C, above which no closed form helps
 
 
 def graded(classes: int, n: int, dim: int, seed: int) -> Data:
@@ -118,7 +120,7 @@ def same_answers(classes: int) -> dict[str, dict[str, float]]:
             fold = stratified_group_folds(~y, np.arange(n))
             cv = list(PredefinedSplit(fold).split())
             critical = [critical_c((z @ z.T)[np.ix_(kept, kept)], y[kept]) for kept, _ in cv]
-            for c in np.array(CRITICAL_MULTIPLES[1:]) * max(critical):
+            for c in np.array(MULTIPLES) * max(critical):
                 fit = fit_scaled(z.astype(np.float32), y, fold, (float(c),))
                 exact = SVC(kernel="linear", class_weight="balanced", C=c, tol=1e-8)
                 default = SVC(kernel="linear", class_weight="balanced", C=c)

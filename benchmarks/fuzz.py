@@ -153,10 +153,17 @@ def mutate(rng: random.Random, data: bytes) -> bytes:
     return bytes(made)
 
 
-def places(value: Any, at: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-    """Return the paths to all values of nested JSON."""
-    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    return [at, *(place for key, one in inner for place in places(one, (*at, key)))]
+DEEPEST_PLACE = 100
+
+
+def places(value: Any) -> list[tuple[Any, ...]]:
+    """Return the paths to all values of nested JSON, however deep, from the outside inwards."""
+    found: list[tuple[tuple[Any, ...], Any]] = [((), value)]
+    for at, one in found:  # grows while it is read
+        if len(at) < DEEPEST_PLACE:
+            inner = one.items() if isinstance(one, dict) else enumerate(one) if isinstance(one, list) else ()
+            found += [((*at, key), each) for key, each in inner]
+    return [at for at, _ in found]
 
 
 def odd_value(rng: random.Random) -> Any:

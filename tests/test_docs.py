@@ -7,6 +7,7 @@ import importlib
 import inspect
 import re
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,9 @@ else:
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "lightning_failures"
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
+SCRIPTS = sorted(
+    path for folder in ("benchmarks", "docs", "examples", "scripts") for path in (ROOT / folder).rglob("*.py")
+)
 README = ROOT / "README.md"
 MAX_README_LINES = 150
 
@@ -102,6 +106,15 @@ def test_python_blocks__import_names_that_exist(page):
             if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith(PACKAGE.name):
                 module = importlib.import_module(node.module)
                 assert [alias.name for alias in node.names if not hasattr(module, alias.name)] == []
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.relative_to(ROOT).as_posix())
+def test_scripts__import_names_that_exist(script):
+    for node in ast.walk(ast.parse(script.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith(PACKAGE.name):
+            module = importlib.import_module(node.module)
+            names = [alias.name for alias in node.names if not hasattr(module, alias.name)]
+            assert [name for name in names if find_spec(f"{node.module}.{name}") is None] == []
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

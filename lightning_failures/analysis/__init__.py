@@ -13,6 +13,7 @@ Files, each importing only from those above it::
     method         The protocol of a method's fit: its task and its contribution to the result
     fits           Fits of the built-in methods: failure directions and failure trees
     sparse_layers  Fit of the sparse decision layers, and their section of the report
+    rankings       What other methods find in the same embeddings, as a method beside failure directions
     copies         Exact copies among the analysed examples, which are one source
     result         A report with the fitted objects that it was computed from
     analyse        The whole analysis, from grades and embeddings to a result, without a Trainer, a logger or a disk
@@ -21,6 +22,7 @@ Files, each importing only from those above it::
 
 from lightning_failures.analysis.analyse import analyse
 from lightning_failures.analysis.diary import Diary, advance
+from lightning_failures.analysis.rankings import BaselinesFit
 from lightning_failures.analysis.result import AnalysisResult
 
-__all__ = ["AnalysisResult", "Diary", "advance", "analyse"]
+__all__ = ["AnalysisResult", "BaselinesFit", "Diary", "advance", "analyse"]

@@ -40,6 +40,10 @@ COMMANDS = {
     "report": Command(
         "show the last report of a run, and write it as one HTML file", "lightning_failures.cli.report:report"
     ),
+    "compare-methods": Command(
+        "compare what failure directions and other methods (Domino, clusters, confidence) rank first",
+        "lightning_failures.cli.compare_methods:compare_methods",
+    ),
     "diff": Command(
         "compare two runs: failures and failure modes that are fixed, new, persistent",
         "lightning_failures.cli.report:diff",

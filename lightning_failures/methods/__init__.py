@@ -6,6 +6,7 @@ Files, each importing only from those above it::
     directions  Failure directions (Jain et al., ICLR 2023)
     trees       Failure trees (Barlow: Singla et al., CVPR 2021)
     sparse      Sparse decision layers (Wong et al., ICML 2021)
+    baselines   Other ways to find failures, for comparison only
 """
 
 from __future__ import annotations
@@ -14,13 +15,14 @@ from typing import Any
 
 from lightning_failures.errors import ConfigurationError
 from lightning_failures.methods.base import ImageReader, Method
+from lightning_failures.methods.baselines import Baselines
 from lightning_failures.methods.directions import Directions
 from lightning_failures.methods.sparse import SparseLayers
 from lightning_failures.methods.trees import Trees
 
 __all__ = ["ImageReader", "Method", "methods_for", "register_method", "registered_methods"]
 
-_METHODS: list[Method] = [Directions(), Trees(), SparseLayers()]
+_METHODS: list[Method] = [Directions(), Trees(), SparseLayers(), Baselines()]
 _BUILT_IN = tuple(method.name for method in _METHODS)
 
 
@@ -35,9 +37,9 @@ def register_method(method: Method) -> None:
         register_method(MyMethod())
     """
     if not method.name.isidentifier() or method.name in _BUILT_IN:
-        others = ", ".join(map(repr, _BUILT_IN))
         raise ConfigurationError(
-            f"{type(method).__name__}.name must be an identifier other than {others}, got {method.name!r}."
+            f"{type(method).__name__}.name must be an identifier other than {', '.join(map(repr, _BUILT_IN))}, got"
+            f" {method.name!r}."
         )
     _METHODS[:] = [one for one in _METHODS if one.name != method.name] + [method]
 

@@ -21,6 +21,7 @@ Files, each importing only from those above it::
     gallery_storage  The pictures of an analysis in one JSON file, bounded when written, validated when read
     run_folder       The files that a run leaves on disk, and reading them back
     pins             Pinned slices for readers: pin a slice of a run, and the checks of pins as a table in words
+    method_comparison  What each method ranks first: how much of it is wrong, what methods share, whom they find
     html             The report of a run as one HTML file that needs neither network nor server
     mode_comparison  The failure modes of one run, matched with those of another
     example_pairs    Which example of one run is which example of another run

@@ -100,6 +100,8 @@ class AdvancedOptions:
             regions of features onto other images; a generator (a name, an object or a function, as of
             ``AddSynthetic``) also renders the captions of classes with a pattern, for at most ten minutes. False: no
             checks.
+        compare_methods: Let other methods (Domino, clusters) rank the examples, too; then
+            ``lightning-failures compare-methods RUN`` compares them with the failure directions.
     """
 
     every_n_validations: int | None = None
@@ -116,6 +118,7 @@ class AdvancedOptions:
     groupings: Sequence[str] = DEFAULT_GROUPINGS
     pins: Sequence[str | Path] = ()
     counterfactuals: CounterfactualsOption = True
+    compare_methods: bool = False
 
 
 class GroupedOptions:
@@ -142,6 +145,7 @@ class GroupedOptions:
     seed: int
     pins: Sequence[str | Path]
     counterfactuals: CounterfactualsOption
+    compare_methods: bool
 
     def _take_groups(self, data: DataOptions, pictures: PictureOptions, advanced: AdvancedOptions) -> None:
         for group in (data, advanced):

@@ -1,0 +1,61 @@
+"""Comparison of what methods rank first: shares by hand, attributes of a CSV file, and clear errors."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from lightning_failures.data.example_table import ExampleTable
+from lightning_failures.data.report import FailureReport
+from lightning_failures.errors import ConfigurationError, DataError
+from lightning_failures.report.method_comparison import compare_methods, comparison_text, read_attributes
+
+RANKINGS = {"domino": {"cat": [0, 1, 9], "dog": [10, 11]}, "clusters": {"cat": [5, 6, 7]}}
+
+
+def run(rankings=RANKINGS):
+    """Two classes of ten; 0 ... 3 and 10, 11 fail; the directions rank 0, 1, 2 and 12, 13, 14 first."""
+    ids = torch.arange(20)
+    labels = (ids >= 10).long()
+    failed = (ids < 4) | (ids == 10) | (ids == 11)
+    values = torch.where(ids < 10, ids - 2.5, (ids - 12).abs().float() - 2.5)
+    table = ExampleTable(
+        ids, labels, torch.where(failed, 1 - labels, labels), 1 - ids / 20, values, -1 + 0 * ids, -1 + 0 * ids,
+        ("cat", "dog"),
+    )  # fmt: skip
+    return FailureReport(20, 0.7, (), methods={"baselines": {"top": 3, "rankings": rankings}}), table
+
+
+def test_compare__shares_of_failures_overlap_and_attributes():
+    report, table = run()
+    found = compare_methods(report, table, {"tint": {i: "red" if i in (0, 1) else "blue" for i in range(20)}}, top=2)
+    assert found.classes == 1  # clusters rank the cats only
+    rows = {row.method: row for row in found.rows}
+    assert list(rows) == ["directions", "confidence", "domino", "clusters"]
+    assert (rows["directions"].error_rate, rows["domino"].error_rate, rows["clusters"].error_rate) == (1.0, 1.0, 0.0)
+    assert rows["confidence"].error_rate is None
+    assert (rows["domino"].overlap, rows["clusters"].overlap, rows["confidence"].overlap) == (1.0, 0.0, 0.0)
+    assert rows["directions"].shares == {"tint=red": 1.0, "tint=blue": 0.0}
+    assert (found.base_error_rate, found.base_shares["tint=red"]) == (0.4, 0.2)
+    text = comparison_text(found)
+    assert "The 2 hardest examples of each of 1 classes" in text
+    assert [line.split()[0] for line in text.splitlines()[2:]] == ["method", *rows, "all"]
+
+
+def test_compare__nothing_to_compare():
+    report, table = run(rankings={})
+    with pytest.raises(ConfigurationError, match="compare_methods=True"):
+        compare_methods(report, table)
+    with pytest.raises(DataError, match="No class is ranked by every method"):
+        compare_methods(*run(rankings={"domino": {}}))
+
+
+def test_attributes__of_a_csv_file(tmp_path):
+    path = tmp_path / "tints.csv"
+    path.write_text("id,tint,stroke\n3,red,\n5,blue,thin\n")
+    assert read_attributes(path) == {"tint": {3: "red", 5: "blue"}, "stroke": {5: "thin"}}
+    path.write_text("name,tint\na,red\n")
+    with pytest.raises(ConfigurationError, match="column 'id'"):
+        read_attributes(path)
+    with pytest.raises(ConfigurationError, match="cannot be read"):
+        read_attributes(tmp_path / "none.csv")
