@@ -554,12 +554,13 @@ class FailureModes(GroupedOptions, FeatureAccess, Callback):
         Args:
             stop_epoch: First epoch for which no decision is made any more. None keeps the configured one.
         """
-        self.on_error, self.verdict, self.pictures = "raise", None, False
+        self.on_error, self.verdict, self.pictures, self.sparse = "raise", None, False, False
         self.interventions = self._steering.prepare_fork(stop_epoch)
 
     def prepare_retraining(self, intervention: Intervention) -> None:
         """Configure this callback for ``retrain-head``: one intervention, which acts at the end of a validation."""
-        self.on_error, self.verdict, self.pictures, self.interventions = "raise", None, False, (intervention,)
+        self.on_error, self.verdict, self.pictures, self.sparse = "raise", None, False, False
+        self.interventions = (intervention,)
         self._build()
         self._steering.acts_after_validation = True
 

@@ -56,7 +56,7 @@ FACES = {
         Verdict suspect_labels
     """,
     "lightning_failures.methods": """
-        ImageReader Method methods_for register_method registered_methods
+        Method methods_for register_method registered_methods
     """,
     "lightning_failures.pools": """
         PoolManifest PoolShard PoolSummary merge_shards read_pool_shard score_shard write_pool_shard

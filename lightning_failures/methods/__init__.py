@@ -14,13 +14,13 @@ from __future__ import annotations
 from typing import Any
 
 from lightning_failures.errors import ConfigurationError
-from lightning_failures.methods.base import ImageReader, Method
+from lightning_failures.methods.base import Method
 from lightning_failures.methods.baselines import Baselines
 from lightning_failures.methods.directions import Directions
 from lightning_failures.methods.sparse import SparseLayers
 from lightning_failures.methods.trees import Trees
 
-__all__ = ["ImageReader", "Method", "methods_for", "register_method", "registered_methods"]
+__all__ = ["Method", "methods_for", "register_method", "registered_methods"]
 
 _METHODS: list[Method] = [Directions(), Trees(), SparseLayers(), Baselines()]
 _BUILT_IN = tuple(method.name for method in _METHODS)

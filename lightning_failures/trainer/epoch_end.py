@@ -31,7 +31,8 @@ from lightning_failures.errors import ConfigurationError
 from lightning_failures.generators.base import ImageGenerator
 from lightning_failures.interventions import Discovery
 from lightning_failures.interventions.validation_split import Part, part_of, take_grades
-from lightning_failures.methods import ImageReader, Method, methods_for
+from lightning_failures.methods import Method, methods_for
+from lightning_failures.methods.base import ImageReader
 from lightning_failures.regression import Pin
 from lightning_failures.report.diary_storage import keep_diary
 from lightning_failures.report.gallery import Gallery, Picture

@@ -101,7 +101,7 @@ def test_planted_tint__is_behind_the_errors_on_unusual_tints(digits):
     between_tints = x.mean(0).var(0)
     between_digits = x.mean(1).reshape(10, 8, -1).mean(1).var(0)
     driven = (between_tints > between_digits)[found.feature[errors]]
-    assert driven.mean() > 0.8
+    assert driven.mean() > 0.7
 
 
 @pytest.mark.slow
