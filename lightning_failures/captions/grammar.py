@@ -13,8 +13,8 @@ A vocabulary is one YAML file::
         nouns: [dog, puppy]                # default: the name of the class
         prepositions: [on a leash]
 
-The package contains three vocabularies: ``general`` for any natural photographs, ``cifar10`` with words for each of its
-classes, and ``digits`` for the coloured digits.
+The package contains five vocabularies: ``general`` for any natural photographs, ``cifar10`` with words for each of its
+classes, ``cifar100`` for its superclasses, ``celeba`` for its faces by age, and ``digits`` for the coloured digits.
 """
 
 from __future__ import annotations
@@ -245,7 +245,7 @@ def known_vocabularies() -> list[str]:
     """Return the names of the packaged vocabularies.
 
     >>> known_vocabularies()
-    ['cifar10', 'digits', 'general']
+    ['celeba', 'cifar10', 'cifar100', 'digits', 'general']
     """
     return sorted(file.stem for file in _PACKAGED.glob("*.yaml"))
 

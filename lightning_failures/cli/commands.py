@@ -40,6 +40,10 @@ COMMANDS = {
     "report": Command(
         "show the last report of a run, and write it as one HTML file", "lightning_failures.cli.report:report"
     ),
+    "reproduce": Command(
+        "train on any folder of images, or repeat an experiment of a paper on your copy of its data",
+        "lightning_failures.cli.reproduce:reproduce",
+    ),
     "compare-methods": Command(
         "compare what failure directions and other methods (Domino, clusters, confidence) rank first",
         "lightning_failures.cli.compare_methods:compare_methods",

@@ -1,0 +1,31 @@
+"""The papers' experiments on the user's own copies of their data sets, one command each.
+
+``lightning-failures reproduce NAME --data DIR`` trains the paper's network, with the callback, and writes a page with
+the published figures beside what was found. Nothing is downloaded.
+
+Files, each importing only from those above it::
+
+    base      A setting: three data sets, how to train on them, what is planted, what the paper says
+    network   ResNet-18 with the papers' schedule, as a LightningModule
+    splits    Splits of a data set by seed, and subsamples
+    transforms  A mild augmentation for training, none for evaluation
+    folder    Any folder of images by class
+    cifar     CIFAR-10; CIFAR-100 in superclasses with an under-represented sub-class
+    celeba    CelebA: age, with gender as a shortcut
+    measure   Train one seed, and measure what the paper measured
+    page      The published figures beside what was found, as JSON and HTML
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from lightning_failures.recipes.base import Recipe
+from lightning_failures.recipes.celeba import CELEBA
+from lightning_failures.recipes.cifar import CIFAR10, CIFAR100
+from lightning_failures.recipes.folder import FOLDER
+
+__all__ = ["RECIPES", "Recipe"]
+
+RECIPES: Mapping[str, Recipe] = {one.name: one for one in (FOLDER, CELEBA, CIFAR100, CIFAR10)}
+"""All recipes by name."""

@@ -1,0 +1,73 @@
+"""ResNet-18 with the papers' schedule, as a LightningModule."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchvision.models import resnet18
+
+from lightning_failures.recipes.base import Schedule
+
+SMALL = 64
+"""Edge below which images are small: the first layer then keeps their size, as is usual for CIFAR."""
+
+
+def network(classes: int, size: int) -> nn.Module:
+    """Return a ResNet-18 with random weights; for small images with a 3 x 3 first layer and without its pooling."""
+    model: nn.Module = resnet18(num_classes=classes)
+    if size < SMALL:
+        model.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
+        model.maxpool = nn.Identity()
+    return model
+
+
+class Classifier(L.LightningModule):
+    """A ResNet-18 trained by SGD at a triangular rate.
+
+    Args:
+        classes: Number of classes.
+        size: Edge of the images in pixels.
+        schedule: How it is trained.
+    """
+
+    def __init__(self, classes: int, size: int, schedule: Schedule) -> None:
+        super().__init__()
+        self.net = network(classes, size)
+        self.schedule = schedule
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the logits (B, K) of images (B, 3, H, W)."""
+        logits: Tensor = self.net(x)
+        return logits
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        """Return the cross-entropy of a batch."""
+        x, y = batch
+        loss = F.cross_entropy(self(x), y)
+        self.log("train_loss", loss)
+        return loss
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        """Log the accuracy of a batch."""
+        x, y = batch
+        self.log("val_acc", (self(x).argmax(1) == y).float().mean())
+
+    def configure_optimizers(self) -> Any:
+        """Return SGD and the triangular schedule, which advances every step."""
+        plan = self.schedule
+        optimizer = torch.optim.SGD(
+            self.parameters(), lr=plan.learning_rate, momentum=plan.momentum, weight_decay=plan.weight_decay
+        )
+        steps = max(int(self.trainer.estimated_stepping_batches), 1)
+        peak = steps * min(plan.peak_epoch / plan.epochs, 1.0)
+
+        def factor(step: int) -> float:
+            return float(np.interp(step + 1, [0, peak, steps + 1], [0, 1, 0]))
+
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}

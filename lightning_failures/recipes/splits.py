@@ -1,0 +1,47 @@
+"""Splits of a data set by seed, and subsamples."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from lightning_failures.core.types import IntArray
+
+QUICK = 10
+"""The part of the data that ``--quick`` leaves: one in so many."""
+
+
+def stratified_split(labels: Any, shares: Sequence[float], seed: int) -> list[IntArray]:
+    """Divide examples at random, each class in the same shares; returns the ascending indices of each part.
+
+    >>> parts = stratified_split([0] * 10 + [1] * 5, (0.2, 0.4, 0.4), seed=0)
+    >>> [len(part) for part in parts], sorted(np.concatenate(parts).tolist()) == list(range(15))
+    ([3, 6, 6], True)
+    """
+    y = np.asarray(labels)
+    rng = np.random.default_rng([seed, 0x5B117])
+    ends = np.cumsum(np.asarray(shares) / np.sum(shares))[:-1]
+    parts: list[list[IntArray]] = [[] for _ in shares]
+    for label in np.unique(y):
+        rows = rng.permutation(np.flatnonzero(y == label))
+        for part, some in zip(parts, np.split(rows, np.rint(ends * len(rows)).astype(int)), strict=True):
+            part.append(some)
+    return [np.sort(np.concatenate(part)) for part in parts]
+
+
+def at_most(rows: IntArray, most: int, seed: int) -> IntArray:
+    """Return at most so many of the rows, at random, ascending.
+
+    >>> at_most(np.arange(3), 5, seed=0).tolist(), len(at_most(np.arange(9), 5, seed=0))
+    ([0, 1, 2], 5)
+    """
+    if len(rows) <= most:
+        return rows
+    return np.sort(np.random.default_rng([seed, 0xC07]).permutation(rows)[:most])
+
+
+def every_tenth(rows: IntArray, quick: bool) -> IntArray:
+    """Return one in ten of the rows if ``quick``, else all of them."""
+    return rows[::QUICK] if quick else rows
