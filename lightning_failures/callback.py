@@ -21,13 +21,12 @@ from lightning_failures.data.class_names import names_in_order
 from lightning_failures.data.grades import BatchRecord
 from lightning_failures.encoders import Encoder
 from lightning_failures.encoders.cached import DEFAULT_ENCODER, name_of
-from lightning_failures.errors import ConfigurationError
 from lightning_failures.interventions import Intervention
 from lightning_failures.methods import methods_for
 from lightning_failures.report.feature_names import FeatureNames
 from lightning_failures.steering.controller import InterventionController
+from lightning_failures.steering.feature_access import FeatureAccess
 from lightning_failures.steering.forks.from_trainer import fork_finished_training
-from lightning_failures.steering.training_view import training_features
 from lightning_failures.trainer import schedule
 from lightning_failures.trainer.batch_grader import BatchGrader
 from lightning_failures.trainer.batch_reader import BatchReader
@@ -48,14 +47,14 @@ from lightning_failures.trainer.options import (
     check_options,
     merge_former_spellings,
 )
-from lightning_failures.trainer.penultimate import PenultimateFeatures, PenultimatePass
+from lightning_failures.trainer.penultimate import PenultimatePass
 from lightning_failures.trainer.ranks import Communicator
 from lightning_failures.trainer.run_folder import claim_run_folder, leave_folder
 
 __all__ = ["AdvancedOptions", "DataOptions", "FailureModes", "PictureOptions"]
 
 
-class FailureModes(GroupedOptions, Callback):
+class FailureModes(GroupedOptions, FeatureAccess, Callback):
     """Find, caption and track the failure modes of an image classifier while it trains.
 
     Every validation example is graded in ``on_validation_batch_end``, where images that are not in the cache are also
@@ -104,6 +103,9 @@ class FailureModes(GroupedOptions, Callback):
             transforms; without any, images must be in [0, 1] or uint8.
         reference: Embeddings that standardise all others: ``"validation"`` (the examples that are analysed), or
             ``"train"`` for a fixed hash sample of at most 20,000 training images, after the training transforms.
+        sparse: Refit the last layer of the model as a sparse one, and ask each error which feature did it: at the last
+            analysis of ``fit`` and in ``validate`` and ``test``, on features of at most 50,000 training images
+            (``docs/concepts.md``).
         on_error: ``"warn"``: a failing analysis is skipped; ``"raise"``: any error stops the run (scripts, tests).
         data: Task, sources and metadata of the examples: :class:`~lightning_failures.callback.DataOptions`.
         advanced: Options that few people change: :class:`~lightning_failures.callback.AdvancedOptions`.
@@ -135,6 +137,7 @@ class FailureModes(GroupedOptions, Callback):
         logits_from: str | None = None,
         normalization: tuple[Sequence[float], Sequence[float]] | None = None,
         reference: Literal["validation", "train"] = "validation",
+        sparse: bool = False,
         on_error: Literal["warn", "raise"] = "warn",
         data: DataOptions | None = None,
         advanced: AdvancedOptions | None = None,
@@ -151,7 +154,7 @@ class FailureModes(GroupedOptions, Callback):
         self.time_budget = time_budget
         self.read_batch = read_batch
         self.logits_from, self.normalization = logits_from, normalization
-        self.reference, self.on_error = reference, on_error
+        self.reference, self.sparse, self.on_error = reference, sparse, on_error
         self._take_groups(data, drawing, advanced)
         self.last_report: AnalysisResult | None = None
         check_options(self)
@@ -215,8 +218,7 @@ class FailureModes(GroupedOptions, Callback):
             device=device,
             ranks=self._ranks,
         )
-        if any(one.source == "penultimate" for one in methods_for(self)) and not self._batch_grader.keeps_features:
-            self._batch_grader.keep_penultimate_features(self.logits_from)
+        self._observe_features()
         self._runner = AnalysisRunner.of(self, encoders, self._reader, self._errors.say_once, self._guard)
         if self.robust_encoder is None:
             self._errors.say_once("FailureModes(robust_encoder=None): no failure trees.", rank_zero_info)
@@ -265,7 +267,14 @@ class FailureModes(GroupedOptions, Callback):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Let the interventions act that do so when the training has ended, and revise the last report."""
         runner, former = self._runner, self.last_report
-        if runner is None or former is None or self._folder is None or not self._steering.on:
+        if runner is None or former is None or self._folder is None:
+            return
+        with self._guard(trainer, "the last analysis", "what it adds"), self._ranks.synchronized(), isolated_rng():
+            self.last_report = self._fit_last(trainer, runner, former)
+            if self.last_report is not former:
+                runner.revise(self.last_report, self._folder, write=trainer.is_global_zero)
+                former = self.last_report
+        if not self._steering.on:
             return
         where, skipped = "the end of the training", "what the interventions do then"
         with self._guard(trainer, where, skipped), self._ranks.synchronized(), isolated_rng():
@@ -325,37 +334,6 @@ class FailureModes(GroupedOptions, Callback):
     def _check_monitored(self, trainer: Trainer) -> None:
         """Refuse keys that can never be logged; those of a default encoder that does not load stay at their worst."""
         self._keys.check(trainer, [one.name for one in methods_for(self)], interventions=self._steering.on)
-
-    def keep_penultimate_features(self, head: str | None = None) -> None:
-        """Keep the penultimate features of all graded examples, from the next validation or test on.
-
-        Args:
-            head: Name of the submodule whose input they are and whose output is the logits; None: it is found.
-        """
-        self._batch_grader.keep_penultimate_features(head)
-
-    def evaluation_features(self, dataloader_idx: int = 0) -> PenultimateFeatures:
-        """Return the penultimate features of the last analysed validation or test: those that this rank graded.
-
-        Raises:
-            ConfigurationError: No features were kept.
-        """
-        if dataloader_idx not in self._penultimate:
-            remedy = "Call keep_penultimate_features() before a validation that is analysed."
-            raise ConfigurationError(f"No penultimate features of loader {dataloader_idx} were kept. {remedy}")
-        return self._penultimate[dataloader_idx].features(self._batch_grader.head or "")
-
-    def training_features(
-        self, trainer: Trainer, pl_module: LightningModule, *, head: str | None = None
-    ) -> PenultimateFeatures:
-        """Return the penultimate features of this rank's share of the training set, by a pass in eval mode.
-
-        ``head`` names the submodule that computes the logits; None: it is found. The model is left unchanged.
-
-        Raises:
-            ConfigurationError: The training loader is not supported, or the head cannot be found.
-        """
-        return training_features(trainer, pl_module, self._reader, self._ranks, head=head, seed=self.seed)
 
     # -- one validation or test ------------------------------------------------------------------------------
 
@@ -516,6 +494,7 @@ class FailureModes(GroupedOptions, Callback):
             spent=self._steering.spends_validation,
             deadline=None if self._seconds is None else Deadline.after(self._seconds - evaluation.embeddings.seconds),
             logged=self._keys.of_module(trainer),
+            model=self._model_features(trainer, dataset_of(loader), evaluation.grader),
         )
         if steered:
             analysis = self._act(trainer, analysis)
@@ -575,12 +554,13 @@ class FailureModes(GroupedOptions, Callback):
         Args:
             stop_epoch: First epoch for which no decision is made any more. None keeps the configured one.
         """
-        self.on_error, self.verdict, self.pictures = "raise", None, False
+        self.on_error, self.verdict, self.pictures, self.sparse = "raise", None, False, False
         self.interventions = self._steering.prepare_fork(stop_epoch)
 
     def prepare_retraining(self, intervention: Intervention) -> None:
         """Configure this callback for ``retrain-head``: one intervention, which acts at the end of a validation."""
-        self.on_error, self.verdict, self.pictures, self.interventions = "raise", None, False, (intervention,)
+        self.on_error, self.verdict, self.pictures, self.sparse = "raise", None, False, False
+        self.interventions = (intervention,)
         self._build()
         self._steering.acts_after_validation = True
 

@@ -182,14 +182,19 @@ FEW_STATEMENTS = 12
 TESTED_ELSEWHERE = {
     "doctor/reference_images.py": "doctor/test_caption_checks.py",
     "interventions/filtered.py": "end_to_end/test_added.py",  # needs the pool and the model of a training
+    "interventions/head_measures.py": "interventions/test_retrain_head.py",
     "interventions/synthesis/generate.py": "interventions/test_synthetic.py",
+    "methods/sparse.py": "end_to_end/test_sparse.py",
     "stats/kernels/elastic_net.py": "sparse/test_solver.py",
     "stats/kernels/smo.py": "directions/test_svm.py",  # equals scikit-learn's support vector machine
+    "steering/feature_access.py": "end_to_end/test_sparse.py",
     "steering/last_layer.py": "interventions/test_retrain_head.py",
+    "steering/sample_features.py": "end_to_end/test_sparse.py",
     "steering/training_judge.py": "end_to_end/test_added.py",  # these two need a Trainer in the middle of a fit
     "steering/training_view.py": "end_to_end/test_interventions.py",
     "trainer/grading_notes.py": "end_to_end/test_trust_grading.py",  # notes on real validations
     "trainer/epoch_end.py": "end_to_end/test_callback_edges.py",
+    "trainer/reference_embeddings.py": "end_to_end/test_trust_reading.py",
     "trainer/held_out_parts.py": "end_to_end/test_interventions.py",  # of a validation with interventions
 }
 """Modules without a test file of their own, and the file that tests them."""

@@ -23,10 +23,17 @@ from lightning_failures.analysis.copies import join_sources_of_copies
 from lightning_failures.analysis.diagnosis import TrainingExamples, add_diagnoses
 from lightning_failures.analysis.enrichment import MOST_VALUES, Attribute, enrichment, read_attribute
 from lightning_failures.analysis.fits import DirectionsFit, TreesFit, defined_numbers, mean_of
-from lightning_failures.analysis.method import Contribution, FittableMethod, FitTask
+from lightning_failures.analysis.method import (
+    Contribution,
+    FittableMethod,
+    FitTask,
+    TrainingReader,
+    as_training_reader,
+)
 from lightning_failures.analysis.result import AnalysisResult
 from lightning_failures.analysis.shared import SharedFinding, find_shared_pattern
 from lightning_failures.analysis.slices import leading_slices, slices_of
+from lightning_failures.analysis.sparse_layers import SparseFit
 from lightning_failures.captions.assign import CaptionScorer, caption_classes, classes_to_caption
 from lightning_failures.captions.candidates import ClassCaptions
 from lightning_failures.core.arrays import as_array, as_rows, finite_rows_of
@@ -49,7 +56,7 @@ from lightning_failures.trees.fit import FailureTree
 _VALUES_NAMES = {"directions": "embeddings", "trees": "features"}
 """Names, in messages, of the values that the built-in methods are fitted on."""
 
-_TITLES = {"directions": "Failure directions", "trees": "Failure trees"}
+_TITLES = {"directions": "Failure directions", "trees": "Failure trees", "sparse": "Sparse decision layers"}
 
 
 def analyse(
@@ -57,6 +64,8 @@ def analyse(
     embeddings: Values | None = None,
     *,
     features: Values | None = None,
+    penultimate: Values | None = None,
+    penultimate_training: TrainingReader | tuple[Any, Any] | None = None,
     reference: Values | None = None,
     training_labels: Any = None,
     captions: Callable[[int], ClassCaptions | None] | None = None,
@@ -97,6 +106,12 @@ def analyse(
             read one class at a time, never copied as a whole, and never written to.
         features: Features of an adversarially robust model, (N, F) or (U, F), aligned like ``embeddings``. None: no
             trees.
+        penultimate: Penultimate features of the model itself, (N, P) or (U, P), aligned like ``embeddings``: the input
+            of its last layer. A sparse decision layer is then examined on them, and ``.fitted["sparse"]`` holds the
+            layer and the problematic feature of each error. None: no sparse layer.
+        penultimate_training: Penultimate features (M, P) of training examples, a matrix or an iterable of blocks that
+            starts again each time, and their labels (M,) int, to which the sparse layer is fitted; or a function that
+            reads them. None: the layer is fitted to half of the examples and examined on the other half.
         reference: (M, D) embeddings whose mean and standard deviation phi standardises with. None: ``embeddings``.
         training_labels: (M,) int, the labels of ``reference``, if that holds training examples: the diagnosis of each
             class compares them with the examples that are analysed. None: the diagnosis knows validation only.
@@ -170,7 +185,11 @@ def analyse(
     if features is not None:
         clustered = None if clusters is None else _attributes({"clusters": clusters}, grades, MOST_CLUSTERS)["clusters"]
         fits.append((TreesFit(delta, tau, chosen_groupings(groupings, attributes, clustered)), features))
+    if penultimate is not None:
+        fits.append((SparseFit(), penultimate))
     fits += methods
+
+    read_training = as_training_reader(penultimate_training)
 
     # copies of one image are one source, like the images of one group
     copies = 0
@@ -193,6 +212,7 @@ def analyse(
                 seed=seed,
                 device=device,
                 raise_class_errors=raise_class_errors,
+                training=read_training,
             )
             contribution = method.fit(task)
             examples[method.name], contributions[method.name] = mine, contribution

@@ -2,17 +2,61 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 
+from lightning_failures.core.arrays import as_array
 from lightning_failures.core.budget import Deadline
+from lightning_failures.core.types import IntArray
 from lightning_failures.data.grades import Grades
 from lightning_failures.data.members import RowValues, Values
 from lightning_failures.data.partition import Partition
 from lightning_failures.data.tree_report import GroupReport
+from lightning_failures.errors import DataError
+
+
+@dataclass(frozen=True, eq=False)
+class TrainingFeatures:
+    """Penultimate features of training examples, on the first process; on the others there are none.
+
+    Attributes:
+        features: (M, D) floats: a matrix, or an iterable of blocks of rows that starts again each time. None: there are
+            none.
+        labels: (M,) int64, indices of the classes of the grades.
+        total: Number of examples of the training set.
+        problem: Why there are none; empty if there are.
+        notes: Sentences for the notes of the report.
+    """
+
+    features: Any
+    labels: IntArray
+    total: int
+    problem: str = ""
+    notes: tuple[str, ...] = ()
+
+
+TrainingReader = Callable[[Deadline | None], TrainingFeatures]
+"""Reads penultimate features of training examples until a deadline, on all processes together. Collective."""
+
+
+def as_training_reader(training: TrainingReader | tuple[Any, Any] | None) -> TrainingReader | None:
+    """Return a reader of features (M, D) and labels (M,) that are given as they are; a reader stays as it is.
+
+    Raises:
+        DataError: The labels have another shape or type.
+    """
+    if training is None or callable(training):
+        return training
+    features, labels = training
+    targets = as_array(labels)
+    if targets.ndim != 1 or not np.issubdtype(targets.dtype, np.integer):
+        raise DataError(f"labels of the training examples must be integers (M,); got {targets.dtype} {targets.shape}.")
+    given = TrainingFeatures(features, targets.astype(np.int64), len(targets))
+    return lambda deadline: given
 
 
 @dataclass(frozen=True)
@@ -28,6 +72,7 @@ class FitTask:
         seed: The only source of randomness.
         device: Device of large matrix products.
         raise_class_errors: Whether an error in the fit of a single class is raised, and costs more than this class.
+        training: Reads the penultimate features of training examples; None: there are none.
     """
 
     grades: Grades
@@ -38,6 +83,7 @@ class FitTask:
     seed: int = 0
     device: str | torch.device = "cpu"
     raise_class_errors: bool = False
+    training: TrainingReader | None = None
 
 
 @dataclass(frozen=True)

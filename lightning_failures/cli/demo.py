@@ -22,6 +22,7 @@ from lightning_failures.report.confusions import confusion_lines
 from lightning_failures.report.html.write import write_html
 from lightning_failures.report.run_folder import HTML_FILE
 from lightning_failures.report.slices import slice_lines
+from lightning_failures.report.sparse import sparse_lines
 from lightning_failures.report.tables import class_table, enrichment_lines
 from lightning_failures.writers import write_report
 
@@ -57,6 +58,8 @@ def demo(*, seed: int = 0, output: Path = Path("failures-demo"), epochs: int = 6
         print("\nMost frequent confusions:\n  " + "\n  ".join(lines))
     if lines := slice_lines(report):
         print("\nSlices that fail more often than the others:\n  " + "\n  ".join(lines))
+    if lines := sparse_lines(report, limit=5):
+        print("\nSparse decision layer:\n  " + "\n  ".join(lines))
     if lines := enrichment_lines(report):
         print("\nAttributes over-represented among the flagged examples:\n  " + "\n  ".join(lines))
     print(
@@ -74,6 +77,7 @@ def train_digits(
         encoder="embedded:digits",
         robust_encoder="embedded:digits",
         captions="digits",
+        sparse=True,
         on_error="raise",
         data=DataOptions(metadata=("tint", "background", "stroke", "posture")),
         advanced=AdvancedOptions(seed=seed),

@@ -182,7 +182,8 @@ class FailureTrainer(Trainer):
         """Refit the last layer of a trained model, with the flagged and the unflagged examples of equal mass.
 
         The checkpoint is validated, its training set is read once, and a copy of the checkpoint with the new last layer
-        is written. The options of a RetrainHead in the config apply; without one, the options of this command do.
+        is written. The options of a RetrainHead or MaskFeatures in the config apply; without one, the options of this
+        command do.
 
         Args:
             model: The model.
@@ -195,7 +196,7 @@ class FailureTrainer(Trainer):
             weights_only: As in fit: refuse a checkpoint that holds more than tensors and plain values.
         """
         callback = self._required_failure_modes("retrain-head")[0]
-        configured = [one for one in callback.interventions if isinstance(one, RetrainHead)]
+        configured = [one for one in callback.interventions if one.refits_last_layer]
         given = RetrainHead(head=head, data="validation" if spend_validation else "train")
         callback.prepare_retraining(configured[0] if configured else given)
         loading = _given(weights_only=weights_only)

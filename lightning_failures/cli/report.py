@@ -26,6 +26,7 @@ from lightning_failures.report.run_folder import HTML_FILE, Run, open_run
 from lightning_failures.report.sentences import leaf_rates
 from lightning_failures.report.shared import shared_lines
 from lightning_failures.report.slices import slice_lines
+from lightning_failures.report.sparse import sparse_lines
 from lightning_failures.report.tables import class_table, diagnosis_lines, enrichment_lines, grouping_lines, trust_lines
 
 _TRUSTED = 5
@@ -85,6 +86,7 @@ def report_text(run: Run) -> str:
         ("Failure diary", diary_lines(last, limit=_MODES)),
         ("Most frequent confusions", confusion_lines(last)),
         ("Slices that fail more often than the others", slice_lines(last)),
+        ("Sparse decision layer", sparse_lines(last)),
         ("Attributes over-represented among the flagged examples", enrichment_lines(last)),
         ("Interventions", intervention_lines(last)),
         ("Failure trees by kind of group", grouping_lines(last)),

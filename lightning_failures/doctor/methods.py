@@ -9,7 +9,7 @@ from lightning_failures.doctor.findings import Finding, ok, problem, skipped
 from lightning_failures.methods import Method, methods_for
 
 _ROLES = {"encoder": "directions", "robust_encoder": "trees", "penultimate": "penultimate"}
-_CHECKED_ELSEWHERE = ("directions", "trees")
+_CHECKED_ELSEWHERE = ("directions", "trees", "sparse")
 
 
 def added_methods(context: CheckContext) -> list[tuple[Method, str]]:

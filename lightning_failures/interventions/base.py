@@ -100,6 +100,7 @@ class LastLayer:
         fitting: The training set, or the part of the validation set that is spent on the fit.
         report: The report part; None if its examples cannot be read again.
         decision: The decision part, if a new layer that does harm is to be dropped; else None.
+        discovery: The discovery part, if it was asked for and can be read again; else None.
     """
 
     head: NewHead
@@ -109,6 +110,7 @@ class LastLayer:
     fitting: HeadExamples
     report: HeadExamples | None = None
     decision: HeadExamples | None = None
+    discovery: HeadExamples | None = None
 
     def with_weights(self, weight: FloatArray, bias: FloatArray) -> NewHead:
         """Return new weights (K, D) and biases (K,) in the form and the precision of the layer."""
@@ -222,16 +224,29 @@ class Round(ABC):
         """
 
     @abstractmethod
-    def last_layer(self, head: str | None, *, spend_validation: bool) -> LastLayer | None:
+    def last_layer(self, head: str | None, *, spend_validation: bool, discovery: bool = False) -> LastLayer | None:
         """Return the last layer of the model with penultimate features; on the first process, else None. Collective.
 
         Args:
             head: Name of the last layer, or None to find it.
             spend_validation: Whether it will be fitted to the spent part of the validation set, not to the training
                 set.
+            discovery: Whether the features of the discovery part are wanted too.
 
         Raises:
             ConfigurationError: The model has no last layer that can be refitted, with the remedy.
+        """
+
+    @abstractmethod
+    def tagged_features(self, head: str, path: str | Path | None) -> dict[int, str]:
+        """Return the tags that people gave to penultimate features of the model, for its weights of now, by feature.
+
+        Args:
+            head: Name of the last layer.
+            path: The YAML file; None: that of the callback, else ``features.yaml`` in the folder of the run.
+
+        Raises:
+            ConfigurationError: The file cannot be read.
         """
 
     @abstractmethod

@@ -13,16 +13,14 @@ from typing import Any, Literal
 
 import numpy as np
 
-from lightning_failures.core.types import BoolArray, FloatArray, IntArray
+from lightning_failures.core.types import IntArray
 from lightning_failures.errors import DataError
 from lightning_failures.interventions.base import (
     LEFT_OUT,
     Decision,
-    HeadExamples,
     Intervention,
     JudgedExamples,
     LastLayer,
-    NewHead,
     Round,
     is_number,
 )
@@ -33,10 +31,9 @@ from lightning_failures.interventions.head import (
     PENALTIES,
     fit_head,
     group_codes,
-    head_logits,
     random_flags,
 )
-from lightning_failures.interventions.verdicts import Verdict, not_measured, paired_verdict, should_roll_back
+from lightning_failures.interventions.head_measures import harm, measure_heads
 
 RANDOM_CONTROLS = 3
 """Number of heads that are refitted with random flags."""
@@ -200,7 +197,10 @@ class RetrainHead(Intervention):
             control = fit_head(fitting.features, fitting.labels, other, penalties=[fit.penalty], **common)
             controls.append(layer.with_weights(control.weight, control.bias))
 
-        measured, verdict = _measure(layer.report, layer.head, new, controls, seed=seed)
+        arms = {"before": [layer.head], "retrained": [new], "uniform": controls[:1], "random": controls[1:]}
+        measured, verdict = measure_heads(
+            layer.report, arms, tested="retrained", against=("uniform", "random"), without="the flags", seed=seed
+        )
         details: dict[str, Any] = {
             "head": new.name,
             "fitted_on": len(fitting.labels),
@@ -215,10 +215,10 @@ class RetrainHead(Intervention):
             "measured": measured,
             "verdict": verdict.to_dict(),
         }
-        harm = _harm(layer.decision, layer.head, new, seed=seed)
-        if harm is not None:
-            details["dropped"] = harm.sentence
-            return replace(nothing, details=details, notes=(f"RetrainHead keeps the last layer: {harm.sentence}",))
+        found = harm(layer.decision, layer.head, new, seed=seed)
+        if found is not None:
+            details["dropped"] = found.sentence
+            return replace(nothing, details=details, notes=(f"RetrainHead keeps the last layer: {found.sentence}",))
         return replace(nothing, head=new, details=details)
 
 
@@ -240,68 +240,3 @@ def _class_entries(names: Sequence[str], labels: IntArray, flags: Flags) -> tupl
             entry["reason"] = f"weighted as one group: {counts[k]} flagged; at least {MIN_GROUP} are needed"
         entries.append(entry)
     return tuple(entries)
-
-
-def _measure(
-    report: HeadExamples | None, before: NewHead, new: NewHead, controls: Sequence[NewHead], *, seed: int
-) -> tuple[dict[str, Any], Verdict]:
-    """Return the accuracies of all heads on the report part, and the verdict on the new one."""
-    if report is None or not len(report.labels):
-        return {}, not_measured("the examples of the report part cannot be read again")
-    arms = {"before": [before], "retrained": [new], "uniform": controls[:1], "random": controls[1:]}
-    correct = {arm: np.stack([_correct(head, report) for head in heads]) for arm, heads in arms.items()}
-    in_slice = report.in_slice
-    measured: dict[str, Any] = {"examples": len(report.labels), "slice": int(in_slice.sum())}
-    for arm, rows in correct.items():
-        figures = [_figures(row, report.labels, in_slice) for row in rows]
-        measured[arm] = {key: _mean([one[key] for one in figures]) for key in figures[0]}
-
-    without = np.concatenate([correct["uniform"], correct["random"]])[:, in_slice]
-    verdict = paired_verdict(
-        np.repeat(correct["retrained"][:, in_slice], len(without), axis=0),
-        without,
-        groups=None if report.groups is None else report.groups[in_slice],
-        seed=seed,
-        what="flagged examples of the report part",
-    )
-    if verdict.interval is None:
-        return measured, verdict
-    low, high = verdict.interval
-    sentence = (
-        f"{verdict.outcome.capitalize()}: of {verdict.examples} flagged examples of the report part"
-        f" {verdict.treated:.3f} are right with the new last layer, {verdict.control:.3f} with layers refitted without"
-        f" the flags (difference {verdict.difference:+.3f}, {verdict.level:.0%} interval {low:+.3f} to"
-        f" {high:+.3f})."
-    )
-    return measured, replace(verdict, sentence=sentence, pairs=0)
-
-
-def _figures(correct: BoolArray, labels: IntArray, in_slice: BoolArray) -> dict[str, float | None]:
-    """Return accuracy, accuracy on the slice, and accuracy in the worst group (class x slice) of enough examples."""
-    code = group_codes(labels, in_slice)
-    names, sizes = np.unique(code, return_counts=True)
-    groups = [float(correct[code == name].mean()) for name in names[sizes >= MIN_GROUP]]
-    return {
-        "accuracy": float(correct.mean()),
-        "slice_accuracy": float(correct[in_slice].mean()) if in_slice.any() else None,
-        "worst_group": min(groups, default=None),
-    }
-
-
-def _mean(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return float(np.mean(known)) if known else None
-
-
-def _correct(head: NewHead, examples: HeadExamples) -> BoolArray:
-    """Return whether a head is right on each example, (n,) bool."""
-    logits: FloatArray = head_logits(head.weight, head.bias, examples.features)
-    return np.asarray(logits.argmax(axis=1) == examples.labels)
-
-
-def _harm(decision: HeadExamples | None, before: NewHead, new: NewHead, *, seed: int) -> Verdict | None:
-    """Return the verdict on the decision part if accuracy falls there, else None."""
-    if decision is None or not len(decision.labels):
-        return None
-    verdict = should_roll_back(_correct(before, decision), _correct(new, decision), groups=decision.groups, seed=seed)
-    return verdict if verdict.outcome == "hurt" else None

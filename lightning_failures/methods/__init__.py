@@ -5,6 +5,7 @@ Files, each importing only from those above it::
     base        The protocol of a method
     directions  Failure directions (Jain et al., ICLR 2023)
     trees       Failure trees (Barlow: Singla et al., CVPR 2021)
+    sparse      Sparse decision layers (Wong et al., ICML 2021)
     baselines   Other ways to find failures, for comparison only
 """
 
@@ -16,11 +17,12 @@ from lightning_failures.errors import ConfigurationError
 from lightning_failures.methods.base import Method
 from lightning_failures.methods.baselines import Baselines
 from lightning_failures.methods.directions import Directions
+from lightning_failures.methods.sparse import SparseLayers
 from lightning_failures.methods.trees import Trees
 
 __all__ = ["Method", "methods_for", "register_method", "registered_methods"]
 
-_METHODS: list[Method] = [Directions(), Trees(), Baselines()]
+_METHODS: list[Method] = [Directions(), Trees(), SparseLayers(), Baselines()]
 _BUILT_IN = tuple(method.name for method in _METHODS)
 
 

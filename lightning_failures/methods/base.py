@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Literal
+
+from torch import Tensor
 
 from lightning_failures.analysis.method import FittableMethod
 from lightning_failures.analysis.result import AnalysisResult
 from lightning_failures.encoders.base import Encoder
 from lightning_failures.report.gallery import Picture
+
+ImageReader = Callable[[Sequence[int]], Mapping[int, Tensor]]
+"""Returns the images (C, H, W) in [0, 1] of examples by their ids."""
 
 
 class Method(ABC):
@@ -24,12 +29,15 @@ class Method(ABC):
         source: Where its features come from: the option of ``FailureModes`` with their encoder, ``"encoder"`` or
             ``"robust_encoder"``, or ``"penultimate"`` for the penultimate features of the live model.
         aggregates: Logged aggregates, without the ``failures/`` prefix, with the worst value of each.
+        last_only: Whether the method is costly and runs in the last analysis of ``fit``, and in ``validate`` and
+            ``test``, of the first loader only. Its fit may read training features (``FitTask.training``).
         remedy: What to give if an aggregate is monitored and the method is off.
     """
 
     name: ClassVar[str]
     title: ClassVar[str] = ""
     source: ClassVar[Literal["encoder", "robust_encoder", "penultimate"]] = "encoder"
+    last_only: ClassVar[bool] = False
     aggregates: ClassVar[Mapping[str, float]] = {}
     remedy: ClassVar[str] = ""
 
@@ -49,6 +57,16 @@ class Method(ABC):
             worst_k: Number of classes, the worst, that have pictures of their own.
         """
         return ()
+
+    def pictures_of_examples(self, result: AnalysisResult, images: ImageReader, *, worst_k: int) -> Sequence[Picture]:
+        """Return additional pictures that show examples. By default those of :meth:`pictures`.
+
+        Args:
+            result: The analysis.
+            images: Returns the images (C, H, W) in [0, 1] of examples, by id; without those that cannot be read.
+            worst_k: Number of classes that have pictures of their own.
+        """
+        return self.pictures(result, worst_k=worst_k)
 
     def problems(self, encoder: Encoder | None) -> Iterable[str]:
         """Return why the method cannot work with its encoder, one sentence each, for doctor. By default nothing.

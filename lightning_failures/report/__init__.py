@@ -10,6 +10,7 @@ Files, each importing only from those above it::
     slices           Values of known attributes with which examples fail more often than others do
     shared           The pattern that all classes share: how far to trust it, captions, attributes, classes
     confusions       Which classes are mistaken for which, and what the flagged failures are mistaken for
+    sparse           The sparse decision layer: its section as records, a sentence, and Markdown
     feature_names    User-given names of features: a small YAML file that people edit
     images           Thumbnails, image grids and heat maps as tensors
     interventions    What the interventions of a report did, in sentences

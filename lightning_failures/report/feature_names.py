@@ -112,7 +112,9 @@ def with_names(text: str, names: Mapping[int, str]) -> str:
     return re.sub(r"\bfeature (\d+)\b", named, text)
 
 
-def add_to_template(path: str | Path, features: Iterable[FeatureReport], *, encoder: str) -> bool:
+def add_to_template(
+    path: str | Path, features: Iterable[FeatureReport], *, encoder: str, remarks: Mapping[int, str] | None = None
+) -> bool:
     """Append an empty entry, with a comment on the feature, for each feature that the file does not list.
 
     The existing content is kept byte for byte; the file is replaced atomically.
@@ -120,7 +122,8 @@ def add_to_template(path: str | Path, features: Iterable[FeatureReport], *, enco
     Args:
         path: The YAML file; it is created if it does not exist.
         features: The features of a report.
-        encoder: Fingerprint of the robust encoder.
+        encoder: Fingerprint of the robust encoder, or of the model for its own penultimate features.
+        remarks: What the comment says of a feature, by feature; by default which groups it splits.
 
     Returns:
         Whether all features are listed now. False if nothing can be appended: the content is not a list in block style,
@@ -137,7 +140,9 @@ def add_to_template(path: str | Path, features: Iterable[FeatureReport], *, enco
         return True
     text = _text(path)
     text = text if not text or text.endswith("\n") else text + "\n"
-    extended = (text or _HEAD) + "".join(_entry(feature, encoder) for feature in missing)
+    extended = (text or _HEAD) + "".join(
+        _entry(feature, encoder, (remarks or {}).get(feature.feature)) for feature in missing
+    )
     try:
         complete = _parse(extended, str(path)) == known | {(encoder, one.feature): FeatureName() for one in missing}
     except ConfigurationError:
@@ -148,10 +153,10 @@ def add_to_template(path: str | Path, features: Iterable[FeatureReport], *, enco
     return True
 
 
-def _entry(feature: FeatureReport, encoder: str) -> str:
+def _entry(feature: FeatureReport, encoder: str, remark: str | None = None) -> str:
     """Return an empty entry; its comment has no line break, so nothing in it can be read as YAML."""
     looks = f'looks like "{clean(feature.caption, 120)}" (hypothesis); ' if feature.caption else ""
-    where = f"splits {clean(', '.join(feature.groups), 200)}" if feature.groups else ""
+    where = f"splits {clean(', '.join(feature.groups), 200)}" if feature.groups else clean(remark or "", 200)
     return (
         f"\n# {looks}{where}\n"
         f'- encoder: "{encoder}"\n  feature: {feature.feature}\n  name:\n  tag:  # {" or ".join(TAGS)}\n  action:\n'

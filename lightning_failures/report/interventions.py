@@ -113,6 +113,9 @@ def _line(entry: Mapping[str, Any]) -> str:
     # what was changed, which classes were not, and how it ended
     names = ", ".join(clean(row["class"]) for row in changed)
     change = f"{' and '.join(counts)} ({names})" if counts else "nothing to change"
+    if not counts and entry.get("masked"):
+        change = f"{len(entry['masked'])} of {entry['features']} features masked"
+        change += "" if entry.get("changes_training") else ", but the last layer is not changed"
     if counts and not entry.get("changes_training"):
         change += f", but the {'last layer' if 'head' in entry else 'training'} is not changed"
     parts = [change, *_new_head(entry)]
@@ -138,11 +141,30 @@ def _new_head(entry: Mapping[str, Any]) -> list[str]:
     measured = entry.get("measured")
     if not measured:
         return []
-    figures = {arm: measured[arm] for arm in ("before", "retrained", "uniform", "random")}
+    new = "masked" if "masked" in measured else "retrained"
+    figures = {arm: measured[arm] for arm in ("before", new, "uniform", "random")}
     worst = {arm: number(one["worst_group"], ".3f") for arm, one in figures.items()}
     right = {arm: number(one["accuracy"], ".3f") for arm, one in figures.items()}
+    if new == "masked":
+        return [
+            f"last layer {clean(entry['head'])!r} refitted without {_features(entry['masked'])}: accuracy on the report"
+            f" part {right['before']} -> {right['masked']} (refitted with all features {right['uniform']}, without"
+            f" random ones {right['random']}), worst group {worst['before']} -> {worst['masked']} ({worst['uniform']},"
+            f" {worst['random']})"
+        ]
     return [
         f"last layer {clean(entry['head'])!r} refitted: worst group of the report part {worst['before']} ->"
         f" {worst['retrained']} (refitted without flags {worst['uniform']}, with random flags {worst['random']}),"
         f" accuracy {right['before']} -> {right['retrained']} ({right['uniform']}, {right['random']})"
     ]
+
+
+def _features(masked: Sequence[Mapping[str, Any]], limit: int = 8) -> str:
+    """Return the masked features with the reason of each.
+
+    >>> _features([{"feature": 3, "reason": "spurious"}, {"feature": 8, "reason": "costly"}])
+    'features 3 (spurious), 8 (costly)'
+    """
+    shown = [f"{one['feature']} ({clean(str(one['reason']), 20)})" for one in masked[:limit]]
+    more = f" and {len(masked) - limit} more" if len(masked) > limit else ""
+    return f"feature{'s' if len(masked) > 1 else ''} {', '.join(shown)}{more}"

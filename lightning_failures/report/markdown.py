@@ -11,6 +11,7 @@ from lightning_failures.report.diary import diary_markdown
 from lightning_failures.report.interventions import interventions_markdown
 from lightning_failures.report.shared import shared_markdown
 from lightning_failures.report.slices import slices_markdown
+from lightning_failures.report.sparse import sparse_markdown
 from lightning_failures.report.tables import (
     checks_markdown,
     classes_markdown,
@@ -36,6 +37,7 @@ def report_sections(report: FailureReport) -> dict[str, str]:
         "diary": diary_markdown(report),
         "confusions": confusions_markdown(report),
         "slices": slices_markdown(report),
+        "sparse": sparse_markdown(report),
         "enrichment": enrichment_markdown(report),
         "interventions": interventions_markdown(report),
         "rules": tree_markdown(report),

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from lightning_failures.core.arrays import as_rows, as_vector
 from lightning_failures.core.atomic import write_atomically
+from lightning_failures.core.budget import Deadline
 from lightning_failures.core.hashing import stable_hash
 from lightning_failures.core.types import BoolArray, IntArray
 from lightning_failures.errors import ConfigurationError, DataError
@@ -167,6 +168,7 @@ def fit_sparse_layer(
     standardize: bool = True,
     seed: int = 0,
     device: str | torch.device = "cpu",
+    deadline: Deadline | None = None,
 ) -> SparseLayer:
     """Fit a path of sparse layers and return the sparsest one within ``max_drop`` of the best held-out accuracy.
 
@@ -192,6 +194,7 @@ def fit_sparse_layer(
         standardize: Whether features are divided by their standard deviation.
         seed: Seed of the held-out fifth and of the solver.
         device: Device of the products.
+        deadline: Time after which no further layer is fitted: the curve ends there. None: no limit.
 
     Raises:
         ConfigurationError: An option out of range.
@@ -206,7 +209,7 @@ def fit_sparse_layer(
     if max_drop < 0:
         raise ConfigurationError(f"max_drop must be >= 0; got {max_drop}.")
     options = PathOptions(
-        alpha, lambdas, n_lambdas, lambda_ratio, grouped, standardize, ridge if refit else None, seed, device
+        alpha, lambdas, n_lambdas, lambda_ratio, grouped, standardize, ridge if refit else None, seed, device, deadline
     )
     y = as_vector(labels, "labels", len(labels)).astype(np.int64)
     fitting = features

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from lightning_failures.core.arrays import as_array, as_vector
+from lightning_failures.core.budget import Deadline
 from lightning_failures.core.types import FloatArray, IntArray
 from lightning_failures.errors import ConfigurationError, DataError
 from lightning_failures.sparse.blocks import StandardizedBlocks
@@ -143,6 +144,7 @@ class PathOptions:
 
     Attributes:
         ridge: Penalty of a refit on the support of each layer; None for the layers of the path themselves.
+        deadline: Time after which no further layer is fitted, and the path ends; None: no limit.
     """
 
     alpha: float = 0.99
@@ -154,6 +156,7 @@ class PathOptions:
     ridge: float | None = None
     seed: int = 0
     device: str | torch.device = "cpu"
+    deadline: Deadline | None = None
 
     def __post_init__(self) -> None:
         if not 0 < self.alpha <= 1:
@@ -186,6 +189,8 @@ def solve_path(features: Any, labels: Any, sample_weight: Any, options: PathOpti
     n_classes = int(classes[-1]) + 1
     positions, values, biases, solutions = [], [], [], []
     for row, strength in enumerate(grid.tolist()):
+        if row and options.deadline is not None and options.deadline.passed:
+            break
         solution = solver.solve(strength)
         head = solution.head if options.ridge is None else solver.refit(options.ridge)
         at, weight, bias = _for_raw_features(head, data)
@@ -195,7 +200,7 @@ def solve_path(features: Any, labels: Any, sample_weight: Any, options: PathOpti
         biases[-1][classes] = bias
         solutions.append(solution)
     return SparsePath(
-        lambdas=torch.from_numpy(grid),
+        lambdas=torch.from_numpy(grid[: len(solutions)]),
         positions=torch.from_numpy(np.concatenate(positions)),
         values=torch.from_numpy(np.concatenate(values)).float(),
         bias=torch.from_numpy(np.stack(biases)).float(),

@@ -15,8 +15,10 @@ Files, each importing only from those above it::
     rollback        Automatic rollback of a training whose accuracy fell after an intervention began
     training_view   Deterministic, ordered reading of a training set or a pool, with decision values and cache keys
     last_layer      The last layer of the model: what must hold to refit it, its features, and its new weights
+    sample_features  Penultimate features of a fixed sample of the training set
     new_heads       New last layers that interventions have decided on, until they take effect
     round           A round of decisions on a Trainer: judged images, suspected labels and pool picks
     training_judge  Decision values of the whole training set after an analysis, and the round that uses them
     controller      The interventions of a training: which are due, what they decide, when it takes effect
+    feature_access  The penultimate features of the live model, as the callback gives them to users and to methods
 """

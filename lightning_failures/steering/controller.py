@@ -71,6 +71,7 @@ class InterventionController:
         schedule: The sampling plans, by which samplers draw.
         heads: Training of the last layer alone.
         record: Decisions, frozen slice, trend and verdict.
+        features: Penultimate features of the training set, deleted when the callback detaches.
         acts_after_validation: Whether what acts when the training has ended acts after a validation outside of ``fit``.
     """
 
@@ -83,9 +84,14 @@ class InterventionController:
         self.heads = HeadTraining(self.interventions, self.schedule)
         self.record = InterventionRecord([name for name, one in self.interventions.items() if one.changes_training])
         self._seed, self._say_once = seed, say_once
-        features = FeatureStore(options.cache_folder)
+        self.features = FeatureStore(options.cache_folder)
         self._judge = TrainingJudge(
-            reader, seed=seed, groups_from=options.groups_from, features=features, say_once=say_once
+            reader,
+            seed=seed,
+            groups_from=options.groups_from,
+            features=self.features,
+            say_once=say_once,
+            feature_names=options.feature_names,
         )
         self._rollback = Rollback(seed) if options.auto_rollback else None
         self._decides_at_end, self._concludes = False, True

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from math import nan
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,7 @@ class LastLayerReader:
         groups: NDArray[Any] | None,
         *,
         spend_validation: bool,
+        discovery: bool = False,
     ) -> LastLayer | None:
         """Return the last layer with its examples on the first process, None on the others. Collective.
 
@@ -81,6 +83,7 @@ class LastLayerReader:
             keys: (N, 2) their cache keys.
             groups: (N,) names of their sources, or None.
             spend_validation: Whether to fit to the spent part of the validation set.
+            discovery: Whether to read the discovery part too.
 
         Raises:
             ConfigurationError: The last layer cannot be refitted, with the remedy.
@@ -99,6 +102,10 @@ class LastLayerReader:
             fitting = self._training(name, layer.in_features, rows, labels, values, keys, groups)
         report = self._held_out(name, layer.in_features, parts.report)
         decision = self._held_out(name, layer.in_features, parts.decision) if self.drops_harmful else None
+        found: HeadExamples | None = None
+        if discovery:
+            analysed = self.analysis.analysed
+            found = self._held_out(name, layer.in_features, HeldOutSplit(analysed, torch.full((len(analysed),), nan)))
         if not self.ranks.is_first:
             return None
         if fitting is None:
@@ -111,7 +118,7 @@ class LastLayerReader:
         if one_logit:
             weight, bias = np.concatenate([0 * weight, weight]), np.concatenate([0 * bias, bias])
         kind, device = layer.weight.dtype, layer.weight.device
-        return LastLayer(NewHead(name, weight, bias), one_logit, kind, device, fitting, report, decision)
+        return LastLayer(NewHead(name, weight, bias), one_logit, kind, device, fitting, report, decision, found)
 
     def _training(
         self,
@@ -124,17 +131,16 @@ class LastLayerReader:
         groups: NDArray[Any] | None,
     ) -> HeadExamples | None:
         """Compute the features of this rank's share of the training set, and gather all on the first process."""
-        module, ranks = self.trainer.lightning_module, self.ranks
-        precision = type(self.trainer.precision_plugin).__name__
+        ranks = self.ranks
         all_keys = torch.from_numpy(keys)
 
         def compute() -> EmbeddingStore:
-            store = self.store.of_weights(module, head, precision=f"{precision} {self.trainer.precision}")
+            store = store_of_model(self.trainer, self.store, head)
             mine = rows[ranks.rank :: ranks.world_size]
             mine = mine[_missing(store, all_keys[torch.from_numpy(mine)])]
             unflushed = 0
             batches = self.view.model_batches(mine.tolist())
-            with _features(self.trainer, self.view.reader, batches, head, self.classes) as parts:
+            with features_of_batches(self.trainer, self.view.reader, batches, head, self.classes) as parts:
                 for part in parts:
                     store.put(all_keys[part.ids], part.features)
                     unflushed += len(part.ids)
@@ -146,7 +152,8 @@ class LastLayerReader:
 
         store = ranks.run_all(compute)
         if ranks.world_size > 1:
-            self._gather(store, rows, all_keys, dim)
+            of_rank = np.arange(len(rows)) % ranks.world_size
+            gather_features(ranks, store, all_keys[torch.from_numpy(rows)], of_rank, dim)
         if not ranks.is_first:
             return None
         rows = rows[~_missing(store, all_keys[torch.from_numpy(rows)])]
@@ -160,26 +167,6 @@ class LastLayerReader:
             values[rows],
             np.zeros(len(rows), dtype=np.bool_),
         )
-
-    def _gather(self, store: EmbeddingStore, rows: IntArray, keys: Tensor, dim: int) -> None:
-        """Send the first process, block by block, the features that it does not find on its disk. Collective."""
-        ranks = self.ranks
-        if ranks.is_first:
-            store.refresh()
-        lacking: IntArray = ranks.broadcast(rows[_missing(store, keys[torch.from_numpy(rows)])])  # those of the first
-        mine = torch.from_numpy(rows[ranks.rank :: ranks.world_size])
-        mine = mine[~torch.from_numpy(_missing(store, keys[mine]))]
-
-        def rows_of(chosen: Tensor) -> Tensor:
-            return store.get(keys[mine[chosen]]) if bool(chosen.any()) else torch.empty(0, dim)
-
-        no_ids = [torch.empty(0, dtype=torch.int64)] * (ranks.world_size - 1)
-        for start in range(0, len(lacking), ROWS):
-            wanted = torch.from_numpy(lacking[start : start + ROWS])
-            found = exchange_by_id(ranks, mine, rows_of, [wanted, *no_ids])
-            if ranks.is_first and found is not None:
-                store.put(keys[wanted], found)  # rows that no process has are NaN, and left out
-        ranks.run_all(store.flush if ranks.is_first else lambda: None)
 
     def _held_out(self, head: str, dim: int, part: HeldOutSplit) -> HeadExamples | None:
         """Return the examples of one part of the validation set on the first process, None on the others. Collective.
@@ -198,7 +185,7 @@ class LastLayerReader:
             mine = grades.ids[ranks.rank :: ranks.world_size].tolist()
             ids, features = [torch.empty(0, dtype=torch.int64)], [torch.empty(0, dim)]
             batches = reader.read(mine, at_once=size, seed=self.seed)
-            with _features(self.trainer, reader, batches, head, self.classes) as parts:
+            with features_of_batches(self.trainer, reader, batches, head, self.classes) as parts:
                 for batch in parts:
                     ids.append(batch.ids)
                     features.append(batch.features)
@@ -225,6 +212,40 @@ class LastLayerReader:
         )
 
 
+def store_of_model(trainer: Trainer, features: FeatureStore, head: str) -> EmbeddingStore:
+    """Return the store of the penultimate features of the trained model, for its weights of now."""
+    precision = type(trainer.precision_plugin).__name__
+    return features.of_weights(trainer.lightning_module, head, precision=f"{precision} {trainer.precision}")
+
+
+def gather_features(ranks: Communicator, store: EmbeddingStore, keys: Tensor, of_rank: IntArray, dim: int) -> None:
+    """Send the first process, block by block, the features that it does not find on its disk. Collective.
+
+    Args:
+        ranks: The processes.
+        store: The store of each process.
+        keys: (n, 2) int64, the same on all processes.
+        of_rank: (n,) int64, the process that has computed each.
+        dim: Width of the features.
+    """
+    if ranks.is_first:
+        store.refresh()
+    lacking: IntArray = ranks.broadcast(np.flatnonzero(_missing(store, keys)))  # those of the first
+    mine = torch.from_numpy(np.flatnonzero(of_rank == ranks.rank))
+    mine = mine[~torch.from_numpy(_missing(store, keys[mine]))]
+
+    def rows_of(chosen: Tensor) -> Tensor:
+        return store.get(keys[mine[chosen]]) if bool(chosen.any()) else torch.empty(0, dim)
+
+    no_ids = [torch.empty(0, dtype=torch.int64)] * (ranks.world_size - 1)
+    for start in range(0, len(lacking), ROWS):
+        wanted = torch.from_numpy(lacking[start : start + ROWS])
+        found = exchange_by_id(ranks, mine, rows_of, [wanted, *no_ids])
+        if ranks.is_first and found is not None:
+            store.put(keys[wanted], found)  # rows that no process has are NaN, and left out
+    ranks.run_all(store.flush if ranks.is_first else lambda: None)
+
+
 def find_last_layer(
     trainer: Trainer, view: ExamplesView, head: str | None, *, rows: IntArray | None = None, classes: int | None = None
 ) -> tuple[str, nn.Linear]:
@@ -243,7 +264,7 @@ def find_last_layer(
     """
     module = trainer.lightning_module
     some = (np.arange(len(view)) if rows is None else rows)[: view.batch_size].tolist()
-    with _features(trainer, view.reader, view.model_batches(some), head, classes) as parts:
+    with features_of_batches(trainer, view.reader, view.model_batches(some), head, classes) as parts:
         batch = next(parts, None)
     if batch is None:
         raise DataError("No training example can be read, so the last layer cannot be refitted.")
@@ -254,7 +275,7 @@ def find_last_layer(
 
 
 @contextmanager
-def _features(
+def features_of_batches(
     trainer: Trainer, reader: ExampleReader, batches: Iterable[ReadExamples], head: str | None, classes: int | None
 ) -> Iterator[Iterator[PenultimateBatch]]:
     """Return batches with their penultimate features, for the block."""

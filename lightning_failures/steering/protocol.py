@@ -18,6 +18,7 @@ class SteeringOptions(Protocol):
     groups_from: str | None
     auto_rollback: bool
     cache_folder: str | Path | None
+    feature_names: Path | None
     seed: int
 
 

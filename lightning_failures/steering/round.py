@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import numpy as np
@@ -26,10 +27,12 @@ from lightning_failures.interventions.label_errors import suspect_labels
 from lightning_failures.interventions.selection.candidates import Candidates, Picks
 from lightning_failures.interventions.selection.near_duplicates import rows_near
 from lightning_failures.interventions.selection.picker import By, PoolSelector
+from lightning_failures.report.feature_names import FeatureNames
 from lightning_failures.steering.class_order import in_class_order
 from lightning_failures.steering.last_layer import LastLayerReader
 from lightning_failures.steering.training_view import ROWS, ExamplesView, pool_view
 from lightning_failures.trainer.dataset_attributes import dataset_class_names
+from lightning_failures.trainer.model_features import model_fingerprint, names_file
 from lightning_failures.trainer.ranks import Communicator
 from lightning_failures.trainer.readings import VERDICTS, LogitsSource, Reading, ScoredBatch
 from lightning_failures.trainer.step_logits import StepLogits
@@ -61,6 +64,7 @@ class TrainingRound(Round):
         say_once: Emits each distinct message at most once.
         reading: How the scores of the validation loader were read.
         layer_reader: Reads the last layer of the model.
+        feature_names: File with names and tags of features; None: ``features.yaml`` in the folder of the run.
     """
 
     trainer: Trainer
@@ -76,6 +80,7 @@ class TrainingRound(Round):
     say_once: Callable[..., None]
     reading: Reading
     layer_reader: LastLayerReader
+    feature_names: Path | None
 
     @property
     def has_predictions(self) -> bool:
@@ -119,14 +124,29 @@ class TrainingRound(Round):
         """Judge the labels of training examples by a probe that is fitted on the discovery part. Collective."""
         return self.on_first(lambda: self._label_margins(rows))
 
-    def last_layer(self, head: str | None, *, spend_validation: bool) -> LastLayer | None:
+    def last_layer(self, head: str | None, *, spend_validation: bool, discovery: bool = False) -> LastLayer | None:
         """Return the last layer of the model with penultimate features; on the first process, else None. Collective."""
         if not self.has_predictions:
-            raise ConfigurationError("RetrainHead needs predicted classes, but read_batch gives verdicts.")
+            raise ConfigurationError("A refit of the last layer needs predicted classes; read_batch gives verdicts.")
         examples = self.examples
         return self.layer_reader.read(
-            head, examples.labels, examples.values, self.keys, self.groups, spend_validation=spend_validation
+            head,
+            examples.labels,
+            examples.values,
+            self.keys,
+            self.groups,
+            spend_validation=spend_validation,
+            discovery=discovery,
         )
+
+    def tagged_features(self, head: str, path: str | Path | None) -> dict[int, str]:
+        """Return the tags that people gave to penultimate features of the model, by feature."""
+        own = self.feature_names if path is None else Path(path)
+        file = names_file(own, self.folder.parent.parent)  # <run>/interventions/<name>
+        if path is not None and not file.expanduser().is_file():
+            raise ConfigurationError(f"MaskFeatures(features_file=...): there is no file {file}.")
+        names = FeatureNames.load(file, encoder=model_fingerprint(self.trainer.lightning_module, head))
+        return {feature: one.tag for feature, one in names.entries.items() if one.tag is not None}
 
     def pick(
         self,

@@ -51,6 +51,7 @@ class TrainingJudge:
         groups_from: Attribute of the training set with the source of each example, or None.
         features: Penultimate features of the training set.
         say_once: Emits each distinct message at most once.
+        feature_names: File with names and tags of features, or None.
 
     Attributes:
         notes: Sentences of the last round for the report, on training examples that were left out.
@@ -64,7 +65,9 @@ class TrainingJudge:
         groups_from: str | None,
         features: FeatureStore,
         say_once: Callable[..., None],
+        feature_names: Path | None = None,
     ) -> None:
+        self._feature_names = feature_names
         self._reader, self._seed, self._groups_from, self._say_once = reader, seed, groups_from, say_once
         self._features = features
         self._dataset: Any = None
@@ -177,6 +180,7 @@ class TrainingJudge:
             say_once=self._say_once,
             reading=reading,
             layer_reader=layer_reader,
+            feature_names=self._feature_names,
         )
 
     def diagnose(

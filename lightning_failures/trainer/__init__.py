@@ -32,6 +32,8 @@ Files, each importing only from those above it::
     grading_notes     Notes of the report on what was taken for logits and labels, and doubts about it
     evaluation_pass   One pass over one evaluation loader: its grades, and the embeddings of its images
     pinned_slices     Checks of pinned slices in an evaluation: on all graded examples, with the embeddings of the pass
+    model_features    What methods on the features of the live model need beside those of the evaluated examples
+    reference_embeddings  The embeddings that the directions are standardised with
     method_values     The values that each method is fitted on, for the classes that this process owns
     batch_grader      The one place that reads, names and grades an evaluation batch, for the callback and for doctor
     error_policy      Errors as warnings in a training run; messages that are emitted once

@@ -69,6 +69,9 @@ class BatchGrader:
         reader: Reads batches in the user's form.
         recorders: Records the dataset indices that each loader draws.
         observer: Observes the logits that a step computes.
+
+    Attributes:
+        features_problem: Why the last graded batch has no penultimate features, if that is no error.
     """
 
     def __init__(
@@ -79,17 +82,27 @@ class BatchGrader:
     ) -> None:
         self._reader, self._recorders, self._observer = reader, recorders, observer
         self._penultimate: PenultimateObserver | None = None
+        self._tolerant = False
+        self.features_problem: str | None = None
 
     @property
     def head(self) -> str | None:
         """Name of the submodule whose input are the penultimate features; None if they are not kept or not found."""
         return None if self._penultimate is None else self._penultimate.head
 
-    def keep_penultimate_features(self, head: str | None = None) -> None:
-        """Observe the penultimate features too, from the next ``attach`` on; ``head`` names the submodule."""
+    def keep_penultimate_features(
+        self, head: str | None = None, *, also: str | None = None, tolerant: bool = False
+    ) -> None:
+        """Observe the penultimate features too, from the next ``attach`` on.
+
+        Args:
+            head: Name of the submodule whose input they are; None: it is found.
+            also: Name of a submodule that may be the head although it has submodules of its own.
+            tolerant: Whether a model without such features is no error, but :attr:`features_problem`.
+        """
         if self._penultimate is not None:
             self._penultimate.detach()
-        self._penultimate = PenultimateObserver(head)
+        self._penultimate, self._tolerant, self.features_problem = PenultimateObserver(head, also=also), tolerant, None
 
     @property
     def keeps_features(self) -> bool:
@@ -200,8 +213,21 @@ class BatchGrader:
             source = LogitsSource.EXTRA_FORWARD
             grader.note_stacked(stacked, len(record.labels))
         graded_ids = grader.grade(logits, record.labels, ids, digests=digests, source=source, observed=observed)
-        features = None if self._penultimate is None else self._penultimate.features(logits)
-        return GradedBatch(graded_ids, record.images, features, source)
+        return GradedBatch(graded_ids, record.images, self._features_behind(logits), source)
+
+    def _features_behind(self, logits: Tensor) -> Tensor | None:
+        """Return the penultimate features of a batch; None if they are not observed, or cannot be."""
+        if self._penultimate is None:
+            return None
+        try:
+            features = self._penultimate.features(logits)
+        except ConfigurationError as error:
+            if not self._tolerant:
+                raise
+            self.features_problem = str(error)
+            return None
+        self.features_problem = None
+        return features
 
     def _observed_beside_classes(self, batch_size: int, grader: Grader) -> Tensor | None:
         """Return the logits that the step computed beside the classes that it returned; None if that is not clear."""

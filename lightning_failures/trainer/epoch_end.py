@@ -11,7 +11,6 @@ from time import perf_counter
 from typing import Any, Literal, Protocol
 
 import numpy as np
-import torch
 from lightning.pytorch import Trainer
 from numpy.typing import NDArray
 from torch import Tensor
@@ -27,34 +26,32 @@ from lightning_failures.core.budget import Deadline
 from lightning_failures.core.rng import isolated_rng
 from lightning_failures.data.grades import Grades
 from lightning_failures.directions.fit import Doubted
-from lightning_failures.encoders.cache.store import content_keys
 from lightning_failures.encoders.cached import CachedEncoder
-from lightning_failures.errors import DataError
+from lightning_failures.errors import ConfigurationError
 from lightning_failures.generators.base import ImageGenerator
 from lightning_failures.interventions import Discovery
 from lightning_failures.interventions.validation_split import Part, part_of, take_grades
 from lightning_failures.methods import Method, methods_for
+from lightning_failures.methods.base import ImageReader
 from lightning_failures.regression import Pin
 from lightning_failures.report.diary_storage import keep_diary
 from lightning_failures.report.gallery import Gallery, Picture
 from lightning_failures.report.html.render import prepare
 from lightning_failures.trainer.batch_reader import BatchReader
 from lightning_failures.trainer.caption_sources import Captions, CaptionSources
-from lightning_failures.trainer.dataset_attributes import dataset_class_names
 from lightning_failures.trainer.evaluation_pass import EvaluationPass
 from lightning_failures.trainer.example_ids import unstable_ids
-from lightning_failures.trainer.example_reader import ExampleReader, TrainingSample, training_sample
+from lightning_failures.trainer.example_reader import ExampleReader
 from lightning_failures.trainer.grading_notes import comparable_accuracies, grading_notes
 from lightning_failures.trainer.held_out_parts import judge_parts, whole_table
-from lightning_failures.trainer.index_recorder import dataset_of
 from lightning_failures.trainer.late_doubts import LateDoubts
 from lightning_failures.trainer.method_values import values_of_methods
-from lightning_failures.trainer.normalization_guard import normalization_doubt
+from lightning_failures.trainer.model_features import ModelFeatures, names_file, with_late, with_model, with_names
 from lightning_failures.trainer.options import CounterfactualsOption, load_counterfactuals
 from lightning_failures.trainer.pictures.builder import AnalysisSnapshot, GalleryBuilder
 from lightning_failures.trainer.pinned_slices import open_pins, with_pin_checks
 from lightning_failures.trainer.ranks import Communicator
-from lightning_failures.trainer.reading_ways import best_trial, training_ways
+from lightning_failures.trainer.reference_embeddings import ReferenceEmbeddings
 from lightning_failures.writers import FileWriter, Writer, each_writer, writers_for
 
 NULL_PERMUTATIONS = 20
@@ -62,9 +59,6 @@ NULL_PERMUTATIONS = 20
 
 SECONDS_AFTER_INTERRUPTION = 5.0
 """Time for the pictures of a training that was interrupted."""
-
-REFERENCE_BLOCK = 64
-"""Training examples that one rank reads at a time."""
 
 
 @dataclass(frozen=True)
@@ -121,7 +115,7 @@ class AnalysisRunner:
         encoders: The cached encoders by option; an encoder that could not be loaded is absent.
         captions: Gives the candidate captions of classes.
         reader: Reads examples for pictures and for the training reference.
-        reference: "validation" or "train".
+        reference: Gives the embeddings that directions are standardised with.
         feature_names: File with names of features; None: the one in the folder of the run.
         say_once: Emits each distinct message at most once.
         pins: Pinned slices that every analysis checks.
@@ -134,7 +128,7 @@ class AnalysisRunner:
     encoders: Mapping[str, CachedEncoder]
     captions: CaptionSources
     reader: BatchReader
-    reference: str
+    reference: ReferenceEmbeddings
     permutations: int
     n_directions: int
     doubted: Doubted
@@ -147,8 +141,6 @@ class AnalysisRunner:
     raises: bool
     guard: Callable[[Trainer, str, str], AbstractContextManager[None]]
     _late_doubts: LateDoubts
-    # cache keys (n, 2) and labels (n,) of this rank's share of the training reference, once it is embedded
-    _reference: list[tuple[Tensor, Tensor]] = field(default_factory=list)
     _writers: dict[Path, list[Writer]] = field(default_factory=dict)
     _undrawn: dict[int, AnalysisSnapshot] = field(default_factory=dict)
     _former: dict[int, Grades] = field(default_factory=dict)  # of loaders whose ids are no indices of their datasets
@@ -179,7 +171,7 @@ class AnalysisRunner:
             encoders=encoders,
             captions=CaptionSources(directions, vocabulary, captioner, options.seed, say_once),
             reader=reader,
-            reference=options.reference,
+            reference=ReferenceEmbeddings(options.reference, reader, options.seed, say_once),
             permutations=options.permutations,
             n_directions=options.n_directions,
             doubted=options.doubted,
@@ -227,6 +219,7 @@ class AnalysisRunner:
         spent: bool = False,
         deadline: Deadline | None = None,
         logged: Mapping[str, float] | None = None,
+        model: ModelFeatures | None = None,
     ) -> LoaderAnalysis:
         """Analyse one loader, each rank the classes that it owns; all return the same result. Collective.
 
@@ -241,6 +234,7 @@ class AnalysisRunner:
             spent: Whether there is a part that the last layer may be fitted to.
             deadline: When the analysis should be over.
             logged: Metrics that the module itself logged in this evaluation.
+            model: The penultimate features of the live model.
         """
         grader = evaluation.grader
         start = perf_counter()
@@ -258,7 +252,12 @@ class AnalysisRunner:
             analysed, analysed_sampled = take_grades(grades, found), sampled[found.numpy()]
         examples = partial(ExampleReader.of_loader, trainer, loader, index, self.reader)
         captions = self.captions.of_analysis(analysed, analysed_sampled, grader, index, examples, deadline)
-        result = self._fit(trainer, analysed, analysed_sampled, evaluation, captions, ranks, deadline)
+        model = model or ModelFeatures()
+        methods = model.methods(self.methods, index)
+        result = self._fit(
+            trainer, analysed, analysed_sampled, evaluation, captions, ranks, deadline, methods=methods, model=model
+        )
+        result = with_model(result, trainer, model.head)
 
         # the held-out parts are judged by the first process, which broadcasts them with the result
         discovery: Discovery | None = None
@@ -311,7 +310,7 @@ class AnalysisRunner:
         if split is not None and result.table is not None:
             result = replace(result, table=whole_table(analysis.grades, split, result))
         modes = ranks.run_all(lambda: keep_diary(result, folder, warn=self.say_once) if ranks.is_first else ())
-        result = with_modes(result, ranks.broadcast(modes))
+        result = self._named(with_modes(result, ranks.broadcast(modes)), folder)
         ranks.run_all(lambda: self._write(trainer, _with_names(result, analysis), folder) if ranks.is_first else None)
         accuracies = comparable_accuracies(analysis.evaluation.grader, analysis.grades)
         self._late_doubts.expect(analysis.index, result, accuracies, self._writers.get(folder, ()))
@@ -402,7 +401,8 @@ class AnalysisRunner:
         builder = replace(self._gallery_builder, hurried=True) if hurried else self._gallery_builder
         result, gallery = builder.draw(snapshot, ranks, deadline)
         if gallery is not None:
-            added = [picture for method, _ in self.methods for picture in self._pictures_of(method, result)]
+            images = self._images_of(snapshot)
+            added = [picture for method, _ in self.methods for picture in self._pictures_of(method, result, images)]
             gallery = replace(gallery, pictures=(*gallery.pictures, *added))
         timings = result.report.timings | {"pictures": round(perf_counter() - start, 4)}
         result = result.with_report(timings=ranks.broadcast(timings))
@@ -425,10 +425,20 @@ class AnalysisRunner:
             counterfactuals=self.counterfactuals,
         )
 
-    def _pictures_of(self, method: Method, result: AnalysisResult) -> Sequence[Picture]:
+    def _images_of(self, snapshot: AnalysisSnapshot) -> ImageReader:
+        """Return what reads the images of an analysis by id; it reads none if ids are no indices of the dataset."""
+
+        def read(ids: Sequence[int]) -> dict[int, Tensor]:
+            if not snapshot.evaluation.grader.indexed or not ids:
+                return {}
+            return dict(zip(ids, snapshot.reader().images(ids), strict=True))
+
+        return read
+
+    def _pictures_of(self, method: Method, result: AnalysisResult, images: ImageReader) -> Sequence[Picture]:
         """Return the pictures that a method adds; a method that fails adds none."""
         try:
-            return method.pictures(result, worst_k=self.worst_k)
+            return method.pictures_of_examples(result, images, worst_k=self.worst_k)
         except Exception as error:
             self.say_once(f"FailureModes could not draw {method.name}: {type(error).__name__}: {error}")
             return ()
@@ -453,27 +463,19 @@ class AnalysisRunner:
         captions: Captions | None,
         ranks: Communicator,
         deadline: Deadline | None,
+        *,
+        methods: Sequence[tuple[Method, FittableMethod]],
+        model: ModelFeatures,
     ) -> AnalysisResult:
         """Fit with the embeddings of the classes that this rank owns."""
         failures: list[str] = []
-
-        @contextmanager
-        def attempt(name: str) -> Iterator[None]:
-            """Let a method that fails, on any rank, leave the others; a note says why it is missing."""
-            title = next((method.title for method, _ in self.methods if method.name == name and method.title), name)
-            with self.guard(trainer, "the analysis", title):
-                try:
-                    with ranks.synchronized():
-                        yield
-                except Exception as error:
-                    failures.append(f"No {title}: {type(error).__name__}: {error}")
-                    raise
-
-        values = values_of_methods(self.methods, self.encoders, evaluation, grades, sampled, ranks, attempt)
+        attempt = partial(self._attempt, trainer, ranks, failures)
+        values = values_of_methods(methods, self.encoders, evaluation, grades, sampled, ranks, attempt)
+        failures += model.missing(methods, values)
         begun = perf_counter()
         reference, reference_labels, source = None, None, ""
         with attempt("directions"):
-            reference, reference_labels, source = self._reference_embeddings(trainer, grades, ranks)
+            reference, reference_labels, source = self.reference.of_analysis(trainer, grades, self.directions, ranks)
         if not source:
             values.pop("directions", None)
         if deadline is not None:  # the training images, embedded once, do not count
@@ -483,7 +485,8 @@ class AnalysisRunner:
             grades,
             values.pop("directions", None),
             features=values.pop("trees", None),
-            methods=[(fit, values[method.name]) for method, fit in self.methods if method.name in values],
+            methods=[(fit, values[method.name]) for method, fit in methods if method.name in values],
+            penultimate_training=model.training,
             reference=reference,
             training_labels=reference_labels,
             captions=captions,
@@ -504,6 +507,66 @@ class AnalysisRunner:
             self.directions.store.flush()  # new captions
         return result.with_report(reference=source, notes=(*result.report.notes, *failures))
 
+    @contextmanager
+    def _attempt(self, trainer: Trainer, ranks: Communicator, failures: list[str], name: str) -> Iterator[None]:
+        """Let a method that fails, on any rank, leave the others; a note says why it is missing."""
+        title = next((method.title for method, _ in self.methods if method.name == name and method.title), name)
+        with self.guard(trainer, "the analysis", title):
+            try:
+                with ranks.synchronized():
+                    yield
+            except Exception as error:
+                failures.append(f"No {title}: {type(error).__name__}: {error}")
+                raise
+
+    def snapshot(self, index: int) -> AnalysisSnapshot | None:
+        """Return the last analysis of a loader, if it has no pictures yet."""
+        return self._undrawn.get(index)
+
+    def add_last(
+        self,
+        trainer: Trainer,
+        snapshot: AnalysisSnapshot,
+        ranks: Communicator,
+        model: ModelFeatures,
+        deadline: Deadline | None,
+    ) -> AnalysisResult:
+        """Fit the methods of the last analysis after it, if it was not known to be the last. Collective.
+
+        Args:
+            trainer: The Trainer.
+            snapshot: The analysis.
+            ranks: The processes.
+            model: The penultimate features of the live model, whose weights are still those of the analysis.
+            deadline: When the fit should be over.
+        """
+        failures: list[str] = []
+        methods = [(method, fit) for method, fit in self.methods if method.last_only]
+        attempt = partial(self._attempt, trainer, ranks, failures)
+        grades, sampled = snapshot.grades, snapshot.sampled
+        values = values_of_methods(methods, self.encoders, snapshot.evaluation, grades, sampled, ranks, attempt)
+        added = analyse(
+            grades,
+            methods=[(fit, values[method.name]) for method, fit in methods if method.name in values],
+            penultimate_training=model.training,
+            sampled=sampled,
+            time_budget=None if deadline is None else deadline.left,
+            seed=self.seed,
+            workers=ranks,
+            attempt=attempt,
+        )
+        notes = (*added.report.notes, *model.missing(methods, values), *failures)
+        result = with_late(snapshot.result, with_model(added.with_report(notes=notes), trainer, model.head))
+        return self._named(ranks.broadcast(result), snapshot.folder)
+
+    def _named(self, result: AnalysisResult, folder: Path) -> AnalysisResult:
+        """Return the result with the names of features of the model; a file that cannot be read is reported."""
+        try:
+            return with_names(result, names_file(self.feature_names, folder))
+        except ConfigurationError as error:
+            self.say_once(f"FailureModes cannot read the names of features: {error}")
+            return result
+
     def _write(self, trainer: Trainer, result: AnalysisResult, folder: Path) -> None:
         """Write with every writer; one that fails is reported and the others go ahead."""
         if folder not in self._writers:
@@ -514,60 +577,6 @@ class AnalysisRunner:
     def _report_failed(self, failed: list[tuple[Writer, Exception]]) -> None:
         for writer, error in failed:
             self.say_once(f"FailureModes could not write to {type(writer).__name__}: {type(error).__name__}: {error}")
-
-    def _reference_embeddings(
-        self, trainer: Trainer, grades: Grades, ranks: Communicator
-    ) -> tuple[Tensor | None, Tensor | None, str]:
-        """Return this rank's part of the reference, its labels, and a description of the whole. Collective.
-
-        None instead of embeddings means the analysed examples themselves. The labels are None where the training set
-        has other classes than the evaluation.
-        """
-        if self.reference == "validation" or self.directions is None:
-            return None, None, f"validation ({len(torch.unique(grades.ids))} examples)"
-        cached = self.directions
-        sample = training_sample(trainer, seed=self.seed)
-        if not self._reference or bool(cached.store.missing(self._reference[0][0]).any()):
-            self._reference[:] = [self._embed_reference(trainer, cached, sample, ranks)]
-        ((keys, labels),) = self._reference
-        names = dataset_class_names(sample.loader.dataset)
-        comparable = names is None or list(names) == list(grades.class_names)
-        source = f"train ({len(sample.ids)} of {sample.total} examples)"
-        return cached.look_up(keys), labels if comparable and bool((labels >= 0).any()) else None, source
-
-    def _embed_reference(
-        self, trainer: Trainer, cached: CachedEncoder, sample: TrainingSample, ranks: Communicator
-    ) -> tuple[Tensor, Tensor]:
-        """Embed this rank's part of a sample of the training set; return cache keys (n, 2), and labels (n,) or -1.
-
-        Random transforms are seeded by block, so that they give the same images for any number of processes.
-        """
-        ways = training_ways(trainer, sample.loader, dataset_of(sample.loader), self.reader)
-        examples = replace(best_trial(ways, seed=self.seed, labelled=False).way, workers={})
-        space = self.reader.space(examples.dataset)
-        keys, labels = [torch.empty(0, 2, dtype=torch.int64)], [torch.empty(0, dtype=torch.int64)]
-        for number in range(ranks.rank, -(-len(sample.ids) // REFERENCE_BLOCK), ranks.world_size):
-            ids = sample.ids[number * REFERENCE_BLOCK :][:REFERENCE_BLOCK]
-            for part in examples.read(ids, seed=self.seed + number, one_each=False):
-                if (doubt := normalization_doubt(examples.images_of(part.record), space)) is not None:
-                    self.say_once(doubt)
-                images = examples.unit_images(part.record)
-                keys.append(content_keys(images))
-                labels.append(_class_labels(part.record.labels, len(images)))
-                cached.embed(images, keys[-1])
-        cached.store.flush()
-        all_keys = torch.cat(keys)
-        known = ~cached.store.missing(all_keys)
-        if len(all_keys) and not known.any():
-            raise DataError(f"None of {len(all_keys)} training images could be embedded for reference='train'.")
-        return all_keys[known], torch.cat(labels)[known]
-
-
-def _class_labels(labels: Tensor | None, n: int) -> Tensor:
-    """Return one class for each of n images, (n,) int64; -1 where labels are no classes."""
-    if labels is None or labels.shape != (n,) or labels.is_floating_point():
-        return torch.full((n,), -1)
-    return labels.detach().cpu().long()
 
 
 def _show(result: AnalysisResult, gallery: Gallery, writer: Writer) -> None:

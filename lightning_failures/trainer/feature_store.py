@@ -6,6 +6,7 @@ embedding, which costs more to compute and stays valid. Features of former weigh
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ FOLDER = "penultimate"
 
 MAX_BYTES = 8 * 2**30
 """Size limit of all features together."""
+
+_ROWS = 8192  # of a block
 
 
 class FeatureStore:
@@ -96,6 +99,10 @@ class StoredFeatures:
 
     def __len__(self) -> int:
         return len(self._keys)
+
+    def __iter__(self) -> Iterator[NDArray[np.float32]]:
+        """Yield the rows in blocks."""
+        return (self[start : start + _ROWS] for start in range(0, len(self), _ROWS))
 
     def __getitem__(self, rows: slice) -> NDArray[np.float32]:
         found: NDArray[np.float32] = self._store.get(self._keys[rows]).numpy()

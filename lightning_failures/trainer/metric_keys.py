@@ -10,6 +10,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping
 
+import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
@@ -119,6 +120,16 @@ def log_values(trainer: Trainer, module: LightningModule, values: Mapping[str, f
         batch_size=1,
         add_dataloader_idx=False,
     )
+
+
+def log_afterwards(trainer: Trainer, values: Mapping[str, float]) -> None:
+    """Log scalars under ``failures/`` when the training has ended, where Lightning does not take them any more."""
+    keyed = {PREFIX + key: value for key, value in values.items()}
+    if not keyed:
+        return
+    trainer.callback_metrics.update({key: torch.tensor(value) for key, value in keyed.items()})
+    for logger in trainer.loggers:
+        logger.log_metrics(keyed, step=trainer.global_step)
 
 
 def worst_class_values(report: FailureReport, k: int, monitored: Collection[str] = ()) -> dict[str, float]:

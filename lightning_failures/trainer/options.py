@@ -160,7 +160,7 @@ _GROUP_OF = {field.name: group for group in (DataOptions, PictureOptions, Advanc
 
 OPTIONS = {
     *("encoder", "robust_encoder", "class_names", "interventions", "verdict", "every_n_epochs", "captions", "pictures"),
-    *("time_budget", "read_batch", "logits_from", "normalization", "reference", "on_error"),
+    *("time_budget", "read_batch", "logits_from", "normalization", "reference", "sparse", "on_error"),
     "pictures_every_n",
     *(_GROUP_OF.keys() - {"every_n"}),
 }
@@ -333,6 +333,7 @@ def _conditions(o: Any) -> Iterator[tuple[str, bool, str]]:
     listed = isinstance(o.pins, Sequence) and not isinstance(o.pins, str)
     yield "pins", listed, "a sequence of files or folders, like ['pins']"
     yield "reference", o.reference in ("validation", "train"), "'validation' or 'train'"
+    yield "sparse", isinstance(o.sparse, bool), "True or False"
     yield "on_error", o.on_error in ("warn", "raise"), "'warn' or 'raise'"
     yield "task", o.task in _TASKS, "None, 'multiclass', 'binary' or 'multilabel'"
     known = isinstance(acting, Sequence) and all(isinstance(one, Intervention) for one in acting)

@@ -42,6 +42,7 @@ class PenultimateObserver:
 
     Args:
         head: Name of the head, or None to find it.
+        also: Name of a submodule with submodules of its own that may be the head too, or None.
 
     Attributes:
         head: Name of the head; None until it is found.
@@ -62,8 +63,9 @@ class PenultimateObserver:
     >>> observer.detach()
     """
 
-    def __init__(self, head: str | None = None) -> None:
+    def __init__(self, head: str | None = None, *, also: str | None = None) -> None:
         self.head = head
+        self._also = also
         self._module: LightningModule | None = None
         self._handles: list[RemovableHandle] = []
         self._watching = False
@@ -79,7 +81,9 @@ class PenultimateObserver:
             return
         submodules = {name: child for name, child in module.named_modules() if name}
         if self.head is None:
-            candidates = {name: child for name, child in submodules.items() if _may_be_head(child)}
+            candidates = {
+                name: child for name, child in submodules.items() if _may_be_head(child) or name == self._also
+            }
         elif self.head in submodules:
             candidates = {self.head: submodules[self.head]}
         else:

@@ -141,6 +141,15 @@ def is_last_epoch(trainer: Trainer) -> bool:
     return trainer.global_step + steps_left >= trainer.max_steps
 
 
+def is_last_analysis(trainer: Trainer) -> bool:
+    """Return whether no other analysis follows in this run, as far as this is known: always so outside of ``fit``."""
+    if trainer.state.fn != "fit":
+        return True
+    if trainer.sanity_checking:
+        return False
+    return bool(_is_last_before_stop(trainer)) or (is_last_epoch(trainer) and _is_last_of_epoch(trainer) is not False)
+
+
 class Intervals(Protocol):
     """The options of the callback that say how often it analyses."""
 

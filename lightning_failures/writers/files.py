@@ -10,7 +10,7 @@ from lightning_failures.analysis.result import AnalysisResult
 from lightning_failures.core.atomic import write_atomically
 from lightning_failures.core.text import looks_digested, to_bytes, with_digest
 from lightning_failures.data.example_table import EXAMPLES_FILE
-from lightning_failures.data.report import FailureReport, analysis_name
+from lightning_failures.data.report import FailureReport, FeatureReport, analysis_name
 from lightning_failures.directions.result import DIRECTIONS_FILE
 from lightning_failures.report.feature_names import FEATURES_FILE, add_to_template
 from lightning_failures.report.gallery import Gallery, Picture
@@ -19,7 +19,11 @@ from lightning_failures.report.html.write import write_html
 from lightning_failures.report.image_encoding import to_png
 from lightning_failures.report.markdown import report_markdown
 from lightning_failures.report.run_folder import GALLERY_FILE, HTML_FILE, REPORT_FILE, open_run, report_before
+from lightning_failures.report.sparse import sparse_report
 from lightning_failures.writers.base import Writer, WriterLimits
+
+NAMED_FEATURES = 12
+"""Number of features of the model, those most often behind errors, that ``features.yaml`` asks for."""
 
 
 @dataclass(frozen=True)
@@ -98,8 +102,22 @@ class FileWriter(Writer):
         """Add the features without any annotation to the YAML file in which people annotate them."""
         encoder = report.robust_encoder_fingerprint
         unnamed = [one for one in report.features if one.name is None and one.tag is None and one.action is None]
+        path = self.feature_names or self.folder / FEATURES_FILE
         if encoder is not None and unnamed:
-            add_to_template(self.feature_names or self.folder / FEATURES_FILE, unnamed, encoder=encoder)
+            add_to_template(path, unnamed, encoder=encoder)
+        sparse = sparse_report(report)
+        if sparse is not None and sparse.fingerprint is not None:
+            named = {one.feature for one in sparse.names}
+            behind = [one for one in sparse.problematic[:NAMED_FEATURES] if one.feature not in named]
+            add_to_template(
+                path,
+                [FeatureReport(one.feature) for one in behind],
+                encoder=sparse.fingerprint,
+                remarks={
+                    one.feature: f"feature of the model itself, behind {one.errors} errors of its sparse layer"
+                    for one in behind
+                },
+            )
 
 
 def write_report(report: FailureReport, folder: Path) -> None:

@@ -95,11 +95,11 @@ def test_aggregates__are_what_the_analysis_says_and_no_value_is_worse():
     failed = x[:, 0] > 0.5
     labels = torch.arange(300) % 2
     grades = Grades(torch.arange(300), labels, (labels + failed) % 2, torch.ones(300), ("cat", "dog"))
-    summary = analyse(grades, x, features=x, permutations=49).summary
+    summary = analyse(grades, x, features=x, penultimate=x, permutations=49).summary
     assert aggregates().keys() - {"accuracy", "coverage"} == summary.keys() - {"accuracy", "coverage"}
-    higher_is_better = {"accuracy", "coverage", "shared/p_value"}
+    higher_is_better = {"accuracy", "coverage", "shared/p_value", "sparse/accuracy", "sparse/fixed_by_one_feature"}
     assert all(summary[name] <= aggregates()[name] for name in summary.keys() - higher_is_better)
-    assert summary["shared/p_value"] >= aggregates()["shared/p_value"]
+    assert all(summary[name] >= aggregates()[name] for name in higher_is_better & aggregates().keys())
 
 
 def test_worst_class_values__lowest_accuracy_first_and_nothing_undefined():

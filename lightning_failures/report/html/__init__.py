@@ -6,6 +6,7 @@ Files, each importing only from those above it::
     figures  Numbers of the page, each read from a record by its path and marked up with it
     images   The images of the page, encoded until they reach the size that a page may have
     tree     A failure tree as a nested outline of its nodes
+    sparse   The section of the sparse decision layer
     browse   The data behind the table of examples that the page filters, sorts and pages through
     page     The content of the page, selected and bounded: the model behind the templates
     render   The page of a run rendered from its records, without reading files or using the network

@@ -13,6 +13,7 @@ from typing import Any
 from lightning_failures.core.text import clean
 from lightning_failures.data.grouping import ALL_GROUPINGS, GROUPINGS
 from lightning_failures.data.report import ClassReport, FailureReport
+from lightning_failures.report.sparse import sparse_report
 
 STATUSES = {
     "new": "--series-3",
@@ -37,7 +38,7 @@ class Chart:
     """One chart of the page.
 
     Attributes:
-        section: Id of the section that shows the chart: "trees" or "diary".
+        section: Id of the section that shows the chart: "trees", "sparse" or "diary".
         title: Heading above the chart.
         description: Text below the chart: what it shows and how to read it.
         rows: Returns the data from the report and the history of the run; without rows the chart is left out.
@@ -117,6 +118,53 @@ def diary_rows(history: Sequence[FailureReport], limit: int = DIARY_MODES) -> Ro
         for index, mode in enumerate(report.modes)
         if mode.name in kept
     ]
+
+
+def sparsity_rows(report: FailureReport) -> Rows:
+    """Return one row for each layer of the path of sparse layers."""
+    found = sparse_report(report)
+    if found is None:
+        return []
+    return [
+        {
+            "features": point.features_per_class,
+            "accuracy": point.accuracy,
+            "lambda": point.strength,
+            "layer": "this layer" if index == found.chosen else "other layers",
+        }
+        for index, point in enumerate(found.curve)
+    ]
+
+
+def sparsity(rows: Rows) -> dict[str, Any]:
+    """Plot accuracy over features per class. Source: Wong et al. (ICML 2021), Fig. 2."""
+    import altair as alt
+
+    base = alt.Chart({"values": rows})
+    x = alt.X(
+        "features:Q",
+        title="features per class",
+        scale=alt.Scale(type="symlog", constant=5, nice=False),
+        axis=alt.Axis(tickCount=6),
+    )
+    y = alt.Y("accuracy:Q", title="held-out accuracy", axis=alt.Axis(format="%"), scale=alt.Scale(zero=False))
+    line = base.mark_line(strokeWidth=1.5, opacity=0.6).encode(x=x, y=y)
+    points = base.mark_point(filled=True, opacity=1).encode(
+        x=x,
+        y=y,
+        color=alt.Color(
+            "layer:N",
+            title=None,
+            scale=alt.Scale(domain=["this layer", "other layers"], range=["--series-1", "--series-5"]),
+        ),
+        size=alt.Size("layer:N", legend=None, scale=alt.Scale(domain=["this layer", "other layers"], range=[140, 25])),
+        tooltip=[
+            alt.Tooltip("features:Q", title="features per class", format=".1f"),
+            alt.Tooltip("accuracy:Q", title="accuracy", format=".1%"),
+            alt.Tooltip("lambda:Q", title="lambda", format=".2g"),
+        ],
+    )
+    return _specification(line + points, height=240)
 
 
 def scatter(rows: Rows) -> dict[str, Any]:
@@ -235,6 +283,14 @@ CHARTS: dict[str, Chart] = {
         " sample, which is optimistic. Larger marks are larger groups.",
         rows=lambda report, history: scatter_rows(report),
         draw=scatter,
+    ),
+    "sparsity": Chart(
+        section="sparse",
+        title="Accuracy against sparsity",
+        description="Each mark is a layer of the path: the features that a class uses on average, and the accuracy on"
+        " held-out examples. The large mark is the layer that this section examines.",
+        rows=lambda report, history: sparsity_rows(report),
+        draw=sparsity,
     ),
     "diary": Chart(
         section="diary",

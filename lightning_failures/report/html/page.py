@@ -24,6 +24,7 @@ from lightning_failures.report.html.browse import browsing_data
 from lightning_failures.report.html.charts import CHARTS, CLASS_CHARTS, Chart, ClassChart, Rows
 from lightning_failures.report.html.figures import Figures
 from lightning_failures.report.html.images import ImageBudget
+from lightning_failures.report.html.sparse import SparseView, sparse_view
 from lightning_failures.report.html.tree import Branch, feature_name, outline
 from lightning_failures.report.interventions import intervention_lines
 from lightning_failures.report.run_folder import Run
@@ -184,6 +185,7 @@ class Page:
         no_trees: (index, group, reason) of groups without a tree that is shown.
         groups: (index, group) of all groups.
         features: Features that rules mention.
+        sparse: The sparse decision layer, or None.
         modes: The table of the diary.
         diary_of: Index in the history of the last report in the diary, if that is not the report of the page.
         interventions: (outcome, sentence) of each intervention.
@@ -207,6 +209,7 @@ class Page:
     no_trees: tuple[tuple[int, GroupReport, str], ...]
     groups: tuple[tuple[int, GroupReport], ...]
     features: tuple[FeatureView, ...]
+    sparse: SparseView | None
     modes: tuple[ModeRow, ...]
     diary_of: int | None
     interventions: tuple[tuple[str, str], ...]
@@ -255,6 +258,7 @@ def build_page(run: Run) -> Page:
         )
         for index, feature in enumerate(report.features[:MAX_FEATURES])
     )
+    sparse = sparse_view(report, pictures.take)
     more = pictures.take_rest()
     examples = browsing_data(table, gallery.thumbnails, report)
 
@@ -277,6 +281,7 @@ def build_page(run: Run) -> Page:
         no_trees=tuple(without_tree[:MAX_LINES]),
         groups=tuple(groups[:MAX_GROUP_ROWS]),
         features=features,
+        sparse=sparse,
         modes=modes[:MAX_MODE_ROWS],
         diary_of=next((i for i, one in enumerate(history) if one is in_diary and one is not report), None),
         interventions=_interventions(report),
@@ -323,7 +328,7 @@ class PictureIndex:
 
     def take_rest(self) -> tuple[Picture, ...]:
         """Return pictures of no section; those of trees that are not shown are left out."""
-        sections = ("classes", "rules", "leaves", "features")
+        sections = ("classes", "rules", "leaves", "features", "sparse")
         tags = [tag for tag in self._pictures if tag.split("/")[0] not in sections]
         return tuple(picture for tag in tags for picture in self.take(tag))
 

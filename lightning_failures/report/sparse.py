@@ -1,0 +1,251 @@
+"""The sparse decision layer of a report for readers: its section as records, a sentence, and Markdown."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import partial
+
+from lightning_failures.core.serialization import from_jsonable
+from lightning_failures.core.text import clean, escape_markdown, interval, number
+from lightning_failures.data.report import FailureReport
+from lightning_failures.errors import DataError
+from lightning_failures.report.text_tables import pipe_table
+
+SECTION = "sparse"
+"""Name of the section in ``methods`` of the report."""
+
+_MARKDOWN_ROWS = 12
+
+
+@dataclass(frozen=True)
+class Rate:
+    """A share of examples with its 95 % interval; both None without examples."""
+
+    rate: float | None = None
+    interval: tuple[float, float] | None = None
+
+
+@dataclass(frozen=True)
+class FittedOn:
+    """The images that the layer is fitted to: "train" or "validation", how many, and of how many."""
+
+    source: str
+    examples: int
+    of: int
+
+
+@dataclass(frozen=True)
+class CurveEntry:
+    """A layer of the path."""
+
+    features_per_class: float
+    accuracy: float
+    strength: float = field(metadata={"key": "lambda"})
+
+
+@dataclass(frozen=True)
+class ConfusedPair:
+    """Errors of one label with one prediction."""
+
+    label: str
+    prediction: str
+    count: int
+
+
+@dataclass(frozen=True)
+class ProblematicEntry:
+    """A feature that is behind errors: how many, how many it fixes alone, and which classes they confuse."""
+
+    feature: int
+    errors: int
+    share: float
+    fixed: int
+    pairs: tuple[ConfusedPair, ...] = ()
+    error_ids: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class ErrorEntry:
+    """An error and its problematic feature; None where no removal helps."""
+
+    id: int
+    label: str
+    prediction: str
+    feature: int | None
+    gain: float
+    fixed: bool
+
+
+@dataclass(frozen=True)
+class WeightEntry:
+    """A feature of a class, with the weight of the standardized feature."""
+
+    feature: int
+    weight: float
+
+
+@dataclass(frozen=True)
+class ClassEntry:
+    """The features of a class: how many, and those with the largest weights."""
+
+    name: str
+    features: int
+    weights: tuple[WeightEntry, ...] = ()
+
+
+@dataclass(frozen=True)
+class MaskEntry:
+    """A feature whose removal raises the accuracy; ``class_name`` None: from all classes."""
+
+    feature: int
+    fixed: int
+    broken: int
+    effect: float
+    interval: tuple[float, float]
+    p_value: float
+    class_name: str | None = field(default=None, metadata={"key": "class"})
+
+
+@dataclass(frozen=True)
+class PairEntry:
+    """A pair of classes: shared features, correlation of weights, and confusions either way."""
+
+    first: str
+    second: str
+    shared: int
+    correlation: float
+    confusions: int
+
+
+@dataclass(frozen=True)
+class NameEntry:
+    """What people wrote about a feature in ``features.yaml``."""
+
+    feature: int
+    name: str | None = None
+    tag: str | None = None
+    action: str | None = None
+
+
+@dataclass(frozen=True)
+class SparseReport:
+    """The section of the sparse decision layer; see ``docs/concepts.md``."""
+
+    features: int
+    held_out: int
+    accuracy: float
+    dense_accuracy: float
+    features_per_class: float
+    chosen: int
+    fitted_on: FittedOn
+    errors_examined: int
+    correct_examined: int
+    fixed: Rate
+    random_used: Rate
+    random_any: Rate
+    broken: Rate
+    used_features: int = 0
+    model_accuracy: float | None = None
+    curve: tuple[CurveEntry, ...] = ()
+    problematic: tuple[ProblematicEntry, ...] = ()
+    errors: tuple[ErrorEntry, ...] = ()
+    classes: tuple[ClassEntry, ...] = ()
+    worth_masking: tuple[MaskEntry, ...] | None = None
+    pairs: tuple[PairEntry, ...] = ()
+    names: tuple[NameEntry, ...] = ()
+    top_ids: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    head: str | None = None
+    fingerprint: str | None = None
+
+    def label(self, feature: int) -> str:
+        """Return a feature by its number and, if people gave it one, its name."""
+        name = next((one.name for one in self.names if one.feature == feature and one.name), None)
+        return f"feature {feature}" + (f' "{clean(name, 60)}"' if name else "")
+
+    @property
+    def shown(self) -> list[int]:
+        """The features that people should look at: behind errors, worth masking, or leading a class; each once."""
+        leading = [one.feature for entry in self.classes for one in entry.weights[:3]]
+        masks = [one.feature for one in self.worth_masking or ()]
+        return list(dict.fromkeys([*(one.feature for one in self.problematic), *masks, *leading]))
+
+
+def sparse_report(report: FailureReport) -> SparseReport | None:
+    """Return the section of the sparse decision layer; None if there is none, or one that cannot be read.
+
+    >>> sparse_report(FailureReport(2, 0.5, ())) is None
+    True
+    """
+    section = report.methods.get(SECTION)
+    if section is None:
+        return None
+    try:
+        return from_jsonable(SparseReport, section)
+    except DataError:
+        return None
+
+
+def sparse_sentence(report: FailureReport) -> str:
+    """Return what the sparse layer shows about the errors, with its controls; empty without one."""
+    found = sparse_report(report)
+    if found is None:
+        return ""
+    of = "training" if found.fitted_on.source == "train" else "evaluated"
+    text = (
+        f"A last layer with {number(found.features_per_class, '.1f')} features a class, fitted to"
+        f" {found.fitted_on.examples} {of} images, is right on {number(found.accuracy)} of {found.held_out} held-out"
+        f" examples (dense {number(found.dense_accuracy)})."
+    )
+    if not found.errors_examined:
+        return text
+    return (
+        f"{text} Zeroing a single feature fixes {number(found.fixed.rate)} ({interval(found.fixed.interval)}) of its"
+        f" {found.errors_examined} errors; a random feature of the wrong class {number(found.random_used.rate)}, any"
+        f" random one {number(found.random_any.rate)}; and zeroing their own top feature breaks"
+        f" {number(found.broken.rate)} ({interval(found.broken.interval)}) of its {found.correct_examined} correct"
+        " predictions."
+    )
+
+
+def sparse_lines(report: FailureReport, limit: int = 10) -> list[str]:
+    """Return a sentence, and one line for each of the features most often problematic, for the terminal."""
+    found = sparse_report(report)
+    if found is None:
+        return []
+    features = (
+        f"{found.label(entry.feature)}: behind {entry.errors} errors, fixes {entry.fixed}; {_pairs(entry)}"
+        for entry in found.problematic[:limit]
+    )
+    return [sparse_sentence(report), *features]
+
+
+def sparse_markdown(report: FailureReport) -> str:
+    """Return the section as Markdown: the sentence, and the features most often problematic; empty without one."""
+    found = sparse_report(report)
+    if found is None:
+        return ""
+    text = f"### Sparse decision layer\n\n{escape_markdown(sparse_sentence(report), limit=2000)}"
+    if found.problematic:
+        rows = [
+            (
+                escape_markdown(found.label(entry.feature)),
+                str(entry.errors),
+                str(entry.fixed),
+                escape_markdown(_pairs(entry)),
+            )
+            for entry in found.problematic[:_MARKDOWN_ROWS]
+        ]
+        text += "\n\n" + pipe_table(("problematic feature", "errors", "fixed by it alone", "confuses"), rows, "lrrl")
+    if found.worth_masking:
+        shown = ", ".join(
+            f"{found.label(one.feature)} ({one.fixed} fixed, {one.broken} broken)"
+            for one in found.worth_masking[:_MARKDOWN_ROWS]
+            if one.class_name is None
+        )
+        text += f"\n\nWorth masking everywhere: {escape_markdown(shown, limit=2000)}." if shown else ""
+    return text
+
+
+def _pairs(entry: ProblematicEntry, limit: int = 3) -> str:
+    short = partial(clean, limit=60)
+    return ", ".join(f"{short(one.label)} as {short(one.prediction)} ({one.count})" for one in entry.pairs[:limit])
