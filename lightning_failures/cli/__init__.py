@@ -14,6 +14,7 @@ Files, each importing only from those above it::
     demo                A training with a planted shortcut that needs no network: coloured digits and packaged encoders
     report              Commands report and diff, which read the files of runs
     pins                Command pin, which keeps a slice of a run as a regression test
+    export              Command export, which writes the findings of a run for other tools
     lightning_commands  Commands with model and data: LightningCLI and its Trainer with additional subcommands
     main                The entry point: find the command, run it, and turn errors into exit statuses
 """

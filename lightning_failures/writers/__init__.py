@@ -12,6 +12,7 @@ Files, each importing only from those above it::
     projector    Points for TensorBoard's projector: embeddings, thumbnails and metadata of some examples
     csv          CSV: one row a class and analysis, in a table next to Lightning's ``metrics.csv``
     labelling    Images to label, in files that labelling tools read: CSV, Label Studio, FiftyOne
+    export       The findings of a run in the files of other tools: CSV, JSON, FiftyOne, Label Studio, cleanlab
     tensorboard  TensorBoard: scalar charts, ranked table, sentences, pictures and projector points
     wandb        Weights & Biases: two bounded tables an analysis, pictures, and the report as an artifact
     registry     The writer of each logger class, those of other packages included
