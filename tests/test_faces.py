@@ -81,8 +81,8 @@ FACES = {
         FailureTree Leaf average_leaf_error_rate error_coverage error_rate fit_failure_tree information_gain
     """,
     "lightning_failures.writers": """
-        CSVWriter FileWriter TensorBoardWriter WandbWriter Writer WriterLimits each_writer register_writer
-        write_report writers_for
+        CSVWriter FileWriter GenericWriter MLFlowWriter TensorBoardWriter WandbWriter Writer WriterLimits each_writer
+        register_writer write_report writers_for
     """,
 }
 

@@ -193,24 +193,30 @@ def _export_images(run: Run, folder: Path, to: str, found: Findings) -> Exported
             " root folder of the dataset (--images FOLDER), or train with pictures (pictures=True)."
         )
     shown.sort(key=lambda one: (not one.suspect, one.decision_value is None, one.decision_value or 0.0))
+    without_file = {k: pictures[one.id] for k, one in enumerate(shown) if one.path is None}
     images = [_image(one) for one in shown]
-    contents: dict[str, bytes] = {}
-    for k, one in enumerate(shown):
-        if one.path is not None:
-            continue
-        if to == "label-studio":
-            images[k] = replace(images[k], path=data_uri(pictures[one.id]))
-        else:
-            place = f"fiftyone/data/{one.id}.png"
-            contents[place] = to_png(pictures[one.id])
-            images[k] = replace(images[k], path=str(folder / place))
     if to == "label-studio":
-        contents[LABEL_STUDIO_CONFIG] = to_bytes(label_studio_config(found.class_names))
-        contents[LABEL_STUDIO_FILE] = json_bytes(label_studio_tasks(images, pool=False))
+        for k, picture in without_file.items():
+            images[k] = replace(images[k], path=data_uri(picture))
+        contents = {
+            LABEL_STUDIO_CONFIG: to_bytes(label_studio_config(found.class_names)),
+            LABEL_STUDIO_FILE: json_bytes(label_studio_tasks(images, pool=False)),
+        }
     else:
-        contents[FIFTYONE_FILE] = json_bytes(fiftyone_samples(images, pool=False))
-    thumbnails = sum(one.path is None for one in shown)
-    return Exported(_written(folder, contents), found, len(shown), thumbnails)
+        contents = _fiftyone_files(images, without_file)
+    return Exported(_written(folder, contents), found, len(shown), len(without_file))
+
+
+def _fiftyone_files(images: list[ImageToLabel], without_file: Mapping[int, Tensor]) -> dict[str, bytes]:
+    """Return the samples and the pictures of those without a file, whose paths are relative to the samples."""
+    contents = {}
+    for k, picture in without_file.items():
+        images[k] = replace(images[k], path=f"data/{images[k].id}.png")
+        contents[f"fiftyone/data/{images[k].id}.png"] = to_png(picture)
+    serialised = fiftyone_samples(images, pool=False)
+    for k in without_file:
+        serialised["samples"][k]["filepath"] = images[k].path
+    return contents | {FIFTYONE_FILE: json_bytes(serialised)}
 
 
 def _image(example: FoundExample) -> ImageToLabel:

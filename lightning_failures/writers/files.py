@@ -107,6 +107,16 @@ def write_report(report: FailureReport, folder: Path) -> None:
     write_atomically(folder / REPORT_FILE, to_bytes(report.to_json()))
 
 
+def run_files(folder: Path) -> list[Path]:
+    """Return the files of the last analysis that exist, with which ``report`` and ``diff`` work elsewhere.
+
+    Args:
+        folder: The folder of the report files.
+    """
+    names = (HTML_FILE, REPORT_FILE, EXAMPLES_FILE, GALLERY_FILE, DIRECTIONS_FILE, FEATURES_FILE)
+    return [folder / name for name in names if (folder / name).is_file()]
+
+
 def file_name(text: str, limit: int = 60) -> str:
     """Return a file name for any text; different texts get different names, also on case-insensitive file systems.
 

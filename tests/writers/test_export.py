@@ -82,7 +82,7 @@ def test_images__thumbnails_stand_for_missing_files(tmp_path):
     assert (result.shown, result.thumbnails, len(result.findings.examples)) == (3, 3, 7)
     samples = json.loads((tmp_path / "out" / "fiftyone" / "samples.json").read_text())["samples"]
     assert [sample["example_id"] for sample in samples] == [12, 11, 10]
-    with Image.open(samples[0]["filepath"]) as image:
+    with Image.open(tmp_path / "out" / "fiftyone" / samples[0]["filepath"]) as image:
         assert np.asarray(image)[0, 0].tolist() == [12, 12, 12]
     tasks = exported(tmp_path / "other", "label-studio", thumbnails=3).files[1]
     assert all(task["data"]["image"].startswith("data:image/png;base64,") for task in json.loads(tasks.read_text()))
@@ -146,13 +146,17 @@ def test_cleanlab__has_the_same_columns(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
-def test_fiftyone__opens_the_samples(tmp_path):
-    fiftyone = pytest.importorskip("fiftyone")
+def test_fiftyone__reads_the_samples(tmp_path, monkeypatch):
+    """By the importer that ``Dataset.from_dir`` takes for this format, which needs no database."""
+    monkeypatch.setenv("FIFTYONE_DISABLE_SERVICES", "1")
+    data = pytest.importorskip("fiftyone.utils.data")
     exported(tmp_path, "fiftyone", files=True, images=tmp_path / "data")
-    dataset = fiftyone.Dataset.from_dir(str(tmp_path / "out" / "fiftyone"), dataset_type=fiftyone.types.FiftyOneDataset)
-    assert len(dataset) == 7
-    assert dataset.first().ground_truth.label == "owl"
-    assert len(dataset.match_tags("suspect")) == 1
+    with data.LegacyFiftyOneDatasetImporter(str(tmp_path / "out" / "fiftyone")) as importer:
+        samples = list(importer)
+    assert len(samples) == 7
+    assert samples[0].ground_truth.label == "owl"
+    assert samples[0].filepath == str(tmp_path / "data" / "owl" / "12.png")
+    assert [sample.example_id for sample in samples if "suspect" in sample.tags] == [12]
 
 
 def test_formats__are_all_tested():
