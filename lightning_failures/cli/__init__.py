@@ -11,6 +11,10 @@ Wrong input ends in one line on standard error: raise a :class:`~lightning_failu
 Files, each importing only from those above it::
 
     commands            The table of all commands. It imports nothing, so that --help answers at once
+    options             The options of commands without model and data, and what is wrong with them
+    signatures          Signatures and docstrings of methods, read from source files without importing them
+    model_options       The help of commands with model and data, and what is wrong with a command line or a config
+    heartbeat           Signs of life of a command that has printed nothing for ten seconds
     demo                A training with a planted shortcut that needs no network: coloured digits and packaged encoders
     report              Commands report and diff, which read the files of runs
     pins                Command pin, which keeps a slice of a run as a regression test

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from collections.abc import Sequence
 from pathlib import Path
 
+from lightning_failures.cli.options import export_options
 from lightning_failures.core.text import printable
 from lightning_failures.errors import ConfigurationError
 from lightning_failures.regression.pin import load_pins
 from lightning_failures.report.run_folder import open_run
-from lightning_failures.writers.export import FORMATS, Exported, export_run
+from lightning_failures.writers.export import Exported, export_run
 
 _NEXT = {
     "fiftyone": 'fiftyone.Dataset.from_dir("{folder}/fiftyone", dataset_type=fiftyone.types.FiftyOneDataset)',
@@ -22,7 +22,7 @@ _MOST_FILES = 5
 
 def export(arguments: Sequence[str]) -> None:
     """Run ``lightning-failures export``."""
-    options = _options(arguments)
+    options = export_options(arguments)
     pins = load_pins(options.pins) if options.pins else ()
     run = open_run(options.run)
     try:
@@ -62,32 +62,3 @@ def _lines(exported: Exported, to: str, folder: Path) -> list[str]:
     if to in _NEXT:
         lines.append(f"Open with: {_NEXT[to].format(folder=folder)}")
     return lines
-
-
-def _options(arguments: Sequence[str]) -> Namespace:
-    parser = ArgumentParser(
-        "lightning-failures export",
-        description="Write the findings of a run for other tools: examples that failed or are flagged, labels to\n"
-        "check, slices and pins. Only the files of the run are read; neither the model nor the data is needed.",
-        epilog="examples:\n  lightning-failures export lightning_logs/version_3 --to csv\n"
-        "  lightning-failures export lightning_logs/version_3 --to fiftyone --images data/val\n"
-        "  lightning-failures export lightning_logs/version_3 --to label-studio --output review",
-        formatter_class=RawDescriptionHelpFormatter,
-    )
-    parser.add_argument(
-        "run", type=Path, metavar="RUN", help="its log folder, its failures/ folder, or the folder of the demo"
-    )
-    parser.add_argument("--to", required=True, choices=FORMATS, help="the tool that reads the files")
-    parser.add_argument(
-        "--output", type=Path, default=Path("failures-export"), metavar="FOLDER", help="default: failures-export"
-    )
-    parser.add_argument(
-        "--images",
-        type=Path,
-        metavar="FOLDER",
-        help="root folder of the evaluated dataset, to find the files of the examples; without it, the thumbnails of"
-        " the run stand for them",
-    )
-    parser.add_argument("--pins", type=Path, nargs="+", metavar="PINS", help="files or folders of pins to add")
-    parser.add_argument("--all", action="store_true", help="write all examples, not only those that are remarkable")
-    return parser.parse_args(list(arguments))

@@ -1,0 +1,235 @@
+"""The options of commands without model and data, and what is wrong with them.
+
+Nothing here imports torch, so that a mistyped option or run is answered at once.
+"""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser, ArgumentTypeError, Namespace, RawDescriptionHelpFormatter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from lightning_failures.core.run_paths import no_single_run, own_report, runs_below
+from lightning_failures.errors import ConfigurationError, FailureModesError, did_you_mean
+
+EXPORT_FORMATS = ("csv", "json", "fiftyone", "label-studio", "cleanlab")
+JOINS = ("name", "id", "index")
+PIN_SUFFIX = ".pin"
+STUDY_TASKS = ("simulate", "match", "describe", "questionnaire")
+"""Values that other modules own; a test compares them with theirs."""
+
+_RUN = "its log folder, its failures/ folder, a report.json, or the folder of the demo"
+
+
+class UsageError(FailureModesError):
+    """A wrong command line; the exit status is 2."""
+
+    exit_status = 2
+
+
+class Parser(ArgumentParser):
+    """A parser whose errors are one line, with the usage behind it."""
+
+    def __init__(self, command: str, **options: Any) -> None:
+        super().__init__(f"lightning-failures {command}", formatter_class=RawDescriptionHelpFormatter, **options)
+
+    def error(self, message: str) -> NoReturn:
+        """Raise an error that ends in one line.
+
+        Raises:
+            UsageError: Always.
+        """
+        if message.startswith("unrecognized arguments: "):
+            known = [name for action in self._actions for name in action.option_strings]
+            message += f".{did_you_mean(message.split()[2].partition('=')[0], known)}"
+        raise UsageError(f"{message} ({' '.join(self.format_usage().split())})")
+
+
+def demo_options(arguments: Sequence[str]) -> Namespace:
+    """Return the options of ``demo``.
+
+    Raises:
+        ConfigurationError: A value is out of range.
+        UsageError: The command line is wrong.
+    """
+    parser = Parser(
+        "demo",
+        description="Train a small classifier on coloured digits and show on which kinds of digits it fails.\n\n"
+        "Real handwritten digits are drawn in colour. Eight of the ten classes have a usual tint, so the classifier\n"
+        "learns the tint instead of the shape, and fails on digits in an unusual tint. Nothing is downloaded.",
+    )
+    parser.add_argument(
+        "--seed", type=int, default=0, metavar="N", help="seed of tints, images and weights; default: 0"
+    )
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=Path("failures-demo"),
+        metavar="FOLDER",
+        help="folder for the TensorBoard logs, the pictures and the report; default: failures-demo",
+    )
+    parser.add_argument(
+        "--epochs", type=int, default=6, metavar="N", help="training epochs, each with one analysis; default: 6"
+    )
+    parser.add_argument(
+        "--shortcut",
+        type=float,
+        default=0.95,
+        metavar="P",
+        help="probability of the usual tint in training, 0.5 (no shortcut) to 0.99; default: 0.95",
+    )
+    options = parser.parse_args(list(arguments))
+    if options.epochs < 1:
+        raise ConfigurationError(f"demo: epochs must be at least 1, got {options.epochs}.")
+    if not 0.5 <= options.shortcut <= 0.99:
+        raise ConfigurationError(f"demo: shortcut must be between 0.5 and 0.99, got {options.shortcut}.")
+    return options
+
+
+def report_options(arguments: Sequence[str]) -> Namespace:
+    """Return the options of ``report``; see :func:`demo_options` for the errors."""
+    parser = Parser(
+        "report",
+        description="Show the last report of a run, and write it as one HTML file that needs no network.\n"
+        "Only the files of the run are read; neither the model nor the data is needed.",
+        epilog="examples:\n  lightning-failures report failures-demo\n"
+        "  lightning-failures report lightning_logs/version_3 --output ticket.html",
+    )
+    parser.add_argument("run", type=Path, metavar="RUN", help=_RUN)
+    parser.add_argument(
+        "--output", type=Path, metavar="FILE", help="where to write the HTML; default: report.html next to the report"
+    )
+    parser.add_argument("--text-only", action="store_true", help="write no HTML")
+    parser.add_argument(
+        "--feature-names",
+        type=Path,
+        metavar="FILE",
+        help="YAML file with names of features; default: features.yaml of the run. The file is read each time",
+    )
+    return _with_runs(parser.parse_args(list(arguments)))
+
+
+def diff_options(arguments: Sequence[str]) -> Namespace:
+    """Return the options of ``diff``; see :func:`demo_options` for the errors."""
+    parser = Parser(
+        "diff",
+        description="Compare two runs from their files: which failures were fixed, which are new and which persist,\n"
+        "which classes differ significantly, and which failure modes are gone, new or persistent.\n"
+        "Examples are paired by image and label. The exit status is 0 whatever the comparison finds.",
+        epilog="examples:\n  lightning-failures diff lightning_logs/version_3 lightning_logs/version_4\n"
+        "  lightning-failures diff before after --ids 20\n"
+        "  lightning-failures diff at_224px at_384px --join name\n"
+        "  lightning-failures diff before after --json - | jq '.new[].id'",
+    )
+    parser.add_argument("run_a", type=Path, metavar="RUN_A", help=f"the earlier run: {_RUN}")
+    parser.add_argument("run_b", type=Path, metavar="RUN_B", help="the later run, in the same forms")
+    parser.add_argument("--ids", type=_count, default=0, metavar="N", help="name the first N of each kind of failures")
+    parser.add_argument(
+        "--join",
+        choices=JOINS,
+        help="pair examples by the name of their file, by the id that read_batch gave, or by their index in the"
+        " dataset, if the two models see the same images in other preprocessing; default: by image",
+    )
+    parser.add_argument(
+        "--json", metavar="FILE", help='write everything as JSON; "-": to standard output instead of the text'
+    )
+    return _with_runs(parser.parse_args(list(arguments)))
+
+
+def pin_options(arguments: Sequence[str]) -> Namespace:
+    """Return the options of ``pin``; see :func:`demo_options` for the errors."""
+    parser = Parser(
+        "pin",
+        description="Pin a slice of a run, so that a pattern that was fixed is noticed if it comes back: its images,\n"
+        "its direction or rule and its error rate, in one small file. Only the files of the run are read.\n"
+        "Check the pins of a folder on the next model with: lightning-failures check-pins pins --config ...",
+        epilog="examples:\n  lightning-failures pin lightning_logs/version_3 --class owl\n"
+        '  lightning-failures pin lightning_logs/version_3 --class owl --mode "owl 1"\n'
+        '  lightning-failures pin lightning_logs/version_3 --class owl --mode "leaf 2" --output tests/pins',
+    )
+    parser.add_argument(
+        "run", type=Path, metavar="RUN", help="its log folder, its failures/ folder, or the folder of the demo"
+    )
+    parser.add_argument("--class", dest="class_name", required=True, metavar="NAME", help="class of the slice")
+    parser.add_argument(
+        "--mode",
+        metavar="NAME",
+        help='failure mode of the diary, such as "owl 1", also one that is cured; or "leaf 2", the second leaf of the'
+        " failure tree of the class. Default: the images that the direction of the class flags",
+    )
+    parser.add_argument(
+        "--accept",
+        action="store_true",
+        help="keep the slice at its present error rate, although it fails more often than the rest of its class",
+    )
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=Path("pins"),
+        metavar="FOLDER",
+        help=f"folder of the pins, or a file whose name ends with {PIN_SUFFIX}; default: pins",
+    )
+    return _with_runs(parser.parse_args(list(arguments)))
+
+
+def export_options(arguments: Sequence[str]) -> Namespace:
+    """Return the options of ``export``; see :func:`demo_options` for the errors."""
+    parser = Parser(
+        "export",
+        description="Write the findings of a run for other tools: examples that failed or are flagged, labels to\n"
+        "check, slices and pins. Only the files of the run are read; neither the model nor the data is needed.",
+        epilog="examples:\n  lightning-failures export lightning_logs/version_3 --to csv\n"
+        "  lightning-failures export lightning_logs/version_3 --to fiftyone --images data/val\n"
+        "  lightning-failures export lightning_logs/version_3 --to label-studio --output review",
+    )
+    parser.add_argument(
+        "run", type=Path, metavar="RUN", help="its log folder, its failures/ folder, or the folder of the demo"
+    )
+    parser.add_argument("--to", required=True, choices=EXPORT_FORMATS, help="the tool that reads the files")
+    parser.add_argument(
+        "--output", type=Path, default=Path("failures-export"), metavar="FOLDER", help="default: failures-export"
+    )
+    parser.add_argument(
+        "--images",
+        type=Path,
+        metavar="FOLDER",
+        help="root folder of the evaluated dataset, to find the files of the examples; without it, the thumbnails of"
+        " the run stand for them",
+    )
+    parser.add_argument("--pins", type=Path, nargs="+", metavar="PINS", help="files or folders of pins to add")
+    parser.add_argument("--all", action="store_true", help="write all examples, not only those that are remarkable")
+    return _with_runs(parser.parse_args(list(arguments)))
+
+
+def _with_runs(options: Namespace) -> Namespace:
+    """Return the options if each run that they name is there.
+
+    Raises:
+        ConfigurationError: A run is not there, or a folder has several.
+    """
+    for name in ("run", "run_a", "run_b"):
+        path = getattr(options, name, None)
+        if path is not None and own_report(path) is None and (wrong := no_single_run(path, runs_below(path))):
+            raise ConfigurationError(wrong)
+    for name in ("feature_names", "images"):
+        path = getattr(options, name, None)
+        if path is not None and not path.expanduser().exists():
+            raise ConfigurationError(f"--{name.replace('_', '-')}: {path} does not exist.")
+    return options
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal():
+        raise ArgumentTypeError(f"must be an integer of at least 0, got {text[:40]!r}")
+    return int(text)
+
+
+OPTIONS: dict[str, Callable[[Sequence[str]], Namespace]] = {
+    "demo": demo_options,
+    "report": report_options,
+    "diff": diff_options,
+    "pin": pin_options,
+    "export": export_options,
+}
+"""The function that reads the options of each command without model and data."""
