@@ -19,6 +19,7 @@ Files, each importing only from those above it::
     report              Commands report and diff, which read the files of runs
     pins                Command pin, which keeps a slice of a run as a regression test
     export              Command export, which writes the findings of a run for other tools
+    study               Command study, which makes studies with people and scores them
     lightning_commands  Commands with model and data: LightningCLI and its Trainer with additional subcommands
     main                The entry point: find the command, run it, and turn errors into exit statuses
 """

@@ -52,6 +52,10 @@ COMMANDS = {
         "write flagged examples, labels to check, slices and pins for FiftyOne, Label Studio, cleanlab, CSV, JSON",
         "lightning_failures.cli.export:export",
     ),
+    "study": Command(
+        "make a study with people from the findings of a run, as one HTML file, and score its answers",
+        "lightning_failures.cli.study:study",
+    ),
     "diff": Command(
         "compare two runs: failures and failure modes that are fixed, new, persistent",
         "lightning_failures.cli.report:diff",

@@ -31,8 +31,9 @@ class UsageError(FailureModesError):
 class Parser(ArgumentParser):
     """A parser whose errors are one line, with the usage behind it."""
 
-    def __init__(self, command: str, **options: Any) -> None:
-        super().__init__(f"lightning-failures {command}", formatter_class=RawDescriptionHelpFormatter, **options)
+    def __init__(self, command: str = "", **options: Any) -> None:
+        options.setdefault("prog", f"lightning-failures {command}")
+        super().__init__(formatter_class=RawDescriptionHelpFormatter, **options)
 
     def error(self, message: str) -> NoReturn:
         """Raise an error that ends in one line.
@@ -202,6 +203,40 @@ def export_options(arguments: Sequence[str]) -> Namespace:
     return _with_runs(parser.parse_args(list(arguments)))
 
 
+def study_options(arguments: Sequence[str]) -> Namespace:
+    """Return the options of ``study``; see :func:`demo_options` for the errors."""
+    parser = Parser(
+        "study",
+        description="Make a study with people from the findings of a run: one HTML file that works offline and\n"
+        "downloads the answers. Score the files of answers: rates with intervals, agreement, votes, words.",
+        epilog="examples:\n  lightning-failures study make lightning_logs/version_3 --task describe\n"
+        "  lightning-failures study make lightning_logs/version_3 --task simulate --layer layer.safetensors \\\n"
+        "    --features features.safetensors\n"
+        "  lightning-failures study score answers-*.json",
+    )
+    actions = parser.add_subparsers(dest="action", required=True, metavar="make|score")
+    make = actions.add_parser("make", prog="lightning-failures study make", help="write the page of a study")
+    make.add_argument("run", type=Path, metavar="RUN", help=_RUN)
+    make.add_argument("--task", required=True, choices=STUDY_TASKS)
+    make.add_argument("--layer", type=Path, metavar="FILE", help="SparseLayer.save(...), for simulate and match")
+    make.add_argument(
+        "--features",
+        type=Path,
+        metavar="FILE",
+        help="safetensors with features (N, D), labels (N,) and ids (N,) of the evaluated examples, and for comparison"
+        " dense_weight (K, D) and dense_bias (K,)",
+    )
+    make.add_argument("--images", type=Path, metavar="FOLDER", help="root folder of the evaluated dataset")
+    make.add_argument("--count", type=_count, default=20, metavar="N", help="questions of each condition; default: 20")
+    make.add_argument("--controls", type=_count, default=3, metavar="N", help="questions to tell who looks; default: 3")
+    make.add_argument("--seed", type=int, default=0, metavar="N", help="default: 0")
+    make.add_argument("--output", type=Path, metavar="FILE", help="default: study-TASK.html")
+    score = actions.add_parser("score", prog="lightning-failures study score", help="print the tables of a study")
+    score.add_argument("answers", type=Path, nargs="+", metavar="ANSWERS", help="files that the page downloads")
+    score.add_argument("--json", metavar="FILE", help="write everything as JSON")
+    return _with_runs(parser.parse_args(list(arguments)))
+
+
 def _with_runs(options: Namespace) -> Namespace:
     """Return the options if each run that they name is there.
 
@@ -212,7 +247,7 @@ def _with_runs(options: Namespace) -> Namespace:
         path = getattr(options, name, None)
         if path is not None and own_report(path) is None and (wrong := no_single_run(path, runs_below(path))):
             raise ConfigurationError(wrong)
-    for name in ("feature_names", "images"):
+    for name in ("feature_names", "images", "layer", "features"):
         path = getattr(options, name, None)
         if path is not None and not path.expanduser().exists():
             raise ConfigurationError(f"--{name.replace('_', '-')}: {path} does not exist.")
@@ -231,5 +266,6 @@ OPTIONS: dict[str, Callable[[Sequence[str]], Namespace]] = {
     "diff": diff_options,
     "pin": pin_options,
     "export": export_options,
+    "study": study_options,
 }
 """The function that reads the options of each command without model and data."""

@@ -22,7 +22,7 @@ from lightning_failures.data.digests import file_name_hash
 from lightning_failures.errors import ConfigurationError, DataError
 from lightning_failures.regression.pin import Pin
 from lightning_failures.report.findings import Findings, FoundExample, FoundSlice, SuspectLabel, find
-from lightning_failures.report.gallery import Gallery
+from lightning_failures.report.gallery import pictures_by_id
 from lightning_failures.report.image_encoding import data_uri, to_png
 from lightning_failures.report.run_folder import Run
 from lightning_failures.writers.csv import safe_cell
@@ -185,7 +185,7 @@ def _cell(value: Any) -> Any:
 
 def _export_images(run: Run, folder: Path, to: str, found: Findings) -> Exported:
     """Write the examples whose file or thumbnail is there for a tool that shows images, doubtful labels first."""
-    pictures = _pictures(run.gallery)
+    pictures = pictures_by_id(run.gallery)
     shown = [one for one in found.examples if one.path is not None or one.id in pictures]
     if not shown:
         raise DataError(
@@ -238,20 +238,6 @@ def _image(example: FoundExample) -> ImageToLabel:
         tags=tuple(example.tags),
         facts={key: value for key, value in facts.items() if value is not None},
     )
-
-
-def _pictures(gallery: Gallery | None) -> dict[int, Tensor]:
-    """Return a picture (3, h, w) uint8 of each example that the gallery shows, by id; pictures of findings first."""
-    if gallery is None:
-        return {}
-    found: dict[int, Tensor] = {}
-    if gallery.thumbnails is not None:
-        found = dict(zip(gallery.thumbnails.ids.tolist(), gallery.thumbnails.images, strict=True))
-    for picture in gallery.pictures:
-        if picture.tag.startswith("classes/"):  # tiles of features are heat maps
-            tiles = [tile for row in picture.rows for tile in row.tiles]
-            found |= {tile.id: tile.image for tile in tiles if tile.id is not None}
-    return found
 
 
 def _no_files(run: Run, images: Path) -> str:
