@@ -20,6 +20,8 @@ Files, each importing only from those above it::
     pins                Command pin, which keeps a slice of a run as a regression test
     export              Command export, which writes the findings of a run for other tools
     study               Command study, which makes studies with people and scores them
+    reproduce           Command reproduce, which repeats an experiment of a paper on the user's data
+    compare_methods     Command compare-methods, which compares what several methods rank first
     lightning_commands  Commands with model and data: LightningCLI and its Trainer with additional subcommands
     main                The entry point: find the command, run it, and turn errors into exit statuses
 """

@@ -58,7 +58,8 @@ def _complain(message: str) -> None:
 
 def _run(name: str, options: Sequence[str]) -> int:
     if place := COMMANDS[name].function:
-        if name in (parsers := import_module("lightning_failures.cli.options").OPTIONS):
+        parsers = import_module("lightning_failures.cli.options").OPTIONS
+        if name in parsers and not {"-h", "--help"} & set(options):
             parsers[name](options)  # what is wrong with them is known before torch is imported
         module, _, function = place.partition(":")
         status: int | None = getattr(import_module(module), function)(options)

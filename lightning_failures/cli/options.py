@@ -16,6 +16,8 @@ from lightning_failures.errors import ConfigurationError, FailureModesError, did
 EXPORT_FORMATS = ("csv", "json", "fiftyone", "label-studio", "cleanlab")
 JOINS = ("name", "id", "index")
 PIN_SUFFIX = ".pin"
+RECIPES = ("folder", "celeba", "cifar100", "cifar10")
+ENCODER = "ViT-B-32/openai"
 STUDY_TASKS = ("simulate", "match", "describe", "questionnaire")
 """Values that other modules own; a test compares them with theirs."""
 
@@ -237,6 +239,66 @@ def study_options(arguments: Sequence[str]) -> Namespace:
     return _with_runs(parser.parse_args(list(arguments)))
 
 
+def reproduce_options(arguments: Sequence[str], recipes: str = "") -> Namespace:
+    """Return the options of ``reproduce``; see :func:`demo_options` for the errors.
+
+    Args:
+        arguments: The command line.
+        recipes: What each recipe is, for the help.
+    """
+    parser = Parser(
+        "reproduce",
+        description="Train a paper's network on your own copy of its data set, and write the published figures beside\n"
+        f"what was found. Nothing is downloaded but the encoder.\n\nrecipes:\n{recipes}",
+    )
+    parser.add_argument("name", help="name of a recipe")
+    parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="folder of the data set")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="one training each (default: 0)")
+    parser.add_argument("--quick", action="store_true", help="a tenth of the data")
+    parser.add_argument("--epochs", type=int, help="another number of epochs than the paper's")
+    parser.add_argument("--encoder", default=ENCODER, help="as in FailureModes (default: %(default)s)")
+    parser.add_argument("--workers", type=int, default=0, help="processes that load images (default: 0)")
+    parser.add_argument(
+        "--output", type=Path, default=Path("reproduced"), help="folder of results (default: %(default)s)"
+    )
+    options = parser.parse_args(list(arguments))
+    if options.name not in RECIPES:
+        close = did_you_mean(options.name, RECIPES)
+        raise ConfigurationError(f"There is no recipe {options.name!r}.{close} Recipes: {', '.join(RECIPES)}.")
+    if not options.data.is_dir():
+        raise ConfigurationError(
+            f"--data {options.data} is no folder. The layout that a recipe needs: lightning-failures reproduce --help"
+        )
+    if options.epochs is not None and options.epochs < 1:
+        raise ConfigurationError(f"--epochs must be at least 1, got {options.epochs}.")
+    if len(set(options.seeds)) < len(options.seeds):
+        raise ConfigurationError(f"--seeds must differ, got {options.seeds}.")
+    return options
+
+
+def compare_methods_options(arguments: Sequence[str]) -> Namespace:
+    """Return the options of ``compare-methods``; see :func:`demo_options` for the errors."""
+    parser = Parser(
+        "compare-methods",
+        description="Compare what failure directions, Domino, clusters and confidence rank first in a run. The run\n"
+        "must have been made with FailureModes(advanced=AdvancedOptions(compare_methods=True)).",
+    )
+    parser.add_argument("run", type=Path, metavar="RUN", help=_RUN)
+    parser.add_argument("--top", type=int, default=10, help="number of examples of each class (default: %(default)s)")
+    parser.add_argument(
+        "--attributes",
+        metavar="FILE",
+        help="CSV file with a column 'id' and columns of known attributes: shares of their values among the hardest",
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    options = parser.parse_args(list(arguments))
+    if not 1 <= options.top <= 50:
+        raise ConfigurationError(
+            f"--top must be 1 ... 50, the number of examples that a ranking keeps; got {options.top}."
+        )
+    return _with_runs(options)
+
+
 def _with_runs(options: Namespace) -> Namespace:
     """Return the options if each run that they name is there.
 
@@ -267,5 +329,7 @@ OPTIONS: dict[str, Callable[[Sequence[str]], Namespace]] = {
     "pin": pin_options,
     "export": export_options,
     "study": study_options,
+    "reproduce": reproduce_options,
+    "compare-methods": compare_methods_options,
 }
 """The function that reads the options of each command without model and data."""

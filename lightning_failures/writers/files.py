@@ -8,6 +8,7 @@ from pathlib import Path
 
 from lightning_failures.analysis.result import AnalysisResult
 from lightning_failures.core.atomic import write_atomically
+from lightning_failures.core.run_paths import REPORT_FILE
 from lightning_failures.core.text import looks_digested, to_bytes, with_digest
 from lightning_failures.data.example_table import EXAMPLES_FILE
 from lightning_failures.data.report import FailureReport, analysis_name
@@ -18,7 +19,7 @@ from lightning_failures.report.gallery_storage import load_gallery, save_gallery
 from lightning_failures.report.html.write import write_html
 from lightning_failures.report.image_encoding import to_png
 from lightning_failures.report.markdown import report_markdown
-from lightning_failures.report.run_folder import GALLERY_FILE, HTML_FILE, REPORT_FILE, open_run, report_before
+from lightning_failures.report.run_folder import GALLERY_FILE, HTML_FILE, open_run, report_before
 from lightning_failures.writers.base import Writer, WriterLimits
 
 

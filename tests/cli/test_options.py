@@ -8,7 +8,9 @@ import pytest
 
 from lightning_failures.cli import options
 from lightning_failures.cli.commands import COMMANDS
+from lightning_failures.encoders.cached import DEFAULT_ENCODER
 from lightning_failures.errors import ConfigurationError
+from lightning_failures.recipes import RECIPES
 from lightning_failures.regression.pin import PIN_SUFFIX
 from lightning_failures.report.example_pairs import Join
 from lightning_failures.writers.export import FORMATS
@@ -18,6 +20,8 @@ def test_values__are_those_of_their_owners():
     assert options.EXPORT_FORMATS == FORMATS
     assert get_args(Join) == options.JOINS
     assert options.PIN_SUFFIX == PIN_SUFFIX
+    assert tuple(RECIPES) == options.RECIPES
+    assert options.ENCODER == DEFAULT_ENCODER
 
 
 def test_options__of_every_command_without_model():

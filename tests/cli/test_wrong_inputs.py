@@ -40,6 +40,8 @@ WRONG = [
     (["export", "x", "--to", "excel"], 2, "--to: invalid choice: 'excel'"),
     (["study", "make", "nowhere", "--task", "describe"], 1, "No report.json in nowhere."),
     (["study", "make", "x", "--task", "guess"], 2, "--task: invalid choice: 'guess'"),
+    (["reproduce", "cifar", "--data", "."], 1, "There is no recipe 'cifar'. Did you mean cifar10"),
+    (["compare-methods", "nowhere", "--top", "0"], 1, "--top must be 1 ... 50"),
     (["study"], 2, "the following arguments are required: make|score"),
     (["demo", "--epochs", "0"], 1, "demo: epochs must be at least 1, got 0."),
     (["demo", "--shortcut", "1.5"], 1, "demo: shortcut must be between 0.5 and 0.99, got 1.5."),
