@@ -31,7 +31,7 @@ _HOMES = {
 }
 _ROOMS = {
     *("analysis", "bundled", "callback", "captions", "cli", "data", "directions", "doctor", "encoders", "errors"),
-    *("generators", "interventions", "methods", "pools", "report", "trees", "writers"),
+    *("generators", "interventions", "methods", "pools", "report", "studies", "trees", "writers"),
 }
 
 install()

@@ -77,12 +77,16 @@ FACES = {
         AccuracyCurve ClassPairs FeatureEffects ProblematicFeatures SparseLayer SparsePath class_pairs feature_effects
         fit_sparse_layer fit_sparse_path problematic_features
     """,
+    "lightning_failures.studies": """
+        Answers Question Study TASKS annotate describe_questions make_study match_questions mixed
+        questionnaire_questions score_answers simulate_questions study_page
+    """,
     "lightning_failures.trees": """
         FailureTree Leaf average_leaf_error_rate error_coverage error_rate fit_failure_tree information_gain
     """,
     "lightning_failures.writers": """
-        CSVWriter FileWriter TensorBoardWriter WandbWriter Writer WriterLimits each_writer register_writer
-        write_report writers_for
+        CSVWriter FileWriter GenericWriter MLFlowWriter TensorBoardWriter WandbWriter Writer WriterLimits each_writer
+        register_writer write_report writers_for
     """,
 }
 

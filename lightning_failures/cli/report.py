@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 import textwrap
-from argparse import ArgumentParser, ArgumentTypeError, Namespace, RawDescriptionHelpFormatter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import get_args
 
+from lightning_failures.cli.options import diff_options, report_options
 from lightning_failures.core.atomic import write_atomically
 from lightning_failures.core.text import clean, number, printable, shorten_caption
 from lightning_failures.data.report import FailureReport
@@ -16,7 +15,6 @@ from lightning_failures.errors import ConfigurationError
 from lightning_failures.report.comparison import ClassChange, Comparison, ExampleChange, Side, compare
 from lightning_failures.report.confusions import confusion_lines
 from lightning_failures.report.diary import diary_lines
-from lightning_failures.report.example_pairs import Join
 from lightning_failures.report.feature_names import names_in, with_names
 from lightning_failures.report.html.write import write_html
 from lightning_failures.report.interventions import intervention_lines
@@ -38,7 +36,7 @@ _FATES = ("new", "gone", "unknown", "persistent")
 
 def report(arguments: Sequence[str]) -> None:
     """Run ``lightning-failures report``."""
-    options = _report_options(arguments)
+    options = report_options(arguments)
     run = open_run(options.run, feature_names=options.feature_names)
     print(report_text(run))
     if options.text_only:
@@ -55,7 +53,7 @@ def report(arguments: Sequence[str]) -> None:
 
 def diff(arguments: Sequence[str]) -> None:
     """Run ``lightning-failures diff``."""
-    options = _diff_options(arguments)
+    options = diff_options(arguments)
     found = compare(open_run(options.run_a), open_run(options.run_b), join=options.join)
     text = json.dumps(found.to_dict(), indent=2, allow_nan=False) + "\n"
     if options.json == "-":
@@ -211,62 +209,3 @@ def _examples(changes: Sequence[ExampleChange], limit: int) -> list[str]:
     shown = [f"{one.id}: {clean(one.label)}, a says {clean(one.a)}, b says {clean(one.b)}" for one in changes[:limit]]
     more = len(changes) - len(shown)
     return shown + ([f"and {more} more"] if shown and more else [])
-
-
-def _report_options(arguments: Sequence[str]) -> Namespace:
-    parser = ArgumentParser(
-        "lightning-failures report",
-        description="Show the last report of a run, and write it as one HTML file that needs no network.\n"
-        "Only the files of the run are read; neither the model nor the data is needed.",
-        epilog="examples:\n  lightning-failures report failures-demo\n"
-        "  lightning-failures report lightning_logs/version_3 --output ticket.html",
-        formatter_class=RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("run", type=Path, metavar="RUN", help=_RUN)
-    parser.add_argument(
-        "--output", type=Path, metavar="FILE", help="where to write the HTML; default: report.html next to the report"
-    )
-    parser.add_argument("--text-only", action="store_true", help="write no HTML")
-    parser.add_argument(
-        "--feature-names",
-        type=Path,
-        metavar="FILE",
-        help="YAML file with names of features; default: features.yaml of the run. The file is read each time",
-    )
-    return parser.parse_args(list(arguments))
-
-
-def _diff_options(arguments: Sequence[str]) -> Namespace:
-    parser = ArgumentParser(
-        "lightning-failures diff",
-        description="Compare two runs from their files: which failures were fixed, which are new and which persist,\n"
-        "which classes differ significantly, and which failure modes are gone, new or persistent.\n"
-        "Examples are paired by image and label. The exit status is 0 whatever the comparison finds.",
-        epilog="examples:\n  lightning-failures diff lightning_logs/version_3 lightning_logs/version_4\n"
-        "  lightning-failures diff before after --ids 20\n"
-        "  lightning-failures diff at_224px at_384px --join name\n"
-        "  lightning-failures diff before after --json - | jq '.new[].id'",
-        formatter_class=RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("run_a", type=Path, metavar="RUN_A", help=f"the earlier run: {_RUN}")
-    parser.add_argument("run_b", type=Path, metavar="RUN_B", help="the later run, in the same forms")
-    parser.add_argument("--ids", type=_count, default=0, metavar="N", help="name the first N of each kind of failures")
-    parser.add_argument(
-        "--join",
-        choices=get_args(Join),
-        help="pair examples by the name of their file, by the id that read_batch gave, or by their index in the"
-        " dataset, if the two models see the same images in other preprocessing; default: by image",
-    )
-    parser.add_argument(
-        "--json", metavar="FILE", help='write everything as JSON; "-": to standard output instead of the text'
-    )
-    return parser.parse_args(list(arguments))
-
-
-_RUN = "its log folder, its failures/ folder, a report.json, or the folder of the demo"
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal():
-        raise ArgumentTypeError(f"must be an integer of at least 0, got {text[:40]!r}")
-    return int(text)

@@ -20,6 +20,7 @@ Files, each importing only from those above it::
     gallery          The pictures of an analysis: structured rows of tiles that each writer lays out
     gallery_storage  The pictures of an analysis in one JSON file, bounded when written, validated when read
     run_folder       The files that a run leaves on disk, and reading them back
+    findings         The findings of a run as flat records, for files that other tools read
     pins             Pinned slices for readers: pin a slice of a run, and the checks of pins as a table in words
     method_comparison  What each method ranks first: how much of it is wrong, what methods share, whom they find
     html             The report of a run as one HTML file that needs neither network nor server

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -99,9 +100,15 @@ def example_rows(report: FailureReport, table: ExampleTable, ids: Tensor) -> lis
         table: The examples.
         ids: (n,) int64, all of them in the table.
     """
-    lookup, rules = ExampleLookup(table), leaf_rules(report)
+    lookup = ExampleLookup(table)
     rows = [lookup.row(example) for example in ids.tolist()]
-    return [_example_row(table, row, lookup, rules) for row in rows if row is not None]
+    return rows_at(report, table, [row for row in rows if row is not None])
+
+
+def rows_at(report: FailureReport, table: ExampleTable, rows: Iterable[int]) -> list[ExampleRow]:
+    """Return what is known of the examples at some rows of the table, indices in [0, N)."""
+    lookup, rules = ExampleLookup(table), leaf_rules(report)
+    return [_example_row(table, row, lookup, rules) for row in rows]
 
 
 def leaf_rules(report: FailureReport) -> dict[str, list[str]]:

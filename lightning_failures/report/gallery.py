@@ -302,6 +302,23 @@ def leaf_picture(
     )
 
 
+def pictures_by_id(gallery: Gallery | None) -> dict[int, Tensor]:
+    """Return a picture (3, h, w) uint8 of each example that a gallery shows, by its id; thumbnails come second.
+
+    Pictures of features are left out: some of their tiles are heat maps.
+    """
+    if gallery is None:
+        return {}
+    found: dict[int, Tensor] = {}
+    if gallery.thumbnails is not None:
+        found = dict(zip(gallery.thumbnails.ids.tolist(), gallery.thumbnails.images, strict=True))
+    for picture in gallery.pictures:
+        if picture.tag.startswith("classes/"):
+            tiles = [tile for row in picture.rows for tile in row.tiles]
+            found |= {tile.id: tile.image for tile in tiles if tile.id is not None}
+    return found
+
+
 def _group_name(grouping: str, class_name: str) -> str:
     """Return the name of a group as part of a sentence."""
     return f"{grouping} group of {clean(class_name, 80)}"
