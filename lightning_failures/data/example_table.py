@@ -118,6 +118,11 @@ class ExampleTable:
             groups=grades.groups,
         )
 
+    def where(self, rows: Tensor) -> ExampleTable:
+        """Return the table of some rows, (N,) bool."""
+        columns = {name: getattr(self, name) for name in (*_TENSORS, *_OPTIONAL)}
+        return dataclasses.replace(self, **{k: None if v is None else v[rows] for k, v in columns.items()})
+
     def save(self, path: str | Path) -> None:
         """Write one safetensors file, atomically."""
         columns = {name: getattr(self, name) for name in (*_TENSORS, *_OPTIONAL)}

@@ -101,6 +101,11 @@ class Gallery:
     epoch: int | None = None
     global_step: int | None = None
 
+    @property
+    def logged(self) -> tuple[Picture, ...]:
+        """The pictures for loggers: those of single classes that only the page has room for are left out."""
+        return tuple(picture for picture in self.pictures if not picture.tag.startswith("cards/"))
+
 
 def _strip(row: Row) -> Tensor:
     """Return a row as one image; without any text, no room is left for texts."""

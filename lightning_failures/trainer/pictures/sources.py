@@ -91,7 +91,7 @@ def kept_images(kept: Mapping[int, Tensor], ids: Sequence[int]) -> list[Tensor]:
 
 
 def with_examples_among(result: AnalysisResult, grades: Grades, kept: Collection[int]) -> AnalysisResult:
-    """Return a result whose classes list their hardest, easiest and least confident examples among ``kept`` only.
+    """Return a result whose findings, classes and table have examples among ``kept`` only.
 
     Args:
         result: The analysis.
@@ -116,7 +116,20 @@ def with_examples_among(result: AnalysisResult, grades: Grades, kept: Collection
             least = rows[np.argsort(grades.confidence.numpy()[rows], kind="stable")][: len(entry.least_confident_ids)]
             changed = replace(changed, least_confident_ids=tuple(grades.ids[least].tolist()))
         entries.append(changed)
-    return result.with_report(classes=tuple(entries))
+    findings = [
+        replace(
+            found,
+            failing_ids=tuple(i for i in found.failing_ids if i in kept),
+            right_ids=tuple(i for i in found.right_ids if i in kept),
+        )
+        for found in result.report.findings
+    ]
+    table = (
+        result.table
+        if result.table is None
+        else result.table.where(torch.from_numpy(np.isin(result.table.ids, list(kept))))
+    )
+    return replace(result, table=table).with_report(classes=tuple(entries), findings=tuple(findings))
 
 
 @dataclass(frozen=True)
