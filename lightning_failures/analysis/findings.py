@@ -13,7 +13,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -481,7 +481,7 @@ def _only_wrong_answer(k: int, names: Sequence[str]) -> str | None:
     return names[1 - k] if len(names) == 2 else None
 
 
-def _cause(group: Sequence[_Part], report: FailureReport, parts: Sequence[FindingPart]) -> dict[str, object]:
+def _cause(group: Sequence[_Part], report: FailureReport, parts: Sequence[FindingPart]) -> dict[str, Any]:
     """Return the kind of failure that most of the classes have, by failures inside, and its remedy."""
     index_of = {entry.name: k for k, entry in enumerate(report.classes)}
     weights: dict[str, float] = defaultdict(float)

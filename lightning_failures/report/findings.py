@@ -10,8 +10,17 @@ import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-from lightning_failures.core.text import clean, escape_markdown, p_text, percent, percent_interval
-from lightning_failures.data.class_names import absent_condition
+from lightning_failures.analysis.findings import SIGNIFICANCE_LEVEL, confidence_of
+from lightning_failures.core.text import (
+    clean,
+    escape_markdown,
+    p_text,
+    percent,
+    percent_interval,
+    printable,
+    shorten_caption,
+)
+from lightning_failures.data.class_names import absent_condition, both_classes
 from lightning_failures.data.findings import ATTRIBUTE, CAPTION, LABELS, RULE, Finding, FindingPart
 from lightning_failures.data.report import ClassReport, FailureReport
 
@@ -227,6 +236,24 @@ def pattern_line(report: FailureReport, limit: int = 12) -> str:
     )
 
 
+def closing_lines(report: FailureReport, page: str | None) -> list[str]:
+    r"""Return the three lines with which a training ends: the page, the findings in words, classes with a pattern.
+
+    Args:
+        report: The last report.
+        page: Path of the page, or of the report; None without one.
+
+    >>> print("\n".join(closing_lines(FailureReport(0, None, ()), "logs/report.html")))
+    FailureModes: the report is logs/report.html
+    Nothing found. No example was graded. What would be needed: A validation set with labels.
+    Classes with a pattern: none of 0
+    """
+    names = [entry.name for entry in report.classes]
+    found = " ".join(f"({k}) {finding_sentence(one, names)}" for k, one in enumerate(report.findings, 1))
+    where = "no report was written" if page is None else f"the report is {printable(page)}"
+    return [f"FailureModes: {where}", found or findings_lines(report)[0], pattern_line(report)]
+
+
 def _lines(report: FailureReport, names: list[str], folder: str) -> list[str]:
     lines = []
     for found in report.findings:
@@ -241,6 +268,57 @@ def _numbers(found: Finding) -> str:
     """Return how many failures a finding covers, and how sure it is."""
     share = "" if found.share_of_failures is None else f", {percent(found.share_of_failures)} of all"
     return f"{found.failures} failures{share}; how sure: {found.confidence}."
+
+
+# -- classes ---------------------------------------------------------------------------------------------------------
+
+
+def class_words(entry: ClassReport) -> str:
+    """Return what the failing images of a class have in common, in words: the caption or the value that holds.
+
+    >>> from lightning_failures.data.report import SliceReport
+    >>> dark = SliceReport("light", "night", "cat", 20, 9, significant=True)
+    >>> class_words(ClassReport("cat", 90, slices=(dark,))), class_words(ClassReport("cat", 90))
+    ('light = night', '')
+    """
+    p_value = entry.caption_p_value
+    holds = p_value is not None and p_value <= SIGNIFICANCE_LEVEL and entry.hardest_captions != ()
+    if entry.pattern and holds and entry.hardest_captions[0] != entry.reference_caption:
+        return shorten_caption(entry.hardest_captions[0])
+    row = next((one for one in entry.slices if one.significant), None)
+    return "" if row is None else f"{clean(row.attribute, 40)} = {clean(row.value, 60)}"
+
+
+def mostly_mistaken_for(entry: ClassReport, names: Sequence[str]) -> str:
+    """Return the class that the failures of a class are most often mistaken for; empty if it is not known.
+
+    >>> mostly_mistaken_for(ClassReport("cat", 9), ["cat", "dog"])
+    'dog'
+    """
+    if entry.flagged_mistaken_for is not None:
+        return clean(entry.flagged_mistaken_for.class_name, 80)
+    if entry.mistaken_for:
+        return clean(entry.mistaken_for[0].class_name, 80)
+    absent = absent_condition(entry.name, names)
+    if absent is not None:
+        return clean(absent, 80)
+    if both_classes(entry.name)[0] in names:
+        return clean(both_classes(entry.name)[0], 80)
+    return clean(next(name for name in names if name != entry.name), 80) if len(set(names)) == 2 else ""
+
+
+def class_confidence(entry: ClassReport) -> str:
+    """Return how sure the pattern of a class is, as a word.
+
+    >>> class_confidence(ClassReport("cat", 9, skipped="2 failures")), class_confidence(ClassReport("cat", 9))
+    ('too few', '-')
+    """
+    if entry.pattern:
+        failures = round((entry.failures_flagged or 0.0) * _failures_of(entry))
+        return confidence_of(entry.effect_interval, failures, entry.p_value)
+    if entry.skipped is not None:
+        return "too few" if _failures_of(entry) < MIN_PER_OUTCOME else "skipped"
+    return "-" if entry.p_value is None else "no pattern"
 
 
 # -- parts of a sentence ---------------------------------------------------------------------------------------------

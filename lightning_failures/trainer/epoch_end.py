@@ -358,6 +358,11 @@ class AnalysisRunner:
         del self._undrawn[index]  # an interruption leaves it to draw_interrupted
         return result
 
+    def draw_all(self, ranks: Communicator, *, seconds: float | None = None) -> AnalysisResult | None:
+        """Draw all analyses without pictures; return that of the first loader, None if it is not among them."""
+        drawn = {index: self.draw(index, ranks, seconds=seconds) for index in self.undrawn}
+        return drawn.get(0)
+
     def add_late_doubts(
         self, trainer: Trainer, logged: Callable[[], Mapping[str, float]]
     ) -> Mapping[int, AnalysisResult]:

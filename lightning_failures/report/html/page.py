@@ -19,7 +19,12 @@ from lightning_failures.data.tree_report import GroupReport
 from lightning_failures.report.diary import histories, last_diary_entry
 from lightning_failures.report.example_rows import ExampleLookup
 from lightning_failures.report.feature_names import names_in, with_names
-from lightning_failures.report.findings import NothingFound
+from lightning_failures.report.findings import (
+    NothingFound,
+    class_confidence,
+    class_words,
+    mostly_mistaken_for,
+)
 from lightning_failures.report.gallery import Gallery, Picture
 from lightning_failures.report.html.browse import browsing_data
 from lightning_failures.report.html.charts import CHARTS, CLASS_CHARTS, Chart, ClassChart, Rows
@@ -60,6 +65,9 @@ class ClassRow:
         index: Index of the class in the report.
         entry: The class.
         sentence: How far to trust the finding.
+        words: What the failing images have in common, in words; empty where nothing is known.
+        mistaken_for: The class that the failures are most often mistaken for; empty if it is not known.
+        sure: How sure the finding is, as a word.
         before: Index of the class in the previous report, or None.
         group: Index of the label group of the class in the report, or None.
         card: Whether the page has a card for the class.
@@ -68,6 +76,9 @@ class ClassRow:
     index: int
     entry: ClassReport
     sentence: str
+    words: str
+    mistaken_for: str
+    sure: str
     before: int | None
     group: int | None
     card: bool
@@ -83,6 +94,7 @@ class Card:
         sentence: How far to trust the finding.
         diagnosis: The kind of failure; empty if the class is not diagnosed.
         pictures: Pictures of the class.
+        open: Whether the card is open at first: one of the first classes of a finding.
         charts: Rows of each chart in :data:`~lightning_failures.report.html.charts.CLASS_CHARTS` that has any.
         trees: (index, grouping) of the trees of the class that are shown.
         values: Indices of the values of metadata that are shown.
@@ -94,6 +106,7 @@ class Card:
     sentence: str
     diagnosis: str
     pictures: tuple[Picture, ...]
+    open: bool
     charts: dict[str, Rows]
     trees: tuple[tuple[int, str], ...]
     values: tuple[int, ...]
@@ -327,7 +340,8 @@ def _class_rows(
         sentence = trust_sentence(entry, names)
         sentence = _first_sentence(sentence) if has_card else sentence  # the card has all
         group = label_groups.get(entry.name)
-        rows.append(ClassRow(index, entry, sentence, index_before.get(entry.name), group, has_card))
+        known = (class_words(entry), mostly_mistaken_for(entry, names), class_confidence(entry))
+        rows.append(ClassRow(index, entry, sentence, *known, index_before.get(entry.name), group, has_card))
     return tuple(rows)
 
 
@@ -342,6 +356,7 @@ def _cards(
     # graded classes without any failure have no details to show
     candidates = [(index, entry) for index, entry in ranked if entry.cv_score is not None or entry.base_error_rate]
     names = class_names(report)
+    found = [finding.parts[0].class_name for finding in report.findings if finding.parts]
     chosen = {index for index, _ in candidates[:MAX_CARDS]}
     trees_of: dict[str, list[tuple[int, str]]] = defaultdict(list)
     for index, group in trees.items():
@@ -354,7 +369,12 @@ def _cards(
             entry=entry,
             sentence=trust_sentence(entry, names),
             diagnosis="" if entry.diagnosis is None else diagnosis_sentence(entry.diagnosis),
-            pictures=pictures.take(f"classes/{tag_part(entry.name)}", entry.name),
+            pictures=tuple(
+                picture
+                for kind in ("classes", "cards")
+                for picture in pictures.take(f"{kind}/{tag_part(entry.name)}", entry.name)
+            ),
+            open=entry.name in found,
             charts=_class_charts(entry),
             trees=tuple(sorted(trees_of[entry.name], key=lambda tree: tree[1])),
             values=_values(entry),

@@ -25,6 +25,8 @@ class PageTile(Tile):
         row: Index in the table of examples, or None; with it the template shows the numbers of the example.
         predicted: Name of the predicted class, or "right" or "wrong" without one, if there is a row.
         has_confidence: Whether the row has a confidence.
+        label: Name of the true class, if there is a row.
+        failed: Whether the model is wrong on the example; None without a row.
     """
 
     uri: str = ""
@@ -33,6 +35,13 @@ class PageTile(Tile):
     row: int | None = None
     predicted: str | None = None
     has_confidence: bool = True
+    label: str = ""
+    failed: bool | None = None
+
+    @property
+    def outcome(self) -> str:
+        """The class of the style: "is-wrong", "is-right", or empty if it is not known."""
+        return "" if self.failed is None else "is-wrong" if self.failed else "is-right"
 
 
 class PictureIndex:
@@ -93,5 +102,6 @@ class PictureIndex:
             return PageTile(tile.image, tile.text, tile.id, uri=uri, alt=", ".join([name, *lines]), lines=lines)
         label, predicted = (clean(one, 80) for one in self.lookup.class_names(row))
         alt = f"{name}, {label}, predicted {predicted}"
-        tile = PageTile(tile.image, tile.text, tile.id, uri=uri, alt=alt, row=row, predicted=predicted)
-        return replace(tile, has_confidence=self.lookup.has_confidence)
+        known = PageTile(tile.image, tile.text, tile.id, uri=uri, alt=alt, row=row, predicted=predicted, label=label)
+        failed = self.lookup.failed(row)
+        return replace(known, has_confidence=self.lookup.has_confidence, failed=failed)

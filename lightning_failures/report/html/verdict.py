@@ -102,9 +102,11 @@ def _with_row(tile: PageTile, classes: Collection[str], lookup: ExampleLookup) -
     """Return a tile with the row of its example: in a multilabel task, that of one of the classes of the finding."""
     example = -1 if tile.id is None else tile.id
     rows = [row for name in classes if (row := lookup.row(example, name)) is not None]
-    rows = [row for row in rows if lookup.class_names(row)[0] in classes] or [lookup.row(example)]
-    if rows[0] is None:
+    of_label = [row for row in rows if lookup.class_names(row)[0] in classes]
+    row = of_label[0] if of_label else lookup.row(example)
+    if row is None:
         return tile
-    label, predicted = (clean(one, 80) for one in lookup.class_names(rows[0]))
+    label, predicted = (clean(one, 80) for one in lookup.class_names(row))
     alt = f"example {example}: {label}, predicted {predicted}"
-    return replace(tile, row=rows[0], predicted=predicted, alt=alt, lines=(label,))
+    known = replace(tile, row=row, predicted=predicted, alt=alt, label=label, lines=(label,))
+    return replace(known, failed=lookup.failed(row), has_confidence=lookup.has_confidence)

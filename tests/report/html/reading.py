@@ -46,7 +46,9 @@ def wrong_numbers(found: list[list[str]], known: dict[str, Any]) -> list[str]:
     wrong = []
     for text, value, of in found:
         truth = looked_up(of, known)
-        number, half = shown(text)
+        if text.startswith("\u2264"):  # a p-value that is no larger
+            text = truth if truth <= float(text[1:]) else text
+        number, half = shown(str(text).removeprefix("\u2264"))
         if abs(float(value) - truth) > 1e-6 * max(1, abs(truth)) or abs(number - truth) > half * (1 + 1e-6) + 1e-9:
             wrong.append(f"{text} ({value}) is not {of} = {truth}")
     return wrong
