@@ -61,6 +61,7 @@ class FailureTrainer(Trainer):
         datamodule: LightningDataModule | None = None,
         ckpt_path: str | None = None,
         split: Split = "validation",
+        pictures: Literal["brief", "full"] = "brief",
         weights_only: bool | None = None,
     ) -> None:
         """Find the failure modes of a trained model on one split, which may be the training set.
@@ -70,11 +71,13 @@ class FailureTrainer(Trainer):
             datamodule: The data.
             ckpt_path: Checkpoint with the weights. By default the weights of the model as configured.
             split: Part of the data. "train" is the training set in its own order, with its own transforms.
+            pictures: "full" attacks features too, which takes minutes.
             weights_only: As in fit: refuse a checkpoint that holds more than tensors and plain values.
         """
         callbacks = self._required_failure_modes("analyse")
         for callback in callbacks:
             callback.on_error = "raise"  # an analysis that fails is a failure of this command
+            callback.attacks = callback.attacks and pictures == "full"
         loading = {"ckpt_path": ckpt_path} | _given(weights_only=weights_only)
         self._evaluate(model, datamodule, split, loading | {"verbose": False})
         for callback in callbacks if self.is_global_zero else ():

@@ -109,6 +109,7 @@ class RunnerOptions(Protocol):
     seed: int
     pins: Sequence[str | Path]
     counterfactuals: CounterfactualsOption
+    attacks: bool
     on_error: Literal["warn", "raise"]
 
 
@@ -123,6 +124,7 @@ class AnalysisRunner:
         reader: Reads examples for pictures and for the training reference.
         reference: "validation" or "train".
         feature_names: File with names of features; None: the one in the folder of the run.
+        attacks: Whether features are attacked for their pictures.
         say_once: Emits each distinct message at most once.
         pins: Pinned slices that every analysis checks.
         counterfactuals: Whether regions of features are pasted; a generator: captions are rendered too.
@@ -143,6 +145,7 @@ class AnalysisRunner:
     seed: int
     pins: Sequence[Pin]
     counterfactuals: bool | ImageGenerator
+    attacks: bool
     say_once: Callable[..., None]
     raises: bool
     guard: Callable[[Trainer, str, str], AbstractContextManager[None]]
@@ -188,6 +191,7 @@ class AnalysisRunner:
             seed=options.seed,
             pins=open_pins(options.pins, encoders),
             counterfactuals=load_counterfactuals(options.counterfactuals),
+            attacks=options.attacks,
             say_once=say_once,
             raises=options.on_error == "raise",
             guard=guard,
@@ -428,6 +432,7 @@ class AnalysisRunner:
             seed=self.seed,
             say_once=self.say_once,
             counterfactuals=self.counterfactuals,
+            attacks=self.attacks,
         )
 
     def _pictures_of(self, method: Method, result: AnalysisResult) -> Sequence[Picture]:

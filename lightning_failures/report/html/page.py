@@ -13,7 +13,7 @@ from typing import Any
 
 from lightning_failures.analysis.slices import lower_end
 from lightning_failures.core.text import clean, tag_part
-from lightning_failures.data.grouping import LABEL, grouping_named
+from lightning_failures.data.grouping import LABEL, PREDICTION, grouping_named
 from lightning_failures.data.report import ClassReport, FailureReport, FeatureReport, ModeReport, SliceReport
 from lightning_failures.data.tree_report import GroupReport
 from lightning_failures.report.diary import histories, last_diary_entry
@@ -122,6 +122,12 @@ class TreeView:
     sentence: str
     root: Branch | None
     pictures: dict[int, list[Picture]]
+
+    @property
+    def title(self) -> str:
+        """Name of the group, such as "missed seven" or "called seven"."""
+        verb = {LABEL.name: "missed ", PREDICTION.name: "called "}.get(self.group.grouping, "")
+        return verb + clean(self.group.class_name, 80)
 
     @property
     def kind(self) -> str:
@@ -450,6 +456,8 @@ def _modes(report: FailureReport, history: tuple[FailureReport, ...]) -> tuple[M
         now = history[analysis] is last
         at = f"report/modes/{index}" if history[analysis] is report else f"history/{analysis}/modes/{index}"
         status = mode_history.status if now or mode_history.status == "cured" else "missing"
+        if now and status == "missing" and not history[analysis].modes[index].missed:
+            status = "not judged"  # its class has too few failures now, or was left out
         rows.append(ModeRow(at, history[analysis].modes[index], status, tuple(past[mode_history.name]), now))
     return tuple(sorted(rows, key=lambda row: (not row.now, row.mode.rank)))
 

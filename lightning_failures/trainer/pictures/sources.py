@@ -71,6 +71,7 @@ class PictureInputs:
             None: attacks have a generous limit of their own.
         names: Names that people gave to features.
         model: Asks the model about changed images, for counterfactual checks; None: there are none.
+        attacks: Whether features are attacked.
     """
 
     images: Callable[[Sequence[int]], Sequence[Tensor]]
@@ -83,6 +84,7 @@ class PictureInputs:
     deadline: Deadline | None = None
     names: FeatureNames = field(default_factory=FeatureNames)
     model: ChangedImages | None = None
+    attacks: bool = True
 
 
 def kept_images(kept: Mapping[int, Tensor], ids: Sequence[int]) -> list[Tensor]:

@@ -66,6 +66,10 @@
     for (const { isIntersecting, target } of seen) if (isIntersecting && !drawn.has(target)) draw(target);
   }, { rootMargin: "300px" });
   all(".chart").forEach((place) => sight.observe(place));
+  const everything = document.getElementById("print");
+  everything.hidden = false;
+  everything.addEventListener("click", () => { root.dataset.print = "all"; print(); });
+  addEventListener("afterprint", () => { delete root.dataset.print; });
   addEventListener("beforeprint", () => {
     all("details").forEach((details) => { details.open = true; });
     all(".chart").forEach((place) => drawn.has(place) || draw(place));
@@ -154,8 +158,7 @@
   const enlarge = (image) => {
     seen = image;
     const { id, label, predicted, failed, value, confidence, rule } = image.dataset;
-    const large = box.querySelector("img");
-    Object.assign(large, { src: image.src, alt: image.alt, className: image.className });
+    box.querySelector(".large").replaceChildren(make("img", { src: image.src, alt: image.alt, className: image.className }));
     const facts = [["Id", id], ["Label", label], ["Predicted", predicted],
       ["Outcome", failed === undefined ? "" : failed === "1" ? "\u2717 wrong" : "\u2713 right"], ["Decision value", value],
       ["Flagged", value === undefined ? "" : value.startsWith("\u2212") ? "flagged" : "no"], ["Confidence in the label", confidence], ["Leaf", rule]];
@@ -263,8 +266,10 @@
       if (ruleOf(row)) image.dataset.rule = ruleOf(row);
       return image;
     };
+    const failures = new Map();
+    rows.filter(failed).forEach((row) => failures.set(row[at.label], [...(failures.get(row[at.label]) || []), row].slice(0, 3)));
     all("td.seen-failures").forEach((place) => {
-      const mine = rows.filter((row) => row[at.label] === Number(place.dataset.class) && failed(row)).slice(0, 3);
+      const mine = failures.get(Number(place.dataset.class)) || [];
       place.append(...mine.map((row) => shot(row, `Example ${row[at.id]}, predicted ${predicted(row)}`)));
     });
     const line = (row) => {
