@@ -33,8 +33,10 @@ from lightning_failures.pools.fitted import load_fitted
 from lightning_failures.pools.job import PoolJob
 from lightning_failures.pools.source import PoolSource, PoolSplit
 from lightning_failures.regression import load_pins
+from lightning_failures.report.findings import findings_lines, pattern_line
 from lightning_failures.report.interventions import intervention_lines
 from lightning_failures.report.pins import check_json, pin_table
+from lightning_failures.report.tables import class_table
 from lightning_failures.steering.forks.run import PAIRS, Run, fork_verdict
 from lightning_failures.steering.former_files import RETRAINED
 from lightning_failures.steering.last_layer import write_with_last_layer
@@ -62,6 +64,7 @@ class FailureTrainer(Trainer):
         datamodule: LightningDataModule | None = None,
         ckpt_path: str | None = None,
         split: Split = "validation",
+        pictures: Literal["brief", "full"] = "brief",
         weights_only: bool | None = None,
     ) -> None:
         """Find the failure modes of a trained model on one split, which may be the training set.
@@ -71,11 +74,19 @@ class FailureTrainer(Trainer):
             datamodule: The data.
             ckpt_path: Checkpoint with the weights. By default the weights of the model as configured.
             split: Part of the data. "train" is the training set in its own order, with its own transforms.
+            pictures: "full" attacks features too, which takes minutes.
             weights_only: As in fit: refuse a checkpoint that holds more than tensors and plain values.
         """
-        for callback in self._required_failure_modes("analyse"):
+        callbacks = self._required_failure_modes("analyse")
+        for callback in callbacks:
             callback.on_error = "raise"  # an analysis that fails is a failure of this command
-        self._evaluate(model, datamodule, split, {"ckpt_path": ckpt_path} | _given(weights_only=weights_only))
+            callback.attacks = callback.attacks and pictures == "full"
+        loading = {"ckpt_path": ckpt_path} | _given(weights_only=weights_only)
+        self._evaluate(model, datamodule, split, loading | {"verbose": False})
+        for callback in callbacks if self.is_global_zero else ():
+            if callback.last_report is not None:
+                report = callback.last_report.report
+                print("\n".join(["", class_table(report), "", *findings_lines(report), pattern_line(report)]))
 
     def check_pins(
         self,

@@ -86,6 +86,11 @@ class ExampleLookup:
             return label, "wrong" if self._table.failed[row] else "right"
         return label, names[int(predictions[row])]
 
+    def failed(self, row: int) -> bool:
+        """Return whether the model is wrong on a row."""
+        assert self._table is not None
+        return bool(self._table.failed[row])
+
     @property
     def has_confidence(self) -> bool:
         """Whether the confidence in the true class is known."""

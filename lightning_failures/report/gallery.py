@@ -15,7 +15,7 @@ from functools import cached_property
 
 from torch import Tensor
 
-from lightning_failures.core.text import clean, number, shorten_caption, tag_part
+from lightning_failures.core.text import clean, number, percent, shorten_caption, tag_part
 from lightning_failures.data.report import ClassReport, FeatureReport
 from lightning_failures.data.tree_report import GroupReport
 from lightning_failures.errors import DataError
@@ -100,6 +100,11 @@ class Gallery:
     thumbnails: Thumbnails | None = None
     epoch: int | None = None
     global_step: int | None = None
+
+    @property
+    def logged(self) -> tuple[Picture, ...]:
+        """The pictures for loggers: those of single classes that only the page has room for are left out."""
+        return tuple(picture for picture in self.pictures if not picture.tag.startswith("cards/"))
 
 
 def _strip(row: Row) -> Tensor:
@@ -187,7 +192,7 @@ def class_picture(
             make_row(title, images, texts, ids if len(ids) == len(images) else (), size=size)
             for title, images, texts, ids in ends
         ),
-        f"{name}: error rate {number(None if entry.accuracy is None else 1 - entry.accuracy)}; {evidence}",
+        f"{name}: error rate {percent(None if entry.accuracy is None else 1 - entry.accuracy)}; {evidence}",
     )
 
 
@@ -285,7 +290,7 @@ def leaf_picture(
     rule = with_names(leaf.rule, names or {})
     caption = (
         f"{where}: {rule}; {leaf.size} examples; {leaf_rates(leaf)}; base error rate of the group "
-        f"{number(group.base_error_rate)}"
+        f"{percent(group.base_error_rate)}"
     )
     right = (
         "correct, from the rest of the group: no correct example follows the rule"

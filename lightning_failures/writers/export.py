@@ -21,7 +21,7 @@ from lightning_failures.core.text import to_bytes
 from lightning_failures.data.digests import file_name_hash
 from lightning_failures.errors import ConfigurationError, DataError
 from lightning_failures.regression.pin import Pin
-from lightning_failures.report.findings import Findings, FoundExample, FoundSlice, SuspectLabel, find
+from lightning_failures.report.export_records import Findings, FoundExample, FoundSlice, SuspectLabel, find
 from lightning_failures.report.gallery import pictures_by_id
 from lightning_failures.report.image_encoding import data_uri, to_png
 from lightning_failures.report.run_folder import Run

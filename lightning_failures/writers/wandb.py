@@ -62,7 +62,7 @@ class WandbWriter(Writer):
         report = result.report
         prefix = tag_prefix(report)
         values: dict[str, Any] = {"trainer/global_step": step}
-        for picture in gallery.pictures[:MAX_IMAGES]:
+        for picture in gallery.logged[:MAX_IMAGES]:
             # one key each: W&B shows a list of images only if all have the same size
             values[f"{prefix}/{picture.tag}"] = wandb.Image(_pixels(picture.image), caption=utf8(picture.caption))
         if gallery.thumbnails is not None and result.table is not None:

@@ -30,7 +30,12 @@ def test_report_sections__only_those_with_content():
 
 def test_report_markdown__title_table_sections_and_images_in_this_order():
     text = report_markdown(REPORT, images=[("images/classes-cat.png", "cat|<b>")])
-    parts = ["# Epoch 2, step 30: 40 examples, accuracy 0.700", "| class |", *report_sections(REPORT).values()]
+    parts = [
+        "# Epoch 2, step 30: 40 examples, accuracy 70.0 %",
+        "### Findings",
+        "| class |",
+        *report_sections(REPORT).values(),
+    ]
     places = [text.index(part) for part in [*parts, "![cat&#124;&lt;b&gt;](images/classes-cat.png)"]]
     assert places == sorted(places)
     assert text.endswith(")\n")
@@ -38,6 +43,6 @@ def test_report_markdown__title_table_sections_and_images_in_this_order():
 
 def test_report_markdown__changes_since_the_analysis_before():
     before = replace(REPORT, classes=(replace(CAT, accuracy=0.6),))
-    assert "-0.100" in report_markdown(REPORT, before=before)
+    assert "-10.0 points" in report_markdown(REPORT, before=before)
     assert "| change |" in report_markdown(REPORT, before=before)
     assert "| change |" not in report_markdown(REPORT)
