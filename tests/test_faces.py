@@ -11,7 +11,11 @@ FACES = {
         BatchRecord FailureModes FailureModesError FailureReport Grades analyse
     """,
     "lightning_failures.analysis": """
-        AnalysisResult Diary advance analyse
+        AnalysisResult BaselinesFit Diary advance analyse
+    """,
+    "lightning_failures.baselines": """
+        ErrorAwareMixture FailureClusters RankingScore compare_rankings disagreement fit_error_aware_mixture
+        fit_failure_clusters generalised_cross_entropy hardness_by_class margins overlap_of_rankings
     """,
     "lightning_failures.bundled": """
         ColouredDigits ColouredDigitsDataModule DigitClassifier
@@ -64,11 +68,14 @@ FACES = {
     "lightning_failures.pytorch_lightning": """
         FailureModes
     """,
+    "lightning_failures.recipes": """
+        RECIPES Recipe
+    """,
     "lightning_failures.regression": """
         Pin PinnedDirection PinnedSliceErrorRate assert_pins_hold check_pins load_pins
     """,
     "lightning_failures.report": """
-        Gallery Picture class_table compare open_run write_html
+        Gallery Picture class_table compare open_run save_html write_html
     """,
     "lightning_failures.stats.kernels": """
         compiled

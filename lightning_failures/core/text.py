@@ -15,7 +15,7 @@ NOTHING = "-"
 """Text for an undefined number."""
 
 SMALLEST_P_VALUE = 0.001
-"""P-values below it are not told apart: 999 permutations cannot."""
+"""Smallest p-value that is shown: 999 permutations cannot tell smaller ones apart."""
 
 _FIT_FAILED = "its fit failed: "
 _NAMED = 5  # classes that a note names
