@@ -162,7 +162,7 @@ class SparseFit:
             )
         found = _examine(layer, x, y, ids, None if split.sources is None else split.sources[split.held_out], task.seed)
         if found.effects is None:
-            notes.append("There are too many classes and features to compute which of them are worth masking.")
+            notes.append("Which features are worth masking is not computed: there are too many classes and features.")
         predictions = as_array(task.grades.predictions)[rows[split.held_out]]
         section = sparse_section(found, task.grades.class_names) | {
             "max_drop": self.max_drop,

@@ -60,7 +60,7 @@ def test_artefact__is_the_feature_behind_the_errors(result):
     (row,) = np.flatnonzero((effects.feature == ARTEFACT) & (effects.class_index == ALL_CLASSES))
     assert effects.fixed[row] >= first.fixed
     assert section.worth_masking == ()  # class "b" has no other feature
-    assert section.fixed.rate > 4 * section.random_used.rate
+    assert section.fixed.rate > 2 * section.random_any.rate  # the layer has one feature for each class
     assert section.classes[1].weights[0].feature == ARTEFACT
     assert set(section.top_ids[str(ARTEFACT)]) <= set(np.flatnonzero(odd).tolist())
     (pair,) = [one for one in section.pairs if {one.first, one.second} == {"a", "b"}]

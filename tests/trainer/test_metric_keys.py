@@ -54,7 +54,7 @@ def test_monitored_keys__of_schedulers(tmp_path):
 
 @pytest.mark.parametrize("name", [*aggregates(), "accuracy", "coverage", "analysis_age", "class/cat/cv_score"])
 def test_check_monitored__all_that_can_be_logged(name):
-    check_monitored([f"failures/{name}", f"failures/{name}/dataloader_1"], ["directions", "trees"])
+    check_monitored([f"failures/{name}", f"failures/{name}/dataloader_1"], ["directions", "trees", "sparse"])
 
 
 @pytest.mark.parametrize(
