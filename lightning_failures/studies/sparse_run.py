@@ -74,7 +74,7 @@ def reported_matchings(found: SparseReport, pictures: Container[int], *, count: 
     weights = {entry.name: [one.feature for one in entry.weights if one.weight > 0] for entry in found.classes}
     rng = np.random.default_rng(seed)
     errors = [one for one in found.errors if one.id in pictures and one.feature in shown]
-    questions = []
+    questions: list[Matching] = []
     for place in rng.permutation(len(errors)).tolist():
         features = _three(errors[place], weights, shown, rng)
         if features is None or len(questions) == count:
