@@ -220,7 +220,7 @@ def study_options(arguments: Sequence[str]) -> Namespace:
     make = actions.add_parser("make", prog="lightning-failures study make", help="write the page of a study")
     make.add_argument("run", type=Path, metavar="RUN", help=_RUN)
     make.add_argument("--task", required=True, choices=STUDY_TASKS)
-    make.add_argument("--layer", type=Path, metavar="FILE", help="SparseLayer.save(...), for simulate and match")
+    make.add_argument("--layer", type=Path, metavar="FILE", help="SparseLayer.save(...); default: that of the report")
     make.add_argument(
         "--features",
         type=Path,

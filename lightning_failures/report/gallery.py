@@ -310,7 +310,7 @@ def leaf_picture(
 def pictures_by_id(gallery: Gallery | None) -> dict[int, Tensor]:
     """Return a picture (3, h, w) uint8 of each example that a gallery shows, by its id; thumbnails come second.
 
-    Pictures of features are left out: some of their tiles are heat maps.
+    Pictures of features of the robust encoder are left out: some of their tiles are heat maps.
     """
     if gallery is None:
         return {}
@@ -318,7 +318,7 @@ def pictures_by_id(gallery: Gallery | None) -> dict[int, Tensor]:
     if gallery.thumbnails is not None:
         found = dict(zip(gallery.thumbnails.ids.tolist(), gallery.thumbnails.images, strict=True))
     for picture in gallery.pictures:
-        if picture.tag.startswith("classes/"):
+        if picture.tag.startswith(("classes/", "sparse/")):
             tiles = [tile for row in picture.rows for tile in row.tiles]
             found |= {tile.id: tile.image for tile in tiles if tile.id is not None}
     return found

@@ -5,13 +5,14 @@ offline, and its answers are JSON files; a machine annotator gives a floor to co
 
 Files, each importing only from those above it::
 
-    records    A study, its questions and the answers to it, with the keys of their JSON forms
-    sampling   What to ask: classes, features and images of each question, as indices
-    tasks      Questions from what was sampled and the pictures of it: simulate, match, describe, questionnaire
-    scoring    Tables from answers: rates with intervals, controls, agreement, votes, words
-    annotator  A machine that answers by the similarity of embeddings
-    page       A study as one HTML file
-    folder     A study from the files of a run
+    records     A study, its questions and the answers to it, with the keys of their JSON forms
+    sampling    What to ask: classes, features and images of each question, as indices
+    sparse_run  What to ask about the sparse layer of a run, from its report and pictures alone
+    tasks       Questions from what was sampled and the pictures of it: simulate, match, describe, questionnaire
+    scoring     Tables from answers: rates with intervals, controls, agreement, votes, words
+    annotator   A machine that answers by the similarity of embeddings
+    page        A study as one HTML file
+    folder      A study from the files of a run
 """
 
 from __future__ import annotations

@@ -21,9 +21,11 @@ from lightning_failures.report.gallery import Gallery, pictures_by_id
 from lightning_failures.report.image_encoding import data_uri
 from lightning_failures.report.images import thumbnail
 from lightning_failures.report.run_folder import Run
+from lightning_failures.report.sparse import SparseReport, sparse_report
 from lightning_failures.sparse import SparseLayer, problematic_features
 from lightning_failures.studies.records import Panel, Question, Study
 from lightning_failures.studies.sampling import matchings, simulations, spread_classes
+from lightning_failures.studies.sparse_run import reported_matchings, reported_simulations
 from lightning_failures.studies.tasks import (
     describe_questions,
     match_questions,
@@ -59,7 +61,8 @@ def make_study(
     Args:
         run: The run.
         task: One of :data:`TASKS`.
-        layer: File of a :class:`~lightning_failures.sparse.SparseLayer`, for simulate and match.
+        layer: File of a :class:`~lightning_failures.sparse.SparseLayer`, for simulate and match; without it, they ask
+            about the sparse layer of the report.
         features: Safetensors file with ``features`` (N, D) float, ``labels`` (N,) int64 and ``ids`` (N,) int64 of the
             evaluated examples, and optionally ``dense_weight`` (K, D) and ``dense_bias`` (K,), for simulate and match.
         files: File of each example by hash of its name; where there is none, its thumbnail is shown.
@@ -77,10 +80,14 @@ def make_study(
         return mixed(task, questionnaire_questions(), seed=seed)
     if task == "describe":
         questions = _describe(run, count, seed)
+    elif layer is None and features is None and (found := sparse_report(run.report)) is not None:
+        questions = _of_report(run, found, task, files or {}, count, seed)
     else:
         if layer is None or features is None:
             missing = "--layer FILE (SparseLayer.save)" if layer is None else "--features FILE (safetensors)"
-            raise ConfigurationError(f"study --task {task} needs {missing}.")
+            raise ConfigurationError(
+                f"study --task {task} needs {missing}, or a run that was made with FailureModes(sparse=True)."
+            )
         data = _read_features(run, features, files or {})
         sparse = SparseLayer.load(layer)
         if sparse.weight.shape[1] != data.features.shape[1]:
@@ -88,6 +95,8 @@ def make_study(
                 f"{layer} is a layer of {sparse.weight.shape[1]} features, {features} holds {data.features.shape[1]}."
             )
         questions = (_simulate if task == "simulate" else _match)(sparse, data, count, seed)
+    if not questions:
+        raise DataError(f"{run.folder} holds too few pictures for study --task {task}: analyse with pictures=True.")
     return mixed(task, questions, controls=controls, seed=seed)
 
 
@@ -125,6 +134,27 @@ def _match(layer: SparseLayer, data: _Shown, count: int, seed: int) -> list[Ques
     errors, worst = (np.asarray(one) for one in (wrong.ids, wrong.feature))
     found = matchings(layer.weight, data.features, data.labels, errors, worst, count=count, seed=seed)
     return match_questions(found, data.image_of, seed=seed)
+
+
+def _of_report(
+    run: Run, found: SparseReport, task: str, files: Mapping[int, str], count: int, seed: int
+) -> list[Question]:
+    """Return questions about the sparse layer of the report, whose images are named by ids."""
+    ids = set() if run.table is None else set(run.table.ids.tolist())
+    wanted = sorted(ids | pictures_by_id(run.gallery).keys())
+    images, kept = _pictures(run, wanted, files)
+    pictures = {wanted[place]: image for place, image in zip(kept, images, strict=True)}
+
+    def image_of(example: int) -> str:
+        return data_uri(pictures[example], lossless=False)
+
+    if task == "match":
+        return match_questions(reported_matchings(found, pictures, count=count, seed=seed), image_of, seed=seed)
+    if run.table is None:
+        raise DataError(f"{run.folder} holds no readable table of examples (examples.safetensors).")
+    return simulate_questions(
+        reported_simulations(found, run.table, pictures, count=count, seed=seed), "sparse", image_of
+    )
 
 
 def _describe(run: Run, count: int, seed: int) -> list[Question]:
