@@ -53,10 +53,10 @@ MANY_FAILURES, FEW_FAILURES = 30, 10
 SURE_P_VALUE, SIGNIFICANCE_LEVEL = 0.01, 0.05
 
 OVERLAP = 0.5
-"""Share of the failures of a finding in better findings from which it is not told again."""
+"""Share of the failures of a finding in better findings from which it is left out."""
 
 LEAST_SHARE = 0.02
-"""Share of all failures from which a finding is told beside another one."""
+"""Share of all failures from which a finding is reported beside another one."""
 
 IN_WORDS = 2.0
 """How many times as much a finding without words must gain to be preferred."""
