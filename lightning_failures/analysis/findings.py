@@ -56,7 +56,7 @@ OVERLAP = 0.5
 """Share of the failures of a finding in better findings from which it is left out."""
 
 LEAST_SHARE = 0.02
-"""Share of all failures from which a finding stands beside another one."""
+"""Share of all failures from which a finding is reported beside another one."""
 
 IN_WORDS = 2.0
 """How many times as much a finding without words must gain to be preferred."""

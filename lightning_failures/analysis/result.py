@@ -19,7 +19,7 @@ _DISPLAYS: list[Callable[[Any], str]] = []
 def register_display(display: Callable[[Any], str]) -> None:
     """Show results in notebooks by the HTML that a function returns; the last one registered counts.
 
-    :mod:`lightning_failures.report` registers its page. The analysis itself does not know about pages.
+    :mod:`lightning_failures.report` registers its page. The analysis itself makes no pages.
     """
     _DISPLAYS.append(display)
 

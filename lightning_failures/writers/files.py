@@ -60,7 +60,7 @@ class FileWriter(Writer):
         here = self.folder / analysis_name(report, step)
         write_report(report, here)
         write_report(report, self.folder)
-        for picture in gallery.pictures:
+        for picture in gallery.logged:
             write_atomically(here / _image_file(picture), to_png(picture.image))
         save_gallery(gallery, self.folder / GALLERY_FILE)
         self._write_markdown(report, step, gallery)

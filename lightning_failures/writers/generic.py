@@ -64,7 +64,7 @@ class GenericWriter(Writer):
         report = result.report
         prefix = tag_prefix(report)
         if can_log(self.logger, "log_image"):
-            for picture in gallery.pictures[:MAX_IMAGES]:
+            for picture in gallery.logged[:MAX_IMAGES]:
                 image = picture.image.permute(1, 2, 0).numpy()  # (3, h, w) -> (h, w, 3)
                 self.logger.log_image(key=f"{prefix}/{picture.tag}", images=[image], step=step)
         if gallery.thumbnails is not None and result.table is not None:

@@ -68,7 +68,7 @@ class MLFlowWriter(Writer):
         """Log the pictures, the table of examples and the files of the run, the page among them."""
         report = result.report
         prefix, client = tag_prefix(report), self.logger.experiment
-        for picture in gallery.pictures[:MAX_IMAGES]:
+        for picture in gallery.logged[:MAX_IMAGES]:
             image = picture.image.permute(1, 2, 0).numpy()  # (3, h, w) -> (h, w, 3)
             client.log_image(self.logger.run_id, image, key=f"{prefix}/{file_name(picture.tag)}", step=step)
         if gallery.thumbnails is not None and result.table is not None:

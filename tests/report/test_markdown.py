@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from lightning_failures.data.findings import Finding, FindingPart
 from lightning_failures.data.report import ClassReport, FailureReport, ModeReport
 from lightning_failures.data.tree_report import GroupReport, LeafReport
+from lightning_failures.report.findings import finding_sentence, findings_lines
 from lightning_failures.report.markdown import report_markdown, report_sections
 
 CAT = ClassReport("cat", 40, accuracy=0.7, base_error_rate=0.3, cv_score=0.8, p_value=0.001, pattern=True)
@@ -46,3 +48,13 @@ def test_report_markdown__changes_since_the_analysis_before():
     assert "-10.0 points" in report_markdown(REPORT, before=before)
     assert "| change |" in report_markdown(REPORT, before=before)
     assert "| change |" not in report_markdown(REPORT)
+
+
+def test_report_sections__the_findings_are_those_of_every_place():
+    part = FindingPart("cat", "night", 20, 12, 0.6, 0.1, "dog", 0.9)
+    found = Finding("attribute", "light", "night", (part,), failures=12, share_of_failures=0.8)
+    report = replace(REPORT, findings=(found,))
+    text = report_sections(report)["findings"]
+    assert "wrong 60.0 % of the time, its other images 10.0 %" in text
+    assert text in report_markdown(report)
+    assert finding_sentence(found, ["cat"]) in findings_lines(report)[0]

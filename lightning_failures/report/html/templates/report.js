@@ -147,7 +147,7 @@
   const bar = document.getElementById("selection");
   let seen = null;
   const shots = (image) => all("img[data-id]", image.closest(".tiles, .seen-failures") || image.closest("tbody")).filter((one) => one.checkVisibility());
-  const announce = () => {
+  const refresh = () => {
     all("img[data-id]").forEach((image) => image.classList.toggle("chosen", chosen.has(image.dataset.id)));
     bar.hidden = chosen.size === 0;
     bar.querySelector("[role=status]").textContent = `${chosen.size} ${chosen.size === 1 ? "image" : "images"} selected`;
@@ -165,7 +165,7 @@
     box.querySelector("dl").replaceChildren(...facts.filter(([, text]) => text).map(([name, text]) =>
       make("div", {}, make("dt", {}, name), make("dd", {}, text))));
     box.querySelector("[data-do=slice]").hidden = !label || !document.getElementById("filters");
-    announce();
+    refresh();
     if (!box.open) box.showModal();
   };
   const step = (by) => {
@@ -184,7 +184,7 @@
   box.querySelector("[data-do=select]").addEventListener("click", () => {
     if (chosen.has(seen.dataset.id)) chosen.delete(seen.dataset.id);
     else chosen.set(seen.dataset.id, record(seen.dataset));
-    announce();
+    refresh();
   });
   box.querySelector("[data-do=slice]").addEventListener("click", () => {
     const form = document.getElementById("filters");
@@ -217,7 +217,7 @@
     csv: () => save("selected.csv", ["id,label,prediction,failed", ...[...chosen.values()].map((one) =>
       [one.id, quoted(one.label), quoted(one.prediction), one.failed].join(","))].join("\n"), "text/csv"),
     json: () => save("selected.json", JSON.stringify([...chosen.values()], null, 2), "application/json"),
-    clear: () => { chosen.clear(); announce(); },
+    clear: () => { chosen.clear(); refresh(); },
   };
   all("[data-do]", bar).forEach((button) => button.addEventListener("click", acts[button.dataset.do]));
 
@@ -317,7 +317,7 @@
     for (const [button, step] of [[back, -1], [next, 1]]) button.addEventListener("click", () => { page += step; turn(); });
     headed(browse, (column, down) => { order = ordered(rows, keys[column], down); filter(); });
     if (narrow) size.value = "10";
-    announce();
+    refresh();
     form.hidden = pager.hidden = false;
     filter();
   }
