@@ -54,7 +54,7 @@ def take_strips(browser: Browser, report: Path, target: Path) -> None:
     page.goto(report.resolve().as_uri())
     page.wait_for_timeout(500)
     card = page.locator("#cards details.card", has=page.locator("figure.picture")).first
-    page.screenshot(path=target, clip=_clip(card.locator("figure.picture")), full_page=True)
+    page.screenshot(path=target, clip=_clip(card.locator("figure.picture").first), full_page=True)
     page.close()
     _reduce_colours(target, 256)
 

@@ -7,6 +7,7 @@ rooms is in ``docs/architecture.md``.
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +32,7 @@ _HOMES = {
 }
 _ROOMS = {
     *("analysis", "bundled", "callback", "captions", "cli", "data", "directions", "doctor", "encoders", "errors"),
-    *("generators", "interventions", "methods", "pools", "report", "trees", "writers"),
+    *("generators", "interventions", "methods", "pools", "report", "studies", "trees", "writers"),
 }
 
 install()
@@ -41,6 +42,8 @@ if not TYPE_CHECKING:  # a type checker would take any name for one of the packa
     def __getattr__(name: str) -> Any:
         if name in _HOMES:
             value = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+            if name == "analyse" and "IPython" in sys.modules:  # results show themselves in notebooks
+                import_module(f"{__name__}.report")
             globals()[name] = value
             return value
         if name in _ROOMS:  # as attributes of the package, without an import of their own

@@ -30,6 +30,7 @@ from lightning_failures.steering.forks.from_trainer import fork_finished_trainin
 from lightning_failures.trainer import schedule
 from lightning_failures.trainer.batch_grader import BatchGrader
 from lightning_failures.trainer.batch_reader import BatchReader
+from lightning_failures.trainer.closing import say_findings
 from lightning_failures.trainer.embedding_budget import EmbeddingBudget
 from lightning_failures.trainer.epoch_end import AnalysisRunner, LoaderAnalysis
 from lightning_failures.trainer.error_policy import ErrorPolicy
@@ -289,9 +290,8 @@ class FailureModes(GroupedOptions, FeatureAccess, Callback):
             self._errors.say_once(schedule.no_analysis_reason(trainer, self._state.validations, self))
         with self._guard(trainer, "the last analysis", "its pictures"), self._ranks.synchronized(), isolated_rng():
             if self.pictures and self._runner is not None:
-                for index in self._runner.undrawn:
-                    result = self._runner.draw(index, self._ranks, seconds=self._budget.picture_seconds(trainer))
-                    self.last_report = result if index == 0 else self.last_report
+                seconds = self._budget.picture_seconds(trainer)
+                self.last_report = self._runner.draw_all(self._ranks, seconds=seconds) or self.last_report
         with self._guard(trainer, "the end of the training", "the rollback"):
             self._steering.undo(trainer, self._ranks)
         if self.verdict == "fork" and self._folder is not None and self.last_report is not None:
@@ -304,6 +304,7 @@ class FailureModes(GroupedOptions, FeatureAccess, Callback):
                 self.last_report = self._steering.write_verdict(self.last_report, verdict, self._folder)
                 if runner is not None and trainer.is_global_zero:
                     runner.write_verdict(self.last_report, self._folder)
+        say_findings(self.last_report if self.pictures else None, self._folder)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int

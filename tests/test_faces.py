@@ -11,7 +11,11 @@ FACES = {
         BatchRecord FailureModes FailureModesError FailureReport Grades analyse
     """,
     "lightning_failures.analysis": """
-        AnalysisResult Diary advance analyse
+        AnalysisResult BaselinesFit Diary advance analyse
+    """,
+    "lightning_failures.baselines": """
+        ErrorAwareMixture FailureClusters RankingScore compare_rankings disagreement fit_error_aware_mixture
+        fit_failure_clusters generalised_cross_entropy hardness_by_class margins overlap_of_rankings
     """,
     "lightning_failures.bundled": """
         ColouredDigits ColouredDigitsDataModule DigitClassifier
@@ -64,11 +68,14 @@ FACES = {
     "lightning_failures.pytorch_lightning": """
         FailureModes
     """,
+    "lightning_failures.recipes": """
+        RECIPES Recipe
+    """,
     "lightning_failures.regression": """
         Pin PinnedDirection PinnedSliceErrorRate assert_pins_hold check_pins load_pins
     """,
     "lightning_failures.report": """
-        Gallery Picture class_table compare open_run write_html
+        Gallery Picture class_table compare open_run save_html write_html
     """,
     "lightning_failures.stats.kernels": """
         compiled
@@ -77,12 +84,16 @@ FACES = {
         AccuracyCurve ClassPairs FeatureEffects ProblematicFeatures SparseLayer SparsePath class_pairs feature_effects
         fit_sparse_layer fit_sparse_path problematic_features
     """,
+    "lightning_failures.studies": """
+        Answers Question Study TASKS annotate describe_questions make_study match_questions mixed
+        questionnaire_questions score_answers simulate_questions study_page
+    """,
     "lightning_failures.trees": """
         FailureTree Leaf average_leaf_error_rate error_coverage error_rate fit_failure_tree information_gain
     """,
     "lightning_failures.writers": """
-        CSVWriter FileWriter TensorBoardWriter WandbWriter Writer WriterLimits each_writer register_writer
-        write_report writers_for
+        CSVWriter FileWriter GenericWriter MLFlowWriter TensorBoardWriter WandbWriter Writer WriterLimits each_writer
+        register_writer write_report writers_for
     """,
 }
 

@@ -9,6 +9,7 @@ Files, each importing only from those above it::
     diagnosis      The kind of failure of a class: statistics, a small fitted model, reasons and the remedy
     counterfactuals  Counterfactual checks: does an image changed only in the hypothesis change the answer
     shared         The pattern that all classes share: direction, effect, captions, attributes, classes
+    findings       From all results to at most three findings, ranked by what fixing them would gain
     metrics        A metric that collects the grades of all processes
     method         The protocol of a method's fit: its task and its contribution to the result
     fits           Fits of the built-in methods: failure directions and failure trees

@@ -22,6 +22,7 @@ from lightning_failures.analysis.confusions import add_confusions
 from lightning_failures.analysis.copies import join_sources_of_copies
 from lightning_failures.analysis.diagnosis import TrainingExamples, add_diagnoses
 from lightning_failures.analysis.enrichment import MOST_VALUES, Attribute, enrichment, read_attribute
+from lightning_failures.analysis.findings import FindingExamples, find_findings
 from lightning_failures.analysis.fits import DirectionsFit, TreesFit, defined_numbers, mean_of
 from lightning_failures.analysis.method import (
     Contribution,
@@ -42,7 +43,7 @@ from lightning_failures.core.text import listed_ids
 from lightning_failures.core.types import BoolArray, IntArray
 from lightning_failures.data.example_table import ExampleTable
 from lightning_failures.data.grades import Grades, checked_grades
-from lightning_failures.data.grouping import DEFAULT_GROUPINGS, MOST_CLUSTERS, Grouping, chosen_groupings
+from lightning_failures.data.grouping import DEFAULT_GROUPINGS, LABEL, MOST_CLUSTERS, Grouping, chosen_groupings
 from lightning_failures.data.members import RowValues, Values, members_of
 from lightning_failures.data.partition import SINGLE_PROCESS, Partition, Workers
 from lightning_failures.data.records import ValueReport
@@ -291,7 +292,10 @@ def analyse(
     result = _result(grades, partition, classes, contributions, timings, notes, copies)
     summary = result.report.summary | shared.summary
     result = result.with_report(slices=slices, confusions=confusions, shared=shared.pattern, summary=summary)
-    return replace(result, shared=shared.direction)
+    result = replace(result, shared=shared.direction)
+    with _timed(timings, "findings"):
+        findings = find_findings(result.report, _finding_examples(grades, result, attributes))
+    return result.with_report(findings=findings)
 
 
 @dataclass(frozen=True)
@@ -434,6 +438,27 @@ def _section(contribution: Contribution) -> dict[str, Any]:
     """Return what a method adds to ``report.json``: its section, and its columns of the table of classes."""
     columns = {name: list(values) for name, values in contribution.columns.items()}
     return dict(contribution.section) | ({"columns": columns} if columns else {})
+
+
+def _finding_examples(grades: Grades, result: AnalysisResult, attributes: dict[str, Attribute]) -> FindingExamples:
+    """Return the examples of an analysis for its findings."""
+    directions, shared = result.directions, result.shared
+    return FindingExamples(
+        ids=as_array(grades.ids),
+        labels=as_array(grades.labels),
+        failed=as_array(grades.failed),
+        predictions=None if grades.predictions is None else as_array(grades.predictions),
+        sources=None if grades.groups is None else as_array(grades.groups),
+        values=None if directions is None else as_array(directions.out_of_fold),
+        shared_values=None if shared is None else as_array(shared.out_of_fold),
+        in_doubt=None if directions is None else as_array(directions.in_doubt),
+        attributes=attributes,
+        leaves={
+            name: [as_array(leaf.ids) for leaf in tree.leaves]
+            for (grouping, name), tree in result.trees.items()
+            if grouping == LABEL.name
+        },
+    )
 
 
 def _attributes(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -12,6 +12,16 @@ from lightning_failures.data.report import FailureReport
 from lightning_failures.directions.result import FailureDirections
 from lightning_failures.directions.shared import SharedDirection
 from lightning_failures.trees.fit import FailureTree
+
+_DISPLAYS: list[Callable[[Any], str]] = []
+
+
+def register_display(display: Callable[[Any], str]) -> None:
+    """Show results in notebooks by the HTML that a function returns; the last one registered counts.
+
+    :mod:`lightning_failures.report` registers its page. The analysis itself makes no pages.
+    """
+    _DISPLAYS.append(display)
 
 
 @dataclass(frozen=True)
@@ -45,6 +55,10 @@ class AnalysisResult:
     def with_report(self, **changes: Any) -> AnalysisResult:
         """Return the result with some fields of its report replaced."""
         return replace(self, report=replace(self.report, **changes))
+
+    def _repr_html_(self) -> str | None:
+        """Return the result for a notebook, or None if nothing shows results."""
+        return _DISPLAYS[-1](self) if _DISPLAYS else None
 
     def __getitem__(self, key: str) -> Any:
         return self.report[key]

@@ -37,7 +37,7 @@ def fit_failure_clusters(embeddings: Any, failed: Any, *, clusters: int = 3, see
     Args:
         embeddings: (n, D) of the examples of the class.
         failed: (n,) bool.
-        clusters: At most so many clusters; as many as there are failures if these are fewer.
+        clusters: Number of clusters, or of failures if these are fewer.
         seed: Seed of the initial centres.
 
     Raises:

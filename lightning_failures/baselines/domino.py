@@ -109,7 +109,7 @@ def fit_error_aware_mixture(
         components: Number of principal components; fewer where N or D are smaller.
         label_weight: Weight of the log-likelihood of the label; the paper's gamma, 10.
         answer_weight: The same of the answer.
-        iterations: At most so many.
+        iterations: Maximum number of iterations.
         seed: Seed of the initial responsibilities.
 
     Raises:

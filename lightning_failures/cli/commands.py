@@ -48,6 +48,14 @@ COMMANDS = {
         "compare what failure directions and other methods (Domino, clusters, confidence) rank first",
         "lightning_failures.cli.compare_methods:compare_methods",
     ),
+    "export": Command(
+        "write flagged examples, labels to check, slices and pins for FiftyOne, Label Studio, cleanlab, CSV, JSON",
+        "lightning_failures.cli.export:export",
+    ),
+    "study": Command(
+        "make a study with people from the findings of a run, as one HTML file, and score its answers",
+        "lightning_failures.cli.study:study",
+    ),
     "diff": Command(
         "compare two runs: failures and failure modes that are fixed, new, persistent",
         "lightning_failures.cli.report:diff",

@@ -10,15 +10,15 @@ from pathlib import Path
 
 import lightning as L
 import torch
-from jsonargparse import auto_cli
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from lightning_failures.bundled.digits import ColouredDigitsDataModule, DigitClassifier
 from lightning_failures.callback import AdvancedOptions, DataOptions, FailureModes
+from lightning_failures.cli.options import demo_options
 from lightning_failures.core.atomic import write_atomically
 from lightning_failures.data.report import FailureReport
-from lightning_failures.errors import ConfigurationError
 from lightning_failures.report.confusions import confusion_lines
+from lightning_failures.report.findings import findings_lines
 from lightning_failures.report.html.write import write_html
 from lightning_failures.report.run_folder import HTML_FILE
 from lightning_failures.report.slices import slice_lines
@@ -31,7 +31,7 @@ Truth = Mapping[str, str]
 
 def run_demo(arguments: Sequence[str]) -> None:
     """Run ``lightning-failures demo``."""
-    auto_cli(demo, args=list(arguments), prog="lightning-failures demo", as_positional=False)
+    demo(**vars(demo_options(arguments)))
 
 
 def demo(*, seed: int = 0, output: Path = Path("failures-demo"), epochs: int = 6, shortcut: float = 0.95) -> None:
@@ -46,13 +46,12 @@ def demo(*, seed: int = 0, output: Path = Path("failures-demo"), epochs: int = 6
         epochs: Number of training epochs, each with one analysis.
         shortcut: Probability of the usual tint in training, 0.5 (no shortcut) to 0.99.
     """
-    if epochs < 1:
-        raise ConfigurationError(f"demo: epochs must be at least 1, got {epochs}.")
     report, log_dir = train_digits(seed=seed, output=output, epochs=epochs, shortcut=shortcut)
     write_report(report, output)
     page = write_html(log_dir / "failures")  # written again, because the report holds the planted truth now
     write_atomically(output / HTML_FILE, page.read_bytes())
     print(f"\nFailure modes after {epochs} epochs, {report.examples} validation images:\n")
+    print("\n".join(findings_lines(report, str(log_dir))) + "\n")
     print(class_table(report))
     if lines := confusion_lines(report):
         print("\nMost frequent confusions:\n  " + "\n  ".join(lines))

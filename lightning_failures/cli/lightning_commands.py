@@ -8,18 +8,21 @@ from __future__ import annotations
 import json
 import os
 import sys
+from argparse import ArgumentError
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext, redirect_stdout
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.cli import LightningCLI
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from torch.utils.data import DataLoader
 
 from lightning_failures.callback import FailureModes
 from lightning_failures.cli.commands import COMMANDS
+from lightning_failures.cli.options import UsageError
 from lightning_failures.core.atomic import write_atomically
 from lightning_failures.doctor import quiet
 from lightning_failures.doctor.command import diagnose, tell_unbuilt
@@ -30,8 +33,10 @@ from lightning_failures.pools.fitted import load_fitted
 from lightning_failures.pools.job import PoolJob
 from lightning_failures.pools.source import PoolSource, PoolSplit
 from lightning_failures.regression import load_pins
+from lightning_failures.report.findings import findings_lines, pattern_line
 from lightning_failures.report.interventions import intervention_lines
 from lightning_failures.report.pins import check_json, pin_table
+from lightning_failures.report.tables import class_table
 from lightning_failures.steering.forks.run import PAIRS, Run, fork_verdict
 from lightning_failures.steering.former_files import RETRAINED
 from lightning_failures.steering.last_layer import write_with_last_layer
@@ -59,6 +64,7 @@ class FailureTrainer(Trainer):
         datamodule: LightningDataModule | None = None,
         ckpt_path: str | None = None,
         split: Split = "validation",
+        pictures: Literal["brief", "full"] = "brief",
         weights_only: bool | None = None,
     ) -> None:
         """Find the failure modes of a trained model on one split, which may be the training set.
@@ -68,11 +74,19 @@ class FailureTrainer(Trainer):
             datamodule: The data.
             ckpt_path: Checkpoint with the weights. By default the weights of the model as configured.
             split: Part of the data. "train" is the training set in its own order, with its own transforms.
+            pictures: "full" attacks features too, which takes minutes.
             weights_only: As in fit: refuse a checkpoint that holds more than tensors and plain values.
         """
-        for callback in self._required_failure_modes("analyse"):
+        callbacks = self._required_failure_modes("analyse")
+        for callback in callbacks:
             callback.on_error = "raise"  # an analysis that fails is a failure of this command
-        self._evaluate(model, datamodule, split, {"ckpt_path": ckpt_path} | _given(weights_only=weights_only))
+            callback.attacks = callback.attacks and pictures == "full"
+        loading = {"ckpt_path": ckpt_path} | _given(weights_only=weights_only)
+        self._evaluate(model, datamodule, split, loading | {"verbose": False})
+        for callback in callbacks if self.is_global_zero else ():
+            if callback.last_report is not None:
+                report = callback.last_report.report
+                print("\n".join(["", class_table(report), "", *findings_lines(report), pattern_line(report)]))
 
     def check_pins(
         self,
@@ -312,6 +326,10 @@ setattr(FailureTrainer, "retrain-head", FailureTrainer.retrain_head)
 class FailureCLI(LightningCLI):
     """LightningCLI with the methods of :class:`FailureTrainer` as additional subcommands."""
 
+    def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
+        """Return a parser that raises its errors, of which one line is shown."""
+        return super().init_parser(**{"exit_on_error": False, **kwargs})
+
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
         """Return for each subcommand the parameters of its method that are no options of the command line."""
@@ -336,6 +354,8 @@ def run_with_model(command: str, arguments: Sequence[str]) -> int:
     with quiet():
         try:
             return _run(command, arguments)
+        except UsageError:
+            raise
         except Exception as error:  # of the user's classes, or of the Trainer: a finding like any other
             as_json = any(argument.startswith("--json") for argument in arguments)
             return tell_unbuilt(error, as_json=as_json)
@@ -345,14 +365,31 @@ def _run(command: str, arguments: Sequence[str]) -> int:
     # about Lightning's own calls of jsonargparse: nothing that a user could change
     os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
     whole_line = [command, *_with_positional(command, list(arguments))]
-    cli = FailureCLI(
-        trainer_class=FailureTrainer,
-        save_config_kwargs={"overwrite": True},
-        # LightningCLI reads the command line by itself, and warns if it is passed as well
-        args=None if whole_line == sys.argv[1:] else whole_line,
-        parser_kwargs={"prog": "lightning-failures"},
-    )
+    try:
+        cli = FailureCLI(
+            trainer_class=FailureTrainer,
+            save_config_kwargs={"overwrite": True},
+            # LightningCLI reads the command line by itself, and warns if it is passed as well
+            args=None if whole_line == sys.argv[1:] else whole_line,
+            parser_kwargs={"prog": "lightning-failures"},
+        )
+    except ArgumentError as error:
+        raise UsageError(f"{command}: {shortened(error.message)}") from error
+    except MisconfigurationException as error:
+        raise ConfigurationError(f"{command}: {error}") from error
     return int(getattr(cli.trainer, "status", 0))
+
+
+def shortened(message: str, limit: int = 600) -> str:
+    r"""Return an error of jsonargparse as one line: its end says most, its beginning where.
+
+    >>> shortened("Key 'model':\n  Import failed"), shortened("0123456789", 6)
+    ("Key 'model': Import failed", '01 ... 6789')
+    """
+    text = " ".join(message.split())
+    if len(text) <= limit:
+        return text
+    return f"{text[: limit // 3]} ... {text[-(limit * 2 // 3) :]}"
 
 
 def _with_positional(command: str, arguments: list[str]) -> list[str]:

@@ -8,9 +8,11 @@ from __future__ import annotations
 import io
 import sys
 from collections.abc import Sequence
+from difflib import get_close_matches
 from importlib import import_module
 
 from lightning_failures.cli.commands import COMMANDS
+from lightning_failures.cli.heartbeat import heartbeat
 from lightning_failures.core.home import provide_home
 from lightning_failures.core.text import printable
 from lightning_failures.errors import FailureModesError, did_you_mean
@@ -24,6 +26,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Returns:
         The exit status: 0, 1 after an error of this package, 2 if the command is unknown.
+
+    Raises:
+        SystemExit: With status 2 after a wrong option, with status 0 after help.
     """
     if isinstance(sys.stdout, io.TextIOWrapper):  # the output may be ASCII, the names and signs in reports are not
         sys.stdout.reconfigure(errors="backslashreplace")
@@ -33,21 +38,45 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(_usage())
         return 0
     if name not in COMMANDS:
-        print(printable(f"lightning-failures: no command {name!r}.{did_you_mean(name, COMMANDS)}"), file=sys.stderr)
-        print(f"\n{_usage()}", file=sys.stderr)
+        close = did_you_mean(name, get_close_matches(name, list(COMMANDS), n=1))
+        _complain(f"no command {name!r}; lightning-failures --help lists all.{close}")
         return 2
     try:
-        return _run(name, options)
+        with heartbeat(sys.stderr):
+            return _run(name, options)
     except FailureModesError as error:
-        print(printable(f"lightning-failures: {error}"), file=sys.stderr)
+        _complain(str(error))
+        if getattr(error, "exit_status", 1) == 2:  # a wrong command line ends as argparse ends it
+            raise SystemExit(2) from error
         return 1
+
+
+def _complain(message: str) -> None:
+    """Print an error as one line."""
+    print(printable(f"lightning-failures: {' '.join(message.split())}"), file=sys.stderr)
 
 
 def _run(name: str, options: Sequence[str]) -> int:
     if place := COMMANDS[name].function:
+        parsers = import_module("lightning_failures.cli.options").OPTIONS
+        if name in parsers and not {"-h", "--help"} & set(options):
+            parsers[name](options)  # what is wrong with them is known before torch is imported
         module, _, function = place.partition(":")
         status: int | None = getattr(import_module(module), function)(options)
         return status or 0
+    return _run_with_model(name, list(options))
+
+
+def _run_with_model(name: str, options: list[str]) -> int:
+    from lightning_failures.cli.model_options import HELP_ALL, check, help_text
+
+    if any(option in ("-h", "--help") for option in options):
+        print(help_text(name))
+        raise SystemExit(0)
+    if HELP_ALL in options:
+        options = ["--help"]
+    else:
+        check(name, options)
     from lightning_failures.cli.lightning_commands import run_with_model
 
     return run_with_model(name, options)

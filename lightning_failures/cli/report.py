@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import json
 import textwrap
-from argparse import ArgumentParser, ArgumentTypeError, Namespace, RawDescriptionHelpFormatter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import get_args
 
+from lightning_failures.cli.options import diff_options, report_options
 from lightning_failures.core.atomic import write_atomically
-from lightning_failures.core.text import clean, number, printable, shorten_caption
+from lightning_failures.core.text import clean, number, p_text, percent, points, printable, shorten_caption
 from lightning_failures.data.report import FailureReport
 from lightning_failures.errors import ConfigurationError
 from lightning_failures.report.comparison import ClassChange, Comparison, ExampleChange, Side, compare
 from lightning_failures.report.confusions import confusion_lines
 from lightning_failures.report.diary import diary_lines
-from lightning_failures.report.example_pairs import Join
 from lightning_failures.report.feature_names import names_in, with_names
+from lightning_failures.report.findings import findings_lines
 from lightning_failures.report.html.write import write_html
 from lightning_failures.report.interventions import intervention_lines
 from lightning_failures.report.mode_comparison import ModeChange
@@ -38,7 +37,7 @@ _FATES = ("new", "gone", "unknown", "persistent")
 
 def report(arguments: Sequence[str]) -> None:
     """Run ``lightning-failures report``."""
-    options = _report_options(arguments)
+    options = report_options(arguments)
     run = open_run(options.run, feature_names=options.feature_names)
     print(report_text(run))
     if options.text_only:
@@ -55,7 +54,7 @@ def report(arguments: Sequence[str]) -> None:
 
 def diff(arguments: Sequence[str]) -> None:
     """Run ``lightning-failures diff``."""
-    options = _diff_options(arguments)
+    options = diff_options(arguments)
     found = compare(open_run(options.run_a), open_run(options.run_b), join=options.join)
     text = json.dumps(found.to_dict(), indent=2, allow_nan=False) + "\n"
     if options.json == "-":
@@ -75,9 +74,10 @@ def report_text(run: Run) -> str:
     last = run.report
     head = (
         f"{printable(str(run.folder))}: epoch {last.epoch}, step {last.global_step}, {last.examples} examples, "
-        f"accuracy {number(last.accuracy)}"
+        f"accuracy {percent(last.accuracy)}"
     )
     sections = [
+        ("Findings", findings_lines(last, str(run.folder.parent))),
         ("Notes", [clean(note, 400) for note in (*last.notes, *run.notes)]),
         ("Confidence in the findings, most to gain first", trust_lines(last, limit=_TRUSTED)),
         ("Pinned slices", pin_lines(last.pins)),
@@ -92,7 +92,8 @@ def report_text(run: Run) -> str:
         ("Failure trees by kind of group", grouping_lines(last)),
         ("Valid leaves of the failure trees", _rules(last)),
     ]
-    return "\n\n".join([head, class_table(last), *_section_texts(sections)])
+    findings, *others = _section_texts(sections)
+    return "\n\n".join([head, findings, class_table(last), *others])
 
 
 def diff_text(found: Comparison, *, ids: int = 0) -> str:
@@ -134,7 +135,7 @@ def _rules(last: FailureReport) -> list[str]:
     found.sort(key=lambda pair: pair[0].rank)
     lines = [
         f"{clean(group.class_name)} ({clean(group.grouping)} group): {clean(with_names(leaf.rule, names))}:"
-        f" {leaf_rates(leaf)}; base error rate {number(group.base_error_rate)}"
+        f" {leaf_rates(leaf)}; base error rate {percent(group.base_error_rate)}"
         for leaf, group in found[:_RULES]
     ]
     return lines + ([f"{len(found) - _RULES} more in report.json"] if len(found) > _RULES else [])
@@ -149,7 +150,7 @@ def _section_texts(sections: Sequence[tuple[str, Sequence[str]]]) -> list[str]:
 def _side(name: str, side: Side) -> str:
     return (
         f"{name}: {printable(side.folder)}: epoch {side.epoch}, step {side.global_step}, {side.examples} examples,"
-        f" accuracy {number(side.accuracy)}"
+        f" accuracy {percent(side.accuracy)}"
     )
 
 
@@ -158,10 +159,10 @@ def _overall(found: Comparison) -> str:
     verdict = "" if change.different else ", no significant difference"
     agreement = f"agreement of their failures (Cohen's kappa) {number(found.agreement)}."
     if found.same_predictions is not None:
-        agreement = f"Both predict the same class for {number(found.same_predictions)} of the examples; {agreement}"
+        agreement = f"Both predict the same class for {percent(found.same_predictions)} of the examples; {agreement}"
     return (
-        f"Error rate {number(change.error_rate_a, '.3f')} -> {number(change.error_rate_b, '.3f')}"
-        f" ({number(change.change, '+.3f')}, p = {number(change.p_value, '.2g')}{verdict}):"
+        f"Error rate {percent(change.error_rate_a)} -> {percent(change.error_rate_b)}"
+        f" ({points(change.change)}, {p_text(change.p_value)}{verdict}):"
         f" {change.fixed} fixed, {change.new} new, {change.persistent} persistent failures.\n"
         f"{agreement[0].upper()}{agreement[1:]}"
     )
@@ -175,13 +176,13 @@ def _class_changes(classes: Sequence[ClassChange]) -> str:
         (
             clean(entry.name, 24),
             str(entry.examples),
-            number(entry.error_rate_a, ".3f"),
-            number(entry.error_rate_b, ".3f"),
-            number(entry.change, "+.3f"),
+            percent(entry.error_rate_a),
+            percent(entry.error_rate_b),
+            points(entry.change),
             str(entry.fixed),
             str(entry.new),
             str(entry.persistent),
-            number(entry.p_value, ".2g") if entry.different else "no difference",
+            p_text(entry.p_value, "") if entry.different else "no difference",
         )
         for entry in ranked[:_CLASSES]
     ]
@@ -198,8 +199,8 @@ def _mode(mode: ModeChange) -> str:
     sizes = [size for size in (mode.size_a, mode.size_b) if size is not None]
     caption = mode.caption_b or mode.caption_a
     how = {
-        "directions": f"cosine {number(mode.cosine)}, shared {number(mode.shared)}",
-        "members": f"shared {number(mode.shared)}",
+        "directions": f"cosine {number(mode.cosine)}, shared {percent(mode.shared)}",
+        "members": f"shared {percent(mode.shared)}",
         None: mode.why or "no way to match it with a mode of the other run",
     }[mode.matched_by]
     return f"{mode.fate}  {clean(mode.class_name)}: {' -> '.join(map(str, sizes))} flagged failures ({clean(how)})" + (
@@ -211,62 +212,3 @@ def _examples(changes: Sequence[ExampleChange], limit: int) -> list[str]:
     shown = [f"{one.id}: {clean(one.label)}, a says {clean(one.a)}, b says {clean(one.b)}" for one in changes[:limit]]
     more = len(changes) - len(shown)
     return shown + ([f"and {more} more"] if shown and more else [])
-
-
-def _report_options(arguments: Sequence[str]) -> Namespace:
-    parser = ArgumentParser(
-        "lightning-failures report",
-        description="Show the last report of a run, and write it as one HTML file that needs no network.\n"
-        "Only the files of the run are read; neither the model nor the data is needed.",
-        epilog="examples:\n  lightning-failures report failures-demo\n"
-        "  lightning-failures report lightning_logs/version_3 --output ticket.html",
-        formatter_class=RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("run", type=Path, metavar="RUN", help=_RUN)
-    parser.add_argument(
-        "--output", type=Path, metavar="FILE", help="where to write the HTML; default: report.html next to the report"
-    )
-    parser.add_argument("--text-only", action="store_true", help="write no HTML")
-    parser.add_argument(
-        "--feature-names",
-        type=Path,
-        metavar="FILE",
-        help="YAML file with names of features; default: features.yaml of the run. The file is read each time",
-    )
-    return parser.parse_args(list(arguments))
-
-
-def _diff_options(arguments: Sequence[str]) -> Namespace:
-    parser = ArgumentParser(
-        "lightning-failures diff",
-        description="Compare two runs from their files: which failures were fixed, which are new and which persist,\n"
-        "which classes differ significantly, and which failure modes are gone, new or persistent.\n"
-        "Examples are paired by image and label. The exit status is 0 whatever the comparison finds.",
-        epilog="examples:\n  lightning-failures diff lightning_logs/version_3 lightning_logs/version_4\n"
-        "  lightning-failures diff before after --ids 20\n"
-        "  lightning-failures diff at_224px at_384px --join name\n"
-        "  lightning-failures diff before after --json - | jq '.new[].id'",
-        formatter_class=RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("run_a", type=Path, metavar="RUN_A", help=f"the earlier run: {_RUN}")
-    parser.add_argument("run_b", type=Path, metavar="RUN_B", help="the later run, in the same forms")
-    parser.add_argument("--ids", type=_count, default=0, metavar="N", help="name the first N of each kind of failures")
-    parser.add_argument(
-        "--join",
-        choices=get_args(Join),
-        help="pair examples by the name of their file, by the id that read_batch gave, or by their index in the"
-        " dataset, if the two models see the same images in other preprocessing; default: by image",
-    )
-    parser.add_argument(
-        "--json", metavar="FILE", help='write everything as JSON; "-": to standard output instead of the text'
-    )
-    return parser.parse_args(list(arguments))
-
-
-_RUN = "its log folder, its failures/ folder, a report.json, or the folder of the demo"
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal():
-        raise ArgumentTypeError(f"must be an integer of at least 0, got {text[:40]!r}")
-    return int(text)

@@ -7,6 +7,7 @@ Files, each importing only from those above it::
     atomic          Files that appear whole or not at all
     locks           Locks between processes: one writer at a time in a file, one run at a time in a folder
     home            A home folder for a user who has none
+    run_paths       Where the reports of runs are, found by names alone
     safetensors_io  Safetensors files whose every byte is verified
     hashing         Hashes of integers and of rows that are the same on every machine and in every version
     rng             Restore random number generators after a block, also after an exception

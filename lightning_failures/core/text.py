@@ -14,6 +14,9 @@ from hashlib import blake2b
 NOTHING = "-"
 """Text for an undefined number."""
 
+SMALLEST_P_VALUE = 0.001
+"""Smallest p-value that is shown: 999 permutations cannot tell smaller ones apart."""
+
 _FIT_FAILED = "its fit failed: "
 _NAMED = 5  # classes that a note names
 
@@ -99,6 +102,45 @@ def interval(ends: tuple[float, float] | None) -> str:
     ('0.25 to 0.40', '-')
     """
     return NOTHING if ends is None else " to ".join(map(number, ends))
+
+
+def percent(value: float | None, *, signed: bool = False) -> str:
+    """Format a share in [0, 1] as a percentage with one decimal, as everywhere; it may be undefined.
+
+    >>> percent(0.7034), percent(None), percent(-0.021, signed=True)
+    ('70.3 %', '-', '-2.1 %')
+    """
+    return NOTHING if value is None or value != value else f"{100 * value:{'+' if signed else ''}.1f} %"
+
+
+def points(value: float | None) -> str:
+    """Format a difference of two shares in percentage points.
+
+    >>> points(0.4512), points(None)
+    ('+45.1 points', '-')
+    """
+    return NOTHING if value is None or value != value else f"{100 * value:+.1f} points"
+
+
+def percent_interval(ends: tuple[float, float] | None, unit: str = "%") -> str:
+    """Format an interval of shares, or of differences of shares with the unit "points"; it may be undefined.
+
+    >>> percent_interval((0.25, 0.4)), percent_interval((0.1, 0.2), "points"), percent_interval(None)
+    ('25.0 to 40.0 %', '10.0 to 20.0 points', '-')
+    """
+    return NOTHING if ends is None else f"{100 * ends[0]:.1f} to {100 * ends[1]:.1f} {unit}"
+
+
+def p_text(value: float | None, name: str = "p") -> str:
+    """Format a p-value with its name; the smallest ones say only that they are no larger.
+
+    >>> p_text(0.0004), p_text(0.0312), p_text(None), p_text(0.2, "")
+    ('p <= 0.001', 'p = 0.031', 'p = -', '0.2')
+    """
+    if value is not None and value <= SMALLEST_P_VALUE:
+        return f"{name} <= {SMALLEST_P_VALUE:g}".lstrip()
+    text = number(value, ".2g")
+    return f"{name} = {text}" if name else text
 
 
 def listed_ids(ids: Iterable[int], limit: int = 5) -> str:

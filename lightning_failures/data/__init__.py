@@ -14,6 +14,7 @@ Files, each importing only from those above it::
     example_table  One row per graded example: label, prediction, confidence, decision value, leaves
     records        Records that parts of a report have in common, and that of the pattern which all classes share
     evidence       The evidence for a word of a caption, a record of the report
+    findings       What is wrong with a model, ranked by what fixing it would gain: records of the report
     pin_check      The record of a check: does a pinned slice still hold with another model?
     tree_report    The records of failure trees in a report
     report         The content of ``report.json`` as frozen records

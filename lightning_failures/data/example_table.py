@@ -118,6 +118,12 @@ class ExampleTable:
             groups=grades.groups,
         )
 
+    def where(self, rows: Tensor) -> ExampleTable:
+        """Return the table of some rows, (N,) bool."""
+        columns: dict[str, Any] = {name: getattr(self, name) for name in (*_TENSORS, *_OPTIONAL)}
+        selected: dict[str, Any] = {name: None if v is None else v[rows] for name, v in columns.items()}
+        return dataclasses.replace(self, **selected)
+
     def save(self, path: str | Path) -> None:
         """Write one safetensors file, atomically."""
         columns = {name: getattr(self, name) for name in (*_TENSORS, *_OPTIONAL)}

@@ -72,7 +72,8 @@ other images of cat 0.10 fail now.'
         name = clean(self.name, 60)
         if self.status == "not checked":
             return f"{name} could not be checked: {self.note}"
-        state = {"holds": "holds", "reopened": "has reopened", "open": "is open, as when it was pinned"}[self.status]
+        states = {"holds": "holds", "reopened": "has reopened", "open": "is open, as when it was pinned"}
+        state = states.get(self.status, f"is {clean(self.status, 20)!r}")  # of a later version
         then = "when it was pinned" if self.level_of == "slice" else "of the other images when it was pinned"
         return (
             f"{name} {state}: {self.failures} of {self.examples} images fail ({number(self.error_rate)}, 95 % interval"

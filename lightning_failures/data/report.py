@@ -8,6 +8,7 @@ from typing import Any
 
 from lightning_failures.core.serialization import from_jsonable, read_json
 from lightning_failures.data.evidence import AttributeEvidence
+from lightning_failures.data.findings import Finding
 from lightning_failures.data.pin_check import PinCheck
 from lightning_failures.data.records import (
     CounterfactualReport,
@@ -431,6 +432,8 @@ class FailureReport(Readable):
             answer.
         shared: The pattern that all classes share; None with fewer than two classes or without directions.
         pins: Checks of pinned slices.
+        findings: What is wrong with the model, at most three, what it pays most to fix first; empty where nothing was
+            found, and in reports of former versions.
     """
 
     examples: int
@@ -464,6 +467,7 @@ class FailureReport(Readable):
     confusions: tuple[ConfusionReport, ...] = ()
     shared: SharedPattern | None = None
     pins: tuple[PinCheck, ...] = ()
+    findings: tuple[Finding, ...] = ()
 
     def method_columns(self) -> dict[str, tuple[Any, ...]]:
         """Return the columns that additional methods add to the table of classes: K values by title.

@@ -71,7 +71,7 @@ def celeba_setting(data: Path, seed: int, quick: bool) -> Setting:
 
 
 def _drawn(young: IntArray, male: IntArray, *, often: int, seldom: int, seed: int) -> IntArray:
-    """Draw so many of each group; the frequent ones, old men and young women, at a fixed ratio to the others."""
+    """Draw the images of each group; old men and young women are more frequent, by a fixed ratio."""
     seldom_rows = [np.flatnonzero((young == age) & (male == age)) for age in (OLD, YOUNG)]
     often_rows = [np.flatnonzero((young == age) & (male != age)) for age in (OLD, YOUNG)]
     ratio = often / max(seldom, 1)

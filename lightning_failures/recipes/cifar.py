@@ -22,7 +22,7 @@ from lightning_failures.recipes.transforms import CIFAR, for_evaluation, for_tra
 
 SIZE, PADDING, TRAINING_IMAGES = 32, 4, 50_000
 SCHEDULE = Schedule(epochs=35, learning_rate=0.5, peak_epoch=5, batch_size=512)
-KEPT_OF_CUT = 4  # one in so many training images of a cut sub-class is kept
+KEPT_OF_CUT = 4  # every fourth training image of a cut sub-class is kept
 
 SUPERCLASSES = {
     "aquatic mammals": "beaver dolphin otter seal whale",

@@ -60,8 +60,11 @@ def measure(
         workers: Processes that load images.
 
     Raises:
-        DataError: The last validation was not analysed.
+        DataError: A part is empty, or the last validation was not analysed.
     """
+    for name in ("train", "validation", "test"):
+        if not len(getattr(setting, name)):
+            raise DataError(f"No image is left for {name}: the data set is too small to be split as the recipe does.")
     L.seed_everything(seed, verbose=False)
     plan = setting.schedule
     model = Classifier(len(setting.class_names), setting.size, plan)

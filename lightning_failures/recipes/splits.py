@@ -10,7 +10,7 @@ import numpy as np
 from lightning_failures.core.types import IntArray
 
 QUICK = 10
-"""The part of the data that ``--quick`` leaves: one in so many."""
+"""The number of images of which ``--quick`` leaves one."""
 
 
 def stratified_split(labels: Any, shares: Sequence[float], seed: int) -> list[IntArray]:
@@ -32,7 +32,7 @@ def stratified_split(labels: Any, shares: Sequence[float], seed: int) -> list[In
 
 
 def at_most(rows: IntArray, most: int, seed: int) -> IntArray:
-    """Return at most so many of the rows, at random, ascending.
+    """Return a random choice of at most ``most`` rows, ascending.
 
     >>> at_most(np.arange(3), 5, seed=0).tolist(), len(at_most(np.arange(9), 5, seed=0))
     ([0, 1, 2], 5)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from lightning_failures.core.text import clean, escape_markdown, number
+from lightning_failures.core.text import clean, escape_markdown, p_text, percent
 from lightning_failures.data.report import ClassReport, FailureReport
 from lightning_failures.report.tables import rank_classes
 from lightning_failures.report.text_tables import pipe_table
@@ -20,19 +20,19 @@ def confusion_sentence(entry: ClassReport, escape: Callable[[str], str] = clean)
     >>> from lightning_failures.data.report import FlaggedConfusionReport, MistakenReport
     >>> entry = ClassReport("cat", 90, mistaken_for=(MistakenReport("dog", 24, 0.6), MistakenReport("owl", 16, 0.4)))
     >>> confusion_sentence(entry)
-    'Mostly mistaken for dog (24 failures, 0.60), then owl (0.40).'
+    'Mostly mistaken for dog (24 failures, 60.0 %), then owl (40.0 %).'
     """
     if not entry.mistaken_for:
         return ""
     first, *others = entry.mistaken_for
-    then = "".join(f", then {escape(row.class_name)} ({number(row.share)})" for row in others[:2])
+    then = "".join(f", then {escape(row.class_name)} ({percent(row.share)})" for row in others[:2])
     failures = f"{first.count} {'failure' if first.count == 1 else 'failures'}"
-    text = f"{_mostly(first.share)} mistaken for {escape(first.class_name)} ({failures}, {number(first.share)}){then}."
+    text = f"{_mostly(first.share)} mistaken for {escape(first.class_name)} ({failures}, {percent(first.share)}){then}."
     if flagged := entry.flagged_mistaken_for:
         text += (
             f" The flagged failures are {_mostly(flagged.share).lower()} mistaken for {escape(flagged.class_name)}:"
-            f" {number(flagged.share)} of them, {number(flagged.share_of_others)} of the others"
-            f" (p = {number(flagged.p_value, '.2g')})."
+            f" {percent(flagged.share)} of them, {percent(flagged.share_of_others)} of the others"
+            f" ({p_text(flagged.p_value)})."
         )
     return text + _split_text(entry, escape)
 
@@ -42,9 +42,9 @@ def _split_text(entry: ClassReport, escape: Callable[[str], str]) -> str:
     if not entry.confusion_split:
         return ""
     parts = sorted(entry.confusion_split, key=lambda part: not part.pattern)
-    of_correct = number(parts[0].flagged_share_of_correct)
-    found = [(escape(part.class_name), number(part.flagged_share)) for part in parts if part.pattern]
-    others = [(escape(part.class_name), number(part.flagged_share)) for part in parts if not part.pattern]
+    of_correct = percent(parts[0].flagged_share_of_correct)
+    found = [(escape(part.class_name), percent(part.flagged_share)) for part in parts if part.pattern]
+    others = [(escape(part.class_name), percent(part.flagged_share)) for part in parts if not part.pattern]
     texts = [f"of those as {name}, {share}" for name, share in found]
     if texts:
         texts[0] = f"Of its failures as {found[0][0]}, {found[0][1]} are flagged"
@@ -63,11 +63,11 @@ def confusion_lines(report: FailureReport, limit: int = 10) -> list[str]:
 
     >>> from lightning_failures.data.report import ConfusionReport
     >>> confusion_lines(FailureReport(90, 0.9, (), confusions=(ConfusionReport("cat", "dog", 24, 0.6),)))
-    ['cat -> dog: 24 failures, 0.60 of those of cat']
+    ['cat -> dog: 24 failures, 60.0 % of those of cat']
     """
     lines = [
         f"{clean(pair.label)} -> {clean(pair.prediction)}: {pair.count} {'failure' if pair.count == 1 else 'failures'},"
-        f" {number(pair.share)} of those of {clean(pair.label)}"
+        f" {percent(pair.share)} of those of {clean(pair.label)}"
         for pair in report.confusions[:limit]
     ]
     explained = [entry for entry in rank_classes(report) if entry.flagged_mistaken_for is not None]
@@ -84,7 +84,7 @@ def confusions_markdown(report: FailureReport, *, limit: int = 30) -> str:
     if not report.confusions:
         return ""
     rows = [
-        (escape_markdown(pair.label), escape_markdown(pair.prediction), str(pair.count), number(pair.share))
+        (escape_markdown(pair.label), escape_markdown(pair.prediction), str(pair.count), percent(pair.share))
         for pair in report.confusions
     ]
     head = ("label", "prediction", "failures", "share of the label's failures")

@@ -173,5 +173,9 @@ def _status(mode: ModeReport) -> str:
     if mode.status == "cured":
         return f"cured: not seen in {mode.missed} {times} in a row"
     if mode.status == "missing":
-        return f"missing: not seen in {mode.missed} {times}" if mode.missed else "missing: its class was not analysed"
+        return (
+            f"missing: not seen in {mode.missed} {times}"
+            if mode.missed
+            else "not judged: its class has too few failures, or was left out"
+        )
     return clean(mode.status)

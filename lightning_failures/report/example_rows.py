@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -85,6 +86,11 @@ class ExampleLookup:
             return label, "wrong" if self._table.failed[row] else "right"
         return label, names[int(predictions[row])]
 
+    def failed(self, row: int) -> bool:
+        """Return whether the model is wrong on a row."""
+        assert self._table is not None
+        return bool(self._table.failed[row])
+
     @property
     def has_confidence(self) -> bool:
         """Whether the confidence in the true class is known."""
@@ -99,9 +105,15 @@ def example_rows(report: FailureReport, table: ExampleTable, ids: Tensor) -> lis
         table: The examples.
         ids: (n,) int64, all of them in the table.
     """
-    lookup, rules = ExampleLookup(table), leaf_rules(report)
+    lookup = ExampleLookup(table)
     rows = [lookup.row(example) for example in ids.tolist()]
-    return [_example_row(table, row, lookup, rules) for row in rows if row is not None]
+    return rows_at(report, table, [row for row in rows if row is not None])
+
+
+def rows_at(report: FailureReport, table: ExampleTable, rows: Iterable[int]) -> list[ExampleRow]:
+    """Return what is known of the examples at some rows of the table, indices in [0, N)."""
+    lookup, rules = ExampleLookup(table), leaf_rules(report)
+    return [_example_row(table, row, lookup, rules) for row in rows]
 
 
 def leaf_rules(report: FailureReport) -> dict[str, list[str]]:

@@ -15,7 +15,7 @@ from functools import cached_property
 
 from torch import Tensor
 
-from lightning_failures.core.text import clean, number, shorten_caption, tag_part
+from lightning_failures.core.text import clean, number, percent, shorten_caption, tag_part
 from lightning_failures.data.report import ClassReport, FeatureReport
 from lightning_failures.data.tree_report import GroupReport
 from lightning_failures.errors import DataError
@@ -100,6 +100,11 @@ class Gallery:
     thumbnails: Thumbnails | None = None
     epoch: int | None = None
     global_step: int | None = None
+
+    @property
+    def logged(self) -> tuple[Picture, ...]:
+        """The pictures for loggers: those of single classes that only the page has room for are left out."""
+        return tuple(picture for picture in self.pictures if not picture.tag.startswith("cards/"))
 
 
 def _strip(row: Row) -> Tensor:
@@ -187,7 +192,7 @@ def class_picture(
             make_row(title, images, texts, ids if len(ids) == len(images) else (), size=size)
             for title, images, texts, ids in ends
         ),
-        f"{name}: error rate {number(None if entry.accuracy is None else 1 - entry.accuracy)}; {evidence}",
+        f"{name}: error rate {percent(None if entry.accuracy is None else 1 - entry.accuracy)}; {evidence}",
     )
 
 
@@ -285,7 +290,7 @@ def leaf_picture(
     rule = with_names(leaf.rule, names or {})
     caption = (
         f"{where}: {rule}; {leaf.size} examples; {leaf_rates(leaf)}; base error rate of the group "
-        f"{number(group.base_error_rate)}"
+        f"{percent(group.base_error_rate)}"
     )
     right = (
         "correct, from the rest of the group: no correct example follows the rule"
@@ -300,6 +305,23 @@ def leaf_picture(
         ),
         clean(caption, 1000),
     )
+
+
+def pictures_by_id(gallery: Gallery | None) -> dict[int, Tensor]:
+    """Return a picture (3, h, w) uint8 of each example that a gallery shows, by its id; thumbnails come second.
+
+    Pictures of features of the robust encoder are left out: some of their tiles are heat maps.
+    """
+    if gallery is None:
+        return {}
+    found: dict[int, Tensor] = {}
+    if gallery.thumbnails is not None:
+        found = dict(zip(gallery.thumbnails.ids.tolist(), gallery.thumbnails.images, strict=True))
+    for picture in gallery.pictures:
+        if picture.tag.startswith(("classes/", "sparse/")):
+            tiles = [tile for row in picture.rows for tile in row.tiles]
+            found |= {tile.id: tile.image for tile in tiles if tile.id is not None}
+    return found
 
 
 def _group_name(grouping: str, class_name: str) -> str:

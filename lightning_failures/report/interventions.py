@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lightning_failures.core.text import clean, escape_markdown, number
+from lightning_failures.core.text import clean, escape_markdown, number, percent, points
 from lightning_failures.data.report import FailureReport
 from lightning_failures.report.text_tables import pipe_table
 
@@ -42,7 +42,7 @@ def _review(entries: Sequence[Mapping[str, Any]]) -> list[str]:
             "Suspected label errors, left out of the intervention:",
             ("training example", "label", "predicted", "probability of the label", "neighbours that agree"),
             [
-                (*_label(one, "predicted"), number(one["probability_of_label"], ".3f"), _of_ten(one))
+                (*_label(one, "predicted"), percent(one["probability_of_label"]), _of_ten(one))
                 for one in suspects[:_MAX_REVIEW]
             ],
             len(suspects),
@@ -84,8 +84,8 @@ def _gain(entry: Mapping[str, Any]) -> str | None:
     """Return the expected and the measured fall of the error rate of the flagged slice; None if none is expected.
 
     >>> key = "report/flagged_error_rate"
-    >>> _gain({"expected_drop": 0.5, "trend": [{"epoch": 1, key: 0.75}, {"epoch": 2, key: 0.5}]})
-    'error rate of the flagged slice: expected to fall by up to 0.50, has fallen by 0.25 (0.75 -> 0.50)'
+    >>> _gain({"expected_drop": 0.5, "trend": [{"epoch": 1, key: 0.75}, {"epoch": 2, key: 0.5}]}).split(": ")[1]
+    'expected to fall by up to 50.0 points, has fallen by 25.0 points (75.0 % -> 50.0 %)'
     """
     expected = entry.get("expected_drop")
     if expected is None:
@@ -95,9 +95,9 @@ def _gain(entry: Mapping[str, Any]) -> str | None:
     came = "not measured yet"
     if len(rates) > 1:
         change = rates[0] - rates[-1]
-        came = f"has {'fallen' if change >= 0 else 'risen'} by {number(abs(change))}"
-        came += f" ({number(rates[0])} -> {number(rates[-1])})"
-    return f"error rate of the flagged slice: expected to fall by up to {number(expected)}, {came}"
+        came = f"has {'fallen' if change >= 0 else 'risen'} by {points(abs(change)).removeprefix('+')}"
+        came += f" ({percent(rates[0])} -> {percent(rates[-1])})"
+    return f"error rate of the flagged slice: expected to fall by up to {points(expected).removeprefix('+')}, {came}"
 
 
 def _line(entry: Mapping[str, Any]) -> str:
@@ -143,8 +143,8 @@ def _new_head(entry: Mapping[str, Any]) -> list[str]:
         return []
     new = "masked" if "masked" in measured else "retrained"
     figures = {arm: measured[arm] for arm in ("before", new, "uniform", "random")}
-    worst = {arm: number(one["worst_group"], ".3f") for arm, one in figures.items()}
-    right = {arm: number(one["accuracy"], ".3f") for arm, one in figures.items()}
+    worst = {arm: percent(one["worst_group"]) for arm, one in figures.items()}
+    right = {arm: percent(one["accuracy"]) for arm, one in figures.items()}
     if new == "masked":
         return [
             f"last layer {clean(entry['head'])!r} refitted without {_features(entry['masked'])}: accuracy on the report"

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from lightning_failures.core.text import escape_markdown, number
+from lightning_failures.core.text import escape_markdown, percent
 from lightning_failures.data.report import FailureReport
 from lightning_failures.report.confusions import confusions_markdown
 from lightning_failures.report.diary import diary_markdown
+from lightning_failures.report.findings import findings_markdown
 from lightning_failures.report.interventions import interventions_markdown
 from lightning_failures.report.shared import shared_markdown
 from lightning_failures.report.slices import slices_markdown
@@ -30,6 +31,7 @@ def report_sections(report: FailureReport) -> dict[str, str]:
     {'notes': '* A sample.'}
     """
     sections = {
+        "findings": findings_markdown(report) if report.findings else "",
         "notes": notes_markdown(report),
         "trust": trust_markdown(report),
         "diagnosis": diagnosis_markdown(report),
@@ -57,11 +59,12 @@ def report_markdown(
         images: (relative path, caption) of each image.
 
     >>> report_markdown(FailureReport(9, 0.5, (), epoch=1, global_step=20)).splitlines()[0]
-    '# Epoch 1, step 20: 9 examples, accuracy 0.500'
+    '# Epoch 1, step 20: 9 examples, accuracy 50.0 %'
     """
-    accuracy = number(report.accuracy, ".3f")
+    accuracy = percent(report.accuracy)
     parts = [
         f"# Epoch {report.epoch}, step {report.global_step}: {report.examples} examples, accuracy {accuracy}",
+        *([] if report.findings else [findings_markdown(report)]),
         classes_markdown(report, before=before),
         *report_sections(report).values(),
         *(f"![{escape_markdown(caption)}]({path})" for path, caption in images),

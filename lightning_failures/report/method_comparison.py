@@ -18,7 +18,7 @@ from lightning_failures.report.text_tables import aligned_table
 
 DIRECTIONS, CONFIDENCE = "directions", "confidence"
 LEAST_SHARE, MOST_VALUES = 0.01, 20
-"""Values of attributes that are compared: of at least so large a share of the examples, and at most so many."""
+"""Least share of the examples that have a value, and most values, that are compared."""
 
 Hardest = Mapping[str, Mapping[int, IntArray]]
 """By method and class index: rows of the table, the hardest first."""

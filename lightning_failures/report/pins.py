@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lightning_failures.analysis.diary import Mode
 from lightning_failures.core.arrays import as_array, unit_vectors
-from lightning_failures.core.text import clean, number
+from lightning_failures.core.text import clean, p_text, percent
 from lightning_failures.core.types import BoolArray
 from lightning_failures.data.digests import UNKNOWN_DIGEST
 from lightning_failures.data.example_table import ExampleTable
@@ -220,8 +220,8 @@ def _pinned(run: Run, table: ExampleTable, k: int, found: _Slice, *, accept: boo
 
 def _words(pin: Pin, what: str) -> str:
     caption = f' ("{clean(pin.caption, 80)}")' if pin.caption else ""
-    rate = f"{pin.slice.failures} of {pin.slice.examples} fail ({number(pin.slice.rate)})"
-    rest = "" if pin.rest is None else f", of the other images of the class {number(pin.rest.rate)}"
+    rate = f"{pin.slice.failures} of {pin.slice.examples} fail ({percent(pin.slice.rate)})"
+    rest = "" if pin.rest is None else f", of the other images of the class {percent(pin.rest.rate)}"
     if pin.level_of == "rest":
         state = "It is open: checks fail until it fails no more often than the rest of its class."
     else:
@@ -264,7 +264,7 @@ def pin_table(checks: Sequence[PinCheck]) -> str:
 
     >>> print(pin_table([PinCheck("cat 1", "cat", "holds", 40, 4, 0.1, (0.04, 0.23), 38, 2, 1, 0, 0.05, 0.125)]))
     pin    images  new  gone  error rate  allowed  rest now  p-value  outcome
-    cat 1      40    2     1        0.10     0.12      0.05        -  holds
+    cat 1      40    2     1      10.0 %   12.5 %     5.0 %        -  holds
     """
     head = ("pin", "images", "new", "gone", "error rate", "allowed", "rest now", "p-value", "outcome")
     rows = [
@@ -273,10 +273,10 @@ def pin_table(checks: Sequence[PinCheck]) -> str:
             str(check.examples),
             str(check.new),
             str(check.gone),
-            number(check.error_rate),
-            number(check.level),
-            number(check.rest_error_rate),
-            number(check.adjusted_p_value, ".2g"),
+            percent(check.error_rate),
+            percent(check.level),
+            percent(check.rest_error_rate),
+            p_text(check.adjusted_p_value, ""),
             check.status,
         )
         for check in checks

@@ -15,12 +15,12 @@ from __future__ import annotations
 
 import filecmp
 import math
-import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+from lightning_failures.core.run_paths import ANALYSIS_FOLDER, REPORT_FILE, no_single_run, own_report, runs_below
 from lightning_failures.core.serialization import read_json
 from lightning_failures.data.example_table import EXAMPLES_FILE, ExampleTable
 from lightning_failures.data.report import FailureReport, FeatureReport
@@ -32,7 +32,6 @@ from lightning_failures.report.gallery_storage import load_gallery
 
 Loaded = TypeVar("Loaded")
 
-REPORT_FILE = "report.json"
 GALLERY_FILE = "gallery.json"
 HTML_FILE = "report.html"
 
@@ -43,7 +42,6 @@ MAX_HISTORY_BYTES = 1 << 28
 MAX_REPORT_BYTES = 1 << 29
 """Limit of one report."""
 
-_ANALYSIS_FOLDER = re.compile(r"(test-)?epoch=(\d{4,15})-step=(\d{6,15})")
 _HISTORY_CLASS_KEYS = {
     *("name", "examples", "accuracy", "cv_score", "cv_score_stderr", "p_value", "pattern", "skipped", "flagged"),
     *("aler", "base_error_rate", "error_rate_shrunk", "gain", "gain_share"),
@@ -88,19 +86,12 @@ def find_report(path: str | Path) -> Path:
         ConfigurationError: There is no run, or more than one.
     """
     path = Path(path)
-    if path.is_file():
-        return path
-    for place in (path / REPORT_FILE, path / "failures" / REPORT_FILE):
-        if place.is_file():
-            return _original(place)
-    found = _runs_below(path)
-    if len(found) == 1:
-        return found[0]
-    names = "".join(f"\n  {place.parent}" for place in found[:9])
-    raise ConfigurationError(
-        f"No {REPORT_FILE} in {path}. A run writes <log_dir>/failures/{REPORT_FILE}."
-        + (f" There are {len(found)} runs below this folder; name one:{names}" if found else "")
-    )
+    if (own := own_report(path)) is not None:
+        return own if own == path else _original(own)
+    found = runs_below(path)
+    if (wrong := no_single_run(path, found)) is not None:
+        raise ConfigurationError(wrong)
+    return found[0]
 
 
 def open_run(path: str | Path, *, feature_names: str | Path | None = None, gallery: Gallery | None = None) -> Run:
@@ -125,7 +116,7 @@ def open_run(path: str | Path, *, feature_names: str | Path | None = None, galle
         raise ConfigurationError(f"{found} is not a report of lightning_failures: {error}") from error
     # the files of the last analysis are next to report.json, in the folder of the run
     folder, notes = found.parent, list[str]()
-    if _ANALYSIS_FOLDER.fullmatch(folder.name):  # one analysis of a run
+    if ANALYSIS_FOLDER.fullmatch(folder.name):  # one analysis of a run
         folder = folder.parent
     last = found.parent == folder or _is_last(report, folder)
     gallery = gallery or _gallery(folder, report, last, notes)
@@ -162,7 +153,7 @@ class _StoredReport:
 
 def _analyses(folder: Path, tested: bool) -> list[_StoredReport]:
     """Return the stored reports of a run, by step and epoch."""
-    named = [(_ANALYSIS_FOLDER.fullmatch(path.parent.name), path) for path in folder.glob(f"*epoch=*/{REPORT_FILE}")]
+    named = [(ANALYSIS_FOLDER.fullmatch(path.parent.name), path) for path in folder.glob(f"*epoch=*/{REPORT_FILE}")]
     return sorted(
         _StoredReport(int(name[3]), int(name[2]), path, path.stat().st_size)
         for name, path in named
@@ -292,15 +283,4 @@ def _original(place: Path) -> Path:
     """Return the report that this one is a copy of (the demo leaves a copy in its folder), else itself."""
     if any(_analyses(place.parent, tested) for tested in (False, True)):
         return place
-    return next((other for other in _runs_below(place.parent) if filecmp.cmp(other, place, shallow=False)), place)
-
-
-def _runs_below(folder: Path) -> list[Path]:
-    """Return the last reports of the runs in a folder: its log folders, and the log folders of its experiments."""
-    patterns = ("*/failures", "*/*/failures", "failures/*/*", "*/*")  # the last two: loggers without log folders
-    places = dict.fromkeys(place for pattern in patterns for place in sorted(folder.glob(pattern)))
-    return [
-        place / REPORT_FILE
-        for place in places
-        if (place / REPORT_FILE).is_file() and not _ANALYSIS_FOLDER.fullmatch(place.name)
-    ]
+    return next((other for other in runs_below(place.parent) if filecmp.cmp(other, place, shallow=False)), place)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Sequence
 
-from lightning_failures.core.text import clean, interval, number, shorten_caption
+from lightning_failures.core.text import clean, number, p_text, percent, percent_interval, points, shorten_caption
 from lightning_failures.data.class_names import absent_condition, both_classes
 from lightning_failures.data.evidence import AttributeEvidence
 from lightning_failures.data.records import UNSURE, CounterfactualReport, DiagnosisReport, SharedPattern
@@ -42,14 +42,14 @@ def trust_sentence(entry: ClassReport, names: Collection[str] = ()) -> str:
     if entry.cv_score is None:
         return "Graded only: no failure direction was fitted."
     if entry.p_value is None:
-        return f"Not tested: it is unknown whether a CV score of {number(entry.cv_score)} is above chance."
+        return f"Not tested: it is unknown whether a CV score of {percent(entry.cv_score)} is above chance."
     if not entry.pattern:
         reason = (
             f"the {_failures(entry)}{_in_sample(entry)} are consistent with chance"
             if entry.p_value > SIGNIFICANCE_LEVEL
             else "with this many classes, some look like this by chance"
         )
-        return f"No pattern: {reason} ({_p(entry.p_value)}). Flagged examples and captions describe noise."
+        return f"No pattern: {reason} ({p_text(entry.p_value)}). Flagged examples and captions describe noise."
     parts = (
         _strength(entry),
         failures_sentence(entry.name, names),
@@ -68,38 +68,37 @@ def diagnosis_sentence(diagnosis: DiagnosisReport) -> str:
     """Return the kind of failure of a class, its probability, and the statistics that speak for it.
 
     >>> diagnosis_sentence(DiagnosisReport("label noise", 0.823, reasons=("Its labels are odd.",)))
-    'Kind of failure: label noise (82 %). Its labels are odd.'
+    'Kind of failure: label noise (82.3 %). Its labels are odd.'
     >>> diagnosis_sentence(DiagnosisReport("unsure", 0.4, {"shortcut": 0.4, "none of these": 0.6}, ("It is odd.",)))
-    'Kind of failure: unsure; the likeliest is shortcut (40 %).'
+    'Kind of failure: unsure; the likeliest is shortcut (40.0 %).'
     """
     if diagnosis.kind != UNSURE:
         reasons = " ".join(clean(reason, 200) for reason in diagnosis.reasons)
-        return f"Kind of failure: {clean(diagnosis.kind, 40)} ({_percent(diagnosis.probability)}). {reasons}".rstrip()
+        return f"Kind of failure: {clean(diagnosis.kind, 40)} ({percent(diagnosis.probability)}). {reasons}".rstrip()
     likeliest = next((kind for kind, share in diagnosis.probabilities.items() if share == diagnosis.probability), None)
-    guess = (
-        "" if likeliest is None else f"; the likeliest is {clean(likeliest, 40)} ({_percent(diagnosis.probability)})"
-    )
+    guess = "" if likeliest is None else f"; the likeliest is {clean(likeliest, 40)} ({percent(diagnosis.probability)})"
     return f"Kind of failure: unsure{guess}."
 
 
 def counterfactual_sentence(found: CounterfactualReport) -> str:
     """Return whether images that were changed only in the hypothesis change the answers of the model.
 
-    >>> counterfactual_sentence(CounterfactualReport("pasted", "confirmed", None, 40, 0.6, 0.1, None, 0.5, (0.3, 0.7)))
-    'Counterfactual check: confirmed. Its region flips 60 % of 40 correct images, an ordinary patch 10 % (+30 to +70).'
+    >>> found = CounterfactualReport("pasted", "confirmed", None, 40, 0.6, 0.1, None, 0.5, (0.3, 0.7))
+    >>> print(counterfactual_sentence(found).removeprefix("Counterfactual check: "))
+    confirmed. Its region flips 60.0 % of 40 correct images, an ordinary patch 10.0 % (+30.0 to +70.0).
     >>> counterfactual_sentence(CounterfactualReport("rendered", "not measured", "out of time"))
     'Counterfactual check: not measured (out of time).'
     """
     head = f"Counterfactual check: {clean(found.verdict, 30)}"
     if found.changed is None or found.control is None or found.interval is None:
         return f"{head} ({clean(found.reason or 'no answers', 300)})."
-    low, high = (f"{100 * end:+.0f}" for end in found.interval)
-    changed, control = _percent(found.changed), _percent(found.control)
+    low, high = (f"{100 * end:+.1f}" for end in found.interval)
+    changed, control = percent(found.changed), percent(found.control)
     if found.kind == "pasted":
         what = "failures" if found.repairs else "correct images"
         rates = f"Its region flips {changed} of {found.images} {what}, an ordinary patch {control}"
     else:
-        reference = "" if found.reference is None else f", from the reference {_percent(found.reference)}"
+        reference = "" if found.reference is None else f", from the reference {percent(found.reference)}"
         rates = (
             f"Of {found.images} images that {clean(found.generator or 'a generator', 60)} renders from it, the model"
             f" gets {changed} wrong, of those from the easiest caption {control}{reference}"
@@ -136,7 +135,7 @@ def shared_sentence(pattern: SharedPattern) -> str:
     if not pattern.pattern:
         return (
             f"No pattern: within classes, the {pattern.failures} failures are consistent with chance"
-            f" ({_p(pattern.p_value)})."
+            f" ({p_text(pattern.p_value)})."
         )
     parts = (_shared_effect(pattern), _shared_separation(pattern), _shared_caption(pattern), _shared_classes(pattern))
     return " ".join(part for part in parts if part)
@@ -150,10 +149,10 @@ def group_sentence(group: GroupReport) -> str:
     """
     if not group.size:
         return "No examples."
-    base = number(group.base_error_rate)
+    base = percent(group.base_error_rate)
     if group.skipped is not None:
         return f"{'Not tested' if len(group.leaves) > 1 else 'No tree'}: {clean(group.skipped)}."
-    gain = f"{number(group.heldout_aler_minus_ber)} +- {number(group.heldout_stderr)}"
+    gain = f"{points(group.heldout_aler_minus_ber)} +- {percent(group.heldout_stderr)}"
     if not group.pattern:
         return (
             "No pattern: on held-out examples the tree predicts failures no better than chance "
@@ -175,17 +174,21 @@ def leaf_rates(leaf: LeafReport) -> str:
     """Return error rate and error coverage of a leaf, those on held-out examples first.
 
     >>> leaf_rates(LeafReport("all", 9, 0.8, 0.5, 0.4, True, (0.5, 0.7), 0.6, 0.4, True))
-    'error rate 0.60 (0.50 to 0.70) and error coverage 0.40 on held-out examples; in sample 0.80 and 0.50'
+    'error rate 60.0 % (50.0 to 70.0 %) and error coverage 40.0 % on held-out examples; in sample 80.0 % and 50.0 %'
     >>> leaf_rates(LeafReport("all", 9, 0.8, 0.5, 0.4, True))
-    'error rate 0.80 and error coverage 0.50 in sample'
+    'error rate 80.0 % and error coverage 50.0 % in sample'
     """
-    rate, coverage = number(leaf.error_rate), number(leaf.error_coverage)
+    rate, coverage = percent(leaf.error_rate), percent(leaf.error_coverage)
     if leaf.heldout_error_rate is None:
         text = f"error rate {rate} and error coverage {coverage} in sample"
-        return text if leaf.interval is None else f"{text}, error rate {interval(leaf.interval)} on held-out examples"
+        return (
+            text
+            if leaf.interval is None
+            else f"{text}, error rate {percent_interval(leaf.interval)} on held-out examples"
+        )
     return (
-        f"error rate {number(leaf.heldout_error_rate)} ({interval(leaf.interval)}) and error coverage "
-        f"{number(leaf.heldout_error_coverage)} on held-out examples; in sample {rate} and {coverage}"
+        f"error rate {percent(leaf.heldout_error_rate)} ({percent_interval(leaf.interval)}) and error coverage "
+        f"{percent(leaf.heldout_error_coverage)} on held-out examples; in sample {rate} and {coverage}"
     )
 
 
@@ -193,20 +196,20 @@ def _shared_effect(pattern: SharedPattern) -> str:
     """Return how often flagged examples fail, and others of the same classes."""
     if pattern.effect is None or pattern.effect_interval is None:
         return "Pattern."
-    low, high = (f"{100 * end:.0f}" for end in pattern.effect_interval)
+    low, high = (f"{100 * end:.1f}" for end in pattern.effect_interval)
     return (
-        f"{(pattern.strength or 'weak').capitalize()} pattern: {_percent(pattern.flagged_error_rate or 0.0)} of the"
-        f" {pattern.flagged} flagged examples fail, {_percent(pattern.unflagged_error_rate or 0.0)} of the others in"
+        f"{(pattern.strength or 'weak').capitalize()} pattern: {percent(pattern.flagged_error_rate or 0.0)} of the"
+        f" {pattern.flagged} flagged examples fail, {percent(pattern.unflagged_error_rate or 0.0)} of the others in"
         f" their classes (a difference of {low} to {high} points); the flagged hold"
-        f" {_percent(pattern.failures_flagged or 0.0)} of the {pattern.failures} failures."
+        f" {percent(pattern.failures_flagged or 0.0)} of the {pattern.failures} failures."
     )
 
 
 def _shared_separation(pattern: SharedPattern) -> str:
     """Return how well directions of other classes tell the failures of a class."""
-    score = "" if pattern.cv_score is None else f" with a {CRITERION.name} of {_percent(pattern.cv_score)}"
-    stderr = "" if pattern.cv_score_stderr is None else f" +- {_percent(pattern.cv_score_stderr)}"
-    return f"Directions of other classes separate them{score}{stderr} ({_p(pattern.p_value)})."
+    score = "" if pattern.cv_score is None else f" with a {CRITERION.name} of {percent(pattern.cv_score)}"
+    stderr = "" if pattern.cv_score_stderr is None else f" +- {percent(pattern.cv_score_stderr)}"
+    return f"Directions of other classes separate them{score}{stderr} ({p_text(pattern.p_value)})."
 
 
 def _shared_caption(pattern: SharedPattern) -> str:
@@ -217,8 +220,10 @@ def _shared_caption(pattern: SharedPattern) -> str:
     if pattern.caption_p_value is None:
         return f"{caption} an untested hypothesis."
     if pattern.caption_p_value > SIGNIFICANCE_LEVEL:
-        return f"{caption} a weak hypothesis: some caption fits this well by chance ({_p(pattern.caption_p_value)})."
-    return f"{caption} a hypothesis: captions rarely fit this well by chance ({_p(pattern.caption_p_value)})."
+        return (
+            f"{caption} a weak hypothesis: some caption fits this well by chance ({p_text(pattern.caption_p_value)})."
+        )
+    return f"{caption} a hypothesis: captions rarely fit this well by chance ({p_text(pattern.caption_p_value)})."
 
 
 def _shared_classes(pattern: SharedPattern) -> str:
@@ -236,16 +241,16 @@ def word_sentences(words: Sequence[AttributeEvidence]) -> list[str]:
     """Return what supports each attribute that a caption names.
 
     >>> word_sentences([AttributeEvidence("orange", "tint", 9.5, 0.001, 0.81, 0.09)])
-    ['orange: 81 % of the flagged, 9 % of the class, p = 0.001']
+    ['orange: 81.0 % of the flagged, 9.0 % of the class, p <= 0.001']
     >>> word_sentences([AttributeEvidence("thin", None, 2.5, 0.02, 0.7, 0.5), AttributeEvidence("red", p_value=0.03)])
-    ['thin: read in 70 % of the flagged, 50 % of the class, p = 0.02', 'red: p = 0.03']
+    ['thin: read in 70.0 % of the flagged, 50.0 % of the class, p = 0.02', 'red: p = 0.03']
     """
     sentences = []
     for word in words:
-        parts = [_p(word.p_value)]
+        parts = [p_text(word.p_value)]
         if word.flagged_share is not None and word.class_share is not None:
             read = "read in " if word.attribute is None else ""
-            shares = f"{_percent(word.flagged_share)} of the flagged, {_percent(word.class_share)} of the class"
+            shares = f"{percent(word.flagged_share)} of the flagged, {percent(word.class_share)} of the class"
             parts.insert(0, read + shares)
         sentences.append(f"{clean(word.value, 60)}: {', '.join(parts)}")
     return sentences
@@ -255,28 +260,28 @@ def _strength(entry: ClassReport) -> str:
     """Return how often flagged examples fail, and how often the others."""
     if entry.effect is None or entry.effect_interval is None:  # all are flagged, or a report of a former version
         return "Pattern."
-    low, high = (f"{100 * end:.0f}" for end in entry.effect_interval)
+    low, high = (f"{100 * end:.1f}" for end in entry.effect_interval)
     null = entry.cv_null_interval
-    within_chance = null is not None and round(entry.cv_score or 0.0, 2) <= null[1]  # rounded as it is shown
+    within_chance = null is not None and round(entry.cv_score or 0.0, 3) <= null[1]  # rounded as it is shown
     grade = "weak" if within_chance or entry.strength is None else entry.strength
     return (
-        f"{grade.capitalize()} pattern: {_percent(entry.flagged_error_rate or 0.0)} of the"
-        f" {entry.flagged} flagged examples fail, {_percent(entry.unflagged_error_rate or 0.0)} of the others"
-        f" (a difference of {low} to {high} points); the flagged hold {_percent(entry.failures_flagged or 0.0)} of the"
+        f"{grade.capitalize()} pattern: {percent(entry.flagged_error_rate or 0.0)} of the"
+        f" {entry.flagged} flagged examples fail, {percent(entry.unflagged_error_rate or 0.0)} of the others"
+        f" (a difference of {low} to {high} points); the flagged hold {percent(entry.failures_flagged or 0.0)} of the"
         f" {_failures(entry)}{_in_sample(entry)}."
     )
 
 
 def _separation(entry: ClassReport) -> str:
     """Return how well the direction separates failures from successes, and compared with what."""
-    score, null = round(entry.cv_score or 0.0, 2), entry.cv_null_interval  # rounded as it is shown
-    stderr = "" if entry.cv_score_stderr is None else f" +- {_percent(entry.cv_score_stderr)}"
-    comparison = f"{_percent(CRITERION.chance_level)} is a coin toss"
+    score, null = entry.cv_score or 0.0, entry.cv_null_interval
+    stderr = "" if entry.cv_score_stderr is None else f" +- {percent(entry.cv_score_stderr)}"
+    comparison = f"{percent(CRITERION.chance_level)} is a coin toss"
     if null is not None:
-        comparison += f", nine of ten shuffles give {_percent(null[0])} to {_percent(null[1])}"
+        comparison += f", nine of ten shuffles give {percent(null[0])} to {percent(null[1])}"
     return (
-        f"Held-out examples are separated with a {CRITERION.name} of {_percent(score)}{stderr}"
-        f" ({comparison}; {_p(entry.p_value)})."
+        f"Held-out examples are separated with a {CRITERION.name} of {percent(score)}{stderr}"
+        f" ({comparison}; {p_text(entry.p_value)})."
     )
 
 
@@ -287,8 +292,8 @@ def _flag_agreement(entry: ClassReport) -> str:
     looked_at = entry.examples if entry.looked_at is None else entry.looked_at
     by_chance = min((entry.flagged or 0) / max(looked_at, 1), 1.0)
     return (
-        f"Of the flagged examples, {_percent(entry.flag_agreement)} are flagged again if the folds are drawn"
-        f" differently (by chance {_percent(by_chance)})."
+        f"Of the flagged examples, {percent(entry.flag_agreement)} are flagged again if the folds are drawn"
+        f" differently (by chance {percent(by_chance)})."
     )
 
 
@@ -315,16 +320,16 @@ def _caption(entry: ClassReport) -> str:
     if entry.hardest_captions[0] == entry.reference_caption:
         return (
             f'No caption holds: no word of the candidates improves on "{shorten_caption(entry.hardest_captions[0])}"'
-            f" beyond noise ({_p(entry.caption_p_value)})."
+            f" beyond noise ({p_text(entry.caption_p_value)})."
         )
     words = "; ".join(word_sentences(entry.hardest_caption_attributes))
     words = f" Its words: {words}." if words else ""
     if entry.caption_p_value > SIGNIFICANCE_LEVEL:
-        chance = f"some caption fits this well by chance ({_p(entry.caption_p_value)})"
+        chance = f"some caption fits this well by chance ({p_text(entry.caption_p_value)})"
         return f"{caption} a weak hypothesis: {chance}.{words}"
     margins = entry.hardest_caption_margins
     margin = f", margin {number(margins[0], '.1f')}" if margins else ""
-    fit = f"{caption} a hypothesis: captions rarely fit this well by chance ({_p(entry.caption_p_value)}{margin})."
+    fit = f"{caption} a hypothesis: captions rarely fit this well by chance ({p_text(entry.caption_p_value)}{margin})."
     return f"{fit}{words}{_nearest(entry)}"
 
 
@@ -338,8 +343,8 @@ def _nearest(entry: ClassReport) -> str:
     if point.hardest is None or everything.hardest is None:
         return ""
     text = (
-        f" Of the {point.k} examples nearest to it, {_percent(point.hardest)} are classified correctly;"
-        f" of all examples, {_percent(everything.hardest)}"
+        f" Of the {point.k} examples nearest to it, {percent(point.hardest)} are classified correctly;"
+        f" of all examples, {percent(everything.hardest)}"
     )
     if point.hardest >= everything.hardest:
         return f"{text}, which contradicts it."
@@ -378,11 +383,3 @@ def _in_sample(entry: ClassReport) -> str:
     """Return the size of the sample if only some examples of the class were analysed."""
     sampled = entry.looked_at is not None and entry.looked_at < entry.examples
     return f" among the {entry.looked_at} analysed examples" if sampled else ""
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.0f} %"
-
-
-def _p(value: float | None) -> str:
-    return f"p = {number(value, '.2g')}"

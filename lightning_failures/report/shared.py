@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lightning_failures.core.text import clean, escape_markdown, interval, number
+from lightning_failures.core.text import clean, escape_markdown, number, percent, percent_interval
 from lightning_failures.data.records import ClassHold, SharedPattern, ValueReport
 from lightning_failures.data.report import FailureReport
 from lightning_failures.report.sentences import shared_sentence
@@ -36,8 +36,8 @@ def shared_lines(report: FailureReport, limit: int = 3) -> list[str]:
     lines = [shared_sentence(pattern)]
     if pattern.pattern:
         lines += [
-            f"{clean(row.attribute)} = {clean(row.value)}: {number(row.share_of_flagged)}"
-            f" ({interval(row.share_of_flagged_interval)}) of the flagged examples, {number(row.share)} of all"
+            f"{clean(row.attribute)} = {clean(row.value)}: {percent(row.share_of_flagged)}"
+            f" ({percent_interval(row.share_of_flagged_interval)}) of the flagged examples, {percent(row.share)} of all"
             for row in shared_values(pattern, limit)
         ]
     return lines
@@ -66,10 +66,10 @@ def shared_markdown(report: FailureReport, *, limit: int = 30) -> str:
         rows = [
             (
                 f"{escape_markdown(row.attribute)} = {escape_markdown(row.value)}",
-                number(row.share),
-                number(row.share_of_failures),
-                number(row.share_of_flagged),
-                interval(row.share_of_flagged_interval),
+                percent(row.share),
+                percent(row.share_of_failures),
+                percent(row.share_of_flagged),
+                percent_interval(row.share_of_flagged_interval),
             )
             for row in shared_values(pattern, limit)
         ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from lightning_failures.analysis.slices import lower_end
-from lightning_failures.core.text import clean, escape_markdown, interval, number
+from lightning_failures.core.text import clean, escape_markdown, percent, percent_interval, points
 from lightning_failures.data.report import FailureReport, SliceReport
 from lightning_failures.report.text_tables import pipe_table
 
@@ -33,12 +33,13 @@ def slice_lines(report: FailureReport, limit: int = 10) -> list[str]:
     >>> from lightning_failures.data.report import ClassReport
     >>> night = SliceReport("time", "night", "cat", 20, 9, 0.45, (0.26, 0.66), 0.1, 0.35, (0.15, 0.56), 0.001, True)
     >>> slice_lines(FailureReport(50, 0.8, (ClassReport("cat", 50, slices=(night,)),)))
-    ['cat: time = night: 0.45 (0.26 to 0.66) of 20 examples fail, 0.10 of the others']
+    ['cat: time = night: 45.0 % (26.0 to 66.0 %) of 20 examples fail, 10.0 % of the others']
     """
     found = significant_slices(report)
     lines = [
-        f"{clean(row.class_name or ALL_CLASSES)}: {clean(row.attribute)} = {clean(row.value)}: {number(row.error_rate)}"
-        f" ({interval(row.interval)}) of {row.examples} examples fail, {number(row.error_rate_outside)} of the others"
+        f"{clean(row.class_name or ALL_CLASSES)}: {clean(row.attribute)} = {clean(row.value)}:"
+        f" {percent(row.error_rate)} ({percent_interval(row.interval)}) of {row.examples} examples fail,"
+        f" {percent(row.error_rate_outside)} of the others"
         f"{_adjustment(row)}"
         for _, row in found[:limit]
     ]
@@ -58,13 +59,13 @@ def slices_markdown(report: FailureReport, *, limit: int = 30) -> str:
             escape_markdown(row.class_name or ALL_CLASSES),
             f"{escape_markdown(row.attribute)} = {escape_markdown(row.value)}",
             str(row.examples),
-            number(row.error_rate, ".3f"),
-            interval(row.interval),
-            number(row.error_rate_outside, ".3f"),
-            number(row.gap, "+.3f"),
-            interval(row.gap_interval),
-            number(row.adjusted_gap, "+.3f"),
-            interval(row.adjusted_gap_interval),
+            percent(row.error_rate),
+            percent_interval(row.interval),
+            percent(row.error_rate_outside),
+            points(row.gap),
+            percent_interval(row.gap_interval, "points"),
+            points(row.adjusted_gap),
+            percent_interval(row.adjusted_gap_interval, "points"),
         )
         for _, row in found[:limit]
     ]
@@ -81,4 +82,4 @@ def _adjustment(row: SliceReport) -> str:
     """Return the gap within classes of a slice over all classes; empty for a slice of one class."""
     if row.class_name is not None or row.adjusted_gap is None:
         return ""
-    return f" (within classes {number(row.adjusted_gap, '+.2f')})"
+    return f" (within classes {points(row.adjusted_gap)})"

@@ -12,14 +12,18 @@ from lightning_failures.core.text import (
     NOTHING,
     clean,
     escape_markdown,
-    interval,
     number,
+    p_text,
+    percent,
+    percent_interval,
+    points,
     shorten_caption,
 )
 from lightning_failures.data.grouping import LABEL
 from lightning_failures.data.records import ValueReport
 from lightning_failures.data.report import ClassReport, FailureReport
 from lightning_failures.data.tree_report import GroupReport
+from lightning_failures.report.findings import class_confidence
 from lightning_failures.report.sentences import (
     counterfactual_sentence,
     diagnosis_sentence,
@@ -36,12 +40,12 @@ def verdict(entry: ClassReport) -> str:
     """Return the p-value of a class with a pattern, else the reason why there is no pattern.
 
     >>> verdict(ClassReport("cat", 9, p_value=0.001, pattern=True)), verdict(ClassReport("cat", 9, p_value=0.4))
-    ('0.001', 'no pattern')
+    ('<= 0.001', 'no pattern')
     """
     if entry.skipped is not None:
         return "skipped"
     if entry.pattern:
-        return number(entry.p_value, ".2g")
+        return p_text(entry.p_value, "")
     return NOTHING if entry.p_value is None else "no pattern"
 
 
@@ -49,20 +53,20 @@ def score(entry: ClassReport) -> str:
     """Return the CV score with its standard error.
 
     >>> score(ClassReport("cat", 9, cv_score=0.79, cv_score_stderr=0.033)), score(ClassReport("cat", 9))
-    ('0.79 +- 0.03', '-')
+    ('79.0 % +- 3.3 %', '-')
     """
     stderr = entry.cv_score_stderr
-    return number(entry.cv_score) + ("" if stderr is None else f" +- {number(stderr)}")
+    return percent(entry.cv_score) + ("" if stderr is None else f" +- {percent(stderr)}")
 
 
 def gain(entry: ClassReport) -> str:
     """Return the gain of a class, with its share of the failures of all classes.
 
     >>> gain(ClassReport("cat", 9, gain=13.25, gain_share=0.074)), gain(ClassReport("cat", 9))
-    ('13.2 (7 %)', '-')
+    ('13.2 (7.4 %)', '-')
     """
     share = entry.gain_share
-    return number(entry.gain, ".1f") + ("" if share is None else f" ({100 * share:.0f} %)")
+    return number(entry.gain, ".1f") + ("" if share is None else f" ({percent(share)})")
 
 
 def class_names(report: FailureReport) -> list[str]:
@@ -79,15 +83,16 @@ def class_table(report: FailureReport, *, width: int = 140) -> str:
     """Return an aligned table for the terminal, one class a line, at most ``width`` columns wide where possible.
 
     >>> print(class_table(FailureReport(9, 0.5, (ClassReport("cat", 9, accuracy=0.5, gain=2.0),)), width=99))
-    class  accuracy  flagged wrong  others  gain  CV score  p-value  held-out ALER - BER  hardest…  easiest…
-    cat        0.50              -       -   2.0         -        -                    -  -         -
+    class  error rate  of flagged  of others  gain  how sure  CV score  p-value  held-out ALER - BER  hardest…  easiest…
+    cat        50.0 %           -          -   2.0         -         -        -                    -  -         -
     """
     head = (
         "class",
-        "accuracy",
-        "flagged wrong",
-        "others",
+        "error rate",
+        "of flagged",
+        "of others",
         "gain",
+        "how sure",
         "CV score",
         "p-value",
         "held-out ALER - BER",
@@ -97,13 +102,14 @@ def class_table(report: FailureReport, *, width: int = 140) -> str:
     rows = [
         (
             clean(c.name),
-            number(c.accuracy),
-            number(c.flagged_error_rate),
-            number(c.unflagged_error_rate),
+            percent(None if c.accuracy is None else 1 - c.accuracy),
+            percent(c.flagged_error_rate),
+            percent(c.unflagged_error_rate),
             number(c.gain, ".1f"),
+            class_confidence(c),
             score(c),
             verdict(c),
-            number(gains.get(c.name)),
+            points(gains.get(c.name)),
             *_captions(c),
         )
         for c in rank_classes(report)
@@ -163,16 +169,17 @@ def classes_markdown(report: FailureReport, *, limit: int | None = None, before:
         (
             escape_markdown(c.name),
             str(c.examples),
-            number(None if c.accuracy is None else 1 - c.accuracy, ".3f"),
-            *([] if before is None else [number(changes.get(c.name), "+.3f")]),
+            percent(None if c.accuracy is None else 1 - c.accuracy),
+            *([] if before is None else [points(changes.get(c.name))]),
             *([_shrunk(c)] if shrunk else []),
-            number(c.flagged_error_rate),
-            number(c.unflagged_error_rate),
-            number(c.failures_flagged),
+            percent(c.flagged_error_rate),
+            percent(c.unflagged_error_rate),
+            percent(c.failures_flagged),
             gain(c),
+            class_confidence(c),
             score(c),
             verdict(c),
-            number(gains.get(c.name)),
+            points(gains.get(c.name)),
             *(_cell(values[place[c.name]]) for values in added.values()),
             *map(escape_markdown, _captions(c)),
         )
@@ -188,6 +195,7 @@ def classes_markdown(report: FailureReport, *, limit: int | None = None, before:
         "of others",
         "failures flagged",
         "gain",
+        "how sure",
         "CV score",
         "p-value",
         "held-out ALER - BER",
@@ -203,7 +211,7 @@ def classes_markdown(report: FailureReport, *, limit: int | None = None, before:
 def _shrunk(entry: ClassReport) -> str:
     """Return the shrunken error rate with its interval."""
     ends = entry.error_rate_interval
-    return number(entry.error_rate_shrunk, ".3f") + ("" if ends is None else f" ({interval(ends)})")
+    return percent(entry.error_rate_shrunk) + ("" if ends is None else f" ({percent_interval(ends)})")
 
 
 def _cell(value: Any) -> str:
@@ -231,7 +239,7 @@ def grouping_lines(report: FailureReport) -> list[str]:
 
     >>> groups = tuple(GroupReport("label", "cat", 90, heldout_aler_minus_ber=gain) for gain in (0.1, 0.3))
     >>> grouping_lines(FailureReport(180, 0.5, (), groups))
-    ['label groups: mean held-out ALER - BER 0.20 over 2 trees, 0 of them with a pattern']
+    ['label groups: mean held-out ALER - BER +20.0 points over 2 trees, 0 of them with a pattern']
     """
     lines = []
     for grouping in dict.fromkeys(group.grouping for group in report.groups):
@@ -243,7 +251,7 @@ def grouping_lines(report: FailureReport) -> list[str]:
         if tested:
             mean = sum(group.heldout_aler_minus_ber or 0.0 for group in tested) / len(tested)
             lines.append(
-                f"{clean(grouping)} groups: mean held-out ALER - BER {number(mean)} over {len(tested)} trees,"
+                f"{clean(grouping)} groups: mean held-out ALER - BER {points(mean)} over {len(tested)} trees,"
                 f" {sum(group.pattern for group in tested)} of them with a pattern"
             )
     return lines
@@ -265,11 +273,11 @@ def enrichment_lines(report: FailureReport) -> list[str]:
 
     >>> red = ValueReport("tint", "red", 5, 4, share=0.1, share_of_flagged=0.8, share_of_flagged_interval=(0.5, 0.9))
     >>> enrichment_lines(FailureReport(50, 0.9, (ClassReport("cat", 50, pattern=True, enrichment=(red,)),)))
-    ['cat: tint = red: 0.80 (0.50 to 0.90) of the flagged examples, 0.10 of all']
+    ['cat: tint = red: 80.0 % (50.0 to 90.0 %) of the flagged examples, 10.0 % of all']
     """
     return [
-        f"{clean(entry.name)}: {clean(row.attribute)} = {clean(row.value)}: {number(row.share_of_flagged)}"
-        f" ({interval(row.share_of_flagged_interval)}) of the flagged examples, {number(row.share)} of all"
+        f"{clean(entry.name)}: {clean(row.attribute)} = {clean(row.value)}: {percent(row.share_of_flagged)}"
+        f" ({percent_interval(row.share_of_flagged_interval)}) of the flagged examples, {percent(row.share)} of all"
         for entry in rank_classes(report)
         for row in strongest_values(entry, limit=1)
     ]
@@ -307,7 +315,7 @@ def diagnosis_lines(report: FailureReport, limit: int | None = None) -> list[str
     >>> from lightning_failures.data.records import DiagnosisReport
     >>> found = DiagnosisReport("label noise", 0.8, remedy="report.classes[0].doubted_ids")
     >>> diagnosis_lines(FailureReport(9, 0.5, (ClassReport("cat", 9, accuracy=0.5, diagnosis=found),)))
-    ['cat: Kind of failure: label noise (80 %). Remedy: report.classes[0].doubted_ids']
+    ['cat: Kind of failure: label noise (80.0 %). Remedy: report.classes[0].doubted_ids']
     """
     lines = []
     for entry in rank_classes(report):
@@ -374,11 +382,11 @@ def enrichment_markdown(report: FailureReport, *, limit: int | None = None) -> s
         (
             escape_markdown(entry.name),
             f"{escape_markdown(row.attribute)} = {escape_markdown(row.value)}",
-            number(row.share),
-            number(row.share_of_failures),
-            number(row.share_of_flagged),
-            interval(row.share_of_flagged_interval),
-            number(row.share_of_least_confident),
+            percent(row.share),
+            percent(row.share_of_failures),
+            percent(row.share_of_flagged),
+            percent_interval(row.share_of_flagged_interval),
+            percent(row.share_of_least_confident),
         )
         for entry in with_values[:limit]
         for row in strongest_values(entry)
@@ -400,14 +408,14 @@ def _group_markdown(group: GroupReport) -> str:
         (
             escape_markdown(leaf.rule),
             str(leaf.size),
-            number(leaf.heldout_error_rate),
-            interval(leaf.interval),
-            number(leaf.heldout_error_coverage),
+            percent(leaf.heldout_error_rate),
+            percent_interval(leaf.interval),
+            percent(leaf.heldout_error_coverage),
             _yes_or_no(leaf.heldout_valid),
             number(leaf.gain, ".1f"),
-            number(leaf.error_rate),
-            number(leaf.error_coverage),
-            number(leaf.importance),
+            percent(leaf.error_rate),
+            percent(leaf.error_coverage),
+            percent(leaf.importance),
             _yes_or_no(leaf.valid),
         )
         for leaf in sorted(group.leaves, key=lambda leaf: leaf.rank)

@@ -40,6 +40,7 @@ Files, each importing only from those above it::
     caption_sources   Where the candidate captions come from: a vocabulary, or captions of the examples
     open_encoders     The encoders of a run, the same on every rank
     run_folder        The folder for the files of a run, the same on every rank and after a resume
+    closing           The last words of a training: where the report is, and what was found
     metric_keys       The metrics that other callbacks and schedulers monitor, and the values logged for them
     pictures          The pictures of an analysis
     held_out_parts    The parts of a validation set while interventions are on, with decision values

@@ -103,6 +103,7 @@ class RunnerOptions(Protocol):
     seed: int
     pins: Sequence[str | Path]
     counterfactuals: CounterfactualsOption
+    attacks: bool
     on_error: Literal["warn", "raise"]
 
 
@@ -117,6 +118,7 @@ class AnalysisRunner:
         reader: Reads examples for pictures and for the training reference.
         reference: Gives the embeddings that directions are standardised with.
         feature_names: File with names of features; None: the one in the folder of the run.
+        attacks: Whether features are attacked for their pictures.
         say_once: Emits each distinct message at most once.
         pins: Pinned slices that every analysis checks.
         counterfactuals: Whether regions of features are pasted; a generator: captions are rendered too.
@@ -137,6 +139,7 @@ class AnalysisRunner:
     seed: int
     pins: Sequence[Pin]
     counterfactuals: bool | ImageGenerator
+    attacks: bool
     say_once: Callable[..., None]
     raises: bool
     guard: Callable[[Trainer, str, str], AbstractContextManager[None]]
@@ -180,6 +183,7 @@ class AnalysisRunner:
             seed=options.seed,
             pins=open_pins(options.pins, encoders),
             counterfactuals=load_counterfactuals(options.counterfactuals),
+            attacks=options.attacks,
             say_once=say_once,
             raises=options.on_error == "raise",
             guard=guard,
@@ -357,6 +361,11 @@ class AnalysisRunner:
         del self._undrawn[index]  # an interruption leaves it to draw_interrupted
         return result
 
+    def draw_all(self, ranks: Communicator, *, seconds: float | None = None) -> AnalysisResult | None:
+        """Draw all analyses without pictures; return that of the first loader, None if it is not among them."""
+        drawn = {index: self.draw(index, ranks, seconds=seconds) for index in self.undrawn}
+        return drawn.get(0)
+
     def add_late_doubts(
         self, trainer: Trainer, logged: Callable[[], Mapping[str, float]]
     ) -> Mapping[int, AnalysisResult]:
@@ -423,6 +432,7 @@ class AnalysisRunner:
             seed=self.seed,
             say_once=self.say_once,
             counterfactuals=self.counterfactuals,
+            attacks=self.attacks,
         )
 
     def _images_of(self, snapshot: AnalysisSnapshot) -> ImageReader:

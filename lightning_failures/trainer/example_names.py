@@ -6,10 +6,9 @@ from pathlib import PurePath
 from typing import Any
 
 import torch
-import xxhash
 from torch import Tensor
 
-from lightning_failures.data.digests import UNKNOWN_DIGEST, image_digests
+from lightning_failures.data.digests import UNKNOWN_DIGEST, file_name_hash, image_digests
 from lightning_failures.errors import DataError
 from lightning_failures.trainer.dataset_attributes import dataset_attribute, dataset_length
 from lightning_failures.trainer.image_space import ImageSpace
@@ -65,11 +64,5 @@ def hashed_file_names(dataset: Any, ids: Tensor) -> Tensor | None:
         entries = [listed[index] for index in ids.tolist()]
         paths = [entry[0] if isinstance(entry, list | tuple) and entry else entry for entry in entries]
         if all(isinstance(path, str | PurePath) for path in paths):
-            return torch.tensor([_hash(str(path).removeprefix(prefix)) for path in paths], dtype=torch.int64)
+            return torch.tensor([file_name_hash(str(path).removeprefix(prefix)) for path in paths], dtype=torch.int64)
     return None
-
-
-def _hash(path: str) -> int:
-    """Hash a path in a form that is the same on every system."""
-    text = path.replace("\\", "/").lstrip("/")
-    return xxhash.xxh3_64_intdigest(text.encode("utf-8", "surrogatepass")) >> 1

@@ -62,10 +62,12 @@ class PictureOptions:
         every_n: Draw at every n-th analysis too. None: at the last analysis only.
         feature_names: YAML file with names and tags of features of the robust encoder, for many runs. None:
             ``features.yaml`` beside the last report.
+        attacks: Change images until they activate a feature as much as possible, as far as time allows.
     """
 
     every_n: int | None = None
     feature_names: str | Path | None = None
+    attacks: bool = True
 
 
 @dataclass(frozen=True)
@@ -131,6 +133,7 @@ class GroupedOptions:
     failed_below: float | None
     pictures_every_n: int | None
     feature_names: Path | None
+    attacks: bool
     every_n_validations: int | None
     min_coverage: float
     auto_rollback: bool
@@ -151,7 +154,7 @@ class GroupedOptions:
         for group in (data, advanced):
             for field in fields(group):
                 setattr(self, field.name, getattr(group, field.name))
-        self.pictures_every_n = pictures.every_n
+        self.pictures_every_n, self.attacks = pictures.every_n, pictures.attacks
         names = pictures.feature_names
         self.feature_names = None if names is None else Path(names).expanduser()
 
@@ -262,7 +265,9 @@ def group_options(options: Mapping[str, Any]) -> dict[str, Any]:
         values = {key: value for key, value in options.items() if _GROUP_OF.get(key) is group}
         if values:
             grouped[name] = group(**values)
-    drawing = PictureOptions(options.get("pictures_every_n"), options.get("feature_names"))
+    drawing = PictureOptions(
+        options.get("pictures_every_n"), options.get("feature_names"), options.get("attacks", True)
+    )
     if options.get("pictures", True) is True and drawing != PictureOptions():
         grouped["pictures"] = drawing
     return grouped

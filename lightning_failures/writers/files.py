@@ -8,6 +8,7 @@ from pathlib import Path
 
 from lightning_failures.analysis.result import AnalysisResult
 from lightning_failures.core.atomic import write_atomically
+from lightning_failures.core.run_paths import REPORT_FILE
 from lightning_failures.core.text import looks_digested, to_bytes, with_digest
 from lightning_failures.data.example_table import EXAMPLES_FILE
 from lightning_failures.data.report import FailureReport, FeatureReport, analysis_name
@@ -18,7 +19,7 @@ from lightning_failures.report.gallery_storage import load_gallery, save_gallery
 from lightning_failures.report.html.write import write_html
 from lightning_failures.report.image_encoding import to_png
 from lightning_failures.report.markdown import report_markdown
-from lightning_failures.report.run_folder import GALLERY_FILE, HTML_FILE, REPORT_FILE, open_run, report_before
+from lightning_failures.report.run_folder import GALLERY_FILE, HTML_FILE, open_run, report_before
 from lightning_failures.report.sparse import sparse_report
 from lightning_failures.writers.base import Writer, WriterLimits
 
@@ -59,7 +60,7 @@ class FileWriter(Writer):
         here = self.folder / analysis_name(report, step)
         write_report(report, here)
         write_report(report, self.folder)
-        for picture in gallery.pictures:
+        for picture in gallery.logged:
             write_atomically(here / _image_file(picture), to_png(picture.image))
         save_gallery(gallery, self.folder / GALLERY_FILE)
         self._write_markdown(report, step, gallery)
@@ -123,6 +124,16 @@ class FileWriter(Writer):
 def write_report(report: FailureReport, folder: Path) -> None:
     """Write ``<folder>/report.json``."""
     write_atomically(folder / REPORT_FILE, to_bytes(report.to_json()))
+
+
+def run_files(folder: Path) -> list[Path]:
+    """Return the files of the last analysis that exist, with which ``report`` and ``diff`` work elsewhere.
+
+    Args:
+        folder: The folder of the report files.
+    """
+    names = (HTML_FILE, REPORT_FILE, EXAMPLES_FILE, GALLERY_FILE, DIRECTIONS_FILE, FEATURES_FILE)
+    return [folder / name for name in names if (folder / name).is_file()]
 
 
 def file_name(text: str, limit: int = 60) -> str:

@@ -10,6 +10,8 @@ from typing import Any
 from lightning_failures.writers.base import Writer
 from lightning_failures.writers.csv import CSVWriter
 from lightning_failures.writers.files import FileWriter
+from lightning_failures.writers.generic import GenericWriter, can_log
+from lightning_failures.writers.mlflow import MLFlowWriter
 from lightning_failures.writers.tensorboard import TensorBoardWriter
 from lightning_failures.writers.wandb import WandbWriter
 
@@ -19,6 +21,7 @@ WriterFactory = Callable[[Any, Path], Writer | None]
 _FACTORIES: dict[str, WriterFactory] = {
     "TensorBoardLogger": lambda logger, folder: TensorBoardWriter(logger),
     "WandbLogger": WandbWriter,
+    "MLFlowLogger": MLFlowWriter,
     "CSVLogger": lambda logger, folder: CSVWriter(Path(logger.log_dir)),
     "DummyLogger": lambda logger, folder: None,  # Lightning's, for fast_dev_run
 }
@@ -37,7 +40,9 @@ def register_writer(logger_class_name: str, factory: WriterFactory) -> None:
 
 
 def writer_for(logger: Any, folder: Path) -> Writer | None:
-    """Return the writer of a logger; None, with a warning, if no base class of the logger is registered.
+    """Return the writer of a logger; None, with a warning, if it has none.
+
+    A logger of no registered class gets the generic writer if it has ``log_image`` or ``log_table``.
 
     Args:
         logger: A logger of the Trainer.
@@ -46,6 +51,8 @@ def writer_for(logger: Any, folder: Path) -> Writer | None:
     for base in type(logger).__mro__:
         if base.__name__ in _FACTORIES:
             return _FACTORIES[base.__name__](logger, folder)
+    if can_log(logger, "log_image") or can_log(logger, "log_table"):
+        return GenericWriter(logger)
     name = type(logger).__name__
     warnings.warn(
         f"FailureModes has no writer for {name}, which gets scalars only; the report and its pictures are in {folder}. "

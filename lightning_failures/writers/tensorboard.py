@@ -49,7 +49,7 @@ class TensorBoardWriter(Writer):
         report = result.report
         writer = self.logger.experiment
         prefix = tag_prefix(report)
-        for picture in gallery.pictures:
+        for picture in gallery.logged:
             _add_image(writer, f"{prefix}/{picture.tag}", picture.image, step)
         writer.flush()
         if gallery.thumbnails is not None and result.table is not None:

@@ -4,38 +4,27 @@ from __future__ import annotations
 
 import html
 import os
-from dataclasses import astuple, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from lightning_failures.analysis.result import AnalysisResult
-from lightning_failures.data.example_table import EXAMPLES_FILE, ExampleTable
+from lightning_failures.data.example_table import ExampleTable
 from lightning_failures.data.report import FailureReport
-from lightning_failures.directions.result import DIRECTIONS_FILE
-from lightning_failures.report.example_rows import ExampleRow, example_rows
-from lightning_failures.report.feature_names import FEATURES_FILE
 from lightning_failures.report.gallery import Gallery, Thumbnails
 from lightning_failures.report.interventions import interventions_markdown
 from lightning_failures.report.markdown import report_sections
-from lightning_failures.report.run_folder import GALLERY_FILE, HTML_FILE, REPORT_FILE
-from lightning_failures.report.tables import error_changes, heldout_gains, rank_classes
-from lightning_failures.writers.base import Writer, WriterLimits, best_captions, tag_prefix
+from lightning_failures.writers.base import Writer, WriterLimits, tag_prefix
+from lightning_failures.writers.class_table import COLUMNS, class_rows, example_values, failures_first, utf8
+from lightning_failures.writers.class_table import EXAMPLE_COLUMNS as VALUES
+from lightning_failures.writers.files import run_files
 
 MAX_ROWS = 10_000
 MAX_IMAGES = 108
 MAX_EXAMPLES = 500
 """Limits of one analysis. W&B keeps 200,000 rows of a table and 108 images of a step; each example is a file."""
 
-COLUMNS = (
-    "epoch", "class", "examples", "accuracy", "error_rate", "change", "cv_score", "cv_score_stderr", "p_value",
-    "pattern", "strength", "flagged_error_rate", "unflagged_error_rate", "gain", "heldout_aler_minus_ber", "aler",
-    "base_error_rate", "hardest_caption", "easiest_caption", "skipped",
-)  # fmt: skip
-EXAMPLE_COLUMNS = (
-    "epoch", "image", "id", "label", "prediction", "right", "confidence", "decision_value", "flagged", "leaf",
-)  # fmt: skip
-ARTIFACT_FILES = (HTML_FILE, REPORT_FILE, EXAMPLES_FILE, GALLERY_FILE, DIRECTIONS_FILE, FEATURES_FILE)
-"""Files of an artifact, if they exist: a whole run for ``lightning-failures report`` and ``diff``."""
+EXAMPLE_COLUMNS = ("epoch", "image", *VALUES)
 
 
 @dataclass(frozen=True)
@@ -58,7 +47,7 @@ class WandbWriter(Writer):
         report = result.report
         prefix = tag_prefix(report)
         columns = [*COLUMNS, *report.method_columns()]
-        table = wandb.Table(columns=columns, data=_class_rows(report, self._previous.get(prefix)))
+        table = wandb.Table(columns=columns, data=class_rows(report, self._previous.get(prefix), MAX_ROWS))
         values: dict[str, Any] = {f"{prefix}/table": table, "trainer/global_step": step}
         values |= {f"{prefix}/{key}": _html(text) for key, text in report_sections(report).items()}
         self._previous[prefix] = FailureReport(report.examples, report.accuracy, report.classes)
@@ -73,9 +62,9 @@ class WandbWriter(Writer):
         report = result.report
         prefix = tag_prefix(report)
         values: dict[str, Any] = {"trainer/global_step": step}
-        for picture in gallery.pictures[:MAX_IMAGES]:
+        for picture in gallery.logged[:MAX_IMAGES]:
             # one key each: W&B shows a list of images only if all have the same size
-            values[f"{prefix}/{picture.tag}"] = wandb.Image(_pixels(picture.image), caption=_utf8(picture.caption))
+            values[f"{prefix}/{picture.tag}"] = wandb.Image(_pixels(picture.image), caption=utf8(picture.caption))
         if gallery.thumbnails is not None and result.table is not None:
             rows = _example_rows(report, result.table, gallery.thumbnails)
             values[f"{prefix}/examples"] = wandb.Table(columns=list(EXAMPLE_COLUMNS), data=rows)
@@ -112,9 +101,8 @@ class WandbWriter(Writer):
             type="failure-report",
             metadata={"epoch": report.epoch, "global_step": report.global_step, **report.summary},
         )
-        for path in (self.folder / name for name in ARTIFACT_FILES):
-            if path.is_file():
-                artifact.add_file(str(path))
+        for path in run_files(self.folder):
+            artifact.add_file(str(path))
         run.log_artifact(artifact)
 
 
@@ -124,39 +112,15 @@ def _summary(report: FailureReport) -> dict[str, Any]:
     worst = min(report.classes, key=lambda entry: entry.error_rank, default=None)
     if worst is None or worst.accuracy is None:
         return summary
-    return {**summary, "worst_class": _utf8(worst.name), "worst_class_error_rate": 1 - worst.accuracy}
-
-
-def _class_rows(report: FailureReport, before: FailureReport | None) -> list[list[Any]]:
-    """Return the rows of the table of classes, those first that it pays most to fix."""
-    changes, rows = error_changes(report, before), []
-    added, gains = report.method_columns(), heldout_gains(report)
-    place = {entry.name: k for k, entry in enumerate(report.classes)}
-    for entry in rank_classes(report)[:MAX_ROWS]:
-        cells = entry.to_dict() | best_captions(entry)
-        cells |= {
-            "epoch": report.epoch,
-            "class": entry.name,
-            "error_rate": None if entry.accuracy is None else 1 - entry.accuracy,
-            "change": changes.get(entry.name),
-            "heldout_aler_minus_ber": gains.get(entry.name),
-        }
-        of_methods = [values[place[entry.name]] for values in added.values()]
-        rows.append([_utf8(cell) for cell in (*(cells[column] for column in COLUMNS), *of_methods)])
-    return rows
+    return {**summary, "worst_class": utf8(worst.name), "worst_class_error_rate": 1 - worst.accuracy}
 
 
 def _example_rows(report: FailureReport, table: ExampleTable, thumbnails: Thumbnails) -> list[list[Any]]:
     """Return the rows of the table of examples, failures first, by ascending decision value."""
     import wandb
 
-    def order(item: tuple[ExampleRow, Any]) -> tuple[bool, bool, float]:
-        row, _ = item
-        return row.right, row.decision_value is None, row.decision_value or 0.0
-
-    examples = zip(example_rows(report, table, thumbnails.ids), thumbnails.images, strict=True)
-    shown = sorted(examples, key=order)[:MAX_EXAMPLES]
-    return [[report.epoch, wandb.Image(_pixels(image)), *map(_utf8, astuple(row))] for row, image in shown]
+    shown = failures_first(report, table, thumbnails.ids, MAX_EXAMPLES)
+    return [[report.epoch, wandb.Image(_pixels(thumbnails.images[k])), *example_values(row)] for k, row in shown]
 
 
 def _pixels(image: Any) -> Any:
@@ -168,8 +132,3 @@ def _html(text: str) -> Any:
     import wandb
 
     return wandb.Html(f"<pre>{html.escape(text)}</pre>")
-
-
-def _utf8(value: Any) -> Any:
-    """Escape bytes that are not UTF-8, which folder names on Linux may hold and W&B rejects."""
-    return value.encode("utf-8", "backslashreplace").decode() if isinstance(value, str) else value

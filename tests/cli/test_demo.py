@@ -12,7 +12,9 @@ from lightning_failures.bundled.digits import ColouredDigitsDataModule
 from lightning_failures.cli import main
 from lightning_failures.cli.demo import attach_truth
 from lightning_failures.data.report import ClassReport, FailureReport
+from tests.report.html.reading import first_screen
 
+pytest_plugins = ["tests.helpers.browser"]
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*does not have many workers.*"),
     pytest.mark.filterwarnings("ignore:.*smaller than the logging interval.*"),
@@ -34,7 +36,7 @@ def test_demo__too_few_epochs_is_one_line(capsys):
 
 
 @pytest.mark.slow
-def test_demo__table_report_and_truth(tmp_path, capsys, monkeypatch):
+def test_demo__table_report_and_truth(visit, tmp_path, capsys, monkeypatch):
     """On half of the images; ``.ci/run`` runs the whole demo."""
     half = partial(ColouredDigitsDataModule, train_size=2000, val_size=2000)
     monkeypatch.setattr("lightning_failures.cli.demo.ColouredDigitsDataModule", half)
@@ -62,6 +64,17 @@ def test_demo__table_report_and_truth(tmp_path, capsys, monkeypatch):
     ]
     assert sum(enriched) >= 4
     assert re.search(r"tint = \w+: [01]\.\d\d", shown)
+    assert report["findings"][0]["attribute"] == "tint"
+    assert "with tint" in shown
+    seen = visit(tmp_path / "out" / "report.html", width=1280, height=800)
+    first = first_screen(seen.page)
+    text = " ".join(first["text"].split())
+    assert min(first["wrong"], first["right"], first["rates"]) >= 3
+    worst = report["findings"][0]["parts"][0]
+    assert f"Images of {worst['class']} with tint {worst['words']} are wrong" in text
+    assert re.search("Mistaken for: .*How sure|How sure (high|moderate|low)", text)
+    assert "Next:" in text
+    assert seen.errors == []
     assert list((tmp_path / "out").rglob("images/classes-*.png"))
     assert list((tmp_path / "out").rglob("events.out.tfevents.*"))
     assert main(["report", str(tmp_path / "out"), "--output", str(tmp_path / "again.html")]) == 0

@@ -50,7 +50,7 @@ def test_configs__are_complete(config, capsys, monkeypatch):
 
 
 @pytest.mark.slow
-def test_fit_and_analyse__from_the_packaged_config(tmp_path, monkeypatch):
+def test_fit_and_analyse__from_the_packaged_config(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     config = ["--config", str(ROOT / "configs" / "digits.yaml"), *QUIET]
     assert main(["fit", *config, "--trainer.max_epochs=1"]) == 0
@@ -63,6 +63,10 @@ def test_fit_and_analyse__from_the_packaged_config(tmp_path, monkeypatch):
     with pytest.warns(UserWarning, match="dirpath has changed"):
         status = main(["analyse", "--config=plain.yaml", *QUIET, "--ckpt_path", str(checkpoint), "--split=train"])
     assert status == 0
+    shown = capsys.readouterr().out
+    assert "class  error rate  of flagged" in shown
+    assert shown.rstrip().splitlines()[-1].startswith("Classes with a pattern:")
+    assert "Validate metric" not in shown
     analysed = json.loads((logs / "version_1" / "failures" / "report.json").read_text())
     assert analysed["examples"] == 300
     assert analysed["accuracy"] != fitted["accuracy"]

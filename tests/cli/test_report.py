@@ -76,7 +76,7 @@ def test_report__prints_and_writes_the_page(tmp_path, capsys, pages):
     shown = capsys.readouterr().out
     assert (place / "failures" / "report.html").read_text() == "<p>the page</p>"
     assert f"Report: {place / 'failures' / 'report.html'}" in shown
-    for text in ("cat", "Pattern. Held-out examples are separated", "growing", "feature 17 > 0.36", "accuracy 0.80"):
+    for text in ("cat", "Pattern. Held-out examples are separated", "growing", "feature 17 > 0.36", "accuracy 80.0 %"):
         assert text in shown
     assert main(["report", str(place), "--output", str(tmp_path / "other" / "ticket.html")]) == 0
     assert (tmp_path / "other" / "ticket.html").read_text() == "<p>the page</p>"
@@ -138,8 +138,8 @@ def test_report_text__leaves_that_are_valid_held_out():
     text = " ".join(report_text(Run(Path("x"), report(groups=(group,)), ())).split())
     assert "feature 1 > 1" not in text
     assert (
-        "feature 2 > 1: error rate 0.62 (0.40 to 0.80) and error coverage 0.35 on held-out examples; in sample 0.70 "
-        "and 0.40; base error rate 0.30" in text
+        "feature 2 > 1: error rate 62.0 % (40.0 to 80.0 %) and error coverage 35.0 % on held-out examples; in sample"
+        " 70.0 % and 40.0 %; base error rate 30.0 %" in text
     )
 
 
@@ -148,13 +148,13 @@ def test_diff__text(tmp_path, capsys):
     assert main(["diff", str(a), str(b), "--ids", "2"]) == 0
     shown = capsys.readouterr().out
     assert "20 examples are in both runs with the same label" in shown
-    assert "Error rate 0.450 -> 0.050 (-0.400, p = 0.0078): 8 fixed, 0 new, 1 persistent failures." in shown
+    assert "Error rate 45.0 % -> 5.0 % (-40.0 points, p = 0.0078): 8 fixed, 0 new, 1 persistent failures." in shown
     rows = [line.split() for line in shown.splitlines() if line.startswith(("cat", "dog"))]
     assert rows == [
-        ["cat", "10", "0.900", "0.100", "-0.800", "8", "0", "1", "0.0078"],
-        ["dog", "10", "0.000", "0.000", "+0.000", "0", "0", "0", "no", "difference"],
+        ["cat", "10", "90.0", "%", "10.0", "%", "-80.0", "points", "8", "0", "1", "0.0078"],
+        ["dog", "10", "0.0", "%", "0.0", "%", "+0.0", "points", "0", "0", "0", "no", "difference"],
     ]
-    assert "persistent  cat: 9 -> 1 flagged failures (shared 1.00)" in shown
+    assert "persistent  cat: 9 -> 1 flagged failures (shared 100.0 %)" in shown
     assert "  1: cat, a says dog, b says cat\n  2: cat, a says dog, b says cat\n  and 6 more" in shown
     assert main(["diff", str(b), str(b)]) == 0
     shown = capsys.readouterr().out

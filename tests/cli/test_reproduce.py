@@ -37,7 +37,7 @@ def test_papers__claims_are_not_measured_on_other_data(tmp_path, monkeypatch, ca
     if name == "celeba":
         data = celeba(tmp_path / "data", monkeypatch, images=150)
     else:
-        data = cifar(tmp_path / "data", monkeypatch, fine=int(name[5:]), images=2 if name == "cifar100" else 8)
+        data = cifar(tmp_path / "data", monkeypatch, fine=int(name[5:]), images=3 if name == "cifar100" else 8)
     assert main(["reproduce", name, "--data", str(data), *options(tmp_path)]) == 0
     content = json.loads((tmp_path / "out" / name / f"{name}.json").read_text())
     assert content["claims"]

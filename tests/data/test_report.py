@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lightning_failures.data.pin_check import PinCheck
 from lightning_failures.data.report import (
     SCHEMA,
     ClassReport,
@@ -166,3 +167,7 @@ def test_records__are_frozen():
     for record in (ClassReport("cat", 1), GroupReport("label", "cat", 1), FailureReport(1, None, ())):
         with pytest.raises(dataclasses.FrozenInstanceError):
             record.examples = 7
+
+
+def test_pin_check__status_of_a_later_version_is_said_as_it_is():
+    assert PinCheck("cat 1", "cat", "quaran\u202etined", 4, 2, 0.5, (0.1, 0.9)).sentence.startswith("cat 1 is 'quaran")

@@ -31,9 +31,9 @@ def a_report(*classes, pairs=PAIRS):
 
 
 def test_confusion_sentence__mostly_is_more_than_half():
-    assert confusion_sentence(CAT) == "Most often mistaken for dog (9 failures, 0.45), then owl (0.05)."
+    assert confusion_sentence(CAT) == "Most often mistaken for dog (9 failures, 45.0 %), then owl (5.0 %)."
     assert confusion_sentence(SPLIT).endswith(
-        " The flagged failures are mostly mistaken for dog: 0.80 of them, 0.10 of the others (p = 0.0012)."
+        " The flagged failures are mostly mistaken for dog: 80.0 % of them, 10.0 % of the others (p = 0.0012)."
     )
     assert confusion_sentence(ClassReport("owl", 9)) == ""
 
@@ -42,24 +42,29 @@ def test_confusion_sentence__which_failures_follow_the_pattern():
     dog = ConfusionSplitReport("dog", 60, 0.6, 0.83, (0.7, 0.9), 0.15, True)
     owl = ConfusionSplitReport("owl", 30, 0.3, 0.12, (0.04, 0.2), 0.15, False)
     assert confusion_sentence(replace(SPLIT, confusion_split=(dog, owl))).endswith(
-        " Of its failures as dog, 0.83 are flagged; those as owl show no clear pattern: 0.12 are flagged, as are 0.15"
+        " Of its failures as dog, 83.0 % are flagged; those as owl show no clear pattern: 12.0 % are"
+        " flagged, as are 15.0 %"
         " of the correct images."
     )
     assert confusion_sentence(replace(SPLIT, confusion_split=(dog, replace(owl, pattern=True)))).endswith(
-        " Of its failures as dog, 0.83 are flagged; of those as owl, 0.12. Of the correct images, 0.15 are flagged."
+        " Of its failures as dog, 83.0 % are flagged; of those as owl, 12.0 %. Of the correct images, 15.0 %"
+        " are flagged."
     )
 
 
 def test_confusion_lines__pairs_then_what_flags_explain():
     lines = confusion_lines(a_report(SPLIT))
-    assert lines[:2] == ["cat -> dog: 9 failures, 0.45 of those of cat", "owl -> cat: 1 failure, 1.00 of those of owl"]
+    assert lines[:2] == [
+        "cat -> dog: 9 failures, 45.0 % of those of cat",
+        "owl -> cat: 1 failure, 100.0 % of those of owl",
+    ]
     assert lines[2:] == [f"cat: {confusion_sentence(SPLIT)}"]
     assert len(confusion_lines(a_report(CAT), limit=1)) == 1
 
 
 def test_confusions_markdown__a_table_and_a_line_a_class():
     text = confusions_markdown(a_report(SPLIT))
-    assert "| cat | dog | 9 | 0.45 |" in text
+    assert "| cat | dog | 9 | 45.0 % |" in text
     assert f"* **cat**: {confusion_sentence(SPLIT)}" in text
     assert confusions_markdown(a_report(CAT, pairs=())) == ""
     assert "confusions" in report_sections(a_report(CAT))

@@ -65,7 +65,7 @@ def test_diary_lines__what_has_changed_comes_first():
         "c 1: growing, 20 of 100 examples (+9 -1 since last seen), first seen in epoch 2",
         "b 1: cured: not seen in 3 analyses in a row, 2 of its failures remain, first seen in epoch 0, red b",
         "d 1: missing: not seen in 1 analysis, first seen in epoch 2",
-        "e 1: missing: its class was not analysed, first seen in epoch 2",
+        "e 1: not judged: its class has too few failures, or was left out, first seen in epoch 2",
         "a 1: persisting, 90 of 100 examples (+1 -1 since last seen), first seen in epoch 0",
         "f 1: of a later version, 3 of 100 examples",
     ]

@@ -36,8 +36,8 @@ def test_class_picture__captions_only_with_a_pattern():
 
     found, nothing = picture(True), picture(False)
     assert found.tag == nothing.tag == "classes/cat"
-    assert found.caption.startswith("cat: error rate 0.25; p 0.001")
-    assert nothing.caption == "cat: error rate 0.25; no pattern"
+    assert found.caption.startswith("cat: error rate 25.0 %; p <= 0.001")
+    assert nothing.caption == "cat: error rate 25.0 %; no pattern"
     assert found.image.shape[2] > nothing.image.shape[2]  # the title with its caption is wider
 
 
@@ -102,8 +102,8 @@ def test_leaf_picture__failures_above_correct_ones_and_the_rule_in_words():
         ("correct, same rule", 1),
     ]
     assert picture.caption == (
-        'prediction group of cat: feature 3 "fur" > 0.5; 20 examples; error rate 0.55 (0.40 to 0.80) and error '
-        "coverage 0.35 on held-out examples; in sample 0.60 and 0.40; base error rate of the group 0.30"
+        'prediction group of cat: feature 3 "fur" > 0.5; 20 examples; error rate 55.0 % (40.0 to 80.0 %) and error '
+        "coverage 35.0 % on held-out examples; in sample 60.0 % and 40.0 %; base error rate of the group 30.0 %"
     )
     assert picture.image.shape[1] > 2 * 96
     assert "rest of the group" in leaf_picture(group, 0, [BLACK], [BLACK], elsewhere=True).rows[1].title

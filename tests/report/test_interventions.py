@@ -52,7 +52,7 @@ def test_lines__the_gain_that_came_beside_the_expected_one():
     entry |= {"classes": [{"class": "cat", "added": 9}], "expected_drop": 0.625}
     trend = [{"epoch": 0, key: 0.75}, {"epoch": 1}, {"epoch": 2, key: 0.875}]
     (line,) = intervention_lines(report(entry | {"trend": trend}))
-    assert "flagged slice: expected to fall by up to 0.62, has risen by 0.12 (0.75 -> 0.88)" in line
+    assert "flagged slice: expected to fall by up to 62.5 points, has risen by 12.5 points (75.0 % -> 87.5 %)" in line
     (line,) = intervention_lines(report(entry | {"trend": trend[:1]}))
-    assert "expected to fall by up to 0.62, not measured yet." in line
+    assert "expected to fall by up to 62.5 points, not measured yet." in line
     assert "expected" not in intervention_lines(report(entry | {"expected_drop": None}))[0]

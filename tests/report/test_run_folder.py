@@ -236,7 +236,7 @@ def test_report_before__is_the_one_before(folder):
 def test_report_md__tells_the_change_since_the_analysis_before(folder):
     assert "change" not in (folder / analysis_name(report(0), 0) / "report.md").read_text()
     text = (folder / analysis_name(report(2), 200) / "report.md").read_text()
-    assert "-0.100" in text  # of the error rate, from 0.4 to 0.3
+    assert "-10.0 points" in text  # of the error rate, from 0.4 to 0.3
 
 
 def test_file_sink__a_failing_page_loses_nothing_else(folder, monkeypatch):

@@ -43,11 +43,12 @@ def of(**changes):
 
 def test_trust_sentence__everything_at_hand():
     assert trust_sentence(FOUND) == (
-        "Strong pattern: 60 % of the 150 flagged examples fail, 12 % of the others (a difference of 38 to 57 points); "
-        "the flagged hold 75 % of the 120 failures. Held-out examples are separated with a balanced accuracy of "
-        "85 % +- 2 % (50 % is a coin toss, nine of ten shuffles give 44 % to 57 %; p = 0.001). "
+        "Strong pattern: 60.0 % of the 150 flagged examples fail, 12.0 % of the others (a difference of 38.4"
+        " to 56.6 points); "
+        "the flagged hold 75.0 % of the 120 failures. Held-out examples are separated with a balanced accuracy of "
+        "85.0 % +- 2.0 % (50.0 % is a coin toss, nine of ten shuffles give 44.0 % to 57.0 %; p <= 0.001). "
         'The caption "red cat" is a hypothesis: captions rarely fit this well by chance (p = 0.002, margin 2.9). '
-        "Of the 80 examples nearest to it, 30 % are classified correctly; of all examples, 70 %. "
+        "Of the 80 examples nearest to it, 30.0 % are classified correctly; of all examples, 70.0 %. "
         "The most important leaf of the failure tree holds mostly the same examples (Cohen's kappa 0.71)."
     )
 
@@ -58,11 +59,11 @@ def test_trust_sentence__everything_at_hand():
         ({"examples": 0}, "No examples."),
         ({"skipped": "4 failures; at least 10 are needed"}, "Skipped: 4 failures; at least 10 are needed."),
         ({"cv_score": None}, "Graded only: "),
-        ({"p_value": None, "pattern": False}, "Not tested: it is unknown whether a CV score of 0.85 is above chance"),
+        ({"p_value": None, "pattern": False}, "Not tested: it is unknown whether a CV score of 85.0 % is above chance"),
         ({"p_value": 0.4, "pattern": False}, "No pattern: the 120 failures are consistent with chance (p = 0.4)"),
         ({"p_value": 0.03, "pattern": False}, "No pattern: with this many classes, some look like this by chance (p = 0.03)"),  # noqa: E501
-        ({"strength": "clear"}, "Clear pattern: 60 % of the 150"),
-        ({"strength": "weak"}, "Weak pattern: 60 % of the 150"),
+        ({"strength": "clear"}, "Clear pattern: 60.0 % of the 150"),
+        ({"strength": "weak"}, "Weak pattern: 60.0 % of the 150"),
         ({"cv_null_interval": (0.5, 0.9)}, "Weak pattern"),
         ({"cv_null_interval": (0.5, 0.85)}, "Weak pattern"),
         ({"cv_null_interval": (0.5, 0.84)}, "Strong pattern"),
@@ -81,7 +82,7 @@ def test_trust_sentence__what_comes_first(changes, start):
         ({"caption_p_value": 0.3}, "is a weak hypothesis: some caption fits this well by chance (p = 0.3)."),
         (
             {"hardest_caption_attributes": (AttributeEvidence("red", "tint", 9.5, 0.001, 0.81, 0.09),)},
-            "margin 2.9). Its words: red: 81 % of the flagged, 9 % of the class, p = 0.001. Of the 80",
+            "margin 2.9). Its words: red: 81.0 % of the flagged, 9.0 % of the class, p <= 0.001. Of the 80",
         ),
         (
             {
@@ -90,7 +91,7 @@ def test_trust_sentence__what_comes_first(changes, start):
                     AttributeEvidence("red", None, 2.5, 0.03, 0.4, 0.3), AttributeEvidence("thin", p_value=0.04),
                 ),
             },
-            "by chance (p = 0.3). Its words: red: read in 40 % of the flagged, 30 % of the class, p = 0.03; "
+            "by chance (p = 0.3). Its words: red: read in 40.0 % of the flagged, 30.0 % of the class, p = 0.03; "
             "thin: p = 0.04.",
         ),
         (
@@ -99,14 +100,14 @@ def test_trust_sentence__what_comes_first(changes, start):
         ),
         ({"hardest_caption_margins": ()}, "fit this well by chance (p = 0.002). Of the"),
         ({"nearest": ()}, "(p = 0.002, margin 2.9). The most important leaf"),
-        ({"nearest": (CurvePoint(30, 0.2), CurvePoint(100, 0.5))}, "Of the 30 examples nearest to it, 20 % are classified correctly; of all examples, 50 %."),  # noqa: E501
-        ({"nearest": (CurvePoint(25, 0.55), CurvePoint(100, 0.7))}, "nearest to it, 55 % are classified correctly; of all examples, 70 %, a difference too small to be conclusive."),  # noqa: E501
-        ({"nearest": (CurvePoint(25, 0.7), CurvePoint(100, 0.7))}, "nearest to it, 70 % are classified correctly; of all examples, 70 %, which contradicts it."),  # noqa: E501
+        ({"nearest": (CurvePoint(30, 0.2), CurvePoint(100, 0.5))}, "Of the 30 examples nearest to it, 20.0 % are classified correctly; of all examples, 50.0 %."),  # noqa: E501
+        ({"nearest": (CurvePoint(25, 0.55), CurvePoint(100, 0.7))}, "nearest to it, 55.0 % are classified correctly; of all examples, 70.0 %, a difference too small to be conclusive."),  # noqa: E501
+        ({"nearest": (CurvePoint(25, 0.7), CurvePoint(100, 0.7))}, "nearest to it, 70.0 % are classified correctly; of all examples, 70.0 %, which contradicts it."),  # noqa: E501
         ({"agreement": 0.3}, "holds partly the same examples"),
         ({"agreement": -0.1}, "holds other examples (Cohen's kappa -0.10"),
-        ({"cv_null_interval": None, "cv_score_stderr": None}, "of 85 % (50 % is a coin toss; p"),
-        ({"flag_agreement": 0.83}, "Of the flagged examples, 83 % are flagged again if the folds are drawn differently (by chance 38 %)."),  # noqa: E501
-        ({"flag_agreement": 0.4, "looked_at": 200, "failures_looked_at": 60}, "40 % are flagged again if the folds are drawn differently (by chance 75 %)."),  # noqa: E501
+        ({"cv_null_interval": None, "cv_score_stderr": None}, "of 85.0 % (50.0 % is a coin toss; p"),
+        ({"flag_agreement": 0.83}, "Of the flagged examples, 83.0 % are flagged again if the folds are drawn differently (by chance 37.5 %)."),  # noqa: E501
+        ({"flag_agreement": 0.4, "looked_at": 200, "failures_looked_at": 60}, "40.0 % are flagged again if the folds are drawn differently (by chance 75.0 %)."),  # noqa: E501
         ({"doubted": 7}, "The labels of 7 failures are in doubt and left out of the fit."),
         ({"doubted": 1}, "The label of 1 failure is in doubt and left out of the fit."),
     ],
@@ -129,7 +130,7 @@ def test_trust_sentence__a_rate_that_is_none(rate):
 
 def test_trust_sentence__of_a_sample_counts_what_was_looked_at():
     sample = {"looked_at": 40, "failures_looked_at": 11}
-    assert "75 % of the 11 failures among the 40 analysed examples." in of(**sample)
+    assert "75.0 % of the 11 failures among the 40 analysed examples." in of(**sample)
     assert "With only 11 failures, the pattern may" in of(**sample)
     assert "the 11 failures among the 40 analysed examples are" in of(**sample, pattern=False, p_value=0.4)
     assert of(looked_at=400, failures_looked_at=120) == trust_sentence(FOUND)
@@ -140,10 +141,11 @@ def test_trust_sentence__of_a_sample_counts_what_was_looked_at():
     [
         (
             {},
-            "Counterfactual check: confirmed. Of 32 images that painter renders from it, the model gets 88 % wrong, of"
-            " those from the easiest caption 12 %, from the reference 3 % (+50 to +89).",
+            "Counterfactual check: confirmed. Of 32 images that painter renders from it, the model gets 87.5"
+            " % wrong, of"
+            " those from the easiest caption 12.5 %, from the reference 3.0 % (+50.0 to +89.0).",
         ),
-        ({"reference": None, "interval": (-0.05, 0.4), "verdict": "not confirmed"}, "caption 12 % (-5 to +40)."),
+        ({"reference": None, "interval": (-0.05, 0.4), "verdict": "not confirmed"}, "caption 12.5 % (-5.0 to +40.0)."),
         ({"changed": None, "reason": "out of time", "verdict": "not measured"}, "check: not measured (out of time)."),
     ],
 )
@@ -183,15 +185,17 @@ def of_tree(**changes):
 def test_group_sentence__everything_at_hand():
     assert group_sentence(TREE) == (
         "The rules hold on held-out examples: their failures are in leaves whose error rate exceeds the base error "
-        "rate of 0.25 by 0.13 +- 0.02 on average. Worst leaf: feature 5 > 0.6; 100 examples, error rate 0.68 "
-        "(0.55 to 0.80) and error coverage 0.67 on held-out examples; in sample 0.70 and 0.70."
+        "rate of 25.0 % by +13.0 points +- 2.0 % on average. Worst leaf: feature 5 > 0.6; 100 examples,"
+        " error rate 68.0 % "
+        "(55.0 to 80.0 %) and error coverage 67.0 % on held-out examples; in sample 70.0 % and 70.0 %."
     )
 
 
 def test_group_sentence__of_a_former_version_names_what_is_in_sample():
     former = tuple(LeafReport(*dataclasses.astuple(leaf)[:7]) for leaf in LEAVES)
     assert of_tree(leaves=former).endswith(
-        "100 examples, error rate 0.70 and error coverage 0.70 in sample, error rate 0.55 to 0.80 on held-out examples."
+        "100 examples, error rate 70.0 % and error coverage 70.0 % in sample, error rate 55.0 to 80.0 % on held-out"
+        " examples."
     )
 
 
@@ -201,7 +205,7 @@ def test_group_sentence__of_a_former_version_names_what_is_in_sample():
         ({"size": 0}, "No examples."),
         ({"skipped": "no failures", "leaves": LEAVES[:1], "pattern": False}, "No tree: no failures."),
         ({"skipped": "nothing can be held out", "pattern": False}, "Not tested: nothing can be held out."),
-        ({"pattern": False}, "No pattern: on held-out examples the tree predicts failures no better than chance (held-out ALER - BER 0.13 +- 0.02, base error rate 0.25)."),  # noqa: E501
+        ({"pattern": False}, "No pattern: on held-out examples the tree predicts failures no better than chance (held-out ALER - BER +13.0 points +- 2.0 %, base error rate 25.0 %)."),  # noqa: E501
     ],
 )  # fmt: skip
 def test_group_sentence__what_comes_first(changes, start):
@@ -228,5 +232,5 @@ def test_trust__says_what_the_failures_of_a_condition_are():
 
 def test_diagnosis_sentence__of_text_from_a_file_stays_one_line():
     found = DiagnosisReport("label\nnoise", 0.9, {"label noise": 0.9}, ("Odd\nlabels.",), "x\ny")
-    assert diagnosis_sentence(found) == "Kind of failure: label noise (90 %). Odd labels."
+    assert diagnosis_sentence(found) == "Kind of failure: label noise (90.0 %). Odd labels."
     assert diagnosis_sentence(DiagnosisReport("unsure", 0.3)) == "Kind of failure: unsure."

@@ -34,9 +34,12 @@ def a_report(pattern):
 
 def test_sentence__in_full():
     assert shared_sentence(PATTERN) == (
-        "Clear pattern: 45 % of the 200 flagged examples fail, 20 % of the others in their classes (a difference of 17"
-        " to 33 points); the flagged hold 36 % of the 250 failures. Directions of other classes separate them with a"
-        ' balanced accuracy of 61 % +- 2 % (p = 0.001). The caption "blurry" is a hypothesis: captions rarely fit this'
+        "Clear pattern: 45.0 % of the 200 flagged examples fail, 20.0 % of the others in their classes (a"
+        " difference of 17.0"
+        " to 33.0 points); the flagged hold 36.0 % of the 250 failures. Directions of other classes separate"
+        " them with a"
+        ' balanced accuracy of 61.0 % +- 2.0 % (p <= 0.001). The caption "blurry" is a hypothesis: captions'
+        " rarely fit this"
         " well by chance (p = 0.002). It holds in 1 of the 2 classes with enough images to tell; 3 classes have too few"
         " images to tell."
     )
@@ -49,14 +52,14 @@ def test_sentence__of_what_is_missing():
     assert "untested hypothesis" in shared_sentence(replace(PATTERN, caption_p_value=None))
     assert "weak hypothesis" in shared_sentence(replace(PATTERN, caption_p_value=0.4))
     assert shared_sentence(replace(PATTERN, classes=(), hardest_captions=())).endswith(
-        "(p = 0.001). Single classes: 3 classes have too few images to tell."
+        "(p <= 0.001). Single classes: 3 classes have too few images to tell."
     )
 
 
 def test_lines__with_the_values_that_stand_out():
     assert shared_values(PATTERN) == [NIGHT]
     assert shared_lines(a_report(PATTERN))[1:] == [
-        "time = night: 0.60 (0.50 to 0.70) of the flagged examples, 0.20 of all"
+        "time = night: 60.0 % (50.0 to 70.0 %) of the flagged examples, 20.0 % of all"
     ]
     assert shared_lines(a_report(None)) == shared_lines(a_report(SharedPattern(skipped="too few"))) == []
     assert len(shared_lines(a_report(replace(PATTERN, p_value=0.3, pattern=False)))) == 1
@@ -67,7 +70,7 @@ def test_markdown__says_captions_classes_and_values():
     assert "Captions of failures: blurry, at night. Of successes: on grass." in text
     assert "cat (0.80)" in text
     assert "dog (" not in text
-    assert "| time = night | 0.20 | 0.40 | 0.60 | 0.50 to 0.70 |" in text
+    assert "| time = night | 20.0 % | 40.0 % | 60.0 % | 50.0 to 70.0 % |" in text
     assert "time = day" not in text
     assert report_sections(a_report(PATTERN))["shared"] == text
     assert "shared" not in report_sections(a_report(None))

@@ -36,10 +36,10 @@ def test_significant_slices__by_the_lower_end_with_their_paths():
 def test_slice_lines__and_how_many_are_left_out():
     report = a_report(CYAN, SMALL, overall=(replace(CYAN, class_name=None, gap_interval=(0.3, 0.5)),))
     first, second, more = slice_lines(report, limit=2)
-    assert first == "four: tint = cyan: 0.70 (0.60 to 0.78) of 102 examples fail, 0.05 of the others"
+    assert first == "four: tint = cyan: 70.0 % (60.0 to 78.0 %) of 102 examples fail, 5.0 % of the others"
     assert second.startswith("all classes: tint = cyan: ")
     adjusted = replace(CYAN, class_name=None, adjusted_gap=0.02, adjusted_gap_interval=(-0.1, 0.14))
-    assert slice_lines(a_report(overall=(adjusted,)))[0].endswith("0.05 of the others (within classes +0.02)")
+    assert slice_lines(a_report(overall=(adjusted,)))[0].endswith("5.0 % of the others (within classes +2.0 points)")
     assert more == "1 more in report.json"
     assert slice_lines(a_report(NOISE)) == []
 
@@ -47,7 +47,18 @@ def test_slice_lines__and_how_many_are_left_out():
 def test_slices_markdown__a_row_a_slice():
     *_, row = slices_markdown(a_report(CYAN, NOISE)).splitlines()
     cells = [cell.strip() for cell in row.strip("|").split("|")]
-    assert cells == ["four", "tint = cyan", "102", "0.700", "0.60 to 0.78", "0.050", "+0.650", "0.54 to 0.73", "-", "-"]
+    assert cells == [
+        "four",
+        "tint = cyan",
+        "102",
+        "70.0 %",
+        "60.0 to 78.0 %",
+        "5.0 %",
+        "+65.0 points",
+        "54.0 to 73.0 points",
+        "-",
+        "-",
+    ]
     assert slices_markdown(a_report(CYAN, SMALL), limit=1).endswith("1 more are in report.json.")
     assert "slices" not in report_sections(a_report(NOISE))
     assert list(report_sections(a_report(CYAN))) == ["slices"]

@@ -31,7 +31,7 @@ def test_write__change_since_the_last_analysis(tmp_path):
     first, second = (e.tensor_proto.string_val[0].decode() for e in events.Tensors("failures/table/text_summary"))
     assert "change" not in first
     row = dict(zip(*([cell.strip() for cell in line.split("|")] for line in second.splitlines()[::2]), strict=True))
-    assert (row["class"], row["examples"], row["error rate"], row["change"]) == ("cat", "40", "0.250", "-0.250")
+    assert (row["class"], row["examples"], row["error rate"], row["change"]) == ("cat", "40", "25.0 %", "-25.0 points")
     assert "A sample of 5 %." in events.Tensors("failures/notes/text_summary")[0].tensor_proto.string_val[0].decode()
     assert "No pattern" in events.Tensors("failures/trust/text_summary")[0].tensor_proto.string_val[0].decode()
 

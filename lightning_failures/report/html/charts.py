@@ -175,7 +175,9 @@ def scatter(rows: Rows) -> dict[str, Any]:
     """
     import altair as alt
 
-    base = alt.X("base:Q", title="base error rate", axis=alt.Axis(format="%", tickCount=6), scale=alt.Scale(padding=12))
+    base = alt.X(
+        "base:Q", title="base error rate", axis=alt.Axis(format="%", tickCount=6), scale=alt.Scale(domain=_reach(rows))
+    )
     data = {"values": rows}
     optimism = alt.Chart(data).mark_rule(opacity=0.5).encode(x=base, y="gain:Q", y2="heldout:Q")
     in_sample = alt.Chart(data).mark_tick(thickness=2, size=12).encode(x=base, y="gain:Q")
@@ -206,6 +208,12 @@ def scatter(rows: Rows) -> dict[str, Any]:
     return _specification(zero + optimism + in_sample + points, height=300)
 
 
+def _reach(rows: Rows) -> list[float]:
+    """Return the ends of the axis of base error rates: a little more than they take, and never outside of [0, 1]."""
+    rates = [row["base"] for row in rows]
+    return [max(min(rates) - 0.02, 0.0), min(max(rates) + 0.02, 1.0)]
+
+
 def _kinds(rows: Rows) -> list[str]:
     """Return the kinds of groups in the legend: the default ones, and others that occur."""
     kinds = {row["kind"] for row in rows}
@@ -220,7 +228,7 @@ def curve(rows: Rows) -> dict[str, Any]:
         alt.Chart({"values": rows})
         .mark_line(point=True)
         .encode(
-            x=alt.X("k:Q", title="K nearest images", axis=alt.Axis(tickCount=5)),
+            x=alt.X("k:Q", title="K nearest images", axis=alt.Axis(tickCount=5, tickMinStep=1, format="d")),
             y=alt.Y(
                 "accuracy:Q",
                 title="accuracy",
@@ -246,7 +254,9 @@ def diary(rows: Rows) -> dict[str, Any]:
 
     base = alt.Chart({"values": rows})
     x = alt.X("epoch:Q", title="epoch", axis=alt.Axis(tickMinStep=1, format="d"), scale=alt.Scale(nice=False))
-    y = alt.Y("size:Q", title="flagged failures")
+    y = alt.Y(
+        "size:Q", title="flagged failures", axis=alt.Axis(tickMinStep=1, format="d"), scale=alt.Scale(domainMin=0)
+    )
     lines = base.mark_line(strokeWidth=1.5, opacity=0.6).encode(x=x, y=y, detail="mode:N")
     points = base.mark_point(filled=True, size=70, opacity=1).encode(
         x=x,

@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from lightning_failures.core.text import p_text
+
 if TYPE_CHECKING:
     from markupsafe import Markup
 
 
 NO_NUMBER = "\N{EN DASH}"
-_FORMATS = {"score": ".2f", "amount": ",.1f", "signed": "+.2f", "rate": ".1%", "p": ".2g", "threshold": ".3g"}
+_FORMATS = {"score": ".2f", "amount": ",.1f", "signed": "+.2f", "rate": ".1%", "threshold": ".3g"}
 
 
 def show(value: float | None, kind: str) -> str:
@@ -33,6 +35,8 @@ def show(value: float | None, kind: str) -> str:
     """
     if value is None or math.isnan(value):
         return NO_NUMBER
+    if kind == "p":
+        return p_text(value, "").replace("<=", "\N{LESS-THAN OR EQUAL TO}")
     if kind == "points":
         text = f"{100 * value:+.1f}\N{NARROW NO-BREAK SPACE}points"
     else:

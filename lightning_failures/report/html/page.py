@@ -13,19 +13,26 @@ from typing import Any
 
 from lightning_failures.analysis.slices import lower_end
 from lightning_failures.core.text import clean, tag_part
-from lightning_failures.data.grouping import LABEL, grouping_named
+from lightning_failures.data.grouping import LABEL, PREDICTION, grouping_named
 from lightning_failures.data.report import ClassReport, FailureReport, FeatureReport, ModeReport, SliceReport
 from lightning_failures.data.tree_report import GroupReport
 from lightning_failures.report.diary import histories, last_diary_entry
 from lightning_failures.report.example_rows import ExampleLookup
 from lightning_failures.report.feature_names import names_in, with_names
-from lightning_failures.report.gallery import Gallery, Picture, Row, Tile
+from lightning_failures.report.findings import (
+    NothingFound,
+    class_confidence,
+    class_words,
+    mostly_mistaken_for,
+)
+from lightning_failures.report.gallery import Gallery, Picture
 from lightning_failures.report.html.browse import browsing_data
 from lightning_failures.report.html.charts import CHARTS, CLASS_CHARTS, Chart, ClassChart, Rows
 from lightning_failures.report.html.figures import Figures
-from lightning_failures.report.html.images import ImageBudget
+from lightning_failures.report.html.pictures import PictureIndex
 from lightning_failures.report.html.sparse import SparseView, sparse_view
 from lightning_failures.report.html.tree import Branch, feature_name, outline
+from lightning_failures.report.html.verdict import FindingView, finding_views, why_nothing
 from lightning_failures.report.interventions import intervention_lines
 from lightning_failures.report.run_folder import Run
 from lightning_failures.report.sentences import (
@@ -46,31 +53,9 @@ MAX_MODE_ROWS = 100
 MAX_FEATURES = 16
 MAX_VALUES = 12
 MAX_SLICES = 24
-MAX_TILES = 12
 MAX_LINES = 200
 PICTURE_CHARACTERS = 2_200_000
 """Budget of all pictures except the table of examples; with that table and the chart library a page is below 5 MB."""
-
-
-@dataclass(frozen=True)
-class PageTile(Tile):
-    """A tile of the gallery as the page shows it.
-
-    Attributes:
-        uri: The image as a data URI.
-        alt: Text in place of the image.
-        lines: Text below the image, if the example is not in the table of examples.
-        row: Index in the table of examples, or None; with it the template shows the numbers of the example.
-        predicted: Name of the predicted class, or "right" or "wrong" without one, if there is a row.
-        has_confidence: Whether the row has a confidence.
-    """
-
-    uri: str = ""
-    alt: str = ""
-    lines: tuple[str, ...] = ()
-    row: int | None = None
-    predicted: str | None = None
-    has_confidence: bool = True
 
 
 @dataclass(frozen=True)
@@ -81,6 +66,9 @@ class ClassRow:
         index: Index of the class in the report.
         entry: The class.
         sentence: How far to trust the finding.
+        words: What the failing images have in common, in words; empty where nothing is known.
+        mistaken_for: The class that the failures are most often mistaken for; empty if it is not known.
+        sure: How sure the finding is, as a word.
         before: Index of the class in the previous report, or None.
         group: Index of the label group of the class in the report, or None.
         card: Whether the page has a card for the class.
@@ -89,6 +77,9 @@ class ClassRow:
     index: int
     entry: ClassReport
     sentence: str
+    words: str
+    mistaken_for: str
+    sure: str
     before: int | None
     group: int | None
     card: bool
@@ -104,6 +95,7 @@ class Card:
         sentence: How far to trust the finding.
         diagnosis: The kind of failure; empty if the class is not diagnosed.
         pictures: Pictures of the class.
+        open: Whether the card is open at first: one of the first classes of a finding.
         charts: Rows of each chart in :data:`~lightning_failures.report.html.charts.CLASS_CHARTS` that has any.
         trees: (index, grouping) of the trees of the class that are shown.
         values: Indices of the values of metadata that are shown.
@@ -115,6 +107,7 @@ class Card:
     sentence: str
     diagnosis: str
     pictures: tuple[Picture, ...]
+    open: bool
     charts: dict[str, Rows]
     trees: tuple[tuple[int, str], ...]
     values: tuple[int, ...]
@@ -130,6 +123,12 @@ class TreeView:
     sentence: str
     root: Branch | None
     pictures: dict[int, list[Picture]]
+
+    @property
+    def title(self) -> str:
+        """Name of the group, such as "missed seven" or "called seven"."""
+        verb = {LABEL.name: "missed ", PREDICTION.name: "called "}.get(self.group.grouping, "")
+        return verb + clean(self.group.class_name, 80)
 
     @property
     def kind(self) -> str:
@@ -177,6 +176,8 @@ class Page:
         report: The report that the page shows.
         figures: Reads numbers by path.
         history: The reports of the run, oldest first.
+        findings: What is wrong, what it pays most to fix first.
+        nothing: Why nothing was found; None with findings.
         before: Index in the history of the report before, for changes; or None.
         classes: The ranked table.
         cards: Details of the worst classes.
@@ -201,6 +202,8 @@ class Page:
     report: FailureReport
     figures: Figures
     history: tuple[FailureReport, ...]
+    findings: tuple[FindingView, ...]
+    nothing: NothingFound | None
     before: int | None
     classes: tuple[ClassRow, ...]
     cards: tuple[Card, ...]
@@ -225,6 +228,15 @@ class Page:
         """How far to trust the pattern that all classes share; empty without one."""
         return "" if self.report.shared is None else shared_sentence(self.report.shared)
 
+    def without_charts(self) -> Page:
+        """Return the page without its charts."""
+        cards = tuple(replace(card, charts={}) for card in self.cards)
+        return replace(self, charts={}, class_rows={}, cards=cards)
+
+    def has_card(self, index: int) -> bool:
+        """Return whether the class of an index has a card."""
+        return any(card.index == index for card in self.cards)
+
     def charts_of(self, section: str) -> list[tuple[str, Chart]]:
         """Return the charts of a section that have data, with their names."""
         return [(name, chart) for name, chart in CHARTS.items() if chart.section == section and name in self.charts]
@@ -239,12 +251,13 @@ def build_page(run: Run) -> Page:
     report, history = run.report, run.history or (run.report,)
     table = run.table
     gallery = run.gallery or Gallery()
-    pictures = PictureIndex(gallery, ExampleLookup(table))
+    pictures = PictureIndex(gallery, ExampleLookup(table), PICTURE_CHARACTERS)
     before = len(history) - 2 if len(history) > 1 else None
 
     # sections take their pictures in the order of the page, until the budget of images is used up
     groups = _ranked_groups(report)
     with_tree = [(index, group) for index, group in groups if group.pattern and group.skipped is None][:MAX_TREES]
+    findings = finding_views(run, pictures)
     ranked = _ranked_classes(report)
     cards = _cards(report, ranked, pictures, dict(with_tree))
     trees = _trees(report, with_tree, pictures)
@@ -273,6 +286,8 @@ def build_page(run: Run) -> Page:
         report=report,
         figures=Figures({"report": report, "history": history, "examples": table}),
         history=history,
+        findings=findings,
+        nothing=why_nothing(report),
         before=before,
         classes=_class_rows(report, ranked, previous, {card.index for card in cards}),
         cards=cards,
@@ -301,62 +316,6 @@ def build_page(run: Run) -> Page:
             "images": pictures.budget.omitted,
         },
     )
-
-
-class PictureIndex:
-    """The pictures of a gallery by tag. Each is taken once; images are encoded until the budget is used up."""
-
-    def __init__(self, gallery: Gallery, lookup: ExampleLookup) -> None:
-        self._pictures: dict[str, list[Picture]] = defaultdict(list)
-        for picture in gallery.pictures:
-            self._pictures[picture.tag].append(picture)
-        self._lookup = lookup
-        self.budget = ImageBudget(PICTURE_CHARACTERS)
-
-    def take(self, tag: str, class_name: str | None = None) -> tuple[Picture, ...]:
-        """Return the pictures with a tag; ``class_name`` selects the rows of their examples in the table."""
-        return tuple(self._for_page(picture, class_name) for picture in self._pictures.pop(tag, ()))
-
-    def take_leaves(self, group: GroupReport) -> dict[int, list[Picture]]:
-        """Return the pictures of the leaves of a group, by the index of the leaf."""
-        part = f"{group.grouping}/{tag_part(group.class_name)}"
-        by_leaf = {
-            leaf: [*self.take(f"leaves/{part}/{leaf}"), *self.take(f"rules/{part}/{leaf}")]
-            for leaf in range(len(group.leaves))
-        }
-        return {leaf: pictures for leaf, pictures in by_leaf.items() if pictures}
-
-    def take_rest(self) -> tuple[Picture, ...]:
-        """Return pictures of no section; those of trees that are not shown are left out."""
-        sections = ("classes", "rules", "leaves", "features", "sparse")
-        tags = [tag for tag in self._pictures if tag.split("/")[0] not in sections]
-        return tuple(picture for tag in tags for picture in self.take(tag))
-
-    def _for_page(self, picture: Picture, class_name: str | None) -> Picture:
-        """Return the picture with cleaned texts and encoded images; empty rows are left out."""
-        rows = []
-        for row in picture.rows:
-            title = clean(row.title, 160)
-            tiles = [self._tile(tile, title, class_name) for tile in row.tiles[:MAX_TILES]]
-            encoded = tuple(tile for tile in tiles if tile is not None)
-            if encoded:
-                rows.append(Row(title, encoded))
-        return replace(picture, rows=tuple(rows), caption=clean(picture.caption, 300))
-
-    def _tile(self, tile: Tile, title: str, class_name: str | None) -> PageTile | None:
-        # the tile of an example in the table shows its numbers, any other tile its own text
-        uri = self.budget.add(tile.image)
-        if uri is None:
-            return None
-        name = title if tile.id is None else f"{title}: example {tile.id}"
-        row = None if tile.id is None or class_name is None else self._lookup.row(tile.id, class_name)
-        if row is None:
-            lines = tuple(clean(line, 60) for line in tile.text.split("\n")[:4] if line.strip())
-            return PageTile(tile.image, tile.text, tile.id, uri=uri, alt=", ".join([name, *lines]), lines=lines)
-        label, predicted = (clean(one, 80) for one in self._lookup.class_names(row))
-        alt = f"{name}, {label}, predicted {predicted}"
-        tile = PageTile(tile.image, tile.text, tile.id, uri=uri, alt=alt, row=row, predicted=predicted)
-        return replace(tile, has_confidence=self._lookup.has_confidence)
 
 
 def _title(run: Run) -> str:
@@ -392,7 +351,8 @@ def _class_rows(
         sentence = trust_sentence(entry, names)
         sentence = _first_sentence(sentence) if has_card else sentence  # the card has all
         group = label_groups.get(entry.name)
-        rows.append(ClassRow(index, entry, sentence, index_before.get(entry.name), group, has_card))
+        known = (class_words(entry), mostly_mistaken_for(entry, names), class_confidence(entry))
+        rows.append(ClassRow(index, entry, sentence, *known, index_before.get(entry.name), group, has_card))
     return tuple(rows)
 
 
@@ -407,6 +367,7 @@ def _cards(
     # graded classes without any failure have no details to show
     candidates = [(index, entry) for index, entry in ranked if entry.cv_score is not None or entry.base_error_rate]
     names = class_names(report)
+    found = [finding.parts[0].class_name for finding in report.findings if finding.parts]
     chosen = {index for index, _ in candidates[:MAX_CARDS]}
     trees_of: dict[str, list[tuple[int, str]]] = defaultdict(list)
     for index, group in trees.items():
@@ -419,7 +380,12 @@ def _cards(
             entry=entry,
             sentence=trust_sentence(entry, names),
             diagnosis="" if entry.diagnosis is None else diagnosis_sentence(entry.diagnosis),
-            pictures=pictures.take(f"classes/{tag_part(entry.name)}", entry.name),
+            pictures=tuple(
+                picture
+                for kind in ("classes", "cards")
+                for picture in pictures.take(f"{kind}/{tag_part(entry.name)}", entry.name)
+            ),
+            open=entry.name in found,
             charts=_class_charts(entry),
             trees=tuple(sorted(trees_of[entry.name], key=lambda tree: tree[1])),
             values=_values(entry),
@@ -495,6 +461,8 @@ def _modes(report: FailureReport, history: tuple[FailureReport, ...]) -> tuple[M
         now = history[analysis] is last
         at = f"report/modes/{index}" if history[analysis] is report else f"history/{analysis}/modes/{index}"
         status = mode_history.status if now or mode_history.status == "cured" else "missing"
+        if now and status == "missing" and not history[analysis].modes[index].missed:
+            status = "not judged"  # its class has too few failures now, or was left out
         rows.append(ModeRow(at, history[analysis].modes[index], status, tuple(past[mode_history.name]), now))
     return tuple(sorted(rows, key=lambda row: (not row.now, row.mode.rank)))
 

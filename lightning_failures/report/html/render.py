@@ -36,11 +36,12 @@ sys.stdout.buffer.write(vl_convert.javascript_bundle("window.vegaEmbed = vegaEmb
 _ESCAPES = {ord(c): f"\\u{ord(c):04x}" for c in "<>&\u2028\u2029"}
 
 
-def render(run: Run) -> str:
+def render(run: Run, *, charts: bool = True) -> str:
     """Return the report of a run as one HTML page that needs no network.
 
     Args:
         run: The last report, and optionally the history, the table of examples and the pictures.
+        charts: Whether charts are drawn; without them the page needs no chart library, most of the size of a small one.
 
     Returns:
         The text of the page, which can be encoded as UTF-8 whatever class names it shows.
@@ -49,6 +50,7 @@ def render(run: Run) -> str:
 
     provide_home()  # altair looks for it when it is imported
     page = build_page(run)
+    page = page if charts else page.without_charts()
     style, script = _asset("report.css"), _asset("report.js")
     library = prepare().result() if page.charts else ""
     data = {"examples": page.examples, "charts": page.charts, "class_rows": page.class_rows}

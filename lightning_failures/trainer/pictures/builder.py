@@ -96,6 +96,7 @@ class GalleryBuilder:
         seed: Seed of the choice of examples.
         say_once: Emits each distinct message at most once.
         counterfactuals: Whether regions of features are pasted; a generator: captions are rendered too.
+        attacks: Whether features are attacked.
         hurried: Whether the deadline also ends the reading of images; chance and counterfactual checks are left out.
     """
 
@@ -108,6 +109,7 @@ class GalleryBuilder:
     seed: int
     say_once: Callable[..., None]
     counterfactuals: bool | ImageGenerator = False
+    attacks: bool = True
     hurried: bool = False
 
     def draw(
@@ -220,6 +222,7 @@ class GalleryBuilder:
             deadline=deadline,
             names=self._names(snapshot.folder),
             model=self._model(snapshot) if kept is None else None,
+            attacks=self.attacks,
         )
 
     def _with_null_scores(

@@ -11,9 +11,11 @@ from torch import Tensor
 from lightning_failures.analysis.result import AnalysisResult
 from lightning_failures.core.budget import Deadline
 from lightning_failures.core.hashing import stable_hash
+from lightning_failures.core.text import tag_part
 from lightning_failures.data.example_table import ExampleTable
 from lightning_failures.data.grades import Grades
 from lightning_failures.data.report import ClassReport, FeatureReport
+from lightning_failures.report.drawing import card_pictures, finding_pictures
 from lightning_failures.report.gallery import Gallery, Picture, Thumbnails, class_picture, leaf_picture
 from lightning_failures.report.images import fit_square
 from lightning_failures.trainer.example_reader import READ_AT_ONCE
@@ -72,13 +74,25 @@ def draw_gallery(
     """
     has_features = inputs.robust is not None and inputs.features is not None
     shown = displayed_trees(result, worst_k) if has_features else []
+    findings = finding_pictures(result.report, result.table, inputs.images) if worst_k else []
     classes = class_pictures(result, grades, inputs.images, worst_k=worst_k)
     leaves = leaf_pictures(shown, grades, inputs.images, inputs.names.names)
+    cards = _cards(result, classes, inputs) if worst_k else []
     thumbnails = draw_thumbnails(inputs)
     features, of_features = feature_pictures(shown, result, grades, inputs)
     report = result.report
-    gallery = Gallery((*classes, *of_features, *leaves), thumbnails, report.epoch, report.global_step)
+    pictures = (*findings, *classes, *of_features, *leaves, *cards)
+    gallery = Gallery(pictures, thumbnails, report.epoch, report.global_step)
     return gallery, features
+
+
+def _cards(result: AnalysisResult, classes: Sequence[Picture], inputs: PictureInputs) -> list[Picture]:
+    """Draw random failures of every class that the page shows, unless time is up."""
+    if inputs.deadline is not None and inputs.deadline.passed:
+        return []
+    drawn = {picture.tag for picture in classes}
+    names = [entry.name for entry in result.report.classes if f"classes/{tag_part(entry.name)}" in drawn]
+    return card_pictures(result.report, result.table, inputs.images, drawn=names)
 
 
 def draw_thumbnails(inputs: PictureInputs) -> Thumbnails | None:

@@ -59,6 +59,9 @@ class _FeatureImages:
     check: Callable[[FeaturePaster], CounterfactualReport]
 
 
+NOT_ASKED_FOR = "no feature attack: it takes minutes and was not asked for"
+
+
 def feature_pictures(
     shown: Sequence[DisplayedTree], result: AnalysisResult, grades: Grades, inputs: PictureInputs
 ) -> tuple[tuple[FeatureReport, ...], list[Picture]]:
@@ -76,7 +79,10 @@ def feature_pictures(
 
     views = FeatureViews(inputs.robust, inputs.store)
     inspected = [_inspect(views, feature, trees, result, grades, inputs) for feature, trees in split_by.items()]
-    attacks = attack_features(views, [(one.report.feature, one.seen) for one in inspected], inputs.deadline)
+    if inputs.attacks:
+        attacks = attack_features(views, [(one.report.feature, one.seen) for one in inspected], inputs.deadline)
+    else:
+        attacks = [AttackResult(note=NOT_ASKED_FOR) for _ in inspected]
     views.flush()
     if inputs.model is not None:
         inspected = _checked(inspected, FeaturePaster.of(inputs.model, inputs.images, grades, inputs.deadline))

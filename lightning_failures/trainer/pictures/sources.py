@@ -71,6 +71,7 @@ class PictureInputs:
             None: attacks have a generous limit of their own.
         names: Names that people gave to features.
         model: Asks the model about changed images, for counterfactual checks; None: there are none.
+        attacks: Whether features are attacked.
     """
 
     images: Callable[[Sequence[int]], Sequence[Tensor]]
@@ -83,6 +84,7 @@ class PictureInputs:
     deadline: Deadline | None = None
     names: FeatureNames = field(default_factory=FeatureNames)
     model: ChangedImages | None = None
+    attacks: bool = True
 
 
 def kept_images(kept: Mapping[int, Tensor], ids: Sequence[int]) -> list[Tensor]:
@@ -91,7 +93,7 @@ def kept_images(kept: Mapping[int, Tensor], ids: Sequence[int]) -> list[Tensor]:
 
 
 def with_examples_among(result: AnalysisResult, grades: Grades, kept: Collection[int]) -> AnalysisResult:
-    """Return a result whose classes list their hardest, easiest and least confident examples among ``kept`` only.
+    """Return a result whose findings, classes and table have examples among ``kept`` only.
 
     Args:
         result: The analysis.
@@ -116,7 +118,20 @@ def with_examples_among(result: AnalysisResult, grades: Grades, kept: Collection
             least = rows[np.argsort(grades.confidence.numpy()[rows], kind="stable")][: len(entry.least_confident_ids)]
             changed = replace(changed, least_confident_ids=tuple(grades.ids[least].tolist()))
         entries.append(changed)
-    return result.with_report(classes=tuple(entries))
+    findings = [
+        replace(
+            found,
+            failing_ids=tuple(i for i in found.failing_ids if i in kept),
+            right_ids=tuple(i for i in found.right_ids if i in kept),
+        )
+        for found in result.report.findings
+    ]
+    table = (
+        result.table
+        if result.table is None
+        else result.table.where(torch.from_numpy(np.isin(result.table.ids, list(kept))))
+    )
+    return replace(result, table=table).with_report(classes=tuple(entries), findings=tuple(findings))
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ import torch
 from lightning_failures.core.text import tag_part
 from lightning_failures.data.evidence import AttributeEvidence
 from lightning_failures.data.example_table import ExampleTable
+from lightning_failures.data.findings import Finding, FindingPart, Mistake
 from lightning_failures.data.records import ClassHold, SharedPattern, ValueReport
 from lightning_failures.data.report import (
     ClassReport,
@@ -132,7 +133,62 @@ def a_report(names, table, epoch, rng, text) -> FailureReport:
         encoder="ViT-B-32 (laion2b)",
         robust_encoder="resnet50 l2 eps 3",
         notes=(text or "The captions are of 40 words each.",),
+        findings=a_verdict(names, table, text),
     )
+
+
+def a_verdict(names, table, text) -> tuple[Finding, ...]:
+    """Two findings: a value that two classes share, and a look of one class."""
+    parts = tuple(
+        FindingPart(text or name, text or "night", 20, 9 + k, 0.4512 + 0.1 * k, 0.0813, text or "wolf", 0.812)
+        for k, name in enumerate(names[:2])
+    )
+    of_class = table.labels == 0
+    wrong, right = (tuple(table.ids[of_class & outcome][:4].tolist()) for outcome in (table.failed, ~table.failed))
+    first = Finding(
+        "attribute",
+        text or "light",
+        text or "night",
+        parts,
+        False,
+        40,
+        19,
+        0.3125,
+        0.4731,
+        (0.33, 0.62),
+        0.0813,
+        (0.05, 0.12),
+        (0.24, 0.55),
+        15.67,
+        0.001,
+        None,
+        "moderate",
+        (Mistake(text or names[0], text or "wolf", 7, 0.77),),
+        "shortcut",
+        0.823,
+        text or "interventions=[RetrainHead()]",
+        wrong,
+        right,
+    )
+    look = Finding(
+        "look",
+        None,
+        None,
+        parts[:1],
+        False,
+        20,
+        9,
+        0.15,
+        0.4512,
+        (0.25, 0.66),
+        0.0813,
+        (0.05, 0.12),
+        (0.16, 0.59),
+        7.4,
+        0.02,
+        confidence="low",
+    )
+    return first, look
 
 
 def a_shared_pattern(names, text) -> SharedPattern:
@@ -255,6 +311,10 @@ def a_gallery(report, table, pictured, thumbnails, rng, text) -> Gallery:
     def row(title, ids=(None,) * 6, words="x"):
         return Row(text or title, tuple(Tile(image(), text or words, i) for i in ids))
 
+    findings = [
+        Picture(f"findings/{i}", (row("wrong", found.failing_ids), row("right", found.right_ids)), text or "a finding")
+        for i, found in enumerate(report.findings)
+    ]
     classes = [
         Picture(
             f"classes/{tag_part(entry.name)}",
@@ -290,4 +350,4 @@ def a_gallery(report, table, pictured, thumbnails, rng, text) -> Gallery:
     ]
     ids = table.ids[:: max(len(table) // thumbnails, 1)][:thumbnails]
     small = torch.stack([image(32) for _ in ids])
-    return Gallery((*classes, *leaves, *features), Thumbnails(ids, small), report.epoch, report.global_step)
+    return Gallery((*findings, *classes, *leaves, *features), Thumbnails(ids, small), report.epoch, report.global_step)

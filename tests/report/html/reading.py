@@ -46,7 +46,27 @@ def wrong_numbers(found: list[list[str]], known: dict[str, Any]) -> list[str]:
     wrong = []
     for text, value, of in found:
         truth = looked_up(of, known)
-        number, half = shown(text)
+        if text.startswith("\u2264"):  # a p-value that is no larger
+            text = truth if truth <= float(text[1:]) else text
+        number, half = shown(str(text).removeprefix("\u2264"))
         if abs(float(value) - truth) > 1e-6 * max(1, abs(truth)) or abs(number - truth) > half * (1 + 1e-6) + 1e-9:
             wrong.append(f"{text} ({value}) is not {of} = {truth}")
     return wrong
+
+
+def first_screen(page: Any) -> dict[str, Any]:
+    """What the verdict shows of itself without scrolling: its text, and how many wrong images, right ones and rates."""
+    return page.evaluate("""() => {
+      const inside = (e) => {
+        const box = e.getBoundingClientRect();
+        const [down, across] = [box.top >= 0 && box.bottom <= innerHeight, box.left >= 0 && box.right <= innerWidth];
+        return box.width > 0 && box.height > 0 && down && across;
+      };
+      const all = (selector) => [...document.querySelectorAll(selector)].filter(inside);
+      return {
+        text: all('#findings h3, #findings p, #findings dt, #findings dd').map((e) => e.innerText).join('\\n'),
+        wrong: all('#findings .wrong img').length,
+        right: all('#findings .right img').length,
+        rates: all('#findings .three data').length,
+      };
+    }""")

@@ -25,7 +25,7 @@ FIGURES = Figures({"report": REPORT, "history": (REPORT,), "examples": {"values"
         (-0.125, "points", "\u221212.5\u202fpoints"),
         (0.031, "points", "+3.1\u202fpoints"),
         (-1.006, "signed", "\u22121.01"),
-        (0.00012345, "p", "0.00012"),
+        (0.00012345, "p", "\u2264 0.001"),
         (0.36312, "threshold", "0.363"),
         (None, "score", NO_NUMBER),
         (math.nan, "count", NO_NUMBER),

@@ -18,10 +18,13 @@ def test_draw_gallery__classes_features_and_leaves_with_stable_tags(planted):
     (shown,) = displayed_trees(report, 5)
     gallery, features = draw(planted)
     assert [picture.tag for picture in gallery.pictures] == [
+        *(f"findings/{i}" for i in range(len(report.report.findings))),
         "classes/wide",
         *(f"features/{n}" for n in dict.fromkeys([*shown.path, *shown.tree.split_features])),
         *(f"leaves/label/wide/{i}" for i in shown.leaves),
+        "cards/wide",
     ]
+    assert len(report.report.findings) > 0
     assert shown.best in shown.leaves
     assert {i for i, leaf in enumerate(shown.group.leaves) if leaf.valid} <= set(shown.leaves)
     assert [(one.feature, one.groups) for one in features] == [
@@ -35,7 +38,9 @@ def test_draw_gallery__classes_features_and_leaves_with_stable_tags(planted):
 def test_draw_gallery__none_without_worst_classes_and_no_features_without_trees(planted):
     assert draw(planted, worst_k=0)[0].pictures == ()
     gallery, features = draw(planted, robust=None, features=None)
-    assert [picture.tag for picture in gallery.pictures] == ["classes/wide"]
+    findings = [f"findings/{i}" for i in range(len(planted[-1].report.findings))]
+    assert [picture.tag for picture in gallery.pictures] == [*findings, "classes/wide", "cards/wide"]
+    assert [picture.tag for picture in gallery.logged] == [*findings, "classes/wide"]
     assert features == ()
 
 
@@ -50,7 +55,7 @@ def test_class_pictures__least_confident_images_where_the_report_names_them(plan
     least = tuple(grades.confidence.argsort()[:3].tolist())
     entries = (dataclasses.replace(report.classes[0], least_confident_ids=least), *report.classes[1:])
     gallery, _ = draw_gallery(report.with_report(classes=entries), grades, inputs(planted), worst_k=1)
-    row = gallery.pictures[0].rows[2]
+    row = of_kind(gallery, "classes/")[0].rows[2]
     assert [tile.id for tile in row.tiles] == list(least)
     assert row.tiles[0].text.startswith(f"{float(grades.confidence[least[0]]):.2f}\n-> ")
 

@@ -66,6 +66,10 @@
     for (const { isIntersecting, target } of seen) if (isIntersecting && !drawn.has(target)) draw(target);
   }, { rootMargin: "300px" });
   all(".chart").forEach((place) => sight.observe(place));
+  const everything = document.getElementById("print");
+  everything.hidden = false;
+  everything.addEventListener("click", () => { root.dataset.print = "all"; print(); });
+  addEventListener("afterprint", () => { delete root.dataset.print; });
   addEventListener("beforeprint", () => {
     all("details").forEach((details) => { details.open = true; });
     all(".chart").forEach((place) => drawn.has(place) || draw(place));
@@ -118,6 +122,105 @@
     }
   });
 
+  // ---------------------------------------------------------------- classes: search, statistics
+  all("form.find").forEach((form) => {
+    const table = document.getElementById(form.dataset.of);
+    const [box, more] = [form.querySelector("input"), form.querySelector(".statistics")];
+    const search = () => {
+      const text = box.value.trim().toLowerCase();
+      all("tbody tr", table).forEach((row) => { row.classList.toggle("missed", text !== "" && !row.textContent.toLowerCase().includes(text)); });
+      table.classList.toggle("searched", text !== "");
+    };
+    box.addEventListener("input", search);
+    form.addEventListener("submit", (event) => event.preventDefault());
+    more.addEventListener("click", () => {
+      const wide = table.classList.toggle("wide");
+      more.setAttribute("aria-expanded", String(wide));
+      more.textContent = wide ? "Hide the statistics" : "Show the statistics";
+    });
+    form.hidden = false;
+  });
+
+  // ---------------------------------------------------------------- lightbox, selection
+  const chosen = new Map();
+  const box = document.getElementById("lightbox");
+  const bar = document.getElementById("selection");
+  let seen = null;
+  const shots = (image) => all("img[data-id]", image.closest(".tiles, .seen-failures") || image.closest("tbody")).filter((one) => one.checkVisibility());
+  const refresh = () => {
+    all("img[data-id]").forEach((image) => image.classList.toggle("chosen", chosen.has(image.dataset.id)));
+    bar.hidden = chosen.size === 0;
+    bar.querySelector("[role=status]").textContent = `${chosen.size} ${chosen.size === 1 ? "image" : "images"} selected`;
+    if (seen) box.querySelector("[data-do=select]").textContent = chosen.has(seen.dataset.id) ? "Remove from the selection" : "Select";
+  };
+  const record = ({ id, label, predicted, failed }) => ({ id: Number(id), label: label || null, prediction: predicted || null,
+    failed: failed === undefined ? null : failed === "1" });
+  const enlarge = (image) => {
+    seen = image;
+    const { id, label, predicted, failed, value, confidence, rule } = image.dataset;
+    box.querySelector(".large").replaceChildren(make("img", { src: image.src, alt: image.alt, className: image.className }));
+    const facts = [["Id", id], ["Label", label], ["Predicted", predicted],
+      ["Outcome", failed === undefined ? "" : failed === "1" ? "\u2717 wrong" : "\u2713 right"], ["Decision value", value],
+      ["Flagged", value === undefined ? "" : value.startsWith("\u2212") ? "flagged" : "no"], ["Confidence in the label", confidence], ["Leaf", rule]];
+    box.querySelector("dl").replaceChildren(...facts.filter(([, text]) => text).map(([name, text]) =>
+      make("div", {}, make("dt", {}, name), make("dd", {}, text))));
+    box.querySelector("[data-do=slice]").hidden = !label || !document.getElementById("filters");
+    refresh();
+    if (!box.open) box.showModal();
+  };
+  const step = (by) => {
+    const row = shots(seen);
+    enlarge(row[(row.indexOf(seen) + by + row.length) % row.length]);
+  };
+  document.addEventListener("click", (event) => {
+    const image = event.target.closest("img[data-id]");
+    if (image) enlarge(image);
+    else if (event.target === box) box.close();
+  });
+  box.addEventListener("keydown", (event) => {
+    if (event.key === "ArrowLeft" || event.key === "ArrowRight") step(event.key === "ArrowLeft" ? -1 : 1);
+  });
+  all("[data-step]", box).forEach((button) => button.addEventListener("click", () => step(Number(button.dataset.step))));
+  box.querySelector("[data-do=select]").addEventListener("click", () => {
+    if (chosen.has(seen.dataset.id)) chosen.delete(seen.dataset.id);
+    else chosen.set(seen.dataset.id, record(seen.dataset));
+    refresh();
+  });
+  box.querySelector("[data-do=slice]").addEventListener("click", () => {
+    const form = document.getElementById("filters");
+    const index = data.examples.names.indexOf(seen.dataset.label);
+    form.reset();
+    setTimeout(() => {
+      form.elements.label.value = String(index);
+      form.elements.failed.value = "1";
+      if ((seen.dataset.value || "").startsWith("\u2212")) form.elements.flagged.value = "1";
+      form.dispatchEvent(new Event("input"));
+      box.close();
+      document.getElementById("examples").scrollIntoView();
+    });
+  });
+  const save = (name, text, type) => {
+    const link = make("a", { href: URL.createObjectURL(new Blob([text], { type })), download: name });
+    link.click();
+    setTimeout(() => URL.revokeObjectURL(link.href), 1000);
+  };
+  const quoted = (text) => `"${String(text === null ? "" : text).replaceAll('"', '""')}"`;
+  const acts = {
+    copy: () => {
+      const area = make("textarea", { value: [...chosen.keys()].join("\n") });
+      document.body.append(area);
+      area.select();
+      document.execCommand("copy"); // a page opened from a file has no other clipboard
+      area.remove();
+      bar.querySelector("[role=status]").textContent = `${chosen.size} ids copied`;
+    },
+    csv: () => save("selected.csv", ["id,label,prediction,failed", ...[...chosen.values()].map((one) =>
+      [one.id, quoted(one.label), quoted(one.prediction), one.failed].join(","))].join("\n"), "text/csv"),
+    json: () => save("selected.json", JSON.stringify([...chosen.values()], null, 2), "application/json"),
+    clear: () => { chosen.clear(); refresh(); },
+  };
+  all("[data-do]", bar).forEach((button) => button.addEventListener("click", acts[button.dataset.do]));
+
   // ---------------------------------------------------------------- examples: filter, sort, page
   const browse = document.getElementById("browse");
   if (browse) {
@@ -154,13 +257,28 @@
       element.dataset.of = `examples/${{ id: "ids", value: "values", confidence: "confidence" }[column]}/${row[at.row]}`;
       return Object.assign(cell(label, element), { className: "number" });
     };
+    const shot = (row, alt) => {
+      const image = make("img", { src: images[row[at.image]], alt, className: failed(row) ? "is-wrong" : "is-right" });
+      const [value, confidence] = [row[at.value], row[at.confidence]];
+      Object.assign(image.dataset, { id: row[at.id], label: names[row[at.label]], predicted: predicted(row), failed: row[at.failed] });
+      if (value !== null) image.dataset.value = minus((value > 0 ? "+" : "") + value.toFixed(2));
+      if (confidence !== null) image.dataset.confidence = `${(100 * confidence).toFixed(1)}\u202f%`;
+      if (ruleOf(row)) image.dataset.rule = ruleOf(row);
+      return image;
+    };
+    const failures = new Map();
+    rows.filter(failed).forEach((row) => failures.set(row[at.label], [...(failures.get(row[at.label]) || []), row].slice(0, 3)));
+    all("td.seen-failures").forEach((place) => {
+      const mine = failures.get(Number(place.dataset.class)) || [];
+      place.append(...mine.map((row) => shot(row, `Example ${row[at.id]}, predicted ${predicted(row)}`)));
+    });
     const line = (row) => {
       const [label, prediction, wrong] = [names[row[at.label]], predicted(row), failed(row)];
       const outcome = row[at.prediction] === null ? (wrong ? "wrong" : "right") : `predicted ${prediction}`;
       const alt = `Example ${row[at.id]}, ${label}, ${outcome}`;
       const value = row[at.value];
       return make("tr", {},
-        make("td", { className: "seen" }, make("img", { src: images[row[at.image]], alt })),
+        make("td", { className: "seen" }, shot(row, alt)),
         number("Id", row, "id", String(row[at.id])),
         cell("Label", label),
         cell("Prediction", prediction),
@@ -199,6 +317,7 @@
     for (const [button, step] of [[back, -1], [next, 1]]) button.addEventListener("click", () => { page += step; turn(); });
     headed(browse, (column, down) => { order = ordered(rows, keys[column], down); filter(); });
     if (narrow) size.value = "10";
+    refresh();
     form.hidden = pager.hidden = false;
     filter();
   }
