@@ -184,7 +184,9 @@ TESTED_ELSEWHERE = {
     "interventions/filtered.py": "end_to_end/test_added.py",  # needs the pool and the model of a training
     "interventions/synthesis/generate.py": "interventions/test_synthetic.py",
     "stats/kernels/elastic_net.py": "sparse/test_solver.py",
+    "stats/kernels/gain.py": "trees/test_information_gain.py",
     "stats/kernels/smo.py": "directions/test_svm.py",  # equals scikit-learn's support vector machine
+    "stats/kernels/tree.py": "trees/test_growing.py",  # equals scikit-learn's decision tree
     "steering/last_layer.py": "interventions/test_retrain_head.py",
     "steering/training_judge.py": "end_to_end/test_added.py",  # these two need a Trainer in the middle of a fit
     "steering/training_view.py": "end_to_end/test_interventions.py",
