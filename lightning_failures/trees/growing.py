@@ -119,11 +119,8 @@ def select_features(
         return [best[i] if splits else none for i, splits in enumerate(can_split)]
     selected = []
     for kept, splits in zip(subsets, can_split, strict=True):
-        merit = (
-            mutual_info_classif(x[kept].astype(np.float32, copy=False), failed[kept], random_state=seed)
-            if splits
-            else none
-        )
+        columns = x[kept].astype(np.float32, copy=False) if splits else x[:0]
+        merit = mutual_info_classif(columns, failed[kept], random_state=seed) if splits else none
         selected.append(np.argsort(-merit, kind="stable")[:top_features])
     return selected
 
