@@ -29,7 +29,8 @@ from sklearn.tree import DecisionTreeClassifier
 from lightning_failures.encoders import load_encoder
 from lightning_failures.stats.intervals import wilson_interval
 from lightning_failures.trees import fit_failure_tree, information_gain
-from lightning_failures.trees.growing import grow_tree
+from lightning_failures.trees.growing import grow_trees
+from lightning_failures.trees.information_gain import best_features
 
 Arrays = tuple[NDArray[Any], NDArray[Any], NDArray[Any]]
 FRESH_SEED = 20_000
@@ -80,8 +81,8 @@ def speed(rounds: int) -> dict[str, Any]:
         work: dict[str, Callable[[], object]] = {
             "published selection": lambda x=x, y=failed: mutual_info_classif(x, y, random_state=0),  # type: ignore[misc]
             "published tree": published_tree,
-            "our selection": lambda x=x, y=failed: information_gain(x, y),  # type: ignore[misc]
-            "our tree": lambda x=x[:, top], y=failed, t=top: grow_tree(x, y, t, max_depth=3, min_leaf=None, seed=0),  # type: ignore[misc]
+            "our selection": lambda x=x, y=failed: best_features(x, y, None, [1], 20),  # type: ignore[misc]
+            "our tree": lambda x=x, y=failed, t=top: grow_trees(x, y, None, [t], max_depth=3, min_leaf=None),  # type: ignore[misc]
             "ours with five folds": lambda x=x, y=failed: fit_failure_tree(x, y),  # type: ignore[misc]
         }
         for name in ("our selection", "ours with five folds"):

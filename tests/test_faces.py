@@ -78,7 +78,7 @@ FACES = {
         Gallery Picture class_table compare open_run save_html write_html
     """,
     "lightning_failures.stats.kernels": """
-        compiled
+        compiled compiled_strictly
     """,
     "lightning_failures.sparse": """
         AccuracyCurve ClassPairs FeatureEffects ProblematicFeatures SparseLayer SparsePath class_pairs feature_effects

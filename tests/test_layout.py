@@ -187,7 +187,9 @@ TESTED_ELSEWHERE = {
     "interventions/synthesis/generate.py": "interventions/test_synthetic.py",
     "methods/sparse.py": "end_to_end/test_sparse.py",
     "stats/kernels/elastic_net.py": "sparse/test_solver.py",
+    "stats/kernels/gain.py": "trees/test_information_gain.py",
     "stats/kernels/smo.py": "directions/test_svm.py",  # equals scikit-learn's support vector machine
+    "stats/kernels/tree.py": "trees/test_growing.py",  # equals scikit-learn's decision tree
     "steering/feature_access.py": "end_to_end/test_sparse.py",
     "steering/last_layer.py": "interventions/test_retrain_head.py",
     "steering/sample_features.py": "end_to_end/test_sparse.py",

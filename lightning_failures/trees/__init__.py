@@ -3,8 +3,8 @@
 Files, each importing only from those above it::
 
     error_rates       Error rate, error coverage and average leaf error rate (ALER) of a partition of examples
-    information_gain  Information gain of the best split of each feature, exact, for all features at once
-    growing           Selection of features, scikit-learn's decision tree on them, and rules as text
+    information_gain  Information gain of the best split of each feature, exact, and the best features
+    growing           Selection of features, the decision tree on them, and rules as text
     cross_validation  Held-out score of a failure tree: ALER and intervals from folds that did not grow it
     fit               Failure trees: a shallow decision tree whose leaves are rules for when a group fails
     groups            The failure trees of an analysis: one for each label group and each prediction group

@@ -58,7 +58,7 @@ class HeldOut:
 
 
 def score_held_out(
-    x: NDArray[np.float32],
+    x: NDArray[Any],
     failed: BoolArray,
     sources: NDArray[Any],
     fold: IntArray | None,

@@ -28,7 +28,7 @@ from lightning_failures.errors import ConfigurationError, DataError
 from lightning_failures.stats.folds import join_sources
 from lightning_failures.trees.cross_validation import HeldOut, fillable_folds, score_held_out
 from lightning_failures.trees.error_rates import average_leaf_error_rate, coverage_at_rate, error_rate
-from lightning_failures.trees.growing import Nodes, NodeSplit, grow_tree, min_leaf_size, rule_text, select_features
+from lightning_failures.trees.growing import Nodes, NodeSplit, grow_trees, min_leaf_size, rule_text, select_features
 
 _ONE_SIDED_5_PERCENT = 1.64
 _DIFFERING = 8  # features in which two rows that describe different images differ at least
@@ -229,8 +229,9 @@ def fit_failure_tree(
     if not (names[1:] > names[:-1]).all():
         order = np.argsort(names, kind="stable")
         x, fails, names, sources = x[order], fails[order], names[order], sources[order]
-    with np.errstate(over="ignore"):
-        x = x.astype(np.float32, copy=False)
+    if x.dtype != np.float16:  # half precision stays, to save memory; everything compares in single precision
+        with np.errstate(over="ignore"):
+            x = x.astype(np.float32, copy=False)
     if not finite_rows_of(x).all():
         raise DataError("features must lie within the range of float32")
 
@@ -245,13 +246,7 @@ def fit_failure_tree(
         seed=seed,
     )
 
-    # one tree of all examples, and one without each fold
-    kept = [np.arange(n)] + [np.flatnonzero(fold != k) for k in range(len(selected) - 1)]
-    trees = []
-    for rows, chosen in zip(kept, selected, strict=True):
-        columns = x[np.ix_(rows, chosen)]
-        trees.append(grow_tree(columns, fails[rows], chosen, max_depth=max_depth, min_leaf=min_leaf, seed=seed))
-    nodes, *without_fold = trees
+    nodes, *without_fold = grow_trees(x, fails, fold, selected, max_depth=max_depth, min_leaf=min_leaf)
     leaf, below = nodes.apply(x), nodes.leaves_below()
     held_out = score_held_out(x, fails, sources, fold, below[:, leaf], without_fold)
 
@@ -300,7 +295,7 @@ def _leaves(nodes: Nodes, leaf: IntArray, failed: BoolArray, ids: IntArray, held
     return leaves
 
 
-def _join_copies(sources: NDArray[Any], x: NDArray[np.float32]) -> NDArray[Any]:
+def _join_copies(sources: NDArray[Any], x: NDArray[Any]) -> NDArray[Any]:
     """Join the sources of equal rows (n, D), if rows are so detailed that only those of copies are equal.
 
     Different images differ in most features of a model; rows of a few attributes with a few values do not.

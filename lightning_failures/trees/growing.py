@@ -1,19 +1,18 @@
-"""Grow a failure tree: select features, fit scikit-learn's decision tree on them, and write its rules as text."""
+"""Grow failure trees: select features, grow decision trees on them, and write their rules as text."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn import config_context
 from sklearn.feature_selection import mutual_info_classif
-from sklearn.tree import DecisionTreeClassifier
 
 from lightning_failures.core.types import BoolArray, FloatArray, IntArray
-from lightning_failures.trees.information_gain import fold_gains
+from lightning_failures.trees.information_gain import best_features
 
 MIN_LEAF = 20
 """Default minimum number of examples in a leaf."""
@@ -83,7 +82,7 @@ class Nodes:
 
 
 def select_features(
-    x: NDArray[np.float32],
+    x: NDArray[Any],
     failed: BoolArray,
     fold: IntArray | None,
     *,
@@ -95,7 +94,7 @@ def select_features(
     """Select features for the tree of all examples, then for the trees without fold 0, without fold 1, and so on.
 
     Args:
-        x: (n, D).
+        x: (n, D), any float dtype; compared in float32.
         failed: (n,) bool.
         fold: (n,) int from 0 to K - 1; None for K = 0.
         top_features: Maximum number of features per tree.
@@ -110,59 +109,92 @@ def select_features(
     if fold is not None:
         subsets += [fold != k for k in range(int(fold.max()) + 1)]
     min_sizes = [min_leaf_size(int(kept.sum()), min_leaf) for kept in subsets]
-    gains = fold_gains(x, failed, fold, min_sizes) if feature_selection == "information_gain" else None
+    can_split = [
+        kept.sum() >= 2 * least and 0 < failed[kept].sum() < kept.sum()
+        for kept, least in zip(subsets, min_sizes, strict=True)
+    ]
+    none = np.zeros(0, dtype=np.int64)
+    if feature_selection == "information_gain":
+        best = best_features(x, failed, fold, min_sizes, top_features) if any(can_split) else []
+        return [best[i] if splits else none for i, splits in enumerate(can_split)]
     selected = []
-    for i, kept in enumerate(subsets):
-        if kept.sum() < 2 * min_sizes[i] or len(np.unique(failed[kept])) < 2:
-            merit = np.zeros(0)
-        elif gains is None:
-            merit = mutual_info_classif(x[kept], failed[kept], random_state=seed)
-        else:
-            merit = gains[i]
+    for kept, splits in zip(subsets, can_split, strict=True):
+        columns = x[kept].astype(np.float32, copy=False) if splits else x[:0]
+        merit = mutual_info_classif(columns, failed[kept], random_state=seed) if splits else none
         selected.append(np.argsort(-merit, kind="stable")[:top_features])
     return selected
 
 
-def grow_tree(
-    columns: NDArray[np.float32],
+def grow_trees(
+    x: NDArray[Any],
     failed: BoolArray,
-    selected: IntArray,
+    fold: IntArray | None,
+    selected: Sequence[IntArray],
     *,
     max_depth: int,
     min_leaf: int | None,
-    seed: int,
-) -> Nodes:
-    """Fit scikit-learn's decision tree on the selected features.
+) -> list[Nodes]:
+    """Grow the tree of all examples, then the trees without fold 0, without fold 1, and so on.
+
+    They equal scikit-learn's ``DecisionTreeClassifier(criterion="entropy", class_weight="balanced")``, but for cuts
+    with equal gains, of which that on the best feature wins, then the lowest; scikit-learn draws lots.
 
     Args:
-        columns: (n, F), the selected features.
+        x: (n, D).
         failed: (n,) bool.
-        selected: (F,) indices of the selected features; a single leaf if F is 0.
-        max_depth: Maximum depth of the tree.
+        fold: (n,) int from 0 to K - 1; None for K = 0.
+        selected: The features of each of the K + 1 trees, best first; a tree without features is a single leaf.
+        max_depth: Maximum depth of a tree.
         min_leaf: Minimum size of a leaf, see :func:`min_leaf_size`.
-        seed: Seed of the order in which scikit-learn tries features.
     """
-    if len(selected) == 0:
-        no_feature, zero = np.full(1, -1), np.zeros(1, dtype=np.int64)
-        return Nodes(no_feature, threshold=np.zeros(1), left=no_feature, right=no_feature, depth=zero, leaf=zero)
-    n, n_failed = len(failed), int(failed.sum())
-    classifier = DecisionTreeClassifier(
-        criterion="entropy", max_depth=max_depth, min_samples_leaf=min_leaf_size(n, min_leaf), random_state=seed
-    )
-    weight = np.where(failed, (n - n_failed) / n_failed, 1.0)
-    with config_context(assume_finite=True, skip_parameter_validation=True):  # checks would take longer than the fit
-        classifier.fit(np.ascontiguousarray(columns), failed.astype(np.int64), sample_weight=weight, check_input=False)
-    tree = classifier.tree_
-    is_leaf = tree.children_left < 0
-    depth = np.zeros(tree.node_count, dtype=np.int64)
-    for node in np.flatnonzero(~is_leaf):  # parents come before their children
-        depth[[tree.children_left[node], tree.children_right[node]]] = depth[node] + 1
+    from lightning_failures.stats.kernels.gain import pack
+
+    # sort every feature once
+    used, place = np.unique(np.concatenate(selected), return_inverse=True)
+    keys = np.empty((len(used), len(x)), dtype=np.int64)
+    if len(used):
+        pack(np.ascontiguousarray(x[:, used].T, dtype=np.float32), 2 * np.arange(len(x)) + failed, keys)
+        keys.sort(axis=1)
+    row = (keys & 0xFFFFFFFF) >> 1
+    numbers = np.arange(1, len(x) + 1)
+    logs = np.concatenate([[0.0], numbers * np.log2(numbers)])
+
+    trees = []
+    places = np.split(place.reshape(-1), np.cumsum([len(features) for features in selected])[:-1])
+    for k, (features, chosen) in enumerate(zip(selected, places, strict=True)):
+        if len(features) == 0:
+            none, zero = np.full(1, -1), np.zeros(1, dtype=np.int64)
+            trees.append(Nodes(none, threshold=np.zeros(1), left=none, right=none, depth=zero, leaf=zero))
+            continue
+        kept = np.full(len(x), True) if k == 0 or fold is None else fold != k - 1
+        its_keys = keys[chosen]
+        if not kept.all():
+            its_keys = its_keys[kept[row[chosen]]].reshape(len(chosen), -1)
+        trees.append(_grow(its_keys, features, failed[kept], logs, max_depth, min_leaf))
+    return trees
+
+
+def _grow(
+    keys: IntArray, features: IntArray, failed: BoolArray, logs: FloatArray, max_depth: int, min_leaf: int | None
+) -> Nodes:
+    """Grow one tree on the sorted keys (F, m) of its features."""
+    from lightning_failures.stats.kernels.tree import grow
+
+    m, n_failed = len(failed), int(failed.sum())
+    least = min_leaf_size(m, min_leaf)
+    most = 2 * max(m // least, 1)  # a little more than the largest number of nodes
+    feature, left, right, depth = np.empty((4, most), dtype=np.int64)
+    threshold = np.empty(most)
+    weight = (m - n_failed) / n_failed
+    count = grow(keys, weight, least, max_depth, logs, feature, threshold, left, right, depth)
+    feature = feature[:count]
+    is_leaf = feature < 0
     return Nodes(
-        feature=np.where(is_leaf, -1, selected[np.maximum(tree.feature, 0)]),
-        threshold=tree.threshold,
-        left=tree.children_left,
-        right=tree.children_right,
-        depth=depth,
+        feature=np.where(is_leaf, -1, features[feature]),
+        threshold=threshold[:count],
+        left=left[:count],
+        right=right[:count],
+        depth=depth[:count],
         leaf=np.where(is_leaf, np.cumsum(is_leaf) - 1, -1),
     )
 

@@ -1,11 +1,13 @@
-"""Information gain of the best split of each feature, exact, for all features at once.
+"""Information gain of the best split of each feature, exact, and the features with the highest gains.
 
-Every feature is sorted once. The gain of a cut depends only on the numbers of failures and successes below it, so it is
-looked up in a table, and leaving out a fold takes one more pass over the same order.
+The gain of a cut depends only on the numbers of failures and successes below it. Every feature is sorted once, and
+leaving out a fold takes one more pass over the same order. Where only the best features are asked for, most features
+are not even sorted: they are counted in bins, and the counts bound their gains (``bound_gains``).
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +19,14 @@ from lightning_failures.core.arrays import as_mask, as_matrix
 from lightning_failures.core.types import BoolArray, FloatArray, IntArray
 
 _KEYS_AT_ONCE = 2**17  # a block of features that is sorted within the processor's cache
-_MAX_CELLS = 2**24  # of all tables, 128 MiB; with more cells, or with fewer cuts than cells, gains are computed per cut
+_PLACES_AT_ONCE = 2**20  # a block of features whose bins are counted
+_TILE = 16  # features that are counted at once: their counts stay in the processor's cache
+_MIN_PRUNED = 64  # with fewer examples, or fewer features, every feature is sorted
+_SAMPLE = 32  # examples from which the bins of a feature are placed
+_END = 8  # of the sample from either end: the first octave of bins reaches to there
+_OCTAVES = 5  # of bins on either side of the centre
+_MIN_BITS, _MAX_BITS = 3, 7  # bins of an octave, as powers of two
+_MARGIN = 1e-3  # relative, for the rounding of bounds in single precision
 
 
 def information_gain(features: Any, failed: Any, *, min_leaf: int = 1) -> FloatArray:
@@ -40,18 +49,18 @@ def information_gain(features: Any, failed: Any, *, min_leaf: int = 1) -> FloatA
     >>> information_gain([[0.0, 5.0], [1.0, 5.0], [2.0, 5.0]], [False, True, True])
     array([1., 0.])
     """
-    x = as_matrix(features, "features").astype(np.float32, copy=False)
+    x = as_matrix(features, "features")
     fails = as_mask(failed, "failed", len(x))
     return np.asarray(fold_gains(x, fails, None, [min_leaf])[0])
 
 
-def fold_gains(x: NDArray[np.float32], failed: BoolArray, fold: IntArray | None, min_leaf: Sequence[int]) -> FloatArray:
+def fold_gains(x: NDArray[Any], failed: BoolArray, fold: IntArray | None, min_leaf: Sequence[int]) -> FloatArray:
     """Return the information gain of each feature on all examples, then without fold 0, without fold 1, and so on.
 
     Values closer than 1e-7 to a neighbour among *all* examples count as one value in every fold.
 
     Args:
-        x: (n, D).
+        x: (n, D), any float dtype; compared in float32.
         failed: (n,) bool.
         fold: (n,) int from 0 to K - 1; None for K = 0.
         min_leaf: K + 1 minimum sizes of a side.
@@ -59,110 +68,164 @@ def fold_gains(x: NDArray[np.float32], failed: BoolArray, fold: IntArray | None,
     Returns:
         (K + 1, D) float64.
     """
-    from lightning_failures.stats.kernels.gain import best_gains, pack
+    problem = _Problem.of(failed, fold, min_leaf)
+    gains = np.zeros((len(min_leaf), x.shape[1]))
+    wanted = np.repeat(problem.has_both[:, None], x.shape[1], axis=1)
+    problem.add_gains(x, np.arange(x.shape[1]), wanted, gains)
+    return gains
 
+
+def best_features(
+    x: NDArray[Any], failed: BoolArray, fold: IntArray | None, min_leaf: Sequence[int], top: int
+) -> list[IntArray]:
+    """Return the features with the highest gains of :func:`fold_gains`, best first, for each row of its result.
+
+    Of features with equal gains the first comes first.
+
+    Args:
+        x: (n, D), any float dtype; compared in float32.
+        failed: (n,) bool.
+        fold: (n,) int from 0 to K - 1; None for K = 0.
+        min_leaf: K + 1 minimum sizes of a side.
+        top: Maximum number of features.
+
+    Returns:
+        K + 1 arrays of indices, (min(top, D),) each; of no features where failures or successes are missing.
+    """
     n, width = x.shape
-    best = np.zeros((len(min_leaf), width))
-    if not 0 < failed.sum() < n:
-        return best
+    problem = _Problem.of(failed, fold, min_leaf)
+    if not problem.has_both.any() or n < _MIN_PRUNED or width < max(_MIN_PRUNED, 2 * top):
+        gains = fold_gains(x, failed, fold, min_leaf)
+        return [_ranked(row, np.arange(width), top * both) for row, both in zip(gains, problem.has_both, strict=True)]
 
-    # one code per fold and outcome, and one subset of the codes for each fold that is left out
-    x = np.ascontiguousarray(x)
-    code = failed.astype(np.int64) if fold is None else 2 * fold + failed
-    sizes = np.bincount(code)
-    subsets = [_Subset.without(k - 1, sizes, least) for k, least in enumerate(min_leaf)]
-    cells = np.array([subset.cells for subset in subsets])
-    by_table = cells.sum() <= min(_MAX_CELLS, len(subsets) * x.size)
-    if by_table:
-        tables = np.concatenate([subset.table() for subset in subsets])
-        step = np.stack([subset.step for subset in subsets])
+    # the features that seem best give the gain that the others must be able to reach
+    seeming, bound = problem.bounds(x)
+    seem_best = np.sort(np.argpartition(-seeming, 2 * top - 1)[: 2 * top])
+    gains = np.zeros((len(min_leaf), width))
+    known = np.zeros((len(min_leaf), width), dtype=np.bool_)
+    known[:, seem_best] = problem.has_both[:, None]
+    problem.add_gains(x, seem_best, known, gains)
+    to_reach = np.partition(gains[:, seem_best], -top, axis=1)[:, -top]
+    open_ = ~known & (bound * (1 + _MARGIN) >= to_reach[:, None]) & problem.has_both[:, None]
+    problem.add_gains(x, np.flatnonzero(open_.any(axis=0)), open_, gains)
+    known |= open_
+    return [_ranked(row, np.flatnonzero(known[s]), top if problem.has_both[s] else 0) for s, row in enumerate(gains)]
 
-    # sort a block of features, then evaluate every cut for every subset
-    block = max(1, min(width, _KEYS_AT_ONCE // n))
-    keys = np.empty((block, n), dtype=np.int64)
-    for first in range(0, width, block):
-        rows, found = keys[: width - first], best[:, first : first + block]
-        pack(x, code, first, rows)
-        rows.sort(axis=1)
-        if by_table:
-            best_gains(rows, tables, np.cumsum(cells) - cells, step, found)
-        else:
-            found[:] = _cut_by_cut(rows, subsets)
-    return best
+
+def _ranked(gains: FloatArray, features: IntArray, top: int) -> IntArray:
+    """Return the best of some features, by their gain, then their index."""
+    return features[np.argsort(-gains[features], kind="stable")[:top]]
 
 
 @dataclass(frozen=True)
-class _Subset:
-    """The examples outside a fold, or all examples.
+class _Problem:
+    """Examples, and their subsets: all of them, those outside fold 0, those outside fold 1, and so on.
 
-    Examples of the same fold and outcome share a code, 2 * fold + failed.
+    Attributes:
+        code: (n,) int64, 2 * fold + failed.
+        member: (S, codes) int64, 1 where the examples of a code belong to a subset.
+        n_failed: (S,) int64, the number of failures in each subset.
+        n_correct: (S,) int64, the number of successes in each subset.
+        min_leaf: (S,) int64, the minimum size of a side.
     """
 
-    failed: IntArray  # (codes,) number of failures that an example of each code adds: 0 or 1
-    correct: IntArray  # (codes,) number of successes that an example of each code adds: 0 or 1
-    n_failed: int
-    n_correct: int
-    min_leaf: int
+    code: IntArray
+    member: IntArray
+    n_failed: IntArray
+    n_correct: IntArray
+    min_leaf: IntArray
 
     @classmethod
-    def without(cls, fold: int, sizes: IntArray, min_leaf: int) -> _Subset:
-        """Return the subset without a fold, or all examples for fold -1; ``sizes`` (codes,) counts the examples."""
-        fold_of, failed = np.divmod(np.arange(len(sizes)), 2)
-        kept = (fold_of != fold).astype(np.int64)
-        failed, correct = kept * failed, kept * (1 - failed)
-        return cls(failed, correct, int(failed @ sizes), int(correct @ sizes), min_leaf)
-
-    def gain(self, failures: IntArray, successes: IntArray) -> FloatArray:
-        """Return the gain of cuts by the numbers of failures and successes on one side.
-
-        The gain is 0 if a side has fewer than ``min_leaf`` examples.
-        """
-        size = failures + successes
-        if self.n_failed == 0 or self.n_correct == 0:
-            return np.zeros(size.shape)
-        weight = self.n_correct / self.n_failed  # both classes weigh n_correct: the parent has an entropy of one bit
-        # the terms x log x of both sides, for every possible number of failures and of successes on one side
-        of_failed = _x_log_x(np.arange(self.n_failed + 1) * weight)
-        of_failed = of_failed + of_failed[::-1]
-        of_correct = _x_log_x(np.arange(self.n_correct + 1.0))
-        of_correct = of_correct + of_correct[::-1]
-        side = failures * weight + successes
-        loss = _x_log_x(side) + _x_log_x(2 * self.n_correct - side) - of_failed[failures] - of_correct[successes]
-        enough = (size >= self.min_leaf) & (size <= self.n_failed + self.n_correct - self.min_leaf)
-        return np.where(enough, 1 - loss / (2 * self.n_correct), 0.0)
+    def of(cls, failed: BoolArray, fold: IntArray | None, min_leaf: Sequence[int]) -> _Problem:
+        """Return the problem of all examples and of those without each fold."""
+        code = failed.astype(np.int64) if fold is None else 2 * fold + failed
+        folds = max(len(min_leaf) - 1, 1)
+        sizes = np.bincount(code, minlength=2 * folds)
+        fold_of, outcome = np.divmod(np.arange(len(sizes)), 2)
+        member = (fold_of != np.arange(-1, len(min_leaf) - 1)[:, None]).astype(np.int64)
+        counted = member * sizes
+        return cls(code, member, counted @ outcome, counted @ (1 - outcome), np.array(min_leaf, dtype=np.int64))
 
     @property
-    def cells(self) -> int:
-        """Number of cells of the table."""
-        return (self.n_failed + 1) * (self.n_correct + 1)
+    def has_both(self) -> BoolArray:
+        """(S,) whether a subset has failures and successes."""
+        return (self.n_failed > 0) & (self.n_correct > 0)
 
-    @property
-    def step(self) -> IntArray:
-        """(codes,) number of cells of the table by which an example of each code advances."""
-        return self.failed * (self.n_correct + 1) + self.correct
+    def add_gains(self, x: NDArray[Any], features: IntArray, wanted: BoolArray, gains: FloatArray) -> None:
+        """Write the exact gains of some features into ``gains`` (S, D), where ``wanted`` (S, D) says so."""
+        from lightning_failures.stats.kernels.gain import best_gains, pack
 
-    def table(self) -> FloatArray:
-        """Return the gains of all cuts, (cells,): row by row for the number of failures."""
-        return self.gain(np.arange(self.n_failed + 1)[:, None], np.arange(self.n_correct + 1)).ravel()
+        n = len(x)
+        if n < 2:
+            return
+        numbers = np.arange(1, n + 1)
+        logs = np.concatenate([[0.0], numbers * np.log2(numbers)])
+        block = max(1, min(len(features), _KEYS_AT_ONCE // n))
+        keys = np.empty((block, n), dtype=np.int64)
+        for first in range(0, len(features), block):
+            chosen = features[first : first + block]
+            rows = keys[: len(chosen)]
+            pack(_columns(x, chosen), self.code, rows)
+            rows.sort(axis=1)
+            found = np.zeros((len(self.min_leaf), len(chosen)))
+            counts = (self.member, self.n_failed, self.n_correct, self.min_leaf)
+            best_gains(rows, *counts, wanted[:, chosen], logs, found)
+            gains[:, chosen] = np.where(wanted[:, chosen], found, gains[:, chosen])
+
+    def bounds(self, x: NDArray[Any]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Return about the gain (D,) of each feature on all examples, and upper bounds (S, D) of the gains."""
+        from lightning_failures.stats.kernels.gain import bound_gains
+
+        n, width = x.shape
+        bits = max(_MIN_BITS, min(_MAX_BITS, round(math.log2(n) / 2 - 0.5)))  # the more examples, the finer
+        bins = 2 * _OCTAVES * 2**bits + 1
+        tiles = max(1, min(-(-width // _TILE), _PLACES_AT_ONCE // (n * _TILE)))
+        place = np.empty((tiles, n, _TILE), dtype=np.uint16)
+        counts = np.empty((_TILE, self.member.shape[1], bins), dtype=np.uint16 if n < 2**16 else np.uint32)
+        seeming, bound = np.empty(width, dtype=np.float32), np.empty((len(self.min_leaf), width), dtype=np.float32)
+        subsets = (self.n_failed, self.n_correct, self.min_leaf)
+        for start in range(0, width, tiles * _TILE):
+            part = slice(start, start + tiles * _TILE)
+            in_place = x.dtype == np.float32 and x.flags.c_contiguous
+            bound_gains(
+                x if in_place else np.ascontiguousarray(x[:, part], dtype=np.float32),
+                start if in_place else 0,
+                self.code,
+                *subsets,
+                *_place_bins(x[:, part], bins, bits),
+                place,
+                counts,
+                seeming[part],
+                bound[:, part],
+            )
+        return seeming, bound
 
 
-def _cut_by_cut(keys: IntArray, subsets: Sequence[_Subset]) -> FloatArray:
-    """Return the gains (S, F) that ``best_gains`` looks up, computed from sorted keys (F, n)."""
-    from lightning_failures.stats.kernels.gain import TIE
-
-    code = keys[:, :-1].astype(np.uint32)  # the lower half
-    bits = (keys >> 32).astype(np.int32)
-    value = (bits ^ ((bits >> 31) & 0x7FFFFFFF)).view(np.float32)
-    cut = value[:, 1:] > value[:, :-1] + TIE
-    best = []
-    for subset in subsets:
-        failures_below = np.cumsum(subset.failed[code], axis=1)
-        successes_below = np.cumsum(subset.correct[code], axis=1)
-        gains = np.where(cut, subset.gain(failures_below, successes_below), 0.0)
-        best.append(gains.max(axis=1, initial=0.0))
-    return np.stack(best)
+def _columns(x: NDArray[Any], features: IntArray) -> NDArray[np.float32]:
+    """Return some features (F, n) as float32."""
+    return np.ascontiguousarray(x[:, features].T, dtype=np.float32)
 
 
-def _x_log_x(x: NDArray[Any]) -> FloatArray:
-    """Return x * log2(x), and 0 for 0."""
-    return np.asarray(x * np.log2(np.maximum(x, np.finfo(np.float64).tiny)))
+def _place_bins(x: NDArray[Any], bins: int, bits: int) -> tuple[NDArray[Any], ...]:
+    """Place the bins of features (n, D) by the quantiles of a few examples.
+
+    The centre of a feature is its smallest value if that is frequent, such as 0 behind a ReLU, else the median. The
+    first octave reaches from there to a quantile near the end of the distribution.
+
+    Returns:
+        Centre (D,) float32, inverse width (2, D) float32 of the first octave below it (negative) and above it, the
+        number (D,) int32 of bits of a float that a bin leaves open, and the number (D,) int32 of the bin at the centre.
+    """
+    rows = np.arange(_SAMPLE) * len(x) // _SAMPLE
+    values = np.ascontiguousarray(x[rows].T, dtype=np.float32)
+    values.sort(axis=1)
+    one_sided = values[:, 0] == values[:, _END]
+    centre = np.where(one_sided, values[:, 0], values[:, _SAMPLE // 2])
+    near = np.abs(values[:, [_END, _SAMPLE - 1 - _END]] - centre[:, None]).T
+    far = np.abs(values[:, [0, -1]] - centre[:, None]).T
+    reach = np.where(near > 0, near, far)
+    inverse = 1 / np.clip(reach, np.float32(1e-30), np.float32(1e30))
+    inverse[0] *= -1
+    shift = np.where(one_sided, 23 - bits - 1, 23 - bits).astype(np.int32)
+    middle = np.where(one_sided, 1, bins // 2).astype(np.int32)
+    return centre, inverse, shift, middle

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.tree import DecisionTreeClassifier
 
-from lightning_failures.trees.information_gain import fold_gains, information_gain
+from lightning_failures.trees.information_gain import best_features, fold_gains, information_gain
 
 
 def _reference_information_gain(feature, failed, min_leaf=1):
@@ -56,20 +56,68 @@ def test_fold_gains__equal_those_of_the_examples_outside_the_fold(rows, min_leaf
         np.testing.assert_allclose(gain, expected, atol=1e-12)
 
 
-@pytest.mark.parametrize("kind", ["continuous", "tied"])
-def test_fold_gains__the_same_with_and_without_tables(kind, monkeypatch):
-    """Many examples make the tables too large; the other way must not differ in a single bit."""
+def _drawn(kind, n, width, rng):
+    """Return features of a kind of distribution, the last one informative."""
+    x = rng.normal(size=(n, width))
+    if kind == "heavy tails":
+        x = rng.standard_cauchy(size=(n, width))
+    elif kind == "tied":
+        x = x.round(1)
+    elif kind == "zeros":
+        x = np.maximum(x, 0)
+    elif kind == "near one value":
+        x = 5 + 1e-6 * x
+    elif kind == "extreme":
+        x *= 10.0 ** rng.uniform(-44, 38, size=width)
+    failed = rng.random(n) < np.where(x[:, -1] > np.quantile(x[:, -1], 0.8), 0.5, 0.2)
+    return x.astype(np.float16 if kind == "half" else np.float32), failed
+
+
+KINDS = ["normal", "heavy tails", "tied", "zeros", "near one value", "extreme", "half"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("n", [65, 400])
+def test_best_features__those_of_all_gains(kind, n):
+    rng = np.random.default_rng(n)
+    x, failed = _drawn(kind, n, 150, rng)
+    fold = rng.integers(0, 5, n)
+    min_leaf = [20, 20, 5, 20, 1, 20]
+    for failing in (failed, failed & (fold != 2), np.arange(n) == 3):
+        gains = fold_gains(x, failing, fold, min_leaf)
+        found = best_features(x, failing, fold, min_leaf, 20)
+        for k, chosen in enumerate(found):
+            if not failing[fold != k - 1].any():
+                assert len(chosen) == 0
+            else:
+                np.testing.assert_array_equal(chosen, np.argsort(-gains[k], kind="stable")[:20])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_bounds__no_gain_is_higher(kind):
+    rng = np.random.default_rng(7)
+    module = importlib.import_module("lightning_failures.trees.information_gain")  # the face has a function so named
+    for n, folds in ((70, 2), (700, 5)):
+        x, failed = _drawn(kind, n, 80, rng)
+        fold, min_leaf = rng.integers(0, folds, n), [1, *[20] * folds]
+        seeming, bound = module._Problem.of(failed, fold, min_leaf).bounds(x)
+        gains = fold_gains(x, failed, fold, min_leaf)
+        assert (bound * (1 + module._MARGIN) >= gains).all()
+        if kind == "normal":
+            assert bound.mean() < 2 * gains.mean()
+            np.testing.assert_allclose(seeming, gains[0], atol=0.1)
+
+
+def test_best_features__many_examples_in_one_bin():
+    """Counts above 65,535 do not overflow."""
     rng = np.random.default_rng(0)
-    x = rng.normal(size=(300, 100)).astype(np.float32)
-    x = x.round(1) if kind == "tied" else x
-    gains = importlib.import_module("lightning_failures.trees.information_gain")  # the face has a function so named
-    failed, fold = rng.random(300) < 0.3, rng.integers(0, 5, 300)
-    with monkeypatch.context() as patch:
-        patch.setattr(gains, "_cut_by_cut", None)
-        looked_up = fold_gains(x, failed, fold, [20] * 6)
-    monkeypatch.setattr(gains, "_MAX_CELLS", 0)
-    assert np.array_equal(fold_gains(x, failed, fold, [20] * 6), looked_up)
-    assert looked_up.min() > 0
+    x = np.zeros((70_000, 64), dtype=np.float32)
+    x[:200] = rng.normal(size=(200, 64))
+    failed = (np.arange(len(x)) < 200) & (x[:, 9] > 0)
+    failed[1000:1010] = True
+    gains = fold_gains(x, failed, None, [1])[0]
+    np.testing.assert_array_equal(best_features(x, failed, None, [1], 5)[0], np.argsort(-gains, kind="stable")[:5])
+    assert gains.argmax() == 9
 
 
 def test_information_gain__min_leaf_and_degenerate_labels():

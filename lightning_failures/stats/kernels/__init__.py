@@ -6,10 +6,11 @@ Files, each importing only from those above it::
 
     elastic_net  Coordinate descent on a quadratic model with an elastic net penalty, by coordinates and by groups
     forms        Quadratic forms of many subsets: the permutation statistic on the Gram matrix
-    gain         Information gain: pack value and label into one sortable integer, then evaluate every cut
+    gain         Information gain of cuts: exact gains of sorted features, bounds of the gains of unsorted ones
     products     Scalar products in the arithmetic of libsvm, bit for bit
     shuffle      Random labellings for permutation tests that keep groups whole
     smo          Sequential minimal optimization of the L1-hinge SVM on a Gram matrix, with warm starts along C
+    tree         Growth of a binary decision tree on features that are already sorted, as scikit-learn's trees grow
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ import numba
 import xxhash
 from numba.core.caching import FunctionCache, IndexDataCacheFile
 
-__all__ = ["compiled"]
+__all__ = ["compiled", "compiled_strictly"]
 
 # a maximum is not vectorized without "nnan" and "ninf"; the inputs have been checked to be finite
 _FAST = {"nnan", "ninf", "nsz", "arcp", "contract", "afn", "reassoc"}
@@ -37,7 +38,16 @@ def compiled(function: Callable[..., Any]) -> Any:
     The machine code is cached next to the source or in the user's cache folder, so it is compiled once per machine. If
     neither can be written, or the cached code is damaged, the function is compiled again in a few seconds.
     """
-    dispatcher: Any = numba.njit(nogil=True, fastmath=_FAST, error_model="numpy")(function)
+    return _compiled(function, _FAST)
+
+
+def compiled_strictly(function: Callable[..., Any]) -> Any:
+    """Compile as :func:`compiled` does, but round every operation on floats as it is written."""
+    return _compiled(function, set())
+
+
+def _compiled(function: Callable[..., Any], fast: set[str]) -> Any:
+    dispatcher: Any = numba.njit(nogil=True, fastmath=fast or False, error_model="numpy")(function)
     # numba.njit(cache=True) uses numba's own cache, which runs damaged machine code and lets errors of the disk end the
     # program; numba offers no public way to choose another cache. tests/stats/test_kernels.py fails if a release of
     # numba no longer uses this attribute, or the methods that the classes below override.
