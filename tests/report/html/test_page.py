@@ -100,6 +100,18 @@ def test_build_page__modes_that_ended_come_last():
     assert rows[2].status == "missing"
 
 
+def test_build_page__a_class_that_is_too_rare_is_not_judged():
+    rows = [ModeReport("a", "cat", "missing", 0, missed=0), ModeReport("b", "cat", "missing", 0, missed=2)]
+    report = FailureReport(9, 0.5, (), modes=tuple(rows), epoch=1)
+    found = {row.mode.name: row.status for row in build_page(Run(Path("x"), report, (report,))).modes}
+    assert found == {"a": "not judged", "b": "missing"}
+
+
+def test_build_page__trees_are_named_by_what_they_miss_or_call():
+    titles = {tree.title for tree in build_page(RUN).trees}
+    assert {"missed cat", "called cat"} <= titles
+
+
 def test_build_page__a_validation_after_fit_shows_the_diary_of_the_training(monkeypatch):
     monkeypatch.setattr(pages, "CHARTS", {})  # Vega takes seconds
     modes = [(ModeReport("a", "cat", "new", 0, size=size),) for size in (5, 7)]

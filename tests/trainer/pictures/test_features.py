@@ -8,7 +8,7 @@ import torch
 from lightning_failures.captions.candidates import ClassCaptions
 from lightning_failures.core.budget import Deadline
 from lightning_failures.report.feature_names import FeatureName, FeatureNames
-from lightning_failures.trainer.pictures.features import FEATURE_IMAGES
+from lightning_failures.trainer.pictures.features import FEATURE_IMAGES, NOT_ASKED_FOR
 from lightning_failures.trainer.pictures.sources import (
     displayed_trees,
 )
@@ -29,6 +29,14 @@ def test_feature_pictures__the_most_activating_images_of_the_group(planted):
         small = torch.stack([tile.image[:, ::12, ::12] for tile in attacks.tiles])
         found = encoder.encode_images(small)[:, one.feature]
         assert torch.allclose(found, torch.tensor([after for _, after in strengths]), atol=0.02)
+
+
+def test_feature_pictures__no_attacks_unless_asked_for(planted):
+    gallery, reported = draw(planted, attacks=False)
+    assert reported
+    for picture in of_kind(gallery, "features/"):
+        assert len(picture.rows) == 2  # images and heat maps
+        assert NOT_ASKED_FOR in picture.caption
 
 
 def test_feature_pictures__heat_maps_lie_on_what_the_model_saw(planted):
