@@ -63,7 +63,7 @@ def test_demo__table_report_and_truth(visit, tmp_path, capsys, monkeypatch):
         if row["attribute"] == "tint"
     ]
     assert sum(enriched) >= 4
-    assert re.search(r"tint = \w+: [01]\.\d\d", shown)
+    assert re.search(r"tint = \w+: \d+\.\d %", shown)
     assert report["findings"][0]["attribute"] == "tint"
     assert "with tint" in shown
     seen = visit(tmp_path / "out" / "report.html", width=1280, height=800)
