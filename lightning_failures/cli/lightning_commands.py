@@ -350,7 +350,10 @@ class FailureCLI(LightningCLI):
 def run_with_model(command: str, arguments: Sequence[str]) -> int:
     """Run a command with model and data from a LightningCLI config; return its exit status."""
     if command != "doctor":
-        return _run(command, arguments)
+        try:
+            return _run(command, arguments)
+        except MisconfigurationException as error:  # of Lightning, about options; doctor has remedies for some
+            raise ConfigurationError(f"{command}: {error}") from error
     with quiet():
         try:
             return _run(command, arguments)
@@ -375,8 +378,6 @@ def _run(command: str, arguments: Sequence[str]) -> int:
         )
     except ArgumentError as error:
         raise UsageError(f"{command}: {shortened(error.message)}") from error
-    except MisconfigurationException as error:
-        raise ConfigurationError(f"{command}: {error}") from error
     return int(getattr(cli.trainer, "status", 0))
 
 
