@@ -137,7 +137,7 @@ def test_undefined__nothing_fails_and_no_score_is_in_the_event_files(tmp_path):
 
 
 def test_namespaces__the_mathematics_knows_no_lightning():
-    may = {"trainer", "steering", "pools", "callback", "pytorch_lightning", "cli", "bundled", "doctor"}
+    may = {"trainer", "steering", "pools", "callback", "pytorch_lightning", "cli", "bundled", "doctor", "recipes"}
     knows = set()
     for path in PACKAGE.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
