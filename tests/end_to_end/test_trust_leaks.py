@@ -134,7 +134,9 @@ def test_filtered__a_pool_of_validation_images_alone_adds_nothing(tmp_path):
     _, _, report = fit(tmp_path, filtered(validation), validation=validation, epochs=2)
     (entry,) = report["interventions"]
     assert entry["added"] == 0
-    assert all("validation" in row["reason"] for row in entry["classes"])
+    reasons = [row["reason"] for row in entry["classes"] if "failures" not in row["reason"]]  # others have too few
+    assert len(reasons) >= 2
+    assert all("validation" in reason for reason in reasons), reasons
 
 
 class Damaged(Marked):
