@@ -25,10 +25,9 @@ def join_sources_of_equal_digests(grades: Grades) -> Grades:
     """
     if grades.digests is None:
         return grades
-    ids, digests, sources = as_array(grades.ids), as_array(grades.digests), as_array(grades.sources)
-    if grades.groups is None:  # the digests are the sources, so only copies need saying
-        return grades if len(np.unique(sources)) == len(np.unique(ids)) else replace(grades, groups=grades.sources)
+    ids, digests = as_array(grades.ids), as_array(grades.digests)
     marks = np.where(digests >= 0, digests, -1 - np.unique(ids, return_inverse=True)[1])
+    sources = ids if grades.groups is None else as_array(grades.groups)
     joined = join_sources(sources, marks)
     return grades if joined is sources else replace(grades, groups=torch.from_numpy(joined.astype(np.int64)))
 

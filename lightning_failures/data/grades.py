@@ -96,13 +96,6 @@ class Grades:
         """(N,) bool: the model is wrong."""
         return ~self.correct
 
-    @property
-    def sources(self) -> Tensor:
-        """(N,) int64, equal for examples that stay together: the group, or else the digest, or else the id."""
-        if self.groups is not None:
-            return self.groups
-        return self.ids if self.digests is None else torch.where(self.digests >= 0, self.digests, self.ids)
-
     def __len__(self) -> int:
         return len(self.ids)
 

@@ -60,12 +60,11 @@ def judge_split(grades: Grades, embeddings: Tensor | None, directions: FailureDi
 
 
 def part_of(grades: Grades, *, seed: int = 0, decision: bool = False, spent: bool = False) -> Tensor:
-    """Return the part of each example, (N,) int64 values of :class:`Part`, by a hash of its source.
+    """Return the part of each example, (N,) int64 values of :class:`Part`, by a hash of its group or else of its id.
 
     Half of the examples are in the discovery part, half in the report part. With ``decision``, two fifths of the report
     part, a fifth of all examples, become the decision part; the discovery part stays the same. With ``spent``, half of
     the discovery part becomes the spent part. A group is never split, and is in the same part in every epoch and run.
-    So is an image with a digest, whatever its id becomes when a data set is split again or grows.
 
     >>> rows = torch.arange(1000)
     >>> grades = Grades(rows, rows % 2, rows % 2, torch.ones(1000), ("a", "b"))
@@ -73,7 +72,7 @@ def part_of(grades: Grades, *, seed: int = 0, decision: bool = False, spent: boo
     >>> torch.bincount(two).tolist(), torch.bincount(three).tolist(), bool((two[three == 0] == 0).all())
     ([527, 473], [527, 295, 178], True)
     """
-    sources = as_array(grades.sources)
+    sources = as_array(grades.ids if grades.groups is None else grades.groups)
     parts = (_hashed(sources, seed + _SALT) % np.uint64(2)).astype(np.int64)
     if decision:
         parts[(parts == Part.REPORT) & (_hashed(sources, seed + _DECISION_SALT) % np.uint64(5) < 2)] = Part.DECISION

@@ -121,8 +121,8 @@ def test_tree__copies_share_a_fold_but_rows_of_few_attributes_do_not():
 def test_join_equal_digests__before_the_validation_set_is_split():
     grades = graded(np.zeros(6, dtype=np.int64), np.zeros(6, dtype=bool))
     assert join_sources_of_equal_digests(grades) is grades
-    digests = torch.tensor([40, 90, 40, -1, -1, 90])
-    assert join_sources_of_equal_digests(replace(grades, digests=digests)).groups.tolist() == [40, 90, 40, 3, 4, 90]
+    digests = torch.tensor([4, 9, 4, -1, -1, 9])
+    assert join_sources_of_equal_digests(replace(grades, digests=digests)).groups.tolist() == [0, 1, 0, 3, 4, 1]
     videos = replace(grades, digests=digests, groups=torch.tensor([0, 0, 1, 1, 2, 3]))
     assert join_sources_of_equal_digests(videos).groups.tolist() == [0, 0, 0, 0, 2, 0]
 

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lightning_failures.analysis.copies import join_sources_of_equal_digests
 from lightning_failures.core.hashing import stable_hash
 from lightning_failures.data.grades import Grades
 from lightning_failures.interventions.validation_split import (
@@ -49,39 +46,6 @@ def test_parts__halves_are_what_they_always_were(ids, seed):
     np.testing.assert_array_equal(in_report_part(grades(ids), seed=seed).numpy(), expected)
     three = part_of(grades(ids), seed=seed, decision=True).numpy()
     np.testing.assert_array_equal(three != Part.DISCOVERY, expected)
-
-
-def test_parts__follow_the_image_when_ids_move():
-    rows, digests = torch.arange(400), torch.arange(400) * 7919 + 10**12
-    digests[::10] = -1  # not known
-    before = replace(grades(rows), digests=digests)
-    order = torch.randperm(400, generator=torch.Generator().manual_seed(0))
-    after = replace(grades(rows), digests=digests[order])
-    for options in ({}, {"decision": True}, {"spent": True}):
-        then, now = part_of(before, **options), part_of(after, **options)
-        known = digests[order] >= 0
-        assert torch.equal(now[known], then[order][known])
-        assert torch.equal(
-            now[~known], part_of(grades(rows), **options)[~known]
-        )  # by the id, for want of anything else
-        assert not torch.equal(now, then)
-
-
-def test_parts__groups_come_before_digests():
-    rows = torch.arange(400)
-    assert torch.equal(
-        part_of(replace(grades(rows, rows // 4), digests=rows * 31 + 5)), part_of(grades(rows, rows // 4))
-    )
-
-
-def test_parts__the_same_with_and_without_copies_in_view():
-    rows, digests = torch.arange(40), (torch.arange(40) // 2) * 7919 + 10**12
-    joined = join_sources_of_equal_digests(replace(grades(rows), digests=digests))
-    alone = join_sources_of_equal_digests(replace(grades(rows[::2]), digests=digests[::2]))
-    assert joined.groups is not None
-    assert alone.groups is None
-    assert torch.equal(part_of(joined)[::2], part_of(alone))
-    assert torch.equal(part_of(joined)[::2], part_of(joined)[1::2])
 
 
 def test_parts__half_three_tenths_a_fifth():
