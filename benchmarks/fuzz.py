@@ -37,6 +37,7 @@ from lightning_failures.cli.report import diff_text, report_text
 from lightning_failures.core.safetensors_io import DamagedShardError
 from lightning_failures.data.evidence import AttributeEvidence
 from lightning_failures.data.example_table import ExampleTable
+from lightning_failures.data.findings import Finding, FindingPart, Mistake
 from lightning_failures.data.pin_check import PinCheck
 from lightning_failures.data.records import (
     ClassHold,
@@ -304,12 +305,17 @@ def example_report() -> FailureReport:
     acted = {"kind": "Upweight", "epoch": 3, "flagged": 4, "changes_training": True, "verdict": "not measured"}
     acted["classes"] = [{"class": "cat", "flagged": 4, "reason": None}]
     acted["review"] = [{"id": 1, "class": "a", "predicted": "b", "probability_of_label": 0.1, "neighbours_agreeing": 2}]
+    finding = Finding(
+        "caption", words="red", parts=(FindingPart("cat", "red", 9, 8, 0.8, 0.2, "dog", 0.9),), examples=9, failures=8,
+        error_rate=0.8, interval=(0.5, 0.9), confidence="high", mistakes=(Mistake("cat", "dog", 8, 0.9),),
+        failing_ids=(7,), right_ids=(8,),
+    )  # fmt: skip
     return FailureReport(
         83, 0.7, (found, ClassReport("dog", 3, skipped="2 failures")), (group,), (feature,), (mode,),
         summary={"cv_score_mean": 0.75}, interventions=(acted,), timings={"total": 0.5}, epoch=3, global_step=250,
         explained=0.4, shared=shared, slices=(part,), confusions=(ConfusionReport("cat", "dog", 9, 0.9),),
         pins=(PinCheck("cat 1", "cat", "open", 9, 4, 0.4, (0.2, 0.7), level=0.1, p_value=0.01, note="a note"),),
-        doubtful=True,
+        doubtful=True, findings=(finding,),
         stage="fit", notes=("a note",), methods={"age": {"columns": {"mean age": [3.5, None]}}},
     )  # fmt: skip
 

@@ -441,18 +441,23 @@ def _section(contribution: Contribution) -> dict[str, Any]:
 
 
 def _finding_examples(grades: Grades, result: AnalysisResult, attributes: dict[str, Attribute]) -> FindingExamples:
-    """Return the examples of an analysis for its findings."""
+    """Return the examples of an analysis for its findings, by id, so that the order of the rows has no influence."""
     directions, shared = result.directions, result.shared
+    order = np.lexsort((as_array(grades.labels), as_array(grades.ids)))
+
+    def by_id(values: Any) -> Any:
+        return None if values is None else as_array(values)[order]
+
     return FindingExamples(
-        ids=as_array(grades.ids),
-        labels=as_array(grades.labels),
-        failed=as_array(grades.failed),
-        predictions=None if grades.predictions is None else as_array(grades.predictions),
-        sources=None if grades.groups is None else as_array(grades.groups),
-        values=None if directions is None else as_array(directions.out_of_fold),
-        shared_values=None if shared is None else as_array(shared.out_of_fold),
-        in_doubt=None if directions is None else as_array(directions.in_doubt),
-        attributes=attributes,
+        ids=by_id(grades.ids),
+        labels=by_id(grades.labels),
+        failed=by_id(grades.failed),
+        predictions=by_id(grades.predictions),
+        sources=by_id(grades.groups),
+        values=None if directions is None else by_id(directions.out_of_fold),
+        shared_values=None if shared is None else by_id(shared.out_of_fold),
+        in_doubt=None if directions is None else by_id(directions.in_doubt),
+        attributes={name: Attribute(by_id(one.codes), one.values) for name, one in attributes.items()},
         leaves={
             name: [as_array(leaf.ids) for leaf in tree.leaves]
             for (grouping, name), tree in result.trees.items()

@@ -23,6 +23,13 @@ CHARTS = (
     ("failures: trees", "held-out error rate of the worst slice", ("worst_slice_error_rate",)),
     ("failures: trees", "ALER - BER, held out and in sample", ("heldout_aler_minus_ber_mean", "aler_minus_ber_mean")),
     ("failures: trees", "share of groups whose leaf is valid held out", ("valid_leaf_fraction",)),
+    ("failures: sparse layer", "accuracy", ("sparse/accuracy",)),
+    ("failures: sparse layer", "features of a class", ("sparse/features_per_class",)),
+    (
+        "failures: sparse layer",
+        "errors that one feature fixes, right answers that one breaks",
+        ("sparse/fixed_by_one_feature", "sparse/broken_by_one_feature"),
+    ),
     ("failures: worst classes", "accuracy", (f"{CLASS}accuracy",)),
     ("failures: worst classes", "CV score", (f"{CLASS}cv_score",)),
     ("failures: worst classes", "p-value", (f"{CLASS}p_value",)),

@@ -438,7 +438,15 @@ def test_json__keys_that_readers_rely_on(full):
     assert all(entry.keys() >= CLASS_KEYS for entry in data["classes"])
     assert all(group.keys() >= GROUP_KEYS for group in data["groups"])
     assert all(leaf.keys() >= LEAF_KEYS for group in data["groups"] for leaf in group["leaves"])
-    assert data["timings"].keys() == {"directions", "trees", "captions", "shared", "confusions", "diagnosis"}
+    assert data["timings"].keys() == {
+        "directions",
+        "trees",
+        "captions",
+        "shared",
+        "confusions",
+        "diagnosis",
+        "findings",
+    }
     assert all(math.isfinite(seconds) and seconds >= 0 for seconds in data["timings"].values())
 
 

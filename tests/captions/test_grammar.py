@@ -62,7 +62,7 @@ def test_grammar__says_what_is_wrong(arguments, said):
 
 
 def test_vocabulary__packaged_sets_are_sound():
-    assert known_vocabularies() == ["cifar10", "digits", "general"]
+    assert known_vocabularies() == ["celeba", "cifar10", "cifar100", "digits", "general"]
     for name in known_vocabularies():
         vocabulary = CaptionVocabulary.load(name)
         for class_name in vocabulary.classes or ("thing",):

@@ -54,9 +54,9 @@ def test_analyse__takes_any_form_of_columns(changes):
 
 
 def plain(report):
-    """Return a report without timings, and without diagnoses: they look at predictions, which verdicts lack."""
+    """Return a report without timings, diagnoses and findings: these look at predictions, which verdicts lack."""
     classes = tuple(dataclasses.replace(entry, diagnosis=None) for entry in report.classes)
-    return dataclasses.replace(report, timings={}, classes=classes)
+    return dataclasses.replace(report, timings={}, classes=classes, findings=())
 
 
 def test_analyse__embeddings_in_a_list():

@@ -138,7 +138,8 @@ def test_filtered__the_gain_that_came_stands_beside_the_expected_one(tmp_path):
     rates = [point["report/flagged_error_rate"] for point in entry["trend"]]
     assert len(rates) == 3
     (line,) = intervention_lines(report)
-    assert f"expected to fall by up to {expected:.2f}, has fallen by 0.00 ({rates[0]:.2f} -> {rates[-1]:.2f})" in line
+    fallen = f"has fallen by 0.0 points ({100 * rates[0]:.1f} % -> {100 * rates[-1]:.1f} %)"
+    assert f"expected to fall by up to {100 * expected:.1f} points, {fallen}" in line
 
 
 def test_filtered__training_images_are_not_added_again(tmp_path):

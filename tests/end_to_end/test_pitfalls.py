@@ -200,7 +200,7 @@ def test_tensorboard__few_tags_each_with_the_same_meaning_at_every_step(tmp_path
     events = events_of(logger)
     images = {tag: [one.step for one in events.Images(tag)] for tag in events.Tags()["images"]}
     assert images
-    assert all(tag.startswith(("failures/classes/", "failures/rules/")) for tag in images)
+    assert all(tag.startswith(("failures/classes/", "failures/rules/", "failures/findings")) for tag in images)
     assert all(set(steps) <= {50, 60} and len(steps) == len(set(steps)) for steps in images.values())
     assert not any(re.search(r"epoch|step|\d{2}", tag) for tag in images)
     per_class = {tag for tag in events.Tags()["scalars"] if tag.startswith("failures/class/")}

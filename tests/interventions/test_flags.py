@@ -51,10 +51,13 @@ class Probed(Round):
     def decision_values(self, images, labels):
         raise NotImplementedError
 
-    def last_layer(self, head, *, spend_validation):
+    def last_layer(self, head, *, spend_validation, discovery=False):
         raise NotImplementedError
 
     def pick(self, pool, view, **options):
+        raise NotImplementedError
+
+    def tagged_features(self, head, path):
         raise NotImplementedError
 
 

@@ -590,6 +590,6 @@ def test_embed__from_the_packaged_config(tmp_path, monkeypatch, capsys):
     assert all(len(entry["hardest"]) == 3 for entry in written["classes"])
     capsys.readouterr()
     assert main(["embed", *quiet, *sizes, "--directions", str(tmp_path / "nowhere")]) == 1
-    assert "No directions.safetensors" in capsys.readouterr().err
+    assert "nowhere does not exist" in capsys.readouterr().err
     assert main(["embed", *quiet, *sizes[:2], "--data.init_args.pool_size=500", "--directions", run]) == 1
     assert "the number of examples" in capsys.readouterr().err

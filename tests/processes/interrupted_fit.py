@@ -30,7 +30,7 @@ from tests.helpers.toy import ColourEncoder, Images, OracleClassifier, callback,
 STAGES = {
     "embedding a validation batch": ("lightning_failures.trainer.evaluation_pass:EmbeddingPass.embed", 3),
     "fitting directions": ("lightning_failures.directions.svm:fit_scaled", 2),
-    "fitting trees": ("lightning_failures.trees.growing:grow_tree", 2),
+    "fitting trees": ("lightning_failures.trees.growing:grow_trees", 2),
     "decision": ("lightning_failures.interventions.upweight:Upweight.decide", 1),
     "embedding the training set": ("lightning_failures.steering.training_view:ExamplesView.blocks", 1),
     "writing the report": ("pathlib:Path.replace", 1),

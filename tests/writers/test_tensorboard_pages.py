@@ -95,7 +95,7 @@ def test_images__a_class_picture_is_there(board, visit, fitted):
     seen = visit(f"{board}#images")
     entry = next(one for one in fitted[1].classes if one.pattern)
     drawn = json.loads(served(board, "images/tags"))[RUN]
-    assert {tag.split("/")[1] for tag in drawn} == {"classes", "features", "leaves"}
+    assert {tag.split("/")[1] for tag in drawn} == {"classes", "features", "findings", "leaves"}
     assert sum(tag.startswith("failures/classes/") for tag in drawn) == 2
     assert entry.hardest_ids
     seen.page.get_by_text("tag: failures/classes/").first.wait_for()
@@ -121,7 +121,7 @@ def test_text__the_table_is_read_as_one(board, visit, fitted):
     for head in ("error rate", "change", "hardest caption"):
         seen.page.locator("th", has_text=head).first.wait_for()
     worst = min(fitted[1].classes, key=lambda one: one.accuracy)
-    seen.page.locator("td", has_text=f"{1 - worst.accuracy:.3f}").first.wait_for()
+    seen.page.locator("td", has_text=f"{100 * (1 - worst.accuracy):.1f} %").first.wait_for()
     seen.page.get_by_text("How far to trust it").first.wait_for()
     assert seen.errors == []
 

@@ -73,7 +73,7 @@ def test_paste__a_fit_shows_its_checks_everywhere(tmp_path):
     (page,) = tmp_path.rglob("report.html")
     stored = json.loads((page.parent / "report.json").read_text())
     assert stored["features"][0]["counterfactual"]["verdict"] == "confirmed"
-    sentence = "Counterfactual check: confirmed. Its region flips 100 % of 40 correct images, an ordinary patch 0 %"
+    sentence = "Counterfactual check: confirmed. Its region flips 100.0 % of 40 correct images, an ordinary patch 0.0 %"
     assert sentence in page.read_text().replace("&nbsp;", " ").replace("\u00a0", " ")
     (markdown,) = tmp_path.rglob("report.md")
     assert f"* **feature 0**: {sentence}" in markdown.read_text()
