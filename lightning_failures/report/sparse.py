@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from lightning_failures.core.serialization import from_jsonable
-from lightning_failures.core.text import clean, escape_markdown, interval, number
+from lightning_failures.core.text import clean, escape_markdown, number, percent, percent_interval
 from lightning_failures.data.report import FailureReport
 from lightning_failures.errors import DataError
 from lightning_failures.report.text_tables import pipe_table
@@ -193,17 +193,16 @@ def sparse_sentence(report: FailureReport) -> str:
     of = "training" if found.fitted_on.source == "train" else "evaluated"
     text = (
         f"A last layer with {number(found.features_per_class, '.1f')} features a class, fitted to"
-        f" {found.fitted_on.examples} {of} images, is right on {number(found.accuracy)} of {found.held_out} held-out"
-        f" examples (dense {number(found.dense_accuracy)})."
+        f" {found.fitted_on.examples} {of} images, is right on {percent(found.accuracy)} of {found.held_out} held-out"
+        f" examples (dense {percent(found.dense_accuracy)})."
     )
     if not found.errors_examined:
         return text
+    fixed, broken = (f"{percent(one.rate)} ({percent_interval(one.interval)})" for one in (found.fixed, found.broken))
     return (
-        f"{text} Zeroing a single feature fixes {number(found.fixed.rate)} ({interval(found.fixed.interval)}) of its"
-        f" {found.errors_examined} errors; a random feature of the wrong class {number(found.random_used.rate)}, any"
-        f" random one {number(found.random_any.rate)}; and zeroing their own top feature breaks"
-        f" {number(found.broken.rate)} ({interval(found.broken.interval)}) of its {found.correct_examined} correct"
-        " predictions."
+        f"{text} Zeroing a single feature fixes {fixed} of its {found.errors_examined} errors; a random feature of the"
+        f" wrong class {percent(found.random_used.rate)}, any random one {percent(found.random_any.rate)}; and zeroing"
+        f" their own top feature breaks {broken} of its {found.correct_examined} correct predictions."
     )
 
 

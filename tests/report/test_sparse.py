@@ -65,8 +65,8 @@ def report_with(section: dict[str, Any]) -> FailureReport:
 def test_sentence__has_the_controls():
     text = sparse_sentence(report_with(SECTION))
     assert "A last layer with 3.5 features a class, fitted to 500 training images" in text
-    assert "fixes 0.50 (0.30 to 0.70) of its 20 errors; a random feature of the wrong class 0.10" in text
-    assert "breaks 0.25 (0.20 to 0.30) of its 80 correct predictions" in text
+    assert "fixes 50.0 % (30.0 to 70.0 %) of its 20 errors; a random feature of the wrong class 10.0 %" in text
+    assert "breaks 25.0 % (20.0 to 30.0 %) of its 80 correct predictions" in text
     assert sparse_sentence(FailureReport(1, 1.0, ())) == ""
     assert "Zeroing" not in sparse_sentence(report_with(SECTION | {"errors_examined": 0}))
 
