@@ -267,7 +267,7 @@ def _lines(report: FailureReport, names: list[str], folder: str) -> list[str]:
 def _numbers(found: Finding) -> str:
     """Return how many failures a finding covers, and how sure it is."""
     share = "" if found.share_of_failures is None else f", {percent(found.share_of_failures)} of all"
-    return f"{found.failures} failures{share}; how sure: {found.confidence}."
+    return f"{found.failures} failures{share}; how sure: {clean(found.confidence, 20)}."
 
 
 # -- classes ---------------------------------------------------------------------------------------------------------

@@ -137,3 +137,9 @@ def test_findings__hostile_names_are_escaped():
     report = FailureReport(9, None, (entry("<b>|*x*\n"),), findings=(dataclasses.replace(TINT, parts=(nasty,)),))
     assert "<b>" not in findings_markdown(report)
     assert "\n" not in findings_lines(report)[0]
+
+
+def test_lines__of_a_damaged_confidence_can_be_printed():
+    found = Finding("caption", words="red", parts=(FindingPart("cat", "red", 9, 8, 0.8, 0.2),), confidence="bad\udcff")
+    report = FailureReport(83, 0.7, (ClassReport("cat", 40, accuracy=0.6),), findings=(found,))
+    "\n".join(findings_lines(report)).encode("utf-8", "strict")
