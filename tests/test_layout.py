@@ -190,6 +190,7 @@ TESTED_ELSEWHERE = {
     "stats/kernels/gain.py": "trees/test_information_gain.py",
     "stats/kernels/smo.py": "directions/test_svm.py",  # equals scikit-learn's support vector machine
     "stats/kernels/tree.py": "trees/test_growing.py",  # equals scikit-learn's decision tree
+    "interventions/refit.py": "interventions/test_retrain_head.py",
     "steering/feature_access.py": "end_to_end/test_sparse.py",
     "steering/last_layer.py": "interventions/test_retrain_head.py",
     "steering/sample_features.py": "end_to_end/test_sparse.py",

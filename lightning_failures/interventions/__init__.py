@@ -12,6 +12,7 @@ Files, each importing only from those above it::
     verdicts          Verdicts on interventions: a word, an interval and a sentence
     base              The interface of an intervention: when it acts, what it can ask for, what it decides
     head_measures     What new last layers gain on examples that they were not fitted to, and whether they do harm
+    refit             What the interventions that refit the last layer have in common
     flags             Which training examples interventions act on, without doubtful labels
     sampler           The sampler that carries out weights: replaces the user's own, draws the same without weights
     filtered          AddFiltered: adds the hardest examples of a labelled pool

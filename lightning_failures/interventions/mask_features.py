@@ -19,7 +19,6 @@ from lightning_failures.errors import ConfigurationError, DataError
 from lightning_failures.interventions.base import (
     Decision,
     HeadExamples,
-    Intervention,
     JudgedExamples,
     LastLayer,
     Round,
@@ -27,6 +26,7 @@ from lightning_failures.interventions.base import (
 )
 from lightning_failures.interventions.head import PENALTIES, FeatureRows, fit_head
 from lightning_failures.interventions.head_measures import harm, measure_heads
+from lightning_failures.interventions.refit import LastLayerIntervention
 from lightning_failures.sparse.debug import ALL_CLASSES, FeatureEffects, feature_effects
 from lightning_failures.sparse.layer import fit_sparse_layer
 
@@ -37,7 +37,7 @@ N_LAMBDAS = 40
 """Length of the path of sparse layers, for features that cost more than they bring."""
 
 
-class MaskFeatures(Intervention):
+class MaskFeatures(LastLayerIntervention):
     r"""Masks features of the penultimate layer that mislead the model, and refits the last layer without them.
 
     A feature is masked if people tagged it "spurious" or "overemphasised" in ``features.yaml``, under the fingerprint
@@ -95,38 +95,15 @@ class MaskFeatures(Intervention):
         folds: int = 3,
         **schedule: Any,
     ) -> None:
-        super().__init__(every_n_epochs=1 if every_n_epochs is None else every_n_epochs, **schedule)
-        self.head = head
+        super().__init__(head=head, every_n_epochs=every_n_epochs, penalties=penalties, folds=folds, **schedule)
         self.features_file = features_file
         self.tags = tuple(tags)
         self.costly = costly
         self.max_masked = max_masked
-        self.every_n_epochs = every_n_epochs  # type: ignore[assignment]
-        self.penalties = tuple(penalties)
-        self.folds = folds
-        self._check("head", head is None or bool(head), "None or the name of a submodule")
         known = set(self.tags) <= {"spurious", "overemphasised"} and not isinstance(tags, str)
         self._check("tags", known, "a list out of 'spurious' and 'overemphasised'")
         self._check("costly", bool(costly) or bool(self.tags), "True without tags: nothing would be masked")
         self._check("max_masked", is_number(max_masked) and 0 < max_masked <= 1, "a share in (0, 1]")
-        usable = bool(self.penalties) and all(is_number(one) and one > 0 for one in self.penalties)
-        self._check("penalties", usable, "numbers > 0")
-        self._check("folds", is_number(folds) and folds >= 2, "an integer >= 2")
-        self._check("grow_epoch", not self.grow_epoch, "False, because no example is added")
-
-    @property
-    def acts_at_end(self) -> bool:
-        """Whether the intervention makes a decision when the training has ended."""
-        return self.stop_epoch is None
-
-    @property
-    def refits_last_layer(self) -> bool:
-        """Whether the intervention replaces the weights of the last layer."""
-        return True
-
-    def decision_index(self, epoch: int) -> int | None:
-        """Return the index of the decision that holds in an epoch; None without ``every_n_epochs``."""
-        return None if self.every_n_epochs is None else super().decision_index(epoch)
 
     def decide(self, examples: JudgedExamples, round: Round) -> Decision:
         """Refit the last layer without the features that mislead it; the training examples keep their weights."""
@@ -165,12 +142,7 @@ class MaskFeatures(Intervention):
 
         # the new head, and the controls with the same penalty
         fit = self._fit(layer, masked, self.penalties, seed)
-        new = layer.with_weights(*fit[:2])
-        if not (np.isfinite(new.weight).all() and np.isfinite(new.bias).all()):
-            raise DataError(
-                f"The refitted weights of {new.name!r} exceed the range of {layer.dtype}. Give larger penalties:"
-                " MaskFeatures(penalties=[1.0, 0.1])."
-            )
+        new = self._new_head(layer, *fit[:2])
         penalty, rng = fit[2], np.random.default_rng(seed)
         kept = np.setdiff1d(np.arange(dim), masked)
         randoms = [rng.choice(kept, min(len(masked), len(kept)), replace=False) for _ in range(RANDOM_MASKS)]

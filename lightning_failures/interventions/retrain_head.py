@@ -14,11 +14,9 @@ from typing import Any, Literal
 import numpy as np
 
 from lightning_failures.core.types import IntArray
-from lightning_failures.errors import DataError
 from lightning_failures.interventions.base import (
     LEFT_OUT,
     Decision,
-    Intervention,
     JudgedExamples,
     LastLayer,
     Round,
@@ -34,12 +32,13 @@ from lightning_failures.interventions.head import (
     random_flags,
 )
 from lightning_failures.interventions.head_measures import harm, measure_heads
+from lightning_failures.interventions.refit import LastLayerIntervention
 
 RANDOM_CONTROLS = 3
 """Number of heads that are refitted with random flags."""
 
 
-class RetrainHead(Intervention):
+class RetrainHead(LastLayerIntervention):
     r"""Refits the last layer to the penultimate features of the training set, flagged and unflagged of equal mass.
 
     The new layer is a multinomial logistic regression in which every class has the same mass, half of which belongs to
@@ -97,42 +96,19 @@ class RetrainHead(Intervention):
         folds: int = 3,
         **schedule: Any,
     ) -> None:
-        super().__init__(every_n_epochs=1 if every_n_epochs is None else every_n_epochs, **schedule)
-        self.head = head
+        super().__init__(head=head, every_n_epochs=every_n_epochs, penalties=penalties, folds=folds, **schedule)
         self.data = data
-        self.every_n_epochs = every_n_epochs  # type: ignore[assignment]
         self.max_flagged = max_flagged
         self.max_factor = max_factor
         self.triage = triage
-        self.penalties = tuple(penalties)
-        self.folds = folds
-        self._check("head", head is None or bool(head), "None or the name of a submodule")
         self._check("data", data in ("train", "validation"), "'train' or 'validation'")
         self._check("max_flagged", is_number(max_flagged) and 0 < max_flagged <= 1, "a share in (0, 1]")
         self._check("max_factor", is_number(max_factor) and 1 <= max_factor < math.inf, "a number >= 1")
-        usable = bool(self.penalties) and all(is_number(one) and one > 0 for one in self.penalties)
-        self._check("penalties", usable, "numbers > 0")
-        self._check("folds", is_number(folds) and folds >= 2, "an integer >= 2")
-        self._check("grow_epoch", not self.grow_epoch, "False, because no example is added")
-
-    @property
-    def acts_at_end(self) -> bool:
-        """Whether the intervention makes a decision when the training has ended."""
-        return self.stop_epoch is None
-
-    @property
-    def refits_last_layer(self) -> bool:
-        """Whether the intervention replaces the weights of the last layer."""
-        return True
 
     @property
     def spends_validation(self) -> bool:
         """Whether a part of the validation set is spent on the fit."""
         return self.data == "validation"
-
-    def decision_index(self, epoch: int) -> int | None:
-        """Return the index of the decision that holds in an epoch; always None without ``every_n_epochs``."""
-        return None if self.every_n_epochs is None else super().decision_index(epoch)
 
     def decide(self, examples: JudgedExamples, round: Round) -> Decision:
         """Fit a new head, and the controls; measure all on the report part."""
@@ -185,12 +161,7 @@ class RetrainHead(Intervention):
             "device": layer.device,
         }
         fit = fit_head(fitting.features, fitting.labels, flagged, penalties=self.penalties, **common)
-        new = layer.with_weights(fit.weight, fit.bias)
-        if not (np.isfinite(new.weight).all() and np.isfinite(new.bias).all()):
-            raise DataError(
-                f"The refitted weights of {new.name!r} exceed the range of {layer.dtype}. Give larger penalties:"
-                " RetrainHead(penalties=[1.0, 0.1])."
-            )
+        new = self._new_head(layer, fit.weight, fit.bias)
         controls = []
         for draw in range(RANDOM_CONTROLS + 1):
             other = None if draw == 0 else random_flags(fitting.labels, flagged, seed=seed + draw)
