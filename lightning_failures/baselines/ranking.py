@@ -151,7 +151,7 @@ def compare_rankings(
         members = [rows for rows in members if 0 < mask[rows].sum() < len(rows)]
         for method, values in rankings.items():
             for k in top:
-                shares = [mask[_hardest(values, rows, k)].mean() for rows in members]
+                shares = [mask[hardest_rows(values, rows, k)].mean() for rows in members]
                 chances = [mask[rows].mean() for rows in members]
                 if shares:
                     scores.append(
@@ -185,13 +185,13 @@ def overlap_of_rankings(
                 rows = np.flatnonzero(both & (y == label))
                 k = min(top, len(rows) // 2)
                 if k:
-                    ours, theirs = (_hardest(rankings[name], rows, k) for name in (first, second))
+                    ours, theirs = (hardest_rows(rankings[name], rows, k) for name in (first, second))
                     shares.append(len(np.intersect1d(ours, theirs)) / k)
             if shares:
                 overlaps[first, second] = float(np.mean(shares))
     return overlaps
 
 
-def _hardest(values: FloatArray, rows: IntArray, k: int) -> IntArray:
-    """Return the k rows with the largest values; ties by the order of the rows."""
+def hardest_rows(values: FloatArray, rows: IntArray, k: int) -> IntArray:
+    """Return the k rows (m,) with the largest values (N,), the largest first; ties by the order of the rows."""
     return rows[np.argsort(-values[rows], kind="stable")[:k]]

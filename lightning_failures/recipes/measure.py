@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from lightning_failures.analysis.result import AnalysisResult
+from lightning_failures.baselines.ranking import hardest_rows
 from lightning_failures.callback import AdvancedOptions, FailureModes
 from lightning_failures.core.types import BoolArray, FloatArray, IntArray
 from lightning_failures.encoders.base import Encoder
@@ -133,7 +134,7 @@ def test_figures(
     rankings = {"": values, " by confidence": confidence}
     for top in TOPS:
         for name, ranking in rankings.items():
-            shares = [hard[_first(ranking, rows, top)].mean() for rows in _members(labels, known)]
+            shares = [hard[hardest_rows(-ranking, rows, top)].mean() for rows in _members(labels, known)]
             figures[f"hard in top {top}{name}"] = float(np.mean(shares))
     return figures
 
@@ -161,11 +162,6 @@ def _names(captions: Sequence[str], words: Sequence[str]) -> set[int]:
 
 def _members(labels: IntArray, known: BoolArray) -> list[IntArray]:
     return [np.flatnonzero(known & (labels == label)) for label in np.unique(labels[known])]
-
-
-def _first(ranking: FloatArray, rows: IntArray, top: int) -> IntArray:
-    """Return the rows with the smallest values."""
-    return rows[np.argsort(ranking[rows], kind="stable")[:top]]
 
 
 @torch.no_grad()

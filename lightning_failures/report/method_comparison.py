@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from lightning_failures.baselines.ranking import hardest_rows
 from lightning_failures.core.text import clean, number
 from lightning_failures.core.types import BoolArray, IntArray
 from lightning_failures.data.example_table import ExampleTable
@@ -171,7 +172,7 @@ def _first(values: np.ndarray, labels: np.ndarray, top: int) -> dict[int, IntArr
     found = {}
     for label in np.unique(labels[np.isfinite(values)]).tolist():
         rows = np.flatnonzero((labels == label) & np.isfinite(values))
-        found[label] = rows[np.argsort(values[rows], kind="stable")[:top]]
+        found[label] = hardest_rows(-values, rows, top)
     return found
 
 
