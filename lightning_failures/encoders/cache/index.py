@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lightning_failures.encoders.cache.shard_file import Array, Shard, find_sorted
+from lightning_failures.encoders.cache.shard_file import Array, Shard, find_sorted, key_order
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class KeyIndex:
         numbers = [np.full(len(shard.places), first_number + i, dtype=np.int32) for i, shard in enumerate(shards)]
         number = np.concatenate([self.shard, *numbers])
         place = np.concatenate([self.place, *(shard.places for shard in shards)])
-        order = np.lexsort((keys[1], keys[0]))  # stable: of equal keys the earliest comes first
+        order = key_order(keys)  # of equal keys the earliest comes first
         keys = keys[:, order]
         is_first = np.ones(len(order), dtype=bool)
         is_first[1:] = (keys[:, 1:] != keys[:, :-1]).any(axis=0)

@@ -10,7 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lightning_failures.core.safetensors_io import read_header
-from lightning_failures.encoders.cache.shard_file import Pending, Shard, bytes_per_embedding, read_shard, write_shard
+from lightning_failures.encoders.cache.shard_file import (
+    Pending,
+    Shard,
+    bytes_per_embedding,
+    key_order,
+    read_shard,
+    write_shard,
+)
 
 N, DIM = 3000, 300
 
@@ -144,3 +151,9 @@ def test_bytes_per_embedding__as_on_disk(tmp_path, dim):
             header = read_header(file)
         sizes.append(header.file_size - header.entries["keys"].start)
     assert sizes == [bytes_per_embedding(dim), 65 * bytes_per_embedding(dim)]
+
+
+@given(st.lists(st.tuples(st.integers(-2, 2), st.integers(-9, 9)), max_size=20))
+def test_key_order__sorts_by_both_halves_and_keeps_equal_keys_as_they_come(pairs):
+    order = key_order(np.array(pairs, dtype=np.int64).reshape(-1, 2).T)
+    assert [(*pairs[row], row) for row in order] == sorted((*pair, row) for row, pair in enumerate(pairs))
