@@ -64,7 +64,7 @@ def _last_layers(context: CheckContext, view: ExamplesView) -> Iterator[Finding]
         try:
             name, layer = find_last_layer(context.dry_run_trainer, view, getattr(one, "head", None))
         except (ConfigurationError, DataError) as error:
-            yield problem(str(error))
+            yield problem(f"{type(one).__name__}: {error}")
             continue
         disk = bytes_text(len(view) * bytes_per_embedding(layer.in_features))
         yield ok(

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lightning_failures.core.types import IntArray
-from lightning_failures.errors import ConfigurationError, DataError
+from lightning_failures.errors import DataError
 from lightning_failures.interventions.base import (
     Decision,
     HeadExamples,
@@ -107,10 +107,7 @@ class MaskFeatures(LastLayerIntervention):
 
     def decide(self, examples: JudgedExamples, round: Round) -> Decision:
         """Refit the last layer without the features that mislead it; the training examples keep their weights."""
-        try:
-            layer = round.last_layer(self.head, spend_validation=False, discovery=self.costly)
-        except ConfigurationError as error:  # worded for the other intervention that refits the layer
-            raise ConfigurationError(str(error).replace("RetrainHead", "MaskFeatures")) from error
+        layer = self._read_layer(round, discovery=self.costly)
 
         def study() -> Decision:
             assert layer is not None  # on the first process

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from lightning_failures.core.types import FloatArray
-from lightning_failures.errors import DataError
-from lightning_failures.interventions.base import Intervention, LastLayer, NewHead, is_number
+from lightning_failures.errors import ConfigurationError, DataError
+from lightning_failures.interventions.base import Intervention, LastLayer, NewHead, Round, is_number
 
 
 class LastLayerIntervention(Intervention):
@@ -60,6 +60,13 @@ class LastLayerIntervention(Intervention):
     def decision_index(self, epoch: int) -> int | None:
         """Return the index of the decision that holds in an epoch; always None without ``every_n_epochs``."""
         return None if self.every_n_epochs is None else super().decision_index(epoch)
+
+    def _read_layer(self, round: Round, *, spend_validation: bool = False, discovery: bool = False) -> LastLayer | None:
+        """Return the last layer with its examples on the first process, None on the others; errors name this class."""
+        try:
+            return round.last_layer(self.head, spend_validation=spend_validation, discovery=discovery)
+        except (ConfigurationError, DataError) as error:
+            raise type(error)(f"{type(self).__name__}: {error}") from error
 
     def _new_head(self, layer: LastLayer, weight: FloatArray, bias: FloatArray) -> NewHead:
         """Return a fitted head in the type of the last layer.

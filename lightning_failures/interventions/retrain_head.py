@@ -119,7 +119,7 @@ class RetrainHead(LastLayerIntervention):
             if not flags.flagged.any():
                 entries = _class_entries(examples.class_names, examples.labels, flags)
                 return Decision(weights, entries, review=flags.review)
-        layer = round.last_layer(self.head, spend_validation=self.spends_validation)
+        layer = self._read_layer(round, spend_validation=self.spends_validation)
 
         def study() -> Decision:
             assert layer is not None  # on the first process

@@ -31,7 +31,7 @@ from lightning_failures.trainer.penultimate import PenultimateBatch, penultimate
 from lightning_failures.trainer.ranks import Communicator, exchange_by_id
 from lightning_failures.trainer.step_logits import StepLogits
 
-REMEDY = "Give the model a last layer nn.Linear with a bias, or leave RetrainHead out."
+REMEDY = "Give the model a last layer nn.Linear with a bias, or leave out the intervention that refits it."
 
 _BATCH = 32  # examples that the model is shown at once, if the validation loader does not say
 _TOLERANCE = {torch.float16: 2e-2, torch.bfloat16: 5e-2}  # of logits, relative to the largest; others 5e-3
@@ -96,7 +96,7 @@ class LastLayerReader:
         )
         if spend_validation:
             if parts.spent is None or not len(parts.spent.grades):
-                raise DataError("RetrainHead(data='validation'): no example of the validation set is left to spend.")
+                raise DataError("data='validation': no example of the validation set is left to spend.")
             fitting = self._held_out(name, layer.in_features, parts.spent)
         else:
             fitting = self._training(name, layer.in_features, rows, labels, values, keys, groups)
@@ -110,7 +110,7 @@ class LastLayerReader:
             return None
         if fitting is None:
             raise ConfigurationError(
-                "RetrainHead(data='validation') reads the validation set again by dataset index, but its batches have"
+                "data='validation' reads the validation set again by dataset index, but its batches have"
                 " ids of their own. Leave ids out of the batches, or fit to the training set: data='train'."
             )
         weight, bias = (one.detach().cpu().double().numpy() for one in (layer.weight, layer.bias))
@@ -301,9 +301,9 @@ def check_last_layer(module: nn.Module, name: str, layer: nn.Module) -> None:
     >>> model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2, bias=False))
     >>> check_last_layer(model, "1", model[1])
     Traceback (most recent call last):
-    lightning_failures.errors.ConfigurationError: RetrainHead: the last layer '1' of Sequential has no bias. Give ...
+    lightning_failures.errors.ConfigurationError: The last layer '1' of Sequential has no bias. Give ...
     """
-    where = f"RetrainHead: the last layer {name!r} of {type(module).__name__}"
+    where = f"The last layer {name!r} of {type(module).__name__}"
     if not isinstance(layer, nn.Linear):
         raise ConfigurationError(f"{where} is {type(layer).__name__}, not nn.Linear. {REMEDY}")
     if nn.utils.parametrize.is_parametrized(layer) or hasattr(layer, "weight_g"):
@@ -318,7 +318,7 @@ def check_last_layer(module: nn.Module, name: str, layer: nn.Module) -> None:
             raise ConfigurationError(
                 f"{where} holds its weights as {type(data).__name__} of {data.dtype}: quantized, or sharded over"
                 " processes. Use plain floating-point weights that every process holds as a whole, or leave"
-                " RetrainHead out."
+                " out the intervention that refits the layer."
             )
     for other, owner in module.named_modules():
         if owner is layer:  # under another name, as in a part that torch.compile has wrapped
@@ -327,7 +327,7 @@ def check_last_layer(module: nn.Module, name: str, layer: nn.Module) -> None:
             if any(_overlap(parameter, own) for own in (layer.weight, layer.bias)):
                 raise ConfigurationError(
                     f"{where} shares its weights with {own_name!r}, which would change too. Give it weights of its own,"
-                    " or leave RetrainHead out."
+                    " or leave out the intervention that refits it."
                 )
 
 
@@ -343,7 +343,7 @@ def check_linear(batch: PenultimateBatch, layer: Any, *, classes: int | None = N
     width = layer.out_features
     if classes is not None and width < classes and not (width == 1 and classes == 2):
         raise ConfigurationError(
-            f"RetrainHead: the last layer {batch.head!r} has {width} outputs for {classes} classes. It needs a logit"
+            f"The last layer {batch.head!r} has {width} outputs for {classes} classes. It needs a logit"
             " for each class, of which one is right."
         )
     weight, bias = (one.detach().cpu().float() for one in (layer.weight, layer.bias))
@@ -353,7 +353,7 @@ def check_linear(batch: PenultimateBatch, layer: Any, *, classes: int | None = N
     forms = [computed, computed.sigmoid() if width == 1 else computed.softmax(1), computed.log_softmax(1)]
     if not any(_close(form, given, tolerance) for form in forms):
         raise ConfigurationError(
-            f"RetrainHead: the logits of the model are not features @ weight.T + bias of {batch.head!r}, but scaled,"
+            f"The logits of the model are not features @ weight.T + bias of {batch.head!r}, but scaled,"
             " normalized or changed in another way, so that a layer that is fitted to the features would not do what"
             f" was measured. {REMEDY}"
         )

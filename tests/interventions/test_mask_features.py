@@ -137,7 +137,7 @@ def test_model_without_a_linear_head__is_said(tmp_path):
             super().__init__()
             self.fc = nn.Linear(4, 2, bias=False)
 
-    with pytest.raises(ConfigurationError, match="MaskFeatures: the last layer 'fc' of NoBias has no bias"):
+    with pytest.raises(ConfigurationError, match="MaskFeatures: The last layer 'fc' of NoBias has no bias"):
         fit(tmp_path, MaskFeatures(), module=NoBias())
 
 
