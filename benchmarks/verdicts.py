@@ -10,6 +10,10 @@ For each seed a small training continues from its second epoch in pairs of forks
 
 Verdicts from fewer pairs, and from a bootstrap over the examples alone, are computed from the same forks.
 
+At the end of the same training, ``RetrainHead`` fits new heads that are not used, with its own flags and with as many
+random ones; it compares both with heads that know no flags and with randomly flagged ones, because refitting alone
+gains.
+
     python benchmarks/verdicts.py --seeds 0 1 2
 """
 
@@ -20,6 +24,7 @@ import logging
 import tempfile
 import warnings
 from collections import Counter
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -33,7 +38,7 @@ from lightning_failures import FailureModes
 from lightning_failures.bundled.digits import ColouredDigits, ColouredDigitsDataModule, DigitClassifier
 from lightning_failures.callback import AdvancedOptions
 from lightning_failures.data.grades import Grades
-from lightning_failures.interventions import Decision, Intervention, JudgedExamples, Round, Upweight
+from lightning_failures.interventions import Decision, Intervention, JudgedExamples, RetrainHead, Round, Upweight
 from lightning_failures.interventions.verdicts import paired_verdict
 from lightning_failures.steering.forks.run import Forks, Run, compare_forks
 
@@ -69,6 +74,20 @@ class Oracle(Upweight):
         return Decision(weights, ())
 
 
+class RandomHead(RetrainHead):
+    """Refits the last layer with random flags, as many of each class as ``RetrainHead`` has."""
+
+    def decide(self, examples: JudgedExamples, round: Round) -> Decision:
+        """Fit to the examples with the decision values of others of their class."""
+        values, rng = examples.values.copy(), np.random.default_rng(round.seed)
+        for k in np.unique(examples.labels):
+            rows = np.flatnonzero(examples.labels == k)
+            values[rows] = rng.permutation(values[rows])
+        return super().decide(replace(examples, values=values), round)
+
+
+HEADS = {"random head": RandomHead, "new head": RetrainHead}
+
 encoder = cache(digits_encoder)
 
 
@@ -87,21 +106,21 @@ def unusual(data: ColouredDigits) -> list[int]:
     return [row for row, (label, tint) in enumerate(worn) if TINTS_OF[tint] == tints[label]]
 
 
-def run(seed: int, intervention: Intervention | None, place: Path) -> Run:
-    """Return the training of one seed, ready to start."""
+def run(seed: int, place: Path, *interventions: Intervention, epochs: int = 2 * EPOCHS) -> Run:
+    """Return the training of one seed, ready to start; without interventions also without the callback."""
     L.seed_everything(seed, verbose=False)
     modes = FailureModes(
         encoder=encoder(),
         captions=None,
-        interventions=[] if intervention is None else [intervention],
+        interventions=interventions,
         pictures=False,
         advanced=AdvancedOptions(cache_folder=place / "cache", seed=seed),
     )
     trainer = L.Trainer(
         accelerator="cpu",
-        max_epochs=EPOCHS if intervention is None else 2 * EPOCHS,
-        limit_val_batches=0 if intervention is None else None,
-        callbacks=[] if intervention is None else [modes],
+        max_epochs=epochs,
+        limit_val_batches=None if interventions else 0,
+        callbacks=[modes] if interventions else [],
         logger=False,
         default_root_dir=place,
         enable_progress_bar=False,
@@ -115,7 +134,7 @@ def run(seed: int, intervention: Intervention | None, place: Path) -> Run:
 
 def forks_of(seed: int, place: Path) -> dict[str, Any]:
     """Return all verdicts of one seed and the accuracies of all forks."""
-    first = run(seed, None, place)
+    first = run(seed, place, epochs=EPOCHS)
     first.trainer.fit(first.module, **first.data)
     checkpoint = str(place / "start.ckpt")
     first.trainer.save_checkpoint(checkpoint)
@@ -130,7 +149,7 @@ def forks_of(seed: int, place: Path) -> dict[str, Any]:
     control: list[Grades] = []
     found: dict[str, Any] = {"seed": seed, "arms": {}}
     for name, intervention in arms.items():
-        forks = Forks(lambda one=intervention: run(seed, one, place), place / name, seed)
+        forks = Forks(lambda one=intervention: run(seed, place, one), place / name, seed)
         forks.place.mkdir()
         start = forks.begin(checkpoint, place)
         assert start is not None
@@ -144,10 +163,21 @@ def forks_of(seed: int, place: Path) -> dict[str, Any]:
             treated = control
         else:
             treated += [forks.train(start, until, pair, treated=True) for pair in range(1, PAIRS)]
-        found["arms"][name] = figures(treated, control, start.flagged)
+        found["arms"][name] = figures(treated, control, torch.from_numpy(start.flagged.ids))
         verdict = found["arms"][name]["pairs"][str(PAIRS)]
-        print(f"  seed {seed} {name:<9} {verdict['sentence']}", flush=True)
+        print(f"  seed {seed} {name:<11} {verdict['sentence']}", flush=True)
     return found
+
+
+def heads_of(seed: int, place: Path) -> dict[str, Any]:
+    """Return the verdicts on new heads at the end of the same training, by name of the head."""
+    training = run(seed, place, *(kind(triage=False, dry_run=True) for kind in HEADS.values()), epochs=EPOCHS)
+    training.trainer.fit(training.module, **training.data)
+    (modes,) = (one for one in training.trainer.callbacks if isinstance(one, FailureModes))
+    verdicts = dict(zip(HEADS, (entry["verdict"] for entry in modes.last_report.interventions), strict=True))
+    for name, verdict in verdicts.items():
+        print(f"  seed {seed} {name:<11} {verdict['sentence']}", flush=True)
+    return verdicts
 
 
 def figures(treated: list[Grades], control: list[Grades], flagged: torch.Tensor) -> dict[str, Any]:
@@ -183,7 +213,7 @@ def main() -> None:
         runs = json.loads(arguments.output.read_text())["runs"]
     for seed in progress([seed for seed in arguments.seeds if seed not in {run["seed"] for run in runs}], "seed"):
         with tempfile.TemporaryDirectory() as place:
-            runs.append(forks_of(seed, Path(place)))
+            runs.append(forks_of(seed, Path(place)) | {"heads": heads_of(seed, Path(place))})
         runs.sort(key=lambda run: run["seed"])
         arguments.output.parent.mkdir(parents=True, exist_ok=True)
         arguments.output.write_text(json.dumps({"summary": summarise(runs), "runs": runs}, indent=1) + "\n")
@@ -191,7 +221,9 @@ def main() -> None:
     print(f"\nOutcomes over {len(runs)} seeds: {PAIRS} pairs; 2 pairs; one pair, bootstrap of the examples alone")
     for name, counts in summary["outcomes"].items():
         columns = ["; ".join(f"{k} {v}" for k, v in count.items()) for count in counts.values()]
-        print(f"  {name:<9} {columns[0]:<34} | {columns[1]:<34} | {columns[2]}")
+        print(f"  {name:<11} {columns[0]:<34} | {columns[1]:<34} | {columns[2]}")
+    for name, counts in summary["heads"].items():
+        print(f"  {name:<11} {'; '.join(f'{k} {v}' for k, v in counts.items())}")
     print(f"Factor 1: forks bit-identical in {summary['identical']} of {len(runs)} seeds")
     print(f"Difference on the flagged slice, mean over seeds: {summary['difference']}")
     print(f"Standard deviation between forks: flagged {summary['noise']:.3f}, all {summary['noise_all']:.3f}")
@@ -214,10 +246,12 @@ def summarise(runs: list[dict[str, Any]]) -> dict[str, Any]:
             }
             for name in names
         },
+        "heads": {name: Counter(r["heads"][name]["outcome"] for r in runs) for name in HEADS},
         "difference": {
             name: round(float(np.mean([r["arms"][name]["pairs"][str(PAIRS)]["difference"] for r in runs])), 4)
             for name in names
-        },
+        }
+        | {name: round(float(np.mean([r["heads"][name]["difference"] for r in runs])), 4) for name in HEADS},
         "identical": sum(r["identical"] for r in runs),
         "noise": spread("flagged"),
         "noise_all": spread("all"),
