@@ -386,8 +386,7 @@ PLAIN = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONIO
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("options", [["-O"], []])
-def test_commands__in_an_ascii_locale_and_without_asserts(tmp_path, options):
+def test_commands__in_an_ascii_locale_and_without_asserts(tmp_path):
     class Umlauts(Images):
         def __init__(self, size=160):
             super().__init__(size)
@@ -399,7 +398,7 @@ def test_commands__in_an_ascii_locale_and_without_asserts(tmp_path, options):
     commands = [["--help"], ["report", str(folder)], ["diff", str(folder), str(folder)]]
     entry = f"from lightning_failures.cli.main import main; raise SystemExit(str([main(one) for one in {commands}]))"
     done = subprocess.run(
-        [sys.executable, *options, "-c", entry],
+        [sys.executable, "-O", "-c", entry],
         env=os.environ | PLAIN | {"PYTHONPATH": str(ROOT)},
         capture_output=True,
         check=False,
