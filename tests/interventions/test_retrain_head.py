@@ -377,6 +377,8 @@ def test_ddp__the_first_process_fits_and_all_have_its_head(tmp_path, data):
     assert first["head"] == second["head"]
     assert first["body"] == second["body"]
     assert first["report"] == second["report"]
+    assert first["diagnosis"] == second["diagnosis"]
+    assert any(first["diagnosis"])
     assert first["checkpoints"] == 1
     (entry,) = first["report"]
     assert entry["measured"]["examples"] > 200

@@ -29,6 +29,7 @@ def main(folder: Path, data: str) -> None:
         "head": [module.fc.weight.tolist(), module.fc.bias.tolist()],
         "body": module.body[1].weight.sum().item(),
         "report": failures.last_report["interventions"],
+        "diagnosis": [entry["diagnosis"] for entry in failures.last_report.to_dict()["classes"]],
         "checkpoints": len(list(folder.rglob("retrained.ckpt"))),
     }
     (folder / f"rank_{run.global_rank}.json").write_text(json.dumps(seen))
