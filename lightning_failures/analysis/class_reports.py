@@ -15,7 +15,7 @@ from lightning_failures.core.types import BoolArray, IntArray
 from lightning_failures.data.grades import Grades
 from lightning_failures.data.grouping import LABEL
 from lightning_failures.data.members import ClassSubset, members_of
-from lightning_failures.data.report import ClassReport
+from lightning_failures.data.report import MAX_REVIEW, ClassReport
 from lightning_failures.data.tree_report import GroupReport
 from lightning_failures.directions.effects import measure_effect
 from lightning_failures.directions.result import FailureDirections
@@ -58,7 +58,7 @@ def class_reports(
         values: dict[str, Any] = {}
         if directions is not None and k in patterns:
             values = _direction_fields(directions, k, analysed, top) | {
-                **_effect_fields(directions, k, analysed, pattern=patterns[k], top=top),
+                **_effect_fields(directions, k, analysed, pattern=patterns[k]),
                 "pattern": patterns[k],
                 "agreement": agreement(
                     as_array(directions.out_of_fold)[analysed.rows], analysed.ids, tree_with_pattern
@@ -68,7 +68,7 @@ def class_reports(
             values = {"skipped": directions.skipped.get(k, _NOT_SAMPLED if len(members.rows) else "no examples")}
             in_doubt = as_array(directions.in_doubt)[analysed.rows] & analysed.failed
             if in_doubt.any():  # perhaps the reason why too few failures are left
-                values |= _doubt_fields(directions, analysed, in_doubt, top)
+                values |= _doubt_fields(directions, analysed, in_doubt)
         if confidence is not None:
             least = analysed.rows[np.lexsort((analysed.ids, confidence[analysed.rows]))[:top]]
             values["least_confident_ids"] = tuple(ids[least].tolist())
@@ -169,9 +169,7 @@ def _direction_fields(directions: FailureDirections, k: int, members: ClassSubse
     }
 
 
-def _effect_fields(
-    directions: FailureDirections, k: int, members: ClassSubset, *, pattern: bool, top: int
-) -> dict[str, Any]:
+def _effect_fields(directions: FailureDirections, k: int, members: ClassSubset, *, pattern: bool) -> dict[str, Any]:
     """Return the fields of a class report that say how much a pattern matters, and which labels are in doubt."""
     row, rows = directions.row(k), members.rows
     low, high = directions.effect_interval[row].tolist()
@@ -187,15 +185,15 @@ def _effect_fields(
         "failures_flagged": defined(effect.coverage),
         "gain": defined(effect.gain) if pattern else None,
         "explained": defined(directions.explained[row]),
-        **_doubt_fields(directions, members, as_array(directions.doubted)[rows], top),
+        **_doubt_fields(directions, members, as_array(directions.doubted)[rows]),
     }
 
 
-def _doubt_fields(directions: FailureDirections, members: ClassSubset, doubted: BoolArray, top: int) -> dict[str, Any]:
+def _doubt_fields(directions: FailureDirections, members: ClassSubset, doubted: BoolArray) -> dict[str, Any]:
     """Return the fields of a class report that name the examples with doubtful labels, (n,) bool."""
     margins = as_array(directions.label_margin)[members.rows]
     most_doubtful = np.lexsort((members.ids, margins))
     return {
         "doubted": None if np.isnan(margins).all() else int(doubted.sum()),
-        "doubted_ids": tuple(members.ids[most_doubtful][doubted[most_doubtful]][:top].tolist()),
+        "doubted_ids": tuple(members.ids[most_doubtful][doubted[most_doubtful]][:MAX_REVIEW].tolist()),
     }

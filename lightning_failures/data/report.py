@@ -23,6 +23,9 @@ from lightning_failures.errors import DataError
 SCHEMA = 1
 """Version of ``report.json``. It increases when a key changes its meaning, not when a key is added."""
 
+MAX_REVIEW = 200
+"""Maximum number of labels to check that a report lists for a class or an intervention, the most doubtful first."""
+
 
 @dataclass(frozen=True)
 class SliceReport(Readable):
@@ -264,7 +267,7 @@ class ClassReport(Readable):
             the others do. None without a pattern.
         gain_share: ``gain`` as a share of the analysed failures of all classes, in [0, 1].
         doubted: Number of examples that left the fit because a probe doubts their label; None without a probe.
-        doubted_ids: Ids of the examples whose labels to check, the most doubtful first.
+        doubted_ids: Ids of the examples whose labels to check, the most doubtful first; at most 200.
         explained: Share of what decision values know of the failures that doubtful labels explain; see
             :attr:`~lightning_failures.directions.FailureDirections.explained`.
         aler: Average leaf error rate of the tree of the label group.

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lightning_failures.core.types import BoolArray, IntArray
+from lightning_failures.data.report import MAX_REVIEW
 from lightning_failures.interventions.base import LEFT_OUT, JudgedExamples, Round
 
 DOUBTFUL_FACTOR = 2.0
@@ -20,9 +21,6 @@ DOUBTFUL_FACTOR = 2.0
 
 Larger ones cost points where nothing but wrong labels is wrong (``benchmarks/coloured_mnist.py``, p = 0.5).
 """
-
-MAX_REVIEW = 200
-"""Maximum number of labels that an intervention lists for review, the most doubtful first."""
 
 
 @dataclass(frozen=True)

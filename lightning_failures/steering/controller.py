@@ -15,14 +15,13 @@ from numpy.typing import NDArray
 from lightning_failures.analysis.result import AnalysisResult
 from lightning_failures.core.rng import isolated_rng
 from lightning_failures.data.grades import Grades
-from lightning_failures.data.report import ClassReport
+from lightning_failures.data.report import MAX_REVIEW, ClassReport
 from lightning_failures.encoders import ModuleEncoder
 from lightning_failures.encoders.cached import CachedEncoder
 from lightning_failures.errors import ConfigurationError, DataError
 from lightning_failures.interventions import Intervention
 from lightning_failures.interventions.appended import added_index
 from lightning_failures.interventions.base import named_interventions
-from lightning_failures.interventions.flags import MAX_REVIEW
 from lightning_failures.interventions.sampler import SamplingPlan, SamplingSchedule
 from lightning_failures.interventions.validation_split import report_numbers
 from lightning_failures.interventions.verdicts import Verdict

@@ -163,3 +163,16 @@ def test_shrunken_rates__of_examples_of_one_source_are_less_certain():
     groups = torch.cat([grades.ids[:-100], 5000 + torch.arange(100) // 20])
     alone, together = (analyse(one).classes[1000] for one in (grades, replace(grades, groups=groups)))
     assert together.error_rate_shrunk < alone.error_rate_shrunk - 0.2
+
+
+def test_doubted__all_are_listed_for_review():
+    """Forty labels of each class are those of the other class, which the embeddings contradict."""
+    rng = np.random.default_rng(0)
+    labels = np.arange(600) % 2
+    x = rng.normal(size=(600, 4)) + 6 * np.eye(4)[labels]
+    given = labels.copy()
+    given[:80] = 1 - labels[:80]
+    grades = Grades(np.arange(600), given, labels, np.full(600, 0.9), ("cat", "dog"))
+    for entry in analyse(grades, torch.from_numpy(x).float(), permutations=99).classes:
+        assert entry.doubted == 40
+        assert sorted(entry.doubted_ids) == [row for row in range(80) if given[row] == ("cat", "dog").index(entry.name)]
