@@ -32,6 +32,7 @@ MIN_SUPPORT = 0.6
 """Share of the labels that the probe must support, in a class and on average, before it may doubt the others."""
 
 _ROWS_AT_ONCE = 4096
+_SCORES_AT_ONCE = 1 << 22
 
 Sums = tuple[FloatArray, FloatArray]
 """Of the fitting examples of each fold, summed over classes: second moments (F, D + 1, D + 1) of (1, phi), averaged in
@@ -249,16 +250,15 @@ class _Examples:
     def blocks(self) -> Iterator[tuple[int, IntArray, NDArray[np.float32]]]:
         """Yield a class, indices (m,) of some of its examples, and their (1, phi), (m, D + 1)."""
         for some in self._blocks:
-            yield self._block(some)
+            yield int(self.column[some[0]]), *self.features(some)
 
-    def _block(self, some: IntArray) -> tuple[int, IntArray, NDArray[np.float32]]:
-        """Return the class of a block, the indices of its examples with a finite phi, and their (1, phi)."""
+    def features(self, some: IntArray) -> tuple[IntArray, NDArray[np.float32]]:
+        """Return those of some examples that have a finite phi, and their (1, phi), (m, D + 1)."""
         with np.errstate(over="ignore", invalid="ignore"):
             phi = standardize(self._embeddings[self._rows[some]], self._mean, self._std)
         finite = finite_rows_of(phi)  # others would spoil the sums of all
-        column = int(self.column[some[0]])
         some, phi = some[finite], phi[finite]
-        return column, some, np.hstack([np.ones((len(some), 1), np.float32), phi])
+        return some, np.hstack([np.ones((len(some), 1), np.float32), phi])
 
 
 def _sums(examples: _Examples, fold: IntArray, n_classes: int, folds: int = FOLDS) -> Sums:
@@ -269,13 +269,15 @@ def _sums(examples: _Examples, fold: IntArray, n_classes: int, folds: int = FOLD
     size = np.bincount(examples.column, minlength=n_classes)
     weight = 1.0 / np.maximum(size - in_fold, 1.0)
     moments, averages = np.zeros((folds, dim, dim)), np.zeros((folds, dim, n_classes))
+    second, weighted = np.empty((dim, dim), dtype=np.float32), np.empty((dim, dim))  # memory is slow to get
     for k, some, x in examples.blocks():
         for held in np.unique(fold[some]):
             part = x[fold[some] == held]
-            second, total = (part.T @ part).astype(np.float64), part.sum(axis=0, dtype=np.float64)
+            np.matmul(part.T, part, out=second)
+            total = part.sum(axis=0, dtype=np.float64)
             for other in range(folds):
                 if other != held:
-                    moments[other] += weight[other, k] * second
+                    moments[other] += np.multiply(second, weight[other, k], out=weighted)
                     averages[other, :, k] += weight[other, k] * total
     return moments, averages
 
@@ -293,16 +295,23 @@ def _solve(moments: FloatArray, averages: FloatArray) -> NDArray[np.float32]:
 
 
 def _margins(examples: _Examples, divisions: list[IntArray], probes: list[NDArray[np.float32]]) -> FloatArray:
-    """Return the margins of the own examples, from scores that are averaged over the divisions."""
+    """Return the margins of the own examples, from scores that are averaged over the divisions.
+
+    Examples whose folds are the same in all divisions are scored together, by the sum of the probes of these folds.
+    """
     margins = np.full(len(examples), np.nan)
-    for k, some, x in examples.blocks():
-        scores = np.zeros((len(some), probes[0].shape[2]))
-        for fold, probe in zip(divisions, probes, strict=True):
-            for held in range(FOLDS):
-                mine = fold[some] == held
-                scores[mine] += x[mine] @ probe[held]
-        own = scores[:, k].copy()
-        scores[:, k] = np.nan
-        others = np.where(np.isnan(scores), -np.inf, scores).max(axis=1, initial=-np.inf)
-        margins[some] = np.where(np.isfinite(others), (own - others) / len(probes), np.nan)
+    size = max(1, min(_ROWS_AT_ONCE, _SCORES_AT_ONCE // probes[0].shape[2]))
+    folds, of_example = np.unique(np.stack(divisions, axis=1), axis=0, return_inverse=True)
+    for code, held in enumerate(folds):
+        members = np.flatnonzero(of_example.ravel() == code)
+        total = np.sum([probe[k] for probe, k in zip(probes, held, strict=True)], axis=0)
+        for start in range(0, len(members), size):
+            some, x = examples.features(members[start : start + size])
+            scores = x @ total
+            own = (np.arange(len(some)), examples.column[some])
+            of_label = scores[own]
+            scores[np.isnan(scores)] = -np.inf
+            scores[own] = -np.inf
+            others = scores.max(axis=1, initial=-np.inf)
+            margins[some] = np.where(np.isfinite(others), (of_label - others) / len(probes), np.nan)
     return margins

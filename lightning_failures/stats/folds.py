@@ -18,6 +18,8 @@ from lightning_failures.core.types import BoolArray, IntArray
 
 _MIN_EXCHANGEABLE = 10  # groups of a size that change places only among themselves
 _CELLS_AT_ONCE = 1 << 16  # a block of labellings that fits the processor's cache
+_ROWS_AT_ONCE = 64  # of large classes more cells: a product with few labellings waits for memory
+_MAX_CELLS = 1 << 22
 
 
 def join_sources(sources: NDArray[np.generic], marks: IntArray) -> NDArray[np.generic]:
@@ -141,7 +143,8 @@ def permuted_outcomes(
     failing = np.bincount(pool[has_failure], minlength=len(names))
 
     seed = rng.integers(2**63, dtype=np.uint64)
-    size = max(1, _CELLS_AT_ONCE // max(len(failed), 1))
+    n = max(len(failed), 1)
+    size = max(1, _CELLS_AT_ONCE // n, min(_ROWS_AT_ONCE, _MAX_CELLS // n))
     for start in range(0, permutations, size):
         out = np.zeros((min(size, permutations - start), len(failed)), dtype=np.uint8)
         scatter_failures(

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from sklearn.feature_selection import mutual_info_classif
 
 from lightning_failures.core.types import BoolArray, FloatArray, IntArray
-from lightning_failures.trees.information_gain import best_features
+from lightning_failures.trees.information_gain import best_features, sort_features
 
 MIN_LEAF = 20
 """Default minimum number of examples in a leaf."""
@@ -147,14 +147,11 @@ def grow_trees(
         max_depth: Maximum depth of a tree.
         min_leaf: Minimum size of a leaf, see :func:`min_leaf_size`.
     """
-    from lightning_failures.stats.kernels.gain import pack
-
     # sort every feature once
     used, place = np.unique(np.concatenate(selected), return_inverse=True)
     keys = np.empty((len(used), len(x)), dtype=np.int64)
     if len(used):
-        pack(np.ascontiguousarray(x[:, used].T, dtype=np.float32), 2 * np.arange(len(x)) + failed, keys)
-        keys.sort(axis=1)
+        sort_features(x, used, 2 * np.arange(len(x)) + failed, keys)
     row = (keys & 0xFFFFFFFF) >> 1
     numbers = np.arange(1, len(x) + 1)
     logs = np.concatenate([[0.0], numbers * np.log2(numbers)])

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from lightning_failures.core.arrays import as_mask, as_matrix
 from lightning_failures.core.types import BoolArray, FloatArray, IntArray
 
-_KEYS_AT_ONCE = 2**17  # a block of features that is sorted within the processor's cache
+_KEYS_AT_ONCE = 2**20  # a block of features that is packed at once: the values of an example are neighbours
 _PLACES_AT_ONCE = 2**20  # a block of features whose bins are counted
 _TILE = 16  # features that are counted at once: their counts stay in the processor's cache
 _MIN_PRUNED = 64  # with fewer examples, or fewer features, every feature is sorted
@@ -153,7 +153,7 @@ class _Problem:
 
     def add_gains(self, x: NDArray[Any], features: IntArray, wanted: BoolArray, gains: FloatArray) -> None:
         """Write the exact gains of some features into ``gains`` (S, D), where ``wanted`` (S, D) says so."""
-        from lightning_failures.stats.kernels.gain import best_gains, pack
+        from lightning_failures.stats.kernels.gain import best_gains
 
         n = len(x)
         if n < 2:
@@ -162,13 +162,12 @@ class _Problem:
         logs = np.concatenate([[0.0], numbers * np.log2(numbers)])
         block = max(1, min(len(features), _KEYS_AT_ONCE // n))
         keys = np.empty((block, n), dtype=np.int64)
+        counts = (self.member, self.n_failed, self.n_correct, self.min_leaf)
         for first in range(0, len(features), block):
             chosen = features[first : first + block]
             rows = keys[: len(chosen)]
-            pack(_columns(x, chosen), self.code, rows)
-            rows.sort(axis=1)
+            sort_features(x, chosen, self.code, rows)
             found = np.zeros((len(self.min_leaf), len(chosen)))
-            counts = (self.member, self.n_failed, self.n_correct, self.min_leaf)
             best_gains(rows, *counts, wanted[:, chosen], logs, found)
             gains[:, chosen] = np.where(wanted[:, chosen], found, gains[:, chosen])
 
@@ -186,7 +185,7 @@ class _Problem:
         subsets = (self.n_failed, self.n_correct, self.min_leaf)
         for start in range(0, width, tiles * _TILE):
             part = slice(start, start + tiles * _TILE)
-            in_place = x.dtype == np.float32 and x.flags.c_contiguous
+            in_place = _is_plain(x)
             bound_gains(
                 x if in_place else np.ascontiguousarray(x[:, part], dtype=np.float32),
                 start if in_place else 0,
@@ -201,9 +200,27 @@ class _Problem:
         return seeming, bound
 
 
-def _columns(x: NDArray[Any], features: IntArray) -> NDArray[np.float32]:
-    """Return some features (F, n) as float32."""
-    return np.ascontiguousarray(x[:, features].T, dtype=np.float32)
+def sort_features(x: NDArray[Any], features: IntArray, code: IntArray, keys: IntArray) -> None:
+    """Write some features as rows of integers in ascending order, first by value, then by the code of the example.
+
+    Args:
+        x: (n, D), any float dtype.
+        features: (F,) int64.
+        code: (n,) int64 in [0, 2^32).
+        keys: (F, n) int64, written, see :func:`~lightning_failures.stats.kernels.gain.pack`.
+    """
+    from lightning_failures.stats.kernels.gain import pack
+
+    if _is_plain(x):
+        pack(x, features, code, keys)
+    else:
+        pack(np.ascontiguousarray(x[:, features], dtype=np.float32), np.arange(len(features)), code, keys)
+    keys.sort(axis=1)
+
+
+def _is_plain(x: NDArray[Any]) -> bool:
+    """Return whether compiled functions read the features as they are."""
+    return x.dtype == np.float32 and x.flags.c_contiguous
 
 
 def _place_bins(x: NDArray[Any], bins: int, bits: int) -> tuple[NDArray[Any], ...]:
