@@ -22,8 +22,7 @@ _KEYS_AT_ONCE = 2**20  # a block of features that is packed at once: the values 
 _PLACES_AT_ONCE = 2**20  # a block of features whose bins are counted
 _TILE = 16  # features that are counted at once: their counts stay in the processor's cache
 _MIN_PRUNED = 64  # with fewer examples, or fewer features, every feature is sorted
-_SAMPLE = 32  # examples from which the bins of a feature are placed
-_END = 8  # of the sample from either end: the first octave of bins reaches to there
+_SAMPLE = 128  # examples, at most, from which the bins of a feature are placed
 _OCTAVES = 5  # of bins on either side of the centre
 _MIN_BITS, _MAX_BITS = 3, 7  # bins of an octave, as powers of two
 _MARGIN = 1e-3  # relative, for the rounding of bounds in single precision
@@ -177,7 +176,7 @@ class _Problem:
 
         n, width = x.shape
         bits = max(_MIN_BITS, min(_MAX_BITS, round(math.log2(n) / 2 - 0.5)))  # the more examples, the finer
-        bins = 2 * _OCTAVES * 2**bits + 1
+        bins = 2 * _OCTAVES * 2**bits + 2
         tiles = max(1, min(-(-width // _TILE), _PLACES_AT_ONCE // (n * _TILE)))
         place = np.empty((tiles, n, _TILE), dtype=np.uint16)
         counts = np.empty((_TILE, self.member.shape[1], bins), dtype=np.uint16 if n < 2**16 else np.uint32)
@@ -191,7 +190,7 @@ class _Problem:
                 start if in_place else 0,
                 self.code,
                 *subsets,
-                *_place_bins(x[:, part], bins, bits),
+                *_place_bins(x[:, part], bins),
                 place,
                 counts,
                 seeming[part],
@@ -223,26 +222,33 @@ def _is_plain(x: NDArray[Any]) -> bool:
     return x.dtype == np.float32 and x.flags.c_contiguous
 
 
-def _place_bins(x: NDArray[Any], bins: int, bits: int) -> tuple[NDArray[Any], ...]:
+def _place_bins(x: NDArray[Any], bins: int) -> tuple[NDArray[Any], ...]:
     """Place the bins of features (n, D) by the quantiles of a few examples.
 
     The centre of a feature is its smallest value if that is frequent, such as 0 behind a ReLU, else the median. The
-    first octave reaches from there to a quantile near the end of the distribution.
+    first octave reaches from there to a quantile near the end of the distribution, the next ones to its end. A feature
+    that needs few octaves, such as one that is bounded, has the more bins in each.
 
     Returns:
         Centre (D,) float32, inverse width (2, D) float32 of the first octave below it (negative) and above it, the
         number (D,) int32 of bits of a float that a bin leaves open, and the number (D,) int32 of the bin at the centre.
     """
-    rows = np.arange(_SAMPLE) * len(x) // _SAMPLE
-    values = np.ascontiguousarray(x[rows].T, dtype=np.float32)
+    size = min(_SAMPLE, len(x) // 8 + 24)
+    values = np.ascontiguousarray(x[np.arange(size) * len(x) // size].T, dtype=np.float32)
+    places = [0, size // 4, size // 2, size - 1 - size // 4, size - 1]
     values.sort(axis=1)
-    one_sided = values[:, 0] == values[:, _END]
-    centre = np.where(one_sided, values[:, 0], values[:, _SAMPLE // 2])
-    near = np.abs(values[:, [_END, _SAMPLE - 1 - _END]] - centre[:, None]).T
-    far = np.abs(values[:, [0, -1]] - centre[:, None]).T
-    reach = np.where(near > 0, near, far)
-    inverse = 1 / np.clip(reach, np.float32(1e-30), np.float32(1e30))
+    lowest, low, middle, high, highest = values[:, places].T
+    one_sided = lowest == low
+    centre = np.where(one_sided, lowest, middle)
+    near, far = np.abs(np.stack([low, high]) - centre), np.abs(np.stack([lowest, highest]) - centre)
+    reach = np.clip(np.where(near > 0, near, far), np.float32(1e-30), np.float32(1e30))
+    inverse = 1 / reach
     inverse[0] *= -1
-    shift = np.where(one_sided, 23 - bits - 1, 23 - bits).astype(np.int32)
-    middle = np.where(one_sided, 1, bins // 2).astype(np.int32)
-    return centre, inverse, shift, middle
+
+    # as many bins for each octave as all octaves leave, and the rest at either end
+    octaves = np.ceil(np.log2(far / reach + 1)).clip(1, _OCTAVES).astype(np.int32)
+    octaves[0, one_sided] = 0
+    bits = np.log2((bins - 2) / octaves.sum(axis=0)).astype(np.int32)
+    rest = bins - 1 - (octaves.sum(axis=0) << bits)
+    at_centre = np.where(one_sided, 1, (octaves[0] << bits) + rest // 2).astype(np.int32)
+    return centre, inverse, 23 - bits, at_centre
