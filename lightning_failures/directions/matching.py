@@ -23,7 +23,7 @@ from lightning_failures.data.joining import ExampleKeys, join_examples
 COSINE_WEIGHT = 0.8
 """Weight of the cosine in the similarity; the share of common members has the rest."""
 
-SAME_MODE_SIMILARITY = 0.36
+SAME_MODE_SIMILARITY = 0.26
 """Minimum similarity of two modes that may be the same."""
 
 CHANGE_LEVEL = 0.05

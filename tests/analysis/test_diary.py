@@ -156,7 +156,7 @@ def test_advance__the_opposite_direction_with_the_same_members_is_another_mode()
 
 
 def test_advance__a_rotated_direction_with_other_members_is_another_mode():
-    turned = [0.42, 0.9]
+    turned = [0.3, 0.954]
     same = PlantedMode(turned, SOME)
     other = PlantedMode(turned, range(50, 80))
     assert follow(nine(0, RED), nine(1, same))[1][1] == [("nine 1", "new")]
