@@ -78,11 +78,14 @@ class Thumbnails:
         images: (n, 3, s, s) uint8, each scaled to fit and centred on mid-gray.
         embeddings: (n, D) float32 of the encoder of the failure directions, or None. A row of NaN belongs to an example
             that was graded but not embedded (outside of the sample). Not stored in ``gallery.json``.
+        places: (n, 2) float32 in [0, 1], the embeddings projected to a plane
+            (:func:`~lightning_failures.report.projection.project`); NaN without an embedding. None: there is no map.
     """
 
     ids: Tensor = field(metadata={"codec": "ids"})
     images: Tensor = field(metadata={"codec": "images"})
     embeddings: Tensor | None = None
+    places: Tensor | None = field(default=None, metadata={"codec": "places"})
 
 
 @dataclass(frozen=True)

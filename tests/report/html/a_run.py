@@ -350,4 +350,7 @@ def a_gallery(report, table, pictured, thumbnails, rng, text) -> Gallery:
     ]
     ids = table.ids[:: max(len(table) // thumbnails, 1)][:thumbnails]
     small = torch.stack([image(32) for _ in ids])
-    return Gallery((*findings, *classes, *leaves, *features), Thumbnails(ids, small), report.epoch, report.global_step)
+    places = torch.rand(len(ids), 2, generator=torch.Generator().manual_seed(0))
+    places[:3] = float("nan")  # not embedded
+    shown = Thumbnails(ids, small, places=places)
+    return Gallery((*findings, *classes, *leaves, *features), shown, report.epoch, report.global_step)

@@ -14,11 +14,22 @@ from safetensors.numpy import load_file
 def documents(folder: Path) -> dict[str, Any]:
     """What ``data-of`` speaks of, from the files in ``failures/``."""
     analyses = sorted(folder.glob("epoch=*"), key=lambda path: int(path.name.split("step=")[1]))
+    examples = load_file(folder / "examples.safetensors")
     return {
         "report": json.loads((folder / "report.json").read_text()),
         "history": [json.loads((path / "report.json").read_text()) for path in analyses],
-        "examples": load_file(folder / "examples.safetensors"),
+        "examples": examples,
+        "matrix": counts(examples["labels"].tolist(), examples["predictions"].tolist()),
     }
+
+
+def counts(labels: list[int], predictions: list[int]) -> dict[str, dict[str, int]]:
+    """How many examples of each label have each prediction."""
+    found: dict[str, dict[str, int]] = {}
+    for label, prediction in zip(labels, predictions, strict=True):
+        row = found.setdefault(str(label), {})
+        row[str(prediction)] = row.get(str(prediction), 0) + 1
+    return found
 
 
 def looked_up(of: str, known: dict[str, Any]) -> float:
