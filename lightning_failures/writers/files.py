@@ -46,6 +46,8 @@ class FileWriter(Writer):
         here = self.folder / analysis_name(report, step)
         write_report(report, here)  # first, in case the disk fills up
         self._write_markdown(report, step)
+        if result.table is not None:
+            result.table.save(here / EXAMPLES_FILE)  # with it, any two epochs can be compared
         directions, examples = self.folder / DIRECTIONS_FILE, self.folder / EXAMPLES_FILE
         for path, saved in ((directions, result.directions), (examples, result.table)):
             if saved is None:

@@ -241,6 +241,10 @@ class Page:
         cards = tuple(replace(card, charts={}) for card in self.cards)
         return replace(self, charts={}, class_rows={}, cards=cards)
 
+    def has_feature(self, number: int) -> bool:
+        """Return whether the page shows a feature."""
+        return any(view.feature.feature == number for view in self.features)
+
     def has_card(self, index: int) -> bool:
         """Return whether the class of an index has a card."""
         return any(card.index == index for card in self.cards)
@@ -326,9 +330,7 @@ def build_page(run: Run) -> Page:
     )
 
 
-def _pictured(
-    run: Run, ranked: list[tuple[int, ClassReport]], with_tree: list[tuple[int, GroupReport]]
-) -> _Pictured:
+def _pictured(run: Run, ranked: list[tuple[int, ClassReport]], with_tree: list[tuple[int, GroupReport]]) -> _Pictured:
     """Return the sections with pictures; they take them in the order of the page, until the budget is used up."""
     report = run.report
     pictures = PictureIndex(run.gallery or Gallery(), ExampleLookup(run.table), PICTURE_CHARACTERS)

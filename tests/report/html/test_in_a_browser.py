@@ -262,7 +262,9 @@ def test_images__lightbox_selection_and_slice(seen):
 def picked(page, of):
     """The line above the picked images, and the label and outcome of each."""
     place = page.locator(f".picked[data-of={of}]")
-    images = place.locator("img").evaluate_all("all => all.map(i => [i.dataset.label, i.dataset.predicted, i.className])")
+    images = place.locator("img").evaluate_all(
+        "all => all.map(i => [i.dataset.label, i.dataset.predicted, i.className])"
+    )
     return " ".join(place.locator("p").inner_text().split()), images
 
 

@@ -122,6 +122,13 @@
     }
   });
 
+  // ---------------------------------------------------------------- trees: what a split looks at, from its feature below
+  all(".glimpse").forEach((place) => {
+    const title = document.getElementById(`feature-${place.dataset.feature}-h`);
+    const strips = title ? all(".strip", title.closest("article")) : [];
+    if (strips.length > 1) place.append(...all("img", strips[1]).slice(0, 4).map((image) => make("img", { src: image.src, alt: "" })));
+  });
+
   // ---------------------------------------------------------------- classes: search, statistics
   all("form.find").forEach((form) => {
     const table = document.getElementById(form.dataset.of);
