@@ -65,6 +65,36 @@ def wrong_numbers(found: list[list[str]], known: dict[str, Any]) -> list[str]:
     return wrong
 
 
+_UNFOLD = """document.querySelectorAll('details').forEach((one) => {
+  const siblings = [...one.closest('section').querySelectorAll('details.card')];
+  if (siblings.indexOf(one) < 2) one.open = true;
+})"""
+"""Unfolds everything but the third card of a section and later ones, which are like the first two."""
+
+
+def flaws(page: Any) -> list[Any]:
+    """What is wrong with the whole page on a wide light screen, and on a narrow dark one, unfolded.
+
+    Colours depend on the theme alone and layout on the width alone, so two of the four combinations see everything.
+
+    Returns:
+        Serious violations of accessibility, and widths that the page does not fit into.
+    """
+    from axe_playwright_python.sync_playwright import Axe
+
+    found: list[Any] = []
+    page.evaluate(_UNFOLD)
+    for width, theme in ((1600, "light"), (360, "dark")):
+        page.set_viewport_size({"width": width, "height": 900})
+        page.emulate_media(color_scheme=theme)
+        if page.evaluate("document.documentElement.scrollWidth") > width:
+            found.append(f"wider than {width} px")
+        violations = Axe().run(page, options={"resultTypes": ["violations"]}).response["violations"]
+        serious = [one for one in violations if one["impact"] in ("serious", "critical")]
+        found += [(theme, one["id"], [node["target"] for node in one["nodes"][:3]]) for one in serious]
+    return found
+
+
 def first_screen(page: Any) -> dict[str, Any]:
     """What the verdict shows of itself without scrolling: its text, and how many wrong images, right ones and rates."""
     return page.evaluate("""() => {
