@@ -19,7 +19,6 @@ from lightning_failures.core.atomic import write_atomically
 from lightning_failures.data.report import FailureReport
 from lightning_failures.report.confusions import confusion_lines
 from lightning_failures.report.findings import findings_lines
-from lightning_failures.report.html.write import write_html
 from lightning_failures.report.run_folder import HTML_FILE
 from lightning_failures.report.slices import slice_lines
 from lightning_failures.report.sparse import sparse_lines
@@ -48,8 +47,7 @@ def demo(*, seed: int = 0, output: Path = Path("failures-demo"), epochs: int = 6
     """
     report, log_dir = train_digits(seed=seed, output=output, epochs=epochs, shortcut=shortcut)
     write_report(report, output)
-    page = write_html(log_dir / "failures")  # written again, because the report holds the planted truth now
-    write_atomically(output / HTML_FILE, page.read_bytes())
+    write_atomically(output / HTML_FILE, (log_dir / "failures" / HTML_FILE).read_bytes())
     print(f"\nFailure modes after {epochs} epochs, {report.examples} validation images:\n")
     print("\n".join(findings_lines(report, str(log_dir))) + "\n")
     print(class_table(report))

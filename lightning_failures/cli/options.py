@@ -117,8 +117,8 @@ def diff_options(arguments: Sequence[str]) -> Namespace:
     """Return the options of ``diff``; see :func:`demo_options` for the errors."""
     parser = Parser(
         "diff",
-        description="Compare two runs, or two epochs of one run, from their files: which failures were fixed, which are new\n"
-        "and which persist, which classes differ significantly, and which failure modes are gone, new or persistent.\n"
+        description="Compare two runs, or two epochs of one run, from their files: which failures were fixed, which\n"
+        "are new and which persist, which classes differ significantly, and which failure modes are gone, new or persistent.\n"
         "Examples are paired by image and label. The exit status is 0 whatever the comparison finds.",
         epilog="examples:\n  lightning-failures diff lightning_logs/version_3 lightning_logs/version_4\n"
         "  lightning-failures diff before after --ids 20\n"
