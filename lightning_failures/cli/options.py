@@ -118,7 +118,8 @@ def diff_options(arguments: Sequence[str]) -> Namespace:
     parser = Parser(
         "diff",
         description="Compare two runs, or two epochs of one run, from their files: which failures were fixed, which\n"
-        "are new and which persist, which classes differ significantly, and which failure modes are gone, new or persistent.\n"
+        "are new and which persist, which classes differ significantly, and which failure modes are gone, new or\n"
+        "persistent. "
         "Examples are paired by image and label. The exit status is 0 whatever the comparison finds.",
         epilog="examples:\n  lightning-failures diff lightning_logs/version_3 lightning_logs/version_4\n"
         "  lightning-failures diff before after --ids 20\n"

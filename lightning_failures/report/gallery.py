@@ -20,6 +20,7 @@ from lightning_failures.data.report import ClassReport, FeatureReport
 from lightning_failures.data.tree_report import GroupReport
 from lightning_failures.errors import DataError
 from lightning_failures.report.feature_names import with_names
+from lightning_failures.report.image_encoding import to_png
 from lightning_failures.report.images import SIZE, heat_map, image_strip, stack, thumbnail
 from lightning_failures.report.sentences import counterfactual_sentence, leaf_rates
 from lightning_failures.report.tables import score, verdict
@@ -67,6 +68,11 @@ class Picture:
     def image(self) -> Tensor:
         """All rows as one image with titles and texts, (3, H, W) uint8. Must not be modified."""
         return stack([_strip(row) for row in self.rows])
+
+    @cached_property
+    def png(self) -> bytes:
+        """:attr:`image` as PNG."""
+        return to_png(self.image)
 
 
 @dataclass(frozen=True)

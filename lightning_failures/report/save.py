@@ -46,7 +46,7 @@ def save_html(
         ConfigurationError: The number of images or of embeddings does not match the examples.
         OSError: The page cannot be written.
     """
-    from lightning_failures.report.html.render import render  # loads a plotting library
+    from lightning_failures.report.html.render import render  # loads the template engine
 
     target = Path(path)
     write_atomically(target, to_bytes(render(_run_of(result, target.parent, images, embeddings))))

@@ -13,7 +13,7 @@ from typing import Any
 
 from lightning_failures.analysis.slices import lower_end
 from lightning_failures.core.text import clean, tag_part
-from lightning_failures.data.grouping import LABEL, PREDICTION, grouping_named
+from lightning_failures.data.grouping import LABEL, grouping_named
 from lightning_failures.data.report import ClassReport, FailureReport, FeatureReport, ModeReport, SliceReport
 from lightning_failures.data.tree_report import GroupReport
 from lightning_failures.report.diary import histories, last_diary_entry
@@ -32,7 +32,7 @@ from lightning_failures.report.html.figures import Figures
 from lightning_failures.report.html.matrix import ConfusionMatrix, confusion_matrix
 from lightning_failures.report.html.pictures import PictureIndex
 from lightning_failures.report.html.sparse import SparseView, sparse_view
-from lightning_failures.report.html.tree import Branch, feature_name, outline
+from lightning_failures.report.html.tree import Branch, feature_name, group_title, outline
 from lightning_failures.report.html.verdict import FindingView, finding_views, why_nothing
 from lightning_failures.report.interventions import intervention_lines
 from lightning_failures.report.run_folder import Run
@@ -128,8 +128,7 @@ class TreeView:
     @property
     def title(self) -> str:
         """Name of the group, such as "missed seven" or "called seven"."""
-        verb = {LABEL.name: "missed ", PREDICTION.name: "called "}.get(self.group.grouping, "")
-        return verb + clean(self.group.class_name, 80)
+        return group_title(self.group.grouping, clean(self.group.class_name, 80))
 
     @property
     def kind(self) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from lightning_failures.core.text import clean, shorten_caption
+from lightning_failures.data.grouping import LABEL, PREDICTION
 from lightning_failures.data.report import FeatureReport
 from lightning_failures.data.tree_report import GroupReport, NodeReport
 
@@ -34,6 +35,15 @@ class Branch:
     splits: int | None = None
     split_name: str = ""
     children: tuple[Branch, ...] = ()
+
+
+def group_title(grouping: str, class_name: str) -> str:
+    """Return the name of a group: what its failures are.
+
+    >>> group_title("label", "seven"), group_title("prediction", "seven"), group_title("cluster", "3")
+    ('missed seven', 'called seven', '3')
+    """
+    return {LABEL.name: "missed ", PREDICTION.name: "called "}.get(grouping, "") + class_name
 
 
 def short_name(number: int, feature: FeatureReport | None) -> str:

@@ -43,6 +43,8 @@
         symbolBaseFillColor: color("soft"), symbolBaseStrokeColor: color("soft"), columns: narrow ? 2 : 7 },
       line: { color: color("series-5") },
       rule: { color: color("soft") },
+      tick: { color: color("soft") },
+      text: { color: color("ink") },
       range: { category: series },
     };
   };
