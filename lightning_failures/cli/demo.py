@@ -19,6 +19,7 @@ from lightning_failures.core.atomic import write_atomically
 from lightning_failures.data.report import FailureReport
 from lightning_failures.report.confusions import confusion_lines
 from lightning_failures.report.findings import findings_lines
+from lightning_failures.report.html.write import write_html
 from lightning_failures.report.run_folder import HTML_FILE
 from lightning_failures.report.slices import slice_lines
 from lightning_failures.report.sparse import sparse_lines
@@ -47,7 +48,8 @@ def demo(*, seed: int = 0, output: Path = Path("failures-demo"), epochs: int = 6
     """
     report, log_dir = train_digits(seed=seed, output=output, epochs=epochs, shortcut=shortcut)
     write_report(report, output)
-    write_atomically(output / HTML_FILE, (log_dir / "failures" / HTML_FILE).read_bytes())
+    page = log_dir / "failures" / HTML_FILE
+    write_atomically(output / HTML_FILE, (page if page.is_file() else write_html(page.parent)).read_bytes())
     print(f"\nFailure modes after {epochs} epochs, {report.examples} validation images:\n")
     print("\n".join(findings_lines(report, str(log_dir))) + "\n")
     print(class_table(report))

@@ -58,11 +58,13 @@ class Picture:
             ``"leaves/label/cat/0"``.
         rows: At least one row; a row may be empty.
         caption: One line that describes the picture.
+        note: What is missing in it, and why; None if nothing is.
     """
 
     tag: str
     rows: tuple[Row, ...]
     caption: str = ""
+    note: str | None = field(default=None, metadata={"omit_none": True})
 
     @cached_property  # several writers use it
     def image(self) -> Tensor:
@@ -263,7 +265,8 @@ def feature_picture(
         "" if feature.counterfactual is None else counterfactual_sentence(feature.counterfactual).removesuffix("."),
         note,
     ]
-    return Picture(f"features/{feature.feature}", tuple(rows), clean("; ".join(filter(None, parts)), 1000))
+    caption = clean("; ".join(filter(None, parts)), 1000)
+    return Picture(f"features/{feature.feature}", tuple(rows), caption, note or None)
 
 
 def leaf_picture(

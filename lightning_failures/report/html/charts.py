@@ -13,6 +13,7 @@ from typing import Any
 from lightning_failures.core.text import clean
 from lightning_failures.data.grouping import ALL_GROUPINGS, GROUPINGS
 from lightning_failures.data.report import ClassReport, FailureReport
+from lightning_failures.report.diary import is_unjudged
 from lightning_failures.report.html.tree import group_title
 from lightning_failures.report.sparse import sparse_report
 
@@ -126,7 +127,7 @@ def curve_rows(entry: ClassReport) -> Rows:
 
 
 def diary_rows(history: Sequence[FailureReport], limit: int = DIARY_MODES) -> Rows:
-    """Return one row for each mode and analysis, for the ``limit`` largest modes."""
+    """Return one row for each mode and analysis that judged it, for the ``limit`` largest modes."""
     largest: dict[str, int] = {}
     for report in history:
         for mode in report.modes:
@@ -144,7 +145,7 @@ def diary_rows(history: Sequence[FailureReport], limit: int = DIARY_MODES) -> Ro
         }
         for analysis, report in enumerate(history)
         for index, mode in enumerate(report.modes)
-        if mode.name in kept
+        if mode.name in kept and not is_unjudged(mode)
     ]
     ends = {row["mode"]: row for row in rows}  # the last row of each mode
     for row in sorted(ends.values(), key=lambda row: -row["size"])[:LABELS]:

@@ -16,7 +16,7 @@ from lightning_failures.core.text import clean, tag_part
 from lightning_failures.data.grouping import LABEL, grouping_named
 from lightning_failures.data.report import ClassReport, FailureReport, FeatureReport, ModeReport, SliceReport
 from lightning_failures.data.tree_report import GroupReport
-from lightning_failures.report.diary import histories, last_diary_entry
+from lightning_failures.report.diary import histories, is_unjudged, last_diary_entry
 from lightning_failures.report.example_rows import ExampleLookup
 from lightning_failures.report.feature_names import names_in, with_names
 from lightning_failures.report.findings import (
@@ -224,6 +224,12 @@ class Page:
     class_rows: dict[str, dict[str, Rows]]
     caveats: tuple[str, ...]
     omitted: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def feature_notes(self) -> list[str]:
+        """What the pictures of features lack, and why; each reason once."""
+        notes = [clean(picture.note, 200) for view in self.features for picture in view.pictures if picture.note]
+        return list(dict.fromkeys(notes))
 
     @property
     def has_map(self) -> bool:
@@ -499,7 +505,7 @@ def _modes(report: FailureReport, history: tuple[FailureReport, ...]) -> tuple[M
         now = history[analysis] is last
         at = f"report/modes/{index}" if history[analysis] is report else f"history/{analysis}/modes/{index}"
         status = mode_history.status if now or mode_history.status == "cured" else "missing"
-        if now and status == "missing" and not history[analysis].modes[index].missed:
+        if now and is_unjudged(history[analysis].modes[index]):
             status = "not judged"  # its class has too few failures now, or was left out
         rows.append(ModeRow(at, history[analysis].modes[index], status, tuple(past[mode_history.name]), now))
     return tuple(sorted(rows, key=lambda row: (not row.now, row.mode.rank)))

@@ -95,7 +95,7 @@ def a_report(names, table, epoch, rng, text) -> FailureReport:
     )  # fmt: skip
     modes = tuple(
         ModeReport(
-            f"{name}-{'AB'[place % 2]}", name, STATUSES[(place + epoch) % 6] if epoch else "new", place % 2, epoch + 1, 0,
+            f"{name}-{'AB'[place % 2]}", name, STATUSES[(place + epoch) % 6] if epoch else "new", place % 2, epoch + 1, missed=1,
             size=int(rng.integers(3, 60)), examples=40, gained=int(rng.integers(9)), lost=int(rng.integers(9)),
             cosine=rng.random(), shared=rng.random(), caption=text or f"a photo of a {WORDS[place % 5]} {name}",
         )

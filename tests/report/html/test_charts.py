@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+from lightning_failures.data.report import FailureReport, ModeReport
 from lightning_failures.report.html import charts
 from lightning_failures.report.html.charts import Chart, ClassChart, diary_rows, scatter_rows
 from lightning_failures.report.html.render import render
@@ -67,6 +68,14 @@ def test_scatter__labels_those_that_stand_out_and_stays_within_the_possible():
         "encoding"
     ]["x"]["scale"]["domain"]
     assert (low, high) == (0.0, 1.0)
+
+
+def test_diary_rows__an_analysis_that_could_not_judge_a_mode_has_no_mark():
+    history = [
+        FailureReport(9, 0.5, (), epoch=epoch, modes=(ModeReport("cat 1", "cat", status, missed=missed, size=size),))
+        for epoch, (status, missed, size) in enumerate([("new", 0, 5), ("missing", 0, 0), ("missing", 1, 0)])
+    ]
+    assert [(row["epoch"], row["size"]) for row in diary_rows(history)] == [(0, 5), (2, 0)]
 
 
 def test_diary__ticks_are_analysed_epochs_and_line_ends_have_names():
