@@ -18,7 +18,7 @@ PACKAGE = ROOT / "lightning_failures"
 NAME = PACKAGE.name
 HEAVY = (
     *("open_clip", "wandb", "matplotlib", "timm", "diffusers", "pytorch_lightning", "tensorboard", "numba"),
-    *("altair", "jinja2", "vl_convert"),
+    *("jinja2", "vl_convert"),
 )
 MAX_ROOT_ENTRIES = 30
 MAX_ORDER_LINES = 15

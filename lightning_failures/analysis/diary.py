@@ -265,15 +265,15 @@ def _advance_class(
             if new.missed < IN_A_ROW or new.cured:
                 kept.append(new)
 
-    # new modes
+    # new modes, the largest first
     matched = {j for j, _ in pairs.values()}
-    for j, detected in enumerate(observation.detected):
-        if j not in matched:
-            numbers[observation.name] = numbers.get(observation.name, 0) + 1
-            name = f"{observation.name} {numbers[observation.name]}"
-            new = _after_first_detection(name, detected, observation, analysis, epoch)
-            reports.append(_report_of_detected(new, "new"))
-            kept.append(new)
+    new_modes = [detected for j, detected in enumerate(observation.detected) if j not in matched]
+    for detected in sorted(new_modes, key=lambda one: -one.snapshot.size):
+        numbers[observation.name] = numbers.get(observation.name, 0) + 1
+        name = f"{observation.name} {numbers[observation.name]}"
+        new = _after_first_detection(name, detected, observation, analysis, epoch)
+        reports.append(_report_of_detected(new, "new"))
+        kept.append(new)
 
     most_recent = sorted(range(len(kept)), key=lambda i: -kept[i].last)[:MAX_MODES]
     return [kept[i] for i in sorted(most_recent)], reports

@@ -48,8 +48,8 @@ def demo(*, seed: int = 0, output: Path = Path("failures-demo"), epochs: int = 6
     """
     report, log_dir = train_digits(seed=seed, output=output, epochs=epochs, shortcut=shortcut)
     write_report(report, output)
-    page = write_html(log_dir / "failures")  # written again, because the report holds the planted truth now
-    write_atomically(output / HTML_FILE, page.read_bytes())
+    page = log_dir / "failures" / HTML_FILE
+    write_atomically(output / HTML_FILE, (page if page.is_file() else write_html(page.parent)).read_bytes())
     print(f"\nFailure modes after {epochs} epochs, {report.examples} validation images:\n")
     print("\n".join(findings_lines(report, str(log_dir))) + "\n")
     print(class_table(report))

@@ -117,16 +117,21 @@ def diff_options(arguments: Sequence[str]) -> Namespace:
     """Return the options of ``diff``; see :func:`demo_options` for the errors."""
     parser = Parser(
         "diff",
-        description="Compare two runs from their files: which failures were fixed, which are new and which persist,\n"
-        "which classes differ significantly, and which failure modes are gone, new or persistent.\n"
+        description="Compare two runs, or two epochs of one run, from their files: which failures were fixed, which\n"
+        "are new and which persist, which classes differ significantly, and which failure modes are gone, new or\n"
+        "persistent. "
         "Examples are paired by image and label. The exit status is 0 whatever the comparison finds.",
         epilog="examples:\n  lightning-failures diff lightning_logs/version_3 lightning_logs/version_4\n"
         "  lightning-failures diff before after --ids 20\n"
+        "  lightning-failures diff lightning_logs/version_3 --epochs 2 9\n"
         "  lightning-failures diff at_224px at_384px --join name\n"
         "  lightning-failures diff before after --json - | jq '.new[].id'",
     )
     parser.add_argument("run_a", type=Path, metavar="RUN_A", help=f"the earlier run: {_RUN}")
-    parser.add_argument("run_b", type=Path, metavar="RUN_B", help="the later run, in the same forms")
+    parser.add_argument("run_b", type=Path, metavar="RUN_B", nargs="?", help="the later run, in the same forms")
+    parser.add_argument(
+        "--epochs", type=_count, nargs=2, metavar=("A", "B"), help="compare two epochs of RUN_A, counted from 0"
+    )
     parser.add_argument("--ids", type=_count, default=0, metavar="N", help="name the first N of each kind of failures")
     parser.add_argument(
         "--join",
@@ -137,7 +142,10 @@ def diff_options(arguments: Sequence[str]) -> Namespace:
     parser.add_argument(
         "--json", metavar="FILE", help='write everything as JSON; "-": to standard output instead of the text'
     )
-    return _with_runs(parser.parse_args(list(arguments)))
+    options = parser.parse_args(list(arguments))
+    if (options.run_b is None) == (options.epochs is None):
+        parser.error("name either a second run, RUN_B, or two epochs of the first: --epochs A B")
+    return _with_runs(options)
 
 
 def pin_options(arguments: Sequence[str]) -> Namespace:

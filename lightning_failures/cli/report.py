@@ -21,7 +21,7 @@ from lightning_failures.report.html.write import write_html
 from lightning_failures.report.interventions import intervention_lines
 from lightning_failures.report.mode_comparison import ModeChange
 from lightning_failures.report.pins import pin_lines
-from lightning_failures.report.run_folder import HTML_FILE, Run, open_run
+from lightning_failures.report.run_folder import HTML_FILE, Run, open_epoch, open_run
 from lightning_failures.report.sentences import leaf_rates
 from lightning_failures.report.shared import shared_lines
 from lightning_failures.report.slices import slice_lines
@@ -55,7 +55,11 @@ def report(arguments: Sequence[str]) -> None:
 def diff(arguments: Sequence[str]) -> None:
     """Run ``lightning-failures diff``."""
     options = diff_options(arguments)
-    found = compare(open_run(options.run_a), open_run(options.run_b), join=options.join)
+    if options.epochs is None:
+        runs = [open_run(options.run_a), open_run(options.run_b)]
+    else:
+        runs = [open_epoch(options.run_a, epoch) for epoch in options.epochs]
+    found = compare(*runs, join=options.join)
     text = json.dumps(found.to_dict(), indent=2, allow_nan=False) + "\n"
     if options.json == "-":
         print(text, end="")

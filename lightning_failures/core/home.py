@@ -12,7 +12,7 @@ from pathlib import Path
 def provide_home() -> None:
     """Set ``HOME`` to a private temporary folder if the user has no home; call it before files are kept there.
 
-    Libraries (Hugging Face, altair) would make a folder named ``~`` in the working directory, or not be importable.
+    Libraries (Hugging Face) would make a folder named ``~`` in the working directory.
     """
     if os.path.expanduser("~") == "~":  # noqa: PTH111 - Path.expanduser raises
         os.environ["HOME"] = str(private_folder(Path(tempfile.gettempdir())))

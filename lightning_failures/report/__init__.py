@@ -13,6 +13,7 @@ Files, each importing only from those above it::
     confusions       Which classes are mistaken for which, and what the flagged failures are mistaken for
     sparse           The sparse decision layer: its section as records, a sentence, and Markdown
     feature_names    User-given names of features: a small YAML file that people edit
+    projection       Embeddings projected to a plane, for the map of the HTML page
     images           Thumbnails, image grids and heat maps as tensors
     interventions    What the interventions of a report did, in sentences
     markdown         One analysis as Markdown: the sections of dashboards, and the report.md in its folder

@@ -1,4 +1,4 @@
-"""Comparison of two runs from their files: fixed, new and persistent failures.
+"""Comparison of two runs, or of two epochs of one run, from their files: fixed, new and persistent failures.
 
 The same images with the same label in both runs are compared in pairs, whatever their ids; all others are counted
 (:mod:`lightning_failures.report.example_pairs`). Whether a class
@@ -301,7 +301,7 @@ def _table(run: Run) -> ExampleTable:
     if run.table is None:
         raise DataError(
             f"{run.folder} has no table of examples (examples.safetensors), which is needed to pair examples. Runs of "
-            "this version write one next to the last report."
+            "this version write one next to each report."
         )
     return run.table
 

@@ -167,15 +167,22 @@ def _line(mode: ModeReport) -> str:
     return text + ("" if mode.caption is None else f", {shorten_caption(mode.caption)}")
 
 
+def is_unjudged(mode: ModeReport) -> bool:
+    """Return whether an analysis could not judge a mode: its class had too few failures, or was left out.
+
+    >>> [is_unjudged(ModeReport("cat 1", "cat", "missing", missed=missed)) for missed in (0, 2)]
+    [True, False]
+    """
+    return mode.status == "missing" and not mode.missed
+
+
 def _status(mode: ModeReport) -> str:
     """Return the status, with the number of analyses in which the mode was not seen."""
     times = "analysis" if mode.missed == 1 else "analyses"
     if mode.status == "cured":
         return f"cured: not seen in {mode.missed} {times} in a row"
+    if is_unjudged(mode):
+        return "not judged: its class has too few failures, or was left out"
     if mode.status == "missing":
-        return (
-            f"missing: not seen in {mode.missed} {times}"
-            if mode.missed
-            else "not judged: its class has too few failures, or was left out"
-        )
+        return f"missing: not seen in {mode.missed} {times}"
     return clean(mode.status)

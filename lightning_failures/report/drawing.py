@@ -21,6 +21,7 @@ from lightning_failures.data.report import ClassReport, FailureReport
 from lightning_failures.report.example_rows import ExampleLookup
 from lightning_failures.report.gallery import Gallery, Picture, Thumbnails, class_picture, make_row
 from lightning_failures.report.images import fit_square
+from lightning_failures.report.projection import project
 
 MOST_CARDS = 24
 """Maximum number of classes whose failures are drawn."""
@@ -93,20 +94,23 @@ def card_pictures(
     return pictures
 
 
-def draw_report(report: FailureReport, table: ExampleTable | None, fetch: Fetch) -> Gallery:
+def draw_report(
+    report: FailureReport, table: ExampleTable | None, fetch: Fetch, embeddings: Tensor | None = None
+) -> Gallery:
     """Draw all pictures of a report that need no fitted model, and thumbnails to browse.
 
     Args:
         report: The report.
         table: Its examples; None: only the images that the report names.
         fetch: Returns images by id.
+        embeddings: (U, D) of the U distinct ids, ascending, for a map; None: there is no map.
     """
     findings = finding_pictures(report, table, fetch)
     named = [entry for entry in sorted(report.classes, key=lambda one: one.rank) if entry.hardest_ids][:MOST_CARDS]
     classes = [_class_picture(entry, ExampleLookup(table), fetch) for entry in named]
     cards = card_pictures(report, table, fetch, drawn=[entry.name for entry in named])
     pictures = (*findings, *classes, *cards)
-    return Gallery(pictures, _thumbnails(table, fetch), report.epoch, report.global_step)
+    return Gallery(pictures, _thumbnails(table, fetch, embeddings), report.epoch, report.global_step)
 
 
 def _finding_picture(index: int, found: Finding, lookup: ExampleLookup, fetch: Fetch) -> Picture:
@@ -148,7 +152,7 @@ def _random_rows(rows: IntArray, table: ExampleTable) -> IntArray:
     return rows[order][np.argsort(repeats, kind="stable")]
 
 
-def _thumbnails(table: ExampleTable | None, fetch: Fetch) -> Thumbnails | None:
+def _thumbnails(table: ExampleTable | None, fetch: Fetch, embeddings: Tensor | None) -> Thumbnails | None:
     """Return thumbnails of a random choice of failures and of as many successes."""
     if table is None or not len(table):
         return None
@@ -158,6 +162,8 @@ def _thumbnails(table: ExampleTable | None, fetch: Fetch) -> Thumbnails | None:
         for ids in (np.unique(table.ids.numpy()[outcome]) for outcome in (failed, ~failed))
     ]
     ids = np.unique(np.concatenate(chosen))
-    return Thumbnails(
-        torch.from_numpy(ids), torch.stack([fit_square(image, THUMBNAIL) for image in fetch(ids.tolist())])
-    )
+    images = torch.stack([fit_square(image, THUMBNAIL) for image in fetch(ids.tolist())])
+    places = None
+    if embeddings is not None:
+        places = project(embeddings[np.searchsorted(np.unique(table.ids.numpy()), ids)])
+    return Thumbnails(torch.from_numpy(ids), images, places=places)

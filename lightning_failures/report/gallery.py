@@ -20,6 +20,7 @@ from lightning_failures.data.report import ClassReport, FeatureReport
 from lightning_failures.data.tree_report import GroupReport
 from lightning_failures.errors import DataError
 from lightning_failures.report.feature_names import with_names
+from lightning_failures.report.image_encoding import to_png
 from lightning_failures.report.images import SIZE, heat_map, image_strip, stack, thumbnail
 from lightning_failures.report.sentences import counterfactual_sentence, leaf_rates
 from lightning_failures.report.tables import score, verdict
@@ -57,16 +58,23 @@ class Picture:
             ``"leaves/label/cat/0"``.
         rows: At least one row; a row may be empty.
         caption: One line that describes the picture.
+        note: What is missing in it, and why; None if nothing is.
     """
 
     tag: str
     rows: tuple[Row, ...]
     caption: str = ""
+    note: str | None = field(default=None, metadata={"omit_none": True})
 
     @cached_property  # several writers use it
     def image(self) -> Tensor:
         """All rows as one image with titles and texts, (3, H, W) uint8. Must not be modified."""
         return stack([_strip(row) for row in self.rows])
+
+    @cached_property
+    def png(self) -> bytes:
+        """:attr:`image` as PNG."""
+        return to_png(self.image)
 
 
 @dataclass(frozen=True)
@@ -78,11 +86,14 @@ class Thumbnails:
         images: (n, 3, s, s) uint8, each scaled to fit and centred on mid-gray.
         embeddings: (n, D) float32 of the encoder of the failure directions, or None. A row of NaN belongs to an example
             that was graded but not embedded (outside of the sample). Not stored in ``gallery.json``.
+        places: (n, 2) float32 in [0, 1], the embeddings projected to a plane
+            (:func:`~lightning_failures.report.projection.project`); NaN without an embedding. None: there is no map.
     """
 
     ids: Tensor = field(metadata={"codec": "ids"})
     images: Tensor = field(metadata={"codec": "images"})
     embeddings: Tensor | None = None
+    places: Tensor | None = field(default=None, metadata={"codec": "places"})
 
 
 @dataclass(frozen=True)
@@ -254,7 +265,8 @@ def feature_picture(
         "" if feature.counterfactual is None else counterfactual_sentence(feature.counterfactual).removesuffix("."),
         note,
     ]
-    return Picture(f"features/{feature.feature}", tuple(rows), clean("; ".join(filter(None, parts)), 1000))
+    caption = clean("; ".join(filter(None, parts)), 1000)
+    return Picture(f"features/{feature.feature}", tuple(rows), caption, note or None)
 
 
 def leaf_picture(

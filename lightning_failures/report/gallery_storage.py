@@ -51,7 +51,7 @@ def save_gallery(gallery: Gallery, path: str | Path) -> None:
     pixels = 0
     if gallery.thumbnails is not None:
         encoded = to_jsonable(replace(gallery.thumbnails, embeddings=None), _CODECS)
-        stored["thumbnails"] = {key: encoded[key] for key in ("ids", "images")}
+        stored["thumbnails"] = {key: encoded[key] for key in ("ids", "images", "places") if encoded[key] is not None}
         pixels = _pixels(gallery.thumbnails.images)
 
     bytes_left = MAX_BYTES - len(json.dumps(stored)) - 100
@@ -92,9 +92,11 @@ def load_gallery(path: str | Path) -> Gallery:
 def _check_thumbnails(thumbnails: Thumbnails | None) -> None:
     if thumbnails is None:
         return
-    ids = thumbnails.ids
+    ids, places = thumbnails.ids, thumbnails.places
     if len(ids) != len(thumbnails.images) or bool((ids.diff() <= 0).any()):
         raise ValueError("the ids of its thumbnails do not ascend, or are more or fewer than the images")
+    if places is not None and len(places) != len(ids):
+        raise ValueError("the places of its thumbnails are more or fewer than the images")
 
 
 class _Decoder:
@@ -122,6 +124,22 @@ def _decode_ids(ids: Any) -> Tensor:
     return torch.tensor(ids, dtype=torch.int64)
 
 
+def _encode_places(places: Tensor) -> list[list[int] | None]:
+    """Return places in thousandths; None where there is none."""
+    return [None if one[0] != one[0] else [round(1000 * value) for value in one] for one in places.tolist()]
+
+
+def _decode_places(places: Any) -> Tensor:
+    if not isinstance(places, list):
+        raise ValueError("places are not a list")
+    for one in places:
+        pair = isinstance(one, list) and len(one) == 2 and all(type(v) is int and 0 <= v <= 1000 for v in one)
+        if one is not None and not pair:
+            raise ValueError("a place is not a pair of thousandths")
+    nowhere = [float("nan")] * 2
+    return torch.tensor([nowhere if one is None else [v / 1000 for v in one] for one in places]).reshape(-1, 2)
+
+
 def _decoding(max_pixels: int) -> dict[str, Codec]:
     """Return the codecs for reading one file, in which all images together have at most ``max_pixels`` pixels."""
     decoder = _Decoder(max_pixels)
@@ -129,6 +147,7 @@ def _decoding(max_pixels: int) -> dict[str, Codec]:
         "image": Codec(data_uri, decoder.image),
         "images": Codec(lambda images: [data_uri(image) for image in images], decoder.images),
         "ids": Codec(Tensor.tolist, _decode_ids),
+        "places": Codec(_encode_places, _decode_places),
     }
 
 

@@ -8,7 +8,8 @@
         directions.safetensors           its failure directions
         gallery.json                     the last pictures
         features.yaml                    user-given names of features
-        epoch=0003-step=000250/          one folder an analysis: report.json, report.md, images/, state of the diary
+        epoch=0003-step=000250/          one folder an analysis: report.json, report.md, its table of examples, images/,
+                                         state of the diary
 """
 
 from __future__ import annotations
@@ -59,7 +60,7 @@ class Run:
         history: All reports of the same run, stage and loader, by step and epoch, including the last one. Earlier
             reports have their summary, diary and the numbers of each class, but no captions, examples, trees or
             features. Long histories are thinned out. Single validations belong to the history of their training.
-        table: All examples of the last report, or None without a file.
+        table: All examples of the report, or None without a file.
         gallery: The pictures, or None. If the stored pictures are of another analysis, the thumbnails only, because
             the examples are the same.
         directions: The failure directions of the last report, or None.
@@ -125,11 +126,31 @@ def open_run(path: str | Path, *, feature_names: str | Path | None = None, galle
         folder,
         report,
         _history(folder, report, notes),
-        _read(folder / EXAMPLES_FILE, ExampleTable.load, notes) if last else None,
+        _read((folder if last else found.parent) / EXAMPLES_FILE, ExampleTable.load, notes),
         gallery,
         _read(folder / DIRECTIONS_FILE, FailureDirections.load, notes) if last else None,
         tuple(notes),
     )
+
+
+def open_epoch(path: str | Path, epoch: int) -> Run:
+    """Read the last analysis of an epoch from the files of a run.
+
+    Args:
+        path: The run, see :func:`find_report`.
+        epoch: The epoch, counted from 0.
+
+    Raises:
+        ConfigurationError: There is no run, or it has no analysis of the epoch.
+    """
+    folder = find_report(path).parent
+    folder = folder.parent if ANALYSIS_FOLDER.fullmatch(folder.name) else folder
+    places = _analyses(folder, tested=False)
+    of_epoch = [place for place in places if place.epoch == epoch]
+    if not of_epoch:
+        known = ", ".join(str(number) for number in sorted({place.epoch for place in places})[:40]) or "none"
+        raise ConfigurationError(f"{folder} has no analysis of epoch {epoch}; it has analyses of: {known}.")
+    return open_run(of_epoch[-1].path)
 
 
 def report_before(folder: Path, report: FailureReport, step: int) -> FailureReport | None:

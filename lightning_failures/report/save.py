@@ -25,7 +25,13 @@ NOTEBOOK_HEIGHT = 1600
 Images = Tensor | Sequence[Any] | Callable[[Sequence[int]], Sequence[Tensor]]
 
 
-def save_html(result: AnalysisResult | FailureReport, path: str | Path, *, images: Images | None = None) -> Path:
+def save_html(
+    result: AnalysisResult | FailureReport,
+    path: str | Path,
+    *,
+    images: Images | None = None,
+    embeddings: Tensor | Any | None = None,
+) -> Path:
     """Write the page of a result as one HTML file that needs neither network nor server, and return its path.
 
     Args:
@@ -33,15 +39,17 @@ def save_html(result: AnalysisResult | FailureReport, path: str | Path, *, image
         path: The file to write.
         images: The images, each (C, H, W) uint8 or floats in [0, 1]: a tensor (U, C, H, W) or a sequence in the order
             of the U distinct ids, ascending, or a function from ids to images. None: a page without pictures.
+        embeddings: (U, D) floats, the embeddings of the U distinct ids, ascending, for the map of the page, which needs
+            images. None: there is no map.
 
     Raises:
-        ConfigurationError: The number of images does not match the examples.
+        ConfigurationError: The number of images or of embeddings does not match the examples.
         OSError: The page cannot be written.
     """
-    from lightning_failures.report.html.render import render  # loads a plotting library
+    from lightning_failures.report.html.render import render  # loads the template engine
 
     target = Path(path)
-    write_atomically(target, to_bytes(render(_run_of(result, target.parent, images))))
+    write_atomically(target, to_bytes(render(_run_of(result, target.parent, images, embeddings))))
     return target
 
 
@@ -56,15 +64,23 @@ def notebook_html(result: AnalysisResult) -> str:
     )
 
 
-def _run_of(result: AnalysisResult | FailureReport, folder: Path, images: Images | None) -> Run:
+def _run_of(
+    result: AnalysisResult | FailureReport, folder: Path, images: Images | None, embeddings: Any | None = None
+) -> Run:
     """Return a run that holds nothing but one result."""
     report, table = (result, None) if isinstance(result, FailureReport) else (result.report, result.table)
     if images is None:
         return Run(folder, report, (report,), table)
+    ids = torch.empty(0) if table is None else torch.unique(table.ids)
     if not callable(images):
-        ids = torch.empty(0) if table is None else torch.unique(table.ids)
         images = _by_id(images, ids.numpy())
-    return Run(folder, report, (report,), table, draw_report(report, table, images))
+    vectors = None if embeddings is None else torch.as_tensor(embeddings)
+    if vectors is not None and (vectors.ndim != 2 or len(vectors) != len(ids)):
+        raise ConfigurationError(
+            f"save_html: embeddings must be (U, D), a row for each of the {len(ids)} distinct ids of the result;"
+            f" got shape {tuple(vectors.shape)}."
+        )
+    return Run(folder, report, (report,), table, draw_report(report, table, images, vectors))
 
 
 def _by_id(images: Tensor | Sequence[Any], ids: Any) -> Callable[[Sequence[int]], Sequence[Tensor]]:

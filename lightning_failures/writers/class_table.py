@@ -1,15 +1,20 @@
-"""The table of classes and the table of examples as rows of plain values, for loggers that show tables."""
+"""The table of classes and the table of examples as rows of plain values, and pictures as arrays, for loggers."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import astuple
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
+from lightning_failures.analysis.result import AnalysisResult
 from lightning_failures.data.example_table import ExampleTable
 from lightning_failures.data.report import FailureReport
 from lightning_failures.report.example_rows import ExampleRow, example_rows
+from lightning_failures.report.gallery import Gallery, Picture
 from lightning_failures.report.tables import error_changes, heldout_gains, rank_classes
 from lightning_failures.writers.base import best_captions
 
@@ -20,10 +25,15 @@ COLUMNS = (
 )  # fmt: skip
 """Columns of :func:`class_rows`, before those of additional methods."""
 
+MAX_ROWS = 10_000
+MAX_IMAGES = 108
+MAX_EXAMPLES = 500
+"""Most rows of the table of classes, pictures, and single examples that a logger gets of one analysis."""
+
 EXAMPLE_COLUMNS = (
-    "id", "label", "prediction", "right", "confidence", "decision_value", "flagged", "leaf",
+    "epoch", "id", "label", "prediction", "right", "confidence", "decision_value", "flagged", "leaf",
 )  # fmt: skip
-"""Columns of :func:`example_values`."""
+"""Columns of :func:`example_rows_of`."""
 
 
 def class_rows(report: FailureReport, before: FailureReport | None, limit: int) -> list[list[Any]]:
@@ -68,9 +78,29 @@ def failures_first(report: FailureReport, table: ExampleTable, ids: Tensor, limi
     return sorted(enumerate(example_rows(report, table, ids)), key=order)[:limit]
 
 
-def example_values(row: ExampleRow) -> list[Any]:
-    """Return the cells of one example, as :data:`EXAMPLE_COLUMNS`."""
-    return [utf8(value) for value in astuple(row)]
+def example_rows_of(result: AnalysisResult, gallery: Gallery) -> list[tuple[int, list[Any]]]:
+    """Return the rows of the table of examples, as :data:`EXAMPLE_COLUMNS`, each with the index of its thumbnail.
+
+    Args:
+        result: The analysis.
+        gallery: Its thumbnails are the examples; without thumbnails, or without a table, there are no rows.
+    """
+    if gallery.thumbnails is None or result.table is None:
+        return []
+    shown = failures_first(result.report, result.table, gallery.thumbnails.ids, MAX_EXAMPLES)
+    return [(k, [result.report.epoch, *(utf8(value) for value in astuple(row))]) for k, row in shown]
+
+
+def pictures_of(gallery: Gallery) -> Iterator[tuple[Picture, NDArray[np.uint8]]]:
+    """Yield the pictures for a logger, each with its pixels (h, w, 3), uint8."""
+    for picture in gallery.logged[:MAX_IMAGES]:
+        yield picture, pixels(picture.image)
+
+
+def pixels(image: Tensor) -> NDArray[np.uint8]:
+    """Return an image (3, h, w) uint8 as an array (h, w, 3)."""
+    found: NDArray[np.uint8] = image.permute(1, 2, 0).numpy()
+    return found
 
 
 def utf8(value: Any) -> Any:

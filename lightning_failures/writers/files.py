@@ -17,7 +17,6 @@ from lightning_failures.report.feature_names import FEATURES_FILE, add_to_templa
 from lightning_failures.report.gallery import Gallery, Picture
 from lightning_failures.report.gallery_storage import load_gallery, save_gallery
 from lightning_failures.report.html.write import write_html
-from lightning_failures.report.image_encoding import to_png
 from lightning_failures.report.markdown import report_markdown
 from lightning_failures.report.run_folder import GALLERY_FILE, HTML_FILE, open_run, report_before
 from lightning_failures.report.sparse import sparse_report
@@ -46,6 +45,8 @@ class FileWriter(Writer):
         here = self.folder / analysis_name(report, step)
         write_report(report, here)  # first, in case the disk fills up
         self._write_markdown(report, step)
+        if result.table is not None:
+            result.table.save(here / EXAMPLES_FILE)  # with it, any two epochs can be compared
         directions, examples = self.folder / DIRECTIONS_FILE, self.folder / EXAMPLES_FILE
         for path, saved in ((directions, result.directions), (examples, result.table)):
             if saved is None:
@@ -61,7 +62,7 @@ class FileWriter(Writer):
         write_report(report, here)
         write_report(report, self.folder)
         for picture in gallery.logged:
-            write_atomically(here / _image_file(picture), to_png(picture.image))
+            write_atomically(here / _image_file(picture), picture.png)
         save_gallery(gallery, self.folder / GALLERY_FILE)
         self._write_markdown(report, step, gallery)
         try:

@@ -13,16 +13,14 @@ from lightning_failures.writers.base import Writer, WriterLimits, tag_prefix
 from lightning_failures.writers.class_table import (
     COLUMNS,
     EXAMPLE_COLUMNS,
+    MAX_EXAMPLES,
+    MAX_IMAGES,
+    MAX_ROWS,
     class_rows,
-    example_values,
-    failures_first,
+    example_rows_of,
+    pictures_of,
     utf8,
 )
-
-MAX_ROWS = 10_000
-MAX_IMAGES = 108
-MAX_EXAMPLES = 500
-"""Limits of one analysis."""
 
 
 def can_log(logger: Any, what: str) -> bool:
@@ -61,16 +59,12 @@ class GenericWriter(Writer):
 
     def show(self, result: AnalysisResult, gallery: Gallery, step: int) -> None:
         """Log the pictures and the table of examples."""
-        report = result.report
-        prefix = tag_prefix(report)
+        prefix = tag_prefix(result.report)
         if can_log(self.logger, "log_image"):
-            for picture in gallery.logged[:MAX_IMAGES]:
-                image = picture.image.permute(1, 2, 0).numpy()  # (3, h, w) -> (h, w, 3)
+            for picture, image in pictures_of(gallery):
                 self.logger.log_image(key=f"{prefix}/{picture.tag}", images=[image], step=step)
-        if gallery.thumbnails is not None and result.table is not None:
-            shown = failures_first(report, result.table, gallery.thumbnails.ids, MAX_EXAMPLES)
-            rows = [[report.epoch, *example_values(row)] for _, row in shown]
-            self._table(f"{prefix}/examples", ["epoch", *EXAMPLE_COLUMNS], rows, step)
+        if rows := [row for _, row in example_rows_of(result, gallery)]:
+            self._table(f"{prefix}/examples", [*EXAMPLE_COLUMNS], rows, step)
 
     def write_verdict(self, result: AnalysisResult, step: int) -> None:
         """Log the report again, with the verdict."""

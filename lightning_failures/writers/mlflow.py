@@ -18,17 +18,15 @@ from lightning_failures.writers.base import Writer, WriterLimits, tag_prefix
 from lightning_failures.writers.class_table import (
     COLUMNS,
     EXAMPLE_COLUMNS,
+    MAX_EXAMPLES,
+    MAX_IMAGES,
+    MAX_ROWS,
     class_rows,
-    example_values,
-    failures_first,
+    example_rows_of,
+    pictures_of,
     utf8,
 )
 from lightning_failures.writers.files import file_name, run_files
-
-MAX_ROWS = 10_000
-MAX_IMAGES = 108
-MAX_EXAMPLES = 500
-"""Limits: rows of the table of classes over a run, pictures of one analysis, and single examples."""
 
 _TABLES_TAG = "mlflow.loggedArtifacts"  # by which MLflow's pages know that an artifact is a table
 
@@ -66,15 +64,11 @@ class MLFlowWriter(Writer):
 
     def show(self, result: AnalysisResult, gallery: Gallery, step: int) -> None:
         """Log the pictures, the table of examples and the files of the run, the page among them."""
-        report = result.report
-        prefix, client = tag_prefix(report), self.logger.experiment
-        for picture in gallery.logged[:MAX_IMAGES]:
-            image = picture.image.permute(1, 2, 0).numpy()  # (3, h, w) -> (h, w, 3)
+        prefix, client = tag_prefix(result.report), self.logger.experiment
+        for picture, image in pictures_of(gallery):
             client.log_image(self.logger.run_id, image, key=f"{prefix}/{file_name(picture.tag)}", step=step)
-        if gallery.thumbnails is not None and result.table is not None:
-            shown = failures_first(report, result.table, gallery.thumbnails.ids, MAX_EXAMPLES)
-            rows = [[report.epoch, *example_values(row)] for _, row in shown]
-            self._log_table(f"{prefix}/examples.json", ["epoch", *EXAMPLE_COLUMNS], rows)
+        if rows := [row for _, row in example_rows_of(result, gallery)]:
+            self._log_table(f"{prefix}/examples.json", [*EXAMPLE_COLUMNS], rows)
         self._upload(prefix)
 
     def write_verdict(self, result: AnalysisResult, step: int) -> None:

@@ -31,6 +31,7 @@ from lightning_failures.report.image_encoding import to_png
 FOLDER = "failures_projector"
 CONFIG_FILE = "projector_config.pbtxt"
 TENSORS_FILE, METADATA_FILE, SPRITE_FILE = "tensors.tsv", "metadata.tsv", "sprite.png"
+_RIGHT, _WRONG = (61, 154, 95), (217, 77, 38)  # as on the page
 KEPT_ANALYSES = 2
 """Analyses whose points are kept: a running TensorBoard goes on reading the files that it found at its start."""
 
@@ -61,7 +62,8 @@ def write_projector(writer: Any, tag: str, step: int, rows: Sequence[ExampleRow]
 
     write_atomically(here / TENSORS_FILE, _tensors_tsv(embeddings))
     write_atomically(here / METADATA_FILE, metadata_tsv(list(compress(rows, embedded.tolist()))))
-    write_atomically(here / SPRITE_FILE, sprite(images))
+    right = [row.right for row in compress(rows, embedded.tolist())]
+    write_atomically(here / SPRITE_FILE, sprite(framed(images, right)))
     _register(writer, tag, step, here.relative_to(log_dir).as_posix(), (*embeddings.shape, *images.shape[2:]))
 
     earlier = sorted((path for path in here.parent.iterdir() if path != here), key=lambda path: path.stat().st_mtime)
@@ -130,6 +132,24 @@ def _cells(row: ExampleRow) -> tuple[str, ...]:
         "" if row.flagged is None else "yes" if row.flagged else "no",
         "" if row.leaf is None else clean(f"{row.label}: {row.leaf}"),
     )
+
+
+def framed(images: Tensor, right: Sequence[bool]) -> Tensor:
+    """Return thumbnails (n, 3, s, s) with a frame each: broad and red where the model is wrong, thin and green else.
+
+    The projector opens with the pictures and without a colour map, and nothing in its files can choose one.
+
+    >>> framed(torch.zeros(1, 3, 16, 16, dtype=torch.uint8), [False])[0, :, 8, 0].tolist()
+    [217, 77, 38]
+    """
+    found = images.clone()
+    side = images.shape[-1]
+    for image, is_right in zip(found, right, strict=True):
+        width = max(side // (24 if is_right else 10), 1)
+        colour = torch.tensor(_RIGHT if is_right else _WRONG, dtype=torch.uint8)[:, None, None]
+        image[:, :width] = image[:, -width:] = colour
+        image[:, :, :width] = image[:, :, -width:] = colour
+    return found
 
 
 def sprite(images: Tensor) -> bytes:

@@ -6,13 +6,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from lightning_failures.analysis.result import AnalysisResult
 from lightning_failures.data.report import FailureReport
 from lightning_failures.report.example_rows import example_rows
-from lightning_failures.report.gallery import Gallery
-from lightning_failures.report.image_encoding import to_png
+from lightning_failures.report.gallery import Gallery, Picture
 from lightning_failures.report.interventions import interventions_markdown
 from lightning_failures.report.markdown import report_sections
 from lightning_failures.report.tables import classes_markdown
@@ -50,7 +47,7 @@ class TensorBoardWriter(Writer):
         writer = self.logger.experiment
         prefix = tag_prefix(report)
         for picture in gallery.logged:
-            _add_image(writer, f"{prefix}/{picture.tag}", picture.image, step)
+            _add_image(writer, f"{prefix}/{picture.tag}", picture, step)
         writer.flush()
         if gallery.thumbnails is not None and result.table is not None:
             rows = example_rows(report, result.table, gallery.thumbnails.ids)
@@ -85,13 +82,13 @@ class TensorBoardWriter(Writer):
         self._charted.update(names)
 
 
-def _add_image(writer: Any, tag: str, image: Tensor, step: int) -> None:
-    """Add an image (3, H, W) as ``SummaryWriter.add_image`` does, which spends three times as long on compression."""
+def _add_image(writer: Any, tag: str, picture: Picture, step: int) -> None:
+    """Add a picture as ``SummaryWriter.add_image`` does, which spends three times as long on compression."""
     from tensorboard.compat.proto.summary_pb2 import Summary
 
     if writer.file_writer is None:  # closed; add_image opens a new file
-        writer.add_image(tag, image, step)
+        writer.add_image(tag, picture.image, step)
         return
-    _, height, width = image.shape
-    encoded = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=to_png(image))
+    _, height, width = picture.image.shape
+    encoded = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=picture.png)
     writer.file_writer.add_summary(Summary(value=[Summary.Value(tag=tag, image=encoded)]), step)

@@ -1,4 +1,7 @@
-"""Weights & Biases: two bounded tables an analysis, pictures, and the report as an artifact."""
+"""Weights & Biases: bounded tables of classes, findings and examples, pictures, and the report as an artifact.
+
+W&B keeps 200,000 rows of a table and 108 images of a step; each example is a file.
+"""
 
 from __future__ import annotations
 
@@ -9,22 +12,35 @@ from pathlib import Path
 from typing import Any
 
 from lightning_failures.analysis.result import AnalysisResult
-from lightning_failures.data.example_table import ExampleTable
 from lightning_failures.data.report import FailureReport
-from lightning_failures.report.gallery import Gallery, Thumbnails
+from lightning_failures.report.findings import finding_sentence, next_step
+from lightning_failures.report.gallery import Gallery, Picture
 from lightning_failures.report.interventions import interventions_markdown
 from lightning_failures.report.markdown import report_sections
+from lightning_failures.report.tables import class_names
 from lightning_failures.writers.base import Writer, WriterLimits, tag_prefix
-from lightning_failures.writers.class_table import COLUMNS, class_rows, example_values, failures_first, utf8
+from lightning_failures.writers.class_table import (
+    COLUMNS,
+    MAX_EXAMPLES,
+    MAX_IMAGES,
+    MAX_ROWS,
+    class_rows,
+    example_rows_of,
+    pictures_of,
+    pixels,
+    utf8,
+)
 from lightning_failures.writers.class_table import EXAMPLE_COLUMNS as VALUES
 from lightning_failures.writers.files import run_files
 
-MAX_ROWS = 10_000
-MAX_IMAGES = 108
-MAX_EXAMPLES = 500
-"""Limits of one analysis. W&B keeps 200,000 rows of a table and 108 images of a step; each example is a file."""
+EXAMPLE_COLUMNS = ("epoch", "image", *VALUES[1:])
+FINDING_COLUMNS = (
+    "epoch", "images", "finding", "error_rate", "error_rate_low", "error_rate_high", "error_rate_of_others",
+    "failures", "how_sure", "next",
+)  # fmt: skip
 
-EXAMPLE_COLUMNS = ("epoch", "image", *VALUES)
+HIDDEN = ("class/*", "aler_minus_ber_mean", "analysis_age")
+"""Scalars without a panel of their own: those of single classes, which the tables show, and what is in sample."""
 
 
 @dataclass(frozen=True)
@@ -50,23 +66,28 @@ class WandbWriter(Writer):
         table = wandb.Table(columns=columns, data=class_rows(report, self._previous.get(prefix), MAX_ROWS))
         values: dict[str, Any] = {f"{prefix}/table": table, "trainer/global_step": step}
         values |= {f"{prefix}/{key}": _html(text) for key, text in report_sections(report).items()}
-        self._previous[prefix] = FailureReport(report.examples, report.accuracy, report.classes)
         run = self.logger.experiment
+        if prefix not in self._previous:
+            for name in HIDDEN:
+                run.define_metric(f"{prefix}/{name}", hidden=True)
+        self._previous[prefix] = FailureReport(report.examples, report.accuracy, report.classes)
         run.log(values)
         run.summary.update({f"{prefix}/last/{key}": value for key, value in _summary(report).items()})
 
     def show(self, result: AnalysisResult, gallery: Gallery, step: int) -> None:
-        """Log the pictures and the table of examples, and upload the report files."""
+        """Log the findings with their images, the pictures and the table of examples, and upload the report files."""
         import wandb
 
         report = result.report
         prefix = tag_prefix(report)
         values: dict[str, Any] = {"trainer/global_step": step}
-        for picture in gallery.logged[:MAX_IMAGES]:
+        if report.findings:
+            rows = _finding_rows(report, {picture.tag: picture for picture in gallery.pictures})
+            values[f"{prefix}/findings_with_images"] = wandb.Table(columns=list(FINDING_COLUMNS), data=rows)
+        for picture, image in pictures_of(gallery):
             # one key each: W&B shows a list of images only if all have the same size
-            values[f"{prefix}/{picture.tag}"] = wandb.Image(_pixels(picture.image), caption=utf8(picture.caption))
-        if gallery.thumbnails is not None and result.table is not None:
-            rows = _example_rows(report, result.table, gallery.thumbnails)
+            values[f"{prefix}/{picture.tag}"] = wandb.Image(image, caption=utf8(picture.caption))
+        if rows := _example_rows(result, gallery):
             values[f"{prefix}/examples"] = wandb.Table(columns=list(EXAMPLE_COLUMNS), data=rows)
         run = self.logger.experiment
         run.log(values)
@@ -115,17 +136,31 @@ def _summary(report: FailureReport) -> dict[str, Any]:
     return {**summary, "worst_class": utf8(worst.name), "worst_class_error_rate": 1 - worst.accuracy}
 
 
-def _example_rows(report: FailureReport, table: ExampleTable, thumbnails: Thumbnails) -> list[list[Any]]:
-    """Return the rows of the table of examples, failures first, by ascending decision value."""
+def _finding_rows(report: FailureReport, pictures: dict[str, Picture]) -> list[list[Any]]:
+    """Return the rows of the table of findings, as :data:`FINDING_COLUMNS`; rates are held-out ones."""
     import wandb
 
-    shown = failures_first(report, table, thumbnails.ids, MAX_EXAMPLES)
-    return [[report.epoch, wandb.Image(_pixels(thumbnails.images[k])), *example_values(row)] for k, row in shown]
+    names, rows = class_names(report), []
+    for index, found in enumerate(report.findings):
+        picture = pictures.get(f"findings/{index}")
+        step = next_step(found)
+        cells = (
+            finding_sentence(found, names), found.error_rate, *(found.interval or (None, None)),
+            found.error_rate_outside, found.failures, found.confidence, f"{step.words}: {step.code}",
+        )  # fmt: skip
+        image = None if picture is None else wandb.Image(pixels(picture.image))
+        rows.append([report.epoch, image, *map(utf8, cells)])
+    return rows
 
 
-def _pixels(image: Any) -> Any:
-    """(3, h, w) uint8 -> (h, w, 3) array."""
-    return image.permute(1, 2, 0).numpy()
+def _example_rows(result: AnalysisResult, gallery: Gallery) -> list[list[Any]]:
+    """Return the rows of the table of examples with their images, failures first, by ascending decision value."""
+    import wandb
+
+    if gallery.thumbnails is None:
+        return []
+    images = gallery.thumbnails.images
+    return [[epoch, wandb.Image(pixels(images[k])), *cells] for k, (epoch, *cells) in example_rows_of(result, gallery)]
 
 
 def _html(text: str) -> Any:

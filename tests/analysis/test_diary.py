@@ -171,6 +171,13 @@ def test_advance__modes_that_change_places_keep_their_names():
     assert [mode.snapshot.size for mode in diary.modes] == [30, 30]
 
 
+def test_advance__new_modes_are_numbered_by_their_size():
+    small = PlantedMode(1, range(40, 50))
+    diary, rows = follow(nine(0, small, RED, fails=range(50)), nine(1, small, RED, fails=range(50)))
+    assert rows[0] == [("nine 1", "new"), ("nine 2", "new")]
+    assert [(mode.name, mode.snapshot.size) for mode in diary.modes] == [("nine 1", 30), ("nine 2", 10)]
+
+
 def test_advance__modes_of_different_classes_are_not_matched():
     _, rows = follow(
         planted_result(0, ("nine", SOME, [RED]), ("two", SOME, [])),

@@ -12,7 +12,7 @@ from lightning_failures.bundled.digits import ColouredDigitsDataModule
 from lightning_failures.cli import main
 from lightning_failures.cli.demo import attach_truth
 from lightning_failures.data.report import ClassReport, FailureReport
-from tests.report.html.reading import first_screen
+from tests.report.html.reading import first_screen, flaws
 
 pytest_plugins = ["tests.helpers.browser"]
 pytestmark = [
@@ -74,6 +74,7 @@ def test_demo__table_report_and_truth(visit, tmp_path, capsys, monkeypatch):
     assert f"Images of {worst['class']} with tint {worst['words']} are wrong" in text
     assert re.search("Mistaken for: .*How sure|How sure (high|moderate|low)", text)
     assert "Next:" in text
+    assert flaws(seen.page) == []
     assert seen.errors == []
     assert list((tmp_path / "out").rglob("images/classes-*.png"))
     assert list((tmp_path / "out").rglob("events.out.tfevents.*"))

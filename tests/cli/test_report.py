@@ -176,6 +176,21 @@ def test_diff__json(tmp_path, capsys):
     assert "Could not write" in capsys.readouterr().err
 
 
+def test_diff__two_epochs_of_one_run(tmp_path, capsys):
+    writer = FileWriter(tmp_path / "run" / "failures")
+    for epoch, wrong in ((2, 9), (3, 5), (4, 1)):
+        writer.write(report(wrong=wrong, epoch=epoch, global_step=100 * epoch), 100 * epoch)
+    assert main(["diff", str(tmp_path / "run"), "--epochs", "2", "4"]) == 0
+    shown = capsys.readouterr().out
+    assert "Error rate 45.0 % -> 5.0 % (-40.0 points, p = 0.0078): 8 fixed, 0 new, 1 persistent failures." in shown
+    assert "epoch 2" in shown
+    assert "epoch 4" in shown
+    assert main(["diff", str(tmp_path / "run"), "--epochs", "3", "2"]) == 0
+    assert "Error rate 25.0 % -> 45.0 %" in capsys.readouterr().out
+    assert main(["diff", str(tmp_path / "run"), "--epochs", "2", "7"]) == 1
+    assert "no analysis of epoch 7; it has analyses of: 2, 3, 4." in capsys.readouterr().err
+
+
 def test_diff__runs_that_cannot_be_compared(tmp_path, capsys):
     a, b = saved(tmp_path / "a"), saved(tmp_path / "b", table=None)
     for arguments, message in (
@@ -190,7 +205,14 @@ def test_diff__runs_that_cannot_be_compared(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    "arguments", [["report"], ["diff", "a"], ["diff", "a", "b", "--ids", "-1"], ["report", "a", "b"]]
+    "arguments",
+    [
+        ["report"],
+        ["diff", "a"],
+        ["diff", "a", "b", "--ids", "-1"],
+        ["diff", "a", "b", "--epochs", "1", "2"],
+        ["report", "a", "b"],
+    ],
 )
 def test_wrong_arguments__print_the_usage(arguments, capsys):
     with pytest.raises(SystemExit) as stop:

@@ -21,13 +21,16 @@ from lightning_failures.report.image_encoding import data_uri
 GENERATOR = torch.Generator().manual_seed(0)
 
 
+PLACES = torch.tensor([[0.25, 1.0], [float("nan"), float("nan")]])
+
+
 def image(height: int = 6, width: int = 5) -> torch.Tensor:
     return torch.randint(0, 256, (3, height, width), generator=GENERATOR, dtype=torch.uint8)
 
 
 def gallery() -> Gallery:
     rows = Row("hardest \udcff", (Tile(image(), "-0.5\n-> <b>", 7), Tile(image(9, 9)))), Row("empty", ())
-    thumbnails = Thumbnails(torch.tensor([3, 2**40]), torch.stack([image(), image()]), torch.zeros(2, 4))
+    thumbnails = Thumbnails(torch.tensor([3, 2**40]), torch.stack([image(), image()]), torch.zeros(2, 4), PLACES)
     return Gallery((Picture("classes/cat", rows, "cat"), Picture("features/17", rows[:1])), thumbnails, 3, 250)
 
 
@@ -50,6 +53,7 @@ def test_gallery__is_read_as_it_was_written(tmp_path):
     assert torch.equal(read.thumbnails.ids, saved.thumbnails.ids)
     assert torch.equal(read.thumbnails.images, saved.thumbnails.images)
     assert read.thumbnails.embeddings is None
+    assert torch.equal(read.thumbnails.places.nan_to_num(-1), PLACES.nan_to_num(-1))
     for one, other in zip(read.pictures, saved.pictures, strict=True):
         assert (one.tag, one.caption) == (other.tag, other.caption)
         for row, written in zip(one.rows, other.rows, strict=True):

@@ -67,7 +67,7 @@ def test_writer__tables_and_pictures(tmp_path):
     columns, rows = logger.logged[0][2]
     assert (columns, rows[0][1]) == (list(COLUMNS), "cat")
     columns, rows = logger.logged[3][2]
-    assert (columns, len(rows)) == (["epoch", *EXAMPLE_COLUMNS], 12)
+    assert (columns, len(rows)) == ([*EXAMPLE_COLUMNS], 12)
 
 
 def test_writer__uses_what_the_logger_has(tmp_path):

@@ -62,7 +62,7 @@ def test_run__is_read_back(tmp_path, logger):
     assert [row[0] for row in classes["data"]] == [3, 3, 4, 4]
     assert [row[COLUMNS.index("change")] for row in classes["data"]] == [None, None, 0.0, 0.0]
     examples = json.loads((store / "failures" / "examples.json").read_text())
-    assert examples["columns"] == ["epoch", *EXAMPLE_COLUMNS]
+    assert examples["columns"] == [*EXAMPLE_COLUMNS]
     assert len(examples["data"]) == 12
     assert "A sample." in (store / "failures" / "report.md").read_text()
     for name in ("report.html", "report.json", "gallery.json", "examples.safetensors"):

@@ -51,6 +51,8 @@ def test_projector__points_labels_and_thumbnails_belong_together(tmp_path):
     sprite = np.array(Image.open(Path(logger.log_dir) / info.sprite.image_path))
     assert sprite.shape == (32, 32, 3)
     assert list(info.sprite.single_image_dim) == [8, 8]
+    frames = sprite[::8, ::8].reshape(-1, 3)[: len(kept)].tolist()
+    assert [frame == [217, 77, 38] for frame in frames] == of.failed[kept].tolist()
     assert sprite[4::8, 4::8, 0].ravel()[:11].tolist() == kept
     logger.experiment.close()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import uuid
 from pathlib import Path
 from typing import Any
@@ -10,15 +11,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch.loggers import TensorBoardLogger
 from PIL import Image
 
 from lightning_failures.analysis import AnalysisResult
+from lightning_failures.cli.report import report_text
 from lightning_failures.data.report import FailureReport
 from lightning_failures.report.gallery import Gallery, Picture, Row, Tile
-from lightning_failures.writers import FileWriter, WandbWriter, Writer, each_writer, writers_for
+from lightning_failures.report.run_folder import open_run
+from lightning_failures.writers import FileWriter, TensorBoardWriter, WandbWriter, Writer, each_writer, writers_for
 from lightning_failures.writers.wandb import EXAMPLE_COLUMNS, MAX_EXAMPLES
 from tests.helpers.toy import OracleClassifier, callback, loader, trainer
-from tests.writers.analyses import ENTRY, NASTY, report, table, thumbnails
+from tests.report.html.a_run import a_run
+from tests.writers.analyses import ENTRY, NASTY, read_back, report, table, thumbnails
 from tests.writers.offline import transactions
 
 pytestmark = pytest.mark.slow  # each starts wandb's own process
@@ -189,3 +194,76 @@ def test_broken_run__is_reported_once_and_training_continues(tmp_path, logger):
     assert sum("WandbWriter" in str(one.message) for one in caught) == 1
     assert (run.current_epoch, modes.last_report.epoch) == (2, 1)
     assert json.loads(next(tmp_path.rglob("failures/**/report.json")).read_text())["examples"] == 160
+
+
+# ------------------------------------------------------------------------------------- the same numbers everywhere
+
+
+def cells(text: str) -> list[list[str]]:
+    """The rows of a table: aligned for the terminal, or in Markdown."""
+    if text.startswith("|"):
+        return [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line[0] == "|"]
+    return [re.split(r"\s{2,}", line.strip()) for line in text.splitlines()]
+
+
+def of_classes(text: str, names: list[str]) -> dict[str, dict[str, str]]:
+    """The first table of a text with a column named class: the cells of each class by column."""
+    lines = text.splitlines()
+    start = next(i for i, line in enumerate(lines) if re.match(r"\|? ?class\s+(\||\S)", line))
+    end = next((i for i in range(start, len(lines)) if not lines[i].strip()), len(lines))
+    head, *rows = cells("\n".join(lines[start:end]))
+    return {row[0]: dict(zip(head, row, strict=False)) for row in rows if row[0] in names}
+
+
+def test_numbers__equal_report_json_in_terminal_markdown_tensorboard_and_wandb(tmp_path, logger):
+    run = a_run()
+    result, folder = AnalysisResult(run.report, table=run.table), tmp_path / "failures"
+    board = TensorBoardLogger(tmp_path / "board")
+    writers = [FileWriter(folder), TensorBoardWriter(board), WandbWriter(logger, folder)]
+    for writer in writers:
+        writer.write(result, result.global_step)
+        writer.show(result, run.gallery, result.global_step)
+    board.experiment.close()
+    finish()
+
+    stored = json.loads((folder / "report.json").read_text())
+    truth = {entry["name"]: entry for entry in stored["classes"]}
+    gains = {one["class"]: one["heldout_aler_minus_ber"] for one in stored["groups"] if one["grouping"] == "label"}
+    texts = {
+        "terminal": report_text(open_run(folder)),
+        "report.md": next(folder.glob("epoch=*/report.md")).read_text(),
+        "TensorBoard": read_back(board.log_dir)
+        .Tensors("failures/table/text_summary")[0]
+        .tensor_proto.string_val[0]
+        .decode(),
+    }
+    for place, text in texts.items():
+        shown = of_classes(text, list(truth))
+        assert set(shown) == set(truth), place
+        for name, entry in truth.items():
+            row = shown[name]
+            assert row["error rate"] == f"{100 * (1 - entry['accuracy']):.1f} %", (place, name)
+            if entry["cv_score"] is not None:
+                score = f"{100 * entry['cv_score']:.1f} % +- {100 * entry['cv_score_stderr']:.1f} %"
+                assert row["CV score"] == score, (place, name)
+                assert row["held-out ALER - BER"] == f"{100 * gains[name]:+.1f} points", (place, name)
+    (first, *_) = stored["findings"]
+    sentences = (
+        read_back(board.log_dir).Tensors("failures/findings/text_summary")[0].tensor_proto.string_val[0].decode()
+    )
+    for place, text in (texts | {"TensorBoard": sentences}).items():
+        for value in (first["error_rate"], first["error_rate_outside"], first["share_of_failures"]):
+            assert f"{100 * value:.1f} %" in text, place
+
+    for row in written(tmp_path, "table"):
+        entry = truth[row["class"]]
+        names = ("accuracy", "cv_score", "cv_score_stderr", "p_value", "gain", "aler", "base_error_rate")
+        assert {name: row[name] for name in names} == {name: entry[name] for name in names}
+        assert row["error_rate"] == pytest.approx(1 - entry["accuracy"])
+        assert row["heldout_aler_minus_ber"] == gains[row["class"]]
+    findings = written(tmp_path, "findings_with_images")
+    assert [row["error_rate"] for row in findings] == [one["error_rate"] for one in stored["findings"]]
+    assert [row["failures"] for row in findings] == [one["failures"] for one in stored["findings"]]
+    assert all(row["images"]["_type"] == "image-file" for row in findings)
+    hidden = [record.metric for record in transactions(tmp_path) if record.metric.options.hidden]
+    assert "failures/class/*" in {one.glob_name for one in hidden}

@@ -15,9 +15,9 @@ from lightning_failures.report.html.images import ImageBudget
 
 MAX_ROWS = 2000
 IMAGE_CHARACTERS = 1_400_000
-COLUMNS = ("row", "id", "label", "prediction", "confidence", "value", "leaf", "failed", "image")
+COLUMNS = ("row", "id", "label", "prediction", "confidence", "value", "leaf", "failed", "image", "x", "y")
 """The columns of a row: its index in ``examples.safetensors``, the values there (what is undefined is null), 1 if the
-model is wrong on the example, else 0, and the index of its image."""
+model is wrong on the example, else 0, the index of its image, and its place on the map in thousandths, or null."""
 
 
 def browsing_data(table: ExampleTable | None, thumbnails: Thumbnails | None, report: FailureReport) -> dict[str, Any]:
@@ -37,7 +37,7 @@ def browsing_data(table: ExampleTable | None, thumbnails: Thumbnails | None, rep
     thumbnail_of = torch.searchsorted(thumbnails.ids.contiguous(), table.ids[candidates]).tolist()
     budget = ImageBudget(IMAGE_CHARACTERS)
     image_of: dict[int, int] = {}  # index of the thumbnail -> index of the encoded image
-    chosen: list[tuple[int, int]] = []
+    chosen: list[tuple[int, int, int]] = []
     for row, thumbnail in zip(candidates.tolist(), thumbnail_of, strict=True):
         if thumbnail not in image_of:
             uri = budget.add(thumbnails.images[thumbnail])
@@ -45,10 +45,13 @@ def browsing_data(table: ExampleTable | None, thumbnails: Thumbnails | None, rep
                 break
             image_of[thumbnail] = len(data["images"])
             data["images"].append(uri)
-        chosen.append((row, image_of[thumbnail]))
+        chosen.append((row, image_of[thumbnail], thumbnail))
 
     failed = table.failed
-    data["rows"] = [_cells(table, row, image, bool(failed[row])) for row, image in sorted(chosen)]
+    data["rows"] = [
+        [*_cells(table, row, image, bool(failed[row])), *_place(thumbnails, thumbnail)]
+        for row, image, thumbnail in sorted(chosen)
+    ]
     data["names"] = [clean(name, 80) for name in table.class_names]
     data["rules"] = _rules_by_class(table, report, shown_labels={cells[2] for cells in data["rows"]})
     return data
@@ -67,6 +70,14 @@ def _cells(table: ExampleTable, row: int, image: int, failed: bool) -> list[Any]
         int(failed),
         image,
     ]
+
+
+def _place(thumbnails: Thumbnails, index: int) -> tuple[int | None, int | None]:
+    """Return the place of a thumbnail on the map, in thousandths; None where there is none."""
+    if thumbnails.places is None or bool(thumbnails.places[index].isnan().any()):
+        return None, None
+    x, y = thumbnails.places[index].tolist()
+    return round(1000 * x), round(1000 * y)
 
 
 def _rules_by_class(table: ExampleTable, report: FailureReport, shown_labels: set[int]) -> dict[str, list[str]]:

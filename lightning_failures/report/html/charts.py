@@ -1,4 +1,4 @@
-"""The charts of the page as Vega-Lite specifications, made with altair; colours come from the theme of the page.
+"""The charts of the page as Vega-Lite specifications; colours come from the theme of the page.
 
 The data of a chart are the numbers of ``report.json``, unrounded. To add a chart, add an entry to :data:`CHARTS`, or to
 :data:`CLASS_CHARTS` for one chart a class: the page and its script draw every entry in the section that it names.
@@ -13,6 +13,8 @@ from typing import Any
 from lightning_failures.core.text import clean
 from lightning_failures.data.grouping import ALL_GROUPINGS, GROUPINGS
 from lightning_failures.data.report import ClassReport, FailureReport
+from lightning_failures.report.diary import is_unjudged
+from lightning_failures.report.html.tree import group_title
 from lightning_failures.report.sparse import sparse_report
 
 STATUSES = {
@@ -29,8 +31,13 @@ STATUSES = {
 DIARY_MODES = 12
 """Most failure modes in the chart of the diary; the largest are shown."""
 
+LABELS = 6
+"""Most marks of the chart of groups, and most lines of the diary, that have a label."""
+
 Rows = list[dict[str, Any]]
 """The data of a chart."""
+
+_SCHEMA = "https://vega.github.io/schema/vega-lite/v6.json"
 
 
 @dataclass(frozen=True)
@@ -70,8 +77,8 @@ class ClassChart:
 
 
 def scatter_rows(report: FailureReport) -> Rows:
-    """Return one row for each group whose tree was tested."""
-    return [
+    """Return one row for each group whose tree was tested; those that stand out have a label."""
+    rows = [
         {
             "group": index,
             "name": f"{clean(group.class_name, 60)} ({group.grouping} group)",
@@ -85,6 +92,27 @@ def scatter_rows(report: FailureReport) -> Rows:
         for index, group in enumerate(report.groups)
         if group.base_error_rate is not None and group.aler is not None and group.heldout_aler_minus_ber is not None
     ]
+    for row in _standing_out(rows):
+        group = report.groups[row["group"]]
+        row["label"] = group_title(group.grouping, clean(group.class_name, 24))
+    return rows
+
+
+def _standing_out(rows: Rows) -> Rows:
+    """Return the rows whose trees gain most and those that fail most, as far apart as their labels need."""
+    by_gain = sorted(rows, key=lambda row: -row["heldout"])
+    by_rate = sorted(rows, key=lambda row: -row["base"])
+    width = max((row["base"] for row in rows), default=0) - min((row["base"] for row in rows), default=0) or 1.0
+    height = max((row["heldout"] for row in rows), default=0) - min((row["heldout"] for row in rows), default=0) or 1.0
+    chosen: Rows = []
+    for row in (*by_gain[: LABELS - 2], *by_rate[:2]):
+        near = (
+            abs(row["base"] - other["base"]) < 0.25 * width and abs(row["heldout"] - other["heldout"]) < 0.08 * height
+            for other in chosen
+        )
+        if not any(near):
+            chosen.append(row)
+    return chosen
 
 
 def curve_rows(entry: ClassReport) -> Rows:
@@ -99,13 +127,13 @@ def curve_rows(entry: ClassReport) -> Rows:
 
 
 def diary_rows(history: Sequence[FailureReport], limit: int = DIARY_MODES) -> Rows:
-    """Return one row for each mode and analysis, for the ``limit`` largest modes."""
+    """Return one row for each mode and analysis that judged it, for the ``limit`` largest modes."""
     largest: dict[str, int] = {}
     for report in history:
         for mode in report.modes:
             largest[mode.name] = max(largest.get(mode.name, 0), mode.size)
-    kept = set(sorted(largest, key=lambda name: -largest[name])[:limit])
-    return [
+    kept = sorted(largest, key=lambda name: -largest[name])[:limit]
+    rows = [
         {
             "analysis": analysis,
             "place": index,
@@ -113,11 +141,16 @@ def diary_rows(history: Sequence[FailureReport], limit: int = DIARY_MODES) -> Ro
             "epoch": report.epoch if report.epoch is not None else analysis,
             "size": mode.size,
             "status": mode.status,
+            "line": "largest" if mode.name == kept[0] else "others",
         }
         for analysis, report in enumerate(history)
         for index, mode in enumerate(report.modes)
-        if mode.name in kept
+        if mode.name in kept and not is_unjudged(mode)
     ]
+    ends = {row["mode"]: row for row in rows}  # the last row of each mode
+    for row in sorted(ends.values(), key=lambda row: -row["size"])[:LABELS]:
+        row["label"] = row["mode"]
+    return rows
 
 
 def sparsity_rows(report: FailureReport) -> Rows:
@@ -138,33 +171,31 @@ def sparsity_rows(report: FailureReport) -> Rows:
 
 def sparsity(rows: Rows) -> dict[str, Any]:
     """Plot accuracy over features per class. Source: Wong et al. (ICML 2021), Fig. 2."""
-    import altair as alt
-
-    base = alt.Chart({"values": rows})
-    x = alt.X(
-        "features:Q",
-        title="features per class",
-        scale=alt.Scale(type="symlog", constant=5, nice=False),
-        axis=alt.Axis(tickCount=6),
+    x = _quantitative(
+        "features",
+        "features per class",
+        scale={"type": "symlog", "constant": 5, "nice": False, "domainMin": 0},
+        axis={"tickCount": 6},
     )
-    y = alt.Y("accuracy:Q", title="held-out accuracy", axis=alt.Axis(format="%"), scale=alt.Scale(zero=False))
-    line = base.mark_line(strokeWidth=1.5, opacity=0.6).encode(x=x, y=y)
-    points = base.mark_point(filled=True, opacity=1).encode(
-        x=x,
-        y=y,
-        color=alt.Color(
-            "layer:N",
-            title=None,
-            scale=alt.Scale(domain=["this layer", "other layers"], range=["--series-1", "--series-5"]),
-        ),
-        size=alt.Size("layer:N", legend=None, scale=alt.Scale(domain=["this layer", "other layers"], range=[140, 25])),
-        tooltip=[
-            alt.Tooltip("features:Q", title="features per class", format=".1f"),
-            alt.Tooltip("accuracy:Q", title="accuracy", format=".1%"),
-            alt.Tooltip("lambda:Q", title="lambda", format=".2g"),
+    y = _quantitative(
+        "accuracy", "held-out accuracy", axis={"format": "%"}, scale={"zero": False, **_within(rows, "accuracy")}
+    )
+    kinds = ["this layer", "other layers"]
+    points = {
+        "color": _nominal("layer", kinds, ["--series-1", "--series-5"], legend=None),
+        "size": _nominal("layer", kinds, [140, 25], legend=None),
+        "tooltip": [
+            _tooltip("features", "features per class", ".1f"),
+            _tooltip("accuracy", "accuracy", ".1%"),
+            _tooltip("lambda", "lambda", ".2g"),
         ],
-    )
-    return _specification(line + points, height=240)
+    }
+    layers = [
+        {"mark": {"type": "line", "strokeWidth": 1.5, "opacity": 0.6}},
+        {"mark": {"type": "point", "filled": True, "opacity": 1}, "encoding": points},
+        _labels("layer", "datum.layer == 'this layer'", dy=-14),
+    ]
+    return _specification(rows, layers, {"x": x, "y": y}, height=240)
 
 
 def scatter(rows: Rows) -> dict[str, Any]:
@@ -173,45 +204,55 @@ def scatter(rows: Rows) -> dict[str, Any]:
     The mark is the gain on held-out examples. A line connects it with a stroke at the gain in sample, on the examples
     that grew the tree, which is the one that the paper plots.
     """
-    import altair as alt
-
-    base = alt.X(
-        "base:Q", title="base error rate", axis=alt.Axis(format="%", tickCount=6), scale=alt.Scale(domain=_reach(rows))
+    x = _quantitative("base", "base error rate", axis={"format": "%", "tickCount": 6}, scale={"domain": _reach(rows)})
+    heldout = _quantitative(
+        "heldout", "held-out ALER - BER", axis={"format": "%", "tickCount": 6}, scale={"padding": 12}
     )
-    data = {"values": rows}
-    optimism = alt.Chart(data).mark_rule(opacity=0.5).encode(x=base, y="gain:Q", y2="heldout:Q")
-    in_sample = alt.Chart(data).mark_tick(thickness=2, size=12).encode(x=base, y="gain:Q")
-    points = (
-        alt.Chart(data)
-        .mark_point(filled=True, opacity=0.85)
-        .encode(
-            x=base,
-            y=alt.Y("heldout:Q", title="held-out ALER - BER", axis=alt.Axis(tickCount=6), scale=alt.Scale(padding=12)),
-            shape=alt.Shape("kind:N", title=None, scale=alt.Scale(domain=_kinds(rows))),
-            color=alt.Color(
-                "pattern:N",
-                title=None,
-                scale=alt.Scale(domain=["pattern", "no pattern"], range=["--series-1", "--series-5"]),
-            ),
-            size=alt.Size("size:Q", legend=None, scale=alt.Scale(range=[40, 260])),
-            tooltip=[
-                alt.Tooltip("name:N", title="group"),
-                alt.Tooltip("base:Q", title="base error rate", format=".1%"),
-                alt.Tooltip("heldout:Q", title="held-out ALER - BER", format="+.2f"),
-                alt.Tooltip("gain:Q", title="in sample", format="+.2f"),
-                alt.Tooltip("size:Q", title="examples"),
-                alt.Tooltip("pattern:N", title="verdict"),
-            ],
-        )
-    )
-    zero = alt.Chart({"values": [{"zero": 0}]}).mark_rule(strokeDash=[4, 4]).encode(y="zero:Q")
-    return _specification(zero + optimism + in_sample + points, height=300)
+    in_sample = {"field": "gain", "type": "quantitative"}
+    points = {
+        "y": heldout,
+        "shape": _nominal("kind", _kinds(rows)),
+        "color": _nominal("pattern", ["pattern", "no pattern"], ["--series-1", "--series-5"]),
+        "size": {"field": "size", "type": "quantitative", "legend": None, "scale": {"range": [40, 260]}},
+        "tooltip": [
+            _tooltip("name", "group"),
+            _tooltip("base", "base error rate", ".1%"),
+            _tooltip("heldout", "held-out ALER - BER", "+.1%"),
+            _tooltip("gain", "in sample", "+.1%"),
+            _tooltip("size", "examples"),
+            _tooltip("pattern", "verdict"),
+        ],
+    }
+    middle = sum(_reach(rows)) / 2
+    layers = [
+        {
+            "data": {"values": [{"zero": 0}]},
+            "mark": {"type": "rule", "strokeDash": [4, 4]},
+            "encoding": {"x": None, "y": {"field": "zero", "type": "quantitative"}},
+        },
+        {"mark": {"type": "rule", "opacity": 0.5}, "encoding": {"y": in_sample, "y2": {"field": "heldout"}}},
+        {"mark": {"type": "tick", "thickness": 2, "size": 12}, "encoding": {"y": in_sample}},
+        {"mark": {"type": "point", "filled": True, "opacity": 0.85}, "encoding": points},
+        _labels(
+            "label",
+            "datum.label",
+            y=heldout,
+            align={"expr": f"datum.base > {middle} ? 'right' : 'left'"},
+            dx={"expr": f"datum.base > {middle} ? -10 : 10"},
+        ),
+    ]
+    return _specification(rows, layers, {"x": x}, height=300)
 
 
 def _reach(rows: Rows) -> list[float]:
     """Return the ends of the axis of base error rates: a little more than they take, and never outside of [0, 1]."""
     rates = [row["base"] for row in rows]
     return [max(min(rates) - 0.02, 0.0), min(max(rates) + 0.02, 1.0)]
+
+
+def _within(rows: Rows, column: str) -> dict[str, float]:
+    """Return an end of a scale of shares, in [0, 1], where a rounded one would pass 1."""
+    return {"domainMax": 1.0} if any(row[column] > 0.95 for row in rows) else {}
 
 
 def _kinds(rows: Rows) -> list[str]:
@@ -222,66 +263,102 @@ def _kinds(rows: Rows) -> list[str]:
 
 def curve(rows: Rows) -> dict[str, Any]:
     """Plot the accuracy among the K nearest images over K. Source: Jain et al. (ICLR 2023), Fig. 7b."""
-    import altair as alt
-
-    lines = (
-        alt.Chart({"values": rows})
-        .mark_line(point=True)
-        .encode(
-            x=alt.X("k:Q", title="K nearest images", axis=alt.Axis(tickCount=5, tickMinStep=1, format="d")),
-            y=alt.Y(
-                "accuracy:Q",
-                title="accuracy",
-                scale=alt.Scale(domain=[0, 1]),
-                axis=alt.Axis(format="%", tickCount=3),
-            ),
-            color=alt.Color(
-                "end:N", title="nearest to the caption that is", scale=alt.Scale(domain=["hardest", "easiest"])
-            ),
-            tooltip=[
-                alt.Tooltip("end:N", title="caption"),
-                alt.Tooltip("k:Q", title="K"),
-                alt.Tooltip("accuracy:Q", format=".1%"),
-            ],
-        )
-    )
-    return _specification(lines, height=170)
+    ends = ["hardest", "easiest"]
+    encoding = {
+        "x": _quantitative("k", "K nearest images", axis={"tickCount": 5, "tickMinStep": 1, "format": "d"}),
+        "y": _quantitative("accuracy", "accuracy", scale={"domain": [0, 1]}, axis={"format": "%", "tickCount": 3}),
+        "color": _nominal("end", ends, ["--series-1", "--series-5"], legend=None),
+        "tooltip": [
+            _tooltip("end", "nearest to the caption that is"),
+            _tooltip("k", "K"),
+            _tooltip("accuracy", "accuracy", ".1%"),
+        ],
+    }
+    last = [
+        {"joinaggregate": [{"op": "max", "field": "k", "as": "last"}], "groupby": ["end"]},
+        {"filter": "datum.k == datum.last"},
+    ]
+    layers = [
+        {"mark": {"type": "line", "point": True}},
+        _labels("end", "datum.k == datum.last", align="right", dy=-10) | {"transform": last},
+    ]
+    return _specification(rows, layers, encoding, height=170)
 
 
 def diary(rows: Rows) -> dict[str, Any]:
     """Plot the size of each failure mode over epochs; points show its status."""
-    import altair as alt
-
-    base = alt.Chart({"values": rows})
-    x = alt.X("epoch:Q", title="epoch", axis=alt.Axis(tickMinStep=1, format="d"), scale=alt.Scale(nice=False))
-    y = alt.Y(
-        "size:Q", title="flagged failures", axis=alt.Axis(tickMinStep=1, format="d"), scale=alt.Scale(domainMin=0)
-    )
-    lines = base.mark_line(strokeWidth=1.5, opacity=0.6).encode(x=x, y=y, detail="mode:N")
-    points = base.mark_point(filled=True, size=70, opacity=1).encode(
-        x=x,
-        y=y,
-        color=alt.Color("status:N", title=None, scale=alt.Scale(domain=list(STATUSES), range=list(STATUSES.values()))),
-        shape=alt.Shape("status:N", title=None, scale=alt.Scale(domain=list(STATUSES))),
-        tooltip=[
-            alt.Tooltip("mode:N", title="mode"),
-            alt.Tooltip("epoch:Q", title="epoch"),
-            alt.Tooltip("size:Q", title="flagged failures"),
-            alt.Tooltip("status:N", title="status"),
+    epochs = sorted({row["epoch"] for row in rows})
+    ticks = epochs[:: -(-len(epochs) // 10)] if epochs else []  # analysed epochs alone: an axis has no others
+    encoding = {
+        "x": _quantitative(
+            "epoch", "epoch", axis={"values": ticks, "format": "d"}, scale={"nice": False, "zero": False}
+        ),
+        "y": _quantitative("size", "flagged failures", axis={"tickMinStep": 1, "format": "d"}, scale={"domainMin": 0}),
+    }
+    lines = {
+        "detail": {"field": "mode", "type": "nominal"},
+        "color": _nominal("line", ["largest", "others"], ["--series-1", "--series-5"], legend=None),
+        "strokeWidth": {"condition": {"test": "datum.line == 'largest'", "value": 3}, "value": 1.2},
+    }
+    points = {
+        "color": _nominal("status", list(STATUSES), list(STATUSES.values())),
+        "shape": _nominal("status", list(STATUSES)),
+        "tooltip": [
+            _tooltip("mode", "mode"),
+            _tooltip("epoch", "epoch"),
+            _tooltip("size", "flagged failures"),
+            _tooltip("status", "status"),
         ],
-    )
-    return _specification(lines + points, height=300)
+    }
+    layers = [
+        {"mark": {"type": "line", "opacity": 0.7}, "encoding": lines},
+        {"mark": {"type": "point", "filled": True, "size": 70, "opacity": 1}, "encoding": points},
+        _labels("label", "datum.label", align="right", dy=-10),
+    ]
+    return _specification(rows, layers, encoding, height=300) | {
+        "resolve": {"scale": {"color": "independent", "shape": "independent"}}
+    }
 
 
-def _specification(chart: Any, *, height: int) -> dict[str, Any]:
+def _quantitative(field: str, title: str, **more: Any) -> dict[str, Any]:
+    """Return the channel of numbers."""
+    return {"field": field, "type": "quantitative", "title": title, **more}
+
+
+def _nominal(field: str, names: Sequence[str], values: Sequence[Any] = (), **more: Any) -> dict[str, Any]:
+    """Return the channel of names, without a title; ``values`` are their colours or sizes, by default those of Vega."""
+    scale: dict[str, Any] = {"domain": list(names)} | ({"range": list(values)} if values else {})
+    return {"field": field, "type": "nominal", "title": None, "scale": scale, **more}
+
+
+def _tooltip(field: str, title: str, form: str | None = None) -> dict[str, Any]:
+    """Return a line of a tooltip."""
+    return {"field": field, "title": title} | ({} if form is None else {"format": form})
+
+
+def _labels(field: str, where: str, *, y: dict[str, Any] | None = None, **mark: Any) -> dict[str, Any]:
+    """Return the layer of the labels of the rows for which a Vega expression holds."""
+    encoding: dict[str, Any] = {"text": {"field": field}, "color": None}
+    return {
+        "transform": [{"filter": where}],
+        "mark": {"type": "text", "fontSize": 12, "tooltip": None, **mark},
+        "encoding": encoding | ({} if y is None else {"y": y}),
+    }
+
+
+def _specification(
+    rows: Rows, layers: Sequence[dict[str, Any]], encoding: dict[str, Any], *, height: int
+) -> dict[str, Any]:
     """Return the specification of a chart as wide as its container, without a theme: the page has its own."""
-    import altair as alt
-
-    with alt.data_transformers.enable(consolidate_datasets=False):  # the data stay in their layer
-        spec: dict[str, Any] = chart.properties(width="container", height=height).to_dict(validate=False)
-    spec.pop("config", None)
-    spec["autosize"] = {"type": "fit-x", "contains": "padding"}
-    return spec
+    return {
+        "$schema": _SCHEMA,
+        "data": {"values": rows},
+        "width": "container",
+        "height": height,
+        "autosize": {"type": "fit-x", "contains": "padding"},
+        "encoding": encoding,
+        "layer": list(layers),
+    }
 
 
 CHARTS: dict[str, Chart] = {
@@ -290,7 +367,7 @@ CHARTS: dict[str, Chart] = {
         title="All groups: error rate, and how well a tree separates the failures",
         description="Each mark is a group. Groups to the right fail more often; in groups higher up, the tree"
         " separates failures of held-out examples better. A line leads from each mark to a stroke, the result in"
-        " sample, which is optimistic. Larger marks are larger groups.",
+        " sample, which is optimistic. Larger marks are larger groups; those that stand out have a name.",
         rows=lambda report, history: scatter_rows(report),
         draw=scatter,
     ),
@@ -305,8 +382,8 @@ CHARTS: dict[str, Chart] = {
     "diary": Chart(
         section="diary",
         title="Size of the failure modes over epochs",
-        description="Each line is a failure mode: its number of flagged failures. Marks show its status. The table has"
-        " the numbers.",
+        description="Each line is a failure mode: its number of flagged failures; the thick one is the largest. Marks"
+        " show its status. The table has the numbers.",
         rows=lambda report, history: diary_rows(history),
         draw=diary,
     ),

@@ -13,10 +13,10 @@ from typing import Any
 
 from lightning_failures.analysis.slices import lower_end
 from lightning_failures.core.text import clean, tag_part
-from lightning_failures.data.grouping import LABEL, PREDICTION, grouping_named
+from lightning_failures.data.grouping import LABEL, grouping_named
 from lightning_failures.data.report import ClassReport, FailureReport, FeatureReport, ModeReport, SliceReport
 from lightning_failures.data.tree_report import GroupReport
-from lightning_failures.report.diary import histories, last_diary_entry
+from lightning_failures.report.diary import histories, is_unjudged, last_diary_entry
 from lightning_failures.report.example_rows import ExampleLookup
 from lightning_failures.report.feature_names import names_in, with_names
 from lightning_failures.report.findings import (
@@ -29,9 +29,10 @@ from lightning_failures.report.gallery import Gallery, Picture
 from lightning_failures.report.html.browse import browsing_data
 from lightning_failures.report.html.charts import CHARTS, CLASS_CHARTS, Chart, ClassChart, Rows
 from lightning_failures.report.html.figures import Figures
+from lightning_failures.report.html.matrix import ConfusionMatrix, confusion_matrix
 from lightning_failures.report.html.pictures import PictureIndex
 from lightning_failures.report.html.sparse import SparseView, sparse_view
-from lightning_failures.report.html.tree import Branch, feature_name, outline
+from lightning_failures.report.html.tree import Branch, feature_name, group_title, outline
 from lightning_failures.report.html.verdict import FindingView, finding_views, why_nothing
 from lightning_failures.report.interventions import intervention_lines
 from lightning_failures.report.run_folder import Run
@@ -127,8 +128,7 @@ class TreeView:
     @property
     def title(self) -> str:
         """Name of the group, such as "missed seven" or "called seven"."""
-        verb = {LABEL.name: "missed ", PREDICTION.name: "called "}.get(self.group.grouping, "")
-        return verb + clean(self.group.class_name, 80)
+        return group_title(self.group.grouping, clean(self.group.class_name, 80))
 
     @property
     def kind(self) -> str:
@@ -181,6 +181,7 @@ class Page:
         before: Index in the history of the report before, for changes; or None.
         classes: The ranked table.
         cards: Details of the worst classes.
+        matrix: The confusion matrix, or None.
         slices: (path, slice) of slices of all classes and of each class.
         trees: Trees with a pattern.
         no_trees: (index, group, reason) of groups without a tree that is shown.
@@ -207,6 +208,7 @@ class Page:
     before: int | None
     classes: tuple[ClassRow, ...]
     cards: tuple[Card, ...]
+    matrix: ConfusionMatrix | None
     slices: tuple[tuple[str, SliceReport], ...]
     trees: tuple[TreeView, ...]
     no_trees: tuple[tuple[int, GroupReport, str], ...]
@@ -224,6 +226,17 @@ class Page:
     omitted: dict[str, int] = field(default_factory=dict)
 
     @property
+    def feature_notes(self) -> list[str]:
+        """What the pictures of features lack, and why; each reason once."""
+        notes = [clean(picture.note, 200) for view in self.features for picture in view.pictures if picture.note]
+        return list(dict.fromkeys(notes))
+
+    @property
+    def has_map(self) -> bool:
+        """Whether some examples have a place on the map."""
+        return any(row[-1] is not None for row in self.examples["rows"])
+
+    @property
     def shared_sentence(self) -> str:
         """How far to trust the pattern that all classes share; empty without one."""
         return "" if self.report.shared is None else shared_sentence(self.report.shared)
@@ -232,6 +245,10 @@ class Page:
         """Return the page without its charts."""
         cards = tuple(replace(card, charts={}) for card in self.cards)
         return replace(self, charts={}, class_rows={}, cards=cards)
+
+    def has_feature(self, number: int) -> bool:
+        """Return whether the page shows a feature."""
+        return any(view.feature.feature == number for view in self.features)
 
     def has_card(self, index: int) -> bool:
         """Return whether the class of an index has a card."""
@@ -246,22 +263,94 @@ class Page:
         return [(name, chart) for name, chart in CLASS_CHARTS.items() if name in card.charts]
 
 
+@dataclass(frozen=True)
+class _Pictured:
+    """The sections with pictures, and the number of pictures that are left out of them."""
+
+    findings: tuple[FindingView, ...]
+    cards: tuple[Card, ...]
+    trees: tuple[TreeView, ...]
+    features: tuple[FeatureView, ...]
+    sparse: SparseView | None
+    more: tuple[Picture, ...]
+    omitted: int
+
+
 def build_page(run: Run) -> Page:
     """Select what the page of a run shows."""
-    report, history = run.report, run.history or (run.report,)
-    table = run.table
-    gallery = run.gallery or Gallery()
-    pictures = PictureIndex(gallery, ExampleLookup(table), PICTURE_CHARACTERS)
+    report, history, table = run.report, run.history or (run.report,), run.table
     before = len(history) - 2 if len(history) > 1 else None
+    previous = None if before is None else history[before]
+    in_diary = last_diary_entry(history)
 
-    # sections take their pictures in the order of the page, until the budget of images is used up
-    groups = _ranked_groups(report)
+    ranked, groups = _ranked_classes(report), _ranked_groups(report)
     with_tree = [(index, group) for index, group in groups if group.pattern and group.skipped is None][:MAX_TREES]
+    without_tree = [(i, group, group_sentence(group)) for i, group in groups if (i, group) not in with_tree]
+    pictured = _pictured(run, ranked, with_tree)
+    matrix, slices, modes = confusion_matrix(table), _slices(report), _modes(report, history)
+    charts, class_rows = _charts(report, history, pictured.cards)
+    omitted = {
+        "classes": max(len(report.classes) - MAX_CLASS_ROWS, 0),
+        "cards": max(len(report.classes) - len(pictured.cards), 0),
+        "slices": max(len(significant_slices(report)) - MAX_SLICES, 0),
+        "no_trees": max(len(without_tree) - MAX_LINES, 0),
+        "groups": max(len(groups) - MAX_GROUP_ROWS, 0),
+        "features": max(len(report.features) - MAX_FEATURES, 0),
+        "modes": max(len(modes) - MAX_MODE_ROWS, 0),
+        "images": pictured.omitted,
+    }
+    return Page(
+        title=_title(run),
+        report=report,
+        figures=Figures(
+            {
+                "report": report,
+                "history": history,
+                "examples": table,
+                "matrix": {} if matrix is None else matrix.counts,
+            }
+        ),
+        history=history,
+        findings=pictured.findings,
+        nothing=why_nothing(report),
+        before=before,
+        classes=_class_rows(report, ranked, previous, {card.index for card in pictured.cards}),
+        cards=pictured.cards,
+        matrix=matrix,
+        slices=slices[:MAX_SLICES],
+        trees=pictured.trees,
+        no_trees=tuple(without_tree[:MAX_LINES]),
+        groups=tuple(groups[:MAX_GROUP_ROWS]),
+        features=pictured.features,
+        sparse=pictured.sparse,
+        modes=modes[:MAX_MODE_ROWS],
+        diary_of=next((i for i, one in enumerate(history) if one is in_diary and one is not report), None),
+        interventions=_interventions(report),
+        more=pictured.more,
+        examples=browsing_data(table, (run.gallery or Gallery()).thumbnails, report),
+        charts=charts,
+        class_rows=class_rows,
+        caveats=tuple(clean(note, 500) for note in (*report.notes, *run.notes)[:MAX_LINES]),
+        omitted=omitted,
+    )
+
+
+def _pictured(run: Run, ranked: list[tuple[int, ClassReport]], with_tree: list[tuple[int, GroupReport]]) -> _Pictured:
+    """Return the sections with pictures; they take them in the order of the page, until the budget is used up."""
+    report = run.report
+    pictures = PictureIndex(run.gallery or Gallery(), ExampleLookup(run.table), PICTURE_CHARACTERS)
     findings = finding_views(run, pictures)
-    ranked = _ranked_classes(report)
     cards = _cards(report, ranked, pictures, dict(with_tree))
     trees = _trees(report, with_tree, pictures)
-    features = tuple(
+    features = _features(report, pictures)
+    sparse = sparse_view(report, pictures.take)
+    more = pictures.take_rest()
+    return _Pictured(findings, cards, trees, features, sparse, more, pictures.budget.omitted)
+
+
+def _features(report: FailureReport, pictures: PictureIndex) -> tuple[FeatureView, ...]:
+    """Return the features that rules mention, with their pictures."""
+    return tuple(
         FeatureView(
             index,
             feature,
@@ -270,51 +359,6 @@ def build_page(run: Run) -> Page:
             pictures.take(f"features/{feature.feature}"),
         )
         for index, feature in enumerate(report.features[:MAX_FEATURES])
-    )
-    sparse = sparse_view(report, pictures.take)
-    more = pictures.take_rest()
-    examples = browsing_data(table, gallery.thumbnails, report)
-
-    slices = _slices(report)
-    without_tree = [(i, group, group_sentence(group)) for i, group in groups if (i, group) not in with_tree]
-    modes = _modes(report, history)
-    in_diary = last_diary_entry(history)
-    charts, class_rows = _charts(report, history, cards)
-    previous = None if before is None else history[before]
-    return Page(
-        title=_title(run),
-        report=report,
-        figures=Figures({"report": report, "history": history, "examples": table}),
-        history=history,
-        findings=findings,
-        nothing=why_nothing(report),
-        before=before,
-        classes=_class_rows(report, ranked, previous, {card.index for card in cards}),
-        cards=cards,
-        slices=slices[:MAX_SLICES],
-        trees=trees,
-        no_trees=tuple(without_tree[:MAX_LINES]),
-        groups=tuple(groups[:MAX_GROUP_ROWS]),
-        features=features,
-        sparse=sparse,
-        modes=modes[:MAX_MODE_ROWS],
-        diary_of=next((i for i, one in enumerate(history) if one is in_diary and one is not report), None),
-        interventions=_interventions(report),
-        more=more,
-        examples=examples,
-        charts=charts,
-        class_rows=class_rows,
-        caveats=tuple(clean(note, 500) for note in (*report.notes, *run.notes)[:MAX_LINES]),
-        omitted={
-            "classes": max(len(report.classes) - MAX_CLASS_ROWS, 0),
-            "cards": max(len(report.classes) - len(cards), 0),
-            "slices": max(len(significant_slices(report)) - MAX_SLICES, 0),
-            "no_trees": max(len(without_tree) - MAX_LINES, 0),
-            "groups": max(len(groups) - MAX_GROUP_ROWS, 0),
-            "features": max(len(report.features) - MAX_FEATURES, 0),
-            "modes": max(len(modes) - MAX_MODE_ROWS, 0),
-            "images": pictures.budget.omitted,
-        },
     )
 
 
@@ -461,7 +505,7 @@ def _modes(report: FailureReport, history: tuple[FailureReport, ...]) -> tuple[M
         now = history[analysis] is last
         at = f"report/modes/{index}" if history[analysis] is report else f"history/{analysis}/modes/{index}"
         status = mode_history.status if now or mode_history.status == "cured" else "missing"
-        if now and status == "missing" and not history[analysis].modes[index].missed:
+        if now and is_unjudged(history[analysis].modes[index]):
             status = "not judged"  # its class has too few failures now, or was left out
         rows.append(ModeRow(at, history[analysis].modes[index], status, tuple(past[mode_history.name]), now))
     return tuple(sorted(rows, key=lambda row: (not row.now, row.mode.rank)))

@@ -17,7 +17,6 @@ from hashlib import sha256
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
-from lightning_failures.core.home import provide_home
 from lightning_failures.directions.criterion import CRITERION
 from lightning_failures.report.html.page import build_page
 from lightning_failures.report.run_folder import Run
@@ -48,7 +47,6 @@ def render(run: Run, *, charts: bool = True) -> str:
     """
     from markupsafe import Markup
 
-    provide_home()  # altair looks for it when it is imported
     page = build_page(run)
     page = page if charts else page.without_charts()
     style, script = _asset("report.css"), _asset("report.js")

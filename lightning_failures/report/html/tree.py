@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from lightning_failures.core.text import clean, shorten_caption
+from lightning_failures.data.grouping import LABEL, PREDICTION
 from lightning_failures.data.report import FeatureReport
 from lightning_failures.data.tree_report import GroupReport, NodeReport
 
@@ -18,9 +19,11 @@ class Branch:
     Attributes:
         index: Index of the node in ``GroupReport.nodes``.
         parent: Index of the parent, or None.
-        feature: Name of the feature that the parent splits on; None at the root.
+        feature: Short name of the feature that the parent splits on; None at the root.
         above: Whether the feature is above the threshold of the parent in this node.
         leaf: Index in ``GroupReport.leaves``, or None.
+        splits: Number of the feature that this node splits on, or None.
+        split_name: Name of that feature, with what it may mean; empty at a leaf.
         children: The two children, the one with the higher error rate first, on held-out examples if that is known.
     """
 
@@ -29,7 +32,27 @@ class Branch:
     feature: str | None
     above: bool
     leaf: int | None
+    splits: int | None = None
+    split_name: str = ""
     children: tuple[Branch, ...] = ()
+
+
+def group_title(grouping: str, class_name: str) -> str:
+    """Return the name of a group: what its failures are.
+
+    >>> group_title("label", "seven"), group_title("prediction", "seven"), group_title("cluster", "3")
+    ('missed seven', 'called seven', '3')
+    """
+    return {LABEL.name: "missed ", PREDICTION.name: "called "}.get(grouping, "") + class_name
+
+
+def short_name(number: int, feature: FeatureReport | None) -> str:
+    """Return the user-given name of a feature, else its number.
+
+    >>> short_name(17, FeatureReport(17, name="red stroke")), short_name(3, FeatureReport(3, caption="red"))
+    ('“red stroke”', 'feature 3')
+    """
+    return f"“{clean(feature.name, 60)}”" if feature is not None and feature.name else f"feature {number}"
 
 
 def feature_name(number: int, feature: FeatureReport | None) -> str:
@@ -68,9 +91,13 @@ def outline(group: GroupReport, features: dict[int, FeatureReport]) -> Branch | 
         return Branch(
             index=index,
             parent=node.parent,
-            feature=None if split is None else feature_name(split, features.get(split)),
+            feature=None if split is None else short_name(split, features.get(split)),
             above=bool(node.above),
             leaf=node.leaf if node.leaf is not None and 0 <= node.leaf < len(group.leaves) else None,
+            splits=node.feature if below else None,
+            split_name=feature_name(node.feature, features.get(node.feature))
+            if below and node.feature is not None
+            else "",
             children=tuple(map(branch, below)),
         )
 

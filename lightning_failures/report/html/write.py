@@ -20,7 +20,7 @@ def write_html(run: Run | Path, output: Path | None = None) -> Path:
         ConfigurationError: There is no run.
         OSError: The page cannot be written.
     """
-    from lightning_failures.report.html.render import render  # loads a plotting library
+    from lightning_failures.report.html.render import render  # loads the template engine
 
     opened = run if isinstance(run, Run) else open_run(run)
     path = opened.folder / HTML_FILE if output is None else output

@@ -18,6 +18,7 @@ from lightning_failures.data.report import ClassReport, FeatureReport
 from lightning_failures.report.drawing import card_pictures, finding_pictures
 from lightning_failures.report.gallery import Gallery, Picture, Thumbnails, class_picture, leaf_picture
 from lightning_failures.report.images import fit_square
+from lightning_failures.report.projection import project
 from lightning_failures.trainer.example_reader import READ_AT_ONCE
 from lightning_failures.trainer.pictures.features import feature_pictures
 from lightning_failures.trainer.pictures.sources import DisplayedTree, PictureInputs, displayed_trees, example_outcomes
@@ -112,7 +113,9 @@ def draw_thumbnails(inputs: PictureInputs) -> Thumbnails | None:
     known = embeddings.contains(ids)
     values = torch.full((len(ids), embeddings.values.shape[1]), float("nan"))
     values[known] = embeddings.select(ids[known]).float()
-    return Thumbnails(ids, torch.stack(squares), values if known.any() else None)
+    if not known.any():
+        return Thumbnails(ids, torch.stack(squares))
+    return Thumbnails(ids, torch.stack(squares), values, project(values))
 
 
 def class_pictures(result: AnalysisResult, grades: Grades, fetch: Fetch, *, worst_k: int) -> list[Picture]:

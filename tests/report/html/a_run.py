@@ -95,9 +95,9 @@ def a_report(names, table, epoch, rng, text) -> FailureReport:
     )  # fmt: skip
     modes = tuple(
         ModeReport(
-            f"{name}-{'AB'[place % 2]}", name, STATUSES[(place + epoch) % 6] if epoch else "new", place % 2, epoch + 1, 0,
-            int(rng.integers(3, 60)), 40, int(rng.integers(9)), int(rng.integers(9)), rng.random(), rng.random(),
-            text or f"a photo of a {WORDS[place % 5]} {name}",
+            f"{name}-{'AB'[place % 2]}", name, STATUSES[(place + epoch) % 6] if epoch else "new", place % 2, epoch + 1, missed=1,
+            size=int(rng.integers(3, 60)), examples=40, gained=int(rng.integers(9)), lost=int(rng.integers(9)),
+            cosine=rng.random(), shared=rng.random(), caption=text or f"a photo of a {WORDS[place % 5]} {name}",
         )
         for place, name in enumerate(names[:20])
     )  # fmt: skip
@@ -251,7 +251,7 @@ def a_class(name, k, table, epoch, rng, text) -> ClassReport:
 
 
 def a_slices(class_name, rng, text) -> tuple[SliceReport, ...]:
-    rates = 0.8 * rng.random(3)
+    rates = (0.8 * rng.random(3)).tolist()
     return tuple(
         SliceReport("light", text or value, text or class_name if class_name else None, 9, 4, rate, (rate / 2, rate + 0.1), 0.3, rate - 0.3, (rate - 0.5, rate), rng.random(), place == 0)
         for place, (value, rate) in enumerate(zip(("night", "day", "dusk"), rates, strict=True))
@@ -263,7 +263,7 @@ def a_group(grouping, name, place, rng) -> GroupReport:
         return GroupReport(grouping, name, 12, skipped="12 examples; a split needs at least 40")
     if place % 5 == 3:
         return GroupReport(grouping, name, 40, 0.2, 0.3, 0.21, 0.01, 0.05)
-    rates = sorted(0.1 + 0.8 * rng.random(3))
+    rates = sorted((0.1 + 0.8 * rng.random(3)).tolist())
     rules = (
         "feature 17 <= 0.363",
         "feature 17 > 0.363 and feature 18 <= 1.5",
@@ -350,4 +350,7 @@ def a_gallery(report, table, pictured, thumbnails, rng, text) -> Gallery:
     ]
     ids = table.ids[:: max(len(table) // thumbnails, 1)][:thumbnails]
     small = torch.stack([image(32) for _ in ids])
-    return Gallery((*findings, *classes, *leaves, *features), Thumbnails(ids, small), report.epoch, report.global_step)
+    places = torch.rand(len(ids), 2, generator=torch.Generator().manual_seed(0))
+    places[:3] = float("nan")  # not embedded
+    shown = Thumbnails(ids, small, places=places)
+    return Gallery((*findings, *classes, *leaves, *features), shown, report.epoch, report.global_step)

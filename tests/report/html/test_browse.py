@@ -20,12 +20,13 @@ def table(ids, labels, predictions, values):
 def test_browsing_data__rows_images_and_undefined_values():
     found = table([2, 4, 6], [0, 1, 0], [0, 0, 0], [0.5, float("nan"), -0.25])
     images = torch.zeros(2, 3, 8, 8, dtype=torch.uint8)
-    data = browsing_data(found, Thumbnails(torch.tensor([4, 6]), images), FailureReport(3, 0.5, ()))
+    places = torch.tensor([[0.25, 1.0], [float("nan"), float("nan")]])
+    data = browsing_data(found, Thumbnails(torch.tensor([4, 6]), images, places=places), FailureReport(3, 0.5, ()))
     assert [dict(zip(COLUMNS, row, strict=True)) for row in data["rows"]] == [
         {"row": 1, "id": 4, "label": 1, "prediction": 0, "confidence": 0.5, "value": None, "leaf": -1}
-        | {"image": 0, "failed": 1},
+        | {"image": 0, "failed": 1, "x": 250, "y": 1000},
         {"row": 2, "id": 6, "label": 0, "prediction": 0, "confidence": 0.5, "value": -0.25, "leaf": -1}
-        | {"image": 1, "failed": 0},
+        | {"image": 1, "failed": 0, "x": None, "y": None},
     ]
     assert data["total"] == 3
 
@@ -44,5 +45,5 @@ def test_browsing_data__an_example_with_two_conditions_has_two_rows_and_one_imag
     data = browsing_data(
         found, Thumbnails(torch.tensor([2]), torch.zeros(1, 3, 8, 8, dtype=torch.uint8)), FailureReport(2, 1, ())
     )
-    assert [(row[0], row[-1]) for row in data["rows"]] == [(0, 0), (1, 0)]
+    assert [(row[0], row[COLUMNS.index("image")]) for row in data["rows"]] == [(0, 0), (1, 0)]
     assert len(data["images"]) == 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+from lightning_failures.data.report import FailureReport, ModeReport
 from lightning_failures.report.html import charts
 from lightning_failures.report.html.charts import Chart, ClassChart, diary_rows, scatter_rows
 from lightning_failures.report.html.render import render
@@ -52,3 +53,38 @@ def test_diary_rows__follow_the_largest():
     assert len(rows) == 2 * len(RUN.history)
     for row in rows:
         assert RUN.history[row["analysis"]].modes[row["place"]].size == row["size"]
+
+
+def test_scatter__labels_those_that_stand_out_and_stays_within_the_possible():
+    rows = scatter_rows(RUN.report)
+    labelled = [row for row in rows if "label" in row]
+    assert 0 < len(labelled) <= charts.LABELS
+    best = max(rows, key=lambda row: row["heldout"])
+    assert best in labelled
+    group = RUN.report.groups[best["group"]]
+    verb = {"label": "missed", "prediction": "called"}[group.grouping]
+    assert best["label"] == f"{verb} {group.class_name}"
+    low, high = charts.scatter([row | {"base": base} for row, base in zip(rows, (0.0, 1.0) * 4, strict=True)])[
+        "encoding"
+    ]["x"]["scale"]["domain"]
+    assert (low, high) == (0.0, 1.0)
+
+
+def test_diary_rows__an_analysis_that_could_not_judge_a_mode_has_no_mark():
+    history = [
+        FailureReport(9, 0.5, (), epoch=epoch, modes=(ModeReport("cat 1", "cat", status, missed=missed, size=size),))
+        for epoch, (status, missed, size) in enumerate([("new", 0, 5), ("missing", 0, 0), ("missing", 1, 0)])
+    ]
+    assert [(row["epoch"], row["size"]) for row in diary_rows(history)] == [(0, 5), (2, 0)]
+
+
+def test_diary__ticks_are_analysed_epochs_and_line_ends_have_names():
+    rows = diary_rows(RUN.history)
+    drawn = charts.diary(rows)
+    assert drawn["encoding"]["x"]["axis"]["values"] == [0, 1, 2, 3]
+    labels = [row["label"] for row in rows if "label" in row]
+    assert sorted(labels) == sorted({row["mode"] for row in rows})  # five modes: each has its name
+    assert all(row["epoch"] == 3 for row in rows if "label" in row)
+    assert len({row["mode"] for row in rows if row["line"] == "largest"}) == 1
+    many = [row | {"epoch": row["epoch"] + 4 * k} for k in range(10) for row in rows]
+    assert len(charts.diary(many)["encoding"]["x"]["axis"]["values"]) <= 10

@@ -8,6 +8,7 @@ import re
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import expect
 
 from lightning_failures.report.html.render import render
 from tests.report.html.a_run import a_run
@@ -258,6 +259,92 @@ def test_images__lightbox_selection_and_slice(seen):
     assert all(row[1] == "cat" and row[3] == "wrong" for row in found)
 
 
+def picked(page, of):
+    """The line above the picked images, and the label and outcome of each."""
+    place = page.locator(f".picked[data-of={of}]")
+    images = place.locator("img").evaluate_all(
+        "all => all.map(i => [i.dataset.label, i.dataset.predicted, i.className])"
+    )
+    return " ".join(place.locator("p").inner_text().split()), images
+
+
+def test_confusions__a_cell_shows_its_images_and_filters_the_table(seen):
+    page = seen.page
+    cell = page.locator(".cell[data-label='1'][data-prediction='2']")
+    cell.click()
+    text, images = picked(page, "matrix")
+    assert text.startswith("dog predicted as fire truck, among the examples of this page: ")
+    assert images
+    assert {tuple(one) for one in images} == {("dog", "fire truck", "is-wrong")}
+    table = RUN.table
+    shown = {int(i) for i in RUN.gallery.thumbnails.ids}
+    truth = [int(i) for i, k, p in zip(table.ids, table.labels, table.predictions, strict=True) if (k, p) == (1, 2)]
+    assert cell.inner_text() == str(len(truth))
+    assert len(images) == len(shown & set(truth))
+    page.locator(".picked[data-of=matrix]").get_by_role("button", name="Show in the table").click()
+    expect(page.locator("#browse tbody tr")).to_have_count(len(images))
+    assert {(row[1], row[2]) for row in rows(page)} == {("dog", "fire truck")}
+    page.get_by_role("button", name="Clear").first.click()
+    expect(page.locator("#browse tbody tr")).to_have_count(25)
+
+
+def test_map__a_frame_shows_its_images_by_mouse_and_keyboard(seen):
+    page = seen.page
+    view = page.locator("#map-view")
+    assert page.locator("#map-view path").count() == len(RUN.gallery.thumbnails.ids) - 3
+    box = view.bounding_box()
+    view.hover(position={"x": 8, "y": 8})
+    page.mouse.down()
+    view.hover(position={"x": box["width"] / 2, "y": box["height"] - 8})
+    page.mouse.up()
+    left = int((RUN.gallery.thumbnails.places[:, 0] < 0.5).sum())
+    text, images = picked(page, "map")
+    assert text.startswith(f"In the frame: {left} images")
+    assert len(images) == min(left, 36)
+    page.locator(".picked[data-of=map]").get_by_role("button", name="Select all").click()
+    assert f"{left} images selected" in page.locator("#selection").inner_text()
+    page.locator("#map-form [name=label]").select_option("dog")
+    assert {one[0] for one in picked(page, "map")[1]} == {"dog"}
+    page.locator("#map-form [name=colour]").select_option("value")
+    assert page.locator(".legend[data-colour=value]").is_visible()
+    values = RUN.table.values[[int(i) // 3 for i in RUN.gallery.thumbnails.ids][3:]]
+    assert page.locator("#map-view path.low").count() == int((values < 0).sum())
+    assert page.locator("#map-view path.unknown").count() == int(values.isnan().sum())
+    view.focus()
+    page.keyboard.press("Shift+ArrowLeft")
+    narrower, _ = picked(page, "map")
+    for _ in range(40):
+        page.keyboard.press("ArrowRight")
+    assert picked(page, "map")[0] != narrower
+
+
+def test_selection__copies_ids_and_saves_csv(seen):
+    page = seen.page
+    image = page.locator("#finding-0 .wrong img").first
+    image.click()
+    page.locator("#lightbox").get_by_role("button", name="Select").click()
+    page.keyboard.press("Escape")
+    bar = page.locator("#selection")
+    bar.get_by_role("button", name="Copy ids").click()
+    assert "1 ids copied" in bar.inner_text()
+    box = page.locator("form.find input")
+    box.click()
+    page.keyboard.press("Control+V")
+    assert box.input_value() == image.get_attribute("data-id")
+
+
+def test_sections__fold(seen):
+    page = seen.page
+    part = page.locator("#slices details.part")
+    assert part.locator("table").is_visible()
+    part.locator("summary").first.click()
+    assert not part.locator("table").is_visible()
+    features = page.locator("#features .feature").first
+    assert not features.is_visible()
+    page.locator("nav a[href='#features']").click()
+    expect(features).to_be_visible()
+
+
 def test_images__right_and_wrong_have_a_colour_and_a_sign(seen):
     both = "[t.querySelector('img').className, t.querySelector('.sign')?.textContent]"
     signs = seen.page.evaluate(f"[...document.querySelectorAll('#cards .tile')].map(t => {both})")
@@ -296,7 +383,7 @@ def test_page__of_a_report_alone(visit, tmp_path):
     path = tmp_path / "bare.html"
     report = dataclasses.replace(RUN.report, groups=(), features=(), modes=(), classes=())
     path.write_text(render(dataclasses.replace(RUN, report=report, history=(), table=None, gallery=None)), "utf-8")
-    assert path.stat().st_size < 75_000  # without charts there is no library
+    assert path.stat().st_size < 80_000  # without charts there is no library
     seen = visit(path)
     assert "This analysis has no pictures" in seen.page.locator("#examples").inner_text()
     assert (seen.errors, seen.refused) == ([], [])

@@ -96,7 +96,7 @@ def test_charts__data_are_those_of_the_files(visit, folder):
     report = known["report"]
     data = json.loads(visit(folder / HTML_FILE).page.locator("#data").text_content())
     charts = data["charts"]
-    points = charts["scatter"]["layer"][-1]["data"]["values"]
+    points = charts["scatter"]["data"]["values"]
     judged = [i for i, group in enumerate(report["groups"]) if group["heldout_aler_minus_ber"] is not None]
     assert [point["group"] for point in points] == judged
     for point in points:

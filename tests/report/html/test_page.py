@@ -107,6 +107,14 @@ def test_build_page__a_class_that_is_too_rare_is_not_judged():
     assert found == {"a": "not judged", "b": "missing"}
 
 
+def test_render__features_say_why_they_were_not_attacked():
+    pictures = [dataclasses.replace(one, note="feature attack left out: out of time") for one in RUN.gallery.pictures]
+    page = render(dataclasses.replace(RUN, gallery=dataclasses.replace(RUN.gallery, pictures=tuple(pictures))))
+    assert page.count("feature attack left out: out of time") == 1
+    assert "--pictures full" in page
+    assert "--pictures full" not in render(RUN)
+
+
 def test_build_page__trees_are_named_by_what_they_miss_or_call():
     titles = {tree.title for tree in build_page(RUN).trees}
     assert {"missed cat", "called cat"} <= titles

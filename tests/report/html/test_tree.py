@@ -17,7 +17,9 @@ def test_outline__parents_around_children_and_the_worse_first():
     root = outline(TREE, {17: FeatureReport(17, name="red stroke")})
     assert (root.index, root.parent, root.feature, root.leaf) == (0, None, None, None)
     worse, better = root.children
-    assert (worse.index, worse.feature, worse.above) == (2, "feature 17 “red stroke”", True)
+    assert (worse.index, worse.feature, worse.above) == (2, "“red stroke”", True)
+    assert (root.splits, root.split_name) == (17, "feature 17 “red stroke”")
+    assert (better.splits, better.split_name) == (None, "")
     assert (better.index, better.above, better.leaf) == (1, False, 0)
     assert {child.index for child in worse.children} == {3, 4}
     assert {child.feature for child in worse.children} == {"feature 18"}

@@ -43,6 +43,8 @@
         symbolBaseFillColor: color("soft"), symbolBaseStrokeColor: color("soft"), columns: narrow ? 2 : 7 },
       line: { color: color("series-5") },
       rule: { color: color("soft") },
+      tick: { color: color("soft") },
+      text: { color: color("ink") },
       range: { category: series },
     };
   };
@@ -120,6 +122,13 @@
       table.closest(".scroll").after(button);
       say();
     }
+  });
+
+  // ---------------------------------------------------------------- trees: what a split looks at, from its feature below
+  all(".glimpse").forEach((place) => {
+    const title = document.getElementById(`feature-${place.dataset.feature}-h`);
+    const strips = title ? all(".strip", title.closest("article")) : [];
+    if (strips.length > 1) place.append(...all("img", strips[1]).slice(0, 4).map((image) => make("img", { src: image.src, alt: "" })));
   });
 
   // ---------------------------------------------------------------- classes: search, statistics
@@ -236,7 +245,7 @@
     const pager = document.getElementById("pager");
     const size = pager.querySelector("select");
     const [back, next] = all("[data-turn]", pager);
-    let order = rows, shown = rows, page = 0;
+    let order = rows, shown = rows, page = 0, only = null;
 
     for (const field of ["label", "prediction"]) {
       const used = [...new Set(rows.map((row) => row[at[field]]))].filter((index) => index !== null).sort((a, b) => compare(names[a], names[b]));
@@ -301,7 +310,7 @@
     const filter = () => {
       const want = Object.fromEntries(new FormData(form));
       const text = want.text.trim().toLowerCase();
-      shown = order.filter((row) =>
+      shown = order.filter((row) => (only === null || only.has(row)) &&
         (want.label === "" || row[at.label] === Number(want.label)) &&
         (want.prediction === "" || row[at.prediction] === Number(want.prediction)) &&
         (want.failed === "" || failed(row) === (want.failed === "1")) &&
@@ -311,12 +320,119 @@
       turn();
     };
     form.addEventListener("input", filter);
-    form.addEventListener("reset", () => setTimeout(filter));
+    form.addEventListener("reset", () => { only = null; setTimeout(filter); });
     form.addEventListener("submit", (event) => event.preventDefault());
     size.addEventListener("change", () => { page = 0; turn(); });
     for (const [button, step] of [[back, -1], [next, 1]]) button.addEventListener("click", () => { page += step; turn(); });
     headed(browse, (column, down) => { order = ordered(rows, keys[column], down); filter(); });
     if (narrow) size.value = "10";
+
+    // the images of a part of the examples: below the matrix and the map
+    const most = 36;
+    const pick = (place, mine, words) => {
+      const wrong = mine.filter(failed).length;
+      const [select, list] = ["Select all", "Show in the table"].map((text) => make("button", { type: "button" }, text));
+      select.addEventListener("click", () => {
+        mine.forEach((row) => chosen.set(String(row[at.id]), record({ id: row[at.id], label: names[row[at.label]], predicted: predicted(row), failed: String(row[at.failed]) })));
+        refresh();
+      });
+      list.addEventListener("click", () => {
+        form.reset();
+        setTimeout(() => { only = new Set(mine); filter(); document.getElementById("examples").scrollIntoView(); });
+      });
+      const more = mine.length > most ? `, of which ${most} are shown` : "";
+      place.replaceChildren(make("p", {}, `${words}: ${mine.length} ${mine.length === 1 ? "image" : "images"}, ${wrong} wrong${more}`,
+        ...(mine.length ? [select, list] : [])), make("ul", { className: "tiles" }, ...mine.slice(0, most).map((row) =>
+        make("li", { className: "tile" }, shot(row, `Example ${row[at.id]}, ${names[row[at.label]]}, predicted ${predicted(row)}`),
+          make("span", {}, `${failed(row) ? "\u2717" : "\u2713"} ${names[row[at.label]]}${failed(row) ? ` \u2192 ${predicted(row)}` : ""}`)))));
+      if (!mine.length) place.lastChild.remove();
+      refresh();
+    };
+    all(".cell").forEach((cell) => cell.addEventListener("click", () => {
+      all(".cell[aria-pressed]").forEach((other) => other.removeAttribute("aria-pressed"));
+      cell.setAttribute("aria-pressed", "true");
+      const [label, prediction] = [Number(cell.dataset.label), Number(cell.dataset.prediction)];
+      pick(document.querySelector(".picked[data-of=matrix]"), rows.filter((row) => row[at.label] === label && row[at.prediction] === prediction),
+        `${names[label]} predicted as ${names[prediction]}, among the examples of this page`);
+    }));
+
+    // ---------------------------------------------------------------- map of the images
+    const map = document.getElementById("map-view");
+    if (map) {
+      const drawing = (tag, properties) => {
+        const element = document.createElementNS("http://www.w3.org/2000/svg", tag);
+        Object.entries(properties).forEach(([name, value]) => element.setAttribute(name, value));
+        return element;
+      };
+      const [across, down, least] = [1600, 1000, 60];
+      const options = document.getElementById("map-form");
+      const marks = rows.filter((row) => row[at.x] !== null).map((row) => {
+        const [x, y] = [row[at.x] * across / 1000, down - row[at.y]];
+        return { row, x, y, mark: drawing("path", { d: failed(row) ? `M${x - 8} ${y - 8}l16 16m0-16l-16 16` : `M${x - 7} ${y}a7 7 0 1 0 14 0a7 7 0 1 0-14 0` }) };
+      });
+      const frame = drawing("rect", { width: 0, height: 0, visibility: "hidden" });
+      map.append(...marks.filter(({ row }) => !failed(row)).map(({ mark }) => mark), ...marks.filter(({ row }) => failed(row)).map(({ mark }) => mark), frame);
+      const labels = [...new Set(marks.map(({ row }) => row[at.label]))].sort((a, b) => compare(names[a], names[b]));
+      options.elements.label.append(...labels.map((index) => new Option(names[index], index)));
+      const largest = Math.max(...marks.map(({ row }) => Math.abs(row[at.value] || 0)), 1e-9);
+      const legend = (name) => document.querySelector(`.legend ${name}`);
+      legend(".low").textContent = minus((-largest).toFixed(2));
+      legend(".high").textContent = `+${largest.toFixed(2)}`;
+      let area = null;
+      const shows = ({ row }) => options.elements.label.value === "" || row[at.label] === Number(options.elements.label.value);
+      const paint = () => {
+        const byValue = options.elements.colour.value === "value";
+        map.classList.toggle("by-value", byValue);
+        all(".legend").forEach((line) => { line.hidden = (line.dataset.colour === "value") !== byValue; });
+        marks.forEach((one) => {
+          const value = one.row[at.value];
+          const side = value === null ? "unknown" : value < 0 ? "low" : "high";
+          one.mark.setAttribute("class", `${failed(one.row) ? "wrong" : "right"} ${side} ${shows(one) ? "" : "aside"}`);
+          one.mark.style.opacity = !byValue ? 0.8 : value === null ? 0.4 : 0.25 + 0.75 * Math.abs(value) / largest;
+        });
+      };
+      const frameTo = (x, y, width, height) => {
+        const [left, top] = [Math.min(Math.max(x, -20), across + 20 - width), Math.min(Math.max(y, -20), down + 20 - height)];
+        area = { x: left, y: top, width, height };
+        Object.entries({ ...area, visibility: "visible" }).forEach(([name, value]) => frame.setAttribute(name, value));
+      };
+      const look = () => {
+        if (!area) return;
+        const inside = marks.filter((one) => shows(one) && one.x >= area.x && one.x <= area.x + area.width && one.y >= area.y && one.y <= area.y + area.height);
+        pick(document.querySelector(".picked[data-of=map]"), inside.map(({ row }) => row), "In the frame");
+      };
+      const placeOf = (event) => {
+        const seenAt = map.getBoundingClientRect();
+        return [(event.clientX - seenAt.left) / seenAt.width * (across + 40) - 20, (event.clientY - seenAt.top) / seenAt.height * (down + 40) - 20];
+      };
+      let from = null;
+      map.addEventListener("pointerdown", (event) => { from = placeOf(event); map.setPointerCapture(event.pointerId); });
+      map.addEventListener("pointermove", (event) => {
+        if (!from) return;
+        const to = placeOf(event);
+        frameTo(Math.min(from[0], to[0]), Math.min(from[1], to[1]), Math.abs(from[0] - to[0]), Math.abs(from[1] - to[1]));
+      });
+      map.addEventListener("pointerup", (event) => {
+        if (!from) return;
+        const to = placeOf(event);
+        if (Math.hypot(from[0] - to[0], from[1] - to[1]) < 15) frameTo(to[0] - least, to[1] - least, 2 * least, 2 * least); // a tap
+        from = null;
+        look();
+      });
+      map.addEventListener("pointercancel", () => { from = null; });
+      map.addEventListener("keydown", (event) => {
+        const [x, y] = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] }[event.key] || [0, 0];
+        if (!x && !y) return;
+        event.preventDefault();
+        const now = area || { x: across / 2 - 2 * least, y: down / 2 - 2 * least, width: 4 * least, height: 4 * least };
+        if (event.shiftKey) frameTo(now.x, now.y, Math.min(Math.max(now.width + x * least, least), across), Math.min(Math.max(now.height + y * least, least), down));
+        else frameTo(now.x + x * least, now.y + y * least, now.width, now.height);
+        look();
+      });
+      options.addEventListener("input", () => { paint(); look(); });
+      options.addEventListener("submit", (event) => event.preventDefault());
+      paint();
+    }
     refresh();
     form.hidden = pager.hidden = false;
     filter();
@@ -329,6 +445,8 @@
   const open = () => {
     const target = location.hash.length > 1 && document.getElementById(location.hash.slice(1));
     for (let at = target; at; at = at.parentElement) if (at instanceof HTMLDetailsElement) at.open = true;
+    const part = target && target.querySelector(":scope > details.part");
+    if (part) part.open = true;
     if (target) target.scrollIntoView();
   };
   addEventListener("hashchange", open);
