@@ -323,8 +323,8 @@ def _mapping(data: Any, where: str, allowed: tuple[str, ...] | None = None) -> d
     if not isinstance(data, dict):
         kind = "names to words" if allowed is None else ", ".join(allowed)
         raise ConfigurationError(f"captions: {where} must be a mapping of {kind}, got {type(data).__name__}")
-    for key in data if allowed is not None else ():
-        if key not in allowed:
+    for key in data:
+        if allowed is not None and key not in allowed:
             raise ConfigurationError(
                 f"captions: {where} has an unknown key {key!r}; allowed keys are {', '.join(allowed)}."
                 + did_you_mean(str(key), allowed)

@@ -13,8 +13,7 @@ import numpy as np
 
 from lightning_failures.core.atomic import write_atomically
 from lightning_failures.core.text import number
-from lightning_failures.recipes.base import Claim, Recipe
-from lightning_failures.recipes.measure import Measured
+from lightning_failures.recipes.base import Claim, Measured, Recipe
 from lightning_failures.stats.intervals import mean_interval
 
 
