@@ -19,7 +19,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from lightning_failures.callback import AdvancedOptions, FailureModes
+from lightning_failures.callback import AdvancedOptions, FailureModes, PictureOptions
 from lightning_failures.core.types import BoolArray, IntArray
 from lightning_failures.encoders.cache.store import EmbeddingCache, embed
 from lightning_failures.encoders.robust import LoadedResNet, RobustEncoder, load_resnet
@@ -198,7 +198,7 @@ def _write_report(
         callbacks=[
             FailureModes(
                 encoder=None, robust_encoder=encoder, class_names=class_names, captions=None,
-                advanced=AdvancedOptions(seed=task.seed),
+                advanced=AdvancedOptions(seed=task.seed), pictures=PictureOptions(attacks=not task.quick),
             )
         ],
     )  # fmt: skip
