@@ -40,8 +40,6 @@ COMMANDS = {
     "check-pins": Command(
         "check pinned slices on a model; the exit status is 1 if one reopens", positional="pins", several=True
     ),
-        "check pinned slices on a model; the exit status is 1 if one reopens", positional="pins", several=True
-    ),
     "transfer": Command("judge what a run found on the failures of another network", positional="run"),
     "doctor": Command("check a config before training: data, encoders, loggers, time, memory"),
     "report": Command(
