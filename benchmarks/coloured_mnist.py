@@ -44,7 +44,6 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.stats import t as student
 from sklearn.linear_model import RidgeClassifier
 from sklearn.model_selection import cross_val_predict
 from torch import Tensor, nn
@@ -61,7 +60,7 @@ from lightning_failures.interventions.base import Decision, JudgedExamples
 from lightning_failures.interventions.flags import DOUBTFUL_FACTOR
 from lightning_failures.interventions.head import fit_head, random_flags
 from lightning_failures.interventions.sampler import weighted_epoch
-from lightning_failures.stats.intervals import benjamini_hochberg
+from lightning_failures.stats.intervals import benjamini_hochberg, mean_interval
 
 SEEDS = tuple(range(41, 49))
 """Not used while constants were chosen."""
@@ -420,15 +419,12 @@ def claim(name: str, pairs: Mapping[int, Mapping[str, float]], *, margin: float 
     """Paired over seeds: the first arm beats the second by more than ``-margin`` (lower end of the 90 % interval)."""
     first, second = (np.array(arm) for arm in zip(*(list(pair.values())[:2] for pair in pairs.values()), strict=True))
     gains = first - second
-    half = np.inf
-    if len(gains) > 1:
-        half = float(student.ppf(0.95, len(gains) - 1) * gains.std(ddof=1) / np.sqrt(len(gains)))
-    low, high = float(gains.mean() - half), float(gains.mean() + half)
+    interval = mean_interval(gains)
     return {
         "name": name,
-        "holds": low > -margin,
+        "holds": interval is not None and interval[0] > -margin,
         "difference": float(gains.mean()),
-        "interval": [low, high] if np.isfinite(half) else None,
+        "interval": None if interval is None else list(interval),
         "margin": margin,
         "seeds": [{"seed": seed, **pair} for seed, pair in pairs.items()],
     }

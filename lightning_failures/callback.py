@@ -85,8 +85,9 @@ class FailureModes(GroupedOptions, FeatureAccess, Callback):
         verdict: Measure whether the interventions helped. ``"fork"``: after the training, six forks are trained from
             the epoch in which they began; ``"lottery"``: half of the flagged classes are left unchanged as a control.
         every_n_epochs: Analyse in every n-th epoch, at its last validation.
-        captions: Words of the candidate captions: a vocabulary ("general", "cifar10", "digits", a YAML file, object);
-            or those that ``"captioner:<folder>"`` or a function from PIL images to texts says. None: no captions.
+        captions: Words of the candidate captions: a vocabulary ("general", "cifar10", "digits", a YAML file, object;
+            "auto": the packaged one that knows all class names, or else "general"); or those that
+            ``"captioner:<folder>"`` or a function from PIL images to texts says. None: no captions.
         pictures: Draw images, heat maps and feature attacks, and write the HTML report: after the last analysis of
             ``fit``, where optional parts take at most half an epoch, and always outside of ``fit``. False: numbers and
             words only; a :class:`~lightning_failures.callback.PictureOptions` also draws in between.

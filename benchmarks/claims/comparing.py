@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy.stats import t
+
+from lightning_failures.stats.intervals import mean_interval
 
 __all__ = ["Comparison", "compare", "paired_interval"]
 
@@ -39,13 +40,7 @@ def paired_interval(first: Sequence[float], second: Sequence[float], level: floa
     >>> round(low, 3), round(high, 3)
     (0.031, 0.369)
     """
-    differences = np.subtract(first, second)
-    n = len(differences)
-    if n < 2:
-        return math.nan, math.nan
-    half = float(t.ppf((1 + level) / 2, n - 1) * differences.std(ddof=1) / np.sqrt(n))
-    mean = float(differences.mean())
-    return mean - half, mean + half
+    return mean_interval(np.subtract(first, second), level) or (math.nan, math.nan)
 
 
 def compare(claim: str, comparison: Comparison, raw: Mapping[int, Mapping[str, Any]]) -> dict[str, Any]:

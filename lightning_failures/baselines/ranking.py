@@ -147,16 +147,15 @@ def compare_rankings(
     known = np.logical_and.reduce([np.isfinite(values) for values in rankings.values()])
     scores = []
     for name, mask in masks.items():
-        members = [np.flatnonzero(known & (y == label)) for label in np.unique(y)]
-        members = [rows for rows in members if 0 < mask[rows].sum() < len(rows)]
+        members = {int(label): np.flatnonzero(known & (y == label)) for label in np.unique(y)}
+        members = {label: rows for label, rows in members.items() if 0 < mask[rows].sum() < len(rows)}
+        if not members:
+            continue
+        chance = mean_share(mask, members)
         for method, values in rankings.items():
             for k in top:
-                shares = [mask[hardest_rows(values, rows, k)].mean() for rows in members]
-                chances = [mask[rows].mean() for rows in members]
-                if shares:
-                    scores.append(
-                        RankingScore(method, name, k, float(np.mean(shares)), float(np.mean(chances)), len(shares))
-                    )
+                hardest = {label: hardest_rows(values, rows, k) for label, rows in members.items()}
+                scores.append(RankingScore(method, name, k, mean_share(mask, hardest), chance, len(members)))
     return tuple(scores)
 
 
@@ -180,16 +179,33 @@ def overlap_of_rankings(
     for place, first in enumerate(names):
         for second in names[place + 1 :]:
             both = np.isfinite(rankings[first]) & np.isfinite(rankings[second])
-            shares = []
-            for label in np.unique(y[both]):
-                rows = np.flatnonzero(both & (y == label))
-                k = min(top, len(rows) // 2)
-                if k:
-                    ours, theirs = (hardest_rows(rankings[name], rows, k) for name in (first, second))
-                    shares.append(len(np.intersect1d(ours, theirs)) / k)
-            if shares:
-                overlaps[first, second] = float(np.mean(shares))
+            members = {int(label): np.flatnonzero(both & (y == label)) for label in np.unique(y[both])}
+            members = {label: rows for label, rows in members.items() if len(rows) > 1}
+            ours, theirs = (
+                {label: hardest_rows(rankings[name], rows, min(top, len(rows) // 2)) for label, rows in members.items()}
+                for name in (first, second)
+            )
+            if members:
+                overlaps[first, second] = mean_overlap(ours, theirs)
     return overlaps
+
+
+def mean_share(mask: BoolArray, rows: Mapping[int, IntArray]) -> float:
+    """Return the share of a mask (N,) among the rows of each class, the mean over classes.
+
+    >>> mean_share(np.array([True, False, True]), {0: np.array([0, 1]), 1: np.array([2])})
+    0.75
+    """
+    return float(np.mean([mask[some].mean() for some in rows.values()]))
+
+
+def mean_overlap(first: Mapping[int, IntArray], second: Mapping[int, IntArray]) -> float:
+    """Return which share of the second rows of a class are among its first rows, the mean over the classes of both.
+
+    >>> mean_overlap({0: np.array([0, 1])}, {0: np.array([1, 2]), 1: np.array([7])})
+    0.5
+    """
+    return float(np.mean([np.isin(second[label], rows).mean() for label, rows in first.items() if label in second]))
 
 
 def hardest_rows(values: FloatArray, rows: IntArray, k: int) -> IntArray:

@@ -25,13 +25,16 @@ from lightning_failures.core.arrays import as_array, defined
 from lightning_failures.core.budget import Deadline
 from lightning_failures.core.text import failure_notes
 from lightning_failures.core.threads import one_thread
-from lightning_failures.core.types import BoolArray, FloatArray
+from lightning_failures.core.types import BoolArray, FloatArray, IntArray
 from lightning_failures.data.evidence import AttributeEvidence
 from lightning_failures.data.grouping import CodedValues
 from lightning_failures.data.members import ClassSubset, RowValues, Values
 from lightning_failures.data.partition import Partition
 from lightning_failures.data.report import ClassReport, CurvePoint
 from lightning_failures.directions.result import FailureDirections
+
+NEAREST_IDS = 50
+"""Number of the examples nearest to a caption whose ids a report keeps."""
 
 _NEIGHBOURS = tuple(10 * 2**i for i in range(11))
 _TINY = float(np.finfo(np.float32).tiny)
@@ -115,6 +118,8 @@ class CaptionScorer:
             _shown_first(shortening, gains, ranked, scores, candidates, self.top)
             for shortening, ranked in zip(shortenings, (order.tolist(), order.flip(0).tolist()), strict=True)
         )
+        nearest = nearest_rows(embedded, torch.stack([hardest.embedding, easiest.embedding]))
+        nearest_ids = members.ids[nearest[:NEAREST_IDS]].T.tolist()
         return replace(
             entry,
             reference_caption=candidates.reference_text,
@@ -127,7 +132,9 @@ class CaptionScorer:
             easiest_caption_margins=easiest.margins,
             easiest_caption_attributes=easiest.evidence,
             caption_p_value=defined(p_value),
-            nearest=nearest_curve(embedded, members.failed, torch.stack([hardest.embedding, easiest.embedding])),
+            nearest=nearest_curve(nearest, members.failed),
+            nearest_hardest_ids=tuple(nearest_ids[0]),
+            nearest_easiest_ids=tuple(nearest_ids[1]),
         )
 
 
@@ -205,24 +212,33 @@ def caption_margins(scores: Tensor, candidates: Tensor | None = None) -> FloatAr
     return (values - among.mean()) / spread if spread > 0 else None
 
 
-def nearest_curve(embedded: Values, failed: BoolArray, captions: Tensor) -> tuple[CurvePoint, ...]:
-    """Return the accuracy among the k examples of a class nearest to its hardest and to its easiest caption.
+def nearest_rows(embedded: Values, captions: Tensor) -> IntArray:
+    """Return the examples of a class by their distance from captions, the nearest first, (n, M) int64.
 
-    Source: Jain et al., ICLR 2023, figure 7b. Distance is by cosine in the joint space of images and captions, without
-    phi: the curve shows whether the caption alone, without its direction, finds the failures. k is 10, 20, 40 and so
-    on, and finally the number of examples.
+    Distance is by cosine in the joint space of images and captions, without phi.
 
     Args:
         embedded: (n, D) embeddings of the examples, by id; among ties the first example is the nearest.
-        failed: (n,) bool.
-        captions: (2, D) embeddings of the hardest and the easiest caption.
+        captions: (M, D) embeddings of the captions.
     """
     x = as_array(embedded).astype(np.float32, copy=False)
     lengths = np.sqrt(np.einsum("nd,nd->n", x, x))
     cosines = (x @ as_array(captions).astype(np.float32).T) / np.maximum(lengths, _TINY)[:, None]
-    order = np.argsort(-cosines, axis=0, kind="stable")
-    n_correct = np.cumsum(~failed[order], axis=0)
-    sizes = [k for k in _NEIGHBOURS if k < len(x)] + [len(x)]
+    return np.argsort(-cosines, axis=0, kind="stable")
+
+
+def nearest_curve(nearest: IntArray, failed: BoolArray) -> tuple[CurvePoint, ...]:
+    """Return the accuracy among the k examples of a class nearest to its hardest and to its easiest caption.
+
+    Source: Jain et al., ICLR 2023, figure 7b. The curve shows whether the caption alone, without its direction, finds
+    the failures. k is 10, 20, 40 and so on, and finally the number of examples.
+
+    Args:
+        nearest: (n, 2) rows by their distance from the hardest and the easiest caption, see :func:`nearest_rows`.
+        failed: (n,) bool.
+    """
+    n_correct = np.cumsum(~failed[nearest], axis=0)
+    sizes = [k for k in _NEIGHBOURS if k < len(nearest)] + [len(nearest)]
     return tuple(CurvePoint(k, *(n_correct[k - 1] / k).tolist()) for k in sizes)
 
 

@@ -12,9 +12,15 @@ A vocabulary is one YAML file::
       dog:
         nouns: [dog, puppy]                # default: the name of the class
         prepositions: [on a leash]
+    groups:                                # optional; classes whose captions name their kind
+      fish:
+        prepositions: [in a tank]
+        classes: {n01440764: [tench]}      # id: names; captions say "fish", the reference caption says "tench"
 
-The package contains five vocabularies: ``general`` for any natural photographs, ``cifar10`` with words for each of its
-classes, ``cifar100`` for its superclasses, ``celeba`` for its faces by age, and ``digits`` for the coloured digits.
+The package contains vocabularies for any natural photographs (``general``), for CIFAR-10 (``cifar10``), the
+superclasses of CIFAR-100 (``cifar100``), faces of CelebA by age (``celeba``), ImageNet (``imagenet``: the kind of a
+class, one of the paper's 37 ancestors in WordNet, with their prepositions), chest X-rays (``chestxray``, which needs an
+encoder that knows them), and the coloured digits (``digits``).
 """
 
 from __future__ import annotations
@@ -22,6 +28,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -37,6 +44,8 @@ _ANY_NOUN = "scene"
 _PACKAGED = Path(__file__).parent / "vocabularies"
 _SHARED = ("adjectives", "prepositions")
 _OF_A_CLASS = ("nouns", *_SHARED)
+_OF_A_GROUP = (*_OF_A_CLASS, "classes")
+_REFERENCE = "reference"
 
 # words whose first sound differs from their spelling: a consonant, and a vowel
 _SPOKEN_CONSONANT = re.compile(r"uni(?![dmn])|us(?:e|ua|ur)|eu|ewe|ufo|one\b|once|ubiq|ut(?:e|il|op)|uk", re.IGNORECASE)
@@ -138,7 +147,8 @@ class CaptionVocabulary:
         noun: What the images of all classes show, such as "digit", for captions that name no class.
         adjectives: Adjectives of every class.
         prepositions: Prepositions of every class.
-        classes: Class name -> its own words, by "nouns", "adjectives" and "prepositions".
+        classes: Class name -> its own words, by "nouns", "adjectives" and "prepositions"; a single word at "reference"
+            is the noun of the reference caption, if it is none of "nouns".
     """
 
     template: str = "a photo of a {}"
@@ -146,6 +156,19 @@ class CaptionVocabulary:
     adjectives: tuple[str, ...] = ()
     prepositions: tuple[str, ...] = ()
     classes: Mapping[str, Mapping[str, tuple[str, ...]]] = field(default_factory=dict)
+
+    @cached_property
+    def _words(self) -> dict[str, Mapping[str, tuple[str, ...]]]:
+        """The words of classes by their names in the form that is compared."""
+        return {_normal(name): words for name, words in self.classes.items()}
+
+    def knows(self, class_name: str) -> bool:
+        """Return whether a class has words of its own.
+
+        >>> CaptionVocabulary.load("cifar10").knows("Airplane"), CaptionVocabulary.load("general").knows("airplane")
+        (True, False)
+        """
+        return _normal(class_name) in self._words
 
     def reference(self, class_name: str, class_names: Collection[str] = ()) -> str | None:
         """Return the reference caption of one of several classes; None if it has no nouns and a name without a word."""
@@ -166,7 +189,7 @@ class CaptionVocabulary:
         >>> CaptionVocabulary.load("general").grammar("fire_truck").reference
         'a photo of a fire truck'
         """
-        own = {_normal(name): words for name, words in self.classes.items()}.get(_normal(class_name), {})
+        own = self._words.get(_normal(class_name), {})
         nouns = own.get("nouns") or (class_name.replace("_", " ").strip(),)
         if not any(noun.split() for noun in nouns):
             raise NamelessClassError(
@@ -178,6 +201,7 @@ class CaptionVocabulary:
             adjectives=(*own.get("adjectives", ()), *self.adjectives),
             prepositions=(*own.get("prepositions", ()), *self.prepositions),
             template=self.template,
+            reference=CaptionGrammar(own[_REFERENCE], template=self.template).reference if _REFERENCE in own else None,
         )
 
     def grammar_of(self, class_name: str, class_names: Collection[str]) -> CaptionGrammar:
@@ -192,8 +216,7 @@ class CaptionVocabulary:
         >>> CaptionVocabulary.load("digits").grammar_of("no even digit", ["no even digit", "even digit"]).reference
         'a photo of a digit'
         """
-        has_words = _normal(class_name) in map(_normal, self.classes)
-        if has_words or absent_condition(class_name, class_names) is None:
+        if self.knows(class_name) or absent_condition(class_name, class_names) is None:
             return self.grammar(class_name)
         return self.grammar_without_class()
 
@@ -245,14 +268,14 @@ def known_vocabularies() -> list[str]:
     """Return the names of the packaged vocabularies.
 
     >>> known_vocabularies()
-    ['celeba', 'cifar10', 'cifar100', 'digits', 'general']
+    ['celeba', 'chestxray', 'cifar10', 'cifar100', 'digits', 'general', 'imagenet']
     """
     return sorted(file.stem for file in _PACKAGED.glob("*.yaml"))
 
 
 def _vocabulary(data: Any, where: str) -> CaptionVocabulary:
     """Return the vocabulary of parsed YAML; ``where`` names the file in messages."""
-    data = _mapping(data, where, ("template", "noun", *_SHARED, "classes"))
+    data = _mapping(data, where, ("template", "noun", *_SHARED, "classes", "groups"))
     classes = data.get("classes") or {}
     if not isinstance(classes, dict) or not all(isinstance(name, str) for name in classes):
         raise ConfigurationError(
@@ -267,27 +290,41 @@ def _vocabulary(data: Any, where: str) -> CaptionVocabulary:
             key: _strings(words, f"{where}: {key!r} of class {name!r}")
             for key, words in _mapping(own, f"{where}: class {name!r}", _OF_A_CLASS).items()
         }
+    words_of_classes |= _classes_of_groups(data.get("groups"), where)
     vocabulary = CaptionVocabulary(
         template=data.get("template", CaptionVocabulary.template),
         noun=noun,
         **{key: _strings(data.get(key), f"{where}: {key!r}") for key in _SHARED},
         classes=words_of_classes,
     )
-    for name in classes or ("class",):
+    for name in words_of_classes or ("class",):
         vocabulary.grammar(name)  # checks the template
     return vocabulary
 
 
-def _mapping(data: Any, where: str, allowed: tuple[str, ...]) -> dict[str, Any]:
-    """Return data as a mapping with allowed keys only; None is empty."""
+def _classes_of_groups(groups: Any, where: str) -> dict[str, dict[str, tuple[str, ...]]]:
+    """Return the words of the classes of groups, by the ids and the names of the classes."""
+    classes = {}
+    for group, content in _mapping(groups, f"{where}: 'groups'").items():
+        place = f"{where}: group {group!r}"
+        content = _mapping(content, place, _OF_A_GROUP)
+        words = {key: _strings(some, f"{place}: {key!r}") for key, some in content.items() if key != "classes"}
+        words.setdefault("nouns", (str(group).replace("_", " "),))
+        for name, given in _mapping(content.get("classes"), f"{place}: 'classes'").items():
+            names = _strings(given, f"{place}: names of {name!r}") or (str(name),)
+            classes.update(dict.fromkeys((str(name), *names), words | {_REFERENCE: names[:1]}))
+    return classes
+
+
+def _mapping(data: Any, where: str, allowed: tuple[str, ...] | None = None) -> dict[str, Any]:
+    """Return data as a mapping, with allowed keys only; None is empty."""
     if data is None:
         return {}
     if not isinstance(data, dict):
-        raise ConfigurationError(
-            f"captions: {where} must be a mapping of {', '.join(allowed)}, got {type(data).__name__}"
-        )
+        kind = "names to words" if allowed is None else ", ".join(allowed)
+        raise ConfigurationError(f"captions: {where} must be a mapping of {kind}, got {type(data).__name__}")
     for key in data:
-        if key not in allowed:
+        if allowed is not None and key not in allowed:
             raise ConfigurationError(
                 f"captions: {where} has an unknown key {key!r}; allowed keys are {', '.join(allowed)}."
                 + did_you_mean(str(key), allowed)

@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from lightning_failures.captions.grammar import CaptionVocabulary
+from lightning_failures.captions.recognised import AUTO, RecognisedVocabulary
 from lightning_failures.encoders.frozen import first_line, freeze, frozen_inference, isolated_build
 from lightning_failures.errors import ConfigurationError, DataError
 
@@ -101,8 +102,9 @@ def load_captions(
     """Return the vocabulary and the captioner that an option ``captions`` asks for; both are None for None.
 
     Args:
-        captions: What :meth:`CaptionVocabulary.load` takes; or a function from PIL images to texts, or
-            ``"captioner:<folder>"``, which come with a vocabulary of class names alone.
+        captions: What :meth:`CaptionVocabulary.load` takes; "auto" for the packaged one that fits the class names; or a
+            function from PIL images to texts, or ``"captioner:<folder>"``, which come with a vocabulary of class names
+            alone.
         device: Device of a model that is loaded.
 
     Raises:
@@ -115,6 +117,8 @@ def load_captions(
         return None, None
     if isinstance(captions, str | Path) and str(captions).startswith(PREFIX):
         return CaptionVocabulary(), TransformersCaptioner(str(captions).removeprefix(PREFIX), device=device)
+    if captions == AUTO:
+        return RecognisedVocabulary(), None
     if isinstance(captions, str | Path | CaptionVocabulary):
         return CaptionVocabulary.load(captions), None
     if not callable(captions):

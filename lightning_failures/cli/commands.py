@@ -15,11 +15,13 @@ class Command:
             strings, and returns the exit status, or None for 0. Empty for a command with model and data: the method of
             the same name of :class:`~lightning_failures.cli.lightning_commands.FailureTrainer`.
         positional: Option that the first arguments, up to one that begins with "-", are values of.
+        several: Whether that option takes a list.
     """
 
     summary: str
     function: str = ""
     positional: str = ""
+    several: bool = False
 
 
 COMMANDS = {
@@ -35,7 +37,10 @@ COMMANDS = {
     "retrain-head": Command("refit the last layer of a checkpoint, flagged and unflagged examples of equal mass"),
     "embed": Command("embed a pool of any size, and find its hardest examples"),
     "pin": Command("keep a slice of a run as a regression test", "lightning_failures.cli.pins:pin"),
-    "check-pins": Command("check pinned slices on a model; the exit status is 1 if one reopens", positional="pins"),
+    "check-pins": Command(
+        "check pinned slices on a model; the exit status is 1 if one reopens", positional="pins", several=True
+    ),
+    "transfer": Command("judge what a run found on the failures of another network", positional="run"),
     "doctor": Command("check a config before training: data, encoders, loggers, time, memory"),
     "report": Command(
         "show the last report of a run, and write it as one HTML file", "lightning_failures.cli.report:report"

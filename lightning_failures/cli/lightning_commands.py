@@ -12,6 +12,7 @@ from argparse import ArgumentError
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext, redirect_stdout
 from dataclasses import replace
+from json import dumps
 from pathlib import Path
 from typing import Any, Literal
 
@@ -36,7 +37,10 @@ from lightning_failures.regression import load_pins
 from lightning_failures.report.findings import findings_lines, pattern_line
 from lightning_failures.report.interventions import intervention_lines
 from lightning_failures.report.pins import check_json, pin_table
+from lightning_failures.report.run_folder import Run as OpenedRun
+from lightning_failures.report.run_folder import open_run
 from lightning_failures.report.tables import class_table
+from lightning_failures.report.transfer import transfer, transfer_text
 from lightning_failures.steering.forks.run import PAIRS, Run, fork_verdict
 from lightning_failures.steering.former_files import RETRAINED
 from lightning_failures.steering.last_layer import write_with_last_layer
@@ -126,6 +130,46 @@ class FailureTrainer(Trainer):
         self.status = int(not checks or not all(check.holds for check in checks))
         if self.is_global_zero:
             print(check_json(checks) if json else pin_table(checks))
+
+    def transfer(
+        self,
+        model: LightningModule,
+        datamodule: LightningDataModule | None = None,
+        *,
+        run: Path,
+        ckpt_path: str | None = None,
+        split: Split = "validation",
+        json: bool = False,
+        weights_only: bool | None = None,
+    ) -> None:
+        """Judge what a run of one network found on the failures of another one, on the same images.
+
+        The model is analysed as by `analyse`, without pictures. For each class: how well the first run's direction
+        ranks this model's failures, its error rate on the images that the first run flags, on those that the rule of
+        its tree holds for, and on those nearest to its caption, each beside this model's own.
+
+        Args:
+            model: The model.
+            datamodule: The data.
+            run: The first run: its log folder, or its failures/ folder. "transfer RUN" is short for
+                "transfer --run RUN".
+            ckpt_path: Checkpoint with the weights. By default the weights of the model as configured.
+            split: Part of the data, as for `analyse`: that which the first run analysed.
+            json: Print everything as JSON on standard output, for machines.
+            weights_only: As in fit: refuse a checkpoint that holds more than tensors and plain values.
+        """
+        callback, *others = self._required_failure_modes("transfer")
+        for one in (callback, *others):
+            one.on_error, one.pictures = "raise", False
+        first = open_run(run)  # what is wrong with its files is known before anything is read
+        loading = {"ckpt_path": ckpt_path} | _given(weights_only=weights_only)
+        with redirect_stdout(sys.stderr) if json else nullcontext():
+            self._evaluate(model, datamodule, split, loading | {"verbose": False})
+        result = callback.last_report
+        if result is None or not self.is_global_zero:
+            return
+        found = transfer(first, OpenedRun(Path(), result.report, (), table=result.table))
+        print(dumps(found.to_dict(), indent=2) if json else transfer_text(found))
 
     def _evaluate(
         self, model: LightningModule, datamodule: LightningDataModule | None, split: Split, loading: dict[str, Any]
@@ -396,13 +440,16 @@ def shortened(message: str, limit: int = 600) -> str:
 def _with_positional(command: str, arguments: list[str]) -> list[str]:
     """Return the arguments with the first ones, up to an option, as the value of the command's positional option.
 
-    >>> _with_positional("check-pins", ["pins", "--json", "true"])
-    ['--pins=["pins"]', '--json', 'true']
+    >>> _with_positional("check-pins", ["pins", "--json", "true"]), _with_positional("transfer", ["logs/version_3"])
+    (['--pins=["pins"]', '--json', 'true'], ['--run=logs/version_3'])
     """
     end = next((i for i, argument in enumerate(arguments) if argument.startswith("-")), len(arguments))
-    if not end or not (option := COMMANDS[command].positional):
+    about = COMMANDS[command]
+    if not end or not about.positional:
         return arguments
-    return [f"--{option}={json.dumps(arguments[:end])}", *arguments[end:]]
+    if about.several:
+        return [f"--{about.positional}={json.dumps(arguments[:end])}", *arguments[end:]]
+    return [f"--{about.positional}={arguments[0]}", *arguments[1:]]
 
 
 def _given(**options: Any) -> dict[str, Any]:

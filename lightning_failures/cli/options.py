@@ -16,7 +16,10 @@ from lightning_failures.errors import ConfigurationError, FailureModesError, did
 EXPORT_FORMATS = ("csv", "json", "fiftyone", "label-studio", "cleanlab")
 JOINS = ("name", "id", "index")
 PIN_SUFFIX = ".pin"
-RECIPES = ("folder", "celeba", "cifar100", "cifar10")
+RECIPES = (
+    "folder", "celeba", "cifar100", "cifar10", "chestxray14", "imagenet", "imagenet-barlow", "coloured-mnist",
+    "imagenet-c",
+)  # fmt: skip
 ENCODER = "ViT-B-32/openai"
 STUDY_TASKS = ("simulate", "match", "describe", "questionnaire")
 """Values that other modules own; a test compares them with theirs."""
@@ -265,6 +268,12 @@ def reproduce_options(arguments: Sequence[str], recipes: str = "") -> Namespace:
     parser.add_argument("--quick", action="store_true", help="a tenth of the data")
     parser.add_argument("--epochs", type=int, help="another number of epochs than the paper's")
     parser.add_argument("--encoder", default=ENCODER, help="as in FailureModes (default: %(default)s)")
+    parser.add_argument(
+        "--weights", type=Path, metavar="FILE", help="imagenet-barlow: the trained ResNet, as torchvision saves it"
+    )
+    parser.add_argument(
+        "--robust-encoder", type=Path, metavar="FILE", help="imagenet-barlow: the adversarially trained ResNet"
+    )
     parser.add_argument("--workers", type=int, default=0, help="processes that load images (default: 0)")
     parser.add_argument(
         "--output", type=Path, default=Path("reproduced"), help="folder of results (default: %(default)s)"

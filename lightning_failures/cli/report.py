@@ -27,11 +27,13 @@ from lightning_failures.report.shared import shared_lines
 from lightning_failures.report.slices import slice_lines
 from lightning_failures.report.sparse import sparse_lines
 from lightning_failures.report.tables import class_table, diagnosis_lines, enrichment_lines, grouping_lines, trust_lines
+from lightning_failures.report.transfer import transfer, transfer_text
 
 _TRUSTED = 5
 _MODES = 20
 _RULES = 20
 _CLASSES = 40
+_TRANSFERRED = 10
 _FATES = ("new", "gone", "unknown", "persistent")
 
 
@@ -59,12 +61,14 @@ def diff(arguments: Sequence[str]) -> None:
         runs = [open_run(options.run_a), open_run(options.run_b)]
     else:
         runs = [open_epoch(options.run_a, epoch) for epoch in options.epochs]
-    found = compare(*runs, join=options.join)
-    text = json.dumps(found.to_dict(), indent=2, allow_nan=False) + "\n"
+    found, moved = compare(*runs, join=options.join), transfer(*runs, join=options.join)
+    text = json.dumps(found.to_dict() | {"transfer": moved.to_dict()}, indent=2, allow_nan=False) + "\n"
     if options.json == "-":
         print(text, end="")
         return
     print(diff_text(found, ids=options.ids))
+    if any(one.pattern for one in moved.classes):
+        print(f"\n{transfer_text(moved, limit=_TRANSFERRED)}")
     if options.json is not None:
         try:
             write_atomically(Path(options.json), text.encode())

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Sequence
+from argparse import Namespace
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from lightning_failures.cli.options import reproduce_options
 from lightning_failures.encoders import load_encoder
 from lightning_failures.recipes import RECIPES
+from lightning_failures.recipes.base import Examination, Measured, Recipe
 from lightning_failures.recipes.measure import measure
 from lightning_failures.recipes.page import result_text, write_result
 
@@ -16,25 +19,41 @@ def reproduce(arguments: Sequence[str]) -> None:
     """Run ``lightning-failures reproduce``."""
     options = reproduce_options(arguments, _recipe_texts())
     recipe = RECIPES[options.name]
-    settings = {seed: recipe.setting(options.data, seed, options.quick) for seed in options.seeds}
+    folder = options.output / recipe.name
+    run = _training(recipe, options, folder) if recipe.examine is None else _examination(recipe, options, folder)
     if options.quick:
         print("--quick: a tenth of the data; the figures are not those of the paper's setting.")
-    encoder = load_encoder(options.encoder)
-    folder = options.output / recipe.name
     measured = []
-    for seed, setting in settings.items():
-        print(f"{recipe.name}, seed {seed}: {len(setting.class_names)} classes", flush=True)
-        one = measure(
-            setting, seed=seed, encoder=encoder, output=folder, epochs=options.epochs, workers=options.workers
-        )
-        measured.append(one)
+    for seed in options.seeds:
+        print(f"{recipe.name}, seed {seed}", flush=True)
+        measured.append(run(seed))
         page = write_result(recipe, measured, folder)  # after every seed: an interrupted run leaves its page
     print(f"\n{result_text(recipe, measured)}\n\nResult: {page}\nReport: {folder / measured[-1].report}")
+
+
+def _training(recipe: Recipe, options: Namespace, folder: Path) -> Callable[[int], Measured]:
+    """Return the function that trains and measures one seed; all data are read before."""
+    assert recipe.setting is not None
+    settings = {seed: recipe.setting(options.data, seed, options.quick) for seed in options.seeds}
+    encoder = load_encoder(options.encoder)
+    return lambda seed: measure(
+        settings[seed], seed=seed, encoder=encoder, output=folder, epochs=options.epochs, workers=options.workers
+    )
+
+
+def _examination(recipe: Recipe, options: Namespace, folder: Path) -> Callable[[int], Measured]:
+    """Return the function that measures trained networks."""
+    examine = recipe.examine
+    assert examine is not None
+    paths = {"weights": options.weights, "robust": options.robust_encoder}
+    return lambda seed: examine(
+        Examination(options.data, seed, options.quick, **paths, output=folder, workers=options.workers)
+    )
 
 
 def _recipe_texts() -> str:
     """Return what each recipe is and needs, for the help."""
     return "\n".join(
-        f"  {one.name:<10}{one.summary}\n{textwrap.indent(textwrap.fill('needs ' + one.data, 88), ' ' * 12)}"
+        f"  {one.name:<16}{one.summary}\n{textwrap.indent(textwrap.fill('needs ' + one.data, 88), ' ' * 18)}"
         for one in RECIPES.values()
     )

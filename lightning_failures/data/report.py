@@ -285,6 +285,8 @@ class ClassReport(Readable):
         hardest_caption_attributes: The evidence for each attribute that the first of the hardest captions names.
         easiest_caption_attributes: The same for the easiest captions.
         nearest: Accuracy of the examples nearest to the hardest and easiest captions.
+        nearest_hardest_ids: Ids of the 50 examples nearest to the first of the hardest captions, the nearest first.
+        nearest_easiest_ids: The same for the easiest captions.
         cv_null_mean: Mean CV score over permutations of correctness.
         cv_null_interval: 5 % and 95 % quantiles of the CV scores over permutations of correctness.
         cv_null_permutations: Number of these permutations.
@@ -349,6 +351,8 @@ class ClassReport(Readable):
     hardest_caption_attributes: tuple[AttributeEvidence, ...] = ()
     easiest_caption_attributes: tuple[AttributeEvidence, ...] = ()
     nearest: tuple[CurvePoint, ...] = ()
+    nearest_hardest_ids: tuple[int, ...] = ()
+    nearest_easiest_ids: tuple[int, ...] = ()
     cv_null_mean: float | None = None
     cv_null_interval: tuple[float, float] | None = None
     cv_null_permutations: int = 0

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lightning_failures.captions.captioned import MOST_IMAGES
 from lightning_failures.captions.image_to_text import Captioner, captioner_name, describe, load_captions
+from lightning_failures.captions.recognised import RecognisedVocabulary, recognised
 from lightning_failures.core.arrays import finite_rows
 from lightning_failures.core.text import clean
 from lightning_failures.doctor.disk import seconds_text
@@ -50,6 +51,8 @@ def check_captions(context: CheckContext) -> Iterator[Finding]:
     assert vocabulary is not None
     grammar = vocabulary.grammar_of(names[0], names)  # its name is a word
     source = words if isinstance(words, str) else "the vocabulary"
+    if isinstance(vocabulary, RecognisedVocabulary):
+        source = f"{recognised(tuple(names))} (recognised by the class names)"
     yield ok(f"{len(grammar.captions())} for {names[0]!r}, from {source}, against {str(grammar.reference)!r}")
 
 
@@ -146,7 +149,7 @@ def _own_images(context: CheckContext, encoder: TextEncoder) -> tuple[int, int, 
         batches, labels = _read_examples(context, rows)
     except DataError:  # reported by the check of images
         return None
-    references = [known.reference(name) for name in names]
+    references = [known.reference(name, names) for name in names]
     finite = torch.cat([finite_rows(batch) for batch in batches])
     if None in references or not finite.any():
         return None

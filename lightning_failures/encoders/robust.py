@@ -56,27 +56,14 @@ class RobustEncoder(ModuleEncoder):
         batch_size: int = 64,
     ) -> None:
         path = Path(path).expanduser()
-        if not path.is_file():
-            raise EncoderError(
-                f"robust_encoder={str(path)!r} is not a file. Give the path of a checkpoint, or 'embedded:digits'."
-            )
-        tensors, normalisation = _torchvision_layout(state_dict_of(load_tensors(path), path), path)
-        shape = _infer_shape(tensors, path)
-        net = _build(shape, tensors, arch, path)
-        if mean is None or std is None:
-            if normalisation is None and shape.small_stem:
-                raise EncoderError(
-                    f"{path} contains no normalisation, and small images have no usual one. Set mean= and std=."
-                )
-            file_mean, file_std = normalisation or (IMAGENET_MEAN, IMAGENET_STD)
-            mean, std = mean or file_mean, std or file_std
-        self.arch = arch or str(shape)
+        found = load_resnet(path, arch, mean=mean, std=std)
+        self.arch = found.arch
         super().__init__(
-            net,
+            found.net,
             "layer4",
-            mean=mean,
-            std=std,
-            image_size=image_size or (32 if shape.small_stem else 224),
+            mean=found.mean,
+            std=found.std,
+            image_size=image_size or found.image_size,
             interpolation="bilinear",
             name=name or path.name,
             device=device,
@@ -84,6 +71,56 @@ class RobustEncoder(ModuleEncoder):
             batch_size=batch_size,
         )
         _self_test(self, path)
+
+
+@dataclass(frozen=True, eq=False)
+class LoadedResNet:
+    """A ResNet from a file, see :class:`RobustEncoder` for the layouts.
+
+    Attributes:
+        net: The network in torchvision's layout, in evaluation mode; its input is normalised.
+        mean: Mean of the normalisation.
+        std: Standard deviation of the normalisation.
+        image_size: Usual edge of its images: 224, or 32 for CIFAR's stem.
+        arch: The architecture as text.
+    """
+
+    net: nn.Module
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    image_size: int
+    arch: str
+
+
+def load_resnet(
+    path: Path, arch: str | None = None, *, mean: Sequence[float] | None = None, std: Sequence[float] | None = None
+) -> LoadedResNet:
+    """Read a ResNet with its normalisation from a file of tensors.
+
+    Args:
+        path: The file.
+        arch: Name of a torchvision ResNet; None: inferred from the shapes.
+        mean: Normalisation; None: the file's own, or ImageNet's for a model with ImageNet's stem.
+        std: As ``mean``.
+
+    Raises:
+        EncoderError: See :class:`RobustEncoder`.
+    """
+    if not path.is_file():
+        raise EncoderError(
+            f"robust_encoder={str(path)!r} is not a file. Give the path of a checkpoint, or 'embedded:digits'."
+        )
+    tensors, normalisation = _torchvision_layout(state_dict_of(load_tensors(path), path), path)
+    shape = _infer_shape(tensors, path)
+    net = _build(shape, tensors, arch, path)
+    if mean is None or std is None:
+        if normalisation is None and shape.small_stem:
+            raise EncoderError(
+                f"{path} contains no normalisation, and small images have no usual one. Set mean= and std=."
+            )
+        file_mean, file_std = normalisation or (IMAGENET_MEAN, IMAGENET_STD)
+        mean, std = mean or file_mean, std or file_std
+    return LoadedResNet(net, tuple(mean), tuple(std), 32 if shape.small_stem else 224, arch or str(shape))
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from torch.utils.data import Dataset
 
@@ -69,6 +69,11 @@ class Setting:
         hard_words: Words by class index; a caption that holds one of them names the hard group of the class.
         complete: Whether the data are those of the paper, all of them.
         notes: Sentences on what departs from the paper.
+        multilabel: Whether labels are (K,) of 0 and 1; then ``class_names`` are conditions, and the classes of
+            ``hard_words`` the absence and the presence of each.
+        metadata: Attributes of the data sets with a value for each example, which reports compare.
+        reference: The ``reference`` of ``FailureModes``; "train" also informs the diagnosis.
+        focus: Names of conditions with figures of their own.
     """
 
     train: Dataset[Any]
@@ -83,6 +88,52 @@ class Setting:
     hard_words: Mapping[int, Sequence[str]] | None = None
     complete: bool = True
     notes: tuple[str, ...] = ()
+    multilabel: bool = False
+    metadata: tuple[str, ...] = ()
+    reference: Literal["validation", "train"] = "validation"
+    focus: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What one seed gave.
+
+    Attributes:
+        seed: The seed.
+        figures: Measurements by name; shares are in [0, 1].
+        report: Path of the HTML report of the run.
+        complete: Whether the data were those of the paper, all of them.
+        notes: Sentences on what departs from the paper.
+    """
+
+    seed: int
+    figures: dict[str, float]
+    report: str
+    complete: bool
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Examination:
+    """What a recipe gets that examines trained networks instead of training one.
+
+    Attributes:
+        data: Folder of the data set.
+        seed: Seed of samples and folds.
+        quick: Whether a tenth of the data is enough.
+        weights: File of the trained network, a ResNet; None if none was given.
+        robust: The ``robust_encoder``, an adversarially trained ResNet; None if none was given.
+        output: Folder of the logs and the report.
+        workers: Processes that load images.
+    """
+
+    data: Path
+    seed: int
+    quick: bool
+    weights: Path | None
+    robust: Path | None
+    output: Path
+    workers: int = 0
 
 
 @dataclass(frozen=True)
@@ -95,7 +146,8 @@ class Recipe:
         data: What the folder must hold, and where people get it.
         source: Paper and sections.
         claims: What the paper says.
-        setting: ``(folder, seed, quick) -> Setting``; quick: a tenth of the data.
+        setting: ``(folder, seed, quick) -> Setting``; quick: a tenth of the data. None: ``examine`` is given.
+        examine: Measures trained networks, for a recipe that trains none.
     """
 
     name: str
@@ -103,4 +155,5 @@ class Recipe:
     data: str
     source: str
     claims: tuple[Claim, ...]
-    setting: Callable[[Path, int, bool], Setting]
+    setting: Callable[[Path, int, bool], Setting] | None
+    examine: Callable[[Examination], Measured] | None = None

@@ -33,12 +33,13 @@ class Classifier(L.LightningModule):
         classes: Number of classes.
         size: Edge of the images in pixels.
         schedule: How it is trained.
+        multilabel: Whether each of the classes is present or absent: labels (B, K) of 0 and 1.
     """
 
-    def __init__(self, classes: int, size: int, schedule: Schedule) -> None:
+    def __init__(self, classes: int, size: int, schedule: Schedule, *, multilabel: bool = False) -> None:
         super().__init__()
         self.net = network(classes, size)
-        self.schedule = schedule
+        self.schedule, self.multilabel = schedule, multilabel
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the logits (B, K) of images (B, 3, H, W)."""
@@ -46,16 +47,19 @@ class Classifier(L.LightningModule):
         return logits
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        """Return the cross-entropy of a batch."""
+        """Return the cross-entropy of a batch; in a multilabel task the mean over classes."""
         x, y = batch
-        loss = F.cross_entropy(self(x), y)
+        logits = self(x)
+        loss = F.binary_cross_entropy_with_logits(logits, y) if self.multilabel else F.cross_entropy(logits, y)
         self.log("train_loss", loss)
         return loss
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         """Log the accuracy of a batch."""
         x, y = batch
-        self.log("val_acc", (self(x).argmax(1) == y).float().mean())
+        logits = self(x)
+        right = (logits > 0) == (y == 1) if self.multilabel else logits.argmax(1) == y
+        self.log("val_acc", right.float().mean())
 
     def configure_optimizers(self) -> Any:
         """Return SGD and the triangular schedule, which advances every step."""

@@ -4,23 +4,17 @@ from __future__ import annotations
 
 import html
 import json
-import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 from urllib.parse import quote
 
 import numpy as np
-from scipy.stats import t as student  # type: ignore[import-untyped]
 
 from lightning_failures.core.atomic import write_atomically
 from lightning_failures.core.text import number
-from lightning_failures.recipes.base import Claim, Recipe
-from lightning_failures.recipes.measure import Measured
-
-LEVEL = 0.9
-"""Coverage of the intervals over seeds, Student's t."""
+from lightning_failures.recipes.base import Claim, Measured, Recipe
+from lightning_failures.stats.intervals import mean_interval
 
 
 @dataclass(frozen=True)
@@ -51,7 +45,7 @@ def judge(claim: Claim, measured: Sequence[Measured]) -> Verdict:
     table = np.array(rows)
     found, compared = float(table[:, 0].mean()), float(table[:, -1].mean()) if len(keys) > 1 else None
     values = table[:, 0] - table[:, 1] if len(keys) > 1 else table[:, 0]
-    interval = interval_of_mean(values)
+    interval = mean_interval(values)
     if not all(one.complete for one in measured):
         return Verdict(claim, found, compared, interval, "not measured here: these are not the data of the paper")
     if claim.above is None:
@@ -60,19 +54,6 @@ def judge(claim: Claim, measured: Sequence[Measured]) -> Verdict:
         return Verdict(claim, found, compared, interval, "unclear: one seed has no interval")
     low, high = interval
     return Verdict(claim, found, compared, interval, "holds" if low > 0 else "does not hold" if high < 0 else "unclear")
-
-
-def interval_of_mean(values: Any) -> tuple[float, float] | None:
-    """Return the 90 % interval of a mean over seeds; None for one seed.
-
-    >>> interval_of_mean([1.0]), [round(end, 2) for end in interval_of_mean([0.0, 1.0])]
-    (None, [-2.66, 3.66])
-    """
-    x = np.asarray(values, dtype=np.float64)
-    if len(x) < 2:
-        return None
-    half = float(student.ppf((1 + LEVEL) / 2, len(x) - 1)) * float(x.std(ddof=1)) / math.sqrt(len(x))
-    return float(x.mean()) - half, float(x.mean()) + half
 
 
 def write_result(recipe: Recipe, measured: Sequence[Measured], folder: Path) -> Path:

@@ -31,6 +31,20 @@ def stratified_split(labels: Any, shares: Sequence[float], seed: int) -> list[In
     return [np.sort(np.concatenate(part)) for part in parts]
 
 
+def split_by_source(sources: Any, shares: Sequence[float], seed: int) -> list[IntArray]:
+    """Divide examples at random, all examples of a source together; returns the ascending indices of each part.
+
+    >>> parts = split_by_source([7, 7, 7, 1, 2, 3], (0.5, 0.5), seed=0)
+    >>> sorted(map(len, parts)), sorted(np.concatenate(parts).tolist())
+    ([2, 4], [0, 1, 2, 3, 4, 5])
+    """
+    names, place = np.unique(np.asarray(sources), return_inverse=True)
+    rank = np.random.default_rng([seed, 0x50C]).permutation(len(names))[place]
+    ends = np.rint(np.cumsum(np.asarray(shares) / np.sum(shares)) * len(names))
+    part = np.searchsorted(ends, rank, side="right")
+    return [np.flatnonzero(part == k) for k in range(len(shares))]
+
+
 def at_most(rows: IntArray, most: int, seed: int) -> IntArray:
     """Return a random choice of at most ``most`` rows, ascending.
 

@@ -17,9 +17,9 @@ def for_training(size: int, statistics: Any = IMAGENET, *, padding: int | None =
     return _finished(statistics, crop, T.RandomHorizontalFlip())
 
 
-def for_evaluation(size: int, statistics: Any = IMAGENET) -> T.Compose:
-    """Return the centre of an image, resized."""
-    return _finished(statistics, T.Resize(size, antialias=True), T.CenterCrop(size))
+def for_evaluation(size: int, statistics: Any = IMAGENET, *, resized: int | None = None) -> T.Compose:
+    """Return the centre of an image whose short edge is resized, to ``size`` unless given."""
+    return _finished(statistics, T.Resize(resized or size, antialias=True), T.CenterCrop(size))
 
 
 def _finished(statistics: Any, *steps: Any) -> T.Compose:

@@ -30,6 +30,7 @@ Files, each importing only from those above it::
     save             The page of a single result, without a run: to a file, and inline in notebooks
     mode_comparison  The failure modes of one run, matched with those of another
     example_pairs    Which example of one run is which example of another run
+    transfer         What one run found, judged on the failures of another network on the same images
     comparison       Comparison of two runs from their files: fixed, new and persistent failures
 """
 

@@ -20,7 +20,14 @@ from lightning_failures.core.serialization import to_jsonable
 from lightning_failures.data.example_table import ExampleTable
 from lightning_failures.directions.matching import CHANGE_LEVEL
 from lightning_failures.errors import DataError
-from lightning_failures.report.example_pairs import JOINED_BY, ExamplePairs, Join, pair_examples, ways_to_join
+from lightning_failures.report.example_pairs import (
+    JOINED_BY,
+    ExamplePairs,
+    Join,
+    pair_examples,
+    paired_rows,
+    ways_to_join,
+)
 from lightning_failures.report.mode_comparison import ModeChange, mode_changes
 from lightning_failures.report.run_folder import Run
 from lightning_failures.stats.agreement import cohen_kappa
@@ -201,17 +208,12 @@ class _Pairs:
 
     @classmethod
     def of(cls, a: ExampleTable, b: ExampleTable, examples: ExamplePairs) -> _Pairs:
-        # the class indices of both runs in one list of names: (K_a,) and (K_b,)
+        # the classes of both runs in one list of names
         outcomes = () if _have_predictions(a, b) else _OUTCOMES
         names = tuple(dict.fromkeys((*a.class_names, *b.class_names, *outcomes)))
         index_of = {name: index for index, name in enumerate(names)}
         first = np.array([index_of[name] for name in a.class_names], dtype=np.int64)
-        second = np.array([index_of[name] for name in b.class_names], dtype=np.int64)
-
-        # pair the rows of both runs by one integer for each example and label: (N_a,) and (N_b,)
-        key_a = examples.a * len(names) + first[a.labels.numpy()]
-        key_b = examples.b * len(names) + second[b.labels.numpy()]
-        _, rows_a, rows_b = np.intersect1d(key_a, key_b, return_indices=True)
+        rows_a, rows_b = paired_rows(a, b, examples, names)
         if not examples.joined and examples.by == "digest":
             raise DataError(
                 "the runs have no example in common: 0 examples are in both, for no image of one run is an image of the"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -78,6 +79,26 @@ def pair_examples(a: ExampleTable, b: ExampleTable, join: Join | None = None) ->
         changed = int(np.count_nonzero(digests_a[joined_a] != digests_b[joined_b]))
     moved = int(np.count_nonzero(ids_a[joined_a] != ids_b[joined_b]))
     return ExamplePairs(rows_a, numbers[rows_b], len(joined_a), moved, changed, by)
+
+
+def paired_rows(
+    a: ExampleTable, b: ExampleTable, examples: ExamplePairs, names: Sequence[str]
+) -> tuple[IntArray, IntArray]:
+    """Return the rows (n,) of both tables that hold the same example under the same label.
+
+    Args:
+        a: The first table.
+        b: The second table.
+        examples: Their examples under common numbers.
+        names: Names of the classes of both.
+    """
+    index_of = {name: index for index, name in enumerate(names)}
+    keys = []
+    for table, numbers in ((a, examples.a), (b, examples.b)):
+        labels = np.array([index_of[name] for name in table.class_names], dtype=np.int64)[as_array(table.labels)]
+        keys.append(numbers * len(names) + labels)
+    _, rows_a, rows_b = np.intersect1d(*keys, return_indices=True)
+    return rows_a, rows_b
 
 
 def ways_to_join(a: ExampleTable, b: ExampleTable) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lightning_failures.baselines.ranking import hardest_rows
+from lightning_failures.baselines.ranking import hardest_rows, mean_overlap, mean_share
 from lightning_failures.core.text import clean, number
 from lightning_failures.core.types import BoolArray, IntArray
 from lightning_failures.data.example_table import ExampleTable
@@ -81,23 +81,19 @@ def compare_methods(
         ConfigurationError: The run holds no rankings of baselines.
         DataError: No class is ranked by every method.
     """
-    hardest = _hardest(report, table, top)
-    classes = sorted(set.intersection(*(set(of_class) for of_class in hardest.values())))
+    ranked = _hardest(report, table, top)
+    classes = sorted(set.intersection(*(set(of_class) for of_class in ranked.values())))
     if not classes:
         raise DataError("No class is ranked by every method: each needs ten failures and ten successes.")
     members = {k: np.flatnonzero(table.labels.numpy() == k) for k in classes}
+    hardest = {name: {k: found[k] for k in classes} for name, found in ranked.items()}
     failed = table.failed.numpy()
     masks = _masks(table, attributes or {})
-
-    def mean_share(mask: BoolArray, rows: Mapping[int, IntArray]) -> float:
-        return float(np.mean([mask[rows[k]].mean() for k in classes]))
-
-    ours = hardest[DIRECTIONS]
     rows = tuple(
         MethodRow(
             method=name,
             error_rate=None if name == CONFIDENCE else mean_share(failed, found),
-            overlap=float(np.mean([np.isin(found[k], ours[k]).mean() for k in classes])),
+            overlap=mean_overlap(hardest[DIRECTIONS], found),
             shares={value: mean_share(mask, found) for value, mask in masks.items()},
         )
         for name, found in hardest.items()

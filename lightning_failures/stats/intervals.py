@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import bdtr  # type: ignore[import-untyped]
+from scipy.special import bdtr, stdtrit  # type: ignore[import-untyped]
 
 from lightning_failures.core.arrays import as_array
 from lightning_failures.core.types import BoolArray, FloatArray, IntArray
@@ -89,6 +89,23 @@ def wilson_interval(failures: float, n: float, z: float = 1.959964) -> tuple[flo
     low = 0.0 if failures == 0 else (centre - half) / scale
     high = 1.0 if failures == n else (centre + half) / scale
     return low, high
+
+
+def mean_interval(values: Any, level: float = 0.9) -> tuple[float, float] | None:
+    """Return Student's interval of a mean over independent values, such as seeds; None for fewer than two values.
+
+    Args:
+        values: (n,) float.
+        level: Coverage of the interval in (0, 1).
+
+    >>> mean_interval([1.0]), [round(end, 2) for end in mean_interval([0.0, 1.0])]
+    (None, [-2.66, 3.66])
+    """
+    x = as_array(values).astype(np.float64)
+    if len(x) < 2:
+        return None
+    half = float(stdtrit(len(x) - 1, (1 + level) / 2)) * float(x.std(ddof=1)) / math.sqrt(len(x))
+    return float(x.mean()) - half, float(x.mean()) + half
 
 
 def share_intervals(codes: IntArray, size: int, sources: IntArray | None = None) -> list[tuple[float, float]]:

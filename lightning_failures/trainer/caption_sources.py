@@ -13,6 +13,7 @@ from lightning_failures.captions.candidates import ClassCaptions, attribute_sour
 from lightning_failures.captions.captioned import captioned_source
 from lightning_failures.captions.grammar import CaptionVocabulary
 from lightning_failures.captions.image_to_text import Captioner
+from lightning_failures.captions.recognised import RecognisedVocabulary, recognised
 from lightning_failures.core.budget import Deadline
 from lightning_failures.data.grades import Grades
 from lightning_failures.encoders import gives_texts
@@ -61,6 +62,8 @@ class CaptionSources:
             return None
         if self.captioner is not None:
             return lambda k: self._known.get(class_names[k])
+        if isinstance(self.vocabulary, RecognisedVocabulary):
+            self.say_once(f"captions='auto': the vocabulary is {recognised(class_names)!r}.", rank_zero_info)
         return caption_source(self.encoder, self.vocabulary, class_names, self._known)
 
     def attributes(self, class_names: tuple[str, ...]) -> Captions | None:

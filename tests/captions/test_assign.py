@@ -7,7 +7,7 @@ from sklearn.metrics.pairwise import cosine_similarity
 
 from lightning_failures.analysis.analyse import analyse
 from lightning_failures.captions import score_captions
-from lightning_failures.captions.assign import caption_margins, nearest_curve
+from lightning_failures.captions.assign import caption_margins, nearest_curve, nearest_rows
 from tests.analysis.test_analyse import planted, words
 
 
@@ -56,14 +56,15 @@ def test_nearest_curve__by_hand():
     """Examples turn from the first caption to the second, a degree each; those before 15 fail."""
     angles = np.deg2rad(np.arange(30))
     x = np.stack([np.cos(angles), np.sin(angles)], axis=1) * np.arange(1, 31)[:, None]
-    points = nearest_curve(x, np.arange(30) < 15, torch.tensor([[2.0, 0.0], [0.0, 0.5]]))
+    points = nearest_curve(nearest_rows(x, torch.tensor([[2.0, 0.0], [0.0, 0.5]])), np.arange(30) < 15)
     assert [(point.k, point.hardest, point.easiest) for point in points] == [
         *((10, 0.0, 1.0), (20, 0.25, 0.75), (30, 0.5, 0.5))
     ]
 
 
 def test_nearest_curve__ties_by_id_zeros_and_few():
-    points = nearest_curve(np.zeros((12, 2)), np.arange(12) < 6, torch.eye(2))
+    points = nearest_curve(nearest_rows(np.zeros((12, 2)), torch.eye(2)), np.arange(12) < 6)
     assert [(point.k, point.hardest) for point in points] == [(10, 0.4), (12, 0.5)]
-    assert [point.k for point in nearest_curve(np.ones((10, 2)), np.ones(10, dtype=bool), torch.eye(2))] == [10]
-    assert len(nearest_curve(np.ones((30_000, 2)), np.ones(30_000, dtype=bool), torch.eye(2))) == 12
+    few = nearest_curve(nearest_rows(np.ones((10, 2)), torch.eye(2)), np.ones(10, dtype=bool))
+    assert [point.k for point in few] == [10]
+    assert len(nearest_curve(nearest_rows(np.ones((30_000, 2)), torch.eye(2)), np.ones(30_000, dtype=bool))) == 12

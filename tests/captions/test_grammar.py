@@ -62,12 +62,15 @@ def test_grammar__says_what_is_wrong(arguments, said):
 
 
 def test_vocabulary__packaged_sets_are_sound():
-    assert known_vocabularies() == ["celeba", "cifar10", "cifar100", "digits", "general"]
+    assert known_vocabularies() == [
+        "celeba", "chestxray", "cifar10", "cifar100", "digits", "general", "imagenet",
+    ]  # fmt: skip
+    least = {"cifar100": 5, "imagenet": 100}  # of CIFAR-100 the sub-classes alone; of ImageNet the paper's words
     for name in known_vocabularies():
         vocabulary = CaptionVocabulary.load(name)
         for class_name in vocabulary.classes or ("thing",):
             captions = vocabulary.grammar(class_name).captions()
-            assert len(captions) >= (5 if name == "cifar100" else 200)  # its candidates are the sub-classes alone
+            assert len(captions) >= least.get(name, 200)
             assert not any("  " in c or (" a a" in c.replace("an ", "a ") and " a an" in c) for c in captions)
     cifar10 = CaptionVocabulary.load("cifar10")
     assert set(cifar10.classes) == {
@@ -165,3 +168,48 @@ def test_vocabulary__a_noun_that_is_no_word(tmp_path, noun):
     path.write_text(f"noun: {noun}\nadjectives: [red]\n")
     with pytest.raises(ConfigurationError, match="'noun' must be a word"):
         CaptionVocabulary.load(path)
+
+
+def test_groups__classes_of_a_kind_share_its_words_and_keep_their_reference(tmp_path):
+    path = tmp_path / "words.yaml"
+    path.write_text(
+        "adjectives: [red]\n"
+        "groups:\n  sea_fish:\n    prepositions: [in a tank]\n    classes: {n01: [tench, Tinca], cod: []}\n"
+        "classes: {dog: {nouns: [puppy]}}\n"
+    )
+    vocabulary = CaptionVocabulary.load(path)
+    assert [name for name in ("n01", "TENCH", "tinca", "cod", "dog", "sea fish") if vocabulary.knows(name)] == [
+        "n01", "TENCH", "tinca", "cod", "dog",
+    ]  # fmt: skip
+    assert vocabulary.grammar("n01") == vocabulary.grammar("tench") == vocabulary.grammar("Tinca")
+    assert vocabulary.reference("n01") == "a photo of a tench"
+    assert vocabulary.reference("cod") == "a photo of a cod"
+    assert vocabulary.grammar("cod").captions() == [
+        "a photo of a sea fish", "a photo of a sea fish in a tank", "a photo of a red sea fish",
+        "a photo of a red sea fish in a tank",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("groups: [fish]", "'groups' must be a mapping of names to words"),
+        ("groups: {fish: {classes: [tench]}}", "'classes' must be a mapping of names to words"),
+        ("groups: {fish: {class: {}}}", "unknown key 'class'"),
+        ("groups: {fish: {classes: {n01: tench}}}", "names of 'n01' must be a list"),
+    ],
+)
+def test_groups__say_what_is_wrong(tmp_path, text, said):
+    path = tmp_path / "words.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigurationError, match=said):
+        CaptionVocabulary.load(path)
+
+
+def test_imagenet__a_thousand_classes_of_37_kinds():
+    vocabulary = CaptionVocabulary.load("imagenet")
+    ids = [name for name in vocabulary.classes if name.startswith(("n0", "n1"))]
+    assert sum(name[1:].isdigit() for name in ids) == 1000
+    assert len({vocabulary.classes[name]["nouns"] for name in ids}) == 37
+    assert vocabulary.grammar("n02012849").reference == "a photo of a crane bird"
+    assert "a photo of a group of bird perched" in vocabulary.grammar("crane bird").captions()

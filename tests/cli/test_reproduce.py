@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 
 import pytest
+import torch
 
 from lightning_failures.cli import main
-from tests.recipes.generated import celeba, cifar, image_folder
+from tests.encoders.tiny import resnet
+from tests.recipes.generated import celeba, chestxray14, cifar, image_folder, imagenet, mnist
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*does not have many workers.*"),
@@ -44,6 +46,50 @@ def test_papers__claims_are_not_measured_on_other_data(tmp_path, monkeypatch, ca
     assert all(one["verdict"].startswith("not measured here") for one in content["claims"])
     assert content["seeds"][0]["figures"]["accuracy"] >= 0
     assert "not measured here" in (tmp_path / "out" / name / f"{name}.html").read_text()
+
+
+GENERATED = {
+    "chestxray14": lambda root: chestxray14(root, images=36),
+    "imagenet": lambda root: imagenet(root, images=10, flat=True),
+    "imagenet-c": lambda root: imagenet(root, images=10),
+    "coloured-mnist": lambda root: mnist(root, images=100),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", list(GENERATED))
+def test_papers__layouts_of_the_other_data_sets(tmp_path, name):
+    (tmp_path / "data").mkdir()
+    data = GENERATED[name](tmp_path / "data")
+    assert main(["reproduce", name, "--data", str(data), *options(tmp_path)]) == 0
+    content = json.loads((tmp_path / "out" / name / f"{name}.json").read_text())
+    assert content["claims"]
+    assert all(one["verdict"].startswith("not measured here") for one in content["claims"])
+    assert 0 <= content["seeds"][0]["figures"]["accuracy"] <= 1
+    assert (tmp_path / "out" / name / "seed-0" / "failures" / "report.html").is_file()
+
+
+@pytest.mark.slow
+def test_barlow__examines_two_networks_that_were_trained_before(tmp_path, capsys):
+    data = imagenet(tmp_path / "data", classes=2, images=120)
+    for k, name in enumerate(("standard", "robust")):
+        net = resnet()
+        net.fc = torch.nn.Linear(512, 2)
+        torch.manual_seed(k)
+        torch.nn.init.normal_(net.fc.weight)
+        torch.save(net.state_dict(), tmp_path / f"{name}.pt")
+    arguments = ["reproduce", "imagenet-barlow", "--data", str(data), "--quick", *options(tmp_path)]
+    assert main(arguments) == 1
+    assert "--weights FILE" in capsys.readouterr().err
+    networks = ["--weights", str(tmp_path / "standard.pt"), "--robust-encoder", str(tmp_path / "robust.pt")]
+    assert main([*arguments, *networks]) == 0
+    content = json.loads((tmp_path / "out" / "imagenet-barlow" / "imagenet-barlow.json").read_text())
+    figures = content["seeds"][0]["figures"]
+    for network in ("standard", "robust"):
+        assert 0 <= figures[f"{network}: accuracy"] <= 1
+        assert 0 <= figures[f"{network}: accuracy of the sparse layer"] <= 1
+    assert all(one["verdict"].startswith("not measured here") for one in content["claims"])
+    assert (tmp_path / "out" / "imagenet-barlow" / "seed-0" / "failures" / "report.html").is_file()
 
 
 @pytest.mark.parametrize(

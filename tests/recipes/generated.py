@@ -100,3 +100,69 @@ def _names() -> list[str]:
 
 
 _FINE = _names()
+
+
+def imagenet(root: Path, *, classes: int = 3, images: int = 12, flat: bool = False, seed: int = 0) -> Path:
+    """ILSVRC: train/ by WordNet id, and val/ in the same form, or flat beside the table of Kaggle."""
+    rng = np.random.default_rng(seed)
+    top = root / "ILSVRC" / "Data" / "CLS-LOC" if flat else root
+    rows = ["ImageId,PredictionString"]
+    for k, name in enumerate(WORDNET_IDS[:classes]):
+        for part, number in (("train", images), ("val", max(images // 3, 2))):
+            folder = top / part if flat and part == "val" else top / part / name
+            folder.mkdir(parents=True, exist_ok=True)
+            for i in range(number):
+                stem = f"ILSVRC2012_val_{k}{i:07d}" if part == "val" else f"{name}_{i}"
+                pixels = rng.integers(0, 80, (40, 48, 3))
+                pixels[..., k % 3] += 120 if i % 2 else 60
+                Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{stem}.JPEG")
+                if part == "val":
+                    rows.append(f"{stem},{name} 1 2 30 40 ")
+    if flat:
+        (root / "LOC_val_solution.csv").write_text("\n".join(rows) + "\n")
+    return root
+
+
+WORDNET_IDS = ("n01440764", "n01443537", "n02123045", "n03709823")
+"""Tench, goldfish, tabby cat, mailbag."""
+
+
+def chestxray14(root: Path, *, images: int = 60, seed: int = 0) -> Path:
+    """ChestX-ray14: the table, the two lists, and gray images in two of the folders of the archives."""
+    from lightning_failures.recipes.chestxray import CONDITIONS
+
+    rng = np.random.default_rng(seed)
+    rows, parts = [], {"train_val_list.txt": [], "test_list.txt": []}
+    for i in range(images):
+        patient = i // 3 + 1
+        name, view = f"{patient:08d}_{i % 3:03d}.png", "AP" if rng.random() < 0.4 else "PA"
+        found = [condition for condition in CONDITIONS if rng.random() < 0.3]
+        folder = root / f"images_{1 + i % 2:03d}" / "images"
+        folder.mkdir(parents=True, exist_ok=True)
+        pixels = rng.integers(0, 90, (36, 36)) + 60 * (view == "AP") + 60 * ("Effusion" in found)
+        Image.fromarray(pixels.astype(np.uint8)).save(folder / name)
+        rows.append(f"{name},{'|'.join(found) or 'No Finding'},{i % 3},{patient},58,M,{view},2682,2749,0.143,0.143,")
+        parts["test_list.txt" if patient % 4 == 0 else "train_val_list.txt"].append(name)
+    head = "Image Index,Finding Labels,Follow-up #,Patient ID,Patient Age,Patient Gender,View Position"
+    head += ",OriginalImage[Width,Height],OriginalImagePixelSpacing[x,y],"
+    (root / "Data_Entry_2017.csv").write_text("\n".join([head, *rows]) + "\n")
+    for name, files in parts.items():
+        (root / name).write_text("\n".join(files) + "\n")
+    return root
+
+
+def mnist(root: Path, *, images: int = 120, seed: int = 0) -> Path:
+    """MNIST: the four files of the authors, with blobs whose place tells the digit."""
+    rng = np.random.default_rng(seed)
+    folder = root / "MNIST" / "raw"
+    folder.mkdir(parents=True)
+    for part, number in (("train", images), ("t10k", images // 2)):
+        digits = np.arange(number) % 10
+        pixels = rng.integers(0, 30, (number, 28, 28))
+        for i, digit in enumerate(digits):
+            pixels[i, 2 * digit : 2 * digit + 8, 8:20] = 220
+        header = np.array([2051, number, 28, 28], dtype=">i4").tobytes()
+        (folder / f"{part}-images-idx3-ubyte").write_bytes(header + pixels.astype(np.uint8).tobytes())
+        header = np.array([2049, number], dtype=">i4").tobytes()
+        (folder / f"{part}-labels-idx1-ubyte").write_bytes(header + digits.astype(np.uint8).tobytes())
+    return root

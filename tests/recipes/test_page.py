@@ -6,12 +6,11 @@ import json
 from dataclasses import replace
 
 import pytest
-from scipy.stats import ttest_1samp
 
 from lightning_failures.recipes import RECIPES
 from lightning_failures.recipes.base import Claim
 from lightning_failures.recipes.measure import Measured
-from lightning_failures.recipes.page import interval_of_mean, judge, result_text, write_result
+from lightning_failures.recipes.page import judge, result_text, write_result
 
 CLAIM = Claim("a is above b", "a", "b", "0.8 against 0.2", "Paper, 3")
 
@@ -38,12 +37,6 @@ def test_judge__by_the_paired_interval_and_only_on_the_papers_data(measured, ver
 def test_judge__figures_without_comparison_are_left_to_the_eye():
     found = judge(replace(CLAIM, above=None), seeds((0.8, 0.2), (0.6, 0.2)))
     assert (found.verdict, found.found, found.compared) == ("to compare by eye", pytest.approx(0.7), None)
-
-
-def test_interval__is_students():
-    values = [0.1, 0.4, 0.35, 0.2]
-    expected = ttest_1samp(values, 0).confidence_interval(0.9)
-    assert interval_of_mean(values) == pytest.approx((expected.low, expected.high))
 
 
 def test_page__escapes_and_links_the_reports(tmp_path):

@@ -8,6 +8,7 @@ from lightning_failures.errors import DataError
 from lightning_failures.stats.intervals import (
     benjamini_hochberg,
     difference_interval,
+    mean_interval,
     paired_difference_interval,
     share_intervals,
     wilson_interval,
@@ -124,3 +125,10 @@ def test_paired_difference_interval__coverage():
             low, high = paired_difference_interval(both, *only, neither)
             covered.append(low <= first - second <= high)
     assert np.mean(covered) >= 0.93
+
+
+def test_mean_interval__is_students_and_needs_two_values():
+    values = [0.1, 0.4, 0.35, 0.2]
+    expected = stats.ttest_1samp(values, 0).confidence_interval(0.9)
+    assert mean_interval(values) == pytest.approx((expected.low, expected.high))
+    assert mean_interval([0.5]) is None
