@@ -23,6 +23,7 @@ import yaml
 from PIL import Image
 from torchvision import transforms as T
 
+from lightning_failures import FailureModes
 from lightning_failures.cli import main
 from lightning_failures.cli.commands import COMMANDS
 from lightning_failures.cli.model_options import check
@@ -35,6 +36,8 @@ PAGES = sorted([*ROOT.glob("*.md"), *DOCS.rglob("*.md")])
 TUTORIALS = [
     DOCS / "tutorials" / f"{name}.md" for name in ("own-images", "reading-a-report", "finding-to-fix", "pins-in-ci")
 ]
+"""Those that continue each other, in their order."""
+
 INSTALLED = ("pip install", "python3 -m venv", ".venv/bin/", "bash .ci/run")
 """Lines that install the package or run its tests: the continuous integration runs them."""
 
@@ -73,8 +76,7 @@ def file_to_save(block: Block) -> str | None:
     if block.language not in ("python", "yaml"):
         return None
     _, found, rest = block.before.rpartition("ave this as")
-    name = rest.split("`")[1] if found and "`" in rest else None
-    return name
+    return rest.split("`")[1] if found and "`" in rest else None
 
 
 def run_shell(line: str) -> int:
@@ -157,15 +159,17 @@ STAND_INS = {
 }
 READ_FILES = ("report", "diff", "export", "pin", "study")
 NEEDS_MORE = ("--layer", "score")
-"""Commands on files that only people or other options make; ``tests/studies`` and ``tests/cli/test_study.py`` run them."""
+"""In commands on files that people, or other options, make; ``tests/cli/test_study.py`` runs them."""
 
 OTHERS = [(page, line) for page in PAGES if page not in TUTORIALS for line in commands(page)]
 
 
+def label(value: Path | list[str]) -> str:
+    return value.stem if isinstance(value, Path) else " ".join(value[:3])
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("page", "line"), OTHERS, ids=lambda value: value.stem if isinstance(value, Path) else " ".join(value[:3])
-)
+@pytest.mark.parametrize(("page", "line"), OTHERS, ids=label)
 def test_shell_block(page, line, followed, monkeypatch, capsys):
     monkeypatch.chdir(followed[0])
     command, *arguments = [STAND_INS.get(word, word) for word in line]
@@ -183,20 +187,8 @@ def test_shell_block(page, line, followed, monkeypatch, capsys):
 
 def test_shell_blocks__are_found():
     found = {line[0] for page in PAGES for line in commands(page)}
-    assert {
-        "demo",
-        "fit",
-        "doctor",
-        "analyse",
-        "report",
-        "diff",
-        "embed",
-        "export",
-        "study",
-        "pin",
-        "check-pins",
-    } <= found
-    assert {"verdict", "retrain-head", "reproduce", "compare-methods"} <= found
+    assert {"demo", "fit", "doctor", "analyse", "report", "diff", "embed", "export", "study", "pin"} <= found
+    assert {"check-pins", "verdict", "retrain-head", "reproduce", "compare-methods"} <= found
 
 
 # -- python and yaml blocks ------------------------------------------------------------------------------------------
@@ -232,19 +224,18 @@ def world() -> dict[str, object]:
         "other_embeddings": ColourEncoder().encode_images(other.images), "other_labels": other.labels,
         "dataset": {"train": Columns()}, "augment_and_normalise": NORMALIZE,
         "processor": SimpleNamespace(image_mean=[0.5] * 3, image_std=[0.25] * 3),
-        "F": torch.nn.functional, "FailureModes": None,
+        "F": torch.nn.functional, "FailureModes": FailureModes,
     }  # fmt: skip
 
 
-def python_pages() -> list[Path]:
-    return [
-        page for page in PAGES if page not in TUTORIALS and any(block.language == "python" for block in blocks(page))
-    ]
+PYTHON_PAGES = [
+    page for page in PAGES if page not in TUTORIALS and any(block.language == "python" for block in blocks(page))
+]
 
 
 @pytest.mark.filterwarnings("ignore:.*does not have many workers.*")
 @pytest.mark.filterwarnings("ignore:.*smaller than the logging interval.*")
-@pytest.mark.parametrize("page", python_pages(), ids=lambda page: page.stem)
+@pytest.mark.parametrize("page", PYTHON_PAGES, ids=lambda page: page.stem)
 def test_python_blocks__run(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for split in ("train", "val"):
@@ -252,16 +243,14 @@ def test_python_blocks__run(page, tmp_path, monkeypatch):
             path = tmp_path / "data" / split / f"class {k % 4}" / f"{k}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.new("RGB", (8, 8), (30 * k, 100, 50)).save(path)
-    from lightning_failures import FailureModes
-
-    names = world() | {"FailureModes": FailureModes}
+    names = world()
     for block in blocks(page):
         if block.language == "python":
             text = block.text
             for long, short in SMALLER.items():
                 text = text.replace(long, short)
             exec(compile(text, str(page), "exec"), names)
-    assert len(names) > len(world())
+    assert set(names) > set(world())
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
