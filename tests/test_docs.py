@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib
 import inspect
+import json
 import re
 import sys
 from importlib.util import find_spec
@@ -22,7 +23,7 @@ else:
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "lightning_failures"
-PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 SCRIPTS = sorted(
     path for folder in ("benchmarks", "docs", "examples", "scripts") for path in (ROOT / folder).rglob("*.py")
 )
@@ -180,8 +181,8 @@ def test_citation__agrees_with_the_package():
 
 
 def test_repository__names_no_paths_of_one_machine():
-    for path in [*ROOT.glob("*.*"), *PACKAGE.rglob("*.py"), *(ROOT / "docs").glob("*")]:
-        if path.is_file() and path.suffix in {".py", ".md", ".toml", ".yaml", ".cff"}:
+    for path in [*ROOT.glob("*.*"), *PACKAGE.rglob("*.py"), *(ROOT / "docs").rglob("*")]:
+        if path.is_file() and path.suffix in {".py", ".md", ".ipynb", ".toml", ".yaml", ".cff"}:
             assert not re.search(r"/(home|root|work|Users)/\w", path.read_text()), path
 
 
@@ -204,6 +205,18 @@ def test_english__banned_words_in_the_package(suffix):
     excused = {PACKAGE / name for name in OLD_NAMES | UNFINISHED}
     sources = sorted(set(PACKAGE.rglob(f"*{suffix}")) - excused)
     assert {str(path): found for path in sources if (found := BANNED.findall(path.read_text()))} == {}
+
+
+def test_english__banned_words_in_notebooks():
+    notebooks = sorted((ROOT / "docs" / "notebooks").glob("*.ipynb"))
+    assert len(notebooks) == 3
+    assert {path.name: found for path in notebooks if (found := BANNED.findall(path.read_text()))} == {}
+
+
+def test_notebooks__are_stored_without_outputs():
+    for path in (ROOT / "docs" / "notebooks").glob("*.ipynb"):
+        cells = [cell for cell in json.loads(path.read_text())["cells"] if cell["cell_type"] == "code"]
+        assert all(cell["outputs"] == [] and cell["execution_count"] is None for cell in cells)
 
 
 def test_english__this_test_can_fail():

@@ -75,7 +75,7 @@ FACES = {
         Pin PinnedDirection PinnedSliceErrorRate assert_pins_hold check_pins load_pins
     """,
     "lightning_failures.report": """
-        Gallery Picture class_table compare open_run save_html write_html
+        Gallery Picture class_table compare findings_lines open_run save_html write_html
     """,
     "lightning_failures.stats.kernels": """
         compiled compiled_strictly

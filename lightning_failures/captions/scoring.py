@@ -38,8 +38,8 @@ def score_captions(
 ) -> Tensor:
     """Score captions along the failure direction of a class: the lowest score is the hardest caption.
 
-    The score is w . z / |z| with z = (t(caption) - t(reference)) / std. A difference of two embeddings is a direction,
-    so the image mean is not subtracted from it and the bias is not added.
+    The score is ``w . z / |z|`` with ``z = (t(caption) - t(reference)) / std``. A difference of two embeddings is a
+    direction, so the image mean is not subtracted from it and the bias is not added.
 
     Args:
         directions: Directions fitted on image embeddings of the same encoder.

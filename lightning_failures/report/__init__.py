@@ -35,10 +35,11 @@ Files, each importing only from those above it::
 """
 
 from lightning_failures.report.comparison import compare
+from lightning_failures.report.findings import findings_lines
 from lightning_failures.report.gallery import Gallery, Picture
 from lightning_failures.report.html.write import write_html
 from lightning_failures.report.run_folder import open_run
 from lightning_failures.report.save import save_html
 from lightning_failures.report.tables import class_table
 
-__all__ = ["Gallery", "Picture", "class_table", "compare", "open_run", "save_html", "write_html"]
+__all__ = ["Gallery", "Picture", "class_table", "compare", "findings_lines", "open_run", "save_html", "write_html"]

@@ -94,7 +94,7 @@ def fit_sparse_path(
 ) -> SparsePath:
     r"""Fit a path of sparse layers.
 
-    Minimises for each lambda, over the weights W of standardized features z and the biases b,
+    Minimises for each lambda, over the weights W of standardized features z and the biases b::
 
         sum_i m_i cross_entropy(W z_i + b, y_i) + lambda * (alpha |W|_1 + (1 - alpha) / 2 |W|^2),    sum_i m_i = 1.
 
@@ -113,8 +113,8 @@ def fit_sparse_path(
         lambdas: Values > 0, descending. None: ``n_lambdas`` values.
         n_lambdas: L.
         lambda_ratio: The smallest lambda over the largest, in (0, 1).
-        grouped: Whether a feature enters for all classes or none: |W|_1 is then the sum over features of the length of
-            their weights of all classes.
+        grouped: Whether a feature enters for all classes or none: ``|W|_1`` is then the sum over features of the length
+            of their weights of all classes.
         standardize: Whether features are divided by their standard deviation. Their mean is always subtracted, which
             changes only the biases.
         sample_weight: (N,) >= 0, for the loss, the mean and the standard deviation. An integer weight equals as many

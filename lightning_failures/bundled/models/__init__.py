@@ -24,6 +24,7 @@ __all__ = ["CLIP_FOLDER", "DIFFUSION_FOLDER", "ROBUST_FOLDER", "load_robust_cnn"
 CLIP_FOLDER: Path = Path(__file__).parent / "clip"
 """Loads as ``open_clip.create_model_and_transforms(f"local-dir:{CLIP_FOLDER}")``."""
 ROBUST_FOLDER: Path = Path(__file__).parent / "robust"
+"""Holds the three variants of :func:`load_robust_cnn`."""
 DIFFUSION_FOLDER: Path = Path(__file__).parent / "diffusion"
 """``unet`` and ``scheduler`` as diffusers stores them; see
 :mod:`~lightning_failures.bundled.models.digit_diffusion`."""
