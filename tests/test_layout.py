@@ -199,6 +199,7 @@ TESTED_ELSEWHERE = {
     "trainer/grading_notes.py": "end_to_end/test_trust_grading.py",  # notes on real validations
     "trainer/epoch_end.py": "end_to_end/test_callback_edges.py",
     "trainer/reference_embeddings.py": "end_to_end/test_trust_reading.py",
+    "writers/class_table.py": "writers/test_generic.py",
     "trainer/held_out_parts.py": "end_to_end/test_interventions.py",  # of a validation with interventions
 }
 """Modules without a test file of their own, and the file that tests them."""

@@ -33,7 +33,7 @@ WRONG = [
     (["report"], 2, "the following arguments are required: RUN (usage: lightning-failures report"),
     (["report", "nowhere"], 1, "No report.json in nowhere. A run writes <log_dir>/failures/report.json."),
     (["report", "nowhere", "--feature-names", "x.yaml", "--text-onyl"], 2, "Did you mean --text-only?"),
-    (["diff", "a"], 2, "the following arguments are required: RUN_B"),
+    (["diff", "a"], 2, "name either a second run, RUN_B, or two epochs of the first"),
     (["diff", "a", "b", "--join", "path"], 2, "invalid choice: 'path' (choose from"),
     (["diff", "a", "b", "--ids", "-1"], 2, "--ids: must be an integer of at least 0, got '-1'"),
     (["pin", "nowhere", "--class", "owl"], 1, "No report.json in nowhere."),
