@@ -1,8 +1,9 @@
 """Take the pictures of the HTML report that the documentation shows.
 
-    python docs/screenshots.py failures-demo/report.html docs/images
+    python -m docs.screenshots failures-demo/report.html docs/images
 
-writes ``failing-images.png``, the strips of images of the worst class, and the first screens of the page at two widths:
+writes the first screen of each case in :mod:`docs.screens`, ``screen-multilabel.png`` and so on,
+``failing-images.png``, the strips of images of the worst class, and the first screens of the page at two widths:
 ``report-1600.png``, ``report-1600-dark.png``, ``report-360.png`` and ``report-360-dark.png``. Needs playwright and a
 Chromium on the PATH.
 """
@@ -10,11 +11,16 @@ Chromium on the PATH.
 from __future__ import annotations
 
 import argparse
+import re
 import shutil
+import tempfile
 from pathlib import Path
 
 from PIL import Image
 from playwright.sync_api import Browser, FloatRect, Locator, sync_playwright
+
+from docs.screens import CASES
+from lightning_failures.report import save_html
 
 ARGUMENTS = (
     *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
@@ -44,6 +50,22 @@ def take_page(browser: Browser, report: Path, target: Path, *, width: int, dark:
     page.screenshot(path=target)
     page.close()
     _reduce_colours(target, 128)
+
+
+def take_cases(browser: Browser, target: Path) -> None:
+    """Write the first screen, 1280 x 800, of the page of each case."""
+    for name, case in CASES.items():
+        made = case.make()
+        with tempfile.TemporaryDirectory() as folder:
+            page = browser.new_page(viewport={"width": 1280, "height": 800}, color_scheme="light")
+            slug = re.sub(r"[^a-z0-9]+", "-", name.lower().replace(",", ""))
+            path = Path(folder) / "examples" / slug / "report.html"
+            page.goto(save_html(made.result, path, images=made.images, embeddings=made.embeddings).as_uri())
+            page.wait_for_timeout(500)
+            picture = target / f"screen-{slug}.png"
+            page.screenshot(path=picture)
+            page.close()
+        _reduce_colours(picture, 128)
 
 
 def take_strips(browser: Browser, report: Path, target: Path) -> None:
@@ -82,6 +104,7 @@ def _reduce_colours(target: Path, colours: int) -> None:
 def main() -> None:
     """Write all pictures."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--cases-only", action="store_true", help="only the pictures of the cases")
     parser.add_argument("report", type=Path, help="the report.html of a run")
     parser.add_argument("output", type=Path, help="folder for the pictures")
     options = parser.parse_args()
@@ -90,6 +113,9 @@ def main() -> None:
     found = next((path for name in names if (path := shutil.which(name)) is not None), None)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=found, args=list(ARGUMENTS))
+        take_cases(browser, options.output)
+        if options.cases_only:
+            return
         take_strips(browser, options.report, options.output / STRIPS_FILE)
         for width in HEIGHTS:
             for dark in (False, True):

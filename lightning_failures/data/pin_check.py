@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from lightning_failures.core.text import clean, interval, number
+from lightning_failures.core.text import clean, percent, percent_interval
 from lightning_failures.data.records import Readable
 
 
@@ -66,8 +66,8 @@ class PinCheck(Readable):
 
         >>> check = PinCheck("cat 1", "cat", "reopened", 40, 20, 0.5, (0.35, 0.65), 38, 2, 1, 0, 0.1, 0.125)
         >>> check.sentence
-        'cat 1 has reopened: 20 of 40 images fail (0.50, 95 % interval 0.35 to 0.65), 0.12 when it was pinned; of the \
-other images of cat 0.10 fail now.'
+        'cat 1 has reopened: 20 of 40 images fail (50.0 %, 95 % interval 35.0 to 65.0 %), 12.5 % when it was pinned; \
+of the other images of cat 10.0 % fail now.'
         """
         name = clean(self.name, 60)
         if self.status == "not checked":
@@ -76,7 +76,7 @@ other images of cat 0.10 fail now.'
         state = states.get(self.status, f"is {clean(self.status, 20)!r}")  # of a later version
         then = "when it was pinned" if self.level_of == "slice" else "of the other images when it was pinned"
         return (
-            f"{name} {state}: {self.failures} of {self.examples} images fail ({number(self.error_rate)}, 95 % interval"
-            f" {interval(self.interval)}), {number(self.level)} {then}; of the other images of"
-            f" {clean(self.class_name, 60)} {number(self.rest_error_rate)} fail now."
+            f"{name} {state}: {self.failures} of {self.examples} images fail ({percent(self.error_rate)}, 95 % interval"
+            f" {percent_interval(self.interval)}), {percent(self.level)} {then}; of the other images of"
+            f" {clean(self.class_name, 60)} {percent(self.rest_error_rate)} fail now."
         )

@@ -14,7 +14,7 @@ MAX_SIDE = 2048
 """Most pixels on one side of an image that is decoded."""
 
 PNG_PREFIX = "data:image/png;base64,"
-_JPEG_QUALITY = 85
+_JPEG_QUALITY = 78
 _PNG_HEADER_END = 24  # 8 bytes of signature, then the IHDR chunk: length, type, width, height
 
 

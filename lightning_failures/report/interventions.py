@@ -101,39 +101,53 @@ def _gain(entry: Mapping[str, Any]) -> str | None:
 
 
 def _line(entry: Mapping[str, Any]) -> str:
-    classes = entry.get("classes", [])
-    changed = [row for row in classes if row.get("flagged") or row.get("added")]
-    unchanged = [row for row in classes if row not in changed]
-    counts = []
-    if entry.get("flagged"):
-        counts.append(f"{entry['flagged']} flagged training examples")
-    if entry.get("added"):
-        counts.append(f"{entry['added']} examples added")
-
-    # what was changed, which classes were not, and how it ended
-    names = ", ".join(clean(row["class"]) for row in changed)
-    change = f"{' and '.join(counts)} ({names})" if counts else "nothing to change"
-    if not counts and entry.get("masked"):
-        change = f"{len(entry['masked'])} of {entry['features']} features masked"
-        change += "" if entry.get("changes_training") else ", but the last layer is not changed"
-    if counts and not entry.get("changes_training"):
-        change += f", but the {'last layer' if 'head' in entry else 'training'} is not changed"
-    parts = [change, *_new_head(entry)]
-    if unchanged:
-        reasons = [f"{clean(row['class'])} ({clean(row['reason'] or 'nothing flagged')})" for row in unchanged]
-        parts.append(f"unchanged: {', '.join(reasons)}")
-    if entry.get("suspected"):
-        parts.append(f"{entry['suspected']} suspected label errors left out")
-    if entry.get("doubted"):
-        parts.append(f"{entry['doubted']} with a label that the embeddings do not support left out")
-    if (gain := _gain(entry)) is not None:
-        parts.append(gain)
-    if (rollback := entry.get("rolled_back")) is not None:
-        parts.append(f"rolled back in epoch {rollback['epoch']}")
+    """Return what an intervention changed, which classes it left unchanged, what came of it, and the verdict."""
+    left_out = [text.format(entry[key]) for key, text in _LEFT_OUT.items() if entry.get(key)]
+    parts = [_change(entry), *_new_head(entry), *_unchanged(entry), *left_out, *_outcome(entry)]
     verdict = entry.get("verdict", "not measured")
     ending = f"Verdict: {verdict}." if isinstance(verdict, str) else verdict["sentence"]
     when = f"after epoch {entry['epoch'] - 1}" if entry.get("at_end") else f"for epoch {entry['epoch']}"
     return f"{entry['kind']} {when}: {'; '.join(parts)}. {ending}"
+
+
+_COUNTS = {"flagged": "{} flagged training examples", "added": "{} examples added"}
+_LEFT_OUT = {
+    "suspected": "{} suspected label errors left out",
+    "doubted": "{} with a label that the embeddings do not support left out",
+}
+"""What to say of each number of an intervention, unless it is absent or 0."""
+
+
+def _change(entry: Mapping[str, Any]) -> str:
+    """Return what an intervention changed, and whether that changes the model."""
+    changes_training = entry.get("changes_training")
+    counts = [text.format(entry[key]) for key, text in _COUNTS.items() if entry.get(key)]
+    if counts:
+        names = ", ".join(clean(row["class"]) for row in entry.get("classes", []) if _is_changed(row))
+        what = "last layer" if "head" in entry else "training"
+        return f"{' and '.join(counts)} ({names})" + ("" if changes_training else f", but the {what} is not changed")
+    if entry.get("masked"):
+        text = f"{len(entry['masked'])} of {entry['features']} features masked"
+        return text + ("" if changes_training else ", but the last layer is not changed")
+    return "nothing to change"
+
+
+def _is_changed(row: Mapping[str, Any]) -> bool:
+    return bool(row.get("flagged") or row.get("added"))
+
+
+def _unchanged(entry: Mapping[str, Any]) -> list[str]:
+    """Return the classes that an intervention left unchanged, each with the reason."""
+    rows = [row for row in entry.get("classes", []) if not _is_changed(row)]
+    reasons = [f"{clean(row['class'])} ({clean(row['reason'] or 'nothing flagged')})" for row in rows]
+    return [f"unchanged: {', '.join(reasons)}"] if reasons else []
+
+
+def _outcome(entry: Mapping[str, Any]) -> list[str]:
+    """Return the expected and the measured gain, and whether the intervention was rolled back."""
+    gain, rollback = _gain(entry), entry.get("rolled_back")
+    rolled_back = None if rollback is None else f"rolled back in epoch {rollback['epoch']}"
+    return [text for text in (gain, rolled_back) if text is not None]
 
 
 def _new_head(entry: Mapping[str, Any]) -> list[str]:

@@ -14,7 +14,7 @@ from lightning_failures.report.gallery import Thumbnails
 from lightning_failures.report.html.images import ImageBudget
 
 MAX_ROWS = 2000
-IMAGE_CHARACTERS = 1_400_000
+IMAGE_CHARACTERS = 1_200_000
 COLUMNS = ("row", "id", "label", "prediction", "confidence", "value", "leaf", "failed", "image", "x", "y")
 """The columns of a row: its index in ``examples.safetensors``, the values there (what is undefined is null), 1 if the
 model is wrong on the example, else 0, the index of its image, and its place on the map in thousandths, or null."""

@@ -55,7 +55,7 @@ MAX_FEATURES = 16
 MAX_VALUES = 12
 MAX_SLICES = 24
 MAX_LINES = 200
-PICTURE_CHARACTERS = 2_200_000
+PICTURE_CHARACTERS = 1_550_000
 """Budget of all pictures except the table of examples; with that table and the chart library a page is below 5 MB."""
 
 

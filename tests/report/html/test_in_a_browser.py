@@ -10,6 +10,7 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import expect
 
+from lightning_failures.data.pin_check import PinCheck
 from lightning_failures.report.html.render import render
 from tests.report.html.a_run import a_run
 
@@ -331,6 +332,46 @@ def test_selection__copies_ids_and_saves_csv(seen):
     box.click()
     page.keyboard.press("Control+V")
     assert box.input_value() == image.get_attribute("data-id")
+
+
+def test_findings__lead_to_the_labels_to_review(visit, tmp_path):
+    first, *rest = RUN.report.classes
+    doubted = dataclasses.replace(first, doubted_ids=(9, 3))
+    of_labels = dataclasses.replace(RUN.report.findings[0], cause="label noise", remedy="classes[0].doubted_ids")
+    report = dataclasses.replace(RUN.report, classes=(doubted, *rest), findings=(of_labels,))
+    path = tmp_path / "review.html"
+    path.write_text(render(dataclasses.replace(RUN, report=report), charts=False), "utf-8")
+    page = visit(path).page
+    page.locator("#finding-0 .next").get_by_role("link", name="Labels to review").click()
+    review = page.locator("#review-0")
+    expect(review).to_be_in_viewport()
+    assert "ids 9, 3." in review.inner_text()
+    review.get_by_role("button", name="Select them").click()
+    with page.expect_download() as saved:
+        page.locator("#selection").get_by_role("button", name="Save CSV").click()
+    assert [line.split(",")[:2] for line in saved.value.path().read_text().splitlines()[1:]] == [
+        ["9", '"cat"'],
+        ["3", '"cat"'],
+    ]
+
+
+def test_pins__are_shown(visit, tmp_path):
+    check = PinCheck(
+        "cat 1", "cat", "reopened", 40, 20, 0.5, (0.35, 0.65), 38, 2, 1, 0, 0.1, 0.125, "slice", 0.001, 0.001
+    )
+    path = tmp_path / "pins.html"
+    path.write_text(
+        render(dataclasses.replace(RUN, report=dataclasses.replace(RUN.report, pins=(check,))), charts=False)
+    )
+    page = visit(path).page
+    cells = page.locator("#pins tbody tr").first.locator("th, td").all_inner_texts()
+    assert [" ".join(cell.split()) for cell in cells[:4]] == [
+        "cat 1",
+        "reopened",
+        "50.0\u202f% 35.0\u202f% to 65.0\u202f%".replace("\u202f", " "),
+        "12.5 %",
+    ]
+    assert "cat 1 has reopened: 20 of 40 images fail" in cells[-1]
 
 
 def test_sections__fold(seen):

@@ -228,6 +228,14 @@
     json: () => save("selected.json", JSON.stringify([...chosen.values()], null, 2), "application/json"),
     clear: () => { chosen.clear(); refresh(); },
   };
+  all(".review").forEach((button) => {
+    button.hidden = false;
+    button.addEventListener("click", () => {
+      const { ids, label } = button.dataset;
+      ids.split(" ").forEach((id) => chosen.set(id, record({ id, label })));
+      refresh();
+    });
+  });
   all("[data-do]", bar).forEach((button) => button.addEventListener("click", acts[button.dataset.do]));
 
   // ---------------------------------------------------------------- examples: filter, sort, page
