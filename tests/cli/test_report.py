@@ -21,6 +21,7 @@ from lightning_failures.data.report import ClassReport, FailureReport, FeatureRe
 from lightning_failures.data.tree_report import GroupReport, LeafReport
 from lightning_failures.report.comparison import compare
 from lightning_failures.report.run_folder import Run, open_run
+from lightning_failures.report.transfer import transfer
 from lightning_failures.writers import FileWriter
 from tests.end_to_end.test_hostile import CONTROL, NAMES
 from tests.helpers.results import analysed
@@ -149,7 +150,9 @@ def test_diff__text(tmp_path, capsys):
     shown = capsys.readouterr().out
     assert "20 examples are in both runs with the same label" in shown
     assert "Error rate 45.0 % -> 5.0 % (-40.0 points, p = 0.0078): 8 fixed, 0 new, 1 persistent failures." in shown
-    rows = [line.split() for line in shown.splitlines() if line.startswith(("cat", "dog"))]
+    changes, moved = shown.split("The first run on the failures of the second network, 20 examples")
+    rows = [line.split() for line in changes.splitlines() if line.startswith(("cat", "dog"))]
+    assert "Mean AUROC where the first run found a pattern" in moved
     assert rows == [
         ["cat", "10", "90.0", "%", "10.0", "%", "-80.0", "points", "8", "0", "1", "0.0078"],
         ["dog", "10", "0.0", "%", "0.0", "%", "+0.0", "points", "0", "0", "0", "no", "difference"],
@@ -166,7 +169,8 @@ def test_diff__json(tmp_path, capsys):
     a, b = saved(tmp_path / "a", wrong=9), saved(tmp_path / "b", wrong=1)
     assert main(["diff", str(a), str(b), "--json", "-"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert found == compare(open_run(a), open_run(b)).to_dict()
+    runs = open_run(a), open_run(b)
+    assert found == compare(*runs).to_dict() | {"transfer": transfer(*runs).to_dict()}
     assert [one["id"] for one in found["fixed"]] == [*range(1, 9)]
     assert main(["diff", str(a), str(b), "--json", str(tmp_path / "diff.json")]) == 0
     assert json.loads((tmp_path / "diff.json").read_text()) == found
