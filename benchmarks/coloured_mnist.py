@@ -35,7 +35,7 @@ import copy
 import json
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -190,18 +190,26 @@ def network() -> nn.Sequential:
     )
 
 
-def train(images: Tensor, labels: Tensor, weights: NDArray[np.float64], *, seed: int) -> nn.Sequential:
+def train(
+    images: Tensor,
+    labels: Tensor,
+    weights: NDArray[np.float64],
+    *,
+    seed: int,
+    epochs: int | None = None,
+    loss: Callable[..., Tensor] = nn.functional.cross_entropy,
+) -> nn.Sequential:
     """Fit the network from scratch; every epoch has n draws in proportion to the weights (n,)."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = network()
     optimizer = torch.optim.Adam(model.parameters(), lr=RATE)
-    for epoch in range(EPOCHS):
+    for epoch in range(epochs or EPOCHS):
         order = np.random.default_rng([seed, 1, epoch]).permutation(len(images))
         drawn = weighted_epoch(order, weights[order], len(order), np.random.default_rng([seed, 2, epoch]))
         for rows in torch.from_numpy(drawn).split(BATCH):
             optimizer.zero_grad()
-            nn.functional.cross_entropy(model(images[rows]), labels[rows]).backward()
+            loss(model(images[rows]), labels[rows]).backward()
             optimizer.step()
     return model.eval()
 

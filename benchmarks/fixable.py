@@ -28,21 +28,24 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from claims.common import World, unusual
+from claims.common import EPOCHS, World, unusual
+from claims.common import fit as fit_digits
 from claims.comparing import Comparison, compare
 from coloured_mnist import draw, embeddings, mnist, paint
 from coloured_mnist import train as train_on_mnist
 from digits import progress
 from numpy.typing import NDArray
 from torch import nn
+from torch.nn.functional import cross_entropy
 
 from lightning_failures.core.atomic import write_atomically
 from lightning_failures.directions import fit as fitting
@@ -99,10 +102,14 @@ class Task:
     test: Examples
 
 
+Loss = Callable[..., torch.Tensor]
+_world = lru_cache(maxsize=1)(World)
+
+
 # -- the tasks -------------------------------------------------------------------------------------------------------
 
 
-def superclasses(seed: int, *, cut: float = 0.75, epochs: int = 8) -> Task:
+def superclasses(seed: int, *, cut: float = 0.75, epochs: int | None = None, loss: Loss = cross_entropy) -> Task:
     """MNIST digits in five pairs; of one digit of each pair a share is cut from training."""
     gray, digits = mnist()
     rng = np.random.default_rng([seed, 5])
@@ -124,10 +131,10 @@ def superclasses(seed: int, *, cut: float = 0.75, epochs: int = 8) -> Task:
             *(nn.Conv2d(16, 32, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(288, 5)),
         )
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
-    for epoch in range(epochs):
+    for epoch in range(epochs or 8):
         for rows in torch.from_numpy(np.random.default_rng([seed, 1, epoch]).permutation(train)).split(64):
             optimizer.zero_grad()
-            nn.functional.cross_entropy(model(images[rows]), labels[rows]).backward()
+            loss(model(images[rows]), labels[rows]).backward()
             optimizer.step()
 
     x = embeddings()[:, 0].numpy()  # red strokes: EfficientNet sees three channels
@@ -139,27 +146,36 @@ def superclasses(seed: int, *, cut: float = 0.75, epochs: int = 8) -> Task:
     return Task(x[train], *parts)
 
 
-def coloured_digits(seed: int, *, shortcut: float = 0.8) -> Task:
+def coloured_digits(seed: int, *, shortcut: float = 0.8, epochs: int | None = None, loss: Loss = cross_entropy) -> Task:
     """The demo's digits; unusual tints are 20 % of a class in training and half of it in validation and test."""
-    world = World(seed)
+    world = _world(seed)
+    model = world.base(shortcut)
+    if epochs is not None or loss is not cross_entropy:
+        train = world.data("train", shortcut)
+        model = fit_digits(train.images, train.labels, seed=seed, epochs=epochs or EPOCHS, loss=loss)
     parts = []
     for part in ("validation", "test"):
         data = world.data(part, shortcut)
-        logits = world.base(shortcut).logits(data.images)
+        logits = model.logits(data.images)
         parts.append(
             Examples.graded(world.embeddings(part, shortcut), data.labels, logits, unusual(data)[0], data.groups)
         )
     return Task(world.embeddings("train", shortcut).numpy(), *parts)
 
 
-def coloured_mnist(seed: int, *, p: float = 0.7) -> Task:
+def coloured_mnist(seed: int, *, p: float = 0.7, epochs: int | None = None, loss: Loss = cross_entropy) -> Task:
     """Binary Coloured MNIST."""
     gray, digits = mnist()
     sets = draw(digits, p, seed=seed)
     images = {name: paint(gray[torch.from_numpy(one.digit)], one.tint) for name, one in sets.items()}
     embedded = {name: embeddings()[one.digit, one.tint].numpy() for name, one in sets.items()}
     train = sets["train"]
-    model = train_on_mnist(images["train"], torch.from_numpy(train.label), np.ones(len(train.label)), seed=seed)
+    model = train_on_mnist(
+        *(images["train"], torch.from_numpy(train.label), np.ones(len(train.label))),
+        seed=seed,
+        epochs=epochs,
+        loss=loss,
+    )
     with torch.no_grad():
         parts = [
             Examples.graded(embedded[name], sets[name].label, model(images[name]), sets[name].disagrees)

@@ -75,6 +75,7 @@ def fit(
     epochs: int = EPOCHS,
     weights: NDArray[np.float64] | None = None,
     start: Trained | None = None,
+    loss: Callable[..., Tensor] = F.cross_entropy,
 ) -> Trained:
     """Train the demo's classifier on images (N, 3, 32, 32) uint8, from scratch or on from a checkpoint.
 
@@ -98,7 +99,7 @@ def fit(
             order = weighted_epoch(order, weights[order], len(order), rng)
         for rows in torch.from_numpy(order).split(BATCH):
             optimizer.zero_grad()
-            F.cross_entropy(model(inputs[rows]), labels[rows]).backward()
+            loss(model(inputs[rows]), labels[rows]).backward()
             optimizer.step()
     return Trained(model.eval(), optimizer.state_dict(), done + epochs)
 

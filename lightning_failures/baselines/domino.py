@@ -80,11 +80,35 @@ class ErrorAwareMixture:
         return np.asarray(np.exp(joint - logsumexp(joint, axis=1, keepdims=True)))
 
     def prototypes(self) -> FloatArray:
-        """Return the centre of each slice among the embeddings, (S, D): captions nearest to it describe the slice.
-
-        Domino compares a caption with the prototype minus the mean embedding of the class.
-        """
+        """Return the centre of each slice among the embeddings, (S, D)."""
         return np.asarray(self.mean + self.means @ self.components)
+
+    def caption_scores(self, captions: Any, class_mean: Any) -> FloatArray:
+        """Return how well each caption describes each slice, (S, M) float64, the larger the better.
+
+        Source: Domino, section 5: the inner product of a caption with the prototype of the slice minus the mean
+        embedding of the class, so that a caption that fits the whole class scores low.
+
+        Args:
+            captions: (M, D) embeddings of captions, in the space of the images.
+            class_mean: (D,) mean embedding of the images of the class.
+
+        Raises:
+            DataError: The dimensions differ from those of the images.
+
+        >>> model = ErrorAwareMixture(
+        ...     mean=np.zeros(2), components=np.eye(2), means=np.array([[1.0, 1.0]]), variances=np.ones((1, 2)),
+        ...     shares=np.ones(1), label_probabilities=np.eye(1), answer_probabilities=np.eye(1), label_weight=1.0,
+        ...     answer_weight=1.0, log_likelihood=(0.0,),
+        ... )
+        >>> model.caption_scores(np.eye(2), [1.0, 0.0]).tolist()
+        [[0.0, 1.0]]
+        """
+        texts = as_rows(captions, "captions").astype(np.float64)
+        centre = as_array(class_mean).astype(np.float64)
+        if centre.shape != self.mean.shape or texts.shape[1:] != self.mean.shape:
+            raise DataError(f"captions and class_mean must have {len(self.mean)} dimensions, as the images have.")
+        return np.asarray((self.prototypes() - centre) @ texts.T)
 
 
 def fit_error_aware_mixture(

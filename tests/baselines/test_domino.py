@@ -68,3 +68,16 @@ def test_mixture__clear_errors():
     model = fit_error_aware_mixture(x, labels, answers, slices=2)
     with pytest.raises(DataError, match="must be 0"):
         model.responsibilities(x, labels + 7)
+
+
+def test_captions__of_a_slice_are_those_that_the_class_lacks():
+    x, labels, answers, _ = world(0)
+    model = fit_error_aware_mixture(x, labels, answers, slices=6)
+    captions = np.eye(x.shape[1])
+    of_class = model.caption_scores(captions, x[labels == 1].mean(axis=0))
+    slices = [k for k in range(6) if model.label_probabilities[k].argmax() == 1 and model.discrepancy[k] > 0.9]
+    assert slices
+    assert {int(of_class[k].argmax()) for k in slices} == {6}  # what the hard images of class 1 have beside its own
+    assert of_class[slices[0], 1] < of_class[slices[0], 6]
+    with pytest.raises(DataError, match="12 dimensions"):
+        model.caption_scores(captions[:, :5], x.mean(axis=0))

@@ -152,6 +152,7 @@ def test_diff__text(tmp_path, capsys):
     assert "Error rate 45.0 % -> 5.0 % (-40.0 points, p = 0.0078): 8 fixed, 0 new, 1 persistent failures." in shown
     changes, transferred = shown.split("The first run on the failures of the second network, 20 examples")
     rows = [line.split() for line in changes.splitlines() if line.startswith(("cat", "dog"))]
+    assert "Mean AUROC where the first run found a pattern" in transferred
     assert rows == [
         ["cat", "10", "90.0", "%", "10.0", "%", "-80.0", "points", "8", "0", "1", "0.0078"],
         ["dog", "10", "0.0", "%", "0.0", "%", "+0.0", "points", "0", "0", "0", "no", "difference"],

@@ -1,0 +1,176 @@
+"""Failure directions beside other methods: who ranks the planted subpopulation first, and in what time?
+
+    python benchmarks/baselines.py --output benchmarks/results/baselines.json
+    python benchmarks/baselines.py --tasks superclasses --seeds 31 --output /tmp/baselines.json
+
+The three tasks of ``fixable.py``, and ``two_modes``: coloured digits where each class has one usual tint in training
+and two unusual ones, which are two thirds of validation and test: two modes of failure, the strength of a mixture.
+
+Every method sees the validation set, and ranks the test set by class. Figures are means over the classes that every
+method ranks: ``precision at 10`` and ``at 50``, the share of the subpopulation among the hardest images of a class, and
+``seconds``, the CPU time of fitting and ranking, with the training of a twin where a method needs one.
+
+Methods: ``directions`` (this package's default) and ``published`` (the paper's procedure); ``domino, 2 slices`` (as in
+Jain et al., B.1.4) and ``domino, 25 slices`` of all classes together (its defaults: the hardness is the
+responsibility of the slice with the highest error rate in the class); ``clusters`` (k-means on failures); ``learning
+from failure`` (the loss of a twin trained with generalised cross-entropy, q = 0.7), ``early stopping`` (the confidence
+after one epoch, as in Just Train Twice) and ``confidence``, which know the labels of the test set.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from claims.common import EPOCHS, embed
+from claims.common import fit as fit_digits
+from claims.comparing import Comparison, compare
+from digits import progress
+from fixable import TASKS, Examples, Loss, Task
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from lightning_failures.baselines import fit_error_aware_mixture, generalised_cross_entropy, hardness_by_class
+from lightning_failures.baselines.ranking import FINDERS, compare_rankings
+from lightning_failures.bundled.digits.render import TINTS, DigitSplit, draw_looks, render, source_digits, source_split
+from lightning_failures.core.atomic import write_atomically
+from lightning_failures.core.types import FloatArray
+from lightning_failures.directions import fit_failure_directions
+
+SEEDS = tuple(range(31, 39))
+TOPS = (10, 50)
+OURS = "directions"
+USUAL = 0.9
+"""Share of the usual tint in the training set of ``two_modes``."""
+
+
+def two_modes(seed: int, *, epochs: int | None = None, loss: Loss = cross_entropy, size: int = 3000) -> Task:
+    """Coloured digits with one usual tint in training and two unusual ones for each class, usual ones of others."""
+    rng = np.random.default_rng([seed, 0x2B])
+    tints = rng.permutation(len(TINTS))
+    parts: dict[DigitSplit, tuple[Tensor, Tensor, Any, Any]] = {}
+    for part in ("train", "validation", "test"):
+        sources = source_split(part)
+        sources = sources[torch.from_numpy(rng.integers(len(sources), size=size))]
+        pictures, digits = source_digits()
+        labels = digits[sources].numpy()
+        usual = USUAL if part == "train" else 1 / 3
+        mode = rng.choice(3, size=size, p=[usual, (1 - usual) / 2, (1 - usual) / 2])
+        looks = draw_looks(size, rng)
+        looks.tint[:] = torch.from_numpy(tints[(labels + np.array([0, 3, 7])[mode]) % len(tints)])
+        images = render(pictures[sources], looks, rng)
+        parts[part] = images, torch.from_numpy(labels), mode > 0, sources.numpy()
+    images, labels, _, _ = parts["train"]
+    model = fit_digits(images, labels, seed=seed, epochs=epochs or EPOCHS, loss=loss)
+    graded = [
+        Examples.graded(embed(pictures).numpy(), labels.numpy(), model.logits(pictures), rare, sources)
+        for pictures, labels, rare, sources in (parts["validation"], parts["test"])
+    ]
+    return Task(embed(images).numpy(), *graded)
+
+
+ALL_TASKS: dict[str, Callable[..., Task]] = {**TASKS, two_modes.__name__: two_modes}
+
+
+def rankings(make: Callable[..., Task], seed: int) -> tuple[Task, dict[str, FloatArray], dict[str, float]]:
+    """Return the task, the hardness (n,) of the test images by method, and the CPU seconds of each method."""
+    task = make(seed)
+    seen, test = task.validation, task.test
+    correct = seen.predictions == seen.labels
+    found, seconds = {}, {}
+
+    def timed(name: str, rank: Callable[[], Any]) -> None:
+        start = time.process_time()
+        found[name] = np.asarray(rank(), dtype=np.float64)
+        seconds[name] = time.process_time() - start
+
+    def directions(**options: Any) -> Any:
+        fitted = fit_failure_directions(
+            seen.x, seen.labels, correct, groups=seen.groups, reference=task.train, permutations=0, seed=seed, **options
+        )
+        return -fitted.decision_values(test.x, test.labels).numpy()
+
+    timed(OURS, directions)
+    timed("published", lambda: directions(selection="published", doubted=None))
+    for name, label in (("domino", "domino, 2 slices"), ("clusters", "clusters")):
+        timed(
+            label,
+            lambda name=name: hardness_by_class(
+                *(FINDERS[name], seen.x, seen.labels, ~correct), new=(test.x, test.labels), seed=seed
+            ),
+        )
+    timed("domino, 25 slices", lambda: _mixture_of_all(task, seed))
+    timed("learning from failure", lambda: 1 - make(seed, loss=generalised_cross_entropy).test.confidence)
+    timed("early stopping", lambda: 1 - make(seed, epochs=1).test.confidence)
+    timed("confidence", lambda: 1 - test.confidence)
+    return task, found, seconds
+
+
+def _mixture_of_all(task: Task, seed: int) -> FloatArray:
+    """Return the responsibility of the slice whose error rate in the class is the highest."""
+    seen, test = task.validation, task.test
+    model = fit_error_aware_mixture(seen.x, seen.labels, seen.predictions, seed=seed)
+    own, others = model.responsibilities(seen.x, seen.labels), model.responsibilities(test.x, test.labels)
+    failed = seen.predictions != seen.labels
+    hardness = np.full(len(test.labels), np.nan)
+    for label in np.unique(test.labels):
+        rows, of_test = seen.labels == label, test.labels == label
+        mass = own[rows].sum(axis=0)
+        rate = np.where(mass >= 1, (own[rows] * failed[rows][:, None]).sum(axis=0) / np.maximum(mass, 1), -1)
+        hardness[of_test] = others[of_test, int(rate.argmax())]
+    return hardness
+
+
+def measure(make: Callable[..., Task], seed: int) -> dict[str, Any]:
+    """Return the figures of every method, {figure: {method: value}}."""
+    task, found, seconds = rankings(make, seed)
+    scores = compare_rankings(found, task.test.labels, {"planted": task.test.sub}, top=TOPS)
+    figures: dict[str, Any] = {f"precision at {k}": {} for k in TOPS}
+    for one in scores:
+        figures[f"precision at {one.top}"][one.method] = one.precision
+    failed = task.test.predictions != task.test.labels
+    return figures | {
+        "seconds": seconds,
+        "classes": scores[0].classes if scores else 0,
+        "chance": scores[0].chance if scores else None,
+        "error rate": float(failed.mean()),
+    }
+
+
+def main() -> None:
+    """Run, print, write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tasks", nargs="+", choices=list(ALL_TASKS), default=list(ALL_TASKS))
+    parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS))
+    parser.add_argument("--output", type=Path, default=Path("benchmarks/results/baselines.json"))
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    result: dict[str, Any] = {"raw": {}, "comparisons": []}
+    for name in options.tasks:
+        raw = {seed: measure(ALL_TASKS[name], seed) for seed in progress(options.seeds, name)}
+        result["raw"][name] = raw
+        figures = [f"precision at {k}" for k in TOPS]
+        methods = list(next(iter(raw.values()))["seconds"])
+        result["comparisons"] += [
+            compare(name, Comparison(f"{figure}, {OURS} not below {rival}", (figure,), OURS, rival, 0.02), raw)
+            for figure in figures
+            for rival in methods[1:]
+        ]
+        chance = np.mean([row["chance"] for row in raw.values() if row["chance"] is not None])
+        print(f"{name}: {len(raw)} seeds, chance {chance:.3f}")
+        for method in methods:
+            shares = [np.mean([row[f][method] for row in raw.values() if method in row[f]]) for f in figures]
+            taken = np.mean([row["seconds"][method] for row in raw.values()])
+            print(f"  {method}: " + ", ".join(f"{share:.3f}" for share in shares) + f", {taken:.1f} s", flush=True)
+        options.output.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(options.output, (json.dumps(result, indent=1) + "\n").encode())
+
+
+if __name__ == "__main__":
+    main()
