@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from typing import Any
 
-from lightning_failures.core.serialization import from_jsonable, read_json
+from lightning_failures.core.serialization import from_jsonable, json_lines, read_json
 from lightning_failures.data.evidence import AttributeEvidence
 from lightning_failures.data.findings import Finding
 from lightning_failures.data.pin_check import PinCheck
@@ -494,8 +493,8 @@ class FailureReport(Readable):
         return columns
 
     def to_json(self) -> str:
-        """Return the text of ``report.json``."""
-        return json.dumps(self.to_dict(), indent=2, allow_nan=False, ensure_ascii=False) + "\n"
+        """Return the text of ``report.json``: a line for each key, and in lists of records for each record."""
+        return json_lines(self.to_dict())
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> FailureReport:

@@ -43,7 +43,8 @@ class FileWriter(Writer):
         """Write one analysis; each file appears whole or not at all."""
         report = result.report
         here = self.folder / analysis_name(report, step)
-        write_report(report, here)  # first, in case the disk fills up
+        text = to_bytes(report.to_json())
+        write_atomically(here / REPORT_FILE, text)  # first, in case the disk fills up
         self._write_markdown(report, step)
         if result.table is not None:
             result.table.save(here / EXAMPLES_FILE)  # with it, any two epochs can be compared
@@ -53,14 +54,13 @@ class FileWriter(Writer):
                 path.unlink(missing_ok=True)
             else:
                 saved.save(path)
-        write_report(report, self.folder)
+        write_atomically(self.folder / REPORT_FILE, text)
 
     def show(self, result: AnalysisResult, gallery: Gallery, step: int) -> None:
         """Add the pictures and features to the report; files that can be rebuilt later are written last."""
         report = result.report
         here = self.folder / analysis_name(report, step)
-        write_report(report, here)
-        write_report(report, self.folder)
+        write_report(report, here, self.folder)
         for picture in gallery.logged:
             write_atomically(here / _image_file(picture), picture.png)
         save_gallery(gallery, self.folder / GALLERY_FILE)
@@ -78,8 +78,7 @@ class FileWriter(Writer):
         """Write the records of the last analysis again, and the HTML page if there is one, with a changed report."""
         report = result.report
         here = self.folder / analysis_name(report, step)
-        write_report(report, here)
-        write_report(report, self.folder)
+        write_report(report, here, self.folder)
         drawn = load_gallery(self.folder / GALLERY_FILE) if (self.folder / GALLERY_FILE).is_file() else None
         of_this_analysis = drawn is not None and drawn.global_step == report.global_step
         self._write_markdown(report, step, drawn if of_this_analysis else None)
@@ -122,9 +121,11 @@ class FileWriter(Writer):
             )
 
 
-def write_report(report: FailureReport, folder: Path) -> None:
-    """Write ``<folder>/report.json``."""
-    write_atomically(folder / REPORT_FILE, to_bytes(report.to_json()))
+def write_report(report: FailureReport, *folders: Path) -> None:
+    """Write ``report.json`` into some folders."""
+    text = to_bytes(report.to_json())
+    for folder in folders:
+        write_atomically(folder / REPORT_FILE, text)
 
 
 def run_files(folder: Path) -> list[Path]:
