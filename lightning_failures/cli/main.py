@@ -6,11 +6,11 @@ Modules of commands are imported when their command is run, so that ``--help`` a
 from __future__ import annotations
 
 import io
-import os
 import sys
 from collections.abc import Sequence
 from difflib import get_close_matches
 from importlib import import_module
+from pathlib import Path
 
 from lightning_failures.cli.commands import COMMANDS
 from lightning_failures.cli.heartbeat import heartbeat
@@ -78,8 +78,8 @@ def _run_with_model(name: str, options: list[str]) -> int:
         options = ["--help"]
     else:
         check(name, options)
-    if not {"", os.getcwd()} & set(sys.path):  # model and data of a config may be in files of the working directory
-        sys.path.append(os.getcwd())
+    if not {"", str(Path.cwd())} & set(sys.path):  # model and data of a config may be in files of this folder
+        sys.path.append(str(Path.cwd()))
     from lightning_failures.cli.lightning_commands import run_with_model
 
     return run_with_model(name, options)
