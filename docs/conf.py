@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from lightning.pytorch import Callback
 from sphinx.application import Sphinx
 
 ROOT = Path(__file__).parents[1]
@@ -48,6 +49,8 @@ maximum_signature_line_length = 88
 
 # Pages
 html_theme = "furo"
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
 html_title = project
 html_copy_source = False
 html_show_sourcelink = False
@@ -65,6 +68,12 @@ def shorten_module_docstring(app: Sphinx, what: str, name: str, obj: object, opt
         del lines[start:]
 
 
+def skip_hooks(app: Sphinx, what: str, name: str, obj: object, skip: bool, options: Any) -> bool | None:
+    """Leave out the hooks of the callback, which Lightning calls; None leaves the decision to Sphinx."""
+    return True if getattr(obj, "__qualname__", "").startswith("FailureModes.") and hasattr(Callback, name) else None
+
+
 def setup(app: Sphinx) -> None:
     """Register what happens to docstrings."""
+    app.connect("autodoc-skip-member", skip_hooks)
     app.connect("autodoc-process-docstring", shorten_module_docstring)

@@ -78,9 +78,8 @@ def _run_with_model(name: str, options: list[str]) -> int:
         options = ["--help"]
     else:
         check(name, options)
-    here = str(Path.cwd())
-    if not {"", here} & set(sys.path):  # model and data of a config may be in files of the working directory
-        sys.path.append(here)
+    if not {"", str(Path.cwd())} & set(sys.path):  # model and data of a config may be in files of this folder
+        sys.path.append(str(Path.cwd()))
     from lightning_failures.cli.lightning_commands import run_with_model
 
     return run_with_model(name, options)

@@ -83,7 +83,7 @@ def to_jsonable(value: Any, codecs: Codecs | None = None) -> Any:
     >>> to_jsonable(Point((1.5, math.nan)))
     {'place': [1.5, None], 'class': 'cat'}
     """
-    kind = type(value)
+    kind: Any = type(value)
     if kind in (str, int, bool, NoneType):
         return value
     if kind is float:

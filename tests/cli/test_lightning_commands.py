@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -47,6 +48,18 @@ def test_configs__are_complete(config, capsys, monkeypatch):
         main(["fit", "--config", str(ROOT / "configs" / config), "--print_config"])
     assert stop.value.code == 0
     assert "lightning_failures.FailureModes" in capsys.readouterr().out
+
+
+def test_config__finds_classes_in_files_of_the_working_directory(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.path", [path for path in sys.path if path not in ("", str(tmp_path))])
+    monkeypatch.delitem(sys.modules, "my_training", raising=False)
+    (tmp_path / "my_training.py").write_text("from tests.helpers.toy import Classifier as Mine\n")
+    (tmp_path / "run.yaml").write_text("model:\n  class_path: my_training.Mine\n")
+    with pytest.raises(SystemExit) as stop:
+        main(["fit", "--config", "run.yaml", "--print_config"])
+    assert stop.value.code == 0
+    assert "class_path: tests.helpers.toy.Classifier" in capsys.readouterr().out
 
 
 @pytest.mark.slow

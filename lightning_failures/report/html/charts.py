@@ -133,7 +133,7 @@ def diary_rows(history: Sequence[FailureReport], limit: int = DIARY_MODES) -> Ro
         for mode in report.modes:
             largest[mode.name] = max(largest.get(mode.name, 0), mode.size)
     kept = sorted(largest, key=lambda name: -largest[name])[:limit]
-    rows = [
+    rows: list[dict[str, Any]] = [
         {
             "analysis": analysis,
             "place": index,
@@ -148,7 +148,7 @@ def diary_rows(history: Sequence[FailureReport], limit: int = DIARY_MODES) -> Ro
         if mode.name in kept and not is_unjudged(mode)
     ]
     ends = {row["mode"]: row for row in rows}  # the last row of each mode
-    for row in sorted(ends.values(), key=lambda row: -row["size"])[:LABELS]:
+    for row in sorted(ends.values(), key=lambda row: row["size"], reverse=True)[:LABELS]:
         row["label"] = row["mode"]
     return rows
 
@@ -190,7 +190,7 @@ def sparsity(rows: Rows) -> dict[str, Any]:
             _tooltip("lambda", "lambda", ".2g"),
         ],
     }
-    layers = [
+    layers: list[dict[str, Any]] = [
         {"mark": {"type": "line", "strokeWidth": 1.5, "opacity": 0.6}},
         {"mark": {"type": "point", "filled": True, "opacity": 1}, "encoding": points},
         _labels("layer", "datum.layer == 'this layer'", dy=-14),
