@@ -258,9 +258,12 @@ class Grader:
             )
         for reading, graded in rows_of.items():
             row_digests = None if digests is None else digests[graded.position]
-            metric = self._metrics.setdefault(reading, self._empty_metric(reading))
+            if reading not in self._metrics:  # a metric takes longer to make than to update
+                self._metrics[reading] = self._empty_metric(reading)
             row_ids = ids[graded.position]
-            metric.update(row_ids, graded.labels.clone(), graded.predictions, graded.confidence, row_digests)
+            self._metrics[reading].update(
+                row_ids, graded.labels.clone(), graded.predictions, graded.confidence, row_digests
+            )
         self._check_early()
         self._any_graded = self._any_graded or len(rows.position) > 0
         unlabelled = torch.ones(len(ids), dtype=torch.bool)
