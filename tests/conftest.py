@@ -20,6 +20,8 @@ settings.load_profile("on any machine")
 
 PROCESSES = 2
 LONGEST = (
+    "tests/test_site.py",
+    "tests/test_docs_run.py",
     "tests/end_to_end/test_processes.py",
     "tests/end_to_end/test_interruption.py",
     "tests/cli/test_lightning_commands.py",
