@@ -57,7 +57,8 @@ class ClassTransfer:
         own_auroc: The same for the second run's own direction.
         flagged: Error rate of the second network on images that the first run flags; None without any.
         unflagged: The same on the others.
-        rule: The most important valid rule of the first run's tree of the class; None without one.
+        rule: The most important valid rule of the first run's tree of the class; None without one, or if the tree found
+            no pattern.
         by_rule: Error rate of the second network on the images that the rule holds for.
         caption: The first run's hardest caption.
         near_caption: Error rate of the second network on the images nearest to that caption.
@@ -213,7 +214,7 @@ def _rate_text(rate: Rate | None, *, interval: bool = False) -> str:
 def _rule(run: Run, name: str) -> tuple[str | None, int | None]:
     """Return the most important valid rule of the tree of a class, and the index of its leaf in the table."""
     group = next((one for one in run.report.groups if one.grouping == LABEL and one.class_name == name), None)
-    if group is None:
+    if group is None or not group.pattern:
         return None, None
     valid = [(leaf.importance, place) for place, leaf in enumerate(group.leaves) if leaf.shown_as_valid]
     if not valid:

@@ -11,6 +11,7 @@ import torch
 
 from lightning_failures.data.example_table import ExampleTable
 from lightning_failures.data.report import ClassReport, FailureReport
+from lightning_failures.data.tree_report import GroupReport, LeafReport
 from lightning_failures.errors import ConfigurationError, DataError
 from lightning_failures.report.run_folder import Run
 from lightning_failures.report.transfer import transfer, transfer_text
@@ -64,3 +65,17 @@ def test_transfer__needs_the_same_images_and_a_table():
         transfer(first, run([1, 0], [-1, 1], ids=[8, 9]))
     with pytest.raises(ConfigurationError, match="no table of examples"):
         transfer(first, Run(Path("x"), first.report, ()))
+
+
+def test_transfer__by_the_most_important_rule_that_held():
+    first = run([1, 1, 0, 0, 0, 0], [-2, -1, -0.5, 0.5, 1, 2], entries=[CAT])
+    leaves = (
+        LeafReport("feature 3 > 0.2", 2, 1.0, 1.0, 1.0, valid=True),
+        LeafReport("feature 3 <= 0.2", 4, 0.0, 0.0, 0.0, valid=False),
+    )
+    group = GroupReport("label", "cat", 6, pattern=True, leaves=leaves)
+    table = replace(first.table, label_leaf=torch.tensor([0, 0, 1, 1, 1, 1]))
+    first = replace(first, report=replace(first.report, groups=(group,)), table=table)
+    (one,) = transfer(first, run([1, 0, 0, 0, 0, 1], [0.0] * 6)).classes
+    assert one.rule == "feature 3 > 0.2"
+    assert (one.by_rule.examples, one.by_rule.rate) == (2, 0.5)
