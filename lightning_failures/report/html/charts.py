@@ -133,7 +133,7 @@ def diary_rows(history: Sequence[FailureReport], limit: int = DIARY_MODES) -> Ro
         for mode in report.modes:
             largest[mode.name] = max(largest.get(mode.name, 0), mode.size)
     kept = sorted(largest, key=lambda name: -largest[name])[:limit]
-    rows: list[dict[str, Any]] = [
+    rows: Rows = [
         {
             "analysis": analysis,
             "place": index,
@@ -190,7 +190,7 @@ def sparsity(rows: Rows) -> dict[str, Any]:
             _tooltip("lambda", "lambda", ".2g"),
         ],
     }
-    layers: list[dict[str, Any]] = [
+    layers: Rows = [
         {"mark": {"type": "line", "strokeWidth": 1.5, "opacity": 0.6}},
         {"mark": {"type": "point", "filled": True, "opacity": 1}, "encoding": points},
         _labels("layer", "datum.layer == 'this layer'", dy=-14),
