@@ -128,7 +128,7 @@
   all(".glimpse").forEach((place) => {
     const title = document.getElementById(`feature-${place.dataset.feature}-h`);
     const strips = title ? all(".strip", title.closest("article")) : [];
-    if (strips.length > 1) place.append(...all("img", strips[1]).slice(0, 4).map((image) => make("img", { src: image.src, alt: "" })));
+    if (strips.length > 1) place.append(...all("img", strips[1]).slice(0, 4).map((image) => make("img", { src: image.src, alt: image.alt })));
   });
 
   // ---------------------------------------------------------------- classes: search, statistics
