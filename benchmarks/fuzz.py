@@ -279,6 +279,7 @@ def example_report() -> FailureReport:
         easiest_caption_attributes=(AttributeEvidence("blue", None, 2.5, 0.02, 0.1, 0.3),),
         caption_p_value=0.01, nearest=(CurvePoint(10, 0.2, 0.9),), cv_null_mean=0.5, cv_null_interval=(0.4, 0.6),
         cv_null_permutations=20, agreement=0.6, hardest_ids=(1, 2), hardest_values=(-0.9, -0.8), easiest_ids=(3, 4),
+        nearest_hardest_ids=(1, 5), nearest_easiest_ids=(3,),
         easiest_values=(0.9, 0.8), least_confident_ids=(1, 5), least_confident_values=(0.1, 0.2), enrichment=(value,),
         slices=(part,),
         mistaken_for=(MistakenReport("dog", 9, 0.9),),

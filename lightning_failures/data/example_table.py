@@ -22,6 +22,13 @@ from lightning_failures.data.members import members_of
 from lightning_failures.errors import DataError
 
 EXAMPLES_FILE = "examples.safetensors"
+
+ANALYSIS_TABLE_FILE = "table.safetensors"
+"""The table of an analysis, in its own folder; the name differs, so that a run has one ``examples.safetensors``."""
+
+MAX_TABLES = 20
+"""Most analyses of a run that keep their table: the first one and the latest."""
+
 """File name of the table of the latest analysis, next to its ``report.json``."""
 
 _FORMAT = "lightning-failures examples 1"

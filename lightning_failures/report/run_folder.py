@@ -23,7 +23,7 @@ from typing import Any, TypeVar
 
 from lightning_failures.core.run_paths import ANALYSIS_FOLDER, REPORT_FILE, no_single_run, own_report, runs_below
 from lightning_failures.core.serialization import read_json
-from lightning_failures.data.example_table import EXAMPLES_FILE, ExampleTable
+from lightning_failures.data.example_table import ANALYSIS_TABLE_FILE, EXAMPLES_FILE, ExampleTable
 from lightning_failures.data.report import FailureReport, FeatureReport
 from lightning_failures.directions.result import DIRECTIONS_FILE, FailureDirections
 from lightning_failures.errors import ConfigurationError, DataError
@@ -126,7 +126,7 @@ def open_run(path: str | Path, *, feature_names: str | Path | None = None, galle
         folder,
         report,
         _history(folder, report, notes),
-        _read((folder if last else found.parent) / EXAMPLES_FILE, ExampleTable.load, notes),
+        _read(folder / EXAMPLES_FILE if last else found.parent / ANALYSIS_TABLE_FILE, ExampleTable.load, notes),
         gallery,
         _read(folder / DIRECTIONS_FILE, FailureDirections.load, notes) if last else None,
         tuple(notes),

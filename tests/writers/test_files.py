@@ -10,9 +10,11 @@ import pytest
 import torch
 from PIL import Image
 
+from lightning_failures.data.example_table import ANALYSIS_TABLE_FILE, MAX_TABLES
 from lightning_failures.directions import FailureDirections, fit_failure_directions
 from lightning_failures.writers import FileWriter
 from lightning_failures.writers.files import file_name
+from tests.writers.analyses import table
 from tests.writers.reports import pictures, report
 
 
@@ -62,3 +64,11 @@ def test_file_name__is_one_plain_component(text):
 def test_file_name__differs_where_texts_differ():
     texts = ["a/b", "a-b", "a b", "A/B", "a//b"]
     assert len({file_name(text) for text in texts}) == len(texts)
+
+
+def test_file_writer__the_first_and_the_latest_analyses_keep_their_tables(tmp_path):
+    writer = FileWriter(tmp_path)
+    for epoch in range(MAX_TABLES + 3):
+        writer.write(report(epoch, table=table()), 10 * epoch)
+    kept = sorted(path.parent.name for path in tmp_path.glob(f"*/{ANALYSIS_TABLE_FILE}"))
+    assert [int(name[6:10]) for name in kept] == [0, *range(4, MAX_TABLES + 3)]
