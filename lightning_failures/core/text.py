@@ -113,13 +113,15 @@ def percent(value: float | None, *, signed: bool = False) -> str:
     return NOTHING if value is None or value != value else f"{100 * value:{'+' if signed else ''}.1f} %"
 
 
-def points(value: float | None) -> str:
-    """Format a difference of two shares in percentage points.
+def points(value: float | None, stderr: float | None = None) -> str:
+    """Format a difference of two shares in percentage points, with its standard error if that is given.
 
-    >>> points(0.4512), points(None)
-    ('+45.1 points', '-')
+    >>> points(0.4512), points(0.13, 0.02), points(None)
+    ('+45.1 points', '+13.0 +- 2.0 points', '-')
     """
-    return NOTHING if value is None or value != value else f"{100 * value:+.1f} points"
+    if value is None or value != value:
+        return NOTHING
+    return f"{100 * value:+.1f}{'' if stderr is None else f' +- {100 * stderr:.1f}'} points"
 
 
 def percent_interval(ends: tuple[float, float] | None, unit: str = "%") -> str:

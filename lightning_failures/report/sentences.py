@@ -152,7 +152,7 @@ def group_sentence(group: GroupReport) -> str:
     base = percent(group.base_error_rate)
     if group.skipped is not None:
         return f"{'Not tested' if len(group.leaves) > 1 else 'No tree'}: {clean(group.skipped)}."
-    gain = f"{points(group.heldout_aler_minus_ber)} +- {percent(group.heldout_stderr)}"
+    gain = points(group.heldout_aler_minus_ber, group.heldout_stderr)
     if not group.pattern:
         return (
             "No pattern: on held-out examples the tree predicts failures no better than chance "

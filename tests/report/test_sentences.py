@@ -185,7 +185,7 @@ def of_tree(**changes):
 def test_group_sentence__everything_at_hand():
     assert group_sentence(TREE) == (
         "The rules hold on held-out examples: their failures are in leaves whose error rate exceeds the base error "
-        "rate of 25.0 % by +13.0 points +- 2.0 % on average. Worst leaf: feature 5 > 0.6; 100 examples,"
+        "rate of 25.0 % by +13.0 +- 2.0 points on average. Worst leaf: feature 5 > 0.6; 100 examples,"
         " error rate 68.0 % "
         "(55.0 to 80.0 %) and error coverage 67.0 % on held-out examples; in sample 70.0 % and 70.0 %."
     )
@@ -205,7 +205,7 @@ def test_group_sentence__of_a_former_version_names_what_is_in_sample():
         ({"size": 0}, "No examples."),
         ({"skipped": "no failures", "leaves": LEAVES[:1], "pattern": False}, "No tree: no failures."),
         ({"skipped": "nothing can be held out", "pattern": False}, "Not tested: nothing can be held out."),
-        ({"pattern": False}, "No pattern: on held-out examples the tree predicts failures no better than chance (held-out ALER - BER +13.0 points +- 2.0 %, base error rate 25.0 %)."),  # noqa: E501
+        ({"pattern": False}, "No pattern: on held-out examples the tree predicts failures no better than chance (held-out ALER - BER +13.0 +- 2.0 points, base error rate 25.0 %)."),  # noqa: E501
     ],
 )  # fmt: skip
 def test_group_sentence__what_comes_first(changes, start):

@@ -192,7 +192,7 @@ def test_tree_markdown__rules_only_with_a_pattern():
     ]
     assert rows[1] == ["f1 &lt;= 0.5", "9", "-", "-", "-", "-", "-", "50.0 %", "10.0 %", "5.0 %", "no"]
     assert "100 examples. No pattern: " in others[0]
-    assert "held-out ALER - BER +10.0 points +- 2.0 %, base error rate 20.0 %" in others[0]
+    assert "held-out ALER - BER +10.0 +- 2.0 points, base error rate 20.0 %" in others[0]
     assert "10 examples. No tree: 1 failure." in others[1]
     assert not any("f1" in other for other in others)
 
