@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from lightning_failures.baselines.ranking import hardest_rows, mean_overlap, mean_share
-from lightning_failures.core.text import clean, number
+from lightning_failures.core.text import clean, percent
 from lightning_failures.core.types import BoolArray, IntArray
 from lightning_failures.data.example_table import ExampleTable
 from lightning_failures.data.report import FailureReport
@@ -107,10 +107,10 @@ def comparison_text(found: MethodComparison) -> str:
     values = list(found.base_shares)
     head = ["method", "failures", "shared", *values]
     lines = [
-        [row.method, number(row.error_rate), number(row.overlap), *(number(row.shares[value]) for value in values)]
+        [row.method, percent(row.error_rate), percent(row.overlap), *(percent(row.shares[value]) for value in values)]
         for row in found.rows
     ]
-    lines.append(["all", number(found.base_error_rate), "", *(number(found.base_shares[value]) for value in values)])
+    lines.append(["all", percent(found.base_error_rate), "", *(percent(found.base_shares[value]) for value in values)])
     cells = [[clean(cell, 30) for cell in line] for line in (head, *lines)]
     widths = [max(len(line[place]) for line in cells) for place in range(len(head))]
     return (

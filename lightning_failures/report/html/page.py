@@ -16,6 +16,7 @@ from lightning_failures.core.text import clean, tag_part
 from lightning_failures.data.grouping import LABEL, grouping_named
 from lightning_failures.data.report import ClassReport, FailureReport, FeatureReport, ModeReport, SliceReport
 from lightning_failures.data.tree_report import GroupReport
+from lightning_failures.errors import ConfigurationError, DataError
 from lightning_failures.report.diary import histories, is_unjudged, last_diary_entry
 from lightning_failures.report.example_rows import ExampleLookup
 from lightning_failures.report.feature_names import names_in, with_names
@@ -35,6 +36,7 @@ from lightning_failures.report.html.sparse import SparseView, sparse_view
 from lightning_failures.report.html.tree import Branch, feature_name, group_title, outline
 from lightning_failures.report.html.verdict import FindingView, finding_views, why_nothing
 from lightning_failures.report.interventions import intervention_lines
+from lightning_failures.report.method_comparison import MethodComparison, compare_methods
 from lightning_failures.report.run_folder import Run
 from lightning_failures.report.sentences import (
     counterfactual_sentence,
@@ -188,6 +190,7 @@ class Page:
         groups: (index, group) of all groups.
         features: Features that rules mention.
         sparse: The sparse decision layer, or None.
+        methods: What other methods rank first, or None.
         modes: The table of the diary.
         diary_of: Index in the history of the last report in the diary, if that is not the report of the page.
         interventions: (outcome, sentence) of each intervention.
@@ -215,6 +218,7 @@ class Page:
     groups: tuple[tuple[int, GroupReport], ...]
     features: tuple[FeatureView, ...]
     sparse: SparseView | None
+    methods: MethodComparison | None
     modes: tuple[ModeRow, ...]
     diary_of: int | None
     interventions: tuple[tuple[str, str], ...]
@@ -288,6 +292,7 @@ def build_page(run: Run) -> Page:
     without_tree = [(i, group, group_sentence(group)) for i, group in groups if (i, group) not in with_tree]
     pictured = _pictured(run, ranked, with_tree)
     matrix, slices, modes = confusion_matrix(table), _slices(report), _modes(report, history)
+    methods = _methods(run)
     charts, class_rows = _charts(report, history, pictured.cards)
     omitted = {
         "classes": max(len(report.classes) - MAX_CLASS_ROWS, 0),
@@ -308,6 +313,7 @@ def build_page(run: Run) -> Page:
                 "history": history,
                 "examples": table,
                 "matrix": {} if matrix is None else matrix.counts,
+                "methods": methods or {},
             }
         ),
         history=history,
@@ -323,6 +329,7 @@ def build_page(run: Run) -> Page:
         groups=tuple(groups[:MAX_GROUP_ROWS]),
         features=pictured.features,
         sparse=pictured.sparse,
+        methods=methods,
         modes=modes[:MAX_MODE_ROWS],
         diary_of=next((i for i, one in enumerate(history) if one is in_diary and one is not report), None),
         interventions=_interventions(report),
@@ -333,6 +340,16 @@ def build_page(run: Run) -> Page:
         caveats=tuple(clean(note, 500) for note in (*report.notes, *run.notes)[:MAX_LINES]),
         omitted=omitted,
     )
+
+
+def _methods(run: Run) -> MethodComparison | None:
+    """Return what the methods of the run rank first; None if it holds no rankings of others."""
+    if run.table is None or not run.report.methods.get("baselines"):
+        return None
+    try:
+        return compare_methods(run.report, run.table)
+    except (ConfigurationError, DataError):  # no class that every method ranks
+        return None
 
 
 def _pictured(run: Run, ranked: list[tuple[int, ClassReport]], with_tree: list[tuple[int, GroupReport]]) -> _Pictured:

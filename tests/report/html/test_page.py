@@ -13,6 +13,7 @@ from lightning_failures.report.html.page import build_page
 from lightning_failures.report.html.render import render
 from lightning_failures.report.run_folder import Run
 from tests.report.html.a_run import a_run
+from tests.report.test_method_comparison import run as compared_run
 
 RUN = a_run()
 
@@ -162,3 +163,18 @@ def test_render__a_report_of_a_former_version_has_its_rates_in_sample():
     assert "wrong on held-out examples" not in page
     assert "wrong in sample" in page
     assert "failure leaf in sample" in page
+
+
+def test_methods__the_table_holds_the_numbers_of_the_comparison():
+    report, table = compared_run()
+    page = render(Run(Path("logs/failures"), report, (report,), table=table))
+    section = page[page.index('<section id="methods"') :].split("</section>")[0]
+    for name in ("directions", "confidence", "domino", "clusters"):
+        assert f">{name}</th>" in section
+    assert re.search(r"66\.7\s%", section)  # of domino: two of three cats
+    assert 'href="#methods"' in page
+
+
+def test_methods__without_rankings_there_is_no_section():
+    report, table = compared_run(rankings={})
+    assert 'id="methods"' not in render(Run(Path("logs/failures"), report, (report,), table=table))
