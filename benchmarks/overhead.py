@@ -46,7 +46,6 @@ from lightning_failures.writers import FileWriter, TensorBoardWriter, files
 
 # modules whose packages have a function of the same name
 analysis = importlib.import_module("lightning_failures.analysis.analyse")
-rendering = importlib.import_module("lightning_failures.report.html.render")
 
 STAGES = {
     "grade batches": (Grader, "grade"),
