@@ -7,7 +7,7 @@ cache. An epoch is training and validation on 4,000 images each. The first epoch
 reported separately. Shares refer to the median of the other epochs with the callback, for wall time and for CPU time
 (which varies less on a busy machine); stages are timed within the same runs. Pictures are drawn once at the end of the
 training, with everything they need: feature attacks, null CV scores, dashboards, the HTML report, and Vega for its
-charts, which a process loads once.
+charts, which a process loads once, and a machine bundles once.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import lightning as L
 import numpy as np
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
-from stages import STAGES, Clock, Epoch, rendering, stopwatches
+from stages import STAGES, Clock, Epoch, library, stopwatches
 
 from lightning_failures import FailureModes
 from lightning_failures.bundled.digits import ColouredDigitsDataModule, DigitClassifier
@@ -35,7 +35,7 @@ def train(*, epochs: int, analysed: bool) -> tuple[list[Epoch], Epoch]:
     """Train as the demo does; return the times of each epoch and of the rest after the last epoch."""
     L.seed_everything(0, verbose=False)
     clock = Clock()
-    rendering.prepare.cache_clear()  # which every process loads once
+    library.prepare.cache_clear()  # which every process loads once; it is bundled once a machine
     options: dict[str, Any] = {"encoder": "embedded:digits", "robust_encoder": "embedded:digits", "captions": "digits"}
     options["data"] = DataOptions(metadata=("tint", "background", "stroke", "posture"))
     with tempfile.TemporaryDirectory() as name:

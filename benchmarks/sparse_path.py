@@ -212,9 +212,11 @@ def main() -> None:
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
     sizes = FULL if options.full else SMALL
-    rows = [measure(n, d, options.rounds, options.first) for n, d in sizes]
-    if options.output:
-        options.output.write_text(json.dumps({"threads": 1, "rows": rows}, indent=1) + "\n")
+    rows = []
+    for n, d in sizes:
+        rows.append(measure(n, d, options.rounds, options.first))
+        if options.output:
+            options.output.write_text(json.dumps({"threads": 1, "rows": rows}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

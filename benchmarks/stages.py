@@ -17,6 +17,7 @@ import torch
 
 from lightning_failures import FailureModes
 from lightning_failures.analysis import fits
+from lightning_failures.report.html import library
 from lightning_failures.trainer import epoch_end as explaining
 from lightning_failures.trainer.evaluation_pass import EmbeddingPass
 from lightning_failures.trainer.grader import Grader
@@ -24,9 +25,8 @@ from lightning_failures.trainer.metric_keys import KeyLog
 from lightning_failures.trainer.pictures import builder as drawing
 from lightning_failures.writers import FileWriter, TensorBoardWriter, files
 
-# modules whose packages have a function of the same name
+# a module whose package has a function of the same name
 analysis = importlib.import_module("lightning_failures.analysis.analyse")
-rendering = importlib.import_module("lightning_failures.report.html.render")
 
 STAGES = {
     "grade batches": (Grader, "grade"),
@@ -45,7 +45,7 @@ STAGES = {
     "  CV scores of chance": (drawing, "add_null_cv_scores"),
     "  files, with HTML": (FileWriter, "show"),
     "    HTML": (files, "write_html"),
-    "  Vega, beside all that": (rendering, "_library"),
+    "  Vega, beside all that": (library, "_library"),
     "  TensorBoard": (TensorBoardWriter, "show"),
 }
 HOOKS = (

@@ -1,4 +1,4 @@
-"""A home folder for a user who has none, as in containers that run under an unknown user id."""
+"""Folders of the user: where caches lie, and a home for one who has none, as in containers under an unknown user id."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import stat
 import tempfile
 from functools import cache
 from pathlib import Path
+
+import platformdirs
 
 
 def provide_home() -> None:
@@ -29,3 +31,11 @@ def private_folder(parent: Path) -> Path:
     except OSError:  # a file, or a broken link, of this name
         is_private = False
     return folder if is_private else Path(tempfile.mkdtemp(prefix="lightning_failures-", dir=parent))
+
+
+def default_cache_folder() -> Path:
+    """Return ``$LIGHTNING_FAILURES_CACHE``, else the user's cache folder: ``~/.cache/lightning_failures`` on Linux."""
+    provide_home()
+    if chosen := os.environ.get("LIGHTNING_FAILURES_CACHE"):
+        return Path(chosen).expanduser()
+    return Path(platformdirs.user_cache_dir("lightning_failures", appauthor=False, opinion=False)).expanduser()

@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from lightning_failures.encoders.cache.store import EmbeddingCache, EmbeddingStore, default_cache_folder
+from lightning_failures.core.home import default_cache_folder
+from lightning_failures.encoders.cache.store import EmbeddingCache, EmbeddingStore
 from lightning_failures.encoders.frozen import fingerprint
 
 FOLDER = "penultimate"

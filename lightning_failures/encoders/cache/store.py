@@ -18,14 +18,13 @@ from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
-import platformdirs
 import torch
 import xxhash
 from torch import Tensor
 
 from lightning_failures.core.arrays import finite_rows
 from lightning_failures.core.atomic import TEMPORARY
-from lightning_failures.core.home import provide_home
+from lightning_failures.core.home import default_cache_folder
 from lightning_failures.core.safetensors_io import DamagedShardError
 from lightning_failures.encoders.base import Encoder
 from lightning_failures.encoders.cache.index import KeyIndex
@@ -121,7 +120,8 @@ class EmbeddingCache:
     and the speed of the next run, nothing else.
 
     Args:
-        folder: The folder, created on the first write; default: :func:`default_cache_folder`.
+        folder: The folder, created on the first write; default:
+            :func:`~lightning_failures.core.home.default_cache_folder`.
         max_bytes: Upper limit of all shards together.
 
     >>> import tempfile
@@ -483,14 +483,6 @@ class EmbeddingStore:
         for shard in old:
             if shard.file is not None and shard.file not in kept:
                 _remove(shard.file)
-
-
-def default_cache_folder() -> Path:
-    """Return ``$LIGHTNING_FAILURES_CACHE``, else the user's cache folder: ``~/.cache/lightning_failures`` on Linux."""
-    provide_home()
-    if chosen := os.environ.get("LIGHTNING_FAILURES_CACHE"):
-        return Path(chosen).expanduser()
-    return Path(platformdirs.user_cache_dir("lightning_failures", appauthor=False, opinion=False)).expanduser()
 
 
 def _folder_name(fingerprint: str) -> str:

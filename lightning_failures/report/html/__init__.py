@@ -12,6 +12,7 @@ Files, each importing only from those above it::
     sparse   The section of the sparse decision layer
     browse   The data behind the table of examples that the page filters, sorts and pages through
     page     The content of the page, selected and bounded: the model behind the templates
-    render   The page of a run rendered from its records, without reading files or using the network
+    library  The chart library of the page: Vega, Vega-Lite and vega-embed as one script, bundled once for each version
+    render   The page of a run rendered from its records, without using the network
     write    Write the HTML report of a run
 """

@@ -1,4 +1,4 @@
-"""The page of a run rendered from its records, without reading files or using the network.
+"""The page of a run rendered from its records, without using the network.
 
 The page contains its pictures, style and scripts, and a content security policy that forbids everything else: requests,
 and scripts other than the two whose digests it lists. Texts of users are escaped by the templates and by
@@ -8,29 +8,20 @@ and scripts other than the two whose digests it lists. Texts of users are escape
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from base64 import b64encode
-from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cache
 from hashlib import sha256
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
 from lightning_failures.directions.criterion import CRITERION
+from lightning_failures.report.html.library import prepare
 from lightning_failures.report.html.page import build_page
 from lightning_failures.report.run_folder import Run
 
 if TYPE_CHECKING:
     from jinja2 import Environment
 
-
-_BUNDLE = """
-import sys
-sys.path[:] = {path!r}
-import vl_convert
-sys.stdout.buffer.write(vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;").encode())
-"""
 
 _ESCAPES = {ord(c): f"\\u{ord(c):04x}" for c in "<>&\u2028\u2029"}
 
@@ -92,26 +83,6 @@ def _typeset(sentence: str) -> str:
         .replace("<=", "\N{LESS-THAN OR EQUAL TO}")
         .replace(" %", "\N{NO-BREAK SPACE}%")
     )
-
-
-@cache
-def prepare() -> Future[str]:
-    """Start to bundle Vega, Vega-Lite and vega-embed into one script, in the background.
-
-    Bundling takes seconds, once a process, so callers with other work to do start it first.
-    """
-    pool = ThreadPoolExecutor(1, thread_name_prefix="vega")
-    future = pool.submit(_library)
-    pool.shutdown(wait=False)
-    return future
-
-
-def _library() -> str:
-    # in a subprocess, because the bundler may hold the GIL all the time
-    code = _BUNDLE.format(path=sys.path)  # the subprocess finds the same packages
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)  # noqa: S603 - our own
-    source = done.stdout.decode("utf-8")
-    return source.replace("</script", "<\\/script").replace("<!--", "<\\!--")
 
 
 @cache

@@ -14,12 +14,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
 
+from lightning_failures.core.home import default_cache_folder
 from lightning_failures.encoders.cache.store import (
     MAX_SMALL_SHARDS,
     EmbeddingCache,
     EmbeddingStore,
     content_keys,
-    default_cache_folder,
     embed,
 )
 from lightning_failures.errors import CacheError, DataError

@@ -537,3 +537,19 @@ def test_page__a_policy_stops_what_gets_through(visit, tmp_path):
     assert seen.page.evaluate("window.hurt") is None
     assert any("Content Security Policy" in error for error in seen.errors)
     assert seen.refused == []  # not even asked for
+
+
+def test_trees__thresholds_of_failure_leaves(seen):
+    page, shown = seen.page, "#trees .leaf .valid:not([hidden])"
+    before = page.locator(shown).count()
+    said = page.locator("#validity [aria-live]")
+    assert before > 0
+    page.locator("#validity [name=delta]").fill("0.6")
+    expect(page.locator(shown)).to_have_count(0)
+    expect(said).to_contain_text(re.compile(r"^0 of \d+ leaves, in 0 of \d+ trees"))
+    page.locator("#validity [name=delta]").fill("0")
+    page.locator("#validity [name=tau]").fill("0")
+    expect(page.locator("#validity output").first).to_have_text("0 points")
+    assert page.locator(shown).count() > before
+    page.locator("#validity [type=reset]").click()
+    expect(said).to_contain_text(re.compile(r"leaves, in"))

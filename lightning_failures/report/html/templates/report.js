@@ -124,6 +124,31 @@
     }
   });
 
+  // ---------------------------------------------------------------- trees: which leaves are failure leaves
+  const validity = document.getElementById("validity");
+  if (validity) {
+    const { delta, tau } = validity.elements;
+    const leaves = all(".leaf[data-excess]");
+    const judge = () => {
+      delta.nextElementSibling.textContent = `${Math.round(100 * delta.value)} points`;
+      tau.nextElementSibling.textContent = `${Math.round(100 * tau.value)} %`;
+      let valid = 0;
+      const trees = new Set();
+      leaves.forEach((leaf) => {
+        const holds = Number(leaf.dataset.excess) > Number(delta.value) && Number(leaf.dataset.coverage) > Number(tau.value);
+        leaf.querySelector(".valid").hidden = !holds;
+        if (holds) { valid += 1; trees.add(leaf.closest(".card")); }
+      });
+      const shown = all("#trees .card:has(.leaf[data-excess])").length;
+      validity.querySelector("[aria-live]").textContent = `${valid} of ${leaves.length} leaves, in ${trees.size} of ${shown} trees below.`;
+    };
+    validity.hidden = false;
+    validity.addEventListener("input", judge);
+    validity.addEventListener("reset", () => setTimeout(judge));
+    validity.addEventListener("submit", (event) => event.preventDefault());
+    validity.querySelector("[aria-live]").textContent = "";
+  }
+
   // ---------------------------------------------------------------- trees: what a split looks at, from its feature below
   all(".glimpse").forEach((place) => {
     const title = document.getElementById(`feature-${place.dataset.feature}-h`);
