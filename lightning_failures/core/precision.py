@@ -32,7 +32,8 @@ def full_precision(device: str | torch.device) -> Iterator[None]:
         try:
             before = torch.get_float32_matmul_precision()
         except RuntimeError:  # the switches of single backends are set (torch 2.9), which this function cannot express
-            for backend in (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul):
+            for library in (torch.backends.cuda, torch.backends.mkldnn):
+                backend = getattr(library, "matmul")  # noqa: B009  which type hints of torch lack
                 restored.callback(setattr, backend, "fp32_precision", backend.fp32_precision)
                 backend.fp32_precision = "ieee"
         else:

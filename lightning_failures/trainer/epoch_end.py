@@ -37,7 +37,7 @@ from lightning_failures.methods.base import ImageReader
 from lightning_failures.regression import Pin
 from lightning_failures.report.diary_storage import keep_diary
 from lightning_failures.report.gallery import Gallery, Picture
-from lightning_failures.report.html.render import prepare
+from lightning_failures.report.html.library import prepare
 from lightning_failures.trainer.batch_reader import BatchReader
 from lightning_failures.trainer.caption_sources import Captions, CaptionSources
 from lightning_failures.trainer.evaluation_pass import EvaluationPass

@@ -15,6 +15,7 @@ sys.path.append(str(BENCHMARKS))  # scripts: they import each other by name
 import gpu  # noqa: E402
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the benchmark itself runs where there is a GPU")
 def test_small__measures_everything_on_the_cpu(tmp_path, capsys):
     path = tmp_path / "results" / "gpu.json"
