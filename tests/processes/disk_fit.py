@@ -57,7 +57,12 @@ def fit(cache: Path, root: Path) -> dict:
     }
 
 
-READERS = {"directions": FailureDirections.load, "examples": ExampleTable.load, "modes": load_diary}
+READERS = {
+    "directions": FailureDirections.load,
+    "examples": ExampleTable.load,
+    "table": ExampleTable.load,
+    "modes": load_diary,
+}
 
 
 def halves(folder: Path) -> list[str]:
