@@ -1,6 +1,6 @@
 """What the callback costs a training on a GPU, whether a GPU reports what a CPU reports, and the tests that need one.
 
-    python benchmarks/gpu.py --output benchmarks/results/gpu.json   # with CUDA, less than ten minutes
+    python benchmarks/gpu.py --output benchmarks/results/gpu.json   # with CUDA; sized for less than ten minutes
     python benchmarks/gpu.py --small                                # the same code, in seconds, on any machine
 
 One run measures, on the first CUDA device, or without CUDA on the CPU:
