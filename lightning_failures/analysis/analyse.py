@@ -147,7 +147,8 @@ def analyse(
             follows), no tree after four fifths, and no captions or null scores after all of it. Classes with the most
             failures come first; the notes of the report say what was skipped. None: no limit.
         seed: The only source of randomness.
-        device: Device for computing Gram matrices.
+        device: Device of Gram matrices, of products with permuted correctness, and of sparse layers. The rest runs on
+            the CPU.
         workers: The processes that share the analysis. Each passes the same grades. Its ``embeddings`` have one row per
             distinct id among the rows of the classes that it owns
             (:func:`~lightning_failures.data.partition.owned_rows`; for ``features`` with ``predicted=True``), and its
@@ -235,7 +236,9 @@ def analyse(
                 classes, n_uncaptioned, caption_notes = caption_classes(
                     classes,
                     captions,
-                    CaptionScorer(directions, sampled_members, embedded, top_captions, permutations, seed, attributes),
+                    CaptionScorer(
+                        directions, sampled_members, embedded, top_captions, permutations, seed, attributes, device
+                    ),
                     classes_to_caption(classes, captioned_classes),
                     partition,
                     deadline=deadlines.everything,

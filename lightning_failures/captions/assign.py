@@ -62,6 +62,7 @@ class CaptionScorer:
         permutations: Permutations of the test of the best caption.
         seed: The source of randomness.
         metadata: Known attributes of all rows of the grades, by name.
+        device: Device of the products with permuted correctness.
     """
 
     directions: FailureDirections
@@ -71,6 +72,7 @@ class CaptionScorer:
     permutations: int
     seed: int
     metadata: Mapping[str, CodedValues] = field(default_factory=dict)
+    device: str | torch.device = "cpu"
 
     def caption(self, entry: ClassReport, k: int, candidates: ClassCaptions | None) -> ClassReport:
         """Return the report of class k with its hardest and easiest captions and their p-value.
@@ -111,6 +113,7 @@ class CaptionScorer:
                     groups=tested.sources,
                     permutations=self.permutations,
                     seed=self.seed,
+                    device=self.device,
                 ),
                 [comparison for shortening in shortenings for comparison in shortening.comparisons],
             )

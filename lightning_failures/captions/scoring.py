@@ -16,7 +16,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lightning_failures.core.arrays import as_array, as_mask, as_matrix, as_vector
+from lightning_failures.core.arrays import as_array, as_mask, as_matrix, as_vector, on_device
+from lightning_failures.core.precision import full_precision
 from lightning_failures.core.types import BoolArray
 from lightning_failures.directions.result import FailureDirections
 from lightning_failures.directions.standardize import standardize
@@ -170,6 +171,7 @@ def permuted_distances(
     groups: Any = None,
     permutations: int = 999,
     seed: int = 0,
+    device: str | torch.device = "cpu",
 ) -> Iterator[NDArray[np.float32]]:
     """Yield how far failures lie beyond successes along each caption: observed, then under permuted correctness.
 
@@ -190,6 +192,7 @@ def permuted_distances(
         groups: (n,) names of the sources; whole groups are permuted. Default: every example is its own source.
         permutations: Number P of permutations.
         seed: The only source of randomness.
+        device: Device on which the products are computed.
 
     Yields:
         (1, M) the observed distances, then (P_i, M) blocks with P rows in total; nothing without permutations or
@@ -210,10 +213,11 @@ def permuted_distances(
     along = partial(_scores, captions=captions, reference=references[0], std=directions.std)  # (k, D) -> (k, M)
     # the cheaper order of products: examples x captions first, or permutations x examples first
     captions_first = n * len(captions) * (dim + permutations) < permutations * dim * (n + len(captions))
-    rows_of_x = along(x) if captions_first else x
+    rows_of_x = on_device(along(x) if captions_first else x, device)
 
     def distances(labellings: BoolArray) -> NDArray[np.float32]:  # (P, n) -> (P, M)
-        sums = labellings.astype(np.float32) @ rows_of_x
+        with full_precision(device):
+            sums = as_array(on_device(labellings.astype(np.float32), device) @ rows_of_x)
         failures = np.maximum(labellings.sum(axis=1), 1)
         rates = (1 / failures + 1 / np.maximum(n - failures, 1)).astype(np.float32)
         return np.asarray(rates[:, None] * (sums if captions_first else along(sums)))

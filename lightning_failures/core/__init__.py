@@ -4,6 +4,7 @@ Files, each importing only from those above it::
 
     types           Array types shared by annotations
     arrays          Convert and check tensors and arrays of callers, once, before the mathematics sees them
+    precision       Products in the precision of their numbers, whatever the training has chosen for its own
     atomic          Files that appear whole or not at all
     locks           Locks between processes: one writer at a time in a file, one run at a time in a folder
     home            A home folder for a user who has none

@@ -21,6 +21,7 @@ from sklearn.svm import SVC
 from lightning_failures.core.arrays import as_array, on_device
 from lightning_failures.core.budget import MAX_GRAM_EXAMPLES
 from lightning_failures.core.hashing import stable_hash
+from lightning_failures.core.precision import full_precision
 from lightning_failures.core.types import BoolArray, FloatArray, IntArray
 from lightning_failures.directions.criterion import CRITERION
 
@@ -186,7 +187,8 @@ def centred_gram(features: NDArray[Any], device: str | torch.device = "cpu") -> 
     enough where the examples of a class are nearly the same.
     """
     x = on_device(features - features.mean(axis=0), device)
-    return as_array(x @ x.T)
+    with full_precision(device):
+        return as_array(x @ x.T)
 
 
 def solve(gram: NDArray[Any], correct: BoolArray, c: float) -> tuple[FloatArray, float]:

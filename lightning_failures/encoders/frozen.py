@@ -12,6 +12,7 @@ import torch
 import xxhash
 from torch import Tensor, nn
 
+from lightning_failures.core.precision import full_precision
 from lightning_failures.errors import EncoderError
 
 _FINGERPRINT_VERSION = 1  # increase when code changes embeddings although weights and options stay the same
@@ -19,15 +20,15 @@ _FINGERPRINT_VERSION = 1  # increase when code changes embeddings although weigh
 
 @contextlib.contextmanager
 def frozen_inference(device: torch.device) -> Iterator[None]:
-    """Disable gradients and autocast; results are ordinary tensors even if the caller is in ``inference_mode``."""
-    with torch.inference_mode(False), torch.no_grad(), torch.autocast(device.type, enabled=False):
+    """Compute in full precision and without gradients: ordinary tensors even if the caller is in ``inference_mode``."""
+    with torch.inference_mode(False), torch.no_grad(), full_precision(device):
         yield
 
 
 @contextlib.contextmanager
 def open_to_gradients(device: torch.device) -> Iterator[None]:
-    """Enable gradients, even if the caller is in ``inference_mode`` or ``no_grad``, and disable autocast."""
-    with torch.inference_mode(False), torch.enable_grad(), torch.autocast(device.type, enabled=False):
+    """Enable gradients, even if the caller is in ``inference_mode`` or ``no_grad``, and compute in full precision."""
+    with torch.inference_mode(False), torch.enable_grad(), full_precision(device):
         yield
 
 

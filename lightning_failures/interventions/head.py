@@ -23,6 +23,7 @@ from torch import Tensor
 
 from lightning_failures.core.arrays import as_mask, as_rows, as_vector
 from lightning_failures.core.hashing import stable_hash
+from lightning_failures.core.precision import full_precision
 from lightning_failures.core.types import BoolArray, FloatArray, IntArray
 from lightning_failures.directions.standardize import Moments
 from lightning_failures.errors import DataError
@@ -175,16 +176,17 @@ def fit_head(
     names, group, sizes = np.unique(code, return_inverse=True, return_counts=True)
     chosen, start = 0, None
     accuracy = np.full((len(grid), 1), np.nan)
-    if len(grid) > 1:
-        counted = np.flatnonzero(sizes >= MIN_GROUP) if (sizes >= MIN_GROUP).any() else np.arange(len(names))
-        sources = np.arange(n) if groups is None else np.unique(np.asarray(groups), return_inverse=True)[1]
-        small, basis = problem.reduced(_RANK, seed)
-        losses, right = _cross_validate(small, on_device, mass, _folds(code, sources, folds, seed), grid)
-        chosen = _choose(losses, group, counted)
-        accuracy = _group_means(right, group, counted)
-        head, _ = small.solve(mass, grid[chosen], None, _ROUGH)
-        start = np.column_stack([head[:, :-1] @ basis.cpu().numpy().T, head[:, -1]])
-    head, converged = problem.solve(mass, grid[chosen], start, _FINE)
+    with full_precision(device):
+        if len(grid) > 1:
+            counted = np.flatnonzero(sizes >= MIN_GROUP) if (sizes >= MIN_GROUP).any() else np.arange(len(names))
+            sources = np.arange(n) if groups is None else np.unique(np.asarray(groups), return_inverse=True)[1]
+            small, basis = problem.reduced(_RANK, seed)
+            losses, right = _cross_validate(small, on_device, mass, _folds(code, sources, folds, seed), grid)
+            chosen = _choose(losses, group, counted)
+            accuracy = _group_means(right, group, counted)
+            head, _ = small.solve(mass, grid[chosen], None, _ROUGH)
+            start = np.column_stack([head[:, :-1] @ basis.cpu().numpy().T, head[:, -1]])
+        head, converged = problem.solve(mass, grid[chosen], start, _FINE)
     weight = head[:, :-1] * scale  # for raw features
     return HeadFit(
         weight,

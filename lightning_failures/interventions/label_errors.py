@@ -21,6 +21,7 @@ from torch import Tensor
 
 from lightning_failures.core.arrays import as_mask, as_rows, as_vector, unit_vectors
 from lightning_failures.core.hashing import stable_hash
+from lightning_failures.core.precision import full_precision
 from lightning_failures.core.threads import one_thread
 from lightning_failures.directions.standardize import mean_and_std
 from lightning_failures.errors import ConfigurationError, DataError
@@ -152,7 +153,8 @@ def suspect_labels(
     # second witness: the neighbours, only of labels that the probe contradicts
     doubted = np.flatnonzero(probability < below)
     nearest = np.full((len(rows), neighbours), -1, dtype=np.int64)
-    nearest[doubted] = _nearest(x, sources, rows[doubted], neighbours, device)
+    with full_precision(device):
+        nearest[doubted] = _nearest(x, sources, rows[doubted], neighbours, device)
     agrees = (y[nearest] == predicted[rows][:, None]) & (nearest >= 0)
     count = np.full(len(rows), -1, dtype=np.int64)  # -1: not searched
     count[doubted] = agrees[doubted].sum(axis=1)

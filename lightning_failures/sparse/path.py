@@ -17,6 +17,7 @@ from torch import Tensor
 
 from lightning_failures.core.arrays import as_array, as_vector
 from lightning_failures.core.budget import Deadline
+from lightning_failures.core.precision import full_precision
 from lightning_failures.core.types import FloatArray, IntArray
 from lightning_failures.errors import ConfigurationError, DataError
 from lightning_failures.sparse.blocks import StandardizedBlocks
@@ -182,6 +183,23 @@ def solve_path(features: Any, labels: Any, sample_weight: Any, options: PathOpti
     if priors.min() <= 0:
         raise DataError("every class must have an example with a sample_weight above 0; leave the others out.")
 
+    with full_precision(options.device):
+        return _solve(features, classes, targets, mass, priors, options)
+
+
+def _solve(
+    features: Any, classes: IntArray, targets: IntArray, mass: FloatArray, priors: FloatArray, options: PathOptions
+) -> SparsePath:
+    """Fit a path to checked labels.
+
+    Args:
+        features: (N, D).
+        classes: (K,) the labels that occur, ascending.
+        targets: (N,) int64, their positions in ``classes``.
+        mass: (N,) float64, sum 1.
+        priors: (K,) float64, the mass of each class.
+        options: How the path is fitted.
+    """
     data = StandardizedBlocks(features, mass, standardize=options.standardize, device=options.device)
     problem = SoftmaxProblem(data, targets, mass, len(classes), seed=options.seed, device=options.device)
     solver = PathSolver(problem, priors, options.alpha, options.grouped)

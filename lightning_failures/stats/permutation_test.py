@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from lightning_failures.core.arrays import as_array, on_device
+from lightning_failures.core.arrays import as_array, is_cpu, on_device
+from lightning_failures.core.precision import full_precision
 from lightning_failures.core.types import BoolArray
 from lightning_failures.stats.folds import permuted_outcomes
 
@@ -73,7 +74,7 @@ def _statistic(
     n, dim = features.shape
     by_gram = gram is not None and n <= 2 * dim
     matrix = gram if gram is not None and by_gram else features - features.mean(axis=0)
-    compiled = by_gram and matrix.dtype == np.float32 and torch.device(device).type == "cpu"
+    compiled = by_gram and matrix.dtype == np.float32 and is_cpu(device)
     precision = matrix.dtype  # torch cannot multiply tensors of two dtypes
     matrix = np.pad(matrix, ((0, 0), (0, -n % 16))) if compiled else on_device(matrix, device)
 
@@ -93,7 +94,8 @@ def _forms(
 ) -> tuple[NDArray[Any], NDArray[Any]]:
     """Return the forms u'Ku and the numbers of failures, (P,) each, from the Gram matrix or the features."""
     u = on_device(failed, device)
-    products = u @ matrix
+    with full_precision(device):
+        products = u @ matrix
     return as_array((products * (u if by_gram else products)).sum(axis=1)), failed.sum(axis=1)
 
 

@@ -11,6 +11,7 @@ from time import perf_counter
 from typing import Any, Literal, Protocol
 
 import numpy as np
+import torch
 from lightning.pytorch import Trainer
 from numpy.typing import NDArray
 from torch import Tensor
@@ -104,6 +105,7 @@ class RunnerOptions(Protocol):
     pins: Sequence[str | Path]
     counterfactuals: CounterfactualsOption
     attacks: bool
+    device: str | torch.device | None
     on_error: Literal["warn", "raise"]
 
 
@@ -119,6 +121,7 @@ class AnalysisRunner:
         reference: Gives the embeddings that directions are standardised with.
         feature_names: File with names of features; None: the one in the folder of the run.
         attacks: Whether features are attacked for their pictures.
+        device: Device of matrix products of the analysis.
         say_once: Emits each distinct message at most once.
         pins: Pinned slices that every analysis checks.
         counterfactuals: Whether regions of features are pasted; a generator: captions are rendered too.
@@ -140,6 +143,7 @@ class AnalysisRunner:
     pins: Sequence[Pin]
     counterfactuals: bool | ImageGenerator
     attacks: bool
+    device: str | torch.device
     say_once: Callable[..., None]
     raises: bool
     guard: Callable[[Trainer, str, str], AbstractContextManager[None]]
@@ -184,6 +188,7 @@ class AnalysisRunner:
             pins=open_pins(options.pins, encoders),
             counterfactuals=load_counterfactuals(options.counterfactuals),
             attacks=options.attacks,
+            device="cpu" if options.device is None else options.device,
             say_once=say_once,
             raises=options.on_error == "raise",
             guard=guard,
@@ -318,14 +323,9 @@ class AnalysisRunner:
         ranks.run_all(lambda: self._write(trainer, _with_names(result, analysis), folder) if ranks.is_first else None)
         accuracies = comparable_accuracies(analysis.evaluation.grader, analysis.grades)
         self._late_doubts.expect(analysis.index, result, accuracies, self._writers.get(folder, ()))
+        examples = partial(ExampleReader.of_loader, trainer, analysis.loader, analysis.index, self.reader)
         self._undrawn[analysis.index] = AnalysisSnapshot(
-            result,
-            trainer,
-            partial(ExampleReader.of_loader, trainer, analysis.loader, analysis.index, self.reader),
-            analysis.analysed,
-            analysis.sampled,
-            analysis.evaluation,
-            folder,
+            result, trainer, examples, analysis.analysed, analysis.sampled, analysis.evaluation, folder
         )
         return result
 
@@ -363,8 +363,7 @@ class AnalysisRunner:
 
     def draw_all(self, ranks: Communicator, *, seconds: float | None = None) -> AnalysisResult | None:
         """Draw all analyses without pictures; return that of the first loader, None if it is not among them."""
-        drawn = {index: self.draw(index, ranks, seconds=seconds) for index in self.undrawn}
-        return drawn.get(0)
+        return {index: self.draw(index, ranks, seconds=seconds) for index in self.undrawn}.get(0)
 
     def add_late_doubts(
         self, trainer: Trainer, logged: Callable[[], Mapping[str, float]]
@@ -433,6 +432,7 @@ class AnalysisRunner:
             say_once=self.say_once,
             counterfactuals=self.counterfactuals,
             attacks=self.attacks,
+            device=self.device,
         )
 
     def _images_of(self, snapshot: AnalysisSnapshot) -> ImageReader:
@@ -490,7 +490,6 @@ class AnalysisRunner:
             values.pop("directions", None)
         if deadline is not None:  # the training images, embedded once, do not count
             deadline = Deadline(deadline.at + perf_counter() - begun)
-        attribute_captions = None if captions is None else self.captions.attributes(grades.class_names)
         result = analyse(
             grades,
             values.pop("directions", None),
@@ -500,7 +499,7 @@ class AnalysisRunner:
             reference=reference,
             training_labels=reference_labels,
             captions=captions,
-            attribute_captions=attribute_captions,
+            attribute_captions=None if captions is None else self.captions.attributes(grades.class_names),
             metadata=evaluation.grader.metadata(grades),
             groupings=evaluation.grader.groupings(grades),
             sampled=sampled,
@@ -509,6 +508,7 @@ class AnalysisRunner:
             n_directions=self.n_directions,
             doubted=self.doubted,
             seed=self.seed,
+            device=self.device,
             workers=ranks,
             attempt=attempt,
             raise_class_errors=self.raises,
@@ -562,6 +562,7 @@ class AnalysisRunner:
             sampled=sampled,
             time_budget=None if deadline is None else deadline.left,
             seed=self.seed,
+            device=self.device,
             workers=ranks,
             attempt=attempt,
         )
@@ -595,6 +596,5 @@ def _show(result: AnalysisResult, gallery: Gallery, writer: Writer) -> None:
 
 def _with_names(result: AnalysisResult, analysis: LoaderAnalysis) -> AnalysisResult:
     """Return the result with the file names of its examples, which only its files need."""
-    if result.table is None:
-        return result
-    return replace(result, table=analysis.evaluation.grader.with_names(result.table))
+    table = None if result.table is None else analysis.evaluation.grader.with_names(result.table)
+    return replace(result, table=table)

@@ -94,7 +94,8 @@ class AdvancedOptions:
         permutations: Permutations of the screening test and of the caption test. 0: no p-values, so that no class has
             a pattern.
         cache_folder: Folder of cached embeddings. None: ``$LIGHTNING_FAILURES_CACHE``, else the user's cache folder.
-        device: Device of encoders given by name. None: that of the training.
+        device: Device of encoders given by name, and of the large products of the analysis. None: the device of the
+            training for encoders, the CPU for the analysis.
         seed: Seed of folds, permutations and samples.
         pins: Files, or folders, of pinned slices (``lightning-failures pin``), which every analysis checks: see
             ``last_report.pins`` and the logged ``failures/pins_failing``, the number of those that do not hold.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.linear_model import LogisticRegression
@@ -47,6 +48,18 @@ def test_fit_head__parity_with_scikit_learn(monkeypatch, flagged):
     assert found - found.mean(axis=1, keepdims=True) == pytest.approx(
         logits - logits.mean(axis=1, keepdims=True), abs=1e-2
     )
+
+
+def test_fit_head__does_not_depend_on_the_precision_of_the_training():
+    """On a CPU with instructions for bfloat16 this setting shortens products too."""
+    x, labels, odd = shortcut(n=600)
+    expected = fit_head(x, labels, odd)
+    torch.set_float32_matmul_precision("medium")
+    try:
+        found = fit_head(x, labels, odd)
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    assert np.array_equal(found.weight, expected.weight)
 
 
 def test_fit_head__flags_repair_a_planted_shortcut_and_controls_do_not():

@@ -97,6 +97,7 @@ class GalleryBuilder:
         say_once: Emits each distinct message at most once.
         counterfactuals: Whether regions of features are pasted; a generator: captions are rendered too.
         attacks: Whether features are attacked.
+        device: Device of the Gram matrices behind the CV scores expected by chance.
         hurried: Whether the deadline also ends the reading of images; chance and counterfactual checks are left out.
     """
 
@@ -110,6 +111,7 @@ class GalleryBuilder:
     say_once: Callable[..., None]
     counterfactuals: bool | ImageGenerator = False
     attacks: bool = True
+    device: str | torch.device = "cpu"
     hurried: bool = False
 
     def draw(
@@ -254,6 +256,7 @@ class GalleryBuilder:
             share,
             permutations=self.null_permutations,
             seed=self.seed,
+            device=self.device,
             deadline=extended,
         )
         notes = (*report.notes, *failed)
