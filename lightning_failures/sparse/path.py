@@ -145,6 +145,7 @@ class PathOptions:
     Attributes:
         ridge: Penalty of a refit on the support of each layer; None for the layers of the path themselves.
         deadline: Time after which no further layer is fitted, and the path ends; None: no limit.
+        balanced: Whether all classes have the same mass; weights then count within their class.
     """
 
     alpha: float = 0.99
@@ -157,6 +158,7 @@ class PathOptions:
     seed: int = 0
     device: str | torch.device = "cpu"
     deadline: Deadline | None = None
+    balanced: bool = False
 
     def __post_init__(self) -> None:
         if not 0 < self.alpha <= 1:
@@ -181,6 +183,9 @@ def solve_path(features: Any, labels: Any, sample_weight: Any, options: PathOpti
     priors = np.bincount(targets, weights=mass).astype(np.float64)
     if priors.min() <= 0:
         raise DataError("every class must have an example with a sample_weight above 0; leave the others out.")
+    if options.balanced:
+        mass = mass / (len(classes) * priors[targets])
+        priors = np.full(len(classes), 1 / len(classes))
 
     data = StandardizedBlocks(features, mass, standardize=options.standardize, device=options.device)
     problem = SoftmaxProblem(data, targets, mass, len(classes), seed=options.seed, device=options.device)

@@ -158,7 +158,7 @@ def sparsity_rows(report: FailureReport) -> Rows:
     found = sparse_report(report)
     if found is None:
         return []
-    return [
+    rows = [
         {
             "features": point.features_per_class,
             "accuracy": point.accuracy,
@@ -167,6 +167,10 @@ def sparsity_rows(report: FailureReport) -> Rows:
         }
         for index, point in enumerate(found.curve)
     ]
+    if found.conditions:  # each is chosen at a lambda of its own, and the mark is their mean
+        mean = {"features": found.features_per_class, "accuracy": found.accuracy, "lambda": None, "layer": "this layer"}
+        rows.append(mean)
+    return rows
 
 
 def sparsity(rows: Rows) -> dict[str, Any]:
