@@ -113,7 +113,8 @@ def analyse(
             None: no sparse layer.
         penultimate_training: Penultimate features (M, P) of training examples, a matrix or an iterable of blocks that
             starts again each time, and their labels (M,) int, to which the sparse layer is fitted; in a multilabel task
-            (M, K) of 0, 1 and -1, which is unknown. Or a function that reads them. None: the layer is fitted to half of the examples and examined on the other half.
+            (M, K) of 0, 1 and -1, which is unknown. Or a function that reads them. None: the layer is fitted to half of
+            the examples and examined on the other half.
         reference: (M, D) embeddings whose mean and standard deviation phi standardises with. None: ``embeddings``.
         training_labels: (M,) int, the labels of ``reference``, if that holds training examples: the diagnosis of each
             class compares them with the examples that are analysed. None: the diagnosis knows validation only.

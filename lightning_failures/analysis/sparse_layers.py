@@ -292,11 +292,12 @@ def _unsupported(grades: Grades) -> str | None:
 
 
 def _is_multilabel(grades: Grades) -> bool:
-    """Return whether examples have several rows, or the classes are the names of several conditions."""
+    """Return whether examples have several rows, or one row each that is of one of several conditions."""
+    if len(torch.unique(grades.ids)) < len(grades.ids):
+        return True
     names = grades.class_names
     absent = [absent_condition(name, names) for name in names[::2]]
-    named = len(names) > 2 and absent == list(names[1::2])
-    return named or len(torch.unique(grades.ids)) < len(grades.ids)
+    return len(names) > 2 and absent == list(names[1::2]) and _has_conditions(grades)
 
 
 def _has_conditions(grades: Grades) -> bool:

@@ -195,7 +195,10 @@ def sparsity(rows: Rows) -> dict[str, Any]:
         ],
     }
     layers: Rows = [
-        {"mark": {"type": "line", "strokeWidth": 1.5, "opacity": 0.6}},
+        {
+            "transform": [{"filter": "isValid(datum.lambda)"}],
+            "mark": {"type": "line", "strokeWidth": 1.5, "opacity": 0.6},
+        },
         {"mark": {"type": "point", "filled": True, "opacity": 1}, "encoding": points},
         _labels("layer", "datum.layer == 'this layer'", dy=-14),
     ]
@@ -379,7 +382,8 @@ CHARTS: dict[str, Chart] = {
         section="sparse",
         title="Accuracy against sparsity",
         description="Each mark is a layer of the path: the features that a class uses on average, and the accuracy on"
-        " held-out examples. The large mark is the layer that this section examines.",
+        " held-out examples. The large mark is the layer that this section examines. In a multilabel task,"
+        " marks are means over conditions.",
         rows=lambda report, history: sparsity_rows(report),
         draw=sparsity,
     ),
