@@ -238,7 +238,7 @@ def _layer_sentence(found: SparseReport, of: str) -> str:
 
 def _conditions_sentence(found: SparseReport, of: str) -> str:
     rare = sum(one.balanced for one in found.conditions)
-    balanced = f"; balanced accuracy for {rare} that are rare" if rare else ""
+    balanced = f"; balanced accuracy for rare conditions, {rare} of them" if rare else ""
     return (
         f"Binary last layers of {len(found.conditions)} conditions, with {number(found.features_per_class, '.1f')}"
         f" features each, fitted to {found.fitted_on.examples} {of} images, are right on {percent(found.accuracy)} of"
@@ -249,8 +249,9 @@ def _conditions_sentence(found: SparseReport, of: str) -> str:
 def _condition_line(entry: ConditionEntry) -> str:
     measure = "balanced accuracy" if entry.balanced else "accuracy"
     fixes = "" if entry.fixed.rate is None else f", one feature fixes {percent(entry.fixed.rate)}"
+    unit = "feature" if entry.features == 1 else "features"
     return (
-        f"{clean(entry.name, limit=60)}: {entry.features} features, {measure} {percent(entry.accuracy)}, false"
+        f"{clean(entry.name, limit=60)}: {entry.features} {unit}, {measure} {percent(entry.accuracy)}, false"
         f" positives {entry.false_positives}, false negatives {entry.false_negatives}{fixes}"
     )
 

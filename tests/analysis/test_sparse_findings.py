@@ -103,7 +103,7 @@ def test_section__can_be_read_again_and_is_said(result):
     report = FailureReport.from_json(found.report.to_json())
     assert sparse_report(report) == sparse_report(found.report)
     assert "Binary last layers of 2 conditions" in sparse_sentence(report)
-    assert "balanced accuracy for 1 that are rare" in sparse_sentence(report)
+    assert "balanced accuracy for rare conditions, 1 of them" in sparse_sentence(report)
     mass = next(line for line in sparse_lines(report) if line.startswith("mass: "))
     assert "balanced accuracy" in mass
     assert "false negatives" in mass

@@ -106,7 +106,7 @@ def test_conditions__are_named_with_the_lowest_accuracy_first():
     report = report_with(SECTION | {"chosen": None, "conditions": CONDITIONS, "worth_masking": masks})
     text = sparse_sentence(report)
     assert "Binary last layers of 2 conditions, with 3.5 features each" in text
-    assert "balanced accuracy for 1 that are rare" in text
+    assert "balanced accuracy for rare conditions, 1 of them" in text
     assert "fixes 50.0 % (30.0 to 70.0 %) of their 20 errors; a random feature of the condition 10.0 %" in text
     dog, cat = sparse_lines(report)[1:3]
     assert dog == (
