@@ -72,8 +72,14 @@ class HeldOut:
     def take(self, rows: IntArray | BoolArray) -> HeldOut:
         """Return some of the rows, by index or by mask (n,)."""
         sources = None if self.sources is None else self.sources[rows]
-        columns = (one[rows] for one in (self.place, self.labels, self.predictions, self.ids))
-        return HeldOut(self.features, *columns, sources)
+        return replace(
+            self,
+            place=self.place[rows],
+            labels=self.labels[rows],
+            predictions=self.predictions[rows],
+            ids=self.ids[rows],
+            sources=sources,
+        )
 
     def of_condition(self, k: int) -> HeldOut:
         """Return the rows of a condition, with the classes 0 (absent) and 1 (present)."""

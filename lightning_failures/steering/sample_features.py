@@ -114,8 +114,9 @@ def _read(
     labels = np.concatenate([one[1] for one in found])
     keys = torch.cat([one[2] for one in found])
     order = np.argsort(ids, kind="stable")
-    in_range = (labels >= 0) & (labels < classes)
-    usable = order[(in_range if labels.ndim == 1 else in_range.any(axis=1))[order]]
+    columns = labels if labels.ndim == 2 else labels[:, None]  # a condition each
+    in_range = np.any((columns >= 0) & (columns < classes), axis=1)
+    usable = order[in_range[order]]
     labels, keys = labels[usable], keys[torch.from_numpy(usable)]
     if ranks.world_size > 1:
         of_rank = np.concatenate([np.full(len(one[0]), rank) for rank, one in enumerate(found)])[usable]

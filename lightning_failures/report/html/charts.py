@@ -158,7 +158,7 @@ def sparsity_rows(report: FailureReport) -> Rows:
     found = sparse_report(report)
     if found is None:
         return []
-    rows = [
+    rows: Rows = [
         {
             "features": point.features_per_class,
             "accuracy": point.accuracy,
