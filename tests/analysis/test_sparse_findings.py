@@ -11,7 +11,9 @@ import torch
 from lightning_failures import analyse
 from lightning_failures.data import FailureReport
 from lightning_failures.data.grades import Grades
+from lightning_failures.data.partition import owned_rows
 from lightning_failures.report.sparse import sparse_lines, sparse_markdown, sparse_report, sparse_sentence
+from tests.data.test_partition import together
 
 NAMES = ("no edema", "edema", "no mass", "mass")
 DIM, EDEMA, TUBE, MASS = 10, 0, 5, 1
@@ -170,3 +172,18 @@ def test_conditions_of_other_classes__are_independent(result):
     alone = dataclasses.replace(grades_of(labels, np.array([[True, False]]).repeat(800, 0)), class_names=NAMES)
     single = analyse(alone, penultimate=x, penultimate_training=TRAINING)  # every example has one known condition
     assert sparse_report(single.report).conditions == sparse_report(found.report).conditions[:1]
+
+
+def test_several_processes__each_with_some_of_the_rows_of_an_example(result):
+    found, labels, _ = result
+    x, _, _ = world(800, 1, tube_without_edema=0.3)
+    grades = grades_of(labels)
+
+    def share(workers):
+        mine = owned_rows(grades, workers.rank, workers.world_size)
+        features = x[np.unique(grades.ids.numpy()[mine])]
+        given = TRAINING if not workers.rank else (None, np.zeros((0, 2), dtype=np.int64))
+        return analyse(grades, penultimate=features, penultimate_training=given, workers=workers)
+
+    sections = [one.report.methods["sparse"] for one in together(2, share)]
+    assert sections[0] == sections[1] == found.report.methods["sparse"]
