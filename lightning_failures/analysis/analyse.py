@@ -109,10 +109,12 @@ def analyse(
             trees.
         penultimate: Penultimate features of the model itself, (N, P) or (U, P), aligned like ``embeddings``: the input
             of its last layer. A sparse decision layer is then examined on them, and ``.fitted["sparse"]`` holds the
-            layer and the problematic feature of each error. None: no sparse layer.
+            layer and the problematic feature of each error; in a multilabel task there is a layer for each condition.
+            None: no sparse layer.
         penultimate_training: Penultimate features (M, P) of training examples, a matrix or an iterable of blocks that
-            starts again each time, and their labels (M,) int, to which the sparse layer is fitted; or a function that
-            reads them. None: the layer is fitted to half of the examples and examined on the other half.
+            starts again each time, and their labels (M,) int, to which the sparse layer is fitted; in a multilabel task
+            (M, K) of 0, 1 and -1, which is unknown. Or a function that reads them. None: the layer is fitted to half of
+            the examples and examined on the other half.
         reference: (M, D) embeddings whose mean and standard deviation phi standardises with. None: ``embeddings``.
         training_labels: (M,) int, the labels of ``reference``, if that holds training examples: the diagnosis of each
             class compares them with the examples that are analysed. None: the diagnosis knows validation only.

@@ -26,7 +26,8 @@ class TrainingFeatures:
     Attributes:
         features: (M, D) floats: a matrix, or an iterable of blocks of rows that starts again each time. None: there are
             none.
-        labels: (M,) int64, indices of the classes of the grades.
+        labels: (M,) int64, indices of the classes of the grades; in a multilabel task (M, K) of 0 and 1, or -1 where
+            it is not known whether an example has the condition.
         total: Number of examples of the training set.
         problem: Why there are none; empty if there are.
         notes: Sentences for the notes of the report.
@@ -44,7 +45,7 @@ TrainingReader = Callable[[Deadline | None], TrainingFeatures]
 
 
 def as_training_reader(training: TrainingReader | tuple[Any, Any] | None) -> TrainingReader | None:
-    """Return a reader of features (M, D) and labels (M,) that are given as they are; a reader stays as it is.
+    """Return a reader of features (M, D) and labels, (M,) or (M, K), given as they are; a reader stays as it is.
 
     Raises:
         DataError: The labels have another shape or type.
@@ -53,8 +54,11 @@ def as_training_reader(training: TrainingReader | tuple[Any, Any] | None) -> Tra
         return training
     features, labels = training
     targets = as_array(labels)
-    if targets.ndim != 1 or not np.issubdtype(targets.dtype, np.integer):
-        raise DataError(f"labels of the training examples must be integers (M,); got {targets.dtype} {targets.shape}.")
+    if targets.ndim not in (1, 2) or not np.issubdtype(targets.dtype, np.integer):
+        shapes = "(M,), or (M, K) of 0 and 1 in a multilabel task"
+        raise DataError(
+            f"labels of the training examples must be integers {shapes}; got {targets.dtype} {targets.shape}."
+        )
     given = TrainingFeatures(features, targets.astype(np.int64), len(targets))
     return lambda deadline: given
 

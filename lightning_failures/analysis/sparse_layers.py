@@ -1,15 +1,13 @@
-"""Fit of the sparse decision layers: one layer for the whole model, and which of its features is behind each error.
+"""Fit of the sparse decision layers: one layer for the model, or in a multilabel task a binary one for each condition.
 
 Source: Wong, Santurkar and Madry, Leveraging Sparse Linear Layers for Debuggable Deep Networks, ICML 2021; see
-:mod:`lightning_failures.sparse`.
+:mod:`lightning_failures.sparse`. Ours: layers of conditions, and balanced accuracy for rare ones.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -17,24 +15,23 @@ import torch
 from numpy.typing import NDArray
 
 from lightning_failures.analysis.method import Contribution, FitTask, TrainingFeatures
+from lightning_failures.analysis.sparse_findings import (
+    HeldOut,
+    LayerFindings,
+    examine,
+    join_findings,
+    sparse_section,
+    sparse_summary,
+)
 from lightning_failures.core.arrays import as_array
 from lightning_failures.core.budget import Deadline
 from lightning_failures.core.hashing import stable_hash
 from lightning_failures.core.threads import one_thread
-from lightning_failures.core.types import BoolArray, FloatArray, IntArray
+from lightning_failures.core.types import BoolArray, IntArray
+from lightning_failures.data.class_names import absent_condition
+from lightning_failures.data.grades import Grades
 from lightning_failures.errors import DataError
-from lightning_failures.sparse.debug import (
-    ALL_CLASSES,
-    NO_FEATURE,
-    ClassPairs,
-    FeatureEffects,
-    ProblematicFeatures,
-    class_pairs,
-    feature_effects,
-    problematic_features,
-)
-from lightning_failures.sparse.layer import SparseLayer, fit_sparse_layer
-from lightning_failures.stats.intervals import share_intervals, wilson_interval
+from lightning_failures.sparse.layer import ChosenRows, SparseLayer, fit_sparse_layer
 
 MAX_DROP = 0.05
 """How far below the best accuracy the layer may lie."""
@@ -43,41 +40,13 @@ N_LAMBDAS = 60
 """Length of the path, down to 0.001 of the largest lambda."""
 
 MAX_SECONDS = 600.0
-"""Time for the path if the analysis has no budget; a path that is cut has a shorter curve."""
+"""Time for the paths if the analysis has no budget; a path that is cut has a shorter curve."""
+
+RARE = 0.2
+"""Share of a condition, or of its absence, below which its layer has balanced classes: in the fit and in accuracies."""
 
 _CELLS = 20_000_000  # of the logits of the held-out examples
 _SMALL = 100_000_000  # features of the held-out examples, up to which one thread is used
-_WORK = 4e9  # operations of the effects of all features
-_TOP_FEATURES = 24  # most often problematic
-_TOP_MASKS = 40
-_TOP_PAIRS = 24
-_TOP_WEIGHTS = 12  # of each class
-_TOP_ERRORS = 200
-_TOP_EXAMPLES = 8  # of a feature
-
-
-@dataclass(frozen=True, eq=False)
-class SparseFindings:
-    """A sparse layer of the model, and what it says about the errors of held-out examples.
-
-    Attributes:
-        layer: The layer, for the penultimate features of the model.
-        problematic: The problematic feature of each error, with controls.
-        effects: What the removal of each feature does to all predictions; None if that would have taken too long.
-        pairs: What pairs of classes share.
-        top_ids: Ids of the held-out examples that activate a feature most, for the features that are reported.
-        fixed_interval: 95 % interval of the share of errors that one feature fixes; examples of one source are not
-            independent.
-        broken_interval: The same for the share of correct predictions that are broken.
-    """
-
-    layer: SparseLayer
-    problematic: ProblematicFeatures
-    effects: FeatureEffects | None
-    pairs: ClassPairs
-    top_ids: dict[int, tuple[int, ...]]
-    fixed_interval: tuple[float, float]
-    broken_interval: tuple[float, float]
 
 
 @dataclass(frozen=True)
@@ -85,10 +54,11 @@ class SparseFit:
     """Fit of a sparse layer to penultimate features of the training set; the examples of the task are held out.
 
     The layer is fitted once, on the first process. Where the training set cannot be read, it is fitted to half of the
-    examples of the task, whole sources, and the other half is held out.
+    examples of the task, whole sources, and the other half is held out. In a multilabel task each condition has a
+    binary layer, chosen from a path of its own.
 
     Attributes:
-        max_drop: How far below the best accuracy the layer may lie.
+        max_drop: How far below the best accuracy the layer may lie; of a rare condition, balanced accuracy.
         n_lambdas: Length of the path.
     """
 
@@ -100,16 +70,17 @@ class SparseFit:
     def fit(self, task: FitTask) -> Contribution:
         """Gather the features on the first process, fit there, and give the findings to all processes. Collective."""
         workers = task.partition.workers
-        if (reason := _unsupported(task)) is not None:
+        if (reason := _unsupported(task.grades)) is not None:
             return Contribution(notes=(f"No sparse decision layers: {reason}",))
         if any(workers.gather_results(lambda: task.deadline is not None and task.deadline.passed)):
             return Contribution(notes=("No sparse decision layers: the time budget was spent on other methods.",))
-        held_out = _sampled(task)
-        mine = np.flatnonzero(task.partition.rows & held_out)
-        parts = workers.gather_results(lambda: (mine, np.asarray(as_array(task.values[mine]))))
-        rows = np.concatenate([part for part, _ in parts])
-        order = np.argsort(rows, kind="stable")
-        features = np.concatenate([part for _, part in parts if len(part)])[order] if len(rows) else None
+        mine = np.flatnonzero(task.partition.rows & _sampled(task))
+        all_ids = as_array(task.grades.ids)
+        once = mine[np.unique(all_ids[mine], return_index=True)[1]]  # conditions of an example share its features
+        parts = workers.gather_results(lambda: (mine, all_ids[once], np.asarray(as_array(task.values[once]))))
+        rows = np.sort(np.concatenate([part for part, _, _ in parts]))
+        ids, first = np.unique(np.concatenate([part for _, part, _ in parts]), return_index=True)
+        features = np.concatenate([part for *_, part in parts if len(part)])[first] if len(rows) else None
         del parts
 
         reading = None if task.deadline is None else Deadline.after(task.deadline.left / 2)
@@ -120,122 +91,223 @@ class SparseFit:
                 return Contribution()
             if features is None:
                 return Contribution(notes=("No sparse decision layers: no example has penultimate features.",))
+            held_out = _held_out(task.grades, rows, ids, features)
             small = len(rows) * features.shape[1] <= _SMALL
             try:
                 with one_thread() if small else nullcontext():  # waiting for other threads costs more than they bring
-                    return self._study(task, rows[order], features, training)
+                    return self._study(task, held_out, training)
             except DataError as error:
                 return Contribution(notes=(f"No sparse decision layers: {error}",))
 
         return workers.gather_results(study)[0]
 
-    def _study(
-        self, task: FitTask, rows: IntArray, features: NDArray[Any], training: TrainingFeatures | None
-    ) -> Contribution:
-        """Fit the layer, and ask each error on held-out examples which feature did it; on the first process.
+    def _study(self, task: FitTask, held_out: HeldOut, training: TrainingFeatures | None) -> Contribution:
+        """Fit the layers, and ask each error on held-out examples which feature did it; on the first process.
 
         Args:
             task: The task.
-            rows: (n,) int64, rows of the grades.
-            features: (n, D), their features.
+            held_out: All sampled examples.
             training: The training examples, or why there are none.
         """
-        split = _split(task, rows, features, training)
-        x, y, ids = features[split.held_out], split.labels[split.held_out], split.ids[split.held_out]
-        if not len(y):
+        names = task.grades.class_names
+        multilabel = _is_multilabel(task.grades)
+        split = _split(held_out, training, task.seed, conditions=len(names) // 2 if multilabel else 0)
+        deadline = task.deadline or Deadline.after(MAX_SECONDS)
+        notes = list(split.notes)
+        if multilabel:
+            layers, skipped = self._fit_conditions(task, split, deadline)
+            notes += skipped
+        else:
+            known = split.held_out.labels <= int(split.labels.max(initial=-1))
+            if not known.all() and split.source == "train":
+                n_unknown = int((~known).sum())
+                of = "example is" if n_unknown == 1 else "examples are"
+                notes.append(
+                    f"{n_unknown} {of} not examined by the sparse layer: of a class without training examples."
+                )
+            split = replace(split, held_out=split.held_out.take(known))
+            layers = [self._fit_one(task, split.features, split.labels, split.held_out, deadline)]
+        shortest = min(len(one.layer.curve.lambdas) for one in layers)
+        if shortest < self.n_lambdas:
+            notes.append(
+                f"The path of sparse layers ends after {shortest} of {self.n_lambdas} values of lambda: the time was"
+                " spent."
+            )
+        found = join_findings(layers, split.held_out, multilabel=multilabel)
+        if any(one.effects is None for one in layers):
+            notes.append("Which features are worth masking is not computed: there are too many classes and features.")
+        section = sparse_section(found, names) | {
+            "max_drop": self.max_drop,
+            "fitted_on": {"source": split.source, "examples": len(split.labels), "of": split.total},
+        }
+        return Contribution(found, sparse_summary(found), section=section, notes=tuple(notes))
+
+    def _fit_conditions(
+        self, task: FitTask, split: _Split, deadline: Deadline
+    ) -> tuple[list[LayerFindings], list[str]]:
+        """Return the findings of each condition, and sentences on those that have none.
+
+        Raises:
+            DataError: There are none of any condition.
+        """
+        names = task.grades.class_names
+        n_conditions = len(names) // 2
+        if split.labels.ndim != 2 or split.labels.shape[1] != n_conditions:
+            raise DataError(
+                f"labels of the training examples must be (M, {n_conditions}), one for each condition; got"
+                f" {split.labels.shape}."
+            )
+        layers: list[LayerFindings] = []
+        problems: dict[str, list[str]] = {}
+        for k in range(n_conditions):
+            labels, held_out = split.labels[:, k], split.held_out.of_condition(k)
+            known = labels >= 0
+            share = deadline.left / (n_conditions - k)
+            try:
+                features = split.features if known.all() else ChosenRows(split.features, known)
+                found = self._fit_one(
+                    task, features, labels[known], held_out, Deadline.after(share), first=2 * k, n_layers=n_conditions
+                )
+            except DataError as error:
+                problems.setdefault(str(error), []).append(names[2 * k + 1])
+            else:
+                layers.append(found)
+        if not layers:
+            raise DataError(next(iter(problems)))
+        return layers, [f"No sparse layer for {', '.join(of)}: {problem}" for problem, of in problems.items()]
+
+    def _fit_one(
+        self,
+        task: FitTask,
+        features: Any,
+        labels: IntArray,
+        held_out: HeldOut,
+        deadline: Deadline,
+        *,
+        first: int = 0,
+        n_layers: int = 1,
+    ) -> LayerFindings:
+        """Fit one layer and examine it.
+
+        Args:
+            task: The task.
+            features: (M, D) to fit to, as a matrix or an iterable of blocks.
+            labels: (M,) int64, classes of the layer.
+            held_out: The held-out examples, with the same classes.
+            deadline: Time after which the path ends.
+            first: Index of the first class of the layer among all classes.
+            n_layers: Number of layers of the task; of several, those with a rare class are balanced.
+        """
+        if not len(held_out):
             raise DataError("no example is left to examine.")
-        layer = fit_sparse_layer(
-            split.features,
-            split.targets,
-            validation=(x, y),
+        if n_layers > 1 and len(np.unique(labels)) < 2:
+            raise DataError("all examples to fit to have the same label.")
+        balanced = n_layers > 1 and float(np.bincount(labels, minlength=2).min()) < RARE * len(labels)
+        layer: SparseLayer = fit_sparse_layer(
+            features,
+            labels,
+            validation=(held_out.x, held_out.labels),
             max_drop=self.max_drop,
+            balanced=balanced,
             n_lambdas=self.n_lambdas,
             seed=task.seed,
             device=task.device,
-            deadline=task.deadline or Deadline.after(MAX_SECONDS),
+            deadline=deadline,
         )
-        notes = list(split.notes)
-        if len(layer.curve.lambdas) < self.n_lambdas:
-            notes.append(
-                f"The path of sparse layers ends after {len(layer.curve.lambdas)} of {self.n_lambdas} values of lambda:"
-                " the time was spent."
-            )
-        found = _examine(layer, x, y, ids, None if split.sources is None else split.sources[split.held_out], task.seed)
-        if found.effects is None:
-            notes.append("Which features are worth masking is not computed: there are too many classes and features.")
-        predictions = as_array(task.grades.predictions)[rows[split.held_out]]
-        section = sparse_section(found, task.grades.class_names) | {
-            "max_drop": self.max_drop,
-            "fitted_on": {"source": split.source, "examples": len(split.targets), "of": split.total},
-            "model_accuracy": float((predictions == y).mean()),
-        }
-        return Contribution(found, _summary(found), section=section, notes=tuple(notes))
+        return examine(layer, held_out, task.seed, first=first, n_layers=n_layers)
 
 
 @dataclass(frozen=True, eq=False)
 class _Split:
-    """What the layer is fitted to, and the examples of the task that are held out.
+    """What the layers are fitted to, and the examples of the task that are held out.
 
     Attributes:
-        features: Features to fit to.
-        targets: (M,) int64, their labels.
+        features: Features to fit to, as a matrix or an iterable of blocks.
+        labels: (M,) int64, their labels; in a multilabel task (M, K) of 0, 1 and -1, which is unknown.
         source: "train" or "validation".
         total: Number of examples of which these are a sample.
-        labels: (n,) int64, of all examples of the task.
-        ids: (n,) int64.
-        sources: (n,) names of their sources, or None.
-        held_out: (n,) bool.
+        held_out: The held-out examples.
         notes: Sentences for the notes of the report.
     """
 
     features: Any
-    targets: IntArray
+    labels: IntArray
     source: str
     total: int
-    labels: IntArray
-    ids: IntArray
-    sources: NDArray[Any] | None
-    held_out: BoolArray
+    held_out: HeldOut
     notes: tuple[str, ...]
 
 
-def _split(task: FitTask, rows: IntArray, features: NDArray[Any], training: TrainingFeatures | None) -> _Split:
-    """Fit to the training examples, and without them to half of the examples of the task, whole sources."""
-    grades = task.grades
-    labels, ids = as_array(grades.labels)[rows], as_array(grades.ids)[rows]
-    sources = None if grades.groups is None else as_array(grades.groups)[rows]
+def _held_out(grades: Grades, rows: IntArray, ids: IntArray, features: NDArray[Any]) -> HeldOut:
+    """Return rows of the grades with the features of their examples, whose ids are ascending."""
+    row_ids = as_array(grades.ids)[rows]
+    return HeldOut(
+        features,
+        np.searchsorted(ids, row_ids),
+        as_array(grades.labels)[rows],
+        as_array(grades.predictions)[rows],
+        row_ids,
+        None if grades.groups is None else as_array(grades.groups)[rows],
+    )
+
+
+def _split(rows: HeldOut, training: TrainingFeatures | None, seed: int, *, conditions: int = 0) -> _Split:
+    """Fit to the training examples, and without them to half of the examples of the task, whole sources.
+
+    Args:
+        rows: All rows.
+        training: The training examples, or why there are none.
+        seed: Seed of the halves.
+        conditions: Number of conditions of a multilabel task, else 0.
+    """
     if training is not None and training.features is not None:
-        held_out = labels <= int(training.labels.max(initial=-1))
-        notes = training.notes
-        if not held_out.all():
-            left_out = int((~held_out).sum())
-            of = "example is" if left_out == 1 else "examples are"
-            notes = (*notes, f"{left_out} {of} not examined by the sparse layer: of a class without training examples.")
-        return _Split(
-            training.features, training.labels, "train", training.total, labels, ids, sources, held_out, notes
-        )
-    names = ids if sources is None else np.unique(sources, return_inverse=True)[1]
-    fitted = stable_hash(names.astype(np.int64), task.seed) % np.uint64(2) == 1
-    targets = labels[fitted]
-    held_out = ~fitted & (labels <= int(targets.max(initial=-1)))
+        return _Split(training.features, training.labels, "train", training.total, rows, training.notes)
+    names = rows.ids if rows.sources is None else np.unique(rows.sources, return_inverse=True)[1]
+    half = stable_hash(names.astype(np.int64), seed) % np.uint64(2) == 1
+    fitting = rows.take(half)
+    features, labels = fitting.x, fitting.labels
+    if conditions:
+        places, example = np.unique(fitting.place, return_inverse=True)
+        features = rows.features[places]
+        labels = np.full((len(places), conditions), -1)
+        labels[example, fitting.labels // 2] = fitting.labels % 2
+    total = len(np.unique(rows.ids))
     problem = "their features were not given." if training is None else training.problem
     note = (
-        f"The sparse decision layer is fitted to {len(targets)} of the {len(rows)} evaluated examples and examined on"
+        f"The sparse decision layer is fitted to {len(labels)} of the {total} evaluated examples and examined on"
         f" the others, not fitted to training images: {problem}"
     )
-    return _Split(features[fitted], targets, "validation", len(rows), labels, ids, sources, held_out, (note,))
+    return _Split(features, labels, "validation", total, rows.take(~half), (note,))
 
 
-def _unsupported(task: FitTask) -> str | None:
+def _unsupported(grades: Grades) -> str | None:
     """Return why there can be no layer, the same on all processes; None if there can."""
-    grades = task.grades
     if grades.predictions is None or grades.verdicts is not None:
         return "examples have verdicts instead of predicted classes."
     if len(grades.class_names) < 2:
         return "there is a single class."
-    if len(torch.unique(grades.ids)) < len(grades.ids):
-        return "several conditions an example (multilabel) are not supported."
+    if _is_multilabel(grades) and not _has_conditions(grades):
+        return "an example has several rows that are not of different conditions."
     return None
+
+
+def _is_multilabel(grades: Grades) -> bool:
+    """Return whether examples have several rows, or one row each that is of one of several conditions."""
+    if len(torch.unique(grades.ids)) < len(grades.ids):
+        return True
+    names = grades.class_names
+    absent = [absent_condition(name, names) for name in names[::2]]
+    return len(names) > 2 and absent == list(names[1::2]) and _has_conditions(grades)
+
+
+def _has_conditions(grades: Grades) -> bool:
+    """Return whether rows are conditions: two classes each, and at most one row for each example."""
+    labels, predictions = as_array(grades.labels), as_array(grades.predictions)
+    n_conditions, odd = divmod(len(grades.class_names), 2)
+    if odd or not np.array_equal(labels // 2, predictions // 2):
+        return False
+    numbers = np.unique(as_array(grades.ids), return_inverse=True)[1]
+    return len(np.unique(numbers * n_conditions + labels // 2)) == len(labels)
 
 
 def _sampled(task: FitTask) -> BoolArray:
@@ -248,217 +320,3 @@ def _sampled(task: FitTask) -> BoolArray:
     chosen = np.zeros(len(task.grades), dtype=bool)
     chosen[rows] = True
     return chosen
-
-
-def _examine(
-    layer: SparseLayer, x: NDArray[Any], y: IntArray, ids: IntArray, sources: NDArray[Any] | None, seed: int
-) -> SparseFindings:
-    """Ask each error which feature did it, and each feature what it costs."""
-    problematic = problematic_features(layer, x, y, ids=ids, seed=seed)
-    used = layer.weight != 0
-    removals = int(used.sum()) + int(used.any(0).sum())
-    affordable = int(_WORK / max(removals * len(used), 1))  # examples
-    effects = None
-    if affordable >= min(len(y), 1000):
-        chosen = np.argsort(stable_hash(ids.astype(np.int64), seed), kind="stable")[:affordable]
-        effects = feature_effects(layer, x[chosen], y[chosen])
-    shown = {*_most_problematic(problematic)[0][:_TOP_FEATURES].tolist()}
-    for k in range(len(used)):
-        shown.update(_leading_features(layer, k)[:_TOP_WEIGHTS].tolist())
-    if effects is not None:
-        shown.update(effects.feature[effects.worth_masking()][:_TOP_MASKS].tolist())
-    top_ids = {
-        j: tuple(int(i) for i in ids[np.argsort(-x[:, j], kind="stable")[:_TOP_EXAMPLES]]) for j in sorted(shown)
-    }
-    right = np.isin(ids, problematic.correct_ids)
-    return SparseFindings(
-        layer,
-        problematic,
-        effects,
-        class_pairs(layer, x, y),
-        top_ids,
-        _interval(problematic.fixed, None if sources is None else sources[~right]),
-        _interval(problematic.broken, None if sources is None else sources[right]),
-    )
-
-
-def _interval(hits: BoolArray, sources: NDArray[Any] | None) -> tuple[float, float]:
-    """Return the 95 % interval of a share, at the effective number of examples."""
-    numbers = None if sources is None else np.unique(sources, return_inverse=True)[1]
-    return share_intervals(hits.astype(np.int64), 2, numbers)[1]
-
-
-def _summary(found: SparseFindings) -> dict[str, float]:
-    """Return the aggregates that are logged; undefined ones are absent."""
-    values = {
-        "accuracy": found.layer.accuracy,
-        "features_per_class": found.layer.features_per_class,
-        "fixed_by_one_feature": found.problematic.fixed_rate,
-        "broken_by_one_feature": found.problematic.broken_rate,
-    }
-    return {f"sparse/{name}": value for name, value in values.items() if np.isfinite(value)}
-
-
-def _most_problematic(found: ProblematicFeatures) -> tuple[IntArray, IntArray]:
-    """Return the features that are behind errors, those with most errors first, and their numbers of errors."""
-    features, counts = np.unique(found.feature[found.feature != NO_FEATURE], return_counts=True)
-    order = np.lexsort((features, -counts))
-    return features[order], counts[order]
-
-
-def _leading_features(layer: SparseLayer, k: int) -> IntArray:
-    """Return the features of class k, the largest standardized weight first."""
-    scaled = (layer.weight[k] * layer.std).abs().numpy()
-    used = np.flatnonzero(scaled)
-    return np.asarray(used[np.argsort(-scaled[used], kind="stable")])
-
-
-def sparse_section(found: SparseFindings, class_names: Sequence[str]) -> dict[str, Any]:
-    """Return the findings as plain values for ``report.json``; lists hold the most important entries.
-
-    Args:
-        found: The findings.
-        class_names: K names.
-    """
-    layer, problematic = found.layer, found.problematic
-    curve = layer.curve
-    errors, right = len(problematic.ids), len(problematic.correct_ids)
-    return {
-        "features": layer.weight.shape[1],
-        "held_out": layer.held_out,
-        "accuracy": layer.accuracy,
-        "accuracy_interval": _plain(layer.accuracy_interval),
-        "dense_accuracy": layer.dense_accuracy,
-        "best_accuracy": float(curve.accuracy.max()),
-        "features_per_class": layer.features_per_class,
-        "used_features": int((layer.weight != 0).any(0).sum()),
-        "chosen": layer.index,
-        "curve": [
-            {"lambda": strength, "features_per_class": used, "accuracy": accuracy}
-            for strength, used, accuracy in zip(
-                curve.lambdas.tolist(), curve.features_per_class.tolist(), curve.accuracy.tolist(), strict=True
-            )
-        ],
-        "errors_examined": errors,
-        "correct_examined": right,
-        "fixed": _rate(problematic.fixed_rate, errors, found.fixed_interval),
-        "random_used": _rate(problematic.random_used_rate, errors),
-        "random_any": _rate(problematic.random_any_rate, errors),
-        "broken": _rate(problematic.broken_rate, right, found.broken_interval),
-        "problematic": _problematic_entries(found, class_names),
-        "errors": _error_entries(problematic, class_names),
-        "classes": _class_entries(layer, class_names),
-        "worth_masking": _masking_entries(found.effects, class_names),
-        "pairs": _pair_entries(found.pairs, class_names),
-        "pairs_correlation": {
-            "shared": _number(found.pairs.shared_rank_correlation),
-            "weights": _number(found.pairs.weight_rank_correlation),
-        },
-        "top_ids": {str(feature): list(ids) for feature, ids in found.top_ids.items()},
-    }
-
-
-def _problematic_entries(found: SparseFindings, names: Sequence[str]) -> list[dict[str, Any]]:
-    problematic = found.problematic
-    entries = []
-    features, counts = _most_problematic(problematic)
-    for feature, count in zip(features[:_TOP_FEATURES].tolist(), counts.tolist(), strict=False):
-        of_feature = problematic.feature == feature
-        pairs = Counter(
-            zip(problematic.labels[of_feature].tolist(), problematic.predictions[of_feature].tolist(), strict=True)
-        )
-        by_gain = np.argsort(-problematic.gain[of_feature], kind="stable")[:_TOP_EXAMPLES]
-        entries.append(
-            {
-                "feature": feature,
-                "errors": count,
-                "share": count / max(len(problematic.ids), 1),
-                "fixed": int(problematic.fixed[of_feature].sum()),
-                "pairs": [
-                    {"label": names[label], "prediction": names[prediction], "count": number}
-                    for (label, prediction), number in pairs.most_common(5)
-                ],
-                "error_ids": [int(i) for i in problematic.ids[of_feature][by_gain]],
-            }
-        )
-    return entries
-
-
-def _error_entries(found: ProblematicFeatures, names: Sequence[str]) -> list[dict[str, Any]]:
-    """Return the errors with the largest gain first."""
-    order = np.argsort(-found.gain, kind="stable")[:_TOP_ERRORS]
-    return [
-        {
-            "id": int(found.ids[e]),
-            "label": names[int(found.labels[e])],
-            "prediction": names[int(found.predictions[e])],
-            "feature": int(found.feature[e]) if found.feature[e] != NO_FEATURE else None,
-            "gain": float(found.gain[e]),
-            "fixed": bool(found.fixed[e]),
-        }
-        for e in order
-    ]
-
-
-def _class_entries(layer: SparseLayer, names: Sequence[str]) -> list[dict[str, Any]]:
-    scaled = layer.weight * layer.std
-    return [
-        {
-            "name": names[k],
-            "features": int((layer.weight[k] != 0).sum()),
-            "weights": [
-                {"feature": j, "weight": float(scaled[k, j])}
-                for j in _leading_features(layer, k)[:_TOP_WEIGHTS].tolist()
-            ],
-        }
-        for k in range(len(scaled))
-    ]
-
-
-def _masking_entries(effects: FeatureEffects | None, names: Sequence[str]) -> list[dict[str, Any]] | None:
-    if effects is None:
-        return None
-    rows = np.flatnonzero(effects.worth_masking())[:_TOP_MASKS]
-    return [
-        {
-            "feature": int(effects.feature[row]),
-            "class": None if effects.class_index[row] == ALL_CLASSES else names[int(effects.class_index[row])],
-            "fixed": int(effects.fixed[row]),
-            "broken": int(effects.broken[row]),
-            "effect": float(effects.effect[row]),
-            "interval": _plain(effects.interval[row]),
-            "p_value": float(effects.p_value[row]),
-        }
-        for row in rows
-    ]
-
-
-def _pair_entries(pairs: ClassPairs, names: Sequence[str]) -> list[dict[str, Any]]:
-    """Return the pairs with most confusions."""
-    order = np.lexsort((-pairs.correlation, -pairs.confusions))[:_TOP_PAIRS]
-    return [
-        {
-            "first": names[int(pairs.first[p])],
-            "second": names[int(pairs.second[p])],
-            "shared": int(pairs.shared[p]),
-            "correlation": float(pairs.correlation[p]),
-            "confusions": int(pairs.confusions[p]),
-        }
-        for p in order
-        if pairs.confusions[p] > 0
-    ]
-
-
-def _rate(rate: float, n: int, interval: tuple[float, float] | None = None) -> dict[str, Any]:
-    """Return a share of n examples with its 95 % interval; by default that of independent examples."""
-    if not n:
-        return {"rate": None, "interval": None}
-    return {"rate": rate, "interval": _plain(interval or wilson_interval(rate * n, n))}
-
-
-def _number(value: float) -> float | None:
-    return value if np.isfinite(value) else None
-
-
-def _plain(values: FloatArray | tuple[float, float]) -> list[float]:
-    return [float(value) for value in values]

@@ -55,7 +55,7 @@ class SparseLayers(Method):
         read = images(wanted)
         if not read:
             return ()
-        of_error = {one.id: one for one in found.errors}
+        of_error = {(one.id, one.feature): one for one in found.errors}
         pictures = []
         for feature in shown:
             name = found.label(feature)
@@ -63,7 +63,7 @@ class SparseLayers(Method):
             active = [i for i in top[feature] if i in read]
             rows = []
             if wrong:
-                texts = [_outcome(of_error.get(i)) for i in wrong]
+                texts = [_outcome(of_error.get((i, feature))) for i in wrong]
                 rows.append(make_row(f"{name}: errors that it is behind", [read[i] for i in wrong], texts, wrong))
             rows.append(make_row(f"{name}: most active", [read[i] for i in active], ids=active))
             pictures.append(Picture(f"sparse/{feature}", tuple(rows), f"{name} of the model"))

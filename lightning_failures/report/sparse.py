@@ -118,6 +118,26 @@ class PairEntry:
 
 
 @dataclass(frozen=True)
+class ConditionEntry:
+    """The binary layer of a condition of a multilabel task; its accuracy is balanced where the condition is rare."""
+
+    name: str
+    prevalence: float
+    balanced: bool
+    held_out: int
+    accuracy: float
+    accuracy_interval: tuple[float, float]
+    dense_accuracy: float
+    features: int
+    false_positives: int
+    false_negatives: int
+    fixed: Rate
+    random_used: Rate
+    broken: Rate
+    model_accuracy: float | None = None
+
+
+@dataclass(frozen=True)
 class NameEntry:
     """What people wrote about a feature in ``features.yaml``."""
 
@@ -129,14 +149,18 @@ class NameEntry:
 
 @dataclass(frozen=True)
 class SparseReport:
-    """The section of the sparse decision layer; see ``docs/concepts.md``."""
+    """The section of the sparse decision layer; see ``docs/concepts.md``.
+
+    With ``conditions`` (a multilabel task), accuracies and numbers of features are means over them, and ``chosen`` is
+    None: each has a layer of its own.
+    """
 
     features: int
     held_out: int
     accuracy: float
     dense_accuracy: float
     features_per_class: float
-    chosen: int
+    chosen: int | None
     fitted_on: FittedOn
     errors_examined: int
     correct_examined: int
@@ -152,6 +176,7 @@ class SparseReport:
     classes: tuple[ClassEntry, ...] = ()
     worth_masking: tuple[MaskEntry, ...] | None = None
     pairs: tuple[PairEntry, ...] = ()
+    conditions: tuple[ConditionEntry, ...] = ()
     names: tuple[NameEntry, ...] = ()
     top_ids: dict[str, tuple[int, ...]] = field(default_factory=dict)
     head: str | None = None
@@ -191,23 +216,55 @@ def sparse_sentence(report: FailureReport) -> str:
     if found is None:
         return ""
     of = "training" if found.fitted_on.source == "train" else "evaluated"
-    text = (
+    text = _conditions_sentence(found, of) if found.conditions else _layer_sentence(found, of)
+    if not found.errors_examined:
+        return text
+    fixed, broken = (f"{percent(one.rate)} ({percent_interval(one.interval)})" for one in (found.fixed, found.broken))
+    whose, used = ("their", "condition") if found.conditions else ("its", "wrong class")
+    return (
+        f"{text} Zeroing a single feature fixes {fixed} of {whose} {found.errors_examined} errors; a random feature of"
+        f" the {used} {percent(found.random_used.rate)}, any random one {percent(found.random_any.rate)}; and zeroing"
+        f" their own top feature breaks {broken} of {whose} {found.correct_examined} correct predictions."
+    )
+
+
+def _layer_sentence(found: SparseReport, of: str) -> str:
+    return (
         f"A last layer with {number(found.features_per_class, '.1f')} features a class, fitted to"
         f" {found.fitted_on.examples} {of} images, is right on {percent(found.accuracy)} of {found.held_out} held-out"
         f" examples (dense {percent(found.dense_accuracy)})."
     )
-    if not found.errors_examined:
-        return text
-    fixed, broken = (f"{percent(one.rate)} ({percent_interval(one.interval)})" for one in (found.fixed, found.broken))
+
+
+def _conditions_sentence(found: SparseReport, of: str) -> str:
+    rare = sum(one.balanced for one in found.conditions)
+    balanced = f"; balanced accuracy for rare conditions, {rare} of them" if rare else ""
     return (
-        f"{text} Zeroing a single feature fixes {fixed} of its {found.errors_examined} errors; a random feature of the"
-        f" wrong class {percent(found.random_used.rate)}, any random one {percent(found.random_any.rate)}; and zeroing"
-        f" their own top feature breaks {broken} of its {found.correct_examined} correct predictions."
+        f"Binary last layers of {len(found.conditions)} conditions, with {number(found.features_per_class, '.1f')}"
+        f" features each, fitted to {found.fitted_on.examples} {of} images, are right on {percent(found.accuracy)} of"
+        f" the held-out labels on average (dense {percent(found.dense_accuracy)}{balanced})."
+    )
+
+
+def _condition_line(entry: ConditionEntry) -> str:
+    measure = "balanced accuracy" if entry.balanced else "accuracy"
+    fixes = "" if entry.fixed.rate is None else f", one feature fixes {percent(entry.fixed.rate)}"
+    unit = "feature" if entry.features == 1 else "features"
+    return (
+        f"{clean(entry.name, limit=60)}: {entry.features} {unit}, {measure} {percent(entry.accuracy)}, false"
+        f" positives {entry.false_positives}, false negatives {entry.false_negatives}{fixes}"
     )
 
 
 def sparse_lines(report: FailureReport, limit: int = 10) -> list[str]:
-    """Return a sentence, and one line for each of the features most often problematic, for the terminal."""
+    """Return a sentence, a line for each condition, and one for each of the features most often problematic.
+
+    Only a multilabel task has conditions; those with the lowest accuracy come first.
+
+    Args:
+        report: The report.
+        limit: Number of conditions, and of features.
+    """
     found = sparse_report(report)
     if found is None:
         return []
@@ -215,7 +272,8 @@ def sparse_lines(report: FailureReport, limit: int = 10) -> list[str]:
         f"{found.label(entry.feature)}: behind {entry.errors} errors, fixes {entry.fixed}; {_pairs(entry)}"
         for entry in found.problematic[:limit]
     )
-    return [sparse_sentence(report), *features]
+    worst = sorted(found.conditions, key=lambda one: one.accuracy)[:limit]
+    return [sparse_sentence(report), *map(_condition_line, worst), *features]
 
 
 def sparse_markdown(report: FailureReport) -> str:
@@ -224,6 +282,8 @@ def sparse_markdown(report: FailureReport) -> str:
     if found is None:
         return ""
     text = f"### Sparse decision layer\n\n{escape_markdown(sparse_sentence(report), limit=2000)}"
+    if found.conditions:
+        text += "\n\n" + _conditions_table(found)
     if found.problematic:
         rows = [
             (
@@ -236,13 +296,37 @@ def sparse_markdown(report: FailureReport) -> str:
         ]
         text += "\n\n" + pipe_table(("problematic feature", "errors", "fixed by it alone", "confuses"), rows, "lrrl")
     if found.worth_masking:
+        where = "" if found.conditions else " everywhere"
         shown = ", ".join(
-            f"{found.label(one.feature)} ({one.fixed} fixed, {one.broken} broken)"
+            f"{found.label(one.feature)} ({_place(one)}{one.fixed} fixed, {one.broken} broken)"
             for one in found.worth_masking[:_MARKDOWN_ROWS]
-            if one.class_name is None
+            if one.class_name is None or found.conditions
         )
-        text += f"\n\nWorth masking everywhere: {escape_markdown(shown, limit=2000)}." if shown else ""
+        text += f"\n\nWorth masking{where}: {escape_markdown(shown, limit=2000)}." if shown else ""
     return text
+
+
+def _conditions_table(found: SparseReport) -> str:
+    """Return a row for each condition, those with the lowest accuracy first."""
+    rows = [
+        (
+            escape_markdown(clean(one.name, limit=60)),
+            percent(one.prevalence),
+            str(one.features),
+            percent(one.accuracy) + (" (balanced)" if one.balanced else ""),
+            str(one.false_positives),
+            str(one.false_negatives),
+            "" if one.fixed.rate is None else percent(one.fixed.rate),
+            "" if one.broken.rate is None else percent(one.broken.rate),
+        )
+        for one in sorted(found.conditions, key=lambda one: one.accuracy)[:_MARKDOWN_ROWS]
+    ]
+    titles = ("condition", "share", "features", "accuracy", "false positives", "false negatives", "fixed", "broken")
+    return pipe_table(titles, rows, "lrrrrrrr")
+
+
+def _place(entry: MaskEntry) -> str:
+    return "" if entry.class_name is None else f"{clean(entry.class_name, limit=60)}: "
 
 
 def _pairs(entry: ProblematicEntry, limit: int = 3) -> str:

@@ -69,6 +69,8 @@ class SparseLayer:
         index: Place of this layer in the path.
         held_out: Number of held-out examples of all accuracies.
         refit: Whether the layers of the curve were refitted on their supports.
+        effective: Effective number of held-out examples of a balanced accuracy, which the rarest class limits; None:
+            all examples count equally.
     """
 
     weight: Tensor
@@ -78,6 +80,7 @@ class SparseLayer:
     index: int
     held_out: int
     refit: bool = False
+    effective: float | None = None
 
     @property
     def features_per_class(self) -> float:
@@ -92,7 +95,8 @@ class SparseLayer:
     @property
     def accuracy_interval(self) -> tuple[float, float]:
         """95 % Wilson interval of the accuracy, as if the held-out examples had not chosen the layer."""
-        return wilson_interval(self.accuracy * self.held_out, self.held_out)
+        n = self.held_out if self.effective is None else self.effective
+        return wilson_interval(self.accuracy * n, n)
 
     @property
     def dense_accuracy(self) -> float:
@@ -110,7 +114,7 @@ class SparseLayer:
         tensors = {"positions": positions, "values": self.weight.flatten()[positions]}
         tensors |= {"bias": self.bias.contiguous(), "std": self.std.contiguous()}
         tensors |= {f"curve.{one.name}": getattr(self.curve, one.name) for one in dataclasses.fields(self.curve)}
-        numbers = {"index": self.index, "held_out": self.held_out, "refit": self.refit}
+        numbers = {"index": self.index, "held_out": self.held_out, "refit": self.refit, "effective": self.effective}
         write_atomically(Path(path), save(tensors, {"format": _FORMAT, "numbers": json.dumps(numbers)}))
 
     @classmethod
@@ -147,6 +151,7 @@ class SparseLayer:
             int(numbers["index"]),
             int(numbers["held_out"]),
             bool(numbers["refit"]),
+            numbers.get("effective"),
         )
 
 
@@ -158,6 +163,7 @@ def fit_sparse_layer(
     max_drop: float = 0.05,
     refit: bool = False,
     ridge: float = RIDGE,
+    balanced: bool = False,
     groups: Any = None,
     sample_weight: Any = None,
     alpha: float = 0.99,
@@ -184,8 +190,10 @@ def fit_sparse_layer(
         refit: Whether each layer is refitted on its support by ridge regression. It removes the shrinkage of the
             sparse penalty, which helps layers with few features per class.
         ridge: Penalty of the refit.
+        balanced: Whether all classes have the same weight, in the fit and in accuracies, which are then means of the
+            shares of each class that are right. Where one class is rare, a layer without features has a high accuracy.
         groups: (N,) sources of the examples, which are held out whole; None: each example is its own.
-        sample_weight: (N,) >= 0, of the fit; accuracies are not weighted.
+        sample_weight: (N,) >= 0, of the fit; accuracies are not weighted by it.
         alpha: Share of the sparse part of the penalty.
         lambdas: Values > 0, descending; None: ``n_lambdas`` values.
         n_lambdas: Length of the path.
@@ -208,27 +216,36 @@ def fit_sparse_layer(
     """
     if max_drop < 0:
         raise ConfigurationError(f"max_drop must be >= 0; got {max_drop}.")
+    kept_ridge = ridge if refit else None
     options = PathOptions(
-        alpha, lambdas, n_lambdas, lambda_ratio, grouped, standardize, ridge if refit else None, seed, device, deadline
+        alpha, lambdas, n_lambdas, lambda_ratio, grouped, standardize, kept_ridge, seed, device, deadline, balanced
     )
     y = as_vector(labels, "labels", len(labels)).astype(np.int64)
     fitting = features
     if validation is None:
         held_out = _held_out(y, groups, seed)
-        fitting, validation = _Rows(features, ~held_out), (_Rows(features, held_out), y[held_out])
+        fitting, validation = ChosenRows(features, ~held_out), (ChosenRows(features, held_out), y[held_out])
         y = y[~held_out]
         if sample_weight is not None:
             sample_weight = np.asarray(sample_weight)[~held_out]
     path = solve_path(fitting, y, sample_weight, options)
-    right, n = _right(path, *validation)
-    curve = AccuracyCurve(path.lambdas, path.features_per_class, torch.from_numpy(right / n))
+    right, sizes = _right(path, *validation)
+    n, present = int(sizes.sum()), sizes > 0
+    accuracy = (right[:, present] / sizes[present]).mean(1) if balanced else right.sum(1) / n
+    effective = float(present.sum() ** 2 / (1 / sizes[present]).sum()) if balanced else None
+    curve = AccuracyCurve(path.lambdas, path.features_per_class, torch.from_numpy(accuracy))
     index = curve.chosen(max_drop)
     weight, bias = path.layer(index)
-    return SparseLayer(weight, bias.clone(), path.std, curve, index, n, refit)
+    return SparseLayer(weight, bias.clone(), path.std, curve, index, n, refit, effective)
 
 
-class _Rows:
-    """Some rows of features, block by block."""
+class ChosenRows:
+    """Some rows of features, block by block, which starts again each time.
+
+    Args:
+        features: (N, D) features, as a matrix or an iterable of blocks.
+        chosen: (N,) bool.
+    """
 
     def __init__(self, features: Any, chosen: BoolArray) -> None:
         self._blocks, self._chosen = raw_blocks(features), chosen
@@ -256,10 +273,13 @@ def _held_out(labels: IntArray, groups: Any, seed: int) -> BoolArray:
     return np.asarray(place[np.searchsorted(names, sources)] % _HELD_OUT_FOLDS == _HELD_OUT_FOLDS - 1)
 
 
-def _right(path: SparsePath, features: Any, labels: Any) -> tuple[IntArray, int]:
-    """Return how many examples each layer predicts correctly, (L,), and their number."""
+def _right(path: SparsePath, features: Any, labels: Any) -> tuple[IntArray, IntArray]:
+    """Return how many examples of each class each layer predicts correctly, (L, K), and the sizes of the classes."""
     y = as_vector(labels, "labels of the validation set", len(labels)).astype(np.int64)
-    right, first = np.zeros(len(path.lambdas), dtype=np.int64), 0
+    if y.min(initial=0) < 0:
+        raise DataError("labels of the validation set must be 0 ... K - 1.")
+    classes = max(path.bias.shape[1], int(y.max(initial=-1)) + 1)
+    right, first = np.zeros((len(path.lambdas), classes), dtype=np.int64), 0
     for block in raw_blocks(features)():
         rows = as_rows(block, "features of the validation set")
         targets = y[first : first + len(rows)]
@@ -267,12 +287,13 @@ def _right(path: SparsePath, features: Any, labels: Any) -> tuple[IntArray, int]
         if len(targets) != len(rows):
             break
         for index in range(len(right)):
-            right[index] += np.count_nonzero(_logits(rows, *path.layer(index)).argmax(1) == targets)
+            hit = _logits(rows, *path.layer(index)).argmax(1) == targets
+            right[index] += np.bincount(targets[hit], minlength=classes)
     if first != len(y) or not first:
         raise DataError(
             f"the validation set must have one row of features per label, at least one; got {len(y)} labels."
         )
-    return right, first
+    return right, np.bincount(y, minlength=classes)
 
 
 def _logits(rows: NDArray[Any], weight: Tensor, bias: Tensor) -> NDArray[np.float64]:

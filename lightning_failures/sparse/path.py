@@ -146,6 +146,7 @@ class PathOptions:
     Attributes:
         ridge: Penalty of a refit on the support of each layer; None for the layers of the path themselves.
         deadline: Time after which no further layer is fitted, and the path ends; None: no limit.
+        balanced: Whether all classes have the same mass; weights then count within their class.
     """
 
     alpha: float = 0.99
@@ -158,6 +159,7 @@ class PathOptions:
     seed: int = 0
     device: str | torch.device = "cpu"
     deadline: Deadline | None = None
+    balanced: bool = False
 
     def __post_init__(self) -> None:
         if not 0 < self.alpha <= 1:
@@ -182,6 +184,9 @@ def solve_path(features: Any, labels: Any, sample_weight: Any, options: PathOpti
     priors = np.bincount(targets, weights=mass).astype(np.float64)
     if priors.min() <= 0:
         raise DataError("every class must have an example with a sample_weight above 0; leave the others out.")
+    if options.balanced:
+        mass = mass / (len(classes) * priors[targets])
+        priors = np.full(len(classes), 1 / len(classes))
 
     with full_precision(options.device):
         return _solve(features, classes, targets, mass, priors, options)

@@ -98,6 +98,7 @@ class FeatureAccess:
             head=head,
             evaluated=evaluated,
             classes=lambda: len(grader.class_names),  # decided with the grades
+            conditions=lambda: grader.rows_per_example,
             seed=self.seed,
         )
         problem = next((problem for _, problem in states if problem is not None), None)

@@ -27,7 +27,7 @@ from lightning_failures.trainer.dataset_attributes import class_list_problem
 from lightning_failures.trainer.example_reader import ReadExamples, training_loaders
 from lightning_failures.trainer.feature_store import FeatureStore, StoredFeatures
 from lightning_failures.trainer.ranks import Communicator
-from lightning_failures.trainer.reading_ways import VIEW
+from lightning_failures.trainer.reading_ways import VIEW, class_labels, condition_labels
 
 LIMIT = 50_000
 """Largest number of training images."""
@@ -43,6 +43,7 @@ def sample_features(
     head: str | None,
     evaluated: Any,
     classes: Callable[[], int],
+    conditions: Callable[[], int] = lambda: 1,
     seed: int,
     limit: int = LIMIT,
 ) -> TrainingFeatures:
@@ -60,6 +61,7 @@ def sample_features(
         head: Name of the submodule whose input are the features; None: it is found.
         evaluated: The evaluated dataset, whose classes must be those of the training set.
         classes: Returns the number of classes.
+        conditions: Returns the number of conditions of a multilabel task, whose labels are (M, K); 1 for other tasks.
         seed: Seed of the sample and of random transforms.
         limit: Largest number of images.
     """
@@ -74,6 +76,7 @@ def sample_features(
                 head=head,
                 evaluated=evaluated,
                 classes=classes(),
+                conditions=conditions(),
                 seed=seed,
                 limit=limit,
             )
@@ -92,16 +95,18 @@ def _read(
     head: str | None,
     evaluated: Any,
     classes: int,
+    conditions: int,
     seed: int,
     limit: int,
 ) -> TrainingFeatures:
-    view = ranks.run_all(lambda: _open_view(trainer, reader, evaluated, seed))
+    view = ranks.run_all(lambda: _open_view(trainer, reader, evaluated, seed, conditions))
     total = len(view)
     sample = np.argsort(stable_hash(np.arange(total), seed), kind="stable")[:limit]
 
     def compute() -> tuple[EmbeddingStore, IntArray, IntArray, Tensor, int]:
         mine = sample[ranks.rank :: ranks.world_size].tolist()
-        return _computed(trainer, view, features, mine, deadline, head=head, classes=classes)
+        logits = conditions if conditions > 1 else classes
+        return _computed(trainer, view, features, mine, deadline, head=head, classes=logits, conditions=conditions)
 
     store, own_ids, own_labels, own_keys, own_dim = ranks.run_all(compute)
     found = ranks.gather_objects((own_ids, own_labels, own_keys, own_dim))
@@ -109,7 +114,9 @@ def _read(
     labels = np.concatenate([one[1] for one in found])
     keys = torch.cat([one[2] for one in found])
     order = np.argsort(ids, kind="stable")
-    usable = order[(labels[order] >= 0) & (labels[order] < classes)]
+    columns = labels if labels.ndim == 2 else labels[:, None]  # a condition each
+    in_range = np.any((columns >= 0) & (columns < classes), axis=1)
+    usable = order[in_range[order]]
     labels, keys = labels[usable], keys[torch.from_numpy(usable)]
     if ranks.world_size > 1:
         of_rank = np.concatenate([np.full(len(one[0]), rank) for rank, one in enumerate(found)])[usable]
@@ -123,7 +130,7 @@ def _read(
     return TrainingFeatures(StoredFeatures(store, keys[known]), labels[known.numpy()], total, notes=notes)
 
 
-def _open_view(trainer: Trainer, reader: BatchReader, evaluated: Any, seed: int) -> ExamplesView:
+def _open_view(trainer: Trainer, reader: BatchReader, evaluated: Any, seed: int, conditions: int) -> ExamplesView:
     """Return the view of the training set.
 
     Raises:
@@ -138,7 +145,8 @@ def _open_view(trainer: Trainer, reader: BatchReader, evaluated: Any, seed: int)
                 if not flat
                 else f"there are {len(flat)} training loaders."
             )
-        view = training_view(trainer, flat[0], reader, seed=seed)
+        read_labels = condition_labels if conditions > 1 else class_labels
+        view = training_view(trainer, flat[0], reader, seed=seed, read_labels=read_labels)
         if (problem := class_list_problem(evaluated, {"training set": original_dataset(flat[0])})) is not None:
             raise ConfigurationError(problem)
         return view
@@ -153,16 +161,18 @@ def _computed(
     *,
     head: str | None,
     classes: int,
+    conditions: int,
 ) -> tuple[EmbeddingStore, IntArray, IntArray, Tensor, int]:
     """Compute the features of some examples, unless they are stored.
 
     Returns:
-        The store; ids (n,), labels (n,) and cache keys (n, 2) of the examples that were read; and the width of the
-        features, 0 if all were stored.
+        The store; ids (n,), labels, (n,) or (n, conditions), and cache keys (n, 2) of the examples that were read; and
+        the width of the features, 0 if all were stored.
     """
     space = view.reader.reader.space(view.dataset)
     store = store_of_model(trainer, features, head or "")
-    read_ids, labels, keys = [], [torch.empty(0, dtype=torch.int64)], [torch.empty(0, 2, dtype=torch.int64)]
+    of_each = (conditions,) if conditions > 1 else ()
+    read_ids, labels, keys = [], [torch.empty(0, *of_each, dtype=torch.int64)], [torch.empty(0, 2, dtype=torch.int64)]
     passed: list[Tensor] = []  # keys of the batches that go through the model, in order
 
     def lacking() -> Iterator[ReadExamples]:
@@ -171,7 +181,7 @@ def _computed(
             found = content_keys(images, salt=repr(space))
             read_ids.extend(part.ids)
             given = part.record.labels
-            labels.append(torch.full((len(found),), LEFT_OUT) if given is None else given.long())
+            labels.append(torch.full((len(found), *of_each), LEFT_OUT) if given is None else given.long())
             keys.append(found)
             if bool(store.missing(found).any()):
                 passed.append(found)

@@ -6,7 +6,7 @@ Every example is read once, in the order of the dataset, through transforms that
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -69,6 +69,7 @@ class ExamplesView:
         batch_size: Number of examples that the model is shown at once.
         one_group: Whether all examples are one group, because those of the validation set have no labels.
         digested: Whether digests of the images are kept too.
+        read_labels: Reads the labels of a batch.
     """
 
     ways: Sequence[ExampleReader]
@@ -76,6 +77,7 @@ class ExamplesView:
     batch_size: int
     one_group: bool = False
     digested: bool = False
+    read_labels: Callable[[Tensor], Tensor] = class_labels
     # ids, labels, keys, digests, and which have no embedding
     _read: tuple[Tensor, Tensor, Tensor, Tensor, Tensor] | None = field(default=None, repr=False)
 
@@ -114,7 +116,7 @@ class ExamplesView:
 
     @cached_property
     def _trial(self) -> Trial:
-        return best_trial(self.ways, seed=self.seed)
+        return best_trial(self.ways, seed=self.seed, read_labels=self.read_labels)
 
     def judge(
         self, cached: CachedEncoder, directions: FailureDirections, ranks: Communicator, *, progress: bool = False
@@ -152,10 +154,10 @@ class ExamplesView:
             yield Block(ids[rows], labels[rows], values, keys[rows], digests[rows] if self.digested else None)
 
     def model_batches(self, ids: Sequence[int]) -> Iterator[ReadExamples]:
-        """Read examples again for the model, in batches that it can take, with class labels."""
+        """Read examples again for the model, in batches that it can take, with their labels."""
         for part in self.reader.read(ids, at_once=self.batch_size, seed=self.seed):
             labels = part.record.labels
-            record = replace(part.record, labels=None if labels is None else class_labels(labels))
+            record = replace(part.record, labels=None if labels is None else self.read_labels(labels))
             yield replace(part, record=record)
 
     def _embed(self, ids: Tensor, cached: CachedEncoder, *, progress: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -213,7 +215,14 @@ class ExamplesView:
         return torch.cat(read_ids), torch.cat(labels), torch.cat(keys), torch.cat(digests)
 
 
-def training_view(trainer: Trainer, loader: object, reader: BatchReader, *, seed: int) -> ExamplesView:
+def training_view(
+    trainer: Trainer,
+    loader: object,
+    reader: BatchReader,
+    *,
+    seed: int,
+    read_labels: Callable[[Tensor], Tensor] = class_labels,
+) -> ExamplesView:
     """Return the view of ``train_analysis_dataset`` of the datamodule or the module, else of the training set itself.
 
     Raises:
@@ -235,7 +244,7 @@ def training_view(trainer: Trainer, loader: object, reader: BatchReader, *, seed
         dataset = view
         break
     ways = training_ways(trainer, loader, dataset, reader)
-    return ExamplesView(ways, seed, loader.batch_size or MODEL_BATCH)
+    return ExamplesView(ways, seed, loader.batch_size or MODEL_BATCH, read_labels=read_labels)
 
 
 def pool_view(pool: Any, view: Any, training: ExamplesView) -> ExamplesView:

@@ -53,7 +53,7 @@ def reported_simulations(
         chosen = [weights[i] for i in rng.permutation(len(weights))[:FEATURES].tolist()]
         panels = [shown[one.feature] for one in chosen]
         inside = np.setdiff1d(ids[(predictions == k) & right_ones], np.concatenate(panels))
-        outside = np.setdiff1d(ids[predictions != k], np.concatenate(panels))
+        outside = np.setdiff1d(ids, np.concatenate([ids[predictions == k], *panels]))
         if not len(inside) or len(outside) < 2:
             continue
         options = np.array([rng.choice(inside), *rng.choice(outside, 2, replace=False)])

@@ -5,7 +5,7 @@ A training loader may mix or augment images in its ``collate_fn``, and hooks may
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from enum import IntEnum
 from typing import Any
@@ -80,18 +80,26 @@ def _forms(trainer: Trainer, loader: DataLoader[Any]) -> list[BatchForm]:
     return forms
 
 
-def best_trial(ways: Sequence[ExampleReader], *, seed: int, labelled: bool = True) -> Trial:
+def best_trial(
+    ways: Sequence[ExampleReader],
+    *,
+    seed: int,
+    labelled: bool = True,
+    read_labels: Callable[[Tensor], Tensor] | None = None,
+) -> Trial:
     """Return the first way that reads some examples as a validation does, else the one that comes nearest to it.
 
     Args:
         ways: The ways, of the same examples.
         seed: Seed of random transforms.
         labelled: Whether a way must give the class of each example.
+        read_labels: Reads the labels of a batch, and raises an error if they have another form; None:
+            :func:`class_labels`.
     """
     best: Trial | None = None
     some = evenly_spaced(len(ways[0].dataset))
     for way in ways:
-        trial = _try(way, some, seed, labelled=labelled)
+        trial = _try(way, some, seed, (read_labels or class_labels) if labelled else None)
         if best is None or trial.fitness > best.fitness:
             best = trial
         if best.fitness == Fitness.AS_VALIDATION:
@@ -100,8 +108,8 @@ def best_trial(ways: Sequence[ExampleReader], *, seed: int, labelled: bool = Tru
     return best
 
 
-def _try(way: ExampleReader, some: Sequence[int], seed: int, *, labelled: bool) -> Trial:
-    """Read some examples in one way."""
+def _try(way: ExampleReader, some: Sequence[int], seed: int, read_labels: Callable[[Tensor], Tensor] | None) -> Trial:
+    """Read some examples in one way; without ``read_labels`` they need no label."""
     # one worker, if there are any: a file that the dataset opens must not be shared with the workers of the training
     few = replace(way, workers=way.workers | {"num_workers": min(1, way.workers.get("num_workers", 0))})
     doubt: str | None = None
@@ -110,10 +118,10 @@ def _try(way: ExampleReader, some: Sequence[int], seed: int, *, labelled: bool) 
         space = way.reader.space(way.dataset)
         for part in few.read(some, seed=seed):
             images, labels = way.images_of(part.record), part.record.labels
-            if labelled:
+            if read_labels is not None:
                 if labels is None:
                     return Trial(way, Fitness.UNREADABLE)
-                class_labels(labels)
+                read_labels(labels)
             doubt = doubt or normalization_doubt(images, space)
             unit_images, _ = space.to_unit_each(images)
             n_usable += int(finite_rows(unit_images).sum())
@@ -157,3 +165,24 @@ def class_labels(labels: Tensor) -> Tensor:
     labels = cut_smoothed(labels)
     whole = labels.isfinite() & (labels == labels.round())
     return labels.masked_fill(~whole, LEFT_OUT).long()
+
+
+def condition_labels(labels: Tensor) -> Tensor:
+    """Return which conditions of a multilabel task each training example has, (B, K) int64 of 0 and 1.
+
+    A label that is unknown or impossible is ``LEFT_OUT``; smoothed ones count as 1 above 0.5.
+
+    Args:
+        labels: (B, K).
+
+    Raises:
+        ConfigurationError: The labels have another form.
+
+    >>> import torch
+    >>> condition_labels(torch.tensor([[0.9, 0.0, -1.0, torch.nan]])).tolist()
+    [[1, 0, -1, -1]]
+    """
+    if labels.ndim != 2:
+        raise ConfigurationError(f"Labels of training examples must be conditions (B, K), got {tuple(labels.shape)}.")
+    values = labels.detach().cpu().double()
+    return (values > 0.5).long().masked_fill(~((values >= 0) & (values <= 1)), LEFT_OUT)

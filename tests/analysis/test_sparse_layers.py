@@ -125,7 +125,7 @@ def test_classes_without_training_examples__are_not_examined():
     ("grades", "reason"),
     [
         (lambda y: Grades(torch.arange(len(y)), y, None, None, tuple("abcd"), verdicts=y > 1), "have verdicts"),
-        (lambda y: Grades(torch.arange(len(y)) // 2, y, y, None, tuple("abcd")), "several conditions an example"),
+        (lambda y: Grades(torch.arange(len(y)) // 2, y, y, None, tuple("abcd")), "not of different conditions"),
         (lambda y: Grades(torch.arange(len(y)), 0 * y, 0 * y, None, ("a",)), "a single class"),
         (lambda y: Grades(torch.arange(len(y)), 0 * y, 0 * y, None, ("a", "b")), "at least two classes"),
     ],

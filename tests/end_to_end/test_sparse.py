@@ -20,6 +20,7 @@ from lightning_failures.bundled.digits import DigitClassifier
 from lightning_failures.bundled.digits.data import ColouredDigits
 from lightning_failures.bundled.digits.render import Looks, render, source_digits
 from lightning_failures.data.grades import BatchRecord
+from lightning_failures.report import save_html
 from lightning_failures.report.sparse import sparse_report
 from lightning_failures.trainer.model_features import model_fingerprint
 from tests.helpers.shortcut import Tinted, TwoLayers, tinted_loaders
@@ -313,6 +314,55 @@ def test_off__nothing_is_observed(tmp_path):
     failures, _, _ = fit(tmp_path, sparse=False)
     assert failures.last_report.report.methods == {}
     assert not any("sparse" in key for key in failures.last_report.summary)
+
+
+class Conditions(Tinted):
+    """Images with two conditions: a mark, whose label is unknown for some, and a tint."""
+
+    def __init__(self, size: int, **options) -> None:
+        super().__init__(size, **options)
+        tint = self.labels ^ self.odd.long()
+        self.conditions = torch.stack([self.labels, tint], 1).float()
+        self.conditions[::7, 0] = -1
+        self.classes = ["mark", "tint"]
+
+    def __getitem__(self, index: int):
+        return self.images[index], self.conditions[index]
+
+
+class Multilabel(TwoLayers):
+    def loss(self, batch):
+        x, y = batch
+        return F.binary_cross_entropy_with_logits(self(x), y.clamp(min=0), weight=(y >= 0).float())
+
+
+def test_multilabel__binary_layers_of_conditions(tmp_path):
+    # the tint agrees with the mark in training, so that features of the tint cause errors about the mark
+    loaders = (
+        DataLoader(Conditions(400), batch_size=32, shuffle=True),
+        DataLoader(Conditions(400, agreeing=0.5, seed=1), batch_size=64),
+    )
+    failures, _, run = fit(tmp_path, Multilabel(), loaders=loaders)
+    found = sparse_report(failures.last_report.report)
+    assert not [note for note in failures.last_report.notes if "sparse" in note.lower()]
+    assert dataclasses.astuple(found.fitted_on) == ("train", 400, 400)
+    assert (found.head, found.features) == ("fc", 16)
+    mark, tint = found.conditions
+    assert [(one.name, one.held_out, one.balanced) for one in found.conditions] == [
+        ("mark", 400 - 58, False),
+        ("tint", 400, False),
+    ]
+    assert tint.accuracy > 0.95 > mark.accuracy
+    assert mark.fixed.rate > mark.random_used.rate
+    assert {pair.label for one in found.problematic for pair in one.pairs} <= {"mark", "no mark", "tint", "no tint"}
+    for key in KEYS:
+        value = failures.last_report.summary[f"sparse/{key}"]
+        assert run.callback_metrics[f"failures/sparse/{key}"] == pytest.approx(value)
+    assert failures.last_report.summary["sparse/accuracy"] == pytest.approx((mark.accuracy + tint.accuracy) / 2)
+    save_html(failures.last_report, tmp_path / "page.html")
+    assert 'data-of="report/methods/sparse/conditions/1/accuracy"' in (tmp_path / "page.html").read_text()
+    (markdown,) = tmp_path.glob("failures/**/report.md")
+    assert "| condition" in markdown.read_text()
 
 
 # -- several processes -----------------------------------------------------------------------------------------------

@@ -57,6 +57,25 @@ SECTION: dict[str, Any] = {
     "of a later version": 1,
 }
 
+CONDITIONS: list[dict[str, Any]] = [
+    {
+        "name": name,
+        "prevalence": share,
+        "balanced": share < 0.2,
+        "held_out": 50,
+        "accuracy": accuracy,
+        "accuracy_interval": [accuracy - 0.1, accuracy + 0.1],
+        "dense_accuracy": 0.9,
+        "features": 4,
+        "false_positives": 9,
+        "false_negatives": 2,
+        "fixed": {"rate": 0.5, "interval": [0.3, 0.7]},
+        "random_used": {"rate": 0.1, "interval": [0.0, 0.2]},
+        "broken": {"rate": 0.2, "interval": [0.1, 0.3]},
+    }
+    for name, share, accuracy in (("<b>cat|", 0.5, 0.85), ("dog", 0.1, 0.75))
+]
+
 
 def report_with(section: dict[str, Any]) -> FailureReport:
     return FailureReport(100, 0.8, (), methods={"sparse": section})
@@ -80,6 +99,24 @@ def test_lines_and_markdown__name_the_features():
     assert "<b>" not in text
     assert "Worth masking everywhere: feature 17" in text
     assert (sparse_lines(FailureReport(1, 1.0, ())), sparse_markdown(FailureReport(1, 1.0, ()))) == ([], "")
+
+
+def test_conditions__are_named_with_the_lowest_accuracy_first():
+    masks = [SECTION["worth_masking"][0] | {"class": "dog"}]
+    report = report_with(SECTION | {"chosen": None, "conditions": CONDITIONS, "worth_masking": masks})
+    text = sparse_sentence(report)
+    assert "Binary last layers of 2 conditions, with 3.5 features each" in text
+    assert "balanced accuracy for rare conditions, 1 of them" in text
+    assert "fixes 50.0 % (30.0 to 70.0 %) of their 20 errors; a random feature of the condition 10.0 %" in text
+    dog, cat = sparse_lines(report)[1:3]
+    assert dog == (
+        "dog: 4 features, balanced accuracy 75.0 %, false positives 9, false negatives 2, one feature fixes 50.0 %"
+    )
+    assert cat.startswith("<b>cat|: 4 features, accuracy 85.0 %")
+    table = sparse_markdown(report)
+    assert table.index("75.0 % (balanced)") < table.index("| 85.0 % |")
+    assert "<b>" not in table
+    assert "(dog: 7 fixed, 1 broken)" in table
 
 
 def test_shown__each_feature_once():

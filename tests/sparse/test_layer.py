@@ -101,3 +101,35 @@ def test_layer__refuses_what_cannot_be(data):
         fit_sparse_layer(x[:100], y, **PATH)
     with pytest.raises(DataError, match="validation"):
         fit_sparse_layer(x, y, validation=(x[:10], y[:9]), **PATH)
+
+
+def test_balanced__classes_count_equally_in_fit_and_accuracy(data, tmp_path):
+    x, labels, _ = data
+    y = ((labels == 3) & (np.arange(len(labels)) % 3 == 0)).astype(int)
+    kept = (labels != 3) | (y == 1)
+    x, y = x[kept], y[kept]
+    fitting, test = slice(0, 400), slice(400, None)
+    plain, layer = (
+        fit_sparse_layer(x[fitting], y[fitting], validation=(x[test], y[test]), balanced=balanced, **PATH)
+        for balanced in (False, True)
+    )
+    predictions = layer.decision(x[test]).argmax(1).numpy()
+    recalls = [(predictions == y[test])[y[test] == k].mean() for k in (0, 1)]
+    assert layer.accuracy == pytest.approx(np.mean(recalls))
+    assert layer.curve.accuracy[0] == 0.5  # without features
+    assert plain.curve.accuracy[0] > 0.8
+    mass = np.where(y[fitting] == 1, (y[fitting] == 0).sum() / (y[fitting] == 1).sum(), 1.0)
+    weighted = fit_sparse_path(x[fitting], y[fitting], sample_weight=mass, **PATH)
+    torch.testing.assert_close(layer.weight, weighted.layer(layer.index)[0], atol=2e-3, rtol=0)
+    rare = int(y[test].sum())
+    low, high = layer.accuracy_interval
+    assert layer.effective == pytest.approx(4 / (1 / rare + 1 / (len(y) - 400 - rare)))
+    assert low < layer.accuracy < high
+    layer.save(tmp_path / "layer.safetensors")
+    assert SparseLayer.load(tmp_path / "layer.safetensors").accuracy_interval == (low, high)
+
+
+def test_validation__labels_are_not_negative(data):
+    x, y, _ = data
+    with pytest.raises(DataError, match=r"0 \.\.\. K - 1"):
+        fit_sparse_layer(x, y, validation=(x[:5], [-1, 0, 0, 1, 2]), **PATH)

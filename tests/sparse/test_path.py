@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from sklearn.linear_model import LogisticRegression
 
 from lightning_failures.errors import ConfigurationError, DataError
 from lightning_failures.sparse import blocks as blocks_module
 from lightning_failures.sparse import fit_sparse_path
+from lightning_failures.sparse.path import PathOptions, solve_path
 from tests.sparse.reference import head_of, kkt_residual, objective, planted, saga, standardized
 
 ALPHA = 0.99
@@ -57,6 +61,32 @@ def test_path__two_classes_equal_saga():
     coef, bias = saga(z, y, strength / 2, 1.0)
     best = objective(z, y, coef, bias, strength, 1.0)
     assert float(lasso.objective[0]) <= best * (1 + 1e-6)
+
+
+@pytest.mark.parametrize("balanced", [False, True])
+def test_path__of_a_rare_condition_equals_the_binary_elastic_net(balanced):
+    x, y, _ = planted(300, 8, 2)
+    rare = np.flatnonzero((y == 0) | (np.arange(300) % 4 == 0))
+    x, y = x[rare], y[rare]
+    alpha = 0.5
+    path = solve_path(x, y, None, PathOptions(alpha, n_lambdas=4, lambda_ratio=0.05, balanced=balanced))
+    z, (weight, bias) = standardized(x, path), head_of(path, 3)
+    # weights of the log odds are the difference of two symmetric rows: their ridge penalty is half as large
+    model = LogisticRegression(
+        penalty="elasticnet",
+        solver="saga",
+        l1_ratio=2 * alpha / (1 + alpha),
+        C=2 / ((1 + alpha) * float(path.lambdas[3]) * len(y)),
+        class_weight="balanced" if balanced else None,
+        tol=1e-8,
+        max_iter=20_000,
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # newer releases infer the penalty
+        model.fit(z, y)
+    np.testing.assert_allclose(weight[1] - weight[0], model.coef_[0], atol=2e-3)
+    np.testing.assert_allclose(bias[1] - bias[0], model.intercept_[0], atol=2e-3)
+    assert np.abs(model.coef_[0]).max() > 0.3
 
 
 def test_path__starts_where_all_weights_are_zero():

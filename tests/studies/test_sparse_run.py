@@ -72,6 +72,18 @@ def test_simulations__the_right_image_is_one_of_the_class():
     assert {one.right for one in questions} == {0, 1, 2}
 
 
+def test_simulations__other_images_are_not_of_the_class_in_another_row():
+    one = table()
+    names = (*one.class_names, "other")
+    rows = [torch.cat([column, column]) for column in (one.ids, one.labels, one.predictions)]
+    rows[1][N:] = rows[2][N:] = 3  # a row of another condition for each example
+    none, ones = torch.full((2 * N,), -1), torch.ones(2 * N)
+    several = ExampleTable(*rows, ones, ones, none, none, names)
+    for question in reported_simulations(found(), several, range(N), count=9, seed=2):
+        _, *others = np.roll(question.options, -question.right).tolist()
+        assert (one.predictions[others] != question.class_index).all()
+
+
 def test_matchings__problematic_true_class_random():
     questions = reported_matchings(found(), range(N), count=5, seed=1)
     assert len(questions) == 5

@@ -7,7 +7,7 @@ import torch
 
 from lightning_failures.errors import ConfigurationError
 from lightning_failures.interventions.base import LEFT_OUT
-from lightning_failures.trainer.reading_ways import class_labels
+from lightning_failures.trainer.reading_ways import class_labels, condition_labels
 
 
 @pytest.mark.parametrize(
@@ -34,3 +34,12 @@ def test_class_labels__of_several_conditions_are_an_error():
         class_labels(torch.ones(2, 3))
     with pytest.raises(ConfigurationError, match=r"\(2, 3, 1\)"):
         class_labels(torch.ones(2, 3, 1))
+
+
+@pytest.mark.parametrize("unknown", [-1, -100, 255, float("nan"), 3])
+def test_condition_labels__of_all_forms(unknown):
+    given = torch.tensor([[1.0, 0.0, unknown], [0.9, 0.1, 1.0]])
+    assert condition_labels(given).tolist() == [[1, 0, -1], [1, 0, 1]]
+    assert condition_labels(torch.tensor([[True, False]])).tolist() == [[1, 0]]
+    with pytest.raises(ConfigurationError, match=r"conditions \(B, K\)"):
+        condition_labels(torch.ones(3))

@@ -158,7 +158,7 @@ def sparsity_rows(report: FailureReport) -> Rows:
     found = sparse_report(report)
     if found is None:
         return []
-    return [
+    rows: Rows = [
         {
             "features": point.features_per_class,
             "accuracy": point.accuracy,
@@ -167,6 +167,10 @@ def sparsity_rows(report: FailureReport) -> Rows:
         }
         for index, point in enumerate(found.curve)
     ]
+    if found.conditions:  # each is chosen at a lambda of its own, and the mark is their mean
+        mean = {"features": found.features_per_class, "accuracy": found.accuracy, "lambda": None, "layer": "this layer"}
+        rows.append(mean)
+    return rows
 
 
 def sparsity(rows: Rows) -> dict[str, Any]:
@@ -191,7 +195,10 @@ def sparsity(rows: Rows) -> dict[str, Any]:
         ],
     }
     layers: Rows = [
-        {"mark": {"type": "line", "strokeWidth": 1.5, "opacity": 0.6}},
+        {
+            "transform": [{"filter": "isValid(datum.lambda)"}],
+            "mark": {"type": "line", "strokeWidth": 1.5, "opacity": 0.6},
+        },
         {"mark": {"type": "point", "filled": True, "opacity": 1}, "encoding": points},
         _labels("layer", "datum.layer == 'this layer'", dy=-14),
     ]
@@ -375,7 +382,8 @@ CHARTS: dict[str, Chart] = {
         section="sparse",
         title="Accuracy against sparsity",
         description="Each mark is a layer of the path: the features that a class uses on average, and the accuracy on"
-        " held-out examples. The large mark is the layer that this section examines.",
+        " held-out examples. The large mark is the layer that this section examines. In a multilabel task,"
+        " marks are means over conditions.",
         rows=lambda report, history: sparsity_rows(report),
         draw=sparsity,
     ),

@@ -67,6 +67,7 @@ class SparseView:
         features: Features most often problematic.
         classes: Classes with their features.
         errors: (path, error, title of its feature).
+        conditions: (path, name, whether its accuracy is balanced) of each condition of a multilabel task.
         masks: (path, title, class or None) of features worth masking.
         pairs: (path, first, second) of pairs of classes.
         masks_known: Whether it was computed which features are worth masking.
@@ -76,6 +77,7 @@ class SparseView:
     features: tuple[FeatureCard, ...]
     classes: tuple[ClassBars, ...]
     errors: tuple[tuple[str, ErrorEntry, str], ...]
+    conditions: tuple[tuple[str, str, bool], ...]
     masks: tuple[tuple[str, str, str | None], ...]
     pairs: tuple[tuple[str, str, str], ...]
     masks_known: bool
@@ -101,6 +103,7 @@ def sparse_view(report: FailureReport, take: Callable[[str], tuple[Picture, ...]
         features=cards,
         classes=tuple(_class(found, root, index, pictures) for index in range(len(found.classes[:MAX_CLASSES]))),
         errors=tuple((at, one, "none" if one.feature is None else found.label(one.feature)) for at, one in errors),
+        conditions=tuple((f"{root}/conditions/{i}", one.name, one.balanced) for i, one in enumerate(found.conditions)),
         masks=tuple((at, found.label(one.feature), one.class_name) for at, one in masks),
         pairs=tuple((f"{root}/pairs/{i}", one.first, one.second) for i, one in enumerate(found.pairs[:MAX_PAIRS])),
         masks_known=found.worth_masking is not None,

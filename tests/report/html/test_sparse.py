@@ -12,7 +12,7 @@ from lightning_failures.report.html.charts import sparsity_rows
 from lightning_failures.report.html.render import render
 from lightning_failures.report.html.sparse import sparse_view
 from lightning_failures.report.run_folder import Run
-from tests.report.test_sparse import SECTION, report_with
+from tests.report.test_sparse import CONDITIONS, SECTION, report_with
 
 
 def a_picture(feature: int) -> Picture:
@@ -50,3 +50,14 @@ def test_page__has_the_section_and_escapes_names():
     assert "sparse/5" not in text
     plain = render(Run(Path("runs/a"), FailureReport(1, 1.0, ()), (FailureReport(1, 1.0, ()),)))
     assert 'id="sparse"' not in plain
+
+
+def test_page__shows_conditions_and_their_mean_in_the_chart():
+    report = report_with(SECTION | {"chosen": None, "conditions": CONDITIONS})
+    text = render(Run(Path("runs/a"), report, (report,)))
+    assert 'data-of="report/methods/sparse/conditions/1/false_negatives"' in text
+    assert "a random feature of the condition fixes it" in text
+    assert "&lt;b&gt;cat|" in text
+    assert "<b>cat" not in text
+    this = [row for row in sparsity_rows(report) if row["layer"] == "this layer"]
+    assert [(row["features"], row["accuracy"]) for row in this] == [(3.5, 0.8)]
