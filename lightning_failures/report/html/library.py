@@ -8,12 +8,11 @@ import sys
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cache
 from importlib.metadata import version
-from pathlib import Path
 
 import xxhash
 
 from lightning_failures.core.atomic import write_atomically
-from lightning_failures.core.home import default_cache_folder
+from lightning_failures.core.home import default_cache_folder, private_folder
 
 _BUNDLE = """
 import sys
@@ -36,15 +35,24 @@ def prepare() -> Future[str]:
 
 
 def _library() -> str:
-    """Return the library, from the cache folder if it is there as it was written."""
-    path = default_cache_folder() / f"vega-{version('vl-convert-python')}.js"
+    """Return the library, from the file of an earlier run if it is there as it was written.
+
+    The script runs in whatever page is opened, so its file lies where only this user can write: a cache folder may be
+    shared.
+    """
+    try:
+        root = default_cache_folder()
+        root.mkdir(parents=True, exist_ok=True)
+        path = private_folder(root) / f"vega-{version('vl-convert-python')}.js"
+    except OSError:  # a folder that cannot be written costs the time of every run
+        return _bundle()
     with contextlib.suppress(OSError, UnicodeDecodeError):
         digest, _, source = path.read_text(encoding="utf-8").partition("\n")
         if digest == _digest(source):
             return source
     source = _bundle()
-    with contextlib.suppress(OSError):  # a folder that cannot be written costs the time of the next run
-        write_atomically(Path(path), f"{_digest(source)}\n{source}".encode())
+    with contextlib.suppress(OSError):
+        write_atomically(path, f"{_digest(source)}\n{source}".encode())
     return source
 
 
