@@ -29,6 +29,7 @@ import json
 import multiprocessing
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -302,6 +303,17 @@ def same(one: Record | None, other: Record | None) -> bool:
     return bool(one and other) and all(one[key] == other[key] for key in ("outcome", "prints"))
 
 
+def error_lines(text: str) -> str:
+    r"""Return the lines of a report that hold the error, else the last line; without the folders of this machine.
+
+    >>> error_lines("/home/me/test.py:1: in f\nE   No file: '/home/me/a.txt'")
+    "E   No file: '.../a.txt'"
+    """
+    lines = text.splitlines()
+    errors = [line for line in lines if line.startswith("E ")] or lines[-1:]
+    return re.sub(r"/\S*/", ".../", "\n".join(errors))
+
+
 def compare(records: dict[str, dict[str, Record]]) -> dict[str, Any]:
     """Sort the tests into those that say nothing, unchanged, unstable, keys and files, and differences."""
     plain, failures, again, control = (records[role] for role in ROLES)
@@ -322,7 +334,7 @@ def compare(records: dict[str, dict[str, Record]]) -> dict[str, Any]:
                 "plain": first and first["outcome"],
                 "control": with_control and with_control["outcome"],
                 "failures": with_failures and with_failures["outcome"],
-                "text": with_failures and with_failures["text"],
+                "text": with_failures and error_lines(with_failures["text"]),
             }
     return result
 

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lightning_failures.analysis.result import AnalysisResult
-from lightning_failures.core.atomic import write_atomically
+from lightning_failures.core.atomic import copy_atomically, write_atomically
 from lightning_failures.core.run_paths import REPORT_FILE
 from lightning_failures.core.text import looks_digested, to_bytes, with_digest
-from lightning_failures.data.example_table import ANALYSIS_TABLE_FILE, EXAMPLES_FILE, MAX_TABLES, ExampleTable
+from lightning_failures.data.example_table import ANALYSIS_TABLE_FILE, EXAMPLES_FILE, MAX_TABLES
 from lightning_failures.data.report import FailureReport, FeatureReport, analysis_name
 from lightning_failures.directions.result import DIRECTIONS_FILE
 from lightning_failures.report.feature_names import FEATURES_FILE, add_to_template
@@ -46,13 +46,14 @@ class FileWriter(Writer):
         text = to_bytes(report.to_json())
         write_atomically(here / REPORT_FILE, text)  # first, in case the disk fills up
         self._write_markdown(report, step)
-        self._keep_table(result.table, here)
         directions, examples = self.folder / DIRECTIONS_FILE, self.folder / EXAMPLES_FILE
         for path, saved in ((directions, result.directions), (examples, result.table)):
             if saved is None:
                 path.unlink(missing_ok=True)
             else:
                 saved.save(path)
+        if result.table is not None:
+            self._keep_table(examples, here)
         write_atomically(self.folder / REPORT_FILE, text)
 
     def show(self, result: AnalysisResult, gallery: Gallery, step: int) -> None:
@@ -88,11 +89,9 @@ class FileWriter(Writer):
         """Return that files hold everything."""
         return WriterLimits("files", examples=None, examples_in="the HTML page")
 
-    def _keep_table(self, saved: ExampleTable | None, here: Path) -> None:
-        """Save the table of an analysis in its folder, so that epochs can be compared; tables between are removed."""
-        if saved is None:
-            return
-        saved.save(here / ANALYSIS_TABLE_FILE)
+    def _keep_table(self, written: Path, here: Path) -> None:
+        """Copy the table of an analysis to its folder, so that epochs can be compared; tables between are removed."""
+        copy_atomically(written, here / ANALYSIS_TABLE_FILE)
         tables = sorted(self.folder.glob(f"*/{ANALYSIS_TABLE_FILE}"), key=lambda path: path.stat().st_mtime_ns)
         for path in tables[1 : max(1, len(tables) + 1 - MAX_TABLES)]:
             path.unlink(missing_ok=True)

@@ -33,6 +33,7 @@ from lightning_failures.encoders.cache.shard_file import (
     Array,
     Pending,
     Shard,
+    key_order,
     read_shard,
     to_half,
     write_shard,
@@ -492,7 +493,7 @@ def _folder_name(fingerprint: str) -> str:
 
 def _first_of_each(keys: Array) -> Array:
     """Return the first row of each distinct key (N, 2), ascending."""
-    order = np.lexsort((keys[:, 1], keys[:, 0]))
+    order = key_order(keys.T)
     repeats = (keys[order[1:]] == keys[order[:-1]]).all(axis=1)
     return np.sort(np.delete(order, np.flatnonzero(repeats) + 1))
 

@@ -129,6 +129,7 @@
   if (validity) {
     const { delta, tau } = validity.elements;
     const leaves = all(".leaf[data-excess]");
+    const shown = new Set(leaves.map((leaf) => leaf.closest(".card"))).size;
     const judge = () => {
       delta.nextElementSibling.textContent = `${Math.round(100 * delta.value)} points`;
       tau.nextElementSibling.textContent = `${Math.round(100 * tau.value)} %`;
@@ -139,14 +140,12 @@
         leaf.querySelector(".valid").hidden = !holds;
         if (holds) { valid += 1; trees.add(leaf.closest(".card")); }
       });
-      const shown = all("#trees .card:has(.leaf[data-excess])").length;
       validity.querySelector("[aria-live]").textContent = `${valid} of ${leaves.length} leaves, in ${trees.size} of ${shown} trees below.`;
     };
     validity.hidden = false;
     validity.addEventListener("input", judge);
     validity.addEventListener("reset", () => setTimeout(judge));
     validity.addEventListener("submit", (event) => event.preventDefault());
-    validity.querySelector("[aria-live]").textContent = "";
   }
 
   // ---------------------------------------------------------------- trees: what a split looks at, from its feature below
