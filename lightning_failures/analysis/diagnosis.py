@@ -4,9 +4,12 @@ Four kinds call for four remedies. A *shortcut*: training shows the class with a
 *under-represented* subpopulation: training hardly holds it. *Label noise*: the label is wrong, not the answer.
 *Intrinsically hard* images: training holds as many as validation, and the model still fails.
 
-The statistics enter a multinomial logistic regression. ``benchmarks/diagnosis.py`` plants every kind, and nothing, in
-coloured digits and in Gaussian classes, fits the coefficients below to them, and judges them on another data set with
-another encoder.
+The statistics answer four questions, one after the other, each by a logistic regression of two of them: nested
+dichotomies (Frank and Kramer, Ensembles of Nested Dichotomies for Multi-class Problems, ICML 2004, section 2). Is the
+label wrong? If not, does training lack such images? If it does, is it a shortcut, or a subpopulation? If it does not,
+are they a group of hard images, or nothing in particular? ``benchmarks/diagnosis.py`` plants every kind, and nothing,
+in coloured digits and in Gaussian classes, fits the coefficients below to them, and judges them on another data set
+with another encoder.
 """
 
 from __future__ import annotations
@@ -38,8 +41,17 @@ LABEL_NOISE, HARD = "label noise", "intrinsically hard"
 KINDS = (SHORTCUT, UNDER_REPRESENTED, LABEL_NOISE, HARD)
 NOTHING = "none of these"
 
-MIN_PROBABILITY = 0.55
-"""Probability below which the kind is "unsure"."""
+_ANSWERS: Mapping[str, Mapping[str, bool]] = {
+    SHORTCUT: {"wrong label": False, "lacking": True, "shortcut": True},
+    UNDER_REPRESENTED: {"wrong label": False, "lacking": True, "shortcut": False},
+    LABEL_NOISE: {"wrong label": True},
+    HARD: {"wrong label": False, "lacking": False, "hard": True},
+    NOTHING: {"wrong label": False, "lacking": False, "hard": False},
+}
+"""Of each kind, the answers to the questions of ``DICHOTOMIES`` that lead to it."""
+
+MIN_PROBABILITY = 0.4
+"""Probability below which the kind is "unsure"; by chance it is 0.2."""
 
 MIN_FAILURES = 10
 """Number of failures from which a class is diagnosed."""
@@ -120,6 +132,7 @@ class FailureStatistics:
             near 1, the failures look like this class in training.
         probe_support: Share of the failures whose label the probe supports.
         probe_margin: Median label margin of the failures, in units of that of the successes.
+        flagged_error_rate: Error rate of the flagged examples, whose cross-fitted decision values are negative.
     """
 
     flag_ratio: float | None = None
@@ -128,6 +141,29 @@ class FailureStatistics:
     wrong_class_auc: float | None = None
     probe_support: float | None = None
     probe_margin: float | None = None
+    flagged_error_rate: float | None = None
+
+
+@dataclass(frozen=True)
+class Term:
+    """A statistic in a logistic regression: (value - mean) / scale times the coefficient."""
+
+    mean: float
+    scale: float
+    coefficient: float
+
+
+@dataclass(frozen=True)
+class Dichotomy:
+    """A question with two answers, as a logistic regression: the log odds of "yes".
+
+    Attributes:
+        intercept: Log odds where every statistic has its mean.
+        terms: The statistics that answer it.
+    """
+
+    intercept: float
+    terms: Mapping[str, Term]
 
 
 STATISTICS = tuple(one.name for one in fields(FailureStatistics))
@@ -168,6 +204,8 @@ def failure_statistics(
     if wrong_answers > 1:
         chance = 1 / wrong_answers
         found["one_wrong_class"] = float((counts.max() / counts.sum() - chance) / (1 - chance))
+    flagged = examples.values < 0
+    found["flagged_error_rate"] = float(failed[flagged].mean()) if flagged.any() else None
     if training is not None:
         own = training.labels == class_index
         if weight is not None:
@@ -179,29 +217,39 @@ def failure_statistics(
     return FailureStatistics(**found)
 
 
-def diagnose(statistics: FailureStatistics, *, class_index: int = 0) -> DiagnosisReport:
+def diagnose(
+    statistics: FailureStatistics, *, class_index: int = 0, dichotomies: Mapping[str, Dichotomy] | None = None
+) -> DiagnosisReport:
     """Return the kind of failure with the highest probability, the statistics that speak for it, and the remedy.
 
-    An unknown statistic takes the mean of the cases to which the coefficients were fitted, so it says nothing.
+    An unknown statistic takes the mean of the cases to which the coefficients were fitted, so it says nothing. Where
+    all statistics of a question are unknown, the kinds that its answers lead to are equally probable.
 
     Args:
         statistics: The statistics of the class.
         class_index: Its index, for the remedy.
+        dichotomies: The fitted questions, by name. None: :data:`DICHOTOMIES`.
 
     >>> noise = FailureStatistics(0.0, 0.0, one_wrong_class=0.2, probe_support=0.1, probe_margin=-1.5)
     >>> diagnose(noise).kind, diagnose(FailureStatistics()).kind
     ('label noise', 'unsure')
     """
-    values = np.array([_value(statistics, name) for name in STATISTICS])
-    evidence = np.nan_to_num(np.clip((values - MEANS) / SCALES, -_MOST_DEVIATIONS, _MOST_DEVIATIONS))
-    logits = np.array(list(COEFFICIENTS.values())) @ evidence + np.array(list(INTERCEPTS.values()))
-    shares = np.exp(logits - logits.max())
-    probabilities = dict(zip(COEFFICIENTS, (shares / shares.sum()).tolist(), strict=True))
+    asked = DICHOTOMIES if dichotomies is None else dichotomies
+    likely = {question: _probability(question, one, statistics) for question, one in asked.items()}
+    probabilities = {
+        kind: math.prod(likely[question] if yes else 1 - likely[question] for question, yes in _ANSWERS[kind].items())
+        for kind in _ANSWERS
+    }
     likeliest = max(KINDS, key=lambda kind: probabilities[kind])
     probability = probabilities[likeliest]
-    is_sure = probability >= MIN_PROBABILITY and bool(np.isfinite(values).any())
-    speaks_for = np.array(COEFFICIENTS[likeliest]) * evidence
-    leading = [STATISTICS[place] for place in np.argsort(-speaks_for)[:3] if speaks_for[place] > 0]
+    is_known = any(math.isfinite(_value(statistics, name)) for name in STATISTICS)
+    is_sure = probability >= MIN_PROBABILITY and is_known
+    speaks_for = {
+        name: value if yes else -value
+        for question, yes in _ANSWERS[likeliest].items()
+        for name, value in _evidence(asked[question], statistics).items()
+    }
+    leading = [name for name in sorted(speaks_for, key=lambda name: -speaks_for[name])[:3] if speaks_for[name] > 0]
     return DiagnosisReport(
         kind=likeliest if is_sure else UNSURE,
         probability=probability,
@@ -209,6 +257,25 @@ def diagnose(statistics: FailureStatistics, *, class_index: int = 0) -> Diagnosi
         reasons=tuple(_SENTENCES[name](_value(statistics, name)) for name in leading),
         remedy=REMEDIES[likeliest].format(class_index=class_index) if is_sure else None,
     )
+
+
+def _evidence(question: Dichotomy, statistics: FailureStatistics) -> dict[str, float]:
+    """Return what each statistic adds to the log odds of "yes"; 0 if it is unknown."""
+    found = {}
+    for name, term in question.terms.items():
+        deviations = (_value(statistics, name) - term.mean) / term.scale
+        bounded = min(max(deviations, -_MOST_DEVIATIONS), _MOST_DEVIATIONS)
+        found[name] = 0.0 if math.isnan(deviations) else term.coefficient * bounded
+    return found
+
+
+def _probability(name: str, question: Dichotomy, statistics: FailureStatistics) -> float:
+    """Return the probability of "yes"."""
+    if all(math.isnan(_value(statistics, term)) for term in question.terms):
+        answers = [answers[name] for answers in _ANSWERS.values() if name in answers]
+        return sum(answers) / len(answers)
+    odds = math.exp(question.intercept + sum(_evidence(question, statistics).values()))
+    return odds / (1 + odds)
 
 
 def is_diagnosed(*, pattern: bool, failed: BoolArray, in_doubt: BoolArray) -> bool:
@@ -403,6 +470,7 @@ _SENTENCES: Mapping[str, Callable[[float], str]] = {
         f"The embeddings of the failures speak {'for' if value >= 0 else 'against'} the label,"
         f" {abs(value):.2g} times as clearly as those of the successes speak for theirs."
     ),
+    "flagged_error_rate": lambda value: f"Of the flagged images, {100 * value:.0f} % fail.",
 }
 
 REMEDIES = {
@@ -416,14 +484,15 @@ REMEDIES = {
 
 # -- the fitted model: python benchmarks/diagnosis.py --fit ----------------------------------------------------------
 
-MEANS = np.array([-0.724, -0.51, 0.366, 0.638, 0.677, 0.125])
-SCALES = np.array([1.116, 0.771, 0.276, 0.201, 0.34, 0.927])
-INTERCEPTS = {SHORTCUT: 0.491, UNDER_REPRESENTED: -0.488, LABEL_NOISE: -2.46, HARD: 1.212, NOTHING: 1.245}
-COEFFICIENTS = {
-    SHORTCUT: (-0.242, -2.186, 2.197, 0.776, 0.83, -0.183),
-    UNDER_REPRESENTED: (-1.271, -1.385, 0.17, -1.732, 0.857, 3.212),
-    LABEL_NOISE: (0.66, 0.028, -2.645, 0.696, -1.757, -3.393),
-    HARD: (0.848, 1.565, -0.402, 0.051, 0.02, -0.725),
-    NOTHING: (0.005, 1.977, 0.68, 0.21, 0.05, 1.089),
+
+DICHOTOMIES: Mapping[str, Dichotomy] = {
+    "wrong label": Dichotomy(
+        -5.884, {"probe_support": Term(0.675, 0.34, -0.207), "probe_margin": Term(0.121, 0.927, -6.497)}
+    ),
+    "lacking": Dichotomy(2.261, {"flag_ratio": Term(-0.908, 1.128, -0.294), "density": Term(-0.627, 0.817, -6.783)}),
+    "shortcut": Dichotomy(
+        0.537, {"wrong_class_auc": Term(0.735, 0.214, 3.409), "one_wrong_class": Term(0.536, 0.329, 0.813)}
+    ),
+    "hard": Dichotomy(0.486, {"flagged_error_rate": Term(0.496, 0.273, 1.99)}),
 }
-"""Of the statistics in the order of their fields, in standard deviations from their means."""
+"""The questions in the order in which they are asked."""

@@ -18,7 +18,9 @@ from lightning_failures.analysis.diagnosis import (
     UNDER_REPRESENTED,
     UNSURE,
     ClassExamples,
+    Dichotomy,
     FailureStatistics,
+    Term,
     TrainingExamples,
     diagnose,
     failure_statistics,
@@ -53,6 +55,7 @@ def test_failure_statistics__flagged_shares_and_wrong_classes_by_hand() -> None:
     assert found.probe_support == 0.5
     assert found.probe_margin == pytest.approx(((0.1 - 0.35) / 2) / 0.5)
     assert found.density is None  # fewer examples than neighbours
+    assert found.flagged_error_rate == 1.0
 
 
 def test_failure_statistics__density_by_hand() -> None:
@@ -107,7 +110,33 @@ def test_failure_statistics__without_failures_or_successes_are_unknown(predictio
 def test_diagnose__without_statistics_is_unsure() -> None:
     found = diagnose(FailureStatistics())
     assert (found.kind, found.remedy) == (UNSURE, None)
-    assert sum(found.probabilities.values()) == pytest.approx(1)
+    assert list(found.probabilities.values()) == pytest.approx([0.2] * 5)  # four kinds, and nothing
+
+
+def test_diagnose__without_training_keeps_kinds_that_need_it_equally_probable() -> None:
+    of_probe = FailureStatistics(probe_support=0.9, probe_margin=0.8, flagged_error_rate=0.9)
+    found = diagnose(of_probe).probabilities
+    assert found[LABEL_NOISE] < 0.01
+    assert found[SHORTCUT] == pytest.approx(found[UNDER_REPRESENTED])
+    assert found[SHORTCUT] + found[UNDER_REPRESENTED] == pytest.approx(0.5, abs=0.01)
+    assert diagnose(of_probe).kind == HARD
+
+
+def test_diagnose__probabilities_by_hand() -> None:
+    asked = {
+        "wrong label": Dichotomy(0.0, {"probe_margin": Term(1.0, 2.0, math.log(3))}),
+        "lacking": Dichotomy(0.0, {"density": Term(0.0, 1.0, 1.0)}),
+        "shortcut": Dichotomy(math.log(4), {"one_wrong_class": Term(0.5, 1.0, 7.0)}),
+        "hard": Dichotomy(0.0, {"flagged_error_rate": Term(0.5, 0.1, 1.0)}),
+    }
+    found = diagnose(
+        FailureStatistics(density=0.0, one_wrong_class=0.5, probe_margin=-1.0, flagged_error_rate=9.0),
+        dichotomies=asked,
+    )
+    hard = 1 / (1 + math.exp(-3))  # three deviations at most
+    expected = {LABEL_NOISE: 1 / 4, SHORTCUT: 3 / 8 * 4 / 5, UNDER_REPRESENTED: 3 / 8 / 5, HARD: 3 / 8 * hard}
+    assert {kind: found.probabilities[kind] for kind in expected} == pytest.approx(expected)
+    assert [reason.split()[-1] for reason in found.reasons] == ["fail.", "theirs."]  # what adds most comes first
     assert set(found.probabilities) == {*KINDS, NOTHING}
 
 
