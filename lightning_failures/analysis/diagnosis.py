@@ -4,7 +4,7 @@ Four kinds call for four remedies. A *shortcut*: training shows the class with a
 *under-represented* subpopulation: training hardly holds it. *Label noise*: the label is wrong, not the answer.
 *Intrinsically hard* images: training holds as many as validation, and the model still fails.
 
-The statistics answer four questions, one after the other, each by a logistic regression of two of them: nested
+The statistics answer four questions, one after the other, each by a logistic regression of one or two of them: nested
 dichotomies (Frank and Kramer, Ensembles of Nested Dichotomies for Multi-class Problems, ICML 2004, section 2). Is the
 label wrong? If not, does training lack such images? If it does, is it a shortcut, or a subpopulation? If it does not,
 are they a group of hard images, or nothing in particular? ``benchmarks/diagnosis.py`` plants every kind, and nothing,
@@ -50,7 +50,7 @@ _ANSWERS: Mapping[str, Mapping[str, bool]] = {
 }
 """Of each kind, the answers to the questions of ``DICHOTOMIES`` that lead to it."""
 
-MIN_PROBABILITY = 0.4
+MIN_PROBABILITY = 0.5
 """Probability below which the kind is "unsure"; by chance it is 0.2."""
 
 MIN_FAILURES = 10
@@ -126,10 +126,9 @@ class FailureStatistics:
         flag_ratio: Log of the flagged share of the class in training over that in validation.
         density: Log of the density of training over that of validation near the failures, minus the same near the
             successes.
-        one_wrong_class: How far the failures concentrate on the most frequent wrong class: 0 for an even spread over
-            all wrong classes, 1 for a single one. None where there is only one wrong answer.
-        wrong_class_auc: AUC of -w . phi for telling training examples of that wrong class from those of other classes:
-            near 1, the failures look like this class in training.
+        wrong_class_auc: AUC of -w . phi for telling training examples of a wrong class from those of other classes, the
+            largest over the wrong classes that at least an even share of the failures goes to: near 1, the failures
+            look like that class in training. With two classes, from those of the class itself.
         probe_support: Share of the failures whose label the probe supports.
         probe_margin: Median label margin of the failures, in units of that of the successes.
         flagged_error_rate: Error rate of the flagged examples, whose cross-fitted decision values are negative.
@@ -137,7 +136,6 @@ class FailureStatistics:
 
     flag_ratio: float | None = None
     density: float | None = None
-    one_wrong_class: float | None = None
     wrong_class_auc: float | None = None
     probe_support: float | None = None
     probe_margin: float | None = None
@@ -192,18 +190,13 @@ def failure_statistics(
     >>> nan = np.full(4, np.nan)
     >>> examples = ClassExamples(phi, np.array([0, 0, 1, 1]), nan, np.array([0.5, 0.5, -0.2, 0.1]))
     >>> found = failure_statistics(0, examples, wrong_answers=2)
-    >>> found.one_wrong_class, found.probe_support, round(found.probe_margin, 2), found.density
-    (1.0, 0.5, -0.1, None)
+    >>> found.probe_support, round(found.probe_margin, 2), found.density
+    (0.5, -0.1, None)
     """
     failed = examples.predictions != class_index
     if not failed.any() or failed.all():
         return FailureStatistics()
-    wrong_classes, counts = np.unique(examples.predictions[failed], return_counts=True)
-    wrong_class = int(wrong_classes[counts.argmax()])
     found: dict[str, float | None] = _of_probe(examples.margins, failed)
-    if wrong_answers > 1:
-        chance = 1 / wrong_answers
-        found["one_wrong_class"] = float((counts.max() / counts.sum() - chance) / (1 - chance))
     flagged = examples.values < 0
     found["flagged_error_rate"] = float(failed[flagged].mean()) if flagged.any() else None
     if training is not None:
@@ -211,8 +204,11 @@ def failure_statistics(
         if weight is not None:
             scores = training.phi @ weight
             found["flag_ratio"] = _flag_ratio(scores[own] + bias < 0, examples.values)
-            if wrong_answers > 1:
-                found["wrong_class_auc"] = _defined(auc(-scores[~own], training.labels[~own] == wrong_class))
+            wrong_classes, counts = np.unique(examples.predictions[failed], return_counts=True)
+            often = wrong_classes[counts * wrong_answers >= counts.sum()]
+            compared = ~own if wrong_answers > 1 else np.ones_like(own)
+            aucs = [auc(-scores[compared], training.labels[compared] == wrong_class) for wrong_class in often]
+            found["wrong_class_auc"] = max((one for one in aucs if math.isfinite(one)), default=None)
         found["density"] = _density(training.phi[own], examples.phi, failed)
     return FailureStatistics(**found)
 
@@ -230,7 +226,7 @@ def diagnose(
         class_index: Its index, for the remedy.
         dichotomies: The fitted questions, by name. None: :data:`DICHOTOMIES`.
 
-    >>> noise = FailureStatistics(0.0, 0.0, one_wrong_class=0.2, probe_support=0.1, probe_margin=-1.5)
+    >>> noise = FailureStatistics(0.0, 0.0, probe_support=0.1, probe_margin=-1.5)
     >>> diagnose(noise).kind, diagnose(FailureStatistics()).kind
     ('label noise', 'unsure')
     """
@@ -439,10 +435,6 @@ def _some_rows(n: int) -> IntArray:
     return np.sort(order[:MOST_NEIGHBOURS_OF])
 
 
-def _defined(value: float) -> float | None:
-    return value if math.isfinite(value) else None
-
-
 def _value(statistics: FailureStatistics, name: str) -> float:
     value: float | None = getattr(statistics, name)
     return math.nan if value is None else value
@@ -458,12 +450,9 @@ def _times(log_ratio: float) -> str:
 _SENTENCES: Mapping[str, Callable[[float], str]] = {
     "flag_ratio": lambda value: f"Flagged images are {_times(value)} as frequent in training as in validation.",
     "density": lambda value: f"Near the failures, training holds {_times(value)} as many images as it should.",
-    "one_wrong_class": lambda value: (
-        f"The failures {'go to one wrong class' if value > 0.5 else 'spread over wrong classes'} ({value:.2f}; 0:"
-        " evenly over all, 1: to a single one)."
-    ),
     "wrong_class_auc": lambda value: (
-        f"In training, that wrong class looks {'' if value > 0.6 else 'no more '}like the failures (AUC {value:.2f})."
+        f"In training, {'a' if value > 0.6 else 'no'} class that they are taken for looks like the failures"
+        f" (AUC {value:.2f})."
     ),
     "probe_support": lambda value: f"The embeddings support the label of {100 * value:.0f} % of the failures.",
     "probe_margin": lambda value: (
@@ -490,9 +479,9 @@ DICHOTOMIES: Mapping[str, Dichotomy] = {
         -5.884, {"probe_support": Term(0.675, 0.34, -0.207), "probe_margin": Term(0.121, 0.927, -6.497)}
     ),
     "lacking": Dichotomy(2.261, {"flag_ratio": Term(-0.908, 1.128, -0.294), "density": Term(-0.627, 0.817, -6.783)}),
-    "shortcut": Dichotomy(
-        0.537, {"wrong_class_auc": Term(0.735, 0.214, 3.409), "one_wrong_class": Term(0.536, 0.329, 0.813)}
+    "shortcut": Dichotomy(0.566, {"wrong_class_auc": Term(0.78, 0.172, 5.102)}),
+    "hard": Dichotomy(
+        0.817, {"flagged_error_rate": Term(0.496, 0.273, 2.137), "wrong_class_auc": Term(0.691, 0.146, -0.887)}
     ),
-    "hard": Dichotomy(0.486, {"flagged_error_rate": Term(0.496, 0.273, 1.99)}),
 }
 """The questions in the order in which they are asked."""
