@@ -19,9 +19,10 @@ A plant counts if the model falls for it: at least 10 failures of its class, and
 * ``remedy``: share of the planted classes for which the named remedy is the best of four: weights that balance flagged
   and others in each class; a new head on the network's own features with the same balance; for each class the 100
   images of a pool that are flagged most; nothing. The figure is the F1 score of the class on a test set with the mix
-  of validation and right labels, the mean of three trainings. These training sets are small, so that any further images help: the gain of the pool
-  is that over as many random images of it. A remedy is the best if no other one gains 0.02 more. A shortcut asks for
-  weights or a new head, an under-represented subpopulation for the pool, and noise and hard images for neither.
+  of validation and right labels, the mean of three trainings. These training sets are small, so that any further
+  images help: the gain of the pool is that over as many random images of it. A remedy is the best if no other one
+  gains 0.02 more. A shortcut asks for weights or a new head, an under-represented subpopulation for the pool, and
+  noise and hard images for neither.
 """
 
 from __future__ import annotations
