@@ -268,7 +268,7 @@ def known_vocabularies() -> list[str]:
     """Return the names of the packaged vocabularies.
 
     >>> known_vocabularies()
-    ['celeba', 'chestxray', 'cifar10', 'cifar100', 'digits', 'general', 'imagenet']
+    ['celeba', 'chestxray', 'cifar10', 'cifar10-extended', 'cifar100', 'digits', 'general', 'imagenet']
     """
     return sorted(file.stem for file in _PACKAGED.glob("*.yaml"))
 
