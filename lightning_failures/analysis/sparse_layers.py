@@ -7,7 +7,7 @@ Source: Wong, Santurkar and Madry, Leveraging Sparse Linear Layers for Debuggabl
 from __future__ import annotations
 
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -26,6 +26,7 @@ from lightning_failures.analysis.sparse_findings import (
 from lightning_failures.core.arrays import as_array
 from lightning_failures.core.budget import Deadline
 from lightning_failures.core.hashing import stable_hash
+from lightning_failures.core.serialization import to_jsonable
 from lightning_failures.core.threads import one_thread
 from lightning_failures.core.types import BoolArray, IntArray
 from lightning_failures.data.class_names import absent_condition
@@ -70,10 +71,12 @@ class SpuriousFeatures:
         if not known or not len(held_out):
             return None
         x, y = held_out.x, held_out.labels
-        found: dict[str, Any] = {"sparse": asdict(right_reasons(x, y, known, weight=layer.weight, bias=layer.bias))}
+        found: dict[str, Any] = {
+            "sparse": to_jsonable(right_reasons(x, y, known, weight=layer.weight, bias=layer.bias))
+        }
         fits = self.weight is not None and self.weight.shape[1] == x.shape[1] and len(self.weight) > y.max()
         if fits:
-            found["model"] = asdict(right_reasons(x, y, known, weight=self.weight, bias=self.bias))
+            found["model"] = to_jsonable(right_reasons(x, y, known, weight=self.weight, bias=self.bias))
         return found
 
 

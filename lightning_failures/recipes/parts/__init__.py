@@ -12,6 +12,7 @@ Files, each importing only from those above it::
     nearest   Accuracy of the images nearest to a caption, by number and by share, and a sheet of them
     nouns     Captions with further nouns
     generated  Images from captions and from directions
+    feature_sheet  Pictures of features of a robust network beside those of a standard one
     networks  A second run and other networks: what the first one's captions say about them
 """
 
