@@ -69,7 +69,7 @@ FACES = {
         FailureModes
     """,
     "lightning_failures.recipes": """
-        RECIPES Recipe
+        RECIPES Recipe RecipeData
     """,
     "lightning_failures.regression": """
         Pin PinnedDirection PinnedSliceErrorRate assert_pins_hold check_pins load_pins
@@ -81,8 +81,8 @@ FACES = {
         compiled compiled_strictly
     """,
     "lightning_failures.sparse": """
-        AccuracyCurve ClassPairs FeatureEffects ProblematicFeatures SparseLayer SparsePath class_pairs feature_effects
-        fit_sparse_layer fit_sparse_path problematic_features
+        AccuracyCurve ClassPairs FeatureEffects ProblematicFeatures RightReasons SparseLayer SparsePath class_pairs
+        feature_effects fit_sparse_layer fit_sparse_path problematic_features right_reasons
     """,
     "lightning_failures.studies": """
         Answers Question Study TASKS annotate describe_questions make_study match_questions mixed

@@ -274,6 +274,14 @@ def reproduce_options(arguments: Sequence[str], recipes: str = "") -> Namespace:
     parser.add_argument(
         "--robust-encoder", type=Path, metavar="FILE", help="imagenet-barlow: the adversarially trained ResNet"
     )
+    parser.add_argument("--variant", metavar="NAME", help="another distribution of the data (default: the first one)")
+    parser.add_argument(
+        "--parts", nargs="*", metavar="NAME", help="only these parts beside the main run; no name: none (default: all)"
+    )
+    parser.add_argument("--inception", type=Path, metavar="FILE", help="celeba: weights of torchvision's Inception v3")
+    parser.add_argument("--vit", type=Path, metavar="FILE", help="imagenet: weights of torchvision's ViT-B/16")
+    parser.add_argument("--generator", metavar="DIR", help="cifar10: a text-to-image pipeline of diffusers")
+    parser.add_argument("--decoder", metavar="DIR", help="cifar10: an unCLIP pipeline that decodes the encoder's space")
     parser.add_argument("--workers", type=int, default=0, help="processes that load images (default: 0)")
     parser.add_argument(
         "--output", type=Path, default=Path("reproduced"), help="folder of results (default: %(default)s)"

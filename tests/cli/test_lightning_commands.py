@@ -41,7 +41,7 @@ def test_subcommands__are_methods_of_the_trainer():
     assert all(callable(getattr(FailureTrainer, name)) for name in with_model)
 
 
-@pytest.mark.parametrize("config", ["digits.yaml", "digits_interventions.yaml", "cifar10.yaml"])
+@pytest.mark.parametrize("config", sorted(file.name for file in (ROOT / "configs").glob("*.yaml")))
 def test_configs__are_complete(config, capsys, monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / "examples"))
     with pytest.raises(SystemExit) as stop:
