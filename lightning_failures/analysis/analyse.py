@@ -217,6 +217,7 @@ def analyse(
                 device=device,
                 raise_class_errors=raise_class_errors,
                 training=read_training,
+                captions=captions,
             )
             contribution = method.fit(task)
             examples[method.name], contributions[method.name] = mine, contribution

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -10,19 +10,28 @@ import numpy as np
 
 from lightning_failures.analysis.method import Contribution, FitTask
 from lightning_failures.baselines.ranking import FINDERS, hardness_by_class
+from lightning_failures.captions.candidates import ClassCaptions
 from lightning_failures.core.arrays import as_array, as_rows
 from lightning_failures.core.budget import SKIPPED_FOR_TIME
-from lightning_failures.errors import ConfigurationError, did_you_mean
+from lightning_failures.core.types import BoolArray, FloatArray, IntArray
+from lightning_failures.errors import ConfigurationError, DataError, did_you_mean
 
 TOP = 50
 """Number of examples of each class that a ranking keeps."""
+
+CONFIDENCE, MARGIN = "confidence", "margin"
+"""Rankings that the answers of the model give."""
 
 
 @dataclass(frozen=True)
 class BaselinesFit:
     """Rank the examples of each class by baselines, cross-fitted; see :mod:`lightning_failures.baselines`.
 
-    The section of the report holds, by baseline and class, the ids of the hardest examples, the hardest first.
+    Beside the baselines that are fitted to embeddings, the confidence in the label ranks the examples, and the margin
+    before the best other class where it is known. A loss orders the examples as the confidence does.
+
+    The section of the report holds, by baseline and class, the ids of the hardest examples, the hardest first; and,
+    where there are candidate captions, the one nearest to (mean of the hardest - mean of the class), as in Domino.
 
     Attributes:
         finders: Names of baselines: "domino", "clusters".
@@ -55,30 +64,70 @@ class BaselinesFit:
         ids, labels, failed = (as_array(values)[mine] for values in (grades.ids, grades.labels, grades.failed))
         sources = ids if grades.groups is None else as_array(grades.groups)[mine]
         x = as_rows(task.values.all(), "embeddings")
+        known = {
+            name: -as_array(values)[mine].astype(np.float64)
+            for name, values in ((CONFIDENCE, grades.confidence), (MARGIN, grades.margin))
+            if values is not None
+        }
         late: list[str] = []  # baselines for which no time was left
 
-        def rank_own_classes() -> dict[str, dict[str, list[int]]]:
-            found: dict[str, dict[str, list[int]]] = {}
-            for name in self.finders:
+        def rank_own_classes() -> _Found:
+            found = _Found({}, {})
+            for name in (*self.finders, *known):
                 if task.deadline is not None and task.deadline.passed:
                     late.append(name)
                     continue
-                hardness = hardness_by_class(FINDERS[name], x, labels, failed, groups=sources, seed=task.seed)
-                found[name] = {
-                    grades.class_names[label]: _hardest(ids, hardness, labels == label, self.top)
+                hardness = known.get(name)
+                if hardness is None:
+                    hardness = hardness_by_class(FINDERS[name], x, labels, failed, groups=sources, seed=task.seed)
+                ranked = {
+                    label: _hardest(ids, hardness, labels == label, self.top)
                     for label in np.unique(labels[np.isfinite(hardness)]).tolist()
                 }
+                found.rankings[name] = {grades.class_names[k]: ids[rows].tolist() for k, rows in ranked.items()}
+                captions = {
+                    grades.class_names[k]: _caption(task.captions, k, x, labels == k, rows)
+                    for k, rows in ranked.items()
+                }
+                found.captions[name] = {of_class: text for of_class, text in captions.items() if text is not None}
             return found
 
-        rankings: dict[str, dict[str, list[int]]] = {name: {} for name in self.finders}
+        joined = _Found({name: {} for name in (*self.finders, *known)}, {})
         for part in partition.workers.gather_results(rank_own_classes):
-            for name, classes in part.items():
-                rankings[name] |= classes
+            for name, classes in part.rankings.items():
+                joined.rankings[name] |= classes
+                joined.captions[name] = joined.captions.get(name, {}) | part.captions[name]
         notes = tuple(f"Baseline {name}: {SKIPPED_FOR_TIME}." for name in late)
-        return Contribution(rankings, section={"top": self.top, "rankings": rankings}, notes=notes)
+        section = {"top": self.top, "rankings": joined.rankings, "captions": joined.captions}
+        return Contribution(joined.rankings, section=section, notes=notes)
 
 
-def _hardest(ids: Any, hardness: Any, members: Any, top: int) -> list[int]:
-    """Return the ids of the hardest members, the hardest first; ties by id."""
+@dataclass(frozen=True)
+class _Found:
+    """By baseline and class: ids of the hardest examples, and a caption."""
+
+    rankings: dict[str, dict[str, list[int]]]
+    captions: dict[str, dict[str, str]]
+
+
+def _hardest(ids: Any, hardness: FloatArray, members: BoolArray, top: int) -> IntArray:
+    """Return the rows of the hardest members, the hardest first; ties by id."""
     rows = np.flatnonzero(members & np.isfinite(hardness))
-    return [int(one) for one in ids[rows[np.lexsort((ids[rows], -hardness[rows]))[:top]]]]
+    return rows[np.lexsort((ids[rows], -hardness[rows]))[:top]]
+
+
+def _caption(
+    captions: Callable[[int], ClassCaptions | None] | None, label: int, x: Any, members: BoolArray, rows: IntArray
+) -> str | None:
+    """Return the caption of a class nearest to what is special about some of its rows; None without candidates."""
+    if captions is None or not len(rows):
+        return None
+    try:
+        candidates = captions(label)
+    except DataError:  # the captions of directions say so
+        return None
+    if candidates is None or not candidates.texts:
+        return None
+    rows = rows[: max(1, int(members.sum()) // 2)]
+    direction = x[rows].mean(axis=0, dtype=np.float64) - x[members].mean(axis=0, dtype=np.float64)
+    return candidates.texts[int((as_array(candidates.embeddings) @ direction).argmax())]

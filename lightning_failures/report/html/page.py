@@ -37,7 +37,7 @@ from lightning_failures.report.html.tree import Branch, feature_name, group_titl
 from lightning_failures.report.html.verdict import FindingView, finding_views, why_nothing
 from lightning_failures.report.interventions import intervention_lines
 from lightning_failures.report.method_comparison import MethodComparison, compare_methods
-from lightning_failures.report.run_folder import Run
+from lightning_failures.report.run_folder import Run, earlier_tables
 from lightning_failures.report.sentences import (
     counterfactual_sentence,
     diagnosis_sentence,
@@ -55,6 +55,7 @@ MAX_GROUP_ROWS = 400
 MAX_MODE_ROWS = 100
 MAX_FEATURES = 16
 MAX_VALUES = 12
+MAX_METHOD_CAPTIONS = 5
 MAX_SLICES = 24
 MAX_LINES = 200
 PICTURE_CHARACTERS = 1_550_000
@@ -347,9 +348,13 @@ def _methods(run: Run) -> MethodComparison | None:
     if run.table is None or not run.report.methods.get("baselines"):
         return None
     try:
-        return compare_methods(run.report, run.table)
+        found = compare_methods(run.report, run.table, earlier=earlier_tables(run))
     except (ConfigurationError, DataError):  # no class that every method ranks
         return None
+    rows = (
+        replace(row, hardest={}, captions=dict(list(row.captions.items())[:MAX_METHOD_CAPTIONS])) for row in found.rows
+    )
+    return replace(found, rows=tuple(rows))
 
 
 def _pictured(run: Run, ranked: list[tuple[int, ClassReport]], with_tree: list[tuple[int, GroupReport]]) -> _Pictured:
