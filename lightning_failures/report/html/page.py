@@ -36,7 +36,7 @@ from lightning_failures.report.html.sparse import SparseView, sparse_view
 from lightning_failures.report.html.tree import Branch, feature_name, group_title, outline
 from lightning_failures.report.html.verdict import FindingView, finding_views, why_nothing
 from lightning_failures.report.interventions import intervention_lines
-from lightning_failures.report.method_comparison import MethodComparison, compare_methods
+from lightning_failures.report.method_comparison import MethodComparison, MethodRow, compare_methods
 from lightning_failures.report.run_folder import Run, earlier_tables
 from lightning_failures.report.sentences import (
     counterfactual_sentence,
@@ -351,10 +351,12 @@ def _methods(run: Run) -> MethodComparison | None:
         found = compare_methods(run.report, run.table, earlier=earlier_tables(run))
     except (ConfigurationError, DataError):  # no class that every method ranks
         return None
-    rows = (
-        replace(row, hardest={}, captions=dict(list(row.captions.items())[:MAX_METHOD_CAPTIONS])) for row in found.rows
-    )
-    return replace(found, rows=tuple(rows))
+    return replace(found, rows=tuple(replace(row, hardest={}, captions=_first_captions(row)) for row in found.rows))
+
+
+def _first_captions(row: MethodRow) -> dict[str, str]:
+    """Return the captions of a method for the first classes."""
+    return dict(list(row.captions.items())[:MAX_METHOD_CAPTIONS])
 
 
 def _pictured(run: Run, ranked: list[tuple[int, ClassReport]], with_tree: list[tuple[int, GroupReport]]) -> _Pictured:
