@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
+from lightning_failures.analysis.enrichment import Attribute
 from lightning_failures.captions.candidates import ClassCaptions
 from lightning_failures.core.arrays import as_array
 from lightning_failures.core.budget import Deadline
@@ -79,6 +80,7 @@ class FitTask:
         raise_class_errors: Whether an error in the fit of a single class is raised, and costs more than this class.
         training: Reads the penultimate features of training examples; None: there are none.
         captions: Returns the embedded candidate captions of a class, by class index, or None; None: there are none.
+        attributes: Known attributes of the N rows by name; nothing is fitted to them.
     """
 
     grades: Grades
@@ -91,6 +93,7 @@ class FitTask:
     raise_class_errors: bool = False
     training: TrainingReader | None = None
     captions: Callable[[int], ClassCaptions | None] | None = None
+    attributes: Mapping[str, Attribute] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

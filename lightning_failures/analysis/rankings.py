@@ -19,6 +19,9 @@ from lightning_failures.errors import ConfigurationError, DataError, did_you_mea
 TOP = 50
 """Number of examples of each class that a ranking keeps."""
 
+MOST_EXAMPLES = 20_000
+"""Most examples whose known attributes the report keeps."""
+
 CONFIDENCE, MARGIN = "confidence", "margin"
 """Rankings that the answers of the model give."""
 
@@ -31,7 +34,8 @@ class BaselinesFit:
     before the best other class where it is known. A loss orders the examples as the confidence does.
 
     The section of the report holds, by baseline and class, the ids of the hardest examples, the hardest first; and,
-    where there are candidate captions, the one nearest to (mean of the hardest - mean of the class), as in Domino.
+    where there are candidate captions, the one nearest to (mean of the hardest - mean of the class), as in Domino. With
+    at most ``MOST_EXAMPLES`` examples it holds their known attributes, by which a report says whom each method finds.
 
     Attributes:
         finders: Names of baselines: "domino", "clusters".
@@ -98,7 +102,7 @@ class BaselinesFit:
                 joined.rankings[name] |= classes
                 joined.captions[name] = joined.captions.get(name, {}) | part.captions[name]
         notes = tuple(f"Baseline {name}: {SKIPPED_FOR_TIME}." for name in late)
-        section = {"top": self.top, "rankings": joined.rankings, "captions": joined.captions}
+        section = {"top": self.top, "rankings": joined.rankings, "captions": joined.captions} | _attributes(task)
         return Contribution(joined.rankings, section=section, notes=notes)
 
 
@@ -108,6 +112,14 @@ class _Found:
 
     rankings: dict[str, dict[str, list[int]]]
     captions: dict[str, dict[str, str]]
+
+
+def _attributes(task: FitTask) -> dict[str, Any]:
+    """Return the known attributes of the examples for the section; nothing if there are none, or too many examples."""
+    if not task.attributes or len(task.grades) > MOST_EXAMPLES:
+        return {}
+    values = {name: {"values": list(one.values), "codes": one.codes.tolist()} for name, one in task.attributes.items()}
+    return {"attributes": {"ids": as_array(task.grades.ids).tolist(), "by_name": values}}
 
 
 def _hardest(ids: Any, hardness: FloatArray, members: BoolArray, top: int) -> IntArray:

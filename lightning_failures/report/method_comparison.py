@@ -84,7 +84,8 @@ def compare_methods(
     Args:
         report: The report, with rankings of baselines.
         table: Its examples.
-        attributes: By name, the values of examples by id; nothing was fitted to them.
+        attributes: By name, the values of examples by id; nothing was fitted to them. The metadata that the run itself
+            was given are compared too.
         top: Number of examples of each class to look at.
         earlier: Tables of earlier analyses of the same examples, by step. The confidence in the first one is early
             stopping, as in Just Train Twice; how much all of them and the last one differ is the disagreement of
@@ -102,7 +103,7 @@ def compare_methods(
     hardest = {name: {k: found[k] for k in classes} for name, found in ranked.items()}
     failed, ids = table.failed.numpy(), table.ids.numpy()
     captions = _captions(report)
-    masks = _masks(table, attributes or {})
+    masks = _masks(table, _stored_attributes(report) | dict(attributes or {}))
     rows = tuple(
         MethodRow(
             method=name,
@@ -221,6 +222,20 @@ def _confidence_in(other: ExampleTable, table: ExampleTable) -> FloatArray:
     )
     pairs = zip(table.ids.tolist(), table.labels.tolist(), strict=True)
     return np.array([known.get(pair, np.nan) for pair in pairs], dtype=np.float64)
+
+
+def _stored_attributes(report: FailureReport) -> dict[str, dict[int, str]]:
+    """Return the metadata of the run by name, the values by id; nothing if the section holds none, or damaged ones."""
+    stored = report.methods.get("baselines", {}).get("attributes")
+    if not isinstance(stored, Mapping):
+        return {}
+    try:
+        return {
+            str(name): {int(i): str(one["values"][code]) for i, code in zip(stored["ids"], one["codes"], strict=True)}
+            for name, one in stored["by_name"].items()
+        }
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError):
+        return {}
 
 
 def _captions(report: FailureReport) -> dict[str, dict[str, str]]:

@@ -34,6 +34,7 @@ def test_rankings__of_each_class_and_baseline_are_in_the_report():
     section = analyse(grades, x, methods=[(BaselinesFit(top=15), x)]).report.methods["baselines"]
     assert list(section["rankings"]) == [*FINDERS, "confidence"]
     assert section["captions"] == {name: {} for name in section["rankings"]}
+    assert "attributes" not in section
     for classes in (section["rankings"][name] for name in FINDERS):
         assert list(classes) == list(grades.class_names)
         for k, ids in enumerate(classes.values()):
@@ -61,7 +62,13 @@ def test_rankings__by_confidence_and_margin_with_captions_of_what_they_rank_firs
         return ClassCaptions(("axis 0", "axis 1", "axis 2", "axis 7"), vectors[[0, 1, 2, 7]], vectors[3])
 
     method = (BaselinesFit(("domino",), top=10), x)
-    section = analyse(grades, x, captions=captions, methods=[method]).report.methods["baselines"]
+    metadata = {"weather": np.where(hard, "rain", "sun")}
+    report = analyse(grades, x, captions=captions, methods=[method], metadata=metadata).report
+    section = report.methods["baselines"]
+    stored = section["attributes"]
+    assert stored["ids"] == list(range(360))
+    weather = stored["by_name"]["weather"]
+    assert [weather["values"][code] for code in weather["codes"]] == metadata["weather"].tolist()
     assert list(section["rankings"]) == ["domino", "confidence", "margin"]
     for name in ("domino", "confidence"):
         assert section["captions"][name] == {f"class {k}": f"axis {k}" for k in range(3)}

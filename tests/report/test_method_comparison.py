@@ -61,6 +61,17 @@ def test_compare__earlier_analyses_rank_as_early_stopping_and_by_disagreement():
     assert len(compare_methods(report, without, earlier=[first]).rows) == 2
 
 
+def test_compare__metadata_of_the_run_need_no_file():
+    report, table = run()
+    codes = {"values": ["red", "blue"], "codes": [0 if i in (0, 1) else 1 for i in range(20)]}
+    stored = {"ids": list(range(20)), "by_name": {"tint": codes}}
+    section = report.methods["baselines"] | {"attributes": stored}
+    found = compare_methods(replace(report, methods={"baselines": section}), table, top=2)
+    assert found.rows[0].shares == {"tint=blue": 0.0, "tint=red": 1.0}
+    section["attributes"] = stored | {"ids": [0]}  # damaged
+    assert compare_methods(replace(report, methods={"baselines": section}), table).base_shares == {}
+
+
 def test_compare__captions_of_each_method():
     report, table = run()
     section = report.methods["baselines"] | {"captions": {"domino": {"cat": "a photo of a wet cat"}}}
