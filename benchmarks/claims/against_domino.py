@@ -1,7 +1,8 @@
 """The hardest caption of a direction names the unusual tint as often as Domino's caption of its slice.
 
 Domino's rule: of the slice with the most failures, the caption nearest to (mean of the slice - mean of the class). The
-mixture has two slices a class (B.1.4), or 25 of all classes together (its defaults).
+mixture has two slices a class (B.1.4), or 25 of all classes together (its defaults). ``flagged failures`` is the same
+rule for the failures that the direction flags.
 """
 
 from __future__ import annotations
@@ -22,16 +23,17 @@ __all__ = ["COMPARISONS", "run"]
 
 SHORTCUTS = (0.95, 0.8)
 NEAREST = 20
-OURS, RIVALS = "direction", ("domino, 2 slices", "domino, 25 slices")
+OURS, FLAGGED, RIVALS = "direction", "flagged failures", ("domino, 2 slices", "domino, 25 slices")
 NAMES, FAILURES = "names the tint", "failures"
 
 COMPARISONS = tuple(
-    Comparison(f"{words}, shortcut {shortcut}, direction not below {rival}", (str(shortcut), figure), OURS, rival, 0.02)
+    Comparison(f"{words}, shortcut {shortcut}, {ours} not below {rival}", (str(shortcut), figure), ours, rival, 0.02)
     for figure, words in (
         (NAMES, "hardest caption names the unusual tint"),
         (FAILURES, f"failures among the {NEAREST} test images of a class nearest to the caption"),
     )
     for shortcut in SHORTCUTS
+    for ours in (OURS, FLAGGED)
     for rival in RIVALS
 )
 
@@ -62,6 +64,9 @@ def _at(world: World, shortcut: float) -> dict[str, Any]:
         )
         vectors = captions.embeddings.numpy()
         chosen = {OURS: int(score_captions(fitted, k, captions.embeddings, captions.reference).argmin())}
+        flagged = failed[rows] & (fitted.out_of_fold.numpy()[rows] < 0)
+        if flagged.any():
+            chosen[FLAGGED] = int((vectors @ (x[rows][flagged].mean(axis=0) - x[rows].mean(axis=0))).argmax())
         for name, of_slices in zip(RIVALS, (own.responsibilities(x[rows]), weights[rows]), strict=True):
             chosen[name] = int((vectors @ _slice_mean(x[rows], of_slices, failed[rows])).argmax())
         of_class = test.grades.labels == k
