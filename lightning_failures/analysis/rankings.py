@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -18,6 +18,9 @@ from lightning_failures.errors import ConfigurationError, DataError, did_you_mea
 
 TOP = 50
 """Number of examples of each class that a ranking keeps."""
+
+MOST_CAPTIONED = 50
+"""Most classes of a process whose hardest examples get captions."""
 
 MOST_EXAMPLES = 20_000
 """Most examples whose known attributes the report keeps."""
@@ -76,7 +79,7 @@ class BaselinesFit:
         late: list[str] = []  # baselines for which no time was left
 
         def rank_own_classes() -> _Found:
-            found = _Found({}, {})
+            ranked: dict[str, dict[int, IntArray]] = {}
             for name in (*self.finders, *known):
                 if task.deadline is not None and task.deadline.passed:
                     late.append(name)
@@ -84,23 +87,23 @@ class BaselinesFit:
                 hardness = known.get(name)
                 if hardness is None:
                     hardness = hardness_by_class(FINDERS[name], x, labels, failed, groups=sources, seed=task.seed)
-                ranked = {
+                ranked[name] = {
                     label: _hardest(ids, hardness, labels == label, self.top)
                     for label in np.unique(labels[np.isfinite(hardness)]).tolist()
                 }
-                found.rankings[name] = {grades.class_names[k]: ids[rows].tolist() for k, rows in ranked.items()}
-                captions = {
-                    grades.class_names[k]: _caption(task.captions, k, x, labels == k, rows)
-                    for k, rows in ranked.items()
-                }
-                found.captions[name] = {of_class: text for of_class, text in captions.items() if text is not None}
-            return found
+            names = grades.class_names
+            rankings = {
+                name: {names[k]: ids[rows].tolist() for k, rows in of_class.items()}
+                for name, of_class in ranked.items()
+            }
+            return _Found(rankings, _captions_of(task, ranked, x, labels, failed))
 
         joined = _Found({name: {} for name in (*self.finders, *known)}, {})
         for part in partition.workers.gather_results(rank_own_classes):
             for name, classes in part.rankings.items():
                 joined.rankings[name] |= classes
-                joined.captions[name] = joined.captions.get(name, {}) | part.captions[name]
+            for name, captions in part.captions.items():
+                joined.captions[name] = joined.captions.get(name, {}) | captions
         notes = tuple(f"Baseline {name}: {SKIPPED_FOR_TIME}." for name in late)
         section = {"top": self.top, "rankings": joined.rankings, "captions": joined.captions} | _attributes(task)
         return Contribution(joined.rankings, section=section, notes=notes)
@@ -128,17 +131,32 @@ def _hardest(ids: Any, hardness: FloatArray, members: BoolArray, top: int) -> In
     return rows[np.lexsort((ids[rows], -hardness[rows]))[:top]]
 
 
+def _captions_of(
+    task: FitTask, ranked: Mapping[str, Mapping[int, IntArray]], x: Any, labels: IntArray, failed: BoolArray
+) -> dict[str, dict[str, str]]:
+    """Return captions by method and class name, of the classes with most failures among those that all methods rank."""
+    if task.captions is None or not ranked:
+        return {}
+    failures = np.bincount(labels[failed], minlength=len(task.grades.class_names))
+    common = sorted(set.intersection(*(set(of_class) for of_class in ranked.values())), key=lambda k: -failures[k])
+    found: dict[str, dict[str, str]] = {}
+    for k in sorted(common[:MOST_CAPTIONED]):
+        for name, of_class in ranked.items():
+            text = _caption(task.captions, k, x, labels == k, of_class[k])
+            if text is not None:
+                found.setdefault(name, {})[task.grades.class_names[k]] = text
+    return found
+
+
 def _caption(
-    captions: Callable[[int], ClassCaptions | None] | None, label: int, x: Any, members: BoolArray, rows: IntArray
+    captions: Callable[[int], ClassCaptions | None], label: int, x: Any, members: BoolArray, rows: IntArray
 ) -> str | None:
     """Return the caption of a class nearest to what is special about some of its rows; None without candidates."""
-    if captions is None or not len(rows):
-        return None
     try:
         candidates = captions(label)
     except DataError:  # the captions of directions say so
         return None
-    if candidates is None or not candidates.texts:
+    if candidates is None or not candidates.texts or not len(rows):
         return None
     rows = rows[: max(1, int(members.sum()) // 2)]
     direction = x[rows].mean(axis=0, dtype=np.float64) - x[members].mean(axis=0, dtype=np.float64)

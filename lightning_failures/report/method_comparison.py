@@ -143,7 +143,9 @@ def _captions_text(found: MethodComparison) -> str:
     lines = [
         f"{clean(name, 30)}: "
         + "; ".join(
-            f"{row.method}: {shorten_caption(row.captions[name])}" for row in found.rows if name in row.captions
+            f"{clean(row.method, 30)}: {clean(shorten_caption(row.captions[name]), 80)}"
+            for row in found.rows
+            if name in row.captions
         )
         for name in names
     ]
