@@ -5,6 +5,10 @@
         --output FILE.json
     python benchmarks/paper_claims.py --table                         # the Markdown table of what is in the file
     python benchmarks/paper_claims.py --data coloured_mnist           # the paper's binary Coloured MNIST
+    python benchmarks/paper_claims.py --claims papers --seeds 11 12 13 14 --output benchmarks/results/papers.json
+
+``papers`` stands for further claims: the CV score against the degree of what is planted, captions against Domino's,
+validation distributed like training, a corruption that weights do not fix, and transfer to other networks.
 
 Source: Jain, Lawrence, Moitra and Madry, Distilling Model Failures as Directions in Latent Space, ICLR 2023.
 
@@ -27,7 +31,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from claims import CLAIMS
+from claims import CLAIMS, PAPERS
 from claims.common import World
 from claims.comparing import compare
 
@@ -35,6 +39,7 @@ from lightning_failures.core.atomic import write_atomically
 
 SEEDS = range(11, 19)
 WAYS = ("retrained", "continued")
+ALL = {**CLAIMS, **PAPERS}
 
 
 def read_result(path: Path) -> dict[str, Any]:
@@ -46,7 +51,7 @@ def read_result(path: Path) -> dict[str, Any]:
 def summarise(raw: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
     """Return the entries of raw figures {claim: {seed: tables}}, in the order of the claims."""
     entries = []
-    for claim, (_, comparisons) in CLAIMS.items():
+    for claim, (_, comparisons) in ALL.items():
         if claim in raw:
             measured = {int(seed): tables for seed, tables in raw[claim].items()}
             entries += [compare(claim, comparison, measured) for comparison in comparisons]
@@ -94,7 +99,7 @@ def run_claims(seeds: list[int], claims: list[str], path: Path) -> None:
                 continue
             print(f"seed {seed}, {claim}", file=sys.stderr, flush=True)
             began = time.perf_counter()
-            measured = CLAIMS[claim][0](world)
+            measured = ALL[claim][0](world)
             measured["seconds"] = round(time.perf_counter() - began, 1)
             result = read_result(path)
             result["raw"].setdefault(claim, {})[str(seed)] = measured
@@ -106,11 +111,12 @@ def main() -> None:
     """Run, write, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS))
-    parser.add_argument("--claims", nargs="+", choices=list(CLAIMS), default=list(CLAIMS))
+    parser.add_argument("--claims", nargs="+", choices=[*ALL, "papers"], default=list(CLAIMS))
     parser.add_argument("--data", choices=("coloured_digits", "coloured_mnist"), default="coloured_digits")
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/paper_claims.json"))
     parser.add_argument("--table", action="store_true", help="run nothing, print the table of the output file")
     options = parser.parse_args()
+    claims = [name for one in options.claims for name in (PAPERS if one == "papers" else (one,))]
     torch.set_num_threads(1)
     if options.table:
         pass
@@ -121,7 +127,7 @@ def main() -> None:
         write(options.output, read_result(options.output) | {"coloured_mnist": found})
         return
     else:
-        run_claims(options.seeds, options.claims, options.output)
+        run_claims(options.seeds, claims, options.output)
     print(table(read_result(options.output)["claims"]))
 
 

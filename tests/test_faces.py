@@ -56,8 +56,8 @@ FACES = {
         takes_embeddings
     """,
     "lightning_failures.interventions": """
-        AddFiltered AddSynthetic Decision Discovery Intervention JudgedExamples MaskFeatures RetrainHead Round Upweight
-        Verdict suspect_labels
+        AddFiltered AddSynthetic Decision Discovery EarlyAnswers Intervention JudgedExamples MaskFeatures RetrainHead
+        Round Upweight Verdict suspect_labels
     """,
     "lightning_failures.methods": """
         Method methods_for register_method registered_methods

@@ -5,13 +5,28 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from claims import captions, decoding, filtering, flagged, prompts, strength, upweight
+from claims import (
+    against_domino,
+    captions,
+    corruption,
+    decoding,
+    degree,
+    filtering,
+    flagged,
+    prompts,
+    strength,
+    transfer,
+    unbalanced,
+    upweight,
+)
 from claims.common import World
 from claims.comparing import Comparison
 
-__all__ = ["CLAIMS"]
+__all__ = ["CLAIMS", "PAPERS"]
 
-CLAIMS: dict[str, tuple[Callable[[World], dict[str, Any]], tuple[Comparison, ...]]] = {
+Claims = dict[str, tuple[Callable[[World], dict[str, Any]], tuple[Comparison, ...]]]
+
+CLAIMS: Claims = {
     "flagged": (flagged.run, flagged.COMPARISONS),
     "upweight": (upweight.run, upweight.COMPARISONS),
     "filter": (filtering.run, filtering.COMPARISONS),
@@ -21,3 +36,12 @@ CLAIMS: dict[str, tuple[Callable[[World], dict[str, Any]], tuple[Comparison, ...
     "captions": (captions.run, captions.COMPARISONS),
 }
 """Name on the command line -> what runs one seed of it, and what is compared."""
+
+PAPERS: Claims = {
+    "degree": (degree.run, degree.COMPARISONS),
+    "against_domino": (against_domino.run, against_domino.COMPARISONS),
+    "unbalanced": (unbalanced.run, unbalanced.COMPARISONS),
+    "corruption": (corruption.run, corruption.COMPARISONS),
+    "transfer": (transfer.run, transfer.COMPARISONS),
+}
+"""The same for further claims, which are run when they are asked for."""

@@ -305,8 +305,10 @@ def compare_methods_options(arguments: Sequence[str]) -> Namespace:
     """Return the options of ``compare-methods``; see :func:`demo_options` for the errors."""
     parser = Parser(
         "compare-methods",
-        description="Compare what failure directions, Domino, clusters and confidence rank first in a run. The run\n"
-        "must have been made with FailureModes(advanced=AdvancedOptions(compare_methods=True)).",
+        description="Compare what failure directions, Domino, clusters, confidence, margin, the first analysis of the\n"
+        "training (early stopping) and the disagreement of its analyses rank first in a run: their failures, captions\n"
+        "and what they share. The run must have been made with\n"
+        "FailureModes(advanced=AdvancedOptions(compare_methods=True)).",
     )
     parser.add_argument("run", type=Path, metavar="RUN", help=_RUN)
     parser.add_argument("--top", type=int, default=10, help="number of examples of each class (default: %(default)s)")

@@ -162,6 +162,23 @@ def report_before(folder: Path, report: FailureReport, step: int) -> FailureRepo
     return None
 
 
+def earlier_tables(run: Run) -> tuple[ExampleTable, ...]:
+    """Return the tables of examples of the analyses before that of a run, by step: the first one and the latest ones.
+
+    Analyses of other loaders or other trainings, and damaged tables, are left out.
+    """
+    tables = []
+    for place in _before(run.folder, run.report, run.report.global_step):
+        path = place.path.with_name(ANALYSIS_TABLE_FILE)
+        report = _slim_report(place.path) if path.is_file() else None
+        if report is None or report.dataloader != run.report.dataloader or not _same_run(report, run.report):
+            continue
+        table = _read(path, ExampleTable.load, [])
+        if table is not None:
+            tables.append(table)
+    return tuple(tables)
+
+
 @dataclass(frozen=True, order=True)
 class _StoredReport:
     """The report file of one analysis."""

@@ -37,7 +37,7 @@ from lightning_failures.report.html.tree import Branch, feature_name, group_titl
 from lightning_failures.report.html.verdict import FindingView, finding_views, why_nothing
 from lightning_failures.report.interventions import intervention_lines
 from lightning_failures.report.method_comparison import MethodComparison, compare_methods
-from lightning_failures.report.run_folder import Run
+from lightning_failures.report.run_folder import Run, earlier_tables
 from lightning_failures.report.sentences import (
     counterfactual_sentence,
     diagnosis_sentence,
@@ -55,6 +55,7 @@ MAX_GROUP_ROWS = 400
 MAX_MODE_ROWS = 100
 MAX_FEATURES = 16
 MAX_VALUES = 12
+MAX_METHOD_CAPTIONS, MAX_METHOD_VALUES = 3, 4
 MAX_SLICES = 24
 MAX_LINES = 200
 PICTURE_CHARACTERS = 1_550_000
@@ -314,6 +315,8 @@ def build_page(run: Run) -> Page:
                 "examples": table,
                 "matrix": {} if matrix is None else matrix.counts,
                 "methods": methods or {},
+                "method_shares": [] if methods is None else [list(row.shares.values()) for row in methods.rows],
+                "base_shares": [] if methods is None else list(methods.base_shares.values()),
             }
         ),
         history=history,
@@ -347,9 +350,22 @@ def _methods(run: Run) -> MethodComparison | None:
     if run.table is None or not run.report.methods.get("baselines"):
         return None
     try:
-        return compare_methods(run.report, run.table)
+        found = compare_methods(run.report, run.table, earlier=earlier_tables(run))
     except (ConfigurationError, DataError):  # no class that every method ranks
         return None
+    base = found.base_shares
+    apart = {value: max(abs(row.shares[value] - share) for row in found.rows) for value, share in base.items()}
+    shown = sorted(apart, key=lambda value: -apart[value])[:MAX_METHOD_VALUES]
+    rows = (
+        replace(
+            row,
+            hardest={},
+            shares={value: row.shares[value] for value in shown},
+            captions=dict(list(row.captions.items())[:MAX_METHOD_CAPTIONS]),
+        )
+        for row in found.rows
+    )
+    return replace(found, rows=tuple(rows), base_shares={value: base[value] for value in shown})
 
 
 def _pictured(run: Run, ranked: list[tuple[int, ClassReport]], with_tree: list[tuple[int, GroupReport]]) -> _Pictured:
