@@ -196,3 +196,20 @@ def test_script__one_seed_of_one_claim(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["paper_claims.py", "--output", str(path), "--table"])
     paper_claims.main()
     assert capsys.readouterr().out == first_table
+
+
+def test_default_claims__are_those_of_one_paper():
+    assert "sparse" in paper_claims.CLAIMS
+    assert "sparse" not in paper_claims.DEFAULT
+
+
+@pytest.mark.slow
+def test_sparse_claims__one_feature_fixes_more_than_a_random_one():
+    found = paper_claims.CLAIMS["sparse"][0](World(1, train_size=500, size=500))
+    fixed = found["fixed"]
+    assert fixed["one feature"] > fixed["random used"] >= 0
+    assert found["features_per_class"]["5 points lost"] < found["features_per_class"]["dense"]
+    assert found["accuracy"]["sparse"] > found["accuracy"]["dense"] - 0.15
+    for table in ("redrawn", "raised"):
+        assert found[table].keys() == {"sparse", "dense"}
+        assert all(0 <= share <= 1 for share in found[table].values())
