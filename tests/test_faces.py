@@ -81,8 +81,8 @@ FACES = {
         compiled compiled_strictly
     """,
     "lightning_failures.sparse": """
-        AccuracyCurve ClassPairs FeatureEffects ProblematicFeatures SparseLayer SparsePath class_pairs feature_effects
-        fit_sparse_layer fit_sparse_path problematic_features
+        AccuracyCurve ClassPairs FeatureCounterfactual FeatureEffects ProblematicFeatures SparseLayer SparsePath
+        class_pairs feature_counterfactual feature_effects fit_sparse_layer fit_sparse_path problematic_features
     """,
     "lightning_failures.studies": """
         Answers Question Study TASKS annotate describe_questions make_study match_questions mixed
