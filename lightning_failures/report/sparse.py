@@ -175,7 +175,7 @@ class CardEntry:
         caption: The caption that best describes the most active examples of a class, a hypothesis; None without one.
         caption_score: Its score.
         caption_margin: Its z-score among all candidates.
-        counterfactual: Whether the region of the feature, pasted onto correct images of the true class, makes them wrong.
+        counterfactual: Whether the region of the feature, pasted onto correct images of the true class, flips them.
         note: What is missing in its pictures, and why.
     """
 

@@ -33,8 +33,8 @@ class FeatureCounterfactual:
         ids: (n,) ids of the correct examples of ``label``, those nearest to the rival first.
         margins: (n,) float64 >= 0, logit of the label minus that of the rival, ascending.
         raised_to: 99th percentile of the feature over all examples.
-        raised: (n,) bool: the prediction becomes the rival when the feature is raised to that value; a larger activation
-            stays.
+        raised: (n,) bool: the prediction becomes the rival when the feature is raised to that value; where it is above,
+            it stays.
         raised_random: Mean share of flips when a random feature that the rival uses is raised instead; NaN without any.
         rival_ids: (m,) ids of the correct examples of the *rival*.
         zeroed: (m,) bool, of these examples: the prediction becomes ``label`` when the feature is 0.

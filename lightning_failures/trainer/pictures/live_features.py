@@ -138,7 +138,8 @@ class LiveFeatures:
         inputs: list[Tensor] = []
 
         def keep_maps(_: Any, __: Any, output: Any) -> None:
-            if isinstance(output, Tensor) and output.ndim == 4 and not inputs:
+            is_map = isinstance(output, Tensor) and output.ndim == 4 and output.shape[2:].numel() > 1
+            if is_map and not inputs:
                 maps[:] = [output]
 
         def keep_input(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
