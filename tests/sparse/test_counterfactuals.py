@@ -44,7 +44,8 @@ def test_flips__agree_with_a_loop():
 def test_planted_feature__flips_more_than_a_random_one():
     layer = layer_of([[1, 0, 0, 0], [0, 3, 0.1, 0.1]])
     rng = np.random.default_rng(0)
-    x = np.abs(rng.normal(size=(400, 4))) + [2, 0, 0, 0]
+    x = np.abs(rng.normal(size=(400, 4)))
+    x[:, 0] += 2
     y = layer.decision(x).argmax(1).numpy()
     found = feature_counterfactual(layer, x, y, 1, (0, 1))
     assert found.raised.mean() > 0.9
