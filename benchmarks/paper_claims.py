@@ -3,6 +3,7 @@
     python benchmarks/paper_claims.py
     python benchmarks/paper_claims.py --seeds 1 2 3 --claims flagged upweight filter prompts decode strength captions \
         --output FILE.json
+    python benchmarks/paper_claims.py --claims sparse                 # the claims of another paper
     python benchmarks/paper_claims.py --table                         # the Markdown table of what is in the file
     python benchmarks/paper_claims.py --data coloured_mnist           # the paper's binary Coloured MNIST
     python benchmarks/paper_claims.py --claims papers --seeds 11 12 13 14 --output benchmarks/results/papers.json
@@ -10,7 +11,8 @@
 ``papers`` stands for further claims: the CV score against the degree of what is planted, captions against Domino's,
 validation distributed like training, a corruption that weights do not fix, and transfer to other networks.
 
-Source: Jain, Lawrence, Moitra and Madry, Distilling Model Failures as Directions in Latent Space, ICLR 2023.
+Source: Jain, Lawrence, Moitra and Madry, Distilling Model Failures as Directions in Latent Space, ICLR 2023. Of the
+claim ``sparse``: Wong, Santurkar and Madry, Leveraging Sparse Linear Layers for Debuggable Deep Networks, ICML 2021.
 
 A claim holds if the lower end of the paired 90 % interval of (first arm - second arm) over seeds, by Student's t, is
 above 0; for "not below by ...", above minus that. Each seed draws its own tints, images, weights and orders; constants
@@ -31,7 +33,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from claims import CLAIMS, PAPERS
+from claims import CLAIMS, OTHER_PAPERS, PAPERS
 from claims.common import World
 from claims.comparing import compare
 
@@ -39,7 +41,7 @@ from lightning_failures.core.atomic import write_atomically
 
 SEEDS = range(11, 19)
 WAYS = ("retrained", "continued")
-ALL = {**CLAIMS, **PAPERS}
+ALL = {**CLAIMS, **PAPERS, **OTHER_PAPERS}
 
 
 def read_result(path: Path) -> dict[str, Any]:

@@ -81,8 +81,9 @@ FACES = {
         compiled compiled_strictly
     """,
     "lightning_failures.sparse": """
-        AccuracyCurve ClassPairs FeatureEffects ProblematicFeatures RightReasons SparseLayer SparsePath class_pairs
-        feature_effects fit_sparse_layer fit_sparse_path problematic_features right_reasons
+        AccuracyCurve ClassPairs FeatureCounterfactual FeatureEffects ProblematicFeatures RightReasons SparseLayer
+        SparsePath class_pairs feature_counterfactual feature_effects fit_sparse_layer fit_sparse_path
+        problematic_features right_reasons
     """,
     "lightning_failures.studies": """
         Answers Question Study TASKS annotate describe_questions make_study match_questions mixed

@@ -1,4 +1,4 @@
-"""The claims of Jain et al. (ICLR 2023), each in small on coloured digits: one module a claim."""
+"""The claims of Jain et al. (ICLR 2023) and Wong et al. (ICML 2021), in small: one module a claim."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from claims import (
     filtering,
     flagged,
     prompts,
+    sparse,
     strength,
     transfer,
     unbalanced,
@@ -22,7 +23,7 @@ from claims import (
 from claims.common import World
 from claims.comparing import Comparison
 
-__all__ = ["CLAIMS", "PAPERS"]
+__all__ = ["CLAIMS", "OTHER_PAPERS", "PAPERS"]
 
 Claims = dict[str, tuple[Callable[[World], dict[str, Any]], tuple[Comparison, ...]]]
 
@@ -45,3 +46,6 @@ PAPERS: Claims = {
     "transfer": (transfer.run, transfer.COMPARISONS),
 }
 """The same for further claims, which are run when they are asked for."""
+
+OTHER_PAPERS: Claims = {"sparse": (sparse.run, sparse.COMPARISONS)}
+"""The same for claims of another paper, which are run when they are asked for."""

@@ -13,6 +13,7 @@ Files, each importing only from those above it::
     metrics        A metric that collects the grades of all processes
     method         The protocol of a method's fit: its task and its contribution to the result
     fits           Fits of the built-in methods: failure directions and failure trees
+    sparse_cards  What a person looks at to understand a feature of a sparse layer, with counterfactuals
     sparse_findings  Features behind the errors of sparse decision layers, and their section of the report
     sparse_layers  Fit of the sparse decision layers, one or a binary one for each condition
     rankings       What other methods find in the same embeddings, as a method beside failure directions

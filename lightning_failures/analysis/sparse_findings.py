@@ -10,12 +10,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from lightning_failures.analysis.sparse_cards import FeatureCard, HeldOut, card_entry, feature_card
 from lightning_failures.core.hashing import stable_hash
 from lightning_failures.core.types import BoolArray, FloatArray, IntArray
 from lightning_failures.sparse.debug import (
@@ -38,53 +39,7 @@ _TOP_PAIRS = 24
 _TOP_WEIGHTS = 12  # of each class
 _TOP_ERRORS = 200
 _TOP_EXAMPLES = 8  # of a feature
-
-
-@dataclass(frozen=True, eq=False)
-class HeldOut:
-    """Held-out examples with their features; in a multilabel task one row for each example and condition.
-
-    Attributes:
-        features: (E, D), of the examples.
-        place: (n,) int64, the index into ``features`` of each row.
-        labels: (n,) int64.
-        predictions: (n,) int64, of the model itself.
-        ids: (n,) int64.
-        sources: (n,) their sources, or None.
-    """
-
-    features: NDArray[Any]
-    place: IntArray
-    labels: IntArray
-    predictions: IntArray
-    ids: IntArray
-    sources: NDArray[Any] | None
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    @property
-    def x(self) -> NDArray[Any]:
-        """(n, D), the features of each row; not copied if they are those of the examples, in order."""
-        in_order = np.array_equal(self.place, np.arange(len(self.features)))
-        return self.features if in_order else self.features[self.place]
-
-    def take(self, rows: IntArray | BoolArray) -> HeldOut:
-        """Return some of the rows, by index or by mask (n,)."""
-        sources = None if self.sources is None else self.sources[rows]
-        return replace(
-            self,
-            place=self.place[rows],
-            labels=self.labels[rows],
-            predictions=self.predictions[rows],
-            ids=self.ids[rows],
-            sources=sources,
-        )
-
-    def of_condition(self, k: int) -> HeldOut:
-        """Return the rows of a condition, with the classes 0 (absent) and 1 (present)."""
-        rows = self.take(self.labels // 2 == k)
-        return replace(rows, labels=rows.labels - 2 * k, predictions=rows.predictions - 2 * k)
+_TOP_CARDS = 12
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,6 +88,7 @@ class SparseFindings:
         fixed_interval: 95 % interval of the share of errors that one feature fixes; examples of one source, and
             conditions of one example, are not independent.
         broken_interval: The same for the share of correct predictions that are broken.
+        cards: The features most often problematic, each with examples of the two classes that it confuses most.
     """
 
     layers: tuple[LayerFindings, ...]
@@ -142,6 +98,7 @@ class SparseFindings:
     top_ids: dict[int, tuple[int, ...]]
     fixed_interval: tuple[float, float]
     broken_interval: tuple[float, float]
+    cards: tuple[FeatureCard, ...] = ()
 
     @property
     def layer(self) -> SparseLayer:
@@ -236,7 +193,24 @@ def join_findings(layers: Sequence[LayerFindings], held_out: HeldOut, *, multila
         top_ids,
         _interval(problematic.fixed, np.concatenate([one.error_sources for one in layers]) if clustered else None),
         _interval(problematic.broken, np.concatenate([one.correct_sources for one in layers]) if clustered else None),
+        _cards(layers, problematic, held_out, multilabel=multilabel),
     )
+
+
+def _cards(
+    layers: Sequence[LayerFindings], problematic: ProblematicFeatures, held_out: HeldOut, *, multilabel: bool
+) -> tuple[FeatureCard, ...]:
+    """Return the cards of the features most often problematic, each for the pair of classes that it confuses most."""
+    cards = []
+    for feature in _most_problematic(problematic)[0][:_TOP_CARDS].tolist():
+        of_feature = problematic.feature == feature
+        pairs = zip(problematic.labels[of_feature].tolist(), problematic.predictions[of_feature].tolist(), strict=True)
+        (label, prediction), _ = Counter(pairs).most_common(1)[0]
+        first = 2 * (label // 2) if multilabel else 0
+        found = next(one for one in layers if one.first == first)
+        rows = held_out.of_condition(label // 2) if multilabel else held_out
+        cards.append(feature_card(found.layer, rows, feature, (label - first, prediction - first), first=first))
+    return tuple(cards)
 
 
 def _joined_features(layers: Sequence[LayerFindings], *, multilabel: bool) -> ProblematicFeatures:
@@ -364,6 +338,7 @@ def sparse_section(found: SparseFindings, class_names: Sequence[str]) -> dict[st
             "weights": None if found.pairs is None else _number(found.pairs.weight_rank_correlation),
         },
         "top_ids": {str(feature): list(ids) for feature, ids in found.top_ids.items()},
+        "cards": [card_entry(one, class_names) for one in found.cards],
     }
 
 

@@ -15,8 +15,8 @@ import torch
 from numpy.typing import NDArray
 
 from lightning_failures.analysis.method import Contribution, FitTask, TrainingFeatures
+from lightning_failures.analysis.sparse_cards import HeldOut
 from lightning_failures.analysis.sparse_findings import (
-    HeldOut,
     LayerFindings,
     examine,
     join_findings,

@@ -7,6 +7,7 @@ from functools import partial
 
 from lightning_failures.core.serialization import from_jsonable
 from lightning_failures.core.text import clean, escape_markdown, number, percent, percent_interval
+from lightning_failures.data.records import CounterfactualReport
 from lightning_failures.data.report import FailureReport
 from lightning_failures.errors import DataError
 from lightning_failures.report.text_tables import pipe_table
@@ -138,6 +139,64 @@ class ConditionEntry:
 
 
 @dataclass(frozen=True)
+class ActiveEntry:
+    """The examples of a class that activate a feature most, with their activations."""
+
+    class_name: str = field(metadata={"key": "class"})
+    ids: tuple[int, ...] = ()
+    values: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class FlipsEntry:
+    """The share of correct predictions that flip, with its interval, beside that by a random feature of the class."""
+
+    examples: int = 0
+    rate: float | None = None
+    interval: tuple[float, float] | None = None
+    random: float | None = None
+
+
+@dataclass(frozen=True)
+class CardEntry:
+    """A problematic feature with the two classes that it confuses most: examples, counterfactuals, a hypothesis.
+
+    Attributes:
+        feature: The feature.
+        label: The true class of these errors.
+        prediction: Their predicted class.
+        top: The most active examples of the predicted class, then those of the true class.
+        nearest_ids: Correct examples of the true class, those nearest to flipping to the predicted one first.
+        nearest_margins: Their differences of logits.
+        nearest_flip: Whether each flips when the feature is raised.
+        raised_to: The 99th percentile of the feature.
+        raised: Correct predictions of the true class that flip to the other when the feature is raised to it.
+        zeroed: Correct predictions of the predicted class that flip to the true class when the feature is 0.
+        caption: The caption that best describes the most active examples of a class, a hypothesis; None without one.
+        caption_score: Its score.
+        caption_margin: Its z-score among all candidates.
+        counterfactual: Whether the region of the feature, pasted onto correct images of the true class, flips them.
+        note: What is missing in its pictures, and why.
+    """
+
+    feature: int
+    label: str
+    prediction: str
+    top: tuple[ActiveEntry, ...] = ()
+    nearest_ids: tuple[int, ...] = ()
+    nearest_margins: tuple[float, ...] = ()
+    nearest_flip: tuple[bool, ...] = ()
+    raised_to: float | None = None
+    raised: FlipsEntry = FlipsEntry()
+    zeroed: FlipsEntry = FlipsEntry()
+    caption: str | None = None
+    caption_score: float | None = None
+    caption_margin: float | None = None
+    counterfactual: CounterfactualReport | None = None
+    note: str | None = None
+
+
+@dataclass(frozen=True)
 class NameEntry:
     """What people wrote about a feature in ``features.yaml``."""
 
@@ -200,6 +259,7 @@ class SparseReport:
     conditions: tuple[ConditionEntry, ...] = ()
     names: tuple[NameEntry, ...] = ()
     top_ids: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    cards: tuple[CardEntry, ...] = ()
     head: str | None = None
     fingerprint: str | None = None
     right_reasons: RightReasonsEntry | None = None
@@ -208,6 +268,10 @@ class SparseReport:
         """Return a feature by its number and, if people gave it one, its name."""
         name = next((one.name for one in self.names if one.feature == feature and one.name), None)
         return f"feature {feature}" + (f' "{clean(name, 60)}"' if name else "")
+
+    def card(self, feature: int) -> CardEntry | None:
+        """Return the card of a feature, None if it has none."""
+        return next((one for one in self.cards if one.feature == feature), None)
 
     @property
     def shown(self) -> list[int]:

@@ -9,10 +9,12 @@ Files, each importing only from those above it::
     path     The path of sparse layers over lambda
     layer    The sparsest layer within a drop of the best held-out accuracy, and its file format
     debug    The problematic feature of each error beside controls, accuracy without features, and pairs of classes
+    counterfactuals  What happens to correct predictions when a single feature is raised or zeroed
 """
 
 from __future__ import annotations
 
+from lightning_failures.sparse.counterfactuals import FeatureCounterfactual, feature_counterfactual
 from lightning_failures.sparse.debug import (
     ClassPairs,
     FeatureEffects,
@@ -29,12 +31,14 @@ from lightning_failures.sparse.path import SparsePath, fit_sparse_path
 __all__ = [
     "AccuracyCurve",
     "ClassPairs",
+    "FeatureCounterfactual",
     "FeatureEffects",
     "ProblematicFeatures",
     "RightReasons",
     "SparseLayer",
     "SparsePath",
     "class_pairs",
+    "feature_counterfactual",
     "feature_effects",
     "fit_sparse_layer",
     "fit_sparse_path",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
@@ -16,6 +17,8 @@ from lightning_failures.sparse.blocks import StandardizedBlocks
 _ROWS_PER_CLASS = 1000
 _ROWS_PER_FEATURE = 5
 _RIDGE = 1e-6  # of the mean diagonal: what single precision resolves
+_GRAM_CELLS_AT_ONCE = 1 << 26  # of Gram matrices that are summed in one pass, 512 MiB
+_GRAM_CELLS_IN_MEMORY = 1 << 28  # of all Gram matrices, 1 GiB; more of them lie in a temporary file
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,43 @@ class Gram:
     total: float
 
 
+class Grams(dict[int, Gram]):
+    """Curvature of each class. Beyond 1 GiB the matrices lie in a temporary file, which goes when they are released.
+
+    Args:
+        sizes: Class -> a, the number of features in its working set.
+
+    Attributes:
+        cells: All matrices behind each other, (sum of a * a,) float32.
+    """
+
+    def __init__(self, sizes: Mapping[int, int]) -> None:
+        super().__init__()
+        total = sum(a * a for a in sizes.values())
+        self.cells: NDArray[np.float32]
+        if total <= _GRAM_CELLS_IN_MEMORY:
+            self.cells = np.empty(total, dtype=np.float32)
+        else:
+            with tempfile.TemporaryFile() as file:  # the map outlives the file
+                self.cells = np.memmap(file, dtype=np.float32, mode="w+", shape=(total,)).view(np.ndarray)
+        ends = np.cumsum([a * a for a in sizes.values()])
+        self._places = {k: slice(end - a * a, end) for (k, a), end in zip(sizes.items(), ends.tolist(), strict=True)}
+
+    def add(self, k: int, matrix: FloatArray, cross: FloatArray, total: float) -> None:
+        """Add the Gram matrix of a class from sums over examples, which are overwritten."""
+        total = max(total, 1e-12)
+        matrix -= np.outer(cross, cross / total)
+        matrix[np.diag_indices_from(matrix)] += _RIDGE * np.trace(matrix) / len(matrix) + 1e-12
+        place = self.cells[self._places[k]].reshape(matrix.shape)
+        place[:] = matrix
+        self[k] = Gram(place, cross, total)
+
+    def stacked(self) -> NDArray[np.float32]:
+        """Return the matrices of all classes, (K, a, a), where all working sets have equal size; no copy."""
+        size = round((len(self.cells) / max(len(self._places), 1)) ** 0.5)
+        return self.cells.reshape(len(self._places), size, size)
+
+
 class SoftmaxProblem:
     """Labels, masses and standardized features of examples.
 
@@ -113,18 +153,33 @@ class SoftmaxProblem:
             bias += p.sum(1, dtype=torch.float64).cpu().numpy()
         return Evaluation(loss, gradient, bias, curvature)
 
-    def grams(self, head: Head, sets: Mapping[int, IntArray], curvature: FloatArray) -> dict[int, Gram]:
+    def grams(self, head: Head, sets: Mapping[int, IntArray], curvature: FloatArray) -> Grams:
         """Return the Gram matrix of each class on its working set.
 
         An example takes part with a probability proportional to v, at most 1, and is weighted by its inverse: a class
         needs no more than a thousand examples, or five per feature. A sampled matrix changes how fast the solver is,
-        not its solution.
+        not its solution. Matrices are summed in double precision, as many classes in one pass as fit into 512 MiB.
 
         Args:
             head: Where the probabilities are evaluated.
             sets: Class -> (a,) int64, the positions of its features; not empty.
             curvature: (K,) of :class:`Evaluation` at this head.
         """
+        grams = Grams({k: len(a) for k, a in sets.items()})
+        together: dict[int, IntArray] = {}
+        cells = 0
+        for k, a in sets.items():
+            if together and cells + len(a) ** 2 > _GRAM_CELLS_AT_ONCE:
+                self._add_grams(grams, head, together, curvature)
+                together, cells = {}, 0
+            together[k] = a
+            cells += len(a) ** 2
+        if together:
+            self._add_grams(grams, head, together, curvature)
+        return grams
+
+    def _add_grams(self, grams: Grams, head: Head, sets: Mapping[int, IntArray], curvature: FloatArray) -> None:
+        """Add the Gram matrices of some classes, in one pass."""
         count = head.weight.shape[1]
         sums = {k: (np.zeros((len(a), len(a))), np.zeros(len(a)), 0.0) for k, a in sets.items()}
         positions = {k: torch.from_numpy(a).to(self._device) for k, a in sets.items()}
@@ -143,7 +198,8 @@ class SoftmaxProblem:
                 matrix += (scaled @ z_a.T).double().cpu().numpy()
                 cross += scaled.sum(1, dtype=torch.float64).cpu().numpy()
                 sums[k] = (matrix, cross, total + float(weight.double().sum()))
-        return {k: _centred(*one) for k, one in sums.items()}
+        for k in sets:
+            grams.add(k, *sums.pop(k))
 
     def _log_probabilities(self, head: Head, count: int) -> Iterator[tuple[slice, Tensor, Tensor]]:
         """Yield rows, features (count, n) and log-probabilities (K, n) of each block."""
@@ -152,10 +208,3 @@ class SoftmaxProblem:
         known = weight.shape[1]
         for rows, z in self.data.blocks(count):
             yield rows, z, torch.log_softmax(torch.addmm(bias, weight, z[:known]), 0)
-
-
-def _centred(matrix: FloatArray, cross: FloatArray, total: float) -> Gram:
-    total = max(total, 1e-12)
-    matrix = matrix - np.outer(cross, cross / total)
-    matrix[np.diag_indices_from(matrix)] += _RIDGE * np.trace(matrix) / len(matrix) + 1e-12
-    return Gram(matrix.astype(np.float32), cross, total)

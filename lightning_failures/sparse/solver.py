@@ -21,7 +21,7 @@ import numpy as np
 
 from lightning_failures.core.types import BoolArray, FloatArray, IntArray
 from lightning_failures.sparse.penalty import ElasticNet
-from lightning_failures.sparse.softmax import Evaluation, Gram, Head, SoftmaxProblem
+from lightning_failures.sparse.softmax import Evaluation, Grams, Head, SoftmaxProblem
 
 KKT_TOLERANCE = 0.004
 """Largest distance from the optimality conditions, in units of lambda."""
@@ -212,6 +212,7 @@ class PathSolver:
             objectives.append(value)
             if step is not first:  # the curvature has changed
                 extrapolation = _Extrapolation()
+                del grams  # before others take as much memory
                 grams = problem.grams(self._head, sets, at.curvature)
             if step.decrease > _NOISE * objective:
                 self._scale = max(min(max(ratio, _SCALE), _MAX_SCALE_START), self._scale / 2)
@@ -222,7 +223,7 @@ class PathSolver:
         penalty: ElasticNet,
         at: Evaluation,
         objective: float,
-        grams: Mapping[int, Gram],
+        grams: Grams,
         sets: Mapping[int, IntArray],
         worst: float,
     ) -> _Step:
@@ -256,7 +257,7 @@ def _minimise(
     penalty: ElasticNet,
     head: Head,
     at: Evaluation,
-    grams: Mapping[int, Gram],
+    grams: Grams,
     sets: Mapping[int, IntArray],
     scale: float,
     tolerance: float,
@@ -274,8 +275,7 @@ def _minimise(
     numbers = [np.float32(one) for one in (scale, penalty.l1, penalty.l2, tolerance)]
     if penalty.grouped and sets:
         stacked = np.stack(list(new.values()))
-        matrices, gradients = np.stack([grams[k].matrix for k in sets]), np.stack(list(slopes.values()))
-        descend_groups(matrices, gradients, stacked, *numbers, _MAX_SWEEPS)
+        descend_groups(grams.stacked(), np.stack(list(slopes.values())), stacked, *numbers, _MAX_SWEEPS)
         new = dict(zip(sets, stacked, strict=True))
     else:
         for k in sets:

@@ -19,7 +19,7 @@ from lightning_failures.report.gallery_storage import load_gallery, save_gallery
 from lightning_failures.report.html.write import write_html
 from lightning_failures.report.markdown import report_markdown
 from lightning_failures.report.run_folder import GALLERY_FILE, HTML_FILE, open_run, report_before
-from lightning_failures.report.sparse import sparse_report
+from lightning_failures.report.sparse import SparseReport, sparse_report
 from lightning_failures.writers.base import Writer, WriterLimits
 
 NAMED_FEATURES = 12
@@ -119,13 +119,19 @@ class FileWriter(Writer):
             behind = [one for one in sparse.problematic[:NAMED_FEATURES] if one.feature not in named]
             add_to_template(
                 path,
-                [FeatureReport(one.feature) for one in behind],
+                [FeatureReport(one.feature, caption=_hypothesis(sparse, one.feature)) for one in behind],
                 encoder=sparse.fingerprint,
                 remarks={
                     one.feature: f"feature of the model itself, behind {one.errors} errors of its sparse layer"
                     for one in behind
                 },
             )
+
+
+def _hypothesis(found: SparseReport, feature: int) -> str | None:
+    """Return the caption that a feature of the model looks like; None without one."""
+    card = found.card(feature)
+    return None if card is None else card.caption
 
 
 def write_report(report: FailureReport, *folders: Path) -> None:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import resource
+import sys
 import warnings
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 
 import numpy as np
 import pytest
@@ -14,6 +18,7 @@ from sklearn.linear_model import LogisticRegression
 from lightning_failures.errors import ConfigurationError, DataError
 from lightning_failures.sparse import blocks as blocks_module
 from lightning_failures.sparse import fit_sparse_path
+from lightning_failures.sparse import softmax as softmax_module
 from lightning_failures.sparse.path import PathOptions, solve_path
 from tests.sparse.reference import head_of, kkt_residual, objective, planted, saga, standardized
 
@@ -348,3 +353,48 @@ def test_path__refuses_data_that_cannot_be_fitted(data):
         fit_sparse_path(x, y, sample_weight=np.full(150, -1.0))
     with pytest.raises(DataError, match="every class"):
         fit_sparse_path(x, y, sample_weight=(y > 0).astype(float))
+
+
+@pytest.mark.parametrize("grouped", [False, True])
+def test_path__gram_matrices_in_a_file_and_class_by_class_change_nothing(data, monkeypatch, grouped):
+    x, y, _ = data
+    expected = fit_sparse_path(x, y, n_lambdas=5, lambda_ratio=0.05, grouped=grouped)
+    monkeypatch.setattr(softmax_module, "_GRAM_CELLS_IN_MEMORY", 0)
+    monkeypatch.setattr(softmax_module, "_GRAM_CELLS_AT_ONCE", 1)
+    found = fit_sparse_path(x, y, n_lambdas=5, lambda_ratio=0.05, grouped=grouped)
+    assert torch.equal(found.weight, expected.weight)
+
+
+def peak_of_fit(path: str, rows: int, limited: bool) -> float:
+    """Return by how many MiB a fit raises the peak memory of this process."""
+    torch.set_num_threads(1)
+    small = np.random.default_rng(0).normal(size=(200, 8)).astype(np.float32)
+    fit_sparse_path(small, np.arange(200) % 4, n_lambdas=3, lambda_ratio=0.1)  # loads libraries and compiled code
+    if limited:
+        blocks_module._CELLS_IN_MEMORY, blocks_module._CELLS_AT_ONCE = 0, 1 << 18
+    features = np.memmap(path, dtype=np.float16, mode="r", shape=(rows, 256))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    fit_sparse_path(features, np.arange(rows) % 4, n_lambdas=2, lambda_ratio=0.5)
+    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="resource")
+def test_memory_map__of_features_is_read_in_blocks(tmp_path):
+    rows, path = 80_000, tmp_path / "features"
+    written = np.memmap(path, dtype=np.float16, mode="w+", shape=(rows, 256))
+    rng = np.random.default_rng(0)
+    for start in range(0, rows, 10_000):
+        block = rng.normal(size=(10_000, 256))
+        block[np.arange(10_000), np.arange(start, start + 10_000) % 4] += 1
+        written[start : start + 10_000] = block
+    written.flush()
+    del written
+    mib = path.stat().st_size / 2**20  # pages of the map count too
+    peaks = []
+    for limited in (True, False):
+        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+            peaks.append(pool.submit(peak_of_fit, str(path), rows, limited).result())
+    limited, unlimited = peaks
+    assert limited < 1.5 * mib
+    assert unlimited > limited + 0.9 * mib  # all features as float32 take twice the file: the test can fail

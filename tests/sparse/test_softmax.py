@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from scipy.special import softmax
@@ -65,3 +67,28 @@ def test_grams__a_sample_has_the_right_mean(monkeypatch):
     centred = z - v @ z / v.sum()
     np.testing.assert_allclose(np.mean(grams, axis=0), (centred.T * v) @ centred, rtol=0.1, atol=0.1 * v.sum())
     assert np.std(grams, axis=0).max() > 0
+
+
+def test_grams__are_summed_in_bounded_memory(monkeypatch):
+    monkeypatch.setattr(softmax_module, "_ROWS_PER_FEATURE", 1)
+    x, y, _ = planted(1200, 300, 10)
+    mass = np.full(1200, 1 / 1200)
+    problem = SoftmaxProblem(StandardizedBlocks(x, mass), y, mass, 10)
+    head, sets = Head(np.zeros((10, 300)), np.zeros(10)), {k: np.arange(300) for k in range(10)}
+    curvature = problem.evaluate(head, 300).curvature
+
+    def peak() -> tuple[dict, float]:
+        tracemalloc.start()
+        try:
+            grams = problem.grams(head, sets, curvature)
+            return grams, tracemalloc.get_traced_memory()[1] / 2**20
+        finally:
+            tracemalloc.stop()
+
+    all_at_once, unlimited = peak()
+    monkeypatch.setattr(softmax_module, "_GRAM_CELLS_AT_ONCE", 2 * 300**2)
+    monkeypatch.setattr(softmax_module, "_GRAM_CELLS_IN_MEMORY", 0)
+    in_turn, limited = peak()
+    assert all(np.array_equal(in_turn[k].matrix, all_at_once[k].matrix) for k in sets)
+    assert unlimited > 10 * 300**2 * 12 / 2**20  # of all classes in float64 and float32
+    assert limited < 4 * 300**2 * 8 / 2**20

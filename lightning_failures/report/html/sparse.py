@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from lightning_failures.core.text import clean
 from lightning_failures.data.report import FailureReport
 from lightning_failures.report.gallery import Picture, Row, Tile
+from lightning_failures.report.sentences import counterfactual_sentence
 from lightning_failures.report.sparse import ErrorEntry, SparseReport, sparse_report, sparse_sentence
 
 MAX_FEATURES = 12
@@ -29,6 +30,9 @@ class FeatureCard:
         tag: What people tagged it, or None.
         pairs: (label, prediction, path of the count) of the pairs that it confuses.
         pictures: The errors, and the images that activate it most.
+        card: Images of the two classes that it confuses most, with heat maps and an attack.
+        caption: What the feature looks like, a hypothesis; None without one.
+        check: The sentence on whether its region flips the model; empty without one.
     """
 
     at: str
@@ -36,6 +40,9 @@ class FeatureCard:
     tag: str | None
     pairs: tuple[tuple[str, str, str], ...]
     pictures: tuple[Picture, ...]
+    card: tuple[Picture, ...] = ()
+    caption: str | None = None
+    check: str = ""
 
 
 @dataclass(frozen=True)
@@ -70,6 +77,7 @@ class SparseView:
         conditions: (path, name, whether its accuracy is balanced) of each condition of a multilabel task.
         masks: (path, title, class or None) of features worth masking.
         pairs: (path, first, second) of pairs of classes.
+        counterfactuals: (path, title of the feature, label, prediction) of features that are raised and zeroed.
         masks_known: Whether it was computed which features are worth masking.
     """
 
@@ -81,6 +89,7 @@ class SparseView:
     masks: tuple[tuple[str, str, str | None], ...]
     pairs: tuple[tuple[str, str, str], ...]
     masks_known: bool
+    counterfactuals: tuple[tuple[str, str, str, str], ...] = ()
 
 
 def sparse_view(report: FailureReport, take: Callable[[str], tuple[Picture, ...]]) -> SparseView | None:
@@ -95,7 +104,10 @@ def sparse_view(report: FailureReport, take: Callable[[str], tuple[Picture, ...]
         return None
     root = "report/methods/sparse"
     pictures = {feature: take(f"sparse/{feature}") for feature in found.shown}
-    cards = tuple(_card(found, root, index, pictures) for index in range(len(found.problematic[:MAX_FEATURES])))
+    of_cards = {one.feature: take(f"sparse/{one.feature}/card") for one in found.cards}
+    cards = tuple(
+        _card(found, root, index, pictures, of_cards) for index in range(len(found.problematic[:MAX_FEATURES]))
+    )
     errors = [(f"{root}/errors/{i}", one) for i, one in enumerate(found.errors[:MAX_ERRORS])]
     masks = [(f"{root}/worth_masking/{i}", one) for i, one in enumerate((found.worth_masking or ())[:MAX_MASKS])]
     return SparseView(
@@ -107,11 +119,23 @@ def sparse_view(report: FailureReport, take: Callable[[str], tuple[Picture, ...]
         masks=tuple((at, found.label(one.feature), one.class_name) for at, one in masks),
         pairs=tuple((f"{root}/pairs/{i}", one.first, one.second) for i, one in enumerate(found.pairs[:MAX_PAIRS])),
         masks_known=found.worth_masking is not None,
+        counterfactuals=tuple(
+            (f"{root}/cards/{i}", found.label(one.feature), one.label, one.prediction)
+            for i, one in enumerate(found.cards[:MAX_FEATURES])
+        ),
     )
 
 
-def _card(found: SparseReport, root: str, index: int, pictures: dict[int, tuple[Picture, ...]]) -> FeatureCard:
+def _card(
+    found: SparseReport,
+    root: str,
+    index: int,
+    pictures: dict[int, tuple[Picture, ...]],
+    of_cards: dict[int, tuple[Picture, ...]],
+) -> FeatureCard:
     entry = found.problematic[index]
+    card = found.card(entry.feature)
+    checked = None if card is None else card.counterfactual
     at = f"{root}/problematic/{index}"
     return FeatureCard(
         at=at,
@@ -119,6 +143,9 @@ def _card(found: SparseReport, root: str, index: int, pictures: dict[int, tuple[
         tag=next((clean(one.tag, 30) for one in found.names if one.feature == entry.feature and one.tag), None),
         pairs=tuple((one.label, one.prediction, f"{at}/pairs/{i}/count") for i, one in enumerate(entry.pairs)),
         pictures=pictures[entry.feature],
+        card=of_cards.get(entry.feature, ()),
+        caption=None if card is None or card.caption is None else clean(card.caption, 120),
+        check="" if checked is None else counterfactual_sentence(checked),
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Protocol
@@ -29,13 +29,16 @@ from lightning_failures.encoders.cached import CachedEncoder
 from lightning_failures.errors import ConfigurationError
 from lightning_failures.generators.base import ImageGenerator
 from lightning_failures.report.feature_names import FEATURES_FILE, FeatureNames
-from lightning_failures.report.gallery import Gallery
+from lightning_failures.report.gallery import Gallery, Picture
+from lightning_failures.report.sparse import sparse_report
 from lightning_failures.trainer.changed_images import ChangedImages
 from lightning_failures.trainer.evaluation_pass import EvaluationPass
 from lightning_failures.trainer.example_reader import ExampleReader
 from lightning_failures.trainer.kept_images import KEPT_SIDE
+from lightning_failures.trainer.model_features import model_fingerprint
 from lightning_failures.trainer.pictures.classes_and_leaves import browsed_ids, draw_gallery
 from lightning_failures.trainer.pictures.counterfactuals import render_captions
+from lightning_failures.trainer.pictures.live_features import LiveFeatures
 from lightning_failures.trainer.pictures.sources import (
     EmbeddingTable,
     PictureInputs,
@@ -43,6 +46,7 @@ from lightning_failures.trainer.pictures.sources import (
     kept_images,
     with_examples_among,
 )
+from lightning_failures.trainer.pictures.sparse_cards import card_members, draw_cards
 from lightning_failures.trainer.ranks import Communicator
 from lightning_failures.trainer.readings import VERDICTS
 
@@ -146,8 +150,21 @@ class GalleryBuilder:
             except Exception as error:
                 self.say_once(f"FailureModes could not draw pictures: {type(error).__name__}: {error}")
             classes = self._checked(classes, snapshot.grades, inputs.model)
-        classes, features = ranks.broadcast((classes, features))
-        return result.with_report(classes=classes, features=features), gallery
+            if gallery is not None and kept is None and not self.hurried:
+                result, cards = self._with_cards(result, snapshot.grades, inputs)
+                gallery = replace(gallery, pictures=(*gallery.pictures, *cards))
+        classes, features, methods = ranks.broadcast((classes, features, result.report.methods))
+        return result.with_report(classes=classes, features=features, methods=methods), gallery
+
+    def _with_cards(
+        self, result: AnalysisResult, grades: Grades, inputs: PictureInputs
+    ) -> tuple[AnalysisResult, list[Picture]]:
+        """Return the result and the pictures with the cards of features of a sparse layer; an error leaves them out."""
+        try:
+            return draw_cards(result, grades, inputs)
+        except Exception as error:
+            self.say_once(f"FailureModes could not draw the features of the model: {type(error).__name__}: {error}")
+            return result, []
 
     def _checked(
         self, classes: tuple[ClassReport, ...], grades: Grades, model: ChangedImages | None
@@ -204,7 +221,8 @@ class GalleryBuilder:
         members = torch.empty(0, dtype=torch.int64) if robust is None else displayed_members(result, self.worst_k)
         browsed = browsed_ids(result.table, seed=self.seed, among=None if kept is None else list(kept))
         sampled_ids = snapshot.grades.ids[snapshot.sampled]
-        wanted = torch.unique(torch.cat([members, browsed]))
+        compared = card_members(result, snapshot.grades, snapshot.sampled) if kept is None else browsed
+        wanted = torch.unique(torch.cat([members, browsed, compared]))
         wanted = wanted[torch.isin(wanted, sampled_ids)]
         features = embeddings.embeddings_on_first(self.trees, members) if len(members) else None
         of_directions = embeddings.embeddings_on_first(self.directions, wanted) if len(wanted) else None
@@ -225,6 +243,7 @@ class GalleryBuilder:
             names=self._names(snapshot.folder),
             model=self._model(snapshot) if kept is None else None,
             attacks=self.attacks,
+            live=partial(_live_features, snapshot) if kept is None else None,
         )
 
     def _with_null_scores(
@@ -274,6 +293,23 @@ class GalleryBuilder:
         except ConfigurationError as error:
             self.say_once(f"FailureModes cannot read the names of features: {error}")
             return FeatureNames()
+
+
+def _live_features(snapshot: AnalysisSnapshot) -> LiveFeatures:
+    """Return the penultimate features of the live model, if they are those of the analysis.
+
+    Raises:
+        ConfigurationError: There is no sparse layer, or the weights have changed since.
+    """
+    found, trainer = sparse_report(snapshot.result.report), snapshot.trainer
+    if found is None or found.head is None:
+        raise ConfigurationError("the last layer of the model is not known")
+    if model_fingerprint(trainer.lightning_module, found.head) != found.fingerprint:
+        raise ConfigurationError("the weights of the model have changed since the analysis")
+    reader = snapshot.reader()
+    example = next(iter(reader.read(snapshot.grades.ids[:1].tolist())))
+    space = reader.reader.space(reader.dataset)
+    return LiveFeatures(trainer, found.head, space, reader.images_of(example.record))
 
 
 def _until(

@@ -150,10 +150,20 @@ class FeaturePaster:
         rows = _rows_of(self.grades, tree.members)
         failed = self.grades.failed[rows]
         repairs = not _fails_above(feature, tree, values, failed)
+        return self.check_rows(rows[failed == repairs], repairs, find)
+
+    def check_rows(self, rows: Tensor, repairs: bool, find: Callable[[], FeatureRegions]) -> CounterfactualReport:
+        """Return whether the regions of a feature flip answers to some examples more often than ordinary patches do.
+
+        Args:
+            rows: (m,) int64, rows of the grades, all failures or all correct.
+            repairs: Whether they are failures.
+            find: Finds the regions.
+        """
         if self.deadline.passed:
             return not_measured(PASTED, OUT_OF_TIME, repairs=repairs)
         try:
-            return self._check(rows[failed == repairs], repairs, find())
+            return self._check(rows, repairs, find())
         except Exception as error:  # as of the user's step; the pictures can still be drawn
             return not_measured(PASTED, _reason(error), repairs=repairs)
 

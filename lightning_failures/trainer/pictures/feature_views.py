@@ -12,7 +12,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from lightning_failures.core.budget import PROGRESS_DELAY, Deadline
-from lightning_failures.encoders import DifferentiableEncoder, FeatureEncoder, gives_gradients
+from lightning_failures.encoders import DifferentiableEncoder, Encoder, gives_gradients, gives_maps
 from lightning_failures.encoders.cache.store import EmbeddingStore, content_keys
 from lightning_failures.encoders.feature_attack import ITERATIONS, feature_attack
 from lightning_failures.report.images import normalize_maps
@@ -31,11 +31,11 @@ class FeatureViews:
     """The images as an encoder sees them, the heat maps of its features, and attacks; stored with its embeddings.
 
     Attributes:
-        encoder: The encoder.
+        encoder: The encoder; only heat maps need its maps.
         store: Store of its embeddings, or None to store nothing.
     """
 
-    encoder: FeatureEncoder
+    encoder: Encoder
     store: EmbeddingStore | None = None
     _stores: dict[str, EmbeddingStore] = field(default_factory=dict)
 
@@ -48,6 +48,7 @@ class FeatureViews:
         kind = f"heat maps of {tuple(images.shape[1:])}"
         rows = self._read(kind, images, feature)
         if rows is None:
+            assert gives_maps(self.encoder)
             maps = normalize_maps(self.encoder.encode_maps(images)[:, feature])
             shape = torch.tensor(maps.shape[1:]).expand(len(maps), 2)
             rows = self._write(kind, images, feature, torch.cat([shape, maps.flatten(1)], dim=1))
@@ -117,7 +118,11 @@ class AttackResult:
 
 
 def attack_features(
-    views: FeatureViews, wanted: Sequence[tuple[int, Tensor]], deadline: Deadline | None = None
+    views: FeatureViews,
+    wanted: Sequence[tuple[int, Tensor]],
+    deadline: Deadline | None = None,
+    *,
+    levels: Sequence[int] = LEVELS,
 ) -> list[AttackResult]:
     """Attack the features one after the other, the most important first, each on all its images at once.
 
@@ -129,6 +134,7 @@ def attack_features(
         views: The encoder and its stored attacks.
         wanted: Features, each with images (n, C, h, w) as the encoder sees them.
         deadline: When to finish; by default ``DEFAULT_ATTACK_SECONDS`` from now.
+        levels: Numbers of steps that an attack may have, descending.
 
     Returns:
         One result for each entry of ``wanted``.
@@ -139,10 +145,10 @@ def attack_features(
     deadline = Deadline.after(DEFAULT_ATTACK_SECONDS) if deadline is None else deadline
     results: list[AttackResult] = []
     try:
-        with encoder.differentiable() as features, _progress_bar(len(wanted)) as on_step:
+        with encoder.differentiable() as features, _progress_bar(len(wanted), levels[0]) as on_step:
             for feature, seen in wanted:
                 remaining = len(wanted) - len(results)
-                attack = _FeatureAttack(views, encoder, features, feature, seen, on_step)
+                attack = _FeatureAttack(views, encoder, features, feature, seen, on_step, tuple(levels))
                 results.append(attack.run(deadline, remaining))
     except Exception as error:  # out of memory, an operation without gradient: the other pictures can still be drawn
         reason = f"feature attack left out: {type(error).__name__}: {str(error)[:200]}"
@@ -161,6 +167,7 @@ class _FeatureAttack:
         feature: Index of the feature.
         seen: (n, C, h, w), the images as the encoder sees them.
         on_step: Called with the progress of each step.
+        levels: Numbers of steps that it may have, descending.
     """
 
     views: FeatureViews
@@ -169,6 +176,7 @@ class _FeatureAttack:
     feature: int
     seen: Tensor
     on_step: Callable[[int], object]
+    levels: tuple[int, ...] = LEVELS
 
     def run(self, deadline: Deadline, remaining: int) -> AttackResult:
         """Return the stored attack with the most steps, or make a new one if more steps fit into the time.
@@ -178,7 +186,7 @@ class _FeatureAttack:
             remaining: Number of attacks that share the remaining time.
         """
         affordable: int | None = None
-        for iterations in LEVELS:
+        for iterations in self.levels:
             attacked = self.views.stored_attack(self.seen, self.feature, iterations)
             if attacked is None:
                 affordable = self._affordable_steps(deadline, remaining) if affordable is None else affordable
@@ -200,13 +208,13 @@ class _FeatureAttack:
         if self._make(_TRIAL_STEPS, deadline) is None:
             return 0
         seconds_per_step = (time.perf_counter() - start) / _TRIAL_STEPS
-        fitting = [level for level in LEVELS if level * seconds_per_step <= deadline.left / remaining]
-        fewest = LEVELS[-1] if LEVELS[-1] * seconds_per_step <= deadline.left else 0
+        fitting = [level for level in self.levels if level * seconds_per_step <= deadline.left / remaining]
+        fewest = self.levels[-1] if self.levels[-1] * seconds_per_step <= deadline.left else 0
         return max(fitting, default=fewest)
 
     def _make(self, iterations: int, deadline: Deadline) -> Tensor | None:
         """Return the images after a new attack, or None if the deadline passed before it ended."""
-        progress = ITERATIONS // iterations if iterations != _TRIAL_STEPS else 0
+        progress = self.levels[0] // iterations if iterations != _TRIAL_STEPS else 0
         return feature_attack(
             self.features,
             self.seen.to(self.encoder.device),
@@ -218,8 +226,8 @@ class _FeatureAttack:
 
 
 @contextlib.contextmanager
-def _progress_bar(attacks: int) -> Iterator[Callable[[int], object]]:
+def _progress_bar(attacks: int, steps: int) -> Iterator[Callable[[int], object]]:
     """Show a progress bar if the attacks take long."""
-    total = attacks * ITERATIONS
+    total = attacks * steps
     with tqdm(desc="FailureModes attacks features", total=total, delay=PROGRESS_DELAY, leave=False) as bar:
         yield bar.update

@@ -8,7 +8,6 @@ from functools import partial
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 from tqdm import tqdm
 
 from lightning_failures.analysis.result import AnalysisResult
@@ -30,7 +29,7 @@ from lightning_failures.trainer.pictures.feature_views import (
     FeatureViews,
     attack_features,
 )
-from lightning_failures.trainer.pictures.sources import DisplayedTree, PictureInputs, example_outcomes
+from lightning_failures.trainer.pictures.sources import DisplayedTree, PictureInputs, example_outcomes, of_one_size
 from lightning_failures.trees.growing import rule_text
 
 FEATURE_IMAGES = 6
@@ -132,7 +131,7 @@ def _inspect(
     values = inputs.features.select(first.members)[:, feature]
     rows = most_activating(values, FEATURE_IMAGES)
     top_ids, strength = first.members[rows], values[rows]
-    images = _of_one_size(inputs.images(top_ids.tolist()))
+    images = of_one_size(inputs.images(top_ids.tolist()))
 
     named = inputs.names.of(feature)
     report = FeatureReport(
@@ -155,16 +154,6 @@ def _inspect(
     ]
     role = _role(feature, trees, inputs.names)
     return _FeatureImages(report, role, views.seen(images), maps, strength, texts, check)
-
-
-def _of_one_size(images: Sequence[Tensor]) -> Tensor:
-    """Return images (C, H, W) in [0, 1] as one batch, resized to the first of them if they differ in size."""
-    channels, size = max(len(image) for image in images), images[0].shape[1:]
-    same = [
-        image if image.shape[1:] == size else F.interpolate(image[None], size, mode="bilinear", antialias=True)[0]
-        for image in images
-    ]
-    return torch.stack([image.expand(channels, -1, -1) for image in same])
 
 
 def _role(feature: int, trees: Sequence[DisplayedTree], names: FeatureNames) -> str:

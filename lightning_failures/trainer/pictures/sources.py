@@ -9,6 +9,7 @@ from itertools import zip_longest
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from lightning_failures.analysis.result import AnalysisResult
 from lightning_failures.captions.candidates import ClassCaptions
@@ -22,6 +23,7 @@ from lightning_failures.encoders import FeatureEncoder
 from lightning_failures.encoders.cache.store import EmbeddingStore
 from lightning_failures.report.feature_names import FeatureNames
 from lightning_failures.trainer.changed_images import ChangedImages
+from lightning_failures.trainer.pictures.live_features import LiveFeatures
 from lightning_failures.trees.fit import FailureTree
 
 
@@ -72,6 +74,8 @@ class PictureInputs:
         names: Names that people gave to features.
         model: Asks the model about changed images, for counterfactual checks; None: there are none.
         attacks: Whether features are attacked.
+        live: Returns the penultimate features of the live model, whose weights are those of the analysis; None: there
+            are none.
     """
 
     images: Callable[[Sequence[int]], Sequence[Tensor]]
@@ -85,6 +89,17 @@ class PictureInputs:
     names: FeatureNames = field(default_factory=FeatureNames)
     model: ChangedImages | None = None
     attacks: bool = True
+    live: Callable[[], LiveFeatures] | None = None
+
+
+def of_one_size(images: Sequence[Tensor]) -> Tensor:
+    """Return images (C, H, W) in [0, 1] as one batch, resized to the first of them if they differ in size."""
+    channels, size = max(len(image) for image in images), images[0].shape[1:]
+    same = [
+        image if image.shape[1:] == size else F.interpolate(image[None], size, mode="bilinear", antialias=True)[0]
+        for image in images
+    ]
+    return torch.stack([image.expand(channels, -1, -1) for image in same])
 
 
 def kept_images(kept: Mapping[int, Tensor], ids: Sequence[int]) -> list[Tensor]:
