@@ -142,20 +142,25 @@ class _Problem:
         best = np.tile(np.arange(top), (len(self.min_leaf), 1))
         ends, logs = self._block_ends(), _logs(len(x))
         for start, keys in self._sorted(x):
-            raise_best(
-                keys, start, ends, self.member, self.n_failed, self.n_correct, self.min_leaf, logs, gains, best
-            )
+            raise_best(keys, start, ends, self.member, self.n_failed, self.n_correct, self.min_leaf, logs, gains, best)
         return best
 
     def _sorted(self, x: NDArray[Any]) -> Iterator[tuple[int, NDArray[Any]]]:
         """Yield the first feature of each block of features, and the sorted keys of these."""
+        from lightning_failures.stats.kernels.gain import pack_halves
+
         n, width = x.shape
         size = max(1, min(width, _KEYS_AT_ONCE // max(n, 1)))
-        keys = np.empty((size, n), dtype=key_type(x, self.member.shape[1]))
+        half = x.dtype == np.float16 and self.member.shape[1] <= _MAX_SHORT_CODES
+        bits = np.ascontiguousarray(x).view(np.uint16) if half else x
+        keys = np.empty((size, n), dtype=np.uint32 if half else np.int64)
         for start in range(0, width, size):
-            chosen = np.arange(start, min(start + size, width))
-            rows = keys[: len(chosen)]
-            sort_features(x, chosen, self.code, rows)
+            rows = keys[: width - start]
+            if half:
+                pack_halves(bits, start, self.code, rows)
+                rows.sort(axis=1)
+            else:
+                sort_features(x, np.arange(start, start + len(rows)), self.code, rows)
             yield start, rows
 
     def _block_ends(self) -> IntArray:
@@ -180,25 +185,18 @@ def _logs(n: int) -> FloatArray:
     return np.concatenate([[0.0], numbers * np.log2(numbers)])
 
 
-def key_type(x: NDArray[Any], codes: int) -> type[np.generic]:
-    """Return the type of the keys of features (n, D) whose codes are less than ``codes``."""
-    return np.uint32 if x.dtype == np.float16 and codes <= _MAX_SHORT_CODES else np.int64
-
-
-def sort_features(x: NDArray[Any], features: IntArray, code: IntArray, keys: NDArray[Any]) -> None:
+def sort_features(x: NDArray[Any], features: IntArray, code: IntArray, keys: IntArray) -> None:
     """Write some features as rows of integers in ascending order, first by value, then by the code of the example.
 
     Args:
         x: (n, D), any float dtype.
         features: (F,) int64.
-        code: (n,) int64, as many bits as half a key has.
-        keys: (F, n) of the type :func:`key_type`, or int64, written; see :mod:`lightning_failures.stats.kernels.gain`.
+        code: (n,) int64 in [0, 2^32).
+        keys: (F, n) int64, written, see :func:`~lightning_failures.stats.kernels.gain.pack`.
     """
-    from lightning_failures.stats.kernels.gain import pack, pack_halves
+    from lightning_failures.stats.kernels.gain import pack
 
-    if keys.dtype == np.uint32:
-        pack_halves(np.ascontiguousarray(x).view(np.uint16), features, code, keys)
-    elif x.dtype == np.float32 and x.flags.c_contiguous:
+    if x.dtype == np.float32 and x.flags.c_contiguous:
         pack(x, features, code, keys)
     else:
         pack(np.ascontiguousarray(x[:, features], dtype=np.float32), np.arange(len(features)), code, keys)

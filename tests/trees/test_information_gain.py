@@ -6,15 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.tree import DecisionTreeClassifier
 
-from lightning_failures.stats.kernels.gain import unpack, unpack_half
+from lightning_failures.stats.kernels.gain import pack, pack_halves, unpack, unpack_half
 from lightning_failures.stats.kernels.top_gains import raise_best
-from lightning_failures.trees.information_gain import (
-    best_features,
-    fold_gains,
-    information_gain,
-    key_type,
-    sort_features,
-)
+from lightning_failures.trees.information_gain import best_features, fold_gains, information_gain
 
 
 def _reference_information_gain(feature, failed, min_leaf=1):
@@ -132,21 +126,24 @@ def test_best_features__ties_across_the_ends_of_blocks(rows, min_leaf, dtype):
         np.testing.assert_array_equal(chosen, expected)
 
 
-@pytest.mark.parametrize("dtype", [np.float16, np.float32])
-def test_sort_features__keys_give_back_values_and_codes(dtype):
+@pytest.mark.parametrize("half", [True, False])
+def test_pack__keys_sort_and_give_back_values_and_codes(half):
     rng = np.random.default_rng(3)
-    extremes = np.array([0.0, -0.0, 6e-8, -6e-8, 1e-7, 6.1e-5, -6.2e-5, 1.0, -65504.0, 65504.0]).astype(dtype)
-    x = np.stack([rng.permutation(extremes), rng.permutation(extremes)], axis=1)
+    extremes = np.array([0.0, -0.0, 6e-8, -6e-8, 1e-7, 6.1e-5, -6.2e-5, 1.0, -65504.0, 65504.0] * 2, dtype=np.float16)
+    x = np.stack([rng.permutation(extremes) for _ in range(3)], axis=1)
     code = np.arange(len(x))
-    keys = np.empty((2, len(x)), dtype=key_type(x, 10))
-    sort_features(x, np.arange(2), code, keys)
-    half = dtype == np.float16
-    assert keys.dtype == (np.uint32 if half else np.int64)
-    for column, row in zip(x.T, keys, strict=True):
+    keys = np.empty((2, len(x)), dtype=np.uint32 if half else np.int64)
+    if half:
+        pack_halves(x.view(np.uint16), 1, code, keys)
+    else:
+        pack(x.astype(np.float32), np.array([1, 2]), code, keys)
+    keys.sort(axis=1)
+    for column, row in zip(x.T[1:].astype(np.float32), keys, strict=True):
         found = [unpack_half(key) if half else unpack(key) for key in row]
-        assert found == np.sort(column.astype(np.float32)).tolist()
+        assert found == np.sort(column).tolist()
         order = (row & (0xFFFF if half else 0xFFFFFFFF)).astype(np.int64)
-        np.testing.assert_array_equal(column[order].astype(np.float32), found)
+        np.testing.assert_array_equal(column[order], found)
+        assert sorted(order) == code.tolist()
 
 
 def test_best_features__many_examples_in_one_block():

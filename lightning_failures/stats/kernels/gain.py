@@ -58,22 +58,28 @@ def pack(x: Any, features: Any, code: Any, keys: Any) -> None:
 
 
 @compiled
-def pack_halves(bits: Any, features: Any, code: Any, keys: Any) -> None:
-    """Write some features in half precision as rows of integers that sort like (value, code).
+def pack_halves(bits: Any, first: int, code: Any, keys: Any) -> None:
+    """Write features in half precision, from ``first`` on, as rows of integers that sort like (value, code).
 
     Args:
         bits: (n, D) uint16, C-contiguous: the bits of the values.
-        features: (F,) int64, the features.
+        first: The first of the F features.
         code: (n,) int64 in [0, 2^16).
         keys: (F, n) uint32, written: the value in the upper half, the code in the lower half.
     """
-    n = len(bits)
+    n, width = len(bits), len(keys)
+    tile = np.empty((_TILE, width), np.uint32)
     for start in range(0, n, _TILE):
-        for j in range(len(features)):
-            for i in range(start, min(start + _TILE, n)):
-                value = np.uint32(bits[i, features[j]])
-                flipped = np.uint32(_SIGN) if value < _SIGN else np.uint32(_SIGN | _MAGNITUDE)
-                keys[j, i] = np.uint32((value ^ flipped) << np.uint32(16)) | np.uint32(code[i])
+        size = min(_TILE, n - start)
+        for i in range(size):
+            row, to, its_code = bits[start + i, first : first + width], tile[i], np.uint32(code[start + i])
+            for j in range(width):
+                value = np.int32(np.int16(row[j]))
+                ordered = np.uint32(value ^ np.int32((value >> np.int32(31)) | np.int32(-_SIGN)))
+                to[j] = np.uint32(ordered << np.uint32(16)) | its_code
+        for j in range(width):
+            for i in range(size):
+                keys[j, start + i] = tile[i, j]
 
 
 @compiled

@@ -58,40 +58,35 @@ def raise_best(
     n, n_codes = keys.shape[1], member.shape[1]
     room = -(-(2 * len(ends) + 2) // _LANES) * _LANES
     starts, counts = np.empty(room + 1, np.int64), np.zeros(n_codes, np.int64)
-    below, has_cuts, corner = np.zeros((n_codes, room + 1), np.float32), np.zeros(room, np.float32), np.zeros(room, np.float32)
-    sums = np.zeros((4, room + 1), np.float32)
+    below = np.zeros((n_codes, room + 1), np.float32)
+    all_failures, all_successes = np.zeros(room + 1, np.float32), np.zeros(room + 1, np.float32)
+    failures, successes = np.zeros(room + 1, np.float32), np.zeros(room + 1, np.float32)
+    has_cuts, corner = np.zeros(room, np.float32), np.zeros(room, np.float32)
     code, is_cut = np.empty(n, np.int64), np.empty(n, np.bool_)
     passed = 0
     for j in range(len(keys)):
         row = keys[j]
         blocks = _count(row, ends, counts, starts, below, has_cuts)
-        end = -(-blocks // _LANES) * _LANES + 1
-        all_failures, all_successes, failures, successes = sums[0, :end], sums[1, :end], sums[2, :end], sums[3, :end]
-        all_failures[:] = _ZERO
-        all_successes[:] = _ZERO
-        for k in range(0, n_codes, 2):
-            _add(below[k, :end], all_successes)
-            _add(below[k + 1, :end], all_failures)
+        padded = -(-blocks // _LANES) * _LANES
+        _sum_up(below, padded + 1, all_failures, all_successes)
         for s in range(len(least)):
-            if n_failed[s] == 0 or n_correct[s] == 0:
+            of = n_failed[s], n_correct[s], least[s]
+            if of[0] == 0 or of[1] == 0:
                 continue
             f, g = all_failures, all_successes
             if s > 0:
                 f, g = failures, successes
-                _subtract(all_successes, below[2 * s - 2], g)
-                _subtract(all_failures, below[2 * s - 1], f)
-            of = n_failed[s], n_correct[s], least[s]
+                _leave_out(below, s - 1, padded + 1, all_failures, all_successes, f, g)
             lowest = gains[s, -1]
-            if _bound(f, g, has_cuts, of, corner) <= lowest:
+            if _bound(f, g, has_cuts, padded, of, corner) <= lowest:
                 continue
             gain = max(lowest, 0.0)
             for b in range(blocks):  # only where the bound leaves a higher gain possible
                 if corner[b] > gain:
                     start, stop = starts[b], min(starts[b + 1] + 1, n)
-                    below_it = int(f[b]), int(f[b] + g[b])
                     read_keys(row, start, stop, code, is_cut)
                     part, cuts = code[start:stop], is_cut[start:stop]
-                    gain = highest_gain(part, cuts, below_it[0], below_it[1], member[s], of, logs, gain)
+                    gain = highest_gain(part, cuts, int(f[b]), int(f[b] + g[b]), member[s], of, logs, gain)
                     passed += stop - start
             if gain > lowest:
                 _insert(gain, first + j, gains[s], best[s])
@@ -151,40 +146,57 @@ def _count(row: Any, ends: Any, counts: Any, starts: Any, below: Any, has_cuts: 
 
 
 @compiled
-def _add(values: Any, to: Any) -> None:
-    for b in range(len(values)):
-        to[b] += values[b]
+def _sum_up(below: Any, size: int, failures: Any, successes: Any) -> None:
+    """Add up the counts of all folds."""
+    for b in range(size):
+        successes[b] = below[0, b]
+        failures[b] = below[1, b]
+    for k in range(2, len(below), 2):
+        for b in range(size):
+            successes[b] += below[k, b]
+            failures[b] += below[k + 1, b]
 
 
 @compiled
-def _subtract(values: Any, others: Any, out: Any) -> None:
-    for b in range(len(out)):
-        out[b] = values[b] - others[b]
+def _leave_out(
+    below: Any, fold: int, size: int, all_failures: Any, all_successes: Any, failures: Any, successes: Any
+) -> None:
+    """Write the counts without a fold."""
+    for b in range(size):
+        successes[b] = all_successes[b] - below[2 * fold, b]
+        failures[b] = all_failures[b] - below[2 * fold + 1, b]
 
 
 @compiled
-def _bound(failures: Any, successes: Any, has_cuts: Any, of: tuple[int, int, int], corner: Any) -> Any:
+def _bound(failures: Any, successes: Any, has_cuts: Any, blocks: int, of: tuple[int, int, int], corner: Any) -> Any:
     """Return a bound of the gain of any cut, and write that of the cuts in each block.
 
     Args:
-        failures: (B + 1,) float32, the number of failures below each block and below the end of the last one.
-        successes: (B + 1,) float32, the same of successes.
-        has_cuts: (B,) float32, 0 for a block without cuts, else 1.
+        failures: (blocks + 1,) float32, the number of failures below each block and below the end of the last one.
+        successes: (blocks + 1,) float32, the same of successes.
+        has_cuts: (blocks,) float32, 0 for a block without cuts, else 1.
+        blocks: Number of blocks.
         of: Number of failures, of successes, and least number of examples on either side of a cut.
-        corner: (B,) float32 at least, written.
+        corner: (blocks,) float32, written.
     """
     f, s = failures, successes
     n_failed, n_correct, least = of
     of_failed, of_correct = np.float32(1.0 / n_failed), np.float32(1.0 / n_correct)
     few, many = np.float32(least), np.float32(n_failed + n_correct - least)
     highest = _ZERO
-    for b in range(len(f) - 1):
+    for b in range(blocks):
         # the corners, moved to where both sides have enough examples
-        most_failures = _gain(_min(f[b + 1], many - s[b]) * of_failed, _max(s[b], few - f[b + 1]) * of_correct)
-        most_successes = _gain(_max(f[b], few - s[b + 1]) * of_failed, _min(s[b + 1], many - f[b]) * of_correct)
+        most_failed = _min(f[b + 1], many - s[b]) * of_failed
+        least_correct = _max(s[b], few - f[b + 1]) * of_correct
+        least_failed = _max(f[b], few - s[b + 1]) * of_failed
+        most_correct = _min(s[b + 1], many - f[b]) * of_correct
+        # a cut as far from the diagonal as either, and as near to an end of the feature: both corners in one go
+        apart = _max(most_failed - least_correct, most_correct - least_failed)
+        one, other = most_failed + least_correct, least_failed + most_correct
+        gain = _gain(apart, _max(_min(one, other), _TINY), _max(_TWO - _max(one, other), _TINY))
         allowed = has_cuts[b] if f[b + 1] + s[b + 1] >= few and f[b] + s[b] <= many else _ZERO
-        corner[b] = _MARGIN * allowed * _max(most_failures, most_successes)
-    for b in range(len(f) - 1):
+        corner[b] = _MARGIN * allowed * gain
+    for b in range(blocks):
         highest = _max(highest, corner[b])
     return highest
 
@@ -210,12 +222,10 @@ def _max(a: Any, b: Any) -> Any:
 
 
 @compiled
-def _gain(a: Any, b: Any) -> Any:
-    """Return the gain by the shares of failures and successes below a cut, or a little more."""
-    apart = a - b
-    below = _max(a + b, _TINY)
-    above = _max(_TWO - (a + b), _TINY)
-    x, y = apart / below, apart / above
+def _gain(apart: Any, below: Any, above: Any) -> Any:
+    """Return the gain, or a little more, by the difference of the shares below a cut and their sums on either side."""
+    of_both = apart / (below * above)  # one division
+    x, y = of_both * above, of_both * below
     return _HALF * apart * (x * _series(x * x) + y * _series(y * y))
 
 
