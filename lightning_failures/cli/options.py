@@ -294,6 +294,14 @@ def reproduce_options(arguments: Sequence[str], recipes: str = "") -> Namespace:
         raise ConfigurationError(
             f"--data {options.data} is no folder. The layout that a recipe needs: lightning-failures reproduce --help"
         )
+    for name in ("weights", "robust_encoder", "inception", "vit"):
+        path = getattr(options, name)
+        if path is not None and not path.expanduser().is_file():
+            raise ConfigurationError(f"--{name.replace('_', '-')} {path} is no file.")
+    for name in ("generator", "decoder"):
+        text = getattr(options, name)
+        if text is not None and not text.startswith("embedded:") and not Path(text).expanduser().is_dir():
+            raise ConfigurationError(f"--{name} {text} is no folder with a pipeline of diffusers.")
     if options.epochs is not None and options.epochs < 1:
         raise ConfigurationError(f"--epochs must be at least 1, got {options.epochs}.")
     if len(set(options.seeds)) < len(options.seeds):

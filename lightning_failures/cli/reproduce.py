@@ -47,6 +47,7 @@ def _examination(recipe: Recipe, options: Namespace, folder: Path) -> Callable[[
     """Return the function that measures trained networks."""
     examine = recipe.examine
     assert examine is not None
+    recipe.chosen_variant(options.variant), recipe.chosen_parts(options.parts)  # an error if they are named
     paths = {"weights": options.weights, "robust": options.robust_encoder}
     return lambda seed: examine(
         Examination(options.data, seed, options.quick, **paths, output=folder, workers=options.workers)

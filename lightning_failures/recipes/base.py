@@ -273,13 +273,21 @@ class Recipe:
         """
         if self.setting is None:
             raise ConfigurationError(f"{self.name} examines trained networks; it has no setting to train in.")
-        if variant is not None and variant not in self.variants:
+        chosen = self.chosen_variant(variant)
+        return self.setting(data, seed, quick, **({} if chosen is None else {"variant": chosen}))
+
+    def chosen_variant(self, name: str | None) -> str | None:
+        """Return the variant with this name; None: the usual one, or None for a recipe without variants.
+
+        Raises:
+            ConfigurationError: There is no such variant.
+        """
+        if name is None:
+            return self.variants[0] if self.variants else None
+        if name not in self.variants:
             known = f"Variants: {', '.join(self.variants)}." if self.variants else "It has none."
-            raise ConfigurationError(
-                f"{self.name} has no variant {variant!r}.{did_you_mean(variant, self.variants)} {known}"
-            )
-        options = {"variant": variant or self.variants[0]} if self.variants else {}
-        return self.setting(data, seed, quick, **options)
+            raise ConfigurationError(f"{self.name} has no variant {name!r}.{did_you_mean(name, self.variants)} {known}")
+        return name
 
     def chosen_parts(self, names: Sequence[str] | None) -> tuple[Part, ...]:
         """Return the parts with these names; None: all.

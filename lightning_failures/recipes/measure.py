@@ -12,6 +12,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning_failures.callback import AdvancedOptions, DataOptions, FailureModes
 from lightning_failures.data.class_names import both_classes
 from lightning_failures.encoders.base import Encoder, TextEncoder
+from lightning_failures.encoders.frozen import first_line
 from lightning_failures.errors import DataError
 from lightning_failures.recipes.base import Found, Materials, Measured, Part, Setting
 from lightning_failures.recipes.figures import (
@@ -64,10 +65,20 @@ def measure(
     found = Found(main_figures(trained), caption_texts(trained.result), notes=setting.notes)
     for part in parts:
         print(f"  {part.name}: {part.summary}", flush=True)
-        found = found.and_then(part.run(trained))
+        found = found.and_then(_found(part, trained))
     return Measured(
         seed, dict(found.figures), report, setting.complete, found.notes, dict(found.texts), dict(found.files)
     )
+
+
+def _found(part: Part, trained: Trained) -> Found:
+    """Return what a part found; one that fails costs neither the main run nor the other parts."""
+    try:
+        return part.run(trained)
+    except Exception as error:
+        note = f"The part {part.name} failed: {type(error).__name__}: {first_line(error)}"
+        print(f"  {note}", flush=True)
+        return Found(notes=(note,))
 
 
 def train(

@@ -127,6 +127,9 @@ def test_barlow__examines_two_networks_that_were_trained_before(tmp_path, capsys
         (["folder", "--seeds", "1", "1"], "--seeds must differ"),
         (["folder", "--variant", "full"], "folder has no variant 'full'"),
         (["cifar10", "--parts", "filtr"], "Did you mean 'filter'"),
+        (["celeba", "--inception", "/none.pth"], "--inception /none.pth is no file"),
+        (["cifar10", "--decoder", "/none"], "--decoder /none is no folder"),
+        (["imagenet-barlow", "--parts", "levels"], "imagenet-barlow has no part 'levels'. It has none"),
     ],
 )
 def test_wrong_options__one_line_before_anything_is_read(tmp_path, capsys, arguments, message):
