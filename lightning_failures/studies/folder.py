@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from io import BytesIO
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from lightning_failures.report.sparse import SparseReport, sparse_report
 from lightning_failures.sparse import SparseLayer, problematic_features
 from lightning_failures.studies.records import Panel, Question, Study
 from lightning_failures.studies.sampling import matchings, simulations, spread_classes
-from lightning_failures.studies.sparse_run import reported_matchings, reported_simulations
+from lightning_failures.studies.sparse_run import reported_descriptions, reported_matchings, reported_simulations
 from lightning_failures.studies.tasks import (
     describe_questions,
     match_questions,
@@ -158,7 +159,21 @@ def _of_report(
 
 
 def _describe(run: Run, count: int, seed: int) -> list[Question]:
-    """Return questions about features that split trees of classes at the top, middle and bottom of the error rates."""
+    """Return questions about features of trees and, in turn, features of the model behind errors of a sparse layer."""
+    sparse = sparse_report(run.report)
+    of_model = [] if sparse is None else reported_descriptions(sparse, run.gallery)
+    of_trees = _tree_features(run, seed)
+    if not of_trees and not of_model:
+        raise DataError(
+            f"The gallery of {run.folder} holds no pictures of features. They are drawn for failure trees with a"
+            " pattern, and for sparse layers: set robust_encoder=... or sparse=True, and pictures=True."
+        )
+    features = [one for turn in zip_longest(of_trees, of_model) for one in turn if one is not None]
+    return describe_questions(features[:count] if count else features)
+
+
+def _tree_features(run: Run, seed: int) -> list[tuple[str, str, tuple[Panel, ...]]]:
+    """Return (class, feature, pictures) of features of classes at the top, middle and bottom of the error rates."""
     panels = _feature_panels(run.gallery)
     by_class: dict[str, list[int]] = {}
     for feature in run.report.features:
@@ -168,10 +183,7 @@ def _describe(run: Run, count: int, seed: int) -> list[Question]:
                 by_class.setdefault(name, []).append(feature.feature)
     ranked = [entry for entry in run.report.classes if entry.name in by_class]
     if not ranked:
-        raise DataError(
-            f"The gallery of {run.folder} holds no pictures of features. They are drawn for failure trees with a"
-            " pattern: set robust_encoder=... and pictures=True."
-        )
+        return []
     chosen = spread_classes([1 - (entry.accuracy or 0.0) for entry in ranked], CLASSES_PER_END, seed=seed)
     rng = np.random.default_rng(seed)
     features = []
@@ -179,7 +191,7 @@ def _describe(run: Run, count: int, seed: int) -> list[Question]:
         own = list(dict.fromkeys(by_class[name]))
         order = rng.permutation(len(own))[:FEATURES_PER_CLASS].tolist()
         features += [(clean(name, 60), f"feature {own[k]}", panels[own[k]]) for k in order]
-    return describe_questions(features[:count] if count else features)
+    return features
 
 
 def _feature_panels(gallery: Gallery | None) -> dict[int, tuple[Panel, ...]]:

@@ -53,6 +53,7 @@ _COMMON = frozenset(
     ]
 )
 _MOST_WORDS = 12
+_MOST_PAIRS = 24
 
 
 @dataclass(frozen=True)
@@ -115,6 +116,25 @@ class FieldScore(Readable):
 
 
 @dataclass(frozen=True)
+class PairWords(Readable):
+    """Words in which two classes were described, with their numbers of descriptions, the most frequent first.
+
+    Attributes:
+        first: A class.
+        second: Another class.
+        only_first: Words of the first class alone.
+        both: Words of both, with the smaller number.
+        only_second: Words of the second class alone.
+    """
+
+    first: str
+    second: str
+    only_first: dict[str, int]
+    both: dict[str, int]
+    only_second: dict[str, int]
+
+
+@dataclass(frozen=True)
 class Scores(Readable):
     """The scores of a study.
 
@@ -126,6 +146,7 @@ class Scores(Readable):
         agreement: Share of pairs of people who chose the same; None without two answers to a question.
         fields: What was filled in, by question.
         chance: Rate of someone who guesses; None if it is not defined.
+        pairs: Words of pairs of described classes, those first that share most; at most 24.
     """
 
     task: str
@@ -135,6 +156,7 @@ class Scores(Readable):
     agreement: float | None = None
     fields: tuple[FieldScore, ...] = ()
     chance: float | None = None
+    pairs: tuple[PairWords, ...] = ()
 
 
 def score_answers(answers: Sequence[Answers], *, encode_texts: Callable[[list[str]], Any] | None = None) -> Scores:
@@ -157,14 +179,16 @@ def score_answers(answers: Sequence[Answers], *, encode_texts: Callable[[list[st
     flat = [(k, answer) for k, one in enumerate(kept) for answer in one.answers if not answer.control]
     task = answers[0].task
     rates = _match_rates(flat, len(kept)) if task == "match" else _condition_rates(flat, len(kept))
+    fields = _field_scores(flat, encode_texts)
     return Scores(
         task,
         tuple(people),
         tuple(rates),
         tuple(_difference(rates[0], other) for other in rates[1:]),
         _agreement(answer for _, answer in flat),
-        tuple(_field_scores(flat, encode_texts)),
+        tuple(fields),
         CHANCE.get(task),
+        tuple(_pair_words(fields)) if task == "describe" else (),
     )
 
 
@@ -200,7 +224,32 @@ def score_lines(scores: Scores) -> list[str]:
         if entry.similarity is not None:
             parts.append(f"similarity {number(entry.similarity)}")
         lines.append(f"  {clean(entry.question, 60)} ({entry.answers}): {'; '.join(parts)}")
+    for pair in scores.pairs:
+        first, second = clean(pair.first, 40), clean(pair.second, 40)
+        parts = [f"{name}: {_counted(words)}" for name, words in ((first, pair.only_first), (second, pair.only_second))]
+        lines.append(f"  {first} and {second} share {_counted(pair.both)}; {'; '.join(parts)}")
     return lines
+
+
+def _counted(words: dict[str, int]) -> str:
+    return ", ".join(f"{clean(word, 30)} {count}" for word, count in words.items()) or "no words"
+
+
+def _pair_words(fields: Sequence[FieldScore]) -> list[PairWords]:
+    """Return the words of pairs of classes, those first that share most words."""
+    by_class: defaultdict[str, Counter[str]] = defaultdict(Counter)
+    for entry in fields:
+        by_class[entry.condition].update(word for text in entry.texts for word in set(words_of(text)))
+    pairs = []
+    for first, second in combinations(sorted(name for name, words in by_class.items() if words), 2):
+        one, other = by_class[first], by_class[second]
+        parts = (
+            Counter({word: count for word, count in one.items() if word not in other}),
+            one & other,
+            Counter({word: count for word, count in other.items() if word not in one}),
+        )
+        pairs.append(PairWords(first, second, *(dict(part.most_common(_MOST_WORDS)) for part in parts)))
+    return sorted(pairs, key=lambda pair: -sum(pair.both.values()))[:_MOST_PAIRS]
 
 
 def words_of(text: str) -> list[str]:

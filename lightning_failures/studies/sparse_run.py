@@ -7,13 +7,17 @@ that the model itself classifies as the class; from a file of features, both fol
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 
 import numpy as np
 
+from lightning_failures.core.text import clean
 from lightning_failures.data.example_table import ExampleTable
 from lightning_failures.errors import DataError
-from lightning_failures.report.sparse import ErrorEntry, SparseReport
+from lightning_failures.report.gallery import Gallery, Picture
+from lightning_failures.report.image_encoding import data_uri
+from lightning_failures.report.sparse import CardEntry, ErrorEntry, SparseReport
+from lightning_failures.studies.records import Panel
 from lightning_failures.studies.sampling import FEATURES, TOP_IMAGES, Matching, Simulation
 
 _MIN_IMAGES = 3  # that show a feature
@@ -83,6 +87,39 @@ def reported_matchings(found: SparseReport, pictures: Container[int], *, count: 
         if min(map(len, panels)) >= _MIN_IMAGES - 1:
             questions.append(Matching(errors[place].id, np.array(features), _even(panels)))
     return questions
+
+
+def reported_descriptions(found: SparseReport, gallery: Gallery | None) -> list[tuple[str, str, tuple[Panel, ...]]]:
+    """Return (predicted class, feature, pictures) of the features that have a card in the gallery.
+
+    The pictures are the most active images of two classes with their heat maps, and the feature attack. Their titles do
+    not tell what a caption supposes.
+    """
+    by_tag = {picture.tag: picture for picture in (() if gallery is None else gallery.pictures)}
+    described = []
+    for card in found.cards:
+        picture = by_tag.get(f"sparse/{card.feature}/card")
+        panels = () if picture is None else tuple(_panels(picture, card))
+        if panels:
+            described.append((clean(card.prediction, 60), f"feature {card.feature} of the model", panels))
+    return described
+
+
+def _panels(picture: Picture, card: CardEntry) -> Iterator[Panel]:
+    """Yield the rows of a card under neutral titles; the row of correct images nearest to flipping is left out."""
+    names = iter([clean(one.class_name, 60) for one in card.top if one.ids])
+    name = ""
+    for row in picture.rows:
+        if ": most active in " in row.title:
+            name = next(names, name)
+            title = f"images, {name}"
+        elif row.title.startswith("where it is active"):
+            title = f"heat maps, {name}"
+        elif row.title.startswith("feature attack"):
+            title = "feature attack"
+        else:
+            continue
+        yield Panel(title, tuple(data_uri(tile.image, lossless=False) for tile in row.tiles))
 
 
 def _three(

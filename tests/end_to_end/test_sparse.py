@@ -23,7 +23,7 @@ from lightning_failures.data.grades import BatchRecord
 from lightning_failures.report import save_html
 from lightning_failures.report.sparse import sparse_report, sparse_sentence
 from lightning_failures.trainer.model_features import model_fingerprint
-from tests.helpers.shortcut import Tinted, TwoLayers, tinted_loaders
+from tests.helpers.shortcut import Multilabel, Tinted, TwoLayers, condition_loaders, tinted_loaders
 from tests.helpers.toy import callback, trainer
 from tests.processes.launch import fork, ranks
 
@@ -316,33 +316,9 @@ def test_off__nothing_is_observed(tmp_path):
     assert not any("sparse" in key for key in failures.last_report.summary)
 
 
-class Conditions(Tinted):
-    """Images with two conditions: a mark, whose label is unknown for some, and a tint."""
-
-    def __init__(self, size: int, **options) -> None:
-        super().__init__(size, **options)
-        tint = self.labels ^ self.odd.long()
-        self.conditions = torch.stack([self.labels, tint], 1).float()
-        self.conditions[::7, 0] = -1
-        self.classes = ["mark", "tint"]
-
-    def __getitem__(self, index: int):
-        return self.images[index], self.conditions[index]
-
-
-class Multilabel(TwoLayers):
-    def loss(self, batch):
-        x, y = batch
-        return F.binary_cross_entropy_with_logits(self(x), y.clamp(min=0), weight=(y >= 0).float())
-
-
 def test_multilabel__binary_layers_of_conditions(tmp_path):
     # the tint agrees with the mark in training, so that features of the tint cause errors about the mark
-    loaders = (
-        DataLoader(Conditions(400), batch_size=32, shuffle=True),
-        DataLoader(Conditions(400, agreeing=0.5, seed=1), batch_size=64),
-    )
-    failures, _, run = fit(tmp_path, Multilabel(), loaders=loaders)
+    failures, _, run = fit(tmp_path, Multilabel(), loaders=condition_loaders())
     found = sparse_report(failures.last_report.report)
     assert not [note for note in failures.last_report.notes if "sparse" in note.lower()]
     assert dataclasses.astuple(found.fitted_on) == ("train", 400, 400)
@@ -397,3 +373,17 @@ def test_spurious_tag__accuracy_without_the_feature_in_the_next_analysis(tmp_pat
     assert masked["model"]["accuracy"] == pytest.approx(failures.last_report.report.accuracy, abs=0.02)
     assert masked["model"]["lost"] + masked["model"]["gained"] > 0
     assert "For the right reasons, without feature" in sparse_sentence(failures.last_report.report)
+
+
+@pytest.mark.slow
+def test_ddp__layers_of_conditions_by_rank_and_one_fit(tmp_path):
+    for ended in fork("ddp_sparse", tmp_path, "conditions", environments=ranks(2), timeout=400):
+        assert ended.status == 0, ended.said[-3000:]
+    first, second = (json.loads((tmp_path / f"rank_{rank}.json").read_text()) for rank in (0, 1))
+    assert first == second
+    section = first["section"]
+    assert section["fitted_on"] == {"source": "train", "examples": 400, "of": 400}
+    # labels of the mark are unknown for every seventh image
+    assert [(one["name"], one["held_out"]) for one in section["conditions"]] == [("mark", 400 - 58), ("tint", 400)]
+    assert section["conditions"][1]["accuracy"] > 0.8
+    assert first["logged"]["failures/sparse/accuracy"] == pytest.approx(section["accuracy"])

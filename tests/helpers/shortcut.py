@@ -75,3 +75,33 @@ def tinted_loaders(size: int = 600) -> tuple[DataLoader, DataLoader]:
         DataLoader(Tinted(size), batch_size=32, shuffle=True),
         DataLoader(Tinted(size, agreeing=0.5, seed=1), batch_size=64),
     )
+
+
+class Conditions(Tinted):
+    """Images with two conditions: a mark, whose label is unknown for some, and a tint."""
+
+    def __init__(self, size: int, **options) -> None:
+        super().__init__(size, **options)
+        tint = self.labels ^ self.odd.long()
+        self.conditions = torch.stack([self.labels, tint], 1).float()
+        self.conditions[::7, 0] = -1
+        self.classes = ["mark", "tint"]
+
+    def __getitem__(self, index: int):
+        return self.images[index], self.conditions[index]
+
+
+class Multilabel(TwoLayers):
+    """A network with a logit for each of two conditions."""
+
+    def loss(self, batch):
+        x, y = batch
+        return F.binary_cross_entropy_with_logits(self(x), y.clamp(min=0), weight=(y >= 0).float())
+
+
+def condition_loaders(size: int = 400) -> tuple[DataLoader, DataLoader]:
+    """Return a training loader in which the tint agrees with the mark, and a validation loader without that."""
+    return (
+        DataLoader(Conditions(size), batch_size=32, shuffle=True),
+        DataLoader(Conditions(size, agreeing=0.5, seed=1), batch_size=64),
+    )

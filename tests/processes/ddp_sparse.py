@@ -10,19 +10,21 @@ from pathlib import Path
 import lightning as L
 import torch
 
-from tests.helpers.shortcut import TwoLayers, tinted_loaders
+from tests.helpers.shortcut import Multilabel, TwoLayers, condition_loaders, tinted_loaders
 from tests.helpers.toy import callback, trainer
 
 
-def main(folder: Path) -> None:
+def main(folder: Path, kind: str = "classes") -> None:
     torch.set_num_threads(1)
     L.seed_everything(1, verbose=False)
     rank = int(os.environ["LOCAL_RANK"])
     # no rank sees the disk of the other
     failures = callback(encoder=None, sparse=True, cache_folder=str(folder / f"cache_{rank}"))
     run = trainer(folder, failures, max_epochs=1, strategy="ddp", devices=2, use_distributed_sampler=True)
-    module = TwoLayers()
-    run.fit(module, *tinted_loaders())
+    if kind == "conditions":
+        run.fit(Multilabel(), *condition_loaders())
+    else:
+        run.fit(TwoLayers(), *tinted_loaders())
     result = failures.last_report
     seen = {
         "section": result.report.to_dict()["methods"]["sparse"],
@@ -34,4 +36,4 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), *sys.argv[2:])

@@ -80,3 +80,21 @@ def test_answers__of_several_studies_are_not_mixed():
         score_answers([person("a", 1, 1), person("b", 1, 1, study="t")])
     with pytest.raises(DataError, match="no answers"):
         score_answers([])
+
+
+def test_describe__words_of_pairs_of_classes():
+    def described(name: str, class_name: str, words: str) -> Answers:
+        answer = Answer(f"{class_name}/feature 3", class_name, fields={"words": words})
+        return Answers("describe", "s", name, (answer,))
+
+    answers = [
+        described("a", "cat", "green grass"),
+        described("b", "cat", "the grass"),
+        described("a", "dog", "grass, a ball"),
+        described("a", "fox", ""),
+    ]
+    scores = score_answers(answers)
+    (pair,) = scores.pairs  # nobody described the fox
+    assert (pair.first, pair.second) == ("cat", "dog")
+    assert (pair.only_first, pair.both, pair.only_second) == ({"green": 1}, {"grass": 1}, {"ball": 1})
+    assert "  cat and dog share grass 1; cat: green 1; dog: ball 1" in score_lines(scores)

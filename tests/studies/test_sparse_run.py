@@ -9,7 +9,7 @@ import torch
 from lightning_failures.data.example_table import ExampleTable
 from lightning_failures.data.report import FailureReport
 from lightning_failures.errors import DataError
-from lightning_failures.report.gallery import Gallery, Thumbnails
+from lightning_failures.report.gallery import Gallery, Picture, Row, Thumbnails, Tile
 from lightning_failures.report.run_folder import Run
 from lightning_failures.report.sparse import SparseReport, sparse_report
 from lightning_failures.studies.folder import make_study
@@ -109,3 +109,21 @@ def test_make_study__from_the_run_alone(tmp_path, task):
     study = make_study(run, task, count=4, controls=1)
     assert len(study.questions) == 5
     assert {question.condition for question in study.questions} == {"sparse" if task == "simulate" else "match"}
+
+
+def test_descriptions__show_cards_under_titles_that_say_nothing(tmp_path):
+    card = {
+        "feature": 2, "label": "class 0", "prediction": "class 1",
+        "top": [{"class": "class 1", "ids": [1], "values": [2.0]}, {"class": "class 0", "ids": [3], "values": [1.0]}],
+    }  # fmt: skip
+    report = FailureReport(N, 0.8, (), methods={"sparse": section() | {"cards": [card]}})
+    tile = Tile(torch.zeros(3, 8, 8, dtype=torch.uint8))
+    titles = ["feature 2: most active in class 1", "where it is active", "feature 2: most active in class 0",
+              "where it is active", "class 0, correct, nearest to class 1", "feature attack: looks pink"]  # fmt: skip
+    picture = Picture("sparse/2/card", tuple(Row(title, (tile,)) for title in titles))
+    run = Run(tmp_path, report, (report,), gallery=Gallery((picture,)))
+    (question,) = make_study(run, "describe", controls=0).questions
+    assert question.id == "class 1/feature 2 of the model"
+    shown = ["images, class 1", "heat maps, class 1", "images, class 0", "heat maps, class 0", "feature attack"]
+    assert [panel.title for panel in question.panels] == shown
+    assert [field.options for field in question.fields if field.name == "helped"] == [(*shown, "none")]
