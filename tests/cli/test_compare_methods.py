@@ -5,14 +5,12 @@ from __future__ import annotations
 import json
 
 import lightning as L
-import pytest
 from lightning.pytorch.loggers import CSVLogger
 
 from lightning_failures.cli import main
 from tests.helpers.toy import OracleClassifier, callback, loader
 
 
-@pytest.mark.filterwarnings("ignore:.*does not have many workers.*")
 def test_compare__directions_with_baselines(tmp_path, capsys):
     logger = CSVLogger(tmp_path, name="", version="")
     watching = callback(compare_methods=True)

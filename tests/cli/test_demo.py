@@ -15,10 +15,6 @@ from lightning_failures.data.report import ClassReport, FailureReport
 from tests.report.html.reading import first_screen, flaws
 
 pytest_plugins = ["tests.helpers.browser"]
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*does not have many workers.*"),
-    pytest.mark.filterwarnings("ignore:.*smaller than the logging interval.*"),
-]
 
 
 def test_attach_truth__changes_nothing_else():

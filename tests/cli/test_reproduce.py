@@ -11,11 +11,6 @@ from lightning_failures.cli import main
 from tests.encoders.tiny import resnet
 from tests.recipes.generated import celeba, chestxray14, cifar, image_folder, imagenet, mnist
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*does not have many workers.*"),
-    pytest.mark.filterwarnings("ignore:.*treespec, LeafSpec.*"),
-]
-
 
 def options(tmp_path, *more: str) -> list[str]:
     return [
