@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from lightning_failures.analysis.confusions import has_several_wrong_answers
 from lightning_failures.core.arrays import as_array, finite_rows_of
 from lightning_failures.core.hashing import stable_hash
+from lightning_failures.core.text import percent
 from lightning_failures.core.types import BoolArray, FloatArray, IntArray
 from lightning_failures.data.grades import Grades
 from lightning_failures.data.members import RowValues, members_of
@@ -454,7 +455,7 @@ _SENTENCES: Mapping[str, Callable[[float], str]] = {
         f"In training, {'a' if value > 0.6 else 'no'} class that they are taken for looks like the failures"
         f" (AUC {value:.2f})."
     ),
-    "probe_support": lambda value: f"The embeddings support the label of {100 * value:.0f} % of the failures.",
+    "probe_support": lambda value: f"The embeddings support the label of {percent(value)} of the failures.",
     "probe_margin": lambda value: (
         f"The embeddings of the failures speak {'for' if value >= 0 else 'against'} the label,"
         f" {abs(value):.2g} times as clearly as those of the successes speak for theirs."

@@ -247,6 +247,7 @@ def study_options(arguments: Sequence[str]) -> Namespace:
     score = actions.add_parser("score", prog="lightning-failures study score", help="print the tables of a study")
     score.add_argument("answers", type=Path, nargs="+", metavar="ANSWERS", help="files that the page downloads")
     score.add_argument("--json", metavar="FILE", help="write everything as JSON")
+    score.add_argument("--run", type=Path, metavar="RUN", help="show the scores on the page of the run, too")
     return _with_runs(parser.parse_args(list(arguments)))
 
 

@@ -14,7 +14,6 @@ from tests.helpers.toy import OracleClassifier, callback, loader
 from tests.steering.test_early_answers import Turns
 
 
-@pytest.mark.filterwarnings("ignore:.*does not have many workers.*")
 def test_compare__directions_with_baselines(tmp_path, capsys):
     logger = CSVLogger(tmp_path, name="", version="")
     watching = callback(compare_methods=True)

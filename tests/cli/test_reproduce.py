@@ -14,11 +14,6 @@ from tests.encoders.tiny import resnet
 from tests.recipes.generated import celeba, chestxray14, cifar, image_folder, imagenet, mnist
 from tests.recipes.parts.conftest import tiny_network
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*does not have many workers.*"),
-    pytest.mark.filterwarnings("ignore:.*treespec, LeafSpec.*"),
-]
-
 
 def options(tmp_path, *more: str) -> list[str]:
     return [

@@ -15,6 +15,7 @@ from lightning_failures.analysis.slices import lower_end
 from lightning_failures.core.text import clean, tag_part
 from lightning_failures.data.grouping import LABEL, grouping_named
 from lightning_failures.data.report import ClassReport, FailureReport, FeatureReport, ModeReport, SliceReport
+from lightning_failures.data.study_scores import StudyReport
 from lightning_failures.data.tree_report import GroupReport
 from lightning_failures.errors import ConfigurationError, DataError
 from lightning_failures.report.diary import histories, is_unjudged, last_diary_entry
@@ -194,6 +195,7 @@ class Page:
         methods: What other methods rank first, or None.
         modes: The table of the diary.
         diary_of: Index in the history of the last report in the diary, if that is not the report of the page.
+        studies: The studies with people that were made of the run.
         interventions: (outcome, sentence) of each intervention.
         more: Pictures that belong to no other section.
         examples: The data of the table of examples.
@@ -222,6 +224,7 @@ class Page:
     methods: MethodComparison | None
     modes: tuple[ModeRow, ...]
     diary_of: int | None
+    studies: tuple[StudyReport, ...]
     interventions: tuple[tuple[str, str], ...]
     more: tuple[Picture, ...]
     examples: dict[str, Any]
@@ -317,6 +320,7 @@ def build_page(run: Run) -> Page:
                 "methods": methods or {},
                 "method_shares": [] if methods is None else [list(row.shares.values()) for row in methods.rows],
                 "base_shares": [] if methods is None else list(methods.base_shares.values()),
+                "studies": run.studies,
             }
         ),
         history=history,
@@ -335,9 +339,10 @@ def build_page(run: Run) -> Page:
         methods=methods,
         modes=modes[:MAX_MODE_ROWS],
         diary_of=next((i for i, one in enumerate(history) if one is in_diary and one is not report), None),
+        studies=run.studies,
         interventions=_interventions(report),
         more=pictured.more,
-        examples=browsing_data(table, (run.gallery or Gallery()).thumbnails, report),
+        examples=browsing_data(table, run.gallery or Gallery(), report),
         charts=charts,
         class_rows=class_rows,
         caveats=tuple(clean(note, 500) for note in (*report.notes, *run.notes)[:MAX_LINES]),

@@ -29,7 +29,7 @@ def unpack(key: Any) -> Any:
 
 @compiled
 def unpack_half(key: Any) -> Any:
-    """Return the value of a 32-bit key: its upper half is a float16, the sign flipped, or all bits if it is negative."""
+    """Return the value of a 32-bit key: its upper half is a float16 with the sign flipped, or all bits if negative."""
     ordered = np.int64(key) >> 16
     bits = ordered ^ _SIGN if ordered & _SIGN else ordered ^ (_SIGN | _MAGNITUDE)
     exponent, mantissa = (bits & _MAGNITUDE) >> 10, bits & _MANTISSA
