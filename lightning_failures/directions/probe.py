@@ -36,8 +36,8 @@ _ROWS_AT_ONCE = 4096
 _SCORES_AT_ONCE = 1 << 22
 
 Sums = tuple[FloatArray, FloatArray]
-"""Of the fitting examples of each of the F folds of all divisions, summed over classes: second moments (F, D + 1, D + 1)
-of (1, phi), averaged in each class, and the averages of (1, phi) by class (F, D + 1, K)."""
+"""Of the fitting examples of each of the F folds of all divisions: second moments (F, D + 1, D + 1) of (1, phi),
+averaged in each class and summed over classes, and the averages of (1, phi) by class (F, D + 1, K)."""
 
 
 def label_margins(
