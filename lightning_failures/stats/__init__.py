@@ -8,5 +8,6 @@ Files, each importing only from those above it::
     shrinkage         Rates of classes with few examples, shrunk towards the mean of all classes
     kernels           Inner loops that NumPy cannot express, compiled by numba
     folds             Folds and permutations that keep groups whole
+    sequential        Sequential Monte Carlo p-values, which stop drawing where nothing is to be found
     permutation_test  The screening test of a class: is correctness independent of the embedding?
 """

@@ -17,7 +17,6 @@ TIE = np.float32(1e-7)  # scikit-learn's trees do not split between closer value
 _TILE = 16  # examples that are packed at once: their values stay in the processor's cache
 _SIGN, _MAGNITUDE, _MANTISSA = 0x8000, 0x7FFF, 0x3FF
 _SMALLEST = np.float32(2.0**-24)  # of half precision
-_ONE = np.float32(1.0)
 
 
 @compiled
@@ -29,7 +28,7 @@ def unpack(key: Any) -> Any:
 
 @compiled
 def unpack_half(key: Any) -> Any:
-    """Return the value of a 32-bit key: its upper half is a float16 with the sign flipped, or all bits if negative."""
+    """Return the value of a 32-bit key: its upper half is a float16, its sign flipped, or all its bits if negative."""
     ordered = np.int64(key) >> 16
     bits = ordered ^ _SIGN if ordered & _SIGN else ordered ^ (_SIGN | _MAGNITUDE)
     exponent, mantissa = (bits & _MAGNITUDE) >> 10, bits & _MANTISSA

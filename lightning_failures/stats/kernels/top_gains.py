@@ -125,14 +125,14 @@ def _count(row: Any, ends: Any, counts: Any, starts: Any, below: Any, has_cuts: 
             while right < n and (row[right] >> bits) == value:
                 right += 1
         # examples up to the equal values, then these
-        for half in range(2):
-            stop = left if half == 0 else right
-            if half == 1 and left == right:
+        for part in range(2):
+            stop = left if part == 0 else right
+            if part == 1 and left == right:
                 continue
             for i in range(start, stop):
                 counts[np.int64(row[i]) & mask] += 1
             if block >= 0:
-                has_cuts[block] = _ONE if half == 0 and e < len(ends) else _ZERO
+                has_cuts[block] = _ONE if part == 0 and e < len(ends) else _ZERO
             block += 1
             starts[block] = stop
             for k in range(len(counts)):
