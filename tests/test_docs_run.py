@@ -154,7 +154,9 @@ STAND_INS = {
     "epoch=0.ckpt": "model.ckpt",
     "owl": "eight",
     "owl 1": "eight 1",
+    "configs/recipe_cifar100.yaml": str(ROOT / "configs" / "recipe_cifar100.yaml"),
     "my_images": "data/val",
+    "tiles": "data/val",
     "~/data": "data",
     "layer.safetensors": "model.ckpt",  # any file: it is not read here
     "features.safetensors": "model.ckpt",

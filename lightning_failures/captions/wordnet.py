@@ -114,7 +114,8 @@ class WnNouns:
             return ()
 
         def below(synset: Any) -> Iterable[Any]:
-            return synset.get_related("hyponym")
+            related: Iterable[Any] = synset.get_related("hyponym")
+            return related
 
         found = (synset.lemmas()[0] for synset in _breadth_first(senses[0], below) if synset.lemmas())
         return _first_of_each(map(str, found), most, leave_out=noun)

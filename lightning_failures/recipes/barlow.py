@@ -100,14 +100,10 @@ def examine_imagenet(task: Examination) -> Measured:
     for name, of_rows in features.items():
         figures |= _sparse_figures(name, of_rows, labels, task.seed)
     shown = _shown_features(encoders, features, labels, failures["standard"], data.classes, task.seed)
-    files = {}
-    if shown:
-        path = task.output / f"features-seed-{task.seed}.png"
-        steps = QUICK_STEPS if task.quick else ITERATIONS
-        write_picture(
-            feature_sheet(shown, lambda rows: torch.stack([data[row][0] for row in rows.tolist()]), steps), path
-        )
-        files = {f"features of the robust and the standard network, seed {task.seed}": path.name}
+    path = task.output / f"features-seed-{task.seed}.png"
+    steps = QUICK_STEPS if task.quick else ITERATIONS
+    sheet = feature_sheet(shown, lambda rows: torch.stack([data[row][0] for row in rows.tolist()]), steps)
+    write_picture(sheet, path)
     return Measured(
         task.seed,
         figures,
@@ -118,7 +114,7 @@ def examine_imagenet(task: Examination) -> Measured:
             f"Sparse layers are fitted to {MOST_FOR_SPARSE:,} images at most.",
         ),
         texts=texts,
-        files=files,
+        files={f"features of the robust and the standard network, seed {task.seed}": path.name},
     )
 
 
@@ -181,19 +177,22 @@ def _shown_features(
     class_names: Sequence[str],
     seed: int,
 ) -> list[ShownFeature]:
-    """Return the features that trees of depth 1 split the classes with most failures on, of each network its own."""
+    """Return the features that trees of depth 1 split the classes with most failures on, of each network its own.
+
+    Without a split, the feature is the one that the images of the class activate most.
+    """
     failures = np.bincount(labels, failed, minlength=len(class_names))
     shown = []
-    for k in np.argsort(-failures, kind="stable")[:SHOWN_CLASSES].tolist():
+    present = np.unique(labels)
+    for k in present[np.argsort(-failures[present], kind="stable")][:SHOWN_CLASSES].tolist():
         rows = np.flatnonzero(labels == k)
         for name, encoder in encoders.items():
             values = features[name](rows)
             tree = fit_failure_tree(values, failed[rows], max_depth=1, seed=seed)
-            splits = [split for leaf in tree.leaves for split in leaf.splits]
-            if splits:
-                feature = splits[0].feature
-                title = f"{class_names[k]}, {name} network, feature {feature}"
-                shown.append(ShownFeature(title, encoder, feature, values[:, feature], rows))
+            splits = [split.feature for leaf in tree.leaves for split in leaf.splits]
+            feature = splits[0] if splits else int(values.mean(0).argmax())
+            title = f"{class_names[k]}, {name} network, feature {feature}"
+            shown.append(ShownFeature(title, encoder, feature, values[:, feature], rows))
     return shown
 
 

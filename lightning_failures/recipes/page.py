@@ -84,9 +84,9 @@ def result_text(recipe: Recipe, measured: Sequence[Measured]) -> str:
     for key in sorted({key for one in measured for key in one.figures}, key=_natural):
         values = [one.figures[key] for one in measured if key in one.figures]
         lines.append(f"{key}: {number(float(np.mean(values)))}")
-    for one in measured:
-        lines += [f"seed {one.seed}, {name} caption: {text}" for name, text in one.texts.items()]
-        lines += [f"{name}: {path}" for name, path in one.files.items()]
+    for run in measured:
+        lines += [f"seed {run.seed}, {name}: {text}" for name, text in run.texts.items()]
+        lines += [f"{name}: {path}" for name, path in run.files.items()]
     lines += dict.fromkeys(note for one in measured for note in one.notes)
     return "\n".join(lines)
 

@@ -161,7 +161,7 @@ class KeepEarly(L.Callback):
         if trainer.current_epoch + 1 == self.at:
             self.weights = {
                 name: values.detach().cpu().clone()
-                for name, values in pl_module.net.state_dict().items()  # type: ignore[union-attr,operator]
+                for name, values in pl_module.net.state_dict().items()  # type: ignore[union-attr]
             }
 
 

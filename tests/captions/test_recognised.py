@@ -30,7 +30,8 @@ def test_recognised__by_all_names(names, expected):
 
 def test_recognised__every_vocabulary_by_its_own_names():
     for name in set(known_vocabularies()) - {"general"}:
-        assert recognised(tuple(CaptionVocabulary.load(name).classes)) == name
+        simple = name.removesuffix("-extended")  # the same classes, with further nouns
+        assert recognised(tuple(CaptionVocabulary.load(name).classes)) == simple
 
 
 def test_auto__takes_the_words_of_the_class_names():

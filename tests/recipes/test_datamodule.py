@@ -20,7 +20,7 @@ def of_config(name: str, data: Path, folder: Path) -> Path:
     """A config of the repository for another folder, with the packaged encoder."""
     content = yaml.safe_load((CONFIGS / name).read_text())
     content["data"]["init_args"]["data"] = str(data)
-    content["trainer"]["callbacks"][0]["init_args"]["encoder"] = "embedded:digits"
+    content["trainer"]["callbacks"][0]["init_args"] |= {"encoder": "embedded:digits", "every_n_epochs": 1}
     content["trainer"] |= {"accelerator": "cpu", "max_epochs": 1, "log_every_n_steps": 1, "logger": {
         "class_path": "lightning.pytorch.loggers.CSVLogger", "init_args": {"save_dir": str(folder)}}}  # fmt: skip
     (folder / name).write_text(yaml.safe_dump(content))

@@ -82,9 +82,7 @@ def decoding(trained: Trained) -> Found:
         return Found(notes=("Decoding was left out: give --decoder, an unCLIP pipeline on disk for this encoder.",))
     packaged = trained.materials.decoder.startswith("embedded:")
     decoder = load_generator(
-        trained.materials.decoder,
-        encoder=None if packaged else encoder,
-        **({} if packaged else {"local_files_only": True}),
+        trained.materials.decoder, encoder=None if packaged else encoder, local_files_only=not packaged
     )
     if not takes_embeddings(decoder) or decoder.encoder_fingerprint != encoder.fingerprint:
         return Found(notes=(f"Decoding was left out: {decoder.name} does not decode embeddings of this encoder.",))
