@@ -6,7 +6,7 @@
     python benchmarks/paper_claims.py --claims sparse                 # the claims of another paper
     python benchmarks/paper_claims.py --table                         # the Markdown table of what is in the file
     python benchmarks/paper_claims.py --data coloured_mnist           # the paper's binary Coloured MNIST
-    python benchmarks/paper_claims.py --claims papers --seeds 11 12 13 14 --output benchmarks/results/papers.json
+    python benchmarks/paper_claims.py --claims papers --output benchmarks/results/papers.json
 
 ``papers`` stands for further claims: the CV score against the degree of what is planted, captions against Domino's,
 validation distributed like training, a corruption that weights do not fix, and transfer to other networks.
