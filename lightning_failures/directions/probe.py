@@ -32,12 +32,12 @@ PENALTY = 1.0
 MIN_SUPPORT = 0.6
 """Share of the labels that the probe must support, in a class and on average, before it may doubt the others."""
 
-_ROWS_AT_ONCE = 4096
+_ROWS_AT_ONCE = 2048
 _SCORES_AT_ONCE = 1 << 22
 
 Sums = tuple[FloatArray, FloatArray]
-"""Of the fitting examples of each of the F folds of all divisions: second moments (F, D + 1, D + 1) of (1, phi),
-averaged in each class and summed over classes, and the averages of (1, phi) by class (F, D + 1, K)."""
+"""Of the fitting examples of each fold, summed over classes: second moments (F, D + 1, D + 1) of (1, phi), averaged in
+each class, and the averages of (1, phi) by class (F, D + 1, K)."""
 
 
 def label_margins(
@@ -93,8 +93,7 @@ def label_margins(
             (stable_hash(examples.sources, seed * REPEATS + repeat) % np.uint64(FOLDS)).astype(np.int64)
             for repeat in range(REPEATS)
         ]
-        solved = _solve(*add_up(partial(_sums, examples, divisions, len(together))))
-        probes = np.split(solved, REPEATS)
+        probes = [_solve(*add_up(partial(_sums, examples, fold, len(together)))) for fold in divisions]
         margins[rows] = _margins(examples, divisions, probes)
     return margins
 
@@ -213,7 +212,7 @@ def fit_label_probe(
     rows = np.arange(len(labels))
     examples = _Examples(embeddings, rows, np.searchsorted(classes, labels), sources, mean, std)
     nowhere = np.full(len(labels), -1)  # no example lies in a fold, so the probe of each is fitted to all
-    weight = _solve(*_sums(examples, [nowhere], len(classes), folds=1))[0]
+    weight = _solve(*_sums(examples, nowhere, len(classes), folds=1))[0]
     return LabelProbe(classes, weight, known, mean, std)
 
 
@@ -257,29 +256,25 @@ class _Examples:
         return some, np.hstack([np.ones((len(some), 1), np.float32), phi])
 
 
-def _sums(examples: _Examples, divisions: list[IntArray], n_classes: int, folds: int = FOLDS) -> Sums:
-    """Return the sums of the own examples, by the folds of all divisions."""
+def _sums(examples: _Examples, fold: IntArray, n_classes: int, folds: int = FOLDS) -> Sums:
+    """Return the sums of the own examples."""
     # each class has weight 1, shared equally by its examples outside the fold
-    size = np.bincount(examples.column, minlength=n_classes)
-    outside = [
-        size - np.bincount(examples.column[fold == held], minlength=n_classes)
-        for fold in divisions
-        for held in range(folds)
-    ]
-    weights = [1.0 / np.maximum(count, 1.0) for count in outside]
+    in_fold = np.stack([np.bincount(examples.column[fold == held], minlength=n_classes) for held in range(folds)])
+    of_class = 1.0 / np.maximum(np.bincount(examples.column, minlength=n_classes) - in_fold, 1.0)
     dim = examples.dim
-    moments, averages = np.zeros((len(weights), dim, dim)), np.zeros((len(weights), dim, n_classes))
+    moments, averages = np.zeros((folds, dim, dim)), np.zeros((folds, dim, n_classes))
     second = np.empty((dim, dim), dtype=np.float32)
     for some, x in examples.blocks():
         column = examples.column[some]
-        kept = np.stack([fold[some] != held for fold in divisions for held in range(folds)])
-        weight = np.stack([of_class[column] for of_class in weights]) * kept
+        kept = fold[some] != np.arange(folds)[:, None]
+        weight = (of_class[:, column] * kept).astype(np.float32)
+        # all classes of the block in one product, so that the large sums are seldom added to
         for total, inside, its_weight in zip(moments, kept, weight, strict=True):
-            scaled = x[inside] * np.sqrt(its_weight[inside], dtype=np.float32)[:, None]
+            scaled = x[inside] * np.sqrt(its_weight[inside])[:, None]
             total += np.matmul(scaled.T, scaled, out=second)
         bounds = np.flatnonzero(np.diff(column, prepend=-1))
         for start, stop in pairwise([*bounds.tolist(), len(some)]):
-            averages[:, :, column[start]] += weight[:, start:stop].astype(np.float32) @ x[start:stop]
+            averages[:, :, column[start]] += weight[:, start:stop] @ x[start:stop]
     return moments, averages
 
 

@@ -5,6 +5,8 @@ Source: Besag and Clifford, Sequential Monte Carlo p-values, Biometrika 78, 1991
 
 from __future__ import annotations
 
+import numpy as np
+
 from lightning_failures.core.types import BoolArray
 
 ENOUGH = 50
@@ -34,9 +36,9 @@ class SequentialTest:
     def add(self, extreme: BoolArray) -> bool:
         """Count more permutations, (P_i,) bool whether each is extreme, and return whether there are now enough."""
         if not self.decided:
-            hits = self._hits + extreme.cumsum()
+            hits = self._hits + np.cumsum(extreme)
             if len(hits) and hits[-1] >= self._enough:
-                self._drawn += int(hits.searchsorted(self._enough)) + 1
+                self._drawn += int(np.searchsorted(hits, self._enough)) + 1
                 self._hits = self._enough
             else:
                 self._drawn += len(extreme)

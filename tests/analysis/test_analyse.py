@@ -519,6 +519,7 @@ def test_analyse__memory_is_bounded_by_one_class(monkeypatch):
     for name in ("core.arrays", "directions.standardize"):
         module = importlib.import_module(f"lightning_failures.{name}")  # a face may have a function of this name
         monkeypatch.setattr(module, "_CELLS_AT_ONCE", 2**16)
+    monkeypatch.setattr("lightning_failures.directions.probe._ROWS_AT_ONCE", 100)
     peaks, inputs = [], []
     for classes in (1, 5, 10):  # the first run imports and compiles
         rng = np.random.default_rng(0)

@@ -86,3 +86,30 @@ def test_p_value__labels_that_are_their_only_arrangement_are_no_evidence():
 def test_p_value__without_permutations_is_undefined():
     x, correct = _data(40, 16)
     assert np.isnan(permutation_p_value(x, None, correct, np.arange(40), permutations=0, rng=np.random.default_rng(0)))
+
+
+def test_p_value__stopping_changes_none_up_to_5_percent():
+    found = []
+    for seed in range(40):
+        rng = np.random.default_rng(seed)
+        x, correct = rng.normal(size=(40, 5)).astype(np.float32), rng.random(40) < 0.6
+        x[:, 0] += 0.4 * (seed % 4) * correct
+        found.append(
+            [
+                permutation_p_value(
+                    x,
+                    centred_gram(x),
+                    correct,
+                    np.arange(40),
+                    permutations=999,
+                    enough=enough,
+                    rng=np.random.default_rng(1),
+                )
+                for enough in (50, 1000)
+            ]
+        )
+    stopped, whole = np.array(found).T
+    small = whole <= 0.05
+    assert 5 < small.sum() < 35
+    np.testing.assert_array_equal(stopped[small], whole[small])
+    assert (stopped[~small] > 0.05).all()
