@@ -70,6 +70,7 @@ def text_flaws(text: str, report: dict[str, Any], before: dict[str, Any] | None 
         before: Those of the analysis before.
     """
     wrong, title = [], ""
+    whole = report | {"epochs": (report["epoch"] or 0) + 1}
     for line in text.splitlines():
         title = line.strip("# :") if re.fullmatch(r"#+ .*|[A-Z][^:]*:", line) else title
         if re.search(r"\d+ more(?: are)? in report\.json", line):
@@ -78,6 +79,7 @@ def text_flaws(text: str, report: dict[str, Any], before: dict[str, Any] | None 
         named = [entry["name"] for entry in report["classes"] if re.search(rf"\b{re.escape(entry['name'])}\b", line)]
         records: list[Any] = [with_derived(one, before) for one in report["classes"] if one["name"] in named]
         records += [group for group in report["groups"] if group["class"] in named]
+        notes = [report["notes"]]  # stand in any section
         if title in _MARKDOWN:
             records.append(report[_MARKDOWN[title]])
         elif "parse decision layer" in title:
@@ -85,8 +87,8 @@ def text_flaws(text: str, report: dict[str, Any], before: dict[str, Any] | None 
         elif re.match(r"\(1\) |\d+\. ", line):  # the end of a training; the terminal
             records.append(report["findings"])
         if not records or re.match(r"\* \w+ groups: |\* \*\*feature", line):
-            records.append(report | {"epochs": (report["epoch"] or 0) + 1})
-        wrong += [f"{title}: {one} in {line[:200]!r}" for one in unfounded(line, records)]
+            records.append(whole)
+        wrong += [f"{title}: {one} in {line[:200]!r}" for one in unfounded(line, records + notes)]
     return wrong
 
 
@@ -112,13 +114,19 @@ def plain(text: str) -> str:
 
 def unfounded(text: str, records: Any) -> list[str]:
     """The numbers of a text that no number in the records is written as."""
+    if not re.search(r"\d", text):
+        return []
     names = sorted((one for one in strings(records) if re.search(r"\d", one)), key=len, reverse=True)
     text = plain(text)
     for name in names:  # names, rules and reasons may hold digits of their own
         text = text.replace(plain(name), " ")
     text = re.sub(r"\(\d+ of \d+ steps", " ", text)  # of a feature attack
-    known = _CONSTANTS | {form for value in values(records) for form in forms(value)}
-    return [one for one in numbers_in(text) if one not in known]
+    wanted = set(numbers_in(text)) - _CONSTANTS
+    for value in values(records):
+        if not wanted:
+            break
+        wanted.difference_update(forms(value))
+    return sorted(wanted)
 
 
 def forms(value: float) -> Iterator[str]:
