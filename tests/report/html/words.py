@@ -86,7 +86,7 @@ def text_flaws(text: str, report: dict[str, Any], before: dict[str, Any] | None 
             records.append(report["methods"])
         elif re.match(r"\(1\) |\d+\. ", line):  # the end of a training; the terminal
             records.append(report["findings"])
-        if not records or re.match(r"\* \w+ groups: |\* \*\*feature", line):
+        if not records or re.match(r"\* \w+ groups: |\* \*\*feature|!\[", line):
             records.append(whole)
         wrong += [f"{title}: {one} in {line[:200]!r}" for one in unfounded(line, records + notes)]
     return wrong
