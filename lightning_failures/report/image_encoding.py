@@ -54,7 +54,7 @@ class ImageEncoder:
 
     def uri(self, image: Tensor, *, lossless: bool = True) -> str:
         """Encode an image (3, h, w) uint8; see :func:`data_uri`."""
-        key = tuple(image.shape), xxhash.xxh3_128_digest(image.contiguous().numpy()), lossless
+        key = tuple(image.shape), xxhash.xxh3_128_digest(image.contiguous().numpy().data), lossless
         if key not in self._uris:
             self._uris[key] = self._encoded(image, lossless=lossless)
         return self._uris[key]

@@ -36,6 +36,16 @@ EXAMPLE_COLUMNS = (
 """Columns of :func:`example_rows_of`."""
 
 
+def class_columns(report: FailureReport) -> list[str]:
+    """Return the names of the columns of :func:`class_rows`, with those of additional methods."""
+    return [*COLUMNS, *map(utf8, report.method_columns())]
+
+
+def without_details(report: FailureReport) -> FailureReport:
+    """Return what the table of the next analysis needs of this one."""
+    return FailureReport(report.examples, report.accuracy, report.classes)
+
+
 def class_rows(report: FailureReport, before: FailureReport | None, limit: int) -> list[list[Any]]:
     """Return the rows of the table of classes, those first that it pays most to fix, as :data:`COLUMNS`.
 

@@ -11,15 +11,16 @@ from lightning_failures.report.gallery import Gallery
 from lightning_failures.report.markdown import report_markdown
 from lightning_failures.writers.base import Writer, WriterLimits, tag_prefix
 from lightning_failures.writers.class_table import (
-    COLUMNS,
     EXAMPLE_COLUMNS,
     MAX_EXAMPLES,
     MAX_IMAGES,
     MAX_ROWS,
+    class_columns,
     class_rows,
     example_rows_of,
     pictures_of,
     utf8,
+    without_details,
 )
 
 
@@ -53,9 +54,9 @@ class GenericWriter(Writer):
         prefix = tag_prefix(report)
         before = self._previous.get(prefix)
         rows = class_rows(report, before, MAX_ROWS)
-        self._table(f"{prefix}/table", [*COLUMNS, *map(utf8, report.method_columns())], rows, step)
+        self._table(f"{prefix}/table", class_columns(report), rows, step)
         self._table(f"{prefix}/report", ["report"], [[utf8(report_markdown(report, before=before))]], step)
-        self._previous[prefix] = FailureReport(report.examples, report.accuracy, report.classes)
+        self._previous[prefix] = without_details(report)
 
     def show(self, result: AnalysisResult, gallery: Gallery, step: int) -> None:
         """Log the pictures and the table of examples."""

@@ -16,15 +16,16 @@ from lightning_failures.report.gallery import Gallery
 from lightning_failures.report.markdown import report_markdown
 from lightning_failures.writers.base import Writer, WriterLimits, tag_prefix
 from lightning_failures.writers.class_table import (
-    COLUMNS,
     EXAMPLE_COLUMNS,
     MAX_EXAMPLES,
     MAX_IMAGES,
     MAX_ROWS,
+    class_columns,
     class_rows,
     example_rows_of,
     pictures_of,
     utf8,
+    without_details,
 )
 from lightning_failures.writers.files import file_name, run_files
 
@@ -52,7 +53,7 @@ class MLFlowWriter(Writer):
         """Log the rows of the classes, added to those of earlier analyses, and the report as Markdown."""
         report = result.report
         prefix, before = tag_prefix(report), self._previous.get(tag_prefix(report))
-        columns = [*COLUMNS, *map(utf8, report.method_columns())]
+        columns = class_columns(report)
         if prefix not in self._rows:
             self._rows[prefix] = self._stored_rows(f"{prefix}/table.json", columns)
         rows = class_rows(report, before, MAX_ROWS)
@@ -60,7 +61,7 @@ class MLFlowWriter(Writer):
         self._log_table(f"{prefix}/table.json", columns, self._rows[prefix])
         text = report_markdown(report, before=before)
         self.logger.experiment.log_text(self.logger.run_id, utf8(text), f"{prefix}/report.md")
-        self._previous[prefix] = FailureReport(report.examples, report.accuracy, report.classes)
+        self._previous[prefix] = without_details(report)
 
     def show(self, result: AnalysisResult, gallery: Gallery, step: int) -> None:
         """Log the pictures, the table of examples and the files of the run, the page among them."""

@@ -14,6 +14,7 @@ from lightning_failures.report.interventions import interventions_markdown
 from lightning_failures.report.markdown import report_sections
 from lightning_failures.report.tables import classes_markdown
 from lightning_failures.writers.base import Writer, WriterLimits, tag_prefix
+from lightning_failures.writers.class_table import without_details
 from lightning_failures.writers.layout import chart_names, extended_layout, written_layout
 from lightning_failures.writers.projector import write_projector
 
@@ -37,7 +38,7 @@ class TensorBoardWriter(Writer):
         texts = {"table": classes_markdown(report, before=self._previous.get(prefix))} | report_sections(report)
         for tag, text in texts.items():
             writer.add_text(f"{prefix}/{tag}", text, step)
-        self._previous[prefix] = FailureReport(report.examples, report.accuracy, report.classes)
+        self._previous[prefix] = without_details(report)
         self._lay_out(chart_names(report))
         writer.flush()
 

@@ -19,18 +19,19 @@ from lightning_failures.report.interventions import interventions_markdown
 from lightning_failures.report.markdown import report_sections
 from lightning_failures.report.tables import class_names
 from lightning_failures.writers.base import Writer, WriterLimits, tag_prefix
+from lightning_failures.writers.class_table import EXAMPLE_COLUMNS as VALUES
 from lightning_failures.writers.class_table import (
-    COLUMNS,
     MAX_EXAMPLES,
     MAX_IMAGES,
     MAX_ROWS,
+    class_columns,
     class_rows,
     example_rows_of,
     pictures_of,
     pixels,
     utf8,
+    without_details,
 )
-from lightning_failures.writers.class_table import EXAMPLE_COLUMNS as VALUES
 from lightning_failures.writers.files import run_files
 
 EXAMPLE_COLUMNS = ("epoch", "image", *VALUES[1:])
@@ -62,15 +63,16 @@ class WandbWriter(Writer):
 
         report = result.report
         prefix = tag_prefix(report)
-        columns = [*COLUMNS, *report.method_columns()]
-        table = wandb.Table(columns=columns, data=class_rows(report, self._previous.get(prefix), MAX_ROWS))
+        table = wandb.Table(
+            columns=class_columns(report), data=class_rows(report, self._previous.get(prefix), MAX_ROWS)
+        )
         values: dict[str, Any] = {f"{prefix}/table": table, "trainer/global_step": step}
         values |= {f"{prefix}/{key}": _html(text) for key, text in report_sections(report).items()}
         run = self.logger.experiment
         if prefix not in self._previous:
             for name in HIDDEN:
                 run.define_metric(f"{prefix}/{name}", hidden=True)
-        self._previous[prefix] = FailureReport(report.examples, report.accuracy, report.classes)
+        self._previous[prefix] = without_details(report)
         run.log(values)
         run.summary.update({f"{prefix}/last/{key}": value for key, value in _summary(report).items()})
 

@@ -298,31 +298,20 @@ def build_page(run: Run) -> Page:
     matrix, slices, modes = confusion_matrix(table), _slices(report), _modes(report, history)
     methods = _methods(run)
     charts, class_rows = _charts(report, history, pictured.cards)
-    omitted = {
-        "classes": max(len(report.classes) - MAX_CLASS_ROWS, 0),
-        "cards": max(len(report.classes) - len(pictured.cards), 0),
-        "slices": max(len(significant_slices(report)) - MAX_SLICES, 0),
-        "no_trees": max(len(without_tree) - MAX_LINES, 0),
-        "groups": max(len(groups) - MAX_GROUP_ROWS, 0),
-        "features": max(len(report.features) - MAX_FEATURES, 0),
-        "modes": max(len(modes) - MAX_MODE_ROWS, 0),
-        "images": pictured.omitted,
+    documents = {
+        "report": report,
+        "history": history,
+        "examples": table,
+        "matrix": {} if matrix is None else matrix.counts,
+        "methods": methods or {},
+        "method_shares": [] if methods is None else [list(row.shares.values()) for row in methods.rows],
+        "base_shares": [] if methods is None else list(methods.base_shares.values()),
+        "studies": run.studies,
     }
     return Page(
         title=_title(run),
         report=report,
-        figures=Figures(
-            {
-                "report": report,
-                "history": history,
-                "examples": table,
-                "matrix": {} if matrix is None else matrix.counts,
-                "methods": methods or {},
-                "method_shares": [] if methods is None else [list(row.shares.values()) for row in methods.rows],
-                "base_shares": [] if methods is None else list(methods.base_shares.values()),
-                "studies": run.studies,
-            }
-        ),
+        figures=Figures(documents),
         history=history,
         findings=pictured.findings,
         nothing=why_nothing(report),
@@ -346,7 +335,16 @@ def build_page(run: Run) -> Page:
         charts=charts,
         class_rows=class_rows,
         caveats=tuple(clean(note, 500) for note in (*report.notes, *run.notes)[:MAX_LINES]),
-        omitted=omitted,
+        omitted={
+            "classes": max(len(report.classes) - MAX_CLASS_ROWS, 0),
+            "cards": max(len(report.classes) - len(pictured.cards), 0),
+            "slices": max(len(significant_slices(report)) - MAX_SLICES, 0),
+            "no_trees": max(len(without_tree) - MAX_LINES, 0),
+            "groups": max(len(groups) - MAX_GROUP_ROWS, 0),
+            "features": max(len(report.features) - MAX_FEATURES, 0),
+            "modes": max(len(modes) - MAX_MODE_ROWS, 0),
+            "images": pictured.omitted,
+        },
     )
 
 

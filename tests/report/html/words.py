@@ -26,8 +26,8 @@ _OUTSIDE = """() => {
   const walk = document.createTreeWalker(document.querySelector('main'), NodeFilter.SHOW_TEXT);
   while (walk.nextNode()) {
     const parent = walk.currentNode.parentElement;
-    if (parent.closest('data, script, style, svg, code, form, .chart, .tiles, [aria-hidden=true], #examples, #terms'))
-      continue;
+    if (parent.closest('data, script, style, svg, code, form, .chart, .tiles, [aria-hidden=true]')) continue;
+    if (parent.closest('#examples, #map, #terms')) continue;
     const scope = parent.closest('[id^=finding-], [id^=class-], [id^=tree-], section, header');
     if (/\\d/.test(walk.currentNode.data)) found.push([scope.id, walk.currentNode.data]);
   }
@@ -38,7 +38,7 @@ _OUTSIDE = """() => {
 def texts_outside(page: Any) -> list[list[str]]:
     """The texts with digits that no ``data`` element marks up, each with the id of its part of the page.
 
-    The examples, which scripts page through, are counted elsewhere; the terms speak of no run.
+    Scripts fill the examples and the map; the terms speak of no run.
     """
     return page.evaluate(_OUTSIDE)
 
@@ -70,6 +70,7 @@ def text_flaws(text: str, report: dict[str, Any], before: dict[str, Any] | None 
         before: Those of the analysis before.
     """
     wrong, title = [], ""
+    whole = report | {"epochs": (report["epoch"] or 0) + 1}
     for line in text.splitlines():
         title = line.strip("# :") if re.fullmatch(r"#+ .*|[A-Z][^:]*:", line) else title
         if re.search(r"\d+ more(?: are)? in report\.json", line):
@@ -78,15 +79,16 @@ def text_flaws(text: str, report: dict[str, Any], before: dict[str, Any] | None 
         named = [entry["name"] for entry in report["classes"] if re.search(rf"\b{re.escape(entry['name'])}\b", line)]
         records: list[Any] = [with_derived(one, before) for one in report["classes"] if one["name"] in named]
         records += [group for group in report["groups"] if group["class"] in named]
+        notes = [report["notes"]]  # stand in any section
         if title in _MARKDOWN:
             records.append(report[_MARKDOWN[title]])
         elif "parse decision layer" in title:
             records.append(report["methods"])
         elif re.match(r"\(1\) |\d+\. ", line):  # the end of a training; the terminal
             records.append(report["findings"])
-        elif not named:
-            records.append(report | {"epochs": (report["epoch"] or 0) + 1})
-        wrong += [f"{title}: {one} in {line[:200]!r}" for one in unfounded(line, records)]
+        if not records or re.match(r"\* \w+ groups: |\* \*\*feature|!\[", line):
+            records.append(whole)
+        wrong += [f"{title}: {one} in {line[:200]!r}" for one in unfounded(line, records + notes)]
     return wrong
 
 
@@ -101,18 +103,30 @@ def with_derived(entry: dict[str, Any], before: dict[str, Any] | None) -> dict[s
 
 def numbers_in(text: str) -> list[str]:
     """The numbers of a text as they are written, with a plain minus sign and plain spaces."""
-    plain = re.sub(r"[\u00a0\u202f]", " ", text).replace("\u2212", "-").replace("\u2264", "<=").replace("\u00b1", "+-")
-    return [found.strip() for found in _NUMBER.findall(plain)]
+    return [found.strip() for found in _NUMBER.findall(plain(text))]
+
+
+def plain(text: str) -> str:
+    """A text with ASCII signs in place of typographic ones."""
+    text = re.sub(r"[\u00a0\u202f]", " ", text)
+    return text.replace("\u2212", "-").replace("\u2264", "<=").replace("\u00b1", "+-")
 
 
 def unfounded(text: str, records: Any) -> list[str]:
     """The numbers of a text that no number in the records is written as."""
+    if not re.search(r"\d", text):
+        return []
     names = sorted((one for one in strings(records) if re.search(r"\d", one)), key=len, reverse=True)
-    for name in names:  # names and rules may hold digits of their own
-        text = text.replace(name, " ")
+    text = plain(text)
+    for name in names:  # names, rules and reasons may hold digits of their own
+        text = text.replace(plain(name), " ")
     text = re.sub(r"\(\d+ of \d+ steps", " ", text)  # of a feature attack
-    known = _CONSTANTS | {form for value in values(records) for form in forms(value)}
-    return [one for one in numbers_in(text) if one not in known]
+    wanted = set(numbers_in(text)) - _CONSTANTS
+    for value in values(records):
+        if not wanted:
+            break
+        wanted.difference_update(forms(value))
+    return sorted(wanted)
 
 
 def forms(value: float) -> Iterator[str]:
