@@ -51,11 +51,20 @@ _SALT = 0x5CA4D
 
 @dataclass(frozen=True)
 class _Drawn:
-    """The images of a card: rows, what is reported of the feature, and the images that are attacked."""
+    """The images of a card.
+
+    Attributes:
+        entry: What is reported of the feature.
+        rows: The rows of images.
+        attacked: (n, C, H, W) in [0, 1], the images that are attacked.
+        regions: Images of the true class (n, C, H, W) and their heat maps (n, h, w), or None.
+        attack: The images after the attack.
+    """
 
     entry: CardEntry
     rows: tuple[Row, ...]
     attacked: Tensor
+    regions: tuple[Tensor, Tensor] | None
     attack: AttackResult = AttackResult()  # noqa: RUF009 - frozen
 
 
@@ -96,15 +105,14 @@ def draw_cards(result: AnalysisResult, grades: Grades, inputs: PictureInputs) ->
         inputs = replace(inputs, deadline=Deadline.after(max(inputs.deadline.left, MIN_SECONDS)))
     live, problem = _live(inputs)
     drawn = [_draw(entry, found, live, problem, result, grades, inputs) for entry in found.cards[:CARDS]]
-    if live is not None and inputs.attacks and not _over(inputs):
+    if live is not None and inputs.attacks:
         usable = [one for one in drawn if one.entry.note is None]
-        views = FeatureViews(live)
-        attacks = attack_features(
-            views, [(one.entry.feature, one.attacked) for one in usable], inputs.deadline, levels=ATTACK_STEPS
-        )
+        wanted = [(one.entry.feature, one.attacked) for one in usable]
+        attacks = attack_features(FeatureViews(live), wanted, inputs.deadline, levels=ATTACK_STEPS)
         made = {one.entry.feature: attack for one, attack in zip(usable, attacks, strict=True)}
         drawn = [replace(one, attack=made.get(one.entry.feature, AttackResult())) for one in drawn]
-    warning = NOT_ROBUST if live is not None and not _is_robust(inputs, live) else ""
+    drawn = [replace(one, entry=_pasted(one, grades, inputs)) for one in drawn]
+    warning = NOT_ROBUST if live is not None and not is_robust(inputs, live) else ""
     pictures = [_picture(one, found, warning) for one in drawn]
     entries = [to_jsonable(one) for one in (*(one.entry for one in drawn), *found.cards[CARDS:])]
     section = result.report.methods[SECTION] | {"cards": entries}
@@ -125,7 +133,7 @@ def _over(inputs: PictureInputs) -> bool:
     return inputs.deadline is not None and inputs.deadline.passed
 
 
-def _is_robust(inputs: PictureInputs, live: LiveFeatures) -> bool:
+def is_robust(inputs: PictureInputs, live: LiveFeatures) -> bool:
     """Return whether the live model holds the network that the user named as robust."""
     return isinstance(inputs.robust, ModuleEncoder) and inputs.robust.is_part_of(live.trainer.lightning_module)
 
@@ -165,10 +173,9 @@ def _draw(
         title = f"{clean(entry.label, 60)}, correct, nearest to {clean(entry.prediction, 60)}"
         rows.append(make_row(title, inputs.images(entry.nearest_ids[:IMAGES]), texts, entry.nearest_ids[:IMAGES]))
     entry = replace(_with_caption(entry, result, grades, inputs), note=note)
-    if inputs.model is not None and entry.label in maps:
-        entry = _pasted(entry, seen[entry.label], maps[entry.label], grades, inputs)
     attacked = seen.get(entry.prediction, seen.get(entry.label, torch.empty(0)))
-    return _Drawn(entry, tuple(rows), attacked)
+    regions = (seen[entry.label], maps[entry.label]) if entry.label in maps else None
+    return _Drawn(entry, tuple(rows), attacked, regions)
 
 
 def _problem(live: LiveFeatures, images: Tensor, feature: int, top: ActiveEntry, inputs: PictureInputs) -> str | None:
@@ -184,14 +191,17 @@ def _problem(live: LiveFeatures, images: Tensor, feature: int, top: ActiveEntry,
     return None if problem is None else f"no heat maps and no feature attack: {problem}"
 
 
-def _pasted(entry: CardEntry, images: Tensor, maps: Tensor, grades: Grades, inputs: PictureInputs) -> CardEntry:
+def _pasted(drawn: _Drawn, grades: Grades, inputs: PictureInputs) -> CardEntry:
     """Add whether the region of the feature, pasted onto correct images of the true class, makes them wrong."""
-    assert inputs.model is not None
+    entry = drawn.entry
+    if inputs.model is None or drawn.regions is None:
+        return entry
     deadline = Deadline.after(PASTE_SECONDS) if inputs.deadline is None else inputs.deadline
     paster = FeaturePaster(inputs.model, inputs.images, grades, deadline)
+    images, maps = drawn.regions
     top = next(one for one in entry.top if one.class_name == entry.label)
     rows = torch.nonzero(grades.correct & (grades.labels == _class_index(grades, entry.label)))[:, 0]
-    ids = torch.tensor(top.ids[:IMAGES], dtype=torch.int64)
+    ids = torch.tensor(top.ids[: len(images)], dtype=torch.int64)
     check = paster.check_rows(rows, False, partial(FeatureRegions.of, ids, images, maps, lambda seen: seen))
     return replace(entry, counterfactual=check)
 
