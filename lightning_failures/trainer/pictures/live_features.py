@@ -73,7 +73,7 @@ class LiveFeatures:
     @cached_property
     def dim(self) -> int:
         """D, the number of features."""
-        return self.encode_images(self.space.to_unit(self.like[:1]).cpu()).shape[1]
+        return self.encode_images(torch.zeros(1, *self.like.shape[1:])).shape[1]
 
     @property
     def _module(self) -> LightningModule:

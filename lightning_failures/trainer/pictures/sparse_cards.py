@@ -105,8 +105,8 @@ def draw_cards(result: AnalysisResult, grades: Grades, inputs: PictureInputs) ->
         inputs = replace(inputs, deadline=Deadline.after(max(inputs.deadline.left, MIN_SECONDS)))
     live, problem = _live(inputs)
     drawn = [_draw(entry, found, live, problem, result, grades, inputs) for entry in found.cards[:CARDS]]
-    if live is not None and inputs.attacks:
-        usable = [one for one in drawn if one.entry.note is None]
+    usable = [one for one in drawn if one.entry.note is None]
+    if live is not None and inputs.attacks and usable:
         wanted = [(one.entry.feature, one.attacked) for one in usable]
         attacks = attack_features(FeatureViews(live), wanted, inputs.deadline, levels=ATTACK_STEPS)
         made = {one.entry.feature: attack for one, attack in zip(usable, attacks, strict=True)}

@@ -113,7 +113,7 @@ def test_attack__is_left_out_on_request_and_not_warned_about_if_the_model_is_rob
     assert not any("attack" in row.title for row in pictures[0].rows)
     _, pictures = redrawn(fitted, live)
     assert NOT_ROBUST in pictures[0].rows[-1].title
-    assert _is_robust_with(fitted, ModuleEncoder(module.body, "2", copy=True))
+    assert _is_robust_with(fitted, ModuleEncoder(module.body, "2", image_size=8))
     assert not _is_robust_with(fitted, None)
 
 
