@@ -85,7 +85,7 @@ def card_members(result: AnalysisResult, grades: Grades, sampled: Any) -> Tensor
         of_top = torch.tensor([i for one in entry.top for i in one.ids], dtype=torch.int64)
         of_top = of_top[torch.isin(of_top, grades.ids[torch.from_numpy(sampled)])]
         ids = torch.cat([ids, torch.from_numpy(members[order]), of_top])
-    return torch.unique(ids)
+    return torch.from_numpy(np.unique(ids.numpy()))
 
 
 def draw_cards(result: AnalysisResult, grades: Grades, inputs: PictureInputs) -> tuple[AnalysisResult, list[Picture]]:
