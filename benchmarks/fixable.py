@@ -73,6 +73,7 @@ class Examples:
         labels: (n,) int64.
         predictions: (n,) int64.
         confidence: (n,) in the label.
+        probabilities: (n, K).
         sub: (n,) bool, members of the subpopulation.
         groups: (n,) sources.
     """
@@ -81,6 +82,7 @@ class Examples:
     labels: NDArray[np.int64]
     predictions: NDArray[np.int64]
     confidence: NDArray[np.float32]
+    probabilities: NDArray[np.float32]
     sub: NDArray[np.bool_]
     groups: NDArray[np.int64]
 
@@ -90,7 +92,7 @@ class Examples:
         labels, probabilities = np.asarray(labels), torch.softmax(logits, dim=1).numpy()
         confidence = probabilities[np.arange(len(labels)), labels]
         groups = np.arange(len(labels)) if groups is None else np.asarray(groups)
-        return cls(np.asarray(x), labels, probabilities.argmax(1), confidence, np.asarray(sub), groups)
+        return cls(np.asarray(x), labels, probabilities.argmax(1), confidence, probabilities, np.asarray(sub), groups)
 
 
 @dataclass(frozen=True)

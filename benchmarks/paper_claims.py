@@ -6,6 +6,10 @@
     python benchmarks/paper_claims.py --claims sparse                 # the claims of another paper
     python benchmarks/paper_claims.py --table                         # the Markdown table of what is in the file
     python benchmarks/paper_claims.py --data coloured_mnist           # the paper's binary Coloured MNIST
+    python benchmarks/paper_claims.py --claims papers --seeds 11 12 13 14 --output benchmarks/results/papers.json
+
+``papers`` stands for further claims: the CV score against the degree of what is planted, captions against Domino's,
+validation distributed like training, a corruption that weights do not fix, and transfer to other networks.
 
 Source: Jain, Lawrence, Moitra and Madry, Distilling Model Failures as Directions in Latent Space, ICLR 2023. Of the
 claim ``sparse``: Wong, Santurkar and Madry, Leveraging Sparse Linear Layers for Debuggable Deep Networks, ICML 2021.
@@ -29,7 +33,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from claims import CLAIMS, OUTSIDE_OF_DEFAULT
+from claims import CLAIMS, OTHER_PAPERS, PAPERS
 from claims.common import World
 from claims.comparing import compare
 
@@ -37,7 +41,7 @@ from lightning_failures.core.atomic import write_atomically
 
 SEEDS = range(11, 19)
 WAYS = ("retrained", "continued")
-DEFAULT = [claim for claim in CLAIMS if claim not in OUTSIDE_OF_DEFAULT]
+ALL = {**CLAIMS, **PAPERS, **OTHER_PAPERS}
 
 
 def read_result(path: Path) -> dict[str, Any]:
@@ -49,7 +53,7 @@ def read_result(path: Path) -> dict[str, Any]:
 def summarise(raw: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
     """Return the entries of raw figures {claim: {seed: tables}}, in the order of the claims."""
     entries = []
-    for claim, (_, comparisons) in CLAIMS.items():
+    for claim, (_, comparisons) in ALL.items():
         if claim in raw:
             measured = {int(seed): tables for seed, tables in raw[claim].items()}
             entries += [compare(claim, comparison, measured) for comparison in comparisons]
@@ -97,7 +101,7 @@ def run_claims(seeds: list[int], claims: list[str], path: Path) -> None:
                 continue
             print(f"seed {seed}, {claim}", file=sys.stderr, flush=True)
             began = time.perf_counter()
-            measured = CLAIMS[claim][0](world)
+            measured = ALL[claim][0](world)
             measured["seconds"] = round(time.perf_counter() - began, 1)
             result = read_result(path)
             result["raw"].setdefault(claim, {})[str(seed)] = measured
@@ -109,11 +113,12 @@ def main() -> None:
     """Run, write, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS))
-    parser.add_argument("--claims", nargs="+", choices=list(CLAIMS), default=DEFAULT)
+    parser.add_argument("--claims", nargs="+", choices=[*ALL, "papers"], default=list(CLAIMS))
     parser.add_argument("--data", choices=("coloured_digits", "coloured_mnist"), default="coloured_digits")
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/paper_claims.json"))
     parser.add_argument("--table", action="store_true", help="run nothing, print the table of the output file")
     options = parser.parse_args()
+    claims = [name for one in options.claims for name in (PAPERS if one == "papers" else (one,))]
     torch.set_num_threads(1)
     if options.table:
         pass
@@ -124,7 +129,7 @@ def main() -> None:
         write(options.output, read_result(options.output) | {"coloured_mnist": found})
         return
     else:
-        run_claims(options.seeds, options.claims, options.output)
+        run_claims(options.seeds, claims, options.output)
     print(table(read_result(options.output)["claims"]))
 
 

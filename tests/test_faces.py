@@ -56,8 +56,8 @@ FACES = {
         takes_embeddings
     """,
     "lightning_failures.interventions": """
-        AddFiltered AddSynthetic Decision Discovery Intervention JudgedExamples MaskFeatures RetrainHead Round Upweight
-        Verdict suspect_labels
+        AddFiltered AddSynthetic Decision Discovery EarlyAnswers Intervention JudgedExamples MaskFeatures RetrainHead
+        Round Upweight Verdict suspect_labels
     """,
     "lightning_failures.methods": """
         Method methods_for register_method registered_methods
@@ -69,7 +69,7 @@ FACES = {
         FailureModes
     """,
     "lightning_failures.recipes": """
-        RECIPES Recipe
+        RECIPES Recipe RecipeData
     """,
     "lightning_failures.regression": """
         Pin PinnedDirection PinnedSliceErrorRate assert_pins_hold check_pins load_pins
@@ -81,8 +81,9 @@ FACES = {
         compiled compiled_strictly
     """,
     "lightning_failures.sparse": """
-        AccuracyCurve ClassPairs FeatureCounterfactual FeatureEffects ProblematicFeatures SparseLayer SparsePath
-        class_pairs feature_counterfactual feature_effects fit_sparse_layer fit_sparse_path problematic_features
+        AccuracyCurve ClassPairs FeatureCounterfactual FeatureEffects ProblematicFeatures RightReasons SparseLayer
+        SparsePath class_pairs feature_counterfactual feature_effects fit_sparse_layer fit_sparse_path
+        problematic_features right_reasons
     """,
     "lightning_failures.studies": """
         Answers Question Study TASKS annotate describe_questions make_study match_questions mixed

@@ -189,6 +189,7 @@ TESTED_ELSEWHERE = {
     "stats/kernels/elastic_net.py": "sparse/test_solver.py",
     "stats/kernels/gain.py": "trees/test_information_gain.py",
     "stats/kernels/smo.py": "directions/test_svm.py",  # equals scikit-learn's support vector machine
+    "stats/kernels/top_gains.py": "trees/test_information_gain.py",
     "stats/kernels/tree.py": "trees/test_growing.py",  # equals scikit-learn's decision tree
     "interventions/refit.py": "interventions/test_retrain_head.py",
     "steering/feature_access.py": "end_to_end/test_sparse.py",

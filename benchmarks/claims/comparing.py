@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +10,7 @@ import numpy as np
 
 from lightning_failures.stats.intervals import mean_interval
 
-__all__ = ["Comparison", "compare", "paired_interval"]
+__all__ = ["Comparison", "compare"]
 
 
 @dataclass(frozen=True)
@@ -33,16 +32,6 @@ class Comparison:
     margin: float = 0.0
 
 
-def paired_interval(first: Sequence[float], second: Sequence[float], level: float = 0.9) -> tuple[float, float]:
-    """Student's t interval of the mean difference over paired seeds; NaN for fewer than two.
-
-    >>> low, high = paired_interval([0.5, 0.7, 0.6], [0.4, 0.5, 0.3])
-    >>> round(low, 3), round(high, 3)
-    (0.031, 0.369)
-    """
-    return mean_interval(np.subtract(first, second), level) or (math.nan, math.nan)
-
-
 def compare(claim: str, comparison: Comparison, raw: Mapping[int, Mapping[str, Any]]) -> dict[str, Any]:
     """One entry of the result; seeds in which the comparison is not defined are left out and counted."""
     seeds: list[dict[str, Any]] = []
@@ -54,14 +43,14 @@ def compare(claim: str, comparison: Comparison, raw: Mapping[int, Mapping[str, A
         if first is not None and second is not None:
             others = {k: v for k, v in table.items() if k not in (comparison.first, comparison.second)}
             seeds.append({"seed": seed, comparison.first: first, comparison.second: second} | others)
-    low, high = paired_interval([row[comparison.first] for row in seeds], [row[comparison.second] for row in seeds])
-    mean = float(np.mean([row[comparison.first] - row[comparison.second] for row in seeds])) if seeds else None
+    gains = [row[comparison.first] - row[comparison.second] for row in seeds]
+    interval = None if np.isnan(gains).any() else mean_interval(gains)  # 90 %, paired
     entry: dict[str, Any] = {
         "name": f"{claim}: {comparison.name}",
         "claim": claim,
-        "holds": bool(low > -comparison.margin),  # false for NaN
-        "difference": mean,
-        "interval": None if math.isnan(low) else [low, high],
+        "holds": interval is not None and interval[0] > -comparison.margin,
+        "difference": float(np.mean(gains)) if gains else None,
+        "interval": None if interval is None else list(interval),
         "first": comparison.first,
         "second": comparison.second,
     }

@@ -217,6 +217,8 @@ def analyse(
                 device=device,
                 raise_class_errors=raise_class_errors,
                 training=read_training,
+                captions=captions,
+                attributes=attributes,
             )
             contribution = method.fit(task)
             examples[method.name], contributions[method.name] = mine, contribution

@@ -4,9 +4,12 @@ Four kinds call for four remedies. A *shortcut*: training shows the class with a
 *under-represented* subpopulation: training hardly holds it. *Label noise*: the label is wrong, not the answer.
 *Intrinsically hard* images: training holds as many as validation, and the model still fails.
 
-The statistics enter a multinomial logistic regression. ``benchmarks/diagnosis.py`` plants every kind, and nothing, in
-coloured digits and in Gaussian classes, fits the coefficients below to them, and judges them on another data set with
-another encoder.
+The statistics answer four questions, one after the other, each by a logistic regression of one or two of them: nested
+dichotomies (Frank and Kramer, Ensembles of Nested Dichotomies for Multi-class Problems, ICML 2004, section 2). Is the
+label wrong? If not, does training lack such images? If it does, is it a shortcut, or a subpopulation? If it does not,
+are they a group of hard images, or nothing in particular? ``benchmarks/diagnosis.py`` plants every kind, and nothing,
+in coloured digits and in Gaussian classes, fits the coefficients below to them, and judges them on another data set
+with another encoder.
 """
 
 from __future__ import annotations
@@ -22,6 +25,7 @@ from numpy.typing import NDArray
 from lightning_failures.analysis.confusions import has_several_wrong_answers
 from lightning_failures.core.arrays import as_array, finite_rows_of
 from lightning_failures.core.hashing import stable_hash
+from lightning_failures.core.text import percent
 from lightning_failures.core.types import BoolArray, FloatArray, IntArray
 from lightning_failures.data.grades import Grades
 from lightning_failures.data.members import RowValues, members_of
@@ -38,8 +42,17 @@ LABEL_NOISE, HARD = "label noise", "intrinsically hard"
 KINDS = (SHORTCUT, UNDER_REPRESENTED, LABEL_NOISE, HARD)
 NOTHING = "none of these"
 
-MIN_PROBABILITY = 0.55
-"""Probability below which the kind is "unsure"."""
+_ANSWERS: Mapping[str, Mapping[str, bool]] = {
+    SHORTCUT: {"wrong label": False, "lacking": True, "shortcut": True},
+    UNDER_REPRESENTED: {"wrong label": False, "lacking": True, "shortcut": False},
+    LABEL_NOISE: {"wrong label": True},
+    HARD: {"wrong label": False, "lacking": False, "hard": True},
+    NOTHING: {"wrong label": False, "lacking": False, "hard": False},
+}
+"""Of each kind, the answers to the questions of ``DICHOTOMIES`` that lead to it."""
+
+MIN_PROBABILITY = 0.5
+"""Probability below which the kind is "unsure"; by chance it is 0.2."""
 
 MIN_FAILURES = 10
 """Number of failures from which a class is diagnosed."""
@@ -114,20 +127,42 @@ class FailureStatistics:
         flag_ratio: Log of the flagged share of the class in training over that in validation.
         density: Log of the density of training over that of validation near the failures, minus the same near the
             successes.
-        one_wrong_class: How far the failures concentrate on the most frequent wrong class: 0 for an even spread over
-            all wrong classes, 1 for a single one. None where there is only one wrong answer.
-        wrong_class_auc: AUC of -w . phi for telling training examples of that wrong class from those of other classes:
-            near 1, the failures look like this class in training.
+        wrong_class_auc: AUC of -w . phi for telling training examples of a wrong class from those of other classes, the
+            largest over the wrong classes that at least an even share of the failures goes to: near 1, the failures
+            look like that class in training. With two classes, from those of the class itself.
         probe_support: Share of the failures whose label the probe supports.
         probe_margin: Median label margin of the failures, in units of that of the successes.
+        flagged_error_rate: Error rate of the flagged examples, whose cross-fitted decision values are negative.
     """
 
     flag_ratio: float | None = None
     density: float | None = None
-    one_wrong_class: float | None = None
     wrong_class_auc: float | None = None
     probe_support: float | None = None
     probe_margin: float | None = None
+    flagged_error_rate: float | None = None
+
+
+@dataclass(frozen=True)
+class Term:
+    """A statistic in a logistic regression: (value - mean) / scale times the coefficient."""
+
+    mean: float
+    scale: float
+    coefficient: float
+
+
+@dataclass(frozen=True)
+class Dichotomy:
+    """A question with two answers, as a logistic regression: the log odds of "yes".
+
+    Attributes:
+        intercept: Log odds where every statistic has its mean.
+        terms: The statistics that answer it.
+    """
+
+    intercept: float
+    terms: Mapping[str, Term]
 
 
 STATISTICS = tuple(one.name for one in fields(FailureStatistics))
@@ -156,52 +191,62 @@ def failure_statistics(
     >>> nan = np.full(4, np.nan)
     >>> examples = ClassExamples(phi, np.array([0, 0, 1, 1]), nan, np.array([0.5, 0.5, -0.2, 0.1]))
     >>> found = failure_statistics(0, examples, wrong_answers=2)
-    >>> found.one_wrong_class, found.probe_support, round(found.probe_margin, 2), found.density
-    (1.0, 0.5, -0.1, None)
+    >>> found.probe_support, round(found.probe_margin, 2), found.density
+    (0.5, -0.1, None)
     """
     failed = examples.predictions != class_index
     if not failed.any() or failed.all():
         return FailureStatistics()
-    wrong_classes, counts = np.unique(examples.predictions[failed], return_counts=True)
-    wrong_class = int(wrong_classes[counts.argmax()])
     found: dict[str, float | None] = _of_probe(examples.margins, failed)
-    if wrong_answers > 1:
-        chance = 1 / wrong_answers
-        found["one_wrong_class"] = float((counts.max() / counts.sum() - chance) / (1 - chance))
+    flagged = examples.values < 0
+    found["flagged_error_rate"] = float(failed[flagged].mean()) if flagged.any() else None
     if training is not None:
         own = training.labels == class_index
         if weight is not None:
             scores = training.phi @ weight
             found["flag_ratio"] = _flag_ratio(scores[own] + bias < 0, examples.values)
-            if wrong_answers > 1:
-                found["wrong_class_auc"] = _defined(auc(-scores[~own], training.labels[~own] == wrong_class))
+            wrong_classes, counts = np.unique(examples.predictions[failed], return_counts=True)
+            often = wrong_classes[counts * wrong_answers >= counts.sum()]
+            compared = ~own if wrong_answers > 1 else np.ones_like(own)
+            aucs = [auc(-scores[compared], training.labels[compared] == wrong_class) for wrong_class in often]
+            found["wrong_class_auc"] = max((one for one in aucs if math.isfinite(one)), default=None)
         found["density"] = _density(training.phi[own], examples.phi, failed)
     return FailureStatistics(**found)
 
 
-def diagnose(statistics: FailureStatistics, *, class_index: int = 0) -> DiagnosisReport:
+def diagnose(
+    statistics: FailureStatistics, *, class_index: int = 0, dichotomies: Mapping[str, Dichotomy] | None = None
+) -> DiagnosisReport:
     """Return the kind of failure with the highest probability, the statistics that speak for it, and the remedy.
 
-    An unknown statistic takes the mean of the cases to which the coefficients were fitted, so it says nothing.
+    An unknown statistic takes the mean of the cases to which the coefficients were fitted, so it says nothing. Where
+    all statistics of a question are unknown, the kinds that its answers lead to are equally probable.
 
     Args:
         statistics: The statistics of the class.
         class_index: Its index, for the remedy.
+        dichotomies: The fitted questions, by name. None: :data:`DICHOTOMIES`.
 
-    >>> noise = FailureStatistics(0.0, 0.0, one_wrong_class=0.2, probe_support=0.1, probe_margin=-1.5)
+    >>> noise = FailureStatistics(0.0, 0.0, probe_support=0.1, probe_margin=-1.5)
     >>> diagnose(noise).kind, diagnose(FailureStatistics()).kind
     ('label noise', 'unsure')
     """
-    values = np.array([_value(statistics, name) for name in STATISTICS])
-    evidence = np.nan_to_num(np.clip((values - MEANS) / SCALES, -_MOST_DEVIATIONS, _MOST_DEVIATIONS))
-    logits = np.array(list(COEFFICIENTS.values())) @ evidence + np.array(list(INTERCEPTS.values()))
-    shares = np.exp(logits - logits.max())
-    probabilities = dict(zip(COEFFICIENTS, (shares / shares.sum()).tolist(), strict=True))
+    asked = DICHOTOMIES if dichotomies is None else dichotomies
+    likely = {question: _probability(question, one, statistics) for question, one in asked.items()}
+    probabilities = {
+        kind: math.prod(likely[question] if yes else 1 - likely[question] for question, yes in _ANSWERS[kind].items())
+        for kind in _ANSWERS
+    }
     likeliest = max(KINDS, key=lambda kind: probabilities[kind])
     probability = probabilities[likeliest]
-    is_sure = probability >= MIN_PROBABILITY and bool(np.isfinite(values).any())
-    speaks_for = np.array(COEFFICIENTS[likeliest]) * evidence
-    leading = [STATISTICS[place] for place in np.argsort(-speaks_for)[:3] if speaks_for[place] > 0]
+    is_known = any(math.isfinite(_value(statistics, name)) for name in STATISTICS)
+    is_sure = probability >= MIN_PROBABILITY and is_known
+    speaks_for = {
+        name: value if yes else -value
+        for question, yes in _ANSWERS[likeliest].items()
+        for name, value in _evidence(asked[question], statistics).items()
+    }
+    leading = [name for name in sorted(speaks_for, key=lambda name: -speaks_for[name])[:3] if speaks_for[name] > 0]
     return DiagnosisReport(
         kind=likeliest if is_sure else UNSURE,
         probability=probability,
@@ -209,6 +254,25 @@ def diagnose(statistics: FailureStatistics, *, class_index: int = 0) -> Diagnosi
         reasons=tuple(_SENTENCES[name](_value(statistics, name)) for name in leading),
         remedy=REMEDIES[likeliest].format(class_index=class_index) if is_sure else None,
     )
+
+
+def _evidence(question: Dichotomy, statistics: FailureStatistics) -> dict[str, float]:
+    """Return what each statistic adds to the log odds of "yes"; 0 if it is unknown."""
+    found = {}
+    for name, term in question.terms.items():
+        deviations = (_value(statistics, name) - term.mean) / term.scale
+        bounded = min(max(deviations, -_MOST_DEVIATIONS), _MOST_DEVIATIONS)
+        found[name] = 0.0 if math.isnan(deviations) else term.coefficient * bounded
+    return found
+
+
+def _probability(name: str, question: Dichotomy, statistics: FailureStatistics) -> float:
+    """Return the probability of "yes"."""
+    if all(math.isnan(_value(statistics, term)) for term in question.terms):
+        answers = [answers[name] for answers in _ANSWERS.values() if name in answers]
+        return sum(answers) / len(answers)
+    odds = math.exp(question.intercept + sum(_evidence(question, statistics).values()))
+    return odds / (1 + odds)
 
 
 def is_diagnosed(*, pattern: bool, failed: BoolArray, in_doubt: BoolArray) -> bool:
@@ -372,10 +436,6 @@ def _some_rows(n: int) -> IntArray:
     return np.sort(order[:MOST_NEIGHBOURS_OF])
 
 
-def _defined(value: float) -> float | None:
-    return value if math.isfinite(value) else None
-
-
 def _value(statistics: FailureStatistics, name: str) -> float:
     value: float | None = getattr(statistics, name)
     return math.nan if value is None else value
@@ -391,18 +451,16 @@ def _times(log_ratio: float) -> str:
 _SENTENCES: Mapping[str, Callable[[float], str]] = {
     "flag_ratio": lambda value: f"Flagged images are {_times(value)} as frequent in training as in validation.",
     "density": lambda value: f"Near the failures, training holds {_times(value)} as many images as it should.",
-    "one_wrong_class": lambda value: (
-        f"The failures {'go to one wrong class' if value > 0.5 else 'spread over wrong classes'} ({value:.2f}; 0:"
-        " evenly over all, 1: to a single one)."
-    ),
     "wrong_class_auc": lambda value: (
-        f"In training, that wrong class looks {'' if value > 0.6 else 'no more '}like the failures (AUC {value:.2f})."
+        f"In training, {'a' if value > 0.6 else 'no'} class that they are taken for looks like the failures"
+        f" (AUC {value:.2f})."
     ),
-    "probe_support": lambda value: f"The embeddings support the label of {100 * value:.0f} % of the failures.",
+    "probe_support": lambda value: f"The embeddings support the label of {percent(value)} of the failures.",
     "probe_margin": lambda value: (
         f"The embeddings of the failures speak {'for' if value >= 0 else 'against'} the label,"
         f" {abs(value):.2g} times as clearly as those of the successes speak for theirs."
     ),
+    "flagged_error_rate": lambda value: f"Of the flagged images, {100 * value:.0f} % fail.",
 }
 
 REMEDIES = {
@@ -416,14 +474,15 @@ REMEDIES = {
 
 # -- the fitted model: python benchmarks/diagnosis.py --fit ----------------------------------------------------------
 
-MEANS = np.array([-0.724, -0.51, 0.366, 0.638, 0.677, 0.125])
-SCALES = np.array([1.116, 0.771, 0.276, 0.201, 0.34, 0.927])
-INTERCEPTS = {SHORTCUT: 0.491, UNDER_REPRESENTED: -0.488, LABEL_NOISE: -2.46, HARD: 1.212, NOTHING: 1.245}
-COEFFICIENTS = {
-    SHORTCUT: (-0.242, -2.186, 2.197, 0.776, 0.83, -0.183),
-    UNDER_REPRESENTED: (-1.271, -1.385, 0.17, -1.732, 0.857, 3.212),
-    LABEL_NOISE: (0.66, 0.028, -2.645, 0.696, -1.757, -3.393),
-    HARD: (0.848, 1.565, -0.402, 0.051, 0.02, -0.725),
-    NOTHING: (0.005, 1.977, 0.68, 0.21, 0.05, 1.089),
+
+DICHOTOMIES: Mapping[str, Dichotomy] = {
+    "wrong label": Dichotomy(
+        -5.884, {"probe_support": Term(0.675, 0.34, -0.207), "probe_margin": Term(0.121, 0.927, -6.497)}
+    ),
+    "lacking": Dichotomy(2.261, {"flag_ratio": Term(-0.908, 1.128, -0.294), "density": Term(-0.627, 0.817, -6.783)}),
+    "shortcut": Dichotomy(0.566, {"wrong_class_auc": Term(0.78, 0.172, 5.102)}),
+    "hard": Dichotomy(
+        0.817, {"flagged_error_rate": Term(0.496, 0.273, 2.137), "wrong_class_auc": Term(0.691, 0.146, -0.887)}
+    ),
 }
-"""Of the statistics in the order of their fields, in standard deviations from their means."""
+"""The questions in the order in which they are asked."""

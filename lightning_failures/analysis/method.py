@@ -9,6 +9,8 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
+from lightning_failures.analysis.enrichment import Attribute
+from lightning_failures.captions.candidates import ClassCaptions
 from lightning_failures.core.arrays import as_array
 from lightning_failures.core.budget import Deadline
 from lightning_failures.core.types import IntArray
@@ -77,6 +79,8 @@ class FitTask:
         device: Device of large matrix products.
         raise_class_errors: Whether an error in the fit of a single class is raised, and costs more than this class.
         training: Reads the penultimate features of training examples; None: there are none.
+        captions: Returns the embedded candidate captions of a class, by class index, or None; None: there are none.
+        attributes: Known attributes of the N rows by name; nothing is fitted to them.
     """
 
     grades: Grades
@@ -88,6 +92,8 @@ class FitTask:
     device: str | torch.device = "cpu"
     raise_class_errors: bool = False
     training: TrainingReader | None = None
+    captions: Callable[[int], ClassCaptions | None] | None = None
+    attributes: Mapping[str, Attribute] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

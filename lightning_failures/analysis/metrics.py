@@ -48,6 +48,7 @@ class GradesMetric(Metric):
     Args:
         with_digests: ``update`` takes, and ``compute`` returns, a fifth column: digests of the images, int64
             (:mod:`lightning_failures.data.digests`).
+        with_margins: The last column is the probability of the true class minus the largest of the others, float32.
         kwargs: Arguments of :class:`torchmetrics.Metric`; ``process_group`` is the group to gather in.
 
     Attributes:
@@ -70,11 +71,12 @@ class GradesMetric(Metric):
     predictions: list[Tensor]
     confidence: list[Tensor]
 
-    def __init__(self, *, with_digests: bool = False, **kwargs: Any) -> None:
+    def __init__(self, *, with_digests: bool = False, with_margins: bool = False, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.multilabel = False
         self.contradictions = 0
         self._columns = _COLUMNS | ({"digests": torch.int64} if with_digests else {})
+        self._columns |= {"margins": torch.float32} if with_margins else {}
         for name in self._columns:
             self.add_state(name, default=[], dist_reduce_fx="cat")
         self._clear()
@@ -86,6 +88,7 @@ class GradesMetric(Metric):
         predictions: Tensor,
         confidence: Tensor,
         digests: Tensor | None = None,
+        margins: Tensor | None = None,
     ) -> None:
         """Add one batch.
 
@@ -95,6 +98,8 @@ class GradesMetric(Metric):
         batch = {"ids": ids, "labels": labels, "predictions": predictions, "confidence": confidence}
         if "digests" in self._columns:
             batch["digests"] = torch.full_like(ids, UNKNOWN_DIGEST) if digests is None else digests
+        if "margins" in self._columns:
+            batch["margins"] = torch.full_like(confidence, torch.nan) if margins is None else margins
         if any(value.ndim != 1 or len(value) != len(ids) for value in batch.values()):
             shapes = {name: tuple(value.shape) for name, value in batch.items()}
             raise DataError(f"GradesMetric.update: all arguments must have the same shape (B,), got {shapes}")
@@ -102,7 +107,7 @@ class GradesMetric(Metric):
             getattr(self, name).append(value.detach().to("cpu", self._columns[name]))
 
     def compute(self) -> tuple[Tensor, ...]:
-        """Return ids, labels, predictions and confidence, and digests if they are collected."""
+        """Return ids, labels, predictions and confidence, and digests and margins if they are collected."""
         columns = [dim_zero_cat(getattr(self, name)) for name in self._columns]
         ids, labels, _, confidence = columns[:4]
         rows, self.contradictions = first_rows(ids, labels, confidence, multilabel=self.multilabel)

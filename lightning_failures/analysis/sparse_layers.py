@@ -26,11 +26,13 @@ from lightning_failures.analysis.sparse_findings import (
 from lightning_failures.core.arrays import as_array
 from lightning_failures.core.budget import Deadline
 from lightning_failures.core.hashing import stable_hash
+from lightning_failures.core.serialization import to_jsonable
 from lightning_failures.core.threads import one_thread
 from lightning_failures.core.types import BoolArray, IntArray
 from lightning_failures.data.class_names import absent_condition
 from lightning_failures.data.grades import Grades
 from lightning_failures.errors import DataError
+from lightning_failures.sparse.debug import right_reasons
 from lightning_failures.sparse.layer import ChosenRows, SparseLayer, fit_sparse_layer
 
 MAX_DROP = 0.05
@@ -49,6 +51,35 @@ _CELLS = 20_000_000  # of the logits of the held-out examples
 _SMALL = 100_000_000  # features of the held-out examples, up to which one thread is used
 
 
+@dataclass(frozen=True, eq=False)
+class SpuriousFeatures:
+    """Penultimate features that people call spurious, and the last layer of the model that uses them.
+
+    Attributes:
+        features: Their indices.
+        weight: (K, D) of the last layer; None if it is not linear.
+        bias: (K,) of the last layer; None if it is not linear.
+    """
+
+    features: tuple[int, ...]
+    weight: NDArray[Any] | None = None
+    bias: NDArray[Any] | None = None
+
+    def measure(self, layer: SparseLayer, held_out: HeldOut) -> dict[str, Any] | None:
+        """Return the accuracies of the model and of a sparse layer without the features, as plain values."""
+        known = [feature for feature in self.features if 0 <= feature < held_out.features.shape[1]]
+        if not known or not len(held_out):
+            return None
+        x, y = held_out.x, held_out.labels
+        found: dict[str, Any] = {
+            "sparse": to_jsonable(right_reasons(x, y, known, weight=layer.weight, bias=layer.bias))
+        }
+        fits = self.weight is not None and self.weight.shape[1] == x.shape[1] and len(self.weight) > y.max()
+        if fits:
+            found["model"] = to_jsonable(right_reasons(x, y, known, weight=self.weight, bias=self.bias))
+        return found
+
+
 @dataclass(frozen=True)
 class SparseFit:
     """Fit of a sparse layer to penultimate features of the training set; the examples of the task are held out.
@@ -60,12 +91,15 @@ class SparseFit:
     Attributes:
         max_drop: How far below the best accuracy the layer may lie; of a rare condition, balanced accuracy.
         n_lambdas: Length of the path.
+        spurious: Features that people call spurious: accuracy is also measured without them, in a task with one label
+            for each example. None: no such features.
     """
 
     name: ClassVar[str] = "sparse"
     by_prediction: ClassVar[bool] = False
     max_drop: float = MAX_DROP
     n_lambdas: int = N_LAMBDAS
+    spurious: SpuriousFeatures | None = None
 
     def fit(self, task: FitTask) -> Contribution:
         """Gather the features on the first process, fit there, and give the findings to all processes. Collective."""
@@ -140,6 +174,8 @@ class SparseFit:
             "max_drop": self.max_drop,
             "fitted_on": {"source": split.source, "examples": len(split.labels), "of": split.total},
         }
+        if self.spurious is not None and not multilabel:
+            section |= {"right_reasons": self.spurious.measure(found.layer, split.held_out)}
         return Contribution(found, sparse_summary(found), section=section, notes=tuple(notes))
 
     def _fit_conditions(

@@ -4,6 +4,7 @@ Files, each importing only from those above it::
 
     grammar     The grammar that generates the captions of a class, and vocabularies for many classes
     recognised  The packaged vocabulary that fits a list of class names
+    wordnet     Kinds of the thing that a noun names, from a WordNet that is installed: nouns for captions
     candidates  The candidate captions of each class, embedded on first use
     words       Words that captions of failures use more often than captions of correct images, or less often
     image_to_text  Captioners: functions from images to texts, and image-to-text models of transformers

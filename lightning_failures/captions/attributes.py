@@ -7,6 +7,7 @@ they occur beside the same other words.
 
 from __future__ import annotations
 
+import functools
 from collections import defaultdict
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
@@ -121,6 +122,7 @@ def extended(texts: Iterable[str], text: str) -> tuple[int, ...]:
     return tuple(index for index, other in enumerate(texts) if _is_left_of(words, _words(other)))
 
 
+@functools.lru_cache(maxsize=1 << 14)  # classes share captions
 def _words(text: str) -> tuple[str, ...]:
     """Return the words of a text without articles, which depend on the next word."""
     return tuple(word for word in text.split() if word not in _ARTICLES)

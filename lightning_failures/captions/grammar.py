@@ -17,10 +17,10 @@ A vocabulary is one YAML file::
         prepositions: [in a tank]
         classes: {n01440764: [tench]}      # id: names; captions say "fish", the reference caption says "tench"
 
-The package contains vocabularies for any natural photographs (``general``), for CIFAR-10 (``cifar10``), the
-superclasses of CIFAR-100 (``cifar100``), faces of CelebA by age (``celeba``), ImageNet (``imagenet``: the kind of a
-class, one of the paper's 37 ancestors in WordNet, with their prepositions), chest X-rays (``chestxray``, which needs an
-encoder that knows them), and the coloured digits (``digits``).
+The package contains vocabularies for any natural photographs (``general``), for CIFAR-10 (``cifar10``, and with kinds
+of its classes ``cifar10-extended``), the superclasses of CIFAR-100 (``cifar100``), faces of CelebA by age (``celeba``),
+ImageNet (``imagenet``: the kind of a class, one of the paper's 37 ancestors in WordNet, with their prepositions), chest
+X-rays (``chestxray``, which needs an encoder that knows them), and the coloured digits (``digits``).
 """
 
 from __future__ import annotations
@@ -268,7 +268,7 @@ def known_vocabularies() -> list[str]:
     """Return the names of the packaged vocabularies.
 
     >>> known_vocabularies()
-    ['celeba', 'chestxray', 'cifar10', 'cifar100', 'digits', 'general', 'imagenet']
+    ['celeba', 'chestxray', 'cifar10', 'cifar10-extended', 'cifar100', 'digits', 'general', 'imagenet']
     """
     return sorted(file.stem for file in _PACKAGED.glob("*.yaml"))
 

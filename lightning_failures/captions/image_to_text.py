@@ -15,6 +15,7 @@ from torch import Tensor
 
 from lightning_failures.captions.grammar import CaptionVocabulary
 from lightning_failures.captions.recognised import AUTO, RecognisedVocabulary
+from lightning_failures.captions.wordnet import WORDNET, load_wordnet_vocabulary
 from lightning_failures.encoders.frozen import first_line, freeze, frozen_inference, isolated_build
 from lightning_failures.errors import ConfigurationError, DataError
 
@@ -102,9 +103,9 @@ def load_captions(
     """Return the vocabulary and the captioner that an option ``captions`` asks for; both are None for None.
 
     Args:
-        captions: What :meth:`CaptionVocabulary.load` takes; "auto" for the packaged one that fits the class names; or a
-            function from PIL images to texts, or ``"captioner:<folder>"``, which come with a vocabulary of class names
-            alone.
+        captions: What :meth:`CaptionVocabulary.load` takes; "auto" for the packaged one that fits the class names;
+            "wordnet" for kinds of the classes by an installed WordNet; or a function from PIL images to texts, or
+            ``"captioner:<folder>"``, which come with a vocabulary of class names alone.
         device: Device of a model that is loaded.
 
     Raises:
@@ -119,6 +120,8 @@ def load_captions(
         return CaptionVocabulary(), TransformersCaptioner(str(captions).removeprefix(PREFIX), device=device)
     if captions == AUTO:
         return RecognisedVocabulary(), None
+    if captions == WORDNET:
+        return load_wordnet_vocabulary(), None
     if isinstance(captions, str | Path | CaptionVocabulary):
         return CaptionVocabulary.load(captions), None
     if not callable(captions):

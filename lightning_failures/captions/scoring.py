@@ -24,6 +24,7 @@ from lightning_failures.directions.standardize import standardize
 from lightning_failures.directions.svm import balanced_signs
 from lightning_failures.errors import ConfigurationError, DataError
 from lightning_failures.stats.folds import permuted_outcomes
+from lightning_failures.stats.sequential import SequentialTest
 
 _CELLS_AT_ONCE = 1 << 18
 _TINY = float(np.finfo(np.float32).tiny)
@@ -263,7 +264,8 @@ def compare_captions(
     """Test all captions at once, and captions against shorter ones, by the same permutations.
 
     The statistic of the first test is the largest absolute distance over all captions, which accounts for the selection
-    of the best one (the max-T test of Westfall and Young, 1993).
+    of the best one (the max-T test of Westfall and Young, 1993). Where 50 permutations are as extreme, no caption is
+    found, and no more permutations are read; see :class:`~lightning_failures.stats.sequential.SequentialTest`.
 
     Args:
         distances: The output of :func:`permuted_distances`.
@@ -279,20 +281,22 @@ def compare_captions(
         return float("nan"), {}
     threshold = np.abs(observed).max() * (1 - _ROUNDING)  # the observed labels count as extreme despite rounding
     differences = {one: _gain(observed, one, (one.caption,))[0] for one in comparisons}
-    permutations = extreme = 0
+    test, permutations = SequentialTest(), 0
     gains: dict[CaptionComparison, list[NDArray[Any]]] = {one: [] for one in comparisons}
     as_large = dict.fromkeys(comparisons, 0)
     for block in blocks:
         permutations += len(block)
-        extreme += int((np.abs(block).max(axis=1) >= threshold).sum())
+        enough = test.add(np.abs(block).max(axis=1) >= threshold)
         for one, difference in differences.items():
             gains[one].append(_gain(block, one, (one.caption,)))
             as_large[one] += int((_gain(block, one, one.rivals) >= difference - _ROUNDING * abs(difference)).sum())
+        if enough:
+            break
     found = {}
     for one, difference in differences.items():
         spread = max(float(np.concatenate(gains[one]).std()), _TINY)
         found[one] = CaptionGain(float(difference) / spread, (1 + as_large[one]) / (1 + permutations))
-    return (1 + extreme) / (1 + permutations), found
+    return test.p_value, found
 
 
 def _gain(distances: NDArray[np.float32], comparison: CaptionComparison, captions: Sequence[int]) -> NDArray[Any]:

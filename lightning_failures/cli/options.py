@@ -247,6 +247,7 @@ def study_options(arguments: Sequence[str]) -> Namespace:
     score = actions.add_parser("score", prog="lightning-failures study score", help="print the tables of a study")
     score.add_argument("answers", type=Path, nargs="+", metavar="ANSWERS", help="files that the page downloads")
     score.add_argument("--json", metavar="FILE", help="write everything as JSON")
+    score.add_argument("--run", type=Path, metavar="RUN", help="show the scores on the page of the run, too")
     return _with_runs(parser.parse_args(list(arguments)))
 
 
@@ -274,6 +275,14 @@ def reproduce_options(arguments: Sequence[str], recipes: str = "") -> Namespace:
     parser.add_argument(
         "--robust-encoder", type=Path, metavar="FILE", help="imagenet-barlow: the adversarially trained ResNet"
     )
+    parser.add_argument("--variant", metavar="NAME", help="another distribution of the data (default: the first one)")
+    parser.add_argument(
+        "--parts", nargs="*", metavar="NAME", help="only these parts beside the main run; no name: none (default: all)"
+    )
+    parser.add_argument("--inception", type=Path, metavar="FILE", help="celeba: weights of torchvision's Inception v3")
+    parser.add_argument("--vit", type=Path, metavar="FILE", help="imagenet: weights of torchvision's ViT-B/16")
+    parser.add_argument("--generator", metavar="DIR", help="cifar10: a text-to-image pipeline of diffusers")
+    parser.add_argument("--decoder", metavar="DIR", help="cifar10: an unCLIP pipeline that decodes the encoder's space")
     parser.add_argument("--workers", type=int, default=0, help="processes that load images (default: 0)")
     parser.add_argument(
         "--output", type=Path, default=Path("reproduced"), help="folder of results (default: %(default)s)"
@@ -286,6 +295,14 @@ def reproduce_options(arguments: Sequence[str], recipes: str = "") -> Namespace:
         raise ConfigurationError(
             f"--data {options.data} is no folder. The layout that a recipe needs: lightning-failures reproduce --help"
         )
+    for name in ("weights", "robust_encoder", "inception", "vit"):
+        path = getattr(options, name)
+        if path is not None and not path.expanduser().is_file():
+            raise ConfigurationError(f"--{name.replace('_', '-')} {path} is no file.")
+    for name in ("generator", "decoder"):
+        text = getattr(options, name)
+        if text is not None and not text.startswith("embedded:") and not Path(text).expanduser().is_dir():
+            raise ConfigurationError(f"--{name} {text} is no folder with a pipeline of diffusers.")
     if options.epochs is not None and options.epochs < 1:
         raise ConfigurationError(f"--epochs must be at least 1, got {options.epochs}.")
     if len(set(options.seeds)) < len(options.seeds):
@@ -297,8 +314,10 @@ def compare_methods_options(arguments: Sequence[str]) -> Namespace:
     """Return the options of ``compare-methods``; see :func:`demo_options` for the errors."""
     parser = Parser(
         "compare-methods",
-        description="Compare what failure directions, Domino, clusters and confidence rank first in a run. The run\n"
-        "must have been made with FailureModes(advanced=AdvancedOptions(compare_methods=True)).",
+        description="Compare what failure directions, Domino, clusters, confidence, margin, the first analysis of the\n"
+        "training (early stopping) and the disagreement of its analyses rank first in a run: their failures, captions\n"
+        "and what they share. The run must have been made with\n"
+        "FailureModes(advanced=AdvancedOptions(compare_methods=True)).",
     )
     parser.add_argument("run", type=Path, metavar="RUN", help=_RUN)
     parser.add_argument("--top", type=int, default=10, help="number of examples of each class (default: %(default)s)")

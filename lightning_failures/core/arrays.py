@@ -20,7 +20,7 @@ def as_array(values: Any) -> NDArray[Any]:
     Half precision becomes float32, because NumPy has no bfloat16 and sums of float16 lose digits.
     """
     array = _as_numpy(values)
-    return array.astype(np.float32) if array.dtype == np.float16 else array
+    return widened(array) if array.dtype == np.float16 else array
 
 
 def as_matrix(values: Any, name: str) -> NDArray[Any]:
@@ -34,7 +34,7 @@ def as_matrix(values: Any, name: str) -> NDArray[Any]:
         DataError: ``values`` is not two-dimensional, not numeric, or not finite.
     """
     rows = as_rows(values, name)
-    return rows.astype(np.float32) if rows.dtype == np.float16 else rows
+    return widened(rows) if rows.dtype == np.float16 else rows
 
 
 def as_rows(values: Any, name: str, *, finite: bool = True) -> NDArray[Any]:
@@ -77,6 +77,20 @@ def finite_rows_of(array: NDArray[Any]) -> NDArray[np.bool_]:
     for start in range(0, len(array), size):
         finite[start : start + size] = _finite_rows(array[start : start + size])
     return finite
+
+
+def widened(array: NDArray[Any], dtype: Any = np.float32) -> NDArray[Any]:
+    """Return a copy of an array of floats in another precision.
+
+    From half precision to single this takes a tenth of the time of NumPy, which has no vector instructions for it.
+
+    >>> widened(np.array([[0.5]], dtype=np.float16)).dtype
+    dtype('float32')
+    """
+    if array.dtype != np.float16 or not array.size:
+        return array.astype(dtype)
+    wide: NDArray[Any] = torch.from_numpy(_writeable(array)).float().numpy()
+    return wide.astype(dtype, copy=False)
 
 
 def as_vector(values: Any, name: str, length: int) -> NDArray[Any]:
@@ -172,6 +186,11 @@ def unit_vectors(vectors: Tensor | NDArray[Any]) -> Tensor | NDArray[Any]:
     lengths = np.sqrt(np.einsum("...d,...d->...", vectors, vectors))
     scales = np.divide(1.0, lengths, out=np.zeros_like(lengths), where=lengths > 0)
     return np.asarray(vectors * scales[..., None])
+
+
+def _writeable(array: NDArray[Any]) -> NDArray[Any]:
+    """Return an array that torch accepts without a warning: writeable, with strides that are not negative."""
+    return array if array.flags.writeable and min(array.strides, default=0) >= 0 else array.copy()
 
 
 def _as_numpy(values: Any) -> NDArray[Any]:

@@ -18,6 +18,7 @@ Files, each importing only from those above it::
     pin_check      The record of a check: does a pinned slice still hold with another model?
     tree_report    The records of failure trees in a report
     report         The content of ``report.json`` as frozen records
+    study_scores   The scores of a study with people, and what a run remembers of a study
 """
 
 from lightning_failures.data.example_table import ExampleTable

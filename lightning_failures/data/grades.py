@@ -70,6 +70,8 @@ class Grades:
         verdicts: (N,) bool, whether the model is right; None: it is right where the prediction equals the label.
         digests: (N,) int64, digests of the images (:mod:`lightning_failures.data.digests`), by which an example is
             found again in another look at the data, whatever its id; None if they are unknown.
+        margin: (N,) float32 in [-1, 1], the predicted probability of the true class minus the largest of the others;
+            None if it is not known.
     """
 
     ids: Tensor
@@ -81,6 +83,7 @@ class Grades:
     coverage: float = 1.0
     verdicts: Tensor | None = None
     digests: Tensor | None = None
+    margin: Tensor | None = None
 
     @property
     def correct(self) -> Tensor:

@@ -68,6 +68,7 @@ class BatchGrades:
         labels: (R,) int64, the true class.
         predictions: (R,) int64, the predicted class.
         confidence: (R,) float32 in [0, 1], the predicted probability of the true class.
+        margin: (R,) float32 in [-1, 1], that probability minus the largest of the others.
     """
 
     position: Tensor
@@ -75,6 +76,7 @@ class BatchGrades:
     labels: Tensor
     predictions: Tensor
     confidence: Tensor
+    margin: Tensor
 
 
 def read_default_batch(outputs: Any, batch: Any, columns: Columns | None = None) -> BatchRecord:
@@ -221,6 +223,7 @@ def grade_batch(
     logits, labels = logits[position], labels[position]
 
     # compare predictions with labels
+    margin: Tensor | None = None  # with two classes it follows from the confidence
     if task == "binary" and logits.is_floating_point():
         _check_shape(logits, len(labels), 1)
         positive = logits.reshape(-1) if probabilities else torch.sigmoid(logits.reshape(-1))
@@ -245,8 +248,11 @@ def grade_batch(
         predictions = logits.argmax(1)
         if probabilities is None:
             probabilities = are_distributions(logits)
-        confidence = (logits if probabilities else logits.softmax(1)).gather(1, labels[:, None])[:, 0]
-    return BatchGrades(position, torch.zeros_like(labels), labels, predictions, confidence.float())
+        shares = logits if probabilities else logits.softmax(1)
+        confidence = shares.gather(1, labels[:, None])[:, 0]
+        margin = confidence - shares.scatter(1, labels[:, None], -torch.inf).amax(1)
+    margin = (2 * confidence - 1 if margin is None else margin).float().clamp(-1, 1)
+    return BatchGrades(position, torch.zeros_like(labels), labels, predictions, confidence.float(), margin)
 
 
 def assemble_grades(
@@ -260,6 +266,7 @@ def assemble_grades(
     groups: Tensor | None = None,
     coverage: float = 1.0,
     digests: Tensor | None = None,
+    margin: Tensor | None = None,
 ) -> Grades:
     """Build :class:`Grades` from rows keyed by ``id * conditions + condition``.
 
@@ -276,6 +283,7 @@ def assemble_grades(
         groups: (N,) int64, the id of each example's source, or None.
         coverage: Share of the loader's examples that were graded, in [0, 1].
         digests: (N,) int64, digests of the images, or None.
+        margin: (N,) float32, the probability of the true class minus the largest of the others, or None.
     """
     if conditions > 1:
         predictions = _multilabel_predictions(keys % conditions, labels, confidence, conditions)
@@ -288,6 +296,7 @@ def assemble_grades(
         groups=groups,
         coverage=coverage,
         digests=digests,
+        margin=margin,
     )
 
 
@@ -419,12 +428,14 @@ def _grade_multilabel(logits: Tensor, labels: Tensor) -> BatchGrades:
     _check_labels(labels[known], 2)
     positive, truth = torch.sigmoid(logits).float()[known], (labels[known] > 0.5).long()
     position, condition = torch.nonzero(known, as_tuple=True)
+    confidence = torch.where(truth == 1, positive, 1 - positive)
     return BatchGrades(
         position=position,
         condition=condition,
         labels=2 * condition + truth,
         predictions=2 * condition + (positive > 0.5).long(),
-        confidence=torch.where(truth == 1, positive, 1 - positive),
+        confidence=confidence,
+        margin=2 * confidence - 1,
     )
 
 

@@ -25,7 +25,7 @@ from lightning_failures.data.partition import Partition
 from lightning_failures.data.report import ClassReport
 from lightning_failures.directions.result import FailureDirections
 from lightning_failures.directions.standardize import standardize
-from lightning_failures.directions.svm import FIXABLE_MULTIPLE, centred_gram, fit_scaled
+from lightning_failures.directions.svm import FIXABLE_MULTIPLE, centred_gram, score_scaled
 from lightning_failures.stats.folds import permuted_outcomes, stratified_group_folds
 
 CLASSES_WITH_NULL_SCORES = 10
@@ -144,7 +144,7 @@ def null_cv_scores(
     for correct, fold in _labellings(members, permutations, rng, seed):
         if deadline is not None and deadline.passed:
             return None
-        scores.append(fit_scaled(features, correct, fold, multiple=multiple, gram=gram).score)
+        scores.append(score_scaled(features, correct, fold, multiple=multiple, gram=gram))
     return np.array(scores)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -35,8 +36,8 @@ _ROWS_AT_ONCE = 4096
 _SCORES_AT_ONCE = 1 << 22
 
 Sums = tuple[FloatArray, FloatArray]
-"""Of the fitting examples of each fold, summed over classes: second moments (F, D + 1, D + 1) of (1, phi), averaged in
-each class, and the averages of (1, phi) by class (F, D + 1, K)."""
+"""Of the fitting examples of each of the F folds of all divisions: second moments (F, D + 1, D + 1) of (1, phi),
+averaged in each class and summed over classes, and the averages of (1, phi) by class (F, D + 1, K)."""
 
 
 def label_margins(
@@ -92,7 +93,8 @@ def label_margins(
             (stable_hash(examples.sources, seed * REPEATS + repeat) % np.uint64(FOLDS)).astype(np.int64)
             for repeat in range(REPEATS)
         ]
-        probes = [_solve(*add_up(partial(_sums, examples, fold, len(together)))) for fold in divisions]
+        solved = _solve(*add_up(partial(_sums, examples, divisions, len(together))))
+        probes = np.split(solved, REPEATS)
         margins[rows] = _margins(examples, divisions, probes)
     return margins
 
@@ -211,7 +213,7 @@ def fit_label_probe(
     rows = np.arange(len(labels))
     examples = _Examples(embeddings, rows, np.searchsorted(classes, labels), sources, mean, std)
     nowhere = np.full(len(labels), -1)  # no example lies in a fold, so the probe of each is fitted to all
-    weight = _solve(*_sums(examples, nowhere, len(classes), folds=1))[0]
+    weight = _solve(*_sums(examples, [nowhere], len(classes), folds=1))[0]
     return LabelProbe(classes, weight, known, mean, std)
 
 
@@ -231,13 +233,7 @@ class _Examples:
         with np.errstate(over="ignore"):  # phi is then not finite, and the fit refuses it
             self._mean, self._std = mean.astype(np.float32), std.astype(np.float32)
         self.column, self.sources = column, sources
-        order = np.argsort(column, kind="stable")
-        ends = np.flatnonzero(np.diff(column[order])) + 1
-        self._blocks = [
-            members[start : start + _ROWS_AT_ONCE]
-            for members in np.split(order, ends)
-            for start in range(0, len(members), _ROWS_AT_ONCE)
-        ]
+        self._order = np.argsort(column, kind="stable")
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -247,10 +243,10 @@ class _Examples:
         """Number of columns: D + 1."""
         return len(self._mean) + 1
 
-    def blocks(self) -> Iterator[tuple[int, IntArray, NDArray[np.float32]]]:
-        """Yield a class, indices (m,) of some of its examples, and their (1, phi), (m, D + 1)."""
-        for some in self._blocks:
-            yield int(self.column[some[0]]), *self.features(some)
+    def blocks(self) -> Iterator[tuple[IntArray, NDArray[np.float32]]]:
+        """Yield indices (m,) of some examples, one class after the other, and their (1, phi), (m, D + 1)."""
+        for start in range(0, len(self._order), _ROWS_AT_ONCE):
+            yield self.features(self._order[start : start + _ROWS_AT_ONCE])
 
     def features(self, some: IntArray) -> tuple[IntArray, NDArray[np.float32]]:
         """Return those of some examples that have a finite phi, and their (1, phi), (m, D + 1)."""
@@ -261,24 +257,29 @@ class _Examples:
         return some, np.hstack([np.ones((len(some), 1), np.float32), phi])
 
 
-def _sums(examples: _Examples, fold: IntArray, n_classes: int, folds: int = FOLDS) -> Sums:
-    """Return the sums of the own examples."""
-    dim = examples.dim
-    in_fold = np.stack([np.bincount(examples.column[fold == held], minlength=n_classes) for held in range(folds)])
+def _sums(examples: _Examples, divisions: list[IntArray], n_classes: int, folds: int = FOLDS) -> Sums:
+    """Return the sums of the own examples, by the folds of all divisions."""
     # each class has weight 1, shared equally by its examples outside the fold
     size = np.bincount(examples.column, minlength=n_classes)
-    weight = 1.0 / np.maximum(size - in_fold, 1.0)
-    moments, averages = np.zeros((folds, dim, dim)), np.zeros((folds, dim, n_classes))
-    second, weighted = np.empty((dim, dim), dtype=np.float32), np.empty((dim, dim))  # memory is slow to get
-    for k, some, x in examples.blocks():
-        for held in np.unique(fold[some]):
-            part = x[fold[some] == held]
-            np.matmul(part.T, part, out=second)
-            total = part.sum(axis=0, dtype=np.float64)
-            for other in range(folds):
-                if other != held:
-                    moments[other] += np.multiply(second, weight[other, k], out=weighted)
-                    averages[other, :, k] += weight[other, k] * total
+    outside = [
+        size - np.bincount(examples.column[fold == held], minlength=n_classes)
+        for fold in divisions
+        for held in range(folds)
+    ]
+    weights = [1.0 / np.maximum(count, 1.0) for count in outside]
+    dim = examples.dim
+    moments, averages = np.zeros((len(weights), dim, dim)), np.zeros((len(weights), dim, n_classes))
+    second = np.empty((dim, dim), dtype=np.float32)
+    for some, x in examples.blocks():
+        column = examples.column[some]
+        kept = np.stack([fold[some] != held for fold in divisions for held in range(folds)])
+        weight = np.stack([of_class[column] for of_class in weights]) * kept
+        for total, inside, its_weight in zip(moments, kept, weight, strict=True):
+            scaled = x[inside] * np.sqrt(its_weight[inside], dtype=np.float32)[:, None]
+            total += np.matmul(scaled.T, scaled, out=second)
+        bounds = np.flatnonzero(np.diff(column, prepend=-1))
+        for start, stop in pairwise([*bounds.tolist(), len(some)]):
+            averages[:, :, column[start]] += weight[:, start:stop].astype(np.float32) @ x[start:stop]
     return moments, averages
 
 

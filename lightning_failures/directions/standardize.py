@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lightning_failures.core.arrays import as_rows
+from lightning_failures.core.arrays import as_rows, widened
 from lightning_failures.core.types import FloatArray, IntArray
 from lightning_failures.errors import DataError
 
@@ -33,7 +33,7 @@ def standardize(embeddings: NDArray[Any], mean: NDArray[Any], std: NDArray[Any])
     array([[0.6, 0.8, 0. ]])
     """
     scale = np.divide(1.0, std, out=np.zeros_like(mean), where=std > 0)
-    scaled = embeddings.astype(mean.dtype)
+    scaled = widened(embeddings, mean.dtype)
     scaled -= mean
     scaled *= scale
     length = _lengths(scaled)

@@ -141,43 +141,121 @@ def fit_scaled(
         most: Maximum number of examples to fit on, sampled with equal numbers of failures and successes as far as
             possible. Scores and out-of-fold values still cover all examples.
     """
-    used = _fixed_sample(correct, most, fitted)
     scored = np.ones(len(correct), dtype=np.bool_) if scored is None else scored
-    # the Gram matrix is that of all examples, or of those to fit on if there are too many
-    of_all = len(correct) <= most
-    rows = np.arange(len(correct)) if of_all else used
-    place = used if of_all else np.arange(len(used))  # of the examples to fit on in the Gram matrix
-    x, right, part = features[used], correct[used], fold[used]
-    centre = features[rows].mean(axis=0)
-    if gram is None or not of_all:
-        gram = centred_gram(features[rows])
+    sample = _Sample.of(features, correct, fold, gram=gram, fitted=fitted, most=most)
     # ascending, because each solution starts from the previous one
     grid = np.unique(cs or (multiple,)).astype(np.float64)
-
-    # score the grid: each fold is predicted by the fit on the other folds
-    values = np.empty((len(grid), len(correct)))
-    scores = np.zeros(len(grid))
-    for kept, held in ((np.flatnonzero(part != k), np.flatnonzero(fold == k)) for k in np.unique(fold)):
-        inside = _block(gram, place[kept], place[kept])
-        coefficients, biases, _ = _solve_path(inside, right[kept], grid, relative=not cs)
-        if of_all:
-            values[:, held] = coefficients @ _block(gram, place[kept], held) + biases[:, None]
-        else:
-            values[:, held] = (coefficients @ x[kept]) @ (features[held] - centre).T + biases[:, None]
-        judged = held[scored[held]]
-        scores += CRITERION.score(values[:, judged], correct[judged])
-    scores /= len(np.unique(fold))
+    values, scores = sample.cross_validate(grid, scored, relative=not cs)
 
     # select C and refit on all examples
     error = CRITERION.stderr(values[scores.argmax()][scored], correct[scored])
     best = int(np.flatnonzero(scores >= scores.max() - SCORE_TOLERANCE * error)[0])
     coefficients, biases, critical = _solve_path(
-        _block(gram, place, place), right, grid[best : best + 1], relative=not cs
+        _block(sample.gram, sample.place, sample.place),
+        correct[sample.used],
+        grid[best : best + 1],
+        relative=not cs,
     )
     c = float(grid[best]) * (1.0 if cs else critical)
-    weight = coefficients[0] @ x
-    bias, stderr = float(biases[0] - weight @ centre), CRITERION.stderr(values[best][scored], correct[scored])
+    weight = coefficients[0] @ features[sample.used]
+    bias, stderr = float(biases[0] - weight @ sample.centre()), CRITERION.stderr(values[best][scored], correct[scored])
     return SVMFit(weight, bias, c, float(scores[best]), stderr, values[best])
+
+
+def score_scaled(
+    features: NDArray[Any],
+    correct: BoolArray,
+    fold: IntArray,
+    *,
+    multiple: float = WHOLE_MULTIPLE,
+    gram: NDArray[Any] | None = None,
+) -> float:
+    """Return the score that :func:`fit_scaled` gives with one multiple, without its fit of all examples.
+
+    Args:
+        features: (n, D), phi.
+        correct: (n,) bool.
+        fold: (n,) int, the fold of each example.
+        multiple: C in units of the critical C.
+        gram: (n, n) result of :func:`centred_gram`, if it is already computed.
+    """
+    sample = _Sample.of(features, correct, fold, gram=gram)
+    every = np.ones(len(correct), dtype=np.bool_)
+    return float(sample.cross_validate(np.array([multiple]), every, relative=True)[1][0])
+
+
+@dataclass(frozen=True)
+class _Sample:
+    """The examples of a fit, and those of them that it is fitted on.
+
+    Attributes:
+        features: (n, D), phi.
+        correct: (n,) bool.
+        fold: (n,) int, the fold of each example.
+        used: (m,) the rows to fit on.
+        gram: The Gram matrix: of all examples, or of those to fit on if there are too many.
+        place: (m,) the place of the examples to fit on in the Gram matrix.
+    """
+
+    features: NDArray[Any]
+    correct: BoolArray
+    fold: IntArray
+    used: IntArray
+    gram: NDArray[Any]
+    place: IntArray
+
+    @classmethod
+    def of(
+        cls,
+        features: NDArray[Any],
+        correct: BoolArray,
+        fold: IntArray,
+        *,
+        gram: NDArray[Any] | None = None,
+        fitted: BoolArray | None = None,
+        most: int = MAX_GRAM_EXAMPLES,
+    ) -> _Sample:
+        """Choose the examples to fit on, and compute the Gram matrix if it is not there or too large."""
+        used = _fixed_sample(correct, most, fitted)
+        of_all = len(correct) <= most
+        if gram is None or not of_all:
+            gram = centred_gram(features if of_all else features[used])
+        return cls(features, correct, fold, used, gram, used if of_all else np.arange(len(used)))
+
+    @property
+    def of_all(self) -> bool:
+        """Whether the Gram matrix is that of all examples."""
+        return len(self.gram) == len(self.correct)
+
+    def centre(self) -> NDArray[Any]:
+        """Return the mean that the Gram matrix is centred by, (D,)."""
+        return np.asarray((self.features if self.of_all else self.features[self.used]).mean(axis=0))
+
+    def cross_validate(self, grid: FloatArray, scored: BoolArray, *, relative: bool) -> tuple[FloatArray, FloatArray]:
+        """Predict each fold by the fit on the other folds.
+
+        Args:
+            grid: (M,) ascending values of C, or multiples of the critical C where ``relative``.
+            scored: (n,) bool, the examples to score on.
+            relative: Whether the grid is in units of the critical C.
+
+        Returns:
+            Values (M, n) and scores (M,).
+        """
+        right, part = self.correct[self.used], self.fold[self.used]
+        values, scores = np.empty((len(grid), len(self.correct))), np.zeros(len(grid))
+        folds = np.unique(self.fold)
+        for kept, held in ((np.flatnonzero(part != k), np.flatnonzero(self.fold == k)) for k in folds):
+            inside = _block(self.gram, self.place[kept], self.place[kept])
+            coefficients, biases, _ = _solve_path(inside, right[kept], grid, relative=relative)
+            if self.of_all:
+                values[:, held] = coefficients @ _block(self.gram, self.place[kept], held) + biases[:, None]
+            else:
+                weights = coefficients @ self.features[self.used[kept]]
+                values[:, held] = weights @ (self.features[held] - self.centre()).T + biases[:, None]
+            judged = held[scored[held]]
+            scores += CRITERION.score(values[:, judged], self.correct[judged])
+        return values, scores / len(folds)
 
 
 def centred_gram(features: NDArray[Any], device: str | torch.device = "cpu") -> NDArray[Any]:

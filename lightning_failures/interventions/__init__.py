@@ -22,7 +22,7 @@ Files, each importing only from those above it::
     mask_features     MaskFeatures: refits the last layer without features that mislead it
 """
 
-from lightning_failures.interventions.base import Decision, Discovery, Intervention, JudgedExamples, Round
+from lightning_failures.interventions.base import Decision, Discovery, EarlyAnswers, Intervention, JudgedExamples, Round
 from lightning_failures.interventions.filtered import AddFiltered
 from lightning_failures.interventions.label_errors import suspect_labels
 from lightning_failures.interventions.mask_features import MaskFeatures
@@ -36,6 +36,7 @@ __all__ = [
     "AddSynthetic",
     "Decision",
     "Discovery",
+    "EarlyAnswers",
     "Intervention",
     "JudgedExamples",
     "MaskFeatures",

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from numbers import Real
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
 import numpy as np
 import torch
@@ -26,8 +26,33 @@ from lightning_failures.interventions.selection.picker import By
 
 T = TypeVar("T")
 
+PickBy = By | Literal["early"]
+PICKS_BY: tuple[PickBy, ...] = (*get_args(By), "early")
+"""The order of picks from a pool; see :class:`~lightning_failures.interventions.AddFiltered`."""
+
 LEFT_OUT = -1
 """Label of a training example that takes no part in interventions: its weight stays 1."""
+
+UNTREATED = "untreated control, chosen at random"
+"""Why a class is left unchanged in a lottery over classes."""
+
+
+@dataclass(frozen=True, eq=False)
+class EarlyAnswers:
+    """The answers of the model of an early epoch on N examples of a training set or a pool.
+
+    Source: Liu et al., Just Train Twice, ICML 2021, section 4: the errors of a model after few epochs.
+
+    Attributes:
+        epoch: The epoch after which the model answered, counted from 0.
+        confidence: (N,) float32 in [0, 1], the predicted probability of the label; NaN for an example that could not be
+            read.
+        wrong: (N,) bool, whether the predicted class is another one than the label.
+    """
+
+    epoch: int
+    confidence: NDArray[np.float32]
+    wrong: BoolArray
 
 
 @dataclass(frozen=True)
@@ -43,6 +68,8 @@ class JudgedExamples:
         reasons: K strings or None: why a class has no pattern ("no pattern", "skipped: ..."); None if it has one.
         retained: (N,) bool, examples that this intervention has upweighted and whose class, which once had a pattern,
             now has too few failures for one. Without the weight the failures would come back.
+        early: Answers of an early epoch on the training set, or on the pool of the intervention; None if it did not ask
+            for them.
     """
 
     labels: NDArray[np.int64]
@@ -50,6 +77,7 @@ class JudgedExamples:
     class_names: tuple[str, ...]
     reasons: tuple[str | None, ...]
     retained: NDArray[np.bool_] | None = None
+    early: EarlyAnswers | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -256,16 +284,17 @@ class Round(ABC):
         view: Any,
         *,
         per_class: int,
-        by: By,
+        by: PickBy,
         classes: Sequence[int],
         similarity: float,
         triage: bool,
         diverse: bool = False,
+        early: EarlyAnswers | None = None,
     ) -> Picks:
         """Read a whole pool once and select examples of it (see :class:`~.picker.PoolSelector`). Collective.
 
         With ``triage``, suspected label errors are not selected; images of the validation set never are. With
-        ``diverse``, the selected examples are spread over the candidates.
+        ``diverse``, the selected examples are spread over the candidates. ``by="early"`` needs the early answers.
         """
 
 
@@ -348,6 +377,11 @@ class Intervention(ABC):
         return (epoch - self.start_epoch) // self.every_n_epochs
 
     @property
+    def wants_early(self) -> int | None:
+        """Epoch after which the answers of the model on the pool, or else on the training set, are kept; None: none."""
+        return None
+
+    @property
     def acts_at_end(self) -> bool:
         """Whether the intervention makes a decision when the training has ended."""
         return False
@@ -380,6 +414,11 @@ class Intervention(ABC):
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in self.options.items())})"
+
+    def _check_early(self, early_epoch: int, *, wanted: bool) -> None:
+        """Raise an error for an early epoch that is not over when the intervention first acts."""
+        holds = is_number(early_epoch) and early_epoch >= 0 and not (wanted and early_epoch >= self.start_epoch)
+        self._check("early_epoch", holds, f"an integer from 0 on, before start_epoch={self.start_epoch}")
 
     def _check(self, name: str, holds: bool, allowed: str) -> None:
         if not holds:

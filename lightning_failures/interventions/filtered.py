@@ -7,15 +7,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 from torch.utils.data import Dataset
 
 from lightning_failures.core.text import listed_reasons
 from lightning_failures.data.report import ClassReport
-from lightning_failures.interventions.base import Decision, Intervention, JudgedExamples, Round, is_number
-from lightning_failures.interventions.selection.picker import By
+from lightning_failures.interventions.base import (
+    PICKS_BY,
+    Decision,
+    Intervention,
+    JudgedExamples,
+    PickBy,
+    Round,
+    is_number,
+)
 
 
 class AddFiltered(Intervention):
@@ -38,8 +45,10 @@ class AddFiltered(Intervention):
         per_class: Number of examples to add for each class.
         by: ``"decision_value"``, the most negative first, as in the paper; ``"confidence"``, the least confident first,
             the usual way to pick; ``"flagged_confidence"``, the least confident of those with a negative decision
-            value, which are less alike; ``"random"``, for comparison. Both ways by confidence run the
-            ``validation_step`` of the module on examples of the pool, and read the pool again at each decision.
+            value, which are less alike; ``"early"``, the least confident by the model of an early epoch, as in Just
+            Train Twice (Liu et al., ICML 2021); ``"random"``, for comparison. The ways by confidence run the
+            ``validation_step`` of the module on examples of the pool: ``"early"`` once, on all of them, in the first
+            validation that is analysed from ``early_epoch`` on; the others read the pool again at each decision.
         view: The same examples in the same order through the transform of validation. None: decision values are
             computed on the pool itself.
         triage: Exclude suspected label errors (see :class:`Upweight`), with ten candidates for each wanted example.
@@ -49,6 +58,7 @@ class AddFiltered(Intervention):
         diverse: Spread the examples over ten candidates for each wanted one, from the hardest on, instead of taking the
             hardest: those with the most negative decision values look alike. Ranked by decision value, only flagged
             examples are candidates, as long as there are enough. The candidates and their embeddings are in memory.
+        early_epoch: The epoch of ``by="early"``, counted from 0 and before ``start_epoch``.
         **schedule: When it acts: ``start_epoch``, ``every_n_epochs``, ``stop_epoch``, ``dry_run`` and ``grow_epoch`` of
             :class:`~lightning_failures.interventions.Intervention`.
 
@@ -57,7 +67,7 @@ class AddFiltered(Intervention):
 
     >>> AddFiltered([("image", 0)], per_class=20, by="flagged_confidence")
     AddFiltered(pool='list of 1', per_class=20, by='flagged_confidence', view=None, triage=True, similarity=0.995, \
-diverse=False, start_epoch=1, every_n_epochs=1, stop_epoch=None, dry_run=False, grow_epoch=False)
+diverse=False, early_epoch=0, start_epoch=1, every_n_epochs=1, stop_epoch=None, dry_run=False, grow_epoch=False)
     """
 
     def __init__(
@@ -65,28 +75,36 @@ diverse=False, start_epoch=1, every_n_epochs=1, stop_epoch=None, dry_run=False, 
         pool: Dataset,  # type: ignore[type-arg]  # bare, so that YAML can fill it
         per_class: int = 100,
         *,
-        by: By = "decision_value",
+        by: PickBy = "decision_value",
         view: Dataset | None = None,  # type: ignore[type-arg]
         triage: bool = True,
         similarity: float = 0.995,
         diverse: bool = False,
+        early_epoch: int = 0,
         **schedule: Any,
     ) -> None:
         super().__init__(**schedule)
         self.pool = pool
         self.per_class = per_class
-        self.by: By = by
+        self.by: PickBy = by
         self.view = view
         self.triage = triage
         self.similarity = similarity
         self.diverse = diverse
+        self.early_epoch = early_epoch
         both = (pool, pool if view is None else view)
         indexed = all(hasattr(data, "__len__") and hasattr(data, "__getitem__") for data in both)
         self._check("pool", indexed, "a map-style dataset, and so must be its view")
         self._check("view", view is None or len(view) == len(pool), "None or as long as the pool")  # type: ignore[arg-type]
         self._check("per_class", isinstance(per_class, int) and per_class >= 1, "an integer >= 1")
-        self._check("by", by in get_args(By), f"one of {', '.join(get_args(By))}")
+        self._check("by", by in PICKS_BY, f"one of {', '.join(PICKS_BY)}")
         self._check("similarity", is_number(similarity) and 0 < similarity <= 1, "a cosine in (0, 1]")
+        self._check_early(early_epoch, wanted=by == "early")
+
+    @property
+    def wants_early(self) -> int | None:
+        """Epoch after which the answers of the model on the pool are kept; None: none."""
+        return self.early_epoch if self.by == "early" else None
 
     def source(self, training_set: Any, folder: Path) -> Any:
         """Return the pool."""
@@ -106,6 +124,7 @@ diverse=False, start_epoch=1, every_n_epochs=1, stop_epoch=None, dry_run=False, 
                 similarity=self.similarity,
                 triage=self.triage,
                 diverse=self.diverse,
+                early=examples.early,
             )
         entries: list[dict[str, Any]] = []
         for k, (name, reason) in enumerate(zip(examples.class_names, examples.reasons, strict=True)):
@@ -142,6 +161,7 @@ diverse=False, start_epoch=1, every_n_epochs=1, stop_epoch=None, dry_run=False, 
             added=added,
             notes=tuple(notes),
             expected_drop=_expected_drop(round.report.classes, eligible),
+            details={} if examples.early is None else {"early_epoch": examples.early.epoch},
         )
 
 

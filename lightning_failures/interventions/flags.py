@@ -7,14 +7,18 @@ by one, and, where most failures of validation look like doubtful labels, every 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lightning_failures.core.types import BoolArray, IntArray
+from lightning_failures.core.types import BoolArray, FloatArray, IntArray
 from lightning_failures.data.report import MAX_REVIEW
-from lightning_failures.interventions.base import LEFT_OUT, JudgedExamples, Round
+from lightning_failures.errors import ConfigurationError
+from lightning_failures.interventions.base import LEFT_OUT, UNTREATED, JudgedExamples, Round
+
+FlagBy = Literal["directions", "early"]
+"""What flags training examples; see :class:`~lightning_failures.interventions.Upweight`."""
 
 DOUBTFUL_FACTOR = 2.0
 """Largest weight of a flagged example where most failures of validation look like doubtful labels: the paper's.
@@ -46,8 +50,12 @@ class Flags:
         return {"suspected": int(self.suspected[k]), "doubted": int(self.doubted[k]), "reason": self.reasons[k]}
 
 
-def flag_examples(examples: JudgedExamples, round: Round | None, *, max_flagged: float, triage: bool) -> Flags:
+def flag_examples(
+    examples: JudgedExamples, round: Round | None, *, max_flagged: float, triage: bool, by: FlagBy = "directions"
+) -> Flags:
     """Flag training examples of classes with a pattern, without those whose labels are doubtful. Collective.
+
+    With ``by="early"`` those are flagged that the model of an early epoch gets wrong, in all classes but the untreated.
 
     Where most failures of validation look like doubtful labels (``round.report.doubtful``), only examples whose label a
     probe supports are flagged. The probe is fitted on the discovery part: one of the training set would have learned
@@ -58,17 +66,21 @@ def flag_examples(examples: JudgedExamples, round: Round | None, *, max_flagged:
         round: The round of decisions; None: no label is checked.
         max_flagged: Largest share of the examples of a class that may be flagged, the hardest first, in (0, 1].
         triage: Check labels.
+        by: What flags them.
+
+    Raises:
+        ConfigurationError: Flags by early answers are wanted, but there are none.
     """
     counts = len(examples.class_names)
-    candidates = np.isin(examples.labels, [k for k, reason in enumerate(examples.reasons) if reason is None])
-    candidates &= examples.values < 0
+    wrong, hardness, reasons = _judged(examples, by)
+    candidates = wrong & np.isin(examples.labels, [k for k, reason in enumerate(reasons) if reason is None])
     doubted = np.zeros(len(examples.labels), dtype=np.bool_)
     doubts: list[dict[str, Any]] = []
     if triage and round is not None and round.report.doubtful and candidates.any():
         doubts = _doubts(examples, round, np.flatnonzero(candidates), doubted)
 
-    flagged, reasons = _hardest_of_classes(examples, candidates & ~doubted, max_flagged)
-    if examples.retained is not None and examples.retained.any():
+    flagged = _hardest_of_classes(examples, candidates & ~doubted, hardness, reasons, max_flagged)
+    if by == "directions" and examples.retained is not None and examples.retained.any():
         flagged |= examples.retained
         for k in np.unique(examples.labels[examples.retained & (examples.labels != LEFT_OUT)]):
             reasons[k] = f"as before: {reasons[k]}"
@@ -92,24 +104,40 @@ def largest_factor(max_factor: float, round: Round | None) -> float:
     return min(max_factor, DOUBTFUL_FACTOR) if round is not None and round.report.doubtful else max_factor
 
 
+def _judged(examples: JudgedExamples, by: FlagBy) -> tuple[BoolArray, FloatArray, list[str | None]]:
+    """Return which examples (N,) can be flagged, values (N,) that rank them, the hardest first, and reasons (K,)."""
+    if by == "directions":
+        return examples.values < 0, examples.values.astype(np.float64), list(examples.reasons)
+    early = examples.early
+    if early is None:
+        raise ConfigurationError(
+            "Flags by early answers need the answers of the model of an early epoch, which a training with"
+            " FailureModes(interventions=...) keeps: JudgedExamples(early=...)."
+        )
+    return early.wrong, early.confidence.astype(np.float64), [r if r == UNTREATED else None for r in examples.reasons]
+
+
 def _hardest_of_classes(
-    examples: JudgedExamples, candidates: BoolArray, max_flagged: float
-) -> tuple[BoolArray, list[str | None]]:
-    """Return the hardest candidates of each class, up to a share of its examples, and the reason of each class."""
+    examples: JudgedExamples,
+    candidates: BoolArray,
+    values: FloatArray,
+    reasons: list[str | None],
+    max_flagged: float,
+) -> BoolArray:
+    """Return the candidates of each class with the smallest values, up to a share; a cap is added to the reasons."""
     counts = len(examples.class_names)
     limits = (max_flagged * np.bincount(examples.labels[examples.labels != LEFT_OUT], minlength=counts)).astype(
         np.int64
     )
     rows = np.flatnonzero(candidates)
-    rows = rows[np.lexsort((rows, examples.values[rows], examples.labels[rows]))]  # by class, the hardest first
+    rows = rows[np.lexsort((rows, values[rows], examples.labels[rows]))]  # by class, the hardest first
     found = np.bincount(examples.labels[rows], minlength=counts)
     rank = np.arange(len(rows)) - (np.cumsum(found) - found)[examples.labels[rows]]
     flagged = np.zeros(len(candidates), dtype=np.bool_)
     flagged[rows[rank < limits[examples.labels[rows]]]] = True
-    reasons = list(examples.reasons)
     for k in np.flatnonzero(found > limits):
         reasons[k] = "capped at max_flagged"
-    return flagged, reasons
+    return flagged
 
 
 def _doubts(

@@ -293,13 +293,13 @@ class _Problem:
             head = torch.from_numpy(flat.reshape(shape)).float().to(self._labels.device)
             loss, gradient = 0.0, np.zeros(shape)
             for where, z in self.numbered():
-                log_p = torch.addmm(head[:, -1], z, head[:, :-1].T).log_softmax(1)
-                target, m = self._labels[where, None], weights[where]
-                loss -= float(log_p.gather(1, target)[:, 0].double() @ m.double())
-                residual = log_p.exp_().mul_(m[:, None])
-                residual.scatter_add_(1, target, -m[:, None])
-                gradient[:, :-1] += (residual.T @ z).double().cpu().numpy()
-                gradient[:, -1] += residual.double().sum(0).cpu().numpy()
+                log_p = _log_probabilities(head, z)
+                target, m = self._labels[None, where], weights[where]
+                loss -= float(log_p.gather(0, target)[0].double() @ m.double())
+                residual = log_p.exp_().mul_(m)
+                residual.scatter_add_(0, target, -m[None])
+                gradient[:, :-1] += (residual @ z).double().cpu().numpy()
+                gradient[:, -1] += residual.double().sum(1).cpu().numpy()
             w = flat.reshape(shape)[:, :-1]
             gradient[:, :-1] += penalty * w
             return loss + penalty / 2 * float((w * w).sum()), gradient.ravel()
@@ -310,9 +310,17 @@ class _Problem:
         return found.x.reshape(shape), bool(found.success)
 
     def log_probabilities(self, head: FloatArray) -> Tensor:
-        """Return the logarithms of the predicted probabilities, (N, K)."""
+        """Return the logarithms of the predicted probabilities, (K, N)."""
         layer = torch.from_numpy(head).float().to(self._labels.device)
-        return torch.cat([torch.addmm(layer[:, -1], z, layer[:, :-1].T).log_softmax(1) for _, z in self.numbered()])
+        return torch.cat([_log_probabilities(layer, z) for _, z in self.numbered()], dim=1)
+
+
+def _log_probabilities(head: Tensor, z: Tensor) -> Tensor:
+    """Return the logarithms of the probabilities (K, n) of rows (n, D) by a head (K, D + 1).
+
+    With the classes first, the softmax runs along many examples at once: several times as fast for a few classes.
+    """
+    return torch.addmm(head[:, -1:], head[:, :-1], z.T).log_softmax(0)
 
 
 def _standardized_blocks(
@@ -343,8 +351,8 @@ def _cross_validate(
         for p, penalty in enumerate(grid):
             start, _ = problem.solve(fitting / fitting.sum(), penalty, start, _ROUGH)
             log_p = problem.log_probabilities(start)
-            losses[p, held_out] = -log_p.gather(1, labels[:, None])[:, 0].cpu().numpy()[held_out]
-            right[p, held_out] = (log_p.argmax(1) == labels).cpu().numpy()[held_out]
+            losses[p, held_out] = -log_p.gather(0, labels[None])[0].cpu().numpy()[held_out]
+            right[p, held_out] = (log_p.argmax(0) == labels).cpu().numpy()[held_out]
     return losses, right
 
 

@@ -6,13 +6,13 @@ Source: Jain et al., Distilling Model Failures as Directions in Latent Space, IC
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 
 from lightning_failures.core.types import FloatArray, IntArray
 from lightning_failures.interventions.base import LEFT_OUT, Decision, Intervention, JudgedExamples, Round, is_number
-from lightning_failures.interventions.flags import Flags, flag_examples, largest_factor
+from lightning_failures.interventions.flags import FlagBy, Flags, flag_examples, largest_factor
 from lightning_failures.interventions.head import MAX_FACTOR
 
 
@@ -51,6 +51,12 @@ class Upweight(Intervention):
     doubtful labels, only examples whose label a probe of the validation set supports count as flagged
     (:func:`~lightning_failures.interventions.flags.flag_examples`), at most twice if the weights are balanced.
 
+    ``flags="early"`` is Just Train Twice (Liu et al., ICML 2021) within one training: those examples count as flagged
+    that the model of an early epoch gets wrong, in all classes, whatever the directions find. The answers of that model
+    are kept by one pass over the training set, in the first validation that is analysed from ``early_epoch`` on; they
+    are part of the checkpoint. Departures from the paper: the training goes on instead of beginning again, and labels
+    are checked as above (``triage=False``: none is).
+
     Args:
         factor: ``"balanced"``, or u, from 1 to ``max_factor``. With 1 the training is exactly the same as without the
             intervention.
@@ -58,6 +64,8 @@ class Upweight(Intervention):
         max_flagged: Largest share of the examples of a class that may count as flagged, in (0, 1].
         triage: Exclude doubtful labels, by the ``validation_step`` of the module on flagged examples.
         weight_key: Key of the loss weights in the batch; None: weights change how often examples are drawn.
+        flags: ``"directions"``, or ``"early"``: the errors of the model of an early epoch.
+        early_epoch: That epoch, counted from 0 and before ``start_epoch``.
         **schedule: When it acts: ``start_epoch``, ``every_n_epochs``, ``stop_epoch``, ``dry_run`` and ``grow_epoch`` of
             :class:`~lightning_failures.interventions.Intervention`.
 
@@ -84,6 +92,8 @@ class Upweight(Intervention):
         max_flagged: float = 0.5,
         triage: bool = True,
         weight_key: str | None = None,
+        flags: FlagBy = "directions",
+        early_epoch: int = 0,
         **schedule: Any,
     ) -> None:
         super().__init__(**schedule)
@@ -92,11 +102,15 @@ class Upweight(Intervention):
         self.max_flagged = max_flagged
         self.triage = triage
         self.weight_key = weight_key
+        self.flags: FlagBy = flags
+        self.early_epoch = early_epoch
         self._check("max_factor", is_number(max_factor) and 1 <= max_factor < math.inf, "a number >= 1")
         in_range = is_number(factor) and 1 <= float(factor) <= max_factor
         self._check("factor", factor == "balanced" or in_range, f"'balanced' or from 1 to max_factor={max_factor:g}")
         self._check("max_flagged", is_number(max_flagged) and 0 < max_flagged <= 1, "a share in (0, 1]")
         self._check("weight_key", weight_key is None or bool(weight_key), "None or the name of a key")
+        self._check("flags", flags in get_args(FlagBy), f"one of {', '.join(get_args(FlagBy))}")
+        self._check_early(early_epoch, wanted=flags == "early")
 
     @property
     def announcement(self) -> str | None:
@@ -109,13 +123,18 @@ class Upweight(Intervention):
         )
 
     @property
+    def wants_early(self) -> int | None:
+        """Epoch after which the answers of the model on the training set are kept; None: none."""
+        return self.early_epoch if self.flags == "early" else None
+
+    @property
     def changes_training(self) -> bool:
         """Whether the intervention can change the training at all."""
         return not self.dry_run and self.factor != 1
 
     def decide(self, examples: JudgedExamples, round: Round | None = None) -> Decision:
         """Weight the flagged examples of classes with a pattern; without a round no label is checked."""
-        flags = flag_examples(examples, round, max_flagged=self.max_flagged, triage=self.triage)
+        flags = flag_examples(examples, round, max_flagged=self.max_flagged, triage=self.triage, by=self.flags)
         takes_part = examples.labels != LEFT_OUT
         sizes, counts = (
             np.bincount(examples.labels[rows & takes_part], minlength=len(examples.class_names))
@@ -124,7 +143,9 @@ class Upweight(Intervention):
         factors = self._factors(sizes, counts, largest_factor(self.max_factor, round))
         weights = np.ones(len(examples.labels))
         weights[flags.flagged] = factors[examples.labels[flags.flagged]]
-        return Decision(weights, _class_entries(examples, flags, sizes, counts, factors), review=flags.review)
+        details = {} if examples.early is None else {"early_epoch": examples.early.epoch}
+        entries = _class_entries(examples, flags, sizes, counts, factors)
+        return Decision(weights, entries, review=flags.review, details=details)
 
     def _factors(self, sizes: IntArray, counts: IntArray, largest: float) -> FloatArray:
         """Return the weight of the flagged examples of each class (K,), 1 where there are none.

@@ -105,6 +105,7 @@ def take_grades(grades: Grades, rows: Tensor) -> Grades:
         coverage=grades.coverage,
         verdicts=None if grades.verdicts is None else grades.verdicts[rows],
         digests=None if grades.digests is None else grades.digests[rows],
+        margin=None if grades.margin is None else grades.margin[rows],
     )
 
 

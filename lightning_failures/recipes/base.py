@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from torch.utils.data import Dataset
 
 from lightning_failures.core.types import BoolArray
+from lightning_failures.errors import ConfigurationError, did_you_mean
 
 
 @dataclass(frozen=True)
@@ -40,16 +41,48 @@ class Claim:
     Attributes:
         text: What it says.
         key: The measurement that it is about.
-        above: The measurement that it says is lower; None: the claim is a figure to compare by eye.
+        above: The measurement that it says is lower, or a number; None: the claim is a figure to compare by eye.
         published: The paper's figures, as text.
         source: Paper and section.
     """
 
     text: str
     key: str
-    above: str | None
+    above: str | float | None
     published: str
     source: str
+
+
+@dataclass(frozen=True, eq=False)
+class Pool:
+    """Labelled examples that training may add.
+
+    Attributes:
+        plain: The examples, (image, label), transformed as for evaluation.
+        augmented: The same examples, transformed as for training.
+        picks: How many of each class are added.
+        hard: (n,) bool, the group that training under-represents; None where nothing is planted.
+    """
+
+    plain: Dataset[Any]
+    augmented: Dataset[Any]
+    picks: int
+    hard: BoolArray | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Sweep:
+    """The same setting at several levels of what is planted.
+
+    Attributes:
+        name: What varies, such as "strength".
+        levels: The levels, ascending: more is planted.
+        at: Returns the setting at a level.
+    """
+
+    name: str
+    levels: tuple[float, ...]
+    at: Callable[[float], Setting]
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,6 +107,9 @@ class Setting:
         metadata: Attributes of the data sets with a value for each example, which reports compare.
         reference: The ``reference`` of ``FailureModes``; "train" also informs the diagnosis.
         focus: Names of conditions with figures of their own.
+        architecture: Name of a network of torchvision.
+        pool: Examples that training may add; None: the setting has none.
+        sweep: The same setting at other levels of what is planted; None: it has one level.
     """
 
     train: Dataset[Any]
@@ -92,6 +128,52 @@ class Setting:
     metadata: tuple[str, ...] = ()
     reference: Literal["validation", "train"] = "validation"
     focus: tuple[str, ...] = ()
+    architecture: str = "resnet18"
+    pool: Pool | None = None
+    sweep: Sweep | None = None
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a part of a recipe found.
+
+    Attributes:
+        figures: Measurements by name; shares are in [0, 1].
+        texts: Texts by name, such as captions.
+        files: Paths of pictures and tables by name, relative to the output folder.
+        notes: Sentences on what departs from the paper, or why something is missing.
+    """
+
+    figures: Mapping[str, float] = field(default_factory=dict)
+    texts: Mapping[str, str] = field(default_factory=dict)
+    files: Mapping[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    def and_then(self, other: Found) -> Found:
+        """Return what both found."""
+        return Found(
+            {**self.figures, **other.figures},
+            {**self.texts, **other.texts},
+            {**self.files, **other.files},
+            (*self.notes, *other.notes),
+        )
+
+
+@dataclass(frozen=True)
+class Materials:
+    """Files of the user that parts of recipes need; None: the part says that it was left out.
+
+    Attributes:
+        inception: Weights of torchvision's Inception v3.
+        vit: Weights of torchvision's ViT-B/16.
+        generator: What ``load_generator`` takes, for images from captions.
+        decoder: Folder of an unCLIP pipeline, which decodes embeddings of the encoder.
+    """
+
+    inception: Path | None = None
+    vit: Path | None = None
+    generator: str | None = None
+    decoder: str | None = None
 
 
 @dataclass(frozen=True)
@@ -104,6 +186,8 @@ class Measured:
         report: Path of the HTML report of the run.
         complete: Whether the data were those of the paper, all of them.
         notes: Sentences on what departs from the paper.
+        texts: Texts by name, such as captions.
+        files: Paths of pictures and tables by name, relative to the output folder.
     """
 
     seed: int
@@ -111,6 +195,8 @@ class Measured:
     report: str
     complete: bool
     notes: tuple[str, ...]
+    texts: dict[str, str] = field(default_factory=dict)
+    files: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -137,6 +223,21 @@ class Examination:
 
 
 @dataclass(frozen=True)
+class Part:
+    """A part of a recipe beside its main run, which people can leave out.
+
+    Attributes:
+        name: Its name in the shell.
+        summary: One line.
+        run: Takes the trained network, a ``Trained``, and returns what was found.
+    """
+
+    name: str
+    summary: str
+    run: Callable[[Any], Found]
+
+
+@dataclass(frozen=True)
 class Recipe:
     """One experiment of a paper.
 
@@ -146,8 +247,11 @@ class Recipe:
         data: What the folder must hold, and where people get it.
         source: Paper and sections.
         claims: What the paper says.
-        setting: ``(folder, seed, quick) -> Setting``; quick: a tenth of the data. None: ``examine`` is given.
+        setting: ``(folder, seed, quick) -> Setting``, with ``variant=`` if there are variants; quick: a tenth of the
+            data. None: ``examine`` is given.
         examine: Measures trained networks, for a recipe that trains none.
+        variants: Names of the variants, the usual one first.
+        parts: Parts beside the main run.
     """
 
     name: str
@@ -155,5 +259,47 @@ class Recipe:
     data: str
     source: str
     claims: tuple[Claim, ...]
-    setting: Callable[[Path, int, bool], Setting] | None
+    setting: Callable[..., Setting] | None
     examine: Callable[[Examination], Measured] | None = None
+    variants: tuple[str, ...] = ()
+    parts: tuple[Part, ...] = ()
+
+    def prepare(self, data: Path, seed: int, quick: bool = False, variant: str | None = None) -> Setting:
+        """Read the data set and return the setting of one seed.
+
+        Raises:
+            ConfigurationError: The recipe trains no network, there is no such variant, or the folder is of another
+                form.
+        """
+        if self.setting is None:
+            raise ConfigurationError(f"{self.name} examines trained networks; it has no setting to train in.")
+        chosen = self.chosen_variant(variant)
+        return self.setting(data, seed, quick, **({} if chosen is None else {"variant": chosen}))
+
+    def chosen_variant(self, name: str | None) -> str | None:
+        """Return the variant with this name; None: the usual one, or None for a recipe without variants.
+
+        Raises:
+            ConfigurationError: There is no such variant.
+        """
+        if name is None:
+            return self.variants[0] if self.variants else None
+        if name not in self.variants:
+            known = f"Variants: {', '.join(self.variants)}." if self.variants else "It has none."
+            raise ConfigurationError(f"{self.name} has no variant {name!r}.{did_you_mean(name, self.variants)} {known}")
+        return name
+
+    def chosen_parts(self, names: Sequence[str] | None) -> tuple[Part, ...]:
+        """Return the parts with these names; None: all.
+
+        Raises:
+            ConfigurationError: There is no such part.
+        """
+        if names is None:
+            return self.parts
+        known = {one.name: one for one in self.parts}
+        for name in names:
+            if name not in known:
+                listed = f"Parts: {', '.join(known)}." if known else "It has none."
+                raise ConfigurationError(f"{self.name} has no part {name!r}.{did_you_mean(name, list(known))} {listed}")
+        return tuple(known[name] for name in dict.fromkeys(names))

@@ -1,8 +1,8 @@
 """CelebA: age, with gender as a shortcut (Jain et al., ICLR 2023, sections 3.1 and B.1).
 
 Old men and young women are frequent in training, old women and young men are not: 24,812 against 6,203 of each. In
-validation all four are equally frequent, 1,795 each. Training images come from the training split of CelebA, those of
-validation from its validation split, and the test set is its test split.
+validation all four are equally frequent, 1,795 each, or distributed as in training (B.1.7). Training images come from
+the training split of CelebA, those of validation from its validation split, and the test set is its test split.
 """
 
 from __future__ import annotations
@@ -16,15 +16,23 @@ from torchvision.datasets import CelebA as TorchvisionCelebA
 
 from lightning_failures.core.types import IntArray
 from lightning_failures.errors import ConfigurationError
-from lightning_failures.recipes.base import Claim, Recipe, Schedule, Setting
+from lightning_failures.recipes.base import Claim, Recipe, Schedule, Setting, Sweep
+from lightning_failures.recipes.parts import LEVELS, METHODS, SPACES
 from lightning_failures.recipes.splits import QUICK, at_most, every_tenth
 from lightning_failures.recipes.transforms import IMAGENET, for_evaluation, for_training
 
 SIZE = 75
-OFTEN, SELDOM, IN_VALIDATION = 24_812, 6_203, 1_795
+OFTEN, SELDOM = 24_812, 6_203
+BALANCED, AS_TRAINING, FULL = "balanced", "as-training", "full"
+STRENGTHS = (1.0, 2.0, 4.0, 8.0)
+"""How many times as frequent old men and young women are in training, for the CV score against the strength."""
+
 SCHEDULE = Schedule(epochs=30, learning_rate=0.02, peak_epoch=2, batch_size=512)
 TRAINING_IMAGES = 162_770
 OLD, YOUNG = 0, 1
+NAMES = ("old", "young")
+
+_VALIDATION = {BALANCED: (1_795, 1_795), AS_TRAINING: (3_240, 810), FULL: (0, 0)}  # of a frequent and of a rare group
 
 
 class _Age:
@@ -37,8 +45,18 @@ class _Age:
         return int(attributes[self.place])
 
 
-def celeba_setting(data: Path, seed: int, quick: bool) -> Setting:
-    """Return CelebA by age; old women and young men are a quarter as frequent in training as the others."""
+def celeba_setting(
+    data: Path, seed: int, quick: bool, *, variant: str = BALANCED, strength: float | None = None
+) -> Setting:
+    """Return CelebA by age; old women and young men are a quarter as frequent in training as the others.
+
+    Args:
+        data: Folder of the data set.
+        seed: Seed of the draws.
+        quick: Whether a tenth of the data is enough.
+        variant: "balanced" and "as-training" say how validation is distributed; "full": all images of both splits.
+        strength: How many times as frequent the others are, in training; None: four times.
+    """
     parts: dict[str, Any] = {}
     groups: dict[str, tuple[IntArray, IntArray]] = {}  # age and gender of each image
     for split, training in (("train", True), ("valid", False), ("test", False)):
@@ -46,11 +64,12 @@ def celeba_setting(data: Path, seed: int, quick: bool) -> Setting:
         part = _read(data, split, transform)
         young, male = (part.attr[:, part.attr_names.index(name)].numpy().astype(np.int64) for name in ("Young", "Male"))
         part.target_transform = _Age(part.attr_names.index("Young"))
+        part.classes = list(NAMES)
         parts[split], groups[split] = part, (young, male)
-    share = QUICK if quick else 1
+    often, seldom = (OFTEN, SELDOM) if strength is None else _numbers(strength)
     rows = {
-        "train": _drawn(*groups["train"], often=OFTEN // share, seldom=SELDOM // share, seed=seed),
-        "valid": _drawn(*groups["valid"], often=IN_VALIDATION // share, seldom=IN_VALIDATION // share, seed=seed),
+        "train": _chosen(groups["train"], (often, seldom), seed, quick, whole=variant == FULL),
+        "valid": _chosen(groups["valid"], _VALIDATION[variant], seed, quick, whole=variant == FULL),
         "test": every_tenth(np.arange(len(parts["test"])), quick),
     }
     young, male = (column[rows["test"]] for column in groups["test"])
@@ -58,7 +77,7 @@ def celeba_setting(data: Path, seed: int, quick: bool) -> Setting:
         train=Subset(parts["train"], rows["train"].tolist()),
         validation=Subset(parts["valid"], rows["valid"].tolist()),
         test=Subset(parts["test"], rows["test"].tolist()),
-        class_names=("old", "young"),
+        class_names=NAMES,
         schedule=SCHEDULE,
         size=SIZE,
         statistics=IMAGENET,
@@ -67,7 +86,28 @@ def celeba_setting(data: Path, seed: int, quick: bool) -> Setting:
         hard_words={OLD: ("woman", "actress"), YOUNG: ("man", "boy", "actor")},
         complete=not quick and len(parts["train"]) == TRAINING_IMAGES,
         notes=("Training images are cropped at random, and flipped, with torchvision instead of FFCV.",),
+        sweep=None
+        if variant == FULL
+        else Sweep(
+            "strength", STRENGTHS, lambda level: celeba_setting(data, seed, quick, variant=variant, strength=level)
+        ),
     )
+
+
+def _numbers(strength: float) -> tuple[int, int]:
+    """Return the numbers of a frequent and of a rare group at a strength, the total being that of the paper."""
+    half = OFTEN + SELDOM
+    return round(half * strength / (1 + strength)), round(half / (1 + strength))
+
+
+def _chosen(
+    groups: tuple[IntArray, IntArray], numbers: tuple[int, int], seed: int, quick: bool, *, whole: bool
+) -> IntArray:
+    """Return the rows of a split: all of them, or the numbers of the frequent and of the rare groups."""
+    if whole:
+        return every_tenth(np.arange(len(groups[0])), quick)
+    often, seldom = (number // (QUICK if quick else 1) for number in numbers)
+    return _drawn(*groups, often=often, seldom=seldom, seed=seed)
 
 
 def _drawn(young: IntArray, male: IntArray, *, often: int, seldom: int, seed: int) -> IntArray:
@@ -106,6 +146,20 @@ CELEBA = Recipe(
               "both classes", "Jain et al., 3.1"),
         Claim("The model is wrong more often on flagged test images than on the others", "error rate of flagged",
               "error rate of others", "", "Jain et al., 3.1"),
+        Claim("The most flagged images hold more of them than Domino's slice", "hard in top 100",
+              "hard in top 100 by Domino", "above Domino at every K", "Jain et al., B.1.4"),
+        Claim("The most flagged images hold more of them than the twin of Learning from Failure ranks first",
+              "hard in top 100", "hard in top 100 by Learning from Failure", "above", "Jain et al., B.1.4"),
+        Claim("The most flagged images hold more of them than an early network ranks first", "hard in top 100",
+              "hard in top 100 by an early network", "above", "Jain et al., B.1.4"),
+        Claim("The CV score rises with the strength of the shortcut", "rank correlation of CV score and strength", 0.0,
+              "rises from 1x on", "Jain et al., 3.1"),
+        Claim("CLIP's space finds more of them than the network's own", "hard among flagged",
+              "hard among flagged, own space", "", "Jain et al., B.1.6"),
+        Claim("CLIP's space finds more of them than an Inception's", "hard among flagged",
+              "hard among flagged, Inception", "", "Jain et al., B.1.6"),
     ),
     setting=celeba_setting,
+    variants=(BALANCED, AS_TRAINING, FULL),
+    parts=(METHODS, SPACES, LEVELS),
 )  # fmt: skip

@@ -1,8 +1,8 @@
 """CIFAR-10; CIFAR-100 in superclasses with an under-represented sub-class (Jain et al., ICLR 2023, 3.2, 4.1, B.4, C.1).
 
 Splits as in the published code: a fifth of the training images are validation, two fifths the pool, two fifths train
-(CIFAR-10: a fifth train, a fifth validation, three fifths the pool). The test set is CIFAR's own. The sub-class that is
-cut in each superclass is the published one, and a quarter of its training images are kept.
+(CIFAR-10: a fifth train, a fifth validation, three fifths the pool); or four fifths train. The test set is CIFAR's own.
+The sub-class that is cut in each superclass is the published one, and a quarter of its training images are kept.
 """
 
 from __future__ import annotations
@@ -15,14 +15,23 @@ import numpy as np
 from torch.utils.data import Subset
 from torchvision import datasets
 
+from lightning_failures.core.types import BoolArray, IntArray
 from lightning_failures.errors import ConfigurationError
-from lightning_failures.recipes.base import Claim, Recipe, Schedule, Setting
-from lightning_failures.recipes.splits import every_tenth, stratified_split
+from lightning_failures.recipes.base import Claim, Pool, Recipe, Schedule, Setting, Sweep
+from lightning_failures.recipes.parts import DECODE, FILTER, LEVELS, NEAREST, NOUNS, SYNTHETIC
+from lightning_failures.recipes.splits import QUICK, every_tenth, stratified_split
 from lightning_failures.recipes.transforms import CIFAR, for_evaluation, for_training
 
 SIZE, PADDING, TRAINING_IMAGES = 32, 4, 50_000
 SCHEDULE = Schedule(epochs=35, learning_rate=0.5, peak_epoch=5, batch_size=512)
-KEPT_OF_CUT = 4  # every fourth training image of a cut sub-class is kept
+DEGREE = 0.75  # every fourth training image of a cut sub-class is kept
+DEGREES = tuple(round(0.1 * k, 1) for k in range(1, 10))
+PICKS = 100
+"""Images of each class that filtering adds to the training set."""
+
+WITH_POOL_100, WITH_POOL_10, WITHOUT_POOL = "20-40-40", "20-60-20", "80-20"
+_SHARES = {WITH_POOL_100: (0.2, 0.4, 0.4), WITH_POOL_10: (0.2, 0.6, 0.2), WITHOUT_POOL: (0.2, 0.0, 0.8)}
+"""Shares of validation, pool and training."""
 
 SUPERCLASSES = {
     "aquatic mammals": "beaver dolphin otter seal whale",
@@ -52,8 +61,18 @@ CUT = (4, 73, 54, 10, 51, 40, 84, 18, 3, 12, 33, 38, 64, 45, 2, 44, 80, 96, 13, 
 """The sub-class that is cut in each superclass, as an index into torchvision's names (published code)."""
 
 
-def cifar100_setting(data: Path, seed: int, quick: bool) -> Setting:
-    """Return superclasses of CIFAR-100, one sub-class each cut by three quarters in training."""
+def cifar100_setting(
+    data: Path, seed: int, quick: bool, *, variant: str = WITH_POOL_100, degree: float = DEGREE
+) -> Setting:
+    """Return superclasses of CIFAR-100, one sub-class each cut in training.
+
+    Args:
+        data: Folder of the data set.
+        seed: Seed of the split.
+        quick: Whether a tenth of the data is enough.
+        variant: Shares of validation, pool and training, or of training and validation.
+        degree: Share of the training images of the sub-class that are left out.
+    """
     names = list(SUPERCLASSES)
     train, plain, test = (_read(datasets.CIFAR100, data, **how) for how in _WAYS)
     of_name = {sub: k for k, subs in enumerate(SUPERCLASSES.values()) for sub in subs.split()}
@@ -63,10 +82,8 @@ def cifar100_setting(data: Path, seed: int, quick: bool) -> Setting:
     for part in (train, plain, test):
         part.target_transform = coarse.tolist().__getitem__
         part.classes = names
-    validation_rows, _pool, rows = stratified_split(fine, (0.2, 0.4, 0.4), seed)
-    cut_rows = rows[is_cut[fine[rows]]]
-    kept = np.isin(rows, np.concatenate([cut_rows[fine[cut_rows] == k][::KEPT_OF_CUT] for k in CUT]))
-    rows = rows[~is_cut[fine[rows]] | kept]
+    validation_rows, pool_rows, rows = stratified_split(fine, _SHARES[variant], seed)
+    rows = np.sort(np.concatenate([_kept(rows[fine[rows] == k], degree if is_cut[k] else 0) for k in np.unique(fine)]))
     fine_of_test = np.asarray(test.targets)
     test_rows = every_tenth(np.arange(len(fine_of_test)), quick)
     words = {int(coarse[k]): (_fine_names()[k].replace("_", " "),) for k in CUT}
@@ -83,13 +100,38 @@ def cifar100_setting(data: Path, seed: int, quick: bool) -> Setting:
         hard_words=words,
         complete=not quick and len(fine) == TRAINING_IMAGES,
         notes=(_AUGMENTATION,),
+        pool=_pool(plain, train, every_tenth(pool_rows, quick), quick, is_cut[fine]),
+        sweep=Sweep(
+            "degree",
+            DEGREES[::4] if quick else DEGREES,
+            lambda level: cifar100_setting(data, seed, quick, variant=variant, degree=level),
+        ),
     )
 
 
-def cifar10_setting(data: Path, seed: int, quick: bool) -> Setting:
-    """Return CIFAR-10 with a fifth of its training images for training, a fifth for validation."""
+def _kept(rows: IntArray, degree: float) -> IntArray:
+    """Return the rows that are left when a share of them is cut, evenly.
+
+    >>> _kept(np.arange(8), 0.75).tolist(), len(_kept(np.arange(100), 0.9))
+    ([0, 4], 10)
+    """
+    reached = np.ceil(np.round(np.arange(len(rows) + 1) * (1 - degree), 9))
+    return rows[np.diff(reached) > 0]
+
+
+def _pool(plain: Any, augmented: Any, rows: IntArray, quick: bool, hard: BoolArray | None = None) -> Pool | None:
+    """Return the pool of some rows of the training images; None without rows."""
+    if not len(rows):
+        return None
+    places = rows.tolist()
+    picks = PICKS // QUICK if quick else PICKS
+    return Pool(Subset(plain, places), Subset(augmented, places), picks, None if hard is None else hard[rows])
+
+
+def cifar10_setting(data: Path, seed: int, quick: bool, *, variant: str = WITH_POOL_10) -> Setting:
+    """Return CIFAR-10 with a fifth of its training images for training and for validation, or with all of them."""
     train, plain, test = (_read(datasets.CIFAR10, data, **how) for how in _WAYS)
-    rows, validation_rows, _pool = stratified_split(train.targets, (0.2, 0.2, 0.6), seed)
+    validation_rows, pool_rows, rows = stratified_split(train.targets, _SHARES[variant], seed)
     return Setting(
         train=Subset(train, every_tenth(rows, quick).tolist()),
         validation=Subset(plain, every_tenth(validation_rows, quick).tolist()),
@@ -101,6 +143,7 @@ def cifar10_setting(data: Path, seed: int, quick: bool) -> Setting:
         captions="cifar10",
         complete=not quick and len(train) == TRAINING_IMAGES,
         notes=(_AUGMENTATION,),
+        pool=_pool(plain, train, every_tenth(pool_rows, quick), quick),
     )
 
 
@@ -142,8 +185,24 @@ CIFAR100 = Recipe(
               "Jain et al., B.4"),
         Claim("The caption of the cut sub-class is among the two hardest", "hard caption in two", None, "0.95",
               "Jain et al., B.4"),
+        Claim("Training on the flagged images of the pool helps the cut sub-classes more than random ones",
+              "accuracy on the hard group with picks by direction", "accuracy on the hard group with picks by chance",
+              "above random and confidence", "Jain et al., 3.2"),
+        Claim("It helps them more than training on the least confident ones",
+              "accuracy on the hard group with picks by direction",
+              "accuracy on the hard group with picks by confidence", "above random and confidence", "Jain et al., 3.2"),
+        Claim("The CV score rises with the share that is cut", "rank correlation of CV score and degree", 0.0, "rises",
+              "Jain et al., B.4, Fig. 25"),
+        Claim("The CV score of a class rises with the error rate on its cut sub-class",
+              "rank correlation per class of CV score and minority error rate", 0.0, "falls with the accuracy",
+              "Jain et al., B.4, Fig. 26"),
+        Claim("The CV score of a class rises with the share of the cut sub-class among its errors",
+              "rank correlation per class of CV score and minority share of errors", 0.0, "rises",
+              "Jain et al., B.4, Fig. 27"),
     ),
     setting=cifar100_setting,
+    variants=(WITH_POOL_100, WITHOUT_POOL),
+    parts=(FILTER, LEVELS),
 )  # fmt: skip
 
 CIFAR10 = Recipe(
@@ -154,6 +213,23 @@ CIFAR10 = Recipe(
     claims=(
         Claim("The model is wrong more often on flagged test images than on the others", "error rate of flagged",
               "error rate of others", "lower accuracy in the direction of failure", "Jain et al., 4.1"),
+        Claim("The model is right more often on the 10 % of a class nearest to its easiest caption than on those"
+              " nearest to its hardest", "accuracy of the 10 % nearest to the easiest caption",
+              "accuracy of the 10 % nearest to the hardest caption", "at every K", "Jain et al., 4.1, Fig. 7b; C.2.2"),
+        Claim("Training on the flagged images of the pool helps flagged test images more than random ones",
+              "accuracy on flagged images with picks by direction", "accuracy on flagged images with picks by chance",
+              "above random and confidence", "Jain et al., 4.1"),
+        Claim("It helps them more than training on the least confident ones",
+              "accuracy on flagged images with picks by direction",
+              "accuracy on flagged images with picks by confidence", "above random and confidence",
+              "Jain et al., 4.1"),
+        Claim("A head refitted with images of the hardest captions is better on flagged images than with those of"
+              " references", "accuracy on flagged images, head with hardest captions",
+              "accuracy on flagged images, head with reference captions", "above", "Jain et al., 4.1"),
+        Claim("Images decoded towards success are easier than those decoded towards failure",
+              "accuracy on decoded easy images", "accuracy on decoded hard images", "above", "Jain et al., 4.1, A.6"),
     ),
     setting=cifar10_setting,
+    variants=(WITH_POOL_10, WITHOUT_POOL),
+    parts=(NEAREST, NOUNS, FILTER, SYNTHETIC, DECODE),
 )  # fmt: skip

@@ -16,14 +16,20 @@ from lightning_failures.recipes.splits import every_tenth, stratified_split
 from lightning_failures.recipes.transforms import IMAGENET, for_evaluation, for_training
 
 SIZE = 64
-SHARES = (0.6, 0.2, 0.2)
+SHARES, SHARES_OF_FEW = (0.6, 0.2, 0.2), (0.4, 0.4, 0.2)
+FEW = 200
+"""Images of a usual class below which more of them validate: a class is analysed from ten failures on."""
+
+MOST_EPOCHS, STEPS = 60, 3000
+"""Number of epochs and of steps that a training takes at most."""
+
 NAMES = {"train": ("train", "training"), "validation": ("val", "valid", "validation", "dev"), "test": ("test",)}
 
 
 def folder_setting(data: Path, seed: int, quick: bool) -> Setting:
     """Read ``data/train``, ``data/val`` and ``data/test``, or split ``data`` itself 60 / 20 / 20 by class.
 
-    Without a test folder, validation serves as test.
+    Small folders are split 40 / 40 / 20. Without a test folder, validation serves as test.
     """
     found = {
         part: next((data / name for name in names if (data / name).is_dir()), None) for part, names in NAMES.items()
@@ -44,20 +50,22 @@ def folder_setting(data: Path, seed: int, quick: bool) -> Setting:
     else:
         train, plain = _read(data, training=True), _read(data, training=False)
         classes = train.classes
-        split = stratified_split(train.targets, SHARES, seed)
+        shares = SHARES_OF_FEW if np.median(np.bincount(train.targets)) < FEW else SHARES
+        split = stratified_split(train.targets, shares, seed)
         parts = [
             Subset(source, every_tenth(rows, quick).tolist())
             for source, rows in zip((train, plain, plain), split, strict=True)
         ]
     if len(classes) < 2:
         raise ConfigurationError(f"{data} holds one class, {classes[0]!r}: a classifier needs two folders of images.")
-    steps = max(len(parts[0]) // 64, 1)
+    batch_size = max(8, min(64, len(parts[0]) // 16))
+    epochs = max(10, min(MOST_EPOCHS, STEPS // max(len(parts[0]) // batch_size, 1)))
     return Setting(
         train=parts[0],
         validation=parts[1],
         test=parts[2],
         class_names=tuple(classes),
-        schedule=Schedule(epochs=max(10, min(30, 3000 // steps)), learning_rate=0.05, peak_epoch=2, batch_size=64),
+        schedule=Schedule(epochs, learning_rate=0.05 * batch_size / 64, peak_epoch=2, batch_size=batch_size),
         size=SIZE,
         statistics=IMAGENET,
         complete=not quick,

@@ -23,13 +23,17 @@ from lightning_failures.core.types import BoolArray
 from lightning_failures.errors import ConfigurationError
 from lightning_failures.recipes.base import Claim, Recipe, Schedule, Setting
 from lightning_failures.recipes.images import ImageFiles
+from lightning_failures.recipes.parts import NEAREST, NETWORKS
 from lightning_failures.recipes.splits import every_tenth, stratified_split
 from lightning_failures.recipes.transforms import IMAGENET, for_evaluation, for_training
 
 SIZE, RESIZED = 224, 256
 TRAINING_IMAGES = 1_281_167
 SCHEDULE = Schedule(epochs=16, learning_rate=0.5, peak_epoch=2, batch_size=1024)
-SHARES = (0.2, 0.4, 0.4)  # validation, pool, training
+WITH_POOL, WITHOUT_POOL = "40-40-20", "80-20"
+SHARES = {WITH_POOL: (0.2, 0.4, 0.4), WITHOUT_POOL: (0.2, 0.0, 0.8)}
+"""Shares of validation, pool and training."""
+
 NOISE, NOISY_IN_TRAINING, NOISY_IN_VALIDATION = 0.18, 0.1, 0.5
 """Standard deviation of the noise, that of severity 3 of ImageNet-C, and the shares of images with noise."""
 
@@ -37,10 +41,10 @@ _ROOTS = (".", "ILSVRC/Data/CLS-LOC", "Data/CLS-LOC")
 _SOLUTION = "LOC_val_solution.csv"
 
 
-def imagenet_setting(data: Path, seed: int, quick: bool) -> Setting:
-    """Return ImageNet with two fifths of its training images for training, a fifth for validation."""
+def imagenet_setting(data: Path, seed: int, quick: bool, *, variant: str = WITH_POOL) -> Setting:
+    """Return ImageNet with two or four fifths of its training images for training, a fifth for validation."""
     training, test = read_imagenet(data)
-    validation_rows, _pool, rows = stratified_split(training.labels, SHARES, seed)
+    validation_rows, _pool, rows = stratified_split(training.labels, SHARES[variant], seed)
     return Setting(
         train=training.chosen(every_tenth(rows, quick), for_training(SIZE)),
         validation=training.chosen(every_tenth(validation_rows, quick)),
@@ -162,8 +166,17 @@ IMAGENET_RECIPE = Recipe(
         Claim("It is wrong more often on the images nearest to the hardest caption than on those nearest to the"
               " easiest", "error rate nearest to the hardest caption", "error rate nearest to the easiest caption",
               "lower accuracy nearest to the hardest caption", "Jain et al., 4.2"),
+        Claim("The same holds for a second run, by the first one's captions",
+              "error rate nearest to the hardest caption, second run",
+              "error rate nearest to the easiest caption, second run", "captions carry over", "Jain et al., C.2.3"),
+        Claim("... for a ResNet-50", "error rate nearest to the hardest caption, ResNet-50",
+              "error rate nearest to the easiest caption, ResNet-50", "captions carry over", "Jain et al., C.2.3"),
+        Claim("... and for a ViT", "error rate nearest to the hardest caption, ViT",
+              "error rate nearest to the easiest caption, ViT", "captions carry over", "Jain et al., C.2.3"),
     ),
     setting=imagenet_setting,
+    variants=(WITH_POOL, WITHOUT_POOL),
+    parts=(NEAREST, NETWORKS),
 )  # fmt: skip
 
 IMAGENET_C = Recipe(

@@ -1,7 +1,8 @@
-"""ResNet-18 with the papers' schedule, as a LightningModule."""
+"""The papers' networks and their schedule, as a LightningModule."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import lightning as L
@@ -9,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchvision.models import resnet18
+from torchvision.models import ResNet, get_model
 
 from lightning_failures.recipes.base import Schedule
 
@@ -17,29 +18,44 @@ SMALL = 64
 """Edge below which images are small: the first layer then keeps their size, as is usual for CIFAR."""
 
 
-def network(classes: int, size: int) -> nn.Module:
-    """Return a ResNet-18 with random weights; for small images with a 3 x 3 first layer and without its pooling."""
-    model: nn.Module = resnet18(num_classes=classes)
-    if size < SMALL:
+def network(classes: int, size: int, architecture: str = "resnet18") -> nn.Module:
+    """Return a network of torchvision with random weights.
+
+    A ResNet for small images has a 3 x 3 first layer, and no pooling after it.
+    """
+    model: nn.Module = get_model(architecture, weights=None, num_classes=classes)
+    if size < SMALL and isinstance(model, ResNet):
         model.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
         model.maxpool = nn.Identity()
     return model
 
 
 class Classifier(L.LightningModule):
-    """A ResNet-18 trained by SGD at a triangular rate.
+    """A network trained by SGD at a triangular rate.
 
     Args:
         classes: Number of classes.
         size: Edge of the images in pixels.
         schedule: How it is trained.
         multilabel: Whether each of the classes is present or absent: labels (B, K) of 0 and 1.
+        architecture: Name of a network of torchvision.
+        loss: ``(logits, labels) -> scalar``; None: the cross-entropy.
     """
 
-    def __init__(self, classes: int, size: int, schedule: Schedule, *, multilabel: bool = False) -> None:
+    def __init__(
+        self,
+        classes: int,
+        size: int,
+        schedule: Schedule,
+        *,
+        multilabel: bool = False,
+        architecture: str = "resnet18",
+        loss: Callable[[Tensor, Tensor], Tensor] | None = None,
+    ) -> None:
         super().__init__()
-        self.net = network(classes, size)
+        self.net = network(classes, size, architecture)
         self.schedule, self.multilabel = schedule, multilabel
+        self.loss = loss or (F.binary_cross_entropy_with_logits if multilabel else F.cross_entropy)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the logits (B, K) of images (B, 3, H, W)."""
@@ -47,10 +63,9 @@ class Classifier(L.LightningModule):
         return logits
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        """Return the cross-entropy of a batch; in a multilabel task the mean over classes."""
+        """Return the loss of a batch: the cross-entropy unless given, in a multilabel task its mean over classes."""
         x, y = batch
-        logits = self(x)
-        loss = F.binary_cross_entropy_with_logits(logits, y) if self.multilabel else F.cross_entropy(logits, y)
+        loss: Tensor = self.loss(self(x), y)
         self.log("train_loss", loss)
         return loss
 

@@ -22,6 +22,7 @@ Files, each importing only from those above it::
     gallery          The pictures of an analysis: structured rows of tiles that each writer lays out
     gallery_storage  The pictures of an analysis in one JSON file, bounded when written, validated when read
     drawing          Pictures that need no fitted model: of findings, and of the failures of each class
+    studies          The studies with people that were made of a run: their pages and scores
     run_folder       The files that a run leaves on disk, and reading them back
     export_records   The findings of a run as flat records, for files that other tools read
     pins             Pinned slices for readers: pin a slice of a run, and the checks of pins as a table in words

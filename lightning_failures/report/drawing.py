@@ -20,7 +20,7 @@ from lightning_failures.data.findings import Finding
 from lightning_failures.data.report import ClassReport, FailureReport
 from lightning_failures.report.example_rows import ExampleLookup
 from lightning_failures.report.gallery import Gallery, Picture, Thumbnails, class_picture, make_row
-from lightning_failures.report.images import fit_square
+from lightning_failures.report.images import fit_square, square_side
 from lightning_failures.report.projection import project
 
 MOST_CARDS = 24
@@ -162,8 +162,10 @@ def _thumbnails(table: ExampleTable | None, fetch: Fetch, embeddings: Tensor | N
         for ids in (np.unique(table.ids.numpy()[outcome]) for outcome in (failed, ~failed))
     ]
     ids = np.unique(np.concatenate(chosen))
-    images = torch.stack([fit_square(image, THUMBNAIL) for image in fetch(ids.tolist())])
+    images = fetch(ids.tolist())
+    side = square_side(images, THUMBNAIL)
     places = None
     if embeddings is not None:
         places = project(embeddings[np.searchsorted(np.unique(table.ids.numpy()), ids)])
-    return Thumbnails(torch.from_numpy(ids), images, places=places)
+    squares = torch.stack([fit_square(image, side) for image in images])
+    return Thumbnails(torch.from_numpy(ids), squares, places=places)

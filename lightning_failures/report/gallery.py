@@ -20,8 +20,8 @@ from lightning_failures.data.report import ClassReport, FeatureReport
 from lightning_failures.data.tree_report import GroupReport
 from lightning_failures.errors import DataError
 from lightning_failures.report.feature_names import with_names
-from lightning_failures.report.image_encoding import to_png
-from lightning_failures.report.images import SIZE, heat_map, image_strip, stack, thumbnail
+from lightning_failures.report.image_encoding import ImageEncoder, to_png
+from lightning_failures.report.images import SIZE, heat_map, image_strip, reduced, stack, thumbnail
 from lightning_failures.report.sentences import counterfactual_sentence, leaf_rates
 from lightning_failures.report.tables import score, verdict
 
@@ -31,7 +31,7 @@ class Tile:
     r"""One image with its text.
 
     Attributes:
-        image: (3, h, w) uint8 on the CPU, a thumbnail.
+        image: (3, h, w) uint8 on the CPU; a large image is reduced to a thumbnail, a small one keeps its size.
         text: Text below the image; ``"\n"`` starts a new line.
         id: Id of the example in the image, or None (feature attacks).
     """
@@ -117,6 +117,11 @@ class Gallery:
         """The pictures for loggers: those of single classes that only the page has room for are left out."""
         return tuple(picture for picture in self.pictures if not picture.tag.startswith("cards/"))
 
+    @cached_property
+    def encoder(self) -> ImageEncoder:
+        """Encodes the images of the gallery, each once for the file and the page."""
+        return ImageEncoder()
+
 
 def _strip(row: Row) -> Tensor:
     """Return a row as one image; without any text, no room is left for texts."""
@@ -132,14 +137,14 @@ def make_row(
     *,
     size: int = SIZE,
 ) -> Row:
-    """Scale images to thumbnails and put them into a row.
+    """Reduce images to thumbnails and put them into a row.
 
     Args:
         title: One line.
         images: n images (C, H, W).
         texts: n texts, or none.
         ids: n example ids, or none.
-        size: Least longer side of a thumbnail in pixels.
+        size: Images whose longer side exceeds 2 size pixels are reduced to that.
 
     Raises:
         DataError: The number of texts or ids differs from that of the images.
@@ -151,7 +156,7 @@ def make_row(
     return Row(
         title,
         tuple(
-            Tile(thumbnail(image, size), texts[i] if texts else "", ids[i] if ids else None)
+            Tile(reduced(image, size), texts[i] if texts else "", ids[i] if ids else None)
             for i, image in enumerate(images)
         ),
     )

@@ -18,7 +18,7 @@ from lightning_failures.core.atomic import write_atomically
 from lightning_failures.core.serialization import Codec, from_jsonable, read_json, to_jsonable
 from lightning_failures.errors import DataError
 from lightning_failures.report.gallery import Gallery, Thumbnails
-from lightning_failures.report.image_encoding import data_uri, read_png_uri
+from lightning_failures.report.image_encoding import ImageEncoder, read_png_uri
 
 MAX_BYTES = 1 << 28
 """Most bytes of the file: 256 MiB."""
@@ -47,17 +47,18 @@ def save_gallery(gallery: Gallery, path: str | Path) -> None:
     >>> load_gallery(place).pictures[0].rows[0].tiles[0].image.shape
     torch.Size([3, 4, 5])
     """
+    codecs = _codecs(gallery.encoder)
     stored: dict[str, Any] = {"schema": _SCHEMA, "epoch": gallery.epoch, "global_step": gallery.global_step}
     pixels = 0
     if gallery.thumbnails is not None:
-        encoded = to_jsonable(replace(gallery.thumbnails, embeddings=None), _CODECS)
+        encoded = to_jsonable(replace(gallery.thumbnails, embeddings=None), codecs)
         stored["thumbnails"] = {key: encoded[key] for key in ("ids", "images", "places") if encoded[key] is not None}
         pixels = _pixels(gallery.thumbnails.images)
 
     bytes_left = MAX_BYTES - len(json.dumps(stored)) - 100
     pictures = []
     for picture in gallery.pictures:
-        encoded = to_jsonable(picture, _CODECS)
+        encoded = to_jsonable(picture, codecs)
         bytes_left -= len(json.dumps(encoded)) + 2
         pixels += sum(_pixels(tile.image) for row in picture.rows for tile in row.tiles)
         if bytes_left < 0 or pixels > MAX_PIXELS:
@@ -82,7 +83,7 @@ def load_gallery(path: str | Path) -> Gallery:
         schema = from_jsonable(_Header, data).schema
         if schema != _SCHEMA:
             raise ValueError(f"schema {schema}; this version reads {_SCHEMA}")
-        gallery = from_jsonable(Gallery, data, _decoding(MAX_PIXELS))
+        gallery = from_jsonable(Gallery, data, _codecs(ImageEncoder(), max_pixels=MAX_PIXELS))
         _check_thumbnails(gallery.thumbnails)
         return gallery
     except Exception as error:  # Pillow raises errors of many types for damaged images
@@ -140,18 +141,15 @@ def _decode_places(places: Any) -> Tensor:
     return torch.tensor([nowhere if one is None else [v / 1000 for v in one] for one in places]).reshape(-1, 2)
 
 
-def _decoding(max_pixels: int) -> dict[str, Codec]:
-    """Return the codecs for reading one file, in which all images together have at most ``max_pixels`` pixels."""
+def _codecs(encoder: ImageEncoder, *, max_pixels: int = 0) -> dict[str, Codec]:
+    """Return the codecs for one file; when it is read, its images together have at most ``max_pixels`` pixels."""
     decoder = _Decoder(max_pixels)
     return {
-        "image": Codec(data_uri, decoder.image),
-        "images": Codec(lambda images: [data_uri(image) for image in images], decoder.images),
+        "image": Codec(encoder.uri, decoder.image),
+        "images": Codec(lambda images: [encoder.uri(image) for image in images], decoder.images),
         "ids": Codec(Tensor.tolist, _decode_ids),
         "places": Codec(_encode_places, _decode_places),
     }
-
-
-_CODECS = _decoding(0)
 
 
 def _pixels(images: Tensor) -> int:

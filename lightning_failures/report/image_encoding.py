@@ -7,6 +7,7 @@ from io import BytesIO
 
 import numpy as np
 import torch
+import xxhash
 from PIL import Image
 from torch import Tensor
 
@@ -14,7 +15,11 @@ MAX_SIDE = 2048
 """Most pixels on one side of an image that is decoded."""
 
 PNG_PREFIX = "data:image/png;base64,"
+_JPEG_PREFIX = "data:image/jpeg;base64,"
 _JPEG_QUALITY = 78
+_SMALL_PNG = 1024
+"""Bytes up to which a PNG is kept without trying JPEG, whose tables alone take 600."""
+
 _PNG_HEADER_END = 24  # 8 bytes of signature, then the IHDR chunk: length, type, width, height
 
 
@@ -26,7 +31,7 @@ def to_png(image: Tensor) -> bytes:
 
 
 def data_uri(image: Tensor, *, lossless: bool = True) -> str:
-    """Encode an image as a data URI: PNG, or the smaller of PNG and JPEG if it may be lossy.
+    """Encode an image as a data URI: PNG, or JPEG if it may be lossy and that is clearly smaller.
 
     Args:
         image: (3, h, w) uint8 on the CPU.
@@ -35,13 +40,35 @@ def data_uri(image: Tensor, *, lossless: bool = True) -> str:
     >>> data_uri(torch.zeros(3, 2, 2, dtype=torch.uint8))[:22]
     'data:image/png;base64,'
     """
-    png = to_png(image)
-    if not lossless:
+    return ImageEncoder().uri(image, lossless=lossless)
+
+
+class ImageEncoder:
+    """Encodes images as :func:`data_uri` does; equal images are compressed once.
+
+    The files of a run and its page show the same images.
+    """
+
+    def __init__(self) -> None:
+        self._uris: dict[tuple[tuple[int, ...], bytes, bool], str] = {}
+
+    def uri(self, image: Tensor, *, lossless: bool = True) -> str:
+        """Encode an image (3, h, w) uint8; see :func:`data_uri`."""
+        key = tuple(image.shape), xxhash.xxh3_128_digest(image.contiguous().numpy()), lossless
+        if key not in self._uris:
+            self._uris[key] = self._encoded(image, lossless=lossless)
+        return self._uris[key]
+
+    def _encoded(self, image: Tensor, *, lossless: bool) -> str:
+        if lossless:
+            return PNG_PREFIX + base64.b64encode(to_png(image)).decode()
+        uri = self.uri(image)
+        if 3 * (len(uri) - len(PNG_PREFIX)) // 4 <= _SMALL_PNG:
+            return uri
         jpeg = BytesIO()
         _pillow(image).save(jpeg, format="JPEG", quality=_JPEG_QUALITY)
-        if len(jpeg.getvalue()) < len(png):
-            return f"data:image/jpeg;base64,{base64.b64encode(jpeg.getvalue()).decode()}"
-    return PNG_PREFIX + base64.b64encode(png).decode()
+        lossy = _JPEG_PREFIX + base64.b64encode(jpeg.getvalue()).decode()
+        return lossy if len(lossy) < len(uri) else uri
 
 
 def read_png_uri(uri: str, *, max_pixels: int) -> Tensor:

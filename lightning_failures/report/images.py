@@ -138,16 +138,33 @@ def thumbnail(image: Tensor, size: int = SIZE) -> Tensor:
     >>> thumbnail(torch.zeros(3, 32, 20)).shape
     torch.Size([3, 96, 60])
     """
+    image = reduced(image, size)
+    factor = math.ceil(size / max(image.shape[1:]))
+    return image if factor == 1 else image.repeat_interleave(factor, 1).repeat_interleave(factor, 2)
+
+
+def reduced(image: Tensor, size: int = SIZE) -> Tensor:
+    """Reduce an image with antialiasing so that its longer side is at most 2 size: (C, H, W) -> (3, H', W') uint8.
+
+    >>> reduced(torch.zeros(1, 400, 200)).shape, reduced(torch.zeros(3, 32, 20)).shape
+    (torch.Size([3, 192, 96]), torch.Size([3, 32, 20]))
+    """
     image = to_uint8(image)
     longer = max(image.shape[1:])
-    if longer <= size:
-        factor = math.ceil(size / longer)
-        return image.repeat_interleave(factor, 1).repeat_interleave(factor, 2)
     if longer <= 2 * size:
         return image
     height, width = (max(1, round(side * 2 * size / longer)) for side in image.shape[1:])
     smaller = F.interpolate(image[None].float(), (height, width), mode="bilinear", antialias=True, align_corners=False)
     return smaller[0].round().clamp(0, 255).to(torch.uint8)
+
+
+def square_side(images: Sequence[Tensor], most: int) -> int:
+    """Return the side of squares that hold images (C, H, W) without enlarging them all, at most ``most`` pixels.
+
+    >>> square_side([torch.zeros(3, 28, 20), torch.zeros(3, 32, 32)], 48), square_side([torch.zeros(3, 500, 400)], 48)
+    (32, 48)
+    """
+    return min(most, max(max(image.shape[1:]) for image in images))
 
 
 def fit_square(image: Tensor, side: int) -> Tensor:

@@ -8,6 +8,7 @@
         directions.safetensors           its failure directions
         gallery.json                     the last pictures
         features.yaml                    user-given names of features
+        studies/                         studies with people: their pages and scores
         epoch=0003-step=000250/          one folder an analysis: report.json, report.md, its table of examples, images/,
                                          state of the diary
 """
@@ -25,11 +26,13 @@ from lightning_failures.core.run_paths import ANALYSIS_FOLDER, REPORT_FILE, no_s
 from lightning_failures.core.serialization import read_json
 from lightning_failures.data.example_table import ANALYSIS_TABLE_FILE, EXAMPLES_FILE, ExampleTable
 from lightning_failures.data.report import FailureReport, FeatureReport
+from lightning_failures.data.study_scores import StudyReport
 from lightning_failures.directions.result import DIRECTIONS_FILE, FailureDirections
 from lightning_failures.errors import ConfigurationError, DataError
 from lightning_failures.report.feature_names import FEATURES_FILE, FeatureNames
 from lightning_failures.report.gallery import Gallery
 from lightning_failures.report.gallery_storage import load_gallery
+from lightning_failures.report.studies import read_studies
 
 Loaded = TypeVar("Loaded")
 
@@ -65,6 +68,7 @@ class Run:
             the examples are the same.
         directions: The failure directions of the last report, or None.
         notes: What could not be read, one sentence each.
+        studies: The studies with people that were made of the run.
     """
 
     folder: Path
@@ -74,6 +78,7 @@ class Run:
     gallery: Gallery | None = None
     directions: FailureDirections | None = None
     notes: tuple[str, ...] = ()
+    studies: tuple[StudyReport, ...] = ()
 
 
 def find_report(path: str | Path) -> Path:
@@ -122,6 +127,7 @@ def open_run(path: str | Path, *, feature_names: str | Path | None = None, galle
     last = found.parent == folder or _is_last(report, folder)
     gallery = gallery or _gallery(folder, report, last, notes)
     report = _with_feature_names(report, folder, None if feature_names is None else Path(feature_names), notes)
+    studies = read_studies(folder, notes)
     return Run(
         folder,
         report,
@@ -130,6 +136,7 @@ def open_run(path: str | Path, *, feature_names: str | Path | None = None, galle
         gallery,
         _read(folder / DIRECTIONS_FILE, FailureDirections.load, notes) if last else None,
         tuple(notes),
+        studies,
     )
 
 
@@ -160,6 +167,23 @@ def report_before(folder: Path, report: FailureReport, step: int) -> FailureRepo
         if found is None or _same_run(found, report):
             return found
     return None
+
+
+def earlier_tables(run: Run) -> tuple[ExampleTable, ...]:
+    """Return the tables of examples of the analyses before that of a run, by step: the first one and the latest ones.
+
+    Analyses of other loaders or other trainings, and damaged tables, are left out.
+    """
+    tables = []
+    for place in _before(run.folder, run.report, run.report.global_step):
+        path = place.path.with_name(ANALYSIS_TABLE_FILE)
+        report = _slim_report(place.path) if path.is_file() else None
+        if report is None or report.dataloader != run.report.dataloader or not _same_run(report, run.report):
+            continue
+        table = _read(path, ExampleTable.load, [])
+        if table is not None:
+            tables.append(table)
+    return tuple(tables)
 
 
 @dataclass(frozen=True, order=True)

@@ -85,7 +85,7 @@ def counterfactual_sentence(found: CounterfactualReport) -> str:
 
     >>> found = CounterfactualReport("pasted", "confirmed", None, 40, 0.6, 0.1, None, 0.5, (0.3, 0.7))
     >>> print(counterfactual_sentence(found).removeprefix("Counterfactual check: "))
-    confirmed. Its region flips 60.0 % of 40 correct images, an ordinary patch 10.0 % (+30.0 to +70.0).
+    confirmed. Its region flips 60.0 % of 40 correct images, an ordinary patch 10.0 % (+30.0 to +70.0 points).
     >>> counterfactual_sentence(CounterfactualReport("rendered", "not measured", "out of time"))
     'Counterfactual check: not measured (out of time).'
     """
@@ -103,7 +103,7 @@ def counterfactual_sentence(found: CounterfactualReport) -> str:
             f"Of {found.images} images that {clean(found.generator or 'a generator', 60)} renders from it, the model"
             f" gets {changed} wrong, of those from the easiest caption {control}{reference}"
         )
-    return f"{head}. {rates} ({low} to {high})."
+    return f"{head}. {rates} ({low} to {high} points)."
 
 
 def failures_sentence(name: str, names: Collection[str]) -> str:

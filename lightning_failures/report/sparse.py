@@ -207,6 +207,27 @@ class NameEntry:
 
 
 @dataclass(frozen=True)
+class MaskedAccuracy:
+    """Accuracy with all features, and without those that people call spurious; the interval is of the difference."""
+
+    features: tuple[int, ...]
+    accuracy: float
+    masked_accuracy: float
+    gained: int
+    lost: int
+    examples: int
+    interval: tuple[float, float]
+
+
+@dataclass(frozen=True)
+class RightReasonsEntry:
+    """Accuracy for the right reasons: of the sparse layer, and of the model itself if its last layer is linear."""
+
+    sparse: MaskedAccuracy
+    model: MaskedAccuracy | None = None
+
+
+@dataclass(frozen=True)
 class SparseReport:
     """The section of the sparse decision layer; see ``docs/concepts.md``.
 
@@ -241,6 +262,7 @@ class SparseReport:
     cards: tuple[CardEntry, ...] = ()
     head: str | None = None
     fingerprint: str | None = None
+    right_reasons: RightReasonsEntry | None = None
 
     def label(self, feature: int) -> str:
         """Return a feature by its number and, if people gave it one, its name."""
@@ -281,6 +303,7 @@ def sparse_sentence(report: FailureReport) -> str:
         return ""
     of = "training" if found.fitted_on.source == "train" else "evaluated"
     text = _conditions_sentence(found, of) if found.conditions else _layer_sentence(found, of)
+    text = f"{text}{_right_reasons_sentence(found)}"
     if not found.errors_examined:
         return text
     fixed, broken = (f"{percent(one.rate)} ({percent_interval(one.interval)})" for one in (found.fixed, found.broken))
@@ -297,6 +320,23 @@ def _layer_sentence(found: SparseReport, of: str) -> str:
         f"A last layer with {number(found.features_per_class, '.1f')} features a class, fitted to"
         f" {found.fitted_on.examples} {of} images, is right on {percent(found.accuracy)} of {found.held_out} held-out"
         f" examples (dense {percent(found.dense_accuracy)})."
+    )
+
+
+def _right_reasons_sentence(found: SparseReport) -> str:
+    """Return the accuracy without the features that are tagged spurious, beside the plain one; empty without any."""
+    if found.right_reasons is None:
+        return ""
+    subject, one = "the sparse layer", found.right_reasons.sparse
+    if found.right_reasons.model is not None:
+        subject, one = "the model", found.right_reasons.model
+    masked = f"{len(one.features)} features" if len(one.features) > 1 else found.label(one.features[0])
+    low, high = (f"{100 * end:+.1f}" for end in one.interval)
+    return (
+        f" For the right reasons, without {masked} tagged spurious, {subject} is right on"
+        f" {percent(one.masked_accuracy)} of {one.examples} held-out examples (with all features"
+        f" {percent(one.accuracy)}; difference {low} to {high} points): {one.lost} were right only because of"
+        f" {'them' if len(one.features) > 1 else 'it'}, {one.gained} are right only without."
     )
 
 

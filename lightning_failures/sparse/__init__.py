@@ -8,7 +8,7 @@ Files, each importing only from those above it::
     solver   The solver of the path: proximal Newton steps on Gram matrices of working sets
     path     The path of sparse layers over lambda
     layer    The sparsest layer within a drop of the best held-out accuracy, and its file format
-    debug    The problematic feature of each error beside controls, effects of features, and pairs of classes
+    debug    The problematic feature of each error beside controls, accuracy without features, and pairs of classes
     counterfactuals  What happens to correct predictions when a single feature is raised or zeroed
 """
 
@@ -19,9 +19,11 @@ from lightning_failures.sparse.debug import (
     ClassPairs,
     FeatureEffects,
     ProblematicFeatures,
+    RightReasons,
     class_pairs,
     feature_effects,
     problematic_features,
+    right_reasons,
 )
 from lightning_failures.sparse.layer import AccuracyCurve, SparseLayer, fit_sparse_layer
 from lightning_failures.sparse.path import SparsePath, fit_sparse_path
@@ -32,6 +34,7 @@ __all__ = [
     "FeatureCounterfactual",
     "FeatureEffects",
     "ProblematicFeatures",
+    "RightReasons",
     "SparseLayer",
     "SparsePath",
     "class_pairs",
@@ -40,4 +43,5 @@ __all__ = [
     "fit_sparse_layer",
     "fit_sparse_path",
     "problematic_features",
+    "right_reasons",
 ]

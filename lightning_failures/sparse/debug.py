@@ -10,6 +10,7 @@ largest contribution to the predicted class; and controls stand beside it.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,11 +18,16 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import rankdata  # type: ignore[import-untyped]
 
-from lightning_failures.core.arrays import as_rows, as_vector
+from lightning_failures.core.arrays import as_array, as_rows, as_vector
 from lightning_failures.core.types import BoolArray, FloatArray, IntArray
 from lightning_failures.errors import DataError
 from lightning_failures.sparse.layer import SparseLayer
-from lightning_failures.stats.intervals import benjamini_hochberg, sign_test, wilson_interval
+from lightning_failures.stats.intervals import (
+    benjamini_hochberg,
+    paired_difference_interval,
+    sign_test,
+    wilson_interval,
+)
 
 NO_FEATURE = -1
 """Number in place of a feature where no removal helps."""
@@ -121,6 +127,71 @@ class FeatureEffects:
     def worth_masking(self, level: float = 0.05) -> BoolArray:
         """Return which removals raise the accuracy, (M,) bool, at a false discovery rate of ``level`` over all."""
         return benjamini_hochberg(self.p_value, level) & (self.effect > 0)
+
+
+@dataclass(frozen=True)
+class RightReasons:
+    """The accuracy of a linear layer with some features removed, beside that with all features.
+
+    Attributes:
+        features: The features that are removed, ascending.
+        accuracy: With all features, in [0, 1].
+        masked_accuracy: Without them.
+        gained: Number of examples that are right only without them.
+        lost: Number of examples that are right only with them: right for the wrong reasons.
+        examples: Number of examples.
+        interval: 95 % interval of ``masked_accuracy - accuracy``, paired.
+    """
+
+    features: tuple[int, ...]
+    accuracy: float
+    masked_accuracy: float
+    gained: int
+    lost: int
+    examples: int
+    interval: tuple[float, float]
+
+
+def right_reasons(features: Any, labels: Any, masked: Collection[int], *, weight: Any, bias: Any) -> RightReasons:
+    """Compare a linear layer with the same layer without some features, such as those that people call spurious.
+
+    A removed feature has the raw activation 0. Source: Singla et al., Barlow, CVPR 2021, section 10.
+
+    Args:
+        features: (N, D) floats, held out.
+        labels: (N,) int.
+        masked: Indices of the features that are removed.
+        weight: (K, D), of the layer.
+        bias: (K,), of the layer.
+
+    Raises:
+        DataError: There is no example, shapes do not match, or there is no such feature.
+
+    >>> x, y = np.array([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0]]), np.array([1, 1, 0])
+    >>> found = right_reasons(x, y, [0], weight=np.array([[0.0, 0.0], [1.0, 1.0]]), bias=np.array([0.5, 0.0]))
+    >>> found.accuracy, found.masked_accuracy, found.gained, found.lost    # the first feature is no reason
+    (0.6666666666666666, 0.6666666666666666, 1, 1)
+    """
+    x = as_rows(features, "features")
+    y = as_vector(labels, "labels", len(x))
+    w, b = as_rows(weight, "weight"), as_array(bias).astype(np.float64)
+    columns = np.array(sorted(set(masked)), dtype=np.int64)
+    if not len(x) or w.shape[1] != x.shape[1] or b.shape != (len(w),):
+        raise DataError(
+            f"features {x.shape}, weight {w.shape} and bias {b.shape} must be those of examples and a layer."
+        )
+    if len(columns) and not 0 <= columns[0] <= columns[-1] < x.shape[1]:
+        raise DataError(f"masked features must be in 0 ... {x.shape[1] - 1}, got {columns.tolist()}.")
+    logits = x.astype(np.float64) @ w.T.astype(np.float64) + b
+    right = logits.argmax(1) == y
+    right_without = (logits - x[:, columns].astype(np.float64) @ w[:, columns].T).argmax(1) == y
+    both, gained, lost = (
+        int(part.sum()) for part in (right & right_without, ~right & right_without, right & ~right_without)
+    )
+    return RightReasons(
+        tuple(columns.tolist()), float(right.mean()), float(right_without.mean()), gained, lost, len(y),
+        paired_difference_interval(both, gained, lost, len(y) - both - gained - lost),
+    )  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,7 +7,7 @@ dimensions, with the features. With u = 1 for a failure, T is u'Ku on centred fe
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from lightning_failures.core.arrays import as_array, is_cpu, on_device
 from lightning_failures.core.precision import full_precision
 from lightning_failures.core.types import BoolArray
 from lightning_failures.stats.folds import permuted_outcomes
+from lightning_failures.stats.sequential import ENOUGH, SequentialTest
 
 PROMISING = 0.01
 """Classes with at most this p-value are permuted ``at_least`` times."""
@@ -33,18 +34,22 @@ def permutation_p_value(
     *,
     permutations: int,
     at_least: int = 0,
+    enough: int = ENOUGH,
     rng: np.random.Generator,
     device: str | torch.device = "cpu",
 ) -> float:
-    """Return p = (1 + number as extreme) / (1 + P) of the distance between the balanced class means.
+    """Return the p-value of the distance between the balanced class means, (1 + number as extreme) / (1 + P).
+
+    It stops drawing where nothing is to be found: see :class:`~lightning_failures.stats.sequential.SequentialTest`.
 
     Args:
         features: (n, D).
         gram: (n, n) scalar products of the centred features, if they are already computed.
         correct: (n,) bool.
         sources: (n,) names of the groups that permutations move as a whole.
-        permutations: Number P of permutations.
+        permutations: Largest number P of permutations.
         at_least: P if p is at most 0.01 after the first ``permutations``.
+        enough: Number of permutations as extreme after which no more are drawn.
         rng: The source of randomness.
         device: Device on which the products are computed.
 
@@ -55,16 +60,17 @@ def permutation_p_value(
         return float("nan")
     statistic = _statistic(features, gram, device)
     observed = float(statistic(~correct[None])[0]) * (1 - _ROUNDING)
+    test = SequentialTest(enough)
 
-    def count_extreme(labellings: Iterator[BoolArray]) -> int:
-        return sum(int((statistic(failed) >= observed).sum()) for failed in labellings)
+    def draw(count: int) -> None:
+        for failed in permuted_outcomes(~correct, sources, count, rng):
+            if test.add(statistic(failed) >= observed):
+                break
 
-    hits = count_extreme(permuted_outcomes(~correct, sources, permutations, rng))
-    done = permutations
-    if (1 + hits) / (1 + done) <= PROMISING and at_least > done:  # enough to be significant among all classes
-        hits += count_extreme(permuted_outcomes(~correct, sources, at_least - done, rng))
-        done = at_least
-    return (1 + hits) / (1 + done)
+    draw(permutations)
+    if test.p_value <= PROMISING and at_least > permutations:  # enough to be significant among all classes
+        draw(at_least - permutations)
+    return test.p_value
 
 
 def _statistic(

@@ -14,6 +14,7 @@ Files, each importing only from those above it::
     lottery         Verdict while a training runs: half of the classes, chosen at random, are an untreated control
     rollback        Automatic rollback of a training whose accuracy fell after an intervention began
     training_view   Deterministic, ordered reading of a training set or a pool, with decision values and cache keys
+    early_answers   The answers of the model of an early epoch on training sets and pools
     last_layer      The last layer of the model: what must hold to refit it, its features, and its new weights
     sample_features  Penultimate features of a fixed sample of the training set
     new_heads       New last layers that interventions have decided on, until they take effect

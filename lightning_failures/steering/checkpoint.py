@@ -57,6 +57,8 @@ class ControllerState:
         folder_names: Name of an intervention -> name of its folder, where they differ.
         new_heads: Name of an intervention -> ``head``, ``weight`` (K, D) and ``bias`` (K,) of the last layer that takes
             effect in the next epoch.
+        early: Name of an intervention -> ``epoch``, ``confidence`` (N,) and ``wrong`` (N,) of the answers of an early
+            epoch.
         version: Version of this format.
     """
 
@@ -73,6 +75,7 @@ class ControllerState:
     slice_then: dict[str, Tensor] | None = None
     folder_names: dict[str, str] = field(default_factory=dict)
     new_heads: dict[str, dict[str, Any]] = field(default_factory=dict)
+    early: dict[str, dict[str, Any]] = field(default_factory=dict)
     version: int = VERSION
 
     def __post_init__(self) -> None:
@@ -94,6 +97,11 @@ class ControllerState:
             are_tensors = isinstance(weight, Tensor) and isinstance(bias, Tensor)
             if not are_tensors or "head" not in new or weight.ndim != 2 or bias.shape != weight.shape[:1]:
                 raise DataError("the weights of a new last layer are missing or have another form")
+        for answers in self.early.values():
+            columns = {"wrong": torch.bool, "confidence": torch.float32}
+            _check_columns(answers, columns, like=answers.get("wrong"), owner="the answers of an early epoch")
+            if not isinstance(answers.get("epoch"), int):
+                raise DataError("the answers of an early epoch have no epoch")
         if not isinstance(self.verdict, str | Mapping):
             raise DataError(f"the verdict is a {type(self.verdict).__name__}")
 
@@ -159,7 +167,7 @@ class RandomizedControlState:
 
 
 def _check_columns(
-    found: Mapping[str, Tensor],
+    found: Mapping[str, Any],
     columns: Mapping[str, torch.dtype],
     *,
     like: Tensor | None,

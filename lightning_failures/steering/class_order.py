@@ -97,6 +97,35 @@ def in_class_order(pool: Any, classes: Sequence[str] | None, pool_classes: Seque
     return RenumberedPool(pool, [number[name] for name in names], classes)
 
 
+def pool_in_class_order(
+    pool: Any, view: Any, training_classes: Sequence[str] | None, class_names: Sequence[str]
+) -> tuple[Any, Any]:
+    """Return a pool and its view, which may be None, with the labels of the training set.
+
+    Args:
+        pool: The pool.
+        view: The same examples through the transform of validation, or None.
+        training_classes: Names of the classes of the training set; None if they are not known.
+        class_names: Names of the classes of the validation set.
+
+    Raises:
+        ConfigurationError: The pool has other classes, or classes in another order than a training set without
+            names.
+    """
+    pool_names = dataset_class_names(pool)
+    if training_classes is None and pool_names is not None and pool_names != list(class_names):
+        if set(pool_names) & set(class_names):
+            raise ConfigurationError(
+                "The pool has the classes of the validation set in another order, or only some of them, and the"
+                " training set has no names to match them by. Give it an attribute `classes`, or a pool whose"
+                " labels are in the order of the training set."
+            )
+        return pool, view
+    if view is not None:
+        view = in_class_order(view, training_classes, dataset_class_names(view) or pool_names)
+    return in_class_order(pool, training_classes), view
+
+
 def _abbreviated(names: Sequence[str]) -> str:
     shown = ", ".join(clean(name, 30) for name in names[:_SHOWN])
     return f"{shown}, ... ({len(names)})" if len(names) > _SHOWN else shown

@@ -21,11 +21,12 @@ from lightning_failures.encoders.cached import CachedEncoder
 from lightning_failures.errors import ConfigurationError, DataError
 from lightning_failures.interventions import Intervention
 from lightning_failures.interventions.appended import added_index
-from lightning_failures.interventions.base import named_interventions
+from lightning_failures.interventions.base import UNTREATED, named_interventions
 from lightning_failures.interventions.sampler import SamplingPlan, SamplingSchedule
 from lightning_failures.interventions.validation_split import report_numbers
 from lightning_failures.interventions.verdicts import Verdict
 from lightning_failures.steering.checkpoint import VERSION, read_steering, save_checkpoint, unreadable
+from lightning_failures.steering.early_answers import EarlyAnswersStore
 from lightning_failures.steering.former_files import RETRAINED, START_OF_FORKS, copy_files
 from lightning_failures.steering.head_only import HeadTraining
 from lightning_failures.steering.identity import folders_of, match_interventions, plans_under, pool_digest
@@ -98,6 +99,7 @@ class InterventionController:
         self._control = RandomizedControl(seed) if lottery else None
         self._restore: list[Callable[[], None]] = []
         self._new_heads = NewHeads()  # which take effect in the next epoch
+        self._early = EarlyAnswersStore()
         self.reset()
 
     @property
@@ -125,6 +127,7 @@ class InterventionController:
         self._turns: dict[str, int] = {}  # name -> index of the last decision
         self._last: LoaderAnalysis | None = None  # the last analysis that may steer
         self._new_heads.clear()
+        self._early.clear()
         self._folder_names: dict[str, str] = {}  # name -> name of its folder, where they differ after a resume
         if self._rollback is not None:
             self._rollback.reset()
@@ -311,6 +314,8 @@ class InterventionController:
         may_steer = report.coverage >= min_coverage
         steers = trainer.state.fn == "fit" and may_steer
         self._last = analysis if may_steer and any(one.acts_at_end for one in self.interventions.values()) else None
+        if trainer.state.fn == "fit":
+            self._judge.keep_early(trainer, analysis, ranks, self.interventions, self._early)
         if steers:
             self._undo_harm(epoch, parts.decision.grades)
             if self._rolled_back is None and cached is not None and result.directions is not None:
@@ -483,7 +488,7 @@ class InterventionController:
     def _reason(self, k: int, entry: ClassReport) -> str | None:
         """Return why class k is left unchanged; None if it is not."""
         if self._control is not None and self._control.is_control(k):
-            return "untreated control, chosen at random"
+            return UNTREATED
         if entry.pattern:
             return None
         return "no pattern" if entry.skipped is None else f"skipped: {entry.skipped}"
@@ -491,7 +496,8 @@ class InterventionController:
     def _decide(self, name: str, round: TrainingRound) -> tuple[dict[str, Any], SamplingPlan]:
         """Return the decision of one intervention, as an entry of the report and as a plan of the sampler."""
         one = self.interventions[name]
-        decision = one.decide(replace(round.examples, retained=self._retained(name, round)), round)
+        examples = replace(round.examples, retained=self._retained(name, round), early=self._early.of(name))
+        decision = one.decide(examples, round)
         added = added_index(list(self.interventions).index(name) + 1, decision.added)
         of_loss = one.weight_key is not None
         plan = SamplingPlan(round.epoch, one.stop_epoch, decision.weights, one.grow_epoch, added, of_loss)
@@ -515,16 +521,12 @@ class InterventionController:
             "doubted": doubted,
         }
         notes = {"notes": list(decision.notes)} if decision.notes else {}
+        digest = pool_digest(one)
+        of_pool = {} if digest is None else {"pool_digest": digest}
         # the gain that came is measured from the first decision on
         expected = former.get("expected_drop", decision.expected_drop)
         expects = {} if expected is None else {"expected_drop": expected}
-        return entry | notes | expects | decision.details | self._pool_of(one), plan
-
-    @staticmethod
-    def _pool_of(one: Intervention) -> dict[str, int]:
-        """Return the digest of the pool of an intervention, if it has one, for its entry of the report."""
-        digest = pool_digest(one)
-        return {} if digest is None else {"pool_digest": digest}
+        return entry | notes | expects | decision.details | of_pool, plan
 
     def _retained(self, name: str, round: TrainingRound) -> NDArray[np.bool_]:
         """Return the examples (N,) bool with a weight in the last decision whose class is skipped now."""
@@ -549,6 +551,7 @@ class InterventionController:
             }
             | ({"folder_names": self._folder_names} if self._folder_names else {})
             | self._new_heads.to_dict()
+            | self._early.to_dict()
         )
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -560,7 +563,7 @@ class InterventionController:
         if not self.on:
             return
         saved = read_steering(state)
-        stored = list(dict.fromkeys([*saved.draws["plans"], *saved.turns, *saved.entries]))
+        stored = list(dict.fromkeys([*saved.draws["plans"], *saved.turns, *saved.entries, *saved.early]))
         names, order = match_interventions(saved.entries, stored, self.interventions), list(self.interventions)
         self.schedule.load({**saved.draws, "plans": plans_under(saved.draws["plans"], names, order)})
         self.record.load(saved, names)
@@ -568,6 +571,7 @@ class InterventionController:
         self._folder_names = folders_of(saved.folder_names, names, order)
         self._folder = None if saved.folder is None else Path(saved.folder)
         self._new_heads.load(saved.new_heads, names)
+        self._early.load(saved.early, names)
         try:
             if self._rollback is not None and saved.rollback is not None:
                 self._rollback.load(saved.rollback)
@@ -586,6 +590,7 @@ class InterventionController:
             if is_other or entry["options"].get("pool") != one.options.get("pool"):
                 self.schedule.plans.pop(name, None)
                 self._turns.pop(name, None)
+                self._early.drop(name)
                 self.record.mark_inactive(name)
                 self._say_once(
                     f"The examples that {one} had picked came from another pool. They are dropped, and new ones will be"

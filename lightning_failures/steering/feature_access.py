@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
@@ -19,7 +20,7 @@ from lightning_failures.trainer.batch_reader import BatchReader
 from lightning_failures.trainer.epoch_end import AnalysisRunner
 from lightning_failures.trainer.grader import Grader
 from lightning_failures.trainer.metric_keys import log_afterwards
-from lightning_failures.trainer.model_features import ModelFeatures
+from lightning_failures.trainer.model_features import ModelFeatures, names_file, spurious_features
 from lightning_failures.trainer.penultimate import PenultimateFeatures, PenultimatePass
 from lightning_failures.trainer.ranks import Communicator
 from lightning_failures.trainer.schedule import is_last_analysis
@@ -34,6 +35,8 @@ class FeatureAccess:
     _ranks: Communicator
     _steering: InterventionController
     _seconds: float | None
+    _folder: Path | None
+    feature_names: Path | None
     logits_from: str | None
     seed: int
     _last_fitted: bool = False  # whether the methods of the last analysis ran in the last one
@@ -103,7 +106,10 @@ class FeatureAccess:
         )
         problem = next((problem for _, problem in states if problem is not None), None)
         self._last_fitted = is_last_analysis(trainer) if last is None else last
-        return ModelFeatures(head, problem, self._last_fitted, training)
+        spurious = None
+        if self._last_fitted and self._folder is not None:
+            spurious = spurious_features(trainer.lightning_module, head, names_file(self.feature_names, self._folder))
+        return ModelFeatures(head, problem, self._last_fitted, training, spurious)
 
     def _fit_last(self, trainer: Trainer, runner: AnalysisRunner, former: AnalysisResult) -> AnalysisResult:
         """Fit the methods of the last analysis if it was not known to be the last (early stopping). Collective.

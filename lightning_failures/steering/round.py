@@ -22,20 +22,19 @@ from lightning_failures.encoders import Encoder
 from lightning_failures.encoders.cached import CachedEncoder
 from lightning_failures.errors import CacheError, ConfigurationError, DataError
 from lightning_failures.interventions import JudgedExamples, Round
-from lightning_failures.interventions.base import LEFT_OUT, LastLayer
+from lightning_failures.interventions.base import LEFT_OUT, EarlyAnswers, LastLayer, PickBy
 from lightning_failures.interventions.label_errors import suspect_labels
 from lightning_failures.interventions.selection.candidates import Candidates, Picks
 from lightning_failures.interventions.selection.near_duplicates import rows_near
 from lightning_failures.interventions.selection.picker import By, PoolSelector
 from lightning_failures.report.feature_names import FeatureNames
-from lightning_failures.steering.class_order import in_class_order
+from lightning_failures.steering.class_order import pool_in_class_order
+from lightning_failures.steering.early_answers import model_answers
 from lightning_failures.steering.last_layer import LastLayerReader
 from lightning_failures.steering.training_view import ROWS, ExamplesView, pool_view
-from lightning_failures.trainer.dataset_attributes import dataset_class_names
 from lightning_failures.trainer.model_features import model_fingerprint, names_file
 from lightning_failures.trainer.ranks import Communicator
-from lightning_failures.trainer.readings import VERDICTS, LogitsSource, Reading, ScoredBatch
-from lightning_failures.trainer.step_logits import StepLogits
+from lightning_failures.trainer.readings import VERDICTS, Reading
 
 T = TypeVar("T")
 
@@ -154,28 +153,49 @@ class TrainingRound(Round):
         view: Any,
         *,
         per_class: int,
-        by: By,
+        by: PickBy,
         classes: Sequence[int],
         similarity: float,
         triage: bool,
         diverse: bool = False,
+        early: EarlyAnswers | None = None,
     ) -> Picks:
         """Read a whole pool once and select examples of it. Collective."""
+        if by == "early" and early is None:
+            raise ConfigurationError("Picks by early answers need the answers of the model of an early epoch.")
         reserve = TRIAGED_RESERVE if triage or diverse else RESERVE
+        order: By = "confidence" if by == "early" else by
         picker = PoolSelector(
-            per_class, by=by, classes=classes, reserve=reserve, training_keys=self.keys, seed=self.seed
+            per_class, by=order, classes=classes, reserve=reserve, training_keys=self.keys, seed=self.seed
         )
         try:
-            return self._pick(pool, view, picker, similarity=similarity, triage=triage, diverse=diverse)
+            return self._pick(
+                pool,
+                view,
+                picker,
+                similarity=similarity,
+                triage=triage,
+                diverse=diverse,
+                early=early if by == "early" else None,
+            )
         except Exception:  # what could not be read may be readable when the next round asks
             self.pool_views.pop(id(pool), None)
             raise
 
     def _pick(
-        self, pool: Any, view: Any, picker: PoolSelector, *, similarity: float, triage: bool, diverse: bool
+        self,
+        pool: Any,
+        view: Any,
+        picker: PoolSelector,
+        *,
+        similarity: float,
+        triage: bool,
+        diverse: bool,
+        early: EarlyAnswers | None,
     ) -> Picks:
         if id(pool) not in self.pool_views:
-            self.pool_views[id(pool)] = pool_view(*self._in_class_order(pool, view), self.view)
+            ordered = pool_in_class_order(pool, view, self.training_classes, self.examples.class_names)
+            self.pool_views[id(pool)] = pool_view(*ordered, self.view)
         pool_images = self.pool_views[id(pool)]
         if (doubt := self.ranks.run_all(lambda: pool_images.doubt)) is not None:
             self.say_once(doubt)
@@ -184,8 +204,8 @@ class TrainingRound(Round):
 
         def stream() -> PoolSelector:
             for block in pool_images.blocks(self.cached, self.directions, self.ranks, progress=self.progress):
-                confidence = None
-                if picker.by in ("confidence", "flagged_confidence"):
+                confidence = None if early is None else torch.from_numpy(early.confidence)[block.ids]
+                if early is None and picker.by in ("confidence", "flagged_confidence"):
                     asked = torch.isin(block.labels, torch.tensor(picker.classes))
                     if picker.by == "flagged_confidence":
                         asked &= block.values < 0
@@ -236,26 +256,6 @@ class TrainingRound(Round):
             )
 
         return replace(self.on_first(choose), left_out=left_out)
-
-    def _in_class_order(self, pool: Any, view: Any) -> tuple[Any, Any]:
-        """Return a pool and its view with the labels of the training set.
-
-        Raises:
-            ConfigurationError: The pool has other classes, or classes in another order than a training set without
-                names.
-        """
-        names, pool_names = self.training_classes, dataset_class_names(pool)
-        if names is None and pool_names is not None and pool_names != list(self.examples.class_names):
-            if set(pool_names) & set(self.examples.class_names):
-                raise ConfigurationError(
-                    "The pool has the classes of the validation set in another order, or only some of them, and the"
-                    " training set has no names to match them by. Give it an attribute `classes`, or a pool whose"
-                    " labels are in the order of the training set."
-                )
-            return pool, view
-        if view is not None:
-            view = in_class_order(view, names, dataset_class_names(view) or pool_names)
-        return in_class_order(pool, names), view
 
     def _validation_copies(self, candidates: Candidates, similarity: float) -> NDArray[np.int64]:
         """Return the ids of the pool candidates that are, or nearly are, images of the validation set.
@@ -314,25 +314,9 @@ class TrainingRound(Round):
         return found
 
     def _grade(self, view: ExamplesView, ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Return predictions (n,) int64 and confidence in the label (n,) float32 by the model in its current state.
-
-        Scores are read as those of the validation loader were.
-        """
-        if not self.has_predictions:
-            raise ConfigurationError("Picking by confidence needs predicted classes, but read_batch gives verdicts.")
-        predictions, confidence = [torch.empty(0, dtype=torch.int64)], [torch.empty(0)]
+        """Return predictions (n,) int64 and confidence in the label (n,) float32 by the model in its current state."""
         classes = len(self.examples.class_names)
-        soft, reader = self.reading.scale != "classes", view.reader
-        step = StepLogits(self.trainer, reader.reader, classes=classes, dataset=reader.dataset, soft=soft)
-        with step.open() as logits_of:
-            for part in view.model_batches(ids.tolist()):
-                assert part.record.labels is not None  # the view has checked them
-                scores = logits_of(part.batch).detach().cpu()
-                batch = ScoredBatch(scores, part.record.labels, LogitsSource.STEP_OUTPUT)
-                rows = self.reading.of_form(batch).grade(batch)
-                predictions.append(rows.predictions)
-                confidence.append(rows.confidence)
-        return torch.cat(predictions), torch.cat(confidence)
+        return model_answers(self.trainer, self.reading, view, ids, classes=classes)[1:3]
 
     def _label_margins(self, rows: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
         """Return the label margins (n,) and the best other classes (n,) of rows of the training set, block by block."""

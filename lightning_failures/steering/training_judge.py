@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +26,14 @@ from lightning_failures.data.report import ClassReport, FailureReport
 from lightning_failures.directions.result import FailureDirections
 from lightning_failures.encoders.cached import CachedEncoder
 from lightning_failures.errors import ConfigurationError
-from lightning_failures.interventions import JudgedExamples
-from lightning_failures.interventions.base import LEFT_OUT
+from lightning_failures.interventions import Intervention, JudgedExamples
+from lightning_failures.interventions.base import LEFT_OUT, EarlyAnswers
+from lightning_failures.steering.class_order import pool_in_class_order
+from lightning_failures.steering.early_answers import EarlyAnswersStore, answers_of_all
 from lightning_failures.steering.last_layer import LastLayerReader
 from lightning_failures.steering.loader_patch import original_dataset
 from lightning_failures.steering.round import TrainingRound
-from lightning_failures.steering.training_view import ExamplesView, training_view
+from lightning_failures.steering.training_view import ExamplesView, pool_view, training_view
 from lightning_failures.trainer.batch_reader import BatchReader
 from lightning_failures.trainer.dataset_attributes import class_list_problem, dataset_attribute, dataset_class_names
 from lightning_failures.trainer.epoch_end import LoaderAnalysis
@@ -182,6 +184,40 @@ class TrainingJudge:
             layer_reader=layer_reader,
             feature_names=self._feature_names,
         )
+
+    def keep_early(
+        self,
+        trainer: Trainer,
+        analysis: LoaderAnalysis,
+        ranks: Communicator,
+        interventions: Mapping[str, Intervention],
+        store: EarlyAnswersStore,
+    ) -> None:
+        """Keep the answers of the model on training set and pools for interventions that want them now. Collective.
+
+        Args:
+            trainer: The Trainer, in a validation of its training.
+            analysis: The analysis of the discovery part.
+            ranks: The processes.
+            interventions: Name -> intervention.
+            store: Keeps the answers.
+        """
+        if all(one.wants_early is None for one in interventions.values()):
+            return
+        reading = analysis.evaluation.grader.reading
+        assert reading is not None
+        names = [entry.name for entry in analysis.result.report.classes]
+        training, dataset, _ = ranks.run_all(lambda: self._open(trainer))
+        self._dataset, self._view = dataset, training
+
+        def answers(pool: Any, view: Any) -> EarlyAnswers:
+            examples = training
+            if pool is not None:
+                ordered = pool_in_class_order(pool, view, dataset_class_names(dataset), names)
+                examples = self._pool_views.setdefault(id(pool), pool_view(*ordered, training))
+            return answers_of_all(trainer, reading, examples, ranks, classes=len(names))
+
+        store.keep_due(interventions, trainer.current_epoch, answers, training_size=len(training))
 
     def diagnose(
         self,

@@ -9,14 +9,13 @@ from __future__ import annotations
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
 
 import numpy as np
 
-from lightning_failures.core.text import clean, interval, number
-from lightning_failures.data.records import Readable
+from lightning_failures.core.text import clean, number, percent, percent_interval, points
+from lightning_failures.data.study_scores import DifferenceScore, FieldScore, PairWords, PersonScore, RateScore, Scores
 from lightning_failures.errors import DataError
 from lightning_failures.stats.intervals import difference_interval, share_intervals
 from lightning_failures.studies.records import Answer, Answers
@@ -54,109 +53,6 @@ _COMMON = frozenset(
 )
 _MOST_WORDS = 12
 _MOST_PAIRS = 24
-
-
-@dataclass(frozen=True)
-class PersonScore(Readable):
-    """One person: number of answers, of controls and of right controls, and whether the person is left out."""
-
-    annotator: str
-    answers: int
-    controls: int = 0
-    controls_right: int = 0
-    left_out: bool = False
-
-
-@dataclass(frozen=True)
-class RateScore(Readable):
-    """A rate of answers: right ones of a condition, or images in which a kind of pattern was seen."""
-
-    name: str
-    answers: int
-    count: int
-    rate: float
-    interval: tuple[float, float]
-
-
-@dataclass(frozen=True)
-class DifferenceScore(Readable):
-    """Difference of two rates with its 95 % interval."""
-
-    first: str
-    second: str
-    difference: float
-    interval: tuple[float, float]
-
-
-@dataclass(frozen=True)
-class FieldScore(Readable):
-    """What was filled in about one question.
-
-    Attributes:
-        question: Its id.
-        condition: The class of a description; "statement" or "open" of a questionnaire.
-        answers: Number of answers.
-        means: Mean of each scale.
-        votes: Number of votes for each option of each choice; for scales, for each of 1 to 5.
-        words: The most frequent words of texts, with their numbers of people.
-        overlap: Mean overlap (Jaccard index) of the words of two people; None with fewer than two texts.
-        similarity: Mean cosine of the texts of two people; None without a text encoder.
-        texts: The texts.
-    """
-
-    question: str
-    condition: str
-    answers: int
-    means: dict[str, float]
-    votes: dict[str, dict[str, int]]
-    words: dict[str, int]
-    overlap: float | None = None
-    similarity: float | None = None
-    texts: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class PairWords(Readable):
-    """Words in which two classes were described, with their numbers of descriptions, the most frequent first.
-
-    Attributes:
-        first: A class.
-        second: Another class.
-        only_first: Words of the first class alone.
-        both: Words of both, with the smaller number.
-        only_second: Words of the second class alone.
-    """
-
-    first: str
-    second: str
-    only_first: dict[str, int]
-    both: dict[str, int]
-    only_second: dict[str, int]
-
-
-@dataclass(frozen=True)
-class Scores(Readable):
-    """The scores of a study.
-
-    Attributes:
-        task: Its task.
-        people: Who answered.
-        rates: Rates by condition or by kind of pattern.
-        differences: Differences of the rates to the first one.
-        agreement: Share of pairs of people who chose the same; None without two answers to a question.
-        fields: What was filled in, by question.
-        chance: Rate of someone who guesses; None if it is not defined.
-        pairs: Words of pairs of described classes, those first that share most; at most 24.
-    """
-
-    task: str
-    people: tuple[PersonScore, ...]
-    rates: tuple[RateScore, ...] = ()
-    differences: tuple[DifferenceScore, ...] = ()
-    agreement: float | None = None
-    fields: tuple[FieldScore, ...] = ()
-    chance: float | None = None
-    pairs: tuple[PairWords, ...] = ()
 
 
 def score_answers(answers: Sequence[Answers], *, encode_texts: Callable[[list[str]], Any] | None = None) -> Scores:
@@ -199,17 +95,17 @@ def score_lines(scores: Scores) -> list[str]:
     if left:
         lines.append(f"Left out, because they missed the controls: {', '.join(left)}.")
     lines += [
-        f"  {rate.name:<12} {number(rate.rate)} ({interval(rate.interval)}), {rate.count} of {rate.answers}"
+        f"  {rate.name:<12} {percent(rate.rate)} ({percent_interval(rate.interval)}), {rate.count} of {rate.answers}"
         for rate in scores.rates
     ]
     if scores.rates and scores.chance is not None:
-        lines.append(f"  {'chance':<12} {number(scores.chance)}")
+        lines.append(f"  {'chance':<12} {percent(scores.chance)}")
     lines += [
-        f"  {one.first} - {one.second}: {number(one.difference, '+.2f')} ({interval(one.interval)})"
+        f"  {one.first} - {one.second}: {points(one.difference)} ({percent_interval(one.interval, 'points')})"
         for one in scores.differences
     ]
     if scores.agreement is not None:
-        lines.append(f"  two people chose the same in {number(scores.agreement)} of the questions")
+        lines.append(f"  two people chose the same in {percent(scores.agreement)} of the questions")
     for entry in scores.fields:
         parts = [f"{name} {number(mean, '.1f')}" for name, mean in entry.means.items()]
         parts += [

@@ -46,14 +46,21 @@ class ChangedImages:
 
     @contextmanager
     def open(self) -> Iterator[Answers]:
-        """Return the function from ids and images to answers, for the block; the module is afterwards as before."""
+        """Return the function from ids and images to answers, for the block; the module is afterwards as before.
+
+        Examples that are asked about twice in a row are read once.
+        """
         soft, reader = self.reading.scale != "classes", self.examples.reader
         step = StepLogits(self.trainer, reader, classes=self.classes, dataset=self.examples.dataset, soft=soft)
+        last: dict[tuple[int, ...], list[ReadExamples]] = {}
         with step.open() as logits_of:
 
             def answers(ids: Sequence[int], images: Sequence[Tensor]) -> Tensor:
+                if tuple(ids) not in last:
+                    last.clear()
+                    last[tuple(ids)] = list(self.examples.read(ids, at_once=AT_ONCE))
                 right, done = [torch.empty(0, dtype=torch.bool)], 0
-                for part in self.examples.read(ids, at_once=AT_ONCE):
+                for part in last[tuple(ids)]:
                     some = images[done : done + len(part.ids)]
                     right.append(self._answers(part, some, logits_of))
                     done += len(part.ids)
@@ -87,7 +94,7 @@ class ChangedImages:
         def exchanged(tensor: Tensor) -> Tensor:
             nonlocal found
             if tensor is not own:
-                return tensor
+                return tensor.clone()  # the step may change it in place
             found += 1
             return new
 

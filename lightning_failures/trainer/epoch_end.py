@@ -551,7 +551,7 @@ class AnalysisRunner:
             deadline: When the fit should be over.
         """
         failures: list[str] = []
-        methods = [(method, fit) for method, fit in self.methods if method.last_only]
+        methods = model.last_methods(self.methods)
         attempt = partial(self._attempt, trainer, ranks, failures)
         grades, sampled = snapshot.grades, snapshot.sampled
         values = values_of_methods(methods, self.encoders, snapshot.evaluation, grades, sampled, ranks, attempt)

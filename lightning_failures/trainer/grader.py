@@ -262,7 +262,7 @@ class Grader:
                 self._metrics[reading] = self._empty_metric(reading)
             row_ids = ids[graded.position]
             self._metrics[reading].update(
-                row_ids, graded.labels.clone(), graded.predictions, graded.confidence, row_digests
+                row_ids, graded.labels.clone(), graded.predictions, graded.confidence, row_digests, graded.margin
             )
         self._check_early()
         self._any_graded = self._any_graded or len(rows.position) > 0
@@ -396,7 +396,7 @@ class Grader:
             facts = facts.joined(some)
         self._untraced = any(self._ranks.gather_objects(self._given_ids.untraced))
         self._ranks.run_all(self._given_ids.check)
-        (row_ids, labels, predictions, confidence, digests), contradictions = self._decide(facts)
+        (row_ids, labels, predictions, confidence, digests, margins), contradictions = self._decide(facts)
         if self._untraced:
             refuse_shared_ids(contradictions)
         self._n_repeated = sum(self._ranks.gather_objects(self._rows_repeated_here()))
@@ -416,14 +416,15 @@ class Grader:
             groups=None if self._groups is None else self._groups[row_ids],
             coverage=1.0 if not self._expected else len(seen) / self._expected,
             digests=digests if has_digests(digests) else None,
+            margin=margins,
         )
         grades = replace(grades, ids=ids[grades.ids])
         if self.reading == VERDICTS:
-            return replace(grades, predictions=None, confidence=None, verdicts=predictions == labels)
+            return replace(grades, predictions=None, confidence=None, margin=None, verdicts=predictions == labels)
         return grades
 
     def _empty_metric(self, reading: Reading) -> GradesMetric:
-        metric = GradesMetric(with_digests=True, process_group=self._ranks.group)
+        metric = GradesMetric(with_digests=True, with_margins=True, process_group=self._ranks.group)
         metric.multilabel = reading.task == "multilabel"
         return metric
 

@@ -7,12 +7,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from lightning.pytorch import Trainer
 from torch import nn
 
 from lightning_failures.analysis.method import FittableMethod, TrainingReader
 from lightning_failures.analysis.result import AnalysisResult
+from lightning_failures.analysis.sparse_layers import SparseFit, SpuriousFeatures
 from lightning_failures.encoders.frozen import fingerprint
+from lightning_failures.errors import ConfigurationError
 from lightning_failures.methods import Method
 from lightning_failures.report.feature_names import FEATURES_FILE, FeatureNames
 
@@ -29,19 +32,34 @@ class ModelFeatures:
         problem: Why there are none, or None.
         last: Whether the methods run that belong to the last analysis only.
         training: Reads those of training images; None: nothing does.
+        spurious: Those that people call spurious; None if there are none.
     """
 
     head: str | None = None
     problem: str | None = None
     last: bool = False
     training: TrainingReader | None = None
+    spurious: SpuriousFeatures | None = None
 
     def methods(
         self, methods: Sequence[tuple[Method, FittableMethod]], loader: int
     ) -> list[tuple[Method, FittableMethod]]:
         """Return the methods that run in this analysis of a loader."""
         last = self.last and loader == 0
-        return [(method, fit) for method, fit in methods if last or not method.last_only]
+        return self._with_spurious([(method, fit) for method, fit in methods if last or not method.last_only])
+
+    def last_methods(self, methods: Sequence[tuple[Method, FittableMethod]]) -> list[tuple[Method, FittableMethod]]:
+        """Return the methods that run in the last analysis only."""
+        return self._with_spurious([(method, fit) for method, fit in methods if method.last_only])
+
+    def _with_spurious(self, methods: list[tuple[Method, FittableMethod]]) -> list[tuple[Method, FittableMethod]]:
+        """Give the spurious features to the fit of sparse layers."""
+        if self.spurious is None:
+            return methods
+        return [
+            (method, replace(fit, spurious=self.spurious) if isinstance(fit, SparseFit) else fit)
+            for method, fit in methods
+        ]
 
     def missing(self, methods: Sequence[tuple[Method, FittableMethod]], values: Collection[str]) -> list[str]:
         """Return a sentence for each method on penultimate features that has none, given those that have values."""
@@ -64,6 +82,32 @@ def model_fingerprint(module: nn.Module, head: str) -> str:
     True
     """
     return fingerprint(module, without=head, kind=type(module).__qualname__, head=head)
+
+
+def spurious_features(module: nn.Module, head: str | None, path: Path) -> SpuriousFeatures | None:
+    """Return the penultimate features that people tagged spurious for the weights of now; None without any.
+
+    Args:
+        module: The model.
+        head: Name of its last layer; None: unknown.
+        path: The file with names and tags; one that cannot be read holds none, which is reported elsewhere.
+    """
+    if head is None or not path.is_file():
+        return None
+    try:
+        names = FeatureNames.load(path, encoder=model_fingerprint(module, head))
+    except ConfigurationError:
+        return None
+    tagged = tuple(sorted(feature for feature, one in names.entries.items() if one.tag == "spurious"))
+    if not tagged:
+        return None
+    layer = module.get_submodule(head)
+    if not isinstance(layer, nn.Linear) or layer.bias is None:
+        return SpuriousFeatures(tagged)
+    weight, bias = (values.detach().cpu().double().numpy() for values in (layer.weight, layer.bias))
+    if len(bias) == 1:  # one logit: the other class has none
+        weight, bias = np.concatenate([0 * weight, weight]), np.concatenate([0 * bias, bias])
+    return SpuriousFeatures(tagged, weight, bias)
 
 
 def with_model(result: AnalysisResult, trainer: Trainer, head: str | None) -> AnalysisResult:

@@ -103,8 +103,9 @@ class AdvancedOptions:
             regions of features onto other images; a generator (a name, an object or a function, as of
             ``AddSynthetic``) also renders the captions of classes with a pattern, for at most ten minutes. False: no
             checks.
-        compare_methods: Let other methods (Domino, clusters) rank the examples, too; then
-            ``lightning-failures compare-methods RUN`` compares them with the failure directions.
+        compare_methods: Let other methods (Domino, clusters, confidence, margin) rank the examples, too; the page and
+            ``lightning-failures compare-methods RUN`` compare them with the failure directions. The report then keeps
+            the metadata of at most 20,000 examples.
     """
 
     every_n_validations: int | None = None

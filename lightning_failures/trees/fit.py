@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lightning_failures.core.arrays import as_mask, as_matrix, as_vector, finite_rows_of
+from lightning_failures.core.arrays import as_mask, as_matrix, as_rows, as_vector, finite_rows_of
 from lightning_failures.core.hashing import row_hashes
 from lightning_failures.core.types import BoolArray, IntArray
 from lightning_failures.errors import ConfigurationError, DataError
@@ -216,7 +216,7 @@ def fit_failure_tree(
         ('feature 17 >', (17,), True)
     """
     _check_options(top_features, max_depth, feature_selection, min_leaf, folds, seed)
-    x = as_matrix(features, "features")
+    x = as_rows(features, "features")  # half precision stays half; everything compares in single precision
     n = len(x)
     fails = as_mask(failed, "failed", n)
     names = np.arange(n) if ids is None else as_vector(ids, "ids", n)
@@ -229,11 +229,11 @@ def fit_failure_tree(
     if not (names[1:] > names[:-1]).all():
         order = np.argsort(names, kind="stable")
         x, fails, names, sources = x[order], fails[order], names[order], sources[order]
-    if x.dtype != np.float16:  # half precision stays, to save memory; everything compares in single precision
+    if x.dtype == np.float64:
         with np.errstate(over="ignore"):
-            x = x.astype(np.float32, copy=False)
-    if not finite_rows_of(x).all():
-        raise DataError("features must lie within the range of float32")
+            x = x.astype(np.float32)
+        if not finite_rows_of(x).all():
+            raise DataError("features must lie within the range of float32")
 
     fold = fillable_folds(fails, sources, folds, seed)
     selected = select_features(

@@ -1,14 +1,16 @@
 """Information gain of the best split of each feature, exact, and the features with the highest gains.
 
 The gain of a cut depends only on the numbers of failures and successes below it. Every feature is sorted once, and
-leaving out a fold takes one more pass over the same order. Where only the best features are asked for, most features
-are not even sorted: they are counted in bins, and the counts bound their gains (``bound_gains``).
+leaving out a fold takes one more pass over the same order. Where only the best features are asked for, the counts at
+some positions bound the gains of a feature, and few gains are computed. Sorting is the smaller part: reading an order
+that was kept from an earlier epoch would take as long.
 """
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,14 +20,9 @@ from numpy.typing import NDArray
 from lightning_failures.core.arrays import as_mask, as_matrix
 from lightning_failures.core.types import BoolArray, FloatArray, IntArray
 
-_KEYS_AT_ONCE = 2**20  # a block of features that is packed at once: the values of an example are neighbours
-_PLACES_AT_ONCE = 2**20  # a block of features whose bins are counted
-_TILE = 16  # features that are counted at once: their counts stay in the processor's cache
-_MIN_PRUNED = 64  # with fewer examples, or fewer features, every feature is sorted
-_SAMPLE = 128  # examples, at most, from which the bins of a feature are placed
-_OCTAVES = 5  # of bins on either side of the centre
-_MIN_BITS, _MAX_BITS = 3, 7  # bins of an octave, as powers of two
-_MARGIN = 1e-3  # relative, for the rounding of bounds in single precision
+_KEYS_AT_ONCE = 2**19  # a block of features that is sorted at once: its keys stay in the processor's cache
+_MAX_SHORT_CODES = 2**16
+_BLOCK = 0.6  # length of a block of cuts, in standard deviations by chance of the difference between two shares
 
 
 def information_gain(features: Any, failed: Any, *, min_leaf: int = 1) -> FloatArray:
@@ -67,11 +64,7 @@ def fold_gains(x: NDArray[Any], failed: BoolArray, fold: IntArray | None, min_le
     Returns:
         (K + 1, D) float64.
     """
-    problem = _Problem.of(failed, fold, min_leaf)
-    gains = np.zeros((len(min_leaf), x.shape[1]))
-    wanted = np.repeat(problem.has_both[:, None], x.shape[1], axis=1)
-    problem.add_gains(x, np.arange(x.shape[1]), wanted, gains)
-    return gains
+    return _Problem.of(failed, fold, min_leaf).gains(x)
 
 
 def best_features(
@@ -91,29 +84,10 @@ def best_features(
     Returns:
         K + 1 arrays of indices, (min(top, D),) each; of no features where failures or successes are missing.
     """
-    n, width = x.shape
+    top = min(top, x.shape[1])
     problem = _Problem.of(failed, fold, min_leaf)
-    if not problem.has_both.any() or n < _MIN_PRUNED or width < max(_MIN_PRUNED, 2 * top):
-        gains = fold_gains(x, failed, fold, min_leaf)
-        return [_ranked(row, np.arange(width), top * both) for row, both in zip(gains, problem.has_both, strict=True)]
-
-    # the features that seem best give the gain that the others must be able to reach
-    seeming, bound = problem.bounds(x)
-    seem_best = np.sort(np.argpartition(-seeming, 2 * top - 1)[: 2 * top])
-    gains = np.zeros((len(min_leaf), width))
-    known = np.zeros((len(min_leaf), width), dtype=np.bool_)
-    known[:, seem_best] = problem.has_both[:, None]
-    problem.add_gains(x, seem_best, known, gains)
-    to_reach = np.partition(gains[:, seem_best], -top, axis=1)[:, -top]
-    open_ = ~known & (bound * (1 + _MARGIN) >= to_reach[:, None]) & problem.has_both[:, None]
-    problem.add_gains(x, np.flatnonzero(open_.any(axis=0)), open_, gains)
-    known |= open_
-    return [_ranked(row, np.flatnonzero(known[s]), top if problem.has_both[s] else 0) for s, row in enumerate(gains)]
-
-
-def _ranked(gains: FloatArray, features: IntArray, top: int) -> IntArray:
-    """Return the best of some features, by their gain, then their index."""
-    return features[np.argsort(-gains[features], kind="stable")[:top]]
+    best = problem.best(x, top) if top and problem.has_both.any() else np.empty((len(min_leaf), 0), dtype=np.int64)
+    return [row[: top * both] for row, both in zip(best, problem.has_both, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -150,53 +124,65 @@ class _Problem:
         """(S,) whether a subset has failures and successes."""
         return (self.n_failed > 0) & (self.n_correct > 0)
 
-    def add_gains(self, x: NDArray[Any], features: IntArray, wanted: BoolArray, gains: FloatArray) -> None:
-        """Write the exact gains of some features into ``gains`` (S, D), where ``wanted`` (S, D) says so."""
+    def gains(self, x: NDArray[Any]) -> FloatArray:
+        """Return the highest gain (S, D) of a cut of each feature."""
         from lightning_failures.stats.kernels.gain import best_gains
 
-        n = len(x)
-        if n < 2:
-            return
-        numbers = np.arange(1, n + 1)
-        logs = np.concatenate([[0.0], numbers * np.log2(numbers)])
-        block = max(1, min(len(features), _KEYS_AT_ONCE // n))
-        keys = np.empty((block, n), dtype=np.int64)
-        counts = (self.member, self.n_failed, self.n_correct, self.min_leaf)
-        for first in range(0, len(features), block):
-            chosen = features[first : first + block]
-            rows = keys[: len(chosen)]
-            sort_features(x, chosen, self.code, rows)
-            found = np.zeros((len(self.min_leaf), len(chosen)))
-            best_gains(rows, *counts, wanted[:, chosen], logs, found)
-            gains[:, chosen] = np.where(wanted[:, chosen], found, gains[:, chosen])
+        found = np.zeros((len(self.min_leaf), x.shape[1]))
+        for start, keys in self._sorted(x):
+            part = found[:, start : start + len(keys)]
+            best_gains(keys, self.member, self.n_failed, self.n_correct, self.min_leaf, _logs(len(x)), part)
+        return found
 
-    def bounds(self, x: NDArray[Any]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Return about the gain (D,) of each feature on all examples, and upper bounds (S, D) of the gains."""
-        from lightning_failures.stats.kernels.gain import bound_gains
+    def best(self, x: NDArray[Any], top: int) -> IntArray:
+        """Return the features with the highest gains (S, top), best first."""
+        from lightning_failures.stats.kernels.top_gains import raise_best
+
+        gains = np.full((len(self.min_leaf), top), -1.0)
+        best = np.tile(np.arange(top), (len(self.min_leaf), 1))
+        ends, logs = self._block_ends(), _logs(len(x))
+        for start, keys in self._sorted(x):
+            raise_best(keys, start, ends, self.member, self.n_failed, self.n_correct, self.min_leaf, logs, gains, best)
+        return best
+
+    def _sorted(self, x: NDArray[Any]) -> Iterator[tuple[int, NDArray[Any]]]:
+        """Yield the first feature of each block of features, and the sorted keys of these."""
+        from lightning_failures.stats.kernels.gain import pack_halves
 
         n, width = x.shape
-        bits = max(_MIN_BITS, min(_MAX_BITS, round(math.log2(n) / 2 - 0.5)))  # the more examples, the finer
-        bins = 2 * _OCTAVES * 2**bits + 2
-        tiles = max(1, min(-(-width // _TILE), _PLACES_AT_ONCE // (n * _TILE)))
-        place = np.empty((tiles, n, _TILE), dtype=np.uint16)
-        counts = np.empty((_TILE, self.member.shape[1], bins), dtype=np.uint16 if n < 2**16 else np.uint32)
-        seeming, bound = np.empty(width, dtype=np.float32), np.empty((len(self.min_leaf), width), dtype=np.float32)
-        subsets = (self.n_failed, self.n_correct, self.min_leaf)
-        for start in range(0, width, tiles * _TILE):
-            part = slice(start, start + tiles * _TILE)
-            in_place = _is_plain(x)
-            bound_gains(
-                x if in_place else np.ascontiguousarray(x[:, part], dtype=np.float32),
-                start if in_place else 0,
-                self.code,
-                *subsets,
-                *_place_bins(x[:, part], bins),
-                place,
-                counts,
-                seeming[part],
-                bound[:, part],
-            )
-        return seeming, bound
+        size = max(1, min(width, _KEYS_AT_ONCE // max(n, 1)))
+        half = x.dtype == np.float16 and self.member.shape[1] <= _MAX_SHORT_CODES
+        bits = np.ascontiguousarray(x).view(np.uint16) if half else x
+        keys = np.empty((size, n), dtype=np.uint32 if half else np.int64)
+        for start in range(0, width, size):
+            rows = keys[: width - start]
+            if half:
+                pack_halves(bits, start, self.code, rows)
+                rows.sort(axis=1)
+            else:
+                sort_features(x, np.arange(start, start + len(rows)), self.code, rows)
+            yield start, rows
+
+    def _block_ends(self) -> IntArray:
+        """Return the positions at which blocks of cuts end, (E,) ascending.
+
+        The share of the failures below a cut minus that of the successes varies by chance, least near the ends of a
+        feature. A block is as long as keeps its bound a fraction of that away from the gains of its cuts.
+        """
+        n, least = len(self.code), max(int(self.min_leaf.min()), 1)
+        scale = _BLOCK * math.sqrt(1 / max(int(self.n_failed[0]), 1) + 1 / max(int(self.n_correct[0]), 1))
+        ends = [min(least, n)]
+        while ends[-1] < n - least:
+            step = round(scale * math.sqrt(ends[-1] * (n - ends[-1])))
+            ends.append(min(ends[-1] + max(step, 1), n - least))
+        return np.array([ends[0], *ends], dtype=np.int64)  # twice the first: an empty block holds the cut there
+
+
+@functools.lru_cache(maxsize=4)
+def _logs(n: int) -> FloatArray:
+    """Return k log2(k) for k = 0 ... n."""
+    numbers = np.arange(1, n + 1)
+    return np.concatenate([[0.0], numbers * np.log2(numbers)])
 
 
 def sort_features(x: NDArray[Any], features: IntArray, code: IntArray, keys: IntArray) -> None:
@@ -210,45 +196,8 @@ def sort_features(x: NDArray[Any], features: IntArray, code: IntArray, keys: Int
     """
     from lightning_failures.stats.kernels.gain import pack
 
-    if _is_plain(x):
+    if x.dtype == np.float32 and x.flags.c_contiguous:
         pack(x, features, code, keys)
     else:
         pack(np.ascontiguousarray(x[:, features], dtype=np.float32), np.arange(len(features)), code, keys)
     keys.sort(axis=1)
-
-
-def _is_plain(x: NDArray[Any]) -> bool:
-    """Return whether compiled functions read the features as they are."""
-    return x.dtype == np.float32 and x.flags.c_contiguous
-
-
-def _place_bins(x: NDArray[Any], bins: int) -> tuple[NDArray[Any], ...]:
-    """Place the bins of features (n, D) by the quantiles of a few examples.
-
-    The centre of a feature is its smallest value if that is frequent, such as 0 behind a ReLU, else the median. The
-    first octave reaches from there to a quantile near the end of the distribution, the next ones to its end. A feature
-    that needs few octaves, such as one that is bounded, has the more bins in each.
-
-    Returns:
-        Centre (D,) float32, inverse width (2, D) float32 of the first octave below it (negative) and above it, the
-        number (D,) int32 of bits of a float that a bin leaves open, and the number (D,) int32 of the bin at the centre.
-    """
-    size = min(_SAMPLE, len(x) // 8 + 24)
-    values = np.ascontiguousarray(x[np.arange(size) * len(x) // size].T, dtype=np.float32)
-    places = [0, size // 4, size // 2, size - 1 - size // 4, size - 1]
-    values.sort(axis=1)
-    lowest, low, middle, high, highest = values[:, places].T
-    one_sided = lowest == low
-    centre = np.where(one_sided, lowest, middle)
-    near, far = np.abs(np.stack([low, high]) - centre), np.abs(np.stack([lowest, highest]) - centre)
-    reach = np.clip(np.where(near > 0, near, far), np.float32(1e-30), np.float32(1e30))
-    inverse = 1 / reach
-    inverse[0] *= -1
-
-    # as many bins for each octave as all octaves leave, and the rest at either end
-    octaves = np.ceil(np.log2(far / reach + 1)).clip(1, _OCTAVES).astype(np.int32)
-    octaves[0, one_sided] = 0
-    bits = np.log2((bins - 2) / octaves.sum(axis=0)).astype(np.int32)
-    rest = bins - 1 - (octaves.sum(axis=0) << bits)
-    at_centre = np.where(one_sided, 1, (octaves[0] << bits) + rest // 2).astype(np.int32)
-    return centre, inverse, 23 - bits, at_centre

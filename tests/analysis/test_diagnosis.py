@@ -18,7 +18,9 @@ from lightning_failures.analysis.diagnosis import (
     UNDER_REPRESENTED,
     UNSURE,
     ClassExamples,
+    Dichotomy,
     FailureStatistics,
+    Term,
     TrainingExamples,
     diagnose,
     failure_statistics,
@@ -48,11 +50,11 @@ def test_failure_statistics__flagged_shares_and_wrong_classes_by_hand() -> None:
     )
     found = failure_statistics(0, examples, wrong_answers=2, weight=w, training=training)
     assert found.flag_ratio == pytest.approx(math.log((1.5 / 9) / (2.5 / 5)))
-    assert found.one_wrong_class == 1.0
     assert found.wrong_class_auc == 1.0  # class 1 lies at the failure end, class 2 at the other one
     assert found.probe_support == 0.5
     assert found.probe_margin == pytest.approx(((0.1 - 0.35) / 2) / 0.5)
     assert found.density is None  # fewer examples than neighbours
+    assert found.flagged_error_rate == 1.0
 
 
 def test_failure_statistics__density_by_hand() -> None:
@@ -91,10 +93,22 @@ def test_failure_statistics__of_equal_training_and_validation_are_near_zero() ->
     assert found.density == pytest.approx(0, abs=0.2)
 
 
-def test_failure_statistics__with_one_wrong_answer_know_no_wrong_class() -> None:
-    examples = ClassExamples(np.eye(3, dtype=np.float32), np.array([0, 1, 1]), np.full(3, np.nan), np.full(3, np.nan))
-    assert failure_statistics(0, examples, wrong_answers=1) == FailureStatistics()
-    assert failure_statistics(0, examples, wrong_answers=4) == FailureStatistics(one_wrong_class=1.0)
+def test_failure_statistics__compare_the_wrong_class_with_others_or_with_the_only_other() -> None:
+    w = np.array([1.0, 0.0], dtype=np.float32)
+    nan = np.full(5, np.nan)
+    examples = ClassExamples(unit([[1, 0]] * 5), np.array([0, 1, 1, 2, 3]), nan, nan)
+    own, first, second = [[1, 0.1], [1, 0]], [[1, 1], [-1, 1]], [[-1, 0], [-1, 0]]
+    training = TrainingExamples(unit(own + first + second), np.array([0, 0, 1, 1, 2, 2]))
+
+    def of(wrong_answers: int) -> float | None:
+        return failure_statistics(0, examples, wrong_answers=wrong_answers, weight=w, training=training).wrong_class_auc
+
+    assert of(2) == 0.0  # two of four failures go to class 1, which lies at the other end than class 2
+    assert of(4) == 1.0  # one in four is an even share, so class 2 counts too
+    two = TrainingExamples(unit(own + first), np.array([0, 0, 1, 1]))
+    binary = ClassExamples(examples.phi, np.array([0, 1, 1, 1, 1]), nan, nan)
+    found = failure_statistics(0, binary, wrong_answers=1, weight=w, training=two)
+    assert found.wrong_class_auc == 1.0  # compared with class 0 itself
 
 
 @pytest.mark.parametrize("predictions", [[0, 0], [1, 2]])
@@ -107,13 +121,39 @@ def test_failure_statistics__without_failures_or_successes_are_unknown(predictio
 def test_diagnose__without_statistics_is_unsure() -> None:
     found = diagnose(FailureStatistics())
     assert (found.kind, found.remedy) == (UNSURE, None)
-    assert sum(found.probabilities.values()) == pytest.approx(1)
+    assert list(found.probabilities.values()) == pytest.approx([0.2] * 5)  # four kinds, and nothing
+
+
+def test_diagnose__without_training_keeps_kinds_that_need_it_equally_probable() -> None:
+    of_probe = FailureStatistics(probe_support=0.9, probe_margin=0.8, flagged_error_rate=0.9)
+    found = diagnose(of_probe).probabilities
+    assert found[LABEL_NOISE] < 0.01
+    assert found[SHORTCUT] == pytest.approx(found[UNDER_REPRESENTED])
+    assert found[SHORTCUT] + found[UNDER_REPRESENTED] == pytest.approx(0.5, abs=0.01)
+    assert diagnose(of_probe).kind == UNSURE  # training may hold few such images
+
+
+def test_diagnose__probabilities_by_hand() -> None:
+    asked = {
+        "wrong label": Dichotomy(0.0, {"probe_margin": Term(1.0, 2.0, math.log(3))}),
+        "lacking": Dichotomy(0.0, {"density": Term(0.0, 1.0, 1.0)}),
+        "shortcut": Dichotomy(math.log(4), {"wrong_class_auc": Term(0.5, 1.0, 7.0)}),
+        "hard": Dichotomy(0.0, {"flagged_error_rate": Term(0.5, 0.1, 1.0)}),
+    }
+    found = diagnose(
+        FailureStatistics(density=0.0, wrong_class_auc=0.5, probe_margin=-1.0, flagged_error_rate=9.0),
+        dichotomies=asked,
+    )
+    hard = 1 / (1 + math.exp(-3))  # three deviations at most
+    expected = {LABEL_NOISE: 1 / 4, SHORTCUT: 3 / 8 * 4 / 5, UNDER_REPRESENTED: 3 / 8 / 5, HARD: 3 / 8 * hard}
+    assert {kind: found.probabilities[kind] for kind in expected} == pytest.approx(expected)
+    assert [reason.split()[-1] for reason in found.reasons] == ["fail.", "theirs."]  # what adds most comes first
     assert set(found.probabilities) == {*KINDS, NOTHING}
 
 
 TYPICAL = {
-    SHORTCUT: FailureStatistics(-3.0, -2.0, 1.0, 0.96, 1.0, 1.0),
-    LABEL_NOISE: FailureStatistics(0.0, -0.1, 0.3, 0.6, 0.15, -1.3),
+    SHORTCUT: FailureStatistics(-3.0, -2.0, 0.96, 1.0, 1.0),
+    LABEL_NOISE: FailureStatistics(0.0, -0.1, 0.6, 0.15, -1.3),
 }
 
 

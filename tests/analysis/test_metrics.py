@@ -85,6 +85,16 @@ def test_grades__without_examples_are_empty():
     assert [len(column) for column in metric.compute()] == [0] * 4
 
 
+def test_margins__are_the_last_column_if_asked_for():
+    metric = GradesMetric(with_digests=True, with_margins=True)
+    columns = torch.tensor([7, 2]), torch.tensor([0, 1]), torch.tensor([0, 0]), torch.tensor([0.9, 0.2])
+    metric.update(*columns, margins=torch.tensor([0.8, -0.6]))
+    metric.update(torch.tensor([1]), torch.tensor([0]), torch.tensor([0]), torch.tensor([0.5]))
+    margins = metric.compute()[-1]
+    assert margins[1:].tolist() == pytest.approx([-0.6, 0.8])
+    assert margins[0].isnan()
+
+
 def test_digests__are_a_fifth_column_if_asked_for():
     metric = GradesMetric(with_digests=True)
     metric.update(*(values[:2] for values in COLUMNS), torch.tensor([70, 80]))

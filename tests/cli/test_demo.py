@@ -5,20 +5,19 @@ from __future__ import annotations
 import json
 import re
 from functools import partial
+from pathlib import Path
 
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from lightning_failures.bundled.digits import ColouredDigitsDataModule
 from lightning_failures.cli import main
 from lightning_failures.cli.demo import attach_truth
 from lightning_failures.data.report import ClassReport, FailureReport
-from tests.report.html.reading import first_screen, flaws
+from tests.report.html.reading import documents, first_screen, flaws, wrong_numbers
+from tests.report.html.words import page_flaws, text_flaws
 
 pytest_plugins = ["tests.helpers.browser"]
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*does not have many workers.*"),
-    pytest.mark.filterwarnings("ignore:.*smaller than the logging interval.*"),
-]
 
 
 def test_attach_truth__changes_nothing_else():
@@ -33,6 +32,13 @@ def test_attach_truth__changes_nothing_else():
 def test_demo__too_few_epochs_is_one_line(capsys):
     assert main(["demo", "--epochs", "0"]) == 1
     assert capsys.readouterr().err == "lightning-failures: demo: epochs must be at least 1, got 0.\n"
+
+
+def tensorboard_texts(folder: Path) -> list[str]:
+    """The texts of the last analysis in TensorBoard's event file."""
+    events = EventAccumulator(str(folder), size_guidance={"tensors": 0}).Reload()
+    tags = [tag for tag in events.Tags()["tensors"] if tag.endswith("/text_summary")]
+    return [events.Tensors(tag)[-1].tensor_proto.string_val[0].decode() for tag in tags]
 
 
 @pytest.mark.slow
@@ -74,6 +80,15 @@ def test_demo__table_report_and_truth(visit, tmp_path, capsys, monkeypatch):
     assert f"Images of {worst['class']} with tint {worst['words']} are wrong" in text
     assert re.search("Mistaken for: .*How sure|How sure (high|moderate|low)", text)
     assert "Next:" in text
+    # every number in every sentence and table, wherever people read it
+    known = documents(run)
+    before = known["history"][-2]
+    marked = "[...document.querySelectorAll('data')].map(d => [d.textContent, d.value, d.dataset.of])"
+    assert wrong_numbers(seen.page.evaluate(marked), known) == []
+    assert page_flaws(seen.page, report, before) == []
+    assert text_flaws(shown, report, before) == []
+    for text in (max(run.glob("epoch=*")).joinpath("report.md").read_text(), *tensorboard_texts(run.parent)):
+        assert text_flaws(text, report, before) == []
     assert flaws(seen.page) == []
     assert seen.errors == []
     assert list((tmp_path / "out").rglob("images/classes-*.png"))

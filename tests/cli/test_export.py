@@ -2,15 +2,8 @@
 
 from __future__ import annotations
 
-import pytest
-
 from lightning_failures.cli import main
 from tests.helpers.exported import image_folder, saved_run
-
-
-@pytest.fixture(autouse=True)
-def _no_command_line(monkeypatch):
-    monkeypatch.setattr("sys.argv", ["lightning-failures"])
 
 
 def test_export__says_what_was_written_and_how_to_open_it(tmp_path, capsys, monkeypatch):

@@ -22,16 +22,6 @@ QUIET = [
     "--data.init_args.val_size=300",
 ]
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*does not have many workers.*"),
-    pytest.mark.filterwarnings("ignore:.*smaller than the logging interval.*"),
-]
-
-
-@pytest.fixture(autouse=True)
-def _no_command_line(monkeypatch):
-    monkeypatch.setattr("sys.argv", ["lightning-failures"])
-
 
 def test_subcommands__are_methods_of_the_trainer():
     """A command with model and data takes one line in the table and one method."""
@@ -41,7 +31,7 @@ def test_subcommands__are_methods_of_the_trainer():
     assert all(callable(getattr(FailureTrainer, name)) for name in with_model)
 
 
-@pytest.mark.parametrize("config", ["digits.yaml", "digits_interventions.yaml", "cifar10.yaml"])
+@pytest.mark.parametrize("config", sorted(file.name for file in (ROOT / "configs").glob("*.yaml")))
 def test_configs__are_complete(config, capsys, monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / "examples"))
     with pytest.raises(SystemExit) as stop:

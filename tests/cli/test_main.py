@@ -16,11 +16,6 @@ from lightning_failures.data.report import ClassReport, FailureReport
 HEAVY = ("torch", "lightning", "numpy", "sklearn", "jsonargparse")
 
 
-@pytest.fixture(autouse=True)
-def _no_command_line(monkeypatch):
-    monkeypatch.setattr("sys.argv", ["lightning-failures"])
-
-
 def test_help__names_every_command(capsys):
     assert main(["--help"]) == 0
     shown = capsys.readouterr().out

@@ -12,17 +12,6 @@ from lightning_failures.regression import Pin
 from lightning_failures.report.run_folder import open_run
 from tests.helpers.shaded import config
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*does not have many workers.*"),
-    pytest.mark.filterwarnings("ignore:.*smaller than the logging interval.*"),
-    pytest.mark.filterwarnings("ignore:.*treespec, LeafSpec.*:FutureWarning"),
-]
-
-
-@pytest.fixture(autouse=True)
-def _no_command_line(monkeypatch):
-    monkeypatch.setattr("sys.argv", ["lightning-failures"])
-
 
 @pytest.fixture(scope="module")
 def cured(tmp_path_factory) -> Path:

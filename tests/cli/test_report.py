@@ -255,8 +255,6 @@ def test_diff_text__shows_any_name_and_interprets_none():
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:.*does not have many workers.*")
-@pytest.mark.filterwarnings("ignore:.*smaller than the logging interval.*")
 def test_two_trainings__compared_from_what_they_left(tmp_path, capsys):
     """The second classifier reads the label on dark images too: failures and modes are fixed. The models are gone."""
 

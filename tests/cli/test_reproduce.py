@@ -8,13 +8,11 @@ import pytest
 import torch
 
 from lightning_failures.cli import main
+from lightning_failures.recipes import RECIPES, network
+from lightning_failures.recipes import cifar as cifar_recipe
 from tests.encoders.tiny import resnet
 from tests.recipes.generated import celeba, chestxray14, cifar, image_folder, imagenet, mnist
-
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*does not have many workers.*"),
-    pytest.mark.filterwarnings("ignore:.*treespec, LeafSpec.*"),
-]
+from tests.recipes.parts.conftest import tiny_network
 
 
 def options(tmp_path, *more: str) -> list[str]:
@@ -33,7 +31,22 @@ def test_folder__trains_and_leaves_a_report(tmp_path, capsys):
     assert json.loads((tmp_path / "out" / "folder" / "folder.json").read_text())["claims"] == []
 
 
+@pytest.fixture
+def _small_networks(monkeypatch):
+    """Train small networks in place of ResNets, and at two degrees in place of nine."""
+    monkeypatch.setattr(network, "network", tiny_network)
+    monkeypatch.setattr(cifar_recipe, "DEGREES", (0.1, 0.9))
+
+
+EXPECTED = {
+    "cifar100": {"accuracy on the hard group with picks by direction", "minority accuracy, degree 0.9"},
+    "cifar10": {"accuracy with picks by confidence"},
+    "celeba": {"hard in top 10", "hard in all"},
+}
+
+
 @pytest.mark.slow
+@pytest.mark.usefixtures("_small_networks")
 @pytest.mark.parametrize("name", ["cifar100", "cifar10", "celeba"])
 def test_papers__claims_are_not_measured_on_other_data(tmp_path, monkeypatch, capsys, name):
     if name == "celeba":
@@ -45,6 +58,10 @@ def test_papers__claims_are_not_measured_on_other_data(tmp_path, monkeypatch, ca
     assert content["claims"]
     assert all(one["verdict"].startswith("not measured here") for one in content["claims"])
     assert content["seeds"][0]["figures"]["accuracy"] >= 0
+    assert EXPECTED[name] <= set(content["seeds"][0]["figures"])
+    out = capsys.readouterr().out
+    for part in RECIPES[name].parts:
+        assert f"  {part.name}: {part.summary}" in out
     assert "not measured here" in (tmp_path / "out" / name / f"{name}.html").read_text()
 
 
@@ -57,6 +74,7 @@ GENERATED = {
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("_small_networks")
 @pytest.mark.parametrize("name", list(GENERATED))
 def test_papers__layouts_of_the_other_data_sets(tmp_path, name):
     (tmp_path / "data").mkdir()
@@ -85,10 +103,13 @@ def test_barlow__examines_two_networks_that_were_trained_before(tmp_path, capsys
     assert main([*arguments, *networks]) == 0
     content = json.loads((tmp_path / "out" / "imagenet-barlow" / "imagenet-barlow.json").read_text())
     figures = content["seeds"][0]["figures"]
-    for network in ("standard", "robust"):
-        assert 0 <= figures[f"{network}: accuracy"] <= 1
-        assert 0 <= figures[f"{network}: accuracy of the sparse layer"] <= 1
+    for name in ("standard", "robust"):
+        assert 0 <= figures[f"{name}: accuracy"] <= 1
+        assert 0 <= figures[f"{name}: accuracy of the sparse layer"] <= 1
     assert all(one["verdict"].startswith("not measured here") for one in content["claims"])
+    (sheet,) = content["seeds"][0]["files"].values()
+    assert (tmp_path / "out" / "imagenet-barlow" / sheet).is_file()
+    assert f'src="{sheet}"' in (tmp_path / "out" / "imagenet-barlow" / "imagenet-barlow.html").read_text()
     assert (tmp_path / "out" / "imagenet-barlow" / "seed-0" / "failures" / "report.html").is_file()
 
 
@@ -99,6 +120,11 @@ def test_barlow__examines_two_networks_that_were_trained_before(tmp_path, capsys
         (["folder", "--data", "/none"], "is no folder"),
         (["folder", "--epochs", "0"], "--epochs must be at least 1"),
         (["folder", "--seeds", "1", "1"], "--seeds must differ"),
+        (["folder", "--variant", "full"], "folder has no variant 'full'"),
+        (["cifar10", "--parts", "filtr"], "Did you mean 'filter'"),
+        (["celeba", "--inception", "/none.pth"], "--inception /none.pth is no file"),
+        (["cifar10", "--decoder", "/none"], "--decoder /none is no folder"),
+        (["imagenet-barlow", "--parts", "levels"], "imagenet-barlow has no part 'levels'. It has none"),
     ],
 )
 def test_wrong_options__one_line_before_anything_is_read(tmp_path, capsys, arguments, message):

@@ -9,17 +9,6 @@ import pytest
 from lightning_failures.cli import main
 from tests.helpers.shaded import config
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*does not have many workers.*"),
-    pytest.mark.filterwarnings("ignore:.*smaller than the logging interval.*"),
-    pytest.mark.filterwarnings("ignore:.*treespec, LeafSpec.*:FutureWarning"),
-]
-
-
-@pytest.fixture(autouse=True)
-def _no_command_line(monkeypatch):
-    monkeypatch.setattr("sys.argv", ["lightning-failures"])
-
 
 def test_transfer__directions_of_a_run_on_a_model_with_and_without_its_failures(tmp_path, capsys):
     path = config(tmp_path)

@@ -339,3 +339,17 @@ def test_grade_batch__half_precision_probabilities_stay_probabilities():
     preds = torch.tensor([[0.7, 0.2, 0.1], [0.1, 0.1, 0.8]]).half()
     grades = grade_batch(preds, torch.tensor([0, 1]))
     assert grades.confidence.tolist() == pytest.approx([0.7, 0.1], abs=2e-3)
+
+
+@pytest.mark.parametrize(
+    ("logits", "labels", "margins"),
+    [
+        (torch.tensor([[0.7, 0.2, 0.1], [0.3, 0.6, 0.1]]).log(), torch.tensor([0, 0]), [0.5, -0.3]),
+        (torch.tensor([0.8, 0.3]).logit(), torch.tensor([1, 1]), [0.6, -0.4]),
+        (torch.tensor([2, 1]), torch.tensor([2, 2]), [1.0, -1.0]),
+        (torch.tensor([[0.8, 0.3]]).logit(), torch.tensor([[1, 0]]), [0.6, 0.4]),
+    ],
+    ids=["multiclass", "binary", "predicted classes", "multilabel"],
+)
+def test_margin__is_the_probability_of_the_label_minus_the_best_other(logits, labels, margins):
+    torch.testing.assert_close(grade_batch(logits, labels).margin, torch.tensor(margins))

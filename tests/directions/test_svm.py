@@ -10,6 +10,7 @@ from lightning_failures.directions.svm import (
     centred_gram,
     fit_published,
     fit_scaled,
+    score_scaled,
     solve,
 )
 
@@ -222,3 +223,11 @@ def test_fit_scaled__the_order_of_the_grid_is_irrelevant():
     up, down = (fit_scaled(x, correct, fold, [c * critical for c in cs]) for cs in ((1, 5, 50), (50, 1, 5)))
     assert (up.c, up.score, up.bias) == (down.c, down.score, down.bias)
     assert np.array_equal(up.out_of_fold, down.out_of_fold)
+
+
+def test_score_scaled__is_the_score_of_the_fit():
+    x, correct = _data()
+    fold = np.arange(120) % 2
+    for multiple in (1.0, 10.0):
+        fit = fit_scaled(x, correct, fold, multiple=multiple)
+        assert score_scaled(x, correct, fold, multiple=multiple) == fit.score

@@ -51,7 +51,7 @@ def added(epoch: list[int]) -> list[int]:
 # -- AddFiltered ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("by", ["decision_value", "flagged_confidence", "confidence", "random"])
+@pytest.mark.parametrize("by", ["decision_value", "flagged_confidence", "confidence", "early", "random"])
 def test_filtered__the_hard_ones_of_the_pool_join_the_next_epoch(tmp_path, by):
     failures = steered(filtered(by=by))
     module, _ = fit(tmp_path, failures, epochs=3)
@@ -360,6 +360,8 @@ def test_ddp__two_processes_share_one_epoch_with_added_examples(tmp_path):
     first, second = (json.loads((tmp_path / f"rank_{k}.json").read_text()) for k in (0, 1))
     assert first["interventions"] == second["interventions"]
     assert first["interventions"][0]["added"] == 40
+    wrong = DATA.dark & (DATA.images[:, 1, 3, 3] * 1000 % 1 < 0.8)
+    assert first["interventions"][1]["flagged"] == int(wrong.sum())
     both = first["epoch"] + second["epoch"]
     assert len(both) == len(DATA)
     assert not set(first["epoch"]) & set(second["epoch"])

@@ -100,7 +100,7 @@ def test_run_claims__writes_after_every_seed_and_goes_on_where_it_was_cut(tmp_pa
         ran.append(world.seed)
         return {"accuracy": {"a": 0.6 + 0.01 * world.seed, "b": 0.5}}
 
-    monkeypatch.setitem(paper_claims.CLAIMS, "flagged", (cheap, (BETTER,)))
+    monkeypatch.setitem(paper_claims.ALL, "flagged", (cheap, (BETTER,)))
     with pytest.raises(KeyboardInterrupt):
         paper_claims.run_claims([1, 2, 3], ["flagged"], path)
     assert list(json.loads(path.read_text())["raw"]["flagged"]) == ["1", "2"]
@@ -115,7 +115,7 @@ def test_run_claims__writes_after_every_seed_and_goes_on_where_it_was_cut(tmp_pa
 def test_write__keeps_what_else_the_file_holds(tmp_path, monkeypatch):
     path = tmp_path / "claims.json"
     path.write_text(json.dumps({"coloured_mnist": {"claims": []}}))
-    monkeypatch.setitem(paper_claims.CLAIMS, "flagged", (lambda _: {"accuracy": {"a": 1.0, "b": 0.0}}, (BETTER,)))
+    monkeypatch.setitem(paper_claims.ALL, "flagged", (lambda _: {"accuracy": {"a": 1.0, "b": 0.0}}, (BETTER,)))
     paper_claims.run_claims([1], ["flagged"], path)
     assert json.loads(path.read_text())["coloured_mnist"] == {"claims": []}
 
@@ -199,13 +199,13 @@ def test_script__one_seed_of_one_claim(tmp_path, monkeypatch, capsys):
 
 
 def test_default_claims__are_those_of_one_paper():
-    assert "sparse" in paper_claims.CLAIMS
-    assert "sparse" not in paper_claims.DEFAULT
+    assert "sparse" in paper_claims.ALL
+    assert "sparse" not in paper_claims.CLAIMS
 
 
 @pytest.mark.slow
 def test_sparse_claims__one_feature_fixes_more_than_a_random_one():
-    found = paper_claims.CLAIMS["sparse"][0](World(1, train_size=500, size=500))
+    found = paper_claims.ALL["sparse"][0](World(1, train_size=500, size=500))
     fixed = found["fixed"]
     assert fixed["one feature"] > fixed["random used"] >= 0
     assert found["features_per_class"]["5 points lost"] < found["features_per_class"]["dense"]

@@ -21,7 +21,7 @@ from lightning_failures.bundled.digits.data import ColouredDigits
 from lightning_failures.bundled.digits.render import Looks, render, source_digits
 from lightning_failures.data.grades import BatchRecord
 from lightning_failures.report import save_html
-from lightning_failures.report.sparse import sparse_report
+from lightning_failures.report.sparse import sparse_report, sparse_sentence
 from lightning_failures.trainer.model_features import model_fingerprint
 from tests.helpers.shortcut import Multilabel, Tinted, TwoLayers, condition_loaders, tinted_loaders
 from tests.helpers.toy import callback, trainer
@@ -353,6 +353,26 @@ def test_ddp__features_by_rank_and_one_fit(tmp_path):
     assert first["section"]["fitted_on"] == {"source": "train", "examples": 600, "of": 600}
     assert first["section"]["held_out"] == 600
     assert first["logged"]["failures/sparse/accuracy"] == pytest.approx(first["section"]["accuracy"])
+
+
+# -- accuracy for the right reasons ----------------------------------------------------------------------------------
+
+
+def test_spurious_tag__accuracy_without_the_feature_in_the_next_analysis(tmp_path):
+    failures, module, run = fit(tmp_path)
+    found = section(failures)
+    assert "right_reasons" not in found
+    feature = found["classes"][0]["weights"][0]["feature"]
+    entry = f"- encoder: '{found['fingerprint']}'\n  feature: {feature}\n  tag: spurious\n"
+    folder = min(tmp_path.rglob("report.json"), key=lambda path: len(path.parts)).parent
+    (folder / "features.yaml").write_text(entry)
+    run.validate(module, tinted_loaders()[1], verbose=False)
+    masked = section(failures)["right_reasons"]
+    assert masked["model"]["features"] == masked["sparse"]["features"] == [feature]
+    # features are stored in half precision, and the logits of a network of one epoch are close to each other
+    assert masked["model"]["accuracy"] == pytest.approx(failures.last_report.report.accuracy, abs=0.02)
+    assert masked["model"]["lost"] + masked["model"]["gained"] > 0
+    assert "For the right reasons, without feature" in sparse_sentence(failures.last_report.report)
 
 
 @pytest.mark.slow

@@ -54,7 +54,8 @@ def test_schedule__a_misspelt_option_is_an_error():
 
 
 def test_options__of_reports_keep_names_and_order():
-    assert list(Upweight().options) == ["factor", "max_factor", "max_flagged", "triage", "weight_key", *SCHEDULE]
+    own = ["factor", "max_factor", "max_flagged", "triage", "weight_key", "flags", "early_epoch"]
+    assert list(Upweight().options) == [*own, *SCHEDULE]
     assert list(Derived(strength=2.0).options) == ["extra", "strength", *SCHEDULE]
     assert repr(Own(2.0)).startswith("Own(strength=2.0, start_epoch=1, ")
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from lightning_failures.interventions import Upweight
 from tests.end_to_end.test_added import filtered
 from tests.end_to_end.test_interventions import Drawn, steered, train_loader
 from tests.helpers.toy import loader, trainer
@@ -15,7 +16,8 @@ from tests.helpers.toy import loader, trainer
 
 def main(folder: Path) -> None:
     torch.set_num_threads(1)
-    callback = steered(filtered(by="flagged_confidence"))
+    early = Upweight(2.0, flags="early", triage=False, max_flagged=1.0, dry_run=True)
+    callback = steered(filtered(by="flagged_confidence"), early)
     run = trainer(folder, callback, max_epochs=2, strategy="ddp", devices=2, use_distributed_sampler=True)
     module = Drawn()
     run.fit(module, train_loader(), loader(400))

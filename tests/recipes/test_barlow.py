@@ -47,3 +47,14 @@ def test_sparse__accuracy_and_features_of_both_layers():
     found = barlow._sparse_figures("robust", lambda rows: x[torch.from_numpy(rows)], labels, 0)
     assert found["robust: accuracy of the sparse layer"] > 0.8
     assert found["robust: features per class"] <= 4
+
+
+def test_rule__is_found_again_by_a_tree():
+    rng = np.random.default_rng(3)
+    x = torch.from_numpy(rng.random((200, barlow.RULE_FEATURE + 1), dtype=np.float32))
+    failed = (x[:, barlow.RULE_FEATURE] < 0.36).numpy()
+    figures, texts = barlow._rule_again(lambda rows: x[torch.from_numpy(rows)], np.arange(200), failed, "label", 0)
+    assert figures["purse, label group: the tree splits on the published feature"] == 1
+    assert figures["purse, label group: threshold of the tree"] == pytest.approx(0.36, abs=0.02)
+    assert texts["purse, label group: rule of the tree"].startswith("feature 1456 <= 0.3")
+    assert barlow._rule_again(None, np.arange(0), failed, "label", 0) == ({}, {})

@@ -33,6 +33,22 @@ def test_celeba__groups_at_the_ratio_of_the_paper_and_balanced_validation(tmp_pa
     assert not setting.complete
 
 
+def test_celeba__variants_and_strengths(tmp_path, monkeypatch):
+    data = celeba(tmp_path, monkeypatch, images=300)
+    balanced = recipe.celeba_setting(data, 0, False)
+    training = recipe.celeba_setting(data, 0, False, variant="as-training")
+    assert 0 < len(training.validation) != len(balanced.validation)
+    assert training.train.indices == balanced.train.indices
+    full = recipe.celeba_setting(data, 0, False, variant="full")
+    assert (len(full.train), len(full.validation)) == (180, 60)
+    assert full.sweep is None
+    assert balanced.sweep.levels == (1.0, 2.0, 4.0, 8.0)
+    assert recipe._numbers(4.0) == (recipe.OFTEN, recipe.SELDOM)
+    sizes = [len(balanced.sweep.at(level).train) for level in (1.0, 8.0)]
+    assert sizes[0] > sizes[1]  # few images: a rare group of an eighth leaves little
+    assert {len(balanced.sweep.at(level).validation) for level in (1.0, 8.0)} == {len(balanced.validation)}
+
+
 def test_celeba__missing_files_say_what_is_needed(tmp_path):
     with pytest.raises(ConfigurationError, match="img_align_celeba"):
         recipe.celeba_setting(tmp_path, 0, False)

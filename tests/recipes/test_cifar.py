@@ -40,9 +40,31 @@ def test_cifar100__three_quarters_of_one_sub_class_are_cut_in_training_only(tmp_
     assert set(other.train.indices) != set(setting.train.indices)
 
 
+def test_cifar100__degrees_pool_and_the_variant_without_one(tmp_path, monkeypatch):
+    data = cifar(tmp_path, monkeypatch, fine=100, images=40)
+    setting = cifar100_setting(data, 0, False)
+    fine = np.array(datasets.CIFAR100(str(data)).targets)
+    pool = setting.pool
+    assert np.bincount(fine[pool.plain.indices]).tolist() == [16] * 100
+    assert pool.plain.indices == pool.augmented.indices
+    assert not set(pool.plain.indices) & {*setting.train.indices, *setting.validation.indices}
+    assert (pool.hard == np.isin(fine[pool.plain.indices], CUT)).all()
+    assert pool.picks == 100
+    assert setting.sweep.levels[0] == 0.1
+    assert setting.sweep.levels[-1] == 0.9
+    kept = [np.bincount(fine[setting.sweep.at(degree).train.indices])[CUT[0]] for degree in (0.25, 0.5)]
+    assert kept == [12, 8]
+    without = cifar100_setting(data, 0, False, variant="80-20")
+    assert without.pool is None
+    assert np.bincount(fine[without.train.indices])[CUT[0]] == 8  # a quarter of 32
+    assert without.validation.indices == setting.validation.indices
+
+
 def test_cifar10__a_fifth_trains(tmp_path, monkeypatch):
     data = cifar(tmp_path, monkeypatch, fine=10, images=10)
     setting = cifar10_setting(data, 0, False)
+    assert len(setting.pool.plain) == 300
+    assert setting.pool.hard is None
     assert (len(setting.train), len(setting.validation), len(setting.test)) == (100, 100, 100)
     assert setting.hard_in_test is None
 

@@ -1,39 +1,19 @@
-"""Figures of a test set and of captions, by hand."""
+"""A part that fails is named, and costs nothing else."""
 
 from __future__ import annotations
 
-import numpy as np
-import pytest
-
-from lightning_failures.data.report import ClassReport, FailureReport
+from lightning_failures.errors import DataError
 from lightning_failures.recipes import measure
-from lightning_failures.recipes.base import Schedule, Setting
-from tests.helpers.results import analysed
+from lightning_failures.recipes.base import Found, Part
 
 
-def test_figures__shares_among_flagged_and_first():
-    values = np.array([-3.0, -2, -1, 1, 2, np.nan, -1, 1])
-    labels = np.array([0, 0, 0, 0, 0, 1, 2, 2])
-    failed = np.array([1, 1, 0, 0, 0, 1, 1, 0], bool)
-    hard = np.array([1, 1, 0, 0, 1, 1, 0, 1], bool)
-    found = measure.test_figures(values, np.linspace(1, 0, 8), labels, failed, hard)
-    assert found["error rate of flagged"] == pytest.approx(3 / 4)
-    assert found["error rate of others"] == 0
-    assert found["hard among flagged"] == pytest.approx(2 / 4)
-    assert found["hard in all"] == pytest.approx(4 / 7)
-    assert found["hard in top 10"] == pytest.approx((3 / 5 + 1 / 2) / 2)
-    assert measure.test_figures(np.full(8, np.nan), np.ones(8), labels, failed, hard) == {}
+def test_parts__one_that_fails_is_a_note(capsys):
+    def fail(trained):
+        raise DataError("no images\nat all")
 
-
-def test_captions__whole_words_at_their_ranks():
-    captions = {0: ("a photo of a man", "a photo of a woman"), 1: ("a photo of a boy", "a photo of a girl")}
-    classes = tuple(ClassReport(name, 9, hardest_captions=captions[k]) for k, name in enumerate(("old", "young")))
-    setting = Setting(
-        *([], [], []), ("old", "young"), Schedule(1, 0.1, 1, 8), 8, ((0.5,) * 3, (0.5,) * 3),
-        hard_words={0: ("woman",), 1: ("man", "boy")},
-    )  # fmt: skip
-    assert measure.caption_figures(analysed(18, 0.5, classes), setting) == {
-        "hard caption first": 0.5,
-        "hard caption in two": 1.0,
-    }
-    assert isinstance(analysed(18, 0.5, classes).report, FailureReport)
+    found = measure._found(Part("broken", "fails", fail), None)
+    assert found.notes == ("The part broken failed: DataError: no images",)
+    assert "The part broken failed" in capsys.readouterr().out
+    other = measure._found(Part("fine", "works", lambda trained: Found({"a": 1.0}, {"b": "c"})), None)
+    both = found.and_then(other)
+    assert (both.figures, both.texts, both.notes) == ({"a": 1.0}, {"b": "c"}, found.notes)

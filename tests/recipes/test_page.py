@@ -8,8 +8,7 @@ from dataclasses import replace
 import pytest
 
 from lightning_failures.recipes import RECIPES
-from lightning_failures.recipes.base import Claim
-from lightning_failures.recipes.measure import Measured
+from lightning_failures.recipes.base import Claim, Measured
 from lightning_failures.recipes.page import judge, result_text, write_result
 
 CLAIM = Claim("a is above b", "a", "b", "0.8 against 0.2", "Paper, 3")

@@ -69,7 +69,7 @@ def test_draw_report__all_pictures_and_thumbnails():
     kinds = [picture.tag.split("/")[0] for picture in gallery.pictures]
     assert kinds == ["findings", "cards", "cards", "cards"]
     assert [picture.tag for picture in gallery.logged] == ["findings/0"]
-    assert gallery.thumbnails.images.shape[1:] == (3, 48, 48)
+    assert gallery.thumbnails.images.shape[1:] == (3, 30, 30)  # that of the images
     hard = dataclasses.replace(found.report.classes[0], hardest_ids=(0, 6), easiest_ids=(12,))
     report = dataclasses.replace(found.report, classes=(hard, *found.report.classes[1:]))
     tags = [picture.tag for picture in draw_report(report, found.table, fetch).pictures]

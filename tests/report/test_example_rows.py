@@ -12,7 +12,7 @@ from lightning_failures.data.grades import Grades
 from lightning_failures.data.report import FailureReport, FeatureReport
 from lightning_failures.data.tree_report import GroupReport, LeafReport
 from lightning_failures.report.example_rows import ExampleLookup, example_rows, leaf_rules
-from lightning_failures.report.gallery import Thumbnails
+from lightning_failures.report.gallery import Gallery, Thumbnails
 from lightning_failures.report.html.browse import browsing_data
 from tests.writers.analyses import NASTY, report, table
 
@@ -50,15 +50,16 @@ def test_lookup__page_and_writers_agree_on_multilabel():
         replace(of, label_leaf=torch.zeros(6).long()),
     )
     ids = torch.tensor([2, 4, 6])
-    page = browsing_data(shown_table, Thumbnails(ids, torch.zeros(3, 3, 8, 8, dtype=torch.uint8)), report)
+    shown = Gallery(thumbnails=Thumbnails(ids, torch.zeros(3, 3, 8, 8, dtype=torch.uint8)))
+    page = browsing_data(shown_table, shown, report)
     browsed = {(row[1], row[2]): row for row in page["rows"]}
-    for shown in example_rows(report, shown_table, ids):
-        row = browsed[shown.id, MULTILABEL.index(shown.label)]
-        assert MULTILABEL[row[3]] == shown.prediction
-        assert row[4] == shown.confidence
-        assert row[5] == shown.decision_value
+    for example in example_rows(report, shown_table, ids):
+        row = browsed[example.id, MULTILABEL.index(example.label)]
+        assert MULTILABEL[row[3]] == example.prediction
+        assert row[4] == example.confidence
+        assert row[5] == example.decision_value
         rule = page["rules"].get(str(row[2]), [None])[row[6]]
-        assert (rule or "").replace("\N{LESS-THAN OR EQUAL TO}", "<=") == (shown.leaf or "")
+        assert (rule or "").replace("\N{LESS-THAN OR EQUAL TO}", "<=") == (example.leaf or "")
     assert [row.right for row in example_rows(report, shown_table, ids)] == [True, False, False]
     assert set(page["rules"]) == {"1"}  # without a pattern the leaves describe noise, on the page too
     assert leaf_rules(report) == {"edema": ["feature 3 > 0", "feature 3 <= 0"]}

@@ -19,7 +19,9 @@ def test_row_of__thumbnails_with_texts_and_ids():
         ("a", 7, torch.uint8),
         ("b", 9, torch.uint8),
     ]
-    assert [tuple(tile.image.shape) for tile in row.tiles] == [(3, 96, 96)] * 2
+    assert [tuple(tile.image.shape) for tile in row.tiles] == [(3, 32, 32)] * 2
+    large = make_row("large", [torch.zeros(3, 100, 500)]).tiles[0]
+    assert tuple(large.image.shape) == (3, 38, 192)
 
 
 def test_row_of__as_many_texts_as_images():

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from lightning_failures.data.example_table import ExampleTable
-from lightning_failures.data.report import FailureReport
+from lightning_failures.data.report import ClassReport, FailureReport
 from lightning_failures.errors import ConfigurationError, DataError
 from lightning_failures.report.method_comparison import compare_methods, comparison_text, read_attributes
 
@@ -40,6 +42,47 @@ def test_compare__shares_of_failures_overlap_and_attributes():
     text = comparison_text(found)
     assert "The 2 hardest examples of each of 1 classes" in text
     assert [line.split()[0] for line in text.splitlines()[2:]] == ["method", *rows, "all"]
+
+
+def test_compare__earlier_analyses_rank_as_early_stopping_and_by_disagreement():
+    report, table = run({"domino": {"cat": [0, 1, 9], "dog": [10, 11]}})
+    certain = torch.full((20,), 0.5)
+    first = replace(table, confidence=torch.where((table.ids == 7) | (table.ids == 17), 0.1, 0.9))
+    second = replace(table, confidence=certain).where(table.ids != 3)  # an analysis that lacks an example
+    rows = {row.method: row for row in compare_methods(report, table, top=1, earlier=[first]).rows}
+    assert list(rows) == ["directions", "confidence", "early stopping", "disagreement", "domino"]
+    assert rows["early stopping"].hardest == {"cat": (7,), "dog": (17,)}
+    assert rows["early stopping"].error_rate is rows["disagreement"].error_rate is None
+    assert rows["disagreement"].hardest == {"cat": (7,), "dog": (19,)}  # 0.1 -> 0.65, and 0.9 -> 0.05
+    top = {row.method: row for row in compare_methods(report, table, top=10, earlier=[first, second]).rows}
+    assert set(top["early stopping"].hardest["cat"]) == set(range(10))
+    assert set(top["disagreement"].hardest["cat"]) == set(range(10)) - {3}
+    without = replace(table, confidence=None)
+    assert len(compare_methods(report, without, earlier=[first]).rows) == 2
+
+
+def test_compare__metadata_of_the_run_need_no_file():
+    report, table = run()
+    codes = {"values": ["red", "blue"], "codes": [0 if i in (0, 1) else 1 for i in range(20)]}
+    stored = {"ids": list(range(20)), "by_name": {"tint": codes}}
+    section = report.methods["baselines"] | {"attributes": stored}
+    found = compare_methods(replace(report, methods={"baselines": section}), table, top=2)
+    assert found.rows[0].shares == {"tint=blue": 0.0, "tint=red": 1.0}
+    section["attributes"] = stored | {"ids": [0]}  # damaged
+    assert compare_methods(replace(report, methods={"baselines": section}), table).base_shares == {}
+
+
+def test_compare__captions_of_each_method():
+    report, table = run()
+    section = report.methods["baselines"] | {"captions": {"domino": {"cat": "a photo of a wet cat"}}}
+    cat = ClassReport("cat", 10, hardest_captions=("a photo of a dark cat",))
+    report = replace(report, classes=(cat,), methods={"baselines": section})
+    found = compare_methods(report, table)
+    rows = {row.method: row for row in found.rows}
+    assert rows["directions"].captions == {"cat": "a photo of a dark cat"}
+    assert rows["domino"].captions == {"cat": "a photo of a wet cat"}
+    assert not rows["clusters"].captions
+    assert "cat: directions: dark cat; domino: wet cat" in comparison_text(found)
 
 
 def test_compare__nothing_to_compare():

@@ -143,9 +143,12 @@ def test_trust_sentence__of_a_sample_counts_what_was_looked_at():
             {},
             "Counterfactual check: confirmed. Of 32 images that painter renders from it, the model gets 87.5"
             " % wrong, of"
-            " those from the easiest caption 12.5 %, from the reference 3.0 % (+50.0 to +89.0).",
+            " those from the easiest caption 12.5 %, from the reference 3.0 % (+50.0 to +89.0 points).",
         ),
-        ({"reference": None, "interval": (-0.05, 0.4), "verdict": "not confirmed"}, "caption 12.5 % (-5.0 to +40.0)."),
+        (
+            {"reference": None, "interval": (-0.05, 0.4), "verdict": "not confirmed"},
+            "caption 12.5 % (-5.0 to +40.0 points).",
+        ),
         ({"changed": None, "reason": "out of time", "verdict": "not measured"}, "check: not measured (out of time)."),
     ],
 )

@@ -128,3 +128,17 @@ def test_section_that_cannot_be_read__is_none(key):
     damaged = copy.deepcopy(SECTION)
     damaged[key] = "damaged"
     assert sparse_report(report_with(damaged)) is None
+
+
+def test_right_reasons__accuracy_without_tagged_features_beside_the_plain_one():
+    one = {"features": [17], "accuracy": 0.9, "masked_accuracy": 0.7, "gained": 1, "lost": 21, "examples": 100,
+           "interval": [-0.28, -0.12]}  # fmt: skip
+    section = SECTION | {"right_reasons": {"sparse": one, "model": None}}
+    sentence = sparse_sentence(FailureReport(2, 0.5, (), methods={"sparse": section}))
+    assert 'without feature 17 "red stroke" tagged spurious, the sparse layer is right on 70.0 % of 100' in sentence
+    assert "(with all features 90.0 %; difference -28.0 to -12.0 points): 21 were right only because of it" in sentence
+    both = section | {"right_reasons": {"sparse": one, "model": one | {"features": [3, 17]}}}
+    assert "without 2 features tagged spurious, the model" in sparse_sentence(
+        FailureReport(2, 0.5, (), methods={"sparse": both})
+    )
+    assert "right reasons" not in sparse_sentence(FailureReport(2, 0.5, (), methods={"sparse": SECTION}))

@@ -15,6 +15,7 @@ from lightning_failures.sparse import (
     class_pairs,
     feature_effects,
     problematic_features,
+    right_reasons,
 )
 
 
@@ -146,3 +147,29 @@ def test_debug__refuses_other_features_and_labels():
         problematic_features(HAND, np.zeros((2, 4)), [0, 1])
     with pytest.raises(DataError, match=r"0 \.\.\. 1"):
         feature_effects(HAND, np.zeros((2, 3)), [0, 2])
+
+
+def test_right_reasons__counts_what_a_spurious_feature_alone_makes_right():
+    rng = np.random.default_rng(0)
+    labels = np.arange(200) % 2
+    sign = 2.0 * labels - 1
+    cue, shortcut = sign * (rng.random(200) < 0.8), sign * np.where(np.arange(200) < 150, 1, -1)
+    x = np.stack([cue, shortcut, rng.normal(size=200)], axis=1)
+    weight, bias = np.array([[0.0, 0, 0], [1.0, 2.0, 0.0]]), np.array([0.0, 0.0])
+    found = right_reasons(x, labels, [1], weight=weight, bias=bias)
+    assert found.features == (1,)
+    assert found.accuracy == 0.75
+    logits = (x[:, [0]] * [[0.0, 1.0]]).argmax(1) == labels
+    assert found.masked_accuracy == pytest.approx(logits.mean())
+    assert found.gained - found.lost == pytest.approx(200 * (found.masked_accuracy - found.accuracy))
+    assert found.lost == (~logits[:150]).sum()
+    low, high = found.interval
+    assert low < found.masked_accuracy - found.accuracy < high
+    same = right_reasons(x, labels, [2], weight=weight, bias=bias)
+    assert (same.gained, same.lost, same.masked_accuracy) == (0, 0, 0.75)
+
+
+@pytest.mark.parametrize("masked", [[3], [-1]])
+def test_right_reasons__of_a_feature_that_is_not_there(masked):
+    with pytest.raises(DataError, match=r"0 \.\.\. 2"):
+        right_reasons(np.ones((2, 3)), [0, 1], masked, weight=np.ones((2, 3)), bias=np.zeros(2))

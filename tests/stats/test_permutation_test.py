@@ -54,7 +54,7 @@ def test_p_value__equals_all_labellings_of_a_small_class():
     distances = np.array([np.square(s @ x).sum() for s in signs])
     exact = (distances >= distances[0] * (1 - 1e-5)).mean()
     p = permutation_p_value(
-        x, centred_gram(x), correct, np.arange(9), permutations=20_000, rng=np.random.default_rng(0)
+        x, centred_gram(x), correct, np.arange(9), permutations=20_000, enough=20_000, rng=np.random.default_rng(0)
     )
     assert p == pytest.approx(exact, abs=0.01)
 

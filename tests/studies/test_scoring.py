@@ -32,7 +32,7 @@ def test_simulate__rates_difference_and_chance():
     assert scores.agreement == pytest.approx((18 + 18) / 40)  # they differ in two questions of each
     lines = score_lines(scores)
     assert lines[0] == "simulate: 2 people, 80 answers."
-    assert any("chance" in line and "0.33" in line for line in lines)
+    assert any("chance" in line and "33.3 %" in line for line in lines)
 
 
 def test_intervals__are_wider_where_people_repeat_each_other():

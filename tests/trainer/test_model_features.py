@@ -15,6 +15,7 @@ from lightning_failures.trainer.model_features import (
     ModelFeatures,
     model_fingerprint,
     names_file,
+    spurious_features,
     with_late,
     with_model,
     with_names,
@@ -67,3 +68,24 @@ def test_late__adds_what_is_new():
     assert both.summary == {"accuracy": 0.5, "sparse/accuracy": 0.3}
     assert (both.notes, both.methods, both.timings) == (("a", "b"), {"sparse": {"x": 1}}, {"total": 1.0})
     assert isinstance(both, FailureReport)
+
+
+def test_spurious__features_of_these_weights_with_the_last_layer(tmp_path):
+    model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 1))
+    file = tmp_path / "features.yaml"
+    assert spurious_features(model, "1", file) is None
+    entry = "- encoder: '{}'\n  feature: {}\n  tag: {}\n"
+    own = model_fingerprint(model, "1")
+    file.write_text(entry.format(own, 3, "spurious") + entry.format(own, 1, "overemphasised"))
+    found = spurious_features(model, "1", file)
+    assert found.features == (3,)
+    assert found.weight.shape == (2, 4)  # one logit: the absent class has none
+    assert (found.weight[0] == 0).all()
+    assert spurious_features(model, None, file) is None
+    assert spurious_features(nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 1)), "1", file) is None
+    features = ModelFeatures(last=True, spurious=found)
+    fits = {method.name: fit for method, fit in features.methods(PAIRS, 0)}
+    assert fits["sparse"].spurious is found
+    assert features.last_methods(PAIRS)[0][1].spurious is found
+    file.write_text("no list")
+    assert spurious_features(model, "1", file) is None

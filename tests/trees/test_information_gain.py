@@ -6,6 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.tree import DecisionTreeClassifier
 
+from lightning_failures.stats.kernels.gain import pack, pack_halves, unpack, unpack_half
+from lightning_failures.stats.kernels.top_gains import raise_best
 from lightning_failures.trees.information_gain import best_features, fold_gains, information_gain
 
 
@@ -93,22 +95,58 @@ def test_best_features__those_of_all_gains(kind, n):
                 np.testing.assert_array_equal(chosen, np.argsort(-gains[k], kind="stable")[:20])
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_bounds__no_gain_is_higher(kind):
+@pytest.mark.parametrize("kind", ["normal", "zeros", "half"])
+def test_raise_best__passes_few_examples(kind):
     rng = np.random.default_rng(7)
     module = importlib.import_module("lightning_failures.trees.information_gain")  # the face has a function so named
-    for n, folds in ((70, 2), (700, 5)):
-        x, failed = _drawn(kind, n, 80, rng)
-        fold, min_leaf = rng.integers(0, folds, n), [1, *[20] * folds]
-        seeming, bound = module._Problem.of(failed, fold, min_leaf).bounds(x)
-        gains = fold_gains(x, failed, fold, min_leaf)
-        assert (bound * (1 + module._MARGIN) >= gains).all()
-        if kind == "normal":
-            assert bound.mean() < 2 * gains.mean()
-            np.testing.assert_allclose(seeming, gains[0], atol=0.1)
+    x, failed = _drawn(kind, 700, 300, rng)
+    problem = module._Problem.of(failed, rng.integers(0, 5, 700), [20] * 6)
+    gains, best, passed = np.full((6, 20), -1.0), np.zeros((6, 20), dtype=np.int64), 0
+    subsets = problem.member, problem.n_failed, problem.n_correct, problem.min_leaf
+    for first, keys in problem._sorted(x):
+        passed += raise_best(keys, first, problem._block_ends(), *subsets, module._logs(700), gains, best)
+    assert 0 < passed < 0.1 * x.size * 6
+    np.testing.assert_array_equal(gains, np.sort(problem.gains(x), axis=1)[:, :-21:-1])
 
 
-def test_best_features__many_examples_in_one_bin():
+@given(
+    st.lists(st.tuples(st.integers(-3, 3), st.booleans(), st.integers(0, 2)), min_size=4, max_size=60),
+    st.integers(1, 6),
+    st.sampled_from([np.float16, np.float32]),
+)
+@settings(deadline=None)
+def test_best_features__ties_across_the_ends_of_blocks(rows, min_leaf, dtype):
+    values, failed, fold = (np.array(column) for column in zip(*rows, strict=True))
+    shifted = [np.roll(values, k) * 2.0**-24 * 2.0 ** (12 * (k % 3)) for k in range(8)]
+    x = np.stack([*shifted, *shifted[:2], np.zeros(len(rows)), failed], axis=1).astype(dtype)
+    gains = fold_gains(x, failed, fold, [min_leaf] * 4)
+    for k, chosen in enumerate(best_features(x, failed, fold, [min_leaf] * 4, 5)):
+        outside = failed[fold != k - 1]
+        expected = np.argsort(-gains[k], kind="stable")[:5] if 0 < outside.sum() < len(outside) else []
+        np.testing.assert_array_equal(chosen, expected)
+
+
+@pytest.mark.parametrize("half", [True, False])
+def test_pack__keys_sort_and_give_back_values_and_codes(half):
+    rng = np.random.default_rng(3)
+    extremes = np.array([0.0, -0.0, 6e-8, -6e-8, 1e-7, 6.1e-5, -6.2e-5, 1.0, -65504.0, 65504.0] * 2, dtype=np.float16)
+    x = np.stack([rng.permutation(extremes) for _ in range(3)], axis=1)
+    code = np.arange(len(x))
+    keys = np.empty((2, len(x)), dtype=np.uint32 if half else np.int64)
+    if half:
+        pack_halves(x.view(np.uint16), 1, code, keys)
+    else:
+        pack(x.astype(np.float32), np.array([1, 2]), code, keys)
+    keys.sort(axis=1)
+    for column, row in zip(x.T[1:].astype(np.float32), keys, strict=True):
+        found = [unpack_half(key) if half else unpack(key) for key in row]
+        assert found == np.sort(column).tolist()
+        order = (row & (0xFFFF if half else 0xFFFFFFFF)).astype(np.int64)
+        np.testing.assert_array_equal(column[order], found)
+        assert sorted(order) == code.tolist()
+
+
+def test_best_features__many_examples_in_one_block():
     """Counts above 65,535 do not overflow."""
     rng = np.random.default_rng(0)
     x = np.zeros((70_000, 64), dtype=np.float32)

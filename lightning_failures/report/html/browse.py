@@ -10,7 +10,7 @@ from lightning_failures.core.text import clean
 from lightning_failures.data.example_table import ExampleTable
 from lightning_failures.data.report import FailureReport
 from lightning_failures.report.example_rows import leaf_rules
-from lightning_failures.report.gallery import Thumbnails
+from lightning_failures.report.gallery import Gallery, Thumbnails
 from lightning_failures.report.html.images import ImageBudget
 
 MAX_ROWS = 2000
@@ -20,22 +20,26 @@ COLUMNS = ("row", "id", "label", "prediction", "confidence", "value", "leaf", "f
 model is wrong on the example, else 0, the index of its image, and its place on the map in thousandths, or null."""
 
 
-def browsing_data(table: ExampleTable | None, thumbnails: Thumbnails | None, report: FailureReport) -> dict[str, Any]:
-    """Return the data of the table: rows (see :data:`COLUMNS`), images, class names, and rules of leaves by class.
+def browsing_data(table: ExampleTable | None, gallery: Gallery, report: FailureReport) -> dict[str, Any]:
+    """Return the data of the table: rows (see :data:`COLUMNS`), images and their side, names, rules of leaves by class.
 
     Failures are preferred if not all examples fit; rows are in the order of ids.
     """
+    thumbnails = gallery.thumbnails
     total = report.examples if table is None else len(table)
-    data: dict[str, Any] = {"columns": COLUMNS, "rows": [], "images": [], "names": [], "rules": {}, "total": total}
+    data: dict[str, Any] = {"columns": COLUMNS, "rows": [], "images": [], "side": 0, "names": [], "rules": {}}
+    data["total"] = total
     if table is None or thumbnails is None or not len(thumbnails.ids):
         return data
+
+    data["side"] = thumbnails.images.shape[-1]
 
     # failures first, because images are encoded until the budget is used up
     candidates = torch.isin(table.ids, thumbnails.ids).nonzero().flatten()
     failures_first = torch.argsort(table.failed[candidates].int(), descending=True, stable=True)
     candidates = candidates[failures_first][:MAX_ROWS]
     thumbnail_of = torch.searchsorted(thumbnails.ids.contiguous(), table.ids[candidates]).tolist()
-    budget = ImageBudget(IMAGE_CHARACTERS)
+    budget = ImageBudget(IMAGE_CHARACTERS, gallery.encoder)
     image_of: dict[int, int] = {}  # index of the thumbnail -> index of the encoded image
     chosen: list[tuple[int, int, int]] = []
     for row, thumbnail in zip(candidates.tolist(), thumbnail_of, strict=True):

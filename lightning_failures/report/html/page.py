@@ -15,6 +15,7 @@ from lightning_failures.analysis.slices import lower_end
 from lightning_failures.core.text import clean, tag_part
 from lightning_failures.data.grouping import LABEL, grouping_named
 from lightning_failures.data.report import ClassReport, FailureReport, FeatureReport, ModeReport, SliceReport
+from lightning_failures.data.study_scores import StudyReport
 from lightning_failures.data.tree_report import GroupReport
 from lightning_failures.errors import ConfigurationError, DataError
 from lightning_failures.report.diary import histories, is_unjudged, last_diary_entry
@@ -37,7 +38,7 @@ from lightning_failures.report.html.tree import Branch, feature_name, group_titl
 from lightning_failures.report.html.verdict import FindingView, finding_views, why_nothing
 from lightning_failures.report.interventions import intervention_lines
 from lightning_failures.report.method_comparison import MethodComparison, compare_methods
-from lightning_failures.report.run_folder import Run
+from lightning_failures.report.run_folder import Run, earlier_tables
 from lightning_failures.report.sentences import (
     counterfactual_sentence,
     diagnosis_sentence,
@@ -55,6 +56,7 @@ MAX_GROUP_ROWS = 400
 MAX_MODE_ROWS = 100
 MAX_FEATURES = 16
 MAX_VALUES = 12
+MAX_METHOD_CAPTIONS, MAX_METHOD_VALUES = 3, 4
 MAX_SLICES = 24
 MAX_LINES = 200
 PICTURE_CHARACTERS = 1_550_000
@@ -193,6 +195,7 @@ class Page:
         methods: What other methods rank first, or None.
         modes: The table of the diary.
         diary_of: Index in the history of the last report in the diary, if that is not the report of the page.
+        studies: The studies with people that were made of the run.
         interventions: (outcome, sentence) of each intervention.
         more: Pictures that belong to no other section.
         examples: The data of the table of examples.
@@ -221,6 +224,7 @@ class Page:
     methods: MethodComparison | None
     modes: tuple[ModeRow, ...]
     diary_of: int | None
+    studies: tuple[StudyReport, ...]
     interventions: tuple[tuple[str, str], ...]
     more: tuple[Picture, ...]
     examples: dict[str, Any]
@@ -314,6 +318,9 @@ def build_page(run: Run) -> Page:
                 "examples": table,
                 "matrix": {} if matrix is None else matrix.counts,
                 "methods": methods or {},
+                "method_shares": [] if methods is None else [list(row.shares.values()) for row in methods.rows],
+                "base_shares": [] if methods is None else list(methods.base_shares.values()),
+                "studies": run.studies,
             }
         ),
         history=history,
@@ -332,9 +339,10 @@ def build_page(run: Run) -> Page:
         methods=methods,
         modes=modes[:MAX_MODE_ROWS],
         diary_of=next((i for i, one in enumerate(history) if one is in_diary and one is not report), None),
+        studies=run.studies,
         interventions=_interventions(report),
         more=pictured.more,
-        examples=browsing_data(table, (run.gallery or Gallery()).thumbnails, report),
+        examples=browsing_data(table, run.gallery or Gallery(), report),
         charts=charts,
         class_rows=class_rows,
         caveats=tuple(clean(note, 500) for note in (*report.notes, *run.notes)[:MAX_LINES]),
@@ -347,9 +355,22 @@ def _methods(run: Run) -> MethodComparison | None:
     if run.table is None or not run.report.methods.get("baselines"):
         return None
     try:
-        return compare_methods(run.report, run.table)
+        found = compare_methods(run.report, run.table, earlier=earlier_tables(run))
     except (ConfigurationError, DataError):  # no class that every method ranks
         return None
+    base = found.base_shares
+    apart = {value: max(abs(row.shares[value] - share) for row in found.rows) for value, share in base.items()}
+    shown = sorted(apart, key=lambda value: -apart[value])[:MAX_METHOD_VALUES]
+    rows = (
+        replace(
+            row,
+            hardest={},
+            shares={value: row.shares[value] for value in shown},
+            captions=dict(list(row.captions.items())[:MAX_METHOD_CAPTIONS]),
+        )
+        for row in found.rows
+    )
+    return replace(found, rows=tuple(rows), base_shares={value: base[value] for value in shown})
 
 
 def _pictured(run: Run, ranked: list[tuple[int, ClassReport]], with_tree: list[tuple[int, GroupReport]]) -> _Pictured:

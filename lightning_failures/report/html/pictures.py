@@ -12,6 +12,8 @@ from lightning_failures.report.gallery import Gallery, Picture, Row, Tile
 from lightning_failures.report.html.images import ImageBudget
 
 MAX_TILES = 12
+SMALL = 64
+"""Pixels of the longer side below which an image is enlarged without smoothing."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,12 @@ class PageTile(Tile):
         """The class of the style: "is-wrong", "is-right", or empty if it is not known."""
         return "" if self.failed is None else "is-wrong" if self.failed else "is-right"
 
+    @property
+    def styles(self) -> str:
+        """The classes of the style of the image: its outcome, and "small" if its pixels shall stay sharp."""
+        small = "small" if max(self.image.shape[1:]) < SMALL else ""
+        return " ".join(one for one in (self.outcome, small) if one)
+
 
 class PictureIndex:
     """The pictures of a gallery by tag. Each is taken once; images are encoded until the budget is used up.
@@ -58,7 +66,7 @@ class PictureIndex:
         for picture in gallery.pictures:
             self._pictures[picture.tag].append(picture)
         self.lookup = lookup
-        self.budget = ImageBudget(limit)
+        self.budget = ImageBudget(limit, gallery.encoder)
 
     def take(self, tag: str, class_name: str | None = None) -> tuple[Picture, ...]:
         """Return the pictures with a tag; ``class_name`` selects the rows of their examples in the table."""

@@ -6,10 +6,11 @@ Files, each importing only from those above it::
 
     elastic_net  Coordinate descent on a quadratic model with an elastic net penalty, by coordinates and by groups
     forms        Quadratic forms of many subsets: the permutation statistic on the Gram matrix
-    gain         Information gain of cuts: exact gains of sorted features, bounds of the gains of unsorted ones
+    gain         Information gain of the cuts of sorted features, exact, and the sorted features themselves
     products     Scalar products in the arithmetic of libsvm, bit for bit
     shuffle      Random labellings for permutation tests that keep groups whole
     smo          Sequential minimal optimization of the L1-hinge SVM on a Gram matrix, with warm starts along C
+    top_gains    The features with the highest information gains, by bounds of the gains in blocks of cuts
     tree         Growth of a binary decision tree on features that are already sorted, as scikit-learn's trees grow
 """
 

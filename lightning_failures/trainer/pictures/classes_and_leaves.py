@@ -17,7 +17,7 @@ from lightning_failures.data.grades import Grades
 from lightning_failures.data.report import ClassReport, FeatureReport
 from lightning_failures.report.drawing import card_pictures, finding_pictures
 from lightning_failures.report.gallery import Gallery, Picture, Thumbnails, class_picture, leaf_picture
-from lightning_failures.report.images import fit_square
+from lightning_failures.report.images import fit_square, square_side
 from lightning_failures.report.projection import project
 from lightning_failures.trainer.example_reader import READ_AT_ONCE
 from lightning_failures.trainer.pictures.features import feature_pictures
@@ -26,7 +26,7 @@ from lightning_failures.trainer.pictures.sources import DisplayedTree, PictureIn
 LEAF_IMAGES = 8
 
 THUMBNAIL = 48
-"""Side of a thumbnail, in pixels."""
+"""Side of a thumbnail, in pixels; that of small images is theirs."""
 
 BROWSED = 1000
 """Number of examples in the table of the HTML report and in TensorBoard's projector."""
@@ -104,7 +104,9 @@ def draw_thumbnails(inputs: PictureInputs) -> Thumbnails | None:
         out_of_time = inputs.deadline is not None and inputs.deadline.passed and minimum.passed
         if not len(ids) or out_of_time:
             break
-        squares += [fit_square(image, THUMBNAIL) for image in inputs.images(ids.tolist())]
+        images = inputs.images(ids.tolist())
+        side = squares[0].shape[-1] if squares else square_side(images, THUMBNAIL)
+        squares += [fit_square(image, side) for image in images]
     if not squares:
         return None
     ids, embeddings = inputs.browsed[: len(squares)], inputs.embeddings

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -105,32 +106,44 @@ def _on_image(box: Box, down: Tensor, across: Tensor) -> Box | None:
 
 
 @dataclass(frozen=True)
+class _Asked:
+    """An example, its image (C, H, W), and whether the model is right about it."""
+
+    id: int
+    image: Tensor
+    right: bool
+
+
+@dataclass(frozen=True)
 class FeaturePaster:
     """Pastes regions of features onto images of the same class, and asks the model.
 
     Attributes:
-        model: Asks the model.
+        answers: Asks the model.
         images: Returns the images (C, H, W) in [0, 1] of n ids.
         grades: N rows.
         deadline: When to stop.
     """
 
-    model: ChangedImages
+    answers: Answers
     images: Callable[[Sequence[int]], Sequence[Tensor]]
     grades: Grades
     deadline: Deadline
+    _asked: dict[int, _Asked] = field(default_factory=dict)
 
     @classmethod
-    def of(
+    @contextmanager
+    def open(
         cls,
         model: ChangedImages,
         images: Callable[[Sequence[int]], Sequence[Tensor]],
         grades: Grades,
         deadline: Deadline | None,
-    ) -> FeaturePaster:
-        """Return the paster that has what is left until a deadline, and some seconds at least."""
+    ) -> Iterator[FeaturePaster]:
+        """Return, for the block, the paster that has what is left until a deadline, and some seconds at least."""
         seconds = PASTE_SECONDS if deadline is None else max(deadline.left, MIN_PASTE_SECONDS)
-        return cls(model, images, grades, Deadline.after(seconds))
+        with model.open() as answers:
+            yield cls(answers, images, grades, Deadline.after(seconds))
 
     def check(
         self, feature: int, tree: DisplayedTree, values: Tensor, find: Callable[[], FeatureRegions]
@@ -165,7 +178,7 @@ class FeaturePaster:
         try:
             return self._check(rows, repairs, find())
         except Exception as error:  # as of the user's step; the pictures can still be drawn
-            return not_measured(PASTED, _reason(error), repairs=repairs)
+            return not_measured(PASTED, reason_of(error), repairs=repairs)
 
     def _check(self, rows: Tensor, repairs: bool, regions: FeatureRegions) -> CounterfactualReport:
         """Paste onto the examples in some rows, those with an outcome that the feature should flip."""
@@ -182,15 +195,22 @@ class FeaturePaster:
                 PASTED, f"only {len(ids)} {what} of the same class to paste onto", images=len(ids), repairs=repairs
             )
 
-        images = list(self.images(ids))
-        with self.model.open() as answers:
-            as_graded = (answers(ids, images) != repairs).tolist()
-            asked = [row for row, keep in enumerate(as_graded) if keep]
-            pairs = _pairs([ids[row] for row in asked], [images[row] for row in asked], labels, regions, of_class)
-            shown = [pair.id for pair in pairs]
-            flipped = answers(shown, [pair.with_region for pair in pairs]) == repairs
-            by_control = answers(shown, [pair.with_patch for pair in pairs]) == repairs
+        as_graded = [one for one in self._unchanged(ids) if one.right != repairs]
+        pairs = _pairs([one.id for one in as_graded], [one.image for one in as_graded], labels, regions, of_class)
+        shown = [pair.id for pair in pairs]
+        flipped = self.answers(shown, [pair.with_region for pair in pairs]) == repairs
+        by_control = self.answers(shown, [pair.with_patch for pair in pairs]) == repairs
         return pasted_flips(flipped, by_control, repairs=repairs)
+
+    def _unchanged(self, ids: Sequence[int]) -> list[_Asked]:
+        """Return the images of examples, with the answers about them; those of the check before are known."""
+        new = [i for i in ids if i not in self._asked]
+        images = list(self.images(new)) if new else []
+        right = self.answers(new, images).tolist()
+        found = self._asked | {i: _Asked(i, image, one) for i, image, one in zip(new, images, right, strict=True)}
+        self._asked.clear()
+        self._asked.update({i: found[i] for i in ids})
+        return list(self._asked.values())
 
 
 @dataclass(frozen=True)
@@ -330,7 +350,7 @@ def _rendered(
                 right.append(_answered(answers, example, generator, captions, seeds))
                 advance(len(seeds))
     except Exception as error:  # of the generator, or of the user's step
-        return not_measured(RENDERED, _reason(error), generator=generator.name)
+        return not_measured(RENDERED, reason_of(error), generator=generator.name)
     of_captions = torch.cat([torch.empty(0, len(captions), dtype=torch.bool), *right]).T
     found = rendered_gap(*of_captions, generator=generator.name)
     return replace(found, reason=OUT_OF_TIME) if found.reason is not None and deadline.passed else found
@@ -355,6 +375,7 @@ def _answered(
     return right[usable.all(dim=1)]
 
 
-def _reason(error: Exception) -> str:
+def reason_of(error: Exception) -> str:
+    """Return the type and the first line of an error."""
     first: Any = (str(error).splitlines() or [""])[0]
     return f"{type(error).__name__}: {first[:200]}"

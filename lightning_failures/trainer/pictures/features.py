@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from lightning_failures.analysis.counterfactuals import PASTED, not_measured
 from lightning_failures.analysis.result import AnalysisResult
 from lightning_failures.captions.scoring import most_distinctive_caption
 from lightning_failures.core.budget import PROGRESS_DELAY
@@ -23,7 +24,7 @@ from lightning_failures.encoders.feature_attack import ITERATIONS
 from lightning_failures.report.feature_names import FeatureNames, with_names
 from lightning_failures.report.gallery import Picture, feature_picture
 from lightning_failures.report.images import most_activating
-from lightning_failures.trainer.pictures.counterfactuals import FeaturePaster, FeatureRegions
+from lightning_failures.trainer.pictures.counterfactuals import FeaturePaster, FeatureRegions, reason_of
 from lightning_failures.trainer.pictures.feature_views import (
     AttackResult,
     FeatureViews,
@@ -84,7 +85,11 @@ def feature_pictures(
         attacks = [AttackResult(note=NOT_ASKED_FOR) for _ in inspected]
     views.flush()
     if inputs.model is not None:
-        inspected = _checked(inspected, FeaturePaster.of(inputs.model, inputs.images, grades, inputs.deadline))
+        try:
+            with FeaturePaster.open(inputs.model, inputs.images, grades, inputs.deadline) as paster:
+                inspected = _checked(inspected, paster)
+        except Exception as error:  # of the user's module, when its state is kept or put back
+            inspected = [_with_check(one, not_measured(PASTED, reason_of(error))) for one in inspected]
     pictures = [_picture(one, attack) for one, attack in zip(inspected, attacks, strict=True)]
     return tuple(one.report for one in inspected), pictures
 
@@ -92,7 +97,11 @@ def feature_pictures(
 def _checked(inspected: Sequence[_FeatureImages], paster: FeaturePaster) -> list[_FeatureImages]:
     """Add the counterfactual check of each feature."""
     with tqdm(inspected, desc="FailureModes checks features", delay=PROGRESS_DELAY, leave=False) as features:
-        return [replace(one, report=replace(one.report, counterfactual=one.check(paster))) for one in features]
+        return [_with_check(one, one.check(paster)) for one in features]
+
+
+def _with_check(inspected: _FeatureImages, check: CounterfactualReport) -> _FeatureImages:
+    return replace(inspected, report=replace(inspected.report, counterfactual=check))
 
 
 def _picture(inspected: _FeatureImages, attack: AttackResult) -> Picture:

@@ -5,6 +5,7 @@ Heat maps and attacks go through the live model itself.
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -13,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lightning_failures.analysis.counterfactuals import PASTED, not_measured
 from lightning_failures.analysis.result import AnalysisResult
 from lightning_failures.captions.scoring import most_distinctive_caption
 from lightning_failures.core.budget import Deadline
@@ -26,7 +28,7 @@ from lightning_failures.report.gallery import Picture, Row, make_row
 from lightning_failures.report.images import SIZE, heat_map, thumbnail
 from lightning_failures.report.sentences import counterfactual_sentence
 from lightning_failures.report.sparse import SECTION, ActiveEntry, CardEntry, SparseReport, sparse_report
-from lightning_failures.trainer.pictures.counterfactuals import PASTE_SECONDS, FeaturePaster, FeatureRegions
+from lightning_failures.trainer.pictures.counterfactuals import FeaturePaster, FeatureRegions, reason_of
 from lightning_failures.trainer.pictures.feature_views import AttackResult, FeatureViews, attack_features
 from lightning_failures.trainer.pictures.live_features import LiveFeatures
 from lightning_failures.trainer.pictures.sources import PictureInputs, of_one_size
@@ -111,7 +113,8 @@ def draw_cards(result: AnalysisResult, grades: Grades, inputs: PictureInputs) ->
         attacks = attack_features(FeatureViews(live), wanted, inputs.deadline, levels=ATTACK_STEPS)
         made = {one.entry.feature: attack for one, attack in zip(usable, attacks, strict=True)}
         drawn = [replace(one, attack=made.get(one.entry.feature, AttackResult())) for one in drawn]
-    drawn = [replace(one, entry=_pasted(one, grades, inputs)) for one in drawn]
+    if inputs.model is not None and any(one.regions is not None for one in drawn):
+        drawn = _checked(drawn, FeaturePaster.open(inputs.model, inputs.images, grades, inputs.deadline), grades)
     warning = NOT_ROBUST if live is not None and not is_robust(inputs, live) else ""
     pictures = [_picture(one, found, warning) for one in drawn]
     entries = [to_jsonable(one) for one in (*(one.entry for one in drawn), *found.cards[CARDS:])]
@@ -191,13 +194,21 @@ def _problem(live: LiveFeatures, images: Tensor, feature: int, top: ActiveEntry,
     return None if problem is None else f"no heat maps and no feature attack: {problem}"
 
 
-def _pasted(drawn: _Drawn, grades: Grades, inputs: PictureInputs) -> CardEntry:
+def _checked(drawn: list[_Drawn], opened: AbstractContextManager[FeaturePaster], grades: Grades) -> list[_Drawn]:
+    """Add the counterfactual check of each feature; a model that cannot be asked is the reason of none."""
+    try:
+        with opened as paster:
+            return [replace(one, entry=_pasted(one, paster, grades)) for one in drawn]
+    except Exception as error:  # of the user's step
+        check = not_measured(PASTED, reason_of(error))
+        return [replace(one, entry=replace(one.entry, counterfactual=check)) for one in drawn]
+
+
+def _pasted(drawn: _Drawn, paster: FeaturePaster, grades: Grades) -> CardEntry:
     """Add whether the region of the feature, pasted onto correct images of the true class, makes them wrong."""
     entry = drawn.entry
-    if inputs.model is None or drawn.regions is None:
+    if drawn.regions is None:
         return entry
-    deadline = Deadline.after(PASTE_SECONDS) if inputs.deadline is None else inputs.deadline
-    paster = FeaturePaster(inputs.model, inputs.images, grades, deadline)
     images, maps = drawn.regions
     top = next(one for one in entry.top if one.class_name == entry.label)
     rows = torch.nonzero(grades.correct & (grades.labels == _class_index(grades, entry.label)))[:, 0]

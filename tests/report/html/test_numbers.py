@@ -12,6 +12,7 @@ from lightning_failures.callback import AdvancedOptions, FailureModes
 from lightning_failures.report.run_folder import HTML_FILE
 from tests.helpers.toy import ColourEncoder, OracleClassifier, loader, trainer
 from tests.report.html.reading import documents, wrong_numbers
+from tests.report.html.words import page_flaws, text_flaws
 
 pytest_plugins = ["tests.helpers.browser"]
 pytestmark = [
@@ -72,6 +73,21 @@ def test_numbers__are_those_of_the_files(visit, folder):
     assert {"classes", "groups", "accuracy", "examples", "1 - report"} <= kinds
     assert len(found) > 500
     assert seen.errors == []
+
+
+def test_words__numbers_in_sentences_are_those_of_the_files(visit, folder):
+    known = documents(folder)
+    report, before = known["report"], known["history"][-2]
+    page = visit(folder / HTML_FILE).page
+    assert page_flaws(page, report, before) == []
+    text = max(folder.glob("epoch=*")).joinpath("report.md").read_text()
+    assert text_flaws(text, report, before) == []
+    # a changed number is found
+    rate = report["classes"][0]["flagged_error_rate"]
+    changed = text.replace(f"{100 * rate:.1f} %", f"{100 * rate + 0.3:.1f} %")
+    assert text_flaws(changed, report, before)
+    page.evaluate("document.querySelector('.card .say').append(' 12.34 %')")
+    assert [one.split(":")[1].split()[0] for one in page_flaws(page, report, before)] == ["12.34"]
 
 
 def test_numbers__of_each_class_are_shown(visit, folder):

@@ -167,11 +167,19 @@ def test_render__a_report_of_a_former_version_has_its_rates_in_sample():
 
 def test_methods__the_table_holds_the_numbers_of_the_comparison():
     report, table = compared_run()
+    tints = {"values": ["red", "blue"], "codes": [0 if i in (0, 5) else 1 for i in range(20)]}
+    report.methods["baselines"] |= {
+        "captions": {"domino": {"cat": "a wet cat"}},
+        "attributes": {"ids": list(range(20)), "by_name": {"tint": tints}},
+    }
     page = render(Run(Path("logs/failures"), report, (report,), table=table))
     section = page[page.index('<section id="methods"') :].split("</section>")[0]
     for name in ("directions", "confidence", "domino", "clusters"):
         assert f">{name}</th>" in section
     assert re.search(r"66\.7\s%", section)  # of domino: two of three cats
+    assert "cat: a wet cat" in section
+    assert ">tint=red</button>" in section
+    assert re.search(r"33\.3\s%", section)  # red: one of three cats
     assert 'href="#methods"' in page
 
 

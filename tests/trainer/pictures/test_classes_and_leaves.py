@@ -88,7 +88,7 @@ def test_thumbnails__in_order_with_embeddings_or_nan(planted):
     known = browsed[:12]
     thumbnails = draw(planted, embeddings=EmbeddingTable(known, features[known]))[0].thumbnails
     assert torch.equal(thumbnails.ids, browsed)
-    assert thumbnails.images.shape == (20, 3, 48, 48)
+    assert thumbnails.images.shape == (20, 3, 32, 32)  # that of the images
     assert torch.equal(thumbnails.embeddings[:12], features[known])
     assert thumbnails.embeddings[12:].isnan().all()
     assert draw(planted, embeddings=None)[0].thumbnails.embeddings is None

@@ -265,7 +265,7 @@
   // ---------------------------------------------------------------- examples: filter, sort, page
   const browse = document.getElementById("browse");
   if (browse) {
-    const { rows, images, names, rules, columns } = data.examples;
+    const { rows, images, side, names, rules, columns } = data.examples;
     const at = Object.fromEntries(columns.map((name, i) => [name, i]));
     const ruleOf = (row) => (rules[row[at.label]] || [])[row[at.leaf]] || "";
     const failed = (row) => row[at.failed] === 1;
@@ -299,7 +299,7 @@
       return Object.assign(cell(label, element), { className: "number" });
     };
     const shot = (row, alt) => {
-      const image = make("img", { src: images[row[at.image]], alt, className: failed(row) ? "is-wrong" : "is-right" });
+      const image = make("img", { src: images[row[at.image]], alt, className: (failed(row) ? "is-wrong" : "is-right") + (side < 64 ? " small" : "") });
       const [value, confidence] = [row[at.value], row[at.confidence]];
       Object.assign(image.dataset, { id: row[at.id], label: names[row[at.label]], predicted: predicted(row), failed: row[at.failed] });
       if (value !== null) image.dataset.value = minus((value > 0 ? "+" : "") + value.toFixed(2));
