@@ -73,7 +73,7 @@ class LiveFeatures:
     @cached_property
     def dim(self) -> int:
         """D, the number of features."""
-        return self.encode_images(self.space.to_unit(self.like[:1]).cpu()).shape[1]
+        return self.encode_images(torch.zeros(1, *self.like.shape[1:])).shape[1]
 
     @property
     def _module(self) -> LightningModule:
@@ -108,7 +108,7 @@ class LiveFeatures:
                 return normalize_maps(found.maps[:, feature].detach().float().cpu())
             (gradient,) = torch.autograd.grad(found.features[:, feature].sum(), seen)
         length = gradient.detach().float().square().sum(dim=1, keepdim=True).sqrt().cpu()
-        cells = [min(_CELLS, side) for side in length.shape[2:]]
+        cells = (min(_CELLS, length.shape[2]), min(_CELLS, length.shape[3]))
         return normalize_maps(F.adaptive_avg_pool2d(length, cells)[:, 0])
 
     def problem(self, images: Tensor, feature: int, values: Sequence[float]) -> str | None:

@@ -5,6 +5,7 @@ Heat maps and attacks go through the live model itself.
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -13,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lightning_failures.analysis.counterfactuals import PASTED, not_measured
 from lightning_failures.analysis.result import AnalysisResult
 from lightning_failures.captions.scoring import most_distinctive_caption
 from lightning_failures.core.budget import Deadline
@@ -26,7 +28,7 @@ from lightning_failures.report.gallery import Picture, Row, make_row
 from lightning_failures.report.images import SIZE, heat_map, thumbnail
 from lightning_failures.report.sentences import counterfactual_sentence
 from lightning_failures.report.sparse import SECTION, ActiveEntry, CardEntry, SparseReport, sparse_report
-from lightning_failures.trainer.pictures.counterfactuals import PASTE_SECONDS, FeaturePaster, FeatureRegions
+from lightning_failures.trainer.pictures.counterfactuals import FeaturePaster, FeatureRegions, reason_of
 from lightning_failures.trainer.pictures.feature_views import AttackResult, FeatureViews, attack_features
 from lightning_failures.trainer.pictures.live_features import LiveFeatures
 from lightning_failures.trainer.pictures.sources import PictureInputs, of_one_size
@@ -51,11 +53,20 @@ _SALT = 0x5CA4D
 
 @dataclass(frozen=True)
 class _Drawn:
-    """The images of a card: rows, what is reported of the feature, and the images that are attacked."""
+    """The images of a card.
+
+    Attributes:
+        entry: What is reported of the feature.
+        rows: The rows of images.
+        attacked: (n, C, H, W) in [0, 1], the images that are attacked.
+        regions: Images of the true class (n, C, H, W) and their heat maps (n, h, w), or None.
+        attack: The images after the attack.
+    """
 
     entry: CardEntry
     rows: tuple[Row, ...]
     attacked: Tensor
+    regions: tuple[Tensor, Tensor] | None
     attack: AttackResult = AttackResult()  # noqa: RUF009 - frozen
 
 
@@ -76,7 +87,7 @@ def card_members(result: AnalysisResult, grades: Grades, sampled: Any) -> Tensor
         of_top = torch.tensor([i for one in entry.top for i in one.ids], dtype=torch.int64)
         of_top = of_top[torch.isin(of_top, grades.ids[torch.from_numpy(sampled)])]
         ids = torch.cat([ids, torch.from_numpy(members[order]), of_top])
-    return torch.unique(ids)
+    return torch.from_numpy(np.unique(ids.numpy()))
 
 
 def draw_cards(result: AnalysisResult, grades: Grades, inputs: PictureInputs) -> tuple[AnalysisResult, list[Picture]]:
@@ -96,15 +107,15 @@ def draw_cards(result: AnalysisResult, grades: Grades, inputs: PictureInputs) ->
         inputs = replace(inputs, deadline=Deadline.after(max(inputs.deadline.left, MIN_SECONDS)))
     live, problem = _live(inputs)
     drawn = [_draw(entry, found, live, problem, result, grades, inputs) for entry in found.cards[:CARDS]]
-    if live is not None and inputs.attacks and not _over(inputs):
-        usable = [one for one in drawn if one.entry.note is None]
-        views = FeatureViews(live)
-        attacks = attack_features(
-            views, [(one.entry.feature, one.attacked) for one in usable], inputs.deadline, levels=ATTACK_STEPS
-        )
+    usable = [one for one in drawn if one.entry.note is None]
+    if live is not None and inputs.attacks and usable:
+        wanted = [(one.entry.feature, one.attacked) for one in usable]
+        attacks = attack_features(FeatureViews(live), wanted, inputs.deadline, levels=ATTACK_STEPS)
         made = {one.entry.feature: attack for one, attack in zip(usable, attacks, strict=True)}
         drawn = [replace(one, attack=made.get(one.entry.feature, AttackResult())) for one in drawn]
-    warning = NOT_ROBUST if live is not None and not _is_robust(inputs, live) else ""
+    if inputs.model is not None and any(one.regions is not None for one in drawn):
+        drawn = _checked(drawn, FeaturePaster.open(inputs.model, inputs.images, grades, inputs.deadline), grades)
+    warning = NOT_ROBUST if live is not None and not is_robust(inputs, live) else ""
     pictures = [_picture(one, found, warning) for one in drawn]
     entries = [to_jsonable(one) for one in (*(one.entry for one in drawn), *found.cards[CARDS:])]
     section = result.report.methods[SECTION] | {"cards": entries}
@@ -125,7 +136,7 @@ def _over(inputs: PictureInputs) -> bool:
     return inputs.deadline is not None and inputs.deadline.passed
 
 
-def _is_robust(inputs: PictureInputs, live: LiveFeatures) -> bool:
+def is_robust(inputs: PictureInputs, live: LiveFeatures) -> bool:
     """Return whether the live model holds the network that the user named as robust."""
     return isinstance(inputs.robust, ModuleEncoder) and inputs.robust.is_part_of(live.trainer.lightning_module)
 
@@ -165,10 +176,9 @@ def _draw(
         title = f"{clean(entry.label, 60)}, correct, nearest to {clean(entry.prediction, 60)}"
         rows.append(make_row(title, inputs.images(entry.nearest_ids[:IMAGES]), texts, entry.nearest_ids[:IMAGES]))
     entry = replace(_with_caption(entry, result, grades, inputs), note=note)
-    if inputs.model is not None and entry.label in maps:
-        entry = _pasted(entry, seen[entry.label], maps[entry.label], grades, inputs)
     attacked = seen.get(entry.prediction, seen.get(entry.label, torch.empty(0)))
-    return _Drawn(entry, tuple(rows), attacked)
+    regions = (seen[entry.label], maps[entry.label]) if entry.label in maps else None
+    return _Drawn(entry, tuple(rows), attacked, regions)
 
 
 def _problem(live: LiveFeatures, images: Tensor, feature: int, top: ActiveEntry, inputs: PictureInputs) -> str | None:
@@ -184,14 +194,25 @@ def _problem(live: LiveFeatures, images: Tensor, feature: int, top: ActiveEntry,
     return None if problem is None else f"no heat maps and no feature attack: {problem}"
 
 
-def _pasted(entry: CardEntry, images: Tensor, maps: Tensor, grades: Grades, inputs: PictureInputs) -> CardEntry:
+def _checked(drawn: list[_Drawn], opened: AbstractContextManager[FeaturePaster], grades: Grades) -> list[_Drawn]:
+    """Add the counterfactual check of each feature; a model that cannot be asked is the reason of none."""
+    try:
+        with opened as paster:
+            return [replace(one, entry=_pasted(one, paster, grades)) for one in drawn]
+    except Exception as error:  # of the user's step
+        check = not_measured(PASTED, reason_of(error))
+        return [replace(one, entry=replace(one.entry, counterfactual=check)) for one in drawn]
+
+
+def _pasted(drawn: _Drawn, paster: FeaturePaster, grades: Grades) -> CardEntry:
     """Add whether the region of the feature, pasted onto correct images of the true class, makes them wrong."""
-    assert inputs.model is not None
-    deadline = Deadline.after(PASTE_SECONDS) if inputs.deadline is None else inputs.deadline
-    paster = FeaturePaster(inputs.model, inputs.images, grades, deadline)
+    entry = drawn.entry
+    if drawn.regions is None:
+        return entry
+    images, maps = drawn.regions
     top = next(one for one in entry.top if one.class_name == entry.label)
     rows = torch.nonzero(grades.correct & (grades.labels == _class_index(grades, entry.label)))[:, 0]
-    ids = torch.tensor(top.ids[:IMAGES], dtype=torch.int64)
+    ids = torch.tensor(top.ids[: len(images)], dtype=torch.int64)
     check = paster.check_rows(rows, False, partial(FeatureRegions.of, ids, images, maps, lambda seen: seen))
     return replace(entry, counterfactual=check)
 
