@@ -17,8 +17,8 @@ EXPORT_FORMATS = ("csv", "json", "fiftyone", "label-studio", "cleanlab")
 JOINS = ("name", "id", "index")
 PIN_SUFFIX = ".pin"
 RECIPES = (
-    "folder", "celeba", "cifar100", "cifar10", "chestxray14", "imagenet", "imagenet-barlow", "coloured-mnist",
-    "imagenet-c",
+    "folder", "celeba", "cifar100", "cifar10", "chestxray14", "imagenet", "coloured-mnist", "imagenet-c",
+    "imagenet-barlow",
 )  # fmt: skip
 ENCODER = "ViT-B-32/openai"
 STUDY_TASKS = ("simulate", "match", "describe", "questionnaire")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -88,6 +89,8 @@ class Grams(dict[int, Gram]):
             self.cells = np.empty(total, dtype=np.float32)
         else:
             with tempfile.TemporaryFile() as file:  # the map outlives the file
+                if hasattr(os, "posix_fallocate"):  # a full disk is an error here, where later it ends the process
+                    os.posix_fallocate(file.fileno(), 0, 4 * total)
                 self.cells = np.memmap(file, dtype=np.float32, mode="w+", shape=(total,)).view(np.ndarray)
         ends = np.cumsum([a * a for a in sizes.values()])
         self._places = {k: slice(end - a * a, end) for (k, a), end in zip(sizes.items(), ends.tolist(), strict=True)}

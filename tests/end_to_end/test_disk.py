@@ -377,6 +377,8 @@ ALLOWED = {
     ("interventions/synthesis/ledger.py", "Image.save"): "into memory",
     ("report/image_encoding.py", "_pillow(image).save"): "into memory",
     ("writers/projector.py", "np.savetxt"): "into memory",
+    ("recipes/parts/files.py", "Image.save"): "into memory",
+    ("sparse/softmax.py", "np.memmap"): "a temporary file without a name, whose space is reserved first",
     ("data/example_table.py", "save"): "bytes, as above",
     ("report/diary_storage.py", "save"): "bytes, as above",
     ("writers/files.py", "saved.save"): "of FailureDirections and ExampleTable, which write atomically",

@@ -19,7 +19,7 @@ sys.path.append(str(BENCHMARKS))  # scripts: they import each other by name
 
 import paper_claims  # noqa: E402
 from claims.common import World, fit, flip, unusual  # noqa: E402
-from claims.comparing import Comparison, compare, paired_interval  # noqa: E402
+from claims.comparing import Comparison, compare  # noqa: E402
 
 from lightning_failures.bundled.digits import DigitClassifier  # noqa: E402
 
@@ -32,15 +32,16 @@ RAW = {
 
 
 @pytest.mark.parametrize("n", [2, 3, 8])
-def test_paired_interval__parity_with_scipy(n):
-    rng = np.random.default_rng(n)
-    first, second = rng.random((2, n))
+def test_compare__interval_is_scipys_of_pairs(n):
+    first, second = np.random.default_rng(n).random((2, n))
     expected = ttest_rel(first, second).confidence_interval(0.9)
-    assert paired_interval(first, second) == pytest.approx((expected.low, expected.high))
+    raw = {seed: {"accuracy": {"a": first[seed], "b": second[seed]}} for seed in range(n)}
+    assert compare("flagged", BETTER, raw)["interval"] == pytest.approx([expected.low, expected.high])
 
 
-def test_paired_interval__one_seed_says_nothing():
-    assert all(np.isnan(paired_interval([1.0], [0.0])))
+def test_compare__one_seed_says_nothing():
+    entry = compare("flagged", BETTER, {1: RAW[1]})
+    assert (entry["holds"], entry["interval"]) == (False, None)
 
 
 def test_compare__schema():
