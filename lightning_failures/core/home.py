@@ -10,6 +10,12 @@ from pathlib import Path
 
 import platformdirs
 
+from lightning_failures.core.budget import read_bytes
+from lightning_failures.errors import ConfigurationError
+
+CACHE_BYTES = 4 * 2**30
+"""Size limit of the embedding cache, unless the user sets another one."""
+
 
 def provide_home() -> None:
     """Set ``HOME`` to a private temporary folder if the user has no home; call it before files are kept there.
@@ -39,3 +45,20 @@ def default_cache_folder() -> Path:
     if chosen := os.environ.get("LIGHTNING_FAILURES_CACHE"):
         return Path(chosen).expanduser()
     return Path(platformdirs.user_cache_dir("lightning_failures", appauthor=False, opinion=False)).expanduser()
+
+
+def default_cache_bytes() -> int:
+    """Return ``$LIGHTNING_FAILURES_CACHE_SIZE``, such as ``20 GiB``, in bytes; else 4 GiB.
+
+    Raises:
+        ConfigurationError: The variable holds no size.
+    """
+    chosen = os.environ.get("LIGHTNING_FAILURES_CACHE_SIZE")
+    if not chosen:
+        return CACHE_BYTES
+    try:
+        return read_bytes(chosen)
+    except ValueError:
+        raise ConfigurationError(
+            f"LIGHTNING_FAILURES_CACHE_SIZE={chosen} is no size. Set it to bytes, or for instance to '20 GiB'."
+        ) from None

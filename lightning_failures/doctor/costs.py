@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -308,7 +309,8 @@ def check_cache(context: CheckContext) -> Iterator[Finding]:
     elif needed > cache.max_bytes:
         yield warning(
             f"{message}, more than the cache keeps ({bytes_text(cache.max_bytes)}): every run embeds images again.",
-            "Use a smaller validation set, or an encoder with shorter embeddings.",
+            "Set LIGHTNING_FAILURES_CACHE_SIZE to a larger size, for instance"
+            f" '{math.ceil(2 * needed / 2**30)} GiB', or use an encoder with shorter embeddings.",
         )
     else:
         yield ok(message + ("" if free is None else f"; {bytes_text(free)} free"), bytes=needed)

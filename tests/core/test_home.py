@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from lightning_failures.core.home import private_folder
+from lightning_failures.core.home import default_cache_bytes, private_folder
+from lightning_failures.errors import ConfigurationError
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a user always has a home")
 
@@ -72,3 +73,13 @@ def test_run__of_a_user_without_a_home(tmp_path):
     assert [path.name for path in here.iterdir()] == ["failures"]
     assert list(here.rglob("report.html"))
     assert list((temporary / f"lightning_failures-{os.getuid()}").rglob("*.safetensors"))
+
+
+def test_default_cache_bytes__what_the_user_says(monkeypatch):
+    monkeypatch.delenv("LIGHTNING_FAILURES_CACHE_SIZE", raising=False)
+    assert default_cache_bytes() == 4 * 2**30
+    monkeypatch.setenv("LIGHTNING_FAILURES_CACHE_SIZE", "1.5 GiB")
+    assert default_cache_bytes() == 3 * 2**29
+    monkeypatch.setenv("LIGHTNING_FAILURES_CACHE_SIZE", "plenty")
+    with pytest.raises(ConfigurationError, match="LIGHTNING_FAILURES_CACHE_SIZE=plenty is no size"):
+        default_cache_bytes()

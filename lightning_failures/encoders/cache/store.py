@@ -9,6 +9,7 @@ are joined: the larger one is written before the small ones are removed, by one 
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import re
 import time
@@ -24,7 +25,7 @@ from torch import Tensor
 
 from lightning_failures.core.arrays import finite_rows
 from lightning_failures.core.atomic import TEMPORARY
-from lightning_failures.core.home import default_cache_folder
+from lightning_failures.core.home import default_cache_bytes, default_cache_folder
 from lightning_failures.core.safetensors_io import DamagedShardError
 from lightning_failures.encoders.base import Encoder
 from lightning_failures.encoders.cache.index import KeyIndex
@@ -54,7 +55,6 @@ _LOCK = f".joining{TEMPORARY}"  # like all temporary files it is cleared after a
 _AT_ONCE = 256  # rows rounded or copied at once: they stay in a processor's cache
 _DERIVED = "(-[0-9a-f]{16})?"  # what EmbeddingStore.derived_store appends to the name of a folder
 _DAY = 24 * 60 * 60
-_GIB = 2**30
 
 
 def content_keys(images: Tensor, *, salt: str = "") -> Tensor:
@@ -123,7 +123,8 @@ class EmbeddingCache:
     Args:
         folder: The folder, created on the first write; default:
             :func:`~lightning_failures.core.home.default_cache_folder`.
-        max_bytes: Upper limit of all shards together.
+        max_bytes: Upper limit of all shards together; default:
+            :func:`~lightning_failures.core.home.default_cache_bytes`.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -135,9 +136,10 @@ class EmbeddingCache:
     torch.Size([3, 4])
     """
 
-    def __init__(self, folder: str | Path | None = None, *, max_bytes: int = 4 * _GIB) -> None:
+    def __init__(self, folder: str | Path | None = None, *, max_bytes: int | None = None) -> None:
         self.folder = default_cache_folder() if folder is None else Path(folder).expanduser()
-        self.max_bytes = max_bytes
+        self.max_bytes = default_cache_bytes() if max_bytes is None else max_bytes
+        self.has_default_limit = max_bytes is None
 
     def store(self, fingerprint: str) -> EmbeddingStore:
         """Open the embeddings of one encoder."""
@@ -213,6 +215,7 @@ class EmbeddingStore:
         self._used_now: set[Path] = set()  # shards read or written in this pass over the data
         self._used_before: set[Path] = set()  # and in the pass before
         self._dim: int | None = None
+        self._warned_of_limit = False
         self.refresh()
 
     def derived_store(self, kind: str) -> EmbeddingStore:
@@ -356,7 +359,21 @@ class EmbeddingStore:
         self._add([self._written(shard) for shard in shards])
         self._join_small_shards()
         if self._cache is not None and shards:
+            in_use = [path for path in self._used_now | self._used_before if _exists(path)]
             self._cache.evict()
+            if self._cache.has_default_limit and not all(map(_exists, in_use)):
+                self._warn_of_limit(self._cache)
+
+    def _warn_of_limit(self, cache: EmbeddingCache) -> None:
+        """Warn once that the cache is too small for this run."""
+        if not self._warned_of_limit:
+            self._warned_of_limit = True
+            warnings.warn(
+                f"The embedding cache {cache.folder} keeps at most {cache.max_bytes / 2**30:.3g} GiB, less than this"
+                " run uses: the next run, or a resumed one, embeds images again. Set LIGHTNING_FAILURES_CACHE_SIZE,"
+                f" for instance to '{max(1, math.ceil(2 * cache.max_bytes / 2**30))} GiB'.",
+                stacklevel=4,
+            )
 
     def close_unused(self) -> None:
         """Close evicted shards that were neither written nor read since the call before the last one.

@@ -504,6 +504,20 @@ def test_evict__least_recently_opened_goes_first(tmp_path):
     assert cache.size() <= cache.max_bytes
 
 
+def test_evict__a_limit_below_what_the_run_uses_is_said_once(tmp_path, monkeypatch):
+    monkeypatch.setenv("LIGHTNING_FAILURES_CACHE_SIZE", "2000 B")
+    store = EmbeddingCache(tmp_path).store("f")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for seed in range(8):
+            store.put(content_keys(batch(6, seed=seed)), torch.rand(6, 40))
+            store.flush()
+    (only,) = caught
+    assert "less than this run uses" in str(only.message)
+    assert "LIGHTNING_FAILURES_CACHE_SIZE, for instance to '1 GiB'" in str(only.message)
+    assert EmbeddingCache(tmp_path).size() <= 2000
+
+
 def test_evict__opening_counts_as_use(tmp_path):
     filled(tmp_path)
     os.utime(shards(tmp_path)[0], (1, 1))
