@@ -70,7 +70,7 @@ def text_flaws(text: str, report: dict[str, Any], before: dict[str, Any] | None 
         before: Those of the analysis before.
     """
     wrong, title = [], ""
-    whole = report | {"epochs": (report["epoch"] or 0) + 1}
+    whole = report | {"epochs": (report["epoch"] or 0) + 1, "group_means": group_means(report)}
     for line in text.splitlines():
         title = line.strip("# :") if re.fullmatch(r"#+ .*|[A-Z][^:]*:", line) else title
         if re.search(r"\d+ more(?: are)? in report\.json", line):
@@ -90,6 +90,15 @@ def text_flaws(text: str, report: dict[str, Any], before: dict[str, Any] | None 
             records.append(whole)
         wrong += [f"{title}: {one} in {line[:200]!r}" for one in unfounded(line, records + notes)]
     return wrong
+
+
+def group_means(report: dict[str, Any]) -> list[float]:
+    """The mean held-out ALER - BER of the groups of each kind."""
+    gains: dict[str, list[float]] = {}
+    for group in report["groups"]:
+        if group["skipped"] is None and group["heldout_aler_minus_ber"] is not None:
+            gains.setdefault(group["grouping"], []).append(group["heldout_aler_minus_ber"])
+    return [sum(of_kind) / len(of_kind) for of_kind in gains.values()]
 
 
 def with_derived(entry: dict[str, Any], before: dict[str, Any] | None) -> dict[str, Any]:
