@@ -305,10 +305,10 @@ def main(folder: Path, on_error: str, *stages: str) -> None:
             if on_error == "raise" and stage in GOES_ON:
                 continue
             print(f"{stage} on rank {rank}", flush=True)  # shows where a run hangs
-            seen = run(folder / f"{stage} {rank}", stage, rank, on_error)
-            own = dist.get_rank()
-            (folder / f"{stage} {rank}").mkdir(parents=True, exist_ok=True)
-            (folder / f"{stage} {rank}" / f"rank_{own}.json").write_text(json.dumps(seen))
+            place = folder / f"{stage} {rank}"
+            place.mkdir(parents=True, exist_ok=True)  # the folders that a run makes go with it if nothing was written
+            seen = run(place / "run", stage, rank, on_error)
+            (place / f"rank_{dist.get_rank()}.json").write_text(json.dumps(seen))
 
 
 if __name__ == "__main__":
