@@ -10,7 +10,6 @@ from pathlib import Path
 
 import platformdirs
 
-from lightning_failures.core.budget import read_bytes
 from lightning_failures.errors import ConfigurationError
 
 CACHE_BYTES = 4 * 2**30
@@ -53,6 +52,8 @@ def default_cache_bytes() -> int:
     Raises:
         ConfigurationError: The variable holds no size.
     """
+    from lightning_failures.core.budget import read_bytes  # loads NumPy, which the shell does not need at first
+
     chosen = os.environ.get("LIGHTNING_FAILURES_CACHE_SIZE")
     if not chosen:
         return CACHE_BYTES
