@@ -49,7 +49,7 @@ def permutation_p_value(
         sources: (n,) names of the groups that permutations move as a whole.
         permutations: Largest number P of permutations.
         at_least: P if p is at most 0.01 after the first ``permutations``.
-        enough: Number of permutations as extreme after which no more are drawn; None: so many that this changes no
+        enough: Number of permutations as extreme after which no more are drawn; None: enough that this changes no
             p-value up to 0.05.
         rng: The source of randomness.
         device: Device on which the products are computed.
