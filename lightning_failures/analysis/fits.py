@@ -101,7 +101,8 @@ def defined_numbers(values: dict[str, float | None]) -> dict[str, float]:
 def _doubtful_labels(directions: FailureDirections, grades: Grades) -> tuple[str, ...]:
     """Return a sentence where most failures look like doubtful labels; none where single ones do.
 
-    Label margins alone are no evidence of wrong labels: an image of a rare subpopulation has a lower margin too.
+    Label margins alone are no evidence of wrong labels: an image of a rare subpopulation has a lower margin too, and
+    where validation is as unbalanced as training, the probe supports its label as little as that of a wrong one.
     """
     failed = as_array(grades.failed)
     if not directions.failures_look_doubtful(failed):
@@ -109,7 +110,8 @@ def _doubtful_labels(directions: FailureDirections, grades: Grades) -> tuple[str
     in_doubt, failures = int(np.count_nonzero(as_array(directions.in_doubt) & failed)), int(np.count_nonzero(failed))
     return (
         f"Most failures look like doubtful labels: for {in_doubt} of {failures} the embeddings speak for another class"
-        " than the label. Review the labels to check before acting on a pattern.",
+        " than the label. Either the labels are wrong, or the failures are a minority of their class too small for the"
+        " probe of labels to learn. Review the labels before acting on a pattern.",
     )
 
 

@@ -32,6 +32,7 @@ from lightning_failures.data.members import ClassSubset, RowValues, Values
 from lightning_failures.data.partition import Partition
 from lightning_failures.data.report import ClassReport, CurvePoint
 from lightning_failures.directions.result import FailureDirections
+from lightning_failures.stats.sequential import enough_of
 
 NEAREST_IDS = 50
 """Number of the examples nearest to a caption whose ids a report keeps."""
@@ -116,6 +117,7 @@ class CaptionScorer:
                     device=self.device,
                 ),
                 [comparison for shortening in shortenings for comparison in shortening.comparisons],
+                enough=enough_of(self.permutations),
             )
         hardest, easiest = (
             _shown_first(shortening, gains, ranked, scores, candidates, self.top)

@@ -24,7 +24,7 @@ from lightning_failures.directions.standardize import standardize
 from lightning_failures.directions.svm import balanced_signs
 from lightning_failures.errors import ConfigurationError, DataError
 from lightning_failures.stats.folds import permuted_outcomes
-from lightning_failures.stats.sequential import SequentialTest
+from lightning_failures.stats.sequential import ENOUGH, SequentialTest
 
 _CELLS_AT_ONCE = 1 << 18
 _TINY = float(np.finfo(np.float32).tiny)
@@ -259,17 +259,20 @@ class CaptionGain(NamedTuple):
 
 
 def compare_captions(
-    distances: Iterable[NDArray[np.float32]], comparisons: Sequence[CaptionComparison] = ()
+    distances: Iterable[NDArray[np.float32]], comparisons: Sequence[CaptionComparison] = (), *, enough: int = ENOUGH
 ) -> tuple[float, dict[CaptionComparison, CaptionGain]]:
     """Test all captions at once, and captions against shorter ones, by the same permutations.
 
     The statistic of the first test is the largest absolute distance over all captions, which accounts for the selection
-    of the best one (the max-T test of Westfall and Young, 1993). Where 50 permutations are as extreme, no caption is
-    found, and no more permutations are read; see :class:`~lightning_failures.stats.sequential.SequentialTest`.
+    of the best one (the max-T test of Westfall and Young, 1993). Where ``enough`` permutations are as extreme, no
+    caption is found, and no more permutations are read; see
+    :class:`~lightning_failures.stats.sequential.SequentialTest`.
 
     Args:
         distances: The output of :func:`permuted_distances`.
         comparisons: The comparisons to test.
+        enough: Number of permutations as extreme after which no more are read: with more than 999 permutations, give
+            :func:`~lightning_failures.stats.sequential.enough_of` them, so that no p-value up to 0.05 changes.
 
     Returns:
         The p-value of the best caption, (1 + number as extreme) / (1 + P), in (0, 1], and the gain of each comparison.
@@ -281,16 +284,16 @@ def compare_captions(
         return float("nan"), {}
     threshold = np.abs(observed).max() * (1 - _ROUNDING)  # the observed labels count as extreme despite rounding
     differences = {one: _gain(observed, one, (one.caption,))[0] for one in comparisons}
-    test, permutations = SequentialTest(), 0
+    test, permutations = SequentialTest(enough), 0
     gains: dict[CaptionComparison, list[NDArray[Any]]] = {one: [] for one in comparisons}
     as_large = dict.fromkeys(comparisons, 0)
     for block in blocks:
         permutations += len(block)
-        enough = test.add(np.abs(block).max(axis=1) >= threshold)
+        decided = test.add(np.abs(block).max(axis=1) >= threshold)
         for one, difference in differences.items():
             gains[one].append(_gain(block, one, (one.caption,)))
             as_large[one] += int((_gain(block, one, one.rivals) >= difference - _ROUNDING * abs(difference)).sum())
-        if enough:
+        if decided:
             break
     found = {}
     for one, difference in differences.items():

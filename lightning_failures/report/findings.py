@@ -156,7 +156,7 @@ def nothing_found(report: FailureReport) -> NothingFound:
     graded = [entry for entry in report.classes if entry.examples]
     failures = sum(map(_failures_of, graded))
     tested = [entry for entry in graded if entry.p_value is not None]
-    few = [entry for entry in graded if _failures_of(entry) < MIN_PER_OUTCOME]
+    few = [entry for entry in graded if _outcomes_lacking(entry)]
     has_attributes = bool(report.slices) or any(entry.slices for entry in graded)
     if not graded:
         return NothingFound("No example was graded.", "A validation set with labels.")
@@ -168,12 +168,39 @@ def nothing_found(report: FailureReport) -> NothingFound:
         return NothingFound(_no_pattern(tested, few, graded), _NEEDED_FOR_PATTERN)
     if all(entry.skipped is None for entry in graded):
         return NothingFound(_ONLY_GRADED, _NEEDED_FOR_TESTS)
-    if not few:
-        return NothingFound("No class could be tested: see the reasons below.", "What these reasons name.")
-    classes = "1 class" if len(graded) == 1 else f"{len(graded)} classes"
-    why = f"Too few failures: {failures} in {classes}; a class is tested from {MIN_PER_OUTCOME} failures on."
-    wanted = -(-MIN_PER_OUTCOME * len(graded) * report.examples // failures)
-    return NothingFound(why, f"About {wanted} validation images at this error rate, or attributes of the images.")
+    return _too_few(few, report.examples) or NothingFound(
+        "No class could be tested: see the reasons below.", "What these reasons name."
+    )
+
+
+def _too_few(few: Sequence[ClassReport], examples: int) -> NothingFound | None:
+    """Return which outcomes are missing in classes that have too few, and how many examples it would take.
+
+    Args:
+        few: Classes with too few failures, too few successes, or both.
+        examples: Number of graded examples.
+
+    Returns:
+        None if there is no such class, or if the missing outcome never occurs in them.
+    """
+    classes = "1 class" if len(few) == 1 else f"{len(few)} classes"
+    lacking = {outcome for entry in few for outcome in _outcomes_lacking(entry)}
+    if len(lacking) == 2:
+        return NothingFound(
+            f"Too few failures or too few successes: {classes}; a class is tested from {MIN_PER_OUTCOME} of each on.",
+            "More validation images, or attributes of the images.",
+        )
+    if not lacking:
+        return None
+    (outcome,) = lacking
+    count = sum(_failures_of(entry) if outcome == "failures" else _successes_of(entry) for entry in few)
+    if not count:
+        return None
+    wanted = -(-MIN_PER_OUTCOME * len(few) * examples // count)
+    return NothingFound(
+        f"Too few {outcome}: {count} in {classes}; a class is tested from {MIN_PER_OUTCOME} {outcome} on.",
+        f"About {wanted} validation images at this error rate, or attributes of the images.",
+    )
 
 
 def _failures_of(entry: ClassReport) -> int:
@@ -181,13 +208,27 @@ def _failures_of(entry: ClassReport) -> int:
     return round((1 - (entry.accuracy or 0.0)) * entry.examples) if known else 0
 
 
+def _successes_of(entry: ClassReport) -> int:
+    known = entry.accuracy is not None and math.isfinite(entry.accuracy)
+    return entry.examples - _failures_of(entry) if known else 0
+
+
+def _outcomes_lacking(entry: ClassReport) -> list[str]:
+    """Return which outcomes a class has too few of for a test."""
+    counts = {"failures": _failures_of(entry), "successes": _successes_of(entry)}
+    return [outcome for outcome, count in counts.items() if count < MIN_PER_OUTCOME]
+
+
 def _no_pattern(tested: Sequence[ClassReport], few: Sequence[ClassReport], graded: Sequence[ClassReport]) -> str:
-    """Return what was tested without a result, and how many classes have too few failures for a test."""
+    """Return what was tested without a result, and how many classes have too few failures or successes for a test."""
     classes = "1 class" if len(tested) == 1 else f"{len(tested)} classes"
     why = f"No pattern: the failures of {classes} are consistent with chance."
     if not tested:
         why = "No pattern: no value of a known attribute fails more often than by chance."
-    return f"{why} {len(few)} of {len(graded)} classes have fewer than {MIN_PER_OUTCOME} failures." if few else why
+    if not few:
+        return why
+    lacking = dict.fromkeys(outcome for entry in few for outcome in _outcomes_lacking(entry))
+    return f"{why} {len(few)} of {len(graded)} classes have fewer than {MIN_PER_OUTCOME} {' or '.join(lacking)}."
 
 
 def findings_lines(report: FailureReport, folder: str = "LOG_DIR") -> list[str]:

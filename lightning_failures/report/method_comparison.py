@@ -186,12 +186,16 @@ def _hardest(report: FailureReport, table: ExampleTable, top: int, earlier: Sequ
     if table.confidence is not None:
         found[CONFIDENCE] = _first(table.confidence.numpy(), labels, top)
     place = {(int(k), int(i)): row for row, (k, i) in enumerate(zip(labels, table.ids.numpy(), strict=True))}
+    stored: dict[str, dict[int, IntArray]] = {}
     for name, classes in rankings.items():
-        found[str(name)] = {
+        rows = {
             index[one]: np.array([place[index[one], i] for i in ids[:top] if (index[one], i) in place], dtype=np.int64)
             for one, ids in classes.items()
-            if one in index and ids
+            if one in index
         }
+        stored[str(name)] = {k: of_class for k, of_class in rows.items() if len(of_class)}
+    # a method that ran out of time ranks no class, which must not hide the others
+    found |= {name: of_class for name, of_class in stored.items() if of_class or not any(stored.values())}
     for name, hardness in _over_time(table, earlier).items():
         found[name] = _first(-hardness, labels, top)
     order = {name: place for place, name in enumerate((DIRECTIONS, *ANSWERS))}

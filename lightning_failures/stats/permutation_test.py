@@ -18,7 +18,7 @@ from lightning_failures.core.arrays import as_array, is_cpu, on_device
 from lightning_failures.core.precision import full_precision
 from lightning_failures.core.types import BoolArray
 from lightning_failures.stats.folds import permuted_outcomes
-from lightning_failures.stats.sequential import ENOUGH, SequentialTest
+from lightning_failures.stats.sequential import SequentialTest, enough_of
 
 PROMISING = 0.01
 """Classes with at most this p-value are permuted ``at_least`` times."""
@@ -34,7 +34,7 @@ def permutation_p_value(
     *,
     permutations: int,
     at_least: int = 0,
-    enough: int = ENOUGH,
+    enough: int | None = None,
     rng: np.random.Generator,
     device: str | torch.device = "cpu",
 ) -> float:
@@ -49,7 +49,8 @@ def permutation_p_value(
         sources: (n,) names of the groups that permutations move as a whole.
         permutations: Largest number P of permutations.
         at_least: P if p is at most 0.01 after the first ``permutations``.
-        enough: Number of permutations as extreme after which no more are drawn.
+        enough: Number of permutations as extreme after which no more are drawn; None: enough that this changes no
+            p-value up to 0.05.
         rng: The source of randomness.
         device: Device on which the products are computed.
 
@@ -60,7 +61,7 @@ def permutation_p_value(
         return float("nan")
     statistic = _statistic(features, gram, device)
     observed = float(statistic(~correct[None])[0]) * (1 - _ROUNDING)
-    test = SequentialTest(enough)
+    test = SequentialTest(enough_of(permutations) if enough is None else enough)
 
     def draw(count: int) -> None:
         for failed in permuted_outcomes(~correct, sources, count, rng):
@@ -69,6 +70,8 @@ def permutation_p_value(
 
     draw(permutations)
     if test.p_value <= PROMISING and at_least > permutations:  # enough to be significant among all classes
+        if enough is None:
+            test.enough = enough_of(at_least)
         draw(at_least - permutations)
     return test.p_value
 

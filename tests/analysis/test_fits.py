@@ -65,6 +65,7 @@ def test_directions_fit__says_where_failures_look_like_doubtful_labels(wrong_lab
         FitTask(grades, RowValues.of(torch.tensor(x), grades, partition.rows, "embeddings"), partition)
     )
     assert [note[:40] for note in found.notes] == ["Most failures look like doubtful labels:"] * wrong_labels
+    assert all("Either the labels are wrong, or the failures are a minority" in note for note in found.notes)
 
 
 def with_a_class_out_of_range(size=1e60):

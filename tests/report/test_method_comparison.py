@@ -93,6 +93,14 @@ def test_compare__nothing_to_compare():
         compare_methods(*run(rankings={"domino": {}}))
 
 
+def test_compare__a_method_without_a_ranking_does_not_hide_the_others():
+    ranked = {"domino": {"cat": [0, 1], "dog": [999]}, "clusters": {}}  # no such example; out of time
+    found = compare_methods(*run(rankings=ranked), top=2)
+    assert [row.method for row in found.rows] == ["directions", "confidence", "domino"]
+    assert found.classes == 1
+    assert found.rows[2].error_rate == 1.0
+
+
 def test_attributes__of_a_csv_file(tmp_path):
     path = tmp_path / "tints.csv"
     path.write_text("id,tint,stroke\n3,red,\n5,blue,thin\n")

@@ -74,6 +74,22 @@ def test_p_value__promising_classes_are_permuted_more_often():
         assert p == least
 
 
+def test_p_value__more_permutations_are_not_cut_short():
+    """A promising class goes through all its permutations, because its p-value may be significant among all."""
+
+    def p_value(seed, enough):
+        rng = np.random.default_rng(seed)
+        x, correct = rng.normal(size=(40, 5)).astype(np.float32), rng.random(40) < 0.6
+        x[:, 0] += 0.9 * correct
+        options = {"permutations": 199, "at_least": 9999, "rng": np.random.default_rng(1)}
+        return permutation_p_value(x, centred_gram(x), correct, np.arange(40), enough=enough, **options)
+
+    stopped, whole = (np.array([p_value(seed, enough) for seed in range(12)]) for enough in (None, 20_000))
+    small = whole <= 0.05
+    assert (small & (whole > 50 / 9999)).any()  # where 50 permutations would have stopped it
+    np.testing.assert_array_equal(stopped[small], whole[small])
+
+
 def test_p_value__labels_that_are_their_only_arrangement_are_no_evidence():
     x, _ = _data(40, 16)
     correct = np.arange(40) >= 20

@@ -3,7 +3,7 @@ from itertools import permutations
 import numpy as np
 import pytest
 
-from lightning_failures.stats.sequential import SequentialTest
+from lightning_failures.stats.sequential import SequentialTest, enough_of
 
 
 @pytest.mark.parametrize("enough", [1, 2, 3, 6])
@@ -32,3 +32,11 @@ def test_add__counts_to_the_last_that_is_needed():
     assert test.add(np.ones(9, dtype=bool))
     assert test.p_value == 3 / 5
     assert SequentialTest().p_value == 1
+
+
+@pytest.mark.parametrize("permutations", [19, 999, 1000, 1999, 20_000])
+def test_enough_of__stops_above_5_percent_only(permutations):
+    test = SequentialTest(enough_of(permutations))
+    latest = np.arange(permutations) >= permutations - enough_of(permutations)
+    test.add(latest)
+    assert test.p_value > 0.05
