@@ -38,7 +38,7 @@ TUTORIALS = [
 ]
 """Those that continue each other, in their order."""
 
-INSTALLED = ("pip install", "python3 -m venv", ".venv/bin/", "bash .ci/run")
+INSTALLED = ("pip install", "python3 -m venv", ".venv/bin/", "source .venv/bin/activate", "bash .ci/run")
 """Lines that install the package or run its tests: the continuous integration runs them."""
 
 

@@ -143,7 +143,8 @@ def _report(shared: SharedDirection, grades: Grades, attributes: Mapping[str, At
         )
     ]
     effect = shared.effect
-    pattern = shared.p_value <= SIGNIFICANCE_LEVEL
+    # classes that fail in different ways are no chance either, but directions of other classes do not predict them
+    pattern = shared.p_value <= SIGNIFICANCE_LEVEL and not effect.difference <= 0
     return SharedPattern(
         examples=len(rows),
         failures=int(failed.sum()),

@@ -142,7 +142,7 @@ class SharedPattern(Readable):
         examples: Number of examples that take part.
         failures: Number of failures among them.
         p_value: p-value of the test that correctness is independent of the embedding within classes.
-        pattern: Whether it is at most 0.05.
+        pattern: Whether it is at most 0.05 and ``effect`` is positive: other classes predict the failures of a class.
         cv_score: Balanced accuracy of the flags within classes; decision values come from directions of other classes.
         cv_score_stderr: Standard error of ``cv_score``.
         strength: "none", "weak", "clear" or "strong", by the lower end of ``effect_interval``; None if not tested.

@@ -132,6 +132,11 @@ def shared_sentence(pattern: SharedPattern) -> str:
         return f"Skipped: {clean(pattern.skipped)}."
     if pattern.p_value is None:
         return "Not tested: it is unknown whether classes share a pattern."
+    if not pattern.pattern and pattern.p_value <= SIGNIFICANCE_LEVEL:
+        return (
+            "No shared pattern: classes fail in different ways. Within classes, failures are not those of chance"
+            f" ({p_text(pattern.p_value)}), but directions of other classes do not predict them."
+        )
     if not pattern.pattern:
         return (
             f"No pattern: within classes, the {pattern.failures} failures are consistent with chance"

@@ -49,6 +49,18 @@ def test_pattern__of_classes_that_are_too_small_to_judge():
     assert result.shared.out_of_fold.shape == (150,)
 
 
+def test_pattern__is_none_where_the_direction_of_a_class_is_the_opposite_of_the_others():
+    labels = np.repeat([0, 1], [120, 40])  # the larger class decides where the direction points
+    x = np.random.default_rng(0).normal(size=(160, 4))
+    failed = np.where(labels == 0, 1, -1) * x[:, 0] > 0.5
+    predictions = np.where(failed, 1 - labels, labels)
+    grades = Grades(torch.arange(160), torch.from_numpy(labels), torch.from_numpy(predictions), None, CLASSES[:2])
+    shared = analyse(grades, torch.from_numpy(x).float(), permutations=199).report.shared
+    assert shared.p_value <= 0.05
+    assert shared.effect < 0
+    assert (shared.pattern, shared.strength, shared.gain) == (False, "none", None)
+
+
 def test_pattern__holds_in_classes_with_enough_images():
     grades, x, _ = blurred(size=40)
     shared = analyse(grades, x, permutations=199).report.shared

@@ -49,6 +49,9 @@ def test_sentence__of_what_is_missing():
     assert shared_sentence(SharedPattern(skipped="too few")) == "Skipped: too few."
     assert shared_sentence(replace(PATTERN, p_value=None, pattern=False)).startswith("Not tested")
     assert "250 failures are consistent with chance" in shared_sentence(replace(PATTERN, p_value=0.4, pattern=False))
+    assert shared_sentence(replace(PATTERN, pattern=False)).startswith(
+        "No shared pattern: classes fail in different ways"
+    )
     assert "untested hypothesis" in shared_sentence(replace(PATTERN, caption_p_value=None))
     assert "weak hypothesis" in shared_sentence(replace(PATTERN, caption_p_value=0.4))
     assert shared_sentence(replace(PATTERN, classes=(), hardest_captions=())).endswith(
