@@ -6,16 +6,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
-import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from lightning_failures.analysis.counterfactuals import PASTED, not_measured
 from lightning_failures.analysis.result import AnalysisResult
-from lightning_failures.captions.scoring import most_distinctive_caption
 from lightning_failures.core.budget import PROGRESS_DELAY
 from lightning_failures.core.text import clean
-from lightning_failures.core.threads import one_thread
 from lightning_failures.data.grades import Grades
 from lightning_failures.data.grouping import grouping_named
 from lightning_failures.data.records import CounterfactualReport
@@ -30,7 +27,13 @@ from lightning_failures.trainer.pictures.feature_views import (
     FeatureViews,
     attack_features,
 )
-from lightning_failures.trainer.pictures.sources import DisplayedTree, PictureInputs, example_outcomes, of_one_size
+from lightning_failures.trainer.pictures.sources import (
+    DisplayedTree,
+    PictureInputs,
+    distinctive_caption,
+    example_outcomes,
+    of_one_size,
+)
 from lightning_failures.trees.growing import rule_text
 
 FEATURE_IMAGES = 6
@@ -185,26 +188,8 @@ def _with_caption(
     inputs: PictureInputs,
 ) -> FeatureReport:
     """Add the caption that best separates the most activating images from the others of their group."""
-    embeddings, directions = inputs.embeddings, result.directions
     grouping = grouping_named(tree.group.grouping)
-    of_one_class = grouping is not None and not grouping.across_classes
-    if embeddings is None or directions is None or inputs.captions is None or not of_one_class:
+    if grouping is None or grouping.across_classes:
         return report
-    try:
-        candidates = inputs.captions(grades.class_names.index(tree.group.class_name))
-    except Exception:  # the notes of the report say why a class has no captions
-        return report
-    members = tree.members[embeddings.contains(tree.members)]
-    if candidates is None or not len(members):
-        return report
-    with one_thread():
-        best = most_distinctive_caption(
-            directions,
-            embeddings.select(members),
-            torch.isin(members, top_ids),
-            candidates.embeddings,
-            candidates.reference,
-        )
-    if best is None:
-        return report
-    return replace(report, caption=candidates.texts[best.index], caption_score=best.score, caption_margin=best.margin)
+    directions, name = result.directions, tree.group.class_name
+    return replace(report, **distinctive_caption(inputs, directions, grades, name, tree.members, top_ids))

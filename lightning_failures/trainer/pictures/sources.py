@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import zip_longest
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,12 +14,15 @@ from torch.nn import functional as F
 
 from lightning_failures.analysis.result import AnalysisResult
 from lightning_failures.captions.candidates import ClassCaptions
+from lightning_failures.captions.scoring import most_distinctive_caption
 from lightning_failures.core.arrays import finite_rows
 from lightning_failures.core.budget import Deadline
 from lightning_failures.core.text import clean
+from lightning_failures.core.threads import one_thread
 from lightning_failures.data.grades import Grades
 from lightning_failures.data.grouping import ALL_GROUPINGS, grouping_named
 from lightning_failures.data.tree_report import GroupReport
+from lightning_failures.directions import FailureDirections
 from lightning_failures.encoders import FeatureEncoder
 from lightning_failures.encoders.cache.store import EmbeddingStore
 from lightning_failures.report.feature_names import FeatureNames
@@ -252,3 +256,47 @@ def example_outcomes(grades: Grades, group: GroupReport, members: Tensor | None 
         text = f"{grouping.prefix} {clean(grades.class_names[shown_class], 40)}" if wrong else ""
         outcomes[example] = ExampleOutcome(wrong, text)
     return outcomes
+
+
+def distinctive_caption(
+    inputs: PictureInputs,
+    directions: FailureDirections | None,
+    grades: Grades,
+    class_name: str,
+    members: Tensor,
+    top_ids: Tensor,
+) -> dict[str, Any]:
+    """Return the caption that best separates some examples of a class from its others, as fields of a record.
+
+    Args:
+        inputs: The inputs of the pictures.
+        directions: The directions of the analysis; None if there are none.
+        grades: The grades of the analysis.
+        class_name: The class.
+        members: (n,) int64, ids of the examples of the class.
+        top_ids: (m,) int64, ids of those that are to be described.
+
+    Returns:
+        ``caption``, ``caption_score`` and ``caption_margin``; nothing without captions or directions.
+    """
+    embeddings = inputs.embeddings
+    if embeddings is None or directions is None or inputs.captions is None:
+        return {}
+    try:
+        candidates = inputs.captions(grades.class_names.index(class_name))
+    except Exception:  # the notes of the report say why a class has no captions
+        return {}
+    members = members[embeddings.contains(members)]
+    if candidates is None or not len(members):
+        return {}
+    with one_thread():
+        best = most_distinctive_caption(
+            directions,
+            embeddings.select(members),
+            torch.isin(members, top_ids),
+            candidates.embeddings,
+            candidates.reference,
+        )
+    if best is None:
+        return {}
+    return {"caption": candidates.texts[best.index], "caption_score": best.score, "caption_margin": best.margin}

@@ -16,12 +16,10 @@ from torch import Tensor
 
 from lightning_failures.analysis.counterfactuals import PASTED, not_measured
 from lightning_failures.analysis.result import AnalysisResult
-from lightning_failures.captions.scoring import most_distinctive_caption
 from lightning_failures.core.budget import Deadline
 from lightning_failures.core.hashing import stable_hash
 from lightning_failures.core.serialization import to_jsonable
 from lightning_failures.core.text import clean, number
-from lightning_failures.core.threads import one_thread
 from lightning_failures.data.grades import Grades
 from lightning_failures.encoders.module import ModuleEncoder
 from lightning_failures.report.gallery import Picture, Row, make_row
@@ -31,7 +29,7 @@ from lightning_failures.report.sparse import SECTION, ActiveEntry, CardEntry, Sp
 from lightning_failures.trainer.pictures.counterfactuals import FeaturePaster, FeatureRegions, reason_of
 from lightning_failures.trainer.pictures.feature_views import AttackResult, FeatureViews, attack_features
 from lightning_failures.trainer.pictures.live_features import LiveFeatures
-from lightning_failures.trainer.pictures.sources import PictureInputs, of_one_size
+from lightning_failures.trainer.pictures.sources import PictureInputs, distinctive_caption, of_one_size
 
 CARDS = 6
 """Number of features, those most often behind errors, that have a card."""
@@ -219,30 +217,10 @@ def _pasted(drawn: _Drawn, paster: FeaturePaster, grades: Grades) -> CardEntry:
 
 def _with_caption(entry: CardEntry, result: AnalysisResult, grades: Grades, inputs: PictureInputs) -> CardEntry:
     """Add the caption that best separates the most active examples of the predicted class from its others."""
-    embeddings, directions = inputs.embeddings, result.directions
-    if embeddings is None or directions is None or inputs.captions is None:
-        return entry
-    index = _class_index(grades, entry.prediction)
-    try:
-        candidates = inputs.captions(index)
-    except Exception:  # the notes of the report say why a class has no captions
-        return entry
-    members = torch.unique(grades.ids[grades.labels == index])
-    members = members[embeddings.contains(members)]
-    if candidates is None or not len(members):
-        return entry
-    of_top = torch.tensor([i for one in entry.top if one.class_name == entry.prediction for i in one.ids])
-    with one_thread():
-        best = most_distinctive_caption(
-            directions,
-            embeddings.select(members),
-            torch.isin(members, of_top),
-            candidates.embeddings,
-            candidates.reference,
-        )
-    if best is None:
-        return entry
-    return replace(entry, caption=candidates.texts[best.index], caption_score=best.score, caption_margin=best.margin)
+    name = entry.prediction
+    of_top = torch.tensor([i for one in entry.top if one.class_name == name for i in one.ids])
+    members = torch.unique(grades.ids[grades.labels == _class_index(grades, name)])
+    return replace(entry, **distinctive_caption(inputs, result.directions, grades, name, members, of_top))
 
 
 def _picture(drawn: _Drawn, found: SparseReport, warning: str) -> Picture:
